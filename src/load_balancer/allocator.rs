@@ -18,6 +18,7 @@ use compact_str::CompactString;
 use super::decide::{Decision, class_of, decide};
 use super::notice::{Matter, Notice, Problem};
 use super::pools::{PoolId, PoolUse, Pools};
+use crate::config::ServiceRanges;
 use crate::model::{BalancedService, ObjectName};
 use crate::net::Family;
 
@@ -25,6 +26,8 @@ use crate::net::Family;
 pub struct Allocator {
     /// `--loadbalancer-default-class`.
     takes_default: bool,
+    /// Says which entries of `externalIPs` count.
+    ranges: ServiceRanges,
     /// `None`: the pools are not known completely, so nothing is decided.
     pools: Option<Pools>,
     is_listed: bool,
@@ -79,9 +82,10 @@ pub(super) const LAST_PAUSE: Duration = Duration::from_secs(300);
 
 impl Allocator {
     /// Knows nothing yet.
-    pub fn new(takes_default: bool) -> Allocator {
+    pub fn new(takes_default: bool, ranges: ServiceRanges) -> Allocator {
         Allocator {
             takes_default,
+            ranges,
             pools: None,
             is_listed: false,
             services: BTreeMap::new(),
@@ -180,7 +184,11 @@ impl Allocator {
     }
 
     /// Takes in one Service without deciding anything.
-    fn take_in(&mut self, name: ObjectName, service: Arc<BalancedService>) {
+    fn take_in(&mut self, name: ObjectName, mut service: Arc<BalancedService>) {
+        // What nodes do not serve takes no address out of a pool: anybody may write it.
+        if service.external_ips.iter().any(|address| !self.ranges.allow_external_ip(*address)) {
+            Arc::make_mut(&mut service).external_ips.retain(|address| self.ranges.allow_external_ip(*address));
+        }
         let known = self.services.get(&name);
         if known.is_some_and(|entry| is_older(&service.version, &entry.service.version) || entry.service == service) {
             return;

@@ -3,6 +3,7 @@
 //! - An address that it has, in its status or by an earlier decision, stays while it fits: a restart and another leader move nothing.
 //! - Of two that have one address and may not share it, one loses it at once: who has it in the status wins over who was only to have
 //!   it, then the older Service, then the first by name. Every leader decides alike.
+//! - What others wrote into the status of a Service without a class, an address of no pool, stays, and stands for its family.
 //! - A new address is free, or all who use it agree to share it. An address is in use while it is decided for a Service, in its
 //!   status, in its `externalIPs`, or may still get into the status by a write that was begun.
 
@@ -43,6 +44,11 @@ pub fn class_of(service: &BalancedService, takes_default: bool) -> Option<Class<
     }
 }
 
+/// Returns whether the class of a Service of ours says that no other allocator gives it addresses.
+pub fn has_exclusive_class(service: &BalancedService) -> bool {
+    service.class.as_deref().is_some_and(|class| class != "default")
+}
+
 /// One Service, and its surroundings.
 struct Case<'a> {
     all: &'a Allocator,
@@ -68,15 +74,20 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
     if let Some(pool) = service.request.pool.as_ref().filter(|pool| !pools.is_known(pool)) {
         decision.problems.push(Problem::UnknownPool(pool.clone()));
     }
+    let asked = service.request.addresses.v4.into_iter().chain(service.request.addresses.v6);
+    let of_no_family = asked.filter(|address| !service.families.contains(&Family::from(*address)));
+    decision.problems.extend(of_no_family.map(Problem::OtherFamily));
+    let mut of_others = 0;
     for family in &service.families {
         match case.kept(*family) {
+            None if case.has_of_others(*family) => of_others += 1,
             Some(address) => decision.given.push(address),
             // Nothing new is given to a request that cannot be understood.
             None if service.request.mistake.is_none() => case.choose(*family, &mut decision),
             None => {}
         }
     }
-    if service.needs_all_families && decision.given.len() < service.families.len() {
+    if service.needs_all_families && decision.given.len() + of_others < service.families.len() {
         decision.given.clear();
     }
     // Who prefers two families is content with one.
@@ -108,8 +119,21 @@ impl Case<'_> {
         let has = self.entry.given.iter().chain(&self.service().status).copied();
         let mut of_family = has.filter(|address| Family::from(*address) == family);
         of_family.find(|address| {
-            asked.is_none_or(|asked| asked == *address) && self.admits(*address) && !self.is_lost(*address)
+            asked.is_none_or(|asked| asked == *address) && self.may_keep(*address) && !self.is_lost(*address)
         })
+    }
+
+    fn may_keep(&self, address: IpAddr) -> bool {
+        let pool = self.pools.pool_of(address);
+        pool.is_some_and(|pool| self.pools.may_keep(pool, self.recipient()))
+    }
+
+    /// Returns whether the status has an address of a family that another allocator gave.
+    fn has_of_others(&self, family: Family) -> bool {
+        let asked = self.service().request.addresses.of(family);
+        let mut of_family = self.service().status.iter().filter(|address| Family::from(**address) == family);
+        !has_exclusive_class(self.service())
+            && of_family.any(|it| self.pools.pool_of(*it).is_none() && asked.is_none_or(|asked| asked == *it))
     }
 
     /// Returns whether an address that the Service has is somebody else's rather than its own.

@@ -14,15 +14,15 @@ use tracing::{info, warn};
 
 use super::allocator::Allocator;
 use super::election::{Elector, Lease, Step, TIMING, Unclaimed};
+use super::known_pools::KnownPools;
 use super::metrics::Metrics;
 use super::notice::Notice;
 use super::pools::Pools;
 use super::writes::{Outcome, Write};
 use crate::config::LoadBalancerConfig;
 use crate::k8s::allocation::follow::{self, News};
-use crate::k8s::allocation::{About, Api, Failure, RULES, Status};
+use crate::k8s::allocation::{About, Api, Failure, RULES, Status, WRITE_SECONDS};
 use crate::k8s::client::ApiClient;
-use crate::model::AddressPools;
 use crate::observe::health::{Note, Pulse};
 
 /// The allocator, and what it works with.
@@ -68,7 +68,8 @@ impl Driver {
             usable,
             stop,
             events,
-            pools: AddressPools::default(),
+            pools: KnownPools::default(),
+            unknown: None,
             pool_notes: Vec::new(),
             failure: None,
         };
@@ -117,13 +118,14 @@ impl Candidate {
             };
             let until = elector.usable_until();
             self.usable.send_if_modified(|known| std::mem::replace(known, until) != until);
-            let was_failing = std::mem::replace(&mut is_failing, failure.is_some());
             match failure {
-                Some(failure) if !was_failing => {
+                Some(failure) if !std::mem::replace(&mut is_failing, true) => {
                     warn!(?failure, rules = RULES, "Lease of the address allocator failed; retrying");
                     self.note.set(vec![format!("the Lease kube-router-lballoc cannot be read or written: {failure}")]);
                 }
-                None if was_failing => {
+                // A look that leads to a claim proves nothing: the right to write it may be missing.
+                None if is_failing && !matches!(elector.step(Instant::now()), Step::Claim(_)) => {
+                    is_failing = false;
                     info!("Lease of the address allocator recovered");
                     self.note.set(Vec::new());
                 }
@@ -207,8 +209,9 @@ struct Work {
     usable: watch::Receiver<Option<Instant>>,
     stop: watch::Receiver<bool>,
     events: mpsc::Sender<Notice>,
-    /// The last pools, those that could not be read as they were before.
-    pools: AddressPools,
+    pools: KnownPools,
+    /// When the outcome of a write was last not known.
+    unknown: Option<Instant>,
     pool_notes: Vec<String>,
     /// Why the last write failed.
     failure: Option<String>,
@@ -250,13 +253,17 @@ impl Work {
         followers.spawn(follow::services(client.clone(), period, out.clone()));
         let namespace = self.driver.config.namespace.clone();
         followers.spawn(async move { follow::pools(client, &namespace, period, out).await });
-        let mut allocator = Allocator::new(self.driver.config.takes_default_class);
+        let config = &self.driver.config;
+        let mut allocator = Allocator::new(config.takes_default_class, config.ranges.clone());
         let mut writes: JoinSet<(Write, Result<Status, Failure>)> = JoinSet::new();
-        let mut has_pools = false;
+        self.pools.begin();
         while let Some(until) = self.usable_until().filter(|_| !*self.stop.borrow()) {
             let now = Instant::now();
             self.driver.pulse.beat(now);
             allocator.tick(now);
+            if self.pools.tick(now) {
+                self.set_pools(&mut allocator, now);
+            }
             for write in allocator.next_writes(now, WRITES.saturating_sub(writes.len())) {
                 writes.spawn(written(self.driver.api.clone(), write, until));
             }
@@ -264,9 +271,9 @@ impl Work {
             let next = allocator.next_time().filter(|_| writes.len() < WRITES).unwrap_or(until);
             tokio::select! {
                 Some(first) = news.recv() => {
-                    self.take_in(first, &mut allocator, &mut has_pools);
+                    self.take_in(first, &mut allocator);
                     while let Ok(next) = news.try_recv() {
-                        self.take_in(next, &mut allocator, &mut has_pools);
+                        self.take_in(next, &mut allocator);
                     }
                 }
                 Some(done) = writes.join_next() => self.finish(done.ok(), &mut allocator),
@@ -276,39 +283,57 @@ impl Work {
             }
         }
         info!("Lease given up or lost; another agent gives load balancer addresses");
-        // Those that are on their way end within seconds, and the API server has given them up by then: the next list has to have them.
-        while writes.join_next().await.is_some() {}
+        // The next list, and the list of the next holder, have to have those that are on their way, and those without an answer, which the
+        // API server gives up in time.
+        while let Some(done) = writes.join_next().await {
+            if done.is_ok_and(|(_, status)| matches!(status, Err(Failure::Unknown(_)))) {
+                self.unknown = Some(Instant::now());
+            }
+        }
+        if let Some(at) = self.unknown.take() {
+            sleep_until((at + Duration::from_secs(WRITE_SECONDS)).into()).await;
+        }
     }
 
-    fn take_in(&mut self, news: News, allocator: &mut Allocator, has_pools: &mut bool) {
+    fn take_in(&mut self, news: News, allocator: &mut Allocator) {
         let now = Instant::now();
         match news {
             News::Services(all, version) => allocator.list(all, &version, now),
             News::Service(name, service) => allocator.observe(name, service, now),
             News::Gone(name, version) => allocator.gone(&name, &version, now),
-            News::Pools(read) => {
-                let (pools, is_unknown) = read.or_last_good(&self.pools);
-                if std::mem::replace(has_pools, true) && pools == self.pools {
-                    return;
+            News::Pools(seen) => {
+                if self.pools.see(seen, now) {
+                    self.set_pools(allocator, now);
                 }
-                let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, &pools);
-                let unreadable = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}"));
-                let notes: Vec<String> = unreadable.chain(mistakes).collect();
-                for note in &notes {
-                    warn!(configmap = follow::POOLS, reason = note, "Address pool is not in force as written");
-                }
-                if is_unknown {
-                    warn!(
-                        configmap = follow::POOLS,
-                        "Address pool has no earlier good version; no address is given or taken away"
-                    );
-                }
-                self.pool_notes = notes;
-                self.note();
-                self.pools = pools;
-                allocator.set_pools((!is_unknown).then_some(in_force), now);
             }
         }
+    }
+
+    /// Puts the pools in force as they are known now.
+    fn set_pools(&mut self, allocator: &mut Allocator, now: Instant) {
+        let mut notes: Vec<String> = self.pools.note().into_iter().collect();
+        for note in &notes {
+            warn!(configmap = follow::POOLS, reason = note, "Address pools are kept");
+        }
+        if let Some(pools) = self.pools.last() {
+            let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, pools);
+            let unreadable = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}"));
+            let wrong: Vec<String> = unreadable.chain(mistakes).collect();
+            for note in &wrong {
+                warn!(configmap = follow::POOLS, reason = note, "Address pool is not in force as written");
+            }
+            notes.extend(wrong);
+            let is_unknown = self.pools.is_unknown();
+            if is_unknown {
+                warn!(
+                    configmap = follow::POOLS,
+                    "Address pool has no earlier good version; no address is given or taken away"
+                );
+            }
+            allocator.set_pools((!is_unknown).then_some(in_force), now);
+        }
+        self.pool_notes = notes;
+        self.note();
     }
 
     fn finish(&mut self, done: Option<(Write, Result<Status, Failure>)>, allocator: &mut Allocator) {
@@ -322,6 +347,9 @@ impl Work {
             Err(Failure::Unknown(_)) => ("unknown", Outcome::Unknown),
         };
         self.driver.metrics.writes.with_label_values(&[label]).inc();
+        if outcome == Outcome::Unknown {
+            self.unknown = Some(Instant::now());
+        }
         match &status {
             Ok(_) => {
                 if self.failure.take().is_some() {

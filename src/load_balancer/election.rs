@@ -85,7 +85,7 @@ impl Elector {
     /// Takes in the Lease as it was read; `None` where there is none.
     pub fn read(&mut self, lease: Option<Lease>, now: Instant) {
         let Some(lease) = lease else {
-            (self.claim, self.next, self.seen) = (Some(None), None, None);
+            (self.claim, self.next, self.seen, self.renewed) = (Some(None), None, None, None);
             return;
         };
         if lease.holder.is_empty() || lease.holder == self.identity {
@@ -200,6 +200,17 @@ mod tests {
         assert_eq!(elector.usable_until(), Some(begun + seconds(19)));
         elector.claimed(begun + seconds(11), Err(Unclaimed::Conflict), begun + seconds(11));
         assert_eq!((elector.usable_until(), elector.to_release()), (None, None));
+    }
+
+    #[test]
+    fn whoever_finds_the_lease_deleted_holds_it_no_more() {
+        let begun = Instant::now();
+        let mut elector = Elector::new("a".into(), TIMING);
+        elector.read(None, begun);
+        elector.claimed(begun, Ok("1".into()), begun);
+        elector.claimed(begun + seconds(2), Err(Unclaimed::Failed), begun + seconds(2));
+        elector.read(None, begun + seconds(4));
+        assert_eq!((elector.usable_until(), elector.step(begun + seconds(4))), (None, Step::Claim(None)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `pools.rs` (over `free.rs`) knows which addresses there are, `decide.rs` which of them one Service is to have,
 //! `allocator.rs` keeps all decisions up to date, `writes.rs` brings them into the statuses, `election.rs` says who may. All that is
-//! without I/O; `driver.rs` has the clock and the API server.
+//! without I/O, as is `known_pools.rs`, which knows how long the ConfigMap's pools are in force; `driver.rs` has the clock and the API server.
 //!
 //! # Why no address has two owners
 //!
@@ -17,7 +17,8 @@
 //!    whose outcome is not known has it. A write is for one resourceVersion of a Service; when another version is seen, it can have
 //!    no effect any more. So the new owner's write begins after the old owner's status was seen without the address.
 //! 2. *Between two agents* time separates their writes. The holder begins a write only for 10 s from before it sent the last renewal
-//!    that was taken; the API server gives up a write after the 3 s that it names (`timeout`); and nobody else takes the Lease before
+//!    that was taken, which leaves for the API server 1 s later at the latest; the API server gives it up after the 3 s that it names
+//!    (`timeout`); who gives the Lease up waits for that after a write without an answer; and nobody else takes the Lease before
 //!    it has seen it unchanged for 15 s. Each counts durations by its own monotonic clock. A new holder lists all Services from the
 //!    newest state after it has taken the Lease, and decides nothing before: everything that any earlier holder wrote is in that list. A
 //!    holder whose time ran out, and that renews the Lease after all, begins anew too, and only when its own writes have come to their end.
@@ -35,6 +36,7 @@ pub mod allocator;
 pub mod decide;
 pub mod driver;
 pub mod election;
+pub mod known_pools;
 pub mod metrics;
 pub mod notice;
 pub mod pools;

@@ -41,6 +41,8 @@ pub enum Problem {
     Edge(IpAddr),
     /// There is no pool of the name that it asks for.
     UnknownPool(CompactString),
+    /// The address that it asks for is of a family that it has not.
+    OtherFamily(IpAddr),
     /// What it asks for cannot be understood.
     Mistake(String),
 }
@@ -55,7 +57,7 @@ impl Matter {
                 Problem::NoPool(_) => "NoAddressPool",
                 Problem::Taken(_) => "RequestedAddressTaken",
                 Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
-                Problem::Mistake(_) => "InvalidAddressRequest",
+                Problem::OtherFamily(_) | Problem::Mistake(_) => "InvalidAddressRequest",
             },
         }
     }
@@ -87,6 +89,9 @@ impl fmt::Display for Problem {
                 write!(f, "{address} is asked for and is the network or broadcast address of its range")
             }
             Problem::UnknownPool(name) => write!(f, "pool {name} is asked for and does not exist"),
+            Problem::OtherFamily(address) => {
+                write!(f, "{address} is asked for and ipFamilies of the Service has not {}", Family::from(*address))
+            }
             Problem::Mistake(text) => f.write_str(text),
         }
     }

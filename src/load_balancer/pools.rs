@@ -79,11 +79,12 @@ impl Pools {
             let of_pool = accepted.iter().filter(|(name, _)| *name == pool.name).map(|(_, range)| *range);
             pools.add(Pool::of(pool), of_pool.map(|range| (range.family(), range.numbers(), range.host_numbers())));
         }
+        // What is left out of a pool for certain Services is for nobody, rather than for everybody.
+        let named_ranges: Vec<AddressRange> = named.pools.values().flat_map(|pool| pool.ranges.clone()).collect();
         let mut rest = Vec::new();
         for network in &ranges.load_balancer_ips {
             let range = AddressRange::Network(*network);
-            let others =
-                accepted.iter().map(|(_, range)| *range).chain(networks(&ranges.cluster_ips)).chain(rest.clone());
+            let others = named_ranges.iter().copied().chain(networks(&ranges.cluster_ips)).chain(rest.clone());
             let others: Vec<_> = others.filter(|other| other.family() == range.family()).collect();
             for numbers in without(range.numbers(), &others) {
                 let hosts = intersection(&numbers, &range.host_numbers());
@@ -134,11 +135,21 @@ impl Pools {
     }
 
     /// Returns whether a Service may have addresses of a pool.
-    pub fn admits(&self, id: PoolId, Recipient { name, service, class }: Recipient<'_>) -> bool {
+    pub fn admits(&self, id: PoolId, to: Recipient<'_>) -> bool {
+        let asked = to.service.request.pool.as_deref();
+        asked.is_none_or(|asked| asked == self.name(id)) && self.is_for(id, to)
+    }
+
+    /// Returns whether a Service may keep the addresses of a pool that it has. A pool that does not exist is a mistake, which takes
+    /// nothing away.
+    pub fn may_keep(&self, id: PoolId, to: Recipient<'_>) -> bool {
+        let asked = to.service.request.pool.as_deref().filter(|asked| self.is_known(asked));
+        asked.is_none_or(|asked| asked == self.name(id)) && self.is_for(id, to)
+    }
+
+    fn is_for(&self, id: PoolId, Recipient { name, service, class }: Recipient<'_>) -> bool {
         let Some(pool) = self.pools.get(id.0) else { return false };
-        let is_asked_for = service.request.pool.as_ref().is_none_or(|asked| *asked == pool.name);
-        is_asked_for
-            && pool.class.as_deref() == class
+        pool.class.as_deref() == class
             && (pool.namespaces.is_empty() || pool.namespaces.contains(&name.namespace))
             && pool.selector.selects(&service.labels)
     }
@@ -388,6 +399,10 @@ mod tests {
         );
         assert_eq!(pool(&pools, "203.0.113.20").as_deref(), Some("b"));
         assert_eq!(pool(&pools, "10.96.0.5"), None, "cluster IPs belong to no pool");
+        assert_eq!(pool(&pools, "203.0.113.14").as_deref(), Some("a"));
+        let two = named(&[("first", &["203.0.113.8/30"]), ("second", &["203.0.113.0/28"])]);
+        let (both, _) = Pools::new(&allowed, &two);
+        assert_eq!(pool(&both, "203.0.113.2"), None, "what is left out of a pool is not everybody's");
         let loose = ServiceRanges { strict: false, ..allowed };
         assert_eq!(Pools::new(&loose, &all).1.len(), 2);
     }

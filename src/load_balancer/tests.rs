@@ -41,6 +41,11 @@ fn ranges(allowed: &[&str]) -> ServiceRanges {
     ServiceRanges { strict: true, load_balancer_ips, ..ServiceRanges::default() }
 }
 
+/// Entries of `externalIPs` count in this range.
+fn externals() -> ServiceRanges {
+    ServiceRanges { external_ips: vec!["203.0.113.0/29".parse().expect("a prefix")], ..ranges(&[]) }
+}
+
 fn pools(allowed: &[&str], named: Vec<AddressPool>) -> Pools {
     let named = named.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
     let (pools, mistakes) = Pools::new(&ranges(allowed), &AddressPools { pools: named, unreadable: BTreeMap::new() });
@@ -76,7 +81,6 @@ fn service() -> BalancedService {
         clients: ClientPolicy::Cluster,
         external_ips: Vec::new(),
         status: Vec::new(),
-        has_other_status: false,
     }
 }
 
@@ -91,7 +95,7 @@ impl Bed {
         let mut bed = Bed {
             services: BTreeMap::new(),
             version: 100,
-            allocator: Allocator::new(true),
+            allocator: Allocator::new(true, externals()),
             now,
             writes: 0,
             notices: Vec::new(),
@@ -102,7 +106,7 @@ impl Bed {
 
     /// Another agent takes over, or the same after a restart.
     fn begin(&mut self, pools: Pools) {
-        self.allocator = Allocator::new(true);
+        self.allocator = Allocator::new(true, externals());
         self.allocator.set_pools(Some(pools), self.now);
         let all = self.services.iter().map(|(name, service)| (name.clone(), Arc::new(service.clone()))).collect();
         self.allocator.list(all, &self.version.to_string(), self.now);
@@ -162,7 +166,6 @@ impl Bed {
         self.writes += 1;
         service.version = format_compact!("{}", self.version);
         service.status.clone_from(&write.addresses);
-        service.has_other_status = false;
         Outcome::Written(Arc::new(service.clone()))
     }
 

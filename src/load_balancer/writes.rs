@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use compact_str::CompactString;
 
 use super::allocator::{Allocator, Entry, FIRST_PAUSE, LAST_PAUSE};
-use super::decide::class_of;
+use super::decide::{class_of, has_exclusive_class};
 use crate::model::{BalancedService, ObjectName};
 
 /// A write of the addresses in the status of one Service.
@@ -189,18 +189,21 @@ impl Allocator {
     fn desired(&self, entry: &Entry) -> Option<Vec<IpAddr>> {
         let service = &entry.service;
         let is_ours = class_of(service, self.takes_default()).is_some();
-        let (desired, is_other_wrong) = match (is_ours, service.is_balancer) {
-            (true, _) => (entry.given.clone(), service.has_other_status),
+        let others = service.status.iter().filter(|address| !self.is_in_pool(**address)).copied();
+        let desired: Vec<IpAddr> = match (is_ours, service.is_balancer) {
+            (true, _) if has_exclusive_class(service) => entry.given.clone(),
+            // Without a class it may be another allocator's too.
+            (true, _) => {
+                let others = others.filter(|address| !entry.given.contains(address));
+                entry.given.iter().copied().chain(others).collect()
+            }
             // Of another class: what it has is another allocator's.
             (false, true) => return None,
             // It is no load balancer any more.
-            (false, false) => {
-                let others = service.status.iter().filter(|address| !self.is_in_pool(**address));
-                (others.copied().collect(), false)
-            }
+            (false, false) => others.collect(),
         };
         let has = |address: &IpAddr| service.status.contains(address);
-        let is_right = desired.len() == service.status.len() && desired.iter().all(has) && !is_other_wrong;
+        let is_right = desired.len() == service.status.len() && desired.iter().all(has);
         (!is_right).then_some(desired)
     }
 }

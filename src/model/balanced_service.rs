@@ -37,8 +37,6 @@ pub struct BalancedService {
     pub external_ips: Vec<IpAddr>,
     /// The addresses of `status.loadBalancer.ingress`, in its order.
     pub status: Vec<IpAddr>,
-    /// The status has entries that are no addresses.
-    pub has_other_status: bool,
 }
 
 /// Addresses that a Service asks for.

@@ -75,9 +75,16 @@ def _services(bed, names):
 
 def _pools(bed, data):
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-router-lb-pools", "namespace": "kube-system"}, "data": data}
-    with contextlib.suppress(ApiError):
-        bed.source.api.delete(f"{POOLS}/kube-router-lb-pools")
-    if data is not None:
+    path = f"{POOLS}/kube-router-lb-pools"
+    if data is None:
+        # The pools of a ConfigMap that is gone stay in force for minutes.
+        with contextlib.suppress(ApiError):
+            bed.source.api.request("PUT", path, body | {"data": {}})
+            bed.source.api.delete(path)
+        return
+    try:
+        bed.source.api.request("PUT", path, body)
+    except ApiError:
         bed.source.api.request("POST", POOLS, body)
 
 

@@ -30,7 +30,17 @@ pub enum News {
     Service(ObjectName, Arc<BalancedService>),
     /// A Service was gone at this resourceVersion.
     Gone(ObjectName, String),
-    Pools(AddressPools),
+    Pools(PoolsSeen),
+}
+
+/// What a look at the ConfigMap of the pools came to.
+#[derive(Clone, PartialEq, Debug)]
+pub enum PoolsSeen {
+    Is(AddressPools),
+    /// There is no such ConfigMap.
+    Absent,
+    /// The right to list it is missing (403).
+    Forbidden,
 }
 
 /// The ConfigMap of the pools.
@@ -38,8 +48,6 @@ pub const POOLS: &str = "kube-router-lb-pools";
 
 const PATIENCE: Patience = Patience { beginning: Duration::from_secs(65), piece: Duration::from_secs(30) };
 const PAGE: u32 = 500;
-/// For so long a right has to be missing before what it is for counts as not there.
-const FORBIDDEN_FOR_GOOD: Duration = Duration::from_secs(60);
 /// A watch that ends sooner is begun again only after a pause.
 const BRIEF: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -61,21 +69,29 @@ pub async fn services(client: ApiClient, period: Duration, out: Sender<News>) {
             let (name, service) = read(&object);
             Some(News::Gone(name, service.version.to_string()))
         }
+        Seen::Forbidden => None,
     };
-    Follower { asking, fields: None, what: "services", is_optional: false, period, out }.run(news).await;
+    Follower { asking, fields: None, what: "services", period, out }.run(news).await;
 }
 
 /// Follows the pools of a namespace until the receiver is gone.
 pub async fn pools(client: ApiClient, namespace: &str, period: Duration, out: Sender<News>) {
     let path = format!("/api/v1/namespaces/{namespace}/configmaps");
     let asking: Asking<ConfigMapObject> = Asking::at(client, path, PATIENCE);
-    let news = |seen: Seen<ConfigMapObject>| match seen {
-        Seen::All(objects, _) => Some(News::Pools(objects.first().map(address_pools).unwrap_or_default())),
-        Seen::Is(object) => Some(News::Pools(address_pools(&object))),
-        Seen::Gone(_) => Some(News::Pools(AddressPools::default())),
-    };
+    let news = |seen: Seen<ConfigMapObject>| Some(News::Pools(pools_seen(&seen)));
     let fields = Some(format!("metadata.name={POOLS}"));
-    Follower { asking, fields, what: "configmaps", is_optional: true, period, out }.run(news).await;
+    Follower { asking, fields, what: "configmaps", period, out }.run(news).await;
+}
+
+fn pools_seen(seen: &Seen<ConfigMapObject>) -> PoolsSeen {
+    match seen {
+        Seen::All(objects, _) => {
+            objects.first().map_or(PoolsSeen::Absent, |object| PoolsSeen::Is(address_pools(object)))
+        }
+        Seen::Is(object) => PoolsSeen::Is(address_pools(object)),
+        Seen::Gone(_) => PoolsSeen::Absent,
+        Seen::Forbidden => PoolsSeen::Forbidden,
+    }
 }
 
 /// What was seen of one kind.
@@ -83,14 +99,14 @@ enum Seen<K> {
     All(Vec<K>, String),
     Is(K),
     Gone(K),
+    /// The right to list it is missing.
+    Forbidden,
 }
 
 struct Follower<K> {
     asking: Asking<K>,
     fields: Option<String>,
     what: &'static str,
-    /// Without the right to read it, it counts as not there after a while.
-    is_optional: bool,
     period: Duration,
     out: Sender<News>,
 }
@@ -101,7 +117,7 @@ enum Again {
     Audit,
     /// The watch has ended or its place in history is forgotten, or the last list failed.
     Failed(String),
-    /// The right to read it is missing (403).
+    /// The right to list it is missing (403). Without the right to watch, what was listed is known.
     Forbidden(String),
     /// Nobody listens any more.
     Closed,
@@ -110,27 +126,24 @@ enum Again {
 impl<K: ApiObject> Follower<K> {
     async fn run(self, news: impl Fn(Seen<K>) -> Option<News>) {
         let (mut pause, mut is_failing) = (FIRST_PAUSE, false);
-        let mut forbidden_since = None;
         loop {
             let begun = Instant::now();
             let mut is_listed = false;
             match self.list_and_watch(&news, &mut is_listed).await {
                 Again::Closed => return,
                 Again::Forbidden(reason) => {
-                    let since = *forbidden_since.get_or_insert(begun);
                     if !std::mem::replace(&mut is_failing, true) {
                         let what = self.what;
                         warn!(what, reason, "The right to read objects for the address allocator is missing; retrying");
                     }
-                    // A server that has just started forbids what it will allow.
-                    if self.is_optional && since.elapsed() > FORBIDDEN_FOR_GOOD {
-                        forbidden_since = None;
-                        if self.tell(news(Seen::All(Vec::new(), String::new()))).await.is_err() {
-                            return;
-                        }
+                    if self.tell(news(Seen::Forbidden)).await.is_err() {
+                        return;
                     }
                     pause = (pause * 2).min(LAST_PAUSE);
-                    sleep(pause).await;
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = self.out.closed() => return,
+                    }
                 }
                 Again::Audit => {
                     pause = FIRST_PAUSE;
@@ -180,7 +193,7 @@ impl<K: ApiObject> Follower<K> {
         let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(PAGE);
         let mut objects = Vec::new();
         loop {
-            let page = self.asking.list(&params).await.map_err(failed)?;
+            let page = self.asking.list(&params).await.map_err(unlisted)?;
             for item in page.items {
                 // A list with a gap proves nothing about what is not in it.
                 objects.push(item.map_err(|unread| Again::Failed(unread.reason))?);
@@ -209,7 +222,7 @@ impl<K: ApiObject> Follower<K> {
             bookmarks: true,
             send_initial_events: false,
         };
-        let mut watch = self.asking.watch(&params, version).await.map_err(failed)?;
+        let mut watch = self.asking.watch(&params, version).await.map_err(|failure| Again::Failed(reason(failure)))?;
         loop {
             let left = audit.saturating_duration_since(Instant::now()).min(LONGEST_WATCH + PATIENCE.piece);
             let change = match timeout(left, watch.next()).await {
@@ -247,10 +260,37 @@ impl<K: ApiObject> Follower<K> {
     }
 }
 
-fn failed(failure: Failure) -> Again {
+fn unlisted(failure: Failure) -> Again {
     match failure {
         Failure::Refused(refusal) if refusal.code == 403 => Again::Forbidden(refusal.message),
-        Failure::Refused(refusal) => Again::Failed(format!("{} ({})", refusal.message, refusal.code)),
-        Failure::Broken(reason) => Again::Failed(reason),
+        failure => Again::Failed(reason(failure)),
+    }
+}
+
+fn reason(failure: Failure) -> String {
+    match failure {
+        Failure::Refused(refusal) => format!("{} ({})", refusal.message, refusal.code),
+        Failure::Broken(reason) => reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configmap_that_is_gone_or_forbidden_is_not_taken_for_one_without_pools() {
+        let empty: ConfigMapObject =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": POOLS}})).expect("a ConfigMap");
+        let gone = empty.clone();
+        for (seen, wanted) in [
+            (Seen::All(vec![empty.clone()], "1".to_owned()), PoolsSeen::Is(AddressPools::default())),
+            (Seen::Is(empty), PoolsSeen::Is(AddressPools::default())),
+            (Seen::All(Vec::new(), "1".to_owned()), PoolsSeen::Absent),
+            (Seen::Gone(gone), PoolsSeen::Absent),
+            (Seen::Forbidden, PoolsSeen::Forbidden),
+        ] {
+            assert_eq!(pools_seen(&seen), wanted);
+        }
     }
 }

@@ -66,6 +66,8 @@ pub const LEASE: &str = "kube-router-lballoc";
 pub const WRITE_SECONDS: u64 = 3;
 /// The time limit for an answer, which comes after that.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// For so long after the last moment at which it may be begun a write may still leave for the API server.
+const LATEST: Duration = Duration::from_secs(1);
 /// The rules of RBAC that are needed.
 pub const RULES: &str = "apiGroups [\"\"], resources [services], verbs [get, list, watch]; resources [services/status], verbs [update]; \
                          resources [events], verbs [create]; resources [configmaps], resourceNames [kube-router-lb-pools], \
@@ -95,7 +97,13 @@ impl Api {
     pub async fn put_lease(&self, read: Option<&Value>, holder: &str, valid: Duration) -> Result<Value, Failure> {
         let lease = renewed(read, holder, valid, Timestamp::now());
         match read {
-            Some(_) => self.send(bounded(self.leases().replace(LEASE, &PostParams::default(), bytes(&lease)))).await,
+            Some(_) => {
+                let replace = bounded(self.leases().replace(LEASE, &PostParams::default(), bytes(&lease)));
+                // One that was deleted meanwhile is as good as changed.
+                self.send(replace)
+                    .await
+                    .map_err(|failure| if failure == Failure::NotFound { Failure::Conflict } else { failure })
+            }
             None => self.send(bounded(self.leases().create(&PostParams::default(), bytes(&lease)))).await,
         }
     }
@@ -122,17 +130,14 @@ impl Api {
         if object.pointer("/metadata/resourceVersion").and_then(Value::as_str) != Some(version) {
             return parsed(object).map(Status::Newer);
         }
-        let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
-        let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
-        let status = object.as_object_mut().map(|object| object.entry("status").or_insert_with(|| json!({})));
-        if let Some(status) = status.and_then(Value::as_object_mut) {
-            status.insert("loadBalancer".to_owned(), balancer);
-        }
-        if Instant::now() >= until {
+        set_addresses(&mut object, addresses);
+        let now = Instant::now();
+        if now >= until {
             return Err(Failure::Refused("the Lease is about to end".to_owned()));
         }
         let put = services.replace_subresource("status", &name.name, &PostParams::default(), bytes(&object));
-        parsed(self.send(bounded(put)).await?).map(Status::Written)
+        let patience = self.patience.min((until + LATEST).saturating_duration_since(now));
+        parsed(self.send_within(patience, bounded(put)).await?).map(Status::Written)
     }
 
     /// Creates an Event about a Service.
@@ -153,9 +158,17 @@ impl Api {
         &self,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<Value, Failure> {
+        self.send_within(self.patience, request).await
+    }
+
+    async fn send_within(
+        &self,
+        patience: Duration,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Value, Failure> {
         let request = request.map_err(|error| Failure::Refused(chain(&error)))?;
-        let client = self.client.current().await;
-        match timeout(self.patience, client.request::<Value>(request)).await {
+        let answer = async { self.client.current().await.request::<Value>(request).await };
+        match timeout(patience, answer).await {
             Err(_) => Err(Failure::Unknown("no answer in time".to_owned())),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) => Err(match status.code {
@@ -199,6 +212,24 @@ fn bounded(
         *request.uri_mut() = uri;
     }
     Ok(request)
+}
+
+/// Puts the addresses into the status of a Service. Entries that name one of them stay as they are, and so do those without an address:
+/// hostnames are others'.
+fn set_addresses(service: &mut Value, addresses: &[IpAddr]) {
+    let before = service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
+    let address_of = |entry: &Value| entry.get("ip").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
+    let mut ingress: Vec<Value> = Vec::new();
+    for address in addresses {
+        let known = before.iter().find(|entry| address_of(entry) == Some(*address));
+        ingress.push(known.cloned().unwrap_or_else(|| json!({"ip": address.to_string()})));
+    }
+    ingress.extend(before.into_iter().filter(|entry| address_of(entry).is_none()));
+    let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
+    let status = service.as_object_mut().map(|object| object.entry("status").or_insert_with(|| json!({})));
+    if let Some(status) = status.and_then(Value::as_object_mut) {
+        status.insert("loadBalancer".to_owned(), balancer);
+    }
 }
 
 fn parsed(object: Value) -> Result<BalancedService, Failure> {
@@ -278,6 +309,21 @@ mod tests {
             (&given_up["spec"]["holderIdentity"], &given_up["spec"]["leaseTransitions"]),
             (&json!(""), &json!(1))
         );
+    }
+
+    #[test]
+    fn entries_of_others_stay_in_the_status_as_they_are() {
+        let cloud = json!({"hostname": "lb.example.net"});
+        let proxy = json!({"ip": "198.51.100.1", "ipMode": "Proxy"});
+        let mut service = json!({"status": {"loadBalancer": {"ingress": [cloud, {"ip": "203.0.113.1"}, proxy]}}});
+        let addresses = ["203.0.113.2", "198.51.100.1"].map(|text| text.parse().expect("an address"));
+        set_addresses(&mut service, &addresses);
+        assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([{"ip": "203.0.113.2"}, proxy, cloud]));
+        set_addresses(&mut service, &[]);
+        assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([cloud]), "never an empty status over them");
+        let mut bare = json!({});
+        set_addresses(&mut bare, &[]);
+        assert_eq!(bare["status"]["loadBalancer"], json!({}));
     }
 
     #[test]

@@ -76,6 +76,11 @@ fn pool(name: &CompactString, text: &str) -> Result<AddressPool, String> {
     if name == DEFAULT_POOL {
         return Err("default is the name of the pool of --loadbalancer-ip-range; another one is needed".to_owned());
     }
+    // Empty, a condition would hold for everybody.
+    let fields: BTreeMap<String, Option<IgnoredAny>> = serde_saphyr::from_str(text).unwrap_or_default();
+    if let Some((field, _)) = fields.iter().find(|(_, value)| value.is_none()) {
+        return Err(format!("{field}: it has no value; leave the field out, or name what it is to be"));
+    }
     let object: PoolObject = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     if let Some(field) = object.unknown.keys().next() {
         return Err(format!(
@@ -144,6 +149,9 @@ mod tests {
                 "addresses: [203.0.113.0/28]\nloadBalancerClass: metallb",
                 "loadBalancerClass: \"metallb\" does not begin",
             ),
+            ("addresses: [203.0.113.0/28]\nnamespaces:", "namespaces: it has no value"),
+            ("addresses: [203.0.113.0/28]\nnamespaces: null", "namespaces: it has no value"),
+            ("addresses: [203.0.113.0/28]\nserviceSelector: ~", "serviceSelector: it has no value"),
             ("addresses: {", ""),
         ] {
             let all = parsed(text);

@@ -99,8 +99,6 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
     let absent = Spec::default();
     let spec = object.spec.as_ref().unwrap_or(&absent);
     let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    let entries: Vec<Option<IpAddr>> =
-        ingress.into_iter().flatten().map(|entry| entry.ip.as_deref()?.parse().ok()).collect();
     let annotations = meta.annotations.as_ref();
     let annotation = |keys: &[&'static str]| {
         keys.iter().find_map(|key| Some((*key, annotations?.get(*key)?.trim()))).filter(|(_, value)| !value.is_empty())
@@ -124,8 +122,7 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
         ports: ports(spec),
         clients: clients(spec),
         external_ips: spec.external_ips.iter().flatten().filter_map(|text| text.trim().parse().ok()).collect(),
-        has_other_status: entries.iter().any(Option::is_none),
-        status: entries.into_iter().flatten().collect(),
+        status: ingress.into_iter().flatten().filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect(),
     };
     (object_name(meta), service)
 }
@@ -219,7 +216,7 @@ mod tests {
                     ipFamilyPolicy: RequireDualStack, externalIPs: [198.51.100.1], externalTrafficPolicy: Local, \
                     selector: {tier: front, app: web}, ports: [{port: 443}, {port: 53, protocol: UDP}, {port: none}]";
         let service = parsed(spec, "");
-        assert!(service.is_balancer && service.needs_all_families && service.has_other_status);
+        assert!(service.is_balancer && service.needs_all_families);
         assert_eq!((service.version.as_str(), service.created), ("7", 60));
         assert_eq!(service.class.as_deref(), Some("kube-router"));
         assert_eq!(service.families, [Family::V6, Family::V4]);

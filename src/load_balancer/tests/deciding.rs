@@ -186,7 +186,7 @@ fn classes_of_others_are_left_alone_and_what_they_have_is_not_given() {
     let statuses = ["a", "b", "c", "d", "e", "f"].map(|text| bed.status(text));
     assert_eq!(statuses, ["203.0.113.1", "", "203.0.113.2", "203.0.113.3", "203.0.113.4", ""]);
     assert_eq!(bed.writes, 3);
-    bed.allocator = Allocator::new(false);
+    bed.allocator = Allocator::new(false, externals());
     bed.allocator.set_pools(Some(pools(&["203.0.113.0/29"], Vec::new())), bed.now);
     bed.allocator.list(Vec::new(), "1", bed.now);
     bed.put("g", service());
@@ -244,7 +244,7 @@ fn a_pool_that_goes_moves_its_services_and_nobody_else() {
     let named = vec![pool("gold", "203.0.113.8-203.0.113.9")];
     let mut bed = Bed::with(pools(&["203.0.113.0/24"], named));
     for text in ["a", "b", "c"] {
-        bed.put(text, service());
+        bed.put(text, BalancedService { class: Some("kube-router".into()), ..service() });
     }
     bed.settle();
     assert_eq!(["a", "b", "c"].map(|text| bed.status(text)), ["203.0.113.8", "203.0.113.9", "203.0.113.1"]);
@@ -261,6 +261,38 @@ fn a_pool_that_goes_moves_its_services_and_nobody_else() {
     bed.delete("a");
     bed.settle();
     assert_eq!((bed.writes, bed.status("d")), (5, String::new()), "nothing is decided while a pool is not known");
+}
+
+#[test]
+fn a_misspelt_pool_takes_nothing_away() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    bed.settle();
+    bed.reasons();
+    bed.change("a", |service| service.request.pool = Some("misspelt".into()));
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.writes), ("203.0.113.1".to_owned(), 1));
+    assert_eq!(bed.reasons(), ["RequestedAddressNotInPool"]);
+}
+
+#[test]
+fn external_ips_that_nodes_do_not_serve_take_no_address_out_of_a_pool() {
+    let mut bed = Bed::new(&["203.0.113.16/29"]);
+    let external_ips = (16..24).map(|host| format!("203.0.113.{host}").parse().expect("an address")).collect();
+    bed.put("tenant/x", BalancedService { is_balancer: false, external_ips, ..service() });
+    bed.put("a", service());
+    bed.put("b", asking("203.0.113.20"));
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("b")), ("203.0.113.17".to_owned(), "203.0.113.20".to_owned()));
+}
+
+#[test]
+fn a_request_of_a_family_that_the_service_has_not_is_told() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", asking("2001:db8::1"));
+    bed.settle();
+    assert_eq!(bed.status("a"), "203.0.113.1");
+    assert_eq!(bed.reasons(), ["InvalidAddressRequest", "LoadBalancerAddressGiven"]);
 }
 
 #[test]

@@ -112,10 +112,23 @@ fn what_others_undo_is_written_again_later_and_later() {
 }
 
 #[test]
-fn entries_of_a_status_that_are_no_addresses_go_with_the_next_write() {
-    let mut bed = Bed::new(&["203.0.113.0/29"]);
-    let status = vec!["203.0.113.4".parse().expect("an address"), "198.51.100.1".parse().expect("an address")];
-    bed.put("a", BalancedService { status, has_other_status: true, ..service() });
+fn addresses_of_others_stay_in_the_status_of_a_service_without_a_class() {
+    let foreign = || vec!["198.51.100.1".parse().expect("an address")];
+    let mut bed = Bed::new(&["203.0.113.0/29", "2001:db8::/64"]);
+    bed.put("a", BalancedService { status: foreign(), ..service() });
+    let both = vec![Family::V4, Family::V6];
+    bed.put("b", BalancedService { status: foreign(), families: both, needs_all_families: true, ..service() });
+    bed.put("c", BalancedService { status: foreign(), class: Some("kube-router".into()), ..service() });
+    let asked: std::net::IpAddr = "203.0.113.6".parse().expect("an address");
+    bed.put("d", BalancedService { status: foreign(), ..service() });
+    bed.change("d", |service| service.request.addresses.v4 = Some(asked));
     bed.settle();
-    assert_eq!((bed.status("a"), bed.writes), ("203.0.113.4".to_owned(), 1));
+    assert_eq!(bed.status("a"), "198.51.100.1", "it stands for its family");
+    assert_eq!(bed.status("b"), "2001:db8::1 198.51.100.1", "the other family is added");
+    assert_eq!(bed.status("c"), "203.0.113.1", "a class of ours is nobody else's");
+    assert_eq!(bed.status("d"), "203.0.113.6 198.51.100.1", "what is asked for is given beside it");
+    assert_eq!((bed.writes, bed.allocator.wanting()), (3, 0));
+    bed.change("b", |service| service.is_balancer = false);
+    bed.settle();
+    assert_eq!(bed.status("b"), "198.51.100.1");
 }

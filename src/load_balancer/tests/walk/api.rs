@@ -92,7 +92,7 @@ impl Api {
         if service.version != write.version {
             return Outcome::Newer(Arc::new(service));
         }
-        assert!(service.status != write.addresses || service.has_other_status, "a write that changes nothing");
+        assert!(service.status != write.addresses, "a write that changes nothing");
         for address in write.addresses.iter().filter(|address| self.is_strict && !service.status.contains(address)) {
             for (other, it) in
                 self.services.iter().filter(|(other, it)| **other != write.service && it.status.contains(address))
@@ -103,10 +103,7 @@ impl Api {
             }
         }
         self.writes += 1;
-        self.put(
-            write.service.clone(),
-            BalancedService { status: write.addresses.clone(), has_other_status: false, ..service },
-        );
+        self.put(write.service.clone(), BalancedService { status: write.addresses.clone(), ..service });
         Outcome::Written(Arc::new(self.services.get(&write.service).cloned().expect("it was put")))
     }
 }
