@@ -161,9 +161,9 @@ impl Lowering {
         told
     }
 
-    /// Notes the addresses of changed pods. Returns those of before and of now, and whether a pod has left it.
+    /// Notes the addresses of changed pods. Returns those of before and of now, and whether all pods that had it have left it.
     fn note_addresses(&mut self, rules: &RuleSet, changed: &plan::RuleSetChanges) -> BTreeSet<(IpAddr, bool)> {
-        let mut moved = BTreeSet::new();
+        let (mut moved, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for name in &changed.pods {
             let now = rules.pods.get(name).map(|pod| pod.addresses.clone());
             let before = match now.clone() {
@@ -171,10 +171,15 @@ impl Lowering {
                 None => self.pods.remove(name),
             };
             let now = now.unwrap_or_default();
-            let before = before.into_iter().flatten().map(|address| (address, !now.contains(&address)));
-            moved.extend(before.chain(now.iter().map(|address| (*address, false))));
+            for address in before.into_iter().flatten() {
+                moved.insert((address, !now.contains(&address)));
+                kept.extend(now.contains(&address).then_some(address));
+            }
+            moved.extend(now.iter().map(|address| (*address, false)));
         }
-        moved
+        let stays = |pod: &ObjectName| !changed.pods.contains(pod);
+        let has_it = |at| kept.contains(&at) || rules.local_pods_at(at).any(|(pod, _)| stays(pod));
+        moved.into_iter().map(|(address, left)| (address, left && !has_it(address))).collect()
     }
 
     /// Notes what makes former objects of the table stay: Services that are not known, and ClusterNetworkPolicies that may be in force
