@@ -1,7 +1,7 @@
 //! Applies the tables of the source guard to the kernel, each with everything that differs in one transaction, so that a frame meets all of
 //! the old or all of the new, and a process that is killed leaves one of the two; and the option of the bridges whose ports are guarded.
 //!
-//! What is desired is known completely, from this host alone, so what is not desired always goes.
+//! What is desired is known completely, from this host alone, so what is not desired goes, unless it may be another agent's.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -83,23 +83,26 @@ impl<K: Kernel> Mirrors<K> {
         self.table.target().read().map_err(|error| error.to_string())
     }
 
-    /// Returns what the kernel has in the table of the family `bridge` and is not desired; nothing while that is not known. Reads it where it
+    /// Returns what the kernel has in the table of the family `bridge` and is not desired; `None` while that is not known. Reads it where it
     /// may have changed.
-    pub fn surplus(&mut self, desired: &Desired, at: Moment) -> Contents {
-        if self.table.is_settled() || !self.table.learn(at) {
-            return Contents::new();
+    pub fn surplus(&mut self, desired: &Desired, at: Moment) -> Option<Contents> {
+        if self.table.is_settled() {
+            return Some(Contents::new());
+        }
+        if !self.table.learn(at) {
+            return None;
         }
         let seen = self.table.seen().into_iter().flatten();
         let surplus = seen.filter(|(object, _)| !desired.frames.contains_key(object));
-        surplus.map(|(object, content)| (object.clone(), content.clone())).collect()
+        Some(surplus.map(|(object, content)| (object.clone(), content.clone())).collect())
     }
 
-    /// Runs one round.
-    pub fn round(&mut self, desired: &Desired, at: Moment) {
+    /// Runs one round. `may_remove`: whether what is not desired goes from the tables.
+    pub fn round(&mut self, desired: &Desired, may_remove: bool, at: Moment) {
         self.learning.target().of(desired.bridges.keys().cloned().collect());
         self.learning.transact(&desired.bridges, Growth::Full, true, at);
         for (mirror, contents) in self.tables().into_iter().zip(desired.tables()) {
-            mirror.transact(contents, Growth::Full, true, at);
+            mirror.transact(contents, Growth::Full, may_remove, at);
         }
     }
 

@@ -208,19 +208,24 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Takes over what the kernel guards besides: two agents overlap while one replaces the other, and each is told of some pods alone.
-    fn adopt_of_others(&mut self, at: Moment) {
-        let surplus = self.mirrors.surplus(&self.desired, at);
+    /// Returns whether all of that is known: what is not may be another agent's, and stays.
+    fn adopt_of_others(&mut self, at: Moment) -> bool {
+        let Some(surplus) = self.mirrors.surplus(&self.desired, at) else { return false };
         let of_others = |port: &GuardedPort| !self.ended.contains(&port.link) && !self.ports.has(&port.link);
         let found: Vec<GuardedPort> = table::guarded(&surplus).into_iter().filter(of_others).collect();
         if found.is_empty() {
-            return;
+            return true;
         }
-        let Some(links) = self.listed() else { return };
+        let Some(links) = self.listed() else {
+            self.relist = Some(at.now + TRY_AGAIN);
+            return false;
+        };
         for port in found.into_iter().filter(|port| links.contains(&port.link)) {
             info!(link = %port.link, "Port guarded by another agent taken over");
             self.ports.adopt(port);
         }
         self.take_over(at.now);
+        true
     }
 
     fn wanted(&self) -> Desired {
@@ -355,21 +360,24 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.write(at.now);
         }
         if self.relist.is_some_and(|due| due <= at.now) {
-            self.relist = self.listed().is_none().then(|| at.now + TRY_AGAIN);
+            self.relist = self.forget_missing_links().is_none().then(|| at.now + TRY_AGAIN);
             self.take_over(at.now);
         }
     }
 
-    fn disturbed(&mut self, _notice: Notice) {
-        self.relist = Some(Instant::now());
+    fn disturbed(&mut self, notice: Notice) {
+        // The other notices are of the tables, and a dump of all links is dear.
+        if notice == Notice::Ports {
+            self.relist = Some(Instant::now());
+        }
     }
 
     fn round(&mut self, _authority: Authority, at: Moment) {
         if self.unread.is_some() {
             return;
         }
-        self.adopt_of_others(at);
-        self.mirrors.round(&self.desired, at);
+        let others_are_known = self.adopt_of_others(at);
+        self.mirrors.round(&self.desired, others_are_known, at);
         if self.mirrors.is_settled() {
             self.ended.clear();
         }

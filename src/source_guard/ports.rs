@@ -78,11 +78,10 @@ impl Ports {
         true
     }
 
-    /// Takes over a port that the kernel guards, unless it is known whose it is.
+    /// Takes over a port that the kernel guards, unless it is known whose it is. There is always room: the kernel has room for it, and one that is not taken
+    /// over would be opened.
     pub fn adopt(&mut self, port: GuardedPort) {
-        if self.0.len() < MOST {
-            self.0.entry(port.link.clone()).or_insert(port);
-        }
+        self.0.entry(port.link.clone()).or_insert(port);
     }
 
     /// Ends an attachment.
@@ -181,5 +180,8 @@ mod tests {
         }
         assert!(!ports.put(port("more", "vethmore", "10.244.1.7")));
         assert!(ports.put(port("more", "veth0", "10.244.1.7")) && ports.len() == MOST);
+        ports.adopt(port("", "vethmore", "10.244.1.8"));
+        assert!(ports.has("vethmore"), "what the kernel guards already is not opened for want of room");
+        assert!(!ports.put(port("most", "vethmost", "10.244.1.7")));
     }
 }

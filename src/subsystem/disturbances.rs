@@ -21,7 +21,9 @@ struct Waiting {
 /// Time for which the objects of a notice are left alone.
 fn settle(notice: Notice) -> Duration {
     match notice {
-        Notice::Ours | Notice::Routes | Notice::Ports => Duration::from_millis(20),
+        Notice::Ours | Notice::Routes => Duration::from_millis(20),
+        // All links are listed; a pod that starts changes its own several times.
+        Notice::Ports => Duration::from_millis(100),
         // Reading them starts programs.
         Notice::Rules => Duration::from_millis(500),
         Notice::Ways => Duration::from_millis(200),
@@ -89,6 +91,20 @@ mod tests {
         assert_eq!(disturbances.deadline(), Some(after(510)));
         assert_eq!(disturbances.take_due(after(600)), [Notice::Rules]);
         assert_eq!(disturbances.deadline(), None, "who has looked sleeps");
+    }
+
+    #[test]
+    fn a_pod_that_starts_has_the_links_listed_once() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let told = |ports| Changes { ports, ..Changes::default() };
+        let mut disturbances = Disturbances::new([Notice::Ports], told(0));
+        for (changes, milliseconds) in (1..).zip([0, 30, 60, 90]) {
+            disturbances.note(told(changes), after(milliseconds));
+            assert_eq!(disturbances.take_due(after(milliseconds)), []);
+        }
+        assert_eq!(disturbances.take_due(after(100)), [Notice::Ports]);
+        assert_eq!(disturbances.deadline(), None);
     }
 
     #[test]

@@ -19,7 +19,11 @@ struct Machine {
     /// Bridges whose option is set.
     set: BTreeMap<LinkName, NoGroupLearning>,
     links: Vec<PodLink>,
-    is_unreadable: bool,
+    /// How often they were listed.
+    lists: usize,
+    are_links_unknown: bool,
+    /// Tables that cannot be read.
+    unreadable: &'static [&'static str],
 }
 
 type Shared = Rc<RefCell<Machine>>;
@@ -33,7 +37,12 @@ impl Kernel for InMemory {
     type Learning = Options;
 
     fn pod_links(&mut self) -> Result<Vec<PodLink>, String> {
-        Ok(self.0.borrow().links.clone())
+        let mut machine = self.0.borrow_mut();
+        machine.lists += 1;
+        if machine.are_links_unknown {
+            return Err("links change all the time".to_owned());
+        }
+        Ok(machine.links.clone())
     }
 }
 
@@ -48,7 +57,7 @@ impl Target for Held {
 
     fn read(&mut self) -> Result<Contents, String> {
         let machine = self.0.borrow();
-        if machine.is_unreadable {
+        if machine.unreadable.contains(&self.1) {
             return Err("others change it all the time".to_owned());
         }
         Ok(machine.tables.get(self.1).cloned().unwrap_or_default())
@@ -162,9 +171,7 @@ impl Scene {
     fn disturb(&self, driver: &mut Driver<InMemory>, notice: Notice) {
         let at = Moment { now: self.began + Duration::from_secs(self.seconds), jitter: 0 };
         driver.mirrors.audit_after(notice, at);
-        if Driver::<InMemory>::NOTICES.contains(&notice) {
-            driver.disturbed(notice);
-        }
+        driver.disturbed(notice);
     }
 
     fn put_on(&self, link: &str, bridge: Option<&str>) {
@@ -191,6 +198,8 @@ impl Scene {
 
 const KUBE_BRIDGE: Option<&str> = Some("kube-bridge");
 
+const TABLES: [&str; 3] = ["bridge", "inet", "arp"];
+
 /// A host on which two ports are guarded by a run that is over.
 fn guarded_before() -> Scene {
     let mut scene = Scene::new(&[("veth1", KUBE_BRIDGE), ("veth2", KUBE_BRIDGE)]);
@@ -208,7 +217,7 @@ fn guarded_before() -> Scene {
 fn nothing_is_written_while_the_kernel_does_not_tell_what_it_guards() {
     let mut scene = guarded_before();
     std::fs::write(scene.file().path(), "[{").expect("writable");
-    scene.machine.borrow_mut().is_unreadable = true;
+    scene.machine.borrow_mut().unreadable = &TABLES;
     let mut driver = scene.start();
     scene.machine.borrow_mut().links.push(PodLink { name: "veth3".into(), bridge: KUBE_BRIDGE.map(Into::into) });
     let told = scene.add(&mut driver, "veth3");
@@ -218,7 +227,7 @@ fn nothing_is_written_while_the_kernel_does_not_tell_what_it_guards() {
     let why = told.borrow().clone().expect_err("its port is not guarded");
     assert!(why.contains("cannot be read: others change it all the time"), "{why}");
 
-    scene.machine.borrow_mut().is_unreadable = false;
+    scene.machine.borrow_mut().unreadable = &[];
     scene.turn(&mut driver);
     assert_eq!(scene.guarded("bridge"), ["veth1", "veth2", "veth3"]);
     assert_eq!(scene.written(), ["veth1", "veth2", "veth3"]);
@@ -334,4 +343,96 @@ fn two_agents_that_overlap_take_away_nothing_that_the_other_one_guards() {
     younger.audited(Moment { now: scene.began, jitter: 0 });
     scene.turn(&mut younger);
     assert_eq!(scene.guarded("bridge"), ["veth2", "veth4"]);
+}
+
+/// A host with two agents, of which the older one alone was told of `veth3`.
+fn overlapping() -> (Scene, Driver<InMemory>, Driver<InMemory>) {
+    let mut scene = guarded_before();
+    let (mut older, mut younger) = (scene.start(), scene.start());
+    for driver in [&mut older, &mut younger] {
+        scene.turn(driver);
+    }
+    scene.machine.borrow_mut().links.push(PodLink { name: "veth3".into(), bridge: KUBE_BRIDGE.map(Into::into) });
+    let told = scene.add(&mut older, "veth3");
+    scene.turn(&mut older);
+    assert_eq!(*told.borrow(), Ok(()));
+    (scene, older, younger)
+}
+
+#[test]
+fn what_another_agent_guards_stays_while_the_links_are_not_known() {
+    let (mut scene, _older, mut younger) = overlapping();
+    scene.machine.borrow_mut().are_links_unknown = true;
+    scene.disturb(&mut younger, Notice::Rules);
+    for _ in 0..3 {
+        scene.turn(&mut younger);
+        for table in TABLES {
+            assert_eq!(scene.guarded(table), ["veth1", "veth2", "veth3"], "{table}");
+        }
+    }
+    assert!(younger.deadline().is_some(), "they are listed again");
+    scene.machine.borrow_mut().are_links_unknown = false;
+    scene.turn(&mut younger);
+    assert_eq!(scene.guarded("bridge"), ["veth1", "veth2", "veth3"]);
+    assert_eq!(scene.written(), ["veth1", "veth2", "veth3"], "it is taken over");
+    assert!(younger.mirrors.is_settled());
+}
+
+#[test]
+fn what_another_agent_guards_stays_while_one_table_cannot_be_read() {
+    for unreadable in [&["bridge"], &["inet"], &["arp"]] {
+        let (mut scene, _older, mut younger) = overlapping();
+        scene.machine.borrow_mut().unreadable = unreadable;
+        scene.disturb(&mut younger, Notice::Rules);
+        scene.turn(&mut younger);
+        for table in TABLES {
+            assert_eq!(scene.guarded(table), ["veth1", "veth2", "veth3"], "{table} without {unreadable:?}");
+        }
+        scene.machine.borrow_mut().unreadable = &[];
+        for _ in 0..3 {
+            scene.turn(&mut younger);
+        }
+        for table in TABLES {
+            assert_eq!(scene.guarded(table), ["veth1", "veth2", "veth3"], "{table} after {unreadable:?}");
+        }
+        assert!(younger.ports.has("veth3") && younger.mirrors.is_settled());
+    }
+}
+
+#[test]
+fn links_are_not_listed_for_rules_of_others() {
+    let mut scene = guarded_before();
+    let mut driver = scene.start();
+    scene.turn(&mut driver);
+    let before = scene.machine.borrow().lists;
+    scene.disturb(&mut driver, Notice::Rules);
+    scene.turn(&mut driver);
+    assert_eq!(scene.machine.borrow().lists, before);
+    scene.disturb(&mut driver, Notice::Ports);
+    scene.turn(&mut driver);
+    assert_eq!(scene.machine.borrow().lists, before + 1);
+}
+
+#[test]
+fn a_port_that_one_of_two_agents_ended_is_not_put_back_by_the_other_one() {
+    let (mut scene, mut older, mut younger) = overlapping();
+    scene.disturb(&mut younger, Notice::Rules);
+    scene.turn(&mut younger);
+    younger.take(Call::Delete(AttachmentId { container: "of veth1".into(), interface: "eth0".into() }));
+    younger.take_over(scene.began);
+    scene.turn(&mut younger);
+    // The plugin that made the link removes it.
+    scene.machine.borrow_mut().links.retain(|link| link.name != "veth1");
+    for driver in [&mut older, &mut younger] {
+        scene.disturb(driver, Notice::Ports);
+    }
+    for _ in 0..3 {
+        for driver in [&mut older, &mut younger] {
+            scene.disturb(driver, Notice::Rules);
+            scene.turn(driver);
+            for table in TABLES {
+                assert_eq!(scene.guarded(table), ["veth2", "veth3"], "{table}");
+            }
+        }
+    }
 }
