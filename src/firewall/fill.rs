@@ -24,24 +24,35 @@ pub struct FillInputs<'a> {
     pub local: &'a BTreeMap<ObjectName, LocalPod>,
     /// The name of this node.
     pub node: &'a str,
+    /// The most elements of all sets together; `None`: as many as there are.
+    pub room: Option<usize>,
 }
 
-/// Returns the contents of these sets, and the number of pods examined.
-pub fn contents(
-    sets: &BTreeSet<Arc<SetKey>>,
-    inputs: FillInputs<'_>,
-) -> (impl Iterator<Item = (Arc<SetKey>, Contents)>, usize) {
-    let mut filling = Filling { inputs, sets: sets.iter().collect(), elements: vec![Vec::new(); sets.len()], asked: 0 };
+/// Contents of sets.
+pub struct Filled {
+    pub sets: Vec<(Arc<SetKey>, Contents)>,
+    /// The number of pods examined.
+    pub asked: usize,
+    /// Elements are missing, because all of them would take more than the room.
+    pub is_cut: bool,
+}
+
+/// Returns the contents of these sets.
+pub fn contents(sets: &BTreeSet<Arc<SetKey>>, inputs: FillInputs<'_>) -> Filled {
+    let mut filling = Filling {
+        inputs,
+        sets: sets.iter().collect(),
+        elements: vec![Vec::new(); sets.len()],
+        asked: 0,
+        room: inputs.room.unwrap_or(usize::MAX),
+        is_cut: false,
+    };
     filling.add_blocks();
     filling.ask_pods_of_this_node();
     filling.ask_pods_of_the_cluster();
-    let filled: Vec<(Arc<SetKey>, Contents)> = filling
-        .sets
-        .into_iter()
-        .zip(filling.elements)
-        .map(|(set, elements)| (set.clone(), elements.into_iter().collect()))
-        .collect();
-    (filled.into_iter(), filling.asked)
+    let Filling { sets, elements, asked, is_cut, .. } = filling;
+    let filled = |(set, elements): (&Arc<SetKey>, Vec<Element>)| (set.clone(), elements.into_iter().collect());
+    Filled { sets: sets.into_iter().zip(elements).map(filled).collect(), asked, is_cut }
 }
 
 /// Returns all pods of one namespace.
@@ -58,14 +69,22 @@ struct Filling<'a> {
     /// Elements of the set with the same index.
     elements: Vec<Vec<Element>>,
     asked: usize,
+    /// The number of elements that may still be added.
+    room: usize,
+    is_cut: bool,
 }
 
 impl<'a> Filling<'a> {
     fn add_blocks(&mut self) {
         for (set, elements) in self.sets.iter().zip(&mut self.elements) {
-            if let SetKey::Blocks(blocks) = &***set {
-                elements.extend(ip_block::prefixes(blocks).into_iter().map(Element::Prefix));
+            let SetKey::Blocks(blocks) = &***set else { continue };
+            // Before the prefixes are made: each hole may cost one for each bit of an address.
+            if self.inputs.room.is_some() && ip_block::most_prefixes(blocks) > self.room {
+                self.is_cut = true;
+                return;
             }
+            elements.extend(ip_block::prefixes(blocks).into_iter().map(Element::Prefix));
+            self.room -= elements.len().min(self.room);
         }
     }
 
@@ -153,13 +172,14 @@ impl<'a> Filling<'a> {
     /// Adds a pod's elements to each set that it may belong to.
     fn ask(&mut self, index: &SetIndex<usize>, name: &ObjectName, pod: &Pod) {
         self.asked += 1;
-        if !pod.takes_part() {
+        if !pod.takes_part() || self.is_cut {
             return;
         }
         let FillInputs { pods, namespaces, claims, node, .. } = self.inputs;
         let labels = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
         for place in index.candidates(&name.namespace, labels, pod) {
             let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
+            let before = elements.len();
             for address in &pod.addresses {
                 if let [_] = claims.of(*address) {
                     let alone = [Claimant::new(name, pod, node)];
@@ -170,6 +190,9 @@ impl<'a> Filling<'a> {
                 let all: Vec<Claimant<'_>> = claims.pods_at(*address, pods, node).collect();
                 elements.extend(membership::elements_at(set, *address, &all, namespaces));
             }
+            let added = elements.len() - before;
+            self.is_cut |= added > self.room;
+            self.room -= added.min(self.room);
         }
     }
 }

@@ -24,6 +24,12 @@ pub fn prefixes(blocks: &[Block]) -> Vec<IpNet> {
     Family::BOTH.into_iter().flat_map(|family| prefixes_of(blocks, family)).collect()
 }
 
+/// Returns the most prefixes that [`prefixes`] may have.
+pub fn most_prefixes(blocks: &[Block]) -> usize {
+    let most = |block: &Block| 1 + block.except.len() * usize::from(block.cidr.max_prefix_len());
+    blocks.iter().map(most).sum()
+}
+
 /// Returns whether an address lies in one of the blocks and not in an exception of that block.
 pub fn holds(blocks: &[Block], address: IpAddr) -> bool {
     let in_block =

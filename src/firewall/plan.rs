@@ -55,6 +55,8 @@ pub struct Plan {
     cluster_policies: Index<CompactString>,
     /// Number of this node's pods that each of them selects; without those that select none.
     cluster_selected: BTreeMap<ClusterPolicyKey, usize>,
+    /// The most elements that the new sets of one update may have together; `None`: as many as there are.
+    room: Option<usize>,
 }
 
 /// Changes of the rule set.
@@ -69,6 +71,8 @@ pub struct RuleSetChanges {
     pub elements: Vec<(Arc<SetKey>, Element)>,
     /// Number of evaluations of whether a pod belongs to a set; the work is proportional to it.
     pub pods_asked: usize,
+    /// New sets lack elements, because there was no room for all of them: the rule set is not that of the World.
+    pub is_cut: bool,
 }
 
 /// Pending changes, before they are applied to the rule set.
@@ -85,6 +89,11 @@ struct Dirty {
 impl Plan {
     pub fn new() -> Plan {
         Plan::default()
+    }
+
+    /// Bounds the memory of the next updates, for a rule set that is made for a question alone.
+    pub fn set_room(&mut self, elements: usize) {
+        self.room = Some(elements);
     }
 
     /// Gives the rule set away, and all else up.
@@ -111,7 +120,7 @@ impl Plan {
         let mut changed = RuleSetChanges::default();
         if self.node != world.host.node_name {
             // A new node name changes which pods are local, so start over.
-            let fresh = Plan { node: world.host.node_name.clone(), ..Plan::default() };
+            let fresh = Plan { node: world.host.node_name.clone(), room: self.room, ..Plan::default() };
             let before = std::mem::replace(self, fresh).rules;
             changed.pods.extend(before.pods.into_names());
             changed.policies.extend(before.policies.into_keys());

@@ -107,9 +107,30 @@ pub struct RefusedConnection {
 /// The most connections that are listed.
 pub const CONNECTIONS: usize = 1000;
 
+/// Bounds of the work and the memory of a comparison.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// As of [`pairs::pairs`].
+    pub budget: u64,
+    /// The most policies of a file: each costs an entry for each pod of this node that it selects.
+    pub policies: usize,
+    /// The most elements of the sets that the policies need and nobody else uses: of some 150 bytes, while they are sorted.
+    pub elements: usize,
+}
+
+/// Some seconds, and some 300 MiB beside the rule set of now.
+pub const BOUNDS: Bounds = Bounds { budget: pairs::BUDGET, policies: 5_000, elements: 2_000_000 };
+
 impl Compared {
-    /// Compiles both rule sets and compares them. `budget` as of [`pairs::pairs`].
-    pub fn of(world: &World, candidates: &Candidates, budget: u64) -> Compared {
+    /// Compiles both rule sets and compares them. An error is a sentence without its end: the policies need more than the bounds.
+    pub fn of(world: &World, candidates: &Candidates, bounds: Bounds) -> Result<Compared, String> {
+        let all = candidates.policies.policies.len() + candidates.policies.cluster_policies.len();
+        if all > bounds.policies {
+            let most = bounds.policies;
+            return Err(format!(
+                "the file has {all} policies and at most {most} can be compared at once; ask about a part of them"
+            ));
+        }
         let mut plan = Plan::new();
         plan.update(world);
         let before = plan.rules().clone();
@@ -124,12 +145,17 @@ impl Compared {
             let change = put(&mut newer.cluster.policies, (name, policy), *deleted);
             changes.push((PolicyName::Namespaced(name.clone()), change));
         }
+        plan.set_room(bounds.elements);
         let changed = plan.update(&newer);
+        if changed.is_cut {
+            let most = bounds.elements;
+            return Err(format!("the policies need sets of more than {most} elements; ask about a part of them"));
+        }
         let after = plan.into_rules();
         let names = PodNames::of(world);
-        let pairs = pairs::pairs((&before, &after), &changed, &names, budget);
+        let pairs = pairs::pairs((&before, &after), &changed, &names, bounds.budget);
         let isolation = isolation(&before, &after);
-        Compared { before, after, names, policies: changes, isolation, pairs }
+        Ok(Compared { before, after, names, policies: changes, isolation, pairs })
     }
 
     /// Returns the decision that would refuse a connection that passes now; each verdict is this node's.

@@ -16,8 +16,7 @@ use crate::observe::local::{Answer, AnswerFormat, Question};
 
 use super::super::explain::circumstances;
 use super::super::flows::{Flows, verdict_on};
-use super::pairs::BUDGET;
-use super::{CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
+use super::{BOUNDS, CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
 
 /// Reads the policies in the text of a manifest file; an error is a sentence without its end.
 pub type PolicyReader = fn(&str) -> Result<Policies, String>;
@@ -64,7 +63,7 @@ impl Comparisons {
 
 fn answer(inputs: &Comparing, form: AnswerFormat) -> Answer {
     let candidates = Candidates { policies: (inputs.read)(&inputs.file)?, deleted: inputs.deleted };
-    let compared = Compared::of(&inputs.world, &candidates, BUDGET);
+    let compared = Compared::of(&inputs.world, &candidates, BOUNDS)?;
     let connections = refused(inputs, &compared);
     let difference = compared.into_difference(connections);
     let authority = inputs.world.authority.firewall;

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use super::super::given::{block, object, pod, pods, pods_in, policy, rule, selector};
-use super::pairs::BUDGET;
 use super::*;
 use crate::model::{
     Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, NetworkPolicy, PolicyRule, Subject, Tier,
@@ -46,15 +45,19 @@ fn guard(tier: Tier, rules: &[(Action, PolicyRule)]) -> ClusterNetworkPolicy {
     ClusterNetworkPolicy { tier, priority: 7, subject, ingress: rules.iter().map(rule).collect(), egress: [].into() }
 }
 
+fn compared(world: &World, candidates: &Candidates) -> Compared {
+    Compared::of(world, candidates, BOUNDS).expect("a small comparison")
+}
+
 fn guarded(world: &World, policy: ClusterNetworkPolicy, deleted: bool) -> Difference {
     let cluster_policies = [("guard".into(), Arc::new(policy))].into();
     let candidates = Candidates { policies: Policies { cluster_policies, ..Policies::default() }, deleted };
-    Compared::of(world, &candidates, BUDGET).into_difference(Ok(Refused::default()))
+    compared(world, &candidates).into_difference(Ok(Refused::default()))
 }
 
 fn difference(world: &World, name: &str, policy: NetworkPolicy) -> Difference {
     let candidates = candidates([(name, policy)], false);
-    Compared::of(world, &candidates, BUDGET).into_difference(Ok(Refused::default()))
+    compared(world, &candidates).into_difference(Ok(Refused::default()))
 }
 
 #[test]
@@ -130,7 +133,7 @@ fn a_policy_that_is_deleted_opens_what_it_closed() {
     let deny = policy("app=web", Some(&[]), None);
     world.cluster.policies.insert(object("shop/web"), deny.clone());
     let candidates = |deleted| candidates([("shop/web", deny.clone()), ("shop/none", deny.clone())], deleted);
-    let found = Compared::of(&world, &candidates(true), BUDGET).into_difference(Err("the kernel is silent".to_owned()));
+    let found = compared(&world, &candidates(true)).into_difference(Err("the kernel is silent".to_owned()));
     let words = found.policies.iter().map(|(name, change)| (name.to_string(), *change)).collect::<Vec<_>>();
     let expected = [("shop/none", PolicyChange::Absent), ("shop/web", PolicyChange::Deleted)];
     assert_eq!(words, expected.map(|(name, change)| (name.to_owned(), change)));
@@ -138,7 +141,7 @@ fn a_policy_that_is_deleted_opens_what_it_closed() {
     assert!(found.pairs.changes.iter().all(|change| change.opens && change.ports.to_string() == "everything"));
     let text = text(&found);
     assert!(text.contains("Opens:\n") && text.ends_with("Connections: not known, the kernel is silent\n"), "{text}");
-    let same = Compared::of(&world, &candidates(false), BUDGET).into_difference(Ok(Refused::default()));
+    let same = compared(&world, &candidates(false)).into_difference(Ok(Refused::default()));
     assert!(same.pairs.changes.is_empty() && same.policies[1].1 == PolicyChange::Same, "{same:?}");
 }
 
@@ -152,8 +155,11 @@ fn a_policy_for_pods_of_other_nodes_changes_nothing_here() {
 #[test]
 fn more_pairs_than_can_be_looked_at_are_cut_and_that_is_said() {
     let candidates = candidates([("shop/web", policy("app=web", Some(&[]), Some(&[])))], false);
-    let compared = |budget| Compared::of(&world(), &candidates, budget).into_difference(Ok(Refused::default()));
-    let (whole, cut) = (compared(BUDGET), compared(20));
+    let within = |budget| {
+        let compared = Compared::of(&world(), &candidates, Bounds { budget, ..BOUNDS }).expect("a small comparison");
+        compared.into_difference(Ok(Refused::default()))
+    };
+    let (whole, cut) = (within(BOUNDS.budget), within(20));
     assert!(!whole.pairs.is_cut && cut.pairs.is_cut);
     assert_ne!(cut.pairs.changes, whole.pairs.changes);
     assert!(cut.pairs.changes.iter().all(|change| change.only.is_none()), "IPv6 has not been looked at: {cut:?}");
@@ -208,7 +214,7 @@ fn the_changes_are_those_of_tracing_each_packet() {
     world.cluster.policies.insert(object("shop/web"), policy("app=web", Some(&before), None));
     let after = [rule(&[pods_in("", "")], &["tcp/85"]), rule(&[block("10.244.2.2/32"), block("203.0.113.0/24")], &[])];
     let candidates = candidates([("shop/web", policy("app=web", Some(&after), Some(&[])))], false);
-    let compared = Compared::of(&world, &candidates, BUDGET);
+    let compared = compared(&world, &candidates);
     let (old, new) = (compared.before.clone(), compared.after.clone());
     let found = compared.into_difference(Ok(Refused::default()));
     let web = object("shop/web-1");
@@ -243,4 +249,39 @@ fn the_changes_are_those_of_tracing_each_packet() {
             }
         }
     }
+}
+
+#[test]
+fn policies_that_need_larger_sets_than_the_bound_are_refused_before_the_sets_are_made() {
+    let shop_and_other = rule(&[pods_in("", "")], &[]);
+    let one = policy("app=web", Some(&[shop_and_other]), None);
+    // The five pods of both namespaces have nine addresses.
+    for (elements, fits) in [(9, true), (8, false)] {
+        let asked = candidates([("shop/web", one.clone())], false);
+        let answer = Compared::of(&world(), &asked, Bounds { elements, ..BOUNDS });
+        assert_eq!(answer.is_ok(), fits, "{elements}");
+    }
+    let holes = policy("app=web", Some(&[rule(&[block("10.0.0.0/8 10.1.0.0/16 10.2.0.0/16")], &[])]), None);
+    let refused = Compared::of(&world(), &candidates([("shop/web", holes)], false), Bounds { elements: 64, ..BOUNDS });
+    let expected = "the policies need sets of more than 64 elements; ask about a part of them";
+    assert_eq!(refused.err().as_deref(), Some(expected));
+}
+
+#[test]
+fn sets_that_policies_in_force_use_already_do_not_count() {
+    let everybody = rule(&[pods_in("", "")], &[]);
+    let one = policy("app=web", Some(&[everybody]), None);
+    let mut world = world();
+    world.cluster.policies.insert(object("shop/first"), one.clone());
+    let answer = Compared::of(&world, &candidates([("shop/web", one)], false), Bounds { elements: 0, ..BOUNDS });
+    assert!(answer.is_ok(), "{:?}", answer.err());
+}
+
+#[test]
+fn more_policies_than_the_bound_are_refused() {
+    let deny = policy("", Some(&[]), Some(&[]));
+    let asked = candidates([("shop/a", deny.clone()), ("shop/b", deny)], false);
+    let refused = Compared::of(&world(), &asked, Bounds { policies: 1, ..BOUNDS });
+    let expected = "the file has 2 policies and at most 1 can be compared at once; ask about a part of them";
+    assert_eq!(refused.err().as_deref(), Some(expected));
 }

@@ -101,10 +101,12 @@ impl Plan {
             claims: &self.claims,
             local: &self.rules.pods,
             node: &self.node,
+            room: self.room,
         };
-        let (filled, asked) = fill::contents(fresh, inputs);
-        changed.pods_asked += asked;
-        self.rules.sets.extend(filled);
+        let filled = fill::contents(fresh, inputs);
+        changed.pods_asked += filled.asked;
+        changed.is_cut = filled.is_cut;
+        self.rules.sets.extend(filled.sets);
     }
 
     /// Updates the sets that may differ at some addresses.
