@@ -89,17 +89,27 @@ pub const TABLE: &[Annotation] = &[
 
 /// Parses the annotations of a Service that the service proxy obeys.
 pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> ProxyAnnotations {
-    if annotations.contains_key(SERVICE_DSR) {
-        let text = format_args!("it has no effect: this build has no direct server return yet");
-        warnings.without_effect(SERVICE_DSR, text);
-    }
+    let dsr = is_dsr(annotations, warnings);
     let scheduler = scheduler(annotations, warnings);
     ProxyAnnotations {
         scheduler,
         scheduler_flags: scheduler_flags(annotations, scheduler, warnings),
         local: annotations.get(SERVICE_LOCAL).is_some_and(|value| value == "true"),
         skip_load_balancer_ips: annotations.contains_key(SERVICE_SKIP_LB_IPS),
+        dsr,
     }
+}
+
+/// Returns whether a Service asks for direct server return. Its only method is `tunnel`.
+fn is_dsr(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bool {
+    let Some(method) = annotations.get(SERVICE_DSR) else { return false };
+    if method != "tunnel" {
+        warnings.odd(SERVICE_DSR, format_args!("{method:?} is not \"tunnel\"; the Service is served with NAT"));
+        return false;
+    }
+    let text = format_args!("it has no effect: this build has no direct server return yet");
+    warnings.without_effect(SERVICE_DSR, text);
+    true
 }
 
 /// Parses the annotations of a Service that the router obeys.
@@ -233,11 +243,22 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_ignored_with_a_warning() {
         let (value, warnings) = parsed(&[("kube-router.io/service.dsr", "tunnel")]);
-        assert_eq!(value, ProxyAnnotations::default());
+        assert_eq!(value, ProxyAnnotations { dsr: true, ..ProxyAnnotations::default() });
         assert_eq!(
             warnings,
             ["kube-router.io/service.dsr: it has no effect: this build has no direct server return yet"]
         );
+    }
+
+    #[test]
+    fn a_method_of_direct_server_return_that_is_not_known_is_nat_and_a_warning() {
+        for method in ["", "Tunnel", "true", "route"] {
+            let (value, warnings) = parsed(&[("kube-router.io/service.dsr", method)]);
+            assert_eq!(value, ProxyAnnotations::default());
+            let text =
+                format!("kube-router.io/service.dsr: {method:?} is not \"tunnel\"; the Service is served with NAT");
+            assert_eq!(warnings, [text]);
+        }
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub struct ProxyAnnotations {
     pub local: bool,
     /// `kube-router.io/service.skiplbips`: load balancer addresses are not served.
     pub skip_load_balancer_ips: bool,
+    /// `kube-router.io/service.dsr: tunnel`: direct server return for external and load balancer addresses.
+    pub dsr: bool,
 }
 
 /// The `kube-router.io/service.advertise.*` annotations, which say more than the flags; `None` where absent or not understood.

@@ -36,6 +36,7 @@ pub mod external_ip;
 pub mod health_check;
 pub mod source_ranges;
 pub mod inside;
+pub mod dsr;
 pub mod clients;
 pub mod plan;
 pub mod owners;

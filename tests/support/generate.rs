@@ -157,6 +157,7 @@ fn annotations(random: &mut Random) -> ProxyAnnotations {
         scheduler_flags,
         local: random.chance(20),
         skip_load_balancer_ips: random.chance(20),
+        dsr: random.chance(20),
     }
 }
 

@@ -177,6 +177,7 @@ impl ServiceRecord {
                 scheduler_flags: SchedulerFlags { flag_1, flag_2, flag_3 },
                 local: self.annotated_local,
                 skip_load_balancer_ips: self.skip_load_balancer_ips,
+                dsr: false,
             },
             announce: AnnounceAnnotations::default(),
             created: self.created,

@@ -59,6 +59,8 @@ pub struct ServiceRecord {
     announce_load_balancer_ips: Option<bool>,
     #[prost(message, optional, tag = "22")]
     source_ranges: Option<RangesRecord>,
+    #[prost(bool, tag = "23")]
+    dsr: bool,
 }
 
 /// Ranges, of which there may be none.
@@ -128,7 +130,7 @@ impl ServiceRecord {
             internal_traffic_policy,
             external_traffic_policy,
             health_check_node_port,
-            annotations: ProxyAnnotations { scheduler, scheduler_flags, local, skip_load_balancer_ips },
+            annotations: ProxyAnnotations { scheduler, scheduler_flags, local, skip_load_balancer_ips, dsr },
             announce: AnnounceAnnotations { cluster_ips: of_cluster, external_ips: of_external, load_balancer_ips },
             created,
         } = service;
@@ -160,6 +162,7 @@ impl ServiceRecord {
             announce_external_ips: *of_external,
             announce_load_balancer_ips: *load_balancer_ips,
             source_ranges: source_ranges.as_deref().map(RangesRecord::of),
+            dsr: *dsr,
         }
     }
 
@@ -193,6 +196,7 @@ impl ServiceRecord {
                 scheduler_flags: SchedulerFlags { flag_1, flag_2, flag_3 },
                 local: self.annotated_local,
                 skip_load_balancer_ips: self.skip_load_balancer_ips,
+                dsr: self.dsr,
             },
             announce: AnnounceAnnotations {
                 cluster_ips: self.announce_cluster_ips,

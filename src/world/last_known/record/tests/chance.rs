@@ -28,13 +28,14 @@ pub(super) fn service_ports() -> impl Strategy<Value = Vec<ServicePort>> {
 }
 
 prop_compose! {
-    pub(super) fn annotations()(scheduler in 0..Scheduler::ALL.len(), flags in any::<[bool; 5]>()) -> ProxyAnnotations {
-        let [flag_1, flag_2, flag_3, local, skip_load_balancer_ips] = flags;
+    pub(super) fn annotations()(scheduler in 0..Scheduler::ALL.len(), flags in any::<[bool; 6]>()) -> ProxyAnnotations {
+        let [flag_1, flag_2, flag_3, local, skip_load_balancer_ips, dsr] = flags;
         ProxyAnnotations {
             scheduler: Scheduler::ALL[scheduler],
             scheduler_flags: SchedulerFlags { flag_1, flag_2, flag_3 },
             local,
             skip_load_balancer_ips,
+            dsr,
         }
     }
 }

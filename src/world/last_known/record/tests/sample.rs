@@ -60,6 +60,7 @@ fn sample_services(cluster: &mut Cluster) {
             scheduler_flags: SchedulerFlags { flag_1: true, flag_2: false, flag_3: true },
             local: true,
             skip_load_balancer_ips: true,
+            dsr: false,
         },
         announce: AnnounceAnnotations { cluster_ips: Some(true), external_ips: Some(false), load_balancer_ips: None },
         created: 1_795_000_000,

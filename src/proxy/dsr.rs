@@ -1,0 +1,17 @@
+//! Direct server return: answers go from the pod to the client, and not through the node that the client's packets came to.
+//!
+//! Kubernetes: the annotation `kube-router.io/service.dsr: tunnel`. The external and load balancer addresses of the Service become virtual
+//! services for a mark of packets ([`packet_marks`]), whose destinations get each packet as it is, inside another one (IP in IP): the pod
+//! finds the service address as destination, and answers with it as source. So in the pod a tunnel has to end
+//! which has that address ([`PodAddresses`]).
+//!
+//! So far nothing of it is in use: the annotation is read, and a warning says that it has no effect.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub mod packet_marks;
+
+/// The tunnels that end in pods of this node: the service addresses for which packets come through a tunnel, by the address of the pod that
+/// they come to. Both are of one family. Pods on the host's network are not among them.
+pub type PodAddresses = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
