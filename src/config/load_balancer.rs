@@ -12,6 +12,9 @@ use super::service_ranges::ServiceRanges;
 pub struct LoadBalancerConfig {
     /// The ranges of Services: addresses come from `--loadbalancer-ip-range`.
     pub ranges: ServiceRanges,
+    /// Says which entries of `externalIPs` are in use. Without the service proxy all of them are: another proxy serves them, whatever
+    /// the ranges are.
+    pub served_external_ips: ServiceRanges,
     /// `--loadbalancer-default-class`: Services without a class are given addresses too.
     pub takes_default_class: bool,
     /// `--loadbalancer-sync-period`: between two lists of all Services; longer than zero.
@@ -53,6 +56,7 @@ impl LoadBalancerConfig {
         let named = |name: &Option<String>| name.clone().filter(|name| !name.trim().is_empty());
         LoadBalancerConfig {
             ranges: ranges.clone(),
+            served_external_ips: ServiceRanges { strict: ranges.strict && flags.run_service_proxy, ..ranges.clone() },
             takes_default_class: flags.loadbalancer_default_class,
             sync_period: mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m"),
             namespace: named(&environment.pod_namespace)

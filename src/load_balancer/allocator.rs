@@ -179,8 +179,8 @@ impl Allocator {
         key.and_then(|key| self.shared.get(&key)).into_iter().flatten().map(|(address, _)| *address)
     }
 
-    pub(super) fn is_in_pool(&self, address: IpAddr) -> bool {
-        self.pools.as_ref().is_some_and(|pools| pools.pool_of(address).is_some())
+    pub(super) fn is_of_pools(&self, address: IpAddr) -> bool {
+        self.pools.as_ref().is_some_and(|pools| pools.name_address(address))
     }
 
     /// Takes in one Service without deciding anything.

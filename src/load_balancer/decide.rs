@@ -91,7 +91,7 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
         decision.given.clear();
     }
     // Who prefers two families is content with one.
-    if !service.needs_all_families && !decision.given.is_empty() {
+    if !service.needs_all_families && (!decision.given.is_empty() || of_others > 0) {
         decision.problems.retain(|problem| !matches!(problem, Problem::NoPool(_)));
     }
     decision
@@ -119,13 +119,10 @@ impl Case<'_> {
         let has = self.entry.given.iter().chain(&self.service().status).copied();
         let mut of_family = has.filter(|address| Family::from(*address) == family);
         of_family.find(|address| {
-            asked.is_none_or(|asked| asked == *address) && self.may_keep(*address) && !self.is_lost(*address)
+            asked.is_none_or(|asked| asked == *address)
+                && self.pools.may_keep(*address, self.recipient())
+                && !self.is_lost(*address)
         })
-    }
-
-    fn may_keep(&self, address: IpAddr) -> bool {
-        let pool = self.pools.pool_of(address);
-        pool.is_some_and(|pool| self.pools.may_keep(pool, self.recipient()))
     }
 
     /// Returns whether the status has an address of a family that another allocator gave.
@@ -133,7 +130,7 @@ impl Case<'_> {
         let asked = self.service().request.addresses.of(family);
         let mut of_family = self.service().status.iter().filter(|address| Family::from(**address) == family);
         !has_exclusive_class(self.service())
-            && of_family.any(|it| self.pools.pool_of(*it).is_none() && asked.is_none_or(|asked| asked == *it))
+            && of_family.any(|it| !self.pools.name_address(*it) && asked.is_none_or(|asked| asked == *it))
     }
 
     /// Returns whether an address that the Service has is somebody else's rather than its own.

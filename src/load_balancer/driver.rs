@@ -105,7 +105,9 @@ impl Candidate {
         let mut elector = Elector::new(self.identity.clone(), TIMING);
         let (mut lease, mut is_failing) = (None, false);
         while !*ended.borrow() {
-            let failure = match elector.step(Instant::now()) {
+            let step = elector.step(Instant::now());
+            let is_claim = matches!(step, Step::Claim(_));
+            let failure = match step {
                 Step::Wait(at) => {
                     tokio::select! {
                         () = sleep_until(at.into()) => {}
@@ -124,7 +126,7 @@ impl Candidate {
                     self.note.set(vec![format!("the Lease kube-router-lballoc cannot be read or written: {failure}")]);
                 }
                 // A look that leads to a claim proves nothing: the right to write it may be missing.
-                None if is_failing && !matches!(elector.step(Instant::now()), Step::Claim(_)) => {
+                None if is_failing && (is_claim || !matches!(elector.step(Instant::now()), Step::Claim(_))) => {
                     is_failing = false;
                     info!("Lease of the address allocator recovered");
                     self.note.set(Vec::new());
@@ -254,7 +256,7 @@ impl Work {
         let namespace = self.driver.config.namespace.clone();
         followers.spawn(async move { follow::pools(client, &namespace, period, out).await });
         let config = &self.driver.config;
-        let mut allocator = Allocator::new(config.takes_default_class, config.ranges.clone());
+        let mut allocator = Allocator::new(config.takes_default_class, config.served_external_ips.clone());
         let mut writes: JoinSet<(Write, Result<Status, Failure>)> = JoinSet::new();
         self.pools.begin();
         while let Some(until) = self.usable_until().filter(|_| !*self.stop.borrow()) {

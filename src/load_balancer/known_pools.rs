@@ -15,7 +15,7 @@ pub struct KnownPools {
     pools: Option<AddressPools>,
     /// A pool has no version that can be read.
     is_unknown: bool,
-    /// This process has read the ConfigMap, under an earlier leadership perhaps.
+    /// This process has read the ConfigMap, under an earlier leadership perhaps, and has not seen since that there is none.
     has_read: bool,
     absent_since: Option<Instant>,
     forbidden_since: Option<Instant>,
@@ -46,7 +46,7 @@ impl KnownPools {
                 if self.pools.as_ref().is_some_and(|pools| *pools != AddressPools::default()) {
                     self.absent_since.get_or_insert(now);
                 } else {
-                    self.pools = Some(AddressPools::default());
+                    (self.pools, self.has_read) = (Some(AddressPools::default()), false);
                 }
             }
             PoolsSeen::Forbidden => {
@@ -66,6 +66,7 @@ impl KnownPools {
             self.pools.is_none() && !self.has_read && is_over(self.forbidden_since, FORBIDDEN_FOR_GOOD);
         if is_gone || is_never_there {
             (self.pools, self.is_unknown, self.absent_since) = (Some(AddressPools::default()), false, None);
+            self.has_read = false;
         }
         is_gone || is_never_there
     }
@@ -152,6 +153,25 @@ mod tests {
         assert_eq!((known.last(), known.note()), (Some(&AddressPools::default()), None));
         known.see(PoolsSeen::Is(gold()), begun + seconds(90));
         assert_eq!(known.last(), Some(&gold()));
+    }
+
+    #[test]
+    fn a_configmap_that_was_seen_to_be_gone_is_waited_for_no_longer_than_one_that_was_never_read() {
+        let begun = Instant::now();
+        let mut known = KnownPools::default();
+        known.see(PoolsSeen::Is(gold()), begun);
+        known.see(PoolsSeen::Absent, begun);
+        known.tick(begun + GRACE);
+        known.begin();
+        known.see(PoolsSeen::Forbidden, begun + GRACE);
+        assert!(known.tick(begun + GRACE + FORBIDDEN_FOR_GOOD));
+        assert_eq!((known.last(), known.note()), (Some(&AddressPools::default()), None));
+        known.see(PoolsSeen::Is(gold()), begun + GRACE * 2);
+        known.begin();
+        known.see(PoolsSeen::Absent, begun + GRACE * 2);
+        known.begin();
+        known.see(PoolsSeen::Forbidden, begun + GRACE * 2);
+        assert!(known.tick(begun + GRACE * 2 + FORBIDDEN_FOR_GOOD), "the leadership before saw that it was gone");
     }
 
     #[test]

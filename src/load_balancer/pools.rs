@@ -2,7 +2,8 @@
 //!
 //! The pool `default` has the addresses of `--loadbalancer-ip-range` that no pool of the ConfigMap has. With
 //! `--strict-external-ip-validation` that flag bounds all pools: nodes would not serve an address beyond it, and who may write the
-//! ConfigMap may not give more than the flag allows. An address belongs to one pool: where two name it, it is the first one's, by name.
+//! ConfigMap may not give more than the flag allows. An address belongs to one pool: where two name it, it is the first one's, by name,
+//! and the range of the other one is left out. That is a mistake, which takes nothing away: who has an address of such a range keeps it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,6 +24,8 @@ pub struct Pools {
     pools: Vec<Pool>,
     /// The last number of each range of addresses, and its pool, by the first number.
     members: PerFamily<BTreeMap<u128, (u128, PoolId)>>,
+    /// Ranges that a pool names and does not have, because they overlap with another pool's.
+    left_out: Vec<(PoolId, AddressRange)>,
 }
 
 /// One of the pools in force.
@@ -70,21 +73,26 @@ impl Pools {
     /// The pools of the flag and of the ConfigMap, all addresses free; and ranges that are left out, each as a sentence.
     pub fn new(ranges: &ServiceRanges, named: &AddressPools) -> (Pools, Vec<String>) {
         let mut mistakes = Vec::new();
-        let mut pools = Pools { pools: Vec::new(), members: PerFamily::default() };
+        let mut pools = Pools { pools: Vec::new(), members: PerFamily::default(), left_out: Vec::new() };
         let mut ordered: Vec<&AddressPool> = named.pools.values().collect();
         ordered.sort_by_key(|pool| !is_selective(pool));
         // Which of two pools has an address is decided by name alone, and not by what they select.
-        let accepted = accepted_ranges(ranges, named, &mut mistakes);
+        let NamedRanges { accepted, overlapping } = named_ranges(ranges, named, &mut mistakes);
         for pool in ordered {
-            let of_pool = accepted.iter().filter(|(name, _)| *name == pool.name).map(|(_, range)| *range);
-            pools.add(Pool::of(pool), of_pool.map(|range| (range.family(), range.numbers(), range.host_numbers())));
+            let of_pool = |all: &[(&CompactString, AddressRange)]| -> Vec<AddressRange> {
+                all.iter().filter(|(name, _)| *name == pool.name).map(|(_, range)| *range).collect()
+            };
+            let id = PoolId(pools.pools.len());
+            pools.left_out.extend(of_pool(&overlapping).into_iter().map(|range| (id, range)));
+            let numbers = |range: AddressRange| (range.family(), range.numbers(), range.host_numbers());
+            pools.add(Pool::of(pool), of_pool(&accepted).into_iter().map(numbers));
         }
         // What is left out of a pool for certain Services is for nobody, rather than for everybody.
-        let named_ranges: Vec<AddressRange> = named.pools.values().flat_map(|pool| pool.ranges.clone()).collect();
+        let named: Vec<AddressRange> = named.pools.values().flat_map(|pool| pool.ranges.clone()).collect();
         let mut rest = Vec::new();
         for network in &ranges.load_balancer_ips {
             let range = AddressRange::Network(*network);
-            let others = named_ranges.iter().copied().chain(networks(&ranges.cluster_ips)).chain(rest.clone());
+            let others = named.iter().copied().chain(networks(&ranges.cluster_ips)).chain(rest.clone());
             let others: Vec<_> = others.filter(|other| other.family() == range.family()).collect();
             for numbers in without(range.numbers(), &others) {
                 let hosts = intersection(&numbers, &range.host_numbers());
@@ -140,11 +148,25 @@ impl Pools {
         asked.is_none_or(|asked| asked == self.name(id)) && self.is_for(id, to)
     }
 
-    /// Returns whether a Service may keep the addresses of a pool that it has. A pool that does not exist is a mistake, which takes
-    /// nothing away.
-    pub fn may_keep(&self, id: PoolId, to: Recipient<'_>) -> bool {
+    /// Returns whether an address is of a pool, or of a range that a pool names and does not have because of another one.
+    pub fn name_address(&self, address: IpAddr) -> bool {
+        self.naming(address).next().is_some()
+    }
+
+    /// Returns whether a Service may keep an address that it has. A pool that does not exist is a mistake, which takes nothing away, and
+    /// so is a range of two pools.
+    pub fn may_keep(&self, address: IpAddr, to: Recipient<'_>) -> bool {
         let asked = to.service.request.pool.as_deref().filter(|asked| self.is_known(asked));
-        asked.is_none_or(|asked| asked == self.name(id)) && self.is_for(id, to)
+        let may_keep = |id| asked.is_none_or(|asked| asked == self.name(id)) && self.is_for(id, to);
+        self.naming(address).any(may_keep)
+    }
+
+    /// The pools that name an address, the one that has it first.
+    fn naming(&self, address: IpAddr) -> impl Iterator<Item = PoolId> {
+        let (family, number) = (Family::from(address), number_of(address));
+        let names = move |range: &AddressRange| range.family() == family && range.numbers().contains(&number);
+        let left_out = self.left_out.iter().filter(move |(_, range)| names(range)).map(|(id, _)| *id);
+        self.pool_of(address).into_iter().chain(left_out)
     }
 
     fn is_for(&self, id: PoolId, Recipient { name, service, class }: Recipient<'_>) -> bool {
@@ -250,30 +272,35 @@ fn is_selective(pool: &AddressPool) -> bool {
     !pool.namespaces.is_empty() || pool.selector != Selector::everything() || pool.class.is_some()
 }
 
-/// The ranges of the ConfigMap that are in force, each with the name of its pool.
-fn accepted_ranges<'a>(
-    ranges: &ServiceRanges,
-    named: &'a AddressPools,
-    mistakes: &mut Vec<String>,
-) -> Vec<(&'a CompactString, AddressRange)> {
-    let mut accepted: Vec<(&CompactString, AddressRange)> = Vec::new();
+/// Ranges of the ConfigMap, each with the name of its pool.
+#[derive(Default)]
+struct NamedRanges<'a> {
+    /// Those that are in force.
+    accepted: Vec<(&'a CompactString, AddressRange)>,
+    /// Those that would be in force but for another pool's.
+    overlapping: Vec<(&'a CompactString, AddressRange)>,
+}
+
+fn named_ranges<'a>(ranges: &ServiceRanges, named: &'a AddressPools, mistakes: &mut Vec<String>) -> NamedRanges<'a> {
+    let mut all = NamedRanges::default();
     for pool in named.pools.values() {
         for range in &pool.ranges {
-            let other = accepted.iter().find(|(_, other)| overlap(*other, *range));
-            let mistake = if let Some((name, other)) = other {
-                format!("it overlaps with {other} of pool {name}")
-            } else if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
+            let other = all.accepted.iter().find(|(_, other)| overlap(*other, *range));
+            let mistake = if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
                 "it overlaps with --service-cluster-ip-range".to_owned()
             } else if ranges.strict && !networks(&ranges.load_balancer_ips).any(|allowed| covers(allowed, *range)) {
                 "it is not within a range of --loadbalancer-ip-range".to_owned()
+            } else if let Some((name, other)) = other {
+                all.overlapping.push((&pool.name, *range));
+                format!("it overlaps with {other} of pool {name}")
             } else {
-                accepted.push((&pool.name, *range));
+                all.accepted.push((&pool.name, *range));
                 continue;
             };
             mistakes.push(format!("pool {}: {range} is left out: {mistake}", pool.name));
         }
     }
-    accepted
+    all
 }
 
 fn networks(networks: &[IpNet]) -> impl Iterator<Item = AddressRange> {

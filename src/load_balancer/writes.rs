@@ -189,7 +189,7 @@ impl Allocator {
     fn desired(&self, entry: &Entry) -> Option<Vec<IpAddr>> {
         let service = &entry.service;
         let is_ours = class_of(service, self.takes_default()).is_some();
-        let others = service.status.iter().filter(|address| !self.is_in_pool(**address)).copied();
+        let others = service.status.iter().filter(|address| !self.is_of_pools(**address)).copied();
         let desired: Vec<IpAddr> = match (is_ours, service.is_balancer) {
             (true, _) if has_exclusive_class(service) => entry.given.clone(),
             // Without a class it may be another allocator's too.

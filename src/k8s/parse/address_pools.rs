@@ -77,8 +77,8 @@ fn pool(name: &CompactString, text: &str) -> Result<AddressPool, String> {
         return Err("default is the name of the pool of --loadbalancer-ip-range; another one is needed".to_owned());
     }
     // Empty, a condition would hold for everybody.
-    let fields: BTreeMap<String, Option<IgnoredAny>> = serde_saphyr::from_str(text).unwrap_or_default();
-    if let Some((field, _)) = fields.iter().find(|(_, value)| value.is_none()) {
+    let fields: serde_json::Value = serde_saphyr::from_str(text).unwrap_or_default();
+    if let Some(field) = without_value(&fields) {
         return Err(format!("{field}: it has no value; leave the field out, or name what it is to be"));
     }
     let object: PoolObject = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
@@ -112,6 +112,24 @@ fn pool(name: &CompactString, text: &str) -> Result<AddressPool, String> {
         class: object.load_balancer_class,
         is_automatic: object.auto_assign.unwrap_or(true),
     })
+}
+
+/// Returns the path of the first field that has no value, in a field or in an element of a list.
+fn without_value(value: &serde_json::Value) -> Option<String> {
+    let inside = |name: String, value: &serde_json::Value| match value {
+        serde_json::Value::Null => Some(name),
+        value => Some(without_value(value)?).map(|rest| match rest.starts_with('[') {
+            true => name + &rest,
+            false => name + "." + &rest,
+        }),
+    };
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().find_map(|(name, value)| inside(name.clone(), value)),
+        serde_json::Value::Array(values) => {
+            values.iter().enumerate().find_map(|(index, value)| inside(format!("[{index}]"), value))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -152,6 +170,14 @@ mod tests {
             ("addresses: [203.0.113.0/28]\nnamespaces:", "namespaces: it has no value"),
             ("addresses: [203.0.113.0/28]\nnamespaces: null", "namespaces: it has no value"),
             ("addresses: [203.0.113.0/28]\nserviceSelector: ~", "serviceSelector: it has no value"),
+            (
+                "addresses: [203.0.113.0/28]\nserviceSelector: {matchLabels: }",
+                "serviceSelector.matchLabels: it has no value",
+            ),
+            (
+                "addresses: [203.0.113.0/28]\nserviceSelector: {matchExpressions: [{key: tier, operator: In, values: [~]}]}",
+                "serviceSelector.matchExpressions[0].values[0]: it has no value",
+            ),
             ("addresses: {", ""),
         ] {
             let all = parsed(text);

@@ -351,3 +351,41 @@ fn ten_thousand_services_take_one_write_each() {
     bed.settle();
     assert_eq!(bed.writes, 10_001);
 }
+
+#[test]
+fn who_prefers_two_families_and_has_one_of_another_allocator_lacks_nothing() {
+    let mut bed = Bed::new(&["203.0.113.0/30"]);
+    let of_others = vec!["198.51.100.1".parse().expect("an address")];
+    bed.put("a", BalancedService { status: of_others, ..dual(false) });
+    bed.settle();
+    assert_eq!((bed.status("a").as_str(), bed.writes, bed.allocator.wanting()), ("198.51.100.1", 0, 0));
+    assert_eq!(bed.reasons(), [""; 0]);
+}
+
+#[test]
+fn a_range_that_comes_to_overlap_with_another_pool_takes_no_address_away_and_gives_none() {
+    let flag = ["203.0.113.0/24"];
+    let mut bed = Bed::with(pools(&flag, vec![pool("gold", "203.0.113.16/28")]));
+    let of_ours = || BalancedService { class: Some("kube-router".into()), ..service() };
+    let from_gold = || {
+        let mut service = of_ours();
+        service.request.pool = Some("gold".into());
+        service
+    };
+    bed.put("a", from_gold());
+    bed.put("b", from_gold());
+    bed.settle();
+    assert_eq!((bed.status("a").as_str(), bed.status("b").as_str()), ("203.0.113.17", "203.0.113.18"));
+    let named = ["bronze", "gold"].map(|name| (name.into(), pool(name, "203.0.113.16/28")));
+    let named = AddressPools { pools: named.into_iter().collect(), unreadable: BTreeMap::new() };
+    let (both, mistakes) = Pools::new(&ranges(&flag), &named);
+    assert_eq!(mistakes, ["pool gold: 203.0.113.16/28 is left out: it overlaps with 203.0.113.16/28 of pool bronze"]);
+    bed.allocator.set_pools(Some(both.clone()), bed.now);
+    bed.put("c", from_gold());
+    bed.settle();
+    assert_eq!(["a", "b", "c"].map(|text| bed.status(text)), ["203.0.113.17", "203.0.113.18", ""]);
+    bed.begin(both);
+    bed.change("b", |service| service.is_balancer = false);
+    bed.settle();
+    assert_eq!(["a", "b", "c"].map(|text| bed.status(text)), ["203.0.113.17", "", ""]);
+}

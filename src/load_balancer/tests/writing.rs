@@ -127,7 +127,10 @@ fn addresses_of_others_stay_in_the_status_of_a_service_without_a_class() {
     assert_eq!(bed.status("b"), "2001:db8::1 198.51.100.1", "the other family is added");
     assert_eq!(bed.status("c"), "203.0.113.1", "a class of ours is nobody else's");
     assert_eq!(bed.status("d"), "203.0.113.6 198.51.100.1", "what is asked for is given beside it");
-    assert_eq!((bed.writes, bed.allocator.wanting()), (3, 0));
+    bed.put("e", BalancedService { status: foreign(), families: vec![Family::V4, Family::V6], ..service() });
+    bed.settle();
+    assert_eq!(bed.status("e"), "2001:db8::2 198.51.100.1");
+    assert_eq!((bed.writes, bed.allocator.wanting()), (4, 0));
     bed.change("b", |service| service.is_balancer = false);
     bed.settle();
     assert_eq!(bed.status("b"), "198.51.100.1");
