@@ -32,6 +32,8 @@ GUEST = {
 SPEAKERS = {"gobgpd": "/usr/bin/gobgpd", "bird2": "/usr/sbin/bird", "frr": "/usr/lib/frr/bgpd"}
 # The router outside and the client that the demo shows.
 SHOWN = {"bird2": "/usr/sbin/bird", "gobgpd": "/usr/bin/gobgp"}
+# What the tests of the image judge it with: programs of others that read and start images.
+IMAGE = {"umoci": "/usr/bin/umoci", "containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 # Each series of Debian's kernels for clouds, by the package that always names its newest one.
 KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}

@@ -10,8 +10,9 @@
 //! exit code 2, one sentence and where to look, every later mistake with 1.
 
 use std::any::TypeId;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -39,6 +40,7 @@ pub enum Request {
 /// # Errors
 /// A flag is unknown or cannot be read, or a word belongs to no flag: what to print, and the exit code.
 pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
+    let words = without_entry_point(words);
     if let Some(usage) = ask::usage(words) {
         let asked = ask::ask(words, usage)?;
         return Ok(asked.map_or_else(|| Request::Print(usage.to_owned()), Request::Ask));
@@ -60,6 +62,22 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         return Ok(Request::Print(version(&program)));
     }
     Ok(Request::Run { flags: Box::new(flags), verbosity })
+}
+
+/// The program's names, in a container image and elsewhere.
+const NAMES: [&str; 2] = ["kube-router", "sluice"];
+
+/// The words without an image's entry point, where the next one names the program again: commands for `docker run` and `ctr run` that are
+/// written down for kube-router put its path first, although its image starts it anyway.
+fn without_entry_point(words: &[OsString]) -> &[OsString] {
+    match words {
+        [_, rest @ ..] if rest.first().is_some_and(|word| is_program(word)) => rest,
+        _ => words,
+    }
+}
+
+fn is_program(word: &OsStr) -> bool {
+    Path::new(word).file_name().is_some_and(|name| NAMES.iter().any(|known| name == *known))
 }
 
 /// `-v`: any whole number. What is below 0 says as little as 0 does, what is above 255 as much as 255.

@@ -71,6 +71,18 @@ fn a_word_behind_a_switch_is_a_stray_word_and_stray_words_are_refused() {
 }
 
 #[test]
+fn the_program_itself_may_be_the_first_word_as_in_commands_for_an_image_that_starts_it() {
+    for program in ["/usr/local/bin/kube-router", "kube-router", "/usr/local/bin/sluice"] {
+        assert!(flags(&[program, "--masquerade-all"]).masquerade_all, "{program}");
+        assert!(matches!(ask(&[program, "svc"]), Ok(Request::Ask(_))), "{program}");
+        assert_eq!(refused(&["--masquerade-all", program]).1, 1, "{program} is a stray word elsewhere");
+        assert_eq!(refused(&[program, program]).1, 1, "once");
+        assert_eq!(flags(&["--hostname-override", program]).hostname_override, program, "a value is a value");
+    }
+    assert_eq!(refused(&["/usr/local/bin/kube-router.sh"]).1, 1);
+}
+
+#[test]
 fn other_flags_take_their_value_behind_the_equals_sign_or_as_the_next_word() {
     assert_eq!(flags(&["--bgp-port=1790"]).bgp_port, 1790);
     assert_eq!(flags(&["--bgp-port", "1790"]).bgp_port, 1790);

@@ -1,0 +1,63 @@
+"""The Go programs of the image: the client of GoBGP and the CNI plugins, built from modules that go.sum pins.
+
+Without a C library: the CNI plugins are copied to hosts, whose library may be another one. Debian's packages of both link against glibc.
+"""
+import os
+import re
+import shutil
+import subprocess
+
+from . import build, own
+
+CLUSTER = os.path.join(own.TREE, "scripts", "cluster")
+PLUGINS = {"bridge": "main", "loopback": "main", "host-local": "ipam", "portmap": "meta"}
+PLUGINS_OF = "github.com/containernetworking/plugins"
+GOBGP = "github.com/osrg/gobgp/v4"
+
+
+def programs(arch):
+    """Where the programs are for this architecture, by their paths in the image."""
+    found = {"usr/local/bin/gobgp": compiled("gobgp", GOBGP, "cmd/gobgp", arch)}
+    flag = f" -X {PLUGINS_OF}/pkg/utils/buildversion.BuildVersion={pinned('cni', PLUGINS_OF)}"
+    for name, kind in PLUGINS.items():
+        found[f"usr/libexec/cni/{name}"] = compiled("cni", PLUGINS_OF, f"plugins/{kind}/{name}", arch, flag)
+    return found
+
+
+def pinned(folder, module):
+    """The version of a module that go.mod names."""
+    with open(f"{CLUSTER}/{folder}/go.mod") as handle:
+        return re.search(rf"{re.escape(module)} (\S+)", handle.read())[1]
+
+
+def compiled(folder, module, path, arch, flag=""):
+    """Builds a program of a module once for each version of it and of Go; where it is. Two builds give the same bytes."""
+    if not shutil.which("go"):
+        build.go()
+    go = own.run("go", "version", cwd=f"{CLUSTER}/{folder}").split()[2]
+    name = os.path.basename(path)
+    target = f"{own.cache()}/image/go/{folder}-{pinned(folder, module)}-{go}-{arch}/{name}"
+    with own.locked("image-go"):
+        if not os.path.exists(target):
+            own.say(f"building {name} for {arch} (once)")
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            new = f"{target}.{os.getpid()}.new"
+            words = ["nice", "-n", "10", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w -buildid={flag}", "-o", new, f"{module}/{path}"]
+            done = subprocess.run(words, cwd=f"{CLUSTER}/{folder}", stdin=subprocess.DEVNULL,
+                                  env=dict(os.environ, CGO_ENABLED="0", GOOS="linux", GOARCH=arch, GOFLAGS=""))
+            if done.returncode:
+                raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
+            os.rename(new, target)
+    return target
+
+
+def modules(paths):
+    """The modules that programs were built from, as they say themselves: sorted (module, version, sum)."""
+    found = set()
+    for path in paths:
+        for line in own.run("go", "version", "-m", path, cwd=CLUSTER).splitlines():
+            words = line.split()
+            if len(words) >= 3 and words[0] == "dep":
+                found.add((words[1], words[2], words[3] if len(words) > 3 else ""))
+        found.add(("stdlib", own.run("go", "version", path, cwd=CLUSTER).split()[-1].removeprefix("go"), ""))
+    return sorted(found)

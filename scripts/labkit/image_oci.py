@@ -1,0 +1,81 @@
+"""One file that is an image: an OCI image layout in a tar archive, which `ctr images import`, `podman load`, `skopeo` and `docker load` read.
+
+The layout's own description (index.json) and the one that docker reads (manifest.json) name the same blobs.
+"""
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import time
+
+
+class Blob:
+    def __init__(self, data, kind):
+        self.data, self.kind = data, kind
+        self.digest = "sha256:" + hashlib.sha256(data).hexdigest()
+
+    def path(self):
+        return "blobs/" + self.digest.replace(":", "/")
+
+    def descriptor(self, **more):
+        return {"mediaType": self.kind, "digest": self.digest, "size": len(self.data), **more}
+
+
+class Layer(Blob):
+    """A tar archive of files, compressed."""
+
+    def __init__(self, tar, comment):
+        self.uncompressed = "sha256:" + hashlib.sha256(tar).hexdigest()
+        self.unpacked_size = len(tar)
+        self.comment = comment
+        super().__init__(gzip.compress(tar, 9, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
+
+
+def stamp(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def as_json(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+class Image:
+    """An image of one architecture. `config` is what a runtime is told: entry point, environment, labels."""
+
+    def __init__(self, layers, config, arch, created):
+        self.layers, self.arch, self.created = layers, arch, created
+        self.config = Blob(as_json({
+            "architecture": arch, "os": "linux", "created": stamp(created), "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [layer.uncompressed for layer in layers]},
+            "history": [{"created": stamp(created), "created_by": layer.comment} for layer in layers],
+        }), "application/vnd.oci.image.config.v1+json")
+        self.manifest = Blob(as_json({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": self.config.descriptor(), "layers": [layer.descriptor() for layer in layers],
+        }), "application/vnd.oci.image.manifest.v1+json")
+
+    def archive(self, name, tag):
+        """The bytes of the archive; the image is called `name:tag` in it."""
+        # What a kubelet makes of a name without a registry; an import under any other name would not be found.
+        full = f"docker.io/library/{name}:{tag}" if "/" not in name else f"{name}:{tag}"
+        index = as_json({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [self.manifest.descriptor(
+                annotations={"io.containerd.image.name": full, "org.opencontainers.image.ref.name": tag},
+                platform={"architecture": self.arch, "os": "linux"})],
+        })
+        docker = as_json([{"Config": self.config.path(), "RepoTags": [f"{name}:{tag}"], "Layers": [layer.path() for layer in self.layers]}])
+        files = {"oci-layout": as_json({"imageLayoutVersion": "1.0.0"}), "index.json": index, "manifest.json": docker}
+        files.update({blob.path(): blob.data for blob in [self.config, self.manifest, *self.layers]})
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for path in ["blobs", "blobs/sha256"]:
+                member = tarfile.TarInfo(path)
+                member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, self.created
+                archive.addfile(member)
+            for path, data in sorted(files.items()):
+                member = tarfile.TarInfo(path)
+                member.mode, member.mtime, member.size = 0o644, self.created, len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return out.getvalue()

@@ -1,0 +1,170 @@
+"""What is in the image: every program that somebody's manifest, probe or page names, and that it starts."""
+import json
+import os
+import re
+import stat
+import subprocess
+
+from labkit import image_packages
+from root import CHROOT, said, that
+
+# The path, arguments with which it says what it is, and what it must say. The paths are those that users of kube-router's image name.
+PROGRAMS = [
+    ("/usr/local/bin/kube-router", "--version", r"kube-router version "),
+    ("/usr/local/bin/sluice", "--version", r"sluice version "),
+    ("/usr/local/bin/gobgp", "--version", r"gobgp version 4\."),
+    ("/usr/local/bin/gobgp3", "--version", r"gobgp version 3\."),
+    ("/usr/sbin/ipset", "--version", r"ipset v7"),
+    ("/sbin/ip", "-V", r"iproute2-"),
+    ("/usr/sbin/conntrack", "-V", r"conntrack v1"),
+    ("/usr/sbin/nft", "-v", r"nftables v1"),
+    ("/sbin/modprobe", "-V", r"kmod version"),
+    ("/sbin/modinfo", "-V", r"kmod version"),
+    ("/sbin/lsmod", "", r"Module|/proc/modules"),  # a kernel without modules has no such file
+    ("/usr/sbin/ipvsadm", "--help", r"ipvsadm v1|ip_vs"),  # it asks for the module first
+    ("/usr/bin/curl", "-V", r"https"),
+    ("/usr/bin/wget", "-V", r"\+https"),
+    ("/bin/bash", "--version", r"GNU bash"),
+    ("/bin/tar", "--version", r"GNU tar"),
+    ("/bin/gzip", "--version", r"gzip"),
+    ("/usr/bin/awk", "-W version", r"mawk"),
+]
+COREUTILS = ["test", "cp", "mv", "rm", "cat", "echo", "tail", "head", "grep", "wc", "mkdir", "install", "sed", "sleep", "chmod", "ls", "cut", "sort", "tr",
+             "date", "env", "find", "xargs", "hostname", "pidof", "true", "id", "readlink", "basename"]
+
+
+def every_program_that_users_name_is_there_and_starts(of):
+    for path, words, expected in PROGRAMS:
+        done = of.root.sh(f"{path} {words}")
+        that(re.search(expected, said(done)), path, words, "says:", said(done)[:200])
+    for name in COREUTILS:
+        done = of.root.sh(f"command -v {name}")
+        that(done.stdout.startswith(("/", name)), name, "is not there:", said(done))
+
+
+def iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have(of):
+    for family in ("iptables", "ip6tables"):
+        for flavour, shown in (("", "nf_tables"), ("-nft", "nf_tables"), ("-legacy", "legacy")):
+            for end in ("", "-save", "-restore"):
+                for folder in ("/sbin", "/usr/sbin"):
+                    done = of.root.sh(f"{folder}/{family}{flavour}{end} -V")
+                    found = re.search(r"v(\d+)\.(\d+)\.(\d+) \((\w+)\)", said(done))
+                    that(found and found[4] == shown, f"{folder}/{family}{flavour}{end}:", said(done))
+                    that(tuple(map(int, found.groups()[:3])) >= (1, 8, 13), said(done))
+
+
+def cni_plugins_run_on_hosts_with_any_c_library(of):
+    for name in ("bridge", "portmap", "host-local", "loopback"):
+        with open(f"{of.root.path}/usr/libexec/cni/{name}", "rb") as handle:
+            that(b"/lib64/ld-linux" not in handle.read(4096), name, "names a loader")
+        done = of.root.run(f"/usr/libexec/cni/{name}", environment={"CNI_COMMAND": "VERSION"}, text_in='{"cniVersion":"1.0.0"}')
+        that("0.3.0" in json.loads(done.stdout)["supportedVersions"], name, said(done))
+
+
+def the_agents_own_plugin_answers_under_its_name(of):
+    for root in (of.root, of.minimal):
+        done = root.run("/usr/local/bin/sluice-cni", environment={"CNI_COMMAND": "VERSION"}, text_in='{"cniVersion":"1.0.0"}') if root is of.root else \
+            subprocess.run([CHROOT, root.path, "/usr/local/bin/sluice-cni"], input='{"cniVersion":"1.0.0"}', capture_output=True, text=True,
+                           env={"CNI_COMMAND": "VERSION"})
+        that("supportedVersions" in done.stdout, said(done))
+
+
+def every_library_that_a_program_wants_is_there(of):
+    for root in (of.root, of.minimal):
+        lacking, count = [], 0
+        for path, status in root.files():
+            full = os.path.join(root.path, path)
+            if not stat.S_ISREG(status.st_mode) or not is_dynamic(full):
+                continue
+            count += 1
+            done = subprocess.run([CHROOT, root.path, "/lib64/ld-linux-x86-64.so.2", "--list", f"/{path}"], capture_output=True, text=True)
+            if done.returncode or "not found" in done.stdout:
+                lacking.append(f"{path}: {said(done)}")
+        that(not lacking, *lacking)
+        that(count > 10, "only", count, "were looked at")
+
+
+def is_dynamic(path):
+    """Whether it is an ELF file with a list of libraries."""
+    with open(path, "rb") as handle:
+        head = handle.read(64)
+        if head[:4] != b"\x7fELF" or path.endswith("/ld-linux-x86-64.so.2"):
+            return False
+        at, size, count = int.from_bytes(head[32:40], "little"), int.from_bytes(head[54:56], "little"), int.from_bytes(head[56:58], "little")
+        handle.seek(at)
+        table = handle.read(size * count)
+    return any(int.from_bytes(table[i:i + 4], "little") == 2 for i in range(0, len(table), size or 1))  # PT_DYNAMIC
+
+
+def nothing_of_the_machine_that_made_it_is_in_it(of):
+    for root in (of.root, of.minimal):
+        for path, status in root.files():
+            that(status.st_uid == 0 and status.st_gid == 0, path, "belongs to", status.st_uid, status.st_gid)
+            if stat.S_ISREG(status.st_mode):
+                that(not status.st_mode & (stat.S_ISUID | stat.S_ISGID | 0o022), path, oct(status.st_mode))
+            that(not re.search(r"^(var/(log|cache)/.|etc/machine-id|etc/(hostname|resolv\.conf|hosts)$|var/lib/dpkg/(lock|info)|.*__pycache__)", path), path)
+
+
+def licences_of_all_packages_are_in_it(of):
+    for root, variant in ((of.root, "full"), (of.minimal, "minimal")):
+        for package in image_packages.of_image("amd64", variant)[1]:
+            folder = f"{root.path}/usr/share/doc/{package.name}"
+            that(os.path.exists(f"{folder}/copyright"), package.name)
+
+
+def the_minimal_image_has_the_agent_kmod_and_their_libraries_alone(of):
+    programs = sorted(path for path, status in of.minimal.files() if re.match(r"usr/(local/)?s?bin/", path))
+    kmod = ["depmod", "insmod", "lsmod", "modinfo", "modprobe", "rmmod"]
+    known = {f"usr/sbin/{name}" for name in kmod} | {"usr/bin/kmod", "usr/bin/lsmod"} | {f"usr/local/bin/{name}" for name in ("kube-router", "sluice", "sluice-cni")}
+    known |= {path for path in programs if os.path.basename(path) in LIBC_PROGRAMS}
+    that(set(programs) <= known, *sorted(set(programs) - known))
+    that({"usr/local/bin/kube-router", "usr/bin/kmod", "usr/sbin/modprobe"} <= set(programs), *programs)
+    done = subprocess.run([CHROOT, of.minimal.path, "/usr/local/bin/kube-router", "--version"], capture_output=True, text=True)
+    that(said(done).startswith("/usr/local/bin/kube-router version"), said(done))
+
+
+LIBC_PROGRAMS = ("ld.so",)
+
+
+def the_images_are_as_small_as_promised(of):
+    for root, most in ((of.root, 120), (of.minimal, 45)):
+        size = os.path.getsize(root.archive) / 2**20
+        that(size < most, f"{root.archive}: {size:.1f} MiB")
+
+
+def the_bill_of_materials_names_every_part(of):
+    for root, variant in ((of.root, "full"), (of.minimal, "minimal")):
+        with open(f"{root.path}/usr/share/sluice/sbom.spdx.json") as handle:
+            text = handle.read()
+        bill = json.loads(text)
+        with open(root.archive.removesuffix(".tar") + ".spdx.json") as handle:
+            that(handle.read() == text, "the file beside the archive differs")
+        names = {ref["referenceLocator"] for package in bill["packages"] for ref in package.get("externalRefs", [])}
+        kept = {name for name in os.listdir(f"{root.path}/var/lib/dpkg/status.d")}
+        that(kept == {p.name for p in image_packages.of_image("amd64", variant)[1]}, "dpkg's list and the lock differ")
+        that(all(any(name.startswith(f"pkg:deb/debian/{one}@") for name in names) for one in kept), "a Debian package is missing")
+        that(any(name.startswith("pkg:cargo/tokio@") for name in names), "no tokio")
+        that(not any(name.startswith("pkg:cargo/proptest@") for name in names), "what only tests use is in it")
+        gobgp = any(name.startswith("pkg:golang/github.com/osrg/gobgp/v4@") or name.startswith("pkg:golang/google.golang.org/grpc@") for name in names)
+        that(gobgp == (variant == "full"), "modules of Go")
+        ids = [package["SPDXID"] for package in bill["packages"]]
+        that(len(ids) == len(set(ids)), "one identifier stands for two parts")
+        that(bill["spdxVersion"] == "SPDX-2.3" and all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", one) for one in ids), "not in SPDX's form")
+
+
+def what_a_runtime_is_told_starts_the_agent(of):
+    for root in (of.root, of.minimal):
+        config = root.config["config"]
+        that(config["Entrypoint"] == ["/usr/local/bin/kube-router"] and "Cmd" not in config, config)
+        that(root.config["architecture"] == "amd64" and root.config["os"] == "linux", root.config)
+        labels = config["Labels"]
+        that(labels["org.opencontainers.image.version"] == of.version and labels["org.opencontainers.image.licenses"] == "Apache-2.0", labels)
+        name = root.index["manifests"][0]["annotations"]["io.containerd.image.name"]
+        that(name.startswith(f"docker.io/library/sluice:{of.version}"), name)
+
+
+ALL = [every_program_that_users_name_is_there_and_starts, iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have,
+       cni_plugins_run_on_hosts_with_any_c_library, the_agents_own_plugin_answers_under_its_name,
+       every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, licences_of_all_packages_are_in_it,
+       the_minimal_image_has_the_agent_kmod_and_their_libraries_alone, the_images_are_as_small_as_promised, the_bill_of_materials_names_every_part,
+       what_a_runtime_is_told_starts_the_agent]

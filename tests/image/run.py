@@ -1,0 +1,70 @@
+#!/usr/bin/python3
+"""The tests of the container image: run.py BINARY [WORD...]; those whose names have one of the words in them. Root."""
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.dirname(os.path.realpath(__file__))]
+sys.dont_write_bytecode = True
+from labkit import image, own, packages  # noqa: E402
+from root import Root  # noqa: E402
+import contents  # noqa: E402
+import start  # noqa: E402
+import steps  # noqa: E402
+import twice  # noqa: E402
+
+
+class Images:
+    """Both images, unpacked."""
+
+    def __init__(self, binary, folder):
+        self.binary, self.folder, self.version = binary, folder, image.version()
+        self.root, self.minimal = self.unpacked("full"), self.unpacked("minimal")
+
+    def unpacked(self, variant):
+        recipe = image.Recipe("amd64", variant, self.binary, image.source_date())
+        path, digest, size = image.make(recipe, f"{self.folder}/{variant}")
+        own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")
+        return Root(f"{self.folder}/{variant}.unpacked", path, recipe.tag)
+
+    def scratch(self, name):
+        return own.fresh(f"{self.folder}/scratch/{name}")
+
+
+def main():
+    binary, words = sys.argv[1], sys.argv[2:]
+    packages.install({**packages.TOOLS, **packages.IMAGE})
+    folder = tempfile.mkdtemp(prefix="image-", dir=own.cache())
+    passed, failed = 0, []
+    try:
+        of = Images(binary, folder)
+        for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL]:
+            name = test.__name__
+            if words and not any(word in name for word in words):
+                continue
+            began = time.monotonic()
+            try:
+                test(of)
+            except Exception:
+                traceback.print_exc(file=sys.stdout)
+                failed.append(name)
+            else:
+                passed += 1
+            print(f"{'FAILED' if name in failed else 'ok':<7}{name} ({time.monotonic() - began:.1f} s)", flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"image: {passed} passed, {len(failed)} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except own.LabError as error:
+        own.say(f"image: {error}")
+        print("image: 0 passed, 1 failed")
+        sys.exit(1)

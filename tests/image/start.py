@@ -1,0 +1,147 @@
+"""The image started by containerd and runc: its entry point with flags alone, with its own path in front, and as an agent that works."""
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+
+from labkit import net, objects, own
+from root import said, that
+
+NAME, ENTRY = "docker.io/library/sluice:", "/usr/local/bin/kube-router"
+# Nothing but what `ctr` needs: no CRI, whose plugins look for a network of pods.
+CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+
+
+class Containerd:
+    """A containerd of ours, which ends with the test, and so do its containers."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        # A socket's path has a bound that scratch folders exceed.
+        self.state = own.fresh(f"/run/sluice-image-{os.getpid()}")
+        own.write(f"{folder}/config.toml", CONFIG)
+        with open(f"{folder}/log", "wb") as log:
+            self.process = subprocess.Popen(
+                ["containerd", "--config", f"{folder}/config.toml", "--root", f"{folder}/root", "--state", f"{self.state}/state",
+                 "--address", f"{self.state}/socket"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        that(own.wait(lambda: os.path.exists(f"{self.state}/socket") and self.ctr("version").returncode == 0, 60, 0.2), "containerd did not start")
+
+    def ctr(self, *words, timeout=120):
+        return subprocess.run(["ctr", "--address", f"{self.state}/socket", "--namespace", "test", *words], stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=timeout)
+
+    def end(self):
+        for name in self.ctr("task", "ls", "-q").stdout.split():
+            self.ctr("task", "kill", "-s", "SIGKILL", name)
+        own.wait(lambda: "RUNNING" not in self.ctr("task", "ls").stdout, 10, 0.2)
+        for name in self.ctr("container", "ls", "-q").stdout.split():
+            self.ctr("task", "delete", "--force", name)
+            self.ctr("container", "delete", name)
+        own.end([own.identity(self.process.pid)], 10)
+        self.process.wait()
+        with open("/proc/mounts") as handle:
+            left = [line.split()[1] for line in handle if line.split()[1].startswith((self.state, self.folder))]
+        for path in reversed(left):
+            subprocess.run(["umount", "-l", path])
+        shutil.rmtree(self.state, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def containerd(of):
+    runtime = Containerd(of.scratch("containerd"))
+    try:
+        for root in (of.root, of.minimal):
+            done = runtime.ctr("images", "import", root.archive)
+            that(done.returncode == 0, said(done))
+        yield runtime
+    finally:
+        runtime.end()
+
+
+@contextlib.contextmanager
+def network():
+    """A network namespace with a link that has the node's address; nothing leads out of it."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "600"], stdin=subprocess.DEVNULL)
+    try:
+        mine = os.readlink("/proc/self/ns/net")
+        that(own.wait(lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != mine, 10), "no network namespace")
+        for line in ("link set lo up", "link add under type veth peer name other", "link set other up", "link set under up", "addr add 192.0.2.11/24 dev under"):
+            own.run("nsenter", "-t", str(holder.pid), "--net", "ip", *line.split())
+        yield f"/proc/{holder.pid}/ns/net"
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def manifests(of):
+    """One Node, as files."""
+    folder = of.scratch("manifests")
+    item = objects.node(net.Plan(1, 1, 1), 1)
+    item["spec"] = {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}
+    item["status"]["addresses"] = [{"type": "InternalIP", "address": "192.0.2.11"}]
+    own.write(f"{folder}/node.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": [item]}))
+    return folder
+
+
+def the_image_is_imported_under_the_name_that_a_kubelet_asks_for(of):
+    with containerd(of) as runtime:
+        names = runtime.ctr("images", "ls", "-q").stdout.split()
+        that(sorted(names) == sorted([NAME + of.version, f"{NAME}{of.version}-minimal"]), names)
+        for name in names:
+            # Words for `ctr run` stand in the entry point's place; for docker and a kubelet behind it, so that the path comes twice.
+            for words, expected, status in (
+                ([ENTRY, "--version"], r"^/usr/local/bin/kube-router version", 0), ([ENTRY, "--help"], r"--run-router", 0),
+                ([ENTRY, ENTRY, "--version"], r"^/usr/local/bin/kube-router version", 0), ([ENTRY, "--no-such-flag"], r"no-such-flag", 2),
+                ([], r"^", 1),  # the entry point alone, which finds no cluster
+            ):
+                done = runtime.ctr("run", "--rm", name, "once", *words)
+                that(done.returncode == status and re.search(expected, said(done)), name, words, done.returncode, said(done)[-400:])
+
+
+# Of the chart: every line behind the head must say Establ. Here there is no neighbour, so there is no line.
+READINESS = """
+lines=$(/usr/local/bin/gobgp neighbor | tail -n +2 | wc -l)
+good=$(/usr/local/bin/gobgp neighbor | tail -n +2 | grep Establ | wc -l)
+test "$lines" -eq "$good"
+"""
+
+
+def an_agent_of_the_image_works_with_the_programs_of_the_image(of):
+    """Router and firewall with iptables, in a container as a DaemonSet describes it; the programs that people run beside it; and its removal."""
+    with containerd(of) as runtime, network() as namespace:
+        name = NAME + of.version
+        flags = ["--run-service-proxy=false", "--netfilter=iptables", "--manifests=/manifests", "--hostname-override=node1", "--bgp-graceful-restart=true"]
+        options = ["--privileged", "--with-ns", f"network:{namespace}", "--mount", f"type=bind,src={manifests(of)},dst=/manifests,options=rbind:ro"]
+        done = runtime.ctr("run", "--detach", *options, name, "agent", ENTRY, *flags)
+        that(done.returncode == 0, said(done))
+
+        def inside(script):
+            number = f"e{time.monotonic_ns()}"
+            return runtime.ctr("task", "exec", "--exec-id", number, "agent", "/bin/sh", "-c", script)
+
+        def good(script, expected):
+            return own.wait(lambda: re.search(expected, said(inside(script))), 60, 0.5) or that(False, script, "says", said(inside(script))[-600:])
+
+        good("pidof kube-router", r"^\d+$")
+        good("cat /proc/$(pidof kube-router)/comm", r"^kube-router$")
+        good("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:20244/healthz", r"^200$")
+        good("gobgp global", r"AS:\s+64512")
+        good("gobgp3 global", r"AS:\s+64512")
+        good(READINESS + "echo $?", r"^0$")
+        good("iptables-save", r"KUBE-ROUTER-FORWARD")
+        good("ipset list -n", r"kube-router-")
+        good("/sbin/iptables -V", r"1\.8\.13")
+        good("ip -br addr", r"192\.0\.2\.11")
+        runtime.ctr("task", "kill", "-s", "SIGTERM", "agent")
+        that(own.wait(lambda: "STOPPED" in runtime.ctr("task", "ls").stdout, 30, 0.3), "it does not end when asked to")
+        # As documented for kube-router: its own path is the first word.
+        done = runtime.ctr("run", "--rm", *options, name, "cleanup", ENTRY, "--cleanup-config")
+        that(done.returncode == 0, said(done)[-600:])
+        left = own.run("nsenter", f"--net={namespace}", "iptables-nft-save") + own.run("nsenter", f"--net={namespace}", "iptables-legacy-save")
+        that("KUBE-" not in left, left)
+
+
+ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image]

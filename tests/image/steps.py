@@ -1,0 +1,191 @@
+"""Steps of others in the image: init containers and probes as integrators write them, the installer of CNI plugins, and modules as distributions
+pack them. The scripts are in words of our own; commands, paths and order are theirs."""
+import glob
+import os
+import re
+import subprocess
+
+from labkit import own
+from root import CHROOT, said, that
+
+CONFLIST = '{"cniVersion":"0.3.0","name":"mynet","plugins":[{"type":"bridge"}]}'
+PLUGINS = ["bridge", "host-local", "loopback", "portmap"]
+
+# The files of kube-router, k0s, kops, the chart: a list that is missing is copied from a ConfigMap, files of others go.
+COPY_CONFLIST = """
+set -e -x
+if [ ! -f /etc/cni/net.d/10-kuberouter.conflist ]; then
+  if [ -f /etc/cni/net.d/*.conf ]; then
+    rm -f /etc/cni/net.d/*.conf
+  fi
+  TMP=/etc/cni/net.d/.tmp-kuberouter-cfg
+  cp /etc/kube-router/cni-conf.json ${TMP}
+  mv ${TMP} /etc/cni/net.d/10-kuberouter.conflist
+fi
+"""
+INSTALL = """
+if [ -x /usr/local/bin/cni-install ]; then
+  /usr/local/bin/cni-install
+fi
+"""
+# The generic files: the kubeconfig goes to the host by way of a temporary file too.
+COPY_KUBECONFIG = """
+if [ ! -f /var/lib/kube-router/kubeconfig ]; then
+  TMP=/var/lib/kube-router/.tmp-kubeconfig
+  cp /etc/kube-router/kubeconfig ${TMP}
+  mv ${TMP} /var/lib/kube-router/kubeconfig
+fi
+"""
+
+
+def host(of, name):
+    """Folders of a host, and where the init containers see them."""
+    folder = of.scratch(name)
+    places = {"/etc/cni/net.d": "net.d", "/opt": "opt", "/etc/kube-router": "config", "/var/lib/kube-router": "lib"}
+    for below in places.values():
+        os.mkdir(f"{folder}/{below}")
+    own.write(f"{folder}/config/cni-conf.json", CONFLIST)
+    own.write(f"{folder}/config/kubeconfig", "kind: Config")
+    return folder, {there: f"{folder}/{below}" for there, below in places.items()}
+
+
+def the_init_step_of_kube_routers_files_k0s_kops_and_the_chart_runs_as_written(of):
+    for shell in ("/bin/sh", "/bin/bash"):
+        folder, binds = host(of, "conflist")
+        own.write(f"{folder}/net.d/99-other.conf", "{}")
+        for _ in range(2):  # again after a restart of the node
+            done = of.root.run(shell, "-c", COPY_CONFLIST + INSTALL + COPY_KUBECONFIG, binds=binds)
+            that(done.returncode == 0, said(done))
+        that(os.listdir(f"{folder}/net.d") == ["10-kuberouter.conflist"], os.listdir(f"{folder}/net.d"))
+        with open(f"{folder}/net.d/10-kuberouter.conflist") as handle:
+            that(handle.read() == CONFLIST)
+        that(sorted(os.listdir(f"{folder}/opt/cni/bin")) == PLUGINS, os.listdir(f"{folder}/opt/cni/bin"))
+        that(os.listdir(f"{folder}/lib") == ["kubeconfig"], os.listdir(f"{folder}/lib"))
+        done = subprocess.run([f"{folder}/opt/cni/bin/bridge"], input='{"cniVersion":"1.0.0"}', capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"})
+        that("supportedVersions" in done.stdout, "on the host:", said(done))
+
+
+def the_init_step_of_our_manifests_installs_plugins_and_the_agents_own(of):
+    for path in sorted(glob.glob(f"{own.TREE}/daemonset/*.yaml")):
+        with open(path) as handle:
+            text = handle.read()
+        for name in re.findall(r"image: (\S+)", text):
+            that(name == f"sluice:{of.version}", path, "names", name)
+        found = re.search(r"command:\n\s+- /bin/sh\n\s+- -ec\n\s+- \|\n((?:          .*\n)+)", text)
+        if not found:
+            continue
+        folder, binds = host(of, "ours")
+        done = of.root.run("/bin/sh", "-ec", found[1], binds=binds)
+        that(done.returncode == 0, path, said(done))
+        that(sorted(os.listdir(f"{folder}/opt/cni/bin")) == sorted([*PLUGINS, "sluice-cni"]), path, os.listdir(f"{folder}/opt/cni/bin"))
+        done = subprocess.run([f"{folder}/opt/cni/bin/sluice-cni"], input='{"cniVersion":"1.0.0"}', capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"})
+        that("supportedVersions" in done.stdout, "on the host:", said(done))
+
+
+def plugins_by_tls_and_tar_come_as_the_chart_fetches_them(of):
+    folder = of.scratch("fetch")
+    for below in ("www", "cni-bin"):
+        os.mkdir(f"{folder}/{below}")
+    own.run("tar", "-C", f"{of.root.path}/usr/libexec/cni", "-czf", f"{folder}/www/plugins.tgz", "./bridge", "./loopback")
+    own.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost", "-keyout", f"{folder}/key.pem", "-out", f"{folder}/www/ca.pem")
+    # A server in the container's own network: nothing leaves it.
+    server = f'cd "{folder}/www" && openssl s_server -accept 4433 -cert ca.pem -key ../key.pem -WWW -quiet >/dev/null 2>&1 & sleep 1'
+    script = """
+    version=1
+    eval "url=https://localhost:4433/plugins.tgz"
+    cat >/tmp/hosts </etc/hosts || true
+    wget --ca-certificate=/www/ca.pem -qO- "$url" | tar -xz -C /cni-bin
+    curl -sS --cacert /www/ca.pem -o /tmp/again.tgz "$url" && tar -tzf /tmp/again.tgz
+    wget -qO- "$url"; echo "without the authority: $?"
+    """
+    hosts = f"{folder}/hosts"
+    own.write(hosts, "127.0.0.1 localhost\n")
+    done = of.root.run("/bin/sh", "-c", script, binds={"/cni-bin": f"{folder}/cni-bin", "/www": f"{folder}/www"},
+                       outside=f': > "$ROOT/etc/hosts"; mount --bind "{hosts}" "$ROOT/etc/hosts"; {server}')
+    that(sorted(os.listdir(f"{folder}/cni-bin")) == ["bridge", "loopback"], said(done))
+    that("./bridge" in done.stdout and "without the authority: 5" in done.stdout, said(done))
+
+
+def cni_install(of, folder, **environment):
+    return of.root.run("/usr/local/bin/cni-install", binds={"/host": folder}, environment=environment)
+
+
+def cni_install_fills_an_empty_host_and_makes_the_folder(of):
+    folder = of.scratch("install")
+    done = cni_install(of, folder, HOST_BIN_PATH="/host/some/where")
+    that(done.returncode == 0, said(done))
+    for name in PLUGINS:
+        that(os.stat(f"{folder}/some/where/{name}").st_mode & 0o7777 == 0o755, name)
+    that(sorted(os.listdir(f"{folder}/some/where")) == PLUGINS, "nothing else:", os.listdir(f"{folder}/some/where"))
+
+
+def cni_install_never_replaces_an_executable_file(of):
+    folder = of.scratch("install")
+    for name, mode in (("bridge", 0o755), ("portmap", 0o644), ("other", 0o755)):
+        own.write(f"{folder}/{name}", "the host's", mode)
+    for _ in range(2):
+        done = cni_install(of, folder, HOST_BIN_PATH="/host")
+        that(done.returncode == 0, said(done))
+        texts = {}
+        for name in os.listdir(folder):
+            with open(f"{folder}/{name}", "rb") as handle:
+                texts[name] = handle.read(10) == b"the host's"
+        that(texts == {"bridge": True, "other": True, "portmap": False, "host-local": False, "loopback": False}, texts)
+
+
+def cni_install_takes_plugins_from_where_it_is_told(of):
+    folder = of.scratch("install")
+    os.makedirs(f"{folder}/from")
+    for name in PLUGINS:
+        own.write(f"{folder}/from/{name}", f"mine: {name}", 0o755)
+    done = cni_install(of, folder, HOST_BIN_PATH="/host/to", LOCAL_BIN_PATH="/host/from")
+    with open(f"{folder}/to/bridge") as handle:
+        that(done.returncode == 0 and handle.read() == "mine: bridge", said(done))
+
+
+def cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin(of):
+    folder = of.scratch("install")
+    own.write(f"{folder}/file", "no folder")
+    done = cni_install(of, folder, HOST_BIN_PATH="/host/file/bin")
+    that(done.returncode == 1 and "/host/file/bin" in done.stderr, done.returncode, said(done))
+    done = cni_install(of, folder, HOST_BIN_PATH="/host/to", LOCAL_BIN_PATH="/nowhere")
+    that(done.returncode == 2 and "/nowhere/bridge" in done.stderr, done.returncode, said(done))
+    that(not os.listdir(f"{folder}/to"), "half a file is left:", os.listdir(f"{folder}/to"))
+
+
+def modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image(of):
+    folder = of.scratch("modules")
+    below = f"{folder}/lib/modules/9.9/kernel"
+    os.makedirs(below)
+    text = '__attribute__((section(".modinfo"), used)) static const char a[] = "license=GPL\\0description=packed\\0vermagic=9.9";\n'
+    own.write(f"{folder}/m.c", text)
+    own.run("gcc", "-c", "-o", f"{folder}/m.ko", f"{folder}/m.c")
+    for name, tool in (("zst", "zstd"), ("xz", "xz")):
+        done = of.root.sh(f"{tool} -c /f/m.ko > /f/lib/modules/9.9/kernel/packed_{name}.ko.{name}", binds={"/f": folder})
+        that(done.returncode == 0, said(done))
+    for root in (of.root, of.minimal):
+        target = f"{root.path}/tmp/m"
+        own.run("cp", "-r", folder, target)
+        try:
+            run = [CHROOT, root.path]
+            own.run(*run, "/usr/sbin/depmod", "-b", "/tmp/m", "9.9")
+            for name in ("zst", "xz"):
+                shown = own.run(*run, "/usr/sbin/modinfo", "-b", "/tmp/m", "-k", "9.9", f"packed_{name}")
+                that("description:    packed" in shown, shown)
+                shown = own.run(*run, "/usr/sbin/modprobe", "-d", "/tmp/m", "-S", "9.9", "--show-depends", f"packed_{name}")
+                that(f"packed_{name}.ko.{name}" in shown, shown)
+            # And it is these libraries that do it.
+            library = glob.glob(f"{root.path}/usr/lib/*/libzstd.so.1")[0]
+            os.rename(library, library + ".gone")
+            done = subprocess.run([*run, "/usr/sbin/modinfo", "-b", "/tmp/m", "-k", "9.9", "packed_zst"], capture_output=True, text=True)
+            os.rename(library + ".gone", library)
+            that("description:    packed" not in done.stdout, "without the library the test has to fail:", said(done))
+        finally:
+            own.run("rm", "-r", target)
+
+
+ALL = [the_init_step_of_kube_routers_files_k0s_kops_and_the_chart_runs_as_written, the_init_step_of_our_manifests_installs_plugins_and_the_agents_own,
+       plugins_by_tls_and_tar_come_as_the_chart_fetches_them, cni_install_fills_an_empty_host_and_makes_the_folder,
+       cni_install_never_replaces_an_executable_file, cni_install_takes_plugins_from_where_it_is_told,
+       cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin, modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image]

@@ -1,0 +1,94 @@
+"""The same image each time; and what is said when a locked package is not to be had."""
+import os
+import re
+import subprocess
+
+from labkit import image, image_packages, own
+from labkit.image_tree import Tree
+from root import said, that
+
+
+def two_runs_give_the_same_bytes(of):
+    """The second one in another process, place, language, time zone and order of hashes."""
+    digests = []
+    for variant, root in (("full", of.root), ("minimal", of.minimal)):
+        folder = f"{of.folder}/again"
+        env = dict(os.environ, LC_ALL="C.UTF-8", TZ="Asia/Tokyo", PYTHONHASHSEED="7", SOURCE_DATE_EPOCH=str(image.source_date()))
+        words = [f"{own.TREE}/scripts/image", "--binary", of.binary, "--output", folder, *(["--minimal"] if variant == "minimal" else [])]
+        done = subprocess.run(["sh", "-c", 'umask 077; exec "$@"', "sh", *words], capture_output=True, text=True, env=env, cwd="/")
+        that(done.returncode == 0, said(done))
+        digests.append(re.search(r"sha256:[0-9a-f]{64}", done.stdout)[0])
+        that(digests[-1] == root.index["manifests"][0]["digest"], digests[-1], root.index["manifests"])
+        own.run("cmp", root.archive, done.stdout.splitlines()[0])
+    that(len(set(digests)) == 2, "the two images are one")
+
+
+def only_the_last_layer_changes_with_the_program(of):
+    """Nodes fetch and keep the others once."""
+    binary = f"{of.scratch('other')}/sluice"
+    with open(of.binary, "rb") as there, open(binary, "wb") as here:
+        here.write(there.read() + b"another build")
+    recipe = image.Recipe("amd64", "minimal", binary, image.source_date() + 3600)
+    layers = [layer.digest for layer in recipe.image().layers]
+    before = [layer["digest"] for layer in of.minimal.manifest["layers"]]
+    that(layers[:-1] == before[:-1] and layers[-1] != before[-1], layers, before)
+
+
+def a_package_that_is_not_to_be_had_is_named_with_what_to_do(of):
+    lost = image_packages.Package("amd64", "full", "Debian", "iptables", "1.8.13-99", 4711, "0" * 64, "pool/main/i/iptables/none.deb")
+    said_so, mirrors = "", image_packages.mirrors
+    image_packages.mirrors = lambda: {"Debian": f"file://{of.folder}/"}
+    try:
+        image_packages.fetch([lost])
+    except own.LabError as error:
+        said_so = str(error)
+    finally:
+        image_packages.mirrors = mirrors
+    that("iptables 1.8.13-99" in said_so and "scripts/image --renew" in said_so, said_so or "nothing was said")
+
+
+def a_binary_for_another_processor_is_refused(of):
+    done = subprocess.run([f"{own.TREE}/scripts/image", "--arch", "arm64", "--binary", of.binary, "--output", of.folder], capture_output=True, text=True)
+    that(done.returncode == 1 and "is no program for arm64" in done.stderr, said(done))
+
+
+def the_lock_has_every_package_of_the_list_for_both_processors(_of):
+    listed = image_packages.wanted()
+    names = {name for verb in ("both", "full") for words in listed[verb] for name in words}
+    left_out = {name for words in listed["without"] for name in words}
+    for arch in image_packages.ARCHITECTURES:
+        locked = {package.name: package for package in image_packages.of_image(arch, "full")[1]}
+        that(names <= locked.keys(), arch, "lacks", names - locked.keys())
+        that(not left_out & locked.keys(), arch, left_out & locked.keys())
+        minimal = {package.name for package in image_packages.of_image(arch, "minimal")[1]}
+        both = {name for words in listed["both"] for name in words}
+        that(both <= minimal < locked.keys(), arch, minimal)
+
+
+def files_that_debian_names_by_links_stand_below_usr(_of):
+    tree = Tree()
+    for path in ("/sbin/one", "lib/modules/two", "./usr/sbin/three", "lib64/four"):
+        tree.file(path, "")
+    files = sorted(path for path, entry in tree.entries.items() if entry.kind == "file")
+    that(files == ["usr/lib/modules/two", "usr/lib64/four", "usr/sbin/one", "usr/sbin/three"], files)
+
+
+def the_dockerfile_makes_the_same_image(of):
+    with open(f"{own.TREE}/image/Dockerfile") as handle:
+        text = handle.read()
+    that(f'ENTRYPOINT ["{of.root.config["config"]["Entrypoint"][0]}"]' in text, "entry point")
+    that(f"ENV {of.root.config['config']['Env'][0]}" in text, "environment")
+    that(f"WORKDIR {of.root.config['config']['WorkingDir']}" in text, "working directory")
+    that("scripts/image" in text and "--folder" in text and "FROM scratch" in text, "its files are not those of scripts/image")
+
+
+def the_files_alone_are_those_of_the_archive(of):
+    folder = of.scratch("folder")
+    done = subprocess.run([f"{own.TREE}/scripts/image", "--minimal", "--binary", of.binary, "--folder", folder], capture_output=True, text=True)
+    that(done.returncode == 0, said(done))
+    own.run("diff", "-r", "--no-dereference", "--exclude=sys", "--exclude=proc", "--exclude=dev", "--exclude=run", folder, of.minimal.path)
+
+
+ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
+       a_binary_for_another_processor_is_refused, the_lock_has_every_package_of_the_list_for_both_processors,
+       files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]
