@@ -47,7 +47,7 @@ def debian_package(package):
 def crate(name, version, licence, sha256):
     more = checksum(sha256)
     if licence:
-        more["licenseDeclared"] = licence.replace("/", " OR ")
+        more["licenseDeclared"] = " ".join(licence.replace("/", " OR ").split())  # the form of old crates
     return entry("cargo", name, version, f"pkg:cargo/{name}@{version}", **more)
 
 

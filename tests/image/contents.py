@@ -5,7 +5,7 @@ import re
 import stat
 import subprocess
 
-from labkit import image_packages
+from labkit import image_packages, image_sbom, own
 from root import CHROOT, said, that
 
 # The path, arguments with which it says what it is, and what it must say. The paths are those that users of kube-router's image name.
@@ -152,6 +152,27 @@ def the_bill_of_materials_names_every_part(of):
         that(bill["spdxVersion"] == "SPDX-2.3" and all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", one) for one in ids), "not in SPDX's form")
 
 
+# Those of docs/dependencies.md.
+LICENCES = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unicode-3.0", "Unicode-DFS-2016"}
+
+
+def is_taken(licence):
+    """Whether one of the alternatives asks for nothing but licences that the project takes."""
+    words = licence.replace("(", " ( ").replace(")", " ) ").split()
+    python = {"OR": "or", "AND": "and", "(": "(", ")": ")"}
+    return eval(" ".join(python.get(word, str(word in LICENCES)) for word in words if word != "WITH" and not word.endswith("-exception")))
+
+
+def every_crate_has_a_licence_that_the_project_takes_and_a_checksum(_of):
+    that(is_taken("(MIT OR GPL-3.0) AND ISC") and not is_taken("MIT AND GPL-3.0") and not is_taken("GPL-2.0"), "the reading of licences")
+    for name, version, licence, sha256 in image_sbom.crates("amd64"):
+        that(is_taken(licence.replace("/", " OR ")), name, version, "has the licence", licence or "none")
+        that(sha256 or name == "sluice", name, version, "has no checksum in Cargo.lock")
+    with open(os.path.join(own.TREE, "Cargo.lock")) as handle:
+        sources = {line for line in handle if line.startswith("source = ")}
+    that(len(sources) == 1 and "registry+" in sources.copy().pop(), "crates come from more than the registry:", *sources)
+
+
 def what_a_runtime_is_told_starts_the_agent(of):
     for root in (of.root, of.minimal):
         config = root.config["config"]
@@ -167,4 +188,4 @@ ALL = [every_program_that_users_name_is_there_and_starts, iptables_is_there_in_b
        cni_plugins_run_on_hosts_with_any_c_library, the_agents_own_plugin_answers_under_its_name,
        every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, licences_of_all_packages_are_in_it,
        the_minimal_image_has_the_agent_kmod_and_their_libraries_alone, the_images_are_as_small_as_promised, the_bill_of_materials_names_every_part,
-       what_a_runtime_is_told_starts_the_agent]
+       every_crate_has_a_licence_that_the_project_takes_and_a_checksum, what_a_runtime_is_told_starts_the_agent]

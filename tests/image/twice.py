@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 
-from labkit import image, image_packages, own
+from labkit import image, image_go, image_packages, own
 from labkit.image_tree import Tree
 from root import said, that
 
@@ -52,6 +52,22 @@ def a_binary_for_another_processor_is_refused(of):
     that(done.returncode == 1 and "is no program for arm64" in done.stderr, said(done))
 
 
+def an_image_for_another_processor_has_programs_for_it_alone(of):
+    """With one of the Go programs in the agent's place, for which this machine has no compiler."""
+    stand_in = image_go.compiled("cni", image_go.PLUGINS_OF, "plugins/main/loopback", "arm64")
+    recipe = image.Recipe("arm64", "minimal", stand_in, image.source_date())
+    recipe.go = {"usr/libexec/cni/loopback": stand_in}
+    programs, links = 0, 0
+    for tree, _, _ in recipe.trees():
+        for path, entry in tree.entries.items():
+            links += path == "lib"
+            if entry.data[:4] == b"\x7fELF":
+                programs += 1
+                that(int.from_bytes(entry.data[18:20], "little") == image.MACHINES["arm64"], path, "is for another processor")
+    that(programs > 20 and links == 1, programs, "programs")
+    that(recipe.image().archive("sluice", "x").count(b'"architecture":"arm64"') >= 2, "the architecture is not named")
+
+
 def the_lock_has_every_package_of_the_list_for_both_processors(_of):
     listed = image_packages.wanted()
     names = {name for verb in ("both", "full") for words in listed[verb] for name in words}
@@ -90,5 +106,5 @@ def the_files_alone_are_those_of_the_archive(of):
 
 
 ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
-       a_binary_for_another_processor_is_refused, the_lock_has_every_package_of_the_list_for_both_processors,
+       a_binary_for_another_processor_is_refused, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
        files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]
