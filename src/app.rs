@@ -56,6 +56,8 @@ use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
 use crate::source_guard::driver::Call as GuardCall;
 use crate::source_guard::ports_file::PortsFile;
+use crate::status;
+use crate::status::serve::Facts;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, FIREWALL, PROXY, ROUTER, RouterChannels, Running};
@@ -101,6 +103,7 @@ fn decided(config: Config) -> anyhow::Result<Config> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let config = decided(config)?;
+    let facts = facts(&config, Instant::now());
     let health = Health::default();
     let registry = Registry::new(VERSION, TOOLCHAIN);
     let main = listen(&config.observe, &health, &registry).await?;
@@ -169,10 +172,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     running.extend(common.start_load_balancer(config.load_balancer, &config.source, config.node_name)?);
+    let (ask, questions) = mpsc::channel(1);
+    answerers.insert(status::serve::STATUS, ask);
+    tokio::spawn(status::serve::run(facts, common.health.clone(), common.registry.clone(), questions));
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
     wait_for_signal().await?;
     end(stop, world_task, running).await
+}
+
+/// Returns what `sluice status` says of the configuration.
+fn facts(config: &Config, started: Instant) -> Facts {
+    let cluster = match &config.source {
+        Source::Api { .. } => "the API server".to_owned(),
+        Source::Manifests(directory) => format!("manifests in {}", directory.display()),
+    };
+    Facts {
+        node: config.node_name.clone(),
+        version: VERSION.to_owned(),
+        packet_filter: config.packet_filter().to_owned(),
+        cluster,
+        started,
+    }
 }
 
 /// Opens the socket for users' questions. Nothing listens that nobody could answer on.

@@ -1,6 +1,6 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice audit`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice audit`, `sluice status`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
 
 mod audit;
@@ -24,6 +24,8 @@ use tokio::net::UnixStream;
 use self::audit::{Audited, Subsystem};
 use crate::config::{Ask, Output};
 use crate::observe::local::{JSON, MOST};
+use crate::status::Status;
+use crate::status::serve::STATUS;
 
 /// Asks, and returns the answer's text.
 ///
@@ -53,6 +55,7 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
             let (text, exit_code) = (audit::printed(&audited, *output), audited.exit_code());
             return Ok(Answered { text, exit_code });
         }
+        Ask::Status { wait, output, socket } => return runtime.block_on(status(socket, *wait, *output)),
     };
     text.map(|text| Answered { text, exit_code: 0 })
 }
@@ -62,6 +65,22 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
 pub struct Answered {
     pub text: String,
     pub exit_code: u8,
+}
+
+/// Asks how the node stands, until it is ready or the time is over. A program that starts does not answer at once.
+async fn status(socket: &Path, wait: Option<Duration>, output: Output) -> anyhow::Result<Answered> {
+    let until = Instant::now() + wait.unwrap_or_default();
+    loop {
+        let asked = answer(socket, STATUS, &BTreeMap::new(), Output::Json).await;
+        let status = asked.and_then(|text| Ok((Status::parse(&text).context("the answer makes no sense")?, text)));
+        let is_ready = status.as_ref().is_ok_and(|(status, _)| status.ready);
+        if is_ready || Instant::now() >= until {
+            let (status, json) = status?;
+            let text = if output == Output::Json { json } else { status.text() };
+            return Ok(Answered { text, exit_code: u8::from(!is_ready) });
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// Asks every subsystem what differs, and has them repair it where that is wanted.

@@ -18,6 +18,7 @@ pub mod gobgp;
 pub mod load_balancer;
 pub mod router;
 pub mod cleanup;
+pub mod status;
 pub mod ask;
 pub mod cni;
 pub mod app;

@@ -2,13 +2,14 @@
 //!
 //! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
 //! Under the name `sluice-cni` it is a CNI plugin instead (`cni`).
-//! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read. `sluice audit`: 0 nothing differs, 1 something does, 2 not known.
+//! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read. `sluice audit`: 0 nothing differs, 1 something does, 2 not known;
+//! `sluice status`: 0 ready, 1 not ready, 2 not known.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use sluice::cni::plugin;
-use sluice::config::{self, Ask, Config, Environment, LogFormat, Refusal, Request, Source};
+use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
 use sluice::observe::logging::{self, LineFormat};
 use tracing::{info, warn};
 
@@ -30,9 +31,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
     let (flags, verbosity) = match config::request(words)? {
         Request::Run { flags, verbosity } => (flags, verbosity),
         Request::Ask(ask) => {
-            // For who asks what differs, 1 means that something does.
-            let failed = if matches!(ask, Ask::Audit { .. }) { 2 } else { 1 };
-            let refused = |error| Refusal { text: format!("{error:#}"), exit_code: failed };
+            let refused = |error| Refusal { text: format!("{error:#}"), exit_code: ask.unanswered() };
             let answered = sluice::ask::run(&ask).map_err(refused)?;
             print!("{}", answered.text);
             return Ok(ExitCode::from(answered.exit_code));

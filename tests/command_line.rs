@@ -53,6 +53,12 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
     assert!(text.starts_with("Usage: sluice audit [--repair]") && text.contains("Exit status"), "{text}");
     let text = said(&run(&["audit", "--socket=/nowhere/sluice.sock"]), 2);
     assert!(text.contains("/nowhere/sluice.sock"), "what could not be asked may differ: {text}");
+    let text = said(&run(&["status", "--socket=/nowhere/sluice.sock", "--wait=1"]), 2);
+    assert!(text.contains("/nowhere/sluice.sock"), "who cannot be asked may be ready: {text}");
+    for words in [&["status", "--wait=soon"][..], &["status", "--wait", "1", "node-1"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice status [--wait[=SECONDS]]"), "{words:?}: {text}");
+    }
     let text = said(&run(&["svc", "--help"]), 0);
     assert!(text.starts_with("Usage: sluice svc [NAMESPACE/NAME"), "{text}");
     for words in [&["policy", "--help"][..], &["policy", "explain", "--help"]] {

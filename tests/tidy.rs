@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 20] = [
+const IMPORTS: [(&str, &[&str]); 21] = [
     ("net", &[]),
     ("packed", &[]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
     ("config", &["net"]),
-    ("ask", &["config", "observe"]),
+    ("status", &["observe"]),
+    ("ask", &["config", "observe", "status"]),
     ("cni", &["ask", "firewall", "model", "observe", "source_guard"]),
     ("bgp", &["net", "packed"]),
     // Sockets and the clock of the speaker; everything else of it is pure.

@@ -1,8 +1,9 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`, `sluice svc …`, `sluice audit`.
+//! `sluice policy drops`, `sluice svc …`, `sluice audit`, `sluice status`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -23,6 +24,15 @@ pub enum Ask {
     Services { what: String, output: Output, socket: PathBuf },
     /// What differs between the kernel and what is to be in place. `repair`: and that it be put back.
     Audit { repair: bool, output: Output, socket: PathBuf },
+    /// How the node stands. `wait`: until it is ready, for so long at most.
+    Status { wait: Option<Duration>, output: Output, socket: PathBuf },
+}
+
+impl Ask {
+    /// The exit code where no answer is had: for who asks what differs or how a node stands, 1 is an answer.
+    pub fn unanswered(&self) -> u8 {
+        if matches!(self, Ask::Audit { .. } | Ask::Status { .. }) { 2 } else { 1 }
+    }
 }
 
 /// How the answer is printed.
@@ -49,6 +59,17 @@ enum About {
     Svc {
         /// NAMESPACE/NAME, an address, or ADDRESS:PORT; none for a table of all Services
         what: Option<String>,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Say how this node stands
+    Status {
+        /// Wait until it is ready, for so many seconds at most
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+        wait: Option<u32>,
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
         /// The --socket of the running program
@@ -146,12 +167,23 @@ differs (with --repair: any more), 1 something differs, 2 it could not be found 
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
+/// The words that questions for the status take.
+const STATUS_USAGE: &str = "\
+Usage: sluice status [--wait[=SECONDS]] [-o text|json] [--socket PATH]
+Says how this node stands: whether it is ready, and if not, why; what each subsystem keeps in the kernel; BGP sessions, learned routes
+and pod ranges without one; from where and how far the cluster is known; and notes. Exit status: 0 ready, 1 not ready, 2 it could not be
+found out. Nothing is changed.
+      --wait     Wait until it is ready, for so many seconds at most (default 60)
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// Returns the words that the questions of a command line take; `None` where it is none.
 pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {
     match words.get(1)?.to_str()? {
         "policy" => Some(POLICY_USAGE),
         "svc" => Some(SERVICES_USAGE),
         "audit" => Some(AUDIT_USAGE),
+        "status" => Some(STATUS_USAGE),
         _ => None,
     }
 }
@@ -178,5 +210,8 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
         About::Policy(Policy::Drops { follow, output, socket }) => Ask::PolicyDrops { follow, output, socket },
         About::Svc { what, output, socket } => Ask::Services { what: what.unwrap_or_default(), output, socket },
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
+        About::Status { wait, output, socket } => {
+            Ask::Status { wait: wait.map(|seconds| Duration::from_secs(seconds.into())), output, socket }
+        }
     }))
 }

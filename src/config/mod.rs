@@ -213,6 +213,20 @@ impl Config {
         self
     }
 
+    /// Returns the name of the packet filter that the subsystems use; `none` where nothing that needs one runs.
+    pub fn packet_filter(&self) -> &'static str {
+        let backends = [
+            self.proxy.as_ref().map(|proxy| proxy.backend),
+            self.firewall.as_ref().map(|firewall| firewall.backend),
+            self.router.as_ref().map(|router| router.backend),
+        ];
+        match backends.into_iter().flatten().next() {
+            Some(Backend::Nftables) => "nftables",
+            Some(Backend::Iptables) => "iptables",
+            None => "none",
+        }
+    }
+
     /// Returns whether nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
         self.proxy.is_none()

@@ -74,6 +74,12 @@ impl Health {
         self.components().iter().flat_map(|component| component.unready(now)).collect()
     }
 
+    /// Returns every component with the reasons against its being ready, in the order of registration.
+    pub fn components_at(&self, now: Instant) -> Vec<(&'static str, Vec<String>)> {
+        let reasons = |component: &Component| component.unready(now).map(|reason| reason.text).collect();
+        self.components().iter().map(|component| (component.name, reasons(component))).collect()
+    }
+
     /// A place for the notes of a component, which need not have been registered.
     pub fn note(&self, component: &'static str) -> Note {
         Note { health: self.clone(), component }

@@ -33,6 +33,15 @@ pub struct Family {
     pub help: String,
 }
 
+/// One number of a counter or a gauge.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Series {
+    pub family: String,
+    /// Names and values.
+    pub labels: Vec<(String, String)>,
+    pub value: f64,
+}
+
 /// Meaning of a family's numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
@@ -73,6 +82,16 @@ impl Registry {
         families
     }
 
+    /// The series of counters and gauges of these families. Asks the collectors of these alone, which some others are spared by: they
+    /// read the kernel.
+    pub fn series(&self, names: &[&str]) -> Vec<Series> {
+        let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_wanted = |name: &str| names.contains(&name);
+        let wanted = collectors.iter().filter(|shared| shared.desc().iter().any(|desc| is_wanted(&desc.fq_name)));
+        let families = wanted.flat_map(|shared| shared.collect()).filter(|family| is_wanted(family.name()));
+        families.flat_map(|family| series_of(&family)).collect()
+    }
+
     /// All series with their current values, as text. May wait for the kernel: not for an async task.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -109,6 +128,18 @@ impl Shared {
         };
         self.0.desc().into_iter().map(family).collect()
     }
+}
+
+fn series_of(family: &MetricFamily) -> Vec<Series> {
+    let one = |metric: &prometheus::proto::Metric| Series {
+        family: family.name().to_owned(),
+        labels: metric.get_label().iter().map(|pair| (pair.name().to_owned(), pair.value().to_owned())).collect(),
+        value: match family.get_field_type() {
+            MetricType::COUNTER => metric.get_counter().get_value(),
+            _ => metric.get_gauge().get_value(),
+        },
+    };
+    family.get_metric().iter().map(one).collect()
 }
 
 fn kind_of(family: &MetricFamily) -> Kind {
@@ -175,6 +206,21 @@ mod tests {
         counter.with_label_values(&["default", "80"]).inc();
         let series = "kube_router_service_total_connections{port=\"80\",svc_namespace=\"default\"} 1";
         assert!(registry.text().contains(series));
+    }
+
+    #[test]
+    fn series_are_read_of_the_families_that_are_asked_for() {
+        let registry = Registry::new("1", "x");
+        let opts = Opts::new("kube_router_service_total_connections", "Connections");
+        let counter = IntCounterVec::new(opts, &["port"]).expect("a valid family");
+        registry.register(Box::new(counter.clone())).expect("a new name");
+        counter.with_label_values(&["80"]).inc_by(3);
+        let series = registry.series(&["kube_router_service_total_connections"]);
+        let labels = vec![("port".to_owned(), "80".to_owned())];
+        let family = "kube_router_service_total_connections".to_owned();
+        assert_eq!(series, [Series { family, labels, value: 3.0 }]);
+        assert_eq!(registry.series(&["kube_router_build_info"])[0].value, 1.0);
+        assert_eq!(registry.series(&["kube_router_none"]), []);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-"""`sluice svc` and `sluice audit`: what a Service has on a node, and what differs from the kernel, said by the agent that runs there, with real IPVS."""
+"""`sluice svc`, `sluice audit` and `sluice status`: what a Service has on a node, what differs from the kernel, and how the node stands, said by the
+agent that runs there, with real IPVS."""
 import json
 import subprocess
 
@@ -53,6 +54,18 @@ def a_service_is_explained_with_its_endpoints_and_connections_in_both_families(b
         expect.that([a["address"] for a in by_address["services"][0]["addresses"]] == [s.address("6")], by_address)
         table = net.node(1, _asked(bed), "svc", SOCKET)
         expect.that(any(line.startswith(f"default/{s.name} ") for line in table.splitlines()), table)
+
+
+def the_status_says_that_the_node_is_ready_and_how_many_services_it_keeps(bed):
+    _asked(bed)
+    with expect.service(bed, "asked-status"):
+        status = _said(bed, "status", "--wait")
+    expect.that(status["ready"] and status["node"] == "n1", status)
+    proxy = next(part for part in status["components"] if part["component"] == "service proxy")
+    figures = {figure["name"]: figure["value"] for figure in proxy["figures"]}
+    expect.that(not proxy["reasons"] and figures["IPVS services"] >= 2, proxy)
+    text = net.node(1, _asked(bed), "status", SOCKET)
+    expect.that(text.startswith("n1: ready; sluice "), text)
 
 
 def what_somebody_deleted_is_said_to_be_missing_until_the_agent_finds_it(bed):
