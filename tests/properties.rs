@@ -26,6 +26,7 @@ use sluice::proxy::desired::Desired;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::names::Set;
 use sluice::proxy::plan::Plan;
+use sluice::reconcile::Sorted;
 
 use support::random::{Random, for_many};
 use support::{flags, generate};
@@ -321,9 +322,17 @@ fn hinted_services(cluster: &Cluster) -> usize {
     cluster.endpoints.iter().filter(of_service).count()
 }
 
-fn names_all<K: Ord + Debug, V: PartialEq>(older: &BTreeMap<K, V>, newer: &BTreeMap<K, V>, named: &[K], what: &str) {
-    for key in older.keys().chain(newer.keys()) {
-        assert!(named.contains(key) || older.get(key) == newer.get(key), "{what}: {key:?} changed and is not named");
+fn names_all<K: Ord + Debug, V: PartialEq>(
+    older: &impl Sorted<K, V>,
+    newer: &impl Sorted<K, V>,
+    named: &[K],
+    what: &str,
+) {
+    for (key, _) in older.entries().chain(newer.entries()) {
+        assert!(
+            named.contains(key) || older.value(key) == newer.value(key),
+            "{what}: {key:?} changed and is not named"
+        );
     }
 }
 
@@ -341,12 +350,12 @@ fn assert_same(found: &Desired, expected: &Desired, changes: &[String]) {
 }
 
 fn same_rows<K: Ord + Debug, V: PartialEq + Debug>(
-    found: &BTreeMap<K, V>,
-    expected: &BTreeMap<K, V>,
+    found: &impl Sorted<K, V>,
+    expected: &impl Sorted<K, V>,
     changes: &[String],
 ) {
-    for key in found.keys().chain(expected.keys()) {
-        assert_eq!(found.get(key), expected.get(key), "{key:?} after {changes:?}");
+    for (key, _) in found.entries().chain(expected.entries()) {
+        assert_eq!(found.value(key), expected.value(key), "{key:?} after {changes:?}");
     }
 }
 

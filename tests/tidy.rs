@@ -29,7 +29,7 @@ const IMPORTS: [(&str, &[&str]); 21] = [
     ("k8s", &["net", "model", "observe"]),
     // The loop that the three below share.
     ("subsystem", &["model", "kernel", "reconcile", "observe"]),
-    ("proxy", &["net", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
+    ("proxy", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
     ("source_guard", &["net", "model", "kernel", "reconcile", "observe", "subsystem"]),

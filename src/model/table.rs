@@ -56,6 +56,13 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         block.get(row).map(|row| &row.1)
     }
 
+    /// Returns the key of a row as it stands in the table, with which a copy shares memory.
+    pub fn key(&self, key: &K) -> Option<&K> {
+        let block = self.blocks.get(self.block_of(key)?)?;
+        let row = block.binary_search_by(|row| row.0.cmp(key)).ok()?;
+        block.get(row).map(|row| &row.0)
+    }
+
     /// All rows, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
         self.blocks.iter().flat_map(|block| block.iter()).map(|row| (&row.0, &row.1))

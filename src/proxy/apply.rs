@@ -22,7 +22,7 @@
 mod elements;
 mod looks;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +42,7 @@ use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::PerFamily;
+use crate::packed::BlockMap;
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
@@ -125,11 +126,11 @@ kinds! {
         settings: Settings,
         sets: Sets,
         rules: Rules after Rules,
-        elements: Elements,
-        table: Table after Rules,
+        elements: Elements in BlockMap,
+        table: Table in BlockMap after Rules,
         passages: Passages after Rules,
-        virtuals: Virtuals,
-        routes: Routes after Ours,
+        virtuals: Virtuals in BlockMap,
+        routes: Routes in BlockMap after Ours,
     }
     with {
         excluded: Vec<IpNet>,
@@ -255,7 +256,7 @@ impl<K: Kernel> Mirrors<K> {
             && self.rules.is_settled()
             && self.table.is_settled()
             && self.passages.is_settled();
-        let are_ours = |seen: &BTreeMap<ServiceKey, Virtual>| seen.keys().all(|key| desired.virtuals.contains_key(key));
+        let are_ours = |seen: &BlockMap<ServiceKey, Virtual>| seen.keys().all(|key| desired.virtuals.contains_key(key));
         is_filtering && self.virtuals.seen().is_some_and(are_ours)
     }
 
@@ -271,7 +272,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the last seen virtual services; reads them where they are not known. `None` while they cannot be read.
-    pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BTreeMap<ServiceKey, Virtual>> {
+    pub fn existing_virtuals(&mut self, desired: &Desired, at: Moment) -> Option<&BlockMap<ServiceKey, Virtual>> {
         self.elements.learn(at);
         self.table.learn(at);
         self.learn_virtuals(desired, at);
@@ -306,6 +307,14 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.udp.retry_at()).min()
+    }
+
+    /// Keeps in memory once what is as desired.
+    pub fn share(&mut self, desired: &Desired) {
+        self.elements.share(&desired.elements);
+        self.table.share(&desired.table);
+        self.virtuals.share(&desired.virtuals);
+        self.routes.share(&desired.routes);
     }
 
     /// Returns whether all kinds are known to be as desired and no conntrack entries are left to be deleted.
@@ -460,7 +469,7 @@ impl<K: Kernel> Mirrors<K> {
     /// was written.
     fn uses_memory(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.uses_memory.is_none() {
-            self.uses_memory = self.existing_virtuals(desired, at).map(BTreeMap::is_empty);
+            self.uses_memory = self.existing_virtuals(desired, at).map(BlockMap::is_empty);
         }
         self.uses_memory.unwrap_or(false)
     }

@@ -1,5 +1,6 @@
 //! Desired kernel state of the service proxy: one sorted map for each kind of objects. Sets, elements and rules are those of
-//! iptables, and empty where `table` is not: with nftables all of them are one kind.
+//! iptables, and empty where `table` is not: with nftables all of them are one kind. Kinds that grow with the number of Services stand
+//! in maps in blocks, which the mirrors share.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::sysctl::{Setting, Wanted};
+use crate::packed::BlockMap;
 
 use super::external_ip::NewlyRefused;
 
@@ -24,14 +26,24 @@ pub struct Desired {
     pub links: BTreeMap<LinkName, Link>,
     pub addresses: BTreeMap<AddressKey, ()>,
     pub sets: BTreeMap<SetName, SetSpec>,
-    pub elements: BTreeMap<ElementKey, ()>,
+    pub elements: BlockMap<ElementKey, ()>,
     pub rules: BTreeMap<Piece, Rules>,
     /// Everything in our table of nf_tables.
-    pub table: BTreeMap<Object, Content>,
+    pub table: BlockMap<Object, Content>,
     /// Rules in the host's own chain `INPUT`; where it has none, none of them is needed.
     pub passages: BTreeMap<Passage, Passing>,
-    pub virtuals: BTreeMap<ServiceKey, Virtual>,
-    pub routes: BTreeMap<RouteKey, Arc<Route>>,
+    pub virtuals: BlockMap<ServiceKey, Virtual>,
+    pub routes: BlockMap<RouteKey, Arc<Route>>,
+}
+
+impl Desired {
+    /// Fills blocks that many single changes have left half empty.
+    pub fn pack(&mut self) {
+        self.elements.pack();
+        self.table.pack();
+        self.virtuals.pack();
+        self.routes.pack();
+    }
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.

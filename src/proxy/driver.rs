@@ -227,6 +227,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
         round
     }
 
+    async fn pack(&mut self) {
+        self.plan.pack();
+        self.mirrors.share(self.plan.desired());
+    }
+
     fn disturbed(&mut self, notice: Notice) {
         if notice == Notice::Rules {
             self.mirrors.look_for_host_chains();

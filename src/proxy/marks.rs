@@ -5,15 +5,19 @@ use std::net::IpAddr;
 
 use crate::kernel::ipset::Entry;
 use crate::kernel::ipvs::ServiceKey;
-use crate::reconcile::{Mirror, Reflection};
+use crate::packed::BlockMap;
+use crate::reconcile::{Mirror, Reflection, Target};
 
 use super::apply::Kernel;
 use super::names::Set;
 
+/// A mirror that shares the memory of what is desired.
+pub type InBlocks<T> = Mirror<T, BlockMap<<T as Target>::Key, <T as Target>::Value>>;
+
 /// The elements of both backends; only one of them has any.
 pub struct Marks<'a, K: Kernel> {
-    pub elements: &'a Mirror<K::Elements>,
-    pub table: &'a Mirror<K::Table>,
+    pub elements: &'a InBlocks<K::Elements>,
+    pub table: &'a InBlocks<K::Table>,
 }
 
 impl<'a, K: Kernel> Marks<'a, K> {

@@ -13,8 +13,7 @@ mod closing;
 mod elements;
 mod host;
 
-use std::collections::HashMap;
-use std::collections::btree_map::{BTreeMap, Entry as Place};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -27,6 +26,7 @@ use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
+use crate::packed::BlockMap;
 
 use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
@@ -57,6 +57,8 @@ pub struct Plan {
     /// Number of external and load balancer addresses that are not served.
     refused: usize,
     desired: Desired,
+    /// The newest route of each family that many keys share.
+    shared_routes: PerFamily<Option<Arc<Route>>>,
     parts: HashMap<ObjectName, Arc<ClaimedPart>>,
     owners: Owners,
     health_checks: HealthCheckPorts,
@@ -97,6 +99,7 @@ impl Plan {
             others: OtherNodes::default(),
             refused: 0,
             desired: Desired::default(),
+            shared_routes: PerFamily::default(),
             parts: HashMap::new(),
             owners: Owners::default(),
             health_checks: HealthCheckPorts::default(),
@@ -112,6 +115,11 @@ impl Plan {
 
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// Rebuilds more densely what was filled one by one.
+    pub fn pack(&mut self) {
+        self.desired.pack();
     }
 
     pub fn node(&self) -> &LocalNode {
@@ -196,9 +204,9 @@ impl Plan {
 
     /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
     /// they had just been removed. Does nothing without graceful termination.
-    pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
+    pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
         let mut changed = ProxyChanges::default();
-        for (key, existing) in seen {
+        for (key, existing) in seen.iter() {
             let Some(wanted) = self.claim(key) else { continue };
             let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
             let left: Vec<Destination> = left.copied().collect();
@@ -336,11 +344,11 @@ impl Plan {
         self.restrict(key, clients, changed);
         let wanted = self.with_draining(key, wanted);
         changed.virtuals.push(key);
-        match self.desired.virtuals.entry(key) {
-            Place::Occupied(place) if *place.get() == wanted => drop(changed.virtuals.pop()),
-            Place::Occupied(mut place) => drop(place.insert(wanted)),
-            Place::Vacant(place) => {
-                place.insert(wanted);
+        match self.desired.virtuals.get(&key) {
+            Some(known) if *known == wanted => drop(changed.virtuals.pop()),
+            Some(_) => drop(self.desired.virtuals.insert(key, wanted)),
+            None => {
+                self.desired.virtuals.insert(key, wanted);
                 self.follow_virtual(key, true, changed);
             }
         }
@@ -389,8 +397,7 @@ impl Plan {
     fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut ProxyChanges) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
         let key = local_route_key(address);
-        let wanted = (used && !self.node.is_own(address))
-            .then(|| self.shared_route(&key, self.local_route(Family::from(address))));
+        let wanted = (used && !self.node.is_own(address)).then(|| self.shared_route(Family::from(address)));
         if self.desired.routes.get(&key) == wanted.as_ref() {
             return;
         }
@@ -401,11 +408,14 @@ impl Plan {
         changed.routes.push(key);
     }
 
-    /// Returns the route of a neighbouring key, if it is equal: those of one family are.
-    fn shared_route(&self, key: &RouteKey, route: Route) -> Arc<Route> {
-        let (before, behind) = (self.desired.routes.range(..key).next_back(), self.desired.routes.range(key..).next());
-        let known = before.into_iter().chain(behind).map(|(_, known)| known).find(|known| ***known == route);
-        known.cloned().unwrap_or_else(|| route.into())
+    /// Returns the route of all service addresses of a family, in memory once.
+    fn shared_route(&mut self, family: Family) -> Arc<Route> {
+        let route = self.local_route(family);
+        let shared = self.shared_routes.of_mut(family);
+        match shared {
+            Some(known) if **known == route => known.clone(),
+            _ => shared.insert(route.into()).clone(),
+        }
     }
 
     /// `ip route add local ADDRESS dev kube-dummy-if table local src NODE`: the address is this host's, and

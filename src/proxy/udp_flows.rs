@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::net::Protocol;
+use crate::packed::BlockMap;
 
 /// Conntrack entries to be deleted, and candidates that are not certain yet.
 #[derive(Default, Debug)]
@@ -74,7 +75,7 @@ impl UdpFlows {
     }
 
     /// Records virtual services of an earlier run: it may have been ended before it deleted any entries.
-    pub fn adopt(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) {
+    pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>) {
         for key in seen.keys().filter(|key| is_udp(key)) {
             self.changed.entry(*key).or_default().was_unserved = true;
         }
@@ -82,7 +83,7 @@ impl UdpFlows {
     }
 
     /// Records the destinations of changed services in the kernel before they are changed there.
-    pub fn note_before(&mut self, seen: &BTreeMap<ServiceKey, Virtual>) {
+    pub fn note_before(&mut self, seen: &BlockMap<ServiceKey, Virtual>) {
         for (key, before) in &mut self.changed {
             let existing = seen.get(key);
             before.was_unserved |= !existing.is_some_and(serves);
@@ -95,7 +96,7 @@ impl UdpFlows {
     /// and `Err` if its state is not known.
     pub fn note_after<'a>(
         &mut self,
-        wanted: &BTreeMap<ServiceKey, Virtual>,
+        wanted: &BlockMap<ServiceKey, Virtual>,
         existing: impl Fn(&ServiceKey) -> Result<Option<&'a Virtual>, ()>,
     ) {
         let (due, failing) = (&mut self.due, &mut self.failing);
@@ -257,13 +258,14 @@ mod tests {
             let key = ServiceKey::Address { address: address.ip(), protocol: Protocol::Udp, port: address.port() };
             let destination =
                 |text: &&str| Destination { address: parsed(text), weight: 1, forwarding: Forwarding::Nat };
-            let state = |backends: &[&str]| Virtual {
-                service: Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 },
-                destinations: backends.iter().map(destination).collect(),
+            let served = |backends: &[&str]| -> BlockMap<ServiceKey, Virtual> {
+                let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+                let destinations = backends.iter().map(destination).collect();
+                [(key, Virtual { service, destinations })].into_iter().collect()
             };
             self.udp.mark(key);
-            self.udp.note_before(&BTreeMap::from([(key, state(before))]));
-            let after = BTreeMap::from([(key, state(after))]);
+            self.udp.note_before(&served(before));
+            let after = served(after);
             self.udp.note_after(&after, |key| Ok(after.get(key)));
         }
 

@@ -14,27 +14,27 @@
 //! are told apart ([`crate::model::UnreadPolicies`]): what one of them denied can be found in the kernel by its name alone, so all others go on
 //! without it.
 
+mod slices;
 mod unread;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use self::slices::SliceOwners;
 use super::attachments::Attachments;
 use super::last_known::Known;
-use crate::k8s::{Kind, Object, ObjectId, SliceOf, Wanted};
+use crate::k8s::{Kind, Object, ObjectId, Wanted};
 use crate::model::{
-    Attachment, AttachmentChange, Authorities, Authority, Cluster, Endpoints, Host, ObjectName, Pod, Table, World,
+    Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, ObjectName, Pod, Table, World,
 };
 
 /// All known state, from all inputs.
 pub struct Joined {
     cluster: Cluster,
     host: Arc<Host>,
-    /// The Service each slice was last counted under: a slice may change hands, and a message that it is
-    /// gone does not name its Service.
-    slices: HashMap<ObjectName, CompactString>,
+    slices: SliceOwners,
     /// Addresses of pods that their status does not have yet.
     attachments: Attachments,
     listings: Vec<Listing>,
@@ -91,7 +91,7 @@ impl Joined {
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
-            slices: HashMap::new(),
+            slices: SliceOwners::default(),
             attachments: Attachments::default(),
             listings: wanted.iter().map(listing).collect(),
             proxy: Part::new(&PROXY_KINDS, wanted.iter().any(|wanted| is_beside_nodes(wanted, &PROXY_KINDS))),
@@ -260,17 +260,6 @@ impl Joined {
         }
     }
 
-    fn remember_slices(&mut self, service: &ObjectName, endpoints: &Endpoints, named: Option<&HashSet<ObjectName>>) {
-        for (slice_name, slice) in endpoints.slices.iter() {
-            let id = ObjectName::of(service.namespace.clone(), slice_name.clone());
-            let is_unreadable = || self.unknown.contains(&ObjectId { kind: Kind::EndpointSlice, name: id.clone() });
-            let is_open = named.is_none_or(|named| !named.contains(&id)) || is_unreadable();
-            if is_open && !self.slices.contains_key(&id) {
-                self.put_slice(id, Some(SliceOf { service: service.name.clone(), slice: slice.clone() }));
-            }
-        }
-    }
-
     pub fn begin_listing(&mut self, kind: Kind) {
         for listing in self.listings.iter_mut().filter(|listing| listing.kind == kind) {
             listing.named = Some(HashSet::new());
@@ -334,7 +323,10 @@ impl Joined {
         self.unpublished |= self.unknown.remove(&id);
         let own = &mut self.cluster;
         let changed = match object {
-            Object::Service(name, value) => set(&mut own.services, name, value),
+            Object::Service(name, value) => {
+                let name = own.endpoints.key(&name).cloned().unwrap_or(name);
+                set(&mut own.services, name, value)
+            }
             Object::EndpointSlice(name, slice) => self.put_slice(name, slice.map(|slice| *slice)),
             Object::Node(name, value) => set(&mut own.nodes, name, value),
             Object::Pod(name, value) => {
@@ -352,53 +344,12 @@ impl Joined {
         changed && told
     }
 
-    fn put_slice(&mut self, name: ObjectName, slice: Option<SliceOf>) -> bool {
-        let owner = slice.as_ref().map(|slice| slice.service.clone());
-        let mut changed = false;
-        if self.slices.get(&name) != owner.as_ref() {
-            if let Some(former) = self.slices.remove(&name) {
-                changed |= self.set_slice(&former, &name, None);
-            }
-            if let Some(owner) = &owner {
-                self.slices.insert(name.clone(), owner.clone());
-            }
-        }
-        if let Some(SliceOf { service, slice }) = slice {
-            changed |= self.set_slice(&service, &name, Some(slice));
-        }
-        changed
-    }
-
-    fn set_slice(
-        &mut self,
-        service: &CompactString,
-        name: &ObjectName,
-        slice: Option<Arc<crate::model::EndpointSlice>>,
-    ) -> bool {
-        let key = ObjectName::of(name.namespace.clone(), service.clone());
-        let known = self.cluster.endpoints.get(&key);
-        let before = known.and_then(|endpoints| endpoints.slices.get(&name.name));
-        if before == slice.as_ref() {
-            return false;
-        }
-        let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());
-        match slice {
-            Some(slice) => endpoints.slices.insert(name.name.clone(), slice),
-            None => endpoints.slices.remove(&name.name),
-        };
-        if endpoints.slices.is_empty() {
-            self.cluster.endpoints.remove(&key).is_some()
-        } else {
-            self.cluster.endpoints.insert(key, endpoints)
-        }
-    }
-
     /// Returns whether a good version of this object is known.
     fn is_held(&self, id: &ObjectId) -> bool {
         let own = &self.cluster;
         match id.kind {
             Kind::Service => own.services.get(&id.name).is_some(),
-            Kind::EndpointSlice => self.slices.contains_key(&id.name),
+            Kind::EndpointSlice => self.has_slice(&id.name),
             Kind::Node => own.nodes.get(&id.name.name).is_some(),
             Kind::Pod => own.pods.get(&id.name).is_some(),
             Kind::Namespace => own.namespaces.get(&id.name.name).is_some(),
@@ -412,7 +363,7 @@ impl Joined {
         let own = &self.cluster;
         match kind {
             Kind::Service => own.services.iter().map(|(name, _)| name.clone()).collect(),
-            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slice_names(),
             Kind::Node => own.nodes.iter().map(|(name, _)| ObjectName::new("", name)).collect(),
             Kind::Pod => own.pods.iter().map(|(name, _)| name.clone()).collect(),
             Kind::Namespace => own.namespaces.iter().map(|(name, _)| ObjectName::new("", name)).collect(),

@@ -55,7 +55,7 @@ fn service(index: usize) -> Value {
 
 fn slice(index: usize, version: usize) -> Value {
     let endpoint = |number: usize| {
-        let host = (index * ENDPOINTS + number + version) % 65_000;
+        let host = (index * ENDPOINTS + number + version) % 62_500;
         json!({"addresses": [format!("10.244.{}.{}", host / 250, 1 + host % 250)],
             "conditions": {"ready": true, "serving": true, "terminating": false},
             "nodeName": format!("node-{:03}", host % 500),

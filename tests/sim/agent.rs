@@ -90,8 +90,10 @@ impl Agent {
         round
     }
 
-    /// Audits everything, and returns what was found.
+    /// Audits everything, and returns what was found. Before it what is as desired comes to be in memory once, as in a quiet moment.
     pub fn audit(&mut self, at: Moment) -> Vec<Found> {
+        self.plan.pack();
+        self.mirrors.share(self.plan.desired());
         let mut found = Vec::new();
         // An audit may be in the middle of a pass: finish that one, then make a whole one.
         for _ in 0..2 {

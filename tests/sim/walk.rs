@@ -18,7 +18,7 @@ use sluice::proxy::apply::{Kernel, Mirrors};
 use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::names::{NFT_GUARD, Set};
 use sluice::proxy::udp_flows::Forgetting;
-use sluice::reconcile::Moment;
+use sluice::reconcile::{Moment, Sorted};
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, Clock, known};
@@ -331,7 +331,7 @@ impl Walk {
         }
         self.settle();
         let mut flows = Vec::new();
-        for (key, found) in &self.agent.desired().virtuals {
+        for (key, found) in self.agent.desired().virtuals.iter() {
             let ServiceKey::Address { address, protocol: Protocol::Udp, port } = *key else { continue };
             let original_destination = SocketAddr::new(address, port);
             flows.extend(found.destinations.iter().map(|destination| Flows {
@@ -510,7 +510,7 @@ impl Walk {
         assert!(desired.table.iter().all(|(object, content)| waits(object) || has(object, content)));
         assert!(desired.routes.iter().all(|(key, route)| state.routes.get(key) == Some(route)));
         assert!(takes_over || desired.rules.iter().all(|(key, rules)| state.rules.get(key) == Some(rules)));
-        for (key, wanted) in &desired.virtuals {
+        for (key, wanted) in desired.virtuals.iter() {
             let found = state.virtuals.get(key).unwrap_or_else(|| panic!("{key} is wanted and not there"));
             assert_eq!(found.service, wanted.service, "{key}");
             assert!(wanted.destinations.iter().all(|d| found.destinations.contains(d)), "{key}");
@@ -659,10 +659,10 @@ fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
 fn same<K: Ord + Clone + Debug, V: Clone + PartialEq + Debug>(
     found: &BTreeMap<K, V>,
     foreign: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
+    wanted: &impl Sorted<K, V>,
 ) {
     let mut expected = foreign.clone();
-    expected.extend(wanted.iter().map(|(key, value)| (key.clone(), value.clone())));
+    expected.extend(wanted.entries().map(|(key, value)| (key.clone(), value.clone())));
     for key in found.keys().chain(expected.keys()) {
         assert_eq!(found.get(key), expected.get(key), "{key:?}: found, and expected");
     }

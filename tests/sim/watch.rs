@@ -14,6 +14,7 @@ use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::names::{CHAIN_GUARD, NFT_GUARD, Set};
 use sluice::proxy::source_ranges::restricted_by;
+use sluice::reconcile::Sorted;
 
 use crate::damage::Hurt;
 use crate::support::memory::{Object, State};
@@ -77,11 +78,11 @@ impl Watch {
         round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains(CHAIN_GUARD))
             || desired.table.contains_key(&InTable::Chain(NFT_GUARD.into()));
         let after = State {
-            virtuals: desired.virtuals.clone(),
-            elements: desired.elements.clone(),
+            virtuals: tree(&desired.virtuals),
+            elements: tree(&desired.elements),
             rules: desired.rules.clone(),
-            proxy_table: desired.table.clone(),
-            routes: foreign.routes.iter().chain(&desired.routes).map(|(k, r)| (k.clone(), r.clone())).collect(),
+            proxy_table: tree(&desired.table),
+            routes: foreign.routes.iter().chain(desired.routes.iter()).map(|(k, r)| (k.clone(), r.clone())).collect(),
             ..State::default()
         };
         let keys: BTreeSet<ServiceKey> = state.virtuals.keys().chain(after.virtuals.keys()).copied().collect();
@@ -384,4 +385,9 @@ fn our_route(state: &State, address: IpAddr) -> bool {
     state.routes.iter().any(|(key, route)| {
         is_ours(key) && route.next_hops.iter().any(|hop| hop.link.0 == sluice::proxy::names::DEVICE)
     })
+}
+
+/// As the kernel in memory keeps it.
+fn tree<K: Ord + Clone, V: Clone>(map: &impl Sorted<K, V>) -> BTreeMap<K, V> {
+    map.entries().map(|(key, value)| (key.clone(), value.clone())).collect()
 }

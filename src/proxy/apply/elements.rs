@@ -3,19 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
-use crate::kernel::route::RouteKey;
+use crate::kernel::route::{Route, RouteKey};
 use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
+use crate::proxy::marks::InBlocks;
 use crate::proxy::names::{NFT_GUARD, Set};
 use crate::proxy::plan::{address_of, local_route_key, services_on};
 use crate::proxy::source_ranges;
-use crate::reconcile::{Growth, Mirror, Moment, Target};
+use crate::reconcile::{Growth, Moment, Target};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
@@ -156,10 +158,15 @@ pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
 }
 
 /// Returns whether an element may go: the kernel has nothing that it marks as ours, lets in, or closes. Source ranges go later.
-fn marks_nothing<V, R>((set, entry): &(Set, Entry), desired: &Desired, virtuals: &Mirror<V>, routes: &Mirror<R>) -> bool
+fn marks_nothing<V, R>(
+    (set, entry): &(Set, Entry),
+    desired: &Desired,
+    virtuals: &InBlocks<V>,
+    routes: &InBlocks<R>,
+) -> bool
 where
     V: Target<Key = ServiceKey, Value = Virtual>,
-    R: Target<Key = RouteKey>,
+    R: Target<Key = RouteKey, Value = Arc<Route>>,
 {
     match (*set, entry) {
         (Set::ServicePorts, &Entry::IpPort(address, protocol, port)) => {

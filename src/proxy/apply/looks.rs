@@ -1,11 +1,12 @@
 //! Looking for drift of virtual services, one family at a time and portion by portion.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::ops::Bound;
 
 use crate::kernel::ipvs::{Observed, ServiceKey, Virtual};
 use crate::net::{Family, Protocol};
+use crate::packed::BlockMap;
 use crate::reconcile::{Found, Moment, Reflection, Target};
 
 use super::super::desired::Desired;
@@ -42,7 +43,7 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns the virtual services as last seen; `None` while they cannot be read.
-    pub fn seen_virtuals(&self) -> Option<&BTreeMap<ServiceKey, Virtual>> {
+    pub fn seen_virtuals(&self) -> Option<&BlockMap<ServiceKey, Virtual>> {
         self.virtuals.seen()
     }
 

@@ -1,6 +1,7 @@
 mod remembered;
 
 use super::*;
+use crate::k8s::SliceOf;
 use crate::model::{
     AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service,
     ServiceCidr, Subject, Tier, UnreadPolicies,
@@ -137,6 +138,35 @@ fn a_slice_may_change_hands_and_go_without_saying_whose_it_was() {
     assert!(joined.put(gone(&slice("t", ""))));
     assert!(!joined.put(gone(&slice("t", ""))));
     assert!(joined.cluster.endpoints.is_empty() && joined.slices.is_empty());
+}
+
+#[test]
+fn a_slice_named_as_those_of_another_service_is_its_own_services_alone() {
+    let mut joined = known(&WANTED);
+    joined.put(slice("a-1", "a"));
+    joined.put(slice("a-2", "b"));
+    joined.put(slice("b-1", "a"));
+    assert_eq!(names(&joined), ["a/a-1", "a/b-1", "b/a-2"]);
+    assert!(joined.put(slice("a-1", "b")), "it changes hands");
+    assert!(joined.put(slice("a-2", "a")));
+    assert_eq!(names(&joined), ["a/a-2", "a/b-1", "b/a-1"]);
+    assert!(joined.put(gone(&slice("a-1", ""))));
+    assert!(joined.put(gone(&slice("b-1", ""))));
+    assert_eq!(names(&joined), ["a/a-2"]);
+    list(&mut joined, Kind::EndpointSlice, Vec::new());
+    assert!(joined.cluster.endpoints.is_empty() && joined.slices.is_empty());
+}
+
+#[test]
+fn a_service_and_its_endpoints_have_one_name_in_memory_whoever_comes_first() {
+    let mut joined = known(&WANTED);
+    joined.put(service("a", "10.96.0.1"));
+    joined.put(slice("a-1", "a"));
+    joined.put(slice("b-1", "b"));
+    joined.put(service("b", "10.96.0.2"));
+    for ((of_service, _), (of_endpoints, _)) in joined.cluster.services.iter().zip(joined.cluster.endpoints.iter()) {
+        assert!(std::ptr::eq(&raw const **of_service, &raw const **of_endpoints), "{of_service}");
+    }
 }
 
 #[test]
