@@ -108,7 +108,7 @@ fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although
         let before = running.kernel.state();
         running.kernel.with(|machine| {
             let (_, first) = machine.state.virtuals.iter_mut().next().expect("there are two");
-            first.destinations = first.destinations.iter().map(|it| Destination { weight: 7, ..*it }).collect();
+            first.destinations = first.destinations.iter().map(|it| Destination { weight: 7, ..it }).collect();
             machine.state.virtuals.pop_last();
             let (gone, ()) = machine.state.elements.pop_last().expect("there are some");
             let exchanged = ElementKey { entry: Entry::IpPort([10, 96, 0, 77].into(), Protocol::Tcp, 80), ..gone };
@@ -364,7 +364,7 @@ impl Running {
         let mut plan = Plan::new(config, families, KERNEL);
         plan.update(world, Instant::now());
         let wanted = &plan.desired().virtuals;
-        self.until("the kernel holds the newest World", |state| state.virtuals == *wanted).await;
+        self.until("the kernel holds the newest World", |state| state.virtuals.iter().eq(wanted.iter())).await;
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&State) -> bool) {

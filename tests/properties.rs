@@ -366,8 +366,7 @@ fn only_draining_is_added(found: &Desired, expected: &Desired, changes: &[String
         let wanted = &expected.virtuals.get(key).unwrap_or_else(|| panic!("{key} is not wanted: {changes:?}"));
         let known = |address| wanted.destinations.iter().any(|d| d.address == address);
         let mut stripped = with.clone();
-        stripped.destinations =
-            with.destinations.iter().filter(|d| d.weight > 0 || known(d.address)).copied().collect();
+        stripped.destinations = with.destinations.iter().filter(|d| d.weight > 0 || known(d.address)).collect();
         if stripped.destinations.len() < with.destinations.len() && with.service.scheduler == "sh" {
             stripped.service.flags = wanted.service.flags;
         }

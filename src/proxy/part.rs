@@ -4,10 +4,9 @@
 //! routes, set elements) follow from the virtual services of all parts together (`plan`).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use crate::config::ProxyConfig;
-use crate::kernel::ipvs::{Destination, Service as VirtualService, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destinations, Service as VirtualService, ServiceKey, Virtual};
 use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
 use crate::net::{Family, Protocol};
 
@@ -104,7 +103,7 @@ fn claims_of_port(
             TrafficPolicy::Local => Reach::Node(&inputs.node.name),
         };
         let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
-        Arc::<[Destination]>::from(endpoints::destinations(endpoints, port, family, reach, drains))
+        Destinations::from(endpoints::destinations(endpoints, port, family, reach, drains))
     };
     let (within, outside) = (traffic_policy::internal(service), traffic_policy::external(service));
     let internal = choose(within);
@@ -116,7 +115,7 @@ fn claims_of_port(
     }
     let is_left_out = lacks_local && !inside::knows_pods(inputs.node, family);
     let inside_only = lacks_local && !external.is_empty();
-    let mut claim = |rank, address: IpAddr, number, destinations: &Arc<[Destination]>| {
+    let mut claim = |rank, address: IpAddr, number, destinations: &Destinations| {
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
         // A node port on an address that is the load balancer's too stays open.
         let sources = if rank == Rank::NodePort { None } else { source_ranges::sources(service, address) };
@@ -142,12 +141,12 @@ fn claims_of_port(
 }
 
 /// Returns the virtual service of one claim; also used to recompose it with draining destinations.
-pub fn virtual_service(service: &Service, destinations: Arc<[Destination]>) -> Virtual {
+pub fn virtual_service(service: &Service, destinations: Destinations) -> Virtual {
     let (persistent, persistence_seconds) = session_affinity::persistence(service);
     Virtual {
         service: VirtualService {
             scheduler: service.annotations.scheduler.name().into(),
-            flags: persistent | scheduler::scheduler_flags(&service.annotations, &destinations),
+            flags: persistent | scheduler::scheduler_flags(&service.annotations, destinations.iter()),
             persistence_seconds,
         },
         destinations,

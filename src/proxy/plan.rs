@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use crate::config::{ProxyConfig, ServiceRanges};
 use crate::kernel::ipset::Entry;
-use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Destinations, Forwarding, ServiceKey, Virtual};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
@@ -209,7 +209,7 @@ impl Plan {
         for (key, existing) in seen.iter() {
             let Some(wanted) = self.claim(key) else { continue };
             let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
-            let left: Vec<Destination> = left.copied().collect();
+            let left: Vec<Destination> = left.collect();
             if !left.is_empty() {
                 self.drain(*key, &left, now);
                 self.compose(*key, &mut changed);
@@ -303,7 +303,7 @@ impl Plan {
             return;
         }
         let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
-        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).copied().collect();
+        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
         self.drain(key, &left, now);
     }
 
@@ -378,7 +378,7 @@ impl Plan {
         }
         destinations.sort();
         let mut service = wanted.service;
-        service.flags |= scheduler::draining_flags(&service.scheduler, &destinations);
+        service.flags |= scheduler::draining_flags(&service.scheduler, destinations.iter().copied());
         Virtual { service, destinations: destinations.into() }
     }
 
@@ -481,6 +481,6 @@ fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTre
     old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
 }
 
-fn contains(destinations: &[Destination], wanted: &Destination) -> bool {
+fn contains(destinations: &Destinations, wanted: &Destination) -> bool {
     destinations.iter().any(|d| d.address == wanted.address)
 }

@@ -15,7 +15,7 @@ use crate::model::{ProxyAnnotations, Scheduler};
 use crate::net::Protocol;
 
 /// Returns the scheduler's flag bits for these destinations.
-pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destination]) -> u32 {
+pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: impl Iterator<Item = Destination>) -> u32 {
     let wanted = annotations.scheduler_flags;
     let bits =
         [(wanted.flag_1, flags::SCHEDULER_1), (wanted.flag_2, flags::SCHEDULER_2), (wanted.flag_3, flags::SCHEDULER_3)];
@@ -24,8 +24,8 @@ pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: &[Destinati
 }
 
 /// Returns the flag bits that a scheduler needs so that destinations of weight 0 do not refuse new connections.
-pub fn draining_flags(scheduler: &str, destinations: &[Destination]) -> u32 {
-    let drains = destinations.iter().any(|destination| destination.weight == 0);
+pub fn draining_flags(scheduler: &str, mut destinations: impl Iterator<Item = Destination>) -> u32 {
+    let drains = destinations.any(|destination| destination.weight == 0);
     if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
 }
 
@@ -47,13 +47,13 @@ mod tests {
     use crate::kernel::ipvs::Forwarding;
     use crate::model::SchedulerFlags;
 
-    fn destinations(weights: &[u32]) -> Vec<Destination> {
+    fn destinations(weights: &[u32]) -> impl Iterator<Item = Destination> {
         let at = |i: usize| format!("10.244.1.{i}:80").parse().expect("a socket address");
-        weights
-            .iter()
-            .enumerate()
-            .map(|(i, weight)| Destination { address: at(i), weight: *weight, forwarding: Forwarding::Nat })
-            .collect()
+        weights.iter().enumerate().map(move |(i, weight)| Destination {
+            address: at(i),
+            weight: *weight,
+            forwarding: Forwarding::Nat,
+        })
     }
 
     #[test]
@@ -61,13 +61,13 @@ mod tests {
         let both = SchedulerFlags { flag_1: true, flag_2: true, flag_3: false };
         let annotations =
             ProxyAnnotations { scheduler: Scheduler::Mh, scheduler_flags: both, ..ProxyAnnotations::default() };
-        assert_eq!(scheduler_flags(&annotations, &destinations(&[1])), 0x18);
+        assert_eq!(scheduler_flags(&annotations, destinations(&[1])), 0x18);
     }
 
     #[test]
     fn source_hashing_falls_back_while_something_drains() {
         let annotations = ProxyAnnotations { scheduler: Scheduler::Sh, ..ProxyAnnotations::default() };
-        assert_eq!(scheduler_flags(&annotations, &destinations(&[1, 1])), 0);
-        assert_eq!(scheduler_flags(&annotations, &destinations(&[1, 0])), flags::SCHEDULER_1);
+        assert_eq!(scheduler_flags(&annotations, destinations(&[1, 1])), 0);
+        assert_eq!(scheduler_flags(&annotations, destinations(&[1, 0])), flags::SCHEDULER_1);
     }
 }

@@ -146,7 +146,7 @@ fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
         let (web, v6) = ("-t 10.96.0.1:80", "-u [fd00:10:96::1]:53");
         for (service_of, at) in [("tcp 10.96.0.1:80", web), ("udp [fd00:10:96::1]:53", v6)] {
             let key = service(service_of);
-            let first = examples[&key].destinations[0];
+            let first = examples[&key].destinations.to_vec()[0];
             let (address, weight) = (first.address, first.weight);
             let method = if first.forwarding == Forwarding::Tunnel { "-i" } else { "-m" };
             let other = if address.is_ipv4() { "10.244.9.9:99" } else { "[fd00:244::99]:99" };
@@ -234,7 +234,7 @@ fn destinations_of_other_methods_are_seen_as_different() {
         );
         let mut want = virtual_service("rr", &["10.244.1.1:80=1"]);
         let ipip = destination("10.244.1.2:80", 1, Forwarding::Tunnel);
-        want.destinations = want.destinations.iter().copied().chain([ipip]).collect();
+        want.destinations = want.destinations.iter().chain([ipip]).collect();
         assert_done(&apply(&mut services, Phase::Grow, &[(key, Some(&found), Some(&want))]));
         assert_eq!(services.read().expect("a reading").get(&key), Some(&want));
     });

@@ -107,8 +107,7 @@ fn virtual_service(key: &ServiceKey, found: &Virtual) -> Vec<String> {
     }
     let known = flags::PERSISTENT | flags::SCHEDULER_1 | flags::SCHEDULER_2 | flags::SCHEDULER_3;
     assert_eq!(service.flags & !known, 0, "a flag that this test has no name for");
-    let destination =
-        |d: &sluice::kernel::ipvs::Destination| format!("  {} {:?} {}", d.address, d.forwarding, d.weight);
+    let destination = |d: sluice::kernel::ipvs::Destination| format!("  {} {:?} {}", d.address, d.forwarding, d.weight);
     std::iter::once(head).chain(found.destinations.iter().map(destination)).collect()
 }
 

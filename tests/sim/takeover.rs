@@ -242,7 +242,7 @@ impl Walk {
         assert!(!virtuals.is_empty(), "there is a service at another address");
         // An endpoint that was on its way out when its virtual service was lost does not come back.
         let serving = |it: &Virtual| -> (Service, Vec<Destination>) {
-            (it.service.clone(), it.destinations.iter().filter(|to| to.weight > 0).cloned().collect())
+            (it.service.clone(), it.destinations.iter().filter(|to| to.weight > 0).collect())
         };
         for (key, it) in virtuals {
             assert_eq!(state.virtuals.get(key).map(serving), Some(serving(it)), "{key} is needed");
@@ -280,10 +280,10 @@ impl Walk {
         self.settle();
         let [empty, other, partial, ..] = &*served(&self.agent) else { unreachable!("there are three") };
         let rescheduled = Service { scheduler: "sed".into(), ..other.1.service.clone() };
-        let partly: Vec<Destination> = partial.1.destinations.iter().skip(1).copied().collect();
+        let partly: Vec<Destination> = partial.1.destinations.iter().skip(1).collect();
         self.kernel.with(|machine| {
             let mut hold = |key: &ServiceKey, service: &Service, destinations: &[Destination]| {
-                let held = Virtual { service: service.clone(), destinations: destinations.into() };
+                let held = Virtual { service: service.clone(), destinations: destinations.iter().copied().collect() };
                 machine.state.virtuals.insert(*key, held);
             };
             hold(&empty.0, &empty.1.service, &[]);
@@ -300,7 +300,7 @@ impl Walk {
         assert_eq!(held(empty).destinations, empty.1.destinations, "nobody is served");
         assert_eq!(held(other).destinations, other.1.destinations, "nobody is served");
         assert_eq!(held(other).service, rescheduled, "the kernel's state is newer than the file");
-        assert_eq!(*held(partial).destinations, *partly, "the kernel's state is newer than the file");
+        assert_eq!(held(partial).destinations.to_vec(), partly, "the kernel's state is newer than the file");
     }
 }
 

@@ -131,7 +131,7 @@ fn number_of(seen: &Virtual) -> u64 {
     let seconds = if is_persistent { seen.service.persistence_seconds } else { 0 };
     let destinations = seen.destinations.iter().map(|Destination { address, weight, forwarding }| {
         let IpAddr::V6(ip) = address.ip() else { return 0 };
-        number_of_destination(ip, address.port(), *weight, *forwarding)
+        number_of_destination(ip, address.port(), weight, forwarding)
     });
     destinations.fold(number_of_service(seen.service.scheduler.as_bytes(), seconds), u64::wrapping_add)
 }

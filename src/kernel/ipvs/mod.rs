@@ -15,6 +15,7 @@
 //!
 //! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
 
+mod destinations;
 mod glance;
 mod listing;
 mod old_interface;
@@ -23,12 +24,12 @@ mod wire;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use compact_str::CompactString;
 
 use crate::net::{Family, Protocol};
 
+pub use destinations::Destinations;
 pub use target::{Ours, Services};
 
 /// Key of a virtual service in the kernel.
@@ -45,7 +46,7 @@ pub enum ServiceKey {
 pub struct Virtual {
     pub service: Service,
     /// Sorted by address, each address and port once.
-    pub destinations: Arc<[Destination]>,
+    pub destinations: Destinations,
 }
 
 /// The properties of a virtual service beside its key.
@@ -179,7 +180,7 @@ impl fmt::Display for Virtual {
         }
         for (index, Destination { address, weight, forwarding }) in self.destinations.iter().enumerate() {
             write!(f, "{} {address} weight {weight}", if index == 0 { ":" } else { "," })?;
-            if *forwarding != Forwarding::Nat {
+            if forwarding != Forwarding::Nat {
                 write!(f, " {forwarding:?}")?;
             }
         }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::wire::{self, Command};
 use super::{
-    Connections, Destination, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts, Virtual,
+    Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts,
+    Virtual,
 };
 use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, Refusal, failed_steps};
 use crate::kernel::{Cause, Error};
@@ -190,7 +190,7 @@ impl Services {
             .map_err(|fault| Error::new("list destinations of", key.to_string(), fault.into()))
     }
 
-    fn destinations(&mut self, key: &ServiceKey) -> Result<Arc<[Destination]>, Error> {
+    fn destinations(&mut self, key: &ServiceKey) -> Result<Destinations, Error> {
         let mut listed: Vec<Destination> =
             self.list_destinations(key)?.into_iter().map(|(destination, _)| destination).collect();
         listed.sort_unstable();
@@ -273,7 +273,7 @@ impl Target for Services {
     ) -> Result<Vec<ServiceKey>, Error> {
         let (mut unlike, mut unanswered) = (Vec::new(), Vec::new());
         for key in keys {
-            match seen.value(key).and_then(|known| self.glancer.has(key, &known.destinations)) {
+            match seen.value(key).and_then(|known| self.glancer.has(key, &known.destinations.to_vec())) {
                 Some(true) => {}
                 Some(false) => unlike.push(*key),
                 None => unanswered.push(*key),
@@ -298,9 +298,9 @@ impl Target for Services {
     /// compare everything else of these services.
     fn to_audit(&mut self, seen: &impl Sorted<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
         let is_alike = |key: &ServiceKey| {
-            let known = &seen.value(key)?.destinations;
+            let known = seen.value(key)?.destinations.to_vec();
             let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
-            is_told.then(|| self.glancer.has(key, known)).flatten()
+            is_told.then(|| self.glancer.has(key, &known)).flatten()
         };
         keys.iter().filter(|key| is_alike(key) != Some(true)).copied().collect()
     }
@@ -375,13 +375,13 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, &[], &want.destinations);
+                self.change_destinations(index, step.key, &[], &want.destinations.to_vec());
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                self.change_destinations(index, step.key, &have.destinations, &want.destinations);
+                self.change_destinations(index, step.key, &have.destinations.to_vec(), &want.destinations.to_vec());
             }
         }
     }
@@ -439,8 +439,8 @@ fn find(destinations: &[Destination], address: SocketAddr) -> Option<&Destinatio
     destinations.get(index)
 }
 
-fn by_address(destination: &Destination) -> (SocketAddr, Destination) {
-    (destination.address, *destination)
+fn by_address(destination: Destination) -> (SocketAddr, Destination) {
+    (destination.address, destination)
 }
 
 fn fresh(messages: &mut Messages) -> &mut Messages {

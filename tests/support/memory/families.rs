@@ -369,8 +369,8 @@ impl Rows for Virtuals {
         let by_address = |list: &[Destination]| -> BTreeMap<SocketAddr, Destination> {
             list.iter().map(|destination| (destination.address, *destination)).collect()
         };
-        let (had, wanted) = (by_address(&have.destinations), by_address(&want.destinations));
-        let mut is = by_address(&found.destinations);
+        let (had, wanted) = (by_address(&have.destinations.to_vec()), by_address(&want.destinations.to_vec()));
+        let mut is = by_address(&found.destinations.to_vec());
         let mut refusal = Ok(());
         for (address, destination) in &wanted {
             match (had.get(address), is.contains_key(address)) {

@@ -356,7 +356,7 @@ impl Connected for Memory<Virtuals> {
             let existing = machine.state.virtuals.get(key);
             let listed = existing.into_iter().flat_map(|existing| existing.destinations.iter());
             let count = |address| u64::from(machine.busy.contains(&(*key, address)));
-            Ok(listed.map(|destination| (*destination, count(destination.address))).collect())
+            Ok(listed.map(|destination| (destination, count(destination.address))).collect())
         })
     }
 

@@ -1,0 +1,165 @@
+//! The destinations of one virtual service.
+//!
+//! Those of most Services differ in their addresses alone: port, weight and forwarding are in memory once then, and an IPv4 address takes
+//! 4 bytes in place of the 40 of a [`Destination`]. Copies share everything.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::{Destination, Forwarding};
+
+/// Destinations, sorted by address, each address and port once.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Destinations(Arc<Form>);
+
+/// One list has one form, so that equal lists are equal forms.
+#[derive(PartialEq, Eq)]
+enum Form {
+    V4(Alike, Box<[Ipv4Addr]>),
+    V6(Alike, Box<[Ipv6Addr]>),
+    /// None at all, and those that differ in more than their addresses.
+    Mixed(Box<[Destination]>),
+}
+
+/// What all destinations of one family have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Alike {
+    port: u16,
+    forwarding: Forwarding,
+    weight: u32,
+}
+
+impl Destinations {
+    pub fn len(&self) -> usize {
+        match &*self.0 {
+            Form::V4(_, addresses) => addresses.len(),
+            Form::V6(_, addresses) => addresses.len(),
+            Form::Mixed(all) => all.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Destination> {
+        (0..self.len()).filter_map(|index| self.at(index))
+    }
+
+    pub fn to_vec(&self) -> Vec<Destination> {
+        self.iter().collect()
+    }
+
+    fn at(&self, index: usize) -> Option<Destination> {
+        match &*self.0 {
+            Form::V4(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
+            Form::V6(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
+            Form::Mixed(all) => all.get(index).copied(),
+        }
+    }
+}
+
+impl Alike {
+    fn of(destination: &Destination) -> Alike {
+        let Destination { address, weight, forwarding } = *destination;
+        Alike { port: address.port(), forwarding, weight }
+    }
+
+    fn with(self, address: IpAddr) -> Destination {
+        let Alike { port, forwarding, weight } = self;
+        Destination { address: SocketAddr::new(address, port), weight, forwarding }
+    }
+}
+
+/// Returns the form of destinations that differ in their addresses of one family alone.
+fn alike(all: &[Destination]) -> Option<Form> {
+    let alike = Alike::of(all.first()?);
+    if !all.iter().all(|destination| alike.with(destination.address.ip()) == *destination) {
+        return None;
+    }
+    let addresses = || all.iter().map(|destination| destination.address.ip());
+    if let Some(addresses) =
+        addresses().map(|address| if let IpAddr::V4(it) = address { Some(it) } else { None }).collect()
+    {
+        return Some(Form::V4(alike, addresses));
+    }
+    let of_v6 = addresses().map(|address| if let IpAddr::V6(it) = address { Some(it) } else { None });
+    of_v6.collect::<Option<_>>().map(|addresses| Form::V6(alike, addresses))
+}
+
+impl Default for Destinations {
+    fn default() -> Self {
+        Destinations::from([])
+    }
+}
+
+impl From<Vec<Destination>> for Destinations {
+    fn from(all: Vec<Destination>) -> Self {
+        Destinations(Arc::new(alike(&all).unwrap_or_else(|| Form::Mixed(all.into()))))
+    }
+}
+
+impl<const N: usize> From<[Destination; N]> for Destinations {
+    fn from(all: [Destination; N]) -> Self {
+        Vec::from(all).into()
+    }
+}
+
+impl FromIterator<Destination> for Destinations {
+    fn from_iter<I: IntoIterator<Item = Destination>>(all: I) -> Self {
+        all.into_iter().collect::<Vec<Destination>>().into()
+    }
+}
+
+impl fmt::Debug for Destinations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV6;
+
+    use super::*;
+
+    fn nat(address: &str, weight: u32) -> Destination {
+        let address = address.parse().expect("an address and a port");
+        Destination { address, weight, forwarding: Forwarding::Nat }
+    }
+
+    #[test]
+    fn whatever_is_put_in_comes_out_and_equal_lists_are_equal() {
+        let (one, two) = (nat("10.244.1.1:80", 1), nat("10.244.1.2:80", 1));
+        let (six, seven) = (nat("[fd00::6]:80", 1), nat("[fd00::7]:80", 1));
+        let scoped = SocketAddrV6::new("fe80::1".parse().expect("an address"), 80, 0, 3).into();
+        let lists = [
+            vec![],
+            vec![one],
+            vec![one, two],
+            vec![six, seven],
+            vec![one, nat("10.244.1.2:80", 0)],
+            vec![one, nat("10.244.1.2:81", 1)],
+            vec![one, Destination { forwarding: Forwarding::Tunnel, ..two }],
+            vec![one, six],
+            vec![Destination { address: scoped, ..six }],
+            vec![nat("[fe80::1]:80", 1)],
+        ];
+        for (place, list) in lists.iter().enumerate() {
+            let kept = Destinations::from(list.clone());
+            assert_eq!((kept.to_vec(), kept.len(), kept.is_empty()), (list.clone(), list.len(), list.is_empty()));
+            for (other_place, other) in lists.iter().enumerate() {
+                assert_eq!(kept == Destinations::from(other.clone()), place == other_place, "{list:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn destinations_that_differ_in_their_addresses_alone_take_a_few_bytes_each() {
+        let alike: Destinations = (1..=10).map(|host| nat(&format!("10.244.1.{host}:80"), 1)).collect();
+        assert!(matches!(&*alike.0, Form::V4(_, addresses) if size_of_val(&**addresses) == 40));
+        let alike: Destinations = (1..=10).map(|host| nat(&format!("[fd00::{host}]:80"), 1)).collect();
+        assert!(matches!(&*alike.0, Form::V6(_, addresses) if size_of_val(&**addresses) == 160));
+    }
+}
