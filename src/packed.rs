@@ -5,6 +5,7 @@
 //! whoever owns the map calls [`PackedMap::pack`] then.
 
 mod blocks;
+mod prefixes;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::IntoIter;
@@ -12,6 +13,7 @@ use std::mem;
 use std::ops::Deref;
 
 pub use blocks::BlockMap;
+pub use prefixes::PrefixMap;
 
 /// A map that counts what was inserted since it was packed. It reads as the `BTreeMap` that it is.
 #[derive(Clone, PartialEq, Eq, Debug)]

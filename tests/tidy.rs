@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// always use itself.
 const IMPORTS: [(&str, &[&str]); 21] = [
     ("net", &[]),
-    ("packed", &[]),
+    ("packed", &["net"]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
     ("config", &["net"]),

@@ -37,7 +37,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
 use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
-use crate::packed::BlockMap;
+use crate::packed::{BlockMap, PrefixMap};
 
 use super::identity::Identity;
 use super::mtu;
@@ -58,8 +58,8 @@ pub struct Place<'a> {
 /// All learned routes, and the resulting kernel routes.
 #[derive(Default, Debug)]
 pub struct Routes {
-    learned: BlockMap<IpNet, Arc<Learned>>,
-    by_next_hop: BTreeMap<IpAddr, BlockMap<IpNet, ()>>,
+    learned: PrefixMap<Arc<Learned>>,
+    by_next_hop: BTreeMap<IpAddr, PrefixMap<()>>,
     /// The routes that use the tunnel to each node.
     tunnelled: BTreeMap<IpAddr, BTreeSet<IpNet>>,
     lists: Lists,
@@ -163,7 +163,7 @@ impl Routes {
     /// Marks all routes as stale for a new speaker, until learned routes are complete. Returns whether there are any.
     pub fn mark_stale(&mut self) -> bool {
         let learned = self.learned.iter().filter(|(_, learned)| !learned.next_hops.is_empty());
-        self.stale = learned.map(|(prefix, _)| *prefix).collect();
+        self.stale = learned.map(|(prefix, _)| prefix).collect();
         !self.stale.is_empty()
     }
 
@@ -189,7 +189,7 @@ impl Routes {
     /// Packs the maps, which whole tables fill one route after the other.
     pub fn pack(&mut self) {
         self.learned.pack();
-        self.by_next_hop.values_mut().for_each(BlockMap::pack);
+        self.by_next_hop.values_mut().for_each(PrefixMap::pack);
         self.routes.pack();
     }
 

@@ -6,11 +6,10 @@
 //! route, until they are processed.
 //!
 //! The map is sorted: the more specific prefixes of a prefix are one range of it, and a walk over it can pause and
-//! resume. A route takes about 100 bytes besides its attributes, which are shared.
+//! resume. A route takes about 60 bytes besides its attributes, which are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use super::best_path::{self, Candidate, Source};
 use super::long_sets::LongSets;
 use super::paths::Paths;
 use crate::net::{Family, PerFamily};
-use crate::packed::BlockMap;
+use crate::packed::PrefixMap;
 
 /// Source of a route: a neighbour, or ourselves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -80,7 +79,7 @@ pub struct Table {
     begun: Instant,
     /// Seconds since then.
     clock: u32,
-    paths: BlockMap<IpNet, Paths>,
+    paths: PrefixMap<Paths>,
     sources: BTreeMap<PeerId, Source>,
     counts: BTreeMap<PeerId, PerFamily<Count>>,
     /// Only of neighbours that have sent any.
@@ -109,7 +108,7 @@ impl Table {
         Table {
             begun: now,
             clock: 0,
-            paths: BlockMap::default(),
+            paths: PrefixMap::default(),
             sources: BTreeMap::new(),
             counts: BTreeMap::new(),
             long_sets: BTreeMap::new(),
@@ -254,7 +253,7 @@ impl Table {
     pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
             if marked && self.count(source).of(family).received > 0 {
-                self.paths.update(bounds(family), |paths| {
+                self.paths.update(family, |paths| {
                     let is_of_source = |path: &Path| path.source == source;
                     paths.as_slice().iter().any(is_of_source).then(|| {
                         let mut paths = paths.clone();
@@ -298,7 +297,7 @@ impl Table {
         let affected = self.paths.iter().filter(|(_, paths)| paths.as_slice().iter().any(through));
         // The best route is first as long as its next hop is reachable.
         let affected: Vec<(IpNet, Option<Best>)> =
-            affected.map(|(prefix, paths)| (*prefix, best_of(paths.as_slice(), &before))).collect();
+            affected.map(|(prefix, paths)| (prefix, best_of(paths.as_slice(), &before))).collect();
         for (prefix, best) in affected {
             self.dirty.entry(prefix).or_insert(best);
             self.change(prefix, |_| {});
@@ -354,9 +353,7 @@ impl Table {
 
     /// Prefixes of an address family with their routes, from behind `after` on.
     pub fn walk(&self, family: Family, after: Option<IpNet>) -> impl Iterator<Item = (IpNet, &[Path])> {
-        let (first, last) = bounds(family);
-        let start = after.map_or(first, Bound::Excluded);
-        self.paths.range((start, last)).map(|(prefix, paths)| (*prefix, paths.as_slice()))
+        self.paths.of_family(family, after).map(|(prefix, paths)| (prefix, paths.as_slice()))
     }
 
     /// Prefixes of an address family whose best route is our own.
@@ -396,7 +393,7 @@ impl Table {
     pub fn inside(&self, outer: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         let below = |outer: &IpNet| {
             let from = *outer;
-            self.paths.range(from..).map(|(prefix, _)| *prefix).take_while(move |prefix| from.contains(prefix))
+            self.paths.at_and_behind(from).map(|(prefix, _)| prefix).take_while(move |prefix| from.contains(prefix))
         };
         outer.iter().flat_map(below).collect()
     }
@@ -406,9 +403,9 @@ impl Table {
         let wanted = |family: &Family| *families.of(*family) && counts.of(*family).received > 0;
         let mut prefixes = Vec::new();
         for family in Family::BOTH.into_iter().filter(wanted) {
-            let of_family = self.paths.range(bounds(family));
+            let of_family = self.paths.of_family(family, None);
             let has = |paths: &Paths| paths.as_slice().iter().any(|path| path.source == source && which(path));
-            prefixes.extend(of_family.filter(|(_, paths)| has(paths)).map(|(prefix, _)| *prefix));
+            prefixes.extend(of_family.filter(|(_, paths)| has(paths)).map(|(prefix, _)| prefix));
         }
         prefixes
     }
@@ -454,15 +451,6 @@ fn put_best_first(paths: &mut [Path], sources: &BTreeMap<PeerId, Source>, unreac
     }
 }
 
-/// Range of an address family: IPv4 sorts before IPv6.
-fn bounds(family: Family) -> (Bound<IpNet>, Bound<IpNet>) {
-    let first_of_v6 = IpNet::V6(ipnet::Ipv6Net::default());
-    match family {
-        Family::V4 => (Bound::Unbounded, Bound::Excluded(first_of_v6)),
-        Family::V6 => (Bound::Included(first_of_v6), Bound::Unbounded),
-    }
-}
-
 #[cfg(test)]
 impl Table {
     /// Checks the invariants.
@@ -474,7 +462,7 @@ impl Table {
             let used = |path: &Path| path.used.as_ref().is_some_and(|used| !self.unreachable.contains(&used.next_hop));
             assert!(paths.iter().all(|path| !used(path)) || used(&paths[0]), "the best stands first");
             for path in paths {
-                let count = counts.entry(path.source).or_default().of_mut(Family::from(*prefix));
+                let count = counts.entry(path.source).or_default().of_mut(Family::from(prefix));
                 count.received += 1;
                 count.used += u32::from(path.used.is_some());
                 assert_eq!(paths.iter().filter(|other| other.source == path.source).count(), 1);
