@@ -238,7 +238,8 @@ fn health_checks_follow_the_cluster_also_one_that_is_only_remembered() {
         let here = world.host.node_name.clone();
         let mut endpoints = (**world.cluster.endpoints.get(&name).expect("it has one")).clone();
         let mut slice = (**endpoints.slices.values().next().expect("one slice")).clone();
-        slice.endpoints.iter_mut().for_each(|endpoint| endpoint.node = Some(here.as_str().into()));
+        let on_node = |endpoint| Endpoint { node: Some(here.as_str().into()), ..endpoint };
+        slice.endpoints = slice.endpoints.iter().map(on_node).collect();
         endpoints.slices.insert("one".into(), Arc::new(slice));
         world.cluster.endpoints.insert(name.clone(), endpoints);
         let mut put = async |policy, port, expected: Option<(u16, usize)>| {

@@ -315,7 +315,7 @@ fn rows_changed(older: &Cluster, newer: &Cluster) -> usize {
 
 /// How many Services a zone concerns.
 fn hinted_services(cluster: &Cluster) -> usize {
-    let has_hints = |endpoint: &Endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty());
+    let has_hints = |endpoint: Endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty());
     let of_service = |(_, its): &(&ObjectName, &Arc<Endpoints>)| {
         its.slices.values().any(|slice| slice.endpoints.iter().any(has_hints))
     };

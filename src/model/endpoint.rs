@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use super::endpoint_list::EndpointList;
 use super::shared_value::Shared;
 use crate::net::{Family, Protocol};
 
@@ -29,7 +30,7 @@ pub struct EndpointSlice {
     pub family: Family,
     /// The ports that every endpoint of this slice has. Entries without a number are left out at the door.
     pub ports: Vec<EndpointPort>,
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: EndpointList,
 }
 
 /// One entry of `ports[]`.

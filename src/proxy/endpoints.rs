@@ -60,14 +60,14 @@ pub fn destinations(
 /// Where an endpoint does not say its node, the pod ranges decide. Left out is the node's own address, of pods on the host's network:
 /// the host knows itself by any of its addresses.
 pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
-    let is_here = |endpoint: &&Endpoint| match &endpoint.node {
+    let is_here = |endpoint: &Endpoint| match &endpoint.node {
         _ if *node.address.of(family) == Some(endpoint.address) => false,
         Some(name) => **name == *node.name,
         None => node.pod_cidrs.of(family).iter().any(|range| range.contains(&endpoint.address)),
     };
     let mut found = Vec::new();
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
-        let here: Vec<&Endpoint> = slice.endpoints.iter().filter(is_here).collect();
+        let here: Vec<Endpoint> = slice.endpoints.iter().filter(is_here).collect();
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         found.extend(numbers.flat_map(|number| here.iter().map(move |it| SocketAddr::new(it.address, number.port))));
     }
@@ -86,7 +86,7 @@ fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: 
     };
     for (number, endpoint) in of_port(endpoints, port, family).filter(|(_, endpoint)| is_within(endpoint, reach)) {
         let Some(standing) = endpoint.conditions.use_of() else { continue };
-        if standing != Use::Ready || preference.allows(endpoint) {
+        if standing != Use::Ready || preference.allows(&endpoint) {
             candidates.push((SocketAddr::new(endpoint.address, number), standing));
         }
     }
@@ -101,7 +101,7 @@ pub fn of_port<'a>(
     endpoints: &'a Endpoints,
     port: &'a ServicePort,
     family: Family,
-) -> impl Iterator<Item = (u16, &'a Endpoint)> {
+) -> impl Iterator<Item = (u16, Endpoint)> {
     endpoints.slices.values().filter(move |slice| slice.family == family).flat_map(move |slice| {
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         numbers.flat_map(|number| slice.endpoints.iter().map(|endpoint| (number.port, endpoint)))
@@ -200,9 +200,11 @@ mod tests {
     fn endpoints_that_are_not_ready_have_no_say_in_hints_and_terminating_ones_serve_from_any_zone() {
         let hinted = |given: &[(u8, Conditions, &str)], expected: &str| {
             let mut slice = slice(&given.iter().map(|(number, is, _)| (*number, *is)).collect::<Vec<_>>());
-            for (endpoint, (_, _, hints)) in slice.endpoints.iter_mut().zip(given) {
-                endpoint.hints = hints_of(hints);
-            }
+            let with_hints = |(endpoint, (_, _, hints)): (Endpoint, &(u8, Conditions, &str))| {
+                let hints = hints_of(hints);
+                Endpoint { hints, ..endpoint }
+            };
+            slice.endpoints = slice.endpoints.iter().zip(given).map(with_hints).collect();
             let endpoints = Endpoints { slices: [("web-1".into(), Arc::new(slice))].into() };
             assert_eq!(text(&destinations(&endpoints, &port("http"), Family::V4, ALL, true)), expected);
         };
@@ -216,8 +218,9 @@ mod tests {
     #[test]
     fn a_local_policy_does_not_ask_for_hints() {
         let mut slice = slice(&[(1, READY), (3, READY)]);
-        slice.endpoints[0].hints = hints_of("node2 west");
-        slice.endpoints[1].hints = hints_of("node1 east");
+        let hints = ["node2 west", "node1 east"].map(hints_of);
+        let hinted = slice.endpoints.iter().zip(hints).map(|(endpoint, hints)| Endpoint { hints, ..endpoint });
+        slice.endpoints = hinted.collect();
         let endpoints = Endpoints { slices: [("web-1".into(), Arc::new(slice))].into() };
         let found = destinations(&endpoints, &port("http"), Family::V4, Reach::Node("node1"), true);
         assert_eq!(text(&found), "10.244.1.1:8080=1 10.244.1.3:8080=1");
@@ -227,9 +230,9 @@ mod tests {
     fn hinted(given: &[&str], node: &str, zone: Option<&str>, expected: &str) {
         let numbers: Vec<(u8, Conditions)> = (1..).zip(given).map(|(number, _)| (number, READY)).collect();
         let mut slice = slice(&numbers);
-        for (endpoint, hints) in slice.endpoints.iter_mut().zip(given) {
-            endpoint.hints = hints_of(hints);
-        }
+        let hints = given.iter().map(|hints| hints_of(hints));
+        let hinted = slice.endpoints.iter().zip(hints).map(|(endpoint, hints)| Endpoint { hints, ..endpoint });
+        slice.endpoints = hinted.collect();
         let endpoints = Endpoints { slices: [("web-1".into(), Arc::new(slice))].into() };
         let reach = Reach::Cluster(Place { node, zone });
         let found = destinations(&endpoints, &port("http"), Family::V4, reach, true);

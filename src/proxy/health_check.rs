@@ -62,7 +62,7 @@ pub fn wanted(name: &ObjectName, service: &Service, endpoints: &Endpoints, node:
 
 fn ready_here(endpoints: &Endpoints, node: &LocalNode, family: Family) -> usize {
     let of_family = endpoints.slices.values().filter(|slice| slice.family == family);
-    let is_here = |endpoint: &&Endpoint| {
+    let is_here = |endpoint: &Endpoint| {
         endpoint.node.as_deref() == Some(node.name.as_str()) && endpoint.conditions.use_of() == Some(Use::Ready)
     };
     let here = of_family.flat_map(|slice| slice.endpoints.iter().filter(is_here)).map(|endpoint| endpoint.address);

@@ -33,7 +33,7 @@ pub enum Preference<'a> {
 
 impl<'a> Preference<'a> {
     /// Decides by the hints of all endpoints of one port and family.
-    pub fn of<'e>(endpoints: impl Iterator<Item = &'e Endpoint>, place: Place<'a>) -> Preference<'a> {
+    pub fn of(endpoints: impl Iterator<Item = Endpoint>, place: Place<'a>) -> Preference<'a> {
         let (mut node, mut zone) = (Hinted::default(), Hinted::default());
         for endpoint in endpoints.filter(|endpoint| endpoint.conditions.use_of() == Some(Use::Ready)) {
             let Some(hints) = &endpoint.hints else { return Preference::Everywhere };

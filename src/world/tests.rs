@@ -224,7 +224,7 @@ async fn a_large_cluster_is_read_remembered_and_found_again() {
     let world = rig.world.wait_for(is(Authority::Complete)).await.expect("it is being built").clone();
     assert_eq!((world.cluster.services.len(), world.cluster.endpoints.len()), (SERVICES, SERVICES));
     let slices = world.cluster.endpoints.iter().flat_map(|(_, endpoints)| endpoints.slices.values());
-    let nodes = slices.flat_map(|slice| slice.endpoints.iter().filter_map(|endpoint| endpoint.node.as_ref()));
+    let nodes = slices.flat_map(|slice| slice.endpoints.iter().filter_map(|endpoint| endpoint.node));
     let names: std::collections::HashSet<*const u8> = nodes.map(|name| name.as_ptr()).collect();
     assert_eq!(names.len(), 10, "the name of a node is in memory once");
     server.put(api_server::SLICES, slice(77, &endpoints[1..]));

@@ -314,7 +314,7 @@ fn an_endpoint_that_the_port_does_not_fit_and_one_without_a_node_have_their_reas
     with_socket(async |socket, running| {
         let mut world = shop();
         let mut nowhere = slice(&[("10.244.3.5", HERE, READY)]);
-        nowhere.endpoints.iter_mut().for_each(|endpoint| endpoint.node = None);
+        nowhere.endpoints = nowhere.endpoints.iter().map(|endpoint| Endpoint { node: None, ..endpoint }).collect();
         let mut other = slice(&[("10.244.3.6", HERE, READY), ("10.244.1.7", HERE, READY)]);
         other.ports.iter_mut().for_each(|port| port.name = "metrics".into());
         let here = slice(&[("10.244.1.7", HERE, READY)]);

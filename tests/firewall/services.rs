@@ -187,7 +187,7 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
                 let targets =
                     slice.ports.iter().filter(|target| target.name == one.name && target.protocol == protocol);
                 for target in targets {
-                    let same_family = |one: &&Endpoint| one.address.is_ipv4() == packet.destination.is_ipv4();
+                    let same_family = |one: &Endpoint| one.address.is_ipv4() == packet.destination.is_ipv4();
                     all.extend(slice.endpoints.iter().filter(same_family).map(|endpoint| Packet {
                         destination: endpoint.address,
                         traffic: Traffic::Port { protocol, port: target.port },

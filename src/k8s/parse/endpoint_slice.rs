@@ -24,7 +24,7 @@ use super::pool::Pool;
 use super::service::protocol;
 use crate::k8s::SliceOf;
 use crate::k8s::warning::{Warning, Warnings};
-use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, ObjectName};
+use crate::model::{Conditions, Endpoint, EndpointList, EndpointPort, EndpointSlice, Hints, ObjectName};
 use crate::net::Family;
 
 /// Parses an EndpointSlice with the name of its Service; `None` where no node agent needs it.
@@ -153,12 +153,7 @@ fn ports(object: &EndpointSliceObject, warnings: &mut Warnings) -> Vec<EndpointP
     ports
 }
 
-fn endpoints(
-    object: &EndpointSliceObject,
-    family: Family,
-    pool: &mut Pool,
-    warnings: &mut Warnings,
-) -> Box<[Endpoint]> {
+fn endpoints(object: &EndpointSliceObject, family: Family, pool: &mut Pool, warnings: &mut Warnings) -> EndpointList {
     let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
     for (index, entry) in object.endpoints.iter().flatten().enumerate() {
         let field = || format!("endpoints[{index}].addresses");
@@ -179,7 +174,7 @@ fn endpoints(
             Err(why) => warnings.odd(field(), format_args!("{why}; the endpoint is left out")),
         }
     }
-    endpoints.into_boxed_slice()
+    endpoints.into()
 }
 
 fn conditions(written: ConditionsObject) -> Conditions {

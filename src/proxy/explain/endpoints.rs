@@ -54,9 +54,9 @@ pub fn states(
     here: Option<&str>,
 ) -> Listed {
     // An address in several slices counts in its best condition.
-    let mut known: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    let mut known: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     for (number, endpoint) in of_port(endpoints, port, family) {
-        let place = known.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
+        let place = known.entry(SocketAddr::new(endpoint.address, number)).or_insert_with(|| endpoint.clone());
         if endpoint.conditions.use_of() > place.conditions.use_of() {
             *place = endpoint;
         }

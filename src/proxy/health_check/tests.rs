@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::serve::{Inputs, run};
 use super::*;
-use crate::model::{Conditions, EndpointSlice};
+use crate::model::{Conditions, EndpointList, EndpointSlice};
 use crate::observe::health::Health;
 
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
@@ -42,8 +42,8 @@ fn endpoints(slices: &[&[(&str, &str, Conditions)]]) -> Endpoints {
             conditions: *conditions,
             hints: None,
         };
-        let endpoints: Box<[Endpoint]> = given.iter().map(endpoint).collect();
-        let family = endpoints.first().map_or(Family::V4, |first| Family::from(first.address));
+        let endpoints: EndpointList = given.iter().map(endpoint).collect();
+        let family = endpoints.iter().next().map_or(Family::V4, |first| Family::from(first.address));
         Arc::new(EndpointSlice { family, ports: Vec::new(), endpoints })
     };
     let named = slices.iter().enumerate().map(|(number, given)| (format!("web-{number}").into(), slice(given)));

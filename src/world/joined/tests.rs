@@ -3,8 +3,8 @@ mod remembered;
 use super::*;
 use crate::k8s::SliceOf;
 use crate::model::{
-    AttachmentId, ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector, Service,
-    ServiceCidr, Subject, Tier, UnreadPolicies,
+    AttachmentId, ClusterNetworkPolicy, EndpointList, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Selector,
+    Service, ServiceCidr, Subject, Tier, UnreadPolicies,
 };
 use crate::net::Family;
 
@@ -14,7 +14,7 @@ fn service(name: &str, address: &str) -> Object {
 }
 
 fn slice(name: &str, service: &str) -> Object {
-    let slice = EndpointSlice { family: Family::V4, ports: vec![], endpoints: Box::default() };
+    let slice = EndpointSlice { family: Family::V4, ports: vec![], endpoints: EndpointList::default() };
     let of = SliceOf { service: service.into(), slice: Arc::new(slice) };
     Object::EndpointSlice(ObjectName::new("default", name), Some(Box::new(of)))
 }

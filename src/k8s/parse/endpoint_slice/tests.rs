@@ -40,7 +40,7 @@ fn absent_conditions_mean_what_the_api_says() {
 #[test]
 fn the_first_address_is_the_endpoint() {
     let (slice, _) = with_body("ports: [{port: 1}], endpoints: [{addresses: [10.244.1.1, 10.244.1.2], nodeName: a}]");
-    let [endpoint] = &*slice.slice.endpoints else { panic!("one endpoint, one address") };
+    let [endpoint] = &*slice.slice.endpoints.to_vec() else { panic!("one endpoint, one address") };
     assert_eq!((endpoint.address.to_string().as_str(), endpoint.node.as_deref()), ("10.244.1.1", Some("a")));
 }
 

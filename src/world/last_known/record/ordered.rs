@@ -215,7 +215,7 @@ impl SliceRecord {
         let slice = EndpointSlice {
             family: if self.is_v6 { Family::V6 } else { Family::V4 },
             ports: self.ports.into_iter().map(PortRecord::endpoint_port).collect::<Option<_>>()?,
-            endpoints: endpoints.into_boxed_slice(),
+            endpoints: endpoints.into(),
         };
         Some((self.service.name(), self.name, slice))
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use super::lists::{Collected, Lists, protocol};
 use super::packed::{Packed, addresses, column, only_address, put_address, ranges, rows};
 use crate::model::{
-    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerAddress, ObjectName,
+    AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, Listed, LoadBalancerAddress, ObjectName,
     ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort, ServiceType, TrafficPolicy,
 };
 use crate::net::{Family, Protocol};
@@ -277,11 +277,11 @@ impl SliceRecord {
     ) -> SliceRecord {
         let EndpointSlice { family, ports, endpoints } = slice;
         let (mut addresses, mut nodes, mut conditions, mut hints) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for Endpoint { address, node, conditions: is, hints: its } in endpoints {
-            put_address(&mut addresses, address);
-            nodes.push(collected.node(node.as_ref()));
+        for Listed { address, node, conditions: is, hints: its } in endpoints.listed() {
+            put_address(&mut addresses, &address);
+            nodes.push(collected.node(node));
             conditions.push(u32::from(!is.ready) | u32::from(!is.serving) << 1 | u32::from(is.terminating) << 2);
-            hints.push(collected.hints(its.as_ref()));
+            hints.push(collected.hints(its));
         }
         SliceRecord {
             namespace: service.namespace.to_string(),
