@@ -320,7 +320,7 @@ fn start_cni(
     };
     let (changes, to_world) = mpsc::channel(STARTING);
     let guard = config.source_guard.then_some(guard);
-    let calls = Calls { changes, starting, guard, metrics: cni::metrics::Metrics::register(registry)? };
+    let calls = Calls { changes, starting, guard, pods: None, metrics: cni::metrics::Metrics::register(registry)? };
     // It waits for calls for as long as nobody makes any.
     let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
     tokio::spawn(cni::serve::run(socket.to_owned(), calls, pulse));

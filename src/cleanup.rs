@@ -2,7 +2,8 @@
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
-//! whichever of them the flags switch on, in both families.
+//! whichever of them the flags switch on, in both families. Tunnels for direct server return go from the pods of this host that the
+//! container runtime tells of or that have their network namespaces in `/run/netns`; a host without a runtime has no others.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods, the guarded ports and the CNI file where it is about our
 //! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more.
@@ -18,9 +19,11 @@ use tracing::{info, warn};
 
 use crate::app::GOBGP_SOCKET;
 use crate::config::{CNI_SOCKET, Config};
+use crate::container_runtime::sockets;
 use crate::firewall;
 use crate::kernel::{Error, iptables};
 use crate::model::Authority;
+use crate::pod_tunnels;
 use crate::proxy;
 use crate::reconcile::{Moment, Reflection};
 use crate::router;
@@ -69,7 +72,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let removed: u64 = outcomes.iter().map(|(count, _)| count).sum();
     left.extend(outcomes.into_iter().flat_map(|(_, left)| left));
     left.extend(source_guard::linux::remove().map(|why| format!("source guard: {why}")));
-    info!(removed, "Kernel state removed");
+    let (from_pods, errors) = pod_tunnels::driver::remove_all(sockets(config.runtime_endpoint.as_ref()));
+    left.extend(errors.into_iter().map(|why| format!("tunnels in pods: {why}")));
+    info!(removed, from_pods, "Kernel state removed");
     let (removed, errors) = remove_files(config);
     info!(?removed, "Files of ours were removed");
     left.extend(errors);

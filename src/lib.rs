@@ -11,6 +11,8 @@ pub mod k8s;
 pub mod world;
 pub mod bgp;
 pub mod subsystem;
+pub mod container_runtime;
+pub mod pod_tunnels;
 pub mod proxy;
 pub mod firewall;
 pub mod source_guard;

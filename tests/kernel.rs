@@ -19,6 +19,8 @@ mod ipvs_rules;
 mod ipvs_table;
 #[path = "kernel/tunnel.rs"]
 mod tunnel;
+#[path = "kernel/pod_tunnel.rs"]
+mod pod_tunnel;
 #[path = "kernel/frames.rs"]
 mod frames;
 #[path = "kernel/dummy.rs"]

@@ -25,6 +25,8 @@ pub enum Call {
         attachment: Attachment,
         /// By which the pod sends; `None` where the plugins before us do not tell.
         link: Option<PodLink>,
+        /// Where the pod's network namespace is; `None` where that is not told.
+        namespace: Option<PathBuf>,
         /// `prevResult`, to be passed on.
         result: Value,
     },
@@ -65,6 +67,8 @@ pub struct Parameters {
     pub interface: String,
     /// `CNI_ARGS`.
     pub arguments: String,
+    /// `CNI_NETNS`.
+    pub namespace: String,
 }
 
 const DEFAULT_TIMEOUT: u64 = 2000;
@@ -190,7 +194,10 @@ fn call(parameters: &Parameters, input: Input, version: &str) -> Result<Call, Fa
             };
             Ok(match command {
                 _ if attachment.addresses.is_empty() => Call::Pass(result),
-                "ADD" => Call::Add { link: link(&result, &attachment.id.interface), attachment, result },
+                "ADD" => {
+                    let link = link(&result, &attachment.id.interface);
+                    Call::Add { link, namespace: namespace(&parameters.namespace), attachment, result }
+                }
                 _ => Call::Check(attachment),
             })
         }
@@ -219,6 +226,11 @@ fn id(parameters: &Parameters) -> Result<AttachmentId, Failure> {
         }
     }
     Ok(AttachmentId { container: container.into(), interface: interface.into() })
+}
+
+/// `CNI_NETNS` is a path where the namespace is a file.
+fn namespace(text: &str) -> Option<PathBuf> {
+    (text.starts_with('/') && !text.contains('\0')).then(|| PathBuf::from(text))
 }
 
 /// The pod in `CNI_ARGS`: `K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web`.
@@ -268,6 +280,12 @@ fn link(result: &Value, interface: &str) -> Option<PodLink> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_namespace_is_a_file_or_not_told() {
+        let paths = ["/var/run/netns/cni-1", "", "isolated", "netns/x"].map(namespace);
+        assert_eq!(paths, [Some("/var/run/netns/cni-1".into()), None, None, None]);
+    }
+
     const ARGUMENTS: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;\
          K8S_POD_UID=1f0a3a52-55c4-4d3e-9b0a-0242ac120002";
 
@@ -277,6 +295,7 @@ mod tests {
             container: "c1".to_owned(),
             interface: "eth0".to_owned(),
             arguments: ARGUMENTS.to_owned(),
+            namespace: "/var/run/netns/cni-1".to_owned(),
         }
     }
 
@@ -322,7 +341,9 @@ mod tests {
                 json!({"cniVersion": version, "name": "mynet", "type": "sluice-cni", "prevResult": previous(version)});
             let (call, entry) = read_one("ADD", &input).expect("a sound call");
             let link = None;
-            assert_eq!(call, Call::Add { attachment: attachment(), link, result: previous(version) }, "{version}");
+            let namespace = Some("/var/run/netns/cni-1".into());
+            let expected = Call::Add { attachment: attachment(), link, namespace, result: previous(version) };
+            assert_eq!(call, expected, "{version}");
             assert_eq!(result(previous(version), version), previous(version));
             let expected = Entry {
                 version: version.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use compact_str::CompactString;
@@ -19,6 +20,8 @@ pub enum Message {
         attachment: Attachment,
         /// By which the pod sends; `None` where that is not known.
         link: Option<PodLink>,
+        /// Where its network namespace is; `None` where that is not known.
+        namespace: Option<PathBuf>,
         wait: Duration,
     },
     /// Are its policies in force?
@@ -41,8 +44,10 @@ impl Message {
     /// The words of this message.
     pub fn words(&self) -> BTreeMap<String, String> {
         let words: Vec<(&str, String)> = match self {
-            Message::Add { attachment, link, wait } => {
+            Message::Add { attachment, link, namespace, wait } => {
                 let mut words = words_of("add", attachment, *wait);
+                // A path that is no text is one that no runtime gives.
+                words.extend(namespace.as_deref().and_then(Path::to_str).map(|path| ("netns", path.to_owned())));
                 if let Some(PodLink { of_host, address }) = link {
                     words.push(("links", joined(of_host.iter().map(ToString::to_string))));
                     words.push(("link_address", address.to_string()));
@@ -81,7 +86,11 @@ impl Message {
             Ok((Attachment { id, network: network(), pod, uid: uid(), addresses: addresses.into() }, wait))
         };
         match word("do")? {
-            "add" => attachment().map(|(attachment, wait)| Message::Add { attachment, link: link(words), wait }),
+            "add" => attachment().map(|(attachment, wait)| {
+                // A plugin of an earlier release does not name it.
+                let namespace = words.get("netns").filter(|path| path.starts_with('/')).map(PathBuf::from);
+                Message::Add { attachment, link: link(words), namespace, wait }
+            }),
             "check" => attachment().map(|(attachment, wait)| Message::Check { attachment, wait }),
             "delete" => read_id(word("attachment")?).map(Message::Delete),
             "retain" => {
@@ -144,13 +153,14 @@ mod tests {
         };
         let wait = Duration::from_millis(1800);
         for message in [
-            Message::Add { attachment: attachment.clone(), link: None, wait },
+            Message::Add { attachment: attachment.clone(), link: None, namespace: None, wait },
             Message::Add {
                 attachment: attachment.clone(),
                 link: Some(PodLink {
                     of_host: ["kube-bridge".into(), "veth1".into()].into(),
                     address: LinkAddress([2, 0, 0, 0, 1, 0xff]),
                 }),
+                namespace: Some("/var/run/netns/cni-1".into()),
                 wait,
             },
             Message::Check { attachment: Attachment { uid: None, ..attachment }, wait },

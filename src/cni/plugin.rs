@@ -52,6 +52,7 @@ pub fn run() -> ExitCode {
         container: variable("CNI_CONTAINERID"),
         interface: variable("CNI_IFNAME"),
         arguments: variable("CNI_ARGS"),
+        namespace: variable("CNI_NETNS"),
     };
     let mut input = Vec::new();
     let read = io::stdin().take(MOST).read_to_end(&mut input);
@@ -79,8 +80,13 @@ fn answered(call: Call, entry: &Entry) -> Result<Option<Value>, Failure> {
         Call::Version => Ok(Some(call::versions(&entry.version))),
         Call::Status => Ok(None),
         Call::Pass(result) => Ok(Some(call::result(result, &entry.version))),
-        Call::Add { attachment, link, result } => {
-            let message = |wait| Message::Add { attachment: attachment.clone(), link: link.clone(), wait };
+        Call::Add { attachment, link, namespace, result } => {
+            let message = |wait| Message::Add {
+                attachment: attachment.clone(),
+                link: link.clone(),
+                namespace: namespace.clone(),
+                wait,
+            };
             may_start(asked(entry, entry.timeout, message), entry)?;
             Ok(Some(call::result(result, &entry.version)))
         }

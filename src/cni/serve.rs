@@ -20,6 +20,7 @@ use crate::firewall::driver::StartingPod;
 use crate::model::{Attachment, AttachmentChange, PodLink};
 use crate::observe::health::Pulse;
 use crate::observe::local::{self, Answer, Answerers, Question};
+use crate::pod_tunnels::places::Announced;
 use crate::source_guard::driver::{Call as GuardCall, StartingPort};
 
 /// Where calls lead.
@@ -31,6 +32,8 @@ pub struct Calls {
     pub starting: mpsc::Sender<StartingPod>,
     /// To the source guard; `None` where it does not run.
     pub guard: Option<mpsc::Sender<GuardCall>>,
+    /// To the tunnels in pods; `None` where there are none.
+    pub pods: Option<mpsc::Sender<Announced>>,
     pub metrics: Metrics,
 }
 
@@ -134,7 +137,11 @@ impl Calls {
     async fn answer(&self, about: &BTreeMap<String, String>) -> Answer {
         let message = Message::read(about)?;
         let (attachment, guarded, runs, wait) = match message {
-            Message::Add { attachment, link, wait } => {
+            Message::Add { attachment, link, namespace, wait } => {
+                if let Some((pods, place)) = self.pods.as_ref().zip(namespace) {
+                    // A pod's start does not wait for it: the runtime tells the same.
+                    let _ = pods.try_send(Announced { addresses: attachment.addresses.to_vec(), place });
+                }
                 self.change(AttachmentChange::Add(attachment.clone())).await?;
                 let guarded = self.guard_port(&attachment, link).await;
                 (attachment, guarded, false, wait)
@@ -218,7 +225,7 @@ mod tests {
         let registry = Registry::new("test", "test");
         let metrics = Metrics::register(&registry).expect("the names are free");
         Agent {
-            calls: Calls { changes, starting, guard: None, metrics },
+            calls: Calls { changes, starting, guard: None, pods: None, metrics },
             changes: to_world,
             starting: to_firewall,
             registry,
@@ -240,7 +247,7 @@ mod tests {
     }
 
     fn add_with(link: Option<PodLink>) -> BTreeMap<String, String> {
-        Message::Add { attachment: attachment(), link, wait: Duration::from_secs(2) }.words()
+        Message::Add { attachment: attachment(), link, namespace: None, wait: Duration::from_secs(2) }.words()
     }
 
     #[tokio::test]
@@ -302,6 +309,27 @@ mod tests {
         drop(pod);
         assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
         assert!(registry.text().contains("sluice_cni_refused_total 0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_a_pods_namespace_is_goes_to_its_tunnels_and_holds_up_no_start() {
+        let Agent { mut calls, mut starting, changes: _changes, .. } = agent();
+        let (pods, mut to_pods) = mpsc::channel(1);
+        calls.pods = Some(pods);
+        let mut words = add();
+        words.insert("netns".to_owned(), "/var/run/netns/cni-1".to_owned());
+        for _ in 0..2 {
+            let (caller, words) = (calls.clone(), words.clone());
+            let answer = tokio::spawn(async move { caller.answer(&words).await });
+            drop(starting.recv().await.expect("the firewall is asked").outcome.send_replace(Ok(())));
+            assert_eq!(answer.await.expect("it ends"), Ok(String::new()), "also where nobody reads");
+        }
+        let announced = to_pods.recv().await.expect("it was told");
+        assert_eq!(
+            announced,
+            Announced { addresses: attachment().addresses.into(), place: "/var/run/netns/cni-1".into() }
+        );
+        assert!(to_pods.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]

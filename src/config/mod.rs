@@ -66,6 +66,8 @@ pub struct Config {
     pub source_guard: bool,
     /// The directory of CNI files that container runtimes read: that of `KUBE_ROUTER_CNI_CONF_FILE`, whether or not that file is kept.
     pub cni_directory: PathBuf,
+    /// `--runtime-endpoint`: the container runtime's socket; `None` tries the usual ones.
+    pub runtime_endpoint: Option<PathBuf>,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
     pub cache_sync_timeout: Duration,
     /// `--enable-ipv4`, `--enable-ipv6`; at least one is true.
@@ -186,6 +188,7 @@ impl Config {
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
             router: (flags.run_router || flags.cleanup_config).then_some(router),
             load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
+            runtime_endpoint: runtime_endpoint(&flags.runtime_endpoint, mistakes),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
             log_format: mistakes.one_of(
@@ -197,7 +200,6 @@ impl Config {
             cleanup: flags.cleanup_config,
             notices: notices::notices(flags, mistakes),
         };
-        check_runtime_endpoint(&flags.runtime_endpoint, mistakes);
         match netfilter {
             Netfilter::Nftables => config.decided(Backend::Nftables),
             Netfilter::Auto | Netfilter::Iptables => config,
@@ -337,13 +339,14 @@ fn master(typed: &str, mistakes: &mut Mistakes) -> Option<Uri> {
     uri
 }
 
-fn check_runtime_endpoint(typed: &str, mistakes: &mut Mistakes) {
+fn runtime_endpoint(typed: &str, mistakes: &mut Mistakes) -> Option<PathBuf> {
     let path = typed.strip_prefix("unix://").unwrap_or_default();
     if !typed.is_empty() && !path.starts_with('/') {
         mistakes.add(format!(
             "--runtime-endpoint must be a socket like unix:///run/containerd/containerd.sock; it is {typed:?}."
         ));
     }
+    (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ const IDLE: [Idle; 13] = [
     },
     Idle {
         flag: "runtime-endpoint",
-        is_given: |typed, default| typed.runtime_endpoint != default.runtime_endpoint,
+        is_given: |typed, default| !typed.cleanup_config && typed.runtime_endpoint != default.runtime_endpoint,
         reason: "this build has no direct server return yet",
     },
     Idle {

@@ -23,6 +23,7 @@ mod link;
 mod monitor;
 mod netlink;
 pub mod places;
+mod pod_namespace;
 mod route;
 mod nftables;
 mod nftables_changes;

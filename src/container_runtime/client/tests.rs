@@ -1,0 +1,239 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::service::service_fn;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tonic::{Request as Call, Response as Answer};
+
+use super::super::wire::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use super::super::wire::v1::{
+    Container, ContainerStatusResponse, LinuxPodSandboxStatus, ListContainersResponse, ListPodSandboxResponse,
+    Namespace, NamespaceOption, PodIp, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxStatusResponse,
+};
+use super::*;
+
+/// What a sandbox of the runtime in the tests has.
+#[derive(Clone, Default)]
+struct Told {
+    addresses: Vec<&'static str>,
+    info: String,
+    host_network: bool,
+    state: i32,
+    /// The `info` of its containers.
+    containers: Vec<String>,
+    /// Longer than a client waits.
+    is_slow: bool,
+}
+
+#[derive(Clone, Default)]
+struct Fake {
+    sandboxes: BTreeMap<String, Told>,
+    statuses: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Fake {
+    async fn list_pod_sandbox(&self, _: Call<ListPodSandboxRequest>) -> Result<Answer<ListPodSandboxResponse>, Status> {
+        let item = |(id, told): (&String, &Told)| PodSandbox {
+            id: id.clone(),
+            metadata: Some(PodSandboxMetadata { name: id.clone(), namespace: "shop".to_owned() }),
+            state: told.state,
+        };
+        Ok(Answer::new(ListPodSandboxResponse { items: self.sandboxes.iter().map(item).collect() }))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        call: Call<PodSandboxStatusRequest>,
+    ) -> Result<Answer<PodSandboxStatusResponse>, Status> {
+        self.statuses.fetch_add(1, Ordering::Relaxed);
+        let PodSandboxStatusRequest { pod_sandbox_id: id, verbose } = call.into_inner();
+        assert!(verbose, "without it no place is told");
+        let Some(told) = self.sandboxes.get(&id).filter(|told| told.info != "gone") else {
+            return Err(Status::not_found("no such sandbox"));
+        };
+        if told.is_slow {
+            tokio::time::sleep(CALL * 4).await;
+        }
+        let mut addresses = told.addresses.iter().map(ToString::to_string);
+        let network = PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| PodIp { ip }).collect(),
+        };
+        let mode = if told.host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
+        let options = Some(NamespaceOption { network: mode.into() });
+        let linux = Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options }) });
+        let status = Some(PodSandboxStatus { id, state: told.state, network: Some(network), linux });
+        let info = HashMap::from([("info".to_owned(), told.info.clone())]);
+        Ok(Answer::new(PodSandboxStatusResponse { status, info }))
+    }
+
+    async fn list_containers(
+        &self,
+        call: Call<ListContainersRequest>,
+    ) -> Result<Answer<ListContainersResponse>, Status> {
+        let id = call.into_inner().filter.unwrap_or_default().pod_sandbox_id;
+        let count = self.sandboxes.get(&id).map_or(0, |told| told.containers.len());
+        let own = (0..count).map(|number| Container { id: format!("{id}/{number}"), pod_sandbox_id: id.clone() });
+        // A runtime that does not apply the filter.
+        let foreign = Container { id: "other/0".to_owned(), pod_sandbox_id: "other".to_owned() };
+        Ok(Answer::new(ListContainersResponse { containers: std::iter::once(foreign).chain(own).collect() }))
+    }
+
+    async fn container_status(
+        &self,
+        call: Call<ContainerStatusRequest>,
+    ) -> Result<Answer<ContainerStatusResponse>, Status> {
+        let id = call.into_inner().container_id;
+        let (sandbox, number) = id.split_once('/').expect("an id of ours");
+        let told = self.sandboxes.get(sandbox).and_then(|told| told.containers.get(number.parse::<usize>().ok()?));
+        let info = told.cloned().ok_or_else(|| Status::not_found("no such container"))?;
+        Ok(Answer::new(ContainerStatusResponse { info: HashMap::from([("info".to_owned(), info)]) }))
+    }
+}
+
+/// Serves it at a socket until the handle is aborted.
+fn serve(fake: &Fake, socket: &Path) -> JoinHandle<()> {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    let fake = fake.clone();
+    tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            fake.connections.fetch_add(1, Ordering::Relaxed);
+            let server = RuntimeServiceServer::new(fake.clone());
+            let answer = service_fn(move |request| server.clone().call(request));
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            connections.spawn(builder.serve_connection(TokioIo::new(stream), answer));
+        }
+    })
+}
+
+fn told(addresses: &[&'static str], info: &str) -> Told {
+    Told { addresses: addresses.to_vec(), info: info.to_owned(), ..Told::default() }
+}
+
+fn fake<const N: usize>(sandboxes: [(&str, Told); N]) -> Fake {
+    Fake { sandboxes: sandboxes.map(|(id, told)| (id.to_owned(), told)).into(), ..Fake::default() }
+}
+
+/// Sandboxes as lines: id, addresses, places.
+fn lines(sandboxes: &[Sandbox]) -> Vec<String> {
+    let line = |one: &Sandbox| {
+        let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
+        let places: Vec<String> = one.places.iter().map(|path| path.display().to_string()).collect();
+        let host = if one.host_network { " host" } else { "" };
+        format!("{} {}: {} at {}{host}", one.id, one.pod, addresses.join(" "), places.join(" "))
+    };
+    sandboxes.iter().map(line).collect()
+}
+
+#[tokio::test]
+async fn sandboxes_are_found_with_their_addresses_and_places_and_asked_for_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("runtime.sock");
+    let spec = r#"{"linux": {"namespaces": [{"type": "network", "path": "/run/netns/cni-a"}]}}"#;
+    let fake = fake([
+        ("a", told(&["10.244.1.5", "fd00:10:244:1::5"], &format!(r#"{{"pid": 11, "runtimeSpec": {spec}}}"#))),
+        ("b", told(&["fd00:10:244:1::6"], r#"{"pid": 12}"#)),
+        ("c", Told { containers: vec!["{".to_owned(), r#"{"pid": 13}"#.to_owned()], ..told(&["10.244.1.7"], "{}") }),
+        ("d", Told { host_network: true, ..told(&[], r#"{"pid": 14}"#) }),
+        ("e", Told { state: PodSandboxState::SandboxNotready.into(), ..told(&["10.244.1.8"], r#"{"pid": 15}"#) }),
+        ("f", told(&["10.244.1.9"], "garbage")),
+        ("g", told(&[], r#"{"pid": 16}"#)),
+        ("h", told(&["nonsense"], r#"{"pid": 17}"#)),
+        ("i", told(&["10.244.1.10"], "gone")),
+    ]);
+    let _server = serve(&fake, &socket);
+    let mut runtime = Runtime::new(vec![directory.path().join("nobody.sock"), socket]);
+    let expected = [
+        "a shop/a: 10.244.1.5 fd00:10:244:1::5 at /run/netns/cni-a /proc/11/ns/net",
+        "b shop/b: fd00:10:244:1::6 at /proc/12/ns/net",
+        "c shop/c: 10.244.1.7 at /proc/13/ns/net",
+        "d shop/d:  at /proc/14/ns/net host",
+    ];
+    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    let first = fake.statuses.swap(0, Ordering::Relaxed);
+    assert_eq!(first, 8, "all that are ready");
+    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    // Those of which nothing usable was told are asked for again.
+    assert_eq!(fake.statuses.swap(0, Ordering::Relaxed), 4);
+    runtime.forget(&["fd00:10:244:1::5".parse().expect("an address")].into());
+    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    assert_eq!(fake.statuses.load(Ordering::Relaxed), 5);
+    assert_eq!(fake.connections.load(Ordering::Relaxed), 1, "one connection is enough");
+}
+
+#[tokio::test]
+async fn a_runtime_that_starts_again_is_connected_to_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("runtime.sock");
+    let fake = fake([("a", told(&["10.244.1.5"], r#"{"pid": 11}"#))]);
+    let mut runtime = Runtime::new(vec![socket.clone()]);
+    let failure = runtime.sandboxes().await.expect_err("nobody listens");
+    assert!(matches!(&failure, Failure::Unreachable(text) if text.contains("runtime.sock")), "{failure}");
+    let server = serve(&fake, &socket);
+    assert_eq!(runtime.sandboxes().await.expect("it answers").len(), 1);
+    server.abort();
+    let _ = server.await;
+    std::fs::remove_file(&socket).expect("it is there");
+    let failure = runtime.sandboxes().await.expect_err("nobody answers");
+    assert!(matches!(failure, Failure::Refused(_) | Failure::Unreachable(_)), "{failure}");
+    let _server = serve(&fake, &socket);
+    assert_eq!(runtime.sandboxes().await.expect("it answers").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_does_not_answer_is_given_up_and_one_slow_sandbox_hides_no_other_for_ever() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let silent = directory.path().join("silent.sock");
+    // It takes connections, and says nothing.
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).expect("a socket");
+    let mut runtime = Runtime::new(vec![silent]);
+    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
+
+    let socket = directory.path().join("slow.sock");
+    let slow = Told { is_slow: true, ..told(&["10.244.1.6"], r#"{"pid": 12}"#) };
+    let fake = fake([("a", told(&["10.244.1.5"], r#"{"pid": 11}"#)), ("b", slow)]);
+    let _server = serve(&fake, &socket);
+    let mut runtime = Runtime::new(vec![socket]);
+    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
+    // What was told before is kept.
+    fake.statuses.store(0, Ordering::Relaxed);
+    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
+    assert_eq!(fake.statuses.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_and_words_that_are_not_http_are_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("runtime.sock");
+    let huge = fake([("a", told(&["10.244.1.5"], &format!(r#"{{"pid": 11, "x": "{}"}}"#, "y".repeat(MOST_BYTES))))]);
+    let _server = serve(&huge, &socket);
+    let mut runtime = Runtime::new(vec![socket]);
+    // Its own sandbox is left out; the call itself was one among others.
+    assert_eq!(runtime.sandboxes().await, Ok(Vec::new()));
+
+    let odd = directory.path().join("odd.sock");
+    let listener = UnixListener::bind(&odd).expect("a socket");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 mail.example ESMTP\r\n").await;
+        }
+    });
+    let failure = Runtime::new(vec![odd]).sandboxes().await.expect_err("it speaks something else");
+    assert!(matches!(failure, Failure::Refused(_) | Failure::Unreachable(_)), "{failure}");
+}
+
+#[tokio::test]
+async fn a_socket_that_may_not_be_opened_is_named_with_the_reason() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "no socket").expect("writable");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let failure = Runtime::new(vec![file]).sandboxes().await.expect_err("it is no socket");
+    assert!(failure.to_string().contains("/file: "), "{failure}");
+}

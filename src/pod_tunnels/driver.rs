@@ -1,0 +1,334 @@
+//! The machine at work, on a thread of its own: pods are set up one after the other, while the container runtime is asked beside it.
+//!
+//! It is a thread because setting a pod up waits for the kernel, and neither the loop of the service proxy nor anybody else may
+//! wait for that. When it ends, what is set up stays; the next start takes it over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::future::pending;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task;
+use tokio::time::sleep_until;
+use tracing::{debug, info, warn};
+
+use super::WantedTunnels;
+use super::apply::{self, Failure};
+use super::compare::{Obstacle, device_of};
+use super::machine::{Act, Machine, Next, Standing};
+use super::metrics::Metrics;
+use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, of_sandboxes};
+use crate::container_runtime::client::Runtime;
+use crate::kernel::address::host_addresses;
+use crate::kernel::namespace::{Namespace, NamespaceId};
+use crate::observe::health::Note;
+
+/// What is wanted of this node's pods.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Wanted {
+    pub tunnels: WantedTunnels,
+    /// Whether the cluster is known completely: before that nothing is taken away.
+    pub complete: bool,
+}
+
+/// What comes in, and whom it tells.
+pub struct Inputs {
+    /// Sockets of the container runtime, tried in this order.
+    pub sockets: Vec<PathBuf>,
+    pub wanted: watch::Receiver<Arc<Wanted>>,
+    /// Pods that start; nobody need send anything.
+    pub announced: mpsc::Receiver<Announced>,
+    /// Told how the pods stand.
+    pub standing: watch::Sender<Arc<Standing>>,
+    /// Receives the pods that cannot be set up.
+    pub note: Note,
+    pub metrics: Metrics,
+}
+
+/// Names of namespaces that are looked at in one directory.
+const MOST_NAMES: usize = 4096;
+/// Sentences in the note.
+const MOST_NOTES: usize = 20;
+
+/// Starts the thread. It ends when `stop` is true.
+///
+/// # Errors
+/// There can be no thread.
+pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new()
+        .name("pod-tunnels".to_owned())
+        .spawn(move || runtime.block_on(Driver::new(inputs).run(stop)))
+}
+
+/// The places of addresses, or why there are none.
+type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>;
+
+struct Driver {
+    machine: Machine,
+    inputs: Inputs,
+    places: AnnouncedPlaces,
+    /// With whoever asks it at the moment.
+    runtime: Option<Runtime>,
+    search: Option<task::JoinHandle<(Runtime, BTreeSet<IpAddr>, Found)>>,
+    has_modules: bool,
+    reported: Standing,
+}
+
+impl Driver {
+    fn new(inputs: Inputs) -> Driver {
+        let runtime = Some(Runtime::new(inputs.sockets.clone()));
+        Driver {
+            machine: Machine::default(),
+            inputs,
+            places: AnnouncedPlaces::default(),
+            runtime,
+            search: None,
+            has_modules: false,
+            reported: Standing::default(),
+        }
+    }
+
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let (mut has_wanted, mut has_announced) = (true, true);
+        self.take_wanted();
+        while !*stop.borrow() {
+            let wait = match self.machine.next(Instant::now()) {
+                Next::Act(act) => {
+                    self.act(act).await;
+                    self.report();
+                    // The connection to the runtime goes on between two pods.
+                    task::yield_now().await;
+                    Some(Instant::now())
+                }
+                Next::Wait(until) => until,
+            };
+            let until = async move {
+                match wait {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = stop.changed() => return,
+                changed = self.inputs.wanted.changed(), if has_wanted => {
+                    has_wanted = changed.is_ok();
+                    self.take_wanted();
+                }
+                announced = self.inputs.announced.recv(), if has_announced => match announced {
+                    Some(announced) => self.take_announced(&announced),
+                    None => has_announced = false,
+                },
+                ended = outcome(&mut self.search) => self.take_found(ended),
+                () = until => {}
+            }
+            self.report();
+        }
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.inputs.wanted.borrow_and_update().clone();
+        self.machine.want(&wanted.tunnels, wanted.complete, Instant::now());
+    }
+
+    fn take_announced(&mut self, announced: &Announced) {
+        self.places.add(announced, |place| place.exists());
+        for address in &announced.addresses {
+            self.machine.announced(*address, announced.place.clone(), Instant::now());
+        }
+    }
+
+    fn take_found(&mut self, ended: Option<(Runtime, BTreeSet<IpAddr>, Found)>) {
+        self.search = None;
+        let Some((runtime, searched, found)) = ended else { return };
+        self.runtime = Some(runtime);
+        self.machine.found(&searched, &found, Instant::now());
+    }
+
+    async fn act(&mut self, act: Act) {
+        match act {
+            Act::Bring { want, places } => {
+                if !self.has_modules && !want.services.is_empty() {
+                    self.has_modules = true;
+                    for error in apply::load_modules() {
+                        debug!(%error, "Kernel module of tunnels in pods not loaded; the kernel is asked without it");
+                    }
+                }
+                let machine = &self.machine;
+                let outcome = apply::bring_about(&places, &want, |address| machine.is_wanted(address));
+                if let Ok(done) = &outcome {
+                    self.inputs.metrics.changes.inc_by(done.changes as u64);
+                }
+                let outcome = outcome.map_err(|failure| {
+                    let not_found = matches!(failure, Failure::NotFound | Failure::Obstacle(Obstacle::NotThePods));
+                    (failure.to_string(), not_found)
+                });
+                if matches!(outcome, Err((_, true))) {
+                    self.places.forget(want.pod);
+                }
+                self.machine.brought(&want, outcome, Instant::now());
+            }
+            Act::Search(lost) => self.start_search(lost),
+            Act::Look(pods) => {
+                let is_gone = |(_, place, id): &(IpAddr, PathBuf, NamespaceId)| NamespaceId::at(place) != Some(*id);
+                let gone: BTreeSet<IpAddr> =
+                    pods.iter().filter(|one| is_gone(one)).map(|(address, ..)| *address).collect();
+                self.machine.looked(&gone, Instant::now());
+            }
+            Act::Sweep => {
+                let complete = self.sweep().await;
+                self.machine.swept(complete, Instant::now());
+            }
+        }
+    }
+
+    /// Those that were announced need no runtime.
+    fn start_search(&mut self, mut lost: BTreeSet<IpAddr>) {
+        let now = Instant::now();
+        let announced: Vec<(IpAddr, PathBuf)> =
+            lost.iter().filter_map(|address| Some((*address, self.places.place(*address)?.clone()))).collect();
+        for (address, place) in announced {
+            lost.remove(&address);
+            self.machine.announced(address, place, now);
+        }
+        match self.runtime.take().filter(|_| !lost.is_empty()) {
+            Some(mut runtime) => {
+                self.search = Some(tokio::spawn(async move {
+                    let found = search(&mut runtime, &lost).await;
+                    (runtime, lost, found)
+                }));
+            }
+            None => {
+                self.runtime.get_or_insert_with(|| Runtime::new(self.inputs.sockets.clone()));
+                self.machine.found(&BTreeSet::new(), &Found::new(), now);
+            }
+        }
+    }
+
+    /// Returns whether all namespaces that can be found have nothing that nobody wants.
+    async fn sweep(&mut self) -> bool {
+        let Some(runtime) = &mut self.runtime else { return false };
+        let sandboxes = runtime.sandboxes().await;
+        let mut places = self.places.all();
+        places.extend(sandboxes.iter().flatten().flat_map(|sandbox| sandbox.places.iter().cloned()));
+        places.extend(directories());
+        let machine = &self.machine;
+        let (removed, errors) = remove_abandoned(places, |address| machine.is_wanted(address));
+        if removed > 0 {
+            info!(removed, "Tunnels in pods that an earlier run left removed");
+        }
+        for error in &errors {
+            warn!(%error, "Removing a tunnel that an earlier run left in a pod failed");
+        }
+        // Without a runtime there may be nothing but the directories.
+        errors.is_empty() && sandboxes.is_ok()
+    }
+
+    /// Tells of what has changed.
+    fn report(&mut self) {
+        let standing = self.machine.standing();
+        if standing == self.reported {
+            return;
+        }
+        let former: BTreeMap<IpAddr, &String> =
+            self.reported.left_out.iter().map(|one| (one.pod, &one.reason)).collect();
+        for one in standing.left_out.iter().filter(|one| former.get(&one.pod) != Some(&&one.reason)) {
+            warn!(pod = %one.pod, reason = %one.reason, "Pod cannot be set up for direct server return; retrying");
+        }
+        for (pod, services) in &standing.set_up {
+            if self.reported.set_up.get(pod) != Some(services) {
+                let device = device_of(*pod);
+                info!(%pod, device, services = ?services, "Pod set up for direct server return");
+            }
+        }
+        self.inputs.metrics.set(&standing);
+        let notes = standing.left_out.iter().take(MOST_NOTES);
+        let note = |one: &super::machine::LeftOut| {
+            format!("pod {} does not answer for its Services with direct server return: {}", one.pod, one.reason)
+        };
+        self.inputs.note.set(notes.map(note).collect());
+        self.inputs.standing.send_replace(Arc::new(standing.clone()));
+        self.reported = standing;
+    }
+}
+
+/// Waits for a search that is on its way; for ever where there is none. `None` where it broke off.
+async fn outcome<T>(search: &mut Option<task::JoinHandle<T>>) -> Option<T> {
+    match search {
+        Some(search) => search.await.ok(),
+        None => pending().await,
+    }
+}
+
+async fn search(runtime: &mut Runtime, lost: &BTreeSet<IpAddr>) -> Found {
+    runtime.forget(lost);
+    let (mut found, failure) = match runtime.sandboxes().await {
+        Ok(sandboxes) => (of_sandboxes(&sandboxes, lost), None),
+        Err(failure) => (of_directories(lost), Some(failure.to_string())),
+    };
+    let hosts: BTreeSet<IpAddr> = host_addresses().into_iter().flatten().map(|one| one.address.addr()).collect();
+    let mut result = |address: &IpAddr| match (found.remove(address), &failure) {
+        (Some(places), _) => Ok(places),
+        (None, _) if hosts.contains(address) => Err("it shares its node's network (hostNetwork)".to_owned()),
+        (None, Some(failure)) => Err(failure.clone()),
+        (None, None) => Err("the container runtime has no sandbox with its address".to_owned()),
+    };
+    lost.iter().map(|address| (*address, result(address))).collect()
+}
+
+/// Looks for these addresses in all namespaces of the directories: the way that is left without a runtime.
+fn of_directories(lost: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<PathBuf>> {
+    let mut found: BTreeMap<IpAddr, Vec<PathBuf>> = BTreeMap::new();
+    for place in distinct(directories()) {
+        let inside = Namespace::open(&place).and_then(|namespace| namespace.run(host_addresses));
+        // One that cannot be entered is none of those that are looked for, as far as can be known.
+        let Ok(Ok(addresses)) = inside else { continue };
+        for address in addresses.iter().map(|one| one.address.addr()).filter(|address| lost.contains(address)) {
+            let places = found.entry(address).or_default();
+            if !places.contains(&place) {
+                places.push(place.clone());
+            }
+        }
+    }
+    found
+}
+
+fn directories() -> BTreeSet<PathBuf> {
+    let names = |directory: &&str| fs::read_dir(directory).into_iter().flatten().take(MOST_NAMES);
+    DIRECTORIES.iter().flat_map(names).filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+/// One place for each namespace that is not the host's.
+fn distinct(places: BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let mut known: BTreeSet<NamespaceId> = NamespaceId::of_process().into_iter().collect();
+    places.into_iter().filter(|place| NamespaceId::at(place).is_some_and(|id| known.insert(id))).collect()
+}
+
+fn remove_abandoned(places: BTreeSet<PathBuf>, is_wanted: impl Fn(IpAddr) -> bool + Sync) -> (usize, Vec<String>) {
+    let (mut removed, mut errors) = (0, Vec::new());
+    for place in distinct(places) {
+        match apply::remove_abandoned(&place, &is_wanted) {
+            Ok(count) => removed += count,
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    (removed, errors)
+}
+
+/// Removes our devices from all pods that can be found. Returns how many there were, and why others could not be removed.
+pub fn remove_all(sockets: Vec<PathBuf>) -> (usize, Vec<String>) {
+    let mut places = directories();
+    // A host without a runtime has no pods.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let sandboxes = runtime.block_on(async { Runtime::new(sockets).sandboxes().await });
+        places.extend(sandboxes.iter().flatten().flat_map(|sandbox| sandbox.places.iter().cloned()));
+    }
+    remove_abandoned(places, |_| false)
+}

@@ -1,0 +1,323 @@
+//! Which pod is looked for, set up, looked at and taken down, and when: everything in, the next act out. No I/O.
+//!
+//! ```text
+//!            wanted                   found                       as wanted
+//!  (nothing) ──────► Unknown ─search─────────► Unknown with places ─bring──► Settled ──┐ looked at every second,
+//!                     ▲  ▲                            │ fails                 │  ▲     │ compared every minute
+//!                     │  └────── later, searched ◄────┘                       │  └─────┘
+//!                     └────────── the namespace is gone, or is another ───────┘
+//! ```
+//!
+//! A pod of which nothing is wanted any more is taken down where it was set up, and forgotten: with its namespace everything of
+//! ours is gone too. What an earlier run left is found by a sweep of all namespaces, once the cluster is known completely.
+//!
+//! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
+//! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
+//! often after [`TRIES`] tries. One pod that fails holds up no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::WantedTunnels;
+use super::apply::Done;
+use super::compare::WantedTunnel;
+use crate::kernel::namespace::NamespaceId;
+
+/// Interval at which it is looked whether the namespaces of pods are still there.
+const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which a pod that is as wanted is compared again.
+const COMPARE: Duration = Duration::from_secs(60);
+/// The longest time between two tries, as long as there were few.
+const SEARCH: Duration = Duration::from_millis(1600);
+const FIRST: Duration = Duration::from_millis(100);
+/// The number of tries after which a pod is tried every [`SELDOM`] only.
+const TRIES: u32 = 60;
+const SELDOM: Duration = Duration::from_secs(30);
+/// How often a sweep that fails is tried.
+const SWEEPS: u32 = 5;
+
+/// What is to be done next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// Make this pod as wanted, at one of these places.
+    Bring { want: WantedTunnel, places: Vec<PathBuf> },
+    /// Ask the runtime for the places of these pods.
+    Search(BTreeSet<IpAddr>),
+    /// Look whether these namespaces are still at their places.
+    Look(Vec<(IpAddr, PathBuf, NamespaceId)>),
+    /// Remove what earlier runs left in all namespaces that can be found.
+    Sweep,
+}
+
+/// What follows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Next {
+    Act(Act),
+    /// Nothing is to be done until then; `None` where only news can change that.
+    Wait(Option<Instant>),
+}
+
+/// A pod that is not as wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    pub pod: IpAddr,
+    pub services: BTreeSet<IpAddr>,
+    /// A sentence without its end.
+    pub reason: String,
+}
+
+/// How the pods of this node stand.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Standing {
+    /// Pods that answer for service addresses.
+    pub set_up: WantedTunnels,
+    /// Pods that should and do not.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// All pods of this node for which something is wanted, or was.
+#[derive(Default)]
+pub struct Machine {
+    pods: BTreeMap<IpAddr, Pod>,
+    complete: bool,
+    /// A search is on its way.
+    searching: bool,
+    look_at: Option<Instant>,
+    sweep: Sweep,
+}
+
+#[derive(Default)]
+struct Pod {
+    services: BTreeSet<IpAddr>,
+    /// Where it may be, the likeliest first.
+    places: Vec<PathBuf>,
+    state: State,
+    /// When it is to be acted on; `None` waits for a search.
+    due: Option<Instant>,
+    /// Since the last success.
+    failures: u32,
+    /// It is to be searched for.
+    is_lost: bool,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Unknown,
+    Failing(String),
+    Settled {
+        place: PathBuf,
+        namespace: NamespaceId,
+        services: BTreeSet<IpAddr>,
+    },
+}
+
+#[derive(Default)]
+enum Sweep {
+    /// Waits for the cluster to be known completely.
+    #[default]
+    Waiting,
+    Due {
+        at: Instant,
+        tries: u32,
+    },
+    Done,
+}
+
+impl Pod {
+    fn fail(&mut self, reason: String, now: Instant) {
+        let delay = if self.failures < TRIES { (FIRST * (1 << self.failures.min(6))).min(SEARCH) } else { SELDOM };
+        self.failures = self.failures.saturating_add(1);
+        self.due = Some(now + delay);
+        self.state = State::Failing(reason);
+    }
+
+    /// Has it searched for, at once.
+    fn lose(&mut self, now: Instant) {
+        *self = Pod { services: std::mem::take(&mut self.services), is_lost: true, due: Some(now), ..Pod::default() };
+    }
+}
+
+impl Machine {
+    /// Takes in what is wanted. Before the cluster is known completely nothing is taken away.
+    pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
+        self.complete |= complete;
+        if complete && matches!(self.sweep, Sweep::Waiting) {
+            self.sweep = Sweep::Due { at: now, tries: 0 };
+        }
+        for (address, services) in wanted.iter().filter(|(_, services)| !services.is_empty()) {
+            let is_new = !self.pods.contains_key(address);
+            let pod = self.pods.entry(*address).or_default();
+            let mut services = services.clone();
+            if !complete {
+                services.extend(pod.services.iter());
+            }
+            if is_new {
+                pod.lose(now);
+            }
+            if pod.services != services {
+                pod.services = services;
+                (pod.due, pod.failures) = (Some(now), 0);
+            }
+        }
+        if !complete {
+            return;
+        }
+        let is_wanted = |address: &IpAddr| wanted.get(address).is_some_and(|services| !services.is_empty());
+        let before = self.pods.len();
+        self.pods.retain(|address, pod| {
+            if is_wanted(address) || pod.services.is_empty() {
+                return true;
+            }
+            pod.services.clear();
+            (pod.due, pod.failures, pod.is_lost) = (Some(now), 0, false);
+            !pod.places.is_empty()
+        });
+        // What an earlier run set up in a pod that this one never found is found by another sweep.
+        if self.pods.len() < before {
+            self.sweep = Sweep::Due { at: now, tries: 0 };
+        }
+    }
+
+    /// Takes in where a pod is, as it was announced.
+    pub fn announced(&mut self, address: IpAddr, place: PathBuf, now: Instant) {
+        let Some(pod) = self.pods.get_mut(&address).filter(|pod| !pod.services.is_empty()) else { return };
+        pod.lose(now);
+        pod.is_lost = false;
+        pod.places = vec![place];
+    }
+
+    /// Takes in the answer to a search: the places of each pod, or why it has none.
+    pub fn found(
+        &mut self,
+        searched: &BTreeSet<IpAddr>,
+        found: &BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>,
+        now: Instant,
+    ) {
+        self.searching = false;
+        for address in searched {
+            let Some(pod) = self.pods.get_mut(address).filter(|pod| pod.is_lost) else { continue };
+            match found.get(address) {
+                Some(Ok(places)) => {
+                    pod.places.clone_from(places);
+                    (pod.is_lost, pod.due) = (false, Some(now));
+                }
+                Some(Err(reason)) => pod.fail(reason.clone(), now),
+                None => pod.fail("it was not looked for".to_owned(), now),
+            }
+        }
+    }
+
+    /// Takes in what became of an act on one pod. `not_found`: no place has the pod.
+    pub fn brought(&mut self, want: &WantedTunnel, outcome: Result<Done, (String, bool)>, now: Instant) {
+        let Some(pod) = self.pods.get_mut(&want.pod) else { return };
+        let is_over = pod.services.is_empty();
+        match outcome {
+            Ok(_) if is_over && want.services.is_empty() => drop(self.pods.remove(&want.pod)),
+            Ok(Done { place, namespace, .. }) => {
+                pod.places.retain(|one| *one != place);
+                pod.places.insert(0, place.clone());
+                let is_current = pod.services == want.services;
+                (pod.failures, pod.due) = (0, Some(if is_current { now + COMPARE } else { now }));
+                pod.state = State::Settled { place, namespace, services: want.services.clone() };
+                self.look_at.get_or_insert(now + LOOK);
+            }
+            // With its namespace all that was in it has gone.
+            Err((_, true)) if is_over => drop(self.pods.remove(&want.pod)),
+            Err((reason, not_found)) => {
+                pod.fail(reason, now);
+                pod.is_lost = not_found;
+            }
+        }
+    }
+
+    /// Takes in whose namespaces are not at their places any more.
+    pub fn looked(&mut self, gone: &BTreeSet<IpAddr>, now: Instant) {
+        for address in gone {
+            match self.pods.get_mut(address) {
+                Some(pod) if pod.services.is_empty() => drop(self.pods.remove(address)),
+                Some(pod) => pod.lose(now),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes in whether a sweep reached everything.
+    pub fn swept(&mut self, complete: bool, now: Instant) {
+        let Sweep::Due { tries, .. } = self.sweep else { return };
+        let again = Sweep::Due { at: now + SELDOM, tries: tries + 1 };
+        self.sweep = if complete || tries + 1 >= SWEEPS { Sweep::Done } else { again };
+    }
+
+    /// Returns what is to be done now. The outcome of an act is taken in before this is asked again, but for that of a search.
+    pub fn next(&mut self, now: Instant) -> Next {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if let Some((address, pod)) = self.pods.iter().find(|(_, pod)| !pod.is_lost && is_due(pod.due)) {
+            let want = WantedTunnel { pod: *address, services: pod.services.clone(), shrinks: self.complete };
+            return Next::Act(Act::Bring { want, places: pod.places.clone() });
+        }
+        if is_due(self.look_at) {
+            let settled = self.settled();
+            self.look_at = (!settled.is_empty()).then(|| now + LOOK);
+            if !settled.is_empty() {
+                return Next::Act(Act::Look(settled));
+            }
+        }
+        if !self.searching {
+            let lost = self.pods.iter().filter(|(_, pod)| pod.is_lost && is_due(pod.due));
+            let lost: BTreeSet<IpAddr> = lost.map(|(address, _)| *address).collect();
+            if !lost.is_empty() {
+                self.searching = true;
+                return Next::Act(Act::Search(lost));
+            }
+            if matches!(self.sweep, Sweep::Due { at, .. } if at <= now) {
+                return Next::Act(Act::Sweep);
+            }
+        }
+        Next::Wait(self.deadline())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let due = self.pods.values().filter(|pod| !(pod.is_lost && self.searching)).filter_map(|pod| pod.due);
+        let sweep = match self.sweep {
+            Sweep::Due { at, .. } if !self.searching => Some(at),
+            _ => None,
+        };
+        due.chain(self.look_at).chain(sweep).min()
+    }
+
+    fn settled(&self) -> Vec<(IpAddr, PathBuf, NamespaceId)> {
+        let settled = |(address, pod): (&IpAddr, &Pod)| match &pod.state {
+            State::Settled { place, namespace, .. } => Some((*address, place.clone(), *namespace)),
+            _ => None,
+        };
+        self.pods.iter().filter_map(settled).collect()
+    }
+
+    /// Returns whether a tunnel is wanted for this address of a pod.
+    pub fn is_wanted(&self, address: IpAddr) -> bool {
+        self.pods.get(&address).is_some_and(|pod| !pod.services.is_empty())
+    }
+
+    /// Returns how the pods stand.
+    pub fn standing(&self) -> Standing {
+        let mut standing = Standing::default();
+        for (address, pod) in self.pods.iter().filter(|(_, pod)| !pod.services.is_empty()) {
+            match &pod.state {
+                State::Settled { services, .. } => drop(standing.set_up.insert(*address, services.clone())),
+                State::Failing(reason) => standing.left_out.push(LeftOut {
+                    pod: *address,
+                    services: pod.services.clone(),
+                    reason: reason.clone(),
+                }),
+                State::Unknown => {}
+            }
+        }
+        standing
+    }
+}
+
+#[cfg(test)]
+mod tests;

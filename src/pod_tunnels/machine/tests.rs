@@ -1,0 +1,297 @@
+use super::*;
+use crate::pod_tunnels::compare;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn addresses(text: &str) -> BTreeSet<IpAddr> {
+    text.split_whitespace().map(address).collect()
+}
+
+fn wanted(pods: &[(&str, &str)]) -> WantedTunnels {
+    pods.iter().map(|(pod, services)| (address(pod), addresses(services))).collect()
+}
+
+/// A node: namespaces at places, with the pod's address and the services of our device.
+#[derive(Default)]
+struct Node {
+    namespaces: BTreeMap<PathBuf, Inside>,
+    made: u64,
+    /// The runtime answers.
+    answers: bool,
+    /// The kernel refuses everything in this pod.
+    refuses: Option<IpAddr>,
+    searches: usize,
+    brings: usize,
+}
+
+struct Inside {
+    id: u64,
+    pod: IpAddr,
+    services: Option<BTreeSet<IpAddr>>,
+}
+
+impl Node {
+    fn start(&mut self, pod: &str) {
+        self.made += 1;
+        let place = PathBuf::from(format!("/run/netns/{}", self.made));
+        self.namespaces.insert(place, Inside { id: self.made, pod: address(pod), services: None });
+    }
+
+    fn stop(&mut self, pod: &str) {
+        self.namespaces.retain(|_, inside| inside.pod != address(pod));
+    }
+
+    /// As text: each pod with what it answers for.
+    fn shown(&self) -> String {
+        let line = |inside: &Inside| {
+            let services =
+                inside.services.as_ref().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            format!("{}: {}", inside.pod, services.unwrap_or_else(|| "none".to_owned()))
+        };
+        let mut lines: Vec<String> = self.namespaces.values().map(line).collect();
+        lines.sort();
+        lines.join("; ")
+    }
+
+    fn act(&mut self, machine: &mut Machine, act: Act, now: Instant) {
+        match act {
+            Act::Bring { want, places } => {
+                self.brings += 1;
+                let place =
+                    places.iter().find(|place| self.namespaces.get(*place).is_some_and(|one| one.pod == want.pod));
+                let outcome = match place.cloned() {
+                    None => Err(("not found".to_owned(), true)),
+                    Some(_) if self.refuses == Some(want.pod) => Err(("refused".to_owned(), false)),
+                    Some(place) => {
+                        let inside = self.namespaces.get_mut(&place).expect("it was found");
+                        let mut services = want.services.clone();
+                        if !want.shrinks {
+                            services.extend(inside.services.iter().flatten());
+                        }
+                        inside.services = (!services.is_empty()).then_some(services);
+                        Ok(Done { place, namespace: id(inside.id), changes: 1 })
+                    }
+                };
+                machine.brought(&want, outcome, now);
+            }
+            Act::Search(lost) => {
+                self.searches += 1;
+                let mut found: BTreeMap<IpAddr, Vec<PathBuf>> = BTreeMap::new();
+                for (place, inside) in &self.namespaces {
+                    found.entry(inside.pod).or_default().push(place.clone());
+                }
+                let mut result = |address: &IpAddr| match found.remove(address) {
+                    Some(places) if self.answers => Ok(places),
+                    _ if self.answers => Err("no sandbox".to_owned()),
+                    _ => Err("no container runtime".to_owned()),
+                };
+                let found = lost.iter().map(|address| (*address, result(address))).collect();
+                machine.found(&lost, &found, now);
+            }
+            Act::Look(all) => {
+                let is_there = |place: &PathBuf, wanted: NamespaceId| {
+                    self.namespaces.get(place).is_some_and(|inside| id(inside.id) == wanted)
+                };
+                let gone = all.into_iter().filter(|(_, place, id)| !is_there(place, *id));
+                let gone: BTreeSet<IpAddr> = gone.map(|(address, ..)| address).collect();
+                machine.looked(&gone, now);
+            }
+            Act::Sweep => {
+                for inside in self.namespaces.values_mut().filter(|inside| !machine.is_wanted(inside.pod)) {
+                    inside.services = None;
+                }
+                machine.swept(self.answers, now);
+            }
+        }
+    }
+
+    /// Lets this much time pass. Fails where the machine never waits.
+    fn pass(&mut self, machine: &mut Machine, now: &mut Instant, time: Duration) {
+        let end = *now + time;
+        for _ in 0..100_000 {
+            match machine.next(*now) {
+                Next::Act(act) => self.act(machine, act, *now),
+                Next::Wait(Some(at)) if at <= end => *now = at.max(*now),
+                Next::Wait(_) => {
+                    *now = end;
+                    return;
+                }
+            }
+        }
+        panic!("the machine never waits");
+    }
+}
+
+fn id(number: u64) -> NamespaceId {
+    NamespaceId { device: 4, inode: number }
+}
+
+fn node() -> Node {
+    Node { answers: true, ..Node::default() }
+}
+
+const MOMENT: Duration = Duration::from_millis(1);
+const POD: &str = "10.244.1.5";
+const POD_V6: &str = "fd00:10:244:1::5";
+
+#[test]
+fn a_pod_is_found_set_up_and_taken_down_at_once() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.start(POD_V6);
+    machine.want(&wanted(&[(POD, "203.0.113.7"), (POD_V6, "2001:db8:1::7")]), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; fd00:10:244:1::5: 2001:db8:1::7");
+    assert_eq!(machine.standing().set_up.len(), 2);
+    machine.want(&wanted(&[(POD, "203.0.113.8")]), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.8; fd00:10:244:1::5: none");
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: none; fd00:10:244:1::5: none");
+    // One last look.
+    node.pass(&mut machine, &mut now, LOOK);
+    assert_eq!(machine.next(now), Next::Wait(None), "who has nothing to do sleeps");
+    assert_eq!(machine.standing(), Standing::default());
+}
+
+#[test]
+fn a_sandbox_that_is_made_anew_is_set_up_within_two_seconds() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(10));
+    // At once.
+    node.stop(POD);
+    node.start(POD);
+    node.pass(&mut machine, &mut now, Duration::from_secs(2));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7");
+    // After a while without any.
+    node.stop(POD);
+    node.pass(&mut machine, &mut now, Duration::from_secs(20));
+    assert_eq!(machine.standing().left_out.len(), 1);
+    node.start(POD);
+    node.pass(&mut machine, &mut now, Duration::from_secs(2));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7");
+    // Announced, while no runtime answers.
+    node.answers = false;
+    node.stop(POD);
+    node.pass(&mut machine, &mut now, Duration::from_secs(600));
+    node.start(POD);
+    machine.announced(address(POD), PathBuf::from(format!("/run/netns/{}", node.made)), now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7");
+}
+
+#[test]
+fn a_pod_that_cannot_be_set_up_is_named_and_holds_up_no_other() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.start("10.244.1.6");
+    node.refuses = Some(address(POD));
+    machine.want(
+        &wanted(&[("10.244.1.4", "203.0.113.7"), (POD, "203.0.113.7"), ("10.244.1.6", "203.0.113.7")]),
+        true,
+        now,
+    );
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: none; 10.244.1.6: 203.0.113.7");
+    let left_out: Vec<String> =
+        machine.standing().left_out.iter().map(|one| format!("{}: {}", one.pod, one.reason)).collect();
+    assert_eq!(left_out, ["10.244.1.4: no sandbox", "10.244.1.5: refused"]);
+    (node.brings, node.searches) = (0, 0);
+    node.pass(&mut machine, &mut now, Duration::from_secs(3600));
+    assert!(node.brings < 250 && node.searches < 250, "{} {}: a bounded price", node.brings, node.searches);
+    node.refuses = None;
+    node.pass(&mut machine, &mut now, Duration::from_secs(31));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.6: 203.0.113.7");
+}
+
+#[test]
+fn nothing_is_taken_away_before_the_cluster_is_known_completely_and_what_an_earlier_run_left_goes_then() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.start("10.244.1.6");
+    for inside in node.namespaces.values_mut() {
+        inside.services = Some(addresses("203.0.113.9"));
+    }
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), false, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(300));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7 203.0.113.9; 10.244.1.6: 203.0.113.9");
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(61));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.6: none");
+}
+
+#[test]
+fn a_pod_that_an_earlier_run_set_up_and_this_one_never_found_is_taken_down_when_nothing_is_wanted_of_it() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    node.answers = false;
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(600));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7", "it is wanted, so no sweep takes it");
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!(node.shown(), "10.244.1.5: none");
+}
+
+#[test]
+fn what_happens_in_any_order_ends_as_wanted_also_over_restarts() {
+    for seed in 0..400_u64 {
+        walk(seed);
+    }
+}
+
+fn walk(seed: u64) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut chance = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let pods = ["10.244.1.4", POD, "10.244.1.6", POD_V6];
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    let mut want = WantedTunnels::new();
+    for _ in 0..40 {
+        let pod = pods.get(usize::try_from(chance(4)).expect("it is small")).expect("one of them");
+        match chance(7) {
+            0 => {
+                node.stop(pod);
+                node.start(pod);
+            }
+            1 => node.stop(pod),
+            2 => {
+                let last = chance(3) + 7;
+                want.insert(address(pod), addresses(&format!("203.0.113.{last} 203.0.113.20")));
+            }
+            3 => drop(want.remove(&address(pod))),
+            4 => node.answers = chance(2) == 0,
+            5 => node.refuses = (chance(2) == 0).then(|| address(pod)),
+            _ => machine = Machine::default(),
+        }
+        machine.want(&want, chance(4) > 0, now);
+        // It may end in the middle of its acts.
+        for _ in 0..chance(6) {
+            match machine.next(now) {
+                Next::Act(act) => node.act(&mut machine, act, now),
+                Next::Wait(_) => break,
+            }
+        }
+        node.pass(&mut machine, &mut now, Duration::from_millis(chance(3000)));
+    }
+    (node.answers, node.refuses) = (true, None);
+    machine.want(&want, true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(62));
+    for inside in node.namespaces.values() {
+        let expected = want.get(&inside.pod).cloned();
+        assert_eq!(inside.services, expected, "seed {seed}: {} {:?}", inside.pod, machine.standing());
+    }
+    let left_out: BTreeSet<IpAddr> = machine.standing().left_out.iter().map(|one| one.pod).collect();
+    let is_there = |pod: &IpAddr| node.namespaces.values().any(|inside| inside.pod == *pod);
+    let missing: BTreeSet<IpAddr> = want.keys().filter(|pod| !is_there(pod)).copied().collect();
+    assert_eq!(left_out, missing, "seed {seed}");
+    assert_eq!(compare::device_of(address(POD)), "kube-tunnel-if");
+}
