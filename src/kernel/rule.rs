@@ -7,13 +7,17 @@
 //! Kernel: rtnetlink `RTM_*RULE` (include/uapi/linux/fib_rules.h). Ours: every rule with a source that leads to one of our own
 //! tables. Their priority is whatever it is: kube-router leaves it to the kernel, which counts down from 32765, and no two of
 //! ours concern the same packet. It takes a rule several times, too; deleting one deletes all that are alike.
+//!
+//! [`PolicyRules`] are those that ask for no address: the packet's mark, or nothing.
 
+mod policy;
 mod target;
 
 use std::fmt;
 
 use ipnet::IpNet;
 
+pub use policy::{Packets, Place, PolicyRule, PolicyRules};
 pub use target::SourceRules;
 
 /// Key of a rule, which is all there is to it.

@@ -14,6 +14,7 @@ mod port_range;
 mod prefixes;
 mod protocol;
 mod secret;
+pub mod service_mark;
 
 pub use address_range::{AddressRange, address_of, number_of};
 pub use external_peer::{ExternalPeer, Password};

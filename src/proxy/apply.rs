@@ -19,6 +19,7 @@
 //! two is used and desired, and the latter changes in one transaction. What a run with the other one left stays in force, and says which virtual services are ours, until
 //! all that replaces it is in place ([`Kernel::remove_abandoned`]).
 
+mod dsr;
 mod elements;
 mod looks;
 
@@ -39,6 +40,7 @@ use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
+use crate::kernel::rule::PolicyRule;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
 use crate::net::PerFamily;
@@ -50,7 +52,7 @@ use self::elements::{drops_clients, has_element};
 use super::clients::{set_of_chain, set_of_rule};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
-use super::marks::{Marks, restriction};
+use super::marks::{Marks, left_by_kube_router, restriction};
 use super::names::Set;
 use super::plan::{local_route_key, services_on};
 use super::udp_flows::{Forgetting, UdpFlows};
@@ -66,6 +68,7 @@ pub trait Kernel {
     type Table: Target<Key = Object, Value = Content>;
     type Passages: InHostChain;
     type Virtuals: Target<Key = ServiceKey, Value = Virtual> + Owned + Connected;
+    type PolicyRules: Target<Key = PolicyRule, Value = ()>;
     type Routes: Target<Key = RouteKey, Value = Arc<Route>>;
     type Addresses: Target<Key = AddressKey, Value = ()>;
 
@@ -129,6 +132,7 @@ kinds! {
         elements: Elements in BlockMap,
         table: Table in BlockMap after Rules,
         passages: Passages after Rules,
+        policy_rules: PolicyRules after Routes,
         virtuals: Virtuals in BlockMap,
         routes: Routes in BlockMap after Ours,
     }
@@ -175,6 +179,7 @@ impl<K: Kernel> Mirrors<K> {
         changed.table.iter().for_each(|key| self.table.mark(key.clone()));
         changed.passages.iter().for_each(|key| self.passages.mark(*key));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
+        changed.policy_rules.iter().for_each(|key| self.policy_rules.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
         self.marks += u64::from(!changed.virtuals.is_empty());
@@ -227,12 +232,14 @@ impl<K: Kernel> Mirrors<K> {
         if takes_over && may_guard && has_elements() {
             self.rules.grow(&desired.rules, growth, at);
         }
+        self.policy_rules.grow(&desired.policy_rules, growth, at);
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
         self.grow_routes(desired, growth, at);
 
         if authority == Authority::Complete {
             self.routes.shrink(&desired.routes, at);
             changed.extend(self.shrink_virtuals(desired, at));
+            self.shrink_policy_rules(desired, at);
             self.rules.shrink_where(&desired.rules, at, |piece, _| !drops_clients(piece));
             self.shrink_elements(desired, at);
             self.shrink_source_rules(desired, at);
@@ -337,11 +344,12 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.virtuals.would_read(at) {
+            self.policy_rules.learn(at);
             let _ = self.takes_over(at);
             if self.marked_elsewhere.is_none() {
                 return false;
             }
-            if !self.marks().are_known() {
+            if !self.marks().are_known() || self.policy_rules.seen().is_none() {
                 self.virtuals.wait_for_others();
                 return false;
             }
@@ -389,7 +397,8 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns what ownership follows from, as numbers that change with it.
     fn told_now(&self) -> (u64, u64, u64) {
-        (self.marks, self.elements.steps_done() + self.table.steps_done(), self.virtuals.steps_done())
+        let marking = self.elements.steps_done() + self.table.steps_done() + self.policy_rules.steps_done();
+        (self.marks, marking, self.virtuals.steps_done())
     }
 
     fn marks(&self) -> Marks<'_, K> {
@@ -402,7 +411,8 @@ impl<K: Kernel> Mirrors<K> {
             ServiceKey::Address { address, .. } => self.excluded.iter().any(|cidr| cidr.contains(address)),
             ServiceKey::Mark { .. } => false,
         };
-        let marked = self.marks().services().chain(self.marked_elsewhere.iter().flatten().copied());
+        let left = self.policy_rules.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(left_by_kube_router);
+        let marked = self.marks().services().chain(left).chain(self.marked_elsewhere.iter().flatten().copied());
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
         // A virtual service of ours stays ours, whichever program removed its element.

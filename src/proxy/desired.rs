@@ -13,6 +13,7 @@ use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
+use crate::kernel::rule::PolicyRule;
 use crate::kernel::sysctl::{Setting, Wanted};
 use crate::packed::BlockMap;
 
@@ -33,6 +34,8 @@ pub struct Desired {
     /// Rules in the host's own chain `INPUT`; where it has none, none of them is needed.
     pub passages: BTreeMap<Passage, Passing>,
     pub virtuals: BlockMap<ServiceKey, Virtual>,
+    /// Rules that send packets with marks of ours to a table of routes.
+    pub policy_rules: BTreeMap<PolicyRule, ()>,
     pub routes: BlockMap<RouteKey, Arc<Route>>,
 }
 
@@ -57,6 +60,7 @@ pub struct ProxyChanges {
     pub table: Vec<Object>,
     pub passages: Vec<Passage>,
     pub virtuals: Vec<ServiceKey>,
+    pub policy_rules: Vec<PolicyRule>,
     pub routes: Vec<RouteKey>,
     /// The owner of a virtual service may have changed although the virtual service itself has not.
     pub owners: bool,
@@ -79,6 +83,7 @@ impl ProxyChanges {
             && self.table.is_empty()
             && self.passages.is_empty()
             && self.virtuals.is_empty()
+            && self.policy_rules.is_empty()
             && self.routes.is_empty()
     }
 }

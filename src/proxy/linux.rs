@@ -13,6 +13,7 @@ use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL};
+use crate::kernel::rule::PolicyRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily};
@@ -21,7 +22,7 @@ use crate::reconcile::{Optional, Target};
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
 use super::marks::service;
-use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set, TABLE};
+use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, EMPTY_TABLE, Set, TABLE};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -80,7 +81,8 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         table: Optional::unused("nf_tables rules"),
         passages: Optional::unused(HostChain::Input.kind()),
         virtuals: Services::open(Box::new(|_| false))?,
-        routes: Routes::open(route::Ownership::Device { table: TABLE_LOCAL, link: device.clone() })?,
+        policy_rules: PolicyRules::open([DSR_TABLE, EMPTY_TABLE])?,
+        routes: Routes::open(route_ownership())?,
         addresses: Addresses::open([device])?,
     };
     // To clean up it is opened only where there is one, because opening needs a kernel that has nf_tables.
@@ -128,6 +130,7 @@ impl Kernel for Linux {
     type Table = Optional<OwnTable>;
     type Passages = Optional<Passages>;
     type Virtuals = Services;
+    type PolicyRules = PolicyRules;
     type Routes = Routes;
     type Addresses = Addresses;
 
@@ -213,6 +216,13 @@ pub fn ownership() -> Ownership {
         .into(),
         leftovers: Leftovers::Proxy,
     }
+}
+
+/// Returns the routes that are ours: the device's local ones. kube-router's route in the table for direct server return leads to the loopback
+/// device.
+pub fn route_ownership() -> route::Ownership {
+    let places = [(TABLE_LOCAL, DEVICE), (DSR_TABLE.table, DEVICE), (DSR_TABLE.table, "lo")];
+    route::Ownership::Devices(places.map(|(table, link)| (table, LinkName(link.into()))).into())
 }
 
 fn set_names() -> Vec<Name> {

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use crate::kernel::ipset::Entry;
 use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::rule::{Packets, PolicyRule};
+use crate::net::service_mark::MASK;
 use crate::packed::BlockMap;
 use crate::reconcile::{Mirror, Reflection, Target};
 
 use super::apply::Kernel;
-use super::names::Set;
+use super::names::{DSR_TABLE, Set};
 
 /// A mirror that shares the memory of what is desired.
 pub type InBlocks<T> = Mirror<T, BlockMap<<T as Target>::Key, <T as Target>::Value>>;
@@ -68,6 +70,17 @@ pub fn service(place: (Set, Entry)) -> Option<ServiceKey> {
     match place {
         (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
             Some(ServiceKey::Address { address, protocol, port })
+        }
+        _ => None,
+    }
+}
+
+/// Returns the virtual service of direct server return that kube-router made a rule of routing for. It never deletes such a rule.
+pub fn left_by_kube_router(rule: &PolicyRule) -> Option<ServiceKey> {
+    match rule.packets {
+        // 0 is no mark: kube-router made no virtual service of it, whatever it believed.
+        Packets::Marked { value: mark @ 1..=MASK, mask: u32::MAX } if rule.place == DSR_TABLE => {
+            Some(ServiceKey::Mark { mark, family: rule.family })
         }
         _ => None,
     }

@@ -10,10 +10,16 @@ use ipnet::IpNet;
 
 use crate::kernel::ipset::{ElementKey, Entry, IpPortNet, SetName};
 use crate::kernel::nftables::{Key, Name, Object};
+use crate::kernel::rule::Place;
 use crate::net::{Family, PerFamily};
 
 /// The dummy device of the local routes to service addresses.
 pub const DEVICE: &str = "kube-dummy-if";
+
+/// The table of routes for packets of direct server return, and the priority of the rules that lead to it.
+pub const DSR_TABLE: Place = Place { priority: 32764, table: 78 };
+/// A table that kube-router keeps empty, and the priority of its rule for all packets.
+pub const EMPTY_TABLE: Place = Place { priority: 32765, table: 79 };
 
 /// The filter chain that accepts known service ports and rejects all others.
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";

@@ -3,16 +3,19 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Service, ServiceKey, Virtual};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::nftables::Object;
-use sluice::kernel::route::TABLE_LOCAL;
+use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
+use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::Authority;
-use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, NFT_GUARD, Set};
+use sluice::net::service_mark::service_mark;
+use sluice::net::{Family, Protocol};
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, DSR_TABLE, EMPTY_TABLE, NFT_GUARD, Set};
 use sluice::proxy::plan::{local_route_key, services_on};
 use sluice::subsystem::Kinds;
 
@@ -320,11 +323,43 @@ fn as_kube_router_leaves_it(state: &mut State) {
     let addresses: Vec<AddressKey> =
         local.map(|(key, _)| AddressKey { link: device.clone(), address: key.destination }).collect();
     state.addresses.extend(addresses.into_iter().map(|key| (key, ())));
+    leave_direct_server_return(state);
     state.rules.retain(|piece, _| !piece.to_string().contains(CHAIN_SNAT));
     for family in Family::BOTH {
         let rule = "-m ipvs --vdir ORIGINAL --vmethod MASQ -m comment --comment \"\" -j MASQUERADE";
         let from = "POSTROUTING".into();
         let piece = Piece::Leftover { family, table: Table::Nat, from, rule: rule.into() };
         state.rules.insert(piece, Rules(vec![rule.into()]));
+    }
+}
+
+/// What kube-router's direct server return leaves: virtual services for marks of packets, the rules that mark, rules of routing, and a route that
+/// makes everything local.
+fn leave_direct_server_return(state: &mut State) {
+    let addresses: [(Family, &str, u16); 2] =
+        [(Family::V4, "203.0.113.250", 80), (Family::V6, "2001:db8:113::250", 80)];
+    for (family, address, port) in addresses {
+        let address: IpAddr = address.parse().expect("an address");
+        let mark = service_mark(address, Protocol::Tcp, port, 0);
+        let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        state.virtuals.insert(ServiceKey::Mark { mark, family }, Virtual { service, destinations: [].into() });
+        let marks = format!(
+            "-d {} -p tcp -m tcp --dport {port} -j MARK --set-xmark {mark:#x}/0xffffffff",
+            Family::host_prefix(address)
+        );
+        for from in ["PREROUTING", "OUTPUT"] {
+            let rule = marks.as_str().into();
+            let piece = Piece::Leftover { family, table: Table::Mangle, from: from.into(), rule };
+            state.rules.insert(piece, Rules(vec![marks.as_str().into()]));
+        }
+        for (place, packets) in
+            [(DSR_TABLE, Packets::Marked { value: mark, mask: u32::MAX }), (EMPTY_TABLE, Packets::All)]
+        {
+            state.policy_rules.insert(PolicyRule { family, place, packets }, ());
+        }
+        let everything = IpNet::new(address, 0).expect("a length of this family");
+        let next_hops = [NextHop { link: LinkName("lo".into()), gateway: None }].into();
+        let route = Route { kind: RouteKind::Local, protocol: 3, source: None, next_hops };
+        state.routes.insert(RouteKey::new(DSR_TABLE.table, everything), route.into());
     }
 }

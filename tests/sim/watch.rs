@@ -230,6 +230,7 @@ impl Round {
             Object::InTable(key) => state.proxy_table.contains_key(key),
             Object::Virtual(key) => state.virtuals.contains_key(key),
             Object::Route(key) => state.routes.contains_key(key),
+            Object::PolicyRule(key) => state.policy_rules.contains_key(key),
             Object::Address(key) => state.addresses.contains_key(key),
             Object::Passage(key) => state.passages.contains_key(key),
             Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
@@ -267,6 +268,7 @@ impl Round {
             Object::Rule(key) => (state.rules.contains_key(key), self.before.rules.contains_key(key)),
             Object::InTable(key) => (state.proxy_table.contains_key(key), self.before.proxy_table.contains_key(key)),
             Object::Route(key) => (state.routes.contains_key(key), self.before.routes.contains_key(key)),
+            Object::PolicyRule(key) => (state.policy_rules.contains_key(key), false),
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
             Object::Passage(key) => (state.passages.contains_key(key), self.before.passages.contains_key(key)),
             Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {

@@ -143,6 +143,7 @@ impl Table<'_> {
                 Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
                 Traffic::Icmp { .. } => false,
             },
+            Match::Opening => panic!("packets here say nothing of the flags of TCP"),
             Match::State { states, negated } => {
                 let own = match state {
                     State::New => States::NEW,

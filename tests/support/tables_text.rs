@@ -37,6 +37,7 @@ pub fn rule(rule: &Rule) -> String {
     let matches = rule.matches().iter().map(condition);
     let statements = rule.statements().iter().map(|one| match one {
         Statement::Count(counter) => format!("counter name {counter}"),
+        Statement::SetMss(size) => format!("tcp option maxseg size set {size}"),
         Statement::Log { group, prefix } => format!("log prefix \"{prefix}\" group {group}"),
         other => format!("{other:?}"),
     });
@@ -63,6 +64,7 @@ fn condition(one: &Match) -> String {
         Match::IcmpKind { family: Family::V4, number } => format!("icmp type {number}"),
         Match::IcmpKind { family: Family::V6, number } => format!("icmpv6 type {number}"),
         Match::DestinationPort { protocol, range } => format!("{protocol} dport {}-{}", range.first, range.last),
+        Match::Opening => "tcp flags & (syn | rst) == syn".into(),
         Match::State { states, negated } => {
             let all = [
                 (States::INVALID, "invalid"),

@@ -19,11 +19,21 @@
 //! -i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT
 //! ```
 //!
-//! These belong to whoever takes the router's place, and stay while kube-router goes on as the router beside us.
+//! Direct server return marks packets to a service port in `PREROUTING` and `OUTPUT` of the table `mangle`, known by the mark, which is
+//! a hash of address, protocol and port, and announces a smaller segment size in answers of pods, known by the bridge:
+//!
+//! ```text
+//! -d 203.0.113.7/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff
+//! -s 203.0.113.7/32 -i kube-bridge -p tcp -m tcp --sport 80 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440
+//! ```
+//!
+//! Those of the router belong to whoever takes the router's place, and stay while kube-router goes on as the router beside us.
 
-use super::rule::{SetSides, Side};
+use super::rule::{IpProtocol, SetSides, Side};
 use super::{Match, Rule, Table, Verdict};
 use crate::kernel::ipset::SetName;
+use crate::net::Protocol;
+use crate::net::service_mark::service_mark;
 
 /// The part of kube-router that an owner replaces, and whose leftovers it therefore removes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -41,11 +51,50 @@ impl Leftovers {
     pub(super) fn include(self, table: Table, chain: &str, rule: &Rule) -> bool {
         match (self, table, chain) {
             (Leftovers::Proxy, Table::Nat, "POSTROUTING") => is_masquerade(rule),
+            (Leftovers::Proxy, Table::Mangle, "PREROUTING") => {
+                service_mark_of(rule).is_some() || is_smaller_segment(rule)
+            }
+            (Leftovers::Proxy, Table::Mangle, "OUTPUT") => service_mark_of(rule).is_some(),
             (Leftovers::Router | Leftovers::RouterEgress, Table::Nat, "POSTROUTING") => is_pod_egress(rule),
             (Leftovers::Router, Table::Filter, "FORWARD") => is_accept_of_pods(rule),
             _ => false,
         }
     }
+}
+
+/// Marks tried for one service port before a rule counts as somebody else's: kube-router takes the next one where a mark is taken.
+const ATTEMPTS: u32 = 16;
+
+/// Returns the mark that a rule gives to packets to a service port, if it is that of kube-router for this port.
+fn service_mark_of(rule: &Rule) -> Option<u32> {
+    let [Match::Destination { range, negated: false }, Match::Protocol(IpProtocol::Transport(protocol)), port] =
+        rule.matches()
+    else {
+        return None;
+    };
+    let Some(Verdict::SetMark(mark)) = rule.verdict() else { return None };
+    let text = port.to_string();
+    let port = text.strip_prefix(&format!("-m {protocol} --dport "))?.parse().ok()?;
+    let is_its = |attempt| service_mark(range.addr(), *protocol, port, attempt) == mark.value;
+    let is_host = range.prefix_len() == range.max_prefix_len();
+    (is_host && mark.mask == u32::MAX && (0..ATTEMPTS).any(is_its)).then_some(mark.value)
+}
+
+fn is_smaller_segment(rule: &Rule) -> bool {
+    let [
+        Match::Source { range, negated: false },
+        Match::InputLink(link),
+        Match::Protocol(IpProtocol::Transport(Protocol::Tcp)),
+        segment,
+    ] = rule.matches()
+    else {
+        return false;
+    };
+    let text = segment.to_string();
+    let is_opening =
+        text.strip_prefix("-m tcp --sport ").is_some_and(|text| text.ends_with(" --tcp-flags SYN,RST SYN"));
+    let is_host = range.prefix_len() == range.max_prefix_len();
+    is_host && is_opening && &**link == "kube-bridge" && matches!(rule.verdict(), Some(Verdict::SetMss(_)))
 }
 
 fn is_pod_egress(rule: &Rule) -> bool {
@@ -168,6 +217,38 @@ mod tests {
             r#"-i docker0 -m comment --comment "allow outbound traffic from pods" -j ACCEPT"#,
         ] {
             assert!(!egress(foreign) && !forward(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn rules_of_direct_server_return_are_known_by_the_mark_of_the_service_port() {
+        let mangle = |chain: &str, rule: &str| Leftovers::Proxy.include(Table::Mangle, chain, &rule.into());
+        let marks = "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff";
+        let collided = "-d 147.160.180.44/32 -p udp -m udp --dport 80 -j MARK --set-xmark 0x34a/0xffffffff";
+        let v6 = "-d 2001:db8::1/128 -p tcp -m tcp --dport 443 -j MARK --set-xmark 0x23a9/0xffffffff";
+        for rule in [marks, collided, v6] {
+            assert!(mangle("PREROUTING", rule) && mangle("OUTPUT", rule), "{rule}");
+            assert!(!mangle("INPUT", rule) && !Leftovers::Router.include(Table::Mangle, "OUTPUT", &rule.into()));
+        }
+        assert_eq!(service_mark_of(&marks.into()), Some(13766));
+        let segments =
+            "-s 10.0.0.1/32 -i kube-bridge -p tcp -m tcp --sport 80 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440";
+        assert!(mangle("PREROUTING", segments) && !mangle("OUTPUT", segments));
+        for foreign in [
+            // A mark that an administrator chose for a virtual service of their own.
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x1/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0x3fff",
+            "-d 10.0.0.0/24 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 81 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p udp -m udp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment mine -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-i eth0 -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j ACCEPT",
+            "-s 10.0.0.1/32 -i cni0 -p tcp -m tcp --sport 80 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440",
+            "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440",
+            "-s 10.0.0.1/32 -i kube-bridge -p tcp -m tcp --sport 80 -j TCPMSS --clamp-mss-to-pmtu",
+        ] {
+            assert!(!mangle("PREROUTING", foreign) && !mangle("OUTPUT", foreign), "{foreign}");
         }
     }
 

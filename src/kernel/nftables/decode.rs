@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::encode::{STATES, expressions, frame_field, icmp, length, loads, offset, to_bridge_group};
-use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject};
+use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject, tcp};
 use super::object::Name;
 use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
 use super::wire::{data, is_made_up};
@@ -244,6 +244,9 @@ impl<'a> Reader<'a> {
             };
         }
         match (offset, rest) {
+            (tcp::FLAGS, [Expression::Bitwise { .. }, Expression::Compare { .. }, rest @ ..]) => {
+                self.condition(Match::Opening, rest)
+            }
             (0, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
                 let family = self.family.filter(|family| icmp(*family) == number)?;
                 self.condition(Match::IcmpKind { family, number: value.as_byte()? }, rest)
@@ -303,6 +306,7 @@ impl<'a> Reader<'a> {
             [Expression::SetMeta { .. }, rest @ ..] => {
                 self.statement(Statement::SetMark(Mark { value: value.as_number()?, mask: u32::MAX }), rest)
             }
+            [Expression::SetMss { .. }, rest @ ..] => self.statement(Statement::SetMss(value.as_port()?), rest),
             [Expression::SourceNat { flags, .. }, rest @ ..] => {
                 let random_ports = random_ports(*flags)?;
                 self.end(Verdict::SourceNat { to: address(value)?, random_ports }, rest)

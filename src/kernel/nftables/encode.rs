@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::expression::{
-    Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, register, reject,
+    Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, register, reject, tcp,
 };
 use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
 use super::wire::data;
@@ -243,6 +243,13 @@ impl Writer {
                 self.equal(false, Data::new(&[*number]));
             }
             Match::DestinationPort { protocol, range } => self.port(*protocol, *range),
+            Match::Opening => {
+                self.need_protocol(Protocol::Tcp.number());
+                self.push(Expression::Payload { base: base::TRANSPORT, offset: tcp::FLAGS, length: 1, to: FIRST });
+                // SYN is the second bit, RST the third.
+                self.mask(Data::new(&[6]), Data::zero(1));
+                self.equal(false, Data::new(&[2]));
+            }
             Match::State { states, negated } => self.state(*states, *negated),
             Match::Mark { mark, negated } => {
                 self.meta(meta::MARK);
@@ -362,6 +369,10 @@ impl Writer {
                 self.meta(meta::MARK);
                 self.mask(Data::number(!mask), Data::number(value & mask));
                 self.push(set_mark);
+            }
+            Statement::SetMss(size) => {
+                self.push(Expression::Immediate { to: FIRST, value: Data::new(&size.to_be_bytes()) });
+                self.push(Expression::SetMss { from: FIRST });
             }
             Statement::MarkFrom { lookup, map } => {
                 self.load(*lookup);

@@ -9,6 +9,8 @@ use crate::kernel::netlink::{Attributes, Messages};
 use super::object::Name;
 use super::wire::{ITEM, data, is_made_up};
 
+pub(super) use super::numbers::{base, compare, connection, fib, meta, nat, reject, tcp};
+
 /// One expression with all that matters of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Expression {
@@ -83,6 +85,10 @@ pub(super) enum Expression {
         prefix: Box<str>,
     },
     Counter(Name),
+    /// Writes the maximum segment size in the option of TCP, unless it becomes larger by that.
+    SetMss {
+        from: u32,
+    },
     Reject {
         kind: u32,
         code: u8,
@@ -104,63 +110,6 @@ pub(super) enum Expression {
 pub(super) struct Data {
     bytes: [u8; 16],
     length: usize,
-}
-
-/// Where bytes of a packet are counted from.
-pub(super) mod base {
-    pub const LINK: u32 = 0;
-    pub const NETWORK: u32 = 1;
-    pub const TRANSPORT: u32 = 2;
-}
-
-pub(super) mod meta {
-    pub const ETHER_TYPE: u32 = 1;
-    pub const MARK: u32 = 3;
-    pub const INPUT_LINK: u32 = 6;
-    pub const OUTPUT_LINK: u32 = 7;
-    pub const INPUT_TYPE: u32 = 8;
-    pub const FAMILY: u32 = 15;
-    pub const PROTOCOL: u32 = 16;
-    pub const INPUT_BRIDGE: u32 = 17;
-}
-
-pub(super) mod connection {
-    pub const STATE: u32 = 0;
-    pub const MARK: u32 = 3;
-    pub const DESTINATION_PORT: u32 = 12;
-    pub const DESTINATION_IPV4: u32 = 20;
-    pub const DESTINATION_IPV6: u32 = 22;
-    pub const ORIGINAL: u8 = 0;
-}
-
-pub(super) mod fib {
-    pub const ADDRESS_TYPE: u32 = 3;
-    pub const SOURCE: u32 = 1;
-    pub const DESTINATION: u32 = 2;
-    /// `RTN_LOCAL`, `RTN_BROADCAST`, `RTN_MULTICAST` (include/uapi/linux/rtnetlink.h).
-    pub const LOCAL: u32 = 2;
-    pub const BROADCAST: u32 = 3;
-    pub const MULTICAST: u32 = 5;
-}
-
-pub(super) mod compare {
-    pub const EQUAL: u32 = 0;
-    pub const UNEQUAL: u32 = 1;
-    pub const AT_MOST: u32 = 3;
-    pub const AT_LEAST: u32 = 5;
-}
-
-pub(super) mod nat {
-    /// The kernel adds this itself.
-    pub const ADDRESSES: u32 = 1;
-    /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
-    pub const RANDOM_PORTS: u32 = 16;
-}
-
-pub(super) mod reject {
-    /// `NFT_REJECT_ICMPX_UNREACH`: the code is the kernel's own and means the same in both families.
-    pub const ANY_FAMILY: u32 = 2;
-    pub const PORT_UNREACHABLE: u8 = 1;
 }
 
 /// The number of the register that begins after so many words of 4 bytes.
@@ -264,6 +213,9 @@ impl Expression {
             Expression::Counter(name) => {
                 messages.u32_be(1, COUNTER).text(2, name.as_str());
             }
+            Expression::SetMss { from } => {
+                messages.u8(2, tcp::MSS).u32_be(3, 2).u32_be(4, 2).u32_be(6, tcp::IN_OPTION).u32_be(7, *from);
+            }
             Expression::Reject { kind, code } => {
                 messages.u32_be(1, *kind).u8(2, *code);
             }
@@ -315,6 +267,7 @@ impl Expression {
             Expression::Limit { .. } => "limit",
             Expression::Log { .. } => "log",
             Expression::Counter(_) => "objref",
+            Expression::SetMss { .. } => "exthdr",
             Expression::Reject { .. } => "reject",
             Expression::Masquerade { .. } => "masq",
             Expression::SourceNat { .. } => "nat",
@@ -432,6 +385,11 @@ impl Reading<'_> {
             }
             "log" => self.log()?,
             "objref" if self.number(1)? == COUNTER => Expression::Counter(self.0.get(2)?.text()?.into()),
+            "exthdr"
+                if self.0.get(2)?.u8()? == tcp::MSS && [3, 4, 6].map(|kind| self.number(kind)) == tcp::MSS_PLACE =>
+            {
+                Expression::SetMss { from: self.number(7)? }
+            }
             "reject" => {
                 Expression::Reject { kind: self.number(1)?, code: self.0.get(2).map_or(Some(0), |code| code.u8())? }
             }

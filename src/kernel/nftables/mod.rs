@@ -22,6 +22,7 @@ mod expression;
 pub mod foreign;
 pub mod host_chains;
 mod notified;
+mod numbers;
 pub mod object;
 pub mod passages;
 mod plan;

@@ -58,6 +58,8 @@ pub enum Match {
     IcmpKind { family: Family, number: u8 },
     /// `tcp dport`: the destination port is in this range.
     DestinationPort { protocol: Protocol, range: PortRange },
+    /// `tcp flags & (syn | rst) == syn`: a segment of TCP that opens a connection, or accepts one.
+    Opening,
     /// `ct state`: connection tracking gives the packet one of these states.
     State { states: States, negated: bool },
     /// `meta mark`: the bits of the packet's mark under the mask equal the value.
@@ -142,6 +144,8 @@ pub enum Statement {
     Log { group: u16, prefix: Box<str> },
     /// The bits of the packet's mark that the mask names become those of the value.
     SetMark(Mark),
+    /// `tcp option maxseg size set`: the maximum segment size that a segment of TCP announces becomes this, unless it is smaller.
+    SetMss(u16),
     /// The packet's mark becomes what the map has for these fields; a packet without an element leaves the rule.
     MarkFrom { lookup: Lookup, map: Name },
 }
@@ -218,7 +222,7 @@ impl Rule {
             match statement {
                 Statement::Log { prefix, .. } => *prefix = quotable(prefix, LONGEST_PREFIX),
                 Statement::SetMark(mark) => mark.value &= mark.mask,
-                Statement::Count(_) | Statement::MarkFrom { .. } => {}
+                Statement::Count(_) | Statement::MarkFrom { .. } | Statement::SetMss(_) => {}
             }
         }
         Rule(Arc::new(Parts { matches, statements, verdict, comment: None, foreign: None }))

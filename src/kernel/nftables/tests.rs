@@ -86,6 +86,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         (side(), any::<bool>()).prop_map(|(of, negated)| Match::HostAddress { of, negated }),
         Just(Match::ToMany),
         Just(Match::ToBridgeGroup),
+        Just(Match::Opening),
         protocol().prop_map(Match::Protocol),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),
@@ -115,6 +116,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Match::Address { range, .. } => (Some(Family::from(*range)), None),
         Match::InSet { lookup, .. } => of_lookup(lookup),
         Match::Protocol(protocol) | Match::DestinationPort { protocol, .. } => (None, Some(protocol.number())),
+        Match::Opening => (None, Some(Protocol::Tcp.number())),
         Match::IcmpKind { family, .. } => (Some(*family), Some(super::encode::icmp(*family))),
         _ => (None, None),
     }
@@ -144,6 +146,7 @@ fn statements() -> impl Strategy<Value = Vec<Statement>> {
         name().prop_map(Statement::Count),
         (any::<u16>(), "[a-z/ ]{0,140}").prop_map(|(group, prefix)| Statement::Log { group, prefix: prefix.into() }),
         mark().prop_map(Statement::SetMark),
+        any::<u16>().prop_map(Statement::SetMss),
         (lookup(), name()).prop_map(|(lookup, map)| Statement::MarkFrom { lookup, map }),
     ];
     // Fields of one family and one protocol: what is looked up comes alone.

@@ -91,6 +91,8 @@ pub struct Protocol {
 pub enum Ownership {
     /// Every route of one table that leaves through one device, which is ours.
     Device { table: u32, link: LinkName },
+    /// The same of several tables and devices.
+    Devices(Vec<(u32, LinkName)>),
     /// Every route that has, in one of these tables, the protocol number that goes with it.
     Protocols(Vec<Protocol>),
 }

@@ -49,10 +49,13 @@ impl Routes {
     fn read_both(&mut self, of_interest: Option<Interest<'_>>) -> Result<(Ours, Vec<Foreign>), Error> {
         let mut names = Names::default();
         let filters: Vec<Filter> = match &self.ownership {
-            Ownership::Device { table, link } => match names.number(&self.socket, link) {
-                Some(device) => vec![Filter { table: *table, device: Some(device), protocol: None }],
-                None => Vec::new(),
-            },
+            Ownership::Device { table, link } => {
+                through(names.number(&self.socket, link), *table).into_iter().collect()
+            }
+            Ownership::Devices(devices) => {
+                let of = devices.iter().map(|(table, link)| through(names.number(&self.socket, link), *table));
+                of.collect::<Vec<_>>().into_iter().flatten().collect()
+            }
             Ownership::Protocols(protocols) => protocols
                 .iter()
                 .map(|of| Filter { table: of.table, device: None, protocol: Some(of.protocol) })
@@ -210,6 +213,11 @@ impl Target for Routes {
         }));
         failures
     }
+}
+
+/// The routes of a table through a device, if there is such a device.
+fn through(device: Option<u32>, table: u32) -> Option<Filter> {
+    Some(Filter { table, device: Some(device?), protocol: None })
 }
 
 fn operation(step: &Step<'_, RouteKey, Arc<Route>>) -> &'static str {

@@ -1,20 +1,19 @@
 //! Marks of packets by which virtual services in tunnel mode are found: one for each address, protocol and port.
 //!
-//! The mark is kube-router's: FNV-1a of 32 bits over `203.0.113.7-tcp-80`, of which the lower 14 bits count, so that it is below the marks of
-//! kube-proxy (0x4000, 0x8000). One that is taken, and 0, which the kernel takes for no mark, is left for that of the same text with `-1`, `-2` and so on behind it.
+//! The mark is kube-router's ([`service_mark`]). Where that is taken, or is 0, which the kernel takes for no mark, it is the next one of the same
+//! key.
 //!
 //! Who has a mark that several would have is a function of all keys alone: keys of older Services choose first, then by name of the Service and by
 //! key. So all nodes agree, and so does a process that begins anew. A key that comes or goes changes the marks of others only where they
 //! collide with it, directly or by what they chose instead.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
 
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::ObjectName;
+use crate::net::service_mark::service_mark;
 
-/// The bits that marks are in.
-pub const MASK: u32 = 0x3fff;
+pub use crate::net::service_mark::MASK;
 
 /// The mark of packets to an address that is served in tunnel mode at other ports. No virtual service has it.
 pub const OTHER_PORTS: u32 = MASK;
@@ -149,28 +148,11 @@ fn is_mark(mark: u32) -> bool {
     mark != 0 && mark != OTHER_PORTS
 }
 
-/// FNV-1a over the text of a key, with `-INDEX` behind it unless that is 0.
-fn hashed(key: &ServiceKey, index: u32) -> u32 {
-    let mut hash = Fnv(0x811c_9dc5);
-    // Writing to a number cannot fail.
-    let _ = match key {
-        ServiceKey::Address { address, protocol, port } => write!(hash, "{address}-{protocol}-{port}"),
-        ServiceKey::Mark { .. } => Ok(()),
-    };
-    if index > 0 {
-        let _ = write!(hash, "-{index}");
-    }
-    hash.0 & MASK
-}
-
-struct Fnv(u32);
-
-impl Write for Fnv {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-        }
-        Ok(())
+/// Returns the mark of a key at this attempt; 0, which is none, for a key that is a mark itself.
+fn hashed(key: &ServiceKey, attempt: u32) -> u32 {
+    match *key {
+        ServiceKey::Address { address, protocol, port } => service_mark(address, protocol, port, attempt),
+        ServiceKey::Mark { .. } => 0,
     }
 }
 

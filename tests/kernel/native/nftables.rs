@@ -203,6 +203,7 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(Match::IcmpKind { family: Family::V6, number: 135 }, "icmpv6 type nd-neighbor-solicit accept"),
         one(Match::DestinationPort { protocol: Protocol::Tcp, range: ports(80, 80) }, "tcp dport 80 accept"),
         one(Match::DestinationPort { protocol: Protocol::Sctp, range: ports(1, 65535) }, "sctp dport 1-65535 accept"),
+        one(Match::Opening, "tcp flags syn / syn,rst accept"),
         one(
             Match::State { states: States::ESTABLISHED.or(States::RELATED), negated: false },
             "ct state established,related accept",
@@ -225,6 +226,10 @@ fn rules() -> Vec<(Rule, &'static str)> {
         with(Statement::Log { group: 100, prefix: "in/ns/policy ".into() }, "log prefix \"in/ns/policy \" group 100"),
         with(Statement::SetMark(mark(0x10, u32::MAX)), "meta mark set 0x00000010"),
         with(Statement::SetMark(mark(0x10, 0x30)), "meta mark set meta mark & 0xffffffdf | 0x00000010"),
+        (
+            Rule::with([Match::Opening], [Statement::SetMss(1440)], None),
+            "tcp flags syn / syn,rst tcp option maxseg size set 1440",
+        ),
         with(
             Statement::MarkFrom { lookup: Lookup::DestinationService(Family::V4), map: name("marks_4") },
             "meta mark set ip daddr . meta l4proto . th dport map @marks_4",

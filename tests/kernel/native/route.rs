@@ -8,6 +8,7 @@ use sluice::kernel::netlink::{Bus, Listener};
 use sluice::kernel::route::{
     NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
 };
+use sluice::proxy::linux::route_ownership;
 use sluice::reconcile::{Failure, Phase, Step, Target};
 
 use crate::namespace::{in_new, run};
@@ -265,5 +266,24 @@ fn a_route_through_a_missing_device_fails_alone() {
         assert_eq!(routes.keys().expect("keys").len(), 3);
         run("ip link delete ours");
         assert!(routes.read().expect("a reading").is_empty());
+    });
+}
+
+#[test]
+fn what_kube_router_leaves_in_the_table_of_direct_server_return_is_ours_and_goes() {
+    in_new(|| {
+        devices();
+        run("ip link set lo up");
+        for family in ["-4", "-6"] {
+            run(&format!("ip {family} route add local default dev lo table 78"));
+        }
+        run("ip route add 198.51.100.0/24 dev theirs table 78");
+        let mut routes = Routes::open(route_ownership()).expect("sockets");
+        let found = routes.read().expect("they can be read");
+        let shown: Vec<String> = found.keys().map(ToString::to_string).collect();
+        assert_eq!(shown, ["0.0.0.0/0 table 78 metric 0", "::/0 table 78 metric 1024"]);
+        assert!(delete(&mut routes, &found).is_empty());
+        assert!(routes.read().expect("they can be read").is_empty());
+        assert_eq!(run("ip route show table 78").trim(), "198.51.100.0/24 dev theirs scope link");
     });
 }

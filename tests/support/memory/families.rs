@@ -14,9 +14,10 @@ use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules, Verdict};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
+use sluice::kernel::rule::PolicyRule;
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, Set};
+use sluice::proxy::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, EMPTY_TABLE, Set};
 use sluice::reconcile::{Failure, Step, Target};
 
 use super::{Fault, Machine, Object, State};
@@ -74,6 +75,7 @@ pub enum Sets {}
 pub enum Elements {}
 pub enum RuleRows {}
 pub enum Virtuals {}
+pub enum PolicyRules {}
 pub enum Routes {}
 pub enum Addresses {}
 
@@ -403,6 +405,24 @@ impl Rows for Virtuals {
     }
 }
 
+impl Rows for PolicyRules {
+    type Key = PolicyRule;
+    type Value = ();
+    const NAME: &'static str = "rules of routing";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<PolicyRule, ()> {
+        &mut state.policy_rules
+    }
+
+    fn object(key: &PolicyRule) -> Object {
+        Object::PolicyRule(*key)
+    }
+
+    fn is_ours(key: &PolicyRule, (): &()) -> bool {
+        [DSR_TABLE, EMPTY_TABLE].contains(&key.place)
+    }
+}
+
 impl Rows for Routes {
     type Key = RouteKey;
     type Value = Arc<Route>;
@@ -417,7 +437,8 @@ impl Rows for Routes {
     }
 
     fn is_ours(key: &RouteKey, route: &Arc<Route>) -> bool {
-        key.table == TABLE_LOCAL && leaves_by(route, &LinkName(DEVICE.into()))
+        let places = [(TABLE_LOCAL, DEVICE), (DSR_TABLE.table, DEVICE), (DSR_TABLE.table, "lo")];
+        places.into_iter().any(|(table, link)| key.table == table && leaves_by(route, &LinkName(link.into())))
     }
 
     /// A route needs its device, up; its source must be an address of this host.

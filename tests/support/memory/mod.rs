@@ -38,7 +38,7 @@ use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 use super::random::Random;
 use ways::Passages;
 
-pub use families::{Addresses, Elements, Links, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
+pub use families::{Addresses, Elements, Links, PolicyRules, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
 pub use state::{HOST_V4, HOST_V6, Object, State};
 pub use table::ProxyTable;
 
@@ -216,6 +216,7 @@ impl MemoryKernel {
             table: Optional::used(Memory::new(self)),
             passages: Optional::used(Memory::new(self)),
             virtuals: Memory::new(self),
+            policy_rules: Memory::new(self),
             routes: Memory::new(self),
             addresses: Memory::new(self),
         }
@@ -250,6 +251,7 @@ impl Kernel for MemoryKernel {
     type Table = Optional<Memory<ProxyTable>>;
     type Passages = Optional<Memory<Passages>>;
     type Virtuals = Memory<Virtuals>;
+    type PolicyRules = Memory<PolicyRules>;
     type Routes = Memory<Routes>;
     type Addresses = Memory<Addresses>;
 
@@ -561,6 +563,7 @@ impl Machine {
         differences(&was.passages, &is.passages, &mut found);
         differences(&was.router_table, &is.router_table, &mut found);
         differences(&was.virtuals, &is.virtuals, &mut found);
+        differences(&was.policy_rules, &is.policy_rules, &mut found);
         differences(&was.routes, &is.routes, &mut found);
         differences(&was.addresses, &is.addresses, &mut found);
         differences(&was.bridges, &is.bridges, &mut found);

@@ -16,7 +16,7 @@ use sluice::kernel::link::{Link, LinkKind, LinkName};
 use sluice::kernel::nftables::passages::{Passage, Passing};
 use sluice::kernel::nftables::{self, Content};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN};
-use sluice::kernel::rule::RuleKey;
+use sluice::kernel::rule::{Packets, Place, PolicyRule, RuleKey};
 use sluice::kernel::sysctl::Setting;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::net::{Family, Protocol};
@@ -48,6 +48,7 @@ pub struct State {
     pub tunnels: BTreeMap<LinkName, Tunnel>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     pub source_rules: BTreeMap<RuleKey, ()>,
+    pub policy_rules: BTreeMap<PolicyRule, ()>,
 }
 
 /// The name of any object.
@@ -67,6 +68,7 @@ pub enum Object {
     Tunnel(LinkName),
     ReceivePort(ReceivePort),
     SourceRule(RuleKey),
+    PolicyRule(PolicyRule),
 }
 
 impl State {
@@ -137,6 +139,8 @@ impl State {
         self.receive_ports.insert(ReceivePort { family: Family::V4, port: 6000 }, ());
         let prefix = |text: &str| text.parse().expect("a prefix");
         self.source_rules.insert(RuleKey { source: prefix("198.51.100.0/24"), table: 88 }, ());
+        let (place, packets) = (Place { priority: 100, table: 78 }, Packets::Marked { value: 7, mask: u32::MAX });
+        self.policy_rules.insert(PolicyRule { family: Family::V4, place, packets }, ());
         for (table, destination, protocol) in
             [(TABLE_MAIN, "10.244.77.0/24", 18), (77, "192.0.2.200/32", 4), (88, "10.244.2.0/24", 17)]
         {
@@ -180,6 +184,7 @@ impl fmt::Display for Object {
             Object::Tunnel(key) => write!(f, "tunnel {key}"),
             Object::ReceivePort(key) => write!(f, "receiving {key}"),
             Object::SourceRule(key) => write!(f, "rule {key}"),
+            Object::PolicyRule(key) => write!(f, "rule {key}"),
         }
     }
 }

@@ -59,6 +59,8 @@ pub enum Match {
     Limit { per_minute: u32, burst: u32 },
     /// The destination port is in one of these ranges; at most 15 numbers, a range of several ports being two.
     Ports(Box<[PortRange]>),
+    /// A segment of TCP that opens a connection, or accepts one: it has SYN and not RST.
+    Opening,
     /// This address of the packet is one of the host's own.
     HostAddress { of: Side, negated: bool },
     /// The destination is a group, or everybody on a link, by the routes of the host. Of IPv4 only.
@@ -84,6 +86,8 @@ pub enum Verdict {
     Reject(Family),
     /// The bits of the packet's mark that the mask names become those of the value, and the next rule follows.
     SetMark(Mark),
+    /// The maximum segment size that a segment of TCP announces becomes this, unless it is smaller, and the next rule follows.
+    SetMss(u16),
     /// A copy goes to whoever listens to this netlink group, and the next rule follows.
     Log {
         group: u16,
@@ -182,6 +186,7 @@ impl Rule {
             Verdict::Return => "RETURN",
             Verdict::Reject(_) => "REJECT",
             Verdict::SetMark(_) => "MARK",
+            Verdict::SetMss(_) => "TCPMSS",
             Verdict::Log { .. } => "NFLOG",
             Verdict::Masquerade { .. } => "MASQUERADE",
             Verdict::SourceNat { .. } => "SNAT",
@@ -256,6 +261,7 @@ impl Match {
             same @ (Match::Protocol(_)
             | Match::HostAddress { .. }
             | Match::ToMany
+            | Match::Opening
             | Match::ByIpvs { .. }
             | Match::Foreign(_)) => same,
         }
@@ -267,6 +273,7 @@ impl Verdict {
     fn shape(&self) -> Verdict {
         match self.clone() {
             Verdict::SetMark(_) => Verdict::SetMark(Mark { value: 0, mask: 0 }),
+            Verdict::SetMss(_) => Verdict::SetMss(0),
             Verdict::Log { .. } => Verdict::Log { group: 0 },
             Verdict::SourceNat { random_ports, .. } => Verdict::SourceNat { to: IpAddr::from([0; 4]), random_ports },
             Verdict::Jump(_) => Verdict::Jump(CompactString::default()),

@@ -93,6 +93,7 @@ impl fmt::Display for Match {
             Match::HostAddress { of, negated } => {
                 write!(f, "-m addrtype {}--{}-type LOCAL", not(*negated), of.name())
             }
+            Match::Opening => f.write_str("-m tcp --tcp-flags SYN,RST SYN"),
             Match::ToMany => f.write_str("-m addrtype --dst-type BROADCAST,MULTICAST"),
             Match::IcmpKind { family: Family::V4, number } => write!(f, "-m icmp --icmp-type {number}"),
             Match::IcmpKind { family: Family::V6, number } => write!(f, "-m icmp6 --icmpv6-type {number}"),
@@ -115,6 +116,7 @@ impl fmt::Display for Verdict {
             Verdict::Reject(Family::V4) => f.write_str("-j REJECT --reject-with icmp-port-unreachable"),
             Verdict::Reject(Family::V6) => f.write_str("-j REJECT --reject-with icmp6-port-unreachable"),
             Verdict::SetMark(mark) => write!(f, "-j MARK --set-xmark {mark}"),
+            Verdict::SetMss(size) => write!(f, "-j TCPMSS --set-mss {size}"),
             Verdict::Log { group } => write!(f, "-j NFLOG --nflog-group {group}"),
             Verdict::Masquerade { random_ports } => write!(f, "-j MASQUERADE{}", ports(random_ports)),
             Verdict::SourceNat { to, random_ports } => write!(f, "-j SNAT --to-source {to}{}", ports(random_ports)),
@@ -251,6 +253,7 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
             let side = option.strip_prefix("--")?.strip_suffix("-type")?;
             Match::HostAddress { of: Side::read(side)?, negated }
         }
+        ["-m", "tcp", "--tcp-flags", "SYN,RST", "SYN"] if !negated => Match::Opening,
         ["-m", "addrtype", "--dst-type", "BROADCAST,MULTICAST"] if !negated => Match::ToMany,
         ["-m", "icmp", "--icmp-type", text] => Match::IcmpKind { family: Family::V4, number: number(text)? },
         ["-m", "icmp6", "--icmpv6-type", text] => Match::IcmpKind { family: Family::V6, number: number(text)? },
@@ -276,6 +279,7 @@ fn understood_verdict(words: &[&str]) -> Option<Verdict> {
         ["-j", "REJECT", "--reject-with", "icmp-port-unreachable"] => Verdict::Reject(Family::V4),
         ["-j", "REJECT", "--reject-with", "icmp6-port-unreachable"] => Verdict::Reject(Family::V6),
         ["-j", "MARK", "--set-xmark", text] => Verdict::SetMark(mark(text)?),
+        ["-j", "TCPMSS", "--set-mss", size] => Verdict::SetMss(number(size)?),
         ["-j", "NFLOG", "--nflog-group", group] => Verdict::Log { group: number(group)? },
         ["-j", "MASQUERADE"] => Verdict::Masquerade { random_ports: false },
         ["-j", "MASQUERADE", "--random-fully"] => Verdict::Masquerade { random_ports: true },

@@ -1,0 +1,212 @@
+//! Rules that choose a table whatever the addresses are, by the packet's mark or for every packet, over netlink.
+//!
+//! ```text
+//! ip rule add not fwmark 0/0x3fff lookup 78 priority 32764
+//! ip rule add fwmark 13766 lookup 78 priority 32764
+//! ip rule add from all lookup 79 priority 32765
+//! ```
+//!
+//! Ours: every rule of this form with the priority and the table of one of our [`Place`]s. A rule that asks anything else of a packet is
+//! somebody else's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::kernel::Error;
+use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, flag};
+use crate::net::Family;
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// Key of a rule, which is all there is to it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PolicyRule {
+    pub family: Family,
+    pub place: Place,
+    /// The packets that the rule is about.
+    pub packets: Packets,
+}
+
+/// Where a rule stands, and the table that it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place {
+    pub priority: u32,
+    pub table: u32,
+}
+
+/// The packets that a rule is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Packets {
+    /// Every packet.
+    All,
+    /// The bits of the mark under the mask equal the value.
+    Marked { value: u32, mask: u32 },
+    /// They do not.
+    NotMarked { value: u32, mask: u32 },
+}
+
+/// The rules of one network namespace in certain places.
+pub struct PolicyRules {
+    socket: Socket,
+    places: Vec<Place>,
+}
+
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+/// Length of `struct fib_rule_hdr`.
+const HEADER: usize = 12;
+const PRIORITY: u16 = 6;
+const MARK: u16 = 10;
+const SUPPRESS_LENGTH: u16 = 14;
+const TABLE: u16 = 15;
+const MASK: u16 = 16;
+const PROTOCOL: u16 = 21;
+/// Attributes that ask something else of a packet, or do something else with it: addresses, links, a rule to go to, realms, a tunnel's number, groups of
+/// links, a VRF, users, protocol and ports, and what came later.
+const OTHERS: [u16; 15] = [1, 2, 3, 4, 11, 12, 13, 17, 19, 20, 22, 23, 24, 25, 26];
+/// `FR_ACT_TO_TBL`.
+const TO_TABLE: u8 = 1;
+/// `FIB_RULE_INVERT`.
+const INVERT: u8 = 2;
+/// `RTPROT_BOOT`, as `ip rule` and kube-router set it.
+const BOOT: u8 = 3;
+
+impl PolicyRules {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
+    pub fn open(places: impl IntoIterator<Item = Place>) -> Result<PolicyRules, Error> {
+        Ok(PolicyRules { socket: Socket::open(Bus::Route)?, places: places.into_iter().collect() })
+    }
+
+    fn list(&mut self, family: Family) -> Result<Vec<PolicyRule>, Error> {
+        let mut message = Messages::new();
+        message.begin(GET_RULE, 0).header(&header(family, 0, 0));
+        match self.socket.dump(&mut message, |answer| rule(answer, family)) {
+            Ok(listed) => Ok(listed),
+            // A kernel without this family.
+            Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
+                Ok(Vec::new())
+            }
+            Err(fault) => Err(Error::new("list rules of routing", family.to_string(), fault.into())),
+        }
+    }
+
+    fn send(&mut self, command: u16, flags: u16, rule: &PolicyRule) -> Result<(), Fault> {
+        let PolicyRule { family, place, packets } = *rule;
+        let inverted = if matches!(packets, Packets::NotMarked { .. }) { INVERT } else { 0 };
+        let mut message = Messages::new();
+        message.begin(command, flags).header(&header(family, TO_TABLE, inverted));
+        message.u32(PRIORITY, place.priority).u32(TABLE, place.table);
+        if let Packets::Marked { value, mask } | Packets::NotMarked { value, mask } = packets {
+            message.u32(MARK, value).u32(MASK, mask);
+        }
+        if command == NEW_RULE {
+            message.u8(PROTOCOL, BOOT);
+        }
+        match self.socket.batch(&mut message)?.into_iter().next() {
+            Some(refusal) => Err(Fault::Refused(refusal)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Target for PolicyRules {
+    type Key = PolicyRule;
+    type Value = ();
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "rules of routing"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<PolicyRule, ()>, Error> {
+        let mut found = BTreeMap::new();
+        for family in Family::BOTH {
+            let listed = self.list(family)?;
+            found.extend(listed.into_iter().filter(|rule| self.places.contains(&rule.place)).map(|rule| (rule, ())));
+        }
+        Ok(found)
+    }
+
+    /// A rule for all packets goes last: the kernel takes its description for that of any rule in the same place.
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, PolicyRule, ()>]) -> Vec<Failure<Error>> {
+        let mut order: Vec<usize> = (0..steps.len()).collect();
+        order.sort_by_key(|index| steps.get(*index).is_some_and(|step| step.key.packets == Packets::All));
+        let mut failures = Vec::new();
+        for index in order {
+            let Some(step) = steps.get(index) else { continue };
+            let (operation, done) = match step.want {
+                Some(()) => ("add rule of routing", self.send(NEW_RULE, flag::CREATE | flag::EXCLUSIVE, step.key)),
+                None => ("delete rule of routing", self.send(DELETE_RULE, 0, step.key)),
+            };
+            if let Err(fault) = done {
+                failures
+                    .push(Failure { step: index, error: Error::new(operation, step.key.to_string(), fault.into()) });
+            }
+        }
+        failures
+    }
+}
+
+fn header(family: Family, action: u8, flags: u8) -> [u8; HEADER] {
+    // The table is in an attribute, and the flags are a number of 32 bits in the order of this machine.
+    let [a, b, c, d] = u32::from(flags).to_ne_bytes();
+    [family.number(), 0, 0, 0, 0, 0, 0, action, a, b, c, d]
+}
+
+/// Returns the rule that an answer describes; `None` where it is not of our form.
+fn rule(answer: &Answer<'_>, family: Family) -> Option<PolicyRule> {
+    let [number, to, from, tos, table, _, _, action, a, b, c, d] = *answer.header::<HEADER>()?;
+    let flags = u32::from_ne_bytes([a, b, c, d]);
+    if number != family.number() || [to, from, tos] != [0; 3] || action != TO_TABLE || flags & !u32::from(INVERT) != 0 {
+        return None;
+    }
+    let attributes = answer.attributes(HEADER);
+    let value_of = |kind| attributes.get(kind).and_then(|value| value.u32());
+    let asks_more = OTHERS.iter().any(|kind| attributes.get(*kind).is_some());
+    // Minus one: nothing is suppressed.
+    let suppresses = value_of(SUPPRESS_LENGTH).is_some_and(|length| length != u32::MAX);
+    if asks_more || suppresses {
+        return None;
+    }
+    let table = value_of(TABLE).unwrap_or_else(|| table.into());
+    let (value, mask) = (value_of(MARK).unwrap_or(0), value_of(MASK).unwrap_or(0));
+    let packets = match (mask, flags) {
+        (0, 0) => Packets::All,
+        (0, _) => return None,
+        (mask, 0) => Packets::Marked { value, mask },
+        (mask, _) => Packets::NotMarked { value, mask },
+    };
+    let place = Place { priority: value_of(PRIORITY).unwrap_or(0), table };
+    Some(PolicyRule { family, place, packets })
+}
+
+impl fmt::Display for PolicyRule {
+    /// As `ip rule` prints it: `not from all fwmark 0x0/0x3fff lookup 78 priority 32764`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { priority, table } = self.place;
+        match self.packets {
+            Packets::All => f.write_str("from all")?,
+            Packets::Marked { value, mask } => write!(f, "from all fwmark {value:#x}/{mask:#x}")?,
+            Packets::NotMarked { value, mask } => write!(f, "not from all fwmark {value:#x}/{mask:#x}")?,
+        }
+        write!(f, " lookup {table} priority {priority} ({})", self.family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            for family in Family::BOTH {
+                let _ = rule(&Answer { kind: NEW_RULE, flags: 0, sequence: 0, port: 0, payload: &bytes }, family);
+            }
+        }
+    }
+}
