@@ -172,9 +172,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     running.extend(common.start_load_balancer(config.load_balancer, &config.source, config.node_name)?);
-    let (ask, questions) = mpsc::channel(1);
-    answerers.insert(status::serve::STATUS, ask);
-    tokio::spawn(status::serve::run(facts, common.health.clone(), common.registry.clone(), questions));
+    answer_for_status(facts, &common, &mut answerers);
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
     wait_for_signal().await?;
@@ -194,6 +192,13 @@ fn facts(config: &Config, started: Instant) -> Facts {
         cluster,
         started,
     }
+}
+
+/// Answers `sluice status` from now on.
+fn answer_for_status(facts: Facts, common: &Common, answerers: &mut Answerers) {
+    let (ask, questions) = mpsc::channel(1);
+    answerers.insert(status::serve::STATUS, ask);
+    tokio::spawn(status::serve::run(facts, common.health.clone(), common.registry.clone(), questions));
 }
 
 /// Opens the socket for users' questions. Nothing listens that nobody could answer on.
