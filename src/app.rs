@@ -156,11 +156,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
-        // A speaker that is not wanted yet is not stuck.
-        let speaker_pulse = common.pulse("BGP speaker");
-        speaker_pulse.ready(true);
         let context = router::driver::RouterContext {
-            speaker_pulse,
+            speaker_pulse: speaker_pulse(&common),
             report,
             metrics: router::metrics::Metrics::register(&common.registry)?,
             notes: common.health.note("router"),
@@ -192,6 +189,13 @@ fn facts(config: &Config, started: Instant) -> Facts {
         cluster,
         started,
     }
+}
+
+/// Returns the pulse of the BGP speaker. One that is not wanted yet is not stuck.
+fn speaker_pulse(common: &Common) -> Pulse {
+    let pulse = common.pulse("BGP speaker");
+    pulse.ready(true);
+    pulse
 }
 
 /// Answers `sluice status` from now on.
