@@ -6,7 +6,7 @@ import re
 import subprocess
 import tarfile
 
-from . import image_go, image_packages, image_sbom, own
+from . import image_go, image_licences, image_packages, image_sbom, own
 from .image_oci import Image, Layer, stamp
 from .image_tree import Tree
 
@@ -42,6 +42,8 @@ class Recipe:
         system, go, own_files = self.system(), Tree(), self.program()
         for path, source in sorted(self.go.items()):
             go.copy(path, source)
+        if self.go:
+            go.file("usr/share/doc/go-programs/copyright", image_licences.of_modules(self.go.values()))
         layers = [(system, self.day, "Debian packages of image/packages.lock")]
         if self.go:
             layers.append((go, self.day, "Go programs of scripts/cluster"))
@@ -76,6 +78,7 @@ class Recipe:
             tree.link(f"usr/local/bin/{name}", "kube-router")
         if self.variant == "full":
             tree.copy("usr/local/bin/cni-install", os.path.join(image_packages.FOLDER, "cni-install"))
+        tree.file("usr/share/doc/sluice/copyright", image_licences.of_crates(self.arch))
         tree.file("usr/share/sluice/sbom.spdx.json", self.bill())
         return tree
 

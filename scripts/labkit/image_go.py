@@ -13,6 +13,8 @@ CLUSTER = os.path.join(own.TREE, "scripts", "cluster")
 PLUGINS = {"bridge": "main", "loopback": "main", "host-local": "ipam", "portmap": "meta"}
 PLUGINS_OF = "github.com/containernetworking/plugins"
 GOBGP = "github.com/osrg/gobgp/v4"
+# The folder below scripts/cluster that pins it, and what is built there.
+PACKAGES = {"gobgp": [f"{GOBGP}/cmd/gobgp"], "cni": [f"{PLUGINS_OF}/plugins/{kind}/{name}" for name, kind in PLUGINS.items()]}
 
 
 def programs(arch):
@@ -57,7 +59,7 @@ def modules(paths):
     for path in paths:
         for line in own.run("go", "version", "-m", path, cwd=CLUSTER).splitlines():
             words = line.split()
-            if len(words) >= 3 and words[0] == "dep":
+            if len(words) >= 3 and words[0] in ("mod", "dep"):
                 found.add((words[1], words[2], words[3] if len(words) > 3 else ""))
         found.add(("stdlib", own.run("go", "version", path, cwd=CLUSTER).split()[-1].removeprefix("go"), ""))
     return sorted(found)

@@ -57,6 +57,13 @@ def module(name, version, _sum):
 
 def crates(arch):
     """The crates that are in the program, without those that only build or test it: [(name, version, licence, SHA-256)]."""
+    with open(os.path.join(own.TREE, "Cargo.lock"), "rb") as handle:
+        sums = {(it["name"], it["version"]): it.get("checksum", "") for it in tomllib.load(handle)["package"]}
+    return [(name, version, licence, sums[name, version]) for name, version, licence, _ in crate_folders(arch)]
+
+
+def crate_folders(arch):
+    """The same crates with where their sources are: sorted [(name, version, licence, folder)]."""
     words = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", TRIPLES[arch]]
     found = json.loads(own.run(*words, cwd=own.TREE))
     nodes = {node["id"]: node for node in found["resolve"]["nodes"]}
@@ -67,7 +74,5 @@ def crates(arch):
         if at not in reached:
             reached.add(at)
             waiting += [dep["pkg"] for dep in nodes[at]["deps"] if any(kind["kind"] is None for kind in dep["dep_kinds"])]
-    with open(os.path.join(own.TREE, "Cargo.lock"), "rb") as handle:
-        sums = {(it["name"], it["version"]): it.get("checksum", "") for it in tomllib.load(handle)["package"]}
     of = [packages[at] for at in reached]
-    return sorted((it["name"], it["version"], it["license"] or "", sums[it["name"], it["version"]]) for it in of)
+    return sorted((it["name"], it["version"], it["license"] or "", os.path.dirname(it["manifest_path"])) for it in of)

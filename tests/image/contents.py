@@ -110,6 +110,10 @@ def licences_of_all_packages_are_in_it(of):
         for package in image_packages.of_image("amd64", variant)[1]:
             folder = f"{root.path}/usr/share/doc/{package.name}"
             that(os.path.exists(f"{folder}/copyright"), package.name)
+    for path, names in (("sluice", ("tokio ", "rustls ", "ring ")), ("go-programs", ("Go's standard", "github.com/osrg/gobgp/v4 ", "github.com/containernetworking/plugins "))):
+        with open(f"{of.root.path}/usr/share/doc/{path}/copyright") as handle:
+            text = handle.read()
+        that(all(f"\n{name}" in f"\n{text}" for name in names) and "Apache License" in text, path, "lacks a licence")
 
 
 def the_minimal_image_has_the_agent_kmod_and_their_libraries_alone(of):
@@ -145,8 +149,8 @@ def the_bill_of_materials_names_every_part(of):
         that(all(any(name.startswith(f"pkg:deb/debian/{one}@") for name in names) for one in kept), "a Debian package is missing")
         that(any(name.startswith("pkg:cargo/tokio@") for name in names), "no tokio")
         that(not any(name.startswith("pkg:cargo/proptest@") for name in names), "what only tests use is in it")
-        gobgp = any(name.startswith("pkg:golang/github.com/osrg/gobgp/v4@") or name.startswith("pkg:golang/google.golang.org/grpc@") for name in names)
-        that(gobgp == (variant == "full"), "modules of Go")
+        for module in ("github.com/osrg/gobgp/v4", "google.golang.org/grpc", "github.com/containernetworking/plugins"):
+            that(any(name.startswith(f"pkg:golang/{module}@") for name in names) == (variant == "full"), module)
         ids = [package["SPDXID"] for package in bill["packages"]]
         that(len(ids) == len(set(ids)), "one identifier stands for two parts")
         that(bill["spdxVersion"] == "SPDX-2.3" and all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", one) for one in ids), "not in SPDX's form")
