@@ -57,7 +57,7 @@ class Recipe:
         for package, deb in sorted(image_packages.fetch(self.packages).items(), key=lambda it: it[0].name):
             tree.package(deb, ONLY.get(package.name))
             # Where scanners look when there is no dpkg.
-            tree.file(f"var/lib/dpkg/status.d/{package.name}", own.run("dpkg-deb", "-f", deb))
+            tree.file(f"var/lib/dpkg/status.d/{package.name}", subprocess.run(["dpkg-deb", "-f", deb], stdout=subprocess.PIPE, check=True).stdout)
             if package.name == "ca-certificates":
                 certificates = certificates_of(deb)
         tree.file("etc/ssl/certs/ca-certificates.crt", b"".join(certificates))
@@ -123,19 +123,21 @@ def version():
         return re.search(r'^version = "(.+)"', handle.read(), re.MULTILINE)[1]
 
 
+def git(*words):
+    """What git says of this tree; nothing where it is no checkout. A checkout that git does not read is an error, not another time."""
+    if not os.path.exists(os.path.join(own.TREE, ".git")):
+        return ""
+    return own.run("git", "-c", f"safe.directory={own.TREE}", *words, cwd=own.TREE).strip()
+
+
 def revision():
     """The commit, where this is a checkout without changes of its own to files that are kept."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own.TREE, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=own.TREE, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 and not changed.stdout.strip() else ""
+    return "" if git("status", "--porcelain", "--untracked-files=no") else git("rev-parse", "HEAD")
 
 
 def source_date():
     """SOURCE_DATE_EPOCH, else the time of the commit, else 0."""
-    if "SOURCE_DATE_EPOCH" in os.environ:
-        return int(os.environ["SOURCE_DATE_EPOCH"])
-    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=own.TREE, capture_output=True, text=True)
-    return int(done.stdout) if done.returncode == 0 and done.stdout.strip() else 0
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or 0)
 
 
 def check_binary(path, arch):
@@ -163,6 +165,9 @@ def make(recipe, folder):
 
 
 def unpack(recipe, folder):
-    """Writes the files of the image into a folder, for who builds an image by other means."""
+    """Writes the files of the image into an empty folder, for who builds an image by other means."""
+    os.makedirs(folder, exist_ok=True)
+    if os.listdir(folder):
+        raise own.LabError(f"{folder} is not empty: what is in it would get into the image")
     for tree, time, _ in recipe.trees():
-        subprocess.run(["tar", "-x", "--numeric-owner", "--keep-directory-symlink", "-C", folder], input=tree.packed(time), check=True)
+        subprocess.run(["tar", "-xp", "--numeric-owner", "--keep-directory-symlink", "-C", folder], input=tree.packed(time), check=True)

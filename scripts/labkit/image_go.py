@@ -2,6 +2,7 @@
 
 Without a C library: the CNI plugins are copied to hosts, whose library may be another one. Debian's packages of both link against glibc.
 """
+import hashlib
 import os
 import re
 import shutil
@@ -33,20 +34,25 @@ def pinned(folder, module):
 
 
 def compiled(folder, module, path, arch, flag=""):
-    """Builds a program of a module once for each version of it and of Go; where it is. Two builds give the same bytes."""
+    """Builds a program of a module once for each state of what pins it and each Go; where it is. Two builds give the same bytes."""
     if not shutil.which("go"):
         build.go()
-    go = own.run("go", "version", cwd=f"{CLUSTER}/{folder}").split()[2]
     name = os.path.basename(path)
-    target = f"{own.cache()}/image/go/{folder}-{pinned(folder, module)}-{go}-{arch}/{name}"
+    words = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w -buildid={flag}"]
+    # What the build of somebody's own choice would change is said here.
+    chosen = {"CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": arch, "GOFLAGS": "", "GOAMD64": "v1", "GOARM64": "v8.0", "GOEXPERIMENT": ""}
+    key = hashlib.sha256(repr((own.run("go", "version", cwd=f"{CLUSTER}/{folder}"), words, chosen, f"{module}/{path}")).encode())
+    for pins in ("go.mod", "go.sum"):  # an indirect module that changes is a change too
+        with open(f"{CLUSTER}/{folder}/{pins}", "rb") as handle:
+            key.update(handle.read())
+    target = f"{own.cache()}/image/go/{key.hexdigest()[:16]}/{name}"
     with own.locked("image-go"):
         if not os.path.exists(target):
             own.say(f"building {name} for {arch} (once)")
             os.makedirs(os.path.dirname(target), exist_ok=True)
             new = f"{target}.{os.getpid()}.new"
-            words = ["nice", "-n", "10", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w -buildid={flag}", "-o", new, f"{module}/{path}"]
-            done = subprocess.run(words, cwd=f"{CLUSTER}/{folder}", stdin=subprocess.DEVNULL,
-                                  env=dict(os.environ, CGO_ENABLED="0", GOOS="linux", GOARCH=arch, GOFLAGS=""))
+            done = subprocess.run(["nice", "-n", "10", *words, "-o", new, f"{module}/{path}"], cwd=f"{CLUSTER}/{folder}", stdin=subprocess.DEVNULL,
+                                  env={**os.environ, **chosen})
             if done.returncode:
                 raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
             os.rename(new, target)

@@ -2,12 +2,12 @@
 
 The layout's own description (index.json) and the one that docker reads (manifest.json) name the same blobs.
 """
-import gzip
 import hashlib
 import io
 import json
 import tarfile
 import time
+import zlib
 
 
 class Blob:
@@ -22,6 +22,13 @@ class Blob:
         return {"mediaType": self.kind, "digest": self.digest, "size": len(self.data), **more}
 
 
+def compressed(data):
+    """gzip, with a header of our own: Python's names another system from version to version."""
+    raw = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    tail = zlib.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
+    return b"\x1f\x8b\x08\0\0\0\0\0\x02\xff" + raw.compress(data) + raw.flush() + tail
+
+
 class Layer(Blob):
     """A tar archive of files, compressed."""
 
@@ -29,7 +36,7 @@ class Layer(Blob):
         self.uncompressed = "sha256:" + hashlib.sha256(tar).hexdigest()
         self.unpacked_size = len(tar)
         self.comment = comment
-        super().__init__(gzip.compress(tar, 9, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
+        super().__init__(compressed(tar), "application/vnd.oci.image.layer.v1.tar+gzip")
 
 
 def stamp(seconds):

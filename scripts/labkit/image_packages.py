@@ -92,8 +92,10 @@ def fetch_one(package, archives, path):
     done = subprocess.run([FETCH, "download-file", uri, new, f"SHA256:{package.sha256}"], capture_output=True, text=True)
     if done.returncode or not os.path.exists(new):
         words = (done.stdout + done.stderr).strip().splitlines()
-        raise own.LabError(f"{package.name} {package.version} for {package.arch}, which image/packages.lock names, is not to be had from Debian's "
-                           f"archive ({words[-1] if words else 'nothing was said'}); scripts/image --renew writes a new lock with what it has now")
+        named = f"{package.name} {package.version} for {package.arch}, which image/packages.lock names,"
+        gone = any("404" in line or "File not found" in line for line in words)
+        raise own.LabError(f"{named} is no longer in Debian's archive; scripts/image --renew writes a new lock with what it has now" if gone else
+                           f"{named} could not be fetched: {words[-1] if words else 'nothing was said'}")
     os.rename(new, path)
 
 
@@ -121,7 +123,7 @@ def known_archives():
 # ---------------------------------------------------------------- the lock made anew
 
 
-def renew():
+def renew(downgrade=False):
     """Asks Debian's archive for what the list wants and writes the lock; the differences."""
     before = {(p.arch, p.name): p.version for p in (locked()[1] if os.path.exists(LOCK) else [])}
     lines, after = [], {}
@@ -129,6 +131,11 @@ def renew():
         for package in Apt(arch).solve():
             lines.append(package.line())
             after[package.arch, package.name] = package.version
+    older = [f"{name} {arch}" for (arch, name), version in sorted(after.items())
+             if (arch, name) in before and subprocess.run(["dpkg", "--compare-versions", version, "lt", before[arch, name]]).returncode == 0]
+    if older and not downgrade:
+        raise own.LabError(f"Debian's archive has older versions than image/packages.lock of {', '.join(older)}; a mirror may be behind. "
+                           "scripts/image --renew --downgrade takes them")
     own.write(LOCK, f"{HEAD}renewed {int(time.time()) // 86400 * 86400}\n" + "".join(f"{line}\n" for line in sorted(lines)))
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{name} {arch}: {before.get((arch, name), 'none')} -> {after.get((arch, name), 'none')}" for arch, name in changed]
@@ -159,7 +166,7 @@ class Apt:
         self.options = [word for name, value in settings.items()
                         for word in ("-o", f"{name}={self.folder + '/' + value if name.startswith('Dir') and value[0] != '/' else value}")]
         own.say(f"asking Debian's archive what it has for {arch}")
-        own.run("apt-get", *self.options, "update", "-q")
+        own.run("apt-get", *self.options, "-o", "APT::Update::Error-Mode=any", "update", "-q")  # all lists or none
 
     def names(self, verb):
         return [name for words in self.list.get(verb, []) for name in words]

@@ -50,7 +50,7 @@ def install(wanted):
         own.say(f"installing Debian packages: {' '.join(missing)}")
         env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
         own.run("apt-get", "update", "-q", env=env)
-        own.run("apt-get", "install", "-qy", "--no-install-recommends", *missing, env=env)
+        own.run("apt-get", "install", "-qy", "--no-remove", "--no-install-recommends", *missing, env=env)
 
 
 def kernels():

@@ -61,6 +61,13 @@ def cni_plugins_run_on_hosts_with_any_c_library(of):
         that("0.3.0" in json.loads(done.stdout)["supportedVersions"], name, said(done))
 
 
+def the_agents_own_plugin_needs_no_newer_c_library_than_is_written_down(of):
+    """It is copied to hosts; docs/status.md names the version."""
+    with open(of.binary, "rb") as handle:
+        wanted = max(int(number) for number in re.findall(rb"GLIBC_2\.(\d+)", handle.read()))
+    that(wanted <= 34, f"glibc 2.{wanted}")
+
+
 def the_agents_own_plugin_answers_under_its_name(of):
     for root in (of.root, of.minimal):
         done = root.run("/usr/local/bin/sluice-cni", environment={"CNI_COMMAND": "VERSION"}, text_in='{"cniVersion":"1.0.0"}') if root is of.root else \
@@ -190,6 +197,7 @@ def what_a_runtime_is_told_starts_the_agent(of):
 
 ALL = [every_program_that_users_name_is_there_and_starts, iptables_is_there_in_both_flavours_under_all_names_and_not_older_than_a_host_may_have,
        cni_plugins_run_on_hosts_with_any_c_library, the_agents_own_plugin_answers_under_its_name,
+       the_agents_own_plugin_needs_no_newer_c_library_than_is_written_down,
        every_library_that_a_program_wants_is_there, nothing_of_the_machine_that_made_it_is_in_it, licences_of_all_packages_are_in_it,
        the_minimal_image_has_the_agent_kmod_and_their_libraries_alone, the_images_are_as_small_as_promised, the_bill_of_materials_names_every_part,
        every_crate_has_a_licence_that_the_project_takes_and_a_checksum, what_a_runtime_is_told_starts_the_agent]

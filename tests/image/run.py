@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """The tests of the container image: run.py BINARY [WORD...]; those whose names have one of the words in them. Root."""
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
-import tempfile
 import time
 import traceback
 
@@ -35,10 +37,26 @@ class Images:
         return own.fresh(f"{self.folder}/scratch/{name}")
 
 
+def sweep():
+    """Removes what killed runs have left."""
+    for name in os.listdir(own.cache()):
+        found = re.fullmatch(r"image-test-(\d+)", name)
+        if found and not os.path.exists(f"/proc/{found[1]}"):
+            path = f"{own.cache()}/{name}"
+            with open("/proc/mounts") as handle:
+                mounts = [line.split()[1] for line in handle if line.split()[1].startswith(path + "/")]
+            for mount in reversed(mounts):
+                subprocess.run(["umount", "-l", mount])
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def main():
     binary, words = sys.argv[1], sys.argv[2:]
-    packages.install({**packages.TOOLS, **packages.IMAGE})
-    folder = tempfile.mkdtemp(prefix="image-", dir=own.cache())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    elsewhere = {name for name, path in packages.IMAGE.items() if shutil.which(os.path.basename(path))}  # containerd of docker's makers, say
+    packages.install({**packages.TOOLS, **{name: path for name, path in packages.IMAGE.items() if name not in elsewhere}})
+    sweep()
+    folder = own.fresh(f"{own.cache()}/image-test-{os.getpid()}")
     passed, failed = 0, []
     try:
         of = Images(binary, folder)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 
-from labkit import net, objects, own
+from labkit import cluster, net, objects, own
 from root import said, that
 
 NAME, ENTRY = "docker.io/library/sluice:", "/usr/local/bin/kube-router"
@@ -26,7 +26,7 @@ class Containerd:
         with open(f"{folder}/log", "wb") as log:
             self.process = subprocess.Popen(
                 ["containerd", "--config", f"{folder}/config.toml", "--root", f"{folder}/root", "--state", f"{self.state}/state",
-                 "--address", f"{self.state}/socket"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                 "--address", f"{self.state}/socket"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=cluster.end_with_parent)
         that(own.wait(lambda: os.path.exists(f"{self.state}/socket") and self.ctr("version").returncode == 0, 60, 0.2), "containerd did not start")
 
     def ctr(self, *words, timeout=120):
@@ -103,6 +103,7 @@ def the_image_is_imported_under_the_name_that_a_kubelet_asks_for(of):
 
 # Of the chart: every line behind the head must say Establ. Here there is no neighbour, so there is no line.
 READINESS = """
+/usr/local/bin/gobgp neighbor >/dev/null || exit 7
 lines=$(/usr/local/bin/gobgp neighbor | tail -n +2 | wc -l)
 good=$(/usr/local/bin/gobgp neighbor | tail -n +2 | grep Establ | wc -l)
 test "$lines" -eq "$good"
@@ -144,4 +145,19 @@ def an_agent_of_the_image_works_with_the_programs_of_the_image(of):
         that("KUBE-" not in left, left)
 
 
-ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image]
+def the_minimal_image_does_its_work_on_a_host_with_nftables(of):
+    with containerd(of) as runtime, network() as namespace:
+        flags = ["--run-service-proxy=false", "--netfilter=nftables", "--manifests=/manifests", "--hostname-override=node1"]
+        options = ["--privileged", "--with-ns", f"network:{namespace}", "--mount", f"type=bind,src={manifests(of)},dst=/manifests,options=rbind:ro"]
+        done = runtime.ctr("run", "--detach", *options, f"{NAME}{of.version}-minimal", "agent", ENTRY, *flags)
+        that(done.returncode == 0, said(done))
+
+        def tables():
+            return own.run("nsenter", f"--net={namespace}", "nft", "list", "tables")
+        that(own.wait(lambda: "table inet sluice_policy" in tables() and "table inet sluice_router" in tables(), 60, 0.5), "tables:", tables())
+        done = runtime.ctr("task", "exec", "--exec-id", "audit", "agent", "/usr/local/bin/sluice", "audit")
+        that(done.returncode in (0, 1), "the agent does not answer:", said(done))
+
+
+ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image,
+       the_minimal_image_does_its_work_on_a_host_with_nftables]

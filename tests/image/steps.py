@@ -66,6 +66,7 @@ def the_init_step_of_kube_routers_files_k0s_kops_and_the_chart_runs_as_written(o
 
 
 def the_init_step_of_our_manifests_installs_plugins_and_the_agents_own(of):
+    ran = 0
     for path in sorted(glob.glob(f"{own.TREE}/daemonset/*.yaml")):
         with open(path) as handle:
             text = handle.read()
@@ -80,6 +81,8 @@ def the_init_step_of_our_manifests_installs_plugins_and_the_agents_own(of):
         that(sorted(os.listdir(f"{folder}/opt/cni/bin")) == sorted([*PLUGINS, "sluice-cni"]), path, os.listdir(f"{folder}/opt/cni/bin"))
         done = subprocess.run([f"{folder}/opt/cni/bin/sluice-cni"], input='{"cniVersion":"1.0.0"}', capture_output=True, text=True, env={"CNI_COMMAND": "VERSION"})
         that("supportedVersions" in done.stdout, "on the host:", said(done))
+        ran += 1
+    that(ran >= 4, "only", ran, "manifests have an init step")
 
 
 def plugins_by_tls_and_tar_come_as_the_chart_fetches_them(of):
@@ -154,6 +157,32 @@ def cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin(of):
     that(not os.listdir(f"{folder}/to"), "half a file is left:", os.listdir(f"{folder}/to"))
 
 
+def cni_install_leaves_whole_plugins_also_when_two_run_at_once_or_one_is_killed(of):
+    """Each in a container of its own, where processes have the same numbers."""
+    folder = of.scratch("install")
+    whole = {}
+    for name in PLUGINS:
+        with open(f"{of.root.path}/usr/libexec/cni/{name}", "rb") as handle:
+            whole[name] = handle.read()
+    for turn in range(4):
+        words = of.root.command(["/usr/local/bin/cni-install"], {"/host": folder}, {"HOST_BIN_PATH": f"/host/{turn}"})
+        running = [subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
+        that(own.wait(lambda: os.path.isdir(f"{folder}/{turn}") and os.listdir(f"{folder}/{turn}"), 20, 0.001), "nothing was begun")
+        running[0].kill()
+        that([one.wait() for one in running[1:]] == [0, 0], "one of the others failed")
+        for name in PLUGINS:
+            with open(f"{folder}/{turn}/{name}", "rb") as handle:
+                that(handle.read() == whole[name], name, "is not whole")
+
+
+def cni_install_takes_an_empty_file_for_none_and_leaves_a_folder(of):
+    folder = of.scratch("install")
+    own.write(f"{folder}/bridge", "", 0o755)
+    os.mkdir(f"{folder}/portmap")
+    done = cni_install(of, folder, HOST_BIN_PATH="/host")
+    that(done.returncode == 0 and os.path.getsize(f"{folder}/bridge") > 1000 and os.listdir(f"{folder}/portmap") == [], said(done))
+
+
 def modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image(of):
     folder = of.scratch("modules")
     below = f"{folder}/lib/modules/9.9/kernel"
@@ -188,4 +217,5 @@ def modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image(of):
 ALL = [the_init_step_of_kube_routers_files_k0s_kops_and_the_chart_runs_as_written, the_init_step_of_our_manifests_installs_plugins_and_the_agents_own,
        plugins_by_tls_and_tar_come_as_the_chart_fetches_them, cni_install_fills_an_empty_host_and_makes_the_folder,
        cni_install_never_replaces_an_executable_file, cni_install_takes_plugins_from_where_it_is_told,
-       cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin, modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image]
+       cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin,
+       cni_install_leaves_whole_plugins_also_when_two_run_at_once_or_one_is_killed, cni_install_takes_an_empty_file_for_none_and_leaves_a_folder, modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image]
