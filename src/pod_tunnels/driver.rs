@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task;
@@ -24,7 +24,7 @@ use super::compare::{Obstacle, device_of};
 use super::machine::{Act, Machine, Next, Standing};
 use super::metrics::Metrics;
 use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, of_sandboxes};
-use crate::container_runtime::client::Runtime;
+use crate::container_runtime::client::{self, Runtime};
 use crate::kernel::address::host_addresses;
 use crate::kernel::namespace::{Namespace, NamespaceId};
 use crate::observe::health::Note;
@@ -55,6 +55,8 @@ pub struct Inputs {
 const MOST_NAMES: usize = 4096;
 /// Sentences in the note.
 const MOST_NOTES: usize = 20;
+/// For so long the container runtime is asked at a cleanup.
+const CLEANUP: Duration = Duration::from_secs(30);
 
 /// Starts the thread. It ends when `stop` is true.
 ///
@@ -327,8 +329,17 @@ pub fn remove_all(sockets: Vec<PathBuf>) -> (usize, Vec<String>) {
     let mut places = directories();
     // A host without a runtime has no pods.
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        let sandboxes = runtime.block_on(async { Runtime::new(sockets).sandboxes().await });
-        places.extend(sandboxes.iter().flatten().flat_map(|sandbox| sandbox.places.iter().cloned()));
+        let asked = async { tokio::time::timeout(CLEANUP, Runtime::new(sockets).sandboxes()).await };
+        match runtime.block_on(asked).unwrap_or(Err(client::Failure::Slow)) {
+            Ok(sandboxes) => places.extend(sandboxes.iter().flat_map(|sandbox| sandbox.places.iter().cloned())),
+            Err(failure) => {
+                let reason = failure.to_string();
+                warn!(
+                    reason,
+                    "Container runtime not asked; if pods of this host have tunnels of direct server return, mount its socket and run --cleanup-config again, or restart them"
+                );
+            }
+        }
     }
     remove_abandoned(places, |_| false)
 }

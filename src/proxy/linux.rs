@@ -12,7 +12,7 @@ use crate::kernel::ipvs::{Connections, Destination, Observed, ServiceKey, Servic
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
-use crate::kernel::route::{self, Routes, TABLE_LOCAL};
+use crate::kernel::route::{self, Routes, TABLE_LOCAL, Through};
 use crate::kernel::rule::PolicyRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
@@ -21,8 +21,8 @@ use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
-use super::marks::service;
-use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, EMPTY_TABLE, Set, TABLE};
+use super::marks::{is_rule_of_ours, service};
+use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -81,7 +81,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         table: Optional::unused("nf_tables rules"),
         passages: Optional::unused(HostChain::Input.kind()),
         virtuals: Services::open(Box::new(|_| false))?,
-        policy_rules: PolicyRules::open([DSR_TABLE, EMPTY_TABLE])?,
+        policy_rules: PolicyRules::open(is_rule_of_ours)?,
         routes: Routes::open(route_ownership())?,
         addresses: Addresses::open([device])?,
     };
@@ -218,11 +218,13 @@ pub fn ownership() -> Ownership {
     }
 }
 
-/// Returns the routes that are ours: the device's local ones. kube-router's route in the table for direct server return leads to the loopback
-/// device.
+/// Returns the routes that are ours: the device's local ones, and of the table for direct server return the local default route through the
+/// loopback device, which is kube-router's.
 pub fn route_ownership() -> route::Ownership {
-    let places = [(TABLE_LOCAL, DEVICE), (DSR_TABLE.table, DEVICE), (DSR_TABLE.table, "lo")];
-    route::Ownership::Devices(places.map(|(table, link)| (table, LinkName(link.into()))).into())
+    let places = [(TABLE_LOCAL, DEVICE, false), (DSR_TABLE.table, "lo", true)];
+    let through =
+        places.map(|(table, link, local_default)| Through { table, link: LinkName(link.into()), local_default });
+    route::Ownership::Devices(through.into())
 }
 
 fn set_names() -> Vec<Name> {

@@ -11,7 +11,7 @@ use crate::packed::BlockMap;
 use crate::reconcile::{Mirror, Reflection, Target};
 
 use super::apply::Kernel;
-use super::names::{DSR_TABLE, Set};
+use super::names::{DSR_TABLE, EMPTY_TABLE, Set};
 
 /// A mirror that shares the memory of what is desired.
 pub type InBlocks<T> = Mirror<T, BlockMap<<T as Target>::Key, <T as Target>::Value>>;
@@ -72,6 +72,16 @@ pub fn service(place: (Set, Entry)) -> Option<ServiceKey> {
             Some(ServiceKey::Address { address, protocol, port })
         }
         _ => None,
+    }
+}
+
+/// Returns whether a rule of routing is one that kube-router writes for direct server return, or that is ours: by its place and by what it asks.
+pub fn is_rule_of_ours(rule: &PolicyRule) -> bool {
+    match rule.packets {
+        // To table 78 it is what kube-router makes of the mark 0.
+        Packets::All => rule.place == DSR_TABLE || rule.place == EMPTY_TABLE,
+        Packets::Marked { value, mask } => rule.place == DSR_TABLE && (1..=MASK).contains(&value) && mask == u32::MAX,
+        Packets::NotMarked { value, mask } => rule.place == DSR_TABLE && (value, mask) == (0, MASK),
     }
 }
 

@@ -86,13 +86,22 @@ pub struct Protocol {
     pub protocol: u8,
 }
 
+/// A table and a device of routes in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Through {
+    pub table: u32,
+    pub link: LinkName,
+    /// Only the local default route of each family; all others of the table are somebody else's.
+    pub local_default: bool,
+}
+
 /// Rule by which a [`Routes`] target recognises its routes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ownership {
     /// Every route of one table that leaves through one device, which is ours.
     Device { table: u32, link: LinkName },
     /// The same of several tables and devices.
-    Devices(Vec<(u32, LinkName)>),
+    Devices(Vec<Through>),
     /// Every route that has, in one of these tables, the protocol number that goes with it.
     Protocols(Vec<Protocol>),
 }

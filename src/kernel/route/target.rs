@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::wire::{self, DELETE_ROUTE, Filter, Hop, NEW_ROUTE, Numbered};
-use super::{Foreign, NextHop, Ownership, Route, RouteKey, TABLE_MAIN};
+use super::{Foreign, NextHop, Ownership, Route, RouteKey, RouteKind, TABLE_MAIN, Through};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
@@ -48,26 +48,34 @@ impl Routes {
 
     fn read_both(&mut self, of_interest: Option<Interest<'_>>) -> Result<(Ours, Vec<Foreign>), Error> {
         let mut names = Names::default();
-        let filters: Vec<Filter> = match &self.ownership {
+        // With whether only local default routes count.
+        let filters: Vec<(Filter, bool)> = match &self.ownership {
             Ownership::Device { table, link } => {
-                through(names.number(&self.socket, link), *table).into_iter().collect()
+                through(names.number(&self.socket, link), *table).map(|filter| (filter, false)).into_iter().collect()
             }
             Ownership::Devices(devices) => {
-                let of = devices.iter().map(|(table, link)| through(names.number(&self.socket, link), *table));
-                of.collect::<Vec<_>>().into_iter().flatten().collect()
+                let mut filters = Vec::new();
+                for Through { table, link, local_default } in devices {
+                    let filter = through(names.number(&self.socket, link), *table);
+                    filters.extend(filter.map(|filter| (filter, *local_default)));
+                }
+                filters
             }
             Ownership::Protocols(protocols) => protocols
                 .iter()
-                .map(|of| Filter { table: of.table, device: None, protocol: Some(of.protocol) })
+                .map(|of| (Filter { table: of.table, device: None, protocol: Some(of.protocol) }, false))
                 .collect(),
         };
         let (mut found, mut foreign) = (BTreeMap::new(), Vec::new());
         let mut hops_known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
         let mut known: HashSet<Arc<Route>> = HashSet::new();
         let both = |filter| Family::BOTH.map(|family| (family, filter));
-        for (family, filter) in filters.into_iter().flat_map(both) {
+        for (family, (filter, local_default)) in filters.into_iter().flat_map(both) {
             for (listed, is_ours) in self.list(family, filter, of_interest)? {
                 let Numbered { key, kind, protocol, source, hops } = listed;
+                if local_default && (key.destination.prefix_len() > 0 || kind != RouteKind::Local) {
+                    continue;
+                }
                 let mut next_hops = Vec::with_capacity(hops.len());
                 for hop in hops {
                     // A device that has gone meanwhile took its routes along.

@@ -6,13 +6,16 @@
 //! ip rule add from all lookup 79 priority 32765
 //! ```
 //!
-//! Ours: every rule of this form with the priority and the table of one of our [`Place`]s. A rule that asks anything else of a packet is
-//! somebody else's.
+//! Ours: every rule of this form of which the caller says so. The place alone would prove nothing, because the kernel gives the priorities 32765
+//! and below to whoever names none. A rule that asks anything else of a packet is somebody else's.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use rustix::io::Errno;
+
 use crate::kernel::Error;
+use crate::kernel::error::Cause;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, flag};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
@@ -44,10 +47,17 @@ pub enum Packets {
     NotMarked { value: u32, mask: u32 },
 }
 
-/// The rules of one network namespace in certain places.
+/// The rules of one network namespace that are ours.
 pub struct PolicyRules {
     socket: Socket,
-    places: Vec<Place>,
+    is_ours: fn(&PolicyRule) -> bool,
+}
+
+/// A rule that the kernel has.
+struct Listed {
+    place: Place,
+    /// `None`: it is not of our form.
+    rule: Option<PolicyRule>,
 }
 
 const NEW_RULE: u16 = 32;
@@ -76,11 +86,34 @@ impl PolicyRules {
     ///
     /// # Errors
     /// The socket cannot be opened.
-    pub fn open(places: impl IntoIterator<Item = Place>) -> Result<PolicyRules, Error> {
-        Ok(PolicyRules { socket: Socket::open(Bus::Route)?, places: places.into_iter().collect() })
+    pub fn open(is_ours: fn(&PolicyRule) -> bool) -> Result<PolicyRules, Error> {
+        Ok(PolicyRules { socket: Socket::open(Bus::Route)?, is_ours })
     }
 
-    fn list(&mut self, family: Family) -> Result<Vec<PolicyRule>, Error> {
+    /// Returns whether there are rules of others that the kernel might delete in place of this one: what a request leaves unsaid it does not compare.
+    fn others_like(&mut self, wanted: &PolicyRule) -> Result<bool, Error> {
+        let listed = self.list(wanted.family)?;
+        let others = listed.iter().filter(|listed| listed.place == wanted.place);
+        let mut others = others.filter(|listed| listed.rule.is_none_or(|rule| !(self.is_ours)(&rule)));
+        Ok(others.any(|listed| listed.rule.is_none() || wanted.packets == Packets::All))
+    }
+
+    fn delete(&mut self, key: &PolicyRule) -> Result<(), Error> {
+        if self.others_like(key)? {
+            let cause = "a rule of somebody else stands in the same place and might go in its stead; delete it by hand";
+            let cause = Cause::Errno(Errno::BUSY, Some(cause.to_owned()));
+            return Err(Error::new("delete rule of routing", key.to_string(), cause));
+        }
+        let done = self.send(DELETE_RULE, 0, key);
+        done.map_err(|fault| Error::new("delete rule of routing", key.to_string(), fault.into()))
+    }
+
+    fn add(&mut self, key: &PolicyRule) -> Result<(), Error> {
+        let done = self.send(NEW_RULE, flag::CREATE | flag::EXCLUSIVE, key);
+        done.map_err(|fault| Error::new("add rule of routing", key.to_string(), fault.into()))
+    }
+
+    fn list(&mut self, family: Family) -> Result<Vec<Listed>, Error> {
         let mut message = Messages::new();
         message.begin(GET_RULE, 0).header(&header(family, 0, 0));
         match self.socket.dump(&mut message, |answer| rule(answer, family)) {
@@ -125,7 +158,8 @@ impl Target for PolicyRules {
         let mut found = BTreeMap::new();
         for family in Family::BOTH {
             let listed = self.list(family)?;
-            found.extend(listed.into_iter().filter(|rule| self.places.contains(&rule.place)).map(|rule| (rule, ())));
+            let ours = listed.into_iter().filter_map(|listed| listed.rule).filter(|rule| (self.is_ours)(rule));
+            found.extend(ours.map(|rule| (rule, ())));
         }
         Ok(found)
     }
@@ -137,14 +171,8 @@ impl Target for PolicyRules {
         let mut failures = Vec::new();
         for index in order {
             let Some(step) = steps.get(index) else { continue };
-            let (operation, done) = match step.want {
-                Some(()) => ("add rule of routing", self.send(NEW_RULE, flag::CREATE | flag::EXCLUSIVE, step.key)),
-                None => ("delete rule of routing", self.send(DELETE_RULE, 0, step.key)),
-            };
-            if let Err(fault) = done {
-                failures
-                    .push(Failure { step: index, error: Error::new(operation, step.key.to_string(), fault.into()) });
-            }
+            let done = if step.want.is_some() { self.add(step.key) } else { self.delete(step.key) };
+            failures.extend(done.err().map(|error| Failure { step: index, error }));
         }
         failures
     }
@@ -156,11 +184,22 @@ fn header(family: Family, action: u8, flags: u8) -> [u8; HEADER] {
     [family.number(), 0, 0, 0, 0, 0, 0, action, a, b, c, d]
 }
 
-/// Returns the rule that an answer describes; `None` where it is not of our form.
-fn rule(answer: &Answer<'_>, family: Family) -> Option<PolicyRule> {
-    let [number, to, from, tos, table, _, _, action, a, b, c, d] = *answer.header::<HEADER>()?;
+/// Returns the rule of a family that an answer describes.
+fn rule(answer: &Answer<'_>, family: Family) -> Option<Listed> {
+    let [number, .., table, _, _, _, _, _, _, _] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    let value_of = |kind| attributes.get(kind).and_then(|value| value.u32());
+    let table = value_of(TABLE).unwrap_or_else(|| table.into());
+    let place = Place { priority: value_of(PRIORITY).unwrap_or(0), table };
+    let packets = || Some(PolicyRule { family, place, packets: packets(answer)? });
+    (number == family.number()).then(|| Listed { place, rule: packets() })
+}
+
+/// Returns the packets that a rule of our form is about.
+fn packets(answer: &Answer<'_>) -> Option<Packets> {
+    let [_, to, from, tos, _, _, _, action, a, b, c, d] = *answer.header::<HEADER>()?;
     let flags = u32::from_ne_bytes([a, b, c, d]);
-    if number != family.number() || [to, from, tos] != [0; 3] || action != TO_TABLE || flags & !u32::from(INVERT) != 0 {
+    if [to, from, tos] != [0; 3] || action != TO_TABLE || flags & !u32::from(INVERT) != 0 {
         return None;
     }
     let attributes = answer.attributes(HEADER);
@@ -171,16 +210,13 @@ fn rule(answer: &Answer<'_>, family: Family) -> Option<PolicyRule> {
     if asks_more || suppresses {
         return None;
     }
-    let table = value_of(TABLE).unwrap_or_else(|| table.into());
     let (value, mask) = (value_of(MARK).unwrap_or(0), value_of(MASK).unwrap_or(0));
-    let packets = match (mask, flags) {
-        (0, 0) => Packets::All,
-        (0, _) => return None,
-        (mask, 0) => Packets::Marked { value, mask },
-        (mask, _) => Packets::NotMarked { value, mask },
-    };
-    let place = Place { priority: value_of(PRIORITY).unwrap_or(0), table };
-    Some(PolicyRule { family, place, packets })
+    match (mask, flags) {
+        (0, 0) => Some(Packets::All),
+        (0, _) => None,
+        (mask, 0) => Some(Packets::Marked { value, mask }),
+        (mask, _) => Some(Packets::NotMarked { value, mask }),
+    }
 }
 
 impl fmt::Display for PolicyRule {

@@ -278,12 +278,15 @@ fn what_kube_router_leaves_in_the_table_of_direct_server_return_is_ours_and_goes
             run(&format!("ip {family} route add local default dev lo table 78"));
         }
         run("ip route add 198.51.100.0/24 dev theirs table 78");
+        run("ip route add local 203.0.113.0/24 dev lo table 78");
         let mut routes = Routes::open(route_ownership()).expect("sockets");
         let found = routes.read().expect("they can be read");
         let shown: Vec<String> = found.keys().map(ToString::to_string).collect();
         assert_eq!(shown, ["0.0.0.0/0 table 78 metric 0", "::/0 table 78 metric 1024"]);
         assert!(delete(&mut routes, &found).is_empty());
         assert!(routes.read().expect("they can be read").is_empty());
-        assert_eq!(run("ip route show table 78").trim(), "198.51.100.0/24 dev theirs scope link");
+        let left = run("ip route show table 78");
+        let left: Vec<&str> = left.lines().map(str::trim).collect();
+        assert_eq!(left, ["198.51.100.0/24 dev theirs scope link", "local 203.0.113.0/24 dev lo scope host"]);
     });
 }
