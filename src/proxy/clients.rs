@@ -48,6 +48,8 @@ pub struct Shape {
     pub lengths: BTreeSet<(Family, u8)>,
     /// The families of which any virtual service is there for this node only.
     pub inside: PerFamily<bool>,
+    /// The families of which any is in tunnel mode.
+    pub tunnels: PerFamily<bool>,
 }
 
 impl Shape {
@@ -56,6 +58,7 @@ impl Shape {
         match set {
             Set::Restricted | Set::AllowedSources => *self.ranged.of(family),
             Set::InsideOnly => *self.inside.of(family),
+            Set::TunnelAddresses | Set::TunnelPorts => *self.tunnels.of(family),
             Set::LocalAddresses | Set::ServiceAddresses | Set::ServicePorts | Set::Hairpin => true,
         }
     }
@@ -114,6 +117,7 @@ impl Restrictions {
             ranged: any(&self.services),
             lengths: self.lengths.keys().copied().collect(),
             inside: any(&self.inside_services),
+            tunnels: PerFamily::default(),
         }
     }
 }

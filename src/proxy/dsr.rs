@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub mod packet_marks;
+pub mod rules;
+pub mod tunnels;
 
 /// The tunnels that end in pods of this node: the service addresses for which packets come through a tunnel, by the address of the pod that
 /// they come to. Both are of one family. Pods on the host's network are not among them.

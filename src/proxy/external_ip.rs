@@ -59,6 +59,12 @@ pub fn served<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator
     judged(service, inputs).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
 }
 
+/// Returns the external and load balancer addresses that are allowed, also those that another node alone serves, because they are its own.
+pub fn allowed<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_allowed = |reason: &Option<Reason>| matches!(reason, None | Some(Reason::NodeAddress(_)));
+    judged(service, inputs).filter(move |(_, reason)| is_allowed(reason)).map(|(address, _)| address)
+}
+
 /// Returns the external and load balancer addresses that are refused.
 pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
     judged(service, inputs).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()

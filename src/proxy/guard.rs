@@ -41,8 +41,8 @@ const PRIORITY: i32 = -5;
 /// Returns the specification of a set for this number of elements.
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {
     let kind = match set {
-        Set::LocalAddresses | Set::ServiceAddresses => SetKind::HashIp,
-        Set::ServicePorts | Set::Restricted | Set::InsideOnly => SetKind::HashIpPort,
+        Set::LocalAddresses | Set::ServiceAddresses | Set::TunnelAddresses => SetKind::HashIp,
+        Set::ServicePorts | Set::Restricted | Set::InsideOnly | Set::TunnelPorts => SetKind::HashIpPort,
         Set::AllowedSources | Set::Hairpin => SetKind::HashIpPortNet,
     };
     // kube-router's sets have the extension; what it does not know needs none.
@@ -87,11 +87,12 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
 /// Returns one of the sets in our table of nf_tables.
 pub fn table_set(set: Set, family: Family) -> (Object, Content) {
     let fields = match set {
-        Set::LocalAddresses | Set::ServiceAddresses => Fields::Address(family),
-        Set::ServicePorts | Set::Restricted | Set::InsideOnly => Fields::Service(family),
+        Set::LocalAddresses | Set::ServiceAddresses | Set::TunnelAddresses => Fields::Address(family),
+        Set::ServicePorts | Set::Restricted | Set::InsideOnly | Set::TunnelPorts => Fields::Service(family),
         Set::AllowedSources | Set::Hairpin => Fields::ServiceSource(family),
     };
-    let spec = nftables::SetSpec { fields, kind: nftables::Kind::Set, intervals: false };
+    let kind = if set == Set::TunnelPorts { nftables::Kind::Marks } else { nftables::Kind::Set };
+    let spec = nftables::SetSpec { fields, kind, intervals: false };
     (Object::Set(set.in_table(family)), Content::Set(spec))
 }
 

@@ -22,7 +22,9 @@ use crate::reconcile::{Optional, Target};
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
 use super::marks::{is_rule_of_ours, service};
-use super::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE};
+use super::names::{
+    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE,
+};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -211,6 +213,8 @@ pub fn ownership() -> Ownership {
             (Table::Nat, CHAIN_SNAT),
             (Table::Mangle, CHAIN_SOURCES),
             (Table::Mangle, CHAIN_INSIDE),
+            (Table::Mangle, CHAIN_DSR),
+            (Table::Mangle, CHAIN_DSR_MSS),
         ]
         .map(|(table, chain)| (table, Name::Exact(chain.into())))
         .into(),
@@ -218,10 +222,10 @@ pub fn ownership() -> Ownership {
     }
 }
 
-/// Returns the routes that are ours: the device's local ones, and of the table for direct server return the local default route through the
+/// Returns the routes that are ours: the device's, and of the table for direct server return the local default route through the
 /// loopback device, which is kube-router's.
 pub fn route_ownership() -> route::Ownership {
-    let places = [(TABLE_LOCAL, DEVICE, false), (DSR_TABLE.table, "lo", true)];
+    let places = [(TABLE_LOCAL, DEVICE, false), (DSR_TABLE.table, DEVICE, false), (DSR_TABLE.table, "lo", true)];
     let through =
         places.map(|(table, link, local_default)| Through { table, link: LinkName(link.into()), local_default });
     route::Ownership::Devices(through.into())

@@ -27,6 +27,10 @@ pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
 pub const CHAIN_SOURCES: &str = "KUBE-ROUTER-SOURCES";
 /// The mangle chain that drops packets from outside to what is served to this node only.
 pub const CHAIN_INSIDE: &str = "KUBE-ROUTER-INSIDE";
+/// The mangle chain that marks packets to addresses in tunnel mode.
+pub const CHAIN_DSR: &str = "KUBE-ROUTER-DSR";
+/// The mangle chain that has answers from these addresses announce smaller segments.
+pub const CHAIN_DSR_MSS: &str = "KUBE-ROUTER-DSR-MSS";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
@@ -53,6 +57,10 @@ pub const NFT_INSIDE_IN: &str = "inside_services";
 /// The chain of each family that drops packets from outside.
 pub const NFT_INSIDE: PerFamily<&str> = PerFamily { v4: "from_inside4", v6: "from_inside6" };
 
+/// The base chains that mark packets to addresses in tunnel mode, and have answers announce smaller segments.
+pub const NFT_DSR_IN: &str = "dsr_in";
+pub const NFT_DSR_OUT: &str = "dsr_out";
+
 /// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Set {
@@ -71,10 +79,14 @@ pub enum Set {
     InsideOnly,
     /// The endpoints on this node: address, protocol and port, and the address again, as that of the client.
     Hairpin,
+    /// The addresses that have ports in tunnel mode (`dsr`); there are none where the set does not exist.
+    TunnelAddresses,
+    /// Their ports in tunnel mode: address, protocol and port. In [`TABLE`] it is a map to the marks of packets.
+    TunnelPorts,
 }
 
 impl Set {
-    pub const ALL: [Set; 7] = [
+    pub const ALL: [Set; 9] = [
         Set::LocalAddresses,
         Set::ServiceAddresses,
         Set::ServicePorts,
@@ -82,6 +94,8 @@ impl Set {
         Set::AllowedSources,
         Set::Hairpin,
         Set::InsideOnly,
+        Set::TunnelAddresses,
+        Set::TunnelPorts,
     ];
     /// Those that always exist.
     pub const BASIC: [Set; 4] = [Set::LocalAddresses, Set::ServiceAddresses, Set::ServicePorts, Set::Hairpin];
@@ -91,7 +105,7 @@ impl Set {
 
     /// Returns the set's name in one family. IPv6 names have a prefix.
     pub fn name(self, family: Family) -> SetName {
-        let [local, addresses, ports, restricted, sources, hairpin, inside] = NAMES.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin, inside, tunnelled, tunnel_ports] = NAMES.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
@@ -100,12 +114,15 @@ impl Set {
             Set::AllowedSources => sources.clone(),
             Set::Hairpin => hairpin.clone(),
             Set::InsideOnly => inside.clone(),
+            Set::TunnelAddresses => tunnelled.clone(),
+            Set::TunnelPorts => tunnel_ports.clone(),
         }
     }
 
     /// Returns the set's name in [`TABLE`], in one family; of [`Set::AllowedSources`] what the names of its sets begin with.
     pub fn in_table(self, family: Family) -> Name {
-        let [local, addresses, ports, restricted, sources, hairpin, inside] = NAMES_IN_TABLE.of(family);
+        let [local, addresses, ports, restricted, sources, hairpin, inside, tunnelled, tunnel_ports] =
+            NAMES_IN_TABLE.of(family);
         match self {
             Set::LocalAddresses => local.clone(),
             Set::ServiceAddresses => addresses.clone(),
@@ -114,6 +131,8 @@ impl Set {
             Set::AllowedSources => sources.clone(),
             Set::Hairpin => hairpin.clone(),
             Set::InsideOnly => inside.clone(),
+            Set::TunnelAddresses => tunnelled.clone(),
+            Set::TunnelPorts => tunnel_ports.clone(),
         }
     }
 
@@ -196,18 +215,24 @@ impl Set {
             (Set::Hairpin, Family::V6) => "inet6:kube-router-hairpin",
             (Set::InsideOnly, Family::V4) => "kube-router-inside",
             (Set::InsideOnly, Family::V6) => "inet6:kube-router-inside",
+            (Set::TunnelAddresses, Family::V4) => "kube-router-dsr",
+            (Set::TunnelAddresses, Family::V6) => "inet6:kube-router-dsr",
+            (Set::TunnelPorts, Family::V4) => "kube-router-dsr-prt",
+            (Set::TunnelPorts, Family::V6) => "inet6:kube-router-dsr-prt",
         }
     }
 }
 
 /// Names of the sets, shared by all elements to save memory.
-static NAMES: LazyLock<PerFamily<[SetName; 7]>> =
+static NAMES: LazyLock<PerFamily<[SetName; 9]>> =
     LazyLock::new(|| PerFamily::from_fn(|family| Set::ALL.map(|set| SetName(set.text(family).into()))));
 
 /// Names of the sets in [`TABLE`].
-static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 7]>> = LazyLock::new(|| PerFamily {
-    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4", "hairpin4", "inside4"].map(Name::from),
-    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6", "hairpin6", "inside6"].map(Name::from),
+static NAMES_IN_TABLE: LazyLock<PerFamily<[Name; 9]>> = LazyLock::new(|| PerFamily {
+    v4: ["own4", "addresses4", "ports4", "restricted4", "sources4", "hairpin4", "inside4", "dsr4", "dsr_marks4"]
+        .map(Name::from),
+    v6: ["own6", "addresses6", "ports6", "restricted6", "sources6", "hairpin6", "inside6", "dsr6", "dsr_marks6"]
+        .map(Name::from),
 });
 
 #[cfg(test)]
@@ -225,6 +250,8 @@ mod tests {
                 (Set::ServicePorts, Entry::IpPort(address, Protocol::Udp, 53)),
                 (Set::Restricted, Entry::IpPort(address, Protocol::Sctp, 99)),
                 (Set::InsideOnly, Entry::IpPort(address, Protocol::Tcp, 80)),
+                (Set::TunnelAddresses, Entry::Ip(address)),
+                (Set::TunnelPorts, Entry::IpPort(address, Protocol::Tcp, 80)),
                 (Set::AllowedSources, source(address, 9)),
                 (Set::AllowedSources, source(address, 32)),
                 (Set::Hairpin, source(address, Family::from(address).host_bits())),

@@ -5,8 +5,8 @@
 //! the module `ip_vs_<name>`.
 //!
 //! Two schedulers do not go well with destinations of weight 0, by which connections are drained:
-//! - `sh` keeps such a destination in its table and refuses the clients that hash to it, unless the fall-back
-//!   flag is set; so we set it for as long as something drains.
+//! - `sh` and `mh` keep such a destination in their tables and refuse the clients that hash to it, unless the fall-back
+//!   flag is set; so we set it for as long as something drains. Other clients keep their destinations meanwhile.
 //! - `dh` does the same and has no such flag. All traffic of one service address hashes to one destination,
 //!   so draining it would refuse everybody: with `dh` a destination goes at once.
 
@@ -26,7 +26,8 @@ pub fn scheduler_flags(annotations: &ProxyAnnotations, destinations: impl Iterat
 /// Returns the flag bits that a scheduler needs so that destinations of weight 0 do not refuse new connections.
 pub fn draining_flags(scheduler: &str, mut destinations: impl Iterator<Item = Destination>) -> u32 {
     let drains = destinations.any(|destination| destination.weight == 0);
-    if drains && scheduler == Scheduler::Sh.name() { flags::SCHEDULER_1 } else { 0 }
+    let refuses = [Scheduler::Sh, Scheduler::Mh].iter().any(|one| one.name() == scheduler);
+    if drains && refuses { flags::SCHEDULER_1 } else { 0 }
 }
 
 /// Returns whether a destination may have weight 0: it must not affect new connections. A terminating endpoint keeps its
@@ -65,9 +66,11 @@ mod tests {
     }
 
     #[test]
-    fn source_hashing_falls_back_while_something_drains() {
-        let annotations = ProxyAnnotations { scheduler: Scheduler::Sh, ..ProxyAnnotations::default() };
-        assert_eq!(scheduler_flags(&annotations, destinations(&[1, 1])), 0);
-        assert_eq!(scheduler_flags(&annotations, destinations(&[1, 0])), flags::SCHEDULER_1);
+    fn hashing_falls_back_while_something_drains() {
+        for scheduler in [Scheduler::Sh, Scheduler::Mh] {
+            let annotations = ProxyAnnotations { scheduler, ..ProxyAnnotations::default() };
+            assert_eq!(scheduler_flags(&annotations, destinations(&[1, 1])), 0);
+            assert_eq!(scheduler_flags(&annotations, destinations(&[1, 0])), flags::SCHEDULER_1);
+        }
     }
 }

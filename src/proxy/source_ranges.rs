@@ -235,7 +235,8 @@ mod tests {
     #[test]
     fn the_cost_of_a_packet_does_not_grow_with_services() {
         let lengths = [(Family::V4, 8), (Family::V4, 24), (Family::V6, 64)].into();
-        let shape = Shape { ranged: PerFamily { v4: true, v6: true }, lengths, inside: PerFamily::default() };
+        let ranged = PerFamily { v4: true, v6: true };
+        let shape = Shape { ranged, lengths, ..Shape::default() };
         let table = in_table(&shape, &Family::BOTH);
         let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
             Some(Content::Chain(chain)) => chain.rules.len(),

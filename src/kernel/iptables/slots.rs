@@ -16,12 +16,13 @@ use super::{Rules, Table};
 /// `INPUT`: what policy forbids is forbidden before a service answers. `FORWARD`: and before pods are let through.
 /// `POSTROUTING`: the source address for masquerading wins over the one for hairpin connections, as with kube-router, and
 /// both over the one for what pods send to the outside.
-const ORDER: [(Table, &str, &[&str]); 6] = [
+const ORDER: [(Table, &str, &[&str]); 7] = [
     (Table::Filter, "INPUT", &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
     (Table::Filter, "FORWARD", &["KUBE-ROUTER-FORWARD", "KUBE-ROUTER-PODS"]),
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT"]),
+    (Table::Mangle, "PREROUTING", &["KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-MSS"]),
     (Table::Mangle, "INPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-INSIDE"]),
-    (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES"]),
+    (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-DSR"]),
     (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN", "KUBE-ROUTER-EGRESS"]),
 ];
 

@@ -1,0 +1,206 @@
+//! How packets to addresses in tunnel mode find their virtual services: by marks, and a table of routes that makes the addresses local for marked
+//! packets alone.
+//!
+//! An address in tunnel mode is no local route of the table `local`, as other service addresses are: pods of this node answer with it as source, and
+//! the kernel takes no packet from a pod whose source is an address of the host (martians). So it is local in a table of its own, which
+//! packets with a mark look into. That is every packet to the address: those to a port in tunnel mode have the mark of its virtual service, all
+//! others (ports that are served with NAT, ICMP) the mark [`OTHER_PORTS`], which no virtual service has.
+//!
+//! ```text
+//! ip rule add not fwmark 0/0x3fff lookup 78 priority 32764
+//! ip route add local 203.0.113.7 dev kube-dummy-if table 78
+//! ```
+//!
+//! The table has these addresses only, so that packets which other programs mark with the same bits go on as if the rule were not there. kube-router has a rule
+//! for each mark, and a default route in the table.
+//!
+//! IPVS compares all 32 bits of a mark, so packets to ports in tunnel mode lose the bits of others. Others keep them.
+//!
+//! A client's segments get 20 bytes longer (IPv6: 40) on their way to the pod: answers that accept a connection say so.
+//!
+//! iptables: the cost of a packet to another address does not grow with Services, that of one to an address in tunnel mode grows by a rule for each port in
+//! tunnel mode. (ipset's `skbinfo` would be one rule, and one more kernel module that a host may lack.)
+//!
+//! ```text
+//! -A PREROUTING -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
+//! -A PREROUTING -m set --match-set kube-router-dsr src -j KUBE-ROUTER-DSR-MSS
+//! -A OUTPUT -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
+//! -A KUBE-ROUTER-DSR -j MARK --set-xmark 0x3fff/0x3fff
+//! -A KUBE-ROUTER-DSR -d 203.0.113.7/32 -p tcp -m multiport --dports 80 -j MARK --set-xmark 0x35c6/0xffffffff
+//! -A KUBE-ROUTER-DSR-MSS -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440
+//! ```
+//!
+//! With nftables:
+//!
+//! ```text
+//! chain dsr_in { type filter hook prerouting priority mangle; policy accept;
+//!     ip daddr @dsr4 meta mark set meta mark & 0xffffc000 | 0x3fff
+//!     meta mark set ip daddr . meta l4proto . th dport map @dsr_marks4
+//!     ip saddr @dsr4 tcp flags & (syn | rst) == syn tcp option maxseg size set 1440 }
+//! chain dsr_out { type route hook output priority mangle; policy accept; … the first two … }
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::nftables::rule::Mark;
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
+use crate::kernel::rule::{Packets, PolicyRule};
+use crate::net::{Family, PerFamily, PortRange, Protocol};
+use crate::proxy::guard;
+use crate::proxy::names::{CHAIN_DSR, CHAIN_DSR_MSS, DSR_TABLE, NFT_DSR_IN, NFT_DSR_OUT, Set};
+
+use super::packet_marks::{MASK, OTHER_PORTS};
+
+/// Of the table mangle.
+const PRIORITY: i32 = -150;
+
+/// The smallest maximum segment size that is announced (RFC 9293 3.7.1, RFC 8200 5): a link with a smaller MTU is no link of clients.
+const SMALLEST: PerFamily<u16> = PerFamily { v4: 536, v6: 1220 };
+
+/// Returns the rule that leads marked packets to the table of addresses in tunnel mode.
+pub fn policy_rule(family: Family) -> PolicyRule {
+    PolicyRule { family, place: DSR_TABLE, packets: Packets::NotMarked { value: 0, mask: MASK } }
+}
+
+/// Returns the maximum segment size that leaves room for the headers of both packets, on a path of this MTU.
+pub fn segment_size(family: Family, mtu: u32) -> u16 {
+    // Address headers of the packet and of the one around it, and TCP's.
+    let headers = match family {
+        Family::V4 => 20 + 20 + 20,
+        Family::V6 => 40 + 40 + 20,
+    };
+    u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX).max(*SMALLEST.of(family))
+}
+
+/// Returns the chains and the jumps to them, of one family, for these service ports and their marks.
+pub fn rules<'a>(
+    family: Family,
+    marks: impl IntoIterator<Item = (&'a ServiceKey, u32)>,
+    segment_size: u16,
+) -> BTreeMap<Piece, Rules> {
+    let others = Verdict::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
+    let mut chain = vec![Rule::new([], others)];
+    chain.extend(marks.into_iter().filter_map(|(key, mark)| {
+        let ServiceKey::Address { address, protocol, port } = *key else { return None };
+        let matches = [
+            Match::Destination { range: Family::host_prefix(address), negated: false },
+            Match::Protocol(IpProtocol::Transport(protocol)),
+            Match::Ports([PortRange { first: port, last: port }].into()),
+        ];
+        Some(Rule::new(matches, Verdict::SetMark(Mark { value: mark, mask: u32::MAX })))
+    }));
+    let opening = [Match::Protocol(IpProtocol::Transport(Protocol::Tcp)), Match::Opening];
+    let segments = vec![Rule::new(opening, Verdict::SetMss(segment_size))];
+    let set = Set::TunnelAddresses.name(family);
+    let jump = |side, to: &str| {
+        Rules(vec![Rule::new([Match::in_set(&set, SetSides::Address(side))], Verdict::Jump(to.into()))])
+    };
+    let table = Table::Mangle;
+    let from = |from: &str, to: &str| Piece::Jump { family, table, from: from.into(), to: to.into() };
+    BTreeMap::from([
+        (Piece::Chain { family, table, chain: CHAIN_DSR.into() }, Rules(chain)),
+        (Piece::Chain { family, table, chain: CHAIN_DSR_MSS.into() }, Rules(segments)),
+        (from("PREROUTING", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
+        (from("PREROUTING", CHAIN_DSR_MSS), jump(Side::Source, CHAIN_DSR_MSS)),
+        (from("OUTPUT", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
+    ])
+}
+
+/// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode.
+pub fn in_table(segment_sizes: PerFamily<Option<u16>>) -> BTreeMap<Object, Content> {
+    use nftables::{Match, Rule, Statement};
+    let mut found = BTreeMap::new();
+    let (mut entering, mut own) = (Vec::new(), Vec::new());
+    let (mut marks, mut segments) = (Vec::new(), Vec::new());
+    for (family, size) in segment_sizes.iter() {
+        let Some(size) = *size else { continue };
+        found.extend([Set::TunnelAddresses, Set::TunnelPorts].map(|set| guard::table_set(set, family)));
+        let (addresses, map) = (Set::TunnelAddresses.in_table(family), Set::TunnelPorts.in_table(family));
+        let is_in =
+            |side| Match::InSet { lookup: Lookup::Address(family, side), set: addresses.clone(), negated: false };
+        let others = Statement::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
+        marks.push(Rule::with([is_in(Side::Destination)], [others], None));
+        let lookup = Lookup::DestinationService(family);
+        marks.push(Rule::with([], [Statement::MarkFrom { lookup, map }], None));
+        segments.push(Rule::with([is_in(Side::Source), Match::Opening], [Statement::SetMss(size)], None));
+    }
+    if marks.is_empty() {
+        return found;
+    }
+    entering.extend(marks.iter().cloned().chain(segments));
+    own.extend(marks);
+    let chain = |kind, hook, rules| {
+        let base = Some(Base { kind, hook, priority: PRIORITY });
+        Content::Chain(Arc::new(Chain { base, rules }))
+    };
+    found.insert(Object::Chain(NFT_DSR_IN.into()), chain(BaseKind::Filter, Hook::Prerouting, entering));
+    found.insert(Object::Chain(NFT_DSR_OUT.into()), chain(BaseKind::Route, Hook::Output, own));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_leave_room_for_both_headers() {
+        let sizes = |mtu| Family::BOTH.map(|family| segment_size(family, mtu));
+        assert_eq!(sizes(1500), [1440, 1400]);
+        assert_eq!(sizes(9000), [8940, 8900]);
+        assert_eq!(sizes(100), [536, 1220], "no client could work with less");
+        assert_eq!(sizes(u32::MAX), [u16::MAX; 2]);
+    }
+
+    #[test]
+    fn each_service_port_has_its_mark_and_all_else_at_its_address_the_one_that_nobody_has() {
+        let key = |address: &str| ServiceKey::Address {
+            address: address.parse().expect("an address"),
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        for (family, address, prefix, set) in [
+            (Family::V4, "203.0.113.7", "203.0.113.7/32", "kube-router-dsr"),
+            (Family::V6, "2001:db8::7", "2001:db8::7/128", "inet6:kube-router-dsr"),
+        ] {
+            let key = key(address);
+            let rules = rules(family, [(&key, 13766)], 1440);
+            let texts = |piece: Piece| rules[&piece].0.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let table = Table::Mangle;
+            let chain = |chain: &str| Piece::Chain { family, table, chain: chain.into() };
+            let expected = [
+                "-j MARK --set-xmark 0x3fff/0x3fff".to_owned(),
+                format!("-d {prefix} -p tcp -m multiport --dports 80 -j MARK --set-xmark 0x35c6/0xffffffff"),
+            ];
+            assert_eq!(texts(chain("KUBE-ROUTER-DSR")), expected);
+            let segments = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440";
+            assert_eq!(texts(chain("KUBE-ROUTER-DSR-MSS")), [segments]);
+            for (from, side, to) in [
+                ("PREROUTING", "dst", "KUBE-ROUTER-DSR"),
+                ("OUTPUT", "dst", "KUBE-ROUTER-DSR"),
+                ("PREROUTING", "src", "KUBE-ROUTER-DSR-MSS"),
+            ] {
+                let jump = Piece::Jump { family, table, from: from.into(), to: to.into() };
+                assert_eq!(texts(jump), [format!("-m set --match-set {set} {side} -j {to}")]);
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_table_the_rules_do_not_grow_with_services_and_are_of_the_families_in_use() {
+        let count = |sizes| {
+            let table = in_table(sizes);
+            let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
+                Some(Content::Chain(chain)) => chain.rules.len(),
+                _ => 0,
+            };
+            (table.len(), rules(NFT_DSR_IN), rules(NFT_DSR_OUT))
+        };
+        assert_eq!(count(PerFamily { v4: None, v6: None }), (0, 0, 0));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: None }), (4, 3, 2));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: Some(1400) }), (6, 6, 4));
+    }
+}

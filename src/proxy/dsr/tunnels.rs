@@ -1,0 +1,123 @@
+//! Which service ports are served in tunnel mode, by which endpoints, and which tunnels end in the pods of this node.
+//!
+//! Served in tunnel mode are the external and load balancer addresses of a Service with the annotation. Cluster IPs and node ports stay with NAT.
+//! A tunnel leaves a packet as it is, so a port of the Service has to be the port of its endpoints: where it is not, the port is
+//! served with NAT. So it is at an address of this host itself, because answers of pods with such a source would not be accepted from them (martians).
+//! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::kernel::ipvs::{Destination, Forwarding};
+use crate::model::{Endpoints, Service, ServicePort};
+use crate::net::Family;
+use crate::proxy::part::PartInputs;
+use crate::proxy::{endpoints, external_ip};
+
+use super::PodAddresses;
+
+/// Why something of a Service with the annotation is not served in tunnel mode.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Obstacle {
+    /// The endpoints have another port; this port is served with NAT.
+    OtherPort { port: u16, target: u16 },
+    /// The endpoint is on the host's network, and is left out.
+    HostNetwork(IpAddr),
+    /// It is an address of this host; it is served with NAT.
+    OwnAddress(IpAddr),
+}
+
+/// Returns whether a port of a Service can be served in tunnel mode in a family, and at which port its endpoints are otherwise.
+/// Without any slice it can.
+pub fn other_port(endpoints: &Endpoints, port: &ServicePort, family: Family) -> Option<u16> {
+    let slices = endpoints.slices.values().filter(|slice| slice.family == family);
+    let numbers = slices.flat_map(|slice| &slice.ports);
+    let its = numbers.filter(|other| other.name == port.name && other.protocol == port.protocol);
+    its.map(|other| other.port).filter(|number| *number != port.port).min()
+}
+
+/// Returns whether an address of a Service is served in tunnel mode at a port.
+pub fn uses_tunnel(
+    service: &Service,
+    (endpoints, port): (&Endpoints, &ServicePort),
+    address: IpAddr,
+    inputs: PartInputs<'_>,
+) -> bool {
+    service.annotations.dsr
+        && other_port(endpoints, port, Family::from(address)).is_none()
+        && !inputs.node.is_own(address)
+}
+
+/// Returns the destinations that can end a tunnel, in tunnel mode.
+pub fn through_tunnels(destinations: &[Destination], inputs: PartInputs<'_>) -> Vec<Destination> {
+    let ends_tunnel = |destination: &&Destination| !is_nodes(destination.address.ip(), inputs);
+    let forwarding = Forwarding::Tunnel;
+    destinations.iter().filter(ends_tunnel).map(|found| Destination { forwarding, ..*found }).collect()
+}
+
+/// Returns what keeps a Service with the annotation from being served in tunnel mode, sorted, without duplicates.
+pub fn obstacles(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<Obstacle> {
+    if !service.annotations.dsr {
+        return Vec::new();
+    }
+    let addresses: BTreeSet<IpAddr> = external_ip::served(service, inputs).collect();
+    let families: BTreeSet<Family> = addresses.iter().map(|address| Family::from(*address)).collect();
+    let own = addresses.into_iter().filter(|address| inputs.node.is_own(*address)).map(Obstacle::OwnAddress);
+    let mut found: BTreeSet<Obstacle> = own.collect();
+    for (family, port) in families.iter().flat_map(|family| service.ports.iter().map(move |port| (*family, port))) {
+        if let Some(target) = other_port(endpoints, port, family) {
+            found.insert(Obstacle::OtherPort { port: port.port, target });
+            continue;
+        }
+        let of_port = endpoints::of_port(endpoints, port, family).map(|(_, endpoint)| endpoint.address);
+        found.extend(of_port.filter(|address| is_nodes(*address, inputs)).map(Obstacle::HostNetwork));
+    }
+    found.into_iter().collect()
+}
+
+/// Returns the tunnels that have to end in pods of this node for one Service, whatever the condition of its endpoints: also those for addresses that
+/// another node serves. Pods come with their family's addresses.
+pub fn pod_addresses(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> PodAddresses {
+    let mut found = PodAddresses::new();
+    if !service.annotations.dsr {
+        return found;
+    }
+    let allowed = external_ip::allowed(service, inputs);
+    let addresses: BTreeSet<IpAddr> = allowed.filter(|address| !inputs.node.is_own(*address)).collect();
+    for port in &service.ports {
+        for family in inputs.node.enabled_families().filter(|family| other_port(endpoints, port, *family).is_none()) {
+            let its = addresses.iter().copied().filter(|address| Family::from(*address) == family);
+            let its: BTreeSet<IpAddr> = its.collect();
+            let pods = endpoints::on_node(endpoints, port, family, inputs.node);
+            let pods = pods.into_iter().map(|pod| pod.ip()).filter(|pod| !its.is_empty() && !is_nodes(*pod, inputs));
+            pods.for_each(|pod| found.entry(pod).or_default().extend(&its));
+        }
+    }
+    found
+}
+
+/// Returns whether an address is that of a node: a pod with it is on the host's network.
+fn is_nodes(address: IpAddr, inputs: PartInputs<'_>) -> bool {
+    inputs.node.is_own(address) || inputs.others.holder(address).is_some()
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Obstacle::OtherPort { port, target } => write!(
+                f,
+                "port {port} is served with NAT, because its targetPort is {target}: a tunnel does not change ports"
+            ),
+            Obstacle::HostNetwork(address) => {
+                write!(f, "endpoint {address} gets no connections through tunnels, because it is on the host's network")
+            }
+            Obstacle::OwnAddress(address) => {
+                write!(f, "address {address} is served with NAT, because it is this host's own")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::config::{Config, Environment, Mistakes, ProxyConfig, Request, request};
+use crate::model::{Authority, ProxyAnnotations, World};
+use crate::model::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Node, NodeAddress, NodeAddressKind, ServiceType,
+};
+use crate::net::{PerFamily, Protocol};
+use crate::proxy::local_node::LocalNode;
+use crate::proxy::other_nodes::OtherNodes;
+
+/// This node has 192.0.2.1 and the pods 10.244.1.0/24; other nodes have other addresses.
+struct Rig {
+    node: LocalNode,
+    others: OtherNodes,
+    config: ProxyConfig,
+}
+
+fn at(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn rig() -> Rig {
+    let words = ["sluice", "--strict-external-ip-validation=false", "--enable-ipv6=true"];
+    let words: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
+    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+    let config = Config::meant(&flags, verbosity, &Environment::default(), &mut Mistakes::default());
+    let node = LocalNode {
+        name: "node1".into(),
+        families: PerFamily { v4: true, v6: true },
+        address: PerFamily { v4: Some(at("192.0.2.1")), v6: None },
+        pod_cidrs: PerFamily { v4: vec!["10.244.1.0/24".parse().expect("a range")], v6: Vec::new() },
+        ..LocalNode::default()
+    };
+    let mut world = World::empty();
+    world.host = Arc::new(crate::model::Host { node_name: "node1".into(), ..Default::default() });
+    let addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, address: at("192.0.2.2") }];
+    world.cluster.nodes.insert("node2".into(), Node { addresses, ..Node::default() });
+    let mut others = OtherNodes::default();
+    world.authority.proxy = Authority::Complete;
+    others.note_known(&world);
+    others.update([&World::empty(), &world], [&node, &node]);
+    Rig { node, others, config: config.proxy.expect("it runs") }
+}
+
+impl Rig {
+    fn inputs(&self) -> PartInputs<'_> {
+        PartInputs { node: &self.node, others: &self.others, config: &self.config }
+    }
+}
+
+const PORT: u16 = 8080;
+
+/// A Service with the annotation and an address of each family, whose port 8080 leads to this one of these endpoints: address and node.
+fn service() -> Service {
+    Service {
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![at("10.96.0.1"), at("fd00:96::1")],
+        external_ips: vec![at("203.0.113.7"), at("2001:db8::7")],
+        load_balancer: Vec::new(),
+        source_ranges: None,
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }],
+        affinity_seconds: None,
+        internal_traffic_policy: Default::default(),
+        external_traffic_policy: Default::default(),
+        health_check_node_port: None,
+        annotations: ProxyAnnotations { dsr: true, ..ProxyAnnotations::default() },
+        announce: Default::default(),
+        created: 0,
+    }
+}
+
+fn endpoints(target: u16, pods: &[(&str, &str)]) -> Endpoints {
+    let slice = |family: Family| {
+        let its = pods.iter().filter(|(address, _)| Family::from(at(address)) == family);
+        let endpoint = |(address, node): &(&str, &str)| Endpoint {
+            address: at(address),
+            node: Some((*node).into()),
+            conditions: Conditions::READY,
+            hints: None,
+        };
+        EndpointSlice {
+            family,
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: target }],
+            endpoints: its.map(endpoint).collect(),
+        }
+    };
+    let slices = Family::BOTH.map(|family| (family.to_string().into(), Arc::new(slice(family))));
+    Endpoints { slices: slices.into() }
+}
+
+fn named(found: Vec<Obstacle>) -> Vec<String> {
+    found.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn tunnels_end_in_the_pods_of_this_node_for_all_external_addresses_of_their_family() {
+    let rig = rig();
+    let pods = [
+        ("10.244.1.7", "node1"),
+        ("fd00:10:244:1::7", "node1"),
+        ("10.244.2.8", "node2"),
+        // On the host's network, here and there.
+        ("192.0.2.1", "node1"),
+        ("192.0.2.2", "node1"),
+    ];
+    let mut service = service();
+    let found = pod_addresses(&service, &endpoints(PORT, &pods), rig.inputs());
+    let expected = [("10.244.1.7", "203.0.113.7"), ("fd00:10:244:1::7", "2001:db8::7")];
+    assert_eq!(found, expected.map(|(pod, address)| (at(pod), BTreeSet::from([at(address)]))).into());
+    // Served by the other node alone, whose packets come here all the same.
+    service.external_ips = vec![at("192.0.2.2")];
+    let found = pod_addresses(&service, &endpoints(PORT, &pods), rig.inputs());
+    assert_eq!(found, [(at("10.244.1.7"), BTreeSet::from([at("192.0.2.2")]))].into());
+    service.annotations.dsr = false;
+    assert_eq!(pod_addresses(&service, &endpoints(PORT, &pods), rig.inputs()), PodAddresses::new());
+}
+
+#[test]
+fn a_port_that_endpoints_do_not_have_is_served_with_nat_and_named() {
+    let rig = rig();
+    let (service, address) = (service(), at("203.0.113.7"));
+    let port = &service.ports[0];
+    let uses = |endpoints: &Endpoints| uses_tunnel(&service, (endpoints, port), address, rig.inputs());
+    let same = endpoints(PORT, &[("10.244.1.7", "node1")]);
+    let other = endpoints(80, &[("10.244.1.7", "node1")]);
+    assert!(uses(&same) && uses(&Endpoints::default()) && !uses(&other));
+    assert_eq!(named(obstacles(&service, &same, rig.inputs())), [""; 0]);
+    assert_eq!(
+        named(obstacles(&service, &other, rig.inputs())),
+        ["port 8080 is served with NAT, because its targetPort is 80: a tunnel does not change ports"]
+    );
+    assert_eq!(pod_addresses(&service, &other, rig.inputs()), PodAddresses::new());
+}
+
+#[test]
+fn pods_on_the_hosts_network_get_no_packets_through_tunnels_and_are_named() {
+    let rig = rig();
+    let pods = [("10.244.1.7", "node1"), ("192.0.2.1", "node1"), ("192.0.2.2", "node2")];
+    let destination = |(address, _): (&str, &str)| Destination {
+        address: (at(address), PORT).into(),
+        weight: 1,
+        forwarding: Forwarding::Nat,
+    };
+    let found = through_tunnels(&pods.map(destination), rig.inputs());
+    assert_eq!(found, [Destination { forwarding: Forwarding::Tunnel, ..destination(pods[0]) }]);
+    let named = named(obstacles(&service(), &endpoints(PORT, &pods), rig.inputs()));
+    let of = |address| {
+        format!("endpoint {address} gets no connections through tunnels, because it is on the host's network")
+    };
+    assert_eq!(named, ["192.0.2.1", "192.0.2.2"].map(of));
+}
+
+#[test]
+fn an_address_of_this_host_is_served_with_nat_and_named() {
+    let rig = rig();
+    let service = Service { external_ips: vec![at("192.0.2.1")], ..service() };
+    let same = endpoints(PORT, &[("10.244.1.7", "node1")]);
+    assert!(!uses_tunnel(&service, (&same, &service.ports[0]), at("192.0.2.1"), rig.inputs()));
+    assert_eq!(pod_addresses(&service, &same, rig.inputs()), PodAddresses::new());
+    let expected = ["address 192.0.2.1 is served with NAT, because it is this host's own"];
+    assert_eq!(named(obstacles(&service, &same, rig.inputs())), expected);
+}

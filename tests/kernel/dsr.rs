@@ -1,0 +1,315 @@
+//! Direct server return with real packets: a client outside, this node as director, and a pod of this node in which tunnels end. Rules, routes and
+//! virtual services are those that the service proxy makes of them, of either packet filter.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Services, Virtual};
+use sluice::kernel::link::LinkName;
+use sluice::kernel::nftables::{Content, Key, Object, OwnTable};
+use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL};
+use sluice::kernel::rule::{PolicyRule, PolicyRules};
+use sluice::kernel::{Name, module};
+use sluice::model::ObjectName;
+use sluice::net::{Family, PerFamily, Protocol};
+use sluice::proxy::dsr::packet_marks::PacketMarks;
+use sluice::proxy::dsr::rules::{in_table, policy_rule, rules, segment_size};
+use sluice::proxy::linux::route_ownership;
+use sluice::proxy::marks::is_rule_of_ours;
+use sluice::proxy::names::{DEVICE, DSR_TABLE, Set, TABLE};
+use sluice::reconcile::{Growth, Mirror, Moment, Phase, Reflection, Step, Target};
+
+use crate::namespace::{attempt, in_new, own_run, run};
+use crate::native::places::inside;
+
+/// A packet filter that a node may have.
+#[derive(Clone, Copy, Debug)]
+enum Filter {
+    Nftables,
+    Iptables(Flavour),
+}
+
+const FILTERS: [Filter; 3] = [Filter::Nftables, Filter::Iptables(Flavour::Legacy), Filter::Iptables(Flavour::NfTables)];
+
+/// Served in tunnel mode, and with NAT to another port of the pod.
+const PORT: u16 = 8080;
+const NAT_PORT: u16 = 80;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+struct Scene {
+    family: Family,
+    client: File,
+    /// Servers in the pod: at the service's address, and at the pod's own.
+    servers: [TcpListener; 2],
+    node: IpAddr,
+    service: IpAddr,
+    pod_address: IpAddr,
+}
+
+/// Addresses of one family: prefix length of links; the node towards the client, the client; the node towards the pod, the pod; the Service.
+type Plan = (&'static str, [&'static str; 5]);
+const V4: Plan = ("24", ["192.0.2.1", "192.0.2.10", "10.244.1.1", "10.244.1.9", "203.0.113.7"]);
+const V6: Plan = ("64", ["2001:db8::1", "2001:db8::10", "fd00:10:244:1::1", "fd00:10:244:1::9", "2001:db8:113::7"]);
+
+impl Scene {
+    fn new(family: Family) -> Scene {
+        let is_v6 = family == Family::V6;
+        let (length, [node, client, gateway, pod, service]) = if is_v6 { V6 } else { V4 };
+        let name = |text: &str| format!("{text}{}", if is_v6 { 6 } else { 4 });
+        for (setting, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/vs/conntrack", "1"),
+            // As the service proxy leaves it where a distribution has 1.
+            ("ipv4/conf/all/rp_filter", "2"),
+        ] {
+            fs::write(format!("/proc/sys/net/{setting}"), value).expect("a setting of the namespace");
+        }
+        fs::create_dir_all("/run/netns").expect("a directory of names");
+        for (there, here, far) in [("client", node, client), ("pod", gateway, pod)] {
+            let there = name(there);
+            run(&format!("ip netns add {there}"));
+            run(&format!("ip link add to-{there} type veth peer name eth0 netns {there}"));
+            let bits = if is_v6 { format!("{length} nodad") } else { length.to_owned() };
+            run(&format!("ip addr add {here}/{bits} dev to-{there}"));
+            run(&format!("ip link set to-{there} up"));
+            run(&format!("ip -n {there} addr add {far}/{bits} dev eth0"));
+            run(&format!("ip -n {there} link set eth0 up"));
+            run(&format!("ip -n {there} link set lo up"));
+            run(&format!("ip -n {there} route add default via {here}"));
+        }
+        run(&format!("ip route add default via {client}"));
+        run(&format!("ip link add {DEVICE} type dummy"));
+        run(&format!("ip link set {DEVICE} up"));
+        let there = name("pod");
+        let tunnel = match family {
+            Family::V4 => format!("type ipip local {pod}"),
+            Family::V6 => format!("type ip6tnl mode ip6ip6 local {pod} remote :: encaplimit none"),
+        };
+        run(&format!("ip -n {there} link add tunnel {tunnel}"));
+        run(&format!("ip -n {there} link set tunnel up"));
+        run(&format!("ip -n {there} addr add {service} dev tunnel {}", if is_v6 { "nodad" } else { "" }));
+        let open = |there: &str| File::open(format!("/run/netns/{there}")).expect("the new namespace");
+        let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let pod_place = open(&there);
+        let servers = inside(&pod_place, || {
+            for device in ["all", "eth0", "tunnel"] {
+                fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "0").expect("a setting of the pod");
+            }
+            [(service, PORT), (pod, PORT + 1)].map(|(at, port)| {
+                let server = TcpListener::bind((at, port)).expect("the port is free");
+                server.set_nonblocking(true).expect("a listener need not wait");
+                server
+            })
+        });
+        Scene {
+            family,
+            client: open(&name("client")),
+            servers,
+            node: parse(node),
+            service: parse(service),
+            pod_address: parse(pod),
+        }
+    }
+
+    fn key(&self) -> ServiceKey {
+        ServiceKey::Address { address: self.service, protocol: Protocol::Tcp, port: PORT }
+    }
+
+    fn mark(&self) -> u32 {
+        let mut marks = PacketMarks::default();
+        marks.put(self.key(), Some((0, ObjectName::new("shop", "web"))));
+        marks.of(&self.key()).expect("marks are free")
+    }
+
+    /// Adds the rules of the packet filter. What is returned keeps them.
+    fn filter(&self, filter: Filter) -> Box<dyn std::any::Any> {
+        let size = segment_size(self.family, 1500);
+        match filter {
+            Filter::Nftables => {
+                let sizes = PerFamily::from_fn(|family| (family == self.family).then_some(size));
+                let mut desired: BTreeMap<Object, Content> = in_table(sizes);
+                let (addresses, map) =
+                    (Set::TunnelAddresses.in_table(self.family), Set::TunnelPorts.in_table(self.family));
+                desired.insert(Object::Element(addresses, Key::Address(self.service)), Content::Element);
+                let key = Key::Service(self.service, Protocol::Tcp, PORT);
+                desired.insert(Object::Element(map, key), Content::Mark(self.mark()));
+                let mut table = Mirror::new(OwnTable::open(TABLE).expect("the kernel can be reached"));
+                table.mark_all();
+                table.grow(&desired, Growth::Full, at());
+                assert!(table.is_settled(), "{:?}", table.trouble());
+                Box::new(table)
+            }
+            Filter::Iptables(flavour) => {
+                let six = if self.family == Family::V6 { "family inet6" } else { "" };
+                let set = Set::TunnelAddresses.name(self.family);
+                run(&format!("ipset create {set} hash:ip {six}"));
+                run(&format!("ipset add {set} {}", self.service));
+                let chains = vec![(Table::Mangle, Name::Prefix("KUBE-ROUTER-DSR".into()))];
+                let ours = Ownership { chains, leftovers: Leftovers::Proxy };
+                let programs =
+                    PerFamily::from_fn(|family| (family == self.family).then_some(Programs { flavour, plain: false }));
+                let mut tables = Mirror::new(Tables::new(programs, ours));
+                let desired: BTreeMap<Piece, Rules> = rules(self.family, [(&self.key(), self.mark())], size);
+                tables.mark_all();
+                tables.grow(&desired, Growth::Full, at());
+                assert!(tables.is_settled(), "{:?}", tables.trouble());
+                tables.forget();
+                tables.grow(&desired, Growth::Full, at());
+                assert_eq!(tables.steps_done(), desired.len() as u64, "it is read as it was written");
+                Box::new(tables)
+            }
+        }
+    }
+
+    fn virtual_services(&self) {
+        let held = |address: SocketAddr, forwarding| Virtual {
+            service: Service { scheduler: "mh".into(), flags: 0, persistence_seconds: 0 },
+            destinations: [Destination { address, weight: 1, forwarding }].into(),
+        };
+        let marked = ServiceKey::Mark { mark: self.mark(), family: self.family };
+        let with_nat = ServiceKey::Address { address: self.service, protocol: Protocol::Tcp, port: NAT_PORT };
+        let wanted = [
+            (marked, held((self.pod_address, PORT).into(), Forwarding::Tunnel)),
+            (with_nat, held((self.pod_address, PORT + 1).into(), Forwarding::Nat)),
+        ];
+        let mut services = Services::open(Box::new(|_| true)).expect("sockets");
+        let mut mirror_of: BTreeMap<ServiceKey, Virtual> = BTreeMap::new();
+        mirror_of.extend(wanted);
+        let steps: Vec<_> = mirror_of.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();
+        let failed = services.apply(Phase::Grow, &steps);
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(services.read().expect("a reading"), mirror_of);
+    }
+
+    fn routing(&self) {
+        let rule: BTreeMap<PolicyRule, ()> = BTreeMap::from([(policy_rule(self.family), ())]);
+        let mut rules = Mirror::new(PolicyRules::open(is_rule_of_ours).expect("a socket"));
+        rules.mark_all();
+        rules.grow(&rule, Growth::Full, at());
+        assert!(rules.is_settled(), "{:?}", rules.trouble());
+        self.make_local(DSR_TABLE.table);
+    }
+
+    fn make_local(&self, table: u32) {
+        let route = Route {
+            kind: RouteKind::Local,
+            protocol: 2,
+            source: Some(self.node),
+            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
+        };
+        let key = RouteKey::new(table, IpNet::from(self.service));
+        let mut routes = Mirror::new(Routes::open(route_ownership()).expect("sockets"));
+        routes.mark_all();
+        routes.grow(&BTreeMap::from([(key, Arc::new(route))]), Growth::Full, at());
+        assert!(routes.trouble().is_none(), "{:?}", routes.trouble());
+    }
+
+    /// Connects from a place to a port of the Service and sends a word. Returns the client that the pod sees and at which of its addresses, if it
+    /// answers.
+    fn asks(&self, from: Option<&File>, port: u16) -> Option<(IpAddr, IpAddr)> {
+        let to = SocketAddr::new(self.service, port);
+        let connect = || TcpStream::connect_timeout(&to, PATIENCE);
+        let mut stream = match from {
+            Some(place) => inside(place, connect),
+            None => connect(),
+        }
+        .ok()?;
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            for server in &self.servers {
+                let Ok((mut accepted, client)) = server.accept() else { continue };
+                let here = accepted.local_addr().expect("it is connected").ip();
+                accepted.write_all(b"hello").expect("it can be sent");
+                let mut word = [0; 5];
+                stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+                stream.read_exact(&mut word).ok()?;
+                return Some((client.ip(), here));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    fn client_address(&self) -> IpAddr {
+        let (_, [_, client, ..]) = if self.family == Family::V6 { V6 } else { V4 };
+        client.parse().expect("an address")
+    }
+}
+
+fn at() -> Moment {
+    Moment { now: Instant::now(), jitter: 0 }
+}
+
+fn with_each(test: impl Fn(&Scene, Filter) + Send + Sync) {
+    for module in ["ip_vs", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel"] {
+        let (loaded, _, error) = attempt(&format!("modprobe {module}"));
+        assert!(loaded, "this kernel has no module {module}; run this test in the guest of the lab: {error}");
+    }
+    let failed = module::load(&["xt_TCPMSS", "xt_set"]);
+    assert!(failed.is_empty(), "{failed:?}");
+    for filter in FILTERS {
+        for family in Family::BOTH {
+            in_new(|| {
+                own_run();
+                test(&Scene::new(family), filter);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_client_outside_is_served_by_a_pod_of_this_node_that_answers_with_the_services_address() {
+    with_each(|scene, filter| {
+        let _held = scene.filter(filter);
+        scene.virtual_services();
+        assert_eq!(scene.asks(Some(&scene.client), PORT), None, "{filter:?}: nothing makes the address local yet");
+        scene.routing();
+        let (client, service) = (scene.client_address(), scene.service);
+        assert_eq!(scene.asks(Some(&scene.client), PORT), Some((client, service)), "{filter:?} {}", scene.family);
+        let through = run("ipvsadm -Ln --stats");
+        assert!(through.contains(&format!("FWM  {}", scene.mark())), "{through}");
+        assert_eq!(scene.asks(None, PORT).map(|(_, here)| here), Some(service), "{filter:?}: the node itself");
+        // A port that is served with NAT, at the same address.
+        let with_nat = scene.asks(Some(&scene.client), NAT_PORT);
+        assert_eq!(with_nat, Some((client, scene.pod_address)), "{filter:?}: with NAT");
+        let with_nat = scene.asks(None, NAT_PORT).map(|(_, here)| here);
+        assert_eq!(with_nat, Some(scene.pod_address), "{filter:?}: with NAT from the node itself");
+    });
+}
+
+#[test]
+fn an_ipv4_address_that_is_a_local_route_of_the_host_gets_no_answers_from_its_pods() {
+    with_each(|scene, filter| {
+        let _held = scene.filter(filter);
+        scene.virtual_services();
+        scene.routing();
+        // As other service addresses are.
+        scene.make_local(TABLE_LOCAL);
+        let answered = scene.asks(Some(&scene.client), PORT).is_some();
+        assert_eq!(answered, scene.family == Family::V6, "{filter:?} {}: a martian", scene.family);
+    });
+}
+
+#[test]
+fn packets_that_others_mark_go_on_as_if_there_were_no_table() {
+    with_each(|scene, filter| {
+        let _held = scene.filter(filter);
+        scene.virtual_services();
+        scene.routing();
+        let six = if scene.family == Family::V6 { "-6" } else { "-4" };
+        let way = |mark: &str| {
+            let shown = run(&format!("ip {six} route get {} mark {mark}", scene.pod_address));
+            shown.replace(" mark 1 ", " ").replace(" mark 0x1 ", " ")
+        };
+        assert_eq!(way("0x1"), way("0"), "the way to another address");
+        assert!(run(&format!("ip {six} route get {} mark 0x1", scene.service)).starts_with("local"));
+        assert!(!run(&format!("ip {six} route get {} mark 0x4000", scene.service)).starts_with("local"));
+    });
+}
