@@ -36,15 +36,16 @@ use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
 use crate::k8s::client::{self, Access};
+use crate::k8s::events::{self, Events};
 use crate::k8s::outage::Outages;
-use crate::k8s::{Message, Wanted, manifests, report, watch as watch_api};
+use crate::k8s::{Message, Wanted, manifests, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::kernel::nftables::probe;
-use crate::model::{EventClock, Report, Table, World};
+use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
@@ -60,7 +61,7 @@ use crate::status;
 use crate::status::serve::Facts;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
-use self::subsystems::{Common, FIREWALL, PROXY, ROUTER, RouterChannels, Running};
+use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ROUTER, RouterChannels, Running};
 
 mod subsystems;
 
@@ -110,16 +111,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
-    let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
-    let host = host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")?;
+    let host = published_host(&config, &changes).await?;
     let (world_out, world) = watch::channel(World::empty());
-    // One clock for each subsystem, whether it runs or not.
-    let clocks = [(); 4].map(|()| Arc::new(EventClock::new(Instant::now())));
+    let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
+    let (problems_out, problems) = service_problems();
     let (guard, guard_calls) = mpsc::channel(STARTING);
     let (attaching, starting) = start_cni(&config, &registry, &health, guard)?;
-    let messages = start_source(&config, &registry, &health, reports).await?;
+    let told = ToldToCluster { reports, problems, world: world.clone() };
+    let (messages, events) = start_source(&config, &registry, &health, told).await?;
     let inputs = world::Inputs {
         messages,
         wanted: wanted(&config),
@@ -127,6 +128,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         last_known: config.state_dir.as_deref().map(LastKnown::new),
         clocks: clocks.to_vec(),
         report: report.clone(),
+        service_warnings: problems_out.0,
         sync_timeout: config.cache_sync_timeout,
         note: health.note("node"),
         age: health.note("last known state"),
@@ -139,12 +141,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let (served_out, served) = watch::channel(config.proxy.is_none());
-    let mut running = Vec::new();
-    let mut answerers = Answerers::new();
+    let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
         let router = RouterChannels { believed, served: served_out };
-        running.push(common.start_proxy(settings, inputs, router, &mut answerers).await?);
+        running.push(common.start_proxy(settings, inputs, (router, problems_out.1), &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
@@ -168,12 +169,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
-    running.extend(common.start_load_balancer(config.load_balancer, &config.source, config.node_name)?);
+    running.extend(common.start_load_balancer(config.load_balancer, &config.source, events)?);
     answer_for_status(facts, &common, &mut answerers);
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
     wait_for_signal().await?;
     end(stop, world_task, running).await
+}
+
+/// Publishes the facts of this host.
+async fn published_host(
+    config: &Config,
+    changes: &watch::Receiver<Changes>,
+) -> anyhow::Result<watch::Receiver<Arc<Host>>> {
+    let host = world::publish_host(config.node_name.clone(), host_addresses, changes.clone()).await;
+    host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")
+}
+
+/// Makes one clock for each subsystem, whether it runs or not.
+fn event_clocks() -> [Arc<EventClock>; 4] {
+    [(); 4].map(|()| Arc::new(EventClock::new(Instant::now())))
 }
 
 /// Returns what `sluice status` says of the configuration.
@@ -270,28 +285,56 @@ fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Rec
     Ok((pod_ranges, monitor::start(watched)?))
 }
 
-/// Starts the source of the cluster. Where that is an API server, it is also told how this node stands.
+/// What an API server is told of.
+struct ToldToCluster {
+    reports: watch::Receiver<Report>,
+    /// From all who find problems of Services.
+    problems: Vec<watch::Receiver<ServiceProblems>>,
+    world: watch::Receiver<World>,
+}
+
+/// Makes the ways of problems of Services, from those who find them to who tells the cluster: from the World's parsing, and from the service proxy.
+fn service_problems() -> ((watch::Sender<ServiceProblems>, ProblemsOut), Vec<watch::Receiver<ServiceProblems>>) {
+    let [(parsed, of_parsing), (planned, of_plan), (listening, of_listeners)] =
+        [(); 3].map(|()| watch::channel(ServiceProblems::default()));
+    let of_objects = of_parsing.clone();
+    ((parsed, ProblemsOut { planned, listening, of_objects }), vec![of_parsing, of_plan, of_listeners])
+}
+
+/// Starts the source of the cluster. Where that is an API server, it is also told how this node stands, and what is wrong with Services. Returns
+/// who sends Events then.
 async fn start_source(
     config: &Config,
     registry: &Registry,
     health: &Health,
-    reports: watch::Receiver<Report>,
-) -> anyhow::Result<mpsc::Receiver<Message>> {
+    told: ToldToCluster,
+) -> anyhow::Result<(mpsc::Receiver<Message>, Option<Events>)> {
     let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
     let outages = Outages::register(source, wanted(config).iter().map(Wanted::kind), registry, health)?;
     let (out, messages) = mpsc::channel::<Message>(MESSAGES);
+    let mut events_out = None;
     match &config.source {
         Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages, out)?,
         Source::Api { kubeconfig, master } => {
             let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
             let client = client::client(&access).await?;
             tokio::spawn(watch_api::run(client.clone(), wanted(config), outages, out));
+            let events = Events::spawn(client.clone(), config.node_name.clone(), events::TIMING);
+            let ToldToCluster { reports, problems, world } = told;
             if config.router.is_some() {
-                tokio::spawn(report::run(client, config.node_name.clone(), reports));
+                tokio::spawn(report::run(client, events.clone(), config.node_name.clone(), reports));
             }
+            if config.proxy.is_some() {
+                let node = config.node_name.clone();
+                let knows_nodes = wanted(config).contains(&Wanted::Nodes);
+                let settle = service_events::SETTLE;
+                let inputs = service_events::Inputs { world, sources: problems, node, knows_nodes, settle };
+                tokio::spawn(service_events::run(inputs, events.clone()));
+            }
+            events_out = Some(events);
         }
     }
-    Ok(messages)
+    Ok((messages, events_out))
 }
 
 /// Returns the file of the guarded ports, where ports are guarded. Else what an earlier run guarded goes: the ends of its pods are told to

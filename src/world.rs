@@ -17,13 +17,14 @@ mod attachments_file;
 mod host;
 mod joined;
 mod last_known;
+mod service_warnings;
 mod warned;
 
 pub use self::attachments_file::AttachmentsFile;
 pub use self::host::{host, publish_host};
 pub use self::last_known::{Known, LastKnown};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,9 +39,12 @@ use tracing::{debug, info, warn};
 
 use self::joined::Joined;
 use self::last_known::{Forgotten, Keeper};
+use self::service_warnings::ServiceWarnings;
 use self::warned::{Verdict, Warned};
 use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
-use crate::model::{AttachmentChange, Authorities, Authority, Cluster, EventClock, Host, Report, World};
+use crate::model::{
+    AttachmentChange, Authorities, Authority, Cluster, EventClock, Host, Report, ServiceProblems, World,
+};
 use crate::observe::health::Note;
 
 /// Inputs of the World.
@@ -58,6 +62,8 @@ pub struct Inputs {
     pub clocks: Vec<Arc<EventClock>>,
     /// Receives the warnings about the Node of this host.
     pub report: watch::Sender<Report>,
+    /// Receives the warnings about Services and their endpoint slices.
+    pub service_warnings: watch::Sender<ServiceProblems>,
     /// Time limit for the first complete view, after which its absence is reported.
     pub sync_timeout: Duration,
     /// Receives the notes that there is no such Node, and of policies that cannot be read.
@@ -86,14 +92,16 @@ const BATCH: usize = 4096;
 
 /// Publishes the World until `stop` is done or every sender of messages is gone.
 pub async fn run(inputs: Inputs, out: watch::Sender<World>, stop: impl Future<Output = ()>) {
-    let Inputs { mut messages, wanted, mut host, last_known, clocks, report, sync_timeout, note, age, mut attaching } =
+    let Inputs { mut messages, wanted, mut host, last_known, clocks, sync_timeout, note, age, mut attaching, .. } =
         inputs;
     let mut builder = Builder {
         joined: Joined::new(&wanted),
         warned: Warned::default(),
         clocks,
         out,
-        report,
+        report: inputs.report,
+        service_warnings: (ServiceWarnings::default(), inputs.service_warnings),
+        listings_begun: BTreeMap::new(),
         own: host.borrow().node_name.clone(),
         lacks_own_node: false,
         note,
@@ -172,6 +180,9 @@ struct Builder {
     clocks: Vec<Arc<EventClock>>,
     out: watch::Sender<World>,
     report: watch::Sender<Report>,
+    service_warnings: (ServiceWarnings, watch::Sender<ServiceProblems>),
+    /// The listings of `service_warnings` that are not over.
+    listings_begun: BTreeMap<Kind, u64>,
     /// The name of this host's Node.
     own: CompactString,
     lacks_own_node: bool,
@@ -233,9 +244,12 @@ impl Builder {
 
     async fn take_in(&mut self, batch: &mut Vec<Message>) {
         let mut earliest: Option<Instant> = None;
+        let mut warned_of_services = false;
         for Message { seen, event } in batch.drain(..) {
             let changed = match event {
                 Event::Listed(kind) => {
+                    let begun = self.listings_begun.remove(&kind).unwrap_or_default();
+                    warned_of_services |= self.service_warnings.0.end_listing(kind, begun);
                     let changed = self.joined.end_listing(kind);
                     self.recall().await || changed
                 }
@@ -244,6 +258,8 @@ impl Builder {
                     false
                 }
                 Event::Listing(kind) => {
+                    self.service_warnings.0.begin_listing();
+                    self.listings_begun.insert(kind, self.service_warnings.0.listing());
                     self.joined.begin_listing(kind);
                     false
                 }
@@ -253,6 +269,7 @@ impl Builder {
                 }
                 Event::Object(object, warnings) => {
                     self.report(&object, &warnings);
+                    warned_of_services |= self.service_warnings.0.put(&object, &warnings);
                     self.say_once(&object, warnings);
                     self.joined.put(object)
                 }
@@ -268,6 +285,10 @@ impl Builder {
             if changed {
                 earliest = Some(earliest.map_or(seen, |earlier| earlier.min(seen)));
             }
+        }
+        if warned_of_services {
+            let (warnings, out) = &self.service_warnings;
+            out.send_replace(warnings.all().clone());
         }
         self.keep_attachments();
         self.publish(earliest);

@@ -2,6 +2,13 @@
 
 #[path = "driver/asked.rs"]
 mod asked;
+
+#[path = "driver/health.rs"]
+mod health;
+
+#[path = "driver/problems.rs"]
+mod problems;
+
 #[path = "support/mod.rs"]
 mod support;
 
@@ -296,6 +303,11 @@ fn served() -> World {
 
 /// Runs the loop on an empty kernel for as long as the test does.
 fn with_running(test: impl AsyncFnOnce(&Running)) {
+    with_flags(&FLAGS, test);
+}
+
+/// Like [`with_running`], with these flags.
+fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) {
     let kernel = MemoryKernel::new(State::default());
     let (world, world_in) = watch::channel(World::empty());
     let (changes, disturbances) = watch::channel(Changes::default());
@@ -319,11 +331,13 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
         served: watch::channel(false).0,
         owners,
         health_checks,
+        problems: watch::channel(Default::default()).0,
+        problems_of_others: Vec::new(),
         metrics: Metrics::register(&registry).expect("names are registered once"),
         questions,
         health: health.clone(),
     };
-    let (config, families) = flags::proxy(&FLAGS);
+    let (config, families) = flags::proxy(given);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let (owners, health_checks) = (owners_in, health_checks_in);
     let running = Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, stop };

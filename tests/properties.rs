@@ -88,7 +88,7 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
             let unnamed = plan.desired().virtuals.keys().find(|key| plan.owner(key).is_none());
             assert_eq!(unnamed, None, "{changes:?}: its counters belong to no Service");
             let checks = |plan: &Plan| {
-                let HealthChecks { checks, addresses } = plan.health_checks();
+                let HealthChecks { checks, addresses, .. } = plan.health_checks();
                 (checks.iter().map(|(_, check)| (**check).clone()).collect::<Vec<_>>(), addresses)
             };
             assert_eq!(checks(&plan), checks(&fresh), "{changes:?}");

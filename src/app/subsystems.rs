@@ -14,11 +14,12 @@ use crate::firewall::driver::{self, StartingPod};
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::allocation::Api;
 use crate::k8s::client::{self, Access};
+use crate::k8s::events::Events;
 use crate::k8s::manifests;
 use crate::kernel::Error;
 use crate::kernel::monitor::Changes;
 use crate::load_balancer;
-use crate::model::{EventClock, Table, World};
+use crate::model::{EventClock, ServiceProblems, Table, World};
 use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
@@ -51,6 +52,14 @@ pub struct Common {
     pub stop: watch::Receiver<bool>,
 }
 
+/// Problems of Services that the service proxy finds, in calculating and in listening.
+pub struct ProblemsOut {
+    pub planned: watch::Sender<ServiceProblems>,
+    pub listening: watch::Sender<ServiceProblems>,
+    /// What is wrong with the objects themselves, which the service proxy tells who asks.
+    pub of_objects: watch::Receiver<ServiceProblems>,
+}
+
 /// Channels between the service proxy and the router.
 pub struct RouterChannels {
     /// The service addresses that neighbours may still believe in.
@@ -74,21 +83,37 @@ impl Common {
         &self,
         config: ProxyConfig,
         inputs: Inputs,
-        router: RouterChannels,
+        (router, problems): (RouterChannels, ProblemsOut),
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
         let RouterChannels { believed, served } = router;
+        let ProblemsOut { planned: problems, listening, of_objects } = problems;
+        let problems_of_others = vec![of_objects, listening.subscribe()];
         let (ask, questions) = mpsc::channel(1);
         answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Table::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
         let (health_checks, wanted) = watch::channel(HealthChecks::default());
-        let listeners = health_check::serve::Inputs { wanted, health: self.health.clone(), component: PROXY.health };
+        let listeners = health_check::serve::Inputs {
+            wanted,
+            problems: listening,
+            health: self.health.clone(),
+            component: PROXY.health,
+        };
         health_check::serve::spawn(listeners).context("the health checks of Services have no thread")?;
         let health = self.health.clone();
-        let context =
-            proxy::driver::ProxyContext { believed, served, owners, health_checks, metrics, questions, health };
+        let context = proxy::driver::ProxyContext {
+            believed,
+            served,
+            owners,
+            health_checks,
+            problems,
+            problems_of_others,
+            metrics,
+            questions,
+            health,
+        };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
@@ -196,9 +221,10 @@ impl Common {
         &self,
         config: Option<LoadBalancerConfig>,
         source: &Source,
-        node: String,
+        events: Option<Events>,
     ) -> anyhow::Result<Option<Running>> {
         let (Some(config), Source::Api { kubeconfig, master }) = (config, source) else { return Ok(None) };
+        let Some(events) = events else { return Ok(None) };
         let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
         let name = "address allocator";
         let metrics = load_balancer::metrics::Metrics::register(&self.registry)?;
@@ -209,8 +235,10 @@ impl Common {
                 Ok(client) => client,
                 Err(error) => return error!(%error, "Address allocator has no client of the API"),
             };
-            let api = Api::new(client.clone(), config.namespace.clone(), node);
-            load_balancer::driver::Driver { config, client, api, pulse, note, lease_note, metrics }.run(stop).await;
+            let api = Api::new(client.clone(), config.namespace.clone());
+            let driver =
+                load_balancer::driver::Driver { config, client, api, events, pulse, note, lease_note, metrics };
+            driver.run(stop).await;
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread =

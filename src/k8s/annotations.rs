@@ -14,7 +14,7 @@ use self::keys::{
     NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS, NODE_POD_CIDR,
     NODE_POD_CIDRS, NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
     SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP, SERVICE_ADVERTISE_LOAD_BALANCER_IP, SERVICE_DSR,
-    SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER,
+    SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL, SERVICE_PREFIX, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER,
     SERVICE_SKIP_LB_IPS,
 };
 use super::warning::Warnings;
@@ -89,6 +89,7 @@ pub const TABLE: &[Annotation] = &[
 
 /// Parses the annotations of a Service that the service proxy obeys.
 pub fn proxy_annotations(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> ProxyAnnotations {
+    warn_of_unknown(annotations, warnings);
     let dsr = is_dsr(annotations, warnings);
     let scheduler = scheduler(annotations, warnings);
     ProxyAnnotations {
@@ -110,6 +111,44 @@ fn is_dsr(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bo
     let text = format_args!("it has no effect: this build has no direct server return yet");
     warnings.without_effect(SERVICE_DSR, text);
     true
+}
+
+/// Warns of annotations of a Service that look like ours and are none.
+fn warn_of_unknown(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) {
+    let ours = annotations.range(SERVICE_PREFIX.to_owned()..).map(|(key, _)| key);
+    let ours = ours.take_while(|key| key.starts_with(SERVICE_PREFIX));
+    let known = || TABLE.iter().filter(|row| row.on == On::Service).map(|row| row.key);
+    // An object may have thousands of annotations, and is read again at each change.
+    for key in ours.filter(|key| known().all(|known| known != *key)).take(UNKNOWN_KEYS) {
+        let near = known().filter(|known| known.len().abs_diff(key.len()) <= NEAR);
+        let nearest = near.map(|known| (distance(key, known), known)).min().filter(|(far, _)| *far <= NEAR);
+        let meant = nearest.map(|(_, known)| format!("; {known} may be meant")).unwrap_or_default();
+        warnings.odd(key.clone(), format_args!("no annotation of a Service is called so, and it has no effect{meant}"));
+    }
+}
+
+/// Most letters by which a key may differ from the one that was meant.
+const NEAR: usize = 2;
+/// Most unknown keys of one object that are named.
+const UNKNOWN_KEYS: usize = 8;
+
+/// Returns the number of letters to be put in, taken out or replaced to make one key of another (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (done, letter) in one.chars().enumerate() {
+        let mut diagonal = done;
+        let mut left = done + 1;
+        for (place, wanted) in row.iter_mut().zip([None].into_iter().chain(other.iter().map(Some))) {
+            let above = *place;
+            *place = match wanted {
+                None => left,
+                Some(wanted) => (diagonal + usize::from(letter != *wanted)).min(above + 1).min(left + 1),
+            };
+            (diagonal, left) = (above, *place);
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 /// Parses the annotations of a Service that the router obeys.
@@ -258,6 +297,45 @@ mod tests {
             let text =
                 format!("kube-router.io/service.dsr: {method:?} is not \"tunnel\"; the Service is served with NAT");
             assert_eq!(warnings, [text]);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_annotation_is_named_with_the_one_that_may_be_meant() {
+        let (value, warnings) = parsed(&[("kube-router.io/service.schedular", "lc"), ("kube-router.io/service.x", "")]);
+        assert_eq!(value, ProxyAnnotations::default());
+        let none = "no annotation of a Service is called so, and it has no effect";
+        assert_eq!(
+            warnings,
+            [
+                format!("kube-router.io/service.schedular: {none}; kube-router.io/service.scheduler may be meant"),
+                format!("kube-router.io/service.x: {none}"),
+            ]
+        );
+        let far = "kube-router.io/service.something.else.altogether";
+        assert_eq!(parsed(&[(far, "")]).1, [format!("{far}: {none}")]);
+        assert_eq!(parsed(&[("kube-router.io/servicex", ""), ("example.net/service.dsr", "")]).1, [""; 0]);
+        for row in TABLE.iter().filter(|row| row.on == On::Service && row.key != SERVICE_DSR) {
+            let named = parsed(&[(row.key, "rr")]).1.iter().any(|warning| warning.contains("is called so"));
+            assert!(!named, "{}", row.key);
+        }
+    }
+
+    #[test]
+    fn of_very_many_unknown_annotations_the_first_are_named_at_little_cost() {
+        let keys: Vec<String> = (0..10_000).map(|number| format!("kube-router.io/service.{number:05}")).collect();
+        let all: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), "")).collect();
+        assert_eq!(parsed(&all).1.len(), UNKNOWN_KEYS);
+        let long = format!("kube-router.io/service.{}", "x".repeat(200_000));
+        assert_eq!(parsed(&[(&long, "")]).1.len(), 1);
+    }
+
+    #[test]
+    fn letters_that_differ_are_counted() {
+        for (one, other, expected) in
+            [("", "", 0), ("abc", "abc", 0), ("abc", "ac", 1), ("ac", "abc", 1), ("kitten", "sitting", 3)]
+        {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
         }
     }
 

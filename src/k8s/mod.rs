@@ -8,10 +8,12 @@ pub mod allocation;
 pub mod annotations;
 pub mod answer;
 pub mod client;
+pub mod events;
 pub mod manifests;
 pub mod outage;
 pub mod parse;
 pub mod report;
+pub mod service_events;
 pub mod watch;
 
 mod message;

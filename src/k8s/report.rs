@@ -10,15 +10,16 @@
 //! annotations, becomes one Event when it appears.
 //!
 //! Condition and Events are sent independently. If the server cannot be reached or does not answer, they are retried,
-//! later and later; while the right is missing, which is logged once with the rule that would give it, every hour.
+//! later and later; while the right is missing, which is logged once with the rule that would give it, every hour. Events go the way of
+//! all Events of this program ([`events`](super::events)).
 //!
 //! Limits: of very many problems only the first ones become Events, all are in the log.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
+use kube::core::params::{GetParams, Patch, PatchParams};
 use kube::core::request::Request;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -26,12 +27,14 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::client::{ApiClient, chain};
+use super::events::{About, Events, Name, NewEvent, Outcome};
 use crate::model::Report;
 
 /// The client, and the name of the Node that is reported on.
 #[derive(Clone)]
 struct Listener {
     client: ApiClient,
+    events: Events,
     node: String,
     timing: Timing,
 }
@@ -100,11 +103,10 @@ const LONGEST_CORRECTION: Duration = Duration::from_secs(300);
 const CONDITION: &str = "NetworkUnavailable";
 const CONDITION_RULE: &str =
     "apiGroups [\"\"], resources [nodes], verbs [get]; resources [nodes/status], verbs [patch]";
-const EVENTS_RULE: &str = "apiGroups [\"\"], resources [events], verbs [create]";
 
 /// Sends the newest report about the Node of this name until its sender is gone.
-pub async fn run(client: ApiClient, node: String, reports: watch::Receiver<Report>) {
-    let listener = Listener { client, node, timing: TIMING };
+pub async fn run(client: ApiClient, events: Events, node: String, reports: watch::Receiver<Report>) {
+    let listener = Listener { client, events, node, timing: TIMING };
     tokio::join!(tell_condition(listener.clone(), reports.clone()), tell_events(listener, reports));
 }
 
@@ -137,19 +139,22 @@ async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>
 }
 
 async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
-    let mut attempts = Attempts::new("its problems", EVENTS_RULE, listener.timing);
     let mut known = BTreeSet::new();
+    let mut pause = listener.timing.first;
     loop {
         let report = reports.borrow_and_update().clone();
-        let told = listener.tell_problems(&report, &mut known).await;
-        attempts.note(&told);
-        match told {
-            Ok(_) => {
+        match listener.tell_problems(&report, &mut known).await {
+            Ok(()) => {
+                pause = listener.timing.first;
                 if reports.changed().await.is_err() {
                     return;
                 }
             }
-            Err(_) => tokio::time::sleep(attempts.pause).await,
+            Err(Some(asked_again)) => tokio::time::sleep_until(asked_again.into()).await,
+            Err(None) => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(listener.timing.last);
+            }
         }
         if reports.has_changed().is_err() {
             return;
@@ -173,20 +178,29 @@ impl Listener {
     }
 
     /// Creates an Event for each problem that is not `known`, and forgets those that are gone.
-    async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<Sent, Refused> {
+    ///
+    /// # Errors
+    /// One could not be sent: when to try again, where that is known.
+    async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<(), Option<Instant>> {
         let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
         known.retain(|problem| problems.contains(problem));
-        let mut sent = Sent::Nothing;
         for problem in problems {
             if known.len() < MOST_PROBLEMS && !known.contains(problem) {
-                let body = event(&self.node, problem, SystemTime::now()).to_string().into_bytes();
-                let events = Request::new("/api/v1/namespaces/default/events");
-                self.send(events.create(&PostParams::default(), body)).await?;
-                known.insert(problem.clone());
-                sent = Sent::Accepted;
+                let event = NewEvent {
+                    about: About::Node(self.node.as_str().into()),
+                    name: Name::Time,
+                    is_warning: true,
+                    reason: "RouterProblem",
+                    message: problem.clone(),
+                };
+                match self.events.tell(event).await {
+                    Outcome::Told | Outcome::Gone => known.insert(problem.clone()),
+                    Outcome::Forbidden(until) => return Err(Some(until)),
+                    Outcome::Failed => return Err(None),
+                };
             }
         }
-        Ok(sent)
+        Ok(())
     }
 
     async fn send(&self, request: Built) -> Result<Value, Refused> {
@@ -279,26 +293,6 @@ fn condition(now: Timestamp) -> Value {
         "message": "the routes to the pods of all known nodes are there",
         "lastTransitionTime": now, "lastHeartbeatTime": now,
     }]}})
-}
-
-/// An Event about a Node. Events of cluster-wide objects lie in `default`; the name is the Node's with the time, by
-/// convention.
-fn event(node: &str, problem: &str, at: SystemTime) -> Value {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = format!("{:.0}", Timestamp::try_from(at).unwrap_or_default());
-    json!({
-        "apiVersion": "v1", "kind": "Event",
-        "metadata": {"name": format!("{node}.{:x}", since.as_nanos()), "namespace": "default"},
-        "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
-        "type": "Warning", "reason": "RouterProblem", "message": message(problem),
-        "source": {"component": "kube-router", "host": node},
-        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-    })
-}
-
-/// The API takes 1024 bytes.
-fn message(problem: &str) -> &str {
-    problem.get(..problem.floor_char_boundary(1024)).unwrap_or(problem)
 }
 
 #[cfg(test)]

@@ -21,8 +21,9 @@ use super::pools::Pools;
 use super::writes::{Outcome, Write};
 use crate::config::LoadBalancerConfig;
 use crate::k8s::allocation::follow::{self, News};
-use crate::k8s::allocation::{About, Api, Failure, RULES, Status, WRITE_SECONDS};
+use crate::k8s::allocation::{Api, Failure, RULES, Status, WRITE_SECONDS};
 use crate::k8s::client::ApiClient;
+use crate::k8s::events::{About, Events, Name, NewEvent};
 use crate::observe::health::{Note, Pulse};
 
 /// The allocator, and what it works with.
@@ -30,6 +31,7 @@ pub struct Driver {
     pub config: LoadBalancerConfig,
     pub client: ApiClient,
     pub api: Api,
+    pub events: Events,
     pub pulse: Pulse,
     /// Receives the pools that are not in force as written, and why addresses cannot be written.
     pub note: Note,
@@ -62,7 +64,7 @@ impl Driver {
             note: self.lease_note.clone(),
         };
         let election = tokio::spawn(candidate.run(ended));
-        let telling = tokio::spawn(tell(self.api.clone(), events_in));
+        let telling = tokio::spawn(tell(self.events.clone(), events_in));
         let mut work = Work {
             driver: self,
             usable,
@@ -185,22 +187,17 @@ fn read_lease(lease: &Value) -> Lease {
 }
 
 /// Sends Events, one after the other. One that fails is not repeated: the log has it.
-async fn tell(api: Api, mut notices: mpsc::Receiver<Notice>) {
-    let mut is_failing = false;
+async fn tell(events: Events, mut notices: mpsc::Receiver<Notice>) {
     while let Some(notice) = notices.recv().await {
-        let message = notice.matter.to_string();
-        let about = About {
-            service: &notice.service,
-            uid: &notice.uid,
+        let event = NewEvent {
+            about: About::Service(notice.service, Some(notice.uid)),
+            name: Name::Time,
             is_warning: notice.matter.is_warning(),
             reason: notice.matter.reason(),
-            message: &message,
+            message: notice.matter.to_string(),
         };
-        let outcome = api.put_event(&about).await;
-        let was_failing = std::mem::replace(&mut is_failing, outcome.is_err());
-        if let (Err(failure), false) = (outcome, was_failing) {
-            warn!(?failure, rules = RULES, "Events of the address allocator failed");
-        }
+        // A failure is in the log.
+        let _ = events.tell(event).await;
     }
 }
 

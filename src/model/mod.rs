@@ -22,6 +22,7 @@ mod report;
 mod selector;
 mod service;
 mod service_cidr;
+mod service_problem;
 mod shared_value;
 mod table;
 
@@ -49,6 +50,7 @@ pub use service::{
     ServicePort, ServiceType, TrafficPolicy,
 };
 pub use service_cidr::ServiceCidr;
+pub use service_problem::{Cause, MOST_OF_A_SERVICE, ServiceProblem, ServiceProblems, digest, put_problems};
 pub use shared_value::Shared;
 pub use table::{Change, Table};
 

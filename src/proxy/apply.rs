@@ -22,6 +22,7 @@
 mod dsr;
 mod elements;
 mod looks;
+mod standing;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ use ipnet::IpNet;
 use crate::kernel::Error;
 use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
-use crate::kernel::ipset::{ElementKey, Entry, SetName, SetSpec};
+use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, Observed, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
@@ -49,7 +50,8 @@ use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use self::elements::{drops_clients, has_element};
-use super::clients::{set_of_chain, set_of_rule};
+use self::standing::is_enforced;
+pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
 use super::marks::{Marks, left_by_kube_router, restriction};
@@ -368,19 +370,12 @@ impl<K: Kernel> Mirrors<K> {
         }
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let all = marks.are_settled() && self.rules.is_settled();
-        let (rules, table) = (&self.rules, &self.table);
-        let is_enforced = |set: Set, entry: &Entry| {
-            let of_family = desired.rules.keys().filter(|piece| piece.family() == entry.family());
-            let mut pieces = of_family.filter(|piece| set_of_rule(piece) == Some(set));
-            let objects = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
-            let mut chains = objects.filter(|object| set_of_chain(object).is_some_and(|(its, _)| its == set));
-            marks.has(set, entry) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| table.has(object))
-        };
+        let rules = &self.rules;
         // One that has some clients only is open to nobody else for no moment.
         let is_closed = |key: &ServiceKey| {
             let Some(entry) = restriction(key) else { return true };
             let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
-            closing.all(|set| is_enforced(set, &entry))
+            closing.all(|set| is_enforced(&marks, rules, desired, (set, &entry)))
         };
         let may_come = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
         // One that is open still gets no new destination.

@@ -147,7 +147,8 @@ fn different<'a>(before: &'a [IpNet], after: &'a [IpNet]) -> impl Iterator<Item 
     added.chain(before.iter().filter(move |range| !is_in(after, range)).map(|range| (*range, false)))
 }
 
-fn source(key: &ServiceKey, range: IpNet) -> Option<Entry> {
+/// Returns the element by which the clients of one range reach a virtual service.
+pub fn source(key: &ServiceKey, range: IpNet) -> Option<Entry> {
     let ServiceKey::Address { address, protocol, port } = *key else { return None };
     Some(Entry::IpPortNet(Box::new(IpPortNet { address, protocol, port, range })))
 }

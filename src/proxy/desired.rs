@@ -66,6 +66,8 @@ pub struct ProxyChanges {
     pub owners: bool,
     /// Health checks of Services, or the addresses that they listen on, may have changed.
     pub health_checks: bool,
+    /// The problems of a Service have changed.
+    pub problems: bool,
     /// Number of Services recomputed.
     pub parts_computed: usize,
     /// Messages for the administrator, one sentence each.

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::monitor::Notice;
-use crate::model::{Authority, Table, World};
+use crate::model::{Authority, ServiceProblems, Table, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Health;
 use crate::observe::local::Question;
@@ -21,8 +21,9 @@ use crate::reconcile::{Account, Found, Moment};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
-use super::explain;
+use super::explain::serve::{Formatting, Sources};
 use super::health_check::HealthChecks;
+use super::health_check::pending::Pending;
 use super::metrics::Metrics;
 use super::owners::Owner;
 use super::plan::Plan;
@@ -38,6 +39,10 @@ pub struct ProxyContext {
     pub owners: watch::Sender<Table<ServiceKey, Owner>>,
     /// The health checks of Services (`health_check`), as soon as the kernel has been told of their endpoints.
     pub health_checks: watch::Sender<HealthChecks>,
+    /// The problems of Services (`problems`).
+    pub problems: watch::Sender<ServiceProblems>,
+    /// Problems of Services that others have found, for who asks.
+    pub problems_of_others: Vec<watch::Receiver<ServiceProblems>>,
     pub metrics: Metrics,
     /// Questions of users on this host (`explain`).
     pub questions: mpsc::Receiver<Question>,
@@ -61,6 +66,8 @@ pub struct Driver<K: Kernel> {
     adopted: bool,
     flows_stay: FlowsStay,
     health_checks_changed: bool,
+    pending: Pending,
+    formatting: Formatting,
 }
 
 /// Messages logged about conntrack entries that could not be deleted, since the last success.
@@ -85,6 +92,8 @@ impl<K: Kernel> Driver<K> {
             adopted: false,
             flows_stay: FlowsStay::default(),
             health_checks_changed: false,
+            pending: Pending::default(),
+            formatting: Formatting::default(),
             config,
         }
     }
@@ -159,9 +168,15 @@ impl<K: Kernel> Subsystem for Driver<K> {
             // The wait itself has marked the value as seen; the turn must find it changed.
             News::Believed => self.context.believed.mark_changed(),
             News::Asked(question) => {
-                let answer = explain::serve::answer(&question, &self.plan, &mut self.mirrors, &self.context.health);
-                // The requester may have gone away.
-                let _ = question.answer.send(answer);
+                let pending = self.pending.services();
+                let others = self.context.problems_of_others.iter().map(|found| found.borrow().clone());
+                let sources = Sources {
+                    plan: &self.plan,
+                    health: &self.context.health,
+                    problems: [self.plan.problems().clone()].into_iter().chain(others).collect(),
+                    pending: &pending,
+                };
+                self.formatting.answer(question, &sources, &mut self.mirrors);
             }
         }
     }
@@ -196,6 +211,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         self.mirrors.mark(&changed);
         self.health_checks_changed |= changed.health_checks;
+        if changed.problems {
+            self.context.problems.send_replace(self.plan.problems().clone());
+        }
         if changed.owners {
             self.context.owners.send_replace(self.plan.owners().clone());
         }
@@ -314,8 +332,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.context.metrics.services.set(count(self.plan.desired().virtuals.len()));
         self.context.metrics.draining.set(count(self.plan.draining()));
         self.context.metrics.refused.set(count(self.plan.refused()));
-        if std::mem::take(&mut self.health_checks_changed) {
-            self.context.health_checks.send_replace(self.plan.health_checks());
+        let pending = self.pending.follow(&self.plan, &mut self.mirrors, standing.now);
+        if std::mem::take(&mut self.health_checks_changed) || pending {
+            let pending = self.pending.services();
+            self.context.health_checks.send_replace(HealthChecks { pending, ..self.plan.health_checks() });
         }
         self.context.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
         standing.synced

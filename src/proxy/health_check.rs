@@ -8,10 +8,14 @@
 //! node leaves the balancer's list while its last pods still serve the connections that come. A pod of a dual-stack Service
 //! counts once: the family with more endpoints decides.
 //!
+//! While the kernel has not got the Service as desired (the first round is not over, steps of it fail), the answer is that of a proxy that is not
+//! healthy, 503 ([`pending`]).
+//!
 //! A port that several Services name, which an API server does not allow, belongs to the oldest of them.
 //!
 //! [`serve`] listens, where node ports are served: at the Node's addresses, or at all with `--nodeport-bindon-all-ip`.
 
+pub mod pending;
 pub mod serve;
 
 use std::cmp::Ordering;
@@ -42,6 +46,8 @@ pub struct HealthChecks {
     pub checks: Table<u16, HealthCheck>,
     /// The addresses to listen on; an unspecified one stands for all.
     pub addresses: BTreeSet<IpAddr>,
+    /// The Services that are not in place in the kernel.
+    pub pending: Arc<BTreeSet<ObjectName>>,
 }
 
 /// The claims of all Services.
@@ -84,6 +90,11 @@ impl HealthCheckPorts {
     /// Returns the owner of each port; cheap to clone.
     pub fn all(&self) -> &Table<u16, HealthCheck> {
         self.claims.all()
+    }
+
+    /// Returns whether a Service claims a port.
+    pub fn has(&self, name: &ObjectName) -> bool {
+        self.ports.contains_key(name)
     }
 
     /// Sets or removes the claim of a Service. Returns whether anything has changed. Adds a message to `notes` when several

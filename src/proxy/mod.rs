@@ -21,7 +21,7 @@
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`], [`host_input`], [`clients`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it
-//! into the kernel; [`explain`] answers users; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
+//! into the kernel; [`explain`] answers users, and [`problems`] is what they are told without asking; [`driver`] is the proxy's part of the loop (`subsystem`). [`names`] pins what running nodes call these things.
 
 pub mod names;
 pub mod desired;
@@ -37,6 +37,7 @@ pub mod health_check;
 pub mod source_ranges;
 pub mod inside;
 pub mod dsr;
+pub mod problems;
 pub mod clients;
 pub mod plan;
 pub mod owners;

@@ -12,6 +12,7 @@ mod asked;
 mod closing;
 mod elements;
 mod host;
+mod problems;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +29,7 @@ use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 use crate::packed::BlockMap;
 
+use self::problems::Problems;
 use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
 use super::desired::{Desired, ProxyChanges};
@@ -73,6 +75,7 @@ pub struct Plan {
     /// Addresses that routers may still send traffic for.
     believed: Table<IpAddr, ()>,
     closing: Closing,
+    problems: Problems,
 }
 
 /// A part, and the fields of its Service that decide about conflicts and draining.
@@ -110,6 +113,7 @@ impl Plan {
             draining: Draining::default(),
             believed: Table::default(),
             closing: Closing::default(),
+            problems: Problems::default(),
         }
     }
 
@@ -260,6 +264,7 @@ impl Plan {
         let (new, old) = (new.as_deref(), old.as_deref());
         changed.notes.extend(source_ranges::refusal(name, [old, new].map(|part| part?.too_many_sources)));
         self.count_own_endpoints([old, new], changed);
+        let mut others = Vec::new();
         for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
                 self.note_left(key, name, [old, new], now);
@@ -268,8 +273,10 @@ impl Plan {
             let created = new.map_or(0, |new| new.created);
             let bid = claim.map(|claim| Owner { rank: claim.rank, created, name: name.clone() });
             let before = self.owner(&key).cloned();
+            let claims = bid.is_some();
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
             changed.owners |= self.owner(&key) != before.as_ref();
+            others.extend(self.note_owner(key, (name, claims), before.as_ref()));
             let claim = if has_it { claim } else { self.claim(&key) };
             let wanted = claim.map(Claim::wanted);
             if self.is_to_stay(key, wanted.as_ref()) {
@@ -279,6 +286,9 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
+        others.sort_unstable();
+        others.dedup();
+        others.iter().chain([name]).for_each(|name| self.find_problems(name, changed));
     }
 
     fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>, refused: Refusals) -> ClaimedPart {

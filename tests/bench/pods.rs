@@ -148,6 +148,7 @@ fn fed() -> Fed {
         last_known: None,
         clocks,
         report,
+        service_warnings: watch::channel(Default::default()).0,
         sync_timeout: Duration::MAX,
         age: note.clone(),
         note,

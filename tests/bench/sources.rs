@@ -93,6 +93,7 @@ fn reader(messages: mpsc::Receiver<Message>) -> Reader {
         last_known: None,
         clocks,
         report,
+        service_warnings: watch::channel(Default::default()).0,
         sync_timeout: Duration::MAX,
         age: note.clone(),
         note,

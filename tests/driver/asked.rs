@@ -76,6 +76,8 @@ fn shop() -> World {
 /// Runs the loop and the socket for users.
 fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
     with_running(async |running| {
+        // Routes have the node's address as their source.
+        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("sluice.sock");
         let listener = local::bind(&socket).expect("the socket is made");
@@ -197,6 +199,34 @@ fn what_the_kernel_has_is_read_for_the_answer_and_not_changed() {
 }
 
 #[test]
+fn what_is_missing_beside_a_virtual_service_is_named() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        let (_, text) = asked(&socket, "10.96.0.9", None).await;
+        assert!(text.contains("10.96.0.9:80 (cluster IP, port http): in place;"), "{text}");
+        running.kernel.with(|machine| {
+            machine.state.routes.retain(|key, _| key.destination.addr() != address("10.96.0.9"));
+            machine.faults.steps = 100;
+        });
+        running.changes.send_replace(Changes { ours: 1, ..Changes::default() });
+        let mut text = String::new();
+        for _ in 0..500 {
+            text = asked(&socket, "10.96.0.9", None).await.1;
+            if text.contains("not in place") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let line = "    not in place: the local route of the address is missing\n";
+        assert!(text.contains(line) && text.contains(": the virtual service is in place;"), "{text}");
+        let (_, table) = asked(&socket, "", None).await;
+        assert!(table.contains("in place in part"), "{table}");
+        running.kernel.with(|machine| machine.faults.steps = 0);
+    });
+}
+
+#[test]
 fn all_services_are_a_table_that_says_how_far_the_cluster_is_known() {
     with_socket(async |socket, running| {
         let (status, text) = asked(&socket, "", None).await;
@@ -233,8 +263,6 @@ async fn audit(socket: &Path, repair: bool) -> (String, u8) {
 #[test]
 fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for() {
     with_socket(async |socket, running| {
-        // Routes have the node's address as their source.
-        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         running.world.send_replace(shop());
         running.settles(&shop()).await;
         running.until("all is in place", |_| running.health.unready(Instant::now()).is_empty()).await;

@@ -77,6 +77,33 @@ def a_problem_of_the_router_becomes_one_event_about_its_node(bed):
         bed.source.api.patch(node, {"metadata": {"annotations": {PEERS: None, "unrelated": None}}})
 
 
+def _service_events(bed, name):
+    found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
+    found = [e for e in found if e["involvedObject"]["kind"] == "Service" and e["involvedObject"]["name"] == name]
+    return sorted((e["reason"], e["message"], e["metadata"]["resourceVersion"]) for e in found)
+
+
+def a_problem_of_a_service_becomes_one_event_that_no_restart_repeats(bed):
+    scheduler = {"kube-router.io/service.schedular": "lc"}
+    with expect.service(bed, "events", external_ips=["203.0.113.77"], annotations=scheduler) as s:
+        # Where the node that tells is down another one does, minutes later; here all are up.
+        expect.soon(lambda: len(_service_events(bed, s.name)) >= 2, 60, "there are no Events")
+        told = _service_events(bed, s.name)
+        reasons = [reason for reason, _, _ in told]
+        expect.that(reasons == ["ExternalAddressRefused", "InvalidServiceField"], "not one for each problem:", told)
+        expect.that("203.0.113.77" in told[0][1] and "service.scheduler may be meant" in told[1][1], "they do not say it:", told)
+        uid = bed.source.api.get(f"/api/v1/namespaces/default/services/{s.name}")["metadata"]["uid"]
+        found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
+        about = {e["involvedObject"]["uid"] for e in found if e["involvedObject"]["name"] == s.name}
+        expect.that(about == {uid}, "kubectl describe would not find them:", about)
+        for agent in bed.agents.values():
+            agent.stop()
+            agent.start()
+        bed.ready(*bed.agents)
+        time.sleep(25)  # a problem is told after ten seconds
+        expect.that(_service_events(bed, s.name) == told, "told again:", _service_events(bed, s.name))
+
+
 def _refused(agent, since=0):
     return [line for line in agent.text(since).splitlines() if "forbidden" in line.lower() or "(403)" in line]
 

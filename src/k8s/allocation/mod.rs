@@ -1,7 +1,7 @@
-//! What the allocator of load balancer addresses reads of the API and writes there: the Lease, the statuses of Services, Events. Services
-//! and pools are followed in `follow.rs`.
+//! What the allocator of load balancer addresses reads of the API and writes there: the Lease and the statuses of Services. Services
+//! and pools are followed in `follow.rs`; its Events go the way of all others (`events`).
 //!
-//! Kubernetes: `coordination.k8s.io/v1` Lease, core/v1 Service (`status`) and Event. Verbs are those of kube-router's own rules of RBAC: `get`,
+//! Kubernetes: `coordination.k8s.io/v1` Lease, core/v1 Service (`status`). Verbs are those of kube-router's own rules of RBAC: `get`,
 //! `create` and `update` of Leases, `get` of Services and `update` of their status.
 //!
 //! Each write names the resourceVersion that it is for, and for how long the API server is to work on it (`timeout`).
@@ -28,8 +28,6 @@ pub struct Api {
     client: ApiClient,
     /// The agent's own namespace, where the Lease is.
     namespace: String,
-    /// This node's name, which Events name as their source.
-    node: String,
     patience: Duration,
 }
 
@@ -74,8 +72,8 @@ pub const RULES: &str = "apiGroups [\"\"], resources [services], verbs [get, lis
                          verbs [get, list, watch]; apiGroups [coordination.k8s.io], resources [leases], verbs [get, create, update]";
 
 impl Api {
-    pub fn new(client: ApiClient, namespace: String, node: String) -> Api {
-        Api { client, namespace, node, patience: PATIENCE }
+    pub fn new(client: ApiClient, namespace: String) -> Api {
+        Api { client, namespace, patience: PATIENCE }
     }
 
     /// Returns the Lease; `None` where there is none.
@@ -140,16 +138,6 @@ impl Api {
         parsed(self.send_within(patience, bounded(put)).await?).map(Status::Written)
     }
 
-    /// Creates an Event about a Service.
-    ///
-    /// # Errors
-    /// Refused, or no answer.
-    pub async fn put_event(&self, about: &About<'_>) -> Result<(), Failure> {
-        let events = Request::new(format!("/api/v1/namespaces/{}/events", about.service.namespace));
-        let body = event(about, &self.node, Timestamp::now());
-        self.send(bounded(events.create(&PostParams::default(), bytes(&body)))).await.map(drop)
-    }
-
     fn leases(&self) -> Request {
         Request::new(format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace))
     }
@@ -181,16 +169,6 @@ impl Api {
             Ok(Err(error)) => Err(Failure::Unknown(chain(&error))),
         }
     }
-}
-
-/// An Event about a Service.
-#[derive(Clone, Copy, Debug)]
-pub struct About<'a> {
-    pub service: &'a ObjectName,
-    pub uid: &'a str,
-    pub is_warning: bool,
-    pub reason: &'a str,
-    pub message: &'a str,
 }
 
 fn bytes(object: &Value) -> Vec<u8> {
@@ -258,24 +236,6 @@ fn renewed(read: Option<&Value>, holder: &str, valid: Duration, now: Timestamp) 
         lease.insert("spec".to_owned(), spec);
     }
     lease
-}
-
-/// `metadata.name` is the Service's with the time, by convention.
-fn event(about: &About<'_>, node: &str, now: Timestamp) -> Value {
-    let About { service, uid, is_warning, reason, message } = *about;
-    let at = format!("{now:.0}");
-    let message = message.get(..message.floor_char_boundary(1024)).unwrap_or(message);
-    json!({
-        "apiVersion": "v1", "kind": "Event",
-        "metadata": {"name": format!("{}.{:x}", service.name, now.as_nanosecond()), "namespace": service.namespace.as_str()},
-        "involvedObject": {
-            "apiVersion": "v1", "kind": "Service", "name": service.name.as_str(), "namespace": service.namespace.as_str(),
-            "uid": uid,
-        },
-        "type": if is_warning { "Warning" } else { "Normal" }, "reason": reason, "message": message,
-        "source": {"component": "kube-router", "host": node},
-        "firstTimestamp": at, "lastTimestamp": at, "count": 1,
-    })
 }
 
 /// A Service, shared.

@@ -1,5 +1,7 @@
 //! The keys of annotations: a contract with manifests that exist.
 
+/// How all of ours on a Service begin.
+pub const SERVICE_PREFIX: &str = "kube-router.io/service.";
 pub const SERVICE_SCHEDULER: &str = "kube-router.io/service.scheduler";
 pub const SERVICE_SCHEDFLAGS: &str = "kube-router.io/service.schedflags";
 pub const SERVICE_LOCAL: &str = "kube-router.io/service.local";

@@ -1,5 +1,6 @@
 use super::*;
 use crate::k8s::client::{Access, client};
+use crate::k8s::events::tests::events;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
 
 #[test]
@@ -46,7 +47,8 @@ const CORRECTS: &str = "/api/v1/nodes/node-1/status?";
 async fn listener(server: &ApiServer) -> Listener {
     let master = Some(format!("http://{}", server.address).parse().expect("a URL"));
     let client = client(&Access { kubeconfig: None, master }).await.expect("nothing is needed");
-    Listener { client, node: "node-1".to_owned(), timing: QUICK }
+    let events = events(server, crate::k8s::events::tests::QUICK).await;
+    Listener { client, events, node: "node-1".to_owned(), timing: QUICK }
 }
 
 fn put(server: &ApiServer, status: &str) {
@@ -166,21 +168,11 @@ fn times_are_written_as_the_api_wants_them() {
         condition(Timestamp::UNIX_EPOCH)["status"]["conditions"][0]["lastTransitionTime"],
         "1970-01-01T00:00:00Z"
     );
-    let event = event("node1", "it does not work", UNIX_EPOCH + Duration::new(255, 255));
-    assert_eq!(event["firstTimestamp"], "1970-01-01T00:04:15Z");
-    assert_eq!(event["metadata"]["name"], format!("node1.{:x}", 255_000_000_255_u64));
-}
-
-#[test]
-fn a_long_sentence_is_cut_between_characters() {
-    assert_eq!(message("short"), "short");
-    let long = format!("a{}", "ä".repeat(600));
-    assert_eq!(message(&long).len(), 1023);
 }
 
 #[test]
 fn nothing_has_recovered_where_nothing_was_sent() {
-    let mut attempts = Attempts::new("its problems", EVENTS_RULE, QUICK);
+    let mut attempts = Attempts::new("the node's condition", CONDITION_RULE, QUICK);
     for refused in [Refused::Failed("no answer".to_owned()), Refused::Forbidden("no right".to_owned())] {
         attempts.note(&Err(refused));
     }

@@ -8,8 +8,8 @@ use crate::model::Authority;
 use super::text::{kind, policy, why_not};
 use super::{EndpointState, Explanation, KernelState, Place, Role, Served, ServiceState, Standing};
 
-/// Formats the answer for programs.
-pub fn json(explanation: &Explanation) -> Value {
+/// Formats the answer for programs. One Service after the other, so that no more than the text is in memory.
+pub fn json(explanation: &Explanation) -> String {
     let Explanation { authority, notes, services, left_off } = explanation;
     let known = match authority {
         Authority::Complete => "complete",
@@ -17,12 +17,15 @@ pub fn json(explanation: &Explanation) -> Value {
         Authority::Remembered => "remembered",
         Authority::Nothing => "nothing",
     };
-    json!({
-        "known": known,
-        "notes": notes,
-        "services": services.iter().map(of_service).collect::<Vec<_>>(),
-        "servicesLeftOff": left_off,
-    })
+    let notes = json!(notes);
+    let mut text =
+        format!("{{\n\"known\": \"{known}\",\n\"notes\": {notes},\n\"servicesLeftOff\": {left_off},\n\"services\": [");
+    for (number, service) in services.iter().enumerate() {
+        text.push_str(if number == 0 { "\n" } else { ",\n" });
+        text.push_str(&format!("{:#}", of_service(service)));
+    }
+    text.push_str("\n]\n}\n");
+    text
 }
 
 fn of_service(state: &ServiceState) -> Value {
@@ -42,7 +45,9 @@ fn of_service(state: &ServiceState) -> Value {
             "port": check.port,
             "localEndpoints": check.local_endpoints,
             "lostTo": check.lost_to.as_ref().map(ToString::to_string),
+            "pending": check.is_pending,
         })),
+        "problems": state.problems,
         "addresses": state.places.iter().map(of_place).collect::<Vec<_>>(),
         "addressesLeftOff": state.places_left_off,
     })
@@ -101,6 +106,8 @@ fn of_served(served: &Served) -> Value {
         "insideOnly": served.clients.inside_only,
         "sources": served.clients.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "kernel": state,
+        "lacks": served.beside.lacks.iter().map(|lack| lack.word()).collect::<Vec<_>>(),
+        "doubtful": served.beside.is_doubtful,
         "error": error,
         "present": present,
         "stats": stats,

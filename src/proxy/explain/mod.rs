@@ -19,8 +19,9 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use crate::kernel::ipvs::{Connections, Observed, ServiceKey, Stats, Virtual};
-use crate::model::{Authority, ObjectName, Service, Shared};
+use crate::model::{Authority, Cause, MOST_OF_A_SERVICE, ObjectName, Service, ServiceProblems, Shared};
 
+use super::apply::Beside;
 use super::clients::Clients;
 use super::external_ip::Reason;
 use super::plan::Plan;
@@ -67,6 +68,8 @@ pub struct ServiceState {
     /// Endpoints in the slices, whatever their condition; an address in several slices counts each time.
     pub endpoints: usize,
     pub health_check: Option<HealthCheckState>,
+    /// What keeps it from being served as its object asks, wherever that was found: a sentence each.
+    pub problems: Vec<String>,
 }
 
 /// The health check port of a Service.
@@ -76,6 +79,8 @@ pub struct HealthCheckState {
     /// The Service that has the port in its place.
     pub lost_to: Option<ObjectName>,
     pub local_endpoints: usize,
+    /// It answers 503 because the Service is not in place in the kernel.
+    pub is_pending: bool,
 }
 
 /// One address with one port of a Service.
@@ -128,6 +133,8 @@ pub struct Served {
     /// The number of the Service's endpoints of this family that have no port of this name and protocol.
     pub without_port: usize,
     pub kernel: KernelState,
+    /// What the kernel lacks beside it, as last seen.
+    pub beside: Beside,
 }
 
 /// The kernel's state of a virtual service.
@@ -213,6 +220,7 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
             places_left_off,
             endpoints: slices.map_or(0, |its| its.slices.values().map(|it| it.endpoints.len()).sum()),
             health_check: places::health_check(plan, name, service),
+            problems: Vec::new(),
         }
     };
     let mut left_off = 0;
@@ -261,6 +269,17 @@ impl Served {
             None => KernelState::Missing,
             Some(seen) => KernelState::Present { is_desired: *seen == self.desired, observed: None },
         };
+    }
+}
+
+impl ServiceState {
+    /// Takes in what parts of the program have found wrong with the Service. What an address says itself is not repeated.
+    pub fn note_problems<'a>(&mut self, found: impl Iterator<Item = &'a ServiceProblems>) {
+        let of_service = found.filter_map(|table| table.get(&self.name));
+        let problems = of_service.flat_map(|problems| problems.iter().take(MOST_OF_A_SERVICE));
+        let is_said = |cause| matches!(cause, Cause::Refused | Cause::Conflict | Cause::NodeConflict);
+        let problems = problems.filter(|problem| !is_said(problem.cause));
+        self.problems.extend(problems.map(ToString::to_string));
     }
 }
 

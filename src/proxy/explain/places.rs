@@ -7,6 +7,7 @@ use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Endpoints, ExternalField, ObjectName, Service, ServicePort, TrafficPolicy};
 use crate::net::Family;
 
+use super::super::apply::Beside;
 use super::super::part::{Claim, Rank};
 use super::super::plan::Plan;
 use super::super::{external_ip, health_check, node_port, traffic_policy};
@@ -155,7 +156,8 @@ fn served(
         false => Listed::default(),
     };
     let kernel = KernelState::Unread("not read".to_owned());
-    Served { desired, clients: claim.clients.clone(), endpoints, left_off, without_port, kernel }
+    let (clients, beside) = (claim.clients.clone(), Beside::default());
+    Served { desired, clients, endpoints, left_off, without_port, kernel, beside }
 }
 
 /// Returns the state of the health check port that a Service asks for, if it does.
@@ -165,5 +167,6 @@ pub fn health_check(plan: &Plan, name: &ObjectName, service: &Service) -> Option
     let wanted = health_check::wanted(name, service, endpoints, plan.node())?;
     let checks = plan.health_checks().checks;
     let lost_to = checks.get(&wanted.port).map(|check| check.service.clone()).filter(|owner| owner != name);
-    Some(HealthCheckState { port: wanted.port, lost_to, local_endpoints: wanted.local_endpoints })
+    let local_endpoints = wanted.local_endpoints;
+    Some(HealthCheckState { port: wanted.port, lost_to, local_endpoints, is_pending: false })
 }

@@ -1,10 +1,18 @@
 //! Answers questions about Services, between two turns of the proxy's loop.
 //!
 //! One Service's virtual services are read from the kernel for the answer, with their counters: a few system calls each. For all
-//! Services nothing is read: the answer says what was last seen, which looks every few seconds keep true.
+//! Services nothing is read: the answer says what was last seen, which looks every few seconds keep true, and is formatted while the
+//! loop goes on.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::kernel::ipvs::ServiceKey;
+use crate::model::{ObjectName, ServiceProblems};
 use crate::observe::health::Health;
-use crate::observe::local::{self, Answer, AnswerFormat};
+use crate::observe::local::{self, AnswerFormat};
 
 use super::super::apply::{Kernel, Mirrors};
 use super::super::plan::Plan;
@@ -16,24 +24,98 @@ pub const SERVICES: &str = "/svc";
 /// The components whose notes say how old what is known of the cluster may be.
 const SOURCES: [&str; 3] = ["API server", "manifests", "last known state"];
 
-/// Answers one question.
+/// What answers are made of, besides the kernel.
+pub struct Sources<'a> {
+    pub plan: &'a Plan,
+    pub health: &'a Health,
+    /// The problems of Services, from all who find some.
+    pub problems: Vec<ServiceProblems>,
+    /// The Services whose health checks say that they are not in place.
+    pub pending: &'a BTreeSet<ObjectName>,
+}
+
+/// The answers that are being formatted.
+#[derive(Default)]
+pub struct Formatting(Arc<AtomicBool>);
+
+impl Formatting {
+    /// Answers one question. What takes long is formatted on a thread of its own, from a copy of what is known now, one at a time.
+    pub fn answer<K: Kernel>(&mut self, question: local::Question, sources: &Sources<'_>, mirrors: &mut Mirrors<K>) {
+        let local::Question { about, form, answer, .. } = question;
+        let asked = Question::parse(about.get("what").map_or("", String::as_str));
+        let is_busy = self.0.load(Ordering::Relaxed);
+        let explained = match asked {
+            Ok(Question::All) if is_busy => Err(BUSY.to_owned()),
+            Ok(asked) => explained(&asked, sources, mirrors).map(|explanation| (explanation, asked)),
+            Err(why) => Err(why.to_string()),
+        };
+        let (explanation, asked) = match explained {
+            Ok(explained) => explained,
+            Err(why) => {
+                // The requester may have gone away, here and below.
+                let _ = answer.send(Err(why));
+                return;
+            }
+        };
+        let is_long = asked == Question::All;
+        let busy = self.0.clone();
+        let format = move || {
+            let text = match form {
+                AnswerFormat::Text => text(&explanation, &asked),
+                AnswerFormat::Json => json(&explanation),
+            };
+            // Whoever has the answer may ask again at once.
+            if is_long {
+                busy.store(false, Ordering::Relaxed);
+            }
+            let _ = answer.send(Ok(text));
+        };
+        if !is_long {
+            return format();
+        }
+        self.0.store(true, Ordering::Relaxed);
+        // Without a thread the answer is dropped, which tells the requester that there is none.
+        if thread::Builder::new().name("svc-answer".to_owned()).spawn(format).is_err() {
+            self.0.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Why there is no answer at this moment.
+const BUSY: &str = "an answer about all Services is being made for somebody else; ask again";
+
+/// Returns the answer with what the kernel has.
 ///
 /// # Errors
 /// Why there is no answer, as a sentence without its end.
-pub fn answer<K: Kernel>(question: &local::Question, plan: &Plan, mirrors: &mut Mirrors<K>, health: &Health) -> Answer {
-    let asked = Question::parse(question.about.get("what").map_or("", String::as_str));
-    let asked = asked.map_err(|why| why.to_string())?;
-    let notes = health.notes().into_iter().filter(|note| SOURCES.contains(&note.component));
+fn explained<K: Kernel>(
+    asked: &Question,
+    sources: &Sources<'_>,
+    mirrors: &mut Mirrors<K>,
+) -> Result<Explanation, String> {
+    let notes = sources.health.notes().into_iter().filter(|note| SOURCES.contains(&note.component));
     let notes = notes.map(|note| note.to_string()).collect();
-    let mut explanation = explanation(plan, &asked, notes).map_err(|why| why.to_string())?;
+    let mut explanation = explanation(sources.plan, asked, notes).map_err(|why| why.to_string())?;
     match asked {
         Question::All => compare(&mut explanation, mirrors),
         Question::Service(_) | Question::Address(..) => observe(&mut explanation, mirrors),
     }
-    Ok(match question.form {
-        AnswerFormat::Text => text(&explanation, &asked),
-        AnswerFormat::Json => format!("{:#}\n", json(&explanation)),
-    })
+    let desired = sources.plan.desired();
+    // Of all Services only those are looked at of which something may be missing.
+    let unsettled = if *asked == Question::All { mirrors.unsettled_virtuals(desired) } else { None };
+    let unsettled: Option<BTreeSet<ServiceKey>> = unsettled.map(|keys| keys.into_iter().collect());
+    for (key, served) in explanation.served_mut() {
+        if unsettled.as_ref().is_none_or(|keys| keys.contains(&key)) {
+            served.beside = mirrors.beside(desired, &key, &served.clients);
+        }
+    }
+    for service in &mut explanation.services {
+        service.note_problems(sources.problems.iter());
+        if let Some(check) = &mut service.health_check {
+            check.is_pending = sources.pending.contains(&service.name);
+        }
+    }
+    Ok(explanation)
 }
 
 /// Takes in what was last seen of the kernel.

@@ -67,12 +67,13 @@ fn row(state: &ServiceState) -> [String; 5] {
 
 /// Counts the addresses in each state; an address counts once for each port.
 fn summary(state: &ServiceState) -> String {
-    let [mut in_place, mut missing, mut different, mut unread] = [0_usize; 4];
+    let [mut in_place, mut in_part, mut missing, mut different, mut unread] = [0_usize; 5];
     let [mut refused, mut lost, mut without] = [0_usize; 3];
     for place in &state.places {
         let counted = match &place.standing {
             Standing::Served(served) => match served.kernel {
-                KernelState::Present { is_desired: true, .. } => &mut in_place,
+                KernelState::Present { is_desired: true, .. } if served.beside.lacks.is_empty() => &mut in_place,
+                KernelState::Present { is_desired: true, .. } => &mut in_part,
                 KernelState::Present { .. } => &mut different,
                 KernelState::Missing => &mut missing,
                 KernelState::Unread(_) => &mut unread,
@@ -86,6 +87,7 @@ fn summary(state: &ServiceState) -> String {
     }
     let counts = [
         (in_place, "in place"),
+        (in_part, "in place in part"),
         (missing, "missing"),
         (different, "different"),
         (unread, "not read yet"),
@@ -93,17 +95,24 @@ fn summary(state: &ServiceState) -> String {
         (lost, "lost to another Service"),
         (without, "without a local endpoint"),
     ];
-    let words: Vec<String> =
-        counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    let problems = match state.problems.len() {
+        0 => None,
+        1 => Some("1 problem".to_owned()),
+        count => Some(format!("{count} problems")),
+    };
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
+    let words: Vec<String> = counts.chain(problems).collect();
     if words.is_empty() { "nothing to serve".to_owned() } else { words.join(", ") }
 }
 
 fn in_full(state: &ServiceState) -> String {
     let mut text = format!("Service {}: {}\n", state.name, wants(&state.service));
-    if let Some(HealthCheckState { port, lost_to, local_endpoints }) = &state.health_check {
+    text.extend(state.problems.iter().map(|problem| format!("  problem: {problem}\n")));
+    if let Some(HealthCheckState { port, lost_to, local_endpoints, is_pending }) = &state.health_check {
+        let pending = if *is_pending { "; answers 503, because the kernel has not got all of the Service" } else { "" };
         text.push_str(&match lost_to {
             Some(owner) => format!("  health check port {port}: Service {owner} has it\n"),
-            None => format!("  health check port {port}: ready endpoints on this node: {local_endpoints}\n"),
+            None => format!("  health check port {port}: ready endpoints on this node: {local_endpoints}{pending}\n"),
         });
     }
     text.extend(state.places.iter().map(of_place));
@@ -171,11 +180,12 @@ pub(super) fn why_not(standing: &Standing) -> String {
 }
 
 fn of_served(at: &str, served: &Served) -> String {
-    let Served { clients, endpoints, left_off, without_port, kernel, .. } = served;
+    let Served { clients, endpoints, left_off, without_port, kernel, beside, .. } = served;
     let state = match kernel {
         KernelState::Unread(why) => format!("the kernel was not read: {why}"),
         KernelState::Missing => "missing in the kernel".to_owned(),
-        KernelState::Present { is_desired: true, .. } => "in place".to_owned(),
+        KernelState::Present { is_desired: true, .. } if beside.lacks.is_empty() => "in place".to_owned(),
+        KernelState::Present { is_desired: true, .. } => "the virtual service is in place".to_owned(),
         KernelState::Present { observed: None, .. } => "different in the kernel".to_owned(),
         KernelState::Present { observed: Some(observed), .. } => {
             format!("different in the kernel, which has {}", observed.without_counters())
@@ -200,6 +210,10 @@ fn of_served(at: &str, served: &Served) -> String {
         None => String::new(),
     };
     let mut text = format!("{at}: {state}{clients}{inside}{counters}\n");
+    text.extend(beside.lacks.iter().map(|lack| format!("    not in place: {}\n", lack.reason())));
+    if beside.is_doubtful {
+        text.push_str("    the route or the sets of the address cannot be read, or a change of them has failed\n");
+    }
     if endpoints.is_empty() && *without_port == 0 {
         text.push_str("    no endpoint\n");
     }

@@ -2,7 +2,7 @@
 //!
 //! A listener is there only while a Service asks for its port. It stays while the port goes from one Service to another, and answers
 //! for whoever has it now. A port that cannot be listened on is tried again, later and later; that is logged and noted in `/readyz`
-//! when it begins.
+//! when it begins, and is a problem of the Service for as long as it lasts, one however often it is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,11 +12,13 @@ use std::time::Instant;
 
 use ::http::StatusCode;
 use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use compact_str::format_compact;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::HealthChecks;
+use crate::model::{Cause, ObjectName, ServiceProblem, ServiceProblems, put_problems};
 use crate::observe::health::{Health, Note};
 use crate::observe::http::{self, Answer, Site};
 use crate::reconcile::Backoff;
@@ -24,6 +26,8 @@ use crate::reconcile::Backoff;
 /// Inputs of the listeners.
 pub struct Inputs {
     pub wanted: watch::Receiver<HealthChecks>,
+    /// Receives the ports that cannot be listened on.
+    pub problems: watch::Sender<ServiceProblems>,
     pub health: Health,
     /// The component of `health` that has to turn for the proxy to count as healthy.
     pub component: &'static str,
@@ -45,6 +49,7 @@ pub async fn run(mut inputs: Inputs) {
         note: inputs.health.note("health checks"),
         places: BTreeMap::new(),
         known: HealthChecks::default(),
+        problems: inputs.problems,
         answers: Answers { wanted: inputs.wanted.clone(), health: inputs.health, component: inputs.component },
     };
     loop {
@@ -71,6 +76,7 @@ struct Listeners {
     known: HealthChecks,
     answers: Answers,
     note: Note,
+    problems: watch::Sender<ServiceProblems>,
 }
 
 enum Place {
@@ -112,7 +118,29 @@ impl Listeners {
         let due: Vec<(u16, IpAddr)> =
             self.places.iter().filter(|(_, place)| is_due(place)).map(|(key, _)| *key).collect();
         due.into_iter().for_each(|place| self.open(place));
-        self.note.set(self.failures().take(NOTED).collect());
+        self.note.set(self.failures().take(NOTED).map(|(_, _, text)| text).collect());
+        self.publish_problems();
+    }
+
+    /// Publishes the ports that cannot be listened on, one problem for all addresses of a port.
+    fn publish_problems(&self) {
+        let mut found: BTreeMap<ObjectName, ServiceProblem> = BTreeMap::new();
+        for (service, port, text) in self.failures() {
+            let subject = format_compact!("port {port}");
+            found.entry(service).or_insert_with(|| ServiceProblem::new(Cause::HealthCheckPort, &subject, text));
+        }
+        self.problems.send_if_modified(|published| {
+            let gone: Vec<ObjectName> =
+                published.iter().map(|(name, _)| name).filter(|name| !found.contains_key(*name)).cloned().collect();
+            let mut is_new = !gone.is_empty();
+            for name in gone {
+                put_problems(published, &name, Vec::new());
+            }
+            for (name, problem) in found {
+                is_new |= put_problems(published, &name, vec![problem]);
+            }
+            is_new
+        });
     }
 
     fn open(&mut self, (port, address): (u16, IpAddr)) {
@@ -159,14 +187,16 @@ impl Listeners {
         self.places.values().filter_map(retry).min()
     }
 
-    fn failures(&self) -> impl Iterator<Item = String> {
+    /// Returns the ports that are wanted and cannot be listened on, with their Services and a sentence.
+    fn failures(&self) -> impl Iterator<Item = (ObjectName, u16, String)> {
         self.places.iter().filter_map(|((port, address), place)| {
             let Place::Failed { error, .. } = place else { return None };
             let check = self.known.checks.get(port)?;
-            Some(format!(
+            let text = format!(
                 "the health check node port {port} of {} cannot be served at {address}: {error}",
                 check.service
-            ))
+            );
+            Some((check.service.clone(), *port, text))
         })
     }
 }
@@ -179,10 +209,14 @@ impl Answers {
     fn answer(&self, port: u16) -> Answer {
         let now = Instant::now();
         let is_healthy = !self.health.stuck(now).iter().any(|reason| reason.component == self.component);
-        let check = self.wanted.borrow().checks.get(&port).cloned();
-        let Some(check) = check else {
+        let check = {
+            let wanted = self.wanted.borrow();
+            wanted.checks.get(&port).map(|check| (check.clone(), wanted.pending.contains(&check.service)))
+        };
+        let Some((check, is_pending)) = check else {
             return Answer { status: StatusCode::SERVICE_UNAVAILABLE, headers: Vec::new(), text: String::new() };
         };
+        let is_healthy = is_healthy && !is_pending;
         let serves = is_healthy && check.local_endpoints > 0;
         Answer {
             status: if serves { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },

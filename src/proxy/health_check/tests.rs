@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::serve::{Inputs, run};
 use super::*;
-use crate::model::{Conditions, EndpointList, EndpointSlice};
+use crate::model::{Cause, Conditions, EndpointList, EndpointSlice, ServiceProblems};
 use crate::observe::health::Health;
 
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
@@ -101,6 +101,7 @@ fn a_port_belongs_to_the_oldest_service_and_goes_to_the_next_with_it() {
 /// Listeners on loopback, with what they are told and the health that they ask.
 struct Ground {
     wanted: watch::Sender<HealthChecks>,
+    problems: watch::Receiver<ServiceProblems>,
     health: Health,
     checks: HealthChecks,
 }
@@ -113,8 +114,9 @@ impl Ground {
             ..HealthChecks::default()
         };
         let (wanted, inputs) = watch::channel(checks.clone());
-        tokio::spawn(run(Inputs { wanted: inputs, health: health.clone(), component: COMPONENT }));
-        Ground { wanted, health, checks }
+        let (out, problems) = watch::channel(ServiceProblems::default());
+        tokio::spawn(run(Inputs { wanted: inputs, problems: out, health: health.clone(), component: COMPONENT }));
+        Ground { wanted, problems, health, checks }
     }
 
     fn put(&mut self, service: &str, port: u16, local_endpoints: usize) {
@@ -210,6 +212,18 @@ async fn a_proxy_that_stands_still_says_so() {
 }
 
 #[tokio::test]
+async fn a_service_that_the_kernel_has_not_got_answers_503_with_its_endpoints() {
+    let (mut ground, port) = (Ground::new(), free_port());
+    ground.checks.pending = Arc::new([name("web")].into());
+    ground.put("web", port, 2);
+    let answer = becomes(port, "HTTP/1.1 503").await;
+    assert!(answer.contains("\"localEndpoints\": 2") && answer.contains("\"serviceProxyHealthy\": false"), "{answer}");
+    ground.checks.pending = Arc::new([name("other")].into());
+    ground.put("web", port, 2);
+    becomes(port, "HTTP/1.1 200").await;
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_noted_and_served_when_it_is_free() {
     let mut ground = Ground::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
@@ -221,9 +235,15 @@ async fn a_port_in_use_is_noted_and_served_when_it_is_free() {
     }
     let [note] = &notes()[..] else { panic!("one note: {:?}", notes()) };
     assert!(note.contains(&format!("port {port} of shop/web")) && note.contains("127.0.0.1"), "{note}");
+    let problems = || ground.problems.borrow().get(&name("web")).map(|problems| problems.to_vec()).unwrap_or_default();
+    let first = problems();
+    assert_eq!(first.iter().map(|problem| problem.cause).collect::<Vec<_>>(), [Cause::HealthCheckPort]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(problems(), first, "it was tried again meanwhile, and is one problem");
     drop(taken);
     becomes(port, "HTTP/1.1 200").await;
     assert_eq!(notes(), Vec::<String>::new());
+    assert_eq!(problems(), []);
 }
 
 #[tokio::test]

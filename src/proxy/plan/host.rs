@@ -11,13 +11,13 @@ use crate::kernel::ipset::Entry;
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::Route;
-use crate::model::{Endpoints, ObjectName, Service};
+use crate::model::{Endpoints, ObjectName, Service, Table};
 use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::external_ip::Refusals;
-use crate::proxy::health_check::{self, HealthChecks};
+use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
@@ -39,10 +39,20 @@ impl Plan {
         !self.closing.is_empty()
     }
 
-    /// Returns the health checks of Services that are wanted; cheap to clone.
+    /// Returns the health checks of Services that are wanted; cheap to clone. Which of them the kernel has not got is not the plan's to know.
     pub fn health_checks(&self) -> HealthChecks {
         let addresses = health_check::addresses(&self.node, self.config.nodeport_bindon_all_ip);
-        HealthChecks { checks: self.health_checks.all().clone(), addresses }
+        HealthChecks { checks: self.health_checks.all().clone(), addresses, pending: Arc::default() }
+    }
+
+    /// Returns the owner of each health check port.
+    pub fn health_checked(&self) -> &Table<u16, HealthCheck> {
+        self.health_checks.all()
+    }
+
+    /// Returns whether a Service asks for a health check.
+    pub fn has_health_check(&self, name: &ObjectName) -> bool {
+        self.health_checks.has(name)
     }
 
     /// Takes in the health check that a Service asks for, none if it no longer exists.

@@ -44,6 +44,11 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         }
     }
 
+    /// Returns whether the last step of this object failed and it was not read back since.
+    pub fn is_doubtful(&self, key: &T::Key) -> bool {
+        self.doubtful.contains(key)
+    }
+
     /// Returns whether it is known that none of these keys exists: a key in doubt may.
     pub fn lacks(&self, keys: impl RangeBounds<T::Key> + Clone) -> bool {
         let Some(seen) = self.seen() else { return false };

@@ -1,0 +1,190 @@
+//! Events on Services: why an address is not served, a field has no effect, endpoints are left out.
+//!
+//! All nodes find the same, and one tells it, so that a cluster of 5,000 nodes has one Event and not 5,000. Which node that is follows from the
+//! name of the Service and the names of the nodes alone: nodes and Services lie on a ring, and of the nodes that follow a Service the first tells,
+//! and two more in its place, minutes later. These ask the API server in vain where the first has told it, because an Event
+//! about a state has one name on all nodes (`events::Name::Once`). So has what is told again after a restart.
+//!
+//! The nodes of the ring are all Nodes, where they are read; else those with ready endpoints of the Service. Of a Service without any
+//! nobody tells then.
+//!
+//! Nothing is told before the cluster is known completely, and nothing at all of what ends within seconds ([`ledger`]).
+
+mod ledger;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+pub use self::ledger::SETTLE;
+use self::ledger::{Key, Ledger, Rank, Verdict};
+use super::events::{About, Events, Name, NewEvent, Outcome};
+use crate::model::{Authority, Node, ObjectName, ServiceProblems, Table, Use, World, digest};
+
+/// Inputs of the task.
+pub struct Inputs {
+    pub world: watch::Receiver<World>,
+    /// The problems that each part of the program finds; what one calls by a cause and subject no other does.
+    pub sources: Vec<watch::Receiver<ServiceProblems>>,
+    /// The name of this Node.
+    pub node: String,
+    /// The World has all Nodes, and not this one alone.
+    pub knows_nodes: bool,
+    /// [`SETTLE`]; shorter in tests.
+    pub settle: Duration,
+}
+
+/// The number of nodes that may tell one problem.
+const TELLERS: usize = 3;
+/// Nodes that find something each for itself are spread over so many times [`SETTLE`] at least, and over a tenth of it for each Node.
+const SPREAD: u32 = 6;
+/// Most problems of its own that a node tells in an hour: what it finds for itself may be the same on all nodes (a port that every node uses).
+const MOST_OF_ONE_NODE: usize = 4;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// State of the task.
+struct Teller {
+    ledger: Ledger,
+    ring: Ring,
+    /// Since when the cluster is known completely.
+    known_since: Option<Instant>,
+    /// When problems of this node alone were told.
+    own: VecDeque<Instant>,
+}
+
+/// Tells of problems of Services until nobody finds any more. Cancelling it loses what is not told yet.
+pub async fn run(mut inputs: Inputs, events: Events) {
+    let mut teller =
+        Teller { ledger: Ledger::new(inputs.settle), ring: Ring::default(), known_since: None, own: VecDeque::new() };
+    loop {
+        let now = Instant::now();
+        for (number, source) in inputs.sources.iter_mut().enumerate() {
+            let newest = source.borrow_and_update().clone();
+            teller.ledger.follow(number, &newest, now);
+        }
+        if let Some(key) = teller.ledger.due(now).cloned() {
+            teller.tell(&inputs, &events, key).await;
+            continue;
+        }
+        let deadline = teller.ledger.deadline();
+        let changes = inputs.sources.iter_mut().map(|source| Box::pin(source.changed()));
+        tokio::select! {
+            (changed, _, _) = select_all(changes) => if changed.is_err() { return },
+            () = until(deadline) => {}
+        }
+    }
+}
+
+impl Teller {
+    /// Decides about a problem that is due, and tells it where that is this node's to do.
+    async fn tell(&mut self, inputs: &Inputs, events: &Events, key: Key) {
+        let (now, (service, problem)) = (Instant::now(), &key);
+        let is_own = problem.cause.is_of_one_node();
+        if let Some(until) = self.waits(inputs, is_own, now) {
+            return self.ledger.postpone(&key, until);
+        }
+        let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.ring, (service, is_own));
+        if let Verdict::Later(until) = self.ledger.judge(&key, rank, later, now) {
+            return self.ledger.postpone(&key, until);
+        }
+        let event = NewEvent {
+            about: About::Service(service.clone(), None),
+            name: Name::Once(problem.subject.to_string()),
+            is_warning: true,
+            reason: problem.cause.reason(),
+            message: problem.text.clone(),
+        };
+        if is_own {
+            self.own.push_back(now);
+        }
+        match events.tell(event).await {
+            Outcome::Told | Outcome::Gone => self.ledger.told(&key, Instant::now()),
+            Outcome::Forbidden(until) => self.ledger.postpone(&key, until),
+            Outcome::Failed => self.ledger.failed(&key, Instant::now()),
+        }
+    }
+
+    /// Returns until when nothing is to be told: the cluster is not known, or was known only now, or this node has told enough of its own.
+    fn waits(&mut self, inputs: &Inputs, is_own: bool, now: Instant) -> Option<Instant> {
+        if inputs.world.borrow().authority.proxy != Authority::Complete {
+            return Some(now + inputs.settle);
+        }
+        let known = *self.known_since.get_or_insert(now);
+        while self.own.front().is_some_and(|told| *told + HOUR <= now) {
+            self.own.pop_front();
+        }
+        let enough = self.own.front().filter(|_| is_own && self.own.len() >= MOST_OF_ONE_NODE);
+        let due = enough.map(|told| *told + HOUR).into_iter().chain([known + inputs.settle]).max();
+        due.filter(|due| *due > now)
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns this node's place among those that tell of a Service, and how much later it does so than it might.
+fn place(
+    world: &World,
+    inputs: &Inputs,
+    ring: &mut Ring,
+    (service, is_of_one_node): (&ObjectName, bool),
+) -> (Rank, Duration) {
+    let own = inputs.node.as_str();
+    if is_of_one_node {
+        let nodes = u32::try_from(world.cluster.nodes.len()).unwrap_or(u32::MAX).min(100_000);
+        let share = u32::try_from(digest(&[own]) % 1000).unwrap_or(0);
+        return (Some(0), inputs.settle * SPREAD.max(nodes / 10) / 1000 * share);
+    }
+    if inputs.knows_nodes {
+        ring.follow(&world.cluster.nodes);
+        return (rank(service, own, &ring.places), Duration::ZERO);
+    }
+    let slices = world.cluster.endpoints.get(service);
+    let endpoints = slices.iter().flat_map(|its| its.slices.values()).flat_map(|slice| &slice.endpoints);
+    let ready = endpoints.filter(|endpoint| endpoint.conditions.use_of() == Some(Use::Ready));
+    let nodes: Vec<_> = ready.filter_map(|endpoint| endpoint.node).collect();
+    (rank(service, own, &sorted(nodes.iter().map(|node| &**node))), Duration::ZERO)
+}
+
+/// The places of all Nodes on the ring, sorted; made anew when Nodes have changed.
+#[derive(Default)]
+struct Ring {
+    nodes: Table<CompactString, Node>,
+    places: Vec<u64>,
+}
+
+impl Ring {
+    fn follow(&mut self, nodes: &Table<CompactString, Node>) {
+        if nodes.changes_since(&self.nodes).next().is_some() {
+            self.places = sorted(nodes.iter().map(|(name, _)| name.as_str()));
+        }
+        self.nodes = nodes.clone();
+    }
+}
+
+fn sorted<'a>(nodes: impl Iterator<Item = &'a str>) -> Vec<u64> {
+    let mut places: Vec<u64> = nodes.map(|node| digest(&[node])).collect();
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// Returns the place of a node among the first [`TELLERS`] behind a Service on a ring; none where it is not one of its nodes.
+fn rank(service: &ObjectName, own: &str, ring: &[u64]) -> Rank {
+    let own = ring.binary_search(&digest(&[own])).ok()?;
+    let begin = digest(&[&service.namespace, &service.name]);
+    let first = ring.partition_point(|place| *place < begin);
+    let passed = (own + ring.len() - first) % ring.len();
+    u32::try_from(passed).ok().filter(|_| passed < TELLERS)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! What the kernel lacks of a virtual service, as last seen: for who asks, and for the health checks of Services.
+
+use super::elements::has_element;
+use super::{Connected, Kernel, Mirrors};
+use crate::kernel::ipset::Entry;
+use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
+use crate::kernel::nftables::Object;
+use crate::proxy::clients::{Clients, set_of_chain, set_of_rule, source};
+use crate::proxy::desired::Desired;
+use crate::proxy::endpoints::DRAINING;
+use crate::proxy::marks::{Marks, restriction};
+use crate::proxy::names::Set;
+use crate::proxy::plan::{address_of, local_route_key};
+use crate::reconcile::{Mirror, Reflection};
+
+/// What is missing beside a virtual service, or stands in its way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Lack {
+    /// The local route of its address.
+    Route,
+    /// The address in the set of the guard, which names it as a Service's.
+    Address,
+    /// The address with its port in the set of the guard, which lets it in.
+    Port,
+    /// What closes it to clients outside of its source ranges.
+    Closing,
+    /// Some of its source ranges, whose clients are dropped.
+    Sources,
+    /// What keeps clients outside away where no endpoint is on this node.
+    Inside,
+    /// It is still closed to clients outside although an endpoint is on this node.
+    StillInside,
+    /// It is still closed to clients outside of source ranges that are gone.
+    StillClosed,
+}
+
+impl Lack {
+    /// What is missing, or what stands in the way.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Lack::Route => "the local route of the address is missing",
+            Lack::Address => "the address is missing in the guard's set of service addresses",
+            Lack::Port => "the port is missing in the guard's set of service ports, and is refused",
+            Lack::Closing => "what closes it to clients outside of its source ranges is missing",
+            Lack::Sources => "source ranges are missing, and their clients are dropped",
+            Lack::Inside => "what drops clients outside while no endpoint is on this node is missing",
+            Lack::StillInside => "it still drops clients outside although an endpoint is on this node",
+            Lack::StillClosed => "it still drops clients outside of source ranges that are gone",
+        }
+    }
+
+    /// Returns whether clients that shall be served are not.
+    fn keeps_out(self) -> bool {
+        match self {
+            Lack::Route | Lack::Port | Lack::Sources | Lack::StillInside | Lack::StillClosed => true,
+            // These let in too many, or only name the address.
+            Lack::Closing | Lack::Inside | Lack::Address => false,
+        }
+    }
+
+    /// One word for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Lack::Route => "route",
+            Lack::Address => "guardAddress",
+            Lack::Port => "guardPort",
+            Lack::Closing => "sourceRangeGuard",
+            Lack::Sources => "sourceRanges",
+            Lack::Inside => "localPolicyGuard",
+            Lack::StillInside => "localPolicyGuardStays",
+            Lack::StillClosed => "sourceRangeGuardStays",
+        }
+    }
+}
+
+/// What is known of the kernel beside a virtual service.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Beside {
+    pub lacks: Vec<Lack>,
+    /// Some of it cannot be read now, or its last change failed.
+    pub is_doubtful: bool,
+}
+
+impl<K: Kernel> Mirrors<K> {
+    /// Returns what the kernel lacks beside a desired virtual service that has these clients, as last seen.
+    pub fn beside(&self, desired: &Desired, key: &ServiceKey, clients: &Clients) -> Beside {
+        let (Some(entry), Some(address)) = (restriction(key), address_of(key)) else { return Beside::default() };
+        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
+        let mut lacks = Vec::new();
+        let mut note = |is_lacking: bool, lack: Lack| {
+            if is_lacking {
+                lacks.push(lack)
+            }
+        };
+        let route = local_route_key(address);
+        let has_route = || self.routes.seen().and_then(|seen| seen.get(&route)) == desired.routes.get(&route);
+        note(desired.routes.contains_key(&route) && !has_route(), Lack::Route);
+        note(!marks.has_address(address), Lack::Address);
+        note(!marks.has_service(key), Lack::Port);
+        for (set, missing, stays) in
+            [(Set::Restricted, Lack::Closing, Lack::StillClosed), (Set::InsideOnly, Lack::Inside, Lack::StillInside)]
+        {
+            if has_element(desired, set, &entry) {
+                note(!is_enforced(&marks, &self.rules, desired, (set, &entry)), missing);
+            } else {
+                note(marks.has(set, &entry), stays);
+            }
+        }
+        let ranges = clients.sources.iter().flat_map(|ranges| ranges.iter());
+        let mut sources = ranges.filter_map(|range| source(key, *range));
+        let set = Set::AllowedSources;
+        note(sources.any(|entry| has_element(desired, set, &entry) && !marks.has(set, &entry)), Lack::Sources);
+        let elements_are_in_doubt = self.elements.is_in_doubt() || self.table.is_in_doubt();
+        let is_doubtful = self.routes.is_in_doubt() || elements_are_in_doubt || self.rules.is_in_doubt();
+        Beside { lacks, is_doubtful }
+    }
+
+    /// Returns whether clients that shall be are served at a desired virtual service: it has an endpoint that it is to have, and nothing keeps them out.
+    /// What is in the kernel too much does no harm here, nor do missing endpoints while others serve. A remembered cluster changes nothing that exists,
+    /// so with `any_endpoint` those in the kernel count. `None` while that cannot be known, because something cannot be read or a step beside it has failed.
+    pub fn serves(
+        &mut self,
+        desired: &Desired,
+        (key, clients): (&ServiceKey, &Clients),
+        any_endpoint: bool,
+    ) -> Option<bool> {
+        // What a failed step has left is not known before it is tried again, and then it fails again: the kernel is asked.
+        let asked = if self.virtuals.is_doubtful(key) { Some(self.virtuals.target().observe(key).ok()?) } else { None };
+        let asked = asked.map(|found| found.map(|found| found.without_counters()));
+        let seen = match &asked {
+            Some(asked) => asked.as_ref(),
+            None => self.virtuals.seen()?.get(key),
+        };
+        let stands = seen.is_some_and(|seen| stands(seen, desired.virtuals.get(key), any_endpoint));
+        let Beside { lacks, is_doubtful } = self.beside(desired, key, clients);
+        match stands && lacks.into_iter().all(|lack| !lack.keeps_out()) {
+            true => Some(true),
+            false if stands && is_doubtful => None,
+            false => Some(false),
+        }
+    }
+
+    /// Returns the virtual services that may differ from what is desired, and those whose address may; `None` if any may.
+    pub fn unsettled_virtuals(&self, desired: &Desired) -> Option<Vec<ServiceKey>> {
+        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
+        if !marks.are_settled() || !self.rules.is_settled() {
+            return None;
+        }
+        let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);
+        let addresses = routes.iter().map(|route| route.destination.addr());
+        let of_routes = addresses.flat_map(|address| desired.virtuals.range(super::services_on(address)));
+        Some(virtuals.iter().copied().chain(of_routes.map(|(key, _)| *key)).collect())
+    }
+}
+
+/// Returns whether an element that closes a virtual service is in the kernel, with the rules that look at it.
+pub(super) fn is_enforced<K: Kernel>(
+    marks: &Marks<'_, K>,
+    rules: &Mirror<K::Rules>,
+    desired: &Desired,
+    (set, entry): (Set, &Entry),
+) -> bool {
+    let of_family = desired.rules.keys().filter(|piece| piece.family() == entry.family());
+    let mut pieces = of_family.filter(|piece| set_of_rule(piece) == Some(set));
+    let objects = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
+    let mut chains = objects.filter(|object| set_of_chain(object).is_some_and(|(its, _)| its == set));
+    marks.has(set, entry) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| marks.table.has(object))
+}
+
+/// Returns whether a virtual service of the kernel has an endpoint that takes new connections and is desired, or any.
+fn stands(seen: &Virtual, want: Option<&Virtual>, any_endpoint: bool) -> bool {
+    let takes = |destination: &Destination| destination.weight != DRAINING;
+    let is_wanted = |it: Destination| {
+        let wanted = want.into_iter().flat_map(|want| want.destinations.iter());
+        wanted.filter(takes).any(|wanted| wanted.address == it.address)
+    };
+    seen.destinations.iter().filter(takes).any(|it| any_endpoint || is_wanted(it))
+}

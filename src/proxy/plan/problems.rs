@@ -1,0 +1,98 @@
+//! Problems of Services, kept up to date at the cost of what changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Plan;
+use crate::kernel::ipvs::ServiceKey;
+use crate::model::{Endpoints, MOST_OF_A_SERVICE, ObjectName, ServiceProblem, ServiceProblems, put_problems};
+use crate::proxy::desired::ProxyChanges;
+use crate::proxy::plan::address_of;
+use crate::proxy::problems;
+
+/// What is known of problems, and of lost claims.
+#[derive(Default)]
+pub struct Problems {
+    all: ServiceProblems,
+    /// The virtual services that each Service claims and another one has.
+    lost: BTreeMap<ObjectName, BTreeSet<ServiceKey>>,
+}
+
+impl Problems {
+    /// Notes that a Service claims what another one has, or no longer.
+    fn set_lost(&mut self, name: &ObjectName, key: ServiceKey, is_lost: bool) {
+        if is_lost {
+            self.lost.entry(name.clone()).or_default().insert(key);
+        } else if let Some(keys) = self.lost.get_mut(name) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.lost.remove(name);
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Returns the problems of Services; cheap to clone.
+    pub fn problems(&self) -> &ServiceProblems {
+        &self.problems.all
+    }
+
+    /// Takes in that the claim of one Service to a key has changed, and who had it before. Returns another Service that is concerned.
+    pub(super) fn note_owner(
+        &mut self,
+        key: ServiceKey,
+        (name, claims): (&ObjectName, bool),
+        before: Option<&ObjectName>,
+    ) -> Option<ObjectName> {
+        let owner = self.owner(&key).cloned();
+        self.problems.set_lost(name, key, claims && owner.as_ref() != Some(name));
+        if owner.as_ref() == before {
+            return None;
+        }
+        // Only this Service's claim has changed, so that of the former owner is still there, and so was that of the new one.
+        let former = before.filter(|other| *other != name);
+        if let Some(other) = former {
+            self.problems.set_lost(other, key, true);
+        }
+        let new = owner.filter(|other| other != name);
+        if let Some(other) = &new {
+            self.problems.set_lost(other, key, false);
+        }
+        former.cloned().or(new)
+    }
+
+    /// Finds the problems of a Service anew.
+    pub(super) fn find_problems(&mut self, name: &ObjectName, changed: &mut ProxyChanges) {
+        let cluster = &self.world.cluster;
+        let problems = match cluster.services.get(name) {
+            None => Vec::new(),
+            Some(service) => {
+                let none = Endpoints::default();
+                let endpoints = cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+                let mut problems = problems::of_service(service, endpoints, self.inputs());
+                problems.extend(self.lost(name));
+                problems
+            }
+        };
+        changed.problems |= put_problems(&mut self.problems.all, name, problems);
+    }
+
+    fn lost(&self, name: &ObjectName) -> Vec<ServiceProblem> {
+        let mut found: Vec<ServiceProblem> = Vec::new();
+        for key in self.problems.lost.get(name).into_iter().flatten() {
+            let owner = self.owners().get(key);
+            let claim = self.parts.get(name).and_then(|part| part.claim(key));
+            let (Some(owner), Some(claim)) = (owner, claim) else { continue };
+            let is_own = address_of(key).is_some_and(|address| self.node.is_own(address));
+            let created = self.parts.get(name).map_or(0, |part| part.created);
+            let problem = problems::lost(key, owner, claim.rank, is_own).of(created);
+            if !found.iter().any(|known| known.subject == problem.subject) {
+                found.push(problem);
+            }
+            if found.len() >= MOST_OF_A_SERVICE {
+                break;
+            }
+        }
+        found
+    }
+}

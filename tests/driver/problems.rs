@@ -1,0 +1,129 @@
+//! The problems of Services that the plan finds, as they come and go.
+
+use sluice::model::{Cause, ServiceProblems};
+
+use super::*;
+
+fn plan() -> Plan {
+    let (config, families) = flags::proxy(&FLAGS);
+    Plan::new(config, families, KERNEL)
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("default", name)
+}
+
+/// The problems as `SERVICE: CAUSE SUBJECT`.
+fn said(problems: &ServiceProblems) -> Vec<String> {
+    let of = problems.iter().flat_map(|(name, all)| all.iter().map(move |it| (name, it)));
+    of.map(|(name, it)| format!("{}: {:?} {}", name.name, it.cause, it.subject)).collect()
+}
+
+/// `served()` without anything that would be a problem by itself.
+fn sound() -> World {
+    let mut world = served();
+    for of in ["one", "other"] {
+        change(&mut world, of, |service| {
+            (service.external_ips, service.load_balancer) = (Vec::new(), Vec::new());
+            (service.source_ranges, service.health_check_node_port) = (None, None);
+            service.external_traffic_policy = TrafficPolicy::Cluster;
+            service.annotations = Default::default();
+            service.created = 5;
+        });
+    }
+    world
+}
+
+fn change(world: &mut World, of: &str, change: impl FnOnce(&mut Service)) {
+    let mut service = (**world.cluster.services.get(&name(of)).expect("it is there")).clone();
+    change(&mut service);
+    world.cluster.services.insert(name(of), service);
+}
+
+fn change_endpoints(world: &mut World, of: &str, change: impl Fn(&mut EndpointSlice)) {
+    let mut slice =
+        (**world.cluster.endpoints.get(&name(of)).expect("it is there").slices.values().next().expect("one")).clone();
+    change(&mut slice);
+    world.cluster.endpoints.insert(name(of), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+}
+
+#[test]
+fn a_service_without_a_mistake_has_no_problem() {
+    let mut plan = plan();
+    assert!(!plan.update(&sound(), Instant::now()).problems);
+    assert_eq!(said(plan.problems()), [""; 0]);
+}
+
+#[test]
+fn who_loses_an_address_is_told_until_it_is_free_whoever_came_first() {
+    let (mut plan, mut world) = (plan(), sound());
+    let address: IpAddr = ADDRESS.parse().expect("an address");
+    plan.update(&world, Instant::now());
+    change(&mut world, "other", |service| service.cluster_ips.push(address));
+    change(&mut world, "other", |service| service.created = 9);
+    assert!(plan.update(&world, Instant::now()).problems);
+    assert_eq!(said(plan.problems()), ["other: Conflict tcp 10.96.0.1:80"]);
+    let text = plan.problems().get(&name("other")).expect("one")[0].to_string();
+    assert_eq!(text, "tcp 10.96.0.1:80 is served for Service default/one, which is older");
+    // The other one is the older one now.
+    change(&mut world, "other", |service| service.created = 1);
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), ["one: Conflict tcp 10.96.0.1:80"]);
+    // A third comes before both, and goes.
+    let third = Service { created: 0, ..(**world.cluster.services.get(&name("one")).expect("it is there")).clone() };
+    world.cluster.services.insert(name("third"), third);
+    plan.update(&world, Instant::now());
+    let both = ["one: Conflict tcp 10.96.0.1:80", "other: Conflict tcp 10.96.0.1:80"];
+    assert_eq!(said(plan.problems()), both);
+    world.cluster.services.remove(&name("third"));
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), both[..1]);
+    world.cluster.services.remove(&name("other"));
+    assert!(plan.update(&world, Instant::now()).problems);
+    assert_eq!(said(plan.problems()), [""; 0]);
+    assert!(!plan.update(&world, Instant::now()).problems, "nothing has changed");
+}
+
+#[test]
+fn refused_addresses_are_problems_with_their_reason() {
+    let (mut plan, mut world) = (plan(), sound());
+    change(&mut world, "one", |service| service.external_ips = vec!["203.0.113.9".parse().expect("an address")]);
+    plan.update(&world, Instant::now());
+    let [problem] = &plan.problems().get(&name("one")).expect("one")[..] else { panic!("one problem") };
+    assert_eq!(problem.cause, Cause::Refused);
+    assert!(problem.text.starts_with("the external address 203.0.113.9 is not served: "), "{problem}");
+    change(&mut world, "one", |service| service.external_ips = Vec::new());
+    assert!(plan.update(&world, Instant::now()).problems);
+    assert_eq!(said(plan.problems()), [""; 0]);
+}
+
+#[test]
+fn a_local_policy_is_a_problem_where_no_ready_endpoint_names_its_node() {
+    let (mut plan, mut world) = (plan(), sound());
+    change(&mut world, "one", |service| service.internal_traffic_policy = TrafficPolicy::Local);
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), ["one: NoLocalEndpoint internalTrafficPolicy"], "its endpoint names none");
+    change_endpoints(&mut world, "one", |slice| {
+        let there = |endpoint| Endpoint { node: Some("node2".into()), ..endpoint };
+        slice.endpoints = slice.endpoints.iter().map(there).collect();
+    });
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), [""; 0], "another node has it");
+    change_endpoints(&mut world, "one", |slice| {
+        let conditions = Conditions { ready: false, serving: false, terminating: false };
+        slice.endpoints = slice.endpoints.iter().map(|it| Endpoint { node: None, conditions, ..it }).collect();
+    });
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), [""; 0], "nothing is ready, as after scaling to zero");
+}
+
+#[test]
+fn a_port_that_no_endpoint_has_is_a_problem() {
+    let (mut plan, mut world) = (plan(), sound());
+    change_endpoints(&mut world, "one", |slice| slice.ports.iter_mut().for_each(|port| port.name = "web".into()));
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), ["one: NoEndpointPort tcp 80 "]);
+    world.cluster.endpoints.remove(&name("one"));
+    plan.update(&world, Instant::now());
+    assert_eq!(said(plan.problems()), [""; 0], "there is no endpoint at all");
+}
