@@ -118,28 +118,60 @@ fn a_kernel_that_cannot_be_read_at_the_start_has_nothing_and_one_that_could_be_r
     });
 }
 
-#[test]
-fn a_service_with_source_ranges_is_in_place_although_the_rules_cannot_be_read() {
+/// The Service of [`balanced`] at a load balancer address that clients of one range alone may use.
+fn restricted() -> World {
+    let mut world = balanced(&[NODE]);
+    let service = (**world.cluster.services.get(&name()).expect("it is there")).clone();
+    let address = "203.0.113.20".parse().expect("an address");
+    let service = Service {
+        load_balancer: vec![LoadBalancerAddress { address, through_balancer: false }],
+        source_ranges: Some(["198.51.100.0/24".parse().expect("a range")].into()),
+        ..service
+    };
+    world.cluster.services.insert(name(), service);
+    world
+}
+
+/// Runs with load balancer addresses.
+fn with_addresses(test: impl AsyncFnOnce(&Running)) {
     let [first, second] = FLAGS;
     with_flags(&[first, second, "--loadbalancer-ip-range=203.0.113.0/24"], async |running| {
-        let mut world = balanced(&[NODE]);
-        let service = (**world.cluster.services.get(&name()).expect("it is there")).clone();
-        let address = "203.0.113.20".parse().expect("an address");
-        let service = Service {
-            load_balancer: vec![LoadBalancerAddress { address, through_balancer: false }],
-            source_ranges: Some(["198.51.100.0/24".parse().expect("a range")].into()),
-            ..service
-        };
-        world.cluster.services.insert(name(), service);
         running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
-        running.world.send_replace(world.clone());
+        running.world.send_replace(restricted());
         running.checked(1, &[]).await;
         assert!(running.kernel.state().holds("203.0.113.20"), "it is about an address with source ranges");
+        test(running).await;
+    });
+}
+
+#[test]
+fn a_service_with_source_ranges_is_in_place_although_the_rules_cannot_be_read() {
+    with_addresses(async |running| {
         running.refuses(false, true);
         for rules in 1..4 {
             running.changes.send_replace(Changes { rules, ..Changes::default() });
             running.stays_in_place().await;
         }
+        running.refuses(false, false);
+    });
+}
+
+#[test]
+fn source_ranges_that_stay_in_the_kernel_while_the_cluster_is_known_in_part_take_no_node_out() {
+    with_addresses(async |running| {
+        let mut open = restricted();
+        let service = (**open.cluster.services.get(&name()).expect("it is there")).clone();
+        open.cluster.services.insert(name(), Service { source_ranges: None, ..service });
+        open.authority.proxy = Authority::Partial;
+        running.world.send_replace(open.clone());
+        running.stays_in_place().await;
+        // Other ranges come meanwhile, which the kernel does not take.
+        running.refuses(true, false);
+        let service = (**open.cluster.services.get(&name()).expect("it is there")).clone();
+        let source_ranges = Some(["192.0.2.0/25".parse().expect("a range")].into());
+        open.cluster.services.insert(name(), Service { source_ranges, ..service });
+        running.world.send_replace(open);
+        running.stays_in_place().await;
         running.refuses(false, false);
     });
 }

@@ -49,10 +49,12 @@ impl Lack {
         }
     }
 
-    /// Returns whether clients that shall be served are not.
+    /// Returns whether no client outside is served.
     fn keeps_out(self) -> bool {
         match self {
-            Lack::Route | Lack::Port | Lack::Sources | Lack::StillInside | Lack::StillClosed => true,
+            Lack::Route | Lack::Port | Lack::StillInside => true,
+            // The clients of some ranges are served, and of the node port all.
+            Lack::Sources | Lack::StillClosed => false,
             // These let in too many, or only name the address.
             Lack::Closing | Lack::Inside | Lack::Address => false,
         }
@@ -93,7 +95,8 @@ impl<K: Kernel> Mirrors<K> {
             }
         };
         let route = local_route_key(address);
-        let has_route = || self.routes.seen().and_then(|seen| seen.get(&route)) == desired.routes.get(&route);
+        // With another source, too, it makes the address one of this host.
+        let has_route = || self.routes.seen().is_some_and(|seen| seen.contains_key(&route));
         note(desired.routes.contains_key(&route) && !has_route(), Lack::Route);
         note(!marks.has_address(address), Lack::Address);
         note(!marks.has_service(key), Lack::Port);
