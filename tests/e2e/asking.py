@@ -60,12 +60,12 @@ def the_status_says_that_the_node_is_ready_and_how_many_services_it_keeps(bed):
     _asked(bed)
     with expect.service(bed, "asked-status"):
         status = _said(bed, "status", "--wait")
-    expect.that(status["ready"] and status["node"] == "n1", status)
+    expect.that(status["ready"] and status["node"] == "node1", status)
     proxy = next(part for part in status["components"] if part["component"] == "service proxy")
     figures = {figure["name"]: figure["value"] for figure in proxy["figures"]}
     expect.that(not proxy["reasons"] and figures["IPVS services"] >= 2, proxy)
     text = net.node(1, _asked(bed), "status", SOCKET)
-    expect.that(text.startswith("n1: ready; sluice "), text)
+    expect.that(text.startswith("node1: ready; sluice "), text)
 
 
 def what_somebody_deleted_is_said_to_be_missing_until_the_agent_finds_it(bed):

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use sluice::kernel::namespace::{Namespace, NamespaceId};
 use sluice::pod_tunnels::apply::{Failure, bring_about, remove_abandoned};
@@ -97,6 +99,11 @@ fn a_device_of_the_pods_own_under_the_tunnels_name_stays_and_is_named() {
 fn a_pod_that_goes_meanwhile_is_not_found_and_the_host_has_nothing_to_be_removed() {
     let mut place = PathBuf::new();
     with_pod(&["ip address add 10.244.1.5/32 dev lo"], |found| place = found);
+    // A thread that has been waited for keeps its namespace until the kernel has done away with it.
+    let until = Instant::now() + Duration::from_secs(10);
+    while place.exists() && Instant::now() < until {
+        sleep(Duration::from_millis(5));
+    }
     let outcome = bring_about(std::slice::from_ref(&place), &want("10.244.1.5", &["203.0.113.7"]), |_| true);
     assert!(matches!(outcome, Err(Failure::NotFound)), "{outcome:?}");
     assert_eq!(remove_abandoned(&place, |_| false).expect("nothing is there"), 0);
