@@ -5,7 +5,7 @@ import time
 
 import expect
 from expect import FAMILIES
-from labkit import kernel, net, objects, traffic
+from labkit import kernel, net, objects, own, traffic
 
 PODS = ("n1p1", "n2p1", "n3p1", "n3p2")
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpolicies"
@@ -92,9 +92,12 @@ def _rules(i):
     return {**ours, "sets": [line for line in found["sets"] if "KUBE-" in line or "kube-router-local-pods" in line]}
 
 
-def _is_of_a_start(line):
-    """An API server that starts refuses everybody until it has read its own roles."""
-    return '"system:discovery' in line.replace("\\", "") and "not found" in line
+def _refusals(i, agent):
+    """What an agent was refused, and is refused still where it is about reading: an API server that starts refuses everybody until it has read its
+    own roles."""
+    said = [line for line in agent.text().splitlines() if "forbidden" in line.lower() or "(403)" in line]
+    lasting = "(403)" in kernel.http_get(i, "/readyz")[1]
+    return [line for line in said if lasting or "Kubernetes API watch failed" not in line]
 
 
 @contextlib.contextmanager
@@ -115,8 +118,8 @@ def _firewall(bed):
         _becomes({"n1p1", "n2p1", "n3p2"}, "without a policy somebody is cut off:")
         yield
         for i, agent in bed.agents.items():
-            refused = [line for line in agent.text().splitlines() if ("forbidden" in line.lower() or "(403)" in line) and not _is_of_a_start(line)]
-            expect.that(not refused, f"the rights in the daemonset files are not enough on node {i}:", refused)
+            own.wait(lambda: not _refusals(i, agent), 90, 1)
+            expect.that(not _refusals(i, agent), f"the rights in the daemonset files are not enough on node {i}:", _refusals(i, agent))
     finally:
         api.delete(POLICIES)
         for name in PODS:
