@@ -20,7 +20,7 @@ use crate::firewall::driver::StartingPod;
 use crate::model::{Attachment, AttachmentChange, PodLink};
 use crate::observe::health::Pulse;
 use crate::observe::local::{self, Answer, Answerers, Question};
-use crate::pod_tunnels::places::Announced;
+use crate::pod_tunnels::places::{Announced, KnownPod};
 use crate::source_guard::driver::{Call as GuardCall, StartingPort};
 
 /// Where calls lead.
@@ -140,7 +140,9 @@ impl Calls {
             Message::Add { attachment, link, namespace, wait } => {
                 if let Some((pods, place)) = self.pods.as_ref().zip(namespace) {
                     // A pod's start does not wait for it: the runtime tells the same.
-                    let _ = pods.try_send(Announced { addresses: attachment.addresses.to_vec(), place });
+                    let Attachment { pod: name, uid, addresses, .. } = &attachment;
+                    let pod = KnownPod { name: name.clone(), uid: *uid };
+                    let _ = pods.try_send(Announced { pod, addresses: addresses.to_vec(), place });
                 }
                 self.change(AttachmentChange::Add(attachment.clone())).await?;
                 let guarded = self.guard_port(&attachment, link).await;
@@ -325,10 +327,10 @@ mod tests {
             assert_eq!(answer.await.expect("it ends"), Ok(String::new()), "also where nobody reads");
         }
         let announced = to_pods.recv().await.expect("it was told");
-        assert_eq!(
-            announced,
-            Announced { addresses: attachment().addresses.into(), place: "/var/run/netns/cni-1".into() }
-        );
+        let Attachment { pod: name, uid, addresses, .. } = attachment();
+        let pod = KnownPod { name, uid };
+        let place = "/var/run/netns/cni-1".into();
+        assert_eq!(announced, Announced { pod, addresses: addresses.into(), place });
         assert!(to_pods.try_recv().is_err());
     }
 

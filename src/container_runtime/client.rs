@@ -3,7 +3,7 @@
 //! HTTP/2 without encryption. A call that takes longer than its limit, and any failure of the connection, ends the connection;
 //! the next question opens another one. Dropping a question in between ends its calls and leaves nothing behind.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
@@ -12,13 +12,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use compact_str::{CompactString, format_compact};
+use compact_str::CompactString;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -26,24 +26,26 @@ use tonic::codegen::Service;
 use super::wire::v1::runtime_service_client::RuntimeServiceClient;
 use super::wire::v1::{
     ContainerFilter, ContainerState, ContainerStateValue, ContainerStatusRequest, ListContainersRequest,
-    ListPodSandboxRequest, NamespaceMode, PodSandbox, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
-    PodSandboxStatus, PodSandboxStatusRequest,
+    ListPodSandboxRequest, NamespaceMode, PodSandbox, PodSandboxFilter, PodSandboxMetadata, PodSandboxState,
+    PodSandboxStateValue, PodSandboxStatus, PodSandboxStatusRequest,
 };
-use super::{Sandbox, info};
+use super::{Found, PodName, Sandbox, Sought, info};
 
 /// Time limit of one call. Runtimes answer within milliseconds; one that starts many pods at once may need longer.
 const CALL: Duration = Duration::from_secs(2);
-/// Largest answer: a list of some thousand sandboxes.
-const MOST_BYTES: usize = 4 << 20;
+/// Largest answer: what the kubelet takes and containerd sends at most. A list has the annotations of all its pods, each up to 256 KiB.
+const MOST_BYTES: usize = 16 << 20;
 /// A node has fewer sandboxes that are ready; more are not looked at.
 const MOST_SANDBOXES: usize = 2048;
+/// Pods whose sandboxes are asked for by name; of more the list of all is shorter.
+const MOST_BY_NAME: usize = 32;
 /// Containers of one sandbox that are asked for their process, where the sandbox does not tell of one.
 const MOST_CONTAINERS: usize = 4;
 
 /// Why the runtime gave no answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Failure {
-    /// No socket of a runtime takes a connection: each with the reason.
+    /// Its socket takes no connection.
     Unreachable(String),
     /// It did not answer in time.
     Slow,
@@ -54,53 +56,59 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Unreachable(text) => write!(f, "no container runtime can be reached: {text}"),
-            Failure::Slow => write!(f, "the container runtime has not answered within {} s", CALL.as_secs()),
-            Failure::Refused(text) => write!(f, "the container runtime: {text}"),
+            Failure::Unreachable(text) | Failure::Refused(text) => f.write_str(text),
+            Failure::Slow => f.write_str("no answer in time"),
         }
     }
 }
 
 /// Asks one runtime.
 pub struct Runtime {
-    sockets: Vec<PathBuf>,
+    socket: PathBuf,
     client: Option<RuntimeServiceClient<Connection>>,
     /// Sandboxes that were asked for. What a sandbox has does not change while it is ready.
     known: HashMap<CompactString, Sandbox>,
 }
 
 impl Runtime {
-    /// `sockets`: tried in this order.
-    pub fn new(sockets: Vec<PathBuf>) -> Runtime {
-        Runtime { sockets, client: None, known: HashMap::new() }
+    pub fn new(socket: PathBuf) -> Runtime {
+        Runtime { socket, client: None, known: HashMap::new() }
     }
 
-    /// Returns the sandboxes that are ready. One that cannot be asked for is left out and asked for again the next time.
+    /// Returns the sandboxes that are ready, as far as they can be asked for until then. What is known stays known, so the next
+    /// question goes on where this one ended.
     ///
     /// # Errors
-    /// No runtime answers.
-    pub async fn sandboxes(&mut self) -> Result<Vec<Sandbox>, Failure> {
-        let listed = self.list().await?;
-        let mut known = HashMap::with_capacity(listed.len());
-        for one in listed.into_iter().take(MOST_SANDBOXES) {
-            let id = CompactString::from(one.id.as_str());
-            let sandbox = match self.known.remove(&id) {
-                Some(sandbox) => Some(sandbox),
-                None => match self.sandbox(&one).await {
-                    Ok(sandbox) => sandbox,
-                    // It may have gone meanwhile; the others are asked for all the same.
-                    Err(Failure::Refused(_)) => None,
-                    Err(failure) => {
-                        self.known = known;
-                        return Err(failure);
-                    }
-                },
-            };
-            known.extend(sandbox.map(|sandbox| (id, sandbox)));
+    /// The runtime does not tell which there are.
+    pub async fn sandboxes(&mut self, sought: &Sought, until: Instant) -> Result<Found, Failure> {
+        let mut listed = self.listed(sought, until).await?;
+        if *sought == Sought::All {
+            let ids: HashSet<&str> = listed.iter().map(|one| one.id.as_str()).collect();
+            self.known.retain(|id, _| ids.contains(id.as_str()));
+        } else if self.known.len() >= MOST_SANDBOXES {
+            // Those that are gone are known only where all are listed.
+            self.known.clear();
         }
-        self.known = known;
-        let mut found: Vec<Sandbox> = self.known.values().cloned().collect();
-        found.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        let mut found = Found::default();
+        let mut leave_out = |failure: String| drop(found.lacking.get_or_insert(failure));
+        if listed.len() > MOST_SANDBOXES {
+            leave_out(format!("it has more than {MOST_SANDBOXES} sandboxes"));
+            listed.truncate(MOST_SANDBOXES);
+        }
+        for one in listed {
+            let id = CompactString::from(one.id.as_str());
+            if !self.known.contains_key(&id) && Instant::now() >= until {
+                leave_out("its sandboxes could not all be looked at in time".to_owned());
+            } else if !self.known.contains_key(&id) {
+                match self.sandbox(&one, until).await {
+                    Ok(Some(sandbox)) => drop(self.known.insert(id.clone(), sandbox)),
+                    Ok(None) => {}
+                    Err(failure) => leave_out(failure.to_string()),
+                }
+            }
+            found.sandboxes.extend(self.known.get(&id).cloned());
+        }
+        found.sandboxes.sort_unstable_by(|one, other| one.id.cmp(&other.id));
         Ok(found)
     }
 
@@ -110,18 +118,34 @@ impl Runtime {
         self.known.retain(|_, sandbox| !sandbox.addresses.iter().any(|address| addresses.contains(address)));
     }
 
-    async fn list(&mut self) -> Result<Vec<PodSandbox>, Failure> {
+    /// Lists the sandboxes of a few pods one pod after the other: with annotations, the list of all of them may be long.
+    async fn listed(&mut self, sought: &Sought, until: Instant) -> Result<Vec<PodSandbox>, Failure> {
+        let pods = match sought {
+            Sought::Of(pods) if pods.len() <= MOST_BY_NAME => pods,
+            _ => return self.list(HashMap::new(), until).await,
+        };
+        let mut listed = Vec::new();
+        for PodName { namespace, name } in pods {
+            let labels = [("io.kubernetes.pod.namespace", namespace), ("io.kubernetes.pod.name", name)];
+            let labels = labels.map(|(label, value)| (label.to_owned(), value.to_string()));
+            listed.extend(self.list(labels.into(), until).await?);
+        }
+        Ok(listed)
+    }
+
+    async fn list(&mut self, labels: HashMap<String, String>, until: Instant) -> Result<Vec<PodSandbox>, Failure> {
         let state = Some(PodSandboxStateValue { state: PodSandboxState::SandboxReady.into() });
-        let request = ListPodSandboxRequest { filter: Some(PodSandboxFilter { state }) };
-        let answer = self.call(async |mut client| client.list_pod_sandbox(request).await).await?;
+        let filter = Some(PodSandboxFilter { state, label_selector: labels });
+        let request = ListPodSandboxRequest { filter };
+        let answer = self.call(until, async |mut client| client.list_pod_sandbox(request).await).await?;
         let is_ready = |one: &PodSandbox| one.state() == PodSandboxState::SandboxReady && !one.id.is_empty();
         Ok(answer.items.into_iter().filter(is_ready).collect())
     }
 
     /// `None` while its addresses are not known, which the pod may get in the next moment.
-    async fn sandbox(&mut self, listed: &PodSandbox) -> Result<Option<Sandbox>, Failure> {
+    async fn sandbox(&mut self, listed: &PodSandbox, until: Instant) -> Result<Option<Sandbox>, Failure> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: true };
-        let answer = self.call(async |mut client| client.pod_sandbox_status(request).await).await?;
+        let answer = self.call(until, async |mut client| client.pod_sandbox_status(request).await).await?;
         let status = answer.status.unwrap_or_default();
         let host_network = shares_nodes_network(&status);
         let addresses = addresses(&status);
@@ -130,27 +154,28 @@ impl Runtime {
         }
         let mut places = info::places(&answer.info);
         if places.is_empty() && !host_network {
-            places = self.places_of_containers(&listed.id).await?;
+            places = self.places_of_containers(&listed.id, until).await?;
             if places.is_empty() {
                 return Ok(None);
             }
         }
-        let metadata = listed.metadata.clone().unwrap_or_default();
-        let pod = format_compact!("{}/{}", metadata.namespace, metadata.name);
-        Ok(Some(Sandbox { id: listed.id.as_str().into(), pod, addresses, host_network, places }))
+        let PodSandboxMetadata { name, uid, namespace } = listed.metadata.clone().unwrap_or_default();
+        let (id, uid) = (listed.id.as_str().into(), uid.into());
+        let pod = PodName { namespace: namespace.into(), name: name.into() };
+        Ok(Some(Sandbox { id, pod, uid, addresses, host_network, places }))
     }
 
-    async fn places_of_containers(&mut self, sandbox: &str) -> Result<Vec<PathBuf>, Failure> {
+    async fn places_of_containers(&mut self, sandbox: &str, until: Instant) -> Result<Vec<PathBuf>, Failure> {
         let state = Some(ContainerStateValue { state: ContainerState::ContainerRunning.into() });
         let filter = Some(ContainerFilter { state, pod_sandbox_id: sandbox.to_owned() });
         let request = ListContainersRequest { filter };
-        let listed = self.call(async |mut client| client.list_containers(request).await).await?;
+        let listed = self.call(until, async |mut client| client.list_containers(request).await).await?;
         let mut places = Vec::new();
         // The filter is the runtime's to apply; a container of another pod would lead into that one's network.
         let own = listed.containers.into_iter().filter(|one| one.pod_sandbox_id == sandbox);
         for container in own.take(MOST_CONTAINERS) {
             let request = ContainerStatusRequest { container_id: container.id, verbose: true };
-            match self.call(async |mut client| client.container_status(request).await).await {
+            match self.call(until, async |mut client| client.container_status(request).await).await {
                 Ok(answer) => places.extend(info::places(&answer.info)),
                 Err(Failure::Refused(_)) => {}
                 Err(failure) => return Err(failure),
@@ -161,13 +186,14 @@ impl Runtime {
 
     async fn call<T>(
         &mut self,
+        until: Instant,
         call: impl AsyncFnOnce(RuntimeServiceClient<Connection>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, Failure> {
         let client = match self.client.take() {
             Some(client) => client,
-            None => connect(&self.sockets).await?,
+            None => connect(&self.socket, until).await?,
         };
-        match timeout(CALL, call(client.clone())).await {
+        match timeout_at(until.min(Instant::now() + CALL), call(client.clone())).await {
             Err(_) => Err(Failure::Slow),
             Ok(Ok(response)) => {
                 self.client = Some(client);
@@ -201,20 +227,15 @@ fn addresses(status: &PodSandboxStatus) -> Vec<IpAddr> {
     texts.filter_map(|text| text.parse::<IpAddr>().ok()).map(|address| address.to_canonical()).collect()
 }
 
-async fn connect(sockets: &[PathBuf]) -> Result<RuntimeServiceClient<Connection>, Failure> {
-    let mut reasons = Vec::new();
-    for socket in sockets {
-        match timeout(CALL, Connection::open(socket)).await {
-            Ok(Ok(connection)) => {
-                let origin = Uri::from_static("http://localhost");
-                let client = RuntimeServiceClient::with_origin(connection, origin);
-                return Ok(client.max_decoding_message_size(MOST_BYTES));
-            }
-            Ok(Err(reason)) => reasons.push(format!("{}: {reason}", socket.display())),
-            Err(_) => reasons.push(format!("{}: no answer", socket.display())),
+async fn connect(socket: &Path, until: Instant) -> Result<RuntimeServiceClient<Connection>, Failure> {
+    match timeout_at(until.min(Instant::now() + CALL), Connection::open(socket)).await {
+        Ok(Ok(connection)) => {
+            let client = RuntimeServiceClient::with_origin(connection, Uri::from_static("http://localhost"));
+            Ok(client.max_decoding_message_size(MOST_BYTES))
         }
+        Ok(Err(reason)) => Err(Failure::Unreachable(reason)),
+        Err(_) => Err(Failure::Slow),
     }
-    Err(Failure::Unreachable(reasons.join("; ")))
 }
 
 /// A connection. Clones share it; it ends with the last of them.

@@ -45,6 +45,11 @@ pub fn load_modules() -> Vec<Error> {
     module::load(&crate::kernel::pod_tunnel::MODULES)
 }
 
+/// Returns whether this host's kernel can have a tunnel of ours: the modules are there, built in or loaded by anybody.
+pub fn may_have_tunnels() -> bool {
+    crate::kernel::pod_tunnel::MODULES.iter().any(|name| module::is_present(name))
+}
+
 /// Makes the pod as wanted, in the first of the places that has its address. `is_wanted`: the addresses that have tunnels wanted.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task;
@@ -23,8 +23,9 @@ use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
 use super::machine::{Act, Machine, Next, Standing};
 use super::metrics::Metrics;
-use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, of_sandboxes};
-use crate::container_runtime::client::{self, Runtime};
+use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, of_sandboxes, sought};
+use crate::container_runtime::Sought;
+use crate::container_runtime::hosts::Runtimes;
 use crate::kernel::address::host_addresses;
 use crate::kernel::namespace::{Namespace, NamespaceId};
 use crate::observe::health::Note;
@@ -33,6 +34,8 @@ use crate::observe::health::Note;
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Wanted {
     pub tunnels: WantedTunnels,
+    /// Which pods have these addresses, where that is known.
+    pub pods: KnownPods,
     /// Whether the cluster is known completely: before that nothing is taken away.
     pub complete: bool,
 }
@@ -55,8 +58,6 @@ pub struct Inputs {
 const MOST_NAMES: usize = 4096;
 /// Sentences in the note.
 const MOST_NOTES: usize = 20;
-/// For so long the container runtime is asked at a cleanup.
-const CLEANUP: Duration = Duration::from_secs(30);
 
 /// Starts the thread. It ends when `stop` is true.
 ///
@@ -66,32 +67,39 @@ pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHand
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()
         .name("pod-tunnels".to_owned())
-        .spawn(move || runtime.block_on(Driver::new(inputs).run(stop)))
+        .spawn(move || task::LocalSet::new().block_on(&runtime, Driver::new(inputs).run(stop)))
 }
 
 /// The places of addresses, or why there are none.
 type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>;
+
+/// What was found out beside the driver's own work.
+enum Answer {
+    Search(BTreeSet<IpAddr>, Found),
+    /// The places, and whether there can be no others.
+    Survey(BTreeSet<PathBuf>, bool),
+}
 
 struct Driver {
     machine: Machine,
     inputs: Inputs,
     places: AnnouncedPlaces,
     /// With whoever asks it at the moment.
-    runtime: Option<Runtime>,
-    search: Option<task::JoinHandle<(Runtime, BTreeSet<IpAddr>, Found)>>,
+    runtimes: Option<Runtimes>,
+    question: Option<task::JoinHandle<(Runtimes, Answer)>>,
     has_modules: bool,
     reported: Standing,
 }
 
 impl Driver {
     fn new(inputs: Inputs) -> Driver {
-        let runtime = Some(Runtime::new(inputs.sockets.clone()));
+        let runtimes = Some(Runtimes::new(inputs.sockets.clone()));
         Driver {
             machine: Machine::default(),
             inputs,
             places: AnnouncedPlaces::default(),
-            runtime,
-            search: None,
+            runtimes,
+            question: None,
             has_modules: false,
             reported: Standing::default(),
         }
@@ -103,7 +111,7 @@ impl Driver {
         while !*stop.borrow() {
             let wait = match self.machine.next(Instant::now()) {
                 Next::Act(act) => {
-                    self.act(act).await;
+                    self.act(act);
                     self.report();
                     // The connection to the runtime goes on between two pods.
                     task::yield_now().await;
@@ -128,7 +136,7 @@ impl Driver {
                     Some(announced) => self.take_announced(&announced),
                     None => has_announced = false,
                 },
-                ended = outcome(&mut self.search) => self.take_found(ended),
+                ended = outcome(&mut self.question) => self.take_answer(ended),
                 () = until => {}
             }
             self.report();
@@ -147,14 +155,22 @@ impl Driver {
         }
     }
 
-    fn take_found(&mut self, ended: Option<(Runtime, BTreeSet<IpAddr>, Found)>) {
-        self.search = None;
-        let Some((runtime, searched, found)) = ended else { return };
-        self.runtime = Some(runtime);
-        self.machine.found(&searched, &found, Instant::now());
+    fn take_answer(&mut self, ended: Option<(Runtimes, Answer)>) {
+        self.question = None;
+        let Some((runtimes, answer)) = ended else {
+            // It broke off, and whoever was looked for is looked for again.
+            self.runtimes = Some(Runtimes::new(self.inputs.sockets.clone()));
+            self.machine.found(&BTreeSet::new(), &Found::new(), Instant::now());
+            return self.machine.surveyed(BTreeSet::new(), false);
+        };
+        self.runtimes = Some(runtimes);
+        match answer {
+            Answer::Search(searched, found) => self.machine.found(&searched, &found, Instant::now()),
+            Answer::Survey(places, complete) => self.machine.surveyed(places, complete),
+        }
     }
 
-    async fn act(&mut self, act: Act) {
+    fn act(&mut self, act: Act) {
         match act {
             Act::Bring { want, places } => {
                 if !self.has_modules && !want.services.is_empty() {
@@ -184,9 +200,19 @@ impl Driver {
                     pods.iter().filter(|one| is_gone(one)).map(|(address, ..)| *address).collect();
                 self.machine.looked(&gone, Instant::now());
             }
-            Act::Sweep => {
-                let complete = self.sweep().await;
-                self.machine.swept(complete, Instant::now());
+            Act::Survey { asks } => self.start_survey(asks),
+            Act::Clear(place) => {
+                let machine = &self.machine;
+                match apply::remove_abandoned(&place, |address| machine.is_wanted(address)) {
+                    Ok(0) => {}
+                    Ok(removed) => {
+                        info!(removed, place = %place.display(), "Tunnels in a pod that an earlier run left removed");
+                    }
+                    Err(error) => {
+                        warn!(%error, "Removing a tunnel that an earlier run left in a pod failed");
+                        self.machine.not_cleared();
+                    }
+                }
             }
         }
     }
@@ -194,43 +220,54 @@ impl Driver {
     /// Those that were announced need no runtime.
     fn start_search(&mut self, mut lost: BTreeSet<IpAddr>) {
         let now = Instant::now();
-        let announced: Vec<(IpAddr, PathBuf)> =
-            lost.iter().filter_map(|address| Some((*address, self.places.place(*address)?.clone()))).collect();
+        let known = self.inputs.wanted.borrow().clone();
+        let place = |address: &IpAddr| Some((*address, self.places.place(*address, &known.pods)?.clone()));
+        let announced: Vec<(IpAddr, PathBuf)> = lost.iter().filter_map(place).collect();
         for (address, place) in announced {
             lost.remove(&address);
             self.machine.announced(address, place, now);
         }
-        match self.runtime.take().filter(|_| !lost.is_empty()) {
-            Some(mut runtime) => {
-                self.search = Some(tokio::spawn(async move {
-                    let found = search(&mut runtime, &lost).await;
-                    (runtime, lost, found)
-                }));
-            }
-            None => {
-                self.runtime.get_or_insert_with(|| Runtime::new(self.inputs.sockets.clone()));
-                self.machine.found(&BTreeSet::new(), &Found::new(), now);
-            }
+        if lost.is_empty() {
+            return self.machine.found(&BTreeSet::new(), &Found::new(), now);
         }
+        self.ask(async move |runtimes| {
+            let found = search(runtimes, &lost, &known.pods).await;
+            Answer::Search(lost, found)
+        });
     }
 
-    /// Returns whether all namespaces that can be found have nothing that nobody wants.
-    async fn sweep(&mut self) -> bool {
-        let Some(runtime) = &mut self.runtime else { return false };
-        let sandboxes = runtime.sandboxes().await;
-        let mut places = self.places.all();
-        places.extend(sandboxes.iter().flatten().flat_map(|sandbox| sandbox.places.iter().cloned()));
-        places.extend(directories());
-        let machine = &self.machine;
-        let (removed, errors) = remove_abandoned(places, |address| machine.is_wanted(address));
-        if removed > 0 {
-            info!(removed, "Tunnels in pods that an earlier run left removed");
+    fn start_survey(&mut self, asks: bool) {
+        let announced = self.places.all();
+        // Where there is no need for tunnels, and no module of them, nobody has left one.
+        if !asks && !apply::may_have_tunnels() {
+            return self.machine.surveyed(BTreeSet::new(), true);
         }
-        for error in &errors {
-            warn!(%error, "Removing a tunnel that an earlier run left in a pod failed");
-        }
-        // Without a runtime there may be nothing but the directories.
-        errors.is_empty() && sandboxes.is_ok()
+        self.ask(async move |runtimes| {
+            let (mut places, mut complete) = (announced, true);
+            if asks {
+                let told = runtimes.sandboxes(&Sought::All).await.unwrap_or_else(|_| {
+                    complete = false;
+                    Default::default()
+                });
+                complete &= told.lacking.is_none();
+                places.extend(told.sandboxes.into_iter().flat_map(|sandbox| sandbox.places));
+            }
+            let all = task::spawn_blocking(move || {
+                places.extend(directories());
+                distinct(places).into_iter().collect()
+            });
+            Answer::Survey(all.await.unwrap_or_default(), complete)
+        });
+    }
+
+    /// Has something found out beside the driver's own work.
+    fn ask(&mut self, question: impl AsyncFnOnce(&mut Runtimes) -> Answer + 'static) {
+        let sockets = &self.inputs.sockets;
+        let mut runtimes = self.runtimes.take().unwrap_or_else(|| Runtimes::new(sockets.clone()));
+        self.question = Some(task::spawn_local(async move {
+            let answer = question(&mut runtimes).await;
+            (runtimes, answer)
+        }));
     }
 
     /// Tells of what has changed.
@@ -261,41 +298,53 @@ impl Driver {
     }
 }
 
-/// Waits for a search that is on its way; for ever where there is none. `None` where it broke off.
-async fn outcome<T>(search: &mut Option<task::JoinHandle<T>>) -> Option<T> {
-    match search {
-        Some(search) => search.await.ok(),
+/// Waits for a question that is on its way; for ever where there is none. `None` where it broke off.
+async fn outcome<T>(question: &mut Option<task::JoinHandle<T>>) -> Option<T> {
+    match question {
+        Some(question) => question.await.ok(),
         None => pending().await,
     }
 }
 
-async fn search(runtime: &mut Runtime, lost: &BTreeSet<IpAddr>) -> Found {
-    runtime.forget(lost);
-    let (mut found, failure) = match runtime.sandboxes().await {
-        Ok(sandboxes) => (of_sandboxes(&sandboxes, lost), None),
-        Err(failure) => (of_directories(lost), Some(failure.to_string())),
+async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownPods) -> Found {
+    runtimes.forget(lost);
+    let (mut found, failure) = match runtimes.sandboxes(&sought(lost, known)).await {
+        Ok(told) => {
+            let found = of_sandboxes(&told.sandboxes, lost, known);
+            let found: Found = found.into_iter().map(|(address, places)| (address, Ok(places))).collect();
+            let lacking = told.lacking.map(|lacking| format!(" ({lacking})")).unwrap_or_default();
+            (found, format!("the container runtime has no sandbox with its address{lacking}"))
+        }
+        Err(failure) => {
+            let lost = lost.clone();
+            (task::spawn_blocking(move || of_directories(&lost)).await.unwrap_or_default(), failure)
+        }
     };
     let hosts: BTreeSet<IpAddr> = host_addresses().into_iter().flatten().map(|one| one.address.addr()).collect();
-    let mut result = |address: &IpAddr| match (found.remove(address), &failure) {
-        (Some(places), _) => Ok(places),
-        (None, _) if hosts.contains(address) => Err("it shares its node's network (hostNetwork)".to_owned()),
-        (None, Some(failure)) => Err(failure.clone()),
-        (None, None) => Err("the container runtime has no sandbox with its address".to_owned()),
+    let mut result = |address: &IpAddr| match found.remove(address) {
+        Some(result) => result,
+        None if hosts.contains(address) => Err("it shares its node's network (hostNetwork)".to_owned()),
+        None => Err(failure.clone()),
     };
     lost.iter().map(|address| (*address, result(address))).collect()
 }
 
-/// Looks for these addresses in all namespaces of the directories: the way that is left without a runtime.
-fn of_directories(lost: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<PathBuf>> {
-    let mut found: BTreeMap<IpAddr, Vec<PathBuf>> = BTreeMap::new();
+/// Looks for these addresses in all namespaces of the directories: the way that is left without a runtime. Which of several with one
+/// address is the pod's nobody can say.
+fn of_directories(lost: &BTreeSet<IpAddr>) -> Found {
+    let mut found = Found::new();
     for place in distinct(directories()) {
         let inside = Namespace::open(&place).and_then(|namespace| namespace.run(host_addresses));
         // One that cannot be entered is none of those that are looked for, as far as can be known.
         let Ok(Ok(addresses)) = inside else { continue };
-        for address in addresses.iter().map(|one| one.address.addr()).filter(|address| lost.contains(address)) {
-            let places = found.entry(address).or_default();
-            if !places.contains(&place) {
-                places.push(place.clone());
+        let its: BTreeSet<IpAddr> = addresses.iter().map(|one| one.address.addr()).collect();
+        for address in its.intersection(lost) {
+            let places = found.entry(*address).or_insert_with(|| Ok(Vec::new()));
+            match places {
+                Ok(places) if places.is_empty() => places.push(place.clone()),
+                _ => {
+                    *places = Err("several network namespaces have its address, and no container runtime tells which is the pod's".to_owned());
+                }
             }
         }
     }
@@ -313,33 +362,32 @@ fn distinct(places: BTreeSet<PathBuf>) -> Vec<PathBuf> {
     places.into_iter().filter(|place| NamespaceId::at(place).is_some_and(|id| known.insert(id))).collect()
 }
 
-fn remove_abandoned(places: BTreeSet<PathBuf>, is_wanted: impl Fn(IpAddr) -> bool + Sync) -> (usize, Vec<String>) {
-    let (mut removed, mut errors) = (0, Vec::new());
-    for place in distinct(places) {
-        match apply::remove_abandoned(&place, &is_wanted) {
-            Ok(count) => removed += count,
-            Err(error) => errors.push(error.to_string()),
-        }
-    }
-    (removed, errors)
-}
-
 /// Removes our devices from all pods that can be found. Returns how many there were, and why others could not be removed.
 pub fn remove_all(sockets: Vec<PathBuf>) -> (usize, Vec<String>) {
     let mut places = directories();
     // A host without a runtime has no pods.
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        let asked = async { tokio::time::timeout(CLEANUP, Runtime::new(sockets).sandboxes()).await };
-        match runtime.block_on(asked).unwrap_or(Err(client::Failure::Slow)) {
-            Ok(sandboxes) => places.extend(sandboxes.iter().flat_map(|sandbox| sandbox.places.iter().cloned())),
-            Err(failure) => {
-                let reason = failure.to_string();
-                warn!(
-                    reason,
-                    "Container runtime not asked; if pods of this host have tunnels of direct server return, mount its socket and run --cleanup-config again, or restart them"
-                );
+        let told = runtime.block_on(async { Runtimes::new(sockets).sandboxes(&Sought::All).await });
+        let reason = match told {
+            Ok(told) => {
+                places.extend(told.sandboxes.into_iter().flat_map(|sandbox| sandbox.places));
+                told.lacking
             }
+            Err(reason) => Some(reason),
+        };
+        if let Some(reason) = reason {
+            warn!(
+                reason,
+                "Container runtime not asked; if pods of this host have tunnels of direct server return, mount its socket and run --cleanup-config again, or restart them"
+            );
         }
     }
-    remove_abandoned(places, |_| false)
+    let (mut removed, mut errors) = (0, Vec::new());
+    for place in distinct(places) {
+        match apply::remove_abandoned(&place, |_| false) {
+            Ok(count) => removed += count,
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    (removed, errors)
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A pod of which nothing is wanted any more is taken down where it was set up, and forgotten: with its namespace everything of
-//! ours is gone too. What an earlier run left is found by a sweep of all namespaces, once the cluster is known completely.
+//! ours is gone too. What an earlier run left is found by a sweep of all namespaces, once the cluster is known completely: of those in the usual
+//! directories, and once something is wanted also of those that the container runtime tells. One namespace is looked at a time, between other acts.
 //!
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
 //! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
@@ -47,8 +48,13 @@ pub enum Act {
     Search(BTreeSet<IpAddr>),
     /// Look whether these namespaces are still at their places.
     Look(Vec<(IpAddr, PathBuf, NamespaceId)>),
-    /// Remove what earlier runs left in all namespaces that can be found.
-    Sweep,
+    /// Find all namespaces in which an earlier run may have left something.
+    Survey {
+        /// The container runtime is asked too.
+        asks: bool,
+    },
+    /// Remove what an earlier run left in this namespace.
+    Clear(PathBuf),
 }
 
 /// What follows.
@@ -82,10 +88,12 @@ pub struct Standing {
 pub struct Machine {
     pods: BTreeMap<IpAddr, Pod>,
     complete: bool,
-    /// A search is on its way.
+    /// A search or a survey is on its way.
     searching: bool,
     look_at: Option<Instant>,
     sweep: Sweep,
+    /// Something was wanted: a sweep asks the container runtime.
+    has_wanted: bool,
 }
 
 #[derive(Default)]
@@ -123,6 +131,15 @@ enum Sweep {
         at: Instant,
         tries: u32,
     },
+    Surveying {
+        tries: u32,
+    },
+    Clearing {
+        places: Vec<PathBuf>,
+        /// Everything was found and could be cleared so far.
+        complete: bool,
+        tries: u32,
+    },
     Done,
 }
 
@@ -144,7 +161,9 @@ impl Machine {
     /// Takes in what is wanted. Before the cluster is known completely nothing is taken away.
     pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
         self.complete |= complete;
-        if complete && matches!(self.sweep, Sweep::Waiting) {
+        let is_first = !wanted.is_empty() && !self.has_wanted;
+        self.has_wanted |= is_first;
+        if self.complete && (is_first || matches!(self.sweep, Sweep::Waiting)) {
             self.sweep = Sweep::Due { at: now, tries: 0 };
         }
         for (address, services) in wanted.iter().filter(|(_, services)| !services.is_empty()) {
@@ -244,11 +263,40 @@ impl Machine {
         }
     }
 
-    /// Takes in whether a sweep reached everything.
-    pub fn swept(&mut self, complete: bool, now: Instant) {
-        let Sweep::Due { tries, .. } = self.sweep else { return };
-        let again = Sweep::Due { at: now + SELDOM, tries: tries + 1 };
-        self.sweep = if complete || tries + 1 >= SWEEPS { Sweep::Done } else { again };
+    /// Takes in the answer to a survey: all places, and whether there can be no others.
+    pub fn surveyed(&mut self, places: BTreeSet<PathBuf>, complete: bool) {
+        self.searching = false;
+        // What was asked of it may have become another question.
+        if let Sweep::Surveying { tries } = self.sweep {
+            self.sweep = Sweep::Clearing { places: places.into_iter().collect(), complete, tries };
+        }
+    }
+
+    /// Takes in that something in a namespace could not be cleared.
+    pub fn not_cleared(&mut self) {
+        if let Sweep::Clearing { complete, .. } = &mut self.sweep {
+            *complete = false;
+        }
+    }
+
+    /// Returns the next act of a sweep.
+    fn next_of_sweep(&mut self, now: Instant) -> Option<Act> {
+        match &mut self.sweep {
+            Sweep::Due { at, tries } if *at <= now && !self.searching => {
+                self.sweep = Sweep::Surveying { tries: *tries };
+                self.searching = true;
+                Some(Act::Survey { asks: self.has_wanted })
+            }
+            Sweep::Clearing { places, complete, tries } => {
+                let place = places.pop();
+                if place.is_none() {
+                    let again = Sweep::Due { at: now + SELDOM, tries: *tries + 1 };
+                    self.sweep = if *complete || *tries + 1 >= SWEEPS { Sweep::Done } else { again };
+                }
+                place.map(Act::Clear)
+            }
+            _ => None,
+        }
     }
 
     /// Returns what is to be done now. The outcome of an act is taken in before this is asked again, but for that of a search.
@@ -272,11 +320,11 @@ impl Machine {
                 self.searching = true;
                 return Next::Act(Act::Search(lost));
             }
-            if matches!(self.sweep, Sweep::Due { at, .. } if at <= now) {
-                return Next::Act(Act::Sweep);
-            }
         }
-        Next::Wait(self.deadline())
+        match self.next_of_sweep(now) {
+            Some(act) => Next::Act(act),
+            None => Next::Wait(self.deadline()),
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {

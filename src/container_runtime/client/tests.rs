@@ -14,6 +14,7 @@ use super::super::wire::v1::{
     Namespace, NamespaceOption, PodIp, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxStatusResponse,
 };
 use super::*;
+use crate::container_runtime::hosts::Runtimes;
 
 /// What a sandbox of the runtime in the tests has.
 #[derive(Clone, Default)]
@@ -33,17 +34,38 @@ struct Fake {
     sandboxes: BTreeMap<String, Told>,
     statuses: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
+    /// Entries of all lists.
+    listed: Arc<AtomicUsize>,
+    /// As Docker's containerd.
+    has_no_sandboxes_service: bool,
 }
 
 #[tonic::async_trait]
 impl RuntimeService for Fake {
-    async fn list_pod_sandbox(&self, _: Call<ListPodSandboxRequest>) -> Result<Answer<ListPodSandboxResponse>, Status> {
+    async fn list_pod_sandbox(
+        &self,
+        call: Call<ListPodSandboxRequest>,
+    ) -> Result<Answer<ListPodSandboxResponse>, Status> {
+        if self.has_no_sandboxes_service {
+            return Err(Status::unimplemented("unknown service runtime.v1.RuntimeService"));
+        }
+        let labels = call.into_inner().filter.unwrap_or_default().label_selector;
+        let is_meant = |id: &String| match labels.get("io.kubernetes.pod.name") {
+            Some(name) => name == id && labels["io.kubernetes.pod.namespace"] == "shop",
+            None => true,
+        };
         let item = |(id, told): (&String, &Told)| PodSandbox {
             id: id.clone(),
-            metadata: Some(PodSandboxMetadata { name: id.clone(), namespace: "shop".to_owned() }),
+            metadata: Some(PodSandboxMetadata {
+                name: id.clone(),
+                uid: format!("uid-{id}"),
+                namespace: "shop".to_owned(),
+            }),
             state: told.state,
         };
-        Ok(Answer::new(ListPodSandboxResponse { items: self.sandboxes.iter().map(item).collect() }))
+        let items: Vec<PodSandbox> = self.sandboxes.iter().filter(|(id, _)| is_meant(id)).map(item).collect();
+        self.listed.fetch_add(items.len(), Ordering::Relaxed);
+        Ok(Answer::new(ListPodSandboxResponse { items }))
     }
 
     async fn pod_sandbox_status(
@@ -96,6 +118,15 @@ impl RuntimeService for Fake {
     }
 }
 
+fn later() -> Instant {
+    Instant::now() + CALL * 10
+}
+
+/// Everything that a runtime tells.
+async fn all(runtime: &mut Runtime) -> Result<Vec<Sandbox>, Failure> {
+    Ok(runtime.sandboxes(&Sought::All, later()).await?.sandboxes)
+}
+
 /// Serves it at a socket until the handle is aborted.
 fn serve(fake: &Fake, socket: &Path) -> JoinHandle<()> {
     let listener = UnixListener::bind(socket).expect("a socket");
@@ -126,7 +157,8 @@ fn lines(sandboxes: &[Sandbox]) -> Vec<String> {
         let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
         let places: Vec<String> = one.places.iter().map(|path| path.display().to_string()).collect();
         let host = if one.host_network { " host" } else { "" };
-        format!("{} {}: {} at {}{host}", one.id, one.pod, addresses.join(" "), places.join(" "))
+        let PodName { namespace, name } = &one.pod;
+        format!("{} {namespace}/{name} {}: {} at {}{host}", one.id, one.uid, addresses.join(" "), places.join(" "))
     };
     sandboxes.iter().map(line).collect()
 }
@@ -148,21 +180,21 @@ async fn sandboxes_are_found_with_their_addresses_and_places_and_asked_for_once(
         ("i", told(&["10.244.1.10"], "gone")),
     ]);
     let _server = serve(&fake, &socket);
-    let mut runtime = Runtime::new(vec![directory.path().join("nobody.sock"), socket]);
+    let mut runtime = Runtime::new(socket);
     let expected = [
-        "a shop/a: 10.244.1.5 fd00:10:244:1::5 at /run/netns/cni-a /proc/11/ns/net",
-        "b shop/b: fd00:10:244:1::6 at /proc/12/ns/net",
-        "c shop/c: 10.244.1.7 at /proc/13/ns/net",
-        "d shop/d:  at /proc/14/ns/net host",
+        "a shop/a uid-a: 10.244.1.5 fd00:10:244:1::5 at /run/netns/cni-a /proc/11/ns/net",
+        "b shop/b uid-b: fd00:10:244:1::6 at /proc/12/ns/net",
+        "c shop/c uid-c: 10.244.1.7 at /proc/13/ns/net",
+        "d shop/d uid-d:  at /proc/14/ns/net host",
     ];
-    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    assert_eq!(lines(&all(&mut runtime).await.expect("it answers")), expected);
     let first = fake.statuses.swap(0, Ordering::Relaxed);
     assert_eq!(first, 8, "all that are ready");
-    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    assert_eq!(lines(&all(&mut runtime).await.expect("it answers")), expected);
     // Those of which nothing usable was told are asked for again.
     assert_eq!(fake.statuses.swap(0, Ordering::Relaxed), 4);
     runtime.forget(&["fd00:10:244:1::5".parse().expect("an address")].into());
-    assert_eq!(lines(&runtime.sandboxes().await.expect("it answers")), expected);
+    assert_eq!(lines(&all(&mut runtime).await.expect("it answers")), expected);
     assert_eq!(fake.statuses.load(Ordering::Relaxed), 5);
     assert_eq!(fake.connections.load(Ordering::Relaxed), 1, "one connection is enough");
 }
@@ -172,39 +204,108 @@ async fn a_runtime_that_starts_again_is_connected_to_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("runtime.sock");
     let fake = fake([("a", told(&["10.244.1.5"], r#"{"pid": 11}"#))]);
-    let mut runtime = Runtime::new(vec![socket.clone()]);
-    let failure = runtime.sandboxes().await.expect_err("nobody listens");
-    assert!(matches!(&failure, Failure::Unreachable(text) if text.contains("runtime.sock")), "{failure}");
+    let mut runtime = Runtime::new(socket.clone());
+    let failure = all(&mut runtime).await.expect_err("nobody listens");
+    assert!(matches!(&failure, Failure::Unreachable(_)), "{failure}");
     let server = serve(&fake, &socket);
-    assert_eq!(runtime.sandboxes().await.expect("it answers").len(), 1);
+    assert_eq!(all(&mut runtime).await.expect("it answers").len(), 1);
     server.abort();
     let _ = server.await;
     std::fs::remove_file(&socket).expect("it is there");
-    let failure = runtime.sandboxes().await.expect_err("nobody answers");
+    let failure = all(&mut runtime).await.expect_err("nobody answers");
     assert!(matches!(failure, Failure::Refused(_) | Failure::Unreachable(_)), "{failure}");
     let _server = serve(&fake, &socket);
-    assert_eq!(runtime.sandboxes().await.expect("it answers").len(), 1);
+    assert_eq!(all(&mut runtime).await.expect("it answers").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_that_does_not_answer_is_given_up_and_one_slow_sandbox_hides_no_other_for_ever() {
+async fn a_runtime_that_does_not_answer_is_given_up_and_one_slow_sandbox_hides_no_other() {
     let directory = tempfile::tempdir().expect("a directory");
     let silent = directory.path().join("silent.sock");
     // It takes connections, and says nothing.
     let _listener = std::os::unix::net::UnixListener::bind(&silent).expect("a socket");
-    let mut runtime = Runtime::new(vec![silent]);
-    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
+    let mut runtime = Runtime::new(silent);
+    assert_eq!(all(&mut runtime).await, Err(Failure::Slow));
 
     let socket = directory.path().join("slow.sock");
-    let slow = Told { is_slow: true, ..told(&["10.244.1.6"], r#"{"pid": 12}"#) };
-    let fake = fake([("a", told(&["10.244.1.5"], r#"{"pid": 11}"#)), ("b", slow)]);
+    let slow = || Told { is_slow: true, ..told(&["10.244.1.6"], r#"{"pid": 12}"#) };
+    let quick = |id| told(&["10.244.1.5"], id);
+    let fake = fake([
+        ("a", quick(r#"{"pid": 11}"#)),
+        ("b", slow()),
+        ("c", quick(r#"{"pid": 13}"#)),
+        ("d", slow()),
+        ("e", slow()),
+        ("f", slow()),
+        ("g", quick(r#"{"pid": 14}"#)),
+    ]);
     let _server = serve(&fake, &socket);
-    let mut runtime = Runtime::new(vec![socket]);
-    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
-    // What was told before is kept.
-    fake.statuses.store(0, Ordering::Relaxed);
-    assert_eq!(runtime.sandboxes().await, Err(Failure::Slow));
-    assert_eq!(fake.statuses.load(Ordering::Relaxed), 1);
+    let mut runtime = Runtime::new(socket);
+    let begun = Instant::now();
+    let found = runtime.sandboxes(&Sought::All, begun + CALL * 2).await.expect("it lists them");
+    assert_eq!(begun.elapsed(), CALL * 2, "there is a limit to the whole");
+    let ids = |found: &Found| found.sandboxes.iter().map(|one| one.id.to_string()).collect::<Vec<_>>().join(" ");
+    assert_eq!((ids(&found).as_str(), found.lacking.as_deref()), ("a c", Some("no answer in time")));
+    // What was told before is kept, so those behind the slow ones have their turn.
+    let found = runtime.sandboxes(&Sought::All, Instant::now() + CALL * 5).await.expect("it lists them");
+    assert_eq!((ids(&found).as_str(), found.lacking.is_some()), ("a c g", true));
+}
+
+#[tokio::test]
+async fn sandboxes_of_named_pods_are_listed_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("runtime.sock");
+    let one = || told(&["10.244.1.5"], r#"{"pid": 11}"#);
+    let fake = fake([("a", one()), ("b", one()), ("c", one()), ("d", one())]);
+    let _server = serve(&fake, &socket);
+    let mut runtime = Runtime::new(socket);
+    let name = |name: &str| PodName { namespace: "shop".into(), name: name.into() };
+    let other = PodName { namespace: "other".into(), name: "c".into() };
+    let sought = Sought::Of([name("a"), name("d"), other].into());
+    let found = runtime.sandboxes(&sought, later()).await.expect("it answers");
+    let ids: Vec<&str> = found.sandboxes.iter().map(|one| one.id.as_str()).collect();
+    assert_eq!((ids, fake.listed.swap(0, Ordering::Relaxed)), (vec!["a", "d"], 2));
+    let many = (0..=MOST_BY_NAME).map(|number| name(&number.to_string()));
+    let sought = Sought::Of(many.chain([name("a")]).collect());
+    assert_eq!(runtime.sandboxes(&sought, later()).await.expect("it answers").sandboxes.len(), 4);
+    assert_eq!(fake.listed.load(Ordering::Relaxed), 4, "one list instead of very many questions");
+}
+
+#[tokio::test]
+async fn a_list_as_long_as_the_annotations_of_many_pods_is_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("runtime.sock");
+    // The reader does not know annotations; a UID is as long here as they would be.
+    let long = "x".repeat(4 << 20);
+    let fake = fake([("a", told(&["10.244.1.5"], r#"{"pid": 11}"#)), (long.as_str(), told(&[], ""))]);
+    let _server = serve(&fake, &socket);
+    let found = Runtime::new(socket).sandboxes(&Sought::All, later()).await.expect("it is not too long");
+    assert_eq!(found.sandboxes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_socket_of_another_runtime_does_not_hide_that_of_the_kubelet() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = |name: &str| directory.path().join(name);
+    let one = || told(&["10.244.1.5"], r#"{"pid": 11}"#);
+    let dockers = Fake { has_no_sandboxes_service: true, ..Fake::default() };
+    let (empty, kubelets) = (Fake::default(), fake([("a", one())]));
+    let _servers = [
+        serve(&dockers, &socket("docker.sock")),
+        serve(&empty, &socket("empty.sock")),
+        serve(&kubelets, &socket("kubelet.sock")),
+    ];
+    std::os::unix::fs::symlink(socket("kubelet.sock"), socket("link.sock")).expect("writable");
+    let all = ["nobody.sock", "docker.sock", "empty.sock", "link.sock", "kubelet.sock"].map(socket);
+    let mut runtimes = Runtimes::new(all.to_vec());
+    let found = runtimes.sandboxes(&Sought::All).await.expect("one has them");
+    assert_eq!(found.sandboxes.len(), 1, "and once alone");
+    let lacking = found.lacking.expect("it may have had more");
+    assert!(lacking.contains("docker.sock: ") && lacking.contains("unknown service"), "{lacking}");
+    assert!(!lacking.contains("nobody.sock"), "{lacking}");
+    let failure = Runtimes::new(vec![socket("nobody.sock"), socket("docker.sock")]).sandboxes(&Sought::All).await;
+    let failure = failure.expect_err("none answers");
+    assert!(failure.contains("nobody.sock: ") && failure.contains("docker.sock: "), "{failure}");
 }
 
 #[tokio::test]
@@ -213,9 +314,9 @@ async fn an_answer_that_is_too_large_and_words_that_are_not_http_are_refused() {
     let socket = directory.path().join("runtime.sock");
     let huge = fake([("a", told(&["10.244.1.5"], &format!(r#"{{"pid": 11, "x": "{}"}}"#, "y".repeat(MOST_BYTES))))]);
     let _server = serve(&huge, &socket);
-    let mut runtime = Runtime::new(vec![socket]);
+    let mut runtime = Runtime::new(socket);
     // Its own sandbox is left out; the call itself was one among others.
-    assert_eq!(runtime.sandboxes().await, Ok(Vec::new()));
+    assert_eq!(all(&mut runtime).await, Ok(Vec::new()));
 
     let odd = directory.path().join("odd.sock");
     let listener = UnixListener::bind(&odd).expect("a socket");
@@ -224,7 +325,7 @@ async fn an_answer_that_is_too_large_and_words_that_are_not_http_are_refused() {
             let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 mail.example ESMTP\r\n").await;
         }
     });
-    let failure = Runtime::new(vec![odd]).sandboxes().await.expect_err("it speaks something else");
+    let failure = all(&mut Runtime::new(odd)).await.expect_err("it speaks something else");
     assert!(matches!(failure, Failure::Refused(_) | Failure::Unreachable(_)), "{failure}");
 }
 
@@ -234,6 +335,6 @@ async fn a_socket_that_may_not_be_opened_is_named_with_the_reason() {
     let file = directory.path().join("file");
     std::fs::write(&file, "no socket").expect("writable");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
-    let failure = Runtime::new(vec![file]).sandboxes().await.expect_err("it is no socket");
-    assert!(failure.to_string().contains("/file: "), "{failure}");
+    let failure = Runtimes::new(vec![file]).sandboxes(&Sought::All).await.expect_err("it is no socket");
+    assert!(failure.contains("/file: "), "{failure}");
 }

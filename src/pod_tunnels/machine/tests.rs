@@ -24,6 +24,8 @@ struct Node {
     refuses: Option<IpAddr>,
     searches: usize,
     brings: usize,
+    /// Whether each of them asked the runtime.
+    surveys: Vec<bool>,
 }
 
 struct Inside {
@@ -98,11 +100,13 @@ impl Node {
                 let gone: BTreeSet<IpAddr> = gone.map(|(address, ..)| address).collect();
                 machine.looked(&gone, now);
             }
-            Act::Sweep => {
-                for inside in self.namespaces.values_mut().filter(|inside| !machine.is_wanted(inside.pod)) {
-                    inside.services = None;
-                }
-                machine.swept(self.answers, now);
+            Act::Survey { asks } => {
+                self.surveys.push(asks);
+                machine.surveyed(self.namespaces.keys().cloned().collect(), self.answers || !asks);
+            }
+            Act::Clear(place) => {
+                let inside = self.namespaces.get_mut(&place);
+                inside.filter(|inside| !machine.is_wanted(inside.pod)).into_iter().for_each(|one| one.services = None);
             }
         }
     }
@@ -237,6 +241,22 @@ fn a_pod_that_an_earlier_run_set_up_and_this_one_never_found_is_taken_down_when_
     machine.want(&WantedTunnels::new(), true, now);
     node.pass(&mut machine, &mut now, MOMENT);
     assert_eq!(node.shown(), "10.244.1.5: none");
+}
+
+#[test]
+fn the_runtime_is_not_asked_before_something_is_wanted() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(600));
+    assert_eq!((node.shown().as_str(), node.searches), ("10.244.1.5: none", 0));
+    assert_eq!(node.surveys, [false]);
+    for _ in 0..2 {
+        machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+        node.pass(&mut machine, &mut now, Duration::from_secs(600));
+    }
+    assert_eq!(node.surveys, [false, true]);
 }
 
 #[test]
