@@ -9,6 +9,7 @@
 //! - `policy-diff`, while somebody asks what a policy would change (`firewall::diff`);
 //! - `proxy`, `firewall`, `router` and, with `--netpol-source-guard`, `source-guard`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
 //! - the BGP speaker's, which the router starts;
+//! - `pod-tunnels`, where direct server return is used: tunnels end in this node's pods (`pod_tunnels`);
 //! - `load-balancer`, with `--run-loadbalancer`: the election, and what its winner does (`load_balancer`);
 //! - `monitor`, which waits for notifications of the kernel.
 //!
@@ -51,6 +52,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
+use crate::pod_tunnels::places::Announced;
 use crate::proxy::names::DEVICE;
 use crate::router;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
@@ -63,6 +65,7 @@ use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ROUTER, RouterChannels, Running};
 
+mod pod_tunnels;
 mod subsystems;
 
 /// The socket for clients of GoBGP, beside the one of `--socket`.
@@ -116,9 +119,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
-    let (problems_out, problems) = service_problems();
+    let ((parsed_problems, problems_out), problems) = service_problems();
     let (guard, guard_calls) = mpsc::channel(STARTING);
-    let (attaching, starting) = start_cni(&config, &registry, &health, guard)?;
+    let (pods, announced) = mpsc::channel(STARTING);
+    let pod_tunnels = pod_tunnels::settings(&config);
+    let (attaching, starting) = start_cni(&config, &registry, &health, (guard, pods))?;
     let told = ToldToCluster { reports, problems, world: world.clone() };
     let (messages, events) = start_source(&config, &registry, &health, told).await?;
     let inputs = world::Inputs {
@@ -128,7 +133,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         last_known: config.state_dir.as_deref().map(LastKnown::new),
         clocks: clocks.to_vec(),
         report: report.clone(),
-        service_warnings: problems_out.0,
+        service_warnings: parsed_problems,
         sync_timeout: config.cache_sync_timeout,
         note: health.note("node"),
         age: health.note("last known state"),
@@ -145,7 +150,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
         let router = RouterChannels { believed, served: served_out };
-        running.push(common.start_proxy(settings, inputs, (router, problems_out.1), &mut answerers).await?);
+        running.extend(common.start_pod_tunnels(pod_tunnels, announced, problems_out.of_pods.clone())?);
+        running.push(common.start_proxy(settings, inputs, (router, problems_out), &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
@@ -293,12 +299,14 @@ struct ToldToCluster {
     world: watch::Receiver<World>,
 }
 
-/// Makes the ways of problems of Services, from those who find them to who tells the cluster: from the World's parsing, and from the service proxy.
+/// Makes the ways of problems of Services, from those who find them to who tells the cluster: from the World's parsing, from the service proxy, and
+/// from the tunnels in pods.
 fn service_problems() -> ((watch::Sender<ServiceProblems>, ProblemsOut), Vec<watch::Receiver<ServiceProblems>>) {
-    let [(parsed, of_parsing), (planned, of_plan), (listening, of_listeners)] =
-        [(); 3].map(|()| watch::channel(ServiceProblems::default()));
+    let [(parsed, of_parsing), (planned, of_plan), (listening, of_listeners), (of_pods, of_tunnels)] =
+        [(); 4].map(|()| watch::channel(ServiceProblems::default()));
     let of_objects = of_parsing.clone();
-    ((parsed, ProblemsOut { planned, listening, of_objects }), vec![of_parsing, of_plan, of_listeners])
+    let out = ProblemsOut { planned, listening, of_pods, of_objects };
+    ((parsed, out), vec![of_parsing, of_plan, of_listeners, of_tunnels])
 }
 
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands, and what is wrong with Services. Returns
@@ -359,7 +367,7 @@ fn start_cni(
     config: &Config,
     registry: &Registry,
     health: &Health,
-    guard: mpsc::Sender<GuardCall>,
+    (guard, pods): (mpsc::Sender<GuardCall>, mpsc::Sender<Announced>),
 ) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
     let (starting, to_firewall) = mpsc::channel(STARTING);
     let Some(socket) = config.cni_socket.as_deref() else {
@@ -372,7 +380,8 @@ fn start_cni(
     };
     let (changes, to_world) = mpsc::channel(STARTING);
     let guard = config.source_guard.then_some(guard);
-    let calls = Calls { changes, starting, guard, pods: None, metrics: cni::metrics::Metrics::register(registry)? };
+    let pods = pod_tunnels::settings(config).map(|_| pods);
+    let calls = Calls { changes, starting, guard, pods, metrics: cni::metrics::Metrics::register(registry)? };
     // It waits for calls for as long as nobody makes any.
     let pulse = health.register("CNI socket", Duration::MAX, Instant::now());
     tokio::spawn(cni::serve::run(socket.to_owned(), calls, pulse));
@@ -505,8 +514,13 @@ mod tests {
             let words = ["sluice", "--run-router=false", flag, &socket].map(OsString::from);
             let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
             let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-            let started = start_cni(&config, &Registry::new("1", "1"), &Health::default(), mpsc::channel(1).0)
-                .expect("it starts");
+            let started = start_cni(
+                &config,
+                &Registry::new("1", "1"),
+                &Health::default(),
+                (mpsc::channel(1).0, mpsc::channel(1).0),
+            )
+            .expect("it starts");
             assert_eq!((started.0.is_some(), path("attachments.json").exists()), (stays, stays), "{flag}");
         }
     }

@@ -186,6 +186,21 @@ fn an_agent_that_may_have_been_named_in_a_cni_file_finds_the_hosts_files() {
     }
 }
 
+/// Mounts of the host that are not followed would keep file systems of ended containers, and show no later namespace.
+#[test]
+fn agents_with_all_features_find_the_pods_of_the_node_for_direct_server_return() {
+    let with_all: Vec<Manifest> =
+        manifests().into_iter().filter(|of| of.name.ends_with("-all-features.yaml")).collect();
+    assert_eq!(with_all.len(), 2);
+    for of in with_all {
+        for path in ["/run/containerd", "/run/netns"] {
+            assert_eq!(mounted(&of, of.agent(), path), Some(path), "{}", of.name);
+            let mount = list(&of.agent()["volumeMounts"]).iter().find(|mount| mount["mountPath"] == path);
+            assert_eq!(mount.unwrap()["mountPropagation"], "HostToContainer", "{}", of.name);
+        }
+    }
+}
+
 /// Runs the script on folders of the test in the place of the container's.
 fn run(of: &Manifest, node: &Path) {
     let folder = |name: &str| node.join(name).display().to_string();

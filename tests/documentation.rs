@@ -30,6 +30,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
             .expect("valid names");
     registry.register(Box::new(refused)).expect("the names are free");
     sluice::cni::metrics::Metrics::register(&registry).expect("the names are free");
+    sluice::pod_tunnels::metrics::Metrics::register(&registry).expect("the names are free");
     sluice::source_guard::metrics::Metrics::register(&registry).expect("the names are free");
     let dropped = sluice::source_guard::serve::DroppedFrames::new().expect("valid names");
     registry.register(Box::new(dropped)).expect("the names are free");

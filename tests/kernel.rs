@@ -9,6 +9,8 @@
 
 #[path = "kernel/namespace.rs"]
 mod namespace;
+#[path = "kernel/containerd.rs"]
+mod containerd;
 #[path = "kernel/native/mod.rs"]
 mod native;
 #[path = "kernel/ipvs.rs"]
@@ -23,6 +25,8 @@ mod dsr;
 mod tunnel;
 #[path = "kernel/pod_tunnel.rs"]
 mod pod_tunnel;
+#[path = "kernel/pod_sandbox.rs"]
+mod pod_sandbox;
 #[path = "kernel/frames.rs"]
 mod frames;
 #[path = "kernel/dummy.rs"]

@@ -32,6 +32,8 @@ GUEST = {
 SPEAKERS = {"gobgpd": "/usr/bin/gobgpd", "bird2": "/usr/sbin/bird", "frr": "/usr/lib/frr/bgpd"}
 # The router outside and the client that the demo shows.
 SHOWN = {"bird2": "/usr/sbin/bird", "gobgpd": "/usr/bin/gobgp"}
+# Pods as a kubelet makes them, without a kubelet; busybox is all that they run.
+RUNTIME = {"containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "busybox-static": "/bin/busybox"}
 # What the tests of the image judge it with: programs of others that read and start images.
 IMAGE = {"umoci": "/usr/bin/umoci", "containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}

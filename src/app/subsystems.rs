@@ -56,6 +56,8 @@ pub struct Common {
 pub struct ProblemsOut {
     pub planned: watch::Sender<ServiceProblems>,
     pub listening: watch::Sender<ServiceProblems>,
+    /// Of the tunnels in pods, which the service proxy tells who asks.
+    pub of_pods: watch::Sender<ServiceProblems>,
     /// What is wrong with the objects themselves, which the service proxy tells who asks.
     pub of_objects: watch::Receiver<ServiceProblems>,
 }
@@ -87,8 +89,8 @@ impl Common {
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
         let RouterChannels { believed, served } = router;
-        let ProblemsOut { planned: problems, listening, of_objects } = problems;
-        let problems_of_others = vec![of_objects, listening.subscribe()];
+        let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
+        let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);
         answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;

@@ -90,24 +90,25 @@ impl Runtime {
             self.known.clear();
         }
         let mut found = Found::default();
-        let mut leave_out = |failure: String| drop(found.lacking.get_or_insert(failure));
+        let mut lacking = None;
         if listed.len() > MOST_SANDBOXES {
-            leave_out(format!("it has more than {MOST_SANDBOXES} sandboxes"));
+            lacking.get_or_insert(format!("it has more than {MOST_SANDBOXES} sandboxes"));
             listed.truncate(MOST_SANDBOXES);
         }
         for one in listed {
             let id = CompactString::from(one.id.as_str());
             if !self.known.contains_key(&id) && Instant::now() >= until {
-                leave_out("its sandboxes could not all be looked at in time".to_owned());
+                lacking.get_or_insert("its sandboxes could not all be looked at in time".to_owned());
             } else if !self.known.contains_key(&id) {
                 match self.sandbox(&one, until).await {
                     Ok(Some(sandbox)) => drop(self.known.insert(id.clone(), sandbox)),
                     Ok(None) => {}
-                    Err(failure) => leave_out(failure.to_string()),
+                    Err(failure) => drop(lacking.replace(failure.to_string())),
                 }
             }
             found.sandboxes.extend(self.known.get(&id).cloned());
         }
+        found.lacking = lacking;
         found.sandboxes.sort_unstable_by(|one, other| one.id.cmp(&other.id));
         Ok(found)
     }
@@ -240,10 +241,14 @@ async fn connect(socket: &Path, until: Instant) -> Result<RuntimeServiceClient<C
 
 /// A connection. Clones share it; it ends with the last of them.
 #[derive(Clone)]
-struct Connection(SendRequest<Body>);
+pub struct Connection(SendRequest<Body>);
 
 impl Connection {
-    async fn open(socket: &Path) -> Result<Connection, String> {
+    /// Opens a connection to a socket.
+    ///
+    /// # Errors
+    /// Why there is none, as a sentence without its end.
+    pub async fn open(socket: &Path) -> Result<Connection, String> {
         let stream = UnixStream::connect(socket).await.map_err(|error| error.to_string())?;
         let opened = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
         let (sender, connection) = opened.map_err(|error| error.to_string())?;

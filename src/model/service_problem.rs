@@ -85,6 +85,8 @@ pub enum Cause {
     Endpoints,
     /// A program of the node uses the health check node port.
     HealthCheckPort,
+    /// A pod of the node cannot be set up to answer for the addresses (direct server return).
+    PodTunnel,
 }
 
 impl Cause {
@@ -99,12 +101,13 @@ impl Cause {
             Cause::NoEndpointPort => "NoEndpointForPort",
             Cause::Endpoints => "EndpointsLeftOut",
             Cause::HealthCheckPort => "HealthCheckPortInUse",
+            Cause::PodTunnel => "PodTunnelMissing",
         }
     }
 
     /// Returns whether each node has to find it out for itself. Everything else follows from the cluster, and all nodes find the same.
     pub fn is_of_one_node(self) -> bool {
-        matches!(self, Cause::NodeConflict | Cause::HealthCheckPort)
+        matches!(self, Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel)
     }
 }
 

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub mod local_pods;
 pub mod packet_marks;
 pub mod rules;
 pub mod tunnels;

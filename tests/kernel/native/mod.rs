@@ -34,6 +34,7 @@ mod passages;
 mod router;
 mod rule;
 mod source_ranges;
+mod sandboxes;
 mod source_guard;
 mod sysctl;
 

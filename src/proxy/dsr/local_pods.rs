@@ -1,0 +1,114 @@
+//! Which pods of this node have to answer for which service addresses, kept up to date at the cost of what changed.
+//!
+//! Only Services with direct server return cost anything: as long as there is none, changes of Services are looked through for the
+//! annotation, and nothing else is followed. After any history the result is that of the newest World alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{PodAddresses, tunnels};
+use crate::config::{ProxyConfig, ServiceRanges};
+use crate::model::{Endpoints, ObjectName, World};
+use crate::net::PerFamily;
+use crate::proxy::local_node::LocalNode;
+use crate::proxy::other_nodes::OtherNodes;
+use crate::proxy::part::PartInputs;
+
+/// The tunnels that end in pods of this node, of all Services.
+pub struct LocalPods {
+    config: Arc<ProxyConfig>,
+    /// The ranges of the flags.
+    flags: ServiceRanges,
+    families: PerFamily<bool>,
+    world: World,
+    node: LocalNode,
+    others: OtherNodes,
+    /// Every Service with direct server return, also those without a pod here.
+    services: BTreeMap<ObjectName, PodAddresses>,
+}
+
+impl LocalPods {
+    pub fn new(config: Arc<ProxyConfig>, families: PerFamily<bool>) -> LocalPods {
+        LocalPods {
+            flags: config.ranges.clone(),
+            config,
+            families,
+            world: World::empty(),
+            node: LocalNode::default(),
+            others: OtherNodes::default(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in a newer World; returns whether anything is other than before.
+    pub fn follow(&mut self, world: &World) -> bool {
+        let older = std::mem::replace(&mut self.world, world.clone());
+        let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
+        let changed = services.changes_since(&older.cluster.services).map(|change| change.key());
+        let is_meant = |name: &&ObjectName| services.get(*name).is_some_and(|service| service.annotations.dsr);
+        let changed = changed.filter(|name| self.services.contains_key(*name) || is_meant(name));
+        let mut dirty: BTreeSet<ObjectName> = changed.cloned().collect();
+        if self.services.is_empty() && dirty.is_empty() {
+            return false;
+        }
+        if self.services.is_empty() {
+            // What they depend on was not followed.
+            (self.node, self.others) = (LocalNode::default(), OtherNodes::default());
+            self.follow_common(&World::empty(), world);
+        } else if self.follow_common(&older, world) {
+            dirty.extend(self.services.keys().cloned());
+        } else {
+            let changed = endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key());
+            dirty.extend(changed.filter(|name| self.services.contains_key(*name)).cloned());
+        }
+        let mut differs = false;
+        for name in dirty {
+            differs |= self.compute(name);
+        }
+        differs
+    }
+
+    /// Follows what all Services depend on; returns whether it has changed.
+    fn follow_common(&mut self, older: &World, world: &World) -> bool {
+        let node = LocalNode { zone: None, ..LocalNode::new(world, self.families) };
+        let moved = !self.others.update([older, world], [&self.node, &node]).is_empty();
+        let known = self.others.note_known(world);
+        let ranges = self.flags.in_cluster(world.cluster.service_ranges());
+        let ranges_move = ProxyConfig::follow(&mut self.config, ranges);
+        let is_other = std::mem::replace(&mut self.node, node) != self.node;
+        moved || known || ranges_move || is_other
+    }
+
+    fn compute(&mut self, name: ObjectName) -> bool {
+        let cluster = &self.world.cluster;
+        let Some(service) = cluster.services.get(&name).filter(|service| service.annotations.dsr) else {
+            return self.services.remove(&name).is_some_and(|former| !former.is_empty());
+        };
+        let inputs = PartInputs { node: &self.node, others: &self.others, config: &self.config };
+        let none = Endpoints::default();
+        let its = cluster.endpoints.get(&name).map_or(&none, |endpoints| endpoints);
+        let pods = tunnels::pod_addresses(service, its, inputs);
+        let is_none = pods.is_empty();
+        let former = self.services.insert(name, pods.clone());
+        former.map_or(!is_none, |former| former != pods)
+    }
+
+    /// Returns the tunnels of all Services.
+    pub fn all(&self) -> PodAddresses {
+        let mut all = PodAddresses::new();
+        for (pod, addresses) in self.services.values().flatten() {
+            all.entry(*pod).or_default().extend(addresses);
+        }
+        all
+    }
+
+    /// Returns the Services that a pod has to answer for, with their addresses and when each was created, in seconds since 1970.
+    pub fn of_pod(&self, pod: IpAddr) -> impl Iterator<Item = (&ObjectName, &BTreeSet<IpAddr>, i64)> {
+        let created = |name: &ObjectName| self.world.cluster.services.get(name).map_or(0, |service| service.created);
+        self.services.iter().filter_map(move |(name, pods)| Some((name, pods.get(&pod)?, created(name))))
+    }
+}
+
+#[cfg(test)]
+mod tests;
