@@ -92,25 +92,35 @@ struct Tracked {
     zone: Option<u16>,
 }
 
-/// Deletes the entries of these flows in the network namespace of the calling thread; returns their number.
-/// Flows that are not tracked are fine.
-///
-/// # Errors
-/// The kernel refused to list flows or to delete an entry.
-pub fn forget(flows: &[Flows]) -> Result<usize, Remaining> {
-    if flows.is_empty() {
-        return Ok(0);
-    }
-    let flows: BTreeSet<Flows> = flows.iter().copied().collect();
-    let mut outcome = Outcome::default();
-    match Socket::open(Bus::Netfilter) {
-        Ok(mut socket) => forget_through(&mut socket, &flows, &mut outcome),
-        Err(error) => outcome.fail(flows, error),
-    }
-    let Outcome { deleted, remaining, error } = outcome;
-    match error {
-        Some(error) => Err(Remaining { deleted, flows: remaining.into_iter().collect(), error }),
-        None => Ok(deleted),
+/// Deletes entries in the network namespace of the thread that does so first. Its socket stays open: the kernel lets changes of
+/// rules wait while it closes one of netfilter.
+#[derive(Debug, Default)]
+pub struct Forgetter(Option<Socket>);
+
+impl Forgetter {
+    /// Deletes the entries of these flows; returns their number. Flows that are not tracked are fine.
+    ///
+    /// # Errors
+    /// The kernel refused to list flows or to delete an entry.
+    pub fn forget(&mut self, flows: &[Flows]) -> Result<usize, Remaining> {
+        if flows.is_empty() {
+            return Ok(0);
+        }
+        let flows: BTreeSet<Flows> = flows.iter().copied().collect();
+        let mut outcome = Outcome::default();
+        match self.0.take().map_or_else(|| Socket::open(Bus::Netfilter), Ok) {
+            Ok(mut socket) => {
+                forget_through(&mut socket, &flows, &mut outcome);
+                // After an error the next ones begin with a new socket.
+                self.0 = outcome.error.is_none().then_some(socket);
+            }
+            Err(error) => outcome.fail(flows, error),
+        }
+        let Outcome { deleted, remaining, error } = outcome;
+        match error {
+            Some(error) => Err(Remaining { deleted, flows: remaining.into_iter().collect(), error }),
+            None => Ok(deleted),
+        }
     }
 }
 

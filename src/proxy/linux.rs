@@ -4,7 +4,7 @@ use tracing::{info, warn};
 
 use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
-use crate::kernel::conntrack::{self, Flows, Remaining};
+use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
@@ -36,6 +36,7 @@ pub struct Linux {
     removal: Removal,
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
     abandoned: PerFamily<Option<Programs>>,
+    forgetter: Forgetter,
 }
 
 /// Temporary set, used while another one is replaced.
@@ -74,7 +75,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     let removal = Removal::of(ownership(), with_temporary(), SetName(TEMPORARY_SET.into()));
     let device = LinkName(DEVICE.into());
     let mut targets = Targets {
-        kernel: Linux { used, left: None, removal, abandoned: PerFamily::default() },
+        kernel: Linux { used, left: None, removal, abandoned: PerFamily::default(), forgetter: Forgetter::default() },
         links: Links::open([device.clone()])?,
         settings: Settings::new([]),
         sets: Optional::unused("sets"),
@@ -137,7 +138,7 @@ impl Kernel for Linux {
     type Addresses = Addresses;
 
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining> {
-        conntrack::forget(flows)
+        self.forgetter.forget(flows)
     }
 
     fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {

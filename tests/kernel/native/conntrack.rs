@@ -1,6 +1,8 @@
 //! Tracked flows of the real kernel: those to a backend that is gone are forgotten, and no others.
 
-use sluice::kernel::conntrack::{Connection, Flows, TrackedConnection, Transport, connections, forget, set_mark};
+use sluice::kernel::conntrack::{
+    Connection, Flows, Forgetter, Remaining, TrackedConnection, Transport, connections, set_mark,
+};
 use sluice::kernel::netlink::{Bus, Socket};
 use sluice::net::{Family, Protocol};
 
@@ -22,6 +24,10 @@ fn flows(protocol: Protocol, original_destination: &str, reply_source: &str) -> 
     Flows { protocol, original_destination: parse(original_destination), reply_source: parse(reply_source) }
 }
 
+fn forget(flows: &[Flows]) -> Result<usize, Remaining> {
+    Forgetter::default().forget(flows)
+}
+
 fn tracked(family: &str) -> usize {
     run(&format!("conntrack -L -f {family}")).lines().filter(|line| line.contains("src=")).count()
 }
@@ -39,10 +45,13 @@ fn flows_to_one_backend_of_one_service_are_forgotten_and_no_others() {
         track("tcp", "203.0.113.1:40000", "10.96.0.10:53", "10.244.0.2:53");
         assert_eq!(tracked("ipv4"), 7);
         let gone = flows(Protocol::Udp, "10.96.0.10:53", "10.244.0.2:53");
-        assert_eq!(forget(&[gone]).expect("the kernel tracks"), 2);
+        let mut forgetter = Forgetter::default();
+        assert_eq!(forgetter.forget(&[gone]).expect("the kernel tracks"), 2);
         assert_eq!(tracked("ipv4"), 5);
-        assert_eq!(forget(&[gone]).expect("missing is fine"), 0);
-        assert_eq!(forget(&[]).expect("nothing to do"), 0);
+        assert_eq!(forgetter.forget(&[gone]).expect("missing is fine"), 0);
+        assert_eq!(forgetter.forget(&[]).expect("nothing to do"), 0);
+        track("udp", "203.0.113.1:40006", "10.96.0.10:53", "10.244.0.2:53");
+        assert_eq!(forgetter.forget(&[gone]).expect("by the same socket"), 1);
     });
 }
 
