@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
@@ -31,7 +31,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, error, warn};
 
 use super::health::Health;
@@ -120,7 +120,7 @@ pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
             let mut listeners = JoinSet::new();
             for (listener, site) in sites {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => drop(listeners.spawn(serve(listener, site))),
+                    Ok(listener) => drop(listeners.spawn(serve(listener, site, Places::new(CONNECTIONS)))),
                     Err(error) => error!(%error, "Serving a listener failed"),
                 }
             }
@@ -130,31 +130,31 @@ pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
     std::thread::Builder::new().name("listeners".to_owned()).spawn(serve_all).map(drop)
 }
 
-/// Answers on a listener for as long as it is polled. When it is dropped, open connections are closed.
-pub async fn serve(listener: TcpListener, site: Site) {
+/// Answers on a listener for as long as it is polled. When it is dropped, open connections are closed. Each takes one of these places,
+/// which several listeners may share.
+pub async fn serve(listener: TcpListener, site: Site, places: Places) {
     let site = Arc::new(Served { site, scrape: Semaphore::new(1) });
     let mut connections = JoinSet::new();
-    let mut places = Places::default();
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(ended) = connections.join_next_with_id() => {
-                places.vacate(ended.map_or_else(|error| error.id(), |(id, ())| id));
-                continue;
-            }
+            Some(_) = connections.join_next() => continue,
         };
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
                 let is_local = stream.local_addr().is_ok_and(|own| is_of_this_host(peer.ip(), own.ip()));
-                if !places.make_room(is_local) {
+                let site = site.clone();
+                let taken = places.take(is_local, |place, has_asked| {
+                    connections.spawn(async move {
+                        let _place = place;
+                        answer(stream, peer, site, has_asked).await;
+                    })
+                });
+                if !taken {
                     debug!(%peer, "all places are taken; a connection is refused");
-                    continue;
                 }
-                let has_asked = Arc::new(AtomicBool::new(false));
-                let connection = connections.spawn(answer(stream, peer, site.clone(), has_asked.clone()));
-                places.take(Place { connection, is_local, has_asked });
             }
             Err(error) => {
                 // Out of file descriptors, for instance: it passes, and trying at once would only burn the CPU.
@@ -168,17 +168,26 @@ pub async fn serve(listener: TcpListener, site: Site) {
     }
 }
 
-/// Connections at a time, on one listener.
+/// Connections at a time, on the listener for health, and on that for metrics.
 const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The connections of one listener, by the order in which they came.
-#[derive(Default)]
-struct Places {
-    taken: BTreeMap<u64, Place>,
-    numbers: BTreeMap<Id, u64>,
+/// The places of connections, of which one or several listeners have so many; cheap to clone.
+#[derive(Clone)]
+pub struct Places(Arc<Mutex<Taken>>);
+
+/// The connections that have places, by the order in which they came.
+struct Taken {
+    most: usize,
+    places: BTreeMap<u64, Place>,
     next: u64,
+}
+
+/// What a connection holds for as long as it has its place.
+struct Held {
+    of: Places,
+    number: u64,
 }
 
 struct Place {
@@ -188,26 +197,44 @@ struct Place {
 }
 
 impl Places {
-    fn take(&mut self, place: Place) {
-        self.numbers.insert(place.connection.id(), self.next);
-        self.taken.insert(self.next, place);
-        self.next += 1;
+    /// This number of places, of which none is taken.
+    pub fn new(most: usize) -> Places {
+        Places(Arc::new(Mutex::new(Taken { most, places: BTreeMap::new(), next: 0 })))
     }
 
-    fn vacate(&mut self, connection: Id) {
-        if let Some(number) = self.numbers.remove(&connection) {
-            self.taken.remove(&number);
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a place to a connection, which `begin` starts; returns whether there was one.
+    fn take(&self, is_local: bool, begin: impl FnOnce(Held, Arc<AtomicBool>) -> AbortHandle) -> bool {
+        let mut taken = self.taken();
+        if !taken.make_room(is_local) {
+            return false;
         }
+        let (number, has_asked) = (taken.next, Arc::new(AtomicBool::new(false)));
+        taken.next += 1;
+        let connection = begin(Held { of: self.clone(), number }, has_asked.clone());
+        taken.places.insert(number, Place { connection, is_local, has_asked });
+        true
     }
+}
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.taken().places.remove(&self.number);
+    }
+}
+
+impl Taken {
     /// Returns whether there is a place for one more connection. Where all are taken, the one that has the least claim
     /// to its place is closed for it.
     fn make_room(&mut self, is_local: bool) -> bool {
-        if self.taken.len() < CONNECTIONS {
+        if self.places.len() < self.most {
             return true;
         }
         let claim = |place: &Place| (place.is_local, place.has_asked.load(Ordering::Relaxed));
-        let Some((_, least)) = self.taken.iter().min_by_key(|(number, place)| (claim(place), **number)) else {
+        let Some((&number, least)) = self.places.iter().min_by_key(|(number, place)| (claim(place), **number)) else {
             return true;
         };
         let gives_way = match claim(least) {
@@ -217,8 +244,7 @@ impl Places {
         };
         if gives_way {
             least.connection.abort();
-            let id = least.connection.id();
-            self.vacate(id);
+            self.places.remove(&number);
         }
         gives_way
     }

@@ -10,7 +10,7 @@ const START: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 async fn served(site: Site) -> SocketAddr {
     let listener = bind("health", START).await.expect("loopback has a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
-    tokio::spawn(serve(listener, site));
+    tokio::spawn(serve(listener, site, Places::new(CONNECTIONS)));
     address
 }
 
@@ -142,15 +142,15 @@ async fn a_connection_of_this_host_gives_its_place_to_no_other_and_takes_that_of
         (((true, true), (true, true)), true, false),
         (((true, false), (false, true)), true, true),
     ] {
-        let mut places = Places::default();
+        let mut taken = Taken { most: CONNECTIONS, places: BTreeMap::new(), next: 0 };
         for index in 0..CONNECTIONS {
             let (is_local, has_asked) = if index == 0 { first } else { others };
-            assert!(places.make_room(is_local), "there is room");
-            places.take(place(is_local, has_asked));
+            assert!(taken.make_room(is_local), "there is room");
+            taken.places.insert(index as u64, place(is_local, has_asked));
         }
         let case = format!("{others:?} {first:?} {comes}");
-        assert_eq!(places.make_room(comes), gives_way, "{case}");
-        assert_eq!(places.taken.contains_key(&0), !gives_way, "{case}");
+        assert_eq!(taken.make_room(comes), gives_way, "{case}");
+        assert_eq!(taken.places.contains_key(&0), !gives_way, "{case}");
     }
 }
 
@@ -191,10 +191,33 @@ async fn silent_connections_keep_nobody_out_for_long() {
 }
 
 #[tokio::test]
+async fn listeners_that_share_their_places_have_so_many_connections_together_and_all_go_on_answering() {
+    let (places, mut addresses) = (Places::new(4), Vec::new());
+    for _ in 0..3 {
+        let listener = bind("health", START).await.expect("loopback has a free port");
+        addresses.push(listener.local_addr().expect("a bound socket has an address"));
+        tokio::spawn(serve(listener, Site::Health(Health::default()), places.clone()));
+    }
+    let mut silent = Vec::new();
+    for address in addresses.iter().cycle().take(30) {
+        silent.push(TcpStream::connect(*address).await.expect("the kernel accepts"));
+        tokio::task::yield_now().await;
+        assert!(places.taken().places.len() <= 4);
+    }
+    for address in addresses {
+        assert_eq!(page_at(address, "/healthz").await, answer("200 OK", "OK\n"));
+    }
+    drop(silent);
+    while !places.taken().places.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn all_addresses_means_both_families() {
     let listener = bind("health", "[::]:0".parse().expect("an address")).await.expect("there is a free port");
     let port = listener.local_addr().expect("a bound socket has an address").port();
-    tokio::spawn(serve(listener, Site::Health(Health::default())));
+    tokio::spawn(serve(listener, Site::Health(Health::default()), Places::new(CONNECTIONS)));
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     assert_eq!(page_at(loopback, "/healthz").await, answer("200 OK", "OK\n"));
 }

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::HealthChecks;
 use crate::model::{Cause, ObjectName, ServiceProblem, ServiceProblems, put_problems};
 use crate::observe::health::{Health, Note};
-use crate::observe::http::{self, Answer, Site};
+use crate::observe::http::{self, Answer, Places, Site};
 use crate::reconcile::Backoff;
 
 /// Inputs of the listeners.
@@ -50,6 +50,7 @@ pub async fn run(mut inputs: Inputs) {
         places: BTreeMap::new(),
         known: HealthChecks::default(),
         problems: inputs.problems,
+        connections: Places::new(CONNECTIONS),
         answers: Answers { wanted: inputs.wanted.clone(), health: inputs.health, component: inputs.component },
     };
     loop {
@@ -77,7 +78,12 @@ struct Listeners {
     answers: Answers,
     note: Note,
     problems: watch::Sender<ServiceProblems>,
+    /// The places of connections on all listeners.
+    connections: Places,
 }
+
+/// Connections at a time, on all health check ports together: anybody outside may open them, and their number is that of Services.
+const CONNECTIONS: usize = 256;
 
 enum Place {
     Open(JoinHandle<()>),
@@ -155,7 +161,8 @@ impl Listeners {
                     info!(service, port, %address, "Health check node port is served");
                 }
                 let answers = self.answers.clone();
-                Place::Open(tokio::spawn(http::serve(listener, Site::Answer(Arc::new(move || answers.answer(port))))))
+                let site = Site::Answer(Arc::new(move || answers.answer(port)));
+                Place::Open(tokio::spawn(http::serve(listener, site, self.connections.clone())))
             }
             Err(error) => {
                 let mut backoff = failed;
