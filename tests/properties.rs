@@ -83,6 +83,8 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
             let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
             plan.update(&world, now);
             let fresh = at_once(&setup, &world, now);
+            only_draining_is_added(plan.desired(), fresh.desired(), &changes);
+            end_all_connections(&mut plan);
             assert_same(plan.desired(), fresh.desired(), &changes);
             assert_eq!(owners(&plan), owners(&fresh), "{changes:?}");
             let unnamed = plan.desired().virtuals.keys().find(|key| plan.owner(key).is_none());
@@ -97,7 +99,7 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
 }
 
 #[test]
-fn draining_leaves_nothing_behind_when_its_time_is_over() {
+fn draining_leaves_nothing_behind_when_its_time_is_over_and_connections_have_ended() {
     for_many(150, |random| {
         let setup = setup(random, &[GRACEFUL]);
         let (mut plan, mut now) = (plan(&setup), Instant::now());
@@ -114,6 +116,7 @@ fn draining_leaves_nothing_behind_when_its_time_is_over() {
             assert_eq!(added, plan.draining(), "every destination that drains has its time: {changes:?}");
         }
         plan.expire(now + Duration::from_secs(3600));
+        end_all_connections(&mut plan);
         assert_eq!((plan.draining(), plan.deadline()), (0, None));
         assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
     });
@@ -147,9 +150,19 @@ fn only_what_would_close_an_address_that_routers_believe_in_stays_and_only_for_i
         }
         let over = now + Duration::from_secs(3600);
         plan.expire(over);
+        end_all_connections(&mut plan);
         assert!(!plan.is_closing() && plan.deadline().is_none());
         assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
     });
+}
+
+/// As if the last connection of each destination that drains had ended.
+fn end_all_connections(plan: &mut Plan) {
+    let all = plan.desired().virtuals.iter();
+    let all = all.map(|(key, found)| (*key, found.destinations.iter().map(|d| d.address).collect::<Vec<_>>()));
+    for (key, addresses) in all.collect::<Vec<_>>() {
+        plan.release(key, &addresses);
+    }
 }
 
 fn address_of(key: &ServiceKey) -> Option<IpAddr> {

@@ -7,8 +7,7 @@ import subprocess
 from . import kernel, net, own
 
 # Where nothing else is said, routes are static and nothing is isolated. The outer ranges are those of `net`.
-FLAGS = ["--run-router=false", "--run-firewall=false", "--metrics-port=20241", "--ipvs-graceful-termination",
-         "--ipvs-graceful-period=120s"]
+FLAGS = ["--run-router=false", "--run-firewall=false", "--metrics-port=20241"]
 
 
 def family_flags(families="46"):

@@ -50,7 +50,7 @@ def clients(bed):
 
 def near(bed):
     title("trafficDistribution PreferSameZone: node 1 is zone-a, nodes 2 and 3 are zone-b")
-    service = bed.put("near", ALL, near=True)
+    service = bed.put("near", ALL, near="Zone")
     for family, name in zip("46", FAMILIES):
         for client, wanted in (("n1p2", {"n1p1"}), ("n2p2", {"n2p1", "n3p1"})):
             answered = lambda: set(traffic.many(client, service.address(family), 80, count=6)["answers"])  # noqa: E731

@@ -35,8 +35,9 @@ class Service:
     internal_policy: str = "Cluster"
     external_policy: str = "Cluster"
     leaving: list = dataclasses.field(default_factory=list)  # pods that terminate and still serve
+    unready: list = dataclasses.field(default_factory=list)  # pods whose readiness probe fails
     health_port: int = 0  # healthCheckNodePort
-    near: bool = False  # PreferSameZone, with the hints that the endpoint-slice controller writes
+    near: str = ""  # "Zone" or "Node": PreferSameZone or PreferSameNode, with the hints that the endpoint-slice controller writes
 
     def address(self, family="4"):
         return f"10.96.1.{self.number}" if family == "4" else f"fd00:10:96::1:{self.number:x}"
@@ -67,7 +68,7 @@ def service(s):
     if s.health_port:
         spec["healthCheckNodePort"] = s.health_port
     if s.near:
-        spec["trafficDistribution"] = "PreferSameZone"
+        spec["trafficDistribution"] = f"PreferSame{s.near}"
     if s.source_ranges:
         spec["loadBalancerSourceRanges"] = s.source_ranges
     meta = {"name": s.name, "namespace": NAMESPACE, "annotations": s.annotations}
@@ -86,6 +87,7 @@ def balancer_status(s):
 def slices(s):
     """The slices that the endpoint-slice controller would make of a Service: one for each family."""
     ready, terminating = ({"ready": not leaves, "serving": True, "terminating": leaves} for leaves in (False, True))
+    unready = {"ready": False, "serving": False, "terminating": False}
     made = []
     for family in s.families:
         suffix = f"{zlib.crc32((s.name + family).encode()) % 46656:05d}"
@@ -96,11 +98,17 @@ def slices(s):
             "ports": [{"name": s.port_name(p), "port": p.target, "protocol": p.protocol} for p in s.ports],
             "endpoints": [{
                 "addresses": [net.pod_addresses(pod)[0 if family == "4" else 1]], "nodeName": node_of(pod), "zone": zone_of(node_of(pod)),
-                **({"hints": {"forZones": [{"name": zone_of(node_of(pod))}]}} if s.near else {}),
+                **({"hints": hints(s, node_of(pod))} if s.near else {}),
                 "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "namespace": NAMESPACE}}
-                for conditions, pods in ((ready, s.pods), (terminating, s.leaving)) for pod in pods],
+                for conditions, pods in ((ready, s.pods), (terminating, s.leaving), (unready, s.unready)) for pod in pods],
         })
     return made
+
+
+def hints(s, node_name):
+    """PreferSameNode comes with both sorts, so that those who do not know hints for nodes have those for zones."""
+    zones = {"forZones": [{"name": zone_of(node_name)}]}
+    return zones if s.near == "Zone" else {**zones, "forNodes": [{"name": node_name}]}
 
 
 def node_of(pod):

@@ -60,6 +60,7 @@ class Cluster:
         self.facts = facts
         self.services_of = {}  # pod: names of its Services
         self.leaving = set()  # pods that terminate
+        self.unready = set()  # pods whose readiness probe fails
         self.made = []
         self.applied = {}  # what was put there by `apply`, by name
 
@@ -78,11 +79,14 @@ class Cluster:
     def put(self, service):
         base = f"/api/v1/namespaces/{objects.NAMESPACE}"
         self.terminate(base, service)
-        for pod in [p for p, names in self.services_of.items() if service.name in names and p not in (*service.pods, *service.leaving)]:
+        for pod in [p for p, names in self.services_of.items() if service.name in names and p not in (*service.pods, *service.leaving, *service.unready)]:
             self.services_of[pod].remove(service.name)
             self.api.patch(f"{base}/pods/{pod}", {"metadata": {"labels": {f"lab/{service.name}": None}}})
-        for pod in service.pods:
+        for pod in (*service.pods, *service.unready):
             self.put_pod(base, pod, service.name)
+            if (pod in service.unready) != (pod in self.unready):
+                self.api.patch(f"{base}/pods/{pod}/status", {"status": objects.pod_status(pod, pod not in service.unready)})
+                self.unready ^= {pod}
         made = objects.service(service)
         self.api.put(f"{base}/services", made)
         if service.balancer_ips:
@@ -145,6 +149,7 @@ class Cluster:
                     raise
         self.made.clear()
         self.services_of.clear()
+        self.unready.clear()
 
     def wait_for_slices(self, service, seconds=60):
         """Until the controller has made what `service` says; only for those who must know that it was the agent's turn."""

@@ -7,7 +7,9 @@
 //! So on a node without a local endpoint the virtual services of node ports, external and load balancer addresses have all endpoints, and are
 //! in a set by which packets from elsewhere are dropped before IPVS sees them. Where there is a local endpoint they are as before:
 //! local endpoints, for everybody. A node learns of the first local endpoint by a change of the destinations, and only when the
-//! kernel has no others left does the element go (`apply::elements`): no client outside is ever sent to another node.
+//! kernel has no others left does the element go (`apply::elements`): no client outside is ever sent to another node. TCP connections of clients
+//! outside that exist when the last local endpoint becomes unready go on, as with kube-proxy: connection tracking knows them for as long as IPVS does,
+//! because the end of an IPVS connection deletes its entry. UDP has no end of connection, and its packets would be sent to another endpoint.
 //!
 //! Clients on this node are known by the node's pod ranges. Where these are not known, its pods could not be told from others, and
 //! such an address is left out: packets for it go where routing says.
@@ -19,6 +21,7 @@
 //! -A INPUT -m set --match-set kube-router-inside dst,dst -j KUBE-ROUTER-INSIDE
 //! -A KUBE-ROUTER-INSIDE -s 10.244.1.0/24 -j RETURN
 //! -A KUBE-ROUTER-INSIDE -m addrtype --src-type LOCAL -j RETURN
+//! -A KUBE-ROUTER-INSIDE -p tcp -m conntrack --ctstate ESTABLISHED -j RETURN
 //! -A KUBE-ROUTER-INSIDE -j DROP
 //! ```
 //!
@@ -27,16 +30,17 @@
 //! ```text
 //! chain inside_services { type filter hook input priority mangle; policy accept;
 //!     ip daddr . meta l4proto . th dport @inside4 jump from_inside4 }
-//! chain from_inside4 { ip saddr 10.244.1.0/24 return; fib saddr type local return; drop }
+//! chain from_inside4 { ip saddr 10.244.1.0/24 return; fib saddr type local return;
+//!                      meta l4proto tcp ct state established return; drop }
 //! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::kernel::iptables::rule::{SetSides, Side};
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, PerFamily, Protocol};
 
 use super::guard;
 use super::local_node::LocalNode;
@@ -57,6 +61,8 @@ pub fn rules(node: &LocalNode, family: Family) -> BTreeMap<Piece, Rules> {
     let pods = node.pod_cidrs.of(family).iter().map(|range| Match::Source { range: *range, negated: false });
     let inside = pods.chain([Match::HostAddress { of: Side::Source, negated: false }]);
     let mut chain: Vec<Rule> = inside.map(|one| Rule::new([one], Verdict::Return)).collect();
+    let established = Match::State { states: States::ESTABLISHED, negated: false };
+    chain.push(Rule::new([Match::Protocol(IpProtocol::Transport(Protocol::Tcp)), established], Verdict::Return));
     chain.push(Rule::new([Match::Comment(DROPS.into())], Verdict::Drop));
     let to_those = Match::in_set(&Set::InsideOnly.name(family), SetSides::DestinationPort);
     let jump = Rule::new([to_those], Verdict::Jump(CHAIN_INSIDE.into()));
@@ -102,6 +108,8 @@ pub fn in_table(node: &LocalNode, used: &PerFamily<bool>) -> BTreeMap<Object, Co
         let pods = pods.map(|range| Match::Address { of: Side::Source, range: *range, negated: false });
         let inside = pods.chain([Match::HostAddress { of: Side::Source, negated: false }]);
         let mut rules: Vec<Rule> = inside.map(|one| Rule::new([one], Verdict::Return)).collect();
+        let established = Match::State { states: States::ESTABLISHED, negated: false };
+        rules.push(Rule::new([Match::Protocol(Protocol::Tcp), established], Verdict::Return));
         rules.push(Rule::new([], Verdict::Drop).commented(DROPS));
         found.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
     }
@@ -137,6 +145,7 @@ mod tests {
             "-s 10.244.1.0/24 -j RETURN",
             "-s 10.244.9.0/24 -j RETURN",
             "-m addrtype --src-type LOCAL -j RETURN",
+            "-p tcp -m conntrack --ctstate ESTABLISHED -j RETURN",
             "-m comment --comment \"no local endpoint for clients outside\" -j DROP",
         ];
         assert_eq!(texts, expected);
@@ -145,7 +154,7 @@ mod tests {
             let Some(Content::Chain(chain)) = table.get(&Object::Chain(name.into())) else { panic!("no {name}") };
             let verdicts: Vec<_> = chain.rules.iter().filter_map(|rule| rule.verdict()).collect();
             let (last, first) = verdicts.split_last().expect("rules");
-            assert_eq!((first.len(), *last), (ranges + 1, &nftables::Verdict::Drop), "{name}");
+            assert_eq!((first.len(), *last), (ranges + 2, &nftables::Verdict::Drop), "{name}");
         }
         assert!(in_table(&node(), &PerFamily::default()).is_empty());
     }

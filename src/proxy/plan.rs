@@ -10,31 +10,30 @@
 
 mod asked;
 mod closing;
+mod draining;
 mod elements;
 mod host;
 mod problems;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ProxyConfig, ServiceRanges};
 use crate::kernel::ipset::Entry;
-use crate::kernel::ipvs::{Destination, Destinations, Forwarding, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Destinations, ServiceKey, Virtual};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
-use crate::packed::BlockMap;
 
 use self::problems::Problems;
 use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
 use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
-use super::endpoints::DRAINING;
 use super::external_ip::Refusals;
 use super::health_check::HealthCheckPorts;
 use super::local_node::LocalNode;
@@ -206,22 +205,6 @@ impl Plan {
         changed
     }
 
-    /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
-    /// they had just been removed. Does nothing without graceful termination.
-    pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
-        let mut changed = ProxyChanges::default();
-        for (key, existing) in seen.iter() {
-            let Some(wanted) = self.claim(key) else { continue };
-            let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
-            let left: Vec<Destination> = left.collect();
-            if !left.is_empty() {
-                self.drain(*key, &left, now);
-                self.compose(*key, &mut changed);
-            }
-        }
-        changed
-    }
-
     /// Removes destinations whose drain period is over, and closes virtual services whose wait is over.
     pub fn expire(&mut self, now: Instant) -> ProxyChanges {
         let mut changed = ProxyChanges::default();
@@ -230,19 +213,6 @@ impl Plan {
             self.compose(key, &mut changed);
         }
         self.follow_restrictions(&mut changed);
-        changed
-    }
-
-    /// Returns the virtual services whose draining destinations may have no connections left, if it is time to check.
-    pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
-        self.draining.to_look_at(now)
-    }
-
-    /// Removes draining destinations of a virtual service early: they have no connections left. Others stay.
-    pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> ProxyChanges {
-        let mut changed = ProxyChanges::default();
-        idle.iter().for_each(|destination| self.draining.end(key, *destination));
-        self.compose(key, &mut changed);
         changed
     }
 
@@ -275,7 +245,10 @@ impl Plan {
             let before = self.owner(&key).cloned();
             let claims = bid.is_some();
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
-            changed.owners |= self.owner(&key) != before.as_ref();
+            if self.owner(&key) != before.as_ref() {
+                changed.owners = true;
+                self.end_stay(key, now, |_| true);
+            }
             others.extend(self.note_owner(key, (name, claims), before.as_ref()));
             let claim = if has_it { claim } else { self.claim(&key) };
             let wanted = claim.map(Claim::wanted);
@@ -286,6 +259,7 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
+        self.note_unlisted(name, now, changed);
         others.sort_unstable();
         others.dedup();
         others.iter().chain([name]).for_each(|name| self.find_problems(name, changed));
@@ -304,27 +278,6 @@ impl Plan {
         let (claims, created) = (claims.into_boxed_slice(), service.created);
         let too_many_sources = source_ranges::too_many(service);
         ClaimedPart { claims, created, scheduler, refused, own_endpoints, too_many_sources }
-    }
-
-    /// Starts draining destinations that a Service's newest part no longer names.
-    fn note_left(&mut self, key: ServiceKey, name: &ObjectName, [old, new]: [&ClaimedPart; 2], now: Instant) {
-        let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
-        if self.owner(&key) != Some(name) {
-            return;
-        }
-        let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
-        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
-        self.drain(key, &left, now);
-    }
-
-    fn drain(&mut self, key: ServiceKey, left: &[Destination], now: Instant) {
-        let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
-        if !self.config.graceful_termination || !can_drain(scheduler, &key) {
-            return;
-        }
-        for destination in left {
-            self.draining.begin(key, destination.address, now, self.config.graceful_period);
-        }
     }
 
     /// Returns the strongest claim to a key.
@@ -362,34 +315,6 @@ impl Plan {
                 self.follow_virtual(key, true, changed);
             }
         }
-    }
-
-    /// Adds the draining destinations, and forgets those that are desired again.
-    fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
-        if self.draining.is_empty() {
-            return wanted;
-        }
-        let draining: Vec<_> = self.draining.of(key).collect();
-        if draining.is_empty() {
-            return wanted;
-        }
-        if !can_drain(Scheduler::from_name(&wanted.service.scheduler), &key) {
-            // They began to drain under another scheduler.
-            self.draining.end_service(key);
-            return wanted;
-        }
-        let mut destinations = wanted.destinations.to_vec();
-        for address in draining {
-            if destinations.iter().any(|d| d.address == address) {
-                self.draining.end(key, address);
-            } else {
-                destinations.push(Destination { address, weight: DRAINING, forwarding: Forwarding::Nat });
-            }
-        }
-        destinations.sort();
-        let mut service = wanted.service;
-        service.flags |= scheduler::draining_flags(&service.scheduler, destinations.iter().copied());
-        Virtual { service, destinations: destinations.into() }
     }
 
     /// Handles the appearance or removal of a virtual service: its port and address enter or leave the sets, and its

@@ -1,9 +1,12 @@
 """With a real API server and its own controllers, on nodes in two subnets; node 2 has legacy iptables."""
+import json
 import time
 
 import expect
+from asking import SOCKET
 from expect import FAMILIES, PODS
-from labkit import kernel, own
+from labkit import kernel, net, objects, own, traffic
+from labkit.api import ApiError
 from labkit.objects import Port
 from router import everyone
 
@@ -104,6 +107,49 @@ def a_problem_of_a_service_becomes_one_event_that_no_restart_repeats(bed):
         expect.that(_service_events(bed, s.name) == told, "told again:", _service_events(bed, s.name))
 
 
+def of_two_services_with_one_address_the_later_one_gets_one_event_that_names_the_other(bed):
+    address = ["198.51.100.81"]
+    with expect.service(bed, "first", external_ips=address) as first:
+        time.sleep(1.5)  # times of creation count in seconds
+        with expect.service(bed, "second", external_ips=address) as second:
+            def told():
+                return [(reason, text) for reason, text, _ in _service_events(bed, second.name) if reason == "ServiceAddressConflict"]
+            expect.soon(told, 60, "there is no Event")
+            time.sleep(3)
+            expect.that(len(told()) == 1 and address[0] in told()[0][1] and f"default/{first.name}" in told()[0][1], "not one that says it:", told())
+            expect.that(not _service_events(bed, first.name), "the one that has the address has an Event:", _service_events(bed, first.name))
+
+
+CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
+
+
+def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed):
+    ours, unused = ["10.97.0.9", "fd00:10:97::9"], ["10.97.0.77", "fd00:10:97::77"]
+    with expect.service(bed, "ranged") as s:
+        bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
+                                   "spec": {"cidrs": ["10.97.0.0/24", "fd00:10:97::/112"]}})
+        made = objects.service(s)
+        made["metadata"]["name"] = "of-the-new-range"
+        made["spec"] |= {"clusterIP": ours[0], "clusterIPs": ours}
+        path = "/api/v1/namespaces/default/services"
+        def accepted():
+            try:
+                return bed.source.api.put(path, made)
+            except ApiError:
+                return False  # the API server has not taken the range into use yet
+        expect.soon(accepted, 60, "the API server does not give addresses of the range")
+        try:
+            for address, free in zip(ours, unused):
+                expect.soon(lambda: set(traffic.many("n1p2", address, 80, count=6)["answers"]) == set(PODS), 30, address, "is not served")
+                expect.share("n2p2", address, 80, PODS)
+                expect.refused("n1p2", free, 80)
+        finally:
+            bed.source.api.delete(f"{path}/of-the-new-range")
+            bed.source.api.delete(f"{CIDRS}/more")
+        for i in bed.agents:
+            expect.soon(lambda: not [k for k in kernel.ipvs(i) if k[1] in ours], 30, f"node {i} still serves it")
+
+
 def _refused(agent, since=0):
     return [line for line in agent.text(since).splitlines() if "forbidden" in line.lower() or "(403)" in line]
 
@@ -164,6 +210,7 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
                 bed.agents[1].kill()
                 bed.agents[2].stop()
                 time.sleep(1)
+                bed.agents[1].extra = [*bed.flags_of(1), SOCKET]
                 for i in (1, 2):
                     bed.agents[i].start()
                 time.sleep(_OUTAGE)
@@ -174,6 +221,10 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
                     changes = _changes(before[i], kernel.snapshot(i))
                     changes = [it for it in changes if not it.startswith("+ ipvs: -a -t 10.96.0.1:443 -r ")]
                     expect.that(not changes, f"node {i}:", *changes)
+                # Who asks the agent is answered without the API server too.
+                said = json.loads(net.node(1, bed.binary, "svc", f"default/{s.name}", "-o", "json", SOCKET))
+                places = [a["virtualService"]["kernel"] for a in said["services"][0]["addresses"] if a["port"] == 80]
+                expect.that(said["known"] == "remembered" and set(places) == {"inPlace"}, "not answered from memory and kernel:", said)
             finally:
                 bed.source.start_server()
             bed.put(s.name, PODS[:2])

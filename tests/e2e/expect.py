@@ -77,6 +77,24 @@ def service(bed, name, pods=None, settle=True, **more):
 
 
 @contextlib.contextmanager
+def held(inside, address, port, count=6):
+    """Connections that last: [(socket, the pod that answers)]."""
+    with net.Inside(inside):
+        socks = [traffic.connect(address, port) for _ in range(count)]
+    try:
+        yield [(sock, traffic.exchange(sock)[0]) for sock in socks]
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def go_on(held_ones):
+    """Each of these connections still leads to its pod."""
+    for sock, pod in held_ones:
+        that(traffic.exchange(sock)[0] == pod, "a connection moved away from", pod)
+
+
+@contextlib.contextmanager
 def load(*targets, pause=0.03, resends=False):
     """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail."""
     running = [(t, traffic.Load(*t, pause=pause, resends=resends)) for t in targets]

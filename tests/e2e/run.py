@@ -24,12 +24,14 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
-                  "restart", "draining", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
+                  "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],
-    "api": ["api", "api_policies", "addresses", "under_load", "rest"],
+    "api": ["api", "api_policies", "addresses", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
 }
+# With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day.
+LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking"]
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
 # How the beds differ from three nodes with three pods each on one subnet.
 SHAPES = {
@@ -42,7 +44,7 @@ BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
-WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies", "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 
 
@@ -54,6 +56,8 @@ def tests_of(bed, netfilter, only, long):
             if not callable(function) or getattr(function, "__module__", "") != name or function.__name__.startswith("_"):
                 continue
             if isinstance(function, type) or (getattr(function, "long", False) and not long):
+                continue
+            if bed == "api" and name in LONG_WITH_API and not (long or only):
                 continue
             if getattr(function, "bed", bed) != bed or getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
                 continue

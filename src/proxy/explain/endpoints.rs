@@ -19,7 +19,11 @@ pub enum Standing {
     ServingWhileTerminating,
     /// It is terminating and keeps the connections that it has.
     Draining,
-    /// It is no endpoint any more, or not of this node's choice, and keeps the connections that it has.
+    /// It is not ready, or not serving while it terminates, and keeps the connections that it has.
+    DrainingUnready,
+    /// It is ready, this node's choice no longer (hints, a traffic policy), and keeps the connections that it has.
+    DrainingUnchosen,
+    /// It is no endpoint any more, and keeps the connections that it has.
     Leaving,
     /// Out: it is not ready, and not serving while it terminates.
     NotReady,
@@ -95,7 +99,8 @@ fn standing(endpoint: &Endpoint, weight: Option<u32>, here: Option<&str>) -> Sta
     let is_elsewhere = here.is_some_and(|here| endpoint.node.as_deref() != Some(here));
     match (weight, endpoint.conditions.use_of()) {
         (Some(DRAINING), Some(Use::Terminating)) => Standing::Draining,
-        (Some(DRAINING), _) => Standing::Leaving,
+        (Some(DRAINING), None) => Standing::DrainingUnready,
+        (Some(DRAINING), Some(Use::Ready)) => Standing::DrainingUnchosen,
         (Some(_), Some(Use::Terminating)) => Standing::ServingWhileTerminating,
         (Some(_), _) => Standing::Serving,
         (None, None) => Standing::NotReady,
@@ -128,7 +133,8 @@ impl Standing {
             Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
             Standing::NodeUnknown | Standing::Hinted => true,
             Standing::Serving | Standing::ServingWhileTerminating => false,
-            Standing::Draining | Standing::Leaving | Standing::Unexpected => false,
+            Standing::Draining | Standing::DrainingUnready | Standing::DrainingUnchosen => false,
+            Standing::Leaving | Standing::Unexpected => false,
         }
     }
 
@@ -138,6 +144,8 @@ impl Standing {
             Standing::Serving => "serving",
             Standing::ServingWhileTerminating => "servingWhileTerminating",
             Standing::Draining => "draining",
+            Standing::DrainingUnready => "drainingUnready",
+            Standing::DrainingUnchosen => "drainingUnchosen",
             Standing::Leaving => "leaving",
             Standing::NotReady => "notReady",
             Standing::Terminating => "terminating",
@@ -154,6 +162,10 @@ impl Standing {
             Standing::Serving => "in",
             Standing::ServingWhileTerminating => "in: terminating, and no endpoint is ready",
             Standing::Draining => "draining: terminating, takes no new connections",
+            Standing::DrainingUnready => "draining: not ready, takes no new connections",
+            Standing::DrainingUnchosen => {
+                "draining: hints or the traffic policy choose others, takes no new connections"
+            }
             Standing::Leaving => "draining: no longer an endpoint of this address, takes no new connections",
             Standing::NotReady => "out: not ready",
             Standing::Terminating => "out: terminating while others are ready, and it cannot drain",

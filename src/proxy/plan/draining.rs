@@ -1,0 +1,148 @@
+//! Destinations that keep their connections: which begin to drain, and when one is over.
+//!
+//! An endpoint that is still in a slice of its Service but takes no new connections (it became unready, hints or a policy name others
+//! now) is alive: its connections go on until they end, whatever the flags, as they do with kube-proxy. One that has left its slices is gone, and
+//! keeps them for `--ipvs-graceful-period`, with `--ipvs-graceful-termination` alone.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::model::{ObjectName, Scheduler};
+use crate::net::Protocol;
+use crate::packed::BlockMap;
+
+use super::{ClaimedPart, Plan, can_drain, contains};
+use crate::proxy::desired::ProxyChanges;
+use crate::proxy::drain::Stay;
+use crate::proxy::endpoints::DRAINING;
+use crate::proxy::scheduler;
+
+impl Plan {
+    /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
+    /// they had just been removed.
+    pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
+        for (key, existing) in seen.iter() {
+            let Some(wanted) = self.claim(key) else { continue };
+            let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
+            let left: Vec<Destination> = left.collect();
+            if !left.is_empty() {
+                self.drain(*key, &left, now);
+                self.compose(*key, &mut changed);
+            }
+        }
+        changed
+    }
+
+    /// Returns the virtual services whose draining destinations may have no connections left, if it is time to check.
+    pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
+        self.draining.to_look_at(now)
+    }
+
+    /// Removes draining destinations of a virtual service early: they have no connections left. Others stay.
+    pub fn release(&mut self, key: ServiceKey, idle: &[SocketAddr]) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
+        idle.iter().for_each(|destination| self.draining.end(key, *destination));
+        self.compose(key, &mut changed);
+        changed
+    }
+
+    /// Starts draining destinations that a Service's newest part no longer names.
+    pub(super) fn note_left(
+        &mut self,
+        key: ServiceKey,
+        name: &ObjectName,
+        [old, new]: [&ClaimedPart; 2],
+        now: Instant,
+    ) {
+        let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
+        if self.owner(&key) != Some(name) {
+            return;
+        }
+        let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
+        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
+        self.drain(key, &left, now);
+    }
+
+    fn drain(&mut self, key: ServiceKey, left: &[Destination], now: Instant) {
+        let Some(name) = self.owner(&key).filter(|_| !left.is_empty()) else { return };
+        if !can_drain(self.parts.get(name).map(|held| held.scheduler), &key) {
+            return;
+        }
+        let listed = self.listed(name);
+        for destination in left {
+            let is_listed = listed.contains(&destination.address);
+            if let Some(stay) = if is_listed { Some(Stay::WhileListed) } else { self.after_leaving(now) } {
+                self.draining.begin(key, destination.address, now, stay);
+            }
+        }
+    }
+
+    /// How long a destination stays whose endpoint has left its slices; `None`: it goes at once.
+    fn after_leaving(&self, now: Instant) -> Option<Stay> {
+        self.config.graceful_termination.then(|| Stay::Until(now + self.config.graceful_period))
+    }
+
+    /// Returns the endpoints in slices of a Service, in any condition, by TCP port.
+    fn listed(&self, name: &ObjectName) -> BTreeSet<SocketAddr> {
+        let slices = self.world.cluster.endpoints.get(name).into_iter().flat_map(|its| its.slices.values());
+        let of_slice = slices.flat_map(|slice| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.flat_map(|port| slice.endpoints.iter().map(|it| SocketAddr::new(it.address, port.port)))
+        });
+        of_slice.collect()
+    }
+
+    /// Ends the stay of destinations whose endpoints have left the slices of this Service since they began to drain.
+    pub(super) fn note_unlisted(&mut self, name: &ObjectName, now: Instant, changed: &mut ProxyChanges) {
+        let Some(part) = self.parts.get(name).filter(|_| !self.draining.is_empty()).cloned() else { return };
+        let mine = part.claims.iter().map(|claim| claim.key).filter(|key| self.owner(key) == Some(name));
+        let keys: Vec<ServiceKey> = mine.filter(|key| self.draining.while_listed(*key).next().is_some()).collect();
+        let listed = if keys.is_empty() { BTreeSet::new() } else { self.listed(name) };
+        for key in keys {
+            self.end_stay(key, now, |destination| !listed.contains(&destination));
+            self.compose(key, changed);
+        }
+    }
+
+    /// Ends the stay of those of these destinations that would drain for as long as they are in their slices.
+    pub(super) fn end_stay(&mut self, key: ServiceKey, now: Instant, is_over: impl Fn(SocketAddr) -> bool) {
+        let over: Vec<SocketAddr> = self.draining.while_listed(key).filter(|it| is_over(*it)).collect();
+        for destination in over {
+            match self.after_leaving(now) {
+                Some(stay) => self.draining.begin(key, destination, now, stay),
+                None => self.draining.end(key, destination),
+            }
+        }
+    }
+
+    /// Adds the draining destinations, and forgets those that are desired again.
+    pub(super) fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
+        if self.draining.is_empty() {
+            return wanted;
+        }
+        let draining: Vec<_> = self.draining.of(key).collect();
+        if draining.is_empty() {
+            return wanted;
+        }
+        if !can_drain(Scheduler::from_name(&wanted.service.scheduler), &key) {
+            // They began to drain under another scheduler.
+            self.draining.end_service(key);
+            return wanted;
+        }
+        let mut destinations = wanted.destinations.to_vec();
+        for address in draining {
+            if destinations.iter().any(|d| d.address == address) {
+                self.draining.end(key, address);
+            } else {
+                destinations.push(Destination { address, weight: DRAINING, forwarding: Forwarding::Nat });
+            }
+        }
+        destinations.sort();
+        let mut service = wanted.service;
+        service.flags |= scheduler::draining_flags(&service.scheduler, destinations.iter().copied());
+        Virtual { service, destinations: destinations.into() }
+    }
+}
