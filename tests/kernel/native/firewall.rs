@@ -631,7 +631,11 @@ COMMIT
 #[test]
 fn a_running_kube_router_is_taken_over_and_no_path_opens_or_closes_in_between() {
     for closes in [false, true] {
-        with_each(closes, |machine| taken_over(machine, closes));
+        with_each(closes, |machine| {
+            let is_legacy = machine.enforcer.filter == Filter::Iptables(Flavour::Legacy);
+            restore_kube_router(if is_legacy { "legacy" } else { "nft" }, closes);
+            taken_over(machine, closes);
+        });
     }
 }
 
@@ -639,7 +643,6 @@ fn a_running_kube_router_is_taken_over_and_no_path_opens_or_closes_in_between() 
 fn taken_over(machine: &mut Machine, closes: bool) {
     let is_legacy = machine.enforcer.filter == Filter::Iptables(Flavour::Legacy);
     let flavour = if is_legacy { "legacy" } else { "nft" };
-    restore_kube_router(flavour, closes);
     machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
     if closes {
         machine.world.cluster.pods.remove(&ObjectName::new("shop", "plain"));
@@ -674,6 +677,81 @@ fn taken_over(machine: &mut Machine, closes: bool) {
     );
     for theirs in ["VUOBX2QE27PMHWR4", "CQ4BS6KVJJ6GC7XE", "ZH7PMEL32QCTUMHX", "JEB2RTBKBRKVDVXX"] {
         assert!(!saved.contains(theirs), "{theirs} is left over: {saved}");
+    }
+}
+
+/// What kube-router 2.11 keeps with `--use-nftables-for-netpol` for the same pod and policy.
+const KUBE_ROUTER_TABLE: &str = "table ip kube-router-filter-ipv4 {
+    set KUBE-SRC-ZH7PMEL32QCTUMHX { type ipv4_addr; elements = { 10.244.1.11 } }
+    set KUBE-DST-JEB2RTBKBRKVDVXX { type ipv4_addr; elements = { 10.244.1.10 } }
+    set kube-router-local-pods { type ipv4_addr; elements = { 10.244.1.10, 10.244.1.11 } }
+    chain KUBE-NWPLCY-DEFAULT { counter meta mark set meta mark or 0x10000; }
+    chain KUBE-NWPLCY-COMMON { ct state invalid counter drop; ct state established,related counter accept; }
+    chain KUBE-NWPLCY-TAIL {
+        GATE
+        meta mark and 0x20000 == 0x20000 counter accept
+    }
+    chain KUBE-NWPLCY-VUOBX2QE27PMHWR4 {
+        ip saddr @KUBE-SRC-ZH7PMEL32QCTUMHX ip daddr @KUBE-DST-JEB2RTBKBRKVDVXX counter meta mark set meta mark or 0x10000 return
+    }
+    chain KUBE-POD-FW-CQ4BS6KVJJ6GC7XE {
+        jump KUBE-NWPLCY-COMMON
+        ip daddr 10.244.1.10 fib saddr type local counter accept
+        ip saddr 10.244.1.10 counter jump KUBE-NWPLCY-DEFAULT
+        ip daddr 10.244.1.10 counter jump KUBE-NWPLCY-VUOBX2QE27PMHWR4
+        meta mark and 0x10000 != 0x10000 limit rate 10/minute burst 10 packets log group 100
+        meta mark and 0x10000 != 0x10000 counter reject
+        meta mark set meta mark and 0xfffeffff
+        meta mark set meta mark or 0x20000
+    }
+    chain KUBE-ROUTER-INPUT {
+        type filter hook input priority filter; policy accept;
+        ip saddr 10.244.1.10 counter jump KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+    }
+    chain KUBE-ROUTER-FORWARD {
+        type filter hook forward priority filter; policy accept;
+        ip daddr 10.244.1.10 counter jump KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+        ip saddr 10.244.1.10 counter jump KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+        jump KUBE-NWPLCY-TAIL
+        meta mark and 0x20000 == 0x20000 counter accept
+    }
+    chain KUBE-ROUTER-OUTPUT {
+        type filter hook output priority filter; policy accept;
+        ip daddr 10.244.1.10 counter jump KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+        ip saddr 10.244.1.10 counter jump KUBE-POD-FW-CQ4BS6KVJJ6GC7XE
+    }
+}
+";
+
+#[test]
+fn a_running_kube_router_with_nftables_is_taken_over_and_no_path_opens_or_closes_in_between() {
+    for closes in [false, true] {
+        with_each(closes, |machine| {
+            load_kube_router(closes);
+            taken_over(machine, closes);
+            let tables = run("nft list tables");
+            assert!(!tables.contains("kube-router-filter"), "{tables}");
+        });
+    }
+}
+
+/// Puts the tables of kube-router into the kernel.
+fn load_kube_router(closes: bool) {
+    for (family, six) in [("ip", false), ("ip6", true)] {
+        let range = if six { "fd00:10:244:1::/64" } else { "10.244.1.0/24" };
+        let gate: String = ["saddr", "daddr"]
+            .map(|side| format!("{family} {side} {range} {family} {side} != @kube-router-local-pods counter reject\n"))
+            .concat();
+        let mut text = KUBE_ROUTER_TABLE.replace("GATE", if closes { &gate } else { "" });
+        if six {
+            text = text
+                .replace("ip saddr", "ip6 saddr")
+                .replace("ip daddr", "ip6 daddr")
+                .replace("ipv4_addr", "ipv6_addr");
+            text = text.replace("table ip kube-router-filter-ipv4", "table ip6 kube-router-filter-ipv6");
+            text = text.replace("10.244.1.1", "fd00:10:244:1::1");
+        }
+        shell(&format!("nft -f - <<'RULES'\n{text}RULES"));
     }
 }
 

@@ -384,6 +384,28 @@ fn pods_that_start_one_after_the_other(backend: &str) {
     });
 }
 
+/// A short job must not lose its first connection because nobody knows its address yet.
+#[test]
+fn with_default_deny_a_pod_that_no_policy_selects_reaches_others_from_its_first_millisecond_on() {
+    for backend in ["iptables", "nftables"] {
+        with_node(|node| {
+            let pods: String = (2000..2010).map(|number| format!("---\n{}", pod("open", number, false))).collect();
+            node.put("open", &pods);
+            let more = [node.argument("manifests", "manifests"), format!("--netfilter={backend}")];
+            node.start_agent_with(&[&more[..], &["--netpol-default-deny".to_owned()]].concat());
+            node.starts("open", 2000);
+            // Without the plugin nobody has told of this one.
+            assert_eq!(node.wires.begin(2009), NOTHING, "{backend}: an unknown pod is not closed");
+            let (arrived, _) = started(node, "open", 2001..2009);
+            assert!(
+                arrived.iter().flatten().all(|packets| *packets >= 8),
+                "{backend}: first packets are lost: {arrived:?}"
+            );
+            node.ends("open", 2000);
+        });
+    }
+}
+
 /// A drained node's pods come to another one all at once, and a runtime makes several sandboxes at a time.
 #[test]
 fn pods_that_start_together_under_deny_all_get_no_packet_through() {
