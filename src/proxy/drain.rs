@@ -9,12 +9,13 @@
 //! terminating pod stays in the slice until it is gone, so its own grace period has passed by then without our counting it.
 //!
 //! Kernel: weight 0 takes no new connections and keeps the old ones. A destination whose last connection has ended need not wait:
-//! connections are checked every few seconds, and less often where nothing but destinations without a deadline is left. Persistence
-//! templates do not count; they assign no new connections to a destination of weight 0 (`net.ipv4.vs.expire_quiescent_template`).
+//! the connections of its virtual service are counted every few seconds, and ever less often where no destination has a deadline; of
+//! some services at a time, because each costs a few system calls. Persistence templates do not count; they assign no new connections
+//! to a destination of weight 0 (`net.ipv4.vs.expire_quiescent_template`).
 //!
 //! A destination that comes back is desired again, and stops draining.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,20 @@ use crate::kernel::ipvs::ServiceKey;
 #[derive(Default, Debug)]
 pub struct Draining {
     stays: BTreeMap<(ServiceKey, SocketAddr), Stay>,
-    /// Time of the next check for destinations without connections.
-    look_at: Option<Instant>,
-    /// The time between the last check and that one.
+    /// Those with a deadline, the first one first.
+    deadlines: BTreeSet<(Instant, ServiceKey, SocketAddr)>,
+    /// When the connections of each virtual service with draining destinations are counted next.
+    looks: BTreeMap<ServiceKey, Look>,
+    /// The same by time.
+    due: BTreeSet<(Instant, ServiceKey)>,
+    /// Some had to wait at the last look: the earliest time of the next one.
+    not_before: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    due: Instant,
+    /// From the last one on.
     interval: Duration,
 }
 
@@ -38,47 +50,74 @@ pub enum Stay {
     Until(Instant),
 }
 
-impl Stay {
-    fn deadline(self) -> Option<Instant> {
-        if let Stay::Until(deadline) = self { Some(deadline) } else { None }
-    }
-}
-
-/// Interval of checking connections while something drains. Also the minimum time that a destination drains: before its
+/// Interval of counting connections while something drains. Also the minimum time that a destination drains: before its
 /// weight is 0 in the kernel, a count of 0 connections means nothing.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
 /// The longest interval, which long connections to unready endpoints come to.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// The most virtual services whose connections are counted at a time, and the pause until the next ones.
+const AT_A_TIME: usize = 64;
+const PAUSE: Duration = Duration::from_millis(50);
+
 impl Draining {
     /// Starts draining a destination. One that drains already keeps its deadline, where it has one and is to have one.
     pub fn begin(&mut self, service: ServiceKey, destination: SocketAddr, now: Instant, stay: Stay) {
-        let kept = self.stays.entry((service, destination)).or_insert(stay);
-        if *kept == Stay::WhileListed || stay == Stay::WhileListed {
-            *kept = stay;
+        let kept = self.stays.get(&(service, destination)).copied();
+        if kept.is_none_or(|kept| kept == Stay::WhileListed || stay == Stay::WhileListed) {
+            self.forget(service, destination);
+            self.stays.insert((service, destination), stay);
+            if let Stay::Until(deadline) = stay {
+                self.deadlines.insert((deadline, service, destination));
+            }
         }
         let due = now + BETWEEN_LOOKS;
-        self.interval = BETWEEN_LOOKS;
-        self.look_at = Some(self.look_at.map_or(due, |earlier| earlier.min(due)));
+        let due = self.looks.get(&service).map_or(due, |look| look.due.min(due));
+        self.look_at(service, Some(Look { due, interval: BETWEEN_LOOKS }));
     }
 
-    /// Returns the services with draining destinations if it is time to check connections, otherwise none.
+    /// Returns services with draining destinations for which it is time to count connections, some of them where there are many.
     pub fn to_look_at(&mut self, now: Instant) -> Vec<ServiceKey> {
-        if self.look_at.is_none_or(|due| due > now) {
+        if self.not_before.is_some_and(|earliest| now < earliest) {
             return Vec::new();
         }
-        let has_deadline = self.stays.values().any(|stay| stay.deadline().is_some());
-        self.interval = if has_deadline { BETWEEN_LOOKS } else { (2 * self.interval).min(LONGEST) };
-        self.look_at = (!self.is_empty()).then(|| now + self.interval);
-        let mut services: Vec<ServiceKey> = self.stays.keys().map(|(service, _)| *service).collect();
-        services.dedup();
+        let due = self.due.iter().take_while(|(due, _)| *due <= now).map(|(_, service)| *service);
+        let services: Vec<ServiceKey> = due.take(AT_A_TIME).collect();
+        for service in &services {
+            let has_deadline = self.stays_of(*service).any(|(_, stay)| stay != Stay::WhileListed);
+            let last = self.looks.get(service).map_or(BETWEEN_LOOKS, |look| look.interval);
+            let interval = if has_deadline { BETWEEN_LOOKS } else { (2 * last).min(LONGEST) };
+            self.look_at(*service, Some(Look { due: now + interval, interval }));
+        }
+        let waits = self.due.first().is_some_and(|(due, _)| *due <= now);
+        self.not_before = waits.then(|| now + PAUSE);
         services
     }
 
     /// Forgets a destination: it is desired again, or its service was deleted.
     pub fn end(&mut self, service: ServiceKey, destination: SocketAddr) {
-        self.stays.remove(&(service, destination));
+        self.forget(service, destination);
+        if self.stays_of(service).next().is_none() {
+            self.look_at(service, None);
+        }
+    }
+
+    fn forget(&mut self, service: ServiceKey, destination: SocketAddr) {
+        if let Some(Stay::Until(deadline)) = self.stays.remove(&(service, destination)) {
+            self.deadlines.remove(&(deadline, service, destination));
+        }
+    }
+
+    fn look_at(&mut self, service: ServiceKey, look: Option<Look>) {
+        let before = match look {
+            Some(look) => self.looks.insert(service, look),
+            None => self.looks.remove(&service),
+        };
+        self.due.extend(look.map(|look| (look.due, service)));
+        if let Some(before) = before.filter(|before| look.is_none_or(|look| look.due != before.due)) {
+            self.due.remove(&(before.due, service));
+        }
     }
 
     /// Forgets all destinations of a service.
@@ -94,13 +133,8 @@ impl Draining {
         self.stays_of(service).map(|(destination, _)| destination)
     }
 
-    /// Returns those of one service that drain for as long as their endpoints are in slices, sorted.
-    pub fn while_listed(&self, service: ServiceKey) -> impl Iterator<Item = SocketAddr> + '_ {
-        let listed = self.stays_of(service).filter(|(_, stay)| *stay == Stay::WhileListed);
-        listed.map(|(destination, _)| destination)
-    }
-
-    fn stays_of(&self, service: ServiceKey) -> impl Iterator<Item = (SocketAddr, Stay)> + '_ {
+    /// Returns the draining destinations of one service with the time of each, sorted.
+    pub fn stays_of(&self, service: ServiceKey) -> impl Iterator<Item = (SocketAddr, Stay)> + '_ {
         use std::net::{IpAddr, Ipv4Addr};
         let first = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
         self.stays
@@ -109,21 +143,21 @@ impl Draining {
             .map(|((_, destination), stay)| (*destination, *stay))
     }
 
-    /// Returns when the next action is due: a destination's deadline, or a check of connections.
+    /// Returns when the next action is due: a destination's deadline, or a count of connections.
     pub fn deadline(&self) -> Option<Instant> {
-        let over = self.stays.values().filter_map(|stay| stay.deadline()).min();
-        over.into_iter().chain(self.look_at.filter(|_| !self.is_empty())).min()
+        let over = self.deadlines.first().map(|(deadline, _, _)| *deadline);
+        let look = self.due.first().map(|(due, _)| self.not_before.map_or(*due, |earliest| earliest.max(*due)));
+        over.into_iter().chain(look).min()
     }
 
     /// Removes all destinations whose deadline has passed, and returns their services.
     pub fn expire(&mut self, now: Instant) -> Vec<ServiceKey> {
-        let is_over = |stay: &Stay| stay.deadline().is_some_and(|deadline| deadline <= now);
-        let over: Vec<(ServiceKey, SocketAddr)> =
-            self.stays.iter().filter(|(_, stay)| is_over(stay)).map(|(key, _)| *key).collect();
-        for key in &over {
-            self.stays.remove(key);
+        let mut services = Vec::new();
+        while let Some((_, service, destination)) = self.deadlines.first().filter(|(at, _, _)| *at <= now).copied() {
+            self.end(service, destination);
+            services.push(service);
         }
-        let mut services: Vec<ServiceKey> = over.into_iter().map(|(service, _)| service).collect();
+        services.sort_unstable();
         services.dedup();
         services
     }
@@ -211,7 +245,7 @@ mod tests {
         draining.begin(service(81), unready, now, Stay::WhileListed);
         assert_eq!(draining.deadline(), Some(now + BETWEEN_LOOKS));
         assert_eq!(draining.expire(now + PERIOD), [service(80)]);
-        assert_eq!(draining.while_listed(service(81)).collect::<Vec<_>>(), [unready]);
+        assert_eq!(draining.stays_of(service(81)).collect::<Vec<_>>(), [(unready, Stay::WhileListed)]);
     }
 
     #[test]
@@ -223,5 +257,48 @@ mod tests {
         assert_eq!(draining.expire(now + 2 * PERIOD), []);
         draining.end(service(80), destination("10.244.1.1:80"));
         assert_eq!(draining.deadline(), None);
+    }
+
+    #[test]
+    fn of_very_many_services_some_are_looked_at_at_a_time_and_none_is_left_out() {
+        let begun = Instant::now();
+        let mut draining = Draining::default();
+        (1..=200)
+            .for_each(|port| draining.begin(service(port), destination("10.244.1.1:80"), begun, Stay::WhileListed));
+        let mut now = begun + BETWEEN_LOOKS;
+        let (mut seen, mut turns) = (Vec::new(), Vec::new());
+        while seen.len() < 200 {
+            let found = draining.to_look_at(now);
+            turns.push(found.len());
+            seen.extend(found);
+            let next = draining.deadline().expect("something drains");
+            assert!(next > now, "the loop would not sleep");
+            now = next;
+        }
+        assert_eq!(turns, [64, 64, 64, 8]);
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!((seen.len(), now), (200, begun + 3 * BETWEEN_LOOKS), "each once");
+        draining.end_service(service(1));
+        (2..=200).for_each(|port| draining.end(service(port), destination("10.244.1.1:80")));
+        assert_eq!((draining.len(), draining.deadline()), (0, None));
+    }
+
+    #[test]
+    fn a_service_with_a_deadline_is_looked_at_often_and_the_others_are_not() {
+        let mut now = Instant::now();
+        let mut draining = Draining::default();
+        draining.begin(service(80), destination("10.244.1.1:80"), now, Stay::WhileListed);
+        draining.begin(service(81), destination("10.244.1.1:80"), now, Stay::Until(now + 10 * PERIOD));
+        let mut looks = [0, 0];
+        for _ in 0..24 {
+            now += BETWEEN_LOOKS;
+            let found = draining.to_look_at(now);
+            [80, 81]
+                .into_iter()
+                .zip(&mut looks)
+                .for_each(|(port, looks)| *looks += usize::from(found.contains(&service(port))));
+        }
+        assert_eq!(looks, [4, 24], "of two minutes");
     }
 }

@@ -7,7 +7,8 @@
 //! So on a node without a local endpoint the virtual services of node ports, external and load balancer addresses have all endpoints, and are
 //! in a set by which packets from elsewhere are dropped before IPVS sees them. Where there is a local endpoint they are as before:
 //! local endpoints, for everybody. A node learns of the first local endpoint by a change of the destinations, and only when the
-//! kernel has no others left does the element go (`apply::elements`): no client outside is ever sent to another node. TCP connections of clients
+//! kernel has no others left that take new connections does the element go (`apply::elements`): no new client outside is sent to another node,
+//! because `vs/expire_quiescent_template` keeps those with session affinity from a destination of weight 0. TCP connections of clients
 //! outside that exist when the last local endpoint becomes unready go on, as with kube-proxy: connection tracking knows them for as long as IPVS does,
 //! because the end of an IPVS connection deletes its entry. UDP has no end of connection, and its packets would be sent to another endpoint.
 //!

@@ -29,6 +29,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
+use self::draining::Listed;
 use self::problems::Problems;
 use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
@@ -235,9 +236,11 @@ impl Plan {
         changed.notes.extend(source_ranges::refusal(name, [old, new].map(|part| part?.too_many_sources)));
         self.count_own_endpoints([old, new], changed);
         let mut others = Vec::new();
+        let list = || Listed::of(service.and_then(|(_, endpoints)| endpoints).map(|its| &**its));
+        let mut listed = None;
         for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
-                self.note_left(key, name, [old, new], now);
+                self.note_left((key, name), [old, new], listed.get_or_insert_with(list), now);
             }
             let claim = new.and_then(|new| new.claim(&key));
             let created = new.map_or(0, |new| new.created);
@@ -247,7 +250,7 @@ impl Plan {
             let has_it = self.owners.update(key, name, bid, &mut changed.notes);
             if self.owner(&key) != before.as_ref() {
                 changed.owners = true;
-                self.end_stay(key, now, |_| true);
+                self.note_new_owner(key, now);
             }
             others.extend(self.note_owner(key, (name, claims), before.as_ref()));
             let claim = if has_it { claim } else { self.claim(&key) };
@@ -259,7 +262,9 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
-        self.note_unlisted(name, now, changed);
+        if !self.draining.is_empty() {
+            self.note_listed(name, listed.get_or_insert_with(list), now, changed);
+        }
         others.sort_unstable();
         others.dedup();
         others.iter().chain([name]).for_each(|name| self.find_problems(name, changed));

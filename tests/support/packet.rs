@@ -148,6 +148,8 @@ impl Packet<'_> {
             ["-m", "set", "!", "--match-set", set, "dst,dst,src"] => !self.is_source_in(set),
             ["-s", range] => range.parse::<IpNet>().expect("a range").contains(&self.client),
             ["-m", "addrtype", "--src-type", "LOCAL"] => is_local(self.state, self.client),
+            // It is the first packet of its connection.
+            ["-p", _, "-m", "conntrack", "--ctstate", "ESTABLISHED"] => false,
             [] => true,
             _ => panic!("a rule that this tracer does not know: {rule}"),
         }
@@ -200,6 +202,7 @@ impl Packet<'_> {
         match one {
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
+            Match::Protocol(protocol) => *protocol == self.protocol,
             Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,
             Match::HostAddress { of: Side::Source, negated } => is_local(self.state, self.client) != *negated,
             Match::Mark { mark, negated } => (self.mark.get() & mark.mask == mark.value) != *negated,

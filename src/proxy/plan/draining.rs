@@ -5,11 +5,11 @@
 //! keeps them for `--ipvs-graceful-period`, with `--ipvs-graceful-termination` alone.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
-use crate::model::{ObjectName, Scheduler};
+use crate::model::{Endpoints, ObjectName, Scheduler};
 use crate::net::Protocol;
 use crate::packed::BlockMap;
 
@@ -19,17 +19,39 @@ use crate::proxy::drain::Stay;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::scheduler;
 
+/// The endpoints in slices of a Service, in any condition, by TCP port: the ports and the addresses of each slice.
+pub(super) struct Listed(Vec<(BTreeSet<u16>, BTreeSet<IpAddr>)>);
+
+impl Listed {
+    pub(super) fn of(endpoints: Option<&Endpoints>) -> Listed {
+        let slices = endpoints.into_iter().flat_map(|its| its.slices.values());
+        let of_slice = slices.map(|slice| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
+            (ports.collect(), slice.endpoints.iter().map(|endpoint| endpoint.address).collect())
+        });
+        Listed(of_slice.collect())
+    }
+
+    fn contains(&self, destination: SocketAddr) -> bool {
+        let is_in = |(ports, addresses): &(BTreeSet<u16>, BTreeSet<IpAddr>)| {
+            ports.contains(&destination.port()) && addresses.contains(&destination.ip())
+        };
+        self.0.iter().any(is_in)
+    }
+}
+
 impl Plan {
     /// Adopts destinations that an earlier run left in the kernel: those no longer desired drain from now on, as if
     /// they had just been removed.
     pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
         let mut changed = ProxyChanges::default();
         for (key, existing) in seen.iter() {
-            let Some(wanted) = self.claim(key) else { continue };
+            let (Some(wanted), Some(name)) = (self.claim(key), self.owner(key)) else { continue };
             let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
             let left: Vec<Destination> = left.collect();
             if !left.is_empty() {
-                self.drain(*key, &left, now);
+                let listed = Listed::of(self.world.cluster.endpoints.get(name).map(|its| &**its));
+                self.drain(*key, &left, &listed, now);
                 self.compose(*key, &mut changed);
             }
         }
@@ -52,9 +74,9 @@ impl Plan {
     /// Starts draining destinations that a Service's newest part no longer names.
     pub(super) fn note_left(
         &mut self,
-        key: ServiceKey,
-        name: &ObjectName,
+        (key, name): (ServiceKey, &ObjectName),
         [old, new]: [&ClaimedPart; 2],
+        listed: &Listed,
         now: Instant,
     ) {
         let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
@@ -63,17 +85,16 @@ impl Plan {
         }
         let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
         let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
-        self.drain(key, &left, now);
+        self.drain(key, &left, listed, now);
     }
 
-    fn drain(&mut self, key: ServiceKey, left: &[Destination], now: Instant) {
-        let Some(name) = self.owner(&key).filter(|_| !left.is_empty()) else { return };
-        if !can_drain(self.parts.get(name).map(|held| held.scheduler), &key) {
+    fn drain(&mut self, key: ServiceKey, left: &[Destination], listed: &Listed, now: Instant) {
+        let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
+        if !can_drain(scheduler, &key) {
             return;
         }
-        let listed = self.listed(name);
         for destination in left {
-            let is_listed = listed.contains(&destination.address);
+            let is_listed = listed.contains(destination.address);
             if let Some(stay) = if is_listed { Some(Stay::WhileListed) } else { self.after_leaving(now) } {
                 self.draining.begin(key, destination.address, now, stay);
             }
@@ -85,36 +106,38 @@ impl Plan {
         self.config.graceful_termination.then(|| Stay::Until(now + self.config.graceful_period))
     }
 
-    /// Returns the endpoints in slices of a Service, in any condition, by TCP port.
-    fn listed(&self, name: &ObjectName) -> BTreeSet<SocketAddr> {
-        let slices = self.world.cluster.endpoints.get(name).into_iter().flat_map(|its| its.slices.values());
-        let of_slice = slices.flat_map(|slice| {
-            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-            ports.flat_map(|port| slice.endpoints.iter().map(|it| SocketAddr::new(it.address, port.port)))
-        });
-        of_slice.collect()
-    }
-
-    /// Ends the stay of destinations whose endpoints have left the slices of this Service since they began to drain.
-    pub(super) fn note_unlisted(&mut self, name: &ObjectName, now: Instant, changed: &mut ProxyChanges) {
+    /// Ends the stay of destinations whose endpoints have left the slices of this Service since they began to drain, but not of
+    /// those that are there again.
+    pub(super) fn note_listed(&mut self, name: &ObjectName, listed: &Listed, now: Instant, changed: &mut ProxyChanges) {
         let Some(part) = self.parts.get(name).filter(|_| !self.draining.is_empty()).cloned() else { return };
-        let mine = part.claims.iter().map(|claim| claim.key).filter(|key| self.owner(key) == Some(name));
-        let keys: Vec<ServiceKey> = mine.filter(|key| self.draining.while_listed(*key).next().is_some()).collect();
-        let listed = if keys.is_empty() { BTreeSet::new() } else { self.listed(name) };
-        for key in keys {
-            self.end_stay(key, now, |destination| !listed.contains(&destination));
+        for key in part.claims.iter().map(|claim| claim.key) {
+            let stays: Vec<(SocketAddr, Stay)> = self.draining.stays_of(key).collect();
+            if stays.is_empty() || self.owner(&key) != Some(name) {
+                continue;
+            }
+            for (destination, stay) in stays {
+                match (stay, listed.contains(destination)) {
+                    (Stay::WhileListed, false) => self.end_stay(key, destination, now),
+                    (Stay::Until(_), true) => self.draining.begin(key, destination, now, Stay::WhileListed),
+                    (Stay::WhileListed, true) | (Stay::Until(_), false) => {}
+                }
+            }
             self.compose(key, changed);
         }
     }
 
-    /// Ends the stay of those of these destinations that would drain for as long as they are in their slices.
-    pub(super) fn end_stay(&mut self, key: ServiceKey, now: Instant, is_over: impl Fn(SocketAddr) -> bool) {
-        let over: Vec<SocketAddr> = self.draining.while_listed(key).filter(|it| is_over(*it)).collect();
-        for destination in over {
-            match self.after_leaving(now) {
-                Some(stay) => self.draining.begin(key, destination, now, stay),
-                None => self.draining.end(key, destination),
-            }
+    /// Ends the stay of destinations of a virtual service that another Service gets.
+    pub(super) fn note_new_owner(&mut self, key: ServiceKey, now: Instant) {
+        let stays: Vec<(SocketAddr, Stay)> = self.draining.stays_of(key).collect();
+        for (destination, _) in stays.into_iter().filter(|(_, stay)| *stay == Stay::WhileListed) {
+            self.end_stay(key, destination, now);
+        }
+    }
+
+    fn end_stay(&mut self, key: ServiceKey, destination: SocketAddr, now: Instant) {
+        match self.after_leaving(now) {
+            Some(stay) => self.draining.begin(key, destination, now, stay),
+            None => self.draining.end(key, destination),
         }
     }
 
