@@ -2,7 +2,6 @@
 clients of Services need passes all the same, with legacy iptables (node 2), iptables of
 nf_tables, and nftables."""
 import contextlib
-import json
 
 import expect
 from expect import FAMILIES, PODS
@@ -46,23 +45,6 @@ def clients_of_external_addresses_are_answered_too(bed):
     with _nothing_is_forwarded(bed), expect.service(bed, "outer", external_ips=addresses):
         for address in addresses:
             expect.share("ext", address, 80, PODS)
-
-
-def a_pod_on_a_bridge_port_without_hairpin_mode_reaches_itself_through_its_service(bed):
-    """IPVS takes its packets in INPUT of the host, which sends them out by the bridge itself and not from port to port."""
-    ports = [link["ifname"] for link in json.loads(net.node(1, "ip", "-j", "link", "show", "master", "kube-bridge"))]
-    expect.that(ports, "no pod of node 1 is on the bridge")
-    with expect.service(bed, "bridged", kind="NodePort", ports=[Port(80, node_port=30097), Port(53, "UDP")]) as s:
-        try:
-            for port in ports:
-                net.node(1, "bridge", "link", "set", "dev", port, "hairpin", "off")
-            for f, family in enumerate(FAMILIES):
-                expect.share("n1p1", s.address(family), 80, PODS)
-                expect.share("n1p1", s.address(family), 53, PODS, "udp")
-                expect.share("n1p1", bed.plan.addresses(1)[f], 30097, PODS)
-        finally:
-            for port in ports:
-                net.node(1, "bridge", "link", "set", "dev", port, "hairpin", "on")
 
 
 def what_nobody_asked_for_is_not_forwarded(bed):
