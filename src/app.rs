@@ -19,6 +19,7 @@
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::bgp;
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
@@ -163,15 +165,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
-        let context = router::driver::RouterContext {
-            speaker_pulse: speaker_pulse(&common),
-            report,
-            metrics: router::metrics::Metrics::register(&common.registry)?,
-            notes: common.health.note("router"),
-            access,
-            served,
-            believed: believed_out,
-        };
+        let context = router_context(&common, (report, access), (served, believed_out))?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
@@ -210,6 +204,23 @@ fn facts(config: &Config, started: Instant) -> Facts {
         cluster,
         started,
     }
+}
+
+/// Returns what the router has besides the inputs of every subsystem: where it tells, and the way from the service proxy and back to it.
+fn router_context(
+    common: &Common,
+    (report, access): (watch::Sender<Report>, watch::Sender<Option<bgp::driver::Access>>),
+    (served, believed): (watch::Receiver<bool>, watch::Sender<Table<IpAddr, ()>>),
+) -> anyhow::Result<router::driver::RouterContext> {
+    Ok(router::driver::RouterContext {
+        speaker_pulse: speaker_pulse(common),
+        report,
+        metrics: router::metrics::Metrics::register(&common.registry)?,
+        notes: common.health.note("router"),
+        access,
+        served,
+        believed,
+    })
 }
 
 /// Returns the pulse of the BGP speaker. One that is not wanted yet is not stuck.

@@ -4,7 +4,7 @@
 //! It runs where the service proxy runs, which sends packets through tunnels. As long as no Service has the annotation it sleeps: the
 //! container runtime is not connected to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -176,7 +176,7 @@ impl NodePods {
 
     fn remove(&mut self, name: &ObjectName, pod: &Pod) {
         for address in pod.addresses.iter() {
-            let of = self.all.entry(*address).or_insert_with(BTreeSet::new);
+            let of = self.all.entry(*address).or_default();
             of.remove(&KnownPod { name: name.clone(), uid: pod.uid });
             if of.is_empty() {
                 self.all.remove(address);
