@@ -19,6 +19,7 @@ mod destinations;
 mod glance;
 mod listing;
 mod old_interface;
+mod order;
 mod target;
 mod wire;
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use super::glance::{self, Glancer};
 use super::listing::Listing;
+use super::order;
 use super::wire::{self, Command};
 use super::{
     Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts,
@@ -375,13 +376,13 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, &[], &want.destinations.to_vec());
+                self.change_destinations(index, step.key, &[], want);
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                self.change_destinations(index, step.key, &have.destinations.to_vec(), &want.destinations.to_vec());
+                self.change_destinations(index, step.key, &have.destinations.to_vec(), want);
             }
         }
     }
@@ -399,21 +400,30 @@ impl<'a> Plan<'a> {
 
     /// New destinations come before old ones go. They come in an order that begins at another place on each
     /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one.
-    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: &[Destination], want: &[Destination]) {
-        let (later, sooner) = want.split_at(self.start(key, want.len()));
-        for destination in sooner.iter().chain(later) {
-            let command = match find(have, destination.address) {
-                None => Command::NewDestination,
-                Some(old) if old != destination => Command::SetDestination,
-                Some(_) => continue,
-            };
-            wire::describe_destination(&mut self.messages, command, key, destination);
-            self.note(index, Act::Destination(destination.address));
+    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: &[Destination], want: &Virtual) {
+        let wanted = want.destinations.to_vec();
+        if order::is_one(want) {
+            let changes = order::changes(have, &wanted);
+            changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
+        } else {
+            let (later, sooner) = wanted.split_at(self.start(key, wanted.len()));
+            for destination in sooner.iter().chain(later) {
+                let command = match find(have, destination.address) {
+                    None => Command::NewDestination,
+                    Some(old) if old != destination => Command::SetDestination,
+                    Some(_) => continue,
+                };
+                self.change_one(index, command, key, destination);
+            }
         }
-        for destination in have.iter().filter(|destination| find(want, destination.address).is_none()) {
-            wire::describe_destination(&mut self.messages, Command::DeleteDestination, key, destination);
-            self.note(index, Act::Destination(destination.address));
+        for destination in have.iter().filter(|destination| find(&wanted, destination.address).is_none()) {
+            self.change_one(index, Command::DeleteDestination, key, destination);
         }
+    }
+
+    fn change_one(&mut self, index: usize, command: Command, key: &ServiceKey, destination: &Destination) {
+        wire::describe_destination(&mut self.messages, command, key, destination);
+        self.note(index, Act::Destination(destination.address));
     }
 
     fn note(&mut self, index: usize, act: Act<'a>) {
@@ -434,7 +444,7 @@ fn explain(refusal: &mut Refusal, acts: &[Act<'_>]) {
 }
 
 /// The destination with this address, of those sorted by address.
-fn find(destinations: &[Destination], address: SocketAddr) -> Option<&Destination> {
+pub(super) fn find(destinations: &[Destination], address: SocketAddr) -> Option<&Destination> {
     let index = destinations.binary_search_by_key(&address, |destination| destination.address).ok()?;
     destinations.get(index)
 }

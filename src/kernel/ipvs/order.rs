@@ -1,0 +1,117 @@
+//! The order in which a virtual service has its destinations, where all nodes have to have the same.
+//!
+//! Kernel: the scheduler `mh` fills its table in the order of the list of destinations, in which a new one is the first. So that a client whose
+//! packets come to another node finds the same destination there, the list is in the order of addresses everywhere: where a new one belongs behind
+//! others, these are taken out and put back in the same go. A packet of a connection that comes meanwhile is scheduled again, to the same destination
+//! by the same table; which is so in tunnel mode alone, where nothing is translated and `net.ipv4.vs.sloppy_tcp` is on. With NAT it would end the
+//! connection, and there another node cannot take it over anyway.
+//!
+//! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1.
+//!
+//! The kernel does not tell the order. What another program has added is left in its own.
+
+use super::target::find;
+use super::wire::Command;
+use super::{Destination, Forwarding, Virtual};
+
+/// Returns whether a virtual service is to have its destinations in one order on all nodes.
+pub fn is_one(want: &Virtual) -> bool {
+    let mut destinations = want.destinations.iter();
+    want.service.scheduler == "mh" && destinations.all(|destination| destination.forwarding == Forwarding::Tunnel)
+}
+
+/// Returns the changes by which these destinations, of which the kernel has those, come to be in the order of addresses. Both are sorted. Those that
+/// go are not among them.
+pub fn changes(have: &[Destination], want: &[Destination]) -> Vec<(Command, Destination)> {
+    let last_new = want.iter().rev().find(|destination| find(have, destination.address).is_none());
+    let last_new = last_new.map(|destination| destination.address);
+    let mut changes = Vec::new();
+    let is_moved = |destination: &&Destination| last_new.is_some_and(|last| destination.address < last);
+    let held = want.iter().filter_map(|destination| find(have, destination.address));
+    changes.extend(held.clone().filter(is_moved).map(|destination| (Command::DeleteDestination, *destination)));
+    // The first comes last, because a new one stands before all others.
+    for destination in want.iter().rev() {
+        let old = find(have, destination.address);
+        if last_new.is_some_and(|last| destination.address <= last) {
+            let weight = destination.weight.max(1);
+            changes.push((Command::NewDestination, Destination { weight, ..*destination }));
+            if weight != destination.weight {
+                changes.push((Command::SetDestination, *destination));
+            }
+        } else if old != Some(destination) {
+            changes.push((Command::SetDestination, *destination));
+        }
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Service;
+    use super::*;
+
+    fn list(given: &[(u8, u32)]) -> Vec<Destination> {
+        let one = |(host, weight): &(u8, u32)| Destination {
+            address: ([10, 244, 1, *host], 80).into(),
+            weight: *weight,
+            forwarding: Forwarding::Tunnel,
+        };
+        given.iter().map(one).collect()
+    }
+
+    /// The changes as text, and the kernel's list after them, the first in front.
+    fn told(have: &[(u8, u32)], want: &[(u8, u32)]) -> (String, Vec<(u8, u32)>) {
+        let host = |it: &Destination| match it.address.ip() {
+            std::net::IpAddr::V4(address) => address.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        };
+        let mut kernel: Vec<(u8, u32)> = have.to_vec();
+        let mut texts = Vec::new();
+        for (command, it) in changes(&list(have), &list(want)) {
+            let place = kernel.iter().position(|(known, _)| *known == host(&it));
+            let sign = match (command, place) {
+                (Command::NewDestination, None) => {
+                    kernel.insert(0, (host(&it), it.weight));
+                    "+"
+                }
+                (Command::SetDestination, Some(place)) => {
+                    kernel[place].1 = it.weight;
+                    "="
+                }
+                (Command::DeleteDestination, Some(place)) => {
+                    kernel.remove(place);
+                    "-"
+                }
+                other => panic!("the kernel refuses {other:?}"),
+            };
+            texts.push(format!("{sign}{}w{}", host(&it), it.weight));
+        }
+        (texts.join(" "), kernel)
+    }
+
+    #[test]
+    fn whatever_order_they_come_in_the_kernels_list_is_in_that_of_addresses() {
+        for (have, want, changes) in [
+            (&[][..], &[(1, 1), (2, 1), (3, 1)][..], "+3w1 +2w1 +1w1"),
+            (&[(2, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "+1w1"),
+            (&[(1, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "-1w1 +2w1 +1w1"),
+            (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "-1w1 -2w0 +3w1 +2w1 =2w0 +1w1"),
+            (&[(1, 1), (2, 1)], &[(1, 0), (2, 1)], "=1w0"),
+            (&[], &[(1, 0)], "+1w1 =1w0"),
+            (&[(1, 1)], &[(1, 1)], ""),
+        ] {
+            assert_eq!(told(have, want), (changes.to_owned(), want.to_vec()), "{have:?} to {want:?}");
+        }
+    }
+
+    #[test]
+    fn it_matters_to_mh_in_tunnel_mode_alone() {
+        let with = |scheduler: &str, forwarding| {
+            let service = Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 };
+            let those = list(&[(1, 1)]).into_iter().map(|it| Destination { forwarding, ..it });
+            is_one(&Virtual { service, destinations: those.collect() })
+        };
+        let of = [("mh", Forwarding::Tunnel), ("mh", Forwarding::Nat), ("rr", Forwarding::Tunnel)];
+        assert_eq!(of.map(|(scheduler, forwarding)| with(scheduler, forwarding)), [true, false, false]);
+    }
+}
