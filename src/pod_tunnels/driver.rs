@@ -23,7 +23,7 @@ use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
 use super::machine::{Act, Machine, Next, Standing};
 use super::metrics::Metrics;
-use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, of_sandboxes, sought};
+use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
 use crate::container_runtime::Sought;
 use crate::container_runtime::hosts::Runtimes;
 use crate::kernel::address::host_addresses;
@@ -150,7 +150,10 @@ impl Driver {
 
     fn take_announced(&mut self, announced: &Announced) {
         self.places.add(announced, |place| place.exists());
-        for address in &announced.addresses {
+        // An address may have been another pod's until now, whose tunnels this one is not to get.
+        let known = self.inputs.wanted.borrow().clone();
+        let its = announced.addresses.iter().filter(|address| may_have(&known.pods, **address, &announced.pod));
+        for address in its {
             self.machine.announced(*address, announced.place.clone(), Instant::now());
         }
     }
@@ -364,6 +367,10 @@ fn distinct(places: BTreeSet<PathBuf>) -> Vec<PathBuf> {
 
 /// Removes our devices from all pods that can be found. Returns how many there were, and why others could not be removed.
 pub fn remove_all(sockets: Vec<PathBuf>) -> (usize, Vec<String>) {
+    // Who has no module of tunnels has none, and no reason to ask anybody or to enter a pod's namespace.
+    if !apply::may_have_tunnels() {
+        return (0, Vec::new());
+    }
     let mut places = directories();
     // A host without a runtime has no pods.
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
