@@ -110,8 +110,7 @@ fn decided(config: Config) -> anyhow::Result<Config> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let config = decided(config)?;
     let facts = facts(&config, Instant::now());
-    let health = Health::default();
-    let registry = Registry::new(VERSION, TOOLCHAIN);
+    let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
 
@@ -127,7 +126,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let pod_tunnels = pod_tunnels::settings(&config);
     let (attaching, starting) = start_cni(&config, &registry, &health, (guard, pods))?;
     let told = ToldToCluster { reports, problems, world: world.clone() };
-    let (messages, events) = start_source(&config, &registry, &health, told).await?;
+    let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
     let inputs = world::Inputs {
         messages,
         wanted: wanted(&config),
@@ -165,7 +164,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
-        let context = router_context(&common, (report, access), (served, believed_out))?;
+        let context = router_context(&common, (report, access), (served, believed_out), outages.nodes_are_read())?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
@@ -206,11 +205,13 @@ fn facts(config: &Config, started: Instant) -> Facts {
     }
 }
 
-/// Returns what the router has besides the inputs of every subsystem: where it tells, and the way from the service proxy and back to it.
+/// Returns what the router has besides the inputs of every subsystem: where it tells, the way from the service proxy and back to it, and
+/// whether nodes can be read.
 fn router_context(
     common: &Common,
     (report, access): (watch::Sender<Report>, watch::Sender<Option<bgp::driver::Access>>),
     (served, believed): (watch::Receiver<bool>, watch::Sender<Table<IpAddr, ()>>),
+    nodes_are_read: watch::Receiver<bool>,
 ) -> anyhow::Result<router::driver::RouterContext> {
     Ok(router::driver::RouterContext {
         speaker_pulse: speaker_pulse(common),
@@ -219,6 +220,7 @@ fn router_context(
         notes: common.health.note("router"),
         access,
         served,
+        nodes_are_read,
         believed,
     })
 }
@@ -320,24 +322,29 @@ fn service_problems() -> ((watch::Sender<ServiceProblems>, ProblemsOut), Vec<wat
     ((parsed, out), vec![of_parsing, of_plan, of_listeners, of_tunnels])
 }
 
+/// Returns where outages of the source of the cluster are recorded.
+fn outages(config: &Config, registry: &Registry, health: &Health) -> anyhow::Result<Outages> {
+    let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
+    Ok(Outages::register(source, wanted(config).iter().map(Wanted::kind), registry, health)?)
+}
+
 /// Starts the source of the cluster. Where that is an API server, it is also told how this node stands, and what is wrong with Services. Returns
-/// who sends Events then.
+/// its outages, what it says, and who sends Events then.
 async fn start_source(
     config: &Config,
     registry: &Registry,
     health: &Health,
     told: ToldToCluster,
-) -> anyhow::Result<(mpsc::Receiver<Message>, Option<Events>)> {
-    let source = if matches!(config.source, Source::Api { .. }) { "API server" } else { "manifests" };
-    let outages = Outages::register(source, wanted(config).iter().map(Wanted::kind), registry, health)?;
+) -> anyhow::Result<(Outages, mpsc::Receiver<Message>, Option<Events>)> {
+    let outages = outages(config, registry, health)?;
     let (out, messages) = mpsc::channel::<Message>(MESSAGES);
     let mut events_out = None;
     match &config.source {
-        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages, out)?,
+        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages.clone(), out)?,
         Source::Api { kubeconfig, master } => {
             let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
             let client = client::client(&access).await?;
-            tokio::spawn(watch_api::run(client.clone(), wanted(config), outages, out));
+            tokio::spawn(watch_api::run(client.clone(), wanted(config), outages.clone(), out));
             let events = Events::spawn(client.clone(), config.node_name.clone(), events::TIMING);
             let ToldToCluster { reports, problems, world } = told;
             if config.router.is_some() {
@@ -353,7 +360,7 @@ async fn start_source(
             events_out = Some(events);
         }
     }
-    Ok((messages, events_out))
+    Ok((outages, messages, events_out))
 }
 
 /// Returns the file of the guarded ports, where ports are guarded. Else what an earlier run guarded goes: the ends of its pods are told to

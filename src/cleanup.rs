@@ -42,7 +42,7 @@ trait Removable {
     /// One round in which nothing is wanted; how many objects went.
     fn remove(&mut self, at: Moment) -> u64;
     fn remove_abandoned(&mut self) -> Vec<String>;
-    fn families(&self) -> Vec<&dyn Reflection>;
+    fn kinds(&self) -> Vec<&dyn Reflection>;
 }
 
 /// Takes everything of ours out of the kernel, and removes our files. What fails keeps nothing else from going.
@@ -150,17 +150,17 @@ fn remove(name: &str, opened: Result<impl Removable, Error>) -> (u64, Vec<String
     let mut removed = 0;
     for _ in 0..TRIES {
         removed += subsystem.remove(Moment { now: Instant::now(), jitter: 0 });
-        let families = subsystem.families();
-        if families.iter().all(|family| family.is_settled()) {
+        let kinds = subsystem.kinds();
+        if kinds.iter().all(|kind| kind.is_settled()) {
             break;
         }
-        if let Some(at) = families.iter().filter_map(|family| family.retry_at()).min() {
+        if let Some(at) = kinds.iter().filter_map(|kind| kind.retry_at()).min() {
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
         }
     }
     let mut left = subsystem.remove_abandoned();
-    let families = subsystem.families();
-    let failing = families.iter().filter_map(|family| Some((family.name(), family.trouble()?)));
+    let kinds = subsystem.kinds();
+    let failing = kinds.iter().filter_map(|kind| Some((kind.name(), kind.trouble()?)));
     left.extend(failing.map(|(kind, trouble)| format!("{kind}: {}", trouble.error)));
     (removed, left.into_iter().map(|why| format!("{name}: {why}")).collect())
 }
@@ -174,7 +174,7 @@ impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
         proxy::apply::Mirrors::remove_abandoned(self)
     }
 
-    fn families(&self) -> Vec<&dyn Reflection> {
+    fn kinds(&self) -> Vec<&dyn Reflection> {
         self.reflections()
     }
 }
@@ -188,7 +188,7 @@ impl<K: firewall::iptables::apply::Kernel> Removable for firewall::iptables::app
         firewall::iptables::apply::Mirrors::remove_abandoned(self)
     }
 
-    fn families(&self) -> Vec<&dyn Reflection> {
+    fn kinds(&self) -> Vec<&dyn Reflection> {
         self.reflections()
     }
 }
@@ -206,9 +206,9 @@ impl<K: router::apply::Kernel> Removable for router::apply::Mirrors<K> {
         router::apply::Mirrors::remove_abandoned(self)
     }
 
-    fn families(&self) -> Vec<&dyn Reflection> {
+    fn kinds(&self) -> Vec<&dyn Reflection> {
         // A bridge that pods are on stays, and that is no failure.
-        self.reflections().into_iter().filter(|family| family.name() != "bridges").collect()
+        self.reflections().into_iter().filter(|kind| kind.name() != "bridges").collect()
     }
 }
 

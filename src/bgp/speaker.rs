@@ -34,7 +34,7 @@ use super::rib::{Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
 use crate::net::{Family, PerFamily};
 
-pub use neighbour::{Messages, Neighbour, Wanted};
+pub use neighbour::{Messages, Neighbour, WantedNeighbour};
 pub use restarting::Restarting;
 
 /// Time in Idle of a neighbour that has exceeded a limit on its routes.
@@ -47,7 +47,7 @@ const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Adds a neighbour, or changes its settings.
-    Want(Box<Wanted>),
+    Want(Box<WantedNeighbour>),
     /// Removes a neighbour, with the NOTIFICATION to send.
     Remove(IpAddr, Notification),
     /// Stops a neighbour until it is started again.
@@ -296,7 +296,7 @@ impl Speaker {
         }
     }
 
-    fn want(&mut self, at: Moment, wanted: Wanted) {
+    fn want(&mut self, at: Moment, wanted: WantedNeighbour) {
         let address = wanted.address;
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             let anew = neighbour.change(wanted);

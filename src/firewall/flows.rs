@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::config::FirewallConfig;
 use crate::kernel::Error;
-use crate::kernel::conntrack::{self, Connection, TrackedConnection, Transport, Wanted};
+use crate::kernel::conntrack::{self, Connection, ConnectionFilter, TrackedConnection, Transport};
 use crate::kernel::netlink::{Bus, Socket};
 use crate::kernel::nflog::{Logged, OpenError, PacketLog};
 use crate::model::World;
@@ -23,7 +23,11 @@ pub trait Flows: Send + Sync {
     ///
     /// # Errors
     /// The kernel does not list them.
-    fn connections(&self, of: (Family, Option<u32>), wanted: Wanted<'_>) -> Result<Vec<TrackedConnection>, Error>;
+    fn connections(
+        &self,
+        of: (Family, Option<u32>),
+        wanted: ConnectionFilter<'_>,
+    ) -> Result<Vec<TrackedConnection>, Error>;
 
     /// Marks these connections as ended ([`ENDED`]), so that rules refuse their packets, or takes the mark from them. Returns how
     /// many of them still exist.
@@ -73,7 +77,11 @@ impl Kernel {
 }
 
 impl Flows for Kernel {
-    fn connections(&self, of: (Family, Option<u32>), wanted: Wanted<'_>) -> Result<Vec<TrackedConnection>, Error> {
+    fn connections(
+        &self,
+        of: (Family, Option<u32>),
+        wanted: ConnectionFilter<'_>,
+    ) -> Result<Vec<TrackedConnection>, Error> {
         self.with_socket(|socket| conntrack::connections(socket, of, wanted))
     }
 

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 
 /// Modules that the kernel does not load on first use.
 pub const MODULES: [&str; 1] = [BRIDGE_FILTER];
@@ -22,15 +22,15 @@ const CALLS: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/brid
 const TAGGED: &str = "net/bridge/bridge-nf-filter-vlan-tagged";
 
 /// Returns the desired settings. `pods_on_bridge`: pods of this node are, or may be, on a bridge.
-pub fn settings(pods_on_bridge: bool) -> BTreeMap<Setting, Wanted> {
+pub fn settings(pods_on_bridge: bool) -> BTreeMap<Setting, WantedSetting> {
     let on = || "1".into();
     match pods_on_bridge {
         true => CALLS
             .into_iter()
             .chain([TAGGED])
-            .map(|path| (Setting(path.into()), Wanted::OfModule { value: on(), module: BRIDGE_FILTER }))
+            .map(|path| (Setting(path.into()), WantedSetting::OfModule { value: on(), module: BRIDGE_FILTER }))
             .collect(),
-        false => CALLS.into_iter().map(|path| (Setting(path.into()), Wanted::Always(on()))).collect(),
+        false => CALLS.into_iter().map(|path| (Setting(path.into()), WantedSetting::Always(on()))).collect(),
     }
 }
 
@@ -42,6 +42,9 @@ mod tests {
     fn tagged_frames_of_others_stay_as_they_are() {
         let names = |pods_on_bridge| settings(pods_on_bridge).into_keys().map(|setting| setting.to_string());
         assert!(names(true).any(|name| name == TAGGED) && !names(false).any(|name| name == TAGGED));
-        assert!(settings(false).values().all(|wanted| matches!(wanted, Wanted::Always(_))), "no bridge, no module");
+        assert!(
+            settings(false).values().all(|wanted| matches!(wanted, WantedSetting::Always(_))),
+            "no bridge, no module"
+        );
     }
 }

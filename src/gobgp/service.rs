@@ -31,7 +31,7 @@ use super::wishes::{self, ONLY_UNICAST};
 use crate::bgp::driver::{Access, Handle};
 use crate::bgp::message::{Notification, Reason};
 use crate::bgp::rib::{PeerId, Policies};
-use crate::bgp::speaker::{Order, Speaker, Wanted};
+use crate::bgp::speaker::{Order, Speaker, WantedNeighbour};
 use crate::net::Family;
 
 /// Streaming answer, produced while it is consumed.
@@ -62,7 +62,7 @@ struct Added {
     speaker: Option<Handle>,
     routes: BTreeMap<IpNet, [u8; 16]>,
     /// As requested: the cluster may have configured one of them differently since.
-    neighbours: BTreeMap<IpAddr, Wanted>,
+    neighbours: BTreeMap<IpAddr, WantedNeighbour>,
     counter: u64,
 }
 

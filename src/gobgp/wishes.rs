@@ -13,7 +13,7 @@ use super::version::{Version, meant};
 use super::wire::messages::{Path, Peer};
 use crate::bgp::message::Attributes;
 use crate::bgp::session::{Local, Restart, Settings};
-use crate::bgp::speaker::{Speaker, Wanted};
+use crate::bgp::speaker::{Speaker, WantedNeighbour};
 use crate::bgp::transport::{PORT, Password, TimeToLive, Transport};
 use crate::net::{Family, PerFamily};
 
@@ -54,7 +54,7 @@ fn address(text: &str, what: &str) -> Result<IpAddr, String> {
 ///
 /// # Errors
 /// It has no address, a malformed setting, or one that is not supported here, as a sentence for the client.
-pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
+pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, String> {
     const HOLD_TIME: u64 = 90;
     const RETRY: u64 = 120;
     let conf = peer.conf.as_ref().ok_or("the neighbour has no settings")?;
@@ -90,7 +90,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<Wanted, String> {
     // Without a local address, the one known to other neighbours is used.
     let known = speaker.neighbours().map(|(_, one)| one.wanted().own).find(|own| own.of(family).is_some());
     let known = known.unwrap_or_default();
-    Ok(Wanted {
+    Ok(WantedNeighbour {
         address: there,
         settings: Settings {
             local,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Kind;
@@ -25,6 +26,8 @@ pub struct Outages(Arc<Shared>);
 struct Shared {
     open: Mutex<BTreeMap<Kind, Outage>>,
     note: Option<Note>,
+    /// Told whether Nodes can be read.
+    nodes_are_read: watch::Sender<bool>,
     failing: IntGaugeVec,
     failures: IntCounterVec,
 }
@@ -95,6 +98,7 @@ impl Outages {
         Ok(Outages(Arc::new(Shared {
             open: Mutex::default(),
             note: None,
+            nodes_are_read: watch::Sender::new(true),
             failing: IntGaugeVec::new(failing, &["kind"])?,
             failures: IntCounterVec::new(failures, &["kind", "reason"])?,
         })))
@@ -116,7 +120,8 @@ impl Outages {
         registry.register(Box::new(failures.clone()))?;
         kinds.into_iter().for_each(|kind| failing.with_label_values(&[kind.name()]).set(0));
         let note = Some(health.note(source));
-        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, failing, failures })))
+        let nodes_are_read = watch::Sender::new(true);
+        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, nodes_are_read, failing, failures })))
     }
 
     /// Records that objects of a kind could not be read; returns whether this is the first kind of an outage.
@@ -155,6 +160,11 @@ impl Outages {
         }
     }
 
+    /// Returns whether Nodes can be read, now and from now on.
+    pub fn nodes_are_read(&self) -> watch::Receiver<bool> {
+        self.0.nodes_are_read.subscribe()
+    }
+
     fn open(&self) -> MutexGuard<'_, BTreeMap<Kind, Outage>> {
         // Each change is one insertion or removal, so a thread that panicked here has left nothing half done.
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,6 +176,7 @@ impl Shared {
         if let Some(note) = &self.note {
             note.set(sentences(open));
         }
+        self.nodes_are_read.send_replace(!open.contains_key(&Kind::Node));
     }
 }
 
@@ -217,15 +228,19 @@ mod tests {
         let kinds = [Kind::Service, Kind::Node];
         let outages = Outages::register("API server", kinds, &registry, &health).expect("names are registered once");
         assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
+        let nodes_are_read = outages.nodes_are_read();
         assert!(outages.fails(Kind::Service, Cause::Unreachable, "refused"));
+        assert!(*nodes_are_read.borrow());
         assert!(!outages.fails(Kind::Node, Cause::Unauthorized, "expired"));
         assert_eq!(lines(&health).len(), 2, "{:?}", lines(&health));
         let text = registry.text();
         assert!(text.contains("sluice_source_failing{kind=\"Service\"} 1\n"), "{text}");
         assert!(text.contains("sluice_source_failures_total{kind=\"Node\",reason=\"unauthorized\"} 1\n"), "{text}");
         outages.works(Kind::Service);
+        assert!(!*nodes_are_read.borrow());
         assert!(lines(&health)[0].starts_with("API server: Node not read since "), "{:?}", lines(&health));
         outages.works(Kind::Node);
+        assert!(*nodes_are_read.borrow());
         assert_eq!(lines(&health), Vec::<String>::new());
         assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
     }

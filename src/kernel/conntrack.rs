@@ -19,7 +19,7 @@ use super::Error;
 use super::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
 use crate::net::{Family, Protocol};
 
-pub use connections::{Connection, Tracked as TrackedConnection, Transport, Wanted, connections, set_mark};
+pub use connections::{Connection, ConnectionFilter, Tracked as TrackedConnection, Transport, connections, set_mark};
 
 /// Flows that were sent to one address and translated to one backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

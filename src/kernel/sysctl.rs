@@ -6,10 +6,10 @@
 //! A setting whose file does not exist (its module is not loaded, its device is not there) is absent, which is
 //! not a failure. It is reported once and looked for again whenever the settings are read.
 //!
-//! Settings that a module brings and that have to be there ([`Wanted::OfModule`]) are looked for with the module loaded,
+//! Settings that a module brings and that have to be there ([`WantedSetting::OfModule`]) are looked for with the module loaded,
 //! and where they do not exist even then, that is a failure.
 //!
-//! Some settings are corrected only where they have one certain value ([`Wanted::InsteadOf`]). They are ours
+//! Some settings are corrected only where they have one certain value ([`WantedSetting::InsteadOf`]). They are ours
 //! only while they have the old or the new value; with any other they are the administrator's and are neither
 //! returned nor touched. The desired state therefore depends on what was found: call [`Settings::wanted`] before a
 //! round and after every audit.
@@ -37,7 +37,7 @@ pub const KIND: &str = "settings";
 /// it, with one space between its words.
 #[derive(Debug)]
 pub struct Settings {
-    rules: BTreeMap<Setting, Wanted>,
+    rules: BTreeMap<Setting, WantedSetting>,
     root: PathBuf,
     /// Absent settings that were reported.
     reported: BTreeSet<Setting>,
@@ -49,7 +49,7 @@ pub struct Setting(pub CompactString);
 
 /// Desired value of a setting.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Wanted {
+pub enum WantedSetting {
     /// This value, whatever it was.
     Always(CompactString),
     /// This value, whatever it was, and the setting has to exist: this module brings it.
@@ -58,23 +58,23 @@ pub enum Wanted {
     InsteadOf { old: CompactString, new: CompactString },
 }
 
-impl Wanted {
+impl WantedSetting {
     /// Returns the desired value of a setting whose value is `found`; `None` where it is not ours to decide.
     pub fn given(&self, found: &str) -> Option<&CompactString> {
         match self {
-            Wanted::Always(value) | Wanted::OfModule { value, .. } => Some(value),
-            Wanted::InsteadOf { old, new } => (found == old || found == new).then_some(new),
+            WantedSetting::Always(value) | WantedSetting::OfModule { value, .. } => Some(value),
+            WantedSetting::InsteadOf { old, new } => (found == old || found == new).then_some(new),
         }
     }
 }
 
 impl Settings {
-    pub fn new(rules: impl IntoIterator<Item = (Setting, Wanted)>) -> Settings {
+    pub fn new(rules: impl IntoIterator<Item = (Setting, WantedSetting)>) -> Settings {
         Settings { rules: rules.into_iter().collect(), root: PathBuf::from("/proc/sys"), reported: BTreeSet::new() }
     }
 
     /// Replaces the desired values.
-    pub fn set_rules(&mut self, rules: BTreeMap<Setting, Wanted>) {
+    pub fn set_rules(&mut self, rules: BTreeMap<Setting, WantedSetting>) {
         self.rules = rules;
     }
 
@@ -85,9 +85,8 @@ impl Settings {
         for (setting, rule) in self.rules.clone() {
             let value = match (self.look(&setting), &rule) {
                 (Some(Ok(found)), rule) => rule.given(&found),
-                (Some(Err(_)), Wanted::Always(value)) | (None | Some(Err(_)), Wanted::OfModule { value, .. }) => {
-                    Some(value)
-                }
+                (Some(Err(_)), WantedSetting::Always(value))
+                | (None | Some(Err(_)), WantedSetting::OfModule { value, .. }) => Some(value),
                 _ => None,
             };
             wanted.extend(value.map(|value| (setting, value.clone())));
@@ -128,7 +127,7 @@ impl Settings {
     fn write(&mut self, setting: &Setting, value: &str) -> Result<(), Error> {
         let found = match (self.look(setting), self.rules.get(setting)) {
             (Some(found), _) => found?,
-            (None, Some(Wanted::OfModule { module, .. })) => self.look_with(module, setting)?,
+            (None, Some(WantedSetting::OfModule { module, .. })) => self.look_with(module, setting)?,
             (None, _) => return Ok(()),
         };
         // It may have become the administrator's since it was compared.
@@ -195,18 +194,18 @@ impl fmt::Display for Setting {
 /// Settings whose desired state depends on what is found.
 pub trait Ruled: Target<Key = Setting, Value = CompactString> {
     /// Returns the desired values of those of the settings that exist and are ours to decide.
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString>;
+    fn wanted(&mut self, rules: &BTreeMap<Setting, WantedSetting>) -> BTreeMap<Setting, CompactString>;
 }
 
 impl Ruled for Settings {
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString> {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, WantedSetting>) -> BTreeMap<Setting, CompactString> {
         self.set_rules(rules.clone());
         Settings::wanted(self)
     }
 }
 
 /// Writes settings that differ from these rules. They do not depend on how well the cluster is known.
-pub fn keep<T: Ruled>(settings: &mut Mirror<T>, rules: &BTreeMap<Setting, Wanted>, at: Moment) {
+pub fn keep<T: Ruled>(settings: &mut Mirror<T>, rules: &BTreeMap<Setting, WantedSetting>, at: Moment) {
     if settings.is_settled() {
         return;
     }
@@ -233,7 +232,7 @@ mod tests {
     }
 
     /// Settings over a directory that stands for `/proc/sys`, holding these files.
-    fn settings(files: &[(&str, &str)], rules: &[(&str, Wanted)]) -> (tempfile::TempDir, Settings) {
+    fn settings(files: &[(&str, &str)], rules: &[(&str, WantedSetting)]) -> (tempfile::TempDir, Settings) {
         let root = tempfile::tempdir().expect("a directory");
         for (name, value) in files {
             std::fs::write(root.path().join(name), value).expect("a file");
@@ -243,12 +242,12 @@ mod tests {
         (root, settings)
     }
 
-    fn always(value: &str) -> Wanted {
-        Wanted::Always(value.into())
+    fn always(value: &str) -> WantedSetting {
+        WantedSetting::Always(value.into())
     }
 
-    fn two_instead_of_one() -> Wanted {
-        Wanted::InsteadOf { old: "1".into(), new: "2".into() }
+    fn two_instead_of_one() -> WantedSetting {
+        WantedSetting::InsteadOf { old: "1".into(), new: "2".into() }
     }
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<Setting, CompactString> {
@@ -267,7 +266,8 @@ mod tests {
     fn a_setting_that_an_administrator_gives_a_third_value_is_not_missing_to_an_audit_and_one_that_is_away_is() {
         let rules = [("filter", two_instead_of_one()), ("forward", always("1"))];
         let (root, settings) = settings(&[("filter", "1"), ("forward", "0")], &rules);
-        let rules: BTreeMap<Setting, Wanted> = rules.into_iter().map(|(name, rule)| (setting(name), rule)).collect();
+        let rules: BTreeMap<Setting, WantedSetting> =
+            rules.into_iter().map(|(name, rule)| (setting(name), rule)).collect();
         let mut mirror = Mirror::new(settings);
         keep(&mut mirror, &rules, Moment { now: std::time::Instant::now(), jitter: 0 });
         let mut differing = || {

@@ -1,6 +1,6 @@
 //! A Node: its addresses, its pod ranges, its zone, and its annotations about routing.
 //!
-//! Kubernetes: `Node.status.addresses[]`, the condition `NetworkUnavailable`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, the label `topology.kubernetes.io/zone`, and the annotations
+//! Kubernetes: `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, the labels `topology.kubernetes.io/zone` and `kubernetes.io/os`, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,6 +18,9 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The condition `NetworkUnavailable` is there and not `False`. Where it is `True` no pod comes here.
     pub network_unavailable: bool,
+    /// The condition `Ready` is `True`, and the label `kubernetes.io/os` names nothing but `linux`: an agent runs there and
+    /// announces the pod CIDRs, if all is well. False for a remembered node, whose present condition nobody knows.
+    pub should_announce: bool,
     /// `spec.providerID` names a machine of AWS.
     pub is_on_aws: bool,
     /// The label `topology.kubernetes.io/zone`; `None` where it is absent or empty.

@@ -14,7 +14,7 @@ use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::kernel::rule::PolicyRule;
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::packed::BlockMap;
 
 use super::external_ip::NewlyRefused;
@@ -23,7 +23,7 @@ use super::external_ip::NewlyRefused;
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     /// Desired settings, as rules: some depend on the current value.
-    pub settings: BTreeMap<Setting, Wanted>,
+    pub settings: BTreeMap<Setting, WantedSetting>,
     pub links: BTreeMap<LinkName, Link>,
     pub addresses: BTreeMap<AddressKey, ()>,
     pub sets: BTreeMap<SetName, SetSpec>,

@@ -299,11 +299,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.glance(self.plan.desired(), at)
     }
 
-    /// Looks at the destinations of IPv4 services, of IPv6 ones, and at the elements.
     fn audited(&mut self, _at: Moment) {
         self.mirrors.look_for_host_chains();
     }
 
+    /// Looks at the destinations of IPv4 services, of IPv6 ones, and at the elements.
     fn look_closely(&mut self, course: usize, at: Moment) -> (Vec<Found>, bool) {
         match Family::BOTH.get(course) {
             Some(family) => self.mirrors.look_at_virtuals(self.plan.desired(), *family, at),

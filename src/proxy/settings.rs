@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use compact_str::{CompactString, format_compact};
 
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
@@ -30,10 +30,10 @@ const BRIDGE: &str = "kube-bridge";
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);
 
 /// Returns the desired value of each setting, on a kernel of this version (major, minor).
-pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wanted> {
+pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, WantedSetting> {
     let mut settings = BTreeMap::new();
     let mut always = |path: &str, value: &str| {
-        settings.insert(Setting(path.into()), Wanted::Always(value.into()));
+        settings.insert(Setting(path.into()), WantedSetting::Always(value.into()));
     };
     always("net/ipv4/vs/conntrack", "1");
     always("net/ipv4/vs/expire_nodest_conn", "1");
@@ -44,12 +44,12 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wante
         always("net/ipv4/conf/all/arp_announce", "2");
         always("net/bridge/bridge-nf-call-iptables", "1");
         for device in ["all", BRIDGE, DEVICE].into_iter().map(CompactString::from).chain(node.link(Family::V4)) {
-            let strict_to_loose = Wanted::InsteadOf { old: "1".into(), new: "2".into() };
+            let strict_to_loose = WantedSetting::InsteadOf { old: "1".into(), new: "2".into() };
             settings.insert(Setting(format_compact!("net/ipv4/conf/{device}/rp_filter")), strict_to_loose);
         }
     }
     if node.families.v6 {
-        settings.insert(Setting("net/bridge/bridge-nf-call-ip6tables".into()), Wanted::Always("1".into()));
+        settings.insert(Setting("net/bridge/bridge-nf-call-ip6tables".into()), WantedSetting::Always("1".into()));
     }
     settings
 }
@@ -77,7 +77,7 @@ mod tests {
             let settings = settings(&LocalNode::default(), kernel);
             settings[&Setting("net/ipv4/vs/conn_reuse_mode".into())].clone()
         };
-        assert_eq!(mode((5, 8)), Wanted::Always("0".into()));
-        assert_eq!(mode((6, 1)), Wanted::Always("1".into()));
+        assert_eq!(mode((5, 8)), WantedSetting::Always("0".into()));
+        assert_eq!(mode((6, 1)), WantedSetting::Always("1".into()));
     }
 }

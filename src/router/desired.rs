@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::bgp::message::{Attributes, Notification, Reason};
 use crate::bgp::rib::{Own, Policies};
-use crate::bgp::speaker::{Order, Wanted};
+use crate::bgp::speaker::{Order, WantedNeighbour};
 use crate::kernel::bridge::Bridge;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
@@ -18,7 +18,7 @@ use crate::kernel::nftables::passages::{Passage, Passing};
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::RouteKey;
 use crate::kernel::rule::RuleKey;
-use crate::kernel::sysctl::{Setting, Wanted as WantedSetting};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::kernel::tunnel::ReceivePort;
 
 use super::cni::Conf;
@@ -30,7 +30,7 @@ pub struct Desired {
     /// Our own speaker; `None` while there can be none.
     pub speaker: Option<Speaker>,
     /// Desired neighbours, by address; none without a speaker.
-    pub peers: BTreeMap<IpAddr, Wanted>,
+    pub peers: BTreeMap<IpAddr, WantedNeighbour>,
     /// Announced prefixes, with their attributes.
     pub announcements: BTreeMap<IpNet, Attributes>,
     /// Import and export policies; `None` before anything is known.

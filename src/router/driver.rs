@@ -28,7 +28,7 @@ use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::desired::RouterChanges;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
-use super::plan::{Plan, Unreached};
+use super::plan::{Circumstances, Plan, Unreached};
 use super::problem::Problem;
 use super::reachable::Reachable;
 use super::sessions::{Left, News, Sessions};
@@ -48,6 +48,8 @@ pub struct RouterContext {
     pub access: watch::Sender<Option<Access>>,
     /// The service proxy has applied the state known at the start, or does not run: addresses may be announced.
     pub served: watch::Receiver<bool>,
+    /// Nodes can be read of the cluster: their conditions are the present ones.
+    pub nodes_are_read: watch::Receiver<bool>,
     /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
 }
@@ -220,14 +222,18 @@ impl<K: Kernel> Driver<K> {
     /// Checks for pod CIDRs of other nodes without a route in the kernel.
     fn look_at_pods(&mut self, synced: bool, now: Instant) {
         let sessions = &self.sessions;
-        let unlearned = self.plan.unreached(|peer, family| sessions.has_sent_all(peer, family));
+        // All that is without a route at the start has been so since the speaker started.
+        let since = sessions.waits_since().filter(|_| !self.reached).unwrap_or(now);
+        let around = Circumstances { now, since, nodes_are_read: *self.context.nodes_are_read.borrow() };
+        let unlearned = self.plan.unreached(around, |peer, family| sessions.has_sent_all(peer, family));
         let count = unlearned.count + self.mirrors.missing_routes(self.plan.routes());
-        self.unreached = Unreached { count, ..unlearned };
+        let older = std::mem::replace(&mut self.unreached, Unreached { count, ..unlearned });
+        self.log_trouble_with_pods(&older);
         // A node that is down for long must not keep all others from becoming ready.
         if !self.reached && synced && (count == 0 || self.sessions.patience_is_over(now)) {
             self.reached = true;
             let took_ms = (now - self.started).as_millis() as u64;
-            match &self.unreached.missing {
+            match self.unreached.missing.as_ref().or(self.unreached.trouble.as_ref()) {
                 None => info!(unreached = count, took_ms, "Routes to pods of other nodes programmed"),
                 Some(missing) => {
                     warn!(unreached = count, took_ms, reason = missing, "Some pods of other nodes cannot be reached");
@@ -236,6 +242,15 @@ impl<K: Kernel> Driver<K> {
         }
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
         self.context.notes.set(noted.into_iter().collect());
+    }
+
+    /// Logs that pods of other nodes cannot be reached, or can be again. /readyz always names the present ones.
+    fn log_trouble_with_pods(&self, older: &Unreached) {
+        match (&older.trouble, &self.unreached.trouble) {
+            (None, Some(reason)) => warn!(reason, "Pods of other nodes cannot be reached"),
+            (Some(_), None) => info!("No pod range of other nodes stays without a route any more"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use crate::bgp::session::{Local, Settings};
-use crate::bgp::speaker::Wanted;
+use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
 use crate::net::{ExternalPeer, Family, Password, PerFamily, Secret};
@@ -36,7 +36,7 @@ pub fn peering(
     own: &Identity,
     config: &RouterConfig,
     local: Local,
-) -> Result<Wanted, Problem> {
+) -> Result<WantedNeighbour, Problem> {
     let problem = |text: String| Problem::new(About::ExternalPeer(peer.address), text);
     let family = Family::from(peer.address);
     if own.all.contains(&peer.address) {
@@ -53,7 +53,7 @@ pub fn peering(
     let external = peer.asn != local.asn;
     let hops = config.multihop.unwrap_or(1);
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
-    Ok(Wanted {
+    Ok(WantedNeighbour {
         address: peer.address,
         settings: Settings {
             local,

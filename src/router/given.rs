@@ -38,6 +38,7 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
         addresses: addresses.split_whitespace().map(internal).collect(),
         pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
         network_unavailable: false,
+        should_announce: false,
         is_on_aws: false,
         zone: None,
         routing: None,

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::bgp::session::{Local, Restart, Settings};
-use crate::bgp::speaker::Wanted;
+use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{TimeToLive, Transport};
 use crate::config::{GracefulRestart, RouterConfig};
 use crate::model::{Node, Reflection};
@@ -48,7 +48,7 @@ pub enum Peering {
     None,
     /// Should be a peer, and cannot be.
     Impossible(Obstacle),
-    With(Box<Wanted>),
+    With(Box<WantedNeighbour>),
 }
 
 /// Reason why a node cannot be a peer.
@@ -93,7 +93,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     }
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
-    Peering::With(Box::new(Wanted {
+    Peering::With(Box::new(WantedNeighbour {
         address: there,
         settings: Settings {
             local,

@@ -10,7 +10,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bgp::session::Local;
-use crate::bgp::speaker::Wanted;
+use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
@@ -68,7 +68,7 @@ pub struct NodeChanges {
     pub addresses: Vec<IpAddr>,
     /// The former neighbour, and the present one.
     pub before: Option<IpAddr>,
-    pub wanted: Option<Wanted>,
+    pub wanted: Option<WantedNeighbour>,
     /// Any input of policies.
     pub policies: bool,
 }

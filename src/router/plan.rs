@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use crate::bgp::message::Attributes;
 use crate::bgp::rib::{Own, RouteChange};
 use crate::bgp::session::Local;
-use crate::bgp::speaker::Wanted;
+use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, ServiceRanges};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
@@ -41,7 +41,7 @@ mod filter;
 mod packing;
 mod pod_ranges;
 
-pub use pod_ranges::{Refusal, Unreached};
+pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -58,7 +58,7 @@ pub struct Plan {
     desired: Desired,
     routes: Routes,
     nodes: Nodes,
-    peers: Claims<IpAddr, PeerOwner, Wanted>,
+    peers: Claims<IpAddr, PeerOwner, WantedNeighbour>,
     /// The external peers that are claimed.
     external: Vec<IpAddr>,
     external_problems: Vec<Problem>,
@@ -276,7 +276,7 @@ impl Plan {
     }
 
     fn update_external_peers(&mut self, changed: &mut RouterChanges) {
-        let mut wanted: BTreeMap<IpAddr, Wanted> = BTreeMap::new();
+        let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
         self.external_problems.clear();
         let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
         let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
@@ -305,7 +305,13 @@ impl Plan {
         self.stale.own |= before != self.external;
     }
 
-    fn put_peer(&mut self, address: IpAddr, owner: &PeerOwner, wanted: Option<Wanted>, changed: &mut RouterChanges) {
+    fn put_peer(
+        &mut self,
+        address: IpAddr,
+        owner: &PeerOwner,
+        wanted: Option<WantedNeighbour>,
+        changed: &mut RouterChanges,
+    ) {
         if self.peers.put(&address, owner, wanted) {
             match self.peers.first(&address) {
                 Some(wanted) => self.desired.peers.insert(address, wanted.clone()),

@@ -288,6 +288,11 @@ impl Sessions {
         self.until.is_some_and(|until| until <= now)
     }
 
+    /// Returns when the wait for neighbours began; `None` before the first speaker.
+    pub fn waits_since(&self) -> Option<Instant> {
+        self.until?.checked_sub(self.patience)
+    }
+
     /// Keeps the pulse alive while no speaker is desired or can be started: there is none that could be stuck.
     pub fn beat_for_nobody(&self, now: Instant) {
         if self.running.is_none() {

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use crate::config::RouterConfig;
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::net::PerFamily;
 
 /// Returns the desired settings.
-pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, Wanted> {
-    let always = |name: &str, value: &str| (Setting(name.into()), Wanted::Always(value.into()));
+pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, WantedSetting> {
+    let always = |name: &str, value: &str| (Setting(name.into()), WantedSetting::Always(value.into()));
     let mut settings = BTreeMap::from([always("net/bridge/bridge-nf-call-iptables", "1")]);
     if families.v6 {
         settings.extend([

@@ -16,7 +16,7 @@ use sluice::bgp::message::{self, AsPath, Attributes, Capabilities, Community, Di
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, Kind, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings};
-use sluice::bgp::speaker::{Input, Order, Output, Speaker, Wanted};
+use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::net::{Family, PerFamily};
 
@@ -134,7 +134,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         families: PerFamily { v4: true, v6: true },
         restart: None,
     };
-    let wanted = Wanted {
+    let wanted = WantedNeighbour {
         address: address(neighbour),
         settings,
         transport: Transport::default(),

@@ -13,7 +13,7 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Condition, Decision, Matching, Policy, PrefixSet, Statement};
 use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Restart, Settings};
-use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, Wanted};
+use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::net::PerFamily;
 
@@ -182,10 +182,10 @@ impl Network {
         }
     }
 
-    fn wanted(&self, host: usize, peer: usize) -> Wanted {
+    fn wanted(&self, host: usize, peer: usize) -> WantedNeighbour {
         let plan = &self.hosts[host].plan;
         let restart = Restart { seconds: 40, stale: Duration::from_secs(90), notifications: true };
-        Wanted {
+        WantedNeighbour {
             address: address(peer),
             settings: Settings {
                 local: Local { asn: plan.asn, identifier: identifier(host) },

@@ -20,7 +20,7 @@ use sluice::firewall::nftables::Nftables;
 use sluice::firewall::plan::Plan;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
-use sluice::kernel::conntrack::{Connection, TrackedConnection, Transport, Wanted};
+use sluice::kernel::conntrack::{Connection, ConnectionFilter, TrackedConnection, Transport};
 use sluice::kernel::monitor::Changes;
 use sluice::kernel::nflog::OpenError;
 use sluice::kernel::nftables::Object;
@@ -579,7 +579,7 @@ impl Flows for Tracking {
     fn connections(
         &self,
         (family, marked): (Family, Option<u32>),
-        wanted: Wanted<'_>,
+        wanted: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, Error> {
         let all = self.0.lock().expect("nobody panics");
         let of_family = |one: &&TrackedConnection| Family::from(one.connection.source) == family;

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use sluice::bgp::driver::{Event, Subject};
 use sluice::bgp::message::{self, Attributes, Capabilities, Community, Dialect, Open, Packing};
 use sluice::bgp::rib::PeerId;
-use sluice::bgp::speaker::{Order, Speaker, Wanted};
+use sluice::bgp::speaker::{Order, Speaker, WantedNeighbour};
 use sluice::net::{Family, PerFamily};
 
 use crate::ground::{Host, Topology, eventually, with_hosts};
@@ -103,7 +103,7 @@ fn one_that_takes_nothing_keeps_nobody_waiting_and_costs_no_more_than_its_room()
         let little = || std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 8192 8192");
         us.inside(little).expect("a setting of the namespace");
         let hub = Ours::start(us, 65001, false);
-        let listener = |peer: &Host| -> Wanted {
+        let listener = |peer: &Host| -> WantedNeighbour {
             let mut wanted = plain(us, peer);
             wanted.settings.passive = true;
             wanted.settings.hold_time = 0;

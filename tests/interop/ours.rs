@@ -12,7 +12,7 @@ use sluice::bgp::message::{Attributes, Community, ExtendedCommunity, LargeCommun
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, Own, PeerId, Policies, RouteChange, Rules};
 use sluice::bgp::session::{Local, Restart, Settings, State};
-use sluice::bgp::speaker::{Fact, Neighbour, Order, Restarting, Speaker, Wanted};
+use sluice::bgp::speaker::{Fact, Neighbour, Order, Restarting, Speaker, WantedNeighbour};
 use sluice::bgp::transport::{Password, TimeToLive, Transport};
 use sluice::net::{Family, PerFamily};
 use sluice::observe::health::Health;
@@ -93,7 +93,7 @@ impl Ours {
         });
     }
 
-    pub fn want(&self, wanted: Wanted) {
+    pub fn want(&self, wanted: WantedNeighbour) {
         self.order(vec![Order::Want(Box::new(wanted))]);
     }
 
@@ -226,7 +226,7 @@ fn rules(asn: u32, identifier: IpAddr, addresses: &[IpAddr]) -> Rules {
 }
 
 /// A neighbour as a cell has it, seen from `host`.
-pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> Wanted {
+pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
     let IpAddr::V4(identifier) = host.address(Family::V4) else { unreachable!("it is IPv4") };
     let restart = Restart { seconds: 600, stale: Duration::from_secs(600), notifications: true };
     let time_to_live = match cell.hops {
@@ -236,7 +236,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> Wanted {
         Hops::Secured(hops) => TimeToLive::Secured { hops },
     };
     let own = |family| (!cell.extended_next_hop || family == Family::V6).then(|| host.address(family));
-    Wanted {
+    WantedNeighbour {
         address: peer.address(cell.over),
         settings: Settings {
             local: Local { asn: cell.asns[0], identifier },
@@ -263,7 +263,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> Wanted {
 }
 
 /// Two speakers of ours inside of one system, with both families and without anything else.
-pub fn plain(host: &Host, peer: &Host) -> Wanted {
+pub fn plain(host: &Host, peer: &Host) -> WantedNeighbour {
     let cell = Cell { families: BOTH, ..Cell::inside(crate::cell::Daemon::Bird) };
     wanted(&cell, host, peer)
 }

@@ -12,7 +12,7 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings, State};
-use sluice::bgp::speaker::{Input, Order, Output, Speaker, Wanted};
+use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
@@ -137,6 +137,7 @@ impl Cluster {
             addresses: networks.iter().map(internal).collect(),
             pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
             network_unavailable: false,
+            should_announce: false,
             is_on_aws: false,
             zone: None,
             routing: None,
@@ -464,8 +465,8 @@ fn name(number: usize) -> String {
     format!("node-{number}")
 }
 
-fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> Wanted {
-    Wanted {
+fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> WantedNeighbour {
+    WantedNeighbour {
         address: there,
         settings: Settings {
             local: Local { asn, identifier: Ipv4Addr::new(9, 9, 9, 9) },

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::Outcome;
 use sluice::bgp::rib::{Best, PeerId, Policies, RouteChange};
-use sluice::bgp::speaker::Wanted;
+use sluice::bgp::speaker::WantedNeighbour;
 use sluice::kernel::route::{Route, RouteKey, RouteKind};
 use sluice::router::desired::Desired;
 use sluice::router::plan::Plan;
@@ -104,7 +104,7 @@ fn speaker(speaker: &sluice::router::desired::Speaker) -> Vec<String> {
     lines
 }
 
-fn neighbour(wanted: &Wanted) -> String {
+fn neighbour(wanted: &WantedNeighbour) -> String {
     let asn = wanted.settings.asn.map_or_else(|| "any AS".to_owned(), |asn| format!("AS {asn}"));
     let client = if wanted.client { " client" } else { "" };
     let password = if wanted.transport.password.is_some() { " password" } else { "" };

@@ -14,7 +14,7 @@ use crate::net::{Family, PerFamily};
 
 /// Configured neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Wanted {
+pub struct WantedNeighbour {
     pub address: IpAddr,
     pub settings: Settings,
     /// TCP connection under its session.
@@ -39,7 +39,7 @@ pub type Messages = [u64; 6];
 #[derive(Debug)]
 pub struct Neighbour {
     pub(super) id: PeerId,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: WantedNeighbour,
     pub(super) peer: Peer,
     /// Its deadline, as the speaker has recorded it.
     pub(super) timer: Option<Instant>,
@@ -68,7 +68,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 const UPDATE: usize = 2;
 
 impl Neighbour {
-    pub(super) fn new(id: PeerId, wanted: Wanted, peer: Peer, now: Instant) -> Neighbour {
+    pub(super) fn new(id: PeerId, wanted: WantedNeighbour, peer: Peer, now: Instant) -> Neighbour {
         Neighbour {
             id,
             wanted,
@@ -91,7 +91,7 @@ impl Neighbour {
         self.id
     }
 
-    pub fn wanted(&self) -> &Wanted {
+    pub fn wanted(&self) -> &WantedNeighbour {
         &self.wanted
     }
 
@@ -125,7 +125,7 @@ impl Neighbour {
     }
 
     /// Changes its settings; returns whether they require a new session.
-    pub(super) fn change(&mut self, wanted: Wanted) -> bool {
+    pub(super) fn change(&mut self, wanted: WantedNeighbour) -> bool {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
         // Settings of dials and limits require none.
@@ -135,7 +135,7 @@ impl Neighbour {
             mutual: before.mutual,
             ..settings.clone()
         };
-        let plain = Wanted { settings: same, most: self.wanted.most, ..wanted.clone() };
+        let plain = WantedNeighbour { settings: same, most: self.wanted.most, ..wanted.clone() };
         let anew = plain != self.wanted;
         self.peer.change(wanted.settings.clone());
         self.wanted = wanted;

@@ -24,7 +24,7 @@ fn address(number: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, number))
 }
 
-fn wanted(number: u8) -> Wanted {
+fn wanted(number: u8) -> WantedNeighbour {
     let restart = Graceful { seconds: 120, stale: Duration::from_secs(300), notifications: true };
     let settings = Settings {
         local: Local { asn: 65001, identifier: OWN },
@@ -40,7 +40,7 @@ fn wanted(number: u8) -> Wanted {
     let most = PerFamily::default();
     let transport = Transport::default();
     let address = address(number);
-    Wanted { address, settings, transport, client: true, own, next_hop_self: false, first_as: true, most }
+    WantedNeighbour { address, settings, transport, client: true, own, next_hop_self: false, first_as: true, most }
 }
 
 struct Bench {
@@ -80,7 +80,7 @@ impl Bench {
         self.outputs.extend(outputs);
     }
 
-    fn want(&mut self, wanted: Wanted) {
+    fn want(&mut self, wanted: WantedNeighbour) {
         self.step(Order::Want(Box::new(wanted)));
     }
 
@@ -219,7 +219,7 @@ fn who_sends_too_long_attributes_is_let_go_and_others_go_on() {
 #[test]
 fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
     let mut bench = Bench::new(None);
-    bench.want(Wanted { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    bench.want(WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
     bench.want(wanted(3));
     let (flooding, other) = (bench.come(2, Some(false)), bench.come(3, None));
     bench.announce(flooding, 2, &prefixes(10));
@@ -245,7 +245,7 @@ fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
 #[test]
 fn nothing_is_kept_of_who_sends_too_many_prefixes_and_ends_the_session_with_the_same_bytes() {
     let mut bench = Bench::new(None);
-    bench.want(Wanted { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    bench.want(WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
     let flooding = bench.come(2, Some(false));
     bench.announce(flooding, 2, &prefixes(3));
     let end = message::notification(&Notification::new(Reason::CONFIGURATION_CHANGE));
@@ -286,14 +286,14 @@ fn settings_that_concern_the_session_begin_a_new_one_and_others_do_not() {
     bench.want(wanted(2));
     bench.come(2, None);
     bench.want(wanted(2));
-    bench.want(Wanted { most: PerFamily { v4: Some(1000), v6: None }, ..wanted(2) });
+    bench.want(WantedNeighbour { most: PerFamily { v4: Some(1000), v6: None }, ..wanted(2) });
     let settings = Settings { connect_retry: Duration::from_secs(5), ..wanted(2).settings };
-    bench.want(Wanted { settings, ..wanted(2) });
+    bench.want(WantedNeighbour { settings, ..wanted(2) });
     assert_eq!(bench.state(2), State::Established);
     let settings = Settings { hold_time: 30, ..wanted(2).settings };
     let link = LinkId(1);
     bench.said(link);
-    bench.want(Wanted { settings, ..wanted(2) });
+    bench.want(WantedNeighbour { settings, ..wanted(2) });
     assert_eq!(bench.said(link), ["6/6 other configuration change"]);
     let neighbour = bench.speaker.neighbour(address(2)).unwrap();
     assert_eq!((neighbour.peer().state(), neighbour.flops()), (State::Active, 1));

@@ -305,7 +305,7 @@ mod tests {
 
     use super::super::super::flows::Log;
     use super::*;
-    use crate::kernel::conntrack::Wanted;
+    use crate::kernel::conntrack::ConnectionFilter;
     use crate::kernel::nflog::OpenError;
     use crate::net::Protocol;
 
@@ -317,7 +317,7 @@ mod tests {
         fn connections(
             &self,
             (family, _): (Family, Option<u32>),
-            wanted: Wanted<'_>,
+            wanted: ConnectionFilter<'_>,
         ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
             let mut state = self.0.lock().unwrap();
             state.1 += 1;

@@ -6,7 +6,7 @@ use compact_str::CompactString;
 
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::packed::BlockMap;
 
 use super::super::frames::Frames;
@@ -19,7 +19,7 @@ pub type Elements = BlockMap<ElementKey, ()>;
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
-    pub settings: BTreeMap<Setting, Wanted>,
+    pub settings: BTreeMap<Setting, WantedSetting>,
     pub frames: Frames,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: Elements,

@@ -32,7 +32,7 @@ use super::super::rules::{
 use super::super::{frames, plan, settings};
 use super::desired::{Desired, Lost, LoweredChanges};
 use super::host_endpoints::{self, Unsure};
-use super::pod_chain::Asked;
+use super::pod_chain::EnteringRules;
 use super::{dispatch, names, pod_chain, policy_chain};
 
 /// The desired kernel objects, kept up to date.
@@ -361,7 +361,7 @@ impl Lowering {
     }
 
     /// Returns the rules by which the chain of a pod enters those of the policies that select it.
-    fn asked(&self, pod: &LocalPod, direction: Direction, rules: &RuleSet) -> Asked {
+    fn asked(&self, pod: &LocalPod, direction: Direction, rules: &RuleSet) -> EnteringRules {
         let tier = |tier| pod.tier(tier, direction).map(pod_chain::asks_cluster).collect();
         let policies = match pod.isolation(direction) {
             Isolation::Open => None,
@@ -372,7 +372,7 @@ impl Lowering {
             }
         };
         let refuses_nothing = !rules.may_refuse(pod, direction);
-        Asked { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline), refuses_nothing }
+        EnteringRules { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline), refuses_nothing }
     }
 
     /// Lowers ClusterNetworkPolicies, and the chains that mark what they decide while there are any.

@@ -53,12 +53,12 @@ pub enum PodChainForm {
 
 /// Returns the rules of a pod's chain isolated by the policies of these rules ([`asks`]); with none, nothing passes.
 pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item = Rule>, family: Family) -> Rules {
-    tiered(pod, direction, Asked { policies: Some(asking.collect()), ..Asked::default() }, family)
+    tiered(pod, direction, EnteringRules { policies: Some(asking.collect()), ..EnteringRules::default() }, family)
 }
 
 /// The rules that enter the chains of policies.
 #[derive(Default)]
-pub struct Asked {
+pub struct EnteringRules {
     pub admin: Vec<Rule>,
     /// Of NetworkPolicies; `None` for a pod that is not isolated.
     pub policies: Option<Vec<Rule>>,
@@ -68,9 +68,9 @@ pub struct Asked {
 }
 
 /// Returns the rules of a pod's chain.
-pub fn tiered(pod: &ObjectName, direction: Direction, asked: Asked, family: Family) -> Rules {
+pub fn tiered(pod: &ObjectName, direction: Direction, asked: EnteringRules, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
-    let Asked { admin, policies, baseline, refuses_nothing } = asked;
+    let EnteringRules { admin, policies, baseline, refuses_nothing } = asked;
     let baseline = if policies.is_none() { baseline } else { Vec::new() };
     let has_tiers = !admin.is_empty() || !baseline.is_empty();
     let bits = if has_tiers { names::UNDECIDED } else { names::CLEARED };
@@ -227,7 +227,7 @@ mod tests {
     fn tiered_chain(policies: Option<&[&str]>) -> Rules {
         let asks_policy =
             |policy: &&str| asks(&PolicyKey { policy: ObjectName::new("shop", policy), direction: Direction::Ingress });
-        let asked = Asked {
+        let asked = EnteringRules {
             admin: vec![asks_cluster(&cluster_key(Tier::Admin))],
             policies: policies.map(|policies| policies.iter().map(asks_policy).collect()),
             baseline: vec![asks_cluster(&cluster_key(Tier::Baseline))],

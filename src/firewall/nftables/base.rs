@@ -56,7 +56,7 @@ use super::parts::Lowered;
 
 /// The inputs of the base chains.
 #[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
+pub struct BaseChainInputs<'a> {
     pub config: &'a FirewallConfig,
     pub families: PerFamily<bool>,
     /// The ranges in which only known pods may be reached.
@@ -67,7 +67,7 @@ pub struct Surroundings<'a> {
 /// Priority of the base chains for egress; those for ingress come next.
 const PRIORITY: i32 = -10;
 
-impl Surroundings<'_> {
+impl BaseChainInputs<'_> {
     /// Returns the base chains with the sets and chains that they use.
     pub fn lower(&self) -> Lowered {
         let mut lowered = Lowered::default();

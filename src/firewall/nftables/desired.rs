@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::kernel::nftables::{Content, Key, Name, Object};
-use crate::kernel::sysctl::{Setting, Wanted};
+use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::packed::BlockMap;
 use crate::reconcile::Sorted;
 
@@ -19,7 +19,7 @@ pub type Table = BlockMap<Object, Content>;
 /// Desired kernel objects.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
-    pub settings: BTreeMap<Setting, Wanted>,
+    pub settings: BTreeMap<Setting, WantedSetting>,
     pub frames: Frames,
     pub table: Table,
     /// Number of sets and maps in the table, and of their elements.

@@ -24,7 +24,7 @@ use super::super::host_endpoints::HostEndpoints;
 use super::super::lost::LostChains;
 use super::super::rules::{ClusterPolicyKey, Direction, Element, PolicyKey, RuleSet, SetKey};
 use super::super::{frames, plan, settings};
-use super::base::Surroundings;
+use super::base::BaseChainInputs;
 use super::class::{self, Class};
 use super::desired::{Desired, Lost, LoweredChanges};
 use super::left_addresses::LeftAddresses;
@@ -40,7 +40,7 @@ pub struct Lowering {
     flags: ServiceRanges,
     families: PerFamily<bool>,
     desired: Desired,
-    parts: BTreeMap<Part, Held>,
+    parts: BTreeMap<Part, LoweredPart>,
     /// Parts that nothing needed at some moment of this update.
     idle: Vec<Part>,
     unions: Unions,
@@ -61,7 +61,7 @@ pub struct Lowering {
 }
 
 /// A part that exists.
-struct Held {
+struct LoweredPart {
     /// Number of parts and roots that need it.
     users: usize,
     /// Its objects, without the elements of sets that it fills.
@@ -338,7 +338,7 @@ impl Lowering {
             Part::Counter(class) => told.classes.push(class.clone()),
             _ => {}
         }
-        self.parts.insert(part.clone(), Held { users: 1, objects, needs });
+        self.parts.insert(part.clone(), LoweredPart { users: 1, objects, needs });
         part
     }
 
@@ -379,7 +379,7 @@ impl Lowering {
             Part::Base => {
                 let Lowering { config, bridges, .. } = self;
                 let closed = self.closed.as_deref().unwrap_or_default();
-                Surroundings { config, families, closed, bridges: bridges.closed() }.lower()
+                BaseChainInputs { config, families, closed, bridges: bridges.closed() }.lower()
             }
             Part::Address(address) => self.address(*address, rules),
             Part::RefusedServices(address) => host_endpoints::refused_services(*address, rules, &self.denials),
@@ -431,7 +431,7 @@ impl Lowering {
     }
 
     /// Returns the objects of a part with the elements of the sets that it fills.
-    fn all_objects(&self, part: &Part, held: &Held) -> Vec<Object> {
+    fn all_objects(&self, part: &Part, held: &LoweredPart) -> Vec<Object> {
         let mut all = held.objects.to_vec();
         if part.fills_its_sets() {
             let sets = held.objects.iter().filter_map(|object| match object {

@@ -12,7 +12,7 @@ use super::super::plan::Plan;
 use super::serve::RefusedPackets;
 use super::*;
 use crate::config::{Config, Environment, FirewallConfig, Request, request};
-use crate::kernel::conntrack::{TrackedConnection, Wanted};
+use crate::kernel::conntrack::{ConnectionFilter, TrackedConnection};
 use crate::kernel::nflog::OpenError;
 use crate::model::{Host, World};
 use crate::observe::local::{Answer, AnswerFormat, Question};
@@ -34,7 +34,7 @@ impl Flows for Kernel {
     fn connections(
         &self,
         _: (Family, Option<u32>),
-        _: Wanted<'_>,
+        _: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
         Ok(Vec::new())
     }

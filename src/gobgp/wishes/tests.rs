@@ -13,7 +13,7 @@ fn peer(address: &str, asn: u32) -> Peer {
     Peer { conf: Some(conf), ..Peer::default() }
 }
 
-fn wanted(peer: &Peer) -> Result<Wanted, String> {
+fn wanted(peer: &Peer) -> Result<WantedNeighbour, String> {
     neighbour(peer, &speaker(&[]))
 }
 

@@ -1,7 +1,7 @@
 //! A Node, from the API's form to ours.
 //!
-//! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
-//! that win over the spec, `spec.providerID`, the label `topology.kubernetes.io/zone`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
+//! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable, whether the node is ready), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
+//! that win over the spec, `spec.providerID`, the labels `topology.kubernetes.io/zone` and `kubernetes.io/os`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
 
 mod protobuf;
@@ -33,6 +33,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         addresses: addresses(object, &mut warnings),
         pod_cidrs: pod_cidrs(object, &mut warnings),
         network_unavailable: network_unavailable(object),
+        should_announce: should_announce(object),
         is_on_aws: is_on_aws(object),
         zone: zone(object),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
@@ -103,12 +104,19 @@ fn addresses(object: &NodeObject, warnings: &mut Warnings) -> Vec<NodeAddress> {
 }
 
 fn network_unavailable(object: &NodeObject) -> bool {
-    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let denies = |condition: &Condition| {
-        condition.kind.as_deref() == Some("NetworkUnavailable")
-            && matches!(condition.status.as_deref(), Some("True" | "Unknown"))
-    };
-    conditions.is_some_and(|conditions| conditions.iter().any(denies))
+    has_condition(object, "NetworkUnavailable", |status| matches!(status, "True" | "Unknown"))
+}
+
+fn should_announce(object: &NodeObject) -> bool {
+    let is_other = |labels: &BTreeMap<String, String>| labels.get(SYSTEM).is_some_and(|system| system != "linux");
+    has_condition(object, "Ready", |status| status == "True") && !object.metadata.labels.as_ref().is_some_and(is_other)
+}
+
+/// Returns whether a condition of this type is there and has a status that fits.
+fn has_condition(object: &NodeObject, kind: &str, fits: impl Fn(&str) -> bool) -> bool {
+    let conditions = object.status.iter().flat_map(|status| &status.conditions).flatten();
+    let mut of_kind = conditions.filter(|condition| condition.kind.as_deref() == Some(kind));
+    of_kind.any(|condition| condition.status.as_deref().is_some_and(&fits))
 }
 
 /// `aws:///eu-central-1a/i-0123456789abcdef0`.
@@ -123,6 +131,7 @@ fn zone(object: &NodeObject) -> Option<CompactString> {
 }
 
 const ZONE: &str = "topology.kubernetes.io/zone";
+const SYSTEM: &str = "kubernetes.io/os";
 
 fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
     let given = object.metadata.annotations.as_ref().map(|all| annotations::pod_cidrs(all, warnings));
@@ -175,7 +184,24 @@ mod tests {
     }
 
     #[test]
-    fn of_all_conditions_only_an_unavailable_network_counts() {
+    fn a_node_should_announce_its_pods_while_it_is_ready_and_runs_linux_and_a_heartbeat_changes_nothing() {
+        let of = |labels: &str, status: &str, heartbeat: u32| {
+            parsed(&format!(
+                "{{metadata: {{name: a, labels: {{{labels}}}}}, status: {{conditions: [{{type: MemoryPressure, status: 'True'}}, \
+                 {{type: Ready, status: '{status}', lastHeartbeatTime: '2026-01-01T00:00:{heartbeat}Z'}}]}}}}"
+            ))
+            .0
+        };
+        assert!(of("", "True", 10).should_announce && of("kubernetes.io/os: linux", "True", 10).should_announce);
+        for (labels, status) in [("", "False"), ("", "Unknown"), ("kubernetes.io/os: windows", "True")] {
+            assert!(!of(labels, status, 10).should_announce, "{labels} {status}");
+        }
+        assert!(!parsed("{metadata: {name: a}}").0.should_announce, "a directory of manifests does not say");
+        assert_eq!(of("", "True", 10), of("", "True", 20));
+    }
+
+    #[test]
+    fn of_all_conditions_only_an_unavailable_network_takes_pods_away() {
         let of = |conditions: &str| {
             parsed(&format!("{{metadata: {{name: a}}, status: {{conditions: {conditions}}}}}")).0.network_unavailable
         };

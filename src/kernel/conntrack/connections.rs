@@ -48,7 +48,7 @@ pub struct Tracked {
 }
 
 /// Decides by a connection and its mark whether it is listed.
-pub type Wanted<'a> = &'a mut dyn FnMut(&Connection, u32) -> bool;
+pub type ConnectionFilter<'a> = &'a mut dyn FnMut(&Connection, u32) -> bool;
 
 impl Tracked {
     /// Returns an entry as the kernel lists it, by the bytes of its original direction.
@@ -81,7 +81,7 @@ const ICMP_V6_KIND: u16 = 8;
 pub fn connections(
     socket: &mut Socket,
     (family, marked): (Family, Option<u32>),
-    wanted: Wanted<'_>,
+    wanted: ConnectionFilter<'_>,
 ) -> Result<Vec<Tracked>, Error> {
     let mut message = Messages::new();
     message.begin(GET, 0).header(&[family_number(family), 0, 0, 0]);
@@ -114,7 +114,7 @@ pub fn set_mark(socket: &mut Socket, connections: &[Tracked], bits: u32, set: bo
     }
 }
 
-fn read(answer: &Answer<'_>, wanted: Wanted<'_>) -> Option<Tracked> {
+fn read(answer: &Answer<'_>, wanted: ConnectionFilter<'_>) -> Option<Tracked> {
     let attributes = answer.attributes(HEADER);
     if attributes.get(MASTER).is_some() || attributes.get(entry::ZONE).is_some() || is_over(&attributes) {
         return None;

@@ -11,11 +11,11 @@ use super::{Destination, Forwarding};
 
 /// Destinations, sorted by address, each address and port once.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Destinations(Arc<Form>);
+pub struct Destinations(Arc<ListForm>);
 
 /// One list has one form, so that equal lists are equal forms.
 #[derive(PartialEq, Eq)]
-enum Form {
+enum ListForm {
     V4(Alike, Box<[Ipv4Addr]>),
     V6(Alike, Box<[Ipv6Addr]>),
     /// None at all, and those that differ in more than their addresses.
@@ -33,9 +33,9 @@ struct Alike {
 impl Destinations {
     pub fn len(&self) -> usize {
         match &*self.0 {
-            Form::V4(_, addresses) => addresses.len(),
-            Form::V6(_, addresses) => addresses.len(),
-            Form::Mixed(all) => all.len(),
+            ListForm::V4(_, addresses) => addresses.len(),
+            ListForm::V6(_, addresses) => addresses.len(),
+            ListForm::Mixed(all) => all.len(),
         }
     }
 
@@ -53,9 +53,9 @@ impl Destinations {
 
     fn at(&self, index: usize) -> Option<Destination> {
         match &*self.0 {
-            Form::V4(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
-            Form::V6(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
-            Form::Mixed(all) => all.get(index).copied(),
+            ListForm::V4(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
+            ListForm::V6(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
+            ListForm::Mixed(all) => all.get(index).copied(),
         }
     }
 }
@@ -73,7 +73,7 @@ impl Alike {
 }
 
 /// Returns the form of destinations that differ in their addresses of one family alone.
-fn alike(all: &[Destination]) -> Option<Form> {
+fn alike(all: &[Destination]) -> Option<ListForm> {
     let alike = Alike::of(all.first()?);
     if !all.iter().all(|destination| alike.with(destination.address.ip()) == *destination) {
         return None;
@@ -82,10 +82,10 @@ fn alike(all: &[Destination]) -> Option<Form> {
     if let Some(addresses) =
         addresses().map(|address| if let IpAddr::V4(it) = address { Some(it) } else { None }).collect()
     {
-        return Some(Form::V4(alike, addresses));
+        return Some(ListForm::V4(alike, addresses));
     }
     let of_v6 = addresses().map(|address| if let IpAddr::V6(it) = address { Some(it) } else { None });
-    of_v6.collect::<Option<_>>().map(|addresses| Form::V6(alike, addresses))
+    of_v6.collect::<Option<_>>().map(|addresses| ListForm::V6(alike, addresses))
 }
 
 impl Default for Destinations {
@@ -96,7 +96,7 @@ impl Default for Destinations {
 
 impl From<Vec<Destination>> for Destinations {
     fn from(all: Vec<Destination>) -> Self {
-        Destinations(Arc::new(alike(&all).unwrap_or_else(|| Form::Mixed(all.into()))))
+        Destinations(Arc::new(alike(&all).unwrap_or_else(|| ListForm::Mixed(all.into()))))
     }
 }
 
@@ -158,8 +158,8 @@ mod tests {
     #[test]
     fn destinations_that_differ_in_their_addresses_alone_take_a_few_bytes_each() {
         let alike: Destinations = (1..=10).map(|host| nat(&format!("10.244.1.{host}:80"), 1)).collect();
-        assert!(matches!(&*alike.0, Form::V4(_, addresses) if size_of_val(&**addresses) == 40));
+        assert!(matches!(&*alike.0, ListForm::V4(_, addresses) if size_of_val(&**addresses) == 40));
         let alike: Destinations = (1..=10).map(|host| nat(&format!("[fd00::{host}]:80"), 1)).collect();
-        assert!(matches!(&*alike.0, Form::V6(_, addresses) if size_of_val(&**addresses) == 160));
+        assert!(matches!(&*alike.0, ListForm::V6(_, addresses) if size_of_val(&**addresses) == 160));
     }
 }

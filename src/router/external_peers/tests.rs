@@ -9,7 +9,7 @@ fn peer(text: &str, asn: u32) -> ExternalPeer {
     ExternalPeer::new(address(text), asn)
 }
 
-fn peer_with(peer: &ExternalPeer, own: &str, words: &[&str]) -> Result<Wanted, String> {
+fn peer_with(peer: &ExternalPeer, own: &str, words: &[&str]) -> Result<WantedNeighbour, String> {
     let config = config(words);
     let own = Identity::new(&host("192.0.2.1/24"), Some(&node(own, "")), &config, BOTH);
     let local = Local { asn: 64512, identifier: Ipv4Addr::new(192, 0, 2, 1) };

@@ -20,7 +20,7 @@ fn peer(own: &Node, other: &Node, words: &[&str], families: PerFamily<bool>) -> 
     peering(&own, other, &config, Local { asn, ..local() })
 }
 
-fn wanted(own: &Node, other: &Node, words: &[&str]) -> Wanted {
+fn wanted(own: &Node, other: &Node, words: &[&str]) -> WantedNeighbour {
     match peer(own, other, words, BOTH) {
         Peering::With(wanted) => *wanted,
         other => panic!("they are to peer, but: {other:?}"),

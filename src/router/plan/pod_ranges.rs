@@ -3,10 +3,13 @@
 //! Kubernetes: `Node.spec.podCIDRs`. A neighbour's route to such a range is accepted before the networks of our links
 //! are checked (a node of 10.0.0.1/8 accepts 10.244.2.0/24). A range that is refused nevertheless has a [`Refusal`]:
 //! its pods stay unreachable from here, which is reported. A node that is down announces nothing: that is no fault.
+//! It is one of a node that is `Ready` and runs Linux ([`Node::should_announce`](crate::model::Node)), once its range has had no
+//! route for as long as a restart may take: its agent does not run, or cannot have a session with ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -37,11 +40,25 @@ pub enum Refusal {
 pub struct Unreached {
     pub count: usize,
     /// Lasting ones, as text: of two nodes, refused, without a path, of a node that cannot be a peer, or not announced by
-    /// a node that has sent everything.
+    /// a node that has sent everything, or that is ready and had time enough.
     pub trouble: Option<String>,
     /// Those that their nodes have not announced yet, as text: the nodes are down, or starting.
     pub missing: Option<String>,
 }
+
+/// Circumstances of a look at the pod CIDRs of other nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    pub now: Instant,
+    /// Since when a range has been without a route that is seen to be without one for the first time.
+    pub since: Instant,
+    /// Nodes can be read: their conditions are the present ones.
+    pub nodes_are_read: bool,
+}
+
+/// Time for which a node that should announce its pod CIDRs may leave them without a route: that of a restart. It is longer than
+/// the 40 or 50 s (`--node-monitor-grace-period` of kube-controller-manager) after which a dead node is no longer `Ready`.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Maximum number of named ranges.
 const NAMED: usize = 5;
@@ -70,6 +87,12 @@ pub(super) struct PodRanges {
     lasting: Ranges<Reason>,
     /// Those that their nodes have not announced yet.
     missing: Ranges<()>,
+    /// Since when nodes that should announce them have left pod CIDRs without a route.
+    expected: Ranges<Instant>,
+    /// The expected range that was without a route for too long first becomes trouble then, or an earlier time.
+    due: Option<Instant>,
+    /// The nodes' conditions were the present ones at the last look.
+    nodes_are_read: bool,
     /// Nodes whose pod CIDRs have to be looked at again.
     stale: BTreeSet<CompactString>,
     /// Pod ranges without a route, calculated from all of the above.
@@ -87,6 +110,8 @@ enum Reason {
     NoCommonFamily,
     Refused(Refusal),
     NotAnnounced,
+    /// Its node is ready, and had this time to announce it.
+    Expected(Duration),
 }
 
 impl fmt::Display for Reason {
@@ -97,6 +122,9 @@ impl fmt::Display for Reason {
             Reason::NoWay => f.write_str("no way to the next hop of its route"),
             Reason::Refused(why) => why.fmt(f),
             Reason::NotAnnounced => f.write_str("it does not announce it"),
+            Reason::Expected(patience) => {
+                write!(f, "no route for {} s although the Node is Ready", patience.as_secs())
+            }
         }
     }
 }
@@ -152,26 +180,16 @@ impl Plan {
     /// Returns the pod CIDRs of other nodes without a route; none if nodes do not peer with each other. `has_sent_all`:
     /// whether a neighbour with a session has sent all its routes of a family (End-of-RIB, RFC 4724 2). It is asked about
     /// nodes of which something has changed ([`Plan::look_at_peer`]).
-    pub fn unreached(&mut self, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
+    pub fn unreached(&mut self, around: Circumstances, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
         if !self.expects_pods() {
             return Unreached::default();
         }
-        let stale = std::mem::take(&mut self.pod_ranges.stale);
+        let stale = self.take_stale_ranges(around);
         if stale.is_empty() {
             return self.pod_ranges.unreached.clone();
         }
         for node in stale {
-            let (mut lasting, mut missing) = (Vec::new(), Vec::new());
-            for range in self.nodes.ranges_of(&node) {
-                match self.reason(&node, *range, &has_sent_all) {
-                    Ok(()) => {}
-                    Err(Some(reason)) => lasting.push((*range, reason)),
-                    Err(None) => missing.push((*range, ())),
-                }
-            }
-            self.pod_ranges.looked_at += 1;
-            self.pod_ranges.lasting.put(&node, lasting);
-            self.pod_ranges.missing.put(&node, missing);
+            self.look_at_ranges(&node, around, &has_sent_all);
         }
         let PodRanges { lasting, missing, .. } = &self.pod_ranges;
         let lasting_text = lasting.text(|node, range, reason| format!("{range} of Node {node} ({reason})"));
@@ -182,6 +200,55 @@ impl Plan {
             missing: missing_text.map(|text| format!("no route yet to pods: {text}")),
         };
         self.pod_ranges.unreached.clone()
+    }
+
+    /// Takes the nodes whose pod CIDRs have to be looked at, as something of them has changed or time is over.
+    fn take_stale_ranges(&mut self, around: Circumstances) -> BTreeSet<CompactString> {
+        let ranges = &mut self.pod_ranges;
+        let mut stale = std::mem::take(&mut ranges.stale);
+        if std::mem::replace(&mut ranges.nodes_are_read, around.nodes_are_read) != around.nodes_are_read {
+            stale.extend(ranges.lasting.nodes().chain(ranges.missing.nodes()));
+        }
+        if ranges.due.is_some_and(|due| due <= around.now) {
+            stale.extend(ranges.expected.nodes());
+            // Each of them that is still expected sets it again.
+            ranges.due = None;
+        }
+        stale
+    }
+
+    fn look_at_ranges(
+        &mut self,
+        node: &CompactString,
+        around: Circumstances,
+        has_sent_all: &impl Fn(IpAddr, Family) -> bool,
+    ) {
+        // While nodes cannot be read a dead one stays `Ready`, and the one with the API server may be just that; and the control
+        // plane needs time to look at all of them when it is back.
+        let is_expected = around.nodes_are_read && self.known.nodes.get(node).is_some_and(|node| node.should_announce);
+        let (mut lasting, mut missing, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        for range in self.nodes.ranges_of(node).iter().copied() {
+            match self.reason(node, range, has_sent_all) {
+                Ok(()) => {}
+                Err(Some(reason)) => lasting.push((range, reason)),
+                Err(None) if is_expected => {
+                    let since = self.pod_ranges.expected.of(node, range).copied().unwrap_or(around.since);
+                    expected.push((range, since));
+                    match since + PATIENCE <= around.now {
+                        true => lasting.push((range, Reason::Expected(PATIENCE))),
+                        false => missing.push((range, ())),
+                    }
+                }
+                Err(None) => missing.push((range, ())),
+            }
+        }
+        let ranges = &mut self.pod_ranges;
+        let due = expected.iter().map(|(_, since)| *since + PATIENCE).filter(|due| *due > around.now);
+        ranges.due = due.chain(ranges.due).min();
+        ranges.looked_at += 1;
+        ranges.lasting.put(node, lasting);
+        ranges.missing.put(node, missing);
+        ranges.expected.put(node, expected);
     }
 
     /// Has the pod CIDRs of the node behind a neighbour looked at again, after a change of what it has sent.
@@ -252,13 +319,13 @@ impl Plan {
 /// Pod CIDRs by node, each with something about it, and their number.
 #[derive(Debug)]
 struct Ranges<T> {
-    of: BTreeMap<CompactString, Vec<(IpNet, T)>>,
+    by_node: BTreeMap<CompactString, Vec<(IpNet, T)>>,
     count: usize,
 }
 
 impl<T> Default for Ranges<T> {
     fn default() -> Ranges<T> {
-        Ranges { of: BTreeMap::new(), count: 0 }
+        Ranges { by_node: BTreeMap::new(), count: 0 }
     }
 }
 
@@ -267,16 +334,27 @@ impl<T> Ranges<T> {
     fn put(&mut self, node: &CompactString, ranges: Vec<(IpNet, T)>) {
         self.count += ranges.len();
         let before = match ranges.is_empty() {
-            true => self.of.remove(node),
-            false => self.of.insert(node.clone(), ranges),
+            true => self.by_node.remove(node),
+            false => self.by_node.insert(node.clone(), ranges),
         };
         self.count -= before.map_or(0, |before| before.len());
     }
 
+    /// Returns what there is about one of them.
+    fn of(&self, node: &CompactString, range: IpNet) -> Option<&T> {
+        self.by_node.get(node)?.iter().find(|(one, _)| *one == range).map(|(_, about)| about)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = CompactString> {
+        self.by_node.keys().cloned()
+    }
+
     /// Names the first ones and counts the others; `None` if there are none.
     fn text(&self, name: impl Fn(&CompactString, IpNet, &T) -> String) -> Option<String> {
-        let all =
-            self.of.iter().flat_map(|(node, ranges)| ranges.iter().map(move |(range, about)| (node, range, about)));
+        let all = self
+            .by_node
+            .iter()
+            .flat_map(|(node, ranges)| ranges.iter().map(move |(range, about)| (node, range, about)));
         let first: Vec<String> = all.take(NAMED).map(|(node, range, about)| name(node, *range, about)).collect();
         let more = self.count - first.len();
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };

@@ -1,4 +1,5 @@
 use std::sync::Arc as Shared;
+use std::time::Instant;
 
 use super::*;
 use crate::bgp::rib::{Best, PeerId};
@@ -311,11 +312,17 @@ fn the_address_of_a_node_is_nobodys_service_address() {
     assert_eq!(problems(&plan), NOTHING);
 }
 
+/// A first look at pod ranges.
+pub(super) fn at_first() -> Circumstances {
+    let now = Instant::now();
+    Circumstances { now, since: now, nodes_are_read: true }
+}
+
 #[test]
 fn learned_routes_and_their_tunnels_follow_the_nodes() {
     let mut world = three_nodes();
     let mut plan = planned(&[], &world);
-    let unreached = |plan: &mut Plan| plan.unreached(|_, _| false);
+    let unreached = |plan: &mut Plan| plan.unreached(at_first(), |_, _| false);
     assert_eq!(unreached(&mut plan).count, 4);
     let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("10.244.3.0/24", "10.0.0.3")]);
     assert_eq!((changed.routes.len(), changed.tunnels.len()), (3, 1));
@@ -373,7 +380,7 @@ fn a_family_that_is_off_does_not_exist() {
     assert!(desired.announcements.keys().all(|prefix| prefix.addr().is_ipv4()));
     assert!(desired.peers.values().all(|wanted| !wanted.settings.families.v6));
     assert_eq!((desired.sets.len(), desired.rules.len(), elements(&plan).len()), (2, 4, 6));
-    assert_eq!(plan.unreached(|_, _| false).count, 2);
+    assert_eq!(plan.unreached(at_first(), |_, _| false).count, 2);
 }
 
 #[test]
@@ -382,13 +389,13 @@ fn a_pod_range_that_stays_without_a_route_is_trouble_with_its_reason_and_a_node_
     change_node(&mut world, "node-1", |routing| routing.import_reject = vec![prefix("10.244.3.0/24")]);
     world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 2001:db8::2", "10.0.0.0/24 fd00:10:244:2::/64"));
     let mut plan = planned(&[], &world);
-    let down = plan.unreached(|_, _| false);
+    let down = plan.unreached(at_first(), |_, _| false);
     let refused = "pods cannot be reached: 10.0.0.0/24 of Node node-2 (it contains 10.0.0.3, an address of Node node-3), \
                    10.244.3.0/24 of Node node-3 (kube-router.io/node.bgp.customimportreject of this node names 10.244.3.0/24)";
     let awaited = "no route yet to pods: fd00:10:244:2::/64 of Node node-2, fd00:10:244:3::/64 of Node node-3";
     assert_eq!((down.count, down.trouble.as_deref(), down.missing.as_deref()), (4, Some(refused), Some(awaited)));
     plan.look_at_peer(address("192.0.2.2"));
-    let silent = plan.unreached(|peer, family| peer == address("192.0.2.2") && family == Family::V6);
+    let silent = plan.unreached(at_first(), |peer, family| peer == address("192.0.2.2") && family == Family::V6);
     let said = format!(
         "{}, fd00:10:244:2::/64 of Node node-2 (it does not announce it), {}",
         refused.split_once("), ").map_or("", |(first, _)| first).to_owned() + ")",
@@ -405,7 +412,7 @@ fn a_pod_range_that_stays_without_a_route_is_trouble_with_its_reason_and_a_node_
         ]
     );
     let mut alone = planned(&["--enable-ibgp=false"], &world);
-    assert_eq!(alone.unreached(|_, _| true), Unreached::default());
+    assert_eq!(alone.unreached(at_first(), |_, _| true), Unreached::default());
     assert_eq!(problems(&alone), NOTHING);
 }
 
@@ -456,7 +463,7 @@ fn only_the_pod_ranges_of_nodes_about_which_something_is_new_are_looked_at() {
     let mut plan = planned(&[], &world);
     let looks = |plan: &mut Plan| {
         let before = plan.pod_ranges_looked_at();
-        let count = plan.unreached(|peer, _| peer == address("192.0.2.12")).count;
+        let count = plan.unreached(at_first(), |peer, _| peer == address("192.0.2.12")).count;
         (plan.pod_ranges_looked_at() - before, count)
     };
     assert_eq!(looks(&mut plan), (103, 204), "all at first, our own among them");

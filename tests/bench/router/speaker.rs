@@ -10,7 +10,7 @@ use sluice::bgp::driver::{self, Setup};
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
 use sluice::bgp::session::{Local, Settings};
-use sluice::bgp::speaker::{Order, Wanted};
+use sluice::bgp::speaker::{Order, WantedNeighbour};
 use sluice::bgp::transport::{TimeToLive, Transport};
 use sluice::net::PerFamily;
 use sluice::observe::health::Health;
@@ -45,10 +45,10 @@ pub fn run(measured: Measured, peers: &[&str]) {
     });
 }
 
-fn wanted(measured: Measured, peer: &str) -> Wanted {
+fn wanted(measured: Measured, peer: &str) -> WantedNeighbour {
     let (address, asn) = peer.split_once('=').expect("ADDRESS=ASN");
     let own = IpAddr::from(measured.address);
-    Wanted {
+    WantedNeighbour {
         address: address.parse().expect("an address"),
         settings: Settings {
             local: Local { asn: measured.asn, identifier: measured.address },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice::kernel::sysctl::{Setting, Settings, Wanted};
+use sluice::kernel::sysctl::{Setting, Settings, WantedSetting};
 use sluice::reconcile::{Growth, Mirror, Reflection};
 
 use super::moment;
@@ -17,9 +17,9 @@ fn value(name: &str) -> String {
 }
 
 fn settings() -> Settings {
-    let two_instead_of_one = Wanted::InsteadOf { old: "1".into(), new: "2".into() };
+    let two_instead_of_one = WantedSetting::InsteadOf { old: "1".into(), new: "2".into() };
     Settings::new([
-        (setting("net/ipv4/conf/all/arp_ignore"), Wanted::Always("1".into())),
+        (setting("net/ipv4/conf/all/arp_ignore"), WantedSetting::Always("1".into())),
         (setting("net/ipv4/conf/all/rp_filter"), two_instead_of_one.clone()),
         (setting("net/ipv4/conf/lo/rp_filter"), two_instead_of_one.clone()),
         (setting("net/ipv4/conf/there-is-none/rp_filter"), two_instead_of_one),

@@ -28,7 +28,7 @@ use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestination, ServiceKey, Stats};
-use sluice::kernel::sysctl::{Ruled, Setting, Wanted};
+use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
 use sluice::proxy::marks::service;
@@ -377,7 +377,7 @@ impl Connected for Memory<Virtuals> {
 
 impl Ruled for Memory<Settings> {
     /// Costs no reading: a setting that cannot be read is wanted all the same, and fails when it is read.
-    fn wanted(&mut self, rules: &BTreeMap<Setting, Wanted>) -> BTreeMap<Setting, CompactString> {
+    fn wanted(&mut self, rules: &BTreeMap<Setting, WantedSetting>) -> BTreeMap<Setting, CompactString> {
         let ours = rules.clone();
         self.ours = Box::new(move |key, value| ours.get(key).is_some_and(|rule| rule.given(value).is_some()));
         let found = self.machine.with(|machine| Settings::rows(&mut machine.state).clone());
@@ -385,8 +385,8 @@ impl Ruled for Memory<Settings> {
             |(key, value): (Setting, CompactString)| Some((key.clone(), rules.get(&key)?.given(&value)?.clone()));
         // Those of a module have to be there.
         let of_module = rules.iter().filter_map(|(key, rule)| match rule {
-            Wanted::OfModule { value, .. } => Some((key.clone(), value.clone())),
-            Wanted::Always(_) | Wanted::InsteadOf { .. } => None,
+            WantedSetting::OfModule { value, .. } => Some((key.clone(), value.clone())),
+            WantedSetting::Always(_) | WantedSetting::InsteadOf { .. } => None,
         });
         found.into_iter().filter_map(given).chain(of_module).collect()
     }

@@ -7,9 +7,9 @@ fn node(number: u32) -> IpAddr {
 }
 
 /// A neighbour that both sides dial.
-fn dialled(number: u32, mutual: bool) -> Wanted {
+fn dialled(number: u32, mutual: bool) -> WantedNeighbour {
     let settings = Settings { passive: false, mutual, connect_retry: Duration::from_secs(30), ..wanted(2).settings };
-    Wanted { address: node(number), settings, ..wanted(2) }
+    WantedNeighbour { address: node(number), settings, ..wanted(2) }
 }
 
 impl Bench {
@@ -159,7 +159,7 @@ fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
     let mut bench = Bench::new(None);
     let count = 1000;
     for number in 0..count {
-        bench.want(Wanted { address: node(number), ..wanted(2) });
+        bench.want(WantedNeighbour { address: node(number), ..wanted(2) });
         let link = LinkId(u64::from(number));
         bench.step(Input::Accepted(node(number), link));
         bench.greet(link, 1000 + number, None);

@@ -122,7 +122,7 @@ mod tests {
 
     fn pod_rules(policies: &[&str]) -> Rules {
         let admin = policies.iter().map(|policy| pod_chain::asks_cluster(&key(policy))).collect();
-        let asked = pod_chain::Asked { admin, policies: Some(vec![]), ..pod_chain::Asked::default() };
+        let asked = pod_chain::EnteringRules { admin, policies: Some(vec![]), ..pod_chain::EnteringRules::default() };
         pod_chain::tiered(&ObjectName::new("shop", "web-1"), Direction::Ingress, asked, Family::V4)
     }
 
@@ -193,7 +193,8 @@ mod tests {
             ClusterPolicyKey { tier: Tier::Admin, priority: 7, policy: "guard".into(), direction: Direction::Ingress };
         let guard = dispatch::chain(Family::V4, &names::cluster_policy_chain(&key));
         let admin = vec![pod_chain::asks_cluster(&key)];
-        let asked = |admin| pod_chain::Asked { admin, policies: Some(vec![]), ..pod_chain::Asked::default() };
+        let asked =
+            |admin| pod_chain::EnteringRules { admin, policies: Some(vec![]), ..pod_chain::EnteringRules::default() };
         let name = ObjectName::new("shop", "web-1");
         let pod_rules = |admin| pod_chain::tiered(&name, Direction::Ingress, asked(admin), Family::V4);
         let want: BTreeMap<Piece, Rules> = [(pod(), pod_rules(vec![]))].into();

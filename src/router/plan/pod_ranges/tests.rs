@@ -1,10 +1,11 @@
 use super::*;
-use crate::model::World;
+use crate::bgp::rib::RouteChange;
+use crate::model::{Node, World};
 use crate::router::given::{host, node, world};
-use crate::router::plan::tests::{learned, planned};
+use crate::router::plan::tests::{at_first, learned, planned};
 
 fn trouble(plan: &mut Plan) -> Option<String> {
-    plan.unreached(|_, _| false).trouble
+    plan.unreached(at_first(), |_, _| false).trouble
 }
 
 fn put(world: &mut World, name: &str, addresses: &str, ranges: &str) {
@@ -56,7 +57,7 @@ fn pods_of_a_node_without_an_address_of_our_families_are_trouble_and_those_of_on
         let other = if here.contains(':') { "192.0.2.2" } else { "2001:db8::2" };
         let mut world = world(host(own), &[("node-1", node(here, "")), ("node-2", node("", range))]);
         let mut plan = planned(&[], &world);
-        assert_eq!((trouble(&mut plan), plan.unreached(|_, _| false).count), (None, 1));
+        assert_eq!((trouble(&mut plan), plan.unreached(at_first(), |_, _| false).count), (None, 1));
         put(&mut world, "node-2", other, range);
         plan.update(&world);
         let apart = format!(
@@ -67,4 +68,110 @@ fn pods_of_a_node_without_an_address_of_our_families_are_trouble_and_those_of_on
         plan.update(&world);
         assert_eq!(trouble(&mut plan), None);
     }
+}
+
+/// Two nodes; the other one is ready, or not, and has this range.
+fn world_with(range: &str, is_ready: bool) -> World {
+    let other = Node { should_announce: is_ready, ..node("192.0.2.2 2001:db8::2", range) };
+    world(host("192.0.2.1/24 2001:db8::1/64"), &[("node-1", node("192.0.2.1 2001:db8::1", "")), ("node-2", other)])
+}
+
+/// What is trouble and what a note, this many seconds after the start of the test.
+fn after(plan: &mut Plan, seconds: u64, nodes_are_read: bool) -> (Option<String>, Option<String>) {
+    static BEGAN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let now = *BEGAN + Duration::from_secs(seconds);
+    let found = plan.unreached(Circumstances { now, since: now, nodes_are_read }, |_, _| false);
+    assert_eq!(found.count, usize::from(found.trouble.is_some()) + usize::from(found.missing.is_some()));
+    (found.trouble, found.missing)
+}
+
+fn awaited(range: &str) -> (Option<String>, Option<String>) {
+    (None, Some(format!("no route yet to pods: {range} of Node node-2")))
+}
+
+fn overdue(range: &str) -> (Option<String>, Option<String>) {
+    let text = format!("pods cannot be reached: {range} of Node node-2 (no route for 90 s although the Node is Ready)");
+    (Some(text), None)
+}
+
+const BOTH_FAMILIES: [(&str, &str); 2] = [("10.244.2.0/24", "192.0.2.2"), ("fd00:10:244:2::/64", "2001:db8::2")];
+
+#[test]
+fn a_ready_node_without_a_route_to_its_pods_is_trouble_after_90_s_until_the_route_comes() {
+    for (range, next_hop) in BOTH_FAMILIES {
+        let mut plan = planned(&[], &world_with(range, true));
+        assert_eq!(after(&mut plan, 0, true), awaited(range));
+        assert_eq!(after(&mut plan, 89, true), awaited(range));
+        assert_eq!(after(&mut plan, 90, true), overdue(range), "nothing but the time has changed");
+        plan.learn(&[learned(range, next_hop)]);
+        assert_eq!(after(&mut plan, 100, true), (None, None));
+        plan.learn(&[RouteChange { prefix: range.parse().expect("a range"), best: None, next_hops: Vec::new() }]);
+        assert_eq!(after(&mut plan, 200, true), awaited(range), "a session that breaks off has its time, too");
+        assert_eq!(after(&mut plan, 290, true), overdue(range));
+    }
+}
+
+#[test]
+fn a_node_that_is_not_ready_or_gone_is_no_trouble_and_has_its_time_when_it_is_back() {
+    for (range, _) in BOTH_FAMILIES {
+        let mut plan = planned(&[], &world_with(range, false));
+        assert_eq!(after(&mut plan, 0, true), awaited(range));
+        assert_eq!(after(&mut plan, 1000, true), awaited(range), "a dead node keeps nobody from being ready");
+        plan.update(&world_with(range, true));
+        assert_eq!(after(&mut plan, 1001, true), awaited(range), "a node that boots is ready before it has a session");
+        assert_eq!(after(&mut plan, 1091, true), overdue(range));
+        plan.update(&world_with(range, false));
+        assert_eq!(after(&mut plan, 1092, true), awaited(range));
+        plan.update(&world_with(range, true));
+        assert_eq!(after(&mut plan, 1093, true), awaited(range));
+        let mut gone = world_with(range, true);
+        gone.cluster.nodes.remove(&"node-2".into());
+        plan.update(&gone);
+        assert_eq!(after(&mut plan, 2000, true), (None, None));
+    }
+}
+
+#[test]
+fn a_node_whose_death_is_not_known_yet_is_no_trouble() {
+    let range = "10.244.2.0/24";
+    let mut plan = planned(&[], &world_with(range, true));
+    plan.learn(&[learned(range, "192.0.2.2")]);
+    assert_eq!(after(&mut plan, 0, true), (None, None));
+    plan.learn(&[RouteChange { prefix: range.parse().expect("a range"), best: None, next_hops: Vec::new() }]);
+    assert_eq!(after(&mut plan, 1, true), awaited(range));
+    assert_eq!(after(&mut plan, 60, true), awaited(range), "the longest grace period, and some more");
+    plan.update(&world_with(range, false));
+    assert_eq!(after(&mut plan, 61, true), awaited(range));
+    assert_eq!(after(&mut plan, 1000, true), awaited(range));
+}
+
+#[test]
+fn while_nodes_cannot_be_read_none_is_trouble_and_each_has_its_time_afterwards() {
+    let range = "10.244.2.0/24";
+    let mut plan = planned(&[], &world_with(range, true));
+    assert_eq!(after(&mut plan, 0, false), awaited(range), "the node that died may be the one with the API server");
+    assert_eq!(after(&mut plan, 1000, false), awaited(range));
+    assert_eq!(after(&mut plan, 1001, true), awaited(range));
+    assert_eq!(after(&mut plan, 1090, true), awaited(range), "the control plane has to find out who is dead");
+    assert_eq!(after(&mut plan, 1091, true), overdue(range));
+    assert_eq!(after(&mut plan, 1092, false), awaited(range));
+}
+
+#[test]
+fn waiting_for_many_nodes_costs_nothing_until_the_time_is_over() {
+    let mut world = world(host("192.0.2.1/24"), &[("node-1", node("192.0.2.1", ""))]);
+    for number in 2..200 {
+        let other = node(&format!("192.0.2.{number}"), &format!("10.244.{number}.0/24"));
+        world.cluster.nodes.insert(format!("node-{number}").into(), Node { should_announce: true, ..other });
+    }
+    let mut plan = planned(&[], &world);
+    let now = Instant::now();
+    let looks = |plan: &mut Plan, seconds: u64| {
+        let before = plan.pod_ranges_looked_at();
+        let at = now + Duration::from_secs(seconds);
+        plan.unreached(Circumstances { now: at, since: at, nodes_are_read: true }, |_, _| false);
+        plan.pod_ranges_looked_at() - before
+    };
+    // The first look finds our own node, too.
+    assert_eq!([0, 1, 89, 90, 91, 500].map(|seconds| looks(&mut plan, seconds)), [199, 0, 0, 198, 0, 0]);
 }

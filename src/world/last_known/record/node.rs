@@ -77,8 +77,16 @@ struct PeerRecord {
 
 impl NodeRecord {
     pub fn of(name: &CompactString, node: &Node) -> NodeRecord {
-        // The present condition and provider are known from the API alone.
-        let Node { addresses: known, pod_cidrs, network_unavailable: _, is_on_aws: _, zone, routing } = node;
+        // The present conditions and the provider are known from the API alone.
+        let Node {
+            addresses: known,
+            pod_cidrs,
+            network_unavailable: _,
+            should_announce: _,
+            is_on_aws: _,
+            zone,
+            routing,
+        } = node;
         NodeRecord {
             name: name.to_string(),
             addresses: addresses(known.iter().map(|known| &known.address)),
@@ -106,6 +114,7 @@ impl NodeRecord {
             addresses: addresses.into_iter().zip(rows(self.address_kinds)).map(known).collect::<Option<_>>()?,
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
             network_unavailable: false,
+            should_announce: false,
             is_on_aws: false,
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
             routing: match self.routing {

@@ -237,6 +237,7 @@ impl NodeRecord {
                 .collect::<Option<_>>()?,
             // The present condition is known from the API alone.
             network_unavailable: false,
+            should_announce: false,
             is_on_aws: false,
             zone: None,
             routing: None,

@@ -152,6 +152,7 @@ fn proxied_cluster() -> Cluster {
             }],
             pod_cidrs: vec!["10.244.1.0/24".parse().expect("sound")],
             network_unavailable: false,
+            should_announce: false,
             is_on_aws: false,
             zone: None,
             routing: None,

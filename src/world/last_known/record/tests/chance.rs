@@ -119,6 +119,7 @@ prop_compose! {
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
             network_unavailable: false,
+            should_announce: false,
             is_on_aws: false,
             zone: zone.map(CompactString::from),
             routing: routing.map(Box::new),

@@ -123,6 +123,7 @@ fn sample_nodes(cluster: &mut Cluster) {
         ],
         pod_cidrs: vec![network("10.244.1.0/24"), network("fd00:244:1::/64")],
         network_unavailable: false,
+        should_announce: false,
         is_on_aws: false,
         zone: None,
         routing: Some(Box::new(routing)),
