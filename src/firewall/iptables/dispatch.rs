@@ -138,11 +138,11 @@ pub fn deciding(family: Family) -> [(Piece, Rules); 2] {
 /// Returns the jumps from the built-in chains, each with the chain of ours that it enters.
 pub fn entrances(family: Family) -> impl Iterator<Item = (Piece, &'static str, Rules)> {
     ENTRANCES.into_iter().map(move |(from, to)| {
+        let saying = |said: &str| Rule::new([Match::Comment(said.into())], Verdict::Jump(to.into()));
         let said = "kube-router netpol";
-        let id = rule_id(from, &["-m", "comment", "--comment", said, "-j", to]);
+        let id = rule_id(from, &saying(said));
         let jump = Piece::Jump { family, table: Table::Filter, from: from.into(), to: to.into() };
-        let said = Match::Comment(format!("{said} - {id}").into());
-        (jump, to, Rules(vec![Rule::new([said], Verdict::Jump(to.into()))]))
+        (jump, to, Rules(vec![saying(&format!("{said} - {id}"))]))
     })
 }
 

@@ -36,30 +36,27 @@ pub fn rules(config: &FirewallConfig, family: Family) -> Vec<Rule> {
 }
 
 fn to_range(range: IpNet, said: &str) -> Rule {
-    let text = range.to_string();
-    let id = rule_id(CHAIN_INPUT, &["-m", "comment", "--comment", said, "-d", &text, "-j", "RETURN"]);
     let to_range = Match::Destination { range, negated: false };
+    let id = rule_id(CHAIN_INPUT, &Rule::new([Match::Comment(said.into()), to_range.clone()], Verdict::Return));
     Rule::new([to_range, Match::Comment(format!("{said} - {id}").into())], Verdict::Return)
 }
 
 fn to_node_ports(config: &FirewallConfig, protocol: Protocol) -> Rule {
     let range = &config.service_node_port_range;
-    let ports = format!("{}:{}", range.start(), range.end());
     let said = format!("allow LOCAL {} traffic to node ports", protocol.to_string().to_uppercase());
-    let name = protocol.to_string();
-    let head = ["-p", &name, "-m", "comment", "--comment", &said];
-    let tail = ["-m", "addrtype", "--dst-type", "LOCAL", "-m", "multiport", "--dports", &ports, "-j", "RETURN"];
-    let id = rule_id(CHAIN_INPUT, &[&head[..], &tail[..]].concat());
-    let numbers = PortRange { first: *range.start(), last: *range.end() };
-    Rule::new(
-        [
-            Match::Protocol(IpProtocol::Transport(protocol)),
-            Match::Comment(format!("{said} - {id}").into()),
-            Match::HostAddress { of: Side::Destination, negated: false },
-            Match::Ports([numbers].into()),
-        ],
-        Verdict::Return,
-    )
+    let saying = |said: String| {
+        Rule::new(
+            [
+                Match::Protocol(IpProtocol::Transport(protocol)),
+                Match::Comment(said.into()),
+                Match::HostAddress { of: Side::Destination, negated: false },
+                Match::Ports([PortRange { first: *range.start(), last: *range.end() }].into()),
+            ],
+            Verdict::Return,
+        )
+    };
+    let id = rule_id(CHAIN_INPUT, &saying(said.clone()));
+    saying(format!("{said} - {id}"))
 }
 
 #[cfg(test)]

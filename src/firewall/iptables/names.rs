@@ -13,8 +13,8 @@ use std::sync::LazyLock;
 use compact_str::{CompactString, format_compact};
 
 use crate::kernel::ipset::SetName;
-use crate::kernel::iptables::Piece;
 use crate::kernel::iptables::rule::Mark;
+use crate::kernel::iptables::{Piece, Rule};
 use crate::model::ObjectName;
 use crate::net::{Family, PerFamily};
 
@@ -169,10 +169,11 @@ pub fn local_pods(family: Family) -> &'static SetName {
 }
 
 /// Returns the hash by which kube-router recognises a rule of its own, at the end of the rule's comment. It is computed
-/// from the name of the chain and the rule's words, joined without a separator.
-pub fn rule_id(chain: &str, words: &[&str]) -> String {
+/// from the name of the chain and the rule's arguments, joined without a separator. `rule`: as kube-router gives it to iptables,
+/// in that order of matches and without the hash.
+pub fn rule_id(chain: &str, rule: &Rule) -> String {
     let mut text = chain.to_owned();
-    words.iter().for_each(|word| text.push_str(word));
+    rule.arguments().iter().for_each(|word| text.push_str(word));
     letters(text.as_bytes())
 }
 
@@ -187,12 +188,15 @@ fn of_family(name: &str, family: Family) -> SetName {
 mod tests {
     use super::*;
     use crate::firewall::rules::{PortOwners, Scope, Selection};
+    use crate::kernel::iptables::{Match, Verdict};
     use crate::model::Selector;
     use crate::net::Protocol;
 
     #[test]
     fn ids_are_those_that_running_nodes_show() {
-        let jump = |from, to| rule_id(from, &["-m", "comment", "--comment", "kube-router netpol", "-j", to]);
+        let jump = |from, to: &str| {
+            rule_id(from, &Rule::new([Match::Comment("kube-router netpol".into())], Verdict::Jump(to.into())))
+        };
         assert_eq!(jump("INPUT", CHAIN_INPUT), "4IA2OSFRMVNDXBVV");
         assert_eq!(jump("FORWARD", CHAIN_FORWARD), "TEMCG2JMHZYE7H7T");
         assert_eq!(jump("OUTPUT", CHAIN_OUTPUT), "VEAAIY32XVBHCSCY");

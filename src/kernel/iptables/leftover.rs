@@ -67,17 +67,18 @@ const ATTEMPTS: u32 = 16;
 
 /// Returns the mark that a rule gives to packets to a service port, if it is that of kube-router for this port.
 fn service_mark_of(rule: &Rule) -> Option<u32> {
-    let [Match::Destination { range, negated: false }, Match::Protocol(IpProtocol::Transport(protocol)), port] =
-        rule.matches()
+    let [
+        Match::Destination { range, negated: false },
+        Match::Protocol(IpProtocol::Transport(protocol)),
+        Match::Port { protocol: of, side: Side::Destination, port },
+    ] = rule.matches()
     else {
         return None;
     };
     let Some(Verdict::SetMark(mark)) = rule.verdict() else { return None };
-    let text = port.to_string();
-    let port = text.strip_prefix(&format!("-m {protocol} --dport "))?.parse().ok()?;
-    let is_its = |attempt| service_mark(range.addr(), *protocol, port, attempt) == mark.value;
+    let is_its = |attempt| service_mark(range.addr(), *protocol, *port, attempt) == mark.value;
     let is_host = range.prefix_len() == range.max_prefix_len();
-    (is_host && mark.mask == u32::MAX && (0..ATTEMPTS).any(is_its)).then_some(mark.value)
+    (is_host && of == protocol && mark.mask == u32::MAX && (0..ATTEMPTS).any(is_its)).then_some(mark.value)
 }
 
 fn is_smaller_segment(rule: &Rule) -> bool {
@@ -85,16 +86,13 @@ fn is_smaller_segment(rule: &Rule) -> bool {
         Match::Source { range, negated: false },
         Match::InputLink(link),
         Match::Protocol(IpProtocol::Transport(Protocol::Tcp)),
-        segment,
+        Match::OpeningFrom { .. },
     ] = rule.matches()
     else {
         return false;
     };
-    let text = segment.to_string();
-    let is_opening =
-        text.strip_prefix("-m tcp --sport ").is_some_and(|text| text.ends_with(" --tcp-flags SYN,RST SYN"));
     let is_host = range.prefix_len() == range.max_prefix_len();
-    is_host && is_opening && &**link == "kube-bridge" && matches!(rule.verdict(), Some(Verdict::SetMss(_)))
+    is_host && &**link == "kube-bridge" && matches!(rule.verdict(), Some(Verdict::SetMss(_)))
 }
 
 fn is_pod_egress(rule: &Rule) -> bool {
@@ -241,6 +239,11 @@ mod tests {
             "-d 10.0.0.0/24 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
             "-d 10.0.0.1/32 -p tcp -m tcp --dport 81 -j MARK --set-xmark 0x35c6/0xffffffff",
             "-d 10.0.0.1/32 -p udp -m udp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m udp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --sport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80:81 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-d 10.0.0.1/32 -p tcp -m tcp ! --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
+            "-s 10.0.0.1/32 -i kube-bridge -p tcp -m tcp --sport 80:81 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440",
             "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment mine -j MARK --set-xmark 0x35c6/0xffffffff",
             "-i eth0 -d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x35c6/0xffffffff",
             "-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j ACCEPT",

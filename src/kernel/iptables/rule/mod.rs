@@ -59,8 +59,12 @@ pub enum Match {
     Limit { per_minute: u32, burst: u32 },
     /// The destination port is in one of these ranges; at most 15 numbers, a range of several ports being two.
     Ports(Box<[PortRange]>),
+    /// The port at this end is this one; the protocol has to be matched before.
+    Port { protocol: Protocol, side: Side, port: u16 },
     /// A segment of TCP that opens a connection, or accepts one: it has SYN and not RST.
     Opening,
+    /// The same from this source port.
+    OpeningFrom { port: u16 },
     /// This address of the packet is one of the host's own.
     HostAddress { of: Side, negated: bool },
     /// The destination is a group, or everybody on a link, by the routes of the host. Of IPv4 only.
@@ -257,6 +261,8 @@ impl Match {
             }
             Match::Limit { .. } => Match::Limit { per_minute: 0, burst: 0 },
             Match::Ports(_) => Match::Ports([].into()),
+            Match::Port { protocol, side, .. } => Match::Port { protocol, side, port: 0 },
+            Match::OpeningFrom { .. } => Match::OpeningFrom { port: 0 },
             Match::IcmpKind { family, .. } => Match::IcmpKind { family, number: 0 },
             same @ (Match::Protocol(_)
             | Match::HostAddress { .. }

@@ -59,6 +59,13 @@ impl From<CompactString> for Rule {
     }
 }
 
+impl Rule {
+    /// Returns the rule as arguments of iptables: its words without quotes.
+    pub fn arguments(&self) -> Vec<CompactString> {
+        words(&self.to_string()).into_iter().map(unquoted).collect()
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "";
@@ -93,7 +100,9 @@ impl fmt::Display for Match {
             Match::HostAddress { of, negated } => {
                 write!(f, "-m addrtype {}--{}-type LOCAL", not(*negated), of.name())
             }
+            Match::Port { protocol, side, port } => write!(f, "-m {protocol} {} {port}", side.option()),
             Match::Opening => f.write_str("-m tcp --tcp-flags SYN,RST SYN"),
+            Match::OpeningFrom { port } => write!(f, "-m tcp --sport {port} --tcp-flags SYN,RST SYN"),
             Match::ToMany => f.write_str("-m addrtype --dst-type BROADCAST,MULTICAST"),
             Match::IcmpKind { family: Family::V4, number } => write!(f, "-m icmp --icmp-type {number}"),
             Match::IcmpKind { family: Family::V6, number } => write!(f, "-m icmp6 --icmpv6-type {number}"),
@@ -178,6 +187,18 @@ impl Side {
         }
     }
 
+    /// The option for the port at this end.
+    fn option(self) -> &'static str {
+        match self {
+            Side::Source => "--sport",
+            Side::Destination => "--dport",
+        }
+    }
+
+    fn of_option(option: &str) -> Option<Side> {
+        [Side::Source, Side::Destination].into_iter().find(|side| side.option() == option)
+    }
+
     fn read(name: &str) -> Option<Side> {
         [Side::Source, Side::Destination].into_iter().find(|side| side.name() == name)
     }
@@ -253,7 +274,12 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
             let side = option.strip_prefix("--")?.strip_suffix("-type")?;
             Match::HostAddress { of: Side::read(side)?, negated }
         }
+        ["-m", name, option, port] if let Some(side) = Side::of_option(option) => {
+            let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.to_string() == name)?;
+            Match::Port { protocol, side, port: number(port)? }
+        }
         ["-m", "tcp", "--tcp-flags", "SYN,RST", "SYN"] if !negated => Match::Opening,
+        ["-m", "tcp", "--sport", port, "--tcp-flags", "SYN,RST", "SYN"] => Match::OpeningFrom { port: number(port)? },
         ["-m", "addrtype", "--dst-type", "BROADCAST,MULTICAST"] if !negated => Match::ToMany,
         ["-m", "icmp", "--icmp-type", text] => Match::IcmpKind { family: Family::V4, number: number(text)? },
         ["-m", "icmp6", "--icmpv6-type", text] => Match::IcmpKind { family: Family::V6, number: number(text)? },
