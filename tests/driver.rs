@@ -1,4 +1,4 @@
-//! The loop of the service proxy, from a World to a kernel in memory, with the real channels between.
+//! The loops of the service proxy and the router, from a World to a kernel in memory, with the real channels between.
 
 #[path = "driver/asked.rs"]
 mod asked;
@@ -8,6 +8,9 @@ mod health;
 
 #[path = "driver/problems.rs"]
 mod problems;
+
+#[path = "driver/router.rs"]
+mod router;
 
 #[path = "support/mod.rs"]
 mod support;

@@ -59,3 +59,23 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Family;
+
+    #[test]
+    fn a_pool_that_is_gone_has_no_series_left() {
+        let registry = Registry::new("test", "test");
+        let metrics = Metrics::register(&registry).expect("names are registered once");
+        let of = |pool: &str, family, used| PoolUse { pool: pool.into(), family, size: 256.0, used };
+        metrics.set_pools(&[of("inner", Family::V4, 3), of("inner", Family::V6, 0), of("outer", Family::V4, 1)]);
+        let series = |pool: &str| registry.text().lines().filter(|line| line.contains(&format!("\"{pool}\""))).count();
+        assert_eq!((series("inner"), series("outer")), (4, 2));
+        metrics.set_pools(&[of("outer", Family::V4, 1)]);
+        assert_eq!((series("inner"), series("outer")), (0, 2));
+        metrics.set_pools(&[]);
+        assert_eq!(series("outer"), 0, "another agent gives addresses now");
+    }
+}

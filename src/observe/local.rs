@@ -195,3 +195,27 @@ fn page(status: StatusCode, form: AnswerFormat, text: String) -> Response<Full<B
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::given::logged;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_that_cannot_be_made_is_said_once_and_the_socket_opens_when_it_can_be() {
+        let (log, _guard) = logged();
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let directory = place.path().join("sluice");
+        std::fs::write(&directory, "a file where a directory should be").expect("writable");
+        let socket = directory.join("sluice.sock");
+        let opening = tokio::spawn(run(socket.clone(), Answerers::new(), 1));
+        tokio::time::sleep(10 * RETRY).await;
+        assert_eq!(log.lines_with("Opening the local socket failed"), 1, "{}", log.text());
+        assert!(!opening.is_finished(), "it goes on");
+        std::fs::remove_file(&directory).expect("it is there");
+        tokio::time::sleep(2 * RETRY).await;
+        assert!(UnixStream::connect(&socket).await.is_ok());
+        assert_eq!((log.lines_with("Local socket opened"), log.lines_with("socket")), (1, 2), "{}", log.text());
+        opening.abort();
+    }
+}

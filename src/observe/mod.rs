@@ -3,6 +3,8 @@
 //! Everything here is handed around as a value: no global registry, no global health. The one exception is
 //! the log, which `tracing` keeps per process.
 
+#[cfg(test)]
+pub mod given;
 pub mod health;
 pub mod http;
 pub mod local;

@@ -10,6 +10,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::watch::tests::api_server::{self, ApiServer};
 use crate::model::{Attachment, AttachmentId, Authority, Change, HostAddress, ObjectName, Pod, Report};
+use crate::observe::given::logged;
 use crate::observe::health::Health;
 
 struct Rig {
@@ -326,36 +327,17 @@ fn an_endpoint_is_small() {
     assert!(size_of::<crate::model::Endpoint>() <= 48, "{}", size_of::<crate::model::Endpoint>());
 }
 
-/// The log of this thread, while the guard lives.
-fn logged() -> (Arc<std::sync::Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
-    #[derive(Clone)]
-    struct Out(Arc<std::sync::Mutex<Vec<u8>>>);
-    impl std::io::Write for Out {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let bytes = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let out = Out(bytes.clone());
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();
-    (bytes, tracing::subscriber::set_default(log))
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_for() {
     for is_in_time in [true, false] {
-        let (bytes, _guard) = logged();
+        let (log, _guard) = logged();
         let mut rig = rig(None);
         rig.say(1, Event::Listing(Kind::Service)).await;
         if is_in_time {
             rig.say(2, Event::Listed(Kind::Service)).await;
         }
         tokio::time::sleep(Duration::from_secs(600)).await;
-        let text = String::from_utf8(bytes.lock().expect("nobody panics with it").clone()).expect("text");
+        let text = log.text();
         let count = text.matches("within --cache-sync-timeout").count();
         assert_eq!(count, usize::from(!is_in_time), "{text}");
         if !is_in_time {
@@ -368,7 +350,7 @@ async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_fo
 
 #[tokio::test(start_paused = true)]
 async fn annotations_without_effect_are_said_once_and_leave_room_for_warnings() {
-    let (bytes, _guard) = logged();
+    let (log, _guard) = logged();
     let rig = rig(None);
     let service = |name: &str, annotations: &str, port: &str| {
         let yaml = format!(
@@ -384,7 +366,7 @@ async fn annotations_without_effect_are_said_once_and_leave_room_for_warnings() 
     }
     rig.say(3, service("odd", "kube-router.io/service.dsr: tunnel", "99999")).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let text = String::from_utf8(bytes.lock().expect("nobody panics with it").clone()).expect("text");
+    let text = log.text();
     let count = |part: &str| text.lines().filter(|line| line.contains(part)).count();
     assert_eq!(count("service.dsr"), 1, "{text}");
     assert_eq!((count("default/odd"), count("Too many")), (1, 0), "{text}");

@@ -2,6 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::model::Node;
+use crate::observe::given::logged;
 
 fn known(nodes: usize) -> Known {
     let mut cluster = Cluster::default();
@@ -85,4 +86,27 @@ async fn a_large_file_is_written_more_seldom() {
     assert_eq!(schedule.due(), Some(after(300)));
     schedule.size = 6_000_000;
     assert_eq!(schedule.due(), Some(after(600)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_cannot_be_made_is_said_once_and_the_file_is_written_when_it_can_be() {
+    let (log, _guard) = logged();
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let directory = place.path().join("state");
+    fs::write(&directory, "a file where a directory should be").expect("writable");
+    let last_known = LastKnown::new(&directory);
+    let mut keeper = Keeper::new(last_known.clone(), &[Wanted::Nodes]);
+    keeper.changed();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3600) {
+        keeper.next(|| known(3).cluster).await;
+    }
+    assert_eq!(log.lines_with("Writing the last known state failed"), 1, "{}", log.text());
+    fs::remove_file(&directory).expect("it is there");
+    while last_known.written_at().is_none() || keeper.fails {
+        keeper.next(|| known(3).cluster).await;
+    }
+    assert_eq!(last_known.read().expect("it can be read").map(|known| known.cluster.nodes.len()), Some(3));
+    assert_eq!(log.lines_with("Writing the last known state"), 2, "{}", log.text());
+    assert_eq!(log.lines_with("Writing the last known state recovered"), 1, "{}", log.text());
 }

@@ -99,12 +99,12 @@ async fn an_unreachable_source_brings_it_back_at_once_and_after_that_an_outage_i
 #[tokio::test(start_paused = true)]
 async fn the_last_known_state_is_used_without_a_guess_at_the_cause() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (bytes, _guard) = logged();
+    let (log, _guard) = logged();
     let rig = rig(Some(directory.path()));
     // For a missing right, say.
     rig.say(1, Event::Unreachable).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let text = String::from_utf8(bytes.lock().expect("nobody panics with it").clone()).expect("text");
+    let text = log.text();
     assert!(text.contains("no last known state") && !text.contains("unreachable"), "{text}");
 }
 

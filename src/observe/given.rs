@@ -1,0 +1,39 @@
+//! Fixtures for tests of what is logged.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+/// What this thread has logged since.
+#[derive(Clone, Default)]
+pub struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Logged {
+    pub fn text(&self) -> String {
+        let bytes = self.0.lock().expect("nobody panics with it");
+        String::from_utf8(bytes.clone()).expect("the log is text")
+    }
+
+    /// Number of lines with this text.
+    pub fn lines_with(&self, text: &str) -> usize {
+        self.text().lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Keeps what this thread logs, until the second one goes.
+pub fn logged() -> (Logged, tracing::subscriber::DefaultGuard) {
+    let logged = Logged::default();
+    let out = logged.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone()).finish();
+    (logged, tracing::subscriber::set_default(log))
+}

@@ -1,0 +1,133 @@
+//! The loop of the router, from a World to what it says to a neighbour.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+use sluice::bgp::message::{self, Framing, Message};
+use sluice::config::Backend;
+use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report};
+use sluice::net::PerFamily;
+use sluice::router::{driver, metrics};
+
+use sluice::router::plan::Plan as RouterPlan;
+
+use super::*;
+
+const OURS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const THEIRS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// The router of a node with one neighbour, which is this test.
+struct Setup {
+    neighbour: TcpListener,
+    flags: [String; 4],
+    backend: Backend,
+    world: World,
+}
+
+impl Setup {
+    fn new(backend: Backend) -> Setup {
+        let neighbour = TcpListener::bind((THEIRS, 0)).expect("loopback has a free port");
+        let port = neighbour.local_addr().expect("it is bound").port();
+        let port = format!("--bgp-port={port}");
+        let words = ["sluice", "--enable-ipv6", "--enable-cni=false", &port];
+        let node = |address: Ipv4Addr, range: &str| Node {
+            addresses: vec![NodeAddress { kind: NodeAddressKind::Internal, address: address.into() }],
+            pod_cidrs: vec![range.parse().expect("a range")],
+            ..Node::default()
+        };
+        let mut world = generate::empty_world();
+        (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
+        let links = vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }];
+        world.host = Arc::new(Host { links, ..generate::host(false) });
+        world.cluster.nodes.insert(world.host.node_name.clone(), node(OURS, "10.244.1.0/24"));
+        world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
+        Setup { neighbour, flags: words.map(str::to_owned), backend, world }
+    }
+
+    fn config(&self) -> (Arc<sluice::config::RouterConfig>, PerFamily<bool>) {
+        let words: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let config = flags::meant(&words).decided(self.backend);
+        (Arc::new(config.router.expect("the router is not switched off")), config.families)
+    }
+
+    /// What an earlier run leaves in the kernel.
+    fn left(&self) -> State {
+        let (config, families) = self.config();
+        let mut plan = RouterPlan::new(config, families);
+        plan.update(&self.world);
+        let desired = plan.desired();
+        State { sets: desired.sets.clone(), router_table: desired.table.clone(), ..State::default() }
+    }
+
+    /// Runs the router on a kernel; returns of each family whether its first OPEN says that forwarding state was preserved.
+    fn preserved(&self, state: State) -> PerFamily<Option<bool>> {
+        let kernel = MemoryKernel::new(state);
+        let (config, families) = self.config();
+        let (registry, health) = (Registry::new("test", "test"), Health::default());
+        let pulse = |name| health.register(name, Duration::from_secs(60), Instant::now());
+        let (_world, world) = watch::channel(self.world.clone());
+        let (_changes, disturbances) = watch::channel(Changes::default());
+        let (stop, stopped) = watch::channel(false);
+        let (_ask, audits) = mpsc::channel(1);
+        let inputs = Inputs {
+            world,
+            clock: Arc::new(EventClock::new(Instant::now())),
+            disturbances,
+            pulse: pulse("router"),
+            account: Account::register(&registry, "sluice_router").expect("names are registered once"),
+            audits,
+        };
+        let context = driver::RouterContext {
+            speaker_pulse: pulse("BGP speaker"),
+            report: watch::channel(Report::default()).0,
+            metrics: metrics::Metrics::register(&registry).expect("names are registered once"),
+            notes: health.note("router"),
+            access: watch::channel(None).0,
+            served: watch::channel(true).1,
+            nodes_are_read: watch::channel(true).1,
+            believed: watch::channel(Table::default()).0,
+        };
+        let driver = driver::Driver::new(config, families, kernel.router_targets_of(self.backend), context);
+        let neighbour = self.neighbour.try_clone().expect("a socket can be shared");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let task = tokio::task::spawn_local(driver.run(inputs, stopped));
+            let heard = tokio::task::spawn_blocking(move || first_message(neighbour.accept().expect("it dials").0));
+            let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("it dials");
+            stop.send_replace(true);
+            task.await.expect("the loop ends when it is told to");
+            let Message::Open(open) = heard.expect("it says something") else { panic!("the first message is OPEN") };
+            open.capabilities.restart.expect("nodes restart gracefully").families
+        })
+    }
+}
+
+fn first_message(mut stream: TcpStream) -> Message {
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    let (mut framing, mut buffer) = (Framing::default(), [0; 4096]);
+    loop {
+        if let Some(frame) = framing.next(false).expect("we write what can be read") {
+            return message::decode(frame, None).expect("we write what can be read");
+        }
+        let read = stream.read(&mut buffer).expect("something is said");
+        assert!(read > 0, "it says something before it ends");
+        framing.push(&buffer[..read]);
+    }
+}
+
+#[test]
+fn after_a_boot_neighbours_are_told_that_nothing_is_forwarded_and_after_a_restart_that_it_is() {
+    let said = |preserved| PerFamily { v4: Some(preserved), v6: None };
+    for backend in [Backend::Iptables, Backend::Nftables] {
+        // Each with a neighbour of its own, to which no earlier one has a connection.
+        let preserved = |state| Setup::new(backend).preserved(state);
+        assert_eq!(preserved(State::default()), said(false), "{backend:?}: a boot leaves nothing");
+        assert_eq!(preserved(State::of_others()), said(false), "{backend:?}: what others have is not ours");
+        let left = Setup::new(backend).left();
+        assert_ne!(left, State::default(), "{backend:?}");
+        assert_eq!(preserved(left), said(true), "{backend:?}");
+        let other = if backend == Backend::Iptables { Backend::Nftables } else { Backend::Iptables };
+        let left = Setup::new(other).left();
+        assert_eq!(preserved(left), said(true), "{backend:?}: a run with the other backend has left it");
+    }
+}
