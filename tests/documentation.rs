@@ -55,6 +55,77 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     assert_eq!(found, rows, "docs/metrics.md, and what the program has; UPDATE=1 rewrites the page");
 }
 
+/// Paths in `docs/architecture.md` begin at the project's top or in `src/`, in a row of a table also in the directories of the row's
+/// first cell. A word without a slash is the name of some file.
+#[test]
+fn every_path_that_the_map_of_the_code_names_exists() {
+    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(top.join("docs/architecture.md")).expect("the page exists");
+    let mut files = BTreeSet::new();
+    for directory in ["src", "tests", "scripts", "docs", "proto", "image"] {
+        names_below(&top.join(directory), &mut files);
+    }
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    let mut is_figure = false;
+    for line in text.lines() {
+        is_figure ^= line.starts_with("```");
+        let words = |text: &str| -> Vec<String> {
+            let spans = text.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
+            spans.map(|word| word.split('{').next().unwrap_or(word).to_owned()).filter(|word| is_path(word)).collect()
+        };
+        let row =
+            line.strip_prefix("| ").and_then(|row| row.split_once(" |")).map_or_else(Vec::new, |row| words(row.0));
+        let bases: Vec<PathBuf> =
+            ["", "src"].iter().map(|base| top.join(base)).chain(row.iter().map(|base| top.join(base))).collect();
+        for word in if is_figure { Vec::new() } else { words(line) } {
+            seen += 1;
+            let is_there = bases.iter().any(|base| base.join(&word).exists());
+            if !is_there && (word.contains('/') || !files.contains(&word)) {
+                wrong.push(word);
+            }
+        }
+    }
+    assert!(seen > 150, "{seen} paths: the page is read in another way than it is written");
+    assert_eq!(wrong, [""; 0], "docs/architecture.md names what does not exist");
+}
+
+/// Every directory and file of `src` has its place on the map.
+#[test]
+fn the_map_of_the_code_has_every_part_of_the_program_and_of_its_surroundings() {
+    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(top.join("docs/architecture.md")).expect("the page exists");
+    let mut missing = Vec::new();
+    for (directory, prefix) in [("src", "src/"), ("scripts", "")] {
+        for entry in fs::read_dir(top.join(directory)).expect("it can be listed") {
+            let entry = entry.expect("it can be listed");
+            let name = entry.file_name().into_string().expect("names are text");
+            let is_listed =
+                [format!("`{prefix}{name}`"), format!("`{prefix}{name}/`")].iter().any(|it| text.contains(it));
+            if !is_listed && !["lib.rs", "__pycache__"].contains(&name.as_str()) {
+                missing.push(format!("{directory}/{name}"));
+            }
+        }
+    }
+    assert_eq!(missing, [""; 0], "docs/architecture.md does not name them");
+}
+
+fn is_path(word: &str) -> bool {
+    let is_of_path = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    let has_end = [".rs", ".txt", ".md", ".py"].iter().any(|end| word.ends_with(end)) || word.contains('/');
+    has_end && word.chars().all(is_of_path) && !word.starts_with(['/', '-', '.'])
+}
+
+/// Collects the names of all files and directories below a directory.
+fn names_below(directory: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).expect("it can be listed") {
+        let path = entry.expect("it can be listed").path();
+        names.extend(path.file_name().and_then(|name| name.to_str()).map(str::to_owned));
+        if path.is_dir() {
+            names_below(&path, names);
+        }
+    }
+}
+
 /// Numbers of the weak spots that concern what exists here.
 const WEAK_SPOTS: [u32; 41] = [
     1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 19, 20, 24, 25, 26, 27, 28, 30, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41,

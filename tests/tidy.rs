@@ -41,6 +41,9 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
 ];
 
+/// Directories whose parts must not use each other in a circle: each part can be read behind those that it uses.
+const WITHOUT_CIRCLES: [&str; 3] = ["k8s", "config", "bgp/message"];
+
 /// These use everything.
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
@@ -143,6 +146,104 @@ fn modules_use_only_those_they_may() {
         }
     }
     none(offences);
+}
+
+#[test]
+fn the_parts_of_a_directory_do_not_use_each_other_in_circles() {
+    let mut offences = Vec::new();
+    for directory in WITHOUT_CIRCLES {
+        let uses = uses_of_parts(directory, &sources(&format!("src/{directory}")));
+        assert!(uses.values().map(BTreeSet::len).sum::<usize>() > 3, "{directory}: what its parts use is not found");
+        offences.extend(circle(&uses).map(|parts| format!("src/{directory}: {}", parts.join(" uses "))));
+    }
+    none(offences);
+}
+
+/// Returns which parts of a directory use which: files and directories in it, and names that its `mod.rs`, or the file of its name, exports for them.
+fn uses_of_parts(directory: &str, sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
+    let inside = format!("src/{directory}/");
+    let part_of = |path: &str| -> Option<String> {
+        let below = path.strip_prefix(&inside)?.trim_end_matches(".rs");
+        Some(below.split('/').next().unwrap_or(below).to_owned()).filter(|part| part != "mod")
+    };
+    let parts: BTreeSet<String> = sources.iter().filter_map(|source| part_of(&source.path)).collect();
+    let on_one_line = |source: &Source| source.code.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+    let mut exported: BTreeMap<String, String> = BTreeMap::new();
+    for source in sources.iter().filter(|source| part_of(&source.path).is_none()) {
+        let text = on_one_line(source);
+        for statement in text.split("pub use ").skip(1).filter_map(|rest| rest.split_once(';')) {
+            let path = statement.0.trim_start_matches("self::");
+            let Some((part, names)) = path.split_once("::").filter(|(part, _)| parts.contains(*part)) else { continue };
+            let names = names.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|name| !name.is_empty());
+            exported.extend(names.map(|name| (name.to_owned(), part.to_owned())));
+        }
+    }
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| !is_test(&source.path)) {
+        let Some(part) = part_of(&source.path) else { continue };
+        let depth = source.path.matches('/').count() - inside.matches('/').count() + 1;
+        let depth = if source.path.ends_with("/mod.rs") { depth - 1 } else { depth };
+        let (text, above) = (on_one_line(source), "super::".repeat(depth));
+        let absolute = format!("crate::{}::", directory.replace('/', "::"));
+        let named = [above, absolute].into_iter().flat_map(|prefix| firsts_after(&prefix, &text));
+        let used = named.map(|name| exported.get(&name).cloned().unwrap_or(name));
+        let used: BTreeSet<String> = used.filter(|name| parts.contains(name) && *name != part).collect();
+        uses.entry(part).or_default().extend(used);
+    }
+    uses
+}
+
+/// The first parts of all paths in a text that begin with `prefix`, also of those of a list in braces.
+fn firsts_after(prefix: &str, text: &str) -> Vec<String> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut names = Vec::new();
+    for (at, _) in text.match_indices(prefix) {
+        if text[..at].ends_with(|c| is_word(c) || c == ':') {
+            continue;
+        }
+        let (mut depth, mut is_first) = (0, true);
+        let mut name = String::new();
+        for c in text[at + prefix.len()..].chars() {
+            match c {
+                c if is_word(c) && is_first => name.push(c),
+                '{' => (depth, is_first) = (depth + 1, depth == 0),
+                '}' => (depth, is_first) = (depth - 1, false),
+                ',' if depth == 1 => is_first = true,
+                ' ' if name.is_empty() => {}
+                _ => is_first = false,
+            }
+            if !is_first && !name.is_empty() {
+                names.push(std::mem::take(&mut name));
+            }
+            if depth == 0 && !is_first {
+                break;
+            }
+        }
+        names.push(name);
+    }
+    names
+}
+
+/// Returns the parts of a circle, the first one again at its end.
+fn circle(uses: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    let mut left: BTreeMap<&String, BTreeSet<&String>> =
+        uses.iter().map(|(part, used)| (part, used.iter().collect())).collect();
+    // What uses nothing that is left is in no circle.
+    while let Some(part) = left.iter().find(|(_, used)| used.is_empty()).map(|(part, _)| *part) {
+        left.remove(part);
+        for used in left.values_mut() {
+            used.remove(part);
+        }
+    }
+    let mut path = vec![*left.keys().next()?];
+    loop {
+        let last = *path.last()?;
+        let next = *left.get(last)?.first()?;
+        if let Some(begin) = path.iter().position(|part| *part == next) {
+            return Some(path[begin..].iter().chain([&next]).map(|part| (*part).clone()).collect());
+        }
+        path.push(next);
+    }
 }
 
 /// A backend is one folder, and who knows policies sees it through `backend.rs` alone.

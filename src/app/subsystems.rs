@@ -219,6 +219,9 @@ impl Common {
     }
 
     /// Starts the allocator of load balancer addresses where it is to run. Its only effects are requests to the API.
+    ///
+    /// # Errors
+    /// A metric cannot be registered, or there is no thread for it.
     pub fn start_load_balancer(
         &self,
         config: Option<LoadBalancerConfig>,

@@ -122,7 +122,10 @@ pub struct Bounds {
 pub const BOUNDS: Bounds = Bounds { budget: pairs::BUDGET, policies: 5_000, elements: 2_000_000 };
 
 impl Compared {
-    /// Compiles both rule sets and compares them. An error is a sentence without its end: the policies need more than the bounds.
+    /// Compiles both rule sets and compares them.
+    ///
+    /// # Errors
+    /// The policies need more than the bounds; a sentence without its end.
     pub fn of(world: &World, candidates: &Candidates, bounds: Bounds) -> Result<Compared, String> {
         let all = candidates.policies.policies.len() + candidates.policies.cluster_policies.len();
         if all > bounds.policies {
