@@ -233,7 +233,8 @@ impl<K: Kernel> Driver<K> {
         if !self.reached && synced && (count == 0 || self.sessions.patience_is_over(now)) {
             self.reached = true;
             let took_ms = (now - self.started).as_millis() as u64;
-            match self.unreached.missing.as_ref().or(self.unreached.trouble.as_ref()) {
+            let Unreached { missing, late, trouble, .. } = &self.unreached;
+            match missing.as_ref().or(late.as_ref()).or(trouble.as_ref()) {
                 None => info!(unreached = count, took_ms, "Routes to pods of other nodes programmed"),
                 Some(missing) => {
                     warn!(unreached = count, took_ms, reason = missing, "Some pods of other nodes cannot be reached");
@@ -241,14 +242,19 @@ impl<K: Kernel> Driver<K> {
             }
         }
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
-        self.context.notes.set(noted.into_iter().collect());
+        self.context.notes.set(noted.into_iter().chain(self.unreached.late.clone()).collect());
     }
 
     /// Logs that pods of other nodes cannot be reached, or can be again. /readyz always names the present ones.
     fn log_trouble_with_pods(&self, older: &Unreached) {
         match (&older.trouble, &self.unreached.trouble) {
             (None, Some(reason)) => warn!(reason, "Pods of other nodes cannot be reached"),
-            (Some(_), None) => info!("No pod range of other nodes stays without a route any more"),
+            (Some(_), None) => {
+                info!(
+                    unreached = self.unreached.count,
+                    "Unreachable pods of other nodes are no trouble any more; /readyz names the rest"
+                );
+            }
             (None, None) | (Some(_), Some(_)) => {}
         }
     }

@@ -3,8 +3,9 @@
 //! Kubernetes: `Node.spec.podCIDRs`. A neighbour's route to such a range is accepted before the networks of our links
 //! are checked (a node of 10.0.0.1/8 accepts 10.244.2.0/24). A range that is refused nevertheless has a [`Refusal`]:
 //! its pods stay unreachable from here, which is reported. A node that is down announces nothing: that is no fault.
-//! It is one of a node that is `Ready` and runs Linux ([`Node::should_announce`](crate::model::Node)), once its range has had no
-//! route for as long as a restart may take: its agent does not run, or cannot have a session with ours.
+//! A node that is `Ready` and runs Linux ([`Node::should_announce`](crate::model::Node)) is late once its range has had no
+//! route for as long as a restart may take: its agent does not run, or cannot have a session with ours. That is trouble here where at
+//! least half of such nodes are late, because then it is this node that is cut off; one broken node must not make all others unready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -40,17 +41,19 @@ pub enum Refusal {
 pub struct Unreached {
     pub count: usize,
     /// Lasting ones, as text: of two nodes, refused, without a path, of a node that cannot be a peer, or not announced by
-    /// a node that has sent everything, or that is ready and had time enough.
+    /// a node that has sent everything; and late ones, where this node is cut off.
     pub trouble: Option<String>,
     /// Those that their nodes have not announced yet, as text: the nodes are down, or starting.
     pub missing: Option<String>,
+    /// Those that ready nodes have not announced although they had time enough, as text, where others have.
+    pub late: Option<String>,
 }
 
 /// Circumstances of a look at the pod CIDRs of other nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
     pub now: Instant,
-    /// Since when a range has been without a route that is seen to be without one for the first time.
+    /// Since when the ranges have been without a route that have none at the first look.
     pub since: Instant,
     /// Nodes can be read: their conditions are the present ones.
     pub nodes_are_read: bool,
@@ -89,10 +92,12 @@ pub(super) struct PodRanges {
     missing: Ranges<()>,
     /// Since when nodes that should announce them have left pod CIDRs without a route.
     expected: Ranges<Instant>,
-    /// The expected range that was without a route for too long first becomes trouble then, or an earlier time.
+    /// Expected ranges that have been without a route for too long.
+    late: Ranges<()>,
+    /// The next expected range becomes late then, or later.
     due: Option<Instant>,
-    /// The nodes' conditions were the present ones at the last look.
-    nodes_are_read: bool,
+    /// The nodes' conditions were the present ones at the last look; `None` before the first one.
+    nodes_are_read: Option<bool>,
     /// Nodes whose pod CIDRs have to be looked at again.
     stale: BTreeSet<CompactString>,
     /// Pod ranges without a route, calculated from all of the above.
@@ -110,8 +115,6 @@ enum Reason {
     NoCommonFamily,
     Refused(Refusal),
     NotAnnounced,
-    /// Its node is ready, and had this time to announce it.
-    Expected(Duration),
 }
 
 impl fmt::Display for Reason {
@@ -122,9 +125,6 @@ impl fmt::Display for Reason {
             Reason::NoWay => f.write_str("no way to the next hop of its route"),
             Reason::Refused(why) => why.fmt(f),
             Reason::NotAnnounced => f.write_str("it does not announce it"),
-            Reason::Expected(patience) => {
-                write!(f, "no route for {} s although the Node is Ready", patience.as_secs())
-            }
         }
     }
 }
@@ -188,26 +188,57 @@ impl Plan {
         if stale.is_empty() {
             return self.pod_ranges.unreached.clone();
         }
+        let is_first = self.pod_ranges.nodes_are_read.replace(around.nodes_are_read).is_none();
+        let since = if is_first { around.since } else { around.now };
         for node in stale {
-            self.look_at_ranges(&node, around, &has_sent_all);
+            self.look_at_ranges(&node, Circumstances { since, ..around }, &has_sent_all);
         }
-        let PodRanges { lasting, missing, .. } = &self.pod_ranges;
+        let is_cut_off = self.is_cut_off();
+        let PodRanges { lasting, missing, late, .. } = &self.pod_ranges;
         let lasting_text = lasting.text(|node, range, reason| format!("{range} of Node {node} ({reason})"));
         let missing_text = missing.text(|node, range, ()| format!("{range} of Node {node}"));
+        let late_text = late.text(|node, range, ()| format!("{range} of Node {node}"));
+        let late_text = late_text.map(|text| {
+            let seconds = PATIENCE.as_secs();
+            format!("no route to pods for {seconds} s although their nodes are Ready: {text}")
+        });
+        let (cut_off, late_text) = if is_cut_off { (late_text, None) } else { (None, late_text) };
+        let lasting_text = lasting_text.map(|text| format!("pods cannot be reached: {text}"));
+        let troubles: Vec<String> = lasting_text.into_iter().chain(cut_off).collect();
         self.pod_ranges.unreached = Unreached {
-            count: lasting.count + missing.count,
-            trouble: lasting_text.map(|text| format!("pods cannot be reached: {text}")),
+            count: lasting.count + missing.count + late.count,
+            trouble: Some(troubles.join("; ")).filter(|text| !text.is_empty()),
             missing: missing_text.map(|text| format!("no route yet to pods: {text}")),
+            late: late_text,
         };
         self.pod_ranges.unreached.clone()
+    }
+
+    /// Returns whether at least half of the nodes that should announce their pod CIDRs to us are late.
+    fn is_cut_off(&self) -> bool {
+        let late = self.pod_ranges.late.by_node.len();
+        let all = || self.known.nodes.iter().filter(|(name, _)| self.should_announce(name)).count();
+        late > 0 && 2 * late >= all()
+    }
+
+    /// Returns whether a node should announce pod CIDRs to us.
+    fn should_announce(&self, node: &CompactString) -> bool {
+        let is_ready = self.known.nodes.get(node).is_some_and(|node| node.should_announce);
+        is_ready && self.nodes.peer(node).is_some() && !self.nodes.ranges_of(node).is_empty()
+    }
+
+    /// Returns whether a learned route leads to more than this range.
+    fn has_wider_route(&self, range: IpNet) -> bool {
+        let mut wider = (0..range.prefix_len()).filter_map(|length| IpNet::new(range.addr(), length).ok());
+        wider.any(|wider| self.routes.has(wider.trunc()))
     }
 
     /// Takes the nodes whose pod CIDRs have to be looked at, as something of them has changed or time is over.
     fn take_stale_ranges(&mut self, around: Circumstances) -> BTreeSet<CompactString> {
         let ranges = &mut self.pod_ranges;
         let mut stale = std::mem::take(&mut ranges.stale);
-        if std::mem::replace(&mut ranges.nodes_are_read, around.nodes_are_read) != around.nodes_are_read {
-            stale.extend(ranges.lasting.nodes().chain(ranges.missing.nodes()));
+        if ranges.nodes_are_read.is_some_and(|were_read| were_read != around.nodes_are_read) {
+            stale.extend(ranges.late.nodes().chain(ranges.missing.nodes()));
         }
         if ranges.due.is_some_and(|due| due <= around.now) {
             stale.extend(ranges.expected.nodes());
@@ -225,17 +256,17 @@ impl Plan {
     ) {
         // While nodes cannot be read a dead one stays `Ready`, and the one with the API server may be just that; and the control
         // plane needs time to look at all of them when it is back.
-        let is_expected = around.nodes_are_read && self.known.nodes.get(node).is_some_and(|node| node.should_announce);
-        let (mut lasting, mut missing, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        let is_expected = around.nodes_are_read && self.should_announce(node);
+        let (mut lasting, mut missing, mut expected, mut late) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for range in self.nodes.ranges_of(node).iter().copied() {
             match self.reason(node, range, has_sent_all) {
                 Ok(()) => {}
                 Err(Some(reason)) => lasting.push((range, reason)),
-                Err(None) if is_expected => {
+                Err(None) if is_expected && !self.has_wider_route(range) => {
                     let since = self.pod_ranges.expected.of(node, range).copied().unwrap_or(around.since);
                     expected.push((range, since));
                     match since + PATIENCE <= around.now {
-                        true => lasting.push((range, Reason::Expected(PATIENCE))),
+                        true => late.push((range, ())),
                         false => missing.push((range, ())),
                     }
                 }
@@ -248,6 +279,7 @@ impl Plan {
         ranges.looked_at += 1;
         ranges.lasting.put(node, lasting);
         ranges.missing.put(node, missing);
+        ranges.late.put(node, late);
         ranges.expected.put(node, expected);
     }
 

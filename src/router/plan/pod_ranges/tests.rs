@@ -1,7 +1,7 @@
 use super::*;
 use crate::bgp::rib::RouteChange;
 use crate::model::{Node, World};
-use crate::router::given::{host, node, world};
+use crate::router::given::{host, node, prefix, world};
 use crate::router::plan::tests::{at_first, learned, planned};
 
 fn trouble(plan: &mut Plan) -> Option<String> {
@@ -82,6 +82,7 @@ fn after(plan: &mut Plan, seconds: u64, nodes_are_read: bool) -> (Option<String>
     let now = *BEGAN + Duration::from_secs(seconds);
     let found = plan.unreached(Circumstances { now, since: now, nodes_are_read }, |_, _| false);
     assert_eq!(found.count, usize::from(found.trouble.is_some()) + usize::from(found.missing.is_some()));
+    assert_eq!(found.late, None, "of one node one is half");
     (found.trouble, found.missing)
 }
 
@@ -90,7 +91,7 @@ fn awaited(range: &str) -> (Option<String>, Option<String>) {
 }
 
 fn overdue(range: &str) -> (Option<String>, Option<String>) {
-    let text = format!("pods cannot be reached: {range} of Node node-2 (no route for 90 s although the Node is Ready)");
+    let text = format!("no route to pods for 90 s although their nodes are Ready: {range} of Node node-2");
     (Some(text), None)
 }
 
@@ -174,4 +175,65 @@ fn waiting_for_many_nodes_costs_nothing_until_the_time_is_over() {
     };
     // The first look finds our own node, too.
     assert_eq!([0, 1, 89, 90, 91, 500].map(|seconds| looks(&mut plan, seconds)), [199, 0, 0, 198, 0, 0]);
+}
+
+#[test]
+fn one_broken_node_of_three_is_a_note_and_two_are_trouble_because_then_it_is_this_node_that_is_cut_off() {
+    let mut world = world(host("192.0.2.1/24"), &[("node-1", node("192.0.2.1", "10.244.1.0/24"))]);
+    for number in 2..5 {
+        let other = node(&format!("192.0.2.{number}"), &format!("10.244.{number}.0/24"));
+        world.cluster.nodes.insert(format!("node-{number}").into(), Node { should_announce: true, ..other });
+    }
+    // Nodes that are not to announce anything to us do not count.
+    put(&mut world, "node-5", "192.0.2.5", "10.244.5.0/24");
+    let mut plan = planned(&[], &world);
+    plan.learn(&[learned("10.244.3.0/24", "192.0.2.3"), learned("10.244.4.0/24", "192.0.2.4")]);
+    plan.learn(&[learned("10.244.5.0/24", "192.0.2.5")]);
+    let now = Instant::now();
+    let after = |plan: &mut Plan, seconds: u64| {
+        let at = now + Duration::from_secs(seconds);
+        let found = plan.unreached(Circumstances { now: at, since: at, nodes_are_read: true }, |_, _| false);
+        (found.trouble, found.late, found.count)
+    };
+    assert_eq!(after(&mut plan, 0), (None, None, 1));
+    let late = |ranges: &str| Some(format!("no route to pods for 90 s although their nodes are Ready: {ranges}"));
+    let one = late("10.244.2.0/24 of Node node-2");
+    assert_eq!(
+        after(&mut plan, 90),
+        (None, one.clone(), 1),
+        "an image that cannot be pulled there makes nobody else unready"
+    );
+    plan.learn(&[RouteChange { prefix: prefix("10.244.3.0/24"), best: None, next_hops: Vec::new() }]);
+    assert_eq!(after(&mut plan, 100), (None, one.clone(), 2));
+    let two = late("10.244.2.0/24 of Node node-2, 10.244.3.0/24 of Node node-3");
+    assert_eq!(after(&mut plan, 190), (two, None, 2));
+    plan.learn(&[learned("10.244.3.0/24", "192.0.2.3")]);
+    assert_eq!(after(&mut plan, 191), (None, one, 1));
+}
+
+#[test]
+fn what_a_wider_route_leads_to_is_not_late() {
+    let mut plan = planned(&[], &world_with("10.244.2.0/24", true));
+    plan.learn(&[learned("10.244.0.0/16", "192.0.2.2")]);
+    assert_eq!(after(&mut plan, 0, true), awaited("10.244.2.0/24"));
+    assert_eq!(after(&mut plan, 1000, true), awaited("10.244.2.0/24"));
+}
+
+#[test]
+fn only_what_is_expected_at_the_first_look_has_waited_since_the_start_of_the_speaker() {
+    let mut world = world_with("10.244.2.0/24", true);
+    let mut plan = planned(&[], &world);
+    let start = Instant::now();
+    let at = |plan: &mut Plan, seconds: u64| {
+        let now = start + Duration::from_secs(seconds);
+        plan.unreached(Circumstances { now, since: start, nodes_are_read: true }, |_, _| false)
+    };
+    assert_eq!(at(&mut plan, 5).trouble, None);
+    let other = node("192.0.2.3", "10.244.3.0/24");
+    world.cluster.nodes.insert("node-3".into(), Node { should_announce: true, ..other });
+    plan.update(&world);
+    assert_eq!(at(&mut plan, 80).trouble, None);
+    let found = at(&mut plan, 90);
+    assert!(found.trouble.is_some_and(|text| text.contains("node-2") && !text.contains("node-3")));
+    assert!(found.missing.is_some_and(|text| text.contains("node-3")));
 }
