@@ -2,13 +2,14 @@
 //!
 //! Kernel: the scheduler `mh` fills its table in the order of the list of destinations, in which a new one is the first. So that a client whose
 //! packets come to another node finds the same destination there, the list is in the order of addresses everywhere: where a new one belongs behind
-//! others, these are taken out and put back in the same go. A packet of a connection that comes meanwhile is scheduled again, to the same destination
+//! others, these are taken out and put back in the same go, one after the other. A packet of a connection that comes meanwhile is scheduled again, to the same destination
 //! by the same table; which is so in tunnel mode alone, where nothing is translated and `net.ipv4.vs.sloppy_tcp` is on. With NAT it would end the
 //! connection, and there another node cannot take it over anyway.
 //!
 //! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1.
 //!
-//! The kernel does not tell the order. What another program has added is left in its own.
+//! The kernel lists destinations in this order, but what is read of them is sorted: another order, in which another program or a former version of this one
+//! added them, is not found.
 
 use super::target::find;
 use super::wire::Command;
@@ -21,27 +22,27 @@ pub fn is_one(want: &Virtual) -> bool {
 }
 
 /// Returns the changes by which these destinations, of which the kernel has those, come to be in the order of addresses. Both are sorted. Those that
-/// go are not among them.
-pub fn changes(have: &[Destination], want: &[Destination]) -> Vec<(Command, Destination)> {
-    let last_new = want.iter().rev().find(|destination| find(have, destination.address).is_none());
-    let last_new = last_new.map(|destination| destination.address);
-    let mut changes = Vec::new();
-    let is_moved = |destination: &&Destination| last_new.is_some_and(|last| destination.address < last);
-    let held = want.iter().filter_map(|destination| find(have, destination.address));
-    changes.extend(held.clone().filter(is_moved).map(|destination| (Command::DeleteDestination, *destination)));
-    // The first comes last, because a new one stands before all others.
+/// go are not among them. `is_kept`: those that the kernel has are in that order. The service has never more than one destination less than before.
+pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec<(Command, Destination)> {
+    let is_new = |destination: &&Destination| find(have, destination.address).is_none();
+    // All up to this one are put in front of it, where each comes that is added.
+    let last = want.iter().rev().find(|destination| !is_kept || is_new(destination));
+    let is_placed = |destination: &Destination| last.is_some_and(|last| destination.address <= last.address);
+    let (mut changes, mut weights) = (Vec::new(), Vec::new());
     for destination in want.iter().rev() {
         let old = find(have, destination.address);
-        if last_new.is_some_and(|last| destination.address <= last) {
+        if is_placed(destination) {
             let weight = destination.weight.max(1);
+            changes.extend(old.map(|old| (Command::DeleteDestination, *old)));
             changes.push((Command::NewDestination, Destination { weight, ..*destination }));
             if weight != destination.weight {
-                changes.push((Command::SetDestination, *destination));
+                weights.push((Command::SetDestination, *destination));
             }
         } else if old != Some(destination) {
-            changes.push((Command::SetDestination, *destination));
+            weights.push((Command::SetDestination, *destination));
         }
     }
+    changes.append(&mut weights);
     changes
 }
 
@@ -59,15 +60,17 @@ mod tests {
         given.iter().map(one).collect()
     }
 
-    /// The changes as text, and the kernel's list after them, the first in front.
-    fn told(have: &[(u8, u32)], want: &[(u8, u32)]) -> (String, Vec<(u8, u32)>) {
+    /// The changes as text, and the kernel's list after them, the first in front. `held`: its list before them.
+    fn told(held: &[(u8, u32)], want: &[(u8, u32)], is_kept: bool) -> (String, Vec<(u8, u32)>) {
         let host = |it: &Destination| match it.address.ip() {
             std::net::IpAddr::V4(address) => address.octets()[3],
             std::net::IpAddr::V6(_) => 0,
         };
-        let mut kernel: Vec<(u8, u32)> = have.to_vec();
+        let mut have = list(held);
+        have.sort();
+        let mut kernel: Vec<(u8, u32)> = held.to_vec();
         let mut texts = Vec::new();
-        for (command, it) in changes(&list(have), &list(want)) {
+        for (command, it) in changes(&have, &list(want), is_kept) {
             let place = kernel.iter().position(|(known, _)| *known == host(&it));
             let sign = match (command, place) {
                 (Command::NewDestination, None) => {
@@ -84,6 +87,7 @@ mod tests {
                 }
                 other => panic!("the kernel refuses {other:?}"),
             };
+            assert!(kernel.len() + 1 >= held.len(), "only one is out at a time");
             texts.push(format!("{sign}{}w{}", host(&it), it.weight));
         }
         (texts.join(" "), kernel)
@@ -94,13 +98,23 @@ mod tests {
         for (have, want, changes) in [
             (&[][..], &[(1, 1), (2, 1), (3, 1)][..], "+3w1 +2w1 +1w1"),
             (&[(2, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "+1w1"),
-            (&[(1, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "-1w1 +2w1 +1w1"),
-            (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "-1w1 -2w0 +3w1 +2w1 =2w0 +1w1"),
+            (&[(1, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "+2w1 -1w1 +1w1"),
+            (&[(1, 1), (2, 1)], &[(1, 1), (2, 1), (3, 1)], "+3w1 -2w1 +2w1 -1w1 +1w1"),
+            (&[(2, 1)], &[(1, 1), (2, 1), (3, 1)], "+3w1 -2w1 +2w1 +1w1"),
+            (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "+3w1 -2w0 +2w1 -1w1 +1w1 =2w0"),
             (&[(1, 1), (2, 1)], &[(1, 0), (2, 1)], "=1w0"),
             (&[], &[(1, 0)], "+1w1 =1w0"),
             (&[(1, 1)], &[(1, 1)], ""),
         ] {
-            assert_eq!(told(have, want), (changes.to_owned(), want.to_vec()), "{have:?} to {want:?}");
+            assert_eq!(told(have, want, true), (changes.to_owned(), want.to_vec()), "{have:?} to {want:?}");
+        }
+    }
+
+    #[test]
+    fn those_that_came_under_another_scheduler_are_all_put_in_order() {
+        let want = [(1, 1), (2, 1), (3, 1)];
+        for have in [&[(3, 1), (1, 1), (2, 1)][..], &[(2, 1), (1, 1)]] {
+            assert_eq!(told(have, &want, false).1, want, "{have:?}");
         }
     }
 

@@ -376,13 +376,14 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, &[], want);
+                self.change_destinations(index, step.key, (&[], true), want);
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                self.change_destinations(index, step.key, &have.destinations.to_vec(), want);
+                let is_kept = order::is_one(have);
+                self.change_destinations(index, step.key, (&have.destinations.to_vec(), is_kept), want);
             }
         }
     }
@@ -400,10 +401,16 @@ impl<'a> Plan<'a> {
 
     /// New destinations come before old ones go. They come in an order that begins at another place on each
     /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one.
-    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: &[Destination], want: &Virtual) {
+    fn change_destinations(
+        &mut self,
+        index: usize,
+        key: &ServiceKey,
+        (have, is_kept): (&[Destination], bool),
+        want: &Virtual,
+    ) {
         let wanted = want.destinations.to_vec();
         if order::is_one(want) {
-            let changes = order::changes(have, &wanted);
+            let changes = order::changes(have, &wanted, is_kept);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
         } else {
             let (later, sooner) = wanted.split_at(self.start(key, wanted.len()));
