@@ -145,7 +145,7 @@ fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
     for number in 0..3000_u32 {
         let external_ips = vec![IpAddr::from((0xcb00_7100 + number).to_be_bytes())];
         let service = Service { external_ips, cluster_ips: Vec::new(), ..service.clone() };
-        world.cluster.services.insert(ObjectName::of("shop".into(), number.to_string().as_str().into()), service);
+        world.cluster.services.insert(ObjectName::new("shop", &number.to_string()), service);
     }
     let news = |plan: &mut Plan, world: &World| {
         let refused = plan.update(world, Instant::now()).refused;
@@ -159,7 +159,7 @@ fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
     assert_eq!(plan.refused(), 3002);
     world.cluster.services.insert(first.clone(), Service { created: service.created + 1, ..service });
     assert_eq!(news(&mut plan, &world), (0, 0));
-    world.cluster.services.remove(&ObjectName::of("shop".into(), "7".into()));
+    world.cluster.services.remove(&ObjectName::new("shop", "7"));
     assert_eq!(news(&mut plan, &world), (0, 0));
     assert_eq!(plan.refused(), 2999);
 }
@@ -281,7 +281,7 @@ const OTHER: &str = "10.96.0.2";
 fn served() -> World {
     let mut world = generate::empty_world();
     for (name, address) in [("one", ADDRESS), ("other", OTHER)] {
-        let name = ObjectName::of("default".into(), name.into());
+        let name = ObjectName::new("default", name);
         let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
         let cluster_ips = vec![address.parse().expect("an address")];
         let service = Service {

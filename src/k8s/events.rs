@@ -275,15 +275,15 @@ impl About {
 
 fn event_object(event: &NewEvent, uid: &str, node: &str, at: SystemTime) -> Value {
     let (kind, name) = match &event.about {
-        About::Node(name) => ("Node", name),
-        About::Service(name, _) => ("Service", &name.name),
+        About::Node(name) => ("Node", name.as_str()),
+        About::Service(name, _) => ("Service", name.name.as_str()),
     };
     let time = Timestamp::try_from(at).unwrap_or_default();
     let behind = match &event.name {
         Name::Time => format!("{:x}", time.as_nanosecond()),
         Name::Once(words) => format!("{:016x}", digest(&[uid, event.reason, words])),
     };
-    let mut object = json!({"apiVersion": "v1", "kind": kind, "name": name.as_str(), "uid": uid});
+    let mut object = json!({"apiVersion": "v1", "kind": kind, "name": name, "uid": uid});
     if let (About::Service(name, _), Some(object)) = (&event.about, object.as_object_mut()) {
         object.insert("namespace".to_owned(), json!(name.namespace.as_str()));
     }

@@ -92,7 +92,7 @@ impl Wanted {
     pub fn includes(&self, object: &Object) -> bool {
         let id = object.id();
         let is_named = match self {
-            Wanted::Node(name) => id.name.name == *name,
+            Wanted::Node(name) => *id.name.name == **name,
             _ => true,
         };
         id.kind == self.kind() && is_named
@@ -222,12 +222,12 @@ impl Object {
         match id.kind {
             Kind::Service => Object::Service(id.name, None),
             Kind::EndpointSlice => Object::EndpointSlice(id.name, None),
-            Kind::Node => Object::Node(id.name.name.clone(), None),
+            Kind::Node => Object::Node(id.name.name.to_compact(), None),
             Kind::Pod => Object::Pod(id.name, None),
-            Kind::Namespace => Object::Namespace(id.name.name.clone(), None),
+            Kind::Namespace => Object::Namespace(id.name.name.to_compact(), None),
             Kind::NetworkPolicy => Object::NetworkPolicy(id.name, None),
-            Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(id.name.name.clone(), None),
-            Kind::ServiceCidr => Object::ServiceCidr(id.name.name.clone(), None),
+            Kind::ClusterNetworkPolicy => Object::ClusterNetworkPolicy(id.name.name.to_compact(), None),
+            Kind::ServiceCidr => Object::ServiceCidr(id.name.name.to_compact(), None),
         }
     }
 

@@ -175,7 +175,7 @@ impl Allocator {
         name: &ObjectName,
         service: &BalancedService,
     ) -> impl Iterator<Item = IpAddr> {
-        let key = service.sharing_key.as_ref().map(|key| (name.namespace.clone(), key.clone()));
+        let key = service.sharing_key.as_ref().map(|key| ((*name.namespace).clone(), key.clone()));
         key.and_then(|key| self.shared.get(&key)).into_iter().flatten().map(|(address, _)| *address)
     }
 
@@ -283,7 +283,7 @@ impl Allocator {
         if class_of(&entry.service, self.takes_default).is_none() {
             return;
         }
-        let key = (name.namespace.clone(), key.clone());
+        let key = ((*name.namespace).clone(), key.clone());
         for address in &entry.given {
             let of_key = self.shared.entry(key.clone()).or_default();
             let count = of_key.entry(*address).or_default();

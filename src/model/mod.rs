@@ -38,7 +38,7 @@ pub use endpoint_list::{EndpointList, Listed};
 pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
-pub use name::{ObjectName, Words};
+pub use name::{NamespaceName, ObjectName, OwnName, Words};
 pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;

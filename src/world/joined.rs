@@ -248,7 +248,8 @@ impl Joined {
             }
             Kind::ClusterNetworkPolicy => {
                 fill(&mut own.cluster_policies, &remembered.cluster_policies, has_open_name);
-                self.unknown.retain(|id| id.kind != kind || own.cluster_policies.get(&id.name.name).is_none());
+                self.unknown
+                    .retain(|id| id.kind != kind || own.cluster_policies.get(&id.name.name.to_compact()).is_none());
             }
             Kind::ServiceCidr => fill(&mut own.service_cidrs, &remembered.service_cidrs, has_open_name),
             Kind::EndpointSlice => {
@@ -350,12 +351,12 @@ impl Joined {
         match id.kind {
             Kind::Service => own.services.get(&id.name).is_some(),
             Kind::EndpointSlice => self.has_slice(&id.name),
-            Kind::Node => own.nodes.get(&id.name.name).is_some(),
+            Kind::Node => own.nodes.get(&id.name.name.to_compact()).is_some(),
             Kind::Pod => own.pods.get(&id.name).is_some(),
-            Kind::Namespace => own.namespaces.get(&id.name.name).is_some(),
+            Kind::Namespace => own.namespaces.get(&id.name.name.to_compact()).is_some(),
             Kind::NetworkPolicy => own.policies.get(&id.name).is_some(),
-            Kind::ClusterNetworkPolicy => own.cluster_policies.get(&id.name.name).is_some(),
-            Kind::ServiceCidr => own.service_cidrs.get(&id.name.name).is_some(),
+            Kind::ClusterNetworkPolicy => own.cluster_policies.get(&id.name.name.to_compact()).is_some(),
+            Kind::ServiceCidr => own.service_cidrs.get(&id.name.name.to_compact()).is_some(),
         }
     }
 

@@ -43,7 +43,7 @@ fn put(world: &mut World, object: Object) {
         }
         Object::EndpointSlice(name, Some(of)) => {
             let SliceOf { service, slice } = *of;
-            let owner = ObjectName::of(name.namespace.clone(), service);
+            let owner = ObjectName::of(name.namespace.clone(), &service);
             let known = world.cluster.endpoints.get(&owner);
             let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());
             endpoints.slices.insert(name.name.clone(), slice);

@@ -87,7 +87,7 @@ impl PodNames {
         let (mut by_address, mut of_namespace) = (HashMap::new(), HashMap::new());
         for (number, (name, pod)) in (0..).zip(&pods) {
             by_address.extend(pod.addresses.iter().map(|address| (*address, number)));
-            *of_namespace.entry(name.namespace.clone()).or_default() += 1;
+            *of_namespace.entry((*name.namespace).clone()).or_default() += 1;
         }
         PodNames { pods, by_address, of_namespace }
     }
@@ -447,14 +447,14 @@ fn summary(names: &PodNames, ends: Ends) -> Peers {
     let mut namespaces: BTreeMap<&CompactString, NamespacePods> = BTreeMap::new();
     for (name, _) in ends.pods.keys().filter_map(|number| names.pods.get(usize::try_from(*number).ok()?)) {
         let of_namespace = namespaces.entry(&name.namespace).or_insert_with(|| NamespacePods {
-            namespace: name.namespace.clone(),
+            namespace: (*name.namespace).clone(),
             pods: Vec::new(),
             all: 0,
             is_whole: false,
         });
         of_namespace.all += 1;
         if of_namespace.pods.len() < NAMES {
-            of_namespace.pods.push(name.name.clone());
+            of_namespace.pods.push(name.name.to_compact());
         }
     }
     for (name, of_namespace) in &mut namespaces {

@@ -229,11 +229,10 @@ fn the_changes_are_those_of_tracing_each_packet() {
                     [&old, &new].map(|rules| of_pod(rules, &packet, (&web, &rules.pods[&web]), direction).passes());
                 let is_among = |opens| {
                     found.pairs.changes.iter().any(|change| {
-                        let of_peer = change
-                            .peers
-                            .namespaces
-                            .iter()
-                            .any(|one| one.namespace == name.namespace && one.pods.contains(&name.name));
+                        let of_peer =
+                            change.peers.namespaces.iter().any(|one| {
+                                one.namespace == *name.namespace && one.pods.contains(&name.name.to_compact())
+                            });
                         let ranges = change.ports.ranges.get(&Protocol::Tcp);
                         let at_port =
                             ranges.is_some_and(|all| all.iter().any(|one| (one.first..=one.last).contains(&port)));

@@ -58,8 +58,11 @@ pub fn update_owners(owners: &mut Owners, rules: &RuleSet, changed: &RuleSetChan
 /// Returns the policies on whose behalf a pod's chain refuses; `None` for a pod without such a chain.
 fn owners_of_pod(name: &ObjectName, pod: &LocalPod, direction: Direction) -> Option<Box<[Owner]>> {
     let Isolation::Isolated { policies, by_namespace } = pod.isolation(direction) else { return None };
-    let owner =
-        |policy: &ObjectName| Owner { namespace: policy.namespace.clone(), policy: policy.name.clone(), direction };
+    let owner = |policy: &ObjectName| Owner {
+        namespace: (*policy.namespace).clone(),
+        policy: policy.name.to_compact(),
+        direction,
+    };
     let annotation = by_namespace.then(|| owner(&ObjectName::new(&name.namespace, "")));
     Some(policies.iter().map(owner).chain(annotation).collect())
 }

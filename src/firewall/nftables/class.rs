@@ -57,7 +57,7 @@ impl Class {
     /// Returns the class of a pod; `None` for one that is not isolated.
     pub fn of(direction: Direction, pod: &ObjectName, isolation: &Isolation) -> Option<Class> {
         let Isolation::Isolated { policies, by_namespace } = isolation else { return None };
-        let (namespace, policies) = (pod.namespace.clone(), policies.clone());
+        let (namespace, policies) = ((*pod.namespace).clone(), policies.clone());
         Some(Class { direction, namespace, policies, by_namespace: *by_namespace })
     }
 

@@ -355,7 +355,7 @@ mod tests {
         let odd = ObjectName::new(&"n".repeat(300), "sp ace\"{}#\u{e9}");
         let odd = Class {
             direction: Direction::Egress,
-            namespace: odd.namespace.clone(),
+            namespace: (*odd.namespace).clone(),
             policies: [odd].into(),
             by_namespace: true,
         };

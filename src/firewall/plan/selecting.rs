@@ -155,5 +155,5 @@ fn holds(sorted: &[ObjectName], name: &ObjectName) -> bool {
 
 /// Returns the selection of a policy's `podSelector`.
 fn targets(name: &ObjectName, policy: &NetworkPolicy) -> Selection {
-    Selection { namespaces: Scope::Named(name.namespace.clone()), pods: policy.pods.clone() }
+    Selection { namespaces: Scope::Named((*name.namespace).clone()), pods: policy.pods.clone() }
 }

@@ -96,7 +96,7 @@ impl Plan {
             None => {
                 let is_known = |requirement: &&Requirement| requirement.key == NAME_LABEL;
                 let known: Selector = wanted.requirements.iter().filter(is_known).cloned().collect();
-                let labels = [(NAME_LABEL, pod_name.namespace.clone())].into_iter().collect();
+                let labels = [(NAME_LABEL, pod_name.namespace.as_str())].into_iter().collect();
                 (known.selects(&labels), wanted.requirements.iter().all(|requirement| is_known(&requirement)))
             }
         };

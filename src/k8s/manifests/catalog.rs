@@ -9,6 +9,7 @@
 //! While a document of a file does not parse, none of the file's former objects is removed: which of its
 //! objects the broken document stands for cannot be known.
 
+mod kept;
 mod places;
 
 use std::cmp::Ordering;
@@ -17,6 +18,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use self::kept::Kept;
 use self::places::Places;
 use super::document::{Content, Document, Format, Reader, Remark, documents, newlines};
 use crate::k8s::{Kind, Object, ObjectId, Warning};
@@ -64,20 +66,6 @@ struct File {
     silent: Box<[NonZeroU64]>,
     odd: Option<Box<Odd>>,
 }
-
-/// An object that counts within its file.
-#[derive(Clone)]
-struct Kept {
-    object: Object,
-    warnings: Option<Box<Warned>>,
-    /// The hash of the document that holds this object and others that are kept, and nothing else; `None` where that
-    /// document is not in the file any more, or holds more.
-    document: Option<NonZeroU64>,
-}
-
-/// The warnings of one of the few objects that have any: behind one thin pointer.
-#[derive(Clone, PartialEq)]
-struct Warned(Vec<Warning>);
 
 /// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
@@ -232,7 +220,7 @@ impl File {
 
     fn kept(&self, id: &ObjectId) -> Option<&Kept> {
         let wanted = (id.kind, id.name.namespace.as_str(), id.name.name.as_str());
-        let place = self.objects.binary_search_by(|kept| kept.object.key().cmp(&wanted)).ok()?;
+        let place = self.objects.binary_search_by(|kept| kept.key().cmp(&wanted)).ok()?;
         self.objects.get(place)
     }
 
@@ -258,12 +246,6 @@ impl File {
     }
 }
 
-impl Kept {
-    fn found(&self) -> Found {
-        (self.object.clone(), self.warnings.as_ref().map_or_else(Vec::new, |warned| warned.0.clone()))
-    }
-}
-
 /// A file that is being read, in the order of its documents.
 #[derive(Default)]
 struct Reading {
@@ -279,11 +261,7 @@ impl Reading {
             return;
         }
         let is_plain = content.broken.is_empty() && content.skipped.is_empty() && !content.objects.is_empty();
-        let kept = |(object, warnings): &Found| Kept {
-            object: object.clone(),
-            warnings: (!warnings.is_empty()).then(|| Box::new(Warned(warnings.clone()))),
-            document: is_plain.then_some(hash),
-        };
+        let kept = |found: &Found| Kept::of(found.clone(), is_plain.then_some(hash));
         self.objects.extend(content.objects.iter().map(kept));
         let broken = content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone()));
         self.odd.broken.extend(broken);
@@ -302,9 +280,9 @@ impl Reading {
         for kept in &mut objects {
             kept.document = kept.document.filter(|hash| !spoiled.contains(hash));
         }
-        odd.twice = losers.iter().map(|kept| kept.object.id()).collect();
+        odd.twice = losers.iter().map(|kept| kept.id()).collect();
         if !odd.broken.is_empty() {
-            objects.extend(old.objects.iter().map(|kept| Kept { document: None, ..kept.clone() }));
+            objects.extend(old.objects.iter().map(Kept::without_document));
             keep_the_first(&mut objects);
         }
         let odd = (odd != Odd::default()).then(|| Box::new(odd));
@@ -316,9 +294,9 @@ impl Reading {
 fn keep_the_first(objects: &mut Vec<Kept>) -> Vec<Kept> {
     let mut losers = Vec::new();
     // Stable, so those of equal name stay in the order of the file.
-    objects.sort_by(|one, other| one.object.key().cmp(&other.object.key()));
+    objects.sort_by(|one, other| one.key().cmp(&other.key()));
     objects.dedup_by(|later, first| {
-        let same = later.object.key() == first.object.key();
+        let same = later.key() == first.key();
         if same {
             losers.push(later.clone());
         }
@@ -336,19 +314,19 @@ fn differing<'a>(before: &'a [Kept], now: &[Kept]) -> Vec<(ObjectId, Option<&'a 
             (None, None) => return differing,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(was), Some(is)) => was.object.key().cmp(&is.object.key()),
+            (Some(was), Some(is)) => was.key().cmp(&is.key()),
         };
         let was = before.next_if(|_| order.is_le());
         let is = now.next_if(|_| order.is_ge());
         if let Some(kept) = was.or(is).filter(|_| !says_the_same(was, is)) {
-            differing.push((kept.object.id(), was));
+            differing.push((kept.id(), was));
         }
     }
 }
 
 fn says_the_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
     match (one, other) {
-        (Some(one), Some(other)) => one.object == other.object && one.warnings == other.warnings,
+        (Some(one), Some(other)) => one.says_the_same(other),
         (one, other) => one.is_none() && other.is_none(),
     }
 }

@@ -37,15 +37,15 @@ pub use pool::Pool;
 pub use protobuf::ApiObject;
 
 /// Parses a Service, from either source.
-pub fn service_object(object: &service::ServiceObject, _: &mut Pool) -> (Object, Vec<Warning>) {
+pub fn service_object(object: &service::ServiceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, service, warnings) = service::service(object);
-    (Object::Service(name, service.map(Arc::new)), warnings)
+    (Object::Service(pool.object(name), service.map(Arc::new)), warnings)
 }
 
 /// Parses an EndpointSlice, from either source.
 pub fn endpoint_slice_object(object: &endpoint_slice::EndpointSliceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, slice, warnings) = endpoint_slice::endpoint_slice(object, pool);
-    (Object::EndpointSlice(name, slice.map(Box::new)), warnings)
+    (Object::EndpointSlice(pool.object(name), slice.map(Box::new)), warnings)
 }
 
 /// Parses a Node, from either source.
@@ -57,7 +57,7 @@ pub fn node_object(object: &node::NodeObject, _: &mut Pool) -> (Object, Vec<Warn
 /// Parses a Pod, from either source.
 pub fn pod_object(object: &pod::PodObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, pod, warnings) = pod::pod(object, pool);
-    (Object::Pod(name, pod.map(Arc::new)), warnings)
+    (Object::Pod(pool.object(name), pod.map(Arc::new)), warnings)
 }
 
 /// Parses a Namespace, from either source.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::model::{Hints, Interner, Labels, NamedPort, Shared};
+use crate::model::{Hints, Interner, Labels, NamedPort, NamespaceName, ObjectName, Shared};
 
 /// The shared values of all objects that are parsed with it.
 #[derive(Default, Debug)]
 pub struct Pool {
+    namespaces: Interner<NamespaceName>,
     nodes: Interner<Shared<str>>,
     labels: Interner<Labels>,
     ports: Interner<Shared<[NamedPort]>>,
@@ -14,6 +15,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// This name, with the one copy of its namespace's.
+    pub fn object(&mut self, name: ObjectName) -> ObjectName {
+        ObjectName::of(self.namespaces.intern(name.namespace.as_str()), &name.name)
+    }
+
     /// The one copy of a node's name.
     pub fn node(&mut self, name: &str) -> Shared<str> {
         self.nodes.intern(name)

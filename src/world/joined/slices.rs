@@ -25,7 +25,7 @@ impl SliceOwners {
         }
         let service = ObjectName::new(&slice.namespace, said_by(&slice.name)?);
         let is_its = endpoints.get(&service)?.slices.get(&slice.name).is_some();
-        is_its.then(|| service.name.clone())
+        is_its.then(|| service.name.to_compact())
     }
 
     /// Sets the Service of a slice, or removes what is known of it.
@@ -55,11 +55,11 @@ impl Joined {
         named: Option<&HashSet<ObjectName>>,
     ) {
         for (slice_name, slice) in endpoints.slices.iter() {
-            let id = ObjectName::of(service.namespace.clone(), slice_name.clone());
+            let id = ObjectName::of(service.namespace.clone(), slice_name);
             let is_unreadable = || self.unknown.contains(&ObjectId { kind: Kind::EndpointSlice, name: id.clone() });
             let is_open = named.is_none_or(|named| !named.contains(&id)) || is_unreadable();
             if is_open && !self.has_slice(&id) {
-                self.put_slice(id, Some(SliceOf { service: service.name.clone(), slice: slice.clone() }));
+                self.put_slice(id, Some(SliceOf { service: service.name.to_compact(), slice: slice.clone() }));
             }
         }
     }
@@ -73,7 +73,7 @@ impl Joined {
     pub(super) fn slice_names(&self) -> Vec<ObjectName> {
         let of_service = |(service, endpoints): (&ObjectName, &Arc<Endpoints>)| -> Vec<ObjectName> {
             let names = endpoints.slices.keys();
-            names.map(|name| ObjectName::of(service.namespace.clone(), name.clone())).collect()
+            names.map(|name| ObjectName::of(service.namespace.clone(), name)).collect()
         };
         self.cluster.endpoints.iter().flat_map(of_service).collect()
     }
@@ -94,7 +94,7 @@ impl Joined {
 
     fn set_slice(&mut self, service: &CompactString, name: &ObjectName, slice: Option<Arc<EndpointSlice>>) -> bool {
         let own = &mut self.cluster;
-        let key = ObjectName::of(name.namespace.clone(), service.clone());
+        let key = ObjectName::of(name.namespace.clone(), service);
         // The names of a Service and of its endpoints are one in memory.
         let key = own.services.key(&key).cloned().unwrap_or(key);
         let known = own.endpoints.get(&key);
@@ -104,7 +104,7 @@ impl Joined {
         }
         let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());
         match slice {
-            Some(slice) => endpoints.slices.insert(name.name.clone(), slice),
+            Some(slice) => endpoints.slices.insert(name.name.to_compact(), slice),
             None => endpoints.slices.remove(&name.name),
         };
         if endpoints.slices.is_empty() {

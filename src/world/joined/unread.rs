@@ -13,7 +13,7 @@ impl Joined {
     /// Returns the ClusterNetworkPolicies that may be in force without being known.
     pub fn unread(&self) -> UnreadPolicies {
         let kind = Kind::ClusterNetworkPolicy;
-        let of_kind = self.unknown.iter().filter(|id| id.kind == kind).map(|id| id.name.name.clone());
+        let of_kind = self.unknown.iter().filter(|id| id.kind == kind).map(|id| id.name.name.to_compact());
         let names: BTreeSet<CompactString> = of_kind.collect();
         if self.lacks_list(kind) || names.contains("") {
             return UnreadPolicies::Any;
@@ -55,8 +55,8 @@ impl Joined {
                     Some(Object::NetworkPolicy(name.clone(), Some(earlier.policies.get(name)?.clone())))
                 }
                 Kind::ClusterNetworkPolicy => {
-                    let policy = earlier.cluster_policies.get(&name.name)?.clone();
-                    Some(Object::ClusterNetworkPolicy(name.name.clone(), Some(policy)))
+                    let policy = earlier.cluster_policies.get(&name.name.to_compact())?.clone();
+                    Some(Object::ClusterNetworkPolicy(name.name.to_compact(), Some(policy)))
                 }
                 _ => None,
             }

@@ -49,8 +49,8 @@ fn unchanged_documents_are_not_parsed_again() {
     let two = service("a", "10.96.0.1") + &service("b", "10.96.0.2");
     let before = catalog.put("f.yaml", Format::Yaml, two.as_bytes());
     catalog.put("f.yaml", Format::Yaml, (two + &service("c", "10.96.0.3")).as_bytes());
-    let kept = &catalog.files["f.yaml"].kept(&before.objects[0].0.id()).expect("it is there").object;
-    let (Object::Service(_, Some(first)), Object::Service(_, Some(second))) = (&before.objects[0].0, kept) else {
+    let kept = &catalog.files["f.yaml"].kept(&before.objects[0].0.id()).expect("it is there").found().0;
+    let (Object::Service(_, Some(first)), Object::Service(_, Some(second))) = (&before.objects[0].0, &kept) else {
         panic!("both are Services")
     };
     assert!(Arc::ptr_eq(first, second));

@@ -144,7 +144,7 @@ impl ClusterRecord {
 
 impl NameRecord {
     fn name(self) -> ObjectName {
-        ObjectName::of(self.0, self.1)
+        ObjectName::new(&self.0, &self.1)
     }
 }
 

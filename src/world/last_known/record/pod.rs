@@ -8,7 +8,7 @@ use compact_str::CompactString;
 
 use super::lists::{Collected, Lists};
 use super::packed::{Packed, column, put_address, rows};
-use crate::model::{Namespace, ObjectName, Pod, Words};
+use crate::model::{Namespace, NamespaceName, ObjectName, Pod, Words};
 
 /// The pods of a namespace, sorted by name.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -89,7 +89,7 @@ impl PodsRecord {
 
     /// Gives each pod to `take`; `None` as soon as one is invalid.
     pub fn pods(self, lists: &Lists, mut take: impl FnMut(ObjectName, Pod)) -> Option<()> {
-        let namespace = CompactString::from(self.namespace);
+        let namespace = NamespaceName::from(self.namespace.as_str());
         let mut addresses = Packed::new(&self.addresses);
         let mut names = self.names.as_str();
         let mut before = CompactString::default();
@@ -110,7 +110,7 @@ impl PodsRecord {
                 finished: is & 2 != 0,
                 ports: lists.ports(ports)?,
             };
-            take(ObjectName::of(namespace.clone(), name), pod);
+            take(ObjectName::of(namespace.clone(), &name), pod);
         }
         Some(())
     }

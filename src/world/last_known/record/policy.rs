@@ -154,7 +154,7 @@ impl PolicyRecord {
             ingress: rules(self.leaves_ingress, self.ingress)?,
             egress: rules(self.leaves_egress, self.egress)?,
         };
-        Some((ObjectName::of(self.namespace.into(), self.name.into()), policy))
+        Some((ObjectName::new(&self.namespace, &self.name), policy))
     }
 }
 

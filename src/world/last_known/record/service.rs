@@ -205,7 +205,7 @@ impl ServiceRecord {
             },
             created: self.created,
         };
-        Some((ObjectName::of(self.namespace.into(), self.name.into()), service))
+        Some((ObjectName::new(&self.namespace, &self.name), service))
     }
 }
 
@@ -310,7 +310,7 @@ impl SliceRecord {
             endpoints: endpoints.collect::<Option<_>>()?,
             ports: self.ports.iter().map(PortRecord::endpoint_port).collect::<Option<_>>()?,
         };
-        let service = ObjectName::of(self.namespace.into(), self.service.into());
+        let service = ObjectName::new(&self.namespace, &self.service);
         Some((service, self.name.into(), slice))
     }
 }

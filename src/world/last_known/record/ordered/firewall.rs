@@ -90,10 +90,11 @@ impl FirewallRecord {
         let nodes: Vec<Shared<str>> = self.nodes.iter().map(|name| name.as_str().into()).collect();
         let shared = SharedLists { labels, ports, nodes };
         for (namespace, records) in self.pods {
+            let namespace = crate::model::NamespaceName::from(namespace.as_str());
             let mut before = CompactString::default();
             for record in records {
                 let (name, pod) = record.pod(&before, &shared)?;
-                known.cluster.pods.insert(ObjectName::of(namespace.clone(), name.clone()), pod);
+                known.cluster.pods.insert(ObjectName::of(namespace.clone(), &name), pod);
                 before = name;
             }
         }

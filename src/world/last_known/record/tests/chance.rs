@@ -11,7 +11,7 @@ pub(super) fn word() -> impl Strategy<Value = CompactString> {
 }
 
 pub(super) fn name() -> impl Strategy<Value = ObjectName> {
-    (word(), word()).prop_map(|(namespace, name)| ObjectName::of(namespace, name))
+    (word(), word()).prop_map(|(namespace, name)| ObjectName::new(&namespace, &name))
 }
 
 pub(super) fn protocol() -> impl Strategy<Value = Protocol> {
