@@ -7,7 +7,9 @@ use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{self, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing};
+use crate::kernel::iptables::{
+    self, Detected, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing,
+};
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
@@ -15,7 +17,6 @@ use crate::net::{Family, PerFamily};
 
 use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
-use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
 use super::{dispatch, overlay};
@@ -46,12 +47,8 @@ pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open() -> Result<(Targets<Linux>, Families), Error> {
-    for error in module::load(&settings::MODULES) {
-        warn!(%error, "Loading a kernel module failed");
-    }
-    let (mut targets, programs) = open_for_cleanup()?;
-    let FrameTables { tags, groups } = frames::linux::open()?;
-    (targets.frames, targets.groups) = (tags, groups);
+    let (frames, detected) = frames::linux::open_beside(|| iptables::detect(&ownership()));
+    let (mut targets, programs) = of_detected(detected, frames?)?;
     let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
     if is_legacy {
         // These programs print nothing, and no error, where the kernel has no tables. A failed load proves nothing: a
@@ -70,14 +67,17 @@ pub fn open() -> Result<(Targets<Linux>, Families), Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
-    let detected = iptables::detect(&ownership());
+    of_detected(iptables::detect(&ownership()), frames::linux::open_for_cleanup()?)
+}
+
+fn of_detected(detected: Detected, frames: FrameTables) -> Result<(Targets<Linux>, Families), Error> {
     for reason in &detected.disabled {
         warn!(%reason, "iptables is not usable for this address family");
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
     let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();
     let kernel = Linux { abandoned, filters_ipv6, others: ChainsOfOthers::default() };
-    Ok((targets(Tables::detected(detected, ownership()), kernel)?, programs))
+    Ok((targets(Tables::detected(detected, ownership()), kernel, frames)?, programs))
 }
 
 /// Like [`open`], with these programs, and without loading anything.
@@ -87,13 +87,11 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
     let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
     let kernel = Linux { abandoned: Families::default(), filters_ipv6, others: ChainsOfOthers::default() };
-    let targets = targets(Tables::new(programs, ownership()), kernel)?;
-    let FrameTables { tags, groups } = frames::linux::open()?;
-    Ok(Targets { frames: tags, groups, ..targets })
+    targets(Tables::new(programs, ownership()), kernel, frames::linux::open()?)
 }
 
-fn targets(rules: Tables, kernel: Linux) -> Result<Targets<Linux>, Error> {
-    let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
+fn targets(rules: Tables, kernel: Linux, frames: FrameTables) -> Result<Targets<Linux>, Error> {
+    let FrameTables { tags, groups } = frames;
     Ok(Targets {
         kernel,
         settings: Settings::new([]),

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use tracing::warn;
-
+use crate::kernel::Error;
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::nftables::{self, Object, OwnTable, TableFamily};
 use crate::kernel::sysctl::Settings;
-use crate::kernel::{Error, module};
 
 use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
-use super::super::{iptables, settings};
+use super::super::iptables;
 use super::apply::{Kernel, Refusing, Targets};
 use super::names::TABLE;
 
@@ -27,11 +25,8 @@ pub struct Linux {
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open() -> Result<Targets<Linux>, Error> {
-    for error in module::load(&settings::MODULES) {
-        warn!(%error, "Loading a kernel module failed");
-    }
-    let FrameTables { tags, groups } = frames::linux::open()?;
-    Ok(Targets { frames: tags, groups, ..open_for_cleanup()? })
+    let (frames, table) = frames::linux::open_beside(|| OwnTable::open(TABLE));
+    Ok(targets(table?, frames?))
 }
 
 /// Like [`open`], without loading anything.
@@ -39,10 +34,12 @@ pub fn open() -> Result<Targets<Linux>, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
-    let FrameTables { tags, groups } = frames::linux::open_for_cleanup()?;
-    let table = OwnTable::open(TABLE)?;
+    Ok(targets(OwnTable::open(TABLE)?, frames::linux::open_for_cleanup()?))
+}
+
+fn targets(table: OwnTable, FrameTables { tags, groups }: FrameTables) -> Targets<Linux> {
     let kernel = Linux { others: ChainsOfOthers::default(), removal: iptables::linux::removal() };
-    Ok(Targets { kernel, settings: Settings::new([]), frames: tags, groups, table })
+    Targets { kernel, settings: Settings::new([]), frames: tags, groups, table }
 }
 
 impl Kernel for Linux {
