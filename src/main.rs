@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use sluice::cni::plugin;
 use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
+use sluice::kernel::memory;
 use sluice::observe::logging::{self, LineFormat};
 use tracing::{info, warn};
 
@@ -41,6 +42,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    memory::keep_little();
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
     manifests_can_be_read(&config)?;
     let form = match config.log_format {
