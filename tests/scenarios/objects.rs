@@ -46,7 +46,7 @@ fn put(world: &mut World, object: Object) {
             let owner = ObjectName::of(name.namespace.clone(), &service);
             let known = world.cluster.endpoints.get(&owner);
             let mut endpoints = known.map_or_else(Endpoints::default, |known| (**known).clone());
-            endpoints.slices.insert(name.name.clone(), slice);
+            endpoints.slices.insert(name.name.to_compact(), slice);
             world.cluster.endpoints.insert(owner, endpoints);
         }
         Object::Node(name, Some(node)) => {

@@ -39,7 +39,7 @@ fn ours(slices: usize) -> World {
         let (name, slice, warnings) = endpoint_slice(&object, &mut pool);
         assert!(warnings.is_empty(), "{warnings:?}");
         let slice = slice.expect("it belongs to a Service");
-        let endpoints = Endpoints { slices: [(name.name.clone(), slice.slice)].into() };
+        let endpoints = Endpoints { slices: [(name.name.to_compact(), slice.slice)].into() };
         world.cluster.endpoints.insert(ObjectName::new(&name.namespace, &slice.service), endpoints);
     }
     world
