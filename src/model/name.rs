@@ -25,7 +25,7 @@ pub struct Words {
 }
 
 /// The name of a namespace, as it stands in the names of all objects of it: clones share the text.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespaceName(Arc<CompactString>);
 
 /// What an object is called within its namespace.
@@ -122,6 +122,12 @@ impl Counted for NamespaceName {
 }
 
 impl fmt::Display for NamespaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for NamespaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -232,7 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn names_are_ordered_as_their_texts_are() {
+    fn names_are_ordered_and_shown_as_their_texts_are() {
+        let name = ObjectName::new("shop", "web");
+        assert_eq!(format!("{:?} {:?}", name.namespace, name.name), "\"shop\" \"web\"");
         let long = "web-".repeat(20);
         let mut texts = ["", "a", "a-", "b", "web-", &long, "é"].map(str::to_owned).to_vec();
         texts.sort();
