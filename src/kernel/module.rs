@@ -6,7 +6,9 @@
 //! Kernel: what is loaded has a directory in `/sys/module`; what is compiled in is listed in
 //! `/lib/modules/RELEASE/modules.builtin`, and some of it has a directory too.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use super::Error;
@@ -19,6 +21,20 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// others are there. In a container this needs the host's `/lib/modules`.
 pub fn load(names: &[&str]) -> Vec<Error> {
     names.iter().filter(|name| !is_present(name)).filter_map(|name| load_one(name).err()).collect()
+}
+
+/// Like [`load`], while `other` runs. Returns the result of both.
+pub fn load_beside<T>(names: &[&str], other: impl FnOnce() -> T) -> (Vec<Error>, T) {
+    thread::scope(|scope| {
+        let loading = thread::Builder::new().name("modprobe".to_owned()).spawn_scoped(scope, || load(names));
+        let done = other();
+        let errors = match loading {
+            Ok(loading) => loading.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // No thread can be had.
+            Err(_) => load(names),
+        };
+        (errors, done)
+    })
 }
 
 /// Returns whether the kernel has this module, loaded or compiled in. A module that could be loaded is not present.

@@ -1,16 +1,12 @@
 //! The tables of frames in the kernel, and what they have dropped.
 
-use std::panic::resume_unwind;
-use std::thread;
-
 use rustix::io::Errno;
 use tracing::warn;
 
 use crate::kernel::nftables::{CounterReader, Name, OwnTable, TableFamily, probe_bridge, probe_inet};
-use crate::kernel::{Cause, Error, module};
+use crate::kernel::{Cause, Error};
 use crate::reconcile::Optional;
 
-use super::super::settings;
 use super::{
     BRIDGE_GROUP, Contents, FrameTable, GROUPS_NAME, GROUPS_PASS, NAME, REASONS, TABLE, TAGS_PASS, TWO_TAGS, frames,
 };
@@ -44,21 +40,6 @@ pub fn open() -> Result<FrameTables, Error> {
         }
     };
     Ok(FrameTables { tags, groups })
-}
-
-/// Opens the tables, and loads the modules that the firewall needs, while something else is done, all of it in the network namespace
-/// of the calling thread. After a trial of a table the kernel lets us wait until every processor has left what it held, some
-/// ten milliseconds each time, and modules are loaded by a program.
-pub fn open_beside<T>(other: impl FnOnce() -> T) -> (Result<FrameTables, Error>, T) {
-    thread::scope(|scope| {
-        let modules = scope.spawn(|| module::load(&settings::MODULES));
-        let tables = scope.spawn(open);
-        let done = other();
-        for error in modules.join().unwrap_or_else(|panic| resume_unwind(panic)) {
-            warn!(%error, "Loading a kernel module failed");
-        }
-        (tables.join().unwrap_or_else(|panic| resume_unwind(panic)), done)
-    })
 }
 
 /// Tries these contents. Returns why the kernel can have no such table, if it can not.

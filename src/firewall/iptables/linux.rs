@@ -17,6 +17,7 @@ use crate::net::{Family, PerFamily};
 
 use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
+use super::super::settings;
 use super::apply::{Kernel, Refusing, Targets, Timed};
 use super::names::{CHAIN_FORWARD, CHAIN_INPUT, CHAIN_OUTPUT, OF_IPV6, POD_CHAINS, POLICY_CHAINS, SETS, local_pods};
 use super::{dispatch, overlay};
@@ -47,8 +48,12 @@ pub const KUBE_ROUTERS_TABLES: [nftables::Table<'static>; 2] = [
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open() -> Result<(Targets<Linux>, Families), Error> {
-    let (frames, detected) = frames::linux::open_beside(|| iptables::detect(&ownership()));
-    let (mut targets, programs) = of_detected(detected, frames?)?;
+    let (errors, detected) = module::load_beside(&settings::MODULES, || iptables::detect(&ownership()));
+    for error in errors {
+        warn!(%error, "Loading a kernel module failed");
+    }
+    // After the programs have listed the tables: a trial would let them begin again.
+    let (mut targets, programs) = of_detected(detected, frames::linux::open()?)?;
     let is_legacy = programs.v6.is_some_and(|programs| programs.flavour == Flavour::Legacy);
     if is_legacy {
         // These programs print nothing, and no error, where the kernel has no tables. A failed load proves nothing: a

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::kernel::Error;
+use tracing::warn;
+
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::nftables::{self, Object, OwnTable, TableFamily};
 use crate::kernel::sysctl::Settings;
+use crate::kernel::{Error, module};
 
 use super::super::frames::linux::FrameTables;
 use super::super::frames::{self, FrameTable};
-use super::super::iptables;
+use super::super::{iptables, settings};
 use super::apply::{Kernel, Refusing, Targets};
 use super::names::TABLE;
 
@@ -25,8 +27,11 @@ pub struct Linux {
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open() -> Result<Targets<Linux>, Error> {
-    let (frames, table) = frames::linux::open_beside(|| OwnTable::open(TABLE));
-    Ok(targets(table?, frames?))
+    for error in module::load(&settings::MODULES) {
+        warn!(%error, "Loading a kernel module failed");
+    }
+    let frames = frames::linux::open()?;
+    Ok(targets(OwnTable::open(TABLE)?, frames))
 }
 
 /// Like [`open`], without loading anything.

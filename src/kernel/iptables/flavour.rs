@@ -15,7 +15,7 @@
 use std::cell::LazyCell;
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Ownership;
 use super::save::parse;
@@ -47,6 +47,8 @@ pub struct Detected {
     pub abandoned: PerFamily<Option<Programs>>,
     /// Output of the programs to use, a moment ago: all tables of a family.
     pub printed: PerFamily<Option<String>>,
+    /// When it had been printed.
+    pub printed_at: Option<Instant>,
     /// Reasons why families cannot be used, a sentence each.
     pub disabled: Vec<String>,
 }
@@ -133,7 +135,7 @@ pub fn detect(ours: &Ownership) -> Detected {
         (false, Flavour::Legacy) => (&legacy, Some((named(Flavour::NfTables), &nf_tables))),
         (false, Flavour::NfTables) => (&nf_tables, Some((named(Flavour::Legacy), &legacy))),
     };
-    let mut detected = Detected::default();
+    let mut detected = Detected { printed_at: Some(Instant::now()), ..Detected::default() };
     for (family, printed) in printed.iter() {
         match why_disabled(family, chosen, printed) {
             Some(reason) => detected.disabled.push(reason),

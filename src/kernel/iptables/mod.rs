@@ -119,7 +119,7 @@ impl Tables {
     /// Like [`new`](Tables::new), with the result of a detection just now, which saves the first read if it comes at
     /// once.
     pub fn detected(detected: Detected, ours: Ownership) -> Tables {
-        let printed = Some((Instant::now(), detected.printed));
+        let printed = detected.printed_at.map(|at| (at, detected.printed));
         Tables { printed, ..Tables::new(detected.programs, ours) }
     }
 
