@@ -99,7 +99,7 @@ def from_outside(bed, made):
 
 
 def under_load(bed, made):
-    title("Under load: one endpoint removed, the agent of node 1 killed (-9) and restarted, the endpoint back")
+    title("Under load: one endpoint becomes unready, the agent of node 1 killed (-9) and restarted, the endpoint back")
     rr, port = made["rr"], made["node-port"]
     load = {
         "pod -> cluster IP, IPv4": traffic.Load("n1p2", rr.address("4"), 80, pause=0.02),
@@ -108,20 +108,20 @@ def under_load(bed, made):
         "outside -> external IP, IPv6": traffic.Load("ext", EXTERNAL[1], 80, pause=0.02),
     }
     time.sleep(2)
-    say("removing n3p1 from round-robin and node-port")
-    bed.put(rr.name, ALL[:2])
-    bed.put(port.name, ALL[:2])
+    say("n3p1 of round-robin and node-port is no longer ready")
+    bed.put(rr.name, ALL[:2], unready=ALL[2:])
+    bed.put(port.name, ALL[:2], unready=ALL[2:])
     bed.settle(rr, port)
-    say("gone from the kernel of every node; long-lived connections to it go on")
+    say("no node sends it new connections; long-lived connections to it go on")
     outcome = traffic.many("n1p2", rr.address(), 80, count=20)
-    hold("a removed endpoint gets no new connection", set(outcome["answers"]) == set(ALL[:2]) and not outcome["failed"], outcome)
+    hold("an endpoint that is not ready gets no new connection", set(outcome["answers"]) == set(ALL[:2]) and not outcome["failed"], outcome)
     time.sleep(1)
     say("kill -9 of the agent of node 1")
     bed.agents[1].kill()
     time.sleep(2)
     say("while it is dead, n3p1 comes back")
-    bed.put(rr.name, ALL)
-    bed.put(port.name, ALL)
+    bed.put(rr.name, ALL, unready=[])
+    bed.put(port.name, ALL, unready=[])
     bed.agents[1].start()
     say("agent started again")
     bed.settle(rr, port)

@@ -111,7 +111,7 @@ fn first_message(mut stream: TcpStream) -> Message {
         }
         let read = stream.read(&mut buffer).expect("something is said");
         assert!(read > 0, "it says something before it ends");
-        framing.push(&buffer[..read]);
+        framing.push(buffer.get(..read).expect("as much as there is room for"));
     }
 }
 

@@ -27,10 +27,10 @@ def load_balancer_addresses_come_from_the_status(bed):
         expect.share("ext", "198.51.100.80", 80, PODS)
 
 
-def an_endpoint_that_goes_and_comes_is_followed_without_a_failed_request(bed):
+def an_endpoint_whose_readiness_goes_and_comes_is_followed_without_a_failed_request(bed):
     with expect.service(bed, "moving") as s, expect.load(("n1p2", s.address(), 80), ("n3p2", s.address("6"), 80), pause=0.1):
         for pods in (PODS[:2], PODS, PODS[1:], PODS):
-            bed.put(s.name, pods)
+            bed.put(s.name, pods, unready=[pod for pod in PODS if pod not in pods])
             bed.settle(s)
 
 
@@ -227,7 +227,7 @@ def an_outage_of_the_api_server_with_a_restart_in_it_fails_no_request(bed):
                 expect.that(said["known"] == "remembered" and set(places) == {"inPlace"}, "not answered from memory and kernel:", said)
             finally:
                 bed.source.start_server()
-            bed.put(s.name, PODS[:2])
+            bed.put(s.name, PODS[:2], unready=PODS[2:])
             bed.settle(s)
         expect.share("n1p2", s.address(), 80, PODS[:2])
         expect.share("n2p2", s.address("6"), 80, PODS[:2])

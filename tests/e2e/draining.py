@@ -1,26 +1,10 @@
 """An endpoint that is no longer chosen keeps its connections and gets no new ones; one that goes, with --ipvs-graceful-termination."""
-import contextlib
 import time
 
 import expect
 from expect import PODS
 from labkit import kernel, net, traffic
 from labkit.objects import Port
-
-GRACEFUL = ["--ipvs-graceful-termination", "--ipvs-graceful-period=120s"]
-
-
-@contextlib.contextmanager
-def _graceful(bed):
-    for agent in bed.agents.values():
-        agent.stop()
-        agent.extra = [*agent.extra, *GRACEFUL]
-        agent.start()
-    bed.ready()
-    try:
-        yield
-    finally:
-        bed.restore()
 
 
 def an_endpoint_whose_readiness_comes_and_goes_keeps_its_connections_and_gets_no_new_ones(bed):
@@ -74,7 +58,7 @@ def connections_of_clients_outside_last_when_the_last_pod_of_a_node_is_unready_a
 
 
 def a_removed_endpoint_keeps_its_connections_and_gets_no_new_ones(bed):
-    with _graceful(bed), expect.service(bed, "drained") as s:
+    with expect.graceful(bed), expect.service(bed, "drained") as s:
         with net.Inside("n1p2"):
             held = [traffic.connect(s.address(), 80) for _ in range(6)]
             names = [traffic.exchange(sock)[0] for sock in held]
@@ -92,7 +76,7 @@ def a_removed_endpoint_keeps_its_connections_and_gets_no_new_ones(bed):
 
 
 def an_endpoint_that_comes_back_while_it_drains_is_served_again(bed):
-    with _graceful(bed), expect.service(bed, "returning") as s:
+    with expect.graceful(bed), expect.service(bed, "returning") as s:
         bed.put(s.name, PODS[:2])
         bed.settle(s)
         bed.put(s.name, PODS)
@@ -101,7 +85,7 @@ def an_endpoint_that_comes_back_while_it_drains_is_served_again(bed):
 
 
 def an_endpoint_without_connections_goes_before_its_time(bed):
-    with _graceful(bed), expect.service(bed, "idle") as s, net.Inside("n1p2"):
+    with expect.graceful(bed), expect.service(bed, "idle") as s, net.Inside("n1p2"):
         held = [traffic.connect(s.address(), 80) for _ in range(3)]
         bed.put(s.name, PODS[:2])
         bed.settle(s)

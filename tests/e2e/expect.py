@@ -77,6 +77,20 @@ def service(bed, name, pods=None, settle=True, **more):
 
 
 @contextlib.contextmanager
+def graceful(bed):
+    """Agents that give the connections of endpoints which have left their slices some time: all others end them then."""
+    for agent in bed.agents.values():
+        agent.stop()
+        agent.extra = [*agent.extra, "--ipvs-graceful-termination", "--ipvs-graceful-period=120s"]
+        agent.start()
+    bed.ready()
+    try:
+        yield
+    finally:
+        bed.restore()
+
+
+@contextlib.contextmanager
 def held(inside, address, port, count=6):
     """Connections that last: [(socket, the pod that answers)]."""
     with net.Inside(inside):

@@ -89,12 +89,14 @@ def twenty_crashes_at_random_moments_fail_no_connection(bed):
     dice = random.Random(seed)
     with _busy(bed) as s, expect.load(*_targets(bed, s), pause=0.1):
         for _ in range(20):
-            bed.put(s.name, dice.sample(PODS, 2) + ["n3p2"])  # no client: a pod does not reach itself through its own Service
+            ready = dice.sample(PODS, 2)
+            # No pod is a client: none reaches itself through its own Service.
+            bed.put(s.name, [*ready, "n3p2"], unready=[pod for pod in PODS if pod not in ready])
             time.sleep(dice.random())
             bed.agents[1].kill()
             time.sleep(dice.random())
             bed.agents[1].start()
             time.sleep(dice.random() * 2)
         bed.ready(1)
-        bed.put(s.name, PODS)
+        bed.put(s.name, PODS, unready=["n3p2"])
         bed.settle(s)

@@ -28,7 +28,8 @@ def ten_minutes_of_churn_fail_no_connection_and_leak_nothing(bed):
         began, first, others, turns = time.monotonic(), {}, [], 0
         while time.monotonic() < began + SECONDS:
             turns += 1
-            bed.put(s.name, ["n1p1", *dice.sample(SERVING, dice.randrange(1, 4))])
+            ready = dice.sample(SERVING, dice.randrange(1, 4))
+            bed.put(s.name, ["n1p1", *ready], unready=[pod for pod in SERVING if pod not in ready])
             if len(others) < 6 and dice.random() < 0.6:
                 others.append(bed.put(f"churn-{turns}", dice.sample(PODS, 2)))
             elif others:

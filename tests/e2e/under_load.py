@@ -1,7 +1,8 @@
 """Services change under load, and no request fails: what kube-proxy promises, in both families.
 
 The pods of these tests end as programs do that end gracefully: once the kernel gives them no new connections they refuse any, and keep
-those that they have. Datagrams they answer until they are gone.
+those that they have. Datagrams they answer until they are gone. Connections of the load outlast the pods' places in the slices, so where pods
+go the agents give these time (`--ipvs-graceful-termination`); everywhere else they run with the flags that they have by themselves.
 """
 import contextlib
 import itertools
@@ -53,7 +54,7 @@ def _ports(number):
 
 
 def all_endpoints_are_replaced_one_after_the_other(bed):
-    with _programs(PODS + NEXT) as programs, expect.service(bed, "rolled", kind="NodePort", ports=_ports(30094)) as s:
+    with expect.graceful(bed), _programs(PODS + NEXT) as programs, expect.service(bed, "rolled", kind="NodePort", ports=_ports(30094)) as s:
         targets = [("n1p3", s.address(), 80), ("n2p3", s.address("6"), 80), ("n3p3", s.address(), 53, "udp"),
                    ("ext", bed.plan.addresses(1)[1], 30094), ("ext", bed.plan.addresses(2)[0], 30094)]
         with expect.load(*targets, pause=0.1, resends=True):
@@ -69,7 +70,7 @@ def all_endpoints_are_replaced_one_after_the_other(bed):
 def the_pods_of_a_node_that_is_drained_hand_over(bed):
     """To those of other nodes; clients come from the same node and from outside by it."""
     pods, leaving = ["n1p1", "n2p1"], ["n3p1", "n3p2"]
-    with _programs(pods + leaving) as programs, expect.service(bed, "drained-node", pods + leaving, kind="NodePort", ports=_ports(30095)) as s:
+    with expect.graceful(bed), _programs(pods + leaving) as programs, expect.service(bed, "drained-node", pods + leaving, kind="NodePort", ports=_ports(30095)) as s:
         targets = [("n3p3", s.address(), 80), ("n1p3", s.address("6"), 80), *(("ext", address, 30095) for address in bed.plan.addresses(3))]
         with expect.load(*targets, pause=0.1):
             _hands_over(bed, s, programs, pods, leaving)
@@ -77,7 +78,7 @@ def the_pods_of_a_node_that_is_drained_hand_over(bed):
 
 
 def the_only_pod_serves_while_it_terminates_until_another_is_ready(bed):
-    with _programs(["n1p1", "n2p1"]) as programs, expect.service(bed, "only", ["n1p1"], kind="NodePort", ports=_ports(30096)) as s:
+    with expect.graceful(bed), _programs(["n1p1", "n2p1"]) as programs, expect.service(bed, "only", ["n1p1"], kind="NodePort", ports=_ports(30096)) as s:
         targets = [("n1p3", s.address(), 80), ("n3p3", s.address("6"), 80), ("n2p3", s.address("6"), 53, "udp"),
                    ("ext", bed.plan.addresses(3)[0], 30096)]
         with expect.load(*targets, pause=0.1, resends=True):
