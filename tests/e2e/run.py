@@ -44,7 +44,7 @@ BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
-WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 
 
