@@ -56,8 +56,10 @@ struct Teller {
     own: VecDeque<Instant>,
 }
 
-/// Tells of problems of Services until nobody finds any more. Cancelling it loses what is not told yet.
+/// Tells of problems of Services until nobody finds any more: a part of the program that ends, or does not run, ends none of the others. Cancelling
+/// it loses what is not told yet.
 pub async fn run(mut inputs: Inputs, events: Events) {
+    let mut open: Vec<usize> = (0..inputs.sources.len()).collect();
     let mut teller =
         Teller { ledger: Ledger::new(inputs.settle), ring: Ring::default(), known_since: None, own: VecDeque::new() };
     loop {
@@ -71,10 +73,14 @@ pub async fn run(mut inputs: Inputs, events: Events) {
             continue;
         }
         let deadline = teller.ledger.deadline();
-        let changes = inputs.sources.iter_mut().map(|source| Box::pin(source.changed()));
+        let sources = inputs.sources.iter_mut().enumerate().filter(|(number, _)| open.contains(number));
+        let changes = sources.map(|(number, source)| Box::pin(async move { (number, source.changed().await.is_ok()) }));
         tokio::select! {
-            (changed, _, _) = select_all(changes) => if changed.is_err() { return },
+            ((number, goes_on), _, _) = select_all(changes) => open.retain(|one| *one != number || goes_on),
             () = until(deadline) => {}
+        }
+        if open.is_empty() {
+            return;
         }
     }
 }

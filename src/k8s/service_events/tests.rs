@@ -56,10 +56,12 @@ impl Run {
         server.put(IN_SHOP, json!({"metadata": {"name": "web", "uid": "uid-1"}}));
         let (world, world_in) = watch::channel(known);
         let (problems, source) = watch::channel(ServiceProblems::default());
+        // A part of the program that does not run ends none of the others.
+        let (_, of_a_part_that_does_not_run) = watch::channel(ServiceProblems::default());
         let events = events(&server, QUICK).await;
         let inputs = Inputs {
             world: world_in,
-            sources: vec![source],
+            sources: vec![of_a_part_that_does_not_run, source],
             node: "node-1".to_owned(),
             knows_nodes: true,
             settle: SETTLE,
