@@ -15,6 +15,7 @@ mod elements;
 mod host;
 mod problems;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -236,11 +237,11 @@ impl Plan {
         changed.notes.extend(source_ranges::refusal(name, [old, new].map(|part| part?.too_many_sources)));
         self.count_own_endpoints([old, new], changed);
         let mut others = Vec::new();
-        let list = || Listed::of(service.and_then(|(_, endpoints)| endpoints).map(|its| &**its));
-        let mut listed = None;
+        // Looked through only where a destination has left or drains.
+        let listed = LazyCell::new(|| Listed::of(service.and_then(|(_, endpoints)| endpoints).map(|its| &**its)));
         for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
-                self.note_left((key, name), [old, new], listed.get_or_insert_with(list), now);
+                self.note_left((key, name), [old, new], &listed, now);
             }
             let claim = new.and_then(|new| new.claim(&key));
             let created = new.map_or(0, |new| new.created);
@@ -262,9 +263,7 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
-        if !self.draining.is_empty() {
-            self.note_listed(name, listed.get_or_insert_with(list), now, changed);
-        }
+        self.note_listed(name, &listed, now, changed);
         others.sort_unstable();
         others.dedup();
         others.iter().chain([name]).for_each(|name| self.find_problems(name, changed));

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::time::Instant;
 
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
@@ -51,7 +52,7 @@ impl Plan {
             let left: Vec<Destination> = left.collect();
             if !left.is_empty() {
                 let listed = Listed::of(self.world.cluster.endpoints.get(name).map(|its| &**its));
-                self.drain(*key, &left, &listed, now);
+                self.drain(*key, &left, &&listed, now);
                 self.compose(*key, &mut changed);
             }
         }
@@ -76,7 +77,7 @@ impl Plan {
         &mut self,
         (key, name): (ServiceKey, &ObjectName),
         [old, new]: [&ClaimedPart; 2],
-        listed: &Listed,
+        listed: &impl Deref<Target = Listed>,
         now: Instant,
     ) {
         let (Some(before), Some(after)) = (old.claim(&key), new.claim(&key)) else { return };
@@ -88,7 +89,7 @@ impl Plan {
         self.drain(key, &left, listed, now);
     }
 
-    fn drain(&mut self, key: ServiceKey, left: &[Destination], listed: &Listed, now: Instant) {
+    fn drain(&mut self, key: ServiceKey, left: &[Destination], listed: &impl Deref<Target = Listed>, now: Instant) {
         let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
         if !can_drain(scheduler, &key) {
             return;
