@@ -1,0 +1,45 @@
+use super::super::{Forwarding, Service};
+use super::*;
+
+fn virtual_service(scheduler: &str, destinations: &[(&str, u32)]) -> Virtual {
+    let destination = |(address, weight): &(&str, u32)| Destination {
+        address: address.parse().expect("an address and a port"),
+        weight: *weight,
+        forwarding: Forwarding::Nat,
+    };
+    Virtual {
+        service: Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 },
+        destinations: destinations.iter().map(destination).collect(),
+    }
+}
+
+#[test]
+fn destinations_do_not_begin_with_the_same_one_on_all_nodes() {
+    let want = virtual_service("rr", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 1), ("10.244.1.3:80", 1)]);
+    let address = [10, 96, 0, 1].into();
+    let key = ServiceKey::Address { address, protocol: crate::net::Protocol::Tcp, port: 80 };
+    let first_on_a_node = |_| {
+        let (messages, owners, acts) = (Messages::new(), Vec::new(), Vec::new());
+        let mut plan = Plan { messages, owners, acts, spread: RandomState::new() };
+        plan.add(0, &Step { key: &key, have: None, want: Some(&want) });
+        let destinations = plan.acts.iter().filter_map(|act| match act {
+            Act::Destination(address) => Some(*address),
+            _ => None,
+        });
+        let all: Vec<SocketAddr> = destinations.collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 3, "each once");
+        all.first().copied()
+    };
+    let first: BTreeSet<Option<SocketAddr>> = (0..100).map(first_on_a_node).collect();
+    assert_eq!(first.len(), 3, "of 100 nodes none begins with another one than {first:?}");
+}
+
+#[test]
+fn a_grown_service_has_old_and_new_destinations_and_the_new_weights() {
+    let have = virtual_service("rr", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 1)]);
+    let want = virtual_service("lc", &[("10.244.1.2:80", 0), ("10.244.1.3:80", 1)]);
+    let both = virtual_service("lc", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 0), ("10.244.1.3:80", 1)]);
+    assert_eq!(Services::grown(&have, &want), both);
+    assert_eq!(Services::grown(&both, &want), both);
+    assert_eq!(Services::grown(&want, &want), want);
+}
