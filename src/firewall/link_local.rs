@@ -13,7 +13,7 @@ use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::net::icmp;
+use crate::net::{Family, icmp};
 
 use super::rules::{Direction, LocalPod, RuleSet};
 use super::verdict::{Packet, Traffic};
@@ -39,7 +39,7 @@ pub fn refuses(packet: &Packet) -> bool {
         || UNICAST.contains(&packet.destination)
         || MULTICAST.contains(&packet.destination);
     let is_of_links = matches!(packet.traffic, Traffic::Icmp { kind }
-        if icmp::OF_LINKS.iter().any(|(_, number)| *number == kind));
+        if icmp::OF_LINKS.iter().any(|one| one.number(Family::V6) == kind));
     is_concerned && !is_of_links && !packet.from_this_node
 }
 

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::net::{PortRange, Protocol, icmp};
+use crate::net::{Family, PortRange, Protocol, icmp};
 
 use super::rules::{Direction, RuleSet};
 use super::verdict::{Packet, Traffic};
@@ -41,7 +41,9 @@ pub fn is_closed(rules: &RuleSet) -> bool {
 /// own network is not known here.
 pub fn refuses(packet: &Packet) -> bool {
     let is_needed = match packet.traffic {
-        Traffic::Icmp { kind } => packet.destination.is_ipv6() && icmp::OF_LINKS.iter().any(|(_, one)| *one == kind),
+        Traffic::Icmp { kind } => {
+            packet.destination.is_ipv6() && icmp::OF_LINKS.iter().any(|one| one.number(Family::V6) == kind)
+        }
         Traffic::Port { protocol, port } => {
             EVERYBODY.contains(&packet.destination)
                 && protocol == Protocol::Udp

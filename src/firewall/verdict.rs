@@ -185,8 +185,8 @@ fn decision(rules: &RuleSet, packet: &Packet, direction: Direction) -> Decision 
 
 fn exemption(packet: &Packet, direction: Direction) -> Option<Exemption> {
     if let Traffic::Icmp { kind } = packet.traffic {
-        let passing = icmp::always_pass(Family::from(packet.destination));
-        if let Some((kind, _)) = passing.iter().find(|(_, number)| *number == kind) {
+        let family = Family::from(packet.destination);
+        if let Some(kind) = icmp::always_pass(family).iter().find(|one| one.number(family) == kind) {
             return Some(Exemption::Icmp(kind.name()));
         }
     }

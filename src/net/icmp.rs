@@ -1,4 +1,5 @@
-//! Types of ICMP and ICMPv6 messages in our rules: those that are never stopped, and those that a link needs.
+//! Types of ICMP and ICMPv6 messages in our rules: those that are never stopped, those that a link needs, and those that only
+//! routers send.
 //!
 //! Kubernetes says nothing of ICMP: policies speak of TCP, UDP and SCTP, Services of their ports. As in kube-router, what
 //! networks need to work and people need to find faults always passes, in both directions: echo requests, the two errors,
@@ -26,38 +27,64 @@ pub enum Kind {
     ListenerReport,
     ListenerDone,
     ListenerReportV2,
+    RouterAdvertisement,
+    Redirect,
 }
 
 /// Neighbour discovery (RFC 4861) and multicast listener discovery (RFC 2710, RFC 3810): the kinds of ICMPv6 without which no
 /// IPv6 works on a link. Not those that only routers send, advertisements and redirects (RFC 6105): a pod that sends them
 /// gives other pods addresses that no policy knows, or takes their packets to itself.
-pub const OF_LINKS: [(Kind, u8); 7] = [
-    (Kind::ListenerQuery, 130),
-    (Kind::ListenerReport, 131),
-    (Kind::ListenerDone, 132),
-    (Kind::RouterSolicitation, 133),
-    (Kind::NeighbourSolicitation, 135),
-    (Kind::NeighbourAdvertisement, 136),
-    (Kind::ListenerReportV2, 143),
+pub const OF_LINKS: [Kind; 7] = [
+    Kind::ListenerQuery,
+    Kind::ListenerReport,
+    Kind::ListenerDone,
+    Kind::RouterSolicitation,
+    Kind::NeighbourSolicitation,
+    Kind::NeighbourAdvertisement,
+    Kind::ListenerReportV2,
 ];
 
-/// The kinds that always pass in this family with their numbers, in the order of their rules.
-pub fn always_pass(family: Family) -> &'static [(Kind, u8)] {
+/// The kinds that always pass in this family, in the order of their rules.
+pub fn always_pass(family: Family) -> &'static [Kind] {
     match family {
-        Family::V4 => &[(Kind::EchoRequest, 8), (Kind::DestinationUnreachable, 3), (Kind::TimeExceeded, 11)],
+        Family::V4 => &[Kind::EchoRequest, Kind::DestinationUnreachable, Kind::TimeExceeded],
         Family::V6 => &[
-            (Kind::EchoRequest, 128),
-            (Kind::DestinationUnreachable, 1),
-            (Kind::PacketTooBig, 2),
-            (Kind::TimeExceeded, 3),
-            (Kind::NeighbourSolicitation, 135),
-            (Kind::NeighbourAdvertisement, 136),
-            (Kind::EchoReply, 129),
+            Kind::EchoRequest,
+            Kind::DestinationUnreachable,
+            Kind::PacketTooBig,
+            Kind::TimeExceeded,
+            Kind::NeighbourSolicitation,
+            Kind::NeighbourAdvertisement,
+            Kind::EchoReply,
         ],
     }
 }
 
 impl Kind {
+    /// Returns the type of these messages in a family; that of ICMPv6 for a kind of IPv6 only, whatever the family.
+    pub fn number(self, family: Family) -> u8 {
+        match (self, family) {
+            (Kind::EchoReply, Family::V4) => 0,
+            (Kind::DestinationUnreachable, Family::V4) => 3,
+            (Kind::EchoRequest, Family::V4) => 8,
+            (Kind::TimeExceeded, Family::V4) => 11,
+            (Kind::DestinationUnreachable, Family::V6) => 1,
+            (Kind::PacketTooBig, _) => 2,
+            (Kind::TimeExceeded, Family::V6) => 3,
+            (Kind::EchoRequest, Family::V6) => 128,
+            (Kind::EchoReply, Family::V6) => 129,
+            (Kind::ListenerQuery, _) => 130,
+            (Kind::ListenerReport, _) => 131,
+            (Kind::ListenerDone, _) => 132,
+            (Kind::RouterSolicitation, _) => 133,
+            (Kind::RouterAdvertisement, _) => 134,
+            (Kind::NeighbourSolicitation, _) => 135,
+            (Kind::NeighbourAdvertisement, _) => 136,
+            (Kind::Redirect, _) => 137,
+            (Kind::ListenerReportV2, _) => 143,
+        }
+    }
+
     /// As iptables calls it.
     pub fn name(self) -> &'static str {
         match self {
@@ -73,6 +100,8 @@ impl Kind {
             Kind::ListenerReport => "multicast-listener-report",
             Kind::ListenerDone => "multicast-listener-done",
             Kind::ListenerReportV2 => "multicast-listener-report-v2",
+            Kind::RouterAdvertisement => "router-advertisement",
+            Kind::Redirect => "redirect",
         }
     }
 }
@@ -83,9 +112,14 @@ mod tests {
 
     #[test]
     fn neighbour_discovery_passes_where_it_exists() {
-        let passes = |family, number| always_pass(family).iter().any(|(_, one)| *one == number);
-        assert!(passes(Family::V6, 135) && passes(Family::V6, 136));
-        assert!(!passes(Family::V4, 135) && !passes(Family::V4, 136));
-        assert!(passes(Family::V4, 8) && !passes(Family::V6, 8));
+        let passing = |family| -> Vec<u8> { always_pass(family).iter().map(|kind| kind.number(family)).collect() };
+        assert_eq!(passing(Family::V4), [8, 3, 11]);
+        assert_eq!(passing(Family::V6), [128, 1, 2, 3, 135, 136, 129]);
+    }
+
+    #[test]
+    fn a_link_needs_nothing_that_only_routers_send() {
+        let of_links = OF_LINKS.map(|kind| kind.number(Family::V6));
+        assert_eq!(of_links, [130, 131, 132, 133, 135, 136, 143]);
     }
 }

@@ -55,8 +55,8 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     let comment = |text: &str| Match::Comment(text.into());
     let destination = SetSides::Address(Side::Destination);
     let passing = icmp::always_pass(family).iter();
-    let mut chain: Vec<Rule> =
-        passing.map(|(kind, number)| Rule::of_icmp(family, *number, comment(words(*kind)), Verdict::Accept)).collect();
+    let of_kind = |kind: &Kind| Rule::of_icmp(family, kind.number(family), comment(words(*kind)), Verdict::Accept);
+    let mut chain: Vec<Rule> = passing.map(of_kind).collect();
     chain.push(Rule::new(
         [
             comment("allow input traffic to ipvs services"),
@@ -115,8 +115,10 @@ pub fn table_chains(families: &[Family]) -> BTreeMap<Object, Content> {
             ],
             Verdict::Jump(NFT_PORTS.into()),
         ));
-        let accept = |number| Rule::new([Match::IcmpKind { family: *family, number }], Verdict::Accept);
-        ports.extend(icmp::always_pass(*family).iter().map(|(kind, number)| accept(*number).commented(words(*kind))));
+        ports.extend(icmp::always_pass(*family).iter().map(|kind| {
+            let of_kind = Match::IcmpKind { family: *family, number: kind.number(*family) };
+            Rule::new([of_kind], Verdict::Accept).commented(words(*kind))
+        }));
     }
     ports.push(Rule::new([], Verdict::Reject).commented("not a port of a Service"));
     let base = Base { kind: BaseKind::Filter, hook: Hook::Input, priority: PRIORITY };
@@ -141,7 +143,9 @@ fn words(kind: Kind) -> &'static str {
         | Kind::ListenerQuery
         | Kind::ListenerReport
         | Kind::ListenerDone
-        | Kind::ListenerReportV2 => kind.name(),
+        | Kind::ListenerReportV2
+        | Kind::RouterAdvertisement
+        | Kind::Redirect => kind.name(),
     }
 }
 

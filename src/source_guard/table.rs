@@ -68,7 +68,7 @@ use crate::kernel::nftables::{
     Statement, Verdict,
 };
 use crate::model::{AttachmentId, LinkAddress};
-use crate::net::Family;
+use crate::net::{Family, icmp};
 
 /// The tables, one each of the families `bridge`, `inet` and `arp`.
 pub const TABLE: &str = "sluice_sources";
@@ -147,12 +147,6 @@ const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-
-/// Types of ICMPv6 messages (RFC 4861 4): router advertisement, neighbour solicitation, neighbour advertisement, redirect.
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
 
 /// Returns the contents of the tables for these ports, nothing without any. Which bridges that concerns is known from the host's links alone.
 /// `is_on_bridge`: false for a port that is known to be on no bridge.
@@ -280,10 +274,10 @@ fn from_pod() -> Vec<Rule> {
 fn from_pod_6() -> Vec<Rule> {
     let unspecified = within(FrameField::Source(Family::V6), Ipv6Addr::UNSPECIFIED, 128);
     vec![
-        refused([Match::NeighborMessage(ROUTER_ADVERTISEMENT)], WRONG_TARGET),
-        refused([Match::NeighborMessage(REDIRECT)], WRONG_TARGET),
-        Rule::new([Match::NeighborMessage(ADVERTISEMENT)], Verdict::Jump(TARGET_6.into())),
-        Rule::new([Match::NeighborMessage(SOLICITATION), unspecified], Verdict::Jump(TARGET_6.into())),
+        refused([is_message(icmp::Kind::RouterAdvertisement)], WRONG_TARGET),
+        refused([is_message(icmp::Kind::Redirect)], WRONG_TARGET),
+        Rule::new([is_message(icmp::Kind::NeighbourAdvertisement)], Verdict::Jump(TARGET_6.into())),
+        Rule::new([is_message(icmp::Kind::NeighbourSolicitation), unspecified], Verdict::Jump(TARGET_6.into())),
         Rule::new([is_own(FrameField::Source(Family::V6))], Verdict::Accept),
         Rule::new([link_local(FrameField::Source(Family::V6))], Verdict::Accept),
         refused([], WRONG_IPV6),
@@ -297,6 +291,11 @@ fn target_6() -> Vec<Rule> {
         Rule::new([link_local(FrameField::NeighborTarget)], Verdict::Return),
         refused([], WRONG_TARGET),
     ]
+}
+
+/// The packet is a message of neighbour discovery of this kind.
+fn is_message(kind: icmp::Kind) -> Match {
+    Match::NeighborMessage(kind.number(Family::V6))
 }
 
 fn of_type(number: u16) -> Match {

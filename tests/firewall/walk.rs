@@ -816,7 +816,8 @@ impl<'r> Walk<'r> {
             self.config.default_deny && in_range && !is_known(address)
         };
         if let Traffic::Icmp { kind } = packet.traffic
-            && icmp::always_pass(Family::from(packet.source)).iter().any(|(_, number)| *number == kind)
+            && let family = Family::from(packet.source)
+            && icmp::always_pass(family).iter().any(|one| one.number(family) == kind)
             && (is_known(packet.source) || is_known(packet.destination))
             && !(link_local::refuses(packet) && link_local::is_closed(rules))
             && !(multicast::refuses(packet) && multicast::is_closed(rules))

@@ -220,8 +220,8 @@ fn common(family: Family, ends_connections: bool) -> Rules {
     let mut rules: Vec<Rule> = ends_connections.then(|| ended(family)).into_iter().collect();
     let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
     rules.push(Rule::new([comment("rule for stateful firewall for pod"), established], Verdict::Accept));
-    rules.extend(icmp::always_pass(family).iter().map(|(kind, number)| {
-        Rule::of_icmp(family, *number, comment(&format!("allow icmp {}", kind.name())), Verdict::Accept)
+    rules.extend(icmp::always_pass(family).iter().map(|kind| {
+        Rule::of_icmp(family, kind.number(family), comment(&format!("allow icmp {}", kind.name())), Verdict::Accept)
     }));
     Rules(rules)
 }

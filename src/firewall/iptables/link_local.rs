@@ -42,9 +42,9 @@ pub fn rules(bridges: &[CompactString]) -> (Piece, Option<Rules>) {
     let established = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
     let said = comment("rule for stateful firewall for link-local traffic");
     let mut rules = vec![Rule::new([said, established], Verdict::Return)];
-    rules.extend(icmp::OF_LINKS.iter().map(|(kind, number)| {
+    rules.extend(icmp::OF_LINKS.iter().map(|kind| {
         let said = comment(&format!("allow icmp {}", kind.name()));
-        Rule::of_icmp(Family::V6, *number, said, Verdict::Return)
+        Rule::of_icmp(Family::V6, kind.number(Family::V6), said, Verdict::Return)
     }));
     let said = comment("drop link-local traffic of pods");
     let from = |range| Match::Source { range, negated: false };

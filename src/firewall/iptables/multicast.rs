@@ -58,8 +58,9 @@ pub fn rules(bridges: &[CompactString], family: Family) -> (Piece, Option<Rules>
         )],
         Family::V6 => icmp::OF_LINKS
             .iter()
-            .map(|(kind, number)| {
-                Rule::of_icmp(family, *number, comment(&format!("allow icmp {}", kind.name())), Verdict::Return)
+            .map(|kind| {
+                let said = comment(&format!("allow icmp {}", kind.name()));
+                Rule::of_icmp(family, kind.number(family), said, Verdict::Return)
             })
             .collect(),
     };

@@ -74,8 +74,8 @@ impl BaseChainInputs<'_> {
         for family in self.enabled() {
             self.lower_sets(family, &mut lowered);
             let always = icmp::always_pass(family).iter();
-            let rules = always.map(|(kind, number)| {
-                let of_kind = Match::IcmpKind { family, number: *number };
+            let rules = always.map(|kind| {
+                let of_kind = Match::IcmpKind { family, number: kind.number(family) };
                 Rule::new([of_kind], Verdict::Accept).commented(kind.name())
             });
             lowered.chain(names::icmp(family), rules.collect());
@@ -312,8 +312,8 @@ fn multicast() -> Vec<Rule> {
 
 /// Returns the rules that let pass what a link needs.
 fn of_links() -> impl Iterator<Item = Rule> {
-    icmp::OF_LINKS.iter().map(|(kind, number)| {
-        let of_kind = Match::IcmpKind { family: Family::V6, number: *number };
+    icmp::OF_LINKS.iter().map(|kind| {
+        let of_kind = Match::IcmpKind { family: Family::V6, number: kind.number(Family::V6) };
         Rule::new([of_kind], Verdict::Return).commented(kind.name())
     })
 }
