@@ -18,8 +18,9 @@ use sluice::firewall::backend::Backend;
 use sluice::firewall::frames::{self, FrameTable};
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
+use sluice::firewall::nftables::desired;
 use sluice::firewall::nftables::lowering::Lowering;
-use sluice::firewall::nftables::{desired, names};
+use sluice::firewall::nftables::names::{self, ChainKind};
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
@@ -687,7 +688,9 @@ fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken()
             table
         };
         let before = start(&mut Random::new(1), None);
-        assert!(before.keys().any(|object| matches!(object, Object::Chain(name) if names::is_kept(name))));
+        let is_kept =
+            |object: &Object| matches!(object, Object::Chain(name) if names::kind(name) == Some(ChainKind::Kept));
+        assert!(before.keys().any(is_kept));
         let passed = |table: &Contents| [denied, more, free].map(|packet| passes(table, Hook::Forward, &packet));
         assert_eq!(passed(&before), [false, false, true]);
         let of_policies = |object: &Object| {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use sluice::firewall::multicast;
 use sluice::firewall::nftables::desired::Desired;
 use sluice::firewall::nftables::lowering::Lowering;
-use sluice::firewall::nftables::names;
+use sluice::firewall::nftables::names::{self, ChainKind};
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
@@ -215,7 +215,7 @@ fn many_peers_are_one_set_and_mean_the_same() {
             // Of an address that several pods claim, which lasts for moments.
             (Object::Chain(name), _) if name.as_str().starts_with("each_") => None,
             // Of rules in order, which are not looked up at once.
-            (Object::Chain(name), _) if names::is_tier(name) => None,
+            (Object::Chain(name), _) if names::kind(name) == Some(ChainKind::Tier) => None,
             (_, Content::Chain(chain)) if chain.base.is_none() => Some(chain.rules.len()),
             _ => None,
         });
@@ -358,7 +358,8 @@ fn the_chain_of_a_tier_does_not_grow_with_rules_in_a_row() {
         let case = Case::new().namespace("shop", "").namespace("bank", "");
         let case = case.pod("shop/web", HERE, ["10.244.0.1", "", ""]).pod("bank/web", HERE, ["10.244.0.2", "", ""]);
         let shape = shape(&of_tier(case, tier, rules(Action::Deny).chain(rules(Action::Accept)).collect()).0);
-        let its: Vec<usize> = shape.iter().filter(|(name, _)| names::is_tier(name)).map(|(_, rules)| *rules).collect();
+        let of_tier = shape.iter().filter(|(name, _)| names::kind(name) == Some(ChainKind::Tier));
+        let its: Vec<usize> = of_tier.map(|(_, rules)| *rules).collect();
         assert_eq!(its.len(), 1, "{shape:?}");
         its[0]
     };

@@ -16,7 +16,7 @@ use super::super::verdict::Verdict;
 use super::desired::Table;
 use super::kept::Kept;
 use super::lowering::Lowering;
-use super::names;
+use super::names::{self, ChainKind};
 use super::parts::Part;
 use super::refused::Refused;
 
@@ -120,7 +120,7 @@ fn concerned<'a>(addresses: &BTreeSet<IpAddr>, lowering: &'a Lowering) -> Concer
 /// Returns whether a verdict that stays judges otherwise than the desired one, and not by more than this.
 fn is_another_verdict(kept: Option<&Content>, desired: Option<&Content>) -> bool {
     let (Some(Content::Verdict(kept)), Some(desired)) = (kept, desired) else { return false };
-    let asks_both = matches!(&**kept, nftables::Verdict::Jump(to) if names::is_kept(to));
+    let asks_both = matches!(&**kept, nftables::Verdict::Jump(to) if names::kind(to) == Some(ChainKind::Kept));
     !asks_both && Content::Verdict(kept.clone()) != *desired
 }
 

@@ -19,7 +19,7 @@ use crate::net::Family;
 
 use super::super::rules::Direction;
 use super::desired::{Desired, Table, elements_of};
-use super::names::{self, FORWARD_EGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST};
+use super::names::{self, ChainKind, FORWARD_EGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST};
 
 /// Objects that stay, in the form in which they do.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -101,7 +101,9 @@ impl Kept {
     /// Keeps the verdicts of addresses that several pods claimed: one of them may only not be known. Where several still
     /// do, those of before are asked as well.
     fn keep_shared(&mut self, seen: &Table, desired: &Table) {
-        let shared = |content: Option<&Content>| target(content).filter(|chain| names::is_shared(chain)).cloned();
+        let shared = |content: Option<&Content>| {
+            target(content).filter(|chain| names::kind(chain) == Some(ChainKind::Shared)).cloned()
+        };
         for map in maps(names::admin) {
             for (element, verdict) in elements_of(seen, &map) {
                 let Some(before) = shared(Some(verdict)) else { continue };

@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 
 use crate::kernel::nftables::{Name, Object, Verdict};
-use crate::model::ObjectName;
+use crate::model::{ObjectName, Tier};
 use crate::net::{Family, Protocol};
 
 use super::super::host_endpoints::HostEndpoint;
@@ -35,13 +35,85 @@ pub const LINK_LOCAL: &str = "link_local";
 /// Filters multicast and broadcast to pods.
 pub const MULTICAST: &str = "to_many";
 
+/// How the names of objects begin, where something is decided by it or where several begin so.
+const IN: &str = "in_";
+const OUT: &str = "out_";
+const EACH: &str = "each_";
+const ADMIN: &str = "admin_";
+const BASELINE: &str = "baseline_";
+/// Of chains, and of sets that are not unions.
+const DENIED: &str = "denied_";
+const KEPT: &str = "kept_";
+const SHARED: &str = "shared_";
+const FROM: &str = "from_";
+const TO: &str = "to_";
+const SERVICES: &str = "services_";
+const SERVICES_OF: &str = "services_of_";
+const ANY_OF: &str = "any_of_";
+const ANY_DENIED_OF: &str = "any_denied_of_";
+const CLOSED: &str = "closed_";
+const ICMP: &str = "icmp";
+
+/// Purpose of a chain. Derived from its name, because a process without memory sees nothing else of a chain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ChainKind {
+    /// Those that packets meet whoever is judged: base chains and what they jump to.
+    Fixed,
+    /// Of a class of pods.
+    Class,
+    /// Asks a class or a tier on behalf of an address that several pods claim.
+    Each,
+    /// Of an address that several pods claim.
+    Shared,
+    /// Of the policies of a tier.
+    Tier,
+    /// Decides about what comes from, or goes to, some peers.
+    Peers,
+    /// Refuses what a ClusterNetworkPolicy denies.
+    Denied,
+    /// Goes on denying what policies deny that are not known.
+    Kept,
+    /// Refuses Services to the pods of an address.
+    RefusedServices,
+}
+
+/// The heads of the names of chains. None begins with another one.
+const CHAINS: [(&str, ChainKind); 13] = [
+    (IN, ChainKind::Class),
+    (OUT, ChainKind::Class),
+    (EACH, ChainKind::Each),
+    (SHARED, ChainKind::Shared),
+    (ADMIN, ChainKind::Tier),
+    (BASELINE, ChainKind::Tier),
+    (FROM, ChainKind::Peers),
+    (TO, ChainKind::Peers),
+    (DENIED, ChainKind::Denied),
+    (KEPT, ChainKind::Kept),
+    (SERVICES, ChainKind::RefusedServices),
+    (CLOSED, ChainKind::Fixed),
+    (ICMP, ChainKind::Fixed),
+];
+
+/// Returns the purpose of the chain of this name; `None` for one that is not ours.
+pub fn kind(chain: &Name) -> Option<ChainKind> {
+    match chain.as_str() {
+        FORWARD_EGRESS | INPUT_EGRESS | OUTPUT_EGRESS | FORWARD_INGRESS | OUTPUT_INGRESS | LINK_LOCAL | MULTICAST => {
+            Some(ChainKind::Fixed)
+        }
+        name => CHAINS.iter().find(|(head, _)| name.starts_with(head)).map(|(_, kind)| *kind),
+    }
+}
+
+/// The heads of the names of sets whose elements close paths, besides [`entrances`].
+const CLOSING: [&str; 3] = [SERVICES_OF, DENIED, ANY_DENIED_OF];
+
 /// Number of bytes of a name that is shown of the name of an object of the API.
 const SHOWN: usize = 32;
 
 /// Returns the map that is looked up before that of isolated pods: from the address of a pod that ClusterNetworkPolicies of the Admin
 /// tier select to the chain of these, and from an address that several pods claim to the chain that asks all of them.
 pub fn admin(direction: Direction, family: Family) -> Name {
-    of_family(&format!("admin_{}", direction.name()), family)
+    of_family(&format!("{ADMIN}{}", direction.name()), family)
 }
 
 /// Returns the map from the address of a pod of this node that is isolated, or that the Baseline tier selects, to the chain that
@@ -67,24 +139,24 @@ pub fn host_endpoints(family: Family) -> Name {
 
 /// Returns the chain of a pod's address that refuses it Services.
 pub fn refused_services(address: IpAddr) -> Name {
-    format!("services_{}", address.to_string().replace(':', "-")).into()
+    format!("{SERVICES}{}", address.to_string().replace(':', "-")).into()
 }
 
 /// Returns the set of addresses and ports of the Services of a host endpoint.
 pub fn endpoint(endpoint: &HostEndpoint) -> Name {
     let HostEndpoint { address, protocol, port } = endpoint;
     let shown = address.to_string().replace(':', "-");
-    format!("services_of_{shown}_{protocol}_{port}").into()
+    format!("{SERVICES_OF}{shown}_{protocol}_{port}").into()
 }
 
 /// Returns the chain of the ICMP messages that always pass.
 pub fn icmp(family: Family) -> Name {
-    of_family("icmp", family)
+    of_family(ICMP, family)
 }
 
 /// Returns the chain that refuses unknown addresses of this node's pod CIDRs.
 pub fn closed(direction: Direction) -> Name {
-    format!("closed_{}", direction.name()).into()
+    format!("{CLOSED}{}", direction.name()).into()
 }
 
 /// Returns the chain of a class, which is also the name of its counter.
@@ -98,7 +170,7 @@ pub fn class(class: &Class) -> Name {
         [one] => plain(&one.name),
         several => format!("{}_policies", several.len()),
     };
-    format!("{}_{}_{what}_{}", short(*direction), plain(namespace), letters(joined(&words).as_bytes())).into()
+    format!("{}{}_{what}_{}", of_direction(*direction), plain(namespace), letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the maps from the addresses of pods to the chains that judge them.
@@ -117,7 +189,7 @@ pub fn is_of_base(set: &Name) -> bool {
 
 /// Returns the chain that asks a class on behalf of an address that several pods claim.
 pub fn each(class: &Class) -> Name {
-    format!("each_{}", self::class(class)).into()
+    format!("{EACH}{}", self::class(class)).into()
 }
 
 /// Returns the chain of the policies of a tier.
@@ -130,30 +202,17 @@ pub fn tier(tier: &TierPolicies) -> Name {
         [one] => plain(&one.policy),
         several => format!("{}_policies", several.len()),
     };
-    let tier = tier.name().to_lowercase();
-    format!("{tier}_{}_{what}_{}", short(*direction), letters(joined(&words).as_bytes())).into()
-}
-
-/// Returns whether a chain is that of the policies of a tier.
-pub fn is_tier(chain: &Name) -> bool {
-    let heads = ["admin_in_", "admin_out_", "baseline_in_", "baseline_out_"];
-    heads.iter().any(|head| chain.as_str().starts_with(head))
-}
-
-/// Returns whether a chain refuses what a ClusterNetworkPolicy denies.
-pub fn is_denied(chain: &Name) -> bool {
-    ["denied_in_", "denied_out_"].iter().any(|head| chain.as_str().starts_with(head))
+    let of_tier = match tier {
+        Tier::Admin => ADMIN,
+        Tier::Baseline => BASELINE,
+    };
+    format!("{of_tier}{}{what}_{}", of_direction(*direction), letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the chain that goes on denying what policies deny that are not known, and leads to `now` then. `rules`: as text.
 pub fn kept(rules: &[String], now: Option<&Name>) -> Name {
     let words: Vec<&str> = rules.iter().map(String::as_str).chain([now.map_or("", Name::as_str)]).collect();
-    format!("kept_{}", letters(joined(&words).as_bytes())).into()
-}
-
-/// Returns whether a chain is such a one.
-pub fn is_kept(chain: &Name) -> bool {
-    chain.as_str().starts_with("kept_")
+    format!("{KEPT}{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the name that those of the maps of some rules of a tier begin with.
@@ -166,7 +225,7 @@ pub fn each_tier(each: &EachTier) -> Name {
     let tier = self::tier(&each.tier);
     let behind = each.rest.as_ref().map(|rest| rest.each().0);
     let words = [tier.as_str(), behind.as_ref().map_or("", Name::as_str)];
-    format!("each_{tier}_{}", letters(joined(&words).as_bytes())).into()
+    format!("{EACH}{tier}_{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the chain that refuses what a policy denies, which is also the name of its counter.
@@ -174,27 +233,21 @@ pub fn denied(key: &ClusterPolicyKey) -> Name {
     let ClusterPolicyKey { tier, priority, policy, direction } = key;
     let priority = priority.to_string();
     let words: [&str; 5] = ["denied", tier.name(), &priority, policy, direction.name()];
-    format!("denied_{}_{}_{}", short(*direction), plain(policy), letters(joined(&words).as_bytes())).into()
+    format!("{DENIED}{}{}_{}", of_direction(*direction), plain(policy), letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the chain of an address that several pods claim which are judged in different ways.
 pub fn shared(judged: &[Judged]) -> Name {
     let names: Vec<Name> = judged.iter().filter_map(Judged::each).map(|(name, _)| name).collect();
     let words: Vec<&str> = names.iter().map(Name::as_str).collect();
-    let direction = judged.first().map_or("", |judged| short(judged.direction));
-    format!("shared_{direction}_{}", letters(joined(&words).as_bytes())).into()
-}
-
-/// Returns whether a chain is that of an address that several pods claim.
-pub fn is_shared(chain: &Name) -> bool {
-    chain.as_str().starts_with("shared_")
+    let direction = judged.first().map_or("_", |judged| of_direction(judged.direction));
+    format!("{SHARED}{direction}{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns whether an element closes paths, where most elements open some: it has an address judged, refuses a Service, or is denied.
 pub fn closes(object: &Object) -> bool {
     let Object::Element(set, _) = object else { return false };
-    let is_one_of = ["services_of_", "denied_", "any_denied_of_"].iter().any(|head| set.as_str().starts_with(head));
-    entrances().any(|map| map == *set) || is_one_of
+    entrances().any(|map| map == *set) || CLOSING.iter().any(|head| set.as_str().starts_with(head))
 }
 
 /// Returns the map of single ports of a class, or of some rules of a tier.
@@ -225,8 +278,8 @@ pub fn peers(peers: &Peers) -> Name {
     };
     let alone: Vec<String> = peers.alone.iter().map(|set| identity(set)).collect();
     let side = match peers.direction {
-        Direction::Ingress => "from",
-        Direction::Egress => "to",
+        Direction::Ingress => FROM,
+        Direction::Egress => TO,
     };
     let shown = match &*identities {
         [_] => peers.sets.first().map_or_else(String::new, |set| shown(set)),
@@ -235,7 +288,7 @@ pub fn peers(peers: &Peers) -> Name {
     let apart = if alone.is_empty() { None } else { Some("alone") };
     let sets = identities.iter().map(String::as_str).chain(denied.as_ref().map(Name::as_str));
     let words: Vec<&str> = sets.chain(apart).chain(alone.iter().map(String::as_str)).collect();
-    format!("{side}_{shown}_{}", letters(joined(&words).as_bytes())).into()
+    format!("{side}{shown}_{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns a set of the rule set in one family.
@@ -248,8 +301,8 @@ pub fn union(union: &Union, family: Family) -> Name {
     let identities: Vec<String> = union.sets.iter().map(|set| identity(set)).collect();
     let words: Vec<&str> = identities.iter().map(String::as_str).collect();
     let hash = letters(joined(&words).as_bytes());
-    let denied = if union.sets.iter().any(|set| set.closes()) { "denied_" } else { "" };
-    format!("any_{denied}of_{}_sets_{hash}_{}", words.len(), number(family)).into()
+    let head = if union.sets.iter().any(|set| set.closes()) { ANY_DENIED_OF } else { ANY_OF };
+    format!("{head}{}_sets_{hash}_{}", words.len(), number(family)).into()
 }
 
 /// Returns what a set holds, for readers.
@@ -264,7 +317,7 @@ fn shown(key: &SetKey) -> String {
             let here = if *pods == PortOwners::Local { "here_" } else { "" };
             format!("port_{here}{}_{protocol}", plain(name))
         }
-        SetKey::Denied(set) => format!("denied_{}", shown(set)),
+        SetKey::Denied(set) => format!("{DENIED}{}", shown(set)),
     }
 }
 
@@ -275,10 +328,10 @@ pub fn policies(class: &Class) -> String {
     names.chain(annotation).collect::<Vec<_>>().join(", ")
 }
 
-fn short(direction: Direction) -> &'static str {
+fn of_direction(direction: Direction) -> &'static str {
     match direction {
-        Direction::Ingress => "in",
-        Direction::Egress => "out",
+        Direction::Ingress => IN,
+        Direction::Egress => OUT,
     }
 }
 
@@ -301,53 +354,125 @@ fn number(family: Family) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::super::given::{object, selector};
     use super::super::super::rules::Selection;
+    use super::super::tiers::Rest;
     use super::*;
-    use crate::model::Tier;
+    use crate::kernel::nftables::Key;
 
     fn class_of(policies: &[&str], by_namespace: bool) -> Class {
         let policies = policies.iter().map(|name| object(name)).collect();
         Class { direction: Direction::Ingress, namespace: "shop".into(), policies, by_namespace }
     }
 
-    fn head(name: &Name) -> &str {
+    fn key_of(tier: Tier, direction: Direction) -> ClusterPolicyKey {
+        ClusterPolicyKey { tier, priority: 1, policy: "guard".into(), direction }
+    }
+
+    fn tier_of(keys: &[ClusterPolicyKey]) -> TierPolicies {
+        let first = keys.first().expect("a policy");
+        TierPolicies { tier: first.tier, direction: first.direction, policies: keys.into() }
+    }
+
+    fn pods_of(namespace: &str) -> SetKey {
+        SetKey::Pods(Selection { namespaces: Scope::Named(namespace.into()), pods: selector("app=web") })
+    }
+
+    fn without_hash(name: &Name) -> &str {
         name.as_str().rsplit_once('_').expect("a hash").0
     }
 
     #[test]
     fn a_class_is_called_by_its_policies() {
-        assert_eq!(head(&class(&class_of(&["shop/db"], false))), "in_shop_db");
-        assert_eq!(head(&class(&class_of(&["shop/a", "shop/b"], false))), "in_shop_2_policies");
-        assert_eq!(head(&class(&class_of(&[], true))), "in_shop_annotation");
+        assert_eq!(without_hash(&class(&class_of(&["shop/db"], false))), "in_shop_db");
+        assert_eq!(without_hash(&class(&class_of(&["shop/a", "shop/b"], false))), "in_shop_2_policies");
+        assert_eq!(without_hash(&class(&class_of(&[], true))), "in_shop_annotation");
         assert_ne!(class(&class_of(&["shop/a"], true)), class(&class_of(&["shop/a"], false)));
         assert_ne!(class(&class_of(&["shop/a", "shop/bc"], false)), class(&class_of(&["shop/ab", "shop/c"], false)));
     }
 
     #[test]
-    fn no_namespace_makes_a_class_look_like_a_tier_or_a_shared_address() {
-        for namespace in ["admin", "baseline", "shared", "in", "denied"] {
-            let class_of = Class { namespace: namespace.into(), ..class_of(&["shop/in"], false) };
-            let chain = class(&class_of);
-            assert!(!is_tier(&chain) && !is_shared(&chain), "{chain}");
+    fn objects_of_a_tier_are_called_by_their_policies() {
+        let key = |priority| ClusterPolicyKey { priority, ..key_of(Tier::Admin, Direction::Egress) };
+        assert_eq!(without_hash(&tier(&tier_of(&[key(1)]))), "admin_out_guard");
+        assert_eq!(without_hash(&denied(&key(1))), "denied_out_guard");
+        assert_ne!(tier(&tier_of(&[key(1)])), tier(&tier_of(&[key(2)])), "each has objects of its own");
+    }
+
+    #[test]
+    fn the_purpose_of_a_chain_follows_from_its_name() {
+        for direction in Direction::BOTH {
+            for namespace in ["shop", "admin", "baseline", "shared", "in", "denied", "kept"] {
+                let class_of = Class { namespace: namespace.into(), direction, ..class_of(&["shop/in"], false) };
+                assert_eq!(kind(&class(&class_of)), Some(ChainKind::Class), "{}", class(&class_of));
+                assert_eq!(kind(&each(&class_of)), Some(ChainKind::Each), "{}", each(&class_of));
+            }
+            for of_tier in [Tier::Admin, Tier::Baseline] {
+                let key = key_of(of_tier, direction);
+                let policies = Arc::new(tier_of(std::slice::from_ref(&key)));
+                let judged = Judged { direction, admin: None, rest: Some(Rest::Baseline(policies.clone())) };
+                let each_of = EachTier { tier: policies.clone(), rest: None };
+                let (sets, outcome) = ([Arc::new(pods_of("shop"))].into(), Outcome::Deny(key.clone()));
+                let of_peers = Peers { direction, sets, alone: [].into(), outcome };
+                for (chain, expected) in [
+                    (tier(&policies), ChainKind::Tier),
+                    (denied(&key), ChainKind::Denied),
+                    (kept(&["rule".to_owned()], Some(&tier(&policies))), ChainKind::Kept),
+                    (shared(&[judged.clone(), judged]), ChainKind::Shared),
+                    (each_tier(&each_of), ChainKind::Each),
+                    (peers(&of_peers), ChainKind::Peers),
+                ] {
+                    assert_eq!(kind(&chain), Some(expected), "{chain}");
+                }
+            }
+            assert_eq!(kind(&closed(direction)), Some(ChainKind::Fixed));
         }
-        let key = |priority| ClusterPolicyKey {
-            tier: Tier::Admin,
-            priority,
-            policy: "guard".into(),
-            direction: Direction::Egress,
-        };
-        let of = |policies: &[ClusterPolicyKey]| TierPolicies {
-            tier: Tier::Admin,
-            direction: Direction::Egress,
-            policies: policies.into(),
-        };
-        assert_eq!(head(&tier(&of(&[key(1)]))), "admin_out_guard");
-        assert_eq!(head(&denied(&key(1))), "denied_out_guard");
-        assert_ne!(tier(&of(&[key(1)])), tier(&of(&[key(2)])), "each has objects of its own");
-        assert!(is_tier(&tier(&of(&[key(1)]))));
-        let judged = Judged { direction: Direction::Egress, admin: Some(of(&[key(1)]).into()), rest: None };
-        assert!(is_shared(&shared(&[judged])));
+        for address in ["10.244.1.7", "fd00:10:244::7"] {
+            let chain = refused_services(address.parse().expect("an address"));
+            assert_eq!(kind(&chain), Some(ChainKind::RefusedServices), "{chain}");
+        }
+        let bases = [FORWARD_EGRESS, INPUT_EGRESS, OUTPUT_EGRESS, FORWARD_INGRESS, OUTPUT_INGRESS];
+        let fixed = bases.into_iter().chain([LINK_LOCAL, MULTICAST]).map(Name::from);
+        for chain in fixed.chain(Family::BOTH.map(icmp)) {
+            assert_eq!(kind(&chain), Some(ChainKind::Fixed), "{chain}");
+        }
+        assert_eq!(kind(&"strange".into()), None);
+        for (head, _) in CHAINS {
+            let others = CHAINS.iter().filter(|(other, _)| *other != head);
+            assert!(others.clone().all(|(other, _)| !head.starts_with(other)), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_set_whose_elements_close_paths_is_found_by_its_name() {
+        let element =
+            |set: &Name| Object::Element(set.clone(), Key::Address("10.244.1.7".parse().expect("an address")));
+        let port = SetKey::NamedPort { pods: PortOwners::Local, name: "http".into(), protocol: Protocol::Tcp };
+        for family in Family::BOTH {
+            let opening = [pods_of("denied"), port.clone()];
+            let closing = opening.clone().map(|key| SetKey::Denied(key.into()));
+            for key in opening.into_iter().chain(closing).chain([SetKey::Blocks([].into())]) {
+                let union_of = Union { sets: [Arc::new(key.clone()), Arc::new(pods_of("shop"))].into() };
+                for set in [set(&key, family), union(&union_of, family)] {
+                    assert_eq!(closes(&element(&set)), key.closes(), "{set}");
+                }
+            }
+            let address = if family == Family::V4 { "192.0.2.11" } else { "2001:db8::11" };
+            let address = address.parse().expect("an address");
+            let services = endpoint(&HostEndpoint { address, protocol: Protocol::Tcp, port: 6443 });
+            let maps = Direction::BOTH.into_iter().flat_map(|one| [admin(one, family), isolated(one, family)]);
+            for set in maps.chain([host_endpoints(family), services]) {
+                assert!(closes(&element(&set)), "{set}");
+            }
+            for set in [to_itself(family), pods(family)] {
+                assert!(!closes(&element(&set)), "{set}");
+            }
+        }
+        let class = class(&class_of(&["shop/db"], false));
+        assert!(!closes(&element(&ports(&class))) && !closes(&element(&ranges(&class, Protocol::Tcp))));
+        assert!(!closes(&Object::Set(host_endpoints(Family::V4))), "a set alone closes nothing");
     }
 
     #[test]

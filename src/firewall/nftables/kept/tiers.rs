@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, Verdict};
 
 use super::super::desired::{Lost, Table, elements_of};
-use super::super::names;
+use super::super::names::{self, ChainKind};
 use super::super::refused::is_closed;
 use super::{Kept, maps, named, target};
 
@@ -55,17 +55,16 @@ impl Kept {
         let View { lost, seen, desired } = view;
         for (element, verdict) in elements_of(seen, map) {
             let (Some(before), now) = (target(Some(verdict)), target(desired.get(element))) else { continue };
-            let is_of_tier = names::is_tier(before) || names::is_kept(before);
-            let is_unjudged = now.is_none_or(names::is_tier);
+            let is_unjudged = now.is_none_or(|now| names::kind(now) == Some(ChainKind::Tier));
             let concerns = match lost {
                 Some(lost) => is_pod(element, lost),
                 // Without a desired verdict the former one stays as it is.
-                None => now.is_some_and(|now| now != before && !names::is_shared(now)),
+                None => now.is_some_and(|now| now != before && names::kind(now) != Some(ChainKind::Shared)),
             };
             if !concerns || behind && !is_unjudged {
                 continue;
             }
-            if lost.is_none() && !is_of_tier {
+            if lost.is_none() && !is_of_tier(before) {
                 // An isolated pod stays isolated, where the Baseline tier would judge it otherwise.
                 if behind {
                     self.0.insert(element.clone(), verdict.clone());
@@ -88,7 +87,7 @@ impl Kept {
             _ => BTreeSet::new(),
         };
         let is_lost = |object: &Object| match object {
-            Object::Chain(chain) if names::is_denied(chain) => match lost {
+            Object::Chain(chain) if names::kind(chain) == Some(ChainKind::Denied) => match lost {
                 Some(lost) => lost.chains.holds(chain.as_str()) && !desired.contains_key(object),
                 None => !known.contains(object),
             },
@@ -96,7 +95,7 @@ impl Kept {
         };
         // The chain of a tier that was closed in place of what the kernel refused may have denied anything; that of a class denied
         // nothing by ClusterNetworkPolicies.
-        let was_closed = now != Some(before) && (names::is_tier(before) || names::is_kept(before));
+        let was_closed = now != Some(before) && is_of_tier(before);
         let denying: Vec<(&Rule, BTreeSet<Object>)> = asked(before, seen)
             .into_iter()
             .map(|rule| (rule, reached(leads_to(rule), seen)))
@@ -149,11 +148,16 @@ fn asked<'a>(chain: &'a Name, table: &'a Table) -> Vec<&'a Rule> {
 
 /// Returns the chain with which every packet goes on that meets a rule, where that is a whole chain of an address.
 fn goes_on(rule: &Rule) -> Option<&Name> {
-    let is_whole = |chain: &&Name| names::is_tier(chain) || names::is_kept(chain) || names::is_shared(chain);
+    let is_whole = |chain: &&Name| is_of_tier(chain) || names::kind(chain) == Some(ChainKind::Shared);
     match rule.verdict() {
         Some(Verdict::Goto(to)) if rule.matches().is_empty() => Some(to).filter(is_whole),
         _ => None,
     }
+}
+
+/// Returns whether a chain is that of a tier, or asks one behind what is kept.
+fn is_of_tier(chain: &Name) -> bool {
+    matches!(names::kind(chain), Some(ChainKind::Tier | ChainKind::Kept))
 }
 
 /// Returns whether an element is about the address of a pod of this node.
@@ -274,6 +278,10 @@ mod tests {
         }
     }
 
+    fn is_denied(chain: &Name) -> bool {
+        names::kind(chain) == Some(ChainKind::Denied)
+    }
+
     /// The policies whose denials the chain of `db` leads to, by the first letters of their names, as it is kept.
     fn denied(tier: Tier, table: &Table) -> Vec<String> {
         let mut found = Vec::new();
@@ -281,7 +289,7 @@ mod tests {
             let key = Key::Address(address.parse().expect("an address"));
             let all = reached([Object::Element(map(tier, family), key)], table);
             let chains = all.iter().filter_map(|object| match object {
-                Object::Chain(chain) if names::is_denied(chain) && table.contains_key(object) => {
+                Object::Chain(chain) if is_denied(chain) && table.contains_key(object) => {
                     chain.as_str().split('_').nth(2).map(str::to_owned)
                 }
                 _ => None,
@@ -361,7 +369,7 @@ mod tests {
             Match::State { .. } => false,
             other => panic!("{other:?}"),
         };
-        if names::is_denied(chain) {
+        if is_denied(chain) {
             return Some(chain.clone());
         }
         for rule in found.rules.iter().filter(|rule| rule.matches().iter().all(holds)) {
