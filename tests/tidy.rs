@@ -29,7 +29,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("reconcile", &["observe", "packed"]),
     ("kernel", &["net", "reconcile"]),
     ("k8s", &["net", "model", "observe"]),
-    // The loop that the three below share.
+    // The loop that service proxy, firewall, source guard and router share.
     ("subsystem", &["model", "kernel", "reconcile", "observe"]),
     ("proxy", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),

@@ -58,7 +58,8 @@ pub trait Log: Send {
 /// The group to which rules log refused packets: kube-router's.
 pub const LOG_GROUP: u16 = 100;
 
-/// The network namespace of the thread that asks first. Its socket stays open: the kernel lets rules wait while it closes one.
+/// The network namespace of the thread that asks first. Its socket stays open: the kernel lets rules wait while it closes one. Threads take
+/// turns with it, for as long as the kernel answers; the firewall's loop lists and marks nothing itself, so it never waits for them.
 #[derive(Default)]
 pub struct Kernel(Mutex<Option<Socket>>);
 

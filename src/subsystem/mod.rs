@@ -1,4 +1,4 @@
-//! Common to all subsystems (service proxy, firewall, router): newest World → plan → kernel, in one loop.
+//! Common to all subsystems (service proxy, firewall, source guard, router): newest World → plan → kernel, in one loop.
 //!
 //! - [`kinds!`] declares which kinds of kernel objects a subsystem keeps ([`Kinds`]);
 //! - [`Subsystem`] is the loop's interface to it: its desired state, and what only it knows;

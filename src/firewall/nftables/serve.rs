@@ -50,7 +50,9 @@ impl Dropped for Counters {
     }
 
     fn sums(&mut self) -> &BTreeMap<Owner, u64> {
-        self.drops.forget_others(&self.owners.borrow());
+        // Copied: the firewall's loop waits while they are borrowed.
+        let owners = self.owners.borrow().clone();
+        self.drops.forget_others(&owners);
         self.drops.sums()
     }
 }
