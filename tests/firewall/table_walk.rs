@@ -629,6 +629,10 @@ fn a_kernel_that_cannot_reject_drops() {
     });
 }
 
+fn is_kept_chain(object: &Object) -> bool {
+    matches!(object, Object::Chain(name) if names::kind(name) == Some(ChainKind::Kept))
+}
+
 /// Objects kept for policies that cannot be read may need something that the kernel refuses, as desired ones may.
 #[test]
 fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken() {
@@ -688,9 +692,7 @@ fn what_the_kernel_refuses_of_kept_denials_closes_their_pods_until_it_is_taken()
             table
         };
         let before = start(&mut Random::new(1), None);
-        let is_kept =
-            |object: &Object| matches!(object, Object::Chain(name) if names::kind(name) == Some(ChainKind::Kept));
-        assert!(before.keys().any(is_kept));
+        assert!(before.keys().any(is_kept_chain));
         let passed = |table: &Contents| [denied, more, free].map(|packet| passes(table, Hook::Forward, &packet));
         assert_eq!(passed(&before), [false, false, true]);
         let of_policies = |object: &Object| {
