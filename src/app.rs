@@ -65,7 +65,7 @@ use crate::status;
 use crate::status::serve::Facts;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
-use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ROUTER, RouterChannels, Running};
+use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
 
 mod pod_tunnels;
 mod subsystems;
@@ -124,7 +124,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (guard, guard_calls) = mpsc::channel(STARTING);
     let (pods, announced) = mpsc::channel(STARTING);
     let pod_tunnels = pod_tunnels::settings(&config);
-    let (attaching, starting) = start_cni(&config, &registry, &health, (guard, pods))?;
+    let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
     let told = ToldToCluster { reports, problems, world: world.clone() };
     let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
     let inputs = world::Inputs {
@@ -150,9 +150,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
-        let router = RouterChannels { believed, served: served_out };
         running.extend(common.start_pod_tunnels(pod_tunnels, announced, problems_out.of_pods.clone())?);
-        running.push(common.start_proxy(settings, inputs, (router, problems_out), &mut answerers).await?);
+        let channels = ProxyChannels { believed, served: served_out, problems: problems_out };
+        running.push(common.start_proxy(settings, inputs, channels, &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
@@ -164,7 +164,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
-        let context = router_context(&common, (report, access), (served, believed_out), outages.nodes_are_read())?;
+        let channels = RouterChannels { report, access, served, believed: believed_out };
+        let context = router_context(&common, channels, outages.nodes_are_read())?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
@@ -205,14 +206,25 @@ fn facts(config: &Config, started: Instant) -> Facts {
     }
 }
 
-/// Returns what the router has besides the inputs of every subsystem: where it tells, the way from the service proxy and back to it, and
-/// whether nodes can be read.
+/// Channels of the router, from and to the rest of the program.
+struct RouterChannels {
+    /// How pod networking stands on this node, for the cluster.
+    report: watch::Sender<Report>,
+    /// How clients of GoBGP reach the speaker.
+    access: watch::Sender<Option<bgp::driver::Access>>,
+    /// Whether the service proxy's first sync is done.
+    served: watch::Receiver<bool>,
+    /// The service addresses that neighbours may still believe in, for the service proxy.
+    believed: watch::Sender<Table<IpAddr, ()>>,
+}
+
+/// Returns what the router has besides the inputs of every subsystem. `nodes_are_read`: whether nodes can be read.
 fn router_context(
     common: &Common,
-    (report, access): (watch::Sender<Report>, watch::Sender<Option<bgp::driver::Access>>),
-    (served, believed): (watch::Receiver<bool>, watch::Sender<Table<IpAddr, ()>>),
+    channels: RouterChannels,
     nodes_are_read: watch::Receiver<bool>,
 ) -> anyhow::Result<router::driver::RouterContext> {
+    let RouterChannels { report, access, served, believed } = channels;
     Ok(router::driver::RouterContext {
         speaker_pulse: speaker_pulse(common),
         report,
@@ -385,7 +397,8 @@ fn start_cni(
     config: &Config,
     registry: &Registry,
     health: &Health,
-    (guard, pods): (mpsc::Sender<GuardCall>, mpsc::Sender<Announced>),
+    guard: mpsc::Sender<GuardCall>,
+    pods: mpsc::Sender<Announced>,
 ) -> anyhow::Result<(Option<Attaching>, mpsc::Receiver<StartingPod>)> {
     let (starting, to_firewall) = mpsc::channel(STARTING);
     let Some(socket) = config.cni_socket.as_deref() else {

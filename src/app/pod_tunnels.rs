@@ -63,7 +63,7 @@ impl Common {
         let inputs = driver::Inputs { sockets, wanted, announced, standing, note, metrics };
         let thread = driver::spawn(inputs, self.stop.clone())?;
         let joined = Joined { pods: LocalPods::new(proxy, families), known: NodePods::default() };
-        tokio::spawn(follow(joined, self.world.clone(), (wanted_out, standing_in), problems));
+        tokio::spawn(follow(joined, self.world.clone(), wanted_out, standing_in, problems));
         Ok(Some(Running { name: "tunnels in pods", thread }))
     }
 }
@@ -72,7 +72,8 @@ impl Common {
 async fn follow(
     mut joined: Joined,
     mut world: watch::Receiver<World>,
-    (wanted, mut standing): (watch::Sender<Arc<Wanted>>, watch::Receiver<Arc<Standing>>),
+    wanted: watch::Sender<Arc<Wanted>>,
+    mut standing: watch::Receiver<Arc<Standing>>,
     problems: watch::Sender<ServiceProblems>,
 ) {
     let mut is_told = true;

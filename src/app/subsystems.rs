@@ -62,12 +62,13 @@ pub struct ProblemsOut {
     pub of_objects: watch::Receiver<ServiceProblems>,
 }
 
-/// Channels between the service proxy and the router.
-pub struct RouterChannels {
-    /// The service addresses that neighbours may still believe in.
+/// Channels of the service proxy, from and to the rest of the program.
+pub struct ProxyChannels {
+    /// The service addresses that neighbours may still believe in, from the router.
     pub believed: watch::Receiver<Table<IpAddr, ()>>,
-    /// Told when the proxy's first sync is done.
+    /// Told when the proxy's first sync is done; the router waits for it.
     pub served: watch::Sender<bool>,
+    pub problems: ProblemsOut,
 }
 
 /// A subsystem on its thread.
@@ -85,10 +86,10 @@ impl Common {
         &self,
         config: ProxyConfig,
         inputs: Inputs,
-        (router, problems): (RouterChannels, ProblemsOut),
+        channels: ProxyChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
-        let RouterChannels { believed, served } = router;
+        let ProxyChannels { believed, served, problems } = channels;
         let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
         let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);

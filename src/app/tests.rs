@@ -60,7 +60,7 @@ async fn a_start_without_the_cni_plugin_forgets_what_was_announced_to_an_earlier
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let started =
-            start_cni(&config, &Registry::new("1", "1"), &Health::default(), (mpsc::channel(1).0, mpsc::channel(1).0))
+            start_cni(&config, &Registry::new("1", "1"), &Health::default(), mpsc::channel(1).0, mpsc::channel(1).0)
                 .expect("it starts");
         assert_eq!((started.0.is_some(), path("attachments.json").exists()), (stays, stays), "{flag}");
     }

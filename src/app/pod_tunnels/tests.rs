@@ -126,7 +126,7 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     let (wanted, mut wanted_in) = watch::channel(Arc::default());
     let (standing, standing_in) = watch::channel(Arc::default());
     let (problems, mut problems_in) = watch::channel(ServiceProblems::default());
-    let following = tokio::spawn(follow(joined(), world_in, (wanted, standing_in), problems));
+    let following = tokio::spawn(follow(joined(), world_in, wanted, standing_in, problems));
     world_out.send_replace(world(true));
     wanted_in.changed().await.expect("it is told");
     assert_eq!(wanted_in.borrow().tunnels.len(), 1);
