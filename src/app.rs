@@ -316,7 +316,7 @@ fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Rec
     Ok((pod_ranges, monitor::start(watched)?))
 }
 
-/// What an API server is told of.
+/// Sources of what the API server is told.
 struct ToldToCluster {
     reports: watch::Receiver<Report>,
     /// From all who find problems of Services.

@@ -60,7 +60,7 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
     text.map(|text| Answered { text, exit_code: 0 })
 }
 
-/// What is printed, and how the program ends.
+/// Text to print, and how the program ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answered {
     pub text: String,

@@ -105,6 +105,9 @@ const EFFECT_WORDS: [&str; 16] = [
     "RandomState",
 ];
 
+/// A docstring that begins so hides what it is about.
+const FORBIDDEN_DOCSTRINGS: [&str; 2] = ["What ", "Takes in "];
+
 const FORBIDDEN_FILES: [&str; 9] =
     ["util", "utils", "common", "manager", "helper", "helpers", "misc", "types", "shared"];
 const FORBIDDEN_ENDS: [&str; 6] = ["Manager", "Helper", "Handler", "Controller", "Info", "Util"];
@@ -347,6 +350,28 @@ fn names_say_something() {
         }
     }
     none(offences);
+}
+
+#[test]
+fn docstrings_begin_with_what_they_are_about() {
+    let mut offences = Vec::new();
+    for source in sources("src") {
+        let begins_badly = |text: &str| FORBIDDEN_DOCSTRINGS.iter().any(|word| text.starts_with(word));
+        let found = docstrings(&source.text).into_iter().filter(|(_, text)| begins_badly(text));
+        offences.extend(found.map(|(number, text)| format!("{}:{number}: {text}", source.path)));
+    }
+    none(offences);
+}
+
+/// The first line of each docstring of an item, with its number.
+fn docstrings(text: &str) -> Vec<(usize, &str)> {
+    let (mut found, mut is_inside) = (Vec::new(), false);
+    for (index, line) in text.lines().enumerate() {
+        let words = line.trim_start().strip_prefix("///").map(str::trim);
+        found.extend(words.filter(|_| !is_inside).map(|words| (index + 1, words)));
+        is_inside = words.is_some();
+    }
+    found
 }
 
 #[test]
@@ -691,6 +716,13 @@ mod rules_bite {
     fn tests_at_the_end_of_a_file_do_not_count() {
         let text = "//! A\nfn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}\n";
         assert_eq!(without_tests(text).count(), 2);
+    }
+
+    #[test]
+    fn only_the_first_line_of_a_docstring_begins_it() {
+        let text =
+            "//! What is here.\n/// A thing.\n/// What it does.\nstruct A {\n    /// What b is.\n    b: u8,\n}\n";
+        assert_eq!(docstrings(text), [(2, "A thing."), (5, "What b is.")]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::pod_tunnels::metrics::Metrics;
 use crate::pod_tunnels::places::{Announced, KnownPod, KnownPods};
 use crate::proxy::dsr::local_pods::LocalPods;
 
-/// What the pods' side needs of the configuration.
+/// The part of the configuration that the pods' side needs.
 pub struct Settings {
     proxy: Arc<ProxyConfig>,
     families: PerFamily<bool>,
@@ -97,7 +97,7 @@ async fn follow(
     }
 }
 
-/// What the World says of the pods of this node.
+/// The pods of this node, as the World knows them.
 struct Joined {
     pods: LocalPods,
     known: NodePods,

@@ -58,7 +58,7 @@ pub struct ProblemsOut {
     pub listening: watch::Sender<ServiceProblems>,
     /// Of the tunnels in pods, which the service proxy tells who asks.
     pub of_pods: watch::Sender<ServiceProblems>,
-    /// What is wrong with the objects themselves, which the service proxy tells who asks.
+    /// Faults of the objects themselves, which the service proxy tells who asks.
     pub of_objects: watch::Receiver<ServiceProblems>,
 }
 

@@ -19,7 +19,7 @@ pub const SUBSYSTEMS: [(&str, &str); 4] = [
 #[derive(Debug)]
 pub struct Audited {
     pub before: Vec<Subsystem>,
-    /// What still differs after a repair; `None` where none was asked for.
+    /// Differences that remain after a repair; `None` where none was asked for.
     pub after: Option<Vec<Subsystem>>,
 }
 
@@ -145,7 +145,7 @@ fn objects(subsystems: &[Subsystem]) -> BTreeSet<(&str, &String, &String)> {
     kinds(subsystems).flat_map(of_kind).collect()
 }
 
-/// What came of a difference by a repair.
+/// Outcome of the repair of a difference.
 enum Outcome {
     Repaired,
     /// Nobody has tried, or somebody else has done it again.

@@ -20,9 +20,9 @@ pub enum Ask {
     PolicyDiff { file: PathBuf, delete: bool, output: Output, socket: PathBuf },
     /// Which packets are refused, for a moment or, with `follow`, on and on.
     PolicyDrops { follow: bool, output: Output, socket: PathBuf },
-    /// What Services want and what the kernel has of it; without a word all of them. The word is the user's.
+    /// Desired and actual state of Services. `what`: the user's word; all of them if it is empty.
     Services { what: String, output: Output, socket: PathBuf },
-    /// What differs between the kernel and what is to be in place. `repair`: and that it be put back.
+    /// Differences between the kernel and the desired state. `repair`: repairs them first.
     Audit { repair: bool, output: Output, socket: PathBuf },
     /// How the node stands. `wait`: until it is ready, for so long at most.
     Status { wait: Option<Duration>, output: Output, socket: PathBuf },

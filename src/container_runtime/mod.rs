@@ -65,7 +65,7 @@ pub enum Sought {
     Of(BTreeSet<PodName>),
 }
 
-/// What a runtime told.
+/// Answer of a runtime.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Found {
     /// Sorted by their ids.

@@ -45,7 +45,7 @@ pub enum About {
     Service(ObjectName, Option<CompactString>),
 }
 
-/// What an Event is named by, behind the name of its object.
+/// The part of an Event's name behind the name of its object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Name {
     /// By the time, so that each is another.
@@ -54,7 +54,7 @@ pub enum Name {
     Once(String),
 }
 
-/// What became of an Event.
+/// Outcome of sending an Event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// The API server has it, from now on or already.

@@ -55,7 +55,7 @@ pub fn device(family: Family) -> LinkName {
     }))
 }
 
-/// What a pod's namespace has of one family.
+/// State of a pod's namespace, in one family.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Seen {
     /// Addresses of other devices than ours: those that packets for the pod have.

@@ -37,7 +37,7 @@ pub struct Allocator {
     shared: BTreeMap<(CompactString, CompactString), BTreeMap<IpAddr, usize>>,
     waiting: BTreeMap<Wait, BTreeSet<Rank>>,
     undecided: BTreeSet<Rank>,
-    /// What came free and is not offered yet.
+    /// Addresses, and pools with an address, that came free and are not offered yet.
     freed: BTreeSet<Wait>,
     pub(super) due: BTreeSet<(Instant, Rank)>,
     pub(super) expiring: BTreeSet<(Instant, ObjectName)>,
@@ -66,7 +66,7 @@ pub struct Entry {
     waits: Vec<Wait>,
 }
 
-/// What a Service waits for.
+/// An address or a pool that a Service waits for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Wait {
     Address(IpAddr),
@@ -114,7 +114,7 @@ impl Allocator {
         self.settle(now);
     }
 
-    /// Takes in a list of all Services, at this resourceVersion of the list.
+    /// Replaces all Services by a list, at this resourceVersion of the list.
     pub fn list(&mut self, all: Vec<(ObjectName, Arc<BalancedService>)>, version: &str, now: Instant) {
         let named: BTreeSet<ObjectName> = all.iter().map(|(name, _)| name.clone()).collect();
         let gone: Vec<ObjectName> = self.services.keys().filter(|name| !named.contains(*name)).cloned().collect();
@@ -124,13 +124,13 @@ impl Allocator {
         self.settle(now);
     }
 
-    /// Takes in one Service.
+    /// Updates one Service and gives what follows.
     pub fn observe(&mut self, name: ObjectName, service: Arc<BalancedService>, now: Instant) {
         self.take_in(name, service);
         self.settle(now);
     }
 
-    /// Takes in that a Service was gone at this resourceVersion.
+    /// Notes that a Service was gone at this resourceVersion.
     pub fn gone(&mut self, name: &ObjectName, version: &str, now: Instant) {
         self.forget(name, version);
         self.settle(now);
@@ -183,7 +183,7 @@ impl Allocator {
         self.pools.as_ref().is_some_and(|pools| pools.name_address(address))
     }
 
-    /// Takes in one Service without deciding anything.
+    /// Updates one Service without deciding anything.
     fn take_in(&mut self, name: ObjectName, mut service: Arc<BalancedService>) {
         // What nodes do not serve takes no address out of a pool: anybody may write it.
         if service.external_ips.iter().any(|address| !self.ranges.allow_external_ip(*address)) {

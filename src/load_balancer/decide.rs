@@ -15,12 +15,12 @@ use super::pools::{Pools, Recipient};
 use crate::model::{BalancedService, ObjectName};
 use crate::net::Family;
 
-/// What a Service is to have.
+/// The addresses that a Service is to have.
 #[derive(Default, Debug)]
 pub struct Decision {
     pub given: Vec<IpAddr>,
     pub problems: Vec<Problem>,
-    /// What would let it have more.
+    /// Addresses and pools with which it would have more.
     pub waits: Vec<Wait>,
 }
 

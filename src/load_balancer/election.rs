@@ -82,7 +82,7 @@ impl Elector {
         }
     }
 
-    /// Takes in the Lease as it was read; `None` where there is none.
+    /// Notes the Lease as it was read; `None` where there is none.
     pub fn read(&mut self, lease: Option<Lease>, now: Instant) {
         let Some(lease) = lease else {
             (self.claim, self.next, self.seen, self.renewed) = (Some(None), None, None, None);
@@ -111,7 +111,7 @@ impl Elector {
         self.next = Some(now + self.timing.retry);
     }
 
-    /// Takes in the outcome of a claim that was sent at this time: the version of the Lease, or why there is none.
+    /// Notes the outcome of a claim that was sent at this time: the version of the Lease, or why there is none.
     pub fn claimed(&mut self, sent: Instant, outcome: Result<CompactString, Unclaimed>, now: Instant) {
         match outcome {
             Ok(version) => {

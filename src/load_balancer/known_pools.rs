@@ -33,7 +33,7 @@ impl KnownPools {
         *self = KnownPools { has_read: self.has_read, ..KnownPools::default() };
     }
 
-    /// Takes in what was seen. Returns whether something changed.
+    /// Notes what was seen. Returns whether something changed.
     pub fn see(&mut self, seen: PoolsSeen, now: Instant) -> bool {
         let before = self.clone();
         match seen {

@@ -43,7 +43,7 @@ pub enum Problem {
     UnknownPool(CompactString),
     /// The address that it asks for is of a family that it has not.
     OtherFamily(IpAddr),
-    /// What it asks for cannot be understood.
+    /// Its request cannot be understood.
     Mistake(String),
 }
 

@@ -155,7 +155,7 @@ impl Bed {
         panic!("it never settles");
     }
 
-    /// What the API server does with a write.
+    /// Answers a write as the API server does.
     fn apply(&mut self, write: &Write) -> Outcome {
         let Some(service) = self.services.get_mut(&write.service) else { return Outcome::Gone };
         if service.version != write.version {

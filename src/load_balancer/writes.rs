@@ -67,7 +67,7 @@ impl Allocator {
         writes
     }
 
-    /// Takes in the outcome of a write.
+    /// Notes the outcome of a write.
     pub fn finish(&mut self, write: &Write, outcome: Outcome, now: Instant) {
         let name = &write.service;
         if let Some(entry) = self.services.get_mut(name) {

@@ -9,7 +9,7 @@ use compact_str::CompactString;
 use super::selector::Labels;
 use crate::net::{Family, PerFamily, Protocol};
 
-/// What one Service asks of the allocator, and what it has.
+/// A Service of type LoadBalancer as the allocator sees it: its requests and its addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BalancedService {
     /// `metadata.uid`.

@@ -28,7 +28,7 @@ pub struct Words {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespaceName(Arc<CompactString>);
 
-/// What an object is called within its namespace.
+/// Name of an object within its namespace.
 ///
 /// With its neighbour it fills what the allocator gives out for a [`Words`] anyway, so that nearly every name, also that of a
 /// pod of a Deployment with a long one, takes no memory of its own.

@@ -21,10 +21,10 @@ pub const MOST_SERVICES_WITH_PROBLEMS: usize = 2000;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ServiceProblem {
     pub cause: Cause,
-    /// What it is about: an address with its port, a field. Together with the cause it tells the problem from others of the Service, and it
+    /// The subject: an address with its port, a field. Together with the cause it tells the problem from others of the Service, and it
     /// is the same on all nodes and in every run.
     pub subject: CompactString,
-    /// What is wrong and what follows from it, without secrets.
+    /// The fault and its consequence, without secrets.
     pub text: String,
     /// When the Service was created, in seconds since 1970, where that is known: one of the same name that came later has problems of its own.
     pub created: i64,
@@ -64,7 +64,7 @@ pub fn digest(words: &[&str]) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// What is wrong with a Service.
+/// Reason why a Service is not served as its object asks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Cause {
     /// An older Service, or one whose claim comes first, has the address and port.

@@ -184,8 +184,8 @@ struct Taken {
     next: u64,
 }
 
-/// What a connection holds for as long as it has its place.
-struct Held {
+/// The place of one connection, given back when it is dropped.
+struct PlaceGuard {
     of: Places,
     number: u64,
 }
@@ -207,20 +207,20 @@ impl Places {
     }
 
     /// Gives a place to a connection, which `begin` starts; returns whether there was one.
-    fn take(&self, is_local: bool, begin: impl FnOnce(Held, Arc<AtomicBool>) -> AbortHandle) -> bool {
+    fn take(&self, is_local: bool, begin: impl FnOnce(PlaceGuard, Arc<AtomicBool>) -> AbortHandle) -> bool {
         let mut taken = self.taken();
         if !taken.make_room(is_local) {
             return false;
         }
         let (number, has_asked) = (taken.next, Arc::new(AtomicBool::new(false)));
         taken.next += 1;
-        let connection = begin(Held { of: self.clone(), number }, has_asked.clone());
+        let connection = begin(PlaceGuard { of: self.clone(), number }, has_asked.clone());
         taken.places.insert(number, Place { connection, is_local, has_asked });
         true
     }
 }
 
-impl Drop for Held {
+impl Drop for PlaceGuard {
     fn drop(&mut self) {
         self.of.taken().places.remove(&self.number);
     }

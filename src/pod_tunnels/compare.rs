@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use crate::kernel::pod_tunnel::{Change, Seen, SeenDevice, device};
 use crate::net::Family;
 
-/// What is wanted of one address of a pod.
+/// Desired tunnel of one address of a pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WantedTunnel {
     /// The pod's address: where the tunnel ends.
@@ -48,7 +48,7 @@ impl fmt::Display for Obstacle {
 /// of two addresses of one pod and family the lower one has it.
 ///
 /// # Errors
-/// What stands in the way.
+/// The obstacle that keeps the pod from being changed.
 pub fn changes(seen: &Seen, want: &WantedTunnel, is_wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Change>, Obstacle> {
     if want.services.is_empty() {
         let is_its = |found: &SeenDevice| matches!(found, SeenDevice::Tunnel { local, .. } if *local == want.pod);
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// What the kernel does with a change; a new device filters strictly.
+    /// Applies a change as the kernel does; a new device filters strictly.
     fn after(mut seen: Seen, change: &Change) -> Seen {
         match change {
             Change::Device { local, is_there } => {

@@ -30,7 +30,7 @@ use crate::kernel::address::host_addresses;
 use crate::kernel::namespace::{Namespace, NamespaceId};
 use crate::observe::health::Note;
 
-/// What is wanted of this node's pods.
+/// Desired tunnels of this node's pods.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Wanted {
     pub tunnels: WantedTunnels,
@@ -40,7 +40,7 @@ pub struct Wanted {
     pub complete: bool,
 }
 
-/// What comes in, and whom it tells.
+/// Inputs and outputs of the driver.
 pub struct Inputs {
     /// Sockets of the container runtime, tried in this order.
     pub sockets: Vec<PathBuf>,
@@ -73,7 +73,7 @@ pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHand
 /// The places of addresses, or why there are none.
 type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>;
 
-/// What was found out beside the driver's own work.
+/// Result of work that went on beside the driver.
 enum Answer {
     Search(BTreeSet<IpAddr>, Found),
     /// The places, and whether there can be no others.

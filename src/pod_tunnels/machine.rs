@@ -39,7 +39,7 @@ const SELDOM: Duration = Duration::from_secs(30);
 /// How often a sweep that fails is tried.
 const SWEEPS: u32 = 5;
 
-/// What is to be done next.
+/// An effect for the driver to perform.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Act {
     /// Make this pod as wanted, at one of these places.
@@ -57,7 +57,7 @@ pub enum Act {
     Clear(PathBuf),
 }
 
-/// What follows.
+/// The next effect, or the time to wait.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Next {
     Act(Act),
@@ -158,7 +158,7 @@ impl Pod {
 }
 
 impl Machine {
-    /// Takes in what is wanted. Before the cluster is known completely nothing is taken away.
+    /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away.
     pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
         self.complete |= complete;
         let is_first = !wanted.is_empty() && !self.has_wanted;
@@ -200,7 +200,7 @@ impl Machine {
         }
     }
 
-    /// Takes in where a pod is, as it was announced.
+    /// Notes where a pod is, as it was announced.
     pub fn announced(&mut self, address: IpAddr, place: PathBuf, now: Instant) {
         let Some(pod) = self.pods.get_mut(&address).filter(|pod| !pod.services.is_empty()) else { return };
         pod.lose(now);
@@ -208,7 +208,7 @@ impl Machine {
         pod.places = vec![place];
     }
 
-    /// Takes in the answer to a search: the places of each pod, or why it has none.
+    /// Notes the answer to a search: the places of each pod, or why it has none.
     pub fn found(
         &mut self,
         searched: &BTreeSet<IpAddr>,
@@ -229,7 +229,7 @@ impl Machine {
         }
     }
 
-    /// Takes in what became of an act on one pod. `not_found`: no place has the pod.
+    /// Notes the outcome of an act on one pod. `not_found`: no place has the pod.
     pub fn brought(&mut self, want: &WantedTunnel, outcome: Result<Done, (String, bool)>, now: Instant) {
         let Some(pod) = self.pods.get_mut(&want.pod) else { return };
         let is_over = pod.services.is_empty();
@@ -252,7 +252,7 @@ impl Machine {
         }
     }
 
-    /// Takes in whose namespaces are not at their places any more.
+    /// Notes whose namespaces are not at their places any more.
     pub fn looked(&mut self, gone: &BTreeSet<IpAddr>, now: Instant) {
         for address in gone {
             match self.pods.get_mut(address) {
@@ -263,7 +263,7 @@ impl Machine {
         }
     }
 
-    /// Takes in the answer to a survey: all places, and whether there can be no others.
+    /// Notes the answer to a survey: all places, and whether there can be no others.
     pub fn surveyed(&mut self, places: BTreeSet<PathBuf>, complete: bool) {
         self.searching = false;
         // What was asked of it may have become another question.
@@ -272,7 +272,7 @@ impl Machine {
         }
     }
 
-    /// Takes in that something in a namespace could not be cleared.
+    /// Notes that something in a namespace could not be cleared.
     pub fn not_cleared(&mut self) {
         if let Sweep::Clearing { complete, .. } = &mut self.sweep {
             *complete = false;

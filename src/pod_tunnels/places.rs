@@ -51,7 +51,7 @@ pub fn may_have(known: &KnownPods, address: IpAddr, pod: &KnownPod) -> bool {
 pub struct AnnouncedPlaces(BTreeMap<IpAddr, (KnownPod, PathBuf)>);
 
 impl AnnouncedPlaces {
-    /// Takes in a pod that started. `is_there`: whether a place leads anywhere.
+    /// Adds a pod that started. `is_there`: whether a place leads anywhere.
     pub fn add(&mut self, announced: &Announced, is_there: impl Fn(&PathBuf) -> bool) {
         let Announced { pod, addresses, place } = announced;
         if self.0.len() + addresses.len() > MOST {

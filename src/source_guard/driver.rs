@@ -75,7 +75,7 @@ pub struct Driver<K: Kernel> {
     desired: Desired,
     /// Pods that wait until their port is guarded.
     waiting: Vec<watch::Sender<Result<(), String>>>,
-    /// What the file holds, as far as is known.
+    /// The ports in the file, as far as is known.
     written: Option<Ports>,
     /// The last writing of the file failed with this, and is tried again then.
     unwritten: Option<(String, Instant)>,

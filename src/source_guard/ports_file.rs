@@ -14,7 +14,7 @@ use crate::model::{AttachmentId, LinkAddress};
 #[derive(Clone, Debug)]
 pub struct PortsFile(RecordList);
 
-/// What the file says.
+/// Contents of the file.
 #[derive(PartialEq, Eq, Default, Debug)]
 pub struct Restored {
     pub ports: Vec<GuardedPort>,

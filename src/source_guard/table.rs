@@ -81,7 +81,7 @@ pub const ARP_NAME: &str = "source guard of ARP";
 /// Contents of a table.
 pub type Contents = BTreeMap<Object, Content>;
 
-/// What the kernel is to have.
+/// Desired kernel objects, by table.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
     /// Of the table of the family `bridge`.

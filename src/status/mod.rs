@@ -28,7 +28,7 @@ pub struct Status {
     /// As `/readyz` says.
     pub ready: bool,
     pub components: Vec<Component>,
-    /// What somebody should see to, and what keeps nothing from being ready.
+    /// Faults that somebody should see to, and that keep nothing from being ready.
     pub notes: Vec<Note>,
 }
 

@@ -14,7 +14,7 @@ use crate::observe::metrics::Registry;
 /// The path of the question.
 pub const STATUS: &str = "/status";
 
-/// What does not change while the program runs.
+/// Facts that do not change while the program runs.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub node: String,

@@ -256,7 +256,7 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Takes in a user's question for what differs from the kernel, or for an audit now.
+    /// Queues a user's question for what differs from the kernel, or for an audit now.
     fn take_question(&mut self, question: Question, now: Instant) {
         if question.about.get("repair").is_none_or(|word| word != "true") {
             return self.inspection.ask(question, now);

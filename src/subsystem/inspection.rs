@@ -41,7 +41,7 @@ pub struct Repairs {
 }
 
 impl Inspection {
-    /// Takes in a question.
+    /// Queues a question.
     pub fn ask(&mut self, question: Question, now: Instant) {
         self.waiting.push(question);
         self.due.get_or_insert(now);
@@ -113,7 +113,7 @@ impl Reading {
 }
 
 impl Repairs {
-    /// Takes in a question for an audit.
+    /// Queues a question for an audit.
     pub fn ask(&mut self, question: Question) {
         self.waiting.push(question);
     }

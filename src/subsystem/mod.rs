@@ -49,7 +49,7 @@ pub struct Inputs {
     pub audits: mpsc::Receiver<Question>,
 }
 
-/// What a subsystem is called.
+/// Names of a subsystem.
 #[derive(Clone, Copy, Debug)]
 pub struct Names {
     /// In health.

@@ -86,12 +86,12 @@ impl Attachments {
         std::mem::take(&mut self.changed).then(|| self.all.values().cloned().collect())
     }
 
-    /// Takes in that they could not be kept on disk.
+    /// Notes that they could not be kept on disk.
     pub fn not_kept(&mut self) {
         self.changed = true;
     }
 
-    /// Takes in a call. Returns the pods that it concerns as they are now. `known`: the pods as published.
+    /// Applies a call. Returns the pods that it concerns as they are now. `known`: the pods as published.
     pub fn apply(&mut self, change: AttachmentChange, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
         let mut concerned = BTreeSet::new();
         match change {
@@ -109,7 +109,7 @@ impl Attachments {
         self.all_shown(concerned)
     }
 
-    /// Takes in a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
+    /// Merges a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
     pub fn put(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         let Some(attached) = self.pods.get_mut(name) else { return told };
         attached.told = told;
@@ -127,7 +127,7 @@ impl Attachments {
         self.shown(name).flatten()
     }
 
-    /// Takes in that all pods have been listed: what was announced to an earlier run of others is over, also of former pods of a
+    /// Notes that all pods have been listed: what was announced to an earlier run of others is over, also of former pods of a
     /// name that is there. Returns the pods that it concerns.
     pub fn listed(&mut self) -> Vec<Shown> {
         let mut concerned = BTreeSet::new();
@@ -145,7 +145,7 @@ impl Attachments {
         concerned.into_iter().filter_map(|name| Some((name.clone(), self.shown(&name)?))).collect()
     }
 
-    /// Takes in the pods of the last known state, which are in place. Returns those that it concerns. Nothing ends by them: they have
+    /// Merges the pods of the last known state, which are in place. Returns those that it concerns. Nothing ends by them: they have
     /// been published with what had been announced, so their addresses are not proof of what the status says.
     pub fn recall(&mut self, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
         let unknown: Vec<ObjectName> =

@@ -171,7 +171,7 @@ impl Joined {
         self.attachments.set_node(self.host.node_name.clone());
     }
 
-    /// Takes in a call of the container runtime; returns whether a pod differs and somebody may act upon it.
+    /// Applies a call of the container runtime; returns whether a pod differs and somebody may act upon it.
     pub fn attach(&mut self, change: AttachmentChange) -> bool {
         let mut changed = false;
         for (name, pod) in self.attachments.apply(change, &self.cluster.pods) {
@@ -187,7 +187,7 @@ impl Joined {
         self.attachments.take_changed()
     }
 
-    /// Takes in that these could not be written: the next call returns them again.
+    /// Notes that these could not be written: the next call returns them again.
     pub fn attachments_not_kept(&mut self) {
         self.attachments.not_kept();
     }

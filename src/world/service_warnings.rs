@@ -58,7 +58,7 @@ impl ServiceWarnings {
         self.listings
     }
 
-    /// Takes in the present warnings of an object. Returns whether the problems of a Service have changed.
+    /// Replaces the warnings of an object. Returns whether the problems of a Service have changed.
     pub fn put(&mut self, object: &Object, warnings: &[Warning]) -> bool {
         if warnings.is_empty() && self.of.is_empty() {
             return false;

@@ -16,7 +16,7 @@ use super::super::wire::v1::{
 use super::*;
 use crate::container_runtime::hosts::Runtimes;
 
-/// What a sandbox of the runtime in the tests has.
+/// A sandbox of the runtime in the tests.
 #[derive(Clone, Default)]
 struct Told {
     addresses: Vec<&'static str>,

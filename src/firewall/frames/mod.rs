@@ -153,7 +153,7 @@ pub fn add_missing<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, at
     }
 }
 
-/// What passes without the tables.
+/// Notes that say what passes without the tables.
 pub const TAGS_PASS: &str = "frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)";
 pub const GROUPS_PASS: &str = "packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)";
 

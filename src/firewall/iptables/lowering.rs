@@ -49,7 +49,7 @@ pub struct Lowering {
     /// The ranges in which only known pods may be reached; `None` before the first World.
     closed: Option<Vec<IpNet>>,
     pod_bridges: PodBridges,
-    /// What of them is closed by rules.
+    /// Those of them that rules close.
     bridges: ClosedBridges,
     filters_ipv6: bool,
     denials: Denials,

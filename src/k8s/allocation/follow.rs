@@ -33,7 +33,7 @@ pub enum News {
     Pools(PoolsSeen),
 }
 
-/// What a look at the ConfigMap of the pools came to.
+/// Outcome of reading the ConfigMap of the pools.
 #[derive(Clone, PartialEq, Debug)]
 pub enum PoolsSeen {
     Is(AddressPools),
@@ -94,7 +94,7 @@ fn pools_seen(seen: &Seen<ConfigMapObject>) -> PoolsSeen {
     }
 }
 
-/// What was seen of one kind.
+/// An observation of objects of one kind.
 enum Seen<K> {
     All(Vec<K>, String),
     Is(K),

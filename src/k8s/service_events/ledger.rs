@@ -32,7 +32,7 @@ pub type Key = (ObjectName, ServiceProblem);
 pub struct Ledger {
     /// [`SETTLE`]; shorter in tests.
     settle: Duration,
-    /// What each source has published last.
+    /// The problems that each source has published last.
     sources: BTreeMap<usize, ServiceProblems>,
     open: BTreeMap<Key, Open>,
     /// Those of them that are to be looked at, by time.
@@ -58,7 +58,7 @@ enum State {
     Told,
 }
 
-/// What to do about a problem that was due.
+/// Decision about a problem that was due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     Tell,
@@ -71,7 +71,7 @@ impl Ledger {
         Ledger { settle, sources, open, agenda, quiet }
     }
 
-    /// Takes in what a source has found, at the cost of what has changed.
+    /// Notes a source's newest problems, at the cost of what has changed.
     pub fn follow(&mut self, source: usize, newest: &ServiceProblems, now: Instant) {
         let older = self.sources.insert(source, newest.clone()).unwrap_or_default();
         for change in newest.changes_since(&older) {

@@ -34,7 +34,7 @@ pub struct Removal {
     ownership: Ownership,
     sets: Vec<Name>,
     temporary: SetName,
-    /// What is still to be done of an attempt that has begun.
+    /// The remaining parts of an attempt that has begun.
     parts: VecDeque<Part>,
     failed: Vec<String>,
 }

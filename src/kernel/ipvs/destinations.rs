@@ -22,7 +22,7 @@ enum ListForm {
     Mixed(Box<[Destination]>),
 }
 
-/// What all destinations of one family have in common.
+/// Fields that all destinations of one family have in common.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Alike {
     port: u16,

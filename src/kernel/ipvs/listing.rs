@@ -75,7 +75,7 @@ impl Listing {
         services.filter(|(key, seen)| !is_listed(key, *seen)).map(|(key, _)| *key).collect()
     }
 
-    /// Takes in the services of the text, but for the last one where more may be said of it.
+    /// Reads the services of the text, but for the last one where more may be said of it.
     fn take_in(&mut self, is_over: bool) {
         let text = std::mem::take(&mut self.rest);
         let (mut begun, mut open) = (0, None::<Listed>);

@@ -137,7 +137,7 @@ struct HostRule {
     always: Option<Always>,
 }
 
-/// What becomes of every packet that meets a rule.
+/// Fate of every packet that meets a rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Always {
     Accepted,

@@ -155,7 +155,7 @@ impl Walk {
         }
     }
 
-    /// What a user may ask for.
+    /// Asks for something that a user may ask for.
     fn spec(&mut self, service: BalancedService) -> BalancedService {
         let random = &mut self.random;
         let families: &[&[Family]] = &[&[Family::V4], &[Family::V4, Family::V6], &[Family::V6]];
@@ -230,7 +230,7 @@ impl Walk {
         }
     }
 
-    /// Takes in what was answered, and what will not be any more.
+    /// Passes on the answers, and the failures of requests that will not be answered.
     fn take_answers(&mut self, agent: &mut Agent) {
         let now = self.api.now;
         let is_over = |request: &Request| {
@@ -318,7 +318,7 @@ impl Walk {
         }
     }
 
-    /// What is to be true when nothing has happened for long.
+    /// Checks what is to be true when nothing has happened for long.
     fn check_settled(&self) {
         let now = self.api.now;
         let holder = self.agents.iter().find(|agent| agent.elector.usable_until().is_some_and(|until| until > now));

@@ -13,7 +13,7 @@ use crate::proxy::names::Set;
 use crate::proxy::plan::{address_of, local_route_key};
 use crate::reconcile::{Mirror, Reflection};
 
-/// What is missing beside a virtual service, or stands in its way.
+/// A kernel object that is missing beside a virtual service, or stands in its way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Lack {
     /// The local route of its address.
@@ -22,11 +22,11 @@ pub enum Lack {
     Address,
     /// The address with its port in the set of the guard, which lets it in.
     Port,
-    /// What closes it to clients outside of its source ranges.
+    /// The elements that close it to clients outside of its source ranges.
     Closing,
     /// Some of its source ranges, whose clients are dropped.
     Sources,
-    /// What keeps clients outside away where no endpoint is on this node.
+    /// The element that keeps clients outside away where no endpoint is on this node.
     Inside,
     /// It is still closed to clients outside although an endpoint is on this node.
     StillInside,
@@ -35,7 +35,7 @@ pub enum Lack {
 }
 
 impl Lack {
-    /// What is missing, or what stands in the way.
+    /// The lack as a sentence without its end.
     pub fn reason(self) -> &'static str {
         match self {
             Lack::Route => "the local route of the address is missing",
@@ -75,7 +75,7 @@ impl Lack {
     }
 }
 
-/// What is known of the kernel beside a virtual service.
+/// State of the kernel beside a virtual service.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Beside {
     pub lacks: Vec<Lack>,

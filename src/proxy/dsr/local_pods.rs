@@ -41,7 +41,7 @@ impl LocalPods {
         }
     }
 
-    /// Takes in a newer World; returns whether anything is other than before.
+    /// Follows a newer World; returns whether anything is other than before.
     pub fn follow(&mut self, world: &World) -> bool {
         let older = std::mem::replace(&mut self.world, world.clone());
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);

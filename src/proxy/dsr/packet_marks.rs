@@ -25,7 +25,7 @@ const TEXTS: u32 = 64;
 #[derive(Default, Debug)]
 pub struct PacketMarks {
     order: BTreeSet<(Seniority, ServiceKey)>,
-    keys: BTreeMap<ServiceKey, Held>,
+    keys: BTreeMap<ServiceKey, Allotment>,
     holders: BTreeMap<u32, ServiceKey>,
     /// Number of keys with another mark than their first choice, or none.
     displaced: usize,
@@ -35,7 +35,7 @@ pub struct PacketMarks {
 pub type Seniority = (i64, ObjectName);
 
 #[derive(PartialEq, Eq, Debug)]
-struct Held {
+struct Allotment {
     seniority: Seniority,
     mark: Option<u32>,
 }
@@ -81,7 +81,7 @@ impl PacketMarks {
             Some(mark) => {
                 self.holders.insert(mark, key);
                 self.order.insert((seniority.clone(), key));
-                self.keys.insert(key, Held { seniority, mark: Some(mark) });
+                self.keys.insert(key, Allotment { seniority, mark: Some(mark) });
                 moved(key, before, Some(mark)).into_iter().collect()
             }
             None => self.add_and_choose(key, Some(seniority), before),
@@ -92,7 +92,7 @@ impl PacketMarks {
         let was_there = seniority.is_some();
         if let Some(seniority) = seniority {
             self.order.insert((seniority.clone(), key));
-            self.keys.insert(key, Held { seniority, mark: before });
+            self.keys.insert(key, Allotment { seniority, mark: before });
         }
         let mut changed = self.choose_all();
         if !was_there {
@@ -218,7 +218,7 @@ mod tests {
         // Each refused first choice lets all choose again; so the order is made at once.
         for key in &all {
             marks.order.insert((service(1, "web").expect("one"), *key));
-            marks.keys.insert(*key, Held { seniority: service(1, "web").expect("one"), mark: None });
+            marks.keys.insert(*key, Allotment { seniority: service(1, "web").expect("one"), mark: None });
         }
         marks.choose_all();
         assert_eq!(marks.holders.len(), all.len(), "each has one of its own");

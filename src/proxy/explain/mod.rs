@@ -68,7 +68,7 @@ pub struct ServiceState {
     /// Endpoints in the slices, whatever their condition; an address in several slices counts each time.
     pub endpoints: usize,
     pub health_check: Option<HealthCheckState>,
-    /// What keeps it from being served as its object asks, wherever that was found: a sentence each.
+    /// Reasons why it is not served as its object asks, wherever they were found: a sentence each.
     pub problems: Vec<String>,
 }
 
@@ -133,7 +133,7 @@ pub struct Served {
     /// The number of the Service's endpoints of this family that have no port of this name and protocol.
     pub without_port: usize,
     pub kernel: KernelState,
-    /// What the kernel lacks beside it, as last seen.
+    /// State of the kernel beside it, as last seen.
     pub beside: Beside,
 }
 
@@ -251,7 +251,7 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
 }
 
 impl Served {
-    /// Takes in what was read of the kernel: `None` where the virtual service does not exist.
+    /// Notes what was read of the kernel: `None` where the virtual service does not exist.
     pub fn observe(&mut self, observed: Option<Observed>) {
         self.kernel = match observed {
             None => KernelState::Missing,
@@ -263,7 +263,7 @@ impl Served {
         };
     }
 
-    /// Takes in what was last seen of the kernel.
+    /// Notes what was last seen of the kernel.
     pub fn compare(&mut self, seen: Option<&Virtual>) {
         self.kernel = match seen {
             None => KernelState::Missing,
@@ -273,7 +273,7 @@ impl Served {
 }
 
 impl ServiceState {
-    /// Takes in what parts of the program have found wrong with the Service. What an address says itself is not repeated.
+    /// Adds what parts of the program have found wrong with the Service. What an address says itself is not repeated.
     pub fn note_problems<'a>(&mut self, found: impl Iterator<Item = &'a ServiceProblems>) {
         let of_service = found.filter_map(|table| table.get(&self.name));
         let problems = of_service.flat_map(|problems| problems.iter().take(MOST_OF_A_SERVICE));

@@ -24,7 +24,7 @@ pub const SERVICES: &str = "/svc";
 /// The components whose notes say how old what is known of the cluster may be.
 const SOURCES: [&str; 3] = ["API server", "manifests", "last known state"];
 
-/// What answers are made of, besides the kernel.
+/// Sources of answers, besides the kernel.
 pub struct Sources<'a> {
     pub plan: &'a Plan,
     pub health: &'a Health,
@@ -118,7 +118,7 @@ fn explained<K: Kernel>(
     Ok(explanation)
 }
 
-/// Takes in what was last seen of the kernel.
+/// Compares all virtual services with what was last seen of the kernel.
 fn compare<K: Kernel>(explanation: &mut Explanation, mirrors: &Mirrors<K>) {
     let doubtful = mirrors.doubtful_virtuals();
     for (key, served) in explanation.served_mut() {

@@ -55,7 +55,7 @@ impl Plan {
         self.health_checks.has(name)
     }
 
-    /// Takes in the health check that a Service asks for, none if it no longer exists.
+    /// Notes the health check that a Service asks for, none if it no longer exists.
     pub(super) fn note_health_check(
         &mut self,
         name: &ObjectName,

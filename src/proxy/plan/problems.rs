@@ -9,7 +9,7 @@ use crate::proxy::desired::ProxyChanges;
 use crate::proxy::plan::address_of;
 use crate::proxy::problems;
 
-/// What is known of problems, and of lost claims.
+/// The problems of Services, with the claims that they lost.
 #[derive(Default)]
 pub struct Problems {
     all: ServiceProblems,
@@ -37,7 +37,7 @@ impl Plan {
         &self.problems.all
     }
 
-    /// Takes in that the claim of one Service to a key has changed, and who had it before. Returns another Service that is concerned.
+    /// Notes that the claim of one Service to a key has changed, and who had it before. Returns another Service that is concerned.
     pub(super) fn note_owner(
         &mut self,
         key: ServiceKey,

@@ -12,9 +12,9 @@ pub struct Difference {
     /// The object's key.
     pub object: String,
     pub state: State,
-    /// What is to be in place; `None` for nothing, or where that is not known here (`State::Failed`).
+    /// The desired object; `None` for nothing, or where that is not known here (`State::Failed`).
     pub desired: Option<String>,
-    /// What is there.
+    /// The object in the kernel.
     pub seen: Option<String>,
 }
 

@@ -12,7 +12,7 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 use crate::source_guard::table::Contents;
 use crate::subsystem::Kinds;
 
-/// What a kernel has of the source guard.
+/// A kernel in memory, as far as the source guard needs one.
 #[derive(Default)]
 struct Machine {
     tables: BTreeMap<&'static str, Contents>,

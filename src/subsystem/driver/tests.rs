@@ -292,7 +292,7 @@ impl Scene {
         answered.await.expect("it is answered").map(|text| serde_json::from_str(&text).expect("JSON"))
     }
 
-    /// What differs, as `KIND OBJECT STATE`.
+    /// The differences, as `KIND OBJECT STATE`.
     async fn differing(&self) -> String {
         let answer = self.asked(&[]).await.expect("something is known");
         let kinds = answer["kinds"].as_array().expect("a list").iter();

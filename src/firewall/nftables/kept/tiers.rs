@@ -22,10 +22,10 @@ use super::super::names::{self, ChainKind};
 use super::super::refused::is_closed;
 use super::{Kept, maps, named, target};
 
-/// What is compared.
+/// The tables that are compared.
 #[derive(Clone, Copy)]
 struct View<'a> {
-    /// What is not known, if anything.
+    /// Objects of policies that are not known, if any.
     lost: Option<&'a Lost>,
     seen: &'a Table,
     desired: &'a Table,

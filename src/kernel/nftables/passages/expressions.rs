@@ -210,7 +210,7 @@ pub fn found(answer: &Answer<'_>, family: Family, (table, chain): (&str, &str)) 
 /// Interpretation of a rule after some of its expressions.
 #[derive(Default)]
 struct Reading {
-    /// What the register holds that nothing has compared yet.
+    /// The field in the register, until it is compared.
     loaded: Option<u32>,
     /// Which link is compared, and its name.
     way: Option<u32>,
@@ -258,7 +258,7 @@ impl Reading {
         Some(())
     }
 
-    /// Takes in a comparison with what was loaded last.
+    /// Reads a comparison with what was loaded last.
     fn compare(&mut self, content: &Attributes<'_>) -> Option<()> {
         match self.loaded.take()? {
             MARK if self.number.is_none() => self.number = Some(number(content, 3)?),

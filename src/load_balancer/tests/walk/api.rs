@@ -70,7 +70,7 @@ impl Api {
         Some(Lease { version: format_compact!("{version}"), holder: holder.clone(), valid: TIMING.valid })
     }
 
-    /// What a request comes to when it takes effect.
+    /// Answers a request when it takes effect.
     pub fn answer(&mut self, body: &Body, is_refused: bool) -> Answer {
         match body {
             Body::ReadLease => Answer::Lease(self.lease()),

@@ -76,7 +76,7 @@ fn world_with(range: &str, is_ready: bool) -> World {
     world(host("192.0.2.1/24 2001:db8::1/64"), &[("node-1", node("192.0.2.1 2001:db8::1", "")), ("node-2", other)])
 }
 
-/// What is trouble and what a note, this many seconds after the start of the test.
+/// The trouble and the note, this many seconds after the start of the test.
 fn after(plan: &mut Plan, seconds: u64, nodes_are_read: bool) -> (Option<String>, Option<String>) {
     static BEGAN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     let now = *BEGAN + Duration::from_secs(seconds);
