@@ -35,7 +35,7 @@ use sluice::proxy::driver::{Driver, ProxyContext};
 use sluice::proxy::external_ip::NAMED;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
-use sluice::proxy::owners::Owner;
+use sluice::proxy::owners::Owned;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
@@ -55,7 +55,7 @@ struct Running {
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
-    owners: watch::Receiver<Table<ServiceKey, Owner>>,
+    owners: watch::Receiver<Owned>,
     health_checks: watch::Receiver<HealthChecks>,
     ask: mpsc::Sender<Question>,
     ask_audit: mpsc::Sender<Question>,
@@ -234,7 +234,8 @@ fn a_service_that_takes_over_an_address_as_it_is_has_its_counters() {
         world.cluster.services.insert_shared(heir.clone(), service);
         world.cluster.endpoints.insert_shared(heir.clone(), endpoints);
         running.world.send_replace(world.clone());
-        let has_any = |service: &ObjectName| running.owners.borrow().iter().any(|(_, owner)| owner.name == *service);
+        let has_any =
+            |service: &ObjectName| running.owners.borrow().owners.iter().any(|(_, owner)| owner.name == *service);
         running.until("its counters bear its name", |_| has_any(&heir) && !has_any(&name)).await;
     });
 }
@@ -316,7 +317,7 @@ fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) {
     let (changes, disturbances) = watch::channel(Changes::default());
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
-    let (owners, owners_in) = watch::channel(Table::default());
+    let (owners, owners_in) = watch::channel(Owned::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
     let (ask, questions) = mpsc::channel(1);
     let (ask_audit, audits) = mpsc::channel(1);

@@ -15,17 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::Entry;
-use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::kernel::ipvs::{Forwarding, ServiceKey, Virtual};
+use sluice::kernel::sysctl::Setting;
 use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Table, World};
-use sluice::net::{PerFamily, Protocol};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::health_check::HealthChecks;
-use sluice::proxy::names::Set;
-use sluice::proxy::plan::Plan;
+use sluice::proxy::names::{DSR_TABLE, Set};
+use sluice::proxy::plan::{Plan, local_route_key, marked_route_key};
 use sluice::reconcile::Sorted;
 
 use support::random::{Random, for_many};
@@ -63,6 +65,7 @@ fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
     }
     words.push(*random.pick(&["--enable-ipv6=true", "--enable-ipv6=false"]));
     let (config, families) = flags::proxy(&words);
+    let config = Arc::new(ProxyConfig { tunnel_mode: random.chance(60), ..(*config).clone() });
     Setup { config, families }
 }
 
@@ -90,7 +93,7 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
                 assert_same(plan.desired(), fresh.desired(), &changes);
             }
             assert_eq!(owners(&plan), owners(&fresh), "{changes:?}");
-            let unnamed = plan.desired().virtuals.keys().find(|key| plan.owner(key).is_none());
+            let unnamed = plan.desired().virtuals.keys().find(|key| owner(&plan, key).is_none());
             assert_eq!(unnamed, None, "{changes:?}: its counters belong to no Service");
             let checks = |plan: &Plan| {
                 let HealthChecks { checks, addresses, .. } = plan.health_checks();
@@ -136,7 +139,8 @@ fn only_what_would_close_an_address_that_routers_believe_in_stays_and_only_for_i
             let older = plan.desired().clone();
             let mut named: Vec<ServiceKey> = Vec::new();
             if random.chance(60) {
-                let addresses = plan.desired().virtuals.keys().filter_map(address_of);
+                let addresses =
+                    plan.desired().virtuals.keys().filter_map(|key| address_of(&plan.desired().port_of(key)?));
                 let mut believed = Table::default();
                 for address in addresses.filter(|_| random.chance(60)) {
                     believed.insert(address, ());
@@ -163,7 +167,7 @@ fn only_what_would_close_an_address_that_routers_believe_in_stays_and_only_for_i
 fn drains_what_is_listed(plan: &Plan, world: &World, expected: &Desired, changes: &[String]) {
     for (key, found) in plan.desired().virtuals.iter() {
         let wanted = expected.virtuals.get(key).expect("only destinations are added");
-        let owner = plan.owner(key).expect("somebody desires it");
+        let owner = owner(plan, key).expect("somebody desires it");
         let slices = world.cluster.endpoints.get(owner).into_iter().flat_map(|its| its.slices.values());
         let listed: BTreeSet<SocketAddr> = slices
             .flat_map(|slice| {
@@ -189,7 +193,8 @@ fn end_all_connections(plan: &mut Plan) {
     let all = plan.desired().virtuals.iter();
     let all = all.map(|(key, found)| (*key, found.destinations.iter().map(|d| d.address).collect::<Vec<_>>()));
     for (key, addresses) in all.collect::<Vec<_>>() {
-        plan.release(key, &addresses);
+        let port = plan.desired().port_of(&key).expect("it is desired");
+        plan.release(port, &addresses);
     }
 }
 
@@ -209,14 +214,15 @@ fn plan_believes(plan: &Plan, believed: &Table<IpAddr, ()>) {
 fn stays_only_what_serves(plan: &Plan, fresh: &Desired, changes: &[String]) {
     let has_any = |found: Option<&Virtual>| found.is_some_and(|found| found.destinations.iter().any(|d| d.weight > 0));
     let serves =
-        |desired: &Desired, key: &ServiceKey| has_any(desired.virtuals.get(key)) && !is_inside_only(desired, key);
+        |desired: &Desired, key: &ServiceKey| has_any(desired.virtual_of(key)) && !is_inside_only(desired, key);
     for key in plan.closing() {
         assert!(serves(plan.desired(), &key), "{changes:?}: {key} is closed, and waits to be");
         assert!(!serves(fresh, &key), "{changes:?}: {key} serves, and waits to be closed");
     }
     let waiting: BTreeSet<ServiceKey> = plan.closing().collect();
-    for key in plan.desired().virtuals.keys().chain(fresh.virtuals.keys()).filter(|key| !waiting.contains(key)) {
-        let (found, wanted) = (plan.desired().virtuals.get(key), fresh.virtuals.get(key));
+    let all: BTreeSet<ServiceKey> = ports(plan.desired()).chain(ports(fresh)).collect();
+    for key in all.iter().filter(|key| !waiting.contains(key)) {
+        let (found, wanted) = (plan.desired().virtual_of(key), fresh.virtual_of(key));
         assert_eq!(found.is_some(), wanted.is_some(), "{changes:?}: {key}");
         assert_eq!(has_any(found), has_any(wanted), "{changes:?}: {key}");
         assert_eq!(serves(plan.desired(), key), serves(fresh, key), "{changes:?}: {key}");
@@ -250,6 +256,7 @@ fn what_an_update_does_not_name_has_not_changed() {
             names_all(&older.table, &newer.table, &changed.table, &what);
             names_all(&older.virtuals, &newer.virtuals, &changed.virtuals, &what);
             names_all(&older.routes, &newer.routes, &changed.routes, &what);
+            names_all(&older.policy_rules, &newer.policy_rules, &changed.policy_rules, &what);
             assert!(changed.settings || older.settings == newer.settings, "{what}");
             if *host == *world.host && what != "put the Node" && what != "remove the Node" {
                 let most = match what.as_str() {
@@ -262,6 +269,60 @@ fn what_an_update_does_not_name_has_not_changed() {
             }
         }
     });
+}
+
+#[test]
+fn what_is_in_tunnel_mode_has_a_mark_and_is_local_for_marked_packets_alone() {
+    let seen: [AtomicUsize; 4] = Default::default();
+    for_many(200, |random| {
+        let mut setup = setup(random, &[LOOSE]);
+        setup.config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*setup.config).clone() });
+        let (mut plan, now) = (plan(&setup), Instant::now());
+        let mut world = generate::empty_world();
+        for _ in 0..60 {
+            generate::change(&mut world, random);
+        }
+        plan.update(&world, now);
+        let desired = plan.desired();
+        for (key, mark) in &desired.marks {
+            let ServiceKey::Address { address, .. } = *key else { panic!("{key} has a mark") };
+            assert!((1..0x3fff).contains(mark), "{key} has {mark}");
+            let found = desired.virtual_of(key).expect("it is there");
+            assert!(
+                found
+                    .destinations
+                    .iter()
+                    .all(|it| it.forwarding == Forwarding::Tunnel && it.address.port() == port(key))
+            );
+            let routes = [local_route_key(address), marked_route_key(address)];
+            assert_eq!(routes.map(|route| desired.routes.contains_key(&route)), [false, true], "{key}");
+            let families: Vec<Family> = desired.policy_rules.keys().map(|rule| rule.family).collect();
+            assert!(families.contains(&key.family()));
+            let takes_over = desired.settings.contains_key(&Setting("net/ipv4/vs/sloppy_tcp".into()));
+            assert!(takes_over || found.service.scheduler != "mh");
+            let beside = desired
+                .virtuals_on(address)
+                .any(|(_, it)| it.destinations.iter().any(|d| d.forwarding == Forwarding::Nat));
+            seen[0].fetch_add(1, Ordering::Relaxed);
+            seen[1].fetch_add(usize::from(!found.destinations.is_empty()), Ordering::Relaxed);
+            seen[2].fetch_add(usize::from(beside), Ordering::Relaxed);
+            seen[3].fetch_add(usize::from(takes_over), Ordering::Relaxed);
+        }
+        for (key, found) in desired.virtuals.iter().filter(|(key, _)| matches!(key, ServiceKey::Address { .. })) {
+            assert!(found.destinations.iter().all(|it| it.forwarding == Forwarding::Nat), "{key}: {found}");
+        }
+        let marked = desired.virtuals.keys().filter(|key| matches!(key, ServiceKey::Mark { .. })).count();
+        assert_eq!(marked, desired.marks.len(), "every mark has one virtual service");
+        let is_usual =
+            desired.policy_rules.is_empty() && !desired.routes.keys().any(|key| key.table == DSR_TABLE.table);
+        assert_eq!(desired.marks.is_empty(), is_usual, "what all of them share is there while there is one");
+    });
+    println!("marks, with endpoints, beside ports with NAT, with mh: {seen:?}");
+    assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) > 0), "{seen:?}");
+}
+
+fn port(key: &ServiceKey) -> u16 {
+    if let ServiceKey::Address { port, .. } = key { *port } else { 0 }
 }
 
 #[test]
@@ -337,11 +398,23 @@ fn differences(was: &BTreeMap<u64, u64>, is: &BTreeMap<u64, u64>) -> Vec<(u64, O
     keys.into_iter().map(both).filter(|(_, was, is)| was != is).collect()
 }
 
+/// The Service that owns a virtual service of the kernel.
+fn owner<'a>(plan: &'a Plan, key: &ServiceKey) -> Option<&'a ObjectName> {
+    plan.owner(&plan.desired().port_of(key)?)
+}
+
+/// All virtual services by address, protocol and port.
+fn ports(desired: &Desired) -> impl Iterator<Item = ServiceKey> {
+    let by_address = desired.virtuals.keys().filter(|key| matches!(key, ServiceKey::Address { .. }));
+    by_address.chain(desired.marks.keys()).copied()
+}
+
 fn owners(plan: &Plan) -> BTreeMap<ServiceKey, ObjectName> {
     let published: BTreeMap<ServiceKey, ObjectName> =
         plan.owners().iter().map(|(key, owner)| (*key, owner.name.clone())).collect();
     for key in plan.desired().virtuals.keys() {
-        assert_eq!(published.get(key), plan.owner(key), "{key}");
+        let port = plan.desired().port_of(key).unwrap_or_else(|| panic!("{key} is of no port"));
+        assert_eq!(published.get(&port), owner(plan, key), "{key}");
     }
     assert_eq!(published.len(), plan.desired().virtuals.len(), "only what is wanted has an owner");
     published
@@ -386,6 +459,8 @@ fn assert_same(found: &Desired, expected: &Desired, changes: &[String]) {
     same_rows(&found.table, &expected.table, changes);
     same_rows(&found.virtuals, &expected.virtuals, changes);
     same_rows(&found.routes, &expected.routes, changes);
+    same_rows(&found.policy_rules, &expected.policy_rules, changes);
+    same_rows(&found.marks, &expected.marks, changes);
     same_rows(&found.settings, &expected.settings, changes);
     assert_eq!(found, expected);
 }
@@ -416,8 +491,12 @@ fn only_draining_is_added(found: &Desired, expected: &Desired, changes: &[String
         if with.service.scheduler == "dh" {
             assert_eq!(with, *wanted, "nothing drains with dh: {key} {changes:?}");
         }
-        if !matches!(key, ServiceKey::Address { protocol: Protocol::Tcp, .. }) {
+        let marked = found.marks.keys().find(|port| found.kernel_key(port) == *key);
+        if !matches!(marked.unwrap_or(key), ServiceKey::Address { protocol: Protocol::Tcp, .. }) {
             assert_eq!(with, *wanted, "only TCP drains: {key} {changes:?}");
+        }
+        if marked.is_some() && with.service.scheduler == "mh" {
+            assert_eq!(with, *wanted, "all directors have one table of mh: {key} {changes:?}");
         }
         stripped
     };

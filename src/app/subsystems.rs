@@ -95,7 +95,7 @@ impl Common {
         let (ask, questions) = mpsc::channel(1);
         answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
-        let (owners, owners_in) = watch::channel(Table::default());
+        let (owners, owners_in) = watch::channel(Default::default());
         self.registry.register(Box::new(Counters::new(owners_in)?))?;
         let (health_checks, wanted) = watch::channel(HealthChecks::default());
         let listeners = health_check::serve::Inputs {

@@ -163,9 +163,12 @@ impl Config {
             );
         }
         let netfilter = Netfilter::from_flags(flags, mistakes);
-        let proxy = ProxyConfig::from_flags(flags, families, mistakes);
+        let mut proxy = ProxyConfig::from_flags(flags, families, mistakes);
         let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
         let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
+        if let Some(overlay) = router.overlay.filter(|_| flags.run_router) {
+            proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
+        }
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);

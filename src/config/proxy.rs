@@ -44,6 +44,11 @@ pub struct ProxyConfig {
     pub udp_timeout: Option<u32>,
     /// `--service-node-port-range`: the first and the last node port.
     pub service_node_port_range: RangeInclusive<u16>,
+    /// Services with `kube-router.io/service.dsr: tunnel` are served through tunnels. No flag: whoever starts the service proxy says whether the
+    /// pods' side, where these tunnels end, is kept too.
+    pub tunnel_mode: bool,
+    /// The number of bytes that the router's overlay adds to a packet between nodes; 0 where this program runs none.
+    pub overlay_overhead: PerFamily<u32>,
 }
 
 /// The longest IPVS timeout in seconds: the kernel counts it in ticks, up to 1000 in a second, as an `int`.
@@ -85,6 +90,8 @@ impl ProxyConfig {
             tcp_fin_timeout: timeout("service-tcpfin-timeout", flags.service_tcpfin_timeout, mistakes),
             udp_timeout: timeout("service-udp-timeout", flags.service_udp_timeout, mistakes),
             service_node_port_range: node_port_range(&flags.service_node_port_range, mistakes),
+            tunnel_mode: false,
+            overlay_overhead: PerFamily::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::flags::Flags;
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
-use crate::net::{ExternalPeer, NoSecret, Password, Secret, asn};
+use crate::net::{ExternalPeer, Family, NoSecret, Password, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +76,19 @@ pub struct Overlay {
     pub reach: Reach,
     /// The UDP port of `fou` tunnels; `None` for plain `ipip`.
     pub udp_port: Option<u16>,
+}
+
+impl Overlay {
+    /// Returns the number of bytes that a tunnel to an address of this family adds to a packet: an IP header, and inside UDP another 12 (8 of UDP,
+    /// 4 of GUE).
+    pub fn overhead(self, family: Family) -> u32 {
+        const GUE: u32 = 12;
+        let header = match family {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        };
+        header + if self.udp_port.is_some() { GUE } else { 0 }
+    }
 }
 
 /// The nodes between which there are tunnels.

@@ -87,6 +87,10 @@ pub enum Cause {
     HealthCheckPort,
     /// A pod of the node cannot be set up to answer for the addresses (direct server return).
     PodTunnel,
+    /// Something of a Service with direct server return is served with NAT, or not at all.
+    NoTunnel,
+    /// As before, at an address of this node alone.
+    NoTunnelHere,
 }
 
 impl Cause {
@@ -102,12 +106,13 @@ impl Cause {
             Cause::Endpoints => "EndpointsLeftOut",
             Cause::HealthCheckPort => "HealthCheckPortInUse",
             Cause::PodTunnel => "PodTunnelMissing",
+            Cause::NoTunnel | Cause::NoTunnelHere => "TunnelNotUsed",
         }
     }
 
     /// Returns whether each node has to find it out for itself. Everything else follows from the cluster, and all nodes find the same.
     pub fn is_of_one_node(self) -> bool {
-        matches!(self, Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel)
+        matches!(self, Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel | Cause::NoTunnelHere)
     }
 }
 

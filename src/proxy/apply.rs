@@ -23,6 +23,7 @@ mod dsr;
 mod elements;
 mod looks;
 mod standing;
+mod virtuals;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -49,14 +50,13 @@ use crate::packed::BlockMap;
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
-use self::elements::{drops_clients, has_element};
-use self::standing::is_enforced;
+use self::elements::drops_clients;
 pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
+use super::dsr::rules::is_rule;
 use super::endpoints::DRAINING;
-use super::marks::{Marks, left_by_kube_router, restriction};
+use super::marks::{Marks, left_by_kube_router, marks_of};
 use super::names::Set;
-use super::plan::{local_route_key, services_on};
 use super::udp_flows::{Forgetting, UdpFlows};
 
 /// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
@@ -207,12 +207,13 @@ impl<K: Kernel> Mirrors<K> {
             // A recreated set may have lost its elements.
             self.elements.forget();
         }
+        let may_mark = self.prepare_marks(desired, (growth, authority == Authority::Complete), at);
         let takes_over = self.takes_over(at);
         if takes_over {
             // Nothing of a Service is opened before what closes it stands.
             self.rules.grow_among(&desired.rules, growth, at, drops_clients);
         } else {
-            self.rules.grow(&desired.rules, growth, at);
+            self.rules.grow_among(&desired.rules, growth, at, |piece| may_mark || !is_rule(piece));
         }
         // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let may_guard = !takes_over || authority == Authority::Complete;
@@ -225,36 +226,51 @@ impl<K: Kernel> Mirrors<K> {
                 self.elements.grow_where(&desired.elements, growth, at, is_other);
             }
             self.elements.grow(&desired.elements, growth, at);
-            self.grow_table(desired, may_guard, growth, at);
+            self.grow_table(desired, (may_guard, may_mark), growth, at);
         } else {
             self.grow_needed_elements(desired, may_guard, at);
         }
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
-        if takes_over && may_guard && has_elements() {
-            self.rules.grow(&desired.rules, growth, at);
+        let may_rule = !takes_over || may_guard && has_elements();
+        if takes_over && may_rule {
+            self.rules.grow_among(&desired.rules, growth, at, |piece| may_mark || !is_rule(piece));
         }
         self.policy_rules.grow(&desired.policy_rules, growth, at);
-        let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at).into_iter().collect();
+        let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at, |_| true).into_iter().collect();
+        if !may_mark && may_rule && self.prepare_marks(desired, (growth, authority == Authority::Complete), at) {
+            self.rules.grow(&desired.rules, growth, at);
+            self.grow_table(desired, (may_guard, true), growth, at);
+        }
         self.grow_routes(desired, growth, at);
 
         if authority == Authority::Complete {
-            self.routes.shrink(&desired.routes, at);
-            changed.extend(self.shrink_virtuals(desired, at));
-            self.shrink_policy_rules(desired, at);
-            self.rules.shrink_where(&desired.rules, at, |piece, _| !drops_clients(piece));
-            self.shrink_elements(desired, at);
-            self.shrink_source_rules(desired, at);
-            self.passages.shrink(&desired.passages, at);
-            self.shrink_table(desired, at);
-            self.shrink_sets(desired, at);
-            self.shrink_addresses(desired, at);
-            self.links.shrink(&desired.links, at);
+            changed.extend(self.shrink_all(desired, growth, at));
         } else if authority == Authority::Partial {
             self.shrink_known_clients(desired, at);
         }
         let flows = self.forget_flows(desired, at);
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
+    }
+
+    /// The shrinking half of a round. Returns the virtual services that were changed or deleted.
+    fn shrink_all(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
+        self.shrink_routes(desired, at);
+        // Those that waited for a route to go.
+        let mut changed = self.grow_virtuals(desired, growth, at, |_| true);
+        changed.extend(self.shrink_virtuals(desired, at));
+        self.grow_routes(desired, growth, at);
+        self.shrink_routes(desired, at);
+        self.shrink_policy_rules(desired, at);
+        self.shrink_rules(desired, at);
+        self.shrink_elements(desired, at);
+        self.shrink_source_rules(desired, at);
+        self.passages.shrink(&desired.passages, at);
+        self.shrink_table(desired, at);
+        self.shrink_sets(desired, at);
+        self.shrink_addresses(desired, at);
+        self.links.shrink(&desired.links, at);
+        changed
     }
 
     /// Returns whether the packet filter is as desired, and no virtual service is left that only the other backend's elements mark as
@@ -294,8 +310,8 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns the destinations of a virtual service with weight 0 and no connections left. Empty where the kernel does
     /// not report connections.
-    pub fn idle(&mut self, key: &ServiceKey) -> Vec<SocketAddr> {
-        let found = self.virtuals.target().connections(key).unwrap_or_default();
+    pub fn idle(&mut self, desired: &Desired, key: &ServiceKey) -> Vec<SocketAddr> {
+        let found = self.virtuals.target().connections(&desired.kernel_key(key)).unwrap_or_default();
         let idle = found.into_iter().filter(|(destination, count)| *count == 0 && destination.weight == DRAINING);
         idle.map(|(destination, _)| destination.address).collect()
     }
@@ -360,29 +376,6 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.learn(at)
     }
 
-    /// Creates a virtual service once its element marks it as ours.
-    fn grow_virtuals(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
-        if !self.learn_virtuals(desired, at) {
-            return Vec::new();
-        }
-        if let Some(seen) = self.virtuals.seen() {
-            self.udp.note_before(seen);
-        }
-        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        let all = marks.are_settled() && self.rules.is_settled();
-        let rules = &self.rules;
-        // One that has some clients only is open to nobody else for no moment.
-        let is_closed = |key: &ServiceKey| {
-            let Some(entry) = restriction(key) else { return true };
-            let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
-            closing.all(|set| is_enforced(&marks, rules, desired, (set, &entry)))
-        };
-        let may_come = |key: &ServiceKey| all || (marks.has_service(key) && is_closed(key));
-        // One that is open still gets no new destination.
-        let may_change = |key: &ServiceKey| all || is_closed(key);
-        self.virtuals.grow_those(&desired.virtuals, growth, at, (may_come, may_change))
-    }
-
     /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.
     fn tell_new_ownership(&mut self, desired: &Desired) {
         if self.told_for != Some(self.told_now()) {
@@ -407,42 +400,17 @@ impl<K: Kernel> Mirrors<K> {
             ServiceKey::Mark { .. } => false,
         };
         let left = self.policy_rules.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(left_by_kube_router);
-        let marked = self.marks().services().chain(left).chain(self.marked_elsewhere.iter().flatten().copied());
+        let ports = self.marks().tunnel_ports();
+        let tunnelled = ports.iter().filter(|port| !excluded(port)).flat_map(marks_of);
+        let is_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
+        let by_address = self.marks().services().filter(is_address);
+        let marked = by_address.chain(left).chain(tunnelled).chain(self.marked_elsewhere.iter().flatten().copied());
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
         // A virtual service of ours stays ours, whichever program removed its element.
         ours.extend(self.virtuals.known_keys());
         self.told_for = Some(self.told_now());
         self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
-    }
-
-    /// Makes a service address local once it is in the guard's set and a virtual service exists for it.
-    fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let (marks, virtuals) = (Marks::<K> { elements: &self.elements, table: &self.table }, &self.virtuals);
-        let all = marks.are_settled() && virtuals.is_settled();
-        self.routes.grow_where(&desired.routes, growth, at, |key| {
-            if all {
-                return true;
-            }
-            let address = key.destination.addr();
-            let answers = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
-            let is_the_devices = desired.addresses.keys().any(|key| key.address.addr() == address);
-            is_the_devices || (answers && marks.has_address(address))
-        });
-    }
-
-    /// Deletes the last virtual service of an address after its local route.
-    fn shrink_virtuals(&mut self, desired: &Desired, at: Moment) -> Vec<ServiceKey> {
-        if !self.learn_virtuals(desired, at) {
-            return Vec::new();
-        }
-        let routes = &self.routes;
-        self.virtuals.shrink_where(&desired.virtuals, at, |key, seen| {
-            let ServiceKey::Address { address, .. } = *key else { return true };
-            let mut others = seen.range(services_on(address)).filter(|(other, _)| desired.virtuals.contains_key(other));
-            let route = local_route_key(address);
-            routes.lacks(route.clone()..=route) || others.next().is_some()
-        })
     }
 
     /// Looks again for the host's own chains: they may have come since.

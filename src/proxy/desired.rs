@@ -3,6 +3,7 @@
 //! in maps in blocks, which the mirrors share.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::kernel::address::AddressKey;
@@ -18,6 +19,7 @@ use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::packed::BlockMap;
 
 use super::external_ip::NewlyRefused;
+use super::plan::services_on;
 
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -37,9 +39,44 @@ pub struct Desired {
     /// Rules that send packets with marks of ours to a table of routes.
     pub policy_rules: BTreeMap<PolicyRule, ()>,
     pub routes: BlockMap<RouteKey, Arc<Route>>,
+    /// The marks of packets of the virtual services in tunnel mode, by address, protocol and port. Not a kind: the kernel knows those virtual
+    /// services by their marks.
+    pub marks: BTreeMap<ServiceKey, u32>,
+    /// The same the other way round: the address, protocol and port of each virtual service for a mark.
+    pub marked: BTreeMap<ServiceKey, ServiceKey>,
 }
 
 impl Desired {
+    /// Returns the kernel's key of the virtual service of an address, protocol and port.
+    pub fn kernel_key(&self, key: &ServiceKey) -> ServiceKey {
+        keyed(key, self.marks.get(key).copied())
+    }
+
+    /// Returns the address, protocol and port of a virtual service of the kernel; `None` for a mark that is not desired.
+    pub fn port_of(&self, kernel_key: &ServiceKey) -> Option<ServiceKey> {
+        match kernel_key {
+            ServiceKey::Address { .. } => Some(*kernel_key),
+            ServiceKey::Mark { .. } => self.marked.get(kernel_key).copied(),
+        }
+    }
+
+    /// Returns the virtual service of an address, protocol and port, in tunnel mode or not.
+    pub fn virtual_of(&self, key: &ServiceKey) -> Option<&Virtual> {
+        self.virtuals.get(&self.kernel_key(key))
+    }
+
+    /// Returns the virtual services of an address, by address, protocol and port, those in tunnel mode last.
+    pub fn virtuals_on(&self, address: IpAddr) -> impl Iterator<Item = (ServiceKey, &Virtual)> {
+        let by_address = self.virtuals.range(services_on(address)).map(|(key, found)| (*key, found));
+        let marked = self.marks.range(services_on(address)).map(|(key, _)| *key);
+        by_address.chain(marked.filter_map(|key| Some((key, self.virtual_of(&key)?))))
+    }
+
+    /// Returns whether an address has any port in tunnel mode.
+    pub fn has_marks(&self, address: IpAddr) -> bool {
+        self.marks.range(services_on(address)).next().is_some()
+    }
+
     /// Fills blocks that many single changes have left half empty.
     pub fn pack(&mut self) {
         self.elements.pack();
@@ -47,6 +84,11 @@ impl Desired {
         self.virtuals.pack();
         self.routes.pack();
     }
+}
+
+/// Returns the kernel's key of a virtual service that has this mark, or none.
+pub fn keyed(key: &ServiceKey, mark: Option<u32>) -> ServiceKey {
+    mark.map_or(*key, |mark| ServiceKey::Mark { mark, family: key.family() })
 }
 
 /// Changed keys of [`Desired`], in any order; a key may occur twice.

@@ -11,7 +11,6 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
-use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, ServiceProblems, Table, World};
 use crate::net::{Family, PerFamily};
@@ -25,7 +24,7 @@ use super::explain::serve::{Formatting, Sources};
 use super::health_check::HealthChecks;
 use super::health_check::pending::Pending;
 use super::metrics::Metrics;
-use super::owners::Owner;
+use super::owners::Owned;
 use super::plan::Plan;
 use super::udp_flows::Forgetting;
 
@@ -36,7 +35,7 @@ pub struct ProxyContext {
     /// Set once the state known at the start is in the kernel.
     pub served: watch::Sender<bool>,
     /// The Service that owns each virtual service, for the reader of counters.
-    pub owners: watch::Sender<Table<ServiceKey, Owner>>,
+    pub owners: watch::Sender<Owned>,
     /// The health checks of Services (`health_check`), as soon as the kernel has been told of their endpoints.
     pub health_checks: watch::Sender<HealthChecks>,
     /// The problems of Services (`problems`).
@@ -106,7 +105,7 @@ impl<K: Kernel> Driver<K> {
     /// Removes draining destinations without connections.
     fn release_idle(&mut self, now: Instant) {
         for key in self.plan.to_look_at(now) {
-            let idle = self.mirrors.idle(&key);
+            let idle = self.mirrors.idle(self.plan.desired(), &key);
             if !idle.is_empty() {
                 let changed = self.plan.release(key, &idle);
                 self.mirrors.mark(&changed);
@@ -215,7 +214,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.context.problems.send_replace(self.plan.problems().clone());
         }
         if changed.owners {
-            self.context.owners.send_replace(self.plan.owners().clone());
+            self.context.owners.send_replace(self.plan.owned());
         }
         world.authority.proxy
     }

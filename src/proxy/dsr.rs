@@ -5,7 +5,7 @@
 //! finds the service address as destination, and answers with it as source. So in the pod a tunnel has to end
 //! which has that address ([`PodAddresses`]).
 //!
-//! So far nothing of it is in use: the annotation is read, and a warning says that it has no effect.
+//! In use where `ProxyConfig::tunnel_mode` says so: `plan/tunnels.rs` gives the marks, `apply/dsr.rs` has the order in which all of it comes and goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -21,7 +21,7 @@ use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
-use super::marks::{is_rule_of_ours, service};
+use super::marks::{is_rule_of_ours, services};
 use super::names::{
     CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE,
 };
@@ -147,10 +147,10 @@ impl Kernel for Linux {
                 let mut table = OwnTable::open(TABLE)?;
                 let found = table.read()?;
                 self.left = Some(table);
-                Ok(found.keys().filter_map(Set::of_object).filter_map(service).collect())
+                Ok(found.keys().filter_map(Set::of_object).flat_map(services).collect())
             }
             Some(Backend::Nftables) => match Elements::open(set_names())?.read() {
-                Ok(found) => Ok(found.keys().filter_map(Set::of_element).filter_map(service).collect()),
+                Ok(found) => Ok(found.keys().filter_map(Set::of_element).flat_map(services).collect()),
                 Err(error) if error.is_unsupported() => Ok(Vec::new()),
                 Err(error) => Err(error),
             },

@@ -1,16 +1,20 @@
 //! The marks that say what is ours and what the guard lets in, as last seen in the kernel: the elements of our sets, in the
 //! backend that is used.
 
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::kernel::ipset::Entry;
+use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::nftables::{Content, Key, Object};
 use crate::kernel::rule::{Packets, PolicyRule};
+use crate::net::Family;
 use crate::net::service_mark::MASK;
 use crate::packed::BlockMap;
 use crate::reconcile::{Mirror, Reflection, Target};
 
 use super::apply::Kernel;
+use super::dsr::packet_marks::likely;
 use super::names::{DSR_TABLE, EMPTY_TABLE, Set};
 
 /// A mirror that shares the memory of what is desired.
@@ -33,10 +37,56 @@ impl<'a, K: Kernel> Marks<'a, K> {
         self.elements.is_settled() && self.table.is_settled()
     }
 
-    /// Returns whether a virtual service is marked as ours. One for a mark of packets needs no element.
+    /// Returns whether the guard lets an address, protocol and port in, which marks its virtual service as ours. What is no such key needs no
+    /// element.
     pub fn has_service(&self, key: &ServiceKey) -> bool {
-        let ServiceKey::Address { address, protocol, port } = *key else { return true };
-        self.has(Set::ServicePorts, &Entry::IpPort(address, protocol, port))
+        restriction(key).is_none_or(|entry| self.has(Set::ServicePorts, &entry))
+    }
+
+    /// Returns whether an address, protocol and port is in the set of ports in tunnel mode, which marks virtual services for its marks as ours.
+    pub fn has_tunnel(&self, key: &ServiceKey) -> bool {
+        restriction(key).is_none_or(|entry| self.has(Set::TunnelPorts, &entry))
+    }
+
+    /// Returns the ports in tunnel mode that the kernel has in its set, or may have, by address, protocol and port.
+    pub fn tunnel_ports(&self) -> BTreeSet<ServiceKey> {
+        let mut found = BTreeSet::new();
+        for family in Family::BOTH {
+            let set = Set::TunnelPorts.name(family);
+            let first = ElementKey { set: set.clone(), entry: FIRST };
+            let elements = self.elements.seen().into_iter().flat_map(|seen| seen.range(first.clone()..));
+            let its = elements.map(|(key, ())| key).take_while(|key| key.set == set);
+            found.extend(its.filter_map(|key| port(&key.entry)));
+        }
+        found.extend(self.in_map().into_keys());
+        // Those that are in doubt, and all that were known where nothing is now.
+        let elements = if self.elements.seen().is_none() { Some(self.elements.known_keys()) } else { None };
+        let objects = if self.table.seen().is_none() { Some(self.table.known_keys()) } else { None };
+        let elements = elements.into_iter().flatten().chain(self.elements.doubts()).filter_map(Set::of_element);
+        let objects = objects.into_iter().flatten().chain(self.table.doubts()).filter_map(Set::of_object);
+        let places = elements.chain(objects).filter(|(set, _)| *set == Set::TunnelPorts);
+        found.extend(places.filter_map(|(_, entry)| port(&entry)));
+        found
+    }
+
+    /// Returns the marks that the map of our table of nf_tables gives to packets, by address, protocol and port.
+    pub fn in_map(&self) -> BTreeMap<ServiceKey, u32> {
+        let mut found = BTreeMap::new();
+        for family in Family::BOTH {
+            let map = Set::TunnelPorts.in_table(family);
+            let first = Object::Element(map.clone(), Key::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+            let objects = self.table.seen().into_iter().flat_map(|seen| seen.range(first.clone()..));
+            for (object, content) in objects {
+                let Object::Element(name, key) = object else { break };
+                if *name != map {
+                    break;
+                }
+                if let (Key::Service(address, protocol, port), Content::Mark(mark)) = (key, content) {
+                    found.insert(ServiceKey::Address { address: *address, protocol: *protocol, port: *port }, *mark);
+                }
+            }
+        }
+        found
     }
 
     /// Returns whether the guard knows a service address.
@@ -48,7 +98,7 @@ impl<'a, K: Kernel> Marks<'a, K> {
     pub fn services(&self) -> impl Iterator<Item = ServiceKey> + use<'a, K> {
         let elements = self.elements.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_element);
         let objects = self.table.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_object);
-        elements.chain(objects).filter_map(service)
+        elements.chain(objects).flat_map(services)
     }
 
     /// Returns whether the kernel holds an element.
@@ -65,15 +115,32 @@ pub fn restriction(key: &ServiceKey) -> Option<Entry> {
     }
 }
 
-/// Returns the virtual service that an element marks.
-pub fn service(place: (Set, Entry)) -> Option<ServiceKey> {
-    match place {
-        (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
-            Some(ServiceKey::Address { address, protocol, port })
-        }
+/// Returns the virtual services that an element marks as ours: that of its address, protocol and port, or those for the marks that these may have in
+/// tunnel mode. All of them, because a process that ended may have been about to give them another one.
+pub fn services((set, entry): (Set, Entry)) -> Vec<ServiceKey> {
+    match set {
+        Set::ServicePorts => port(&entry).into_iter().collect(),
+        Set::TunnelPorts => port(&entry).iter().flat_map(marks_of).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Returns the virtual services for the marks that an address, protocol and port may have.
+pub fn marks_of(port: &ServiceKey) -> impl Iterator<Item = ServiceKey> + use<> {
+    let family = port.family();
+    likely(port).map(move |mark| ServiceKey::Mark { mark, family })
+}
+
+/// Returns the address, protocol and port of an element.
+pub fn port(entry: &Entry) -> Option<ServiceKey> {
+    match *entry {
+        Entry::IpPort(address, protocol, port) => Some(ServiceKey::Address { address, protocol, port }),
         _ => None,
     }
 }
+
+/// Of all elements of a set the first.
+const FIRST: Entry = Entry::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 /// Returns whether a rule of routing is one that kube-router writes for direct server return, or that is ours: by its place and by what it asks.
 pub fn is_rule_of_ours(rule: &PolicyRule) -> bool {

@@ -17,7 +17,7 @@
 //! ([`names`]) and mean the same. The plan desires one or the other; everything else knows elements by what they are for.
 //!
 //! Reading order: [`part`] is what one Service asks for, with one file for each feature that decides about it
-//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`]; [`dsr`] is not in use yet);
+//! ([`endpoints`], [`traffic_policy`], [`topology`], [`session_affinity`], [`scheduler`], [`node_port`], [`external_ip`], [`health_check`], [`source_ranges`], [`inside`], [`dsr`]);
 //! [`plan`] keeps the union of all parts, [`desired`], one for each key ([`owners`]), with what all Services
 //! share ([`guard`], [`host_input`], [`clients`],
 //! [`masquerade`], [`settings`], [`local_node`], [`other_nodes`]) and what is on its way out ([`drain`], [`closing`], [`udp_flows`]); [`apply`] brings it

@@ -1,6 +1,7 @@
 //! Owners of keys that several Services claim: by rank first (`part::Rank`), then the older Service, then by name.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::kernel::ipvs::ServiceKey;
@@ -19,6 +20,25 @@ pub struct Owner {
     /// Seconds since 1970.
     pub created: i64,
     pub name: ObjectName,
+}
+
+/// All virtual services with their owners, as a value that others may keep.
+#[derive(Clone, Default)]
+pub struct Owned {
+    pub owners: Table<ServiceKey, Owner>,
+    /// The address, protocol and port of each virtual service that the kernel knows by a mark.
+    pub marked: Arc<BTreeMap<ServiceKey, ServiceKey>>,
+}
+
+impl Owned {
+    /// Returns the address, protocol and port of a virtual service of the kernel, and its owner.
+    pub fn of(&self, kernel_key: &ServiceKey) -> Option<(ServiceKey, &Owner)> {
+        let port = match kernel_key {
+            ServiceKey::Address { .. } => *kernel_key,
+            ServiceKey::Mark { .. } => *self.marked.get(kernel_key)?,
+        };
+        Some((port, self.owners.get(&port)?))
+    }
 }
 
 impl Claim for Owner {

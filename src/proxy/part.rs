@@ -6,11 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::ProxyConfig;
-use crate::kernel::ipvs::{Destinations, Service as VirtualService, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Destinations, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
 use crate::net::{Family, Protocol};
 
 use super::clients::Clients;
+use super::dsr::tunnels;
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
@@ -33,22 +34,26 @@ pub type OwnEndpoint = (SocketAddr, Protocol);
 pub struct Claim {
     pub key: ServiceKey,
     pub rank: Rank,
+    pub wanted: Wanted,
+}
+
+/// The kernel objects that a claim asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
     pub virtual_service: Virtual,
     pub clients: Clients,
+    /// It is served through tunnels, so the kernel knows it by a mark of packets (`dsr`).
+    pub is_tunnelled: bool,
 }
 
 impl Claim {
-    /// Returns what the claim asks of the kernel.
-    pub fn wanted(&self) -> (Virtual, Clients) {
-        (self.virtual_service.clone(), self.clients.clone())
-    }
-
     /// Joins a weaker claim of the same Service to this one, if it is to the same key; returns whether it is. The source ranges of
     /// either hold: a node port that is also the port of a load balancer address is no way around them.
     pub fn joins(weaker: &mut Claim, stronger: &mut Claim) -> bool {
         let is_same = weaker.key == stronger.key;
-        if is_same && stronger.clients.sources.is_none() {
-            stronger.clients.sources = weaker.clients.sources.take();
+        let (weaker, stronger) = (&mut weaker.wanted.clients, &mut stronger.wanted.clients);
+        if is_same && stronger.sources.is_none() {
+            stronger.sources = weaker.sources.take();
         }
         is_same
     }
@@ -97,47 +102,95 @@ fn claims_of_port(
     inputs: PartInputs<'_>,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
-    let choose = |policy| {
-        let reach = match policy {
-            TrafficPolicy::Cluster => Reach::Cluster(inputs.node.place()),
-            TrafficPolicy::Local => Reach::Node(&inputs.node.name),
-        };
-        let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
-        Destinations::from(endpoints::destinations(endpoints, port, family, reach, drains))
-    };
-    let (within, outside) = (traffic_policy::internal(service), traffic_policy::external(service));
-    let internal = choose(within);
-    let mut external = if outside == within { internal.clone() } else { choose(outside) };
-    // Clients on this node are served from all endpoints; where there are none at all, everybody is refused.
-    let lacks_local = outside == TrafficPolicy::Local && external.is_empty();
-    if lacks_local {
-        external = choose(TrafficPolicy::Cluster);
-    }
-    let is_left_out = lacks_local && !inside::knows_pods(inputs.node, family);
-    let inside_only = lacks_local && !external.is_empty();
-    let mut claim = |rank, address: IpAddr, number, destinations: &Destinations| {
+    let mut claim = |rank, address: IpAddr, number, served: &Served| {
         let key = ServiceKey::Address { address, protocol: port.protocol, port: number };
         // A node port on an address that is the load balancer's too stays open.
         let sources = if rank == Rank::NodePort { None } else { source_ranges::sources(service, address) };
-        let clients = Clients { sources, inside_only: inside_only && rank != Rank::Cluster };
-        claims.push(Claim { key, rank, virtual_service: virtual_service(service, destinations.clone()), clients });
+        let clients = Clients { sources, inside_only: served.inside_only };
+        let virtual_service = virtual_service(service, served.destinations.clone());
+        claims.push(Claim {
+            key,
+            rank,
+            wanted: Wanted { virtual_service, clients, is_tunnelled: served.is_tunnelled },
+        });
     };
+    let choose = |policy| choose(service, endpoints, (port, family), policy, inputs);
+    let within = traffic_policy::internal(service);
+    let internal = Served { destinations: choose(within), inside_only: false, is_tunnelled: false };
     for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {
         claim(Rank::Cluster, *address, port.port, &internal);
     }
-    if is_left_out {
-        return claims;
-    }
+    let chosen = |policy| if policy == within { internal.destinations.clone() } else { choose(policy) };
+    let with_nat = outside(service, family, inputs, chosen);
     let has_family = service.cluster_ips.iter().any(|ip| Family::from(*ip) == family);
-    if let (Some(number), true) = (port.node_port, has_family) {
+    if let (Some(number), true, Some(served)) = (port.node_port, has_family, &with_nat) {
         for address in node_port::node_port_addresses(inputs.node, inputs.config.nodeport_bindon_all_ip, family) {
-            claim(Rank::NodePort, address, number, &external);
+            claim(Rank::NodePort, address, number, served);
         }
     }
-    for address in external_ip::served(service, inputs).filter(|ip| Family::from(*ip) == family) {
-        claim(Rank::External, address, port.port, &external);
+    let external: Vec<IpAddr> = external_ip::served(service, inputs).filter(|ip| Family::from(*ip) == family).collect();
+    let is_tunnelled = |address: &IpAddr| tunnels::uses_tunnel(service, (endpoints, port), *address, inputs);
+    let through_tunnels = external.iter().any(is_tunnelled).then(|| {
+        let those = tunnels::that_end_tunnels(endpoints, inputs);
+        let chosen = |policy| self::choose(service, &those, (port, family), policy, inputs);
+        outside(service, family, inputs, chosen).map(Served::through_tunnels)
+    });
+    for address in external {
+        let served =
+            if is_tunnelled(&address) { through_tunnels.as_ref().and_then(Option::as_ref) } else { with_nat.as_ref() };
+        served.into_iter().for_each(|served| claim(Rank::External, address, port.port, served));
     }
     claims
+}
+
+/// How one port is served at its addresses of one family.
+struct Served {
+    destinations: Destinations,
+    inside_only: bool,
+    is_tunnelled: bool,
+}
+
+impl Served {
+    fn through_tunnels(self) -> Served {
+        let forwarding = Forwarding::Tunnel;
+        let destinations = self.destinations.iter().map(|found| Destination { forwarding, ..found }).collect();
+        Served { destinations, is_tunnelled: true, ..self }
+    }
+}
+
+/// Returns how clients outside are served, by destinations that `choose` returns for a traffic policy; `None` where nobody is.
+fn outside(
+    service: &Service,
+    family: Family,
+    inputs: PartInputs<'_>,
+    choose: impl Fn(TrafficPolicy) -> Destinations,
+) -> Option<Served> {
+    let policy = traffic_policy::external(service);
+    let mut destinations = choose(policy);
+    // Clients on this node are served from all endpoints; where there are none at all, everybody is refused.
+    let lacks_local = policy == TrafficPolicy::Local && destinations.is_empty();
+    if lacks_local {
+        destinations = choose(TrafficPolicy::Cluster);
+    }
+    let is_left_out = lacks_local && !inside::knows_pods(inputs.node, family);
+    let inside_only = lacks_local && !destinations.is_empty();
+    (!is_left_out).then_some(Served { destinations, inside_only, is_tunnelled: false })
+}
+
+/// Returns the destinations of one port in one family by a traffic policy.
+fn choose(
+    service: &Service,
+    endpoints: &Endpoints,
+    (port, family): (&ServicePort, Family),
+    policy: TrafficPolicy,
+    inputs: PartInputs<'_>,
+) -> Destinations {
+    let reach = match policy {
+        TrafficPolicy::Cluster => Reach::Cluster(inputs.node.place()),
+        TrafficPolicy::Local => Reach::Node(&inputs.node.name),
+    };
+    let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
+    endpoints::destinations(endpoints, port, family, reach, drains).into()
 }
 
 /// Returns the virtual service of one claim; also used to recompose it with draining destinations.

@@ -8,12 +8,14 @@
 //!
 //! A key that several Services claim has one owner (`owners`).
 
+mod addresses;
 mod asked;
 mod closing;
 mod draining;
 mod elements;
 mod host;
 mod problems;
+mod tunnels;
 
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap};
@@ -23,15 +25,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ProxyConfig, ServiceRanges};
-use crate::kernel::ipset::Entry;
-use crate::kernel::ipvs::{Destination, Destinations, ServiceKey, Virtual};
-use crate::kernel::link::LinkName;
-use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
+use crate::kernel::ipvs::{Destination, Destinations, ServiceKey};
+use crate::kernel::route::Route;
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
 
+pub use self::addresses::{local_route_key, marked_route_key};
 use self::draining::Listed;
 use self::problems::Problems;
+use self::tunnels::Tunnels;
 use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
 use super::desired::{Desired, ProxyChanges};
@@ -39,10 +41,10 @@ use super::drain::Draining;
 use super::external_ip::Refusals;
 use super::health_check::HealthCheckPorts;
 use super::local_node::LocalNode;
-use super::names::{DEVICE, Set};
+use super::names::Set;
 use super::other_nodes::{OtherNodes, asks_for};
-use super::owners::{Owner, Owners};
-use super::part::{Claim, OwnEndpoint, Part, part};
+use super::owners::{Owned, Owner, Owners};
+use super::part::{Claim, OwnEndpoint, Part, Wanted, part};
 use super::scheduler;
 use super::source_ranges;
 
@@ -77,6 +79,7 @@ pub struct Plan {
     believed: Table<IpAddr, ()>,
     closing: Closing,
     problems: Problems,
+    tunnels: Tunnels,
 }
 
 /// A part, and the fields of its Service that decide about conflicts and draining.
@@ -115,6 +118,7 @@ impl Plan {
             believed: Table::default(),
             closing: Closing::default(),
             problems: Problems::default(),
+            tunnels: Tunnels::default(),
         }
     }
 
@@ -139,6 +143,11 @@ impl Plan {
     /// Returns the owners of all virtual services; cheap to clone.
     pub fn owners(&self) -> &Table<ServiceKey, Owner> {
         self.owners.all()
+    }
+
+    /// Returns all virtual services with their owners.
+    pub fn owned(&self) -> Owned {
+        Owned { owners: self.owners.all().clone(), marked: Arc::new(self.desired.marked.clone()) }
     }
 
     /// Returns when draining destinations expire or are to be checked, or a closing virtual service is due.
@@ -166,6 +175,7 @@ impl Plan {
         let ranges_move = ProxyConfig::follow(&mut self.config, ranges);
         self.node = node;
         changed.health_checks |= !same;
+        self.note_mtu();
         if !same {
             self.replace_common(&mut changed);
         }
@@ -174,6 +184,9 @@ impl Plan {
             dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
             if !moved.is_empty() {
+                // An address of a node is one of a pod on the host's network.
+                let is_tunnelled = |it: &Service| self.config.tunnel_mode && it.annotations.dsr;
+                dirty.extend(services.iter().filter(|(_, it)| is_tunnelled(it)).map(|(name, _)| name));
                 dirty.extend(services.iter().filter(|(_, it)| asks_for(it, &moved)).map(|(name, _)| name));
             }
             if ranges_move {
@@ -255,7 +268,7 @@ impl Plan {
             }
             others.extend(self.note_owner(key, (name, claims), before.as_ref()));
             let claim = if has_it { claim } else { self.claim(&key) };
-            let wanted = claim.map(Claim::wanted);
+            let wanted = claim.map(|claim| claim.wanted.clone());
             if self.is_to_stay(key, wanted.as_ref()) {
                 self.closing.begin(key, now);
             } else {
@@ -294,88 +307,37 @@ impl Plan {
         if self.closing.contains(&key) {
             return;
         }
-        let wanted = self.claim(&key).map(Claim::wanted);
+        let wanted = self.claim(&key).map(|claim| claim.wanted.clone());
         self.put_virtual(key, wanted, changed);
     }
 
-    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<(Virtual, Clients)>, changed: &mut ProxyChanges) {
-        let Some((wanted, clients)) = wanted else {
+    fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Wanted>, changed: &mut ProxyChanges) {
+        let Some(Wanted { virtual_service, clients, is_tunnelled }) = wanted else {
             self.restrict(key, Clients::default(), changed);
             self.draining.end_service(key);
-            if self.desired.virtuals.remove(&key).is_some() {
-                changed.virtuals.push(key);
+            let kernel_key = self.desired.kernel_key(&key);
+            if self.desired.virtuals.remove(&kernel_key).is_some() {
+                changed.virtuals.push(kernel_key);
+                self.put_mark(key, false, changed);
                 self.follow_virtual(key, false, changed);
             }
             return;
         };
         self.restrict(key, clients, changed);
-        let wanted = self.with_draining(key, wanted);
-        changed.virtuals.push(key);
-        match self.desired.virtuals.get(&key) {
+        let wanted = self.with_draining(key, virtual_service, is_tunnelled);
+        self.put_mark(key, is_tunnelled, changed);
+        let wanted = self.in_its_mode(&key, wanted);
+        let key_in_kernel = self.desired.kernel_key(&key);
+        changed.virtuals.push(key_in_kernel);
+        match self.desired.virtuals.get(&key_in_kernel) {
             Some(known) if *known == wanted => drop(changed.virtuals.pop()),
-            Some(_) => drop(self.desired.virtuals.insert(key, wanted)),
+            Some(_) => drop(self.desired.virtuals.insert(key_in_kernel, wanted)),
             None => {
-                self.desired.virtuals.insert(key, wanted);
+                self.desired.virtuals.insert(key_in_kernel, wanted);
                 self.follow_virtual(key, true, changed);
             }
         }
     }
-
-    /// Handles the appearance or removal of a virtual service: its port and address enter or leave the sets, and its
-    /// address becomes or ceases to be local.
-    fn follow_virtual(&mut self, key: ServiceKey, appeared: bool, changed: &mut ProxyChanges) {
-        let ServiceKey::Address { address, protocol, port } = key else { return };
-        self.put_element(Set::ServicePorts, Entry::IpPort(address, protocol, port), appeared, changed);
-        let is_only = self.desired.virtuals.range(services_on(address)).all(|(other, _)| *other == key);
-        if is_only {
-            self.follow_use(address, appeared, changed);
-        }
-    }
-
-    /// Updates what depends on whether an address is used at all.
-    fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut ProxyChanges) {
-        self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
-        let key = local_route_key(address);
-        let wanted = (used && !self.node.is_own(address)).then(|| self.shared_route(Family::from(address)));
-        if self.desired.routes.get(&key) == wanted.as_ref() {
-            return;
-        }
-        match wanted {
-            Some(route) => self.desired.routes.insert(key.clone(), route),
-            None => self.desired.routes.remove(&key),
-        };
-        changed.routes.push(key);
-    }
-
-    /// Returns the route of all service addresses of a family, in memory once.
-    fn shared_route(&mut self, family: Family) -> Arc<Route> {
-        let route = self.local_route(family);
-        let shared = self.shared_routes.of_mut(family);
-        match shared {
-            Some(known) if **known == route => known.clone(),
-            _ => shared.insert(route.into()).clone(),
-        }
-    }
-
-    /// `ip route add local ADDRESS dev kube-dummy-if table local src NODE`: the address is this host's, and
-    /// the host's own packets to it come from the node's address, not from the service's.
-    fn local_route(&self, family: Family) -> Route {
-        Route {
-            kind: RouteKind::Local,
-            protocol: PROTOCOL_KERNEL,
-            source: self.node.source(family),
-            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
-        }
-    }
-}
-
-/// `RTPROT_KERNEL`, which kube-router's local routes have too: programs that remove routes of unknown protocols leave
-/// it alone.
-const PROTOCOL_KERNEL: u8 = 2;
-
-/// Returns the key of the route that makes an address local.
-pub fn local_route_key(address: IpAddr) -> RouteKey {
-    RouteKey::new(TABLE_LOCAL, Family::host_prefix(address))
 }
 
 /// Returns the range of all possible virtual services of an address.
@@ -385,9 +347,12 @@ pub fn services_on(address: IpAddr) -> RangeInclusive<ServiceKey> {
     key(first, 0)..=key(last, u16::MAX)
 }
 
-fn can_drain(scheduler: Option<Scheduler>, key: &ServiceKey) -> bool {
+/// Returns whether a virtual service may have destinations that are no endpoints any more. Not with `mh` in tunnel mode: they have places in
+/// its table, and end at another time on each node, while all nodes are to find the same endpoint for a client.
+fn can_drain(scheduler: Option<Scheduler>, key: &ServiceKey, is_tunnelled: bool) -> bool {
     let ServiceKey::Address { protocol, .. } = *key else { return false };
-    scheduler.is_some_and(|scheduler| scheduler::can_drain(scheduler, protocol))
+    let is_same_everywhere = is_tunnelled && scheduler == Some(Scheduler::Mh);
+    !is_same_everywhere && scheduler.is_some_and(|scheduler| scheduler::can_drain(scheduler, protocol))
 }
 
 /// Returns the address of a virtual service; `None` for one for a mark of packets.

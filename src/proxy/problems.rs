@@ -8,6 +8,7 @@ use compact_str::{CompactString, ToCompactString, format_compact};
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Cause, Endpoint, Endpoints, Service, ServicePort, ServiceProblem, TrafficPolicy, Use};
 
+use super::dsr::tunnels::{self, Obstacle};
 use super::external_ip::{self, Reason};
 use super::owners::Owner;
 use super::part::{PartInputs, Rank};
@@ -44,7 +45,24 @@ pub fn of_service(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
         );
         problems.push(problem(Cause::NoEndpointPort, format_compact!("{protocol} {number} {name}"), text));
     }
+    problems.extend(without_tunnel(service, endpoints, inputs));
     problems.into_iter().map(|problem| problem.of(service.created)).collect()
+}
+
+/// Returns what keeps a Service with the annotation for direct server return from it.
+fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<ServiceProblem> {
+    const FIELD: &str = "kube-router.io/service.dsr";
+    if !inputs.config.tunnel_mode {
+        return Vec::new();
+    }
+    let of_obstacle = |obstacle: Obstacle| {
+        let cause = match obstacle {
+            Obstacle::OwnAddress(_) => Cause::NoTunnelHere,
+            Obstacle::OtherPort { .. } | Obstacle::HostNetwork(_) => Cause::NoTunnel,
+        };
+        problem(cause, format_compact!("{obstacle:?}"), format!("{FIELD}: {obstacle}"))
+    };
+    tunnels::obstacles(service, endpoints, inputs).into_iter().map(of_obstacle).collect()
 }
 
 /// Returns that another Service has a virtual service that one claims. `is_own`: its address is one of the node's.

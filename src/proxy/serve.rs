@@ -16,14 +16,12 @@ use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::owners::Owned;
 use crate::kernel::ipvs::{ServiceKey, Services, Stats};
-use crate::model::Table;
-
-use super::owners::Owner;
 
 /// Collector that reads the counters when metrics are requested.
 pub struct Counters {
-    owners: watch::Receiver<Table<ServiceKey, Owner>>,
+    owners: watch::Receiver<Owned>,
     descriptions: Vec<Desc>,
     export_time: Histogram,
     last: Mutex<Option<(Instant, Vec<MetricFamily>)>>,
@@ -60,7 +58,7 @@ impl Counters {
     ///
     /// # Errors
     /// If a metric's name or labels are invalid, which they are not.
-    pub fn new(owners: watch::Receiver<Table<ServiceKey, Owner>>) -> Result<Counters, prometheus::Error> {
+    pub fn new(owners: watch::Receiver<Owned>) -> Result<Counters, prometheus::Error> {
         let labels: Vec<String> = LABELS.into_iter().map(str::to_owned).collect();
         let describe = |reading: &Reading| {
             Desc::new(reading.name.to_owned(), reading.help.to_owned(), labels.clone(), Default::default())
@@ -78,7 +76,7 @@ impl Counters {
         let begun = Instant::now();
         let owners = self.owners.borrow().clone();
         let ours = owners.clone();
-        let stats = Services::open(Box::new(move |key| ours.get(key).is_some())).and_then(|mut s| s.stats());
+        let stats = Services::open(Box::new(move |key| ours.of(key).is_some())).and_then(|mut s| s.stats());
         let stats = match stats {
             Ok(stats) => stats,
             Err(error) => {
@@ -121,14 +119,15 @@ const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64)
 }
 
 /// The series of the virtual services that have an owner.
-fn families(stats: Vec<(ServiceKey, Stats)>, owners: &Table<ServiceKey, Owner>) -> Vec<MetricFamily> {
+fn families(stats: Vec<(ServiceKey, Stats)>, owners: &Owned) -> Vec<MetricFamily> {
     let labelled: Vec<(Vec<LabelPair>, Stats)> =
         stats.into_iter().filter_map(|(key, stats)| Some((labels(&key, owners)?, stats))).collect();
     READINGS.iter().map(|reading| family(reading, &labelled)).collect()
 }
 
-fn labels(key: &ServiceKey, owners: &Table<ServiceKey, Owner>) -> Option<Vec<LabelPair>> {
-    let owner = &owners.get(key)?.name;
+fn labels(key: &ServiceKey, owners: &Owned) -> Option<Vec<LabelPair>> {
+    let (key, owner) = owners.of(key)?;
+    let owner = &owner.name;
     let ServiceKey::Address { address, protocol, port } = key else { return None };
     let values = [
         owner.namespace.to_string(),
@@ -175,6 +174,7 @@ fn family(reading: &Reading, labelled: &[(Vec<LabelPair>, Stats)]) -> MetricFami
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+    use super::super::owners::Owner;
     use super::super::part::Rank;
     use super::*;
     use crate::model::ObjectName;
@@ -201,19 +201,32 @@ mod tests {
     #[test]
     fn a_service_that_is_gone_has_no_series_although_its_connections_still_drain() {
         let addresses = [key(Ipv4Addr::new(10, 96, 0, 1)), key(Ipv6Addr::LOCALHOST)];
-        let mut owners = Table::default();
+        let mut owners = Owned::default();
         for one in addresses {
-            owners.insert(one, owner("web"));
+            owners.owners.insert(one, owner("web"));
         }
         let in_the_kernel = || addresses.map(|key| (key, Stats::default())).to_vec();
         let both = families(in_the_kernel(), &owners);
         assert_eq!(series(&both).len(), 2 * READINGS.len());
         let labels = "port=80 protocol=tcp service_name=web service_vip=10.96.0.1 svc_namespace=shop";
         assert_eq!(series(&both).first(), Some(&("kube_router_service_total_connections", labels.to_owned())));
-        owners.remove(&addresses[0]);
+        owners.owners.remove(&addresses[0]);
         let left = families(in_the_kernel(), &owners);
         assert!(series(&left).iter().all(|(_, labels)| !labels.contains("10.96.0.1")), "{left:?}");
         assert_eq!(series(&left).len(), READINGS.len());
         assert_eq!(series(&families(Vec::new(), &owners)), [], "and neither has one that the kernel lacks");
+    }
+
+    #[test]
+    fn a_virtual_service_for_a_mark_has_the_labels_of_its_address() {
+        let port = key(Ipv4Addr::new(203, 0, 113, 7));
+        let mark = ServiceKey::Mark { mark: 13766, family: crate::net::Family::V4 };
+        let mut owners = Owned { marked: std::sync::Arc::new([(mark, port)].into()), ..Owned::default() };
+        owners.owners.insert(port, owner("web"));
+        let found = families(vec![(mark, Stats::default())], &owners);
+        let labels = "port=80 protocol=tcp service_name=web service_vip=203.0.113.7 svc_namespace=shop";
+        assert_eq!(series(&found).first(), Some(&("kube_router_service_total_connections", labels.to_owned())));
+        owners.marked = Default::default();
+        assert_eq!(series(&families(vec![(mark, Stats::default())], &owners)), [], "a mark that nobody has");
     }
 }

@@ -8,6 +8,8 @@
 //! - `vs/expire_quiescent_template`: session affinity does not bind a client to a destination of weight 0.
 //! - `vs/conn_reuse_mode`: before Linux 5.9 a reused port cost a second of delay unless this was 0; since then
 //!   0 only sends clients that reuse a port to backends that are gone, so there it is 1.
+//! - `vs/sloppy_tcp`: a segment in the middle of an unknown connection is scheduled as if it opened one. So a client whose packets come to another
+//!   node finds the same endpoint there, where the scheduler is `mh` and answers do not pass the node: only while a Service is served in that way.
 //! - `arp_ignore`, `arp_announce`: a service address is not announced by ARP from the wrong device.
 //! - `rp_filter`: strict filtering drops replies that come another way than the request left; it is made
 //!   loose where it is strict, and left off where it is off.
@@ -30,7 +32,9 @@ const BRIDGE: &str = "kube-bridge";
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);
 
 /// Returns the desired value of each setting, on a kernel of this version (major, minor).
-pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, WantedSetting> {
+///
+/// `takes_over`: connections that another director has opened are taken over.
+pub fn settings(node: &LocalNode, kernel: (u32, u32), takes_over: bool) -> BTreeMap<Setting, WantedSetting> {
     let mut settings = BTreeMap::new();
     let mut always = |path: &str, value: &str| {
         settings.insert(Setting(path.into()), WantedSetting::Always(value.into()));
@@ -39,6 +43,9 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32)) -> BTreeMap<Setting, Wante
     always("net/ipv4/vs/expire_nodest_conn", "1");
     always("net/ipv4/vs/expire_quiescent_template", "1");
     always("net/ipv4/vs/conn_reuse_mode", if kernel < REUSE_FIXED_IN { "0" } else { "1" });
+    if takes_over {
+        always("net/ipv4/vs/sloppy_tcp", "1");
+    }
     if node.families.v4 {
         always("net/ipv4/conf/all/arp_ignore", "1");
         always("net/ipv4/conf/all/arp_announce", "2");
@@ -74,7 +81,7 @@ mod tests {
     #[test]
     fn reused_ports_are_left_to_kernels_that_can() {
         let mode = |kernel| {
-            let settings = settings(&LocalNode::default(), kernel);
+            let settings = settings(&LocalNode::default(), kernel, false);
             settings[&Setting("net/ipv4/vs/conn_reuse_mode".into())].clone()
         };
         assert_eq!(mode((5, 8)), WantedSetting::Always("0".into()));

@@ -291,22 +291,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         at: Moment,
         may_go: impl Fn(&T::Key, &S::Form) -> bool,
     ) -> Vec<T::Key> {
-        if self.is_settled() || !self.learn(at) {
-            return Vec::new();
-        }
-        let Some(seen) = self.seen() else { return Vec::new() };
-        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
-            (Some(_), None) => may_go(key, seen).then_some(None),
-            // A key that could not grow (its step failed, so `have` is not known) is not in `seen`; one that differs
-            // here has grown already and only has something left to lose.
-            (Some(have), Some(wanted)) if have != wanted && T::grown(have, wanted) == *have => {
-                Some(Some(wanted.clone()))
-            }
-            _ => None,
-        });
-        let done = self.perform(Phase::Shrink, steps, at);
-        self.clean(Phase::Shrink, want);
-        done
+        self.shrink_those(want, at, (may_go, |_| true))
     }
 
     /// Compares the next portion of the objects in a range with the kernel, and marks what somebody else changed as dirty.

@@ -4,8 +4,6 @@
 //! subnet. With `--overlay-type=full` all traffic between pods of different nodes goes through tunnels, and what a tunnel adds
 //! is taken off. With `subnet` it is not: a packet that is too large for a tunnel is answered by this node ("fragmentation
 //! needed", "packet too big"), and the pod sends smaller ones on that path alone.
-//!
-//! Overhead of a tunnel: an IP header (20 bytes, or 40), and inside UDP another 12 (8 of UDP, 4 of GUE).
 
 use std::net::IpAddr;
 
@@ -14,7 +12,6 @@ use crate::net::{Family, PerFamily};
 
 /// The minimum MTU of an IPv6 link (RFC 8200 5).
 const LEAST: u32 = 1280;
-const GUE: u32 = 12;
 
 /// Returns the MTU of pods and their bridge; `None` to leave it alone. `families`: those in which there may be tunnels.
 pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>) -> Option<u32> {
@@ -22,7 +19,7 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
     let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
     let added = through_tunnels.map_or(0, |overlay| {
         let possible = Family::BOTH.into_iter().filter(|family| *families.of(*family));
-        possible.map(|family| overhead(overlay, family)).max().unwrap_or_default()
+        possible.map(|family| overlay.overhead(family)).max().unwrap_or_default()
     });
     Some(link.saturating_sub(added).max(LEAST.min(link)))
 }
@@ -30,15 +27,7 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
 /// Returns the MTU of the tunnel to an address; `None` to leave it to the kernel.
 pub fn tunnel(link: Option<u32>, config: &RouterConfig, overlay: Overlay, remote: IpAddr) -> Option<u32> {
     let link = link.filter(|_| config.auto_mtu)?;
-    Some(link.saturating_sub(overhead(overlay, Family::from(remote))).max(LEAST.min(link)))
-}
-
-fn overhead(overlay: Overlay, family: Family) -> u32 {
-    let header = match family {
-        Family::V4 => 20,
-        Family::V6 => 40,
-    };
-    header + if overlay.udp_port.is_some() { GUE } else { 0 }
+    Some(link.saturating_sub(overlay.overhead(Family::from(remote))).max(LEAST.min(link)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! virtual services are those that the service proxy makes of them, of either packet filter.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use sluice::config::{Config, Environment, Mistakes, ProxyConfig, Request, request};
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service, ServiceKey, Services, Virtual};
 use sluice::kernel::link::LinkName;
@@ -16,14 +18,21 @@ use sluice::kernel::nftables::{Content, Key, Object, OwnTable};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL};
 use sluice::kernel::rule::{PolicyRule, PolicyRules};
 use sluice::kernel::{Name, module};
-use sluice::model::ObjectName;
+use sluice::model::Service as ClusterService;
+use sluice::model::{
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, HostLink, Node,
+    NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, ServicePort, ServiceType, World,
+};
 use sluice::net::{Family, PerFamily, Protocol};
+use sluice::proxy::apply::Mirrors;
 use sluice::proxy::dsr::packet_marks::PacketMarks;
 use sluice::proxy::dsr::rules::{in_table, policy_rule, rules, segment_size};
-use sluice::proxy::linux::route_ownership;
+use sluice::proxy::linux::{Linux, route_ownership};
 use sluice::proxy::marks::is_rule_of_ours;
 use sluice::proxy::names::{DEVICE, DSR_TABLE, Set, TABLE};
+use sluice::proxy::plan::Plan;
 use sluice::reconcile::{Growth, Mirror, Moment, Phase, Reflection, Step, Target};
+use sluice::subsystem::Kinds;
 
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::places::inside;
@@ -53,9 +62,10 @@ struct Scene {
 }
 
 /// Addresses of one family: prefix length of links; the node towards the client, the client; the node towards the pod, the pod; the Service.
-type Plan = (&'static str, [&'static str; 5]);
-const V4: Plan = ("24", ["192.0.2.1", "192.0.2.10", "10.244.1.1", "10.244.1.9", "203.0.113.7"]);
-const V6: Plan = ("64", ["2001:db8::1", "2001:db8::10", "fd00:10:244:1::1", "fd00:10:244:1::9", "2001:db8:113::7"]);
+type Addresses = (&'static str, [&'static str; 5]);
+const V4: Addresses = ("24", ["192.0.2.1", "192.0.2.10", "10.244.1.1", "10.244.1.9", "203.0.113.7"]);
+const V6: Addresses =
+    ("64", ["2001:db8::1", "2001:db8::10", "fd00:10:244:1::1", "fd00:10:244:1::9", "2001:db8:113::7"]);
 
 impl Scene {
     fn new(family: Family) -> Scene {
@@ -248,19 +258,23 @@ fn at() -> Moment {
 }
 
 fn with_each(test: impl Fn(&Scene, Filter) + Send + Sync) {
+    for filter in FILTERS {
+        with_families(|scene| test(scene, filter));
+    }
+}
+
+fn with_families(test: impl Fn(&Scene) + Send + Sync) {
     for module in ["ip_vs", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel"] {
         let (loaded, _, error) = attempt(&format!("modprobe {module}"));
         assert!(loaded, "this kernel has no module {module}; run this test in the guest of the lab: {error}");
     }
     let failed = module::load(&["xt_TCPMSS", "xt_set"]);
     assert!(failed.is_empty(), "{failed:?}");
-    for filter in FILTERS {
-        for family in Family::BOTH {
-            in_new(|| {
-                own_run();
-                test(&Scene::new(family), filter);
-            });
-        }
+    for family in Family::BOTH {
+        in_new(|| {
+            own_run();
+            test(&Scene::new(family));
+        });
     }
 }
 
@@ -312,4 +326,126 @@ fn packets_that_others_mark_go_on_as_if_there_were_no_table() {
         assert!(run(&format!("ip {six} route get {} mark 0x1", scene.service)).starts_with("local"));
         assert!(!run(&format!("ip {six} route get {} mark 0x4000", scene.service)).starts_with("local"));
     });
+}
+
+/// The service proxy's own way, from a World to the kernel.
+struct Agent {
+    plan: Plan,
+    mirrors: Mirrors<Linux>,
+    world: World,
+}
+
+impl Agent {
+    fn new(scene: &Scene, backend: &str) -> Agent {
+        let words = ["sluice", "--strict-external-ip-validation=false", "--enable-ipv6=true", backend];
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let config = Config::meant(&flags, verbosity, &Environment::default(), &mut Mistakes::default());
+        let config = Arc::new(ProxyConfig { tunnel_mode: true, ..config.proxy.expect("it runs") });
+        let mut world = World::empty();
+        let link = format!("to-client{}", if scene.family == Family::V6 { 6 } else { 4 });
+        let addresses = vec![HostAddress { address: scene.node, link: link.as_str().into(), global: true }];
+        let links = vec![HostLink { name: link.as_str().into(), mtu: 1500, bridge: false }];
+        world.host = Arc::new(Host { node_name: "node1".into(), addresses, links, ..Host::default() });
+        let own = NodeAddress { kind: NodeAddressKind::Internal, address: scene.node };
+        let pods = if scene.family == Family::V6 { "fd00:10:244:1::/64" } else { "10.244.1.0/24" };
+        let pod_cidrs = vec![pods.parse().expect("a range")];
+        world.cluster.nodes.insert("node1".into(), Node { addresses: vec![own], pod_cidrs, ..Node::default() });
+        (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
+        let targets = sluice::proxy::linux::open(&config).expect("the kernel can be reached");
+        let families = PerFamily::from_fn(|family| family == scene.family);
+        Agent { plan: Plan::new(config, families, (6, 1)), mirrors: Mirrors::new(targets, Vec::new()), world }
+    }
+
+    /// Serves one Service with two ports at the address: one through a tunnel, one whose endpoints have another port.
+    fn serve(&mut self, scene: &Scene) {
+        let port = |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
+        let of_pod = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port };
+        let name = ObjectName::new("shop", "web");
+        let cluster_ip: IpAddr =
+            if scene.family == Family::V6 { "fd00:10:96::9" } else { "10.96.0.9" }.parse().expect("one");
+        let service = ClusterService {
+            kind: ServiceType::ClusterIp,
+            cluster_ips: vec![cluster_ip],
+            external_ips: vec![scene.service],
+            load_balancer: Vec::new(),
+            source_ranges: None,
+            ports: vec![port("tunnel", PORT), port("nat", NAT_PORT)],
+            affinity_seconds: None,
+            internal_traffic_policy: Default::default(),
+            external_traffic_policy: Default::default(),
+            health_check_node_port: None,
+            annotations: ProxyAnnotations { dsr: true, scheduler: Scheduler::Mh, ..ProxyAnnotations::default() },
+            announce: Default::default(),
+            created: 0,
+        };
+        self.world.cluster.services.insert(name.clone(), service);
+        let endpoint = Endpoint {
+            address: scene.pod_address,
+            node: Some("node1".into()),
+            conditions: Conditions::READY,
+            hints: None,
+        };
+        let slice = EndpointSlice {
+            family: scene.family,
+            ports: vec![of_pod("tunnel", PORT), of_pod("nat", PORT + 1)],
+            endpoints: [endpoint].into_iter().collect(),
+        };
+        self.world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let changed = self.plan.update(&self.world, Instant::now());
+        self.mirrors.mark(&changed);
+        for _ in 0..5 {
+            self.mirrors.round(self.plan.desired(), Authority::Complete, at());
+        }
+        let kinds = self.mirrors.reflections();
+        let unsettled: Vec<_> =
+            kinds.iter().filter(|kind| !kind.is_settled()).map(|kind| (kind.name(), kind.trouble())).collect();
+        assert!(unsettled.is_empty(), "{unsettled:?}");
+    }
+}
+
+#[test]
+fn the_service_proxy_serves_through_a_tunnel_and_leaves_nothing_of_it() {
+    for backend in ["--netfilter=nftables", "--netfilter=iptables"] {
+        with_families(|scene| {
+            let mut agent = Agent::new(scene, backend);
+            agent.serve(scene);
+            let (client, service) = (scene.client_address(), scene.service);
+            let through_tunnel = scene.asks(Some(&scene.client), PORT);
+            assert_eq!(
+                through_tunnel,
+                Some((client, service)),
+                "{backend} {}: {}",
+                scene.family,
+                run("ipvsadm -Ln --stats")
+            );
+            let with_nat = scene.asks(Some(&scene.client), NAT_PORT);
+            assert_eq!(with_nat, Some((client, scene.pod_address)), "{backend} {}: with NAT", scene.family);
+            assert_eq!(scene.asks(None, PORT).map(|(_, here)| here), Some(service), "{backend}: the node itself");
+            let listed = run("ipvsadm -Ln --stats");
+            assert!(listed.contains(&format!("FWM  {}", scene.mark())), "{listed}");
+            // A process without memory finds all of it.
+            let world = agent.world.clone();
+            drop(agent);
+            let mut next = Agent { world, ..Agent::new(scene, backend) };
+            next.settle();
+            assert_eq!(next.mirrors.steps_done(), 0, "{backend} {}: a restart changes nothing", scene.family);
+            next.world.cluster.services.remove(&ObjectName::new("shop", "web"));
+            next.settle();
+            let six = if scene.family == Family::V6 { "-6" } else { "-4" };
+            let left = [
+                run(&format!("ip {six} rule show")),
+                run(&format!("ip {six} route show table all")),
+                run("ipvsadm -Ln"),
+            ];
+            assert!(
+                !left[0].contains("lookup 78") && !left[1].contains("table 78") && !left[2].contains("FWM"),
+                "{left:?}"
+            );
+        });
+    }
 }

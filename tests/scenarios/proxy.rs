@@ -1,7 +1,9 @@
 //! The service proxy's scenarios: virtual services, sets, rules and routes, and where connections end.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::{ServiceKey, Virtual, flags};
 use sluice::kernel::route::Route;
 use sluice::model::Authority;
@@ -18,8 +20,11 @@ use crate::support::memory::{MemoryKernel, State};
 use crate::support::packet::{self, End};
 
 pub const KNOWN: Known = Known {
-    given: &["flags", "host", "objects", "remembered"],
-    expected: &["warnings", "notes", "virtuals", "sets", "rules", "routes", "settings", "counts", "trace"],
+    given: &["flags", "host", "objects", "remembered", "tunnel mode"],
+    expected: &[
+        "warnings", "notes", "virtuals", "sets", "rules", "routes", "settings", "counts", "routing", "problems",
+        "trace",
+    ],
     never_silent: &["warnings", "notes"],
 };
 
@@ -28,6 +33,7 @@ struct Found {
     desired: Desired,
     notes: Vec<String>,
     warnings: Vec<String>,
+    problems: Vec<String>,
     kernel: State,
 }
 
@@ -43,6 +49,9 @@ pub fn check(file: &File) -> File {
 fn found(file: &File) -> Found {
     let given: Vec<&str> = file.lines("flags").collect();
     let (config, families) = words::proxy(&given);
+    // Until it has no field of its own: `on`.
+    let tunnel_mode = file.lines("tunnel mode").next() == Some("on");
+    let config = Arc::new(ProxyConfig { tunnel_mode, ..(*config).clone() });
     let (mut world, warnings) = objects::world(file.text("objects"), file.lines("host"));
     // The last known state: `all nodes`, or `own node`.
     if let Some(nodes) = file.lines("remembered").next() {
@@ -56,6 +65,10 @@ fn found(file: &File) -> Found {
         refused.named.iter().map(|(service, it)| format!("{service}: {} is not served: {}", it.address, it.reason)),
     );
     let desired = plan.desired().clone();
+    let problems = plan.problems().iter().flat_map(|(service, problems)| {
+        problems.iter().map(move |problem| format!("{service}: {problem}")).collect::<Vec<_>>()
+    });
+    let problems = problems.collect();
 
     let kernel = MemoryKernel::new(State::of_others());
     let mut mirrors = Mirrors::new(kernel.targets(), Vec::new());
@@ -65,15 +78,17 @@ fn found(file: &File) -> Found {
         refused.is_empty() && mirrors.is_settled(),
         "one round is enough, and the kernel refuses nothing: {refused:?}"
     );
-    Found { desired, notes, warnings, kernel: kernel.state() }
+    Found { desired, notes, warnings, problems, kernel: kernel.state() }
 }
 
 impl Found {
     fn lines(&self, section: &str) -> Vec<String> {
-        let Desired { virtuals, sets, elements, rules, routes, settings, .. } = &self.desired;
+        let Desired { virtuals, sets, elements, rules, routes, settings, policy_rules, .. } = &self.desired;
         match section {
             "warnings" => self.warnings.clone(),
             "notes" => self.notes.clone(),
+            "problems" => self.problems.clone(),
+            "routing" => policy_rules.keys().map(ToString::to_string).collect(),
             "virtuals" => virtuals.iter().flat_map(|(key, found)| virtual_service(key, found)).collect(),
             "sets" => elements.keys().map(ToString::to_string).collect(),
             "rules" => objects::rules(rules),
@@ -126,6 +141,7 @@ fn traced(line: &str, kernel: &State) -> String {
     };
     let end = match end {
         End::Dropped => "dropped".to_owned(),
+        End::Martian => "a tunnel, and the kernel takes no answers".to_owned(),
         End::Elsewhere => "goes where routing says".to_owned(),
         End::Refused => "refused".to_owned(),
         End::Host => "a program of the host".to_owned(),

@@ -60,10 +60,11 @@ impl Agent {
     pub fn release_idle(&mut self, now: Instant) -> Vec<(ServiceKey, SocketAddr)> {
         let mut released = Vec::new();
         for key in self.plan.to_look_at(now) {
-            let idle = self.mirrors.idle(&key);
+            let idle = self.mirrors.idle(self.plan.desired(), &key);
             let changed = self.plan.release(key, &idle);
             self.mirrors.mark(&changed);
-            released.extend(idle.into_iter().map(|destination| (key, destination)));
+            let kernel_key = self.plan.desired().kernel_key(&key);
+            released.extend(idle.into_iter().map(|destination| (kernel_key, destination)));
         }
         released
     }

@@ -10,9 +10,11 @@ use sluice::kernel::link::LinkName;
 use sluice::kernel::nftables::{Content, Object};
 use sluice::kernel::route::RouteKey;
 use sluice::net::{Family, Protocol};
+use sluice::proxy::marks::marks_of;
 use sluice::proxy::names::{DEVICE, Set};
 
 use crate::support::memory::{Addresses, Links, Rows, State};
+use crate::support::packet;
 use crate::support::random::Random;
 
 /// A kind of damage.
@@ -73,14 +75,15 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
     match kind {
         Kind::DeleteVirtual => {
             let key = our_virtual(state, foreign, random)?;
+            let hurt = hurt_at(state, &key);
             state.virtuals.remove(&key);
-            said(Hurt::Address(address(&key)), key.to_string())
+            said(hurt, key.to_string())
         }
         Kind::ChangeScheduler => {
             let key = our_virtual(state, foreign, random)?;
             let found = state.virtuals.get_mut(&key)?;
             found.service.scheduler = if found.service.scheduler == "wlc" { "sed".into() } else { "wlc".into() };
-            said(Hurt::Address(address(&key)), key.to_string())
+            said(hurt_at(state, &key), key.to_string())
         }
         Kind::AddDestination => {
             let key = our_virtual(state, foreign, random)?;
@@ -95,7 +98,7 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
             list.push(Destination { address: address_and_port, weight: 9, forwarding: Forwarding::Nat });
             list.sort();
             found.destinations = list.into();
-            said(Hurt::Address(address(&key)), format!("{text} at {key}"))
+            said(hurt_at(state, &key), format!("{text} at {key}"))
         }
         Kind::RemoveDestination => {
             let served = |key: &ServiceKey| !state.virtuals[key].destinations.is_empty();
@@ -105,7 +108,7 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
             let mut list = found.destinations.to_vec();
             list.pop()?;
             found.destinations = list.into();
-            said(Hurt::Address(address(&key)), key.to_string())
+            said(hurt_at(state, &key), key.to_string())
         }
         Kind::DeleteElement => {
             let of_ipset = state.elements.keys().filter_map(Set::of_element);
@@ -224,10 +227,14 @@ fn our_route(state: &State, foreign: &State, random: &mut Random) -> Option<Rout
     random.pick_from(state.routes.keys().filter(|key| !foreign.routes.contains_key(key)).cloned())
 }
 
-fn address(key: &ServiceKey) -> IpAddr {
-    match key {
-        ServiceKey::Address { address, .. } => *address,
-        ServiceKey::Mark { .. } => panic!("the proxy makes no services for marks"),
+/// What is damaged with a virtual service: its address, or that of the port that has its mark.
+fn hurt_at(state: &State, key: &ServiceKey) -> Hurt {
+    let is_its = |port: &ServiceKey| port == key || marks_of(port).any(|its| its == *key);
+    let mut ports = packet::ports(state).into_iter().filter(is_its);
+    match (ports.next(), ports.next()) {
+        (Some(ServiceKey::Address { address, .. }), None) => Hurt::Address(address),
+        (None, _) if let ServiceKey::Address { address, .. } = *key => Hurt::Address(address),
+        _ => Hurt::Everything,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice::kernel::address::AddressKey;
-use sluice::kernel::ipset::{ElementKey, Entry};
+use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Service, ServiceKey, Virtual};
 use sluice::kernel::link::LinkName;
@@ -16,7 +16,7 @@ use sluice::model::Authority;
 use sluice::net::service_mark::service_mark;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::names::{CHAIN_GUARD, CHAIN_SNAT, DEVICE, DSR_TABLE, EMPTY_TABLE, NFT_GUARD, Set};
-use sluice::proxy::plan::{local_route_key, services_on};
+use sluice::proxy::plan::local_route_key;
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
@@ -199,13 +199,9 @@ impl Walk {
     /// Service was deleted in full after the last known state was written.
     pub fn puts_back_what_a_service_in_the_kernel_needs(&mut self) {
         self.world.authority.proxy = Authority::Complete;
-        let address_of = |key: &ServiceKey| match *key {
-            ServiceKey::Address { address, .. } => address,
-            ServiceKey::Mark { .. } => unreachable!("the proxy makes no services for marks"),
-        };
         let addresses = |agent: &Agent| -> Vec<IpAddr> {
             let local = agent.desired().routes.keys().map(|key| key.destination.addr());
-            local.filter(|address| agent.desired().virtuals.range(services_on(*address)).next().is_some()).collect()
+            local.filter(|address| agent.desired().virtuals_on(*address).next().is_some()).collect()
         };
         while addresses(&self.agent).len() < 3 {
             generate::change(&mut self.world, &mut self.random);
@@ -215,19 +211,24 @@ impl Walk {
         let [deleted, half, ..] = *addresses(&self.agent) else { unreachable!("there are three") };
         let desired = self.agent.desired().clone();
         let is_on = |entry: &Entry, address: IpAddr| matches!(*entry, Entry::Ip(its) | Entry::IpPort(its, ..) if its == address);
-        let ports = Family::BOTH.map(|family| Set::ServicePorts.name(family));
+        let address_of = |key: &ServiceKey| match desired.port_of(key) {
+            Some(ServiceKey::Address { address, .. }) => Some(address),
+            _ => None,
+        };
+        let marking = [Set::ServicePorts, Set::TunnelPorts];
+        let ports: Vec<SetName> = Family::BOTH.iter().flat_map(|family| marking.map(|set| set.name(*family))).collect();
         let foreign = self.kernel.with(|machine| {
             let state = &mut machine.state;
-            state
-                .virtuals
-                .retain(|key, _| !desired.virtuals.contains_key(key) || ![deleted, half].contains(&address_of(key)));
+            state.virtuals.retain(|key, _| {
+                !desired.virtuals.contains_key(key) || ![Some(deleted), Some(half)].contains(&address_of(key))
+            });
             state.elements.retain(|key, ()| {
                 !desired.elements.contains_key(key)
                     || (!is_on(&key.entry, deleted) && ports.contains(&key.set) && is_on(&key.entry, half))
             });
             state.proxy_table.retain(|object, _| {
                 let Some((set, entry)) = Set::of_object(object) else { return true };
-                !is_on(&entry, deleted) && (set == Set::ServicePorts || !is_on(&entry, half))
+                !is_on(&entry, deleted) && (marking.contains(&set) || !is_on(&entry, half))
             });
             let device = LinkName(DEVICE.into());
             state.links.remove(&device);
@@ -240,7 +241,7 @@ impl Walk {
         self.start_from(known(Authority::Remembered, &self.world));
         self.settle();
         let state = self.kernel.state();
-        let remain = |key: &ServiceKey| address_of(key) != deleted;
+        let remain = |key: &ServiceKey| address_of(key) != Some(deleted);
         let virtuals: Vec<_> = desired.virtuals.iter().filter(|(key, _)| remain(key)).collect();
         assert!(!virtuals.is_empty(), "there is a service at another address");
         // An endpoint that was on its way out when its virtual service was lost does not come back.

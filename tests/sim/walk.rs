@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
+use sluice::kernel::iptables::{Piece, Rules};
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::kernel::monitor::Notice;
 use sluice::kernel::nftables::{Content, Object};
+use sluice::kernel::route::RouteKey;
 use sluice::model::{Authority, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::{Kernel, Mirrors};
 use sluice::proxy::desired::{Desired, ProxyChanges};
+use sluice::proxy::marks::marks_of;
 use sluice::proxy::names::{NFT_GUARD, Set};
 use sluice::proxy::udp_flows::Forgetting;
 use sluice::reconcile::{Moment, Sorted};
@@ -26,7 +29,7 @@ use crate::damage::{self, Kind};
 use crate::support::memory::ways::needed;
 use crate::support::memory::{Faults, MemoryKernel, State};
 use crate::support::random::Random;
-use crate::support::{flags, generate};
+use crate::support::{flags, generate, packet};
 use crate::watch::Watch;
 
 /// A walk and everything in it.
@@ -481,6 +484,7 @@ impl Walk {
         same(&state.proxy_table, &foreign.proxy_table, table);
         same(&state.virtuals, &foreign.virtuals, virtuals);
         same(&state.routes, &foreign.routes, routes);
+        same(&state.policy_rules, &foreign.policy_rules, &desired.policy_rules);
         same(&state.addresses, &foreign.addresses, addresses);
         for (setting, rule) in &desired.settings {
             if let Some(value) = state.settings.get(setting) {
@@ -490,7 +494,7 @@ impl Walk {
         for flow in &state.flows {
             let address = flow.original_destination;
             let key = ServiceKey::Address { address: address.ip(), protocol: flow.protocol, port: address.port() };
-            let backends = virtuals.get(&key).map(|found| &found.destinations);
+            let backends = desired.virtual_of(&key).map(|found| &found.destinations);
             let remains = backends.is_some_and(|list| list.iter().any(|d| d.address == flow.reply_source));
             assert!(remains, "{flow:?} is still tracked, and its backend is gone");
         }
@@ -499,6 +503,14 @@ impl Walk {
     fn must_hold_at_least_what_is_wanted(&mut self) {
         let state = self.kernel.state();
         let desired = self.agent.desired();
+        // A mark is not taken from a Service that may be known tomorrow, and who would get it waits.
+        let is_anothers = |key: &ServiceKey, its: &ServiceKey| {
+            let mut others = packet::ports(&state).into_iter().filter(|port| port != its);
+            others.any(|port| packet::mark(&state, port) == Some(*key))
+        };
+        if desired.marked.iter().any(|(key, its)| is_anothers(key, its)) {
+            return;
+        }
         assert!(desired.elements.keys().all(|key| state.elements.contains_key(key)));
         // The other backend's guard knows ports that this one may lack.
         let takes_over = self.kernel.clone().marked_by_other_backend().is_ok_and(|marked| !marked.is_empty());
@@ -508,13 +520,28 @@ impl Walk {
             state.proxy_table.get(object).is_some_and(|found| found.grown(content) == *found)
         };
         assert!(desired.table.iter().all(|(object, content)| waits(object) || has(object, content)));
-        assert!(desired.routes.iter().all(|(key, route)| state.routes.get(key) == Some(route)));
-        assert!(takes_over || desired.rules.iter().all(|(key, rules)| state.rules.get(key) == Some(rules)));
+        let stays = |address: IpAddr| self.stays_in_its_mode(&state, address);
+        let has_route = |key: &RouteKey, route| state.routes.get(key) == Some(route) || stays(key.destination.addr());
+        assert!(desired.routes.iter().all(|(key, route)| has_route(key, route)));
+        let has_rules = |key: &Piece, wanted: &Rules| state.rules.get(key).is_some_and(|it| it.grown(wanted) == *it);
+        assert!(takes_over || desired.rules.iter().all(|(key, rules)| has_rules(key, rules)));
         for (key, wanted) in desired.virtuals.iter() {
+            let waits = desired.marked.get(key).is_some_and(|port| state.virtuals.contains_key(port));
+            if waits && !state.virtuals.contains_key(key) {
+                continue;
+            }
             let found = state.virtuals.get(key).unwrap_or_else(|| panic!("{key} is wanted and not there"));
             assert_eq!(found.service, wanted.service, "{key}");
             assert!(wanted.destinations.iter().all(|d| found.destinations.to_vec().contains(&d)), "{key}");
         }
+    }
+
+    /// Whether an address is on its way from NAT to a tunnel or back, which waits until everything is known.
+    fn stays_in_its_mode(&self, state: &State, address: IpAddr) -> bool {
+        let on_it = |port: &ServiceKey| matches!(port, ServiceKey::Address { address: its, .. } if *its == address);
+        let marked = |port: &ServiceKey| marks_of(port).any(|key| state.virtuals.contains_key(&key));
+        packet::ports(state).iter().any(|port| on_it(port) && marked(port))
+            || self.agent.desired().marks.keys().any(|port| on_it(port) && state.virtuals.contains_key(port))
     }
 
     /// The end: the program is asked to take everything away, at first with failures, and ended in the middle.
@@ -548,6 +575,7 @@ impl Walk {
         same(&state.passages, &foreign.passages, &BTreeMap::new());
         same(&state.virtuals, &foreign.virtuals, &BTreeMap::new());
         same(&state.routes, &foreign.routes, &BTreeMap::new());
+        same(&state.policy_rules, &foreign.policy_rules, &BTreeMap::new());
         same(&state.addresses, &foreign.addresses, &BTreeMap::new());
         self.counts.cleanups += 1;
     }
@@ -652,7 +680,8 @@ fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
             words.push(word);
         }
     }
-    flags::proxy(&words)
+    let (config, families) = flags::proxy(&words);
+    (Arc::new(ProxyConfig { tunnel_mode: random.chance(70), ..(*config).clone() }), families)
 }
 
 /// Asserts that the kernel holds exactly the foreign and the desired objects.

@@ -12,7 +12,9 @@ use sluice::kernel::route::{RouteKey, TABLE_LOCAL};
 use sluice::model::Authority;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
-use sluice::proxy::names::{CHAIN_GUARD, NFT_GUARD, Set};
+use sluice::proxy::dsr::rules::is_rule;
+use sluice::proxy::marks::{marks_of, port};
+use sluice::proxy::names::{CHAIN_GUARD, DSR_TABLE, NFT_GUARD, Set};
 use sluice::proxy::source_ranges::restricted_by;
 use sluice::reconcile::Sorted;
 
@@ -82,10 +84,16 @@ impl Watch {
             elements: tree(&desired.elements),
             rules: desired.rules.clone(),
             proxy_table: tree(&desired.table),
+            policy_rules: foreign
+                .policy_rules
+                .keys()
+                .chain(desired.policy_rules.keys())
+                .map(|rule| (*rule, ()))
+                .collect(),
             routes: foreign.routes.iter().chain(desired.routes.iter()).map(|(k, r)| (k.clone(), r.clone())).collect(),
             ..State::default()
         };
-        let keys: BTreeSet<ServiceKey> = state.virtuals.keys().chain(after.virtuals.keys()).copied().collect();
+        let keys: BTreeSet<ServiceKey> = packet::ports(state).into_iter().chain(packet::ports(&after)).collect();
         let is_open = |state: &State, key| matches!(packet::end_of_stranger(state, key), End::Backends(_));
         // What others serve is closed by nobody's source ranges, but may be by a guard that was damaged.
         let ours = keys.into_iter().filter(|key| !round.foreign.contains(key));
@@ -95,12 +103,21 @@ impl Watch {
         let by_ranges = |key: &ServiceKey| is_dropped(state, *key) || is_dropped(&after, *key);
         round.closed = ours.filter(|key| closed(key) && by_ranges(key)).collect();
         let serves_pods = |state: &State, key| matches!(packet::end_of_pod(state, key), End::Backends(_));
-        let of_both = state.virtuals.keys().filter(|key| serves_pods(state, **key) && serves_pods(&after, **key));
-        round.stable_for_pods = of_both.copied().collect();
+        let of_both =
+            packet::ports(state).into_iter().filter(|key| serves_pods(state, *key) && serves_pods(&after, *key));
+        round.stable_for_pods = of_both.collect();
         round.ends_before = ends(state);
         round.ends_after = ends(&after);
         let before: BTreeSet<ServiceKey> = round.ends_before.keys().copied().collect();
         round.stable = round.ends_after.keys().filter(|key| before.contains(key)).copied().collect();
+        // A mark that becomes another Service's is nobody's for a moment.
+        let mark = |state: &State, key| packet::mark(state, key).filter(|it| state.virtuals.contains_key(it));
+        let is_remarked = |key: &ServiceKey| match (mark(state, *key), mark(&after, *key)) {
+            (Some(before), Some(after)) => before != after,
+            _ => false,
+        };
+        round.stable.retain(|key| !is_remarked(key));
+        round.stable_for_pods.retain(|key| !is_remarked(key));
     }
 
     /// Something of ours was damaged by others.
@@ -166,7 +183,7 @@ impl Round {
         let mut seen = Vec::new();
         match object {
             Object::Virtual(key) => {
-                let ServiceKey::Address { address, protocol, port } = *key else { return seen };
+                let ServiceKey::Address { address, protocol, port } = *key else { return self.marked(state, key) };
                 if self.excused.contains(&address) {
                     return seen;
                 }
@@ -178,7 +195,9 @@ impl Round {
                     seen.push(format!("{key} went, and its address is still routed to this host"));
                 }
             }
-            Object::Route(key) if key.table == TABLE_LOCAL && state.routes.contains_key(key) => {
+            Object::Route(key)
+                if [TABLE_LOCAL, DSR_TABLE.table].contains(&key.table) && state.routes.contains_key(key) =>
+            {
                 let address = key.destination.addr();
                 if self.excused.contains(&address) || self.of_device.contains(&address) {
                     return seen;
@@ -201,6 +220,24 @@ impl Round {
         seen
     }
 
+    /// A virtual service for a mark came or went.
+    fn marked(&self, state: &State, key: &ServiceKey) -> Vec<String> {
+        let exists = state.virtuals.contains_key(key);
+        let its: Vec<ServiceKey> =
+            packet::ports(state).into_iter().filter(|port| marks_of(port).any(|it| it == *key)).collect();
+        let mut seen = Vec::new();
+        if exists && !self.before.virtuals.contains_key(key) && its.is_empty() {
+            seen.push(format!("{key} stands without its element"));
+        }
+        for port in its.iter().filter(|port| !self.is_excused(port)) {
+            let ServiceKey::Address { address, .. } = *port else { continue };
+            if !exists && self.last.contains_key(key) && self.is_routed_to_nothing(state, address) {
+                seen.push(format!("{key} went, and {address} is still routed to this host"));
+            }
+        }
+        seen
+    }
+
     /// An element went that something needs, and that the other backend has not either.
     fn element_gone(&self, state: &State, place: (Set, Entry)) -> Option<String> {
         match place {
@@ -209,6 +246,17 @@ impl Round {
                 let stands = state.virtuals.contains_key(&service) && !self.excused.contains(&address);
                 let is_lost = stands && !has_port_element(state, address, protocol, port);
                 is_lost.then(|| format!("the element of {service} went before it"))
+            }
+            (Set::TunnelPorts, entry) => {
+                let port = port(&entry)?;
+                let stands = marks_of(&port).find(|key| state.virtuals.contains_key(key) && self.is_lost(state, key));
+                let stands = stands.filter(|_| !self.is_excused(&port))?;
+                Some(format!("the element of {port} went before {stands}"))
+            }
+            (Set::TunnelAddresses, Entry::Ip(address)) => {
+                let is_marked = our_route_in(state, address, DSR_TABLE.table) && !self.excused.contains(&address);
+                let is_lost = is_marked && !has(state, Set::TunnelAddresses, Entry::Ip(address));
+                is_lost.then(|| format!("{address} has a route for marked packets, and they get no mark"))
             }
             (Set::ServiceAddresses, Entry::Ip(address)) => {
                 let used =
@@ -315,8 +363,8 @@ impl Round {
                 seen.push(format!("connections of pods to {key} end at {end:?}, after {object}"));
             }
         }
-        let Some(key) = &service_of(object) else { return seen };
-        if let End::Backends(now) = packet::end(state, *key) {
+        for key in &services_of(state, object) {
+            let End::Backends(now) = packet::end(state, *key) else { continue };
             let known = |backend: &SocketAddr| {
                 let among = |ends: &BTreeMap<ServiceKey, BTreeSet<SocketAddr>>| {
                     ends.get(key).is_some_and(|ends| ends.contains(backend))
@@ -332,11 +380,19 @@ impl Round {
 
     fn has_virtual(&self, state: &State, address: IpAddr) -> bool {
         let on_it = |key: &ServiceKey| matches!(key, ServiceKey::Address { address: its, .. } if *its == address);
-        state.virtuals.keys().any(|key| on_it(key) && !self.foreign.contains(key))
+        let stands = |port: &ServiceKey| {
+            state.virtuals.contains_key(port) || marks_of(port).any(|key| state.virtuals.contains_key(&key))
+        };
+        packet::ports(state).iter().any(|port| on_it(port) && stands(port) && !self.foreign.contains(port))
     }
 
     fn is_routed_to_nothing(&self, state: &State, address: IpAddr) -> bool {
         our_route(state, address) && !self.has_virtual(state, address)
+    }
+
+    /// Whether no port is left by which a virtual service for a mark is known to be ours.
+    fn is_lost(&self, state: &State, key: &ServiceKey) -> bool {
+        !self.foreign.contains(key) && !packet::ports(state).iter().any(|port| marks_of(port).any(|its| its == *key))
     }
 
     fn is_excused(&self, key: &ServiceKey) -> bool {
@@ -344,26 +400,28 @@ impl Round {
     }
 }
 
-/// The virtual service whose connections may end elsewhere by a change of this object.
-fn service_of(object: &Object) -> Option<ServiceKey> {
+/// The ports whose connections may end elsewhere by a change of this object.
+fn services_of(state: &State, object: &Object) -> Vec<ServiceKey> {
     let place = match object {
-        Object::Virtual(key) => return Some(*key),
+        Object::Virtual(key @ ServiceKey::Mark { .. }) => {
+            return packet::ports(state).into_iter().filter(|port| marks_of(port).any(|its| its == *key)).collect();
+        }
+        Object::Virtual(key) => return vec![*key],
+        Object::Rule(piece) if is_rule(piece) => return packet::ports(state).into_iter().collect(),
         Object::Element(key) => Set::of_element(key),
         Object::InTable(key) => Set::of_object(key),
         _ => None,
     };
     match place {
-        Some((Set::InsideOnly, Entry::IpPort(address, protocol, port))) => {
-            Some(ServiceKey::Address { address, protocol, port })
-        }
-        _ => None,
+        Some((Set::InsideOnly | Set::TunnelPorts | Set::TunnelAddresses, entry)) => port(&entry).into_iter().collect(),
+        _ => Vec::new(),
     }
 }
 
 /// Where connections to each virtual service end that has backends.
 fn ends(state: &State) -> BTreeMap<ServiceKey, BTreeSet<SocketAddr>> {
-    let served = state.virtuals.keys().filter_map(|key| match packet::end(state, *key) {
-        End::Backends(backends) => Some((*key, backends)),
+    let served = packet::ports(state).into_iter().filter_map(|key| match packet::end(state, key) {
+        End::Backends(backends) => Some((key, backends)),
         _ => None,
     });
     served.collect()
@@ -383,7 +441,11 @@ fn has(state: &State, set: Set, entry: Entry) -> bool {
 }
 
 fn our_route(state: &State, address: IpAddr) -> bool {
-    let is_ours = |key: &RouteKey| key.table == TABLE_LOCAL && key.destination == Family::host_prefix(address);
+    [TABLE_LOCAL, DSR_TABLE.table].into_iter().any(|table| our_route_in(state, address, table))
+}
+
+fn our_route_in(state: &State, address: IpAddr, table: u32) -> bool {
+    let is_ours = |key: &RouteKey| key.table == table && key.destination == Family::host_prefix(address);
     state.routes.iter().any(|(key, route)| {
         is_ours(key) && route.next_hops.iter().any(|hop| hop.link.0 == sluice::proxy::names::DEVICE)
     })

@@ -157,7 +157,7 @@ fn annotations(random: &mut Random) -> ProxyAnnotations {
         scheduler_flags,
         local: random.chance(20),
         skip_load_balancer_ips: random.chance(20),
-        dsr: random.chance(20),
+        dsr: random.chance(50),
     }
 }
 
@@ -257,7 +257,8 @@ fn endpoint_slice(random: &mut Random) -> EndpointSlice {
     let port = |name: &str, random: &mut Random| EndpointPort {
         name: name.into(),
         protocol: *random.pick(&Protocol::ALL),
-        port: *random.pick(&[8080, 8443]),
+        // Often that of a Service, as tunnels need it.
+        port: *random.pick(&[8080, 8443, 80, 80, 53, 443]),
     };
     let mut ports = Vec::new();
     for name in PORT_NAMES {

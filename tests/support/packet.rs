@@ -6,15 +6,20 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
-use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::iptables::{Piece, Rules, Table, Verdict};
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::kernel::nftables::rule::Side;
 use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object, Statement};
-use sluice::kernel::route::{RouteKind, TABLE_LOCAL};
+use sluice::kernel::route::{Route, RouteKey, RouteKind, TABLE_LOCAL};
+use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::net::{Family, Protocol};
+use sluice::proxy::dsr::rules::marking_chain;
+use sluice::proxy::marks::port;
+use sluice::proxy::names::{CHAIN_DSR, DSR_TABLE, NFT_DSR_IN, Set};
 
 use super::memory::State;
 
@@ -29,6 +34,8 @@ pub enum End {
     Refused,
     /// A program of the host itself answers.
     Host,
+    /// It goes through a tunnel, and the kernel takes no answers from pods of this node: their source is an address of the host.
+    Martian,
     /// One of these backends answers.
     Backends(BTreeSet<SocketAddr>),
 }
@@ -64,19 +71,59 @@ fn of_family((v4, v6): (&str, &str), key: ServiceKey) -> IpAddr {
 /// The end of a new connection of this client.
 pub fn end_from(state: &State, key: ServiceKey, client: IpAddr) -> End {
     let ServiceKey::Address { address, protocol, port } = key else { return End::Elsewhere };
-    if !is_local(state, address) {
+    let packet = Packet { state, client, address, protocol, port, mark: Cell::new(0) };
+    packet.is_marked();
+    let mark = packet.mark.get();
+    if !is_local(state, address) && !is_local_for_marked(state, address, mark) {
         return End::Elsewhere;
     }
-    let packet = Packet { state, client, address, protocol, port, mark: Cell::new(0) };
     if !packet.passes(Table::Mangle) {
         return End::Dropped;
     }
     if !packet.passes(Table::Filter) {
         return End::Refused;
     }
-    let Some(found) = state.virtuals.get(&key) else { return End::Host };
+    let by_mark = state.virtuals.get(&ServiceKey::Mark { mark, family: key.family() }).filter(|_| mark != 0);
+    let Some(found) = by_mark.or_else(|| state.virtuals.get(&key)) else { return End::Host };
     let serving: BTreeSet<SocketAddr> = found.destinations.iter().filter(|d| d.weight > 0).map(|d| d.address).collect();
-    if serving.is_empty() { End::Refused } else { End::Backends(serving) }
+    match () {
+        () if serving.is_empty() => End::Refused,
+        () if by_mark.is_some() && address.is_ipv4() && is_local(state, address) => End::Martian,
+        () => End::Backends(serving),
+    }
+}
+
+/// The virtual service for the mark that packets to a port get.
+pub fn mark(state: &State, key: ServiceKey) -> Option<ServiceKey> {
+    let ServiceKey::Address { address, protocol, port } = key else { return None };
+    let packet = Packet { state, client: of_family(CLIENT, key), address, protocol, port, mark: Cell::new(0) };
+    packet.is_marked();
+    Some(ServiceKey::Mark { mark: packet.mark.get(), family: key.family() }).filter(|_| packet.mark.get() != 0)
+}
+
+/// All ports of service addresses that this kernel serves: by address, protocol and port, or by a mark that packets to them get.
+pub fn ports(state: &State) -> BTreeSet<ServiceKey> {
+    let by_address = state.virtuals.keys().filter(|key| matches!(key, ServiceKey::Address { .. })).copied();
+    let elements = state.elements.keys().filter_map(Set::of_element);
+    let places = elements.chain(state.proxy_table.keys().filter_map(Set::of_object));
+    by_address.chain(places.filter(|(set, _)| *set == Set::TunnelPorts).filter_map(|(_, entry)| port(&entry))).collect()
+}
+
+/// Whether packets to this address that have a mark are delivered to the host by that.
+fn is_local_for_marked(state: &State, address: IpAddr, mark: u32) -> bool {
+    let family = Family::from(address);
+    let leads = |rule: &PolicyRule| {
+        rule.family == family
+            && rule.place == DSR_TABLE
+            && match rule.packets {
+                Packets::All => true,
+                Packets::Marked { value, mask } => mark & mask == value,
+                Packets::NotMarked { value, mask } => mark & mask != value,
+            }
+    };
+    let is_its = |key: &RouteKey| key.table == DSR_TABLE.table && key.destination.contains(&address);
+    let local = |(key, route): (&RouteKey, &Arc<Route>)| is_its(key) && route.kind == RouteKind::Local;
+    state.policy_rules.keys().any(leads) && state.routes.iter().any(local)
 }
 
 /// Whether packets to this address are delivered to the host.
@@ -98,6 +145,29 @@ struct Packet<'a> {
 }
 
 impl Packet<'_> {
+    /// Gives the packet its mark, as it comes in.
+    fn is_marked(&self) {
+        let family = Family::from(self.address);
+        for (piece, rules) in &self.state.rules {
+            let Piece::Jump { family: its, table, from, to } = piece else { continue };
+            if *its != family || *table != Table::Mangle || from != "PREROUTING" || to != CHAIN_DSR {
+                continue;
+            }
+            let is_taken = rules.0.iter().any(|rule| self.matches(&rule.to_string()));
+            let chain = self.state.rules.get(&marking_chain(family)).filter(|_| is_taken);
+            for rule in chain.iter().flat_map(|rules| &rules.0) {
+                let Some(Verdict::SetMark(to)) = rule.verdict() else { panic!("{rule} sets no mark") };
+                if self.matches(&rule.to_string()) {
+                    self.mark.set(self.mark.get() & !to.mask | to.value);
+                }
+            }
+        }
+        let chain = self.state.proxy_table.get(&Object::Chain(NFT_DSR_IN.into()));
+        if let Some(Content::Chain(chain)) = chain {
+            assert_eq!(self.verdict(&chain.rules), None, "packets are marked there, and no more");
+        }
+    }
+
     /// Whether the rules of a table let the packet in; in our table of nf_tables the chains of that priority.
     fn passes(&self, table: Table) -> bool {
         let family = Family::from(self.address);
@@ -146,6 +216,11 @@ impl Packet<'_> {
                 self.is_in(set, Entry::IpPort(self.address, self.protocol, self.port))
             }
             ["-m", "set", "!", "--match-set", set, "dst,dst,src"] => !self.is_source_in(set),
+            ["-d", range, "-p", protocol, "-m", "multiport", "--dports", port] => {
+                range.parse::<IpNet>().expect("a range").contains(&self.address)
+                    && *protocol == self.protocol.to_string()
+                    && *port == self.port.to_string()
+            }
             ["-s", range] => range.parse::<IpNet>().expect("a range").contains(&self.client),
             ["-m", "addrtype", "--src-type", "LOCAL"] => is_local(self.state, self.client),
             // It is the first packet of its connection.
@@ -174,8 +249,18 @@ impl Packet<'_> {
         use nftables::Verdict;
         for rule in rules.iter().filter(|rule| rule.matches().iter().all(|one| self.holds(one))) {
             for statement in rule.statements() {
-                let Statement::SetMark(to) = statement else { panic!("{rule:?} does what this tracer does not know") };
-                self.mark.set(self.mark.get() & !to.mask | to.value);
+                match statement {
+                    Statement::SetMark(to) => self.mark.set(self.mark.get() & !to.mask | to.value),
+                    Statement::MarkFrom { lookup: Lookup::DestinationService(its), map } => {
+                        let key = Key::Service(self.address, self.protocol, self.port);
+                        let element = self.state.proxy_table.get(&Object::Element(map.clone(), key));
+                        if let (Some(Content::Mark(mark)), true) = (element, *its == Family::from(self.address)) {
+                            self.mark.set(*mark);
+                        }
+                    }
+                    Statement::SetMss(_) => {}
+                    other => panic!("{other:?} is a statement that this tracer does not know"),
+                }
             }
             match rule.verdict() {
                 None => {}
@@ -203,12 +288,14 @@ impl Packet<'_> {
             // Nothing is known of the connection yet, and it is not of ICMP.
             Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
             Match::Protocol(protocol) => *protocol == self.protocol,
+            Match::Opening => self.protocol == Protocol::Tcp,
             Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,
             Match::HostAddress { of: Side::Source, negated } => is_local(self.state, self.client) != *negated,
             Match::Mark { mark, negated } => (self.mark.get() & mark.mask == mark.value) != *negated,
             Match::InSet { lookup, set, negated } => {
                 let key = match lookup {
                     Lookup::Address(its, Side::Destination) if *its == family => Key::Address(self.address),
+                    Lookup::Address(its, Side::Source) if *its == family => Key::Address(self.client),
                     Lookup::DestinationService(its) if *its == family => {
                         Key::Service(self.address, self.protocol, self.port)
                     }

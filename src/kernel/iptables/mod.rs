@@ -399,6 +399,10 @@ impl Target for Tables {
         Ok(keys.iter().filter_map(|key| all.remove_entry(key)).collect())
     }
 
+    fn grown(have: &Rules, want: &Rules) -> Rules {
+        have.grown(want)
+    }
+
     fn describe(value: &Rules) -> String {
         let rules: Vec<String> = value.0.iter().map(ToString::to_string).collect();
         if rules.is_empty() { "no rule".to_owned() } else { rules.join("; ") }

@@ -1,10 +1,11 @@
 //! The pieces of a rule set: chains, the jumps to them, and kube-router's leftovers, each with its rules.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use compact_str::CompactString;
 
-use super::rule::Rule;
+use super::rule::{Match, Rule, Verdict};
 use crate::net::Family;
 
 /// The tables in use, in the order in which a restore file names them.
@@ -31,6 +32,28 @@ pub enum Piece {
 /// The rules of a chain, or the one rule that is a jump.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rules(pub Vec<Rule>);
+
+impl Rules {
+    /// Returns the growing half of a change to `want`. A chain whose rules mark packets and do nothing else keeps the marks of packets that the
+    /// new one does not name, unless it gives these marks to others: they may be those of a Service that is not known yet.
+    pub fn grown(&self, want: &Rules) -> Rules {
+        let is_marking = |rules: &Rules| rules.0.iter().all(|rule| matches!(rule.verdict(), Some(Verdict::SetMark(_))));
+        let wanted: BTreeMap<&[Match], &Rule> = want.0.iter().map(|rule| (rule.matches(), rule)).collect();
+        let is_named = |rule: &&Rule| wanted.contains_key(rule.matches());
+        if !is_marking(self) || !is_marking(want) || self.0.iter().all(|rule| is_named(&rule)) {
+            return want.clone();
+        }
+        let held: BTreeSet<&[Match]> = self.0.iter().map(Rule::matches).collect();
+        let taken: BTreeSet<Option<&Verdict>> = want.0.iter().map(Rule::verdict).collect();
+        let kept = self.0.iter().filter(|rule| is_named(rule) || !taken.contains(&rule.verdict()));
+        let kept = kept.map(|rule| wanted.get(rule.matches()).copied().unwrap_or(rule));
+        let new = want.0.iter().filter(|rule| !held.contains(rule.matches()));
+        let mut all: Vec<Rule> = kept.chain(new).cloned().collect();
+        // The mark of all packets comes before those of some.
+        all.sort_by_key(|rule| !rule.matches().is_empty());
+        Rules(all)
+    }
+}
 
 impl Table {
     pub const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
@@ -65,5 +88,37 @@ impl fmt::Display for Piece {
             Piece::Jump { family, table, from, to } => write!(f, "{family} {} {from} to {to}", table.name()),
             Piece::Leftover { family, table, from, rule } => write!(f, "{family} {} {from} {rule}", table.name()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rule::Mark;
+    use super::*;
+
+    /// Rules that give these marks to packets to these addresses, and first of all one to all packets.
+    fn marking(given: &[(u8, u32)]) -> Rules {
+        let mark = |value| Verdict::SetMark(Mark { value, mask: u32::MAX });
+        let to =
+            |host: u8| Match::Destination { range: Family::host_prefix([203, 0, 113, host].into()), negated: false };
+        let of_some = given.iter().map(|(host, value)| Rule::new([to(*host)], mark(*value)));
+        Rules([Rule::new([], mark(9))].into_iter().chain(of_some).collect())
+    }
+
+    #[test]
+    fn a_chain_of_marks_keeps_those_of_others_until_it_shrinks_and_gives_no_mark_twice() {
+        for (have, want, expected) in [
+            (&[(1, 11)][..], &[(1, 11), (2, 12)][..], &[(1, 11), (2, 12)][..]),
+            (&[(1, 11), (2, 12), (3, 13)], &[(1, 11), (3, 13)], &[(1, 11), (2, 12), (3, 13)]),
+            (&[(1, 11), (2, 12)], &[(3, 13), (2, 22)], &[(1, 11), (2, 22), (3, 13)]),
+            (&[(1, 11)], &[(2, 11)], &[(2, 11)]),
+            (&[(1, 11), (2, 12)], &[(1, 12), (2, 13)], &[(1, 12), (2, 13)]),
+        ] {
+            let (have, want, expected) = (marking(have), marking(want), marking(expected));
+            assert_eq!(have.grown(&want), expected);
+            assert_eq!(expected.grown(&want), expected, "it has grown");
+        }
+        let others = Rules(vec![Rule::new([], Verdict::Accept)]);
+        assert_eq!((marking(&[]).grown(&others), others.grown(&marking(&[]))), (others.clone(), marking(&[])));
     }
 }

@@ -5,19 +5,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::dsr::{Tunnels, is_mark};
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::kernel::route::{Route, RouteKey};
+use crate::net::Family;
 use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
-use crate::proxy::marks::InBlocks;
+use crate::proxy::dsr::rules::is_chain;
+use crate::proxy::marks::{InBlocks, marks_of, port};
 use crate::proxy::names::{NFT_GUARD, Set};
-use crate::proxy::plan::{address_of, local_route_key, services_on};
+use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
 use crate::proxy::source_ranges;
-use crate::reconcile::{Growth, Moment, Target};
+use crate::reconcile::{Growth, Moment, Reflection, Target};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
@@ -31,26 +34,25 @@ impl<K: Kernel> Mirrors<K> {
         let known = known.chain(self.table.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(Set::of_object));
         let restricted: BTreeSet<Entry> =
             known.filter(|(set, _)| *set == Set::Restricted).map(|(_, entry)| entry).collect();
-        let virtuals = &self.virtuals;
+        let (virtuals, routes) = (&self.virtuals, &self.routes);
         let marked: BTreeSet<ServiceKey> = self.marks().services().collect();
-        let stands = |entry: &Entry| {
-            let Entry::IpPort(address, protocol, port) = *entry else { return false };
-            let key = ServiceKey::Address { address, protocol, port };
-            // One without its own element has lost it to another program, and perhaps these too.
-            virtuals.has(&key) && marked.contains(&key)
-        };
+        let exists = |port: &ServiceKey| virtuals.has(port) || virtuals.has(&desired.kernel_key(port));
+        // One without its own element has lost it to another program, and perhaps these too.
+        let stands = |entry: &Entry| port(entry).is_some_and(|port| exists(&port) && marked.contains(&port));
         let is_new = |entry: &Entry| !restricted.contains(entry) && !stands(entry);
         let is_needed = |place: (Set, Entry)| match place {
             // What the kernel knows of clients is newer.
             (Set::Restricted, entry) => is_new(&entry),
             (Set::InsideOnly, entry) => !stands(&entry),
             (Set::AllowedSources, entry) => source_ranges::restricted_by(&entry).is_none_or(|entry| is_new(&entry)),
-            (Set::ServicePorts, Entry::IpPort(address, protocol, port)) => {
-                virtuals.has(&ServiceKey::Address { address, protocol, port })
+            (Set::ServicePorts, entry) => port(&entry).is_some_and(|port| exists(&port)),
+            (Set::TunnelPorts, entry) => port(&entry).is_some_and(|port| virtuals.has(&desired.kernel_key(&port))),
+            (Set::TunnelAddresses, Entry::Ip(address)) => {
+                routes.has(&marked_route_key(address)) || any_marked(desired, virtuals, address)
             }
             (Set::ServiceAddresses, Entry::Ip(address)) => {
                 let exists = virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
-                exists || listed.contains(&address)
+                exists || any_marked(desired, virtuals, address) || listed.contains(&address)
             }
             _ => true,
         };
@@ -62,21 +64,30 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Grows our table. A chain that drops what is outside of source ranges keeps the ranges that it has (`Content::grown`).
-    pub(super) fn grow_table(&mut self, desired: &Desired, may_guard: bool, growth: Growth, at: Moment) {
-        self.table.grow_where(&desired.table, growth, at, |object| may_guard || !is_guard(object));
+    pub(super) fn grow_table(
+        &mut self,
+        desired: &Desired,
+        (may_guard, may_mark): (bool, bool),
+        growth: Growth,
+        at: Moment,
+    ) {
+        let may_change = |object: &Object| may_mark || !is_mark(object);
+        let may_come = |object: &Object| (may_guard || !is_guard(object)) && may_change(object);
+        self.table.grow_those(&desired.table, growth, at, (may_come, may_change));
     }
 
     /// Deletes source ranges that a known Service no longer names, while not everything is known, and lets clients outside in
     /// where such a Service has a local endpoint and the kernel no others.
     pub(super) fn shrink_known_clients(&mut self, desired: &Desired, at: Moment) {
-        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        let tunnels = self.tunnels();
+        let standing = Standing { desired, virtuals: &self.virtuals, routes: &self.routes, tunnels: &tunnels };
         let is_known = |place: &(Set, Entry)| match *place {
             (Set::AllowedSources, ref entry) => {
                 source_ranges::restricted_by(entry).is_some_and(|entry| has_element(desired, Set::Restricted, &entry))
             }
-            (Set::InsideOnly, Entry::IpPort(address, protocol, port)) => {
-                let key = ServiceKey::Address { address, protocol, port };
-                desired.virtuals.contains_key(&key) && marks_nothing(place, desired, virtuals, routes)
+            (Set::InsideOnly, ref entry) => {
+                let is_desired = port(entry).is_some_and(|port| desired.virtual_of(&port).is_some());
+                is_desired && standing.marks_nothing(place)
             }
             _ => false,
         };
@@ -86,9 +97,13 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Deletes an element after the object that it marks.
     pub(super) fn shrink_elements(&mut self, desired: &Desired, at: Moment) {
-        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        if self.elements.is_settled() {
+            return;
+        }
+        let tunnels = self.tunnels();
+        let standing = Standing { desired, virtuals: &self.virtuals, routes: &self.routes, tunnels: &tunnels };
         self.elements.shrink_where(&desired.elements, at, |key, _| {
-            Set::of_element(key).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes))
+            Set::of_element(key).is_none_or(|place| standing.marks_nothing(&place))
         });
         // One whose deletion failed may be there still.
         let doubtful: BTreeSet<_> = self.elements.doubts().cloned().collect();
@@ -104,19 +119,26 @@ impl<K: Kernel> Mirrors<K> {
     /// Deletes the rules that drop clients once no element says of which service.
     pub(super) fn shrink_source_rules(&mut self, desired: &Desired, at: Moment) {
         let elements = &self.elements;
-        self.rules.shrink_where(&desired.rules, at, |piece, _| {
+        let may_go = |piece: &Piece| {
             let Some(name) = set_of_rule(piece).map(|set| set.name(piece.family())) else { return false };
             elements.seen().is_some() && !elements.known_keys().any(|key| key.set == name)
-        });
+        };
+        self.rules.shrink_those(&desired.rules, at, (|piece, _| may_go(piece), |_| false));
     }
 
     /// The same in our table, where the rules go with the elements; its sets go once they are empty.
     pub(super) fn shrink_table(&mut self, desired: &Desired, at: Moment) {
-        let (virtuals, routes) = (&self.virtuals, &self.routes);
+        if self.table.is_settled() {
+            return;
+        }
+        let tunnels = self.tunnels();
+        let lacks_routes = Family::BOTH.into_iter().all(|family| self.lacks_marked_routes(family));
+        let standing = Standing { desired, virtuals: &self.virtuals, routes: &self.routes, tunnels: &tunnels };
         self.table.shrink_where(&desired.table, at, |object, _| match object {
             Object::Set(_) => false,
             object if set_of_chain(object).is_some() => false,
-            object => Set::of_object(object).is_none_or(|place| marks_nothing(&place, desired, virtuals, routes)),
+            object if is_chain(object) => lacks_routes,
+            object => Set::of_object(object).is_none_or(|place| standing.marks_nothing(&place)),
         });
         let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
         self.table.shrink_where(&desired.table, at, |object, seen| {
@@ -130,6 +152,10 @@ impl<K: Kernel> Mirrors<K> {
         self.table.shrink_where(&desired.table, at, |object, seen| {
             // The chain of one family goes with its restricted services, whatever is restricted in the other.
             let Some((its, family)) = set_of_chain(object) else { return false };
+            // One of both families that goes too still jumps to it.
+            let is_entered =
+                |other: &Object| set_of_chain(other) == Some((its, None)) && !desired.table.contains_key(other);
+            let family = family.filter(|_| !seen.keys().chain(&doubtful).any(is_entered));
             let restricts = |object: &Object| {
                 let place = Set::of_object(object);
                 place.is_some_and(|(set, entry)| set == its && family.is_none_or(|family| family == entry.family()))
@@ -138,7 +164,11 @@ impl<K: Kernel> Mirrors<K> {
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let Object::Set(name) = object else { return false };
-            !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
+            // A chain that goes too still names it.
+            let names_sets = |other: &Object| set_of_chain(other).is_some() || is_chain(other);
+            let is_named = |other: &Object| names_sets(other) && !desired.table.contains_key(other);
+            !seen.keys().chain(&doubtful).any(is_named)
+                && !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
         });
     }
 }
@@ -157,37 +187,65 @@ pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
     desired.table.contains_key(&set.object(entry)) || desired.elements.contains_key(&set.element(entry.clone()))
 }
 
-/// Returns whether an element may go: the kernel has nothing that it marks as ours, lets in, or closes. Source ranges go later.
-fn marks_nothing<V, R>(
-    (set, entry): &(Set, Entry),
+/// Returns whether a virtual service for a mark stands at an address.
+fn any_marked<V: Target<Key = ServiceKey, Value = Virtual>>(
     desired: &Desired,
     virtuals: &InBlocks<V>,
-    routes: &InBlocks<R>,
-) -> bool
+    address: IpAddr,
+) -> bool {
+    desired.marks.range(services_on(address)).any(|(port, _)| virtuals.has(&desired.kernel_key(port)))
+}
+
+/// The objects that elements depend on.
+struct Standing<'a, V: Target, R: Target> {
+    desired: &'a Desired,
+    virtuals: &'a InBlocks<V>,
+    routes: &'a InBlocks<R>,
+    tunnels: &'a Tunnels,
+}
+
+impl<V, R> Standing<'_, V, R>
 where
     V: Target<Key = ServiceKey, Value = Virtual>,
     R: Target<Key = RouteKey, Value = Arc<Route>>,
 {
-    match (*set, entry) {
-        (Set::ServicePorts, &Entry::IpPort(address, protocol, port)) => {
-            let service = ServiceKey::Address { address, protocol, port };
-            virtuals.lacks(service..=service)
+    /// Returns whether an element may go: the kernel has nothing that it marks as ours, lets in, or closes. Source ranges go later.
+    fn marks_nothing(&self, (set, entry): &(Set, Entry)) -> bool {
+        let (virtuals, routes) = (self.virtuals, self.routes);
+        let lacks_route = |route: RouteKey| routes.lacks(route.clone()..=route);
+        match (*set, entry) {
+            (Set::ServicePorts, entry) => port(entry).is_none_or(|port| self.possible(&port).is_empty()),
+            (Set::TunnelPorts, entry) => {
+                let is_marked = |key: &ServiceKey| matches!(key, ServiceKey::Mark { .. });
+                port(entry).is_none_or(|port| !self.possible(&port).iter().any(is_marked))
+            }
+            (Set::ServiceAddresses, &Entry::Ip(address)) => {
+                let is_marked = |port: &ServiceKey| !self.possible(port).is_empty();
+                virtuals.lacks(services_on(address))
+                    && !self.tunnels.on(address).any(is_marked)
+                    && lacks_route(local_route_key(address))
+                    && lacks_route(marked_route_key(address))
+            }
+            (Set::TunnelAddresses, &Entry::Ip(address)) => lacks_route(marked_route_key(address)),
+            (Set::Restricted | Set::InsideOnly, entry) => port(entry).is_none_or(|port| {
+                // One that still has the endpoints of the restricted Service would open them.
+                let wanted = self.desired.virtual_of(&port);
+                let is_another = |key: &ServiceKey| {
+                    let is_desired = *key == self.desired.kernel_key(&port);
+                    let is_as_desired = virtuals.seen().and_then(|seen| seen.get(key)) == wanted;
+                    is_desired && is_as_desired && !virtuals.is_doubtful(key)
+                };
+                self.possible(&port).iter().all(|key| wanted.is_some() && is_another(key))
+            }),
+            (Set::AllowedSources, _) => false,
+            _ => true,
         }
-        (Set::ServiceAddresses, &Entry::Ip(address)) => {
-            let route = local_route_key(address);
-            virtuals.lacks(services_on(address)) && routes.lacks(route.clone()..=route)
-        }
-        (Set::Restricted | Set::InsideOnly, &Entry::IpPort(address, protocol, port)) => {
-            let service = ServiceKey::Address { address, protocol, port };
-            // One that still has the endpoints of the restricted Service would open them.
-            let wanted = desired.virtuals.get(&service);
-            let is_another = || {
-                virtuals.seen().and_then(|seen| seen.get(&service)) == wanted
-                    && virtuals.doubts().all(|key| *key != service)
-            };
-            virtuals.lacks(service..=service) || wanted.is_some() && is_another()
-        }
-        (Set::AllowedSources, _) => false,
-        _ => true,
+    }
+
+    /// Returns the virtual services of a port that may be there: that of its address, and those for its marks.
+    fn possible(&self, port: &ServiceKey) -> Vec<ServiceKey> {
+        let is_its = |key: &ServiceKey| self.desired.marked.get(key).is_none_or(|its| its == port);
+        let marked = self.tunnels.on_port(port).then(|| marks_of(port).filter(is_its)).into_iter().flatten();
+        [*port].into_iter().chain(marked).filter(|key| !self.virtuals.lacks(*key..=*key)).collect()
     }
 }

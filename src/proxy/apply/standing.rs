@@ -7,10 +7,11 @@ use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::proxy::clients::{Clients, set_of_chain, set_of_rule, source};
 use crate::proxy::desired::Desired;
+use crate::proxy::dsr::rules::policy_rule;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::marks::{Marks, restriction};
 use crate::proxy::names::Set;
-use crate::proxy::plan::{address_of, local_route_key};
+use crate::proxy::plan::{address_of, local_route_key, marked_route_key};
 use crate::reconcile::{Mirror, Reflection};
 
 /// A kernel object that is missing beside a virtual service, or stands in its way.
@@ -22,6 +23,8 @@ pub enum Lack {
     Address,
     /// The address with its port in the set of the guard, which lets it in.
     Port,
+    /// The mark of its packets, by which they find the tunnel.
+    Mark,
     /// The elements that close it to clients outside of its source ranges.
     Closing,
     /// Some of its source ranges, whose clients are dropped.
@@ -41,6 +44,7 @@ impl Lack {
             Lack::Route => "the local route of the address is missing",
             Lack::Address => "the address is missing in the guard's set of service addresses",
             Lack::Port => "the port is missing in the guard's set of service ports, and is refused",
+            Lack::Mark => "what marks its packets for the tunnel is missing",
             Lack::Closing => "what closes it to clients outside of its source ranges is missing",
             Lack::Sources => "source ranges are missing, and their clients are dropped",
             Lack::Inside => "what drops clients outside while no endpoint is on this node is missing",
@@ -52,7 +56,7 @@ impl Lack {
     /// Returns whether no client outside is served.
     fn keeps_out(self) -> bool {
         match self {
-            Lack::Route | Lack::Port | Lack::StillInside => true,
+            Lack::Route | Lack::Port | Lack::Mark | Lack::StillInside => true,
             // The clients of some ranges are served, and of the node port all.
             Lack::Sources | Lack::StillClosed => false,
             // These let in too many, or only name the address.
@@ -66,6 +70,7 @@ impl Lack {
             Lack::Route => "route",
             Lack::Address => "guardAddress",
             Lack::Port => "guardPort",
+            Lack::Mark => "tunnelMark",
             Lack::Closing => "sourceRangeGuard",
             Lack::Sources => "sourceRanges",
             Lack::Inside => "localPolicyGuard",
@@ -94,12 +99,15 @@ impl<K: Kernel> Mirrors<K> {
                 lacks.push(lack)
             }
         };
-        let route = local_route_key(address);
+        let is_tunnelled = desired.marks.contains_key(key);
+        let route = if desired.has_marks(address) { marked_route_key(address) } else { local_route_key(address) };
         // With another source, too, it makes the address one of this host.
         let has_route = || self.routes.seen().is_some_and(|seen| seen.contains_key(&route));
         note(desired.routes.contains_key(&route) && !has_route(), Lack::Route);
         note(!marks.has_address(address), Lack::Address);
         note(!marks.has_service(key), Lack::Port);
+        let is_marked = || self.tunnels().gives(key, desired) && self.policy_rules.has(&policy_rule(key.family()));
+        note(is_tunnelled && !is_marked(), Lack::Mark);
         for (set, missing, stays) in
             [(Set::Restricted, Lack::Closing, Lack::StillClosed), (Set::InsideOnly, Lack::Inside, Lack::StillInside)]
         {
@@ -114,7 +122,10 @@ impl<K: Kernel> Mirrors<K> {
         let set = Set::AllowedSources;
         note(sources.any(|entry| has_element(desired, set, &entry) && !marks.has(set, &entry)), Lack::Sources);
         let elements_are_in_doubt = self.elements.is_in_doubt() || self.table.is_in_doubt();
-        let is_doubtful = self.routes.is_in_doubt() || elements_are_in_doubt || self.rules.is_in_doubt();
+        let is_doubtful = self.policy_rules.is_in_doubt()
+            || self.routes.is_in_doubt()
+            || elements_are_in_doubt
+            || self.rules.is_in_doubt();
         Beside { lacks, is_doubtful }
     }
 
@@ -128,13 +139,15 @@ impl<K: Kernel> Mirrors<K> {
         any_endpoint: bool,
     ) -> Option<bool> {
         // What a failed step has left is not known before it is tried again, and then it fails again: the kernel is asked.
-        let asked = if self.virtuals.is_doubtful(key) { Some(self.virtuals.target().observe(key).ok()?) } else { None };
+        let kernel_key = desired.kernel_key(key);
+        let is_doubtful = self.virtuals.is_doubtful(&kernel_key);
+        let asked = if is_doubtful { Some(self.virtuals.target().observe(&kernel_key).ok()?) } else { None };
         let asked = asked.map(|found| found.map(|found| found.without_counters()));
         let seen = match &asked {
             Some(asked) => asked.as_ref(),
-            None => self.virtuals.seen()?.get(key),
+            None => self.virtuals.seen()?.get(&kernel_key),
         };
-        let stands = seen.is_some_and(|seen| stands(seen, desired.virtuals.get(key), any_endpoint));
+        let stands = seen.is_some_and(|seen| stands(seen, desired.virtual_of(key), any_endpoint));
         let Beside { lacks, is_doubtful } = self.beside(desired, key, clients);
         match stands && lacks.into_iter().all(|lack| !lack.keeps_out()) {
             true => Some(true),
@@ -143,16 +156,16 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Returns the virtual services that may differ from what is desired, and those whose address may; `None` if any may.
+    /// Returns the virtual services that may differ from what is desired, and those whose address may, by address, protocol and port; `None` if any may.
     pub fn unsettled_virtuals(&self, desired: &Desired) -> Option<Vec<ServiceKey>> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        if !marks.are_settled() || !self.rules.is_settled() {
+        if !marks.are_settled() || !self.rules.is_settled() || !self.policy_rules.is_settled() {
             return None;
         }
         let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);
         let addresses = routes.iter().map(|route| route.destination.addr());
-        let of_routes = addresses.flat_map(|address| desired.virtuals.range(super::services_on(address)));
-        Some(virtuals.iter().copied().chain(of_routes.map(|(key, _)| *key)).collect())
+        let of_routes = addresses.flat_map(|address| desired.virtuals_on(address)).map(|(port, _)| port);
+        Some(virtuals.iter().filter_map(|key| desired.port_of(key)).chain(of_routes).collect())
     }
 }
 

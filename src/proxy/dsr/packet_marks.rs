@@ -125,7 +125,7 @@ fn moved(key: ServiceKey, before: Option<u32>, after: Option<u32>) -> Option<Mov
 
 /// Returns the marks that a key may have been given by a process that knew other keys: the first few. By these a process without memory knows
 /// the virtual services of a key.
-pub fn likely(key: &ServiceKey) -> impl Iterator<Item = u32> {
+pub fn likely(key: &ServiceKey) -> impl Iterator<Item = u32> + use<> {
     const LIKELY: u32 = 4;
     let key = *key;
     (0..LIKELY).map(move |index| hashed(&key, index)).filter(|mark| is_mark(*mark))

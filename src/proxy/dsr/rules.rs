@@ -142,6 +142,43 @@ pub fn in_table(segment_sizes: PerFamily<Option<u16>>) -> BTreeMap<Object, Conte
     found
 }
 
+/// Returns the marks that a chain of iptables gives to packets, by address, protocol and port.
+pub fn marks_of(rules: &Rules) -> impl Iterator<Item = (ServiceKey, u32)> {
+    rules.0.iter().filter_map(|rule| match (rule.matches(), rule.verdict()) {
+        (
+            [
+                Match::Destination { range, negated: false },
+                Match::Protocol(IpProtocol::Transport(protocol)),
+                Match::Ports(ports),
+            ],
+            Some(Verdict::SetMark(Mark { value, .. })),
+        ) => {
+            let (address, port) = (range.addr(), ports.first()?.first);
+            Some((ServiceKey::Address { address, protocol: *protocol, port }, *value))
+        }
+        _ => None,
+    })
+}
+
+/// Returns the chain of iptables that marks packets of a family.
+pub fn marking_chain(family: Family) -> Piece {
+    Piece::Chain { family, table: Table::Mangle, chain: CHAIN_DSR.into() }
+}
+
+/// Returns whether a piece of rules is one of these.
+pub fn is_rule(piece: &Piece) -> bool {
+    match piece {
+        Piece::Chain { chain, .. } => [CHAIN_DSR, CHAIN_DSR_MSS].contains(&chain.as_str()),
+        Piece::Jump { to, .. } => [CHAIN_DSR, CHAIN_DSR_MSS].contains(&to.as_str()),
+        Piece::Leftover { .. } => false,
+    }
+}
+
+/// The same of chains in our table of nf_tables.
+pub fn is_chain(object: &Object) -> bool {
+    matches!(object, Object::Chain(name) if [NFT_DSR_IN, NFT_DSR_OUT].contains(&name.as_str()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,13 @@
 //! served with NAT. So it is at an address of this host itself, because answers of pods with such a source would not be accepted from them (martians).
 //! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::kernel::ipvs::{Destination, Forwarding};
-use crate::model::{Endpoints, Service, ServicePort};
+use crate::model::{EndpointSlice, Endpoints, Service, ServicePort};
 use crate::net::Family;
 use crate::proxy::part::PartInputs;
 use crate::proxy::{endpoints, external_ip};
@@ -44,16 +45,24 @@ pub fn uses_tunnel(
     address: IpAddr,
     inputs: PartInputs<'_>,
 ) -> bool {
-    service.annotations.dsr
+    inputs.config.tunnel_mode
+        && service.annotations.dsr
         && other_port(endpoints, port, Family::from(address)).is_none()
         && !inputs.node.is_own(address)
 }
 
-/// Returns the destinations that can end a tunnel, in tunnel mode.
-pub fn through_tunnels(destinations: &[Destination], inputs: PartInputs<'_>) -> Vec<Destination> {
-    let ends_tunnel = |destination: &&Destination| !is_nodes(destination.address.ip(), inputs);
-    let forwarding = Forwarding::Tunnel;
-    destinations.iter().filter(ends_tunnel).map(|found| Destination { forwarding, ..*found }).collect()
+/// Returns the endpoints in which a tunnel can end: without those on the host's network.
+pub fn that_end_tunnels<'a>(endpoints: &'a Endpoints, inputs: PartInputs<'_>) -> Cow<'a, Endpoints> {
+    let ends = |address: IpAddr| !is_nodes(address, inputs);
+    if endpoints.slices.values().flat_map(|slice| &slice.endpoints).all(|endpoint| ends(endpoint.address)) {
+        return Cow::Borrowed(endpoints);
+    }
+    let kept = |slice: &EndpointSlice| {
+        let endpoints = slice.endpoints.iter().filter(|endpoint| ends(endpoint.address)).collect();
+        Arc::new(EndpointSlice { endpoints, ports: slice.ports.clone(), family: slice.family })
+    };
+    let slices = endpoints.slices.iter().map(|(name, slice)| (name.clone(), kept(slice))).collect();
+    Cow::Owned(Endpoints { slices })
 }
 
 /// Returns what keeps a Service with the annotation from being served in tunnel mode, sorted, without duplicates.

@@ -140,13 +140,13 @@ fn served(
     in_full: bool,
 ) -> Served {
     // With destinations that drain, which no claim names.
-    let desired = plan.desired().virtuals.get(&claim.key).unwrap_or(&claim.virtual_service).clone();
+    let desired = plan.desired().virtual_of(&claim.key).unwrap_or(&claim.wanted.virtual_service).clone();
     let policy = match claim.rank {
         Rank::Cluster => traffic_policy::internal(service),
         Rank::NodePort | Rank::External => traffic_policy::external(service),
     };
     // Clients on this node are served from all endpoints where none is here.
-    let is_local = policy == TrafficPolicy::Local && !claim.clients.inside_only;
+    let is_local = policy == TrafficPolicy::Local && !claim.wanted.clients.inside_only;
     let here = Some(plan.node().name.as_str()).filter(|_| is_local);
     // Without any slice, destinations may still drain.
     let none = Endpoints::default();
@@ -156,7 +156,7 @@ fn served(
         false => Listed::default(),
     };
     let kernel = KernelState::Unread("not read".to_owned());
-    let (clients, beside) = (claim.clients.clone(), Beside::default());
+    let (clients, beside) = (claim.wanted.clients.clone(), Beside::default());
     Served { desired, clients, endpoints, left_off, without_port, kernel, beside }
 }
 

@@ -15,6 +15,7 @@ use crate::observe::health::Health;
 use crate::observe::local::{self, AnswerFormat};
 
 use super::super::apply::{Kernel, Mirrors};
+use super::super::desired::Desired;
 use super::super::plan::Plan;
 use super::{Explanation, KernelState, Question, explanation, json, text};
 
@@ -96,11 +97,11 @@ fn explained<K: Kernel>(
     let notes = sources.health.notes().into_iter().filter(|note| SOURCES.contains(&note.component));
     let notes = notes.map(|note| note.to_string()).collect();
     let mut explanation = explanation(sources.plan, asked, notes).map_err(|why| why.to_string())?;
-    match asked {
-        Question::All => compare(&mut explanation, mirrors),
-        Question::Service(_) | Question::Address(..) => observe(&mut explanation, mirrors),
-    }
     let desired = sources.plan.desired();
+    match asked {
+        Question::All => compare(&mut explanation, desired, mirrors),
+        Question::Service(_) | Question::Address(..) => observe(&mut explanation, desired, mirrors),
+    }
     // Of all Services only those are looked at of which something may be missing.
     let unsettled = if *asked == Question::All { mirrors.unsettled_virtuals(desired) } else { None };
     let unsettled: Option<BTreeSet<ServiceKey>> = unsettled.map(|keys| keys.into_iter().collect());
@@ -119,9 +120,10 @@ fn explained<K: Kernel>(
 }
 
 /// Compares all virtual services with what was last seen of the kernel.
-fn compare<K: Kernel>(explanation: &mut Explanation, mirrors: &Mirrors<K>) {
+fn compare<K: Kernel>(explanation: &mut Explanation, desired: &Desired, mirrors: &Mirrors<K>) {
     let doubtful = mirrors.doubtful_virtuals();
     for (key, served) in explanation.served_mut() {
+        let key = desired.kernel_key(&key);
         match mirrors.seen_virtuals().map(|seen| seen.get(&key)) {
             None => served.kernel = KernelState::Unread("it cannot be read".to_owned()),
             // The kernel may have it all the same.
@@ -134,9 +136,9 @@ fn compare<K: Kernel>(explanation: &mut Explanation, mirrors: &Mirrors<K>) {
 }
 
 /// Reads the kernel.
-fn observe<K: Kernel>(explanation: &mut Explanation, mirrors: &mut Mirrors<K>) {
+fn observe<K: Kernel>(explanation: &mut Explanation, desired: &Desired, mirrors: &mut Mirrors<K>) {
     for (key, served) in explanation.served_mut() {
-        match mirrors.observe(&key) {
+        match mirrors.observe(&desired.kernel_key(&key)) {
             Ok(observed) => served.observe(observed),
             Err(error) => served.kernel = KernelState::Unread(error.to_string()),
         }

@@ -91,7 +91,7 @@ fn serves<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, name: &ObjectName) -
     let any_endpoint = plan.world().authority.proxy == Authority::Remembered;
     let mut families: PerFamily<Option<Option<bool>>> = PerFamily::default();
     for claim in plan.claims_outside(name).filter(|claim| is_for_others(claim)) {
-        let serves = mirrors.serves(plan.desired(), (&claim.key, &claim.clients), any_endpoint);
+        let serves = mirrors.serves(plan.desired(), (&claim.key, &claim.wanted.clients), any_endpoint);
         let of_family = families.of_mut(claim.key.family());
         *of_family = Some(match (*of_family, serves) {
             (Some(Some(false)), _) | (_, Some(false)) => Some(false),
@@ -111,5 +111,5 @@ fn serves<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, name: &ObjectName) -
 /// Returns whether clients of other hosts are to be served: there is an endpoint here.
 fn is_for_others(claim: &Claim) -> bool {
     let takes = |destination: Destination| destination.weight != DRAINING;
-    !claim.clients.inside_only && claim.virtual_service.destinations.iter().any(takes)
+    !claim.wanted.clients.inside_only && claim.wanted.virtual_service.destinations.iter().any(takes)
 }

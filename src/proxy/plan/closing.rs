@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::model::Table;
 
-use super::{Plan, address_of, services_on};
-use crate::proxy::clients::Clients;
+use super::{Plan, address_of};
 use crate::proxy::closing::serves;
 use crate::proxy::desired::ProxyChanges;
+use crate::proxy::part::Wanted;
 
 impl Plan {
     /// Sets the addresses that routers may still send traffic for.
@@ -23,12 +23,10 @@ impl Plan {
     }
 
     /// Returns whether a virtual service stays open, because routers may still send traffic for its address.
-    pub(super) fn is_to_stay(&self, key: ServiceKey, wanted: Option<&(Virtual, Clients)>) -> bool {
+    pub(super) fn is_to_stay(&self, key: ServiceKey, wanted: Option<&Wanted>) -> bool {
         let is_believed = address_of(&key).is_some_and(|address| self.believed.get(&address).is_some());
-        let will_serve = wanted.is_some_and(|(wanted, clients)| serves(wanted) && !clients.inside_only);
-        is_believed
-            && !will_serve
-            && self.desired.virtuals.get(&key).is_some_and(|found| self.serves_others(&key, found))
+        let will_serve = wanted.is_some_and(|it| serves(&it.virtual_service) && !it.clients.inside_only);
+        is_believed && !will_serve && self.desired.virtual_of(&key).is_some_and(|found| self.serves_others(&key, found))
     }
 
     /// Returns whether a virtual service takes new connections from outside this node.
@@ -39,11 +37,11 @@ impl Plan {
     /// Closes at once if another port of the address is served here: the address is not withdrawn, so no wait.
     pub(super) fn close_what_others_keep_open(&mut self, changed: &mut ProxyChanges) {
         let is_served = |key: &ServiceKey| {
-            let others = address_of(key).map(|address| self.desired.virtuals.range(services_on(address)));
+            let others = address_of(key).map(|address| self.desired.virtuals_on(address));
             others
                 .into_iter()
                 .flatten()
-                .any(|(other, found)| self.serves_others(other, found) && !self.closing.contains(other))
+                .any(|(other, found)| self.serves_others(&other, found) && !self.closing.contains(&other))
         };
         let served: Vec<ServiceKey> = self.closing.keys().filter(is_served).collect();
         self.close(served, changed);

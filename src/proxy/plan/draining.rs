@@ -46,14 +46,16 @@ impl Plan {
     /// they had just been removed.
     pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>, now: Instant) -> ProxyChanges {
         let mut changed = ProxyChanges::default();
-        for (key, existing) in seen.iter() {
-            let (Some(wanted), Some(name)) = (self.claim(key), self.owner(key)) else { continue };
-            let left = existing.destinations.iter().filter(|d| !contains(&wanted.virtual_service.destinations, d));
-            let left: Vec<Destination> = left.collect();
+        for (kernel_key, existing) in seen.iter() {
+            let port = self.desired.port_of(kernel_key).filter(|port| self.desired.kernel_key(port) == *kernel_key);
+            let Some(key) = port else { continue };
+            let (Some(claim), Some(name)) = (self.claim(&key), self.owner(&key)) else { continue };
+            let wanted = &claim.wanted.virtual_service.destinations;
+            let left: Vec<Destination> = existing.destinations.iter().filter(|d| !contains(wanted, d)).collect();
             if !left.is_empty() {
                 let listed = Listed::of(self.world.cluster.endpoints.get(name).map(|its| &**its));
-                self.drain(*key, &left, &&listed, now);
-                self.compose(*key, &mut changed);
+                self.drain(key, &left, &&listed, now);
+                self.compose(key, &mut changed);
             }
         }
         changed
@@ -84,14 +86,15 @@ impl Plan {
         if self.owner(&key) != Some(name) {
             return;
         }
-        let (before, after) = (&before.virtual_service.destinations, &after.virtual_service.destinations);
+        let [before, after] = [before, after].map(|claim| &claim.wanted.virtual_service.destinations);
         let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
         self.drain(key, &left, listed, now);
     }
 
     fn drain(&mut self, key: ServiceKey, left: &[Destination], listed: &impl Deref<Target = Listed>, now: Instant) {
         let scheduler = self.owner(&key).and_then(|name| self.parts.get(name)).map(|held| held.scheduler);
-        if !can_drain(scheduler, &key) {
+        let is_tunnelled = self.claim(&key).is_some_and(|claim| claim.wanted.is_tunnelled);
+        if !can_drain(scheduler, &key, is_tunnelled) {
             return;
         }
         for destination in left {
@@ -143,7 +146,7 @@ impl Plan {
     }
 
     /// Adds the draining destinations, and forgets those that are desired again.
-    pub(super) fn with_draining(&mut self, key: ServiceKey, wanted: Virtual) -> Virtual {
+    pub(super) fn with_draining(&mut self, key: ServiceKey, wanted: Virtual, is_tunnelled: bool) -> Virtual {
         if self.draining.is_empty() {
             return wanted;
         }
@@ -151,7 +154,7 @@ impl Plan {
         if draining.is_empty() {
             return wanted;
         }
-        if !can_drain(Scheduler::from_name(&wanted.service.scheduler), &key) {
+        if !can_drain(Scheduler::from_name(&wanted.service.scheduler), &key, is_tunnelled) {
             // They began to drain under another scheduler.
             self.draining.end_service(key);
             return wanted;

@@ -11,7 +11,7 @@ use crate::kernel::nftables::{Content, Key, Object};
 use crate::net::Family;
 
 use super::{ClaimedPart, Plan, different_keys};
-use crate::proxy::clients::Clients;
+use crate::proxy::clients::{Clients, Shape};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::guard;
 use crate::proxy::names::Set;
@@ -72,20 +72,24 @@ impl Plan {
 
     /// Updates sets and rules when the first virtual service of a family is restricted, or the last no longer.
     pub(super) fn follow_restrictions(&mut self, changed: &mut ProxyChanges) {
-        let shape = self.restrictions.shape();
-        if shape == self.shape {
+        let shape = Shape { tunnels: self.tunnelled_families(), ..self.restrictions.shape() };
+        let tunnels_changed = self.tunnels_have_changed();
+        if shape == self.shape && !tunnels_changed {
             return;
         }
-        let has_other_families = (shape.ranged, shape.inside) != (self.shape.ranged, self.shape.inside);
+        let families = |shape: &Shape| (shape.ranged, shape.inside, shape.tunnels);
+        let has_other_families = families(&shape) != families(&self.shape);
         self.shape = shape;
         match self.config.backend {
-            Backend::Iptables if has_other_families => {
+            Backend::Iptables if has_other_families || tunnels_changed => {
                 self.replace_rules(changed);
                 self.resize_sets(changed);
             }
             Backend::Iptables => {}
             Backend::Nftables => self.replace_chains(changed),
         }
+        self.replace_policy_rules(changed);
+        self.replace_settings(changed);
     }
 
     /// Returns the desired addresses of the host, of both families.

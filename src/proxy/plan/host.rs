@@ -16,6 +16,7 @@ use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, local_route_key};
 use crate::proxy::desired::ProxyChanges;
+use crate::proxy::dsr::rules;
 use crate::proxy::external_ip::Refusals;
 use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
@@ -107,9 +108,7 @@ impl Plan {
     pub(super) fn replace_common(&mut self, changed: &mut ProxyChanges) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
         self.keep_device(changed);
-        let settings = settings::settings(&self.node, self.kernel);
-        changed.settings |= settings != self.desired.settings;
-        self.desired.settings = settings;
+        self.replace_settings(changed);
         match self.config.backend {
             Backend::Iptables => self.replace_rules(changed),
             Backend::Nftables => self.replace_chains(changed),
@@ -124,11 +123,18 @@ impl Plan {
         for address in own {
             self.put_element(Set::LocalAddresses, Entry::Ip(address), true, changed);
         }
-        let mut used: Vec<IpAddr> = self.desired.virtuals.keys().filter_map(address_of).collect();
+        let marked = self.desired.marks.keys();
+        let mut used: Vec<IpAddr> = self.desired.virtuals.keys().chain(marked).filter_map(address_of).collect();
         used.dedup();
         for address in used {
             self.follow_use(address, true, changed);
         }
+    }
+
+    pub(super) fn replace_settings(&mut self, changed: &mut ProxyChanges) {
+        let settings = settings::settings(&self.node, self.kernel, self.takes_over());
+        changed.settings |= settings != self.desired.settings;
+        self.desired.settings = settings;
     }
 
     pub(super) fn replace_rules(&mut self, changed: &mut ProxyChanges) {
@@ -143,6 +149,7 @@ impl Plan {
             if *self.shape.inside.of(family) {
                 rules.extend(inside::rules(&self.node, family));
             }
+            rules.extend(self.marking_rules(family));
             rules.extend(masquerade::rules(&self.node, self.config.masquerade_all, family));
         }
         let old = std::mem::replace(&mut self.desired.rules, rules);
@@ -160,6 +167,7 @@ impl Plan {
         }
         new.extend(source_ranges::in_table(&self.shape, &families));
         new.extend(inside::in_table(&self.node, &self.shape.inside));
+        new.extend(rules::in_table(self.segment_sizes()));
         let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
         let old = std::mem::replace(&mut self.desired.passages, passages);
         changed.passages.extend(different_keys(&old, &self.desired.passages));

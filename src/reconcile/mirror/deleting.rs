@@ -17,4 +17,29 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.clean(Phase::Shrink, want);
         done
     }
+
+    /// Like [`shrink_where`](Mirror::shrink_where), and takes its old parts only from what `may_lessen`.
+    pub fn shrink_those(
+        &mut self,
+        want: &S::Form,
+        at: Moment,
+        (may_go, may_lessen): (impl Fn(&T::Key, &S::Form) -> bool, impl Fn(&T::Key) -> bool),
+    ) -> Vec<T::Key> {
+        if self.is_settled() || !self.learn(at) {
+            return Vec::new();
+        }
+        let Some(seen) = self.seen() else { return Vec::new() };
+        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
+            (Some(_), None) => may_go(key, seen).then_some(None),
+            // A key that could not grow (its step failed, so `have` is not known) is not in `seen`; one that differs
+            // here has grown already and only has something left to lose.
+            (Some(have), Some(wanted)) if have != wanted && may_lessen(key) && T::grown(have, wanted) == *have => {
+                Some(Some(wanted.clone()))
+            }
+            _ => None,
+        });
+        let done = self.perform(Phase::Shrink, steps, at);
+        self.clean(Phase::Shrink, want);
+        done
+    }
 }

@@ -17,7 +17,9 @@ use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::rule::PolicyRule;
 use sluice::kernel::sysctl::Setting;
 use sluice::net::Family;
-use sluice::proxy::names::{CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, EMPTY_TABLE, Set};
+use sluice::proxy::names::{
+    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, EMPTY_TABLE, Set,
+};
 use sluice::reconcile::{Failure, Step, Target};
 
 use super::{Fault, Machine, Object, State};
@@ -225,6 +227,10 @@ impl Rows for RuleRows {
     type Value = Rules;
     const NAME: &'static str = "rules";
 
+    fn grown(have: &Rules, want: &Rules) -> Rules {
+        have.grown(want)
+    }
+
     fn rows(state: &mut State) -> &mut BTreeMap<Piece, Rules> {
         &mut state.rules
     }
@@ -234,8 +240,9 @@ impl Rows for RuleRows {
     }
 
     fn is_ours(key: &Piece, _: &Rules) -> bool {
-        let ours =
-            |chain: &CompactString| [CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_INSIDE].contains(&chain.as_str());
+        let ours = |chain: &CompactString| {
+            [CHAIN_GUARD, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_INSIDE, CHAIN_DSR, CHAIN_DSR_MSS].contains(&chain.as_str())
+        };
         match key {
             Piece::Chain { chain, .. } => ours(chain),
             Piece::Jump { to, .. } => ours(to),

@@ -31,7 +31,7 @@ use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestinati
 use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
-use sluice::proxy::marks::service;
+use sluice::proxy::marks::services;
 use sluice::proxy::names::Set;
 use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 
@@ -280,7 +280,7 @@ impl Kernel for MemoryKernel {
                 Some(Backend::Iptables) => state.proxy_table.keys().filter_map(Set::of_object).collect(),
                 None => Vec::new(),
             };
-            Ok(places.into_iter().filter_map(service).collect())
+            Ok(places.into_iter().flat_map(services).collect())
         })
     }
 

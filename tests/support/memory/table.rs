@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::io::Errno;
 use sluice::kernel::Error;
-use sluice::kernel::nftables::{Content, Key, Match, Name, Object as InTable, Statement, Verdict};
+use sluice::kernel::nftables::{Content, Key, Kind, Match, Name, Object as InTable, Statement, Verdict};
 use sluice::reconcile::{Failure, Step};
 
 use super::families::Rows;
@@ -121,6 +121,9 @@ fn invalid(table: &Objects) -> Option<Errno> {
     for (object, content) in table {
         let is_whole = match (object, content) {
             (InTable::Element(name, key), Content::Element) => fits(name, key),
+            (InTable::Element(name, key), Content::Mark(_)) => {
+                fits(name, key) && set(name).is_some_and(|spec| spec.kind == Kind::Marks)
+            }
             (InTable::Chain(_), Content::Chain(chain)) => chain.rules.iter().all(|rule| {
                 let of_matches = rule.matches().iter().all(|one| match one {
                     Match::InSet { set: name, .. } => set(name).is_some(),
@@ -128,6 +131,7 @@ fn invalid(table: &Objects) -> Option<Errno> {
                 });
                 let of_statements = rule.statements().iter().all(|one| match one {
                     Statement::Count(name) => table.contains_key(&InTable::Counter(name.clone())),
+                    Statement::MarkFrom { map, .. } => set(map).is_some_and(|spec| spec.kind == Kind::Marks),
                     _ => true,
                 });
                 let of_verdict = match rule.verdict() {

@@ -41,7 +41,8 @@ fn rig() -> Rig {
     world.authority.proxy = Authority::Complete;
     others.note_known(&world);
     others.update([&World::empty(), &world], [&node, &node]);
-    Rig { node, others, config: config.proxy.expect("it runs") }
+    let config = ProxyConfig { tunnel_mode: true, ..config.proxy.expect("it runs") };
+    Rig { node, others, config }
 }
 
 impl Rig {
@@ -138,13 +139,9 @@ fn a_port_that_endpoints_do_not_have_is_served_with_nat_and_named() {
 fn pods_on_the_hosts_network_get_no_packets_through_tunnels_and_are_named() {
     let rig = rig();
     let pods = [("10.244.1.7", "node1"), ("192.0.2.1", "node1"), ("192.0.2.2", "node2")];
-    let destination = |(address, _): (&str, &str)| Destination {
-        address: (at(address), PORT).into(),
-        weight: 1,
-        forwarding: Forwarding::Nat,
-    };
-    let found = through_tunnels(&pods.map(destination), rig.inputs());
-    assert_eq!(found, [Destination { forwarding: Forwarding::Tunnel, ..destination(pods[0]) }]);
+    let (all, those) = (endpoints(PORT, &pods), endpoints(PORT, &pods[..1]));
+    assert_eq!(*that_end_tunnels(&all, rig.inputs()), those);
+    assert!(matches!(that_end_tunnels(&those, rig.inputs()), Cow::Borrowed(_)), "nothing is copied");
     let named = named(obstacles(&service(), &endpoints(PORT, &pods), rig.inputs()));
     let of = |address| {
         format!("endpoint {address} gets no connections through tunnels, because it is on the host's network")

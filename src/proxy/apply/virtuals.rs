@@ -1,0 +1,113 @@
+//! The order in which virtual services, the routes that make their addresses local, and the rules that mark packets come and go.
+
+use std::net::IpAddr;
+
+use super::dsr::is_marking;
+use super::elements::{drops_clients, has_element};
+use super::standing::is_enforced;
+use super::{Kernel, Mirrors};
+use crate::kernel::iptables::Piece;
+use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::route::{RouteKey, TABLE_LOCAL};
+use crate::net::PerFamily;
+use crate::proxy::desired::Desired;
+use crate::proxy::dsr::rules::is_rule;
+use crate::proxy::marks::{Marks, restriction};
+use crate::proxy::names::Set;
+use crate::proxy::plan::{local_route_key, marked_route_key, services_on};
+use crate::reconcile::{Growth, Moment, Reflection};
+
+impl<K: Kernel> Mirrors<K> {
+    /// Creates a virtual service once its element marks it as ours, of these alone.
+    pub(super) fn grow_virtuals(
+        &mut self,
+        desired: &Desired,
+        growth: Growth,
+        at: Moment,
+        among: impl Fn(&ServiceKey) -> bool,
+    ) -> Vec<ServiceKey> {
+        if !self.learn_virtuals(desired, at) {
+            return Vec::new();
+        }
+        if let Some(seen) = self.virtuals.seen() {
+            self.udp.note_before(seen);
+        }
+        let mut waiting = self.waiting_for_routes(desired);
+        let anothers = self.given_to_others(desired);
+        waiting.extend(&anothers);
+        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
+        let all = marks.are_settled() && self.rules.is_settled();
+        let rules = &self.rules;
+        // One that has some clients only is open to nobody else for no moment.
+        let is_closed = |port: &ServiceKey| {
+            let Some(entry) = restriction(port) else { return true };
+            let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
+            closing.all(|set| is_enforced(&marks, rules, desired, (set, &entry)))
+        };
+        let is_ours = |key: &ServiceKey, port: &ServiceKey| {
+            marks.has_service(port) && (key == port || marks.has_tunnel(port)) && is_closed(port)
+        };
+        let may_come = |key: &ServiceKey| {
+            let is_ours = || desired.port_of(key).is_some_and(|port| is_ours(key, &port));
+            among(key) && !waiting.contains(key) && (all || is_ours())
+        };
+        // One that is open still gets no new destination.
+        let is_open = |key: &ServiceKey| desired.port_of(key).is_some_and(|port| !is_closed(&port));
+        let may_change = |key: &ServiceKey| among(key) && !anothers.contains(key) && (all || !is_open(key));
+        self.virtuals.grow_those(&desired.virtuals, growth, at, (may_come, may_change))
+    }
+
+    /// Makes a service address local once it is in the guard's set and a virtual service exists for it.
+    pub(super) fn grow_routes(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        if self.routes.is_settled() {
+            return;
+        }
+        let (held, answering) = (self.held_by_tunnels(desired), self.answering_tunnels(desired));
+        let (marks, virtuals) = (Marks::<K> { elements: &self.elements, table: &self.table }, &self.virtuals);
+        let all = marks.are_settled() && virtuals.is_settled();
+        self.routes.grow_where(&desired.routes, growth, at, |key| {
+            if all {
+                return true;
+            }
+            let address = key.destination.addr();
+            let by_address = || virtuals.seen().is_some_and(|seen| seen.range(services_on(address)).next().is_some());
+            let is_held = key.table == TABLE_LOCAL && held.contains(&address);
+            let is_the_devices = desired.addresses.keys().any(|key| key.address.addr() == address);
+            let answers = answering.contains(&address) || by_address();
+            is_the_devices || (!is_held && answers && marks.has_address(address))
+        });
+    }
+
+    /// Deletes the last virtual service of an address after its local route.
+    pub(super) fn shrink_virtuals(&mut self, desired: &Desired, at: Moment) -> Vec<ServiceKey> {
+        if self.virtuals.is_settled() || !self.learn_virtuals(desired, at) {
+            return Vec::new();
+        }
+        let (replaced, tunnels) = (self.replaced_virtuals(desired), self.tunnels());
+        let routes = &self.routes;
+        self.virtuals.shrink_where(&desired.virtuals, at, |key, seen| {
+            let is_free = |address: IpAddr| {
+                let mut others = desired.virtuals_on(address).map(|(port, _)| desired.kernel_key(&port));
+                let lacks = |route: RouteKey| routes.lacks(route.clone()..=route);
+                lacks(local_route_key(address)) && lacks(marked_route_key(address))
+                    || others.any(|key| seen.contains_key(&key))
+            };
+            replaced.contains(key) && Self::addresses_of(&tunnels, key).into_iter().all(is_free)
+        })
+    }
+
+    /// Deletes rules, those that mark packets after the routes that these find.
+    pub(super) fn shrink_rules(&mut self, desired: &Desired, at: Moment) {
+        if self.rules.is_settled() {
+            return;
+        }
+        let may_unmark = self.may_unmark(desired);
+        let lacks_routes = PerFamily::from_fn(|family| self.lacks_marked_routes(family));
+        let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || *lacks_routes.of(piece.family()));
+        self.rules.shrink_those(
+            &desired.rules,
+            at,
+            (|piece, _| may_go(piece), |piece| may_unmark || !is_marking(piece)),
+        );
+    }
+}

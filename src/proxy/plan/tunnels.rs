@@ -1,0 +1,160 @@
+//! Virtual services in tunnel mode (`dsr`): their marks, and what all of them share.
+//!
+//! Everything in the plan knows a virtual service by its address, protocol and port, whichever way it is served. The kernel knows one in tunnel
+//! mode by its mark, which may become another one when a Service comes or goes whose mark collides with it.
+
+use std::collections::BTreeMap;
+
+use crate::config::Backend;
+use crate::kernel::ipset::Entry;
+use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::kernel::nftables::Content;
+use crate::model::Scheduler;
+use crate::net::{Family, PerFamily};
+
+use super::{Plan, address_of, different_keys};
+use crate::proxy::desired::{ProxyChanges, keyed};
+use crate::proxy::dsr::packet_marks::PacketMarks;
+use crate::proxy::dsr::rules;
+use crate::proxy::names::Set;
+
+/// All that the plan knows of virtual services in tunnel mode, besides their marks in the desired state.
+#[derive(Default)]
+pub struct Tunnels {
+    marks: PacketMarks,
+    /// The MTU of the link that carries the node's address; `None` where it is not known.
+    mtu: PerFamily<Option<u32>>,
+    /// Something that rules or settings follow from has changed.
+    is_changed: bool,
+}
+
+/// Of a link whose MTU is not known.
+const USUAL_MTU: u32 = 1500;
+
+impl Plan {
+    /// Gives a virtual service a mark, or takes it away. Others may get another one by that, and go there.
+    pub(super) fn put_mark(&mut self, key: ServiceKey, is_tunnelled: bool, changed: &mut ProxyChanges) {
+        self.tunnels.is_changed |= is_tunnelled;
+        let owner = self.owners.all().get(&key).filter(|_| is_tunnelled);
+        let seniority = owner.map(|owner| (owner.created, owner.name.clone()));
+        let moved = self.tunnels.marks.put(key, seniority);
+        let mut held: Vec<(ServiceKey, Virtual)> = Vec::new();
+        for it in &moved {
+            let before = keyed(&it.key, it.before);
+            if let Some(found) = self.desired.virtuals.remove(&before) {
+                changed.virtuals.push(before);
+                held.push((it.key, found));
+            }
+        }
+        for it in moved.iter().filter(|it| it.before.is_some()) {
+            self.desired.marked.remove(&keyed(&it.key, it.before));
+        }
+        for it in &moved {
+            match it.after {
+                Some(mark) => {
+                    self.desired.marked.insert(keyed(&it.key, it.after), it.key);
+                    self.desired.marks.insert(it.key, mark)
+                }
+                None => self.desired.marks.remove(&it.key),
+            };
+            self.put_tunnel_port(it.key, it.after, changed);
+        }
+        for (key, found) in held {
+            let (kernel_key, found) = (self.desired.kernel_key(&key), self.in_its_mode(&key, found));
+            self.desired.virtuals.insert(kernel_key, found);
+            changed.virtuals.push(kernel_key);
+        }
+        for address in moved.iter().filter_map(|it| address_of(&it.key)) {
+            let used = self.desired.virtuals_on(address).next().is_some();
+            self.follow_use(address, used, changed);
+        }
+        self.tunnels.is_changed |= !moved.is_empty();
+        changed.owners |= !moved.is_empty();
+    }
+
+    /// Returns a virtual service with its destinations in tunnel mode if it has a mark, and with NAT otherwise.
+    pub(super) fn in_its_mode(&self, key: &ServiceKey, found: Virtual) -> Virtual {
+        let forwarding = if self.desired.marks.contains_key(key) { Forwarding::Tunnel } else { Forwarding::Nat };
+        if found.destinations.iter().all(|destination| destination.forwarding == forwarding) {
+            return found;
+        }
+        let destinations = found.destinations.iter().map(|destination| Destination { forwarding, ..destination });
+        Virtual { destinations: destinations.collect(), ..found }
+    }
+
+    fn put_tunnel_port(&mut self, key: ServiceKey, mark: Option<u32>, changed: &mut ProxyChanges) {
+        let ServiceKey::Address { address, protocol, port } = key else { return };
+        let entry = Entry::IpPort(address, protocol, port);
+        match (mark, self.config.backend) {
+            (Some(mark), Backend::Nftables) => {
+                let object = Set::TunnelPorts.object(&entry);
+                self.desired.table.insert(object.clone(), Content::Mark(mark));
+                changed.table.push(object);
+            }
+            (mark, _) => self.put_element(Set::TunnelPorts, entry, mark.is_some(), changed),
+        }
+    }
+
+    /// Notes the MTU of the links that carry the node's addresses.
+    pub(super) fn note_mtu(&mut self) {
+        let links = &self.world.host.links;
+        let mtu = PerFamily::from_fn(|family| {
+            let name = self.node.link(family)?;
+            links.iter().find(|link| link.name == name).map(|link| link.mtu)
+        });
+        self.tunnels.is_changed |= mtu != self.tunnels.mtu;
+        self.tunnels.mtu = mtu;
+    }
+
+    /// Returns whether something that rules or settings follow from has changed since the last call.
+    pub(super) fn tunnels_have_changed(&mut self) -> bool {
+        std::mem::take(&mut self.tunnels.is_changed)
+    }
+
+    /// Returns the families that have virtual services in tunnel mode.
+    pub(super) fn tunnelled_families(&self) -> PerFamily<bool> {
+        let ends = [self.desired.marks.first_key_value(), self.desired.marks.last_key_value()];
+        let is_any = |family| ends.iter().flatten().any(|(key, _)| key.family() == family);
+        PerFamily::from_fn(is_any)
+    }
+
+    /// Returns whether connections of another director are taken over: any virtual service in tunnel mode has the scheduler `mh`.
+    pub(super) fn takes_over(&self) -> bool {
+        let is_mh = |key: &ServiceKey| {
+            self.desired.virtual_of(key).is_some_and(|found| found.service.scheduler == Scheduler::Mh.name())
+        };
+        self.desired.marks.keys().any(is_mh)
+    }
+
+    /// Updates the rules of routing.
+    pub(super) fn replace_policy_rules(&mut self, changed: &mut ProxyChanges) {
+        let used = self.shape.tunnels;
+        let families = Family::BOTH.into_iter().filter(|family| *used.of(*family));
+        let wanted = families.map(|family| (rules::policy_rule(family), ())).collect();
+        let old = std::mem::replace(&mut self.desired.policy_rules, wanted);
+        changed.policy_rules.extend(different_keys(&old, &self.desired.policy_rules));
+    }
+
+    /// Returns the rules of iptables that mark packets of a family.
+    pub(super) fn marking_rules(&self, family: Family) -> BTreeMap<Piece, Rules> {
+        if !*self.shape.tunnels.of(family) {
+            return BTreeMap::new();
+        }
+        let marks = self.desired.marks.iter().filter(|(key, _)| key.family() == family);
+        rules::rules(family, marks.map(|(key, mark)| (key, *mark)), self.segment_size(family))
+    }
+
+    /// Returns the largest segments of each enabled family; none where nothing is in tunnel mode. Both families, because a chain of both that named one
+    /// alone would no longer mark packets of a Service that is not known yet.
+    pub(super) fn segment_sizes(&self) -> PerFamily<Option<u16>> {
+        let is_any = self.shape.tunnels.v4 || self.shape.tunnels.v6;
+        PerFamily::from_fn(|family| (is_any && *self.node.families.of(family)).then(|| self.segment_size(family)))
+    }
+
+    /// A packet in a tunnel may go through one of the overlay too: then the MTU is that of the path between nodes.
+    fn segment_size(&self, family: Family) -> u16 {
+        let link = self.tunnels.mtu.of(family).unwrap_or(USUAL_MTU);
+        rules::segment_size(family, link.saturating_sub(*self.config.overlay_overhead.of(family)))
+    }
+}
