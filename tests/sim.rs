@@ -24,6 +24,8 @@ mod flows;
 mod source_ranges;
 #[path = "sim/takeover.rs"]
 mod takeover;
+#[path = "sim/tunnels.rs"]
+mod tunnels;
 #[path = "sim/walk.rs"]
 mod walk;
 #[path = "sim/watch.rs"]
@@ -163,4 +165,15 @@ fn source_ranges_are_in_force_while_the_other_backend_is_replaced() {
     let [iptables, nftables] = BACKENDS;
     Walk::new(1).restricts_while_it_takes_over([iptables, nftables]);
     Walk::new(1).restricts_while_it_takes_over([nftables, iptables]);
+}
+
+#[test]
+fn services_change_between_nat_and_tunnels_and_marks_between_services_whenever_the_program_is_killed() {
+    for backend in BACKENDS {
+        let mut walk = Walk::new(1);
+        let run =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| walk.changes_between_nat_and_tunnels(backend)));
+        let last = walk.story.len().saturating_sub(20);
+        assert!(run.is_ok(), "{backend}; what happened at last:\n  {}", walk.story[last..].join("\n  "));
+    }
 }

@@ -1,0 +1,140 @@
+//! Direct server return: Services whose marks collide, and which change between NAT and tunnels, with a program that is killed before every step.
+
+use std::sync::Arc;
+
+use sluice::config::ProxyConfig;
+use sluice::model::{
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
+    ServicePort, ServiceType, World,
+};
+use sluice::net::{Family, Protocol};
+
+use crate::agent::{Agent, known};
+use crate::support::flags;
+use crate::support::memory::Faults;
+use crate::walk::Walk;
+
+/// An address of which two ports have one mark.
+const ADDRESS: &str = "147.160.180.44";
+/// The older Service, and the younger one, which has to give way.
+const OLDER: Given = Given { name: "older", created: 1, protocol: Protocol::Tcp, port: 8080, endpoint: "10.244.0.7" };
+const YOUNGER: Given = Given { name: "younger", created: 2, protocol: Protocol::Udp, port: 80, endpoint: "10.244.1.8" };
+
+#[derive(Clone, Copy)]
+struct Given {
+    name: &'static str,
+    created: i64,
+    protocol: Protocol,
+    port: u16,
+    endpoint: &'static str,
+}
+
+/// How a Service is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Tunnel,
+    Nat,
+}
+
+use Mode::{Nat, Tunnel};
+
+/// The modes of the two, one after the other; `None` is no Service.
+const STORY: [[Option<Mode>; 2]; 11] = [
+    [None, None],
+    [None, Some(Tunnel)],
+    [Some(Tunnel), Some(Tunnel)],
+    [Some(Nat), Some(Tunnel)],
+    [Some(Nat), Some(Nat)],
+    [Some(Tunnel), Some(Nat)],
+    [Some(Tunnel), Some(Tunnel)],
+    [None, Some(Tunnel)],
+    [None, Some(Nat)],
+    [Some(Tunnel), None],
+    [None, None],
+];
+
+impl Walk {
+    /// From each of these worlds to the next, with a kill before every step, and a next run that knows everything, or at first a part.
+    pub fn changes_between_nat_and_tunnels(&mut self, backend: &str) {
+        let (config, families) = flags::proxy(&["--strict-external-ip-validation=false", backend]);
+        self.config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() });
+        self.families = families;
+        let mut kills = 0;
+        for pair in STORY.windows(2) {
+            let [before, after] = [pair[0], pair[1]].map(|modes| world(&self.world, modes));
+            self.begin(&before);
+            let held = self.kernel.state();
+            for steps in 0.. {
+                self.kernel.with(|machine| machine.state = held.clone());
+                self.begin(&before);
+                self.start_from(known(Authority::Complete, &after));
+                self.kernel.with(|machine| machine.faults = Faults { alive_for: Some(steps), ..Faults::none() });
+                self.round();
+                let is_alive = self.kernel.with(|machine| machine.faults.alive_for != Some(0));
+                self.kernel.with(|machine| machine.faults = Faults::none());
+                kills += 1;
+                self.agent = Agent::start(&self.kernel, &self.config, self.families);
+                if steps % 2 == 1 {
+                    self.start_from(known(Authority::Partial, &after));
+                    self.settle();
+                }
+                self.start_from(known(Authority::Complete, &after));
+                self.settle();
+                if is_alive {
+                    break;
+                }
+            }
+        }
+        assert!(kills > 50, "{kills} kills");
+    }
+
+    fn begin(&mut self, world: &World) {
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(known(Authority::Complete, world));
+        self.settle();
+    }
+}
+
+fn world(empty: &World, modes: [Option<Mode>; 2]) -> World {
+    let mut world = empty.clone();
+    for (given, mode) in [OLDER, YOUNGER].into_iter().zip(modes) {
+        let Some(mode) = mode else { continue };
+        let name = ObjectName::new("shop", given.name);
+        world.cluster.services.insert(name.clone(), service(given, mode));
+        world.cluster.endpoints.insert(name, endpoints(given));
+    }
+    world
+}
+
+fn service(given: Given, mode: Mode) -> Service {
+    Service {
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![if given.created == 1 { [10, 96, 0, 1] } else { [10, 96, 0, 2] }.into()],
+        external_ips: vec![ADDRESS.parse().expect("an address")],
+        load_balancer: Vec::new(),
+        source_ranges: None,
+        ports: vec![ServicePort { name: "".into(), protocol: given.protocol, port: given.port, node_port: None }],
+        affinity_seconds: None,
+        internal_traffic_policy: Default::default(),
+        external_traffic_policy: Default::default(),
+        health_check_node_port: None,
+        annotations: ProxyAnnotations { dsr: mode == Tunnel, ..ProxyAnnotations::default() },
+        announce: Default::default(),
+        created: given.created,
+    }
+}
+
+fn endpoints(given: Given) -> Endpoints {
+    let endpoint = Endpoint {
+        address: given.endpoint.parse().expect("an address"),
+        node: Some("node1".into()),
+        conditions: Conditions::READY,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "".into(), protocol: given.protocol, port: given.port }],
+        endpoints: [endpoint].into_iter().collect(),
+    };
+    Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
+}
