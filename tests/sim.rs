@@ -16,6 +16,8 @@ mod support;
 
 #[path = "sim/agent.rs"]
 mod agent;
+#[path = "sim/cost.rs"]
+mod cost;
 #[path = "sim/damage.rs"]
 mod damage;
 #[path = "sim/flows.rs"]
@@ -175,5 +177,30 @@ fn services_change_between_nat_and_tunnels_and_marks_between_services_whenever_t
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| walk.changes_between_nat_and_tunnels(backend)));
         let last = walk.story.len().saturating_sub(20);
         assert!(run.is_ok(), "{backend}; what happened at last:\n  {}", walk.story[last..].join("\n  "));
+    }
+}
+
+#[test]
+fn others_keep_virtual_services_with_marks_that_a_port_may_have() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).leaves_those_of_others_with_likely_marks(backend));
+}
+
+#[test]
+fn a_virtual_service_of_somebody_else_with_a_mark_that_is_wanted_is_left_alone_and_is_trouble() {
+    for authority in [Authority::Remembered, Authority::Partial, Authority::Complete] {
+        BACKENDS.iter().for_each(|backend| Walk::new(1).waits_for_a_mark_that_somebody_else_has(backend, authority));
+    }
+}
+
+#[test]
+fn packets_get_no_mark_from_the_last_known_state_that_others_have_in_the_kernel() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).remembers_another_owner_of_a_mark(backend));
+}
+
+#[test]
+fn a_service_that_goes_costs_the_same_among_few_and_among_many() {
+    for tunnel_mode in [false, true] {
+        let [few, many] = [200, 6_000].map(|count| cost::of_a_service_that_goes(count, tunnel_mode));
+        assert!(many < few * 4, "tunnel mode {tunnel_mode}: {few:?} among 200, {many:?} among 6,000");
     }
 }

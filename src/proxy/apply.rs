@@ -37,7 +37,7 @@ use crate::kernel::address::AddressKey;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{Destination, Observed, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Observed, Ownership, ServiceKey, Virtual, Whose};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
@@ -99,7 +99,7 @@ pub trait Kernel {
 
 /// A kind of kernel objects without a mark of their own: the owner has to say which are ours.
 pub trait Owned {
-    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>);
+    fn set_ownership(&mut self, whose: Ownership);
 }
 
 /// A kind of kernel objects that carry connections.
@@ -217,7 +217,8 @@ impl<K: Kernel> Mirrors<K> {
         }
         // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let may_guard = !takes_over || authority == Authority::Complete;
-        if authority != Authority::Remembered || self.uses_memory(desired, at) {
+        let takes_all = authority != Authority::Remembered || self.uses_memory(desired, at);
+        if takes_all {
             if takes_over {
                 // The guard of this backend may stand since before the other one ran: it refuses all ports of an address that it does
                 // not know.
@@ -228,7 +229,7 @@ impl<K: Kernel> Mirrors<K> {
             self.elements.grow(&desired.elements, growth, at);
             self.grow_table(desired, (may_guard, may_mark), growth, at);
         } else {
-            self.grow_needed_elements(desired, may_guard, at);
+            self.grow_needed_elements(desired, (may_guard, may_mark), at);
         }
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
@@ -240,7 +241,10 @@ impl<K: Kernel> Mirrors<K> {
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at, |_| true).into_iter().collect();
         if !may_mark && may_rule && self.prepare_marks(desired, (growth, authority == Authority::Complete), at) {
             self.rules.grow(&desired.rules, growth, at);
-            self.grow_table(desired, (may_guard, true), growth, at);
+            match takes_all {
+                true => self.grow_table(desired, (may_guard, true), growth, at),
+                false => self.grow_needed_elements(desired, (may_guard, true), at),
+            }
         }
         self.grow_routes(desired, growth, at);
 
@@ -393,24 +397,32 @@ impl<K: Kernel> Mirrors<K> {
         Marks { elements: &self.elements, table: &self.table }
     }
 
-    /// Passes on which virtual services are ours, from the set in the kernel.
+    /// Passes on which virtual services are ours, from the set in the kernel. Any program may use a mark that a port of ours may have, so one for a
+    /// mark that is seen for the first time is ours only in tunnel mode, also where it is desired.
     fn tell_ownership(&mut self, desired: &Desired) {
         let excluded = |key: &ServiceKey| match key {
             ServiceKey::Address { address, .. } => self.excluded.iter().any(|cidr| cidr.contains(address)),
             ServiceKey::Mark { .. } => false,
         };
-        let left = self.policy_rules.seen().into_iter().flat_map(|seen| seen.keys()).filter_map(left_by_kube_router);
+        let rules = self.policy_rules.seen().into_iter().flat_map(|seen| seen.keys());
+        let left: Vec<ServiceKey> = rules.filter_map(left_by_kube_router).collect();
+        let is_mark = |key: &ServiceKey| matches!(key, ServiceKey::Mark { .. });
+        let seen = self.virtuals.seen().into_iter().flat_map(|seen| seen.keys()).filter(|key| is_mark(key)).copied();
+        let certain: BTreeSet<ServiceKey> = left.iter().copied().chain(seen).collect();
         let ports = self.marks().tunnel_ports();
         let tunnelled = ports.iter().filter(|port| !excluded(port)).flat_map(marks_of);
-        let is_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
-        let by_address = self.marks().services().filter(is_address);
+        let by_address = self.marks().services().filter(|key| !is_mark(key));
         let marked = by_address.chain(left).chain(tunnelled).chain(self.marked_elsewhere.iter().flatten().copied());
         let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
         ours.extend(desired.virtuals.keys());
         // A virtual service of ours stays ours, whichever program removed its element.
         ours.extend(self.virtuals.known_keys());
         self.told_for = Some(self.told_now());
-        self.virtuals.target().set_ours(Box::new(move |key| ours.contains(key)));
+        self.virtuals.target().set_ownership(Box::new(move |key| match ours.contains(key) {
+            false => Whose::SomebodyElses,
+            true if is_mark(key) && !certain.contains(key) => Whose::OursInTunnelMode,
+            true => Whose::Ours,
+        }));
     }
 
     /// Looks again for the host's own chains: they may have come since.

@@ -10,7 +10,8 @@
 //! kernel has no others left that take new connections does the element go (`apply::elements`): no new client outside is sent to another node,
 //! because `vs/expire_quiescent_template` keeps those with session affinity from a destination of weight 0. TCP connections of clients
 //! outside that exist when the last local endpoint becomes unready go on, as with kube-proxy: connection tracking knows them for as long as IPVS does,
-//! because the end of an IPVS connection deletes its entry. UDP has no end of connection, and its packets would be sent to another endpoint.
+//! because the end of an IPVS connection deletes its entry. So they are no way in for a segment of an unknown connection either, which IPVS
+//! schedules while `vs/sloppy_tcp` is set (`settings`): it counts as new here. UDP has no end of connection, and its packets would be sent to another endpoint.
 //!
 //! Clients on this node are known by the node's pod ranges. Where these are not known, its pods could not be told from others, and
 //! such an address is left out: packets for it go where routing says.

@@ -8,7 +8,7 @@ use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
-use crate::kernel::ipvs::{Connections, Destination, Observed, ServiceKey, Services, Timeouts};
+use crate::kernel::ipvs::{self, Connections, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
@@ -185,8 +185,8 @@ impl Kernel for Linux {
 }
 
 impl Owned for Services {
-    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
-        Services::set_ours(self, ours);
+    fn set_ownership(&mut self, whose: ipvs::Ownership) {
+        Services::set_ownership(self, whose);
     }
 }
 

@@ -135,9 +135,14 @@ fn claims_of_port(
         let chosen = |policy| self::choose(service, &those, (port, family), policy, inputs);
         outside(service, family, inputs, chosen).map(Served::through_tunnels)
     });
+    // Endpoints on the host's network serve clients outside where no others do: such an address may be announced, and counts as healthy.
+    let serves = |served: &Option<Served>| served.as_ref().is_some_and(Served::has_clients_outside);
+    let through_tunnels = through_tunnels.filter(|tunnelled| serves(tunnelled) || !serves(&with_nat));
     for address in external {
-        let served =
-            if is_tunnelled(&address) { through_tunnels.as_ref().and_then(Option::as_ref) } else { with_nat.as_ref() };
+        let served = match &through_tunnels {
+            Some(tunnelled) if is_tunnelled(&address) => tunnelled.as_ref(),
+            _ => with_nat.as_ref(),
+        };
         served.into_iter().for_each(|served| claim(Rank::External, address, port.port, served));
     }
     claims
@@ -151,6 +156,10 @@ struct Served {
 }
 
 impl Served {
+    fn has_clients_outside(&self) -> bool {
+        !self.inside_only && !self.destinations.is_empty()
+    }
+
     fn through_tunnels(self) -> Served {
         let forwarding = Forwarding::Tunnel;
         let destinations = self.destinations.iter().map(|found| Destination { forwarding, ..found }).collect();

@@ -9,7 +9,8 @@
 //! - `vs/conn_reuse_mode`: before Linux 5.9 a reused port cost a second of delay unless this was 0; since then
 //!   0 only sends clients that reuse a port to backends that are gone, so there it is 1.
 //! - `vs/sloppy_tcp`: a segment in the middle of an unknown connection is scheduled as if it opened one. So a client whose packets come to another
-//!   node finds the same endpoint there, where the scheduler is `mh` and answers do not pass the node: only while a Service is served in that way.
+//!   node finds the same endpoint there, where the scheduler is `mh` and answers do not pass the node: from the first Service on that is served in that way.
+//!   Where it stays behind it does no harm: such a segment to a Service with NAT is answered with a reset by an endpoint, in place of this host.
 //! - `arp_ignore`, `arp_announce`: a service address is not announced by ARP from the wrong device.
 //! - `rp_filter`: strict filtering drops replies that come another way than the request left; it is made
 //!   loose where it is strict, and left off where it is off.

@@ -95,7 +95,12 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
             let found = state.virtuals.get_mut(&key)?;
             let mut list = found.destinations.to_vec();
             list.retain(|destination| destination.address != address_and_port);
-            list.push(Destination { address: address_and_port, weight: 9, forwarding: Forwarding::Nat });
+            // Where all are in tunnel mode, or one that a process without memory finds would not be ours.
+            let forwarding = match key {
+                ServiceKey::Address { .. } => Forwarding::Nat,
+                ServiceKey::Mark { .. } => Forwarding::Tunnel,
+            };
+            list.push(Destination { address: address_and_port, weight: 9, forwarding });
             list.sort();
             found.destinations = list.into();
             said(hurt_at(state, &key), format!("{text} at {key}"))

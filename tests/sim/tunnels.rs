@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
     ServicePort, ServiceType, World,
 };
 use sluice::net::{Family, Protocol};
+use sluice::proxy::marks::marks_of;
+use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
-use crate::support::flags;
 use crate::support::memory::Faults;
+use crate::support::{flags, packet};
 use crate::walk::Walk;
 
 /// An address of which two ports have one mark.
@@ -27,6 +30,14 @@ struct Given {
     protocol: Protocol,
     port: u16,
     endpoint: &'static str,
+}
+
+impl Given {
+    /// The virtual service of its external address with NAT.
+    fn key(self) -> ServiceKey {
+        let address = ADDRESS.parse().expect("an address");
+        ServiceKey::Address { address, protocol: self.protocol, port: self.port }
+    }
 }
 
 /// How a Service is served.
@@ -56,9 +67,7 @@ const STORY: [[Option<Mode>; 2]; 11] = [
 impl Walk {
     /// From each of these worlds to the next, with a kill before every step, and a next run that knows everything, or at first a part.
     pub fn changes_between_nat_and_tunnels(&mut self, backend: &str) {
-        let (config, families) = flags::proxy(&["--strict-external-ip-validation=false", backend]);
-        self.config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() });
-        self.families = families;
+        self.configure(backend);
         let mut kills = 0;
         for pair in STORY.windows(2) {
             let [before, after] = [pair[0], pair[1]].map(|modes| world(&self.world, modes));
@@ -86,6 +95,82 @@ impl Walk {
             }
         }
         assert!(kills > 50, "{kills} kills");
+    }
+
+    /// Somebody else's virtual services have marks that a port in tunnel mode may have.
+    pub fn leaves_those_of_others_with_likely_marks(&mut self, backend: &str) {
+        self.configure(backend);
+        let [_, others @ ..] = &*marks_of(&OLDER.key()).collect::<Vec<_>>() else { panic!("it may have some") };
+        assert!(!others.is_empty());
+        others.iter().for_each(|key| self.somebody_makes(*key));
+        let [with, without] = [Some(Tunnel), None].map(|mode| world(&self.world, [mode, None]));
+        for (authority, world) in [
+            (Authority::Complete, &with),
+            (Authority::Remembered, &with),
+            (Authority::Partial, &with),
+            (Authority::Partial, &without),
+            (Authority::Complete, &with),
+            (Authority::Complete, &without),
+        ] {
+            self.agent = Agent::start(&self.kernel, &self.config, self.families);
+            self.start_from(known(authority, world));
+            self.settle();
+            self.audit();
+            self.settle();
+        }
+    }
+
+    /// Somebody else's virtual service has the mark that a port in tunnel mode is to have: it stays, which is trouble, until it is gone.
+    pub fn waits_for_a_mark_that_somebody_else_has(&mut self, backend: &str, authority: Authority) {
+        self.configure(backend);
+        let key = marks_of(&OLDER.key()).next().expect("it may have some");
+        self.somebody_makes(key);
+        self.start_from(known(authority, &world(&self.world, [Some(Tunnel), None])));
+        for _ in 0..5 {
+            self.damaged();
+            self.round();
+            self.clock.pass_until(self.agent.mirrors.retry_at());
+        }
+        assert!(self.agent.mirrors.reflections().iter().any(|kind| kind.trouble().is_some()));
+        self.kernel.with(|machine| {
+            machine.foreign.virtuals.remove(&key);
+            machine.state.virtuals.remove(&key);
+        });
+        self.settle();
+        assert_eq!(self.kernel.state().virtuals.get(&key), self.agent.desired().virtuals.get(&key));
+    }
+
+    /// The last known state has a Service more than the kernel, an older one that is to have the mark of the other.
+    pub fn remembers_another_owner_of_a_mark(&mut self, backend: &str) {
+        self.configure(backend);
+        let [before, remembered] = [None, Some(Tunnel)].map(|older| world(&self.world, [older, Some(Tunnel)]));
+        self.begin(&before);
+        let given = packet::mark(&self.kernel.state(), YOUNGER.key());
+        assert!(given.is_some());
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(known(Authority::Remembered, &remembered));
+        self.settle();
+        let [older, younger] = [OLDER, YOUNGER].map(|it| packet::mark(&self.kernel.state(), it.key()));
+        assert_eq!(younger, given);
+        assert_ne!(older, given, "packets go to endpoints of another Service");
+    }
+
+    fn configure(&mut self, backend: &str) {
+        let (config, families) = flags::proxy(&["--strict-external-ip-validation=false", backend]);
+        self.config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() });
+        self.families = families;
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+    }
+
+    fn somebody_makes(&mut self, key: ServiceKey) {
+        let service = VirtualProperties { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        let address = "203.0.113.50:9999".parse().expect("a socket address");
+        let destinations = [Destination { address, weight: 5, forwarding: Forwarding::Nat }].into();
+        let made = Virtual { service, destinations };
+        self.kernel.with(|machine| {
+            machine.foreign.virtuals.insert(key, made.clone());
+            machine.state.virtuals.insert(key, made);
+        });
     }
 
     fn begin(&mut self, world: &World) {

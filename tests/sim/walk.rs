@@ -315,7 +315,7 @@ impl Walk {
         }
     }
 
-    fn audit(&mut self) {
+    pub fn audit(&mut self) {
         let at = self.moment();
         let found = self.agent.audit(at);
         self.tell(format!("an audit finds {found:?}"));

@@ -118,6 +118,9 @@ impl Watch {
         };
         round.stable.retain(|key| !is_remarked(key));
         round.stable_for_pods.retain(|key| !is_remarked(key));
+        for (port, ends) in unfound(state, desired) {
+            round.ends_before.entry(port).or_insert(ends);
+        }
     }
 
     /// Something of ours was damaged by others.
@@ -425,6 +428,21 @@ fn ends(state: &State) -> BTreeMap<ServiceKey, BTreeSet<SocketAddr>> {
         _ => None,
     });
     served.collect()
+}
+
+/// What virtual services for marks have that no packet finds yet, because an earlier run ended before its packets were marked: of ports that
+/// alone may have their marks.
+fn unfound(state: &State, desired: &Desired) -> Vec<(ServiceKey, BTreeSet<SocketAddr>)> {
+    let mut sharers: BTreeMap<ServiceKey, usize> = BTreeMap::new();
+    if !desired.marks.is_empty() {
+        packet::ports(state).iter().flat_map(marks_of).for_each(|mark| *sharers.entry(mark).or_default() += 1);
+    }
+    let of_port = |port: &ServiceKey| {
+        let mark = desired.kernel_key(port);
+        let found = state.virtuals.get(&mark).filter(|_| sharers.get(&mark) == Some(&1))?;
+        Some((*port, found.destinations.iter().map(|destination| destination.address).collect()))
+    };
+    desired.marks.keys().filter_map(of_port).collect()
 }
 
 fn has_port_element(state: &State, address: IpAddr, protocol: Protocol, port: u16) -> bool {

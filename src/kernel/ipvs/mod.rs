@@ -1,7 +1,7 @@
 //! IPVS: virtual services and their destinations.
 //!
-//! Ours: what the owner of a [`Services`] target selects, service by service; the kernel keeps no mark of who made
-//! a virtual service. Services of protocols other than TCP, UDP and SCTP are always somebody else's.
+//! Ours: what the owner of a [`Services`] target selects, service by service, some of them only where their destinations are in
+//! tunnel mode; the kernel keeps no mark of who made a virtual service. Services of protocols other than TCP, UDP and SCTP are always somebody else's.
 //!
 //! Limits and surprises:
 //! - The kernel has no operation for several objects: a service and each of its destinations is a message.
@@ -20,6 +20,7 @@ mod glance;
 mod listing;
 mod old_interface;
 mod order;
+mod ownership;
 mod target;
 mod wire;
 
@@ -31,7 +32,8 @@ use compact_str::CompactString;
 use crate::net::{Family, Protocol};
 
 pub use destinations::Destinations;
-pub use target::{Ours, Services};
+pub use ownership::{Ours, Ownership, Whose};
+pub use target::Services;
 
 /// Key of a virtual service in the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -156,6 +158,13 @@ impl ServiceKey {
             ServiceKey::Address { address, .. } => Family::from(*address),
             ServiceKey::Mark { family, .. } => *family,
         }
+    }
+}
+
+impl Virtual {
+    /// Returns whether all destinations are in tunnel mode; true where there are none.
+    pub fn is_in_tunnel_mode(&self) -> bool {
+        self.destinations.iter().all(|destination| destination.forwarding == Forwarding::Tunnel)
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::order;
+use super::ownership::{Ours, Ownership, Whose, of_predicate};
 use super::wire::{self, Command};
 use super::{
     Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts,
@@ -16,13 +17,10 @@ use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, Refusal, fa
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
 
-/// Predicate for the virtual services that are ours.
-pub type Ours = Box<dyn Fn(&ServiceKey) -> bool + Send>;
-
 /// The virtual services of one network namespace that are ours.
 pub struct Services {
     socket: GenericSocket,
-    ours: Ours,
+    whose: Ownership,
     /// A kernel without IPVS has no services, and that is no failure.
     may_be_missing: bool,
     messages: Messages,
@@ -49,7 +47,7 @@ impl Services {
         let spread = RandomState::new();
         Ok(Services {
             socket,
-            ours,
+            whose: of_predicate(ours),
             may_be_missing: false,
             messages: Messages::new(),
             spread,
@@ -76,7 +74,12 @@ impl Services {
 
     /// Replaces the rule by which services are recognised. What it denies is neither read nor returned.
     pub fn set_ours(&mut self, ours: Ours) {
-        self.ours = ours;
+        self.set_ownership(of_predicate(ours));
+    }
+
+    /// Like [`set_ours`](Self::set_ours), where the content decides about some.
+    pub fn set_ownership(&mut self, whose: Ownership) {
+        self.whose = whose;
     }
 
     /// Returns the counters of all services that are ours, in the kernel's order.
@@ -84,10 +87,10 @@ impl Services {
     /// # Errors
     /// The kernel has no IPVS or did not list its services, or an answer was malformed.
     pub fn stats(&mut self) -> Result<Vec<(ServiceKey, Stats)>, Error> {
-        let ours = &self.ours;
+        let whose = &self.whose;
         wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
         self.socket
-            .dump(&mut self.messages, |answer| wire::stats(answer).filter(|(key, _)| ours(key)))
+            .dump(&mut self.messages, |answer| wire::stats(answer).filter(|(key, _)| whose(key) == Whose::Ours))
             .map_err(|fault| Error::new("read counters of virtual services", "", fault.into()))
     }
 
@@ -213,23 +216,25 @@ impl Target for Services {
         if self.may_be_missing && !self.socket.exists().map_err(of_all)? {
             return Ok(BTreeMap::new());
         }
-        let ours = &self.ours;
+        let may_be_ours = |key: &ServiceKey| (self.whose)(key) != Whose::SomebodyElses;
         wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
         let services = self
             .socket
-            .dump(&mut self.messages, |answer| wire::service(answer).filter(|(key, _)| ours(key)))
+            .dump(&mut self.messages, |answer| wire::service(answer).filter(|(key, _)| may_be_ours(key)))
             .map_err(of_all)?;
         let mut found = BTreeMap::new();
         for (key, service) in services {
             let destinations = self.destinations(&key)?;
             found.insert(key, Virtual { service, destinations });
         }
+        found.retain(|key, found| (self.whose)(key).is_ours(found));
         Ok(found)
     }
 
     fn read_some(&mut self, keys: &[ServiceKey]) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
         let mut found = BTreeMap::new();
-        for key in keys.iter().filter(|key| (self.ours)(key)).copied().collect::<Vec<_>>() {
+        let may_be_ours = |key: &&ServiceKey| (self.whose)(key) != Whose::SomebodyElses;
+        for key in keys.iter().filter(may_be_ours).copied().collect::<Vec<_>>() {
             wire::name_service(fresh(&mut self.messages), Command::ListServices, Some(&key));
             let service = match self.socket.request(&mut self.messages, wire::service) {
                 Ok(told) => told.into_iter().find(|(told, _)| *told == key).map(|(_, service)| service),
@@ -241,21 +246,27 @@ impl Target for Services {
                 found.insert(key, Virtual { service, destinations });
             }
         }
+        found.retain(|key, found| (self.whose)(key).is_ours(found));
         Ok(found)
     }
 
     fn keys(&mut self) -> Result<BTreeSet<ServiceKey>, Error> {
-        let ours = &self.ours;
+        let may_be_ours = |key: &ServiceKey| (self.whose)(key) != Whose::SomebodyElses;
         wire::name_service(fresh(&mut self.messages), Command::ListServices, None);
-        let keys = self
+        let listed = self
             .socket
-            .dump(&mut self.messages, |answer| wire::service_key(answer).filter(ours))
+            .dump(&mut self.messages, |answer| wire::service_key(answer).filter(may_be_ours))
             .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
-        Ok(keys.into_iter().collect())
+        let mut keys: BTreeSet<ServiceKey> = listed.into_iter().collect();
+        let by_content = keys.iter().filter(|key| (self.whose)(key) == Whose::OursInTunnelMode);
+        let by_content: Vec<ServiceKey> = by_content.copied().collect();
+        let found = self.read_some(&by_content)?;
+        keys.retain(|key| !by_content.contains(key) || found.contains_key(key));
+        Ok(keys)
     }
 
     fn glance(&mut self, seen: &impl Sorted<ServiceKey, Virtual>) -> Glance<ServiceKey> {
-        let mut suspects = self.glancer.unlike_ipv4(seen, &self.ours);
+        let mut suspects = self.glancer.unlike_ipv4(seen, |key| (self.whose)(key) == Whose::Ours);
         if self.glancer.must_list_ipv6(seen) {
             match self.keys() {
                 Ok(listed) => suspects.extend(glance::unlike_ipv6(seen, &listed)),

@@ -20,6 +20,7 @@
 //! A virtual service for a mark is ours if the set of ports in tunnel mode has a port that may have this mark, whatever it has now
 //! ([`marks_of`]): a process may have ended between giving it another mark and deleting the virtual service for the former one.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -28,16 +29,17 @@ use ipnet::IpNet;
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
-use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::kernel::route::RouteKey;
 use crate::kernel::rule::{Packets, PolicyRule};
 use crate::net::Family;
+use crate::packed::BlockMap;
 use crate::proxy::desired::{Desired, keyed};
 use crate::proxy::dsr::rules::{self, marks_of as marks_of_chain, policy_rule};
 use crate::proxy::marks::{Marks, left_by_kube_router, marks_of, port};
 use crate::proxy::names::{DSR_TABLE, Set};
-use crate::proxy::plan::{local_route_key, marked_route_key, services_on};
+use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
 use crate::reconcile::{Growth, Moment, Reflection};
 
 /// The ports in tunnel mode, as last seen in the kernel, by address, protocol and port.
@@ -46,17 +48,48 @@ pub(super) struct Tunnels {
     ports: BTreeSet<ServiceKey>,
     /// The marks that packets to them get.
     given: BTreeMap<ServiceKey, u32>,
+    /// The ports that may have a mark, found out once where anybody asks.
+    by_mark: OnceCell<BTreeMap<ServiceKey, Vec<ServiceKey>>>,
 }
 
 impl Tunnels {
     /// Returns the ports that may have this mark, of those that the kernel's set has.
-    fn of_mark<'a>(&'a self, mark: &'a ServiceKey) -> impl Iterator<Item = &'a ServiceKey> {
-        self.ports.iter().filter(|port| marks_of(port).any(|its| its == *mark))
+    fn of_mark(&self, mark: &ServiceKey) -> &[ServiceKey] {
+        let by_mark = self.by_mark.get_or_init(|| {
+            let mut by_mark: BTreeMap<ServiceKey, Vec<ServiceKey>> = BTreeMap::new();
+            for port in &self.ports {
+                marks_of(port).for_each(|mark| by_mark.entry(mark).or_default().push(*port));
+            }
+            by_mark
+        });
+        by_mark.get(mark).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns whether packets to a port get the mark that they shall.
     pub(super) fn gives(&self, port: &ServiceKey, desired: &Desired) -> bool {
         desired.marks.get(port).is_some_and(|mark| self.given.get(port) == Some(mark))
+    }
+
+    /// Returns whether a surplus virtual service may go as far as marks are concerned: of those that are seen another one serves its port, or none
+    /// shall.
+    pub(super) fn lets_go(&self, desired: &Desired, seen: &BlockMap<ServiceKey, Virtual>, key: &ServiceKey) -> bool {
+        let is_served = |port: &ServiceKey| match desired.kernel_key(port) {
+            key if !desired.virtuals.contains_key(&key) => true,
+            key @ ServiceKey::Mark { .. } => seen.contains_key(&key) && self.gives(port, desired),
+            key @ ServiceKey::Address { .. } => seen.contains_key(&key),
+        };
+        match key {
+            ServiceKey::Address { .. } => !desired.marks.contains_key(key) || is_served(key),
+            ServiceKey::Mark { .. } => self.of_mark(key).iter().all(is_served),
+        }
+    }
+
+    /// Returns the addresses of a virtual service: its own, or those of the ports that may have its mark.
+    pub(super) fn addresses_of(&self, key: &ServiceKey) -> BTreeSet<IpAddr> {
+        match key {
+            ServiceKey::Address { .. } => address_of(key).into_iter().collect(),
+            ServiceKey::Mark { .. } => self.of_mark(key).iter().filter_map(address_of).collect(),
+        }
     }
 
     /// Returns whether the kernel's set has this port.
@@ -78,7 +111,7 @@ impl<K: Kernel> Mirrors<K> {
         let chains =
             Family::BOTH.into_iter().filter_map(|family| self.rules.seen()?.get(&rules::marking_chain(family)));
         given.extend(chains.flat_map(marks_of_chain));
-        Tunnels { ports: marks.tunnel_ports(), given }
+        Tunnels { ports: marks.tunnel_ports(), given, by_mark: OnceCell::new() }
     }
 
     /// Prepares for packets to get other marks than they have. Returns whether they may. Takes a mark from another port only if everything is known.
@@ -166,11 +199,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn held_by_tunnels(&self, desired: &Desired) -> BTreeSet<IpAddr> {
         let tunnels = self.tunnels();
         let stands = |port: &&ServiceKey| self.has_marked(desired, port);
-        let address = |port: &ServiceKey| match *port {
-            ServiceKey::Address { address, .. } => Some(address),
-            ServiceKey::Mark { .. } => None,
-        };
-        tunnels.ports.iter().filter(stands).filter_map(address).collect()
+        tunnels.ports.iter().filter(stands).filter_map(address_of).collect()
     }
 
     /// Returns whether a virtual service for a mark of this port may be there.
@@ -182,11 +211,7 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the addresses of which a virtual service for a mark is in place.
     pub(super) fn answering_tunnels(&self, desired: &Desired) -> BTreeSet<IpAddr> {
         let stands = |key: &ServiceKey| self.virtuals.seen().is_some_and(|seen| seen.contains_key(key));
-        let address = |port: &ServiceKey| match *port {
-            ServiceKey::Address { address, .. } => Some(address),
-            ServiceKey::Mark { .. } => None,
-        };
-        desired.marked.iter().filter(|(key, _)| stands(key)).filter_map(|(_, port)| address(port)).collect()
+        desired.marked.iter().filter(|(key, _)| stands(key)).filter_map(|(_, port)| address_of(port)).collect()
     }
 
     /// Deletes the routes that are not desired, each when what takes its place stands.
@@ -194,70 +219,34 @@ impl<K: Kernel> Mirrors<K> {
         if self.routes.is_settled() {
             return;
         }
-        let is_usual = desired.marks.is_empty() && Family::BOTH.iter().all(|family| self.lacks_marked_routes(*family));
-        let surplus = self.routes.seen().filter(|_| !is_usual).into_iter().flat_map(|seen| seen.keys());
-        let surplus = surplus.filter(|key| !desired.routes.contains_key(key));
-        let goes: BTreeSet<RouteKey> = surplus.filter(|key| self.is_replaced(desired, key)).cloned().collect();
-        self.routes.shrink_where(&desired.routes, at, |key, _| is_usual || goes.contains(key));
-    }
-
-    /// Returns whether an address stays local without this route, or need not.
-    fn is_replaced(&self, desired: &Desired, key: &RouteKey) -> bool {
-        let address = key.destination.addr();
-        let [local, marked] = [local_route_key(address), marked_route_key(address)];
-        match key {
-            key if *key == local && desired.routes.contains_key(&marked) => self.is_local_for_marked(desired, address),
-            key if *key == marked && desired.routes.contains_key(&local) => self.routes.has(&local),
-            // kube-router's, for all addresses.
-            key if key.table == DSR_TABLE.table && key.destination.prefix_len() == 0 => {
-                let mut marked = desired.routes.keys().filter(|other| other.table == DSR_TABLE.table);
-                marked.all(|other| self.routes.has(other))
-            }
-            _ => true,
-        }
-    }
-
-    /// Returns whether all packets to an address get a mark and find it local by that.
-    fn is_local_for_marked(&self, desired: &Desired, address: IpAddr) -> bool {
-        let family = Family::from(address);
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        let mut pieces = desired.rules.keys().filter(|piece| piece.family() == family && rules::is_rule(piece));
-        let mut chains = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
-        self.routes.has(&marked_route_key(address))
-            && self.policy_rules.has(&policy_rule(family))
-            && marks.has(Set::TunnelAddresses, &Entry::Ip(address))
-            && pieces.all(|piece| self.rules.has(piece))
-            && chains.all(|object| !rules::is_chain(object) || self.table.has(object))
-    }
-
-    /// Returns the virtual services that may go as far as marks are concerned: another one serves their port, or none shall.
-    pub(super) fn replaced_virtuals(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
-        let tunnels = self.tunnels();
-        let is_given =
-            |port: &ServiceKey| desired.marks.get(port).is_some_and(|mark| tunnels.given.get(port) == Some(mark));
-        let is_served = |port: &ServiceKey| match desired.kernel_key(port) {
-            key if !desired.virtuals.contains_key(&key) => true,
-            key @ ServiceKey::Mark { .. } => self.virtuals.has(&key) && is_given(port),
-            key @ ServiceKey::Address { .. } => self.virtuals.has(&key),
+        let (mirrored, policy_rules) = (&self.rules, &self.policy_rules);
+        // All packets to an address get a mark and lead to table 78.
+        let is_marked = |address: IpAddr| {
+            let family = Family::from(address);
+            let mut pieces = desired.rules.keys().filter(|piece| piece.family() == family && rules::is_rule(piece));
+            let mut chains = desired.table.keys().take_while(|object| !matches!(object, Object::Element(..)));
+            policy_rules.has(&policy_rule(family))
+                && marks.has(Set::TunnelAddresses, &Entry::Ip(address))
+                && pieces.all(|piece| mirrored.has(piece))
+                && chains.all(|object| !rules::is_chain(object) || marks.table.has(object))
         };
-        let may_go = |key: &ServiceKey| match key {
-            ServiceKey::Address { .. } => !desired.marks.contains_key(key) || is_served(key),
-            ServiceKey::Mark { .. } => tunnels.of_mark(key).all(is_served),
-        };
-        let surplus = self.virtuals.seen().into_iter().flat_map(|seen| seen.keys());
-        surplus.filter(|key| !desired.virtuals.contains_key(key) && may_go(key)).copied().collect()
-    }
-
-    /// Returns the addresses of a virtual service: its own, or those of the ports that may have its mark.
-    pub(super) fn addresses_of(tunnels: &Tunnels, key: &ServiceKey) -> BTreeSet<IpAddr> {
-        let address = |port: &ServiceKey| match *port {
-            ServiceKey::Address { address, .. } => Some(address),
-            ServiceKey::Mark { .. } => None,
-        };
-        match key {
-            ServiceKey::Address { .. } => address(key).into_iter().collect(),
-            ServiceKey::Mark { .. } => tunnels.of_mark(key).filter_map(address).collect(),
-        }
+        self.routes.shrink_where(&desired.routes, at, |key, seen| {
+            let address = key.destination.addr();
+            let [local, marked] = [local_route_key(address), marked_route_key(address)];
+            match key {
+                key if *key == local && desired.routes.contains_key(&marked) => {
+                    seen.contains_key(&marked) && is_marked(address)
+                }
+                key if *key == marked && desired.routes.contains_key(&local) => seen.contains_key(&local),
+                // kube-router's, for all addresses.
+                key if key.table == DSR_TABLE.table && key.destination.prefix_len() == 0 => {
+                    let mut marked = desired.routes.keys().filter(|other| other.table == DSR_TABLE.table);
+                    marked.all(|other| seen.contains_key(other))
+                }
+                _ => true,
+            }
+        });
     }
 
     /// Returns whether packets may stop to get marks that no port has any more: what serves these ports now stands.

@@ -24,8 +24,8 @@ use crate::reconcile::{Growth, Moment, Reflection, Target};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
-    /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may.
-    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, may_guard: bool, at: Moment) {
+    /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may, and so do the marks of packets.
+    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, (may_guard, may_mark): (bool, bool), at: Moment) {
         if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
@@ -59,7 +59,8 @@ impl<K: Kernel> Mirrors<K> {
         let missing = Growth::OnlyMissing;
         self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
         self.table.grow_where(&desired.table, missing, at, |object| {
-            (may_guard || !is_guard(object)) && Set::of_object(object).is_none_or(is_needed)
+            let may_come = (may_guard || !is_guard(object)) && (may_mark || !is_mark(object));
+            may_come && Set::of_object(object).is_none_or(is_needed)
         });
     }
 

@@ -142,7 +142,9 @@ impl<K: Kernel> Mirrors<K> {
         let kernel_key = desired.kernel_key(key);
         let is_doubtful = self.virtuals.is_doubtful(&kernel_key);
         let asked = if is_doubtful { Some(self.virtuals.target().observe(&kernel_key).ok()?) } else { None };
-        let asked = asked.map(|found| found.map(|found| found.without_counters()));
+        // Somebody else's may have its mark.
+        let may_be_ours = |found: &Virtual| kernel_key == *key || found.is_in_tunnel_mode();
+        let asked = asked.map(|found| found.map(|found| found.without_counters()).filter(may_be_ours));
         let seen = match &asked {
             Some(asked) => asked.as_ref(),
             None => self.virtuals.seen()?.get(&kernel_key),

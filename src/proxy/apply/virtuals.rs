@@ -83,7 +83,7 @@ impl<K: Kernel> Mirrors<K> {
         if self.virtuals.is_settled() || !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
-        let (replaced, tunnels) = (self.replaced_virtuals(desired), self.tunnels());
+        let tunnels = self.tunnels();
         let routes = &self.routes;
         self.virtuals.shrink_where(&desired.virtuals, at, |key, seen| {
             let is_free = |address: IpAddr| {
@@ -92,7 +92,7 @@ impl<K: Kernel> Mirrors<K> {
                 lacks(local_route_key(address)) && lacks(marked_route_key(address))
                     || others.any(|key| seen.contains_key(&key))
             };
-            replaced.contains(key) && Self::addresses_of(&tunnels, key).into_iter().all(is_free)
+            tunnels.lets_go(desired, seen, key) && tunnels.addresses_of(key).into_iter().all(is_free)
         })
     }
 

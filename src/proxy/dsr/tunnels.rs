@@ -3,7 +3,8 @@
 //! Served in tunnel mode are the external and load balancer addresses of a Service with the annotation. Cluster IPs and node ports stay with NAT.
 //! A tunnel leaves a packet as it is, so a port of the Service has to be the port of its endpoints: where it is not, the port is
 //! served with NAT. So it is at an address of this host itself, because answers of pods with such a source would not be accepted from them (martians).
-//! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address.
+//! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address. Where the only
+//! endpoints for clients outside are such ones, the port is served with NAT.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -27,7 +27,7 @@ use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
-use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestination, ServiceKey, Stats};
+use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestination, Ownership, ServiceKey, Stats};
 use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
@@ -346,8 +346,8 @@ impl firewall::iptables::apply::Refusing for Memory<RuleRows> {
 }
 
 impl Owned for Memory<Virtuals> {
-    fn set_ours(&mut self, ours: Box<dyn Fn(&ServiceKey) -> bool + Send>) {
-        self.ours = Box::new(move |key, _| ours(key));
+    fn set_ownership(&mut self, whose: Ownership) {
+        self.ours = Box::new(move |key, found| whose(key).is_ours(found));
     }
 }
 

@@ -2,13 +2,15 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::{Config, Environment, Mistakes, ProxyConfig, Request, request};
-use crate::model::{Authority, ProxyAnnotations, World};
+use crate::kernel::ipvs::ServiceKey;
+use crate::model::{Authority, ProxyAnnotations, TrafficPolicy, World};
 use crate::model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Node, NodeAddress, NodeAddressKind, ServiceType,
 };
 use crate::net::{PerFamily, Protocol};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::other_nodes::OtherNodes;
+use crate::proxy::part;
 
 /// This node has 192.0.2.1 and the pods 10.244.1.0/24; other nodes have other addresses.
 struct Rig {
@@ -158,4 +160,32 @@ fn an_address_of_this_host_is_served_with_nat_and_named() {
     assert_eq!(pod_addresses(&service, &same, rig.inputs()), PodAddresses::new());
     let expected = ["address 192.0.2.1 is served with NAT, because it is this host's own"];
     assert_eq!(named(obstacles(&service, &same, rig.inputs())), expected);
+}
+
+#[test]
+fn endpoints_on_the_hosts_network_serve_clients_outside_with_nat_where_no_pod_does() {
+    let rig = rig();
+    let served = |policy, pods: &[(&str, &str)]| {
+        let mut service = service();
+        service.external_traffic_policy = policy;
+        let claims = part::part(&service, &endpoints(PORT, pods), rig.inputs()).claims;
+        let key = ServiceKey::Address { address: at("203.0.113.7"), protocol: Protocol::Tcp, port: PORT };
+        let wanted = claims.into_iter().find(|claim| claim.key == key).expect("it is claimed").wanted;
+        let destinations = wanted.virtual_service.destinations.iter().map(|one| one.address.ip().to_string());
+        (wanted.is_tunnelled, wanted.clients.inside_only, destinations.collect::<Vec<_>>().join(" "))
+    };
+    let (own, others) = (("192.0.2.1", "node1"), ("192.0.2.2", "node2"));
+    let (pod, far) = (("10.244.1.7", "node1"), ("10.244.2.8", "node2"));
+    let (nat, tunnel) = (false, true);
+    for (policy, pods, expected) in [
+        (TrafficPolicy::Local, &[own, far][..], (nat, false, "192.0.2.1")),
+        (TrafficPolicy::Local, &[own, pod, far], (tunnel, false, "10.244.1.7")),
+        (TrafficPolicy::Local, &[far, others], (tunnel, true, "10.244.2.8")),
+        (TrafficPolicy::Cluster, &[own, others], (nat, false, "192.0.2.1 192.0.2.2")),
+        (TrafficPolicy::Cluster, &[own, far], (tunnel, false, "10.244.2.8")),
+        (TrafficPolicy::Cluster, &[], (tunnel, false, "")),
+    ] {
+        let (is_tunnelled, inside_only, destinations) = expected;
+        assert_eq!(served(policy, pods), (is_tunnelled, inside_only, destinations.to_owned()), "{policy:?} {pods:?}");
+    }
 }

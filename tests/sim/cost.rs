@@ -1,0 +1,95 @@
+//! What a change costs by the number of Services that it does not concern.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use sluice::config::ProxyConfig;
+use sluice::model::{
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
+    ServicePort, ServiceType,
+};
+use sluice::net::{Family, Protocol};
+use sluice::reconcile::Moment;
+
+use crate::agent::{Agent, known};
+use crate::support::memory::{MemoryKernel, State};
+use crate::support::{flags, generate};
+
+/// Returns the shortest time of the processor that a round took in which one of so many Services goes. With `tunnel_mode` some other Services have
+/// direct server return.
+pub fn of_a_service_that_goes(count: u32, tunnel_mode: bool) -> Duration {
+    let (config, families) = flags::proxy(&["--strict-external-ip-validation=false", "--netfilter=iptables"]);
+    let config = Arc::new(ProxyConfig { tunnel_mode, ..(*config).clone() });
+    let kernel = MemoryKernel::new(State::of_others());
+    let mut agent = Agent::start(&kernel, &config, families);
+    let mut world = known(Authority::Complete, &generate::empty_world());
+    for number in 0..count {
+        let name = name(number);
+        world.cluster.services.insert(name.clone(), service(number, tunnel_mode && number < 10));
+        world.cluster.endpoints.insert(name, endpoints(number));
+    }
+    let at = Moment { now: Instant::now(), jitter: 0 };
+    agent.take_world(&world, at.now);
+    // A kernel in memory counts the elements of a set for each that comes.
+    kernel.with(|machine| {
+        machine.state.sets = agent.desired().sets.clone();
+        machine.state.elements = agent.desired().elements.iter().map(|(key, ())| (key.clone(), ())).collect();
+    });
+    let settle = |agent: &mut Agent| {
+        let begin = clock_gettime(ClockId::ThreadCPUTime);
+        agent.round(at);
+        let end = clock_gettime(ClockId::ThreadCPUTime);
+        assert!(agent.mirrors.is_settled());
+        Duration::try_from(end - begin).expect("time passes")
+    };
+    settle(&mut agent);
+    let mut times = (0..20).map(|number| {
+        world.cluster.services.remove(&name(100 + number));
+        world.cluster.endpoints.remove(&name(100 + number));
+        agent.take_world(&world, at.now);
+        let took = settle(&mut agent);
+        assert_eq!(agent.desired().virtuals.len(), kernel.state().virtuals.len() - State::of_others().virtuals.len());
+        took
+    });
+    times.by_ref().min().expect("there are some")
+}
+
+fn name(number: u32) -> ObjectName {
+    ObjectName::new("shop", &format!("s{number}"))
+}
+
+fn service(number: u32, dsr: bool) -> Service {
+    let [.., high, low] = number.to_be_bytes();
+    Service {
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![[10, 96, high, low].into()],
+        external_ips: if dsr { vec![[203, 0, 113, low].into()] } else { Vec::new() },
+        load_balancer: Vec::new(),
+        source_ranges: None,
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        affinity_seconds: None,
+        internal_traffic_policy: Default::default(),
+        external_traffic_policy: Default::default(),
+        health_check_node_port: None,
+        annotations: ProxyAnnotations { dsr, ..ProxyAnnotations::default() },
+        announce: Default::default(),
+        created: 0,
+    }
+}
+
+fn endpoints(number: u32) -> Endpoints {
+    let [.., high, low] = number.to_be_bytes();
+    let endpoint = Endpoint {
+        address: [10, 244, high, low].into(),
+        node: Some("node1".into()),
+        conditions: Conditions::READY,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+        endpoints: [endpoint].into_iter().collect(),
+    };
+    Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
+}
