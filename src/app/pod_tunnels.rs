@@ -25,6 +25,9 @@ use crate::pod_tunnels::metrics::Metrics;
 use crate::pod_tunnels::places::{Announced, KnownPod, KnownPods};
 use crate::proxy::dsr::local_pods::LocalPods;
 
+/// The component of its health and notes.
+const NAME: &str = "direct server return";
+
 /// The part of the configuration that the pods' side needs.
 pub struct Settings {
     proxy: Arc<ProxyConfig>,
@@ -59,8 +62,8 @@ impl Common {
         let (wanted_out, wanted) = watch::channel(Arc::default());
         let (standing, standing_in) = watch::channel(Arc::default());
         let metrics = Metrics::register(&self.registry)?;
-        let note = self.health.note("direct server return");
-        let inputs = driver::Inputs { sockets, wanted, announced, standing, note, metrics };
+        let (pulse, note) = (self.pulse(NAME), self.health.note(NAME));
+        let inputs = driver::Inputs { sockets, wanted, announced, standing, pulse, note, metrics };
         let thread = driver::spawn(inputs, self.stop.clone())?;
         let joined = Joined { pods: LocalPods::new(proxy, families), known: NodePods::default() };
         tokio::spawn(follow(joined, self.world.clone(), wanted_out, standing_in, problems));

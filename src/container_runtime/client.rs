@@ -68,15 +68,17 @@ pub struct Runtime {
     client: Option<RuntimeServiceClient<Connection>>,
     /// Sandboxes that were asked for. What a sandbox has does not change while it is ready.
     known: HashMap<CompactString, Sandbox>,
+    /// The sandbox that was asked for last.
+    asked: CompactString,
 }
 
 impl Runtime {
     pub fn new(socket: PathBuf) -> Runtime {
-        Runtime { socket, client: None, known: HashMap::new() }
+        Runtime { socket, client: None, known: HashMap::new(), asked: CompactString::default() }
     }
 
-    /// Returns the sandboxes that are ready, as far as they can be asked for until then. What is known stays known, so the next
-    /// question goes on where this one ended.
+    /// Returns the sandboxes that are ready, as far as they can be asked for until then. What is known stays known, and the next
+    /// question begins behind the sandbox at which this one ended: some that do not answer hide no others for long.
     ///
     /// # Errors
     /// The runtime does not tell which there are.
@@ -95,11 +97,15 @@ impl Runtime {
             lacking.get_or_insert(format!("it has more than {MOST_SANDBOXES} sandboxes"));
             listed.truncate(MOST_SANDBOXES);
         }
+        listed.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        let before = listed.partition_point(|one| one.id.as_str() <= self.asked.as_str());
+        listed.rotate_left(before);
         for one in listed {
             let id = CompactString::from(one.id.as_str());
             if !self.known.contains_key(&id) && Instant::now() >= until {
                 lacking.get_or_insert("its sandboxes could not all be looked at in time".to_owned());
             } else if !self.known.contains_key(&id) {
+                self.asked = id.clone();
                 match self.sandbox(&one, until).await {
                     Ok(Some(sandbox)) => drop(self.known.insert(id.clone(), sandbox)),
                     Ok(None) => {}

@@ -15,7 +15,7 @@ use super::client::{Failure, Runtime};
 use super::{Found, Sought};
 
 /// For so long all sandboxes are looked at in one question.
-const QUESTION: Duration = Duration::from_secs(5);
+pub(super) const QUESTION: Duration = Duration::from_secs(5);
 
 /// The runtimes behind these sockets.
 pub struct Runtimes {

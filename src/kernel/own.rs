@@ -3,15 +3,17 @@
 //! A notification carries the port of the socket whose request caused it. Every socket of ours is listed here
 //! while it is open, and the last programs that we started, whose sockets have their process number as port.
 //! Without this list every change of ours would look like somebody's, and be followed by a reading.
+//!
+//! Numbers of ports belong to a network namespace, and sockets in pods' namespaces are listed too: a number counts as often as it is open.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::netlink::Bus;
 
-static PORTS: Mutex<BTreeSet<(Bus, u32)>> = Mutex::new(BTreeSet::new());
+static PORTS: Mutex<BTreeMap<(Bus, u32), usize>> = Mutex::new(BTreeMap::new());
 static PROGRAMS: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
 
 /// Programs are few and short, and their notifications are read at once; some room for a thread that has to wait for a
@@ -27,7 +29,7 @@ pub(super) struct Port {
 
 impl Port {
     pub fn new(bus: Bus, number: u32) -> Port {
-        lock(&PORTS).insert((bus, number));
+        *lock(&PORTS).entry((bus, number)).or_default() += 1;
         Port { bus, number }
     }
 
@@ -38,7 +40,13 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        lock(&PORTS).remove(&(self.bus, self.number));
+        let mut ports = lock(&PORTS);
+        if let Some(open) = ports.get_mut(&(self.bus, self.number)) {
+            *open -= 1;
+            if *open == 0 {
+                ports.remove(&(self.bus, self.number));
+            }
+        }
     }
 }
 
@@ -56,10 +64,25 @@ pub(super) fn start_program(start: impl FnOnce() -> io::Result<Child>) -> io::Re
 
 /// Returns whether we caused a notification with this port.
 pub(super) fn is_own(bus: Bus, port: u32) -> bool {
-    lock(&PORTS).contains(&(bus, port)) || (bus == Bus::Netfilter && lock(&PROGRAMS).contains(&port))
+    lock(&PORTS).contains_key(&(bus, port)) || (bus == Bus::Netfilter && lock(&PROGRAMS).contains(&port))
 }
 
 /// A panic elsewhere leaves these lists whole.
 fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_open_in_two_namespaces_is_ours_until_both_are_closed() {
+        const NUMBER: u32 = u32::MAX - 7;
+        let host = Port::new(Bus::Route, NUMBER);
+        drop(Port::new(Bus::Route, NUMBER));
+        assert!(is_own(Bus::Route, NUMBER), "the host's is open still");
+        drop(host);
+        assert!(!is_own(Bus::Route, NUMBER));
+    }
 }

@@ -31,7 +31,7 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::Error;
-use super::address::{AddressKey, Addresses, host_addresses, is_link_local};
+use super::address::{AddressKey, Addresses, addresses_up_to, is_link_local};
 use super::link::{Link, LinkKind, LinkName, Links};
 use super::tunnel::{Tunnel, Tunnels};
 use crate::net::Family;
@@ -95,6 +95,9 @@ pub enum Change {
     DeleteDevice,
 }
 
+/// Addresses of one family that are read: who may make addresses in a pod decides how many there are.
+pub const MOST_ADDRESSES: usize = 4096;
+
 /// Reads and changes the network namespace of the calling thread.
 pub struct PodNetwork {
     family: Family,
@@ -130,7 +133,7 @@ impl PodNetwork {
     /// The kernel does not answer.
     pub fn read(&mut self) -> Result<Seen, Error> {
         let mut seen = Seen::default();
-        let found = host_addresses()?;
+        let found = addresses_up_to(MOST_ADDRESSES)?;
         for one in found.iter().filter(|one| Family::from(one.address) == self.family) {
             let address = one.address.addr();
             match one.link == self.name {

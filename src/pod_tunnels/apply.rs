@@ -50,7 +50,7 @@ pub fn may_have_tunnels() -> bool {
     crate::kernel::pod_tunnel::MODULES.iter().any(|name| module::is_present(name))
 }
 
-/// Makes the pod as wanted, in the first of the places that has its address. `is_wanted`: the addresses that have tunnels wanted.
+/// Makes the pod as wanted, in the first of the places that has its address; takes it down in all of them. `is_wanted`: the addresses that have tunnels wanted.
 ///
 /// # Errors
 /// Why it is not. A pod that went meanwhile is not found.
@@ -59,15 +59,20 @@ pub fn bring_about(
     want: &WantedTunnel,
     is_wanted: impl Fn(IpAddr) -> bool + Sync,
 ) -> Result<Done, Failure> {
-    let mut failure = Failure::NotFound;
+    let (mut cleared, mut failure) = (None, None);
     for place in places {
         match bring_about_at(place, want, &is_wanted) {
+            // What is to go may be in several.
+            Ok(done) if want.services.is_empty() => cleared = Some(done),
             Ok(done) => return Ok(done),
             Err(Failure::NotFound | Failure::Obstacle(Obstacle::NotThePods)) => {}
-            Err(other) => failure = other,
+            Err(other) => failure = Some(other),
         }
     }
-    Err(failure)
+    match (failure, cleared) {
+        (None, Some(done)) => Ok(done),
+        (failure, _) => Err(failure.unwrap_or(Failure::NotFound)),
+    }
 }
 
 fn bring_about_at(

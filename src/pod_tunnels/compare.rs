@@ -52,7 +52,11 @@ impl fmt::Display for Obstacle {
 pub fn changes(seen: &Seen, want: &WantedTunnel, is_wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Change>, Obstacle> {
     if want.services.is_empty() {
         let is_its = |found: &SeenDevice| matches!(found, SeenDevice::Tunnel { local, .. } if *local == want.pod);
-        let goes = want.shrinks && seen.device.as_ref().is_some_and(is_its);
+        let has_its = seen.device.as_ref().is_some_and(is_its);
+        if !has_its && !seen.pod_addresses.contains(&want.pod) {
+            return Err(Obstacle::NotThePods);
+        }
+        let goes = want.shrinks && has_its;
         return Ok(if goes { removal(seen) } else { Vec::new() });
     }
     if !seen.pod_addresses.contains(&want.pod) {
@@ -190,8 +194,11 @@ mod tests {
         check(&seen(POD, "10.244.1.5 up", "203.0.113.7 203.0.113.8"), &want(POD, "203.0.113.8"), "delete 203.0.113.7");
         check(&seen(POD, "10.244.1.5 up", "203.0.113.7"), &want(POD, ""), "remove");
         check(&seen(POD, "", ""), &want(POD, ""), "");
-        // Another pod has the namespace by now, and a device of its own tunnel.
-        check(&seen("10.244.1.9", "10.244.1.9 up", "203.0.113.7"), &want(POD, ""), "");
+        // Another pod has the namespace by now, and a device of its own tunnel: the pod's may be at another place.
+        let not = "its network namespace does not have the pod's address";
+        check(&seen("10.244.1.9", "10.244.1.9 up", "203.0.113.7"), &want(POD, ""), not);
+        // The pod has lost its address.
+        check(&seen("", "10.244.1.5 up", "203.0.113.7"), &want(POD, ""), "remove");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task;
@@ -26,9 +26,10 @@ use super::metrics::Metrics;
 use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
 use crate::container_runtime::Sought;
 use crate::container_runtime::hosts::Runtimes;
-use crate::kernel::address::host_addresses;
+use crate::kernel::address::{addresses_up_to, host_addresses};
 use crate::kernel::namespace::{Namespace, NamespaceId};
-use crate::observe::health::Note;
+use crate::kernel::pod_tunnel::MOST_ADDRESSES;
+use crate::observe::health::{Note, Pulse};
 
 /// Desired tunnels of this node's pods.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -49,6 +50,8 @@ pub struct Inputs {
     pub announced: mpsc::Receiver<Announced>,
     /// Told how the pods stand.
     pub standing: watch::Sender<Arc<Standing>>,
+    /// Beats while the thread works. A pod that cannot be set up is none of its troubles.
+    pub pulse: Pulse,
     /// Receives the pods that cannot be set up.
     pub note: Note,
     pub metrics: Metrics,
@@ -58,6 +61,8 @@ pub struct Inputs {
 const MOST_NAMES: usize = 4096;
 /// Sentences in the note.
 const MOST_NOTES: usize = 20;
+/// A thread that has nothing to do beats so often.
+const BEAT: Duration = Duration::from_secs(30);
 
 /// Starts the thread. It ends when `stop` is true.
 ///
@@ -108,22 +113,19 @@ impl Driver {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let (mut has_wanted, mut has_announced) = (true, true);
         self.take_wanted();
+        self.inputs.pulse.ready(true);
         while !*stop.borrow() {
-            let wait = match self.machine.next(Instant::now()) {
+            let now = Instant::now();
+            self.inputs.pulse.beat(now);
+            let wait = match self.machine.next(now) {
                 Next::Act(act) => {
                     self.act(act);
                     self.report();
                     // The connection to the runtime goes on between two pods.
                     task::yield_now().await;
-                    Some(Instant::now())
+                    now
                 }
-                Next::Wait(until) => until,
-            };
-            let until = async move {
-                match wait {
-                    Some(at) => sleep_until(at.into()).await,
-                    None => pending().await,
-                }
+                Next::Wait(until) => until.map_or(now + BEAT, |until| until.min(now + BEAT)),
             };
             tokio::select! {
                 biased;
@@ -137,7 +139,7 @@ impl Driver {
                     None => has_announced = false,
                 },
                 ended = outcome(&mut self.question) => self.take_answer(ended),
-                () = until => {}
+                () = sleep_until(wait.into()) => {}
             }
             self.report();
         }
@@ -146,6 +148,21 @@ impl Driver {
     fn take_wanted(&mut self) {
         let wanted = self.inputs.wanted.borrow_and_update().clone();
         self.machine.want(&wanted.tunnels, wanted.complete, Instant::now());
+        // No search has to end before.
+        let lost = self.machine.lost();
+        self.use_announced(lost);
+    }
+
+    /// Hands on where those are of which it was announced. Returns the others.
+    fn use_announced(&mut self, mut lost: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let known = self.inputs.wanted.borrow().clone();
+        lost.retain(|address| {
+            let place = self.places.place(*address, &known.pods).cloned();
+            let is_known = place.is_some();
+            place.into_iter().for_each(|place| self.machine.announced(*address, place, Instant::now()));
+            !is_known
+        });
+        lost
     }
 
     fn take_announced(&mut self, announced: &Announced) {
@@ -221,18 +238,12 @@ impl Driver {
     }
 
     /// Those that were announced need no runtime.
-    fn start_search(&mut self, mut lost: BTreeSet<IpAddr>) {
-        let now = Instant::now();
-        let known = self.inputs.wanted.borrow().clone();
-        let place = |address: &IpAddr| Some((*address, self.places.place(*address, &known.pods)?.clone()));
-        let announced: Vec<(IpAddr, PathBuf)> = lost.iter().filter_map(place).collect();
-        for (address, place) in announced {
-            lost.remove(&address);
-            self.machine.announced(address, place, now);
-        }
+    fn start_search(&mut self, lost: BTreeSet<IpAddr>) {
+        let lost = self.use_announced(lost);
         if lost.is_empty() {
-            return self.machine.found(&BTreeSet::new(), &Found::new(), now);
+            return self.machine.found(&BTreeSet::new(), &Found::new(), Instant::now());
         }
+        let known = self.inputs.wanted.borrow().clone();
         self.ask(async move |runtimes| {
             let found = search(runtimes, &lost, &known.pods).await;
             Answer::Search(lost, found)
@@ -337,7 +348,7 @@ async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownP
 fn of_directories(lost: &BTreeSet<IpAddr>) -> Found {
     let mut found = Found::new();
     for place in distinct(directories()) {
-        let inside = Namespace::open(&place).and_then(|namespace| namespace.run(host_addresses));
+        let inside = Namespace::open(&place).and_then(|namespace| namespace.run(|| addresses_up_to(MOST_ADDRESSES)));
         // One that cannot be entered is none of those that are looked for, as far as can be known.
         let Ok(Ok(addresses)) = inside else { continue };
         let its: BTreeSet<IpAddr> = addresses.iter().map(|one| one.address.addr()).collect();
@@ -398,3 +409,6 @@ pub fn remove_all(sockets: Vec<PathBuf>) -> (usize, Vec<String>) {
     }
     (removed, errors)
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,8 @@ pub struct Machine {
     searching: bool,
     look_at: Option<Instant>,
     sweep: Sweep,
+    /// When the last sweep began.
+    swept_at: Option<Instant>,
     /// Something was wanted: a sweep asks the container runtime.
     has_wanted: bool,
 }
@@ -194,10 +196,16 @@ impl Machine {
             (pod.due, pod.failures, pod.is_lost) = (Some(now), 0, false);
             !pod.places.is_empty()
         });
-        // What an earlier run set up in a pod that this one never found is found by another sweep.
+        // What an earlier run set up in a pod that this one never found is found by another sweep: one for all that go meanwhile.
         if self.pods.len() < before {
-            self.sweep = Sweep::Due { at: now, tries: 0 };
+            let at = self.swept_at.map_or(now, |swept| now.max(swept + SELDOM));
+            self.sweep = Sweep::Due { at, tries: 0 };
         }
+    }
+
+    /// Returns the pods that are to be searched for.
+    pub fn lost(&self) -> BTreeSet<IpAddr> {
+        self.pods.iter().filter(|(_, pod)| pod.is_lost).map(|(address, _)| *address).collect()
     }
 
     /// Notes where a pod is, as it was announced.
@@ -284,6 +292,7 @@ impl Machine {
         match &mut self.sweep {
             Sweep::Due { at, tries } if *at <= now && !self.searching => {
                 self.sweep = Sweep::Surveying { tries: *tries };
+                self.swept_at = Some(now);
                 self.searching = true;
                 Some(Act::Survey { asks: self.has_wanted })
             }

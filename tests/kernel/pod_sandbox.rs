@@ -43,10 +43,11 @@ impl Agent {
         let (stop, stopped) = watch::channel(false);
         let health = Health::default();
         let metrics = Metrics::register(&Registry::new("1", "1")).expect("the names are free");
+        let pulse = health.register("direct server return", Duration::MAX, Instant::now());
         let note = health.note("direct server return");
         // The first socket is another runtime's, and nobody listens there.
         let sockets = vec![PathBuf::from("/run/docker.sock"), PathBuf::from(SOCKET)];
-        let inputs = Inputs { sockets, wanted: wanted_in, announced, standing: standing_out, note, metrics };
+        let inputs = Inputs { sockets, wanted: wanted_in, announced, standing: standing_out, pulse, note, metrics };
         let thread = Some(spawn(inputs, stopped).expect("there is a thread"));
         Agent { wanted, _announce, standing, stop, thread, health }
     }

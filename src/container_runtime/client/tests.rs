@@ -14,7 +14,7 @@ use super::super::wire::v1::{
     Namespace, NamespaceOption, PodIp, PodSandboxMetadata, PodSandboxNetworkStatus, PodSandboxStatusResponse,
 };
 use super::*;
-use crate::container_runtime::hosts::Runtimes;
+use crate::container_runtime::hosts::{QUESTION, Runtimes};
 
 /// A sandbox of the runtime in the tests.
 #[derive(Clone, Default)]
@@ -242,12 +242,12 @@ async fn a_runtime_that_does_not_answer_is_given_up_and_one_slow_sandbox_hides_n
     let _server = serve(&fake, &socket);
     let mut runtime = Runtime::new(socket);
     let begun = Instant::now();
-    let found = runtime.sandboxes(&Sought::All, begun + CALL * 2).await.expect("it lists them");
-    assert_eq!(begun.elapsed(), CALL * 2, "there is a limit to the whole");
+    let found = runtime.sandboxes(&Sought::All, begun + QUESTION).await.expect("it lists them");
+    assert_eq!(begun.elapsed(), QUESTION, "there is a limit to the whole");
     let ids = |found: &Found| found.sandboxes.iter().map(|one| one.id.to_string()).collect::<Vec<_>>().join(" ");
     assert_eq!((ids(&found).as_str(), found.lacking.as_deref()), ("a c", Some("no answer in time")));
-    // What was told before is kept, so those behind the slow ones have their turn.
-    let found = runtime.sandboxes(&Sought::All, Instant::now() + CALL * 5).await.expect("it lists them");
+    // What was told before is kept, and those behind the slow ones have their turn.
+    let found = runtime.sandboxes(&Sought::All, Instant::now() + QUESTION).await.expect("it lists them");
     assert_eq!((ids(&found).as_str(), found.lacking.is_some()), ("a c g", true));
 }
 

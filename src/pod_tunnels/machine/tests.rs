@@ -244,6 +244,24 @@ fn a_pod_that_an_earlier_run_set_up_and_this_one_never_found_is_taken_down_when_
 }
 
 #[test]
+fn pods_that_go_before_they_are_found_have_all_sandboxes_asked_for_once_in_a_while() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    for _ in 0..100 {
+        machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+        node.pass(&mut machine, &mut now, Duration::from_millis(500));
+        machine.want(&WantedTunnels::new(), true, now);
+        node.pass(&mut machine, &mut now, Duration::from_millis(500));
+    }
+    assert!((2..=5).contains(&node.surveys.len()), "{} in 100 s", node.surveys.len());
+    node.start(POD);
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    machine.want(&wanted(&[("10.244.1.6", "203.0.113.7")]), true, now);
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, SELDOM);
+    assert_eq!(node.shown(), "10.244.1.5: none");
+}
+
+#[test]
 fn the_runtime_is_not_asked_before_something_is_wanted() {
     let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
     node.start(POD);

@@ -96,6 +96,19 @@ fn a_device_of_the_pods_own_under_the_tunnels_name_stays_and_is_named() {
 }
 
 #[test]
+fn a_pod_with_more_addresses_than_any_pod_has_is_left_out() {
+    with_pod(&["ip address add 10.244.1.5/32 dev lo"], |place| {
+        let lines = "{ print \"address add 10.99.\" int($1 / 250) \".\" $1 % 250 \"/32 dev lo\" }";
+        let script = format!("seq 0 4199 | awk '{lines}' | ip -batch -");
+        let pod = Namespace::open(&place).expect("it is there");
+        pod.run(|| shell(&script)).expect("root may enter it");
+        let outcome = bring_about(std::slice::from_ref(&place), &want("10.244.1.5", &["203.0.113.7"]), |_| true);
+        let Err(Failure::Kernel(error)) = outcome else { panic!("{outcome:?}") };
+        assert!(error.to_string().contains("more than 4096"), "{error}");
+    });
+}
+
+#[test]
 fn a_pod_that_goes_meanwhile_is_not_found_and_the_host_has_nothing_to_be_removed() {
     let mut place = PathBuf::new();
     with_pod(&["ip address add 10.244.1.5/32 dev lo"], |found| place = found);
