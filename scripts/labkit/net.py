@@ -242,7 +242,7 @@ def cni(i, verb, pod):
             raise own.LabError(f"the agent of node {i} has written no CNI file")
     else:
         conf = {"cniVersion": "0.4.0", "name": "lab", "plugins": [{
-            "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "hairpinMode": True, "mtu": 1500,
+            "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "mtu": 1500,
             "ipam": {"type": "host-local", "ranges": [[{"subnet": r}] for r in plan.pod_ranges(i)]}}]}
     env = {"CNI_COMMAND": verb, "CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}",

@@ -4,9 +4,11 @@
 //! its name, and never deleted while pods are on it. Its addresses belong to the CNI plugin, which gives it the gateway's.
 
 mod groups;
+mod hairpin;
 mod target;
 
 pub use groups::{GroupLearning, NoGroupLearning, OfBridges};
+pub use hairpin::{Hairpin, HairpinPorts};
 pub use target::Bridges;
 
 /// The bridge.

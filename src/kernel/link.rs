@@ -214,7 +214,7 @@ pub(super) fn devices(socket: &mut Socket) -> Result<Vec<Device>, Error> {
 }
 
 /// The device that a message describes, be it an answer or a notification.
-pub(super) fn device(answer: &Answer<'_>) -> Option<Device> {
+pub(in crate::kernel) fn device(answer: &Answer<'_>) -> Option<Device> {
     if answer.kind != NEW_LINK && answer.kind != DELETE_LINK {
         return None;
     }

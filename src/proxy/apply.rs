@@ -34,6 +34,7 @@ use ipnet::IpNet;
 
 use crate::kernel::Error;
 use crate::kernel::address::AddressKey;
+use crate::kernel::bridge::Hairpin;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
@@ -64,6 +65,7 @@ use super::udp_flows::{Forgetting, UdpFlows};
 pub trait Kernel {
     type Links: Target<Key = LinkName, Value = Link>;
     type Settings: Ruled;
+    type HairpinPorts: Target<Key = LinkName, Value = Hairpin>;
     type Sets: Target<Key = SetName, Value = SetSpec>;
     type Elements: Target<Key = ElementKey, Value = ()>;
     type Rules: Target<Key = Piece, Value = Rules>;
@@ -129,6 +131,7 @@ kinds! {
         links: Links after Ours,
         addresses: Addresses after Ours,
         settings: Settings,
+        hairpin_ports: HairpinPorts after Ports,
         sets: Sets,
         rules: Rules after Rules,
         elements: Elements in BlockMap,
@@ -203,6 +206,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         self.addresses.grow(&desired.addresses, growth, at);
         sysctl::keep(&mut self.settings, &desired.settings, at);
+        self.hairpin_ports.grow(&desired.hairpin_ports, Growth::Full, at);
         if !self.sets.grow(&desired.sets, growth, at).is_empty() {
             // A recreated set may have lost its elements.
             self.elements.forget();
@@ -273,6 +277,7 @@ impl<K: Kernel> Mirrors<K> {
         self.shrink_table(desired, at);
         self.shrink_sets(desired, at);
         self.shrink_addresses(desired, at);
+        self.hairpin_ports.shrink(&desired.hairpin_ports, at);
         self.links.shrink(&desired.links, at);
         changed
     }

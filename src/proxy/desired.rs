@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::kernel::address::AddressKey;
+use crate::kernel::bridge::Hairpin;
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
@@ -27,6 +28,8 @@ pub struct Desired {
     /// Desired settings, as rules: some depend on the current value.
     pub settings: BTreeMap<Setting, WantedSetting>,
     pub links: BTreeMap<LinkName, Link>,
+    /// Bridges whose pods are to reach themselves through their Services.
+    pub hairpin_ports: BTreeMap<LinkName, Hairpin>,
     pub addresses: BTreeMap<AddressKey, ()>,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub elements: BlockMap<ElementKey, ()>,

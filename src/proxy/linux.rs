@@ -4,6 +4,7 @@ use tracing::{info, warn};
 
 use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
+use crate::kernel::bridge::HairpinPorts;
 use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
@@ -25,6 +26,7 @@ use super::marks::{is_rule_of_ours, services};
 use super::names::{
     CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE,
 };
+use super::settings::BRIDGE;
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -78,6 +80,8 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         kernel: Linux { used, left: None, removal, abandoned: PerFamily::default(), forgetter: Forgetter::default() },
         links: Links::open([device.clone()])?,
         settings: Settings::new([]),
+        // Nobody resets the option, so that to clean up no bridge is looked at.
+        hairpin_ports: HairpinPorts::open(used.map(|_| LinkName(BRIDGE.into())))?,
         sets: Optional::unused("sets"),
         elements: Optional::unused("set elements"),
         rules: Optional::unused("iptables rules"),
@@ -127,6 +131,7 @@ fn detected() -> iptables::Detected {
 impl Kernel for Linux {
     type Links = Links;
     type Settings = Settings;
+    type HairpinPorts = HairpinPorts;
     type Sets = Optional<Sets>;
     type Elements = Optional<Elements>;
     type Rules = Optional<Tables>;

@@ -27,7 +27,7 @@ use super::local_node::LocalNode;
 use super::names::DEVICE;
 
 /// The bridge that kube-router's CNI configuration creates.
-const BRIDGE: &str = "kube-bridge";
+pub(super) const BRIDGE: &str = "kube-bridge";
 
 /// The first kernel version that handles reused ports by itself: 5.9.
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);

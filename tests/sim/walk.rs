@@ -478,6 +478,7 @@ impl Walk {
         let Desired { links, addresses, sets, elements, rules, table, virtuals, routes, .. } = desired;
         same(&state.passages, &foreign.passages, &needed(&desired.passages));
         same(&state.links, &foreign.links, links);
+        same(&state.hairpin_ports, &foreign.hairpin_ports, &desired.hairpin_ports);
         same(&state.sets, &foreign.sets, sets);
         same(&state.elements, &foreign.elements, elements);
         same(&state.rules, &foreign.rules, rules);

@@ -284,6 +284,7 @@ impl Round {
             Object::PolicyRule(key) => state.policy_rules.contains_key(key),
             Object::Address(key) => state.addresses.contains_key(key),
             Object::Passage(key) => state.passages.contains_key(key),
+            Object::HairpinPorts(key) => state.hairpin_ports.contains_key(key),
             Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }
@@ -322,6 +323,7 @@ impl Round {
             Object::PolicyRule(key) => (state.policy_rules.contains_key(key), false),
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
             Object::Passage(key) => (state.passages.contains_key(key), self.before.passages.contains_key(key)),
+            Object::HairpinPorts(key) => (state.hairpin_ports.contains_key(key), false),
             Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }

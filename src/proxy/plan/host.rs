@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::config::Backend;
 use crate::kernel::address::{AddressKey, KEEPER};
+use crate::kernel::bridge::Hairpin;
 use crate::kernel::ipset::Entry;
 use crate::kernel::link::{Link, LinkKind, LinkName};
 use crate::kernel::nftables::{Content, Object};
@@ -22,6 +23,7 @@ use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{DEVICE, Set};
 use crate::proxy::part::PartInputs;
+use crate::proxy::settings::BRIDGE;
 use crate::proxy::{external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges};
 
 impl Plan {
@@ -107,6 +109,7 @@ impl Plan {
     /// Updates all of them. Called when the node has changed.
     pub(super) fn replace_common(&mut self, changed: &mut ProxyChanges) {
         self.desired.links = BTreeMap::from([(LinkName(DEVICE.into()), Link { kind: LinkKind::Dummy, up: true })]);
+        self.desired.hairpin_ports = BTreeMap::from([(LinkName(BRIDGE.into()), Hairpin)]);
         self.keep_device(changed);
         self.replace_settings(changed);
         match self.config.backend {

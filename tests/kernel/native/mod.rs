@@ -15,6 +15,7 @@ pub mod firewall_multicast;
 mod first_packet;
 mod firewall_refused;
 pub mod frame;
+mod hairpin_ports;
 mod host_chains;
 mod ipset;
 mod iptables;

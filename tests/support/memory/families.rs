@@ -9,6 +9,7 @@ use compact_str::{CompactString, format_compact};
 use rustix::io::Errno;
 use sluice::kernel::Error;
 use sluice::kernel::address::AddressKey;
+use sluice::kernel::bridge::Hairpin;
 use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules, Verdict};
 use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
@@ -80,6 +81,25 @@ pub enum Virtuals {}
 pub enum PolicyRules {}
 pub enum Routes {}
 pub enum Addresses {}
+pub enum HairpinPorts {}
+
+impl Rows for HairpinPorts {
+    type Key = LinkName;
+    type Value = Hairpin;
+    const NAME: &'static str = "hairpin mode of bridge ports";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Hairpin> {
+        &mut state.hairpin_ports
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::HairpinPorts(key.clone())
+    }
+
+    fn is_ours(_: &LinkName, _: &Hairpin) -> bool {
+        true
+    }
+}
 
 impl Rows for Links {
     type Key = LinkName;

@@ -38,7 +38,9 @@ use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 use super::random::Random;
 use ways::Passages;
 
-pub use families::{Addresses, Elements, Links, PolicyRules, Routes, Rows, RuleRows, Sets, Settings, Virtuals};
+pub use families::{
+    Addresses, Elements, HairpinPorts, Links, PolicyRules, Routes, Rows, RuleRows, Sets, Settings, Virtuals,
+};
 pub use state::{HOST_V4, HOST_V6, Object, State};
 pub use table::ProxyTable;
 
@@ -210,6 +212,7 @@ impl MemoryKernel {
             kernel: self.clone(),
             links: Memory::new(self),
             settings: Memory::new(self),
+            hairpin_ports: Memory::new(self),
             sets: Optional::used(Memory::new(self)),
             elements: Optional::used(Memory::new(self)),
             rules: Optional::used(Memory::new(self)),
@@ -245,6 +248,7 @@ impl MemoryKernel {
 impl Kernel for MemoryKernel {
     type Links = Memory<Links>;
     type Settings = Memory<Settings>;
+    type HairpinPorts = Memory<HairpinPorts>;
     type Sets = Optional<Memory<Sets>>;
     type Elements = Optional<Memory<Elements>>;
     type Rules = Optional<Memory<RuleRows>>;
@@ -566,6 +570,7 @@ impl Machine {
         differences(&was.policy_rules, &is.policy_rules, &mut found);
         differences(&was.routes, &is.routes, &mut found);
         differences(&was.addresses, &is.addresses, &mut found);
+        differences(&was.hairpin_ports, &is.hairpin_ports, &mut found);
         differences(&was.bridges, &is.bridges, &mut found);
         differences(&was.tunnels, &is.tunnels, &mut found);
         differences(&was.receive_ports, &is.receive_ports, &mut found);

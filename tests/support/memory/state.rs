@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 use sluice::kernel::address::AddressKey;
-use sluice::kernel::bridge::Bridge;
+use sluice::kernel::bridge::{Bridge, Hairpin};
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::{ElementKey, Entry, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Rules, Table};
@@ -30,6 +30,8 @@ pub const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 
 pub struct State {
     pub links: BTreeMap<LinkName, Link>,
     pub settings: BTreeMap<Setting, CompactString>,
+    /// Bridges all of whose ports have hairpin mode.
+    pub hairpin_ports: BTreeMap<LinkName, Hairpin>,
     /// The kernel has no settings of bridges, and no module that brings them.
     pub lacks_bridge_filter: bool,
     pub sets: BTreeMap<SetName, SetSpec>,
@@ -56,6 +58,7 @@ pub struct State {
 pub enum Object {
     Link(LinkName),
     Setting(Setting),
+    HairpinPorts(LinkName),
     Set(SetName),
     Element(ElementKey),
     Rule(Piece),
@@ -180,6 +183,7 @@ impl fmt::Display for Object {
             Object::Virtual(key) => write!(f, "virtual service {key}"),
             Object::Route(key) => write!(f, "route {key}"),
             Object::Address(key) => write!(f, "address {key}"),
+            Object::HairpinPorts(key) => write!(f, "hairpin mode of {key}"),
             Object::Bridge(key) => write!(f, "bridge {key}"),
             Object::Tunnel(key) => write!(f, "tunnel {key}"),
             Object::ReceivePort(key) => write!(f, "receiving {key}"),

@@ -1,0 +1,58 @@
+//! Hairpin mode of the ports of pods.
+
+use std::collections::BTreeMap;
+
+use sluice::kernel::bridge::{Hairpin, HairpinPorts};
+use sluice::kernel::link::LinkName;
+use sluice::kernel::monitor::{Monitor, Watched};
+use sluice::reconcile::{Growth, Mirror, Reflection, audit, compare_after_notice};
+
+use super::moment;
+use crate::namespace::{in_new, run};
+
+fn name() -> LinkName {
+    LinkName("kube-bridge".into())
+}
+
+/// Whether the kernel says that a port has the option.
+fn has(port: &str) -> bool {
+    run(&format!("ip -d link show {port}")).contains("hairpin on")
+}
+
+#[test]
+fn ports_of_pods_on_the_bridge_get_hairpin_mode_and_no_others() {
+    in_new(|| {
+        let wanted = BTreeMap::from([(name(), Hairpin)]);
+        let mut ports = Mirror::new(HairpinPorts::open([name()]).expect("a socket"));
+        // A bridge that does not exist lacks nothing.
+        assert!(ports.grow(&wanted, Growth::Full, moment()).is_empty() && ports.is_settled());
+
+        run("ip link add kube-bridge type bridge");
+        run("ip link add docker0 type bridge");
+        let mut monitor = Monitor::open(Watched::default()).expect("a monitor");
+        let before = monitor.hear().ports;
+        for (port, bridge) in [("pod1", "kube-bridge"), ("pod2", "kube-bridge"), ("other", "docker0")] {
+            run(&format!("ip link add {port} type veth peer name {port}-eth0"));
+            run(&format!("ip link set {port} master {bridge}"));
+        }
+        run("ip link add loose type veth peer name loose-eth0");
+        // A device that leads to the network outside would get back what it sent.
+        run("ip link add uplink type vxlan id 7 dstport 4789");
+        run("ip link set uplink master kube-bridge");
+        run("ip link set pod2 type bridge_slave hairpin on");
+        assert!(monitor.hear().ports > before, "a port is a reason to look");
+        let found = compare_after_notice(&mut ports, moment());
+        assert!(!found.is_empty() && !ports.is_settled(), "a port lacks the option");
+        ports.grow(&wanted, Growth::Full, moment());
+        assert!(ports.is_settled());
+        assert_eq!(["pod1", "pod2", "uplink", "other"].map(has), [true, true, false, false]);
+
+        run("ip link set pod1 type bridge_slave hairpin off");
+        let (found, _) = audit(&mut ports, moment());
+        assert_eq!(found.len(), 1, "{found:?}");
+        ports.grow(&wanted, Growth::Full, moment());
+        assert!(has("pod1") && ports.is_settled());
+        let (found, _) = audit(&mut ports, moment());
+        assert!(found.is_empty(), "{found:?}");
+    });
+}
