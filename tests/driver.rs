@@ -42,6 +42,7 @@ use sluice::subsystem::Inputs;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use support::logged::logged;
 use support::memory::{MemoryKernel, State};
 use support::random::Random;
 use support::{flags, generate};
@@ -162,6 +163,35 @@ fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
     world.cluster.services.remove(&ObjectName::new("shop", "7"));
     assert_eq!(news(&mut plan, &world), (0, 0));
     assert_eq!(plan.refused(), 2999);
+}
+
+#[test]
+fn an_external_address_that_is_not_served_is_logged_once_with_the_reason() {
+    let (log, _guard) = logged();
+    with_running(async |running| {
+        let mut world = served();
+        let (name, service) =
+            world.cluster.services.iter().next().map(|(n, s)| (n.clone(), s.clone())).expect("there are two");
+        let external_ips = vec!["127.0.0.9".parse().expect("an address")];
+        world.cluster.services.insert(name.clone(), Service { external_ips, ..(*service).clone() });
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let more = Service {
+            created: service.created + 1,
+            ..(**world.cluster.services.get(&name).expect("it is there")).clone()
+        };
+        world.cluster.services.insert(name.clone(), more);
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        let said = log.text();
+        let about = |line: &&str| line.contains("External address is not served") && line.contains("127.0.0.9");
+        let lines: Vec<&str> = said.lines().filter(about).collect();
+        let [line] = lines[..] else { panic!("{said}") };
+        assert!(
+            line.contains("address=127.0.0.9") && line.contains(&name.to_string()) && line.contains("reason="),
+            "{line}"
+        );
+    });
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
 
 use sluice::bgp::message::{self, Framing, Message};
-use sluice::config::Backend;
+use sluice::config::{Backend, RouterConfig};
 use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report};
 use sluice::net::PerFamily;
 use sluice::router::{driver, metrics};
@@ -20,6 +21,8 @@ const THEIRS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 struct Setup {
     neighbour: TcpListener,
     flags: [String; 4],
+    /// The CNI file that the router keeps.
+    cni_file: Option<PathBuf>,
     backend: Backend,
     world: World,
 }
@@ -41,13 +44,14 @@ impl Setup {
         world.host = Arc::new(Host { links, ..generate::host(false) });
         world.cluster.nodes.insert(world.host.node_name.clone(), node(OURS, "10.244.1.0/24"));
         world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
-        Setup { neighbour, flags: words.map(str::to_owned), backend, world }
+        Setup { neighbour, flags: words.map(str::to_owned), cni_file: None, backend, world }
     }
 
-    fn config(&self) -> (Arc<sluice::config::RouterConfig>, PerFamily<bool>) {
+    fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
         let words: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let config = flags::meant(&words).decided(self.backend);
-        (Arc::new(config.router.expect("the router is not switched off")), config.families)
+        let router = config.router.expect("the router is not switched off");
+        (Arc::new(RouterConfig { cni_file: self.cni_file.clone(), ..router }), config.families)
     }
 
     /// What an earlier run leaves in the kernel.
@@ -59,18 +63,19 @@ impl Setup {
         State { sets: desired.sets.clone(), router_table: desired.table.clone(), ..State::default() }
     }
 
-    /// Runs the router on a kernel; returns of each family whether its first OPEN says that forwarding state was preserved.
-    fn preserved(&self, state: State) -> PerFamily<Option<bool>> {
+    /// Runs the router on a kernel while `test` looks at it.
+    fn run<T>(&self, state: State, test: impl AsyncFnOnce(Seen) -> T) -> T {
         let kernel = MemoryKernel::new(state);
         let (config, families) = self.config();
         let (registry, health) = (Registry::new("test", "test"), Health::default());
         let pulse = |name| health.register(name, Duration::from_secs(60), Instant::now());
-        let (_world, world) = watch::channel(self.world.clone());
+        let (world, world_in) = watch::channel(self.world.clone());
         let (_changes, disturbances) = watch::channel(Changes::default());
         let (stop, stopped) = watch::channel(false);
         let (_ask, audits) = mpsc::channel(1);
+        let (report, reports) = watch::channel(Report::default());
         let inputs = Inputs {
-            world,
+            world: world_in,
             clock: Arc::new(EventClock::new(Instant::now())),
             disturbances,
             pulse: pulse("router"),
@@ -79,7 +84,7 @@ impl Setup {
         };
         let context = driver::RouterContext {
             speaker_pulse: pulse("BGP speaker"),
-            report: watch::channel(Report::default()).0,
+            report,
             metrics: metrics::Metrics::register(&registry).expect("names are registered once"),
             notes: health.note("router"),
             access: watch::channel(None).0,
@@ -88,17 +93,50 @@ impl Setup {
             believed: watch::channel(Table::default()).0,
         };
         let driver = driver::Driver::new(config, families, kernel.router_targets_of(self.backend), context);
-        let neighbour = self.neighbour.try_clone().expect("a socket can be shared");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(driver.run(inputs, stopped));
-            let heard = tokio::task::spawn_blocking(move || first_message(neighbour.accept().expect("it dials").0));
-            let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("it dials");
+            let found = test(Seen { world, health: health.clone(), reports }).await;
             stop.send_replace(true);
             task.await.expect("the loop ends when it is told to");
+            found
+        })
+    }
+
+    /// Runs the router on a kernel; returns of each family whether its first OPEN says that forwarding state was preserved.
+    fn preserved(&self, state: State) -> PerFamily<Option<bool>> {
+        let neighbour = self.neighbour.try_clone().expect("a socket can be shared");
+        self.run(state, async |_| {
+            let heard = tokio::task::spawn_blocking(move || first_message(neighbour.accept().expect("it dials").0));
+            let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("it dials");
             let Message::Open(open) = heard.expect("it says something") else { panic!("the first message is OPEN") };
             open.capabilities.restart.expect("nodes restart gracefully").families
         })
+    }
+}
+
+/// What a running router is told, and what others see of it.
+struct Seen {
+    world: watch::Sender<World>,
+    health: Health,
+    reports: watch::Receiver<Report>,
+}
+
+impl Seen {
+    /// The first reason with this text why the router is not ready.
+    fn trouble(&self, text: &str) -> Option<String> {
+        let reasons = self.health.unready(Instant::now()).into_iter().map(|reason| reason.to_string());
+        reasons.filter(|reason| reason.contains(text)).next()
+    }
+
+    /// Waits until something is so.
+    async fn until(&self, what: &str, is_so: impl Fn(&Seen) -> bool) {
+        let begun = Instant::now();
+        while !is_so(self) {
+            let now = (self.health.unready(Instant::now()), self.reports.borrow().clone());
+            assert!(begun.elapsed() < Duration::from_secs(60), "not so: {what}; {now:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -130,4 +168,54 @@ fn after_a_boot_neighbours_are_told_that_nothing_is_forwarded_and_after_a_restar
         let left = Setup::new(other).left();
         assert_eq!(preserved(left), said(true), "{backend:?}: a run with the other backend has left it");
     }
+}
+
+#[test]
+fn a_cni_file_of_others_that_sorts_first_is_reported_and_keeps_the_node_from_being_ready() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.cni_file = Some(directory.path().join("10-kuberouter.conflist"));
+    let other = directory.path().join("05-flannel.conflist");
+    std::fs::write(&other, r#"{"name":"cbr0","plugins":[{"type":"flannel"}]}"#).expect("writable");
+    setup.run(State::default(), async |seen| {
+        let text = "05-flannel.conflist sorts before it";
+        seen.until("it is trouble", |seen| seen.trouble(text).is_some()).await;
+        let told = |seen: &Seen| seen.reports.borrow().problems.iter().any(|problem| problem.contains(text));
+        seen.until("an Event tells of it", told).await;
+        std::fs::remove_file(&other).expect("it is there");
+        // The directory is looked at again when the file changes, and at each audit.
+        let node = |world: &mut World| {
+            let name = world.host.node_name.clone();
+            let ranges = vec!["10.244.9.0/24".parse().expect("a range")];
+            let node = world.cluster.nodes.get(&name).expect("this node").clone();
+            world.cluster.nodes.insert(name, Node { pod_cidrs: ranges, ..(*node).clone() })
+        };
+        seen.world.send_modify(|world| {
+            node(world);
+        });
+        seen.until("it is over", |seen| seen.trouble(text).is_none() && !told(seen)).await;
+    });
+}
+
+#[test]
+fn a_pod_range_that_two_nodes_have_keeps_the_node_from_being_ready_until_one_has_another() {
+    let setup = Setup::new(Backend::Nftables);
+    let node = |address: Ipv4Addr, range: &str| Node {
+        addresses: vec![NodeAddress { kind: NodeAddressKind::Internal, address: address.into() }],
+        pod_cidrs: vec![range.parse().expect("a range")],
+        ..Node::default()
+    };
+    setup.run(State::default(), async |seen| {
+        let third = Ipv4Addr::new(127, 0, 0, 3);
+        let text = "10.244.2.0/24 of Node node3 (Node node2 has it, too)";
+        let put = |range| {
+            seen.world.send_modify(|world| {
+                world.cluster.nodes.insert("node3".into(), node(third, range));
+            })
+        };
+        put("10.244.2.0/24");
+        seen.until("it is trouble", |seen| seen.trouble(text).is_some()).await;
+        put("10.244.3.0/24");
+        seen.until("it is over", |seen| seen.trouble("has it, too").is_none()).await;
+    });
 }

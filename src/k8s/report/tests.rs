@@ -2,6 +2,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::events::tests::events;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
+use crate::observe::given::logged;
 
 #[test]
 fn only_a_condition_that_exists_and_is_not_false_denies_the_network() {
@@ -34,7 +35,7 @@ fn who_contradicts_is_answered_later_and_later_and_at_first_again_after_a_long_s
 }
 
 const QUICK: Timing = Timing {
-    patience: Duration::from_millis(100),
+    patience: Duration::from_secs(2),
     first: Duration::from_millis(2),
     last: Duration::from_millis(20),
     without_right: Duration::from_secs(3600),
@@ -126,6 +127,7 @@ async fn who_denies_nothing_is_not_asked_about() {
 
 #[tokio::test]
 async fn without_the_right_to_write_the_condition_events_are_told_and_the_condition_is_left_for_an_hour() {
+    let (log, _guard) = logged();
     let server = ApiServer::start().await;
     let listener = listener(&server).await;
     put(&server, "True");
@@ -142,6 +144,12 @@ async fn without_the_right_to_write_the_condition_events_are_told_and_the_condit
     asked.extend(until_asked(&server, &[EVENTS]).await);
     asked.sort();
     assert_eq!(asked, [EVENTS, EVENTS, LOOKS, CORRECTS]);
+    let said = log.text();
+    let (missing, rule) = ("The right to tell the cluster about this node is missing", "rule=");
+    assert!(
+        log.lines_with(missing) == 1 && said.lines().any(|line| line.contains(missing) && line.contains(rule)),
+        "{said}"
+    );
     both.abort();
 }
 
