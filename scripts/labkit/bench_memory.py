@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """The part of scripts/bench memory that runs where the node is: what whole agents occupy.
 
-Each row is one process. What it occupies is read from the kernel: when nothing has changed for a while, and the highest until then.
+Each row is one process. What it occupies is read from the kernel: when nothing has changed for a while, and the highest until then. Of the router alone,
+which dials 5,000 nodes that do not answer, also what it takes of a core then.
 """
 import ipaddress
 import json
@@ -14,7 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from labkit import bench_objects, net, own  # noqa: E402
 from labkit.bench import PATH, Agent  # noqa: E402
 from labkit.bench_policies import APP, application, made, name, namespace, namespaces, policy  # noqa: E402
-from labkit.bench_daemons import Bird, Role, Sluice, Speaker  # noqa: E402
+from labkit.bench_daemons import Bird, Role, Sluice, Speaker, on_processor  # noqa: E402
 from labkit.bench_router import Running, in_kernel, inside, outside  # noqa: E402
 
 NODES, PODS_EACH, SERVICES, ENDPOINTS, POLICIES = 5000, 30, 10_000, 10, 1000
@@ -26,6 +27,8 @@ READ = "Manifests read"
 ADDRESS, SIX = "172.31.255.1", "2001:db8:2::1"
 # It is at rest when what it occupies has not changed for so many seconds.
 STILL, PATIENCE = 20, 300
+# After so many seconds all nodes have been dialled, and nobody is waited for any more.
+DIALLED = 120
 
 
 def addresses(node, pod):
@@ -98,8 +101,18 @@ def show(what, pid):
     print(f"  {what:<52}{resident:>8.1f}{proportional:>8.1f}{anonymous:>8.1f}{highest(pid):>8.1f}", flush=True)
 
 
-def whole_agent(plan, what, *flags):
-    """One agent in a namespace of its own, in which no other node answers."""
+def at_rest(pid, seconds):
+    """The share of a core that a process takes from now on."""
+    def ran():
+        return sum(on_processor(pid, thread) for thread in os.listdir(f"/proc/{pid}/task")) / 1e9
+
+    before, begun = ran(), time.monotonic()
+    time.sleep(seconds)
+    return (ran() - before) / (time.monotonic() - begun)
+
+
+def whole_agent(plan, what, *flags, seconds=0):
+    """One agent in a namespace of its own, in which no other node answers; looked at for so many seconds when nothing changes any more."""
     shutil.rmtree(f"{net.RUN}/bench-state", ignore_errors=True)
     net.ip(None, "netns add n1", "link add eth0 netns n1 type veth peer name far netns n1")
     net.ip("n1", "link set lo up", "link set eth0 up", "link set far up", f"addr add {ADDRESS}/12 dev eth0", f"addr add {SIX}/64 dev eth0 nodad")
@@ -109,6 +122,9 @@ def whole_agent(plan, what, *flags):
             agent.wait_for(READ)
             rest(agent.process.pid)
             show(what, agent.process.pid)
+            if seconds:
+                time.sleep(DIALLED)
+                print(f"    at rest for {seconds} s, of a core: {at_rest(agent.process.pid, seconds):.2%}", flush=True)
     finally:
         net.ip(None, "netns del n1")
 
@@ -135,7 +151,7 @@ def tables(plan, kind):
 ON, OFF = "=true", "=false"
 ROWS = {
     "a": lambda plan: whole_agent(plan, "the firewall alone", "--run-firewall" + ON, "--run-router" + OFF),
-    "b": lambda plan: whole_agent(plan, "the router alone", "--run-firewall" + OFF, "--run-router" + ON),
+    "b": lambda plan: whole_agent(plan, "the router alone", "--run-firewall" + OFF, "--run-router" + ON, seconds=plan["rest"]),
     "c": lambda plan: whole_agent(plan, "firewall and router", "--run-firewall" + ON, "--run-router" + ON),
     "d": lambda plan: [tables(plan, kind) for kind in (Sluice, Speaker, Bird)],
 }
