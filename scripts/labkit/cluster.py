@@ -127,9 +127,12 @@ def compile_program(name):
     target = f"{own.cache()}/cluster/{folder}/{name}"
     os.makedirs(os.path.dirname(target), exist_ok=True)
     work = f"{target}.{os.getpid()}.new"
-    done = subprocess.run(["nice", "-n", "10", "go", "build", "-trimpath", "-ldflags", flags, "-o", work, package],
-                          cwd=os.path.join(own.TREE, "scripts", "cluster", module), env=dict(os.environ, CGO_ENABLED="0"),
-                          stdin=subprocess.DEVNULL)
+    for _ in range(3):  # the server of modules may fail once
+        done = subprocess.run(["nice", "-n", "10", "go", "build", "-trimpath", "-ldflags", flags, "-o", work, package],
+                              cwd=os.path.join(own.TREE, "scripts", "cluster", module), env=dict(os.environ, CGO_ENABLED="0"),
+                              stdin=subprocess.DEVNULL)
+        if not done.returncode:
+            break
     if done.returncode:
         raise own.LabError(f"building {name} failed with exit status {done.returncode}; go says why above")
     os.rename(work, target)
@@ -174,7 +177,7 @@ def up(name):
 
 def prepare(found, keeper, folder):
     api = Api(found)
-    if not own.wait(lambda: keeper.poll() is not None or api.is_ready(), 120, 0.3) or keeper.poll() is not None:
+    if not own.wait(lambda: keeper.poll() is not None or api.is_ready(), 600, 0.3) or keeper.poll() is not None:
         raise own.LabError("the API server did not become ready:\n" + last_words(folder))
     if not own.wait(lambda: has_namespace(api, "kube-system"), 60, 0.3):
         raise own.LabError("the API server made no namespace kube-system:\n" + last_words(folder))

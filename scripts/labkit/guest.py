@@ -22,7 +22,7 @@ from . import own, packages
 from .guest_exec import FRAME, PORT
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-BOOT_SECONDS = 180
+BOOT_SECONDS = 600
 BOOT_MODULES = ["virtio_pci", "virtio_net", "virtio_rng", "overlay", "virtiofs"]
 PRELOAD = ["ip_vs", "ip_vs_rr", "nf_conntrack", "nf_conntrack_netlink", "br_netfilter", "bridge", "veth", "dummy",
            "xt_set", "ip_set_hash_ip", "ip_set_hash_ipport", "ip_set_hash_ipportnet", "xt_ipvs", "iptable_filter", "iptable_nat",

@@ -39,6 +39,8 @@ IMAGE = {"umoci": "/usr/bin/umoci", "containerd": "/usr/bin/containerd", "runc":
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 # Each series of Debian's kernels for clouds, by the package that always names its newest one.
 KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
+# A mirror that fails once, and a program that installs something meanwhile, end nothing.
+APT = ["-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=600"]
 
 
 def install(wanted):
@@ -51,8 +53,8 @@ def install(wanted):
     with own.locked("apt"):
         own.say(f"installing Debian packages: {' '.join(missing)}")
         env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-        own.run("apt-get", "update", "-q", env=env)
-        own.run("apt-get", "install", "-qy", "--no-remove", "--no-install-recommends", *missing, env=env)
+        own.run("apt-get", *APT, "update", "-q", env=env)
+        own.run("apt-get", *APT, "install", "-qy", "--no-remove", "--no-install-recommends", *missing, env=env)
 
 
 def kernels():
@@ -78,7 +80,7 @@ def kernel(series):
 
 def fetch_kernel(package):
     own.say("fetching the guest's kernel from Debian")
-    own.run("apt-get", "update", "-q")
+    own.run("apt-get", *APT, "update", "-q")
     depends = own.run("apt-cache", "depends", package)
     names = [line.split()[1] for line in depends.splitlines() if "Depends: linux-image" in line]
     if not names:
@@ -88,7 +90,7 @@ def fetch_kernel(package):
     os.makedirs(work)
     try:
         # As root, apt wants to download as another user, who may not write here: it says so and goes on.
-        own.run("apt-get", "download", "-q", image, cwd=work)
+        own.run("apt-get", *APT, "download", "-q", image, cwd=work)
         own.run("dpkg", "-x", glob.glob(f"{work}/*.deb")[0], f"{work}/root")
         packed = glob.glob(f"{work}/root/lib/modules/**/*.ko.xz", recursive=True)
         for at in range(0, len(packed), 500):  # once here, not at every load on the emulated processor

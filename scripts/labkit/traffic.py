@@ -27,6 +27,8 @@ ECHO = b"ECHO"  # UDP messages that begin so are sent back as they are
 GIVE_UP = 3  # so many failures say enough; time-outs are dear
 # Source ports of long-lived connections: neither ephemeral ports nor node ports.
 OWN_PORTS = range(10000, 30000)
+# IPVS sends what comes from a source port of UDP that it remembers to where it sent it before: each of these is used once in five minutes.
+NEW_PORTS = itertools.cycle(range(61000, 65536))
 PATIENCE = 8.0  # seconds; longer than three lost first packets, so that only what is really lost counts
 
 
@@ -197,7 +199,7 @@ def many(namespace, address, port, protocol="tcp", count=100, patience=PATIENCE)
         for _ in range(count):
             at = time.monotonic()
             try:
-                with connect(address, port, protocol, patience) as sock:
+                with connect(address, port, protocol, patience, next(NEW_PORTS) if protocol == "udp" else None) as sock:
                     who, source = exchange(sock)
                 answers[who] += 1
                 seen[source] += 1

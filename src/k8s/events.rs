@@ -328,7 +328,7 @@ pub mod tests {
 
     /// Without a limit of the rate.
     pub const QUICK: Timing = Timing {
-        patience: Duration::from_millis(100),
+        patience: Duration::from_secs(2),
         without_right: Duration::from_secs(3600),
         burst: u32::MAX,
         refill: Duration::from_nanos(1),

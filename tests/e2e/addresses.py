@@ -128,7 +128,7 @@ def pools_are_followed_and_a_misspelt_field_is_named(bed):
     with _allocators(bed), _services(bed, names):
         try:
             _pools(bed, {"gold": pool})
-            time.sleep(2)
+            time.sleep(10)
             for name in names[:3]:
                 _create(bed, name, labels={"tier": "gold"})
             _create(bed, "asks", {"metallb.io/loadBalancerIPs": GOLD[0]})

@@ -28,7 +28,7 @@ def an_endpoint_whose_readiness_comes_and_goes_keeps_its_connections_and_gets_no
             bed.put(s.name, PODS[:2], unready=[])
             gone = {f: expect.pod("n3p1", f) for f in s.families}
             for f in s.families:
-                expect.soon(lambda: gone[f] not in kernel.destinations(1, "TCP", s.address(f), 80), 10, "it has left its slices, and stays")
+                expect.soon(lambda: gone[f] not in kernel.destinations(1, "TCP", s.address(f), 80), 60, "it has left its slices, and stays")
             expect.go_on([(sock, pod) for sock, pod in every if pod != "n3p1"])
 
 

@@ -164,14 +164,14 @@ def a_new_service_that_has_answered_is_not_refused_any_more(bed):
     for turn, family in enumerate(FAMILIES * 3):
         with expect.service(bed, f"new-{turn}", settle=False) as s, net.Inside("n1p2"):
             expect.soon(lambda: _answers(s.address(family)), 30, s.address(family), "is not served")
-            refused = sum(not _answers(s.address(family)) for _ in range(30))
+            refused = sum(not _answers(s.address(family), traffic.PATIENCE) for _ in range(30))
             expect.that(refused == 0, f"{refused} of 30 connections to {s.address(family)} failed after the first one that did not")
 
 
-def _answers(address):
+def _answers(address, patience=1.0):
     """From the network namespace that this is called in."""
     try:
-        with traffic.connect(address, 80, patience=1.0) as sock:
+        with traffic.connect(address, 80, patience=patience) as sock:
             return bool(traffic.exchange(sock))
     except OSError:
         return False

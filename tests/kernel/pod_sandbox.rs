@@ -125,7 +125,10 @@ fn a_pod_of_containerd_gets_its_tunnel_again_with_each_sandbox_and_keeps_nothing
         let pod = place(runtime);
         let took = until(runtime, &pod, BOTH);
         println!("a sandbox made anew: {took:?}");
-        assert!(took < Duration::from_secs(4), "2 s, and the emulator's share: {took:?}");
+        assert!(
+            took < Duration::from_secs(20),
+            "2 s, and the share of a busy emulator; looks that come seldom are 30 s apart: {took:?}"
+        );
         agent.want(wanted(&SERVICES[1..]));
         until(runtime, &pod, "203.0.113.8/32 filter 2");
         agent.want(wanted(&[]));

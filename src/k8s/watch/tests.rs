@@ -21,13 +21,13 @@ const TIMING: Timing = Timing {
     first: Duration::from_millis(2),
     last: Duration::from_millis(20),
     brief: Duration::from_millis(500),
-    patience: Patience { beginning: Duration::from_millis(300), piece: Duration::from_millis(300) },
-    silence: Duration::from_millis(300),
+    patience: Patience { beginning: Duration::from_millis(1500), piece: Duration::from_millis(1500) },
+    silence: Duration::from_millis(1500),
     in_pages: Duration::from_secs(3600),
     spread: Duration::from_millis(10),
     first_look: Duration::from_millis(5),
     last_look: Duration::from_millis(40),
-    gone: Duration::from_millis(200),
+    gone: Duration::from_secs(2),
 };
 
 fn service(name: &str, address: &str) -> Value {
@@ -143,13 +143,20 @@ impl Reader {
 }
 
 #[tokio::test]
-async fn rights_that_are_taken_away_are_named_until_they_are_back() {
+async fn rights_and_credentials_that_are_taken_away_are_named_until_they_are_back() {
+    for status in [401, 403] {
+        are_named_until_they_are_back(status).await;
+    }
+}
+
+/// The server refuses for a while with this status.
+async fn are_named_until_they_are_back(status: u16) {
     let server = ApiServer::start().await;
     server.put(SERVICES, service("a", "10.96.0.1"));
     let mut reader = read(&server, vec![Wanted::Services]).await;
     reader.until(&["a"]).await;
     assert!(reader.health.notes().is_empty());
-    server.set_faults(Faults { fail: (usize::MAX, 403), ..Faults::default() });
+    server.set_faults(Faults { fail: (usize::MAX, status), ..Faults::default() });
     server.cut();
     let noted = async || {
         for _ in 0..2000 {
@@ -161,7 +168,10 @@ async fn rights_that_are_taken_away_are_named_until_they_are_back() {
         panic!("nothing is said");
     };
     let note = noted().await;
-    assert!(note.starts_with("API server: Service not read since 2") && note.contains("(403)"), "{note}");
+    assert!(
+        note.starts_with("API server: Service not read since 2") && note.contains(&format!("({status})")),
+        "{note}"
+    );
     server.set_faults(Faults::default());
     server.put(SERVICES, service("b", "10.96.0.2"));
     reader.until(&["a", "b"]).await;

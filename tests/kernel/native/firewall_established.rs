@@ -78,7 +78,19 @@ impl Stream {
     }
 
     fn goes_on(&mut self) -> bool {
-        self.arrives(Sender::Client) && self.arrives(Sender::Server)
+        // The machine may be busy.
+        self.wait_at_most(Duration::from_secs(10));
+        let goes_on = self.arrives(Sender::Client) && self.arrives(Sender::Server);
+        self.wait_at_most(PATIENCE);
+        goes_on
+    }
+
+    fn wait_at_most(&self, time: Duration) {
+        let set = |result: std::io::Result<()>| result.expect("a socket can be told so");
+        match self {
+            Stream::Tcp { client, server } => [client, server].map(|end| set(end.set_read_timeout(Some(time)))),
+            Stream::Udp { client, server } => [client, server].map(|end| set(end.set_read_timeout(Some(time)))),
+        };
     }
 }
 

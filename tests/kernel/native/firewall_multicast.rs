@@ -70,7 +70,7 @@ impl Listeners {
     pub fn assert_heard(&self, said: &str, (from, frame): (&str, &Frame), expected: &[&str]) {
         // Packets that should arrive are sent again: the machine may be busy.
         let mut heard = self.hear(from, frame);
-        for _ in 0..3 {
+        for _ in 0..40 {
             if heard.len() < expected.len() {
                 heard = self.hear(from, frame);
             }

@@ -284,7 +284,7 @@ fn every_match_means_for_a_packet_what_it_says() {
 fn every_verdict_does_with_a_packet_what_it_says() {
     in_new(|| {
         let receiver = UdpSocket::bind("127.0.0.1:5000").expect("a socket");
-        receiver.set_read_timeout(Some(std::time::Duration::from_millis(50))).expect("a timeout");
+        receiver.set_read_timeout(Some(std::time::Duration::from_secs(1))).expect("a timeout");
         let arrives = |verdict: Verdict| {
             let mut ours = mirror();
             let lookup = Lookup::DestinationPort(Protocol::Udp);

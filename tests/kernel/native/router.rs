@@ -223,8 +223,11 @@ impl Cluster {
             let summary = said.lines().find(|line| line.contains("packets transmitted")).expect("a summary");
             let number = |word: usize| summary.split_whitespace().nth(word).and_then(|n| n.parse::<u32>().ok());
             let (sent, received) = (number(0).expect("a number"), number(3).expect("a number"));
-            // The last one may be under way when ping is told to end.
-            assert!(sent > 10 && sent - received <= 1, "{summary}");
+            let numbers =
+                said.lines().filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok());
+            let last: Option<u32> = numbers.max();
+            // Some may be under way when ping is told to end, on a busy machine; before those none is missing.
+            assert!(sent > 10 && last == Some(received) && sent - received < 50, "{summary}");
         }
     }
 }
@@ -477,7 +480,7 @@ fn a_route_of_others_that_comes_before_ours_to_pods_of_a_known_node_goes_at_once
         let mut never_left = Vec::new();
         for rival in RIVALS {
             run(&format!("ip -n {name} {rival}"));
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + Duration::from_secs(30);
             while (!to_pods().is_empty() || cluster.routes(1) != OF_2) && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -526,7 +529,7 @@ fn a_route_of_others_makes_way_when_its_destination_turns_out_to_be_a_nodes_pods
         fs::write(&new, [node(1), node(2)].join("---\n")).expect("a file");
         fs::rename(new, own.join("nodes.yaml")).expect("its place");
         cluster.until(1, &OF_2);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while foreign() > 0 {
             assert!(Instant::now() < deadline, "{}", cluster.log(1));
             thread::sleep(Duration::from_millis(20));
@@ -632,6 +635,14 @@ fn what_is_wrong_is_said_once_and_everything_else_works() {
         cluster.until(2, &OF_1);
         cluster.until(3, &OF_1);
         cluster.until(4, &[OF_1[0], all[1].as_str(), OF_1[1], all[3].as_str()]);
+        let said = [
+            (1, "Reading the peer passwords file failed", 1),
+            (2, "it has another AS number than is configured for it", 1),
+            (3, "it said 2/2 bad peer AS", 1),
+            (2, "its BGP identifier is ours", 1),
+            (4, "pods get no address of it", 2),
+        ];
+        said.iter().for_each(|(number, words, times)| cluster.until_said(*number, words, *times));
         // Long enough for several more tries.
         thread::sleep(Duration::from_secs(6));
         let log = cluster.log(1);
@@ -643,13 +654,7 @@ fn what_is_wrong_is_said_once_and_everything_else_works() {
             };
             assert_eq!(log.lines().filter(says).count(), 1, "{key}:\n{log}");
         }
-        for (number, words, times) in [
-            (1, "Reading the peer passwords file failed", 1),
-            (2, "it has another AS number than is configured for it", 1),
-            (3, "it said 2/2 bad peer AS", 1),
-            (2, "its BGP identifier is ours", 1),
-            (4, "pods get no address of it", 2),
-        ] {
+        for (number, words, times) in said {
             let log = cluster.log(number);
             assert_eq!(log.lines().filter(|line| line.contains(words)).count(), times, "{words}:\n{log}");
         }

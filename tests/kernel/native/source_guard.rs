@@ -349,8 +349,11 @@ fn moves(last: u8) -> bool {
     };
     let own = Frame { from: mac("plain"), ..udp(v4("plain")) };
     inside(&namespace("plain"), || frame::send(scope_of("eth0"), &own.bytes()));
-    std::thread::sleep(Duration::from_millis(5));
-    assert!(!stolen(), "the pod itself has sent last");
+    let is_its_own = (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        !stolen()
+    });
+    assert!(is_its_own, "the pod itself has sent last");
     let forged = Frame { from: mac("plain"), to: group(last), ..udp(v6("db")) };
     inside(&namespace("db"), || frame::send(scope_of("eth0"), &forged.bytes()));
     (0..6).any(|_| {
@@ -403,7 +406,7 @@ fn assert_guarded(said: &str) {
     }
     for (what, bytes) in sound() {
         // The machine may be busy.
-        assert!((0..5).any(|_| arrives(&bytes)), "{said}: {what}");
+        assert!((0..50).any(|_| arrives(&bytes)), "{said}: {what}");
     }
     for last in GROUPS {
         assert!(!moves(last), "{said}: another pod's link address in a frame to {:02x?}", group(last));
@@ -417,11 +420,12 @@ fn assert_guarded(said: &str) {
 /// A connection between two pods that know nothing of each other.
 fn connects(from: &str, to: &str) -> bool {
     for address in [v4(to), v6(to)] {
-        let listener = inside(&namespace(to), || TcpListener::bind((address, PORT)).unwrap());
+        let listener = inside(&namespace(to), || TcpListener::bind((address, 0)).unwrap());
+        let port = listener.local_addr().unwrap().port();
         inside(&namespace(to), || run("ip neigh flush dev eth0"));
         let reached = inside(&namespace(from), || {
             run("ip neigh flush dev eth0");
-            TcpStream::connect_timeout(&SocketAddr::new(address, PORT), Duration::from_secs(5)).is_ok()
+            TcpStream::connect_timeout(&SocketAddr::new(address, port), Duration::from_secs(5)).is_ok()
         });
         drop(listener);
         if !reached {
@@ -436,7 +440,7 @@ fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
     with_each(|node| {
         for last in GROUPS {
             assert!(
-                (0..5).any(|_| moves(last)),
+                (0..50).any(|_| moves(last)),
                 "without a guard, another pod's link address in a frame to {:02x?}",
                 group(last)
             );
@@ -445,15 +449,15 @@ fn a_pod_sends_with_the_addresses_that_it_was_given_and_no_others() {
         node.add("web");
         node.add("plain");
         for (what, bytes) in sound().into_iter().chain(forged()) {
-            assert!((0..5).any(|_| arrives(&bytes)), "without a guard of the port, {what}");
+            assert!((0..50).any(|_| arrives(&bytes)), "without a guard of the port, {what}");
         }
         for last in GROUPS {
-            let passes = [v4("plain"), v6("plain")].map(|source| (0..5).any(|_| taken_by_host(last, source)));
+            let passes = [v4("plain"), v6("plain")].map(|source| (0..50).any(|_| taken_by_host(last, source)));
             assert_eq!(passes, [true, true], "without a guard of the port, {last}");
         }
         // A frame to the first group comes by the bridge, which does not speak STP.
         for last in &GROUPS[1..] {
-            assert!((0..5).any(|_| remembered_by_host(*last)), "without a guard of the port, ARP to {last}");
+            assert!((0..50).any(|_| remembered_by_host(*last)), "without a guard of the port, ARP to {last}");
         }
         node.until("the pod that is not guarded is told", || {
             node.asked(20241, "/metrics").contains("\nsluice_source_guard_unguarded_pods 1\n")
@@ -509,6 +513,14 @@ fn the_guard_outlives_the_agent_and_ends_with_the_pod() {
                 && node.asked(20244, "/readyz").contains("\r\n\r\nOK")
         });
         stream(Duration::from_millis(200));
+        // The last frames may be on their way, on a busy machine.
+        let late = Instant::now() + Duration::from_secs(10);
+        while passed < sent && Instant::now() < late {
+            if let Some(heard) = heard.next() {
+                assert!(!another.ends_with(&heard[14..]), "another pod's address passed");
+                passed += usize::from(own.ends_with(&heard[14..]));
+            }
+        }
         assert_eq!((sent, (elements(), handles())), (passed, before), "no frame is lost, and nothing is made anew");
         assert_guarded("after kill -9");
 
@@ -517,7 +529,7 @@ fn the_guard_outlives_the_agent_and_ends_with_the_pod() {
         node.until("what is gone is not guarded", || !table().contains("to-db"));
         let late = IpAddr::from([10, 244, 1, 99]);
         node.called("ADD", ("db", "late"), &[late]);
-        assert!((0..5).any(|_| arrives(&udp(late).bytes())) && !arrives(&udp(v4("db")).bytes()));
+        assert!((0..50).any(|_| arrives(&udp(late).bytes())) && !arrives(&udp(v4("db")).bytes()));
         // A late call about the former sandbox.
         node.called("DEL", ("db", "db"), &[]);
         assert!(!arrives(&udp(v4("db")).bytes()), "it says nothing of this one");
@@ -532,7 +544,7 @@ fn the_guard_outlives_the_agent_and_ends_with_the_pod() {
         run("ip link set to-other up");
         node.start_agent(true);
         node.until("elements of a missing link go", || !table().contains("to-db") && table().contains("to-web"));
-        assert!((0..5).any(|_| arrives(&udp(v4("db")).bytes())), "a pod that was not announced is not guarded");
+        assert!((0..50).any(|_| arrives(&udp(v4("db")).bytes())), "a pod that was not announced is not guarded");
 
         node.kill_agent();
         node.start_agent(false);
@@ -587,7 +599,12 @@ fn a_pod_does_not_start_while_its_port_cannot_be_written_down_and_cleanup_leaves
         node.add("web");
         // The new file cannot be made.
         fs::create_dir(node.path("guarded-ports.new")).unwrap();
-        let (succeeded, said) = node.answered("ADD", ("db", "db"), &[v4("db"), v6("db")], 1500);
+        // Where the agent's word comes late, the plugin has another one for it.
+        let asked = (0..10).map(|_| node.answered("ADD", ("db", "db"), &[v4("db"), v6("db")], 1500));
+        let (succeeded, said) = asked
+            .into_iter()
+            .find(|(succeeded, said)| *succeeded || !said.contains("did not answer in time"))
+            .expect("the agent answers");
         assert!(!succeeded && said.contains("guarded ports cannot be written"), "{said}");
         assert!(node.asked(20244, "/readyz").contains("guarded ports cannot be written"));
         fs::remove_dir(node.path("guarded-ports.new")).unwrap();
