@@ -125,8 +125,8 @@ struct Seen {
 impl Seen {
     /// The first reason with this text why the router is not ready.
     fn trouble(&self, text: &str) -> Option<String> {
-        let reasons = self.health.unready(Instant::now()).into_iter().map(|reason| reason.to_string());
-        reasons.filter(|reason| reason.contains(text)).next()
+        let mut reasons = self.health.unready(Instant::now()).into_iter().map(|reason| reason.to_string());
+        reasons.find(|reason| reason.contains(text))
     }
 
     /// Waits until something is so.

@@ -90,8 +90,10 @@ impl Scene {
         let answers = [inside(&self.inside, || ask(0)), inside(&self.outside, || ask(1)), ask(2)];
         let (mut arrived, mut bytes) = ([false; 3], [0; 4]);
         for _ in 0..3 {
-            if datagrams.recv_from(&mut bytes).is_ok() && bytes[0] == turn {
-                arrived[usize::from(bytes[1])] = true;
+            let is_heard = datagrams.recv_from(&mut bytes).is_ok();
+            let [its_turn, who, ..] = bytes;
+            if let Some(arrived) = arrived.get_mut(usize::from(who)).filter(|_| is_heard && its_turn == turn) {
+                *arrived = true;
             }
         }
         [answers, arrived]
