@@ -19,13 +19,14 @@ use super::verdict::{Packet, Traffic, Verdict, routed};
 
 /// The connections and the logged packets of a network namespace.
 pub trait Flows: Send + Sync {
-    /// Lists the connections of a family that are wanted; with bits only those that have them in their mark.
+    /// Lists the connections of a family that are wanted; with `marked` only those that have these bits in their mark.
     ///
     /// # Errors
     /// The kernel does not list them.
     fn connections(
         &self,
-        of: (Family, Option<u32>),
+        family: Family,
+        marked: Option<u32>,
         wanted: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, Error>;
 
@@ -80,10 +81,11 @@ impl Kernel {
 impl Flows for Kernel {
     fn connections(
         &self,
-        of: (Family, Option<u32>),
+        family: Family,
+        marked: Option<u32>,
         wanted: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, Error> {
-        self.with_socket(|socket| conntrack::connections(socket, of, wanted))
+        self.with_socket(|socket| conntrack::connections(socket, family, marked, wanted))
     }
 
     fn mark(&self, connections: &[TrackedConnection], ended: bool) -> Result<usize, Error> {

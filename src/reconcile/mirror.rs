@@ -7,6 +7,7 @@
 mod audited;
 mod deleting;
 mod differing;
+mod growing;
 mod inspected;
 mod kept;
 mod portions;
@@ -25,6 +26,7 @@ use super::target::{Phase, Target};
 use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
+pub use self::growing::MayGrow;
 pub use self::inspected::{DESCRIBED, Difference, Inspected, State as DifferenceState};
 pub use self::kept::Kept;
 pub use self::reflection::Reflection;
@@ -225,56 +227,6 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// keys whose objects were created or changed in the kernel.
     pub fn grow(&mut self, want: &S::Form, growth: Growth, at: Moment) -> Vec<T::Key> {
         self.grow_where(want, growth, at, |_| true)
-    }
-
-    /// Like [`grow`](Mirror::grow), for objects that need others which the kernel itself does not check: creates
-    /// only those whose needs `may_come` finds in place. The others stay dirty.
-    pub fn grow_where(
-        &mut self,
-        want: &S::Form,
-        growth: Growth,
-        at: Moment,
-        may_come: impl Fn(&T::Key) -> bool,
-    ) -> Vec<T::Key> {
-        self.grow_those(want, growth, at, (may_come, |_| true))
-    }
-
-    /// Like [`grow`](Mirror::grow), but only where `among` holds. The others stay dirty, also where they exist.
-    pub fn grow_among(
-        &mut self,
-        want: &S::Form,
-        growth: Growth,
-        at: Moment,
-        among: impl Fn(&T::Key) -> bool,
-    ) -> Vec<T::Key> {
-        self.grow_those(want, growth, at, (&among, &among))
-    }
-
-    /// Like [`grow`](Mirror::grow), but creates only what `may_come`, and changes only what `may_change`. The others stay dirty.
-    pub fn grow_those(
-        &mut self,
-        want: &S::Form,
-        growth: Growth,
-        at: Moment,
-        (may_come, may_change): (impl Fn(&T::Key) -> bool, impl Fn(&T::Key) -> bool),
-    ) -> Vec<T::Key> {
-        if self.is_settled() || !self.learn(at) {
-            return Vec::new();
-        }
-        let steps = self.planned(want, |key, have, wanted| match (have, wanted) {
-            (None, Some(wanted)) => (growth != Growth::Nothing && may_come(key)).then(|| Some(wanted.clone())),
-            (Some(have), Some(wanted)) if have != wanted && growth == Growth::Full && may_change(key) => {
-                let grown = T::grown(have, wanted);
-                (grown != *have).then_some(Some(grown))
-            }
-            (Some(have), Some(wanted)) if have != wanted && growth == Growth::OnlyMissing => {
-                T::filled(have, wanted).filter(|_| may_change(key)).map(Some)
-            }
-            _ => None,
-        });
-        let done = self.perform(Phase::Grow, steps, at);
-        self.clean(Phase::Grow, want);
-        done
     }
 
     /// The shrinking half of a round: deletes what is dirty and not in `want`, and takes from what grew

@@ -29,8 +29,8 @@ pub use account::Account;
 pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
 pub use mirror::{
-    Audited, Course, DESCRIBED, Difference, DifferenceState, Differing, Drift, Growth, Inspected, Kept, Mirror,
-    Reflection, Trouble,
+    Audited, Course, DESCRIBED, Difference, DifferenceState, Differing, Drift, Growth, Inspected, Kept, MayGrow,
+    Mirror, Reflection, Trouble,
 };
 pub use moment::{Moment, Moments};
 pub use optional::Optional;

@@ -249,7 +249,7 @@ impl<K: Kernel> Mirrors<K> {
         if may_translate {
             self.rules.grow(&desired.rules, growth, at);
         }
-        self.grow_table(desired, (growth, may_translate), at);
+        self.grow_table(desired, growth, may_translate, at);
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is.
@@ -333,8 +333,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Grows our table; a range waits for those that it overlaps and that shall go, because ranges of a set must be apart: they
-    /// change places in the transaction that shrinks.
-    fn grow_table(&mut self, desired: &Desired, (growth, may_translate): (Growth, bool), at: Moment) {
+    /// change places in the transaction that shrinks. `may_translate`: base chains may come.
+    fn grow_table(&mut self, desired: &Desired, growth: Growth, may_translate: bool, at: Moment) {
         if self.table.is_settled() || !self.table.learn(at) {
             return;
         }

@@ -578,7 +578,8 @@ struct Tracking(Arc<Mutex<Vec<TrackedConnection>>>);
 impl Flows for Tracking {
     fn connections(
         &self,
-        (family, marked): (Family, Option<u32>),
+        family: Family,
+        marked: Option<u32>,
         wanted: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, Error> {
         let all = self.0.lock().expect("nobody panics");

@@ -86,7 +86,7 @@ fn refused(inputs: &Comparing, compared: &Compared) -> Result<Refused, String> {
     let mut refused = Refused::default();
     for family in Family::BOTH {
         // Judged while they are listed: a node may track a million.
-        let listed = flows.connections((family, None), &mut |connection, _| {
+        let listed = flows.connections(family, None, &mut |connection, _| {
             if !here.contains(&connection.source) && !here.contains(&connection.replier) {
                 return false;
             }

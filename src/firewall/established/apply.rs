@@ -210,7 +210,7 @@ pub fn end_refused(
             (false, false) => continue,
         };
         let mut all = 0;
-        let few = listed(flows, (family, bits), |connection, mark| {
+        let few = listed(flows, family, bits, |connection, mark| {
             let is_wanted = concerned.has(connection, mark);
             all += usize::from(is_wanted);
             is_wanted && all <= MOST
@@ -223,7 +223,7 @@ pub fn end_refused(
         // Too many for the memory at a time. Shares of half the size, because they are not equal.
         let shares = all.div_ceil(MOST / 2) as u64;
         for share in 0..shares {
-            let some = listed(flows, (family, bits), |connection, mark| {
+            let some = listed(flows, family, bits, |connection, mark| {
                 concerned.has(connection, mark) && share_of(connection, shares) == share
             })?;
             mark_refused(flows, some, &mut judge, &mut marked)?;
@@ -234,10 +234,11 @@ pub fn end_refused(
 
 fn listed(
     flows: &dyn Flows,
-    of: (Family, Option<u32>),
+    family: Family,
+    marked: Option<u32>,
     mut wanted: impl FnMut(&Connection, u32) -> bool,
 ) -> Result<Vec<TrackedConnection>, String> {
-    flows.connections(of, &mut wanted).map_err(|error| error.to_string())
+    flows.connections(family, marked, &mut wanted).map_err(|error| error.to_string())
 }
 
 fn share_of(connection: &Connection, shares: u64) -> u64 {
@@ -316,7 +317,8 @@ mod tests {
     impl Flows for Tracking {
         fn connections(
             &self,
-            (family, _): (Family, Option<u32>),
+            family: Family,
+            _: Option<u32>,
             wanted: ConnectionFilter<'_>,
         ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
             let mut state = self.0.lock().unwrap();

@@ -36,7 +36,7 @@ use crate::packed::BlockMap;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
-use self::acts::{RoundInputs, pods_of};
+use self::acts::{RoundInputs, RoundRules, pods_of};
 use super::super::backend::NewAddress;
 use super::super::frames::{self, FrameRules};
 use super::desired::{Desired, LoweredChanges};
@@ -263,9 +263,9 @@ impl<K: Kernel> Mirrors<K> {
         let want = self.grow_rules(given, held, &mut round);
         let want = want.as_ref().unwrap_or(&desired.rules);
         round.rules_took = sets_are_there.elapsed();
-        self.add_behind(given, (&order, want), |key, _| order.late.contains(key));
+        self.add_behind(given, &order, want, |key, _| order.late.contains(key));
         // Elements that close a path are deleted before chains that are no longer entered.
-        let goes = |key: &ElementKey| self.goes(key, given, &order, (held, want));
+        let goes = |key: &ElementKey| self.goes(key, given, &order, RoundRules { want, held });
         let going: BTreeSet<ElementKey> =
             self.elements.differing(&desired.elements).surplus.into_iter().filter(goes).collect();
         self.elements.shrink_where(&desired.elements, at, |key, _| going.contains(key));
@@ -277,7 +277,7 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_sets(desired, at);
         }
         // Last of all: permissions of an earlier pod with the same address have left the sets by now.
-        self.add_behind(given, (&order, want), |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
+        self.add_behind(given, &order, want, |key, behind| pods_of(key).is_some_and(|family| *behind.of(family)));
         if self.is_settled() {
             // Nothing was left but these additions.
             self.untidy = None;

@@ -35,7 +35,8 @@ pub struct Seen<'a> {
 /// That sentence.
 pub fn enforced(
     rules: &RuleSet,
-    (verdict, family): (&Verdict, Family),
+    verdict: &Verdict,
+    family: Family,
     desired: &Desired,
     seen: Seen<'_>,
 ) -> Result<(), String> {
@@ -157,7 +158,7 @@ mod tests {
         };
         let answers = explanation(known, &question).expect("an answer").answers;
         let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
-        enforced(plan.rules(), (&answers[0].verdict, Family::V4), lowering.desired(), seen)
+        enforced(plan.rules(), &answers[0].verdict, Family::V4, lowering.desired(), seen)
     }
 
     fn chain_of_policy() -> Piece {

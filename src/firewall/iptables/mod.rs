@@ -150,7 +150,7 @@ impl<K: Kernel> Backend for Iptables<K> {
     }
 
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String> {
-        enforced(rules, (verdict, family), self.lowering.desired(), self.mirrors.seen())
+        enforced(rules, verdict, family, self.lowering.desired(), self.mirrors.seen())
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {

@@ -30,7 +30,7 @@ pub fn rules(key: &PolicyKey, rules: &[Rule], family: Family, named: &dyn Fn(&Se
     let mut all = Vec::new();
     for (place, rule) in rules.iter().enumerate() {
         let said = comment(&format!("{} {} {place}", key.policy, key.direction.name()));
-        all.extend(going((rule, key.direction), (&said, CHAIN_DEFAULT), family, named));
+        all.extend(going(rule, key.direction, Destination { chain: CHAIN_DEFAULT, said: &said }, family, named));
     }
     Rules(all)
 }
@@ -51,16 +51,24 @@ pub fn cluster_rules(
             Action::Pass => CHAIN_PASS,
         };
         let said = comment(format!("{} {} {place} {name}", key.policy, key.direction.name()).trim_end());
-        all.extend(going((rule, key.direction), (&said, to), family, named));
-        all.extend(going((contested, key.direction), (&said, CHAIN_DENY), family, named));
+        all.extend(going(rule, key.direction, Destination { chain: to, said: &said }, family, named));
+        all.extend(going(contested, key.direction, Destination { chain: CHAIN_DENY, said: &said }, family, named));
     }
     Rules(all)
 }
 
+/// The chain to which rules go, and the comment that they bear.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    chain: &'static str,
+    said: &'a iptables::Match,
+}
+
 /// Returns the rules that go to a chain with what a rule matches.
 fn going(
-    (rule, direction): (&Rule, Direction),
-    (said, to): (&iptables::Match, &'static str),
+    rule: &Rule,
+    direction: Direction,
+    to: Destination<'_>,
     family: Family,
     named: &dyn Fn(&SetKey) -> SetName,
 ) -> Vec<iptables::Rule> {
@@ -68,8 +76,8 @@ fn going(
     let conditions = matching.flat_map(|one| conditions(one, direction, named));
     let going = conditions.map(|Condition { protocol, rest }| {
         let protocol = protocol.map(|protocol| iptables::Match::Protocol(IpProtocol::Transport(protocol)));
-        let matches: Box<[_]> = protocol.into_iter().chain([said.clone()]).chain(rest).collect();
-        iptables::Rule::new(matches, Verdict::Goto(to.into()))
+        let matches: Box<[_]> = protocol.into_iter().chain([to.said.clone()]).chain(rest).collect();
+        iptables::Rule::new(matches, Verdict::Goto(to.chain.into()))
     });
     going.collect()
 }

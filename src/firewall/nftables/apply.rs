@@ -57,6 +57,14 @@ pub trait Refusing {
     fn take_refused(&mut self) -> BTreeMap<Object, String>;
 }
 
+/// Desired state of a round.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    /// The desired table with what is kept.
+    whole: &'a Table,
+    desired: &'a Desired,
+}
+
 kinds! {
     /// Last seen state of the kernel, kind by kind, in the order of growing.
     pub struct Mirrors {
@@ -153,22 +161,16 @@ impl<K: Kernel> Mirrors<K> {
         let merged = (!self.kept.is_empty()).then(|| self.kept.over(&desired.table));
         let whole = merged.as_ref().unwrap_or(&desired.table);
         let turned = self.refused.update(whole);
-        self.transact_until_taken(turned, (whole, desired), authority, at);
+        self.transact_until_taken(turned, Wanted { whole, desired }, authority, at);
         begun.elapsed()
     }
 
     /// Performs the transaction, and again with what takes the place of what the kernel refuses. The first refusal may only come of
     /// what was not as it was seen; what was at fault has been read back when it is tried again.
-    fn transact_until_taken(
-        &mut self,
-        mut turned: Vec<Object>,
-        (whole, desired): (&Table, &Desired),
-        authority: Authority,
-        at: Moment,
-    ) {
+    fn transact_until_taken(&mut self, mut turned: Vec<Object>, wanted: Wanted<'_>, authority: Authority, at: Moment) {
         for attempt in 0..ATTEMPTS {
             turned.drain(..).for_each(|object| self.table.mark(object));
-            self.transact((whole, desired), authority, at);
+            self.transact(wanted, authority, at);
             let refused = self.table.target().take_refused();
             if refused.is_empty() {
                 if self.table.trouble().is_none() {
@@ -177,7 +179,7 @@ impl<K: Kernel> Mirrors<K> {
                 return;
             }
             if attempt > 0 {
-                turned = self.refused.note(refused, whole);
+                turned = self.refused.note(refused, wanted.whole);
                 self.refused.failed(at);
                 if turned.is_empty() {
                     return;
@@ -189,9 +191,9 @@ impl<K: Kernel> Mirrors<K> {
         turned.drain(..).for_each(|object| self.table.mark(object));
     }
 
-    /// Performs what differs from the whole table, which is the desired one with what is kept, and from what takes its place for the time
-    /// being, as one transaction.
-    fn transact(&mut self, (whole, desired): (&Table, &Desired), authority: Authority, at: Moment) {
+    /// Performs what differs from the whole table, and from what takes its place for the time being, as one transaction.
+    fn transact(&mut self, wanted: Wanted<'_>, authority: Authority, at: Moment) {
+        let Wanted { whole, desired } = wanted;
         let substitutes = self.refused.substitutes();
         let substituted = (!substitutes.is_empty()).then(|| {
             let mut table = whole.clone();

@@ -38,7 +38,8 @@ pub struct Applied<'a> {
 /// That sentence.
 pub fn enforced(
     rules: &RuleSet,
-    (verdict, family): (&Verdict, Family),
+    verdict: &Verdict,
+    family: Family,
     lowering: &Lowering,
     applied: &Applied<'_>,
 ) -> Result<(), String> {

@@ -152,7 +152,7 @@ impl<K: Kernel> Backend for Nftables<K> {
     }
 
     fn enforced(&self, rules: &RuleSet, verdict: &Verdict, family: Family) -> Result<(), String> {
-        enforced::enforced(rules, (verdict, family), &self.lowering, &self.mirrors.applied())
+        enforced::enforced(rules, verdict, family, &self.lowering, &self.mirrors.applied())
     }
 
     fn pod_enforced(&self, rules: &RuleSet, pod: &ObjectName) -> Result<(), String> {

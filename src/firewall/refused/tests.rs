@@ -33,7 +33,8 @@ struct OpenLog(Kernel);
 impl Flows for Kernel {
     fn connections(
         &self,
-        _: (Family, Option<u32>),
+        _: Family,
+        _: Option<u32>,
         _: ConnectionFilter<'_>,
     ) -> Result<Vec<TrackedConnection>, crate::kernel::Error> {
         Ok(Vec::new())

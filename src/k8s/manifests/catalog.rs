@@ -67,6 +67,13 @@ struct File {
     odd: Option<Box<Odd>>,
 }
 
+/// State of an object before its file changed.
+struct Before<'a> {
+    /// The file's number.
+    number: u32,
+    object: Option<&'a Kept>,
+}
+
 /// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
 struct Odd {
@@ -172,17 +179,12 @@ impl Catalog {
     fn settle(&mut self, name: &Arc<str>, before: &File, changed: &mut FileChanges) {
         let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
         for (id, was) in differing(&before.objects, now) {
-            self.settle_object(name, id, (before.number, was), changed);
+            self.settle_object(name, id, Before { number: before.number, object: was }, changed);
         }
     }
 
-    fn settle_object(
-        &mut self,
-        name: &Arc<str>,
-        id: ObjectId,
-        (number, was): (u32, Option<&Kept>),
-        changed: &mut FileChanges,
-    ) {
+    fn settle_object(&mut self, name: &Arc<str>, id: ObjectId, before: Before<'_>, changed: &mut FileChanges) {
+        let Before { number, object: was } = before;
         let now = self.files.get(name).and_then(|file| file.kept(&id));
         match (was.is_some(), now.is_some()) {
             (false, true) => self.places.add(&id, number),

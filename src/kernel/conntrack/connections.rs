@@ -80,7 +80,8 @@ const ICMP_V6_KIND: u16 = 8;
 /// The kernel refused to list them, or there is no connection tracking.
 pub fn connections(
     socket: &mut Socket,
-    (family, marked): (Family, Option<u32>),
+    family: Family,
+    marked: Option<u32>,
     wanted: ConnectionFilter<'_>,
 ) -> Result<Vec<Tracked>, Error> {
     let mut message = Messages::new();

@@ -387,14 +387,13 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, (&[], true), want);
+                self.change_destinations(index, step.key, None, want);
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                let is_kept = order::is_one(have);
-                self.change_destinations(index, step.key, (&have.destinations.to_vec(), is_kept), want);
+                self.change_destinations(index, step.key, Some(have), want);
             }
         }
     }
@@ -411,22 +410,19 @@ impl<'a> Plan<'a> {
     }
 
     /// New destinations come before old ones go. They come in an order that begins at another place on each
-    /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one.
-    fn change_destinations(
-        &mut self,
-        index: usize,
-        key: &ServiceKey,
-        (have, is_kept): (&[Destination], bool),
-        want: &Virtual,
-    ) {
+    /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `have`: `None` where
+    /// the service is new.
+    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: Option<&Virtual>, want: &Virtual) {
+        let is_kept = have.is_none_or(order::is_one);
+        let have = have.map(|have| have.destinations.to_vec()).unwrap_or_default();
         let wanted = want.destinations.to_vec();
         if order::is_one(want) {
-            let changes = order::changes(have, &wanted, is_kept);
+            let changes = order::changes(&have, &wanted, is_kept);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
         } else {
             let (later, sooner) = wanted.split_at(self.start(key, wanted.len()));
             for destination in sooner.iter().chain(later) {
-                let command = match find(have, destination.address) {
+                let command = match find(&have, destination.address) {
                     None => Command::NewDestination,
                     Some(old) if old != destination => Command::SetDestination,
                     Some(_) => continue,

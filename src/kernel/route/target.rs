@@ -141,7 +141,12 @@ impl Routes {
         let error = |cause| Error::new("append route", key.to_string(), cause);
         self.messages.clear();
         // ip route append
-        let written = self.write(&mut Names::default(), (NEW_ROUTE, flag::CREATE | flag::APPEND), key, route);
+        let written = self.write(
+            &mut Names::default(),
+            Request { command: NEW_ROUTE, flags: flag::CREATE | flag::APPEND },
+            key,
+            route,
+        );
         written.map_err(|link| no_device("append route", key.to_string(), &link))?;
         let failed = failed_steps(self.socket.batch(&mut self.messages), &[0], |_, cause| error(cause)).pop();
         match failed.map(|failure| failure.error) {
@@ -155,23 +160,17 @@ impl Routes {
     /// Writes the messages of a step; fails with the name of a missing device.
     fn write_step(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Arc<Route>>) -> Result<(), LinkName> {
         // ip route add|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
-        let (command, route) = match (step.have, step.want) {
-            (None, Some(want)) => ((NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE), want),
-            (Some(_), Some(want)) => ((NEW_ROUTE, flag::CREATE | flag::REPLACE), want),
-            (Some(have), None) => ((DELETE_ROUTE, 0), have),
+        let (command, flags, route) = match (step.have, step.want) {
+            (None, Some(want)) => (NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE, want),
+            (Some(_), Some(want)) => (NEW_ROUTE, flag::CREATE | flag::REPLACE, want),
+            (Some(have), None) => (DELETE_ROUTE, 0, have),
             (None, None) => return Ok(()),
         };
-        self.write(names, command, step.key, route)
+        self.write(names, Request { command, flags }, step.key, route)
     }
 
     /// Writes a message about a route; fails with the name of a missing device.
-    fn write(
-        &mut self,
-        names: &mut Names,
-        (command, flags): (u16, u16),
-        key: &RouteKey,
-        route: &Route,
-    ) -> Result<(), LinkName> {
+    fn write(&mut self, names: &mut Names, request: Request, key: &RouteKey, route: &Route) -> Result<(), LinkName> {
         let mut hops = Vec::with_capacity(route.next_hops.len());
         for hop in &*route.next_hops {
             let device = names.number(&self.socket, &hop.link).ok_or_else(|| hop.link.clone())?;
@@ -179,9 +178,17 @@ impl Routes {
         }
         let numbered =
             Numbered { key: key.clone(), kind: route.kind, protocol: route.protocol, source: route.source, hops };
-        wire::describe(&mut self.messages, command, flags, &numbered);
+        wire::describe(&mut self.messages, request.command, request.flags, &numbered);
         Ok(())
     }
+}
+
+/// Head of a message about a route.
+struct Request {
+    /// Type of the message, of rtnetlink.
+    command: u16,
+    /// Of netlink ([`flag`]).
+    flags: u16,
 }
 
 impl Target for Routes {

@@ -20,7 +20,7 @@ use crate::proxy::marks::{InBlocks, marks_of, port};
 use crate::proxy::names::{NFT_GUARD, Set};
 use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
 use crate::proxy::source_ranges;
-use crate::reconcile::{Growth, Moment, Reflection, Target};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
@@ -74,7 +74,7 @@ impl<K: Kernel> Mirrors<K> {
     ) {
         let may_change = |object: &Object| may_mark || !is_mark(object);
         let may_come = |object: &Object| (may_guard || !is_guard(object)) && may_change(object);
-        self.table.grow_those(&desired.table, growth, at, (may_come, may_change));
+        self.table.grow_those(&desired.table, growth, at, MayGrow { come: may_come, change: may_change });
     }
 
     /// Deletes source ranges that a known Service no longer names, while not everything is known, and lets clients outside in

@@ -15,7 +15,7 @@ use crate::proxy::dsr::rules::is_rule;
 use crate::proxy::marks::{Marks, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{local_route_key, marked_route_key, services_on};
-use crate::reconcile::{Growth, Moment, Reflection};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates a virtual service once its element marks it as ours, of these alone.
@@ -54,7 +54,7 @@ impl<K: Kernel> Mirrors<K> {
         // One that is open still gets no new destination.
         let is_open = |key: &ServiceKey| desired.port_of(key).is_some_and(|port| !is_closed(&port));
         let may_change = |key: &ServiceKey| among(key) && !anothers.contains(key) && (all || !is_open(key));
-        self.virtuals.grow_those(&desired.virtuals, growth, at, (may_come, may_change))
+        self.virtuals.grow_those(&desired.virtuals, growth, at, MayGrow { come: may_come, change: may_change })
     }
 
     /// Makes a service address local once it is in the guard's set and a virtual service exists for it.

@@ -114,8 +114,7 @@ fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_are_
         run("conntrack -I -p udp --orig-src 2001:db8::1 --orig-dst fd00:10:96::a --sport 40000 --dport 53 \
              --reply-src fd00:10:244::2 --reply-dst 2001:db8::1 --reply-port-src 5353 --reply-port-dst 40000 --timeout 600");
         let mut socket = Socket::open(Bus::Netfilter).expect("a socket");
-        let mut listed =
-            |family| connections(&mut socket, (family, None), &mut |_, _| true).expect("the kernel tracks");
+        let mut listed = |family| connections(&mut socket, family, None, &mut |_, _| true).expect("the kernel tracks");
         let six = listed(Family::V6);
         let ends = |connection: &Connection| {
             let Connection { source, destination, replier, transport } = *connection;
@@ -135,12 +134,12 @@ fn connections_are_listed_by_who_began_them_and_who_answers_and_single_ones_are_
             ["udp 2001:db8::1 fd00:10:96::a:53 fd00:10:244::2:5353"]
         );
         let to_service = &mut |connection: &Connection, _| connection.destination != connection.replier;
-        let chosen = connections(&mut socket, (Family::V4, None), to_service).expect("the kernel tracks");
+        let chosen = connections(&mut socket, Family::V4, None, to_service).expect("the kernel tracks");
         assert_eq!(set_mark(&mut socket, &chosen, 3, true).expect("it is there"), 1);
         let marks = || run("conntrack -L -f ipv4").lines().filter(|line| line.contains("mark=19")).count();
         assert_eq!(set_mark(&mut socket, &chosen, 0x10, true).expect("it is there"), 1);
         assert_eq!(marks(), 1, "other bits stay");
-        let marked = connections(&mut socket, (Family::V4, Some(0x10)), &mut |_, _| true).expect("the kernel tracks");
+        let marked = connections(&mut socket, Family::V4, Some(0x10), &mut |_, _| true).expect("the kernel tracks");
         let of = |those: &[TrackedConnection]| those.iter().map(|one| one.connection).collect::<Vec<_>>();
         assert_eq!(of(&marked), of(&chosen));
         assert_eq!(marked.iter().map(|one| one.mark).collect::<Vec<_>>(), [19]);

@@ -25,6 +25,15 @@ pub(super) struct RoundInputs<'a> {
     pub left: &'a BTreeSet<ElementKey>,
 }
 
+/// The rules of a round, for what comes behind them.
+#[derive(Clone, Copy)]
+pub(super) struct RoundRules<'a> {
+    /// Those that are desired for now.
+    pub want: &'a AllRules,
+    /// The families whose rules stay unchanged for now.
+    pub held: PerFamily<bool>,
+}
+
 /// Maximum wait of rules for sets and elements that fail, and of elements that close a path for rules that fail.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -183,7 +192,8 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn add_behind(
         &mut self,
         given: &RoundInputs<'_>,
-        (order, want): (&Order, &AllRules),
+        order: &Order,
+        want: &AllRules,
         which: impl Fn(&ElementKey, &PerFamily<bool>) -> bool,
     ) {
         let RoundInputs { desired, at, .. } = *given;
@@ -225,19 +235,13 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns whether an element that is no longer desired goes at the end of a round.
-    pub(super) fn goes(
-        &self,
-        key: &ElementKey,
-        given: &RoundInputs<'_>,
-        order: &Order,
-        (held, want): (PerFamily<bool>, &AllRules),
-    ) -> bool {
+    pub(super) fn goes(&self, key: &ElementKey, given: &RoundInputs<'_>, order: &Order, rules: RoundRules<'_>) -> bool {
         let desired = given.desired;
         if !desired.closes(key) {
-            return given.may_go(key) && !self.waits_for_rules(key, order, held, given.at);
+            return given.may_go(key) && !self.waits_for_rules(key, order, rules.held, given.at);
         }
         // Deleting it opens a path: what closes the path otherwise has to be in place.
-        given.may_go(key) && !desired.is_unsure(key) && self.stand(want, key.entry.family())
+        given.may_go(key) && !desired.is_unsure(key) && self.stand(rules.want, key.entry.family())
     }
 
     /// Returns whether pod addresses are added after their rules: our tail is in the kernel. Before that, those of
