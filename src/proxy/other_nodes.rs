@@ -4,27 +4,42 @@
 //! address is not served there (`external_ip`). Other Nodes than our own are watched only where some external
 //! address can be allowed at all, or where the router needs them.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
 
 use super::local_node::LocalNode;
-use crate::model::{Authority, Change, Node, Service, World};
+use crate::model::{Authority, Change, Claim, Claims, Node, Service, World};
 
 /// Addresses of all Nodes but our own, with their holders.
 #[derive(Default, Debug)]
 pub struct OtherNodes {
-    /// Several Nodes may claim one address: the first by name counts.
-    holders: BTreeSet<(IpAddr, CompactString)>,
+    holders: Claims<IpAddr, Holder>,
     are_known: bool,
+}
+
+/// The name of a Node that claims an address. Of several the first by name counts.
+#[derive(Clone, Debug)]
+struct Holder(CompactString);
+
+impl Claim for Holder {
+    type Claimant = CompactString;
+
+    fn claimant(&self) -> &CompactString {
+        &self.0
+    }
+
+    fn order(&self, other: &Holder) -> Ordering {
+        self.0.cmp(&other.0)
+    }
 }
 
 impl OtherNodes {
     /// Returns the other Node that has this address.
     pub fn holder(&self, address: IpAddr) -> Option<&CompactString> {
-        let (held, holder) = self.holders.range((address, CompactString::default())..).next()?;
-        (*held == address).then_some(holder)
+        self.holders.first(&address).map(|holder| &holder.0)
     }
 
     /// Returns whether all Nodes are known. Otherwise any address may be another node's.
@@ -56,9 +71,11 @@ impl OtherNodes {
             let (old, new) = (old.map(|node| addresses(node)), new.map(|node| addresses(node)));
             let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
             for address in old.difference(&new) {
-                self.holders.remove(&(*address, name.clone()));
+                self.holders.put(address, name, None);
             }
-            self.holders.extend(new.difference(&old).map(|address| (*address, name.clone())));
+            for address in new.difference(&old) {
+                self.holders.put(address, name, Some(Holder(name.clone())));
+            }
             moved.extend(old.symmetric_difference(&new));
         }
         if was != is {
@@ -76,4 +93,36 @@ impl OtherNodes {
 pub fn asks_for(service: &Service, addresses: &BTreeSet<IpAddr>) -> bool {
     let balanced = service.load_balancer.iter().map(|entry| entry.address);
     service.external_ips.iter().copied().chain(balanced).any(|address| addresses.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NodeAddress, NodeAddressKind};
+
+    #[test]
+    fn an_address_that_several_nodes_claim_is_that_of_the_first_by_name_while_it_claims_it() {
+        let address: IpAddr = "192.0.2.9".parse().expect("an address");
+        let (mut others, node) = (OtherNodes::default(), LocalNode::default());
+        let mut world = World::empty();
+        for (name, claims, holder) in [
+            ("node3", true, Some("node3")),
+            ("node2", true, Some("node2")),
+            ("node4", true, Some("node2")),
+            ("node2", false, Some("node3")),
+            ("node4", false, Some("node3")),
+            ("node3", false, None),
+        ] {
+            let older = world.clone();
+            if claims {
+                let addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, address }];
+                world.cluster.nodes.insert(name.into(), Node { addresses, ..Node::default() });
+            } else {
+                world.cluster.nodes.remove(&name.into());
+            }
+            let moved = others.update([&older, &world], [&node, &node]);
+            assert_eq!(moved.into_iter().collect::<Vec<_>>(), [address]);
+            assert_eq!(others.holder(address).map(CompactString::as_str), holder, "{name} {claims}");
+        }
+    }
 }
