@@ -121,5 +121,6 @@ mod tests {
     fn a_link_needs_nothing_that_only_routers_send() {
         let of_links = OF_LINKS.map(|kind| kind.number(Family::V6));
         assert_eq!(of_links, [130, 131, 132, 133, 135, 136, 143]);
+        assert_eq!([Kind::RouterAdvertisement, Kind::Redirect].map(|kind| kind.number(Family::V6)), [134, 137]);
     }
 }

@@ -29,11 +29,11 @@ struct Machine {
 type Shared = Rc<RefCell<Machine>>;
 
 struct InMemory(Shared);
-struct Held(Shared, &'static str);
+struct MemoryTable(Shared, &'static str);
 struct Options(Shared);
 
 impl Kernel for InMemory {
-    type Table = Held;
+    type Table = MemoryTable;
     type Learning = Options;
 
     fn pod_links(&mut self) -> Result<Vec<PodLink>, String> {
@@ -46,7 +46,7 @@ impl Kernel for InMemory {
     }
 }
 
-impl Target for Held {
+impl Target for MemoryTable {
     type Key = Object;
     type Value = Content;
     type Error = String;
@@ -131,12 +131,12 @@ impl Scene {
             metrics: Metrics::register(&registry).expect("the names are free"),
             note: Health::default().note("source guard"),
         };
-        let held = |name| Held(self.machine.clone(), name);
+        let table = |name| MemoryTable(self.machine.clone(), name);
         let targets = Targets {
             kernel: InMemory(self.machine.clone()),
-            table: held("bridge"),
-            by_port: held("inet"),
-            arp: held("arp"),
+            table: table("bridge"),
+            by_port: table("inet"),
+            arp: table("arp"),
             learning: Options(self.machine.clone()),
         };
         Driver::new(targets, context)
