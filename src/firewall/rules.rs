@@ -214,16 +214,31 @@ impl RuleSet {
     /// Returns whether any policy refuses packets of a pod in this direction, as opposed to policies that only accept or pass
     /// them on.
     pub fn may_refuse(&self, pod: &LocalPod, direction: Direction) -> bool {
-        let denies = |key: &ClusterPolicyKey| {
-            let rules = self.cluster_policies.get(key).map(|rules| &**rules).unwrap_or_default();
-            key.direction == direction && rules.iter().any(|rule| rule.action == Action::Deny)
-        };
-        *pod.isolation(direction) != Isolation::Open || pod.cluster_policies.iter().any(denies)
+        self.is_isolated_or(pod, direction, |rule| rule.action == Action::Deny)
+    }
+
+    /// Returns whether packets of a pod that connection tracking cannot assign are dropped: where any rule may deny something, also one
+    /// that passes packets on and denies what only some of the pods at an address match.
+    pub fn drops_invalid(&self, pod: &LocalPod, direction: Direction) -> bool {
+        self.is_isolated_or(pod, direction, ClusterRule::may_deny)
+    }
+
+    fn is_isolated_or(&self, pod: &LocalPod, direction: Direction, is_one: impl Fn(&ClusterRule) -> bool) -> bool {
+        let mut policies = pod.cluster_policies.iter().filter(|key| key.direction == direction);
+        *pod.isolation(direction) != Isolation::Open
+            || policies.any(|key| self.cluster_policies.get(key).is_some_and(|rules| rules.iter().any(&is_one)))
     }
 
     /// Returns the pods of this node that have this address: one, or several for a moment.
     pub fn local_pods_at(&self, address: IpAddr) -> impl Iterator<Item = (&ObjectName, &LocalPod)> {
         self.pods.at(address)
+    }
+}
+
+impl ClusterRule {
+    /// Returns whether the rule may deny a packet.
+    pub fn may_deny(&self) -> bool {
+        self.action == Action::Deny || !self.contested.matches.is_empty()
     }
 }
 

@@ -16,7 +16,7 @@ use sluice::firewall::iptables::{dispatch, lowering, names};
 use sluice::firewall::multicast;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
-use sluice::firewall::verdict::{Packet, Traffic, verdict};
+use sluice::firewall::verdict::{Decision, Packet, Traffic, verdict};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
 use sluice::model::{Node, World};
@@ -71,6 +71,20 @@ pub fn is_forwarded(world: &World, packet: Packet) -> bool {
     chains(&desired, &local).fate("FORWARD", Traced { packet, state: State::New, mark: 0 }).0.passes()
 }
 
+/// Returns whether a packet that connection tracking cannot assign passes: it does where no policy of the pods may refuse anything.
+pub fn passes_invalid(rules: &RuleSet, packet: &Packet) -> bool {
+    let judged = verdict(rules, packet);
+    let drops = |direction| {
+        let own = if direction == Direction::Ingress { packet.destination } else { packet.source };
+        rules.local_pods_at(own).any(|(_, pod)| rules.drops_invalid(pod, direction))
+    };
+    Direction::BOTH.into_iter().all(|direction| match judged.of(direction) {
+        Decision::NotHere | Decision::Exempt(_) => true,
+        Decision::LinkLocal | Decision::Multicast => false,
+        _ => !drops(direction),
+    })
+}
+
 fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packets: usize) {
     let local = local();
     let chains = chains(desired, &local);
@@ -106,6 +120,8 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
         let is_for_many = multicast::refuses(&Packet { from_this_node: false, ..packet });
         let expected = !(is_for_many && multicast::is_closed(rules));
         assert_eq!(fate.passes(), expected, "{packet:?} belongs to a connection: {fate:?}");
+        let (fate, _) = chains.fate(builtin, Traced { packet, state: State::Invalid, mark });
+        assert_eq!(fate.passes(), passes_invalid(rules, &packet), "{packet:?} in state INVALID: {fate:?}");
     }
 }
 

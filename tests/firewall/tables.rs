@@ -21,11 +21,11 @@ use sluice::model::{
 use sluice::net::{Family, PerFamily, Protocol};
 
 use super::cases::{Case, ELSEWHERE, HERE, block, pods, pods_in, port, rule};
-use super::lowered::{BOTH, config, local};
+use super::lowered::{BOTH, config, local, passes_invalid};
 use super::support::chains::State;
 use super::support::random::{Random, for_many};
 use super::support::tables::{Fate, Table, refusal, rules_name};
-use super::{clusters, oracle, services};
+use super::{clusters, oracle, services, tiers};
 
 /// Everything lowered at once.
 fn lowered(world: &World, default_deny: bool, families: PerFamily<bool>) -> (RuleSet, Desired) {
@@ -70,6 +70,8 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
         let expected = !(is_for_many && multicast::is_closed(rules));
         let passes = table.passes(Hook::Forward, &packet, State::Established);
         assert_eq!(passes, expected, "{packet:?} belongs to a connection");
+        let passes = table.passes(hook, &packet, State::Invalid);
+        assert_eq!(passes, passes_invalid(rules, &packet), "{packet:?} in state INVALID");
     }
 }
 
@@ -77,7 +79,7 @@ fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packet
 fn the_table_does_what_the_rules_mean() {
     for_many(60, |random| {
         let changes = 20 + random.below(60);
-        let world = clusters::world(random, changes);
+        let world = if random.chance(50) { clusters::world(random, changes) } else { tiers::world(random, changes) };
         let (rules, desired) = lowered(&world, false, BOTH);
         assert_eq!(refusal(&desired.table), None, "the kernel takes it");
         check_packets(&rules, &desired, random, 400);
@@ -338,7 +340,7 @@ fn of_tier(case: Case, tier: Tier, rules: Vec<(Action, PolicyRule)>) -> Case {
         ingress: rules.into_iter().map(rule).collect(),
         egress: [].into(),
     };
-    world.cluster.cluster_policies.insert("guard".into(), policy);
+    world.cluster.cluster_policies.insert(tier.name().into(), policy);
     Case(world)
 }
 
@@ -367,6 +369,48 @@ fn the_chain_of_a_tier_does_not_grow_with_rules_in_a_row() {
         let (few, many) = (with(5, tier), with(300, tier));
         assert_eq!(few, many);
         assert!(few <= 8, "{few}");
+    }
+}
+
+/// Such a packet is dropped where any policy may refuse something, as with iptables: an accepting Admin tier does not come first.
+#[test]
+fn what_connection_tracking_cannot_assign_passes_no_isolated_pod_by_an_accepting_admin_tier() {
+    let everything = || rule(&[], &[]);
+    let only = |action| vec![(action, everything())];
+    for (admin, baseline, isolated, expected) in [
+        (Some(Action::Accept), None, false, true),
+        (Some(Action::Accept), None, true, false),
+        (Some(Action::Pass), None, true, false),
+        (Some(Action::Accept), Some(Action::Accept), false, true),
+        (Some(Action::Accept), Some(Action::Deny), false, false),
+        (Some(Action::Deny), Some(Action::Accept), false, false),
+        (None, Some(Action::Accept), false, true),
+        (None, Some(Action::Deny), false, false),
+        (None, None, true, false),
+    ] {
+        // Alone at its address, and beside a pod that no policy but those of the tiers selects.
+        for pods in [1, 2] {
+            let mut case = Case::new().namespace("shop", "").pod("shop/db", HERE, ["10.244.0.1", "app=db", ""]);
+            if pods == 2 {
+                case = case.pod("shop/web", HERE, ["10.244.0.1", "app=web", ""]);
+            }
+            let tiers = [(Tier::Admin, admin), (Tier::Baseline, baseline)];
+            for (tier, action) in tiers {
+                if let Some(action) = action {
+                    case = of_tier(case, tier, only(action));
+                }
+            }
+            if isolated {
+                case = case.policy("shop/db", "app=db", [Some(&[everything()]), None]);
+            }
+            let (_, desired) = lowered(&case.0, false, BOTH);
+            let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+            let [source, destination] = ["203.0.113.9", "10.244.0.1"].map(|text| text.parse().unwrap());
+            let packet = Packet { source, destination, traffic, from_this_node: false };
+            let local = local();
+            let passes = Table { table: &desired.table, local: &local }.passes(Hook::Forward, &packet, State::Invalid);
+            assert_eq!(passes, expected, "Admin {admin:?}, Baseline {baseline:?}, isolated {isolated}, {pods} pods");
+        }
     }
 }
 

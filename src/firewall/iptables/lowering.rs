@@ -371,8 +371,8 @@ impl Lowering {
                 Some(keys.map(asks).collect())
             }
         };
-        let refuses_nothing = !rules.may_refuse(pod, direction);
-        EnteringRules { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline), refuses_nothing }
+        let drops_invalid = rules.drops_invalid(pod, direction);
+        EnteringRules { admin: tier(Tier::Admin), policies, baseline: tier(Tier::Baseline), drops_invalid }
     }
 
     /// Lowers ClusterNetworkPolicies, and the chains that mark what they decide while there are any.

@@ -53,7 +53,12 @@ pub enum PodChainForm {
 
 /// Returns the rules of a pod's chain isolated by the policies of these rules ([`asks`]); with none, nothing passes.
 pub fn rules(pod: &ObjectName, direction: Direction, asking: impl Iterator<Item = Rule>, family: Family) -> Rules {
-    tiered(pod, direction, EnteringRules { policies: Some(asking.collect()), ..EnteringRules::default() }, family)
+    tiered(
+        pod,
+        direction,
+        EnteringRules { policies: Some(asking.collect()), drops_invalid: true, ..EnteringRules::default() },
+        family,
+    )
 }
 
 /// The rules that enter the chains of policies.
@@ -63,14 +68,14 @@ pub struct EnteringRules {
     /// Of NetworkPolicies; `None` for a pod that is not isolated.
     pub policies: Option<Vec<Rule>>,
     pub baseline: Vec<Rule>,
-    /// None of these policies refuses anything: what conntrack cannot assign passes too.
-    pub refuses_nothing: bool,
+    /// Any of these policies may refuse something: what connection tracking cannot assign is dropped.
+    pub drops_invalid: bool,
 }
 
 /// Returns the rules of a pod's chain.
 pub fn tiered(pod: &ObjectName, direction: Direction, asked: EnteringRules, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("{pod} {} {what}", direction.name()));
-    let EnteringRules { admin, policies, baseline, refuses_nothing } = asked;
+    let EnteringRules { admin, policies, baseline, drops_invalid } = asked;
     let baseline = if policies.is_none() { baseline } else { Vec::new() };
     let has_tiers = !admin.is_empty() || !baseline.is_empty();
     let bits = if has_tiers { names::UNDECIDED } else { names::CLEARED };
@@ -80,8 +85,8 @@ pub fn tiered(pod: &ObjectName, direction: Direction, asked: EnteringRules, fami
         let log = Rule::new([marked.clone(), said("log-drop"), LOG_LIMIT], LOG);
         [log, Rule::new([marked.clone(), said("reject")], Verdict::Reject(family))]
     };
-    let drops_invalid = (!refuses_nothing).then(|| Rule::new([said("invalid"), invalid], Verdict::Drop));
-    let mut rules: Vec<Rule> = drops_invalid.into_iter().chain([cleared.clone()]).collect();
+    let drop_invalid = drops_invalid.then(|| Rule::new([said("invalid"), invalid], Verdict::Drop));
+    let mut rules: Vec<Rule> = drop_invalid.into_iter().chain([cleared.clone()]).collect();
     if !admin.is_empty() {
         rules.extend(admin);
         rules.extend(refusing(&DENIED));
@@ -231,7 +236,7 @@ mod tests {
             admin: vec![asks_cluster(&cluster_key(Tier::Admin))],
             policies: policies.map(|policies| policies.iter().map(asks_policy).collect()),
             baseline: vec![asks_cluster(&cluster_key(Tier::Baseline))],
-            refuses_nothing: false,
+            drops_invalid: true,
         };
         tiered(&ObjectName::new("shop", "web-1"), Direction::Ingress, asked, Family::V4)
     }

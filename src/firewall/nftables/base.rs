@@ -12,6 +12,7 @@
 //!        Services with a denied endpoint on this node, and addresses of Services, in input only
 //!        ICMP that always passes; in output, what the host itself sends
 //!        a pod that sends to its own address: accept
+//!        ct state invalid ip saddr vmap @egress4, or ip daddr vmap @ingress4: a class drops these, whatever the Admin tier accepts
 //!        ip saddr vmap @admin_egress4, or ip daddr vmap @admin_ingress4: the Admin tier of ClusterNetworkPolicies
 //!        ip saddr vmap @egress4, or ip daddr vmap @ingress4: the chain of the pod's class, or its Baseline tier
 //!        jump closed_egress, or closed_ingress, where unknown addresses are closed
@@ -48,7 +49,7 @@ use super::super::established::ENDED;
 use super::super::link_local::{MULTICAST as MULTICAST_OF_LINKS, UNICAST};
 use super::super::multicast::{DHCP, EVERYBODY, GROUPS_V6};
 use super::super::rules::Direction;
-use super::class::{LOG_LIMIT, log};
+use super::class::{IS_INVALID, LOG_LIMIT, log};
 use super::names::{
     self, FORWARD_EGRESS, FORWARD_INGRESS, INPUT_EGRESS, LINK_LOCAL, MULTICAST, OUTPUT_EGRESS, OUTPUT_INGRESS,
 };
@@ -217,10 +218,15 @@ impl BaseChainInputs<'_> {
             let set = names::to_itself(family);
             Rule::new([Match::InSet { lookup: Lookup::Addresses(family), set, negated: false }], Verdict::Accept)
         });
-        let maps = [names::admin, names::isolated].into_iter().flat_map(|named| {
+        // What connection tracking cannot assign is dropped where any policy of the pod may refuse something: the accepting rule of
+        // an Admin tier must not come first. The chains that are looked up here drop such a packet, or return.
+        let maps: [(fn(_, _) -> _, bool); 3] =
+            [(names::isolated, true), (names::admin, false), (names::isolated, false)];
+        let maps = maps.into_iter().flat_map(|(named, is_invalid)| {
             self.enabled().map(move |family| {
+                let matches = Vec::from_iter(is_invalid.then_some(IS_INVALID));
                 let (lookup, map) = (Lookup::Address(family, side), named(direction, family));
-                Rule::new([], Verdict::Map { lookup, map })
+                Rule::new(matches, Verdict::Map { lookup, map })
             })
         });
         let closing = self.closes().then(|| Rule::new([], Verdict::Jump(names::closed(direction))));

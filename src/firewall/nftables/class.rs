@@ -238,9 +238,12 @@ fn refusing(class: &Class) -> [Rule; 2] {
     refusal(&names::class(class), &[], &format!("isolated by {}", names::policies(class)))
 }
 
+/// Matches what connection tracking cannot assign to any connection.
+pub const IS_INVALID: Match = Match::State { states: States::INVALID, negated: false };
+
 /// Returns the rule that drops what connection tracking calls invalid.
 pub fn invalid() -> Rule {
-    Rule::new([Match::State { states: States::INVALID, negated: false }], Verdict::Drop)
+    Rule::new([IS_INVALID], Verdict::Drop)
 }
 
 /// Returns the matches of the rules for one condition of a policy, of which any has to hold as a whole; adds the sets that they need.

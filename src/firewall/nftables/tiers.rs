@@ -20,6 +20,9 @@
 //! whatever the number of rules. A rule that denies belongs to its policy, which counts what it refuses. Rules that pass packets on
 //! are asked in turn.
 //!
+//! What connection tracking cannot assign is dropped where any policy of a pod may refuse something, as with iptables: such a packet is
+//! looked up in the second map first, so that the class of an isolated pod drops it before an Admin tier accepts it.
+//!
 //! `accept` ends the base chain of this direction. What is passed on, or what no rule matches, goes back to the base chain and so
 //! to the next map: the class of an isolated pod, or the Baseline tier of another one.
 //!
@@ -32,7 +35,7 @@ use crate::kernel::nftables::{Content, Name, Object, Rule, Verdict};
 use crate::model::{Action, ObjectName, Tier};
 use crate::net::PerFamily;
 
-use super::super::rules::{ClusterPolicyKey, Direction, LocalPod, Match, RuleSet};
+use super::super::rules::{ClusterPolicyKey, ClusterRule, Direction, LocalPod, Match, RuleSet};
 use super::class::{self, Class};
 use super::names;
 use super::parts::{Lowered, Part};
@@ -162,7 +165,7 @@ impl EachTier {
 pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
     let name = names::tier(tier);
     let runs = tier.runs(rules);
-    let (mut lowered, mut chain) = (Lowered::default(), drop_invalid(&runs));
+    let (mut lowered, mut chain) = (Lowered::default(), Vec::from_iter(invalid(tier, rules)));
     for (place, Run { decision, matches }) in runs.into_iter().enumerate() {
         let outcome = match decision {
             Decision::Accept => Outcome::Accept,
@@ -183,20 +186,29 @@ pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> 
     lowered
 }
 
-/// Drops what conntrack cannot assign, where the tier may refuse something. The class of an isolated pod does it itself.
-fn drop_invalid(runs: &[Run<'_>]) -> Vec<Rule> {
-    let denies = runs.iter().any(|run| matches!(run.decision, Decision::Deny(_)));
-    denies.then(class::invalid).into_iter().collect()
+/// Returns the rule for what connection tracking cannot assign: dropped where the tier may refuse something. A packet in this state is
+/// looked up in the map of the Baseline tier and of classes first ([`base`](super::base)), so a Baseline tier that refuses nothing
+/// returns it, and the Admin tier still decides. The class of an isolated pod drops it itself.
+fn invalid(tier: &TierPolicies, rules: &RuleSet) -> Option<Rule> {
+    let mut policies = tier.policies.iter().filter_map(|policy| rules.cluster_policies.get(policy));
+    if policies.any(|rules| rules.iter().any(ClusterRule::may_deny)) {
+        return Some(class::invalid());
+    }
+    (tier.tier == Tier::Baseline).then(|| Rule::new([class::IS_INVALID], Verdict::Return))
 }
 
 /// Returns the chain that asks a tier whether it refuses a packet, and returns if it does not.
 pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) -> Lowered {
     let EachTier { tier, rest } = each;
     let runs = tier.runs(rules);
-    let (mut lowered, mut chain) = (Lowered::default(), drop_invalid(&runs));
+    let (mut lowered, mut chain) = (Lowered::default(), Vec::from_iter(invalid(tier, rules)));
     let rest = rest.as_ref().map(|rest| {
         let (name, part) = rest.each();
         lowered.needs.insert(part);
+        // Before the tier accepts it: what is asked behind it may drop such a packet.
+        if chain.is_empty() {
+            chain.push(Rule::new([class::IS_INVALID], Verdict::Jump(name.clone())));
+        }
         Verdict::Goto(name)
     });
     for Run { decision, matches } in runs {
