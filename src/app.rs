@@ -44,6 +44,7 @@ use crate::k8s::outage::Outages;
 use crate::k8s::{Message, Wanted, manifests, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
+use crate::kernel::ipset::Ipset;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
@@ -102,7 +103,14 @@ fn decided(config: Config) -> anyhow::Result<Config> {
             Flavour::Legacy => Variant::Legacy,
         })
     };
-    let backend = config.netfilter.backend(nftables, variant).map_err(anyhow::Error::msg)?;
+    let iptables = || {
+        iptables::try_any()?;
+        match Ipset::open().and_then(|mut sets| sets.names()) {
+            Err(error) if error.is_unsupported() => Err(format!("ipset: {error}")),
+            _ => Ok(()),
+        }
+    };
+    let backend = config.netfilter.backend(nftables, variant, iptables).map_err(anyhow::Error::msg)?;
     info!(?backend, "Packet filter chosen");
     Ok(config.decided(backend))
 }

@@ -37,8 +37,9 @@ pub enum Variant {
 const PACKAGES: &str = "nftables needs the kernel modules nf_tables, nft_ct, nft_fib_inet, nft_reject_inet, nft_limit, nft_log, \
      nft_nat and nft_masq; iptables needs its programs and the modules ip_set, xt_set, xt_ipvs, xt_conntrack, xt_comment and \
      xt_addrtype; they are in kernel-modules-core and kernel-modules-extra (RHEL, Fedora), linux-modules-extra-$(uname -r) \
-     (Ubuntu), linux-image-amd64 or -arm64 in place of a cloud image (Debian), linux-lts in place of linux-virt (Alpine), and \
-     Talos has them built in";
+     (Ubuntu), linux-image-amd64 or -arm64 in place of a cloud image (Debian), kernel-default in place of kernel-default-base (SUSE), \
+     linux-lts in place of linux-virt (Alpine), and Talos has them built in; the programs are in iptables (Debian, Ubuntu, SUSE, Alpine) \
+     or iptables-nft (RHEL, Fedora)";
 
 impl Netfilter {
     /// Reads and checks the flags.
@@ -59,15 +60,16 @@ impl Netfilter {
     }
 
     /// Returns the backend for all subsystems of this host. `nftables` tries what is needed of the kernel and returns what it
-    /// refused; `iptables` looks which variant the host uses, `None` without its programs. Both are only called where the
-    /// answer matters.
+    /// refused; `variant` looks which iptables the host uses, `None` without its programs; `iptables` tries whether these programs and
+    /// ipset work on this kernel. Each is only called where the answer matters.
     ///
     /// # Errors
     /// The host has not what was asked for, as a sentence for its administrator.
     pub fn backend(
         self,
         nftables: impl FnOnce() -> Result<(), String>,
-        iptables: impl FnOnce() -> Option<Variant>,
+        variant: impl FnOnce() -> Option<Variant>,
+        iptables: impl FnOnce() -> Result<(), String>,
     ) -> Result<Backend, String> {
         match self {
             Netfilter::Iptables => Ok(Backend::Iptables),
@@ -77,23 +79,32 @@ impl Netfilter {
                      start with --netfilter=iptables: {PACKAGES}."
                 )
             }),
-            Netfilter::Auto => auto(nftables, iptables()),
+            Netfilter::Auto => auto(nftables, variant(), iptables),
         }
     }
 }
 
 /// Decides between the two by what the host has.
-fn auto(nftables: impl FnOnce() -> Result<(), String>, iptables: Option<Variant>) -> Result<Backend, String> {
-    if iptables == Some(Variant::Legacy) {
+fn auto(
+    nftables: impl FnOnce() -> Result<(), String>,
+    variant: Option<Variant>,
+    iptables: impl FnOnce() -> Result<(), String>,
+) -> Result<Backend, String> {
+    if variant == Some(Variant::Legacy) {
         return Ok(Backend::Iptables);
     }
-    match nftables() {
-        Ok(()) => Ok(Backend::Nftables),
-        Err(_) if iptables.is_some() => Ok(Backend::Iptables),
-        Err(refused) => Err(format!(
+    let Err(refused) = nftables() else { return Ok(Backend::Nftables) };
+    if variant.is_none() {
+        return Err(format!(
             "this host has neither iptables nor an nftables that can be used ({refused}): install one of them: {PACKAGES}."
-        )),
+        ));
     }
+    iptables().map(|()| Backend::Iptables).map_err(|also| {
+        format!(
+            "this kernel refuses what nftables needs ({refused}), and the installed iptables cannot be used on it either ({also}): \
+             install what one of them lacks: {PACKAGES}."
+        )
+    })
 }
 
 #[cfg(test)]
@@ -114,9 +125,9 @@ mod tests {
 
     #[test]
     fn who_names_a_backend_gets_it_or_one_sentence() {
-        assert_eq!(Netfilter::Iptables.backend(not_tried, not_looked_at), Ok(Backend::Iptables));
-        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), not_looked_at), Ok(Backend::Nftables));
-        let sentence = Netfilter::Nftables.backend(refused, not_looked_at).expect_err("the kernel refuses");
+        assert_eq!(Netfilter::Iptables.backend(not_tried, not_looked_at, not_tried), Ok(Backend::Iptables));
+        assert_eq!(Netfilter::Nftables.backend(|| Ok(()), not_looked_at, not_tried), Ok(Backend::Nftables));
+        let sentence = Netfilter::Nftables.backend(refused, not_looked_at, not_tried).expect_err("the kernel refuses");
         for word in [
             "--netfilter",
             "(no nft_fib)",
@@ -133,7 +144,10 @@ mod tests {
 
     #[test]
     fn auto_takes_what_the_host_has() {
-        let auto = |nftables: fn() -> Result<(), String>, iptables| Netfilter::Auto.backend(nftables, move || iptables);
+        let with = |nftables: fn() -> Result<(), String>, variant, iptables: fn() -> Result<(), String>| {
+            Netfilter::Auto.backend(nftables, move || variant, iptables)
+        };
+        let auto = |nftables, variant| with(nftables, variant, not_tried);
         for iptables in [None, Some(Variant::NfTables)] {
             assert_eq!(auto(|| Ok(()), iptables), Ok(Backend::Nftables), "{iptables:?}");
         }
@@ -142,11 +156,24 @@ mod tests {
             Ok(Backend::Iptables),
             "what legacy rules drop only legacy rules let pass"
         );
-        assert_eq!(auto(refused, Some(Variant::NfTables)), Ok(Backend::Iptables));
+        assert_eq!(with(refused, Some(Variant::NfTables), || Ok(())), Ok(Backend::Iptables));
         let sentence = auto(refused, None).expect_err("there is nothing to use");
         assert!(
             sentence.starts_with("this host has neither iptables nor ") && sentence.contains("xt_ipvs"),
             "{sentence}"
         );
+    }
+
+    #[test]
+    fn installed_programs_that_the_kernel_refuses_are_no_packet_filter() {
+        let iptables = || Err("iptables-nft-restore: Could not fetch rule set generation id".to_owned());
+        let variant = || Some(Variant::NfTables);
+        let sentence = Netfilter::Auto.backend(refused, variant, iptables).expect_err("there is nothing to use");
+        for word in
+            ["(no nft_fib)", "generation id", "nft_ct", "xt_set", "kernel-modules-extra", "SUSE", "iptables-nft (RHEL"]
+        {
+            assert!(sentence.contains(word), "{word}: {sentence}");
+        }
+        assert_eq!((sentence.lines().count(), sentence.ends_with('.')), (1, true));
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The agent on kernels and hosts that lack a part: bare.py no-ipvs|no-ipv6|no-iptables BINARY [--long], in a guest that was booted without it."""
+"""The agent on kernels and hosts that lack a part: bare.py no-ipvs|no-ipv6|no-filter|no-iptables BINARY [--long], in a guest that was booted without it."""
 import glob
 import os
 import re
@@ -41,17 +41,36 @@ def said(word):
         return [line for line in handle if word in line]
 
 
-def no_ipvs(binary):
-    """A kernel without ip_vs is named in one clear sentence."""
-    source = node()
+def nothing_loads():
+    """From now on the kernel has no modules but those that are loaded."""
     with open("/proc/sys/kernel/modprobe", "w") as handle:
         handle.write("/bin/false\n")
     own.run("mount", "-t", "tmpfs", "tmpfs", "/lib/modules")
+
+
+def no_ipvs(binary):
+    """A kernel without ip_vs is named in one clear sentence."""
+    source = node()
+    nothing_loads()
     agent = start(binary, source)
     own.wait(lambda: said("ip_vs") or agent.poll() is not None, 60, 0.2)
     lines = said("ip_vs")
     agent.kill()
     return lines and len(lines) <= 3 and not said("panicked"), lines
+
+
+def no_filter(binary):
+    """With the programs of iptables on a kernel with no packet filter the agent ends, and one sentence names modules and packages."""
+    source = node()
+    nothing_loads()
+    agent = start(binary, source)
+    own.wait(lambda: agent.poll() is not None, 60, 0.2)
+    ended = agent.poll()
+    agent.kill()
+    source.close()
+    lines = said("nf_tables")
+    words = ["iptables-nft-restore: ", "nft_masq", "xt_set", "kernel-modules-extra", "linux-modules-extra"]
+    return ended not in (None, 0) and len(lines) == 1 and all(word in lines[0] for word in words) and not said("panicked"), [ended, lines]
 
 
 def no_ipv6(binary):
@@ -102,7 +121,7 @@ def no_iptables(binary, *more):
 
 
 if __name__ == "__main__":
-    held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6, "no-iptables": no_iptables}[sys.argv[1]](*sys.argv[2:])
+    held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6, "no-filter": no_filter, "no-iptables": no_iptables}[sys.argv[1]](*sys.argv[2:])
     if not held:
         with open(LOG, errors="replace") as log:
             print(f"{sys.argv[1]}: {seen}\n{log.read()[-3000:]}")

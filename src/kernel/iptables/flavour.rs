@@ -13,6 +13,7 @@
 //! flavour only where the kernel has legacy tables (`/proc/net/ip_tables_names`) or nothing else works.
 
 use std::cell::LazyCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -93,6 +94,33 @@ pub fn used() -> Option<Flavour> {
         found.iter().any(|(_, programs)| programs.is_some_and(|programs| programs.flavour == Flavour::Legacy))
     };
     Some(if has_legacy_tables() && is_legacy() { Flavour::Legacy } else { Flavour::NfTables })
+}
+
+/// Tries whether the kernel takes a table from any program that is installed, and changes no rule. For legacy programs, which are tried
+/// behind those of nf_tables, the kernel makes its table `filter`.
+///
+/// # Errors
+/// It takes none; what a program of each flavour says, for the middle of a sentence.
+pub fn try_any() -> Result<(), String> {
+    let all = [Flavour::NfTables, Flavour::Legacy].map(|flavour| Programs { flavour, plain: false });
+    let plain = Programs { flavour: Flavour::NfTables, plain: true };
+    let mut refusals = BTreeMap::new();
+    for programs in all.into_iter().chain([plain]) {
+        for family in Family::BOTH {
+            let program = programs.of(family).1;
+            match run(Call { program, arguments: &["--test"], input: b"*filter\nCOMMIT\n", limit: LIMIT }) {
+                Err(Fault::Missing) => {}
+                // The other family's program says the same, and the plain one is that of a flavour, where there are such.
+                Err(Fault::Failed(words)) => {
+                    let said = words.lines().next().unwrap_or_default().trim_end_matches('.');
+                    refusals.entry(programs.flavour).or_insert_with(|| format!("{program}: {said}"));
+                }
+                // One that waits for another program's lock has got beyond what the kernel may lack.
+                Ok(_) | Err(Fault::Timeout | Fault::System(_)) => return Ok(()),
+            }
+        }
+    }
+    Err(refusals.into_values().collect::<Vec<String>>().join("; "))
 }
 
 /// Returns whether the programs of any flavour and family are installed. Runs none.
