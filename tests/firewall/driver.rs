@@ -347,7 +347,7 @@ fn an_isolated_pod_that_starts_waits_for_what_drops_frames_and_others_do_not() {
         running.kernel.with(|machine| machine.frames_fail = true);
         running.settles(&shop()).await;
         let isolated = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
-        running.until_missing(&isolated, "which drops frames, is not as it must be").await;
+        running.until_missing(&isolated, "which drops frames, is not as it must be: change bridge rules: ").await;
         let mut open = running.announces("shop/db", &["10.244.0.2", "fd00:10:244::2"]).await;
         open.wait_for(Result::is_ok).await.expect("it may start");
         running.until_missing(&isolated, "which drops frames, is not as it must be").await;

@@ -35,6 +35,7 @@
 //! together.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use compact_str::CompactString;
 
@@ -43,7 +44,7 @@ use crate::kernel::nftables::{
     Statement, Verdict,
 };
 use crate::model::{Authority, ObjectName};
-use crate::reconcile::{Growth, Mirror, Moment, Optional, Target};
+use crate::reconcile::{Growth, Mirror, Moment, Optional, Reflection, Target};
 
 use super::link_local;
 use super::rules::RuleSet;
@@ -153,13 +154,45 @@ pub fn add_missing<T: FrameRules>(mirror: &mut Mirror<T>, desired: &Contents, at
     }
 }
 
-/// Notes that say what passes without the tables.
-pub const TAGS_PASS: &str = "frames with two VLAN tags pass between pods without network policies: the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)";
-pub const GROUPS_PASS: &str = "packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies: the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)";
+/// Frames that pass without a table, as a sentence without its end.
+#[derive(Clone, Copy)]
+pub struct Passing {
+    what: &'static str,
+    /// Part of the kernel that may be missing.
+    lacking: &'static str,
+}
 
-/// Returns what passes because the kernel has no such table, if anything would be dropped by one.
-pub fn note<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents, passes: &str) -> Option<String> {
-    (!desired.is_empty() && !mirror.peek().is_used()).then(|| passes.to_owned())
+/// Notes that say what passes without the tables.
+pub const TAGS_PASS: Passing = Passing {
+    what: "frames with two VLAN tags pass between pods without network policies",
+    lacking: "the kernel has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE, module nft_meta_bridge)",
+};
+pub const GROUPS_PASS: Passing = Passing {
+    what: "packets of pods in frames to groups that bridges do not forward reach this host's link-local addresses without network policies",
+    lacking: "the kernel has no nf_tables of the family inet (CONFIG_NF_TABLES_INET)",
+};
+
+impl fmt::Display for Passing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.lacking)
+    }
+}
+
+/// A table that the kernel has refused so many times in a row, half a minute to a minute, holds up no starting pod any more. A kernel
+/// that refuses it for good is then what one is that has none: pods start, and what passes is told.
+const MOST_REFUSALS: u32 = 10;
+
+/// Returns what passes because the kernel has no such table, or refuses it, if anything would be dropped by one.
+pub fn note<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents, passing: Passing) -> Option<String> {
+    if desired.is_empty() {
+        return None;
+    }
+    if !mirror.peek().is_used() {
+        return Some(passing.to_string());
+    }
+    let trouble =
+        mirror.trouble().filter(|_| mirror.failures() >= MOST_REFUSALS && lacking(mirror, desired).is_some())?;
+    Some(format!("{}, of pods that start too: the kernel refuses the table: {}", passing.what, trouble.error))
 }
 
 /// Returns whether a pod may start only when such frames are dropped: they lead past rules that refuse it, or others on its behalf, something.
@@ -167,22 +200,39 @@ pub fn concern(rules: &RuleSet, pod: &ObjectName) -> bool {
     rules.pods.get(pod).is_some_and(|pod| link_local::closes_for(rules, pod))
 }
 
-/// Returns what the kernel lacks of a table, where it has such tables, as a sentence without its end.
+/// Returns what the kernel lacks of a table, where it has such tables and does not refuse this one again and again, as a sentence
+/// without its end.
 ///
 /// # Errors
 /// That sentence.
 pub fn enforced<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Result<(), String> {
-    if desired.is_empty() || !mirror.peek().is_used() {
+    if desired.is_empty() || !mirror.peek().is_used() || mirror.failures() >= MOST_REFUSALS {
         return Ok(());
     }
-    let seen = mirror.seen().ok_or_else(|| "what the kernel drops of frames is not known at the moment".to_owned())?;
+    let Some(lacking) = lacking(mirror, desired) else { return Ok(()) };
+    Err(match mirror.trouble() {
+        Some(trouble) => format!("{lacking}: {}", trouble.error),
+        None => lacking,
+    })
+}
+
+fn lacking<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Option<String> {
+    let Some(seen) = mirror.seen() else {
+        return Some("what the kernel drops of frames is not known at the moment".to_owned());
+    };
     let missing = desired.iter().find(|(object, content)| seen.get(*object) != Some(*content));
-    missing.map_or(Ok(()), |(object, _)| Err(format!("{object}, which drops frames, is not as it must be")))
+    missing.map(|(object, _)| format!("{object}, which drops frames, is not as it must be"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use rustix::io::Errno;
+
     use super::*;
+    use crate::kernel::Error;
+    use crate::reconcile::{Failure, Phase, Step};
 
     #[test]
     fn another_bridge_is_one_element_and_without_bridges_there_is_nothing() {
@@ -193,5 +243,62 @@ mod tests {
         let added: Vec<&Object> = two.keys().filter(|object| !one.contains_key(*object)).collect();
         assert_eq!(added, [&Object::Element(BRIDGES.into(), Key::Link("kube-bridge".into()))]);
         assert!(one.iter().all(|(object, content)| two.get(object) == Some(content)));
+    }
+
+    /// A kernel that refuses to change a table, or takes it.
+    struct Refusing(bool);
+
+    impl Target for Refusing {
+        type Key = Object;
+        type Value = Content;
+        type Error = Error;
+
+        fn name(&self) -> &'static str {
+            NAME
+        }
+
+        fn read(&mut self) -> Result<Contents, Error> {
+            Ok(Contents::new())
+        }
+
+        fn apply(&mut self, _: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
+            let refused = |step| Failure { step, error: Error::errno("change", "table", Errno::PERM) };
+            if self.0 { (0..steps.len()).map(refused).collect() } else { Vec::new() }
+        }
+    }
+
+    impl FrameRules for Refusing {
+        fn is_used(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_table_that_the_kernel_refuses_for_good_holds_pods_up_for_a_minute_at_most_and_is_told() {
+        let (desired, begun) = (frames(&["cni0".into()]).tags, Instant::now());
+        let mut mirror = Mirror::new(Refusing(true));
+        let (mut now, mut waited) = (begun, None);
+        while waited.is_none() {
+            keep(&mut mirror, &desired, Authority::Complete, Moment { now, jitter: 0 });
+            match enforced(&mirror, &desired) {
+                Ok(()) => waited = Some(now - begun),
+                Err(said) => {
+                    assert!(said.contains("which drops frames, is not as it must be: change table: "), "{said}");
+                    assert_eq!(note(&mirror, &desired, TAGS_PASS), None, "it may come yet");
+                }
+            }
+            now = mirror.retry_at().expect("it is tried again");
+            assert!(now - begun < Duration::from_secs(180), "pods would wait for ever");
+        }
+        assert!(waited.is_some_and(|waited| waited > Duration::from_secs(10) && waited <= Duration::from_secs(60)));
+        let said = note(&mirror, &desired, TAGS_PASS).expect("it is told");
+        assert!(
+            said.contains("two VLAN tags") && said.contains("the kernel refuses the table: change table"),
+            "{said}"
+        );
+        // It is tried on, and as soon as the kernel takes it nothing passes.
+        mirror.target().0 = false;
+        keep(&mut mirror, &desired, Authority::Complete, Moment { now, jitter: 0 });
+        assert_eq!((enforced(&mirror, &desired), note(&mirror, &desired, TAGS_PASS)), (Ok(()), None));
     }
 }

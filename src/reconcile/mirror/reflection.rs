@@ -12,6 +12,7 @@ pub trait Reflection {
     fn is_settled(&self) -> bool;
     fn trouble(&self) -> Option<&Trouble>;
     fn retry_at(&self) -> Option<Instant>;
+    fn failures(&self) -> u32;
     fn steps_done(&self) -> u64;
     fn forget(&mut self);
     fn pack(&mut self);
@@ -43,6 +44,11 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     /// Returns when a failed step is due again.
     fn retry_at(&self) -> Option<Instant> {
         self.backoff.retry_at()
+    }
+
+    /// Returns how many tries have failed in a row.
+    fn failures(&self) -> u32 {
+        self.backoff.failures()
     }
 
     /// Returns the number of steps since the start: a restart with everything in place performs none.
