@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::nftables::host_chains::{self, HostTable};
+use sluice::kernel::nftables::host_masquerades::Masqueraded;
 use sluice::kernel::{Name, module};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
@@ -142,4 +144,40 @@ fn a_module_is_present_once_it_is_loaded() {
     assert!(module::is_present(name));
     run(&format!("modprobe --remove {name}"));
     assert!(!module::is_present(name));
+}
+
+/// As on a host without the programs: read and removed over netlink alone.
+#[test]
+fn kube_routers_masquerading_goes_without_programs_of_iptables_and_foreign_rules_stay() {
+    with_each(|flavour, family| {
+        if flavour == Flavour::Legacy {
+            return;
+        }
+        let (pods, _, node) = addresses(family);
+        let wide = if family == Family::V6 { "fd00:10:244::/52" } else { "10.244.0.0/20" };
+        let append =
+            |rule: &str| namespace::shell(&program(flavour, family, &format!(" -t nat -A POSTROUTING {rule}")));
+        let by_ipvs = "-m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ";
+        for range in [String::new(), format!("! -s {pods} ! -d {pods}"), format!("! -s {wide} ! -d {wide}")] {
+            for translation in
+                ["MASQUERADE", "MASQUERADE --random-fully", &format!("SNAT --to-source {node} --random-fully")]
+            {
+                append(&format!("{range} {by_ipvs} -m comment --comment '' -j {translation}"));
+            }
+        }
+        let its = postrouting(flavour, family).len();
+        append("-o lo -j ACCEPT");
+        append(&format!("{by_ipvs} -j MASQUERADE"));
+        append(&format!("{by_ipvs} -m comment --comment mine -j MASQUERADE"));
+        append(&format!("! -s {pods} {by_ipvs} -m comment --comment '' -j MASQUERADE"));
+        append("-m ipvs --vdir REPLY --vmethod MASQ -m comment --comment '' -j MASQUERADE");
+        let foreign = postrouting(flavour, family).split_off(its);
+        let table = HostTable { family, name: "nat" };
+        let removed = host_chains::remove_masquerades(table, "POSTROUTING", |found| {
+            let by_ipvs = found.iter().filter(|one| one.packets == Masqueraded::ByIpvs);
+            Ok(by_ipvs.map(|one| one.handle).collect())
+        });
+        assert_eq!(removed.expect("the kernel can be asked"), its);
+        assert_eq!(postrouting(flavour, family), foreign, "{family}");
+    });
 }

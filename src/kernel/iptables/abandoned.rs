@@ -9,7 +9,8 @@ use super::flavour::{has_program, has_unreadable_tables};
 use super::rule::{SetSides, Side};
 use super::{Families, Flavour, Leftovers, Match, Ownership, Rule, Table, Tables, Verdict, detect};
 use crate::kernel::ipset::{self, Ipset, SetName};
-use crate::kernel::nftables::host_chains::{self, HostTable, Masquerade};
+use crate::kernel::nftables::host_chains::{self, HostTable};
+use crate::kernel::nftables::host_masquerades::{InSet, Masquerade, Masqueraded};
 use crate::kernel::{Error, Name};
 use crate::net::Family;
 use crate::reconcile::{Mirror, Moment, Reflection};
@@ -116,24 +117,21 @@ fn remove_by_netlink(ownership: &Ownership, family: Family) -> Vec<String> {
     failed
 }
 
-/// Removes the rules of `POSTROUTING` by which kube-router's router masqueraded, known by the names of their sets.
+/// Removes the rules of `POSTROUTING` by which kube-router masqueraded: its router's are known by the names of their sets, its proxy's by
+/// their shape.
 fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> {
     const CHAIN: &str = "POSTROUTING";
-    if !matches!(ownership.leftovers, Leftovers::Router | Leftovers::RouterEgress) {
+    if ownership.leftovers == Leftovers::None {
         return Ok(());
     }
     let table = HostTable { family, name: Table::Nat.name() };
     let removed = host_chains::remove_masquerades(table, CHAIN, |found| {
         let mut ipset = Ipset::open()?;
-        let mut is_leftover = |found: &Masquerade| {
-            let asked = found.sets.iter().map(|one| {
-                let side = if one.is_source { Side::Source } else { Side::Destination };
-                let set = ipset.name_of(one.number)?;
-                Some(Match::Set { set, of: SetSides::Address(side), negated: one.negated })
-            });
-            let Some(asked): Option<Vec<Match>> = asked.collect() else { return false };
-            let rule = Rule::new(asked, Verdict::Masquerade { random_ports: false });
-            ownership.leftovers.include(Table::Nat, CHAIN, &rule)
+        let mut is_leftover = |found: &Masquerade| match &found.packets {
+            Masqueraded::ByIpvs => ownership.leftovers == Leftovers::Proxy,
+            Masqueraded::InSets(sets) => {
+                rule_of_sets(sets, &mut ipset).is_some_and(|rule| ownership.leftovers.include(Table::Nat, CHAIN, &rule))
+            }
         };
         Ok(found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect())
     })?;
@@ -141,4 +139,14 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
         info!(%family, rules = removed, "Masquerade rules that kube-router left in iptables are removed");
     }
     Ok(())
+}
+
+/// Returns the rule that masquerades what these look-ups find, with the names of the sets; `None` if the kernel does not tell one.
+fn rule_of_sets(sets: &[InSet], ipset: &mut Ipset) -> Option<Rule> {
+    let asked = sets.iter().map(|one| {
+        let side = if one.is_source { Side::Source } else { Side::Destination };
+        Some(Match::Set { set: ipset.name_of(one.number)?, of: SetSides::Address(side), negated: one.negated })
+    });
+    let asked: Vec<Match> = asked.collect::<Option<_>>()?;
+    Some(Rule::new(asked, Verdict::Masquerade { random_ports: false }))
 }

@@ -7,17 +7,18 @@
 //! Rules go by their numbers, which another rule has once somebody has made the table anew. So what is removed is bound to the generation of nf_tables in which it
 //! was read (`NFTA_GEN_ID`): where anything has changed since, the kernel refuses all of it.
 //!
-//! Of rules that stand in a chain of the host alone, those that look packets up in sets of ipset and masquerade them are read
-//! ([`remove_masquerades`]): their owner knows them by the names of the sets, which the kernel tells by their numbers.
+//! Of rules that stand in a chain of the host alone, those that masquerade what sets of ipset name, or what IPVS sends, are read
+//! ([`remove_masquerades`]): their owner knows the ones by the names of the sets, which the kernel tells by their numbers, and the others by their shape.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
+use super::host_masquerades::{HANDLE, Masquerade, masquerade};
 use super::passages::jumps_to;
 use super::read::Reader;
 use super::wire::{self, HEADER, TABLE, batch, chain, message, rule};
-use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
+use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
@@ -37,37 +38,9 @@ pub struct HostTable<'a> {
     pub name: &'a str,
 }
 
-/// `NFTA_RULE_HANDLE`.
-const HANDLE: u16 = 3;
-/// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`.
-const NAME: u16 = 1;
-const CONTENT: u16 = 2;
-/// `NFTA_MATCH_NAME`, `NFTA_MATCH_REV`, `NFTA_MATCH_INFO`; a target has the same.
-const MATCH_NAME: u16 = 1;
-const MATCH_REVISION: u16 = 2;
-const MATCH_INFO: u16 = 3;
-
 /// The state of nf_tables in which something was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Generation(u32);
-
-/// A rule that masquerades what is in sets of ipset, and nothing else.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Masquerade {
-    /// Its number in the table.
-    pub handle: u64,
-    pub sets: Vec<InSet>,
-}
-
-/// A look-up of one address of a packet in a set of ipset (`struct xt_set_info`, include/uapi/linux/netfilter/xt_set.h).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct InSet {
-    /// The kernel's number of the set.
-    pub number: u16,
-    /// Of the source address; else of the destination.
-    pub is_source: bool,
-    pub negated: bool,
-}
 
 /// Removes the chains of this table whose names are owned, with the jumps to them, in one transaction. Returns their number.
 ///
@@ -104,7 +77,7 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
     Ok(ours.len())
 }
 
-/// Removes rules of a chain that only masquerade what sets of ipset name, in one transaction: those whose numbers `ours` returns. It is asked again
+/// Removes rules of a chain that only masquerade, in one transaction: those whose numbers `ours` returns. It is asked again
 /// where something has changed meanwhile, and not where there are none. Returns how many were removed.
 ///
 /// # Errors
@@ -135,7 +108,7 @@ pub fn remove_masquerades(
     .map_err(failed)?
 }
 
-/// Returns the rules of a chain that only masquerade what sets of ipset name, and when they were read; `None` where there is none.
+/// Returns the rules of a chain that only masquerade, and when they were read; `None` where there is none.
 fn masquerades(
     socket: &mut Socket,
     table: HostTable<'_>,
@@ -190,38 +163,6 @@ fn open() -> Result<Option<Socket>, Error> {
         Err(error) if error.is_unsupported() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Reads a rule; `None` if it asks or does anything else.
-fn masquerade(of_rule: &Attributes<'_>) -> Option<Masquerade> {
-    let (mut sets, mut translates) = (Vec::new(), false);
-    for item in of_rule.get(rule::EXPRESSIONS)?.attributes() {
-        let item = item.attributes();
-        let content = item.get(CONTENT).map_or(Attributes::new(&[]), |content| content.attributes());
-        match item.get(NAME)?.text()? {
-            "counter" => {}
-            "masq" => translates = true,
-            "target" if content.get(MATCH_NAME)?.text()? == "MASQUERADE" => translates = true,
-            "match" if content.get(MATCH_NAME)?.text()? == "set" => sets.push(in_set(&content)?),
-            _ => return None,
-        }
-    }
-    let handle = of_rule.get(HANDLE)?.u64_be()?;
-    (translates && !sets.is_empty()).then_some(Masquerade { handle, sets })
-}
-
-fn in_set(of_match: &Attributes<'_>) -> Option<InSet> {
-    /// `IPSET_INV_MATCH` and `IPSET_DIM_ONE_SRC`.
-    const NEGATED: u8 = 1;
-    const SOURCE: u8 = 2;
-    // Revision 0 is written otherwise, and is older than all that wrote rules of ours.
-    of_match.get(MATCH_REVISION)?.u32_be().filter(|revision| *revision > 0)?;
-    let [first, second, dimensions, flags, ..] = *of_match.get(MATCH_INFO)?.value else { return None };
-    (dimensions == 1 && flags & !(NEGATED | SOURCE) == 0).then_some(InSet {
-        number: u16::from_ne_bytes([first, second]),
-        is_source: flags & SOURCE != 0,
-        negated: flags & NEGATED != 0,
-    })
 }
 
 fn chains(socket: &mut Socket, table: HostTable<'_>) -> Result<Vec<String>, Fault> {

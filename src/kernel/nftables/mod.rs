@@ -9,7 +9,7 @@
 //! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
 //! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`dropping_chains`]
 //! tells which chains of others drop what ours accept, [`forward`]
-//! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing.
+//! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing, and the rules that [`host_masquerades`] reads.
 
 pub mod abandoned;
 mod batch;
@@ -21,6 +21,7 @@ mod encode;
 mod expression;
 pub mod foreign;
 pub mod host_chains;
+pub mod host_masquerades;
 mod notified;
 mod numbers;
 pub mod object;
