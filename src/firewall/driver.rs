@@ -380,7 +380,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     async fn calculate(&mut self, at: Moment) {
-        self.refused_packets.close_idle(at.now);
+        self.refused_packets.release_idle(at.now);
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RoundDurations {

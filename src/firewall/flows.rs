@@ -52,8 +52,21 @@ pub trait Log: Send {
     /// Why they cannot be read, as a sentence without its end.
     fn receive(&mut self, most: usize, each: &mut dyn FnMut(Logged)) -> Result<(), String>;
 
-    /// Returns the number of packets that came too fast and were lost.
+    /// Returns the number of packets that came too fast and were lost, since the group was opened or taken again.
     fn lost(&self) -> u64;
+
+    /// Gives the group back, so that another program can read it, and keeps what taking it again needs: the kernel lets changes of rules
+    /// wait, 12 to 24 ms, while it closes a socket of netfilter.
+    ///
+    /// # Errors
+    /// Why it cannot be given back, as a sentence without its end.
+    fn release(&mut self) -> Result<(), String>;
+
+    /// Takes the group again.
+    ///
+    /// # Errors
+    /// As [`Flows::open_log`].
+    fn acquire(&mut self) -> Result<(), OpenError>;
 }
 
 /// The group to which rules log refused packets: kube-router's.
@@ -105,6 +118,14 @@ impl Log for PacketLog {
 
     fn lost(&self) -> u64 {
         PacketLog::lost(self)
+    }
+
+    fn release(&mut self) -> Result<(), String> {
+        PacketLog::release(self).map_err(|error| error.to_string())
+    }
+
+    fn acquire(&mut self) -> Result<(), OpenError> {
+        PacketLog::acquire(self)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Kernel: netlink subsystem `NFNL_SUBSYS_ULOG` (include/uapi/linux/netfilter/nfnetlink_log.h). A group has one reader in
 //! a network namespace: while another program has it, opening fails. Nothing is logged, and nothing costs anything, while nobody has
-//! it. The group goes back when the socket is closed.
+//! it. The group goes back when the reader gives it back, or when the socket is closed: the kernel lets changes of rules wait while it closes
+//! one of netfilter, so a reader that may come again keeps its socket.
 //!
 //! The kernel collects packets for a moment and sends them together; what the socket cannot hold is lost, and counted by the
 //! sequence numbers of the packets. Payloads are foreign bytes and are read without indexing.
@@ -19,6 +20,7 @@ use super::{Cause, Error};
 /// A reader of one group.
 #[derive(Debug)]
 pub struct PacketLog {
+    group: u16,
     listener: Listener,
     /// Sequence number of the next packet, from the first one on.
     next: Option<u32>,
@@ -73,6 +75,7 @@ mod config {
     pub const FLAGS: u16 = 6;
 }
 const BIND: u8 = 1;
+const UNBIND: u8 = 2;
 const COPY_PACKET: u8 = 2;
 const FLAG_SEQUENCE: u16 = 1;
 
@@ -100,20 +103,63 @@ impl PacketLog {
     /// # Errors
     /// Another program reads the group, or the kernel has no NFLOG.
     pub fn open(group: u16) -> Result<PacketLog, OpenError> {
-        let mut listener = Listener::open(Bus::Netfilter, &[])?;
-        let mut message = Messages::new();
-        let [high, low] = group.to_be_bytes();
+        let mut log = PacketLog { group, listener: Listener::open(Bus::Netfilter, &[])?, next: None, lost: 0 };
+        log.bind()?;
+        Ok(log)
+    }
+
+    /// Takes the group again after it was [given back](Self::release). Packets from before are not passed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn acquire(&mut self) -> Result<(), OpenError> {
+        self.discard();
+        self.bind()
+    }
+
+    /// Gives the group back, and keeps the socket: another program may read the group, and nothing is logged to this one.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the socket failed.
+    pub fn release(&mut self) -> Result<(), Error> {
+        self.discard();
+        let mut message = self.command(UNBIND);
+        let error = |cause| Error::new("give back NFLOG group", self.group.to_string(), cause);
+        let refusals = self.listener.configure(&mut message).map_err(|fault| error(fault.into()))?;
+        refusals.into_iter().next().map_or(Ok(()), |refusal| Err(error(Cause::from(refusal))))
+    }
+
+    fn bind(&mut self) -> Result<(), OpenError> {
         let [m0, m1, m2, m3] = COPIED.to_be_bytes();
-        message.begin(CONFIG, 0).header(&[0, 0, high, low]);
-        message.u8(config::COMMAND, BIND).attribute(config::MODE, &[m0, m1, m2, m3, COPY_PACKET, 0]);
+        let mut message = self.command(BIND);
+        message.attribute(config::MODE, &[m0, m1, m2, m3, COPY_PACKET, 0]);
         message.u32_be(config::TIMEOUT, COLLECTED).u16_be(config::FLAGS, FLAG_SEQUENCE);
-        let error = |cause| OpenError::Kernel(Error::new("read NFLOG group", group.to_string(), cause));
-        let refusals = listener.configure(&mut message).map_err(|fault| error(fault.into()))?;
+        let error = |cause| OpenError::Kernel(Error::new("read NFLOG group", self.group.to_string(), cause));
+        let refusals = self.listener.configure(&mut message).map_err(|fault| error(fault.into()))?;
         match refusals.into_iter().next() {
             // The kernel's word for a group of another socket.
-            Some(refusal) if matches!(refusal.errno, libc::EPERM | libc::EBUSY) => Err(OpenError::Taken(group)),
+            Some(refusal) if matches!(refusal.errno, libc::EPERM | libc::EBUSY) => Err(OpenError::Taken(self.group)),
             Some(refusal) => Err(error(Cause::from(refusal))),
-            None => Ok(PacketLog { listener, next: None, lost: 0 }),
+            None => {
+                (self.next, self.lost) = (None, 0);
+                Ok(())
+            }
+        }
+    }
+
+    fn command(&self, command: u8) -> Messages {
+        let mut message = Messages::new();
+        let [high, low] = self.group.to_be_bytes();
+        message.begin(CONFIG, 0).header(&[0, 0, high, low]).u8(config::COMMAND, command);
+        message
+    }
+
+    /// Empties the socket, as far as it does not fill faster. A failure shows in what is asked of it next.
+    fn discard(&mut self) {
+        for _ in 0..DATAGRAMS {
+            if matches!(self.listener.receive_one(|_| {}), Ok(false)) {
+                break;
+            }
         }
     }
 

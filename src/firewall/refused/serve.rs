@@ -1,12 +1,14 @@
-//! Answers questions for refused packets, and has the kernel's log of them open only while somebody asks.
+//! Answers questions for refused packets, and reads the kernel's log of them only while somebody asks.
 //!
-//! Packets wait in the socket until the next question, which comes twice a second from each that asks.
+//! Packets wait in the socket until the next question, which comes twice a second from each that asks. When nobody asks any more the group goes back, for
+//! other programs and so that nothing is logged in vain, and the socket stays: to close it would hold up changes of rules.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tracing::{info, warn};
 
+use crate::kernel::nflog::OpenError;
 use crate::observe::local::{Answer, Question};
 
 use super::super::explain::{Known, circumstances};
@@ -17,6 +19,8 @@ use super::{Limits, MOST, Recent, named};
 #[derive(Default)]
 pub struct RefusedPackets {
     open: Option<Open>,
+    /// A log that was given back.
+    kept: Option<Box<dyn Log>>,
     recent: Recent,
 }
 
@@ -27,19 +31,26 @@ struct Open {
     limits: Limits,
 }
 
-/// The time after the last question at which the log is closed.
+/// The time after the last question at which the log is given back.
 const IDLE: Duration = Duration::from_secs(5);
 
 impl RefusedPackets {
-    /// Returns when the log is to be closed; `None` while it is not open.
+    /// Returns when the log is to be given back; `None` while it is not read.
     pub fn deadline(&self) -> Option<Instant> {
         self.open.as_ref().map(|open| open.asked + IDLE)
     }
 
-    /// Closes the log if nobody asks any more.
-    pub fn close_idle(&mut self, now: Instant) {
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
-            self.close();
+    /// Gives the log back if nobody asks any more.
+    pub fn release_idle(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        self.recent.clear();
+        let Some(Open { mut log, .. }) = self.open.take() else { return };
+        match log.release() {
+            Ok(()) => self.kept = Some(log),
+            // It is closed then, which gives it back as well.
+            Err(error) => warn!(%error, "Giving back the log of refused packets failed"),
         }
     }
 
@@ -54,7 +65,7 @@ impl RefusedPackets {
             None => None,
         };
         if self.open.is_none() {
-            let log = flows.open_log().map_err(|error| format!("refused packets cannot be read: {error}"))?;
+            let log = self.log(flows).map_err(|error| format!("refused packets cannot be read: {error}"))?;
             info!("Reading refused packets from the kernel's log while somebody asks");
             self.open = Some(Open { log, asked: now, limits: Limits::default() });
         }
@@ -77,6 +88,20 @@ impl RefusedPackets {
         ))
     }
 
+    /// Takes the log again, or opens it.
+    fn log(&mut self, flows: &dyn Flows) -> Result<Box<dyn Log>, OpenError> {
+        let Some(mut log) = self.kept.take() else { return flows.open_log() };
+        match log.acquire() {
+            Ok(()) => Ok(log),
+            Err(OpenError::Taken(group)) => {
+                self.kept = Some(log);
+                Err(OpenError::Taken(group))
+            }
+            // A new socket may do what this one does not.
+            Err(OpenError::Kernel(_)) => flows.open_log(),
+        }
+    }
+
     /// Takes what the kernel has logged. Returns how many packets were lost since the log was opened, because they came too fast.
     fn read(&mut self, known: Known<'_>, now: Instant) -> Result<u64, String> {
         let Some(open) = &mut self.open else { return Ok(0) };
@@ -91,13 +116,9 @@ impl RefusedPackets {
         let lost = open.log.lost();
         if let Err(error) = &read {
             warn!(%error, "Reading refused packets failed");
-            self.close();
+            self.open = None;
+            self.recent.clear();
         }
         read.map(|()| lost)
-    }
-
-    fn close(&mut self) {
-        self.open = None;
-        self.recent.clear();
     }
 }

@@ -17,7 +17,7 @@ use crate::kernel::nflog::OpenError;
 use crate::model::{Host, World};
 use crate::observe::local::{Answer, AnswerFormat, Question};
 
-/// The packets that the kernel logs, and whether its log is open.
+/// The packets that the kernel logs, whether somebody has its group, and how many sockets were opened and closed.
 #[derive(Clone, Default)]
 struct Kernel(Arc<Mutex<State>>);
 
@@ -25,6 +25,8 @@ struct Kernel(Arc<Mutex<State>>);
 struct State {
     packets: VecDeque<Logged>,
     open: usize,
+    opened: usize,
+    closed: usize,
     is_taken: bool,
 }
 
@@ -50,6 +52,7 @@ impl Flows for Kernel {
             return Err(OpenError::Taken(100));
         }
         state.open += 1;
+        state.opened += 1;
         Ok(Box::new(OpenLog(self.clone())))
     }
 }
@@ -65,11 +68,25 @@ impl Log for OpenLog {
     fn lost(&self) -> u64 {
         0
     }
+
+    fn release(&mut self) -> Result<(), String> {
+        self.0.0.lock().unwrap().open -= 1;
+        Ok(())
+    }
+
+    fn acquire(&mut self) -> Result<(), OpenError> {
+        let mut state = self.0.0.lock().unwrap();
+        if state.is_taken {
+            return Err(OpenError::Taken(100));
+        }
+        state.open += 1;
+        Ok(())
+    }
 }
 
 impl Drop for OpenLog {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap().open -= 1;
+        self.0.0.lock().unwrap().closed += 1;
     }
 }
 
@@ -176,7 +193,7 @@ fn a_refused_packet_has_the_names_of_its_pods_and_the_reason() {
 }
 
 #[test]
-fn several_that_ask_share_the_packets_and_the_log_is_closed_when_nobody_asks() {
+fn several_that_ask_share_the_packets_and_the_group_goes_back_when_nobody_asks() {
     let (mut fixture, now) = (Fixture::new(), Instant::now());
     assert!(fixture.packets.deadline().is_none() && !fixture.is_open());
     fixture.got(None, now);
@@ -186,12 +203,36 @@ fn several_that_ask_share_the_packets_and_the_log_is_closed_when_nobody_asks() {
     }
     let [one, other] = [0, 1].map(|since| fixture.got(Some(since), now)["packets"].as_array().unwrap().len());
     assert_eq!((one, other), (3, 2));
-    fixture.packets.close_idle(now + Duration::from_secs(4));
+    fixture.packets.release_idle(now + Duration::from_secs(4));
     assert!(fixture.is_open());
-    fixture.packets.close_idle(now + Duration::from_secs(5));
+    fixture.packets.release_idle(now + Duration::from_secs(5));
     assert!(!fixture.is_open() && fixture.packets.deadline().is_none());
     assert_eq!(fixture.got(Some(3), now)["next"], json!(3), "numbers go on");
     assert_eq!(fixture.got(Some(99), now)["packets"], json!([]), "a number of an earlier run");
+}
+
+/// The kernel lets changes of rules wait while it closes a socket of netfilter.
+#[test]
+fn the_socket_stays_when_nobody_asks_and_reads_again_unless_another_program_does() {
+    let (mut fixture, now) = (Fixture::new(), Instant::now());
+    let sockets = |fixture: &Fixture| {
+        let state = fixture.kernel.0.lock().unwrap();
+        (state.opened, state.closed)
+    };
+    for round in 0..3 {
+        let now = now + Duration::from_secs(60) * round;
+        fixture.got(None, now);
+        assert!(fixture.is_open());
+        fixture.packets.release_idle(now + Duration::from_secs(5));
+        assert!(!fixture.is_open() && fixture.packets.deadline().is_none());
+    }
+    assert_eq!(sockets(&fixture), (1, 0));
+    fixture.kernel.0.lock().unwrap().is_taken = true;
+    assert!(fixture.asked(None, now).is_err_and(|said| said.contains("another program reads NFLOG group 100")));
+    fixture.kernel.0.lock().unwrap().is_taken = false;
+    fixture.log(tcp("10.244.1.8", "10.244.1.7", 80));
+    assert_eq!(fixture.got(Some(0), now)["packets"].as_array().unwrap().len(), 1);
+    assert_eq!(sockets(&fixture), (1, 0));
 }
 
 #[test]

@@ -89,3 +89,25 @@ fn a_group_has_one_reader_and_is_free_when_that_one_is_gone() {
         again.expect("the group is free again");
     });
 }
+
+#[test]
+fn a_group_that_was_given_back_is_free_and_is_read_again_by_the_same_socket() {
+    with_each(false, |machine| {
+        machine.put_policy("in", ingress(app("web"), &[]));
+        machine.settle();
+        let mut log = PacketLog::open(GROUP).expect("nobody else reads the group");
+        let is_for = |port: u16| move |packet: &Logged| matches!(packet.transport, Transport::Ports { destination, .. } if destination == port);
+        assert!(!machine.places.reaches(Family::V4, ("db", "web"), Protocol::Tcp, 80));
+        log.release().expect("the kernel takes the group back");
+        let mut other = PacketLog::open(GROUP).expect("the group is free");
+        assert!(matches!(log.acquire(), Err(OpenError::Taken(GROUP))));
+        assert!(!machine.places.reaches(Family::V4, ("db", "web"), Protocol::Tcp, 81));
+        until_logged(&mut other, "the other reader has it", is_for(81));
+        other.release().expect("the kernel takes the group back");
+        log.acquire().expect("the group is free");
+        assert!(!machine.places.reaches(Family::V4, ("db", "web"), Protocol::Tcp, 82));
+        until_logged(&mut log, "the first reader has it again", is_for(82));
+        log.receive(1000, |packet| assert!(!is_for(80)(&packet), "from before: {packet:?}"))
+            .expect("the log can be read");
+    });
+}
