@@ -74,7 +74,8 @@ pub fn with_each_flavour(default_deny: bool, test: impl Fn(&mut Machine, Flavour
         .for_each(|flavour| with(Filter::Iptables(flavour), default_deny, |machine| test(machine, flavour)));
 }
 
-fn with(filter: Filter, default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) {
+/// A machine with this packet filter.
+pub fn with(filter: Filter, default_deny: bool, test: impl Fn(&mut Machine) + Send + Sync) {
     in_new(|| {
         own_run();
         test(&mut Machine::new(filter, places(), default_deny));

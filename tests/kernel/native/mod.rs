@@ -13,6 +13,7 @@ mod firewall_host_endpoints;
 pub mod firewall_link_local;
 pub mod firewall_multicast;
 mod first_packet;
+mod firewall_table_failures;
 mod firewall_refused;
 pub mod frame;
 mod hairpin_ports;
