@@ -8,7 +8,7 @@ mod hairpin;
 mod target;
 
 pub use groups::{GroupLearning, NoGroupLearning, OfBridges};
-pub use hairpin::{Hairpin, HairpinPorts};
+pub use hairpin::{Hairpin, HairpinPorts, tells_of_port_without_hairpin};
 pub use target::Bridges;
 
 /// The bridge.

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::address;
+use super::bridge;
 use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
 use super::route::{self, Protocol, RouteNotification, TABLE_LOCAL, TABLE_MAIN};
@@ -44,7 +45,7 @@ pub struct Changes {
     /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
     /// pods; devices, their carriers and addresses.
     pub ways: u64,
-    /// Bridges and ports: a device came to or left another one that it is a port of, or a bridge, or a device with such ports, came, went or has
+    /// Bridges and ports: a device came to or left another one that it is a port of, a bridge has told of a port without hairpin mode, or a bridge, or a device with such ports, came, went or has
     /// another name.
     pub ports: u64,
 }
@@ -218,6 +219,10 @@ impl View {
     fn note(&mut self, answer: &Answer<'_>, changes: &mut Changes) {
         if let Some(device) = link::device(answer) {
             return self.note_device(device, answer.kind == DELETE_LINK, changes);
+        }
+        if bridge::tells_of_port_without_hairpin(answer) {
+            changes.ports += 1;
+            return;
         }
         if let Some((index, address, _)) = address::address(answer) {
             if self.is_ours(index) {

@@ -131,7 +131,7 @@ kinds! {
         links: Links after Ours,
         addresses: Addresses after Ours,
         settings: Settings,
-        hairpin_ports: HairpinPorts after Ports,
+        hairpin_ports: HairpinPorts,
         sets: Sets,
         rules: Rules after Rules,
         elements: Elements in BlockMap,
@@ -171,6 +171,11 @@ pub struct ProxyRound {
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>, excluded: Vec<IpNet>) -> Mirrors<K> {
         Mirrors { excluded, ..Mirrors::of(targets) }
+    }
+
+    /// Reads the ports of bridges again: one that has come is no damage, and lacks what it has not been given yet.
+    pub fn look_at_ports(&mut self) {
+        self.hairpin_ports.forget();
     }
 
     /// Marks desired objects as changed.

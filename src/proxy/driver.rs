@@ -143,6 +143,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     type News = News;
     type Round = ProxyRound;
 
+    const NOTICES: &'static [Notice] = &[Notice::Ports];
+
     const CLOSE_LOOKS: usize = 3;
 
     fn mirrors(&mut self) -> &mut Mirrors<K> {
@@ -250,8 +252,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn disturbed(&mut self, notice: Notice) {
-        if notice == Notice::Rules {
-            self.mirrors.look_for_host_chains();
+        match notice {
+            Notice::Rules => self.mirrors.look_for_host_chains(),
+            Notice::Ports => self.mirrors.look_at_ports(),
+            Notice::Ours | Notice::Routes | Notice::Ways => {}
         }
     }
 

@@ -3,8 +3,8 @@
 //! A pod that is sent to itself through its Service needs that: the packet comes back to the bridge, and the bridge drops what would leave by
 //! the port it entered by. The option of a port is `hairpin`, which a CNI plugin of type `bridge` sets where its file says `hairpinMode`.
 //!
-//! Ours: the option of those ports of some bridges that are pods' (`veth`). A bridge may have a port to the network outside, which must not get its own
-//! frames back. It is never reset: nobody knows its former value, and it is the port's, which goes with the pod.
+//! Ours: the option of those ports of some bridges that are pods': a `veth` whose other end is in another network namespace. A bridge may have a port to the network outside, be it by way of
+//! another bridge of the host, which must not get its own frames back. It is never reset: nobody knows its former value, and it is the port's, which goes with the pod.
 //!
 //! Kernel: rtnetlink `RTM_NEWLINK` with `IFLA_INFO_SLAVE_DATA` (include/uapi/linux/if_link.h, `IFLA_BRPORT_MODE`).
 
@@ -44,6 +44,13 @@ const BRIDGE: &str = "bridge";
 const PAIR: &str = "veth";
 /// `IFLA_BRPORT_MODE`.
 const MODE: u16 = 4;
+/// `IFLA_LINK_NETNSID`, which a device has whose other end is in another network namespace.
+const OTHER_NAMESPACE: u16 = 37;
+/// `IFLA_PROTINFO`: in messages of the family `AF_BRIDGE`, the options of a port.
+const PORT_OPTIONS: u16 = 12;
+const AF_BRIDGE: u8 = 7;
+/// The answers of the kernel where a port has gone, and where it is no port of a bridge any more.
+const GONE: [i32; 2] = [libc::ENODEV, libc::EOPNOTSUPP];
 
 impl HairpinPorts {
     /// Opens a socket in the network namespace of the calling thread, for the ports of these bridges.
@@ -68,8 +75,9 @@ impl HairpinPorts {
         Ok(bridges.collect())
     }
 
-    /// Sets the option of these ports. One that has gone meanwhile needs it no more.
+    /// Sets the option of these ports, and returns the first error. One that has gone meanwhile needs it no more.
     fn set(&mut self, ports: &[LinkName]) -> Result<(), Error> {
+        let mut first = Ok(());
         for port in ports {
             let mut message = Messages::new();
             // ip link set NAME type bridge_slave hairpin on
@@ -81,13 +89,14 @@ impl HairpinPorts {
             };
             match refusal {
                 None => {}
-                Some(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => {}
+                Some(Fault::Refused(refusal)) if GONE.contains(&refusal.errno) => {}
                 Some(fault) => {
-                    return Err(Error::new("set hairpin mode of bridge port", port.to_string(), fault.into()));
+                    let error = Error::new("set hairpin mode of bridge port", port.to_string(), fault.into());
+                    first = first.and(Err(error));
                 }
             }
         }
-        Ok(())
+        first
     }
 }
 
@@ -129,8 +138,16 @@ fn port(answer: &Answer<'_>) -> Option<Port> {
         (info.get(INFO_SLAVE_KIND)?.text() == Some(BRIDGE)).then_some(())?;
         info.get(INFO_SLAVE_DATA)?.attributes().get(MODE)?.u8()
     });
-    let lacks = mode == Some(0) && matches!(&device.kind, LinkKind::Other(kind) if kind == PAIR);
+    let is_pair = matches!(&device.kind, LinkKind::Other(kind) if kind == PAIR);
+    let lacks = mode == Some(0) && is_pair && attributes.get(OTHER_NAMESPACE).is_some();
     Some(Port { device, lacks })
+}
+
+/// Returns whether a bridge tells of a port that it has no hairpin mode: it was made so, or somebody switched it off.
+pub fn tells_of_port_without_hairpin(answer: &Answer<'_>) -> bool {
+    let is_of_bridge = answer.header::<HEADER>().is_some_and(|[family, ..]| *family == AF_BRIDGE);
+    let mode = || answer.attributes(HEADER).get(PORT_OPTIONS)?.attributes().get(MODE)?.u8();
+    answer.kind == NEW_LINK && is_of_bridge && mode() == Some(0)
 }
 
 #[cfg(test)]
@@ -141,7 +158,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = port(&Answer { kind: 16, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            let answer = Answer { kind: 16, flags: 0, sequence: 0, port: 0, payload: &bytes };
+            let _ = (port(&answer), tells_of_port_without_hairpin(&answer));
         }
     }
 }

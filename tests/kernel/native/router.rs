@@ -215,7 +215,8 @@ impl Cluster {
         ];
         thread::sleep(Duration::from_millis(200));
         what(self);
-        thread::sleep(Duration::from_millis(300));
+        // More packets than may be under way at the end.
+        thread::sleep(Duration::from_secs(1));
         for ping in streams {
             run(&format!("kill -INT {}", ping.id()));
             let said = ping.wait_with_output().expect("ping has ended").stdout;
