@@ -198,6 +198,11 @@ fn packets_get_no_mark_from_the_last_known_state_that_others_have_in_the_kernel(
 }
 
 #[test]
+fn a_rule_of_routing_that_stays_concerns_no_service_with_nat() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).rules_of_routing_concern_nobody_without_a_tunnel(backend));
+}
+
+#[test]
 fn a_service_that_goes_costs_the_same_among_few_and_among_many() {
     for tunnel_mode in [false, true] {
         let [few, many] = [200, 6_000].map(|count| cost::of_a_service_that_goes(count, tunnel_mode));

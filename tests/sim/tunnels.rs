@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use sluice::config::ProxyConfig;
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
+use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
     ServicePort, ServiceType, World,
 };
 use sluice::net::{Family, Protocol};
 use sluice::proxy::marks::marks_of;
+use sluice::proxy::names::EMPTY_TABLE;
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
@@ -153,6 +155,17 @@ impl Walk {
         let [older, younger] = [OLDER, YOUNGER].map(|it| packet::mark(&self.kernel.state(), it.key()));
         assert_eq!(younger, given);
         assert_ne!(older, given, "packets go to endpoints of another Service");
+    }
+
+    /// A rule of routing that kube-router left stays while not everything is known.
+    pub fn rules_of_routing_concern_nobody_without_a_tunnel(&mut self, backend: &str) {
+        self.configure(backend);
+        let rule = PolicyRule { family: Family::V4, place: EMPTY_TABLE, packets: Packets::All };
+        self.kernel.with(|machine| machine.state.policy_rules.insert(rule, ()));
+        self.start_from(known(Authority::Partial, &world(&self.world, [Some(Nat), None])));
+        self.settle();
+        assert!(self.kernel.state().policy_rules.contains_key(&rule));
+        assert_eq!(self.agent.mirrors.unsettled_virtuals(self.agent.plan.desired()), Some(Vec::new()));
     }
 
     fn configure(&mut self, backend: &str) {

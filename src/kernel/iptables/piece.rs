@@ -34,10 +34,17 @@ pub enum Piece {
 pub struct Rules(pub Vec<Rule>);
 
 impl Rules {
-    /// Returns the growing half of a change to `want`. A chain whose rules mark packets and do nothing else keeps the marks of packets that the
-    /// new one does not name, unless it gives these marks to others: they may be those of a Service that is not known yet.
+    /// Returns the growing half of a change to `want`. A chain whose rules mark packets by their destinations, after one mark for all, keeps the marks of
+    /// packets that the new one does not name, unless it gives these marks to others: they may be those of a Service that is not known yet.
     pub fn grown(&self, want: &Rules) -> Rules {
-        let is_marking = |rules: &Rules| rules.0.iter().all(|rule| matches!(rule.verdict(), Some(Verdict::SetMark(_))));
+        let marks = |rule: &Rule| matches!(rule.verdict(), Some(Verdict::SetMark(_)));
+        let is_to = |rule: &Rule| rule.matches().iter().any(|one| matches!(one, Match::Destination { .. }));
+        let is_marking = |rules: &Rules| match rules.0.split_first() {
+            Some((of_all, of_some)) => {
+                marks(of_all) && of_all.matches().is_empty() && of_some.iter().all(|rule| marks(rule) && is_to(rule))
+            }
+            None => false,
+        };
         let wanted: BTreeMap<&[Match], &Rule> = want.0.iter().map(|rule| (rule.matches(), rule)).collect();
         let is_named = |rule: &&Rule| wanted.contains_key(rule.matches());
         if !is_marking(self) || !is_marking(want) || self.0.iter().all(|rule| is_named(&rule)) {
@@ -120,5 +127,13 @@ mod tests {
         }
         let others = Rules(vec![Rule::new([], Verdict::Accept)]);
         assert_eq!((marking(&[]).grown(&others), others.grown(&marking(&[]))), (others.clone(), marking(&[])));
+        // Chains of others, whose rules mark too.
+        let from = |host: u8| Match::Source { range: Family::host_prefix([203, 0, 113, host].into()), negated: false };
+        let mark = |host, value| Rule::new([from(host)], Verdict::SetMark(Mark { value, mask: u32::MAX }));
+        for have in [vec![mark(1, 1), mark(2, 2)], vec![mark(1, 1)], Vec::new()] {
+            let want = Rules(vec![mark(3, 3)]);
+            assert_eq!(Rules(have).grown(&want), want);
+        }
+        assert_eq!(marking(&[(1, 11)]).grown(&Rules(Vec::new())), Rules(Vec::new()));
     }
 }

@@ -122,7 +122,7 @@ impl<K: Kernel> Mirrors<K> {
         let set = Set::AllowedSources;
         note(sources.any(|entry| has_element(desired, set, &entry) && !marks.has(set, &entry)), Lack::Sources);
         let elements_are_in_doubt = self.elements.is_in_doubt() || self.table.is_in_doubt();
-        let is_doubtful = self.policy_rules.is_in_doubt()
+        let is_doubtful = (is_tunnelled && self.policy_rules.is_in_doubt())
             || self.routes.is_in_doubt()
             || elements_are_in_doubt
             || self.rules.is_in_doubt();
@@ -161,7 +161,9 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the virtual services that may differ from what is desired, and those whose address may, by address, protocol and port; `None` if any may.
     pub fn unsettled_virtuals(&self, desired: &Desired) -> Option<Vec<ServiceKey>> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        if !marks.are_settled() || !self.rules.is_settled() || !self.policy_rules.is_settled() {
+        // Those that kube-router left may stay for long, and concern nobody who is served with NAT.
+        let is_marked = desired.marks.is_empty() || self.policy_rules.is_settled();
+        if !marks.are_settled() || !self.rules.is_settled() || !is_marked {
             return None;
         }
         let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);
