@@ -33,8 +33,8 @@ use crate::bgp;
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
-use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION, Variant};
-use crate::firewall::driver::StartingPod;
+use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::firewall::starting::StartingPod;
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;
@@ -44,11 +44,8 @@ use crate::k8s::outage::Outages;
 use crate::k8s::{Message, Wanted, manifests, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
-use crate::kernel::ipset::Ipset;
-use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
-use crate::kernel::nftables::probe;
 use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
@@ -56,7 +53,7 @@ use crate::observe::http::{self, Site};
 use crate::observe::local::{self, Answerers};
 use crate::observe::metrics::Registry;
 use crate::pod_tunnels::places::Announced;
-use crate::proxy::names::DEVICE;
+use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
@@ -68,6 +65,7 @@ use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
 
+mod packet_filter;
 mod pod_tunnels;
 mod subsystems;
 
@@ -94,29 +92,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(serve(config))
 }
 
-/// Decides which packet filter the subsystems use on this host.
-fn decided(config: Config) -> anyhow::Result<Config> {
-    let nftables = || probe().map_err(|missing| missing.to_string());
-    let variant = || {
-        iptables::used().map(|flavour| match flavour {
-            Flavour::NfTables => Variant::NfTables,
-            Flavour::Legacy => Variant::Legacy,
-        })
-    };
-    let iptables = || {
-        iptables::try_any()?;
-        match Ipset::open().and_then(|mut sets| sets.names()) {
-            Err(error) if error.is_unsupported() => Err(format!("ipset: {error}")),
-            _ => Ok(()),
-        }
-    };
-    let backend = config.netfilter.backend(nftables, variant, iptables).map_err(anyhow::Error::msg)?;
-    info!(?backend, "Packet filter chosen");
-    Ok(config.decided(backend))
-}
-
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let config = decided(config)?;
+    let config = packet_filter::decided(config)?;
     let facts = facts(&config, Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
@@ -320,7 +297,8 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
 fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Receiver<Changes>), Error> {
     let (pod_ranges, prefixes) = watch::channel(Prefixes::default());
     let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec()).unwrap_or_default();
-    let watched = Watched { ours: vec![LinkName(DEVICE.into())], routes, prefixes: Some(prefixes) };
+    let bridges = config.proxy.as_ref().map(|_| vec![LinkName(BRIDGE.into())]).unwrap_or_default();
+    let watched = Watched { ours: vec![LinkName(DEVICE.into())], routes, bridges, prefixes: Some(prefixes) };
     Ok((pod_ranges, monitor::start(watched)?))
 }
 

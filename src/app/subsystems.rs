@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
-use crate::firewall::driver::{self, StartingPod};
+use crate::firewall::driver;
+use crate::firewall::starting::StartingPod;
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::allocation::Api;
 use crate::k8s::client::{self, Access};

@@ -104,6 +104,9 @@ pub trait Backend {
     /// policies allow, and what no rule of ours can see in this kernel. Asks the kernel, at most every few seconds.
     fn notes(&mut self) -> Vec<String>;
 
+    /// Returns whether pods start although a table of frames that should drop something for them is refused: one of the notes says what.
+    fn gives_frames_up(&self) -> bool;
+
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;
 

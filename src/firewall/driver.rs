@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::model::{Authority, ObjectName, PodUid, World};
+use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Note;
 use crate::observe::local::{Answer, Question};
@@ -26,7 +26,7 @@ use super::flows::Flows;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 use super::refused::serve::RefusedPackets;
-use super::starting::{self, Places};
+use super::starting::{self, Places, StartingPod};
 use super::{established, explain};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
@@ -50,20 +50,6 @@ pub const DROPS: &str = "/policy/drops";
 /// Connections are judged for so long between two turns of the loop.
 const JUDGED_AT_A_TIME: Duration = Duration::from_millis(1);
 
-/// A pod of this node that starts when its rules are in force.
-#[derive(Debug)]
-pub struct StartingPod {
-    pub name: ObjectName,
-    /// Which of the pods that have this name one after the other; `None` where the runtime does not tell.
-    pub uid: Option<PodUid>,
-    /// The addresses that it has got.
-    pub addresses: Box<[IpAddr]>,
-    /// It is asked about again (CHECK): nothing about it is new.
-    pub runs: bool,
-    /// Receives whether it may start: until then what is missing. Nobody waits any more where the receiver is gone.
-    pub outcome: watch::Sender<Result<(), String>>,
-}
-
 /// Events of the firewall besides changes of the World and of the kernel.
 pub enum News {
     Asked(Question),
@@ -82,6 +68,8 @@ pub struct Driver<B: Backend> {
     established: Established,
     told_refused: BTreeSet<String>,
     told_unclosed: PerFamily<bool>,
+    /// Pods start although frames that lead past their policies pass.
+    told_given_up: bool,
     /// Default deny is in force, or will be once the kernel takes the rules, though pods are not known yet.
     closed_first: bool,
     /// Pods that wait for their rules.
@@ -101,6 +89,7 @@ impl<B: Backend> Driver<B> {
             established: Established::default(),
             told_refused: BTreeSet::new(),
             told_unclosed: PerFamily::default(),
+            told_given_up: false,
             closed_first: false,
             starting: Vec::new(),
             announced: BTreeSet::new(),
@@ -243,6 +232,20 @@ impl<B: Backend> Driver<B> {
             deleted: question.about.get("delete").is_some_and(|word| word == "true"),
             flows: self.context.flows.clone(),
         })
+    }
+
+    /// Says when starting pods are no longer held up for a table of frames that the kernel refuses, and when it has taken the table.
+    fn tell_of_frames(&mut self) {
+        let is_given_up = self.backend.gives_frames_up();
+        if std::mem::replace(&mut self.told_given_up, is_given_up) == is_given_up {
+            return;
+        }
+        if is_given_up {
+            warn!("The kernel goes on refusing a table that drops frames; pods start without it, see /readyz");
+        } else {
+            info!("Frames that lead past policies are dropped again");
+        }
+        self.context.note.set(self.backend.notes());
     }
 
     /// Logs once for each family that default deny has no effect, because no pod CIDR is known.
@@ -463,6 +466,7 @@ impl<B: Backend> Subsystem for Driver<B> {
     }
 
     fn publish(&mut self, standing: &Standing) -> bool {
+        self.tell_of_frames();
         if !self.starting.is_empty() {
             self.answer_starting(standing.authority);
         }

@@ -45,7 +45,7 @@ pub struct Changes {
     /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
     /// pods; devices, their carriers and addresses.
     pub ways: u64,
-    /// Bridges and ports: a device came to or left another one that it is a port of, a bridge has told of a port without hairpin mode, or a bridge, or a device with such ports, came, went or has
+    /// Bridges and ports: a device came to or left another one that it is a port of, a watched bridge has told of a port without hairpin mode, or a bridge, or a device with such ports, came, went or has
     /// another name.
     pub ports: u64,
 }
@@ -84,6 +84,8 @@ pub struct Watched {
     /// Devices that are watched in detail.
     pub ours: Vec<LinkName>,
     pub routes: Vec<Protocol>,
+    /// Bridges whose ports are to have hairpin mode.
+    pub bridges: Vec<LinkName>,
     /// Prefixes within which all routes of the main table are watched, whoever made them.
     pub prefixes: Option<watch::Receiver<Prefixes>>,
 }
@@ -220,8 +222,11 @@ impl View {
         if let Some(device) = link::device(answer) {
             return self.note_device(device, answer.kind == DELETE_LINK, changes);
         }
-        if bridge::tells_of_port_without_hairpin(answer) {
-            changes.ports += 1;
+        if let Some(master) = bridge::tells_of_port_without_hairpin(answer) {
+            // Ports of other bridges never have it, and tell of each change of their link.
+            let is_watched =
+                self.devices.get(&master).is_some_and(|bridge| self.watched.bridges.contains(&bridge.name));
+            changes.ports += u64::from(is_watched);
             return;
         }
         if let Some((index, address, _)) = address::address(answer) {

@@ -24,9 +24,9 @@ use super::apply::{Connected, Kernel, Owned, Targets};
 use super::host_input::COMMENTS;
 use super::marks::{is_rule_of_ours, services};
 use super::names::{
-    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set, TABLE,
+    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set,
+    TABLE,
 };
-use super::settings::BRIDGE;
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {

@@ -13,6 +13,9 @@ use crate::kernel::nftables::{Key, Name, Object};
 use crate::kernel::rule::Place;
 use crate::net::{Family, PerFamily};
 
+/// The bridge that kube-router's CNI configuration creates.
+pub const BRIDGE: &str = "kube-bridge";
+
 /// The dummy device of the local routes to service addresses.
 pub const DEVICE: &str = "kube-dummy-if";
 

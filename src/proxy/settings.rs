@@ -24,10 +24,7 @@ use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
-use super::names::DEVICE;
-
-/// The bridge that kube-router's CNI configuration creates.
-pub(super) const BRIDGE: &str = "kube-bridge";
+use super::names::{BRIDGE, DEVICE};
 
 /// The first kernel version that handles reused ports by itself: 5.9.
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);

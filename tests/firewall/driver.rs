@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::{FirewallConfig, ServiceRanges};
-use sluice::firewall::driver::{DIFF, Driver, FirewallContext, StartingPod};
+use sluice::firewall::driver::{DIFF, Driver, FirewallContext};
 use sluice::firewall::established::ENDED;
 use sluice::firewall::flows::{Flows, Log as PacketLog};
 use sluice::firewall::iptables::Iptables;
@@ -18,6 +18,7 @@ use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::plan::Plan;
+use sluice::firewall::starting::StartingPod;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Connection, ConnectionFilter, TrackedConnection, Transport};

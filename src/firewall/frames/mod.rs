@@ -190,8 +190,7 @@ pub fn note<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents, passing: Pass
     if !mirror.peek().is_used() {
         return Some(passing.to_string());
     }
-    let trouble =
-        mirror.trouble().filter(|_| mirror.failures() >= MOST_REFUSALS && lacking(mirror, desired).is_some())?;
+    let trouble = mirror.trouble().filter(|_| is_given_up(mirror, desired))?;
     Some(format!("{}, of pods that start too: the kernel refuses the table: {}", passing.what, trouble.error))
 }
 
@@ -206,7 +205,7 @@ pub fn concern(rules: &RuleSet, pod: &ObjectName) -> bool {
 /// # Errors
 /// That sentence.
 pub fn enforced<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Result<(), String> {
-    if desired.is_empty() || !mirror.peek().is_used() || mirror.failures() >= MOST_REFUSALS {
+    if desired.is_empty() || !mirror.peek().is_used() || is_given_up(mirror, desired) {
         return Ok(());
     }
     let Some(lacking) = lacking(mirror, desired) else { return Ok(()) };
@@ -214,6 +213,13 @@ pub fn enforced<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Result
         Some(trouble) => format!("{lacking}: {}", trouble.error),
         None => lacking,
     })
+}
+
+/// Returns whether starting pods are not held up although the kernel lacks something of the table, because it refuses it again and again. What
+/// cannot be read may be there or not, and is not given up.
+pub fn is_given_up<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> bool {
+    let is_refused = mirror.failures() >= MOST_REFUSALS && mirror.seen().is_some();
+    is_refused && !desired.is_empty() && mirror.peek().is_used() && lacking(mirror, desired).is_some()
 }
 
 fn lacking<T: FrameRules>(mirror: &Mirror<T>, desired: &Contents) -> Option<String> {

@@ -178,6 +178,12 @@ impl<K: Kernel> Mirrors<K> {
         notes
     }
 
+    /// Returns whether pods start although a table of frames is refused.
+    pub fn gives_frames_up(&self, desired: &Desired) -> bool {
+        frames::is_given_up(&self.frames, &desired.frames.tags)
+            || frames::is_given_up(&self.groups, &desired.frames.groups)
+    }
+
     /// Returns what the kernel lacks of what drops frames that no rule sees, as a sentence without its end.
     ///
     /// # Errors

@@ -164,6 +164,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         self.mirrors.notes(self.lowering.desired())
     }
 
+    fn gives_frames_up(&self) -> bool {
+        self.mirrors.gives_frames_up(self.lowering.desired())
+    }
+
     fn holds_newer_state(&self) -> bool {
         self.mirrors.leaves_memory()
     }

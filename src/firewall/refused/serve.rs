@@ -97,8 +97,11 @@ impl RefusedPackets {
                 self.kept = Some(log);
                 Err(OpenError::Taken(group))
             }
-            // A new socket may do what this one does not.
-            Err(OpenError::Kernel(_)) => flows.open_log(),
+            // A new socket may do what this one does not, which may have taken the group all the same.
+            Err(OpenError::Kernel(_)) => {
+                drop(log);
+                flows.open_log()
+            }
         }
     }
 

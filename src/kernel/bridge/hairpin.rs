@@ -44,6 +44,8 @@ const BRIDGE: &str = "bridge";
 const PAIR: &str = "veth";
 /// `IFLA_BRPORT_MODE`.
 const MODE: u16 = 4;
+/// `IFLA_MASTER`.
+const MASTER: u16 = 10;
 /// `IFLA_LINK_NETNSID`, which a device has whose other end is in another network namespace.
 const OTHER_NAMESPACE: u16 = 37;
 /// `IFLA_PROTINFO`: in messages of the family `AF_BRIDGE`, the options of a port.
@@ -143,11 +145,12 @@ fn port(answer: &Answer<'_>) -> Option<Port> {
     Some(Port { device, lacks })
 }
 
-/// Returns whether a bridge tells of a port that it has no hairpin mode: it was made so, or somebody switched it off.
-pub fn tells_of_port_without_hairpin(answer: &Answer<'_>) -> bool {
-    let is_of_bridge = answer.header::<HEADER>().is_some_and(|[family, ..]| *family == AF_BRIDGE);
-    let mode = || answer.attributes(HEADER).get(PORT_OPTIONS)?.attributes().get(MODE)?.u8();
-    answer.kind == NEW_LINK && is_of_bridge && mode() == Some(0)
+/// Returns the index of the bridge that tells of a port that it has no hairpin mode: it was made so, or somebody switched it off.
+pub fn tells_of_port_without_hairpin(answer: &Answer<'_>) -> Option<u32> {
+    let [family, ..] = answer.header::<HEADER>().filter(|_| answer.kind == NEW_LINK)?;
+    let attributes = answer.attributes(HEADER);
+    let mode = attributes.get(PORT_OPTIONS)?.attributes().get(MODE)?.u8()?;
+    attributes.get(MASTER)?.u32().filter(|_| *family == AF_BRIDGE && mode == 0)
 }
 
 #[cfg(test)]

@@ -126,11 +126,13 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
     }
     let table = HostTable { family, name: Table::Nat.name() };
     let removed = host_chains::remove_masquerades(table, CHAIN, |found| {
-        let mut ipset = Ipset::open()?;
+        let have_sets = found.iter().any(|one| matches!(one.packets, Masqueraded::InSets(_)));
+        let mut ipset = have_sets.then(Ipset::open).transpose()?;
         let mut is_leftover = |found: &Masquerade| match &found.packets {
             Masqueraded::ByIpvs => ownership.leftovers == Leftovers::Proxy,
             Masqueraded::InSets(sets) => {
-                rule_of_sets(sets, &mut ipset).is_some_and(|rule| ownership.leftovers.include(Table::Nat, CHAIN, &rule))
+                let rule = ipset.as_mut().and_then(|ipset| rule_of_sets(sets, ipset));
+                rule.is_some_and(|rule| ownership.leftovers.include(Table::Nat, CHAIN, &rule))
             }
         };
         Ok(found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect())

@@ -108,7 +108,8 @@ pub fn try_any() -> Result<(), String> {
     for programs in all.into_iter().chain([plain]) {
         for family in Family::BOTH {
             let program = programs.of(family).1;
-            match run(Call { program, arguments: &["--test"], input: b"*filter\nCOMMIT\n", limit: LIMIT }) {
+            match run(Call { program, arguments: &["--test", "--noflush"], input: b"*filter\nCOMMIT\n", limit: LIMIT })
+            {
                 Err(Fault::Missing) => {}
                 // The other family's program says the same, and the plain one is that of a flavour, where there are such.
                 Err(Fault::Failed(words)) => {

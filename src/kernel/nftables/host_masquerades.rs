@@ -69,7 +69,8 @@ pub struct InSet {
 struct Reading<'a> {
     sets: Vec<InSet>,
     by_ipvs: bool,
-    empty_comment: bool,
+    /// Whether the comment is empty, where there is one.
+    empty_comment: Option<bool>,
     /// Values in registers, which only the translation to a given address needs.
     loads: bool,
     translation: Option<Translation>,
@@ -137,7 +138,7 @@ impl<'a> Reading<'a> {
         match of_match.get(MATCH_NAME)?.text()? {
             "set" => self.sets.push(in_set(of_match, info)?),
             "ipvs" => self.by_ipvs = Some(is_by_ipvs(info.value)).filter(|is| *is)?,
-            "comment" => self.empty_comment = info.u8().filter(|first| *first == 0).is_some(),
+            "comment" => self.empty_comment = Some(info.value.first() == Some(&0)),
             _ => return None,
         }
         Some(())
@@ -154,11 +155,13 @@ impl<'a> Reading<'a> {
             _ => false,
         };
         if self.by_ipvs {
-            let is_its = is_one_range && self.empty_comment && self.sets.is_empty();
+            let is_its = is_one_range && self.empty_comment == Some(true) && self.sets.is_empty();
             return is_its.then_some(Masqueraded::ByIpvs);
         }
-        let more =
-            self.empty_comment || self.loads || !self.outside.is_empty() || translation != Translation::Masquerade;
+        let more = self.empty_comment.is_some()
+            || self.loads
+            || !self.outside.is_empty()
+            || translation != Translation::Masquerade;
         (!self.sets.is_empty() && !more).then_some(Masqueraded::InSets(self.sets))
     }
 }
@@ -306,6 +309,24 @@ mod tests {
             &[("match", empty)],
         ] {
             assert_eq!(rule(&range, sent, end), None);
+        }
+    }
+
+    #[test]
+    fn a_rule_with_sets_and_a_comment_is_somebody_elses_whatever_the_comment_says() {
+        let set: Writes<'_> = &|m| {
+            m.text(MATCH_NAME, "set").u32_be(MATCH_REVISION, 4).attribute(MATCH_INFO, &[7, 0, 1, 2, 0, 0, 0, 0]);
+        };
+        let (empty, mine): (Writes<'_>, Writes<'_>) =
+            (&|m| extension(m, "comment", &[0; 256]), &|m| extension(m, "comment", b"ours, keep\0\0"));
+        let masquerade: Writes<'_> = &|_| {};
+        let found = InSet { number: u16::from_ne_bytes([7, 0]), is_source: true, negated: false };
+        let rule = |between: &[(&'static str, Writes<'_>)]| {
+            read(&[&[("match", set)], between, &[("masq", masquerade)]].concat())
+        };
+        assert_eq!(rule(&[]), Some(Masqueraded::InSets(vec![found])));
+        for comment in [empty, mine] {
+            assert_eq!(rule(&[("match", comment)]), None);
         }
     }
 }

@@ -21,9 +21,8 @@ use crate::proxy::dsr::rules;
 use crate::proxy::external_ip::Refusals;
 use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
-use crate::proxy::names::{DEVICE, Set};
+use crate::proxy::names::{BRIDGE, DEVICE, Set};
 use crate::proxy::part::PartInputs;
-use crate::proxy::settings::BRIDGE;
 use crate::proxy::{external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges};
 
 impl Plan {

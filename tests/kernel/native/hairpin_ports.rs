@@ -29,7 +29,7 @@ fn ports_of_pods_on_the_bridge_get_hairpin_mode_and_no_others() {
 
         run("ip link add kube-bridge type bridge");
         run("ip link add docker0 type bridge");
-        let mut monitor = Monitor::open(Watched::default()).expect("a monitor");
+        let mut monitor = Monitor::open(Watched { bridges: vec![name()], ..Watched::default() }).expect("a monitor");
         let before = monitor.hear().ports;
         own_run();
         std::fs::create_dir_all("/run/netns").expect("a directory of names");

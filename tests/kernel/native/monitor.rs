@@ -35,7 +35,7 @@ fn monitor() -> watch::Receiver<Changes> {
 
 fn watched() -> Watched {
     let routes = vec![Protocol { table: TABLE_MAIN, protocol: 17 }];
-    Watched { ours: vec![LinkName("ours".into())], routes, prefixes: None }
+    Watched { ours: vec![LinkName("ours".into())], routes, ..Watched::default() }
 }
 
 /// Waits until nothing has been told for a while.
