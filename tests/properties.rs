@@ -22,7 +22,7 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{Forwarding, ServiceKey, Virtual};
 use sluice::kernel::sysctl::Setting;
-use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Table, World};
+use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Scheduler, Table, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::health_check::HealthChecks;
@@ -281,6 +281,14 @@ fn what_is_in_tunnel_mode_has_a_mark_and_is_local_for_marked_packets_alone() {
         let mut world = generate::empty_world();
         for _ in 0..60 {
             generate::change(&mut world, random);
+        }
+        if random.chance(50) {
+            let all: Vec<_> = world.cluster.services.iter().map(|(name, it)| (name.clone(), it.clone())).collect();
+            for (name, service) in all {
+                let mut service = (*service).clone();
+                service.annotations.scheduler = Scheduler::Mh;
+                world.cluster.services.insert(name, service);
+            }
         }
         plan.update(&world, now);
         let desired = plan.desired();

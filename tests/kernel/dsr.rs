@@ -247,6 +247,11 @@ impl Scene {
         None
     }
 
+    /// Like `asks`, where an answer is expected, on a machine that may have something else to do.
+    fn asks_until_answered(&self, from: Option<&File>, port: u16) -> Option<(IpAddr, IpAddr)> {
+        (0..20).find_map(|_| self.asks(from, port))
+    }
+
     fn client_address(&self) -> IpAddr {
         let (_, [_, client, ..]) = if self.family == Family::V6 { V6 } else { V4 };
         client.parse().expect("an address")
@@ -286,14 +291,23 @@ fn a_client_outside_is_served_by_a_pod_of_this_node_that_answers_with_the_servic
         assert_eq!(scene.asks(Some(&scene.client), PORT), None, "{filter:?}: nothing makes the address local yet");
         scene.routing();
         let (client, service) = (scene.client_address(), scene.service);
-        assert_eq!(scene.asks(Some(&scene.client), PORT), Some((client, service)), "{filter:?} {}", scene.family);
+        assert_eq!(
+            scene.asks_until_answered(Some(&scene.client), PORT),
+            Some((client, service)),
+            "{filter:?} {}",
+            scene.family
+        );
         let through = run("ipvsadm -Ln --stats");
         assert!(through.contains(&format!("FWM  {}", scene.mark())), "{through}");
-        assert_eq!(scene.asks(None, PORT).map(|(_, here)| here), Some(service), "{filter:?}: the node itself");
+        assert_eq!(
+            scene.asks_until_answered(None, PORT).map(|(_, here)| here),
+            Some(service),
+            "{filter:?}: the node itself"
+        );
         // A port that is served with NAT, at the same address.
-        let with_nat = scene.asks(Some(&scene.client), NAT_PORT);
+        let with_nat = scene.asks_until_answered(Some(&scene.client), NAT_PORT);
         assert_eq!(with_nat, Some((client, scene.pod_address)), "{filter:?}: with NAT");
-        let with_nat = scene.asks(None, NAT_PORT).map(|(_, here)| here);
+        let with_nat = scene.asks_until_answered(None, NAT_PORT).map(|(_, here)| here);
         assert_eq!(with_nat, Some(scene.pod_address), "{filter:?}: with NAT from the node itself");
     });
 }

@@ -368,7 +368,8 @@ impl Round {
                 seen.push(format!("connections of pods to {key} end at {end:?}, after {object}"));
             }
         }
-        for key in &services_of(state, object) {
+        // What others serve, a guard that was damaged may have closed until it goes.
+        for key in services_of(state, object).iter().filter(|key| !self.foreign.contains(key)) {
             let End::Backends(now) = packet::end(state, *key) else { continue };
             let known = |backend: &SocketAddr| {
                 let among = |ends: &BTreeMap<ServiceKey, BTreeSet<SocketAddr>>| {
