@@ -34,7 +34,7 @@ use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
 use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
-use crate::firewall::starting::StartingPod;
+use crate::firewall::starting_pod::StartingPod;
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
 use crate::gobgp::service::Service;

@@ -11,7 +11,7 @@ use tracing::error;
 
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
 use crate::firewall::driver;
-use crate::firewall::starting::StartingPod;
+use crate::firewall::starting_pod::StartingPod;
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::allocation::Api;
 use crate::k8s::client::{self, Access};

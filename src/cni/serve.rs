@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::message::{Message, PATH};
 use super::metrics::Metrics;
-use crate::firewall::starting::StartingPod;
+use crate::firewall::starting_pod::StartingPod;
 use crate::model::{Attachment, AttachmentChange, PodLink};
 use crate::observe::health::Pulse;
 use crate::observe::local::{self, Answer, Answerers, Question};

@@ -26,7 +26,8 @@ use super::flows::Flows;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 use super::refused::serve::RefusedPackets;
-use super::starting::{self, Places, StartingPod};
+use super::starting::{self, Places};
+use super::starting_pod::StartingPod;
 use super::{established, explain};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.

@@ -18,7 +18,7 @@ use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::plan::Plan;
-use sluice::firewall::starting::StartingPod;
+use sluice::firewall::starting_pod::StartingPod;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Connection, ConnectionFilter, TrackedConnection, Transport};
