@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -93,26 +93,28 @@ fn changes_come_into_force_and_open_nothing_while_others_change_tables_all_the_t
         let policies = [accepts_db("web"), ingress(app("web"), &[rule(block("10.244.1.0/24", &[]), Ports::Any)])];
         machine.put_policy("turns", policies[0].clone());
         machine.settle();
-        let done = AtomicBool::new(false);
+        let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
         let paths = (("db", "web"), ("outside", "web"));
         let (allowed, refused) = std::thread::scope(|scope| {
             // In the network namespace of this thread.
             let others = scope.spawn(|| {
-                let mut changes = 0;
                 while !done.load(Ordering::Relaxed) {
                     shell("nft add table ip others '{ set one { type ipv4_addr; }; }'; nft delete table ip others");
-                    changes += 1;
+                    changes.fetch_add(1, Ordering::Relaxed);
                 }
-                changes
             });
             let streams = machine.places.clone().while_streaming(Family::V4, paths, || {
-                for turn in 0..30 {
+                // Others start programs for each of theirs, which takes its time on a busy machine.
+                let until = Instant::now() + Duration::from_secs(60);
+                let have_changed = || changes.load(Ordering::Relaxed) > 3 || Instant::now() > until;
+                for turn in (0..).take_while(|turn| *turn < 30 || !have_changed()) {
                     machine.put_policy("turns", policies[turn % 2].clone());
                     machine.settle();
                 }
             });
             done.store(true, Ordering::Relaxed);
-            assert!(others.join().expect("it ends") > 3, "others change something meanwhile");
+            others.join().expect("it ends");
+            assert!(changes.load(Ordering::Relaxed) > 3, "others change something meanwhile");
             streams
         });
         // One of 4,516 was lost once, on a busy machine; why is not known.
