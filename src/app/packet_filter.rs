@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use crate::config::{Backend, Config, Variant};
+use crate::config::{Backend, Config, Netfilter, Variant};
 use crate::kernel::ipset::Ipset;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::nftables::probe;
@@ -26,19 +26,19 @@ pub fn decided(config: Config) -> anyhow::Result<Config> {
         })
     };
     let iptables = || {
-        let sets = || match Ipset::open().and_then(|mut sets| sets.names()) {
+        iptables::try_any()?;
+        match Ipset::open().and_then(|mut sets| sets.names()) {
             Err(error) if error.is_unsupported() => Err(format!("ipset: {error}")),
             _ => Ok(()),
-        };
-        match iptables::try_any().and_then(|()| sets()) {
-            Err(reason) if !is_needed => {
-                warn!(reason, "The kernel refuses iptables");
-                Ok(())
-            }
-            tried => tried,
         }
     };
-    let backend = config.netfilter.backend(nftables, variant, iptables).map_err(anyhow::Error::msg)?;
+    let backend = match config.netfilter.backend(nftables, variant, iptables) {
+        Err(reason) if !is_needed && config.netfilter == Netfilter::Auto => {
+            warn!(reason, "No packet filter can be used; the router goes on without one, and /readyz says so");
+            Backend::Iptables
+        }
+        decided => decided.map_err(anyhow::Error::msg)?,
+    };
     info!(?backend, "Packet filter chosen");
     Ok(config.decided(backend))
 }

@@ -235,7 +235,8 @@ impl<B: Backend> Driver<B> {
         })
     }
 
-    /// Says when starting pods are no longer held up for a table of frames that the kernel refuses, and when it has taken the table.
+    /// Says when starting pods are no longer held up for a table of frames that the kernel refuses, and when they are again: it has taken the table, or it
+    /// cannot be read.
     fn tell_of_frames(&mut self) {
         let is_given_up = self.backend.gives_frames_up();
         if std::mem::replace(&mut self.told_given_up, is_given_up) == is_given_up {
@@ -244,7 +245,7 @@ impl<B: Backend> Driver<B> {
         if is_given_up {
             warn!("The kernel goes on refusing a table that drops frames; pods start without it, see /readyz");
         } else {
-            info!("Frames that lead past policies are dropped again");
+            info!("Starting pods wait for the tables that drop frames again");
         }
         self.context.note.set(self.backend.notes());
     }
