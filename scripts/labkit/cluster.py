@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-from . import net, own
+from . import net, own, writer
 from .api import Api, ApiError
 from .guest import free_port
 from .source import kubeconfig
@@ -291,11 +291,11 @@ class Keeper:
                 [self.found["programs"][name], *self.commands[name]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=end_with_parent)
 
-    def stop(self, name):
+    def stop(self, name, crash=False):
         """The API server waits for its watchers when asked to end; a test that takes it away means at once."""
         process = self.running.pop(name, None)
         if process:
-            process.terminate()
+            process.kill() if crash else process.terminate()
             try:
                 process.wait(3)
             except subprocess.TimeoutExpired:
@@ -308,10 +308,12 @@ class Keeper:
             return "wrong token"
         if word == "stop":
             self.stop("kube-apiserver")
+        elif word == "crash":
+            self.stop("kube-apiserver", crash=True)
         elif word == "start" and "kube-apiserver" not in self.running:
             self.start("kube-apiserver")
         elif word != "start":
-            return "I know stop and start"
+            return "I know stop, crash, start and write"
         return "done"
 
 
@@ -328,8 +330,11 @@ def keep(folder):
 
     class Control(socketserver.StreamRequestHandler):
         def handle(self):
-            answer = queue.Queue()
-            orders.put((self.rfile.readline().decode(), answer))
+            line, answer = self.rfile.readline().decode(), queue.Queue()
+            if secrets.compare_digest(line.strip(), f"{keeper.found['token']} write"):
+                answer.put(writer.obey(keeper.found, self.rfile.readline()))  # nobody else waits for it meanwhile
+            else:
+                orders.put((line, answer))
             self.wfile.write((answer.get() + "\n").encode())
 
     for name in ("etcd", "kube-apiserver", "kube-controller-manager"):

@@ -3,6 +3,7 @@
 In a guest it is 10.0.2.2; beside the nodes on this machine it is 127.0.0.1 in the network namespace that we came from.
 Nodes themselves reach none of it: for them `relay` answers on an address of the underlay.
 """
+import json
 import os
 import signal
 import socket
@@ -87,3 +88,14 @@ def control(port, token, word):
         answer = keeper.makefile().readline().strip()
     if answer != "done":
         raise own.LabError(f"the keeper of the cluster says: {answer or 'nothing'}")
+
+
+def order(port, token, order):
+    """Has the keeper of the cluster write objects (`writer`), and returns what it says of it."""
+    with connect(port) as keeper:
+        keeper.settimeout(1800)
+        keeper.sendall(f"{token} write\n{json.dumps(order)}\n".encode())
+        answer = keeper.makefile().readline()
+    if not answer.strip():
+        raise own.LabError("the keeper of the cluster says nothing")
+    return json.loads(answer)

@@ -21,6 +21,8 @@ use sluice::kernel::netlink::{Bus, Messages, Socket, answers, flag};
 const PORTION: usize = 64 << 10;
 const ELEMENTS_IN_MESSAGE: usize = 1500;
 const CHANGES: usize = 1000;
+/// Numbers of endpoints that take the place of others begin there.
+const ANOTHER: usize = 1000;
 const ACK: u16 = 0x4;
 const SERVICE_PORT: u16 = 80;
 const TARGET_PORT: u16 = 8080;
@@ -179,9 +181,9 @@ fn changes(family: u16, services: usize, endpoints: usize) -> Vec<Duration> {
         .map(|change| {
             let index = change % services;
             let turn = change / services;
-            let old = if turn == 0 { endpoint_address(index, 0) } else { endpoint_address(index, 100 + turn - 1) };
+            let old = if turn == 0 { endpoint_address(index, 0) } else { endpoint_address(index, ANOTHER + turn - 1) };
             let mut buffers = Buffers::default();
-            buffers.add(|messages| new_destination(messages, family, index, endpoint_address(index, 100 + turn)));
+            buffers.add(|messages| new_destination(messages, family, index, endpoint_address(index, ANOTHER + turn)));
             buffers.add(|messages| delete_destination(messages, family, index, old));
             assert!(endpoints > 0, "there is an endpoint to change");
             buffers.finish()
