@@ -38,7 +38,7 @@ use crate::kernel::bridge::Hairpin;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{Destination, Observed, Ownership, ServiceKey, Virtual, Whose};
+use crate::kernel::ipvs::{Counted, Destination, Observed, Ownership, ServiceKey, Virtual, Whose};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
@@ -123,6 +123,14 @@ pub trait Connected: Target<Key = ServiceKey, Value = Virtual> {
     fn list_some(&mut self) -> Option<bool> {
         None
     }
+
+    /// Returns whether others have given commands to virtual services since the last call.
+    fn others_commands(&mut self, _now: Instant) -> Counted {
+        Counted::Not("this kernel does not count them".to_owned())
+    }
+
+    /// Forgets what earlier looks found, so that the next ones see what is there now.
+    fn look_anew(&mut self) {}
 }
 
 kinds! {
@@ -145,6 +153,10 @@ kinds! {
         excluded: Vec<IpNet>,
         /// Progress of looking at virtual services.
         looks: PerFamily<Course<ServiceKey>>,
+        /// The look that follows others' commands has come to IPv6 services.
+        looks_at_ipv6: bool,
+        /// The kernel counts the commands of others to virtual services, so that no glance at them is needed.
+        commands_are_counted: bool,
         udp: UdpFlows,
         /// The virtual services that the other backend marks as ours; `None` until that could be read.
         marked_elsewhere: Option<Vec<ServiceKey>>,
@@ -335,12 +347,6 @@ impl<K: Kernel> Mirrors<K> {
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_new_ownership(desired);
         self.audit_portion(at)
-    }
-
-    /// Looks for signs of changes by other programs.
-    pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
-        self.tell_new_ownership(desired);
-        self.glance_at_all(at)
     }
 
     /// Returns when the next retry of a failed step is due.

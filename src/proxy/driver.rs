@@ -11,13 +11,14 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
+use crate::kernel::ipvs::Counted;
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, ServiceProblems, Table, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::health::Health;
 use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
-use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, Standing, Subsystem, Times};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, OthersCommands, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::explain::serve::{Formatting, Sources};
@@ -64,6 +65,8 @@ pub struct Driver<K: Kernel> {
     context: ProxyContext,
     adopted: bool,
     flows_stay: FlowsStay,
+    /// Whether others' IPVS commands are counted, or why not, as last logged.
+    commands_counted: Option<Result<(), String>>,
     health_checks_changed: bool,
     pending: Pending,
     formatting: Formatting,
@@ -90,6 +93,7 @@ impl<K: Kernel> Driver<K> {
             context,
             adopted: false,
             flows_stay: FlowsStay::default(),
+            commands_counted: None,
             health_checks_changed: false,
             pending: Pending::default(),
             formatting: Formatting::default(),
@@ -111,6 +115,25 @@ impl<K: Kernel> Driver<K> {
                 self.mirrors.mark(&changed);
             }
         }
+    }
+
+    /// Logs whether others' IPVS commands are counted, when that changes.
+    fn tell_counted(&mut self, counted: &Counted) {
+        let now = match counted {
+            Counted::Some | Counted::None => Ok(()),
+            Counted::Not(reason) => Err(reason.clone()),
+        };
+        self.context.metrics.commands_counted.set(i64::from(now.is_ok()));
+        if self.commands_counted.as_ref() == Some(&now) {
+            return;
+        }
+        match &now {
+            Ok(()) => info!("IPVS commands of other programs are counted by a kprobe; drift is looked for after these"),
+            Err(reason) => {
+                info!(%reason, "IPVS commands of other programs are not counted; drift is looked for at intervals")
+            }
+        }
+        self.commands_counted = Some(now);
     }
 
     /// Logs the result of deleting stale conntrack entries: a failure when it begins, and when retrying is given up.
@@ -146,6 +169,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     const NOTICES: &'static [Notice] = &[Notice::Ports];
 
     const CLOSE_LOOKS: usize = 3;
+
+    const COUNTED_LOOKS: usize = 2;
 
     fn mirrors(&mut self) -> &mut Mirrors<K> {
         &mut self.mirrors
@@ -312,6 +337,20 @@ impl<K: Kernel> Subsystem for Driver<K> {
             Some(family) => self.mirrors.look_at_virtuals(self.plan.desired(), *family, at),
             None => (self.mirrors.scan_all(at), true),
         }
+    }
+
+    fn others_commands(&mut self, now: Instant) -> OthersCommands {
+        let counted = self.mirrors.others_commands(now);
+        self.tell_counted(&counted);
+        match counted {
+            Counted::Some => OthersCommands::Given,
+            Counted::None => OthersCommands::None,
+            Counted::Not(_) => OthersCommands::NotCounted,
+        }
+    }
+
+    fn look_after_commands(&mut self, begins: bool, at: Moment) -> (Vec<Found>, bool) {
+        self.mirrors.look_at_all_virtuals(self.plan.desired(), begins, at)
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {

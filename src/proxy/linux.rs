@@ -1,5 +1,7 @@
 //! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
+use std::time::Instant;
+
 use tracing::{info, warn};
 
 use crate::config::{Backend, ProxyConfig};
@@ -9,7 +11,7 @@ use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
-use crate::kernel::ipvs::{self, Connections, Destination, Observed, ServiceKey, Services, Timeouts};
+use crate::kernel::ipvs::{self, Connections, Counted, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
@@ -208,6 +210,14 @@ impl Connected for Services {
 
     fn list_some(&mut self) -> Option<bool> {
         Services::list_some(self)
+    }
+
+    fn others_commands(&mut self, now: Instant) -> Counted {
+        Services::others_commands(self, now)
+    }
+
+    fn look_anew(&mut self) {
+        Services::look_anew(self);
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub draining: IntGauge,
     /// External and load balancer addresses that are not served.
     pub refused: IntGauge,
+    /// 1 while the kernel counts others' IPVS commands.
+    pub commands_counted: IntGauge,
 }
 
 impl Metrics {
@@ -55,6 +57,10 @@ impl Metrics {
                 "sluice_proxy_refused_addresses",
                 "External and load balancer addresses of Services that are not served",
             )?,
+            commands_counted: IntGauge::new(
+                "sluice_proxy_ipvs_commands_counted",
+                "1 while a kprobe counts the IPVS commands of other programs; 0 while drift is looked for at intervals",
+            )?,
         };
         registry.register(Box::new(metrics.services.clone()))?;
         registry.register(Box::new(metrics.round.clone()))?;
@@ -62,6 +68,7 @@ impl Metrics {
         registry.register(Box::new(metrics.parts.clone()))?;
         registry.register(Box::new(metrics.draining.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.commands_counted.clone()))?;
         Ok(metrics)
     }
 

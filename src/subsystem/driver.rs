@@ -16,6 +16,7 @@ use crate::observe::local::Question;
 use crate::reconcile::{Moment, Moments};
 
 use super::abandoned::Abandoned;
+use super::command_looks::{CommandLooks, OthersCommands};
 use super::disturbances::Disturbances;
 use super::inspection::{Inspection, NOTHING_KNOWN, Repairs};
 use super::leftovers::Leftovers;
@@ -44,6 +45,7 @@ struct Loop<S> {
     disturbances: Disturbances,
     next_audit: Instant,
     patrol: Patrol,
+    command_looks: CommandLooks,
     leftovers: Leftovers,
     inspection: Inspection,
     repairs: Repairs,
@@ -73,6 +75,7 @@ impl<S: Subsystem> Loop<S> {
             disturbances: Disturbances::new(notices, noted),
             next_audit: now + subsystem.audit_period(),
             patrol: Patrol::new(now, 1 + S::CLOSE_LOOKS),
+            command_looks: CommandLooks::new(now, S::COUNTED_LOOKS > 0),
             leftovers: Leftovers::new(now),
             inspection: Inspection::default(),
             repairs: Repairs::default(),
@@ -125,6 +128,7 @@ impl<S: Subsystem> Loop<S> {
             self.disturbances.deadline(),
             Some(self.next_audit),
             Some(self.patrol.deadline()),
+            self.command_looks.deadline(),
             self.abandoned.deadline(),
             self.inspection.deadline(),
         ];
@@ -151,6 +155,9 @@ impl<S: Subsystem> Loop<S> {
         }
         if done >= self.patrol.deadline() {
             self.patrol(self.moments.at(done));
+        }
+        if self.command_looks.deadline().is_some_and(|due| due <= done) {
+            self.look_after_commands(self.moments.at(done));
         }
         if self.inspection.deadline().is_some_and(|due| due <= done) {
             self.subsystem.prepare_to_read();
@@ -284,6 +291,29 @@ impl<S: Subsystem> Loop<S> {
         };
         let took = thread_time().saturating_sub(begun);
         self.patrol.looked(course, at.now, Look { took, found_drift: !found.is_empty(), finished });
+        self.inputs.account.found(&found);
+        if !found.is_empty() {
+            self.round(at);
+        }
+    }
+
+    /// Reads the count of others' commands where that is due, and takes the next look for what they changed.
+    fn look_after_commands(&mut self, at: Moment) {
+        if self.command_looks.must_read(at.now) {
+            let commands = self.subsystem.others_commands(at.now);
+            self.command_looks.heard(at.now, commands);
+            for course in 1..=S::COUNTED_LOOKS {
+                self.patrol.rest(course, commands != OthersCommands::NotCounted);
+            }
+        }
+        let Some(begins) = self.command_looks.next(at.now) else { return };
+        let begun = thread_time();
+        let (found, finished) = match self.authority {
+            Authority::Nothing => (Vec::new(), true),
+            _ => self.subsystem.look_after_commands(begins, at),
+        };
+        let took = thread_time().saturating_sub(begun);
+        self.command_looks.looked(at.now, Look { took, found_drift: !found.is_empty(), finished });
         self.inputs.account.found(&found);
         if !found.is_empty() {
             self.round(at);

@@ -13,6 +13,7 @@
 //! nothing else. Cancelling it between two turns loses nothing: what is programmed stays, and the next start adopts it.
 
 mod abandoned;
+mod command_looks;
 pub mod disturbances;
 mod driver;
 mod inspection;
@@ -31,6 +32,7 @@ use crate::observe::health::Pulse;
 use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
 
+pub use command_looks::OthersCommands;
 pub use driver::run;
 pub use kinds::{Kind, Kinds};
 
@@ -77,6 +79,9 @@ pub trait Subsystem {
 
     /// Number of courses of [`look_closely`](Subsystem::look_closely).
     const CLOSE_LOOKS: usize = 1;
+
+    /// Number of those courses, the first ones, that rest while the kernel counts what others do to their objects.
+    const COUNTED_LOOKS: usize = 0;
 
     fn mirrors(&mut self) -> &mut Self::Mirrors;
 
@@ -143,6 +148,18 @@ pub trait Subsystem {
     /// side by side, all the time. Returns the drift, and whether it was the last portion.
     fn look_closely(&mut self, _course: usize, at: Moment) -> (Vec<Found>, bool) {
         (self.mirrors().scan_all(at), true)
+    }
+
+    /// Returns whether others have given commands to the objects of the first [`COUNTED_LOOKS`](Subsystem::COUNTED_LOOKS) courses since the
+    /// last call.
+    fn others_commands(&mut self, _now: Instant) -> OthersCommands {
+        OthersCommands::NotCounted
+    }
+
+    /// Looks at the next portion of all that those commands may have changed, from the beginning where `begins`. Returns the drift, and
+    /// whether it was the last portion.
+    fn look_after_commands(&mut self, _begins: bool, _at: Moment) -> (Vec<Found>, bool) {
+        (Vec::new(), true)
     }
 
     /// Called at the end of an audit.

@@ -6,15 +6,17 @@
 //! time that a thread spent on looking, not of that for which it waited. The course that has had the least goes first, so
 //! one with little to do never waits for one with much. A look that found something may have taken long for reading
 //! that; the first of a pass delays none. Whatever is left to find is found by the audit.
+//!
+//! A course rests while the kernel counts the commands of others to its objects (`command_looks`).
 
 use std::time::{Duration, Instant};
 
 /// Time between the beginnings of two passes of one course.
 const PERIOD: Duration = Duration::from_secs(10);
 /// Least time without looks, as a multiple of the time a look took.
-const PART: u32 = 1000;
+pub(super) const PART: u32 = 1000;
 /// Longest time without looks, however long one took.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// Times of the next looks.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ struct Course {
     found_drift: bool,
     /// Processor time that it has been given, beside the others.
     given: Duration,
+    rests: bool,
 }
 
 /// One look: a glance, or a portion of another course.
@@ -53,14 +56,14 @@ impl Patrol {
     /// So many courses. The first looks come after a period: what is known has just been read.
     pub fn new(now: Instant, courses: usize) -> Patrol {
         let first = now + PERIOD;
-        let course =
-            Course { due_at: first, pass_began: first, is_under_way: false, found_drift: false, given: Duration::ZERO };
+        let (is_under_way, found_drift, given, rests) = (false, false, Duration::ZERO, false);
+        let course = Course { due_at: first, pass_began: first, is_under_way, found_drift, given, rests };
         Patrol { courses: vec![course; courses], free_at: now, given: Duration::ZERO }
     }
 
     /// Returns when the next look is due.
     pub fn deadline(&self) -> Instant {
-        let due = self.courses.iter().map(|course| course.due_at).min();
+        let due = self.courses.iter().filter(|course| !course.rests).map(|course| course.due_at).min();
         due.map_or(self.free_at + LONGEST, |due| due.max(self.free_at))
     }
 
@@ -69,15 +72,24 @@ impl Patrol {
         if now < self.free_at {
             return None;
         }
-        for course in self.courses.iter_mut().filter(|course| course.due_at <= now && !course.is_under_way) {
+        let begins = |course: &&mut Course| course.is_due(now) && !course.is_under_way;
+        for course in self.courses.iter_mut().filter(begins) {
             course.is_under_way = true;
             // Time without anything to do is not saved up.
             course.given = course.given.max(self.given);
         }
-        let due = self.courses.iter().enumerate().filter(|(_, course)| course.due_at <= now);
+        let due = self.courses.iter().enumerate().filter(|(_, course)| course.is_due(now));
         let (index, course) = due.min_by_key(|(_, course)| course.given)?;
         self.given = course.given;
         Some(index)
+    }
+
+    /// Lets a course rest, or go on with a new pass.
+    pub fn rest(&mut self, course: usize, rests: bool) {
+        let Some(course) = self.courses.get_mut(course) else { return };
+        if std::mem::replace(&mut course.rests, rests) && !rests {
+            course.is_under_way = false;
+        }
     }
 
     /// Records a look of this course.
@@ -93,6 +105,12 @@ impl Patrol {
             course.pass_began = course.due_at;
             (course.is_under_way, course.found_drift) = (false, false);
         }
+    }
+}
+
+impl Course {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.rests && self.due_at <= now
     }
 }
 
@@ -197,5 +215,18 @@ mod tests {
         patrol.looked(0, now, found);
         assert_eq!(patrol.next(now), None);
         assert_eq!(patrol.next(now + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn a_course_that_rests_leaves_its_time_to_the_others_and_goes_on_at_once_afterwards() {
+        let now = Instant::now() + PERIOD;
+        let mut patrol = Patrol::new(now - PERIOD, 2);
+        patrol.rest(0, true);
+        assert_eq!(patrol.next(now), Some(1));
+        patrol.looked(1, now, look(Duration::from_millis(5), true));
+        assert_eq!(patrol.next(now + PERIOD / 2), None);
+        assert!(patrol.deadline() >= now + PERIOD, "nothing wakes for it");
+        patrol.rest(0, false);
+        assert_eq!(patrol.next(now + PERIOD / 2), Some(0));
     }
 }

@@ -16,7 +16,7 @@ use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
 use crate::namespace::{self, attempt, run};
 
 /// Held for reading by all who use the module, for writing by who unloads it.
-static MODULE: RwLock<()> = RwLock::new(());
+pub static MODULE: RwLock<()> = RwLock::new(());
 
 fn in_new(test: impl FnOnce() + Send) {
     let _in_use = MODULE.read().unwrap_or_else(PoisonError::into_inner);

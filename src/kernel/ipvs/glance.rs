@@ -87,6 +87,13 @@ impl Glancer {
         !same
     }
 
+    /// Gives a command that the kernel refuses, to see that it is counted.
+    pub fn knock(&self) {
+        if let Some(old) = &self.old {
+            old.knock();
+        }
+    }
+
     /// Has services listed the next time, whatever their number.
     pub fn forget(&mut self) {
         self.others = Some(NEVER);

@@ -6,7 +6,8 @@
 //! Limits and surprises:
 //! - The kernel has no operation for several objects: a service and each of its destinations is a message.
 //! - Destinations are listed service by service, so a full reading takes one dump per service.
-//! - There are no notifications for services, so `glance` looks every few seconds: at all that the older interface
+//! - There are no notifications for services. Where the kernel counts the commands that others give (`commands`), all is compared when
+//!   there were some. Elsewhere `glance` looks every few seconds: at all that the older interface
 //!   reports of IPv4 services, and at the number of services of the host for those of IPv6. `unlike` compares destinations:
 //!   of IPv4 services by the older interface, of IPv6 ones by a file that lists all services, or by listing each.
 //! - Flags are a value *and* a mask; without the mask the kernel ignores them silently.
@@ -15,6 +16,7 @@
 //!
 //! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
 
+mod commands;
 mod destinations;
 mod glance;
 mod listing;
@@ -31,6 +33,7 @@ use compact_str::CompactString;
 
 use crate::net::{Family, Protocol};
 
+pub use commands::Counted;
 pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
 pub use target::Services;

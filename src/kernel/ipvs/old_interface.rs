@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::{Destination, Forwarding, Service, ServiceKey, flags};
 use crate::net::{Family, Protocol};
 
-/// A socket that is only read from. It belongs to the network namespace in which it was opened.
+/// A socket that changes nothing. It belongs to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct OldInterface(OwnedFd);
 
@@ -33,6 +33,7 @@ pub struct Summary {
 const GET_INFO: c_int = 64 + 1024 + 64 + 1;
 const GET_SERVICES: c_int = GET_INFO + 1;
 const GET_DESTINATIONS: c_int = GET_INFO + 3;
+const DELETE_DESTINATION: c_int = 64 + 1024 + 64 + 8;
 
 /// `IP_VS_CONN_F_FWD_MASK`, and the methods below it.
 const METHOD_MASK: u32 = 0x7;
@@ -141,6 +142,15 @@ impl OldInterface {
         let is_known = |row: &[u8]| destination(row).is_some_and(|found| known.binary_search(&found).is_ok());
         // Each destination is there once, so as many known ones are all of them.
         Ok(rows.by_ref().take(known.len()).all(is_known) && rows.all(|row| row.iter().all(|byte| *byte == 0)))
+    }
+
+    /// Gives a command that the kernel refuses before it looks at it, because it is too short to name a service.
+    pub fn knock(&self) {
+        let too_short = [0_u8; 1];
+        // SAFETY: the descriptor is ours and open, and the kernel reads no more than the one byte.
+        unsafe {
+            libc::setsockopt(self.0.as_raw_fd(), libc::IPPROTO_IP, DELETE_DESTINATION, too_short.as_ptr().cast(), 1);
+        }
     }
 
     /// Reads an option whose value has exactly this length; the kernel also reads what the value begins with.

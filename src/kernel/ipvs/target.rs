@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::time::Instant;
 
+use super::commands::{Commands, Counted};
 use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::order;
@@ -26,6 +28,7 @@ pub struct Services {
     messages: Messages,
     spread: RandomState,
     glancer: Glancer,
+    commands: Commands,
     /// All IPv6 services, as a file lists them, until they have been compared.
     listing: Option<Listing>,
 }
@@ -52,6 +55,7 @@ impl Services {
             messages: Messages::new(),
             spread,
             glancer: Glancer::open(),
+            commands: Commands::default(),
             listing: None,
         })
     }
@@ -65,6 +69,23 @@ impl Services {
             self.listing = None;
         }
         is_read
+    }
+
+    /// Returns whether others have given IPVS commands since the last call, in any network namespace.
+    pub fn others_commands(&mut self, now: Instant) -> Counted {
+        let Services { socket, messages, glancer, commands, .. } = self;
+        commands.count(now, || {
+            // It names no service, so it is refused.
+            wire::name_service(fresh(messages), Command::SetDestination, None);
+            let _ = socket.request(messages, |_| Some(()));
+            glancer.knock();
+        })
+    }
+
+    /// Forgets what earlier looks found, so that the next glance and the next [`list_some`](Self::list_some) see what is there now.
+    pub fn look_anew(&mut self) {
+        self.glancer.forget();
+        self.listing = None;
     }
 
     /// For cleanup: a kernel without IPVS holds no services, which is no error.
@@ -167,6 +188,7 @@ impl Services {
     /// Sends what is planned so far and empties the plan.
     fn send(&mut self, plan: &mut Plan<'_>, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
         let result = self.socket.batch(&mut plan.messages).map(|mut refusals| {
+            self.commands.gave(plan.owners.len().saturating_sub(refusals.len()));
             for refusal in &mut refusals {
                 explain(refusal, &plan.acts);
             }

@@ -1,18 +1,52 @@
-//! Looking for drift of virtual services, one family at a time and portion by portion.
+//! Looking for drift of virtual services, one family at a time and portion by portion: at intervals, or, where the kernel counts the commands that
+//! others give to IPVS, after these.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::ops::Bound;
+use std::time::Instant;
 
-use crate::kernel::ipvs::{Observed, ServiceKey, Virtual};
-use crate::net::{Family, Protocol};
+use crate::kernel::ipvs::{Counted, Observed, ServiceKey, Virtual};
+use crate::net::{Family, PerFamily, Protocol};
 use crate::packed::BlockMap;
-use crate::reconcile::{Found, Moment, Reflection, Target};
+use crate::reconcile::{Found, Moment, Reflection, Target, glance};
+use crate::subsystem::Kinds;
 
 use super::super::desired::Desired;
 use super::{Connected, Kernel, Mirrors};
 
 impl<K: Kernel> Mirrors<K> {
+    /// Looks for signs of changes by other programs.
+    pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
+        self.tell_new_ownership(desired);
+        let rests = self.commands_are_counted.then(|| self.virtuals.name());
+        let kinds = self.kinds().into_iter().filter(|kind| Some(kind.mirror.name()) != rests);
+        kinds.flat_map(|kind| glance(kind.mirror, at)).collect()
+    }
+
+    /// Returns whether others have given commands to virtual services since the last call.
+    pub fn others_commands(&mut self, now: Instant) -> Counted {
+        let counted = self.virtuals.target().others_commands(now);
+        self.commands_are_counted = !matches!(counted, Counted::Not(_));
+        counted
+    }
+
+    /// Compares all virtual services of both families with the kernel, portion by portion, from the beginning where `begins`. Returns the drift
+    /// found, and whether it was the last portion.
+    pub fn look_at_all_virtuals(&mut self, desired: &Desired, begins: bool, at: Moment) -> (Vec<Found>, bool) {
+        if begins {
+            self.tell_new_ownership(desired);
+            self.looks = PerFamily::default();
+            self.looks_at_ipv6 = false;
+            self.virtuals.target().look_anew();
+            return (glance(&mut self.virtuals, at), false);
+        }
+        let family = if self.looks_at_ipv6 { Family::V6 } else { Family::V4 };
+        let (found, finished) = self.look_at_virtuals(desired, family, at);
+        self.looks_at_ipv6 |= finished;
+        (found, finished && family == Family::V6)
+    }
+
     /// Compares the next virtual services of one family with the kernel. Returns the drift found, and whether they were the
     /// last.
     pub fn look_at_virtuals(&mut self, desired: &Desired, family: Family, at: Moment) -> (Vec<Found>, bool) {

@@ -20,7 +20,7 @@ use crate::model::{EventClock, World};
 use crate::observe::health::Health;
 use crate::observe::local::AnswerFormat;
 use crate::observe::metrics::Registry;
-use crate::reconcile::{Account, Failure, Glance, Growth, Phase, Sorted, Step, Target};
+use crate::reconcile::{Account, Failure, Found, Glance, Growth, Phase, Sorted, Step, Target};
 use crate::subsystem::kinds;
 
 /// Objects of a kernel in memory, with the log of all steps.
@@ -44,6 +44,8 @@ struct Yard {
     failing: Option<&'static str>,
     /// Time for which each glance sleeps.
     glance_sleeps: Duration,
+    /// Commands of others, where they are counted.
+    commands: Option<OthersCommands>,
 }
 
 type Shared = Rc<RefCell<Yard>>;
@@ -155,6 +157,8 @@ impl Subsystem for Signposts {
     type News = u32;
     type Round = ();
 
+    const COUNTED_LOOKS: usize = 1;
+
     fn mirrors(&mut self) -> &mut Mirrors<Shared> {
         &mut self.mirrors
     }
@@ -220,6 +224,14 @@ impl Subsystem for Signposts {
     }
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
+
+    fn others_commands(&mut self, _now: Instant) -> OthersCommands {
+        self.mirrors.kernel.borrow().commands.unwrap_or(OthersCommands::NotCounted)
+    }
+
+    fn look_after_commands(&mut self, _begins: bool, at: Moment) -> (Vec<Found>, bool) {
+        (self.mirrors.scan_all(at), true)
+    }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {
         Vec::new()

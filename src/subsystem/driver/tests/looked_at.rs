@@ -90,3 +90,48 @@ fn what_the_kernel_refuses_differs_until_a_repair_finds_that_it_does_not_any_mor
         assert_eq!(scene.differing().await, "");
     });
 }
+
+/// Exchanges a sign for another, which no glance sees.
+fn exchange_a_sign(scene: &Scene) {
+    let mut yard = scene.yard.borrow_mut();
+    yard.signs.pop_first();
+    yard.signs.insert(Key("c".to_owned()));
+}
+
+#[tokio::test]
+async fn where_the_kernel_counts_commands_nothing_is_looked_at_before_somebody_gives_one() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    exchange_a_sign(&scene);
+    let begun = Instant::now();
+    let mut turn = |seconds| {
+        let at = begun + Duration::from_secs(seconds);
+        turning.look_after_commands(turning.moments.at(at));
+        turning.patrol(turning.moments.at(at));
+    };
+    scene.yard.borrow_mut().commands = Some(OthersCommands::None);
+    (5..=600).step_by(5).for_each(&mut turn);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["b", "c"]), "nobody looked");
+    scene.yard.borrow_mut().commands = Some(OthersCommands::Given);
+    turn(605);
+    turn(606);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "it is repaired a second after it was counted");
+}
+
+#[tokio::test]
+async fn where_commands_are_no_longer_counted_everything_is_looked_at_again() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    let begun = Instant::now();
+    let mut turn = |seconds| {
+        let at = begun + Duration::from_secs(seconds);
+        turning.look_after_commands(turning.moments.at(at));
+        turning.patrol(turning.moments.at(at));
+    };
+    scene.yard.borrow_mut().commands = Some(OthersCommands::None);
+    (5..=60).step_by(5).for_each(&mut turn);
+    exchange_a_sign(&scene);
+    scene.yard.borrow_mut().commands = None;
+    (65..=75).step_by(1).for_each(&mut turn);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "by the looks at intervals");
+}

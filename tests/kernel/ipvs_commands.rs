@@ -1,0 +1,167 @@
+//! Commands to IPVS that others give are counted, on a kernel with `ip_vs` and kprobes.
+//!
+//! The kernel counts those of all network namespaces together, and other tests give commands meanwhile. So that nobody gave one is
+//! tried several times, and each try takes milliseconds.
+#![expect(unsafe_code, reason = "no safe interface gives commands by socket options of IPVS")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::PoisonError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sluice::kernel::ipvs::{Counted, Destination, Forwarding, Service, ServiceKey, Services, Virtual};
+use sluice::net::Protocol;
+use sluice::reconcile::{Phase, Step, Target};
+
+use crate::ipvs::MODULE;
+use crate::namespace::{self, attempt, run};
+
+const SERVICES: [(&str, &str, &str); 2] = [
+    ("10.96.0.1:80", "10.244.1.1:8080", "10.244.1.2:8080"),
+    ("[fd00:10:96::1]:80", "[fd00:10:244::1]:8080", "[fd00:10:244::2]:8080"),
+];
+
+fn in_new(test: impl FnOnce() + Send) {
+    let _alone = MODULE.write().unwrap_or_else(PoisonError::into_inner);
+    namespace::in_new(|| {
+        assert!(attempt("modprobe ip_vs").0, "this kernel has no module ip_vs; run this test in the guest of the lab");
+        test();
+    });
+}
+
+/// Targets whose counters are open. What was done before the first answer is not counted.
+fn counting() -> Services {
+    let mut services = Services::open(Box::new(|_| true)).expect("sockets");
+    assert_eq!(services.others_commands(Instant::now()), Counted::Some, "whatever was done before");
+    services
+}
+
+/// Returns whether `act` is answered with `None` at least once in so many tries: other tests may give commands at the same time.
+fn is_quiet(services: &mut Services, mut act: impl FnMut(&mut Services)) -> bool {
+    (0..50).any(|_| {
+        services.others_commands(Instant::now());
+        act(services);
+        services.others_commands(Instant::now()) == Counted::None
+    })
+}
+
+/// Waits until others give no commands; then sees that this one is counted.
+fn is_counted(services: &mut Services, command: impl FnOnce()) -> bool {
+    assert!(is_quiet(services, |_| ()), "others give commands all the time");
+    command();
+    services.others_commands(Instant::now()) == Counted::Some
+}
+
+fn service(key: &str, destinations: &[&str]) -> (ServiceKey, Virtual) {
+    let address: std::net::SocketAddr = key.parse().expect("an address and a port");
+    let destination = |text: &&str| Destination {
+        address: text.parse().expect("an address and a port"),
+        weight: 1,
+        forwarding: Forwarding::Nat,
+    };
+    let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+    let key = ServiceKey::Address { address: address.ip(), protocol: Protocol::Tcp, port: address.port() };
+    (key, Virtual { service, destinations: destinations.iter().map(destination).collect() })
+}
+
+#[test]
+fn commands_of_others_are_counted_and_our_own_are_told_apart() {
+    in_new(|| {
+        let mut services = counting();
+        for (at, one, other) in SERVICES {
+            let (key, want) = service(at, &[one, other]);
+            let (_, less) = service("10.96.0.9:80", &[one]);
+            let written = is_quiet(&mut services, |services| {
+                let mut step = |phase, have, want| {
+                    let failed = services.apply(phase, &[Step { key: &key, have, want }]);
+                    assert!(failed.is_empty(), "{failed:?}");
+                };
+                step(Phase::Grow, None, Some(&want));
+                step(Phase::Shrink, Some(&want), Some(&less));
+                step(Phase::Shrink, Some(&less), None);
+            });
+            assert!(written, "our own commands for {key} were taken for somebody's");
+            let read = is_quiet(&mut services, |services| assert!(services.read().expect("a reading").is_empty()));
+            assert!(read, "reading was taken for a change");
+            for command in [
+                format!("-A -t {at} -s rr"),
+                format!("-a -t {at} -r {one} -m"),
+                format!("-e -t {at} -r {one} -m -w 7"),
+                "-C".to_owned(),
+            ] {
+                let counted = is_counted(&mut services, || drop(run(&format!("ipvsadm {command}"))));
+                assert!(counted, "ipvsadm {command}");
+            }
+        }
+    });
+}
+
+#[test]
+fn commands_by_socket_options_are_counted() {
+    in_new(|| {
+        let mut services = counting();
+        const FLUSH: libc::c_int = 64 + 1024 + 64 + 5;
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let flush = || {
+            // SAFETY: the descriptor is open, and the kernel reads no value for this option.
+            let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, FLUSH, std::ptr::null(), 0) };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        };
+        assert!(is_counted(&mut services, flush));
+    });
+}
+
+#[test]
+fn a_reloaded_module_is_noticed_and_counted_again() {
+    in_new(|| {
+        let mut services = counting();
+        // Namespaces of earlier tests, with their services, are taken down in the background.
+        let unloaded = (0..300).any(|_| {
+            thread::sleep(Duration::from_millis(100));
+            attempt("modprobe -r xt_ipvs ip_vs_rr ip_vs_lc ip_vs_sh ip_vs_mh ip_vs_wrr ip_vs_wlc");
+            attempt("modprobe -r ip_vs").0
+        });
+        assert!(unloaded, "ip_vs is unloaded within 30 s: {}", run("lsmod"));
+        run("modprobe ip_vs");
+        run("ipvsadm -A -t 10.96.0.1:80 -s rr");
+        let now = Instant::now();
+        let Counted::Not(reason) = services.others_commands(now) else { panic!("the probes are gone") };
+        assert!(reason.contains("unloaded"), "{reason}");
+        assert_eq!(services.others_commands(now + Duration::from_secs(61)), Counted::Some, "opened again");
+        assert!(is_counted(&mut services, || drop(run("ipvsadm -C"))));
+    });
+}
+
+#[test]
+fn probes_that_somebody_disarms_are_not_trusted_for_longer_than_a_minute() {
+    const SWITCH: &str = "/sys/kernel/debug/kprobes/enabled";
+    in_new(|| {
+        attempt("mount -t debugfs none /sys/kernel/debug");
+        let mut services = counting();
+        std::fs::write(SWITCH, "0").expect("debugfs has the switch of kprobes");
+        let answer = services.others_commands(Instant::now() + Duration::from_secs(61));
+        std::fs::write(SWITCH, "1").expect("debugfs has the switch of kprobes");
+        assert!(matches!(answer, Counted::Not(_)), "{answer:?}");
+    });
+}
+
+/// How long opening, reading and closing take, and what a probe costs a command.
+#[test]
+fn counting_is_cheap() {
+    in_new(|| {
+        let begun = Instant::now();
+        let mut services = counting();
+        let opened = begun.elapsed();
+        let begun = sluice::kernel::processor::thread_time();
+        for _ in 0..100 {
+            services.others_commands(Instant::now());
+        }
+        let read = (sluice::kernel::processor::thread_time() - begun) / 100;
+        let begun = Instant::now();
+        drop(services);
+        let closed = begun.elapsed();
+        println!("opened in {opened:?}, a reading takes {read:?}, closed in {closed:?}");
+        assert!(opened < Duration::from_secs(5) && closed < Duration::from_secs(5) && read < Duration::from_millis(20));
+    });
+}
