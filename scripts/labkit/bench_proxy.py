@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from labkit import bench_kube_proxy, bench_objects, net, own  # noqa: E402
-from labkit.bench import FLAGS, NODE, ROUND, Agent, Beside, Node, at, gone, nearby, scraped, timestamp  # noqa: E402
+from labkit.bench import FLAGS, NODE, PATIENCE, ROUND, Agent, Beside, Node, at, gone, nearby, scraped, timestamp  # noqa: E402
 from labkit.bench_connections import connections  # noqa: E402
 from labkit.bench_sources import Cluster, Manifests  # noqa: E402
 
@@ -128,9 +128,8 @@ def again(plan, source, _least):
             time.sleep(BACK_OFF)
         source.renew(0)
         agent.wait_for(ROUND, after)
-        agent.silent(SILENCE)
+        settle(plan, agent)
         rounds, received, memory = agent.rounds(after), agent.received() - received, agent.memory()
-        check_kernel(plan)
     steps = sum(line["steps"] for line in rounds) - ONE_CHANGE
     how = f"{received / 1e6:.2f} MB received, {at_start / 1e6:.2f} at the start" if plan["cluster"] else "all files written again"
     say("read anew", f"{how}; changes in the kernel: {steps}; a change after it {ms(rounds[-1].get('since_seen_us', 0))} ms")
@@ -150,9 +149,8 @@ def rate(plan, source, _least):
         used, begun = agent.processor_seconds(), time.monotonic()
         found = writer.result()
         share = (agent.processor_seconds() - used) / (time.monotonic() - begun)
-        agent.silent(SILENCE)
+        settle(plan, agent)
         rounds, memory = agent.rounds(after), agent.memory()
-        check_kernel(plan)
     seen = [line["since_seen_us"] for line in rounds if line.get("since_seen_us")]
     steps = sum(line["steps"] for line in rounds)
     say("many changes", f"{found['writes'] / found['seconds']:,.0f} a second for {found['seconds']:.0f} s (asked for {plan['rate']:,}) to {len(indices):,} Services")
@@ -171,9 +169,8 @@ def rolling(plan, source, least):
         write = source.roll(indices)
         after, begun = len(agent.lines()), time.time()
         found = Beside(write).result()
-        agent.silent(SILENCE)
+        settle(plan, agent, {index: source.rolled(index) for index in indices})
         rounds, memory = agent.rounds(after), agent.memory()
-        check_kernel(plan, {index: source.rolled(index) for index in indices})
     whole = timestamp(rounds[-1]) - begun
     work = sum(line["compute_us"] + line["kernel_us"] for line in rounds)
     replaced = len(indices) * plan["endpoints"]
@@ -188,6 +185,18 @@ BESIDE_FLOOR = {"start", "first", "changes", "rolling"}
 
 
 # ---------------------------------------------------------------- the kernel
+
+
+def settle(plan, agent, wanted=None):
+    """Waits until the kernel is as wanted and no round of changes goes on: a single one may take longer than any silence."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        agent.silent(SILENCE)
+        try:
+            return check_kernel(plan, wanted)
+        except own.LabError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def check_kernel(plan, wanted=None):
@@ -224,7 +233,7 @@ def plain(text):
 
 
 def ms(microseconds):
-    return f"{microseconds / 1e3:,.1f}"
+    return f"{microseconds / 1e3:,.{1 if microseconds >= 1000 else 2}f}"
 
 
 def listed(microseconds):
