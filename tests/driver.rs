@@ -135,6 +135,33 @@ fn what_somebody_does_to_services_and_elements_is_undone_within_seconds_although
 }
 
 #[test]
+fn where_the_kernel_counts_commands_services_are_compared_when_somebody_gave_one_and_not_before() {
+    with_running(async |running| {
+        running.kernel.with(|machine| machine.others_commands = Some(false));
+        let world = served();
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        // The first reading of the count.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let before = running.kernel.state();
+        running.kernel.with(|machine| {
+            let (_, first) = machine.state.virtuals.iter_mut().next().expect("there are two");
+            first.destinations = first.destinations.iter().map(|it| Destination { weight: 7, ..it }).collect();
+            machine.state.virtuals.pop_last();
+        });
+        let damaged = running.kernel.state();
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert!(running.kernel.state().virtuals == damaged.virtuals, "no command, no look");
+        running.kernel.with(|machine| machine.others_commands = Some(true));
+        let begun = Instant::now();
+        while running.kernel.state().virtuals != before.virtuals && begun.elapsed() < Duration::from_secs(15) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(running.kernel.state().virtuals == before.virtuals, "both are repaired, by one pass");
+    });
+}
+
+#[test]
 fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
     let (config, families) = flags::proxy(&FLAGS);
     let mut plan = Plan::new(config, families, KERNEL);

@@ -17,7 +17,8 @@ use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use rustix::io::Errno;
@@ -27,7 +28,9 @@ use sluice::kernel::Error;
 use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
-use sluice::kernel::ipvs::{Connections, Destination, Observed, ObservedDestination, Ownership, ServiceKey, Stats};
+use sluice::kernel::ipvs::{
+    Connections, Counted, Destination, Observed, ObservedDestination, Ownership, ServiceKey, Stats,
+};
 use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
@@ -52,6 +55,8 @@ pub struct Machine {
     pub faults: Faults,
     /// The destinations that have connections.
     pub busy: BTreeSet<(ServiceKey, SocketAddr)>,
+    /// Whether others have given commands to virtual services since somebody asked; `None` where this kernel does not count them.
+    pub others_commands: Option<bool>,
     /// Connection tracking cannot be changed, whatever is tried.
     pub conntrack_fails: bool,
     /// Reading the service ports that the other backend marks as ours fails.
@@ -157,6 +162,7 @@ impl MemoryKernel {
             foreign,
             faults: Faults::none(),
             busy: BTreeSet::new(),
+            others_commands: None,
             conntrack_fails: false,
             marks_fail: false,
             backend: None,
@@ -376,6 +382,14 @@ impl Connected for Memory<Virtuals> {
         };
         let destinations = listed.into_iter().map(observed).collect();
         Ok(service.map(|service| Observed { service, stats: Stats::default(), destinations }))
+    }
+
+    fn others_commands(&mut self, _now: Instant) -> Counted {
+        match self.machine.with(|machine| machine.others_commands.as_mut().map(std::mem::take)) {
+            None => Counted::Not("a kernel in memory".to_owned()),
+            Some(true) => Counted::Some,
+            Some(false) => Counted::None,
+        }
     }
 }
 
