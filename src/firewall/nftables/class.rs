@@ -5,7 +5,7 @@
 //!     ct state invalid drop
 //!     meta l4proto . th dport @in_shop_db_…_ports_… jump from_…      many single ports with the same peers
 //!     meta l4proto . th dport vmap @in_shop_db_…_ports       single ports: accept, or jump to the chain of the peers
-//!     tcp dport vmap @in_shop_db_…_tcp                       ranges of ports, disjoint
+//!     tcp dport vmap @in_shop_db_…_tcp_…                     ranges of ports, disjoint
 //!     ip daddr . meta l4proto . th dport @port_here_… jump from_…     named ports
 //!     meta l4proto udp jump from_…                           all ports of a protocol
 //!     ip saddr @pods_shop_… accept                           peers of every port
@@ -33,7 +33,7 @@ use crate::kernel::nftables::{
     Content, Fields, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
 };
 use crate::model::ObjectName;
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, PerFamily, PortRange};
 
 use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
 use super::names;
@@ -115,11 +115,12 @@ impl Permissions {
             let protocol = *protocol;
             match ranges {
                 Ranges::Disjoint(ranges) => {
-                    let map = names::ranges(name, protocol);
+                    let verdicts: Vec<(PortRange, Verdict)> =
+                        ranges.iter().map(|(range, allowed)| (*range, verdict(allowed, lowered))).collect();
+                    let map = names::ranges(name, protocol, &verdicts);
                     lowered.map(&map, SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals: true });
-                    for (range, allowed) in ranges {
-                        let verdict = verdict(allowed, lowered);
-                        lowered.verdict(&map, Key::Ports(*range), verdict);
+                    for (range, verdict) in verdicts {
+                        lowered.verdict(&map, Key::Ports(range), verdict);
                     }
                     chain.push(Rule::new([], Verdict::Map { lookup: Lookup::DestinationPort(protocol), map }));
                 }

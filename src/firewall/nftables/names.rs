@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use crate::kernel::nftables::{Name, Object, Verdict};
 use crate::model::{ObjectName, Tier};
-use crate::net::{Family, Protocol};
+use crate::net::{Family, PortRange, Protocol};
 
 use super::super::host_endpoints::HostEndpoint;
 use super::super::identity::{identity, joined, letters};
@@ -264,9 +264,19 @@ pub fn ports_of(class: &Name, verdict: &Verdict) -> Name {
     format!("{class}_ports_{}", letters(to.as_bytes())).into()
 }
 
-/// Returns the map of port ranges of a class, or of some rules of a tier.
-pub fn ranges(class: &Name, protocol: Protocol) -> Name {
-    format!("{class}_{protocol}").into()
+/// Returns the map of port ranges of a class, or of some rules of a tier. What it holds is in its name, so that it never changes: a kernel would
+/// look up for a moment what it held, beside rules that are new.
+pub fn ranges(class: &Name, protocol: Protocol, verdicts: &[(PortRange, Verdict)]) -> Name {
+    let mut words = Vec::new();
+    for (PortRange { first, last }, verdict) in verdicts {
+        let to = match verdict {
+            Verdict::Jump(chain) | Verdict::Goto(chain) => chain.as_str(),
+            _ => "",
+        };
+        words.extend([format!("{first}-{last}"), to.to_owned()]);
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    format!("{class}_{protocol}_{}", letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the chain that decides about what comes from, or goes to, any of these peers.

@@ -3,6 +3,15 @@
 //! Counters, sets and chains come first, because rules and elements name them; then rules; then elements, those that go before
 //! those that come, because ranges must not overlap; at last chains, sets and counters that go, when nothing names them any
 //! more. Chains that go are emptied before the first of them does: they may name each other.
+//!
+//! A transaction takes effect at once, and yet a packet that is being judged at that moment goes on by the rules as they were, and looks into maps and sets as they
+//! are now. So some transactions have others beside them:
+//!
+//! - One before, with everything new that nothing leads to yet ([`Plan::take_unreachable`]): where an element that is replaced leads to a new chain, which has no
+//!   rules as the packet sees it; and where a new set has intervals. Kernels that look such a set up in an array (7.0, 6.18.y) publish the array at
+//!   the end of a commit, behind the moment at which the rules of the same transaction take effect: for as long, these find it empty. An array that exists is
+//!   looked up as it was until then.
+//! - One behind, with everything that goes ([`Plan::take_left`]), where a map does: the packet would find it empty. A set keeps its elements until nobody is in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,6 +152,39 @@ impl<'s> Plan<'s> {
         portions
     }
 
+    /// Takes out everything new that nothing leads to yet, where a packet could meet it before it is all there.
+    pub fn take_unreachable(&mut self) -> Option<Plan<'s>> {
+        let mut changed_maps = self.deleted.iter().filter(|(_, (spec, _))| spec.kind == Kind::Verdicts);
+        let leads_elsewhere = !self.made_chains.is_empty() && changed_maps.any(|(map, _)| self.added.contains_key(map));
+        if !leads_elsewhere && !self.made_sets.iter().any(|(_, spec)| spec.intervals) {
+            return None;
+        }
+        let (bases, made_chains): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.made_chains).into_iter().partition(|(_, chain)| chain.base.is_some());
+        self.made_chains = bases;
+        let mut early = Plan {
+            made_counters: std::mem::take(&mut self.made_counters),
+            made_sets: std::mem::take(&mut self.made_sets),
+            made_chains,
+            ..Plan::default()
+        };
+        for (set, _) in &early.made_sets {
+            early.added.extend(self.added.remove_entry(set));
+        }
+        Some(early)
+    }
+
+    /// Takes out everything that goes, where a packet that is under way there would miss it.
+    pub fn take_left(&mut self) -> Option<Plan<'s>> {
+        let is_map = |(_, spec): &(&Name, Option<SetSpec>)| spec.is_none_or(|spec| spec.kind == Kind::Verdicts);
+        self.gone_sets.iter().any(is_map).then(|| Plan {
+            gone_chains: std::mem::take(&mut self.gone_chains),
+            gone_sets: std::mem::take(&mut self.gone_sets),
+            gone_counters: std::mem::take(&mut self.gone_counters),
+            ..Plan::default()
+        })
+    }
+
     /// How many sets, chains and counters come, and how many go.
     pub fn balance(&self) -> (usize, usize) {
         let made = self.made_counters.len() + self.made_sets.len() + self.made_chains.len();
@@ -203,5 +245,92 @@ impl<'s> Plan<'s> {
         for name in &self.gone_chains {
             others.remove(&Object::Chain((*name).clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::object::{Base, BaseKind, Fields, Hook};
+    use super::*;
+    use crate::net::PortRange;
+
+    /// A base chain that changes, a new one, a new chain, and an element of a set that exists beside one of a new set. Returns the chains
+    /// and elements of the first transaction, and those of the last one.
+    fn early_and_late(intervals: bool) -> (Vec<String>, Vec<String>) {
+        let spec = |intervals| SetSpec { fields: Fields::Port, kind: Kind::Verdicts, intervals };
+        let base = Base { kind: BaseKind::Filter, hook: Hook::Forward, priority: 0 };
+        let chain = |base| Content::Chain(Arc::new(Chain { base, rules: Vec::new() }));
+        let (of_host, plain) = (chain(Some(base)), chain(None));
+        let ports = Key::Ports(PortRange { first: 80, last: 81 });
+        let chains = ["changed", "entered", "new"].map(|name| Object::Chain(name.into()));
+        let elements = ["known", "fresh"].map(|set| Object::Element(set.into(), ports.clone()));
+        let set = (Object::Set("fresh".into()), Content::Set(spec(intervals)));
+        let step = |key, have, want| Step { key, have, want: Some(want) };
+        let [changed, entered, new] = &chains;
+        let [known, fresh] = &elements;
+        let steps = [
+            step(changed, Some(&of_host), &of_host),
+            step(entered, None, &of_host),
+            step(new, None, &plain),
+            step(&set.0, None, &set.1),
+            step(known, None, &Content::Element),
+            step(fresh, None, &Content::Element),
+        ];
+        let mut plan = Plan::of(&steps, &[("known".into(), Some(spec(true)))].into()).expect("its sets exist");
+        let named = |plan: &Plan<'_>| {
+            let chains = plan.made_chains.iter().chain(&plan.changed_chains).map(|(name, _)| name.to_string());
+            chains.chain(plan.added.keys().map(|set| format!("element of {set}"))).collect::<Vec<_>>()
+        };
+        let early = plan.take_unreachable().map(|early| named(&early)).unwrap_or_default();
+        assert!(plan.take_left().is_none(), "nothing goes");
+        (early, named(&plan))
+    }
+
+    #[test]
+    fn a_map_that_goes_does_so_behind_what_leads_there_no_longer_and_a_set_with_it() {
+        let of = |kind| SetSpec { fields: Fields::ProtocolPort, kind, intervals: false };
+        let sets: Sets = [("map".into(), Some(of(Kind::Verdicts))), ("set".into(), Some(of(Kind::Set)))].into();
+        let contents: Vec<(Object, Content)> =
+            sets.iter().filter_map(|(name, spec)| Some((Object::Set(name.clone()), Content::Set((*spec)?)))).collect();
+        let goes = |(key, have): &'_ (Object, Content)| -> usize {
+            let steps = [Step { key, have: Some(have), want: None }];
+            let mut plan = Plan::of(&steps, &sets).expect("it exists");
+            plan.take_left().map_or(0, |left| left.gone_sets.len())
+        };
+        assert_eq!(contents.iter().map(goes).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn what_is_new_comes_before_an_element_that_leads_there_in_place_of_elsewhere() {
+        let spec = SetSpec { fields: Fields::ProtocolPort, kind: Kind::Verdicts, intervals: false };
+        let chain = Content::Chain(Arc::new(Chain { base: None, rules: Vec::new() }));
+        let verdict = Content::Verdict(Arc::new(crate::kernel::nftables::Verdict::Jump("new".into())));
+        let new = Object::Chain("new".into());
+        let element = Object::Element("known".into(), Key::ProtocolPort(crate::net::Protocol::Tcp, 80));
+        let sets: Sets = [("known".into(), Some(spec))].into();
+        for (have, early) in [(None, false), (Some(&verdict), true)] {
+            let steps = [
+                Step { key: &new, have: None, want: Some(&chain) },
+                Step { key: &element, have, want: Some(&verdict) },
+            ];
+            let mut plan = Plan::of(&steps, &sets).expect("its set exists");
+            assert_eq!(plan.take_unreachable().is_some(), early);
+        }
+    }
+
+    #[test]
+    fn what_is_new_comes_before_what_leads_to_it_where_a_new_set_has_intervals() {
+        let (early, late) = early_and_late(true);
+        assert_eq!(early, ["new", "element of fresh"]);
+        assert_eq!(late, ["entered", "changed", "element of known"]);
+    }
+
+    #[test]
+    fn everything_comes_together_where_no_new_set_has_intervals() {
+        let (early, late) = early_and_late(false);
+        assert!(early.is_empty());
+        assert_eq!(late, ["entered", "new", "changed", "element of fresh", "element of known"]);
     }
 }

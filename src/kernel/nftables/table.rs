@@ -13,6 +13,8 @@
 //!   made anew in one transaction: no packet finds it missing. Its counters begin at zero then.
 //! - New sets are filled before the transaction in which rules first use them, in portions, so that one of several hundred
 //!   thousand elements does not hold up everybody's for long.
+//! - What is new may come in a transaction before that which leads there, and what goes in one behind: a packet that is under way would meet it half made
+//!   (`plan`). A table that is made anew as a whole cannot do so: for as long as the kernel takes to commit it, its sets with intervals count as empty.
 
 mod reading;
 mod standing;
@@ -222,7 +224,7 @@ impl OwnTable {
             .collect();
     }
 
-    /// Performs the steps in as few transactions as is good.
+    /// Performs the steps in as few transactions as is good: everything that changes something for packets in one.
     fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
         self.check_read()?;
         let mut plan = Plan::of(steps, &self.sets)?;
@@ -232,20 +234,18 @@ impl OwnTable {
         if self.is_empty_after(&plan) {
             return self.remove();
         }
-        for portion in plan.take_portions() {
+        let mut early = plan.take_portions();
+        early.extend(plan.take_unreachable());
+        let late = plan.take_left();
+        for portion in early.into_iter().chain([plan]).chain(late) {
             let mut batch = self.begin();
             portion.write(&mut batch)?;
-            self.commit(batch)?;
-            self.has_table();
-            self.sets.extend(portion.made_sets());
+            if !batch.is_empty() {
+                self.commit(batch)?;
+                self.has_table();
+            }
+            portion.note(&mut self.sets, &mut self.others);
         }
-        let mut batch = self.begin();
-        plan.write(&mut batch)?;
-        if !batch.is_empty() {
-            self.commit(batch)?;
-            self.has_table();
-        }
-        plan.note(&mut self.sets, &mut self.others);
         Ok(())
     }
 
@@ -400,7 +400,7 @@ impl Target for OwnTable {
         true
     }
 
-    /// All steps are one transaction, but for the filling of new sets, so all of them fail together.
+    /// All steps that change something for packets are one transaction, so all of them fail together.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let result = self.perform(steps);

@@ -117,8 +117,7 @@ fn changes_come_into_force_and_open_nothing_while_others_change_tables_all_the_t
             assert!(changes.load(Ordering::Relaxed) > 3, "others change something meanwhile");
             streams
         });
-        // Beside all other tests of this program some were lost (one of 4,516, once), alone none; why is not known.
-        assert!(allowed.passed > 0 && allowed.passed * 10 >= allowed.tried * 9, "{allowed:?}");
+        assert!(allowed.tried > 0 && allowed.passed == allowed.tried, "{allowed:?}");
         assert!(refused.tried > 0 && refused.passed == 0, "{refused:?}");
         machine.check_paths("after all of them");
     });

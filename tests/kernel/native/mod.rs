@@ -14,6 +14,7 @@ pub mod firewall_link_local;
 pub mod firewall_multicast;
 mod first_packet;
 mod firewall_table_failures;
+mod firewall_turns;
 mod firewall_refused;
 pub mod frame;
 mod hairpin_ports;

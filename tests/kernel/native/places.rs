@@ -228,6 +228,39 @@ impl Places {
         })
     }
 
+    /// Sends packets of UDP on a path, one after the other, for as long as something else is done, and waits so long for each of them to
+    /// arrive. Nobody answers, so policies judge every packet.
+    pub fn while_sending(
+        &self,
+        family: Family,
+        (from, to): (&str, &str),
+        patience: Duration,
+        act: impl FnOnce(),
+    ) -> Tally {
+        let done = AtomicBool::new(false);
+        let [source, target] =
+            [(from, 0), (to, 80)].map(|(name, port)| SocketAddr::new(self.address(name, family), port));
+        let listener = &self.all[to].udp[&80];
+        let stream = || {
+            self.at(from, || {
+                let socket = UdpSocket::bind(source).expect("an address of this place");
+                let mut tally = Tally::default();
+                while !done.load(Ordering::Relaxed) {
+                    tally.tried += 1;
+                    socket.send_to(&[0; 4], target).expect("it can be sent");
+                    tally.passed += arrived_within(listener, patience);
+                }
+                tally
+            })
+        };
+        std::thread::scope(|scope| {
+            let stream = scope.spawn(stream);
+            act();
+            done.store(true, Ordering::Relaxed);
+            stream.join().expect("a stream ends")
+        })
+    }
+
     /// Opens connections on two paths, one after the other, for as long as something else is done. The first path is expected to be open.
     pub fn while_streaming(
         &self,
@@ -256,6 +289,18 @@ impl Places {
             done.store(true, Ordering::Relaxed);
             (one.join().expect("a stream ends"), other.join().expect("a stream ends"))
         })
+    }
+}
+
+/// Number of packets that have arrived, as soon as there is one, or after so long.
+fn arrived_within(listener: &UdpSocket, patience: Duration) -> usize {
+    let (begun, mut packet) = (Instant::now(), [0; 16]);
+    loop {
+        let count = std::iter::from_fn(|| listener.recv_from(&mut packet).ok()).count();
+        if count > 0 || begun.elapsed() >= patience {
+            return count;
+        }
+        std::thread::yield_now();
     }
 }
 

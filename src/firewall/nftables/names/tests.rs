@@ -46,6 +46,24 @@ fn objects_of_a_tier_are_called_by_their_policies() {
 }
 
 #[test]
+fn a_map_of_port_ranges_is_called_by_what_it_holds() {
+    let class = class(&class_of(&["shop/db"], false));
+    let (http, all) = (PortRange { first: 80, last: 81 }, PortRange { first: 0, last: 65535 });
+    let to = |chain: &str| Verdict::Jump(chain.into());
+    let maps = [
+        vec![],
+        vec![(http, Verdict::Accept)],
+        vec![(all, Verdict::Accept)],
+        vec![(http, to("from_a"))],
+        vec![(http, to("from_b"))],
+        vec![(http, to("from_a")), (all, Verdict::Accept)],
+    ];
+    let names: std::collections::BTreeSet<Name> =
+        maps.iter().map(|verdicts| ranges(&class, Protocol::Tcp, verdicts)).collect();
+    assert_eq!(names.len(), maps.len());
+}
+
+#[test]
 fn the_purpose_of_a_chain_follows_from_its_name() {
     for direction in Direction::BOTH {
         for namespace in ["shop", "admin", "baseline", "shared", "in", "denied", "kept"] {
@@ -114,7 +132,7 @@ fn a_set_whose_elements_close_paths_is_found_by_its_name() {
         }
     }
     let class = class(&class_of(&["shop/db"], false));
-    assert!(!closes(&element(&ports(&class))) && !closes(&element(&ranges(&class, Protocol::Tcp))));
+    assert!(!closes(&element(&ports(&class))) && !closes(&element(&ranges(&class, Protocol::Tcp, &[]))));
     assert!(!closes(&Object::Set(host_endpoints(Family::V4))), "a set alone closes nothing");
 }
 
@@ -142,11 +160,11 @@ fn every_name_can_be_read_by_nft_and_fits_into_the_kernel() {
     for name in [
         tier(&of_tier),
         each_tier(&each_of),
-        ranges(&run(&tier(&of_tier), 1000), Protocol::Sctp),
+        ranges(&run(&tier(&of_tier), 1000), Protocol::Sctp, &[]),
         denied(&key),
         each(&odd),
         ports(&chain),
-        ranges(&chain, Protocol::Sctp),
+        ranges(&chain, Protocol::Sctp, &[]),
         set(&SetKey::Pods(selection), Family::V6),
         refused_services(six),
         endpoint(&endpoint_of),
