@@ -1,14 +1,15 @@
 //! Computes the contents of new sets, all at once.
 //!
 //! One pass over the pods fills all new sets, and reads only the namespaces that one of them selects. Blocks need no
-//! pods at all.
+//! pods at all. Pods of one template have names that follow each other and share their labels, so which sets they may belong to is
+//! found once for all of them: beside that a pod that belongs to none costs a look at it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Namespace, ObjectName, Pod, Table};
+use crate::model::{Labels, NamedPort, Namespace, ObjectName, Pod, Table};
 
 use super::claims::{Claimant, Claims};
 use super::index::SetIndex;
@@ -46,6 +47,7 @@ pub fn contents(sets: &BTreeSet<Arc<SetKey>>, inputs: FillInputs<'_>) -> Filled 
         asked: 0,
         room: inputs.room.unwrap_or(usize::MAX),
         is_cut: false,
+        template: None,
     };
     filling.add_blocks();
     filling.ask_pods_of_this_node();
@@ -72,6 +74,24 @@ struct Filling<'a> {
     /// The number of elements that may still be added.
     room: usize,
     is_cut: bool,
+    /// Of the pod that was asked last.
+    template: Option<Template<'a>>,
+}
+
+/// Namespace, labels and ports of pods that may belong to the same sets.
+struct Template<'a> {
+    namespace: &'a str,
+    labels: &'a Labels,
+    ports: &'a [NamedPort],
+    /// The sets that they may belong to.
+    places: Vec<usize>,
+}
+
+impl Template<'_> {
+    /// Returns whether a pod has them in common, in the same memory.
+    fn is_of(&self, name: &ObjectName, pod: &Pod) -> bool {
+        self.labels.is_same(&pod.labels) && std::ptr::eq(self.ports, &*pod.ports) && name.namespace == *self.namespace
+    }
 }
 
 impl<'a> Filling<'a> {
@@ -105,6 +125,7 @@ impl<'a> Filling<'a> {
         if index.is_empty() {
             return;
         }
+        self.template = None;
         let pods = self.inputs.pods;
         let Some(namespaces) = self.namespaces() else {
             pods.iter().for_each(|(name, pod)| self.ask(&index, name, pod));
@@ -170,14 +191,18 @@ impl<'a> Filling<'a> {
     }
 
     /// Adds a pod's elements to each set that it may belong to.
-    fn ask(&mut self, index: &SetIndex<usize>, name: &ObjectName, pod: &Pod) {
+    fn ask(&mut self, index: &SetIndex<usize>, name: &'a ObjectName, pod: &'a Pod) {
         self.asked += 1;
         if !pod.takes_part() || self.is_cut {
             return;
         }
         let FillInputs { pods, namespaces, claims, node, .. } = self.inputs;
-        let labels = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
-        for place in index.candidates(&name.namespace, labels, pod) {
+        let template = self.template.take().filter(|template| template.is_of(name, pod)).unwrap_or_else(|| {
+            let of_namespace = namespaces.get(&name.namespace).map(|namespace| &namespace.labels);
+            let places = index.candidates(&name.namespace, of_namespace, pod).copied().collect();
+            Template { namespace: &name.namespace, labels: &pod.labels, ports: &pod.ports, places }
+        });
+        for place in &template.places {
             let (Some(set), Some(elements)) = (self.sets.get(*place), self.elements.get_mut(*place)) else { continue };
             let before = elements.len();
             for address in &pod.addresses {
@@ -194,5 +219,6 @@ impl<'a> Filling<'a> {
             self.is_cut |= added > self.room;
             self.room -= added.min(self.room);
         }
+        self.template = Some(template);
     }
 }

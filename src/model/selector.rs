@@ -49,6 +49,11 @@ impl Labels {
         self.0.is_shared()
     }
 
+    /// Returns whether both are the same memory: equal labels may not be.
+    pub fn is_same(&self, other: &Labels) -> bool {
+        std::ptr::eq(&*self.0, &*other.0)
+    }
+
     /// Keys and values, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
