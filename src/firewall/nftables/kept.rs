@@ -4,6 +4,10 @@
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
 //!   chains keep what closes bridges. Of a tier less may be known than was: what it denied and denies no longer is asked first, and
 //!   then the tier as it is known ([`tiers`](self::tiers)).
+//!   An address that a pod claims which is known is judged by that pod's policies alone, whatever it was judged by before: to keep the former class as well would
+//!   hold up every pod that is started with an address which another one has left, for as long as an object cannot be read. Of two pods with one address one is running,
+//!   and if that is the one that is not known, nothing but its former class, of which the table does not say whose it was, would speak for it.
+//!   Addresses that several pods claimed when all were known keep all their judges.
 //! - ClusterNetworkPolicies alone are not known ([`Desired::lost`]): what these denied stays denied to pods that are known.
 //! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
 
