@@ -86,9 +86,10 @@ def no_ipv6(binary):
 MODULES = re.compile(r"(x_tables|ip6?_tables|ip6?table_\w+|xt_\w+|ipt_\w+|ip6t_\w+|ip_set\w*|nft_compat|arp_tables|ebtables?\w*)$")
 PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "ipset*"]
 # What runs there each day; with --long all tests of these beds that need nothing of iptables themselves.
-ON_NFTABLES = {"manifests": ["exposure", "guard", "masquerade", "policies_say_who_reaches_whom"],
+ON_NFTABLES = {"manifests": ["schedulers", "affinity", "exposure", "protocols", "guard", "masquerade", "source_ranges", "near", "bad_input",
+                             "one_family", "policies_say_who_reaches_whom"],
                "forwarding": ["pods_pass_a_chain_of_the_host_that_drops"], "routing-flat": ["on_one_link_pods"]}
-MORE_ON_NFTABLES = {"manifests": ["affinity", "protocols", "policies", "restart", "draining", "network_policies"], "routing": ["routing"]}
+MORE_ON_NFTABLES = {"manifests": ["policies", "restart", "draining", "network_policies"], "routing": ["routing"]}
 
 
 def loaded():
