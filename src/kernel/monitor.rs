@@ -97,7 +97,7 @@ const DELETE_LINK: u16 = 17;
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// Interval at which the thread checks whether anybody still listens.
-const LOOK_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const LOOK_UP: Timespec = Timespec { tv_sec: 4, tv_nsec: 0 };
 /// Pause after an unexplained failure of a socket.
 const PAUSE: Duration = Duration::from_secs(1);
 
