@@ -6,6 +6,9 @@ mod asked;
 #[path = "driver/health.rs"]
 mod health;
 
+#[path = "driver/memory.rs"]
+mod memory;
+
 #[path = "driver/problems.rs"]
 mod problems;
 
@@ -256,7 +259,7 @@ fn flows_that_cannot_be_forgotten_do_not_keep_what_an_earlier_run_left_elsewhere
         let mut world = served();
         let (name, service) = world.cluster.services.iter().next().expect("there are two");
         let (name, mut service) = (name.clone(), (**service).clone());
-        service.ports = vec![ServicePort { protocol: Protocol::Udp, port: 53, name: "".into(), node_port: None }];
+        service.ports = [ServicePort { protocol: Protocol::Udp, port: 53, name: "".into(), node_port: None }].into();
         world.cluster.services.insert(name, service);
         let address = ADDRESS.parse().expect("an address");
         let key = ServiceKey::Address { address, protocol: Protocol::Udp, port: 53 };
@@ -344,7 +347,7 @@ fn served() -> World {
         let cluster_ips = vec![address.parse().expect("an address")];
         let service = Service {
             kind: ServiceType::ClusterIp,
-            ports: vec![port],
+            ports: [port].into(),
             cluster_ips,
             internal_traffic_policy: TrafficPolicy::Cluster,
             ..generate::service(&mut Random::new(1))
@@ -354,7 +357,7 @@ fn served() -> World {
             Endpoint { address: [10, 244, 1, 5].into(), node: None, conditions: Conditions::READY, hints: None };
         let slice = EndpointSlice {
             family: Family::V4,
-            ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: vec![endpoint].into(),
         };
         world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
@@ -367,8 +370,8 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
     with_flags(&FLAGS, test);
 }
 
-/// Like [`with_running`], with these flags.
-fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) {
+/// Like [`with_running`], with these flags. Returns the proxy as it was at the end.
+fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) -> Driver<MemoryKernel> {
     let kernel = MemoryKernel::new(State::default());
     let (world, world_in) = watch::channel(World::empty());
     let (changes, disturbances) = watch::channel(Changes::default());
@@ -404,11 +407,11 @@ fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) {
     let running = Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        let task = tokio::task::spawn_local(driver.run(inputs, stopped));
+        let task = tokio::task::spawn_local(sluice::subsystem::run(driver, inputs, stopped));
         test(&running).await;
         running.stop.send_replace(true);
-        task.await.expect("the loop ends when it is told to");
-    });
+        task.await.expect("the loop ends when it is told to")
+    })
 }
 
 /// Kernel objects of a service address.

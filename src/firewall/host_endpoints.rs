@@ -239,7 +239,7 @@ mod tests {
         let endpoint = |text: &&str| Endpoint { address: address(text), node: None, conditions, hints: None };
         let slice = EndpointSlice {
             family: Family::V4,
-            ports: vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }],
+            ports: [EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }].into(),
             endpoints: addresses.iter().map(endpoint).collect(),
         };
         Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
@@ -399,7 +399,7 @@ mod tests {
         assert_eq!(after(None), [open], "nobody has these cluster IPs");
         let others = Service { created: 9, ..Service::new(vec![address("10.96.0.10")], service().ports) };
         assert_eq!(after(Some(others.clone())), [without], "a cluster IP with this port is never another Service's");
-        let dns = Service { ports: vec![others.ports[1].clone()], ..others };
+        let dns = Service { ports: [others.ports[1].clone()].into(), ..others };
         assert_eq!(after(Some(dns)), [open], "another port is another entrance");
         assert_eq!(after(None), [open]);
     }
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(after(Some(older.clone())), [INSIDE]);
         let local = Service { external_traffic_policy: TrafficPolicy::Local, ..older.clone() };
         assert_eq!(after(Some(local)), [SERVED], "it may have no endpoint on this node");
-        let dns = Service { ports: vec![older.ports[1].clone()], ..older.clone() };
+        let dns = Service { ports: [older.ports[1].clone()].into(), ..older.clone() };
         assert_eq!(after(Some(dns)), [SERVED], "another port is another entrance");
         assert_eq!(after(Some(older)), [INSIDE]);
         assert_eq!(after(None), [SERVED]);

@@ -20,21 +20,32 @@ pub struct Endpoints {
     pub slices: Slices,
 }
 
-/// Slices by name, sorted. Nearly every Service has one or two, for which a map would reserve room for eleven.
+/// Slices by name, sorted. The one that nearly every Service has stands in the value itself.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Slices(Vec<(CompactString, Arc<EndpointSlice>)>);
+pub struct Slices(Form);
+
+type NamedSlice = (CompactString, Arc<EndpointSlice>);
+
+/// Slices of one number have one form, so that equal slices are equal forms.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Form {
+    One([NamedSlice; 1]),
+    /// None, or more than one.
+    Any(Box<[NamedSlice]>),
+}
 
 /// One slice. Slices of address type FQDN never become a value of this type.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointSlice {
     pub family: Family,
-    /// The ports that every endpoint of this slice has. Entries without a number are left out at the door.
-    pub ports: Vec<EndpointPort>,
+    /// The ports that every endpoint of this slice has. Entries without a number are left out at the door. Slices with the same ports
+    /// share the list.
+    pub ports: Shared<[EndpointPort]>,
     pub endpoints: EndpointList,
 }
 
 /// One entry of `ports[]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointPort {
     /// Matches `ServicePort::name`; empty for the single unnamed port.
     pub name: CompactString,
@@ -83,27 +94,34 @@ pub enum Use {
 
 impl Slices {
     pub fn get(&self, name: &str) -> Option<&Arc<EndpointSlice>> {
-        self.0.get(self.place(name).ok()?).map(|(_, slice)| slice)
+        self.all().get(self.place(name).ok()?).map(|(_, slice)| slice)
     }
 
     /// Puts a slice in place; returns the one of this name before.
     pub fn insert(&mut self, name: CompactString, slice: Arc<EndpointSlice>) -> Option<Arc<EndpointSlice>> {
-        match self.place(&name) {
-            Ok(place) => self.0.get_mut(place).map(|(_, known)| std::mem::replace(known, slice)),
+        let place = self.place(&name);
+        let mut all = self.take();
+        let before = match place {
+            Ok(place) => all.get_mut(place).map(|(_, known)| std::mem::replace(known, slice)),
             Err(place) => {
-                self.0.reserve_exact(1);
-                self.0.insert(place, (name, slice));
+                all.insert(place, (name, slice));
                 None
             }
-        }
+        };
+        self.0 = Form::from(all);
+        before
     }
 
     pub fn remove(&mut self, name: &str) -> Option<Arc<EndpointSlice>> {
-        self.place(name).ok().map(|place| self.0.remove(place).1)
+        let place = self.place(name).ok()?;
+        let mut all = self.take();
+        let (_, slice) = all.remove(place);
+        self.0 = Form::from(all);
+        Some(slice)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&CompactString, &Arc<EndpointSlice>)> {
-        self.0.iter().map(|(name, slice)| (name, slice))
+        self.all().iter().map(|(name, slice)| (name, slice))
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &CompactString> {
@@ -115,17 +133,53 @@ impl Slices {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all().is_empty()
+    }
+
+    fn all(&self) -> &[NamedSlice] {
+        match &self.0 {
+            Form::One(one) => one,
+            Form::Any(all) => all,
+        }
+    }
+
+    /// Takes out all slices, with room for one more.
+    fn take(&mut self) -> Vec<NamedSlice> {
+        let form = std::mem::take(&mut self.0);
+        let mut all = Vec::with_capacity(match &form {
+            Form::One(_) => 2,
+            Form::Any(all) => all.len() + 1,
+        });
+        match form {
+            Form::One(one) => all.extend(one),
+            Form::Any(many) => all.extend(many),
+        }
+        all
     }
 
     fn place(&self, name: &str) -> Result<usize, usize> {
-        self.0.binary_search_by(|(other, _)| other.as_str().cmp(name))
+        self.all().binary_search_by(|(other, _)| other.as_str().cmp(name))
     }
 }
 
-impl FromIterator<(CompactString, Arc<EndpointSlice>)> for Slices {
+impl Default for Form {
+    fn default() -> Self {
+        Form::Any(Box::default())
+    }
+}
+
+impl From<Vec<NamedSlice>> for Form {
+    fn from(all: Vec<NamedSlice>) -> Form {
+        match <[NamedSlice; 1]>::try_from(all) {
+            Ok(one) => Form::One(one),
+            Err(all) => Form::Any(all.into()),
+        }
+    }
+}
+
+impl FromIterator<NamedSlice> for Slices {
     /// Of several slices of one name the last stays.
-    fn from_iter<I: IntoIterator<Item = (CompactString, Arc<EndpointSlice>)>>(slices: I) -> Slices {
+    fn from_iter<I: IntoIterator<Item = NamedSlice>>(slices: I) -> Slices {
         let mut sorted = Slices::default();
         for (name, slice) in slices {
             sorted.insert(name, slice);
@@ -134,8 +188,8 @@ impl FromIterator<(CompactString, Arc<EndpointSlice>)> for Slices {
     }
 }
 
-impl<const N: usize> From<[(CompactString, Arc<EndpointSlice>); N]> for Slices {
-    fn from(slices: [(CompactString, Arc<EndpointSlice>); N]) -> Slices {
+impl<const N: usize> From<[NamedSlice; N]> for Slices {
+    fn from(slices: [NamedSlice; N]) -> Slices {
         slices.into_iter().collect()
     }
 }

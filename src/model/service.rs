@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
+use super::shared_value::Shared;
 use crate::net::Protocol;
 
 /// A Service that has at least one cluster address.
@@ -24,7 +25,8 @@ pub struct Service {
     /// clients of load balancer addresses, of both families, without host bits. `None` where neither is given; empty where
     /// no range makes sense, so that nobody is a client.
     pub source_ranges: Option<Box<[IpNet]>>,
-    pub ports: Vec<ServicePort>,
+    /// Services with the same ports share the list.
+    pub ports: Shared<[ServicePort]>,
     /// `spec.sessionAffinity: ClientIP` and its `timeoutSeconds` (10800 where absent); `None` without affinity.
     pub affinity_seconds: Option<u32>,
     pub internal_traffic_policy: TrafficPolicy,
@@ -64,7 +66,7 @@ pub struct LoadBalancerAddress {
 }
 
 /// One entry of `spec.ports[]`. The target port is not here: endpoint slices carry the resolved one.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
     /// Empty for the single unnamed port. Endpoint slices are matched by this name.
     pub name: CompactString,
@@ -149,7 +151,7 @@ impl Service {
             external_ips: Vec::new(),
             load_balancer: Vec::new(),
             source_ranges: None,
-            ports,
+            ports: ports.into(),
             affinity_seconds: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,

@@ -5,6 +5,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
 
 use super::interner::Counted;
@@ -63,6 +64,15 @@ impl<T> From<Vec<T>> for Shared<[T]> {
 impl<T> FromIterator<T> for Shared<[T]> {
     fn from_iter<I: IntoIterator<Item = T>>(content: I) -> Self {
         Shared(Arc::new(content.into_iter().collect()))
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Shared<[T]> {
+    type Item = &'a T;
+    type IntoIter = slice::Iter<'a, T>;
+
+    fn into_iter(self) -> slice::Iter<'a, T> {
+        self.iter()
     }
 }
 

@@ -147,6 +147,12 @@ impl<K: Ord + Clone, V: Clone> BlockMap<K, V> {
         }
     }
 
+    /// Returns whether this map and another one are the same piece of memory.
+    pub fn is_one_with(&self, other: &BlockMap<K, V>) -> bool {
+        let both = self.blocks.iter().zip(&other.blocks);
+        self.blocks.len() == other.blocks.len() && both.into_iter().all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
     fn at_mut(&mut self, (at, index): Place) -> Option<&mut V> {
         Arc::make_mut(self.blocks.get_mut(at)?).values.get_mut(index)
     }

@@ -362,6 +362,18 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.share(&desired.routes);
     }
 
+    /// Returns the kinds that grow with the number of Services and of which what is desired and what was last seen are two pieces of
+    /// memory, by their names.
+    pub fn standing_twice(&self, desired: &Desired) -> Vec<&'static str> {
+        let once = [
+            (self.elements.name(), self.elements.seen().is_none_or(|seen| seen.is_one_with(&desired.elements))),
+            (self.table.name(), self.table.seen().is_none_or(|seen| seen.is_one_with(&desired.table))),
+            (self.virtuals.name(), self.virtuals.seen().is_none_or(|seen| seen.is_one_with(&desired.virtuals))),
+            (self.routes.name(), self.routes.seen().is_none_or(|seen| seen.is_one_with(&desired.routes))),
+        ];
+        once.into_iter().filter(|(_, is_once)| !is_once).map(|(name, _)| name).collect()
+    }
+
     /// Returns whether all kinds are known to be as desired and no conntrack entries are left to be deleted.
     pub fn is_settled(&self) -> bool {
         self.udp.is_settled() && self.is_as_wanted()

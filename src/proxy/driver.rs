@@ -106,6 +106,11 @@ impl<K: Kernel> Driver<K> {
         subsystem::run(self, inputs, stop).await;
     }
 
+    /// Returns the kinds that are in memory as desired and once more as seen, by their names.
+    pub fn standing_twice(&self) -> Vec<&'static str> {
+        self.mirrors.standing_twice(self.plan.desired())
+    }
+
     /// Removes draining destinations without connections.
     fn release_idle(&mut self, now: Instant) {
         for key in self.plan.to_look_at(now) {

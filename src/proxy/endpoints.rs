@@ -272,7 +272,7 @@ mod tests {
         };
         EndpointSlice {
             family: Family::V4,
-            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: given.iter().map(endpoint).collect(),
         }
     }

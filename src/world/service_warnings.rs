@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn slice(of: &str) -> Object {
-        let slice = EndpointSlice { family: Family::V4, ports: Vec::new(), endpoints: Default::default() };
+        let slice = EndpointSlice { family: Family::V4, ports: Default::default(), endpoints: Default::default() };
         Object::EndpointSlice(name("web-abc"), Some(Box::new(SliceOf { service: of.into(), slice: Arc::new(slice) })))
     }
 

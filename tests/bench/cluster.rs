@@ -50,7 +50,7 @@ fn slice(addresses: impl Iterator<Item = IpAddr>) -> Endpoints {
     let endpoint = |address| Endpoint { address, node: Some(node.clone()), conditions: Conditions::READY, hints: None };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: addresses.map(endpoint).collect(),
     };
     Endpoints { slices: [("slice".into(), Arc::new(slice))].into() }

@@ -58,7 +58,7 @@ fn endpoints(index: usize, version: usize, nodes: &[Shared<str>]) -> Endpoints {
     };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
     };
     Endpoints { slices: [(format!("service-{index:05}-abcde").into(), Arc::new(slice))].into() }

@@ -35,7 +35,7 @@ fn slice(given: &[Given<'_>]) -> EndpointSlice {
     let (first, ..) = given.first().expect("there is one");
     EndpointSlice {
         family: Family::from(address(first)),
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: given.iter().map(endpoint).collect(),
     }
 }
@@ -344,7 +344,7 @@ fn an_endpoint_that_the_port_does_not_fit_and_one_without_a_node_have_their_reas
         let mut nowhere = slice(&[("10.244.3.5", HERE, READY)]);
         nowhere.endpoints = nowhere.endpoints.iter().map(|endpoint| Endpoint { node: None, ..endpoint }).collect();
         let mut other = slice(&[("10.244.3.6", HERE, READY), ("10.244.1.7", HERE, READY)]);
-        other.ports.iter_mut().for_each(|port| port.name = "metrics".into());
+        other.ports = other.ports.iter().map(|port| EndpointPort { name: "metrics".into(), ..port.clone() }).collect();
         let here = slice(&[("10.244.1.7", HERE, READY)]);
         let slices = [("a".into(), Arc::new(nowhere)), ("b".into(), Arc::new(other)), ("c".into(), Arc::new(here))];
         world.cluster.endpoints.insert(name("web"), Endpoints { slices: slices.into() });

@@ -41,7 +41,7 @@ fn balanced(nodes: &[&str]) -> World {
     });
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.collect(),
     };
     world.cluster.endpoints.insert(name(), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });

@@ -120,7 +120,9 @@ fn a_local_policy_is_a_problem_where_no_ready_endpoint_names_its_node() {
 #[test]
 fn a_port_that_no_endpoint_has_is_a_problem() {
     let (mut plan, mut world) = (plan(), sound());
-    change_endpoints(&mut world, "one", |slice| slice.ports.iter_mut().for_each(|port| port.name = "web".into()));
+    change_endpoints(&mut world, "one", |slice| {
+        slice.ports = slice.ports.iter().map(|port| EndpointPort { name: "web".into(), ..port.clone() }).collect();
+    });
     plan.update(&world, Instant::now());
     assert_eq!(said(plan.problems()), ["one: NoEndpointPort tcp 80 "]);
     world.cluster.endpoints.remove(&name("one"));

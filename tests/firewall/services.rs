@@ -34,7 +34,7 @@ pub fn put(world: &mut World, name: &str, (addresses, port): (&str, u16), endpoi
     let name = ObjectName::new(namespace, name);
     let at: Vec<SocketAddr> = endpoints.iter().map(|text| text.parse().expect("an endpoint")).collect();
     let slices = at.iter().enumerate().map(|(number, at)| {
-        let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: at.port() }];
+        let ports = [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: at.port() }].into();
         let endpoint = Endpoint { address: at.ip(), node: None, conditions: Conditions::READY, hints: None };
         let slice = EndpointSlice { family: Family::from(at.ip()), ports, endpoints: [endpoint].into() };
         (number.to_string().into(), Arc::new(slice))

@@ -103,7 +103,7 @@ impl Walk {
             cluster_ips: addresses(["10.96.0.53", "fd00:10:96::53"]),
             external_ips: addresses(["203.0.113.7", "2001:db8:113::7"]),
             load_balancer: balancer.into_iter().map(balanced).collect(),
-            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: Some(30_053) }],
+            ports: [ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: Some(30_053) }].into(),
             affinity_seconds: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
@@ -123,7 +123,7 @@ impl Walk {
                 conditions: Conditions::READY,
                 hints: None,
             };
-            let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 5353 }];
+            let ports = [EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 5353 }].into();
             Arc::new(EndpointSlice { family, ports, endpoints: numbers.iter().map(endpoint).collect() })
         };
         let slices = Family::BOTH.map(|family| (family.to_string().as_str().into(), slice(family)));

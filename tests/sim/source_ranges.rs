@@ -106,7 +106,7 @@ impl Walk {
         };
         let slice = EndpointSlice {
             family: Family::V4,
-            ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
             endpoints: [endpoint].into(),
         };
         let endpoints = Endpoints { slices: [("one".into(), Arc::new(slice))].into_iter().collect() };

@@ -108,7 +108,7 @@ pub fn service(random: &mut Random) -> Service {
             .map(|_| LoadBalancerAddress { address: outer_address(random), through_balancer: random.chance(20) })
             .collect(),
         source_ranges: source_ranges(random),
-        ports: ports(random),
+        ports: ports(random).into(),
         affinity_seconds: random.chance(20).then(|| *random.pick(&[60, 10_800])),
         internal_traffic_policy: policy(random),
         external_traffic_policy: policy(random),
@@ -267,7 +267,7 @@ fn endpoint_slice(random: &mut Random) -> EndpointSlice {
         }
     }
     let endpoints = (0..random.below(5)).map(|_| endpoint(family, random)).collect();
-    EndpointSlice { family, ports, endpoints }
+    EndpointSlice { family, ports: ports.into(), endpoints }
 }
 
 fn endpoint(family: Family, random: &mut Random) -> Endpoint {

@@ -33,7 +33,7 @@ fn service(dsr: bool) -> Service {
         external_ips: vec![at("203.0.113.7")],
         load_balancer: Vec::new(),
         source_ranges: None,
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
         affinity_seconds: None,
         internal_traffic_policy: Default::default(),
         external_traffic_policy: Default::default(),
@@ -63,7 +63,7 @@ fn world(dsr: bool) -> World {
     world.authority.proxy = Authority::Complete;
     let endpoint =
         Endpoint { address: at("10.244.1.5"), node: Some("node1".into()), conditions: Conditions::READY, hints: None };
-    let ports = vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }];
+    let ports = [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into();
     let slice = EndpointSlice { family: Family::V4, ports, endpoints: [endpoint].into_iter().collect() };
     world.cluster.services.insert(web(), service(dsr));
     world.cluster.endpoints.insert(web(), Endpoints { slices: [("slice".into(), Arc::new(slice))].into() });

@@ -229,7 +229,7 @@ fn with_service(endpoints: &[(&str, Option<&str>, bool)]) -> World {
             hints: None,
         });
         let of_family = of_family.filter(|one| Family::from(one.address) == family).collect();
-        let ports = vec![EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }];
+        let ports = [EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 6443 }].into();
         Arc::new(EndpointSlice { family, ports, endpoints: of_family })
     };
     let slices = [("v4".into(), slice(Family::V4)), ("v6".into(), slice(Family::V6))].into();

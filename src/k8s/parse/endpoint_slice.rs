@@ -107,7 +107,7 @@ fn slice_of(object: &EndpointSliceObject, pool: &mut Pool, warnings: &mut Warnin
         warnings.odd("metadata.labels", format_args!("{SERVICE_NAME} is absent; the slice is left out"));
         return None;
     };
-    let ports = ports(object, warnings);
+    let ports = pool.endpoint_ports(ports(object, warnings));
     let endpoints = endpoints(object, family, pool, warnings);
     if ports.is_empty() && !endpoints.is_empty() {
         warnings.odd("ports", "none usable, so nothing can be sent to the endpoints of this slice");
@@ -148,8 +148,6 @@ fn ports(object: &EndpointSliceObject, warnings: &mut Warnings) -> Vec<EndpointP
         }
         ports.push(EndpointPort { name, protocol, port });
     }
-    // Here and in other lists that are kept: room for four of one would be half of what a Service weighs.
-    ports.shrink_to_fit();
     ports
 }
 

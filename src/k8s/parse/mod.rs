@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use super::object::{Kind, Object, ObjectId};
 use super::warning::Warning;
-use crate::model::ObjectName;
+use crate::model::{ObjectName, Service};
 
 pub use pool::Pool;
 pub use protobuf::ApiObject;
@@ -39,7 +39,8 @@ pub use protobuf::ApiObject;
 /// Parses a Service, from either source.
 pub fn service_object(object: &service::ServiceObject, pool: &mut Pool) -> (Object, Vec<Warning>) {
     let (name, service, warnings) = service::service(object);
-    (Object::Service(pool.object(name), service.map(Arc::new)), warnings)
+    let service = service.map(|service| Arc::new(Service { ports: pool.service_ports(service.ports), ..service }));
+    (Object::Service(pool.object(name), service), warnings)
 }
 
 /// Parses an EndpointSlice, from either source.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Hints, Interner, Labels, NamedPort, NamespaceName, ObjectName, Shared};
+use crate::model::{EndpointPort, Hints, Interner, Labels, NamedPort, NamespaceName, ObjectName, ServicePort, Shared};
 
 /// The shared values of all objects that are parsed with it.
 #[derive(Default, Debug)]
@@ -11,6 +11,8 @@ pub struct Pool {
     nodes: Interner<Shared<str>>,
     labels: Interner<Labels>,
     ports: Interner<Shared<[NamedPort]>>,
+    service_ports: Interner<Shared<[ServicePort]>>,
+    endpoint_ports: Interner<Shared<[EndpointPort]>>,
     hints: Interner<Arc<Hints>>,
 }
 
@@ -35,7 +37,17 @@ impl Pool {
         self.hints.intern_owned(Arc::new(hints))
     }
 
-    /// The one copy of these ports.
+    /// The one copy of a Service's ports.
+    pub fn service_ports(&mut self, ports: Shared<[ServicePort]>) -> Shared<[ServicePort]> {
+        self.service_ports.intern_owned(ports)
+    }
+
+    /// The one copy of the ports of a slice.
+    pub fn endpoint_ports(&mut self, ports: Vec<EndpointPort>) -> Shared<[EndpointPort]> {
+        self.endpoint_ports.intern_owned(ports.into())
+    }
+
+    /// The one copy of a pod's ports.
     pub fn ports(&mut self, ports: &[NamedPort]) -> Shared<[NamedPort]> {
         self.ports.intern(ports)
     }

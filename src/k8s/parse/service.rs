@@ -144,7 +144,7 @@ fn served(object: &ServiceObject, warnings: &mut Warnings) -> Option<Service> {
         ),
         load_balancer: load_balancer(object, kind, warnings),
         source_ranges: source_ranges(object, spec, kind, warnings),
-        ports: ports(spec, kind, warnings),
+        ports: ports(spec, kind, warnings).into(),
         affinity_seconds: affinity_seconds(spec, warnings),
         internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy, warnings),
         external_traffic_policy: policy("spec.externalTrafficPolicy", &spec.external_traffic_policy, warnings),
@@ -199,7 +199,6 @@ fn ports(spec: &Spec, kind: ServiceType, warnings: &mut Warnings) -> Vec<Service
         }
         ports.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
-    ports.shrink_to_fit();
     ports
 }
 

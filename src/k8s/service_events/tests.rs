@@ -28,7 +28,7 @@ fn world(nodes: &[&str], with_endpoints: &[&str], proxy: Authority) -> World {
         hints: None,
     };
     let endpoints = with_endpoints.iter().map(endpoint).collect();
-    let slice = Arc::new(EndpointSlice { family: Family::V4, ports: Vec::new(), endpoints });
+    let slice = Arc::new(EndpointSlice { family: Family::V4, ports: Default::default(), endpoints });
     cluster.endpoints.insert(service(), Endpoints { slices: [("web-1".into(), slice)].into() });
     World { cluster, authority: Authorities { proxy, ..Authorities::default() }, ..World::empty() }
 }

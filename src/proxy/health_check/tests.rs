@@ -44,7 +44,7 @@ fn endpoints(slices: &[&[(&str, &str, Conditions)]]) -> Endpoints {
         };
         let endpoints: EndpointList = given.iter().map(endpoint).collect();
         let family = endpoints.iter().next().map_or(Family::V4, |first| Family::from(first.address));
-        Arc::new(EndpointSlice { family, ports: Vec::new(), endpoints })
+        Arc::new(EndpointSlice { family, ports: Default::default(), endpoints })
     };
     let named = slices.iter().enumerate().map(|(number, given)| (format!("web-{number}").into(), slice(given)));
     Endpoints { slices: named.collect() }

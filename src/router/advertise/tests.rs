@@ -48,7 +48,7 @@ fn slice(given: &[(&str, Conditions)], port: &str, family: Family) -> Endpoints 
     };
     let slice = EndpointSlice {
         family,
-        ports: vec![EndpointPort { name: port.into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: [EndpointPort { name: port.into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: given.iter().map(endpoint).collect(),
     };
     Endpoints { slices: [("slice".into(), Arc::new(slice))].into() }

@@ -14,7 +14,7 @@ fn service(name: &str, address: &str) -> Object {
 }
 
 fn slice(name: &str, service: &str) -> Object {
-    let slice = EndpointSlice { family: Family::V4, ports: vec![], endpoints: EndpointList::default() };
+    let slice = EndpointSlice { family: Family::V4, ports: Default::default(), endpoints: EndpointList::default() };
     let of = SliceOf { service: service.into(), slice: Arc::new(slice) };
     Object::EndpointSlice(ObjectName::new("default", name), Some(Box::new(of)))
 }

@@ -31,7 +31,7 @@ fn put_service(machine: &mut Machine, endpoints: [&str; 2]) {
     let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
     let slices = endpoints.map(|text| {
         let endpoint = Endpoint { address: address(text), node: None, conditions: Conditions::READY, hints: None };
-        let ports = vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: TARGET }];
+        let ports = [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: TARGET }].into();
         let slice = EndpointSlice { family: Family::from(address(text)), ports, endpoints: [endpoint].into() };
         (text.into(), Arc::new(slice))
     });

@@ -33,7 +33,7 @@ fn absent_conditions_mean_what_the_api_says() {
         conditions,
         [(true, true, false), (true, true, false), (false, false, false), (false, true, true), (true, true, false)]
     );
-    assert_eq!(slice.slice.ports, [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
+    assert_eq!(*slice.slice.ports, [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
     assert!(warnings.is_empty());
 }
 

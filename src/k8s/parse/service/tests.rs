@@ -23,7 +23,7 @@ fn everything_that_is_left_out_has_the_apis_default() {
     let service = service.expect("a Service with an address is served");
     assert_eq!(warnings, [""; 0]);
     assert_eq!(service.kind, ServiceType::ClusterIp);
-    assert_eq!(service.ports, [ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]);
+    assert_eq!(*service.ports, [ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }]);
     assert_eq!(service.affinity_seconds, None);
     assert_eq!(service.internal_traffic_policy, TrafficPolicy::Cluster);
     assert_eq!(service.external_traffic_policy, TrafficPolicy::Cluster);

@@ -33,7 +33,7 @@ fn service(number: u64, dsr: bool) -> Service {
         external_ips: vec![at(&format!("203.0.113.{}", number + 1))],
         load_balancer: Vec::new(),
         source_ranges: None,
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
         affinity_seconds: None,
         internal_traffic_policy: Default::default(),
         external_traffic_policy: Default::default(),
@@ -52,7 +52,7 @@ fn endpoints(pods: impl Iterator<Item = u64>) -> Endpoints {
         conditions: Conditions::READY,
         hints: None,
     };
-    let ports = vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }];
+    let ports = [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into();
     let slice = EndpointSlice { family: Family::V4, ports, endpoints: pods.map(endpoint).collect() };
     Endpoints { slices: [("slice".into(), Arc::new(slice))].into() }
 }

@@ -63,7 +63,7 @@ fn service() -> Service {
         external_ips: vec![at("203.0.113.7"), at("2001:db8::7")],
         load_balancer: Vec::new(),
         source_ranges: None,
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }],
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }].into(),
         affinity_seconds: None,
         internal_traffic_policy: Default::default(),
         external_traffic_policy: Default::default(),
@@ -85,7 +85,7 @@ fn endpoints(target: u16, pods: &[(&str, &str)]) -> Endpoints {
         };
         EndpointSlice {
             family,
-            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: target }],
+            ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: target }].into(),
             endpoints: its.map(endpoint).collect(),
         }
     };

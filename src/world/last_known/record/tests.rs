@@ -163,7 +163,7 @@ fn proxied_cluster() -> Cluster {
         Endpoint { address: "10.244.1.1".parse().expect("sound"), node: Some("n".into()), conditions, hints: None };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "p".into(), protocol: Protocol::Tcp, port: 300 }],
+        ports: [EndpointPort { name: "p".into(), protocol: Protocol::Tcp, port: 300 }].into(),
         endpoints: [endpoint].into(),
     };
     let slices = [("s".into(), Arc::new(slice))].into_iter().collect();

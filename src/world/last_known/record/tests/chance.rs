@@ -64,7 +64,7 @@ prop_compose! {
         let load_balancer =
             balancer.into_iter().map(|(address, through_balancer)| LoadBalancerAddress { address, through_balancer });
         Service {
-            kind, cluster_ips, external_ips, load_balancer: load_balancer.collect(), source_ranges: source_ranges.map(Into::into), ports, affinity_seconds,
+            kind, cluster_ips, external_ips, load_balancer: load_balancer.collect(), source_ranges: source_ranges.map(Into::into), ports: ports.into(), affinity_seconds,
             internal_traffic_policy, external_traffic_policy, health_check_node_port, annotations, announce, created,
         }
     }

@@ -29,7 +29,7 @@ fn sample_services(cluster: &mut Cluster) {
         external_ips: vec![],
         load_balancer: vec![],
         source_ranges: None,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: None }],
+        ports: [ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: None }].into(),
         affinity_seconds: None,
         internal_traffic_policy: TrafficPolicy::Cluster,
         external_traffic_policy: TrafficPolicy::Cluster,
@@ -47,10 +47,11 @@ fn sample_services(cluster: &mut Cluster) {
             LoadBalancerAddress { address: at("2001:db8::2"), through_balancer: true },
         ],
         source_ranges: None,
-        ports: vec![
+        ports: [
             ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) },
             ServicePort { name: "sctp".into(), protocol: Protocol::Sctp, port: 3868, node_port: None },
-        ],
+        ]
+        .into(),
         affinity_seconds: Some(10800),
         internal_traffic_policy: TrafficPolicy::Local,
         external_traffic_policy: TrafficPolicy::Local,
@@ -77,10 +78,11 @@ fn sample_slices(cluster: &mut Cluster) {
         conditions: Conditions { ready, serving, terminating },
         hints: None,
     };
-    let ports = vec![
+    let ports: Shared<[EndpointPort]> = [
         EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 },
         EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 53 },
-    ];
+    ]
+    .into();
     let v4 = EndpointSlice {
         family: Family::V4,
         ports: ports.clone(),
