@@ -397,7 +397,7 @@ mod tests {
         let open = "192.0.2.11:6443/tcp at 10.96.0.1:443 10.96.0.10:443 10.96.0.77:443 10.96.0.78:443 192.0.2.11:30443 198.51.100.1:443";
         let without = open.replace(" 10.96.0.10:443", "");
         assert_eq!(after(None), [open], "nobody has these cluster IPs");
-        let others = Service { created: 9, ..Service::new(vec![address("10.96.0.10")], service().ports) };
+        let others = Service { created: 9, ..Service::new(vec![address("10.96.0.10")], service().ports.to_vec()) };
         assert_eq!(after(Some(others.clone())), [without], "a cluster IP with this port is never another Service's");
         let dns = Service { ports: [others.ports[1].clone()].into(), ..others };
         assert_eq!(after(Some(dns)), [open], "another port is another entrance");
@@ -412,7 +412,7 @@ mod tests {
             external_ips: vec![address("203.0.113.1"), address("203.0.113.2")],
             external_traffic_policy: TrafficPolicy::Cluster,
             created: -1,
-            ..Service::new(vec![address("10.96.0.2")], service().ports)
+            ..Service::new(vec![address("10.96.0.2")], service().ports.to_vec())
         };
         let mut after = |older: Option<Service>| {
             match older {

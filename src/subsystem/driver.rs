@@ -132,6 +132,7 @@ impl<S: Subsystem> Loop<S> {
             self.command_looks.deadline(),
             self.abandoned.deadline(),
             self.inspection.deadline(),
+            self.leftovers.deadline(),
         ];
         due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
     }

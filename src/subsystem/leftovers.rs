@@ -42,10 +42,14 @@ impl Leftovers {
         self.worked(MUCH, now);
     }
 
+    /// Returns when memory is to be given back; `None` if there was too little work.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.much_since.map(|since| (self.last + QUIET).min(since + LONG))
+    }
+
     /// Returns whether memory is to be given back now: once after much work.
     pub fn take_due(&mut self, now: Instant) -> bool {
-        let Some(since) = self.much_since else { return false };
-        let is_due = now >= self.last + QUIET || now >= since + LONG;
+        let is_due = self.deadline().is_some_and(|due| now >= due);
         if is_due {
             (self.steps, self.much_since) = (0, None);
         }

@@ -41,7 +41,7 @@ fn slice(given: &[Given<'_>]) -> EndpointSlice {
 }
 
 /// `shop/web` has everything that a Service may have, and `shop/thief` claims one of its addresses.
-fn shop() -> World {
+pub(crate) fn shop() -> World {
     let mut world = generate::empty_world();
     let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30_080) };
     let web = Service {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The quiet moment after a first sync, and the loop's longest sleep.
+/// The quiet moment after a first sync, and time for a busy machine to come to it.
 const QUIET: Duration = Duration::from_millis(6_500);
 
 #[test]
@@ -10,9 +10,9 @@ fn what_the_kernel_holds_as_desired_is_in_memory_once() {
     for netfilter in ["--netfilter=iptables", "--netfilter=nftables"] {
         let flags = [&FLAGS[..], &[netfilter]].concat();
         let proxy = with_flags(&flags, async |running| {
-            let world = served();
-            running.world.send_replace(world.clone());
-            running.until("a Service is served", |state| state.holds(ADDRESS)).await;
+            running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
+            running.world.send_replace(asked::shop());
+            running.until("all is in place", |_| running.health.unready(Instant::now()).is_empty()).await;
             tokio::time::sleep(QUIET).await;
         });
         assert_eq!(proxy.standing_twice(), [""; 0], "{netfilter}");

@@ -67,7 +67,7 @@ fn service(number: u32, dsr: bool) -> Service {
         external_ips: if dsr { vec![[203, 0, 113, low].into()] } else { Vec::new() },
         load_balancer: Vec::new(),
         source_ranges: None,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
         affinity_seconds: None,
         internal_traffic_policy: Default::default(),
         external_traffic_policy: Default::default(),
@@ -88,7 +88,7 @@ fn endpoints(number: u32) -> Endpoints {
     };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
         endpoints: [endpoint].into_iter().collect(),
     };
     Endpoints { slices: [("one".into(), Arc::new(slice))].into() }

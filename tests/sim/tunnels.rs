@@ -211,7 +211,8 @@ fn service(given: Given, mode: Mode) -> Service {
         external_ips: vec![ADDRESS.parse().expect("an address")],
         load_balancer: Vec::new(),
         source_ranges: None,
-        ports: vec![ServicePort { name: "".into(), protocol: given.protocol, port: given.port, node_port: None }],
+        ports: vec![ServicePort { name: "".into(), protocol: given.protocol, port: given.port, node_port: None }]
+            .into(),
         affinity_seconds: None,
         internal_traffic_policy: Default::default(),
         external_traffic_policy: Default::default(),
@@ -231,7 +232,7 @@ fn endpoints(given: Given) -> Endpoints {
     };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: given.protocol, port: given.port }],
+        ports: vec![EndpointPort { name: "".into(), protocol: given.protocol, port: given.port }].into(),
         endpoints: [endpoint].into_iter().collect(),
     };
     Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
