@@ -362,8 +362,7 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.share(&desired.routes);
     }
 
-    /// Returns the kinds that grow with the number of Services and of which what is desired and what was last seen are two pieces of
-    /// memory, by their names.
+    /// Returns the large kinds of which what is desired and what was last seen are two pieces of memory, by their names.
     pub fn standing_twice(&self, desired: &Desired) -> Vec<&'static str> {
         let once = [
             (self.elements.name(), self.elements.seen().is_none_or(|seen| seen.is_one_with(&desired.elements))),
