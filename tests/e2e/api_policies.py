@@ -6,6 +6,7 @@ import time
 import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, traffic
+from labkit.api import ApiError
 
 PODS = ("n1p1", "n2p1", "n3p1", "n3p2")
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpolicies"
@@ -45,6 +46,103 @@ def policies_hold_through_an_outage_of_the_api_server_with_restarts_in_it_and_ch
         _becomes({"n1p1", "n2p1", "n3p2"}, "after the policy has gone:")
 
 
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CLUSTER_POLICIES = "clusternetworkpolicies.policy.networking.k8s.io"
+
+
+def cluster_network_policies_are_in_force_from_the_moment_their_kind_is_installed_through_another_version_of_it_until_it_is_removed(bed):
+    def of_kind(version):
+        return f"/apis/policy.networking.k8s.io/{version}/clusternetworkpolicies"
+    def install(*versions):
+        made = bed.source.api.put(CRDS, _crd(*versions))
+        expect.that(made["metadata"]["name"] == CLUSTER_POLICIES, "not made:", made)
+        expect.soon(lambda: _is_served(bed.source.api, of_kind(versions[0])), 60, "the API server does not serve the kind")
+    everybody = {"n1p1", "n2p1", "n3p2"}
+    since = {i: agent.position() for i, agent in bed.agents.items()}
+    with _firewall(bed):
+        try:
+            for i, agent in bed.agents.items():
+                expect.soon(lambda: "does not have this kind" in agent.text(since[i]), 90, f"the agent of node {i} does not say that the kind is not there")
+            bed.ready()
+            install("v1alpha2")
+            denies = _cluster_policy("v1alpha2", "guard", "Admin", [_rule("Deny", "n1p1")])
+            bed.source.api.put(of_kind("v1alpha2"), denies)
+            _becomes({"n2p1", "n3p2"}, "an Admin tier that denies, of a kind that came while the agents run:", 150)
+            said = net.node(3, bed.binary, "policy", "explain", f"--socket={net.RUN}/n3/sluice.sock", "--from", f"{objects.NAMESPACE}/n1p1",
+                            "--to", f"{objects.NAMESPACE}/n3p1:{objects.TARGET}")
+            expect.that("denied" in said and "guard" in said, "who denies it is not said:", said)
+            bed.agents[3].kill()
+            _is({"n2p1", "n3p2"}, "without the agent:")
+            bed.agents[3].start()
+            bed.ready(3)
+            _is({"n2p1", "n3p2"}, "after a crash:")
+
+            install("v1beta1", "v1alpha2")
+            # What passes the tier is the NetworkPolicies' to decide, and nobody's where there are none.
+            passes = _cluster_policy("v1beta1", "guard", "Admin", [_rule("Pass", "n1p1"), _rule("Deny")])
+            bed.source.api.put(of_kind("v1beta1"), passes)
+            _becomes({"n1p1"}, "a rule that passes packets on, by the newer version:", 150)
+            from_n2p1 = {"from": [{"podSelector": {"matchLabels": {"app": "n2p1"}}}]}
+            bed.source.api.put(POLICIES, _policy("only-n2p1", {"app": "n3p1"}, [from_n2p1]))
+            _becomes(set(), "one is denied by the NetworkPolicy behind the tier, the others by the tier:")
+            bed.source.api.put(of_kind("v1beta1"), _cluster_policy("v1beta1", "floor", "Baseline", [_rule("Deny", "n3p2")]))
+            bed.source.api.delete(f"{of_kind('v1beta1')}/guard")
+            _becomes({"n2p1"}, "a pod that a NetworkPolicy isolates is not the Baseline tier's:")
+            bed.source.api.delete(f"{POLICIES}/only-n2p1")
+            _becomes({"n1p1", "n2p1"}, "the Baseline tier alone:")
+            bed.source.api.delete(f"{CRDS}/{CLUSTER_POLICIES}")
+            _becomes(everybody, "after the kind has gone with its objects:")
+            bed.ready()
+        finally:
+            if any(item["metadata"]["name"] == CLUSTER_POLICIES for item in bed.source.api.get(CRDS)["items"]):
+                bed.source.api.delete(f"{CRDS}/{CLUSTER_POLICIES}")
+
+
+def _is_served(api, path):
+    try:
+        return api.get(path)
+    except ApiError:
+        return None
+
+
+def _cluster_policy(version, name, tier, rules):
+    """For the pod n3p1."""
+    subject = {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "n3p1"}}}}
+    return {"apiVersion": f"policy.networking.k8s.io/{version}", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+            "spec": {"tier": tier, "priority": 10, "subject": subject, "ingress": rules}}
+
+
+def _rule(action, app=None):
+    """For what comes from the pods of this app, or of all."""
+    pods = {"matchLabels": {"app": app}} if app else {}
+    return {"name": action.lower(), "action": action, "from": [{"pods": {"namespaceSelector": {}, "podSelector": pods}}]}
+
+
+def _crd(*versions):
+    """The definition of the kind ClusterNetworkPolicy with the fields that are used here; the first version is that of the store. The one version
+    that was served before another one came is none any more."""
+    def fields(**properties):
+        return {"type": "object", "properties": properties}
+    def some(items):
+        return {"type": "array", "maxItems": 25, "items": items}
+    text = {"type": "string"}
+    requirement = fields(key=text, operator=text, values={"type": "array", "items": text})
+    selector = fields(matchLabels={"type": "object", "additionalProperties": text}, matchExpressions={"type": "array", "items": requirement})
+    peer = fields(namespaces=selector, pods=fields(namespaceSelector=selector, podSelector=selector))
+    rule = fields(**{"name": text, "action": {"type": "string", "enum": ["Accept", "Deny", "Pass"]}, "from": some(peer), "to": some(peer)})
+    spec = fields(tier={"type": "string", "enum": ["Admin", "Baseline"]}, priority={"type": "integer", "minimum": 0, "maximum": 1000},
+                  subject=peer, ingress=some(rule), egress=some(rule))
+    schema = {"openAPIV3Schema": fields(apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec)}
+    def version(name):
+        return {"name": name, "served": name == versions[0], "storage": name == versions[0], "schema": schema}
+    return {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": CLUSTER_POLICIES, "annotations": {"api-approved.kubernetes.io": "unapproved, written for a test"}},
+            "spec": {"group": "policy.networking.k8s.io", "scope": "Cluster",
+                     "names": {"kind": "ClusterNetworkPolicy", "listKind": "ClusterNetworkPolicyList", "plural": "clusternetworkpolicies",
+                               "singular": "clusternetworkpolicy", "shortNames": ["cnp"]},
+                     "versions": [version(name) for name in versions]}}
+
+
 def _remembers(bed, i, word):
     path = f"{bed.agents[i].state}/last-known"
     if not os.path.exists(path):
@@ -75,8 +173,8 @@ def _answers(client, address):
         return False
 
 
-def _becomes(expected, wrong):
-    expect.soon(lambda: _reaching() == expected, 60, wrong, _reaching)
+def _becomes(expected, wrong, seconds=60):
+    expect.soon(lambda: _reaching() == expected, seconds, wrong, _reaching)
 
 
 def _is(expected, wrong):
