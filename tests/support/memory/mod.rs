@@ -17,7 +17,6 @@ use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
