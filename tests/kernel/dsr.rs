@@ -384,7 +384,7 @@ impl Agent {
             external_ips: vec![scene.service],
             load_balancer: Vec::new(),
             source_ranges: None,
-            ports: vec![port("tunnel", PORT), port("nat", NAT_PORT)],
+            ports: vec![port("tunnel", PORT), port("nat", NAT_PORT)].into(),
             affinity_seconds: None,
             internal_traffic_policy: Default::default(),
             external_traffic_policy: Default::default(),
@@ -402,7 +402,7 @@ impl Agent {
         };
         let slice = EndpointSlice {
             family: scene.family,
-            ports: vec![of_pod("tunnel", PORT), of_pod("nat", PORT + 1)],
+            ports: vec![of_pod("tunnel", PORT), of_pod("nat", PORT + 1)].into(),
             endpoints: [endpoint].into_iter().collect(),
         };
         self.world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
