@@ -240,7 +240,7 @@ impl Attempts {
                 if !std::mem::replace(&mut self.lacks_right, true) {
                     warn!(
                         what,
-                        reason, rule, "The right to tell the cluster about this node is missing; trying every hour"
+                        reason, rule, "No permission to write this node's conditions or Events; retrying every hour"
                     );
                 }
                 self.pause = self.timing.without_right;

@@ -153,7 +153,7 @@ pub async fn serve(listener: TcpListener, site: Site, places: Places) {
                     })
                 });
                 if !taken {
-                    debug!(%peer, "all places are taken; a connection is refused");
+                    debug!(%peer, "Connection refused: too many connections");
                 }
             }
             Err(error) => {
@@ -278,8 +278,8 @@ async fn answer(stream: TcpStream, peer: SocketAddr, served: Arc<Served>, has_as
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%peer, %error, "connection ended early"),
-        Err(_) => debug!(%peer, "connection took too long"),
+        Ok(Err(error)) => debug!(%peer, %error, "Connection ended early"),
+        Err(_) => debug!(%peer, "Connection took too long"),
     }
 }
 

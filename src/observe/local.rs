@@ -134,7 +134,7 @@ async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(PATIENCE, served).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a connection on the local socket ended early"),
+        Ok(Err(error)) => debug!(%error, "Connection on the local socket ended early"),
         Err(_) => debug!("a connection on the local socket took too long"),
     }
 }
@@ -175,7 +175,7 @@ async fn response(request: Request<Incoming>, answerers: &Answerers) -> Response
         Ok(Ok(text)) => page(StatusCode::OK, form, text),
         Ok(Err(sentence)) => page(StatusCode::UNPROCESSABLE_ENTITY, AnswerFormat::Text, format!("{sentence}\n")),
         Err(_) => {
-            debug!(asked, "a question was not answered");
+            debug!(asked, "Question on the local socket not answered");
             page(StatusCode::SERVICE_UNAVAILABLE, AnswerFormat::Text, "There is no answer at the moment.\n".to_owned())
         }
     }

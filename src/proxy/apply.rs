@@ -351,7 +351,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|family| family.retry_at()).chain(self.udp.retry_at()).min()
+        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).chain(self.udp.retry_at()).min()
     }
 
     /// Keeps in memory once what is as desired.

@@ -120,7 +120,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
 fn detected() -> iptables::Detected {
     let detected = iptables::detect(&ownership());
     for reason in &detected.disabled {
-        warn!(%reason, "iptables is not usable for this address family");
+        warn!(%reason, "No iptables rules for this address family");
     }
     for (family, programs) in detected.programs.iter() {
         if let Some(programs) = programs {

@@ -418,6 +418,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
             troubles.extend(self.rivals.iter().map(ToString::to_string));
             troubles.extend(self.unreached.trouble.clone());
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
+        } else {
+            troubles.extend(self.plan.unreached_without_speaker().trouble);
         }
         troubles
     }

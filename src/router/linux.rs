@@ -117,7 +117,7 @@ fn opened(
     if uses(Backend::Iptables) {
         let detected = iptables::detect(&ownership());
         for reason in &detected.disabled {
-            warn!(%reason, "iptables is not usable for this address family");
+            warn!(%reason, "No iptables rules for this address family");
         }
         targets.kernel.abandoned = detected.abandoned;
         let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;

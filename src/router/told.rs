@@ -95,9 +95,9 @@ impl ReportedState {
     pub fn neighbours(&mut self, now: Instant) {
         match self.dialling.line(now) {
             Some(Line::Many { neighbours, example, error }) => {
-                warn!(neighbours, %example, error, "More neighbours cannot be connected to; trying again");
+                warn!(neighbours, %example, error, "BGP connections to more peers failed; retrying");
             }
-            Some(Line::Over) => info!("Neighbours that were counted as not connected to can be connected to again"),
+            Some(Line::Over) => info!("BGP connections to peers recovered"),
             None => {}
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use sluice::bgp::message::{self, Framing, Message};
 use sluice::config::{Backend, RouterConfig};
-use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report};
+use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report, Routing};
 use sluice::net::PerFamily;
 use sluice::router::{driver, metrics};
 
@@ -217,5 +217,31 @@ fn a_pod_range_that_two_nodes_have_keeps_the_node_from_being_ready_until_one_has
         seen.until("it is trouble", |seen| seen.trouble(text).is_some()).await;
         put("10.244.3.0/24");
         seen.until("it is over", |seen| seen.trouble("has it, too").is_none()).await;
+    });
+}
+
+#[test]
+fn a_node_that_loses_its_as_number_is_not_ready_because_it_learns_no_routes_to_pods_any_more() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags[2] = "--nodes-full-mesh=false".to_owned();
+    let numbered = |world: &mut World, name: &str, asn: Option<u32>| {
+        let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
+        let routing = Some(Box::new(Routing { asn, ..node.routing().clone() }));
+        world.cluster.nodes.insert(name.into(), Node { routing, ..(*node).clone() });
+    };
+    numbered(&mut setup.world, "node2", Some(64512));
+    let own = setup.world.host.node_name.clone();
+    numbered(&mut setup.world, &own, Some(64512));
+    setup.run(State::default(), async |seen| {
+        let text = "BGP does not run, so no routes to 1 pod ranges of other nodes can be learned";
+        let put = |asn| seen.world.send_modify(|world| numbered(world, &own, asn));
+        // What neighbours have not announced yet is named once the first sync is over.
+        let missing = |seen: &Seen| seen.trouble("10.244.2.0/24 of Node node2").is_some();
+        seen.until("the first sync is over", missing).await;
+        assert_eq!(seen.trouble(text), None);
+        put(None);
+        seen.until("it is trouble", |seen| seen.trouble(text).is_some()).await;
+        put(Some(64512));
+        seen.until("it is over", |seen| seen.trouble(text).is_none()).await;
     });
 }

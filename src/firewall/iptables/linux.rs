@@ -77,7 +77,7 @@ pub fn open_for_cleanup() -> Result<(Targets<Linux>, Families), Error> {
 
 fn of_detected(detected: Detected, frames: FrameTables) -> Result<(Targets<Linux>, Families), Error> {
     for reason in &detected.disabled {
-        warn!(%reason, "iptables is not usable for this address family");
+        warn!(%reason, "No iptables rules for this address family");
     }
     let (programs, abandoned) = (detected.programs, detected.abandoned);
     let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();

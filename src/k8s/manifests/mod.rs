@@ -53,6 +53,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Interval at which a directory that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long the thread sleeps where no file changes: whether anybody still listens is all that it looks for then.
+const IDLE: Duration = Duration::from_secs(4);
 
 /// Interval at which the whole directory is looked through although nothing was reported: links into other
 /// directories change without an event.
@@ -142,7 +144,7 @@ impl Source {
             if self.out.is_closed() {
                 return Err(Closed);
             }
-            match directory.wait(RETRY, PAUSE, BURST) {
+            match directory.wait(IDLE, PAUSE, BURST) {
                 Seen::Nothing => {}
                 Seen::Files(at, names) => self.look_at(&mut directory, at, names)?,
                 Seen::Everything(at) => self.look_through(&mut directory, at, Look::WhenStill)?,
@@ -226,7 +228,7 @@ impl Source {
             self.tell(at, Event::Together(false))?;
         }
         if objects > 0 {
-            trace!(file, objects, "Took in a manifest");
+            trace!(file, objects, "Manifest read");
         }
         Ok(())
     }

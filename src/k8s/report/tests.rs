@@ -145,7 +145,7 @@ async fn without_the_right_to_write_the_condition_events_are_told_and_the_condit
     asked.sort();
     assert_eq!(asked, [EVENTS, EVENTS, LOOKS, CORRECTS]);
     let said = log.text();
-    let (missing, rule) = ("The right to tell the cluster about this node is missing", "rule=");
+    let (missing, rule) = ("No permission to write this node's conditions or Events", "rule=");
     assert!(
         log.lines_with(missing) == 1 && said.lines().any(|line| line.contains(missing) && line.contains(rule)),
         "{said}"

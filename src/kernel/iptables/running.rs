@@ -62,7 +62,7 @@ pub(super) fn end_restore(
 ) -> Result<(), Error> {
     let (_, program) = programs.of(family);
     let Err(fault) = running.and_then(Running::finish) else { return Ok(()) };
-    debug!(%family, script, "iptables-restore rejected rules");
+    debug!(%family, script, "Rules rejected by iptables-restore");
     let mut error = fault.of("change rules", &family.to_string(), program);
     if let Cause::Program(words) = &mut error.cause {
         *words = with_line(words, script);

@@ -23,7 +23,7 @@ impl ChainsOfOthers {
     pub fn notes(&mut self, concerns: impl Fn(&DroppingChain) -> bool) -> Vec<String> {
         if self.last.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
             let read = self.chains.read().unwrap_or_else(|error| {
-                debug!(%error, "Chains of others are not known");
+                debug!(%error, "Chains of other programs could not be read");
                 self.last.take().map(|(_, chains)| chains).unwrap_or_default()
             });
             self.last = Some((Instant::now(), read));

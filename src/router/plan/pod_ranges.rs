@@ -182,7 +182,7 @@ impl Plan {
     /// nodes of which something has changed ([`Plan::look_at_peer`]).
     pub fn unreached(&mut self, around: Circumstances, has_sent_all: impl Fn(IpAddr, Family) -> bool) -> Unreached {
         if !self.expects_pods() {
-            return Unreached::default();
+            return self.unreached_without_speaker();
         }
         let stale = self.take_stale_ranges(around);
         if stale.is_empty() {
@@ -325,6 +325,21 @@ impl Plan {
 
     fn expects_pods(&self) -> bool {
         self.config.internal_peers && self.desired.speaker.is_some()
+    }
+
+    /// Returns the pod CIDRs of other nodes to which no route can be learned because our own node keeps the speaker from running:
+    /// none before the nodes are known. Routes of before stay, and nodes that come are not reached.
+    pub fn unreached_without_speaker(&self) -> Unreached {
+        let is_meant = self.config.internal_peers && self.known.has_nodes && self.known.has_services;
+        let count = if is_meant && self.desired.speaker.is_none() { self.nodes.ranges_by_node().count() } else { 0 };
+        if count == 0 {
+            return Unreached::default();
+        }
+        let own = self.own.problems().into_iter().find(|problem| problem.about == About::Speaker);
+        let why = own.map_or_else(|| "this node has no BGP identifier".to_owned(), |problem| problem.text);
+        let trouble =
+            format!("BGP does not run, so no routes to {count} pod ranges of other nodes can be learned: {why}");
+        Unreached { count, trouble: Some(trouble), ..Unreached::default() }
     }
 
     /// Returns the problems of other nodes' pod CIDRs.
