@@ -71,7 +71,13 @@ fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
 
 /// Plan of a process without history.
 fn at_once(setup: &Setup, world: &World, now: Instant) -> Plan {
+    after_a_start(setup, world, &BTreeMap::new(), now)
+}
+
+/// The same, where packets are given these marks.
+fn after_a_start(setup: &Setup, world: &World, given: &BTreeMap<ServiceKey, u32>, now: Instant) -> Plan {
     let mut fresh = plan(setup);
+    fresh.adopt_marks(given);
     fresh.update(&generate::copied(world), now);
     fresh
 }
@@ -85,7 +91,7 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
         for _ in 0..40 {
             let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
             plan.update(&world, now);
-            let fresh = at_once(&setup, &world, now);
+            let fresh = after_a_start(&setup, &world, &plan.desired().marks, now);
             only_draining_is_added(plan.desired(), fresh.desired(), &changes);
             drains_what_is_listed(&plan, &world, fresh.desired(), &changes);
             if random.chance(50) {
@@ -115,16 +121,21 @@ fn draining_leaves_nothing_behind_when_its_time_is_over_and_connections_have_end
             plan.update(&world, now);
             now += Duration::from_secs(random.below(20) as u64);
             plan.expire(now);
-            only_draining_is_added(plan.desired(), at_once(&setup, &world, now).desired(), &changes);
+            only_draining_is_added(
+                plan.desired(),
+                after_a_start(&setup, &world, &plan.desired().marks, now).desired(),
+                &changes,
+            );
             let count =
                 |desired: &Desired| desired.virtuals.values().map(|found| found.destinations.len()).sum::<usize>();
-            let added = count(plan.desired()) - count(at_once(&setup, &world, now).desired());
+            let added =
+                count(plan.desired()) - count(after_a_start(&setup, &world, &plan.desired().marks, now).desired());
             assert_eq!(added, plan.draining(), "every destination that drains has its time: {changes:?}");
         }
         plan.expire(now + Duration::from_secs(3600));
         end_all_connections(&mut plan);
         assert_eq!((plan.draining(), plan.deadline()), (0, None));
-        assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
+        assert_same(plan.desired(), after_a_start(&setup, &world, &plan.desired().marks, now).desired(), &[]);
     });
 }
 
@@ -153,13 +164,17 @@ fn only_what_would_close_an_address_that_routers_believe_in_stays_and_only_for_i
             now += Duration::from_millis(random.below(200) as u64);
             named.extend(plan.expire(now).virtuals);
             names_all(&older.virtuals, &plan.desired().virtuals, &named, &format!("{changes:?}"));
-            stays_only_what_serves(&plan, at_once(&setup, &world, now).desired(), &changes);
+            stays_only_what_serves(
+                &plan,
+                after_a_start(&setup, &world, &plan.desired().marks, now).desired(),
+                &changes,
+            );
         }
         let over = now + Duration::from_secs(3600);
         plan.expire(over);
         end_all_connections(&mut plan);
         assert!(!plan.is_closing() && plan.deadline().is_none());
-        assert_same(plan.desired(), at_once(&setup, &world, now).desired(), &[]);
+        assert_same(plan.desired(), after_a_start(&setup, &world, &plan.desired().marks, now).desired(), &[]);
     });
 }
 

@@ -182,7 +182,11 @@ fn services_change_between_nat_and_tunnels_and_marks_between_services_whenever_t
 
 #[test]
 fn others_keep_virtual_services_with_marks_that_a_port_may_have() {
-    BACKENDS.iter().for_each(|backend| Walk::new(1).leaves_those_of_others_with_likely_marks(backend));
+    for destinations in [&["203.0.113.50:9999"][..], &[]] {
+        BACKENDS
+            .iter()
+            .for_each(|backend| Walk::new(1).leaves_those_of_others_with_likely_marks(backend, destinations));
+    }
 }
 
 #[test]
@@ -195,6 +199,50 @@ fn a_virtual_service_of_somebody_else_with_a_mark_that_is_wanted_is_left_alone_a
 #[test]
 fn packets_get_no_mark_from_the_last_known_state_that_others_have_in_the_kernel() {
     BACKENDS.iter().for_each(|backend| Walk::new(1).remembers_another_owner_of_a_mark(backend));
+}
+
+#[test]
+fn nobody_loses_a_mark_to_an_older_service() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).takes_no_mark_from_whoever_has_it(backend));
+}
+
+#[test]
+fn a_mark_that_one_service_cannot_have_keeps_no_other_from_its_own() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).a_mark_that_cannot_be_had_concerns_its_port_alone(backend));
+}
+
+#[test]
+fn a_service_that_waits_for_a_tunnel_follows_its_endpoints() {
+    for authority in [Authority::Partial, Authority::Complete] {
+        BACKENDS.iter().for_each(|backend| Walk::new(1).follows_its_endpoints_while_it_waits(backend, authority));
+    }
+}
+
+#[test]
+fn a_start_goes_on_with_the_marks_that_packets_are_given() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).goes_on_with_a_mark_that_follows_from_nothing(backend));
+}
+
+#[test]
+fn packets_with_marks_of_kube_router_go_to_no_other_service() {
+    Walk::new(1).leaves_a_mark_to_whom_kube_router_gave_it("--netfilter=iptables");
+}
+
+#[test]
+fn a_service_leaves_its_tunnel_while_the_other_backend_is_replaced() {
+    let [iptables, nftables] = BACKENDS;
+    Walk::new(1).ends_tunnels_of_the_other_backend([iptables, nftables]);
+    Walk::new(1).ends_tunnels_of_the_other_backend([nftables, iptables]);
+}
+
+#[test]
+fn packets_that_others_mark_do_not_end_in_the_table_of_kube_router() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).leads_no_packets_to_the_route_of_kube_router(backend));
+}
+
+#[test]
+fn a_namespace_takes_no_marks_from_others_and_is_told() {
+    BACKENDS.iter().for_each(|backend| Walk::new(1).leaves_marks_to_other_namespaces(backend));
 }
 
 #[test]

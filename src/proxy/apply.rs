@@ -21,7 +21,10 @@
 
 mod dsr;
 mod elements;
+mod former_mode;
 mod looks;
+mod ownership;
+mod packet_marks;
 mod standing;
 mod virtuals;
 
@@ -38,7 +41,7 @@ use crate::kernel::bridge::Hairpin;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{Counted, Destination, Observed, Ownership, ServiceKey, Virtual, Whose};
+use crate::kernel::ipvs::{Counted, Destination, Observed, Ownership, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
@@ -54,9 +57,8 @@ use crate::subsystem::{Kinds, kinds};
 use self::elements::drops_clients;
 pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
-use super::dsr::rules::is_rule;
 use super::endpoints::DRAINING;
-use super::marks::{Marks, left_by_kube_router, marks_of};
+use super::marks::{MarkedElsewhere, Marks};
 use super::names::Set;
 use super::udp_flows::{Forgetting, UdpFlows};
 
@@ -82,11 +84,11 @@ pub trait Kernel {
     /// The entries of some flows may remain.
     fn forget_flows(&mut self, flows: &[Flows]) -> Result<usize, Remaining>;
 
-    /// Returns the virtual services that a run with the other backend marked as ours.
+    /// Returns what a run with the other backend marked as ours.
     ///
     /// # Errors
-    /// The kernel did not list them.
-    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error>;
+    /// The kernel did not list it.
+    fn marked_by_other_backend(&mut self) -> Result<MarkedElsewhere, Error>;
 
     /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
     /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
@@ -158,8 +160,8 @@ kinds! {
         /// The kernel counts the commands of others to virtual services, so that no glance at them is needed.
         commands_are_counted: bool,
         udp: UdpFlows,
-        /// The virtual services that the other backend marks as ours; `None` until that could be read.
-        marked_elsewhere: Option<Vec<ServiceKey>>,
+        /// Everything that the other backend marks as ours; `None` until that could be read.
+        marked_elsewhere: Option<MarkedElsewhere>,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
         /// Number of changes of desired virtual services.
@@ -228,13 +230,13 @@ impl<K: Kernel> Mirrors<K> {
             // A recreated set may have lost its elements.
             self.elements.forget();
         }
-        let may_mark = self.prepare_marks(desired, (growth, authority == Authority::Complete), at);
+        let held = self.held_marks(desired, (growth, authority), at);
         let takes_over = self.takes_over(at);
         if takes_over {
             // Nothing of a Service is opened before what closes it stands.
             self.rules.grow_among(&desired.rules, growth, at, drops_clients);
         } else {
-            self.rules.grow_among(&desired.rules, growth, at, |piece| may_mark || !is_rule(piece));
+            self.grow_rules(desired, &held, growth, at);
         }
         // A guard that knows only some of the ports would refuse what the other backend's guard lets in.
         let may_guard = !takes_over || authority == Authority::Complete;
@@ -248,23 +250,24 @@ impl<K: Kernel> Mirrors<K> {
                 self.elements.grow_where(&desired.elements, growth, at, is_other);
             }
             self.elements.grow(&desired.elements, growth, at);
-            self.grow_table(desired, (may_guard, may_mark), growth, at);
+            self.grow_table(desired, (may_guard, &held), growth, at);
         } else {
-            self.grow_needed_elements(desired, (may_guard, may_mark), at);
+            self.grow_needed_elements(desired, (may_guard, &held), at);
         }
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
         let may_rule = !takes_over || may_guard && has_elements();
         if takes_over && may_rule {
-            self.rules.grow_among(&desired.rules, growth, at, |piece| may_mark || !is_rule(piece));
+            self.grow_rules(desired, &held, growth, at);
         }
-        self.policy_rules.grow(&desired.policy_rules, growth, at);
+        self.grow_policy_rules(desired, growth, at);
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at, |_| true).into_iter().collect();
-        if !may_mark && may_rule && self.prepare_marks(desired, (growth, authority == Authority::Complete), at) {
-            self.rules.grow(&desired.rules, growth, at);
+        if held.is_any() && may_rule {
+            let held = self.held_marks(desired, (growth, authority), at);
+            self.grow_rules(desired, &held, growth, at);
             match takes_all {
-                true => self.grow_table(desired, (may_guard, true), growth, at),
-                false => self.grow_needed_elements(desired, (may_guard, true), at),
+                true => self.grow_table(desired, (may_guard, &held), growth, at),
+                false => self.grow_needed_elements(desired, (may_guard, &held), at),
             }
         }
         self.grow_routes(desired, growth, at);
@@ -274,6 +277,7 @@ impl<K: Kernel> Mirrors<K> {
         } else if authority == Authority::Partial {
             self.shrink_known_clients(desired, at);
         }
+        changed.extend(self.follow_as_before(desired, authority, at));
         let flows = self.forget_flows(desired, at);
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
@@ -281,6 +285,11 @@ impl<K: Kernel> Mirrors<K> {
     /// The shrinking half of a round. Returns the virtual services that were changed or deleted.
     fn shrink_all(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
         self.shrink_routes(desired, at);
+        if !self.policy_rules.is_settled() {
+            // Ours waits until kube-router's route for all addresses is gone, and routes wait for it.
+            self.grow_policy_rules(desired, growth, at);
+            self.shrink_routes(desired, at);
+        }
         // Those that waited for a route to go.
         let mut changed = self.grow_virtuals(desired, growth, at, |_| true);
         changed.extend(self.shrink_virtuals(desired, at));
@@ -288,6 +297,11 @@ impl<K: Kernel> Mirrors<K> {
         self.shrink_routes(desired, at);
         self.shrink_policy_rules(desired, at);
         self.shrink_rules(desired, at);
+        if !self.virtuals.is_settled() && !desired.marks.is_empty() {
+            // Those that waited for rules of kube-router, which gave their marks to others.
+            changed.extend(self.grow_virtuals(desired, growth, at, |_| true));
+            self.grow_routes(desired, growth, at);
+        }
         self.shrink_elements(desired, at);
         self.shrink_source_rules(desired, at);
         self.passages.shrink(&desired.passages, at);
@@ -314,7 +328,7 @@ impl<K: Kernel> Mirrors<K> {
     /// Removes objects of earlier runs from where they no longer belong.
     pub fn remove_abandoned(&mut self) -> Vec<String> {
         // What was marked there and is ours is marked here too.
-        self.marked_elsewhere = Some(Vec::new());
+        self.marked_elsewhere = Some(MarkedElsewhere::default());
         self.kernel.remove_abandoned()
     }
 
@@ -387,13 +401,15 @@ impl<K: Kernel> Mirrors<K> {
                 Err(error) => self.virtuals.cannot_learn(error.to_string(), at),
             }
         }
-        self.marked_elsewhere.as_ref().is_none_or(|marked| !marked.is_empty())
+        self.marked_elsewhere.as_ref().is_none_or(|marked| !marked.services.is_empty())
     }
 
     /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
         if self.virtuals.would_read(at) {
             self.policy_rules.learn(at);
+            // Where rules give marks to packets, these say which virtual services are ours.
+            self.rules.learn(at);
             let _ = self.takes_over(at);
             if self.marked_elsewhere.is_none() {
                 return false;
@@ -407,49 +423,8 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.learn(at)
     }
 
-    /// Calls [`tell_ownership`](Self::tell_ownership) if something has changed since the last call.
-    fn tell_new_ownership(&mut self, desired: &Desired) {
-        if self.told_for != Some(self.told_now()) {
-            self.tell_ownership(desired);
-        }
-    }
-
-    /// Returns what ownership follows from, as numbers that change with it.
-    fn told_now(&self) -> (u64, u64, u64) {
-        let marking = self.elements.steps_done() + self.table.steps_done() + self.policy_rules.steps_done();
-        (self.marks, marking, self.virtuals.steps_done())
-    }
-
     fn marks(&self) -> Marks<'_, K> {
         Marks { elements: &self.elements, table: &self.table }
-    }
-
-    /// Passes on which virtual services are ours, from the set in the kernel. Any program may use a mark that a port of ours may have, so one for a
-    /// mark that is seen for the first time is ours only in tunnel mode, also where it is desired.
-    fn tell_ownership(&mut self, desired: &Desired) {
-        let excluded = |key: &ServiceKey| match key {
-            ServiceKey::Address { address, .. } => self.excluded.iter().any(|cidr| cidr.contains(address)),
-            ServiceKey::Mark { .. } => false,
-        };
-        let rules = self.policy_rules.seen().into_iter().flat_map(|seen| seen.keys());
-        let left: Vec<ServiceKey> = rules.filter_map(left_by_kube_router).collect();
-        let is_mark = |key: &ServiceKey| matches!(key, ServiceKey::Mark { .. });
-        let seen = self.virtuals.seen().into_iter().flat_map(|seen| seen.keys()).filter(|key| is_mark(key)).copied();
-        let certain: BTreeSet<ServiceKey> = left.iter().copied().chain(seen).collect();
-        let ports = self.marks().tunnel_ports();
-        let tunnelled = ports.iter().filter(|port| !excluded(port)).flat_map(marks_of);
-        let by_address = self.marks().services().filter(|key| !is_mark(key));
-        let marked = by_address.chain(left).chain(tunnelled).chain(self.marked_elsewhere.iter().flatten().copied());
-        let mut ours: BTreeSet<ServiceKey> = marked.filter(|key| !excluded(key)).collect();
-        ours.extend(desired.virtuals.keys());
-        // A virtual service of ours stays ours, whichever program removed its element.
-        ours.extend(self.virtuals.known_keys());
-        self.told_for = Some(self.told_now());
-        self.virtuals.target().set_ownership(Box::new(move |key| match ours.contains(key) {
-            false => Whose::SomebodyElses,
-            true if is_mark(key) && !certain.contains(key) => Whose::OursInTunnelMode,
-            true => Whose::Ours,
-        }));
     }
 
     /// Looks again for the host's own chains: they may have come since.

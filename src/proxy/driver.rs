@@ -64,6 +64,8 @@ pub struct Driver<K: Kernel> {
     mirrors: Mirrors<K>,
     context: ProxyContext,
     adopted: bool,
+    /// The marks that packets are given at the start are the plan's.
+    marks_adopted: bool,
     flows_stay: FlowsStay,
     /// Whether others' IPVS commands are counted, or why not, as last logged.
     commands_counted: Option<Result<(), String>>,
@@ -92,6 +94,7 @@ impl<K: Kernel> Driver<K> {
             mirrors: Mirrors::new(targets, config.excluded_cidrs.clone()),
             context,
             adopted: false,
+            marks_adopted: false,
             flows_stay: FlowsStay::default(),
             commands_counted: None,
             health_checks_changed: false,
@@ -109,6 +112,18 @@ impl<K: Kernel> Driver<K> {
     /// Returns the kinds that are in memory as desired and once more as seen, by their names.
     pub fn standing_twice(&self) -> Vec<&'static str> {
         self.mirrors.standing_twice(self.plan.desired())
+    }
+
+    /// Has the plan go on with the marks that packets are given since an earlier run, before it chooses any.
+    fn adopt_marks(&mut self, at: Moment) {
+        if !self.config.tunnel_mode || self.marks_adopted {
+            return;
+        }
+        if let Some(given) = self.mirrors.given_marks(at) {
+            let changed = self.plan.adopt_marks(&given);
+            self.mirrors.mark(&changed);
+            self.marks_adopted = true;
+        }
     }
 
     /// Removes draining destinations without connections.
@@ -229,6 +244,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if world.authority.proxy == Authority::Nothing {
             return Authority::Nothing;
         }
+        self.adopt_marks(at);
         let changed = self.plan.update(world, at.now);
         self.context.metrics.parts.inc_by(changed.parts_computed as u64);
         for note in &changed.notes {
@@ -261,6 +277,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if authority == Authority::Nothing || self.mirrors.is_settled() {
             return ProxyRound::default();
         }
+        self.adopt_marks(at);
         if authority == Authority::Complete && !self.adopted {
             // Destinations of an earlier run that are no longer desired may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {

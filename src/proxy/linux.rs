@@ -1,5 +1,6 @@
 //! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tracing::{info, warn};
@@ -23,8 +24,9 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
+use super::dsr::rules::{self, marking_chain};
 use super::host_input::COMMENTS;
-use super::marks::{is_rule_of_ours, services};
+use super::marks::{MarkedElsewhere, given_in_table, is_rule_of_ours};
 use super::names::{
     BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set,
     TABLE,
@@ -148,20 +150,26 @@ impl Kernel for Linux {
         self.forgetter.forget(flows)
     }
 
-    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
+    fn marked_by_other_backend(&mut self) -> Result<MarkedElsewhere, Error> {
         match self.used {
             Some(Backend::Iptables) if nftables::has_inet_table(TABLE)? => {
                 let mut table = OwnTable::open(TABLE)?;
                 let found = table.read()?;
                 self.left = Some(table);
-                Ok(found.keys().filter_map(Set::of_object).flat_map(services).collect())
+                let places = found.keys().filter_map(Set::of_object).collect();
+                Ok(MarkedElsewhere::by(places, given_in_table(&found)))
             }
             Some(Backend::Nftables) => match Elements::open(set_names())?.read() {
-                Ok(found) => Ok(found.keys().filter_map(Set::of_element).flat_map(services).collect()),
-                Err(error) if error.is_unsupported() => Ok(Vec::new()),
+                Ok(found) => {
+                    let places: Vec<_> = found.keys().filter_map(Set::of_element).collect();
+                    let is_tunnelled = places.iter().any(|(set, _)| *set == Set::TunnelPorts);
+                    let given = if is_tunnelled { given_by_chains() } else { BTreeMap::new() };
+                    Ok(MarkedElsewhere::by(places, given))
+                }
+                Err(error) if error.is_unsupported() => Ok(MarkedElsewhere::default()),
                 Err(error) => Err(error),
             },
-            Some(Backend::Iptables) | None => Ok(Vec::new()),
+            Some(Backend::Iptables) | None => Ok(MarkedElsewhere::default()),
         }
     }
 
@@ -189,6 +197,13 @@ impl Kernel for Linux {
     fn removal_goes_on(&self) -> bool {
         self.removal.goes_on()
     }
+}
+
+/// Returns the marks that rules of iptables give to packets. Where they cannot be read, Services get those that they ask for first, as nearly all have.
+fn given_by_chains() -> BTreeMap<ServiceKey, u32> {
+    let found = Tables::detected(iptables::detect(&ownership()), ownership()).read().unwrap_or_default();
+    let chains = Family::BOTH.map(marking_chain);
+    chains.iter().filter_map(|chain| found.get(chain)).flat_map(rules::marks_of).collect()
 }
 
 impl Owned for Services {

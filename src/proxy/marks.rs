@@ -81,9 +81,7 @@ impl<'a, K: Kernel> Marks<'a, K> {
                 if *name != map {
                     break;
                 }
-                if let (Key::Service(address, protocol, port), Content::Mark(mark)) = (key, content) {
-                    found.insert(ServiceKey::Address { address: *address, protocol: *protocol, port: *port }, *mark);
-                }
+                found.extend(given_mark(key, content));
             }
         }
         found
@@ -107,6 +105,43 @@ impl<'a, K: Kernel> Marks<'a, K> {
     }
 }
 
+/// Everything that the other backend marks as ours.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct MarkedElsewhere {
+    pub services: Vec<ServiceKey>,
+    /// Its ports in tunnel mode, by address, protocol and port.
+    pub tunnels: BTreeSet<ServiceKey>,
+    /// The marks that it gives to packets, by address, protocol and port.
+    pub given: BTreeMap<ServiceKey, u32>,
+}
+
+impl MarkedElsewhere {
+    /// Returns what elements mark as ours, where packets are given these marks.
+    pub fn by(places: Vec<(Set, Entry)>, given: BTreeMap<ServiceKey, u32>) -> MarkedElsewhere {
+        let tunnels = places.iter().filter(|(set, _)| *set == Set::TunnelPorts).filter_map(|(_, entry)| port(entry));
+        MarkedElsewhere { tunnels: tunnels.collect(), given, services: places.into_iter().flat_map(services).collect() }
+    }
+}
+
+/// Returns the marks that the maps of a table like ours give to packets, by address, protocol and port.
+pub fn given_in_table<'a>(objects: impl IntoIterator<Item = (&'a Object, &'a Content)>) -> BTreeMap<ServiceKey, u32> {
+    let given = |(object, content): (&Object, &Content)| match object {
+        Object::Element(_, key) => given_mark(key, content),
+        _ => None,
+    };
+    objects.into_iter().filter_map(given).collect()
+}
+
+/// Returns the mark that an element of a map gives to packets, and their address, protocol and port.
+fn given_mark(key: &Key, content: &Content) -> Option<(ServiceKey, u32)> {
+    match (key, content) {
+        (Key::Service(address, protocol, port), Content::Mark(mark)) => {
+            Some((ServiceKey::Address { address: *address, protocol: *protocol, port: *port }, *mark))
+        }
+        _ => None,
+    }
+}
+
 /// Returns the element by which a virtual service has some clients only.
 pub fn restriction(key: &ServiceKey) -> Option<Entry> {
     match *key {
@@ -125,7 +160,8 @@ pub fn services((set, entry): (Set, Entry)) -> Vec<ServiceKey> {
     }
 }
 
-/// Returns the virtual services for the marks that an address, protocol and port may have.
+/// Returns the virtual services for the marks that an address, protocol and port may have, as far as it tells itself: it has another one where others
+/// had these ([`packet_marks`](super::dsr::packet_marks)).
 pub fn marks_of(port: &ServiceKey) -> impl Iterator<Item = ServiceKey> + use<> {
     let family = port.family();
     likely(port).map(move |mark| ServiceKey::Mark { mark, family })

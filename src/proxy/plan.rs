@@ -215,6 +215,8 @@ impl Plan {
             }
         }
         self.close_what_others_keep_open(&mut changed);
+        self.release_marks(&mut changed);
+        self.tell_unmarked(&mut changed);
         self.follow_restrictions(&mut changed);
         self.resize_sets(&mut changed);
         changed
@@ -227,6 +229,7 @@ impl Plan {
         for key in self.draining.expire(now) {
             self.compose(key, &mut changed);
         }
+        self.tell_unmarked(&mut changed);
         self.follow_restrictions(&mut changed);
         changed
     }

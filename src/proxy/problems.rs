@@ -8,11 +8,14 @@ use compact_str::{CompactString, ToCompactString, format_compact};
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Cause, Endpoint, Endpoints, Service, ServicePort, ServiceProblem, TrafficPolicy, Use};
 
-use super::dsr::tunnels::{self, Obstacle};
+use super::dsr::tunnels::{self, Obstacle, Unmarked};
 use super::external_ip::{self, Reason};
 use super::owners::Owner;
 use super::part::{PartInputs, Rank};
 use super::{source_ranges, traffic_policy};
+
+/// The annotation for direct server return.
+const TUNNEL_FIELD: &str = "kube-router.io/service.dsr";
 
 /// Returns what follows from the Service itself and its endpoints.
 pub fn of_service(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<ServiceProblem> {
@@ -51,7 +54,6 @@ pub fn of_service(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
 
 /// Returns what keeps a Service with the annotation for direct server return from it.
 fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<ServiceProblem> {
-    const FIELD: &str = "kube-router.io/service.dsr";
     if !inputs.config.tunnel_mode {
         return Vec::new();
     }
@@ -60,9 +62,14 @@ fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
             Obstacle::OwnAddress(_) => Cause::NoTunnelHere,
             Obstacle::OtherPort { .. } | Obstacle::HostNetwork(_) => Cause::NoTunnel,
         };
-        problem(cause, format_compact!("{obstacle:?}"), format!("{FIELD}: {obstacle}"))
+        problem(cause, format_compact!("{obstacle:?}"), format!("{TUNNEL_FIELD}: {obstacle}"))
     };
     tunnels::obstacles(service, endpoints, inputs).into_iter().map(of_obstacle).collect()
+}
+
+/// Returns that no mark is left for ports of a Service on this node.
+pub fn unmarked(unmarked: &Unmarked) -> ServiceProblem {
+    problem(Cause::NoTunnelHere, "packet marks".into(), format!("{TUNNEL_FIELD}: {unmarked}"))
 }
 
 /// Returns that another Service has a virtual service that one claims. `is_own`: its address is one of the node's.

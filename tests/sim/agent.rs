@@ -28,6 +28,7 @@ pub struct Agent {
     pub mirrors: Mirrors<MemoryKernel>,
     pub authority: Authority,
     adopted: bool,
+    adopts_marks: bool,
     cleared: bool,
 }
 
@@ -38,6 +39,7 @@ impl Agent {
             mirrors: Mirrors::new(kernel.targets_of(config.backend), config.excluded_cidrs.clone()),
             authority: Authority::Nothing,
             adopted: false,
+            adopts_marks: config.tunnel_mode,
             cleared: false,
         }
     }
@@ -47,8 +49,21 @@ impl Agent {
         if self.authority == Authority::Nothing {
             return;
         }
+        self.adopt_marks(Moment { now, jitter: 0 });
         let changed = self.plan.update(world, now);
         self.mirrors.mark(&changed);
+    }
+
+    /// Goes on with the marks that packets are given, as soon as they can be read.
+    fn adopt_marks(&mut self, at: Moment) {
+        if !self.adopts_marks {
+            return;
+        }
+        if let Some(given) = self.mirrors.given_marks(at) {
+            let changed = self.plan.adopt_marks(&given);
+            self.mirrors.mark(&changed);
+            self.adopts_marks = false;
+        }
     }
 
     pub fn expire(&mut self, now: Instant) {
@@ -83,6 +98,9 @@ impl Agent {
     }
 
     pub fn round(&mut self, at: Moment) -> ProxyRound {
+        if self.authority != Authority::Nothing {
+            self.adopt_marks(at);
+        }
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
         if self.authority == Authority::Complete && !self.cleared && self.mirrors.replaces_abandoned() {
             self.cleared = true;

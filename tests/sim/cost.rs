@@ -36,6 +36,8 @@ pub fn of_a_service_that_goes(count: u32, tunnel_mode: bool) -> Duration {
         machine.state.sets = agent.desired().sets.clone();
         machine.state.elements = agent.desired().elements.iter().map(|(key, ())| (key.clone(), ())).collect();
     });
+    agent = Agent::start(&kernel, &config, families);
+    agent.take_world(&world, at.now);
     let settle = |agent: &mut Agent| {
         let begin = clock_gettime(ClockId::ThreadCPUTime);
         agent.round(at);

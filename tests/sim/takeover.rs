@@ -336,7 +336,7 @@ fn as_kube_router_leaves_it(state: &mut State) {
 
 /// What kube-router's direct server return leaves: virtual services for marks of packets, the rules that mark, rules of routing, and a route that
 /// makes everything local.
-fn leave_direct_server_return(state: &mut State) {
+pub fn leave_direct_server_return(state: &mut State) {
     let addresses: [(Family, &str, u16); 2] =
         [(Family::V4, "203.0.113.250", 80), (Family::V6, "2001:db8:113::250", 80)];
     for (family, address, port) in addresses {

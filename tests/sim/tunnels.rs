@@ -1,22 +1,30 @@
 //! Direct server return: Services whose marks collide, and which change between NAT and tunnels, with a program that is killed before every step.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::ipset::Entry;
+use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
+use sluice::kernel::nftables::Content;
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
     ServicePort, ServiceType, World,
 };
 use sluice::net::{Family, Protocol};
+use sluice::proxy::desired::Desired;
+use sluice::proxy::dsr::packet_marks::MOST_OF_A_NAMESPACE;
+use sluice::proxy::dsr::rules::{marking, marking_chain, marks_of as rules_marks, policy_rule};
 use sluice::proxy::marks::marks_of;
-use sluice::proxy::names::EMPTY_TABLE;
+use sluice::proxy::names::{EMPTY_TABLE, Set};
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
-use crate::support::memory::Faults;
+use crate::support::memory::{Faults, State};
 use crate::support::{flags, packet};
+use crate::takeover::leave_direct_server_return;
 use crate::walk::Walk;
 
 /// An address of which two ports have one mark.
@@ -24,6 +32,12 @@ const ADDRESS: &str = "147.160.180.44";
 /// The older Service, and the younger one, which has to give way.
 const OLDER: Given = Given { name: "older", created: 1, protocol: Protocol::Tcp, port: 8080, endpoint: "10.244.0.7" };
 const YOUNGER: Given = Given { name: "younger", created: 2, protocol: Protocol::Udp, port: 80, endpoint: "10.244.1.8" };
+
+/// A mark that no text gives to the two.
+const UNLIKELY: u32 = 4711;
+
+/// What somebody else's virtual services lead to.
+const FOREIGN: &str = "203.0.113.50:9999";
 
 #[derive(Clone, Copy)]
 struct Given {
@@ -99,12 +113,12 @@ impl Walk {
         assert!(kills > 50, "{kills} kills");
     }
 
-    /// Somebody else's virtual services have marks that a port in tunnel mode may have.
-    pub fn leaves_those_of_others_with_likely_marks(&mut self, backend: &str) {
+    /// Somebody else's virtual services, with NAT or without any destination, have marks that a port in tunnel mode may have.
+    pub fn leaves_those_of_others_with_likely_marks(&mut self, backend: &str, destinations: &[&str]) {
         self.configure(backend);
         let [_, others @ ..] = &*marks_of(&OLDER.key()).collect::<Vec<_>>() else { panic!("it may have some") };
         assert!(!others.is_empty());
-        others.iter().for_each(|key| self.somebody_makes(*key));
+        others.iter().for_each(|key| self.somebody_makes(*key, destinations));
         let [with, without] = [Some(Tunnel), None].map(|mode| world(&self.world, [mode, None]));
         for (authority, world) in [
             (Authority::Complete, &with),
@@ -126,7 +140,7 @@ impl Walk {
     pub fn waits_for_a_mark_that_somebody_else_has(&mut self, backend: &str, authority: Authority) {
         self.configure(backend);
         let key = marks_of(&OLDER.key()).next().expect("it may have some");
-        self.somebody_makes(key);
+        self.somebody_makes(key, &[FOREIGN]);
         self.start_from(known(authority, &world(&self.world, [Some(Tunnel), None])));
         for _ in 0..5 {
             self.damaged();
@@ -168,6 +182,174 @@ impl Walk {
         assert_eq!(self.agent.mirrors.unsettled_virtuals(self.agent.plan.desired()), Some(Vec::new()));
     }
 
+    /// An older Service asks for a mark that a younger one has.
+    pub fn takes_no_mark_from_whoever_has_it(&mut self, backend: &str) {
+        self.configure(backend);
+        let [before, both] = [None, Some(Tunnel)].map(|older| world(&self.world, [older, Some(Tunnel)]));
+        self.begin(&before);
+        let given = packet::mark(&self.kernel.state(), YOUNGER.key());
+        assert!(given.is_some());
+        for starts_again in [false, true, true] {
+            if starts_again {
+                self.agent = Agent::start(&self.kernel, &self.config, self.families);
+            }
+            self.start_from(known(Authority::Complete, &both));
+            self.settle();
+            let [older, younger] = [OLDER, YOUNGER].map(|it| packet::mark(&self.kernel.state(), it.key()));
+            assert_eq!(younger, given, "its connections end");
+            assert!(older.is_some() && older != given);
+        }
+    }
+
+    /// A port has another mark than it shall, which somebody else has: other ports get theirs.
+    pub fn a_mark_that_cannot_be_had_concerns_its_port_alone(&mut self, backend: &str) {
+        self.configure(backend);
+        self.begin(&world(&self.world, [None, Some(Tunnel)]));
+        let taken = marks_of(&OLDER.key()).nth(1).expect("it may have some, of which the first is the younger one's");
+        self.somebody_makes(taken, &[FOREIGN]);
+        let mut world = world(&self.world, [Some(Tunnel), Some(Tunnel)]);
+        let newest = Given { name: "newest", created: 3, protocol: Protocol::Tcp, port: 9090, endpoint: "10.244.1.9" };
+        for is_damaged in [false, true] {
+            self.start_from(known(Authority::Complete, &world));
+            for _ in 0..5 {
+                self.damaged();
+                self.round();
+                self.clock.pass_until(self.agent.mirrors.retry_at());
+            }
+            if !is_damaged {
+                self.kernel.with(|machine| give_mark(&mut machine.state, OLDER.key(), UNLIKELY));
+                self.audit();
+                let name = ObjectName::new("shop", newest.name);
+                world.cluster.services.insert(name.clone(), service(newest, Tunnel));
+                world.cluster.endpoints.insert(name, endpoints(newest));
+            }
+        }
+        let state = self.kernel.state();
+        assert_eq!(self.agent.desired().kernel_key(&OLDER.key()), taken);
+        assert_eq!(packet::mark(&state, OLDER.key()), Some(ServiceKey::Mark { mark: UNLIKELY, family: Family::V4 }));
+        let mark = packet::mark(&state, newest.key()).expect("it is in tunnel mode");
+        assert_eq!(mark, self.agent.desired().kernel_key(&newest.key()));
+        assert!(state.virtuals.contains_key(&mark));
+    }
+
+    /// A Service that waits to change from NAT to a tunnel gets another endpoint.
+    pub fn follows_its_endpoints_while_it_waits(&mut self, backend: &str, authority: Authority) {
+        self.configure(backend);
+        self.begin(&world(&self.world, [Some(Nat), None]));
+        let mark = marks_of(&OLDER.key()).next().expect("it may have some");
+        self.somebody_makes(mark, &[FOREIGN]);
+        let later = Given { endpoint: "10.244.0.9", ..OLDER };
+        for given in [OLDER, later] {
+            let mut world = world(&self.world, [Some(Tunnel), None]);
+            world.cluster.endpoints.insert(ObjectName::new("shop", given.name), endpoints(given));
+            self.start_from(known(authority, &world));
+            for _ in 0..3 {
+                self.damaged();
+                self.round();
+                self.clock.pass_until(self.agent.mirrors.retry_at());
+            }
+        }
+        let state = self.kernel.state();
+        let found = state.virtuals.get(&OLDER.key()).expect("it waits");
+        let ends: Vec<String> =
+            found.destinations.iter().map(|to| format!("{} {:?}", to.address, to.forwarding)).collect();
+        let expected: &[&str] = match authority {
+            Authority::Complete => &["10.244.0.9:8080 Nat"],
+            _ => &["10.244.0.7:8080 Nat", "10.244.0.9:8080 Nat"],
+        };
+        assert_eq!(ends, expected);
+    }
+
+    /// Packets to a port are given a mark that follows from nothing that a process without memory knows.
+    pub fn goes_on_with_a_mark_that_follows_from_nothing(&mut self, backend: &str) {
+        self.configure(backend);
+        let [with, without] = [Some(Tunnel), None].map(|mode| world(&self.world, [mode, None]));
+        for next in [&with, &without] {
+            self.begin(&with);
+            let mark = packet::mark(&self.kernel.state(), OLDER.key()).expect("it is in tunnel mode");
+            let other = ServiceKey::Mark { mark: UNLIKELY, family: Family::V4 };
+            assert!(!marks_of(&OLDER.key()).any(|key| key == other));
+            self.kernel.with(|machine| {
+                let held = machine.state.virtuals.remove(&mark).expect("it stands");
+                machine.state.virtuals.insert(other, held);
+                give_mark(&mut machine.state, OLDER.key(), UNLIKELY);
+            });
+            self.agent = Agent::start(&self.kernel, &self.config, self.families);
+            self.start_from(known(Authority::Complete, next));
+            let before = self.kernel.with(|machine| machine.acts);
+            self.round();
+            let acts = self.kernel.with(|machine| machine.acts) - before;
+            assert_eq!(acts == 0, std::ptr::eq(next, &with), "{acts} acts");
+            self.settle();
+            let stands = self.kernel.state().virtuals.contains_key(&other);
+            assert_eq!(stands, std::ptr::eq(next, &with), "it is known as ours by the packets that are given the mark");
+        }
+    }
+
+    /// A rule that kube-router left gives packets of another Service the mark that one asks for.
+    pub fn leaves_a_mark_to_whom_kube_router_gave_it(&mut self, backend: &str) {
+        self.configure(backend);
+        self.begin(&world(&self.world, [None, Some(Nat)]));
+        let Some(ServiceKey::Mark { mark, family }) = marks_of(&OLDER.key()).next() else { panic!("it may have some") };
+        let text = format!("-d {ADDRESS}/32 -p udp -m udp --dport 80 -j MARK --set-xmark {mark:#x}/0xffffffff");
+        let piece =
+            Piece::Leftover { family, table: Table::Mangle, from: "PREROUTING".into(), rule: text.as_str().into() };
+        self.kernel.with(|machine| machine.state.rules.insert(piece, Rules(vec![text.as_str().into()])));
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.start_from(known(Authority::Complete, &world(&self.world, [Some(Tunnel), Some(Nat)])));
+        self.settle();
+    }
+
+    /// A run with the other backend had a Service in tunnel mode that is served with NAT now.
+    pub fn ends_tunnels_of_the_other_backend(&mut self, [before, after]: [&str; 2]) {
+        self.configure(before);
+        self.begin(&world(&self.world, [Some(Tunnel), None]));
+        self.configure(after);
+        self.start_from(known(Authority::Complete, &world(&self.world, [Some(Nat), None])));
+        self.settle();
+    }
+
+    /// kube-router's table of routes makes all addresses local for marked packets: our rule leads nobody there.
+    pub fn leads_no_packets_to_the_route_of_kube_router(&mut self, backend: &str) {
+        self.configure(backend);
+        self.kernel.with(|machine| leave_direct_server_return(&mut machine.state));
+        let with = world(&self.world, [Some(Tunnel), None]);
+        let ours = policy_rule(Family::V4);
+        for (authority, leads) in [(Authority::Partial, false), (Authority::Complete, true)] {
+            self.start_from(known(authority, &with));
+            self.settle();
+            assert_eq!(self.kernel.state().policy_rules.contains_key(&ours), leads, "{authority:?}");
+        }
+    }
+
+    /// One namespace asks for more marks than it may have.
+    pub fn leaves_marks_to_other_namespaces(&mut self, backend: &str) {
+        self.configure(backend);
+        let mut world = world(&self.world, [Some(Tunnel), None]);
+        let addresses = |range: std::ops::Range<u8>| range.map(|host| IpAddr::from([203, 0, 113, host])).collect();
+        let port = |port: u16| ServicePort { name: "".into(), protocol: Protocol::Tcp, port, node_port: None };
+        let (greedy, most) = (ObjectName::new("greedy", "web"), MOST_OF_A_NAMESPACE);
+        let ports: Vec<ServicePort> = (0..most as u16 / 16).map(|number| port(8000 + number)).collect();
+        let of_addresses =
+            |range| Service { external_ips: addresses(range), ports: ports.clone().into(), ..service(OLDER, Tunnel) };
+        world.cluster.services.insert(greedy.clone(), of_addresses(0..17));
+        self.start_from(known(Authority::Complete, &world));
+        let has_marks = |desired: &Desired| {
+            let is_greedy = |key: &&ServiceKey| matches!(key, ServiceKey::Address { address, .. } if address.to_string() != ADDRESS);
+            (desired.marks.keys().filter(is_greedy).count(), desired.marks.contains_key(&OLDER.key()))
+        };
+        assert_eq!(has_marks(self.agent.desired()), (most, true));
+        let told = |agent: &Agent| -> Vec<String> {
+            agent.plan.problems().get(&greedy).into_iter().flat_map(|all| all.iter()).map(ToString::to_string).collect()
+        };
+        let problems = told(&self.agent);
+        assert!(problems.iter().any(|text| text.contains("63 others are served with NAT")), "{problems:?}");
+        world.cluster.services.insert(greedy.clone(), of_addresses(1..17));
+        self.start_from(known(Authority::Complete, &world));
+        assert_eq!(has_marks(self.agent.desired()), (most, true), "what is free goes to those that wait");
+        assert!(told(&self.agent).iter().all(|text| !text.contains("NAT")), "{:?}", told(&self.agent));
+    }
+
     fn configure(&mut self, backend: &str) {
         let (config, families) = flags::proxy(&["--strict-external-ip-validation=false", backend]);
         self.config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() });
@@ -175,11 +357,13 @@ impl Walk {
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
     }
 
-    fn somebody_makes(&mut self, key: ServiceKey) {
+    fn somebody_makes(&mut self, key: ServiceKey, destinations: &[&str]) {
         let service = VirtualProperties { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
-        let address = "203.0.113.50:9999".parse().expect("a socket address");
-        let destinations = [Destination { address, weight: 5, forwarding: Forwarding::Nat }].into();
-        let made = Virtual { service, destinations };
+        let destination = |text: &&str| {
+            let address = text.parse().expect("a socket address");
+            Destination { address, weight: 5, forwarding: Forwarding::Nat }
+        };
+        let made = Virtual { service, destinations: destinations.iter().map(destination).collect() };
         self.kernel.with(|machine| {
             machine.foreign.virtuals.insert(key, made.clone());
             machine.state.virtuals.insert(key, made);
@@ -191,6 +375,18 @@ impl Walk {
         self.start_from(known(Authority::Complete, world));
         self.settle();
     }
+}
+
+/// Gives packets to a port another mark, with either backend.
+fn give_mark(state: &mut State, port: ServiceKey, mark: u32) {
+    if let Some(chain) = state.rules.get_mut(&marking_chain(port.family())) {
+        let given = rules_marks(chain).map(|(its, old)| (its, if its == port { mark } else { old }));
+        let given: Vec<(ServiceKey, u32)> = given.collect();
+        *chain = marking(given.iter().map(|(port, mark)| (port, *mark)));
+    }
+    let ServiceKey::Address { address, protocol, port } = port else { return };
+    let object = Set::TunnelPorts.object(&Entry::IpPort(address, protocol, port));
+    state.proxy_table.entry(object).and_modify(|content| *content = Content::Mark(mark));
 }
 
 fn world(empty: &World, modes: [Option<Mode>; 2]) -> World {

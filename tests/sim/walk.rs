@@ -514,7 +514,7 @@ impl Walk {
         }
         assert!(desired.elements.keys().all(|key| state.elements.contains_key(key)));
         // The other backend's guard knows ports that this one may lack.
-        let takes_over = self.kernel.clone().marked_by_other_backend().is_ok_and(|marked| !marked.is_empty());
+        let takes_over = self.kernel.clone().marked_by_other_backend().is_ok_and(|marked| !marked.services.is_empty());
         let waits = |object: &Object| takes_over && *object == Object::Chain(NFT_GUARD.into());
         // A chain may know more lengths of source ranges.
         let has = |object: &Object, content: &Content| {

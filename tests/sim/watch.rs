@@ -12,7 +12,7 @@ use sluice::kernel::route::{RouteKey, TABLE_LOCAL};
 use sluice::model::Authority;
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
-use sluice::proxy::dsr::rules::is_rule;
+use sluice::proxy::dsr::rules::{is_rule, policy_rule};
 use sluice::proxy::marks::{marks_of, port};
 use sluice::proxy::names::{CHAIN_GUARD, DSR_TABLE, NFT_GUARD, Set};
 use sluice::proxy::source_ranges::restricted_by;
@@ -113,7 +113,7 @@ impl Watch {
         // A mark that becomes another Service's is nobody's for a moment.
         let mark = |state: &State, key| packet::mark(state, key).filter(|it| state.virtuals.contains_key(it));
         let is_remarked = |key: &ServiceKey| match (mark(state, *key), mark(&after, *key)) {
-            (Some(before), Some(after)) => before != after,
+            (Some(before), Some(_)) => desired.marked.get(&before).is_some_and(|its| its != key),
             _ => false,
         };
         round.stable.retain(|key| !is_remarked(key));
@@ -153,6 +153,11 @@ impl Watch {
         round.checked += 1;
         let exists = round.exists(state, object);
         round.acts.push(format!("{}{object}", if exists { "+" } else { "-" }));
+        let leads =
+            |family: &Family| state.policy_rules.contains_key(&policy_rule(*family)) && has_default(state, *family);
+        if let Some(family) = Family::BOTH.iter().find(|family| leads(family)) {
+            round.seen.push(format!("packets of {family} that others mark end here, after {object}"));
+        }
         if !round.everything_excused {
             let mut seen = round.wrong_order(state, object);
             seen.extend(round.shrinking(state, object));
@@ -459,6 +464,12 @@ fn has_address_element(state: &State, address: IpAddr) -> bool {
 /// Whether the set of either backend has this element.
 fn has(state: &State, set: Set, entry: Entry) -> bool {
     state.proxy_table.contains_key(&set.object(&entry)) || state.elements.contains_key(&set.element(entry))
+}
+
+/// Whether the table of addresses in tunnel mode makes all of a family local, as kube-router's does.
+fn has_default(state: &State, family: Family) -> bool {
+    let is_its = |key: &RouteKey| key.table == DSR_TABLE.table && Family::from(key.destination) == family;
+    state.routes.keys().any(|key| is_its(key) && key.destination.prefix_len() == 0)
 }
 
 fn our_route(state: &State, address: IpAddr) -> bool {

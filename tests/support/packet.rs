@@ -17,7 +17,7 @@ use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object, Stateme
 use sluice::kernel::route::{Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::net::{Family, Protocol};
-use sluice::proxy::dsr::rules::marking_chain;
+use sluice::proxy::dsr::rules::{left_mark, marking_chain};
 use sluice::proxy::marks::port;
 use sluice::proxy::names::{CHAIN_DSR, DSR_TABLE, NFT_DSR_IN, Set};
 
@@ -149,6 +149,11 @@ impl Packet<'_> {
     fn is_marked(&self) {
         let family = Family::from(self.address);
         for (piece, rules) in &self.state.rules {
+            if let (Piece::Leftover { family: its, rule, .. }, Some((port, mark))) = (piece, left_mark(piece)) {
+                let is_its = *its == family && self.matches(&rule.to_string());
+                assert!(!is_its || port == self.service(), "{rule}");
+                self.mark.set(if is_its { mark } else { self.mark.get() });
+            }
             let Piece::Jump { family: its, table, from, to } = piece else { continue };
             if *its != family || *table != Table::Mangle || from != "PREROUTING" || to != CHAIN_DSR {
                 continue;
@@ -166,6 +171,10 @@ impl Packet<'_> {
         if let Some(Content::Chain(chain)) = chain {
             assert_eq!(self.verdict(&chain.rules), None, "packets are marked there, and no more");
         }
+    }
+
+    fn service(&self) -> ServiceKey {
+        ServiceKey::Address { address: self.address, protocol: self.protocol, port: self.port }
     }
 
     /// Whether the rules of a table let the packet in; in our table of nf_tables the chains of that priority.
@@ -217,6 +226,11 @@ impl Packet<'_> {
             }
             ["-m", "set", "!", "--match-set", set, "dst,dst,src"] => !self.is_source_in(set),
             ["-d", range, "-p", protocol, "-m", "multiport", "--dports", port] => {
+                range.parse::<IpNet>().expect("a range").contains(&self.address)
+                    && *protocol == self.protocol.to_string()
+                    && *port == self.port.to_string()
+            }
+            ["-d", range, "-p", protocol, "-m", _, "--dport", port] => {
                 range.parse::<IpNet>().expect("a range").contains(&self.address)
                     && *protocol == self.protocol.to_string()
                     && *port == self.port.to_string()

@@ -14,15 +14,23 @@ pub enum Whose {
     Ours,
     /// Ours if all its destinations are in tunnel mode, and somebody else's otherwise.
     OursInTunnelMode,
+    /// Ours if it has destinations and all of them are in tunnel mode, and somebody else's otherwise.
+    OursWithTunnels,
     SomebodyElses,
 }
 
 impl Whose {
+    /// Returns whether the content of a virtual service says whose it is.
+    pub(super) fn depends_on_content(self) -> bool {
+        matches!(self, Whose::OursInTunnelMode | Whose::OursWithTunnels)
+    }
+
     /// Returns whether a virtual service with this content is ours.
     pub fn is_ours(self, found: &Virtual) -> bool {
         match self {
             Whose::Ours => true,
             Whose::OursInTunnelMode => found.is_in_tunnel_mode(),
+            Whose::OursWithTunnels => found.is_in_tunnel_mode() && !found.destinations.is_empty(),
             Whose::SomebodyElses => false,
         }
     }

@@ -280,7 +280,7 @@ impl Target for Services {
             .dump(&mut self.messages, |answer| wire::service_key(answer).filter(may_be_ours))
             .map_err(|fault| Error::new("list virtual services", "", fault.into()))?;
         let mut keys: BTreeSet<ServiceKey> = listed.into_iter().collect();
-        let by_content = keys.iter().filter(|key| (self.whose)(key) == Whose::OursInTunnelMode);
+        let by_content = keys.iter().filter(|key| (self.whose)(key).depends_on_content());
         let by_content: Vec<ServiceKey> = by_content.copied().collect();
         let found = self.read_some(&by_content)?;
         keys.retain(|key| !by_content.contains(key) || found.contains_key(key));

@@ -14,177 +14,28 @@
 //!
 //! What is known in part only takes nothing away, so it also brings nothing about that would need it: such a Service stays in its mode until all is known.
 //!
-//! Where a mark becomes another port's, its virtual service is deleted before packets to that port get the mark: nobody's connections go to
-//! another Service's endpoints for any moment. Packets to a port with another mark get that when its virtual service stands.
-//!
-//! A virtual service for a mark is ours if the set of ports in tunnel mode has a port that may have this mark, whatever it has now
-//! ([`marks_of`]): a process may have ended between giving it another mark and deleting the virtual service for the former one.
+//! Which marks packets are given is [`packet_marks`](super::packet_marks)' business.
 
-use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
-use crate::kernel::iptables::Piece;
-use crate::kernel::ipvs::{ServiceKey, Virtual};
+use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::Object;
 use crate::kernel::route::RouteKey;
 use crate::kernel::rule::{Packets, PolicyRule};
 use crate::net::Family;
-use crate::packed::BlockMap;
 use crate::proxy::desired::{Desired, keyed};
-use crate::proxy::dsr::rules::{self, marks_of as marks_of_chain, policy_rule};
-use crate::proxy::marks::{Marks, left_by_kube_router, marks_of, port};
+use crate::proxy::dsr::rules::{self, policy_rule};
+use crate::proxy::marks::{Marks, left_by_kube_router};
 use crate::proxy::names::{DSR_TABLE, Set};
-use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
+use crate::proxy::plan::{address_of, local_route_key, marked_route_key};
 use crate::reconcile::{Growth, Moment, Reflection};
 
-/// The ports in tunnel mode, as last seen in the kernel, by address, protocol and port.
-#[derive(Default)]
-pub(super) struct Tunnels {
-    ports: BTreeSet<ServiceKey>,
-    /// The marks that packets to them get.
-    given: BTreeMap<ServiceKey, u32>,
-    /// The ports that may have a mark, found out once where anybody asks.
-    by_mark: OnceCell<BTreeMap<ServiceKey, Vec<ServiceKey>>>,
-}
-
-impl Tunnels {
-    /// Returns the ports that may have this mark, of those that the kernel's set has.
-    fn of_mark(&self, mark: &ServiceKey) -> &[ServiceKey] {
-        let by_mark = self.by_mark.get_or_init(|| {
-            let mut by_mark: BTreeMap<ServiceKey, Vec<ServiceKey>> = BTreeMap::new();
-            for port in &self.ports {
-                marks_of(port).for_each(|mark| by_mark.entry(mark).or_default().push(*port));
-            }
-            by_mark
-        });
-        by_mark.get(mark).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    /// Returns whether packets to a port get the mark that they shall.
-    pub(super) fn gives(&self, port: &ServiceKey, desired: &Desired) -> bool {
-        desired.marks.get(port).is_some_and(|mark| self.given.get(port) == Some(mark))
-    }
-
-    /// Returns whether a surplus virtual service may go as far as marks are concerned: of those that are seen another one serves its port, or none
-    /// shall.
-    pub(super) fn lets_go(&self, desired: &Desired, seen: &BlockMap<ServiceKey, Virtual>, key: &ServiceKey) -> bool {
-        let is_served = |port: &ServiceKey| match desired.kernel_key(port) {
-            key if !desired.virtuals.contains_key(&key) => true,
-            key @ ServiceKey::Mark { .. } => seen.contains_key(&key) && self.gives(port, desired),
-            key @ ServiceKey::Address { .. } => seen.contains_key(&key),
-        };
-        match key {
-            ServiceKey::Address { .. } => !desired.marks.contains_key(key) || is_served(key),
-            ServiceKey::Mark { .. } => self.of_mark(key).iter().all(is_served),
-        }
-    }
-
-    /// Returns the addresses of a virtual service: its own, or those of the ports that may have its mark.
-    pub(super) fn addresses_of(&self, key: &ServiceKey) -> BTreeSet<IpAddr> {
-        match key {
-            ServiceKey::Address { .. } => address_of(key).into_iter().collect(),
-            ServiceKey::Mark { .. } => self.of_mark(key).iter().filter_map(address_of).collect(),
-        }
-    }
-
-    /// Returns whether the kernel's set has this port.
-    pub(super) fn on_port(&self, port: &ServiceKey) -> bool {
-        self.ports.contains(port)
-    }
-
-    /// Returns the ports of an address.
-    pub(super) fn on(&self, address: IpAddr) -> impl Iterator<Item = &ServiceKey> {
-        self.ports.range(services_on(address))
-    }
-}
-
 impl<K: Kernel> Mirrors<K> {
-    /// Returns the ports in tunnel mode, as last seen.
-    pub(super) fn tunnels(&self) -> Tunnels {
-        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        let mut given = marks.in_map();
-        let chains =
-            Family::BOTH.into_iter().filter_map(|family| self.rules.seen()?.get(&rules::marking_chain(family)));
-        given.extend(chains.flat_map(marks_of_chain));
-        Tunnels { ports: marks.tunnel_ports(), given, by_mark: OnceCell::new() }
-    }
-
-    /// Prepares for packets to get other marks than they have. Returns whether they may. Takes a mark from another port only if everything is known.
-    pub(super) fn prepare_marks(&mut self, desired: &Desired, (growth, is_all): (Growth, bool), at: Moment) -> bool {
-        if desired.marks.is_empty() {
-            return true;
-        }
-        let is_read = self.elements.learn(at) && self.table.learn(at) && self.rules.learn(at);
-        if !is_read || !self.learn_virtuals(desired, at) {
-            return false;
-        }
-        // What serves these ports next stands before their packets get another mark, or none.
-        let given = self.tunnels().given;
-        let becomes = |(port, mark): (&ServiceKey, &u32)| {
-            let (before, after) = (keyed(port, Some(*mark)), desired.kernel_key(port));
-            (before != after && desired.virtuals.contains_key(&after)).then_some((before, after))
-        };
-        let changes: BTreeMap<ServiceKey, ServiceKey> = given.iter().filter_map(becomes).collect();
-        let next: BTreeSet<ServiceKey> = changes.values().copied().collect();
-        if !next.is_empty() {
-            self.grow_virtuals(desired, growth, at, |key| next.contains(key));
-        }
-        let given_to_others = self.given_to_others(desired);
-        if !given_to_others.is_empty() {
-            let is_served = |key: &ServiceKey| {
-                changes.get(key).is_none_or(|after| self.virtuals.has(after) || given_to_others.contains(after))
-            };
-            let may_go = |key: &ServiceKey| self.virtuals.lacks(*key..=*key) || is_served(key);
-            let may_take = is_all && given_to_others.iter().all(may_go);
-            if !may_take || !self.delete_marked(desired, &given_to_others, at) {
-                return false;
-            }
-        }
-        let comes_before = |key: &&ServiceKey| matches!(key, ServiceKey::Mark { .. }) && !given_to_others.contains(key);
-        next.iter().filter(comes_before).all(|key| self.virtuals.has(key))
-    }
-
-    /// Returns the desired virtual services for marks that packets to another port get: they must not come, or change, before these get another one.
-    pub(super) fn given_to_others(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
-        if desired.marks.is_empty() {
-            return BTreeSet::new();
-        }
-        let is_anothers = |(port, mark): (&ServiceKey, &u32)| {
-            let key = keyed(port, Some(*mark));
-            desired.marked.get(&key).is_some_and(|its| its != port).then_some(key)
-        };
-        self.tunnels().given.iter().filter_map(is_anothers).collect()
-    }
-
-    /// Deletes virtual services that are desired, but with another port's endpoints. Returns whether all are gone.
-    fn delete_marked(&mut self, desired: &Desired, anothers: &BTreeSet<ServiceKey>, at: Moment) -> bool {
-        let mut without = desired.virtuals.clone();
-        for key in anothers {
-            without.remove(key);
-            self.virtuals.mark(*key);
-        }
-        self.virtuals.delete_among(&without, at, |key| anothers.contains(key));
-        anothers.iter().for_each(|key| self.virtuals.mark(*key));
-        if !anothers.iter().all(|key| self.virtuals.lacks(*key..=*key)) {
-            return false;
-        }
-        // Our table has the former ports of these marks as elements, which would go behind the new ones.
-        let given = self.tunnels().given;
-        let had = |port: &ServiceKey| given.get(port).is_some_and(|mark| anothers.contains(&keyed(port, Some(*mark))));
-        let is_former = |object: &Object| match Set::of_object(object) {
-            Some((Set::TunnelPorts, entry)) => port(&entry).is_some_and(|port| had(&port)),
-            _ => false,
-        };
-        self.table.delete_among(&desired.table, at, is_former);
-        let seen = self.table.seen();
-        seen.is_some_and(|seen| !seen.keys().any(|object| is_former(object) && !desired.table.contains_key(object)))
-    }
-
     /// Returns the virtual services for marks that have to wait: one with NAT serves, and the address is still local for all packets.
     pub(super) fn waiting_for_routes(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
         let waits = |port: &ServiceKey| {
@@ -198,14 +49,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the addresses that must not become local for all packets yet, because a virtual service for a mark stands there.
     pub(super) fn held_by_tunnels(&self, desired: &Desired) -> BTreeSet<IpAddr> {
         let tunnels = self.tunnels();
-        let stands = |port: &&ServiceKey| self.has_marked(desired, port);
-        tunnels.ports.iter().filter(stands).filter_map(address_of).collect()
-    }
-
-    /// Returns whether a virtual service for a mark of this port may be there.
-    fn has_marked(&self, desired: &Desired, port: &ServiceKey) -> bool {
-        let is_its = |key: &ServiceKey| desired.marked.get(key).is_none_or(|its| its == port);
-        marks_of(port).filter(is_its).any(|key| !self.virtuals.lacks(key..=key))
+        let is_its = |key: &ServiceKey, port: &ServiceKey| desired.marked.get(key).is_none_or(|its| its == port);
+        let stands = |port: &&ServiceKey| {
+            tunnels.marks_of(port).any(|key| is_its(&key, port) && !self.virtuals.lacks(key..=key))
+        };
+        tunnels.ports().filter(stands).filter_map(address_of).collect()
     }
 
     /// Returns the addresses of which a virtual service for a mark is in place.
@@ -221,6 +69,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let (mirrored, policy_rules) = (&self.rules, &self.policy_rules);
+        let answering = self.answering_tunnels(desired);
         // All packets to an address get a mark and lead to table 78.
         let is_marked = |address: IpAddr| {
             let family = Family::from(address);
@@ -239,32 +88,59 @@ impl<K: Kernel> Mirrors<K> {
                     seen.contains_key(&marked) && is_marked(address)
                 }
                 key if *key == marked && desired.routes.contains_key(&local) => seen.contains_key(&local),
-                // kube-router's, for all addresses.
+                // kube-router's, for all addresses: those that are served have one of their own.
                 key if key.table == DSR_TABLE.table && key.destination.prefix_len() == 0 => {
-                    let mut marked = desired.routes.keys().filter(|other| other.table == DSR_TABLE.table);
-                    marked.all(|other| seen.contains_key(other))
+                    let marked = desired.routes.keys().filter(|other| other.table == DSR_TABLE.table);
+                    let mut served = marked.filter(|other| answering.contains(&other.destination.addr()));
+                    served.all(|other| seen.contains_key(other))
                 }
                 _ => true,
             }
         });
     }
 
-    /// Returns whether packets may stop to get marks that no port has any more: what serves these ports now stands.
+    /// Returns whether packets may stop to get marks that no port has any more: what serves these ports now stands, and the virtual services for these marks
+    /// are gone, which are known as ours by that.
     pub(super) fn may_unmark(&self, desired: &Desired) -> bool {
-        let given = self.tunnels().given;
-        let mut ports = given.keys().filter(|port| !desired.marks.contains_key(port));
-        ports.all(|port| !desired.virtuals.contains_key(port) || self.virtuals.has(port))
+        let tunnels = self.tunnels();
+        let mut surplus = tunnels.given().iter().filter(|(port, _)| !desired.marks.contains_key(port));
+        surplus.all(|(port, mark)| {
+            let key = keyed(port, Some(*mark));
+            let is_gone = desired.virtuals.contains_key(&key) || self.virtuals.lacks(key..=key);
+            is_gone && (!desired.virtuals.contains_key(port) || self.virtuals.has(port))
+        })
+    }
+
+    /// Makes rules of routing that lead to the table of addresses in tunnel mode: where that has no route for all addresses any more, as kube-router's, by which
+    /// packets that others mark with these bits would end here.
+    pub(super) fn grow_policy_rules(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        if self.policy_rules.is_settled() || !self.routes.learn(at) {
+            return;
+        }
+        let lacks_default = Family::BOTH.map(|family| {
+            let [first, last] = [0, u32::MAX].map(|metric| key_of_all(family, metric));
+            (family, self.routes.lacks(first..=last))
+        });
+        let may_come = |rule: &PolicyRule| lacks_default.contains(&(rule.family, true));
+        self.policy_rules.grow_where(&desired.policy_rules, growth, at, may_come);
+    }
+
+    /// Returns whether packets with the mark of a port are led to the table of addresses in tunnel mode, by our rule or one that kube-router left.
+    pub(super) fn leads_marked(&self, port: &ServiceKey, desired: &Desired) -> bool {
+        let key = desired.kernel_key(port);
+        let is_its = |rule: &PolicyRule| left_by_kube_router(rule) == Some(key);
+        self.policy_rules.has(&policy_rule(port.family()))
+            || self.policy_rules.seen().is_some_and(|seen| seen.keys().any(is_its))
     }
 
     /// Returns whether no route of a family is left that marked packets find.
     pub(super) fn lacks_marked_routes(&self, family: Family) -> bool {
-        let (first, last): (IpAddr, IpAddr) = match family {
-            Family::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()),
-            Family::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into()),
+        let last: IpAddr = match family {
+            Family::V4 => Ipv4Addr::BROADCAST.into(),
+            Family::V6 => Ipv6Addr::from_bits(u128::MAX).into(),
         };
-        let key = |destination, metric| RouteKey { table: DSR_TABLE.table, destination, metric };
-        let everything = IpNet::new(first, 0).unwrap_or_else(|_| IpNet::from(first));
-        self.routes.lacks(key(everything, 0)..=key(Family::host_prefix(last), u32::MAX))
+        let last = RouteKey { metric: u32::MAX, ..marked_route_key(last) };
+        self.routes.lacks(key_of_all(family, 0)..=last)
     }
 
     /// Deletes a rule of kube-router after the virtual service that it says is ours and when ours is there, and ours after the routes that it leads to.
@@ -287,12 +163,12 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-/// Returns whether a piece of rules gives packets the marks of ports.
-pub(super) fn is_marking(piece: &Piece) -> bool {
-    rules::is_rule(piece) && *piece == rules::marking_chain(piece.family())
-}
-
-/// Returns whether an object of our table gives packets the mark of a port.
-pub(super) fn is_mark(object: &Object) -> bool {
-    matches!(Set::of_object(object), Some((Set::TunnelPorts, _)))
+/// Returns the key of a route in the table of addresses in tunnel mode that is for all addresses of a family.
+fn key_of_all(family: Family, metric: u32) -> RouteKey {
+    let first: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let destination = IpNet::new(first, 0).unwrap_or_else(|_| IpNet::from(first));
+    RouteKey { table: DSR_TABLE.table, destination, metric }
 }

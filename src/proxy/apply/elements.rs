@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::dsr::{Tunnels, is_mark};
+use super::packet_marks::{Held, Tunnels, port_of_mark};
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
@@ -16,7 +16,7 @@ use crate::net::Family;
 use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
 use crate::proxy::dsr::rules::is_chain;
-use crate::proxy::marks::{InBlocks, marks_of, port};
+use crate::proxy::marks::{InBlocks, port};
 use crate::proxy::names::{NFT_GUARD, Set};
 use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
 use crate::proxy::source_ranges;
@@ -25,7 +25,7 @@ use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
     /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may, and so do the marks of packets.
-    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, (may_guard, may_mark): (bool, bool), at: Moment) {
+    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, (may_guard, held): (bool, &Held), at: Moment) {
         if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
@@ -59,7 +59,7 @@ impl<K: Kernel> Mirrors<K> {
         let missing = Growth::OnlyMissing;
         self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
         self.table.grow_where(&desired.table, missing, at, |object| {
-            let may_come = (may_guard || !is_guard(object)) && (may_mark || !is_mark(object));
+            let may_come = (may_guard || !is_guard(object)) && port_of_mark(object).is_none_or(|port| !held.has(&port));
             may_come && Set::of_object(object).is_none_or(is_needed)
         });
     }
@@ -68,11 +68,11 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn grow_table(
         &mut self,
         desired: &Desired,
-        (may_guard, may_mark): (bool, bool),
+        (may_guard, held): (bool, &Held),
         growth: Growth,
         at: Moment,
     ) {
-        let may_change = |object: &Object| may_mark || !is_mark(object);
+        let may_change = |object: &Object| port_of_mark(object).is_none_or(|port| !held.has(&port));
         let may_come = |object: &Object| (may_guard || !is_guard(object)) && may_change(object);
         self.table.grow_those(&desired.table, growth, at, MayGrow { come: may_come, change: may_change });
     }
@@ -246,7 +246,8 @@ where
     /// Returns the virtual services of a port that may be there: that of its address, and those for its marks.
     fn possible(&self, port: &ServiceKey) -> Vec<ServiceKey> {
         let is_its = |key: &ServiceKey| self.desired.marked.get(key).is_none_or(|its| its == port);
-        let marked = self.tunnels.on_port(port).then(|| marks_of(port).filter(is_its)).into_iter().flatten();
+        let marked =
+            self.tunnels.on_port(port).then(|| self.tunnels.marks_of(port)).into_iter().flatten().filter(is_its);
         [*port].into_iter().chain(marked).filter(|key| !self.virtuals.lacks(*key..=*key)).collect()
     }
 }

@@ -7,7 +7,6 @@ use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::kernel::nftables::Object;
 use crate::proxy::clients::{Clients, set_of_chain, set_of_rule, source};
 use crate::proxy::desired::Desired;
-use crate::proxy::dsr::rules::policy_rule;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::marks::{Marks, restriction};
 use crate::proxy::names::Set;
@@ -106,8 +105,7 @@ impl<K: Kernel> Mirrors<K> {
         note(desired.routes.contains_key(&route) && !has_route(), Lack::Route);
         note(!marks.has_address(address), Lack::Address);
         note(!marks.has_service(key), Lack::Port);
-        let is_marked = || self.tunnels().gives(key, desired) && self.policy_rules.has(&policy_rule(key.family()));
-        note(is_tunnelled && !is_marked(), Lack::Mark);
+        note(is_tunnelled && !(self.gives_mark(key, desired) && self.leads_marked(key, desired)), Lack::Mark);
         for (set, missing, stays) in
             [(Set::Restricted, Lack::Closing, Lack::StillClosed), (Set::InsideOnly, Lack::Inside, Lack::StillInside)]
         {

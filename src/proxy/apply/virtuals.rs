@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::dsr::is_marking;
 use super::elements::{drops_clients, has_element};
+use super::packet_marks::is_marking;
 use super::standing::is_enforced;
 use super::{Kernel, Mirrors};
 use crate::kernel::iptables::Piece;
@@ -15,7 +15,7 @@ use crate::proxy::dsr::rules::is_rule;
 use crate::proxy::marks::{Marks, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{local_route_key, marked_route_key, services_on};
-use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
+use crate::reconcile::{Growth, MayGrow, Mirror, Moment, Reflection};
 
 impl<K: Kernel> Mirrors<K> {
     /// Creates a virtual service once its element marks it as ours, of these alone.
@@ -35,15 +35,14 @@ impl<K: Kernel> Mirrors<K> {
         let mut waiting = self.waiting_for_routes(desired);
         let anothers = self.given_to_others(desired);
         waiting.extend(&anothers);
+        if !self.knows_given_marks() {
+            // They may be given to others.
+            waiting.extend(desired.marked.keys());
+        }
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let all = marks.are_settled() && self.rules.is_settled();
         let rules = &self.rules;
-        // One that has some clients only is open to nobody else for no moment.
-        let is_closed = |port: &ServiceKey| {
-            let Some(entry) = restriction(port) else { return true };
-            let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
-            closing.all(|set| is_enforced(&marks, rules, desired, (set, &entry)))
-        };
+        let is_closed = |port: &ServiceKey| is_closed(&marks, rules, desired, port);
         let is_ours = |key: &ServiceKey, port: &ServiceKey| {
             marks.has_service(port) && (key == port || marks.has_tunnel(port)) && is_closed(port)
         };
@@ -55,6 +54,11 @@ impl<K: Kernel> Mirrors<K> {
         let is_open = |key: &ServiceKey| desired.port_of(key).is_some_and(|port| !is_closed(&port));
         let may_change = |key: &ServiceKey| among(key) && !anothers.contains(key) && (all || !is_open(key));
         self.virtuals.grow_those(&desired.virtuals, growth, at, MayGrow { come: may_come, change: may_change })
+    }
+
+    /// Returns whether a port is closed to all but those who shall come in.
+    pub(super) fn is_closed(&self, desired: &Desired, port: &ServiceKey) -> bool {
+        is_closed(&self.marks(), &self.rules, desired, port)
     }
 
     /// Makes a service address local once it is in the guard's set and a virtual service exists for it.
@@ -103,11 +107,19 @@ impl<K: Kernel> Mirrors<K> {
         }
         let may_unmark = self.may_unmark(desired);
         let lacks_routes = PerFamily::from_fn(|family| self.lacks_marked_routes(family));
-        let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || *lacks_routes.of(piece.family()));
+        let finds_none = |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark || !is_marking(piece));
+        let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || finds_none(piece));
         self.rules.shrink_those(
             &desired.rules,
             at,
             (|piece, _| may_go(piece), |piece| may_unmark || !is_marking(piece)),
         );
     }
+}
+
+/// One that has some clients only is open to nobody else for no moment.
+fn is_closed<K: Kernel>(marks: &Marks<'_, K>, rules: &Mirror<K::Rules>, desired: &Desired, port: &ServiceKey) -> bool {
+    let Some(entry) = restriction(port) else { return true };
+    let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
+    closing.all(|set| is_enforced(marks, rules, desired, (set, &entry)))
 }

@@ -3,14 +3,16 @@
 //! The mark is kube-router's ([`service_mark`]). Where that is taken, or is 0, which the kernel takes for no mark, it is the next one of the same
 //! key.
 //!
-//! Who has a mark that several would have is a function of all keys alone: keys of older Services choose first, then by name of the Service and by
-//! key. So all nodes agree, and so does a process that begins anew. A key that comes or goes changes the marks of others only where they
-//! collide with it, directly or by what they chose instead.
+//! Who has a mark keeps it as long as its port is in tunnel mode. Which mark a port asks for first everybody can calculate, so if age decided, whoever may create
+//! Services could take the mark of another one, and end its connections, as often as they like. A start goes on with the marks that packets are given
+//! ([`PacketMarks::adopt`]), also to ports of which no Service is known yet. A mark says something on its own node alone, so nodes need not agree.
+//!
+//! There are 16,382 marks, and a namespace has [`MOST_OF_A_NAMESPACE`] of them at most. Keys without one wait, those of older Services first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::ipvs::ServiceKey;
-use crate::model::ObjectName;
+use crate::model::{NamespaceName, ObjectName};
 use crate::net::service_mark::service_mark;
 
 pub use crate::net::service_mark::MASK;
@@ -18,17 +20,23 @@ pub use crate::net::service_mark::MASK;
 /// The mark of packets to an address that is served in tunnel mode at other ports. No virtual service has it.
 pub const OTHER_PORTS: u32 = MASK;
 
+/// Number of marks that the Services of one namespace may have.
+pub const MOST_OF_A_NAMESPACE: usize = 1024;
+
 /// Number of texts that are tried; behind them comes the next free number.
 const TEXTS: u32 = 64;
 
 /// The marks of all keys.
 #[derive(Default, Debug)]
 pub struct PacketMarks {
-    order: BTreeSet<(Seniority, ServiceKey)>,
     keys: BTreeMap<ServiceKey, Allotment>,
     holders: BTreeMap<u32, ServiceKey>,
-    /// Number of keys with another mark than their first choice, or none.
-    displaced: usize,
+    /// Keys without a mark.
+    waiting: BTreeSet<(Seniority, ServiceKey)>,
+    /// Number of marks of each namespace.
+    shares: BTreeMap<NamespaceName, usize>,
+    /// The marks that packets to other keys are given: these hold them until everything is known.
+    reserved: BTreeMap<ServiceKey, u32>,
 }
 
 /// When a Service was created, in seconds since 1970, and its name.
@@ -49,7 +57,7 @@ pub struct Moved {
 }
 
 impl PacketMarks {
-    /// Returns the mark of a key; `None` if it is not known or all marks are taken.
+    /// Returns the mark of a key; `None` if it is not known, its namespace has as many as it may, or all are taken.
     pub fn of(&self, key: &ServiceKey) -> Option<u32> {
         self.keys.get(key)?.mark
     }
@@ -59,63 +67,114 @@ impl PacketMarks {
         self.holders.get(&mark).copied()
     }
 
+    /// Returns whether any key has no mark.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns whether a namespace has as many marks as it may.
+    pub fn is_full(&self, namespace: &NamespaceName) -> bool {
+        self.shares.get(namespace).is_some_and(|share| *share >= MOST_OF_A_NAMESPACE)
+    }
+
     /// Adds a key with the seniority of its Service, or removes it. Returns the keys whose marks have changed.
     pub fn put(&mut self, key: ServiceKey, seniority: Option<Seniority>) -> Vec<Moved> {
-        if self.keys.get(&key).map(|held| &held.seniority) == seniority.as_ref() {
+        let known = self.keys.get(&key);
+        if known.map(|held| &held.seniority) == seniority.as_ref() {
             return Vec::new();
         }
-        let before = self.of(&key);
-        if let Some(held) = self.keys.remove(&key) {
-            self.order.remove(&(held.seniority, key));
-            let is_first = before.is_some() && before == first_choice(&key);
-            self.displaced -= usize::from(!is_first);
-            before.map(|mark| self.holders.remove(&mark));
-            if self.displaced > 0 {
-                // Somebody may have wanted its mark.
-                return self.add_and_choose(key, seniority, before);
-            }
+        let Some(seniority) = seniority else { return self.remove(key) };
+        let mark = known.and_then(|held| held.mark);
+        if known.is_some() {
+            self.take_back(key);
         }
-        let Some(seniority) = seniority else { return moved(key, before, None).into_iter().collect() };
-        match first_choice(&key).filter(|mark| !self.holders.contains_key(mark)) {
-            // A mark that nobody has is one that nobody else wanted.
-            Some(mark) => {
-                self.holders.insert(mark, key);
-                self.order.insert((seniority.clone(), key));
-                self.keys.insert(key, Allotment { seniority, mark: Some(mark) });
-                moved(key, before, Some(mark)).into_iter().collect()
-            }
-            None => self.add_and_choose(key, Some(seniority), before),
+        self.keys.insert(key, Allotment { seniority: seniority.clone(), mark: None });
+        self.waiting.insert((seniority, key));
+        if let Some(mark) = mark {
+            self.give(key, mark);
+            return self.next_chooses().into_iter().collect();
         }
+        self.choose(key).into_iter().collect()
     }
 
-    fn add_and_choose(&mut self, key: ServiceKey, seniority: Option<Seniority>, before: Option<u32>) -> Vec<Moved> {
-        let was_there = seniority.is_some();
-        if let Some(seniority) = seniority {
-            self.order.insert((seniority.clone(), key));
-            self.keys.insert(key, Allotment { seniority, mark: before });
-        }
-        let mut changed = self.choose_all();
-        if !was_there {
-            changed.extend(moved(key, before, None));
-        }
-        changed
+    fn remove(&mut self, key: ServiceKey) -> Vec<Moved> {
+        let mark = self.take_back(key);
+        self.keys.remove(&key);
+        moved(key, mark, None).into_iter().chain(mark.and_then(|_| self.next_chooses())).collect()
     }
 
-    /// Lets all keys choose in their order.
-    fn choose_all(&mut self) -> Vec<Moved> {
+    /// Lets all keys have the marks that packets to them are given, and others choose anew. Marks of keys that are not known stay theirs until
+    /// [`release`](PacketMarks::release). Returns the keys whose marks have changed.
+    pub fn adopt(&mut self, given: &BTreeMap<ServiceKey, u32>) -> Vec<Moved> {
+        let before: Vec<(ServiceKey, Option<u32>)> = self.keys.iter().map(|(key, held)| (*key, held.mark)).collect();
+        for (key, _) in &before {
+            self.take_back(*key);
+            self.waiting.extend(self.keys.get(key).map(|held| (held.seniority.clone(), *key)));
+        }
         self.holders.clear();
-        self.displaced = 0;
-        let mut changed = Vec::new();
-        for (_, key) in &self.order {
-            let chosen = choice(key, &self.holders);
-            self.displaced += usize::from(chosen.is_none() || chosen != first_choice(key));
-            chosen.map(|mark| self.holders.insert(mark, *key));
-            if let Some(held) = self.keys.get_mut(key) {
-                let before = std::mem::replace(&mut held.mark, chosen);
-                changed.extend(moved(*key, before, chosen));
+        self.reserved.clear();
+        for (key, mark) in given.iter().filter(|(_, mark)| is_mark(**mark)) {
+            if !self.holders.contains_key(mark) {
+                self.holders.insert(*mark, *key);
+                self.reserved.insert(*key, *mark);
             }
         }
-        changed
+        let all: Vec<ServiceKey> = self.waiting.iter().map(|(_, key)| *key).collect();
+        for key in all {
+            self.choose(key);
+        }
+        before.into_iter().filter_map(|(key, before)| moved(key, before, self.of(&key))).collect()
+    }
+
+    /// Gives back the marks of keys that are not known: everything is. Returns the keys whose marks have changed.
+    pub fn release(&mut self) -> Vec<Moved> {
+        for mark in std::mem::take(&mut self.reserved).into_values() {
+            self.holders.remove(&mark);
+        }
+        std::iter::from_fn(|| self.next_chooses()).collect()
+    }
+
+    /// Lets the first key that waits and may have a mark choose one.
+    fn next_chooses(&mut self) -> Option<Moved> {
+        let may_choose = |(seniority, _): &&(Seniority, ServiceKey)| !self.is_full(&seniority.1.namespace);
+        let (_, key) = self.waiting.iter().find(may_choose)?;
+        self.choose(*key)
+    }
+
+    /// Gives a key that waits a mark, if it may have one and any is free.
+    fn choose(&mut self, key: ServiceKey) -> Option<Moved> {
+        if self.is_full(&self.keys.get(&key)?.seniority.1.namespace) {
+            return None;
+        }
+        let mark = self.reserved.remove(&key).or_else(|| choice(&key, &self.holders))?;
+        self.give(key, mark);
+        moved(key, None, Some(mark))
+    }
+
+    fn give(&mut self, key: ServiceKey, mark: u32) {
+        let Some(held) = self.keys.get_mut(&key) else { return };
+        held.mark = Some(mark);
+        self.waiting.remove(&(held.seniority.clone(), key));
+        *self.shares.entry(held.seniority.1.namespace.clone()).or_default() += 1;
+        self.holders.insert(mark, key);
+    }
+
+    /// Takes its mark, or its place among those that wait, from a key. Returns the mark.
+    fn take_back(&mut self, key: ServiceKey) -> Option<u32> {
+        let held = self.keys.get_mut(&key)?;
+        let Some(mark) = held.mark.take() else {
+            self.waiting.remove(&(held.seniority.clone(), key));
+            return None;
+        };
+        let namespace = &held.seniority.1.namespace;
+        if let Some(share) = self.shares.get_mut(namespace) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(namespace);
+            }
+        }
+        self.holders.remove(&mark);
+        Some(mark)
     }
 }
 
@@ -131,11 +190,6 @@ pub fn likely(key: &ServiceKey) -> impl Iterator<Item = u32> + use<> {
     (0..LIKELY).map(move |index| hashed(&key, index)).filter(|mark| is_mark(*mark))
 }
 
-/// Returns the mark of a key that nobody has a claim to.
-fn first_choice(key: &ServiceKey) -> Option<u32> {
-    Some(hashed(key, 0)).filter(|mark| is_mark(*mark))
-}
-
 fn choice(key: &ServiceKey, taken: &BTreeMap<u32, ServiceKey>) -> Option<u32> {
     let is_free = |mark: &u32| is_mark(*mark) && !taken.contains_key(mark);
     let by_text = || (0..TEXTS).map(|index| hashed(key, index)).find(is_free);
@@ -145,7 +199,7 @@ fn choice(key: &ServiceKey, taken: &BTreeMap<u32, ServiceKey>) -> Option<u32> {
 }
 
 fn is_mark(mark: u32) -> bool {
-    mark != 0 && mark != OTHER_PORTS
+    (1..OTHER_PORTS).contains(&mark)
 }
 
 /// Returns the mark of a key at this attempt; 0, which is none, for a key that is a mark itself.
@@ -196,35 +250,91 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_with_one_mark_the_older_services_has_it_whichever_came_first() {
+    fn of_two_keys_with_one_mark_the_first_keeps_it_however_old_the_other_is() {
         let [one, other] = COLLIDING.map(|(address, protocol, port)| key(address, protocol, port));
-        for order in [[one, other], [other, one]] {
+        for created in [0, 9] {
             let mut marks = PacketMarks::default();
-            for it in order {
-                marks.put(it, service(if it == one { 1 } else { 2 }, "web"));
-            }
+            marks.put(one, service(5, "web"));
+            assert_eq!(
+                marks.put(other, service(created, "late")),
+                [Moved { key: other, before: None, after: Some(842) }]
+            );
             assert_eq!([marks.of(&one), marks.of(&other)], [Some(15688), Some(842)]);
-            assert_eq!(marks.put(one, None).len(), 2, "the other has its first choice again");
-            assert_eq!([marks.of(&one), marks.of(&other)], [None, Some(15688)]);
+            assert_eq!(marks.put(other, service(created, "renamed")), [], "another Service gets the port");
+            assert_eq!(marks.put(one, None).len(), 1);
+            assert_eq!(
+                [marks.of(&one), marks.of(&other)],
+                [None, Some(842)],
+                "a mark that is free takes nobody's away"
+            );
         }
     }
 
     #[test]
-    fn when_all_marks_are_taken_the_youngest_key_has_none() {
+    fn a_start_goes_on_with_the_marks_that_packets_are_given() {
+        let [one, other] = COLLIDING.map(|(address, protocol, port)| key(address, protocol, port));
+        let unknown = key("10.0.0.1", Protocol::Tcp, 80);
+        let given = BTreeMap::from([(one, 842), (unknown, 15688)]);
+        for is_known in [false, true] {
+            let mut marks = PacketMarks::default();
+            if is_known {
+                marks.put(one, service(1, "web"));
+                assert_eq!(marks.adopt(&given), [Moved { key: one, before: Some(15688), after: Some(842) }]);
+            } else {
+                assert_eq!(marks.adopt(&given), []);
+                marks.put(one, service(1, "web"));
+            }
+            marks.put(other, service(0, "older"));
+            let third = marks.of(&other).expect("marks are free");
+            assert!(![842, 15688].contains(&third), "its first choices are others', one of which is not known yet");
+            assert_eq!(marks.release(), []);
+            assert_eq!([marks.of(&one), marks.of(&other)], [Some(842), Some(third)]);
+            assert_eq!(marks.holder(15688), None, "everything is known");
+        }
+        let mut marks = PacketMarks::default();
+        marks.adopt(&BTreeMap::from([(one, 77), (other, 77), (unknown, MASK)]));
+        [one, other, unknown].into_iter().for_each(|key| drop(marks.put(key, service(1, "web"))));
+        assert_eq!(
+            [marks.of(&one), marks.of(&other)],
+            [Some(77), Some(15688)],
+            "two with one mark, by somebody else's doing"
+        );
+        assert_eq!(marks.of(&unknown), Some(13766));
+    }
+
+    #[test]
+    fn a_namespace_has_its_share_of_marks_and_no_more() {
+        let (mut marks, most) = (PacketMarks::default(), MOST_OF_A_NAMESPACE);
+        let all: Vec<ServiceKey> = (0..most + 2)
+            .map(|number| key(&format!("10.1.{}.{}", number >> 8, number & 255), Protocol::Tcp, 80))
+            .collect();
+        for (number, key) in all.iter().enumerate() {
+            // Of the two that are too many the second is older.
+            marks.put(*key, service(if number == most + 1 { 1 } else { 2 }, "greedy"));
+        }
+        assert_eq!((marks.holders.len(), marks.waiting.len()), (most, 2));
+        let other = key("10.2.0.1", Protocol::Tcp, 80);
+        marks.put(other, Some((9, ObjectName::new("other", "web"))));
+        assert!(marks.of(&other).is_some(), "another namespace has room");
+        marks.put(other, None);
+        assert_eq!(marks.waiting.len(), 2, "that is not theirs");
+        marks.put(all[0], None);
+        assert_eq!([marks.of(&all[most]), marks.of(&all[most + 1])].map(|mark| mark.is_some()), [false, true]);
+    }
+
+    #[test]
+    fn when_all_marks_are_taken_a_key_has_none_until_one_is_free() {
         let mut marks = PacketMarks::default();
         let addresses =
             (0..MASK - 1).map(|number| key(&format!("10.1.{}.{}", number >> 8, number & 255), Protocol::Tcp, 80));
         let all: Vec<ServiceKey> = addresses.collect();
-        // Each refused first choice lets all choose again; so the order is made at once.
-        for key in &all {
-            marks.order.insert((service(1, "web").expect("one"), *key));
-            marks.keys.insert(*key, Allotment { seniority: service(1, "web").expect("one"), mark: None });
+        for (number, key) in all.iter().enumerate() {
+            marks.put(*key, Some((1, ObjectName::new(&format!("shop-{}", number / MOST_OF_A_NAMESPACE), "web"))));
         }
-        marks.choose_all();
         assert_eq!(marks.holders.len(), all.len(), "each has one of its own");
         assert!(marks.holders.keys().all(|mark| is_mark(*mark)));
         let last = key("10.2.0.1", Protocol::Tcp, 80);
-        marks.put(last, service(2, "late"));
+        assert_eq!(marks.put(last, service(2, "late")), []);
         assert_eq!(marks.of(&last), None);
         marks.put(*all.first().expect("many"), None);
         assert!(marks.of(&last).is_some());
@@ -232,8 +342,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_came_before_marks_are_a_function_of_the_keys(
-            events in proptest::collection::vec((0_usize..6, proptest::option::of(0_i64..3)), 0..30),
+        fn whatever_comes_and_goes_nobody_loses_a_mark_and_each_has_one_of_its_own(
+            events in proptest::collection::vec((0_usize..6, proptest::option::of(0_i64..3), 0_u32..9), 0..30),
         ) {
             let [one, other] = COLLIDING.map(|(address, protocol, port)| key(address, protocol, port));
             let keys = [
@@ -244,28 +354,34 @@ mod tests {
                 key("2001:db8::1", Protocol::Tcp, 443),
                 key("10.0.0.2", Protocol::Sctp, 9),
             ];
-            let (mut marks, mut known) = (PacketMarks::default(), BTreeMap::new());
-            for (index, created) in events {
+            let mut marks = PacketMarks::default();
+            let mut known: BTreeSet<ServiceKey> = BTreeSet::new();
+            for (index, created, chance) in events {
                 let (key, name) = (keys[index], format!("s{}", index % 2));
                 let before: BTreeMap<ServiceKey, Option<u32>> = keys.iter().map(|key| (*key, marks.of(key))).collect();
-                let told = marks.put(key, created.and_then(|created| service(created, &name)));
-                match created {
-                    Some(created) => drop(known.insert(key, (created, name))),
-                    None => drop(known.remove(&key)),
-                }
-                let mut anew = PacketMarks::default();
-                for (key, (created, name)) in known.iter().rev() {
-                    anew.put(*key, service(*created, name));
-                }
+                let told = match chance {
+                    0 => {
+                        // A start, at which packets are given what they were.
+                        let given = before.iter().filter_map(|(key, mark)| Some((*key, (*mark)?))).collect();
+                        marks.adopt(&given)
+                    }
+                    1 => marks.release(),
+                    _ => {
+                        if created.is_some() { known.insert(key) } else { known.remove(&key) };
+                        marks.put(key, created.and_then(|created| service(created, &name)))
+                    }
+                };
                 for key in &keys {
-                    prop_assert_eq!(marks.of(key), anew.of(key));
-                    let moved = told.iter().find(|moved| moved.key == *key);
                     let after = marks.of(key);
+                    prop_assert_eq!(after.is_some(), known.contains(key));
+                    prop_assert!(before[key].is_none() || after.is_none() || before[key] == after);
+                    let moved = told.iter().find(|moved| moved.key == *key);
                     prop_assert_eq!(before[key] != after, moved.is_some());
                     prop_assert!(moved.is_none_or(|moved| (moved.before, moved.after) == (before[key], after)));
                     prop_assert!(after.is_none_or(|mark| marks.holder(mark) == Some(*key)));
                 }
                 prop_assert_eq!(marks.holders.len(), known.len());
+                prop_assert_eq!(marks.shares.values().sum::<usize>(), known.len());
             }
         }
     }

@@ -82,17 +82,6 @@ pub fn rules<'a>(
     marks: impl IntoIterator<Item = (&'a ServiceKey, u32)>,
     segment_size: u16,
 ) -> BTreeMap<Piece, Rules> {
-    let others = Verdict::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
-    let mut chain = vec![Rule::new([], others)];
-    chain.extend(marks.into_iter().filter_map(|(key, mark)| {
-        let ServiceKey::Address { address, protocol, port } = *key else { return None };
-        let matches = [
-            Match::Destination { range: Family::host_prefix(address), negated: false },
-            Match::Protocol(IpProtocol::Transport(protocol)),
-            Match::Ports([PortRange { first: port, last: port }].into()),
-        ];
-        Some(Rule::new(matches, Verdict::SetMark(Mark { value: mark, mask: u32::MAX })))
-    }));
     let opening = [Match::Protocol(IpProtocol::Transport(Protocol::Tcp)), Match::Opening];
     let segments = vec![Rule::new(opening, Verdict::SetMss(segment_size))];
     let set = Set::TunnelAddresses.name(family);
@@ -102,12 +91,46 @@ pub fn rules<'a>(
     let table = Table::Mangle;
     let from = |from: &str, to: &str| Piece::Jump { family, table, from: from.into(), to: to.into() };
     BTreeMap::from([
-        (Piece::Chain { family, table, chain: CHAIN_DSR.into() }, Rules(chain)),
+        (marking_chain(family), marking(marks)),
         (Piece::Chain { family, table, chain: CHAIN_DSR_MSS.into() }, Rules(segments)),
         (from("PREROUTING", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
         (from("PREROUTING", CHAIN_DSR_MSS), jump(Side::Source, CHAIN_DSR_MSS)),
         (from("OUTPUT", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
     ])
+}
+
+/// Returns the rules that mark packets, for service ports of one family and their marks.
+pub fn marking<'a>(marks: impl IntoIterator<Item = (&'a ServiceKey, u32)>) -> Rules {
+    let others = Verdict::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
+    let of_ports = marks.into_iter().filter_map(|(key, mark)| of_port(key, mark));
+    Rules([Rule::new([], others)].into_iter().chain(of_ports).collect())
+}
+
+/// Returns the rule that gives packets to a service port this mark.
+pub fn of_port(key: &ServiceKey, mark: u32) -> Option<Rule> {
+    let ServiceKey::Address { address, protocol, port } = *key else { return None };
+    let matches = [
+        Match::Destination { range: Family::host_prefix(address), negated: false },
+        Match::Protocol(IpProtocol::Transport(protocol)),
+        Match::Ports([PortRange { first: port, last: port }].into()),
+    ];
+    Some(Rule::new(matches, Verdict::SetMark(Mark { value: mark, mask: u32::MAX })))
+}
+
+/// Returns the mark that a rule which kube-router left gives to packets, and the address, protocol and port of these.
+pub fn left_mark(piece: &Piece) -> Option<(ServiceKey, u32)> {
+    let Piece::Leftover { table: Table::Mangle, rule, .. } = piece else { return None };
+    match (rule.matches(), rule.verdict()) {
+        (
+            [
+                Match::Destination { range, negated: false },
+                Match::Protocol(_),
+                Match::Port { protocol, side: Side::Destination, port },
+            ],
+            Some(Verdict::SetMark(Mark { value, .. })),
+        ) => Some((ServiceKey::Address { address: range.addr(), protocol: *protocol, port: *port }, *value)),
+        _ => None,
+    }
 }
 
 /// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode.

@@ -12,12 +12,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::kernel::ipvs::ServiceKey;
 use crate::model::{EndpointSlice, Endpoints, Service, ServicePort};
 use crate::net::Family;
 use crate::proxy::part::PartInputs;
 use crate::proxy::{endpoints, external_ip};
 
 use super::PodAddresses;
+use super::packet_marks::MOST_OF_A_NAMESPACE;
 
 /// Why something of a Service with the annotation is not served in tunnel mode.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -28,6 +30,17 @@ pub enum Obstacle {
     HostNetwork(IpAddr),
     /// It is an address of this host; it is served with NAT.
     OwnAddress(IpAddr),
+}
+
+/// Ports of a Service that could be served in tunnel mode, and for whose packets there is no mark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unmarked {
+    /// One of them, by address, protocol and port.
+    pub first: ServiceKey,
+    /// Number of the others.
+    pub more: usize,
+    /// The Services of its namespace have as many marks as they may.
+    pub is_namespace_full: bool,
 }
 
 /// Returns whether a port of a Service can be served in tunnel mode in a family, and at which port its endpoints are otherwise.
@@ -125,6 +138,23 @@ impl fmt::Display for Obstacle {
             Obstacle::OwnAddress(address) => {
                 write!(f, "address {address} is served with NAT, because it is this host's own")
             }
+        }
+    }
+}
+
+impl fmt::Display for Unmarked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        match self.more {
+            0 => f.write_str(" is served with NAT, because ")?,
+            more => write!(f, " and {more} others are served with NAT, because ")?,
+        }
+        match self.is_namespace_full {
+            true => write!(
+                f,
+                "its namespace has {MOST_OF_A_NAMESPACE} addresses and ports in tunnel mode, the most that it may"
+            ),
+            false => f.write_str("all marks of packets are taken"),
         }
     }
 }

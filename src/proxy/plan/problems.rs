@@ -71,6 +71,7 @@ impl Plan {
                 let endpoints = cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
                 let mut problems = problems::of_service(service, endpoints, self.inputs());
                 problems.extend(self.lost(name));
+                problems.extend(self.unmarked(name).map(|it| problems::unmarked(&it).of(service.created)));
                 problems
             }
         };

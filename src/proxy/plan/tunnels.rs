@@ -3,26 +3,30 @@
 //! Everything in the plan knows a virtual service by its address, protocol and port, whichever way it is served. The kernel knows one in tunnel
 //! mode by its mark, which may become another one when a Service comes or goes whose mark collides with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Backend;
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::nftables::Content;
-use crate::model::Scheduler;
+use crate::model::{Authority, ObjectName, Scheduler};
 use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys};
 use crate::proxy::desired::{ProxyChanges, keyed};
-use crate::proxy::dsr::packet_marks::PacketMarks;
+use crate::proxy::dsr::packet_marks::{Moved, PacketMarks};
 use crate::proxy::dsr::rules;
+use crate::proxy::dsr::tunnels::Unmarked;
 use crate::proxy::names::Set;
+use crate::proxy::part::Claim;
 
 /// All that the plan knows of virtual services in tunnel mode, besides their marks in the desired state.
 #[derive(Default)]
 pub struct Tunnels {
     marks: PacketMarks,
+    /// Services that have got a mark, or lost one, by what another one asks for.
+    concerned: BTreeSet<ObjectName>,
     /// The MTU of the link that carries the node's address; `None` where it is not known.
     mtu: PerFamily<Option<u32>>,
     /// Something that rules or settings follow from has changed.
@@ -39,8 +43,51 @@ impl Plan {
         let owner = self.owners.all().get(&key).filter(|_| is_tunnelled);
         let seniority = owner.map(|owner| (owner.created, owner.name.clone()));
         let moved = self.tunnels.marks.put(key, seniority);
+        self.follow_marks(&moved, changed);
+    }
+
+    /// Goes on with the marks that packets are given ([`PacketMarks::adopt`]): to be called once, and before the kernel is changed.
+    pub fn adopt_marks(&mut self, given: &BTreeMap<ServiceKey, u32>) -> ProxyChanges {
+        let mut changed = ProxyChanges::default();
+        let moved = self.tunnels.marks.adopt(given);
+        if !moved.is_empty() {
+            self.follow_marks(&moved, &mut changed);
+            self.tell_unmarked(&mut changed);
+            self.follow_restrictions(&mut changed);
+        }
+        changed
+    }
+
+    /// Gives back the marks that were kept for Services that were not known yet, where everything is.
+    pub(super) fn release_marks(&mut self, changed: &mut ProxyChanges) {
+        if self.world.authority.proxy == Authority::Complete {
+            let moved = self.tunnels.marks.release();
+            self.follow_marks(&moved, changed);
+        }
+    }
+
+    /// Finds the problems of those Services anew that have got a mark or lost one.
+    pub(super) fn tell_unmarked(&mut self, changed: &mut ProxyChanges) {
+        for name in std::mem::take(&mut self.tunnels.concerned) {
+            self.find_problems(&name, changed);
+        }
+    }
+
+    /// Returns why ports of a Service that would be served in tunnel mode are not: no mark is left for them.
+    pub(super) fn unmarked(&self, name: &ObjectName) -> Option<Unmarked> {
+        let part = self.parts.get(name).filter(|_| self.tunnels.marks.has_waiting())?;
+        let is_tunnelled = |claim: &&Claim| claim.wanted.is_tunnelled && self.owner(&claim.key) == Some(name);
+        let mut waiting = part.claims.iter().filter(is_tunnelled).map(|claim| claim.key);
+        let first = waiting.find(|key| self.tunnels.marks.of(key).is_none())?;
+        let more = waiting.filter(|key| self.tunnels.marks.of(key).is_none()).count();
+        Some(Unmarked { first, more, is_namespace_full: self.tunnels.marks.is_full(&name.namespace) })
+    }
+
+    fn follow_marks(&mut self, moved: &[Moved], changed: &mut ProxyChanges) {
+        let owners = moved.iter().filter_map(|it| self.owners.of(&it.key)).cloned();
+        self.tunnels.concerned.extend(owners);
         let mut held: Vec<(ServiceKey, Virtual)> = Vec::new();
-        for it in &moved {
+        for it in moved {
             let before = keyed(&it.key, it.before);
             if let Some(found) = self.desired.virtuals.remove(&before) {
                 changed.virtuals.push(before);
@@ -50,7 +97,7 @@ impl Plan {
         for it in moved.iter().filter(|it| it.before.is_some()) {
             self.desired.marked.remove(&keyed(&it.key, it.before));
         }
-        for it in &moved {
+        for it in moved {
             match it.after {
                 Some(mark) => {
                     self.desired.marked.insert(keyed(&it.key, it.after), it.key);

@@ -33,7 +33,8 @@ use sluice::kernel::ipvs::{
 use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::apply::{Connected, Kernel, Owned, Targets};
-use sluice::proxy::marks::services;
+use sluice::proxy::dsr::rules::{marking_chain, marks_of};
+use sluice::proxy::marks::{MarkedElsewhere, given_in_table};
 use sluice::proxy::names::Set;
 use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 
@@ -278,7 +279,7 @@ impl Kernel for MemoryKernel {
         })
     }
 
-    fn marked_by_other_backend(&mut self) -> Result<Vec<ServiceKey>, Error> {
+    fn marked_by_other_backend(&mut self) -> Result<MarkedElsewhere, Error> {
         self.with(|machine| {
             if machine.marks_fail || machine.faults.of_read() {
                 return Err(Error::errno("list", "marks", Errno::NOBUFS));
@@ -289,7 +290,15 @@ impl Kernel for MemoryKernel {
                 Some(Backend::Iptables) => state.proxy_table.keys().filter_map(Set::of_object).collect(),
                 None => Vec::new(),
             };
-            Ok(places.into_iter().flat_map(services).collect())
+            let given = match machine.backend {
+                Some(Backend::Nftables) => {
+                    let chains = Family::BOTH.map(marking_chain);
+                    chains.iter().filter_map(|chain| state.rules.get(chain)).flat_map(marks_of).collect()
+                }
+                Some(Backend::Iptables) => given_in_table(&state.proxy_table),
+                None => BTreeMap::new(),
+            };
+            Ok(MarkedElsewhere::by(places, given))
         })
     }
 

@@ -1,0 +1,72 @@
+//! A Service that waits to change between NAT and tunnels, or to get another mark, is served as before, and follows its endpoints meanwhile.
+//!
+//! It may wait for long: while not everything is known, or as long as somebody else has the mark that it is to have.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::packet_marks::Tunnels;
+use super::{Kernel, Mirrors};
+use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::model::Authority;
+use crate::packed::BlockMap;
+use crate::proxy::desired::{Desired, keyed};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
+
+/// Ports that shall be served as before: by the virtual service that serves each, its address, protocol and port, and what is wanted there.
+type AsBefore = BTreeMap<ServiceKey, (ServiceKey, Virtual)>;
+
+impl<K: Kernel> Mirrors<K> {
+    /// Gives virtual services whose successors do not stand yet the destinations that these shall have. Returns those that were changed.
+    pub(super) fn follow_as_before(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Vec<ServiceKey> {
+        let may_follow = matches!(authority, Authority::Partial | Authority::Complete) && !self.virtuals.is_settled();
+        let waiting = match self.virtuals.seen().filter(|_| may_follow) {
+            Some(seen) => as_before(desired, seen, &self.tunnels()),
+            None => return Vec::new(),
+        };
+        if waiting.is_empty() {
+            return Vec::new();
+        }
+        let mut want = desired.virtuals.clone();
+        for (key, (_, wanted)) in &waiting {
+            want.insert(*key, wanted.clone());
+            self.virtuals.mark(*key);
+        }
+        let closed: BTreeSet<ServiceKey> =
+            waiting.iter().filter(|(_, (port, _))| self.is_closed(desired, port)).map(|(key, _)| *key).collect();
+        let may = MayGrow { come: |_: &ServiceKey| false, change: |key: &ServiceKey| closed.contains(key) };
+        let mut changed = self.virtuals.grow_those(&want, Growth::Full, at, may);
+        if authority == Authority::Complete {
+            changed.extend(self.virtuals.shrink_those(&want, at, (|_, _| false, |key| waiting.contains_key(key))));
+        }
+        // They are not desired, and go when their successors stand.
+        waiting.keys().for_each(|key| self.virtuals.mark(*key));
+        changed
+    }
+}
+
+fn as_before(desired: &Desired, seen: &BlockMap<ServiceKey, Virtual>, tunnels: &Tunnels) -> AsBefore {
+    let by_address = desired.marks.keys().map(|port| (*port, *port));
+    let by_mark = tunnels.given().iter().map(|(port, mark)| (*port, keyed(port, Some(*mark))));
+    let serves = |(port, before): (ServiceKey, ServiceKey)| {
+        let after = desired.kernel_key(&port);
+        let wanted = desired.virtuals.get(&after)?;
+        let is_former = before != after && !desired.virtuals.contains_key(&before);
+        let waits = is_former && seen.contains_key(&before) && !seen.contains_key(&after);
+        Some((before, (port, in_former_mode(&port, &before, wanted).filter(|_| waits)?)))
+    };
+    by_address.chain(by_mark).filter_map(serves).collect()
+}
+
+/// Returns what is wanted, as the former virtual service of this port can have it; `None` if that would serve nobody: a tunnel changes no ports.
+fn in_former_mode(port: &ServiceKey, former: &ServiceKey, wanted: &Virtual) -> Option<Virtual> {
+    let ServiceKey::Address { port, .. } = *port else { return None };
+    let forwarding = match former {
+        ServiceKey::Address { .. } => Forwarding::Nat,
+        ServiceKey::Mark { .. } => Forwarding::Tunnel,
+    };
+    let can_serve = |it: &Destination| forwarding == Forwarding::Nat || it.address.port() == port;
+    let destinations = wanted.destinations.iter().filter(can_serve).map(|it| Destination { forwarding, ..it });
+    let destinations: Vec<Destination> = destinations.collect();
+    let serves = !destinations.is_empty() || wanted.destinations.is_empty();
+    serves.then(|| Virtual { service: wanted.service.clone(), destinations: destinations.into() })
+}
