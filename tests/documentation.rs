@@ -10,9 +10,9 @@ use sluice::k8s::outage::Outages;
 use sluice::kernel::iptables::Families;
 use sluice::observe::health::Health;
 use sluice::observe::metrics::Registry;
+use sluice::proxy;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owned;
-use sluice::proxy::serve::Counters;
 use sluice::reconcile::Account;
 use sluice::router;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     let registry = Registry::new("1.0.0", "rustc");
     Metrics::register(&registry).expect("the names are free");
     let (_owners, receiver) = watch::channel(Owned::default());
-    registry.register(Box::new(Counters::new(receiver).expect("valid names"))).expect("the names are free");
+    proxy::serve::register(&registry, receiver).expect("the names are free");
     firewall::metrics::Metrics::register(&registry).expect("the names are free");
     let (_owners, receiver) = watch::channel(Arc::default());
     let refused =

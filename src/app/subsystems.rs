@@ -27,7 +27,6 @@ use crate::observe::local;
 use crate::observe::metrics::Registry;
 use crate::proxy;
 use crate::proxy::health_check::{self, HealthChecks};
-use crate::proxy::serve::Counters;
 use crate::reconcile::Account;
 use crate::router;
 use crate::source_guard;
@@ -97,7 +96,7 @@ impl Common {
         answerers.insert(proxy::explain::serve::SERVICES, ask);
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Default::default());
-        self.registry.register(Box::new(Counters::new(owners_in)?))?;
+        proxy::serve::register(&self.registry, owners_in)?;
         let (health_checks, wanted) = watch::channel(HealthChecks::default());
         let listeners = health_check::serve::Inputs {
             wanted,

@@ -9,7 +9,7 @@
 //!
 //! Format: the Prometheus text exposition format 0.0.4.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::{Collector, Desc};
@@ -21,6 +21,18 @@ use prometheus::{GaugeVec, Opts, TextEncoder};
 pub struct Registry {
     registry: prometheus::Registry,
     collectors: Arc<Mutex<Vec<Shared>>>,
+    sheets: Arc<Mutex<Vec<Arc<dyn Sheet>>>>,
+}
+
+/// Families with a series for each Service or the like, which write their own text: as values of the library each series of 10,000 Services
+/// is some twenty pieces of memory, and all of them are copied and sorted for each request.
+pub trait Sheet: Send + Sync {
+    /// All its families, also those without series at the moment.
+    fn families(&self) -> Vec<Family>;
+
+    /// Appends the series of its families, in the text format, with [`write_head`] and [`write_label`]; nothing of a family without series.
+    /// May wait for the kernel; called once at a time.
+    fn write(&self, text: &mut String);
 }
 
 /// One metric family, as documented.
@@ -53,7 +65,8 @@ pub enum Kind {
 impl Registry {
     /// A registry with one family: `kube_router_build_info{goversion,version} 1`.
     pub fn new(version: &str, toolchain: &str) -> Registry {
-        let registry = Registry { registry: prometheus::Registry::new(), collectors: Arc::default() };
+        let registry =
+            Registry { registry: prometheus::Registry::new(), collectors: Arc::default(), sheets: Arc::default() };
         let opts = Opts::new(BUILD_INFO, "The build of this program; always 1. goversion names the toolchain.");
         let build_info = GaugeVec::new(opts, &["goversion", "version"]).expect("the name and the labels are valid");
         build_info.with_label_values(&[toolchain, version]).set(1.0);
@@ -73,16 +86,34 @@ impl Registry {
         Ok(())
     }
 
+    /// Adds families that write their own text.
+    ///
+    /// # Errors
+    /// A family of that name is registered already.
+    pub fn register_sheet(&self, sheet: Arc<dyn Sheet>) -> Result<(), prometheus::Error> {
+        let known = self.families();
+        if sheet.families().iter().any(|family| known.iter().any(|other| other.name == family.name)) {
+            return Err(prometheus::Error::AlreadyReg);
+        }
+        self.sheets.lock().unwrap_or_else(PoisonError::into_inner).push(sheet);
+        Ok(())
+    }
+
+    fn sheets(&self) -> Vec<Arc<dyn Sheet>> {
+        self.sheets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Every registered family, sorted by name, whether or not it has series yet. Asks every collector for its
     /// numbers, to learn their kind: a collector gives all its families, also those without series.
     pub fn families(&self) -> Vec<Family> {
         let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut families: Vec<Family> = collectors.iter().flat_map(|collector| collector.families()).collect();
+        families.extend(self.sheets().iter().flat_map(|sheet| sheet.families()));
         families.sort();
         families
     }
 
-    /// The series of counters and gauges of these families. Asks the collectors of these alone, which some others are spared by: they
+    /// The series of counters and gauges of these families, which are none of a [`Sheet`]. Asks the collectors of these alone, which some others are spared by: they
     /// read the kernel.
     pub fn series(&self, names: &[&str]) -> Vec<Series> {
         let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -97,7 +128,46 @@ impl Registry {
         let mut text = String::new();
         // The encoder fails only on families without a name, which cannot be registered.
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("registered families have names");
+        self.sheets().iter().for_each(|sheet| sheet.write(&mut text));
         text
+    }
+}
+
+/// Writes what stands before the series of a family.
+pub fn write_head(text: &mut String, name: &str, help: &str, kind: Kind) {
+    text.extend(["# HELP ", name, " "]);
+    help.chars().for_each(|char| push_escaped(text, char, false));
+    text.extend(["\n# TYPE ", name, " "]);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{kind}");
+}
+
+/// Writes `name="value"`.
+pub fn write_label(text: &mut String, name: &str, value: impl fmt::Display) {
+    text.extend([name, "=\""]);
+    let _ = write!(Escaped(text), "{value}");
+    text.push('"');
+}
+
+/// Escapes what is written as the format wants it inside of quotes.
+struct Escaped<'a>(&'a mut String);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, written: &str) -> fmt::Result {
+        match written.contains(['\\', '\n', '"']) {
+            true => written.chars().for_each(|char| push_escaped(self.0, char, true)),
+            false => self.0.push_str(written),
+        }
+        Ok(())
+    }
+}
+
+fn push_escaped(text: &mut String, char: char, in_quotes: bool) {
+    match char {
+        '\\' => text.push_str("\\\\"),
+        '\n' => text.push_str("\\n"),
+        '"' if in_quotes => text.push_str("\\\""),
+        other => text.push(other),
     }
 }
 
@@ -221,6 +291,40 @@ mod tests {
         assert_eq!(series, [Series { family, labels, value: 3.0 }]);
         assert_eq!(registry.series(&["kube_router_build_info"])[0].value, 1.0);
         assert_eq!(registry.series(&["kube_router_none"]), []);
+    }
+
+    struct Lines;
+
+    impl Sheet for Lines {
+        fn families(&self) -> Vec<Family> {
+            let (name, labels) = ("sluice_lines".to_owned(), vec!["of".to_owned()]);
+            vec![Family { name, kind: Kind::Counter, labels, help: "Lines".to_owned() }]
+        }
+
+        fn write(&self, text: &mut String) {
+            write_head(text, "sluice_lines", "Lines of a \"file\",\nor \\ more", Kind::Counter);
+            text.push_str("sluice_lines{");
+            write_label(text, "of", "a \"b\"\n\\");
+            text.push_str("} 7\n");
+        }
+    }
+
+    #[test]
+    fn families_that_write_their_own_text_stand_beside_the_others_and_are_escaped_alike() {
+        let (registry, libraries) = (Registry::new("1", "x"), Registry::new("1", "x"));
+        registry.register_sheet(Arc::new(Lines)).expect("a new name");
+        assert!(registry.register_sheet(Arc::new(Lines)).is_err(), "a name is registered once");
+        assert_eq!(registry.families().iter().filter(|family| family.name == "sluice_lines").count(), 1);
+        let opts = Opts::new("sluice_lines", "Lines of a \"file\",\nor \\ more");
+        let counter = IntCounterVec::new(opts, &["of"]).expect("a valid family");
+        counter.with_label_values(&["a \"b\"\n\\"]).inc_by(7);
+        libraries.register(Box::new(counter)).expect("a new name");
+        let lines = |text: String| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(lines(registry.text()), lines(libraries.text()), "as the library writes them");
     }
 
     #[test]

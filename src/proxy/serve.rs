@@ -7,24 +7,23 @@
 //! Names and labels are kube-router's. Unlike there, node ports of both families and of all addresses are included, and
 //! packets do not wrap at 32 bits.
 
-use std::sync::{Mutex, PoisonError};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::watch;
 use tracing::warn;
 
 use super::owners::Owned;
 use crate::kernel::ipvs::{ServiceKey, Services, Stats};
+use crate::observe::metrics::{Family, Kind, Registry, Sheet, write_head, write_label};
 
-/// Collector that reads the counters when metrics are requested.
-pub struct Counters {
+/// The counters, which are read when metrics are requested.
+struct Counters {
     owners: watch::Receiver<Owned>,
-    descriptions: Vec<Desc>,
     export_time: Histogram,
-    last: Mutex<Option<(Instant, Vec<MetricFamily>)>>,
+    last: Mutex<Option<(Instant, Vec<(ServiceKey, Stats)>)>>,
 }
 
 /// Validity of a reading.
@@ -34,7 +33,7 @@ const FRESH: Duration = Duration::from_secs(1);
 struct Reading {
     name: &'static str,
     help: &'static str,
-    kind: MetricType,
+    kind: Kind,
     value: fn(&Stats) -> u64,
 }
 
@@ -51,123 +50,103 @@ const READINGS: [Reading; 10] = [
     gauge("kube_router_service_bps_out", "Outgoing bytes per second", |s| s.bytes_out_rate),
 ];
 
-const LABELS: [&str; 5] = ["svc_namespace", "service_name", "service_vip", "protocol", "port"];
+/// The labels in the order of the text format.
+const LABELS: [&str; 5] = ["port", "protocol", "service_name", "service_vip", "svc_namespace"];
+
+/// Registers the counters of virtual services with these owners.
+///
+/// # Errors
+/// A family of these is registered already.
+pub fn register(registry: &Registry, owners: watch::Receiver<Owned>) -> Result<(), prometheus::Error> {
+    let export_time = Histogram::with_opts(HistogramOpts::new(
+        "kube_router_controller_ipvs_metrics_export_time",
+        "Time it took to read the counters of all services, in seconds",
+    ))?;
+    registry.register(Box::new(export_time.clone()))?;
+    registry.register_sheet(Arc::new(Counters { owners, export_time, last: Mutex::new(None) }))
+}
 
 impl Counters {
-    /// Creates the collector for virtual services with these owners.
-    ///
-    /// # Errors
-    /// If a metric's name or labels are invalid, which they are not.
-    pub fn new(owners: watch::Receiver<Owned>) -> Result<Counters, prometheus::Error> {
-        let labels: Vec<String> = LABELS.into_iter().map(str::to_owned).collect();
-        let describe = |reading: &Reading| {
-            Desc::new(reading.name.to_owned(), reading.help.to_owned(), labels.clone(), Default::default())
-        };
-        let export_time = Histogram::with_opts(HistogramOpts::new(
-            "kube_router_controller_ipvs_metrics_export_time",
-            "Time it took to read the counters of all services, in seconds",
-        ))?;
-        let mut descriptions = READINGS.iter().map(describe).collect::<Result<Vec<Desc>, _>>()?;
-        descriptions.extend(export_time.desc().into_iter().cloned());
-        Ok(Counters { owners, descriptions, export_time, last: Mutex::new(None) })
-    }
-
-    fn read(&self) -> Vec<MetricFamily> {
+    fn read(&self, owners: &Owned) -> Vec<(ServiceKey, Stats)> {
         let begun = Instant::now();
-        let owners = self.owners.borrow().clone();
         let ours = owners.clone();
         let stats = Services::open(Box::new(move |key| ours.of(key).is_some())).and_then(|mut s| s.stats());
-        let stats = match stats {
-            Ok(stats) => stats,
-            Err(error) => {
-                warn!(%error, "Reading IPVS counters failed");
-                Vec::new()
-            }
-        };
-        let families = families(stats, &owners);
         self.export_time.observe(begun.elapsed().as_secs_f64());
-        families
+        stats.unwrap_or_else(|error| {
+            warn!(%error, "Reading IPVS counters failed");
+            Vec::new()
+        })
     }
 }
 
-impl Collector for Counters {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descriptions.iter().collect()
+impl Sheet for Counters {
+    fn families(&self) -> Vec<Family> {
+        let labels: Vec<String> = LABELS.map(str::to_owned).into();
+        let family = |reading: &Reading| Family {
+            name: reading.name.to_owned(),
+            kind: reading.kind,
+            labels: labels.clone(),
+            help: reading.help.to_owned(),
+        };
+        READINGS.iter().map(family).collect()
     }
 
-    fn collect(&self) -> Vec<MetricFamily> {
+    fn write(&self, text: &mut String) {
+        let owners = self.owners.borrow().clone();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut families = match last.as_ref() {
-            Some((at, families)) if at.elapsed() < FRESH => families.clone(),
-            _ => {
-                let families = self.read();
-                *last = Some((Instant::now(), families.clone()));
-                families
-            }
-        };
-        families.extend(self.export_time.collect());
-        families
+        if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
+            *last = Some((Instant::now(), self.read(&owners)));
+        }
+        write(last.as_ref().map(|(_, stats)| &**stats).unwrap_or_default(), &owners, text);
     }
 }
 
 const fn counter(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Reading {
-    Reading { name, help, kind: MetricType::COUNTER, value }
+    Reading { name, help, kind: Kind::Counter, value }
 }
 
 const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Reading {
-    Reading { name, help, kind: MetricType::GAUGE, value }
+    Reading { name, help, kind: Kind::Gauge, value }
 }
 
-/// The series of the virtual services that have an owner.
-fn families(stats: Vec<(ServiceKey, Stats)>, owners: &Owned) -> Vec<MetricFamily> {
-    let labelled: Vec<(Vec<LabelPair>, Stats)> =
-        stats.into_iter().filter_map(|(key, stats)| Some((labels(&key, owners)?, stats))).collect();
-    READINGS.iter().map(|reading| family(reading, &labelled)).collect()
-}
-
-fn labels(key: &ServiceKey, owners: &Owned) -> Option<Vec<LabelPair>> {
-    let (key, owner) = owners.of(key)?;
-    let owner = &owner.name;
-    let ServiceKey::Address { address, protocol, port } = key else { return None };
-    let values = [
-        owner.namespace.to_string(),
-        owner.name.to_string(),
-        address.to_string(),
-        protocol.to_string(),
-        port.to_string(),
-    ];
-    let pair = |(name, value): (&str, String)| {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value);
-        pair
-    };
-    let mut labels: Vec<LabelPair> = LABELS.into_iter().zip(values).map(pair).collect();
-    labels.sort_by(|a, b| a.name().cmp(b.name()));
-    Some(labels)
-}
-
-fn family(reading: &Reading, labelled: &[(Vec<LabelPair>, Stats)]) -> MetricFamily {
-    let metric = |(labels, stats): &(Vec<LabelPair>, Stats)| {
-        let mut metric = Metric::from_label(labels.clone());
-        let value = (reading.value)(stats) as f64;
-        if reading.kind == MetricType::COUNTER {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
+/// Writes the series of the virtual services that have an owner.
+fn write(stats: &[(ServiceKey, Stats)], owners: &Owned, text: &mut String) {
+    // The labels of a virtual service are the same in all families.
+    let mut labels = String::new();
+    let mut series: Vec<(usize, &Stats)> = Vec::with_capacity(stats.len());
+    for (key, stats) in stats {
+        if write_labels(key, owners, &mut labels) {
+            series.push((labels.len(), stats));
         }
-        metric
-    };
-    let mut family = MetricFamily::default();
-    family.set_name(reading.name.to_owned());
-    family.set_help(reading.help.to_owned());
-    family.set_field_type(reading.kind);
-    family.set_metric(labelled.iter().map(metric).collect());
-    family
+    }
+    for reading in READINGS.iter().filter(|_| !series.is_empty()) {
+        write_head(text, reading.name, reading.help, reading.kind);
+        let mut begin = 0;
+        for (end, stats) in &series {
+            text.extend([reading.name, labels.get(begin..*end).unwrap_or_default()]);
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, " {}", (reading.value)(stats));
+            begin = *end;
+        }
+    }
+}
+
+/// Writes the labels of a virtual service with their braces; returns false for one without an owner.
+fn write_labels(key: &ServiceKey, owners: &Owned, text: &mut String) -> bool {
+    let Some((ServiceKey::Address { address, protocol, port }, owner)) = owners.of(key) else { return false };
+    let [port_label, protocol_label, name_label, address_label, namespace_label] = LABELS;
+    text.push('{');
+    write_label(text, port_label, port);
+    text.push(',');
+    write_label(text, protocol_label, protocol);
+    text.push(',');
+    write_label(text, name_label, &owner.name.name);
+    text.push(',');
+    write_label(text, address_label, address);
+    text.push(',');
+    write_label(text, namespace_label, &owner.name.namespace);
+    text.push('}');
+    true
 }
 
 #[cfg(test)]
@@ -188,14 +167,11 @@ mod tests {
         Owner { rank: Rank::Cluster, created: 0, name: ObjectName::new("shop", service) }
     }
 
-    /// The labels of every series, as pairs.
-    fn series(families: &[MetricFamily]) -> Vec<(&str, String)> {
-        let of_metric = |metric: &Metric| {
-            let pairs = metric.get_label().iter().map(|pair| format!("{}={}", pair.name(), pair.value()));
-            pairs.collect::<Vec<_>>().join(" ")
-        };
-        let of_family = |family: &'_ MetricFamily| family.get_metric().iter().map(of_metric).collect::<Vec<_>>();
-        families.iter().flat_map(|one| of_family(one).into_iter().map(|labels| (one.name(), labels))).collect()
+    /// The lines of every series, without help and kind.
+    fn series(stats: &[(ServiceKey, Stats)], owners: &Owned) -> Vec<String> {
+        let mut text = String::new();
+        write(stats, owners, &mut text);
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
     }
 
     #[test]
@@ -206,15 +182,18 @@ mod tests {
             owners.owners.insert(one, owner("web"));
         }
         let in_the_kernel = || addresses.map(|key| (key, Stats::default())).to_vec();
-        let both = families(in_the_kernel(), &owners);
-        assert_eq!(series(&both).len(), 2 * READINGS.len());
-        let labels = "port=80 protocol=tcp service_name=web service_vip=10.96.0.1 svc_namespace=shop";
-        assert_eq!(series(&both).first(), Some(&("kube_router_service_total_connections", labels.to_owned())));
+        let both = series(&in_the_kernel(), &owners);
+        assert_eq!(both.len(), 2 * READINGS.len());
+        let labels =
+            "port=\"80\",protocol=\"tcp\",service_name=\"web\",service_vip=\"10.96.0.1\",svc_namespace=\"shop\"";
+        assert_eq!(both.first(), Some(&format!("kube_router_service_total_connections{{{labels}}} 0")));
         owners.owners.remove(&addresses[0]);
-        let left = families(in_the_kernel(), &owners);
-        assert!(series(&left).iter().all(|(_, labels)| !labels.contains("10.96.0.1")), "{left:?}");
-        assert_eq!(series(&left).len(), READINGS.len());
-        assert_eq!(series(&families(Vec::new(), &owners)), [], "and neither has one that the kernel lacks");
+        let left = series(&in_the_kernel(), &owners);
+        assert!(left.iter().all(|line| !line.contains("10.96.0.1")), "{left:?}");
+        assert_eq!(left.len(), READINGS.len());
+        let mut text = String::new();
+        write(&[], &owners, &mut text);
+        assert_eq!(text, "", "and neither has one that the kernel lacks, nor a family without series");
     }
 
     #[test]
@@ -223,10 +202,12 @@ mod tests {
         let mark = ServiceKey::Mark { mark: 13766, family: crate::net::Family::V4 };
         let mut owners = Owned { marked: std::sync::Arc::new([(mark, port)].into()), ..Owned::default() };
         owners.owners.insert(port, owner("web"));
-        let found = families(vec![(mark, Stats::default())], &owners);
-        let labels = "port=80 protocol=tcp service_name=web service_vip=203.0.113.7 svc_namespace=shop";
-        assert_eq!(series(&found).first(), Some(&("kube_router_service_total_connections", labels.to_owned())));
+        let stats = [(mark, Stats { connections: 9, ..Stats::default() })];
+        let labels =
+            "port=\"80\",protocol=\"tcp\",service_name=\"web\",service_vip=\"203.0.113.7\",svc_namespace=\"shop\"";
+        let first = format!("kube_router_service_total_connections{{{labels}}} 9");
+        assert_eq!(series(&stats, &owners).first(), Some(&first));
         owners.marked = Default::default();
-        assert_eq!(series(&families(vec![(mark, Stats::default())], &owners)), [], "a mark that nobody has");
+        assert!(series(&stats, &owners).is_empty(), "a mark that nobody has");
     }
 }
