@@ -114,7 +114,11 @@ fn claims_of_port(
             wanted: Wanted { virtual_service, clients, is_tunnelled: served.is_tunnelled },
         });
     };
-    let choose = |policy| choose(service, endpoints, (port, family), policy, inputs);
+    let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
+    let chosen_of = |those: &Endpoints, policy| -> Destinations {
+        endpoints::destinations(those, port, family, reach(policy, inputs.node), drains).into()
+    };
+    let choose = |policy| chosen_of(endpoints, policy);
     let within = traffic_policy::internal(service);
     let internal = Served { destinations: choose(within), inside_only: false, is_tunnelled: false };
     for address in service.cluster_ips.iter().filter(|ip| Family::from(**ip) == family) {
@@ -132,8 +136,7 @@ fn claims_of_port(
     let is_tunnelled = |address: &IpAddr| tunnels::uses_tunnel(service, (endpoints, port), *address, inputs);
     let through_tunnels = external.iter().any(is_tunnelled).then(|| {
         let those = tunnels::that_end_tunnels(endpoints, inputs);
-        let chosen = |policy| self::choose(service, &those, (port, family), policy, inputs);
-        outside(service, family, inputs, chosen).map(Served::through_tunnels)
+        outside(service, family, inputs, |policy| chosen_of(&those, policy)).map(Served::through_tunnels)
     });
     // Endpoints on the host's network serve clients outside where no others do: such an address may be announced, and counts as healthy.
     let serves = |served: &Option<Served>| served.as_ref().is_some_and(Served::has_clients_outside);
@@ -186,20 +189,12 @@ fn outside(
     (!is_left_out).then_some(Served { destinations, inside_only, is_tunnelled: false })
 }
 
-/// Returns the destinations of one port in one family by a traffic policy.
-fn choose(
-    service: &Service,
-    endpoints: &Endpoints,
-    (port, family): (&ServicePort, Family),
-    policy: TrafficPolicy,
-    inputs: PartInputs<'_>,
-) -> Destinations {
-    let reach = match policy {
-        TrafficPolicy::Cluster => Reach::Cluster(inputs.node.place()),
-        TrafficPolicy::Local => Reach::Node(&inputs.node.name),
-    };
-    let drains = scheduler::allows_weight_zero(service.annotations.scheduler);
-    endpoints::destinations(endpoints, port, family, reach, drains).into()
+/// Returns which endpoints a traffic policy lets a node use.
+fn reach(policy: TrafficPolicy, node: &LocalNode) -> Reach<'_> {
+    match policy {
+        TrafficPolicy::Cluster => Reach::Cluster(node.place()),
+        TrafficPolicy::Local => Reach::Node(&node.name),
+    }
 }
 
 /// Returns the virtual service of one claim; also used to recompose it with draining destinations.

@@ -265,7 +265,7 @@ fn a_trouble_ends_when_what_failed_is_done_although_something_is_left_to_shrink(
 }
 
 #[test]
-fn a_family_that_cannot_be_read_is_asked_again_ever_later_and_nothing_is_done_blindly() {
+fn a_kind_that_cannot_be_read_is_asked_again_ever_later_and_nothing_is_done_blindly() {
     let mut scene = Scene::new(&[("x", "a")]);
     let want = jars(&[("x", "b")]);
     scene.shelf().unreadable = true;

@@ -2,10 +2,10 @@
 //!
 //! It refuses what Linux refuses (a rule that names a missing set, a set that is in use, what exists already, what
 //! is not there), takes with a device what stands on it, and can be made to fail, before the act and after it.
-//! All families share one [`Machine`], which outlives those who work on it: making new targets on the same machine is
+//! All kinds share one [`Machine`], which outlives those who work on it: making new targets on the same machine is
 //! a restart of the program. What belongs to others stands in the same tables; [`Machine::foreign`] remembers it.
 
-mod families;
+mod kinds;
 mod frames;
 mod state;
 mod table;
@@ -41,7 +41,7 @@ use sluice::reconcile::{Failure, Glance, Optional, Phase, Sorted, Step, Target};
 use super::random::Random;
 use ways::Passages;
 
-pub use families::{
+pub use kinds::{
     Addresses, Elements, HairpinPorts, Links, PolicyRules, Routes, Rows, RuleRows, Sets, Settings, Virtuals,
 };
 pub use state::{HOST_V4, HOST_V6, Object, State};
@@ -77,7 +77,7 @@ pub struct Machine {
     pub frames_fail: bool,
     /// Chains that this kernel does not take, because it lacks what their rules need.
     pub unloadable: BTreeSet<CompactString>,
-    /// The family whose rules cannot be changed, whatever is tried.
+    /// The address family whose rules cannot be changed, whatever is tried.
     pub broken: Option<Family>,
     /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
@@ -102,14 +102,14 @@ pub struct Faults {
 #[derive(Clone)]
 pub struct MemoryKernel(Rc<RefCell<Machine>>);
 
-/// One family of objects on a machine.
+/// One kind of objects on a machine.
 pub struct Memory<F: Rows> {
     machine: MemoryKernel,
     ours: Box<Ours<F>>,
-    family: PhantomData<F>,
+    kind: PhantomData<F>,
 }
 
-/// Says which rows of a family are ours.
+/// Says which rows of a kind are ours.
 type Ours<F> = dyn Fn(&<F as Rows>::Key, &<F as Rows>::Value) -> bool;
 
 /// Fault injected into one step.
@@ -189,7 +189,7 @@ impl MemoryKernel {
         self.with(|machine| machine.state.clone())
     }
 
-    /// Targets of the families that the firewall keeps.
+    /// Targets of the kinds that the firewall keeps.
     pub fn firewall_targets(&self) -> firewall::iptables::apply::Targets<MemoryKernel> {
         let ours = firewall::iptables::linux::ownership();
         let owns = move |chain: &str| ours.chains.iter().any(|(_, name)| name.matches(chain));
@@ -211,7 +211,7 @@ impl MemoryKernel {
         }
     }
 
-    /// Targets of every family that the service proxy keeps, of both backends.
+    /// Targets of every kind that the service proxy keeps, of both backends.
     pub fn targets(&self) -> Targets<MemoryKernel> {
         self.with(|machine| machine.backend = None);
         Targets {
@@ -311,7 +311,7 @@ impl Kernel for MemoryKernel {
                     let rules = Rules(Vec::new());
                     machine.lose_all::<RuleRows>(|piece| RuleRows::is_ours(piece, &rules));
                     machine.lose_all::<Elements>(|key| Elements::is_ours(key, &()));
-                    machine.lose_all::<Sets>(families::is_our_set);
+                    machine.lose_all::<Sets>(kinds::is_our_set);
                 }
                 Some(Backend::Iptables) => {
                     machine.lose_all::<ProxyTable>(|_| true);
@@ -420,7 +420,7 @@ impl Ruled for Memory<Settings> {
 
 impl<F: Rows> Memory<F> {
     pub fn new(machine: &MemoryKernel) -> Memory<F> {
-        Memory { machine: machine.clone(), ours: Box::new(F::is_ours), family: PhantomData }
+        Memory { machine: machine.clone(), ours: Box::new(F::is_ours), kind: PhantomData }
     }
 
     /// The keys that are only seen or only there, and the number of those that are there.
@@ -496,7 +496,7 @@ impl<F: Rows> Target for Memory<F> {
 }
 
 impl Machine {
-    /// Performs steps one by one, as netlink families do.
+    /// Performs steps one by one, as kinds over netlink do.
     fn perform_each<F: Rows>(&mut self, steps: &[Step<'_, F::Key, F::Value>]) -> Vec<Failure<Error>> {
         let mut failures = Vec::new();
         let mut lost = false;
@@ -554,7 +554,7 @@ impl Machine {
         result
     }
 
-    /// Those rows of one family go, together.
+    /// Those rows of one kind go, together.
     fn lose_all<F: Rows>(&mut self, which: impl Fn(&F::Key) -> bool) {
         let ours: Vec<F::Key> = F::rows(&mut self.state).keys().filter(|key| which(key)).cloned().collect();
         F::rows(&mut self.state).retain(|key, _| !which(key));

@@ -7,7 +7,7 @@ use sluice::kernel::Error;
 use sluice::kernel::nftables::{Content, Key, Kind, Match, Name, Object as InTable, Statement, Verdict};
 use sluice::reconcile::{Failure, Step};
 
-use super::families::Rows;
+use super::kinds::Rows;
 use super::{Fault, Machine, Object, State};
 
 pub enum ProxyTable {}

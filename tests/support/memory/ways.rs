@@ -20,7 +20,7 @@ use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
 
-use super::families::{Elements, Routes, Rows, RuleRows, Sets, Settings};
+use super::kinds::{Elements, Routes, Rows, RuleRows, Sets, Settings};
 use super::table::RouterTable;
 use super::{Memory, MemoryKernel, Object, State};
 

@@ -25,7 +25,7 @@ use sluice::reconcile::{Failure, Step, Target};
 
 use super::{Fault, Machine, Object, State};
 
-/// One family of rows in a [`State`].
+/// One kind of rows in a [`State`].
 pub trait Rows: Sized + 'static {
     type Key: Ord + Clone + Debug + Display;
     type Value: PartialEq + Clone + Debug;
