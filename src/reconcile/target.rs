@@ -77,7 +77,7 @@ pub trait Target {
     }
 
     /// Returns those of the last seen objects that a portion of an audit has to read: those that may differ by what no glance compares.
-    /// A kind that can compare that at less cost than it reads overrides this.
+    /// An audit in portions begins with a glance. A kind that can compare that at less cost than it reads overrides this.
     fn to_audit(&mut self, _seen: &impl Sorted<Self::Key, Self::Value>, keys: &[Self::Key]) -> Vec<Self::Key> {
         keys.to_vec()
     }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice::kernel::Error;
 use sluice::kernel::ipvs::{
     Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags,
 };
 use sluice::net::{Family, Protocol};
-use sluice::reconcile::{Failure, Glance, Phase, Step, Target};
+use sluice::reconcile::{Drift, Failure, Glance, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 
 use crate::namespace::{self, attempt, run};
 
@@ -163,6 +163,29 @@ fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
         }
         run("ipvsadm -C");
         assert_eq!(unlike(&mut services).into_iter().collect::<BTreeSet<_>>(), keys.iter().copied().collect());
+    });
+}
+
+#[test]
+fn an_audit_of_many_services_sees_what_it_leaves_to_glances_although_there_were_none() {
+    in_new(|| {
+        let one = |number: u32| (service(&format!("tcp 10.96.1.{number}:80")), virtual_service("rr", &["10.244.1.1:8080=1"]));
+        let want: BTreeMap<ServiceKey, Virtual> = (1..=100).map(one).collect();
+        let mut mirror: Mirror<Services, BTreeMap<ServiceKey, Virtual>> = Mirror::keeping(everything());
+        let at = || Moment { now: Instant::now(), jitter: 0 };
+        mirror.grow(&want, Growth::Full, at());
+        run("ipvsadm -E -t 10.96.1.7:80 -s lc");
+        run("ipvsadm -E -t 10.96.1.99:80 -s rr -p 60");
+        let mut found = Vec::new();
+        while {
+            let audited = mirror.audit(at());
+            found.extend(audited.drift);
+            !audited.finished
+        } {}
+        let different = ["tcp 10.96.1.7:80", "tcp 10.96.1.99:80"].map(|key| Drift::Different(key.to_owned()));
+        assert_eq!(found, different);
+        mirror.grow(&want, Growth::Full, at());
+        assert_eq!(mirror.target().read().expect("a reading"), want);
     });
 }
 

@@ -15,14 +15,27 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             return Ok(Audited { drift: Vec::new(), finished: true });
         };
         let most = self.target.audit_portion();
-        let at_once = seen.count() <= most && self.audit_from.is_none();
+        let begins = self.audit_from.is_none();
+        let at_once = seen.count() <= most && begins;
         let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
         let mut range = seen.between((begin, Bound::Unbounded));
         let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
         self.audit_from = range.next().map(|(key, _)| key.clone());
         drop(range);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
-        let keys = if at_once { keys } else { self.target.to_audit(seen, &keys) };
+        let keys = match at_once {
+            true => keys,
+            false => {
+                // Glances may rest, and one that comes now sees what this audit leaves to them.
+                let suspects = if begins { self.target.glance(seen) } else { Glance::Alike };
+                let mut keys: BTreeSet<T::Key> = self.target.to_audit(seen, &keys).into_iter().collect();
+                if let Glance::These(suspects) = suspects {
+                    let is_known = |key: &T::Key| seen.value(key).is_some() && !self.doubtful.contains(key);
+                    keys.extend(suspects.into_iter().filter(is_known));
+                }
+                keys.into_iter().collect()
+            }
+        };
         let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
         let mut drift = Vec::new();
         for key in keys {

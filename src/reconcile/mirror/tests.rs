@@ -4,7 +4,7 @@ mod audited;
 
 use std::time::Duration;
 
-use super::super::target::{Failure, Step};
+use super::super::target::{Failure, Glance, Step};
 use super::*;
 
 type Jars = BTreeMap<&'static str, &'static str>;
@@ -24,6 +24,8 @@ struct Shelf {
     reads: Vec<String>,
     acts: Vec<String>,
     sees_all_at_a_glance: bool,
+    /// A glance sees every change, and audits read nothing else.
+    glances: bool,
 }
 
 impl Target for Shelf {
@@ -50,6 +52,16 @@ impl Target for Shelf {
 
     fn keys(&mut self) -> Result<BTreeSet<&'static str>, String> {
         Ok(self.jars.keys().copied().collect())
+    }
+
+    fn glance(&mut self, seen: &impl Sorted<&'static str, &'static str>) -> Glance<&'static str> {
+        let differs = |key: &&'static str| seen.value(key) != self.jars.get(key);
+        let differing: Vec<&'static str> = seen.entries().map(|(key, _)| *key).filter(differs).collect();
+        if !self.glances || differing.is_empty() { Glance::Alike } else { Glance::These(differing) }
+    }
+
+    fn to_audit(&mut self, _: &impl Sorted<&'static str, &'static str>, keys: &[&'static str]) -> Vec<&'static str> {
+        if self.glances { Vec::new() } else { keys.to_vec() }
     }
 
     fn sees_all_at_a_glance(&self) -> bool {

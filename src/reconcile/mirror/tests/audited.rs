@@ -33,6 +33,26 @@ fn an_audit_in_portions_finds_what_is_missing_different_and_unexpected() {
 }
 
 #[test]
+fn an_audit_in_portions_finds_what_it_leaves_to_glances_although_there_were_none() {
+    let mut scene = Scene::new(&[]);
+    let want = jars(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    scene.round(&want);
+    let shelf = scene.shelf();
+    (shelf.portion, shelf.glances) = (Some(1), true);
+    shelf.jars.insert("a", "8");
+    shelf.jars.insert("c", "9");
+    let mut found = Vec::new();
+    while {
+        let audited = scene.mirror.audit(scene.at());
+        found.extend(audited.drift);
+        !audited.finished
+    } {}
+    assert_eq!(found, [Drift::Different("a".into()), Drift::Different("c".into())]);
+    scene.round(&want);
+    assert_eq!(scene.shelf().jars, want);
+}
+
+#[test]
 fn an_audit_leaves_alone_what_is_in_doubt_anyway() {
     let mut scene = Scene::new(&[]);
     let want = jars(&[("x", "a"), ("y", "b")]);
