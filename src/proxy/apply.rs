@@ -157,8 +157,6 @@ kinds! {
         looks: PerFamily<Course<ServiceKey>>,
         /// The look that follows others' commands has come to IPv6 services.
         looks_at_ipv6: bool,
-        /// The kernel counts the commands of others to virtual services, so that no glance at them is needed.
-        commands_are_counted: bool,
         udp: UdpFlows,
         /// Everything that the other backend marks as ours; `None` until that could be read.
         marked_elsewhere: Option<MarkedElsewhere>,

@@ -345,8 +345,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.prepare_to_read(self.plan.desired());
     }
 
-    fn glance(&mut self, at: Moment) -> Vec<Found> {
-        self.mirrors.glance(self.plan.desired(), at)
+    fn glance(&mut self, counted_rest: bool, at: Moment) -> Vec<Found> {
+        self.mirrors.glance(self.plan.desired(), counted_rest, at)
     }
 
     fn audited(&mut self, _at: Moment) {

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::patrol::{LONGEST, Look, PART};
+use super::patrol::{Look, PART};
 
 /// Count of commands of others to objects without notifications.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +71,12 @@ impl CommandLooks {
         self.read_at.into_iter().chain(self.look_at).min()
     }
 
+    /// Returns whether a glance would see nothing new: commands are counted, and everything was looked at since the last ones. While a pass
+    /// waits, for what earlier ones cost, glances go on: anybody may give commands that change nothing, and so make passes wait.
+    pub fn glances_rest(&self) -> bool {
+        self.are_counted && self.look_at.is_none()
+    }
+
     /// Returns whether the count has to be read now.
     pub fn must_read(&self, now: Instant) -> bool {
         self.read_at.is_some_and(|at| at <= now)
@@ -103,7 +109,7 @@ impl CommandLooks {
     pub fn looked(&mut self, now: Instant, look: Look) {
         let is_first_drift = look.found_drift && !std::mem::replace(&mut self.found_drift, true);
         if !is_first_drift {
-            let price = look.took.saturating_mul(PART).min(LONGEST);
+            let price = look.took.saturating_mul(PART);
             // Saturates at the beginning of the clock.
             let oldest = now.checked_sub(CREDIT).unwrap_or(self.paid_at);
             self.paid_at = self.paid_at.max(oldest) + price;
@@ -183,6 +189,9 @@ mod tests {
         assert!(spent <= (hour + CREDIT) / PART + Duration::from_millis(100), "{spent:?}");
         assert!(began.len() >= 36, "{} passes of 100 ms: one in 100 s", began.len());
         let (began, spent) = run(hour, (1, Duration::from_millis(1)), |_| true);
+        let long = Duration::from_millis(200);
+        let (_, spent_in_long_ones) = run(hour, (10, long), |_| true);
+        assert!(spent_in_long_ones <= (hour + CREDIT) / PART + 10 * long, "{spent_in_long_ones:?}");
         assert!(began.len() >= 239 && spent < hour / PART, "{} passes: a cheap one in 10 to 15 s", began.len());
     }
 
@@ -225,6 +234,24 @@ mod tests {
         looks.looked(start + SECOND, Look { took: 600 * SECOND, found_drift: true, finished: true });
         looks.heard(start + 2 * SECOND, Given);
         assert_eq!(looks.next(start + 11 * SECOND), Some(true));
+    }
+
+    #[test]
+    fn while_a_pass_waits_for_what_earlier_ones_cost_glances_go_on() {
+        let start = Instant::now();
+        let mut looks = CommandLooks::new(start, true);
+        assert!(!looks.glances_rest(), "nothing is counted yet");
+        looks.heard(start, Nothing);
+        assert!(looks.glances_rest());
+        looks.heard(start, Given);
+        assert_eq!(looks.next(start + SECOND), Some(true));
+        looks.looked(start + SECOND, looked(2 * CREDIT / PART, true));
+        assert!(looks.glances_rest(), "all was looked at");
+        looks.heard(start + 2 * SECOND, Given);
+        assert_eq!(looks.next(start + CREDIT / 2), None);
+        assert!(!looks.glances_rest());
+        looks.heard(start + 10 * SECOND, Nothing);
+        assert!(!looks.glances_rest(), "what those before did has not been looked at");
     }
 
     #[test]

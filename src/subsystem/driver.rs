@@ -288,7 +288,7 @@ impl<S: Subsystem> Loop<S> {
         let is_known = self.authority != Authority::Nothing;
         let (found, finished) = match course.checked_sub(1) {
             _ if !is_known => (Vec::new(), true),
-            None => (self.subsystem.glance(at), true),
+            None => (self.subsystem.glance(self.command_looks.glances_rest(), at), true),
             Some(close_look) => self.subsystem.look_closely(close_look, at),
         };
         let took = thread_time().saturating_sub(begun);

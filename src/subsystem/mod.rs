@@ -139,8 +139,9 @@ pub trait Subsystem {
     /// Called before the kernel is read for a user's question.
     fn prepare_to_read(&mut self) {}
 
-    /// Looks for traces of others' changes without notifications, every few seconds; returns the drift.
-    fn glance(&mut self, at: Moment) -> Vec<Found> {
+    /// Looks for traces of others' changes without notifications, every few seconds; returns the drift. `counted_rest`: objects whose
+    /// commands are counted may be left out.
+    fn glance(&mut self, _counted_rest: bool, at: Moment) -> Vec<Found> {
         self.mirrors().glance_at_all(at)
     }
 

@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Least time without looks, as a multiple of the time a look took.
 pub(super) const PART: u32 = 1000;
 /// Longest time without looks, however long one took.
-pub(super) const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Times of the next looks.
 #[derive(Debug)]

@@ -323,7 +323,7 @@ impl Walk {
 
     fn glance(&mut self) {
         let at = self.moment();
-        let found = self.agent.mirrors.glance(self.agent.plan.desired(), at);
+        let found = self.agent.mirrors.glance(self.agent.plan.desired(), false, at);
         self.tell(format!("a glance finds {found:?}"));
     }
 

@@ -16,19 +16,17 @@ use super::super::desired::Desired;
 use super::{Connected, Kernel, Mirrors};
 
 impl<K: Kernel> Mirrors<K> {
-    /// Looks for signs of changes by other programs.
-    pub fn glance(&mut self, desired: &Desired, at: Moment) -> Vec<Found> {
+    /// Looks for signs of changes by other programs; `virtuals_rest`: not of virtual services.
+    pub fn glance(&mut self, desired: &Desired, virtuals_rest: bool, at: Moment) -> Vec<Found> {
         self.tell_new_ownership(desired);
-        let rests = self.commands_are_counted.then(|| self.virtuals.name());
+        let rests = virtuals_rest.then(|| self.virtuals.name());
         let kinds = self.kinds().into_iter().filter(|kind| Some(kind.mirror.name()) != rests);
         kinds.flat_map(|kind| glance(kind.mirror, at)).collect()
     }
 
     /// Returns whether others have given commands to virtual services since the last call.
     pub fn others_commands(&mut self, now: Instant) -> Counted {
-        let counted = self.virtuals.target().others_commands(now);
-        self.commands_are_counted = !matches!(counted, Counted::Not(_));
-        counted
+        self.virtuals.target().others_commands(now)
     }
 
     /// Compares all virtual services of both families with the kernel, portion by portion, from the beginning where `begins`. Returns the drift

@@ -225,6 +225,10 @@ impl Subsystem for Signposts {
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
 
+    fn glance(&mut self, counted_rest: bool, at: Moment) -> Vec<Found> {
+        if counted_rest { Vec::new() } else { self.mirrors.glance_at_all(at) }
+    }
+
     fn others_commands(&mut self, _now: Instant) -> OthersCommands {
         self.mirrors.kernel.borrow().commands.unwrap_or(OthersCommands::NotCounted)
     }

@@ -119,6 +119,27 @@ async fn where_the_kernel_counts_commands_nothing_is_looked_at_before_somebody_g
 }
 
 #[tokio::test]
+async fn while_a_look_after_commands_waits_a_glance_finds_what_it_can_see() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    let begun = Instant::now();
+    let mut turn = |seconds| {
+        let at = begun + Duration::from_secs(seconds);
+        turning.look_after_commands(turning.moments.at(at));
+        turning.patrol(turning.moments.at(at));
+    };
+    scene.yard.borrow_mut().commands = Some(OthersCommands::None);
+    (5..=60).step_by(5).for_each(&mut turn);
+    scene.yard.borrow_mut().signs.pop_first();
+    turn(80);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["b"]), "nobody gave a command");
+    scene.yard.borrow_mut().commands = Some(OthersCommands::Given);
+    // A pass would begin a second later.
+    turn(100);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "a glance goes on");
+}
+
+#[tokio::test]
 async fn where_commands_are_no_longer_counted_everything_is_looked_at_again() {
     let scene = Scene::new();
     let mut turning = glanced(&scene).await;
