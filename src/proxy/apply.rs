@@ -62,8 +62,7 @@ use super::marks::{MarkedElsewhere, Marks};
 use super::names::Set;
 use super::udp_flows::{Forgetting, UdpFlows};
 
-/// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the
-/// simulation.
+/// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the simulation.
 pub trait Kernel {
     type Links: Target<Key = LinkName, Value = Link>;
     type Settings: Ruled;
@@ -120,10 +119,14 @@ pub trait Connected: Target<Key = ServiceKey, Value = Virtual> {
     /// The kernel did not describe it.
     fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Self::Error>;
 
-    /// Prepares a portion of comparing all IPv6 services at once. Returns whether that can be done now; `None` where it would not cost less
-    /// than reading them one by one.
+    /// Prepares a portion of comparing all IPv6 services at once. Returns whether that can be done now; `None` where reading each costs no more.
     fn list_some(&mut self) -> Option<bool> {
         None
+    }
+
+    /// Returns whether the last glance could not see everything.
+    fn has_missed(&mut self) -> bool {
+        false
     }
 
     /// Returns whether others have given commands to virtual services since the last call.
@@ -354,8 +357,7 @@ impl<K: Kernel> Mirrors<K> {
         idle.map(|(destination, _)| destination.address).collect()
     }
 
-    /// Audits the next portion of desired objects. Returns the drift found, with the names of the kinds, and whether
-    /// the audit of all kinds is finished.
+    /// Audits the next portion of desired objects. Returns the drift found, and whether the audit of all kinds is finished.
     pub fn audit(&mut self, desired: &Desired, at: Moment) -> (Vec<Found>, bool) {
         self.tell_new_ownership(desired);
         self.audit_portion(at)

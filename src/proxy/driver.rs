@@ -18,7 +18,9 @@ use crate::net::{Family, PerFamily};
 use crate::observe::health::Health;
 use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
-use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds as _, OthersCommands, Standing, Subsystem, Times};
+use crate::subsystem::{
+    self, Context, FirstSync, Inputs, Kinds as _, LookedAt, OthersCommands, Standing, Subsystem, Times,
+};
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::explain::serve::{Formatting, Sources};
@@ -371,7 +373,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
     }
 
-    fn look_after_commands(&mut self, begins: bool, at: Moment) -> (Vec<Found>, bool) {
+    fn look_after_commands(&mut self, begins: bool, at: Moment) -> LookedAt {
         self.mirrors.look_at_all_virtuals(self.plan.desired(), begins, at)
     }
 

@@ -231,6 +231,10 @@ impl Connected for Services {
         Services::others_commands(self, now)
     }
 
+    fn has_missed(&mut self) -> bool {
+        Services::has_missed(self)
+    }
+
     fn look_anew(&mut self) {
         Services::look_anew(self);
     }

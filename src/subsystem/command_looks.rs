@@ -42,7 +42,7 @@ pub struct CommandLooks {
     /// Time of the next portion; `None` while no pass is due or under way.
     look_at: Option<Instant>,
     is_under_way: bool,
-    /// Commands were counted during the pass.
+    /// Commands were counted during the pass, or it has not seen everything.
     again: bool,
     found_drift: bool,
     /// No pass begins before.
@@ -103,6 +103,11 @@ impl CommandLooks {
             (self.again, self.found_drift) = (false, false);
         }
         Some(begins)
+    }
+
+    /// Records that a look of this pass could not see everything: another pass follows.
+    pub fn missed(&mut self) {
+        self.again = true;
     }
 
     /// Records a look. One that found something may have taken long for reading that; the first of a pass delays none.

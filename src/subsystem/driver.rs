@@ -21,7 +21,7 @@ use super::disturbances::Disturbances;
 use super::inspection::{Inspection, NOTHING_KNOWN, Repairs};
 use super::leftovers::Leftovers;
 use super::patrol::{Look, Patrol};
-use super::{Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
+use super::{Context, FirstSync, Inputs, Kinds, LookedAt, Standing, Subsystem, Times};
 
 /// Longest sleep of the loop, so that it can be seen to be alive. Each one wakes the thread twice, because the runtime's clock
 /// sorts what is far away again when it comes near; three times if it is longer than 4,096 ms.
@@ -310,11 +310,14 @@ impl<S: Subsystem> Loop<S> {
         }
         let Some(begins) = self.command_looks.next(at.now) else { return };
         let begun = thread_time();
-        let (found, finished) = match self.authority {
-            Authority::Nothing => (Vec::new(), true),
+        let LookedAt { found, finished, missed } = match self.authority {
+            Authority::Nothing => LookedAt { found: Vec::new(), finished: true, missed: false },
             _ => self.subsystem.look_after_commands(begins, at),
         };
         let took = thread_time().saturating_sub(begun);
+        if missed {
+            self.command_looks.missed();
+        }
         self.command_looks.looked(at.now, Look { took, found_drift: !found.is_empty(), finished });
         self.inputs.account.found(&found);
         if !found.is_empty() {

@@ -157,10 +157,9 @@ pub trait Subsystem {
         OthersCommands::NotCounted
     }
 
-    /// Looks at the next portion of all that those commands may have changed, from the beginning where `begins`. Returns the drift, and
-    /// whether it was the last portion.
-    fn look_after_commands(&mut self, _begins: bool, _at: Moment) -> (Vec<Found>, bool) {
-        (Vec::new(), true)
+    /// Looks at the next portion of all that those commands may have changed, from the beginning where `begins`.
+    fn look_after_commands(&mut self, _begins: bool, _at: Moment) -> LookedAt {
+        LookedAt { found: Vec::new(), finished: true, missed: false }
     }
 
     /// Called at the end of an audit.
@@ -184,6 +183,16 @@ pub trait Subsystem {
 
     /// Publishes its state; returns whether it has done what it is there for.
     fn publish(&mut self, standing: &Standing) -> bool;
+}
+
+/// Result of a portion of a look after others' commands.
+#[derive(Debug)]
+pub struct LookedAt {
+    pub found: Vec<Found>,
+    /// It was the last portion.
+    pub finished: bool,
+    /// The kernel did not show everything: there has to be another look.
+    pub missed: bool,
 }
 
 /// Parts of the loop that a subsystem may use meanwhile.

@@ -171,7 +171,7 @@ fn an_audit_of_many_services_sees_what_it_leaves_to_glances_although_there_were_
     in_new(|| {
         let one = |number: u32| (service(&format!("tcp 10.96.1.{number}:80")), virtual_service("rr", &["10.244.1.1:8080=1"]));
         let want: BTreeMap<ServiceKey, Virtual> = (1..=100).map(one).collect();
-        let mut mirror: Mirror<Services, BTreeMap<ServiceKey, Virtual>> = Mirror::keeping(everything());
+        let mut mirror = Mirror::new(everything());
         let at = || Moment { now: Instant::now(), jitter: 0 };
         mirror.grow(&want, Growth::Full, at());
         run("ipvsadm -E -t 10.96.1.7:80 -s lc");

@@ -37,13 +37,13 @@ impl Glancer {
         Glancer { old: OldInterface::open().ok(), others: None }
     }
 
-    /// The IPv4 services that differ from what was seen. None where the kernel does not answer.
+    /// The IPv4 services that differ from what was seen. `None` where the kernel does not answer.
     pub fn unlike_ipv4(
         &self,
         seen: &impl Sorted<ServiceKey, Virtual>,
         ours: impl Fn(&ServiceKey) -> bool,
-    ) -> Vec<ServiceKey> {
-        let Some(Ok(mut found)) = self.old.as_ref().map(OldInterface::services) else { return Vec::new() };
+    ) -> Option<Vec<ServiceKey>> {
+        let mut found = self.old.as_ref()?.services().ok()?;
         found.sort_unstable_by_key(|summary| summary.key);
         let mut found = found.into_iter().filter(|summary| ours(&summary.key)).peekable();
         let mut suspects = Vec::new();
@@ -57,7 +57,7 @@ impl Glancer {
             suspects.extend((!is_same).then_some(*key));
         }
         suspects.extend(found.map(|summary| summary.key));
-        suspects
+        Some(suspects)
     }
 
     /// Returns whether a service has exactly these destinations. `None` where the older interface does not answer that.
@@ -106,4 +106,17 @@ pub fn unlike_ipv6(seen: &impl Sorted<ServiceKey, Virtual>, listed: &BTreeSet<Se
     let gone = seen.entries().map(|(key, _)| key).filter(is_ipv6).filter(|key| !listed.contains(key));
     let new = listed.iter().filter(is_ipv6).filter(|key| seen.value(key).is_none());
     gone.chain(new).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_answer_has_shown_nothing() {
+        let glancer = Glancer { old: None, others: None };
+        assert_eq!(glancer.unlike_ipv4(&BTreeMap::new(), |_| true), None);
+    }
 }

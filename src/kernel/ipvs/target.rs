@@ -1,11 +1,12 @@
 //! Virtual services as a kind of kernel objects: ours are read, compared and changed.
 
+mod looks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::time::Instant;
 
-use super::commands::{Commands, Counted};
+use super::commands::Commands;
 use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::order;
@@ -29,6 +30,8 @@ pub struct Services {
     spread: RandomState,
     glancer: Glancer,
     commands: Commands,
+    /// The last glance could not see everything.
+    missed: bool,
     /// All IPv6 services, as a file lists them, until they have been compared.
     listing: Option<Listing>,
 }
@@ -56,36 +59,9 @@ impl Services {
             spread,
             glancer: Glancer::open(),
             commands: Commands::default(),
+            missed: false,
             listing: None,
         })
-    }
-
-    /// Reads the next portion of the file that lists all services, by which [`unlike`](Target::unlike) compares all IPv6 services the next time
-    /// it is called. Returns whether that can be done now; `None` where there is no such file.
-    pub fn list_some(&mut self) -> Option<bool> {
-        let listing = self.listing.get_or_insert_default();
-        let is_read = listing.read_some().ok();
-        if is_read.is_none() {
-            self.listing = None;
-        }
-        is_read
-    }
-
-    /// Returns whether others have given IPVS commands since the last call, in any network namespace.
-    pub fn others_commands(&mut self, now: Instant) -> Counted {
-        let Services { socket, messages, glancer, commands, .. } = self;
-        commands.count(now, || {
-            // It names no service, so it is refused.
-            wire::name_service(fresh(messages), Command::SetDestination, None);
-            let _ = socket.request(messages, |_| Some(()));
-            glancer.knock();
-        })
-    }
-
-    /// Forgets what earlier looks found, so that the next glance and the next [`list_some`](Self::list_some) see what is there now.
-    pub fn look_anew(&mut self) {
-        self.glancer.forget();
-        self.listing = None;
     }
 
     /// For cleanup: a kernel without IPVS holds no services, which is no error.
@@ -288,11 +264,16 @@ impl Target for Services {
     }
 
     fn glance(&mut self, seen: &impl Sorted<ServiceKey, Virtual>) -> Glance<ServiceKey> {
-        let mut suspects = self.glancer.unlike_ipv4(seen, |key| (self.whose)(key) == Whose::Ours);
+        let of_ipv4 = self.glancer.unlike_ipv4(seen, |key| (self.whose)(key) == Whose::Ours);
+        self.missed = of_ipv4.is_none();
+        let mut suspects = of_ipv4.unwrap_or_default();
         if self.glancer.must_list_ipv6(seen) {
             match self.keys() {
                 Ok(listed) => suspects.extend(glance::unlike_ipv6(seen, &listed)),
-                Err(_) => self.glancer.forget(),
+                Err(_) => {
+                    self.glancer.forget();
+                    self.missed = true;
+                }
             }
         }
         if suspects.is_empty() { Glance::Alike } else { Glance::These(suspects) }
@@ -328,13 +309,13 @@ impl Target for Services {
         Ok(unlike)
     }
 
-    /// The older interface compares destinations of IPv4 services for a twentieth of reading them, all but kinds of tunnels; glances
-    /// compare everything else of these services.
+    /// The older interface compares destinations of IPv4 services for a twentieth of reading them, all but kinds of tunnels; the glance
+    /// at the beginning, or a later one, compared everything else of these services. Where it could not, all are read.
     fn to_audit(&mut self, seen: &impl Sorted<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
         let is_alike = |key: &ServiceKey| {
             let known = seen.value(key)?.destinations.to_vec();
             let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
-            is_told.then(|| self.glancer.has(key, &known)).flatten()
+            (is_told && !self.missed).then(|| self.glancer.has(key, &known)).flatten()
         };
         keys.iter().filter(|key| is_alike(key) != Some(true)).copied().collect()
     }

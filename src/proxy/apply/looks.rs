@@ -10,7 +10,7 @@ use crate::kernel::ipvs::{Counted, Observed, ServiceKey, Virtual};
 use crate::net::{Family, PerFamily, Protocol};
 use crate::packed::BlockMap;
 use crate::reconcile::{Found, Moment, Reflection, Target, glance};
-use crate::subsystem::Kinds;
+use crate::subsystem::{Kinds, LookedAt};
 
 use super::super::desired::Desired;
 use super::{Connected, Kernel, Mirrors};
@@ -29,20 +29,20 @@ impl<K: Kernel> Mirrors<K> {
         self.virtuals.target().others_commands(now)
     }
 
-    /// Compares all virtual services of both families with the kernel, portion by portion, from the beginning where `begins`. Returns the drift
-    /// found, and whether it was the last portion.
-    pub fn look_at_all_virtuals(&mut self, desired: &Desired, begins: bool, at: Moment) -> (Vec<Found>, bool) {
+    /// Compares all virtual services of both families with the kernel, portion by portion, from the beginning where `begins`.
+    pub fn look_at_all_virtuals(&mut self, desired: &Desired, begins: bool, at: Moment) -> LookedAt {
         if begins {
             self.tell_new_ownership(desired);
             self.looks = PerFamily::default();
             self.looks_at_ipv6 = false;
             self.virtuals.target().look_anew();
-            return (glance(&mut self.virtuals, at), false);
+            let found = glance(&mut self.virtuals, at);
+            return LookedAt { found, finished: false, missed: self.virtuals.target().has_missed() };
         }
         let family = if self.looks_at_ipv6 { Family::V6 } else { Family::V4 };
         let (found, finished) = self.look_at_virtuals(desired, family, at);
         self.looks_at_ipv6 |= finished;
-        (found, finished && family == Family::V6)
+        LookedAt { found, finished: finished && family == Family::V6, missed: false }
     }
 
     /// Compares the next virtual services of one family with the kernel. Returns the drift found, and whether they were the

@@ -46,6 +46,8 @@ struct Yard {
     glance_sleeps: Duration,
     /// Commands of others, where they are counted.
     commands: Option<OthersCommands>,
+    /// Looks after commands see nothing.
+    is_blind: bool,
 }
 
 type Shared = Rc<RefCell<Yard>>;
@@ -233,8 +235,10 @@ impl Subsystem for Signposts {
         self.mirrors.kernel.borrow().commands.unwrap_or(OthersCommands::NotCounted)
     }
 
-    fn look_after_commands(&mut self, _begins: bool, at: Moment) -> (Vec<Found>, bool) {
-        (self.mirrors.scan_all(at), true)
+    fn look_after_commands(&mut self, _begins: bool, at: Moment) -> LookedAt {
+        let missed = self.mirrors.kernel.borrow().is_blind;
+        let found = if missed { Vec::new() } else { self.mirrors.scan_all(at) };
+        LookedAt { found, finished: true, missed }
     }
 
     fn troubles(&mut self, _account: &mut Account, _standing: &Standing) -> Vec<String> {

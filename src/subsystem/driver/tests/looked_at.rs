@@ -119,6 +119,26 @@ async fn where_the_kernel_counts_commands_nothing_is_looked_at_before_somebody_g
 }
 
 #[tokio::test]
+async fn a_look_after_commands_that_could_not_see_everything_is_repeated() {
+    let scene = Scene::new();
+    let mut turning = glanced(&scene).await;
+    let begun = Instant::now();
+    let mut turn = |seconds| turning.look_after_commands(turning.moments.at(begun + Duration::from_secs(seconds)));
+    scene.yard.borrow_mut().commands = Some(OthersCommands::Given);
+    turn(5);
+    exchange_a_sign(&scene);
+    {
+        let mut yard = scene.yard.borrow_mut();
+        (yard.commands, yard.is_blind) = (Some(OthersCommands::None), true);
+    }
+    turn(6);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["b", "c"]));
+    scene.yard.borrow_mut().is_blind = false;
+    (7..=16).for_each(&mut turn);
+    assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "by the next pass");
+}
+
+#[tokio::test]
 async fn while_a_look_after_commands_waits_a_glance_finds_what_it_can_see() {
     let scene = Scene::new();
     let mut turning = glanced(&scene).await;
