@@ -230,7 +230,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.mirrors.retry_at().into_iter().chain(self.plan.deadline()).min()
+        self.mirrors.retry_at().into_iter().chain(self.plan.deadline()).chain(self.pending.deadline()).min()
     }
 
     /// Reads the addresses that routers may still send traffic for.

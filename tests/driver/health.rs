@@ -241,3 +241,30 @@ fn what_a_remembered_cluster_leaves_as_it_is_serves() {
         running.checked(1, &[]).await;
     });
 }
+
+#[test]
+fn a_health_check_on_another_port_is_judged_within_a_second_although_something_else_is_not_settled() {
+    with_running(async |running| {
+        let mut world = balanced(&[NODE]);
+        running.world.send_replace(world.clone());
+        running.settles(&world).await;
+        running.checked(1, &[]).await;
+        // While the cluster is known in part nothing of a Service that is gone goes, and nothing says which others that concerns.
+        let names: Vec<ObjectName> = world.cluster.services.iter().map(|(name, _)| name.clone()).collect();
+        names.iter().filter(|other| **other != name()).for_each(|other| drop(world.cluster.services.remove(other)));
+        world.authority.proxy = Authority::Partial;
+        running.world.send_replace(world.clone());
+        running.stays_in_place().await;
+        for ports in [[30_778, 30_777], [30_779, 30_777]] {
+            let begun = Instant::now();
+            for port in ports {
+                let service = (**world.cluster.services.get(&name()).expect("it is there")).clone();
+                world.cluster.services.insert(name(), Service { health_check_node_port: Some(port), ..service });
+                running.world.send_replace(world.clone());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            running.checked(1, &[]).await;
+            assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+        }
+    });
+}

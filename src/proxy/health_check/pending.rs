@@ -25,6 +25,8 @@ pub struct Pending {
     known: Table<u16, HealthCheck>,
     /// When all may be judged again, where what is not settled does not say which are concerned.
     next: Option<Instant>,
+    /// The last look judged nothing for that reason.
+    waits: bool,
 }
 
 /// The pause between two judgements of all.
@@ -35,11 +37,17 @@ impl Pending {
         self.services.clone()
     }
 
+    /// Returns when to look again: what changed before that time came has not been judged.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.next.filter(|_| self.waits)
+    }
+
     /// Looks at what has changed and at what is not settled. Returns whether the pending Services are others.
     pub fn follow<K: Kernel>(&mut self, plan: &Plan, mirrors: &mut Mirrors<K>, now: Instant) -> bool {
         let checks = plan.health_checked();
         let known = std::mem::replace(&mut self.known, checks.clone());
         let mut changed = false;
+        self.waits = false;
         for change in checks.changes_since(&known) {
             match change {
                 Change::Added(_, check) => changed |= self.set(&check.service, true),
@@ -55,7 +63,8 @@ impl Pending {
             return changed;
         }
         let unsettled = mirrors.unsettled_virtuals(plan.desired());
-        if unsettled.is_none() && self.next.is_some_and(|next| next > now) {
+        self.waits = unsettled.is_none() && self.next.is_some_and(|next| next > now);
+        if self.waits {
             return changed;
         }
         self.next = unsettled.is_none().then(|| now + PAUSE);
