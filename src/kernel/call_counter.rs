@@ -10,12 +10,16 @@
 //!   system call, for which that processor is interrupted.
 //! - A counter may stand still for ever without a word: when its processor went offline, also where that has come back, and when the
 //!   module with the function was unloaded. The first is an error when the counter is read; the second the caller has to find out.
-//! - Closing waits for the kernel's readers (RCU) at each event, some tens of milliseconds, also at the end of the process.
+//! - Closing waits for the kernel's readers (RCU) at each event, some tens of milliseconds. So a thread of its own does that; at the end of
+//!   the process the kernel does, before the process is gone.
+//! - Nothing is opened where processors are set apart (`isolcpus`, `nohz_full`): reading would interrupt them.
 #![expect(unsafe_code, reason = "perf_event_open has no safe wrapper")]
 
 use std::ffi::{CStr, c_int, c_long};
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
 
 use rustix::io::Errno;
 
@@ -42,9 +46,14 @@ struct Group {
 
 const TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
+/// The processors that do nothing but what they are told, for different reasons: the kernel's scheduler and its tick stay away from them.
+const APART: [&str; 2] = ["/sys/devices/system/cpu/isolated", "/sys/devices/system/cpu/nohz_full"];
 
-/// With more processors closing would hold up the end of the process for too long.
-const MOST_PROCESSORS: usize = 64;
+/// With more processors closing would hold up the end of the process for too long: seconds, where an event takes 85 ms as in an emulated guest.
+const MOST_PROCESSORS: usize = 16;
+
+/// `SYSFS_MAGIC`
+const SYSFS: rustix::fs::FsWord = 0x6265_6572;
 
 /// `struct perf_event_attr` up to `PERF_ATTR_SIZE_VER1`, all that every kernel with this PMU knows.
 #[repr(C)]
@@ -78,16 +87,18 @@ impl CallCounter {
     /// Opens counters of these functions: 0 and counting.
     ///
     /// # Errors
-    /// `ENOENT` where the kernel has no such function now, or no such PMU; `EACCES` or `EPERM` where it refuses; and where there are too many processors.
+    /// `ENOENT` where the kernel has no such function now, or no such PMU; `EACCES` or `EPERM` where it refuses; and where there are too many
+    /// processors, some that are set apart, or no list of all of them.
     pub fn open(functions: &[&CStr]) -> Result<CallCounter, Error> {
         let kind =
             read(TYPE)?.trim().parse::<u32>().map_err(|_| Error::new("read", TYPE, Cause::Malformed("no number")))?;
         let online = read(ONLINE)?;
         let processors =
             processors(&online).ok_or_else(|| Error::new("read", ONLINE, Cause::Malformed("no list of processors")))?;
-        if processors.len() > MOST_PROCESSORS {
-            let text = format!("there are {} processors, and {MOST_PROCESSORS} at most are watched", processors.len());
-            return Err(Error::new(COUNT, "", Cause::Errno(Errno::TOOBIG, Some(text))));
+        // A kernel without such processors may lack the files.
+        let apart = APART.map(|path| read(path).unwrap_or_default());
+        if let Some(reason) = refusal(processors.len(), &apart) {
+            return Err(Error::new(COUNT, "", Cause::Errno(Errno::NOTSUP, Some(reason))));
         }
         let open = |processor| Group::open(kind, processor, functions);
         let groups = processors.into_iter().map(open).collect::<Result<Vec<Group>, Error>>()?;
@@ -111,6 +122,15 @@ impl CallCounter {
             }
         }
         Ok(sums)
+    }
+}
+
+impl Drop for CallCounter {
+    /// Closes without waiting.
+    fn drop(&mut self) {
+        let groups = std::mem::take(&mut self.groups);
+        // Without another thread they are closed here.
+        let _ = thread::Builder::new().name("kprobe".to_owned()).spawn(move || drop(groups));
     }
 }
 
@@ -162,9 +182,31 @@ fn open_event(kind: u32, function: &CStr, (processor, group): (c_int, RawFd)) ->
     })
 }
 
+/// Reads a file of the kernel's own. In some containers another file system stands over one of them, which tells of the container's processors
+/// alone.
 fn read(path: &'static str) -> Result<String, Error> {
-    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-    fs::read_to_string(path).map_err(|error| Error::errno("read", path, errno(error)))
+    let failed =
+        |error: std::io::Error| Error::errno("read", path, Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
+    let mut file = File::open(path).map_err(failed)?;
+    if !is_of_sysfs(&file) {
+        return Err(Error::new("read", path, Cause::Malformed("the file is not the kernel's own")));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+fn is_of_sysfs(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|told| told.f_type == SYSFS)
+}
+
+/// Returns why so many processors, with these lists of those that are set apart, are not watched.
+fn refusal(processors: usize, apart: &[String]) -> Option<String> {
+    if processors > MOST_PROCESSORS {
+        return Some(format!("there are {processors} processors, and {MOST_PROCESSORS} at most are watched"));
+    }
+    let apart = apart.iter().map(|list| list.trim()).find(|list| self::processors(list).is_some())?;
+    Some(format!("processors {apart} are set apart (isolcpus, nohz_full) and not to be interrupted"))
 }
 
 /// Reads a list of processors: `0-3,8,10-11`.
@@ -189,6 +231,24 @@ mod tests {
         assert_eq!(processors(""), None);
         assert_eq!(processors("0-"), None);
         assert_eq!(processors("0-70000"), None);
+    }
+
+    #[test]
+    fn processors_that_are_set_apart_are_not_interrupted() {
+        let apart = |isolated: &str, without_tick: &str| refusal(4, &[isolated.to_owned(), without_tick.to_owned()]);
+        assert_eq!(apart("\n", "\n"), None);
+        assert_eq!(apart("\n", "(null)\n"), None, "as some kernels write that there are none");
+        assert!(apart("2-3\n", "\n").is_some_and(|reason| reason.contains("2-3")));
+        assert!(apart("\n", "1\n").is_some_and(|reason| reason.contains("processors 1 ")));
+        assert!(refusal(MOST_PROCESSORS + 1, &[]).is_some());
+    }
+
+    #[test]
+    fn a_file_that_stands_over_the_kernels_own_is_told_apart() {
+        let file = |path: &str| File::open(path).expect("it is there");
+        assert!(is_of_sysfs(&file(ONLINE)));
+        assert!(!is_of_sysfs(&file("/proc/self/stat")));
+        assert!(!is_of_sysfs(&file("/dev/null")));
     }
 
     #[test]

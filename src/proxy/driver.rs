@@ -144,6 +144,10 @@ impl<K: Kernel> Driver<K> {
         let now = match counted {
             Counted::Some | Counted::None => Ok(()),
             Counted::Not(reason) => Err(reason.clone()),
+            Counted::NotYet => {
+                self.context.metrics.commands_counted.set(0);
+                return;
+            }
         };
         self.context.metrics.commands_counted.set(i64::from(now.is_ok()));
         if self.commands_counted.as_ref() == Some(&now) {
@@ -369,7 +373,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match counted {
             Counted::Some => OthersCommands::Given,
             Counted::None => OthersCommands::None,
-            Counted::Not(_) => OthersCommands::NotCounted,
+            Counted::NotYet | Counted::Not(_) => OthersCommands::NotCounted,
         }
     }
 

@@ -169,7 +169,8 @@ fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
 #[test]
 fn an_audit_of_many_services_sees_what_it_leaves_to_glances_although_there_were_none() {
     in_new(|| {
-        let one = |number: u32| (service(&format!("tcp 10.96.1.{number}:80")), virtual_service("rr", &["10.244.1.1:8080=1"]));
+        let one =
+            |number: u32| (service(&format!("tcp 10.96.1.{number}:80")), virtual_service("rr", &["10.244.1.1:8080=1"]));
         let want: BTreeMap<ServiceKey, Virtual> = (1..=100).map(one).collect();
         let mut mirror = Mirror::new(everything());
         let at = || Moment { now: Instant::now(), jitter: 0 };

@@ -33,8 +33,28 @@ fn in_new(test: impl FnOnce() + Send) {
 /// Targets whose counters are open. What was done before the first answer is not counted.
 fn counting() -> Services {
     let mut services = Services::open(Box::new(|_| true)).expect("sockets");
-    assert_eq!(services.others_commands(Instant::now()), Counted::Some, "whatever was done before");
+    assert_eq!(answered(&mut services, Instant::now()), Counted::Some, "whatever was done before");
     services
+}
+
+/// The answer once the counters are open, or cannot be.
+fn answered(services: &mut Services, now: Instant) -> Counted {
+    loop {
+        match services.others_commands(now) {
+            Counted::NotYet => thread::sleep(Duration::from_millis(5)),
+            answer => return answer,
+        }
+    }
+}
+
+/// A command of another program that the kernel refuses, because it is too short to name a service.
+fn refused(socket: &std::net::UdpSocket) {
+    const DELETE_DESTINATION: libc::c_int = 64 + 1024 + 64 + 8;
+    // SAFETY: the descriptor is open, and the kernel reads no more than the one byte.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, DELETE_DESTINATION, [0_u8].as_ptr().cast(), 1)
+    };
+    assert_eq!(result, -1, "it is too short");
 }
 
 /// Returns whether `act` is answered with `None` at least once in so many tries: other tests may give commands at the same time.
@@ -128,7 +148,7 @@ fn a_reloaded_module_is_noticed_and_counted_again() {
         let now = Instant::now();
         let Counted::Not(reason) = services.others_commands(now) else { panic!("the probes are gone") };
         assert!(reason.contains("unloaded"), "{reason}");
-        assert_eq!(services.others_commands(now + Duration::from_secs(61)), Counted::Some, "opened again");
+        assert_eq!(answered(&mut services, now + Duration::from_secs(61)), Counted::Some, "opened again");
         assert!(is_counted(&mut services, || drop(run("ipvsadm -C"))));
     });
 }
@@ -140,28 +160,70 @@ fn probes_that_somebody_disarms_are_not_trusted_for_longer_than_a_minute() {
         attempt("mount -t debugfs none /sys/kernel/debug");
         let mut services = counting();
         std::fs::write(SWITCH, "0").expect("debugfs has the switch of kprobes");
-        let answer = services.others_commands(Instant::now() + Duration::from_secs(61));
+        let answer = answered(&mut services, Instant::now() + Duration::from_secs(61));
         std::fs::write(SWITCH, "1").expect("debugfs has the switch of kprobes");
         assert!(matches!(answer, Counted::Not(_)), "{answer:?}");
     });
 }
 
-/// How long opening, reading and closing take, and what a probe costs a command.
+/// Threads of this process that open or close counters.
+fn at_counters() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted").flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "kprobe").count()
+}
+
+/// Mean time of a command that the kernel refuses at once.
+fn time_of_a_command(socket: &std::net::UdpSocket) -> Duration {
+    const COMMANDS: u32 = 20_000;
+    let begun = sluice::kernel::processor::thread_time();
+    (0..COMMANDS).for_each(|_| refused(socket));
+    (sluice::kernel::processor::thread_time() - begun) / COMMANDS
+}
+
+/// How long opening, reading and closing take, for which nobody waits; and what the probe costs each command, which is compared with one
+/// that the kernel refuses at once.
 #[test]
-fn counting_is_cheap() {
+fn counting_is_cheap_and_neither_opening_nor_closing_holds_anybody_up() {
+    const AT_ONCE: Duration = Duration::from_millis(50);
     in_new(|| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let uncounted = time_of_a_command(&socket);
         let begun = Instant::now();
-        let mut services = counting();
+        let mut services = Services::open(Box::new(|_| true)).expect("sockets");
+        assert_eq!(services.others_commands(begun), Counted::NotYet);
+        let asked = begun.elapsed();
+        assert_eq!(answered(&mut services, begun), Counted::Some);
         let opened = begun.elapsed();
         let begun = sluice::kernel::processor::thread_time();
         for _ in 0..100 {
             services.others_commands(Instant::now());
         }
         let read = (sluice::kernel::processor::thread_time() - begun) / 100;
+        let counted = time_of_a_command(&socket);
         let begun = Instant::now();
         drop(services);
+        let dropped = begun.elapsed();
+        // Until the thread has its name.
+        thread::sleep(Duration::from_millis(20));
+        while at_counters() > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
         let closed = begun.elapsed();
-        println!("opened in {opened:?}, a reading takes {read:?}, closed in {closed:?}");
+        println!(
+            "asked in {asked:?}, opened in {opened:?}, a reading takes {read:?}, dropped in {dropped:?}, closed in {closed:?}; \
+             a refused command takes {uncounted:?}, {counted:?} counted"
+        );
         assert!(opened < Duration::from_secs(5) && closed < Duration::from_secs(5) && read < Duration::from_millis(20));
+        assert!(dropped < AT_ONCE, "{dropped:?}");
+    });
+}
+
+#[test]
+fn a_command_that_the_kernel_refuses_counts_like_any_other() {
+    in_new(|| {
+        let mut services = counting();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        assert!(is_counted(&mut services, || refused(&socket)));
     });
 }

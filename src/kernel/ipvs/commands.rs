@@ -10,11 +10,17 @@
 //!
 //! A counter that stands still proves nothing by itself: probes are lost with the module, and others can disarm them all. So a counter is trusted
 //! only where it counted a command that cannot change anything, at the opening and every minute since, and while the module is the same one.
+//! For less than that minute a probe that somebody disarms and arms again hides what was done meanwhile.
+//!
+//! Anybody's call counts, also one that the kernel refuses: it asks for privileges inside these functions, and what is called behind that is many
+//! functions, which compilers build into others. So any process, in a container without privileges too, can have us look.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::kernel::Error;
 use crate::kernel::call_counter::CallCounter;
 
 /// Count of commands that others gave to IPVS.
@@ -24,24 +30,31 @@ pub enum Counted {
     Some,
     /// Nobody has.
     None,
+    /// The counters are being opened.
+    NotYet,
     /// They are not counted, and why.
     Not(String),
 }
 
 /// The counters, and the commands of this process. Opens nothing before it is asked.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Commands {
     open: Option<Open>,
-    /// Time of the next attempt to open the counters.
+    /// Opening takes long, so another thread does it.
+    opening: Option<JoinHandle<Opened>>,
+    /// Time of the next attempt to open the counters, and the time between the next two that fail.
     open_at: Option<Instant>,
+    pause: Duration,
     /// Why they are not open.
     reason: String,
 }
 
+/// The counters, and a file of the loaded module, which cannot be read any more when that is unloaded; `None` where it is compiled in.
+type Opened = Result<(CallCounter, Option<File>), Error>;
+
 #[derive(Debug)]
 struct Open {
     counter: CallCounter,
-    /// A file of the loaded module, which cannot be read any more when that is unloaded; `None` where it is compiled in.
     module: Option<File>,
     tally: Tally,
     /// Time of the next command that only has to be counted.
@@ -58,8 +71,10 @@ struct Tally {
 /// The functions of generic netlink and of socket options.
 const FUNCTIONS: [&std::ffi::CStr; 2] = [c"ip_vs_genl_set_cmd", c"do_ip_vs_set_ctl"];
 const MODULE: &str = "/sys/module/ip_vs/refcnt";
-/// Time from one opening to the next, and between two commands that only have to be counted.
+/// Least time from one opening to the next, and time between two commands that only have to be counted.
 const MINUTE: Duration = Duration::from_secs(60);
+/// Longest time between two attempts where the counters never work.
+const HOUR: Duration = Duration::from_secs(3600);
 
 impl Commands {
     /// Notes that the kernel carried out so many commands of this process, by netlink.
@@ -69,7 +84,7 @@ impl Commands {
         }
     }
 
-    /// Returns whether others have given commands since the last call. The first time the counters can be read, and
+    /// Returns whether others have given commands since the last call, which is some seconds ago. The first time the counters can be read, and
     /// whenever they had to be opened again, they may have. `knock` gives a command through each interface, which cannot change anything.
     pub fn count(&mut self, now: Instant, mut knock: impl FnMut()) -> Counted {
         if let Some(open) = &mut self.open {
@@ -79,30 +94,47 @@ impl Commands {
                 Err(reason) => (self.open, self.reason) = (None, reason),
             }
         }
-        if self.open_at.is_some_and(|at| now < at) {
-            return Counted::Not(self.reason.clone());
+        match self.opening.take() {
+            Some(opening) if opening.is_finished() => return self.opened(opening, now, &mut knock),
+            Some(opening) => self.opening = Some(opening),
+            None if self.open_at.is_some_and(|at| now < at) => return Counted::Not(self.reason.clone()),
+            None => {
+                // The module comes when it is spoken to.
+                knock();
+                match thread::Builder::new().name("kprobe".to_owned()).spawn(open) {
+                    Ok(opening) => (self.opening, self.open_at) = (Some(opening), Some(now + MINUTE)),
+                    Err(error) => return self.failed(error.to_string(), now),
+                }
+            }
         }
-        self.open_at = Some(now + MINUTE);
-        match Open::new(now, &mut knock) {
+        Counted::NotYet
+    }
+
+    fn opened(&mut self, opening: JoinHandle<Opened>, now: Instant, knock: &mut impl FnMut()) -> Counted {
+        let opened = opening.join().map_err(|_| "the thread that opens the counters ended".to_owned());
+        match opened.and_then(|opened| Open::new(opened.map_err(|error| error.to_string())?, now, knock)) {
             Ok(open) => {
-                self.open = Some(open);
+                (self.open, self.pause) = (Some(open), MINUTE);
                 Counted::Some
             }
-            Err(reason) => {
-                self.reason.clone_from(&reason);
-                Counted::Not(reason)
-            }
+            Err(reason) => self.failed(reason, now),
         }
+    }
+
+    fn failed(&mut self, reason: String, now: Instant) -> Counted {
+        self.open_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(HOUR);
+        self.reason.clone_from(&reason);
+        Counted::Not(reason)
     }
 }
 
 impl Open {
-    fn new(now: Instant, knock: &mut impl FnMut()) -> Result<Open, String> {
-        // The module comes when it is spoken to.
-        knock();
-        // Before the probes: what is unloaded in between is found to be gone.
-        let module = File::open(MODULE).ok();
-        let counter = CallCounter::open(&FUNCTIONS).map_err(|error| error.to_string())?;
+    fn new(
+        (counter, module): (CallCounter, Option<File>),
+        now: Instant,
+        knock: &mut impl FnMut(),
+    ) -> Result<Open, String> {
         let mut open = Open { counter, module, tally: Tally::default(), knock_at: now };
         open.others(now, knock).map(|_| open)
     }
@@ -122,6 +154,18 @@ impl Open {
             counted.try_into().map_err(|_| "the kernel does not count every function".to_owned())?;
         self.tally.others(counted).ok_or_else(|| "the kernel does not count every call of its functions".to_owned())
     }
+}
+
+impl Default for Commands {
+    fn default() -> Commands {
+        Commands { open: None, opening: None, open_at: None, pause: MINUTE, reason: String::new() }
+    }
+}
+
+fn open() -> Opened {
+    // Before the probes: what is unloaded in between is found to be gone.
+    let module = File::open(MODULE).ok();
+    Ok((CallCounter::open(&FUNCTIONS)?, module))
 }
 
 impl Tally {
@@ -166,16 +210,22 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_refuses_is_asked_again_a_minute_later_and_not_before() {
+    fn a_kernel_that_refuses_is_asked_again_a_minute_later_and_then_ever_more_rarely() {
         // Nobody's command is counted here: the functions are not there, or the knocks do not reach them.
-        let (mut commands, now) = (Commands::default(), Instant::now());
-        let knocks = std::cell::Cell::new(0);
-        let mut count = |after| commands.count(now + after, || knocks.set(knocks.get() + 1));
-        assert!(matches!(count(Duration::ZERO), Counted::Not(_)));
-        let first = knocks.get();
-        assert!(matches!(count(MINUTE / 2), Counted::Not(_)));
-        assert_eq!(knocks.get(), first);
-        assert!(matches!(count(MINUTE), Counted::Not(_)));
-        assert!(knocks.get() > first);
+        let (mut commands, begun) = (Commands::default(), Instant::now());
+        let (mut knocks, mut asked_at) = (0, Vec::new());
+        for minute in 0..600 {
+            let (before, now) = (knocks, begun + minute * MINUTE);
+            let mut answer = Counted::NotYet;
+            while answer == Counted::NotYet {
+                answer = commands.count(now, || knocks += 1);
+                thread::yield_now();
+            }
+            assert!(matches!(answer, Counted::Not(_)), "{answer:?}");
+            if knocks > before {
+                asked_at.push(minute);
+            }
+        }
+        assert_eq!(asked_at, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363, 423, 483, 543]);
     }
 }
