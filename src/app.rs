@@ -429,12 +429,12 @@ fn start_world(
 }
 
 /// Kinds of objects that the running subsystems need. The service proxy has to know all nodes' addresses where a Service may have
-/// external ones: it must not serve those.
+/// external ones: it must not serve those. So does the firewall: a ClusterNetworkPolicy may select Nodes by their labels.
 fn wanted(config: &Config) -> Vec<Wanted> {
     let serves_external = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.allow_any());
     let nodes = match config.router {
         Some(_) => Wanted::Nodes,
-        None if serves_external => Wanted::Nodes,
+        None if serves_external || config.firewall.is_some() => Wanted::Nodes,
         None => Wanted::Node(config.node_name.as_str().into()),
     };
     let mut wanted = vec![nodes];

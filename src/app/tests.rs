@@ -21,8 +21,7 @@ fn only_what_a_running_subsystem_needs_is_asked_for() {
     let environment =
         Environment { node_name: Some("node-1".to_owned()), host_name: "node-1".to_owned(), ..Environment::default() };
     let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
-    let node = Wanted::Node("node-1".into());
-    assert_eq!(wanted(&proxy), [node.clone(), Wanted::Services, Wanted::EndpointSlices]);
+    assert_eq!(wanted(&proxy), [Wanted::Node("node-1".into()), Wanted::Services, Wanted::EndpointSlices]);
     for flag in ["--strict-external-ip-validation=false", "--service-external-ip-range=203.0.113.0/24"] {
         let words = ["sluice", "--run-router=false", "--run-firewall=false", flag].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
@@ -36,7 +35,7 @@ fn only_what_a_running_subsystem_needs_is_asked_for() {
     let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
     let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
     let policies = [Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies, Wanted::ServiceCidrs];
-    assert_eq!(wanted(&firewall), [&[node, Wanted::Pods, Wanted::Namespaces][..], &policies].concat());
+    assert_eq!(wanted(&firewall), [&[Wanted::Nodes, Wanted::Pods, Wanted::Namespaces][..], &policies].concat());
     let words = ["sluice", "--run-firewall=false", "--run-service-proxy=false"].map(OsString::from);
     let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
     let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());

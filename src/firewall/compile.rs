@@ -1,8 +1,8 @@
 //! Compiles one direction of one NetworkPolicy or ClusterNetworkPolicy: the matches of its rules, and the sets they need.
 //!
 //! Kubernetes: `spec.ingress[] { from[], ports[] }`, `spec.egress[] { to[], ports[] }`. A pure function of the policy
-//! alone: pods, their labels and their port numbers only decide what the sets hold, so a change in the cluster never
-//! changes a rule.
+//! alone: pods, their labels and their port numbers only decide what the sets hold, so their changes never
+//! change a rule. One thing beside the policy counts: the Nodes, where a rule is about them (`node_peers`).
 //!
 //! A rule is the product of its peers and its ports. Each peer that selects pods has its own set, which other rules
 //! share; all blocks of a rule are one set. Two cases are no plain product:
@@ -12,10 +12,14 @@
 
 use std::sync::Arc;
 
-use crate::model::{Action, ClusterNetworkPolicy, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector};
+use compact_str::CompactString;
+
+use crate::model::{
+    Action, ClusterNetworkPolicy, NetworkPolicy, Node, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector, Table,
+};
 
 use super::rules::{Block, ClusterRule, Direction, Match, PortMatch, PortOwners, Rule, Scope, Selection, SetKey};
-use super::{ip_block, named_port, port_number, selection};
+use super::{ip_block, named_port, node_peers, port_number, selection};
 
 /// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction.
 pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> Option<Arc<[Rule]>> {
@@ -23,19 +27,25 @@ pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> O
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
-    let rules = rules.as_ref()?.iter().map(|one| rule(namespace, one, direction));
+    let own = Own { namespace, nodes: None };
+    let rules = rules.as_ref()?.iter().map(|one| rule(&own, one, direction));
     Some(rules.collect())
 }
 
 /// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none.
-pub fn cluster_rules(policy: &ClusterNetworkPolicy, direction: Direction) -> Option<Arc<[ClusterRule]>> {
+pub fn cluster_rules(
+    policy: &ClusterNetworkPolicy,
+    direction: Direction,
+    nodes: &Table<CompactString, Node>,
+) -> Option<Arc<[ClusterRule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
+    // Their peers name the namespaces that they are in.
+    let own = Own { namespace: "", nodes: Some(nodes) };
     let rules = rules.iter().map(|one| {
-        // Their peers name the namespaces that they are in.
-        let rule = rule("", &one.matches, direction);
+        let rule = rule(&own, &one.matches, direction);
         let none = Rule { matches: [].into() };
         let (rule, contested) = match one.action {
             Action::Accept => (rule, none),
@@ -81,9 +91,16 @@ fn named(port: &PortMatch) -> Option<&Arc<SetKey>> {
     }
 }
 
-fn rule(namespace: &str, rule: &PolicyRule, direction: Direction) -> Rule {
+/// Where the peers of a policy are looked for.
+struct Own<'a> {
+    namespace: &'a str,
+    /// `None` for a NetworkPolicy, which has no such peers.
+    nodes: Option<&'a Table<CompactString, Node>>,
+}
+
+fn rule(own: &Own<'_>, rule: &PolicyRule, direction: Direction) -> Rule {
     let mut matches = Vec::new();
-    for peer in peers(namespace, &rule.peers) {
+    for peer in peers(own, &rule.peers) {
         match &rule.ports {
             Ports::Any => matches.push(Match { peer, port: PortMatch::Any }),
             Ports::Of(ports) => matches.extend(with_ports(peer, ports, direction)),
@@ -93,16 +110,19 @@ fn rule(namespace: &str, rule: &PolicyRule, direction: Direction) -> Rule {
 }
 
 /// Returns the sets of peers, any of which may match; `None` matches every peer.
-fn peers(namespace: &str, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
+fn peers(own: &Own<'_>, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
     let Peers::Of(peers) = peers else { return vec![None] };
     let mut sets = Vec::new();
     let mut blocks: Vec<Block> = Vec::new();
     for peer in peers {
         match peer {
             Peer::Pods { namespaces, pods } => {
-                sets.push(SetKey::Pods(selection::selection(namespace, namespaces, pods)));
+                sets.push(SetKey::Pods(selection::selection(own.namespace, namespaces, pods)));
             }
             Peer::Block { cidr, except } => blocks.push(ip_block::block(*cidr, except)),
+            Peer::Nodes(selector) => {
+                blocks.extend(own.nodes.into_iter().flat_map(|nodes| node_peers::blocks(selector, nodes)));
+            }
         }
     }
     blocks.sort();

@@ -7,6 +7,7 @@
 //! - a namespace whose labels changed concerns the sets whose `namespaceSelector` now gives another result for it, and
 //!   in them the pods of that namespace;
 //! - a pod of this node, or a policy of its namespace, may change which policies select the pod (`isolation`);
+//! - a Node whose labels or addresses changed has the ClusterNetworkPolicies compiled that have Nodes as peers;
 //! - a policy is compiled (`compile`) while it selects a pod of this node, and its sets exist while a rule uses them. A
 //!   new set is filled in one pass over the pods of the namespaces that it selects.
 //!
@@ -53,6 +54,8 @@ pub struct Plan {
     selected: BTreeMap<ObjectName, usize>,
     /// All ClusterNetworkPolicies, by their subjects.
     cluster_policies: Index<CompactString>,
+    /// Those with peers that are Nodes.
+    node_policies: BTreeSet<CompactString>,
     /// Number of this node's pods that each of them selects; without those that select none.
     cluster_selected: BTreeMap<ClusterPolicyKey, usize>,
     /// The most elements that the new sets of one update may have together; `None`: as many as there are.
@@ -133,6 +136,7 @@ impl Plan {
         self.take_in_namespaces(&older, &mut dirty);
         self.take_in_policies(&older, &mut dirty, &mut changed);
         self.take_in_cluster_policies(&older, &mut dirty);
+        self.take_in_nodes(&older, &mut dirty);
         for name in std::mem::take(&mut dirty.pods) {
             self.update_local_pod(&name, &mut dirty, &mut changed);
         }

@@ -118,7 +118,7 @@ pub struct Cluster {
     pub services: Table<ObjectName, Service>,
     /// The endpoint slices of each Service, by the name of the Service.
     pub endpoints: Table<ObjectName, Endpoints>,
-    /// Nodes by name: all of them where the router runs, else only our own.
+    /// Nodes by name: all of them where router or firewall run or a Service may have external addresses, else only our own.
     pub nodes: Table<CompactString, Node>,
     pub pods: Table<ObjectName, Pod>,
     pub namespaces: Table<CompactString, Namespace>,

@@ -1,6 +1,6 @@
-//! A Node: its addresses, its pod ranges, its zone, and its annotations about routing.
+//! A Node: its addresses, its pod ranges, its labels, and its annotations about routing.
 //!
-//! Kubernetes: `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, the labels `topology.kubernetes.io/zone` and `kubernetes.io/os`, and the annotations
+//! Kubernetes: `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use compact_str::CompactString;
 use ipnet::IpNet;
 
+use super::selector::Labels;
 use crate::net::{ExternalPeer, Family, PerFamily};
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -25,6 +26,8 @@ pub struct Node {
     pub is_on_aws: bool,
     /// The label `topology.kubernetes.io/zone`; `None` where it is absent or empty.
     pub zone: Option<CompactString>,
+    /// All of them: policies select Nodes by their labels.
+    pub labels: Labels,
     /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
 }

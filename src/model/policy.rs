@@ -44,6 +44,8 @@ pub enum Peer {
     Pods { namespaces: Namespaces, pods: Selector },
     /// `ipBlock`: the addresses of `cidr` without those of `except`. A hole is a hole in this block only.
     Block { cidr: IpNet, except: Box<[IpNet]> },
+    /// `nodes`: the addresses of these Nodes, with everything that uses their network. Only where a ClusterNetworkPolicy says whereto.
+    Nodes(Selector),
 }
 
 /// Namespaces of a peer's pods.

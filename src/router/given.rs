@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use crate::model::{
-    Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
+    Authority, Host, HostAddress, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
 };
 
 /// The configuration with these flags.
@@ -41,6 +41,7 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
         should_announce: false,
         is_on_aws: false,
         zone: None,
+        labels: Labels::default(),
         routing: None,
     }
 }

@@ -133,6 +133,9 @@ pub fn copied(world: &World) -> World {
     for (name, endpoints) in world.cluster.endpoints.iter() {
         copy.cluster.endpoints.insert(name.clone(), (**endpoints).clone());
     }
+    for (name, node) in world.cluster.nodes.iter() {
+        copy.cluster.nodes.insert(name.clone(), (**node).clone());
+    }
     for (name, policy) in world.cluster.policies.iter() {
         copy.cluster.policies.insert(name.clone(), (**policy).clone());
     }
@@ -337,7 +340,7 @@ pub fn selector(random: &mut Random, pool: &[(&str, &[&str])]) -> Selector {
     (0..count).map(|_| requirement(random)).collect()
 }
 
-fn labels(random: &mut Random, pool: &[(&str, &[&str])]) -> Labels {
+pub fn labels(random: &mut Random, pool: &[(&str, &[&str])]) -> Labels {
     let present = pool.iter().filter(|_| random.next() % 10 < 7).copied().collect::<Vec<_>>();
     present.into_iter().map(|(key, values)| (key, *random.pick(values))).collect()
 }

@@ -71,6 +71,13 @@ pub fn is_forwarded(world: &World, packet: Packet) -> bool {
     chains(&desired, &local).fate("FORWARD", Traced { packet, state: State::New, mark: 0 }).0.passes()
 }
 
+/// The same of a packet that IPVS gave its real destination, which leaves the host by OUTPUT.
+pub fn is_sent(world: &World, packet: Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    let local = local();
+    chains(&desired, &local).fate("OUTPUT", Traced { packet, state: State::New, mark: 0 }).0.passes()
+}
+
 /// Returns whether a packet that connection tracking cannot assign passes: it does where no policy of the pods may refuse anything.
 pub fn passes_invalid(rules: &RuleSet, packet: &Packet) -> bool {
     let judged = verdict(rules, packet);

@@ -287,6 +287,12 @@ impl Of<'_> {
     fn is_peer(&self, peer: &Peer, address: IpAddr) -> bool {
         match peer {
             Peer::Block { cidr, except } => inside(*cidr, address) && !except.iter().any(|hole| inside(*hole, address)),
+            Peer::Nodes(wanted) => {
+                let mut nodes = self.world.cluster.nodes.iter().map(|(_, node)| node);
+                nodes.any(|node| {
+                    selected(wanted, &node.labels) && node.addresses.iter().any(|own| own.address == address)
+                })
+            }
             Peer::Pods { namespaces, pods } => {
                 let all = self.running(address);
                 !all.is_empty()

@@ -42,6 +42,12 @@ pub fn is_forwarded(world: &World, packet: &Packet) -> bool {
     Table { table: &desired.table, local: &local() }.passes(Hook::Forward, packet, State::New)
 }
 
+/// The same of a packet that IPVS gave its real destination, which leaves the host by the hook for output.
+pub fn is_sent(world: &World, packet: &Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    Table { table: &desired.table, local: &local() }.passes(Hook::Output, packet, State::New)
+}
+
 fn check_packets(rules: &RuleSet, desired: &Desired, random: &mut Random, packets: usize) {
     let local = local();
     let table = Table { table: &desired.table, local: &local };
@@ -329,6 +335,43 @@ fn the_chain_of_a_pod_does_not_grow_with_its_policies() {
     assert!(few <= 8, "{few}");
 }
 
+/// The rules that the first packet of a connection between two pods of this node meets, of which the first policies for the one that
+/// gets it allow others, and the last allows the sender; with so many blocks besides.
+fn rules_met(policies: u32, blocks: u32) -> usize {
+    let case = Case::new().namespace("shop", "").namespace("clients", "of=clients");
+    let mut case = case.pod("shop/web", HERE, ["10.244.0.1", "app=web", ""]);
+    case = case.pod("clients/one", HERE, ["10.244.0.2", "", ""]);
+    for number in 1..=policies {
+        let other = pods(&format!("app=other-{number}"));
+        let peer = if number == policies { pods_in("of=clients", "") } else { other };
+        let more = (0..blocks).map(|at| block(&format!("198.{}.{}.128/25", 18 + at / 256, at % 256), &[]));
+        let peers: Vec<Peer> = more.chain([peer]).collect();
+        let rules = [rule(&peers, &[port("tcp/8080"), port("tcp/9090")])];
+        case = case.policy(&format!("shop/guard-{number}"), "app=web", [Some(&rules), None]);
+    }
+    let (_, desired) = lowered(&case.0, false, BOTH);
+    let [source, destination] = ["10.244.0.2", "10.244.0.1"].map(|text| text.parse().unwrap());
+    let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 8080 };
+    let packet = Packet { source, destination, traffic, from_this_node: false };
+    let traced = Table { table: &desired.table, local: &local() }.trace(Hook::Forward, &packet, State::New);
+    assert_eq!(traced.fate, Fate::Passes, "{policies} policies, {blocks} blocks");
+    traced.met.rules
+}
+
+#[test]
+fn the_first_packet_of_a_connection_meets_as_many_rules_with_1000_policies_as_with_one() {
+    let none = rules_met(0, 0);
+    let one = rules_met(1, 0);
+    println!("{none} rules without a policy, {one} with one");
+    assert!(one <= none + 4 && none <= 26, "{none} {one}");
+    for policies in [10, 300, 1000] {
+        assert_eq!(rules_met(policies, 0), one, "{policies} policies");
+    }
+    // Pods and blocks are two sets, and so one rule more, however many blocks there are.
+    assert_eq!(rules_met(1, 1000), rules_met(1, 1));
+    assert!(rules_met(1, 1000) <= one + 1);
+}
+
 /// A policy of a tier for all pods, with these rules for what they get.
 fn of_tier(case: Case, tier: Tier, rules: Vec<(Action, PolicyRule)>) -> Case {
     let Case(mut world) = case;
@@ -426,7 +469,7 @@ fn what_a_tier_denies_counts_for_its_policy() {
         let local = local();
         let traced = Table { table: &desired.table, local: &local }.trace(Hook::Forward, &packet, State::New);
         assert_eq!(traced.fate, Fate::Rejected);
-        assert_eq!(traced.counted, rules.cluster_policies.keys().map(names::denied).collect::<Vec<_>>());
+        assert_eq!(traced.met.counted, rules.cluster_policies.keys().map(names::denied).collect::<Vec<_>>());
     }
 }
 
@@ -622,7 +665,7 @@ fn the_classes_of_counters_are_those_of_the_pods_and_count_what_is_refused() {
     let traced = Table { table: &lowering.desired().table, local: &local }.trace(Hook::Forward, &packet, State::New);
     assert_eq!(traced.fate, Fate::Rejected);
     let names: Vec<Name> = lowering.classes().map(|class| names::class(class)).collect();
-    assert_eq!(traced.counted, names, "one class, which counts");
+    assert_eq!(traced.met.counted, names, "one class, which counts");
 }
 
 #[test]

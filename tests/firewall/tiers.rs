@@ -2,24 +2,49 @@
 
 use sluice::firewall::plan::Plan;
 use sluice::model::{
-    Action, Cluster, ClusterNetworkPolicy, ClusterRule, Namespaces, Peer, Peers, PolicyRule, PortMatch, Ports, Subject,
-    Tier, World,
+    Action, Cluster, ClusterNetworkPolicy, ClusterRule, Namespaces, Node, NodeAddress, NodeAddressKind, Peer, Peers,
+    PolicyRule, PortMatch, Ports, Subject, Tier, World,
 };
 
-use super::clusters::{LABELS, OF_NAMESPACES, block, policy_ports, remove_one, selector};
+use super::clusters::{LABELS, OF_NAMESPACES, block, labels, policy_ports, remove_one, selector};
 use super::support::random::{Random, for_many};
 use super::{clusters, histories};
 
 /// Names and priorities are few, so that some meet.
 const NAMES: [&str; 4] = ["a", "b", "c", "bc"];
 const PRIORITIES: [u16; 3] = [0, 7, 1000];
+/// None of them is this host: what is known of that one decides about more than peers.
+const NODES: [&str; 3] = ["node3", "node4", "node5"];
+const NODE_ADDRESSES: [&str; 6] =
+    ["192.0.2.12", "2001:db8:2::12", "203.0.113.9", "2001:db8:113::9", "10.244.0.5", "fd00:10:244::5"];
+const OF_NODES: [(&str, &[&str]); 2] = [("pool", &["gpu", "web"]), ("spot", &[""])];
 
 /// Changes one policy, and says what.
 pub fn change(cluster: &mut Cluster, random: &mut Random) -> String {
-    if random.chance(30) {
-        return remove_one(&mut cluster.cluster_policies, random);
+    match random.below(10) {
+        0..=2 => remove_one(&mut cluster.cluster_policies, random),
+        3..=4 => put_node(cluster, random),
+        _ => put(cluster, random),
     }
-    put(cluster, random)
+}
+
+/// Adds a Node, replaces one or takes it away. Some have addresses of pods, which the API does not forbid, and two may have the same.
+fn put_node(cluster: &mut Cluster, random: &mut Random) -> String {
+    let name = *random.pick(&NODES);
+    if random.chance(20) {
+        cluster.nodes.remove(&name.into());
+        return format!("node {name} is gone");
+    }
+    let mut addresses = Vec::new();
+    for _ in 0..random.below(3) {
+        let address = random.pick(&NODE_ADDRESSES).parse().expect("an address");
+        let kind = *random.pick(&[NodeAddressKind::Internal, NodeAddressKind::External]);
+        addresses.push(NodeAddress { kind, address });
+    }
+    let node = Node { addresses, labels: labels(random, &OF_NODES), ..Node::default() };
+    let told = format!("node {name} {node:?}");
+    cluster.nodes.insert(name.into(), node);
+    told
 }
 
 /// Adds a policy, or replaces one.
@@ -29,8 +54,8 @@ pub fn put(cluster: &mut Cluster, random: &mut Random) -> String {
         tier: *random.pick(&[Tier::Admin, Tier::Baseline]),
         priority: *random.pick(&PRIORITIES),
         subject: Subject { namespaces: selector(random, &OF_NAMESPACES), pods: selector(random, &LABELS) },
-        ingress: rules(random),
-        egress: rules(random),
+        ingress: rules(random, false),
+        egress: rules(random, true),
     };
     let told = format!("cluster policy {name} {policy:?}");
     cluster.cluster_policies.insert(name.into(), policy);
@@ -42,22 +67,24 @@ pub fn world(random: &mut Random, changes: usize) -> World {
     let mut world = clusters::world(random, changes);
     for _ in 0..3 {
         put(&mut world.cluster, random);
+        put_node(&mut world.cluster, random);
     }
     world
 }
 
-fn rules(random: &mut Random) -> Box<[ClusterRule]> {
-    (0..random.below(4)).map(|_| rule(random)).collect()
+fn rules(random: &mut Random, are_for_egress: bool) -> Box<[ClusterRule]> {
+    (0..random.below(4)).map(|_| rule(random, are_for_egress)).collect()
 }
 
 /// A sound rule, or what an unsound one counts as.
-fn rule(random: &mut Random) -> ClusterRule {
+fn rule(random: &mut Random, is_for_egress: bool) -> ClusterRule {
     let action = *random.pick(&[Action::Accept, Action::Deny, Action::Pass]);
     let peer = |random: &mut Random| match random.below(10) {
         0..=6 => {
             let namespaces = Namespaces::Selected(selector(random, &OF_NAMESPACES));
             Peer::Pods { namespaces, pods: selector(random, &LABELS) }
         }
+        7..=8 if is_for_egress => Peer::Nodes(selector(random, &OF_NODES)),
         _ => Peer::Block { cidr: block(random), except: [].into() },
     };
     let count = *random.pick(&[0, 1, 1, 1, 2, 3]);
@@ -65,7 +92,7 @@ fn rule(random: &mut Random) -> ClusterRule {
     let peers = if action == Action::Deny && random.chance(10) { Peers::Any } else { Peers::Of(peers) };
     let ports = match (policy_ports(random), &peers) {
         // Only pods have named ports.
-        (Ports::Of(mut ports), Peers::Of(peers)) if peers.iter().any(|peer| matches!(peer, Peer::Block { .. })) => {
+        (Ports::Of(mut ports), Peers::Of(peers)) if !peers.iter().all(|peer| matches!(peer, Peer::Pods { .. })) => {
             let mut left = std::mem::take(&mut ports).into_vec();
             left.retain(|port| !matches!(port.number, PortMatch::Named(_)));
             Ports::Of(left.into())

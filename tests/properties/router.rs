@@ -11,8 +11,8 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::rib::{Best, PeerId, RouteChange};
 use sluice::config::RouterConfig;
 use sluice::model::{
-    AnnounceAnnotations, Authority, Cluster, Host, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Prepend,
-    Reflection, Routing, World,
+    AnnounceAnnotations, Authority, Cluster, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink,
+    Prepend, Reflection, Routing, World,
 };
 use sluice::net::{ExternalPeer, Password, PerFamily};
 use sluice::reconcile::Sorted;
@@ -217,6 +217,7 @@ fn node(random: &mut Random) -> Node {
         should_announce: random.chance(50),
         is_on_aws: false,
         zone: None,
+        labels: Labels::default(),
         routing: routing.filter(|routing| **routing != Routing::default()),
     }
 }

@@ -17,8 +17,8 @@ use sluice::bgp::transport::Transport;
 use sluice::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
 use sluice::model::{
-    Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, ObjectName, OnLink, Routing, Service,
-    World,
+    Authority, Host, HostAddress, HostLink, Labels, Node, NodeAddress, NodeAddressKind, ObjectName, OnLink, Routing,
+    Service, World,
 };
 use sluice::net::{Family, PerFamily};
 use sluice::router::desired::SHARING;
@@ -140,6 +140,7 @@ impl Cluster {
             should_announce: false,
             is_on_aws: false,
             zone: None,
+            labels: Labels::default(),
             routing: None,
         };
         self.world.cluster.nodes.insert(name(number).into(), node);

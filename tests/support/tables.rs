@@ -28,8 +28,16 @@ pub struct Table<'a> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Traced {
     pub fate: Fate,
+    pub met: Met,
+}
+
+/// Objects that a packet met on its way.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Met {
     /// The counters that counted it, in order.
     pub counted: Vec<Name>,
+    /// The number of rules that were evaluated, each as far as its first match that does not hold: that is what it costs.
+    pub rules: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,31 +69,32 @@ impl Table<'_> {
             })
             .collect();
         bases.sort();
-        let mut counted = Vec::new();
+        let mut met = Met::default();
         for (_, name) in bases {
-            if let Outcome::Refused(fate) = self.chain(name, (packet, state), &mut counted, 0) {
-                return Traced { fate, counted };
+            if let Outcome::Refused(fate) = self.chain(name, (packet, state), &mut met, 0) {
+                return Traced { fate, met };
             }
         }
-        Traced { fate: Fate::Passes, counted }
+        Traced { fate: Fate::Passes, met }
     }
 
     pub fn passes(&self, hook: Hook, packet: &Packet, state: State) -> bool {
         self.trace(hook, packet, state).fate == Fate::Passes
     }
 
-    fn chain(&self, name: &Name, packet: (&Packet, State), counted: &mut Vec<Name>, depth: usize) -> Outcome {
+    fn chain(&self, name: &Name, packet: (&Packet, State), met: &mut Met, depth: usize) -> Outcome {
         assert!(depth < 16, "the kernel follows no more than 16 jumps: {name}");
         let Some(Content::Chain(chain)) = self.table.get(&Object::Chain(name.clone())) else {
             panic!("a jump to chain {name}, which does not exist");
         };
         for rule in &chain.rules {
+            met.rules += 1;
             if !rule.matches().iter().all(|one| self.holds(one, packet)) {
                 continue;
             }
             for statement in rule.statements() {
                 match statement {
-                    Statement::Count(counter) => counted.push(counter.clone()),
+                    Statement::Count(counter) => met.counted.push(counter.clone()),
                     Statement::Log { group, .. } => assert_eq!(*group, 100),
                     other => panic!("{other:?} is a statement that this reader does not know"),
                 }
@@ -100,11 +109,11 @@ impl Table<'_> {
                 Some(Verdict::Drop) => return Outcome::Refused(Fate::Dropped),
                 Some(Verdict::Reject) => return Outcome::Refused(Fate::Rejected),
                 Some(Verdict::Return) => return Outcome::Returned,
-                Some(Verdict::Jump(to)) => match self.chain(to, packet, counted, depth + 1) {
+                Some(Verdict::Jump(to)) => match self.chain(to, packet, met, depth + 1) {
                     Outcome::Returned => {}
                     outcome => return outcome,
                 },
-                Some(Verdict::Goto(to)) => return self.chain(to, packet, counted, depth + 1),
+                Some(Verdict::Goto(to)) => return self.chain(to, packet, met, depth + 1),
                 Some(other) => panic!("{other:?} is a verdict that this reader does not know"),
             }
         }

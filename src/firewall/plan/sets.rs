@@ -65,7 +65,7 @@ impl Plan {
     fn cluster_compiled(&self, key: &ClusterPolicyKey) -> Option<Arc<[ClusterRule]>> {
         let policy = self.cluster.cluster_policies.get(&key.policy)?;
         let is_needed = self.cluster_selected.contains_key(key);
-        is_needed.then(|| compile::cluster_rules(policy, key.direction))?
+        is_needed.then(|| compile::cluster_rules(policy, key.direction, &self.cluster.nodes))?
     }
 
     fn use_sets<'a>(&mut self, sets: impl Iterator<Item = &'a Arc<SetKey>>, fresh: &mut BTreeSet<Arc<SetKey>>) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::{Dirty, Plan};
+use crate::firewall::node_peers;
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
 use crate::model::{Action, Cluster, ClusterNetworkPolicy, ObjectName, Pod, Requirement, Selector};
 
@@ -29,7 +30,11 @@ impl Plan {
                 self.cluster_policies.remove(&subject(policy), name);
                 dirty.cluster_policies.extend(keys(name, policy));
             }
+            self.node_policies.remove(name);
             if let Some(policy) = after {
+                if node_peers::asks(policy) {
+                    self.node_policies.insert(name.clone());
+                }
                 self.cluster_policies.insert(&subject(policy), name);
                 dirty.cluster_policies.extend(keys(name, policy));
             }
@@ -42,6 +47,22 @@ impl Plan {
                     dirty.pods.insert(pod_name.clone());
                 }
             }
+        }
+    }
+
+    /// Marks the policies whose peers a change of the Nodes may have changed.
+    pub(super) fn take_in_nodes(&self, older: &Cluster, dirty: &mut Dirty) {
+        let (before, after) = (&older.nodes, &self.cluster.nodes);
+        let is_other = |name: &CompactString| {
+            let [before, after] = [before, after].map(|nodes| nodes.get(name).map(|node| &**node));
+            node_peers::differ(before, after)
+        };
+        if self.node_policies.is_empty() || !after.changes_since(before).any(|change| is_other(change.key())) {
+            return;
+        }
+        for name in &self.node_policies {
+            let policy = self.cluster.cluster_policies.get(name).into_iter();
+            dirty.cluster_policies.extend(policy.flat_map(|policy| keys(name, policy)));
         }
     }
 

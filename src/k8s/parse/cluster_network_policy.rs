@@ -8,9 +8,9 @@
 //! That concerns the whole rule, whichever of its parts is the odd one:
 //! - a peer with none or several of its fields; an empty list of peers or of protocols, or one that is missing where it
 //!   must not be; a network that is no range;
-//! - a port number or range out of bounds, a protocol with none or several of its fields; a named port beside networks.
+//! - a port number or range out of bounds, a protocol with none or several of its fields; a named port beside networks or nodes.
 //!
-//! Peers that are not supported are treated alike: `nodes` and `domainNames`, which are experimental.
+//! Peers by `domainNames`, which are experimental, are not supported and treated alike.
 //!
 //! What decides about the whole policy has no such safe side: its tier and priority, and its subject. A policy in which one of
 //! these is odd is unreadable (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is
@@ -185,14 +185,14 @@ fn rule(direction: Direction, written: &RuleObject) -> Result<PolicyRule, Wrong>
     let is_named = |port: &PolicyPort| matches!(port.number, PortMatch::Named(_));
     if let Ports::Of(ports) = &ports
         && ports.iter().any(is_named)
-        && peers.iter().any(|peer| matches!(peer, Peer::Block { .. }))
+        && peers.iter().any(|peer| matches!(peer, Peer::Block { .. } | Peer::Nodes(_)))
     {
-        return Err(Wrong::new(".protocols", "has a named port, which networks do not have"));
+        return Err(Wrong::new(".protocols", "has a named port, which networks and nodes do not have"));
     }
     Ok(PolicyRule { peers: Peers::Of(peers), ports })
 }
 
-/// Returns what a peer stands for: pods, or one or more networks.
+/// Returns what a peer stands for: pods, nodes, or one or more networks.
 fn read_peer(direction: Direction, written: &PeerObject) -> Result<Vec<Peer>, Wrong> {
     if let Some(name) = written.unknown.keys().next() {
         return Err(Wrong::new(format!(".{name}"), "is not a field of a peer"));
@@ -209,10 +209,11 @@ fn read_peer(direction: Direction, written: &PeerObject) -> Result<Vec<Peer>, Wr
         return Err(Wrong::new(format!(".{name}"), "is not a field of a peer for ingress"));
     }
     let of = |namespaces, pods| vec![Peer::Pods { namespaces: Namespaces::Selected(namespaces), pods }];
-    match (namespaces, pods, networks) {
+    match (namespaces, pods, networks, nodes) {
         (Some(namespaces), ..) => Ok(of(below("namespaces", namespaces)?, Selector::everything())),
-        (_, Some(pods), _) => read_pods(pods).map(|(namespaces, pods)| of(namespaces, pods)),
-        (.., Some(networks)) => read_networks(networks).map_err(|wrong| wrong.below(".networks")),
+        (_, Some(pods), ..) => read_pods(pods).map(|(namespaces, pods)| of(namespaces, pods)),
+        (.., Some(networks), _) => read_networks(networks).map_err(|wrong| wrong.below(".networks")),
+        (.., Some(nodes)) => Ok(vec![Peer::Nodes(below("nodes", nodes)?)]),
         _ => {
             let name = given.map(|(name, _)| *name).next().unwrap_or_default();
             Err(Wrong::new(format!(".{name}"), "is not supported"))

@@ -1,7 +1,7 @@
 //! A Node, from the API's form to ours.
 //!
 //! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable, whether the node is ready), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
-//! that win over the spec, `spec.providerID`, the labels `topology.kubernetes.io/zone` and `kubernetes.io/os`, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
+//! that win over the spec, `spec.providerID`, the labels, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
 
 mod protobuf;
@@ -36,6 +36,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         should_announce: should_announce(object),
         is_on_aws: is_on_aws(object),
         zone: zone(object),
+        labels: object.metadata.labels.iter().flatten().collect(),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
     (name, Some(node), warnings.take())
@@ -228,6 +229,13 @@ mod tests {
         for other in ["{topology.kubernetes.io/zone: ''}", "{failure-domain.beta.kubernetes.io/zone: eu-1a}", "{}"] {
             assert_eq!(of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn labels_are_kept_for_policies_that_select_nodes() {
+        let (node, warnings) = parsed("{metadata: {name: a, labels: {pool: gpu, node-role.kubernetes.io/worker: ''}}}");
+        let all: Vec<_> = node.labels.iter().collect();
+        assert_eq!((all, warnings.len()), (vec![("node-role.kubernetes.io/worker", ""), ("pool", "gpu")], 0));
     }
 
     #[test]

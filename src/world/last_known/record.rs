@@ -167,7 +167,7 @@ fn write_body(known: &Known, bytes: &mut Vec<u8>) {
         }
     }
     for (name, node) in nodes.iter() {
-        write(ClusterRecord { nodes: vec![NodeRecord::of(name, node)], ..ClusterRecord::default() });
+        write(ClusterRecord { nodes: vec![NodeRecord::of(name, node, &mut collected)], ..ClusterRecord::default() });
     }
     let sorted: Vec<(&ObjectName, &Pod)> = pods.iter().map(|(name, pod)| (name, &**pod)).collect();
     for of_one in sorted.chunk_by(|(one, _), (other, _)| one.namespace == other.namespace) {
@@ -216,7 +216,7 @@ impl ClusterRecord {
             cluster.endpoints.insert(service, endpoints);
         }
         for record in self.nodes {
-            note(Kind::Node, put(&mut cluster.nodes, record.node()));
+            note(Kind::Node, put(&mut cluster.nodes, record.node(&lists)));
         }
         for record in self.pods {
             let read = record.pods(&lists, |name, pod| {

@@ -127,16 +127,18 @@ fn the_rules_of_each_direction_keep_their_order_their_names_and_their_actions() 
 }
 
 #[test]
-fn peers_are_pods_or_networks_of_either_family() {
+fn peers_are_pods_or_nodes_or_networks_of_either_family() {
     let rule = matches(
         "{action: Deny, to: [{namespaces: {matchLabels: {team: red}}}, {pods: {podSelector: {matchLabels: {app: web}}}},
-          {networks: [10.0.0.7/8, 'fd00::/8']}]}",
+          {networks: [10.0.0.7/8, 'fd00::/8']}, {nodes: {matchLabels: {pool: gpu}}}, {nodes: {}}]}",
     );
     let expected = [
         of(is("team", "red"), Selector::everything()),
         of(Selector::everything(), is("app", "web")),
         network("10.0.0.0/8"),
         network("fd00::/8"),
+        Peer::Nodes(is("pool", "gpu")),
+        Peer::Nodes(Selector::everything()),
     ];
     assert_eq!(rule, PolicyRule { peers: Peers::Of(expected.into()), ports: Ports::Any });
 }
@@ -156,7 +158,7 @@ fn protocols_are_numbers_ranges_and_names_of_any_protocol() {
 }
 
 /// Parts of a rule for egress that make no sense, each with the field that is named.
-const ODD: [(&str, &str); 30] = [
+const ODD: [(&str, &str); 31] = [
     ("", "to"),
     ("to: []", "to"),
     ("to: [{}]", "to[0]"),
@@ -171,7 +173,8 @@ const ODD: [(&str, &str); 30] = [
     ("to: [{networks: [10.0.0.0/8, 10.0.0.0/33]}]", "to[0].networks[1]"),
     ("to: [{networks: [example.org]}]", "to[0].networks[0]"),
     ("to: [{networks: [10.0.0.0/8]}], protocols: [{destinationNamedPort: http}]", "protocols"),
-    ("to: [{nodes: {}}]", "to[0].nodes"),
+    ("to: [{nodes: {matchExpressions: [{key: a, operator: Near}]}}]", "to[0].nodes.matchExpressions[0]"),
+    ("to: [{nodes: {}}], protocols: [{destinationNamedPort: http}]", "protocols"),
     ("to: [{domainNames: [example.org]}]", "to[0].domainNames"),
     ("to: [{namespaces: {}}], protocols: []", "protocols"),
     ("to: [{namespaces: {}}], protocols: [{}]", "protocols[0]"),

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use compact_str::CompactString;
 
+use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
@@ -28,6 +29,9 @@ pub struct NodeRecord {
     /// Empty where there is none.
     #[prost(string, tag = "6")]
     zone: String,
+    /// A place in the list of labels.
+    #[prost(uint32, tag = "7")]
+    labels: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -76,7 +80,7 @@ struct PeerRecord {
 }
 
 impl NodeRecord {
-    pub fn of(name: &CompactString, node: &Node) -> NodeRecord {
+    pub fn of<'a>(name: &CompactString, node: &'a Node, collected: &mut Collected<'a>) -> NodeRecord {
         // The present conditions and the provider are known from the API alone.
         let Node {
             addresses: known,
@@ -85,6 +89,7 @@ impl NodeRecord {
             should_announce: _,
             is_on_aws: _,
             zone,
+            labels,
             routing,
         } = node;
         NodeRecord {
@@ -97,10 +102,11 @@ impl NodeRecord {
             pod_cidrs: ranges(pod_cidrs),
             routing: routing.as_deref().map(RoutingRecord::of),
             zone: zone.as_deref().unwrap_or_default().to_owned(),
+            labels: collected.labels(labels),
         }
     }
 
-    pub fn node(self) -> Option<(CompactString, Node)> {
+    pub fn node(self, lists: &Lists) -> Option<(CompactString, Node)> {
         let known = |(address, kind): (IpAddr, u32)| {
             let kind = match kind {
                 0 => NodeAddressKind::Internal,
@@ -117,6 +123,7 @@ impl NodeRecord {
             should_announce: false,
             is_on_aws: false,
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
+            labels: lists.labels(self.labels)?,
             routing: match self.routing {
                 Some(record) => Some(Box::new(record.routing()?)),
                 None => None,

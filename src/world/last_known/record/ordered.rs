@@ -20,9 +20,9 @@ use self::router::RouterRecord;
 use super::{Known, Unusable};
 use crate::k8s::Kind;
 use crate::model::{
-    AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress,
-    Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
-    ServiceType, Shared, TrafficPolicy,
+    AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Labels,
+    LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags,
+    Service, ServicePort, ServiceType, Shared, TrafficPolicy,
 };
 use crate::net::{Family, Protocol};
 
@@ -240,6 +240,7 @@ impl NodeRecord {
             should_announce: false,
             is_on_aws: false,
             zone: None,
+            labels: Labels::default(),
             routing: None,
         };
         Some((self.name, node))

@@ -91,7 +91,7 @@ struct RuleRecord {
     ports: Vec<PolicyPortRecord>,
 }
 
-/// Pods, or a block.
+/// Pods, or a block, or nodes.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PeerRecord {
     #[prost(message, optional, tag = "1")]
@@ -103,6 +103,8 @@ struct PeerRecord {
     cidr: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     except: Vec<u8>,
+    #[prost(message, optional, tag = "5")]
+    nodes: Option<SelectorRecord>,
 }
 
 /// A range of numbers, or a name, or every port.
@@ -260,10 +262,14 @@ impl PeerRecord {
             Peer::Block { cidr, except } => {
                 PeerRecord { cidr: ranges([cidr]), except: ranges(except), ..PeerRecord::default() }
             }
+            Peer::Nodes(nodes) => PeerRecord { nodes: Some(SelectorRecord::of(nodes)), ..PeerRecord::default() },
         }
     }
 
     fn peer(self) -> Option<Peer> {
+        if let Some(nodes) = self.nodes {
+            return Some(Peer::Nodes(nodes.selector()?));
+        }
         let Some(pods) = self.pods else {
             let except = Packed::new(&self.except).all_ranges()?;
             return Some(Peer::Block { cidr: only_range(&self.cidr)?, except: except.into() });

@@ -155,6 +155,7 @@ fn proxied_cluster() -> Cluster {
             should_announce: false,
             is_on_aws: false,
             zone: None,
+            labels: Labels::default(),
             routing: None,
         },
     );

@@ -112,6 +112,7 @@ prop_compose! {
         addresses in vec((any::<bool>(), address()), 0..4),
         ranges in vec((address(), 0..=32u8), 0..3),
         zone in proptest::option::of("[a-c]{1,2}"),
+        labels in labels(),
         routing in proptest::option::of(routing()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
@@ -122,6 +123,7 @@ prop_compose! {
             should_announce: false,
             is_on_aws: false,
             zone: zone.map(CompactString::from),
+            labels,
             routing: routing.map(Box::new),
         }
     }
@@ -213,6 +215,7 @@ pub(super) fn peer() -> impl Strategy<Value = Peer> {
     prop_oneof![
         (proptest::option::of(selector()), selector()).prop_map(pods),
         (range(), vec(range(), 0..3)).prop_map(|(cidr, except)| Peer::Block { cidr, except: except.into() }),
+        selector().prop_map(Peer::Nodes),
     ]
 }
 

@@ -128,6 +128,7 @@ fn sample_nodes(cluster: &mut Cluster) {
         should_announce: false,
         is_on_aws: false,
         zone: None,
+        labels: Labels::default(),
         routing: Some(Box::new(routing)),
     };
     cluster.nodes.insert("node-1".into(), node);
