@@ -303,6 +303,43 @@ fn places_that_are_admitted_have_effects() {
     none(idle.map(|place| format!("{place}: no effect there")).collect());
 }
 
+/// Files that open sockets of netfilter. Closing one takes the kernel tens of milliseconds, for which its thread waits: one that opens such a socket
+/// keeps it, or does so once at a start or an end.
+const OPEN_NETFILTER: [&str; 15] = [
+    // They keep it.
+    "firewall/flows.rs",
+    "kernel/conntrack.rs",
+    "kernel/ipset/acts.rs",
+    "kernel/monitor.rs",
+    "kernel/nflog.rs",
+    "kernel/nftables/counters.rs",
+    "kernel/nftables/notified.rs",
+    "kernel/nftables/passages.rs",
+    "kernel/nftables/table.rs",
+    // Keeps one, and opens others to look for tables when a subsystem starts.
+    "kernel/nftables/foreign.rs",
+    // At the start.
+    "kernel/nftables/probe.rs",
+    // With iptables, whose programs close one each, when what an earlier run left is removed.
+    "firewall/iptables/linux.rs",
+    // They keep one of ipset.
+    "kernel/ipset/elements.rs",
+    "kernel/ipset/sets.rs",
+    "kernel/iptables/abandoned.rs",
+];
+
+#[test]
+fn nobody_opens_a_socket_of_netfilter_in_passing() {
+    let opens = |source: &Source| {
+        let code: String = without_tests(&source.text).collect::<Vec<_>>().join(" ");
+        ["open(Bus::Netfilter", "Ipset::open("].iter().any(|word| code.contains(word))
+    };
+    let found = sources("src").into_iter().filter(|source| !is_test(&source.path) && opens(source));
+    let below = |source: Source| source.path.strip_prefix("src/").unwrap_or(&source.path).to_owned();
+    let found: BTreeSet<String> = found.map(below).collect();
+    assert_eq!(found, OPEN_NETFILTER.map(str::to_owned).into());
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     let files = sources("src").into_iter().chain(sources("tests"));

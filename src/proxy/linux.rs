@@ -78,7 +78,7 @@ pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
 /// Opens all kinds, of the packet filter those of one backend or of both.
 fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     let uses = |backend| used.is_none_or(|used| used == backend);
-    let removal = Removal::of(ownership(), with_temporary(), SetName(TEMPORARY_SET.into()));
+    let removal = Removal::of(ownership(), with_temporary());
     let device = LinkName(DEVICE.into());
     let mut targets = Targets {
         kernel: Linux { used, left: None, removal, abandoned: PerFamily::default(), forgetter: Forgetter::default() },

@@ -90,7 +90,7 @@ fn opened(
 ) -> Result<Targets<Linux>, Error> {
     let mut tunnels = Tunnels::open(is_tunnel, compares_mtu)?;
     let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
-    let removal = Removal::of(left, with_temporary(), SetName(TEMPORARY_SET.into()));
+    let removal = Removal::of(left, with_temporary());
     let answers_by = if used == Some(Backend::Nftables) { answers_by() } else { AnswersBy::State };
     let uses = |backend| used.is_none_or(|used| used == backend);
     let mut targets = Targets {

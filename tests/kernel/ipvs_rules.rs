@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::netlink::{Bus, Socket};
 use sluice::kernel::nftables::host_chains::{self, HostTable};
 use sluice::kernel::nftables::host_masquerades::Masqueraded;
 use sluice::kernel::{Name, module};
@@ -173,9 +174,10 @@ fn kube_routers_masquerading_goes_without_programs_of_iptables_and_foreign_rules
         append("-m ipvs --vdir REPLY --vmethod MASQ -m comment --comment '' -j MASQUERADE");
         let foreign = postrouting(flavour, family).split_off(its);
         let table = HostTable { family, name: "nat" };
-        let removed = host_chains::remove_masquerades(table, "POSTROUTING", |found| {
+        let mut socket = Socket::open(Bus::Netfilter).expect("the kernel has netfilter");
+        let removed = host_chains::remove_masquerades(&mut socket, table, "POSTROUTING", |_, found| {
             let by_ipvs = found.iter().filter(|one| one.packets == Masqueraded::ByIpvs);
-            Ok(by_ipvs.map(|one| one.handle).collect())
+            by_ipvs.map(|one| one.handle).collect()
         });
         assert_eq!(removed.expect("the kernel can be asked"), its);
         assert_eq!(postrouting(flavour, family), foreign, "{family}");

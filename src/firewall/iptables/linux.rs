@@ -10,6 +10,7 @@ use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{
     self, Detected, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing,
 };
+use crate::kernel::netlink::{Bus, Socket};
 use crate::kernel::nftables::dropping_chains::ChainsOfOthers;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module, nftables};
@@ -30,10 +31,10 @@ pub struct Linux {
     others: ChainsOfOthers,
 }
 
-/// Temporary set, used while another one is replaced.
 /// Exists where the kernel has legacy tables of IPv6.
 const LEGACY_TABLES_V6: &str = "/proc/thread-self/net/ip6_tables_names";
 
+/// Temporary set, used while another one is replaced.
 const TEMPORARY_SET: &str = "sluice-firewall-tmp";
 
 /// The tables of kube-router's network policies with `--use-nftables-for-netpol`.
@@ -165,16 +166,16 @@ impl Refusing for Tables {
     }
 }
 
-/// Returns the removal of everything that this backend and kube-router left, of both iptables backends. A host without ipset or programs of
-/// iptables has nothing of it.
+/// Returns the removal of everything that this backend and kube-router left, of both iptables backends, and then of the tables of a kube-router with
+/// `--use-nftables-for-netpol`. A host without ipset or programs of iptables has nothing of the former.
 pub fn removal() -> Removal {
-    Removal::of(ownership(), with_temporary(), SetName(TEMPORARY_SET.into()))
+    Removal::of(ownership(), with_temporary()).with_tables(&KUBE_ROUTERS_TABLES)
 }
 
 /// Removes the tables that a kube-router with `--use-nftables-for-netpol` left: they go on enforcing its last policies.
 /// Returns why something could not be removed.
-pub fn remove_kube_routers_tables() -> Vec<String> {
-    match nftables::remove(&KUBE_ROUTERS_TABLES) {
+fn remove_kube_routers_tables() -> Vec<String> {
+    match Socket::open(Bus::Netfilter).and_then(|mut socket| nftables::remove(&mut socket, &KUBE_ROUTERS_TABLES)) {
         Ok(removed) => {
             for table in removed {
                 info!(family = %table.family, table = table.name, "Removed the nftables table of kube-router's network policies");

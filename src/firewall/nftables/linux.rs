@@ -57,11 +57,7 @@ impl Kernel for Linux {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        let mut failed = self.removal.step();
-        if !self.removal.goes_on() {
-            failed.extend(iptables::linux::remove_kube_routers_tables());
-        }
-        failed
+        self.removal.step()
     }
 
     fn removal_goes_on(&self) -> bool {

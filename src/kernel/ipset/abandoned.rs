@@ -1,23 +1,18 @@
 //! Sets of ours that nobody uses any more.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
-
-use super::{SetName, Sets};
+use super::Ipset;
 use crate::kernel::Name;
-use crate::reconcile::{Mirror, Moment, Reflection, Target};
 
-/// Removes these sets with their elements; returns why one could not be removed. Rules that name them must have gone. A
+/// Removes the sets with these names, and their elements; returns why one could not be removed. Rules that name them must have gone. A
 /// kernel without ipset has none.
-pub fn remove(names: Vec<Name>, temporary: SetName) -> Option<String> {
-    let mut sets = match Sets::open(names, temporary) {
+pub fn remove(ipset: &mut Ipset, names: &[Name]) -> Option<String> {
+    let sets = match ipset.names() {
         Ok(sets) => sets,
+        Err(error) if error.is_unsupported() => return None,
         Err(error) => return Some(error.to_string()),
     };
-    if sets.read().is_err_and(|error| error.is_unsupported()) {
-        return None;
-    }
-    let mut mirror = Mirror::new(sets);
-    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-    mirror.trouble().map(|trouble| trouble.error.clone())
+    let ours = sets.iter().filter(|set| names.iter().any(|name| name.matches(&set.0)));
+    let failed = ours.filter_map(|set| ipset.destroy(set).err());
+    // All are tried, whichever fails.
+    failed.collect::<Vec<_>>().into_iter().next().map(|error| error.to_string())
 }

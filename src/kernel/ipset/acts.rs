@@ -31,6 +31,14 @@ const HIGHEST_REVISIONS: [(SetKind, u8); 4] =
 const RELEASE_TRIES: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Returns the name of the set that the kernel has under this number, which is how rules name it; `None` if there is none, or the
+/// kernel is older than 4.20. `socket` is one of netfilter.
+pub fn name_of(socket: &mut Socket, number: u16) -> Option<SetName> {
+    let mut message = Messages::new();
+    wire::begin(&mut message, command::BY_NUMBER, "").u16_be(Messages::network_order(outer::NUMBER), number);
+    socket.request(&mut message, wire::set_name).ok()?.into_iter().next()
+}
+
 impl Ipset {
     /// Opens a socket in the network namespace of the calling thread.
     ///
@@ -38,6 +46,11 @@ impl Ipset {
     /// The socket cannot be opened.
     pub fn open() -> Result<Ipset, Error> {
         Ok(Ipset { socket: Socket::open(Bus::Netfilter)?, revisions: BTreeMap::new() })
+    }
+
+    /// Its socket, for what else its user asks of netfilter: closing one takes the kernel tens of milliseconds.
+    pub(in crate::kernel) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
     }
 
     /// The names of all sets.
@@ -61,14 +74,6 @@ impl Ipset {
             Some((name, wire::set_spec(answer)?))
         });
         Ok(found.map_err(|fault| error("list sets", "", fault))?.into_iter().collect())
-    }
-
-    /// Returns the name of the set that the kernel has under this number, which is how rules name it; `None` if there is none, or the
-    /// kernel is older than 4.20.
-    pub fn name_of(&mut self, number: u16) -> Option<SetName> {
-        let mut message = Messages::new();
-        wire::begin(&mut message, command::BY_NUMBER, "").u16_be(Messages::network_order(outer::NUMBER), number);
-        self.socket.request(&mut message, wire::set_name).ok()?.into_iter().next()
     }
 
     /// Returns the number of elements in a set; `None` where the kernel does not report it, or has no such set.

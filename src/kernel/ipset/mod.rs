@@ -27,7 +27,7 @@ use ipnet::IpNet;
 
 use crate::net::{Family, Protocol};
 
-pub use self::acts::Ipset;
+pub use self::acts::{Ipset, name_of};
 pub use self::elements::Elements;
 pub use self::sets::Sets;
 

@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::flavour::{has_program, has_unreadable_tables};
+use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables};
 use super::rule::{SetSides, Side};
-use super::{Families, Flavour, Leftovers, Match, Ownership, Rule, Table, Tables, Verdict, detect};
-use crate::kernel::ipset::{self, Ipset, SetName};
+use super::{Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
+use crate::kernel::ipset::{self, Ipset};
+use crate::kernel::netlink::Socket;
 use crate::kernel::nftables::host_chains::{self, HostTable};
 use crate::kernel::nftables::host_masquerades::{InSet, Masquerade, Masqueraded};
-use crate::kernel::{Error, Name};
-use crate::net::Family;
+use crate::kernel::{Error, Name, nftables};
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Mirror, Moment, Reflection};
 
 const UNREADABLE: &str = "the sets may be in use by rules of legacy iptables, whose programs are not installed: run --cleanup-config \
@@ -25,8 +26,11 @@ pub fn remove(programs: Families, ownership: Ownership) -> Option<String> {
     mirror.trouble().map(|trouble| trouble.error.clone())
 }
 
-/// Removes everything of ours from the tables of both variants, and sets of ours, part by part: each starts one or two programs at most, and whoever
-/// removes does other things in between.
+/// Removes everything of ours from the tables of both variants, sets of ours, and tables of others that go with them, part by part: each starts one or two
+/// programs at most, and whoever removes does other things in between.
+///
+/// Programs are started only where something may be ours, which the kernel is asked before: by netlink about tables of nf_tables, and about those of the
+/// legacy variant by the list of their names. All parts have one socket, which stays open: the kernel takes tens of milliseconds to close one.
 ///
 /// Without programs of iptables what its nf_tables variant wrote is removed by netlink. What the legacy variant wrote can then be
 /// neither read nor removed: sets that are in use say that there is something.
@@ -34,7 +38,10 @@ pub fn remove(programs: Families, ownership: Ownership) -> Option<String> {
 pub struct Removal {
     ownership: Ownership,
     sets: Vec<Name>,
-    temporary: SetName,
+    /// Tables of nf_tables that others left and that go last.
+    tables: &'static [nftables::Table<'static>],
+    /// Opened by the first part.
+    ipset: Option<Ipset>,
     /// The remaining parts of an attempt that has begun.
     parts: VecDeque<Part>,
     failed: Vec<String>,
@@ -44,30 +51,39 @@ pub struct Removal {
 #[derive(Clone, Copy, Debug)]
 enum Part {
     /// The tables that these programs read, of one family.
-    Tables(Families),
+    Programs(Families),
     /// The tables of nf_tables, of one family.
     Netlink(Family),
     /// All sets; rules that name them must have gone.
     Sets,
+    /// The tables that others left.
+    Tables,
 }
 
 impl Removal {
-    pub fn of(ownership: Ownership, sets: Vec<Name>, temporary: SetName) -> Removal {
-        Removal { ownership, sets, temporary, parts: VecDeque::new(), failed: Vec::new() }
+    pub fn of(ownership: Ownership, sets: Vec<Name>) -> Removal {
+        let (parts, failed) = (VecDeque::new(), Vec::new());
+        Removal { ownership, sets, tables: &[], ipset: None, parts, failed }
+    }
+
+    /// The same, and behind all else these tables of nf_tables.
+    pub fn with_tables(self, tables: &'static [nftables::Table<'static>]) -> Removal {
+        Removal { tables, ..self }
     }
 
     /// Does the next part. Behind the last one it returns why something could not be removed; the next call begins anew then.
     pub fn step(&mut self) -> Vec<String> {
+        if self.ipset.is_none() {
+            match Ipset::open() {
+                Ok(ipset) => self.ipset = Some(ipset),
+                // Such a kernel has nothing of all this but, perhaps, legacy tables.
+                Err(error) if error.is_unsupported() => {}
+                Err(error) => return vec![error.to_string()],
+            }
+        }
         match self.parts.pop_front() {
             None => self.begin(),
-            Some(Part::Tables(programs)) => self.failed.extend(remove(programs, self.ownership.clone())),
-            Some(Part::Netlink(family)) => self.failed.extend(remove_by_netlink(&self.ownership, family)),
-            Some(Part::Sets) => {
-                if let Some(error) = ipset::abandoned::remove(self.sets.clone(), self.temporary.clone()) {
-                    self.failed.push(error);
-                    self.failed.extend(has_unreadable_tables().then(|| UNREADABLE.to_owned()));
-                }
-            }
+            Some(part) => self.perform(part),
         }
         if self.goes_on() { Vec::new() } else { std::mem::take(&mut self.failed) }
     }
@@ -77,36 +93,96 @@ impl Removal {
         !self.parts.is_empty()
     }
 
+    fn perform(&mut self, part: Part) {
+        if let Part::Programs(programs) = part {
+            self.failed.extend(remove(programs, self.ownership.clone()));
+        }
+        let Some(ipset) = &mut self.ipset else { return };
+        match part {
+            Part::Programs(_) => {}
+            Part::Netlink(family) => self.failed.extend(remove_by_netlink(&self.ownership, family, ipset.socket())),
+            Part::Sets => {
+                if let Some(error) = ipset::abandoned::remove(ipset, &self.sets) {
+                    self.failed.push(error);
+                    self.failed.extend(has_unreadable_tables().then(|| UNREADABLE.to_owned()));
+                }
+            }
+            Part::Tables => match nftables::remove(ipset.socket(), self.tables) {
+                Ok(removed) => {
+                    for nftables::Table { family, name } in removed {
+                        info!(%family, table = name, "Removed a table of nf_tables that another program left");
+                    }
+                }
+                Err(error) => self.failed.push(error.to_string()),
+            },
+        }
+    }
+
     fn begin(&mut self) {
-        let detected = detect(&self.ownership);
-        for programs in [detected.programs, detected.abandoned] {
-            for family in Family::BOTH {
-                let of_family = programs.of(family).map(|its| Families {
-                    v4: (family == Family::V4).then_some(its),
-                    v6: (family == Family::V6).then_some(its),
-                });
-                self.parts.extend(of_family.map(Part::Tables));
+        let of_nf_tables = PerFamily::from_fn(|family| self.may_hold(family));
+        let legacy = PerFamily::from_fn(has_legacy_tables_of);
+        let of = |family: Family, programs: Programs| match programs {
+            // Which variant the plain ones are of is not certain.
+            Programs { plain: true, .. } => *of_nf_tables.of(family) || *legacy.of(family),
+            Programs { flavour: Flavour::NfTables, .. } => *of_nf_tables.of(family),
+            Programs { flavour: Flavour::Legacy, .. } => *legacy.of(family),
+        };
+        if Family::BOTH.into_iter().any(|family| *of_nf_tables.of(family) || *legacy.of(family)) {
+            let detected = detect(&self.ownership);
+            for programs in [detected.programs, detected.abandoned] {
+                for family in Family::BOTH {
+                    let of_family = programs.of(family).filter(|its| of(family, *its)).map(|its| Families {
+                        v4: (family == Family::V4).then_some(its),
+                        v6: (family == Family::V6).then_some(its),
+                    });
+                    self.parts.extend(of_family.map(Part::Programs));
+                }
             }
         }
-        self.parts.extend(Family::BOTH.map(Part::Netlink));
+        self.parts.extend(Family::BOTH.into_iter().filter(|family| *of_nf_tables.of(*family)).map(Part::Netlink));
         self.parts.push_back(Part::Sets);
+        self.parts.extend((!self.tables.is_empty()).then_some(Part::Tables));
+    }
+
+    /// Returns whether tables of nf_tables hold anything of ours, or may: a chain by its name, or any rule where kube-router left some.
+    fn may_hold(&mut self, family: Family) -> bool {
+        let Some(ipset) = &mut self.ipset else { return false };
+        let ownership = &self.ownership;
+        let has_chain = host_chains::has_chain(ipset.socket(), family, |table, chain| ownership.owns_in(table, chain));
+        let mut places = ownership.leftovers.places().iter();
+        // Where the kernel does not say, the attempt does, and tells why.
+        has_chain.unwrap_or(true)
+            || places.any(|(table, chain)| {
+                let table = HostTable { family, name: table.name() };
+                host_chains::has_rule(ipset.socket(), table, chain).unwrap_or(true)
+            })
     }
 }
 
 /// Removes what is ours in the tables of nf_tables, of the families whose programs are not installed. Returns why something could not
 /// be removed.
 pub fn remove_without_programs(ownership: &Ownership) -> Vec<String> {
-    let lack = Family::BOTH.into_iter().filter(|family| !has_program(Flavour::NfTables, *family));
-    lack.flat_map(|family| remove_by_netlink(ownership, family)).collect()
+    let lack: Vec<Family> =
+        Family::BOTH.into_iter().filter(|family| !has_program(Flavour::NfTables, *family)).collect();
+    if lack.is_empty() {
+        return Vec::new();
+    }
+    match Ipset::open() {
+        Ok(mut ipset) => {
+            lack.into_iter().flat_map(|family| remove_by_netlink(ownership, family, ipset.socket())).collect()
+        }
+        Err(error) if error.is_unsupported() => Vec::new(),
+        Err(error) => vec![error.to_string()],
+    }
 }
 
 /// Removes chains of ours, and rules that kube-router left, that are in the tables of nf_tables because a program is missing.
-fn remove_by_netlink(ownership: &Ownership, family: Family) -> Vec<String> {
+fn remove_by_netlink(ownership: &Ownership, family: Family, socket: &mut Socket) -> Vec<String> {
     let mut failed = Vec::new();
-    failed.extend(remove_leftovers(ownership, family).err().map(|error| error.to_string()));
+    failed.extend(remove_leftovers(ownership, family, socket).err().map(|error| error.to_string()));
     for table in ownership.tables() {
         let of_host = HostTable { family, name: table.name() };
-        match host_chains::remove(of_host, |chain| ownership.owns_in(table.name(), chain)) {
+        match host_chains::remove(socket, of_host, |chain| ownership.owns_in(table.name(), chain)) {
             Ok(0) => {}
             Ok(chains) => {
                 info!(%family, table = table.name(), chains, "Chains of iptables that an earlier run left are removed")
@@ -119,23 +195,21 @@ fn remove_by_netlink(ownership: &Ownership, family: Family) -> Vec<String> {
 
 /// Removes the rules of `POSTROUTING` by which kube-router masqueraded: its router's are known by the names of their sets, its proxy's by
 /// their shape.
-fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> {
+fn remove_leftovers(ownership: &Ownership, family: Family, socket: &mut Socket) -> Result<(), Error> {
     const CHAIN: &str = "POSTROUTING";
     if ownership.leftovers == Leftovers::None {
         return Ok(());
     }
     let table = HostTable { family, name: Table::Nat.name() };
-    let removed = host_chains::remove_masquerades(table, CHAIN, |found| {
-        let have_sets = found.iter().any(|one| matches!(one.packets, Masqueraded::InSets(_)));
-        let mut ipset = have_sets.then(Ipset::open).transpose()?;
+    let removed = host_chains::remove_masquerades(socket, table, CHAIN, |socket, found| {
         let mut is_leftover = |found: &Masquerade| match &found.packets {
             Masqueraded::ByIpvs => ownership.leftovers == Leftovers::Proxy,
             Masqueraded::InSets(sets) => {
-                let rule = ipset.as_mut().and_then(|ipset| rule_of_sets(sets, ipset));
+                let rule = rule_of_sets(sets, socket);
                 rule.is_some_and(|rule| ownership.leftovers.include(Table::Nat, CHAIN, &rule))
             }
         };
-        Ok(found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect())
+        found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect()
     })?;
     if removed > 0 {
         info!(%family, rules = removed, "Masquerade rules that kube-router left in iptables are removed");
@@ -144,10 +218,10 @@ fn remove_leftovers(ownership: &Ownership, family: Family) -> Result<(), Error> 
 }
 
 /// Returns the rule that masquerades what these look-ups find, with the names of the sets; `None` if the kernel does not tell one.
-fn rule_of_sets(sets: &[InSet], ipset: &mut Ipset) -> Option<Rule> {
+fn rule_of_sets(sets: &[InSet], socket: &mut Socket) -> Option<Rule> {
     let asked = sets.iter().map(|one| {
         let side = if one.is_source { Side::Source } else { Side::Destination };
-        Some(Match::Set { set: ipset.name_of(one.number)?, of: SetSides::Address(side), negated: one.negated })
+        Some(Match::Set { set: ipset::name_of(socket, one.number)?, of: SetSides::Address(side), negated: one.negated })
     });
     let asked: Vec<Match> = asked.collect::<Option<_>>()?;
     Some(Rule::new(asked, Verdict::Masquerade { random_ports: false }))

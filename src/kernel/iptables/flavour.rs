@@ -253,7 +253,8 @@ fn has_legacy_tables() -> bool {
     Family::BOTH.into_iter().any(has_legacy_tables_of)
 }
 
-fn has_legacy_tables_of(family: Family) -> bool {
+/// Returns whether the kernel has any legacy table of a family in the network namespace of the calling thread.
+pub(super) fn has_legacy_tables_of(family: Family) -> bool {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",

@@ -47,6 +47,18 @@ pub enum Leftovers {
 }
 
 impl Leftovers {
+    /// The built-in chains in which there may be any.
+    pub(super) fn places(self) -> &'static [(Table, &'static str)] {
+        match self {
+            Leftovers::None => &[],
+            Leftovers::Proxy => {
+                &[(Table::Nat, "POSTROUTING"), (Table::Mangle, "PREROUTING"), (Table::Mangle, "OUTPUT")]
+            }
+            Leftovers::Router => &[(Table::Nat, "POSTROUTING"), (Table::Filter, "FORWARD")],
+            Leftovers::RouterEgress => &[(Table::Nat, "POSTROUTING")],
+        }
+    }
+
     /// Returns whether kube-router wrote this rule of a built-in chain and nobody needs it any more.
     pub(super) fn include(self, table: Table, chain: &str, rule: &Rule) -> bool {
         match (self, table, chain) {

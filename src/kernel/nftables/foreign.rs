@@ -250,15 +250,14 @@ const DELETE_TABLE: u16 = (SUBSYSTEM as u16) << 8 | 2;
 /// The attribute of a table with its name.
 const NAME: u16 = 1;
 
-/// Removes those of the tables that exist, in the network namespace of the calling thread; returns them.
+/// Removes those of the tables that exist, in the network namespace of the socket; returns them.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove<'a>(tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
-    let mut socket = Socket::open(Bus::Netfilter)?;
+pub fn remove<'a>(socket: &mut Socket, tables: &[Table<'a>]) -> Result<Vec<Table<'a>>, Error> {
     let mut removed = Vec::new();
     for table in tables {
-        if !exists(&mut socket, *table)? {
+        if !exists(socket, *table)? {
             continue;
         }
         let mut messages = Messages::new();

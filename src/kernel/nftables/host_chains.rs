@@ -18,7 +18,7 @@ use super::host_masquerades::{HANDLE, Masquerade, masquerade};
 use super::passages::jumps_to;
 use super::read::Reader;
 use super::wire::{self, HEADER, TABLE, batch, chain, message, rule};
-use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket};
+use crate::kernel::netlink::{Answer, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
@@ -46,10 +46,38 @@ struct Generation(u32);
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove(table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
+pub fn remove(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove chains of iptables", table.name, Cause::from(fault));
-    let Some(mut socket) = open()? else { return Ok(0) };
-    until_unchanged(|| remove_once(&mut socket, table, &is_ours)).map_err(failed)
+    until_unchanged(|| remove_once(socket, table, &is_ours)).map_err(failed)
+}
+
+/// Returns whether tables of this family have a chain that is owned, by the names of table and chain. One dump, however many tables there are.
+///
+/// # Errors
+/// The kernel refuses to say.
+pub fn has_chain(socket: &mut Socket, family: Family, is_ours: impl Fn(&str, &str) -> bool) -> Result<bool, Error> {
+    let mut message = Messages::new();
+    message.begin(message::GET_CHAIN, 0).header(&[number_of(family), 0, 0, 0]);
+    let found = socket.dump(&mut message, |answer| {
+        let [number, ..] = *answer.header::<HEADER>()?;
+        let attributes = answer.attributes(HEADER);
+        let is_its = is_ours(attributes.get(TABLE)?.text()?, attributes.get(chain::NAME)?.text()?);
+        (number == number_of(family) && is_its).then_some(())
+    });
+    let found = unless_absent(found).map_err(|fault| Error::new("list chains of iptables", "", Cause::from(fault)))?;
+    Ok(found.is_some_and(|found| !found.is_empty()))
+}
+
+/// Returns whether there is any rule in a chain of a table.
+///
+/// # Errors
+/// The kernel refuses to say.
+pub fn has_rule(socket: &mut Socket, table: HostTable<'_>, of: &str) -> Result<bool, Error> {
+    let mut message = Messages::new();
+    about(&mut message, message::GET_RULE, 0, table).text(rule::CHAIN, of);
+    let found = socket.dump(&mut message, |answer| (of_table(answer, table, rule::CHAIN)? == of).then_some(()));
+    let found = unless_absent(found).map_err(|fault| Error::new("list rules of iptables", of, Cause::from(fault)))?;
+    Ok(found.is_some_and(|found| !found.is_empty()))
 }
 
 fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Fault> {
@@ -81,21 +109,20 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
 /// where something has changed meanwhile, and not where there are none. Returns how many were removed.
 ///
 /// # Errors
-/// The kernel refuses, or `ours` fails.
+/// The kernel refuses.
 pub fn remove_masquerades(
+    socket: &mut Socket,
     table: HostTable<'_>,
     chain: &str,
-    mut ours: impl FnMut(&[Masquerade]) -> Result<Vec<u64>, Error>,
+    mut ours: impl FnMut(&mut Socket, &[Masquerade]) -> Vec<u64>,
 ) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove rules of iptables", table.name, Cause::from(fault));
-    let Some(mut socket) = open()? else { return Ok(0) };
     until_unchanged(|| {
-        let Some((generation, found)) = masquerades(&mut socket, table, chain)? else { return Ok(Ok(0)) };
-        let handles = match ours(&found) {
-            Ok(handles) if handles.is_empty() => return Ok(Ok(0)),
-            Ok(handles) => handles,
-            Err(error) => return Ok(Err(error)),
-        };
+        let Some((generation, found)) = masquerades(socket, table, chain)? else { return Ok(0) };
+        let handles = ours(socket, &found);
+        if handles.is_empty() {
+            return Ok(0);
+        }
         let mut messages = begun(generation);
         for handle in &handles {
             about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, chain);
@@ -103,9 +130,9 @@ pub fn remove_masquerades(
         }
         wire::mark(&mut messages, message::BATCH_END);
         socket.transaction(&mut messages)?;
-        Ok(Ok(handles.len()))
+        Ok(handles.len())
     })
-    .map_err(failed)?
+    .map_err(failed)
 }
 
 /// Returns the rules of a chain that only masquerade, and when they were read; `None` where there is none.
@@ -156,15 +183,6 @@ fn begun(Generation(generation): Generation) -> Messages {
     messages
 }
 
-/// Opens a socket; `None` where the kernel has no netfilter that it could ask.
-fn open() -> Result<Option<Socket>, Error> {
-    match Socket::open(Bus::Netfilter) {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error) if error.is_unsupported() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 fn chains(socket: &mut Socket, table: HostTable<'_>) -> Result<Vec<String>, Fault> {
     let mut message = Messages::new();
     about(&mut message, message::GET_CHAIN, 0, table);
@@ -205,6 +223,7 @@ fn number_of(family: Family) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::netlink::Bus;
 
     /// Of messages of nf_tables rtnetlink says what netfilter says where the kernel has no nf_tables: that it knows none.
     #[test]
@@ -214,5 +233,7 @@ mod tests {
         assert_eq!(generation(&mut socket).expect_err("rtnetlink has no generation").errno(), Some(libc::EOPNOTSUPP));
         assert_eq!(remove_once(&mut socket, table, |_| true).expect("that is no failure"), 0);
         assert_eq!(masquerades(&mut socket, table, "POSTROUTING").expect("that is no failure"), None);
+        assert!(!has_chain(&mut socket, Family::V4, |_, _| true).expect("that is no failure"));
+        assert!(!has_rule(&mut socket, table, "FORWARD").expect("that is no failure"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use sluice::kernel::netlink::{Bus, Socket};
 use sluice::kernel::nftables::host_chains::{self, HostTable};
 use sluice::net::Family;
 
@@ -15,6 +16,10 @@ fn masquerade(set: &str) {
     run(&format!("iptables-nft -t nat -A POSTROUTING -m set --match-set {set} src -j MASQUERADE"));
 }
 
+fn socket() -> Socket {
+    Socket::open(Bus::Netfilter).expect("the kernel has netfilter")
+}
+
 fn saved() -> String {
     run("iptables-nft-save -t nat")
 }
@@ -26,14 +31,14 @@ fn a_rule_that_got_the_number_of_one_of_ours_meanwhile_stays() {
         run("ipset create theirs hash:net");
         masquerade("ours");
         let mut numbers = Vec::new();
-        let removed = host_chains::remove_masquerades(NAT, CHAIN, |found| {
+        let removed = host_chains::remove_masquerades(&mut socket(), NAT, CHAIN, |_, found| {
             numbers.push(found.iter().map(|one| one.handle).collect::<Vec<_>>());
             if numbers.len() > 1 {
-                return Ok(Vec::new());
+                return Vec::new();
             }
             run("nft delete table ip nat");
             masquerade("theirs");
-            Ok(found.iter().map(|one| one.handle).collect())
+            found.iter().map(|one| one.handle).collect()
         });
         assert_eq!(removed.expect("the kernel can be asked"), 0);
         assert!(numbers.len() == 2 && numbers[0] == numbers[1], "read again, and of the same number: {numbers:?}");
@@ -55,12 +60,12 @@ fn rules_and_chains_of_ours_go_although_others_change_tables_meanwhile() {
                 run(&format!("nft add table ip others{}", times.get()));
             }
         };
-        let removed = host_chains::remove_masquerades(NAT, CHAIN, |found| {
+        let removed = host_chains::remove_masquerades(&mut socket(), NAT, CHAIN, |_, found| {
             others_change();
-            Ok(found.iter().map(|one| one.handle).collect())
+            found.iter().map(|one| one.handle).collect()
         });
         assert_eq!((removed.expect("in the end nobody changes anything"), times.take()), (1, 4));
-        let removed = host_chains::remove(NAT, |name| {
+        let removed = host_chains::remove(&mut socket(), NAT, |name| {
             if name == "KUBE-OURS" {
                 others_delete(&times);
             }

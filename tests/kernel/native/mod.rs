@@ -16,6 +16,7 @@ mod first_packet;
 mod firewall_table_failures;
 mod firewall_turns;
 mod firewall_refused;
+mod firewall_removal;
 pub mod frame;
 mod hairpin_ports;
 mod host_chains;
