@@ -29,7 +29,9 @@ FRONT = f"{net.RUN}/bench-front"
 PROGRAMS = [f"{family}-{flavour}{verb}" for family in ("iptables", "ip6tables") for flavour in ("nft-", "legacy-", "")
             for verb in ("save", "restore")] + ["iptables", "ip6tables", "ipset", "nft"]
 SECONDS = 0.4
-TURNS = 12
+TURNS = 15
+# The pods of a second node, on which no agent runs.
+BESIDE = {"server": "n2p1", "client": "n2p2"}
 
 
 class Ours(Agent):
@@ -155,7 +157,7 @@ def changing(plan):
 
 def main():
     plan = json.loads(os.environ["SLUICE_BENCH"])
-    net.up(1, 2, 1)
+    net.up(2 if plan["what"] == "packets" else 1, 2, 1)
     # Every refusal is told, however often somebody asks.
     net.sysctl("n1", {"net.ipv4.icmp_ratelimit": 0})
     servers, forwarder = [], relay(plan["cluster"]["port"]) if plan["cluster"] else None
@@ -212,9 +214,13 @@ def ours(plan, source):
           f"rules {ms(start['rules'])}; {start['elements']:,} elements")
     print(f"  restart, ms             {ms(again['whole'])}; changes in the kernel: {again['steps']}")
     print(f"  label of a peer, ms     {spread(peers, 'since_seen')}; seen from outside {spread(outside)}")
+    print(f"    beside input          {beside(peers)}")
     middle = {word: sorted(t[word] for t in local)[len(local) // 2] for word in ("compute", "sets", "rules")}
     print(f"  label of a pod here, ms {spread(local, 'since_seen')}; " + ", ".join(f"{word} {ms(middle[word])}" for word in middle))
+    print(f"    beside input          {beside(local)}")
     print(f"  new policy, ms          {spread(new, 'since_seen')}; for all pods here {spread(wide, 'since_seen')}")
+    print(f"    beside input          {beside(new)}")
+    print(f"      for all pods here   {beside(wide)}")
     print(f"  policy explain, ms      {ms(asked)}")
     print(f"  resident memory, MiB    {memory[0]:.1f} (at most {memory[1]:.1f})")
     for what, (count, bytes_in) in counted(plan, source, Ours, here).items() if plan["netfilter"] == "iptables" else ():
@@ -239,6 +245,13 @@ def theirs(plan, source):
 def spread(took, word=None):
     took = sorted(t[word] for t in took) if word else sorted(took)
     return f"p50 {took[len(took) // 2]:,.1f}, p99 {took[len(took) * 99 // 100]:,.1f} of {len(took)}"
+
+
+def beside(took):
+    """What the calculation and the kernel took of each change, and which of the changes, in their order, took most."""
+    sums = [t["compute"] + t["sets"] + t["rules"] for t in took]
+    most = sorted(range(len(sums)), key=lambda i: -sums[i])[:4]
+    return f"{spread(sums)}; most: " + ", ".join(f"{sums[i]:.1f} (no. {i + 1})" for i in most)
 
 
 def changes(agent, source, turns):
@@ -346,44 +359,51 @@ def counted(plan, source, kind, here):
 
 def packets(plan):
     source = Manifests({**plan, "policies": 0})
-    with subprocess.Popen(net_command(objects.SERVER, plan["packets"], "serve")) as server:
-        try:
-            print("\nBetween two pods of one node, over IPv4: new connections in a second, and bytes over one; best of "
-                  f"{TURNS} times {SECONDS} s")
-            time.sleep(0.5)
-            base = row(plan, "no policy, no agent", None)
-            tracked(plan, base)
-            for netfilter in plan["netfilters"]:
-                print(f" {netfilter}", flush=True)
-                with Ours({**plan, "netfilter": netfilter}, source) as agent:
-                    judged(plan, source, agent, base)
-                source.policies(0)
-                own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
-            row(plan, "no policy, no agent, again", base)
-        finally:
+    servers = [subprocess.Popen(net_command(name, plan["packets"], "serve")) for name in (objects.SERVER, BESIDE["server"])]
+    try:
+        print("\nBetween two pods of one node, over IPv4: new connections in a second, and bytes over one; best of "
+              f"{TURNS} times {SECONDS} s.\nBeside it, in turn, the same on a node without an agent that tracks connections and has one rule: "
+              "the median of the turns' ratios (a fifth are lower, a fifth higher)")
+        time.sleep(0.5)
+        track(2)
+        row(plan, "no policy, no agent, nothing tracked")
+        track(1)
+        row(plan, "connections tracked, one rule, no agent")
+        net.node(1, "nft", "delete table inet bench")
+        for netfilter in plan["netfilters"]:
+            print(f" {netfilter}", flush=True)
+            with Ours({**plan, "netfilter": netfilter}, source) as agent:
+                judged(plan, source, agent)
+            source.policies(0)
+            own.run(*net.node_command(1, plan["binary"], *OURS, *source.flags, "--cleanup-config"))
+        track(1)
+        row(plan, "connections tracked, one rule, no agent, again")
+    finally:
+        for server in servers:
             server.kill()
+            server.wait()
 
 
-def tracked(plan, base):
-    """No agent, and the least that any agent has: the kernel tracks connections, and a rule accepts what belongs to one."""
+def track(i):
+    """The least that any agent has: node i tracks connections, and a rule accepts what belongs to one."""
     table = "table inet bench { chain forward { type filter hook forward priority 0; ct state established accept; }; }"
-    net.node(1, "nft", "-f", "-", text_in=table)
-    row(plan, "connections tracked, one rule, no agent", base)
-    net.node(1, "nft", "delete table inet bench")
+    net.node(i, "nft", "-f", "-", text_in=table)
 
 
-def judged(plan, source, agent, base):
+def judged(plan, source, agent):
     """The rows of one packet filter."""
     agent.wait_for(FIRST)
-    row(plan, "no policy", base)
+    row(plan, "no policy")
     for count in (1, 300, 1000):
         spaced(source, agent, [*map(objects.policy, range(1, count)), objects.guard(0, 1, f"one-of-{count}")])
-        row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod", base)
+        row(plan, f"{count:,} {'policy' if count == 1 else 'policies, one of them'} for the pod")
     for count in (10, 300, 1000):
         spaced(source, agent, [objects.guard(i, count, f"each-of-{count}") for i in range(count)])
-        row(plan, f"{count:,} policies for the pod, the last allows", base)
+        row(plan, f"{count:,} policies for the pod, the last allows")
     spaced(source, agent, [objects.blocks(1000)])
-    row(plan, "1,000 blocks, the last allows", base)
+    row(plan, "1,000 blocks, the last allows")
+    spaced(source, agent, [objects.passing(50), objects.guard(0, 1, "behind")])
+    row(plan, "50 rules of an Admin tier that pass on, then 1 policy")
     spaced(source, agent, [objects.guard(0, 2, "flood")])
     flooded(plan, agent)
 
@@ -413,13 +433,18 @@ def spaced(source, agent, policies):
     time.sleep(1)
 
 
-def row(plan, what, base):
-    turns = [json.loads(own.run(*net_command(objects.CLIENT, plan["packets"], "measure", net.pod_addresses(objects.SERVER)[0], str(SECONDS))))
-             for _ in range(TURNS)]
-    best = {word: max(turn[word] for turn in turns) for word in ("connections", "bytes")}
-    beside = "" if base is None else f"  ({best['connections'] / base['connections']:.0%}, {best['bytes'] / base['bytes']:.0%})"
-    print(f"  {what:<46} {best['connections']:>8,.0f}/s {best['bytes'] / 1e9:>7.2f} GB/s{beside}", flush=True)
-    return best
+def row(plan, what):
+    """Turns on the node and on the one beside it, one after the other: what the machine does besides meets both."""
+    def turn(client, server):
+        return json.loads(own.run(*net_command(client, plan["packets"], "measure", net.pod_addresses(server)[0], str(SECONDS))))
+    pairs = [(turn(objects.CLIENT, objects.SERVER), turn(BESIDE["client"], BESIDE["server"])) for _ in range(TURNS)]
+
+    def ratio(word):
+        found = sorted(ours[word] / other[word] for ours, other in pairs)
+        low, middle, high = (found[len(found) * tenth // 10] for tenth in (2, 5, 8))
+        return f"{middle:.0%} ({low:.0%} to {high:.0%})"
+    best = {word: max(ours[word] for ours, _ in pairs) for word in ("connections", "bytes")}
+    print(f"  {what:<54} {best['connections']:>8,.0f}/s, {ratio('connections'):<20} {best['bytes'] / 1e9:>6.2f} GB/s, {ratio('bytes')}", flush=True)
 
 
 def net_command(namespace, *command):

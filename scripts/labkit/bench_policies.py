@@ -94,6 +94,13 @@ def everybody(index, turn):
     return network_policy(namespace(index), f"everybody-{turn:04}", {}, [{"from": [peer], "ports": [{"protocol": "TCP", "port": NUMBER}]}])
 
 
+def passing(count):
+    """A ClusterNetworkPolicy of the Admin tier with so many rules, each of which passes on what nobody sends: a packet is asked by all of them."""
+    rules = [{"name": f"pass-{i}", "action": "Pass", "from": [{"pods": {"podSelector": labelled(2 * APPS + i)}}]} for i in range(count)]
+    return {"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy", "metadata": {"name": "passing"},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": rules}}
+
+
 def blocks(count):
     """One policy for the server with so many blocks, of which the last is the client's."""
     own = f"{net.pod_addresses(CLIENT)[0]}/32"

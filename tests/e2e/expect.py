@@ -1,5 +1,6 @@
 """What the end-to-end tests say about traffic and kernels."""
 import contextlib
+import shutil
 import time
 
 from labkit import net, objects, own, packets, traffic
@@ -7,6 +8,37 @@ from labkit import net, objects, own, packets, traffic
 PODS = ["n1p1", "n2p1", "n3p1"]
 FAMILIES = ("4", "6")
 LEAST_LOAD = 4  # seconds that a stream lasts at least: a change is often in the kernel before ten connections were made
+
+
+def has_iptables():
+    return shutil.which("iptables") is not None
+
+
+def host_lets_nothing_through(bed, i, chain, *allowed):
+    """Sets the policy of a chain of node i's own, `FORWARD` or `INPUT`, to drop, behind rules that accept: of iptables where its programs are, else
+    of nft. Each rule is (family or None, words for iptables, words for nft)."""
+    for family, tool, table in (("4", "iptables", "ip"), ("6", "ip6tables", "ip6")):
+        rules = [rule for rule in allowed if rule[0] in (None, family)]
+        if has_iptables():
+            program = f"{tool}-{flavour(bed, i)}"
+            for _, words, _ in rules:
+                net.node(i, program, "-w", "-A", chain, *words.split(), "-j", "ACCEPT")
+            net.node(i, program, "-w", "-P", chain, "DROP")
+            continue
+        made = [f"add table {table} filter", f"add chain {table} filter {chain} {{ type filter hook {chain.lower()} priority 0; policy drop; }}"]
+        net.node(i, "nft", "; ".join(made + [f"add rule {table} filter {chain} {words} accept" for _, _, words in rules]))
+
+
+def host_lets_everything_through(bed, i, chain, *allowed):
+    """Takes back what `host_lets_nothing_through` did."""
+    for family, tool, table in (("4", "iptables", "ip"), ("6", "ip6tables", "ip6")):
+        if has_iptables():
+            program = f"{tool}-{flavour(bed, i)}"
+            net.node(i, program, "-w", "-P", chain, "ACCEPT")
+            for _, words, _ in [rule for rule in allowed if rule[0] in (None, family)]:
+                net.node(i, program, "-w", "-D", chain, *words.split(), "-j", "ACCEPT")
+        else:
+            net.node(i, "nft", f"delete table {table} filter")
 
 
 def flavour(bed, i):

@@ -1,6 +1,6 @@
 """Hosts that forward nothing by themselves (`FORWARD` drops, as Docker leaves it), with router and service proxy: all that pods and
 clients of Services need passes all the same, with legacy iptables (node 2), iptables of
-nf_tables, and nftables."""
+nf_tables, and nftables; by nft where there are no programs of iptables."""
 import contextlib
 
 import expect
@@ -12,15 +12,13 @@ from router import everyone
 
 @contextlib.contextmanager
 def _nothing_is_forwarded(bed):
-    def policy(word):
-        for i in bed.agents:
-            for tool in ("iptables", "ip6tables"):
-                net.node(i, f"{tool}-{expect.flavour(bed, i)}", "-w", "-P", "FORWARD", word)
-    policy("DROP")
+    for i in bed.agents:
+        expect.host_lets_nothing_through(bed, i, "FORWARD")
     try:
         yield
     finally:
-        policy("ACCEPT")
+        for i in bed.agents:
+            expect.host_lets_everything_through(bed, i, "FORWARD")
 
 
 def pods_of_all_nodes_reach_each_other_and_the_outside(bed):

@@ -1,4 +1,4 @@
-"""A host that lets nothing in by itself, by programs of iptables, which the test wants on the host."""
+"""A host that lets nothing in by itself, by programs of iptables where they are on the host, else by nft."""
 import os
 import signal
 
@@ -10,31 +10,23 @@ from labkit.objects import Port
 
 def ports_of_services_pass_a_host_that_drops_what_comes_in(bed):
     """As ufw leaves a host: what nobody has let in is dropped, and only ports of Services come past that."""
-    programs = [f"{tool}-{expect.flavour(bed, 1)}" for tool in ("iptables", "ip6tables")]
-    allowed = [["-i", "lo"], ["-p", "ipv6-icmp"], ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]]
+    allowed = [(None, "-i lo", "iifname lo"), ("6", "-p ipv6-icmp", "meta l4proto ipv6-icmp"),
+               (None, "-m conntrack --ctstate RELATED,ESTABLISHED", "ct state related,established")]
     with expect.service(bed, "let-in", kind="NodePort", external_ips=["198.51.100.24", "2001:db8:51::24"], ports=[Port(80, node_port=30085)]) as s:
-        for program in programs:
-            for words in allowed:
-                if program.startswith("ip6") or "ipv6-icmp" not in words:
-                    net.node(1, program, "-w", "-A", "INPUT", *words, "-j", "ACCEPT")
-            net.node(1, program, "-w", "-P", "INPUT", "DROP")
+        expect.host_lets_nothing_through(bed, 1, "INPUT", *allowed)
         server = traffic.serve("n1", [("tcp", 8099)])
         try:
             for f, family in enumerate(FAMILIES):
                 expect.silent("ext", bed.plan.addresses(1)[f], 8099)
                 for address, port in ((bed.plan.addresses(1)[f], 30085), (s.external_ips[f], 80)):
                     expect.soon(lambda: _answers("ext", address, port), 60, f"a host that drops lets nobody reach {address} {port}:",
-                                net.node(1, programs[f], "-S", "INPUT"), bed.tail(1))
+                                net.node(1, "nft", "list ruleset"), bed.tail(1))
                     expect.share("ext", address, port, PODS)
                 expect.share("n1p2", s.address(family), 80, PODS)
         finally:
             os.kill(server, signal.SIGKILL)
             os.waitpid(server, 0)
-            for program in programs:
-                net.node(1, program, "-w", "-P", "INPUT", "ACCEPT")
-                for words in allowed:
-                    if program.startswith("ip6") or "ipv6-icmp" not in words:
-                        net.node(1, program, "-w", "-D", "INPUT", *words, "-j", "ACCEPT")
+            expect.host_lets_everything_through(bed, 1, "INPUT", *allowed)
     bed.ready()
 
 

@@ -8,6 +8,7 @@ import time
 import expect
 from expect import FAMILIES, PODS
 from labkit import kernel, net
+from network_policies import _apply, _firewall, _policy, _reaches
 
 AUDIT = ("--ipvs-sync-period=5s",)
 NO_AUDIT = ("--ipvs-sync-period=1h",)
@@ -125,6 +126,25 @@ def elements_taken_out_of_a_set_come_back(bed):
         for damage in (flush, delete):
             _found_by_looks(bed, 1, lambda: net.node(1, *damage), " ".join(damage))
             expect.share("n1p2", address, port, PODS)
+
+
+def what_policies_refuse_is_refused_again_when_somebody_deletes_their_rules(bed):
+    """The kernel of the guest knows no owners of tables, so that anybody may change them."""
+    address = expect.pod("n3p1", "4")
+    with _firewall(bed, *NO_AUDIT):
+        _apply(bed, "policies", [_policy("nobody", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[])])
+        expect.soon(lambda: not _reaches("n2p1", address, "tcp"), 30, "the policy refuses nobody")
+        before = kernel.snapshot(3)
+        table = ("inet", "sluice_policy")
+        for damage in (("flush", "chain", *table, "forward_ingress"), ("flush", "map", *table, "ingress4"), ("flush", "table", *table), ("delete", "table", *table)):
+            since = bed.agents[3].position()
+            net.node(3, "nft", *damage)
+            expect.logged(bed, 3, since, "repair", seconds=60)
+            expect.soon(lambda: kernel.snapshot(3) == before, 60, f"nft {' '.join(damage)} is not repaired:", kernel.difference(before, kernel.snapshot(3)))
+            expect.that(not _reaches("n2p1", address, "tcp"), f"after nft {' '.join(damage)} the policy refuses nobody")
+
+
+what_policies_refuse_is_refused_again_when_somebody_deletes_their_rules.netfilter = "nftables"
 
 
 def a_deleted_dummy_device_comes_back(bed):

@@ -70,11 +70,19 @@ def what_somebody_deletes_comes_back(bed):
         net.ip(f"n{i}", f"link del {next(iter(tunnels(i)))}", f"rule del from {bed.plan.pod_ranges(i)[0]} lookup 77")
         for family in FAMILIES:
             net.node(i, "ip", f"-{family}", "route", "flush", "proto", "17")
+    _is_as(before)
+    for verb in ("flush", "delete") if bed.netfilter == "nftables" else ():
+        for i in before:
+            net.node(i, "nft", verb, "table", "inet", "sluice_router")
+        _is_as(before)
+    everyone(bed, sizes={"4": 1480, "6": 1460})
+
+
+def _is_as(before):
     for i in before:
         own.wait(lambda: kernel.snapshot(i) == before[i], 30, 0.5)
         after = kernel.snapshot(i)
         expect.that(after == before[i], f"node {i} is not repaired:", kernel.difference(before[i], after))
-    everyone(bed, sizes={"4": 1480, "6": 1460})
 
 
 def a_link_that_goes_and_comes_has_its_routes_again(bed):

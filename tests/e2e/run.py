@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
@@ -24,7 +24,7 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
-                  "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "backends", "rest", "soak"],
+                  "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "seeing", "backends", "rest", "soak"],
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "rest"],
@@ -44,7 +44,7 @@ BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
 # Agents take nftables where nothing is said, so every bed runs all of its tests with it. With iptables a bed runs without --long what has rules of
 # its own there: these modules and tests.
-WITH_IPTABLES = ["exposure", "host_input", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
+WITH_IPTABLES = ["exposure", "host_input", "seeing", "guard", "masquerade", "hairpin", "source_ranges", "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 
 
@@ -65,6 +65,18 @@ def tests_of(bed, netfilter, only, long):
                 yield function
 
 
+def chosen(tests, leave_out, of_each):
+    """Those of the tests that are not left out, so many of each module at most, in their order."""
+    kept, count = [], {}
+    for test in tests:
+        module = test.__module__
+        if module in leave_out or any(word in test.__name__ for word in leave_out) or of_each and count.get(module, 0) == of_each:
+            continue
+        count[module] = count.get(module, 0) + 1
+        kept.append(test)
+    return kept
+
+
 def make(bed, netfilter, binary):
     facts = json.loads(os.environ.get("SLUICE_LAB_CLUSTER", "null"))
     if bed == "api" and not facts:
@@ -83,11 +95,13 @@ def main():
     parser.add_argument("--bed", action="append", choices=list(BEDS))
     parser.add_argument("--netfilter", action="append", choices=["nftables", "iptables"], help="of all agents; both unless given")
     parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
+    parser.add_argument("--leave-out", action="append", default=[], help="no test with this in its name, or of this module")
+    parser.add_argument("--of-each", type=int, help="so many tests of each module at most")
     parser.add_argument("--long", action="store_true")
     known = parser.parse_args()
     passed, failed = 0, []
     for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("nftables", "iptables")):
-        tests = list(tests_of(bed, netfilter, known.only, known.long))
+        tests = chosen(tests_of(bed, netfilter, known.only, known.long), known.leave_out, known.of_each)
         if not tests:
             continue
         print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
