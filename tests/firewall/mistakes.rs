@@ -22,7 +22,7 @@ use super::support::random::Random;
 use super::{clusters, histories};
 
 /// Worlds that are tried at most until a mistake shows.
-const WORLDS: u64 = 1000;
+const WORLDS: u64 = 4000;
 const PACKETS: usize = 400;
 
 enum Mistake {
