@@ -305,7 +305,7 @@ fn places_that_are_admitted_have_effects() {
 
 /// Files that open sockets of netfilter. Closing one takes the kernel tens of milliseconds, for which its thread waits: one that opens such a socket
 /// keeps it, or does so once at a start or an end.
-const OPEN_NETFILTER: [&str; 15] = [
+const OPEN_NETFILTER: [&str; 16] = [
     // They keep it.
     "firewall/flows.rs",
     "kernel/conntrack.rs",
@@ -319,6 +319,7 @@ const OPEN_NETFILTER: [&str; 15] = [
     // Keeps one, and opens others to look for tables when a subsystem starts.
     "kernel/nftables/foreign.rs",
     // At the start.
+    "app/packet_filter.rs",
     "kernel/nftables/probe.rs",
     // With iptables, whose programs close one each, when what an earlier run left is removed.
     "firewall/iptables/linux.rs",

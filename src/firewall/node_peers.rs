@@ -34,7 +34,7 @@ pub fn differ(before: Option<&Node>, after: Option<&Node>) -> bool {
     before.map(peer) != after.map(peer)
 }
 
-/// What counts of a Node.
+/// Returns the parts of a Node that policies can ask for.
 fn peer(node: &Node) -> (&Labels, &[NodeAddress]) {
     (&node.labels, &node.addresses)
 }
