@@ -3,7 +3,7 @@
 //! Every [`READING`] the count is read. Where others gave commands, everything that these may have changed is looked at, a moment
 //! later: a command is counted when it begins. That is one pass, portion after portion without pauses, because nothing is
 //! gained by half of it. Passes that somebody causes all the time cost no more than other looks: one part in [`PART`] of a core, over
-//! [`CREDIT`], and [`BETWEEN_PASSES`] are between two of them. While nothing is counted nothing is looked at.
+//! [`CREDIT`], and [`BETWEEN_PASSES`] are between two of them; while one waits, glances go on. While nothing is counted nothing is looked at.
 
 use std::time::{Duration, Instant};
 
