@@ -24,6 +24,10 @@ pub struct Decision {
     pub waits: Vec<Wait>,
 }
 
+/// Maximum number of Services on one address, and of addresses that are looked at for one that is to be shared: each change of a Service has all who
+/// share its address looked at again, so without a bound one tenant with one key could keep everybody waiting.
+pub(super) const MOST_SHARED: usize = 64;
+
 /// The class of Services that are ours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class<'a> {
@@ -167,8 +171,9 @@ impl Case<'_> {
 
     /// Returns whether nobody uses the address who would not share it.
     fn is_to_be_had(&self, address: IpAddr) -> bool {
-        self.others(address)
-            .all(|(name, other)| self.may_share(name, other) && !other.service.external_ips.contains(&address))
+        self.others(address).take(MOST_SHARED).enumerate().all(|(before, (name, other))| {
+            before + 1 < MOST_SHARED && self.may_share(name, other) && !other.service.external_ips.contains(&address)
+        })
     }
 
     /// Chooses a new address of a family.
@@ -184,7 +189,7 @@ impl Case<'_> {
             return decision.problems.push(problem);
         }
         let shared = self.all.shared_addresses(self.name, self.service());
-        let mut of_family = shared.filter(|address| Family::from(*address) == family);
+        let mut of_family = shared.filter(|address| Family::from(*address) == family).take(MOST_SHARED);
         if let Some(address) = of_family.find(|address| self.admits(*address) && self.is_to_be_had(*address)) {
             return decision.given.push(address);
         }

@@ -6,6 +6,7 @@
 //!
 //! An identity is one process's: after a restart the Lease of the process before is somebody else's, whose last writes may be on their way.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
@@ -17,13 +18,20 @@ pub struct Timing {
     pub valid: Duration,
     /// For so long its holder begins writes. What is left of `valid` is for those that are on their way then.
     pub usable: Duration,
-    /// Between two looks, and between two renewals.
+    /// Between two renewals, and before what failed is tried again.
     pub retry: Duration,
+    /// Who waits for the Lease of another looks at it after once to twice this, each agent at times of its own: every node of the cluster is
+    /// a candidate.
+    pub look: Duration,
 }
 
-/// As client-go has them by default, and kube-router.
-pub const TIMING: Timing =
-    Timing { valid: Duration::from_secs(15), usable: Duration::from_secs(10), retry: Duration::from_secs(2) };
+/// `look` aside as client-go has them by default, and kube-router.
+pub const TIMING: Timing = Timing {
+    valid: Duration::from_secs(15),
+    usable: Duration::from_secs(10),
+    retry: Duration::from_secs(2),
+    look: Duration::from_secs(5),
+};
 
 /// The Lease as it was read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,11 +75,20 @@ pub struct Elector {
     /// When the last renewal that was taken was sent.
     renewed: Option<Instant>,
     next: Option<Instant>,
+    /// Looks at the Lease of another.
+    looks: u64,
 }
 
 impl Elector {
     pub fn new(identity: CompactString, timing: Timing) -> Elector {
-        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None }
+        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None, looks: 0 }
+    }
+
+    /// A part of this time, another one for each look of each candidate.
+    fn part_of(&self, time: Duration) -> Duration {
+        let mut hasher = DefaultHasher::new();
+        (&self.identity, self.looks).hash(&mut hasher);
+        time * (hasher.finish() % 1000) as u32 / 1000
     }
 
     pub fn step(&self, now: Instant) -> Step {
@@ -101,7 +118,10 @@ impl Elector {
         if now >= since + valid {
             (self.claim, self.next) = (Some(Some(lease.version.clone())), None);
         } else {
-            self.next = Some((now + self.timing.retry).min(since + valid));
+            self.looks += 1;
+            // Not all who wait are to claim it at the same moment.
+            let over = since + valid + self.part_of(self.timing.retry);
+            self.next = Some((now + self.timing.look + self.part_of(self.timing.look)).min(over));
         }
         self.seen = Some((lease, since));
     }
@@ -175,14 +195,42 @@ mod tests {
         let mut elector = Elector::new("a".into(), TIMING);
         elector.read(lease("7", "b"), begun);
         elector.read(lease("8", "b"), begun + seconds(14));
-        assert_eq!(elector.step(begun + seconds(14)), Step::Wait(begun + seconds(16)));
+        assert!((19..24).contains(&waits_until(&elector, begun, 14)));
         elector.read(lease("8", "b"), begun + seconds(28));
-        assert_eq!(elector.step(begun + seconds(28)), Step::Wait(begun + seconds(29)));
-        elector.read(lease("8", "b"), begun + seconds(29));
-        assert_eq!(elector.step(begun + seconds(29)), Step::Claim(Some("8".into())));
-        elector.claimed(begun + seconds(29), Err(Unclaimed::Conflict), begun + seconds(29));
+        assert!((29..31).contains(&waits_until(&elector, begun, 28)), "the time is over at 29");
+        elector.read(lease("8", "b"), begun + seconds(31));
+        assert_eq!(elector.step(begun + seconds(31)), Step::Claim(Some("8".into())));
+        elector.claimed(begun + seconds(31), Err(Unclaimed::Conflict), begun + seconds(31));
         assert_eq!(elector.usable_until(), None);
-        assert_eq!(elector.step(begun + seconds(31)), Step::Read, "it contends again");
+        assert_eq!(elector.step(begun + seconds(33)), Step::Read, "it contends again");
+    }
+
+    /// The whole seconds after `begun` at which a candidate does something, seen so many seconds after it.
+    fn waits_until(elector: &Elector, begun: Instant, now: u64) -> u64 {
+        let Step::Wait(next) = elector.step(begun + seconds(now)) else { panic!("it waits") };
+        (next - begun).as_secs()
+    }
+
+    #[test]
+    fn thousands_who_wait_for_the_lease_of_another_look_seldom_and_not_together() {
+        let begun = Instant::now();
+        let mut asked = vec![0; 60];
+        for number in 0..5000 {
+            let mut elector = Elector::new(format!("node{number}").into(), TIMING);
+            let mut version = 0;
+            let mut now = 0;
+            while now < 60 {
+                // Its holder renews it between any two looks.
+                version += 1;
+                elector.read(lease(&version.to_string(), "holder"), begun + seconds(now));
+                now = waits_until(&elector, begun, now).max(now + 1);
+                if let Some(second) = asked.get_mut(now as usize) {
+                    *second += 1;
+                }
+            }
+        }
+        let most = asked.iter().skip(20).max().expect("some seconds");
+        assert!(*most < 1200, "{asked:?}: every two seconds it would be 2,500 in each");
     }
 
     #[test]
@@ -218,6 +266,6 @@ mod tests {
         let begun = Instant::now();
         let mut elector = Elector::new("pod_2".into(), TIMING);
         elector.read(lease("7", "pod_1"), begun);
-        assert_eq!(elector.step(begun), Step::Wait(begun + seconds(2)));
+        assert!((5..10).contains(&waits_until(&elector, begun, 0)));
     }
 }

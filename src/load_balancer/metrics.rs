@@ -1,5 +1,7 @@
 //! Metrics of the allocator. Those of pools and Services are the holder's of the Lease alone.
 
+use prometheus::core::Collector;
+use prometheus::proto::LabelPair;
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, Opts};
 
 use super::pools::PoolUse;
@@ -47,10 +49,23 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Sets the use of the pools; those that are not named are gone.
+    /// Sets the use of the pools; those that are not named are gone. A request for metrics that comes meanwhile finds the others all the same.
     pub fn set_pools(&self, pools: &[PoolUse]) {
-        self.size.reset();
-        self.used.reset();
+        let stays = |pool: &str, family: &str| {
+            pools.iter().any(|one| one.pool.as_str() == pool && one.family.to_string() == family)
+        };
+        for gauge in [&self.size, &self.used] {
+            for metric in gauge.collect().iter().flat_map(|family| family.get_metric()) {
+                // Labels stand in the order of their names.
+                let values: Vec<&str> = metric.get_label().iter().map(LabelPair::value).collect();
+                if let [family, pool] = values[..]
+                    && !stays(pool, family)
+                {
+                    // It was there a moment ago, and this is its only writer.
+                    let _ = gauge.remove_label_values(&[pool, family]);
+                }
+            }
+        }
         for PoolUse { pool, family, size, used } in pools {
             let family = family.to_string();
             let labels = [pool.as_str(), family.as_str()];

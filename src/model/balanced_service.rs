@@ -2,6 +2,7 @@
 //!
 //! Services that the service proxy leaves to others are among them: an address in the status of any Service is in use.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -57,12 +58,24 @@ pub enum ClientPolicy {
     Local(CompactString),
 }
 
+/// Returns whether two sorted lists of ports, of up to 1,000 each by the API, have one in common.
+fn have_one_in_common(mut some: &[(Protocol, u16)], mut others: &[(Protocol, u16)]) -> bool {
+    while let ([first, rest @ ..], [other, more @ ..]) = (some, others) {
+        match first.cmp(other) {
+            Ordering::Less => some = rest,
+            Ordering::Greater => others = more,
+            Ordering::Equal => return true,
+        }
+    }
+    false
+}
+
 impl BalancedService {
     /// Returns whether both agree to have one address together: with the same key, on different ports, and, where their
     /// traffic is to stay on the node that it reaches, with the same pods. Whose namespaces differ never do.
     pub fn can_share_with(&self, other: &BalancedService) -> bool {
         let agree =
             self.sharing_key.is_some() && self.sharing_key == other.sharing_key && self.clients == other.clients;
-        agree && !self.ports.iter().any(|port| other.ports.contains(port))
+        agree && !have_one_in_common(&self.ports, &other.ports)
     }
 }

@@ -172,6 +172,19 @@ fn services_of_one_namespace_with_the_same_key_share_an_address_on_different_por
 }
 
 #[test]
+fn no_more_than_64_services_share_an_address() {
+    let mut bed = Bed::new(&["203.0.113.0/28"]);
+    for number in 0..65_u16 {
+        let service = BalancedService { created: i64::from(number), ..sharing("web", 1000 + number) };
+        bed.put(&format!("service-{number:02}"), service);
+    }
+    bed.settle();
+    let statuses: Vec<String> = (0..65).map(|number| bed.status(&format!("service-{number:02}"))).collect();
+    let on_first = statuses.iter().filter(|status| **status == "203.0.113.1").count();
+    assert_eq!((on_first, statuses.iter().filter(|status| **status == "203.0.113.2").count()), (64, 1), "{statuses:?}");
+}
+
+#[test]
 fn classes_of_others_are_left_alone_and_what_they_have_is_not_given() {
     let mut bed = Bed::new(&["203.0.113.0/29"]);
     let foreign = BalancedService { class: Some("metallb".into()), ..service() };
