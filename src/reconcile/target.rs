@@ -109,7 +109,7 @@ pub trait Target {
     }
 
     /// Performs the steps and returns those that failed; every other one is done. Independent steps go on
-    /// after a failure. A kind whose change is one transaction reports all of its steps when it fails.
+    /// after a failure. A kind whose change is one transaction reports all of its steps when it fails, but for those that it did before.
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>>;
 
     /// The state of an object after the growing half of a change from `have` to `want`.

@@ -6,7 +6,7 @@
 //! ours: a process without memory knows it by the table's name.
 //!
 //! [`object`] is what a table contains, [`rule`] what a rule is, both as values; [`table`] brings them into the kernel and reads them,
-//! in transactions that [`plan`] orders. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
+//! in transactions that [`plan`] orders; what one that failed left behind [`unreached`] finds. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
 //! [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`dropping_chains`]
 //! tells which chains of others drop what ours accept, [`forward`]
 //! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing, and the rules that [`host_masquerades`] reads.
@@ -31,11 +31,13 @@ pub mod probe;
 mod read;
 pub mod rule;
 mod table;
+mod unreached;
 mod wire;
 
 pub use self::counters::CounterReader;
 pub use self::foreign::{Table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
+pub use self::plan::transactions;
 pub use self::probe::{Feature, Missing, probe, probe_arp, probe_bridge, probe_inet};
 pub use self::read::Count;
 pub use self::rule::{FrameField, Lookup, Match, Rule, Statement, Verdict};

@@ -1,7 +1,8 @@
 //! One table of ours as a kind of kernel objects.
 //!
 //! Ours: the table of the family `inet`, `bridge` or `arp` with this name, and everything in it. A step is a change of one object in it; all steps
-//! that come together are one transaction, which the kernel performs whole or not at all.
+//! that come together and have an effect on packets are one transaction, which the kernel performs whole or not at all. Where one that comes before or behind it (`plan`) is
+//! refused, what was done until then is done, and the rest is not.
 //!
 //! Where the kernel knows owners (since 5.12) that leave their tables behind (`persist`, since 6.9), the table belongs to the socket of
 //! this process: nobody else changes it, and `nft flush ruleset` passes over it. It stays when the process ends, and the
@@ -29,8 +30,9 @@ use super::batch::Batch;
 use super::foreign::has_table;
 use super::notified::Notified;
 use super::object::{Content, Name, Object, SetSpec};
-use super::plan::Plan;
+use super::plan::{InTurn, Plan, Unreached, places};
 use super::read::{Reader, Sets};
+use super::unreached::unreached;
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
 use super::wire::{ARP, BRIDGE, INET, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
@@ -55,6 +57,8 @@ pub struct OwnTable {
     sets: BTreeMap<Name, Option<SetSpec>>,
     /// The chains and counters that exist.
     others: BTreeSet<Object>,
+    /// Those of them that no packet comes to, as far as is known.
+    unreached: Unreached,
     refused: BTreeMap<Object, Error>,
     /// Sets of which the kernel refused one of several elements: the next transaction finds out which.
     one_by_one: BTreeSet<Name>,
@@ -69,6 +73,26 @@ pub enum TableFamily {
     Bridge,
     /// The ARP messages of this host.
     Arp,
+}
+
+/// The place of a transaction among those of one change.
+enum Turn {
+    Early,
+    Main,
+    Late,
+}
+
+/// Why a change came to its end.
+struct Undone {
+    /// The places of the steps that were not done; `None` for all.
+    steps: Option<Vec<usize>>,
+    error: Error,
+}
+
+impl From<Error> for Undone {
+    fn from(error: Error) -> Undone {
+        Undone { steps: None, error }
+    }
 }
 
 /// As long as others change something, a table is read again this often.
@@ -149,6 +173,7 @@ impl OwnTable {
             notified,
             sets: BTreeMap::new(),
             others: BTreeSet::new(),
+            unreached: Unreached::new(),
             refused: BTreeMap::new(),
             one_by_one: BTreeSet::new(),
         })
@@ -181,7 +206,11 @@ impl OwnTable {
         self.notified.iter_mut().for_each(Notified::hear);
         let refusals = match result {
             Ok(refusals) => batch.at_fault(refusals),
-            Err(fault) => return Err(self.unanswered(fault)),
+            Err(fault) => {
+                // Whether it was done is not known.
+                self.unreached.clear();
+                return Err(self.unanswered(fault));
+            }
         };
         let is_of_all = |refusal: &&Refusal| {
             matches!(refusal.errno, libc::EPERM | libc::ENOMEM | libc::ENOBUFS)
@@ -215,6 +244,7 @@ impl OwnTable {
 
     fn remember(&mut self, contents: &Contents, sets: &Sets) {
         self.sets.clone_from(&sets.named);
+        self.unreached = unreached(contents);
         let is_other = |object: &&Object| matches!(object, Object::Chain(_) | Object::Counter(_));
         self.others = contents
             .keys()
@@ -224,29 +254,61 @@ impl OwnTable {
             .collect();
     }
 
-    /// Performs the steps in as few transactions as is good: everything that changes something for packets in one.
-    fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Error> {
+    /// Performs the steps in as few transactions as is good: everything that changes something for packets in one. The first that fails ends it.
+    fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Undone> {
         self.check_read()?;
-        let mut plan = Plan::of(steps, &self.sets)?;
+        let plan = Plan::of(steps, &self.sets)?;
         if plan.needs_all_anew || self.standing == Standing::Free && self.knows_owners {
-            return self.make_anew(steps);
+            return Ok(self.make_anew(steps)?);
         }
         if self.is_empty_after(&plan) {
-            return self.remove();
+            return Ok(self.remove()?);
         }
-        let mut early = plan.take_portions();
-        early.extend(plan.take_unreachable());
-        let late = plan.take_left();
-        for portion in early.into_iter().chain([plan]).chain(late) {
-            let mut batch = self.begin();
-            portion.write(&mut batch)?;
-            if !batch.is_empty() {
-                self.commit(batch)?;
-                self.has_table();
+        let InTurn { leftovers, early, mut main, mut late } = plan.in_turn(&self.unreached);
+        if let Some(leftovers) = leftovers
+            && !self.takes(&leftovers)
+        {
+            late.as_mut().unwrap_or(&mut main).take_back(leftovers);
+        }
+        let turns = early.into_iter().map(|plan| (Turn::Early, plan));
+        let turns = turns.chain([(Turn::Main, main)]).chain(late.map(|plan| (Turn::Late, plan)));
+        let mut turns = turns.collect::<Vec<_>>().into_iter();
+        while let Some((turn, plan)) = turns.next() {
+            if let Err(error) = self.take(&plan) {
+                let undone: Vec<Plan<'_>> = [plan].into_iter().chain(turns.map(|(_, plan)| plan)).collect();
+                return Err(Undone { steps: Some(places(steps, &undone)), error });
             }
-            portion.note(&mut self.sets, &mut self.others);
+            match turn {
+                Turn::Early => self.unreached.extend(plan.made()),
+                // It leads to anything that is desired.
+                Turn::Main if !plan.is_empty() => self.unreached.clear(),
+                Turn::Main | Turn::Late => {}
+            }
         }
         Ok(())
+    }
+
+    /// Performs one transaction.
+    fn take(&mut self, plan: &Plan<'_>) -> Result<(), Error> {
+        let mut batch = self.begin();
+        plan.write(&mut batch)?;
+        if !batch.is_empty() {
+            self.commit(batch)?;
+            self.has_table();
+        }
+        plan.note(&mut self.sets, &mut self.others);
+        Ok(())
+    }
+
+    /// Performs a transaction that nothing depends on; returns whether that was done.
+    fn takes(&mut self, plan: &Plan<'_>) -> bool {
+        let one_by_one = self.one_by_one.clone();
+        let is_done = self.take(plan).is_ok();
+        if !is_done {
+            self.refused.clear();
+            self.one_by_one = one_by_one;
+        }
+        is_done
     }
 
     fn is_empty_after(&self, plan: &Plan<'_>) -> bool {
@@ -263,6 +325,7 @@ impl OwnTable {
         self.standing = Standing::Absent;
         self.sets.clear();
         self.others.clear();
+        self.unreached.clear();
         Ok(())
     }
 
@@ -295,6 +358,7 @@ impl OwnTable {
         self.has_table();
         self.sets.clear();
         self.others.clear();
+        self.unreached.clear();
         plan.note(&mut self.sets, &mut self.others);
         Ok(())
     }
@@ -400,18 +464,20 @@ impl Target for OwnTable {
         true
     }
 
-    /// All steps that change something for packets are one transaction, so all of them fail together.
+    /// All steps that change something for packets are one transaction, so all of them fail together. What came before it is done then, and what has failed
+    /// behind it leaves it done.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let result = self.perform(steps);
-        let Err(error) = result else {
+        let Err(Undone { steps: undone, error }) = result else {
             self.one_by_one.clear();
             return Vec::new();
         };
-        let failure = |(step, one): (usize, &Step<'_, Object, Content>)| {
-            let own = self.refused.get(one.key).unwrap_or(&error);
+        let undone = undone.unwrap_or_else(|| (0..steps.len()).collect());
+        let failure = |step: usize| {
+            let own = steps.get(step).and_then(|one| self.refused.get(one.key)).unwrap_or(&error);
             Failure { step, error: own.clone() }
         };
-        steps.iter().enumerate().map(failure).collect()
+        undone.into_iter().map(failure).collect()
     }
 }

@@ -2,7 +2,7 @@
 //! families.
 //!
 //! The process that dies is one of its own: this test program once more, with the kernel's families wrapped so that it
-//! kills itself before its n-th step. A step is one set, one element, one run of `iptables-restore`, or one transaction. For every n until
+//! kills itself before its n-th step. A step is one set, one element, one run of `iptables-restore`, or one of the transactions of a change. For every n until
 //! the process comes to its end: right after its death nothing is open that is closed before and after the change, and
 //! nothing is closed that is open before and after; then a fresh start, with no memory, brings about what is wanted.
 //!
@@ -33,7 +33,7 @@ use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::verdict;
 use sluice::kernel::ipset::{Elements, Sets};
 use sluice::kernel::iptables::{Flavour, Refusal, Tables, Timing};
-use sluice::kernel::nftables::{Object, OwnTable};
+use sluice::kernel::nftables::{Content, Object, OwnTable, transactions};
 use sluice::kernel::sysctl::Settings;
 use sluice::model::{
     Authority, Namespace, Namespaces, ObjectName, Operator, Peer, Peers, Ports, Requirement, Selector, World,
@@ -519,23 +519,28 @@ fn copied<'a, K, V>(step: &Step<'a, K, V>) -> Step<'a, K, V> {
 
 /// How many of a round's steps are one act.
 trait Acts: Target {
-    fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
+    fn acts(&mut self, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
         (0..steps.len()).map(|step| vec![step]).collect()
     }
 }
 
 impl Acts for Sets {}
 impl Acts for Elements {}
-/// One transaction, but for the filling of new sets, which nobody looks into before.
+/// The transactions of one change.
 impl Acts for OwnTable {
-    fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
-        vec![(0..steps.len()).collect()]
+    fn acts(&mut self, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
+        let table = self.view().expect("it can be read");
+        let sets = table.into_iter().filter_map(|(object, content)| match (object, content) {
+            (Object::Set(name), Content::Set(spec)) => Some((name, Some(spec))),
+            _ => None,
+        });
+        transactions(steps, &sets.collect()).expect("elements are of sets")
     }
 }
 
 impl Acts for Tables {
     /// One run of the program for each family.
-    fn acts(steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
+    fn acts(&mut self, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Vec<usize>> {
         let of = |family| (0..steps.len()).filter(|step| steps[*step].key.family() == family).collect();
         Family::BOTH.into_iter().map(of).filter(|steps: &Vec<usize>| !steps.is_empty()).collect()
     }
@@ -560,7 +565,7 @@ impl<T: Acts> Target for Mortal<T> {
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Self::Key, Self::Value>]) -> Vec<Failure<Self::Error>> {
         let mut failures = Vec::new();
-        for act in T::acts(steps) {
+        for act in self.inner.acts(steps) {
             self.step();
             let of_it: Vec<Step<'_, Self::Key, Self::Value>> = act.iter().map(|step| copied(&steps[*step])).collect();
             let failed = self.inner.apply(phase, &of_it);

@@ -33,6 +33,7 @@ mod nftables;
 mod nftables_changes;
 mod nftables_owner;
 mod nftables_takeover;
+mod nftables_turns;
 mod next_hop;
 mod passages;
 mod router;
