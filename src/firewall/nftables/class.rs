@@ -4,7 +4,7 @@
 //! chain in_shop_db_… {
 //!     ct state invalid drop
 //!     meta l4proto . th dport @in_shop_db_…_ports_… jump from_…      many single ports with the same peers
-//!     meta l4proto . th dport vmap @in_shop_db_…_ports       single ports: accept, or jump to the chain of the peers
+//!     meta l4proto . th dport vmap @in_shop_db_…_ports_…     single ports: accept, or jump to the chain of the peers
 //!     tcp dport vmap @in_shop_db_…_tcp_…                     ranges of ports, disjoint
 //!     ip daddr . meta l4proto . th dport @port_here_… jump from_…     named ports
 //!     meta l4proto udp jump from_…                           all ports of a protocol
@@ -33,7 +33,7 @@ use crate::kernel::nftables::{
     Content, Fields, Key, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
 };
 use crate::model::ObjectName;
-use crate::net::{Family, PerFamily, PortRange};
+use crate::net::{Family, PerFamily, PortRange, Protocol};
 
 use super::super::rules::{self, Direction, Isolation, PolicyKey, PortMatch, RuleSet, SetKey};
 use super::names;
@@ -166,20 +166,22 @@ fn single_ports(
     let of_many_ports = permissions.of_many_ports();
     for allowed in &of_many_ports {
         let verdict = verdict(allowed, lowered);
-        let set = names::ports_of(name, &verdict);
+        let singles = permissions.singles.iter().filter(|(_, one)| one == allowed);
+        let ports: Vec<(Protocol, u16)> = singles.map(|(port, _)| *port).collect();
+        let set = names::ports_of(name, &verdict, &ports);
         lowered.map(&set, spec(Kind::Set));
-        let ports = permissions.singles.iter().filter(|(_, one)| one == allowed);
-        let elements = ports.map(|((protocol, port), _)| Key::ProtocolPort(*protocol, *port));
+        let elements = ports.into_iter().map(|(protocol, port)| Key::ProtocolPort(protocol, port));
         lowered.objects.extend(elements.map(|key| (Object::Element(set.clone(), key), Content::Element)));
         chain.push(Rule::new([Match::InSet { lookup, set, negated: false }], verdict));
     }
-    let mut few = permissions.singles.iter().filter(|(_, allowed)| !of_many_ports.contains(allowed)).peekable();
-    if few.peek().is_some() {
-        let map = names::ports(name);
+    let few = permissions.singles.iter().filter(|(_, allowed)| !of_many_ports.contains(allowed));
+    let verdicts: Vec<((Protocol, u16), Verdict)> =
+        few.map(|(port, allowed)| (*port, verdict(allowed, lowered))).collect();
+    if !verdicts.is_empty() {
+        let map = names::ports(name, &verdicts);
         lowered.map(&map, spec(Kind::Verdicts));
-        for ((protocol, port), allowed) in few {
-            let verdict = verdict(allowed, lowered);
-            lowered.verdict(&map, Key::ProtocolPort(*protocol, *port), verdict);
+        for ((protocol, port), verdict) in verdicts {
+            lowered.verdict(&map, Key::ProtocolPort(protocol, port), verdict);
         }
         chain.push(Rule::new([], Verdict::Map { lookup, map }));
     }

@@ -4,7 +4,8 @@
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
 //!   chains keep what closes bridges. Of a tier less may be known than was: what it denied and denies no longer is asked first, and
 //!   then the tier as it is known ([`tiers`](self::tiers)).
-//!   An address that a pod claims which is known is judged by that pod's policies alone, whatever it was judged by before: to keep the former class as well would
+//!   In each of the maps from addresses to chains, an element that is desired takes the place of the former one; one that is not desired stays. So an address that a pod claims which is known
+//!   is judged by the Admin tier and by the class of that pod in place of those of before, where it has them (a class stays in place of a Baseline tier). To keep the former ones as well would
 //!   hold up every pod that is started with an address which another one has left, for as long as an object cannot be read. Of two pods with one address one is running,
 //!   and if that is the one that is not known, nothing but its former class, of which the table does not say whose it was, would speak for it.
 //!   Addresses that several pods claimed when all were known keep all their judges.
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::kernel::nftables::{Chain, Content, Fields, Key, Match, Name, Object, Rule, Statement, Verdict};
+use crate::kernel::nftables::{Chain, Content, Key, Match, Name, Object, Rule, Statement, Verdict};
 use crate::model::Authority;
 use crate::net::Family;
 
@@ -171,16 +172,18 @@ fn target(content: Option<&Content>) -> Option<&Name> {
     }
 }
 
-/// Returns whether an object follows from the policies of a class alone, and the class is desired: its element of a map or set of
-/// ports may go although pods are not known.
+/// Returns whether an element may go that was seen to, although not everything is known: it opens a path, and its set is desired. A set or map that is not
+/// stays as it is: chains that stay may look it up, and so do packets that are under way.
+pub fn may_leave(element: &Object, desired: &Desired) -> bool {
+    let is_desired = |set: &Name| desired.table.contains_key(&Object::Set(set.clone()));
+    matches!(element, Object::Element(set, _) if is_desired(set)) && !names::closes(element)
+}
+
+/// Returns whether an object follows from policies alone, and the class or tier is desired that looks it up: its sets and maps of ports may go with all they
+/// hold, although pods are not known.
 pub fn follows_from_policies(object: &Object, desired: &Desired) -> bool {
-    let Object::Element(set, _) = object else { return false };
-    match desired.table.get(&Object::Set(set.clone())) {
-        Some(Content::Set(spec)) => {
-            matches!(spec.fields, Fields::ProtocolPort | Fields::Port)
-        }
-        _ => false,
-    }
+    let (Object::Set(set) | Object::Element(set, _)) = object else { return false };
+    names::looking_up(set).any(|chain| desired.table.contains_key(&Object::Chain(chain)))
 }
 
 /// Returns the sets and counters that a rule names.

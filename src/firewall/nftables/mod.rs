@@ -10,8 +10,8 @@
 //! up to date ([`desired`]), part by part ([`parts`]), and knows the [`left_addresses`]. [`apply`] applies it to the kernel ([`linux`]), [`kept`] says what stays while
 //! not everything is known, [`new_address`] what comes all the same, [`refused`] what takes the place of what the kernel refuses. [`enforced`] checks whether the kernel enforces a verdict, and whether it judges a pod as it must, [`drops`] counts refused packets ([`serve`]).
 //!
-//! All changes of an update are one transaction of the kernel, so no packet meets a part of them, and no order of changes
-//! has to be found. A packet costs the same whatever the number of policies: it is looked up, not asked.
+//! All changes of an update take effect in one transaction of the kernel, so no packet meets a part of them, and no order of changes
+//! has to be found. What no packet comes to yet, or any more, may have transactions of its own ([`kernel::nftables`](crate::kernel::nftables) says why). A packet costs the same whatever the number of policies: it is looked up, not asked.
 
 pub mod names;
 pub mod parts;

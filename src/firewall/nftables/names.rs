@@ -53,6 +53,8 @@ const ANY_OF: &str = "any_of_";
 const ANY_DENIED_OF: &str = "any_denied_of_";
 const CLOSED: &str = "closed_";
 const ICMP: &str = "icmp";
+/// Of maps and sets of single ports, behind the name of the chain; those of ranges have the name of the protocol in its place.
+const PORTS: &str = "ports";
 
 /// Purpose of a chain. Derived from its name, because a process without memory sees nothing else of a chain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -250,33 +252,45 @@ pub fn closes(object: &Object) -> bool {
     entrances().any(|map| map == *set) || CLOSING.iter().any(|head| set.as_str().starts_with(head))
 }
 
-/// Returns the map of single ports of a class, or of some rules of a tier.
-pub fn ports(class: &Name) -> Name {
-    format!("{class}_ports").into()
+/// Returns the map of single ports of a class, or of some rules of a tier. What it holds is in its name, so that it never changes: a packet that is under way
+/// would meet what it holds now beside the rules of before, and a kernel may look up what it held beside rules that are new.
+pub fn ports(class: &Name, verdicts: &[((Protocol, u16), Verdict)]) -> Name {
+    let words = verdicts.iter().map(|((protocol, port), verdict)| (format!("{protocol} {port}"), verdict));
+    by_contents(class, PORTS, words)
 }
 
-/// Returns the set of the many single ports of a class, or of some rules of a tier, that have this verdict.
-pub fn ports_of(class: &Name, verdict: &Verdict) -> Name {
-    let to = match verdict {
-        Verdict::Jump(chain) => chain.as_str(),
-        _ => "",
-    };
-    format!("{class}_ports_{}", letters(to.as_bytes())).into()
+/// Returns the set of the many single ports of a class, or of some rules of a tier, that have this verdict. Its name says what it holds, as above.
+pub fn ports_of(class: &Name, verdict: &Verdict, ports: &[(Protocol, u16)]) -> Name {
+    by_contents(class, PORTS, ports.iter().map(|(protocol, port)| (format!("{protocol} {port}"), verdict)))
 }
 
-/// Returns the map of port ranges of a class, or of some rules of a tier. What it holds is in its name, so that it never changes: a kernel would
-/// look up for a moment what it held, beside rules that are new.
+/// Returns the map of port ranges of a class, or of some rules of a tier. Its name says what it holds, as above.
 pub fn ranges(class: &Name, protocol: Protocol, verdicts: &[(PortRange, Verdict)]) -> Name {
+    let words = verdicts.iter().map(|(PortRange { first, last }, verdict)| (format!("{first}-{last}"), verdict));
+    by_contents(class, &protocol.to_string(), words)
+}
+
+fn by_contents<'v>(class: &Name, what: &str, elements: impl Iterator<Item = (String, &'v Verdict)>) -> Name {
     let mut words = Vec::new();
-    for (PortRange { first, last }, verdict) in verdicts {
+    for (ports, verdict) in elements {
         let to = match verdict {
             Verdict::Jump(chain) | Verdict::Goto(chain) => chain.as_str(),
             _ => "",
         };
-        words.extend([format!("{first}-{last}"), to.to_owned()]);
+        words.extend([ports, to.to_owned()]);
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    format!("{class}_{protocol}_{}", letters(joined(&words).as_bytes())).into()
+    format!("{class}_{what}_{}", letters(joined(&words).as_bytes())).into()
+}
+
+/// Returns the chains that may look up a set or map of ports, by its name: that of a class, or of a tier. None for other sets.
+pub fn looking_up(ports: &Name) -> impl Iterator<Item = Name> {
+    let protocols = Protocol::ALL.map(|protocol| protocol.to_string());
+    let is_of_ports = |what: &str| what == PORTS || protocols.iter().any(|protocol| protocol == what);
+    let named = ports.as_str().rsplit_once('_').and_then(|(named, _)| named.rsplit_once('_'));
+    let owner = named.filter(|(_, what)| is_of_ports(what)).map(|(owner, _)| owner);
+    let tier = owner.and_then(|run| run.rsplit_once('_')).map(|(tier, _)| tier);
+    owner.into_iter().chain(tier).map(Name::from).collect::<Vec<_>>().into_iter()
 }
 
 /// Returns the chain that decides about what comes from, or goes to, any of these peers.

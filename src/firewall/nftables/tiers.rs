@@ -5,7 +5,7 @@
 //! map ingress4 { 10.244.1.7 : jump baseline_in_floor_… }             of a pod that no NetworkPolicy isolates
 //! chain admin_in_2_policies_… {
 //!     ct state invalid drop
-//!     meta l4proto . th dport vmap @admin_in_2_policies_…_0_ports     rules in a row that accept
+//!     meta l4proto . th dport vmap @admin_in_2_policies_…_0_ports_…   rules in a row that accept
 //!     ip saddr @denied_pods_… goto denied_in_guard_…                  rules in a row of one policy that deny
 //!     ip saddr @pods_… return                                         a rule that passes packets on
 //! }

@@ -46,7 +46,7 @@ fn objects_of_a_tier_are_called_by_their_policies() {
 }
 
 #[test]
-fn a_map_of_port_ranges_is_called_by_what_it_holds() {
+fn maps_and_sets_of_ports_are_called_by_what_they_hold() {
     let class = class(&class_of(&["shop/db"], false));
     let (http, all) = (PortRange { first: 80, last: 81 }, PortRange { first: 0, last: 65535 });
     let to = |chain: &str| Verdict::Jump(chain.into());
@@ -58,9 +58,30 @@ fn a_map_of_port_ranges_is_called_by_what_it_holds() {
         vec![(http, to("from_b"))],
         vec![(http, to("from_a")), (all, Verdict::Accept)],
     ];
-    let names: std::collections::BTreeSet<Name> =
-        maps.iter().map(|verdicts| ranges(&class, Protocol::Tcp, verdicts)).collect();
-    assert_eq!(names.len(), maps.len());
+    let of_ranges = maps.iter().map(|verdicts| ranges(&class, Protocol::Tcp, verdicts));
+    let singles = |verdicts: &Vec<(PortRange, Verdict)>| -> Vec<_> {
+        verdicts.iter().map(|(range, verdict)| ((Protocol::Tcp, range.first), verdict.clone())).collect()
+    };
+    let of_singles = maps.iter().map(|verdicts| ports(&class, &singles(verdicts)));
+    let many = [vec![80], vec![81], vec![80, 81]].map(|ports| ports.into_iter().map(|port| (Protocol::Udp, port)));
+    let many = many.map(|all| ports_of(&class, &to("from_a"), &all.collect::<Vec<_>>()));
+    let names: Vec<Name> = of_ranges.chain(of_singles).chain(many).collect();
+    let different: std::collections::BTreeSet<&Name> = names.iter().collect();
+    assert_eq!(different.len(), 2 * maps.len() + 3);
+    for name in &names {
+        assert!(looking_up(name).any(|chain| chain == class), "{name}");
+    }
+    let tier = tier(&tier_of(&[key_of(Tier::Admin, Direction::Ingress)]));
+    for map in [ports(&run(&tier, 10), &[]), ranges(&run(&tier, 0), Protocol::Sctp, &[])] {
+        assert!(looking_up(&map).any(|chain| chain == tier), "{map}");
+    }
+    let endpoint_of = HostEndpoint { address: [192, 0, 2, 1].into(), protocol: Protocol::Tcp, port: 443 };
+    for other in [set(&pods_of("shop"), Family::V4), endpoint(&endpoint_of), isolated(Direction::Egress, Family::V4)] {
+        assert!(
+            !looking_up(&other).any(|chain| kind(&chain).is_some_and(|kind| kind != ChainKind::RefusedServices)),
+            "{other}"
+        );
+    }
 }
 
 #[test]
@@ -132,7 +153,7 @@ fn a_set_whose_elements_close_paths_is_found_by_its_name() {
         }
     }
     let class = class(&class_of(&["shop/db"], false));
-    assert!(!closes(&element(&ports(&class))) && !closes(&element(&ranges(&class, Protocol::Tcp, &[]))));
+    assert!(!closes(&element(&ports(&class, &[]))) && !closes(&element(&ranges(&class, Protocol::Tcp, &[]))));
     assert!(!closes(&Object::Set(host_endpoints(Family::V4))), "a set alone closes nothing");
 }
 
@@ -163,7 +184,7 @@ fn every_name_can_be_read_by_nft_and_fits_into_the_kernel() {
         ranges(&run(&tier(&of_tier), 1000), Protocol::Sctp, &[]),
         denied(&key),
         each(&odd),
-        ports(&chain),
+        ports(&chain, &[]),
         ranges(&chain, Protocol::Sctp, &[]),
         set(&SetKey::Pods(selection), Family::V6),
         refused_services(six),
