@@ -37,6 +37,8 @@ mod oracle;
 mod rendered;
 #[path = "firewall/services.rs"]
 mod services;
+#[path = "firewall/table_turns.rs"]
+mod table_turns;
 #[path = "firewall/table_walk.rs"]
 mod table_walk;
 #[path = "firewall/tables.rs"]

@@ -1,8 +1,8 @@
 //! Applies a `Desired` table to the kernel.
 //!
-//! Settings first, by which rules see all packets of pods. Then everything that differs in the table, as one transaction: a
-//! packet meets either all of the old or all of the new, so there is no order in which something could open or close in between,
-//! and a process that is killed leaves one of the two. What the kernel refuses, it refuses as a whole; then something closed takes the
+//! Settings first, by which rules see all packets of pods. Then everything that differs in the table: all that has an effect on packets as one transaction,
+//! with others beside it for packets that are under way ([`kernel::nftables`](crate::kernel::nftables)), so there is no order in which something could open or close in between,
+//! and a process that is killed leaves what judges packets as it was or as it shall be. What the kernel refuses, it refuses as a whole; then something closed takes the
 //! place of what was at fault ([`refused`](super::refused)).
 //!
 //! While the cluster is known in part only, absence proves nothing ([`kept`]). A remembered cluster is only applied to a kernel
@@ -10,18 +10,21 @@
 //! written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::kernel::nftables::{Content, Object};
+use crate::kernel::nftables::{Content, Key, Object};
 use crate::kernel::sysctl::{self, Ruled};
 use crate::model::Authority;
+use crate::net::Family;
 use crate::packed::BlockMap;
 use crate::reconcile::{Found, Growth, Moment, Reflection, Target, audit};
 use crate::subsystem::{Kinds, kinds};
 
 use super::super::backend::NewAddress;
 use super::super::frames::{self, FrameRules};
-use super::desired::{Desired, LoweredChanges, Table};
+use super::super::rules::Direction;
+use super::desired::{Desired, LoweredChanges, Table, elements_of};
 use super::enforced::Applied;
 use super::kept::{self, Kept};
 use super::refused::Refused;
@@ -197,7 +200,8 @@ impl<K: Kernel> Mirrors<K> {
         turned.drain(..).for_each(|object| self.table.mark(object));
     }
 
-    /// Performs what differs from the whole table, and from what takes its place for the time being, as one transaction.
+    /// Performs what differs from the whole table, and from what takes its place for the time being, as one transaction; as two where an address passes from
+    /// one map to another ([`passing`](Mirrors::passing)).
     fn transact(&mut self, wanted: Wanted<'_>, authority: Authority, at: Moment) {
         let Wanted { whole, desired } = wanted;
         let substitutes = self.refused.substitutes();
@@ -208,13 +212,54 @@ impl<K: Kernel> Mirrors<K> {
         });
         let want = substituted.as_ref().unwrap_or(whole);
         let left = &self.left;
-        self.table.transact_where(want, Growth::Full, at, |object| match authority {
+        let may_go = |object: &Object| match authority {
             Authority::Complete => true,
             Authority::Partial => {
-                left.contains(object) && !names::closes(object) || kept::follows_from_policies(object, desired)
+                left.contains(object) && kept::may_leave(object, desired)
+                    || kept::follows_from_policies(object, desired)
             }
             Authority::Remembered | Authority::Nothing => false,
-        });
+        };
+        let passing = if authority == Authority::Complete { self.passing(want) } else { BTreeMap::new() };
+        if !passing.is_empty() {
+            let mut with_passing = want.clone();
+            with_passing.extend(passing.iter().map(|(element, verdict)| (element.clone(), verdict.clone())));
+            self.table.transact_where(&with_passing, Growth::Full, at, may_go);
+            passing.into_keys().for_each(|element| self.table.mark(element));
+        }
+        self.table.transact_where(want, Growth::Full, at, may_go);
+    }
+
+    /// Returns the elements of isolated addresses that go while the Admin tier, or all pods that claim the address, come to judge it, with these judges. They
+    /// lead there for a transaction: a packet that is under way may have looked into the map that is asked first as it was, and would find nothing in
+    /// the one behind it, as it is. To be judged twice by the same chain is to be judged once.
+    fn passing(&self, want: &Table) -> BTreeMap<Object, Content> {
+        let mut passing = BTreeMap::new();
+        let Some(seen) = self.table.seen().filter(|_| !self.table.is_settled()) else { return passing };
+        for (direction, family) in Direction::BOTH.into_iter().flat_map(|one| Family::BOTH.map(|family| (one, family)))
+        {
+            let (first, behind) = (names::admin(direction, family), names::isolated(direction, family));
+            let mut note = |element: &Object| {
+                let Object::Element(_, key) = element else { return };
+                let judged_first = Object::Element(first.clone(), key.clone());
+                if let Some(verdict) = want.get(&judged_first)
+                    && seen.get(&judged_first) != Some(verdict)
+                    && seen.contains_key(element)
+                    && !want.contains_key(element)
+                {
+                    passing.insert(element.clone(), verdict.clone());
+                }
+            };
+            match self.table.unsettled() {
+                Some(objects) => {
+                    let is_its = |object: &&Object| matches!(object, Object::Element(map, _) if *map == behind);
+                    let from = Object::Element(behind.clone(), Key::Address(IpAddr::from([0; 4])));
+                    objects.range(from..).take_while(is_its).for_each(&mut note);
+                }
+                None => elements_of(seen, &behind).for_each(|(element, _)| note(element)),
+            }
+        }
+        passing
     }
 
     /// Keeps in memory once what is as desired.

@@ -55,6 +55,8 @@ pub struct Enforcer {
     pub filter: Filter,
     config: Arc<FirewallConfig>,
     families: PerFamily<bool>,
+    /// How well the cluster is known, with nftables.
+    pub authority: Authority,
     /// There always is one, but while it is replaced.
     backend: Option<Either>,
 }
@@ -67,7 +69,7 @@ enum Either {
 impl Enforcer {
     pub fn new(filter: Filter, config: Arc<FirewallConfig>, families: PerFamily<bool>) -> Enforcer {
         let backend = Some(Either::new(filter, &config, families));
-        Enforcer { filter, config, families, backend }
+        Enforcer { filter, config, families, authority: Authority::Complete, backend }
     }
 
     /// The process ends, and the next one begins without memory, with this filter.
@@ -90,10 +92,11 @@ impl Enforcer {
 
     /// One round. Returns how many steps it took.
     pub fn round(&mut self, at: Moment) -> u64 {
+        let authority = self.authority;
         let before = self.kinds(|kinds| kinds.steps_done());
         match self.backend() {
             Either::Iptables(_) => drop(self.round_of_iptables(at)),
-            Either::Nftables(both) => drop(both.0.round(Authority::Complete, at)),
+            Either::Nftables(both) => drop(both.0.round(authority, at)),
         }
         self.kinds(|kinds| kinds.steps_done()) - before
     }

@@ -9,13 +9,14 @@
 use std::time::Duration;
 
 use sluice::model::{
-    Action, ClusterNetworkPolicy, ClusterRule, Namespaces, NetworkPolicy, Peer, Peers, PolicyRule, PortMatch, Ports,
-    Selector, Subject, Tier,
+    Action, Authority, ClusterNetworkPolicy, ClusterRule, Namespaces, NetworkPolicy, ObjectName, Peer, Peers,
+    PolicyRule, PortMatch, Ports, Selector, Subject, Tier,
 };
 use sluice::net::{Family, Protocol};
 
 use super::enforcer::Filter;
-use super::firewall::{Machine, PODS, app, block, from_app, ingress, port, put_pod, rule, with};
+use super::firewall::{Machine, PODS, app, block, egress, from_app, ingress, port, put_pod, rule, with};
+use super::moment;
 use super::places::Tally;
 
 /// Number of changes.
@@ -23,30 +24,49 @@ const TURNS: usize = 300;
 /// A device hands a packet on at once. What has not come by then does not come.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Changes between two states, time and again, and tells how packets from `db` to `web` fared meanwhile.
-fn take_turns(family: Family, patience: Duration, turn: impl Fn(&mut Machine, usize) + Send + Sync) -> Tally {
+/// Changes between two states, time and again, and tells how packets from `db` to `web` fared meanwhile. What is not known completely beside them is as
+/// it was.
+fn take_turns(
+    (family, authority): (Family, Authority),
+    patience: Duration,
+    turn: impl Fn(&mut Machine, usize) + Send + Sync,
+) -> Tally {
     let tally = std::sync::Mutex::new(Tally::default());
     with(Filter::Nftables, false, |machine| {
         turn(machine, 0);
         machine.settle();
+        machine.enforcer.authority = authority;
         let places = machine.places.clone();
         let all = places.while_sending(family, ("db", "web"), patience, || {
             for number in 1..=TURNS {
                 turn(machine, number);
-                machine.settle();
+                machine.take_in();
+                machine.enforcer.round(moment());
             }
         });
         *tally.lock().expect("one thread alone writes") = all;
-        machine.check_paths("after all of them");
+        machine.enforcer.authority = Authority::Complete;
+        machine.check("after all of them");
     });
     tally.into_inner().expect("it is over")
 }
 
 fn assert_all_pass(said: &str, policies: [NetworkPolicy; 2]) {
+    for authority in [Authority::Complete, Authority::Partial] {
+        for family in Family::BOTH {
+            let turn = |machine: &mut Machine, number: usize| machine.put_policy("turns", policies[number % 2].clone());
+            let Tally { tried, passed } = take_turns((family, authority), PATIENCE, turn);
+            let arrived = format!("{passed} of {tried} packets arrived");
+            assert!(tried > TURNS && passed == tried, "{family}, {said}, {authority:?}: {arrived}");
+        }
+    }
+}
+
+/// Both states deny what `db` sends to `web`.
+fn assert_none_pass(said: &str, authority: Authority, turn: impl Fn(&mut Machine, usize) + Send + Sync) {
     for family in Family::BOTH {
-        let turn = |machine: &mut Machine, number: usize| machine.put_policy("turns", policies[number % 2].clone());
-        let Tally { tried, passed } = take_turns(family, PATIENCE, turn);
-        assert!(tried > TURNS && passed == tried, "{family}, {said}: {passed} of {tried} packets arrived");
+        let Tally { tried, passed } = take_turns((family, authority), Duration::ZERO, &turn);
+        assert!(tried > TURNS && passed == 0, "{family}, {said}, {authority:?}: {passed} of {tried} packets passed");
     }
 }
 
@@ -91,43 +111,77 @@ fn packets_that_two_policies_with_single_ports_in_turn_allow_all_pass() {
         };
         Peers::Of(one.into_iter().chain(other).collect())
     };
+    assert_all_pass(
+        "a single port, and a range with it",
+        [to_web(from_app("db"), udp(80, 80)), to_web(from_app("db"), udp(80, 81))],
+    );
     assert_all_pass("single ports", [to_web(from_app("db"), udp(80, 80)), to_web(both(), udp(80, 80))]);
 }
 
 #[test]
 fn packets_that_two_policies_of_an_admin_tier_in_turn_deny_never_pass() {
-    for family in Family::BOTH {
-        let turn = |machine: &mut Machine, number: usize| {
-            let peers = if number % 2 == 0 { around(16, 48) } else { around(15, 47) };
-            machine.world.cluster.cluster_policies.insert("turns".into(), denies("db", peers));
-        };
-        let Tally { tried, passed } = take_turns(family, Duration::ZERO, turn);
-        assert!(tried > TURNS && passed == 0, "{family}: {passed} of {tried} packets passed");
+    let put = |machine: &mut Machine, peers, ports| {
+        machine.world.cluster.cluster_policies.insert("turns".into(), denies("db", peers, ports));
+    };
+    for authority in [Authority::Complete, Authority::Partial] {
+        assert_none_pass("blocks", authority, |machine, number| {
+            put(machine, if number % 2 == 0 { around(16, 48) } else { around(15, 47) }, Ports::Any);
+        });
+        assert_none_pass("ranges", authority, |machine, number| {
+            put(machine, from_app("web"), if number % 2 == 0 { udp(80, 90) } else { udp(75, 95) });
+        });
+        assert_none_pass("a single port, and a range with it", authority, |machine, number| {
+            put(machine, from_app("web"), if number % 2 == 0 { udp(80, 80) } else { udp(80, 90) });
+        });
     }
+}
+
+/// A pod with this label, in place of its own.
+fn relabel(machine: &mut Machine, label: &str) {
+    let (name, v4, v6) = PODS[1];
+    put_pod(&mut machine.world, name, &[v4, v6], &[("app", label)]);
 }
 
 #[test]
 fn packets_of_a_pod_that_is_denied_them_whatever_its_labels_are_never_pass() {
-    for family in Family::BOTH {
-        let turn = |machine: &mut Machine, number: usize| {
-            for name in ["db", "other"] {
-                machine.world.cluster.cluster_policies.insert(name.into(), denies(name, from_app("web")));
-            }
-            let (name, v4, v6) = PODS[1];
-            put_pod(&mut machine.world, name, &[v4, v6], &[("app", ["db", "other"][number % 2])]);
-        };
-        let Tally { tried, passed } = take_turns(family, Duration::ZERO, turn);
-        assert!(tried > TURNS && passed == 0, "{family}: {passed} of {tried} packets passed");
-    }
+    assert_none_pass("one Admin tier and another", Authority::Complete, |machine, number| {
+        for name in ["db", "other"] {
+            let denying = denies(name, from_app("web"), Ports::Any);
+            machine.world.cluster.cluster_policies.insert(name.into(), denying);
+        }
+        relabel(machine, ["db", "other"][number % 2]);
+    });
+}
+
+#[test]
+fn packets_of_a_pod_that_an_admin_tier_denies_or_a_network_policy_never_pass() {
+    assert_none_pass("an Admin tier and a NetworkPolicy", Authority::Complete, |machine, number| {
+        machine.world.cluster.cluster_policies.insert("db".into(), denies("db", from_app("web"), Ports::Any));
+        machine.put_policy("other", egress(app("other"), &[]));
+        relabel(machine, ["db", "other"][number % 2]);
+    });
+}
+
+#[test]
+fn packets_of_an_address_that_is_denied_them_never_pass_while_another_pod_claims_it_as_well() {
+    assert_none_pass("one pod and two", Authority::Complete, |machine, number| {
+        machine.put_policy("db", egress(app("db"), &[]));
+        machine.put_policy("twin", egress(app("twin"), &[]));
+        let (_, v4, v6) = PODS[1];
+        match number % 2 {
+            0 => put_pod(&mut machine.world, "twin", &[v4, v6], &[("app", "twin")]),
+            _ => drop(machine.world.cluster.pods.remove(&ObjectName::new("shop", "twin"))),
+        }
+    });
 }
 
 /// What pods of this app send to these peers is denied, before any NetworkPolicy is asked.
-fn denies(name: &str, peers: Peers) -> ClusterNetworkPolicy {
+fn denies(name: &str, peers: Peers, ports: Ports) -> ClusterNetworkPolicy {
     let peers = match peers {
         Peers::Of(peers) => Peers::Of(peers.into_vec().into_iter().map(anywhere).collect()),
         Peers::Any => Peers::Any,
     };
-    let matches = PolicyRule { peers, ports: Ports::Any };
+    let matches = PolicyRule { peers, ports };
     ClusterNetworkPolicy {
         tier: Tier::Admin,
         priority: 1,
