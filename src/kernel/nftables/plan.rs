@@ -54,12 +54,12 @@ pub(super) type Unreached = BTreeSet<Object>;
 
 /// The transactions of a change, in their order.
 pub(super) struct InTurn<'s> {
-    /// What nothing leads to goes. The change itself does not depend on it.
+    /// Removes objects that nothing leads to. The change itself does not depend on it.
     pub leftovers: Option<Plan<'s>>,
-    /// What is new comes, without an effect on packets.
+    /// Makes new objects, without an effect on packets.
     pub early: Vec<Plan<'s>>,
     pub main: Plan<'s>,
-    /// What nothing leads to any more goes.
+    /// Removes objects that nothing leads to any more.
     pub late: Option<Plan<'s>>,
 }
 
@@ -272,7 +272,7 @@ impl<'s> Plan<'s> {
         (made, self.gone_counters.len() + self.gone_sets.len() + self.gone_chains.len())
     }
 
-    /// What is made.
+    /// Returns the objects that are made.
     pub fn made(&self) -> impl Iterator<Item = Object> {
         let counters = self.made_counters.iter().map(|name| Object::Counter((*name).clone()));
         let sets = self.made_sets.iter().map(|(name, _)| Object::Set((*name).clone()));
