@@ -171,9 +171,11 @@ impl Case<'_> {
 
     /// Returns whether nobody uses the address who would not share it.
     fn is_to_be_had(&self, address: IpAddr) -> bool {
-        self.others(address).take(MOST_SHARED).enumerate().all(|(before, (name, other))| {
-            before + 1 < MOST_SHARED && self.may_share(name, other) && !other.service.external_ips.contains(&address)
-        })
+        // Whether there is room is asked first: many may wait for an address that has none.
+        self.others(address).take(MOST_SHARED).count() < MOST_SHARED
+            && self
+                .others(address)
+                .all(|(name, other)| self.may_share(name, other) && !other.service.external_ips.contains(&address))
     }
 
     /// Chooses a new address of a family.

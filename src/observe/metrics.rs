@@ -81,6 +81,12 @@ impl Registry {
     /// A family of that name is registered already.
     pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
         let shared = Shared(Arc::from(collector));
+        let is_of_a_sheet = |desc: &&Desc| {
+            self.sheets().iter().any(|sheet| sheet.families().iter().any(|family| family.name == desc.fq_name))
+        };
+        if shared.desc().iter().any(is_of_a_sheet) {
+            return Err(prometheus::Error::AlreadyReg);
+        }
         self.registry.register(Box::new(shared.clone()))?;
         self.collectors.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
         Ok(())
@@ -125,10 +131,13 @@ impl Registry {
 
     /// All series with their current values, as text. May wait for the kernel: not for an async task.
     pub fn text(&self) -> String {
+        // First, because reading for them is measured by other families.
+        let mut sheets = String::new();
+        self.sheets().iter().for_each(|sheet| sheet.write(&mut sheets));
         let mut text = String::new();
         // The encoder fails only on families without a name, which cannot be registered.
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("registered families have names");
-        self.sheets().iter().for_each(|sheet| sheet.write(&mut text));
+        text.push_str(&sheets);
         text
     }
 }
@@ -318,6 +327,7 @@ mod tests {
         let opts = Opts::new("sluice_lines", "Lines of a \"file\",\nor \\ more");
         let counter = IntCounterVec::new(opts, &["of"]).expect("a valid family");
         counter.with_label_values(&["a \"b\"\n\\"]).inc_by(7);
+        assert!(registry.register(Box::new(counter.clone())).is_err(), "nor as a collector");
         libraries.register(Box::new(counter)).expect("a new name");
         let lines = |text: String| {
             let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();

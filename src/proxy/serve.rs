@@ -23,8 +23,11 @@ use crate::observe::metrics::{Family, Kind, Registry, Sheet, write_head, write_l
 struct Counters {
     owners: watch::Receiver<Owned>,
     export_time: Histogram,
-    last: Mutex<Option<(Instant, Vec<(ServiceKey, Stats)>)>>,
+    last: Mutex<Option<(Instant, Listed)>>,
 }
+
+/// The virtual services of the kernel with their counters.
+type Listed = Vec<(ServiceKey, Stats)>;
 
 /// Validity of a reading.
 const FRESH: Duration = Duration::from_secs(1);
@@ -67,7 +70,7 @@ pub fn register(registry: &Registry, owners: watch::Receiver<Owned>) -> Result<(
 }
 
 impl Counters {
-    fn read(&self, owners: &Owned) -> Vec<(ServiceKey, Stats)> {
+    fn read(&self, owners: &Owned) -> Listed {
         let begun = Instant::now();
         let ours = owners.clone();
         let stats = Services::open(Box::new(move |key| ours.of(key).is_some())).and_then(|mut s| s.stats());

@@ -152,7 +152,7 @@ def a_holder_that_ends_gives_the_lease_up_at_once(bed):
         i = next(i for i in bed.agents if holder.startswith(f"node{i}_"))
         bed.agents[i].stop()
         try:
-            expect.that(own.wait(lambda: _holder(bed) not in (None, holder), 25, 0.2), "another one does not take over")
+            expect.that(own.wait(lambda: _holder(bed) not in (None, holder), 13, 0.2), "another one does not take over")
         finally:
             bed.agents[i].start()
             bed.ready(i)

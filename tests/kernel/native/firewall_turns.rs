@@ -125,13 +125,13 @@ fn packets_that_two_policies_of_an_admin_tier_in_turn_deny_never_pass() {
     };
     for authority in [Authority::Complete, Authority::Partial] {
         assert_none_pass("blocks", authority, |machine, number| {
-            put(machine, if number % 2 == 0 { around(16, 48) } else { around(15, 47) }, Ports::Any);
+            put(machine, if number.is_multiple_of(2) { around(16, 48) } else { around(15, 47) }, Ports::Any);
         });
         assert_none_pass("ranges", authority, |machine, number| {
-            put(machine, from_app("web"), if number % 2 == 0 { udp(80, 90) } else { udp(75, 95) });
+            put(machine, from_app("web"), if number.is_multiple_of(2) { udp(80, 90) } else { udp(75, 95) });
         });
         assert_none_pass("a single port, and a range with it", authority, |machine, number| {
-            put(machine, from_app("web"), if number % 2 == 0 { udp(80, 80) } else { udp(80, 90) });
+            put(machine, from_app("web"), if number.is_multiple_of(2) { udp(80, 80) } else { udp(80, 90) });
         });
     }
 }
