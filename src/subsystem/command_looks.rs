@@ -202,11 +202,11 @@ mod tests {
 
     #[test]
     fn changes_now_and_then_are_looked_at_within_fifteen_seconds_however_large_the_pass() {
-        let given = |at: Duration| at.as_secs() % 600 == 0;
+        let given = |at: Duration| at.as_secs().is_multiple_of(600);
         let (began, _) = run(3600 * SECOND, (10, Duration::from_millis(50)), given);
         assert_eq!(began.len(), 5, "{began:?}");
         assert!(began.iter().all(|began| began.as_secs() % 600 <= 10), "{began:?}");
-        let six_in_a_row = |at: Duration| at.as_secs() % 20 == 0 && at.as_secs() <= 120;
+        let six_in_a_row = |at: Duration| at.as_secs().is_multiple_of(20) && at.as_secs() <= 120;
         let (began, _) = run(3600 * SECOND, (10, Duration::from_millis(50)), six_in_a_row);
         assert_eq!(began.len(), 6, "{began:?}");
         assert!(began.iter().all(|began| began.as_secs() % 20 <= 10), "{began:?}");
