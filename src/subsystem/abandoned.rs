@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// The pause after the first failure; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Each try starts programs and lists tables and sets, and the subsystem waits for it.
+/// Each try lists tables and sets, starts programs where something may be ours, and the subsystem waits for it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// The state of the removal, and of tries after failures.

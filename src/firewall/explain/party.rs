@@ -23,11 +23,11 @@ pub enum Standing {
     Here(ObjectName),
     /// A pod of another node, which enforces its rules; with the node's name if known.
     Elsewhere(ObjectName, Option<CompactString>),
-    /// A pod on the host network: policies do not apply to it, and only ipBlocks match it.
+    /// A pod on the host network: policies do not apply to it, and only ipBlocks, networks and peers by Nodes match it.
     HostNetwork(ObjectName),
     /// This node itself.
     ThisNode,
-    /// Another node itself, by its name: policies do not apply to it, and only ipBlocks match it.
+    /// Another node itself, by its name: policies do not apply to it, and only ipBlocks, networks and peers by Nodes match it.
     Node(CompactString),
     /// An address of no running pod of the cluster.
     Nobody,
