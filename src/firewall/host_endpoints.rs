@@ -77,7 +77,7 @@ impl HostEndpoints {
         }
         let AddressChanges { mut dirty, turned } = self.service_addresses.update((&self.services, services), config);
         let has_turned = |endpoints: &Endpoints| {
-            let mut all = endpoints.slices.values().flat_map(|slice| &slice.endpoints);
+            let mut all = endpoints.slices.values().flat_map(|slice| slice.endpoints.listed());
             all.any(|one| turned.contains(&one.address))
         };
         if !turned.is_empty() {

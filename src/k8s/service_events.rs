@@ -23,7 +23,7 @@ use tokio::time::sleep_until;
 pub use self::ledger::SETTLE;
 use self::ledger::{Key, Ledger, Rank, Verdict};
 use super::events::{About, Events, Name, NewEvent, Outcome};
-use crate::model::{Authority, Node, ObjectName, ServiceProblems, Table, Use, World, digest};
+use crate::model::{Authority, Listed, Node, ObjectName, ServiceProblems, Table, Use, World, digest};
 
 /// Inputs of the task.
 pub struct Inputs {
@@ -154,10 +154,10 @@ fn place(
         return (rank(service, own, &ring.places), Duration::ZERO);
     }
     let slices = world.cluster.endpoints.get(service);
-    let endpoints = slices.iter().flat_map(|its| its.slices.values()).flat_map(|slice| &slice.endpoints);
+    let endpoints = slices.iter().flat_map(|its| its.slices.values()).flat_map(|slice| slice.endpoints.listed());
     let ready = endpoints.filter(|endpoint| endpoint.conditions.use_of() == Some(Use::Ready));
-    let nodes: Vec<_> = ready.filter_map(|endpoint| endpoint.node).collect();
-    (rank(service, own, &sorted(nodes.iter().map(|node| &**node))), Duration::ZERO)
+    let nodes: Vec<_> = ready.filter_map(Listed::node_name).collect();
+    (rank(service, own, &sorted(nodes.into_iter())), Duration::ZERO)
 }
 
 /// The places of all Nodes on the ring, sorted; made anew when Nodes have changed.

@@ -197,8 +197,8 @@ impl<const N: usize> From<[NamedSlice; N]> for Slices {
 impl Endpoints {
     /// Returns whether any endpoint has a hint for zones.
     pub fn have_zone_hints(&self) -> bool {
-        let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
-        endpoints.any(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()))
+        let mut endpoints = self.slices.values().flat_map(|slice| slice.endpoints.listed());
+        endpoints.any(|endpoint| endpoint.hints.is_some_and(|hints| !hints.zones.is_empty()))
     }
 }
 

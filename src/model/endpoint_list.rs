@@ -40,7 +40,14 @@ pub struct Listed<'a> {
     pub hints: Option<&'a Arc<Hints>>,
 }
 
-/// Endpoints one after the other.
+impl<'a> Listed<'a> {
+    /// Returns the name of the node that the endpoint is on, where its slice says so.
+    pub fn node_name(self) -> Option<&'a str> {
+        self.node.map(|name| &**name)
+    }
+}
+
+/// Endpoints one after the other, as values of their own.
 #[derive(Clone)]
 pub struct Iter<'a> {
     list: &'a EndpointList,
@@ -109,15 +116,6 @@ impl Iterator for Iter<'_> {
         let Listed { address, node, conditions, hints } = self.list.at(self.next)?;
         self.next += 1;
         Some(Endpoint { address, node: node.cloned(), conditions, hints: hints.cloned() })
-    }
-}
-
-impl<'a> IntoIterator for &'a EndpointList {
-    type Item = Endpoint;
-    type IntoIter = Iter<'a>;
-
-    fn into_iter(self) -> Iter<'a> {
-        self.iter()
     }
 }
 

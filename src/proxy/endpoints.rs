@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use crate::kernel::ipvs::{Destination, Forwarding};
-use crate::model::{Endpoint, Endpoints, ServicePort, Use};
+use crate::model::{Endpoints, Listed, ServicePort, Use};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
@@ -60,14 +60,14 @@ pub fn destinations(
 /// Where an endpoint does not say its node, the pod ranges decide. Left out is the node's own address, of pods on the host's network:
 /// the host knows itself by any of its addresses.
 pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
-    let is_here = |endpoint: &Endpoint| match &endpoint.node {
+    let is_here = |endpoint: &Listed<'_>| match endpoint.node_name() {
         _ if *node.address.of(family) == Some(endpoint.address) => false,
-        Some(name) => **name == *node.name,
+        Some(name) => *name == *node.name,
         None => node.pod_cidrs.of(family).iter().any(|range| range.contains(&endpoint.address)),
     };
     let mut found = Vec::new();
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
-        let here: Vec<Endpoint> = slice.endpoints.iter().filter(is_here).collect();
+        let here: Vec<Listed<'_>> = slice.endpoints.listed().filter(is_here).collect();
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         found.extend(numbers.flat_map(|number| here.iter().map(move |it| SocketAddr::new(it.address, number.port))));
     }
@@ -84,9 +84,9 @@ fn candidates(endpoints: &Endpoints, port: &ServicePort, family: Family, reach: 
         Reach::Cluster(place) => Preference::of(of_port(endpoints, port, family).map(|(_, endpoint)| endpoint), place),
         Reach::Node(_) => Preference::Everywhere,
     };
-    for (number, endpoint) in of_port(endpoints, port, family).filter(|(_, endpoint)| is_within(endpoint, reach)) {
+    for (number, endpoint) in of_port(endpoints, port, family).filter(|(_, endpoint)| is_within(*endpoint, reach)) {
         let Some(standing) = endpoint.conditions.use_of() else { continue };
-        if standing != Use::Ready || preference.allows(&endpoint) {
+        if standing != Use::Ready || preference.allows(endpoint) {
             candidates.push((SocketAddr::new(endpoint.address, number), standing));
         }
     }
@@ -101,17 +101,17 @@ pub fn of_port<'a>(
     endpoints: &'a Endpoints,
     port: &'a ServicePort,
     family: Family,
-) -> impl Iterator<Item = (u16, Endpoint)> {
+) -> impl Iterator<Item = (u16, Listed<'a>)> {
     endpoints.slices.values().filter(move |slice| slice.family == family).flat_map(move |slice| {
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-        numbers.flat_map(|number| slice.endpoints.iter().map(|endpoint| (number.port, endpoint)))
+        numbers.flat_map(|number| slice.endpoints.listed().map(|endpoint| (number.port, endpoint)))
     })
 }
 
-fn is_within(endpoint: &Endpoint, reach: Reach<'_>) -> bool {
+fn is_within(endpoint: Listed<'_>, reach: Reach<'_>) -> bool {
     match reach {
         Reach::Cluster(_) => true,
-        Reach::Node(name) => endpoint.node.as_deref() == Some(name),
+        Reach::Node(name) => endpoint.node_name() == Some(name),
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Conditions, EndpointPort, EndpointSlice, Hints};
+    use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
     use crate::net::Protocol;
 
     const READY: Conditions = Conditions::READY;

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::model::{Claim, Claims, Endpoint, Endpoints, ObjectName, Service, ServiceType, Table, TrafficPolicy, Use};
+use crate::model::{Claim, Claims, Endpoints, Listed, ObjectName, Service, ServiceType, Table, TrafficPolicy, Use};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
@@ -68,10 +68,10 @@ pub fn wanted(name: &ObjectName, service: &Service, endpoints: &Endpoints, node:
 
 fn ready_here(endpoints: &Endpoints, node: &LocalNode, family: Family) -> usize {
     let of_family = endpoints.slices.values().filter(|slice| slice.family == family);
-    let is_here = |endpoint: &Endpoint| {
-        endpoint.node.as_deref() == Some(node.name.as_str()) && endpoint.conditions.use_of() == Some(Use::Ready)
+    let is_here = |endpoint: &Listed<'_>| {
+        endpoint.node_name() == Some(node.name.as_str()) && endpoint.conditions.use_of() == Some(Use::Ready)
     };
-    let here = of_family.flat_map(|slice| slice.endpoints.iter().filter(is_here)).map(|endpoint| endpoint.address);
+    let here = of_family.flat_map(|slice| slice.endpoints.listed().filter(is_here)).map(|endpoint| endpoint.address);
     here.collect::<BTreeSet<IpAddr>>().len()
 }
 

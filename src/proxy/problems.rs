@@ -6,7 +6,7 @@
 use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::kernel::ipvs::ServiceKey;
-use crate::model::{Cause, Endpoint, Endpoints, Service, ServicePort, ServiceProblem, TrafficPolicy, Use};
+use crate::model::{Cause, Endpoints, Listed, Service, ServicePort, ServiceProblem, TrafficPolicy, Use};
 
 use super::dsr::tunnels::{self, Obstacle, Unmarked};
 use super::external_ip::{self, Reason};
@@ -99,8 +99,8 @@ fn policy_without_nodes(service: &Service, endpoints: &Endpoints) -> Option<&'st
         () if traffic_policy::internal(service) == TrafficPolicy::Local => "internalTrafficPolicy",
         () => return None,
     };
-    let is_ready = |endpoint: &Endpoint| endpoint.conditions.use_of() == Some(Use::Ready);
-    let mut ready = endpoints.slices.values().flat_map(|slice| &slice.endpoints).filter(is_ready).peekable();
+    let is_ready = |endpoint: &Listed<'_>| endpoint.conditions.use_of() == Some(Use::Ready);
+    let mut ready = endpoints.slices.values().flat_map(|slice| slice.endpoints.listed()).filter(is_ready).peekable();
     ready.peek()?;
     ready.all(|endpoint| endpoint.node.is_none()).then_some(field)
 }

@@ -11,7 +11,7 @@
 //!
 //! Where a policy is Local, hints say nothing. Terminating endpoints serve only where none is ready, and then wherever they are.
 
-use crate::model::{Endpoint, Hints, Use};
+use crate::model::{Hints, Listed, Use};
 
 /// Where this node is, in the words of hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,10 +33,10 @@ pub enum Preference<'a> {
 
 impl<'a> Preference<'a> {
     /// Decides by the hints of all endpoints of one port and family.
-    pub fn of(endpoints: impl Iterator<Item = Endpoint>, place: Place<'a>) -> Preference<'a> {
+    pub fn of<'e>(endpoints: impl Iterator<Item = Listed<'e>>, place: Place<'a>) -> Preference<'a> {
         let (mut node, mut zone) = (Hinted::default(), Hinted::default());
         for endpoint in endpoints.filter(|endpoint| endpoint.conditions.use_of() == Some(Use::Ready)) {
-            let Some(hints) = &endpoint.hints else { return Preference::Everywhere };
+            let Some(hints) = endpoint.hints else { return Preference::Everywhere };
             node.add(!hints.nodes.is_empty(), is_for_node(hints, place.node));
             zone.add(!hints.zones.is_empty(), place.zone.is_some_and(|zone| is_for_zone(hints, zone)));
         }
@@ -48,8 +48,8 @@ impl<'a> Preference<'a> {
     }
 
     /// Returns whether a ready endpoint is used.
-    pub fn allows(self, endpoint: &Endpoint) -> bool {
-        let hints = endpoint.hints.as_ref();
+    pub fn allows(self, endpoint: Listed<'_>) -> bool {
+        let hints = endpoint.hints;
         match self {
             Preference::Everywhere => true,
             Preference::Node(name) => hints.is_some_and(|hints| is_for_node(hints, name)),

@@ -65,8 +65,8 @@ fn has_local_endpoint(service: &Service, endpoints: &Endpoints, name: &str, fami
         if !slice.ports.iter().any(serves) {
             continue;
         }
-        for endpoint in &slice.endpoints {
-            let is_local = endpoint.node.as_deref() == Some(name);
+        for endpoint in slice.endpoints.listed() {
+            let is_local = endpoint.node_name() == Some(name);
             match endpoint.conditions.use_of() {
                 Some(Use::Ready) if is_local => return true,
                 Some(Use::Ready) => ready_elsewhere = true,

@@ -89,10 +89,10 @@ fn targets(endpoints: &Endpoints, port: &ServicePort, to: SocketAddr) -> BTreeMa
     for slice in endpoints.slices.values().filter(of_family) {
         let is_its = |one: &&crate::model::EndpointPort| one.name == port.name && one.protocol == port.protocol;
         for number in slice.ports.iter().filter(is_its) {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.listed() {
                 let usable = endpoint.conditions.use_of().is_some();
                 let new =
-                    EndpointState { node: endpoint.node.clone(), on_this_node: false, host_network: false, usable };
+                    EndpointState { node: endpoint.node.cloned(), on_this_node: false, host_network: false, usable };
                 let place = targets.entry(SocketAddr::new(endpoint.address, number.port)).or_insert_with(|| new);
                 place.usable |= usable;
             }

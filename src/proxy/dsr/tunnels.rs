@@ -68,7 +68,7 @@ pub fn uses_tunnel(
 /// Returns the endpoints in which a tunnel can end: without those on the host's network.
 pub fn that_end_tunnels<'a>(endpoints: &'a Endpoints, inputs: PartInputs<'_>) -> Cow<'a, Endpoints> {
     let ends = |address: IpAddr| !is_nodes(address, inputs);
-    if endpoints.slices.values().flat_map(|slice| &slice.endpoints).all(|endpoint| ends(endpoint.address)) {
+    if endpoints.slices.values().flat_map(|slice| slice.endpoints.listed()).all(|endpoint| ends(endpoint.address)) {
         return Cow::Borrowed(endpoints);
     }
     let kept = |slice: &EndpointSlice| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::kernel::ipvs::{Observed, Virtual};
-use crate::model::{Endpoint, Endpoints, ServicePort, Shared, Use};
+use crate::model::{self, Endpoints, ServicePort, Shared, Use};
 use crate::net::Family;
 
 use super::super::endpoints::{DRAINING, of_port};
@@ -58,9 +58,9 @@ pub fn states(
     here: Option<&str>,
 ) -> Listed {
     // An address in several slices counts in its best condition.
-    let mut known: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
+    let mut known: BTreeMap<SocketAddr, model::Listed<'_>> = BTreeMap::new();
     for (number, endpoint) in of_port(endpoints, port, family) {
-        let place = known.entry(SocketAddr::new(endpoint.address, number)).or_insert_with(|| endpoint.clone());
+        let place = known.entry(SocketAddr::new(endpoint.address, number)).or_insert(endpoint);
         if endpoint.conditions.use_of() > place.conditions.use_of() {
             *place = endpoint;
         }
@@ -73,7 +73,7 @@ pub fn states(
         traffic: None,
     };
     let in_slices = known.iter().map(|(address, endpoint)| {
-        state(*address, endpoint.node.clone(), standing(endpoint, weights.get(address).copied(), here))
+        state(*address, endpoint.node.cloned(), standing(*endpoint, weights.get(address).copied(), here))
     });
     let left = weights.keys().filter(|address| !known.contains_key(address));
     let mut states: Vec<EndpointState> =
@@ -91,12 +91,12 @@ pub fn states(
 
 fn without_port(endpoints: &Endpoints, family: Family, with_port: &BTreeSet<IpAddr>) -> usize {
     let of_family = endpoints.slices.values().filter(|slice| slice.family == family);
-    let addresses = of_family.flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.address);
+    let addresses = of_family.flat_map(|slice| slice.endpoints.listed()).map(|endpoint| endpoint.address);
     addresses.filter(|address| !with_port.contains(address)).collect::<BTreeSet<IpAddr>>().len()
 }
 
-fn standing(endpoint: &Endpoint, weight: Option<u32>, here: Option<&str>) -> Standing {
-    let is_elsewhere = here.is_some_and(|here| endpoint.node.as_deref() != Some(here));
+fn standing(endpoint: model::Listed<'_>, weight: Option<u32>, here: Option<&str>) -> Standing {
+    let is_elsewhere = here.is_some_and(|here| endpoint.node_name() != Some(here));
     match (weight, endpoint.conditions.use_of()) {
         (Some(DRAINING), Some(Use::Terminating)) => Standing::Draining,
         (Some(DRAINING), None) => Standing::DrainingUnready,

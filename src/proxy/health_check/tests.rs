@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::serve::{Inputs, run};
 use super::*;
-use crate::model::{Cause, Conditions, EndpointList, EndpointSlice, ServiceProblems};
+use crate::model::{Cause, Conditions, Endpoint, EndpointList, EndpointSlice, ServiceProblems};
 use crate::observe::health::Health;
 
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };

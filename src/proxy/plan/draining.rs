@@ -28,7 +28,7 @@ impl Listed {
         let slices = endpoints.into_iter().flat_map(|its| its.slices.values());
         let of_slice = slices.map(|slice| {
             let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
-            (ports.collect(), slice.endpoints.iter().map(|endpoint| endpoint.address).collect())
+            (ports.collect(), slice.endpoints.listed().map(|endpoint| endpoint.address).collect())
         });
         Listed(of_slice.collect())
     }
