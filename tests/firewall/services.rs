@@ -203,7 +203,12 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
 /// Whether the way of a packet from an endpoint's hand ends on this node itself: at an address of the host, of a Service, or
 /// of the ranges of cluster IPs.
 pub fn is_delivered_here(world: &World, packet: &Packet) -> bool {
-    let ranges: [IpNet; 2] = ["10.96.0.0/12", "fd00:10:96::/108"].map(|range| range.parse().expect("a range"));
+    let flags: [IpNet; 2] = ["10.96.0.0/12", "fd00:10:96::/108"].map(|range| range.parse().expect("a range"));
+    // Those that the cluster names take the place of the flag's, family by family.
+    let named: Vec<IpNet> = world.cluster.service_cidrs.iter().flat_map(|(_, of)| of.ranges.iter().copied()).collect();
+    let is_4 = |range: &IpNet| range.addr().is_ipv4();
+    let of_flags = flags.into_iter().filter(|one| !named.iter().any(|other| is_4(other) == is_4(one)));
+    let ranges: Vec<IpNet> = of_flags.chain(named.iter().copied()).collect();
     let is_its = |service: &Service| {
         let mut balanced = service.load_balancer.iter().map(|one| one.address);
         service.external_ips.contains(&packet.destination) || balanced.any(|address| address == packet.destination)
