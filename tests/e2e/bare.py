@@ -88,7 +88,7 @@ PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "i
 # Tests that need these programs: they change the packet filter, or plant what others have in such tables and sets.
 NEED_PROGRAMS = ["foreign", "backends", "a_change_of_the_packet_filter", "what_is_not_ours_stays"]
 # All others of these beds run with --long, and each day so many of each module, of which those that wait for looks are left out.
-EACH_DAY = {"manifests": 2, "forwarding": 2, "routing-flat": 1, "routing": 1}
+EACH_DAY = {"manifests": 1, "forwarding": 2, "routing-flat": 1, "routing": 1}
 SLOW = ["a_deleted_virtual_service", "a_deleted_destination", "another_weight_of_a_destination", "a_cleared_table_of_virtual_services"]
 
 
