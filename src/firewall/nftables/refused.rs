@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::kernel::nftables::{Chain, Content, Match, Object, Rule, Statement, Verdict};
+use crate::kernel::nftables::{Chain, Content, Object, Rule, Statement, Verdict};
 use crate::reconcile::{Backoff, Moment};
 
 use super::desired::{Table, elements_of};
@@ -281,7 +281,7 @@ impl Search<'_> {
         let desired = self.desired;
         match (object, desired.get(object)) {
             (Object::Chain(_), Some(Content::Chain(chain))) => {
-                let reaching = chain.rules.iter().flat_map(named).filter(|named| self.reaches(named));
+                let reaching = chain.rules.iter().flat_map(Object::named_by).filter(|named| self.reaches(named));
                 reaching.count() > 0
             }
             // What leads to the chains of classes and tiers does not need them: they are closed.
@@ -304,31 +304,7 @@ pub fn is_closed(rule: &Rule) -> bool {
 /// Returns the chain that an element leads to.
 fn leads_to(content: &Content) -> Option<Object> {
     match content {
-        Content::Verdict(verdict) => chain_of(verdict),
+        Content::Verdict(verdict) => Object::led_to(verdict),
         _ => None,
     }
-}
-
-fn chain_of(verdict: &Verdict) -> Option<Object> {
-    match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(Object::Chain(chain.clone())),
-        _ => None,
-    }
-}
-
-/// Returns the objects that a rule names.
-fn named(rule: &Rule) -> impl Iterator<Item = Object> + '_ {
-    let sets = rule.matches().iter().filter_map(|one| match one {
-        Match::InSet { set, .. } => Some(Object::Set(set.clone())),
-        _ => None,
-    });
-    let counters = rule.statements().iter().filter_map(|statement| match statement {
-        Statement::Count(counter) => Some(Object::Counter(counter.clone())),
-        _ => None,
-    });
-    let led = rule.verdict().and_then(|verdict| match verdict {
-        Verdict::Map { map, .. } => Some(Object::Set(map.clone())),
-        verdict => chain_of(verdict),
-    });
-    sets.chain(counters).chain(led)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::rule::{Lookup, Match, Rule, Verdict};
+use super::rule::{Lookup, Match, Rule, Statement, Verdict};
 use crate::net::{Family, PortRange, Protocol};
 
 /// Name of a table's chain, set, map or counter: at most 255 bytes. `nft` does not load names that are words of its language
@@ -28,6 +28,34 @@ pub enum Object {
     Chain(Name),
     /// One element of this set or map.
     Element(Name, Key),
+}
+
+impl Object {
+    /// Returns the chain that a verdict leads to.
+    pub fn led_to(verdict: &Verdict) -> Option<Object> {
+        match verdict {
+            Verdict::Jump(chain) | Verdict::Goto(chain) => Some(Object::Chain(chain.clone())),
+            _ => None,
+        }
+    }
+
+    /// Returns the objects that a rule names: sets, maps, counters, and the chain that it leads to.
+    pub fn named_by(rule: &Rule) -> impl Iterator<Item = Object> + '_ {
+        let sets = rule.matches().iter().filter_map(|one| match one {
+            Match::InSet { set, .. } => Some(Object::Set(set.clone())),
+            _ => None,
+        });
+        let others = rule.statements().iter().filter_map(|statement| match statement {
+            Statement::Count(counter) => Some(Object::Counter(counter.clone())),
+            Statement::MarkFrom { map, .. } => Some(Object::Set(map.clone())),
+            Statement::Log { .. } | Statement::SetMark(_) | Statement::SetMss(_) => None,
+        });
+        let verdict = rule.verdict().and_then(|verdict| match verdict {
+            Verdict::Map { map, .. } => Some(Object::Set(map.clone())),
+            verdict => Object::led_to(verdict),
+        });
+        sets.chain(others).chain(verdict)
+    }
 }
 
 /// Everything else about an object.

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::object::{Chain, Content, Key, Name, Object};
+use super::object::{Content, Key, Name, Object};
 use super::plan::Unreached;
-use super::rule::{Match, Rule, Statement, Verdict};
+use super::rule::{Rule, Verdict};
 
 /// Returns the chains, sets and counters that no base chain leads to. None, where a rule or a chain is not understood: it may lead anywhere.
 pub(super) fn unreached(contents: &BTreeMap<Object, Content>) -> Unreached {
@@ -29,9 +29,9 @@ pub(super) fn unreached(contents: &BTreeMap<Object, Content>) -> Unreached {
             continue;
         }
         match (&object, contents.get(&object)) {
-            (_, Some(Content::Chain(chain))) => left.extend(named_by(chain)),
+            (_, Some(Content::Chain(chain))) => left.extend(chain.rules.iter().flat_map(Object::named_by)),
             (Object::Set(map), Some(Content::Set(spec))) if spec.kind == super::Kind::Verdicts => {
-                left.extend(verdicts_of(map, contents).filter_map(chain_of));
+                left.extend(verdicts_of(map, contents).filter_map(Object::led_to));
             }
             _ => {}
         }
@@ -50,39 +50,12 @@ fn verdicts_of<'a>(map: &'a Name, contents: &'a BTreeMap<Object, Content>) -> im
     })
 }
 
-fn chain_of(verdict: &Verdict) -> Option<Object> {
-    match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(Object::Chain(chain.clone())),
-        _ => None,
-    }
-}
-
-/// Returns the objects that the rules of a chain name.
-fn named_by(chain: &Chain) -> impl Iterator<Item = Object> + '_ {
-    chain.rules.iter().flat_map(|rule| {
-        let sets = rule.matches().iter().filter_map(|one| match one {
-            Match::InSet { set, .. } => Some(Object::Set(set.clone())),
-            _ => None,
-        });
-        let others = rule.statements().iter().filter_map(|statement| match statement {
-            Statement::Count(counter) => Some(Object::Counter(counter.clone())),
-            Statement::MarkFrom { map, .. } => Some(Object::Set(map.clone())),
-            Statement::Log { .. } | Statement::SetMark(_) | Statement::SetMss(_) => None,
-        });
-        let verdict = rule.verdict().and_then(|verdict| match verdict {
-            Verdict::Map { map, .. } => Some(Object::Set(map.clone())),
-            verdict => chain_of(verdict),
-        });
-        sets.chain(others).chain(verdict)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::super::object::{Base, BaseKind, Fields, Hook, Kind, SetSpec};
-    use super::super::rule::{Lookup, Side};
+    use super::super::object::{Base, BaseKind, Chain, Fields, Hook, Kind, SetSpec};
+    use super::super::rule::{Lookup, Match, Side, Statement};
     use super::*;
     use crate::net::Family;
 
