@@ -12,6 +12,8 @@
 
 #[path = "interop/agent.rs"]
 mod agent;
+#[path = "interop/bfd.rs"]
+mod bfd;
 #[path = "interop/bird.rs"]
 mod bird;
 #[path = "interop/cell.rs"]

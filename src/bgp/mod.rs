@@ -18,7 +18,7 @@
 //! (capabilities), 6286 (identifiers), 6608 (unexpected messages), 6793 (four-octet AS numbers), 7606 and 7607 (error
 //! handling), 8654 (extended messages), 8950 (IPv4 NLRI with IPv6 next hops), 9687 (send hold timer).
 //!
-//! Not supported: Add-Path, confederations, other address families, BFD, long-lived graceful restart.
+//! Not supported: Add-Path, confederations, other address families, long-lived graceful restart.
 
 pub mod driver;
 pub mod message;

@@ -16,6 +16,8 @@
 mod again;
 mod dialling;
 mod excess;
+mod fact;
+mod liveness;
 mod neighbour;
 mod rest;
 mod restarting;
@@ -29,11 +31,14 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::message::{Attributes, Notification, Reason, Remark, Update};
+use super::message::{Attributes, Notification, Reason, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
+use crate::bfd;
 use crate::net::{Family, PerFamily};
 
+pub use fact::Fact;
+pub use liveness::Liveness;
 pub use neighbour::{Messages, Neighbour, WantedNeighbour};
 pub use restarting::Restarting;
 
@@ -82,6 +87,8 @@ pub enum Input {
     Closed(LinkId),
     /// Number of output bytes that the socket has accepted.
     Taken(LinkId, usize),
+    /// BFD has told the state of the path to a neighbour.
+    Path(IpAddr, bfd::Status),
     /// The deadline is reached.
     Tick,
 }
@@ -105,33 +112,6 @@ pub enum Output {
     Fact(IpAddr, Fact),
     /// The local restart is over: the table is as complete as it gets.
     Complete,
-}
-
-/// Fact about a neighbour that deserves a line in the log.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Fact {
-    Up(Box<Agreement>),
-    Down {
-        kept: PerFamily<bool>,
-        cause: Cause,
-    },
-    /// A connection ended before it was established.
-    Failed(Cause),
-    /// Errors in an UPDATE that did not reset the session. The same error of one neighbour is reported once a minute.
-    Remarks(Vec<Remark>),
-    /// The prefix limit is exceeded.
-    TooMany {
-        family: Family,
-        most: u32,
-    },
-    /// The long attributes of its routes, or the attributes of all routes together, exceed this size in bytes.
-    TooLong {
-        most: usize,
-    },
-    /// End-of-RIB received.
-    Complete(Family),
-    /// Number of routes not advertised to it, because their attributes do not fit into a message (RFC 8654 6).
-    Unfit(u32),
 }
 
 /// Speaker.
@@ -250,6 +230,7 @@ impl Speaker {
                 }
             }
             Input::Taken(link, bytes) => self.taken(at, link, bytes),
+            Input::Path(address, status) => self.path(at, address, status),
             Input::Tick => self.tick(at),
         }
         self.finish(at)

@@ -10,12 +10,14 @@ use super::capabilities::capabilities;
 use super::clock::Clock;
 use super::version::{Version, spoken};
 use super::wire::messages::{
-    AfiSafi, AfiSafiConfig, AfiSafiState, EbgpMultihop, GracefulRestart, Message, Messages, Peer, PeerConf, PeerState,
-    PrefixLimit, Queues, RouteReflector, RouteServer, Timers, TimersConfig, TimersState, Transport, TtlSecurity,
+    AfiSafi, AfiSafiConfig, AfiSafiState, BfdPeerConfig, BfdPeerState, EbgpMultihop, GracefulRestart, Message,
+    Messages, Peer, PeerConf, PeerState, PrefixLimit, Queues, RouteReflector, RouteServer, Timers, TimersConfig,
+    TimersState, Transport, TtlSecurity,
 };
+use crate::bfd::{self, Status, Wanted};
 use crate::bgp::rib::Count;
 use crate::bgp::session::State;
-use crate::bgp::speaker::{Neighbour, Speaker};
+use crate::bgp::speaker::{Liveness, Neighbour, Speaker};
 use crate::bgp::transport::TimeToLive;
 use crate::net::{Family, PerFamily};
 
@@ -75,6 +77,35 @@ pub fn peer(asked: RequestContext, speaker: &Speaker, address: IpAddr, neighbour
         }),
         afi_safis: families(speaker, neighbour),
         ttl_security: Some(TtlSecurity { enabled: secured > 0, ttl_min: secured }),
+        bfd: wanted.liveness.filter(|_| version == Version::V4).map(|liveness| bfd(&liveness)),
+    }
+}
+
+fn bfd(liveness: &Liveness) -> BfdPeerConfig {
+    let Wanted { settings, port } = liveness.wanted;
+    let microseconds = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    BfdPeerConfig {
+        enabled: true,
+        port: port.into(),
+        desired_minimum_tx_interval: microseconds(settings.send),
+        required_minimum_receive: microseconds(settings.receive),
+        detection_multiplier: settings.multiplier.into(),
+    }
+}
+
+fn bfd_state(status: &Status) -> BfdPeerState {
+    let number = |state| match state {
+        bfd::State::Up => 1,
+        bfd::State::Down => 2,
+        bfd::State::AdminDown => 3,
+        bfd::State::Init => 4,
+    };
+    BfdPeerState {
+        session_state: number(status.state),
+        remote_session_state: number(status.remote_state),
+        failure_transitions: status.failures,
+        local_discriminator: status.mine,
+        remote_discriminator: status.yours,
     }
 }
 
@@ -119,6 +150,7 @@ fn state(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neigh
         remote_cap: theirs.unwrap_or_default(),
         local_cap: capabilities(version, &peer.own_open().capabilities),
         router_id: open.map(|open| open.identifier.to_string()).unwrap_or_default(),
+        bfd_state: neighbour.path().filter(|_| version == Version::V4).as_ref().map(bfd_state),
         ..PeerState::default()
     }
 }

@@ -111,6 +111,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
         client: peer.route_reflector.as_ref().is_some_and(|reflector| reflector.route_reflector_client),
         own: PerFamily::from_fn(|of| here.filter(|_| of == family).or(*known.of(of))),
         next_hop_self: false,
+        liveness: None,
         first_as: false,
         most: PerFamily::from_fn(|of| most(peer, of)),
     })

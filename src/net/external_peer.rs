@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::bfd::Bfd;
 use super::secret::Secret;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -14,6 +15,8 @@ pub struct ExternalPeer {
     pub password: Password,
     /// Our address towards it; the node's own where absent.
     pub local: Option<IpAddr>,
+    /// The path to it is watched.
+    pub bfd: Option<Bfd>,
 }
 
 /// The key that both sides sign their segments with.
@@ -30,6 +33,6 @@ pub enum Password {
 impl ExternalPeer {
     /// A neighbour with defaults for everything else.
     pub fn new(address: IpAddr, asn: u32) -> ExternalPeer {
-        ExternalPeer { address, asn, port: None, password: Password::None, local: None }
+        ExternalPeer { address, asn, port: None, password: Password::None, local: None, bfd: None }
     }
 }

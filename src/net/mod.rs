@@ -6,6 +6,7 @@
 mod address_range;
 pub mod asn;
 pub mod base64;
+mod bfd;
 mod external_peer;
 mod family;
 pub mod go;
@@ -17,6 +18,7 @@ mod secret;
 pub mod service_mark;
 
 pub use address_range::{AddressRange, address_of, number_of};
+pub use bfd::Bfd;
 pub use external_peer::{ExternalPeer, Password};
 pub use family::{Family, PerFamily};
 pub use port_range::PortRange;

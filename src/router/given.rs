@@ -68,6 +68,7 @@ pub fn host(addresses: &str) -> Host {
         addresses: given.iter().map(own).collect(),
         on_link,
         links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
+        ..Host::default()
     }
 }
 

@@ -132,7 +132,7 @@ pub fn remove_cni(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Returns another program's file that runtimes use in place of ours: the first by name that describes a network.
-fn preferred(path: &Path) -> Option<PathBuf> {
+pub fn preferred(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
     let entries = fs::read_dir(path.parent()?).ok()?.flatten().map(|entry| entry.path());
     let before = entries.filter(|one| one.file_name().is_some_and(|other| other < name));

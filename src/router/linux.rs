@@ -163,6 +163,11 @@ pub fn learned_routes() -> [Protocol; 2] {
     [Protocol { table: TABLE_MAIN, protocol: PROTOCOL }, Protocol { table: TUNNEL_TABLE, protocol: TUNNEL_PROTOCOL }]
 }
 
+/// Removes the table of nf_tables where there is one; returns why it could not be removed.
+pub fn remove_table() -> Option<String> {
+    nftables::abandoned::remove(TableFamily::Inet, TABLE)
+}
+
 impl Kernel for Linux {
     type Settings = Settings;
     type Bridges = Bridges;
@@ -223,7 +228,7 @@ impl Kernel for Linux {
         if self.used.is_some() {
             // Those of nf_tables go with the rules already; where the host has legacy iptables nobody else looks at them.
             failed.extend(nftables::passages::remove(HostChain::Forward, &COMMENTS));
-            failed.extend(nftables::abandoned::remove(TableFamily::Inet, TABLE));
+            failed.extend(remove_table());
         }
         if self.abandoned != Families::default() {
             info!("Removing router rules from the other iptables backend");

@@ -18,14 +18,16 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::bfd::Path;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{TimeToLive, Transport};
 use crate::config::{GracefulRestart, RouterConfig};
 use crate::model::{Node, Reflection};
-use crate::net::{Family, PerFamily};
+use crate::net::{Bfd, Family, PerFamily};
 
 use super::identity::Identity;
+use super::liveness::liveness;
 
 /// Hold time between nodes, in seconds; `--bgp-holdtime` is for external peers.
 const HOLD_TIME: u16 = 90;
@@ -111,6 +113,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
         client,
         own: own.addresses,
         next_hop_self: false,
+        liveness: config.bfd_mesh.map(|bfd| liveness(Bfd { port: Bfd::PORT, ..bfd }, Path::Multihop)),
         first_as: false,
         most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
     }))

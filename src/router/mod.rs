@@ -30,6 +30,7 @@ pub mod identity;
 pub mod router_id;
 pub mod mesh;
 pub mod external_peers;
+mod liveness;
 pub mod advertise;
 pub mod policy;
 pub mod routes;

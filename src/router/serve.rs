@@ -14,6 +14,7 @@ use crate::bgp::session::State;
 #[derive(Clone)]
 pub struct Shown {
     description: Desc,
+    paths: Desc,
     rows: Arc<Mutex<Box<[Row]>>>,
 }
 
@@ -25,10 +26,14 @@ pub struct Row {
     pub asn: u32,
     pub is_internal: bool,
     pub state: State,
+    /// Whether BFD is up; `None` where the path is not watched.
+    pub path_is_up: Option<bool>,
 }
 
 const NAME: &str = "kube_router_bgp_peer_info";
 const HELP: &str = "Neighbours and how their sessions stand";
+const PATH_NAME: &str = "sluice_router_bfd_session_up";
+const PATH_HELP: &str = "Whether the BFD session with a neighbour is up: 1 or 0";
 /// The labels in the order of the text format.
 const LABELS: [&str; 4] = ["address", "asn", "state", "type"];
 
@@ -40,7 +45,9 @@ impl Shown {
     pub fn new() -> Result<Shown, prometheus::Error> {
         let labels = LABELS.map(str::to_owned).into();
         let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
-        Ok(Shown { description, rows: Arc::default() })
+        let address = vec![LABELS[0].to_owned()];
+        let paths = Desc::new(PATH_NAME.to_owned(), PATH_HELP.to_owned(), address, Default::default())?;
+        Ok(Shown { description, paths, rows: Arc::default() })
     }
 
     /// Shows these neighbours in place of all others.
@@ -51,32 +58,47 @@ impl Shown {
 
 impl Collector for Shown {
     fn desc(&self) -> Vec<&Desc> {
-        vec![&self.description]
+        vec![&self.description, &self.paths]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut family = MetricFamily::default();
-        family.set_name(NAME.to_owned());
-        family.set_help(HELP.to_owned());
-        family.set_field_type(MetricType::GAUGE);
-        family.set_metric(rows.iter().map(metric).collect());
-        vec![family]
+        let paths = family(PATH_NAME, PATH_HELP, rows.iter().filter_map(path).collect());
+        vec![family(NAME, HELP, rows.iter().map(metric).collect()), paths]
     }
+}
+
+fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(MetricType::GAUGE);
+    family.set_metric(metrics);
+    family
+}
+
+fn path(row: &Row) -> Option<Metric> {
+    let is_up = row.path_is_up?;
+    Some(series([row.address.to_string()], if is_up { 1.0 } else { 0.0 }))
 }
 
 fn metric(row: &Row) -> Metric {
     let kind = if row.is_internal { "internal" } else { "external" };
     let values = [row.address.to_string(), row.asn.to_string(), word(row.state).to_owned(), kind.to_owned()];
+    series(values, 1.0)
+}
+
+/// Returns a series with these values of the first labels.
+fn series(labels: impl IntoIterator<Item = String>, value: f64) -> Metric {
     let pair = |(name, value): (&str, String)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.to_owned());
         pair.set_value(value);
         pair
     };
-    let mut metric = Metric::from_label(LABELS.into_iter().zip(values).map(pair).collect());
+    let mut metric = Metric::from_label(LABELS.into_iter().zip(labels).map(pair).collect());
     let mut gauge = Gauge::default();
-    gauge.set_value(1.0);
+    gauge.set_value(value);
     metric.set_gauge(gauge);
     metric
 }
@@ -102,7 +124,13 @@ mod tests {
         let registry = Registry::new("v0.1.0", "rustc");
         let shown = Shown::new().expect("the metric is valid");
         registry.register(Box::new(shown.clone())).expect("its name is free");
-        let row = |last: u8, state| Row { address: [192, 0, 2, last].into(), asn: 64512, is_internal: last < 3, state };
+        let row = |last: u8, state| Row {
+            address: [192, 0, 2, last].into(),
+            asn: 64512,
+            is_internal: last < 3,
+            state,
+            path_is_up: None,
+        };
         let series = || -> Vec<String> {
             registry.text().lines().filter(|line| line.starts_with(NAME)).map(str::to_owned).collect()
         };
@@ -113,6 +141,14 @@ mod tests {
         assert_eq!(series(), [line(2, "connect", "internal"), line(3, "established", "external")]);
         shown.set([row(2, State::Established)].into_iter());
         assert_eq!(series(), [line(2, "established", "internal")]);
+        let watched = |is_up| Row { path_is_up: Some(is_up), ..row(4, State::Established) };
+        let paths =
+            || registry.text().lines().filter(|line| line.starts_with(PATH_NAME)).collect::<Vec<_>>().join("\n");
+        assert_eq!(paths(), "", "nobody is watched");
+        for (is_up, number) in [(true, 1), (false, 0)] {
+            shown.set([row(2, State::Established), watched(is_up)].into_iter());
+            assert_eq!(paths(), format!("{PATH_NAME}{{address=\"192.0.2.4\"}} {number}"));
+        }
         shown.set([].into_iter());
         assert_eq!(series(), Vec::<String>::new());
     }

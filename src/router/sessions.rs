@@ -312,6 +312,7 @@ impl Sessions {
                         asn: settings.asn.unwrap_or_default(),
                         is_internal: settings.asn == Some(settings.local.asn),
                         state: neighbour.peer().state(),
+                        path_is_up: neighbour.watched_path_is_up(),
                     }
                 };
                 speaker.neighbours().map(row).collect::<Vec<_>>()

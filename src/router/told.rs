@@ -153,6 +153,10 @@ fn say(peer: &IpAddr, fact: &Fact) {
         Fact::Unfit(routes) => {
             warn!(%peer, routes, "Routes not advertised to a BGP peer: attributes exceed the message size");
         }
+        Fact::PathUp => info!(%peer, "BFD session is up"),
+        Fact::PathFailed(status) => {
+            warn!(%peer, reason = %status.diagnostic, said = %status.remote_diagnostic, "BFD session is down: the path has failed");
+        }
         Fact::Complete(family) => debug!(%peer, %family, "End-of-RIB received"),
     }
 }

@@ -201,6 +201,7 @@ impl Network {
             client: plan.peers[&peer],
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
             next_hop_self: plan.next_hop_self,
+            liveness: None,
             first_as: true,
             most: PerFamily::default(),
         }

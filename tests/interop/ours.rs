@@ -257,6 +257,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
         client: cell.reflects == Reflects::We,
         own: PerFamily::from_fn(own),
         next_hop_self: false,
+        liveness: None,
         first_as: true,
         most: PerFamily::from_fn(|_| cell.most[0]),
     }

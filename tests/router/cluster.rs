@@ -131,6 +131,7 @@ impl Cluster {
                 .map(on_link)
                 .collect(),
             links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
+            ..Host::default()
         };
         let internal = |network: &IpNet| NodeAddress { kind: NodeAddressKind::Internal, address: network.addr() };
         let node = Node {
@@ -483,6 +484,7 @@ fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> WantedNeighbour {
         client: false,
         own: PerFamily { v4: Some(here), v6: Some(address("2001:db8:2::fe")) },
         next_hop_self: false,
+        liveness: None,
         first_as: true,
         most: PerFamily::default(),
     }

@@ -12,6 +12,7 @@
 //! Others are closed at once, and counted. A neighbour that stays silent is closed by its session machine (`session`).
 
 mod apply;
+mod liveness;
 mod news;
 mod outbox;
 mod rest;
@@ -37,6 +38,7 @@ use crate::kernel::{Error, tcp};
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
 use apply::{Happened, Links, Reading, Waits, hops};
+use liveness::Watching;
 use news::News;
 use serve::Listeners;
 
@@ -198,6 +200,7 @@ impl fmt::Debug for Command {
 
 struct Driver {
     speaker: Speaker,
+    liveness: Watching,
     links: Links,
     listeners: Listeners,
     waits: Waits,
@@ -225,6 +228,7 @@ impl Driver {
         }
         Driver {
             speaker,
+            liveness: Watching::default(),
             links: Links::default(),
             listeners: Listeners::default(),
             waits: Waits::new(),
@@ -260,6 +264,7 @@ impl Driver {
                     permit.send(self.news.take(now, |prefix| rib.route(prefix)));
                     continue;
                 }
+                report = self.liveness.next() => self.reported(report),
                 Some(happened) = self.waits.next(), if !self.waits.is_empty() => self.take(happened.ok()),
                 () = tokio::task::yield_now(), if self.links.is_busy() => {}
                 () = tokio::time::sleep_until(deadline) => {}
@@ -307,6 +312,7 @@ impl Driver {
                 let outputs = self.speaker.orders(self.moment(), orders);
                 self.carry_out(outputs);
                 self.set_passwords();
+                self.set_liveness();
             }
             Command::Listen(on) => {
                 self.listeners.set(on);

@@ -40,6 +40,8 @@ pub enum Subject {
     /// Listening on an address, or accepting connections on it.
     Listening(SocketAddr),
     Dialling(IpAddr),
+    /// Receiving packets of BFD on an address.
+    Bfd(SocketAddr),
     /// The password of a neighbour cannot be set on the listening sockets; the neighbour is not admitted.
     Password(IpAddr),
 }

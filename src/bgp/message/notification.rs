@@ -61,6 +61,8 @@ impl Reason {
     pub const COLLISION: Reason = Reason::new(6, 7);
     pub const OUT_OF_RESOURCES: Reason = Reason::new(6, 8);
     pub const HARD_RESET: Reason = Reason::new(6, 9);
+    /// RFC 9384.
+    pub const BFD_DOWN: Reason = Reason::new(6, 10);
     pub const REFRESH_LENGTH: Reason = Reason::new(7, 1);
     pub const SEND_HOLD_TIMER_EXPIRED: Reason = Reason::new(8, 0);
 

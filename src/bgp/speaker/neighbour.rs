@@ -10,6 +10,8 @@ use super::super::rib::{Kind, Parcel, PeerId, Source, View};
 use super::super::session::{Agreement, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
+use super::liveness::{Liveness, PathState};
+use crate::bfd;
 use crate::net::{Family, PerFamily};
 
 /// Configured neighbour.
@@ -30,6 +32,8 @@ pub struct WantedNeighbour {
     pub first_as: bool,
     /// Prefix limits; `None` for no limit.
     pub most: PerFamily<Option<u32>>,
+    /// BFD session; it needs the transport's local address.
+    pub liveness: Option<Liveness>,
 }
 
 /// Message counters by type code (RFC 4271 4.1).
@@ -60,6 +64,7 @@ pub struct Neighbour {
     remarked: BTreeMap<(u8, Treatment), Instant>,
     /// Routes that did not fit since the last report, and the time of that report.
     unfit: (u32, Option<Instant>),
+    pub(super) path: PathState,
 }
 
 /// Minimum time between reports of the same fact.
@@ -83,6 +88,7 @@ impl Neighbour {
             ended: None,
             remarked: BTreeMap::new(),
             unfit: (0, None),
+            path: PathState::default(),
         }
     }
 
@@ -119,6 +125,21 @@ impl Neighbour {
         self.ended.unwrap_or(self.progress)
     }
 
+    /// Status of the BFD session; `None` without one, or before its first change.
+    pub fn path(&self) -> Option<bfd::Status> {
+        self.path.status
+    }
+
+    /// Returns whether its path is up; `None` where it is not watched.
+    pub fn watched_path_is_up(&self) -> Option<bool> {
+        self.wanted.liveness.map(|_| self.path.status.is_some_and(|status| status.state == bfd::State::Up))
+    }
+
+    /// Last failure of the path that BFD has found.
+    pub fn path_failed_at(&self) -> Option<Instant> {
+        self.path.failed_at
+    }
+
     /// Number of ended sessions.
     pub fn flops(&self) -> u32 {
         self.flops
@@ -135,8 +156,12 @@ impl Neighbour {
             mutual: before.mutual,
             ..settings.clone()
         };
-        let plain = WantedNeighbour { settings: same, most: self.wanted.most, ..wanted.clone() };
+        let before = &self.wanted;
+        let plain = WantedNeighbour { settings: same, most: before.most, liveness: before.liveness, ..wanted.clone() };
         let anew = plain != self.wanted;
+        if wanted.liveness.is_none() {
+            self.path = PathState::default();
+        }
         self.peer.change(wanted.settings.clone());
         self.wanted = wanted;
         anew

@@ -1,5 +1,6 @@
 //! Behaviour of the whole speaker: limits, local restarts, slow neighbours, changing settings.
 
+mod liveness;
 mod many;
 mod restarting;
 
@@ -40,7 +41,17 @@ fn wanted(number: u8) -> WantedNeighbour {
     let most = PerFamily::default();
     let transport = Transport::default();
     let address = address(number);
-    WantedNeighbour { address, settings, transport, client: true, own, next_hop_self: false, first_as: true, most }
+    WantedNeighbour {
+        address,
+        settings,
+        transport,
+        client: true,
+        own,
+        next_hop_self: false,
+        first_as: true,
+        most,
+        liveness: None,
+    }
 }
 
 struct Bench {

@@ -1,6 +1,8 @@
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::*;
+use crate::net::Bfd;
 use crate::router::given::{address, config, host, node};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -109,4 +111,20 @@ fn a_file_of_passwords_has_one_for_each_peer_and_a_bad_one_stops_only_its_own() 
     let (shown, sentences) = read("cGFzcw==", 2);
     assert_eq!((shown.as_str(), sentences.len()), ("? ?", 1));
     assert!(!sentences[0].contains("cGFz"));
+}
+
+#[test]
+fn the_path_to_a_peer_is_watched_as_far_as_the_peer_may_be() {
+    let with = |bfd: Option<Bfd>, words: &[&str]| {
+        let wanted = peer_with(&ExternalPeer { bfd, ..peer("203.0.113.1", 65001) }, DUAL, words).expect("a session");
+        wanted.liveness.map(|liveness| (liveness.path, liveness.wanted.port, liveness.wanted.settings))
+    };
+    let bfd = Bfd { multiplier: 5, send: 300, receive: 200, ..Bfd::default() };
+    let times =
+        crate::bfd::Settings { multiplier: 5, send: Duration::from_millis(300), receive: Duration::from_millis(200) };
+    let multihop = ["--peer-router-multihop-ttl=4"];
+    assert_eq!(with(None, &multihop), None);
+    assert_eq!(with(Some(bfd), &[]), Some((Path::SingleHop, 3784, times)));
+    assert_eq!(with(Some(bfd), &multihop), Some((Path::Multihop, 4784, times)));
+    assert_eq!(with(Some(Bfd { port: 1234, ..bfd }), &multihop), Some((Path::Multihop, 1234, times)));
 }

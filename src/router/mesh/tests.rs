@@ -139,3 +139,14 @@ fn both_ends_agree_on_whether_they_peer_and_who_is_whose_client() {
     assert_eq!(relation(roles[1], roles[2]), Some(false), "reflectors of two clusters are plain neighbours");
     assert_eq!(relation(roles[1], roles[0]), Some(false));
 }
+
+#[test]
+fn nodes_watch_each_other_only_where_that_is_asked_for_and_at_the_port_that_both_have() {
+    let path = |words: &[&str]| {
+        let liveness = wanted(&dual(1), &dual(2), words).liveness;
+        liveness.map(|liveness| (liveness.path, liveness.wanted.port, liveness.wanted.settings.multiplier))
+    };
+    assert_eq!(path(&["--enable-bfd"]), None);
+    let words = ["--enable-bfd-mesh", "--bfd-port=1234", "--bfd-detection-multiplier=7"];
+    assert_eq!(path(&words), Some((Path::Multihop, 4784, 7)));
+}

@@ -1,0 +1,358 @@
+//! BFD with sockets and a clock: the only part of `bfd` with side effects.
+//!
+//! One thread has all sessions. It waits in one place, for packets, for other desired sessions, or for the next deadline; where there are
+//! many sessions it waits for packets only every few milliseconds, and reads all that have come. Before anybody is declared lost, all
+//! packets that have arrived are read: a thread that was not scheduled for a while says nothing about a neighbour.
+//!
+//! Sockets exist while a session needs them: one that receives for each local address and kind of path, and one that sends for each
+//! session, with a source port of its own (RFC 5881 4). A socket that cannot be had is tried for again; the session stays down meanwhile.
+//!
+//! The thread ends with its [`Handle`], and tells all neighbours first that the sessions end administratively, which harms nobody
+//! (RFC 5880 6.8.16). A process that is killed is found out as any failure is.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tokio::sync::{mpsc, watch};
+
+use super::packet::Packet;
+use super::session::Status;
+use super::sessions::{Arrival, Output, Sessions};
+use super::{Key, Path, Wanted};
+use crate::kernel::Error;
+use crate::kernel::udp::{self, Batch};
+
+/// News of the sessions.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// Newest status of a session. Changes between two reports are seen in the number of failures.
+    Changed(Key, Status),
+    /// Packets cannot be received on an address, with the reason; `None` when they can again.
+    Trouble(SocketAddr, Option<Error>),
+}
+
+/// Handle of the thread; dropping it ends the sessions, and waits until the neighbours have been told.
+#[derive(Debug)]
+pub struct Handle {
+    /// `None` while it ends.
+    wanted: Option<watch::Sender<BTreeMap<Key, Wanted>>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Source ports (RFC 5881 4).
+const FIRST_PORT: u16 = 49152;
+const PORTS: u16 = u16::MAX - FIRST_PORT;
+/// Number of ports that are tried, as some are in use.
+const TRIES: u16 = 64;
+/// Number of times that a socket is read in one turn.
+const READS: usize = 64;
+/// Time for which the pause between two turns is not calculated again.
+const SAME_PAUSE: Duration = Duration::from_secs(1);
+/// Time between two tries to open a socket that receives.
+const RETRY: Duration = Duration::from_secs(5);
+/// Time between two tries to deliver a report.
+const UNDELIVERED: Duration = Duration::from_millis(10);
+/// Reports that may wait for their reader, beside the newest status of each session.
+const REPORTS: usize = 256;
+/// Longest wait.
+const NEVER: Duration = Duration::from_secs(3600);
+/// Number of times that the end is told when the program ends.
+const GOODBYES: usize = 2;
+/// Before all others but the kernel's own: who waits for a processor loses sessions.
+const NICENESS: i32 = -20;
+
+/// Starts the thread, in the caller's network namespace.
+///
+/// # Errors
+/// The system provides no thread, or no descriptor to wake it.
+pub fn spawn() -> io::Result<(Handle, mpsc::Receiver<Report>)> {
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (wanted, wanted_in) = watch::channel(BTreeMap::new());
+    let (reports, reports_out) = mpsc::channel(REPORTS);
+    let driver = Driver {
+        sessions: Sessions::new(RandomState::new().hash_one(())),
+        wanted: wanted_in,
+        wake: wake.clone(),
+        receivers: BTreeMap::new(),
+        senders: BTreeMap::new(),
+        port: (RandomState::new().hash_one(()) % u64::from(PORTS)) as u16,
+        batch: Batch::default(),
+        is_changed: false,
+        turns: Turns::new(Instant::now()),
+        pending: BTreeMap::new(),
+        reports,
+    };
+    let thread = std::thread::Builder::new().name("bfd".to_owned()).spawn(|| driver.run())?;
+    Ok((Handle { wanted: Some(wanted), wake, thread: Some(thread) }, reports_out))
+}
+
+impl Handle {
+    /// Sets the desired sessions in place of all others.
+    pub fn want(&self, wanted: BTreeMap<Key, Wanted>) {
+        if let Some(sender) = &self.wanted {
+            sender.send_replace(wanted);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // A counter at its limit wakes as well.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.wanted = None;
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            // A thread that has died has no neighbours to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Driver {
+    sessions: Sessions,
+    wanted: watch::Receiver<BTreeMap<Key, Wanted>>,
+    wake: Arc<OwnedFd>,
+    receivers: BTreeMap<(IpAddr, Path), Receiver>,
+    /// By our discriminator, with the destination.
+    senders: BTreeMap<u32, (SocketAddr, UdpSocket)>,
+    /// Last source port, counted from the first one that is allowed.
+    port: u16,
+    batch: Batch,
+    /// Other sockets may be needed than there are.
+    is_changed: bool,
+    turns: Turns,
+    /// Reports that are not delivered.
+    pending: BTreeMap<Key, Status>,
+    reports: mpsc::Sender<Report>,
+}
+
+/// When turns began, and how much time is to be between two of them.
+struct Turns {
+    last: Instant,
+    this: Instant,
+    pause: Duration,
+    calculated_at: Instant,
+}
+
+struct Receiver {
+    socket: Option<UdpSocket>,
+    /// Next try, while there is no socket.
+    retry_at: Instant,
+    /// It is known to be in trouble.
+    is_told: bool,
+}
+
+impl Driver {
+    fn run(mut self) {
+        // Without the right to do so it goes on as everybody.
+        let _ = rustix::process::setpriority_process(None, NICENESS);
+        loop {
+            match self.wanted.has_changed() {
+                Ok(false) => {}
+                Ok(true) => {
+                    let wanted = self.wanted.borrow_and_update().clone();
+                    self.sessions.want(Instant::now(), &wanted);
+                    self.is_changed = true;
+                }
+                Err(_) => return self.say_goodbye(),
+            }
+            self.open_receivers();
+            self.read();
+            self.sessions.tick(Instant::now());
+            self.act();
+            self.deliver();
+            self.wait();
+        }
+    }
+
+    /// Waits for something to do. Errors are short: a signal, or no memory.
+    fn wait(&mut self) {
+        if let Some(until) = self.turns.rest(|| self.sessions.pause()) {
+            self.poll(false, until);
+        }
+        if !self.is_called() {
+            let now = Instant::now();
+            let retries = self.receivers.values().filter(|one| one.socket.is_none()).map(|one| one.retry_at);
+            let undelivered = (!self.pending.is_empty()).then(|| now + UNDELIVERED);
+            let until = retries.chain(undelivered).chain(self.sessions.deadline()).min();
+            self.poll(true, until.unwrap_or(now + NEVER));
+            self.is_called();
+        }
+        self.turns.begin(Instant::now());
+    }
+
+    /// Waits until an instant, for a call, and for packets if asked to.
+    fn poll(&self, packets: bool, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let sockets = self.receivers.values().filter(|_| packets).filter_map(|one| one.socket.as_ref());
+        let mut all: Vec<PollFd> = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+        all.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
+        let _ = poll(&mut all, Some(&time));
+    }
+
+    /// Returns whether somebody has called, and forgets it.
+    fn is_called(&self) -> bool {
+        rustix::io::read(&*self.wake, &mut [0; 8]).is_ok()
+    }
+
+    fn read(&mut self) {
+        let now = Instant::now();
+        for ((to, path), receiver) in &self.receivers {
+            let Some(socket) = &receiver.socket else { continue };
+            for _ in 0..READS {
+                let more = self.batch.read(socket);
+                for one in self.batch.datagrams() {
+                    let arrival = Arrival { from: one.from, to: *to, path: *path, ttl: one.ttl, datagram: one.bytes };
+                    // Nobody answers what is nobody's (RFC 5880 6.8.6).
+                    let _ = self.sessions.receive(now, arrival);
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        for output in self.sessions.outputs() {
+            match output {
+                Output::Send(id, packet) => self.send(id, &packet),
+                Output::Changed(key, status) => drop(self.pending.insert(key, status)),
+                Output::Ended(id) => {
+                    self.senders.remove(&id);
+                    self.is_changed = true;
+                }
+            }
+        }
+    }
+
+    /// Sends a packet, or loses it where there is no way.
+    fn send(&mut self, id: u32, packet: &Packet) {
+        let Some((key, port)) = self.sessions.destination(id) else { return };
+        let to = SocketAddr::new(key.remote, port);
+        let is_open = self.senders.get(&id).is_some_and(|(peer, _)| *peer == to);
+        if !is_open && !self.open_sender(id, key.local, to) {
+            return;
+        }
+        let Some((_, socket)) = self.senders.get(&id) else { return };
+        let bytes = packet.encode();
+        // A neighbour that did not listen to an earlier packet has refused it, which is told now, in place of sending.
+        if socket.send(&bytes).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            let _ = socket.send(&bytes);
+        }
+    }
+
+    fn open_sender(&mut self, id: u32, local: IpAddr, to: SocketAddr) -> bool {
+        for _ in 0..TRIES {
+            self.port = (self.port + 1) % PORTS;
+            match udp::sending(SocketAddr::new(local, FIRST_PORT + self.port), to) {
+                Ok(socket) => {
+                    self.senders.insert(id, (to, socket));
+                    return true;
+                }
+                Err(error) if error.is_port_taken() => {}
+                // The next packet tries again.
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Opens sockets that are needed, and closes others.
+    fn open_receivers(&mut self) {
+        let now = Instant::now();
+        let is_due = |receiver: &Receiver| receiver.socket.is_none() && receiver.retry_at <= now;
+        if !std::mem::take(&mut self.is_changed) && !self.receivers.values().any(is_due) {
+            return;
+        }
+        let needed = self.sessions.listening();
+        self.receivers.retain(|at, receiver| {
+            let stays = needed.contains(at);
+            if !stays && receiver.is_told {
+                // A reader that is far behind misses the end of a trouble that concerns no session.
+                let _ = self.reports.try_send(Report::Trouble(SocketAddr::new(at.0, at.1.port()), None));
+            }
+            stays
+        });
+        for (address, path) in needed {
+            let unopened = Receiver { socket: None, retry_at: now, is_told: false };
+            let receiver = self.receivers.entry((address, path)).or_insert(unopened);
+            if receiver.socket.is_some() || receiver.retry_at > now {
+                continue;
+            }
+            let on = SocketAddr::new(address, path.port());
+            let report = match udp::receiving(on) {
+                Ok(socket) => {
+                    receiver.socket = Some(socket);
+                    std::mem::take(&mut receiver.is_told).then_some(Report::Trouble(on, None))
+                }
+                Err(error) => {
+                    receiver.retry_at = now + RETRY;
+                    (!receiver.is_told).then_some(Report::Trouble(on, Some(error)))
+                }
+            };
+            if let Some(report) = report {
+                let is_trouble = matches!(report, Report::Trouble(_, Some(_)));
+                let is_delivered = self.reports.try_send(report).is_ok();
+                receiver.is_told = is_trouble && is_delivered;
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        while let Some((key, status)) = self.pending.pop_first() {
+            if self.reports.try_send(Report::Changed(key, status)).is_err() {
+                // One that nobody reads any more waits for the end, which is near.
+                self.pending.insert(key, status);
+                return;
+            }
+        }
+    }
+
+    fn say_goodbye(&mut self) {
+        self.sessions.want(Instant::now(), &BTreeMap::new());
+        let last: Vec<(u32, Packet)> = self
+            .sessions
+            .outputs()
+            .into_iter()
+            .filter_map(|output| match output {
+                Output::Send(id, packet) => Some((id, packet)),
+                Output::Changed(..) | Output::Ended(_) => None,
+            })
+            .collect();
+        for _ in 0..GOODBYES {
+            last.iter().for_each(|(id, packet)| self.send(*id, packet));
+        }
+    }
+}
+
+impl Turns {
+    fn new(now: Instant) -> Turns {
+        Turns { last: now, this: now, pause: Duration::ZERO, calculated_at: now }
+    }
+
+    fn begin(&mut self, now: Instant) {
+        (self.last, self.this) = (self.this, now);
+    }
+
+    /// Time until which packets can wait: where turns follow each other closely, one serves many.
+    fn rest(&mut self, pause: impl FnOnce() -> Duration) -> Option<Instant> {
+        if self.this.saturating_duration_since(self.calculated_at) >= SAME_PAUSE || self.pause.is_zero() {
+            (self.pause, self.calculated_at) = (pause(), self.this);
+        }
+        (self.this.saturating_duration_since(self.last) < 2 * self.pause).then(|| self.this + self.pause)
+    }
+}

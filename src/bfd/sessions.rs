@@ -1,0 +1,259 @@
+//! All sessions as one machine without I/O: which packet is whose, and when something is due.
+//!
+//! RFC 5880 6.3, RFC 5881 3 and 5, RFC 5883 4: a packet with a discriminator of ours is that session's, whatever its source; one
+//! without belongs to the session between the two addresses. Single-hop sessions have their own port, and their packets have to
+//! arrive with the TTL with which they were sent. From several hops away anybody may send with the neighbour's address, so there a session that
+//! is up hears only who knows its discriminator; a neighbour that has begun anew is lost by its silence, and found again.
+//!
+//! Each session has one timer. A packet that puts it off costs no change of the sorted timers: who is woken too early is put back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::packet::{Discarded, Packet, State};
+use super::session::{Moment, Session, Status};
+use super::{Key, Path, Wanted};
+
+/// Requested action, or a change to report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Send a packet of the session with this discriminator.
+    Send(u32, Packet),
+    /// The status of a session has changed.
+    Changed(Key, Status),
+    /// The session with this discriminator is gone.
+    Ended(u32),
+}
+
+/// Datagram as it was received.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    pub from: IpAddr,
+    /// Local address, and the kind of the port, on which it has arrived.
+    pub to: IpAddr,
+    pub path: Path,
+    /// TTL (hop limit) that it had left, if the kernel has told.
+    pub ttl: Option<u8>,
+    pub datagram: &'a [u8],
+}
+
+/// Reason for ignoring a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Ignored {
+    Malformed(Discarded),
+    /// It has passed a router (RFC 5881 5).
+    Distant,
+    /// It belongs to no session.
+    Unknown,
+    /// It names no discriminator of ours, may come from anywhere, and the session is up.
+    Unproven,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub struct Sessions {
+    /// By our discriminator.
+    sessions: BTreeMap<u32, Entry>,
+    keys: BTreeMap<Key, u32>,
+    /// Earliest time at which each session may have something to do.
+    timers: BTreeSet<(Instant, u32)>,
+    chance: u64,
+    outputs: Vec<Output>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: Key,
+    port: u16,
+    session: Session,
+    timer: Option<Instant>,
+    /// As last reported.
+    status: Status,
+}
+
+/// Time between two wake-ups, as a part of the shortest interval: what the jitter leaves to a periodic packet that is late is more.
+const PARTS: u32 = 32;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
+impl Sessions {
+    /// Builds none. `seed` makes discriminators and jitter unpredictable.
+    pub fn new(seed: u64) -> Sessions {
+        Sessions {
+            sessions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            chance: seed,
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Sets the desired sessions. Those that are not desired any more end administratively.
+    pub fn want(&mut self, now: Instant, wanted: &BTreeMap<Key, Wanted>) {
+        let gone: Vec<u32> = self.keys.iter().filter(|(key, _)| !wanted.contains_key(key)).map(|(_, id)| *id).collect();
+        for id in gone {
+            self.close(now, id);
+        }
+        for (key, wanted) in wanted {
+            let at = self.moment(now);
+            match self.keys.get(key).copied() {
+                Some(id) => {
+                    if let Some(entry) = self.sessions.get_mut(&id) {
+                        entry.port = wanted.port;
+                        entry.session.change(at, wanted.settings);
+                    }
+                    self.follow_up(now, id);
+                }
+                None => self.open(at, *key, *wanted),
+            }
+        }
+    }
+
+    /// Sends to one session what is due, sets its timer, and reports its status.
+    fn follow_up(&mut self, now: Instant, id: u32) {
+        let at = self.moment(now);
+        let Some(entry) = self.sessions.get_mut(&id) else { return };
+        if entry.session.is_over(now) {
+            self.forget(id);
+            return;
+        }
+        while let Some(packet) = entry.session.packet(at) {
+            self.outputs.push(Output::Send(id, packet));
+        }
+        let status = entry.session.status();
+        if status != std::mem::replace(&mut entry.status, status) && self.keys.get(&entry.key) == Some(&id) {
+            self.outputs.push(Output::Changed(entry.key, status));
+        }
+        let deadline = entry.session.deadline();
+        // A later deadline is looked up when the timer ends.
+        if entry.timer.is_none_or(|timer| deadline.is_some_and(|deadline| deadline < timer)) {
+            if let Some(timer) = entry.timer {
+                self.timers.remove(&(timer, id));
+            }
+            entry.timer = deadline;
+            self.timers.extend(deadline.map(|deadline| (deadline, id)));
+        }
+    }
+
+    fn open(&mut self, at: Moment, key: Key, wanted: Wanted) {
+        let mut id = 0;
+        while id == 0 || self.sessions.contains_key(&id) {
+            id = self.random() as u32;
+        }
+        let session = Session::new(wanted.settings, id, at);
+        let status = session.status();
+        self.sessions.insert(id, Entry { key, port: wanted.port, session, timer: None, status });
+        self.keys.insert(key, id);
+        self.follow_up(at.now, id);
+    }
+
+    fn close(&mut self, now: Instant, id: u32) {
+        let at = self.moment(now);
+        if let Some(entry) = self.sessions.get_mut(&id) {
+            self.keys.remove(&entry.key);
+            entry.session.close(at);
+        }
+        self.follow_up(now, id);
+    }
+
+    fn forget(&mut self, id: u32) {
+        if let Some(entry) = self.sessions.remove(&id) {
+            entry.timer.map(|timer| self.timers.remove(&(timer, id)));
+            self.outputs.push(Output::Ended(id));
+        }
+    }
+
+    /// Processes a datagram.
+    ///
+    /// # Errors
+    /// It is ignored.
+    pub fn receive(&mut self, now: Instant, arrival: Arrival) -> Result<(), Ignored> {
+        if arrival.path == Path::SingleHop && arrival.ttl != Some(u8::MAX) {
+            return Err(Ignored::Distant);
+        }
+        let packet = Packet::decode(arrival.datagram).map_err(Ignored::Malformed)?;
+        let id = match packet.yours {
+            0 => {
+                let key = Key { remote: arrival.from, local: arrival.to, path: arrival.path };
+                self.keys.get(&key).copied().ok_or(Ignored::Unknown)?
+            }
+            yours => yours,
+        };
+        let at = self.moment(now);
+        let entry = self.sessions.get_mut(&id).filter(|entry| entry.key.path == arrival.path);
+        let entry = entry.ok_or(Ignored::Unknown)?;
+        if packet.yours == 0 && entry.key.path == Path::Multihop && entry.session.status().state == State::Up {
+            return Err(Ignored::Unproven);
+        }
+        entry.session.receive(at, &packet);
+        self.follow_up(now, id);
+        Ok(())
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Instant) {
+        while let Some((time, id)) = self.timers.first().copied()
+            && time <= now
+        {
+            self.timers.pop_first();
+            let at = self.moment(now);
+            if let Some(entry) = self.sessions.get_mut(&id) {
+                entry.timer = None;
+                entry.session.tick(at);
+            }
+            self.follow_up(now, id);
+        }
+    }
+
+    /// Time of the next [`Sessions::tick`]; `None` when there is nothing to wait for.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.first().map(|(time, _)| *time)
+    }
+
+    /// Takes the pending outputs, in order.
+    pub fn outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Time for which nobody needs to be woken again: many sessions share one wake-up.
+    pub fn pause(&self) -> Duration {
+        let shortest = self.sessions.values().map(|entry| entry.session.interval()).min();
+        shortest.map_or(LONGEST_PAUSE, |interval| (interval / PARTS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+    }
+
+    /// Number of sessions, including those that have been closed and tell so.
+    pub fn count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Local addresses and kinds of ports on which packets are expected.
+    pub fn listening(&self) -> BTreeSet<(IpAddr, Path)> {
+        self.sessions.values().map(|entry| (entry.key.local, entry.key.path)).collect()
+    }
+
+    /// Key and destination port of the session with this discriminator.
+    pub fn destination(&self, id: u32) -> Option<(Key, u16)> {
+        self.sessions.get(&id).map(|entry| (entry.key, entry.port))
+    }
+
+    /// Status of all sessions that are desired.
+    pub fn all(&self) -> impl Iterator<Item = (Key, Status)> {
+        self.keys.iter().filter_map(|(key, id)| Some((*key, self.sessions.get(id)?.session.status())))
+    }
+
+    fn moment(&mut self, now: Instant) -> Moment {
+        Moment { now, jitter: (self.random() >> 56) as u8 }
+    }
+
+    /// Next number of splitmix64.
+    fn random(&mut self) -> u64 {
+        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.chance ^ self.chance >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Many sessions: which packet is whose, and how often somebody wakes.
+
+use super::super::{SINGLE_HOP, Settings};
+use super::*;
+
+const SETTINGS: Settings =
+    Settings { multiplier: 3, send: Duration::from_millis(300), receive: Duration::from_millis(300) };
+
+fn key(last: u8, path: Path) -> Key {
+    Key { remote: [192, 0, 2, last].into(), local: [192, 0, 2, 1].into(), path }
+}
+
+fn wanted(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Wanted> {
+    keys.into_iter().map(|key| (key, Wanted { settings: SETTINGS, port: SINGLE_HOP })).collect()
+}
+
+/// A packet of a neighbour that knows our discriminator, or not yet.
+fn said(state: State, yours: u32) -> [u8; 24] {
+    let packet = Packet {
+        diagnostic: Default::default(),
+        state,
+        poll: false,
+        is_final: false,
+        independent: false,
+        demand: false,
+        multiplier: 3,
+        mine: 99,
+        yours,
+        send: 300_000,
+        receive: 300_000,
+        echo: 0,
+    };
+    packet.encode()
+}
+
+fn arrival<'a>(key: Key, ttl: u8, datagram: &'a [u8]) -> Arrival<'a> {
+    Arrival { from: key.remote, to: key.local, path: key.path, ttl: Some(ttl), datagram }
+}
+
+fn sent(outputs: &[Output]) -> Vec<(u32, State)> {
+    let packet = |output: &Output| match output {
+        Output::Send(id, packet) => Some((*id, packet.state)),
+        Output::Changed(..) | Output::Ended(_) => None,
+    };
+    outputs.iter().filter_map(packet).collect()
+}
+
+fn status(sessions: &Sessions, key: Key) -> Status {
+    sessions.all().find(|(one, _)| *one == key).expect("it is wanted").1
+}
+
+#[test]
+fn packets_are_told_apart_by_discriminator_or_by_addresses() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let (near, far) = (key(2, Path::SingleHop), key(2, Path::Multihop));
+    let other = key(3, Path::SingleHop);
+    sessions.want(now, &wanted([near, far, other]));
+    let first = said(State::Down, 0);
+    assert_eq!(sessions.receive(now, arrival(near, 255, &first)), Ok(()));
+    let states = |sessions: &Sessions| [near, far, other].map(|key| status(sessions, key).state);
+    assert_eq!(states(&sessions), [State::Init, State::Down, State::Down]);
+    // From another address, as when the neighbour has several.
+    let mine = status(&sessions, near).mine;
+    let moved = Arrival { from: [198, 51, 100, 7].into(), ..arrival(near, 255, &first) };
+    assert_eq!(sessions.receive(now, moved), Err(Ignored::Unknown));
+    let named = said(State::Init, mine);
+    let moved = Arrival { from: [198, 51, 100, 7].into(), ..arrival(near, 255, &named) };
+    assert_eq!(sessions.receive(now, moved), Ok(()));
+    assert_eq!(states(&sessions), [State::Up, State::Down, State::Down]);
+    let mistaken = Arrival { path: Path::Multihop, ..arrival(near, 255, &named) };
+    assert_eq!(sessions.receive(now, mistaken), Err(Ignored::Unknown), "the port of another kind");
+    let nobody = said(State::Up, mine.wrapping_add(1));
+    assert_eq!(sessions.receive(now, arrival(near, 255, &nobody)), Err(Ignored::Unknown));
+}
+
+#[test]
+fn a_packet_that_passed_a_router_is_none_of_a_neighbour_on_our_link() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let (near, far) = (key(2, Path::SingleHop), key(3, Path::Multihop));
+    sessions.want(now, &wanted([near, far]));
+    let first = said(State::Down, 0);
+    assert_eq!(sessions.receive(now, arrival(near, 254, &first)), Err(Ignored::Distant));
+    let untold = Arrival { ttl: None, ..arrival(near, 255, &first) };
+    assert_eq!(sessions.receive(now, untold), Err(Ignored::Distant));
+    assert_eq!(sessions.receive(now, arrival(far, 64, &first)), Ok(()));
+    assert_eq!(sessions.receive(now, arrival(far, 64, &[])), Err(Ignored::Malformed(Discarded::Length)));
+}
+
+#[test]
+fn who_knows_no_discriminator_cannot_end_a_session_from_far_away() {
+    for (path, outcome, state) in
+        [(Path::Multihop, Err(Ignored::Unproven), State::Up), (Path::SingleHop, Ok(()), State::Down)]
+    {
+        let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
+        let one = key(2, path);
+        sessions.want(now, &wanted([one]));
+        let mine = status(&sessions, one).mine;
+        sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
+        sessions.receive(now, arrival(one, 255, &said(State::Init, mine))).expect("it is taken");
+        assert_eq!(status(&sessions, one).state, State::Up);
+        assert_eq!(sessions.receive(now, arrival(one, 255, &said(State::Down, 0))), outcome);
+        assert_eq!(status(&sessions, one).state, state);
+        // One that has begun anew says nothing else, and is heard when its silence is noticed.
+        now += Duration::from_secs(1);
+        sessions.tick(now);
+        assert_eq!(sessions.receive(now, arrival(one, 255, &said(State::Down, 0))), Ok(()));
+        assert_eq!(status(&sessions, one).state, State::Init);
+    }
+}
+
+#[test]
+fn a_session_that_is_not_wanted_any_more_says_so_and_goes() {
+    let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let keys = [key(2, Path::SingleHop), key(3, Path::SingleHop)];
+    sessions.want(now, &wanted(keys));
+    sessions.receive(now, arrival(keys[0], 255, &said(State::Down, 0))).expect("it is taken");
+    let mine = status(&sessions, keys[0]).mine;
+    sessions.outputs();
+    sessions.want(now, &BTreeMap::new());
+    let outputs = sessions.outputs();
+    assert_eq!(sent(&outputs), [(mine, State::AdminDown)], "the other one was never heard");
+    assert_eq!((sessions.count(), sessions.all().count()), (1, 0));
+    assert_eq!(sessions.listening().len(), 1);
+    while let Some(deadline) = sessions.deadline() {
+        now = deadline;
+        sessions.tick(now);
+    }
+    assert!(sessions.outputs().contains(&Output::Ended(mine)));
+    assert_eq!((sessions.count(), sessions.listening().len()), (0, 0));
+}
+
+#[test]
+fn one_that_is_wanted_again_begins_anew() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let one = key(2, Path::SingleHop);
+    sessions.want(now, &wanted([one]));
+    sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
+    let before = status(&sessions, one).mine;
+    sessions.want(now, &BTreeMap::new());
+    sessions.want(now, &wanted([one]));
+    let after = status(&sessions, one);
+    assert!(after.mine != before && after.state == State::Down);
+    sessions.outputs();
+    sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
+    assert!(sessions.outputs().iter().any(|output| matches!(output, Output::Changed(key, now)
+        if *key == one && now.state == State::Init && now.mine == after.mine)));
+}
+
+#[test]
+fn a_change_is_told_once_and_a_failure_counted() {
+    let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let one = key(2, Path::SingleHop);
+    sessions.want(now, &wanted([one]));
+    let mine = status(&sessions, one).mine;
+    let mut told = Vec::new();
+    let mut note = |sessions: &mut Sessions| {
+        let changed = sessions.outputs().into_iter().filter_map(|output| match output {
+            Output::Changed(_, status) => Some((status.state, status.failures)),
+            Output::Send(..) | Output::Ended(_) => None,
+        });
+        told.extend(changed);
+    };
+    for state in [State::Down, State::Init, State::Up, State::Up, State::Up] {
+        sessions.receive(now, arrival(one, 255, &said(state, mine))).expect("it is taken");
+        note(&mut sessions);
+        now += Duration::from_millis(200);
+        sessions.tick(now);
+        note(&mut sessions);
+    }
+    now += Duration::from_secs(1);
+    sessions.tick(now);
+    note(&mut sessions);
+    let states: Vec<(State, u64)> = told;
+    assert_eq!(
+        states,
+        [(State::Init, 0), (State::Up, 0), (State::Up, 0), (State::Down, 1)],
+        "Up twice: its state changed"
+    );
+}
+
+/// Two machines with so many sessions between them, woken as seldom as they allow; returns the wake-ups and packets of one.
+fn between(count: u8, time: Duration) -> (usize, usize) {
+    let begin = Instant::now();
+    let (mut now, mut wakes, mut packets) = (begin, 0, 0);
+    let mut both = [Sessions::new(1), Sessions::new(2)];
+    let turned = |key: Key| Key { remote: key.local, local: key.remote, path: key.path };
+    let keys: Vec<Key> = (2..2 + count).map(|last| key(last, Path::SingleHop)).collect();
+    both[0].want(now, &wanted(keys.iter().copied()));
+    both[1].want(now, &wanted(keys.iter().copied().map(turned)));
+    while now < begin + time {
+        for one in 0..2 {
+            both[one].tick(now);
+            let outputs = both[one].outputs();
+            for output in outputs {
+                let Output::Send(id, packet) = output else { continue };
+                let (key, _) = both[one].destination(id).expect("it is there");
+                packets += usize::from(one == 0);
+                both[1 - one].receive(now, arrival(turned(key), 255, &packet.encode())).expect("it is taken");
+            }
+        }
+        wakes += 1;
+        now += both[0].pause();
+    }
+    assert!(both.iter().all(|sessions| sessions.all().all(|(_, now)| now.state == State::Up && now.failures == 0)));
+    (wakes, packets)
+}
+
+#[test]
+fn a_hundred_sessions_wake_no_more_often_than_a_few() {
+    let (few, _) = between(3, Duration::from_secs(30));
+    let (many, packets) = between(100, Duration::from_secs(30));
+    assert!(many <= few + 10 && many < 30 * 110, "{few} {many}");
+    // Every session sends in each 300 ms once, or a little more.
+    assert!((100 * 100..100 * 140).contains(&packets), "{packets}");
+}

@@ -1,0 +1,36 @@
+//! Facts about neighbours.
+
+use super::super::message::Remark;
+use super::super::session::{Agreement, Cause};
+use crate::bfd;
+use crate::net::{Family, PerFamily};
+
+/// Fact about a neighbour that deserves a line in the log.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Fact {
+    Up(Box<Agreement>),
+    Down {
+        kept: PerFamily<bool>,
+        cause: Cause,
+    },
+    /// A connection ended before it was established.
+    Failed(Cause),
+    /// Errors in an UPDATE that did not reset the session. The same error of one neighbour is reported once a minute.
+    Remarks(Vec<Remark>),
+    /// The prefix limit is exceeded.
+    TooMany {
+        family: Family,
+        most: u32,
+    },
+    /// The long attributes of its routes, or the attributes of all routes together, exceed this size in bytes.
+    TooLong {
+        most: usize,
+    },
+    /// End-of-RIB received.
+    Complete(Family),
+    /// Number of routes not advertised to it, because their attributes do not fit into a message (RFC 8654 6).
+    Unfit(u32),
+    /// BFD has come up, or has found that the path has failed.
+    PathUp,
+    PathFailed(bfd::Status),
+}

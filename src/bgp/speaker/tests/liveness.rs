@@ -1,0 +1,145 @@
+//! Paths that fail: RFC 5882 with sessions, with graceful restart, and with neighbours that have no BFD.
+
+use super::*;
+use crate::bfd::{Diagnostic, Path, Settings as Times, State as Bfd, Status, Wanted};
+
+fn watched(number: u8) -> WantedNeighbour {
+    let time = Duration::from_millis(300);
+    let settings = Times { multiplier: 3, send: time, receive: time };
+    let liveness = Liveness { path: Path::SingleHop, wanted: Wanted { settings, port: 3784 } };
+    WantedNeighbour { liveness: Some(liveness), ..wanted(number) }
+}
+
+const UP: Status = Status {
+    state: Bfd::Up,
+    diagnostic: Diagnostic::NONE,
+    remote_state: Bfd::Up,
+    remote_diagnostic: Diagnostic::NONE,
+    independent: false,
+    failures: 0,
+    mine: 7,
+    yours: 9,
+};
+const FAILED: Status =
+    Status { state: Bfd::Down, diagnostic: Diagnostic::TIME_EXPIRED, remote_state: Bfd::Down, failures: 1, ..UP };
+
+impl Bench {
+    fn path(&mut self, number: u8, status: Status) {
+        self.step(Input::Path(address(number), status));
+    }
+
+    fn routes_of(&self, number: u8) -> u32 {
+        let id = self.speaker.neighbour(address(number)).unwrap().id();
+        self.speaker.rib().table().count(id).v4.received
+    }
+}
+
+/// A neighbour with a session, two routes, and a path that is up.
+fn bench(restart: Option<bool>) -> (Bench, LinkId) {
+    let mut bench = Bench::new(None);
+    bench.want(watched(2));
+    bench.path(2, UP);
+    let link = bench.come(2, restart);
+    bench.announce(link, 2, &prefixes(2));
+    bench.said(link);
+    assert_eq!(bench.routes_of(2), 2);
+    (bench, link)
+}
+
+#[test]
+fn a_path_that_fails_ends_the_session_and_nobody_keeps_routes() {
+    for (restart, said) in [(None, "6/10 BFD down"), (Some(false), "6/9 hard reset (6/10 BFD down)")] {
+        let (mut bench, link) = bench(restart);
+        bench.path(2, FAILED);
+        assert_eq!(bench.said(link), [said]);
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "also with graceful restart");
+        assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 1);
+        let none = PerFamily::default();
+        assert_eq!(bench.facts(|fact| matches!(fact, Fact::Down { kept, .. } if *kept == none)), 1);
+    }
+}
+
+#[test]
+fn the_session_comes_back_with_the_path_or_after_a_while() {
+    let (mut bench, _) = bench(None);
+    bench.path(2, FAILED);
+    bench.pass(Duration::from_secs(20));
+    assert_eq!(bench.state(2), State::Idle);
+    bench.path(2, Status { failures: 1, ..UP });
+    assert_eq!(bench.state(2), State::Active);
+    let link = bench.come(2, None);
+    bench.path(2, Status { failures: 2, ..FAILED });
+    assert_eq!((bench.said(link).last().unwrap().as_str(), bench.state(2)), ("6/10 BFD down", State::Idle));
+    bench.pass(Duration::from_secs(31));
+    assert_eq!(bench.state(2), State::Active, "its BFD may be gone for good");
+    bench.come(2, None);
+}
+
+#[test]
+fn a_failure_that_was_over_before_it_was_told_counts() {
+    let (mut bench, _) = bench(None);
+    bench.path(2, Status { failures: 1, ..UP });
+    assert_eq!((bench.facts(|fact| matches!(fact, Fact::Down { .. })), bench.state(2)), (1, State::Active));
+}
+
+#[test]
+fn who_shuts_bfd_down_keeps_the_session() {
+    let (mut bench, link) = bench(None);
+    let admin =
+        Status { state: Bfd::Down, diagnostic: Diagnostic::NEIGHBOR_SIGNALED_DOWN, remote_state: Bfd::AdminDown, ..UP };
+    bench.path(2, admin);
+    bench.want(wanted(2));
+    assert!(bench.said(link).is_empty() && bench.state(2) == State::Established);
+    bench.path(2, FAILED);
+    assert_eq!(bench.state(2), State::Established, "what comes late is of a session that is not wanted any more");
+    let (mut bench, _) = self::bench(None);
+    bench.path(2, FAILED);
+    bench.path(2, Status { failures: 1, ..admin });
+    assert_eq!(bench.state(2), State::Active, "RFC 5882 4.1");
+}
+
+#[test]
+fn a_neighbour_without_bfd_is_not_harmed() {
+    let mut bench = Bench::new(None);
+    bench.want(watched(2));
+    let link = bench.come(2, None);
+    bench.said(link);
+    bench.path(2, Status { failures: 0, yours: 0, ..FAILED });
+    bench.pass(Duration::from_secs(20));
+    assert_eq!(bench.state(2), State::Established);
+}
+
+#[test]
+fn changing_bfd_keeps_the_session() {
+    let (mut bench, link) = bench(None);
+    let mut slower = watched(2);
+    slower.liveness.as_mut().unwrap().wanted.settings.multiplier = 9;
+    bench.want(slower);
+    bench.want(wanted(2));
+    bench.want(watched(2));
+    assert!(bench.said(link).is_empty() && bench.state(2) == State::Established);
+    bench.path(2, Status { mine: 8, ..UP });
+    assert_eq!(bench.state(2), State::Established, "a new session of BFD has no failures");
+}
+
+#[test]
+fn a_restarting_neighbour_keeps_its_routes_unless_its_bfd_outlives_it() {
+    for (independent, routes) in [(false, 2), (true, 0)] {
+        let (mut bench, link) = bench(Some(false));
+        bench.path(2, Status { independent, ..UP });
+        bench.step(Input::Closed(link));
+        assert_eq!(bench.routes_of(2), 2, "stale");
+        bench.path(2, Status { independent, ..FAILED });
+        assert_eq!((bench.routes_of(2), bench.state(2)), (routes, State::Active), "C bit {independent}");
+    }
+}
+
+#[test]
+fn a_neighbour_that_an_operator_has_stopped_stays_so() {
+    let (mut bench, _) = bench(None);
+    bench.path(2, FAILED);
+    bench.step(Order::Stop(address(2), Notification::new(Reason::SHUTDOWN)));
+    bench.path(2, Status { failures: 1, ..UP });
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.state(2), State::Idle);
+}
