@@ -1,0 +1,180 @@
+//! The facts of a host and its cluster that are judged before a start, as plain data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::config::Variant;
+use crate::k8s::access::{Allowed, Right, Unknown};
+use crate::kernel::address::HostAddress;
+use crate::kernel::module::ModuleState;
+use crate::kernel::nftables::foreign::DroppingChain;
+use crate::kernel::sysctl::Setting;
+use crate::model::Node;
+
+/// Everything that was found.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub kernel: KernelFacts,
+    pub process: ProcessFacts,
+    pub packet_filter: PacketFilterFacts,
+    pub network: NetworkFacts,
+    pub files: FileFacts,
+    pub cluster: ClusterFacts,
+}
+
+/// The running kernel.
+#[derive(Clone, Default, Debug)]
+pub struct KernelFacts {
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -v`.
+    pub version: String,
+    /// Those that are asked for.
+    pub modules: BTreeMap<&'static str, ModuleState>,
+    /// Why no module can be loaded here, as a sentence without its end.
+    pub cannot_load: Option<String>,
+    /// Those of the settings that are asked for that exist.
+    pub settings: BTreeMap<Setting, FoundSetting>,
+}
+
+/// A kernel setting.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundSetting {
+    pub value: String,
+    /// Why it cannot be written, if it can not.
+    pub unwritable: Option<String>,
+}
+
+/// The process that asks, which is started as the agent will be.
+#[derive(Clone, Default, Debug)]
+pub struct ProcessFacts {
+    pub is_root: bool,
+    /// `CAP_NET_ADMIN`.
+    pub may_change_network: bool,
+    /// Those of the programs that are asked for that are installed.
+    pub programs: BTreeSet<&'static str>,
+    /// An agent answers on the socket of `--socket`.
+    pub agent_answers: bool,
+}
+
+/// Packet filters, and rules of others.
+#[derive(Clone, Debug)]
+pub struct PacketFilterFacts {
+    pub nftables: Trial,
+    /// The variant of iptables that the host uses; `None` where its programs are missing.
+    pub variant: Option<Variant>,
+    /// There are tables of legacy iptables that no installed program reads.
+    pub has_unreadable_tables: bool,
+    /// Chains of others that drop what none of their rules accepts.
+    pub dropping: Vec<DroppingChain>,
+    /// Names of all tables of nf_tables with chains.
+    pub tables: BTreeSet<String>,
+    /// Names of all chains, of nf_tables and legacy iptables.
+    pub chains: BTreeSet<String>,
+    /// Why chains of others could not be read, as a sentence without its end.
+    pub unread: Option<String>,
+}
+
+/// Abilities of nf_tables in this kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trial {
+    Works,
+    /// The kernel's words.
+    Refused(String),
+    /// Trying would load modules, which would be a change.
+    NotTried,
+}
+
+/// Addresses, routes, ports and programs of this host.
+#[derive(Clone, Default, Debug)]
+pub struct NetworkFacts {
+    pub addresses: Vec<HostAddress>,
+    /// Names of all devices.
+    pub links: BTreeSet<String>,
+    /// Others' routes in the main table, without the default routes: the destination, and the route as `ip route` takes it.
+    pub routes: Vec<(IpNet, String)>,
+    /// Ports on which somebody listens.
+    pub listening: BTreeSet<(Transport, u16)>,
+    /// Number of virtual services of IPVS.
+    pub virtual_services: usize,
+    /// Names of running programs (`/proc/PID/comm`), as far as this process sees them.
+    pub processes: BTreeSet<String>,
+    /// Why some of it could not be read, a sentence each, without its end.
+    pub unread: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// Files and directories.
+#[derive(Clone, Default, Debug)]
+pub struct FileFacts {
+    pub directories: Vec<Directory>,
+    /// The text of the router's CNI file, `None` where there is none, or why it cannot be read.
+    pub cni_text: Option<Result<String, String>>,
+    /// Another program's CNI file that container runtimes use in place of ours.
+    pub preferred_cni_file: Option<PathBuf>,
+    /// There is a socket at `--runtime-endpoint`.
+    pub has_runtime_socket: bool,
+    /// `--peer-router-passwords-file` can be read, or why not.
+    pub passwords: Option<Result<(), String>>,
+}
+
+/// A directory that is to be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Directory {
+    pub purpose: Purpose,
+    pub path: PathBuf,
+    /// Why it cannot be written, or made.
+    pub obstacle: Option<String>,
+}
+
+/// Use of a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// `--state-dir`.
+    State,
+    /// That of `--socket`.
+    Sockets,
+    /// That of the CNI file.
+    Cni,
+}
+
+/// The source of the cluster.
+#[derive(Clone, Debug)]
+pub enum ClusterFacts {
+    /// A directory of manifests, or why it cannot be read.
+    Manifests(Result<PathBuf, String>),
+    /// There is no way to the API server, as a sentence.
+    NoAccess(String),
+    /// The API server does not answer, or does not accept the credentials.
+    Unanswered(Unknown),
+    Answered(Box<ApiFacts>),
+}
+
+/// The API server's answers.
+#[derive(Clone, Debug)]
+pub struct ApiFacts {
+    pub version: String,
+    pub node: Result<Node, Unknown>,
+    pub rights: Vec<AskedRight>,
+    /// Cluster IPs of the API server's own Service; empty where they cannot be read.
+    pub own_cluster_ips: Vec<IpAddr>,
+    /// Ranges of cluster IPs that the cluster names (ServiceCIDR objects); empty where there are none.
+    pub service_ranges: Vec<IpNet>,
+}
+
+/// A right that was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AskedRight {
+    pub right: Right,
+    pub allowed: Allowed,
+    /// The server has such objects, as far as that was asked.
+    pub is_served: bool,
+}

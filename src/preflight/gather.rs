@@ -1,0 +1,291 @@
+//! Reads the facts of this host and of its cluster, and changes nothing.
+//!
+//! What the kernel would load a module for is not asked for where that module is not there: sockets of netfilter, tables of nf_tables. Failures
+//! are facts, too. The API server has ten seconds for each answer; where it does not give the first, no other is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use compact_str::CompactString;
+use rustix::fs::{Access as Mode, access};
+
+use super::facts::{
+    ApiFacts, AskedRight, ClusterFacts, Directory, Facts, FileFacts, FoundSetting, KernelFacts, NetworkFacts,
+    PacketFilterFacts, ProcessFacts, Purpose, Transport, Trial,
+};
+use super::judge::{addresses, cluster, modules, packet_filter, settings};
+use crate::config::{Config, Source, Variant};
+use crate::k8s::access::{self as api, Allowed};
+use crate::k8s::client::{Access, ApiClient, client};
+use crate::kernel::iptables::{self, Flavour};
+use crate::kernel::module::{ModuleState, Modules, may_change_network};
+use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
+use crate::kernel::route::{Ownership, Routes};
+use crate::kernel::sysctl::Setting;
+use crate::kernel::{address, is_program, link};
+use crate::net::PerFamily;
+use crate::proxy::names::{BRIDGE, DEVICE};
+use crate::router::host_files::preferred;
+use crate::router::linux::learned_routes;
+use crate::router::names::TUNNELS;
+
+/// Reads everything, in the network namespace of the calling thread.
+pub fn gather(config: &Config) -> Facts {
+    let found = Modules::of_host();
+    let kernel = kernel(&found);
+    let packet_filter = packet_filter(&kernel);
+    let facts = Facts {
+        kernel,
+        process: process(config),
+        packet_filter,
+        network: network(),
+        files: files(config),
+        cluster: cluster(config),
+    };
+    with_settings(facts, config)
+}
+
+fn kernel(found: &Modules) -> KernelFacts {
+    let names = rustix::system::uname();
+    KernelFacts {
+        release: names.release().to_string_lossy().into_owned(),
+        version: names.version().to_string_lossy().into_owned(),
+        modules: modules::all().map(|name| (name, found.state(name))).collect(),
+        cannot_load: found.obstacle(),
+        settings: BTreeMap::new(),
+    }
+}
+
+/// Which settings there are to ask for depends on the links that carry the node's addresses.
+fn with_settings(mut facts: Facts, config: &Config) -> Facts {
+    let links: PerFamily<Option<CompactString>> = addresses::links_of_node(&facts);
+    let asked = settings::asked(config, &facts.kernel.release, links);
+    facts.kernel.settings =
+        asked.into_iter().filter_map(|setting| Some((setting.clone(), found_setting(&setting)?))).collect();
+    facts
+}
+
+fn found_setting(setting: &Setting) -> Option<FoundSetting> {
+    let path = Path::new("/proc/sys").join(&*setting.0);
+    let text = fs::read_to_string(&path).ok()?;
+    let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let unwritable = access(&path, Mode::WRITE_OK).err().map(|errno| errno.to_string());
+    Some(FoundSetting { value, unwritable })
+}
+
+fn process(config: &Config) -> ProcessFacts {
+    let answers = |path: &Path| UnixStream::connect(path).is_ok();
+    ProcessFacts {
+        is_root: rustix::process::geteuid().is_root(),
+        may_change_network: may_change_network(),
+        programs: packet_filter::PROGRAMS.into_iter().filter(|name| is_program(name)).collect(),
+        agent_answers: config.socket.as_deref().is_some_and(answers),
+    }
+}
+
+fn packet_filter(kernel: &KernelFacts) -> PacketFilterFacts {
+    let is_there = |name: &str| kernel.modules.get(name) == Some(&ModuleState::Present);
+    // A kernel without modules loads none.
+    let is_fixed = !Path::new("/proc/modules").exists();
+    let has_tables = is_fixed || is_there("nf_tables");
+    let nftables = match is_fixed || probe::MODULES.into_iter().chain(["nfnetlink_log"]).all(is_there) {
+        true => probe::check().map_or_else(|missing| Trial::Refused(missing.to_string()), |()| Trial::Works),
+        false => Trial::NotTried,
+    };
+    let variant = iptables::used_without_loading(has_tables).map(|flavour| match flavour {
+        Flavour::NfTables => Variant::NfTables,
+        Flavour::Legacy => Variant::Legacy,
+    });
+    let mut facts = PacketFilterFacts {
+        nftables,
+        variant,
+        has_unreadable_tables: iptables::has_unreadable_tables(),
+        dropping: Vec::new(),
+        tables: BTreeSet::new(),
+        chains: iptables::legacy_chains(),
+        unread: None,
+    };
+    // Without nf_tables there are no chains in them.
+    if has_tables {
+        match (DroppingChains::default().read(), nftables::chain_names()) {
+            (Ok(dropping), Ok(names)) => {
+                facts.dropping = dropping;
+                facts.tables = names.tables;
+                facts.chains.extend(names.chains);
+            }
+            (Err(error), _) | (_, Err(error)) => facts.unread = Some(error.to_string()),
+        }
+    }
+    facts
+}
+
+fn network() -> NetworkFacts {
+    let mut unread = Vec::new();
+    let mut facts = NetworkFacts::default();
+    match address::host_addresses() {
+        Ok(addresses) => facts.addresses = addresses,
+        Err(error) => unread.push(error.to_string()),
+    }
+    match link::all() {
+        Ok(devices) => facts.links = devices.into_iter().map(|device| device.name.0.to_string()).collect(),
+        Err(error) => unread.push(error.to_string()),
+    }
+    let routes = Routes::open(Ownership::Protocols(learned_routes().to_vec()));
+    match routes.and_then(|mut routes| routes.read_beside(&|to| to.prefix_len() > 0)) {
+        Ok((_, foreign)) => {
+            let is_ours = |link: &str| [BRIDGE, DEVICE].contains(&link) || link.starts_with(TUNNELS);
+            let of_others = foreign.into_iter().filter(|route| !route.next_hops.iter().any(|hop| is_ours(&hop.link.0)));
+            facts.routes = of_others.map(|route| (route.key.destination, route.to_string())).collect();
+        }
+        Err(error) => unread.push(error.to_string()),
+    }
+    facts.listening = listening();
+    let listed = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+    let is_service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|begin| line.starts_with(begin));
+    facts.virtual_services = listed.lines().filter(is_service).count();
+    facts.processes = processes();
+    facts.unread = unread;
+    facts
+}
+
+/// Ports on which somebody listens, in the network namespace of this thread.
+fn listening() -> BTreeSet<(Transport, u16)> {
+    let files = [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)];
+    let ports = files.into_iter().flat_map(|(file, transport)| {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        let ports: Vec<u16> = text.lines().filter_map(|line| listening_port(line, transport)).collect();
+        ports.into_iter().map(move |port| (transport, port))
+    });
+    ports.collect()
+}
+
+/// The port of a line like `0: 0100007F:1F90 00000000:0000 0A …`: state 0A is TCP's LISTEN, 07 is a socket of UDP without a peer.
+fn listening_port(line: &str, transport: Transport) -> Option<u16> {
+    let mut words = line.split_whitespace().skip(1);
+    let (local, _, state) = (words.next()?, words.next()?, words.next()?);
+    let listens = match transport {
+        Transport::Tcp => "0A",
+        Transport::Udp => "07",
+    };
+    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+    (state == listens).then_some(port)
+}
+
+fn processes() -> BTreeSet<String> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let running = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit()));
+    running
+        .filter_map(|entry| Some(fs::read_to_string(entry.path().join("comm")).ok()?.trim_end().to_owned()))
+        .collect()
+}
+
+fn files(config: &Config) -> FileFacts {
+    let cni_file = config.router.as_ref().and_then(|router| router.cni_file.as_deref());
+    let sockets = config.socket.as_deref().and_then(Path::parent);
+    let directories = [
+        (Purpose::State, config.state_dir.as_deref()),
+        (Purpose::Sockets, sockets),
+        (Purpose::Cni, cni_file.and_then(Path::parent)),
+    ];
+    let of = |(purpose, path): (Purpose, Option<&Path>)| {
+        let path = path?;
+        Some(Directory { purpose, path: path.to_owned(), obstacle: obstacle(path) })
+    };
+    let text = |path: &Path| match fs::read_to_string(path) {
+        Ok(text) => Some(Ok(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error.to_string())),
+    };
+    let is_socket = |path: &Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let passwords = config.router.as_ref().and_then(|router| router.passwords_file.as_deref());
+    FileFacts {
+        directories: directories.into_iter().filter_map(of).collect(),
+        cni_text: cni_file.and_then(text),
+        preferred_cni_file: cni_file.and_then(preferred),
+        has_runtime_socket: config.runtime_endpoint.as_deref().is_some_and(is_socket),
+        passwords: passwords.map(|path| fs::read(path).map(drop).map_err(|error| error.to_string())),
+    }
+}
+
+/// Returns why a directory cannot be written, or made where it does not exist.
+fn obstacle(path: &Path) -> Option<String> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => Some(format!("{} is no directory", path.display())),
+        Ok(_) => access(path, Mode::WRITE_OK | Mode::EXEC_OK).err().map(|errno| errno.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => obstacle(path.parent()?),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn cluster(config: &Config) -> ClusterFacts {
+    let (kubeconfig, master) = match &config.source {
+        Source::Manifests(path) => {
+            let cannot =
+                |error| format!("--manifests must be a directory that can be read; {} cannot: {error}", path.display());
+            return ClusterFacts::Manifests(fs::read_dir(path).map(|_| path.clone()).map_err(cannot));
+        }
+        Source::Api { kubeconfig, master } => (kubeconfig.clone(), master.clone()),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ClusterFacts::NoAccess(error.to_string()),
+    };
+    runtime.block_on(async {
+        let client = match client(&Access { kubeconfig, master }).await {
+            Ok(client) => client,
+            Err(error) => return ClusterFacts::NoAccess(error.to_string()),
+        };
+        match api::version(&client).await {
+            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&client, version, config).await)),
+            Err(unknown) => ClusterFacts::Unanswered(unknown),
+        }
+    })
+}
+
+async fn of_api(client: &ApiClient, version: String, config: &Config) -> ApiFacts {
+    let needed = cluster::rights(config);
+    let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();
+    let answers = api::review(client, &rights).await;
+    let mut asked = Vec::with_capacity(rights.len());
+    for ((right, allowed), need) in rights.into_iter().zip(answers).zip(needed) {
+        let is_served = match need.may_be_absent {
+            Some(kind) if allowed == Allowed::No => api::has(client, kind).await,
+            _ => true,
+        };
+        asked.push(AskedRight { right, allowed, is_served });
+    }
+    ApiFacts {
+        version,
+        node: api::node_named(client, &config.node_name).await,
+        rights: asked,
+        own_cluster_ips: api::own_cluster_ips(client).await.unwrap_or_default(),
+        service_ranges: api::service_ranges(client).await.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_told_from_connections() {
+        let line = |state: &str| {
+            format!("   0: 00000000000000000000000000000000:4F14 00000000:0000 {state} 00000000:00000000")
+        };
+        assert_eq!(listening_port(&line("0A"), Transport::Tcp), Some(20244));
+        assert_eq!(listening_port(&line("01"), Transport::Tcp), None);
+        assert_eq!(listening_port(&line("07"), Transport::Udp), Some(20244));
+        assert_eq!(listening_port("  sl  local_address rem_address   st", Transport::Tcp), None);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_as_good_as_the_one_above_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert_eq!(obstacle(&directory.path().join("run/sluice")), None);
+        fs::write(directory.path().join("file"), "").expect("writable");
+        assert!(obstacle(&directory.path().join("file/sluice")).is_some());
+    }
+}

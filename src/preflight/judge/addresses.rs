@@ -1,0 +1,237 @@
+//! Addresses: ranges of pods and Services that networks of this host overlap, families without an address, and ports that others listen on.
+
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use crate::config::Config;
+use crate::kernel::address::{HostAddress, Scope};
+use crate::model::Node;
+use crate::net::{Family, PerFamily};
+use crate::preflight::facts::{ClusterFacts, Facts, Transport};
+use crate::preflight::{Finding, Level};
+use crate::proxy::names::{BRIDGE, DEVICE};
+use crate::router::names::TUNNELS;
+
+/// Judges addresses, ranges and ports.
+pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = facts.network.unread.iter().map(|reason| unread(reason)).collect();
+    findings.extend(families(facts, config));
+    let pods = pod_ranges(facts, config);
+    let services = service_ranges(facts, config);
+    let before = findings.len();
+    findings.extend(pods.iter().flat_map(|range| in_pod_range(*range, facts)));
+    findings.extend(services.iter().flat_map(|range| in_service_range(*range, facts)));
+    let overlapping = pods.iter().flat_map(|pods| {
+        services.iter().filter(|services| overlap(**services, *pods)).map(move |services| (pods, services))
+    });
+    findings.extend(overlapping.map(|(pods, services)| {
+        let what = format!("the range of Services {services} and this node's pods {pods} overlap");
+        let why = "an address may be given to a pod and to a Service, and only one of them is reached".to_owned();
+        let todo = "give the cluster ranges that do not overlap (--cluster-cidr and --service-cluster-ip-range of the control plane)".to_owned();
+        Finding::bad(Level::Fatal, "ranges", [what, why, todo])
+    }));
+    if findings.len() == before {
+        let all: Vec<String> = pods.iter().chain(&services).map(ToString::to_string).collect();
+        findings.push(Finding::ok(
+            "ranges",
+            format!(
+                "no network of this host is in {}",
+                if all.is_empty() { "their way".to_owned() } else { all.join(", ") }
+            ),
+        ));
+    }
+    findings.extend(ports(facts, config));
+    findings
+}
+
+fn unread(reason: &str) -> Finding {
+    let why = "conflicts with addresses, routes or ports of others are not known".to_owned();
+    Finding::bad(
+        Level::Degraded,
+        "network of this host",
+        [reason.to_owned(), why, "run it as root, in the network namespace of the host".to_owned()],
+    )
+}
+
+/// Returns the links that carry the addresses of the own Node; the first global address of a family where it is not known.
+pub fn links_of_node(facts: &Facts) -> PerFamily<Option<CompactString>> {
+    let node = node(facts);
+    PerFamily::from_fn(|family| {
+        let known = node.and_then(|node| node.address(family));
+        let mut carrying =
+            theirs(facts).filter(|one| Family::from(one.address) == family && one.scope == Scope::Global);
+        let found = match known {
+            Some(address) => carrying.find(|one| one.address.addr() == address),
+            None => carrying.next(),
+        };
+        found.map(|one| one.link.0.clone())
+    })
+}
+
+fn node(facts: &Facts) -> Option<&Node> {
+    match &facts.cluster {
+        ClusterFacts::Answered(api) => api.node.as_ref().ok(),
+        _ => None,
+    }
+}
+
+/// Pod CIDRs of the own Node, where the router or the CNI file need them.
+fn pod_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
+    let ranges = node(facts).filter(|_| config.router.is_some()).map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+    ranges.into_iter().filter(|range| *config.families.of(Family::from(*range))).collect()
+}
+
+/// Ranges of cluster IPs, where the service proxy serves them: those of the cluster's ServiceCIDR objects before those of the flag.
+pub fn service_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
+    let Some(proxy) = &config.proxy else { return Vec::new() };
+    let named = match &facts.cluster {
+        ClusterFacts::Answered(api) => api.service_ranges.as_slice(),
+        _ => &[],
+    };
+    let ranges = proxy.ranges.in_cluster(named.iter().copied()).cluster_ips;
+    ranges.into_iter().filter(|range| *config.families.of(Family::from(*range))).collect()
+}
+
+/// Addresses of devices that are not ours.
+fn theirs(facts: &Facts) -> impl Iterator<Item = &HostAddress> {
+    let is_ours = |name: &str| name == BRIDGE || name == DEVICE || name.starts_with(TUNNELS);
+    facts.network.addresses.iter().filter(move |one| !is_ours(&one.link.0) && one.scope != Scope::Host)
+}
+
+fn families(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let lacking = config.families.iter().filter(|(family, is_on)| {
+        let has = theirs(facts).any(|one| Family::from(one.address) == *family && one.scope == Scope::Global);
+        **is_on && !has
+    });
+    let of = |family: Family| {
+        let what = format!("it is switched on, and no device of this host has a global {family} address");
+        let why = format!("the node has no {family} address, without which nothing of {family} works on it");
+        let flag = if family == Family::V4 { "--enable-ipv4=false" } else { "--enable-ipv6=false" };
+        Finding::bad(
+            Level::Fatal,
+            family.to_string(),
+            [what, why, format!("give the host such an address, or start with {flag}")],
+        )
+    };
+    lacking.map(|(family, _)| of(family)).collect()
+}
+
+/// Conflicts of a range of this node's pods.
+fn in_pod_range(range: IpNet, facts: &Facts) -> Vec<Finding> {
+    let subject = format!("pod range {range}");
+    let networks = theirs(facts).filter(|one| overlap(one.address, range)).map(|one| {
+        let what = format!("the network {} of the device {} overlaps it", one.address.trunc(), one.link);
+        let why = "packets to pods of this node leave by that device, or pods take addresses of hosts there".to_owned();
+        let todo = format!(
+            "give the node another range, or remove {} from {} (ip address delete {} dev {})",
+            one.address, one.link, one.address, one.link
+        );
+        Finding::bad(Level::Fatal, subject.clone(), [what, why, todo])
+    });
+    let routes = facts.network.routes.iter().filter(|(to, _)| range.contains(to) && !of_network(*to, facts)).map(|(_, route)| {
+        let what = format!("another program's route leads into it: {route}");
+        let why = "packets to some pods of this node take that route; the agent removes one to exactly a range of pods, and names others in /readyz".to_owned();
+        Finding::bad(Level::Degraded, subject.clone(), [what, why, format!("remove it: ip route delete {route}")])
+    });
+    networks.chain(routes).collect()
+}
+
+/// Conflicts of a range of cluster IPs.
+fn in_service_range(range: IpNet, facts: &Facts) -> Vec<Finding> {
+    let subject = format!("range of Services {range}");
+    let networks = theirs(facts).filter(|one| overlap(one.address, range)).map(|one| {
+        let what = format!("the network {} of the device {} overlaps it", one.address.trunc(), one.link);
+        let why = "a Service may get the address of a host there, which this node then no longer reaches; addresses that no Service has are not \
+            refused in such a range".to_owned();
+        let todo = "choose a range that no network around the cluster uses; where the cluster's range is another one, say so by \
+            --service-cluster-ip-range".to_owned();
+        Finding::bad(Level::Degraded, subject.clone(), [what, why, todo])
+    });
+    let routes = facts.network.routes.iter().filter(|(to, _)| range.contains(to) && !of_network(*to, facts)).map(
+        |(_, route)| {
+            let what = format!("a route of this host leads into it: {route}");
+            let why =
+                "a Service may get the address of a host there, which this node then no longer reaches".to_owned();
+            let todo = "choose a range that no network around the cluster uses, or remove the route".to_owned();
+            Finding::bad(Level::Degraded, subject.clone(), [what, why, todo])
+        },
+    );
+    networks.chain(routes).collect()
+}
+
+/// Returns whether a route is the one of a device's own network, which is judged with its address.
+fn of_network(to: IpNet, facts: &Facts) -> bool {
+    facts.network.addresses.iter().any(|one| one.address.trunc() == to)
+}
+
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+/// A port that the agent listens on.
+struct Port {
+    flag: &'static str,
+    transport: Transport,
+    number: u16,
+    level: Level,
+    why: &'static str,
+}
+
+fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let tcp = |flag, number, level, why| Port { flag, transport: Transport::Tcp, number, level, why };
+    let ends = "the agent ends at its start where it cannot listen there";
+    let mut ports = Vec::new();
+    ports.extend(config.observe.health.map(|address| tcp("--health-port", address.port(), Level::Fatal, ends)));
+    ports.extend(
+        config.observe.metrics.as_ref().map(|one| tcp("--metrics-port", one.address.port(), Level::Fatal, ends)),
+    );
+    if let Some(router) = &config.router {
+        ports.push(tcp(
+            "--bgp-port",
+            router.port,
+            Level::Degraded,
+            "neighbours that connect to this node reach another BGP speaker; the agent goes on trying",
+        ));
+        let admin = router.admin.first().map(|address| address.port());
+        ports.extend(admin.map(|port| {
+            tcp(
+                "--gobgp-admin-port",
+                port,
+                Level::Degraded,
+                "clients of gobgp reach another program; the agent goes on trying",
+            )
+        }));
+        // Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
+        let has_tunnels = facts.network.links.iter().any(|link| link.starts_with(TUNNELS));
+        let udp = router.overlay.filter(|_| !has_tunnels).and_then(|overlay| overlay.udp_port);
+        ports.extend(udp.map(|number| Port {
+            flag: "--overlay-encap-port",
+            transport: Transport::Udp,
+            number,
+            level: Level::Degraded,
+            why: "the kernel cannot receive tunnels on this port",
+        }));
+    }
+    let taken: Vec<&Port> =
+        ports.iter().filter(|port| facts.network.listening.contains(&(port.transport, port.number))).collect();
+    if facts.process.agent_answers {
+        return vec![Finding::ok("ports", "an agent runs on this host already, whose ports they are")];
+    }
+    if taken.is_empty() {
+        let all: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
+        return vec![Finding::ok("ports", format!("nobody listens on {}", all.join(", ")))];
+    }
+    let of = |port: &Port| {
+        let what = format!("another program listens on port {} ({})", port.number, port.flag);
+        let todo = format!("end that program (ss -lnp names it), or choose another port by {}", port.flag);
+        Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo])
+    };
+    taken.into_iter().map(of).collect()
+}
+
+/// Returns whether an address is one of this host's.
+pub fn is_of_host(facts: &Facts, address: IpAddr) -> bool {
+    facts.network.addresses.iter().any(|one| one.address.addr() == address)
+}

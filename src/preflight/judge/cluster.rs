@@ -1,0 +1,258 @@
+//! The cluster: whether it answers, what it says of this node, and which rights the credentials lack.
+
+use super::addresses::{is_of_host, service_ranges};
+use crate::app::wanted;
+use crate::config::{Config, Source};
+use crate::k8s::Wanted;
+use crate::k8s::access::{Allowed, Right, Unknown};
+use crate::net::Family;
+use crate::preflight::facts::{ApiFacts, AskedRight, ClusterFacts, Facts};
+use crate::preflight::{Finding, Level};
+
+const SUBJECT: &str = "API server";
+
+/// A right that a subsystem needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NeededRight {
+    pub right: Right,
+    pub level: Level,
+    pub why: String,
+    /// The kind is one that a server may not have.
+    pub may_be_absent: Option<crate::k8s::Kind>,
+}
+
+/// Returns the rights that these subsystems need.
+pub fn rights(config: &Config) -> Vec<NeededRight> {
+    if !matches!(config.source, Source::Api { .. }) {
+        return Vec::new();
+    }
+    let mut needed: Vec<NeededRight> = wanted(config).iter().flat_map(followed).collect();
+    let mut need =
+        |right, level, why: &str| needed.push(NeededRight { right, level, why: why.to_owned(), may_be_absent: None });
+    if config.router.is_some() {
+        let why =
+            "the node's condition NetworkUnavailable stays where a cloud has set it, and no pod is scheduled here";
+        need(Right::new("get", "", "nodes"), Level::Degraded, why);
+        need(Right::new("patch", "", "nodes/status"), Level::Degraded, why);
+    }
+    if config.router.is_some() || config.proxy.is_some() {
+        need(
+            Right::new("create", "", "events"),
+            Level::Degraded,
+            "problems are not told as Events, only in the log and in /readyz",
+        );
+    }
+    if let Some(balancer) = &config.load_balancer {
+        let why = "no address is given to Services of type LoadBalancer";
+        for verb in ["get", "create", "update"] {
+            need(
+                Right::new(verb, "coordination.k8s.io", "leases").in_namespace(&balancer.namespace),
+                Level::Fatal,
+                why,
+            );
+        }
+        for (verb, resource) in
+            [("get", "services"), ("list", "services"), ("watch", "services"), ("update", "services/status")]
+        {
+            need(Right::new(verb, "", resource), Level::Fatal, why);
+        }
+        let why = "no pools of addresses are read, only --loadbalancer-ip-range";
+        for verb in ["list", "watch"] {
+            need(Right::new(verb, "", "configmaps").in_namespace(&balancer.namespace), Level::Degraded, why);
+        }
+        need(
+            Right::new("create", "", "events"),
+            Level::Degraded,
+            "problems are not told as Events, only in the log and in /readyz",
+        );
+    }
+    let mut unique: Vec<NeededRight> = Vec::new();
+    for one in needed {
+        if !unique.iter().any(|known| known.right == one.right) {
+            unique.push(one);
+        }
+    }
+    unique
+}
+
+fn followed(wanted: &Wanted) -> [NeededRight; 2] {
+    let kind = wanted.kind();
+    let may_be_absent = Some(kind).filter(|kind| kind.may_be_absent());
+    let (level, why) = match wanted {
+        Wanted::ClusterNetworkPolicies => (Level::Degraded, "ClusterNetworkPolicies are not enforced".to_owned()),
+        Wanted::ServiceCidrs => {
+            (Level::Degraded, "the ranges of Services are those of --service-cluster-ip-range alone".to_owned())
+        }
+        _ => (Level::Fatal, format!("{kind} objects are not known, and what follows from them is never in force")),
+    };
+    Right::to_follow(wanted).map(|right| NeededRight { right, level, why: why.clone(), may_be_absent })
+}
+
+/// Judges the source of the cluster.
+pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
+    match &facts.cluster {
+        ClusterFacts::Manifests(Ok(path)) => vec![Finding::ok("cluster", format!("manifests in {}", path.display()))],
+        ClusterFacts::Manifests(Err(reason)) => {
+            let why = "the agent ends at its start".to_owned();
+            vec![Finding::bad(Level::Fatal, "cluster", [reason.clone(), why, "correct --manifests".to_owned()])]
+        }
+        ClusterFacts::NoAccess(sentence) => {
+            let why = "the agent ends at its start".to_owned();
+            let todo = "correct --kubeconfig and --master, or the service account of the pod".to_owned();
+            vec![Finding::bad(Level::Fatal, SUBJECT, [sentence.clone(), why, todo])]
+        }
+        ClusterFacts::Unanswered(Unknown::Refused(reason)) => {
+            let why = "nothing of the cluster is known, and nothing is put into the kernel".to_owned();
+            let what = format!("it does not accept the credentials: {reason}");
+            vec![Finding::bad(
+                Level::Fatal,
+                SUBJECT,
+                [what, why, "renew the credentials of --kubeconfig or of the service account".to_owned()],
+            )]
+        }
+        ClusterFacts::Unanswered(unknown) => {
+            let what = format!("it does not answer: {}", unknown.reason());
+            let why = "the agent waits for it; until then the last known state is in force, if there is one. Rights and ranges of this node are not \
+                known here".to_owned();
+            let todo = "name an address that works without Services, by --master or --kubeconfig: the Service kubernetes is served by the agent \
+                itself".to_owned();
+            vec![Finding::bad(Level::Degraded, SUBJECT, [what, why, todo])]
+        }
+        ClusterFacts::Answered(api) => answered(api, facts, config),
+    }
+}
+
+fn answered(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
+    let mut findings = vec![Finding::ok(SUBJECT, format!("it answers, version {}", api.version))];
+    findings.extend(node(api, facts, config));
+    findings.extend(lacking(&api.rights, &rights(config)));
+    let ranges = service_ranges(facts, config);
+    let outside = api.own_cluster_ips.iter().find(|ip| {
+        let mut of_family = ranges.iter().filter(|range| Family::from(**range) == Family::from(**ip)).peekable();
+        config.proxy.is_some() && of_family.peek().is_some() && !of_family.any(|range| range.contains(*ip))
+    });
+    if let Some(ip) = outside {
+        let named = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let what = format!("the API server's own Service has {ip}, which is not in {named}");
+        let why =
+            "external addresses in the cluster's own range may be served, and free addresses of it are not refused"
+                .to_owned();
+        let todo = "set --service-cluster-ip-range to that of the API server".to_owned();
+        findings.push(Finding::bad(Level::Degraded, "ranges of Services", [what, why, todo]));
+    }
+    findings
+}
+
+fn node(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
+    let name = &config.node_name;
+    let subject = format!("Node {name}");
+    let node = match &api.node {
+        Ok(node) => node,
+        Err(Unknown::Absent) => {
+            let why = "the agent does not find its addresses and pod ranges, and router and firewall do nothing for this host".to_owned();
+            let todo = "set NODE_NAME from spec.nodeName, or --hostname-override".to_owned();
+            return vec![Finding::bad(
+                Level::Fatal,
+                subject,
+                ["the cluster has no Node of this name".to_owned(), why, todo],
+            )];
+        }
+        Err(unknown) => {
+            let what = format!("it cannot be read: {}", unknown.reason());
+            let why = "its addresses and pod ranges are not known here; the agent reads it by a list".to_owned();
+            let todo = "allow get on nodes".to_owned();
+            return vec![Finding::bad(Level::Degraded, subject, [what, why, todo])];
+        }
+    };
+    let mut findings = Vec::new();
+    for (family, _) in config.families.iter().filter(|(_, is_on)| **is_on) {
+        match node.address(family) {
+            Some(address) if !is_of_host(facts, address) => {
+                let what = format!("its {family} address is {address}, which no device here has");
+                let why = "this is another host's Node, or a cloud translates its address: node ports and masquerading use another address then".to_owned();
+                let todo = "check --hostname-override and NODE_NAME, or give the kubelet --node-ip".to_owned();
+                findings.push(Finding::bad(Level::Degraded, subject.clone(), [what, why, todo]));
+            }
+            Some(_) => {}
+            None => {
+                let what = format!("it has no {family} address");
+                let why = format!("sessions, node ports and tunnels of {family} use the node's address");
+                let todo = "give the kubelet --node-ip with an address of each family".to_owned();
+                findings.push(Finding::bad(Level::Degraded, subject.clone(), [what, why, todo]));
+            }
+        }
+        if config.router.is_some() && !node.pod_cidrs.iter().any(|range| Family::from(*range) == family) {
+            let what = format!("it has no {family} range for pods");
+            let why = format!("its pods get no {family} address, and it announces none");
+            let todo = "start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr, or set the annotation \
+                kube-router.io/pod-cidrs".to_owned();
+            findings.push(Finding::bad(Level::Fatal, subject.clone(), [what, why, todo]));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(subject, "it has the addresses and ranges that are needed"));
+    }
+    findings
+}
+
+/// Findings on rights; those that lack on one resource for one reason share a finding.
+fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
+    let mut findings: Vec<(String, Level, String, Vec<&'static str>, Right)> = Vec::new();
+    let mut not_said = None;
+    for AskedRight { right, allowed, is_served } in asked.iter() {
+        let Some(need) = needed.iter().find(|need| need.right == *right) else { continue };
+        match allowed {
+            Allowed::Yes => continue,
+            Allowed::NotSaid(reason) => {
+                not_said = Some(reason);
+                continue;
+            }
+            Allowed::No if !is_served => continue,
+            Allowed::No => {}
+        }
+        match findings.iter_mut().find(|(.., known)| {
+            known.resource == right.resource && known.group == right.group && known.namespace == right.namespace
+        }) {
+            Some((_, level, _, verbs, _)) => {
+                verbs.push(right.verb);
+                *level = need.level.max(*level);
+            }
+            None => findings.push((
+                format!("right on {}", right.resource),
+                need.level,
+                need.why.clone(),
+                vec![right.verb],
+                right.clone(),
+            )),
+        }
+    }
+    let mut judged: Vec<Finding> = findings
+        .into_iter()
+        .map(|(subject, level, why, verbs, right)| {
+            let verbs = verbs.join(", ");
+            let place = if right.namespace.is_empty() {
+                String::new()
+            } else {
+                format!(" in the namespace {}", right.namespace)
+            };
+            let todo = format!(
+                "add to the agent's role: apiGroups [{:?}], resources [{}], verbs [{verbs}]{place}",
+                right.group, right.resource
+            );
+            Finding::bad(level, subject, [format!("the credentials have no right to {verbs}{place}"), why, todo])
+        })
+        .collect();
+    if let Some(reason) = not_said {
+        let why = "a right that lacks shows in /readyz only after the start".to_owned();
+        let todo = "allow create on selfsubjectaccessreviews, as the role system:basic-user does".to_owned();
+        judged.push(Finding::bad(
+            Level::Degraded,
+            "rights",
+            [format!("the API server does not say: {reason}"), why, todo],
+        ));
+    }
+    if judged.is_empty() && !asked.is_empty() {
+        judged.push(Finding::ok("rights", format!("the credentials have all {} that are needed", asked.len())));
+    }
+    judged
+}

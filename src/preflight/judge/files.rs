@@ -1,0 +1,115 @@
+//! The process itself, and files: directories that have to be writable, CNI files, sockets.
+
+use crate::config::Config;
+use crate::preflight::facts::{Directory, Facts, Purpose};
+use crate::preflight::{Finding, Level};
+use crate::router::cni::{self, CniFileForm, Conf};
+
+/// Judges what the process may do.
+pub fn process(facts: &Facts) -> Vec<Finding> {
+    let subject = "process";
+    if !facts.process.is_root {
+        let why = "the agent ends at its start, and much of this host cannot be read".to_owned();
+        return vec![Finding::bad(
+            Level::Fatal,
+            subject,
+            ["it is not root".to_owned(), why, "run it as root".to_owned()],
+        )];
+    }
+    if !facts.process.may_change_network {
+        let what = "it lacks the capability CAP_NET_ADMIN".to_owned();
+        let why = "the kernel refuses each change of rules, routes and devices".to_owned();
+        let todo = "let the container be privileged, or add NET_ADMIN to its capabilities".to_owned();
+        return vec![Finding::bad(Level::Fatal, subject, [what, why, todo])];
+    }
+    vec![Finding::ok(subject, "it is root and may change the network")]
+}
+
+/// Judges files and directories.
+pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = facts.files.directories.iter().map(|one| directory(one, config)).collect();
+    findings.extend(cni_file(facts, config));
+    if let Some(path) = &facts.files.preferred_cni_file {
+        let what = format!("{} sorts before the agent's, so that container runtimes use that one", path.display());
+        let why = "new pods get their network from another program".to_owned();
+        findings.push(Finding::bad(Level::Degraded, "CNI file", [what, why, "remove it, or rename it".to_owned()]));
+    }
+    if config.direct_server_return && !facts.files.has_runtime_socket {
+        let path = config.runtime_endpoint.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let what = format!("there is no socket at {path} (--runtime-endpoint)");
+        let why = "Services with kube-router.io/service.dsr are served with NAT until the next start".to_owned();
+        let todo = "mount the container runtime's socket there".to_owned();
+        findings.push(Finding::bad(Level::Degraded, "container runtime", [what, why, todo]));
+    }
+    if let Some(Err(reason)) = &facts.files.passwords {
+        let why = "sessions with the external peers do not come up".to_owned();
+        let what = format!("--peer-router-passwords-file cannot be read: {reason}");
+        findings.push(Finding::bad(
+            Level::Degraded,
+            "passwords of peers",
+            [what, why, "mount the file, readable for root".to_owned()],
+        ));
+    }
+    findings
+}
+
+fn directory(directory: &Directory, config: &Config) -> Finding {
+    let Directory { purpose, path, obstacle } = directory;
+    let path = path.display();
+    let subject = format!("directory {path}");
+    let Some(obstacle) = obstacle else { return Finding::ok(subject, "it can be written") };
+    let (level, why, todo) = match purpose {
+        Purpose::State => (
+            Level::Degraded,
+            "the last known state of the cluster is lost: a start during an outage of the API server knows nothing"
+                .to_owned(),
+            format!("mount a directory of the host at {path}, or turn it off: --state-dir="),
+        ),
+        Purpose::Sockets if config.cni_socket.is_some() => (
+            Level::Fatal,
+            "the CNI plugin cannot announce pods there, and no pod starts (--netpol-cni)".to_owned(),
+            format!("mount a directory of the host at {path}"),
+        ),
+        Purpose::Sockets => (
+            Level::Degraded,
+            "nobody can ask the agent: sluice status, svc, policy and audit".to_owned(),
+            format!("mount a directory at {path}, or turn it off: --socket="),
+        ),
+        Purpose::Cni => (
+            Level::Fatal,
+            "the CNI file cannot be written, so that the node stays NotReady and no pod gets a network".to_owned(),
+            format!("mount the host's {path} for writing, or leave the file to somebody else: --enable-cni=false"),
+        ),
+    };
+    Finding::bad(level, subject, [format!("it cannot be written: {obstacle}"), why, todo])
+}
+
+fn cni_file(facts: &Facts, config: &Config) -> Option<Finding> {
+    let router = config.router.as_ref()?;
+    let path = router.cni_file.as_ref()?;
+    let subject = format!("CNI file {}", path.display());
+    match facts.files.cni_text.as_ref()? {
+        Err(reason) => {
+            let what = format!("it cannot be read: {reason}");
+            let why = "the agent cannot write the ranges of this node's pods into it".to_owned();
+            let todo = "let root read it, or remove it: the agent writes one".to_owned();
+            Some(Finding::bad(Level::Degraded, subject, [what, why, todo]))
+        }
+        Ok(text) => {
+            let wanted = Conf::new(Vec::new(), None, router);
+            let form = CniFileForm::of(path);
+            if let (_, Some(unusable)) = cni::text(Some(text), form, &wanted) {
+                let why = "pods may lack addresses of this node's ranges, or start before their policies".to_owned();
+                let todo = "correct the file, or remove it: the agent writes one".to_owned();
+                return Some(Finding::bad(Level::Degraded, subject, [unusable.to_string(), why, todo]));
+            }
+            if !cni::is_ours(text, form) {
+                return Some(Finding::ok(
+                    subject,
+                    "it uses another bridge than kube-bridge, whose ranges the agent keeps",
+                ));
+            }
+            Some(Finding::ok(subject, "it attaches pods to kube-bridge"))
+        }
+    }
+}

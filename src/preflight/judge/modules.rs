@@ -1,0 +1,168 @@
+//! Kernel modules: which the subsystems that run need, and how far each is from being there.
+
+use super::Chosen;
+use crate::config::{Backend, Config, Variant};
+use crate::distribution::RunningKernel;
+use crate::kernel::module::ModuleState;
+use crate::preflight::facts::Facts;
+use crate::preflight::{Finding, Level};
+
+/// A module that is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Need {
+    pub module: &'static str,
+    /// How bad it is where it is missing.
+    pub level: Level,
+    /// Consequence of that.
+    pub why: &'static str,
+}
+
+const NO_SERVICES: &str = "the service proxy makes virtual services of IPVS: without it no Service is served";
+const NO_DEVICE: &str = "service addresses are routes of the device kube-dummy-if: without it no Service is served";
+const UNSEEN: &str = "packets between pods of one bridge meet no rule without it: no policy holds between them, and they do not reach Services";
+const NO_BRIDGE: &str = "pods are attached to kube-bridge: without it no pod has a network";
+const NO_PAIRS: &str = "pods are attached by veth pairs: without it no pod has a network";
+const NO_TUNNELS: &str = "pods of nodes in other subnets are reached through tunnels of this kind";
+const NO_POD_TUNNELS: &str = "direct server return ends in tunnels of this kind inside pods";
+const NO_RULES: &str = "rules that iptables writes for services and policies need it: the kernel refuses them without";
+
+/// Returns the modules that these subsystems need, whatever the packet filter is.
+pub fn needs(config: &Config) -> Vec<Need> {
+    let mut needs = Vec::new();
+    let mut need = |level, why, modules: &[&'static str]| {
+        needs.extend(modules.iter().map(|module| Need { module, level, why }));
+    };
+    if config.proxy.is_some() {
+        need(Level::Fatal, NO_SERVICES, &["ip_vs", "ip_vs_rr"]);
+        need(Level::Fatal, NO_DEVICE, &["dummy"]);
+    }
+    if config.proxy.is_some() || config.firewall.is_some() || config.router.is_some() {
+        need(Level::Degraded, UNSEEN, &["br_netfilter"]);
+    }
+    if let Some(router) = &config.router {
+        need(Level::Fatal, NO_BRIDGE, &["bridge"]);
+        need(Level::Degraded, NO_PAIRS, &["veth"]);
+        if let Some(overlay) = router.overlay {
+            let of_family = |v4, v6| if overlay.udp_port.is_some() { [v4, v6] } else { ["", ""] };
+            let [fou, fou6] = of_family("fou", "fou6");
+            for (is_on, tunnel, fou) in [(config.families.v4, "ipip", fou), (config.families.v6, "ip6_tunnel", fou6)] {
+                let modules: Vec<&'static str> =
+                    [tunnel, fou].into_iter().filter(|name| is_on && !name.is_empty()).collect();
+                need(Level::Degraded, NO_TUNNELS, &modules);
+            }
+        }
+    }
+    if config.direct_server_return && config.proxy.is_some() {
+        need(Level::Degraded, NO_POD_TUNNELS, &["ipip", "ip6_tunnel"]);
+    }
+    needs
+}
+
+/// Returns the modules that iptables and ipset need for rules of ours.
+pub fn of_iptables(config: &Config, variant: Option<Variant>) -> Vec<Need> {
+    let mut modules = vec![
+        "ip_set",
+        "ip_set_hash_ip",
+        "ip_set_hash_net",
+        "ip_set_hash_ipport",
+        "xt_set",
+        "xt_comment",
+        "xt_conntrack",
+        "xt_mark",
+        "xt_addrtype",
+    ];
+    modules.extend(config.proxy.is_some().then_some("xt_ipvs"));
+    match variant {
+        Some(Variant::Legacy) => modules.extend(["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"]),
+        Some(Variant::NfTables) | None => modules.extend(["nf_tables", "nft_compat"]),
+    }
+    let level = if config.proxy.is_some() || config.firewall.is_some() { Level::Fatal } else { Level::Degraded };
+    modules.into_iter().map(|module| Need { module, level, why: NO_RULES }).collect()
+}
+
+/// All modules whose state may be asked for.
+pub fn all() -> impl Iterator<Item = &'static str> {
+    let fixed = [
+        "ip_vs",
+        "ip_vs_rr",
+        "dummy",
+        "br_netfilter",
+        "bridge",
+        "veth",
+        "ipip",
+        "ip6_tunnel",
+        "fou",
+        "fou6",
+        "ip_set",
+        "ip_set_hash_ip",
+        "ip_set_hash_net",
+        "ip_set_hash_ipport",
+        "xt_set",
+        "xt_comment",
+        "xt_conntrack",
+        "xt_mark",
+        "xt_addrtype",
+        "xt_ipvs",
+        "ip_tables",
+        "iptable_filter",
+        "iptable_nat",
+        "iptable_mangle",
+        "nft_compat",
+        "nfnetlink_log",
+    ];
+    fixed.into_iter().chain(crate::kernel::nftables::probe::MODULES)
+}
+
+/// Judges the modules that are needed. Those that are there share one finding, and so do those of which nothing is known.
+pub fn judge(facts: &Facts, config: &Config, backend: Chosen, kernel: &RunningKernel) -> Vec<Finding> {
+    let mut needs = needs(config);
+    if backend == Some(Backend::Iptables) && super::filters(config) {
+        needs.extend(of_iptables(config, facts.packet_filter.variant));
+    }
+    let mut by_name: Vec<Need> = Vec::new();
+    for need in needs {
+        match by_name.iter_mut().find(|known| known.module == need.module) {
+            Some(known) if known.level < need.level => *known = need,
+            Some(_) => {}
+            None => by_name.push(need),
+        }
+    }
+    let state = |need: &Need| facts.kernel.modules.get(need.module).copied().unwrap_or(ModuleState::Unknown);
+    let of = |wanted| by_name.iter().filter(move |need| state(need) == wanted);
+    let mut findings: Vec<Finding> = of(ModuleState::Missing).map(|need| missing(need, facts, kernel)).collect();
+    findings.extend(of(ModuleState::OnDisk).filter_map(|need| unloadable(need, facts, kernel)));
+    let names = |needs: Vec<&Need>| needs.iter().map(|need| need.module).collect::<Vec<_>>().join(", ");
+    let unknown: Vec<&Need> = of(ModuleState::Unknown).collect();
+    if !unknown.is_empty() {
+        let what = format!("nothing says whether this kernel has {}", names(unknown));
+        let why =
+            facts.kernel.cannot_load.clone().unwrap_or_else(|| "the list of what is compiled in is missing".to_owned());
+        let todo =
+            "mount the host's /lib/modules, as the manifests do; on a kernel without modules see /proc/config.gz"
+                .to_owned();
+        findings.push(Finding::bad(Level::Degraded, "kernel modules", [what, why, todo]));
+    }
+    let loaded: Vec<&Need> = of(ModuleState::Present).collect();
+    let on_disk: Vec<&Need> = of(ModuleState::OnDisk).filter(|_| facts.kernel.cannot_load.is_none()).collect();
+    let there =
+        [(loaded, "loaded or compiled in"), (on_disk, "not loaded; modprobe finds them, and the agent loads them")];
+    for (needs, words) in there.into_iter().filter(|(needs, _)| !needs.is_empty()) {
+        findings.push(Finding::ok("kernel modules", format!("{words}: {}", names(needs))));
+    }
+    findings
+}
+
+fn missing(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Finding {
+    let what = format!("this kernel, {}, has it neither compiled in nor as a module", facts.kernel.release);
+    let subject = format!("kernel module {}", need.module);
+    Finding::bad(need.level, subject, [what, need.why.to_owned(), kernel.source_of_module(need.module)])
+}
+
+/// A module that lies on the disk and cannot be loaded by the agent. The kernel itself may load it, by the host's own modprobe, when it
+/// is asked for what it does, so it is never worse than degraded.
+fn unloadable(need: &Need, facts: &Facts, kernel: &RunningKernel) -> Option<Finding> {
+    let cannot = facts.kernel.cannot_load.as_ref()?;
+    let what = format!("it is on the disk and not loaded, and the agent cannot load it: {cannot}");
+    let subject = format!("kernel module {}", need.module);
+    Some(Finding::bad(Level::Degraded, subject, [what, need.why.to_owned(), kernel.way_to_load(need.module)]))
+}

@@ -1,0 +1,79 @@
+//! Kernel settings: those that the agent writes and cannot, and forwarding.
+
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
+
+use crate::config::Config;
+use crate::firewall;
+use crate::kernel::sysctl::{Setting, WantedSetting};
+use crate::net::PerFamily;
+use crate::preflight::facts::{Facts, FoundSetting};
+use crate::preflight::{Finding, Level};
+use crate::proxy::local_node::LocalNode;
+use crate::proxy::settings::{kernel_version, settings as of_proxy};
+use crate::router;
+
+/// Written by nobody here, and needed for packets of pods.
+const FORWARDING: [(&str, bool); 2] = [("net/ipv4/ip_forward", false), ("net/ipv6/conf/all/forwarding", true)];
+
+/// Returns the settings that the agent writes on a host whose node's addresses are on these links.
+pub fn written(
+    config: &Config,
+    release: &str,
+    links: PerFamily<Option<CompactString>>,
+) -> BTreeMap<Setting, WantedSetting> {
+    let mut written = BTreeMap::new();
+    if config.router.is_some() {
+        written.extend(router::settings::settings(config.families));
+    }
+    if config.proxy.is_some() {
+        let node = LocalNode { families: config.families, links, ..LocalNode::default() };
+        written.extend(of_proxy(&node, kernel_version(release).unwrap_or((6, 0)), false));
+    }
+    if config.firewall.is_some() {
+        written.extend(firewall::settings::settings(config.router.is_some()));
+    }
+    written
+}
+
+/// Returns the settings that are read.
+pub fn asked(config: &Config, release: &str, links: PerFamily<Option<CompactString>>) -> Vec<Setting> {
+    let forwarding = FORWARDING.into_iter().map(|(path, _)| Setting(path.into()));
+    written(config, release, links).into_keys().chain(forwarding).collect()
+}
+
+/// Judges the settings that exist: one that does not belongs to a module, or to a device that is not there yet.
+pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let found = &facts.kernel.settings;
+    let links = super::addresses::links_of_node(facts);
+    let mut findings: Vec<Finding> = Vec::new();
+    for (setting, wanted) in written(config, &facts.kernel.release, links) {
+        let Some(FoundSetting { value, unwritable: Some(reason) }) = found.get(&setting) else { continue };
+        let Some(wanted) = wanted.given(value).filter(|wanted| wanted.as_str() != value) else { continue };
+        let what = format!("it is {value}, has to be {wanted}, and cannot be written: {reason}");
+        let why = "the agent writes it at its start, and /readyz names it until it is as it has to be".to_owned();
+        let name = setting.0.replace('/', ".");
+        let todo = format!(
+            "let the container be privileged, or set it on the host: sysctl -w {name}={wanted}, and in its /etc/sysctl.d"
+        );
+        findings.push(Finding::bad(Level::Degraded, format!("setting {name}"), [what, why, todo]));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("settings", "those that the agent writes can be written, or are as they have to be"));
+    }
+    if super::filters(config) {
+        let is_on = |is_v6: bool| if is_v6 { config.families.v6 } else { config.families.v4 };
+        let off = FORWARDING.into_iter().filter(|(path, is_v6)| {
+            is_on(*is_v6) && found.get(&Setting((*path).into())).is_some_and(|setting| setting.value == "0")
+        });
+        findings.extend(off.map(|(path, _)| {
+            let name = path.replace('/', ".");
+            let what = "it is 0: this host forwards no packets".to_owned();
+            let why = "pods reach nothing beyond this host; the CNI plugin bridge sets it when the first pod starts, other plugins may not".to_owned();
+            let todo = format!("sysctl -w {name}=1, and the same in /etc/sysctl.d");
+            Finding::bad(Level::Degraded, format!("setting {name}"), [what, why, todo])
+        }));
+    }
+    findings
+}

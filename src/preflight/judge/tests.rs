@@ -1,0 +1,586 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::*;
+use crate::config::{Environment, Request, Variant, request};
+use crate::k8s::access::{Allowed, Unknown};
+use crate::kernel::address::{HostAddress, Scope};
+use crate::kernel::link::{LinkKind, LinkName};
+use crate::kernel::module::ModuleState;
+use crate::kernel::nftables::foreign::DroppingChain;
+use crate::kernel::sysctl::Setting;
+use crate::model::{Node, NodeAddress, NodeAddressKind};
+use crate::preflight::facts::*;
+use crate::preflight::{Level, Report};
+
+fn config(words: &[&str]) -> Config {
+    let words: Vec<OsString> =
+        ["sluice", "--hostname-override=node-1"].iter().chain(words).map(OsString::from).collect();
+    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+    Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound")
+}
+
+fn host_address(link: &str, address: &str) -> HostAddress {
+    HostAddress {
+        link: LinkName(link.into()),
+        kind: LinkKind::Other("".into()),
+        up: true,
+        mtu: 1500,
+        address: address.parse().expect("an address"),
+        scope: Scope::Global,
+    }
+}
+
+/// A host and a cluster on which nothing lacks, for this configuration.
+fn facts(config: &Config) -> Facts {
+    let node = Node {
+        addresses: vec![NodeAddress {
+            kind: NodeAddressKind::Internal,
+            address: "192.0.2.1".parse().expect("an address"),
+        }],
+        pod_cidrs: vec!["10.244.1.0/24".parse().expect("a range")],
+        ..Node::default()
+    };
+    let rights = cluster::rights(config).into_iter();
+    let rights = rights.map(|need| AskedRight { right: need.right, allowed: Allowed::Yes, is_served: true }).collect();
+    let api = ApiFacts {
+        version: "v1.36.1".to_owned(),
+        node: Ok(node),
+        rights,
+        own_cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
+        service_ranges: Vec::new(),
+    };
+    let path = |path: &str| PathBuf::from(path);
+    let directories =
+        [(Purpose::State, "/var/lib/sluice"), (Purpose::Sockets, "/run/sluice"), (Purpose::Cni, "/etc/cni/net.d")];
+    Facts {
+        kernel: KernelFacts {
+            release: "6.12.0-55.el10.x86_64".to_owned(),
+            version: "#1 SMP".to_owned(),
+            modules: modules::all().map(|name| (name, ModuleState::Present)).collect(),
+            cannot_load: None,
+            settings: settings::asked(config, "6.12.0", Default::default())
+                .into_iter()
+                .map(|setting| (setting, FoundSetting { value: "1".to_owned(), unwritable: None }))
+                .collect(),
+        },
+        process: ProcessFacts {
+            is_root: true,
+            may_change_network: true,
+            programs: packet_filter::PROGRAMS.into(),
+            agent_answers: false,
+        },
+        packet_filter: PacketFilterFacts {
+            nftables: Trial::Works,
+            variant: Some(Variant::NfTables),
+            has_unreadable_tables: false,
+            dropping: Vec::new(),
+            tables: Default::default(),
+            chains: Default::default(),
+            unread: None,
+        },
+        network: NetworkFacts {
+            addresses: vec![host_address("eth0", "192.0.2.1/24")],
+            links: ["lo", "eth0"].map(str::to_owned).into(),
+            ..NetworkFacts::default()
+        },
+        files: FileFacts {
+            directories: directories.map(|(purpose, at)| Directory { purpose, path: path(at), obstacle: None }).into(),
+            has_runtime_socket: true,
+            ..FileFacts::default()
+        },
+        cluster: ClusterFacts::Answered(Box::new(api)),
+    }
+}
+
+/// Expects that a change to a sound host leads to one finding that is not ok, of this level, with these words in it.
+#[track_caller]
+fn check(words: &[&str], change: impl FnOnce(&mut Facts), level: Level, said: &[&str]) {
+    let found = found(words, change);
+    let bad: Vec<&Finding> = found.iter().filter(|finding| finding.level != Level::Ok).collect();
+    let [finding] = bad[..] else { panic!("not one finding: {bad:#?}") };
+    let text = format!("{}: {} / {} / {}", finding.subject, finding.what, finding.why, finding.todo);
+    assert_eq!(finding.level, level, "{text}");
+    for word in said {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+    assert!(!finding.why.is_empty() && !finding.todo.is_empty(), "{text}");
+    assert!([&finding.what, &finding.why, &finding.todo].iter().all(|sentence| !sentence.ends_with('.')), "{text}");
+}
+
+/// Expects that all findings are ok, and that one of them has these words in it.
+#[track_caller]
+fn check_ok(words: &[&str], change: impl FnOnce(&mut Facts), said: &str) {
+    let found = found(words, change);
+    let bad: Vec<&Finding> = found.iter().filter(|finding| finding.level != Level::Ok).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    let all: Vec<String> = found.iter().map(|finding| format!("{}: {}", finding.subject, finding.what)).collect();
+    assert!(all.iter().any(|text| text.contains(said)), "{said:?} is not in: {all:#?}");
+}
+
+fn found(words: &[&str], change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
+    let config = config(words);
+    let mut facts = facts(&config);
+    change(&mut facts);
+    judge(&facts, &config)
+}
+
+fn modules(facts: &mut Facts, state: ModuleState, names: &[&'static str]) {
+    facts.kernel.modules.extend(names.iter().map(|name| (*name, state)));
+}
+
+fn api(facts: &mut Facts) -> &mut ApiFacts {
+    let ClusterFacts::Answered(api) = &mut facts.cluster else { panic!("it answers") };
+    api
+}
+
+fn dropping(family: &'static str, table: &str, chain: &str) -> DroppingChain {
+    let (table, chain) = (table.to_owned(), chain.to_owned());
+    DroppingChain { family, table, chain, enters: Default::default(), opened: Default::default() }
+}
+
+const FIREWALL: [&str; 2] = ["--run-router=false", "--run-service-proxy=false"];
+const PROXY: [&str; 2] = ["--run-router=false", "--run-firewall=false"];
+const ROUTER: [&str; 2] = ["--run-firewall=false", "--run-service-proxy=false"];
+
+#[test]
+fn a_sound_host_has_nothing_but_ok() {
+    for words in
+        [&[][..], &FIREWALL, &PROXY, &ROUTER, &["--run-loadbalancer", "--loadbalancer-ip-range=203.0.113.0/24"]]
+    {
+        check_ok(words, |_| {}, "nftables: the kernel can do all that is needed");
+    }
+    let report = Report::new("node-1", "0.1.0", found(&[], |_| {}));
+    assert_eq!(report.exit_code(), 0, "{}", report.text());
+}
+
+#[test]
+fn a_missing_module_names_its_package_and_what_does_not_work() {
+    let without = |names: &'static [&'static str]| move |facts: &mut Facts| modules(facts, ModuleState::Missing, names);
+    check(
+        &[],
+        without(&["ip_vs"]),
+        Level::Fatal,
+        &["kernel module ip_vs", "no Service is served", "kernel-modules-core", "6.12.0-55.el10"],
+    );
+    check(
+        &[],
+        without(&["br_netfilter"]),
+        Level::Degraded,
+        &["br_netfilter", "no policy holds", "kernel-modules-extra"],
+    );
+    check(&ROUTER, without(&["ipip"]), Level::Degraded, &["tunnels", "kernel-modules-core"]);
+    check_ok(&FIREWALL, without(&["ip_vs", "ipip", "fou"]), "nftables");
+    check_ok(&["--enable-overlay=false"], without(&["ipip"]), "nftables");
+    check(&["--overlay-encap=fou"], without(&["fou", "fou6"]), Level::Degraded, &["kernel module fou:"]);
+    let of_talos = |facts: &mut Facts| {
+        facts.kernel.release = "6.18.2-talos".to_owned();
+        modules(facts, ModuleState::Missing, &["ip_vs_rr"]);
+    };
+    check(&PROXY, of_talos, Level::Fatal, &["machine.kernel.modules, - name: ip_vs_rr"]);
+}
+
+#[test]
+fn a_module_on_the_disk_is_loaded_by_the_agent_unless_it_may_not() {
+    let on_disk = |facts: &mut Facts| modules(facts, ModuleState::OnDisk, &["ip_vs"]);
+    check_ok(&[], on_disk, "modprobe finds them, and the agent loads them: ip_vs");
+    let may_not = |facts: &mut Facts| {
+        modules(facts, ModuleState::OnDisk, &["ip_vs"]);
+        facts.kernel.release = "6.18.2-talos".to_owned();
+        facts.kernel.cannot_load = Some("this process may not load modules (CAP_SYS_MODULE)".to_owned());
+    };
+    check(
+        &[],
+        may_not,
+        Level::Degraded,
+        &["kernel module ip_vs", "CAP_SYS_MODULE", "machine.kernel.modules, - name: ip_vs"],
+    );
+    let unmounted = |facts: &mut Facts| {
+        modules(facts, ModuleState::Unknown, &["ip_vs", "dummy"]);
+        facts.kernel.cannot_load = Some("there is no /lib/modules/6.12".to_owned());
+    };
+    check(&[], unmounted, Level::Degraded, &["nothing says whether", "ip_vs, dummy", "mount the host's /lib/modules"]);
+}
+
+#[test]
+fn the_packet_filter_is_the_one_that_the_agent_would_choose() {
+    let refused = || Trial::Refused("no nft_fib".to_owned());
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.variant = Some(Variant::Legacy),
+        "iptables: the rules of this host are those of legacy",
+    );
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.nftables = refused(),
+        "iptables: the kernel refuses what nftables needs (no nft_fib)",
+    );
+    check_ok(&["--netfilter=iptables"], |_| {}, "iptables, as --netfilter says");
+    check_ok(&[], |facts| facts.packet_filter.nftables = Trial::NotTried, "it was not tried, because that would load");
+    let untried_and_missing = |facts: &mut Facts| {
+        facts.packet_filter.nftables = Trial::NotTried;
+        modules(facts, ModuleState::Missing, &["nft_fib_inet"]);
+    };
+    check_ok(&[], untried_and_missing, "iptables: its programs are installed");
+    let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
+    check(&[], neither, Level::Fatal, &["neither iptables nor an nftables", "the agent ends", "package iptables-nft"]);
+    let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
+    check(&ROUTER, neither, Level::Degraded, &["the router goes on without one"]);
+    check(
+        &["--netfilter=nftables"],
+        |facts| facts.packet_filter.nftables = refused(),
+        Level::Fatal,
+        &["--netfilter is nftables"],
+    );
+    let without_v6 = |facts: &mut Facts| {
+        facts.network.addresses.push(host_address("eth0", "2001:db8::1/64"));
+        facts.process.programs.remove("ip6tables-nft-restore");
+        facts.process.programs.remove("ip6tables-restore");
+    };
+    let words = [&PROXY[..], &["--netfilter=iptables", "--enable-ipv6"]].concat();
+    let bad = found(&words, without_v6);
+    assert!(
+        bad.iter().any(|one| one.level == Level::Fatal && one.subject == "program ip6tables-nft-restore"),
+        "{bad:#?}"
+    );
+}
+
+#[test]
+fn the_modules_of_iptables_matter_where_that_is_used() {
+    let without = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["xt_comment"]);
+    check_ok(&[], without, "nftables");
+    check(&["--netfilter=iptables"], without, Level::Fatal, &["kernel module xt_comment", "kernel-modules-extra"]);
+}
+
+#[test]
+fn chains_of_others_that_drop_are_named_unless_the_agent_opens_them() {
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.dropping = vec![dropping("ip", "filter", "FORWARD")],
+        "let packets of pods and Services pass",
+    );
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.dropping = vec![dropping("ip", "filter", "INPUT")],
+        "BGP itself (TCP port 179)",
+    );
+    let firewalld =
+        |facts: &mut Facts| facts.packet_filter.dropping = vec![dropping("inet", "firewalld", "filter_FORWARD")];
+    check(
+        &[],
+        firewalld,
+        Level::Degraded,
+        &["chain filter_FORWARD of table inet firewalld", "zone=trusted --add-interface=kube-bridge"],
+    );
+    let own = |facts: &mut Facts| facts.packet_filter.dropping = vec![dropping("inet", "site", "forward")];
+    check(&FIREWALL, own, Level::Degraded, &["nft list table inet site"]);
+    check(&[], |facts| facts.packet_filter.has_unreadable_tables = true, Level::Degraded, &["legacy iptables"]);
+    check(
+        &[],
+        |facts| facts.packet_filter.unread = Some("EPERM".to_owned()),
+        Level::Degraded,
+        &["cannot be read: EPERM"],
+    );
+}
+
+#[test]
+fn another_program_matters_where_a_subsystem_here_does_the_same() {
+    let chain = |name: &'static str| {
+        move |facts: &mut Facts| {
+            facts.packet_filter.chains.insert(name.to_owned());
+        }
+    };
+    let device = |name: &'static str| {
+        move |facts: &mut Facts| {
+            facts.network.links.insert(name.to_owned());
+        }
+    };
+    check(
+        &[],
+        chain("KUBE-SERVICES"),
+        Level::Degraded,
+        &["kube-proxy", "left over", "kube-proxy --cleanup", "--run-service-proxy=false"],
+    );
+    check(&[], device("kube-ipvs0"), Level::Degraded, &["kube-proxy", "device kube-ipvs0"]);
+    let table = |facts: &mut Facts| {
+        facts.packet_filter.tables.insert("kube-proxy".to_owned());
+    };
+    check(&PROXY, table, Level::Degraded, &["table kube-proxy"]);
+    check_ok(&ROUTER, chain("KUBE-SERVICES"), "no subsystem that runs here does the same");
+    check_ok(&FIREWALL, device("flannel.1"), "flannel: there are device flannel.1");
+    check(&[], device("flannel.1"), Level::Degraded, &["flannel", "ip link delete flannel.1", "--run-router=false"]);
+    check(
+        &FIREWALL,
+        chain("cali-FORWARD"),
+        Level::Degraded,
+        &["Calico", "both policy engines", "--run-firewall=false"],
+    );
+    check(
+        &[],
+        device("cilium_host"),
+        Level::Degraded,
+        &["Cilium", "--run-service-proxy=false --run-router=false --run-firewall=false"],
+    );
+    let runs = |facts: &mut Facts| {
+        facts.network.processes.insert("kube-proxy".to_owned());
+    };
+    check(&[], runs, Level::Degraded, &["the process kube-proxy runs"]);
+    check_ok(&[], chain("KUBE-ROUTER-SERVICES"), "no other proxy");
+    check_ok(&[], |facts| facts.network.virtual_services = 3, "3 virtual services of another program");
+}
+
+#[test]
+fn settings_that_cannot_be_written_matter_where_their_value_is_wrong() {
+    let with = |name: &'static str, value: &'static str| {
+        move |facts: &mut Facts| {
+            let unwritable = Some("Read-only file system".to_owned());
+            facts.kernel.settings.insert(Setting(name.into()), FoundSetting { value: value.to_owned(), unwritable });
+        }
+    };
+    check(
+        &[],
+        with("net/ipv4/vs/conntrack", "0"),
+        Level::Degraded,
+        &["net.ipv4.vs.conntrack", "Read-only", "sysctl -w net.ipv4.vs.conntrack=1"],
+    );
+    check_ok(&[], with("net/ipv4/vs/conntrack", "1"), "settings");
+    check_ok(&ROUTER, with("net/ipv4/vs/conntrack", "0"), "settings");
+    check(&FIREWALL, with("net/bridge/bridge-nf-call-iptables", "0"), Level::Degraded, &["bridge-nf-call-iptables"]);
+    check(
+        &[],
+        with("net/ipv4/conf/eth0/rp_filter", "1"),
+        Level::Degraded,
+        &["net.ipv4.conf.eth0.rp_filter", "has to be 2"],
+    );
+    check_ok(&[], with("net/ipv4/conf/eth0/rp_filter", "0"), "settings");
+    check(&[], with("net/ipv4/ip_forward", "0"), Level::Degraded, &["forwards no packets"]);
+}
+
+#[test]
+fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
+    let network = |link: &'static str, address: &'static str| {
+        move |facts: &mut Facts| facts.network.addresses.push(host_address(link, address))
+    };
+    check(
+        &[],
+        network("eth1", "10.244.1.7/16"),
+        Level::Fatal,
+        &["pod range 10.244.1.0/24", "10.244.0.0/16 of the device eth1"],
+    );
+    check(&[], network("cni0", "10.244.1.1/24"), Level::Fatal, &["ip address delete 10.244.1.1/24 dev cni0"]);
+    check_ok(&[], network("kube-bridge", "10.244.1.1/24"), "no network of this host is in 10.244.1.0/24, 10.96.0.0/12");
+    check_ok(&PROXY, network("eth1", "10.244.1.7/16"), "no network of this host");
+    check(
+        &[],
+        network("eth1", "10.100.0.7/24"),
+        Level::Degraded,
+        &["range of Services 10.96.0.0/12", "10.100.0.0/24 of the device eth1"],
+    );
+    check_ok(&ROUTER, network("eth1", "10.100.0.7/24"), "no network of this host");
+    let route = |to: &'static str| {
+        move |facts: &mut Facts| {
+            facts.network.routes.push((to.parse().expect("a range"), format!("{to} via 192.0.2.9 dev eth0")))
+        }
+    };
+    check(&[], route("10.244.1.128/25"), Level::Degraded, &["route leads into it: 10.244.1.128/25 via 192.0.2.9"]);
+    check(&[], route("10.97.0.0/16"), Level::Degraded, &["range of Services"]);
+    check_ok(&[], route("10.0.0.0/8"), "no network of this host");
+    let overlapping = |facts: &mut Facts| {
+        let node = api(facts).node.as_mut().expect("it is known");
+        node.pod_cidrs = vec!["10.98.1.0/24".parse().expect("a range")];
+    };
+    check(&[], overlapping, Level::Fatal, &["10.96.0.0/12", "10.98.1.0/24", "overlap"]);
+}
+
+#[test]
+fn a_family_needs_an_address_and_a_range() {
+    let found = found(&["--enable-ipv6"], |_| {});
+    let fatal: Vec<&str> = found.iter().filter(|one| one.level == Level::Fatal).map(|one| one.what.as_str()).collect();
+    assert_eq!(fatal.len(), 2, "{fatal:?}");
+    assert!(fatal.iter().any(|what| what.contains("no device of this host has a global IPv6 address")), "{fatal:?}");
+    assert!(fatal.iter().any(|what| what.contains("it has no IPv6 range for pods")), "{fatal:?}");
+}
+
+#[test]
+fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
+    let taken = |number| {
+        move |facts: &mut Facts| {
+            facts.network.listening.insert((Transport::Tcp, number));
+        }
+    };
+    check(&[], taken(20244), Level::Fatal, &["port 20244 (--health-port)"]);
+    check(&[], taken(179), Level::Degraded, &["port 179 (--bgp-port)", "another BGP speaker"]);
+    check_ok(&PROXY, taken(179), "nobody listens on 20244");
+    let of_agent = |facts: &mut Facts| {
+        facts.network.listening.insert((Transport::Tcp, 20244));
+        facts.process.agent_answers = true;
+    };
+    check_ok(&[], of_agent, "an agent runs on this host already");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_matters_by_its_purpose() {
+    let with = |purpose| {
+        move |facts: &mut Facts| {
+            let mut directories = facts.files.directories.iter_mut();
+            let directory = directories.find(|one| one.purpose == purpose).expect("it is there");
+            directory.obstacle = Some("Read-only file system".to_owned());
+        }
+    };
+    check(&[], with(Purpose::State), Level::Degraded, &["/var/lib/sluice", "last known state", "--state-dir="]);
+    check(&[], with(Purpose::Sockets), Level::Degraded, &["/run/sluice", "sluice status"]);
+    check(
+        &["--netpol-cni", "--enable-cni=false"],
+        with(Purpose::Sockets),
+        Level::Fatal,
+        &["no pod starts (--netpol-cni)"],
+    );
+    check(&[], with(Purpose::Cni), Level::Fatal, &["/etc/cni/net.d", "NotReady", "--enable-cni=false"]);
+}
+
+#[test]
+fn the_process_has_to_be_root_and_to_have_its_capability() {
+    check(&[], |facts| facts.process.is_root = false, Level::Fatal, &["not root"]);
+    check(&[], |facts| facts.process.may_change_network = false, Level::Fatal, &["CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn cni_files_that_sort_first_or_cannot_be_used_are_named() {
+    let first =
+        |facts: &mut Facts| facts.files.preferred_cni_file = Some(PathBuf::from("/etc/cni/net.d/05-cilium.conflist"));
+    check(&[], first, Level::Degraded, &["/etc/cni/net.d/05-cilium.conflist sorts before"]);
+    let text = |text: &'static str| move |facts: &mut Facts| facts.files.cni_text = Some(Ok(text.to_owned()));
+    check(&[], text("no JSON"), Level::Degraded, &["CNI file /etc/cni/net.d/10-kuberouter.conf", "not JSON"]);
+    check_ok(&[], text(r#"{"type":"ptp"}"#), "it uses another bridge");
+    check_ok(&[], text(r#"{"type":"bridge","bridge":"kube-bridge"}"#), "attaches pods to kube-bridge");
+    check(
+        &[],
+        |facts| facts.files.cni_text = Some(Err("EACCES".to_owned())),
+        Level::Degraded,
+        &["cannot be read: EACCES"],
+    );
+}
+
+#[test]
+fn direct_server_return_needs_the_runtimes_socket_and_tunnels() {
+    let words = ["--enable-direct-server-return", "--runtime-endpoint=unix:///run/containerd/containerd.sock"];
+    check_ok(&words, |_| {}, "nftables");
+    let socket = |facts: &mut Facts| facts.files.has_runtime_socket = false;
+    check(&words, socket, Level::Degraded, &["/run/containerd/containerd.sock", "served with NAT"]);
+    let module = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["ip6_tunnel"]);
+    check(&words, module, Level::Degraded, &["kernel module ip6_tunnel", "inside pods"]);
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_told_by_how_the_agent_takes_it() {
+    let source = |cluster| move |facts: &mut Facts| facts.cluster = cluster;
+    check(
+        &[],
+        source(ClusterFacts::NoAccess("no cluster is named".to_owned())),
+        Level::Fatal,
+        &["no cluster is named", "ends at its start"],
+    );
+    let unreachable = ClusterFacts::Unanswered(Unknown::Unreachable("connection refused".to_owned()));
+    check(&[], source(unreachable), Level::Degraded, &["connection refused", "waits for it"]);
+    let refused = ClusterFacts::Unanswered(Unknown::Refused("Unauthorized (401)".to_owned()));
+    check(&[], source(refused), Level::Fatal, &["Unauthorized (401)"]);
+    check(
+        &[],
+        source(ClusterFacts::Manifests(Err("it is not there".to_owned()))),
+        Level::Fatal,
+        &["correct --manifests"],
+    );
+    check_ok(&[], source(ClusterFacts::Manifests(Ok("/srv/cluster".into()))), "manifests in /srv/cluster");
+}
+
+#[test]
+fn the_node_is_looked_for_by_its_name_and_its_address() {
+    check(
+        &[],
+        |facts| api(facts).node = Err(Unknown::Absent),
+        Level::Fatal,
+        &["no Node of this name", "--hostname-override"],
+    );
+    let refused = |facts: &mut Facts| api(facts).node = Err(Unknown::Refused("forbidden (403)".to_owned()));
+    check(&[], refused, Level::Degraded, &["forbidden (403)"]);
+    check(
+        &[],
+        |facts| api(facts).node.as_mut().expect("known").pod_cidrs.clear(),
+        Level::Fatal,
+        &["--allocate-node-cidrs"],
+    );
+    let elsewhere = |facts: &mut Facts| facts.network.addresses = vec![host_address("eth0", "192.0.2.77/24")];
+    check(&[], elsewhere, Level::Degraded, &["192.0.2.1, which no device here has"]);
+    let nameless = |facts: &mut Facts| api(facts).node.as_mut().expect("known").addresses.clear();
+    check(&[], nameless, Level::Degraded, &["it has no IPv4 address", "--node-ip"]);
+}
+
+#[test]
+fn the_range_of_services_is_compared_with_the_api_servers_own_service() {
+    let k3s = |facts: &mut Facts| api(facts).own_cluster_ips = vec!["10.43.0.1".parse().expect("an address")];
+    check(&[], k3s, Level::Degraded, &["10.43.0.1, which is not in 10.96.0.0/12", "--service-cluster-ip-range"]);
+    check_ok(&FIREWALL, k3s, "it answers");
+    let named = |facts: &mut Facts| {
+        k3s(facts);
+        api(facts).service_ranges = vec!["10.43.0.0/16".parse().expect("a range")];
+    };
+    check_ok(&[], named, "it answers");
+}
+
+#[test]
+fn rights_that_lack_are_named_as_a_role_has_them() {
+    let without = |group: &'static str, resource: &'static str, verbs: &'static [&'static str], is_served| {
+        move |facts: &mut Facts| {
+            let lacking = |one: &&mut AskedRight| {
+                one.right.group == group && one.right.resource == resource && verbs.contains(&one.right.verb)
+            };
+            let mut count = 0;
+            for one in api(facts).rights.iter_mut().filter(lacking) {
+                (one.allowed, one.is_served) = (Allowed::No, is_served);
+                count += 1;
+            }
+            assert_eq!(count, verbs.len(), "rights on {resource} that are asked for");
+        }
+    };
+    let slices = without("discovery.k8s.io", "endpointslices", &["list", "watch"], true);
+    check(
+        &[],
+        slices,
+        Level::Fatal,
+        &[
+            "EndpointSlice objects are not known",
+            "apiGroups [\"discovery.k8s.io\"], resources [endpointslices], verbs [list, watch]",
+        ],
+    );
+    check(&[], without("", "nodes", &["watch"], true), Level::Fatal, &["no right to watch"]);
+    check(&[], without("", "nodes/status", &["patch"], true), Level::Degraded, &["NetworkUnavailable"]);
+    check(&[], without("", "events", &["create"], true), Level::Degraded, &["only in the log"]);
+    let cluster_policies = ("policy.networking.k8s.io", "clusternetworkpolicies");
+    check(&[], without(cluster_policies.0, cluster_policies.1, &["list"], true), Level::Degraded, &["not enforced"]);
+    check_ok(
+        &[],
+        without(cluster_policies.0, cluster_policies.1, &["list", "watch"], false),
+        "the credentials have all",
+    );
+    let balancer = [&PROXY[..], &["--run-loadbalancer", "--loadbalancer-ip-range=203.0.113.0/24"]].concat();
+    let leases = without("coordination.k8s.io", "leases", &["create", "update"], true);
+    check(&balancer, leases, Level::Fatal, &["create, update in the namespace kube-system"]);
+    let silent = |facts: &mut Facts| api(facts).rights[0].allowed = Allowed::NotSaid("forbidden (403)".to_owned());
+    check(&[], silent, Level::Degraded, &["does not say: forbidden (403)", "selfsubjectaccessreviews"]);
+}
+
+#[test]
+fn nothing_is_asked_for_that_no_subsystem_needs() {
+    let resources = |words: &[&str]| {
+        let mut found: Vec<String> =
+            cluster::rights(&config(words)).into_iter().map(|need| need.right.resource).collect();
+        found.dedup();
+        found
+    };
+    assert_eq!(
+        resources(&FIREWALL),
+        ["nodes", "pods", "namespaces", "networkpolicies", "clusternetworkpolicies", "servicecidrs"]
+    );
+    assert!(!resources(&PROXY).contains(&"pods".to_owned()));
+    assert_eq!(resources(&["--manifests=/srv/cluster"]), [""; 0]);
+}
