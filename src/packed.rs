@@ -12,7 +12,7 @@ use std::collections::btree_map::IntoIter;
 use std::mem;
 use std::ops::Deref;
 
-pub use blocks::BlockMap;
+pub use blocks::{BlockMap, Put};
 pub use prefixes::PrefixMap;
 
 /// A map that counts what was inserted since it was packed. It reads as the `BTreeMap` that it is.

@@ -41,7 +41,7 @@ use self::joined::Joined;
 use self::last_known::{Forgotten, Keeper};
 use self::service_warnings::ServiceWarnings;
 use self::warned::{Verdict, Warned};
-use crate::k8s::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
+use crate::k8s::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::{
     AttachmentChange, Authorities, Authority, Cluster, EventClock, Host, Report, ServiceProblems, World,
 };
@@ -270,6 +270,7 @@ impl Builder {
                 Event::Object(object, warnings) => {
                     self.report(&object, &warnings);
                     warned_of_services |= self.service_warnings.0.put(&object, &warnings);
+                    self.joined.set_warnings(&object.id(), &warnings);
                     self.say_once(&object, warnings);
                     self.joined.put(object)
                 }
@@ -277,6 +278,7 @@ impl Builder {
                     self.joined.set_unreadable(unreadable);
                     false
                 }
+                Event::AskedAt(addresses) => self.joined.set_api_server(addresses),
                 Event::Together(together) => {
                     self.together = together;
                     false
@@ -432,7 +434,8 @@ impl Builder {
         }
         let clocks = &self.clocks;
         self.out.send_modify(|published| {
-            *published = world;
+            let number = published.number + 1;
+            *published = World { number, ..world };
             if let Some(seen) = seen {
                 clocks.iter().for_each(|clock| clock.note(seen));
             }
@@ -463,11 +466,8 @@ impl Builder {
             Verdict::Say(warnings) => {
                 // The agent of another Node reports it itself; a thousand others need not.
                 let is_others = matches!(object, Object::Node(name, _) if *name != self.own);
-                for Warning { field, text, scope } in warnings {
+                for Warning { field, text } in warnings {
                     match is_others {
-                        _ if scope == Scope::Field => {
-                            warn!(object = %id, %field, reason = %text, "Field without effect; other objects with it are not logged");
-                        }
                         true => debug!(object = %id, %field, reason = %text, "Invalid field in an object"),
                         false => warn!(object = %id, %field, reason = %text, "Invalid field in an object"),
                     }

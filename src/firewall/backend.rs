@@ -54,6 +54,9 @@ pub trait Backend {
     /// Returns whether the kernel is known to be as desired, except for what it refuses.
     fn is_settled(&self) -> bool;
 
+    /// Returns whether the kernel is known to hold everything by which pods are refused Services. What shall go does not count, nor what opens paths alone.
+    fn holds_refusals(&self) -> bool;
+
     /// Returns whether a round has work: something changed, failed, or is due for a retry.
     fn has_work(&self, now: Instant) -> bool;
 

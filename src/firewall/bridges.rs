@@ -187,6 +187,7 @@ mod tests {
             links: networks
                 .map(|(link, _)| HostLink { name: link.into(), mtu: 1500, bridge: is_bridge(link) })
                 .collect(),
+            ..Host::default()
         });
         world
     }

@@ -12,14 +12,13 @@
 
 use std::sync::Arc;
 
-use compact_str::CompactString;
-
 use crate::model::{
-    Action, ClusterNetworkPolicy, NetworkPolicy, Node, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector, Table,
+    self, Action, ClusterNetworkPolicy, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector,
 };
 
+use super::node_peers::{Nodes, is_about_nodes};
 use super::rules::{Block, ClusterRule, Direction, Match, PortMatch, PortOwners, Rule, Scope, Selection, SetKey};
-use super::{ip_block, named_port, node_peers, port_number, selection};
+use super::{ip_block, named_port, port_number, selection};
 
 /// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction.
 pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> Option<Arc<[Rule]>> {
@@ -36,17 +35,20 @@ pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> O
 pub fn cluster_rules(
     policy: &ClusterNetworkPolicy,
     direction: Direction,
-    nodes: &Table<CompactString, Node>,
+    nodes: Nodes<'_>,
 ) -> Option<Arc<[ClusterRule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
     // Their peers name the namespaces that they are in.
-    let own = Own { namespace: "", nodes: Some(nodes) };
     let rules = rules.iter().map(|one| {
-        let rule = rule(&own, &one.matches, direction);
         let none = Rule { matches: [].into() };
+        if !nodes.are_known && is_about_nodes(one) {
+            return closed(one);
+        }
+        let own = Own { namespace: "", nodes: Some((nodes, one.action)) };
+        let rule = rule(&own, &one.matches, direction);
         let (rule, contested) = match one.action {
             Action::Accept => (rule, none),
             Action::Deny => (denied(rule), none),
@@ -59,6 +61,18 @@ pub fn cluster_rules(
         ClusterRule { name: one.name.clone(), action: one.action, rule, contested }
     });
     Some(rules.collect()).filter(|rules: &Arc<[ClusterRule]>| !rules.is_empty())
+}
+
+/// Returns what a rule stands for whose peers are not known: it accepts nothing, or denies everything.
+fn closed(rule: &model::ClusterRule) -> ClusterRule {
+    let none = Rule { matches: [].into() };
+    let (action, rule_closed) = match rule.action {
+        Action::Accept => (Action::Accept, none.clone()),
+        Action::Deny | Action::Pass => {
+            (Action::Deny, Rule { matches: [Match { peer: None, port: PortMatch::Any }].into() })
+        }
+    };
+    ClusterRule { name: rule.name.clone(), action, rule: rule_closed, contested: none }
 }
 
 /// Returns whether of several pods with one address some may be in the set and others not. All are in the set of all pods, which
@@ -94,8 +108,8 @@ fn named(port: &PortMatch) -> Option<&Arc<SetKey>> {
 /// Where the peers of a policy are looked for.
 struct Own<'a> {
     namespace: &'a str,
-    /// `None` for a NetworkPolicy, which has no such peers.
-    nodes: Option<&'a Table<CompactString, Node>>,
+    /// With the action of the rule; `None` for a NetworkPolicy, which has no such peers.
+    nodes: Option<(Nodes<'a>, Action)>,
 }
 
 fn rule(own: &Own<'_>, rule: &PolicyRule, direction: Direction) -> Rule {
@@ -121,7 +135,7 @@ fn peers(own: &Own<'_>, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
             }
             Peer::Block { cidr, except } => blocks.push(ip_block::block(*cidr, except)),
             Peer::Nodes(selector) => {
-                blocks.extend(own.nodes.into_iter().flat_map(|nodes| node_peers::blocks(selector, nodes)));
+                blocks.extend(own.nodes.into_iter().flat_map(|(nodes, action)| nodes.blocks(selector, action)));
             }
         }
     }

@@ -1,5 +1,8 @@
-//! The Services that pods of this node are refused because of an endpoint on this node itself ([`host_endpoints`](super::host_endpoints)),
-//! kept up to date at the cost of what changed.
+//! The Services that pods of this node are refused because of an endpoint on this node itself, or behind a tunnel
+//! ([`host_endpoints`](super::host_endpoints)), kept up to date at the cost of what changed.
+//!
+//! One denied endpoint closes all addresses of its Service to the pod. So of several that have the same addresses the first in order
+//! stands for all: a pod that may reach none of a thousand endpoints has two rules, and not two thousand.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +18,7 @@ use super::service_addresses::Entrance;
 #[derive(Default)]
 pub struct Denials {
     endpoints: HostEndpoints,
-    /// The host endpoints that pods have been evaluated for.
-    evaluated: BTreeSet<HostEndpoint>,
-    /// Of pods that are denied any.
+    /// Of pods that are denied any: those that close an entrance which none before them closes.
     by_pod: BTreeMap<ObjectName, BTreeSet<HostEndpoint>>,
     /// Number of pods that are denied each endpoint.
     uses: BTreeMap<HostEndpoint, usize>,
@@ -47,29 +48,26 @@ impl Denials {
         config: &FirewallConfig,
     ) -> DenialChanges {
         let mut told = DenialChanges { endpoints: self.endpoints.update(world, config), pods: BTreeSet::new() };
-        // A peer at an address of this host is odd, and decides about endpoints there all the same.
-        let peers_turn = changed.elements.iter().any(|(_, element)| self.endpoints.is_local(element.address(), config));
-        let asked: BTreeSet<ObjectName> = if self.note_endpoints(&told.endpoints) || peers_turn {
-            self.by_pod.keys().chain(rules.pods.keys()).cloned().collect()
-        } else {
-            let policies = || changed.policies.iter().filter(|key| key.direction == Direction::Egress);
-            let is_isolated_by_one = |pod: &LocalPod| match &pod.egress {
-                Isolation::Open => false,
-                Isolation::Isolated { policies: its, .. } => {
-                    policies().any(|key| its.binary_search(&key.policy).is_ok())
-                }
-            };
-            let is_selected =
-                |pod: &LocalPod| changed.cluster_policies.iter().any(|key| pod.cluster_policies.contains(key));
-            let is_isolated_by_one = |pod: &LocalPod| is_isolated_by_one(pod) || is_selected(pod);
-            let isolated = rules.pods.iter().filter(|(_, pod)| is_isolated_by_one(pod)).map(|(name, _)| name);
-            changed.pods.iter().chain(isolated).cloned().collect()
+        let mut turned = told.endpoints.clone();
+        for address in changed.elements.iter().map(|(_, element)| element.address()) {
+            turned.extend(self.endpoints.at_address(address));
+        }
+        let policies = || changed.policies.iter().filter(|key| key.direction == Direction::Egress);
+        let is_isolated_by_one = |pod: &LocalPod| match &pod.egress {
+            Isolation::Open => false,
+            Isolation::Isolated { policies: its, .. } => policies().any(|key| its.binary_search(&key.policy).is_ok()),
         };
+        let is_selected =
+            |pod: &LocalPod| changed.cluster_policies.iter().any(|key| pod.cluster_policies.contains(key));
+        let is_asked = |name: &ObjectName, pod: &LocalPod| {
+            is_isolated_by_one(pod) || is_selected(pod) || self.is_turned((name, pod), &turned, rules)
+        };
+        let asked = rules.pods.iter().filter(|(name, pod)| is_asked(name, pod)).map(|(name, _)| name);
+        let gone = self.by_pod.keys().filter(|name| !rules.pods.contains_key(*name));
+        let asked: BTreeSet<ObjectName> = changed.pods.iter().chain(asked).chain(gone).cloned().collect();
         for name in asked {
             let pod = rules.pods.get(&name).filter(|pod| pod.is_judged(Direction::Egress));
-            let denied =
-                |pod| self.endpoints.all().filter(|one| is_denied(rules, (&name, pod), one)).copied().collect();
-            let denied: BTreeSet<HostEndpoint> = pod.map(denied).unwrap_or_default();
+            let denied = pod.map(|pod| self.denied(rules, (&name, pod))).unwrap_or_default();
             let before = match denied.is_empty() {
                 true => self.by_pod.remove(&name),
                 false => self.by_pod.insert(name.clone(), denied.clone()),
@@ -83,16 +81,30 @@ impl Denials {
         told
     }
 
-    /// Notes which of these endpoints exist; returns whether any came or went.
-    fn note_endpoints(&mut self, changed: &BTreeSet<HostEndpoint>) -> bool {
-        let mut differs = false;
-        for endpoint in changed {
-            differs |= match self.endpoints.entrances(endpoint).next() {
-                Some(_) => self.evaluated.insert(*endpoint),
-                None => self.evaluated.remove(endpoint),
-            };
+    /// Returns the endpoints that stand for all that a pod is denied.
+    fn denied(&self, rules: &RuleSet, pod: (&ObjectName, &LocalPod)) -> BTreeSet<HostEndpoint> {
+        let (mut denied, mut closed) = (BTreeSet::new(), BTreeSet::new());
+        for endpoint in self.endpoints.all() {
+            let entrances = || self.endpoints.entrances(endpoint).map(|one| (endpoint.protocol, *one));
+            if entrances().any(|one| !closed.contains(&one)) && is_denied(rules, pod, endpoint) {
+                closed.extend(entrances());
+                denied.insert(*endpoint);
+            }
         }
-        differs
+        denied
+    }
+
+    /// Returns whether endpoints that have changed, or the policies' view of them, may change what stands for all that a pod is denied.
+    fn is_turned(&self, pod: (&ObjectName, &LocalPod), turned: &BTreeSet<HostEndpoint>, rules: &RuleSet) -> bool {
+        let none = BTreeSet::new();
+        let denied = self.by_pod.get(pod.0).unwrap_or(&none);
+        let is_judged = pod.1.is_judged(Direction::Egress);
+        turned.iter().any(|endpoint| {
+            let before = || denied.range(..*endpoint).filter(|one| one.protocol == endpoint.protocol);
+            let closed = |entrance| before().any(|one| self.endpoints.entrances(one).any(|other| other == entrance));
+            let adds = || self.endpoints.entrances(endpoint).any(|entrance| !closed(entrance));
+            denied.contains(endpoint) || (is_judged && adds() && is_denied(rules, pod, endpoint))
+        })
     }
 
     /// Counts the pods of each endpoint; an endpoint that got its first or lost its last one is changed.

@@ -23,6 +23,7 @@ use super::diff::serve::{Comparing, Comparisons, PolicyReader};
 use super::established::apply::{Established, Report};
 use super::explain::circumstances::Circumstances;
 use super::flows::Flows;
+use super::judging::Judging;
 use super::metrics::Metrics;
 use super::plan::{self, Plan};
 use super::refused::serve::RefusedPackets;
@@ -41,6 +42,7 @@ pub struct FirewallContext {
     pub flows: Arc<dyn Flows>,
     pub read_policies: PolicyReader,
     pub note: Note,
+    pub judging: Judging,
 }
 
 /// The questions that it answers, by the path on the local socket.
@@ -124,13 +126,13 @@ impl<B: Backend> Driver<B> {
         let mut explanation = explain::explanation(self.known(&world), &asked).map_err(|why| why.to_string())?;
         // The last audit may be minutes old. Drift found now is reported, and repaired in the following turn.
         context.account.found(&self.backend.look_at_all(at));
-        let rules = self.plan.rules();
         let whole = explanation.served.iter_mut().filter_map(|served| served.refused.as_mut());
         for answer in whole.chain(&mut explanation.answers) {
             let family = Family::from(answer.packet.source);
-            answer.enforced = Some(self.backend.enforced(rules, &answer.verdict, family));
+            answer.enforced = Some(self.backend.enforced(self.plan.rules(), &answer.verdict, family));
         }
-        let circumstances = Circumstances { authority: context.authority, notes: self.backend.notes() };
+        let policies = explain::odd_policies(self.known(&world), &explanation);
+        let circumstances = Circumstances { authority: context.authority, policies, notes: self.backend.notes() };
         Ok(circumstances.answer(&explanation, question.form))
     }
 
@@ -381,6 +383,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             self.announced.clear();
         }
         self.tell_what_cannot_be_closed(world);
+        self.context.judging.note(world.number);
         world.authority.firewall
     }
 
@@ -472,6 +475,7 @@ impl<B: Backend> Subsystem for Driver<B> {
         if !self.starting.is_empty() {
             self.answer_starting(standing.authority);
         }
+        self.context.judging.tell(self.backend.holds_refusals());
         let metrics = &self.context.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.sets.set(count(self.backend.count().sets));
@@ -481,7 +485,6 @@ impl<B: Backend> Subsystem for Driver<B> {
         metrics.refused.set(count(self.backend.refused().len()));
         let are_in_place = standing.authority == Authority::Complete && self.backend.is_settled();
         self.established.start_due(&self.context.flows, are_in_place, standing.now);
-        let metrics = &self.context.metrics;
         if standing.is_well && self.backend.is_settled() {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             metrics.last_success.set(i64::try_from(seconds).unwrap_or(i64::MAX));

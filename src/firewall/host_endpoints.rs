@@ -1,4 +1,5 @@
-//! Services with an endpoint in the host network of this node, which a pod's egress policies may deny.
+//! Services with endpoints that a pod's egress policies may deny, and whose packets no rule sees behind IPVS: endpoints in the host
+//! network of this node, and those that get their packets through tunnels.
 //!
 //! Kubernetes: an endpoint with `hostNetwork` has its node's address, and policies speak of that address (only an
 //! `ipBlock` matches it). Examples: the API server behind `kubernetes.default` on a control-plane node, an ingress
@@ -22,22 +23,33 @@
 //! An endpoint at the address of a Service is on this node as well: every service address is local here (`proxy::plan`), so
 //! IPVS delivers to whatever listens on all addresses of the host. Whoever may write EndpointSlices could reach it that way.
 //!
-//! On the safe side: an endpoint counts whatever its conditions and whatever the traffic policies of its Service say,
-//! so that an endpoint that becomes ready finds the rules in place. Which addresses of a Service count is [`service_addresses`](super::service_addresses)'s matter.
+//! Direct server return (`service.dsr: tunnel`): IPVS puts a pod's packet into another one, whose source is the node. What OUTPUT sees is a
+//! tunnel from the node to the endpoint; the pod and the port are inside. So every endpoint of such a Service, wherever it is,
+//! counts as one here does, at the external and load balancer addresses of the Service; at its cluster IPs and node ports it is served with NAT and
+//! judged as any other. A port counts also where it is served with NAT for another reason (its targetPort is another one, the
+//! address is the node's own): then a pod is refused more than it had to be, and no change of that reason opens anything.
+//!
+//! A connection through a tunnel is judged with each packet, and not with its first one alone: IPVS keeps its own account of connections, and may send the next packet to another
+//! endpoint, above all in UDP. The service proxy's marks tell which packets these are.
+//!
+//! On the safe side: an endpoint on this node counts whatever its conditions and whatever the traffic policies of its Service say,
+//! so that an endpoint that becomes ready finds the rules in place. One behind a tunnel counts while it may get connections: a rollout has endpoints whose Pods are not known yet, or no
+//! longer, and the service proxy waits for a moment until one that becomes ready is judged (`model/judged.rs`). Which addresses of a Service count is [`service_addresses`](super::service_addresses)'s matter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{FirewallConfig, ServiceRanges};
-use crate::model::{Endpoints, ObjectName, Service, ServicePort, Table, World};
+use crate::model::{Endpoints, Listed, ObjectName, Service, ServicePort, Table, World};
 use crate::net::{Family, Protocol};
 
 use super::rules::{Direction, LocalPod, RuleSet};
 use super::service_addresses::{AddressChanges, Entrance, ServiceAddresses, external_addresses};
 use super::verdict::{self, Packet, Traffic};
 
-/// An endpoint of a Service at an address that is local on this node: its own, or that of a Service.
+/// An endpoint of a Service at an address that is local on this node (its own, or that of a Service), or one that gets packets through
+/// a tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct HostEndpoint {
     pub address: IpAddr,
@@ -56,7 +68,7 @@ pub struct HostEndpoints {
     ranges: ServiceRanges,
     services: Table<ObjectName, Service>,
     endpoints: Table<ObjectName, Endpoints>,
-    /// The host endpoints of each Service that has any, with its entrances.
+    /// The host endpoints of each Service that has any, with its entrances. Those of tunnels among them.
     parts: BTreeMap<ObjectName, Part>,
     /// The union of all parts, with the number of Services that have each entrance.
     all: BTreeMap<HostEndpoint, BTreeMap<Entrance, usize>>,
@@ -75,7 +87,8 @@ impl HostEndpoints {
             (self.service_addresses, self.services) = Default::default();
             self.ranges = config.ranges.clone();
         }
-        let AddressChanges { mut dirty, turned } = self.service_addresses.update((&self.services, services), config);
+        let AddressChanges { mut dirty, turned } =
+            self.service_addresses.update((&self.services, services), &config.ranges);
         let has_turned = |endpoints: &Endpoints| {
             let mut all = endpoints.slices.values().flat_map(|slice| slice.endpoints.listed());
             all.any(|one| turned.contains(&one.address))
@@ -116,6 +129,12 @@ impl HostEndpoints {
         self.all.iter().filter(is_behind).map(|(endpoint, _)| endpoint)
     }
 
+    /// Returns the endpoints at an address.
+    pub fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &HostEndpoint> {
+        let first = HostEndpoint { address, protocol: Protocol::Tcp, port: 0 };
+        self.all.range(first..).map(|(endpoint, _)| endpoint).take_while(move |endpoint| endpoint.address == address)
+    }
+
     /// Returns whether an address is one of this host.
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.own.contains(&address)
@@ -123,7 +142,7 @@ impl HostEndpoints {
 
     /// Returns whether packets to an address are delivered on this node itself: it is one of the host, or of a Service.
     pub fn is_local(&self, address: IpAddr, config: &FirewallConfig) -> bool {
-        self.own.contains(&address) || self.service_addresses.has(address, config)
+        self.own.contains(&address) || self.service_addresses.has(address, &config.ranges)
     }
 
     fn update_service(&mut self, name: &ObjectName, config: &FirewallConfig, changed: &mut BTreeSet<HostEndpoint>) {
@@ -154,14 +173,16 @@ impl HostEndpoints {
     /// Returns the host endpoints of a Service with its entrances.
     fn part(&self, (name, service): (&ObjectName, &Service), endpoints: &Endpoints, config: &FirewallConfig) -> Part {
         let mut part = Part::new();
+        let uses_tunnels = config.tunnel_mode && service.annotations.dsr;
         for slice in endpoints.slices.values() {
-            let here: BTreeSet<IpAddr> = slice
-                .endpoints
-                .iter()
-                .map(|one| one.address)
-                .filter(|address| self.is_local(*address, config))
-                .collect();
-            if here.is_empty() {
+            let is_here = |one: &Listed<'_>| self.is_local(one.address, config);
+            // One that gets no connections is no way to anywhere, and its Pod may not be known yet, or no longer.
+            let counts = |one: &Listed<'_>| is_here(one) || uses_tunnels && one.conditions.use_of().is_some();
+            let (here, elsewhere): (Vec<Listed<'_>>, Vec<Listed<'_>>) =
+                slice.endpoints.listed().filter(counts).partition(is_here);
+            let addresses = |all: Vec<Listed<'_>>| all.into_iter().map(|one| one.address).collect::<BTreeSet<IpAddr>>();
+            let (here, elsewhere) = (addresses(here), addresses(elsewhere));
+            if here.is_empty() && elsewhere.is_empty() {
                 continue;
             }
             for target in &slice.ports {
@@ -169,16 +190,20 @@ impl HostEndpoints {
                 for port in service.ports.iter().filter(is_its) {
                     let node_port = port.node_port.into_iter().flat_map(|number| self.at(slice.family, number));
                     let at = |address| Entrance { address, port: port.port };
-                    let external = external_addresses(service, config).map(at);
+                    let external = external_addresses(service, &config.ranges).map(at);
                     let is_of_another =
                         |one: &Entrance| self.service_addresses.is_of_another(name, *one, port.protocol);
                     let external = external.filter(|one| !is_of_another(one));
-                    let at_service = service.cluster_ips.iter().copied().map(at).chain(external);
-                    let at_service = at_service.filter(|one| Family::from(one.address) == slice.family);
-                    let entrances: Vec<Entrance> = at_service.chain(node_port).collect();
-                    for address in &here {
-                        let endpoint = HostEndpoint { address: *address, protocol: target.protocol, port: target.port };
-                        part.extend(entrances.iter().map(|entrance| (endpoint, *entrance)));
+                    let of_family = |one: &Entrance| Family::from(one.address) == slice.family;
+                    let external: Vec<Entrance> = external.filter(of_family).collect();
+                    let inside = service.cluster_ips.iter().copied().map(at).filter(of_family).chain(node_port);
+                    let everywhere: Vec<Entrance> = inside.chain(external.iter().copied()).collect();
+                    for (addresses, entrances) in [(&here, &everywhere), (&elsewhere, &external)] {
+                        for address in addresses {
+                            let endpoint =
+                                HostEndpoint { address: *address, protocol: target.protocol, port: target.port };
+                            part.extend(entrances.iter().map(|entrance| (endpoint, *entrance)));
+                        }
                     }
                 }
             }
@@ -197,6 +222,9 @@ impl HostEndpoints {
 pub fn is_denied(rules: &RuleSet, (name, pod): (&ObjectName, &LocalPod), endpoint: &HostEndpoint) -> bool {
     let family = Family::from(endpoint.address);
     let Some(source) = pod.addresses.iter().find(|address| Family::from(**address) == family) else { return false };
+    if *source == endpoint.address {
+        return false;
+    }
     let traffic = Traffic::Port { protocol: endpoint.protocol, port: endpoint.port };
     let packet = Packet { source: *source, destination: endpoint.address, traffic, from_this_node: false };
     !verdict::of_pod(rules, &packet, (name, pod), Direction::Egress).passes()
@@ -269,6 +297,7 @@ mod tests {
             default_deny: false,
             flush_established: false,
             knows_services: true,
+            tunnel_mode: false,
             service_node_port_range: 30000..=32767,
         }
     }
@@ -295,6 +324,27 @@ mod tests {
         let changed =
             all.update(&world(&["192.0.2.11", "2001:db8:2::11"], slice(&["192.0.2.11"], not_ready)), &config());
         assert!(found(&all) == [SERVED] && changed.is_empty(), "whether it is ready does not count");
+    }
+
+    #[test]
+    fn every_endpoint_behind_a_tunnel_is_found_at_the_addresses_that_tunnels_serve() {
+        let mut world = world(&["192.0.2.11"], slice(&["192.0.2.11", "10.244.2.8"], Conditions::READY));
+        let mut tunnelled = service();
+        tunnelled.annotations.dsr = true;
+        world.cluster.services.insert(object("shop/web"), tunnelled);
+        let mut all = HostEndpoints::default();
+        let behind = "10.244.2.8:6443/tcp at 203.0.113.1:443 203.0.113.2:443";
+        for (tunnel_mode, expected) in [(true, &[behind, SERVED][..]), (false, &[SERVED])] {
+            let mut all = HostEndpoints::default();
+            all.update(&world, &FirewallConfig { tunnel_mode, ..config() });
+            assert_eq!(found(&all), expected, "tunnel mode {tunnel_mode}");
+        }
+        let config = FirewallConfig { tunnel_mode: true, ..config() };
+        all.update(&world, &config);
+        world.cluster.services.insert(object("shop/web"), service());
+        assert_eq!(all.update(&world, &config).len(), 1);
+        assert_eq!(found(&all), [SERVED], "the annotation went");
+        assert_eq!(all.at_address(address("10.244.2.8")).count(), 0);
     }
 
     #[test]

@@ -20,13 +20,16 @@ pub enum LostChains {
 }
 
 impl LostChains {
-    /// Returns the chains that these policies may have; `chain` gives that of a policy.
-    pub fn of(unread: &UnreadPolicies, chain: impl Fn(&ClusterPolicyKey) -> CompactString) -> Option<LostChains> {
+    /// Returns the chains that these policies may have; `chains` gives those of a policy.
+    pub fn of<C: IntoIterator<Item = CompactString>>(
+        unread: &UnreadPolicies,
+        chains: impl Fn(&ClusterPolicyKey) -> C,
+    ) -> Option<LostChains> {
         match unread {
             UnreadPolicies::None => None,
             UnreadPolicies::Any => Some(LostChains::Any),
             UnreadPolicies::Named(names) => {
-                Some(LostChains::Named(names.iter().flat_map(keys).map(|key| chain(&key)).collect()))
+                Some(LostChains::Named(names.iter().flat_map(keys).flat_map(|key| chains(&key)).collect()))
             }
         }
     }

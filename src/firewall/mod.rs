@@ -20,7 +20,7 @@
 //! [`lost`] is about ClusterNetworkPolicies that are not known and may be in force.
 //! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
 //! what rules need to see packets. [`backend`] is the interface to the kernel, [`drop_sums`] what both make of its counters; [`iptables`] has chains and sets, [`nftables`] a table.
-//! [`starting`] is about pods that start only when their rules are in force. [`driver`] is the firewall's part of the loop
+//! [`starting`] is about pods that start only when their rules are in force, [`judging`] about tunnels that wait for theirs. [`driver`] is the firewall's part of the loop
 //! (`subsystem`);
 //! [`serve`] exports the refused packets.
 
@@ -28,6 +28,7 @@ pub mod rules;
 pub mod local_pods;
 pub mod compile;
 pub mod isolation;
+pub mod judging;
 pub mod selection;
 pub mod ip_block;
 pub mod node_peers;

@@ -49,6 +49,7 @@ pub fn refuses(packet: &Packet) -> bool {
                 && protocol == Protocol::Udp
                 && (DHCP.first..=DHCP.last).contains(&port)
         }
+        Traffic::Tunnel => false,
     };
     is_for_many(packet.destination) && !is_needed && !packet.from_this_node
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Change, Cluster, Labels, Namespace, ObjectName, Pod, World};
+use crate::model::{Change, Cluster, Host, Labels, Namespace, ObjectName, Pod, World};
 
 use super::claims::Claims;
 use super::index::{Index, SetIndex};
@@ -39,6 +39,10 @@ use super::{fill, selection};
 pub struct Plan {
     /// The name of this node.
     node: CompactString,
+    /// This host, as the rules about Nodes were compiled last.
+    host: Arc<Host>,
+    /// The labels of Nodes are known.
+    knows_nodes: bool,
     cluster: Cluster,
     rules: RuleSet,
     claims: Claims,
@@ -136,7 +140,7 @@ impl Plan {
         self.take_in_namespaces(&older, &mut dirty);
         self.take_in_policies(&older, &mut dirty, &mut changed);
         self.take_in_cluster_policies(&older, &mut dirty);
-        self.take_in_nodes(&older, &mut dirty);
+        self.take_in_nodes(&older, world, &mut dirty);
         for name in std::mem::take(&mut dirty.pods) {
             self.update_local_pod(&name, &mut dirty, &mut changed);
         }

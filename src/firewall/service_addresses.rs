@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::config::FirewallConfig;
+use crate::config::ServiceRanges;
 use crate::model::{Claim, Claims, ExternalField, ObjectName, Service, ServicePort, Table, TrafficPolicy};
 use crate::net::Protocol;
 
@@ -69,14 +69,14 @@ impl ServiceAddresses {
     pub fn update(
         &mut self,
         services: (&Table<ObjectName, Service>, &Table<ObjectName, Service>),
-        config: &FirewallConfig,
+        ranges: &ServiceRanges,
     ) -> AddressChanges {
-        AddressChanges { dirty: self.update_claims(services, config), turned: self.update_counts(services, config) }
+        AddressChanges { dirty: self.update_claims(services, ranges), turned: self.update_counts(services, ranges) }
     }
 
     /// Returns whether an address is that of a Service, or may be.
-    pub fn has(&self, address: IpAddr, config: &FirewallConfig) -> bool {
-        config.ranges.is_cluster_ip(address) || self.outside.contains_key(&address)
+    pub fn has(&self, address: IpAddr, ranges: &ServiceRanges) -> bool {
+        ranges.is_cluster_ip(address) || self.outside.contains_key(&address)
     }
 
     /// Returns whether the service proxy certainly gives an external entrance to another Service.
@@ -89,11 +89,11 @@ impl ServiceAddresses {
     fn update_counts(
         &mut self,
         (before, services): (&Table<ObjectName, Service>, &Table<ObjectName, Service>),
-        config: &FirewallConfig,
+        ranges: &ServiceRanges,
     ) -> BTreeSet<IpAddr> {
         let addresses = |service: &Service| -> Vec<IpAddr> {
-            let all = service.cluster_ips.iter().copied().chain(external_addresses(service, config));
-            all.filter(|address| !config.ranges.is_cluster_ip(*address)).collect()
+            let all = service.cluster_ips.iter().copied().chain(external_addresses(service, ranges));
+            all.filter(|address| !ranges.is_cluster_ip(*address)).collect()
         };
         let mut turned = BTreeSet::new();
         for change in services.changes_since(before) {
@@ -121,14 +121,14 @@ impl ServiceAddresses {
     fn update_claims(
         &mut self,
         (earlier, services): (&Table<ObjectName, Service>, &Table<ObjectName, Service>),
-        config: &FirewallConfig,
+        ranges: &ServiceRanges,
     ) -> BTreeSet<ObjectName> {
         let mut dirty: BTreeSet<ObjectName> =
             services.changes_since(earlier).map(|change| change.key().clone()).collect();
         let mut contested = BTreeSet::new();
         for name in &dirty {
             let claims = |services: &Table<ObjectName, Service>| {
-                services.get(name).map(|service| claims(name, service, config)).unwrap_or_default()
+                services.get(name).map(|service| claims(name, service, ranges)).unwrap_or_default()
             };
             let (before, after) = (claims(earlier), claims(services));
             for key in before.into_keys().filter(|key| !after.contains_key(key)) {
@@ -148,13 +148,12 @@ impl ServiceAddresses {
 }
 
 /// Returns the addresses of a Service that the service proxy may serve.
-pub fn addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    service.cluster_ips.iter().copied().chain(external_addresses(service, config))
+pub fn addresses<'a>(service: &'a Service, ranges: &'a ServiceRanges) -> impl Iterator<Item = IpAddr> + 'a {
+    service.cluster_ips.iter().copied().chain(external_addresses(service, ranges))
 }
 
 /// Returns the external and load balancer addresses of a Service that the service proxy may serve.
-pub fn external_addresses<'a>(service: &'a Service, config: &'a FirewallConfig) -> impl Iterator<Item = IpAddr> + 'a {
-    let ranges = &config.ranges;
+pub fn external_addresses<'a>(service: &'a Service, ranges: &'a ServiceRanges) -> impl Iterator<Item = IpAddr> + 'a {
     let allowed = |(address, field): &(IpAddr, ExternalField)| match field {
         ExternalField::ExternalIps => ranges.allow_external_ip(*address),
         ExternalField::LoadBalancer => ranges.allow_load_balancer_ip(*address),
@@ -166,11 +165,10 @@ pub fn external_addresses<'a>(service: &'a Service, config: &'a FirewallConfig) 
 fn claims(
     name: &ObjectName,
     service: &Service,
-    config: &FirewallConfig,
+    ranges: &ServiceRanges,
 ) -> BTreeMap<(Entrance, Protocol), ExternalClaim> {
-    let ranges = &config.ranges;
     let may_be_named = |address: &IpAddr| ranges.allow_external_ip(*address) || ranges.allow_load_balancer_ip(*address);
-    let external = external_addresses(service, config).map(|address| (address, true));
+    let external = external_addresses(service, ranges).map(|address| (address, true));
     let own = service.cluster_ips.iter().copied().filter(may_be_named).map(|address| (address, false));
     let claim = |is_external| ExternalClaim {
         is_external,

@@ -24,7 +24,8 @@ pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub traffic: Traffic,
-    /// Sent by the node itself or a process in its network namespace: a probe of the kubelet, a pod with `hostNetwork`.
+    /// Sent by the node itself or a process in its network namespace: a probe of the kubelet, a pod with `hostNetwork`; a
+    /// packet in a tunnel that IPVS makes (direct server return), whoever sent the one inside.
     pub from_this_node: bool,
 }
 
@@ -35,6 +36,8 @@ pub enum Traffic {
     Port { protocol: Protocol, port: u16 },
     /// ICMP or, between IPv6 addresses, ICMPv6; `kind` is the type number.
     Icmp { kind: u8 },
+    /// A packet inside a packet of the same family (IP protocol 4, of IPv6 41): only the outer addresses are seen.
+    Tunnel,
 }
 
 /// This node's verdict on a packet.
@@ -95,7 +98,7 @@ pub enum Decision {
 pub enum Exemption {
     /// An ICMP type that always passes; its name.
     Icmp(&'static str),
-    /// From the node to a pod on it.
+    /// From the node to a pod on it, and not a packet inside another one, whose sender is anybody.
     FromThisNode,
     /// From a pod to its own address: that never leaves the pod.
     ToItself,
@@ -124,6 +127,7 @@ impl fmt::Display for Traffic {
         match self {
             Traffic::Port { protocol, port } => write!(f, "{protocol} {port}"),
             Traffic::Icmp { kind } => write!(f, "icmp {kind}"),
+            Traffic::Tunnel => f.write_str("IP in IP"),
         }
     }
 }
@@ -193,7 +197,8 @@ fn exemption(packet: &Packet, direction: Direction) -> Option<Exemption> {
     if packet.source == packet.destination {
         return Some(Exemption::ToItself);
     }
-    (packet.from_this_node && direction == Direction::Ingress).then_some(Exemption::FromThisNode)
+    let is_nodes = packet.from_this_node && packet.traffic != Traffic::Tunnel;
+    (is_nodes && direction == Direction::Ingress).then_some(Exemption::FromThisNode)
 }
 
 /// Returns the decision of one pod's policies, whatever passes regardless of them.

@@ -29,6 +29,8 @@ pub struct BalancedService {
     /// `spec.ipFamilyPolicy` is RequireDualStack: an address of each family or none.
     pub needs_all_families: bool,
     pub request: AddressRequest,
+    /// Annotations that look like requests and are none, each as a sentence.
+    pub misspelt: Vec<String>,
     /// The key with which the Service agrees to share its address with others of its namespace.
     pub sharing_key: Option<CompactString>,
     /// Protocol and port of each port, sorted.

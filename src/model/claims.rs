@@ -81,6 +81,11 @@ impl<K: Ord + Clone, C: Claim + Clone, S: Store<K, C>> Claims<K, C, S> {
         }
     }
 
+    /// Returns all claims to a thing with more than one, in their order; none of a thing with one.
+    pub fn rivals(&self, key: &K) -> &[C] {
+        self.contested.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// Returns the things with more than one claim, and all claims to each, in their order.
     pub fn contested(&self) -> impl Iterator<Item = (&K, &[C])> {
         self.contested.iter().map(|(key, all)| (key, all.as_slice()))
@@ -199,6 +204,7 @@ mod tests {
                 for thing in 0..3 {
                     let all = sorted(&told, thing);
                     prop_assert_eq!(claims.of(&thing), &all[..]);
+                    prop_assert_eq!(claims.rivals(&thing), if all.len() > 1 { &all[..] } else { &[] });
                     prop_assert_eq!(claims.first(&thing), all.first());
                     prop_assert_eq!(shared.of(&thing).iter().map(|bid| **bid).collect::<Vec<_>>(), all);
                 }

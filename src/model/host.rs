@@ -17,6 +17,9 @@ pub struct Host {
     pub on_link: Vec<OnLink>,
     /// The host's own links that carry addresses, sorted by name.
     pub links: Vec<HostLink>,
+    /// The addresses at which this program asks the API server, or the proxy on the way to it, sorted: those that its configuration names, and those that
+    /// a name there stood for. Empty with a directory of manifests.
+    pub api_server: Vec<IpAddr>,
 }
 
 /// A network that a link is on.

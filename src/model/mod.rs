@@ -50,7 +50,9 @@ pub use service::{
     ServicePort, ServiceType, TrafficPolicy,
 };
 pub use service_cidr::ServiceCidr;
-pub use service_problem::{Cause, MOST_OF_A_SERVICE, ServiceProblem, ServiceProblems, digest, put_problems};
+pub use service_problem::{
+    Cause, MOST_OF_A_SERVICE, PolicyProblems, ServiceProblem, ServiceProblems, digest, put_problems,
+};
 pub use shared_value::Shared;
 pub use table::{Change, Table};
 
@@ -82,10 +84,14 @@ pub enum Authority {
 /// Cloning is cheap (shared structure) and two views compare in time proportional to their difference.
 #[derive(Clone, Debug)]
 pub struct World {
+    /// Larger than that of every World that was published before. By it one subsystem says up to which World it has done what another one waits for.
+    pub number: u64,
     pub cluster: Cluster,
     pub host: Arc<Host>,
     pub authority: Authorities,
     pub unread: UnreadPolicies,
+    /// Parts of policies that are not understood, and how they are treated.
+    pub policy_problems: PolicyProblems,
 }
 
 /// The ClusterNetworkPolicies that the cluster may have and that are not known: an earlier run may have put them in force, and
@@ -139,7 +145,7 @@ impl Cluster {
 impl World {
     /// The view before anything is known.
     pub fn empty() -> World {
-        let (cluster, authority, unread) = Default::default();
-        World { cluster, host: Arc::new(Host::default()), authority, unread }
+        let (cluster, authority, unread, policy_problems) = Default::default();
+        World { number: 0, cluster, host: Arc::new(Host::default()), authority, unread, policy_problems }
     }
 }

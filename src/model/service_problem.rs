@@ -1,7 +1,7 @@
 //! Why a Service does not do what its object asks for, as users of the cluster are told by Events.
 //!
 //! A problem is a state, not an occurrence: it is there for as long as its cause is. Each part of the program that finds problems publishes
-//! all that it finds, by Service ([`ServiceProblems`]).
+//! all that it finds, by Service ([`ServiceProblems`]). Policies that hold what is not understood have problems of the same form ([`PolicyProblems`]).
 
 use std::fmt;
 
@@ -11,6 +11,9 @@ use super::{ObjectName, Table};
 
 /// The problems of Services that one part of the program has found; a Service without one is not in it.
 pub type ServiceProblems = Table<ObjectName, Vec<ServiceProblem>>;
+
+/// The problems of NetworkPolicies, by name, and of ClusterNetworkPolicies, by their names without a namespace.
+pub type PolicyProblems = Table<ObjectName, Vec<ServiceProblem>>;
 
 /// Most problems that are named of one Service.
 pub const MOST_OF_A_SERVICE: usize = 8;
@@ -73,7 +76,7 @@ pub enum Cause {
     NodeConflict,
     /// An external or load balancer address is not allowed.
     Refused,
-    /// A field or an annotation is not understood or has no effect.
+    /// A field or an annotation is not understood.
     Field,
     /// The source ranges are more than the kernel is given.
     SourceRanges,
@@ -91,6 +94,8 @@ pub enum Cause {
     NoTunnel,
     /// As before, at an address of this node alone.
     NoTunnelHere,
+    /// A part of a policy is not understood, or not supported.
+    Policy,
 }
 
 impl Cause {
@@ -107,6 +112,7 @@ impl Cause {
             Cause::HealthCheckPort => "HealthCheckPortInUse",
             Cause::PodTunnel => "PodTunnelMissing",
             Cause::NoTunnel | Cause::NoTunnelHere => "TunnelNotUsed",
+            Cause::Policy => "InvalidPolicyField",
         }
     }
 

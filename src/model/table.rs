@@ -92,10 +92,12 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
 
     /// Like `insert`, for a value that others hold too.
     pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> bool {
-        if self.get(&key).is_some_and(|old| Arc::ptr_eq(old, &value) || **old == *value) {
+        let at = self.block_of(&key).unwrap_or(0);
+        let place = self.blocks.get(at).map_or(Err(0), |block| block.binary_search_by(|row| row.0.cmp(&key)));
+        let old = place.ok().and_then(|row| self.blocks.get(at)?.get(row)).map(|row| &row.1);
+        if old.is_some_and(|old| Arc::ptr_eq(old, &value) || **old == *value) {
             return false;
         }
-        let at = self.block_of(&key).unwrap_or(0);
         let blocks = Arc::make_mut(&mut self.blocks);
         let Some(block) = blocks.get_mut(at) else {
             blocks.push(Arc::new(vec![(key, value)]));
@@ -103,7 +105,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             return true;
         };
         let rows = Arc::make_mut(block);
-        match rows.binary_search_by(|row| row.0.cmp(&key)) {
+        match place {
             Ok(row) => rows.splice(row..=row, [(key, value)]).for_each(drop),
             Err(row) => {
                 rows.insert(row, (key, value));

@@ -40,6 +40,17 @@ const SPARSE: usize = BLOCK / 4;
 const FEW: usize = 1024;
 const SHARE: usize = 8;
 
+/// How a map differs after an entry was put in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put {
+    /// Not at all: the same entry was there.
+    Same,
+    /// The entry has another value.
+    Changed,
+    /// There was no entry with this key.
+    New,
+}
+
 /// Place of an entry, or where it belongs: block and index in it.
 type Place = (usize, usize);
 
@@ -52,6 +63,28 @@ impl<K: Ord + Clone, V: Clone> BlockMap<K, V> {
                 None
             }
         }
+    }
+
+    /// Puts an entry in place, if there is none or another one.
+    pub fn set(&mut self, key: K, value: V) -> Put
+    where
+        V: PartialEq,
+    {
+        let place = match self.find(&key) {
+            Ok(place) => place,
+            Err(place) => {
+                self.put(place, key, value);
+                return Put::New;
+            }
+        };
+        let (at, index) = place;
+        if self.blocks.get(at).and_then(|block| block.values.get(index)) == Some(&value) {
+            return Put::Same;
+        }
+        if let Some(known) = self.at_mut(place) {
+            *known = value;
+        }
+        Put::Changed
     }
 
     pub fn remove(&mut self, key: &K) -> Option<V> {
@@ -285,7 +318,7 @@ impl<K: Ord, V> BlockMap<K, V> {
 
     /// Place of a key; as an error, where it belongs.
     fn find(&self, key: &K) -> Result<Place, Place> {
-        let at = self.bounds.partition_point(|bound| bound <= key).saturating_sub(1);
+        let at = self.bounds.partition_point(|bound| bound.cmp(key).is_le()).saturating_sub(1);
         let Some(block) = self.blocks.get(at) else { return Err((at, 0)) };
         block.keys.binary_search(key).map(|index| (at, index)).map_err(|index| (at, index))
     }
@@ -434,7 +467,15 @@ mod tests {
                             *map.or_default(key).unwrap() += 1;
                             *model.entry(key).or_default() += 1;
                         }
-                        Some(value) => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
+                        Some(1) => prop_assert_eq!(map.insert(key, 1), model.insert(key, 1)),
+                        Some(value) => {
+                            let expected = match model.insert(key, value) {
+                                Some(before) if before == value => Put::Same,
+                                Some(_) => Put::Changed,
+                                None => Put::New,
+                            };
+                            prop_assert_eq!(map.set(key, value), expected);
+                        }
                         None => prop_assert_eq!(map.remove(&key), model.remove(&key)),
                     }
                     prop_assert_eq!(map.get(&key), model.get(&key));

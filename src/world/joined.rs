@@ -14,10 +14,12 @@
 //! are told apart ([`crate::model::UnreadPolicies`]): what one of them denied can be found in the kernel by its name alone, so all others go on
 //! without it.
 
+mod policy_problems;
 mod slices;
 mod unread;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use compact_str::CompactString;
@@ -27,7 +29,7 @@ use super::attachments::Attachments;
 use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, Wanted};
 use crate::model::{
-    Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, ObjectName, Pod, Table, World,
+    Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, ObjectName, Pod, PolicyProblems, Table, World,
 };
 
 /// All known state, from all inputs.
@@ -48,6 +50,7 @@ pub struct Joined {
     unreadable: bool,
     /// Objects that cannot be parsed and of which no good version is known.
     unknown: HashSet<ObjectId>,
+    policy_problems: PolicyProblems,
     unpublished: bool,
 }
 
@@ -101,6 +104,7 @@ impl Joined {
             shows_life: false,
             unreadable: false,
             unknown: HashSet::new(),
+            policy_problems: PolicyProblems::default(),
             unpublished: false,
         }
     }
@@ -128,7 +132,15 @@ impl Joined {
 
     /// The World as of now.
     pub fn world(&self, authority: Authorities) -> World {
-        World { cluster: self.cluster.clone(), host: self.host.clone(), authority, unread: self.unread() }
+        let (cluster, host) = (self.cluster.clone(), self.host.clone());
+        World {
+            number: 0,
+            cluster,
+            host,
+            authority,
+            unread: self.unread(),
+            policy_problems: self.policy_problems.clone(),
+        }
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
@@ -156,11 +168,24 @@ impl Joined {
         !self.shows_life && self.may_remember()
     }
 
-    /// Sets the facts of the host; returns whether they changed.
-    pub fn set_host(&mut self, host: Arc<Host>) -> bool {
+    /// Sets the facts of the host; returns whether they changed. Where the API server is asked stays as it was told last.
+    pub fn set_host(&mut self, mut host: Arc<Host>) -> bool {
+        if host.api_server != self.host.api_server {
+            Arc::make_mut(&mut host).api_server.clone_from(&self.host.api_server);
+        }
         let changed = *self.host != *host;
         self.attachments.set_node(host.node_name.clone());
         self.host = host;
+        self.unpublished |= changed;
+        changed
+    }
+
+    /// Sets the addresses at which the API server is asked; returns whether they changed.
+    pub fn set_api_server(&mut self, addresses: Vec<IpAddr>) -> bool {
+        let changed = self.host.api_server != addresses;
+        if changed {
+            Arc::make_mut(&mut self.host).api_server = addresses;
+        }
         self.unpublished |= changed;
         changed
     }
@@ -297,6 +322,7 @@ impl Joined {
             changed |= self.put(Object::gone(ObjectId { kind, name }));
         }
         self.unknown.retain(|id| id.kind != kind || named.contains(&id.name));
+        self.forget_problems(kind, &named);
         if kind == Kind::Pod {
             for (name, pod) in self.attachments.listed() {
                 changed |= set(&mut self.cluster.pods, name, pod);

@@ -128,7 +128,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::k8s::{Scope, SliceOf};
+    use crate::k8s::SliceOf;
     use crate::model::EndpointSlice;
     use crate::net::Family;
 
@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn warning(text: &str) -> Warning {
-        Warning { field: "spec.x".into(), text: text.to_owned(), scope: Scope::Object }
+        Warning { field: "spec.x".into(), text: text.to_owned() }
     }
 
     fn slice(of: &str) -> Object {

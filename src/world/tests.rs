@@ -349,30 +349,6 @@ async fn a_cluster_that_is_not_known_in_time_is_said_to_be_so_once_and_waited_fo
 }
 
 #[tokio::test(start_paused = true)]
-async fn annotations_without_effect_are_said_once_and_leave_room_for_warnings() {
-    let (log, _guard) = logged();
-    let rig = rig(None);
-    let service = |name: &str, annotations: &str, port: &str| {
-        let yaml = format!(
-            "{{metadata: {{name: {name}, annotations: {{{annotations}}}}}, \
-             spec: {{clusterIP: 10.96.0.1, ports: [{{port: {port}}}]}}}}"
-        );
-        let object = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
-        let (object, warnings) = crate::k8s::parse::service_object(&object, &mut crate::k8s::parse::Pool::default());
-        Event::Object(object, warnings)
-    };
-    for number in 0..1500 {
-        rig.say(1, service(&format!("s{number}"), "kube-router.io/service.dsr: tunnel", "80")).await;
-    }
-    rig.say(3, service("odd", "kube-router.io/service.dsr: tunnel", "99999")).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let text = log.text();
-    let count = |part: &str| text.lines().filter(|line| line.contains(part)).count();
-    assert_eq!(count("service.dsr"), 1, "{text}");
-    assert_eq!((count("default/odd"), count("Too many")), (1, 0), "{text}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_node_that_the_cluster_does_not_have_is_named_until_it_has_it() {
     let rig = rig_wanting(vec![Wanted::Node("node-1".into())], None);
     let node = |name: &str| {

@@ -2,20 +2,16 @@
 //!
 //! An object is parsed again at every event; a mistake in it is worth one line when it appears and
 //! none until it changes. Memory is bounded: beyond a number of invalid objects the rest is not named.
-//! A field that has no effect in any object is one line, with the first object that has it.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use crate::k8s::{ObjectId, Scope, Warning};
+use crate::k8s::{ObjectId, Warning};
 
 /// The warnings that stand, by object.
 #[derive(Default)]
 pub struct Warned {
     said: HashMap<ObjectId, Vec<u64>>,
-    /// Fields without effect. There are few, and their names are ours.
-    fields: BTreeSet<Cow<'static, str>>,
     is_full: bool,
 }
 
@@ -36,25 +32,7 @@ impl Warned {
     }
 
     /// Returns those of an object's present warnings that were not among its warnings before.
-    pub fn news(&mut self, object: &ObjectId, warnings: Vec<Warning>) -> Verdict {
-        let (of_fields, warnings): (Vec<_>, Vec<_>) =
-            warnings.into_iter().partition(|warning| warning.scope == Scope::Field);
-        let mut new: Vec<Warning> =
-            of_fields.into_iter().filter(|warning| self.fields.insert(warning.field.clone())).collect();
-        match self.news_of_object(object, warnings) {
-            Verdict::TooMany if new.is_empty() => Verdict::TooMany,
-            Verdict::TooMany => {
-                self.is_full = false;
-                Verdict::Say(new)
-            }
-            Verdict::Say(warnings) => {
-                new.extend(warnings);
-                Verdict::Say(new)
-            }
-        }
-    }
-
-    fn news_of_object(&mut self, object: &ObjectId, mut warnings: Vec<Warning>) -> Verdict {
+    pub fn news(&mut self, object: &ObjectId, mut warnings: Vec<Warning>) -> Verdict {
         if warnings.is_empty() {
             if self.said.remove(object).is_some() {
                 self.is_full = false;
@@ -90,7 +68,7 @@ mod tests {
     }
 
     fn warning(text: &str) -> Warning {
-        Warning { field: "spec.ports[0].port".into(), text: text.to_owned(), scope: Scope::Object }
+        Warning { field: "spec.ports[0].port".into(), text: text.to_owned() }
     }
 
     #[test]

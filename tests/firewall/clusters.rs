@@ -181,7 +181,8 @@ pub fn packet(random: &mut Random) -> Packet {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses().into_iter().partition(IpAddr::is_ipv4);
     let family = if random.chance(50) { v4 } else { v6 };
     let (source, destination) = (*random.pick(&family), *random.pick(&family));
-    let traffic = match random.below(12) {
+    let traffic = match random.below(13) {
+        12 => Traffic::Tunnel,
         0 => Traffic::Icmp { kind: *random.pick(&[0, 1, 2, 3, 8, 11, 13, 128, 129, 133, 134, 135, 136, 137, 143]) },
         _ => Traffic::Port { protocol: *random.pick(&Protocol::ALL), port: *random.pick(&[53, 80, 81, 82, 8080]) },
     };

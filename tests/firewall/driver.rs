@@ -1,6 +1,11 @@
 //! The loop of the firewall, from a World to a kernel in memory that fails, is slow to be known, or is flushed: what is in
 //! force meanwhile, and what health, metrics and log say.
 
+#[path = "driver/audits.rs"]
+mod audits;
+#[path = "driver/judging.rs"]
+mod judging;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,6 +20,7 @@ use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;
 use sluice::firewall::iptables::lowering::Lowering;
 use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
+use sluice::firewall::judging::Judging;
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::plan::Plan;
@@ -56,7 +62,11 @@ struct Running {
     starting: Arc<Mutex<Option<mpsc::Sender<StartingPod>>>>,
     /// Where the newest loop takes questions.
     asking: RefCell<Option<mpsc::Sender<Question>>>,
+    /// The same for audits.
+    auditing: RefCell<Option<mpsc::Sender<Question>>>,
     flows: Tracking,
+    /// The number of the World that is judged.
+    judged: watch::Sender<u64>,
     /// The table of the nftables backend, if it is that one that runs.
     table: Option<Machine>,
 }
@@ -509,6 +519,7 @@ fn config(default_deny: bool) -> FirewallConfig {
         flush_established: false,
         ranges: ServiceRanges::default(),
         knows_services: true,
+        tunnel_mode: true,
         service_node_port_range: 30000..=32767,
     }
 }
@@ -533,6 +544,8 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let (owners, _owners_in) = watch::channel(Arc::default());
     let (asking, questions) = mpsc::channel(1);
     running.asking.replace(Some(asking));
+    let (auditing, audits) = mpsc::channel(1);
+    running.auditing.replace(Some(auditing));
     let (announce, starting) = mpsc::channel(16);
     *running.starting.lock().expect("nobody panicked here") = Some(announce);
     let inputs = Inputs {
@@ -541,13 +554,14 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
         disturbances: running.changes.subscribe(),
         pulse: running.health.register("network policies", Duration::from_secs(60), Instant::now()),
         account: Account::register(&running.registry, "sluice_firewall").expect("names are registered once"),
-        // Nobody asks.
-        audits: mpsc::channel(1).1,
+        audits,
     };
     let metrics = Metrics::register(&running.registry).expect("names are registered once");
     let flows = Arc::new(running.flows.clone());
     let note = running.health.note("firewall");
-    let context = FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies, note };
+    let judging = Judging::new(running.judged.clone());
+    let context =
+        FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies, note, judging };
     let (config, families, stop) = (running.config.clone(), running.families, running.stop.subscribe());
     let task = match &running.table {
         Some(table) => {
@@ -624,7 +638,9 @@ impl Running {
             families,
             starting: Arc::default(),
             asking: RefCell::default(),
+            auditing: RefCell::default(),
             flows: Tracking::default(),
+            judged: watch::channel(0).0,
             table: None,
         }
     }
@@ -662,7 +678,9 @@ impl Running {
             families: self.families,
             starting: Arc::default(),
             asking: RefCell::default(),
+            auditing: RefCell::default(),
             flows: Tracking::default(),
+            judged: watch::channel(0).0,
             table: self.table.clone(),
         }
     }

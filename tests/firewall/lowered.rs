@@ -19,12 +19,13 @@ use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Decision, Packet, Traffic, verdict};
 use sluice::kernel::ipset::ElementKey;
 use sluice::kernel::iptables::Piece;
-use sluice::model::{Node, World};
+use sluice::model::{Node, ObjectName, World};
 use sluice::net::{Family, PerFamily, Protocol};
 
 use super::cases::{Case, HERE};
 use super::support::chains::{Chains, Fate, State, Traced};
 use super::support::random::{Random, for_many};
+use super::support::tables::TUNNEL_MARK;
 use super::{clusters, oracle, services, tiers};
 
 pub const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -42,6 +43,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
             ..ServiceRanges::default()
         },
         knows_services: true,
+        tunnel_mode: true,
         service_node_port_range: 30000..=32767,
     })
 }
@@ -69,6 +71,13 @@ pub fn is_forwarded(world: &World, packet: Packet) -> bool {
     let (_, desired) = lowered(world, false, BOTH);
     let local = local();
     chains(&desired, &local).fate("FORWARD", Traced { packet, state: State::New, mark: 0 }).0.passes()
+}
+
+/// The same of a packet to this node itself.
+pub fn is_taken(world: &World, packet: Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    let local = local();
+    chains(&desired, &local).fate("INPUT", Traced { packet, state: State::New, mark: 0 }).0.passes()
 }
 
 /// The same of a packet that IPVS gave its real destination, which leaves the host by OUTPUT.
@@ -163,12 +172,17 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
         sources.retain(|address| pods.iter().any(|range| range.contains(address)));
         for _ in 0..200 {
             let packet = services::packet(random, &world, &sources);
-            let in_state = |state| chains.fate("INPUT", Traced { packet, state, mark: 0 }).0;
+            let marked = |state, mark| chains.fate("INPUT", Traced { packet, state, mark }).0;
+            let in_state = |state| marked(state, 0);
             let expected = services::is_refused(&world, &packet);
             asked.fetch_add(1, Ordering::Relaxed);
             refused.fetch_add(usize::from(expected), Ordering::Relaxed);
             assert_eq!(in_state(State::New) == Fate::Rejected, expected, "{packet:?} {:#?}", world.cluster);
             assert!(in_state(State::Established).passes(), "{packet:?} belongs to a connection");
+            // Of a port in tunnel mode, and of another one at its address.
+            let [tunnelled, other] = [TUNNEL_MARK, 0x3fff].map(|mark| marked(State::Tunnelled, mark));
+            assert_eq!(tunnelled == Fate::Rejected, expected, "{packet:?}, whatever connection it belongs to");
+            assert!(other.passes(), "{packet:?} belongs to a connection");
             for sent in services::translated(&world, &packet) {
                 if services::is_delivered_here(&world, &sent) {
                     continue;
@@ -182,6 +196,42 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
     // One seed alone may have none.
     let (asked, refused) = (asked.into_inner(), refused.into_inner());
     assert!(asked < 10_000 || refused > 20, "hardly any packet was to be refused: {refused} of {asked}");
+}
+
+/// In tunnel mode packets reach their endpoints as the node's own, so a pod that may not reach one is refused the Service; however many it may
+/// not reach, by as many rules.
+#[test]
+fn a_pod_is_refused_a_service_in_tunnel_mode_whose_endpoints_its_policies_deny_by_as_many_rules_for_a_thousand() {
+    for count in [1, 1000] {
+        let case = Case::new().namespace("shop", "").pod("shop/shut", HERE, ["10.244.0.1", "app=shut", ""]);
+        let mut world = case.policy("shop/out", "app=shut", [None, Some(&[])]).0;
+        let endpoints: Vec<String> = (0..count).map(|n| format!("10.244.{}.{}:443", 8 + n / 250, n % 250)).collect();
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        services::put(&mut world, "shop/api", ("10.96.0.1", 443), &endpoints);
+        let name = ObjectName::new("shop", "api");
+        let mut service = (**world.cluster.services.get(&name).expect("it was put")).clone();
+        service.external_ips.push("203.0.113.200".parse().unwrap());
+        service.annotations.dsr = true;
+        world.cluster.services.insert(name.clone(), service.clone());
+        let (_, desired) = lowered(&world, false, BOTH);
+        let local = local();
+        let fate = |destination: &str, desired: &Desired| {
+            let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 443 };
+            let [source, destination] = ["10.244.0.1", destination].map(|text| text.parse().unwrap());
+            let packet = Packet { source, destination, traffic, from_this_node: false };
+            chains(desired, &local).fate("INPUT", Traced { packet, state: State::New, mark: 0 }).0
+        };
+        assert_eq!(fate("203.0.113.200", &desired), Fate::Rejected);
+        assert!(fate("10.96.0.1", &desired).passes(), "OUTPUT judges what has another address there");
+        let is_refusal =
+            |piece: &&Piece| matches!(piece, Piece::Chain { chain, .. } if chain.starts_with("KUBE-POD-FW-"));
+        let refusing: usize =
+            desired.rules.iter().filter(|(piece, _)| is_refusal(piece)).map(|(_, rules)| rules.0.len()).sum();
+        assert!(refusing < 20, "{refusing} rules for {count} endpoints");
+        service.annotations.dsr = false;
+        world.cluster.services.insert(name, service);
+        assert!(fate("203.0.113.200", &lowered(&world, false, BOTH).1).passes(), "served with NAT");
+    }
 }
 
 #[test]

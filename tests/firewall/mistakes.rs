@@ -13,7 +13,7 @@ use sluice::firewall::rules::{
     PortRange, Rule, RuleSet, Scope, Selection, SetKey,
 };
 use sluice::model::{
-    Action, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
+    Action, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
     PortMatch as PolicyPortMatch, Ports, Requirement, Selector, Tier, World,
 };
 use sluice::net::Family;
@@ -34,7 +34,7 @@ enum Mistake {
 
 use Mistake::{Cluster, History, Rules};
 
-const MISTAKES: [(&str, Mistake); 33] = [
+const MISTAKES: [(&str, Mistake); 36] = [
     ("D1: what a policy allows in, its targets may send to each other", Rules(mix_directions)),
     ("D2: a port name that nobody has opens all ports to the peers", Rules(open_unresolved_names)),
     ("D3: the addresses of one named port leak into those of another", Rules(leak_port_addresses)),
@@ -75,6 +75,9 @@ const MISTAKES: [(&str, Mistake); 33] = [
     ),
     ("what is passed on is accepted", Rules(accept_what_is_passed_on)),
     ("a rule that denies is for an address if it is for all of its pods", Rules(deny_only_for_all)),
+    ("a selector of Nodes selects all of them", Cluster(select_all_nodes)),
+    ("only the first address of a Node counts", Cluster(|world| edit_nodes(world, |node| node.addresses.truncate(1)))),
+    ("Nodes are no peers", Cluster(|world| edit_nodes(world, |node| node.addresses.clear()))),
     (
         "a protocol without a port number means TCP's",
         Rules(|rules| {
@@ -141,6 +144,27 @@ fn edit_cluster_rules(rules: &mut RuleSet, edit: impl Fn(&mut Vec<ClusterRule>))
         let mut edited = list.to_vec();
         edit(&mut edited);
         *list = edited.into();
+    }
+}
+
+fn edit_nodes(world: &mut World, edit: impl Fn(&mut Node)) {
+    let nodes: Vec<_> = world.cluster.nodes.iter().map(|(name, node)| (name.clone(), (**node).clone())).collect();
+    for (name, mut node) in nodes {
+        edit(&mut node);
+        world.cluster.nodes.insert(name, node);
+    }
+}
+
+fn select_all_nodes(world: &mut World) {
+    let policies = world.cluster.cluster_policies.iter().map(|(name, policy)| (name.clone(), (**policy).clone()));
+    for (name, mut policy) in policies.collect::<Vec<_>>() {
+        for rule in &mut policy.egress {
+            if let Peers::Of(peers) = &mut rule.matches.peers {
+                let of_nodes = peers.iter_mut().filter(|peer| matches!(peer, Peer::Nodes(_)));
+                of_nodes.for_each(|peer| *peer = Peer::Nodes(Selector::everything()));
+            }
+        }
+        world.cluster.cluster_policies.insert(name, policy);
     }
 }
 

@@ -31,7 +31,7 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
     let always = match packet.traffic {
         Traffic::Icmp { kind } if packet.destination.is_ipv4() => [3, 8, 11].contains(&kind),
         Traffic::Icmp { kind } => [1, 2, 3, 128, 129, 135, 136].contains(&kind),
-        Traffic::Port { .. } => false,
+        Traffic::Port { .. } | Traffic::Tunnel => false,
     };
     if is_link_local(packet) && Direction::BOTH.iter().any(|direction| isolates(world, *direction)) {
         return false;
@@ -40,7 +40,9 @@ pub fn passes(world: &World, packet: &Packet, direction: Direction) -> bool {
         return false;
     }
     let (own, _) = sides(packet, direction);
-    let from_node = packet.from_this_node && direction == Direction::Ingress;
+    // In a tunnel it is anybody's.
+    let is_nodes = packet.from_this_node && packet.traffic != Traffic::Tunnel;
+    let from_node = is_nodes && direction == Direction::Ingress;
     always || packet.source == packet.destination || from_node || {
         running(world, own)
             .into_iter()
@@ -70,6 +72,7 @@ fn is_for_many(packet: &Packet) -> bool {
         Traffic::Port { protocol, port } => {
             packet.destination == IpAddr::from([255; 4]) && protocol == Protocol::Udp && (port == 67 || port == 68)
         }
+        Traffic::Tunnel => false,
     };
     many && !needed && !packet.from_this_node
 }
@@ -140,7 +143,7 @@ fn agrees(world: &World, (name, pod): (&ObjectName, &Pod), packet: &Packet, dire
         }
         let Some(rules) = rules(policy, direction) else { continue };
         isolated = true;
-        let of = Of { world, own: &policy_name.namespace, alone: [None, None], may: false };
+        let of = Of { world, own: &policy_name.namespace, alone: [None, None], may: false, denies: false };
         if rules.iter().any(|rule| of.allows(rule, packet, direction)) {
             return true;
         }
@@ -160,8 +163,11 @@ fn by_tier(
     policies.sort_by_key(|(name, policy)| (policy.priority, *name));
     for (_, policy) in policies {
         for rule in cluster_rules(policy, direction) {
-            let for_all =
-                Of { world, own: "", alone: [None, None], may: false }.allows(&rule.matches, packet, direction);
+            let for_all = Of { world, own: "", alone: [None, None], may: false, denies: false }.allows(
+                &rule.matches,
+                packet,
+                direction,
+            );
             let for_any = is_for_any(world, rule, packet, direction);
             match rule.action {
                 Action::Accept if for_all => return Action::Accept,
@@ -210,7 +216,11 @@ fn is_for_any(world: &World, rule: &ClusterRule, packet: &Packet, direction: Dir
     sources.iter().any(|source| {
         destinations.iter().any(|destination| {
             let alone = [source.map(|name| (packet.source, name)), destination.map(|name| (packet.destination, name))];
-            Of { world, own: "", alone, may: true }.allows(&rule.matches, packet, direction)
+            Of { world, own: "", alone, may: true, denies: rule.action == Action::Deny }.allows(
+                &rule.matches,
+                packet,
+                direction,
+            )
         })
     })
 }
@@ -260,6 +270,8 @@ struct Of<'a> {
     alone: [Option<(IpAddr, &'a ObjectName)>; 2],
     /// A Namespace that is not known counts as one that is selected.
     may: bool,
+    /// What is asked denies: then this Node is all that the host has for addresses.
+    denies: bool,
 }
 
 impl Of<'_> {
@@ -288,9 +300,15 @@ impl Of<'_> {
         match peer {
             Peer::Block { cidr, except } => inside(*cidr, address) && !except.iter().any(|hole| inside(*hole, address)),
             Peer::Nodes(wanted) => {
-                let mut nodes = self.world.cluster.nodes.iter().map(|(_, node)| node);
-                nodes.any(|node| {
-                    selected(wanted, &node.labels) && node.addresses.iter().any(|own| own.address == address)
+                let host = &self.world.host;
+                let of_host = |name: &str| {
+                    self.denies
+                        && host.node_name == name
+                        && host.addresses.iter().any(|own| own.global && own.address == address)
+                };
+                self.world.cluster.nodes.iter().any(|(name, node)| {
+                    let has_it = node.addresses.iter().any(|own| own.address == address) || of_host(name);
+                    selected(wanted, &node.labels) && has_it
                 })
             }
             Peer::Pods { namespaces, pods } => {

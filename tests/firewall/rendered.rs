@@ -77,6 +77,7 @@ fn config() -> FirewallConfig {
             ..ServiceRanges::default()
         },
         knows_services: true,
+        tunnel_mode: true,
         service_node_port_range: 30000..=32767,
     }
 }

@@ -1,9 +1,10 @@
 //! Services in the clusters made by chance, and the way of a pod's packet to one: INPUT with the service address, then
 //! IPVS chooses any endpoint; what it sends to others passes OUTPUT with the endpoint's address, what it delivers on
-//! this node itself (LOCAL_IN) passes nothing more.
+//! this node itself (LOCAL_IN) passes nothing more, and what it sends through tunnels (direct server return) passes as a packet of the
+//! node.
 //!
 //! So what INPUT has to refuse is said here by the oracle alone: packets of pods that may not reach some endpoint at
-//! which the way would end on this node. Nothing of `firewall::host_endpoints` is used. Of several Services with one external
+//! which the way would end on this node, or go into a tunnel. Nothing of `firewall::host_endpoints` is used. Of several Services with one external
 //! address the oldest has it, and by name the first of one age.
 
 use std::net::{IpAddr, SocketAddr};
@@ -67,6 +68,7 @@ pub fn change(cluster: &mut Cluster, random: &mut Random, addresses: &[IpAddr]) 
             let ports = PORTS.into_iter().map(|one| port(random, one)).collect();
             let mut service = Service::new(own[random.below(2)..].to_vec(), ports);
             service.created = random.below(3) as i64;
+            service.annotations.dsr = random.chance(30);
             let outside = outside(number);
             match random.below(3) {
                 0 => service.external_ips.push(outside),
@@ -164,8 +166,13 @@ fn asked_of_any(random: &mut Random, world: &World, is_v4: bool) -> (IpAddr, Pro
     (destination, protocol(random), port)
 }
 
-/// The packet as each endpoint that IPVS may choose would get it.
+/// The packet as each endpoint that IPVS may choose would get it, where the address is translated.
 pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
+    ways(world, packet).into_iter().filter(|(_, is_tunnel)| !is_tunnel).map(|(sent, _)| sent).collect()
+}
+
+/// The packet as each endpoint that IPVS may choose would get it by NAT, and whether it goes through a tunnel instead.
+fn ways(world: &World, packet: &Packet) -> Vec<(Packet, bool)> {
     let Traffic::Port { protocol, port } = packet.traffic else { return Vec::new() };
     let mut all = Vec::new();
     let is_outside = |service: &Service| {
@@ -177,7 +184,9 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
     let outside = world.cluster.services.iter().filter(|(_, service)| is_outside(service));
     let has_outside = outside.min_by_key(|(name, service)| (service.created, *name)).map(|(name, _)| name);
     for (name, service) in world.cluster.services.iter() {
-        let is_its = service.cluster_ips.contains(&packet.destination) || has_outside == Some(name);
+        let is_inside = service.cluster_ips.contains(&packet.destination);
+        let is_its = is_inside || has_outside == Some(name);
+        let is_tunnel = is_its && !is_inside && service.annotations.dsr;
         let is_node = world.host.addresses.iter().any(|own| own.address == packet.destination);
         for one in service.ports.iter().filter(|one| one.protocol == protocol) {
             if !(is_its && one.port == port || is_node && one.node_port == Some(port)) {
@@ -188,11 +197,17 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
                     slice.ports.iter().filter(|target| target.name == one.name && target.protocol == protocol);
                 for target in targets {
                     let same_family = |one: &Endpoint| one.address.is_ipv4() == packet.destination.is_ipv4();
-                    all.extend(slice.endpoints.iter().filter(same_family).map(|endpoint| Packet {
-                        destination: endpoint.address,
-                        traffic: Traffic::Port { protocol, port: target.port },
-                        ..*packet
-                    }));
+                    let traffic = Traffic::Port { protocol, port: target.port };
+                    let to = |endpoint: Endpoint| Packet { destination: endpoint.address, traffic, ..*packet };
+                    // Who gets no connections is no way, but on this node it counts always.
+                    let of_host =
+                        |one: &Endpoint| is_delivered_here(world, &Packet { destination: one.address, ..*packet });
+                    let is_used = |one: &Endpoint| {
+                        let Conditions { ready, serving, terminating } = one.conditions;
+                        !is_tunnel || ready || serving && terminating || of_host(one)
+                    };
+                    let its = slice.endpoints.iter().filter(same_family).filter(|one| is_used(one));
+                    all.extend(its.map(|endpoint| (to(endpoint), is_tunnel)));
                 }
             }
         }
@@ -220,9 +235,7 @@ pub fn is_delivered_here(world: &World, packet: &Packet) -> bool {
 
 /// Whether INPUT has to refuse a packet to a Service: nothing would judge it later.
 pub fn is_refused(world: &World, packet: &Packet) -> bool {
-    let ends_here = |one: &Packet| is_delivered_here(world, one);
-    translated(world, packet)
-        .iter()
-        .filter(|one| ends_here(one))
-        .any(|one| !oracle::passes(world, one, Direction::Egress))
+    let is_seen = |(sent, is_tunnel): &(Packet, bool)| !is_tunnel && !is_delivered_here(world, sent);
+    let ways = ways(world, packet);
+    ways.iter().filter(|way| !is_seen(way)).any(|(sent, _)| !oracle::passes(world, sent, Direction::Egress))
 }

@@ -103,6 +103,11 @@ impl Machine {
         self.0.borrow_mut().refuses = refuses;
     }
 
+    /// Has transactions and readings fail, so often of a hundred.
+    pub fn fail(&self, faults: u32) {
+        self.0.borrow_mut().faults = faults;
+    }
+
     pub fn targets(&self, settings: &MemoryKernel) -> Targets<Tables> {
         let (frames, groups) = (Optional::unused(frames::NAME), Optional::unused(frames::GROUPS_NAME));
         Targets { kernel: Tables, settings: Memory::new(settings), frames, groups, table: self.clone() }
@@ -470,6 +475,12 @@ impl<'r> Walk<'r> {
 #[test]
 fn whatever_happens_nothing_opens_and_in_the_end_the_table_is_as_desired() {
     for_many(12, |random| Walk::new(random).run());
+}
+
+#[test]
+fn walks_that_failed_once_do_so_no_more() {
+    // What a policy of the Admin tier that was not known had passed on was accepted by another one.
+    Walk::new(&mut Random::new(1795387364085876108)).run();
 }
 
 /// Refuses this object in this form.

@@ -42,6 +42,12 @@ pub fn is_forwarded(world: &World, packet: &Packet) -> bool {
     Table { table: &desired.table, local: &local() }.passes(Hook::Forward, packet, State::New)
 }
 
+/// The same of a packet to this node itself.
+pub fn is_taken(world: &World, packet: &Packet) -> bool {
+    let (_, desired) = lowered(world, false, BOTH);
+    Table { table: &desired.table, local: &local() }.passes(Hook::Input, packet, State::New)
+}
+
 /// The same of a packet that IPVS gave its real destination, which leaves the host by the hook for output.
 pub fn is_sent(world: &World, packet: &Packet) -> bool {
     let (_, desired) = lowered(world, false, BOTH);
@@ -120,6 +126,8 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
             let fate = table.trace(Hook::Input, &packet, State::New).fate;
             assert_eq!(fate == Fate::Rejected, expected, "{packet:?} {:#?}", world.cluster);
             assert!(table.passes(Hook::Input, &packet, State::Established), "{packet:?} belongs to a connection");
+            let tunnelled = table.trace(Hook::Input, &packet, State::Tunnelled).fate;
+            assert_eq!(tunnelled == Fate::Rejected, expected, "{packet:?}, whatever connection it belongs to");
             for sent in services::translated(&world, &packet) {
                 if services::is_delivered_here(&world, &sent) {
                     continue;

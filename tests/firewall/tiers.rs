@@ -1,14 +1,18 @@
 //! ClusterNetworkPolicies made by chance.
 
 use sluice::firewall::plan::Plan;
+use sluice::firewall::rules::{Direction, RuleSet};
+use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::model::{
-    Action, Cluster, ClusterNetworkPolicy, ClusterRule, Namespaces, Node, NodeAddress, NodeAddressKind, Peer, Peers,
-    PolicyRule, PortMatch, Ports, Subject, Tier, World,
+    Action, Authority, Cluster, ClusterNetworkPolicy, ClusterRule, HostAddress, Namespaces, Node, NodeAddress,
+    NodeAddressKind, Operator, Peer, Peers, PolicyRule, PortMatch, Ports, Requirement, Selector, Subject, Tier, World,
 };
+use sluice::net::Protocol;
 
+use super::cases::{Case, HERE, block as case_block, rule as case_rule};
 use super::clusters::{LABELS, OF_NAMESPACES, block, labels, policy_ports, remove_one, selector};
 use super::support::random::{Random, for_many};
-use super::{clusters, histories};
+use super::{clusters, histories, lowered, oracle, tables};
 
 /// Names and priorities are few, so that some meet.
 const NAMES: [&str; 4] = ["a", "b", "c", "bc"];
@@ -101,6 +105,104 @@ fn rule(random: &mut Random, is_for_egress: bool) -> ClusterRule {
         (ports, _) => ports,
     };
     ClusterRule { name: "rule".into(), action, matches: PolicyRule { peers, ports } }
+}
+
+/// A pod here, two Nodes, and a policy about Nodes of the pool `web`, of which both are.
+fn about_nodes(action: Action) -> World {
+    let mut world = Case::new().namespace("shop", "").pod("shop/a", HERE, ["10.244.0.1 fd00:10:244::1", "app=a", ""]).0;
+    let mut host = (*world.host).clone();
+    for text in ["10.244.0.254", "127.0.0.1"] {
+        let (link, global) = if text == "127.0.0.1" { ("lo", false) } else { ("kube-bridge", true) };
+        host.addresses.push(HostAddress { address: text.parse().expect("an address"), link: link.into(), global });
+    }
+    world.host = host.into();
+    for (name, addresses) in [(HERE, ["192.0.2.11", "2001:db8:2::11"]), ("node2", ["192.0.2.12", "2001:db8:2::12"])] {
+        let of =
+            |text: &str| NodeAddress { kind: NodeAddressKind::Internal, address: text.parse().expect("an address") };
+        let labels = [("pool", "web")].into_iter().collect();
+        world
+            .cluster
+            .nodes
+            .insert(name.into(), Node { addresses: addresses.map(of).into(), labels, ..Node::default() });
+    }
+    let nodes =
+        Selector::from_iter([Requirement { key: "pool".into(), operator: Operator::In(["web".into()].into()) }]);
+    let egress = [
+        ClusterRule { name: "".into(), action, matches: case_rule(&[Peer::Nodes(nodes)], &[]) },
+        ClusterRule {
+            name: "".into(),
+            action: Action::Deny,
+            matches: case_rule(&[case_block("192.0.2.0/24", &[])], &[]),
+        },
+    ];
+    let subject = Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+    let policy =
+        ClusterNetworkPolicy { tier: Tier::Admin, priority: 1, subject, ingress: [].into(), egress: egress.into() };
+    world.cluster.cluster_policies.insert("nodes".into(), policy);
+    world
+}
+
+/// Whether the pod of this family reaches an address, by the verdict, the oracle, and the rules of both packet filters.
+fn reaches(world: &World, to: &str) -> bool {
+    let destination: std::net::IpAddr = to.parse().expect("an address");
+    let source = if destination.is_ipv4() { "10.244.0.1" } else { "fd00:10:244::1" }.parse().expect("an address");
+    let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 10250 };
+    let packet = Packet { source, destination, traffic, from_this_node: false };
+    let is_here = world.host.addresses.iter().any(|own| own.address == destination);
+    let found = [
+        verdict(&histories::rules(world), &packet).passes(),
+        Direction::BOTH.iter().all(|direction| oracle::passes(world, &packet, *direction)),
+        if is_here { lowered::is_taken(world, packet) } else { lowered::is_forwarded(world, packet) },
+        if is_here { tables::is_taken(world, &packet) } else { tables::is_forwarded(world, &packet) },
+    ];
+    assert!(found == [found[0]; 4], "{to}: {found:?}");
+    found[0]
+}
+
+#[test]
+fn the_pods_own_node_is_a_peer_and_what_denies_it_denies_all_of_its_addresses() {
+    let all = ["192.0.2.11", "2001:db8:2::11", "192.0.2.12", "2001:db8:2::12", "10.244.0.254", "192.0.2.13"];
+    let reached = |world: &World| all.map(|to| reaches(world, to));
+    assert_eq!(reached(&about_nodes(Action::Deny)), [false; 6]);
+    assert_eq!(reached(&about_nodes(Action::Accept)), [true, true, true, true, true, false]);
+    let mut world = about_nodes(Action::Deny);
+    let other = (**world.cluster.nodes.get(&"node2".into()).expect("it is there")).clone();
+    world.cluster.nodes.insert(HERE.into(), Node { labels: Default::default(), ..other });
+    assert!(reaches(&world, "10.244.0.254"), "the pod's own Node is not selected");
+}
+
+#[test]
+fn a_rule_about_nodes_fails_closed_while_only_nodes_without_labels_are_remembered() {
+    for (action, open) in [(Action::Deny, false), (Action::Accept, true), (Action::Pass, false)] {
+        let complete = about_nodes(action);
+        let mut remembered = complete.clone();
+        for (name, node) in complete.cluster.nodes.iter() {
+            let node = Node { labels: Default::default(), ..(**node).clone() };
+            remembered.cluster.nodes.insert(name.clone(), node);
+        }
+        remembered.authority.firewall = Authority::Remembered;
+        let reached = |rules: &RuleSet, to: &str| {
+            let [source, destination] = ["10.244.0.1", to].map(|text| text.parse().expect("an address"));
+            let traffic = Traffic::Port { protocol: Protocol::Tcp, port: 80 };
+            verdict(rules, &Packet { source, destination, traffic, from_this_node: false }).passes()
+        };
+        let mut plan = Plan::new();
+        plan.update(&remembered);
+        assert!(
+            !reached(plan.rules(), "192.0.2.12"),
+            "{action:?}: a rule that accepts does so for nobody, and the next denies"
+        );
+        assert_eq!(reached(plan.rules(), "203.0.113.1"), open, "{action:?}");
+        // They are listed, and then everything else.
+        let mut listed = complete.clone();
+        listed.authority.firewall = Authority::Remembered;
+        for world in [&listed, &complete] {
+            plan.update(world);
+            assert_eq!(*plan.rules(), histories::rules(world), "{action:?}");
+            assert_eq!(reached(plan.rules(), "192.0.2.12"), action != Action::Deny, "{action:?}");
+            assert!(reached(plan.rules(), "203.0.113.1"), "{action:?}");
+        }
+    }
 }
 
 #[test]

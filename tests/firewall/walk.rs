@@ -409,6 +409,7 @@ impl<'r> Walk<'r> {
                 ..ServiceRanges::default()
             },
             knows_services: true,
+            tunnel_mode: true,
             service_node_port_range: 30000..=32767,
         });
         let kernel = MemoryKernel::new(State::of_others());

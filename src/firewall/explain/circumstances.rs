@@ -11,6 +11,8 @@ use super::{Explanation, json, text};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Circumstances {
     pub authority: Authority,
+    /// Warnings about the policies that select the pods of the question: sentences without their ends.
+    pub policies: Vec<String>,
     /// Sentences without their ends.
     pub notes: Vec<String>,
 }
@@ -21,13 +23,15 @@ impl Circumstances {
         match form {
             AnswerFormat::Text => {
                 let known = doubt_line(self.authority);
+                let of_policies = self.policies.iter().map(|odd| format!("policy: {odd}\n"));
                 let of_host = self.notes.iter().map(|note| format!("host: {note}\n"));
-                [text(explanation)].into_iter().chain(known).chain(of_host).collect()
+                [text(explanation)].into_iter().chain(known).chain(of_policies).chain(of_host).collect()
             }
             AnswerFormat::Json => {
                 let mut answer = json(explanation);
                 if let Some(fields) = answer.as_object_mut() {
                     fields.insert("cluster".to_owned(), json!(word(self.authority)));
+                    fields.insert("policies".to_owned(), json!(self.policies));
                     fields.insert("host".to_owned(), json!(self.notes));
                 }
                 format!("{answer:#}\n")
@@ -74,12 +78,15 @@ mod tests {
         let explanation = Explanation { served: None, answers: Vec::new() };
         let answer = |authority, notes: &[&str], form| {
             let notes = notes.iter().map(|note| (*note).to_owned()).collect();
-            Circumstances { authority, notes }.answer(&explanation, form)
+            let policies = vec!["ClusterNetworkPolicy guard: spec.tier: odd".to_owned()];
+            let policies = if authority == Authority::Complete { Vec::new() } else { policies };
+            Circumstances { authority, policies, notes }.answer(&explanation, form)
         };
         assert_eq!(answer(Authority::Complete, &[], AnswerFormat::Text), "");
         let text = answer(Authority::Remembered, &["chain FORWARD drops"], AnswerFormat::Text);
         assert!(text.starts_with("cluster: this is as an earlier run remembered it"), "{text}");
-        assert!(text.ends_with("\nhost: chain FORWARD drops\n"), "{text}");
+        let ends = "\npolicy: ClusterNetworkPolicy guard: spec.tier: odd\nhost: chain FORWARD drops\n";
+        assert!(text.ends_with(ends), "{text}");
         let json: serde_json::Value =
             serde_json::from_str(&answer(Authority::Partial, &["x"], AnswerFormat::Json)).expect("JSON");
         assert_eq!((&json["cluster"], &json["host"], &json["answers"]), (&json!("partial"), &json!(["x"]), &json!([])));

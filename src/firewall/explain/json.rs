@@ -41,6 +41,7 @@ fn json_of(answer: &Answer) -> Value {
     let (protocol, port) = match packet.traffic {
         Traffic::Port { protocol, port } => (json!(protocol.to_string()), json!(port)),
         Traffic::Icmp { kind } => (json!("icmp"), json!(kind)),
+        Traffic::Tunnel => (json!("ipip"), json!(null)),
     };
     json!({
         "family": Family::from(packet.source).to_string(),

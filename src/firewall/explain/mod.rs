@@ -19,6 +19,7 @@ mod party;
 mod service;
 mod text;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -33,7 +34,7 @@ use crate::net::{Family, Protocol};
 use super::bridges::ClosedBridges;
 use super::claims::Claims;
 use super::host_endpoints::HostEndpoints;
-use super::rules::RuleSet;
+use super::rules::{Direction, Isolation, RuleSet};
 use super::verdict::{Packet, Traffic, Verdict};
 
 use self::party::standing;
@@ -174,6 +175,31 @@ pub fn explanation(known: Known<'_>, question: &Question) -> Result<Explanation,
         answers.push(Answer { packet, from, to, verdict, bridges, endpoint: None, enforced: None });
     }
     if answers.is_empty() { Err(Unanswerable::NoCommonFamily) } else { Ok(Explanation { served: None, answers }) }
+}
+
+/// Returns what is not understood of the policies that select the pods of this node in the answers, as sentences without their ends: why a rule does not do what its
+/// author may expect.
+pub fn odd_policies(known: Known<'_>, explanation: &Explanation) -> Vec<String> {
+    let Known { rules, world, .. } = known;
+    let whole = explanation.served.iter().filter_map(|served| served.refused.as_ref());
+    let parties = whole.chain(&explanation.answers).flat_map(|answer| [&answer.from, &answer.to]);
+    let pods: BTreeSet<&ObjectName> = parties.filter_map(|party| party.standing.pod()).collect();
+    let mut policies: BTreeSet<ObjectName> = BTreeSet::new();
+    for pod in pods.into_iter().filter_map(|pod| rules.pods.get(pod)) {
+        policies.extend(pod.cluster_policies.iter().map(|key| ObjectName::new("", &key.policy)));
+        for direction in Direction::BOTH {
+            if let Isolation::Isolated { policies: isolating, .. } = pod.isolation(direction) {
+                policies.extend(isolating.iter().cloned());
+            }
+        }
+    }
+    let problems = policies.iter().filter_map(|name| Some((name, world.policy_problems.get(name)?)));
+    let said = problems.flat_map(|(name, problems)| {
+        let of = if name.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" };
+        let name = if name.namespace.is_empty() { name.name.to_string() } else { name.to_string() };
+        problems.iter().map(move |problem| format!("{of} {name}: {problem}"))
+    });
+    said.collect()
 }
 
 /// Returns whether packets to this address pass to the service proxy, and are judged after translation.

@@ -74,7 +74,9 @@ fn owner<'a>(known: Known<'a>, to: SocketAddr, protocol: Protocol) -> Option<(&'
     let serves = |service: &'a Service| {
         service.ports.iter().filter(move |port| port.protocol == protocol).find(|port| {
             let at_node = is_own && port.node_port == Some(to.port());
-            at_node || port.port == to.port() && service_addresses::addresses(service, config).any(|own| own == to.ip())
+            at_node
+                || port.port == to.port()
+                    && service_addresses::addresses(service, &config.ranges).any(|own| own == to.ip())
         })
     };
     let all = world.cluster.services.iter().filter_map(|(name, service)| Some((name, service, serves(service)?)));

@@ -8,9 +8,9 @@ use super::super::plan::Plan;
 use super::super::verdict::Decision;
 use super::*;
 use crate::model::{
-    Action, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host,
-    HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Selector, Service, ServicePort,
-    Subject, Tier,
+    Action, Cause, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints,
+    Host, HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Peer, Selector, Service,
+    ServicePort, ServiceProblem, Subject, Tier,
 };
 
 fn world() -> World {
@@ -38,6 +38,10 @@ fn asked(from: &str, to: &str) -> Result<Explanation, Unanswerable> {
 }
 
 fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswerable> {
+    with_known(world, |known| explanation(known, &Question::parse(from, to).unwrap()))
+}
+
+fn with_known<R>(world: &World, ask: impl FnOnce(Known<'_>) -> R) -> R {
     let mut plan = Plan::new();
     plan.update(world);
     let ranges = |text: &str| vec![text.parse().unwrap()];
@@ -53,6 +57,7 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
             load_balancer_ips: Vec::new(),
         },
         knows_services: true,
+        tunnel_mode: false,
         service_node_port_range: 30000..=32767,
     };
     let closed = ranges("10.244.1.0/24");
@@ -68,7 +73,7 @@ fn asked_in(world: &World, from: &str, to: &str) -> Result<Explanation, Unanswer
         claims: plan.claims(),
         host_endpoints: &host_endpoints,
     };
-    explanation(known, &Question::parse(from, to).unwrap())
+    ask(known)
 }
 
 fn check(from: &str, to: &str, expected: &str) {
@@ -130,6 +135,38 @@ fn the_rule_of_a_tier_that_decides_is_named() {
     world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
     let rule = rule.replace("Admin", "Baseline");
     assert_eq!(told(&world, "shop/db:5432"), (format!("ingress: denied {rule}"), json!("deniedByClusterPolicy")));
+}
+
+#[test]
+fn what_is_not_understood_of_the_policies_of_a_pod_is_part_of_the_answer() {
+    let mut world = world();
+    for (name, priority) in [("guard", 1), ("other", 2)] {
+        let pods = if name == "guard" { "app=web" } else { "app=nobody" };
+        let Peer::Pods { pods, .. } = pods_in("", pods) else { panic!("pods") };
+        let subject = Subject { namespaces: Selector::everything(), pods };
+        let nothing = ClusterRule { name: "".into(), action: Action::Accept, matches: rule(&[], &[]) };
+        let of =
+            ClusterNetworkPolicy { tier: Tier::Admin, priority, subject, ingress: [].into(), egress: [nothing].into() };
+        world.cluster.cluster_policies.insert(name.into(), of);
+    }
+    for name in ["guard", "other", "shop/db", "shop/nothing"] {
+        let name = name
+            .split_once('/')
+            .map_or(ObjectName::new("", name), |(namespace, name)| ObjectName::new(namespace, name));
+        let text = format!("spec of {}: is odd", name.name);
+        world.policy_problems.insert(name, vec![ServiceProblem::new(Cause::Policy, &text.clone(), text)]);
+    }
+    let told = |from: &str, to: &str| {
+        with_known(&world, |known| {
+            let explanation = explanation(known, &Question::parse(from, to).unwrap()).unwrap();
+            odd_policies(known, &explanation)
+        })
+    };
+    let (guard, db) =
+        ("ClusterNetworkPolicy guard: spec of guard: is odd", "NetworkPolicy shop/db: spec of db: is odd");
+    assert_eq!(told("shop/web", "shop/db:80"), [guard, db]);
+    assert_eq!(told("shop/web", "203.0.113.1:80"), [guard]);
+    assert_eq!(told("203.0.113.1", "shop/db:80"), [db]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use tracing::warn;
 
+use crate::kernel::nftables::abandoned;
 use crate::kernel::nftables::{CounterReader, Name, OwnTable, TableFamily, probe_bridge, probe_inet};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::Optional;
@@ -67,6 +68,12 @@ pub fn open_for_cleanup() -> Result<FrameTables, Error> {
     };
     let (tags, groups) = (open(TableFamily::Bridge, NAME)?, open(TableFamily::Inet, GROUPS_NAME)?);
     Ok(FrameTables { tags, groups })
+}
+
+/// Removes the tables that are there; returns why one could not be removed.
+pub fn remove() -> Option<String> {
+    let [tags, groups] = [TableFamily::Bridge, TableFamily::Inet].map(|family| abandoned::remove(family, TABLE));
+    tags.or(groups)
 }
 
 /// Reads how many packets were dropped. What was counted before a table was made anew stays in the sum.

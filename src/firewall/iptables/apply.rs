@@ -336,6 +336,16 @@ impl<K: Kernel> Mirrors<K> {
         self.reflections().into_iter().all(|family| family.is_settled())
     }
 
+    /// As [`Backend::holds_refusals`](super::super::backend::Backend::holds_refusals).
+    pub fn holds_refusals(&self, desired: &Desired) -> bool {
+        let missing = |key: &ElementKey| desired.closes(key) && desired.elements.contains_key(key);
+        let sets = self.sets.unsettled().is_some_and(|sets| !sets.iter().any(|set| desired.sets.contains_key(set)));
+        let elements = self.elements.unsettled().is_some_and(|keys| !keys.iter().any(missing));
+        let rules =
+            self.rules.unsettled().is_some_and(|all| !all.iter().any(|piece| desired.rules.contains_key(piece)));
+        sets && elements && rules
+    }
+
     /// Returns whether a retry of a refused chain is due.
     pub fn has_due_refusals(&self, now: Instant) -> bool {
         self.refusals.retry_at().is_some_and(|at| at <= now)

@@ -20,8 +20,9 @@
 //! hosts whose FORWARD drops by default pods would be cut off otherwise. Everything else falls through to the rules of
 //! other programs.
 //!
-//! Packets from the host itself to a pod of this node are accepted: the kubelet's probes have to arrive, regardless of
-//! policies. A pod that sends to its own address, through a Service, is let through as well.
+//! Packets from the host itself to a pod of this node are accepted in TCP, UDP, SCTP and ICMP: the kubelet's probes have to
+//! arrive, regardless of policies. What else the host sends to one, tunnels of direct server return above all, is judged as another
+//! node's. A pod that sends to its own address, through a Service, is let through as well.
 //!
 //! `--netpol-default-deny`: the tail refuses new connections from and to addresses of this node's pod CIDRs that are
 //! not in the set of pods whose rules are in the kernel. Addresses of the host itself are exempt: the pods' gateway
@@ -31,9 +32,9 @@ use ipnet::IpNet;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::SetName;
-use crate::kernel::iptables::rule::{Mark, SetSides, Side, States};
+use crate::kernel::iptables::rule::{IpProtocol, Mark, SetSides, Side, States};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
-use crate::net::{Family, icmp};
+use crate::net::{Family, Protocol, icmp};
 
 use super::super::bridges::ClosedBridges;
 use super::super::established::ENDED;
@@ -58,6 +59,7 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
     let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
     let mut input = of_bridges(closed, family, CHAIN_INPUT);
+    input.extend(config.tunnel_mode.then(host_endpoints::jump_in_tunnel_mode));
     input.push(host_endpoints::jump());
     input.extend(exemptions::rules(config, family));
     input.push(common(Side::Source));
@@ -72,12 +74,16 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
     let local = Match::HostAddress { of: Side::Source, negated: false };
     let said = comment("from local node");
     let to_pods = Match::in_set(names::local_pods(family), SetSides::Address(Side::Destination));
-    let mut output = vec![
-        common(Side::Source),
-        common(Side::Destination),
-        Rule::new([said.clone(), to_pods, local.clone()], Verdict::Accept),
-        Rule::new([said, local], Verdict::Return),
-    ];
+    let not_to_pods = Match::not_in_set(names::local_pods(family), SetSides::Address(Side::Destination));
+    let mut output = vec![common(Side::Source), common(Side::Destination)];
+    // A packet that IPVS sends through a tunnel (direct server return) has an address of the host as well, and anybody's inside: it
+    // is judged as one of another node's. Those of an overlay go to nodes.
+    let of_probes = Protocol::ALL.map(IpProtocol::Transport).into_iter().chain([IpProtocol::Icmp(family)]);
+    output.extend(of_probes.map(|protocol| {
+        let matches = [Match::Protocol(protocol), said.clone(), to_pods.clone(), local.clone()];
+        Rule::new(matches, Verdict::Accept)
+    }));
+    output.push(Rule::new([said, not_to_pods, local], Verdict::Return));
     output.extend(egress.into_iter().chain(ingress));
     output.push(tail);
 

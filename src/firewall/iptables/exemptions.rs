@@ -81,6 +81,7 @@ mod tests {
                 load_balancer_ips: range("203.0.113.0/24"),
             },
             knows_services: true,
+            tunnel_mode: false,
             service_node_port_range: 30000..=32767,
         };
         let local = "-m addrtype --dst-type LOCAL -m multiport --dports 30000:32767 -j RETURN";

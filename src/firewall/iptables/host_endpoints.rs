@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! ipset    KUBE-DST-…                    hash:ip,port    10.96.0.1,tcp:443  192.0.2.11,tcp:30443
-//! iptables -A KUBE-ROUTER-INPUT … -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED -j KUBE-NWPLCY-HOST-ENDPOINTS
+//! iptables -A KUBE-ROUTER-INPUT … -m conntrack ! --ctstate RELATED,ESTABLISHED -j KUBE-NWPLCY-HOST-ENDPOINTS
+//! iptables -A KUBE-ROUTER-INPUT … -m mark ! --mark 0x0/0x3fff -m mark ! --mark 0x3fff/0x3fff -j KUBE-NWPLCY-HOST-ENDPOINTS    direct server return
 //! iptables -A KUBE-NWPLCY-HOST-ENDPOINTS -s 10.244.1.8/32 … -j KUBE-POD-FW-…        one for each pod
 //! iptables -A KUBE-POD-FW-… … -m set --match-set KUBE-DST-… dst,dst -m limit … -j NFLOG --nflog-group 100
 //! iptables -A KUBE-POD-FW-… … -m set --match-set KUBE-DST-… dst,dst -j REJECT …     two for each endpoint
@@ -29,9 +30,10 @@ use compact_str::CompactString;
 
 use crate::config::FirewallConfig;
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
-use crate::kernel::iptables::rule::{IpProtocol, SetSides, States};
+use crate::kernel::iptables::rule::{IpProtocol, Mark, SetSides, States};
 use crate::kernel::iptables::{Match, Rule, Rules, Verdict};
 use crate::model::{Authority, ObjectName, World};
+use crate::net::service_mark::MASK;
 use crate::net::{Family, PortRange};
 
 use super::super::denials::Denials;
@@ -77,9 +79,19 @@ pub fn refusal(denials: &Denials, pod: &ObjectName, family: Family) -> Option<Ru
 
 /// Returns the rule for INPUT that enters the chain for new connections.
 pub fn jump() -> Rule {
-    let known = States::INVALID.or(States::RELATED).or(States::ESTABLISHED);
+    // What connection tracking cannot assign is refused as well: the addresses of Services are accepted before that is dropped.
+    let known = States::RELATED.or(States::ESTABLISHED);
     let said = comment("Services with endpoints on this node that policies deny");
     Rule::new([said, Match::State { states: known, negated: true }], Verdict::Jump(CHAIN_HOST_ENDPOINTS.into()))
+}
+
+/// Returns the rule for INPUT that enters the chain for all packets with the mark of a port in tunnel mode: IPVS may send the next packet of a connection to another
+/// endpoint, and no rule sees it behind that.
+pub fn jump_in_tunnel_mode() -> Rule {
+    let said = comment("ports in tunnel mode with endpoints that policies deny");
+    let marked = [0, MASK].map(|value| Match::Mark { mark: Mark { value, mask: MASK }, negated: true });
+    let matches: Vec<Match> = [said].into_iter().chain(marked).collect();
+    Rule::new(matches, Verdict::Jump(CHAIN_HOST_ENDPOINTS.into()))
 }
 
 /// Returns the pods whose rules of an earlier run stay; `None` where Services are known completely, or never will be, because

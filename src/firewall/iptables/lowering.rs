@@ -228,7 +228,7 @@ impl Lowering {
     fn lower_lost(&mut self, rules: &RuleSet, unread: &UnreadPolicies, pods_changed: bool, told: &mut LoweredChanges) {
         if self.unread != *unread {
             self.unread = unread.clone();
-            let chains = LostChains::of(unread, names::cluster_policy_chain);
+            let chains = LostChains::of(unread, |key| [names::cluster_policy_chain(key)]);
             self.desired.lost = chains.map(|chains| Lost { chains, pods: BTreeSet::new() });
             told.rules.extend(self.enabled().map(|family| dispatch::chain(family, names::CHAIN_FORWARD)));
         } else if !pods_changed {

@@ -122,6 +122,10 @@ impl<K: Kernel> Backend for Iptables<K> {
         self.mirrors.is_settled()
     }
 
+    fn holds_refusals(&self) -> bool {
+        self.mirrors.holds_refusals(self.lowering.desired())
+    }
+
     fn has_work(&self, now: Instant) -> bool {
         !self.mirrors.is_settled() || self.mirrors.has_due_refusals(now)
     }

@@ -113,6 +113,8 @@ pub const LOG_LIMIT: Match = Match::Limit { per_minute: 10, burst: 10 };
 const UNMARKED: Match = Match::Mark { mark: MARK, negated: true };
 /// Matches if a ClusterNetworkPolicy has denied the packet, or if none has decided yet.
 const DENIED: Match = Match::Mark { mark: names::DENIED, negated: false };
+/// Matches unless a ClusterNetworkPolicy has passed the packet on.
+const NOT_PASSED_ON: Match = Match::Mark { mark: names::PASSED, negated: true };
 const UNDECIDED: Match = Match::Mark { mark: names::UNDECIDED, negated: false };
 
 /// Returns the rule by which a pod's chain enters a policy's chain: the same for every pod that it isolates.
@@ -127,16 +129,34 @@ pub fn asks_cluster(policy: &ClusterPolicyKey) -> Rule {
     Rule::new([UNDECIDED, said], Verdict::Jump(names::cluster_policy_chain(policy)))
 }
 
-/// Returns the same chain behind what these rules enter: chains of ClusterNetworkPolicies of which only what they deny counts.
+/// Returns the same chain behind what these rules enter: chains of ClusterNetworkPolicies of which only what they deny and what they pass on counts. The Admin tier of the
+/// chain comes before them too, as to what it denies: behind them it is not asked about what they pass on, because it might accept that.
 pub fn behind(asking: &[Rule], rules: &Rules, family: Family) -> Rules {
     let said = |what: &str| comment(&format!("unknown cluster policies {what}"));
-    let cleared = Rule::new([said("mark")], Verdict::SetMark(names::UNDECIDED));
-    let refusing = [
-        Rule::new([DENIED, said("log-drop"), LOG_LIMIT], LOG),
-        Rule::new([DENIED, said("reject")], Verdict::Reject(family)),
-    ];
-    let before = [cleared.clone()].into_iter().chain(asking.iter().cloned()).chain(refusing).chain([cleared]);
-    Rules(before.chain(rules.0.iter().cloned()).collect())
+    let cleared = |matches: Option<Match>| {
+        let matches: Box<[Match]> = matches.into_iter().chain([said("mark")]).collect();
+        Rule::new(matches, Verdict::SetMark(names::UNDECIDED))
+    };
+    let refusing = || {
+        [
+            Rule::new([DENIED, said("log-drop"), LOG_LIMIT], LOG),
+            Rule::new([DENIED, said("reject")], Verdict::Reject(family)),
+        ]
+    };
+    let next_tier = rules.0.iter().position(|rule| rule.verdict() == Some(&Verdict::SetMark(names::NOT_PASSED)));
+    let Some(next_tier) = next_tier else {
+        let before = [cleared(None)].into_iter().chain(asking.iter().cloned()).chain(refusing()).chain([cleared(None)]);
+        return Rules(before.chain(rules.0.iter().cloned()).collect());
+    };
+    let (admin, others) = rules.0.split_at(next_tier);
+    let is_cleared = |rule: &&Rule| rule.verdict() == Some(&Verdict::SetMark(names::UNDECIDED));
+    let is_asking = |rule: &&Rule| jump(rule).is_some();
+    let known = [cleared(None)].into_iter().chain(admin.iter().filter(is_asking).cloned()).chain(refusing());
+    let unknown = [cleared(None)].into_iter().chain(asking.iter().cloned()).chain(refusing());
+    let unknown = unknown.chain([cleared(Some(NOT_PASSED_ON))]);
+    // The mark of what is passed on stays over the place where the chain clears it.
+    let admin = admin.iter().filter(|rule| !is_cleared(rule)).cloned();
+    Rules(known.chain(unknown).chain(admin).chain(others.iter().cloned()).collect())
 }
 
 /// Returns whether a rule refuses on behalf of a ClusterNetworkPolicy.
@@ -189,7 +209,7 @@ pub fn jump(rule: &Rule) -> Option<&CompactString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Tier;
+    use crate::model::{Action, Tier};
 
     fn chain(policies: &[&str]) -> Rules {
         let key = |policy: &&str| PolicyKey { policy: ObjectName::new("shop", policy), direction: Direction::Ingress };
@@ -272,5 +292,67 @@ mod tests {
         assert_eq!(left.0.len(), whole.0.len());
         let changed: Vec<_> = left.0.iter().filter(|rule| !whole.0.contains(rule)).map(Rule::to_string).collect();
         assert_eq!(changed, ["-m mark --mark 0x0/0x30000 -m comment --comment \"admin ingress\" -j DROP"]);
+    }
+
+    /// Whether a packet passes a chain, by the decisions of the chains that it enters.
+    fn passes(rules: &Rules, decides: impl Fn(&str) -> Option<Action>) -> bool {
+        let mut marked = 0;
+        for rule in &rules.0 {
+            let holds = |one: &Match| match one {
+                Match::Mark { mark, negated } => (marked & mark.mask == mark.value) != *negated,
+                // The packet is a valid one.
+                Match::State { .. } => false,
+                Match::Comment(_) | Match::Limit { .. } => true,
+                other => panic!("{other:?}"),
+            };
+            if !rule.matches().iter().all(holds) {
+                continue;
+            }
+            match rule.verdict() {
+                Some(Verdict::SetMark(mark)) => marked = marked & !mark.mask | mark.value,
+                Some(Verdict::Jump(to)) => match decides(to) {
+                    Some(Action::Accept) => marked |= MARK.value,
+                    Some(Action::Deny) => marked |= names::DENIED.value,
+                    Some(Action::Pass) => marked |= names::PASSED.value,
+                    None => {}
+                },
+                Some(Verdict::Reject(_)) => return false,
+                Some(Verdict::Log { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn what_a_policy_passed_on_that_is_not_known_is_not_accepted_by_the_rest_of_its_tier() {
+        let unknown = ClusterPolicyKey { policy: "unknown".into(), ..cluster_key(Tier::Admin) };
+        let chain_of = names::cluster_policy_chain;
+        let passes_by = |policies: Option<&[&str]>, unknown_does, admin_does, baseline_does| {
+            let chain = behind(&[asks_cluster(&unknown)], &tiered_chain(policies), Family::V4);
+            passes(&chain, |to| match to {
+                to if chain_of(&unknown) == to => unknown_does,
+                to if chain_of(&cluster_key(Tier::Admin)) == to => admin_does,
+                to if chain_of(&cluster_key(Tier::Baseline)) == to => baseline_does,
+                _ => None,
+            })
+        };
+        let (accept, deny, pass) = (Some(Action::Accept), Some(Action::Deny), Some(Action::Pass));
+        let isolated: Option<&[&str]> = Some(&["web"]);
+        for (policies, unknown_does, admin_does, baseline_does, expected) in [
+            (isolated, None, accept, None, true),
+            (isolated, pass, accept, None, false),
+            (None, pass, accept, None, true),
+            (None, pass, accept, deny, false),
+            (None, None, pass, deny, false),
+            (None, pass, deny, None, false),
+            (isolated, deny, accept, None, false),
+            // What it accepted is as desired now.
+            (isolated, accept, None, None, false),
+            (isolated, accept, accept, None, true),
+        ] {
+            let found = passes_by(policies, unknown_does, admin_does, baseline_does);
+            assert_eq!(found, expected, "{policies:?} {unknown_does:?} {admin_does:?} {baseline_does:?}");
+        }
     }
 }

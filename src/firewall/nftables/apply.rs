@@ -347,6 +347,11 @@ impl<K: Kernel> Mirrors<K> {
         self.reflections().into_iter().all(|kind| kind.is_settled())
     }
 
+    /// As [`Backend::holds_refusals`](super::super::backend::Backend::holds_refusals). All of it changes in one transaction.
+    pub fn holds_refusals(&self, desired: &Desired) -> bool {
+        self.table.unsettled().is_some_and(|objects| !objects.iter().any(|object| desired.table.contains_key(object)))
+    }
+
     fn may_use_memory(&mut self) -> bool {
         let is_base = |content: &Content| matches!(content, Content::Chain(chain) if chain.base.is_some());
         self.uses_memory |= self.table.seen().is_some_and(|seen| !seen.values().any(is_base));

@@ -7,6 +7,7 @@
 //!
 //! each:  to a bridge of pods: multicast and broadcast, in forward_egress only (`multicast`)
 //!        with --netpol-flush-established, in the chains for egress: connections that policies newly deny (`established`)
+//!        with direct server return, packets to ports in tunnel mode: Services with a denied endpoint, in input only
 //!        ct state established,related accept
 //!        IPv6 from a bridge of pods: what has a link-local address, not in output (`link_local`)
 //!        Services with a denied endpoint on this node, and addresses of Services, in input only
@@ -21,8 +22,8 @@
 //! A direction has base chains of its own, so that its `accept` ends this direction alone: a packet passes if both accept it, or
 //! have nothing to say. The priorities are those before the table `filter` of iptables, egress first.
 //!
-//! Packets from the host itself to a pod of this node are accepted: the kubelet's probes have to arrive, regardless of
-//! policies.
+//! Packets from the host itself to a pod of this node are accepted in TCP, UDP, SCTP and ICMP: the kubelet's probes have to arrive,
+//! regardless of policies. What else the host sends, tunnels of direct server return above all, is judged as another node's.
 //!
 //! Packets from pods to Services are judged after translation to their real destination: they enter input with the address of
 //! the Service, IPVS translates it and sends them through output, with the pod still as their source. The price: pods
@@ -42,6 +43,7 @@ use crate::kernel::nftables::rule::{Mark, Side, States};
 use crate::kernel::nftables::{
     Base, BaseKind, Chain, Content, Fields, Hook, Kind, Lookup, Match, Name, Object, Rule, SetSpec, Statement, Verdict,
 };
+use crate::net::service_mark::MASK;
 use crate::net::{Family, PerFamily, PortRange, Protocol, icmp};
 
 use super::super::bridges::ClosedBridges;
@@ -141,13 +143,24 @@ impl BaseChainInputs<'_> {
     }
 
     fn input_egress(&self) -> Vec<Rule> {
-        let mut rules: Vec<Rule> = self.ended().into_iter().chain([established()]).collect();
+        let refusing = |marked: Vec<Match>| {
+            let rule = move |family| {
+                let (lookup, map) = (Lookup::Address(family, Side::Source), names::host_endpoints(family));
+                Rule::new(marked.clone(), Verdict::Map { lookup, map })
+            };
+            self.enabled().map(rule).collect::<Vec<Rule>>()
+        };
+        let mut rules: Vec<Rule> = self.ended().into_iter().collect();
+        if self.config.tunnel_mode {
+            // IPVS may send the next packet of a connection to another endpoint, and no rule sees it behind that. So these packets, which the service proxy
+            // marks, are judged whatever they belong to.
+            let of_port = |value| Match::Mark { mark: Mark { value, mask: MASK }, negated: true };
+            rules.extend(refusing([0, MASK].map(of_port).to_vec()));
+        }
+        rules.push(established());
         rules.extend(self.jumps_to_link_local());
-        rules.extend(self.enabled().map(|family| {
-            let known = Match::State { states: States::INVALID, negated: true };
-            let (lookup, map) = (Lookup::Address(family, Side::Source), names::host_endpoints(family));
-            Rule::new([known], Verdict::Map { lookup, map })
-        }));
+        // Also what connection tracking cannot assign: the addresses of Services are accepted before that is dropped.
+        rules.extend(refusing(Vec::new()));
         rules.extend(self.exemptions());
         rules.extend(self.icmp());
         rules.extend(self.judged(Direction::Egress));
@@ -155,12 +168,19 @@ impl BaseChainInputs<'_> {
     }
 
     fn output(&self, direction: Direction) -> Vec<Rule> {
+        // A packet that IPVS sends through a tunnel (direct server return) has an address of the host as well, and anybody's inside:
+        // it is judged as one of another node's.
         let local = Match::HostAddress { of: Side::Source, negated: false };
-        let from_host = Rule::new([local], Verdict::Accept).commented("from local node");
+        let from_host = |matches: Vec<Match>| Rule::new(matches, Verdict::Accept).commented("from local node");
+        let of_probes = Protocol::ALL.map(Match::Protocol).into_iter().chain(self.enabled().map(Match::Icmp));
+        let from_host: Vec<Rule> = match direction {
+            Direction::Egress => vec![from_host(vec![local])],
+            Direction::Ingress => of_probes.map(|protocol| from_host(vec![protocol, local.clone()])).collect(),
+        };
         let judged = self.judged(direction);
         let ended = self.ended().filter(|_| direction == Direction::Egress);
         let known = ended.into_iter().chain([established()]);
-        known.chain(self.icmp()).chain([from_host]).chain(judged).collect()
+        known.chain(self.icmp()).chain(from_host).chain(judged).collect()
     }
 
     fn ended(&self) -> Option<Rule> {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, WantedSetting};
+use crate::model::UnreadPolicies;
 use crate::packed::BlockMap;
 use crate::reconcile::Sorted;
 
 use super::super::frames::Frames;
 use super::super::lost::LostChains;
 use super::class::Class;
+use super::names;
 
 /// Desired contents of the table, or those that were last seen: what is equal in both is in memory once.
 pub type Table = BlockMap<Object, Content>;
@@ -92,6 +94,15 @@ impl Desired {
     fn count(&mut self, (sets, elements): (bool, bool), by: isize) {
         self.sets = self.sets.saturating_add_signed(by * isize::from(sets));
         self.elements = self.elements.saturating_add_signed(by * isize::from(elements));
+    }
+}
+
+impl Lost {
+    /// Returns what these policies may have; of no pod yet.
+    pub fn of(unread: &UnreadPolicies) -> Option<Lost> {
+        let chains =
+            LostChains::of(unread, |key| [names::denied(key), names::passed(key)].map(|name| name.as_str().into()))?;
+        Some(Lost { chains, addresses: BTreeSet::new() })
     }
 }
 

@@ -168,6 +168,7 @@ mod tests {
                 load_balancer_ips: Vec::new(),
             },
             knows_services: false,
+            tunnel_mode: false,
             service_node_port_range: 30000..=32767,
         };
         let mut lowering = Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true });

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! set services_of_192.0.2.11_tcp_6443 { type ipv4_addr . inet_proto . inet_service; elements = { 10.96.0.1 . tcp . 443 } }
-//! chain input_egress { … ct state != invalid ip saddr vmap @host_endpoints4 … }
+//! chain input_egress { … ip saddr vmap @host_endpoints4 … }
 //! map host_endpoints4 { … elements = { 10.244.1.8 : jump services_10.244.1.8 } }
 //! chain services_10.244.1.8 {
 //!     ip daddr . meta l4proto . th dport @services_of_192.0.2.11_tcp_6443 limit … log … group 100

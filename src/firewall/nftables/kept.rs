@@ -3,15 +3,16 @@
 //! - The cluster is not known completely ([`Authority::Partial`]): absence proves nothing. Nothing goes but what was seen to go, and
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
 //!   chains keep what closes bridges. Of a tier less may be known than was: what it denied and denies no longer is asked first, and
-//!   then the tier as it is known ([`tiers`](self::tiers)).
+//!   then the tier as it is known; what it passed on is passed on, unless the tier as it is known denies it ([`tiers`](self::tiers)).
 //!   In each of the maps from addresses to chains, an element that is desired takes the place of the former one; one that is not desired stays. So an address that a pod claims which is known
 //!   is judged by the Admin tier and by the class of that pod in place of those of before, where it has them (a class stays in place of a Baseline tier). To keep the former ones as well would
 //!   hold up every pod that is started with an address which another one has left, for as long as an object cannot be read. Of two pods with one address one is running,
 //!   and if that is the one that is not known, nothing but its former class, of which the table does not say whose it was, would speak for it.
 //!   Addresses that several pods claimed when all were known keep all their judges.
-//! - ClusterNetworkPolicies alone are not known ([`Desired::lost`]): what these denied stays denied to pods that are known.
+//! - ClusterNetworkPolicies alone are not known ([`Desired::lost`]): what these denied stays denied to pods that are known, and what they passed on passed on.
 //! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
 
+mod passed;
 mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -99,6 +99,7 @@ mod tests {
                 load_balancer_ips: Vec::new(),
             },
             knows_services: false,
+            tunnel_mode: false,
             service_node_port_range: 30000..=32767,
         };
         let (mut plan, mut lowering) = (Plan::new(), Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true }));

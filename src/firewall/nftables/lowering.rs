@@ -21,7 +21,6 @@ use super::super::bridges::{ClosedBridges, PodBridges};
 use super::super::closed_ranges::closed_ranges;
 use super::super::denials::{DenialChanges, Denials};
 use super::super::host_endpoints::HostEndpoints;
-use super::super::lost::LostChains;
 use super::super::rules::{ClusterPolicyKey, Direction, Element, PolicyKey, RuleSet, SetKey};
 use super::super::{frames, plan, settings};
 use super::base::BaseChainInputs;
@@ -190,8 +189,7 @@ impl Lowering {
         self.desired.unsure = unsure;
         if self.unread != world.unread {
             self.unread = world.unread.clone();
-            let chains = LostChains::of(&self.unread, |key| names::denied(key).as_str().into());
-            self.desired.lost = chains.map(|chains| Lost { chains, addresses: BTreeSet::new() });
+            self.desired.lost = Lost::of(&self.unread);
             (differs, self.left) = (true, LeftAddresses::default());
         } else if moved.is_empty() {
             return differs;
@@ -388,6 +386,7 @@ impl Lowering {
             Part::Tier(tier) => tiers::tier(tier, rules, families),
             Part::EachTier(each) => tiers::each_tier(each, rules, families),
             Part::Denied(policy) => tiers::denied(policy),
+            Part::Passed(policy) => tiers::passed(policy),
             Part::Shared(judged) => class::shared(judged),
             Part::Counter(class) => class::counter(class),
             Part::Peers(peers) => peers::peers(peers, families),

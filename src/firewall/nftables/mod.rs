@@ -126,6 +126,10 @@ impl<K: Kernel> Backend for Nftables<K> {
         self.mirrors.is_settled()
     }
 
+    fn holds_refusals(&self) -> bool {
+        self.mirrors.holds_refusals(self.lowering.desired())
+    }
+
     fn has_work(&self, now: Instant) -> bool {
         self.mirrors.has_work(now)
     }

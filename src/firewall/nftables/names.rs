@@ -43,6 +43,7 @@ const ADMIN: &str = "admin_";
 const BASELINE: &str = "baseline_";
 /// Of chains, and of sets that are not unions.
 const DENIED: &str = "denied_";
+const PASSED: &str = "passed_";
 const KEPT: &str = "kept_";
 const SHARED: &str = "shared_";
 const FROM: &str = "from_";
@@ -73,6 +74,8 @@ pub enum ChainKind {
     Peers,
     /// Refuses what a ClusterNetworkPolicy denies.
     Denied,
+    /// Stands for what a ClusterNetworkPolicy of the Admin tier passes on.
+    Passed,
     /// Goes on denying what policies deny that are not known.
     Kept,
     /// Refuses Services to the pods of an address.
@@ -80,7 +83,7 @@ pub enum ChainKind {
 }
 
 /// The heads of the names of chains. None begins with another one.
-const CHAINS: [(&str, ChainKind); 13] = [
+const CHAINS: [(&str, ChainKind); 14] = [
     (IN, ChainKind::Class),
     (OUT, ChainKind::Class),
     (EACH, ChainKind::Each),
@@ -90,6 +93,7 @@ const CHAINS: [(&str, ChainKind); 13] = [
     (FROM, ChainKind::Peers),
     (TO, ChainKind::Peers),
     (DENIED, ChainKind::Denied),
+    (PASSED, ChainKind::Passed),
     (KEPT, ChainKind::Kept),
     (SERVICES, ChainKind::RefusedServices),
     (CLOSED, ChainKind::Fixed),
@@ -232,10 +236,19 @@ pub fn each_tier(each: &EachTier) -> Name {
 
 /// Returns the chain that refuses what a policy denies, which is also the name of its counter.
 pub fn denied(key: &ClusterPolicyKey) -> Name {
+    of_policy(DENIED, "denied", key)
+}
+
+/// Returns the chain for what a policy passes on.
+pub fn passed(key: &ClusterPolicyKey) -> Name {
+    of_policy(PASSED, "passed", key)
+}
+
+fn of_policy(head: &str, what: &str, key: &ClusterPolicyKey) -> Name {
     let ClusterPolicyKey { tier, priority, policy, direction } = key;
     let priority = priority.to_string();
-    let words: [&str; 5] = ["denied", tier.name(), &priority, policy, direction.name()];
-    format!("{DENIED}{}{}_{}", of_direction(*direction), plain(policy), letters(joined(&words).as_bytes())).into()
+    let words: [&str; 5] = [what, tier.name(), &priority, policy, direction.name()];
+    format!("{head}{}{}_{}", of_direction(*direction), plain(policy), letters(joined(&words).as_bytes())).into()
 }
 
 /// Returns the chain of an address that several pods claim which are judged in different ways.

@@ -36,6 +36,8 @@ pub enum Part {
     Shared(Box<[Judged]>),
     /// The packets that a ClusterNetworkPolicy denies.
     Denied(ClusterPolicyKey),
+    /// The packets that one of the Admin tier passes on.
+    Passed(ClusterPolicyKey),
     Counter(Arc<Class>),
     Peers(Arc<Peers>),
     Set(Arc<SetKey>, Family),
@@ -57,7 +59,7 @@ impl Part {
         match self {
             Part::Base | Part::Address(_) | Part::RefusedServices(_) => false,
             Part::Class(_) | Part::Each(_) | Part::Shared(_) | Part::Counter(_) => true,
-            Part::Tier(_) | Part::EachTier(_) | Part::Denied(_) => true,
+            Part::Tier(_) | Part::EachTier(_) | Part::Denied(_) | Part::Passed(_) => true,
             Part::Peers(_) | Part::Set(..) | Part::Union(_) | Part::Endpoint(_) => true,
         }
     }

@@ -7,18 +7,20 @@
 //!     ct state invalid drop
 //!     meta l4proto . th dport vmap @admin_in_2_policies_…_0_ports_…   rules in a row that accept
 //!     ip saddr @denied_pods_… goto denied_in_guard_…                  rules in a row of one policy that deny
-//!     ip saddr @pods_… return                                         a rule that passes packets on
+//!     ip saddr @pods_… goto passed_in_guard_…                         a rule that passes packets on
 //! }
 //! chain denied_in_guard_… {
 //!     limit rate 10/minute burst 10 packets log prefix "denied_in_guard_…" group 100
 //!     counter name denied_in_guard_… reject                           comment "denied by guard (Admin tier)"
+//! }
+//! chain passed_in_guard_… {
 //! }
 //! ```
 //!
 //! Of rules in order the first that matches decides. Rules in a row with the same action have no order among themselves, so
 //! they are looked up together, as the policies of a class are: a packet costs a few lookups each time that the action changes,
 //! whatever the number of rules. A rule that denies belongs to its policy, which counts what it refuses. Rules that pass packets on
-//! are asked in turn.
+//! are asked in turn, and lead to a chain without rules, by which a process without memory knows whose they are ([`kept`](super::kept)).
 //!
 //! What connection tracking cannot assign is dropped where any policy of a pod may refuse something, as with iptables: such a packet is
 //! looked up in the second map first, so that the class of an isolated pod drops it before an Admin tier accepts it.
@@ -87,7 +89,7 @@ struct Run<'a> {
 enum Decision<'a> {
     Accept,
     Deny(&'a ClusterPolicyKey),
-    Pass,
+    Pass(&'a ClusterPolicyKey),
 }
 
 impl TierPolicies {
@@ -109,7 +111,7 @@ impl TierPolicies {
                 let decision = match rule.action {
                     Action::Accept => Decision::Accept,
                     Action::Deny => Decision::Deny(key),
-                    Action::Pass => Decision::Pass,
+                    Action::Pass => Decision::Pass(key),
                 };
                 add(decision, &rule.rule.matches);
                 add(Decision::Deny(key), &rule.contested.matches);
@@ -170,10 +172,13 @@ pub fn tier(tier: &TierPolicies, rules: &RuleSet, families: PerFamily<bool>) -> 
         let outcome = match decision {
             Decision::Accept => Outcome::Accept,
             Decision::Deny(policy) => Outcome::Deny(policy.clone()),
-            Decision::Pass => {
-                let each =
-                    matches.into_iter().flat_map(|one| class::looked_up(one, tier.direction, families, &mut lowered));
-                chain.extend(each.map(|matches| Rule::new(matches, Verdict::Return)));
+            Decision::Pass(policy) => {
+                let looked_up = |one| class::looked_up(one, tier.direction, families, &mut lowered);
+                let each: Vec<Vec<_>> = matches.into_iter().flat_map(looked_up).collect();
+                if !each.is_empty() {
+                    let verdict = passing(policy, &mut lowered);
+                    chain.extend(each.into_iter().map(|matches| Rule::new(matches, verdict.clone())));
+                }
                 continue;
             }
         };
@@ -220,12 +225,30 @@ pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) ->
         let verdict = match decision {
             Decision::Accept => Verdict::Return,
             Decision::Deny(policy) => Outcome::Deny(policy.clone()).verdict(&mut lowered.needs),
-            Decision::Pass => rest.clone().unwrap_or(Verdict::Return),
+            Decision::Pass(_) => rest.clone().unwrap_or(Verdict::Return),
         };
         chain.extend(each.into_iter().map(|matches| Rule::new(matches, verdict.clone())));
     }
     chain.extend(rest.map(|rest| Rule::new([], rest)));
     lowered.chain(names::each_tier(each), chain);
+    lowered
+}
+
+/// Returns the verdict on what a policy passes on. Nothing is behind the Baseline tier.
+fn passing(policy: &ClusterPolicyKey, lowered: &mut Lowered) -> Verdict {
+    match policy.tier {
+        Tier::Admin => {
+            lowered.needs.insert(Part::Passed(policy.clone()));
+            Verdict::Goto(names::passed(policy))
+        }
+        Tier::Baseline => Verdict::Return,
+    }
+}
+
+/// Returns the chain to which a policy's packets go that it passes on. Without rules it returns to the base chain.
+pub fn passed(policy: &ClusterPolicyKey) -> Lowered {
+    let mut lowered = Lowered::default();
+    lowered.chain(names::passed(policy), Vec::new());
     lowered
 }
 

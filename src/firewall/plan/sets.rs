@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{Dirty, Plan, RuleSetChanges};
 use crate::firewall::claims::Claimant;
+use crate::firewall::node_peers::Nodes;
 use crate::firewall::rules::{ClusterPolicyKey, ClusterRule, Contents, Direction, Element, PolicyKey, Rule, SetKey};
 use crate::firewall::{compile, fill, membership};
 use crate::net::Family;
@@ -65,7 +66,8 @@ impl Plan {
     fn cluster_compiled(&self, key: &ClusterPolicyKey) -> Option<Arc<[ClusterRule]>> {
         let policy = self.cluster.cluster_policies.get(&key.policy)?;
         let is_needed = self.cluster_selected.contains_key(key);
-        is_needed.then(|| compile::cluster_rules(policy, key.direction, &self.cluster.nodes))?
+        let nodes = Nodes { all: &self.cluster.nodes, host: &self.host, are_known: self.knows_nodes };
+        is_needed.then(|| compile::cluster_rules(policy, key.direction, nodes))?
     }
 
     fn use_sets<'a>(&mut self, sets: impl Iterator<Item = &'a Arc<SetKey>>, fresh: &mut BTreeSet<Arc<SetKey>>) {

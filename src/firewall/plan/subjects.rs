@@ -14,7 +14,7 @@ use compact_str::CompactString;
 use super::{Dirty, Plan};
 use crate::firewall::node_peers;
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
-use crate::model::{Action, Cluster, ClusterNetworkPolicy, ObjectName, Pod, Requirement, Selector};
+use crate::model::{Action, Cluster, ClusterNetworkPolicy, ObjectName, Pod, Requirement, Selector, World};
 
 /// The label that every Namespace has, with its own name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -50,14 +50,19 @@ impl Plan {
         }
     }
 
-    /// Marks the policies whose peers a change of the Nodes may have changed.
-    pub(super) fn take_in_nodes(&self, older: &Cluster, dirty: &mut Dirty) {
+    /// Marks the policies whose peers a change of the Nodes, or of this host's addresses, may have changed.
+    pub(super) fn take_in_nodes(&mut self, older: &Cluster, world: &World, dirty: &mut Dirty) {
+        let knew = std::mem::replace(&mut self.knows_nodes, node_peers::are_known(world));
+        let had = std::mem::replace(&mut self.host, world.host.clone());
         let (before, after) = (&older.nodes, &self.cluster.nodes);
         let is_other = |name: &CompactString| {
             let [before, after] = [before, after].map(|nodes| nodes.get(name).map(|node| &**node));
             node_peers::differ(before, after)
         };
-        if self.node_policies.is_empty() || !after.changes_since(before).any(|change| is_other(change.key())) {
+        let is_moved = knew != self.knows_nodes || had.addresses != self.host.addresses;
+        if self.node_policies.is_empty()
+            || !is_moved && !after.changes_since(before).any(|change| is_other(change.key()))
+        {
             return;
         }
         for name in &self.node_policies {

@@ -84,6 +84,7 @@ pub fn named(known: Known<'_>, logged: Logged, at: Duration) -> RefusedPacket {
             Protocol::from_number(protocol).map(|protocol| Traffic::Port { protocol, port: destination })
         }
         Transport::Icmp { kind } => Some(Traffic::Icmp { kind }),
+        Transport::Other { protocol: 4 | 41 } => Some(Traffic::Tunnel),
         Transport::Other { .. } => None,
     };
     // Only rules for every protocol are about others; a type of ICMP that nobody uses stands for them.

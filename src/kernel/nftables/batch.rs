@@ -17,12 +17,21 @@ use crate::kernel::netlink::{Messages, Refusal, flag};
 pub(super) struct Batch<'a> {
     table: TableId<'a>,
     pub messages: Messages,
-    /// The kind of each message, and the object that it is about; `None` for the marks and the table.
-    about: Vec<(u16, Option<Object>)>,
+    about: Vec<About>,
     /// Number of sets that were made, by which others in this transaction may call them.
     sets: u32,
     /// Sets whose elements have a message each, so that a refusal names the element.
     pub one_by_one: BTreeSet<Name>,
+}
+
+/// The subject of a message.
+struct About {
+    /// The kind of the message.
+    kind: u16,
+    /// `None` for the marks and the table.
+    object: Option<Object>,
+    /// Packets may come from here to another chain: a rule, or an element with a verdict.
+    leads_on: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -34,13 +43,14 @@ impl<'a> Batch<'a> {
             messages.u32_be(batch::GENERATION, generation);
         }
         let table = table.into();
-        Batch { table, messages, about: vec![(message::BATCH_BEGIN, None)], sets: 0, one_by_one: BTreeSet::new() }
+        let about = vec![About { kind: message::BATCH_BEGIN, object: None, leads_on: false }];
+        Batch { table, messages, about, sets: 0, one_by_one: BTreeSet::new() }
     }
 
     /// Ends the transaction.
     pub fn close(&mut self) {
         wire::mark(&mut self.messages, message::BATCH_END);
-        self.about.push((message::BATCH_END, None));
+        self.about.push(About { kind: message::BATCH_END, object: None, leads_on: false });
     }
 
     /// Returns whether there is nothing but the beginning.
@@ -51,18 +61,21 @@ impl<'a> Batch<'a> {
     /// Returns the set if a message is about several elements of it.
     pub fn elements_of(&self, message: usize) -> Option<&Name> {
         match self.about.get(message)? {
-            (message::NEW_ELEMENT | message::DELETE_ELEMENT, Some(Object::Set(set))) => Some(set),
+            About { kind: message::NEW_ELEMENT | message::DELETE_ELEMENT, object: Some(Object::Set(set)), .. } => {
+                Some(set)
+            }
             _ => None,
         }
     }
 
     /// Returns what a message is about.
     pub fn about(&self, message: usize) -> Option<&Object> {
-        self.about.get(message)?.1.as_ref()
+        self.about.get(message)?.object.as_ref()
     }
 
-    /// Returns the refusals of what is at fault. A rule that is refused only together with others (it closes a circle, or comes from
-    /// a hook where it may not stand) has every rule and element behind it refused as well.
+    /// Returns the refusals of what is at fault. A rule, or an element with a verdict, that is refused only together with others (it closes a circle, or comes
+    /// from a hook where it may not stand) has every rule and element behind it refused as well. An element without a verdict leads nowhere, so what is
+    /// refused behind one is at fault itself.
     pub fn at_fault(&self, mut refusals: Vec<Refusal>) -> Vec<Refusal> {
         // What names an object that was refused does not find it.
         let is_missing = |refusal: &Refusal| refusal.errno == libc::ENOENT;
@@ -74,8 +87,11 @@ impl<'a> Batch<'a> {
             });
         }
         let Some(first) = refusals.first() else { return refusals };
+        if self.about.get(first.message).is_some_and(|about| !about.leads_on) {
+            return refusals;
+        }
         let judged = |message: usize| {
-            let kind = self.about.get(message).map(|(kind, _)| *kind);
+            let kind = self.about.get(message).map(|about| about.kind);
             message > first.message && matches!(kind, Some(message::NEW_RULE | message::NEW_ELEMENT))
         };
         let followers = refusals.iter().filter(|one| one.errno == first.errno && judged(one.message)).count();
@@ -86,7 +102,7 @@ impl<'a> Batch<'a> {
     }
 
     fn begin(&mut self, kind: u16, flags: u16, about: Option<Object>) -> &mut Messages {
-        self.about.push((kind, about));
+        self.about.push(About { kind, object: about, leads_on: kind == message::NEW_RULE });
         wire::begin(&mut self.messages, kind, flags, self.table)
     }
 
@@ -256,14 +272,17 @@ impl<'a> Batch<'a> {
                 is_open = false;
             }
             if is_open {
-                if let Some((_, about)) = self.about.last_mut() {
-                    *about = Some(Object::Set(set.clone()));
+                if let Some(About { object, .. }) = self.about.last_mut() {
+                    *object = Some(Object::Set(set.clone()));
                 }
             } else {
                 self.begin(kind, flags, Some(Object::Element(set.clone(), key.clone())))
                     .text(wire::element::SET, set.as_str())
                     .nest(wire::element::ELEMENTS);
                 is_open = true;
+            }
+            if let Some(about) = self.about.last_mut() {
+                about.leads_on |= matches!(content, Some(Content::Verdict(_)));
             }
             if !element::write(&mut self.messages, spec, key, content) {
                 odd.push(key);

@@ -83,6 +83,12 @@ impl<'a> Reader<'a> {
                 let (mark, negated, rest) = compared_mark(rest)?;
                 self.condition(Match::ConnectionMark { mark, negated }, rest)
             }
+            Expression::Connection { key: connection::DIRECTION, direction: None, to: FIRST } => match rest {
+                [Expression::Compare { value, .. }, rest @ ..] if value.as_byte() == Some(connection::REPLY) => {
+                    self.condition(Match::Answer, rest)
+                }
+                _ => None,
+            },
             Expression::Connection { .. } => self.any_lookup(&Family::BOTH.map(Lookup::OriginalService)),
             Expression::Fib { result: fib::ADDRESS_TYPE, flags, to: FIRST } => self.address_type(*flags, rest),
             Expression::Immediate { to: FIRST, value } => self.immediate(value, rest),

@@ -251,6 +251,10 @@ impl Writer {
                 self.equal(false, Data::new(&[2]));
             }
             Match::State { states, negated } => self.state(*states, *negated),
+            Match::Answer => {
+                self.push(Expression::Connection { key: connection::DIRECTION, direction: None, to: FIRST });
+                self.equal(false, Data::new(&[connection::REPLY]));
+            }
             Match::Mark { mark, negated } => {
                 self.meta(meta::MARK);
                 self.mark(*mark, *negated);

@@ -114,7 +114,8 @@ fn dropping_chains(socket: &mut Socket) -> Result<Vec<DroppingChain>, Error> {
     Ok(all)
 }
 
-fn unless_absent<T>(found: Result<Vec<T>, Fault>) -> Result<Vec<T>, Fault> {
+/// Nothing where the kernel has no nf_tables, or no such tables.
+pub(super) fn unless_absent<T>(found: Result<Vec<T>, Fault>) -> Result<Vec<T>, Fault> {
     match found {
         Err(fault) if fault.errno().is_some_and(is_absent) => Ok(Vec::new()),
         found => found,

@@ -13,6 +13,7 @@
 
 pub mod abandoned;
 mod batch;
+mod chain_names;
 mod counters;
 mod decode;
 pub mod dropping_chains;
@@ -34,6 +35,7 @@ mod table;
 mod unreached;
 mod wire;
 
+pub use self::chain_names::{ChainNames, chain_names};
 pub use self::counters::CounterReader;
 pub use self::foreign::{Table, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};

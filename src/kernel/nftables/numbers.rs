@@ -20,11 +20,13 @@ pub mod meta {
 
 pub mod connection {
     pub const STATE: u32 = 0;
+    pub const DIRECTION: u32 = 1;
     pub const MARK: u32 = 3;
     pub const DESTINATION_PORT: u32 = 12;
     pub const DESTINATION_IPV4: u32 = 20;
     pub const DESTINATION_IPV6: u32 = 22;
     pub const ORIGINAL: u8 = 0;
+    pub const REPLY: u8 = 1;
 }
 
 pub mod fib {

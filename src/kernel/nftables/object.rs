@@ -158,19 +158,42 @@ pub struct Chain {
 
 impl Content {
     /// Returns the growing half of a change to `want`. A chain that drops all but the sources in its sets keeps the sets that it
-    /// has: elements of one may be those of a Service that is not known yet.
+    /// has: elements of one may be those of a Service that is not known yet. A base chain that sends packets to services in sets on to other chains goes on
+    /// to send all of them: what is closed by that stays closed until it is gone.
     pub fn grown(&self, want: &Content) -> Content {
         let (Content::Chain(have), Content::Chain(wanted)) = (self, want) else { return want.clone() };
+        if sends_on(have) && sends_on(wanted) && have.base == wanted.base {
+            let kept = have.rules.iter().filter(|rule| !wanted.rules.contains(rule));
+            let rules = wanted.rules.iter().chain(kept).cloned().collect();
+            return Content::Chain(Arc::new(Chain { base: wanted.base, rules }));
+        }
         let (Some(kept), Some(new)) = (source_rules(have), source_rules(wanted)) else { return want.clone() };
-        let lengths: BTreeMap<u8, &Rule> = kept.into_iter().chain(new).collect();
-        let rules = lengths.into_values().chain(wanted.rules.last()).cloned().collect();
+        let lengths: BTreeMap<u8, &Rule> = kept.lengths.into_iter().chain(new.lengths).collect();
+        let rules = new.first.into_iter().chain(lengths.into_values()).chain(wanted.rules.last()).cloned().collect();
         Content::Chain(Arc::new(Chain { base: wanted.base, rules }))
     }
 }
 
-/// Returns the rules of a chain that let sources in, by the length of their prefixes; `None` for a chain that does not consist of
-/// these and a last one that drops.
-fn source_rules(chain: &Chain) -> Option<Vec<(u8, &Rule)>> {
+/// Returns whether a base chain does nothing but send packets to services in sets to other chains.
+fn sends_on(chain: &Chain) -> bool {
+    let is_jump = |rule: &Rule| {
+        let by_set =
+            matches!(rule.matches(), [Match::InSet { lookup: Lookup::DestinationService(_), negated: false, .. }]);
+        by_set && matches!(rule.verdict(), Some(Verdict::Jump(_))) && rule.statements().is_empty()
+    };
+    chain.base.is_some() && chain.rules.iter().all(is_jump)
+}
+
+/// The rules of a chain that drops all but some sources, without the last one, which drops.
+struct SourceRules<'a> {
+    /// Those that let packets in whatever their source is.
+    first: Vec<&'a Rule>,
+    /// Those that let sources in, with the length of their prefixes.
+    lengths: Vec<(u8, &'a Rule)>,
+}
+
+/// Returns the rules of such a chain; `None` for another one.
+fn source_rules(chain: &Chain) -> Option<SourceRules<'_>> {
     let (last, rules) = chain.rules.split_last()?;
     let of_sources = |rule: &'_ Rule| match (rule.matches(), rule.verdict()) {
         ([Match::InSet { lookup: Lookup::ServiceSource(_, length), negated: false, .. }], Some(Verdict::Return))
@@ -181,8 +204,18 @@ fn source_rules(chain: &Chain) -> Option<Vec<(u8, &Rule)>> {
         _ => None,
     };
     let drops = last.matches().is_empty() && last.verdict() == Some(&Verdict::Drop);
-    let found = rules.iter().map(|rule| Some((of_sources(rule)?, rule))).collect::<Option<Vec<_>>>();
-    found.filter(|_| drops && chain.base.is_none())
+    if !drops || chain.base.is_some() {
+        return None;
+    }
+    let (mut first, mut lengths) = (Vec::new(), Vec::new());
+    for rule in rules {
+        match of_sources(rule) {
+            Some(length) => lengths.push((length, rule)),
+            None if lengths.is_empty() && rule.verdict() == Some(&Verdict::Return) => first.push(rule),
+            None => return None,
+        }
+    }
+    Some(SourceRules { first, lengths })
 }
 
 /// The place at which the kernel enters a base chain. Its policy is to accept: an accept is not final, so other tables judge

@@ -57,6 +57,19 @@ const TABLE: &str = "sluice_trial";
 /// # Errors
 /// Something is missing, or the kernel refuses for another reason: [`Missing::features`] is empty then.
 pub fn probe() -> Result<(), Missing> {
+    probe_all(true)
+}
+
+/// Has the kernel check everything without bringing it about, as `nft --check` does: a transaction without its end mark is judged and given up,
+/// so that nobody is notified of anything. Modules that are not there yet are loaded all the same.
+///
+/// # Errors
+/// As [`probe`].
+pub fn check() -> Result<(), Missing> {
+    probe_all(false)
+}
+
+fn probe_all(commits: bool) -> Result<(), Missing> {
     let other = |error: Error| Missing { features: BTreeSet::new(), error };
     let mut socket = Socket::open(Bus::Netfilter).map_err(other)?;
     let contents = trial();
@@ -64,7 +77,9 @@ pub fn probe() -> Result<(), Missing> {
     batch.make_table(0);
     Plan::of_all(&contents).write(&mut batch).map_err(other)?;
     batch.delete_table();
-    batch.close();
+    if commits {
+        batch.close();
+    }
     let refusals =
         socket.transact(&mut batch.messages).map_err(|fault| other(Error::new("try nf_tables", "", fault.into())))?;
     missing(&batch, refusals).map_or(Ok(()), Err)
@@ -239,6 +254,21 @@ fn rules(feature: Feature) -> Vec<Rule> {
         Feature::Route => vec![Rule::with([], [Statement::SetMark(Mark { value: 1, mask: u32::MAX })], None)],
     }
 }
+
+/// The modules that a trial of everything uses, and so has the kernel load.
+pub const MODULES: [&str; 11] = [
+    "nf_tables",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_reject_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+];
 
 impl Feature {
     /// The module of the kernel that has it.

@@ -62,6 +62,8 @@ pub enum Match {
     Opening,
     /// `ct state`: connection tracking gives the packet one of these states.
     State { states: States, negated: bool },
+    /// `ct direction reply`: the packet answers: its connection, which is known, was opened by whom it is for.
+    Answer,
     /// `meta mark`: the bits of the packet's mark under the mask equal the value.
     Mark { mark: Mark, negated: bool },
     /// `ct mark`: the same of the mark of the packet's connection.

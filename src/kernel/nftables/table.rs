@@ -17,6 +17,7 @@
 //! - What is new may come in a transaction before that which leads there, and what goes in one behind: a packet that is under way would meet it half made
 //!   (`plan`). A table that is made anew as a whole cannot do so: for as long as the kernel takes to commit it, its sets with intervals count as empty.
 
+mod growing;
 mod reading;
 mod standing;
 
@@ -464,20 +465,12 @@ impl Target for OwnTable {
         true
     }
 
-    /// All steps that change something for packets are one transaction, so all of them fail together. What came before it is done then, and what has failed
-    /// behind it leaves it done.
-    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
-        self.refused.clear();
-        let result = self.perform(steps);
-        let Err(Undone { steps: undone, error }) = result else {
-            self.one_by_one.clear();
-            return Vec::new();
-        };
-        let undone = undone.unwrap_or_else(|| (0..steps.len()).collect());
-        let failure = |step: usize| {
-            let own = steps.get(step).and_then(|one| self.refused.get(one.key)).unwrap_or(&error);
-            Failure { step, error: own.clone() }
-        };
-        undone.into_iter().map(failure).collect()
+    /// All steps that change something for packets are one transaction, so all of them fail together, but for an element that is refused where objects
+    /// only grow.
+    fn apply(&mut self, phase: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
+        match phase {
+            Phase::Grow => self.grow(steps),
+            Phase::Shrink | Phase::Whole => self.transact(steps),
+        }
     }
 }

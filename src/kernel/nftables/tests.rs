@@ -87,6 +87,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         Just(Match::ToMany),
         Just(Match::ToBridgeGroup),
         Just(Match::Opening),
+        Just(Match::Answer),
         protocol().prop_map(Match::Protocol),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),

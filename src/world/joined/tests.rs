@@ -458,3 +458,47 @@ fn ranges_that_may_not_be_read_hold_nobody_up_and_those_of_the_last_known_state_
     joined.put(Object::Unreadable(service_cidr("other", &[]).id()));
     assert_eq!(joined.authority().firewall, Authority::Complete, "others need not wait for one that cannot be read");
 }
+
+#[test]
+fn where_the_api_server_is_asked_outlasts_a_change_of_the_host() {
+    let mut joined = Joined::new(&[Wanted::Services]);
+    let asked_at = || vec!["192.0.2.10".parse().expect("an address")];
+    assert!(joined.set_api_server(asked_at()) && !joined.set_api_server(asked_at()));
+    assert!(joined.waits_for_a_sign_of_life(), "nobody has answered");
+    assert!(joined.set_host(Arc::new(Host { node_name: "node-1".into(), ..Host::default() })));
+    assert_eq!(joined.world(Authorities::default()).host.api_server, asked_at());
+    assert!(!joined.set_host(Arc::new(Host { node_name: "node-1".into(), ..Host::default() })), "nothing differs");
+}
+
+#[test]
+fn what_is_not_understood_of_policies_is_told_until_it_is_mended_or_the_policy_is_gone() {
+    let mut joined = Joined::new(&[Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
+    let warning = |text: &str| crate::k8s::Warning { field: "spec".into(), text: text.to_owned() };
+    let (web, guard) = (policy("web", false), Object::ClusterNetworkPolicy("guard".into(), None));
+    let id = web.id();
+    joined.begin_listing(Kind::NetworkPolicy);
+    joined.set_warnings(&id, &[warning("is odd")]);
+    joined.put(web);
+    joined.end_listing(Kind::NetworkPolicy);
+    joined.begin_listing(Kind::ClusterNetworkPolicy);
+    joined.set_warnings(&guard.id(), &[warning("cannot be read")]);
+    joined.put(Object::Unreadable(guard.id()));
+    joined.end_listing(Kind::ClusterNetworkPolicy);
+    let told = |joined: &mut Joined| -> Vec<String> {
+        let authority = joined.authority();
+        let problems = joined.world(authority).policy_problems;
+        problems.iter().flat_map(|(name, all)| all.iter().map(move |one| format!("{name} {one}"))).collect()
+    };
+    assert_eq!(told(&mut joined).len(), 2);
+    joined.take_unpublished();
+    joined.set_warnings(&service("web", "10.96.0.1").id(), &[warning("of a Service")]);
+    joined.set_warnings(&id, &[warning("is odd")]);
+    assert!(!joined.take_unpublished(), "nothing is new");
+    joined.set_warnings(&id, &[warning("is odder")]);
+    assert!(joined.take_unpublished());
+    joined.set_warnings(&id, &[]);
+    assert!(joined.take_unpublished());
+    assert_eq!(told(&mut joined).len(), 1);
+    list(&mut joined, Kind::ClusterNetworkPolicy, vec![]);
+    assert_eq!(told(&mut joined), [""; 0]);
+}

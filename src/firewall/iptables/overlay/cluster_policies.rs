@@ -1,4 +1,4 @@
-//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer.
+//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer, and what they pass on stays passed on.
 
 use std::collections::BTreeMap;
 
@@ -132,7 +132,7 @@ mod tests {
 
     fn lost(policies: &[&str]) -> Lost {
         let names: BTreeSet<_> = policies.iter().map(|name| (*name).into()).collect();
-        let chains = LostChains::of(&UnreadPolicies::Named(names.into()), names::cluster_policy_chain);
+        let chains = LostChains::of(&UnreadPolicies::Named(names.into()), |key| [names::cluster_policy_chain(key)]);
         let pods = Direction::BOTH.map(|direction| names::pod_chain(&ObjectName::new("shop", "web-1"), direction));
         Lost { chains: chains.expect("some are lost"), pods: pods.into() }
     }

@@ -1,12 +1,16 @@
-//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer.
+//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer; what those of the
+//! Admin tier pass on stays passed on, because NetworkPolicies may refuse what another policy of the tier would accept.
 //!
-//! The rules of the address's former chain that lead to such a denial are asked first, in a chain of their own, and then what is
-//! desired for the address. What else the former tier said does not count: another policy may have taken its place.
+//! The rules of the address's former chain are asked first, in a chain of their own: those that lead to such a denial as they were, those that
+//! pass packets on and those that accept, so far as they come before one of a policy that is not known, as [`passed`](super::passed) says. Then comes what is
+//! desired for the address. Denials of policies that are known are not asked there: they may have changed.
 //!
 //! ```text
 //! map admin_ingress4 { 10.244.1.7 : jump kept_… }
 //! chain kept_… {
+//!     ip saddr @pods_… goto admin_in_other_…                          what the former tier accepted first
 //!     ip saddr @denied_pods_… goto denied_in_guard_…                  as it was found
+//!     ip saddr @pods_… goto kept_…                                    what it passed on
 //!     goto admin_in_other_…                                           as it is desired
 //! }
 //! ```
@@ -20,7 +24,7 @@ use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, Verdict};
 use super::super::desired::{Lost, Table, elements_of};
 use super::super::names::{self, ChainKind};
 use super::super::refused::is_closed;
-use super::{Kept, maps, named, target};
+use super::{Kept, maps, named, passed, target};
 
 /// The tables that are compared.
 #[derive(Clone, Copy)]
@@ -29,6 +33,15 @@ struct View<'a> {
     lost: Option<&'a Lost>,
     seen: &'a Table,
     desired: &'a Table,
+}
+
+/// A rule of a former chain, as it is kept.
+struct Decision {
+    rule: Rule,
+    /// The objects that it leads to, as they were found.
+    objects: BTreeSet<Object>,
+    /// The chain that is made for it.
+    chain: Option<(Object, Content)>,
 }
 
 impl Kept {
@@ -72,36 +85,18 @@ impl Kept {
                 continue;
             }
             let key = (before.clone(), now.cloned());
-            let chain = made.entry(key).or_insert_with(|| self.keep_denials(before, now, view));
+            let chain = made.entry(key).or_insert_with(|| self.keep_decisions(before, now, view));
             if let Some(chain) = chain {
                 self.0.insert(element.clone(), Content::Verdict(Verdict::Jump(chain.clone()).into()));
             }
         }
     }
 
-    /// Keeps what a chain denied and that of now does not; returns the chain that asks both, if there is anything.
-    fn keep_denials(&mut self, before: &Name, now: Option<&Name>, view: View<'_>) -> Option<Name> {
+    /// Keeps what a chain denied or passed on and that of now does not; returns the chain that asks both, if there is anything.
+    fn keep_decisions(&mut self, before: &Name, now: Option<&Name>, view: View<'_>) -> Option<Name> {
         let View { lost, seen, desired } = view;
-        let known: BTreeSet<Object> = match (lost, now) {
-            (None, Some(now)) => reached([Object::Chain(now.clone())], desired),
-            _ => BTreeSet::new(),
-        };
-        let is_lost = |object: &Object| match object {
-            Object::Chain(chain) if names::kind(chain) == Some(ChainKind::Denied) => match lost {
-                Some(lost) => lost.chains.holds(chain.as_str()) && !desired.contains_key(object),
-                None => !known.contains(object),
-            },
-            _ => false,
-        };
-        // The chain of a tier that was closed in place of what the kernel refused may have denied anything; that of a class denied
-        // nothing by ClusterNetworkPolicies.
-        let was_closed = now != Some(before) && is_of_tier(before);
-        let denying: Vec<(&Rule, BTreeSet<Object>)> = asked(before, seen)
-            .into_iter()
-            .map(|rule| (rule, reached(leads_to(rule), seen)))
-            .filter(|(rule, reached)| reached.iter().any(is_lost) || was_closed && is_closed(rule))
-            .collect();
-        if denying.is_empty() {
+        let decisions = decisions(before, now, view);
+        if decisions.is_empty() {
             return None;
         }
         // Where the pods are known, so are the addresses in the sets that are desired.
@@ -109,19 +104,68 @@ impl Kept {
             Object::Element(set, _) => lost.is_some() && desired.contains_key(&Object::Set(set.clone())),
             _ => false,
         };
-        let reached = denying.iter().flat_map(|(_, reached)| reached);
-        for object in reached.filter(|object| !desired.contains_key(*object) && !is_known(object)) {
+        let objects = decisions.iter().flat_map(|decision| &decision.objects);
+        for object in objects.filter(|object| !desired.contains_key(*object) && !is_known(object)) {
             if let Some(content) = seen.get(object) {
                 self.0.insert(object.clone(), content.clone());
             }
         }
-        let mut rules: Vec<Rule> = denying.into_iter().map(|(rule, _)| rule.clone()).collect();
+        self.0.extend(decisions.iter().filter_map(|decision| decision.chain.clone()));
+        let mut rules: Vec<Rule> = decisions.into_iter().map(|decision| decision.rule).collect();
         let texts: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
         let name = names::kept(&texts, now);
         rules.extend(now.map(|now| Rule::new([], Verdict::Goto(now.clone()))));
         self.0.insert(Object::Chain(name.clone()), Content::Chain(Arc::new(Chain { base: None, rules })));
         Some(name)
     }
+}
+
+/// Returns the rules of a former chain up to the last one of a policy that is not known, as they are kept.
+fn decisions(before: &Name, now: Option<&Name>, view: View<'_>) -> Vec<Decision> {
+    let View { lost, seen, desired } = view;
+    let known: BTreeSet<Object> = match (lost, now) {
+        (None, Some(now)) => reached([Object::Chain(now.clone())], desired),
+        _ => BTreeSet::new(),
+    };
+    let is_lost = |object: &Object| match object {
+        Object::Chain(chain) if is_of_policy(chain) => match lost {
+            Some(lost) => lost.chains.holds(chain.as_str()) && !desired.contains_key(object),
+            None => !known.contains(object),
+        },
+        _ => false,
+    };
+    // The chain of a tier that was closed in place of what the kernel refused may have denied anything; that of a class denied
+    // nothing by ClusterNetworkPolicies.
+    let was_closed = now != Some(before) && is_of_tier(before);
+    let (mut decisions, mut end): (Vec<Decision>, usize) = (Vec::new(), 0);
+    for rule in asked(before, seen) {
+        let objects = reached(leads_to(rule), seen);
+        if let Some(policy) = passed::by(rule, seen) {
+            let chain = Object::Chain(policy.clone());
+            let is_its = is_lost(&chain);
+            let objects = reached(named(rule).into_iter().chain([chain]), seen);
+            let (kept, chain) = passed::passing(rule, policy, now, desired);
+            decisions.push(Decision { rule: kept, objects, chain });
+            end = if is_its { decisions.len() } else { end };
+            if rule.matches().is_empty() {
+                break;
+            }
+        } else if objects.iter().any(is_lost) || was_closed && is_closed(rule) {
+            decisions.push(Decision { rule: rule.clone(), objects, chain: None });
+            end = decisions.len();
+        } else {
+            let accepted = passed::accepted(rule, seen);
+            // Behind what accepts everything nothing is asked.
+            if accepted.iter().any(Vec::is_empty) {
+                break;
+            }
+            let accepting = accepted.into_iter().map(|matches| passed::accepting(matches, now));
+            let decision = |rule: Rule| Decision { objects: reached(named(&rule), seen), rule, chain: None };
+            decisions.extend(accepting.map(decision));
+        }
+    }
+    decisions.truncate(end);
+    decisions
 }
 
 /// Returns the rules that a packet meets in a chain and where that goes on, each once. What such a chain goes on with does not come
@@ -132,7 +176,7 @@ fn asked<'a>(chain: &'a Name, table: &'a Table) -> Vec<&'a Rule> {
     while let Some(Content::Chain(found)) = next.and_then(|name| table.get(&Object::Chain(name.clone()))) {
         next = None;
         for rule in &found.rules {
-            match goes_on(rule) {
+            match goes_on(rule).filter(|_| passed::by(rule, table).is_none()) {
                 // Nothing behind it is asked.
                 Some(to) => {
                     next = chains.insert(to).then_some(to);
@@ -168,6 +212,11 @@ fn is_pod(element: &Object, lost: &Lost) -> bool {
     };
     let Object::Element(_, key) = element else { return false };
     address(key).is_some_and(|address: IpAddr| lost.addresses.contains(&address))
+}
+
+/// Returns whether a chain is one of a single policy, to which packets go about which it decides.
+fn is_of_policy(chain: &Name) -> bool {
+    matches!(names::kind(chain), Some(ChainKind::Denied | ChainKind::Passed))
 }
 
 /// Returns the objects that a rule names.
@@ -234,19 +283,26 @@ mod tests {
             world.cluster.pods.insert(object(&format!("shop/{name}")), pod(&addresses, &format!("app={name}"), ""));
         }
         for (priority, name) in (1..).zip(policies) {
-            let deny = ClusterRule {
-                name: "".into(),
-                action: Action::Deny,
-                matches: PolicyRule {
-                    peers: Peers::Of([pods_in("", &format!("app={name}"))].into()),
-                    ports: Ports::Any,
-                },
-            };
+            let deny = rule_of(Action::Deny, name);
             let subject = Subject { namespaces: Selector::everything(), pods: selector("app=db") };
             let of = ClusterNetworkPolicy { tier, priority, subject, ingress: [deny].into(), egress: [].into() };
             world.cluster.cluster_policies.insert((*name).into(), of);
         }
         world
+    }
+
+    /// A rule about pods of this name.
+    fn rule_of(action: Action, name: &str) -> ClusterRule {
+        let peers = Peers::Of([pods_in("", &format!("app={name}"))].into());
+        ClusterRule { name: "".into(), action, matches: PolicyRule { peers, ports: Ports::Any } }
+    }
+
+    /// Gives a policy other rules.
+    fn set_rules(world: &mut World, policy: &str, rules: &[(Action, &str)]) {
+        let before = world.cluster.cluster_policies.get(&policy.into()).expect("it is there");
+        let ingress = rules.iter().map(|(action, name)| rule_of(*action, name)).collect();
+        let policy_now = ClusterNetworkPolicy { ingress, ..(**before).clone() };
+        world.cluster.cluster_policies.insert(policy.into(), policy_now);
     }
 
     fn desired(world: &World) -> Desired {
@@ -262,6 +318,7 @@ mod tests {
                 load_balancer_ips: Vec::new(),
             },
             knows_services: false,
+            tunnel_mode: false,
             service_node_port_range: 30000..=32767,
         };
         let mut lowering = Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true });
@@ -356,8 +413,15 @@ mod tests {
         assert!(Kept::of(&seen, &desired, Authority::Complete).is_empty());
     }
 
-    /// The chain that refuses a packet from this address on its way through a chain.
-    fn refusing(table: &Table, chain: &Name, source: IpAddr) -> Option<Name> {
+    /// The end of a packet's way through a chain.
+    enum End {
+        Accepted,
+        /// In this chain.
+        Refused(Name),
+    }
+
+    /// The end of the way of a packet from this address through a chain; `None` where it returns.
+    fn end(table: &Table, chain: &Name, source: IpAddr) -> Option<End> {
         let Some(Content::Chain(found)) = table.get(&Object::Chain(chain.clone())) else {
             panic!("{chain} is missing")
         };
@@ -370,14 +434,16 @@ mod tests {
             other => panic!("{other:?}"),
         };
         if is_denied(chain) {
-            return Some(chain.clone());
+            return Some(End::Refused(chain.clone()));
         }
         for rule in found.rules.iter().filter(|rule| rule.matches().iter().all(holds)) {
             match rule.verdict() {
-                Some(Verdict::Goto(to)) => return refusing(table, to, source),
+                Some(Verdict::Goto(to)) => return end(table, to, source),
+                Some(Verdict::Accept) => return Some(End::Accepted),
+                Some(Verdict::Return) => return None,
                 Some(Verdict::Jump(to)) => {
-                    if let Some(by) = refusing(table, to, source) {
-                        return Some(by);
+                    if let Some(end) = end(table, to, source) {
+                        return Some(end);
                     }
                 }
                 other => panic!("{other:?}"),
@@ -386,17 +452,29 @@ mod tests {
         None
     }
 
+    /// The end of the way of a packet to `db` from the pod with these last digits.
+    fn end_at_db(tier: Tier, table: &Table, (family, net): (Family, &str), last: u8) -> Option<End> {
+        let address = |last: u8| -> IpAddr { format!("{net}{last}").parse().expect("an address") };
+        let element = Object::Element(map(tier, family), Key::Address(address(8)));
+        end(table, target(table.get(&element)).expect("it is judged"), address(last))
+    }
+
+    const NETS: [(Family, &str); 2] = [(Family::V4, "10.244.1."), (Family::V6, "fd00:10:244:1::")];
+
+    /// Returns whether the Admin tier leaves a packet to `db` from the pod with these last digits to NetworkPolicies.
+    fn is_passed_on(table: &Table, last: u8) -> bool {
+        let ends = NETS.map(|net| end_at_db(Tier::Admin, table, net, last));
+        assert_eq!(ends[0].is_none(), ends[1].is_none(), "both families");
+        ends[0].is_none()
+    }
+
     /// The policies that refuse `db` the packets of the pod with these last digits, in IPv4 and IPv6.
     fn refused_by(tier: Tier, table: &Table, last: u8) -> Vec<String> {
-        let mut found = Vec::new();
-        for (family, net) in [(Family::V4, "10.244.1."), (Family::V6, "fd00:10:244:1::")] {
-            let address = |last: u8| -> IpAddr { format!("{net}{last}").parse().expect("an address") };
-            let element = Object::Element(map(tier, family), Key::Address(address(8)));
-            let chain = target(table.get(&element)).expect("it is judged");
-            let by = refusing(table, chain, address(last));
-            found.extend(by.and_then(|chain| chain.as_str().split('_').nth(2).map(str::to_owned)));
-        }
-        found
+        let of_policy = |end: Option<End>| match end {
+            Some(End::Refused(chain)) => chain.as_str().split('_').nth(2).map(str::to_owned),
+            Some(End::Accepted) | None => None,
+        };
+        NETS.into_iter().filter_map(|net| of_policy(end_at_db(tier, table, net, last))).collect()
     }
 
     #[test]
@@ -457,5 +535,63 @@ mod tests {
         };
         assert!(!kept.is_empty());
         assert_eq!(kept.objects().find(stays), None);
+    }
+
+    #[test]
+    fn what_a_policy_accepted_before_it_denied_the_rest_is_not_denied_for_want_of_the_policy() {
+        for tier in [Tier::Admin, Tier::Baseline] {
+            let mut complete = world(tier, &["web"]);
+            set_rules(&mut complete, "web", &[(Action::Accept, "web"), (Action::Deny, "web"), (Action::Deny, "db")]);
+            let seen = desired(&complete).table;
+            let mut now = world(tier, &["other"]);
+            let part = desired(&now);
+            now.unread = UnreadPolicies::Named(Arc::new(["web".into()].into()));
+            let lost = desired(&now);
+            for (desired, authority) in [(&lost, Authority::Complete), (&part, Authority::Partial)] {
+                let kept = Kept::of(&seen, desired, authority);
+                let over = kept.over(&desired.table);
+                for (last, policies) in [(7, vec![]), (8, twice(&["web"])), (9, twice(&["other"]))] {
+                    assert_eq!(refused_by(tier, &over, last), policies, "{tier:?} {authority:?} {last}");
+                }
+                assert!(Kept::of(&over, desired, authority) == kept, "the next round finds what this one has made");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_policy_passed_on_is_not_accepted_for_want_of_the_policy() {
+        let with = |policies: &[&str], unread: &[&str]| {
+            let mut world = world(Tier::Admin, &["web", "db", "other"]);
+            set_rules(&mut world, "web", &[(Action::Pass, "web")]);
+            set_rules(&mut world, "db", &[(Action::Accept, "web"), (Action::Accept, "other")]);
+            for name in ["web", "db", "other"] {
+                if !policies.contains(&name) {
+                    world.cluster.cluster_policies.remove(&name.into());
+                }
+            }
+            if !unread.is_empty() {
+                world.unread = UnreadPolicies::Named(Arc::new(unread.iter().map(|name| (*name).into()).collect()));
+            }
+            desired(&world)
+        };
+        let seen = with(&["web", "db"], &[]).table;
+        assert!(is_passed_on(&seen, 7) && !is_passed_on(&seen, 9));
+        for authority in [Authority::Partial, Authority::Complete] {
+            let unread: &[&str] = if authority == Authority::Complete { &["web"] } else { &[] };
+            let mut over = seen.clone();
+            // The tier changes meanwhile, and denies what was passed on.
+            let in_part = if authority == Authority::Partial { twice(&["other"]) } else { vec![] };
+            for (policies, refused) in [(&["db"][..], vec![]), (&["other"], twice(&["other"])), (&["db"], in_part)] {
+                let desired = with(policies, unread);
+                assert!(!is_passed_on(&desired.table, 7) || policies == ["other"]);
+                let kept = Kept::of(&over, &desired, authority);
+                over = kept.over(&desired.table);
+                assert!(is_passed_on(&over, 7), "{policies:?} {authority:?}");
+                assert_eq!(refused_by(Tier::Admin, &over, 9), refused, "{policies:?} {authority:?}");
+                assert!(Kept::of(&over, &desired, authority) == kept, "the next round finds what this one has made");
+            }
+            let all = with(&["web", "db", "other"], &[]);
+            assert!(Kept::of(&over, &all, authority).is_empty(), "all are known");
+        }
     }
 }

@@ -87,7 +87,7 @@ fn maps_and_sets_of_ports_are_called_by_what_they_hold() {
 #[test]
 fn the_purpose_of_a_chain_follows_from_its_name() {
     for direction in Direction::BOTH {
-        for namespace in ["shop", "admin", "baseline", "shared", "in", "denied", "kept"] {
+        for namespace in ["shop", "admin", "baseline", "shared", "in", "denied", "passed", "kept"] {
             let class_of = Class { namespace: namespace.into(), direction, ..class_of(&["shop/in"], false) };
             assert_eq!(kind(&class(&class_of)), Some(ChainKind::Class), "{}", class(&class_of));
             assert_eq!(kind(&each(&class_of)), Some(ChainKind::Each), "{}", each(&class_of));
@@ -102,6 +102,7 @@ fn the_purpose_of_a_chain_follows_from_its_name() {
             for (chain, expected) in [
                 (tier(&policies), ChainKind::Tier),
                 (denied(&key), ChainKind::Denied),
+                (passed(&key), ChainKind::Passed),
                 (kept(&["rule".to_owned()], Some(&tier(&policies))), ChainKind::Kept),
                 (shared(&[judged.clone(), judged]), ChainKind::Shared),
                 (each_tier(&each_of), ChainKind::Each),

@@ -11,7 +11,7 @@ use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-use crate::net::{ExternalPeer, Password};
+use crate::net::{Bfd, ExternalPeer, Password};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeRecord {
@@ -77,6 +77,20 @@ struct PeerRecord {
     /// Empty where it is the node's own.
     #[prost(bytes = "vec", tag = "5")]
     local: Vec<u8>,
+    #[prost(message, optional, tag = "6")]
+    bfd: Option<BfdRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BfdRecord {
+    #[prost(uint32, tag = "1")]
+    port: u32,
+    #[prost(uint32, tag = "2")]
+    multiplier: u32,
+    #[prost(uint32, tag = "3")]
+    send: u32,
+    #[prost(uint32, tag = "4")]
+    receive: u32,
 }
 
 impl NodeRecord {
@@ -178,13 +192,14 @@ impl RoutingRecord {
 
 impl PeerRecord {
     fn of(peer: &ExternalPeer) -> PeerRecord {
-        let ExternalPeer { address, asn, port, password, local } = peer;
+        let ExternalPeer { address, asn, port, password, local, bfd } = peer;
         PeerRecord {
             address: addresses([address]),
             asn: *asn,
             port: port.map(u32::from),
             has_password: *password != Password::None,
             local: addresses(local),
+            bfd: bfd.map(BfdRecord::of),
         }
     }
 
@@ -195,6 +210,24 @@ impl PeerRecord {
             port: optional_port(self.port)?,
             password: if self.has_password { Password::Unknown } else { Password::None },
             local: if self.local.is_empty() { None } else { Some(only_address(&self.local)?) },
+            bfd: match &self.bfd {
+                Some(bfd) => Some(bfd.bfd()?),
+                None => None,
+            },
         })
+    }
+}
+
+impl BfdRecord {
+    fn of(bfd: Bfd) -> BfdRecord {
+        let Bfd { port, multiplier, send, receive } = bfd;
+        BfdRecord { port: port.into(), multiplier: multiplier.into(), send, receive }
+    }
+
+    fn bfd(&self) -> Option<Bfd> {
+        let BfdRecord { port, multiplier, send, receive } = *self;
+        let sound = multiplier > 0 && send > 0 && receive > 0;
+        let (port, multiplier) = (u16::try_from(port).ok()?, u8::try_from(multiplier).ok()?);
+        sound.then_some(Bfd { port, multiplier, send, receive })
     }
 }

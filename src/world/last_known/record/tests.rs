@@ -18,7 +18,7 @@ use crate::model::{
     Reflection, Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Shared,
     Subject, Tier, TrafficPolicy,
 };
-use crate::net::{ExternalPeer, Family, Password, Protocol, Secret};
+use crate::net::{Bfd, ExternalPeer, Family, Password, Protocol, Secret};
 
 prop_compose! {
     fn cluster()(

@@ -142,10 +142,16 @@ prop_compose! {
         address in address(),
         (asn, port, has_password) in any::<(u32, Option<u16>, bool)>(),
         local in proptest::option::of(address()),
+        bfd in proptest::option::of(bfd()),
     ) -> ExternalPeer {
         let password = if has_password { Password::Unknown } else { Password::None };
-        ExternalPeer { address, asn, port, password, local }
+        ExternalPeer { address, asn, port, password, local, bfd }
     }
+}
+
+fn bfd() -> impl Strategy<Value = Bfd> {
+    let parts = (any::<u16>(), 1..=u8::MAX, 1..=u32::MAX, 1..=u32::MAX);
+    parts.prop_map(|(port, multiplier, send, receive)| Bfd { port, multiplier, send, receive })
 }
 
 prop_compose! {

@@ -1,0 +1,61 @@
+//! `sluice audit` of the firewall, asked of its loop: what it names, and what it puts back.
+
+use serde_json::Value;
+
+use super::*;
+
+impl Running {
+    /// The answer to `sluice audit`, or to `sluice audit --repair`.
+    async fn asked(&self, repair: bool) -> Value {
+        let about = BTreeMap::from([("repair".to_owned(), repair.to_string())]);
+        let (answer, answered) = oneshot::channel();
+        let question = Question { path: "/audit/firewall", about, form: AnswerFormat::Json, answer };
+        let asking = self.auditing.borrow().clone().expect("the loop runs");
+        asking.send(question).await.expect("the loop runs");
+        let text = answered.await.expect("the loop answers").expect("something is known");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The differences that an audit finds, as `KIND OBJECT STATE`.
+    async fn audited(&self) -> Vec<String> {
+        let answer = self.asked(false).await;
+        assert_eq!(answer["known"], "complete", "{answer}");
+        let kinds = answer["kinds"].as_array().into_iter().flatten();
+        let of_kind = |kind: &Value| {
+            let word = |value: &Value| value.as_str().expect("a word").to_owned();
+            let differences = kind["differences"].as_array().into_iter().flatten();
+            differences
+                .map(|it| format!("{} {} {}", word(&kind["kind"]), word(&it["object"]), word(&it["state"])))
+                .collect::<Vec<_>>()
+        };
+        kinds.flat_map(of_kind).collect()
+    }
+}
+
+#[test]
+fn an_audit_of_the_firewall_names_what_is_missing_and_puts_it_back_only_when_asked_for() {
+    with_running(false, async |running| {
+        running.settles(&shop()).await;
+        running.until_ready().await;
+        assert_eq!(running.audited().await, Vec::<String>::new());
+        let whole = running.kernel.state();
+        let gone = running.kernel.with(|machine| {
+            let (element, ()) = machine.state.elements.pop_first().expect("there are some");
+            let piece = ours(&machine.state).into_keys().next_back().expect("there are some");
+            machine.state.rules.remove(&piece);
+            [element.to_string(), piece.to_string()]
+        });
+        let damaged = running.kernel.state();
+        let found = running.audited().await;
+        for object in &gone {
+            let named = found.iter().filter(|line| line.contains(object) && line.ends_with(" missing"));
+            assert_eq!(named.count(), 1, "{object}: {found:?}");
+        }
+        assert_eq!(running.kernel.state(), damaged, "a question changes nothing");
+        assert_eq!(running.asked(true).await["found"], 2);
+        running
+            .until("all of it is back", |state| ours(state) == ours(&whole) && state.elements == whole.elements)
+            .await;
+        assert_eq!(running.audited().await, Vec::<String>::new());
+    });
+}
