@@ -6,7 +6,8 @@
 //! 2. sets, their elements, the rules that name the sets: a new service port is let in before it answers,
 //!    so nobody who was answered once is refused a moment later;
 //! 3. virtual services with their destinations;
-//! 4. local routes: an address becomes ours when everything behind it stands.
+//! 4. local routes: an address becomes ours when everything behind it stands;
+//! 5. rules that refuse the addresses of no Service, once the addresses of all of them are in their set.
 //!
 //! Shrinking goes the other way. What fails stops nothing but what depends on it: that waits, because the kernel
 //! refuses it, or, where the kernel does not know of the dependence, because we do not ask for it.
@@ -26,6 +27,8 @@ mod looks;
 mod ownership;
 mod packet_marks;
 mod standing;
+mod unallocated;
+mod unjudged;
 mod virtuals;
 
 use std::collections::BTreeSet;
@@ -61,6 +64,7 @@ use super::endpoints::DRAINING;
 use super::marks::{MarkedElsewhere, Marks};
 use super::names::Set;
 use super::udp_flows::{Forgetting, UdpFlows};
+use super::unjudged::Waiting;
 
 /// The kinds of kernel objects that the service proxy manages. Implemented on Linux (`linux`) and in memory for the simulation.
 pub trait Kernel {
@@ -156,6 +160,10 @@ kinds! {
     }
     with {
         excluded: Vec<IpNet>,
+        /// Destinations of tunnels that wait for the firewall.
+        held_back: Waiting,
+        /// Virtual services were read while nobody knew which marks rules give to packets.
+        lacks_rules: bool,
         /// Progress of looking at virtual services.
         looks: PerFamily<Course<ServiceKey>>,
         /// The look that follows others' commands has come to IPv6 services.
@@ -163,6 +171,8 @@ kinds! {
         udp: UdpFlows,
         /// Everything that the other backend marks as ours; `None` until that could be read.
         marked_elsewhere: Option<MarkedElsewhere>,
+        /// The virtual services for marks that were last seen as ours: what a failed step leaves of one is ours, too.
+        seen_marks: BTreeSet<ServiceKey>,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
         /// Number of changes of desired virtual services.
@@ -272,6 +282,7 @@ impl<K: Kernel> Mirrors<K> {
             }
         }
         self.grow_routes(desired, growth, at);
+        self.refuse_unallocated(desired, authority, at);
 
         if authority == Authority::Complete {
             changed.extend(self.shrink_all(desired, growth, at));
@@ -279,7 +290,9 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_known_clients(desired, at);
         }
         changed.extend(self.follow_as_before(desired, authority, at));
+        self.note_marks();
         let flows = self.forget_flows(desired, at);
+        self.tell_ownership_after_many_changes(desired);
         ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
     }
 
@@ -346,7 +359,7 @@ impl<K: Kernel> Mirrors<K> {
             // Virtual services of an earlier run may never be desired in this one, but still have flows.
             self.udp.adopt(seen);
         }
-        self.virtuals.seen()
+        self.virtuals.seen().filter(|_| !self.lacks_rules)
     }
 
     /// Returns the destinations of a virtual service with weight 0 and no connections left. Empty where the kernel does
@@ -374,6 +387,10 @@ impl<K: Kernel> Mirrors<K> {
         self.table.share(&desired.table);
         self.virtuals.share(&desired.virtuals);
         self.routes.share(&desired.routes);
+        // Else the maps that were passed on would keep what nothing else holds any longer.
+        if self.told_for.is_some() && self.marks().are_known() {
+            self.tell_ownership(desired);
+        }
     }
 
     /// Returns the large kinds of which what is desired and what was last seen are two pieces of memory, by their names.
@@ -406,9 +423,13 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns false while it is not known which virtual services are ours, or their state.
     fn learn_virtuals(&mut self, desired: &Desired, at: Moment) -> bool {
+        if self.lacks_rules && self.rules.seen().is_some() {
+            // An empty one was taken for another program's.
+            self.virtuals.forget();
+            self.lacks_rules = false;
+        }
         if self.virtuals.would_read(at) {
             self.policy_rules.learn(at);
-            // Where rules give marks to packets, these say which virtual services are ours.
             self.rules.learn(at);
             let _ = self.takes_over(at);
             if self.marked_elsewhere.is_none() {
@@ -418,6 +439,8 @@ impl<K: Kernel> Mirrors<K> {
                 self.virtuals.wait_for_others();
                 return false;
             }
+            // Where rules give marks to packets, these say which virtual services for marks are ours: those are left alone until then.
+            self.lacks_rules = self.rules.seen().is_none() && self.tunnels().ports().next().is_some();
             self.tell_ownership(desired);
         }
         self.virtuals.learn(at)

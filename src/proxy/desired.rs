@@ -21,6 +21,7 @@ use crate::packed::BlockMap;
 
 use super::external_ip::NewlyRefused;
 use super::plan::services_on;
+use super::unallocated::Judged;
 
 /// Desired kernel objects, kind by kind.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -75,11 +76,6 @@ impl Desired {
         by_address.chain(marked.filter_map(|key| Some((key, self.virtual_of(&key)?))))
     }
 
-    /// Returns whether an address has any port in tunnel mode.
-    pub fn has_marks(&self, address: IpAddr) -> bool {
-        self.marks.range(services_on(address)).next().is_some()
-    }
-
     /// Fills blocks that many single changes have left half empty.
     pub fn pack(&mut self) {
         self.elements.pack();
@@ -117,6 +113,8 @@ pub struct ProxyChanges {
     pub parts_computed: usize,
     /// Messages for the administrator, one sentence each.
     pub notes: Vec<String>,
+    /// The ranges of cluster IPs whose free addresses are refused, where they are others than before.
+    pub ranges: Option<Judged>,
     /// Addresses of Services that are newly refused.
     pub refused: NewlyRefused,
 }

@@ -23,6 +23,7 @@ use crate::subsystem::{
 };
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
+use super::desired::ProxyChanges;
 use super::explain::serve::{Formatting, Sources};
 use super::health_check::HealthChecks;
 use super::health_check::pending::Pending;
@@ -30,6 +31,8 @@ use super::metrics::Metrics;
 use super::owners::Owned;
 use super::plan::Plan;
 use super::udp_flows::Forgetting;
+use super::unallocated::Judged;
+use super::unjudged::driver::FirewallWaits;
 
 /// Inputs and outputs of the service proxy besides those of every subsystem.
 pub struct ProxyContext {
@@ -50,12 +53,16 @@ pub struct ProxyContext {
     pub questions: mpsc::Receiver<Question>,
     /// Says why what is known of the cluster may be old.
     pub health: Health,
+    /// Endpoints that wait for the firewall of this process (`unjudged`).
+    pub firewall: FirewallWaits,
 }
 
 /// Events of the service proxy besides changes of the World and of the kernel.
 pub enum News {
     /// The addresses that routers may still send traffic for have changed.
     Believed,
+    /// The firewall has judged a newer World.
+    Judged,
     Asked(Question),
 }
 
@@ -123,9 +130,16 @@ impl<K: Kernel> Driver<K> {
         }
         if let Some(given) = self.mirrors.given_marks(at) {
             let changed = self.plan.adopt_marks(&given);
-            self.mirrors.mark(&changed);
+            self.mark(&changed, at.now);
+            self.plan.keep_marks(self.mirrors.marks_elsewhere());
             self.marks_adopted = true;
         }
+    }
+
+    /// Marks what is desired differently, and has new endpoints behind tunnels wait for the firewall.
+    fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
+        self.mirrors.mark(changed);
+        self.context.firewall.follow(self.plan.desired(), &changed.virtuals, now);
     }
 
     /// Removes draining destinations without connections.
@@ -134,7 +148,7 @@ impl<K: Kernel> Driver<K> {
             let idle = self.mirrors.idle(self.plan.desired(), &key);
             if !idle.is_empty() {
                 let changed = self.plan.release(key, &idle);
-                self.mirrors.mark(&changed);
+                self.mark(&changed, now);
             }
         }
     }
@@ -208,10 +222,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn next(&mut self) -> News {
         let is_closing = self.plan.is_closing();
+        let ProxyContext { believed, questions, firewall, .. } = &mut self.context;
         tokio::select! {
-            Ok(()) = self.context.believed.changed(), if is_closing => News::Believed,
-            Some(question) = self.context.questions.recv() => News::Asked(question),
-            else => std::future::pending().await,
+            Ok(()) = believed.changed(), if is_closing => News::Believed,
+            Some(question) = questions.recv() => News::Asked(question),
+            () = firewall.changed() => News::Judged,
         }
     }
 
@@ -219,6 +234,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match news {
             // The wait itself has marked the value as seen; the turn must find it changed.
             News::Believed => self.context.believed.mark_changed(),
+            // The turn reads it.
+            News::Judged => {}
             News::Asked(question) => {
                 let pending = self.pending.services();
                 let others = self.context.problems_of_others.iter().map(|found| found.borrow().clone());
@@ -234,15 +251,18 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.mirrors.retry_at().into_iter().chain(self.plan.deadline()).chain(self.pending.deadline()).min()
+        let due =
+            [self.mirrors.retry_at(), self.plan.deadline(), self.pending.deadline(), self.context.firewall.deadline()];
+        due.into_iter().flatten().min()
     }
 
-    /// Reads the addresses that routers may still send traffic for.
-    async fn look_around(&mut self, _now: Instant) {
+    /// Reads the addresses that routers may still send traffic for, and how far the firewall has come.
+    async fn look_around(&mut self, now: Instant) {
+        self.context.firewall.look();
         if self.context.believed.has_changed().unwrap_or(false) {
             let believed = self.context.believed.borrow_and_update().clone();
             let withdrawn = self.plan.set_believed(believed);
-            self.mirrors.mark(&withdrawn);
+            self.mark(&withdrawn, now);
         }
     }
 
@@ -250,6 +270,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if world.authority.proxy == Authority::Nothing {
             return Authority::Nothing;
         }
+        self.context.firewall.take_world(world.number);
         self.adopt_marks(at);
         let changed = self.plan.update(world, at.now);
         self.context.metrics.parts.inc_by(changed.parts_computed as u64);
@@ -262,7 +283,17 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if changed.refused.others > 0 {
             warn!(addresses = changed.refused.others, "More external addresses are not served");
         }
-        self.mirrors.mark(&changed);
+        if let Some(Judged { refused, left_out }) = &changed.ranges {
+            let refused: Vec<String> = refused.iter().flat_map(|(_, its)| its).map(ToString::to_string).collect();
+            info!(
+                ranges = refused.join(","),
+                "Cluster IPs that no Service has are refused in these ranges, once all Services are known"
+            );
+            for (range, reason) in left_out {
+                warn!(%range, %reason, "Cluster IPs that no Service has are not refused in a range that others have addresses in");
+            }
+        }
+        self.mark(&changed, at.now);
         self.health_checks_changed |= changed.health_checks;
         if changed.problems {
             self.context.problems.send_replace(self.plan.problems().clone());
@@ -275,8 +306,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn calculate(&mut self, at: Moment) {
         let expired = self.plan.expire(at.now);
-        self.mirrors.mark(&expired);
+        self.mark(&expired, at.now);
         self.release_idle(at.now);
+        self.context.firewall.expire(at.now, &self.context.metrics.unjudged);
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> ProxyRound {
@@ -288,10 +320,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
             // Destinations of an earlier run that are no longer desired may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
                 let adopted = self.plan.adopt(existing, at.now);
-                self.mirrors.mark(&adopted);
+                self.mark(&adopted, at.now);
                 self.adopted = true;
             }
         }
+        self.mirrors.hold_back(self.context.firewall.waiting());
         let round = self.mirrors.round(self.plan.desired(), authority, at);
         if let Some(flows) = &round.flows {
             self.tell_flows(flows);
@@ -317,7 +350,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.remove_abandoned()
+        let errors = self.mirrors.remove_abandoned();
+        if errors.is_empty() && !self.mirrors.removal_goes_on() {
+            self.plan.keep_marks(false);
+        }
+        errors
     }
 
     fn removal_goes_on(&self) -> bool {

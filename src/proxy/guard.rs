@@ -7,7 +7,8 @@
 //!
 //! Packet-too-big passes for IPv6, which kube-router forgets: without it, path MTU discovery of service
 //! traffic fails. Addresses of the host itself, which are service addresses because of node ports, are not
-//! guarded: their other ports are the host's business.
+//! guarded: their other ports are the host's business. Addresses of the cluster's ranges that no Service has are no
+//! service addresses, and another matter ([`unallocated`](super::unallocated)).
 //!
 //! With nftables the same is in our own table, one chain for both families:
 //!
@@ -36,7 +37,7 @@ use super::host_input;
 use super::names::{CHAIN_GUARD, NFT_GUARD, NFT_PORTS, Set};
 
 /// Behind policies, which are at -10 and -9, so that what they drop is not answered here; before the host's own rules.
-const PRIORITY: i32 = -5;
+pub const PRIORITY: i32 = -5;
 
 /// Returns the specification of a set for this number of elements.
 pub fn set_spec(set: Set, family: Family, elements: usize) -> SetSpec {

@@ -28,8 +28,8 @@ use super::dsr::rules::{self, marking_chain};
 use super::host_input::COMMENTS;
 use super::marks::{MarkedElsewhere, given_in_table, is_rule_of_ours};
 use super::names::{
-    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, DEVICE, DSR_TABLE, Set,
-    TABLE,
+    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_UNALLOCATED, DEVICE,
+    DSR_TABLE, Set, TABLE,
 };
 
 /// Kernel of the network namespace in which it was opened.
@@ -132,6 +132,11 @@ fn detected() -> iptables::Detected {
     detected
 }
 
+/// Removes the table of nf_tables where there is one; returns why it could not be removed.
+pub fn remove_table() -> Option<String> {
+    nftables::abandoned::remove(TableFamily::Inet, TABLE)
+}
+
 impl Kernel for Linux {
     type Links = Links;
     type Settings = Settings;
@@ -180,7 +185,7 @@ impl Kernel for Linux {
         let mut failed = Vec::new();
         if self.used.is_some() {
             self.left = None;
-            failed.extend(nftables::abandoned::remove(TableFamily::Inet, TABLE));
+            failed.extend(remove_table());
             failed.extend(nftables::passages::remove(HostChain::Input, &COMMENTS));
         }
         if self.abandoned != PerFamily::default() {
@@ -245,6 +250,7 @@ pub fn ownership() -> Ownership {
     Ownership {
         chains: [
             (Table::Filter, CHAIN_GUARD),
+            (Table::Filter, CHAIN_UNALLOCATED),
             (Table::Nat, CHAIN_SNAT),
             (Table::Mangle, CHAIN_SOURCES),
             (Table::Mangle, CHAIN_INSIDE),

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub refused: IntGauge,
     /// 1 while the kernel counts others' IPVS commands.
     pub commands_counted: IntGauge,
+    /// Destinations in tunnel mode that were used before the firewall had judged them.
+    pub unjudged: prometheus::IntCounter,
 }
 
 impl Metrics {
@@ -61,6 +63,10 @@ impl Metrics {
                 "sluice_proxy_ipvs_commands_counted",
                 "1 while a kprobe counts the IPVS commands of other programs; 0 while drift is looked for at intervals",
             )?,
+            unjudged: prometheus::IntCounter::new(
+                "sluice_proxy_unjudged_endpoints_total",
+                "Endpoints behind tunnels that were used after a second, before network policies for them were in place",
+            )?,
         };
         registry.register(Box::new(metrics.services.clone()))?;
         registry.register(Box::new(metrics.round.clone()))?;
@@ -69,6 +75,7 @@ impl Metrics {
         registry.register(Box::new(metrics.draining.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.commands_counted.clone()))?;
+        registry.register(Box::new(metrics.unjudged.clone()))?;
         Ok(metrics)
     }
 

@@ -26,6 +26,8 @@ pub const EMPTY_TABLE: Place = Place { priority: 32765, table: 79 };
 
 /// The filter chain that accepts known service ports and rejects all others.
 pub const CHAIN_GUARD: &str = "KUBE-ROUTER-SERVICES";
+/// The filter chain that rejects packets to cluster IPs that no Service has.
+pub const CHAIN_UNALLOCATED: &str = "KUBE-ROUTER-UNALLOCATED";
 /// The mangle chain that drops packets to load balancer addresses from clients outside the source ranges of the Service.
 pub const CHAIN_SOURCES: &str = "KUBE-ROUTER-SOURCES";
 /// The mangle chain that drops packets from outside to what is served to this node only.
@@ -43,6 +45,9 @@ pub const TABLE: &str = "sluice_proxy";
 pub const NFT_GUARD: &str = "service_guard";
 /// The chain that accepts known service ports and rejects all others.
 pub const NFT_PORTS: &str = "service_ports";
+/// The base chains that reject packets to cluster IPs that no Service has: those that are routed on, and the host's own.
+pub const NFT_UNALLOCATED_FORWARDED: &str = "unallocated_forwarded";
+pub const NFT_UNALLOCATED_OUT: &str = "unallocated_from_node";
 /// The base chain that takes the guard's mark away.
 pub const NFT_MARKS: &str = "service_marks";
 /// The base chain that sends connections to Services to the chain of their family.

@@ -59,12 +59,17 @@ impl Owners {
         self.0.first(key).map(|owner| &owner.name)
     }
 
+    /// Returns the Services that claim a virtual service, the owner first; none where only one does.
+    pub fn rivals(&self, key: &ServiceKey) -> impl Iterator<Item = &ObjectName> {
+        self.0.rivals(key).iter().map(|claim| &claim.name)
+    }
+
     /// Returns the owners of all virtual services, as a value that others may keep.
     pub fn all(&self) -> &Table<ServiceKey, Owner> {
         self.0.all()
     }
 
-    /// Sets or removes the claim of the Service of this name. Returns whether it owns the key. Adds a message to
+    /// Sets or removes the claim of the Service of this name. Returns who owned the key before, and who owns it now. Adds a message to
     /// `notes` when several Services begin to claim a key.
     pub fn update(
         &mut self,
@@ -72,15 +77,19 @@ impl Owners {
         name: &ObjectName,
         claim: Option<Owner>,
         notes: &mut Vec<String>,
-    ) -> bool {
-        let was_shared = self.0.of(&key).len() > 1;
-        self.0.put(&key, name, claim.map(Arc::new));
-        if let ([first, second, ..], false) = (self.0.of(&key), was_shared) {
+    ) -> [Option<Arc<Owner>>; 2] {
+        let was_shared = !self.0.rivals(&key).is_empty();
+        let claim = claim.map(Arc::new);
+        let before = self.0.put(&key, name, claim.clone());
+        let rivals = self.0.rivals(&key);
+        if let ([first, second, ..], false) = (rivals, was_shared) {
             notes.push(format!(
                 "{key} is claimed by {} and by {}; {} has it, because cluster addresses come before others and older Services before newer ones",
                 first.name, second.name, first.name
             ));
         }
-        self.of(&key) == Some(name)
+        let is_alone = before.as_ref().is_none_or(|before| before.name == *name) && rivals.is_empty() && !was_shared;
+        let now = if is_alone { claim } else { self.0.first(&key).cloned() };
+        [before, now]
     }
 }

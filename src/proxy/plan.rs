@@ -18,17 +18,18 @@ mod problems;
 mod tunnels;
 
 use std::cell::LazyCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ProxyConfig, ServiceRanges};
-use crate::kernel::ipvs::{Destination, Destinations, ServiceKey};
+use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::route::Route;
 use crate::model::{Endpoints, ObjectName, Scheduler, Service, Table, World};
 use crate::net::{Family, PerFamily, Protocol};
+use crate::packed::Put;
 
 pub use self::addresses::{local_route_key, marked_route_key};
 use self::draining::Listed;
@@ -46,7 +47,7 @@ use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owned, Owner, Owners};
 use super::part::{Claim, OwnEndpoint, Part, Wanted, part};
 use super::scheduler;
-use super::source_ranges;
+use super::{source_ranges, unallocated};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -64,7 +65,7 @@ pub struct Plan {
     desired: Desired,
     /// The newest route of each family that many keys share.
     shared_routes: PerFamily<Option<Arc<Route>>>,
-    parts: HashMap<ObjectName, Arc<ClaimedPart>>,
+    parts: foldhash::HashMap<ObjectName, Arc<ClaimedPart>>,
     owners: Owners,
     health_checks: HealthCheckPorts,
     /// Number of desired elements of each set.
@@ -80,6 +81,8 @@ pub struct Plan {
     closing: Closing,
     problems: Problems,
     tunnels: Tunnels,
+    /// The ranges of cluster IPs whose free addresses are refused, or are not.
+    unallocated: unallocated::Judged,
 }
 
 /// A part, and the fields of its Service that decide about conflicts and draining.
@@ -107,7 +110,7 @@ impl Plan {
             refused: 0,
             desired: Desired::default(),
             shared_routes: PerFamily::default(),
-            parts: HashMap::new(),
+            parts: Default::default(),
             owners: Owners::default(),
             health_checks: HealthCheckPorts::default(),
             sizes: BTreeMap::new(),
@@ -119,6 +122,7 @@ impl Plan {
             closing: Closing::default(),
             problems: Problems::default(),
             tunnels: Tunnels::default(),
+            unallocated: unallocated::Judged::default(),
         }
     }
 
@@ -162,6 +166,7 @@ impl Plan {
 
     /// Updates the plan from a newer World; returns what changed.
     pub fn update(&mut self, world: &World, now: Instant) -> ProxyChanges {
+        self.tunnels.begin();
         let older = std::mem::replace(&mut self.world, world.clone());
         let mut changed = ProxyChanges { settings: older.host.links != world.host.links, ..Default::default() };
         let node = LocalNode::new(world, self.families);
@@ -178,6 +183,9 @@ impl Plan {
         self.note_mtu();
         if !same {
             self.replace_common(&mut changed);
+        }
+        if !same || ranges_move || unallocated::may_differ(&older, world) {
+            self.follow_ranges(&mut changed);
         }
         if parts_stay {
             let mut dirty: Vec<&ObjectName> = Vec::new();
@@ -255,22 +263,26 @@ impl Plan {
         let mut others = Vec::new();
         // Looked through only where a destination has left or drains.
         let listed = LazyCell::new(|| Listed::of(service.and_then(|(_, endpoints)| endpoints).map(|its| &**its)));
-        for key in different_claims(old, new) {
+        let keys = different_claims(old, new);
+        for key in keys.iter().copied() {
             if let (Some(old), Some(new)) = (old, new) {
                 self.note_left((key, name), [old, new], &listed, now);
             }
             let claim = new.and_then(|new| new.claim(&key));
             let created = new.map_or(0, |new| new.created);
             let bid = claim.map(|claim| Owner { rank: claim.rank, created, name: name.clone() });
-            let before = self.owner(&key).cloned();
             let claims = bid.is_some();
-            let has_it = self.owners.update(key, name, bid, &mut changed.notes);
-            if self.owner(&key) != before.as_ref() {
+            let owners = self.owners.update(key, name, bid, &mut changed.notes);
+            let [before, owner] = owners.each_ref().map(|owner| owner.as_ref().map(|owner| &owner.name));
+            if owner != before {
                 changed.owners = true;
                 self.note_new_owner(key, now);
             }
-            others.extend(self.note_owner(key, (name, claims), before.as_ref()));
-            let claim = if has_it { claim } else { self.claim(&key) };
+            if self.problems.note_owner(key, (name, claims), [before, owner]) {
+                let claimants = self.owners.rivals(&key).chain(owner);
+                others.extend(claimants.filter(|other| *other != name).cloned());
+            }
+            let claim = if owner == Some(name) { claim } else { self.claim(&key) };
             let wanted = claim.map(|claim| claim.wanted.clone());
             if self.is_to_stay(key, wanted.as_ref()) {
                 self.closing.begin(key, now);
@@ -279,10 +291,14 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
+        self.follow_first_at(&keys, changed);
         self.note_listed(name, &listed, now, changed);
         others.sort_unstable();
         others.dedup();
-        others.iter().chain([name]).for_each(|name| self.find_problems(name, changed));
+        others.iter().for_each(|name| self.find_problems(name, changed));
+        let its = service.map(|(service, endpoints)| (service, endpoints.map(|its| &**its)));
+        let problems = self.problems_of(name, its);
+        self.put_problems(name, problems, changed);
     }
 
     fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>, refused: Refusals) -> ClaimedPart {
@@ -316,6 +332,7 @@ impl Plan {
 
     fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Wanted>, changed: &mut ProxyChanges) {
         let Some(Wanted { virtual_service, clients, is_tunnelled }) = wanted else {
+            self.ask_for_tunnel(key, false);
             self.restrict(key, Clients::default(), changed);
             self.draining.end_service(key);
             let kernel_key = self.desired.kernel_key(&key);
@@ -328,17 +345,16 @@ impl Plan {
         };
         self.restrict(key, clients, changed);
         let wanted = self.with_draining(key, virtual_service, is_tunnelled);
+        let is_tunnelled = self.ask_for_tunnel(key, is_tunnelled);
         self.put_mark(key, is_tunnelled, changed);
         let wanted = self.in_its_mode(&key, wanted);
         let key_in_kernel = self.desired.kernel_key(&key);
-        changed.virtuals.push(key_in_kernel);
-        match self.desired.virtuals.get(&key_in_kernel) {
-            Some(known) if *known == wanted => drop(changed.virtuals.pop()),
-            Some(_) => drop(self.desired.virtuals.insert(key_in_kernel, wanted)),
-            None => {
-                self.desired.virtuals.insert(key_in_kernel, wanted);
-                self.follow_virtual(key, true, changed);
-            }
+        let put = self.desired.virtuals.set(key_in_kernel, wanted);
+        if put != Put::Same {
+            changed.virtuals.push(key_in_kernel);
+        }
+        if put == Put::New {
+            self.follow_virtual(key, true, changed);
         }
     }
 }
@@ -386,8 +402,4 @@ fn different_claims(old: Option<&ClaimedPart>, new: Option<&ClaimedPart>) -> Vec
 
 fn different_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
-}
-
-fn contains(destinations: &Destinations, wanted: &Destination) -> bool {
-    destinations.iter().any(|d| d.address == wanted.address)
 }

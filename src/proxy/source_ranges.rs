@@ -15,8 +15,12 @@
 //!
 //! ```text
 //! -A INPUT -m set --match-set kube-router-restricted dst,dst -j KUBE-ROUTER-SOURCES
+//! -A KUBE-ROUTER-SOURCES -m set --match-set kube-router-local-ips dst -m conntrack --ctdir REPLY -j RETURN
 //! -A KUBE-ROUTER-SOURCES -m set ! --match-set kube-router-allowed-src dst,dst,src -j DROP
 //! ```
+//!
+//! A load balancer address may be the host's own, as with a load balancer that gives Services the addresses of Nodes. The host itself may have opened a connection from a
+//! port that is such a Service's: the answers are not for the Service, and pass. No other address can be the near end of a connection of the host's own.
 //!
 //! With nftables the sources stand in one set for each length of prefixes, because a set of ranges of several fields takes
 //! time proportional to its size to change:
@@ -24,7 +28,8 @@
 //! ```text
 //! chain service_sources { type filter hook input priority mangle; policy accept;
 //!     ip daddr . meta l4proto . th dport @restricted4 jump source_ranges4 }
-//! chain source_ranges4 { ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; drop }
+//! chain source_ranges4 { ip daddr @own4 ct direction reply return
+//!                        ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; drop }
 //! ```
 
 use std::collections::BTreeMap;
@@ -34,7 +39,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::kernel::ipset::Entry;
-use crate::kernel::iptables::rule::SetSides;
+use crate::kernel::iptables::rule::{SetSides, Side};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Lookup, Object};
 use crate::model::{ObjectName, Service, ServiceType};
@@ -97,6 +102,8 @@ pub fn restricted_by(entry: &Entry) -> Option<Entry> {
 pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
     let allowed =
         Match::Set { set: Set::AllowedSources.name(family), of: SetSides::DestinationPortSource, negated: true };
+    let own = Match::in_set(&Set::LocalAddresses.name(family), SetSides::Address(Side::Destination));
+    let answers = Rule::new([own, Match::Answer], Verdict::Return);
     let drop = Rule::new([Match::Comment("drop clients outside of source ranges".into()), allowed], Verdict::Drop);
     let restricted = Match::in_set(&Set::Restricted.name(family), SetSides::DestinationPort);
     let jump = Rule::new([restricted], Verdict::Jump(CHAIN_SOURCES.into()));
@@ -105,7 +112,7 @@ pub fn rules(family: Family) -> BTreeMap<Piece, Rules> {
         let piece = Piece::Jump { family, table, from: from.into(), to: CHAIN_SOURCES.into() };
         (piece, Rules(vec![jump.clone()]))
     };
-    let chain = (Piece::Chain { family, table, chain: CHAIN_SOURCES.into() }, Rules(vec![drop]));
+    let chain = (Piece::Chain { family, table, chain: CHAIN_SOURCES.into() }, Rules(vec![answers, drop]));
     BTreeMap::from([chain, jump_from("INPUT"), jump_from("OUTPUT")])
 }
 
@@ -143,7 +150,9 @@ pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content>
         let set = Set::Restricted.in_table(family);
         let restricted = Match::InSet { lookup: Lookup::DestinationService(family), set, negated: false };
         entered.push(Rule::new([restricted], Verdict::Jump(name.into())));
-        let mut rules = Vec::new();
+        let (lookup, set) = (Lookup::Address(family, Side::Destination), Set::LocalAddresses.in_table(family));
+        let own = Match::InSet { lookup, set, negated: false };
+        let mut rules = vec![Rule::new([own, Match::Answer], Verdict::Return)];
         for (_, length) in shape.lengths.iter().filter(|(its, _)| *its == family) {
             let set = Set::sources_in_table(family, *length);
             let fields = Fields::ServiceSource(family);
@@ -164,6 +173,22 @@ pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content>
         found.insert(Object::Chain(name.into()), Content::Chain(Arc::new(chain)));
     }
     found
+}
+
+/// Returns such a chain of one family with the lengths of these sets as well, which exist: somebody has deleted the chain, and elements may be of Services that are not
+/// known. `None` where it has all of them.
+pub fn with_lengths(chain: &Content, of: Family, sets: impl Iterator<Item = nftables::Name>) -> Option<Content> {
+    use nftables::{Match, Rule, Verdict};
+    let Content::Chain(wanted) = chain else { return None };
+    let allows = |set: nftables::Name| {
+        let (_, length) = Set::sources_of_table(&set).filter(|(family, _)| *family == of)?;
+        let allowed = Match::InSet { lookup: Lookup::ServiceSource(of, length), set, negated: false };
+        Some(Rule::new([allowed], Verdict::Return)).filter(|rule| !wanted.rules.contains(rule))
+    };
+    let missing: Vec<Rule> = sets.filter_map(allows).collect();
+    let (last, rules) = wanted.rules.split_last().filter(|_| !missing.is_empty())?;
+    let rules = rules.iter().chain(&missing).chain([last]).cloned().collect();
+    Some(Content::Chain(Arc::new(Chain { base: wanted.base, rules })))
 }
 
 #[cfg(test)]
@@ -242,11 +267,11 @@ mod tests {
             Some(Content::Chain(chain)) => chain.rules.len(),
             other => panic!("{name} is {other:?}"),
         };
-        // One for each family; one for each length of prefixes, and the last.
+        // One for each family; the first, one for each length of prefixes, and the last.
         assert_eq!([rules(NFT_SOURCES_IN), rules(NFT_SOURCES_OUT)], [2, 2]);
-        assert_eq!([rules("source_ranges4"), rules("source_ranges6")], [3, 2]);
+        assert_eq!([rules("source_ranges4"), rules("source_ranges6")], [4, 3]);
         assert!(in_table(&Shape::default(), &Family::BOTH).is_empty(), "nothing where no Service has source ranges");
         let rules: usize = super::rules(Family::V4).values().map(|rules| rules.0.len()).sum();
-        assert_eq!(rules, 3, "two jumps and one rule");
+        assert_eq!(rules, 4, "two jumps and two rules");
     }
 }

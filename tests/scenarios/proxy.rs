@@ -49,7 +49,7 @@ pub fn check(file: &File) -> File {
 fn found(file: &File) -> Found {
     let given: Vec<&str> = file.lines("flags").collect();
     let (config, families) = words::proxy(&given);
-    // Until it has no field of its own: `on`.
+    // `on`: as with `--enable-direct-server-return`.
     let tunnel_mode = file.lines("tunnel mode").next() == Some("on");
     let config = Arc::new(ProxyConfig { tunnel_mode, ..(*config).clone() });
     let (mut world, warnings) = objects::world(file.text("objects"), file.lines("host"));

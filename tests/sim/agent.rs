@@ -9,8 +9,9 @@ use sluice::kernel::ipvs::ServiceKey;
 use sluice::model::{Authorities, Authority, World};
 use sluice::net::PerFamily;
 use sluice::proxy::apply::{Mirrors, ProxyRound};
-use sluice::proxy::desired::Desired;
+use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
+use sluice::proxy::unjudged::{Unjudged, Waiting};
 use sluice::reconcile::{Found, Moment};
 use sluice::subsystem::Kinds;
 
@@ -30,6 +31,11 @@ pub struct Agent {
     adopted: bool,
     adopts_marks: bool,
     cleared: bool,
+    /// Endpoints behind tunnels that wait for the firewall.
+    unjudged: Unjudged,
+    /// The newest World's number, and that of the newest one that the firewall has judged. Both stay 0 where it is not to be waited for.
+    worlds: (u64, u64),
+    pub waits_for_firewall: bool,
 }
 
 impl Agent {
@@ -41,6 +47,9 @@ impl Agent {
             adopted: false,
             adopts_marks: config.tunnel_mode,
             cleared: false,
+            unjudged: Unjudged::default(),
+            worlds: (0, 0),
+            waits_for_firewall: false,
         }
     }
 
@@ -49,9 +58,27 @@ impl Agent {
         if self.authority == Authority::Nothing {
             return;
         }
+        self.worlds.0 += u64::from(self.waits_for_firewall);
         self.adopt_marks(Moment { now, jitter: 0 });
         let changed = self.plan.update(world, now);
-        self.mirrors.mark(&changed);
+        self.mark(&changed, now);
+    }
+
+    fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
+        self.mirrors.mark(changed);
+        self.unjudged.follow(self.plan.desired(), &changed.virtuals, self.worlds, now);
+    }
+
+    /// The firewall has judged a World: the newest one, or one that is so much older.
+    pub fn judge(&mut self, older: u64) {
+        self.worlds.1 = self.worlds.1.max(self.worlds.0.saturating_sub(older));
+        self.unjudged.judged(self.worlds.1);
+    }
+
+    /// Returns the endpoints that have to wait at a moment.
+    pub fn held_back(&mut self, now: Instant) -> Waiting {
+        self.unjudged.expire(now);
+        self.unjudged.waiting()
     }
 
     /// Goes on with the marks that packets are given, as soon as they can be read.
@@ -61,14 +88,15 @@ impl Agent {
         }
         if let Some(given) = self.mirrors.given_marks(at) {
             let changed = self.plan.adopt_marks(&given);
-            self.mirrors.mark(&changed);
+            self.mark(&changed, at.now);
+            self.plan.keep_marks(self.mirrors.marks_elsewhere());
             self.adopts_marks = false;
         }
     }
 
     pub fn expire(&mut self, now: Instant) {
         let expired = self.plan.expire(now);
-        self.mirrors.mark(&expired);
+        self.mark(&expired, now);
     }
 
     /// Lets draining destinations go that have no connection left, and returns them.
@@ -77,7 +105,7 @@ impl Agent {
         for key in self.plan.to_look_at(now) {
             let idle = self.mirrors.idle(self.plan.desired(), &key);
             let changed = self.plan.release(key, &idle);
-            self.mirrors.mark(&changed);
+            self.mark(&changed, now);
             let kernel_key = self.plan.desired().kernel_key(&key);
             released.extend(idle.into_iter().map(|destination| (kernel_key, destination)));
         }
@@ -92,7 +120,7 @@ impl Agent {
         if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {
             let existing = existing.clone();
             let adopted = self.plan.adopt(&existing, at.now);
-            self.mirrors.mark(&adopted);
+            self.mark(&adopted, at.now);
             self.adopted = true;
         }
     }
@@ -101,10 +129,12 @@ impl Agent {
         if self.authority != Authority::Nothing {
             self.adopt_marks(at);
         }
+        self.mirrors.hold_back(self.unjudged.waiting());
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
         if self.authority == Authority::Complete && !self.cleared && self.mirrors.replaces_abandoned() {
             self.cleared = true;
             self.mirrors.remove_abandoned();
+            self.plan.keep_marks(false);
         }
         round
     }

@@ -57,6 +57,32 @@ pub fn of_a_service_that_goes(count: u32, tunnel_mode: bool) -> Duration {
     times.by_ref().min().expect("there are some")
 }
 
+/// Returns the shortest time of the processor that it took to calculate a Service of so many endpoints anew when one of them goes or comes.
+pub fn of_an_endpoint_among(count: u32) -> Duration {
+    let (config, families) = flags::proxy(&["--netfilter=nftables"]);
+    let kernel = MemoryKernel::new(State::of_others());
+    let mut agent = Agent::start(&kernel, &config, families);
+    let mut world = known(Authority::Complete, &generate::empty_world());
+    world.cluster.services.insert(name(0), service(0, false));
+    let times = (0..12).map(|turn| {
+        let mut those = endpoints(0);
+        let slice = those.slices.values().next().expect("there is one");
+        let first = slice.endpoints.iter().next().expect("there is one");
+        let all = (0..count - turn % 2).map(|number| {
+            let [_, high, middle, low] = number.to_be_bytes();
+            Endpoint { address: [10, 128 + high, middle, low].into(), ..first.clone() }
+        });
+        let slice = EndpointSlice { endpoints: all.collect(), ..(**slice).clone() };
+        those.slices = [("one".into(), Arc::new(slice))].into();
+        world.cluster.endpoints.insert(name(0), those);
+        let begin = clock_gettime(ClockId::ThreadCPUTime);
+        agent.take_world(&world, Instant::now());
+        let end = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::try_from(end - begin).expect("time passes")
+    });
+    times.skip(2).min().expect("there are some")
+}
+
 fn name(number: u32) -> ObjectName {
     ObjectName::new("shop", &format!("s{number}"))
 }

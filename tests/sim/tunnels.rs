@@ -10,8 +10,8 @@ use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties
 use sluice::kernel::nftables::Content;
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
-    ServicePort, ServiceType, World,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Scheduler,
+    Service, ServicePort, ServiceType, World,
 };
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
@@ -19,10 +19,12 @@ use sluice::proxy::dsr::packet_marks::MOST_OF_A_NAMESPACE;
 use sluice::proxy::dsr::rules::{marking, marking_chain, marks_of as rules_marks, policy_rule};
 use sluice::proxy::marks::marks_of;
 use sluice::proxy::names::{EMPTY_TABLE, Set};
+use sluice::proxy::plan::{local_route_key, marked_route_key};
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
-use crate::support::memory::{Faults, State};
+use crate::support::memory::{Faults, Object, State};
+use crate::support::random::Random;
 use crate::support::{flags, packet};
 use crate::takeover::leave_direct_server_return;
 use crate::walk::Walk;
@@ -232,6 +234,33 @@ impl Walk {
         assert!(state.virtuals.contains_key(&mark));
     }
 
+    /// A Service cannot leave its tunnel, because the kernel refuses the virtual service with NAT; one at another address goes.
+    pub fn a_mark_that_stays_keeps_no_other(&mut self, backend: &str) {
+        self.configure(backend);
+        let mut both = world(&self.world, [Some(Tunnel), None]);
+        let address: IpAddr = [203, 0, 113, 77].into();
+        let other = Given { name: "other", created: 3, protocol: Protocol::Tcp, port: 9090, endpoint: "10.244.1.9" };
+        let name = ObjectName::new("shop", other.name);
+        let its = Service { external_ips: vec![address], ..service(other, Tunnel) };
+        both.cluster.services.insert(name.clone(), its);
+        both.cluster.endpoints.insert(name, endpoints(other));
+        self.begin(&both);
+        let key = ServiceKey::Address { address, protocol: other.protocol, port: other.port };
+        let given = [OLDER.key(), key].map(|key| packet::mark(&self.kernel.state(), key));
+        assert!(given.iter().all(Option::is_some));
+        self.kernel.with(|machine| machine.broken_object = Some(Object::Virtual(OLDER.key())));
+        self.start_from(known(Authority::Complete, &world(&self.world, [Some(Nat), None])));
+        for _ in 0..5 {
+            self.damaged();
+            self.round();
+            self.clock.pass_until(self.agent.mirrors.retry_at());
+        }
+        let left = [OLDER.key(), key].map(|key| packet::mark(&self.kernel.state(), key));
+        assert_eq!(left, [given[0], None], "one is served as before, the other one is gone");
+        self.kernel.with(|machine| machine.broken_object = None);
+        self.settle();
+    }
+
     /// A Service that waits to change from NAT to a tunnel gets another endpoint.
     pub fn follows_its_endpoints_while_it_waits(&mut self, backend: &str, authority: Authority) {
         self.configure(backend);
@@ -258,6 +287,115 @@ impl Walk {
             _ => &["10.244.0.7:8080 Nat", "10.244.0.9:8080 Nat"],
         };
         assert_eq!(ends, expected);
+    }
+
+    /// While the other backend is replaced and not everything is known no rule marks packets: a Service in tunnel mode that has no endpoint comes, and
+    /// the next run knows of none.
+    pub fn leaves_no_virtual_service_for_a_mark_that_nobody_was_given(&mut self) {
+        let [without, mut with] = [None, Some(Tunnel)].map(|mode| world(&self.world, [mode, Some(Nat)]));
+        with.cluster.endpoints.remove(&ObjectName::new("shop", OLDER.name));
+        self.configure("--netfilter=nftables");
+        self.begin(&without);
+        self.configure("--netfilter=iptables");
+        self.start_from(known(Authority::Partial, &with));
+        for _ in 0..3 {
+            self.round();
+            self.clock.pass_until(self.agent.mirrors.retry_at());
+        }
+        self.configure("--netfilter=nftables");
+        self.begin(&without);
+    }
+
+    /// What an earlier run left cannot be read at once: neither rules that give marks, nor anything else, at any of the first tries.
+    pub fn knows_its_virtual_services_although_reads_fail(&mut self, backend: &str) {
+        self.configure(backend);
+        let mut with = world(&self.world, [Some(Tunnel), None]);
+        with.cluster.endpoints.remove(&ObjectName::new("shop", OLDER.name));
+        for seed in 0..40 {
+            self.begin(&with);
+            assert!(
+                packet::mark(&self.kernel.state(), OLDER.key()).is_some_and(|key| self
+                    .kernel
+                    .state()
+                    .virtuals
+                    .contains_key(&key))
+            );
+            self.agent = Agent::start(&self.kernel, &self.config, self.families);
+            self.start_from(known(Authority::Complete, &self.world));
+            let random = Random::new(seed);
+            self.kernel.with(|machine| machine.faults = Faults { random, steps: 0, reads: 30, alive_for: None });
+            for _ in 0..4 {
+                self.round();
+                self.clock.pass_until(self.agent.mirrors.retry_at());
+            }
+            self.kernel.with(|machine| machine.faults = Faults::none());
+            self.settle();
+        }
+    }
+
+    /// Rules cannot be read at a start, and so nobody knows which marks packets are given: Services with NAT are served and follow their endpoints all the same, and virtual services for marks
+    /// stay as they are, whoever they are for.
+    pub fn serves_with_nat_while_rules_cannot_be_read(&mut self) {
+        self.configure("--netfilter=iptables");
+        let before = world(&self.world, [Some(Tunnel), None]);
+        self.begin(&before);
+        let port = YOUNGER.key();
+        let marked = |walk: &Walk| -> Vec<(ServiceKey, Virtual)> {
+            let virtuals = walk.kernel.state().virtuals;
+            virtuals.into_iter().filter(|(key, _)| matches!(key, ServiceKey::Mark { .. })).collect()
+        };
+        let held = marked(self);
+        assert!(!held.is_empty());
+        let mut after = world(&self.world, [Some(Tunnel), Some(Nat)]);
+        let older = ObjectName::new("shop", OLDER.name);
+        after.cluster.endpoints.remove(&older);
+        let cluster_ip = ServiceKey::Address { address: [10, 96, 0, 2].into(), protocol: Protocol::Udp, port: 80 };
+        self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.kernel.with(|machine| machine.unreadable = Some("rules"));
+        for (world, serves) in [(&after, true), (&before, false)] {
+            self.start_from(known(Authority::Complete, world));
+            for _ in 0..4 {
+                self.round();
+                self.clock.pass_until(self.agent.mirrors.retry_at());
+            }
+            let state = self.kernel.state();
+            assert_eq!(state.virtuals.contains_key(&cluster_ip), serves, "it came and went");
+            assert_eq!(state.virtuals.contains_key(&port), serves, "{port}");
+            assert_eq!(marked(self), held, "it stays as it is");
+        }
+        self.kernel.with(|machine| machine.unreadable = None);
+        self.start_from(known(Authority::Complete, &after));
+        self.settle();
+        assert!(marked(self).iter().all(|(_, found)| found.destinations.is_empty()));
+    }
+
+    /// A step on a virtual service fails while somebody has taken the mark of its packets away, and then its Service goes.
+    pub fn knows_what_a_failed_step_leaves(&mut self) {
+        self.configure("--netfilter=iptables");
+        let mut with = world(&self.world, [Some(Tunnel), None]);
+        let name = ObjectName::new("shop", OLDER.name);
+        with.cluster.endpoints.remove(&name);
+        self.begin(&with);
+        let key = packet::mark(&self.kernel.state(), OLDER.key()).expect("it is in tunnel mode");
+        self.kernel.with(|machine| {
+            machine.state.rules.insert(marking_chain(Family::V4), marking([]));
+            (machine.broken, machine.broken_object) = (Some(Family::V4), Some(Object::Virtual(key)));
+        });
+        self.damaged();
+        self.audit();
+        let mut changed = service(OLDER, Tunnel);
+        changed.annotations.scheduler = Scheduler::Mh;
+        with.cluster.services.insert(name, changed);
+        self.start_from(known(Authority::Complete, &with));
+        for _ in 0..4 {
+            self.damaged();
+            self.round();
+            self.clock.pass_until(self.agent.mirrors.retry_at());
+        }
+        let other = self.world.clone();
+        self.start_from(known(Authority::Complete, &other));
+        self.kernel.with(|machine| (machine.broken, machine.broken_object) = (None, None));
+        self.settle();
     }
 
     /// Packets to a port are given a mark that follows from nothing that a process without memory knows.
@@ -309,6 +447,21 @@ impl Walk {
         self.settle();
     }
 
+    /// A run with the other backend gave packets of a Service that is gone the mark that another one asks for.
+    pub fn takes_no_mark_that_the_other_backend_gives(&mut self, [before, after]: [&str; 2]) {
+        self.configure(before);
+        self.begin(&world(&self.world, [None, Some(Tunnel)]));
+        let given = packet::mark(&self.kernel.state(), YOUNGER.key());
+        self.configure(after);
+        let both = [Authority::Partial, Authority::Complete];
+        for authority in both {
+            self.start_from(known(authority, &world(&self.world, [Some(Tunnel), None])));
+            self.round();
+        }
+        assert_ne!(Some(self.agent.desired().kernel_key(&OLDER.key())), given);
+        self.settle();
+    }
+
     /// kube-router's table of routes makes all addresses local for marked packets: our rule leads nobody there.
     pub fn leads_no_packets_to_the_route_of_kube_router(&mut self, backend: &str) {
         self.configure(backend);
@@ -339,6 +492,12 @@ impl Walk {
             (desired.marks.keys().filter(is_greedy).count(), desired.marks.contains_key(&OLDER.key()))
         };
         assert_eq!(has_marks(self.agent.desired()), (most, true));
+        // The last address has no mark at all, and is served with NAT. Other nodes may have one: pods of this node answer with it as source, so
+        // it is local for marked packets alone.
+        let last: IpAddr = [203, 0, 113, 16].into();
+        assert!(!self.agent.desired().marks.keys().any(|key| key.to_string().contains(&format!("{last}:"))));
+        let routes = [local_route_key(last), marked_route_key(last)];
+        assert_eq!(routes.map(|key| self.agent.desired().routes.contains_key(&key)), [false, true]);
         let told = |agent: &Agent| -> Vec<String> {
             agent.plan.problems().get(&greedy).into_iter().flat_map(|all| all.iter()).map(ToString::to_string).collect()
         };
@@ -348,6 +507,96 @@ impl Walk {
         self.start_from(known(Authority::Complete, &world));
         assert_eq!(has_marks(self.agent.desired()), (most, true), "what is free goes to those that wait");
         assert!(told(&self.agent).iter().all(|text| !text.contains("NAT")), "{:?}", told(&self.agent));
+    }
+
+    /// A Service of another namespace asks for tunnel mode at an address that an older Service has, at a port that nobody uses.
+    pub fn takes_no_address_of_others_into_tunnel_mode(&mut self, backend: &str) {
+        self.configure(backend);
+        let mut world = world(&self.world, [Some(Nat), None]);
+        self.begin(&world);
+        let address: IpAddr = ADDRESS.parse().expect("an address");
+        let routes = [local_route_key(address), marked_route_key(address)];
+        let modes = |walk: &Walk| {
+            let state = walk.kernel.state();
+            let marked = packet::mark(&state, YOUNGER.key()).is_some_and(|key| state.virtuals.contains_key(&key));
+            (routes.each_ref().map(|key| state.routes.contains_key(key)), marked)
+        };
+        let stranger = ObjectName::new("others", YOUNGER.name);
+        world.cluster.services.insert(stranger.clone(), service(YOUNGER, Tunnel));
+        world.cluster.endpoints.insert(stranger.clone(), endpoints(YOUNGER));
+        self.start_from(known(Authority::Complete, &world));
+        self.settle();
+        assert_eq!(modes(self), ([true, false], false), "the older one's connections go on");
+        assert!(self.kernel.state().virtuals.contains_key(&YOUNGER.key()), "it is served with NAT");
+        let told = self.agent.plan.problems().get(&stranger).expect("it is told").to_vec();
+        assert!(told.iter().any(|one| one.text.contains("another namespace comes first")), "{told:?}");
+        self.begin(&world);
+        assert_eq!(modes(self), ([true, false], false), "after a start as well");
+        // One of the namespace that comes first decides; then the others follow their own.
+        let own = ObjectName::new("shop", YOUNGER.name);
+        for (name, expected) in [(&stranger, ([true, false], false)), (&own, ([false, true], true))] {
+            world.cluster.services.remove(&stranger);
+            world.cluster.endpoints.remove(&stranger);
+            world.cluster.services.insert(name.clone(), service(YOUNGER, Tunnel));
+            world.cluster.endpoints.insert(name.clone(), endpoints(YOUNGER));
+            self.start_from(known(Authority::Complete, &world));
+            self.settle();
+            assert_eq!(modes(self), expected, "{name}");
+        }
+        // The first one goes, and who was refused gets it.
+        world.cluster.services.remove(&own);
+        world.cluster.services.insert(stranger.clone(), service(YOUNGER, Tunnel));
+        world.cluster.endpoints.insert(stranger.clone(), endpoints(YOUNGER));
+        world.cluster.services.remove(&ObjectName::new("shop", OLDER.name));
+        self.start_from(known(Authority::Complete, &world));
+        self.settle();
+        assert_eq!(modes(self), ([false, true], true), "nobody comes before it any more");
+        assert!(self.agent.plan.problems().get(&stranger).is_none());
+    }
+
+    /// An address is in tunnel mode, and an older Service of another namespace claims a port of it: the mode stays as long as who has it asks, also over a start.
+    pub fn keeps_an_address_in_tunnel_mode_as_long_as_its_service_asks(&mut self, backend: &str) {
+        self.configure(backend);
+        let mut world = world(&self.world, [None, None]);
+        let name = ObjectName::new("others", YOUNGER.name);
+        let put = |world: &mut World, mode| {
+            world.cluster.services.insert(name.clone(), service(YOUNGER, mode));
+            world.cluster.endpoints.insert(name.clone(), endpoints(YOUNGER));
+        };
+        put(&mut world, Tunnel);
+        self.begin(&world);
+        let is_tunnelled = |walk: &Walk| {
+            let state = walk.kernel.state();
+            packet::mark(&state, YOUNGER.key()).is_some_and(|key| state.virtuals.contains_key(&key))
+        };
+        assert!(is_tunnelled(self));
+        for namespace in ["aged", "shop"] {
+            let older = ObjectName::new(namespace, OLDER.name);
+            let mut world = world.clone();
+            for mode in [Nat, Tunnel, Nat] {
+                world.cluster.services.insert(older.clone(), service(OLDER, mode));
+                world.cluster.endpoints.insert(older.clone(), endpoints(OLDER));
+                self.start_from(known(Authority::Complete, &world));
+                self.settle();
+                assert!(is_tunnelled(self), "{older} {mode:?}");
+                self.agent = Agent::start(&self.kernel, &self.config, self.families);
+                self.start_from(known(Authority::Complete, &world));
+                self.settle();
+                assert!(is_tunnelled(self), "{older} {mode:?}, after a start");
+            }
+            // It ceases to ask, and comes behind the older one then.
+            put(&mut world, Nat);
+            self.start_from(known(Authority::Complete, &world));
+            self.settle();
+            put(&mut world, Tunnel);
+            self.start_from(known(Authority::Complete, &world));
+            self.settle();
+            assert!(!is_tunnelled(self), "{older} comes first");
+            world.cluster.services.remove(&older);
+            self.start_from(known(Authority::Complete, &world));
+            self.settle();
+            assert!(is_tunnelled(self), "{older} is gone");
+        }
     }
 
     fn configure(&mut self, backend: &str) {

@@ -21,6 +21,7 @@ use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::marks::marks_of;
 use sluice::proxy::names::{NFT_GUARD, Set};
 use sluice::proxy::udp_flows::Forgetting;
+use sluice::proxy::unallocated;
 use sluice::reconcile::{Moment, Sorted};
 use sluice::subsystem::Kinds;
 
@@ -45,6 +46,8 @@ pub struct Walk {
     pub world: World,
     /// Last known state that an earlier run wrote.
     remembered: World,
+    /// Decides how far the firewall comes, where it has to be waited for.
+    firewall: Option<Random>,
     /// Whether a failure was injected, or something was damaged, since all was last well: until then the kernel may
     /// refuse something.
     disturbed: bool,
@@ -64,6 +67,8 @@ pub struct Counts {
     pub cleanups: u64,
     pub flows_forgotten: u64,
     pub released_when_idle: u64,
+    /// Rounds in which endpoints waited for the firewall.
+    pub held_back: u64,
     pub by_authority: BTreeMap<String, u64>,
 }
 
@@ -78,6 +83,7 @@ impl Counts {
         self.cleanups += other.cleanups;
         self.flows_forgotten += other.flows_forgotten;
         self.released_when_idle += other.released_when_idle;
+        self.held_back += other.held_back;
         for (authority, rounds) in &other.by_authority {
             *self.by_authority.entry(authority.clone()).or_default() += rounds;
         }
@@ -122,6 +128,7 @@ impl Walk {
         Walk {
             world: generate::empty_world(),
             remembered: generate::empty_world(),
+            firewall: None,
             random,
             kernel,
             watch,
@@ -133,6 +140,12 @@ impl Walk {
             story: Vec::new(),
             counts: Counts::default(),
         }
+    }
+
+    /// Has new endpoints behind tunnels wait for a firewall that is late, or does not come.
+    pub fn with_a_late_firewall(mut self, seed: u64) -> Walk {
+        self.firewall = Some(Random::new(seed));
+        self
     }
 
     pub fn run(&mut self, steps: u64) {
@@ -148,7 +161,7 @@ impl Walk {
         self.counts.acts_checked = self.watch.checked();
     }
 
-    fn tell(&mut self, what: impl Into<String>) {
+    pub fn tell(&mut self, what: impl Into<String>) {
         self.story.push(what.into());
     }
 
@@ -223,14 +236,22 @@ impl Walk {
         self.tell("connections come and go");
     }
 
+    /// The kernel refuses an object from now on, whatever is tried; `None`: it takes everything again.
+    pub fn refuse(&mut self, object: Option<crate::support::memory::Object>) {
+        self.tell(format!("the kernel refuses {object:?}"));
+        self.disturbed = true;
+        self.kernel.with(|machine| machine.broken_object = object);
+    }
+
     /// One round or a few, in which steps and reads may fail.
-    fn work(&mut self) {
+    pub fn work(&mut self) {
         if self.random.chance(40) {
             let faults = Faults::by_chance(&mut self.random);
             self.kernel.with(|machine| machine.faults = faults);
             self.disturbed = true;
         }
         for _ in 0..1 + self.random.below(3) {
+            self.firewall_goes_on();
             self.round();
             self.check_rest();
             if self.random.chance(50) {
@@ -238,6 +259,13 @@ impl Walk {
             }
         }
         self.kernel.with(|machine| machine.faults = Faults::none());
+    }
+
+    fn firewall_goes_on(&mut self) {
+        let Some(random) = &mut self.firewall else { return };
+        if random.chance(30) {
+            self.agent.judge(random.below(3) as u64);
+        }
     }
 
     /// Whoever is settled has nothing to come back for, and nobody comes back at the same moment.
@@ -254,7 +282,10 @@ impl Walk {
         let at = self.moment();
         self.agent.adopt(at);
         let (state, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+        let held = self.agent.held_back(at.now);
+        self.counts.held_back += u64::from(!held.is_empty());
         self.watch.begin(&state, &foreign, self.agent.desired(), self.agent.authority);
+        self.watch.hold_back(held, &self.agent.desired().marked);
         let round = self.agent.round(at);
         if let Some(flows) = &round.flows {
             self.counts.flows_forgotten += flows.forgotten as u64;
@@ -303,6 +334,10 @@ impl Walk {
         self.watch.excuse(&hurt);
         self.disturbed = true;
         self.counts.damages += 1;
+        if self.agent.authority == Authority::Nothing {
+            // Flows to a backend that somebody took away before the program had seen it are nobody's knowledge.
+            self.kernel.with(|machine| machine.state.flows.clear());
+        }
         self.tell(what);
         if self.random.chance(30) {
             self.tell("the monitors notice");
@@ -368,6 +403,7 @@ impl Walk {
             self.kernel.with(|machine| machine.state.flows.clear());
         }
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
+        self.agent.waits_for_firewall = self.firewall.is_some();
         self.tell("the program starts again");
         if complete && self.random.chance(70) {
             self.world.authority.proxy = Authority::Complete;
@@ -409,6 +445,7 @@ impl Walk {
     /// Nothing fails any more: the kernel becomes what is wanted.
     pub fn settle(&mut self) {
         self.kernel.with(|machine| machine.faults = Faults::none());
+        self.agent.judge(0);
         if self.watch.is_damaged() {
             // Damage by others is unknown until an audit, and may make steps fail.
             self.rounds_until_quiet();
@@ -515,19 +552,28 @@ impl Walk {
         assert!(desired.elements.keys().all(|key| state.elements.contains_key(key)));
         // The other backend's guard knows ports that this one may lack.
         let takes_over = self.kernel.clone().marked_by_other_backend().is_ok_and(|marked| !marked.services.is_empty());
-        let waits = |object: &Object| takes_over && *object == Object::Chain(NFT_GUARD.into());
+        let guards = |object: &Object| takes_over && *object == Object::Chain(NFT_GUARD.into());
+        // So do rules that would refuse Services that are not known.
+        let waits = |object: &Object| guards(object) || unallocated::is_chain(object);
         // A chain may know more lengths of source ranges.
         let has = |object: &Object, content: &Content| {
             state.proxy_table.get(object).is_some_and(|found| found.grown(content) == *found)
         };
         assert!(desired.table.iter().all(|(object, content)| waits(object) || has(object, content)));
-        let stays = |address: IpAddr| self.stays_in_its_mode(&state, address);
+        // And so do the rules that mark packets: before them a tunnel would be for nobody.
+        let is_unmarked =
+            |port: &ServiceKey| takes_over && packet::mark(&state, *port) != Some(desired.kernel_key(port));
+        let on = |port: &ServiceKey, address: IpAddr| matches!(port, ServiceKey::Address { address: its, .. } if *its == address);
+        let waits_for_marks = |address: IpAddr| desired.marks.keys().any(|port| on(port, address) && is_unmarked(port));
+        let stays = |address: IpAddr| self.stays_in_its_mode(&state, address) || waits_for_marks(address);
         let has_route = |key: &RouteKey, route| state.routes.get(key) == Some(route) || stays(key.destination.addr());
         assert!(desired.routes.iter().all(|(key, route)| has_route(key, route)));
         let has_rules = |key: &Piece, wanted: &Rules| state.rules.get(key).is_some_and(|it| it.grown(wanted) == *it);
-        assert!(takes_over || desired.rules.iter().all(|(key, rules)| has_rules(key, rules)));
+        let must_have = |(key, rules): (&Piece, &Rules)| unallocated::is_rule(key) || has_rules(key, rules);
+        assert!(takes_over || desired.rules.iter().all(must_have));
         for (key, wanted) in desired.virtuals.iter() {
-            let waits = desired.marked.get(key).is_some_and(|port| state.virtuals.contains_key(port));
+            let is_waiting = |port: &ServiceKey| state.virtuals.contains_key(port) || is_unmarked(port);
+            let waits = desired.marked.get(key).is_some_and(is_waiting);
             if waits && !state.virtuals.contains_key(key) {
                 continue;
             }
@@ -676,6 +722,7 @@ fn configuration(random: &mut Random) -> (Arc<ProxyConfig>, PerFamily<bool>) {
         ("--ipvs-permit-all=false", 20),
         ("--enable-ipv6=true", 80),
         ("--netfilter=nftables", 50),
+        ("--service-cluster-ip-range=10.96.0.0/12", 60),
     ] {
         if random.chance(percent) {
             words.push(word);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
-use sluice::kernel::nftables::Object as InTable;
+use sluice::kernel::nftables::{Content, Object as InTable};
 use sluice::kernel::route::{RouteKey, TABLE_LOCAL};
 use sluice::model::Authority;
 use sluice::net::{Family, Protocol};
@@ -16,6 +16,8 @@ use sluice::proxy::dsr::rules::{is_rule, policy_rule};
 use sluice::proxy::marks::{marks_of, port};
 use sluice::proxy::names::{CHAIN_GUARD, DSR_TABLE, NFT_GUARD, Set};
 use sluice::proxy::source_ranges::restricted_by;
+use sluice::proxy::unallocated;
+use sluice::proxy::unjudged::Waiting;
 use sluice::reconcile::Sorted;
 
 use crate::damage::Hurt;
@@ -46,11 +48,16 @@ struct Round {
     restricted: BTreeSet<Entry>,
     /// The services that shall be open to other nodes' clients too.
     open: BTreeSet<Entry>,
+    /// The addresses of all Services that are known.
+    addresses: BTreeSet<Entry>,
     /// Addresses that the device itself needs.
     of_device: BTreeSet<IpAddr>,
     /// Virtual services of others.
     foreign: BTreeSet<ServiceKey>,
     last: BTreeMap<ServiceKey, Virtual>,
+    /// Endpoints that have to wait for the firewall, by port, and the ports of the desired marks.
+    held_back: Waiting,
+    marked: BTreeMap<ServiceKey, ServiceKey>,
     /// Damaged addresses, of which no order can be asked until they are repaired.
     excused: BTreeSet<IpAddr>,
     everything_excused: bool,
@@ -75,6 +82,7 @@ impl Watch {
         let of = |wanted: Set| all.iter().filter(move |(set, _)| *set == wanted).map(|(_, entry)| entry.clone());
         round.restricted = of(Set::Restricted).collect();
         round.open = of(Set::ServicePorts).collect();
+        round.addresses = of(Set::ServiceAddresses).collect();
         let inside: BTreeSet<Entry> = of(Set::InsideOnly).collect();
         round.open.retain(|entry| !inside.contains(entry));
         round.guarded = desired.rules.keys().any(|piece| piece.to_string().contains(CHAIN_GUARD))
@@ -123,6 +131,12 @@ impl Watch {
         }
     }
 
+    /// The same, with the endpoints that have to wait for the firewall.
+    pub fn hold_back(&self, held_back: Waiting, marked: &BTreeMap<ServiceKey, ServiceKey>) {
+        let mut round = self.0.borrow_mut();
+        (round.held_back, round.marked) = (held_back, marked.clone());
+    }
+
     /// Something of ours was damaged by others.
     pub fn excuse(&self, hurt: &Hurt) {
         let mut round = self.0.borrow_mut();
@@ -162,6 +176,7 @@ impl Watch {
             let mut seen = round.wrong_order(state, object);
             seen.extend(round.shrinking(state, object));
             seen.extend(round.unreachable(state, object));
+            seen.extend(round.used_too_early(state, object));
             round.seen.extend(seen);
         }
         if let Object::Virtual(key) = object {
@@ -217,6 +232,12 @@ impl Round {
                     seen.push(format!("route {key} stands, and the guard does not know its address"));
                 }
             }
+            Object::Rule(piece) if unallocated::is_rule(piece) && state.rules.contains_key(piece) => {
+                seen.extend(self.refuses_too_early(state, object));
+            }
+            Object::InTable(key) if unallocated::is_chain(key) && state.proxy_table.contains_key(key) => {
+                seen.extend(self.refuses_too_early(state, object));
+            }
             Object::Element(key) if !state.elements.contains_key(key) => {
                 seen.extend(Set::of_element(key).and_then(|place| self.element_gone(state, place)));
             }
@@ -226,6 +247,34 @@ impl Round {
             _ => {}
         }
         seen
+    }
+
+    /// Cluster IPs that no Service has begin to be refused, and some may have one.
+    fn refuses_too_early(&self, state: &State, object: &Object) -> Option<String> {
+        let is_narrower = match object {
+            Object::Rule(piece) => {
+                let before = self.before.rules.get(piece).map_or(&[][..], |rules| &rules.0);
+                state.rules.get(piece).is_some_and(|now| now.0.iter().all(|rule| before.contains(rule)))
+            }
+            Object::InTable(chain) => match (self.before.proxy_table.get(chain), state.proxy_table.get(chain)) {
+                (Some(Content::Chain(before)), Some(Content::Chain(now))) => {
+                    now.rules.iter().all(|rule| before.rules.contains(rule))
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        if is_narrower {
+            return None;
+        }
+        if self.authority != Some(Authority::Complete) {
+            return Some(format!("{object} came, and there may be Services that are not known"));
+        }
+        let lacks = |entry: &&Entry| match entry {
+            Entry::Ip(address) => !self.excused.contains(address) && !has_address_element(state, *address),
+            _ => false,
+        };
+        self.addresses.iter().find(lacks).map(|entry| format!("{object} came, and would refuse {entry}"))
     }
 
     /// A virtual service for a mark came or went.
@@ -313,7 +362,13 @@ impl Round {
 
     /// A loss that the authority does not allow.
     fn shrinking(&self, state: &State, object: &Object) -> Option<String> {
-        if self.authority == Some(Authority::Complete) || self.is_taken_away(object) {
+        let ceases_to_refuse = match object {
+            Object::Rule(piece) => unallocated::is_rule(piece),
+            Object::InTable(object) => unallocated::is_chain(object),
+            _ => false,
+        };
+        let may_cease = ceases_to_refuse && self.authority != Some(Authority::Nothing);
+        if self.authority == Some(Authority::Complete) || may_cease || self.is_taken_away(object) {
             return None;
         }
         let remembered = self.authority == Some(Authority::Remembered);
@@ -387,6 +442,22 @@ impl Round {
             }
         }
         seen
+    }
+
+    /// An endpoint begins to get connections through a tunnel and has to wait.
+    fn used_too_early(&self, state: &State, object: &Object) -> Option<String> {
+        let Object::Virtual(key @ ServiceKey::Mark { .. }) = object else { return None };
+        let takes = |held: Option<&Virtual>| -> BTreeSet<SocketAddr> {
+            let destinations = held.into_iter().flat_map(|held| held.destinations.iter());
+            destinations.filter(|destination| destination.weight > 0).map(|destination| destination.address).collect()
+        };
+        let (before, now) = (takes(self.last.get(key)), takes(state.virtuals.get(key)));
+        let is_its =
+            |port: &&ServiceKey| self.marked.get(key) == Some(*port) || packet::mark(state, **port) == Some(*key);
+        let ports = self.held_back.keys().filter(is_its).filter(|port| !self.is_excused(port));
+        let mut held = ports.filter_map(|port| self.held_back.get(port)).flatten();
+        let early = held.find(|address| now.contains(address) && !before.contains(address))?;
+        Some(format!("{early} gets connections through {key}, and the firewall has not judged it"))
     }
 
     fn has_virtual(&self, state: &State, address: IpAddr) -> bool {

@@ -36,12 +36,12 @@ use crate::proxy::plan::{address_of, local_route_key, marked_route_key};
 use crate::reconcile::{Growth, Moment, Reflection};
 
 impl<K: Kernel> Mirrors<K> {
-    /// Returns the virtual services for marks that have to wait: one with NAT serves, and the address is still local for all packets.
+    /// Returns the virtual services for marks that have to wait: one with NAT serves, or may, and the address is still local for all packets.
     pub(super) fn waiting_for_routes(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
         let waits = |port: &ServiceKey| {
             let ServiceKey::Address { address, .. } = *port else { return false };
             let route = local_route_key(address);
-            self.virtuals.has(port) && !self.routes.lacks(route.clone()..=route)
+            !self.virtuals.lacks(*port..=*port) && !self.routes.lacks(route.clone()..=route)
         };
         desired.marked.iter().filter(|(_, port)| waits(port)).map(|(key, _)| *key).collect()
     }
@@ -99,16 +99,17 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// Returns whether packets may stop to get marks that no port has any more: what serves these ports now stands, and the virtual services for these marks
-    /// are gone, which are known as ours by that.
-    pub(super) fn may_unmark(&self, desired: &Desired) -> bool {
+    /// Returns the ports that have no mark any more, and whose packets must go on to get the one that they had: what serves them now does not stand, or the virtual service
+    /// for that mark is not gone, which is known as ours by it.
+    pub(super) fn still_marked(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
         let tunnels = self.tunnels();
-        let mut surplus = tunnels.given().iter().filter(|(port, _)| !desired.marks.contains_key(port));
-        surplus.all(|(port, mark)| {
-            let key = keyed(port, Some(*mark));
+        let surplus = tunnels.given().iter().filter(|(port, _)| !desired.marks.contains_key(port));
+        let stays = |(port, mark): &(&ServiceKey, &u32)| {
+            let key = keyed(port, Some(**mark));
             let is_gone = desired.virtuals.contains_key(&key) || self.virtuals.lacks(key..=key);
-            is_gone && (!desired.virtuals.contains_key(port) || self.virtuals.has(port))
-        })
+            !is_gone || (desired.virtuals.contains_key(port) && !self.virtuals.has(port))
+        };
+        surplus.filter(stays).map(|(port, _)| *port).collect()
     }
 
     /// Makes rules of routing that lead to the table of addresses in tunnel mode: where that has no route for all addresses any more, as kube-router's, by which

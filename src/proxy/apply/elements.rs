@@ -1,6 +1,7 @@
 //! The order in which elements and the objects of our table come and go: each before what it marks as ours, lets in or closes, and
 //! after it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,16 +11,17 @@ use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
 use crate::kernel::ipvs::{ServiceKey, Virtual};
-use crate::kernel::nftables::Object;
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey};
 use crate::net::Family;
+use crate::packed::BlockMap;
 use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
 use crate::proxy::dsr::rules::is_chain;
 use crate::proxy::marks::{InBlocks, port};
-use crate::proxy::names::{NFT_GUARD, Set};
+use crate::proxy::names::{NFT_GUARD, NFT_SOURCES, Set};
 use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
-use crate::proxy::source_ranges;
+use crate::proxy::{source_ranges, unallocated};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 
 impl<K: Kernel> Mirrors<K> {
@@ -58,10 +60,12 @@ impl<K: Kernel> Mirrors<K> {
         };
         let missing = Growth::OnlyMissing;
         self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
-        self.table.grow_where(&desired.table, missing, at, |object| {
-            let may_come = (may_guard || !is_guard(object)) && port_of_mark(object).is_none_or(|port| !held.has(&port));
+        let deleted = self.deleted_source_chains(desired);
+        self.table.grow_where(&with_chains(&desired.table, &deleted), missing, at, |object| {
+            let may_come = (may_guard || !is_guard(object)) && may_mark(object, held) && !unallocated::is_chain(object);
             may_come && Set::of_object(object).is_none_or(is_needed)
         });
+        deleted.into_iter().for_each(|(chain, _)| self.table.mark(chain));
     }
 
     /// Grows our table. A chain that drops what is outside of source ranges keeps the ranges that it has (`Content::grown`).
@@ -72,9 +76,32 @@ impl<K: Kernel> Mirrors<K> {
         growth: Growth,
         at: Moment,
     ) {
-        let may_change = |object: &Object| port_of_mark(object).is_none_or(|port| !held.has(&port));
+        let may_change = |object: &Object| may_mark(object, held) && !unallocated::is_chain(object);
         let may_come = |object: &Object| (may_guard || !is_guard(object)) && may_change(object);
-        self.table.grow_those(&desired.table, growth, at, MayGrow { come: may_come, change: may_change });
+        let deleted = self.deleted_source_chains(desired);
+        let want = with_chains(&desired.table, &deleted);
+        self.table.grow_those(&want, growth, at, MayGrow { come: may_come, change: may_change });
+        deleted.into_iter().for_each(|(chain, _)| self.table.mark(chain));
+    }
+
+    /// Returns the chains that drop what is outside of source ranges and that somebody has deleted, with the lengths of all sets that exist: elements of these may be of
+    /// Services that are not known. What such a chain has beyond what is desired goes when all of them are.
+    fn deleted_source_chains(&self, desired: &Desired) -> Vec<(Object, Content)> {
+        let Some(seen) = self.table.seen().filter(|_| !self.table.is_settled()) else { return Vec::new() };
+        let sets = || {
+            seen.keys().map_while(|object| match object {
+                // Elements come last.
+                Object::Element(..) => None,
+                Object::Set(name) => Some(Some(name.clone())),
+                _ => Some(None),
+            })
+        };
+        let of_family = |family: Family| {
+            let chain = Object::Chain((*NFT_SOURCES.of(family)).into());
+            let wanted = desired.table.get(&chain).filter(|_| !seen.contains_key(&chain))?;
+            Some((chain, source_ranges::with_lengths(wanted, family, sets().flatten())?))
+        };
+        Family::BOTH.into_iter().filter_map(of_family).collect()
     }
 
     /// Deletes source ranges that a known Service no longer names, while not everything is known, and lets clients outside in
@@ -135,12 +162,15 @@ impl<K: Kernel> Mirrors<K> {
         let tunnels = self.tunnels();
         let lacks_routes = Family::BOTH.into_iter().all(|family| self.lacks_marked_routes(family));
         let standing = Standing { desired, virtuals: &self.virtuals, routes: &self.routes, tunnels: &tunnels };
-        self.table.shrink_where(&desired.table, at, |object, _| match object {
+        let may_go = |object: &Object, _: &BlockMap<Object, Content>| match object {
             Object::Set(_) => false,
             object if set_of_chain(object).is_some() => false,
             object if is_chain(object) => lacks_routes,
             object => Set::of_object(object).is_none_or(|place| standing.marks_nothing(&place)),
-        });
+        };
+        let enters = |object: &Object| matches!(set_of_chain(object), Some((_, None)));
+        self.table.shrink_those(&desired.table, at, (may_go, |object| !enters(object)));
+        self.shrink_entrances(desired, at);
         let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let still_restricts = |entry: Entry| {
@@ -172,6 +202,28 @@ impl<K: Kernel> Mirrors<K> {
                 && !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
         });
     }
+
+    /// Has packets no longer enter chains that drop clients of a family in which no Service is restricted any more.
+    fn shrink_entrances(&mut self, desired: &Desired, at: Moment) {
+        let known = self.table.seen().into_iter().flat_map(|seen| seen.keys()).chain(self.table.doubts());
+        let surplus = known.filter(|object| !desired.table.contains_key(object)).filter_map(Set::of_object);
+        let restricting: BTreeSet<Set> = surplus.map(|(set, _)| set).collect();
+        let may_lessen =
+            |object: &Object| matches!(set_of_chain(object), Some((its, None)) if !restricting.contains(&its));
+        self.table.shrink_those(&desired.table, at, (|_, _| false, may_lessen));
+    }
+}
+
+/// Returns the desired table with these chains in place of its own.
+fn with_chains<'a>(
+    table: &'a BlockMap<Object, Content>,
+    chains: &[(Object, Content)],
+) -> Cow<'a, BlockMap<Object, Content>> {
+    let mut want = Cow::Borrowed(table);
+    for (object, chain) in chains {
+        want.to_mut().insert(object.clone(), chain.clone());
+    }
+    want
 }
 
 fn is_guard(object: &Object) -> bool {
@@ -186,6 +238,15 @@ pub(super) fn drops_clients(piece: &Piece) -> bool {
 /// Returns whether an element is desired, in either backend.
 pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
     desired.table.contains_key(&set.object(entry)) || desired.elements.contains_key(&set.element(entry.clone()))
+}
+
+/// Returns whether an object of our table may mark packets now. While it is not known which marks packets are given the chains wait too: they mark all packets to
+/// an address in tunnel mode for its other ports, over what the other backend's rules gave them.
+fn may_mark(object: &Object, held: &Held) -> bool {
+    match port_of_mark(object) {
+        Some(port) => !held.has(&port),
+        None => !matches!(held, Held::All) || !is_chain(object),
+    }
 }
 
 /// Returns whether a virtual service for a mark stands at an address.

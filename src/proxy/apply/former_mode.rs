@@ -5,11 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::packet_marks::Tunnels;
+use super::unjudged::held_to;
 use super::{Kernel, Mirrors};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::model::Authority;
 use crate::packed::BlockMap;
 use crate::proxy::desired::{Desired, keyed};
+use crate::proxy::endpoints::DRAINING;
+use crate::proxy::unjudged::Waiting;
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 
 /// Ports that shall be served as before: by the virtual service that serves each, its address, protocol and port, and what is wanted there.
@@ -20,13 +23,13 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn follow_as_before(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Vec<ServiceKey> {
         let may_follow = matches!(authority, Authority::Partial | Authority::Complete) && !self.virtuals.is_settled();
         let waiting = match self.virtuals.seen().filter(|_| may_follow) {
-            Some(seen) => as_before(desired, seen, &self.tunnels()),
+            Some(seen) => as_before(desired, seen, (&self.tunnels(), &self.held_back)),
             None => return Vec::new(),
         };
         if waiting.is_empty() {
             return Vec::new();
         }
-        let mut want = desired.virtuals.clone();
+        let mut want = self.virtuals_for_now(desired).into_owned();
         for (key, (_, wanted)) in &waiting {
             want.insert(*key, wanted.clone());
             self.virtuals.mark(*key);
@@ -40,11 +43,16 @@ impl<K: Kernel> Mirrors<K> {
         }
         // They are not desired, and go when their successors stand.
         waiting.keys().for_each(|key| self.virtuals.mark(*key));
+        self.mark_held_back(desired);
         changed
     }
 }
 
-fn as_before(desired: &Desired, seen: &BlockMap<ServiceKey, Virtual>, tunnels: &Tunnels) -> AsBefore {
+fn as_before(
+    desired: &Desired,
+    seen: &BlockMap<ServiceKey, Virtual>,
+    (tunnels, held_back): (&Tunnels, &Waiting),
+) -> AsBefore {
     let by_address = desired.marks.keys().map(|port| (*port, *port));
     let by_mark = tunnels.given().iter().map(|(port, mark)| (*port, keyed(port, Some(*mark))));
     let serves = |(port, before): (ServiceKey, ServiceKey)| {
@@ -52,7 +60,11 @@ fn as_before(desired: &Desired, seen: &BlockMap<ServiceKey, Virtual>, tunnels: &
         let wanted = desired.virtuals.get(&after)?;
         let is_former = before != after && !desired.virtuals.contains_key(&before);
         let waits = is_former && seen.contains_key(&before) && !seen.contains_key(&after);
-        Some((before, (port, in_former_mode(&port, &before, wanted).filter(|_| waits)?)))
+        let mut as_before = in_former_mode(&port, &before, wanted).filter(|_| waits)?;
+        if let (ServiceKey::Mark { .. }, Some(held)) = (before, held_back.get(&port)) {
+            as_before.destinations = held_to(&as_before, seen.get(&before), held).into();
+        }
+        Some((before, (port, as_before)))
     };
     by_address.chain(by_mark).filter_map(serves).collect()
 }
@@ -67,6 +79,8 @@ fn in_former_mode(port: &ServiceKey, former: &ServiceKey, wanted: &Virtual) -> O
     let can_serve = |it: &Destination| forwarding == Forwarding::Nat || it.address.port() == port;
     let destinations = wanted.destinations.iter().filter(can_serve).map(|it| Destination { forwarding, ..it });
     let destinations: Vec<Destination> = destinations.collect();
-    let serves = !destinations.is_empty() || wanted.destinations.is_empty();
+    // Those that drain serve no new connection.
+    let takes = |it: &Destination| it.weight != DRAINING;
+    let serves = destinations.iter().any(takes) || !wanted.destinations.iter().any(|it| takes(&it));
     serves.then(|| Virtual { service: wanted.service.clone(), destinations: destinations.into() })
 }

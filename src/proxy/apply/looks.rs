@@ -2,12 +2,11 @@
 //! others give to IPVS, after these.
 
 use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
 use std::ops::Bound;
 use std::time::Instant;
 
 use crate::kernel::ipvs::{Counted, Observed, ServiceKey, Virtual};
-use crate::net::{Family, PerFamily, Protocol};
+use crate::net::{Family, PerFamily};
 use crate::packed::BlockMap;
 use crate::reconcile::{Found, Moment, Reflection, Target, glance};
 use crate::subsystem::{Kinds, LookedAt};
@@ -52,8 +51,8 @@ impl<K: Kernel> Mirrors<K> {
         let course = self.looks.of_mut(family);
         // The older interface costs a tenth of netlink, and both portions little enough to hold up no change.
         let (range, mut portion) = match family {
-            Family::V4 => ((Bound::Unbounded, Bound::Excluded(first_of_ipv6())), 1024),
-            Family::V6 => ((Bound::Included(first_of_ipv6()), Bound::Unbounded), 64),
+            Family::V4 => ((Bound::Unbounded, Bound::Excluded(ServiceKey::first_of_ipv6())), 128),
+            Family::V6 => ((Bound::Included(ServiceKey::first_of_ipv6()), Bound::Unbounded), 64),
         };
         let has_ipv6 = || self.virtuals.seen().is_some_and(|seen| seen.range(range).next().is_some());
         if family == Family::V6 && has_ipv6() {
@@ -91,9 +90,4 @@ impl<K: Kernel> Mirrors<K> {
     pub fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, <K::Virtuals as Target>::Error> {
         self.virtuals.target().observe(key)
     }
-}
-
-/// Returns the first of all keys of IPv6 services: those of IPv4 are before it.
-fn first_of_ipv6() -> ServiceKey {
-    ServiceKey::Address { address: Ipv6Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 }
 }

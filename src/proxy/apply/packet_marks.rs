@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Kernel, Mirrors};
-use crate::kernel::iptables::{Piece, Rules};
+use crate::kernel::iptables::{Piece, Rule, Rules};
 use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::nftables::{Content, Object};
 use crate::model::Authority;
@@ -24,6 +24,7 @@ use crate::proxy::dsr::rules::{self, marking_chain};
 use crate::proxy::marks::{MarkedElsewhere, Marks, marks_of, port, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{address_of, services_on};
+use crate::proxy::unallocated;
 use crate::reconcile::{Growth, Moment};
 
 /// The ports in tunnel mode, as last seen in the kernel, by address, protocol and port.
@@ -98,6 +99,11 @@ impl Tunnels {
     /// The same, with those of rules that kube-router left; some ports come twice.
     fn given_by_anybody(&self) -> impl Iterator<Item = (&ServiceKey, &u32)> {
         self.left.iter().chain(&self.given)
+    }
+
+    /// Returns whether packets to a port get any mark, by rules of ours, of the other backend, or of kube-router.
+    pub(super) fn gives_any(&self, port: &ServiceKey) -> bool {
+        [&self.given, &self.elsewhere, &self.left].into_iter().any(|marks| marks.contains_key(port))
     }
 
     /// Returns whether packets to a port get the mark that they shall.
@@ -181,6 +187,11 @@ impl<K: Kernel> Mirrors<K> {
         given.extend(tunnels.left);
         given.extend(tunnels.given);
         Some(given)
+    }
+
+    /// Returns whether rules of the other packet filter give marks to packets.
+    pub fn marks_elsewhere(&self) -> bool {
+        self.marked_elsewhere.as_ref().is_some_and(|marked| !marked.given.is_empty())
     }
 
     /// Returns whether packets to a port get the mark that they shall.
@@ -282,12 +293,33 @@ impl<K: Kernel> Mirrors<K> {
             Held::These(ports) => self.rules_for_now(desired, ports),
             Held::All => Cow::Borrowed(&desired.rules),
         };
-        let may_come = |piece: &Piece| !matches!(held, Held::All) || !rules::is_rule(piece);
+        let may_mark = |piece: &Piece| !matches!(held, Held::All) || !rules::is_rule(piece);
+        let may_come = |piece: &Piece| may_mark(piece) && !unallocated::is_rule(piece);
         self.rules.grow_among(&*rules, growth, at, may_come);
         if let Cow::Owned(rules) = &rules {
             let chains = Family::BOTH.map(marking_chain).into_iter().filter(|chain| rules.contains_key(chain));
             chains.for_each(|chain| self.rules.mark(chain));
         }
+    }
+
+    /// Returns the desired rules, but that these ports keep the marks that they have.
+    pub(super) fn rules_without_marks<'a>(
+        &self,
+        desired: &'a Desired,
+        still_marked: &BTreeSet<ServiceKey>,
+    ) -> Cow<'a, BTreeMap<Piece, Rules>> {
+        let mut rules = Cow::Borrowed(&desired.rules);
+        for chain in Family::BOTH.map(marking_chain) {
+            let seen = self.rules.seen().and_then(|seen| seen.get(&chain));
+            let Some(seen) = seen else { continue };
+            let of_rule = |rule: &Rule| rules::marks_of(&Rules(vec![rule.clone()])).next().map(|(port, _)| port);
+            let stays = |port: ServiceKey| still_marked.contains(&port) || desired.marks.contains_key(&port);
+            if still_marked.iter().any(|port| port.family() == chain.family()) {
+                let kept = seen.0.iter().filter(|rule| of_rule(rule).is_none_or(stays)).cloned();
+                rules.to_mut().insert(chain, Rules(kept.collect()));
+            }
+        }
+        rules
     }
 
     fn rules_for_now<'a>(&self, desired: &'a Desired, held: &BTreeSet<ServiceKey>) -> Cow<'a, BTreeMap<Piece, Rules>> {

@@ -11,6 +11,7 @@ use crate::proxy::endpoints::DRAINING;
 use crate::proxy::marks::{Marks, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{address_of, local_route_key, marked_route_key};
+use crate::proxy::unallocated::{is_chain, is_rule};
 use crate::reconcile::{Mirror, Reflection};
 
 /// A kernel object that is missing beside a virtual service, or stands in its way.
@@ -99,7 +100,8 @@ impl<K: Kernel> Mirrors<K> {
             }
         };
         let is_tunnelled = desired.marks.contains_key(key);
-        let route = if desired.has_marks(address) { marked_route_key(address) } else { local_route_key(address) };
+        let marked = marked_route_key(address);
+        let route = if desired.routes.contains_key(&marked) { marked } else { local_route_key(address) };
         // With another source, too, it makes the address one of this host.
         let has_route = || self.routes.seen().is_some_and(|seen| seen.contains_key(&route));
         note(desired.routes.contains_key(&route) && !has_route(), Lack::Route);
@@ -161,7 +163,10 @@ impl<K: Kernel> Mirrors<K> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         // Those that kube-router left may stay for long, and concern nobody who is served with NAT.
         let is_marked = desired.marks.is_empty() || self.policy_rules.is_settled();
-        if !marks.are_settled() || !self.rules.is_settled() || !is_marked {
+        // Rules that refuse free cluster IPs wait until all Services are known, and concern no virtual service.
+        let rules_stand = self.rules.unsettled().is_some_and(|pieces| pieces.iter().all(is_rule));
+        let table_stands = self.table.unsettled().is_some_and(|objects| objects.iter().all(is_chain));
+        if !marks.elements.is_settled() || !table_stands || !rules_stand || !is_marked {
             return None;
         }
         let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);

@@ -1,15 +1,17 @@
 //! The order in which virtual services, the routes that make their addresses local, and the rules that mark packets come and go.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::elements::{drops_clients, has_element};
-use super::packet_marks::is_marking;
+use super::packet_marks::{Tunnels, is_marking};
 use super::standing::is_enforced;
 use super::{Kernel, Mirrors};
 use crate::kernel::iptables::Piece;
-use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::ipvs::{ServiceKey, Virtual};
 use crate::kernel::route::{RouteKey, TABLE_LOCAL};
 use crate::net::PerFamily;
+use crate::packed::BlockMap;
 use crate::proxy::desired::Desired;
 use crate::proxy::dsr::rules::is_rule;
 use crate::proxy::marks::{Marks, restriction};
@@ -32,19 +34,26 @@ impl<K: Kernel> Mirrors<K> {
         if let Some(seen) = self.virtuals.seen() {
             self.udp.note_before(seen);
         }
+        let for_now = self.virtuals_for_now(desired);
         let mut waiting = self.waiting_for_routes(desired);
-        let anothers = self.given_to_others(desired);
+        let mut anothers = self.given_to_others(desired);
+        if self.lacks_rules {
+            anothers.extend(desired.marked.keys());
+        }
         waiting.extend(&anothers);
         if !self.knows_given_marks() {
             // They may be given to others.
             waiting.extend(desired.marked.keys());
         }
+        let tunnels = if desired.marked.is_empty() { Tunnels::default() } else { self.tunnels() };
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         let all = marks.are_settled() && self.rules.is_settled();
         let rules = &self.rules;
         let is_closed = |port: &ServiceKey| is_closed(&marks, rules, desired, port);
         let is_ours = |key: &ServiceKey, port: &ServiceKey| {
-            marks.has_service(port) && (key == port || marks.has_tunnel(port)) && is_closed(port)
+            // One for a mark that packets are not given nobody could tell from another program's while it is empty.
+            let is_known = key == port || (marks.has_tunnel(port) && tunnels.gives_any(port));
+            marks.has_service(port) && is_known && is_closed(port)
         };
         let may_come = |key: &ServiceKey| {
             let is_ours = || desired.port_of(key).is_some_and(|port| is_ours(key, &port));
@@ -53,7 +62,10 @@ impl<K: Kernel> Mirrors<K> {
         // One that is open still gets no new destination.
         let is_open = |key: &ServiceKey| desired.port_of(key).is_some_and(|port| !is_closed(&port));
         let may_change = |key: &ServiceKey| among(key) && !anothers.contains(key) && (all || !is_open(key));
-        self.virtuals.grow_those(&desired.virtuals, growth, at, MayGrow { come: may_come, change: may_change })
+        let may = MayGrow { come: may_come, change: may_change };
+        let changed = self.virtuals.grow_those(&for_now, growth, at, may);
+        self.mark_held_back(desired);
+        changed
     }
 
     /// Returns whether a port is closed to all but those who shall come in.
@@ -87,17 +99,21 @@ impl<K: Kernel> Mirrors<K> {
         if self.virtuals.is_settled() || !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
-        let tunnels = self.tunnels();
-        let routes = &self.routes;
-        self.virtuals.shrink_where(&desired.virtuals, at, |key, seen| {
+        let (tunnels, for_now) = (self.tunnels(), self.virtuals_for_now(desired));
+        let (routes, keeps_marked) = (&self.routes, self.lacks_rules);
+        let is_known = |key: &ServiceKey| !keeps_marked || matches!(key, ServiceKey::Address { .. });
+        let may_go = |key: &ServiceKey, seen: &BlockMap<ServiceKey, Virtual>| {
             let is_free = |address: IpAddr| {
                 let mut others = desired.virtuals_on(address).map(|(port, _)| desired.kernel_key(&port));
                 let lacks = |route: RouteKey| routes.lacks(route.clone()..=route);
                 lacks(local_route_key(address)) && lacks(marked_route_key(address))
                     || others.any(|key| seen.contains_key(&key))
             };
-            tunnels.lets_go(desired, seen, key) && tunnels.addresses_of(key).into_iter().all(is_free)
-        })
+            is_known(key) && tunnels.lets_go(desired, seen, key) && tunnels.addresses_of(key).into_iter().all(is_free)
+        };
+        let gone = self.virtuals.shrink_those(&for_now, at, (may_go, is_known));
+        self.mark_held_back(desired);
+        gone
     }
 
     /// Deletes rules, those that mark packets after the routes that these find.
@@ -105,15 +121,17 @@ impl<K: Kernel> Mirrors<K> {
         if self.rules.is_settled() {
             return;
         }
-        let may_unmark = self.may_unmark(desired);
+        let still_marked = self.still_marked(desired);
         let lacks_routes = PerFamily::from_fn(|family| self.lacks_marked_routes(family));
-        let finds_none = |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark || !is_marking(piece));
+        let may_unmark = |family| !still_marked.iter().any(|port| port.family() == family);
+        let finds_none =
+            |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark(piece.family()) || !is_marking(piece));
         let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || finds_none(piece));
-        self.rules.shrink_those(
-            &desired.rules,
-            at,
-            (|piece, _| may_go(piece), |piece| may_unmark || !is_marking(piece)),
-        );
+        let rules = self.rules_without_marks(desired, &still_marked);
+        self.rules.shrink_those(&*rules, at, (|piece, _| may_go(piece), |_| true));
+        if let Cow::Owned(rules) = &rules {
+            rules.keys().filter(|piece| is_marking(piece)).for_each(|chain| self.rules.mark(chain.clone()));
+        }
     }
 }
 

@@ -94,6 +94,16 @@ impl LocalPods {
         former.map_or(!is_none, |former| former != pods)
     }
 
+    /// Returns the tunnels of each Service with direct server return, also of those that have none.
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectName, &PodAddresses)> {
+        self.services.iter()
+    }
+
+    /// Returns the ranges of service addresses, as of the newest World.
+    pub fn ranges(&self) -> &ServiceRanges {
+        &self.config.ranges
+    }
+
     /// Returns the tunnels of all Services.
     pub fn all(&self) -> PodAddresses {
         let mut all = PodAddresses::new();

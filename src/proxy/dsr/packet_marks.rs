@@ -10,6 +10,7 @@
 //! There are 16,382 marks, and a namespace has [`MOST_OF_A_NAMESPACE`] of them at most. Keys without one wait, those of older Services first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{NamespaceName, ObjectName};
@@ -19,6 +20,9 @@ pub use crate::net::service_mark::MASK;
 
 /// The mark of packets to an address that is served in tunnel mode at other ports. No virtual service has it.
 pub const OTHER_PORTS: u32 = MASK;
+
+/// Number of all marks.
+const MARKS: usize = OTHER_PORTS as usize - 1;
 
 /// Number of marks that the Services of one namespace may have.
 pub const MOST_OF_A_NAMESPACE: usize = 1024;
@@ -31,8 +35,8 @@ const TEXTS: u32 = 64;
 pub struct PacketMarks {
     keys: BTreeMap<ServiceKey, Allotment>,
     holders: BTreeMap<u32, ServiceKey>,
-    /// Keys without a mark.
-    waiting: BTreeSet<(Seniority, ServiceKey)>,
+    /// Keys without a mark, by the namespace whose share they would be of. No empty sets.
+    waiting: BTreeMap<NamespaceName, BTreeSet<(Seniority, ServiceKey)>>,
     /// Number of marks of each namespace.
     shares: BTreeMap<NamespaceName, usize>,
     /// The marks that packets to other keys are given: these hold them until everything is known.
@@ -62,6 +66,11 @@ impl PacketMarks {
         self.keys.get(key)?.mark
     }
 
+    /// Returns whether a key that is not known has the mark that packets to it are given.
+    pub fn is_reserved(&self, key: &ServiceKey) -> bool {
+        self.reserved.contains_key(key)
+    }
+
     /// Returns the key that has a mark.
     pub fn holder(&self, mark: u32) -> Option<ServiceKey> {
         self.holders.get(&mark).copied()
@@ -70,6 +79,16 @@ impl PacketMarks {
     /// Returns whether any key has no mark.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// Returns whether any of these keys is to have a mark, whether it has one or waits.
+    pub fn asks_among(&self, keys: RangeInclusive<ServiceKey>) -> bool {
+        self.keys.range(keys).next().is_some()
+    }
+
+    /// Returns the first and the last key that is to have a mark.
+    pub fn ends(&self) -> [Option<&ServiceKey>; 2] {
+        [self.keys.first_key_value(), self.keys.last_key_value()].map(|end| end.map(|(key, _)| key))
     }
 
     /// Returns whether a namespace has as many marks as it may.
@@ -89,7 +108,7 @@ impl PacketMarks {
             self.take_back(key);
         }
         self.keys.insert(key, Allotment { seniority: seniority.clone(), mark: None });
-        self.waiting.insert((seniority, key));
+        self.wait(seniority, key);
         if let Some(mark) = mark {
             self.give(key, mark);
             return self.next_chooses().into_iter().collect();
@@ -109,7 +128,9 @@ impl PacketMarks {
         let before: Vec<(ServiceKey, Option<u32>)> = self.keys.iter().map(|(key, held)| (*key, held.mark)).collect();
         for (key, _) in &before {
             self.take_back(*key);
-            self.waiting.extend(self.keys.get(key).map(|held| (held.seniority.clone(), *key)));
+            if let Some(seniority) = self.keys.get(key).map(|held| held.seniority.clone()) {
+                self.wait(seniority, *key);
+            }
         }
         self.holders.clear();
         self.reserved.clear();
@@ -119,8 +140,9 @@ impl PacketMarks {
                 self.reserved.insert(*key, *mark);
             }
         }
-        let all: Vec<ServiceKey> = self.waiting.iter().map(|(_, key)| *key).collect();
-        for key in all {
+        let mut all: Vec<(Seniority, ServiceKey)> = self.waiting.values().flatten().cloned().collect();
+        all.sort();
+        for (_, key) in all {
             self.choose(key);
         }
         before.into_iter().filter_map(|(key, before)| moved(key, before, self.of(&key))).collect()
@@ -134,11 +156,27 @@ impl PacketMarks {
         std::iter::from_fn(|| self.next_chooses()).collect()
     }
 
-    /// Lets the first key that waits and may have a mark choose one.
+    /// Lets the first key that waits and may have a mark choose one. Costs a look at each namespace that waits, and nothing while no mark is free.
     fn next_chooses(&mut self) -> Option<Moved> {
-        let may_choose = |(seniority, _): &&(Seniority, ServiceKey)| !self.is_full(&seniority.1.namespace);
-        let (_, key) = self.waiting.iter().find(may_choose)?;
+        if self.holders.len() >= MARKS {
+            return None;
+        }
+        let may_choose = self.waiting.iter().filter(|(namespace, _)| !self.is_full(namespace));
+        let (_, key) = may_choose.filter_map(|(_, its)| its.first()).min()?;
         self.choose(*key)
+    }
+
+    fn wait(&mut self, seniority: Seniority, key: ServiceKey) {
+        self.waiting.entry(seniority.1.namespace.clone()).or_default().insert((seniority, key));
+    }
+
+    fn end_wait(&mut self, seniority: Seniority, key: ServiceKey) {
+        let namespace = seniority.1.namespace.clone();
+        let Some(its) = self.waiting.get_mut(&namespace) else { return };
+        its.remove(&(seniority, key));
+        if its.is_empty() {
+            self.waiting.remove(&namespace);
+        }
     }
 
     /// Gives a key that waits a mark, if it may have one and any is free.
@@ -146,7 +184,9 @@ impl PacketMarks {
         if self.is_full(&self.keys.get(&key)?.seniority.1.namespace) {
             return None;
         }
-        let mark = self.reserved.remove(&key).or_else(|| choice(&key, &self.holders))?;
+        let free = || (self.holders.len() < MARKS).then(|| choice(&key, &self.holders)).flatten();
+        let mark = self.reserved.get(&key).copied().or_else(free)?;
+        self.reserved.remove(&key);
         self.give(key, mark);
         moved(key, None, Some(mark))
     }
@@ -154,16 +194,18 @@ impl PacketMarks {
     fn give(&mut self, key: ServiceKey, mark: u32) {
         let Some(held) = self.keys.get_mut(&key) else { return };
         held.mark = Some(mark);
-        self.waiting.remove(&(held.seniority.clone(), key));
-        *self.shares.entry(held.seniority.1.namespace.clone()).or_default() += 1;
+        let seniority = held.seniority.clone();
+        *self.shares.entry(seniority.1.namespace.clone()).or_default() += 1;
         self.holders.insert(mark, key);
+        self.end_wait(seniority, key);
     }
 
     /// Takes its mark, or its place among those that wait, from a key. Returns the mark.
     fn take_back(&mut self, key: ServiceKey) -> Option<u32> {
         let held = self.keys.get_mut(&key)?;
         let Some(mark) = held.mark.take() else {
-            self.waiting.remove(&(held.seniority.clone(), key));
+            let seniority = held.seniority.clone();
+            self.end_wait(seniority, key);
             return None;
         };
         let namespace = &held.seniority.1.namespace;
@@ -223,6 +265,10 @@ mod tests {
 
     fn service(created: i64, name: &str) -> Option<Seniority> {
         Some((created, ObjectName::new("shop", name)))
+    }
+
+    fn waiting(marks: &PacketMarks) -> usize {
+        marks.waiting.values().map(BTreeSet::len).sum()
     }
 
     /// Two keys with one first choice.
@@ -312,12 +358,12 @@ mod tests {
             // Of the two that are too many the second is older.
             marks.put(*key, service(if number == most + 1 { 1 } else { 2 }, "greedy"));
         }
-        assert_eq!((marks.holders.len(), marks.waiting.len()), (most, 2));
+        assert_eq!((marks.holders.len(), waiting(&marks)), (most, 2));
         let other = key("10.2.0.1", Protocol::Tcp, 80);
         marks.put(other, Some((9, ObjectName::new("other", "web"))));
         assert!(marks.of(&other).is_some(), "another namespace has room");
         marks.put(other, None);
-        assert_eq!(marks.waiting.len(), 2, "that is not theirs");
+        assert_eq!(waiting(&marks), 2, "that is not theirs");
         marks.put(all[0], None);
         assert_eq!([marks.of(&all[most]), marks.of(&all[most + 1])].map(|mark| mark.is_some()), [false, true]);
     }

@@ -128,11 +128,15 @@ impl Listeners {
         self.publish_problems();
     }
 
-    /// Publishes the ports that cannot be listened on, one problem for all addresses of a port.
+    /// Publishes the ports that cannot be listened on, one problem for all addresses of a port: it stays the same while some of them come free.
     fn publish_problems(&self) {
         let mut found: BTreeMap<ObjectName, ServiceProblem> = BTreeMap::new();
-        for (service, port, text) in self.failures() {
+        for (service, port, _) in self.failures() {
             let subject = format_compact!("port {port}");
+            let text = format!(
+                "the health check node port {port} cannot be served on all addresses of a node, as where another program has it: \
+                 load balancers get no answer there (/readyz of the node says why)"
+            );
             found.entry(service).or_insert_with(|| ServiceProblem::new(Cause::HealthCheckPort, &subject, text));
         }
         self.problems.send_if_modified(|published| {

@@ -186,6 +186,10 @@ async fn the_answer_is_kube_proxys_byte_for_byte_and_follows_the_endpoints() {
         let answer = ask("127.0.0.1", port, request).await.expect("somebody listens");
         assert!(answer.contains(" 200 OK\r\n"), "any path and method: {answer}");
     }
+    ground.put("web", port, 300);
+    let answer = ask("127.0.0.1", port, GET).await.expect("somebody listens");
+    let counts = ["x-load-balancing-endpoint-weight: 300", "\"localEndpoints\": 300"];
+    assert!(counts.iter().all(|count| answer.contains(count)), "more than a signed byte has: {answer}");
     ground.put("web", port, 0);
     let answer = becomes(port, "HTTP/1.1 503 Service Unavailable\r\n").await;
     assert!(
@@ -247,13 +251,38 @@ async fn a_port_in_use_is_noted_and_served_when_it_is_free() {
 }
 
 #[tokio::test]
+async fn a_port_that_comes_free_at_one_address_after_the_other_is_one_problem_with_one_text() {
+    let mut ground = Ground::new();
+    let v4 = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = v4.local_addr().expect("a bound socket has an address").port();
+    let v6 = std::net::TcpListener::bind(("::1", port)).expect("the same port of the other family is free");
+    ground.put("web", port, 1);
+    let problems = || ground.problems.borrow().get(&name("web")).map(|problems| problems.to_vec()).unwrap_or_default();
+    let notes = || ground.health.notes().len();
+    while notes() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let first = problems();
+    assert_eq!(first.iter().map(|problem| problem.subject.as_str()).collect::<Vec<_>>(), [format!("port {port}")]);
+    drop(v4);
+    while notes() == 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(problems(), first, "the other address is still in use");
+    drop(v6);
+    becomes(port, "HTTP/1.1 200").await;
+    assert_eq!(problems(), []);
+}
+
+#[tokio::test]
 async fn clients_that_say_nothing_keep_nobody_from_an_answer() {
     let (mut ground, port) = (Ground::new(), free_port());
     ground.put("web", port, 1);
     becomes(port, "HTTP/1.1 200").await;
     let address = SocketAddr::new("127.0.0.1".parse().expect("an address"), port);
     let mut silent = Vec::new();
-    for _ in 0..200 {
+    // More than there are places for connections.
+    for _ in 0..300 {
         silent.push(TcpStream::connect(address).await.expect("the listener accepts"));
     }
     becomes(port, "HTTP/1.1 200").await;

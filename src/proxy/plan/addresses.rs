@@ -8,6 +8,7 @@ use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use crate::net::Family;
+use crate::packed::Put;
 
 use super::Plan;
 use crate::proxy::desired::ProxyChanges;
@@ -39,37 +40,41 @@ impl Plan {
         }
     }
 
-    /// Updates what depends on whether an address is used at all, and whether it is in tunnel mode.
+    /// Updates what depends on whether an address is used at all, and whether it is in tunnel mode: any port at it is to be, also one that
+    /// has no mark here and is served with NAT. Other nodes may have one for it, and answers of pods of this node have the address as source, which
+    /// must not be local.
     pub(super) fn follow_use(&mut self, address: IpAddr, used: bool, changed: &mut ProxyChanges) {
         self.put_element(Set::ServiceAddresses, Entry::Ip(address), used, changed);
-        let is_tunnelled = used && self.desired.has_marks(address);
+        let is_tunnelled = used && self.tunnels.asks_on(address);
         if self.config.tunnel_mode {
             self.put_element(Set::TunnelAddresses, Entry::Ip(address), is_tunnelled, changed);
         }
         let route = (used && !self.node.is_own(address)).then(|| self.shared_route(Family::from(address)));
         let (marked, other) = if is_tunnelled { (route, None) } else { (None, route) };
         self.put_route(local_route_key(address), other, changed);
-        self.put_route(marked_route_key(address), marked, changed);
+        if self.config.tunnel_mode {
+            self.put_route(marked_route_key(address), marked, changed);
+        }
     }
 
     pub(super) fn put_route(&mut self, key: RouteKey, wanted: Option<Arc<Route>>, changed: &mut ProxyChanges) {
-        if self.desired.routes.get(&key) == wanted.as_ref() {
-            return;
-        }
-        match wanted {
-            Some(route) => self.desired.routes.insert(key.clone(), route),
-            None => self.desired.routes.remove(&key),
+        let differs = match wanted {
+            Some(route) => self.desired.routes.set(key.clone(), route) != Put::Same,
+            None => self.desired.routes.remove(&key).is_some(),
         };
-        changed.routes.push(key);
+        changed.routes.extend(differs.then_some(key));
     }
 
     /// Returns the route of all service addresses of a family, in memory once.
     pub(super) fn shared_route(&mut self, family: Family) -> Arc<Route> {
-        let route = self.local_route(family);
-        let shared = self.shared_routes.of_mut(family);
-        match shared {
-            Some(known) if **known == route => known.clone(),
-            _ => shared.insert(route.into()).clone(),
+        // All else is the same for all.
+        let source = self.node.source(family);
+        match self.shared_routes.of(family) {
+            Some(known) if known.source == source => known.clone(),
+            _ => {
+                let route = Arc::new(self.local_route(family));
+                self.shared_routes.of_mut(family).insert(route).clone()
+            }
         }
     }
 

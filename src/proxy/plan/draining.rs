@@ -9,12 +9,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::time::Instant;
 
-use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Destination, Destinations, Forwarding, ServiceKey, Virtual};
 use crate::model::{Endpoints, ObjectName, Scheduler};
 use crate::net::Protocol;
 use crate::packed::BlockMap;
 
-use super::{ClaimedPart, Plan, can_drain, contains};
+use super::{ClaimedPart, Plan, can_drain};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::drain::Stay;
 use crate::proxy::endpoints::DRAINING;
@@ -51,7 +51,7 @@ impl Plan {
             let Some(key) = port else { continue };
             let (Some(claim), Some(name)) = (self.claim(&key), self.owner(&key)) else { continue };
             let wanted = &claim.wanted.virtual_service.destinations;
-            let left: Vec<Destination> = existing.destinations.iter().filter(|d| !contains(wanted, d)).collect();
+            let left = left(&existing.destinations, wanted);
             if !left.is_empty() {
                 let listed = Listed::of(self.world.cluster.endpoints.get(name).map(|its| &**its));
                 self.drain(key, &left, &&listed, now);
@@ -87,7 +87,7 @@ impl Plan {
             return;
         }
         let [before, after] = [before, after].map(|claim| &claim.wanted.virtual_service.destinations);
-        let left: Vec<Destination> = before.iter().filter(|d| !contains(after, d)).collect();
+        let left = left(before, after);
         self.drain(key, &left, listed, now);
     }
 
@@ -160,8 +160,9 @@ impl Plan {
             return wanted;
         }
         let mut destinations = wanted.destinations.to_vec();
+        let desired = addresses(&wanted.destinations);
         for address in draining {
-            if destinations.iter().any(|d| d.address == address) {
+            if desired.binary_search(&address).is_ok() {
                 self.draining.end(key, address);
             } else {
                 destinations.push(Destination { address, weight: DRAINING, forwarding: Forwarding::Nat });
@@ -172,4 +173,17 @@ impl Plan {
         service.flags |= scheduler::draining_flags(&service.scheduler, destinations.iter().copied());
         Virtual { service, destinations: destinations.into() }
     }
+}
+
+/// Returns the destinations that are not among those that come after them. A Service may have thousands.
+fn left(before: &Destinations, after: &Destinations) -> Vec<Destination> {
+    let after = addresses(after);
+    before.iter().filter(|one| after.binary_search(&one.address).is_err()).collect()
+}
+
+/// Returns the addresses of destinations, sorted.
+fn addresses(destinations: &Destinations) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = destinations.iter().map(|one| one.address).collect();
+    addresses.sort_unstable();
+    addresses
 }

@@ -45,6 +45,10 @@ impl Plan {
     /// Notes the endpoints on this node that a Service had and has.
     pub(super) fn count_own_endpoints(&mut self, [old, new]: [Option<&ClaimedPart>; 2], changed: &mut ProxyChanges) {
         let of = |part: Option<&ClaimedPart>| part.map(|part| part.own_endpoints.clone()).unwrap_or_default();
+        let is_empty = |part: Option<&ClaimedPart>| part.is_none_or(|part| part.own_endpoints.is_empty());
+        if is_empty(old) && is_empty(new) {
+            return;
+        }
         let (old, new) = (of(old), of(new));
         for endpoint in new.iter().filter(|endpoint| old.binary_search(endpoint).is_err()) {
             let count = self.own_endpoints.entry(*endpoint).or_default();

@@ -23,7 +23,9 @@ use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{BRIDGE, DEVICE, Set};
 use crate::proxy::part::PartInputs;
-use crate::proxy::{external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges};
+use crate::proxy::{
+    external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges, unallocated,
+};
 
 impl Plan {
     /// Returns the number of refused external and load balancer addresses.
@@ -133,6 +135,24 @@ impl Plan {
         }
     }
 
+    /// Follows the ranges that cluster IPs come from: those of the configuration, and of the World's ServiceCIDR objects.
+    pub(super) fn follow_ranges(&mut self, changed: &mut ProxyChanges) {
+        let judged = unallocated::judged(&self.config, &self.world, &self.node);
+        if self.unallocated == judged {
+            return;
+        }
+        let other_rules = self.unallocated.refused != judged.refused;
+        self.unallocated = judged.clone();
+        changed.ranges = Some(judged);
+        if !other_rules {
+            return;
+        }
+        match self.config.backend {
+            Backend::Iptables => self.replace_rules(changed),
+            Backend::Nftables => self.replace_chains(changed),
+        }
+    }
+
     pub(super) fn replace_settings(&mut self, changed: &mut ProxyChanges) {
         let settings = settings::settings(&self.node, self.kernel, self.takes_over());
         changed.settings |= settings != self.desired.settings;
@@ -145,6 +165,7 @@ impl Plan {
             if self.config.guard {
                 rules.extend(guard::rules(family));
             }
+            rules.extend(unallocated::rules(self.unallocated.refused.of(family), family));
             if *self.shape.ranged.of(family) {
                 rules.extend(source_ranges::rules(family));
             }
@@ -167,6 +188,7 @@ impl Plan {
             new.extend(guard::table_chains(&families));
             new.extend(host_input::table_chains());
         }
+        new.extend(unallocated::table_chains(&self.unallocated.refused));
         new.extend(source_ranges::in_table(&self.shape, &families));
         new.extend(inside::in_table(&self.node, &self.shape.inside));
         new.extend(rules::in_table(self.segment_sizes()));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
 use crate::kernel::ipvs::ServiceKey;
-use crate::model::{Endpoints, MOST_OF_A_SERVICE, ObjectName, ServiceProblem, ServiceProblems, put_problems};
+use crate::model::{Endpoints, MOST_OF_A_SERVICE, ObjectName, Service, ServiceProblem, ServiceProblems, put_problems};
 use crate::proxy::desired::ProxyChanges;
 use crate::proxy::plan::address_of;
 use crate::proxy::problems;
@@ -29,6 +29,28 @@ impl Problems {
             }
         }
     }
+
+    /// Notes that the claim of one Service to a key has changed, and who had it before and has it now. Returns whether others that claim it are concerned,
+    /// because each is told who has it.
+    pub(super) fn note_owner(
+        &mut self,
+        key: ServiceKey,
+        (name, claims): (&ObjectName, bool),
+        [before, owner]: [Option<&ObjectName>; 2],
+    ) -> bool {
+        self.set_lost(name, key, claims && owner != Some(name));
+        if owner == before {
+            return false;
+        }
+        // Only this Service's claim has changed, so that of the former owner is still there, and so was that of the new one.
+        if let Some(former) = before.filter(|other| *other != name) {
+            self.set_lost(former, key, true);
+        }
+        if let Some(new) = owner.filter(|other| *other != name) {
+            self.set_lost(new, key, false);
+        }
+        true
+    }
 }
 
 impl Plan {
@@ -37,44 +59,35 @@ impl Plan {
         &self.problems.all
     }
 
-    /// Notes that the claim of one Service to a key has changed, and who had it before. Returns another Service that is concerned.
-    pub(super) fn note_owner(
-        &mut self,
-        key: ServiceKey,
-        (name, claims): (&ObjectName, bool),
-        before: Option<&ObjectName>,
-    ) -> Option<ObjectName> {
-        let owner = self.owner(&key).cloned();
-        self.problems.set_lost(name, key, claims && owner.as_ref() != Some(name));
-        if owner.as_ref() == before {
-            return None;
-        }
-        // Only this Service's claim has changed, so that of the former owner is still there, and so was that of the new one.
-        let former = before.filter(|other| *other != name);
-        if let Some(other) = former {
-            self.problems.set_lost(other, key, true);
-        }
-        let new = owner.filter(|other| other != name);
-        if let Some(other) = &new {
-            self.problems.set_lost(other, key, false);
-        }
-        former.cloned().or(new)
-    }
-
     /// Finds the problems of a Service anew.
     pub(super) fn find_problems(&mut self, name: &ObjectName, changed: &mut ProxyChanges) {
         let cluster = &self.world.cluster;
-        let problems = match cluster.services.get(name) {
-            None => Vec::new(),
-            Some(service) => {
-                let none = Endpoints::default();
-                let endpoints = cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
-                let mut problems = problems::of_service(service, endpoints, self.inputs());
-                problems.extend(self.lost(name));
-                problems.extend(self.unmarked(name).map(|it| problems::unmarked(&it).of(service.created)));
-                problems
-            }
-        };
+        let endpoints = || cluster.endpoints.get(name).map(|endpoints| &**endpoints);
+        let problems = self.problems_of(name, cluster.services.get(name).map(|service| (&**service, endpoints())));
+        self.put_problems(name, problems, changed);
+    }
+
+    /// Returns the problems of a Service with these endpoints; none if it does not exist.
+    pub(super) fn problems_of(
+        &self,
+        name: &ObjectName,
+        service: Option<(&Service, Option<&Endpoints>)>,
+    ) -> Vec<ServiceProblem> {
+        let Some((service, endpoints)) = service else { return Vec::new() };
+        let none = Endpoints::default();
+        let mut problems = problems::of_service(service, endpoints.unwrap_or(&none), self.inputs());
+        problems.extend(self.lost(name));
+        problems.extend(self.unmarked(name).map(|it| problems::unmarked(&it).of(service.created)));
+        problems.extend(self.outranked(name).map(|address| problems::outranked(address).of(service.created)));
+        problems
+    }
+
+    pub(super) fn put_problems(
+        &mut self,
+        name: &ObjectName,
+        problems: Vec<ServiceProblem>,
+        changed: &mut ProxyChanges,
+    ) {
         changed.problems |= put_problems(&mut self.problems.all, name, problems);
     }
 

@@ -1,0 +1,126 @@
+//! New endpoints behind tunnels, which wait until the firewall of this process has refused their addresses to the pods whose policies deny them.
+//!
+//! No rule sees an endpoint inside of a tunnel, so a pod is refused the whole address of a Service that has one endpoint which it may not reach
+//! (`firewall/host_endpoints.rs`). That refusal has to be in the kernel before IPVS sends anything to the endpoint. The firewall tells the number of the World up to which that is so, and this
+//! machine says which destinations have to wait for which number: each by itself, so a later change of the same Service holds up nothing of an earlier one, and nobody else
+//! waits. What goes does not wait, and what the kernel has since an earlier run stays (`apply/unjudged.rs`).
+//!
+//! The wait has a bound: a firewall that fails must not keep Services from being served. What is used before its time is counted, and said in `/readyz` until it is judged.
+
+pub mod driver;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::kernel::ipvs::ServiceKey;
+
+use super::desired::Desired;
+use super::endpoints::DRAINING;
+
+/// Maximum wait for the firewall.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Destinations that wait, by the address, protocol and port of their virtual service.
+pub type Waiting = BTreeMap<ServiceKey, BTreeSet<SocketAddr>>;
+
+/// The destinations of tunnels, and which of them the firewall has not judged.
+#[derive(Default)]
+pub struct Unjudged {
+    /// All that take new connections, waiting or not.
+    known: Waiting,
+    waiting: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Wait>>,
+    /// Those that are used before their time, with the number of the World that has to be judged.
+    early: BTreeMap<ServiceKey, BTreeMap<SocketAddr, u64>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// The World that has to be judged.
+    number: u64,
+    until: Instant,
+}
+
+impl Unjudged {
+    /// Takes the destinations of virtual services that have changed with the World of this number, or since; `judged`: the number of the newest World that the firewall has
+    /// judged. A destination is new when it begins to take new connections through a tunnel.
+    pub fn follow(&mut self, desired: &Desired, changed: &[ServiceKey], (number, judged): (u64, u64), now: Instant) {
+        let is_tunnelled = |port: &ServiceKey| desired.marks.contains_key(port);
+        self.known.retain(|port, _| is_tunnelled(port));
+        self.waiting.retain(|port, _| is_tunnelled(port));
+        self.early.retain(|port, _| is_tunnelled(port));
+        for port in changed.iter().filter_map(|key| desired.marked.get(key)) {
+            let destinations = desired.virtual_of(port).into_iter().flat_map(|found| found.destinations.iter());
+            let takes = destinations.filter(|destination| destination.weight != DRAINING);
+            let takes: BTreeSet<SocketAddr> = takes.map(|destination| destination.address).collect();
+            let before = self.known.insert(*port, takes.clone()).unwrap_or_default();
+            for gone in before.difference(&takes) {
+                remove(&mut self.waiting, port, gone);
+                remove(&mut self.early, port, gone);
+            }
+            if number > judged {
+                let wait = Wait { number, until: now + PATIENCE };
+                let new = takes.difference(&before).map(|new| (*new, wait));
+                self.waiting.entry(*port).or_default().extend(new);
+            }
+        }
+        self.waiting.retain(|_, its| !its.is_empty());
+    }
+
+    /// Lets go on what waits for the World of this number, or for one before it: the firewall has judged it.
+    pub fn judged(&mut self, number: u64) {
+        for its in self.waiting.values_mut() {
+            its.retain(|_, wait| wait.number > number);
+        }
+        for its in self.early.values_mut() {
+            its.retain(|_, waits_for| *waits_for > number);
+        }
+        self.waiting.retain(|_, its| !its.is_empty());
+        self.early.retain(|_, its| !its.is_empty());
+    }
+
+    /// Lets go on what has waited for long enough. Returns the number of these destinations.
+    pub fn expire(&mut self, now: Instant) -> usize {
+        let mut expired = 0;
+        for (port, its) in &mut self.waiting {
+            for (destination, wait) in its.extract_if(.., |_, wait| wait.until <= now) {
+                self.early.entry(*port).or_default().insert(destination, wait.number);
+                expired += 1;
+            }
+        }
+        self.waiting.retain(|_, its| !its.is_empty());
+        expired
+    }
+
+    /// Returns when the wait of a destination is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.waiting.values().flat_map(BTreeMap::values).map(|wait| wait.until).min()
+    }
+
+    /// Returns the destinations that have to wait.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting.iter().map(|(port, its)| (*port, its.keys().copied().collect())).collect()
+    }
+
+    /// Returns the number of destinations that are used before their time.
+    pub fn early(&self) -> usize {
+        self.early.values().map(BTreeMap::len).sum()
+    }
+
+    /// Returns whether anything waits for the firewall, or should have.
+    pub fn is_any(&self) -> bool {
+        !self.waiting.is_empty() || !self.early.is_empty()
+    }
+}
+
+fn remove<T>(of: &mut BTreeMap<ServiceKey, BTreeMap<SocketAddr, T>>, port: &ServiceKey, destination: &SocketAddr) {
+    if let Some(its) = of.get_mut(port) {
+        its.remove(destination);
+        if its.is_empty() {
+            of.remove(port);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

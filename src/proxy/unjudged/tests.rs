@@ -1,0 +1,136 @@
+//! Cases of the machine, in words: what is desired of one port, what the firewall has judged, and who waits then.
+
+use super::*;
+use crate::kernel::ipvs::{Destination, Forwarding, Service, Virtual};
+
+const PORT: &str = "203.0.113.1";
+
+struct Case {
+    desired: Desired,
+    unjudged: Unjudged,
+    now: Instant,
+}
+
+fn port(address: &str) -> ServiceKey {
+    ServiceKey::Address { address: address.parse().expect("an address"), protocol: crate::net::Protocol::Tcp, port: 80 }
+}
+
+fn mark(address: &str) -> ServiceKey {
+    let number = address.bytes().map(u32::from).sum();
+    ServiceKey::Mark { mark: number, family: port(address).family() }
+}
+
+fn endpoint(last: &str) -> SocketAddr {
+    format!("10.244.1.{last}:80").parse().expect("an address and a port")
+}
+
+impl Case {
+    fn new() -> Case {
+        Case { desired: Desired::default(), unjudged: Unjudged::default(), now: Instant::now() }
+    }
+
+    /// A port in tunnel mode gets these endpoints with a World, `5=0` for one that takes no new connections; the firewall has judged another one.
+    fn wants(&mut self, address: &str, endpoints: &str, worlds: (u64, u64)) {
+        let destination = |word: &str| {
+            let (last, weight) = word.split_once('=').unwrap_or((word, "1"));
+            let weight = weight.parse().expect("a weight");
+            Destination { address: endpoint(last), weight, forwarding: Forwarding::Tunnel }
+        };
+        let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        let destinations: Vec<Destination> = endpoints.split_whitespace().map(destination).collect();
+        let (port, mark) = (port(address), mark(address));
+        let ServiceKey::Mark { mark: number, .. } = mark else { unreachable!("it is a mark") };
+        self.desired.marks.insert(port, number);
+        self.desired.marked.insert(mark, port);
+        self.desired.virtuals.insert(mark, Virtual { service, destinations: destinations.into() });
+        self.unjudged.follow(&self.desired, &[mark], worlds, self.now);
+    }
+
+    fn leaves_its_tunnel(&mut self, address: &str, worlds: (u64, u64)) {
+        let (port, mark) = (port(address), mark(address));
+        self.desired.marks.remove(&port);
+        self.desired.marked.remove(&mark);
+        self.desired.virtuals.remove(&mark);
+        self.unjudged.follow(&self.desired, &[mark, port], worlds, self.now);
+    }
+
+    #[track_caller]
+    fn waits(&self, address: &str, endpoints: &str) {
+        let waiting = self.unjudged.waiting().remove(&port(address)).unwrap_or_default();
+        assert_eq!(waiting, endpoints.split_whitespace().map(endpoint).collect());
+    }
+
+    fn pass(&mut self, milliseconds: u64) -> usize {
+        self.now += Duration::from_millis(milliseconds);
+        self.unjudged.expire(self.now)
+    }
+}
+
+#[test]
+fn a_new_endpoint_waits_until_its_world_or_a_later_one_is_judged() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6", (3, 2));
+    case.waits(PORT, "5 6");
+    case.unjudged.judged(2);
+    case.waits(PORT, "5 6");
+    case.unjudged.judged(4);
+    case.waits(PORT, "");
+    assert!(!case.unjudged.is_any() && case.unjudged.deadline().is_none());
+}
+
+#[test]
+fn what_the_firewall_has_judged_before_waits_for_nothing() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6", (3, 3));
+    case.waits(PORT, "");
+}
+
+#[test]
+fn a_later_change_holds_up_nothing_of_an_earlier_one_and_no_other_port() {
+    let mut case = Case::new();
+    case.wants(PORT, "5", (1, 0));
+    case.wants("203.0.113.2", "5", (1, 0));
+    case.wants(PORT, "5 6", (2, 0));
+    case.unjudged.judged(1);
+    case.waits(PORT, "6");
+    case.waits("203.0.113.2", "");
+    // A rollout that never stops is judged all the same.
+    for number in 3..20 {
+        case.unjudged.judged(number - 1);
+        case.wants(PORT, &format!("{} {}", number + 3, number + 4), (number, number - 1));
+        case.waits(PORT, &format!("{}", number + 4));
+    }
+}
+
+#[test]
+fn what_goes_or_drains_waits_no_more_and_waits_anew_when_it_comes_back() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6", (1, 0));
+    case.wants(PORT, "6=0", (2, 0));
+    case.waits(PORT, "");
+    case.unjudged.judged(2);
+    case.wants(PORT, "5 6", (3, 2));
+    case.waits(PORT, "5 6");
+    case.leaves_its_tunnel(PORT, (4, 2));
+    assert!(!case.unjudged.is_any());
+    case.unjudged.judged(4);
+    case.wants(PORT, "5 6", (5, 4));
+    case.waits(PORT, "5 6");
+}
+
+#[test]
+fn a_wait_has_an_end_and_what_is_used_too_early_is_known_until_it_is_judged() {
+    let mut case = Case::new();
+    case.wants(PORT, "5", (1, 0));
+    assert_eq!(case.pass(600), 0);
+    case.wants(PORT, "5 6", (2, 0));
+    assert_eq!(case.pass(399), 0);
+    assert_eq!(case.pass(1), 1, "each has its own time");
+    case.waits(PORT, "6");
+    assert_eq!((case.unjudged.early(), case.unjudged.deadline()), (1, Some(case.now + Duration::from_millis(600))));
+    case.unjudged.judged(1);
+    assert_eq!(case.unjudged.early(), 0);
+    assert_eq!(case.pass(600), 1);
+    case.wants(PORT, "5", (3, 1));
+    assert_eq!(case.unjudged.early(), 0, "it has gone");
+}
