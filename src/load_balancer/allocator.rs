@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::decide::{Decision, class_of, decide};
+use super::decide::{Decision, MOST_SHARED, class_of, decide};
 use super::notice::{Matter, Notice, Problem};
 use super::pools::{PoolId, PoolUse, Pools};
+use super::queue::Queue;
 use crate::config::ServiceRanges;
 use crate::model::{BalancedService, ObjectName};
 use crate::net::Family;
@@ -39,10 +40,13 @@ pub struct Allocator {
     undecided: BTreeSet<Rank>,
     /// Addresses, and pools with an address, that came free and are not offered yet.
     freed: BTreeSet<Wait>,
-    pub(super) due: BTreeSet<(Instant, Rank)>,
+    pub(super) due: Queue,
     pub(super) expiring: BTreeSet<(Instant, ObjectName)>,
     notices: Vec<Notice>,
     wanting: usize,
+    /// Number of decisions about one Service.
+    #[cfg(test)]
+    pub(super) decisions: std::cell::Cell<usize>,
 }
 
 /// One Service.
@@ -55,14 +59,21 @@ pub struct Entry {
     pub(super) sent: Vec<IpAddr>,
     /// Addresses for which it stands among their users.
     counted: BTreeSet<IpAddr>,
-    pub(super) is_in_flight: bool,
+    /// The version that the write which is on its way is for.
+    pub(super) in_flight: Option<CompactString>,
+    /// Addresses of the status that were given and are to leave it, also where it is another allocator's now.
+    pub(super) to_clear: Vec<IpAddr>,
     /// When writes without a known outcome cannot take effect any more.
     pub(super) expires: Option<Instant>,
     pub(super) due: Option<Instant>,
     pub(super) pause: Duration,
+    /// Addresses of the status that a write of ours brought there, also one without an answer.
+    brought: Vec<IpAddr>,
     /// The last write that took effect.
     pub(super) written: Option<(Instant, Vec<IpAddr>)>,
     problems: Vec<Problem>,
+    /// Annotations that are misspelt, as told.
+    remarks: Vec<String>,
     waits: Vec<Wait>,
 }
 
@@ -74,7 +85,7 @@ pub enum Wait {
 }
 
 /// The order in which Services are decided about: by age, then by name.
-pub(super) type Rank = (i64, ObjectName);
+pub type Rank = (i64, ObjectName);
 
 /// The first pause before a failed write is tried again, or one that others undid; it doubles up to the last.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -94,10 +105,12 @@ impl Allocator {
             waiting: BTreeMap::new(),
             undecided: BTreeSet::new(),
             freed: BTreeSet::new(),
-            due: BTreeSet::new(),
+            due: Queue::default(),
             expiring: BTreeSet::new(),
             notices: Vec::new(),
             wanting: 0,
+            #[cfg(test)]
+            decisions: Default::default(),
         }
     }
 
@@ -203,10 +216,14 @@ impl Allocator {
         let mut is_new_version = false;
         self.change(&name, |entry| {
             is_new_version = entry.service.version != service.version;
+            let before = std::mem::replace(&mut entry.service, service);
+            let status = &entry.service.status;
             if is_new_version {
-                entry.sent.clear();
+                let is_brought = |it: &IpAddr| status.contains(it) && !before.status.contains(it);
+                entry.brought.extend(entry.sent.drain(..).filter(is_brought));
             }
-            entry.service = service;
+            entry.brought.retain(|address| status.contains(address));
+            entry.to_clear.retain(|address| status.contains(address));
         });
         if is_new_version {
             self.stop_expiring(&name);
@@ -321,9 +338,12 @@ impl Allocator {
                 Wait::Pool(pool, family) => {
                     self.pools.as_ref().is_some_and(|pools| pools.first_free(pool, family).is_some())
                 }
-                Wait::Address(_) => true,
+                Wait::Address(address) => self.has_room(address),
             };
-            let waiting = self.waiting.get(&wait).filter(|_| is_left);
+            if !is_left {
+                return self.offer_to_users(wait, now);
+            }
+            let waiting = self.waiting.get(&wait);
             let next = waiting.and_then(|ranks| match &last {
                 None => ranks.first().cloned(),
                 Some(last) => ranks.range((Bound::Excluded(last), Bound::Unbounded)).next().cloned(),
@@ -334,17 +354,43 @@ impl Allocator {
         }
     }
 
+    /// Returns whether a Service that does not use an address might have it: very many may wait for one that is never to be had.
+    fn has_room(&self, address: IpAddr) -> bool {
+        let mut users = self.users(address).take(MOST_SHARED);
+        let all_share = users.all(|(_, entry)| entry.service.sharing_key.is_some());
+        all_share && self.users(address).take(MOST_SHARED).count() < MOST_SHARED
+    }
+
+    /// Lets those try again who use an address already and wait for it, because of others.
+    fn offer_to_users(&mut self, wait: Wait, now: Instant) {
+        let (Wait::Address(address), Some(waiting)) = (wait, self.waiting.get(&wait)) else { return };
+        let users = self.users(address).map(|(name, entry)| entry.rank(name));
+        let both: Vec<Rank> = users.filter(|rank| waiting.contains(rank)).collect();
+        both.iter().for_each(|rank| self.decide_one(&rank.1, now));
+    }
+
     fn decide_one(&mut self, name: &ObjectName, now: Instant) {
         let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
+        #[cfg(test)]
+        self.decisions.set(self.decisions.get() + 1);
         let Decision { given, problems, waits } = decide(self, pools, name, entry);
         let is_new = |problem: &&Problem| !entry.problems.contains(problem);
         let notice = |matter| Notice { service: name.clone(), uid: entry.service.uid.clone(), matter };
-        let notices: Vec<Notice> =
-            problems.iter().filter(is_new).map(|problem| notice(Matter::Wanting(problem.clone()))).collect();
+        let is_ours = class_of(&entry.service, self.takes_default).is_some();
+        let remarks = if is_ours { entry.service.misspelt.clone() } else { Vec::new() };
+        let odd = remarks.iter().filter(|remark| !entry.remarks.contains(remark)).cloned().map(Matter::Misspelt);
+        let wanting = problems.iter().filter(is_new).cloned().map(Matter::Wanting);
+        let notices: Vec<Notice> = wanting.chain(odd).map(notice).collect();
         self.wanting -= usize::from(!entry.problems.is_empty());
         self.wanting += usize::from(!problems.is_empty());
         self.notices.extend(notices);
-        self.change(name, |entry| (entry.given, entry.problems) = (given, problems));
+        // Whoever is no load balancer has addresses of pools from the time when it was one.
+        let is_left = |address: &&IpAddr| !entry.service.is_balancer && pools.name_address(**address);
+        let left = entry.service.status.iter().filter(is_left).copied().collect();
+        self.change(name, |entry| {
+            entry.give(given, left);
+            (entry.problems, entry.remarks) = (problems, remarks);
+        });
         self.set_waits(name, waits);
         self.schedule(name, now);
     }
@@ -390,14 +436,36 @@ impl Entry {
             given: Vec::new(),
             sent: Vec::new(),
             counted: BTreeSet::new(),
-            is_in_flight: false,
+            in_flight: None,
+            to_clear: Vec::new(),
             expires: None,
             due: None,
             pause: FIRST_PAUSE,
+            brought: Vec::new(),
             written: None,
             problems: Vec::new(),
+            remarks: Vec::new(),
             waits: Vec::new(),
         }
+    }
+
+    /// Returns whether an address of the status was brought there by a write that is known, or is to leave it. What was only found there may be another
+    /// allocator's.
+    pub(super) fn is_from_here(&self, address: IpAddr) -> bool {
+        let is_written = self.written.as_ref().is_some_and(|(_, addresses)| addresses.contains(&address));
+        let is_ours = is_written || self.brought.contains(&address);
+        is_ours && self.given.contains(&address) || self.to_clear.contains(&address)
+    }
+
+    /// Notes what is decided. Addresses that a write brought into the status and that are given no longer are to leave it, as are those that
+    /// are `left` there.
+    fn give(&mut self, given: Vec<IpAddr>, left: Vec<IpAddr>) {
+        let former: Vec<IpAddr> = self.given.iter().copied().filter(|address| self.is_from_here(*address)).collect();
+        self.given = given;
+        self.to_clear.extend(former.into_iter().chain(left).chain(self.brought.iter().copied()));
+        self.to_clear.retain(|address| self.service.status.contains(address) && !self.given.contains(address));
+        self.to_clear.sort_unstable();
+        self.to_clear.dedup();
     }
 
     pub(super) fn rank(&self, name: &ObjectName) -> Rank {

@@ -134,7 +134,10 @@ impl Case<'_> {
         let asked = self.service().request.addresses.of(family);
         let mut of_family = self.service().status.iter().filter(|address| Family::from(**address) == family);
         !has_exclusive_class(self.service())
-            && of_family.any(|it| !self.pools.name_address(*it) && asked.is_none_or(|asked| asked == *it))
+            && of_family.any(|it| {
+                let is_others = !self.pools.name_address(*it) && !self.entry.is_from_here(*it);
+                is_others && asked.is_none_or(|asked| asked == *it)
+            })
     }
 
     /// Returns whether an address that the Service has is somebody else's rather than its own.
@@ -172,10 +175,15 @@ impl Case<'_> {
     /// Returns whether nobody uses the address who would not share it.
     fn is_to_be_had(&self, address: IpAddr) -> bool {
         // Whether there is room is asked first: many may wait for an address that has none.
-        self.others(address).take(MOST_SHARED).count() < MOST_SHARED
+        self.has_room(address)
             && self
                 .others(address)
                 .all(|(name, other)| self.may_share(name, other) && !other.service.external_ips.contains(&address))
+    }
+
+    /// Returns whether another Service may still have an address too.
+    fn has_room(&self, address: IpAddr) -> bool {
+        self.others(address).take(MOST_SHARED).count() < MOST_SHARED
     }
 
     /// Chooses a new address of a family.
@@ -184,6 +192,7 @@ impl Case<'_> {
             let problem = match () {
                 () if !self.admits(asked) => Problem::Outside(asked),
                 () if !self.pools.may_give(asked) => Problem::Edge(asked),
+                () if !self.has_room(asked) => Problem::Crowded(asked),
                 () if !self.is_to_be_had(asked) => Problem::Taken(asked),
                 () => return decision.given.push(asked),
             };

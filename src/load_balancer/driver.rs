@@ -1,34 +1,42 @@
 //! The allocator at work: the election, the objects that the holder of the Lease follows, its writes and Events.
 //!
-//! The election is a task of its own, so that nothing holds up a renewal; what it says to the rest is until when writes may be begun.
+//! The election (`election/driver.rs`) says until when writes may be begun.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use compact_str::{CompactString, format_compact};
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::allocator::Allocator;
-use super::election::{Elector, Lease, Step, TIMING, Unclaimed};
+use super::election::Timing;
+use super::election::driver::Candidacy;
+use super::failures::Failures;
 use super::known_pools::KnownPools;
 use super::metrics::Metrics;
-use super::notice::Notice;
+use super::notice::{Matter, Notice};
+use super::pace::Pace;
 use super::pools::Pools;
+use super::tenure::Tenure;
 use super::writes::{Outcome, Write};
 use crate::config::LoadBalancerConfig;
 use crate::k8s::allocation::follow::{self, News};
 use crate::k8s::allocation::{Api, Failure, RULES, Status, WRITE_SECONDS};
-use crate::k8s::client::ApiClient;
+use crate::k8s::client::{Access, ApiClient};
 use crate::k8s::events::{About, Events, Name, NewEvent};
+use crate::k8s::parse::address_pools::POOLS;
+use crate::model::ObjectName;
 use crate::observe::health::{Note, Pulse};
 
 /// The allocator, and what it works with.
 pub struct Driver {
     pub config: LoadBalancerConfig,
+    /// The way to the API server, for the election's own client.
+    pub access: Access,
     pub client: ApiClient,
     pub api: Api,
     pub events: Events,
@@ -38,6 +46,8 @@ pub struct Driver {
     /// Receives why the Lease cannot be read or written.
     pub lease_note: Note,
     pub metrics: Metrics,
+    /// Delays of the election.
+    pub timing: Timing,
 }
 
 /// Writes at a time.
@@ -48,8 +58,6 @@ const NEWS: usize = 1024;
 const EVENTS: usize = 4096;
 /// The longest silence of the loop.
 const BEAT: Duration = Duration::from_secs(30);
-/// Tries to give up the Lease at the end.
-const RELEASES: usize = 2;
 
 impl Driver {
     /// Runs until `stop` is true.
@@ -57,13 +65,18 @@ impl Driver {
         let (usable_out, usable) = watch::channel(None);
         let (end, ended) = watch::channel(false);
         let (events, events_in) = mpsc::channel(EVENTS);
-        let candidate = Candidate {
-            api: self.api.clone(),
+        let candidacy = Candidacy {
+            access: self.access.clone(),
+            namespace: self.config.namespace.clone(),
             identity: identity(&self.config.identity),
             usable: usable_out,
             note: self.lease_note.clone(),
+            timing: self.timing,
         };
-        let election = tokio::spawn(candidate.run(ended));
+        let election = match candidacy.start(ended) {
+            Ok(election) => election,
+            Err(error) => return error!(%error, "Address allocator has no thread for its election"),
+        };
         let telling = tokio::spawn(tell(self.events.clone(), events_in));
         let mut work = Work {
             driver: self,
@@ -73,16 +86,17 @@ impl Driver {
             pools: KnownPools::default(),
             unknown: None,
             pool_notes: Vec::new(),
-            failure: None,
+            unlisted: BTreeMap::new(),
+            pace: Pace::default(),
+            failures: Failures::default(),
         };
         work.run().await;
         drop(work);
         telling.abort();
         // No write is on its way any more.
         end.send_replace(true);
-        if election.await.is_err() {
-            warn!("The election of the address allocator broke off");
-        }
+        // The thread says nothing; its end closes the channel.
+        let _ = election.await;
     }
 }
 
@@ -90,100 +104,6 @@ impl Driver {
 fn identity(name: &str) -> CompactString {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format_compact!("{name}_{:x}", since.as_nanos())
-}
-
-/// A candidate for the Lease.
-struct Candidate {
-    api: Api,
-    identity: CompactString,
-    /// Until when writes may be begun.
-    usable: watch::Sender<Option<Instant>>,
-    note: Note,
-}
-
-impl Candidate {
-    /// Contends for the Lease until the end, and gives it up then.
-    async fn run(self, mut ended: watch::Receiver<bool>) {
-        let mut elector = Elector::new(self.identity.clone(), TIMING);
-        let (mut lease, mut is_failing) = (None, false);
-        while !*ended.borrow() {
-            let step = elector.step(Instant::now());
-            let is_claim = matches!(step, Step::Claim(_));
-            let failure = match step {
-                Step::Wait(at) => {
-                    tokio::select! {
-                        () = sleep_until(at.into()) => {}
-                        _ = ended.changed() => {}
-                    }
-                    continue;
-                }
-                Step::Read => self.read(&mut elector, &mut lease).await,
-                Step::Claim(version) => self.claim(&mut elector, version.is_some(), &mut lease).await,
-            };
-            let until = elector.usable_until();
-            self.usable.send_if_modified(|known| std::mem::replace(known, until) != until);
-            match failure {
-                Some(failure) if !std::mem::replace(&mut is_failing, true) => {
-                    warn!(?failure, rules = RULES, "Lease of the address allocator failed; retrying");
-                    self.note.set(vec![format!("the Lease kube-router-lballoc cannot be read or written: {failure}")]);
-                }
-                // A look that leads to a claim proves nothing: the right to write it may be missing.
-                None if is_failing && (is_claim || !matches!(elector.step(Instant::now()), Step::Claim(_))) => {
-                    is_failing = false;
-                    info!("Lease of the address allocator recovered");
-                    self.note.set(Vec::new());
-                }
-                _ => {}
-            }
-        }
-        for _ in 0..RELEASES {
-            if elector.to_release().is_none() || self.api.put_lease(lease.as_ref(), "", TIMING.valid).await.is_ok() {
-                return;
-            }
-        }
-    }
-
-    async fn read(&self, elector: &mut Elector, lease: &mut Option<Value>) -> Option<Failure> {
-        match self.api.lease().await {
-            Ok(read) => {
-                elector.read(read.as_ref().map(read_lease), Instant::now());
-                *lease = read;
-                None
-            }
-            Err(failure) => {
-                elector.unread(Instant::now());
-                Some(failure)
-            }
-        }
-    }
-
-    async fn claim(&self, elector: &mut Elector, exists: bool, lease: &mut Option<Value>) -> Option<Failure> {
-        let sent = Instant::now();
-        let before = lease.as_ref().filter(|_| exists);
-        match self.api.put_lease(before, &self.identity, TIMING.valid).await {
-            Ok(written) => {
-                elector.claimed(sent, Ok(read_lease(&written).version), Instant::now());
-                *lease = Some(written);
-                None
-            }
-            Err(failure) => {
-                let is_conflict = failure == Failure::Conflict;
-                let why = if is_conflict { Unclaimed::Conflict } else { Unclaimed::Failed };
-                elector.claimed(sent, Err(why), Instant::now());
-                Some(failure).filter(|_| !is_conflict)
-            }
-        }
-    }
-}
-
-fn read_lease(lease: &Value) -> Lease {
-    let text = |path: &str| lease.pointer(path).and_then(Value::as_str).unwrap_or_default().into();
-    let seconds = lease.pointer("/spec/leaseDurationSeconds").and_then(Value::as_u64).unwrap_or(0);
-    Lease {
-        version: text("/metadata/resourceVersion"),
-        holder: text("/spec/holderIdentity"),
-        valid: Duration::from_secs(seconds),
-    }
 }
 
 /// Sends Events, one after the other. One that fails is not repeated: the log has it.
@@ -205,15 +125,17 @@ async fn tell(events: Events, mut notices: mpsc::Receiver<Notice>) {
 struct Work {
     driver: Driver,
     /// Until when writes may be begun.
-    usable: watch::Receiver<Option<Instant>>,
+    usable: watch::Receiver<Option<Tenure>>,
     stop: watch::Receiver<bool>,
     events: mpsc::Sender<Notice>,
     pools: KnownPools,
     /// When the outcome of a write was last not known.
     unknown: Option<Instant>,
     pool_notes: Vec<String>,
-    /// Why the last write failed.
-    failure: Option<String>,
+    /// Why kinds of objects cannot be listed.
+    unlisted: BTreeMap<&'static str, String>,
+    pace: Pace,
+    failures: Failures,
 }
 
 impl Work {
@@ -221,14 +143,15 @@ impl Work {
         self.driver.pulse.ready(true);
         while !*self.stop.borrow() {
             self.driver.pulse.beat(Instant::now());
-            if self.usable_until().is_some() {
+            if let Some(tenure) = self.tenure() {
                 info!("Lease acquired; this agent gives load balancer addresses");
                 self.driver.metrics.leads.set(1);
-                self.lead().await;
+                self.lead(tenure.number).await;
                 self.driver.metrics.leads.set(0);
                 self.driver.metrics.set_pools(&[]);
                 self.driver.metrics.wanting.set(0);
-                (self.pool_notes, self.failure) = (Vec::new(), None);
+                (self.pool_notes, self.failures, self.pace) = (Vec::new(), Failures::default(), Pace::default());
+                self.unlisted.clear();
                 self.note();
                 continue;
             }
@@ -240,12 +163,17 @@ impl Work {
         }
     }
 
-    fn usable_until(&self) -> Option<Instant> {
-        self.usable.borrow().filter(|until| *until > Instant::now())
+    fn tenure(&self) -> Option<Tenure> {
+        self.usable.borrow().filter(|tenure| tenure.until > Instant::now())
+    }
+
+    /// Until when writes of a tenure may be begun; `None` where it is over, also where another one has begun.
+    fn usable_until(&self, number: u64) -> Option<Instant> {
+        self.tenure().filter(|tenure| tenure.number == number).map(|tenure| tenure.until)
     }
 
     /// Gives addresses until the Lease is lost or the program ends.
-    async fn lead(&mut self) {
+    async fn lead(&mut self, number: u64) {
         let (out, mut news) = mpsc::channel(NEWS);
         let mut followers = JoinSet::new();
         let (client, period) = (self.driver.client.clone(), self.driver.config.sync_period);
@@ -256,18 +184,20 @@ impl Work {
         let mut allocator = Allocator::new(config.takes_default_class, config.served_external_ips.clone());
         let mut writes: JoinSet<(Write, Result<Status, Failure>)> = JoinSet::new();
         self.pools.begin();
-        while let Some(until) = self.usable_until().filter(|_| !*self.stop.borrow()) {
+        while let Some(until) = self.usable_until(number).filter(|_| !*self.stop.borrow()) {
             let now = Instant::now();
             self.driver.pulse.beat(now);
             allocator.tick(now);
             if self.pools.tick(now) {
                 self.set_pools(&mut allocator, now);
             }
-            for write in allocator.next_writes(now, WRITES.saturating_sub(writes.len())) {
+            for write in self.due(&mut allocator, now, WRITES.saturating_sub(writes.len())) {
                 writes.spawn(written(self.driver.api.clone(), write, until));
             }
             self.report(&mut allocator);
-            let next = allocator.next_time().filter(|_| writes.len() < WRITES).unwrap_or(until);
+            let slow = allocator.next_slow_time().map(|due| self.pace.not_before(due));
+            let next = allocator.next_time().into_iter().chain(slow).min();
+            let next = next.filter(|_| writes.len() < WRITES).unwrap_or(until);
             tokio::select! {
                 Some(first) = news.recv() => {
                     self.take_in(first, &mut allocator);
@@ -294,15 +224,45 @@ impl Work {
         }
     }
 
+    /// The writes to begin now, at most so many.
+    fn due(&mut self, allocator: &mut Allocator, now: Instant, places: usize) -> Vec<Write> {
+        let mut all = allocator.next_writes(now, places);
+        if all.len() < places && self.pace.may_begin(now) {
+            let slow = allocator.next_slow_write(now);
+            slow.iter().for_each(|_| self.pace.begun(now));
+            all.extend(slow);
+        }
+        all
+    }
+
     fn take_in(&mut self, news: News, allocator: &mut Allocator) {
         let now = Instant::now();
         match news {
-            News::Services(all, version) => allocator.list(all, &version, now),
-            News::Service(name, service) => allocator.observe(name, service, now),
-            News::Gone(name, version) => allocator.gone(&name, &version, now),
+            News::Services(all, version) => {
+                allocator.list(all, &version, now);
+                self.look_at_failures(allocator);
+            }
+            News::Service(name, service) => {
+                allocator.observe(name.clone(), service, now);
+                self.look_at_failure(&name, allocator);
+            }
+            News::Gone(name, version) => {
+                allocator.gone(&name, &version, now);
+                self.look_at_failure(&name, allocator);
+            }
+            News::Unlisted(what, reason) => {
+                match reason {
+                    Some(reason) => self
+                        .unlisted
+                        .insert(what, format!("{what} cannot be listed for load balancer addresses: {reason}")),
+                    None => self.unlisted.remove(what),
+                };
+                self.note();
+            }
             News::Pools(seen) => {
                 if self.pools.see(seen, now) {
                     self.set_pools(allocator, now);
+                    self.look_at_failures(allocator);
                 }
             }
         }
@@ -312,22 +272,19 @@ impl Work {
     fn set_pools(&mut self, allocator: &mut Allocator, now: Instant) {
         let mut notes: Vec<String> = self.pools.note().into_iter().collect();
         for note in &notes {
-            warn!(configmap = follow::POOLS, reason = note, "Address pools are kept");
+            warn!(configmap = POOLS, reason = note, "Address pools are kept");
         }
         if let Some(pools) = self.pools.last() {
             let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, pools);
             let unreadable = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}"));
             let wrong: Vec<String> = unreadable.chain(mistakes).collect();
             for note in &wrong {
-                warn!(configmap = follow::POOLS, reason = note, "Address pool is not in force as written");
+                warn!(configmap = POOLS, reason = note, "Address pool is not in force as written");
             }
             notes.extend(wrong);
             let is_unknown = self.pools.is_unknown();
             if is_unknown {
-                warn!(
-                    configmap = follow::POOLS,
-                    "Address pool has no earlier good version; no address is given or taken away"
-                );
+                warn!(configmap = POOLS, "Address pool has no earlier good version; no address is given or taken away");
             }
             allocator.set_pools((!is_unknown).then_some(in_force), now);
         }
@@ -342,42 +299,65 @@ impl Work {
             Ok(Status::Newer(service)) => ("newer", Outcome::Newer(Arc::new(service.clone()))),
             Err(Failure::NotFound) => ("gone", Outcome::Gone),
             Err(Failure::Conflict) => ("conflict", Outcome::Refused),
-            Err(Failure::Forbidden(_) | Failure::Refused(_)) => ("refused", Outcome::Refused),
+            Err(Failure::Forbidden(_)) => ("refused", Outcome::Forbidden),
+            Err(Failure::Refused(_)) => ("refused", Outcome::Refused),
             Err(Failure::Unknown(_)) => ("unknown", Outcome::Unknown),
         };
         self.driver.metrics.writes.with_label_values(&[label]).inc();
+        let now = Instant::now();
         if outcome == Outcome::Unknown {
-            self.unknown = Some(Instant::now());
+            self.unknown = Some(now);
         }
+        let service = &write.service;
         match &status {
-            Ok(_) => {
-                if self.failure.take().is_some() {
-                    info!("Writing load balancer addresses recovered");
-                    self.note();
-                }
-            }
-            Err(Failure::NotFound | Failure::Conflict) => {}
+            Ok(_) | Err(Failure::NotFound | Failure::Conflict) => self.mended(service),
             Err(failure) => {
-                let service = &write.service;
-                let reason = format!("the address of Service {service} cannot be written: {failure}");
-                if self.failure.replace(reason).is_none() {
+                if self.failures.failed(service, failure.to_string(), now) {
                     warn!(%service, ?failure, rules = RULES, "Writing a load balancer address failed; retrying");
-                    self.note();
                 }
+                self.note();
             }
         }
-        allocator.finish(&write, outcome, Instant::now());
+        allocator.finish(&write, outcome, now);
+        self.look_at_failure(service, allocator);
+    }
+
+    /// Forgets the failures of Services that are not to be written any more.
+    fn look_at_failures(&mut self, allocator: &Allocator) {
+        let failed: Vec<ObjectName> = self.failures.services().cloned().collect();
+        failed.iter().for_each(|name| self.look_at_failure(name, allocator));
+    }
+
+    /// Forgets the failure of a Service that is not to be written any more.
+    fn look_at_failure(&mut self, service: &ObjectName, allocator: &Allocator) {
+        if self.failures.has(service) && !allocator.is_to_be_written(service) {
+            self.mended(service);
+        }
+    }
+
+    /// Notes that the last write of a Service did not fail.
+    fn mended(&mut self, service: &ObjectName) {
+        if !self.failures.has(service) {
+            return;
+        }
+        if self.failures.over(service) {
+            info!("Writing load balancer addresses recovered");
+        }
+        self.note();
     }
 
     fn note(&self) {
-        self.driver.note.set(self.pool_notes.iter().chain(&self.failure).cloned().collect());
+        let notes = self.pool_notes.iter().chain(self.unlisted.values()).cloned();
+        self.driver.note.set(notes.chain(self.failures.note()).collect());
     }
 
     /// Tells what is new, in log, Events and metrics.
     fn report(&self, allocator: &mut Allocator) {
         for notice in allocator.take_notices() {
             let Notice { service, matter, .. } = &notice;
-            if matter.is_warning() {
+            if let Matter::Misspelt(reason) = matter {
+                warn!(%service, reason, "Annotation of a Service has no effect on its load balancer address");
+            } else if matter.is_warning() {
                 warn!(%service, reason = %matter, "Service lacks a load balancer address");
             } else {
                 info!(%service, address = %matter, "Load balancer address given");
@@ -394,3 +374,6 @@ async fn written(api: Api, write: Write, until: Instant) -> (Write, Result<Statu
     let status = api.put_status(&write.service, &write.version, &write.addresses, until).await;
     (write, status)
 }
+
+#[cfg(test)]
+mod tests;

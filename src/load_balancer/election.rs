@@ -6,6 +6,8 @@
 //!
 //! An identity is one process's: after a restart the Lease of the process before is somebody else's, whose last writes may be on their way.
 
+pub mod driver;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ pub struct Timing {
     /// Who waits for the Lease of another looks at it after once to twice this, each agent at times of its own: every node of the cluster is
     /// a candidate.
     pub look: Duration,
+    /// The longest pause of a candidate whose tries fail: of thousands each would ask every few seconds for what none of them is allowed.
+    pub longest: Duration,
 }
 
 /// `look` aside as client-go has them by default, and kube-router.
@@ -31,6 +35,7 @@ pub const TIMING: Timing = Timing {
     usable: Duration::from_secs(10),
     retry: Duration::from_secs(2),
     look: Duration::from_secs(5),
+    longest: Duration::from_secs(30),
 };
 
 /// The Lease as it was read.
@@ -75,13 +80,15 @@ pub struct Elector {
     /// When the last renewal that was taken was sent.
     renewed: Option<Instant>,
     next: Option<Instant>,
-    /// Looks at the Lease of another.
+    /// Looks at the Lease of another, and tries that failed.
     looks: u64,
+    /// Tries in a row that failed.
+    failures: u32,
 }
 
 impl Elector {
     pub fn new(identity: CompactString, timing: Timing) -> Elector {
-        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None, looks: 0 }
+        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None, looks: 0, failures: 0 }
     }
 
     /// A part of this time, another one for each look of each candidate.
@@ -119,6 +126,7 @@ impl Elector {
             (self.claim, self.next) = (Some(Some(lease.version.clone())), None);
         } else {
             self.looks += 1;
+            self.failures = 0;
             // Not all who wait are to claim it at the same moment.
             let over = since + valid + self.part_of(self.timing.retry);
             self.next = Some((now + self.timing.look + self.part_of(self.timing.look)).min(over));
@@ -128,23 +136,39 @@ impl Elector {
 
     /// Records that the Lease could not be read.
     pub fn unread(&mut self, now: Instant) {
-        self.next = Some(now + self.timing.retry);
+        self.next = Some(now + self.pause(now));
+    }
+
+    /// The time before what failed is tried again. Whoever may hold the Lease has none to lose; others wait longer and longer, each at times of
+    /// its own.
+    fn pause(&mut self, now: Instant) -> Duration {
+        if self.renewed.is_some_and(|sent| now < sent + self.timing.valid) {
+            return self.timing.retry;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.looks += 1;
+        let most = self.timing.retry.saturating_mul(1 << self.failures.min(16)).min(self.timing.longest);
+        most / 2 + self.part_of(most / 2)
     }
 
     /// Notes the outcome of a claim that was sent at this time: the version of the Lease, or why there is none.
     pub fn claimed(&mut self, sent: Instant, outcome: Result<CompactString, Unclaimed>, now: Instant) {
         match outcome {
             Ok(version) => {
-                (self.renewed, self.claim, self.seen) = (Some(sent), Some(Some(version)), None);
+                (self.renewed, self.claim, self.seen, self.failures) = (Some(sent), Some(Some(version)), None, 0);
                 self.next = Some(sent + self.timing.retry);
             }
             Err(unclaimed) => {
-                if unclaimed == Unclaimed::Conflict {
-                    self.renewed = None;
-                }
                 // What it is now has to be read.
                 self.claim = None;
-                self.next = Some(now + self.timing.retry);
+                let pause = match unclaimed {
+                    Unclaimed::Conflict => {
+                        self.renewed = None;
+                        self.timing.retry
+                    }
+                    Unclaimed::Failed => self.pause(now),
+                };
+                self.next = Some(now + pause);
             }
         }
     }
@@ -231,6 +255,41 @@ mod tests {
         }
         let most = asked.iter().skip(20).max().expect("some seconds");
         assert!(*most < 1200, "{asked:?}: every two seconds it would be 2,500 in each");
+    }
+
+    #[test]
+    fn thousands_who_may_not_read_or_write_the_lease_ask_less_and_less_and_the_holder_does_not_wait() {
+        let begun = Instant::now();
+        for may_read in [false, true] {
+            let mut asked = vec![0; 300];
+            for number in 0..1000 {
+                let mut elector = Elector::new(format!("node{number}").into(), TIMING);
+                let mut now = begun;
+                while now < begun + seconds(300) {
+                    match elector.step(now) {
+                        Step::Wait(next) => now = next,
+                        Step::Read if may_read => {
+                            elector.read(None, now);
+                            asked[(now - begun).as_secs() as usize] += 1;
+                        }
+                        Step::Read => {
+                            elector.unread(now);
+                            asked[(now - begun).as_secs() as usize] += 1;
+                        }
+                        Step::Claim(_) => elector.claimed(now, Err(Unclaimed::Failed), now),
+                    }
+                }
+            }
+            let most = asked.iter().skip(60).max().expect("some seconds");
+            assert!(*most < 80, "may read {may_read}: {asked:?}: every two seconds it would be 500 in each");
+        }
+        let mut elector = Elector::new("holder".into(), TIMING);
+        elector.read(None, begun);
+        elector.claimed(begun, Ok("1".into()), begun);
+        for second in 2..14 {
+            elector.unread(begun + seconds(second));
+            assert_eq!(elector.step(begun + seconds(second)), Step::Wait(begun + seconds(second + 2)));
+        }
     }
 
     #[test]

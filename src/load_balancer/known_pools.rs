@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::k8s::allocation::follow::{POOLS, PoolsSeen};
+use crate::k8s::allocation::follow::PoolsSeen;
+use crate::k8s::parse::address_pools::POOLS;
 use crate::model::AddressPools;
 
 /// The pools of one leadership.

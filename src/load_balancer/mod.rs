@@ -30,16 +30,23 @@
 //!
 //! # What outlives the agent
 //!
-//! Only statuses. An address in a status that still fits is kept, so a restart, an upgrade and another leader write nothing.
+//! Only statuses. With `--manifests` there is nothing to write to: `in_memory.rs` decides anew from all files whenever one changes, and its driver
+//! puts the addresses into the Services on their way to the rest of the program.
+//! An address in a status that still fits is kept, so a restart, an upgrade and another leader write nothing.
 
 pub mod allocator;
 pub mod decide;
 pub mod driver;
 pub mod election;
+pub mod failures;
+pub mod in_memory;
 pub mod known_pools;
 pub mod metrics;
 pub mod notice;
+pub mod pace;
 pub mod pools;
+pub mod queue;
+pub mod tenure;
 pub mod writes;
 
 mod free;

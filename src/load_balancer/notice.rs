@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
+use super::decide::MOST_SHARED;
 use crate::model::ObjectName;
 use crate::net::Family;
 
@@ -24,6 +25,8 @@ pub enum Matter {
     Given { address: IpAddr, pool: CompactString },
     /// The Service waits for something.
     Wanting(Problem),
+    /// An annotation looks like one that asks for addresses and is none.
+    Misspelt(String),
 }
 
 /// Why a Service lacks an address.
@@ -35,6 +38,8 @@ pub enum Problem {
     NoPool(Family),
     /// The address that it asks for is another Service's, or in another's `externalIPs`.
     Taken(IpAddr),
+    /// The address that it asks for has as many Services as may share one.
+    Crowded(IpAddr),
     /// The address that it asks for is in no pool that is for the Service.
     Outside(IpAddr),
     /// The address that it asks for is the network or broadcast address of its range.
@@ -52,10 +57,11 @@ impl Matter {
     pub fn reason(&self) -> &'static str {
         match self {
             Matter::Given { .. } => "LoadBalancerAddressGiven",
+            Matter::Misspelt(_) => "UnknownAnnotation",
             Matter::Wanting(problem) => match problem {
                 Problem::Exhausted(_) => "AddressPoolExhausted",
                 Problem::NoPool(_) => "NoAddressPool",
-                Problem::Taken(_) => "RequestedAddressTaken",
+                Problem::Taken(_) | Problem::Crowded(_) => "RequestedAddressTaken",
                 Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
                 Problem::OtherFamily(_) | Problem::Mistake(_) => "InvalidAddressRequest",
             },
@@ -64,7 +70,7 @@ impl Matter {
 
     /// Returns whether the Event is of type Warning.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Matter::Wanting(_))
+        matches!(self, Matter::Wanting(_) | Matter::Misspelt(_))
     }
 }
 
@@ -74,6 +80,7 @@ impl fmt::Display for Matter {
             Matter::Given { address, pool } if pool.is_empty() => write!(f, "{address} is the Service's"),
             Matter::Given { address, pool } => write!(f, "{address} of pool {pool} is the Service's"),
             Matter::Wanting(problem) => write!(f, "{problem}"),
+            Matter::Misspelt(text) => f.write_str(text),
         }
     }
 }
@@ -84,6 +91,9 @@ impl fmt::Display for Problem {
             Problem::Exhausted(family) => write!(f, "no pool for this Service has a free {family} address"),
             Problem::NoPool(family) => write!(f, "no pool for this Service has {family} addresses"),
             Problem::Taken(address) => write!(f, "{address} is asked for and in use by another Service"),
+            Problem::Crowded(address) => {
+                write!(f, "{address} is asked for and shared by {MOST_SHARED} Services already, which is the most")
+            }
             Problem::Outside(address) => write!(f, "{address} is asked for and in no pool for this Service"),
             Problem::Edge(address) => {
                 write!(f, "{address} is asked for and is the network or broadcast address of its range")
@@ -94,5 +104,37 @@ impl fmt::Display for Problem {
             }
             Problem::Mistake(text) => f.write_str(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::parse::balanced_service::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS};
+
+    #[test]
+    fn the_guide_names_every_reason_and_every_annotation_that_is_read() {
+        let guide = include_str!("../../docs/user-guide.md");
+        let address: IpAddr = "203.0.113.1".parse().expect("an address");
+        let problems = [
+            Problem::Exhausted(Family::V4),
+            Problem::NoPool(Family::V6),
+            Problem::Taken(address),
+            Problem::Crowded(address),
+            Problem::Outside(address),
+            Problem::Edge(address),
+            Problem::UnknownPool("gold".into()),
+            Problem::OtherFamily(address),
+            Problem::Mistake("text".to_owned()),
+        ];
+        let others = [Matter::Given { address, pool: "gold".into() }, Matter::Misspelt("text".to_owned())];
+        let matters: Vec<Matter> = problems.into_iter().map(Matter::Wanting).chain(others).collect();
+        let reasons = matters.iter().map(Matter::reason);
+        let annotations = [&ADDRESS_ANNOTATIONS[..], &POOL_ANNOTATIONS, &SHARING_ANNOTATIONS].concat();
+        for word in reasons.chain(annotations) {
+            assert!(guide.contains(&format!("`{word}`")), "{word}");
+        }
+        let warnings = matters.iter().filter(|matter| matter.is_warning()).count();
+        assert_eq!(warnings, matters.len() - 1, "an address that is given is the good news");
     }
 }

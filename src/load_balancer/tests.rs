@@ -1,6 +1,7 @@
 //! Tests of the allocator on Services as the API has them.
 
 mod deciding;
+mod many;
 mod walk;
 mod writing;
 
@@ -76,6 +77,7 @@ fn service() -> BalancedService {
         families: vec![Family::V4],
         needs_all_families: false,
         request: AddressRequest::default(),
+        misspelt: Vec::new(),
         sharing_key: None,
         ports: vec![(Protocol::Tcp, 80)],
         clients: ClientPolicy::Cluster,

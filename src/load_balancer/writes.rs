@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::allocator::{Allocator, Entry, FIRST_PAUSE, LAST_PAUSE};
+use super::allocator::{Allocator, Entry, FIRST_PAUSE, LAST_PAUSE, Rank};
 use super::decide::{class_of, has_exclusive_class};
+use super::queue::Lane;
 use crate::model::{BalancedService, ObjectName};
 
 /// A write of the addresses in the status of one Service.
@@ -32,6 +33,8 @@ pub enum Outcome {
     Gone,
     /// The API server had another version (409), or refused; it has no effect.
     Refused,
+    /// The right to write it is missing (403).
+    Forbidden,
     /// No answer: it may have taken effect, or do so yet.
     Unknown,
 }
@@ -41,39 +44,57 @@ pub enum Outcome {
 pub const LINGER: Duration = Duration::from_secs(10);
 
 impl Allocator {
-    /// Writes that are due, at most so many. Each has an outcome to be reported by [`Allocator::finish`].
+    /// Writes that are due, at most so many, where nothing is known to forbid them. Each has an outcome to be reported by [`Allocator::finish`].
     pub fn next_writes(&mut self, now: Instant, most: usize) -> Vec<Write> {
         let mut writes = Vec::new();
-        while self.is_ready() && writes.len() < most {
-            let Some((due, _)) = self.due.first() else { break };
-            if *due > now {
-                break;
-            }
-            let Some((_, (_, name))) = self.due.pop_first() else { break };
-            if let Some(entry) = self.services.get_mut(&name) {
-                entry.due = None;
-            }
-            let desired = self.services.get(&name).and_then(|entry| self.desired(entry));
-            let Some(addresses) = desired else { continue };
-            self.change(&name, |entry| {
-                entry.is_in_flight = true;
-                let is_new: Vec<IpAddr> =
-                    addresses.iter().filter(|address| !entry.sent.contains(address)).copied().collect();
-                entry.sent.extend(is_new);
-            });
-            let Some(entry) = self.services.get(&name) else { continue };
-            writes.push(Write { version: entry.service.version.clone(), service: name, addresses });
+        while writes.len() < most {
+            let Some(rank) = self.is_ready().then(|| self.due.pop(Lane::Fast, now)).flatten() else { break };
+            writes.extend(self.begin(&rank));
         }
         writes
     }
 
-    /// Notes the outcome of a write.
+    /// A write that is due in a namespace in which the last one was forbidden.
+    pub fn next_slow_write(&mut self, now: Instant) -> Option<Write> {
+        while self.is_ready() {
+            let rank = self.due.pop(Lane::Slow, now)?;
+            if let Some(write) = self.begin(&rank) {
+                return Some(write);
+            }
+        }
+        None
+    }
+
+    /// Begins the write of a Service that was due, unless its status is right by now.
+    fn begin(&mut self, (_, name): &Rank) -> Option<Write> {
+        self.services.get_mut(name)?.due = None;
+        let addresses = self.services.get(name).and_then(|entry| self.desired(entry))?;
+        self.change(name, |entry| {
+            entry.in_flight = Some(entry.service.version.clone());
+            let is_new: Vec<IpAddr> =
+                addresses.iter().filter(|address| !entry.sent.contains(address)).copied().collect();
+            entry.sent.extend(is_new);
+        });
+        let version = self.services.get(name)?.service.version.clone();
+        Some(Write { version, service: name.clone(), addresses })
+    }
+
+    /// Notes the outcome of a write. Of one for a Service that was made anew meanwhile under its name, only what was seen of that counts.
     pub fn finish(&mut self, write: &Write, outcome: Outcome, now: Instant) {
         let name = &write.service;
-        if let Some(entry) = self.services.get_mut(name) {
-            entry.is_in_flight = false;
+        let in_flight = self.services.get_mut(name).map(|entry| &mut entry.in_flight);
+        let is_its_own =
+            in_flight.is_some_and(|version| version.take_if(|version| *version == write.version).is_some());
+        match outcome {
+            Outcome::Forbidden => self.due.forbid(&name.namespace),
+            Outcome::Written(_) => self.due.allow(&name.namespace),
+            _ => {}
         }
         match outcome {
+            Outcome::Written(service) | Outcome::Newer(service) if !is_its_own => {
+                self.observe(name.clone(), service, now);
+            }
+            Outcome::Refused | Outcome::Forbidden | Outcome::Unknown if !is_its_own => return,
             Outcome::Written(service) => {
                 if let Some(entry) = self.services.get_mut(name) {
                     if entry.written.as_ref().is_none_or(|(_, addresses)| *addresses != write.addresses) {
@@ -83,18 +104,15 @@ impl Allocator {
                 }
                 self.observe(name.clone(), service, now);
             }
-            Outcome::Newer(service) => self.observe(name.clone(), service, now),
-            Outcome::Gone => self.gone(name, &write.version, now),
-            Outcome::Refused => {
-                self.put_off(name, now);
-                // Of an earlier one for the same version the outcome may be unknown yet.
-                self.change(name, |entry| {
-                    if entry.expires.is_none() {
-                        entry.sent.clear();
-                    }
-                });
-                self.settle(now);
+            Outcome::Newer(service) => {
+                self.observe(name.clone(), service, now);
+                // The API server has an older version than is known: its store was set back. It would be asked again without end.
+                if self.services.get(name).is_some_and(|entry| entry.service.version == write.version) {
+                    self.has_had_no_effect(name, now);
+                }
             }
+            Outcome::Gone => self.gone(name, &write.version, now),
+            Outcome::Refused | Outcome::Forbidden => self.has_had_no_effect(name, now),
             Outcome::Unknown => {
                 self.put_off(name, now);
                 self.expire_at(name, now + LINGER);
@@ -103,13 +121,25 @@ impl Allocator {
         self.schedule(name, now);
     }
 
+    /// Forgets what the last write of a Service asked for, and tries it again later.
+    fn has_had_no_effect(&mut self, name: &ObjectName, now: Instant) {
+        self.put_off(name, now);
+        // Of an earlier one for the same version the outcome may be unknown yet.
+        self.change(name, |entry| {
+            if entry.expires.is_none() {
+                entry.sent.clear();
+            }
+        });
+        self.settle(now);
+    }
+
     /// Forgets writes that cannot take effect any more.
     pub fn tick(&mut self, now: Instant) {
         while self.expiring.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, name)) = self.expiring.pop_first() else { break };
             self.change(&name, |entry| {
                 entry.expires = None;
-                if !entry.is_in_flight {
+                if entry.in_flight.is_none() {
                     entry.sent.clear();
                 }
             });
@@ -119,19 +149,29 @@ impl Allocator {
 
     /// The next time at which there is something to do without anything happening.
     pub fn next_time(&self) -> Option<Instant> {
-        let due = self.due.first().map(|(at, _)| *at).filter(|_| self.is_ready());
+        let due = self.due.first(Lane::Fast).filter(|_| self.is_ready());
         due.into_iter().chain(self.expiring.first().map(|(at, _)| *at)).min()
+    }
+
+    /// The next time at which [`Allocator::next_slow_write`] has something.
+    pub fn next_slow_time(&self) -> Option<Instant> {
+        self.due.first(Lane::Slow).filter(|_| self.is_ready())
+    }
+
+    /// Returns whether the status of a Service is still to be written.
+    pub fn is_to_be_written(&self, name: &ObjectName) -> bool {
+        self.services.get(name).is_some_and(|entry| self.desired(entry).is_some())
     }
 
     /// Returns whether any write is on its way.
     pub fn is_writing(&self) -> bool {
-        self.services.values().any(|entry| entry.is_in_flight)
+        self.services.values().any(|entry| entry.in_flight.is_some())
     }
 
     /// Plans the write of a Service whose status is not as decided, or none.
     pub(super) fn schedule(&mut self, name: &ObjectName, now: Instant) {
         let Some(entry) = self.services.get(name) else { return };
-        if entry.is_in_flight {
+        if entry.in_flight.is_some() {
             return;
         }
         let Some(desired) = self.desired(entry) else { return self.unschedule(name) };
@@ -148,14 +188,14 @@ impl Allocator {
             }
         };
         entry.due = Some(at);
-        self.due.insert((at, rank));
+        self.due.insert(at, rank);
     }
 
     pub(super) fn unschedule(&mut self, name: &ObjectName) {
         let Some(entry) = self.services.get_mut(name) else { return };
         let rank = entry.rank(name);
         if let Some(at) = entry.due.take() {
-            self.due.remove(&(at, rank));
+            self.due.remove(at, rank);
         }
     }
 
@@ -167,7 +207,7 @@ impl Allocator {
         entry.pause = (entry.pause * 2).min(LAST_PAUSE);
         entry.due = Some(at);
         let rank = entry.rank(name);
-        self.due.insert((at, rank));
+        self.due.insert(at, rank);
     }
 
     fn expire_at(&mut self, name: &ObjectName, at: Instant) {
@@ -189,7 +229,9 @@ impl Allocator {
     fn desired(&self, entry: &Entry) -> Option<Vec<IpAddr>> {
         let service = &entry.service;
         let is_ours = class_of(service, self.takes_default()).is_some();
-        let others = service.status.iter().filter(|address| !self.is_of_pools(**address)).copied();
+        let is_to_stay = |address: &&IpAddr| !entry.to_clear.contains(address);
+        let others =
+            service.status.iter().filter(|address| is_to_stay(address) && !self.is_of_pools(**address)).copied();
         let desired: Vec<IpAddr> = match (is_ours, service.is_balancer) {
             (true, _) if has_exclusive_class(service) => entry.given.clone(),
             // Without a class it may be another allocator's too.
@@ -197,8 +239,8 @@ impl Allocator {
                 let others = others.filter(|address| !entry.given.contains(address));
                 entry.given.iter().copied().chain(others).collect()
             }
-            // Of another class: what it has is another allocator's.
-            (false, true) => return None,
+            // Of another class: what it has is another allocator's, but for what it was given before it got that class.
+            (false, true) => service.status.iter().filter(is_to_stay).copied().collect(),
             // It is no load balancer any more.
             (false, false) => others.collect(),
         };

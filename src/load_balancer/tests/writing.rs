@@ -135,3 +135,139 @@ fn addresses_of_others_stay_in_the_status_of_a_service_without_a_class() {
     bed.settle();
     assert_eq!(bed.status("b"), "198.51.100.1");
 }
+
+#[test]
+fn an_address_leaves_a_service_that_becomes_another_allocators_before_its_status_was_cleared() {
+    let foreign = |service: &mut BalancedService| (service.is_balancer, service.class) = (true, Some("metallb".into()));
+    for is_seen_between in [true, false] {
+        let mut bed = Bed::new(&["203.0.113.0/31"]);
+        bed.put("a", service());
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.0");
+        if is_seen_between {
+            bed.change("a", |service| service.is_balancer = false);
+        }
+        bed.change("a", foreign);
+        bed.settle();
+        assert_eq!(bed.status("a"), "", "nobody would ever take it away");
+        // What the other allocator gives afterwards is its own, also if it is the same.
+        bed.change("a", |service| service.status = vec!["203.0.113.0".parse().expect("an address")]);
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.0");
+    }
+}
+
+#[test]
+fn what_another_allocator_gives_beside_an_address_that_is_to_leave_stays() {
+    let mut bed = Bed::new(&["203.0.113.0/31"]);
+    bed.put("a", service());
+    bed.settle();
+    bed.change("a", |service| service.is_balancer = false);
+    let both = ["203.0.113.0", "198.51.100.7"].map(|text| text.parse().expect("an address"));
+    bed.change("a", |service| {
+        (service.is_balancer, service.class, service.status) = (true, Some("metallb".into()), both.to_vec());
+    });
+    bed.settle();
+    assert_eq!(bed.status("a"), "198.51.100.7");
+}
+
+#[test]
+fn an_address_of_a_range_that_goes_leaves_the_status_and_one_that_another_allocator_gave_stays() {
+    for (others, after) in [(None, "203.0.113.8"), (Some("198.51.100.7"), "198.51.100.7")] {
+        let mut bed = Bed::new(&["203.0.113.0/31", "203.0.113.8/31"]);
+        bed.put("a", service());
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.0");
+        let others: Option<std::net::IpAddr> = others.map(|text| text.parse().expect("an address"));
+        bed.change("a", |service| service.status.extend(others));
+        bed.allocator.set_pools(Some(pools(&["203.0.113.8/31"], Vec::new())), bed.now);
+        bed.settle();
+        assert_eq!(bed.status("a"), after);
+    }
+}
+
+#[test]
+fn the_outcome_of_a_write_for_a_service_that_was_made_anew_says_nothing_of_the_new_one() {
+    for outcome in [Outcome::Refused, Outcome::Unknown] {
+        let mut bed = Bed::new(&["203.0.113.0/32"]);
+        bed.put("a", service());
+        let former = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        bed.delete("a");
+        bed.put("a", BalancedService { created: 1, ..service() });
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write for the new one");
+        bed.allocator.finish(&former, outcome, bed.now);
+        assert_eq!(bed.allocator.next_writes(bed.now, 9), [], "one is on its way");
+        // It gets nothing any more, while its write may still take effect.
+        let elsewhere = AddressPool { namespaces: vec!["other".into()], ..pool("x", "203.0.113.0/32") };
+        bed.allocator.set_pools(Some(pools(&["203.0.113.0/32"], vec![elsewhere])), bed.now);
+        bed.put("other/b", service());
+        assert_eq!(bed.allocator.next_writes(bed.now, 9), [], "the address is in use until that write is over");
+        let outcome = bed.apply(&write);
+        bed.allocator.finish(&write, outcome, bed.now);
+        bed.settle();
+        assert_eq!((bed.status("a"), bed.status("other/b")), (String::new(), "203.0.113.0".to_owned()));
+    }
+}
+
+#[test]
+fn an_address_whose_write_had_no_answer_leaves_the_status_when_its_service_goes_to_another_allocator() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    bed.apply(&write);
+    bed.allocator.finish(&write, Outcome::Unknown, bed.now);
+    bed.change("a", |service| service.class = Some("other".into()));
+    bed.pass(Duration::from_secs(2));
+    bed.settle();
+    assert_eq!(bed.status("a"), "");
+}
+
+#[test]
+fn a_store_that_was_set_back_is_asked_again_only_after_a_pause() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    for pause in [1, 2, 4] {
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        let older = BalancedService { version: "7".into(), ..service() };
+        bed.allocator.finish(&write, Outcome::Newer(Arc::new(older)), bed.now);
+        assert_eq!(bed.allocator.next_writes(bed.now, 9), []);
+        bed.now += Duration::from_secs(pause);
+        assert_eq!(bed.allocator.next_time(), Some(bed.now));
+    }
+}
+
+#[test]
+fn a_write_that_was_not_tried_keeps_no_address_in_use() {
+    let mut bed = Bed::new(&["203.0.113.0/32"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    let older = BalancedService { version: "7".into(), ..service() };
+    bed.allocator.finish(&write, Outcome::Newer(Arc::new(older)), bed.now);
+    let elsewhere = AddressPool { namespaces: vec!["other".into()], ..pool("x", "203.0.113.0/32") };
+    bed.allocator.set_pools(Some(pools(&["203.0.113.0/32"], vec![elsewhere])), bed.now);
+    bed.put("other/b", service());
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("other/b")), (String::new(), "203.0.113.0".to_owned()));
+}
+
+#[test]
+fn a_namespace_whose_statuses_may_not_be_written_holds_up_no_other() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    for name in ["bank/a", "bank/b", "shop/c"] {
+        bed.put(name, service());
+    }
+    let names = |writes: Vec<Write>| writes.iter().map(|write| write.service.to_string()).collect::<Vec<_>>();
+    let write = bed.allocator.next_writes(bed.now, 1).pop().expect("a write");
+    assert_eq!(write.service.to_string(), "bank/a");
+    bed.allocator.finish(&write, Outcome::Forbidden, bed.now);
+    assert_eq!(names(bed.allocator.next_writes(bed.now, 9)), ["shop/c"]);
+    assert_eq!((bed.allocator.next_time(), bed.allocator.next_slow_time()), (None, Some(bed.now)));
+    let write = bed.allocator.next_slow_write(bed.now).expect("bank is tried, too");
+    assert_eq!(write.service.to_string(), "bank/b");
+    let outcome = bed.apply(&write);
+    bed.allocator.finish(&write, outcome, bed.now);
+    assert_eq!(bed.allocator.next_slow_time(), None, "there are rights again");
+    bed.now = bed.allocator.next_time().expect("what was refused is tried again");
+    assert_eq!(names(bed.allocator.next_writes(bed.now, 9)), ["bank/a"]);
+    assert!(bed.allocator.is_to_be_written(&name("bank/a")) && !bed.allocator.is_to_be_written(&name("bank/b")));
+}

@@ -1,0 +1,68 @@
+//! Very many Services that want the same.
+
+use super::*;
+
+fn asking(port: u16, key: Option<&str>) -> BalancedService {
+    let mut service = service();
+    service.request.addresses.v4 = "203.0.113.1".parse().ok();
+    BalancedService { ports: vec![(Protocol::Tcp, port)], sharing_key: key.map(Into::into), ..service }
+}
+
+#[test]
+fn very_many_who_ask_for_an_address_that_is_not_to_be_had_are_not_looked_at_again_with_each_change_of_its_owners() {
+    for (owners, key) in [(1, None), (64, Some("dns"))] {
+        let mut bed = Bed::new(&["203.0.113.0/29"]);
+        for number in 0..owners + 300 {
+            bed.put(&format!("s{number:04}"), asking(number + 1, key));
+        }
+        bed.settle();
+        assert_eq!(bed.status(&format!("s{:04}", owners - 1)), "203.0.113.1");
+        assert_eq!(bed.status(&format!("s{owners:04}")), "", "it is taken");
+        let before = bed.allocator.decisions.get();
+        for number in 0..20 {
+            bed.change("s0000", |service| service.uid = format_compact!("{number}"));
+        }
+        let decisions = bed.allocator.decisions.get() - before;
+        assert!(decisions <= 20 * 2 * usize::from(owners), "{owners} have it: {decisions} decisions for 20 changes");
+        // The first of those that wait has it when there is room.
+        bed.delete("s0000");
+        bed.settle();
+        let next = format!("s{owners:04}");
+        assert_eq!((bed.status(&next), bed.status(&format!("s{:04}", owners + 1))), ("203.0.113.1".into(), "".into()));
+        let last = bed.notices.last().expect("there is something to tell").matter.to_string();
+        assert!(last.contains("203.0.113.1 of pool default"), "{last}");
+    }
+}
+
+#[test]
+fn who_asks_for_an_address_that_as_many_share_as_may_is_told_so() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    for number in 0..65 {
+        bed.put(&format!("s{number:04}"), asking(number + 1, Some("dns")));
+    }
+    bed.settle();
+    let problems: Vec<String> =
+        bed.notices.iter().filter(|it| it.matter.is_warning()).map(|it| it.matter.to_string()).collect();
+    assert_eq!(problems, ["203.0.113.1 is asked for and shared by 64 Services already, which is the most"]);
+}
+
+#[test]
+fn an_annotation_that_is_misspelt_is_told_once_and_costs_no_address() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    let misspelt = vec!["metallb.io/loadBalancerIP: may be meant".to_owned()];
+    bed.put("a", BalancedService { misspelt: misspelt.clone(), ..service() });
+    bed.put("other", BalancedService { misspelt, class: Some("other".into()), ..service() });
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.allocator.wanting()), ("203.0.113.1".to_owned(), 0));
+    assert_eq!(
+        bed.reasons(),
+        ["UnknownAnnotation", "LoadBalancerAddressGiven"],
+        "others' Services are no concern of ours"
+    );
+    bed.change("a", |service| service.uid = "2".into());
+    bed.settle();
+    assert!(bed.reasons().is_empty());
+    bed.change("a", |service| service.misspelt = vec!["another".to_owned()]);
+    bed.settle();
+    assert_eq!(bed.reasons(), ["UnknownAnnotation"]);
+}
