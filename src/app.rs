@@ -10,7 +10,8 @@
 //! - `proxy`, `firewall`, `router` and, with `--netpol-source-guard`, `source-guard`, each of which owns everything that its subsystem does to the kernel (`subsystem`);
 //! - the BGP speaker's, which the router starts;
 //! - `pod-tunnels`, where direct server return is used: tunnels end in this node's pods (`pod_tunnels`);
-//! - `load-balancer`, with `--run-loadbalancer`: the election, and what its winner does (`load_balancer`);
+//! - `load-balancer`, with `--run-loadbalancer`: the election, and what its winner does (`load_balancer`), or where the cluster is a directory,
+//!   addresses in memory, with `manifests-lb`, which reads the directory for it;
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
@@ -33,7 +34,7 @@ use crate::bgp;
 use crate::cleanup;
 use crate::cni;
 use crate::cni::serve::Calls;
-use crate::config::{Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
+use crate::config::{Cleanup, Config, ObserveConfig, RouterConfig, Source, TOOLCHAIN, VERSION};
 use crate::firewall::starting_pod::StartingPod;
 use crate::gobgp;
 use crate::gobgp::serve::{Place, Ports};
@@ -41,6 +42,7 @@ use crate::gobgp::service::Service;
 use crate::k8s::client::{self, Access};
 use crate::k8s::events::{self, Events};
 use crate::k8s::outage::Outages;
+use crate::k8s::service_events::Subjects;
 use crate::k8s::{Message, Wanted, manifests, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
@@ -63,11 +65,15 @@ use crate::status;
 use crate::status::serve::Facts;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
+pub use self::wanted::wanted;
+
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
 
+mod addresses_in_memory;
 mod packet_filter;
 mod pod_tunnels;
 mod subsystems;
+mod wanted;
 
 /// The socket for clients of GoBGP, beside the one of `--socket`.
 pub const GOBGP_SOCKET: &str = "gobgp.sock";
@@ -85,15 +91,17 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// # Errors
 /// Reason why the program cannot start, as a sentence.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    if config.cleanup {
-        return cleanup::run(&config);
+    match config.cleanup {
+        Some(Cleanup::Everything) => return cleanup::run(&config),
+        Some(Cleanup::Tables) => return cleanup::remove_tables(),
+        None => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config))
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let config = packet_filter::decided(config)?;
+    let config = pod_tunnels::with_tunnels(packet_filter::decided(config)?);
     let facts = facts(&config, Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
@@ -132,16 +140,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let (served_out, served) = watch::channel(config.proxy.is_none());
+    // Tunnels wait until the firewall has judged them, where both run.
+    let (judged_out, judged) = watch::channel(0);
+    let judged = config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
         running.extend(common.start_pod_tunnels(pod_tunnels, announced, problems_out.of_pods.clone())?);
-        let channels = ProxyChannels { believed, served: served_out, problems: problems_out };
+        let channels = ProxyChannels { believed, served: served_out, problems: problems_out, judged };
         running.push(common.start_proxy(settings, inputs, channels, &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
-        running.push(common.start_firewall(settings, inputs, starting, &mut answerers).await?);
+        running.push(common.start_firewall(settings, inputs, (starting, judged_out), &mut answerers).await?);
     }
     let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
     running.extend(common.start_source_guard(guarded, guard_calls, for_guard, &mut answerers).await?);
@@ -338,7 +349,10 @@ async fn start_source(
     let (out, messages) = mpsc::channel::<Message>(MESSAGES);
     let mut events_out = None;
     match &config.source {
-        Source::Manifests(directory) => manifests::spawn(directory.clone(), wanted(config), outages.clone(), out)?,
+        Source::Manifests(directory) => {
+            let out = addresses_in_memory::on_the_way(config, directory, registry, health, out)?;
+            manifests::spawn(directory.clone(), wanted(config), outages.clone(), out)?;
+        }
         Source::Api { kubeconfig, master } => {
             let access = Access { kubeconfig: kubeconfig.clone(), master: master.clone() };
             let client = client::client(&access).await?;
@@ -351,8 +365,14 @@ async fn start_source(
             if config.proxy.is_some() {
                 let node = config.node_name.clone();
                 let knows_nodes = wanted(config).contains(&Wanted::Nodes);
-                let settle = service_events::SETTLE;
-                let inputs = service_events::Inputs { world, sources: problems, node, knows_nodes, settle };
+                let (of, world, settle) = (Subjects::Services, world.clone(), service_events::SETTLE);
+                let inputs = service_events::Inputs { of, world, sources: problems, node, knows_nodes, settle };
+                tokio::spawn(service_events::run(inputs, events.clone()));
+            }
+            if config.firewall.is_some() {
+                let (of, node, settle) = (Subjects::Policies, config.node_name.clone(), service_events::SETTLE);
+                let sources = vec![service_events::of_policies(world.clone())];
+                let inputs = service_events::Inputs { of, world, sources, node, knows_nodes: true, settle };
                 tokio::spawn(service_events::run(inputs, events.clone()));
             }
             events_out = Some(events);
@@ -426,33 +446,6 @@ fn start_world(
         // An error means that the sender is gone, which is an end too.
         let _ = stop.wait_for(|stop| *stop).await;
     }))
-}
-
-/// Kinds of objects that the running subsystems need. The service proxy has to know all nodes' addresses where a Service may have
-/// external ones: it must not serve those. So does the firewall: a ClusterNetworkPolicy may select Nodes by their labels.
-fn wanted(config: &Config) -> Vec<Wanted> {
-    let serves_external = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.allow_any());
-    let nodes = match config.router {
-        Some(_) => Wanted::Nodes,
-        None if serves_external || config.firewall.is_some() => Wanted::Nodes,
-        None => Wanted::Node(config.node_name.as_str().into()),
-    };
-    let mut wanted = vec![nodes];
-    if config.proxy.is_some() || config.router.is_some() {
-        wanted.extend([Wanted::Services, Wanted::EndpointSlices]);
-    }
-    if config.router.is_some() {
-        wanted = vec![Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];
-    }
-    if config.firewall.is_some() {
-        wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
-    }
-    // The service proxy alone asks them about external addresses, and only where some are allowed and not all.
-    let restricts = config.proxy.as_ref().is_some_and(|proxy| proxy.ranges.strict && proxy.ranges.allow_any());
-    if config.firewall.is_some() || config.router.is_some() || restricts {
-        wanted.push(Wanted::ServiceCidrs);
-    }
-    wanted
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `--cleanup-config`: every subsystem reconciled to nothing.
+//! `--cleanup-config`: every subsystem reconciled to nothing; `--cleanup-nftables`: our tables of nf_tables alone.
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
@@ -81,6 +81,27 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     if !left.is_empty() {
         bail!("not everything could be removed:\n{}", left.join("\n"));
     }
+    Ok(())
+}
+
+/// Removes our tables of nf_tables, of which kube-router knows nothing, so that what it has put in force beside them stands alone. Chains, sets, virtual services, routes and files stay:
+/// kube-router has them under the same names, or takes them over.
+///
+/// # Errors
+/// Failures to remove, a line for each subsystem.
+pub fn remove_tables() -> anyhow::Result<()> {
+    let all = [
+        ("firewall", firewall::nftables::linux::remove()),
+        ("firewall", firewall::frames::linux::remove()),
+        ("service proxy", proxy::linux::remove_table()),
+        ("router", router::linux::remove_table()),
+        ("source guard", source_guard::linux::remove()),
+    ];
+    let left: Vec<String> = all.into_iter().filter_map(|(name, why)| Some(format!("{name}: {}", why?))).collect();
+    if !left.is_empty() {
+        bail!("not every table could be removed:\n{}", left.join("\n"));
+    }
+    info!("Tables of nf_tables removed");
     Ok(())
 }
 

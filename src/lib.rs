@@ -1,6 +1,7 @@
 //! Sluice: a node network agent for Kubernetes. `docs/architecture.md` is the map.
 
 pub mod net;
+pub mod distribution;
 pub mod packed;
 pub mod config;
 pub mod observe;
@@ -9,6 +10,7 @@ pub mod reconcile;
 pub mod kernel;
 pub mod k8s;
 pub mod world;
+pub mod bfd;
 pub mod bgp;
 pub mod subsystem;
 pub mod container_runtime;
@@ -24,3 +26,4 @@ pub mod status;
 pub mod ask;
 pub mod cni;
 pub mod app;
+pub mod preflight;

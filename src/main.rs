@@ -3,15 +3,16 @@
 //! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
 //! Under the name `sluice-cni` it is a CNI plugin instead (`cni`).
 //! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read. `sluice audit`: 0 nothing differs, 1 something does, 2 not known;
-//! `sluice status`: 0 ready, 1 not ready, 2 not known.
+//! `sluice status`: 0 ready, 1 not ready, 2 not known. `sluice preflight`: 0 everything is there, 1 something is degraded, 2 something is fatal.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use sluice::cni::plugin;
-use sluice::config::{self, Config, Environment, LogFormat, Refusal, Request, Source};
+use sluice::config::{self, Config, Environment, Flags, LogFormat, Output, Refusal, Request, Source};
 use sluice::kernel::memory;
 use sluice::observe::logging::{self, LineFormat};
+use sluice::preflight::{self, Report};
 use tracing::{info, warn};
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
             print!("{}", answered.text);
             return Ok(ExitCode::from(answered.exit_code));
         }
+        Request::Preflight { flags, verbosity, output } => return preflight(&flags, verbosity, output),
         Request::Print(text) => {
             eprintln!("{text}");
             return Ok(ExitCode::SUCCESS);
@@ -65,10 +67,21 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Says what an agent with these flags would lack and meet here.
+fn preflight(flags: &Flags, verbosity: u8, output: Output) -> Result<ExitCode, Refusal> {
+    let environment = environment();
+    let report = match Config::from_flags(flags, verbosity, &environment) {
+        Ok(config) => preflight::report(&config),
+        Err(mistakes) => Report::of_mistakes(&environment.host_name, config::VERSION, &mistakes),
+    };
+    print!("{}", if output == Output::Json { report.json() } else { report.text() });
+    Ok(ExitCode::from(report.exit_code()))
+}
+
 /// A directory that is not there now is a mistake in the flags; one that goes away later is waited for (`k8s::manifests`).
 fn manifests_can_be_read(config: &Config) -> Result<(), Refusal> {
     let Source::Manifests(directory) = &config.source else { return Ok(()) };
-    if config.cleanup {
+    if config.cleanup.is_some() {
         return Ok(());
     }
     let found = std::fs::read_dir(directory).map(drop);

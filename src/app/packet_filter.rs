@@ -5,7 +5,8 @@ use tracing::{info, warn};
 use crate::config::{Backend, Config, Netfilter, Variant};
 use crate::kernel::ipset::Ipset;
 use crate::kernel::iptables::{self, Flavour};
-use crate::kernel::nftables::probe;
+use crate::kernel::module;
+use crate::kernel::nftables::{Missing, probe};
 
 /// Decides which packet filter the subsystems use on this host.
 ///
@@ -18,7 +19,7 @@ pub fn decided(config: Config) -> anyhow::Result<Config> {
     }
     // Sessions and routes need none either: what of the router does is trouble, and no end.
     let is_needed = config.proxy.is_some() || config.firewall.is_some();
-    let nftables = || probe().map_err(|missing| missing.to_string());
+    let nftables = || probe().map_err(|missing| refused(&missing));
     let variant = || {
         iptables::used().map(|flavour| match flavour {
             Flavour::NfTables => Variant::NfTables,
@@ -41,4 +42,12 @@ pub fn decided(config: Config) -> anyhow::Result<Config> {
     };
     info!(?backend, "Packet filter chosen");
     Ok(config.decided(backend))
+}
+
+/// The lacking features as a sentence, and how this host gets the first of them.
+fn refused(missing: &Missing) -> String {
+    match missing.features.first().map(|feature| feature.module()).filter(|name| !module::is_present(name)) {
+        Some(name) => format!("{missing}; {name}: {}", module::remedy(name)),
+        None => missing.to_string(),
+    }
 }

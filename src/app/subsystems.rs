@@ -11,6 +11,7 @@ use tracing::error;
 
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
 use crate::firewall::driver;
+use crate::firewall::judging::Judging;
 use crate::firewall::starting_pod::StartingPod;
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::allocation::Api;
@@ -27,6 +28,7 @@ use crate::observe::local;
 use crate::observe::metrics::Registry;
 use crate::proxy;
 use crate::proxy::health_check::{self, HealthChecks};
+use crate::proxy::unjudged::driver::FirewallWaits;
 use crate::reconcile::Account;
 use crate::router;
 use crate::source_guard;
@@ -69,6 +71,8 @@ pub struct ProxyChannels {
     /// Told when the proxy's first sync is done; the router waits for it.
     pub served: watch::Sender<bool>,
     pub problems: ProblemsOut,
+    /// The number of the World that the firewall has judged, where there are tunnels.
+    pub judged: Option<watch::Receiver<u64>>,
 }
 
 /// A subsystem on its thread.
@@ -89,7 +93,7 @@ impl Common {
         channels: ProxyChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
-        let ProxyChannels { believed, served, problems } = channels;
+        let ProxyChannels { believed, served, problems, judged } = channels;
         let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
         let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);
@@ -115,6 +119,7 @@ impl Common {
             problems_of_others,
             metrics,
             questions,
+            firewall: FirewallWaits::new(judged, health.note("tunnels")),
             health,
         };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -136,7 +141,7 @@ impl Common {
         &self,
         config: FirewallConfig,
         inputs: Inputs,
-        starting: mpsc::Receiver<StartingPod>,
+        (starting, judged): (mpsc::Receiver<StartingPod>, watch::Sender<u64>),
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
         let (ask, questions) = mpsc::channel(1);
@@ -149,6 +154,7 @@ impl Common {
             flows: Arc::new(firewall::flows::Kernel::default()),
             read_policies: manifests::policies,
             note: self.health.note("firewall"),
+            judging: Judging::new(judged),
         };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         if config.backend == Backend::Nftables {
@@ -242,8 +248,19 @@ impl Common {
                 Err(error) => return error!(%error, "Address allocator has no client of the API"),
             };
             let api = Api::new(client.clone(), config.namespace.clone());
-            let driver =
-                load_balancer::driver::Driver { config, client, api, events, pulse, note, lease_note, metrics };
+            let timing = load_balancer::election::TIMING;
+            let driver = load_balancer::driver::Driver {
+                config,
+                access,
+                client,
+                api,
+                events,
+                pulse,
+                note,
+                lease_note,
+                metrics,
+                timing,
+            };
             driver.run(stop).await;
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

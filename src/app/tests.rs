@@ -21,9 +21,15 @@ fn only_what_a_running_subsystem_needs_is_asked_for() {
     let environment =
         Environment { node_name: Some("node-1".to_owned()), host_name: "node-1".to_owned(), ..Environment::default() };
     let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+    let guarded = [Wanted::Services, Wanted::EndpointSlices, Wanted::ServiceCidrs];
+    assert_eq!(wanted(&proxy), [&[Wanted::Node("node-1".into())][..], &guarded].concat());
+    let words = ["sluice", "--run-router=false", "--run-firewall=false", "--ipvs-permit-all=false"].map(OsString::from);
+    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+    let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
     assert_eq!(wanted(&proxy), [Wanted::Node("node-1".into()), Wanted::Services, Wanted::EndpointSlices]);
     for flag in ["--strict-external-ip-validation=false", "--service-external-ip-range=203.0.113.0/24"] {
-        let words = ["sluice", "--run-router=false", "--run-firewall=false", flag].map(OsString::from);
+        let guard = "--ipvs-permit-all=false";
+        let words = ["sluice", "--run-router=false", "--run-firewall=false", guard, flag].map(OsString::from);
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let proxy = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let mut all = vec![Wanted::Nodes, Wanted::Services, Wanted::EndpointSlices];

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::flags::DEFAULT_SOCKET;
 use super::refusal::Refusal;
@@ -176,6 +176,20 @@ found out. Nothing is changed.
       --wait     Wait until it is ready, for so many seconds at most (default 60)
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
+/// Returns the commands that ask a running agent, each with its meaning.
+pub(super) fn commands() -> Vec<(String, String)> {
+    let meaning = |command: &Command| command.get_about().map(ToString::to_string).unwrap_or_default();
+    let words = Words::command();
+    let of = |command: &Command| match command.has_subcommands() {
+        false => vec![(command.get_name().to_owned(), meaning(command))],
+        true => {
+            let inner = command.get_subcommands();
+            inner.map(|inner| (format!("{} {}", command.get_name(), inner.get_name()), meaning(inner))).collect()
+        }
+    };
+    words.get_subcommands().flat_map(of).collect()
+}
 
 /// Returns the words that the questions of a command line take; `None` where it is none.
 pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {

@@ -18,7 +18,7 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 
-use super::ask::{self, Ask};
+use super::ask::{self, Ask, Output};
 use super::duration::GoDuration;
 use super::flags::Flags;
 use super::refusal::Refusal;
@@ -29,6 +29,8 @@ use super::value::{Addresses, Strings, Uints, switch, unsigned};
 pub enum Request {
     /// Run with these flags at this verbosity (0 and higher; negative numbers count as 0).
     Run { flags: Box<Flags>, verbosity: u8 },
+    /// Say what an agent with these flags would lack and meet on this host, and end.
+    Preflight { flags: Box<Flags>, verbosity: u8, output: Output },
     /// Query the program that runs already, print the answer and end.
     Ask(Ask),
     /// Print this text and end with exit code 0.
@@ -46,6 +48,11 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         return Ok(asked.map_or_else(|| Request::Print(usage.to_owned()), Request::Ask));
     }
     let program = words.first().map_or_else(|| "sluice".to_owned(), |word| word.to_string_lossy().into_owned());
+    if let [_, asked, flags @ ..] = words
+        && asked == PREFLIGHT
+    {
+        return preflight(&program, flags);
+    }
     let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;
     let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, &program))?;
     let verbosity = verbosity(&flags.verbosity)?;
@@ -62,6 +69,35 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
         return Ok(Request::Print(version(&program)));
     }
     Ok(Request::Run { flags: Box::new(flags), verbosity })
+}
+
+/// The word before the flags of an agent that is not to start.
+pub(super) const PREFLIGHT: &str = "preflight";
+
+const PREFLIGHT_USAGE: &str = "\
+Usage: sluice preflight [-o text|json] [FLAGS OF THE AGENT]
+Says what the agent needs, and finds, on this host and in its cluster, before it starts with these flags: kernel and modules, packet filter and
+rules of others, other proxies and pod networks, settings, directories and CNI files, addresses and ranges, rights on the API server. Each
+finding is ok, degraded or fatal, with what it is, why it matters and what to do. Nothing is changed, and no module is loaded. Exit status: 0
+everything is there, 1 something is degraded, 2 something is fatal, or a flag cannot be read.
+  -o, --output   text or json (default text)
+  --help without preflight lists the flags of the agent.";
+
+fn preflight(program: &str, flags: &[OsString]) -> Result<Request, Refusal> {
+    let output =
+        Arg::new("output").short('o').long("output").value_parser(clap::value_parser!(Output)).default_value("text");
+    let words = std::iter::once(OsString::from(program)).chain(flags.iter().cloned());
+    let matches = command().arg(output).try_get_matches_from(words).map_err(|error| flag_refusal(&error, program))?;
+    let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, program))?;
+    if let Some(word) = flags.words.first() {
+        return Err(Refusal { text: format!("{word:?} belongs to no flag.\n{PREFLIGHT_USAGE}"), exit_code: 2 });
+    }
+    if flags.help {
+        return Ok(Request::Print(PREFLIGHT_USAGE.to_owned()));
+    }
+    let output = matches.get_one("output").copied().unwrap_or(Output::Text);
+    let verbosity = verbosity(&flags.verbosity)?;
+    Ok(Request::Preflight { flags: Box::new(flags), verbosity, output })
 }
 
 /// The program's names, in a container image and elsewhere.
@@ -158,18 +194,60 @@ fn type_name(arg: &Arg) -> &'static str {
     names.into_iter().find(|(id, _)| value == *id).map_or("", |(_, name)| name)
 }
 
-/// The usage text: one line for each flag, in alphabetical order.
+/// Headings of the usage text, each with the first of its flags in the order in which they are declared.
+const GROUPS: [(&str, &str); 10] = [
+    ("The cluster and this node", "kubeconfig"),
+    ("Health, metrics and log", "health-addr"),
+    ("What runs", "run-router"),
+    ("Network policies", "iptables-sync-period"),
+    ("Ranges of Services", "service-cluster-ip-range"),
+    ("Service proxy", "ipvs-sync-period"),
+    ("Router: pod networking", "routes-sync-period"),
+    ("Router: BGP", "cluster-asn"),
+    ("Load balancer allocator", "loadbalancer-default-class"),
+    ("Of old manifests", "cluster-cidr"),
+];
+
+/// The usage text: the commands, and one line for each flag, in groups by subsystem and in alphabetical order there.
 pub fn usage(program: &str) -> String {
     let command = command();
-    let mut flags: Vec<&Arg> = command.get_arguments().filter(|arg| !arg.is_positional()).collect();
-    flags.sort_by_key(|arg| arg.get_long());
-    let lines: Vec<(String, String)> = flags.into_iter().map(usage_line).collect();
-    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut groups: Vec<(&str, Vec<&Arg>)> = Vec::new();
+    for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+        if let Some((heading, _)) = GROUPS.iter().find(|(_, first)| arg.get_long() == Some(*first)) {
+            groups.push((*heading, Vec::new()));
+        }
+        if let Some((_, flags)) = groups.last_mut() {
+            flags.push(arg);
+        }
+    }
+    let mut lines: Vec<(&str, Vec<(String, String)>)> = Vec::new();
+    for (heading, mut flags) in groups {
+        flags.sort_by_key(|arg| arg.get_long());
+        lines.push((heading, flags.into_iter().map(usage_line).collect()));
+    }
     let mut text = format!("Usage of {program}:");
-    for (name, meaning) in lines {
-        let _ = write!(text, "\n{name:width$}   {meaning}");
+    for (name, meaning) in commands() {
+        let _ = write!(text, "\n  {name:24}   {meaning}");
+    }
+    let width = lines.iter().flat_map(|(_, flags)| flags).map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (heading, flags) in lines {
+        let _ = write!(text, "\n\n{heading}:");
+        for (name, meaning) in flags {
+            let _ = write!(text, "\n{name:width$}   {meaning}");
+        }
     }
     text
+}
+
+/// The forms of a command line, each with its meaning.
+fn commands() -> Vec<(String, String)> {
+    let agent = ("sluice [FLAGS]".to_owned(), "Run the agent of this node".to_owned());
+    let preflight = (
+        format!("sluice {PREFLIGHT} [FLAGS]"),
+        "Say what an agent with these flags would lack and meet on this host, and change nothing".to_owned(),
+    );
+    let questions = ask::commands().into_iter().map(|(words, meaning)| (format!("sluice {words}"), meaning));
+    [agent, preflight].into_iter().chain(questions).collect()
 }
 
 /// A flag's name and type, and its meaning with its default where that is not the zero of the type.

@@ -26,6 +26,8 @@ pub struct FirewallConfig {
     pub ranges: ServiceRanges,
     /// Services are watched, because the service proxy or the router runs as well (`--run-service-proxy`, `--run-router`).
     pub knows_services: bool,
+    /// The service proxy serves Services with `kube-router.io/service.dsr: tunnel` through tunnels (`ProxyConfig::tunnel_mode`).
+    pub tunnel_mode: bool,
     /// `--service-node-port-range`: the first and the last node port.
     pub service_node_port_range: RangeInclusive<u16>,
 }
@@ -50,6 +52,7 @@ impl FirewallConfig {
             flush_established: flags.netpol_flush_established,
             ranges: proxy.ranges.clone(),
             knows_services: flags.run_service_proxy || flags.run_router,
+            tunnel_mode: proxy.tunnel_mode,
             service_node_port_range: proxy.service_node_port_range.clone(),
         }
     }

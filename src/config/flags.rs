@@ -39,6 +39,12 @@ pub struct Flags {
     /// How long the first complete view of the cluster may take before the log names what is missing; must be longer than 0s
     #[arg(long, default_value = "1m0s")]
     pub cache_sync_timeout: GoDuration,
+    /// Remove everything this program has ever put into the kernel of this host, and its files, then end
+    #[arg(long)]
+    pub cleanup_config: bool,
+    /// Remove this program's tables of nf_tables and nothing else, then end: when a kube-router has taken over from it
+    #[arg(long)]
+    pub cleanup_nftables: bool,
     /// Address on which /healthz and /readyz answer; empty means all addresses
     #[arg(long, default_value = "")]
     pub health_addr: String,
@@ -57,9 +63,6 @@ pub struct Flags {
     /// Serve profiles of the running process
     #[arg(long)]
     pub enable_pprof: bool,
-    /// Remove everything this program has ever put into the kernel of this host, and its files, then end
-    #[arg(long)]
-    pub cleanup_config: bool,
     /// Form of the log: text (one line with a klog header) or json
     #[arg(long, default_value = "text")]
     pub log_format: String,
@@ -154,6 +157,9 @@ pub struct Flags {
     /// Answer on node ports at every address of this host instead of only the node's own
     #[arg(long)]
     pub nodeport_bindon_all_ip: bool,
+    /// Serve Services with the annotation service.dsr through tunnels that end in their pods; needs --runtime-endpoint
+    #[arg(long)]
+    pub enable_direct_server_return: bool,
     /// Socket of the container runtime, for direct server return, for example unix:///run/containerd/containerd.sock
     #[arg(long, default_value = "")]
     pub runtime_endpoint: String,
@@ -276,7 +282,10 @@ pub struct Flags {
     /// Watch the paths to external peers with BFD
     #[arg(long)]
     pub enable_bfd: bool,
-    /// UDP port of BFD
+    /// Watch the paths to other nodes with BFD
+    #[arg(long)]
+    pub enable_bfd_mesh: bool,
+    /// UDP port of external peers for BFD; 3784 means 4784 for peers with --peer-router-multihop-ttl
     #[arg(long, default_value = "3784")]
     pub bfd_port: u32,
     /// How many BFD packets may be missing before a path counts as down, 1 to 255

@@ -38,20 +38,13 @@ impl LoadBalancerConfig {
         node_name: &str,
         mistakes: &mut Mistakes,
     ) -> LoadBalancerConfig {
-        if flags.run_loadbalancer && !flags.cleanup_config {
-            if ranges.strict && flags.loadbalancer_ip_range.is_empty() {
-                mistakes.add(
-                    "--run-loadbalancer needs ranges that addresses come from: add --loadbalancer-ip-range, for example \
-                     --loadbalancer-ip-range=203.0.113.0/24."
-                        .to_owned(),
-                );
-            }
-            if !flags.manifests.is_empty() {
-                mistakes.add(
-                    "--run-loadbalancer writes addresses into the API, and --manifests reads objects from files: remove one."
-                        .to_owned(),
-                );
-            }
+        let is_asked = flags.run_loadbalancer && !flags.cleanup_config;
+        if is_asked && ranges.strict && flags.loadbalancer_ip_range.is_empty() {
+            mistakes.add(
+                "--run-loadbalancer needs ranges that addresses come from: add --loadbalancer-ip-range, for example \
+                 --loadbalancer-ip-range=203.0.113.0/24."
+                    .to_owned(),
+            );
         }
         let named = |name: &Option<String>| name.clone().filter(|name| !name.trim().is_empty());
         LoadBalancerConfig {

@@ -3,10 +3,9 @@
 //! Three steps: words → [`Flags`] (what was typed) → [`Config`] (what is meant). Subsystems see only their own
 //! part of `Config`, which holds values of the right type and no "not checked yet".
 //!
-//! Every flag of kube-router 2.11 is checked, also those of subsystems that are switched off or do not exist yet,
-//! so that a mistake in a manifest is found now and not on the day the subsystem is switched on. What does not
-//! exist yet ([`FEATURES`]) cannot be asked for: that is a mistake like any other. Flags that are accepted and do
-//! nothing are logged at the start, each with its reason ([`Config::notices`]).
+//! Every flag of kube-router 2.11 is checked, also those of subsystems that are switched off, so that a mistake in a
+//! manifest is found now and not on the day the subsystem is switched on. Flags that are accepted and do nothing are
+//! logged at the start, each with its reason ([`Config::notices`]).
 //!
 //! Nothing here reads the environment, a file or the clock; the few values needed come as [`Environment`].
 
@@ -66,6 +65,8 @@ pub struct Config {
     pub source_guard: bool,
     /// The directory of CNI files that container runtimes read: that of `KUBE_ROUTER_CNI_CONF_FILE`, whether or not that file is kept.
     pub cni_directory: PathBuf,
+    /// `--enable-direct-server-return`; only with [`runtime_endpoint`](Config::runtime_endpoint).
+    pub direct_server_return: bool,
     /// `--runtime-endpoint`: the container runtime's socket; `None` tries the usual ones.
     pub runtime_endpoint: Option<PathBuf>,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
@@ -86,8 +87,8 @@ pub struct Config {
     /// `-v`: 0 and higher.
     pub verbosity: u8,
     pub log_format: LogFormat,
-    /// `--cleanup-config`: take everything of ours out of the kernel and end.
-    pub cleanup: bool,
+    /// Take something of ours out of the kernel and end.
+    pub cleanup: Option<Cleanup>,
     /// Flags that were accepted but mean nothing, one sentence each, to be logged at the start.
     pub notices: Vec<String>,
 }
@@ -116,24 +117,6 @@ pub enum LogFormat {
 /// The socket of `--netpol-cni`, beside the one of `--socket`.
 pub const CNI_SOCKET: &str = "cni.sock";
 
-/// A feature that a user can switch on, and whether this build has it.
-struct Feature {
-    flag: &'static str,
-    asked: fn(&Flags) -> bool,
-    /// As in "this build has no … yet".
-    noun: &'static str,
-    exists: bool,
-}
-
-/// Existing features. A subsystem that becomes real flips its line here.
-const FEATURES: [Feature; 5] = [
-    Feature { flag: "run-service-proxy", asked: |f| f.run_service_proxy, noun: "service proxy", exists: true },
-    Feature { flag: "run-router", asked: |f| f.run_router, noun: "router", exists: true },
-    Feature { flag: "run-firewall", asked: |f| f.run_firewall, noun: "firewall", exists: true },
-    Feature { flag: "run-loadbalancer", asked: |f| f.run_loadbalancer, noun: "address allocator", exists: true },
-    Feature { flag: "enable-bfd", asked: |f| f.enable_bfd, noun: "BFD", exists: false },
-];
-
 impl Config {
     /// Checks the flags in this environment; returns their meaning or all mistakes in them.
     ///
@@ -143,16 +126,11 @@ impl Config {
     /// All mistakes in the flags, one sentence each.
     pub fn from_flags(flags: &Flags, verbosity: u8, environment: &Environment) -> Result<Config, Mistakes> {
         let mut mistakes = Mistakes::default();
-        if !flags.cleanup_config {
-            // Cleaning up runs no subsystem, so it does not matter which ones were asked for.
-            features_must_exist(flags, &mut mistakes);
-        }
         let config = Config::meant(flags, verbosity, environment, &mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 
-    /// Returns the meaning of the flags, whether or not this build has all that they ask for. Mistakes are added to
-    /// `mistakes`, and a stand-in takes the place of each.
+    /// Returns the meaning of the flags. Mistakes are added to `mistakes`, and a stand-in takes the place of each.
     pub fn meant(flags: &Flags, verbosity: u8, environment: &Environment, mistakes: &mut Mistakes) -> Config {
         let families = PerFamily { v4: flags.enable_ipv4, v6: flags.enable_ipv6 };
         if !families.v4 && !families.v6 {
@@ -191,6 +169,7 @@ impl Config {
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
             router: (flags.run_router || flags.cleanup_config).then_some(router),
             load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
+            direct_server_return: direct_server_return(flags, mistakes),
             runtime_endpoint: runtime_endpoint(&flags.runtime_endpoint, mistakes),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
@@ -200,7 +179,7 @@ impl Config {
                 ("text", LogFormat::Text),
                 ("json", LogFormat::Json),
             ),
-            cleanup: flags.cleanup_config,
+            cleanup: Cleanup::from_flags(flags),
             notices: notices::notices(flags, mistakes),
         };
         match netfilter {
@@ -238,14 +217,26 @@ impl Config {
             && self.firewall.is_none()
             && self.router.is_none()
             && self.load_balancer.is_none()
-            && !self.cleanup
+            && self.cleanup.is_none()
     }
 }
 
-fn features_must_exist(flags: &Flags, mistakes: &mut Mistakes) {
-    for feature in FEATURES.iter().filter(|feature| !feature.exists && (feature.asked)(flags)) {
-        let Feature { flag, noun, .. } = feature;
-        mistakes.add(format!("--{flag} is on, but this build has no {noun} yet: start with --{flag}=false."));
+/// Scope of a cleanup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cleanup {
+    /// `--cleanup-config`: everything of ours, and our files.
+    Everything,
+    /// `--cleanup-nftables`: our tables of nf_tables. What kube-router has as well stays.
+    Tables,
+}
+
+impl Cleanup {
+    fn from_flags(flags: &Flags) -> Option<Cleanup> {
+        match (flags.cleanup_config, flags.cleanup_nftables) {
+            (true, _) => Some(Cleanup::Everything),
+            (false, true) => Some(Cleanup::Tables),
+            (false, false) => None,
+        }
     }
 }
 
@@ -296,6 +287,17 @@ fn source_guard(flags: &Flags, has_cni: bool, mistakes: &mut Mistakes) -> bool {
         );
     }
     flags.netpol_source_guard && has_cni
+}
+
+fn direct_server_return(flags: &Flags, mistakes: &mut Mistakes) -> bool {
+    if flags.enable_direct_server_return && flags.runtime_endpoint.is_empty() {
+        mistakes.add(
+            "--enable-direct-server-return needs --runtime-endpoint, by which the agent finds the pods that tunnels end in: add \
+             --runtime-endpoint=unix:///run/containerd/containerd.sock, or remove --enable-direct-server-return."
+                .to_owned(),
+        );
+    }
+    flags.enable_direct_server_return
 }
 
 /// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others.

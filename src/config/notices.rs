@@ -1,7 +1,6 @@
 //! Flags that are accepted and do nothing: logged once at the start, so that nobody relies on them.
 //!
-//! Manifests written for kube-router name flags that mean nothing here, or nothing yet. Where such a flag would leave a cluster
-//! without something that it needs, asking for it is a mistake instead ([`super::FEATURES`]).
+//! Manifests written for kube-router name flags that mean nothing here.
 
 use super::command_line::defaults;
 use super::flags::Flags;
@@ -17,7 +16,11 @@ struct Idle {
 }
 
 const NO_ALLOCATOR: &str = "the address allocator does not run";
-const NO_BFD: &str = "this build has no BFD yet";
+const NO_BFD: &str = "neither --enable-bfd nor --enable-bfd-mesh is on";
+
+fn watches(flags: &Flags) -> bool {
+    flags.enable_bfd || flags.enable_bfd_mesh
+}
 
 const IDLE: [Idle; 13] = [
     Idle {
@@ -32,8 +35,12 @@ const IDLE: [Idle; 13] = [
     },
     Idle {
         flag: "runtime-endpoint",
-        is_given: |typed, default| !typed.cleanup_config && typed.runtime_endpoint != default.runtime_endpoint,
-        reason: "this build has no direct server return yet",
+        is_given: |typed, default| {
+            let is_on = typed.enable_direct_server_return && typed.run_service_proxy && !typed.netpol_source_guard;
+            let is_used = typed.cleanup_config || is_on;
+            !is_used && typed.runtime_endpoint != default.runtime_endpoint
+        },
+        reason: "direct server return needs --enable-direct-server-return, the service proxy, and --netpol-source-guard off",
     },
     Idle {
         flag: "loadbalancer-default-class",
@@ -49,20 +56,30 @@ const IDLE: [Idle; 13] = [
         },
         reason: NO_ALLOCATOR,
     },
-    Idle { flag: "bfd-port", is_given: |typed, default| typed.bfd_port != default.bfd_port, reason: NO_BFD },
+    Idle {
+        flag: "bfd-port",
+        is_given: |typed, default| !watches(typed) && typed.bfd_port != default.bfd_port,
+        reason: NO_BFD,
+    },
     Idle {
         flag: "bfd-detection-multiplier",
-        is_given: |typed, default| typed.bfd_detection_multiplier != default.bfd_detection_multiplier,
+        is_given: |typed, default| {
+            !watches(typed) && typed.bfd_detection_multiplier != default.bfd_detection_multiplier
+        },
         reason: NO_BFD,
     },
     Idle {
         flag: "bfd-desired-min-tx-interval",
-        is_given: |typed, default| typed.bfd_desired_min_tx_interval != default.bfd_desired_min_tx_interval,
+        is_given: |typed, default| {
+            !watches(typed) && typed.bfd_desired_min_tx_interval != default.bfd_desired_min_tx_interval
+        },
         reason: NO_BFD,
     },
     Idle {
         flag: "bfd-required-min-rx-interval",
-        is_given: |typed, default| typed.bfd_required_min_rx_interval != default.bfd_required_min_rx_interval,
+        is_given: |typed, default| {
+            !watches(typed) && typed.bfd_required_min_rx_interval != default.bfd_required_min_rx_interval
+        },
         reason: NO_BFD,
     },
     Idle { flag: "enable-pprof", is_given: |typed, _| typed.enable_pprof, reason: "this build has no profiler" },

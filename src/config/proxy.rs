@@ -36,6 +36,8 @@ pub struct ProxyConfig {
     /// `--strict-external-ip-validation`, `--service-cluster-ip-range`, `--service-external-ip-range` and
     /// `--loadbalancer-ip-range`: which external addresses are served.
     pub ranges: ServiceRanges,
+    /// The ranges of `--service-cluster-ip-range` were typed: the default is a guess about the cluster.
+    pub cluster_ips_are_typed: bool,
     /// `--service-tcp-timeout` in whole seconds; `None` keeps the kernel's. The same for the next two.
     pub tcp_timeout: Option<u32>,
     /// `--service-tcpfin-timeout`, in seconds.
@@ -86,6 +88,7 @@ impl ProxyConfig {
                 external_ips: ranges("service-external-ip-range", &flags.service_external_ip_range, mistakes),
                 load_balancer_ips: ranges("loadbalancer-ip-range", &flags.loadbalancer_ip_range, mistakes),
             },
+            cluster_ips_are_typed: !flags.service_cluster_ip_range.is_empty(),
             tcp_timeout: timeout("service-tcp-timeout", flags.service_tcp_timeout, mistakes),
             tcp_fin_timeout: timeout("service-tcpfin-timeout", flags.service_tcpfin_timeout, mistakes),
             udp_timeout: timeout("service-udp-timeout", flags.service_udp_timeout, mistakes),

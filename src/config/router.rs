@@ -16,7 +16,7 @@ use super::flags::Flags;
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
-use crate::net::{ExternalPeer, Family, NoSecret, Password, Secret, asn};
+use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +53,8 @@ pub struct RouterConfig {
     pub passwords_file: Option<PathBuf>,
     /// `--peer-router-multihop-ttl`: distance in hops of external peers in other systems; `None` for one hop.
     pub multihop: Option<u8>,
+    /// `--enable-bfd-mesh`, `--bfd-*`: how the paths to other nodes are watched; `None` for not at all.
+    pub bfd_mesh: Option<Bfd>,
     /// `--override-nexthop`: external peers get our address as the next hop.
     pub override_next_hop: bool,
     pub advertise: Advertise,
@@ -164,7 +166,8 @@ impl RouterConfig {
             .then(|| PathBuf::from(&flags.peer_router_passwords_file));
         let sync_period = mistakes.longer_than_zero("routes-sync-period", flags.routes_sync_period, "5m");
         let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
-        let config = RouterConfig {
+        let bfd = bfd(flags, mistakes);
+        RouterConfig {
             backend: Backend::default(),
             cni_file: flags.enable_cni.then(|| cni_file(environment)),
             cni_plugin: None,
@@ -182,9 +185,10 @@ impl RouterConfig {
             graceful_restart: graceful_restart(flags, mistakes),
             admin: admin(flags, mistakes),
             admin_writes: flags.gobgp_admin_write,
-            peers: peers(flags, passwords_file.is_some(), mistakes),
+            peers: peers(flags, bfd, passwords_file.is_some(), mistakes),
             passwords_file,
             multihop: Some(flags.peer_router_multihop_ttl).filter(|ttl| *ttl >= 2),
+            bfd_mesh: Some(bfd).filter(|_| flags.enable_bfd_mesh),
             override_next_hop: flags.override_nexthop,
             advertise: Advertise {
                 pod_cidrs: flags.advertise_pod_cidr,
@@ -194,9 +198,7 @@ impl RouterConfig {
             },
             ranges: ranges.clone(),
             disable_source_dest_check: flags.disable_source_dest_check,
-        };
-        check_bfd(flags, mistakes);
-        config
+        }
     }
 }
 
@@ -282,7 +284,7 @@ fn port(flag: &str, typed: u64, mistakes: &mut Mistakes) -> u16 {
     u16::try_from(typed).unwrap_or_default()
 }
 
-fn peers(flags: &Flags, has_passwords_file: bool, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
+fn peers(flags: &Flags, bfd: Bfd, has_passwords_file: bool, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
     let addresses: Vec<IpAddr> = flags.peer_router_ips.iter().flat_map(|list| list.0.iter().copied()).collect();
     let asns: Vec<u64> = flags.peer_router_asns.iter().flat_map(|list| list.0.iter().copied()).collect();
     let ports: Vec<u64> = flags.peer_router_ports.iter().flat_map(|list| list.0.iter().copied()).collect();
@@ -311,6 +313,7 @@ fn peers(flags: &Flags, has_passwords_file: bool, mistakes: &mut Mistakes) -> Ve
     let peer = |(place, (address, typed)): (usize, (IpAddr, u64))| ExternalPeer {
         port: ports.get(place).copied(),
         password: passwords.get(place).cloned().unwrap_or_else(|| unsaid.clone()),
+        bfd: Some(bfd).filter(|_| flags.enable_bfd),
         ..ExternalPeer::new(address, u32::try_from(typed).unwrap_or_default())
     };
     addresses.into_iter().zip(asns).enumerate().map(peer).collect()
@@ -335,11 +338,17 @@ fn password(place: usize, typed: &str, mistakes: &mut Mistakes) -> Password {
     }
 }
 
-fn check_bfd(flags: &Flags, mistakes: &mut Mistakes) {
-    mistakes.number_within("bfd-port", flags.bfd_port.into(), PORTS);
-    mistakes.number_within("bfd-detection-multiplier", flags.bfd_detection_multiplier.into(), 1..=255);
-    let milliseconds = 1..=u64::from(u32::MAX) / 1000;
-    let (send, receive) = (flags.bfd_desired_min_tx_interval, flags.bfd_required_min_rx_interval);
-    mistakes.number_within("bfd-desired-min-tx-interval", send.into(), milliseconds.clone());
-    mistakes.number_within("bfd-required-min-rx-interval", receive.into(), milliseconds);
+fn bfd(flags: &Flags, mistakes: &mut Mistakes) -> Bfd {
+    let mut number = |flag: &str, typed: u32, range: RangeInclusive<u64>| {
+        mistakes.number_within(flag, typed.into(), range);
+        typed
+    };
+    let port = number("bfd-port", flags.bfd_port, Bfd::PORTS);
+    let multiplier = number("bfd-detection-multiplier", flags.bfd_detection_multiplier, Bfd::MULTIPLIERS);
+    Bfd {
+        port: u16::try_from(port).unwrap_or_default(),
+        multiplier: u8::try_from(multiplier).unwrap_or_default(),
+        send: number("bfd-desired-min-tx-interval", flags.bfd_desired_min_tx_interval, Bfd::MILLISECONDS),
+        receive: number("bfd-required-min-rx-interval", flags.bfd_required_min_rx_interval, Bfd::MILLISECONDS),
+    }
 }

@@ -218,7 +218,7 @@ fn the_least_that_is_needed_is_accepted() {
     assert_eq!(config.observe.health, Some("[::]:20244".parse().expect("an address")));
     assert_eq!(config.observe.metrics, None);
     assert_eq!(config.log_format, LogFormat::Text);
-    assert!(!config.cleanup && !config.runs_nothing() && config.notices.is_empty());
+    assert!(config.cleanup.is_none() && !config.runs_nothing() && config.notices.is_empty());
     let proxy = config.proxy.expect("the proxy runs");
     assert_eq!(proxy.sync_period, Duration::from_secs(300));
     assert_eq!(proxy.graceful_period, Duration::from_secs(30));
@@ -229,21 +229,29 @@ fn the_least_that_is_needed_is_accepted() {
 }
 
 #[test]
-fn what_does_not_exist_yet_cannot_be_asked_for() {
-    for feature in FEATURES.iter().filter(|feature| !feature.exists) {
-        let mistakes = configured(&[&format!("--{}=true", feature.flag)]).expect_err(feature.flag);
-        assert_eq!(mistakes.sentences().len(), 1, "{mistakes}");
-        assert!(mistakes.to_string().starts_with(&format!("--{} is on", feature.flag)), "{mistakes}");
-    }
+fn bfd_is_for_the_peers_of_flags_or_for_the_mesh() {
+    let router = |words: &[&str]| config(&[words, &["--run-router"]].concat()).router.expect("it runs");
+    let peers = ["--peer-router-ips=203.0.113.1", "--peer-router-asns=65001"];
+    let times =
+        ["--bfd-detection-multiplier=5", "--bfd-desired-min-tx-interval=300", "--bfd-required-min-rx-interval=200"];
+    let with = |more: &[&str]| {
+        let router = router(&[&peers[..], &times[..], more].concat());
+        (router.peers[0].bfd, router.bfd_mesh)
+    };
+    let bfd = crate::net::Bfd { port: 3784, multiplier: 5, send: 300, receive: 200 };
+    assert_eq!(with(&[]), (None, None));
+    assert_eq!(with(&["--enable-bfd"]), (Some(bfd), None));
+    assert_eq!(with(&["--enable-bfd-mesh"]), (None, Some(bfd)));
+    assert_eq!(config(&["--enable-bfd", "--bfd-port=1234"]).notices, Vec::<String>::new());
 }
 
 #[test]
-fn the_allocator_of_addresses_needs_ranges_and_an_api_server() {
+fn the_allocator_of_addresses_needs_ranges() {
     let mistakes = configured(&["--run-loadbalancer"]).expect_err("it has nothing to give");
     assert!(mistakes.to_string().starts_with("--run-loadbalancer needs ranges that addresses come from"), "{mistakes}");
     let range = "--loadbalancer-ip-range=203.0.113.0/24";
-    let mistakes = configured(&["--run-loadbalancer", range, "--manifests=/x"]).expect_err("files are not written to");
-    assert!(mistakes.to_string().contains("--manifests reads objects from files"), "{mistakes}");
+    let of_files = config(&["--run-loadbalancer", range, "--manifests=/x"]);
+    assert!(of_files.load_balancer.is_some(), "addresses are given in memory");
     let with =
         config(&["--run-loadbalancer", range, "--loadbalancer-default-class=false", "--loadbalancer-sync-period=2m"]);
     let allocator = with.load_balancer.expect("it runs");
@@ -256,13 +264,12 @@ fn the_allocator_of_addresses_needs_ranges_and_an_api_server() {
 #[test]
 fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
     for (typed, reason) in [
-        ("--runtime-endpoint=unix:///run/containerd/containerd.sock", "this build has no direct server return yet"),
         ("--loadbalancer-default-class=false", "the address allocator does not run"),
         ("--loadbalancer-sync-period=2m", "the address allocator does not run"),
-        ("--bfd-port=1234", "this build has no BFD yet"),
-        ("--bfd-detection-multiplier=5", "this build has no BFD yet"),
-        ("--bfd-desired-min-tx-interval=300", "this build has no BFD yet"),
-        ("--bfd-required-min-rx-interval=300", "this build has no BFD yet"),
+        ("--bfd-port=1234", "neither --enable-bfd nor --enable-bfd-mesh is on"),
+        ("--bfd-detection-multiplier=5", "neither --enable-bfd nor --enable-bfd-mesh is on"),
+        ("--bfd-desired-min-tx-interval=300", "neither --enable-bfd nor --enable-bfd-mesh is on"),
+        ("--bfd-required-min-rx-interval=300", "neither --enable-bfd nor --enable-bfd-mesh is on"),
         ("--enable-pprof=true", "this build has no profiler"),
         ("--cluster-cidr=10.244.0.0/16", "pod ranges are read from the Node objects"),
         ("--config-sync-period=5m", "changes arrive as they happen"),
@@ -272,6 +279,12 @@ fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
     }
     let without_proxy = config(&["--hairpin-mode", "--run-service-proxy=false"]);
     assert_eq!(without_proxy.notices, ["--hairpin-mode has no effect: the service proxy does not run."]);
+    let endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock";
+    let needs = "--runtime-endpoint has no effect: direct server return needs --enable-direct-server-return, the service proxy, and --netpol-source-guard off.";
+    let on = "--enable-direct-server-return";
+    assert_eq!(config(&[endpoint]).notices, [needs]);
+    assert_eq!(config(&[endpoint, on, "--run-service-proxy=false"]).notices, [needs]);
+    assert_eq!(config(&[endpoint, on]).notices, [""; 0]);
     assert_eq!(config(&["--hairpin-mode"]).notices, [""; 0], "every pod reaches itself anyway");
 }
 
@@ -293,8 +306,14 @@ fn the_firewall_runs_by_default_with_the_ranges_of_services() {
 #[test]
 fn cleaning_up_needs_no_word_about_subsystems() {
     let environment = Environment { node_name: None, host_name: "node-1".to_owned(), ..Environment::default() };
-    let config = Config::from_flags(&flags(&["--cleanup-config"]), 0, &environment).expect("cleanup is possible");
-    assert!(config.cleanup && !config.runs_nothing());
+    for (words, cleanup) in [
+        (&["--cleanup-config"][..], Cleanup::Everything),
+        (&["--cleanup-nftables"], Cleanup::Tables),
+        (&["--cleanup-nftables", "--cleanup-config"], Cleanup::Everything),
+    ] {
+        let config = Config::from_flags(&flags(words), 0, &environment).expect("cleanup is possible");
+        assert!(config.cleanup == Some(cleanup) && !config.runs_nothing());
+    }
 }
 
 #[test]
@@ -319,7 +338,7 @@ fn all_mistakes_are_collected() {
 fn odd_forms_are_read_as_go_reads_them() {
     let ends = |words: &[&str]| match ask(words) {
         Ok(Request::Run { .. }) => 255,
-        Ok(Request::Ask(_) | Request::Print(_)) => 0,
+        Ok(Request::Ask(_) | Request::Print(_) | Request::Preflight { .. }) => 0,
         Err(refusal) => refusal.exit_code,
     };
     let cases: [(&[&str], u8); 19] = [

@@ -108,8 +108,6 @@ fn is_dsr(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bo
         warnings.odd(SERVICE_DSR, format_args!("{method:?} is not \"tunnel\"; the Service is served with NAT"));
         return false;
     }
-    let text = format_args!("it has no effect: this build has no direct server return yet");
-    warnings.without_effect(SERVICE_DSR, text);
     true
 }
 
@@ -133,7 +131,7 @@ const NEAR: usize = 2;
 const UNKNOWN_KEYS: usize = 8;
 
 /// Returns the number of letters to be put in, taken out or replaced to make one key of another (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
+pub fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (done, letter) in one.chars().enumerate() {
@@ -280,13 +278,10 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_yet_is_ignored_with_a_warning() {
+    fn direct_server_return_is_asked_for_without_a_warning() {
         let (value, warnings) = parsed(&[("kube-router.io/service.dsr", "tunnel")]);
         assert_eq!(value, ProxyAnnotations { dsr: true, ..ProxyAnnotations::default() });
-        assert_eq!(
-            warnings,
-            ["kube-router.io/service.dsr: it has no effect: this build has no direct server return yet"]
-        );
+        assert_eq!(warnings, [""; 0]);
     }
 
     #[test]

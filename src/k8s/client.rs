@@ -24,6 +24,7 @@ use kube::{Client, Config};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::asked_at::AskedAt;
 use super::proxy_environment::{ProxyEnvironment, proxy_url};
 use crate::net::base64;
 
@@ -65,6 +66,7 @@ pub enum AccessError {
 pub struct ApiClient {
     access: Arc<Access>,
     made: Arc<Mutex<Made>>,
+    asked_at: Arc<AskedAt>,
 }
 
 /// The client, and its origin.
@@ -95,9 +97,15 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Files that are missing or invalid.
 pub async fn client(access: &Access) -> Result<ApiClient, AccessError> {
     let (config, files) = config(access, Path::new(SERVICE_ACCOUNT), &ProxyEnvironment::of_process())?;
+    let asked_at = Arc::new(AskedAt::new(far_end(&config)));
     let client = of_config(config)?;
     let made = Made { client, files, looked_at: Instant::now(), refused: None };
-    Ok(ApiClient { access: Arc::new(access.clone()), made: Arc::new(Mutex::new(made)) })
+    Ok(ApiClient { access: Arc::new(access.clone()), made: Arc::new(Mutex::new(made)), asked_at })
+}
+
+/// Returns whom connections are made to: the server, or the proxy on the way.
+fn far_end(config: &Config) -> &Uri {
+    config.proxy_url.as_ref().unwrap_or(&config.cluster_url)
 }
 
 impl ApiClient {
@@ -118,7 +126,10 @@ impl ApiClient {
             changed.then(|| config(&access, Path::new(SERVICE_ACCOUNT), &ProxyEnvironment::of_process()))
         };
         let made_anew = match spawn_blocking(anew).await {
-            Ok(Some(Ok((config, files)))) => of_config(config).map(|client| (client, files)),
+            Ok(Some(Ok((config, files)))) => {
+                self.asked_at.note_url(far_end(&config));
+                of_config(config).map(|client| (client, files))
+            }
             Ok(Some(Err(error))) => Err(error),
             Ok(None) | Err(_) => return client,
         };
@@ -138,6 +149,11 @@ impl ApiClient {
             }
         }
         made.client.clone()
+    }
+
+    /// Returns the addresses at which the server is asked.
+    pub(super) fn asked_at(&self) -> &AskedAt {
+        &self.asked_at
     }
 
     fn made(&self) -> MutexGuard<'_, Made> {

@@ -43,6 +43,8 @@ pub enum About {
     Node(CompactString),
     /// A Service. Without its `metadata.uid` the API server is asked for it.
     Service(ObjectName, Option<CompactString>),
+    /// A NetworkPolicy, or a ClusterNetworkPolicy, which has no namespace. The API server is asked for its `metadata.uid`.
+    Policy(ObjectName),
 }
 
 /// The part of an Event's name behind the name of its object.
@@ -92,6 +94,8 @@ pub const TIMING: Timing = Timing {
 
 /// The rule of RBAC that is needed.
 pub const RULE: &str = "apiGroups [\"\"], resources [events], verbs [create]; resources [services], verbs [get]";
+/// The versions of ClusterNetworkPolicy in which one is asked for: a server has one of them at least.
+const CLUSTER_POLICIES: [&str; 2] = ["v1beta1", "v1alpha2"];
 /// How many may wait to be sent; each teller waits for its own.
 const WAITING: usize = 8;
 
@@ -221,7 +225,10 @@ impl Sender {
         let uid = match &event.about {
             About::Node(name) => name.clone(),
             About::Service(_, Some(uid)) => uid.clone(),
-            About::Service(name, None) => self.uid_of(name).await?,
+            About::Service(name, None) => {
+                self.uid_of(&format!("/api/v1/namespaces/{}/services", name.namespace), &name.name).await?
+            }
+            About::Policy(name) => self.uid_of_policy(name).await?,
         };
         let body = event_object(event, &uid, &self.node, SystemTime::now());
         let path = format!("/api/v1/namespaces/{}/events", event.about.namespace());
@@ -229,11 +236,26 @@ impl Sender {
         self.send(request).await.map(drop)
     }
 
-    async fn uid_of(&self, service: &ObjectName) -> Result<CompactString, Refused> {
-        let services = Request::new(format!("/api/v1/namespaces/{}/services", service.namespace));
-        let object = self.send(services.get(&service.name, &GetParams::default())).await?;
+    async fn uid_of_policy(&self, name: &ObjectName) -> Result<CompactString, Refused> {
+        if !name.namespace.is_empty() {
+            let path = format!("/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies", name.namespace);
+            return self.uid_of(&path, &name.name).await;
+        }
+        for version in CLUSTER_POLICIES {
+            let path = format!("/apis/policy.networking.k8s.io/{version}/clusternetworkpolicies");
+            match self.uid_of(&path, &name.name).await {
+                Err(Refused::Gone) => {}
+                found => return found,
+            }
+        }
+        Err(Refused::Gone)
+    }
+
+    /// Asks for the UID of an object of the collection at a path.
+    async fn uid_of(&self, path: &str, name: &str) -> Result<CompactString, Refused> {
+        let object = self.send(Request::new(path).get(name, &GetParams::default())).await?;
         let uid = object.pointer("/metadata/uid").and_then(Value::as_str);
-        uid.map(CompactString::from).ok_or_else(|| Refused::Failed(format!("Service {service} has no UID")))
+        uid.map(CompactString::from).ok_or_else(|| Refused::Failed(format!("{path}/{name} has no UID")))
     }
 
     async fn send(
@@ -268,24 +290,29 @@ impl About {
     fn namespace(&self) -> &str {
         match self {
             About::Node(_) => "default",
-            About::Service(name, _) => &name.namespace,
+            About::Policy(name) if name.namespace.is_empty() => "default",
+            About::Service(name, _) | About::Policy(name) => &name.namespace,
         }
     }
 }
 
 fn event_object(event: &NewEvent, uid: &str, node: &str, at: SystemTime) -> Value {
-    let (kind, name) = match &event.about {
-        About::Node(name) => ("Node", name.as_str()),
-        About::Service(name, _) => ("Service", name.name.as_str()),
+    let (version, kind, namespace, name) = match &event.about {
+        About::Node(name) => ("v1", "Node", None, name.as_str()),
+        About::Service(name, _) => ("v1", "Service", Some(&name.namespace), name.name.as_str()),
+        About::Policy(name) if name.namespace.is_empty() => {
+            ("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy", None, name.name.as_str())
+        }
+        About::Policy(name) => ("networking.k8s.io/v1", "NetworkPolicy", Some(&name.namespace), name.name.as_str()),
     };
     let time = Timestamp::try_from(at).unwrap_or_default();
     let behind = match &event.name {
         Name::Time => format!("{:x}", time.as_nanosecond()),
         Name::Once(words) => format!("{:016x}", digest(&[uid, event.reason, words])),
     };
-    let mut object = json!({"apiVersion": "v1", "kind": kind, "name": name, "uid": uid});
-    if let (About::Service(name, _), Some(object)) = (&event.about, object.as_object_mut()) {
-        object.insert("namespace".to_owned(), json!(name.namespace.as_str()));
+    let mut object = json!({"apiVersion": version, "kind": kind, "name": name, "uid": uid});
+    if let (Some(namespace), Some(object)) = (namespace, object.as_object_mut()) {
+        object.insert("namespace".to_owned(), json!(namespace.as_str()));
     }
     let (seconds, message) = (format!("{time:.0}"), &event.message);
     json!({

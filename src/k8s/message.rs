@@ -1,5 +1,6 @@
 //! The messages of a source.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::object::{Kind, Object};
@@ -29,6 +30,8 @@ pub enum Event {
     /// Whether the source holds something that it could not read and has no earlier version of, so that
     /// absence proves nothing.
     Unreadable(bool),
+    /// All addresses at which the source is asked, so far as is known, sorted.
+    AskedAt(Vec<IpAddr>),
     /// Whether the objects from here on belong together: all of them take effect at once, when that is over.
     Together(bool),
 }

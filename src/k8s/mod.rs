@@ -4,6 +4,7 @@
 //! value of `model` and the foreign form is gone. The reader of the stream (`world`) cannot tell the two
 //! apart. `parse` is the boundary: an invalid field becomes a warning there, never an error further in.
 
+pub mod access;
 pub mod allocation;
 pub mod annotations;
 pub mod answer;
@@ -16,6 +17,7 @@ pub mod report;
 pub mod service_events;
 pub mod watch;
 
+mod asked_at;
 mod message;
 mod object;
 mod proxy_environment;
@@ -24,4 +26,4 @@ mod warning;
 
 pub use message::{Event, Message};
 pub use object::{Kind, Object, ObjectId, SliceOf, Wanted};
-pub use warning::{LAST_GOOD_STAYS, Scope, Warning, Warnings};
+pub use warning::{LAST_GOOD_STAYS, Warning, Warnings};

@@ -200,6 +200,7 @@ impl<K: ApiObject> Asking<K> {
         let response = within(self.patience.beginning, client.send(request)).await.map_err(Failure::Broken)?;
         let response = response.map_err(|error| broken(&error))?;
         let (head, body) = response.into_parts();
+        self.client.asked_at().note_answer(&head);
         let encoding = Encoding::of(head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
         if head.status.is_success() {
             return Ok((encoding, body));

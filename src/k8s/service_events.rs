@@ -1,18 +1,19 @@
-//! Events on Services: why an address is not served, a field has no effect, endpoints are left out.
+//! Events on Services: why an address is not served, a field has no effect, endpoints are left out; and on policies, of which something is not understood.
 //!
 //! All nodes find the same, and one tells it, so that a cluster of 5,000 nodes has one Event and not 5,000. Which node that is follows from the
 //! name of the Service and the names of the nodes alone: nodes and Services lie on a ring, and of the nodes that follow a Service the first tells,
 //! and two more in its place, minutes later. These ask the API server in vain where the first has told it, because an Event
 //! about a state has one name on all nodes (`events::Name::Once`). So has what is told again after a restart.
 //!
-//! The nodes of the ring are all Nodes, where they are read; else those with ready endpoints of the Service. Of a Service without any
-//! nobody tells then.
+//! The nodes of the ring are all Nodes, where they are read; else those with ready endpoints of the Service. Of a Service without any those tell then that any endpoint in
+//! the cluster names, which all nodes read.
 //!
 //! Nothing is told before the cluster is known completely, and nothing at all of what ends within seconds ([`ledger`]).
 
 mod ledger;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
@@ -23,10 +24,21 @@ use tokio::time::sleep_until;
 pub use self::ledger::SETTLE;
 use self::ledger::{Key, Ledger, Rank, Verdict};
 use super::events::{About, Events, Name, NewEvent, Outcome};
-use crate::model::{Authority, Listed, Node, ObjectName, ServiceProblems, Table, Use, World, digest};
+use crate::model::{
+    Authority, Endpoints, Listed, Node, ObjectName, PolicyProblems, ServiceProblems, Table, Use, World, digest,
+};
+
+/// The objects that a task tells of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Subjects {
+    Services,
+    /// NetworkPolicies, and ClusterNetworkPolicies, whose names have no namespace.
+    Policies,
+}
 
 /// Inputs of the task.
 pub struct Inputs {
+    pub of: Subjects,
     pub world: watch::Receiver<World>,
     /// The problems that each part of the program finds; what one calls by a cause and subject no other does.
     pub sources: Vec<watch::Receiver<ServiceProblems>>,
@@ -49,7 +61,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// State of the task.
 struct Teller {
     ledger: Ledger,
-    ring: Ring,
+    rings: Rings,
     /// Since when the cluster is known completely.
     known_since: Option<Instant>,
     /// When problems of this node alone were told.
@@ -61,7 +73,7 @@ struct Teller {
 pub async fn run(mut inputs: Inputs, events: Events) {
     let mut open: Vec<usize> = (0..inputs.sources.len()).collect();
     let mut teller =
-        Teller { ledger: Ledger::new(inputs.settle), ring: Ring::default(), known_since: None, own: VecDeque::new() };
+        Teller { ledger: Ledger::new(inputs.settle), rings: Rings::default(), known_since: None, own: VecDeque::new() };
     loop {
         let now = Instant::now();
         for (number, source) in inputs.sources.iter_mut().enumerate() {
@@ -85,6 +97,26 @@ pub async fn run(mut inputs: Inputs, events: Events) {
     }
 }
 
+/// Starts a task that publishes the problems of policies of each World, until nobody reads them or there is no World any more.
+pub fn of_policies(mut world: watch::Receiver<World>) -> watch::Receiver<PolicyProblems> {
+    let (out, published) = watch::channel(PolicyProblems::default());
+    tokio::spawn(async move {
+        loop {
+            let newest = world.borrow_and_update().policy_problems.clone();
+            out.send_if_modified(|known| {
+                let differs = newest.changes_since(known).next().is_some();
+                *known = newest;
+                differs
+            });
+            tokio::select! {
+                changed = world.changed() => if changed.is_err() { return },
+                () = out.closed() => return,
+            }
+        }
+    });
+    published
+}
+
 impl Teller {
     /// Decides about a problem that is due, and tells it where that is this node's to do.
     async fn tell(&mut self, inputs: &Inputs, events: &Events, key: Key) {
@@ -93,12 +125,15 @@ impl Teller {
         if let Some(until) = self.waits(inputs, is_own, now) {
             return self.ledger.postpone(&key, until);
         }
-        let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.ring, (service, is_own));
+        let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.rings, (service, is_own));
         if let Verdict::Later(until) = self.ledger.judge(&key, rank, later, now) {
             return self.ledger.postpone(&key, until);
         }
         let event = NewEvent {
-            about: About::Service(service.clone(), None),
+            about: match inputs.of {
+                Subjects::Services => About::Service(service.clone(), None),
+                Subjects::Policies => About::Policy(service.clone()),
+            },
             name: Name::Once(problem.subject.to_string()),
             is_warning: true,
             reason: problem.cause.reason(),
@@ -116,7 +151,12 @@ impl Teller {
 
     /// Returns until when nothing is to be told: the cluster is not known, or was known only now, or this node has told enough of its own.
     fn waits(&mut self, inputs: &Inputs, is_own: bool, now: Instant) -> Option<Instant> {
-        if inputs.world.borrow().authority.proxy != Authority::Complete {
+        let authority = inputs.world.borrow().authority;
+        let authority = match inputs.of {
+            Subjects::Services => authority.proxy,
+            Subjects::Policies => authority.firewall,
+        };
+        if authority != Authority::Complete {
             return Some(now + inputs.settle);
         }
         let known = *self.known_since.get_or_insert(now);
@@ -140,7 +180,7 @@ async fn until(at: Option<Instant>) {
 fn place(
     world: &World,
     inputs: &Inputs,
-    ring: &mut Ring,
+    rings: &mut Rings,
     (service, is_of_one_node): (&ObjectName, bool),
 ) -> (Rank, Duration) {
     let own = inputs.node.as_str();
@@ -150,14 +190,51 @@ fn place(
         return (Some(0), inputs.settle * SPREAD.max(nodes / 10) / 1000 * share);
     }
     if inputs.knows_nodes {
-        ring.follow(&world.cluster.nodes);
-        return (rank(service, own, &ring.places), Duration::ZERO);
+        rings.of_nodes.follow(&world.cluster.nodes);
+        return (rank(service, own, &rings.of_nodes.places), Duration::ZERO);
     }
-    let slices = world.cluster.endpoints.get(service);
-    let endpoints = slices.iter().flat_map(|its| its.slices.values()).flat_map(|slice| slice.endpoints.listed());
-    let ready = endpoints.filter(|endpoint| endpoint.conditions.use_of() == Some(Use::Ready));
-    let nodes: Vec<_> = ready.filter_map(Listed::node_name).collect();
-    (rank(service, own, &sorted(nodes.into_iter())), Duration::ZERO)
+    let ready = |endpoint: &Listed<'_>| endpoint.conditions.use_of() == Some(Use::Ready);
+    let of_service = sorted(named(world.cluster.endpoints.get(service).into_iter(), ready));
+    if !of_service.is_empty() {
+        return (rank(service, own, &of_service), Duration::ZERO);
+    }
+    rings.of_endpoints.follow(&world.cluster.endpoints, Instant::now());
+    (rank(service, own, &rings.of_endpoints.places), Duration::ZERO)
+}
+
+/// Returns the nodes that these endpoints name.
+fn named<'a>(
+    all: impl Iterator<Item = &'a Arc<Endpoints>>,
+    counts: impl Fn(&Listed<'_>) -> bool,
+) -> impl Iterator<Item = &'a str> {
+    let slices = all.flat_map(|its| its.slices.values());
+    slices.flat_map(|slice| slice.endpoints.listed()).filter(move |one| counts(one)).filter_map(Listed::node_name)
+}
+
+/// The rings of which one decides who tells.
+#[derive(Default)]
+struct Rings {
+    of_nodes: Ring,
+    of_endpoints: RingOfEndpoints,
+}
+
+/// The places of all nodes that any endpoint names.
+#[derive(Default)]
+struct RingOfEndpoints {
+    read: Option<Instant>,
+    places: Vec<u64>,
+}
+
+/// Looking through all endpoints takes milliseconds at 100,000 of them, and nodes come and go seldom: two that differ for so long tell one Event twice, which is one Event.
+const LOOK_AT_ENDPOINTS: Duration = Duration::from_secs(60);
+
+impl RingOfEndpoints {
+    fn follow(&mut self, endpoints: &Table<ObjectName, Endpoints>, now: Instant) {
+        if self.read.is_none_or(|read| read + LOOK_AT_ENDPOINTS <= now) {
+            self.places = sorted(named(endpoints.iter().map(|(_, its)| its), |_| true));
+            self.read = Some(now);
+        }
+    }
 }
 
 /// The places of all Nodes on the ring, sorted; made anew when Nodes have changed.

@@ -1,4 +1,4 @@
-//! Warnings about what an object holds and is not understood or has no effect.
+//! Warnings about what an object holds and is not understood.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,16 +12,6 @@ pub struct Warning {
     /// The field as the API names it, or the key of an annotation.
     pub field: Cow<'static, str>,
     pub text: String,
-    pub scope: Scope,
-}
-
-/// Subject of a warning.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Scope {
-    /// The value of the field, in this object.
-    Object,
-    /// The field itself, in whatever object: it has no effect in this version.
-    Field,
 }
 
 /// The warnings of one object, collected while it is parsed.
@@ -34,17 +24,8 @@ const WARNINGS_KEPT: usize = 8;
 impl Warnings {
     /// Records that a field is invalid, and how it is treated.
     pub fn odd(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
-        self.push(field.into(), text, Scope::Object);
-    }
-
-    /// Records that a field has no effect in this version, whatever its value.
-    pub fn without_effect(&mut self, field: impl Into<Cow<'static, str>>, text: impl fmt::Display) {
-        self.push(field.into(), text, Scope::Field);
-    }
-
-    fn push(&mut self, field: Cow<'static, str>, text: impl fmt::Display, scope: Scope) {
         if self.0.len() < WARNINGS_KEPT {
-            self.0.push(Warning { field, text: text.to_string(), scope });
+            self.0.push(Warning { field: field.into(), text: text.to_string() });
         }
     }
 

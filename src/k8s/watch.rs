@@ -50,7 +50,7 @@ use super::parse::{
     node_object, pod_object, service_cidr_object, service_object,
 };
 use super::request::{Asking, Failure, Stumble, Watch};
-use super::{Event, Kind, Message, Object, ObjectId, Scope, Wanted, Warning};
+use super::{Event, Kind, Message, Object, ObjectId, Wanted, Warning};
 use crate::model::ObjectName;
 
 /// Sends the wanted objects of the cluster until the receiver is gone. Cancelling it ends all watches.
@@ -60,6 +60,7 @@ pub async fn run(client: ApiClient, wanted: Vec<Wanted>, outages: Outages, out: 
         let common = Common { out: out.clone(), outages: outages.clone(), timing: Timing::default() };
         followers.spawn(follow(client.clone(), wanted, common));
     }
+    followers.spawn(async move { client.asked_at().tell(out).await });
     followers.join_all().await;
 }
 
@@ -426,7 +427,7 @@ impl<K: ApiObject> Follower<K> {
             return self.tell(Event::Object(Object::gone(id), Vec::new())).await;
         }
         let text = format!("it cannot be read, its last good version stays in force: {reason}");
-        let warnings = is_named.then(|| Warning { field: "object".into(), text, scope: Scope::Object });
+        let warnings = is_named.then(|| Warning { field: "object".into(), text });
         self.tell(Event::Object(Object::Unreadable(id), warnings.into_iter().collect())).await
     }
 

@@ -58,6 +58,11 @@ impl Error {
         matches!(self.cause, Cause::Errno(Errno::BUSY, _))
     }
 
+    /// Returns whether somebody else has the port.
+    pub fn is_port_taken(&self) -> bool {
+        matches!(self.cause, Cause::Errno(Errno::ADDRINUSE, _))
+    }
+
     /// Returns whether this kernel lacks support: a module or a protocol family is missing.
     pub fn is_unsupported(&self) -> bool {
         matches!(self.cause, Cause::Errno(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT, _))

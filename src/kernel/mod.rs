@@ -34,6 +34,8 @@ pub mod rule;
 pub mod sysctl;
 pub mod tcp;
 pub mod tunnel;
+pub mod udp;
 
 pub use error::{Cause, Error};
 pub use name::Name;
+pub use program::is_program;

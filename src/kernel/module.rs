@@ -6,13 +6,15 @@
 //! Kernel: what is loaded has a directory in `/sys/module`; what is compiled in is listed in
 //! `/lib/modules/RELEASE/modules.builtin`, and some of it has a directory too.
 
+use std::collections::BTreeSet;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::Error;
-use super::program::{Call, run};
+use super::program::{Call, is_program, run};
+use super::{Cause, Error};
+use crate::distribution::RunningKernel;
 
 /// A module loads within milliseconds; one whose initialisation hangs would block us for ever.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -43,28 +45,149 @@ pub fn is_present(name: &str) -> bool {
     Path::new("/sys/module").join(&name).exists() || is_builtin(&name, &builtin_list())
 }
 
+/// Modules that this host has, read once: loading one of them is not tried.
+#[derive(Clone, Default, Debug)]
+pub struct Modules {
+    builtin: BTreeSet<String>,
+    /// Those that `modprobe` finds; `None` where there is no list of them.
+    on_disk: Option<BTreeSet<String>>,
+    /// Modules can be loaded at all.
+    is_supported: bool,
+}
+
+/// How far a module is from being there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModuleState {
+    /// Loaded or compiled in.
+    Present,
+    /// Not loaded; `modprobe` would find it.
+    OnDisk,
+    Missing,
+    /// It is not loaded as a module, and nothing says whether it is compiled in.
+    Unknown,
+}
+
+/// Settings that a module brings, wherever it is: where they are missing, so is the module.
+const SETTINGS_OF: [(&str, &str); 2] = [("br_netfilter", "/proc/sys/net/bridge"), ("ip_vs", "/proc/sys/net/ipv4/vs")];
+
+impl Modules {
+    /// Reads which modules the host has for the running kernel.
+    pub fn of_host() -> Modules {
+        let on_disk = read_list("modules.dep").map(|list| names_in(&list).collect());
+        let is_supported = Path::new("/proc/modules").exists();
+        Modules { builtin: names_in(&builtin_list()).collect(), on_disk, is_supported }
+    }
+
+    /// Returns the state of one of them now.
+    pub fn state(&self, name: &str) -> ModuleState {
+        let name = name.replace('-', "_");
+        let settings = SETTINGS_OF.iter().find(|(module, _)| *module == name);
+        let has_settings = settings.map(|(_, path)| Path::new(path).exists());
+        let is_loaded = Path::new("/sys/module").join(&name).exists() || has_settings == Some(true);
+        self.state_of(&name, is_loaded, has_settings.is_some())
+    }
+
+    /// `tells`: one that is compiled in would have been seen as loaded.
+    fn state_of(&self, name: &str, is_loaded: bool, tells: bool) -> ModuleState {
+        match &self.on_disk {
+            _ if is_loaded || self.builtin.contains(name) => ModuleState::Present,
+            Some(found) if found.contains(name) => ModuleState::OnDisk,
+            Some(_) if !self.builtin.is_empty() => ModuleState::Missing,
+            _ if tells && !self.is_supported => ModuleState::Missing,
+            _ => ModuleState::Unknown,
+        }
+    }
+
+    /// Returns why no module can be loaded here, as a sentence without its end; `None` where nothing speaks against it.
+    pub fn obstacle(&self) -> Option<String> {
+        let setting = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let status = setting("/proc/self/status");
+        if !self.is_supported {
+            return Some("this kernel was built without loadable modules".to_owned());
+        }
+        if setting("/proc/sys/kernel/modules_disabled").trim() == "1" {
+            return Some("loading modules was switched off until the next boot (kernel.modules_disabled)".to_owned());
+        }
+        if !has_capability(&status, CAP_SYS_MODULE) {
+            return Some("this process may not load modules (CAP_SYS_MODULE)".to_owned());
+        }
+        if self.on_disk.is_none() {
+            let release = rustix::system::uname();
+            let release = release.release().to_string_lossy();
+            return Some(format!("there is no /lib/modules/{release}: mount the host's /lib/modules"));
+        }
+        (!is_program("modprobe")).then(|| "the program modprobe (package kmod) is not installed".to_owned())
+    }
+}
+
+/// Numbers of capabilities (include/uapi/linux/capability.h).
+const CAP_SYS_MODULE: u32 = 16;
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Returns whether this process may change the network of its namespace (`CAP_NET_ADMIN`).
+pub fn may_change_network() -> bool {
+    has_capability(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), CAP_NET_ADMIN)
+}
+
+/// Returns whether `/proc/PID/status` has a capability among the effective ones.
+fn has_capability(status: &str, capability: u32) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_some_and(|bits| bits >> capability & 1 == 1)
+}
+
 fn load_one(name: &str) -> Result<(), Error> {
     let call = Call { program: "modprobe", arguments: &["--", name], input: b"", limit: LIMIT };
     match run(call) {
         Ok(_) => Ok(()),
         // Several of us may load it at the same moment, and some kernels have it without saying so.
         Err(_) if is_present(name) => Ok(()),
-        Err(fault) => Err(fault.of("load kernel module", name, "modprobe")),
+        Err(fault) => {
+            let failed = fault.of("load kernel module", name, "modprobe");
+            let words = match failed.cause {
+                Cause::Program(words) => words,
+                _ => failed.to_string(),
+            };
+            Err(Error::new(failed.operation, name, Cause::Program(format!("{words}; {}", remedy(name)))))
+        }
+    }
+}
+
+/// Returns how this host gets a module that is not there, for the end of a sentence: the package of its distribution, or how it is loaded.
+pub fn remedy(name: &str) -> String {
+    let modules = Modules::of_host();
+    let kernel = rustix::system::uname();
+    let kernel = RunningKernel::new(&kernel.release().to_string_lossy(), &kernel.version().to_string_lossy());
+    match modules.state(name) {
+        ModuleState::OnDisk => kernel.way_to_load(name),
+        // Where the host's list is not mounted, the package may be there.
+        ModuleState::Unknown => modules.obstacle().map_or_else(
+            || kernel.source_of_module(name),
+            |why| format!("{why}; or {}", kernel.source_of_module(name)),
+        ),
+        ModuleState::Present | ModuleState::Missing => kernel.source_of_module(name),
     }
 }
 
 /// Empty where the list is not there: then only what has a directory is known to be present.
 fn builtin_list() -> String {
+    read_list("modules.builtin").unwrap_or_default()
+}
+
+fn read_list(file: &str) -> Option<String> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
-    std::fs::read_to_string(Path::new("/lib/modules").join(&*release).join("modules.builtin")).unwrap_or_default()
+    std::fs::read_to_string(Path::new("/lib/modules").join(&*release).join(file)).ok()
+}
+
+/// The modules of a list of files, one a line, with what they depend on behind a colon: `kernel/net/netfilter/ipvs/ip_vs_rr.ko.zst: …`.
+fn names_in(list: &str) -> impl Iterator<Item = String> {
+    let files = list.lines().filter_map(|line| line.split(':').next()?.rsplit('/').next());
+    files.filter_map(|file| Some(file.split_once(".ko")?.0.replace('-', "_")))
 }
 
 /// The list names files: `kernel/net/netfilter/ipvs/ip_vs_rr.ko`. Dashes and underscores mean the same.
 fn is_builtin(name: &str, list: &str) -> bool {
-    list.lines()
-        .filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko"))
-        .any(|found| found.replace('-', "_") == name)
+    names_in(list).any(|found| found == name)
 }
 
 #[cfg(test)]
@@ -81,11 +204,49 @@ mod tests {
     }
 
     #[test]
+    fn what_modprobe_would_find_is_in_its_list_whatever_its_file_is_compressed_with() {
+        let list = "kernel/net/netfilter/ipvs/ip_vs.ko.zst: kernel/net/netfilter/nf_conntrack.ko.zst\n\
+                    kernel/net/netfilter/xt-set.ko.xz:\nkernel/net/bridge/br_netfilter.ko: kernel/net/bridge/bridge.ko\n";
+        let modules = |builtin: &str, on_disk: Option<&str>, is_supported| Modules {
+            builtin: names_in(builtin).collect(),
+            on_disk: on_disk.map(|list| names_in(list).collect()),
+            is_supported,
+        };
+        let whole = modules("kernel/net/ipv4/ipip.ko\n", Some(list), true);
+        for (name, is_loaded, expected) in [
+            ("ip_vs", false, ModuleState::OnDisk),
+            ("ip_vs", true, ModuleState::Present),
+            ("xt_set", false, ModuleState::OnDisk),
+            ("ipip", false, ModuleState::Present),
+            ("bridge", false, ModuleState::Missing),
+        ] {
+            assert_eq!(whole.state_of(name, is_loaded, false), expected, "{name}");
+        }
+        let unmounted = modules("", None, true);
+        assert_eq!(unmounted.state_of("ip_vs", false, true), ModuleState::Unknown, "it may be on the host's disk");
+        let fixed = modules("", None, false);
+        assert_eq!(
+            fixed.state_of("ip_vs", false, true),
+            ModuleState::Missing,
+            "compiled in it would have its settings"
+        );
+        assert_eq!(fixed.state_of("dummy", false, false), ModuleState::Unknown);
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_status_of_a_process() {
+        let status = "Name:\tsluice\nCapInh:\t0000000000000000\nCapEff:\t0000000000011000\n";
+        assert!(has_capability(status, CAP_SYS_MODULE) && has_capability(status, CAP_NET_ADMIN));
+        assert!(!has_capability(status, 21) && !has_capability("", CAP_NET_ADMIN));
+    }
+
+    #[test]
     fn every_module_that_cannot_be_loaded_has_its_own_error() {
         let errors = load(&["there_is_no_such_module", "nor-this-one"]);
         let texts: Vec<String> = errors.iter().map(Error::to_string).collect();
         assert_eq!(texts.len(), 2, "{texts:?}");
         assert!(texts.iter().all(|text| text.starts_with("load kernel module ")), "{texts:?}");
+        assert!(texts[1].ends_with(&remedy("nor-this-one")), "the package is named: {texts:?}");
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) struct Running {
 }
 
 /// Returns whether a program is where programs are looked for.
-pub(super) fn is_program(name: &str) -> bool {
+pub fn is_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }

@@ -8,7 +8,7 @@
 //!                     └────────── the namespace is gone, or is another ───────┘
 //! ```
 //!
-//! A pod of which nothing is wanted any more is taken down where it was set up, and forgotten: with its namespace everything of
+//! A pod that policies close to tunnels is followed as the others are, and is wanted without any service. A pod of which nothing is wanted any more is taken down where it was set up, and forgotten: with its namespace everything of
 //! ours is gone too. What an earlier run left is found by a sweep of all namespaces, once the cluster is known completely: of those in the usual
 //! directories, and once something is wanted also of those that the container runtime tells. One namespace is looked at a time, between other acts.
 //!
@@ -100,7 +100,10 @@ pub struct Machine {
 
 #[derive(Default)]
 struct Pod {
+    /// None for a pod that has to have no tunnel.
     services: BTreeSet<IpAddr>,
+    /// It is no longer among those that are followed: once it is taken down it is forgotten.
+    is_over: bool,
     /// Where it may be, the likeliest first.
     places: Vec<PathBuf>,
     state: State,
@@ -160,7 +163,8 @@ impl Pod {
 }
 
 impl Machine {
-    /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away.
+    /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away. A pod without any services is to have no tunnel: it is looked
+    /// for too, because an earlier run may have made one, and its place stays known.
     pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
         self.complete |= complete;
         let is_first = !wanted.is_empty() && !self.has_wanted;
@@ -168,7 +172,7 @@ impl Machine {
         if self.complete && (is_first || matches!(self.sweep, Sweep::Waiting)) {
             self.sweep = Sweep::Due { at: now, tries: 0 };
         }
-        for (address, services) in wanted.iter().filter(|(_, services)| !services.is_empty()) {
+        for (address, services) in wanted {
             let is_new = !self.pods.contains_key(address);
             let pod = self.pods.entry(*address).or_default();
             let mut services = services.clone();
@@ -178,6 +182,7 @@ impl Machine {
             if is_new {
                 pod.lose(now);
             }
+            pod.is_over = false;
             if pod.services != services {
                 pod.services = services;
                 (pod.due, pod.failures) = (Some(now), 0);
@@ -186,13 +191,13 @@ impl Machine {
         if !complete {
             return;
         }
-        let is_wanted = |address: &IpAddr| wanted.get(address).is_some_and(|services| !services.is_empty());
         let before = self.pods.len();
         self.pods.retain(|address, pod| {
-            if is_wanted(address) || pod.services.is_empty() {
+            if wanted.contains_key(address) || pod.is_over {
                 return true;
             }
             pod.services.clear();
+            pod.is_over = true;
             (pod.due, pod.failures, pod.is_lost) = (Some(now), 0, false);
             !pod.places.is_empty()
         });
@@ -210,7 +215,7 @@ impl Machine {
 
     /// Notes where a pod is, as it was announced.
     pub fn announced(&mut self, address: IpAddr, place: PathBuf, now: Instant) {
-        let Some(pod) = self.pods.get_mut(&address).filter(|pod| !pod.services.is_empty()) else { return };
+        let Some(pod) = self.pods.get_mut(&address).filter(|pod| !pod.is_over) else { return };
         pod.lose(now);
         pod.is_lost = false;
         pod.places = vec![place];
@@ -240,7 +245,7 @@ impl Machine {
     /// Notes the outcome of an act on one pod. `not_found`: no place has the pod.
     pub fn brought(&mut self, want: &WantedTunnel, outcome: Result<Done, (String, bool)>, now: Instant) {
         let Some(pod) = self.pods.get_mut(&want.pod) else { return };
-        let is_over = pod.services.is_empty();
+        let is_over = pod.is_over;
         match outcome {
             Ok(_) if is_over && want.services.is_empty() => drop(self.pods.remove(&want.pod)),
             Ok(Done { place, namespace, .. }) => {
@@ -264,7 +269,7 @@ impl Machine {
     pub fn looked(&mut self, gone: &BTreeSet<IpAddr>, now: Instant) {
         for address in gone {
             match self.pods.get_mut(address) {
-                Some(pod) if pod.services.is_empty() => drop(self.pods.remove(address)),
+                Some(pod) if pod.is_over => drop(self.pods.remove(address)),
                 Some(pod) => pod.lose(now),
                 None => {}
             }

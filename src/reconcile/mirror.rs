@@ -181,11 +181,12 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     /// Returns the keys that exist or may exist, as far as is known; while nothing is, those known before. Some may come
     /// more than once.
     pub fn known_keys(&self) -> impl Iterator<Item = &T::Key> {
-        self.seen()
-            .into_iter()
-            .flat_map(|seen| seen.entries().map(|(key, _)| key))
-            .chain(&self.doubtful)
-            .chain(&self.forgotten)
+        self.seen().into_iter().flat_map(|seen| seen.entries().map(|(key, _)| key)).chain(self.uncertain_keys())
+    }
+
+    /// Returns the keys of which it is not known whether they are there: those in doubt, and those that were known when a reading failed.
+    pub fn uncertain_keys(&self) -> impl Iterator<Item = &T::Key> {
+        self.doubtful.iter().chain(&self.forgotten)
     }
 
     /// Returns whether this object is known to exist, in whatever form.

@@ -450,6 +450,20 @@ fn the_node_is_named_by_flag_then_variable_then_host() {
 }
 
 #[test]
+fn direct_server_return_needs_to_know_how_pods_are_found() {
+    let endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock";
+    assert!(config(&["--enable-direct-server-return", endpoint]).direct_server_return);
+    assert!(!config(&[endpoint]).direct_server_return);
+    check_mistakes(
+        &["--enable-direct-server-return"],
+        &[
+            "--enable-direct-server-return needs --runtime-endpoint, by which the agent finds the pods that tunnels end in: add \
+             --runtime-endpoint=unix:///run/containerd/containerd.sock, or remove --enable-direct-server-return.",
+        ],
+    );
+}
+
+#[test]
 fn the_container_runtime_is_a_socket() {
     check_mistakes(&["--runtime-endpoint=unix:///run/containerd/containerd.sock"], &[]);
     for typed in ["/run/containerd/containerd.sock", "unix://", "unix://run/x", "tcp://127.0.0.1:1"] {

@@ -85,10 +85,13 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 12] = [
+const MORE: [&str; 15] = [
     "bgp-graceful-restart-notification",
+    "cleanup-nftables",
     "cluster-cidr",
     "config-sync-period",
+    "enable-bfd-mesh",
+    "enable-direct-server-return",
     "gobgp-admin-write",
     "log-format",
     "manifests",
@@ -102,7 +105,31 @@ const MORE: [&str; 12] = [
 
 /// The flags of the usage text, in the form of the table above.
 fn offered() -> Vec<String> {
-    usage("sluice").lines().skip(1).map(row).collect()
+    usage("sluice").lines().filter(|line| is_flag(line)).map(row).collect()
+}
+
+fn is_flag(line: &str) -> bool {
+    line.starts_with("      --") || line.starts_with("  -")
+}
+
+#[test]
+fn the_usage_text_has_groups_and_names_every_command() {
+    let usage = usage("sluice");
+    let groups: Vec<&str> = usage.split("\n\n").collect();
+    assert_eq!(groups.len(), 11, "the commands and ten groups:\n{usage}");
+    for command in ["[FLAGS]", "preflight", "policy explain", "policy diff", "policy drops", "svc", "status", "audit"] {
+        assert!(groups[0].contains(&format!("\n  sluice {command} ")), "{command}: {}", groups[0]);
+    }
+    for group in &groups[1..] {
+        let mut lines = group.lines();
+        assert!(lines.next().is_some_and(|heading| heading.ends_with(':')), "{group}");
+        let names: Vec<String> = lines.map(row).collect();
+        assert!(!names.is_empty() && names.is_sorted(), "{names:?}");
+    }
+    let group_of = |flag: &str| groups.iter().position(|group| group.contains(&format!("--{flag} ")));
+    assert_eq!(group_of("peer-router-ips"), group_of("cluster-asn"));
+    assert_eq!(group_of("masquerade-all"), group_of("ipvs-permit-all"));
+    assert_ne!(group_of("run-router"), group_of("overlay-type"));
 }
 
 fn row(line: &str) -> String {
@@ -133,7 +160,9 @@ fn there_are_no_other_flags_than_the_known_ones() {
     let name = |row: &str| row.split(' ').next().unwrap_or_default().to_owned();
     let mut known: Vec<String> = FLAGS.lines().chain(MORE).map(name).collect();
     known.sort();
-    assert_eq!(offered().iter().map(|row| name(row)).collect::<Vec<_>>(), known);
+    let mut offered: Vec<String> = offered().iter().map(|row| name(row)).collect();
+    offered.sort();
+    assert_eq!(offered, known);
 }
 
 #[test]
@@ -143,12 +172,13 @@ fn every_default_is_a_value_that_the_checks_accept() {
     assert_eq!(config(&words), config(&[]));
 }
 
-/// A flag with its default typed out; none for those that print, choose a subsystem or take no empty value.
+/// A flag with its default typed out; none for those that print, choose a subsystem or take no empty value, and for the one whose default is a
+/// guess that is known to be right once it is typed.
 fn typed_out(row: &str) -> Option<String> {
     let mut parts = row.split(' ');
     let (name, kind) = (parts.next()?, parts.next()?);
     let default = parts.next().unwrap_or_default().trim_matches(['[', ']']);
-    let left_out = ["help", "version", "run-router", "run-firewall", "config-sync-period"];
+    let left_out = ["help", "version", "run-router", "run-firewall", "config-sync-period", "service-cluster-ip-range"];
     let absent = left_out.contains(&name) || (kind == "uints" && default.is_empty());
     (!absent).then(|| format!("--{name}={default}"))
 }

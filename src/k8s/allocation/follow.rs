@@ -17,7 +17,7 @@ use crate::k8s::Kind;
 use crate::k8s::answer::Change;
 use crate::k8s::client::ApiClient;
 use crate::k8s::parse::ApiObject;
-use crate::k8s::parse::address_pools::{ConfigMapObject, address_pools};
+use crate::k8s::parse::address_pools::{ConfigMapObject, POOLS, address_pools};
 use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
 use crate::k8s::request::{Asking, Failure, Patience, Stumble};
 use crate::model::{AddressPools, BalancedService, ObjectName};
@@ -31,6 +31,8 @@ pub enum News {
     /// A Service was gone at this resourceVersion.
     Gone(ObjectName, String),
     Pools(PoolsSeen),
+    /// Objects of this kind cannot be listed, and why; `None`: they can again.
+    Unlisted(&'static str, Option<String>),
 }
 
 /// Outcome of reading the ConfigMap of the pools.
@@ -42,9 +44,6 @@ pub enum PoolsSeen {
     /// The right to list it is missing (403).
     Forbidden,
 }
-
-/// The ConfigMap of the pools.
-pub const POOLS: &str = "kube-router-lb-pools";
 
 const PATIENCE: Patience = Patience { beginning: Duration::from_secs(65), piece: Duration::from_secs(30) };
 const PAGE: u32 = 500;
@@ -71,7 +70,7 @@ pub async fn services(client: ApiClient, period: Duration, out: Sender<News>) {
         }
         Seen::Forbidden => None,
     };
-    Follower { asking, fields: None, what: "services", period, out }.run(news).await;
+    Follower { asking, fields: None, what: "services", period, out, unlisted: None }.run(news).await;
 }
 
 /// Follows the pools of a namespace until the receiver is gone.
@@ -80,7 +79,7 @@ pub async fn pools(client: ApiClient, namespace: &str, period: Duration, out: Se
     let asking: Asking<ConfigMapObject> = Asking::at(client, path, PATIENCE);
     let news = |seen: Seen<ConfigMapObject>| Some(News::Pools(pools_seen(&seen)));
     let fields = Some(format!("metadata.name={POOLS}"));
-    Follower { asking, fields, what: "configmaps", period, out }.run(news).await;
+    Follower { asking, fields, what: "configmaps", period, out, unlisted: None }.run(news).await;
 }
 
 fn pools_seen(seen: &Seen<ConfigMapObject>) -> PoolsSeen {
@@ -109,6 +108,8 @@ struct Follower<K> {
     what: &'static str,
     period: Duration,
     out: Sender<News>,
+    /// Why the last list failed, as told.
+    unlisted: Option<String>,
 }
 
 /// Why a kind is listed again.
@@ -124,7 +125,7 @@ enum Again {
 }
 
 impl<K: ApiObject> Follower<K> {
-    async fn run(self, news: impl Fn(Seen<K>) -> Option<News>) {
+    async fn run(mut self, news: impl Fn(Seen<K>) -> Option<News>) {
         let (mut pause, mut is_failing) = (FIRST_PAUSE, false);
         loop {
             let begun = Instant::now();
@@ -136,7 +137,12 @@ impl<K: ApiObject> Follower<K> {
                         let what = self.what;
                         warn!(what, reason, "The right to read objects for the address allocator is missing; retrying");
                     }
-                    if self.tell(news(Seen::Forbidden)).await.is_err() {
+                    let told = match news(Seen::Forbidden) {
+                        // Who receives it knows what follows.
+                        Some(forbidden) => self.tell(Some(forbidden)).await,
+                        None => self.unlisted(Some(reason)).await,
+                    };
+                    if told.is_err() {
                         return;
                     }
                     pause = (pause * 2).min(LAST_PAUSE);
@@ -157,6 +163,9 @@ impl<K: ApiObject> Follower<K> {
                     if !is_late && !std::mem::replace(&mut is_failing, true) {
                         warn!(what = self.what, reason, "Following objects for the address allocator failed; retrying");
                     }
+                    if !is_listed && self.unlisted(Some(reason)).await.is_err() {
+                        return;
+                    }
                     pause = if is_late { FIRST_PAUSE } else { (pause * 2).min(LAST_PAUSE) };
                     tokio::select! {
                         () = sleep(pause) => {}
@@ -167,13 +176,25 @@ impl<K: ApiObject> Follower<K> {
         }
     }
 
-    async fn list_and_watch(&self, news: &impl Fn(Seen<K>) -> Option<News>, is_listed: &mut bool) -> Again {
+    /// Tells why the last list failed, or that it did not, where that is new.
+    async fn unlisted(&mut self, reason: Option<String>) -> Result<(), Again> {
+        if self.unlisted == reason {
+            return Ok(());
+        }
+        self.unlisted.clone_from(&reason);
+        self.tell(Some(News::Unlisted(self.what, reason))).await
+    }
+
+    async fn list_and_watch(&mut self, news: &impl Fn(Seen<K>) -> Option<News>, is_listed: &mut bool) -> Again {
         let audit = Instant::now() + self.period;
         let (objects, mut version) = match self.list().await {
             Ok(listed) => listed,
             Err(again) => return again,
         };
         *is_listed = true;
+        if let Err(again) = self.unlisted(None).await {
+            return again;
+        }
         if let Err(again) = self.tell(news(Seen::All(objects, version.clone()))).await {
             return again;
         }

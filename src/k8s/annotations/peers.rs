@@ -7,6 +7,12 @@
 //!     localip: 192.0.2.1        # or absent: the node's own
 //!     password: cGFzcw==        # base64, or absent
 //!     port: 179                 # or absent
+//!     bfd:                      # or absent; all but `enabled` may be
+//!       enabled: true
+//!       port: 3784
+//!       detection_multiplier: 3
+//!       desired_min_tx_interval: 1000     # milliseconds
+//!       required_min_rx_interval: 1000
 //! ```
 //!
 //! or lists of equal length, `peer.ips` and `peer.asns`, with `peer.ports`, `peer.passwords` and `peer.localips` where they
@@ -17,6 +23,7 @@
 //! the YAML reader says, because it quotes.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
@@ -25,7 +32,7 @@ use super::keys::{
 };
 use super::value::{address, system};
 use crate::k8s::warning::Warnings;
-use crate::net::{ExternalPeer, Family, Password, Secret, asn, go};
+use crate::net::{Bfd, ExternalPeer, Family, Password, Secret, asn, go};
 
 /// The external peers that the annotations of a Node name.
 pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<ExternalPeer> {
@@ -36,9 +43,6 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
     let mut peers: Vec<ExternalPeer> = Vec::new();
     for (place, written) in written.into_iter().enumerate() {
         let number = place + 1;
-        if written.as_ref().is_ok_and(|written| written.bfd) {
-            warnings.odd(key, format_args!("peer {number}: BFD does not exist yet; its session goes without"));
-        }
         match written.and_then(Written::peer) {
             Ok(peer) if peers.iter().any(|earlier| earlier.address == peer.address) => {
                 let address = peer.address;
@@ -59,12 +63,12 @@ struct Written {
     port: String,
     password: String,
     local: String,
-    bfd: bool,
+    bfd: Option<Bfd>,
 }
 
 impl Written {
     fn peer(self) -> Result<ExternalPeer, String> {
-        let Written { address: remote, asn, port, password, local, bfd: _ } = self;
+        let Written { address: remote, asn, port, password, local, bfd } = self;
         if remote.is_empty() {
             return Err("remoteip is absent".to_owned());
         }
@@ -89,7 +93,7 @@ impl Written {
             Ok(secret) => secret.map_or(Password::None, Password::Key),
             Err(why) => return Err(format!("its password, of length {}, is {why}", password.len())),
         };
-        Ok(ExternalPeer { address: remote, asn: number, port, password, local })
+        Ok(ExternalPeer { address: remote, asn: number, port, password, local, bfd })
     }
 }
 
@@ -121,8 +125,39 @@ fn entry(entry: &Value) -> Result<Written, String> {
         port: text("port")?,
         password: text("password")?,
         local: text("localip")?,
-        bfd: fields.get("bfd").and_then(|bfd| bfd.get("enabled")) == Some(&Value::Bool(true)),
+        bfd: bfd(fields.get("bfd"))?,
     })
+}
+
+/// Reads how the path to a peer is watched; ranges are checked also where it is not.
+fn bfd(value: Option<&Value>) -> Result<Option<Bfd>, String> {
+    let fields = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(fields)) => fields,
+        Some(_) => return Err("bfd is not a mapping".to_owned()),
+    };
+    let number = |key: &str, usual: u64, range: RangeInclusive<u64>| {
+        let number = match fields.get(key) {
+            None | Some(Value::Null) => Some(usual),
+            Some(Value::String(text)) => go::number(text.trim()),
+            Some(value) => value.as_u64(),
+        };
+        let (first, last) = (*range.start(), *range.end());
+        number.filter(|number| range.contains(number)).ok_or_else(|| format!("{key} of bfd is not in {first}-{last}"))
+    };
+    let usual = Bfd::default();
+    let port = number("port", usual.port.into(), Bfd::PORTS)?;
+    let multiplier = number("detection_multiplier", usual.multiplier.into(), Bfd::MULTIPLIERS)?;
+    let send = number("desired_min_tx_interval", usual.send.into(), Bfd::MILLISECONDS)?;
+    let receive = number("required_min_rx_interval", usual.receive.into(), Bfd::MILLISECONDS)?;
+    let is_enabled = match fields.get("enabled") {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(_) => return Err("enabled of bfd is neither true nor false".to_owned()),
+    };
+    // All of them are in their ranges.
+    let bfd = Bfd { port: port as u16, multiplier: multiplier as u8, send: send as u32, receive: receive as u32 };
+    Ok(is_enabled.then_some(bfd))
 }
 
 fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<Result<Written, String>> {
@@ -164,7 +199,7 @@ fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -
         port: ports.next().unwrap_or_default(),
         password: passwords.next().unwrap_or_default(),
         local: locals.next().unwrap_or_default(),
-        bfd: false,
+        bfd: None,
     });
     written.map(Ok).collect()
 }
@@ -183,7 +218,8 @@ mod tests {
                 _ => String::new(),
             };
             let local = peer.local.map(|local| format!(" from {local}")).unwrap_or_default();
-            format!("{}{port} AS{}{key}{local}", peer.address, peer.asn)
+            let bfd = peer.bfd.map(|bfd| format!(" bfd {} {} {} {}", bfd.port, bfd.multiplier, bfd.send, bfd.receive));
+            format!("{}{port} AS{}{key}{local}{}", peer.address, peer.asn, bfd.unwrap_or_default())
         };
         let peers = peers(&annotations, &mut warnings).into_iter().map(text).collect();
         (peers, warnings.take().into_iter().map(|warning| warning.to_string()).collect())
@@ -251,10 +287,33 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_wants_what_does_not_exist_yet_goes_without() {
-        let yaml = "[{remoteip: 203.0.113.1, remoteasn: 65001, bfd: {enabled: true}}]";
-        let warning = "kube-router.io/peers: peer 1: BFD does not exist yet; its session goes without";
-        assert_eq!(parsed(&[(NODE_PEERS, yaml)]), (vec!["203.0.113.1 AS65001".into()], vec![warning.into()]));
+    fn a_peer_whose_path_is_watched_has_its_own_times() {
+        let with =
+            |bfd: &str| parsed(&[(NODE_PEERS, &format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, bfd: {bfd}}}]"))]);
+        for (bfd, expected) in [
+            ("{enabled: true}", " bfd 3784 3 1000 1000"),
+            ("{enabled: true, port: 4784, desired_min_tx_interval: 300}", " bfd 4784 3 300 1000"),
+            (
+                "{enabled: true, detection_multiplier: '5', required_min_rx_interval: 4294967}",
+                " bfd 3784 5 1000 4294967",
+            ),
+            ("{enabled: false, port: 1}", ""),
+            ("{}", ""),
+            ("", ""),
+        ] {
+            assert_eq!(with(bfd), (vec![format!("203.0.113.1 AS65001{expected}")], vec![]), "{bfd}");
+        }
+        for (bfd, why) in [
+            ("true", "bfd is not a mapping"),
+            ("{enabled: maybe}", "enabled of bfd is neither true nor false"),
+            ("{enabled: true, port: 0}", "port of bfd is not in 1-65535"),
+            ("{detection_multiplier: 256}", "detection_multiplier of bfd is not in 1-255"),
+            ("{enabled: true, desired_min_tx_interval: 4294968}", "desired_min_tx_interval of bfd is not in 1-4294967"),
+            ("{enabled: true, required_min_rx_interval: -1}", "required_min_rx_interval of bfd is not in 1-4294967"),
+        ] {
+            let warning = format!("kube-router.io/peers: peer 1: {why}; it is left out");
+            assert_eq!(with(bfd), (vec![], vec![warning]), "{bfd}");
+        }
     }
 
     #[test]

@@ -54,19 +54,33 @@ impl Document<'_> {
     /// The objects of this document.
     pub fn content(&self, reader: &mut Reader) -> Content {
         let mut content = Content::default();
-        let whole = Piece::Whole(self);
-        let head = match scanned_head(self).map_or_else(|| whole.read::<Head>(), Ok) {
-            Ok(head) => head,
-            Err(remark) => {
-                content.broken.push(remark);
-                return content;
-            }
-        };
-        match head.kind.as_deref().unwrap_or_default().strip_suffix("List") {
-            Some(of_kind) => list_content(self, of_kind, reader, &mut content),
-            None => content.add(&whole, &head, reader),
+        if let Err(remark) = self.pieces(&mut |piece, head| content.add(piece, head, reader)) {
+            // The items that the broken text stands for cannot be known.
+            content.objects.clear();
+            content.broken.push(remark);
         }
         content
+    }
+
+    /// Calls `each` with the object that this document is, or with each item of a list, undecoded.
+    ///
+    /// # Errors
+    /// The document cannot be parsed: where, and why. Some items may have come before.
+    pub fn pieces(&self, each: &mut dyn FnMut(&Piece<'_>, &Head)) -> Result<(), Remark> {
+        let whole = Piece::Whole(self);
+        let head = scanned_head(self).map_or_else(|| whole.read::<Head>(), Ok)?;
+        let Some(of_kind) = head.kind.as_deref().unwrap_or_default().strip_suffix("List") else {
+            each(&whole, &head);
+            return Ok(());
+        };
+        let list = List(Items { of_kind, each });
+        match self.format {
+            Format::Yaml => {
+                with_deserializer_from_str_with_options(self.text, yaml_options(), |yaml| list.deserialize(yaml))
+                    .map_err(yaml_remark)
+            }
+            Format::Json => list.deserialize(&mut serde_json::Deserializer::from_str(self.text)).map_err(json_remark),
+        }
     }
 }
 
@@ -101,31 +115,35 @@ impl Content {
 }
 
 /// Input for decoding objects: a whole document, or one item of a list in it.
-enum Piece<'a> {
+pub enum Piece<'a> {
     Whole(&'a Document<'a>),
     Item(usize, &'a Value),
 }
 
+/// The version and the kind that an object names.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Head {
-    api_version: Option<String>,
-    kind: Option<String>,
+pub struct Head {
+    pub api_version: Option<String>,
+    pub kind: Option<String>,
 }
 
-/// The items of a list, decoded one after the other: all of them at once would be many times as large as the text.
+/// The items of a `List`, or of a list of one kind (`ServiceList`), whose items may leave their kind out; decoded one after the other: all of them at once would be many times as large as the text.
 struct Items<'a> {
     /// The kind of items without a kind of their own.
     of_kind: &'a str,
-    reader: &'a mut Reader,
-    content: &'a mut Content,
+    each: &'a mut dyn FnMut(&Piece<'_>, &Head),
 }
 
 /// The list itself.
 struct List<'a>(Items<'a>);
 
 impl Piece<'_> {
-    fn read<T: DeserializeOwned>(&self) -> Result<T, Remark> {
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// It is none of this type: where, and why.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Remark> {
         match self {
             Piece::Whole(Document { format: Format::Yaml, text, .. }) => yaml(text),
             Piece::Whole(Document { format: Format::Json, text, .. }) => {
@@ -140,23 +158,6 @@ impl Piece<'_> {
             Piece::Whole(_) => Remark { line: 0, text: text.into() },
             Piece::Item(index, _) => Remark { line: 0, text: format!("items[{index}]: {}", text.into()) },
         }
-    }
-}
-
-/// The items of a `List`, or of a list of one kind (`ServiceList`), whose items may leave their kind out.
-fn list_content(document: &Document<'_>, of_kind: &str, reader: &mut Reader, content: &mut Content) {
-    let list = List(Items { of_kind, reader, content });
-    let read = match document.format {
-        Format::Yaml => {
-            with_deserializer_from_str_with_options(document.text, yaml_options(), |yaml| list.deserialize(yaml))
-                .map_err(yaml_remark)
-        }
-        Format::Json => list.deserialize(&mut serde_json::Deserializer::from_str(document.text)).map_err(json_remark),
-    };
-    if let Err(remark) = read {
-        // The items that the broken text stands for cannot be known.
-        content.objects.clear();
-        content.broken.push(remark);
     }
 }
 
@@ -176,10 +177,10 @@ impl<'de> Visitor<'de> for List<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Items { of_kind, reader, content } = self.0;
+        let Items { of_kind, each } = self.0;
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "items" => map.next_value_seed(Items { of_kind, reader, content })?,
+                "items" => map.next_value_seed(Items { of_kind, each: &mut *each })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -223,7 +224,7 @@ impl<'de> Visitor<'de> for Items<'_> {
                 head.kind = Some(kind.name().to_owned());
                 head.api_version.get_or_insert_with(|| kind.api_version().to_owned());
             }
-            self.content.add(&Piece::Item(index, &item), &head, self.reader);
+            (self.each)(&Piece::Item(index, &item), &head);
             index += 1;
         }
         Ok(())

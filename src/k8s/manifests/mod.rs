@@ -17,6 +17,7 @@
 //! The source is one thread of its own: reading ten thousand documents must not hold up the rest. It ends
 //! when the receiver of its messages is gone.
 
+pub mod balanced;
 pub mod catalog;
 pub mod document;
 

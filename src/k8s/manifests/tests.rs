@@ -30,6 +30,7 @@ fn told(messages: &mut Receiver<Message>) -> String {
         Event::Listed(kind) => format!("listed {kind}"),
         Event::Unreachable => "unreachable".to_owned(),
         Event::Unreadable(unreadable) => format!("unreadable {unreadable}"),
+        Event::AskedAt(addresses) => format!("asked at {addresses:?}"),
         Event::Together(together) => format!("together {together}"),
         Event::Object(Object::Service(name, Some(service)), _) => format!("{} {}", name.name, service.cluster_ips[0]),
         Event::Withheld(_) => panic!("a directory withholds nothing"),

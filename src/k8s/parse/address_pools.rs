@@ -55,6 +55,8 @@ struct PoolObject {
     unknown: BTreeMap<String, IgnoredAny>,
 }
 
+/// The ConfigMap of the pools.
+pub const POOLS: &str = "kube-router-lb-pools";
 /// The prefix of the classes for which there may be pools.
 pub const CLASS_PREFIX: &str = "kube-router/";
 /// The pool of `--loadbalancer-ip-range`.

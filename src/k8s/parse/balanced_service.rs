@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::metadata::{object_meta, object_name};
+use super::misspelt::misspelt;
 use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
 use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName};
@@ -103,12 +104,13 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
     let annotation = |keys: &[&'static str]| {
         keys.iter().find_map(|key| Some((*key, annotations?.get(*key)?.trim()))).filter(|(_, value)| !value.is_empty())
     };
+    let is_balancer = spec.kind.as_deref() == Some("LoadBalancer");
     let service = BalancedService {
         uid: meta.uid.as_deref().unwrap_or_default().into(),
         version: meta.resource_version.as_deref().unwrap_or_default().into(),
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         labels: meta.labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect::<Labels>(),
-        is_balancer: spec.kind.as_deref() == Some("LoadBalancer"),
+        is_balancer,
         class: spec.load_balancer_class.clone().filter(|class| !class.is_empty()),
         families: families(spec),
         needs_all_families: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
@@ -118,6 +120,7 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
                 .filter(|(_, value)| !value.is_empty()),
             annotation(&POOL_ANNOTATIONS).map(|(_, name)| name.into()),
         ),
+        misspelt: annotations.filter(|_| is_balancer).map(misspelt).unwrap_or_default(),
         sharing_key: annotation(&SHARING_ANNOTATIONS).map(|(_, key)| key.into()),
         ports: ports(spec),
         clients: clients(spec),

@@ -10,7 +10,8 @@
 //!   must not be; a network that is no range;
 //! - a port number or range out of bounds, a protocol with none or several of its fields; a named port beside networks or nodes.
 //!
-//! Peers by `domainNames`, which are experimental, are not supported and treated alike.
+//! Peers by `domainNames`, which are experimental and for Accept rules alone, are not supported and treated alike: what a name stands for is known only to who reads
+//! all answers of DNS that a pod gets, before the pod has them, and holds them back until the kernel knows the addresses.
 //!
 //! What decides about the whole policy has no such safe side: its tier and priority, and its subject. A policy in which one of
 //! these is odd is unreadable (`k8s::Object::Unreadable`): its last good version stays in force, and where there is none, it is
@@ -216,7 +217,7 @@ fn read_peer(direction: Direction, written: &PeerObject) -> Result<Vec<Peer>, Wr
         (.., Some(nodes)) => Ok(vec![Peer::Nodes(below("nodes", nodes)?)]),
         _ => {
             let name = given.map(|(name, _)| *name).next().unwrap_or_default();
-            Err(Wrong::new(format!(".{name}"), "is not supported"))
+            Err(Wrong::new(format!(".{name}"), "is not supported; name the networks instead"))
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod service_cidr;
 
 mod address;
 mod metadata;
+mod misspelt;
 mod number;
 mod pool;
 
@@ -33,6 +34,7 @@ use super::object::{Kind, Object, ObjectId};
 use super::warning::Warning;
 use crate::model::{ObjectName, Service};
 
+pub use metadata::object_name;
 pub use pool::Pool;
 pub use protobuf::ApiObject;
 

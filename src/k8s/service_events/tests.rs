@@ -60,6 +60,7 @@ impl Run {
         let (_, of_a_part_that_does_not_run) = watch::channel(ServiceProblems::default());
         let events = events(&server, QUICK).await;
         let inputs = Inputs {
+            of: Subjects::Services,
             world: world_in,
             sources: vec![of_a_part_that_does_not_run, source],
             node: "node-1".to_owned(),
@@ -162,13 +163,14 @@ fn exactly_one_node_tells_first_and_two_stand_in_whichever_service_it_is() {
 #[test]
 fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else() {
     let inputs = |node: &str| Inputs {
+        of: Subjects::Services,
         world: watch::channel(World::empty()).1,
         sources: Vec::new(),
         node: node.to_owned(),
         knows_nodes: false,
         settle: SETTLE,
     };
-    let rank_of = |node: &str, world: &World| place(world, &inputs(node), &mut Ring::default(), (&service(), false)).0;
+    let rank_of = |node: &str, world: &World| place(world, &inputs(node), &mut Rings::default(), (&service(), false)).0;
     // Each node knows itself alone.
     let known = |node: &str, with: &[&str]| world(&[node], with, Authority::Complete);
     let with = ["node-2", "node-3", "node-2"];
@@ -177,7 +179,36 @@ fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else
     let mut others = [ranks[1], ranks[2]];
     others.sort_unstable();
     assert_eq!(others, [Some(0), Some(1)]);
-    assert_eq!(rank_of("node-1", &known("node-1", &[])), None);
+    assert_eq!(rank_of("node-1", &known("node-1", &[])), None, "no endpoint in the whole cluster names a node");
+}
+
+#[test]
+fn of_a_service_without_ready_endpoints_nodes_with_endpoints_of_others_tell() {
+    let inputs = |node: &str| Inputs {
+        of: Subjects::Services,
+        world: watch::channel(World::empty()).1,
+        sources: Vec::new(),
+        node: node.to_owned(),
+        knows_nodes: false,
+        settle: SETTLE,
+    };
+    let nodes = ["node-1", "node-2", "node-3", "node-4"];
+    let mut of_others = world(&[], &nodes[1..], Authority::Complete);
+    let others = of_others.cluster.endpoints.get(&service()).expect("they were put").as_ref().clone();
+    of_others.cluster.endpoints.remove(&service());
+    of_others.cluster.endpoints.insert(ObjectName::new("kube-system", "dns"), others);
+    let rank_of = |node: &str| place(&of_others, &inputs(node), &mut Rings::default(), (&service(), false)).0;
+    let mut ranks = nodes.map(rank_of);
+    assert_eq!(ranks[0], None, "no endpoint names it");
+    ranks.sort_unstable();
+    assert_eq!(ranks, [None, Some(0), Some(1), Some(2)]);
+    let mut ring = RingOfEndpoints::default();
+    let now = Instant::now();
+    ring.follow(&of_others.cluster.endpoints, now);
+    ring.follow(&Table::default(), now + LOOK_AT_ENDPOINTS / 2);
+    assert_eq!(ring.places.len(), 3, "not all endpoints are looked through for each Event");
+    ring.follow(&Table::default(), now + LOOK_AT_ENDPOINTS);
+    assert!(ring.places.is_empty());
 }
 
 #[test]
@@ -187,4 +218,49 @@ fn the_ring_follows_nodes_that_come_and_go() {
         ring.follow(&world(nodes, &[], Authority::Complete).cluster.nodes);
         assert_eq!(ring.places, sorted(nodes.iter().copied()));
     }
+}
+
+#[tokio::test]
+async fn what_is_not_understood_of_a_policy_becomes_an_event_of_it() {
+    let server = ApiServer::start().await;
+    let of_policies = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies";
+    let of_cluster = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+    server.put(of_policies, json!({"metadata": {"name": "web", "uid": "uid-1"}}));
+    server.put(of_cluster, json!({"metadata": {"name": "guard", "uid": "uid-2"}}));
+    let mut known = world(&["node-1"], &[], Authority::Nothing);
+    known.authority.firewall = Authority::Partial;
+    let problem = |text: &str| ServiceProblem::new(Cause::Policy, text, text.to_owned());
+    known.policy_problems.insert(ObjectName::new("shop", "web"), vec![problem("spec.podSelector: is odd")]);
+    let (out, world_in) = watch::channel(known.clone());
+    let events = events(&server, QUICK).await;
+    let inputs = Inputs {
+        of: Subjects::Policies,
+        sources: vec![of_policies_in(&world_in)],
+        world: world_in,
+        node: "node-1".to_owned(),
+        knows_nodes: true,
+        settle: SETTLE,
+    };
+    tokio::spawn(run(inputs, events));
+    let asked = async || {
+        tokio::time::sleep(SETTLE * 10).await;
+        server.take_requests()
+    };
+    assert_eq!(asked().await, [""; 0], "policies are not known completely");
+    known.authority.firewall = Authority::Complete;
+    out.send_replace(known.clone());
+    assert_eq!(asked().await, [format!("{of_policies}/web"), "/api/v1/namespaces/shop/events?".to_owned()]);
+    known.policy_problems.insert(ObjectName::new("", "guard"), vec![problem("spec.egress[0]: is not supported")]);
+    out.send_replace(known.clone());
+    let newest = of_cluster.replace("v1alpha2", "v1beta1");
+    let expected =
+        [format!("{newest}/guard"), format!("{of_cluster}/guard"), "/api/v1/namespaces/default/events?".into()];
+    assert_eq!(asked().await, expected);
+    known.policy_problems = Default::default();
+    out.send_replace(known);
+    assert_eq!(asked().await, [""; 0]);
+}
+
+fn of_policies_in(world: &watch::Receiver<World>) -> watch::Receiver<ServiceProblems> {
+    super::of_policies(world.clone())
 }

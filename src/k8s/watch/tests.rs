@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use self::api_server::{ApiServer, CLUSTER_POLICIES, Faults, NAMESPACES, NODES, PODS, POLICIES, SERVICES, SLICES};
 use super::*;
 use crate::k8s::client::{Access, client};
+use crate::k8s::parse::service::ServiceObject;
 use crate::k8s::request::Patience;
 use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
@@ -135,8 +136,10 @@ impl Reader {
             }
             Event::Unreachable => self.outages += 1,
             Event::Withheld(_) => self.withheld += 1,
-            Event::Unreadable(_) | Event::Together(_) => {
-                panic!("only manifests can be unreadable in part, or belong together")
+            Event::AskedAt(_) | Event::Unreadable(_) | Event::Together(_) => {
+                panic!(
+                    "only manifests can be unreadable in part, or belong together, and no follower tells where it asks"
+                )
             }
         }
     }
@@ -176,6 +179,19 @@ async fn are_named_until_they_are_back(status: u16) {
     server.put(SERVICES, service("b", "10.96.0.2"));
     reader.until(&["a", "b"]).await;
     assert!(reader.health.notes().is_empty());
+}
+
+/// A name says nothing, and the connection does.
+#[tokio::test]
+async fn where_the_api_server_is_asked_is_known_from_its_answers() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("a", "10.96.0.1"));
+    let url = format!("http://localhost:{}", server.address.port());
+    let client = client(&Access { kubeconfig: None, master: Some(url.parse().expect("a URL")) }).await.expect("sound");
+    assert!(client.asked_at().addresses().is_empty());
+    let page = Asking::<ServiceObject>::new(client.clone(), Kind::Service, TIMING.patience);
+    assert!(page.newest(None).await.is_ok(), "the server answers");
+    assert_eq!(client.asked_at().addresses(), [server.address.ip()]);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 use rustix::io::Errno;
 
 use crate::kernel::netlink::{Fault, Refusal};
-use crate::kernel::{Cause, Error};
+use crate::kernel::{Cause, Error, module};
 
 /// The error numbers above this one are ipset's own.
 pub(super) const LAST_OF_SYSTEM: i32 = 4095;
@@ -23,7 +23,14 @@ pub(super) fn cause(fault: Fault) -> Cause {
         }
         // The answer of a kernel without the subsystem; nothing that we send provokes it otherwise.
         Fault::Refused(Refusal { errno: libc::EINVAL, .. }) => {
-            Cause::Errno(Errno::OPNOTSUPP, Some("the kernel has no ip_set, or refuses what was asked".to_owned()))
+            let text = match module::is_present("ip_set") {
+                true => "the kernel refuses what was asked of ipset".to_owned(),
+                false => format!(
+                    "kernel module ip_set is not there, or refuses what was asked; {}",
+                    module::remedy("ip_set")
+                ),
+            };
+            Cause::Errno(Errno::OPNOTSUPP, Some(text))
         }
         other => other.into(),
     }

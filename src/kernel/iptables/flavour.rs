@@ -13,7 +13,7 @@
 //! flavour only where the kernel has legacy tables (`/proc/net/ip_tables_names`) or nothing else works.
 
 use std::cell::LazyCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -94,6 +94,21 @@ pub fn used() -> Option<Flavour> {
         found.iter().any(|(_, programs)| programs.is_some_and(|programs| programs.flavour == Flavour::Legacy))
     };
     Some(if has_legacy_tables() && is_legacy() { Flavour::Legacy } else { Flavour::NfTables })
+}
+
+/// Like [`used`], without having the kernel load nf_tables (`is_there`: it has them already): where it does not, whatever rules there are, are legacy ones.
+pub fn used_without_loading(is_there: bool) -> Option<Flavour> {
+    if is_there || !has_legacy_tables() { used() } else { is_installed().then_some(Flavour::Legacy) }
+}
+
+/// Returns the names of the chains in tables of legacy iptables, of both families; none where no installed program reads them.
+pub fn legacy_chains() -> BTreeSet<String> {
+    let legacy = Programs { flavour: Flavour::Legacy, plain: false };
+    let families = Family::BOTH.into_iter().filter(|family| has_legacy_tables_of(*family));
+    let call = |family| run(Call { program: legacy.of(family).0, arguments: &[], input: b"", limit: LIMIT });
+    let printed: Vec<String> = families.filter_map(|family| call(family).ok()).collect();
+    let lines = printed.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| Some(line.strip_prefix(':')?.split(' ').next()?.to_owned())).collect()
 }
 
 /// Tries whether the kernel takes a table from any program that is installed, and changes no rule. For legacy programs, which are tried

@@ -50,7 +50,10 @@ use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 pub use self::counted::{Counted, counted};
-pub use self::flavour::{Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, try_any, used};
+pub use self::flavour::{
+    Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, legacy_chains, try_any, used,
+    used_without_loading,
+};
 pub use self::leftover::Leftovers;
 pub use self::ownership::Ownership;
 pub use self::piece::{Piece, Rules, Table};

@@ -10,10 +10,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Bound;
 
+use foldhash::quality::RandomState;
 use rustix::io::Errno;
 
-use super::old_interface::OldInterface;
+use super::old_interface::{OldInterface, Summary, part};
 use super::{Destination, ServiceKey, Virtual};
 use crate::net::Family;
 use crate::reconcile::Sorted;
@@ -25,6 +27,11 @@ pub struct Glancer {
     old: Option<OldInterface>,
     /// The users of the module that are not ours, when services were listed last.
     others: Option<u64>,
+    spread: RandomState,
+    /// Fingerprint that the IPv4 services have if they are what is seen: of a listing in which nothing differed, and of what we have changed since.
+    alike: Option<u64>,
+    /// There were services of others in that listing.
+    has_others: bool,
 }
 
 /// No kernel has so many services.
@@ -34,30 +41,51 @@ const USERS: &str = "/sys/module/ip_vs/refcnt";
 impl Glancer {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Glancer {
-        Glancer { old: OldInterface::open().ok(), others: None }
+        Glancer {
+            old: OldInterface::open().ok(),
+            others: None,
+            spread: RandomState::default(),
+            alike: None,
+            has_others: false,
+        }
     }
 
-    /// The IPv4 services that differ from what was seen. `None` where the kernel does not answer.
+    /// The IPv4 services that differ from what was seen. `None` where the kernel does not answer. A listing in which nothing differed before, or that differs
+    /// from such a one by what we have changed, is not compared: at 10,000 Services that would take longer than a change may wait.
     pub fn unlike_ipv4(
-        &self,
+        &mut self,
         seen: &impl Sorted<ServiceKey, Virtual>,
         ours: impl Fn(&ServiceKey) -> bool,
     ) -> Option<Vec<ServiceKey>> {
-        let mut found = self.old.as_ref()?.services().ok()?;
-        found.sort_unstable_by_key(|summary| summary.key);
-        let mut found = found.into_iter().filter(|summary| ours(&summary.key)).peekable();
-        let mut suspects = Vec::new();
-        for (key, known) in seen.entries().filter(|(key, _)| key.family() == Family::V4) {
-            while let Some(unknown) = found.next_if(|summary| summary.key < *key) {
-                suspects.push(unknown.key);
-            }
-            let is_same = found.next_if(|summary| summary.key == *key).is_some_and(|summary| {
-                summary.service == known.service && summary.destinations == known.destinations.len()
-            });
-            suspects.extend((!is_same).then_some(*key));
+        let listing = self.old.as_ref()?.services().ok()?;
+        let fingerprint = listing.fingerprint(&self.spread);
+        if self.alike == Some(fingerprint) {
+            return Some(Vec::new());
         }
-        suspects.extend(found.map(|summary| summary.key));
+        let summaries = listing.summaries();
+        let count = summaries.len();
+        let (suspects, known) = unlike(summaries, seen, ours);
+        self.alike = suspects.is_empty().then_some(fingerprint);
+        self.has_others = count != known;
         Some(suspects)
+    }
+
+    /// Takes note of what we have changed in a service, without any failure.
+    pub fn changed(&mut self, key: &ServiceKey, former: Option<&Virtual>, present: Option<&Virtual>) {
+        let part = |described: Option<&Virtual>| described.map_or(0, |described| part(key, described, &self.spread));
+        self.alike = self.alike.map(|alike| alike.wrapping_sub(part(former)).wrapping_add(part(present)));
+    }
+
+    /// Has the next glance compare everything if there may be services that were others' and are ours now. Those that are seen stay ours.
+    pub fn ownership_changes(&mut self) {
+        if self.has_others {
+            self.alike = None;
+        }
+    }
+
+    /// Has the next glance compare everything: what is seen may be something else now.
+    pub fn compare_anew(&mut self) {
+        self.alike = None;
     }
 
     /// Returns whether a service has exactly these destinations. `None` where the older interface does not answer that.
@@ -76,7 +104,8 @@ impl Glancer {
     /// Returns whether IPv6 services have to be listed: there are some, and the number of services on this host has
     /// changed by something else than those that are seen to be ours, since the last call.
     pub fn must_list_ipv6(&mut self, seen: &impl Sorted<ServiceKey, Virtual>) -> bool {
-        if !seen.entries().any(|(key, _)| key.family() == Family::V6) {
+        let mut from_ipv6 = seen.between((Bound::Included(ServiceKey::first_of_ipv6()), Bound::Unbounded));
+        if !from_ipv6.any(|(key, _)| key.family() == Family::V6) {
             return false;
         }
         let users = fs::read_to_string(USERS).ok().and_then(|text| text.trim().parse::<u64>().ok());
@@ -100,6 +129,30 @@ impl Glancer {
     }
 }
 
+/// Returns the services that differ, and how many of those found are ours.
+fn unlike(
+    mut found: Vec<Summary>,
+    seen: &impl Sorted<ServiceKey, Virtual>,
+    ours: impl Fn(&ServiceKey) -> bool,
+) -> (Vec<ServiceKey>, usize) {
+    found.retain(|summary| ours(&summary.key));
+    found.sort_unstable_by_key(|summary| summary.key);
+    let count = found.len();
+    let mut found = found.into_iter().peekable();
+    let mut suspects = Vec::new();
+    for (key, known) in seen.entries().filter(|(key, _)| key.family() == Family::V4) {
+        while let Some(unknown) = found.next_if(|summary| summary.key < *key) {
+            suspects.push(unknown.key);
+        }
+        let is_same = found.next_if(|summary| summary.key == *key).is_some_and(|summary| {
+            summary.service == known.service && summary.destinations == known.destinations.len()
+        });
+        suspects.extend((!is_same).then_some(*key));
+    }
+    suspects.extend(found.map(|summary| summary.key));
+    (suspects, count)
+}
+
 /// The IPv6 services that are only seen, or only listed.
 pub fn unlike_ipv6(seen: &impl Sorted<ServiceKey, Virtual>, listed: &BTreeSet<ServiceKey>) -> Vec<ServiceKey> {
     let is_ipv6 = |key: &&ServiceKey| key.family() == Family::V6;
@@ -116,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_does_not_answer_has_shown_nothing() {
-        let glancer = Glancer { old: None, others: None };
+        let mut glancer = Glancer { old: None, ..Glancer::open() };
         assert_eq!(glancer.unlike_ipv4(&BTreeMap::new(), |_| true), None);
     }
 }

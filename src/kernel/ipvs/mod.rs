@@ -23,29 +23,20 @@ mod listing;
 mod old_interface;
 mod order;
 mod ownership;
+mod service_key;
 mod target;
 mod wire;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use compact_str::CompactString;
-
-use crate::net::{Family, Protocol};
 
 pub use commands::Counted;
 pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
+pub use service_key::ServiceKey;
 pub use target::Services;
-
-/// Key of a virtual service in the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum ServiceKey {
-    /// An address, a protocol and a port (host byte order).
-    Address { address: IpAddr, protocol: Protocol, port: u16 },
-    /// Packets that carry a firewall mark, of one family. Never 0.
-    Mark { mark: u32, family: Family },
-}
 
 /// A virtual service with its destinations: the unit that is compared and changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,15 +146,6 @@ pub struct Timeouts {
     pub udp: u32,
 }
 
-impl ServiceKey {
-    pub fn family(&self) -> Family {
-        match self {
-            ServiceKey::Address { address, .. } => Family::from(*address),
-            ServiceKey::Mark { family, .. } => *family,
-        }
-    }
-}
-
 impl Virtual {
     /// Returns whether all destinations are in tunnel mode; true where there are none.
     pub fn is_in_tunnel_mode(&self) -> bool {
@@ -198,17 +180,5 @@ impl fmt::Display for Virtual {
             }
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for ServiceKey {
-    /// As `ipvsadm` names it: `tcp 10.96.0.1:80`, `udp [fd00::1]:53`, `fwmark 7 IPv4`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ServiceKey::Address { address, protocol, port } => {
-                write!(f, "{protocol} {}", SocketAddr::new(*address, *port))
-            }
-            ServiceKey::Mark { mark, family } => write!(f, "fwmark {mark} {family}"),
-        }
     }
 }

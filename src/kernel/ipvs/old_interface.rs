@@ -7,15 +7,17 @@
 #![expect(unsafe_code, reason = "no safe interface reads socket options of IPVS")]
 
 use std::ffi::c_int;
+use std::hash::BuildHasher;
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use compact_str::CompactString;
+use foldhash::quality::RandomState;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::{Destination, Forwarding, Service, ServiceKey, flags};
+use super::{Destination, Forwarding, Service, ServiceKey, Virtual, flags};
 use crate::net::{Family, Protocol};
 
 /// A socket that changes nothing. It belongs to the network namespace in which it was opened.
@@ -110,11 +112,11 @@ impl OldInterface {
         Ok(OldInterface(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?))
     }
 
-    /// Returns the IPv4 services of the namespace. Those that come while this reads may be left out.
+    /// Lists the IPv4 services of the namespace. Those that come while this reads may be left out.
     ///
     /// # Errors
     /// The kernel has no IPVS, or services went while this was reading.
-    pub fn services(&self) -> Result<Vec<Summary>, Errno> {
+    pub fn services(&self) -> Result<Listing, Errno> {
         let mut info = [0; size_of::<Info>()];
         self.get(GET_INFO, &mut info)?;
         let count = number(&info, offset_of!(Info, services)).unwrap_or_default();
@@ -124,8 +126,7 @@ impl OldInterface {
             place.copy_from_slice(&count.to_ne_bytes());
         }
         self.get(GET_SERVICES, &mut answer)?;
-        let table = answer.get(size_of::<Header>()..).unwrap_or_default();
-        Ok(table.chunks_exact(size_of::<Entry>()).filter_map(summary).collect())
+        Ok(Listing(answer))
     }
 
     /// Returns whether an IPv4 service has exactly these destinations. `known` is sorted by address.
@@ -166,6 +167,64 @@ impl OldInterface {
         }
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
     }
+}
+
+/// Services as the kernel described them.
+#[derive(Debug)]
+pub struct Listing(Vec<u8>);
+
+impl Listing {
+    fn entries(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.get(size_of::<Header>()..).unwrap_or_default().chunks_exact(size_of::<Entry>())
+    }
+
+    /// Returns the services, in the kernel's order.
+    pub fn summaries(&self) -> Vec<Summary> {
+        self.entries().filter_map(summary).collect()
+    }
+
+    /// Returns a number that is equal for two listings with the same services in whatever order, and else different but by a chance of one in 2^64.
+    /// Traffic does not change it.
+    pub fn fingerprint(&self, spread: &RandomState) -> u64 {
+        let described = |entry: &[u8]| entry.get(..offset_of!(Entry, counters)).map(|what| spread.hash_one(what));
+        self.entries().filter_map(described).fold(0, u64::wrapping_add)
+    }
+}
+
+/// The part of the fingerprint of a listing that one service is, as the kernel will describe it. 0 for a service of IPv6, which no listing has.
+pub fn part(key: &ServiceKey, described: &Virtual, spread: &RandomState) -> u64 {
+    description(key, described).map_or(0, |bytes| spread.hash_one(bytes.as_slice()))
+}
+
+/// An entry of the table as far as its counters. `None` for a service of IPv6, and for what no table can say.
+fn description(key: &ServiceKey, described: &Virtual) -> Option<[u8; offset_of!(Entry, counters)]> {
+    let mut entry = [0; offset_of!(Entry, counters)];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        let place = entry.get_mut(offset..)?.get_mut(..bytes.len())?;
+        place.copy_from_slice(bytes);
+        Some(())
+    };
+    match *key {
+        ServiceKey::Address { address: IpAddr::V4(address), protocol, port } => {
+            put(offset_of!(Entry, protocol), &u16::from(protocol.number()).to_ne_bytes())?;
+            put(offset_of!(Entry, address), &address.octets())?;
+            put(offset_of!(Entry, port), &port.to_be_bytes())?;
+        }
+        ServiceKey::Mark { mark, family: Family::V4 } => {
+            // Netlink gives services for marks this protocol, which means nothing there.
+            put(offset_of!(Entry, protocol), &u16::from(Protocol::Tcp.number()).to_ne_bytes())?;
+            put(offset_of!(Entry, mark), &mark.to_ne_bytes())?;
+        }
+        ServiceKey::Address { .. } | ServiceKey::Mark { .. } => return None,
+    }
+    let Service { scheduler, flags, persistence_seconds } = &described.service;
+    put(offset_of!(Entry, scheduler), scheduler.as_bytes())?;
+    put(offset_of!(Entry, flags), &(flags | flags::HASHED).to_ne_bytes())?;
+    put(offset_of!(Entry, timeout), &persistence_seconds.to_ne_bytes())?;
+    // Each of ours is for a single address.
+    put(offset_of!(Entry, netmask), &u32::MAX.to_ne_bytes())?;
+    put(offset_of!(Entry, destinations), &u32::try_from(described.destinations.len()).ok()?.to_ne_bytes())?;
+    Some(entry)
 }
 
 /// A service of the table; `None` where the entry is empty or of a protocol that is never ours.
@@ -265,6 +324,42 @@ mod tests {
         };
         assert_eq!(summary(&entry), Some(expected));
         assert_eq!(summary(&vec![0; size_of::<Entry>()]), None, "an entry that the kernel left empty");
+    }
+
+    #[test]
+    fn the_fingerprint_of_a_listing_tells_every_property_and_neither_order_nor_traffic() {
+        let spread = RandomState::default();
+        let entry = |number: u8| (0..size_of::<Entry>()).map(|place| number ^ place as u8).collect::<Vec<u8>>();
+        let listing = |entries: &[Vec<u8>]| Listing([vec![0; size_of::<Header>()], entries.concat()].concat());
+        let fingerprint = |entries: &[Vec<u8>]| listing(entries).fingerprint(&spread);
+        let former = fingerprint(&[entry(1), entry(2)]);
+        assert_eq!(fingerprint(&[entry(2), entry(1)]), former);
+        for place in 0..size_of::<Entry>() {
+            let mut changed = entry(2);
+            changed[place] ^= 0x40;
+            let is_counter = place >= offset_of!(Entry, counters);
+            assert_eq!(fingerprint(&[entry(1), changed]) == former, is_counter, "byte {place}");
+        }
+        for other in [vec![entry(1)], vec![entry(1), entry(2), entry(3)], vec![entry(1), entry(1)]] {
+            assert_ne!(fingerprint(&other), former);
+        }
+    }
+
+    #[test]
+    fn a_service_is_described_as_the_kernel_will_describe_it() {
+        let destinations = ["10.244.1.1:80", "10.244.1.2:80"].map(|address| Destination {
+            address: address.parse().expect("an address and a port"),
+            weight: 1,
+            forwarding: Forwarding::Nat,
+        });
+        let service = Service { scheduler: "mh".into(), flags: flags::SCHEDULER_1, persistence_seconds: 60 };
+        let described = Virtual { service: service.clone(), destinations: destinations.to_vec().into() };
+        let address = ServiceKey::Address { address: [10, 96, 0, 10].into(), protocol: Protocol::Udp, port: 53 };
+        for key in [address, ServiceKey::Mark { mark: 7, family: Family::V4 }] {
+            let entry = description(&key, &described).expect("it is of IPv4");
+            assert_eq!(summary(&entry), Some(Summary { key, service: service.clone(), destinations: 2 }));
+        }
+        assert_eq!(description(&ServiceKey::first_of_ipv6(), &described), None);
     }
 
     #[test]

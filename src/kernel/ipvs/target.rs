@@ -76,6 +76,7 @@ impl Services {
 
     /// Like [`set_ours`](Self::set_ours), where the content decides about some.
     pub fn set_ownership(&mut self, whose: Ownership) {
+        self.glancer.ownership_changes();
         self.whose = whose;
     }
 
@@ -210,6 +211,7 @@ impl Target for Services {
     }
 
     fn read(&mut self) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
+        self.glancer.compare_anew();
         let of_all = |fault: Fault| Error::new("list virtual services", "", fault.into());
         if self.may_be_missing && !self.socket.exists().map_err(of_all)? {
             return Ok(BTreeMap::new());
@@ -230,6 +232,7 @@ impl Target for Services {
     }
 
     fn read_some(&mut self, keys: &[ServiceKey]) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {
+        self.glancer.compare_anew();
         let mut found = BTreeMap::new();
         let may_be_ours = |key: &&ServiceKey| (self.whose)(key) != Whose::SomebodyElses;
         for key in keys.iter().filter(may_be_ours).copied().collect::<Vec<_>>() {
@@ -342,6 +345,11 @@ impl Target for Services {
         }
         failures.extend(self.send(&mut plan, steps));
         self.messages = plan.messages;
+        if failures.is_empty() {
+            steps.iter().for_each(|step| self.glancer.changed(step.key, step.have, step.want));
+        } else {
+            self.glancer.compare_anew();
+        }
         failures
     }
 

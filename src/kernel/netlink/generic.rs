@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::fault::{Fault, Refusal};
 use super::message::Messages;
 use super::socket::{Bus, Socket};
-use crate::kernel::Error;
+use crate::kernel::{Error, module};
 
 const CONTROL_FAMILY: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
@@ -118,6 +118,7 @@ impl GenericSocket {
         Ok(Some(self.number()?) != before)
     }
 
+    /// Asks the kernel for the number, which has it load the module.
     fn look_up(&mut self) -> Result<u16, Fault> {
         let mut message = Messages::new();
         message.begin(CONTROL_FAMILY, 0).header(&[GET_FAMILY, CONTROL_VERSION, 0, 0]).text(FAMILY_NAME, self.family);
@@ -125,10 +126,23 @@ impl GenericSocket {
         match found {
             Ok(numbers) => numbers.into_iter().next().ok_or(Fault::Malformed("a generic family without a number")),
             Err(Fault::Refused(refusal)) if refusal.errno == libc::ENOENT => {
-                let text = format!("the kernel has no netlink family {}; its module is not there", self.family);
+                let module = module_of(self.family);
+                let family = self.family;
+                let text = format!(
+                    "the kernel has no netlink family {family}, of module {module}; {}",
+                    module::remedy(module)
+                );
                 Err(Fault::Refused(Refusal { text: Some(text), ..refusal }))
             }
             Err(fault) => Err(fault),
         }
+    }
+}
+
+/// The module that brings a family.
+fn module_of(family: &'static str) -> &'static str {
+    match family {
+        "IPVS" => "ip_vs",
+        other => other,
     }
 }

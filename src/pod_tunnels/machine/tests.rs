@@ -244,6 +244,30 @@ fn a_pod_that_an_earlier_run_set_up_and_this_one_never_found_is_taken_down_when_
 }
 
 #[test]
+fn a_pod_that_is_to_have_no_tunnel_loses_that_of_an_earlier_run_and_is_set_up_again_without_a_search() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    // No sweep finds it.
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(1));
+    node.start(POD);
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    (machine.sweep, machine.has_wanted) = (Sweep::Done, true);
+    machine.want(&wanted(&[(POD, "")]), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!((node.shown().as_str(), node.searches), ("10.244.1.5: none", 1));
+    assert_eq!(machine.standing(), Standing::default(), "nothing is lacking");
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!((node.shown().as_str(), node.searches), ("10.244.1.5: 203.0.113.7", 1));
+    machine.want(&wanted(&[(POD, "")]), true, now);
+    node.pass(&mut machine, &mut now, MOMENT);
+    assert_eq!((node.shown().as_str(), node.searches), ("10.244.1.5: none", 1));
+    machine.want(&WantedTunnels::new(), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(2));
+    assert_eq!(machine.next(now), Next::Wait(None), "who has nothing to do sleeps");
+}
+
+#[test]
 fn pods_that_go_before_they_are_found_have_all_sandboxes_asked_for_once_in_a_while() {
     let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
     for _ in 0..100 {
@@ -295,7 +319,7 @@ fn walk(seed: u64) {
     let mut want = WantedTunnels::new();
     for _ in 0..40 {
         let pod = pods.get(usize::try_from(chance(4)).expect("it is small")).expect("one of them");
-        match chance(7) {
+        match chance(8) {
             0 => {
                 node.stop(pod);
                 node.start(pod);
@@ -306,6 +330,7 @@ fn walk(seed: u64) {
                 want.insert(address(pod), addresses(&format!("203.0.113.{last} 203.0.113.20")));
             }
             3 => drop(want.remove(&address(pod))),
+            7 => drop(want.insert(address(pod), BTreeSet::new())),
             4 => node.answers = chance(2) == 0,
             5 => node.refuses = (chance(2) == 0).then(|| address(pod)),
             _ => machine = Machine::default(),
@@ -324,12 +349,13 @@ fn walk(seed: u64) {
     machine.want(&want, true, now);
     node.pass(&mut machine, &mut now, Duration::from_secs(62));
     for inside in node.namespaces.values() {
-        let expected = want.get(&inside.pod).cloned();
+        let expected = want.get(&inside.pod).filter(|services| !services.is_empty()).cloned();
         assert_eq!(inside.services, expected, "seed {seed}: {} {:?}", inside.pod, machine.standing());
     }
     let left_out: BTreeSet<IpAddr> = machine.standing().left_out.iter().map(|one| one.pod).collect();
     let is_there = |pod: &IpAddr| node.namespaces.values().any(|inside| inside.pod == *pod);
-    let missing: BTreeSet<IpAddr> = want.keys().filter(|pod| !is_there(pod)).copied().collect();
+    let lacks = |(pod, services): &(&IpAddr, &BTreeSet<IpAddr>)| !services.is_empty() && !is_there(pod);
+    let missing: BTreeSet<IpAddr> = want.iter().filter(lacks).map(|(pod, _)| *pod).collect();
     assert_eq!(left_out, missing, "seed {seed}");
     assert_eq!(compare::device_of(address(POD)), "kube-tunnel-if");
 }

@@ -48,6 +48,8 @@ struct Yard {
     commands: Option<OthersCommands>,
     /// Looks after commands see nothing.
     is_blind: bool,
+    /// A cluster that is published when the loop comes to this part of its turn.
+    comes_meanwhile: Option<(&'static str, World)>,
 }
 
 type Shared = Rc<RefCell<Yard>>;
@@ -152,6 +154,16 @@ struct Signposts {
     audit_period: Duration,
     news: watch::Receiver<u32>,
     heard: u32,
+    world: watch::Sender<World>,
+}
+
+impl Signposts {
+    fn comes_to(&self, part: &str) {
+        let due = self.mirrors.kernel.borrow_mut().comes_meanwhile.take_if(|(its, _)| *its == part);
+        if let Some((_, world)) = due {
+            self.world.send_replace(world);
+        }
+    }
 }
 
 impl Subsystem for Signposts {
@@ -185,6 +197,7 @@ impl Subsystem for Signposts {
     }
 
     async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+        self.comes_to("taking");
         let names = world.cluster.namespaces.iter().map(|(name, _)| (Key(name.to_string()), ()));
         let older = std::mem::replace(&mut self.wanted, names.collect());
         for key in older.into_keys().chain(self.wanted.keys().cloned()) {
@@ -194,9 +207,12 @@ impl Subsystem for Signposts {
         world.authority.proxy
     }
 
-    async fn calculate(&mut self, _at: Moment) {}
+    async fn calculate(&mut self, _at: Moment) {
+        self.comes_to("calculating");
+    }
 
     fn round(&mut self, authority: Authority, at: Moment) {
+        self.comes_to("programming");
         if authority == Authority::Nothing {
             return;
         }
@@ -248,6 +264,7 @@ impl Subsystem for Signposts {
     fn log_first_sync(&mut self, _sync: &FirstSync) {}
 
     fn publish(&mut self, standing: &Standing) -> bool {
+        self.comes_to("telling");
         self.mirrors.kernel.borrow_mut().turns += 1;
         standing.synced
     }
@@ -286,7 +303,8 @@ impl Scene {
         let kind = |name| Kind(self.yard.clone(), name);
         let targets = Targets { kernel: self.yard.clone(), posts: kind("posts"), signs: kind("signs") };
         let (wanted, news) = (BTreeMap::new(), self.news.subscribe());
-        Signposts { mirrors: Mirrors::of(targets), wanted, audit_period: self.audit_period, news, heard: 0 }
+        let world = self.world.clone();
+        Signposts { mirrors: Mirrors::of(targets), wanted, audit_period: self.audit_period, news, heard: 0, world }
     }
 
     fn inputs(&self) -> Inputs {
@@ -339,12 +357,7 @@ impl Scene {
 
     /// Publishes a cluster of these Namespaces.
     fn publish(&self, authority: Authority, names: &[&str]) {
-        let mut world = World::empty();
-        world.authority.proxy = authority;
-        for name in names {
-            world.cluster.namespaces.insert((*name).into(), Default::default());
-        }
-        self.world.send_replace(world);
+        self.world.send_replace(cluster(authority, names));
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Yard) -> bool) {
@@ -370,6 +383,16 @@ impl Scene {
     fn take_acts(&self) -> String {
         std::mem::take(&mut self.yard.borrow_mut().acts).join(", ")
     }
+}
+
+/// A cluster of these Namespaces.
+fn cluster(authority: Authority, names: &[&str]) -> World {
+    let mut world = World::empty();
+    world.authority.proxy = authority;
+    for name in names {
+        world.cluster.namespaces.insert((*name).into(), Default::default());
+    }
+    world
 }
 
 impl Yard {
@@ -407,6 +430,19 @@ fn of_changes_that_come_faster_than_they_can_be_done_the_newest_is_done() {
         scene.until("a and b", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
         assert_eq!(scene.take_acts(), "+posts b, +signs b");
     });
+}
+
+#[test]
+fn a_change_that_comes_at_whatever_part_of_a_turn_is_taken_without_another_wake_up() {
+    for part in ["taking", "calculating", "programming", "telling"] {
+        Scene::new().run(async |scene| {
+            scene.publish(Authority::Complete, &["a"]);
+            scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
+            scene.yard.borrow_mut().comes_meanwhile = Some((part, cluster(Authority::Complete, &["a", "b", "c"])));
+            scene.publish(Authority::Complete, &["a", "b"]);
+            scene.until(part, |yard| yard.has(&["a", "b", "c"], &["a", "b", "c"])).await;
+        });
+    }
 }
 
 #[test]

@@ -76,13 +76,13 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::{Scope, Warning};
+    use crate::k8s::Warning;
 
     #[test]
     fn an_object_of_a_large_cluster_takes_four_words_and_keeps_its_warnings() {
         assert_eq!(size_of::<Kept>(), 32);
         let name = ObjectName::new("shop", "web");
-        let warning = Warning { field: "spec".into(), text: "odd".to_owned(), scope: Scope::Object };
+        let warning = Warning { field: "spec".into(), text: "odd".to_owned() };
         let gone = [
             Object::Service(name.clone(), None),
             Object::EndpointSlice(name.clone(), None),

@@ -51,6 +51,8 @@ pub enum Match {
     Set { set: SetName, of: SetSides, negated: bool },
     /// Connection tracking gives the packet one of these states.
     State { states: States, negated: bool },
+    /// The packet answers: its connection, which is known, was opened by whom it is for.
+    Answer,
     /// The bits of the packet's mark under the mask equal the value.
     Mark { mark: Mark, negated: bool },
     /// The same of the mark of the packet's connection.
@@ -268,6 +270,7 @@ impl Match {
             | Match::HostAddress { .. }
             | Match::ToMany
             | Match::Opening
+            | Match::Answer
             | Match::ByIpvs { .. }
             | Match::Foreign(_)) => same,
         }

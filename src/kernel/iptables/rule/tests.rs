@@ -43,6 +43,7 @@ fn a_match() -> impl Strategy<Value = Match> {
             Match::Set { set: SetName(set.into()), of, negated }
         }),
         (1_u8..32, any::<bool>()).prop_map(|(states, negated)| Match::State { states: States(states), negated }),
+        Just(Match::Answer),
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::Mark { mark, negated }),
         (mark(), any::<bool>()).prop_map(|(mark, negated)| Match::ConnectionMark { mark, negated }),
         any::<(u32, u32)>().prop_map(|(per_minute, burst)| Match::Limit { per_minute, burst }),

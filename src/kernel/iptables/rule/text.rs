@@ -88,6 +88,7 @@ impl fmt::Display for Match {
             Match::Comment(said) => write!(f, "-m comment --comment {}", quoted(said)),
             Match::Set { set, of, negated } => write!(f, "-m set {}--match-set {set} {of}", not(*negated)),
             Match::State { states, negated } => write!(f, "-m conntrack {}--ctstate {states}", not(*negated)),
+            Match::Answer => f.write_str("-m conntrack --ctdir REPLY"),
             Match::Mark { mark, negated } => write!(f, "-m mark {}--mark {mark}", not(*negated)),
             Match::ConnectionMark { mark, negated } => write!(f, "-m connmark {}--mark {mark}", not(*negated)),
             Match::Limit { per_minute, burst } => write!(f, "-m limit --limit {per_minute}/min --limit-burst {burst}"),
@@ -264,6 +265,7 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
             Match::Set { set: SetName(set.into()), of: SetSides::Address(Side::read(side)?), negated }
         }
         ["-m", "conntrack", "--ctstate", names] => Match::State { states: states(names)?, negated },
+        ["-m", "conntrack", "--ctdir", "REPLY"] if !negated => Match::Answer,
         ["-m", "mark", "--mark", text] => Match::Mark { mark: mark(text)?, negated },
         ["-m", "connmark", "--mark", text] => Match::ConnectionMark { mark: mark(text)?, negated },
         ["-m", "limit", "--limit", limit, "--limit-burst", burst] => {

@@ -1,0 +1,238 @@
+//! Questions to the API server before a start: which rights the credentials have, and what it says of this node and of the ranges of Services.
+//!
+//! Kubernetes: `authorization.k8s.io/v1` SelfSubjectAccessReview, which everybody who is authenticated may create (`system:basic-user`): it is
+//! answered and stored nowhere, so that nothing is changed.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::client::{ApiClient, chain};
+use super::parse::node::{NodeObject, node};
+use super::{Kind, Wanted};
+use crate::model::Node;
+
+/// A right by RBAC.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Right {
+    pub verb: &'static str,
+    /// Empty for core.
+    pub group: String,
+    /// With its subresource behind a slash: `nodes/status`.
+    pub resource: String,
+    /// Empty for all namespaces.
+    pub namespace: String,
+    /// Empty for all names.
+    pub name: String,
+}
+
+/// The server's answer about a right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Allowed {
+    Yes,
+    No,
+    /// Why it did not say, as a sentence without its end.
+    NotSaid(String),
+}
+
+/// Why an object is not known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unknown {
+    /// There is none of this name.
+    Absent,
+    /// The credentials are not accepted (401), or may not read it (403).
+    Refused(String),
+    /// The server does not answer.
+    Unreachable(String),
+}
+
+/// Time limit for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+impl Right {
+    pub fn new(verb: &'static str, group: &str, resource: &str) -> Right {
+        let (group, resource) = (group.to_owned(), resource.to_owned());
+        Right { verb, group, resource, namespace: String::new(), name: String::new() }
+    }
+
+    /// The same right in one namespace alone.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Right {
+        Right { namespace: namespace.to_owned(), ..self }
+    }
+
+    /// Returns the rights by which objects are followed: `list` and `watch`.
+    pub fn to_follow(wanted: &Wanted) -> [Right; 2] {
+        let (group, resource) = resource(wanted.kind());
+        let name = match wanted {
+            Wanted::Node(name) => name.to_string(),
+            _ => String::new(),
+        };
+        ["list", "watch"].map(|verb| Right { name: name.clone(), ..Right::new(verb, group, resource) })
+    }
+
+    fn review(&self) -> Value {
+        let (resource, subresource) = self.resource.split_once('/').unwrap_or((&self.resource, ""));
+        json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {
+                "verb": self.verb, "group": self.group, "resource": resource, "subresource": subresource,
+                "namespace": self.namespace, "name": self.name,
+            }},
+        })
+    }
+}
+
+/// Returns the group and the resource of a kind, from its API path.
+fn resource(kind: Kind) -> (&'static str, &'static str) {
+    let (above, resource) = kind.path().rsplit_once('/').unwrap_or_default();
+    let group = above.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    (group, resource)
+}
+
+/// Returns the version of the server: `v1.36.1`.
+///
+/// # Errors
+/// It does not say.
+pub async fn version(client: &ApiClient) -> Result<String, Unknown> {
+    let answer: Value = send(client, Method::GET, "/version", Vec::new()).await?;
+    Ok(text(&answer, "/gitVersion").to_owned())
+}
+
+/// Returns the Node of this name.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub async fn node_named(client: &ApiClient, name: &str) -> Result<Node, Unknown> {
+    let object: NodeObject = send(client, Method::GET, &format!("/api/v1/nodes/{name}"), Vec::new()).await?;
+    node(&object).1.ok_or(Unknown::Absent)
+}
+
+/// Returns the cluster IPs of the API server's own Service.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn own_cluster_ips(client: &ApiClient) -> Result<Vec<IpAddr>, Unknown> {
+    let path = "/api/v1/namespaces/default/services/kubernetes";
+    let service: Value = send(client, Method::GET, path, Vec::new()).await?;
+    let one = service.pointer("/spec/clusterIP");
+    let all = service.pointer("/spec/clusterIPs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut found: Vec<IpAddr> = all.iter().chain(one).filter_map(|ip| ip.as_str()?.parse().ok()).collect();
+    found.dedup();
+    Ok(found)
+}
+
+/// Returns the ranges of cluster IPs that the cluster names (ServiceCIDR objects).
+///
+/// # Errors
+/// The server has no such objects, or they cannot be read.
+pub async fn service_ranges(client: &ApiClient) -> Result<Vec<IpNet>, Unknown> {
+    let list: Value = send(client, Method::GET, Kind::ServiceCidr.path(), Vec::new()).await?;
+    let items = list.pointer("/items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let ranges = items.iter().filter_map(|item| item.pointer("/spec/cidrs")?.as_array()).flatten();
+    Ok(ranges.filter_map(|range| range.as_str()?.parse().ok()).collect())
+}
+
+/// Returns whether the server has objects of this kind, in any version that is read.
+pub async fn has(client: &ApiClient, kind: Kind) -> bool {
+    for path in [Some(kind.path()), kind.earlier().map(|(_, path)| path)].into_iter().flatten() {
+        let (version, resource) = path.rsplit_once('/').unwrap_or_default();
+        let served: Result<Value, Unknown> = send(client, Method::GET, version, Vec::new()).await;
+        let Ok(served) = served else { continue };
+        let resources = served.pointer("/resources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        if resources.iter().any(|one| text(one, "/name") == resource) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Asks for the rights, one after the other.
+pub async fn review(client: &ApiClient, rights: &[Right]) -> Vec<Allowed> {
+    let mut answers = Vec::with_capacity(rights.len());
+    for right in rights {
+        let body = right.review().to_string().into_bytes();
+        let answer: Result<Value, Unknown> = send(client, Method::POST, REVIEWS, body).await;
+        answers.push(match answer {
+            Ok(review) => match review.pointer("/status/allowed").and_then(Value::as_bool) {
+                Some(true) => Allowed::Yes,
+                Some(false) => Allowed::No,
+                None => Allowed::NotSaid("the answer makes no sense".to_owned()),
+            },
+            Err(unknown) => Allowed::NotSaid(unknown.reason()),
+        });
+    }
+    answers
+}
+
+impl Unknown {
+    /// Returns the reason, as a sentence without its end.
+    pub fn reason(&self) -> String {
+        match self {
+            Unknown::Absent => "there is none".to_owned(),
+            Unknown::Refused(reason) | Unknown::Unreachable(reason) => reason.clone(),
+        }
+    }
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+async fn send<T: DeserializeOwned>(
+    client: &ApiClient,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<T, Unknown> {
+    let request =
+        http::Request::builder().method(method).uri(path).header("content-type", "application/json").body(body);
+    let request = request.map_err(|error| Unknown::Unreachable(error.to_string()))?;
+    let client = client.current().await;
+    match timeout(PATIENCE, client.request::<T>(request)).await {
+        Err(_) => Err(Unknown::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(match StatusCode::from_u16(status.code) {
+            Ok(StatusCode::NOT_FOUND) => Unknown::Absent,
+            Ok(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Unknown::Refused(format!("{} ({})", status.message, status.code))
+            }
+            _ => Unknown::Unreachable(format!("{} ({})", status.message, status.code)),
+        }),
+        Ok(Err(error)) => Err(Unknown::Unreachable(chain(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_are_those_of_the_paths_that_are_followed() {
+        let follow = |wanted: Wanted| Right::to_follow(&wanted).map(|right| (right.group, right.resource, right.name));
+        let of = |group: &str, resource: &str, name: &str| {
+            [(); 2].map(|()| (group.to_owned(), resource.to_owned(), name.to_owned()))
+        };
+        assert_eq!(follow(Wanted::Pods), of("", "pods", ""));
+        assert_eq!(follow(Wanted::EndpointSlices), of("discovery.k8s.io", "endpointslices", ""));
+        assert_eq!(follow(Wanted::Node("node-1".into())), of("", "nodes", "node-1"));
+        assert_eq!(
+            follow(Wanted::ClusterNetworkPolicies),
+            of("policy.networking.k8s.io", "clusternetworkpolicies", "")
+        );
+    }
+
+    #[test]
+    fn a_review_names_the_subresource_apart() {
+        let review = Right::new("patch", "", "nodes/status").review();
+        let of = |field: &str| text(&review, &format!("/spec/resourceAttributes/{field}")).to_owned();
+        assert_eq!([of("verb"), of("resource"), of("subresource")], ["patch", "nodes", "status"]);
+    }
+}

@@ -1,0 +1,267 @@
+//! Services and address pools of a directory, for the allocator of load balancer addresses (`--manifests` with `--run-loadbalancer`).
+//!
+//! The directory is read once more beside the source: the allocator needs other fields of a Service, and those of the ConfigMap
+//! `kube-router-lb-pools`, which the source has no use for. What is wrong with a file the source tells. As there, of what does not
+//! parse the last good version counts, and of an object in two places the first by the name of the file counts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::directory::{Directory, Look, Reading, Seen};
+use super::document::{Format, Head, Piece, documents};
+use super::{BURST, IDLE, LOOK_THROUGH, PAUSE, RETRY};
+use crate::k8s::parse::address_pools::{ConfigMapObject, POOLS, address_pools};
+use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
+use crate::k8s::parse::object_name;
+use crate::model::{AddressPools, BalancedService, ObjectName};
+
+/// The Services and the pools of a directory.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Balanced {
+    pub services: BTreeMap<ObjectName, Arc<BalancedService>>,
+    /// Empty where no file has the ConfigMap.
+    pub pools: AddressPools,
+}
+
+/// Follows a directory until nobody listens any more. `namespace`: the one of the ConfigMap of the pools.
+///
+/// # Errors
+/// Only where the thread cannot be started. A directory that goes away is waited for.
+pub fn follow(path: PathBuf, namespace: String, out: watch::Sender<Option<Balanced>>) -> std::io::Result<()> {
+    let follower = Follower { path, namespace, out, files: BTreeMap::new() };
+    std::thread::Builder::new().name("manifests-lb".to_owned()).spawn(move || follower.run()).map(drop)
+}
+
+struct Follower {
+    path: PathBuf,
+    namespace: String,
+    out: watch::Sender<Option<Balanced>>,
+    files: BTreeMap<String, Found>,
+}
+
+/// The Services and the pools of one file.
+#[derive(Default, Debug)]
+struct Found {
+    services: BTreeMap<ObjectName, Arc<BalancedService>>,
+    pools: Option<AddressPools>,
+}
+
+impl Follower {
+    fn run(mut self) {
+        while !self.out.is_closed() {
+            match Directory::open(&self.path) {
+                Ok(directory) => self.watch(directory),
+                // The source tells of it.
+                Err(_) => std::thread::sleep(RETRY),
+            }
+        }
+    }
+
+    /// Follows the directory until it is gone or nobody listens.
+    fn watch(&mut self, mut directory: Directory) {
+        let patience_ends = Instant::now() + RETRY;
+        while directory.is_being_written() && self.out.borrow().is_none() && Instant::now() < patience_ends {
+            std::thread::sleep(BURST);
+        }
+        let first = if self.out.borrow().is_none() { Look::Now } else { Look::WhenStill };
+        self.look_through(&mut directory, first);
+        let mut looked_through = Instant::now();
+        while !self.out.is_closed() {
+            let waits_for_listing = self.out.borrow().is_none();
+            if waits_for_listing {
+                std::thread::sleep(RETRY);
+            }
+            if waits_for_listing || looked_through.elapsed() > LOOK_THROUGH {
+                looked_through = Instant::now();
+                self.look_through(&mut directory, Look::WhenStill);
+            }
+            match directory.wait(IDLE, PAUSE, BURST) {
+                Seen::Nothing => {}
+                Seen::Files(_, names) => {
+                    names.iter().for_each(|(name, look)| self.look_at(&mut directory, name, *look));
+                    self.tell();
+                }
+                Seen::Everything(_) => self.look_through(&mut directory, Look::WhenStill),
+                Seen::Gone => return,
+            }
+        }
+    }
+
+    fn look_through(&mut self, directory: &mut Directory, look: Look) {
+        // A directory that cannot be listed is the source's to tell.
+        let Ok(names) = directory.names() else { return };
+        let gone: Vec<String> = self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().chain(&names).for_each(|name| self.look_at(directory, name, look));
+        self.tell();
+    }
+
+    fn look_at(&mut self, directory: &mut Directory, name: &str, look: Look) {
+        let Some(format) = Format::of_file(name) else { return };
+        match directory.read(name, look) {
+            Ok(Reading::Text(bytes)) => {
+                let text = std::str::from_utf8(&bytes).ok();
+                let (mut now, is_whole) =
+                    text.map_or_else(Default::default, |text| found(format, text, &self.namespace));
+                let earlier = self.files.remove(name).unwrap_or_default();
+                if !is_whole {
+                    warn!(file = %Path::new(&self.path).join(name).display(), "Manifest cannot be read as a whole; for load balancer addresses what is missing counts as it was before");
+                    now.extend(earlier);
+                }
+                self.files.insert(name.to_owned(), now);
+            }
+            Ok(Reading::Absent) => drop(self.files.remove(name)),
+            Ok(Reading::Same) | Err(_) => {}
+        }
+    }
+
+    fn tell(&self) {
+        let mut all = Balanced::default();
+        let mut pools: Option<&AddressPools> = None;
+        for found in self.files.values() {
+            for (name, service) in &found.services {
+                all.services.entry(name.clone()).or_insert_with(|| service.clone());
+            }
+            pools = pools.or(found.pools.as_ref());
+        }
+        all.pools = pools.cloned().unwrap_or_default();
+        self.out.send_if_modified(|told| {
+            let is_new = told.as_ref() != Some(&all);
+            if is_new {
+                *told = Some(all);
+            }
+            is_new
+        });
+    }
+}
+
+/// The Services and the pools of a file, and whether all of them could be read.
+fn found(format: Format, text: &str, namespace: &str) -> (Found, bool) {
+    let (mut found, mut is_whole) = (Found::default(), true);
+    for document in documents(format, text) {
+        // Most documents of a large directory are neither.
+        if ["Service", "ConfigMap", "List"].iter().any(|kind| document.text.contains(kind)) {
+            let mut of_document = Found::default();
+            let read = document.pieces(&mut |piece, head| is_whole &= of_document.add(piece, head, namespace).is_ok());
+            match read {
+                Ok(()) => found.extend(of_document),
+                Err(_) => is_whole = false,
+            }
+        }
+    }
+    (found, is_whole)
+}
+
+impl Found {
+    /// Adds an object. One that the source ignores, or of another kind, is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn add(&mut self, piece: &Piece<'_>, head: &Head, namespace: &str) -> Result<(), Unreadable> {
+        if head.api_version.as_deref() != Some("v1") {
+            return Ok(());
+        }
+        match head.kind.as_deref() {
+            Some("Service") => {
+                let (name, service) = balanced_service(&piece.read::<BalancedServiceObject>().map_err(|_| Unreadable)?);
+                if name.name.is_empty() {
+                    return Err(Unreadable);
+                }
+                self.services.entry(name).or_insert_with(|| Arc::new(service));
+            }
+            Some("ConfigMap") => {
+                let object: ConfigMapObject = piece.read().map_err(|_| Unreadable)?;
+                let name = object_name(&object.metadata);
+                if (name.namespace.as_str(), name.name.as_str()) == (namespace, POOLS) && self.pools.is_none() {
+                    self.pools = Some(address_pools(&object));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds what is not here yet.
+    fn extend(&mut self, others: Found) {
+        for (name, service) in others.services {
+            self.services.entry(name).or_insert(service);
+        }
+        self.pools = self.pools.take().or(others.pools);
+    }
+}
+
+/// The source tells where and why.
+struct Unreadable;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn service(name: &str, spec: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{type: LoadBalancer{spec}}}\n---\n"
+        )
+    }
+
+    /// The names of all Services once this holds.
+    fn once(told: &watch::Receiver<Option<Balanced>>, wanted: impl Fn(&Balanced) -> bool) -> Balanced {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if let Some(all) = told.borrow().as_ref().filter(|all| wanted(all)) {
+                return all.clone();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it never comes: {:?}", told.borrow());
+    }
+
+    #[test]
+    fn services_and_pools_of_a_directory_are_followed_in_every_form_of_a_file() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = |name: &str| directory.path().join(name);
+        let pools = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-router-lb-pools, namespace: lb}\n\
+                     data: {gold: 'addresses: [203.0.113.0/28]'}\n";
+        fs::write(file("a.yaml"), service("a", "") + pools).expect("writable");
+        let list = r#"{"kind":"ServiceList","apiVersion":"v1","items":[{"metadata":{"name":"b","namespace":"shop"}}]}"#;
+        fs::write(file("b.json"), list).expect("writable");
+        let (out, told) = watch::channel(None);
+        follow(directory.path().to_owned(), "lb".to_owned(), out).expect("a thread can be started");
+        let all = once(&told, |all| all.services.len() == 2);
+        assert!(all.pools.pools.contains_key("gold"));
+        fs::write(file("a.yaml"), service("a", ", loadBalancerIP: 203.0.113.7") + pools).expect("writable");
+        once(&told, |all| all.services[&ObjectName::new("shop", "a")].request.addresses.v4.is_some());
+        fs::write(file("a.yaml"), service("a", ": [")).expect("writable");
+        fs::write(file("c.yaml"), service("c", "") + &service("a", "")).expect("writable");
+        let all = once(&told, |all| all.services.len() == 3);
+        assert!(all.services[&ObjectName::new("shop", "a")].request.addresses.v4.is_some(), "a.yaml as it was");
+        fs::remove_file(file("a.yaml")).expect("it is there");
+        let all = once(&told, |all| all.pools == AddressPools::default());
+        assert!(all.services[&ObjectName::new("shop", "a")].request.addresses.v4.is_none(), "that of c.yaml");
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_leaves_the_others_of_its_file_alone() {
+        let odd = "apiVersion: v1\nkind: Service\nmetadata: {name: odd, namespace: shop, labels: {version: 1}, annotations: {x: true}}\n\
+                   spec: {type: LoadBalancer}\n---\n";
+        let wrong = "apiVersion: v1\nkind: Service\nmetadata: {name: wrong, namespace: shop}\nspec: {ports: 7}\n---\n";
+        let nameless = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop}\n---\n";
+        let without_version =
+            "kind: Service\nmetadata: {name: ghost, namespace: shop}\nspec: {type: LoadBalancer}\n---\n";
+        let names = |(found, is_whole): (Found, bool)| {
+            (found.services.keys().map(|name| name.name.to_string()).collect::<Vec<_>>(), is_whole)
+        };
+        let read = |text: &str| names(found(Format::Yaml, text, "lb"));
+        let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(read(&(service("a", "") + odd)), (all(&["a", "odd"]), true), "as the source reads them");
+        assert_eq!(read(&(service("a", "") + wrong + &service("b", ""))), (all(&["a", "b"]), false));
+        assert_eq!(read(&(service("a", "") + nameless)), (all(&["a"]), false));
+        assert_eq!(read(&(service("a", "") + without_version)), (all(&["a"]), true), "the source ignores it");
+    }
+}
