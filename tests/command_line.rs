@@ -68,6 +68,22 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
 }
 
 #[test]
+fn preflight_takes_the_flags_of_the_agent_and_says_which_of_them_are_wrong() {
+    let text = said(&run(&["preflight", "--help"]), 0);
+    assert!(text.starts_with("Usage: sluice preflight [-o text|json]") && text.contains("Exit status"), "{text}");
+    for words in [&["preflight", "--run-rooter=false"][..], &["preflight", "-o", "yaml"], &["preflight", "now"]] {
+        said(&run(words), 2);
+    }
+    let output = run(&["preflight", "-o=json", "--overlay-type=half", "--ipvs-sync-period=0s"]);
+    assert_eq!(output.status.code(), Some(2));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON on standard output");
+    let said: Vec<&str> =
+        report["findings"].as_array().expect("a list").iter().filter_map(|one| one["what"].as_str()).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.iter().any(|what| what.starts_with("--overlay-type must be subnet or full")), "{said:?}");
+}
+
+#[test]
 fn a_manifests_directory_that_is_not_there_ends_with_1_and_one_sentence() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = directory.path().join("cluster");
@@ -108,10 +124,10 @@ fn a_stray_word_ends_with_1_and_one_sentence() {
 
 #[test]
 fn all_mistakes_are_said_before_anything_else() {
-    let text = said(&run(&["--enable-bfd", "--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
+    let text = said(&run(&["--enable-bfd", "--bfd-port=0", "--ipvs-sync-period=-1s", "--overlay-type=half"]), 1);
     let expected = "\
---enable-bfd is on, but this build has no BFD yet: start with --enable-bfd=false.
 --ipvs-sync-period must be longer than 0s, for example 5m; it is -1s.
+--bfd-port must be a number from 1 to 65535; it is 0.
 --overlay-type must be subnet or full; it is \"half\".
 ";
     assert_eq!(text, expected);

@@ -134,6 +134,17 @@ fn every_agent_may_follow_the_ranges_of_cluster_ips() {
 }
 
 #[test]
+fn agents_that_tell_of_policies_or_of_their_node_may_create_events() {
+    for of in manifests() {
+        let rules = list(&of.object("ClusterRole")["rules"]);
+        let names = |rule: &&Value, field: &str, word: &str| list(&rule[field]).iter().any(|it| it == word);
+        let may = rules.iter().any(|rule| names(&rule, "resources", "events") && names(&rule, "verbs", "create"));
+        let tells = ["--run-firewall=true", "--run-router=true"].iter().any(|flag| of.has_flag(flag));
+        assert!(may || !tells, "{}", of.name);
+    }
+}
+
+#[test]
 fn the_status_of_services_may_be_written_only_where_the_allocator_of_addresses_runs() {
     let resources = |objects: &[Value]| -> Vec<Value> {
         let rules = objects.iter().flat_map(|object| list(&object["rules"]));

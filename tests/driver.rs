@@ -15,6 +15,9 @@ mod problems;
 #[path = "driver/router.rs"]
 mod router;
 
+#[path = "driver/tunnels.rs"]
+mod tunnels;
+
 #[path = "support/mod.rs"]
 mod support;
 
@@ -22,6 +25,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::{ElementKey, Entry};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualService, ServiceKey, Virtual};
 use sluice::kernel::monitor::Changes;
@@ -30,7 +34,7 @@ use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, HostLink, ObjectName, Service,
     ServicePort, ServiceType, Table, TrafficPolicy, World,
 };
-use sluice::net::{Family, Protocol};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::health::Health;
 use sluice::observe::local::Question;
 use sluice::observe::metrics::Registry;
@@ -40,6 +44,7 @@ use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owned;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
+use sluice::proxy::unjudged::driver::FirewallWaits;
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
 use tokio::sync::{mpsc, watch};
@@ -64,6 +69,7 @@ struct Running {
     ask: mpsc::Sender<Question>,
     ask_audit: mpsc::Sender<Question>,
     health: Health,
+    registry: Registry,
     stop: watch::Sender<bool>,
 }
 
@@ -372,6 +378,15 @@ fn with_running(test: impl AsyncFnOnce(&Running)) {
 
 /// Like [`with_running`], with these flags. Returns the proxy as it was at the end.
 fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) -> Driver<MemoryKernel> {
+    with_config(flags::proxy(given), None, test)
+}
+
+/// The same, with the number of the World that the firewall of this process has judged.
+fn with_config(
+    (config, families): (Arc<ProxyConfig>, PerFamily<bool>),
+    judged: Option<watch::Receiver<u64>>,
+    test: impl AsyncFnOnce(&Running),
+) -> Driver<MemoryKernel> {
     let kernel = MemoryKernel::new(State::default());
     let (world, world_in) = watch::channel(World::empty());
     let (changes, disturbances) = watch::channel(Changes::default());
@@ -400,11 +415,12 @@ fn with_flags(given: &[&str], test: impl AsyncFnOnce(&Running)) -> Driver<Memory
         metrics: Metrics::register(&registry).expect("names are registered once"),
         questions,
         health: health.clone(),
+        firewall: FirewallWaits::new(judged, health.note("tunnels")),
     };
-    let (config, families) = flags::proxy(given);
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let (owners, health_checks) = (owners_in, health_checks_in);
-    let running = Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, stop };
+    let running =
+        Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, registry, stop };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(sluice::subsystem::run(driver, inputs, stopped));

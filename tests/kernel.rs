@@ -21,6 +21,8 @@ mod ipvs_commands;
 mod ipvs_rules;
 #[path = "kernel/ipvs_table.rs"]
 mod ipvs_table;
+#[path = "kernel/direct_server_return.rs"]
+mod direct_server_return;
 #[path = "kernel/dsr.rs"]
 mod dsr;
 #[path = "kernel/tunnel.rs"]

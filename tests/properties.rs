@@ -58,6 +58,7 @@ fn setup(random: &mut Random, always: &[&'static str]) -> Setup {
         "--service-external-ip-range=203.0.113.0/24",
         "--loadbalancer-ip-range=203.0.113.0/30",
         "--netfilter=nftables",
+        "--service-cluster-ip-range=10.96.0.0/12",
     ] {
         if random.chance(40) {
             words.push(word);
@@ -350,6 +351,7 @@ fn port(key: &ServiceKey) -> u16 {
 
 #[test]
 fn who_has_an_address_does_not_depend_on_who_came_first() {
+    let compared = AtomicUsize::new(0);
     for_many(200, |random| {
         let setup = setup(random, &[]);
         let now = Instant::now();
@@ -377,9 +379,27 @@ fn who_has_an_address_does_not_depend_on_who_came_first() {
             world.cluster.endpoints = complete.cluster.endpoints.clone();
             plan.update(&world, now);
             assert_eq!(owners(&plan), owners(&expected));
-            assert_same(plan.desired(), expected.desired(), &[]);
+            if !is_contested_in_tunnel_mode(&complete) {
+                assert_same(plan.desired(), expected.desired(), &[]);
+                compared.fetch_add(1, Ordering::Relaxed);
+            }
         }
     });
+    assert!(compared.load(Ordering::Relaxed) > 0, "worlds were compared");
+}
+
+/// Returns whether Services of several namespaces ask for one address and one of them for tunnel mode: an address keeps the mode that it has.
+fn is_contested_in_tunnel_mode(world: &World) -> bool {
+    let mut asking: BTreeMap<IpAddr, (BTreeSet<&str>, bool)> = BTreeMap::new();
+    for (name, service) in world.cluster.services.iter() {
+        let external = service.external_addresses().map(|(address, _)| address);
+        for address in service.cluster_ips.iter().copied().chain(external) {
+            let (namespaces, is_asked_for) = asking.entry(address).or_default();
+            namespaces.insert(name.namespace.as_str());
+            *is_asked_for |= service.annotations.dsr;
+        }
+    }
+    asking.values().any(|(namespaces, is_asked_for)| namespaces.len() > 1 && *is_asked_for)
 }
 
 #[test]

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 23] = [
+const IMPORTS: [(&str, &[&str]); 27] = [
     ("net", &[]),
+    ("distribution", &[]),
     ("packed", &["net"]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
@@ -21,24 +22,28 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("status", &["observe"]),
     ("ask", &["config", "observe", "status"]),
     ("cni", &["ask", "firewall", "model", "observe", "pod_tunnels", "source_guard"]),
-    ("bgp", &["net", "packed"]),
+    ("bfd", &[]),
+    ("bfd/driver", &["bfd", "kernel"]),
+    ("bgp", &["net", "packed", "bfd"]),
     // Sockets and the clock of the speaker; everything else of it is pure.
-    ("bgp/driver", &["bgp", "net", "kernel", "reconcile", "observe"]),
+    ("bgp/driver", &["bgp", "bfd", "net", "kernel", "reconcile", "observe"]),
     ("container_runtime", &[]),
     ("pod_tunnels", &["net", "model", "kernel", "reconcile", "observe", "container_runtime"]),
     ("reconcile", &["observe", "packed"]),
-    ("kernel", &["net", "reconcile"]),
+    ("kernel", &["net", "distribution", "reconcile"]),
     ("k8s", &["net", "model", "observe"]),
     // The loop that service proxy, firewall, source guard and router share.
     ("subsystem", &["model", "kernel", "reconcile", "observe"]),
     ("proxy", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
-    ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp"]),
+    ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp", "bfd"]),
     ("source_guard", &["net", "model", "kernel", "reconcile", "observe", "subsystem"]),
-    ("gobgp", &["net", "bgp", "observe"]),
+    ("gobgp", &["net", "bfd", "bgp", "observe"]),
     // Its effects are requests to the API.
     ("load_balancer", &["net", "model", "config", "k8s", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
+    // Asks what the subsystems would, before they run.
+    ("preflight", &["net", "model", "config", "distribution", "kernel", "k8s", "proxy", "firewall", "router", "app"]),
 ];
 
 /// Directories whose parts must not use each other in a circle: each part can be read behind those that it uses.
@@ -48,18 +53,22 @@ const WITHOUT_CIRCLES: [&str; 3] = ["k8s", "config", "bgp/message"];
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 35] = [
+const EFFECTS: [&str; 40] = [
     "app.rs",
+    "app/addresses_in_memory.rs",
     "app/packet_filter.rs",
     "app/pod_tunnels.rs",
     "app/subsystems.rs",
     "ask.rs",
+    "bfd/driver/mod.rs",
+    "bgp/driver/liveness.rs",
     "bgp/driver/mod.rs",
     "cleanup.rs",
     "cni/plugin.rs",
     "container_runtime/client.rs",
     "container_runtime/hosts.rs",
     "firewall/frames/linux.rs",
+    "firewall/judging.rs",
     "firewall/starting_pod.rs",
     "firewall/iptables/linux.rs",
     "firewall/iptables/mod.rs",
@@ -72,6 +81,7 @@ const EFFECTS: [&str; 35] = [
     "kernel/",
     "main.rs",
     "observe/",
+    "preflight/gather.rs",
     "proxy/linux.rs",
     "reconcile/",
     "router/host_files.rs",
@@ -305,7 +315,7 @@ fn places_that_are_admitted_have_effects() {
 
 /// Files that open sockets of netfilter. Closing one takes the kernel tens of milliseconds, for which its thread waits: one that opens such a socket
 /// keeps it, or does so once at a start or an end.
-const OPEN_NETFILTER: [&str; 16] = [
+const OPEN_NETFILTER: [&str; 17] = [
     // They keep it.
     "firewall/flows.rs",
     "kernel/conntrack.rs",
@@ -321,6 +331,8 @@ const OPEN_NETFILTER: [&str; 16] = [
     // At the start.
     "app/packet_filter.rs",
     "kernel/nftables/probe.rs",
+    // Before a start.
+    "kernel/nftables/chain_names.rs",
     // With iptables, whose programs close one each, when what an earlier run left is removed.
     "firewall/iptables/linux.rs",
     // They keep one of ipset.

@@ -18,23 +18,27 @@ from labkit.bench_sources import Cluster, Manifests  # noqa: E402
 
 # Services that change at once or in turn, where there are so many.
 MANY = 1000
-STARTS, SCRAPES = 3, 5
+STARTS, SCRAPES, SLOWEST = 3, 5, 6
 # When no round of changes has ended for so many seconds, all is done; what follows a start (the last known state is written) is over then, too.
 SILENCE = 10
 METRICS = 20241
 # After so many seconds everybody has tried again who could not read from the API server.
 BACK_OFF = 40
+# Looks that follow a start are over after so many seconds.
+SETTLED = 30
+EXCHANGED = 8
 # Of a destination against another one, in changes of the kernel.
 ONE_CHANGE = 2
 
 
-def floor(plan):
+def floor(plan, *rolled):
+    """What a program takes that does nothing else: with single changes after the start, or a rolling update of so many Services."""
     net.ip(None, "netns add floor", "link add away type veth peer name away netns floor")
     net.ip("floor", "link set lo up", "link add kube-dummy-if type dummy", "link set kube-dummy-if up")
     lines = [f"create {name} {kind} family inet timeout 0 maxelem 65536\n"
              for name, kind in (("kube-router-svip", "hash:ip"), ("kube-router-svip-prt", "hash:ip,port"))]
     own.run("nsenter", "--net=/run/netns/floor", "/usr/sbin/ipset", "restore", text_in="".join(lines))
-    text = own.run("nsenter", "--net=/run/netns/floor", plan["floor"], str(plan["services"]), str(plan["endpoints"]))
+    text = own.run("nsenter", "--net=/run/netns/floor", plan["floor"], *map(str, (plan["services"], plan["endpoints"], *rolled)))
     net.ip(None, "netns del floor")
     gone("away")  # the tables of IPVS are those of all namespaces
     return json.loads(text)
@@ -67,11 +71,11 @@ def start(plan, source, least):
 
 
 def one_change(plan, source, agent, index):
-    """Microseconds from the event to the kernel's last acknowledgement, and to that from the moment before the object was written."""
+    """The round of the change, and microseconds from the moment before the object was written to the kernel's last acknowledgement."""
     after, begun = len(agent.lines()), time.time()
     source.renew(index % plan["services"])
     line, _ = agent.wait_for(ROUND, after, pause=0.002)
-    return line["since_seen_us"], (timestamp(line) - begun) * 1e6
+    return line, (timestamp(line) - begun) * 1e6
 
 
 def first_change(plan, source, least):
@@ -80,7 +84,7 @@ def first_change(plan, source, least):
         with started(plan, source) as agent:
             agent.synced()
             took = one_change(plan, source, agent, turn)
-        seen.append(took[0])
+        seen.append(took[0]["since_seen_us"])
         written.append(took[1])
     say("first change, ms", f"{listed(seen)} after each of {STARTS} starts, the first of them cold; from writing it {listed(written)}; "
                             f"the floor's p50 {ms(least['change_p50'])}")
@@ -91,19 +95,72 @@ def changes(plan, source, least):
         agent.synced()
         took = [one_change(plan, source, agent, change * 7919) for change in range(plan["changes"])]
         memory = agent.memory()
-    seen, written = zip(*took)
+    rounds, written = zip(*took)
+    seen = [line["since_seen_us"] for line in rounds]
     say("one change, ms", f"p50 {ms(at(seen, .5))}, p99 {ms(at(seen, .99))}, the first {ms(seen[0])}, of {len(seen)}; "
                           f"floor p50 {ms(least['change_p50'])}, p99 {ms(least['change_p99'])}")
     say("  from writing it", f"p50 {ms(at(written, .5))}, p99 {ms(at(written, .99))}")
+    say("  the slowest, ms", "; ".join(parts_of_round(index, line) for index, line in slowest(rounds)))
     say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f})")
+
+
+def slowest(rounds):
+    return sorted(enumerate(rounds), key=lambda numbered: -numbered[1]["since_seen_us"])[:SLOWEST]
+
+
+def parts_of_round(index, line):
+    """A slow change by number, with what it waited for: the loop, which was at something else, the calculation or the kernel."""
+    waited = line["since_seen_us"] - line["compute_us"] - line["kernel_us"]
+    return f"no. {index}: {ms(line['since_seen_us'])} = waiting {ms(waited)}, compute {ms(line['compute_us'])}, kernel {ms(line['kernel_us'])}"
 
 
 def rest(plan, source, _least):
     with Agent(plan["binary"], source.flags) as agent:
         agent.synced()
         agent.silent(SILENCE)
+        before = agent.threads()
         share = agent.share_of_a_core(plan["rest"])
+        used = {name: seconds - before.get(name, 0) for name, seconds in agent.threads().items()}
+        memory = agent.memory()
     say("processor at rest", f"{share:.2%} of a core in {plan['rest']} s")
+    say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f})")
+    most = sorted(used.items(), key=lambda thread: -thread[1])[:SLOWEST]
+    say("  of it by threads", ", ".join(f"{name} {seconds / plan['rest']:.2%}" for name, seconds in most))
+
+
+def drift(plan, source, _least):
+    """Destinations that somebody else exchanges, one after the other in Services all over the table, until they are back; nothing else happens."""
+    with started(plan, source) as agent:
+        agent.synced()
+        agent.silent(SILENCE)
+        time.sleep(SETTLED)
+        virtuals = sorted({line.split()[2] for line in net.node(NODE, "ipvsadm", "-Sn").splitlines() if line.startswith("-a -t ")})
+        before, begun, took = agent.threads(), time.monotonic(), []
+        for turn in range(EXCHANGED):
+            took.append(exchanged(virtuals[(turn * 7919 + 1) % len(virtuals)]))
+            time.sleep(turn)
+        lasted = time.monotonic() - begun
+        while_damaged = sum(agent.threads().values()) - sum(before.values())
+        before = agent.threads()
+        time.sleep(plan["rest"])
+        at_rest = sum(agent.threads().values()) - sum(before.values())
+    say("exchanged by others, s", f"{', '.join(f'{seconds:.1f}' for seconds in took)} until it was as wanted")
+    say("  processor", f"{while_damaged / lasted:.2%} of a core in these {lasted:.0f} s, {at_rest / plan['rest']:.2%} in {plan['rest']} s of rest after them")
+
+
+def exchanged(virtual):
+    """Seconds from the exchange of a destination of a virtual service until its destinations are the former ones."""
+    # Only this one is listed: a listing of all takes seconds.
+    lines = lambda: [line.split() for line in net.node(NODE, "ipvsadm", "-Ln", "-t", virtual).splitlines()]  # noqa: E731
+    held = lambda: sorted((words[1], words[3]) for words in lines() if words[0] == "->" and words[1][0].isdigit())  # noqa: E731
+    former = held()
+    lost = former[0][0]
+    net.node(NODE, "ipvsadm", "-d", "-t", virtual, "-r", lost)
+    net.node(NODE, "ipvsadm", "-a", "-t", virtual, "-r", "192.0.2.250:9", "-m")
+    begun = time.monotonic()
+    if not own.wait(lambda: held() == former, 600, 0.1):
+        raise own.LabError(f"{virtual} was not as wanted for ten minutes")
+    return time.monotonic() - begun
 
 
 def scrape(plan, source, _least):
@@ -176,11 +233,11 @@ def rolling(plan, source, least):
     replaced = len(indices) * plan["endpoints"]
     say("rolling update", f"{replaced:,} endpoints of {len(indices):,} Services, written in {found['seconds'] * 1e3:,.0f} ms: done {whole * 1e3:,.0f} ms after the first write, "
                           f"{max(0.0, (timestamp(rounds[-1]) - found['ended']) * 1e3):,.0f} after the last")
-    say("  compute + kernel, ms", f"{ms(work)} in {len(rounds)} rounds; {work / (replaced * least['change_p50']):.2f} of what the floor takes for as many single changes")
+    say("  compute + kernel, ms", f"{ms(work)} in {len(rounds)} rounds; the floor takes {ms(least['rolling'])} for the same at once, so {work / least['rolling']:.2f} times that")
     say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f})")
 
 
-ROWS = {"start": start, "first": first_change, "changes": changes, "rest": rest, "scrape": scrape, "again": again, "rate": rate, "rolling": rolling}
+ROWS = {"start": start, "first": first_change, "changes": changes, "rest": rest, "drift": drift, "scrape": scrape, "again": again, "rate": rate, "rolling": rolling}
 BESIDE_FLOOR = {"start", "first", "changes", "rolling"}
 
 
@@ -260,6 +317,8 @@ def main():
     least = None
     if BESIDE_FLOOR & set(plan["rows"]):
         least = floor(plan)
+        if "rolling" in plan["rows"]:
+            least["rolling"] = floor(plan, min(MANY, plan["services"]))["rolling"]
         say("floor, ms", f"{ms(least['total'])} (elements {ms(least['elements'])}, IPVS {ms(least['virtuals'])}, routes {ms(least['routes'])})")
     for name, row in ROWS.items():
         if name in plan["rows"]:

@@ -8,7 +8,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-from labkit import demo_cluster, demo_services, kernel, net, objects, own, traffic  # noqa: E402
+from labkit import demo_cluster, demo_dsr, demo_services, kernel, net, objects, own, traffic  # noqa: E402
 from labkit.demo_report import hold, logs, say, show, summary, title  # noqa: E402
 from labkit.objects import Port  # noqa: E402
 from labkit.testbed import Testbed  # noqa: E402
@@ -227,6 +227,7 @@ def main(binary, facts):
         title("Node 1: ipvsadm -Ln")
         print(net.node(1, "ipvsadm", "-Ln"), flush=True)
         demo_services.run(bed)
+        demo_dsr.run(bed)
         under_load(bed, made)
         policies(bed)
         for i, agent in bed.agents.items():

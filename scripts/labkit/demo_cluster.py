@@ -10,16 +10,16 @@ import os
 import subprocess
 import time
 
-from . import kernel, net, objects, own, packets, traffic
+from . import demo_addresses, kernel, net, objects, own, packets, traffic
+from .demo_outside import BIRD, PREFIX, asked, at_router, birdc, eventually, routes_at_router
 from .demo_report import hold, logs, say, show, title
 from .testbed import Testbed
 
 NODES, OUTSIDE = 64512, 64600  # numbers of their autonomous systems
 LOCAL = ("198.51.100.20", "2001:db8:51::20")
 FLAGS = ["--run-router=true", "--run-firewall=true", "--advertise-cluster-ip", "--advertise-external-ip",
-         f"--cluster-asn={NODES}", "--bgp-graceful-restart", f"--socket={net.RUN}/n{{i}}/sluice.sock"]
-BIRD = f"{net.RUN}/bird"
-PREFIX = {"4": 32, "6": 128}
+         f"--cluster-asn={NODES}", "--bgp-graceful-restart",
+         "--run-loadbalancer", "--advertise-loadbalancer-ip", f"--socket={net.RUN}/n{{i}}/sluice.sock"]
 PODS = ["n1p1", "n2p1", "n3p1"]
 
 
@@ -43,6 +43,7 @@ def run(binary, facts):
             client_reaches(bed, made)
             tables(bed, made)
             service_moves(bed, made["local"])
+            demo_addresses.run(bed)
             crash_loses_nothing(bed, made["web"])
             first_packets(bed)
             for i, agent in bed.agents.items():
@@ -82,38 +83,11 @@ def bird(plan):
         process.wait()
 
 
-def birdc(*words):
-    return own.run("birdc", "-r", "-s", f"{BIRD}.ctl", *words)
-
-
-def at_router(family, prefix):
-    """Through which gateways the router outside sends what is for a prefix."""
-    said = own.run("/sbin/ip", "-n", "rtr", f"-{family}", "-j", "route", "show", prefix)
-    return sorted(hop["gateway"] for route in json.loads(said or "[]") for hop in route.get("nexthops", [route]))
-
-
-def routes_at_router(family):
-    return own.run("/sbin/ip", "-n", "rtr", f"-{family}", "route", "show", "proto", "bird").splitlines()
-
-
-def eventually(what, wanted, look, seconds=60):
-    own.wait(lambda: look() == wanted, seconds, 0.2)
-    found = look()
-    hold(what, found == wanted, f"{found} and not {wanted}")
-
-
 def pods_reach_each_other(bed):
     for family in "46":
         seen = {(a, b): asked(a, net.pod_addresses(b)[family == "6"]) for a in PODS for b in PODS if a != b}
         good = {(a, b): (b, net.pod_addresses(a)[family == "6"]) for a, b in seen}
         hold(f"IPv{family}: pods of all nodes reach each other, and are seen with their own addresses", seen == good, seen)
-
-
-def asked(client, address, port=objects.TARGET):
-    try:
-        return traffic.ask(client, address, port)
-    except OSError as error:
-        return traffic.word(error)
 
 
 def outside_learns(bed, made):

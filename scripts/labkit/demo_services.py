@@ -74,11 +74,11 @@ def watched(bed):
     bed.delete(service)
 
 
-def healthy(address):
+def healthy(address, port=30777):
     """(HTTP status, local endpoints) of a node's health check port, seen from outside."""
     try:
         with net.Inside("ext"):
-            connection = http.client.HTTPConnection(address, 30777, timeout=2)
+            connection = http.client.HTTPConnection(address, port, timeout=2)
             connection.request("GET", "/healthz")
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())["localEndpoints"]

@@ -141,6 +141,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         client: kind == Kind::Client,
         own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
         next_hop_self: false,
+        liveness: None,
         first_as: true,
         most: PerFamily::default(),
     };

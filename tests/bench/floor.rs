@@ -1,10 +1,11 @@
 //! The floor: how fast this kernel takes the state of a service proxy from a program that does nothing else.
 //!
-//! `floor SERVICES ENDPOINTS`, in a network namespace with a device `kube-dummy-if` and the sets `kube-router-svip` and
+//! `floor SERVICES ENDPOINTS [ROLLED]`, in a network namespace with a device `kube-dummy-if` and the sets `kube-router-svip` and
 //! `kube-router-svip-prt`, all without content. Everything is written into buffers first; then the clock runs while
 //! they are sent, each 64 KiB of messages at once with one acknowledgement, on the last. The state is the cheapest
 //! correct one: set elements some thousand in a message, a local route for each address, a virtual service with its
-//! destinations. Prints one JSON object; times in microseconds.
+//! destinations. Then destinations are exchanged for others one at a time; or with a third number, all of so many services at once (a rolling update), in a namespace where
+//! none was deleted before: the kernel looks through those at each new one, for two minutes. Prints one JSON object; times in microseconds.
 //!
 //! `scripts/bench proxy` runs it beside the product, in the same kernel.
 #![expect(clippy::indexing_slicing, reason = "it reads what it has just written; a broken answer shall stop it")]
@@ -29,22 +30,32 @@ const TARGET_PORT: u16 = 8080;
 
 fn main() {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let [services, endpoints] = numbers[..] else { panic!("floor SERVICES ENDPOINTS") };
+    let (services, endpoints, rolled) = match numbers[..] {
+        [services, endpoints] => (services, endpoints, None),
+        [services, endpoints, rolled] => (services, endpoints, Some(rolled)),
+        _ => panic!("floor SERVICES ENDPOINTS [ROLLED]"),
+    };
     let (ipvs, device) = (ipvs_number(), device_number("kube-dummy-if"));
     let (elements, virtuals, routes) =
         (elements(services), virtuals(ipvs, services, endpoints), routes(device, services));
     let elements = send_all(Some(netlink::NETFILTER), &elements);
     let virtuals = send_all(Some(netlink::GENERIC), &virtuals);
     let routes = send_all(None, &routes);
-    let mut changes = changes(ipvs, services, endpoints);
-    changes.sort_unstable();
-    let [elements, virtuals, routes, median, late] =
-        [elements, virtuals, routes, changes[CHANGES / 2], changes[CHANGES * 99 / 100]].map(|took| took.as_micros());
-    println!(
-        "{{\"elements\":{elements},\"virtuals\":{virtuals},\"routes\":{routes},\"total\":{},\
-         \"change_p50\":{median},\"change_p99\":{late}}}",
-        elements + virtuals + routes
-    );
+    let then = match rolled {
+        None => {
+            let mut changes = changes(ipvs, services, endpoints);
+            changes.sort_unstable();
+            let [median, late] = [CHANGES / 2, CHANGES * 99 / 100].map(|place| changes[place].as_micros());
+            format!("\"change_p50\":{median},\"change_p99\":{late}")
+        }
+        Some(rolled) => {
+            let rolling = rolling(ipvs, rolled.min(services), endpoints);
+            format!("\"rolling\":{}", send_all(Some(netlink::GENERIC), &rolling).as_micros())
+        }
+    };
+    let [elements, virtuals, routes] = [elements, virtuals, routes].map(|took| took.as_micros());
+    let total = elements + virtuals + routes;
+    println!("{{\"elements\":{elements},\"virtuals\":{virtuals},\"routes\":{routes},\"total\":{total},{then}}}");
 }
 
 /// Messages cut into sends.
@@ -190,6 +201,21 @@ fn changes(family: u16, services: usize, endpoints: usize) -> Vec<Duration> {
         })
         .collect();
     prepared.iter().map(|buffers| timed(&socket, buffers)).collect()
+}
+
+/// All destinations of so many services against others, service by service: the new ones come before the old ones go.
+fn rolling(family: u16, services: usize, endpoints: usize) -> Vec<Vec<u8>> {
+    let mut buffers = Buffers::default();
+    for index in 0..services {
+        for number in 0..endpoints {
+            let address = endpoint_address(index, ANOTHER + number);
+            buffers.add(|messages| new_destination(messages, family, index, address));
+        }
+        for number in 0..endpoints {
+            buffers.add(|messages| delete_destination(messages, family, index, endpoint_address(index, number)));
+        }
+    }
+    buffers.finish()
 }
 
 fn send_all(bus: Option<Protocol>, buffers: &[Vec<u8>]) -> Duration {

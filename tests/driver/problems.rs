@@ -75,9 +75,15 @@ fn who_loses_an_address_is_told_until_it_is_free_whoever_came_first() {
     plan.update(&world, Instant::now());
     let both = ["one: Conflict tcp 10.96.0.1:80", "other: Conflict tcp 10.96.0.1:80"];
     assert_eq!(said(plan.problems()), both);
+    // Each is told who has the address now, also who had lost it to another one before.
+    let owners = |plan: &Plan| ["one", "other"].map(|of| plan.problems().get(&name(of)).expect("one")[0].to_string());
+    let by_third = "tcp 10.96.0.1:80 is served for Service default/third, which is older";
+    assert_eq!(owners(&plan), [by_third; 2]);
     world.cluster.services.remove(&name("third"));
     plan.update(&world, Instant::now());
     assert_eq!(said(plan.problems()), both[..1]);
+    let text = plan.problems().get(&name("one")).expect("one")[0].to_string();
+    assert_eq!(text, "tcp 10.96.0.1:80 is served for Service default/other, which is older");
     world.cluster.services.remove(&name("other"));
     assert!(plan.update(&world, Instant::now()).problems);
     assert_eq!(said(plan.problems()), [""; 0]);

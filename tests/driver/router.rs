@@ -4,13 +4,16 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 
+use serde_json::Value;
 use sluice::bgp::message::{self, Framing, Message};
 use sluice::config::{Backend, RouterConfig};
 use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report, Routing};
 use sluice::net::PerFamily;
+use sluice::observe::local::{AnswerFormat, Question};
 use sluice::router::{driver, metrics};
 
 use sluice::router::plan::Plan as RouterPlan;
+use tokio::sync::oneshot;
 
 use super::*;
 
@@ -72,7 +75,7 @@ impl Setup {
         let (world, world_in) = watch::channel(self.world.clone());
         let (_changes, disturbances) = watch::channel(Changes::default());
         let (stop, stopped) = watch::channel(false);
-        let (_ask, audits) = mpsc::channel(1);
+        let (ask, audits) = mpsc::channel(1);
         let (report, reports) = watch::channel(Report::default());
         let inputs = Inputs {
             world: world_in,
@@ -96,7 +99,7 @@ impl Setup {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(driver.run(inputs, stopped));
-            let found = test(Seen { world, health: health.clone(), reports }).await;
+            let found = test(Seen { world, health: health.clone(), reports, kernel: kernel.clone(), ask }).await;
             stop.send_replace(true);
             task.await.expect("the loop ends when it is told to");
             found
@@ -120,6 +123,9 @@ struct Seen {
     world: watch::Sender<World>,
     health: Health,
     reports: watch::Receiver<Report>,
+    kernel: MemoryKernel,
+    /// Takes questions of `sluice audit`.
+    ask: mpsc::Sender<Question>,
 }
 
 impl Seen {
@@ -127,6 +133,24 @@ impl Seen {
     fn trouble(&self, text: &str) -> Option<String> {
         let mut reasons = self.health.unready(Instant::now()).into_iter().map(|reason| reason.to_string());
         reasons.find(|reason| reason.contains(text))
+    }
+
+    /// The objects that an audit finds missing.
+    async fn missing(&self, repair: bool) -> Vec<String> {
+        let about = [("repair".to_owned(), repair.to_string())].into();
+        let (answer, answered) = oneshot::channel();
+        let question = Question { path: "/audit/router", about, form: AnswerFormat::Json, answer };
+        self.ask.send(question).await.expect("the loop runs");
+        let text = answered.await.expect("the loop answers").expect("something is known");
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        let all = |it: &Value, what| it.get(what).and_then(Value::as_array).cloned().unwrap_or_default();
+        let differences = all(&answer, "kinds").into_iter().flat_map(|kind| all(&kind, "differences"));
+        let word = |it: &Value, what| it.get(what).and_then(Value::as_str).expect("a word").to_owned();
+        let objects = differences.map(|it| {
+            assert_eq!(word(&it, "state"), "missing", "{text}");
+            word(&it, "object")
+        });
+        objects.collect()
     }
 
     /// Waits until something is so.
@@ -243,5 +267,36 @@ fn a_node_that_loses_its_as_number_is_not_ready_because_it_learns_no_routes_to_p
         seen.until("it is trouble", |seen| seen.trouble(text).is_some()).await;
         put(Some(64512));
         seen.until("it is over", |seen| seen.trouble(text).is_none()).await;
+    });
+}
+
+#[test]
+fn an_audit_of_the_router_names_what_is_missing_and_puts_it_back_only_when_asked_for() {
+    let setup = Setup::new(Backend::Nftables);
+    setup.run(State::default(), async |seen| {
+        seen.until("the table is there", |seen| !seen.kernel.state().router_table.is_empty()).await;
+        while !seen.missing(false).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let whole = seen.kernel.state().router_table;
+        let mut named = false;
+        // The loop looks by itself too, and may put it back first.
+        for _ in 0..20 {
+            let gone = seen.kernel.with(|machine| {
+                let (object, _) = machine.state.router_table.pop_last().expect("it has objects");
+                object.to_string()
+            });
+            let found = seen.missing(false).await;
+            let is_still_gone = seen.kernel.state().router_table != whole;
+            assert!(found.is_empty() || found == [gone.clone()], "{found:?}, and not {gone}");
+            named |= is_still_gone && !found.is_empty();
+            seen.missing(true).await;
+            seen.until("it is back", |seen| seen.kernel.state().router_table == whole).await;
+            if named {
+                break;
+            }
+        }
+        assert!(named, "a question never named what was missing and left it alone");
+        assert_eq!(seen.missing(false).await, Vec::<String>::new());
     });
 }

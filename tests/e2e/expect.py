@@ -87,6 +87,27 @@ def refused(namespace, address, port, protocol="tcp"):
     raise AssertionError(f"{namespace} to {address} {port} {protocol}: answered by {who}")
 
 
+def is_connection_refused(namespace, address, port, protocol="tcp"):
+    try:
+        traffic.ask(namespace, address, port, protocol)
+    except OSError as error:
+        return traffic.word(error) == "ECONNREFUSED"
+    return False
+
+
+@contextlib.contextmanager
+def default_route_to_nobody(*nodes):
+    """What these nodes have no other route for goes where nobody answers, as it does with a router that does not know the address."""
+    for i in nodes:
+        net.ip(f"n{i}", "link add nobody type dummy", "link set nobody up", "route add 0.0.0.0/0 dev nobody metric 9999",
+               "route add ::/0 dev nobody metric 9999")
+    try:
+        yield
+    finally:
+        for i in nodes:
+            net.ip(f"n{i}", "link del nobody")
+
+
 def silent(namespace, address, port, protocol="tcp"):
     """Nobody answers, in whatever way."""
     try:

@@ -25,6 +25,16 @@ def a_port_of_the_host_cannot_be_reached_through_a_service_address(bed):
                     expect.share(f"n{i}p2", bed.plan.addresses(i)[f], 7777, [f"host{i}"])
 
 
+def a_cluster_ip_that_no_service_has_is_refused(bed):
+    with expect.service(bed, "beside-free-ones") as s, expect.default_route_to_nobody(1, 2):
+        for client in ("n1p2", "n2p2", "n1", "n2", "ext"):  # packets of the client outside come to node 1
+            for free in ("10.96.200.7", "fd00:10:96::9:7"):
+                for protocol in ("tcp", "udp") if "p" in client else ("tcp",):  # sending a datagram is an error of its own on a node
+                    expect.that(expect.is_connection_refused(client, free, 80, protocol), f"{client} to {free} {protocol}: not refused")
+            expect.share(client, s.address(), 80, PODS)
+        expect.silent("n1p2", "100.64.9.9", 80)
+
+
 def rules_are_written_for_the_packet_filter_that_the_node_uses_and_for_no_other(bed):
     with expect.service(bed, "flavour"):
         for i, used, other in ((1, "nft", "legacy"), (2, "legacy", "nft")):

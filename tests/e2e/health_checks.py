@@ -29,7 +29,11 @@ def _said(address, port):
 
 def _say(bed, i, port, wanted):
     for address in bed.plan.addresses(i):
-        expect.soon(lambda: _said(address, port) == wanted, 30, f"node {i} at {address} does not say {wanted} but {_said(address, port)}")
+        _say_at(address, port, wanted)
+
+
+def _say_at(address, port, wanted):
+    expect.soon(lambda: _said(address, port) == wanted, 30, f"{address} does not say {wanted} but {_said(address, port)}")
 
 
 def each_node_says_how_many_endpoints_it_has_and_clients_of_those_it_names_are_answered(bed):
@@ -45,6 +49,10 @@ def each_node_says_how_many_endpoints_it_has_and_clients_of_those_it_names_are_a
             _say(bed, i, 30131, wanted)
         bed.put(s.name, ["n1p2", "n3p1"], leaving=[])
         for i, wanted in ((1, (200, 1)), (2, (503, 0)), (3, (200, 1))):
+            _say(bed, i, 30131, wanted)
+        # A renamed port is followed as any change of the endpoints is.
+        bed.put(s.name, ["n1p2", "n2p1"], ports=[Port(80, node_port=30132, name="renamed")])
+        for i, wanted in ((1, (200, 1)), (2, (200, 1)), (3, (503, 0))):
             _say(bed, i, 30131, wanted)
         # The health check goes with the policy, and comes back with it.
         bed.put(s.name, ["n1p2"], external_policy="Cluster", health_port=0)
@@ -92,7 +100,7 @@ def _listens_on(i, address, port):
     pid = os.fork()
     if pid == 0:
         with net.Inside(f"n{i}"):
-            kept = socket.create_server((address, port))
+            kept = socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
             os.write(told, b"x")
             while True:
                 signal.pause()

@@ -18,6 +18,7 @@ from labkit.objects import Port, Service
 
 NEXT = ["n1p2", "n2p2", "n3p2"]
 BALANCER = ["198.51.100.60", "2001:db8:51::60"]
+FLIPPED = ["198.51.100.61", "2001:db8:51::61"]
 PORT = 8082  # of the programs that end; the others of the bed stay
 
 
@@ -98,19 +99,23 @@ def the_last_pod_of_a_node_serves_its_clients_while_it_terminates_although_the_p
 
 
 def policies_change_and_change_back(bed):
-    """On nodes that have an endpoint."""
-    with expect.service(bed, "flipped", kind="NodePort", ports=[Port(80, node_port=30098)]) as s:
+    """Clients outside, and those of the cluster address, on nodes that have an endpoint; those of an external address on one that has none."""
+    here = PODS[:2]
+    with expect.service(bed, "flipped", here, kind="NodePort", external_ips=FLIPPED, ports=[Port(80, node_port=30098)]) as s:
         outside = list(zip(("n1p1", "n2p1"), (bed.plan.addresses(1)[0], bed.plan.addresses(2)[1])))
         inside = list(zip(("n1p1", "n2p1"), ("n1p2", "n2p2"), FAMILIES))
 
         def become(external, internal):
-            bed.put(s.name, PODS, external_policy=external, internal_policy=internal)
+            bed.put(s.name, here, external_policy=external, internal_policy=internal)
             for pod, address in outside:
-                expect.soon(lambda: _answer("ext", address, 30098) == ({pod} if external == "Local" else set(PODS)), 30, address, external)
+                expect.soon(lambda: _answer("ext", address, 30098) == ({pod} if external == "Local" else set(here)), 30, address, external)
             for pod, client, family in inside:
-                expect.soon(lambda: _answer(client, s.address(family), 80) == ({pod} if internal == "Local" else set(PODS)), 30, client, internal)
+                expect.soon(lambda: _answer(client, s.address(family), 80) == ({pod} if internal == "Local" else set(here)), 30, client, internal)
+            for client, address in without:
+                expect.soon(lambda: _answer(client, address, 80) == set(here), 30, client, external)
 
-        targets = [*(("ext", address, 30098) for _, address in outside), *((client, s.address(family), 80) for _, client, family in inside)]
+        without = [("n3p2", FLIPPED[0]), ("n3", FLIPPED[1])]
+        targets = [*((client, address, 80) for client, address in without), *(("ext", address, 30098) for _, address in outside), *((client, s.address(family), 80) for _, client, family in inside)]
         with expect.load(*targets, pause=0.1):
             become("Local", "Cluster")
             become("Cluster", "Local")

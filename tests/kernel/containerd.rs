@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use http::Uri;
 use http::uri::PathAndQuery;
+use rustix::process::{Pid, Signal, kill_process};
 use sluice::container_runtime::client::Connection;
 use sluice::container_runtime::hosts::Runtimes;
 use sluice::container_runtime::{Sandbox, Sought};
@@ -30,28 +31,44 @@ pub struct Containerd {
     process: Child,
 }
 
+/// The address of IPv6 of each sandbox, beside a containerd that gives both.
+pub const ADDRESS_V6: &str = "fd00:10:244:1::5";
+
 /// Runs `test` beside a containerd, in a new network namespace.
 pub fn beside_containerd(test: impl FnOnce(&Containerd) + Send) {
     namespace::in_new(|| {
         namespace::own_run();
-        test(&Containerd::start());
+        test(&Containerd::start(&[range("10.244.1.0/24", ADDRESS, "10.244.1.1")]));
     });
 }
 
+/// The same, with sandboxes that have an address of each family.
+pub fn beside_containerd_of_both_families(test: impl FnOnce(&Containerd) + Send) {
+    namespace::in_new(|| {
+        namespace::own_run();
+        let v6 = range("fd00:10:244:1::/64", ADDRESS_V6, "fd00:10:244:1::1");
+        test(&Containerd::start(&[range("10.244.1.0/24", ADDRESS, "10.244.1.1"), v6]));
+    });
+}
+
+/// A range of one address, for the plugin that gives them: a sandbox that is made anew has the former one's.
+fn range(subnet: &str, address: &str, gateway: &str) -> String {
+    format!(r#"[{{"subnet": "{subnet}", "rangeStart": "{address}", "rangeEnd": "{address}", "gateway": "{gateway}"}}]"#)
+}
+
 impl Containerd {
-    fn start() -> Containerd {
+    fn start(ranges: &[String]) -> Containerd {
         for program in ["containerd", "runc", "busybox"] {
             assert!(attempt(&format!("which {program}")).0, "{program} is not installed; scripts/test installs it");
         }
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         fs::create_dir(path("net.d")).expect("writable");
-        // One address for all: a sandbox that is made anew has the former one's.
         let network = format!(
             r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [{{"type": "bridge", "bridge": "pods", "isGateway": true,
-            "ipam": {{"type": "host-local", "dataDir": "{}", "ranges": [[{{"subnet": "10.244.1.0/24", "rangeStart": "{ADDRESS}",
-            "rangeEnd": "{ADDRESS}", "gateway": "10.244.1.1"}}]]}}}}]}}"#,
-            path("ipam").display()
+            "ipam": {{"type": "host-local", "dataDir": "{}", "ranges": [{}]}}}}]}}"#,
+            path("ipam").display(),
+            ranges.join(", ")
         );
         fs::write(path("net.d/10-pods.conflist"), network).expect("writable");
         // Snapshots are copied, because not every file system can lie below another; and a container may have fewer rights than the machine's root.
@@ -169,8 +186,23 @@ impl Drop for Containerd {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = attempt("umount -R /run");
+        // A shim that outlives its containerd keeps this `/run`, and with it the network namespaces that are named there.
+        for process in in_this_mount_namespace() {
+            let _ = kill_process(process, Signal::KILL);
+        }
+        let _ = attempt("umount -R --lazy /run");
     }
+}
+
+/// The processes that see what the calling thread mounted: those that it started, and theirs.
+fn in_this_mount_namespace() -> Vec<Pid> {
+    let ours = fs::read_link("/proc/thread-self/ns/mnt").expect("it is there");
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(Pid::from_raw);
+    let is_here = |process: &Pid| {
+        fs::read_link(format!("/proc/{}/ns/mnt", process.as_raw_nonzero())).is_ok_and(|its| its == ours)
+    };
+    processes.filter(is_here).collect()
 }
 
 fn ctr(words: &str) -> (bool, String, String) {

@@ -34,6 +34,7 @@ use sluice::proxy::plan::Plan;
 use sluice::reconcile::{Growth, Mirror, Moment, Phase, Reflection, Step, Target};
 use sluice::subsystem::Kinds;
 
+use crate::ipvs::in_use;
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::places::inside;
 
@@ -276,6 +277,7 @@ fn with_families(test: impl Fn(&Scene) + Send + Sync) {
     let failed = module::load(&["xt_TCPMSS", "xt_set"]);
     assert!(failed.is_empty(), "{failed:?}");
     for family in Family::BOTH {
+        let _in_use = in_use();
         in_new(|| {
             own_run();
             test(&Scene::new(family));
@@ -351,37 +353,45 @@ struct Agent {
 
 impl Agent {
     fn new(scene: &Scene, backend: &str) -> Agent {
+        let link = format!("to-client{}", if scene.family == Family::V6 { 6 } else { 4 });
+        Agent::on((scene.family, scene.node), &link, backend)
+    }
+
+    /// One of the node with this address at this link.
+    fn on((family, node): (Family, IpAddr), link: &str, backend: &str) -> Agent {
         let words = ["sluice", "--strict-external-ip-validation=false", "--enable-ipv6=true", backend];
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
         let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
         let config = Config::meant(&flags, verbosity, &Environment::default(), &mut Mistakes::default());
         let config = Arc::new(ProxyConfig { tunnel_mode: true, ..config.proxy.expect("it runs") });
         let mut world = World::empty();
-        let link = format!("to-client{}", if scene.family == Family::V6 { 6 } else { 4 });
-        let addresses = vec![HostAddress { address: scene.node, link: link.as_str().into(), global: true }];
-        let links = vec![HostLink { name: link.as_str().into(), mtu: 1500, bridge: false }];
+        let addresses = vec![HostAddress { address: node, link: link.into(), global: true }];
+        let links = vec![HostLink { name: link.into(), mtu: 1500, bridge: false }];
         world.host = Arc::new(Host { node_name: "node1".into(), addresses, links, ..Host::default() });
-        let own = NodeAddress { kind: NodeAddressKind::Internal, address: scene.node };
-        let pods = if scene.family == Family::V6 { "fd00:10:244:1::/64" } else { "10.244.1.0/24" };
+        let own = NodeAddress { kind: NodeAddressKind::Internal, address: node };
+        let pods = if family == Family::V6 { "fd00:10:244:1::/64" } else { "10.244.1.0/24" };
         let pod_cidrs = vec![pods.parse().expect("a range")];
         world.cluster.nodes.insert("node1".into(), Node { addresses: vec![own], pod_cidrs, ..Node::default() });
         (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
         let targets = sluice::proxy::linux::open(&config).expect("the kernel can be reached");
-        let families = PerFamily::from_fn(|family| family == scene.family);
+        let families = PerFamily::from_fn(|its| its == family);
         Agent { plan: Plan::new(config, families, (6, 1)), mirrors: Mirrors::new(targets, Vec::new()), world }
     }
 
     /// Serves one Service with two ports at the address: one through a tunnel, one whose endpoints have another port.
     fn serve(&mut self, scene: &Scene) {
+        self.serve_with((scene.family, scene.service), &[scene.pod_address]);
+    }
+
+    fn serve_with(&mut self, (family, address): (Family, IpAddr), pods: &[IpAddr]) {
         let port = |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
         let of_pod = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port };
         let name = ObjectName::new("shop", "web");
-        let cluster_ip: IpAddr =
-            if scene.family == Family::V6 { "fd00:10:96::9" } else { "10.96.0.9" }.parse().expect("one");
+        let cluster_ip: IpAddr = if family == Family::V6 { "fd00:10:96::9" } else { "10.96.0.9" }.parse().expect("one");
         let service = ClusterService {
             kind: ServiceType::ClusterIp,
             cluster_ips: vec![cluster_ip],
-            external_ips: vec![scene.service],
+            external_ips: vec![address],
             load_balancer: Vec::new(),
             source_ranges: None,
             ports: vec![port("tunnel", PORT), port("nat", NAT_PORT)].into(),
@@ -394,16 +404,16 @@ impl Agent {
             created: 0,
         };
         self.world.cluster.services.insert(name.clone(), service);
-        let endpoint = Endpoint {
-            address: scene.pod_address,
+        let endpoint = |address: &IpAddr| Endpoint {
+            address: *address,
             node: Some("node1".into()),
             conditions: Conditions::READY,
             hints: None,
         };
         let slice = EndpointSlice {
-            family: scene.family,
+            family,
             ports: vec![of_pod("tunnel", PORT), of_pod("nat", PORT + 1)].into(),
-            endpoints: [endpoint].into_iter().collect(),
+            endpoints: pods.iter().map(endpoint).collect(),
         };
         self.world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
         self.settle();
@@ -460,6 +470,171 @@ fn the_service_proxy_serves_through_a_tunnel_and_leaves_nothing_of_it() {
                 !left[0].contains("lookup 78") && !left[1].contains("table 78") && !left[2].contains("FWM"),
                 "{left:?}"
             );
+        });
+    }
+}
+
+/// A link with clients, two directors and pods, each of which answers clients itself.
+struct Lan {
+    directors: [File; 2],
+    clients: Vec<File>,
+    servers: Vec<TcpListener>,
+}
+
+/// `mh` chooses by the client's address alone.
+const CLIENTS: usize = 8;
+const PODS: usize = 4;
+
+/// What a host of the link has as its last number.
+const FIRST_CLIENT: usize = 9;
+const DIRECTORS: [usize; 2] = [1, 2];
+const FIRST_POD: usize = 20;
+
+fn on_lan(family: Family, number: usize) -> String {
+    if family == Family::V6 { format!("fd00:10:244:1::{number}") } else { format!("10.244.1.{number}") }
+}
+
+impl Lan {
+    fn new(family: Family, service: IpAddr) -> Lan {
+        let (bits, mode) = match family {
+            Family::V4 => ("24", "ipip"),
+            Family::V6 => ("64 nodad", "ip6tnl mode ip6ip6"),
+        };
+        fs::create_dir_all("/run/netns").expect("a directory of names");
+        run("ip link add lan type bridge");
+        run("ip link set lan up");
+        let host = |number: usize| {
+            let (there, address) = (format!("h{number}"), on_lan(family, number));
+            run(&format!("ip netns add {there}"));
+            run(&format!("ip link add to-{there} master lan type veth peer name eth0 netns {there}"));
+            run(&format!("ip link set to-{there} up"));
+            run(&format!("ip -n {there} link set lo up"));
+            run(&format!("ip -n {there} link set eth0 up"));
+            run(&format!("ip -n {there} addr add {address}/{bits} dev eth0"));
+            File::open(format!("/run/netns/{there}")).expect("the new namespace")
+        };
+        let clients = (FIRST_CLIENT..FIRST_CLIENT + CLIENTS).map(host).collect();
+        let directors = DIRECTORS.map(|number| {
+            let place = host(number);
+            let there = format!("h{number}");
+            inside(&place, || {
+                for (setting, value) in
+                    [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/all/rp_filter", "2")]
+                {
+                    fs::write(format!("/proc/sys/net/{setting}"), value).expect("a setting of the namespace");
+                }
+            });
+            run(&format!("ip -n {there} link add {DEVICE} type dummy"));
+            run(&format!("ip -n {there} link set {DEVICE} up"));
+            place
+        });
+        let servers = (FIRST_POD..FIRST_POD + PODS).map(|number| {
+            let place = host(number);
+            let (there, pod) = (format!("h{number}"), on_lan(family, number));
+            let local = if family == Family::V6 {
+                format!("local {pod} remote :: encaplimit none")
+            } else {
+                format!("local {pod}")
+            };
+            run(&format!("ip -n {there} link add tunnel type {mode} {local}"));
+            run(&format!("ip -n {there} link set tunnel up"));
+            run(&format!(
+                "ip -n {there} addr add {service} dev tunnel {}",
+                if family == Family::V6 { "nodad" } else { "" }
+            ));
+            inside(&place, || {
+                for device in ["all", "eth0", "tunnel"] {
+                    fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "0")
+                        .expect("a setting of the pod");
+                }
+                let server = TcpListener::bind((service, PORT)).expect("the port is free");
+                server.set_nonblocking(true).expect("a listener need not wait");
+                server
+            })
+        });
+        Lan { servers: servers.collect(), directors, clients }
+    }
+
+    /// Has the clients send what is for the Service to a director, as a router outside would.
+    fn lead_to(family: Family, service: IpAddr, director: usize) {
+        let six = if family == Family::V6 { "-6" } else { "-4" };
+        let via = on_lan(family, director);
+        for client in FIRST_CLIENT..FIRST_CLIENT + CLIENTS {
+            run(&format!("ip -n h{client} {six} route replace {service} via {via} dev eth0"));
+        }
+    }
+
+    /// Opens a connection of this client; returns both of its ends, and which pod has the other one.
+    fn connect(&self, client: usize, service: IpAddr) -> Option<(TcpStream, TcpStream, usize)> {
+        let to = SocketAddr::new(service, PORT);
+        let stream = inside(self.clients.get(client)?, || TcpStream::connect_timeout(&to, PATIENCE)).ok()?;
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            for (pod, server) in self.servers.iter().enumerate() {
+                if let Ok((accepted, _)) = server.accept() {
+                    accepted.set_nonblocking(false).expect("it may wait");
+                    return Some((stream, accepted, pod));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        None
+    }
+}
+
+/// Sends a word over a connection and back.
+fn exchange((client, server, _): &mut (TcpStream, TcpStream, usize)) -> std::io::Result<()> {
+    let mut word = [0; 5];
+    [&*client, &*server].into_iter().try_for_each(|end| end.set_read_timeout(Some(PATIENCE * 3)))?;
+    client.write_all(b"hello")?;
+    server.read_exact(&mut word)?;
+    server.write_all(b"world")?;
+    client.read_exact(&mut word)
+}
+
+/// A director is lost, and another node that has never seen its connections takes over.
+#[test]
+fn established_connections_live_on_when_another_director_takes_over() {
+    for module in ["ip_vs", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel"] {
+        run(&format!("modprobe {module}"));
+    }
+    for family in Family::BOTH {
+        let _in_use = in_use();
+        in_new(|| {
+            own_run();
+            let (_, [.., service]) = if family == Family::V6 { V6 } else { V4 };
+            let service: IpAddr = service.parse().expect("an address");
+            let lan = Lan::new(family, service);
+            let pods: Vec<IpAddr> = (FIRST_POD..FIRST_POD + PODS)
+                .map(|number| on_lan(family, number).parse().expect("an address"))
+                .collect();
+            // Their endpoints come in another order.
+            for (director, place) in DIRECTORS.into_iter().zip(&lan.directors) {
+                let node = on_lan(family, director).parse().expect("an address");
+                let pods: Vec<IpAddr> = if director == 1 { pods.clone() } else { pods.iter().rev().copied().collect() };
+                inside(place, || {
+                    let mut agent = Agent::on((family, node), "eth0", "--netfilter=nftables");
+                    for count in 1..=pods.len() {
+                        agent.serve_with((family, service), &pods[..count]);
+                    }
+                });
+            }
+            Lan::lead_to(family, service, 1);
+            let mut all: Vec<_> = (0..24)
+                .map(|number| (0..5).find_map(|_| lan.connect(number % CLIENTS, service)).expect("it is served"))
+                .collect();
+            for one in &mut all {
+                exchange(one).expect("the first director serves");
+            }
+            let used: std::collections::BTreeSet<usize> = all.iter().map(|(.., pod)| *pod).collect();
+            assert!(used.len() > 1, "{family}: all clients have one pod");
+            run("ip link set to-h1 down");
+            Lan::lead_to(family, service, 2);
+            let lost: Vec<String> =
+                all.iter_mut().filter_map(|one| exchange(one).err()).map(|error| error.to_string()).collect();
+            assert!(lost.is_empty(), "{family}: {} of 24 connections are lost: {lost:?}", lost.len());
+            let mut new = (0..5).find_map(|_| lan.connect(0, service)).expect("new ones are served as well");
+            exchange(&mut new).expect("the second director serves");
         });
     }
 }

@@ -1,8 +1,10 @@
 //! Virtual services on a kernel with `ip_vs`.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{PoisonError, RwLock};
+use std::ops::RangeBounds;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,15 +13,20 @@ use sluice::kernel::ipvs::{
     Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags,
 };
 use sluice::net::{Family, Protocol};
-use sluice::reconcile::{Drift, Failure, Glance, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
+use sluice::reconcile::{Drift, Failure, Glance, Growth, Mirror, Moment, Phase, Reflection, Sorted, Step, Target};
 
 use crate::namespace::{self, attempt, run};
 
 /// Held for reading by all who use the module, for writing by who unloads it.
 pub static MODULE: RwLock<()> = RwLock::new(());
 
+/// Keeps the module loaded.
+pub fn in_use() -> RwLockReadGuard<'static, ()> {
+    MODULE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn in_new(test: impl FnOnce() + Send) {
-    let _in_use = MODULE.read().unwrap_or_else(PoisonError::into_inner);
+    let _in_use = in_use();
     namespace::in_new(|| {
         let (loaded, _, error) = attempt("modprobe ip_vs");
         assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
@@ -224,6 +231,79 @@ fn a_glance_sees_what_ipvsadm_changed() {
         assert_eq!(keys.len(), examples.len());
     });
     drop(alone);
+}
+
+/// Services as last seen, which counts how often all of them are looked through.
+struct CountedLooks<'a> {
+    seen: &'a BTreeMap<ServiceKey, Virtual>,
+    times: Cell<usize>,
+}
+
+impl Sorted<ServiceKey, Virtual> for CountedLooks<'_> {
+    fn value(&self, key: &ServiceKey) -> Option<&Virtual> {
+        self.seen.get(key)
+    }
+
+    fn entries<'a>(&'a self) -> impl Iterator<Item = (&'a ServiceKey, &'a Virtual)>
+    where
+        ServiceKey: 'a,
+        Virtual: 'a,
+    {
+        self.times.set(self.times.get() + 1);
+        self.seen.iter()
+    }
+
+    fn between<'a>(&'a self, range: impl RangeBounds<ServiceKey>) -> impl Iterator<Item = (&'a ServiceKey, &'a Virtual)>
+    where
+        ServiceKey: 'a,
+        Virtual: 'a,
+    {
+        self.seen.range(range)
+    }
+
+    fn count(&self) -> usize {
+        self.seen.len()
+    }
+}
+
+#[test]
+fn a_glance_compares_nothing_where_the_kernel_has_what_our_own_changes_made_of_the_last_listing() {
+    in_new(|| {
+        let mut services = everything();
+        let glance = |services: &mut Services, seen: &BTreeMap<ServiceKey, Virtual>| {
+            let counted = CountedLooks { seen, times: Cell::new(0) };
+            (services.glance(&counted), counted.times.get())
+        };
+        // Those of IPv6 are listed where the number of services on the host has changed, also by namespaces of other tests.
+        let mut seen = examples();
+        seen.retain(|key, _| key.family() == Family::V4);
+        let steps: Vec<_> = seen.iter().map(|(key, value)| (*key, None, Some(value))).collect();
+        assert_done(&apply(&mut services, Phase::Grow, &steps));
+        assert_eq!(glance(&mut services, &seen), (Glance::Alike, 1), "for the first time");
+        assert_eq!(glance(&mut services, &seen), (Glance::Alike, 0));
+        let web = service("tcp 10.96.0.1:80");
+        let marked = ServiceKey::Mark { mark: 9, family: Family::V4 };
+        let tunnelled = [destination("10.244.1.1:0", 1, Forwarding::Tunnel)];
+        let changes = [
+            (web, Some(virtual_service("mh", &["10.244.1.1:8080=1", "10.244.1.3:8080=1", "10.244.1.4:8080=0"]))),
+            (service("udp 10.96.0.7:53"), Some(virtual_service("rr", &["10.244.1.1:53=1"]))),
+            (marked, Some(Virtual { destinations: tunnelled.into(), ..virtual_service("sh", &[]) })),
+            (web, None),
+            (marked, None),
+            (web, Some(virtual_service("wlc", &[]))),
+        ];
+        for (key, want) in changes {
+            let have = seen.get(&key).cloned();
+            assert_done(&apply(&mut services, Phase::Grow, &[(key, have.as_ref(), want.as_ref())]));
+            match want {
+                Some(want) => seen.insert(key, want),
+                None => seen.remove(&key),
+            };
+            assert_eq!(glance(&mut services, &seen), (Glance::Alike, 0), "{key}");
+        }
+        run("ipvsadm -E -t 10.96.0.1:80 -s lc");
+        assert_eq!(glance(&mut services, &seen), (Glance::These(vec![web]), 1));
+    });
 }
 
 #[test]

@@ -15,6 +15,7 @@ use sluice::proxy::names::{Set, TABLE};
 use sluice::proxy::{guard, masquerade};
 use sluice::reconcile::{Growth, Mirror, Moment, Reflection};
 
+use crate::ipvs::in_use;
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::places::inside;
 
@@ -119,6 +120,7 @@ fn with_each_family(test: impl Fn(&Scene) + Send + Sync) {
     let (loaded, _, error) = attempt("modprobe ip_vs");
     assert!(loaded, "this kernel has no module ip_vs; run this test in the guest of the lab: {error}");
     for family in Family::BOTH {
+        let _in_use = in_use();
         in_new(|| {
             own_run();
             test(&Scene::new(family));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -24,6 +24,8 @@ use tokio::task::JoinSet;
 
 #[path = "protobuf.rs"]
 pub mod protobuf;
+#[path = "api_writes.rs"]
+mod writes;
 
 /// A running server. Dropping it closes everything.
 pub struct ApiServer {
@@ -55,6 +57,8 @@ pub struct Faults {
     pub forbid_as: Option<u16>,
     /// Requests whose path holds this are never answered.
     pub silent: Option<&'static str>,
+    /// Requests whose path holds this are answered so much later than they take effect.
+    pub late: Option<(&'static str, Duration)>,
     /// How long each piece of a list lets wait for itself; a list has ten.
     pub trickle: Option<Duration>,
 }
@@ -80,6 +84,8 @@ struct State {
     watches: Vec<Watcher>,
     faults: Faults,
     requests: Vec<String>,
+    /// Paths of writes, whatever became of them.
+    written: Vec<String>,
     /// Older state with which `resourceVersion=0` is answered; `None` for the newest.
     cache: Option<(u64, Objects)>,
     connections: Vec<tokio::task::AbortHandle>,
@@ -174,6 +180,18 @@ impl ApiServer {
         self.state().faults = faults;
     }
 
+    /// The paths of writes since the last call.
+    #[allow(dead_code, reason = "not every test writes")]
+    pub fn take_written(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().written)
+    }
+
+    /// One object of a collection, by `namespace/name`.
+    #[allow(dead_code, reason = "not every test writes")]
+    pub fn get(&self, path: &str, name: &str) -> Option<Value> {
+        self.state().objects.get(path)?.get(name).cloned()
+    }
+
     /// The requests since the last call, path and query.
     pub fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state().requests)
@@ -188,13 +206,20 @@ impl ApiServer {
         self.running.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let served = state.clone();
-                let answer = service_fn(move |request| {
+                let answer = service_fn(move |request: Request<Incoming>| {
                     let state = served.clone();
                     async move {
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                        let request = Request::from_parts(head, body);
                         let answer = answer(&state, &request);
-                        let silent = state.lock().expect("no test panics while it holds the lock").faults.silent;
-                        if silent.is_some_and(|part| request.uri().path().contains(part)) {
+                        let faults = state.lock().expect("no test panics while it holds the lock").faults.clone();
+                        let is_for = |part: &str| request.uri().path().contains(part);
+                        if faults.silent.is_some_and(is_for) {
                             std::future::pending::<()>().await;
+                        }
+                        if let Some((_, late)) = faults.late.filter(|(part, _)| is_for(part)) {
+                            tokio::time::sleep(late).await;
                         }
                         Ok::<_, Infallible>(answer)
                     }
@@ -223,7 +248,7 @@ enum Encoding {
 
 impl Encoding {
     /// The first of those that the request accepts, as the API server chooses.
-    fn wanted(request: &Request<Incoming>) -> Encoding {
+    fn wanted(request: &Request<Bytes>) -> Encoding {
         let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         match accept.starts_with("application/vnd.kubernetes.protobuf") {
             true => Encoding::Protobuf,
@@ -242,12 +267,15 @@ impl Encoding {
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
+fn answer(state: &Mutex<State>, request: &Request<Bytes>) -> Answer {
     let mut state = state.lock().expect("no test panics while it holds the lock");
     let query: BTreeMap<String, String> =
         request.uri().query().unwrap_or_default().split('&').filter_map(pair).collect();
     let path = request.uri().path().to_owned();
     state.requests.push(request.uri().to_string());
+    if request.method() != Method::GET {
+        state.written.push(path.clone());
+    }
     let encoding = if state.faults.json_only { Encoding::Json } else { Encoding::wanted(request) };
     if state.faults.fail.0 > 0 {
         state.faults.fail.0 -= 1;
@@ -256,9 +284,15 @@ fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
     if state.faults.forbid.is_some_and(|part| path.contains(part)) {
         return status(Encoding::Json, state.faults.forbid_as.unwrap_or(403), "as the test asked");
     }
+    if let Some((code, object)) = writes::written(&mut state, request.method(), &path, request.body()) {
+        return full(Encoding::Json, code, object.to_string().into_bytes());
+    }
     let is = |key: &str, value: &str| query.get(key).is_some_and(|it| it == value);
     if let Some(object) = state.one(&path) {
         return full(Encoding::Json, StatusCode::OK, object.to_string().into_bytes());
+    }
+    if path.contains("/leases/") || path.contains("/clusternetworkpolicies/") {
+        return status(Encoding::Json, 404, "there is no such object");
     }
     if !is("watch", "true") {
         return list(&state, &path, &query, encoding);
@@ -403,7 +437,11 @@ impl State {
     /// An object without a namespace, by the path of its own.
     fn one(&self, path: &str) -> Option<&Value> {
         let (collection, name) = path.rsplit_once('/')?;
-        self.objects.get(collection)?.get(&format!("/{name}"))
+        let of_all = || {
+            let (collection, name) = writes::place(path)?;
+            self.objects.get(&collection)?.get(&name)
+        };
+        self.objects.get(collection).and_then(|all| all.get(&format!("/{name}"))).or_else(of_all)
     }
 }
 

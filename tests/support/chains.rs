@@ -26,6 +26,8 @@ pub struct Chains<'a, E> {
 pub enum State {
     New,
     Established,
+    /// Established, and the packet has the mark of a port in tunnel mode.
+    Tunnelled,
     Invalid,
 }
 
@@ -188,13 +190,14 @@ fn is_protocol(name: &str, traffic: Traffic) -> bool {
     match traffic {
         Traffic::Icmp { .. } => name == "icmp" || name == "ipv6-icmp",
         Traffic::Port { protocol, .. } => Protocol::ALL.into_iter().any(|p| p.to_string() == name && p == protocol),
+        Traffic::Tunnel => false,
     }
 }
 
 fn is_state(name: &str, state: State) -> bool {
     match name {
         "NEW" => state == State::New,
-        "ESTABLISHED" => state == State::Established,
+        "ESTABLISHED" => matches!(state, State::Established | State::Tunnelled),
         "INVALID" => state == State::Invalid,
         "RELATED" | "UNTRACKED" => false,
         other => panic!("{other:?} is a state that this reader does not know"),

@@ -12,14 +12,14 @@ use ipnet::IpNet;
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
 use sluice::kernel::iptables::{Piece, Rules, Table, Verdict};
 use sluice::kernel::ipvs::ServiceKey;
-use sluice::kernel::nftables::rule::Side;
+use sluice::kernel::nftables::rule::{Side, States};
 use sluice::kernel::nftables::{self, Content, Hook, Key, Lookup, Object, Statement};
 use sluice::kernel::route::{Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::net::{Family, Protocol};
 use sluice::proxy::dsr::rules::{left_mark, marking_chain};
 use sluice::proxy::marks::port;
-use sluice::proxy::names::{CHAIN_DSR, DSR_TABLE, NFT_DSR_IN, Set};
+use sluice::proxy::names::{CHAIN_DSR, CHAIN_UNALLOCATED, DSR_TABLE, NFT_DSR_IN, Set};
 
 use super::memory::State;
 
@@ -30,7 +30,7 @@ pub enum End {
     Elsewhere,
     /// The client is outside of the source ranges of the Service, or of the node, and the Service has no local endpoint.
     Dropped,
-    /// The guard, or a virtual service without a backend, refuses it.
+    /// The guard, or a virtual service without a backend, refuses it, or the address is a cluster IP that no Service has.
     Refused,
     /// A program of the host itself answers.
     Host,
@@ -75,12 +75,13 @@ pub fn end_from(state: &State, key: ServiceKey, client: IpAddr) -> End {
     packet.is_marked();
     let mark = packet.mark.get();
     if !is_local(state, address) && !is_local_for_marked(state, address, mark) {
-        return End::Elsewhere;
+        return if packet.passes(Table::Filter, ("FORWARD", Hook::Forward)) { End::Elsewhere } else { End::Refused };
     }
-    if !packet.passes(Table::Mangle) {
+    let input = ("INPUT", Hook::Input);
+    if !packet.passes(Table::Mangle, input) {
         return End::Dropped;
     }
-    if !packet.passes(Table::Filter) {
+    if !packet.passes(Table::Filter, input) {
         return End::Refused;
     }
     let by_mark = state.virtuals.get(&ServiceKey::Mark { mark, family: key.family() }).filter(|_| mark != 0);
@@ -177,13 +178,15 @@ impl Packet<'_> {
         ServiceKey::Address { address: self.address, protocol: self.protocol, port: self.port }
     }
 
-    /// Whether the rules of a table let the packet in; in our table of nf_tables the chains of that priority.
-    fn passes(&self, table: Table) -> bool {
+    /// Whether the rules of a table let the packet in, or on; in our table of nf_tables the chains of that priority.
+    fn passes(&self, table: Table, (chain, hook): (&str, Hook)) -> bool {
         let family = Family::from(self.address);
+        // What others do with packets that are routed on is another matter.
+        let is_ours = |to: &str| chain != "FORWARD" || to == CHAIN_UNALLOCATED;
         for (piece, rules) in &self.state.rules {
             match piece {
                 Piece::Jump { family: its, table: of, from, to }
-                    if *its == family && *of == table && from == "INPUT" =>
+                    if *its == family && *of == table && from == chain && is_ours(to) =>
                 {
                     if let Some(verdict) = self.jump(rules, (family, table), to) {
                         return verdict;
@@ -192,7 +195,7 @@ impl Packet<'_> {
                 _ => {}
             }
         }
-        self.passes_table(table)
+        self.passes_table(table, hook)
     }
 
     /// The verdict of the chain behind a jump, if the packet takes it and the chain has one.
@@ -219,6 +222,8 @@ impl Packet<'_> {
         }
         let words: Vec<&str> = text.split_whitespace().collect();
         match words.as_slice() {
+            // Nothing is known of the connection yet.
+            ["-m", "set", "--match-set", _, "dst", "-m", "conntrack", "--ctdir", "REPLY"] => false,
             ["-m", "set", "--match-set", set, "dst"] => self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "!", "--match-set", set, "dst"] => !self.is_in(set, Entry::Ip(self.address)),
             ["-m", "set", "--match-set", set, "dst,dst"] => {
@@ -235,6 +240,24 @@ impl Packet<'_> {
                     && *protocol == self.protocol.to_string()
                     && *port == self.port.to_string()
             }
+            [
+                "-m",
+                "conntrack",
+                "--ctstate",
+                "NEW",
+                "-m",
+                "set",
+                "!",
+                "--match-set",
+                set,
+                "dst",
+                "-m",
+                "addrtype",
+                "!",
+                "--dst-type",
+                "LOCAL",
+            ] => !self.is_in(set, Entry::Ip(self.address)) && !is_local(self.state, self.address),
+            ["-d", range] => range.parse::<IpNet>().expect("a range").contains(&self.address),
             ["-s", range] => range.parse::<IpNet>().expect("a range").contains(&self.client),
             ["-m", "addrtype", "--src-type", "LOCAL"] => is_local(self.state, self.client),
             // It is the first packet of its connection.
@@ -244,14 +267,14 @@ impl Packet<'_> {
         }
     }
 
-    /// Whether the chains of our table of nf_tables that are entered on input let it pass.
-    fn passes_table(&self, table: Table) -> bool {
+    /// Whether the chains of our table of nf_tables that are entered there let it pass.
+    fn passes_table(&self, table: Table, hook: Hook) -> bool {
         let chains = self.state.proxy_table.values().filter_map(|content| match content {
             Content::Chain(chain) => Some(chain),
             _ => None,
         });
         let mut entered: Vec<_> = chains
-            .filter_map(|chain| Some((chain.base.filter(|base| base.hook == Hook::Input)?.priority, chain)))
+            .filter_map(|chain| Some((chain.base.filter(|base| base.hook == hook)?.priority, chain)))
             .filter(|(priority, _)| (*priority < -100) == (table == Table::Mangle))
             .collect();
         entered.sort_by_key(|(priority, _)| *priority);
@@ -299,11 +322,14 @@ impl Packet<'_> {
         use nftables::Match;
         let family = Family::from(self.address);
         match one {
+            Match::State { states, negated: false } if *states == States::NEW => true,
             // Nothing is known of the connection yet, and it is not of ICMP.
-            Match::State { negated: false, .. } | Match::IcmpKind { .. } => false,
+            Match::State { negated: false, .. } | Match::IcmpKind { .. } | Match::Answer => false,
             Match::Protocol(protocol) => *protocol == self.protocol,
             Match::Opening => self.protocol == Protocol::Tcp,
             Match::Address { of: Side::Source, range, negated } => range.contains(&self.client) != *negated,
+            Match::Address { of: Side::Destination, range, negated } => range.contains(&self.address) != *negated,
+            Match::HostAddress { of: Side::Destination, negated } => is_local(self.state, self.address) != *negated,
             Match::HostAddress { of: Side::Source, negated } => is_local(self.state, self.client) != *negated,
             Match::Mark { mark, negated } => (self.mark.get() & mark.mask == mark.value) != *negated,
             Match::InSet { lookup, set, negated } => {

@@ -16,6 +16,9 @@ use sluice::net::Family;
 
 use super::chains::State;
 
+/// The mark of some port in tunnel mode.
+pub const TUNNEL_MARK: u32 = 4711;
+
 /// A table, and what else its rules look at.
 #[derive(Clone, Copy)]
 pub struct Table<'a> {
@@ -150,13 +153,13 @@ impl Table<'_> {
             }
             Match::DestinationPort { protocol: wanted, range } => match packet.traffic {
                 Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
-                Traffic::Icmp { .. } => false,
+                Traffic::Icmp { .. } | Traffic::Tunnel => false,
             },
             Match::Opening => panic!("packets here say nothing of the flags of TCP"),
             Match::State { states, negated } => {
                 let own = match state {
                     State::New => States::NEW,
-                    State::Established => States::ESTABLISHED,
+                    State::Established | State::Tunnelled => States::ESTABLISHED,
                     State::Invalid => States::INVALID,
                 };
                 (states.or(own) == *states) != *negated
@@ -165,15 +168,16 @@ impl Table<'_> {
             Match::InputLink { name, negated } | Match::OutputLink { name, negated } => {
                 (name == "kube-bridge") != *negated
             }
+            Match::Answer => panic!("packets here say nothing of who opened a connection"),
             Match::Limit { .. } => true,
             // No connection has one.
             Match::ConnectionMark { mark, negated } => (mark.value == 0) != *negated,
+            Match::Mark { mark, negated } => {
+                let own = if state == State::Tunnelled { TUNNEL_MARK } else { 0 };
+                (own & mark.mask == mark.value) != *negated
+            }
             // Frames are for tables of the family bridge, whose contents have tests of their own.
-            Match::Mark { .. }
-            | Match::EtherType { .. }
-            | Match::ToBridgeGroup
-            | Match::FrameAddress { .. }
-            | Match::NeighborMessage(_) => {
+            Match::EtherType { .. } | Match::ToBridgeGroup | Match::FrameAddress { .. } | Match::NeighborMessage(_) => {
                 panic!("{one:?} is a match that this reader does not know")
             }
         }
@@ -198,7 +202,7 @@ impl Table<'_> {
         let address = |side| if side == Side::Source { packet.source } else { packet.destination };
         let port = match packet.traffic {
             Traffic::Port { protocol, port } => Some((protocol, port)),
-            Traffic::Icmp { .. } => None,
+            Traffic::Icmp { .. } | Traffic::Tunnel => None,
         };
         let key = match lookup {
             Lookup::Address(_, side) if spec.intervals => {

@@ -65,6 +65,7 @@ fn condition(one: &Match) -> String {
         Match::IcmpKind { family: Family::V6, number } => format!("icmpv6 type {number}"),
         Match::DestinationPort { protocol, range } => format!("{protocol} dport {}-{}", range.first, range.last),
         Match::Opening => "tcp flags & (syn | rst) == syn".into(),
+        Match::Answer => "ct direction reply".into(),
         Match::State { states, negated } => {
             let all = [
                 (States::INVALID, "invalid"),

@@ -64,6 +64,7 @@ fn wanted(measured: Measured, peer: &str) -> WantedNeighbour {
         client: false,
         own: PerFamily { v4: Some(own), v6: None },
         next_hop_self: false,
+        liveness: None,
         first_as: true,
         most: PerFamily::default(),
     }

@@ -185,6 +185,7 @@ pub fn config(default_deny: bool) -> Arc<FirewallConfig> {
             ..ServiceRanges::default()
         },
         knows_services: true,
+        tunnel_mode: false,
         service_node_port_range: 30000..=32767,
     })
 }
@@ -651,22 +652,12 @@ fn taken_over(machine: &mut Machine, closes: bool) {
         machine.world.cluster.pods.remove(&ObjectName::new("shop", "plain"));
     }
     let closed_path = if closes { ("db", "plain") } else { ("plain", "web") };
-    let (places, paths) = (machine.places.clone(), (("db", "web"), closed_path));
-    let mut six = None;
-    let four = places.while_streaming(Family::V4, paths, || {
-        six = Some(places.while_streaming(Family::V6, paths, || {
-            std::thread::sleep(Duration::from_millis(200));
-            machine.settle();
-            // Of the other flavour nothing is found, because nothing is there.
-            assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
-            std::thread::sleep(Duration::from_millis(200));
-        }));
+    let places = machine.places.clone();
+    undisturbed(&places, closed_path, || {
+        machine.settle();
+        // Of the other flavour nothing is found, because nothing is there.
+        assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
     });
-    for (allowed, refused) in [four, six.unwrap()] {
-        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
-        // A refusal by IPv6 may go unheard, and is waited for.
-        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
-    }
     if closes {
         machine
             .assert_paths("taken over", &[(("db", "web"), true), (("plain", "web"), false), (("db", "plain"), false)]);
@@ -735,6 +726,65 @@ fn a_running_kube_router_with_nftables_is_taken_over_and_no_path_opens_or_closes
             let tables = run("nft list tables");
             assert!(!tables.contains("kube-router-filter"), "{tables}");
         });
+    }
+}
+
+/// kube-router knows nothing of our tables, so both judge until they go.
+#[test]
+fn going_back_to_kube_router_opens_and_closes_nothing_where_our_tables_go_last() {
+    for with_table in [false, true] {
+        with(Filter::Nftables, false, |machine| {
+            machine.put_policy("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
+            machine.check("before");
+            let left_by_us = run("nft list tables");
+            assert!(left_by_us.contains("sluice_policy") && left_by_us.contains("sluice_frames"), "{left_by_us}");
+            let places = machine.places.clone();
+            undisturbed(&places, ("plain", "web"), || {
+                // The program ends, and nothing is written by this one.
+                machine.enforcer.restart_with(Filter::Iptables(Flavour::NfTables));
+                match with_table {
+                    true => load_kube_router(false),
+                    false => restore_kube_router("nft", false),
+                }
+            });
+            machine.check_paths("both judge");
+            let theirs = written_by_kube_router(with_table);
+            undisturbed(&places, ("plain", "web"), || {
+                run(&format!("{} --cleanup-nftables --socket=", env!("CARGO_BIN_EXE_sluice")));
+            });
+            assert_eq!(written_by_kube_router(with_table), theirs, "what kube-router has stays");
+            machine.check_paths("kube-router alone judges");
+            let tables = run("nft list tables");
+            assert!(!tables.contains("sluice"), "{tables}");
+        });
+    }
+}
+
+/// Does something while `db` always reaches `web`, and this path is never open, in both families.
+fn undisturbed(places: &Places, closed_path: (&str, &str), act: impl FnOnce()) {
+    let paths = (("db", "web"), closed_path);
+    let mut six = None;
+    let four = places.while_streaming(Family::V4, paths, || {
+        six = Some(places.while_streaming(Family::V6, paths, || {
+            std::thread::sleep(Duration::from_millis(200));
+            act();
+            std::thread::sleep(Duration::from_millis(200));
+        }));
+    });
+    for (allowed, refused) in [four, six.unwrap()] {
+        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
+        // A refusal by IPv6 may go unheard, and is waited for.
+        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
+    }
+}
+
+/// Rules of kube-router, without counters.
+fn written_by_kube_router(with_table: bool) -> String {
+    match with_table {
+        true => run("nft --stateless list table ip kube-router-filter-ipv4"),
+        false => shell(
+            "iptables-nft-save -t filter | grep -v '^[#:]'; ip6tables-nft-save -t filter | grep -v '^[#:]'; ipset save",
+        ),
     }
 }
 

@@ -36,12 +36,14 @@ mod nftables_takeover;
 mod nftables_turns;
 mod next_hop;
 mod passages;
+mod preflight;
 mod router;
 mod rule;
 mod source_ranges;
 mod sandboxes;
 mod source_guard;
 mod sysctl;
+mod unallocated;
 
 /// A moment for a round: now, without jitter.
 fn moment() -> sluice::reconcile::Moment {

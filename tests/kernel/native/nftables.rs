@@ -204,6 +204,7 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(Match::DestinationPort { protocol: Protocol::Tcp, range: ports(80, 80) }, "tcp dport 80 accept"),
         one(Match::DestinationPort { protocol: Protocol::Sctp, range: ports(1, 65535) }, "sctp dport 1-65535 accept"),
         one(Match::Opening, "tcp flags syn / syn,rst accept"),
+        one(Match::Answer, "ct direction reply accept"),
         one(
             Match::State { states: States::ESTABLISHED.or(States::RELATED), negated: false },
             "ct state established,related accept",

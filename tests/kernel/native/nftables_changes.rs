@@ -417,3 +417,69 @@ fn what_was_written_before_a_portion_that_is_refused_is_known() {
         assert_eq!(run("nft list ruleset"), "");
     });
 }
+
+#[test]
+fn an_element_that_the_kernel_refuses_keeps_no_other_out_where_objects_only_grow() {
+    in_new(|| {
+        let service = |port: u16| Key::Service([10, 96, 0, 1].into(), Protocol::Tcp, port);
+        let mut want: Contents = (1..500).map(|port| element("ports4", service(port), Content::Element)).collect();
+        want.insert(Object::Set(name("ports4")), set(Fields::Service(Family::V4), Kind::Set, false));
+        want.insert(Object::Set(name("ranges_4")), set(Fields::Address(Family::V4), Kind::Set, true));
+        want.extend([element("ranges_4", Key::Prefix(prefix("10.0.0.0/8")), Content::Element)]);
+        let (within, _) = element("ranges_4", Key::Prefix(prefix("10.1.0.0/16")), Content::Element);
+        want.insert(within.clone(), Content::Element);
+        let known = Rule::new([in_set("ports4", Lookup::DestinationService(Family::V4))], Verdict::Accept);
+        want.insert(Object::Chain(name("guard")), chain(None, vec![known]));
+        let mut ours = mirror();
+        ours.mark_all();
+        ours.grow(&want, Growth::Full, moment());
+        assert_eq!(ours.failing_to_grow().collect::<Vec<_>>(), [&within], "{:?}", ours.trouble());
+        let mut others = want.clone();
+        others.remove(&within);
+        assert_eq!(ours.target().read().expect("it can be read"), others, "everything else is in force, in one round");
+        // What comes later is not held up by it either.
+        let (later, content) = element("ports4", service(500), Content::Element);
+        want.insert(later.clone(), content.clone());
+        others.insert(later.clone(), content);
+        ours.mark(later);
+        ours.try_at_once();
+        ours.grow(&want, Growth::Full, moment());
+        assert_eq!(ours.target().read().expect("it can be read"), others);
+    });
+}
+
+/// However many are refused for one reason, wherever they stand: at the end of everything, and in two sets of which one is filled before the rest.
+#[test]
+fn many_elements_that_the_kernel_refuses_for_one_reason_keep_no_other_out() {
+    for many in [3, 40] {
+        in_new(|| {
+            let service = |port: u16| Key::Service([10, 96, 0, 1].into(), Protocol::Tcp, port);
+            let mut want: Contents = (1..6000).map(|port| element("ports4", service(port), Content::Element)).collect();
+            want.insert(Object::Set(name("ports4")), set(Fields::Service(Family::V4), Kind::Set, false));
+            let mut refused = Vec::new();
+            for text in ["ranges_4", "zones_4"] {
+                want.insert(Object::Set(name(text)), set(Fields::Address(Family::V4), Kind::Set, true));
+                want.extend([element(text, Key::Prefix(prefix("10.0.0.0/8")), Content::Element)]);
+                let within = |number| Object::Element(name(text), Key::Prefix(prefix(&format!("10.{number}.0.0/16"))));
+                refused.extend((1..=many).map(within));
+            }
+            let known = Rule::new([in_set("ports4", Lookup::DestinationService(Family::V4))], Verdict::Accept);
+            want.insert(Object::Chain(name("guard")), chain(None, vec![known]));
+            let others = want.clone();
+            want.extend(refused.iter().map(|object| (object.clone(), Content::Element)));
+            let mut ours = mirror();
+            ours.mark_all();
+            ours.grow(&want, Growth::Full, moment());
+            let failing: Vec<&Object> = ours.failing_to_grow().collect();
+            assert_eq!(failing, refused.iter().collect::<Vec<_>>(), "{:?}", ours.trouble());
+            assert_eq!(ours.target().read().expect("it can be read"), others, "everything else is in force");
+            // The next round tries them again, and what comes with them is in force all the same.
+            let (later, content) = element("ports4", service(6000), Content::Element);
+            want.insert(later.clone(), content);
+            ours.mark_all();
+            ours.try_at_once();
+            ours.grow(&want, Growth::Full, moment());
+            assert!(ours.target().read().expect("it can be read").contains_key(&later));
+        });
+    }
+}

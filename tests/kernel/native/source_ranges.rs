@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use sluice::kernel::Name;
 use sluice::kernel::ipset::{ElementKey, Elements, Entry, SetName, SetSpec, Sets};
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
@@ -152,14 +153,15 @@ impl Held {
         match self {
             Held::Nftables(table) => {
                 let mut wanted: BTreeMap<Object, Content> = in_table(&shape, &Family::BOTH);
+                wanted.extend(Family::BOTH.map(|family| guard::table_set(Set::LocalAddresses, family)));
                 wanted.extend(elements.iter().map(|(set, entry)| (set.object(entry), Content::Element)));
                 keep(table, &wanted);
             }
             Held::Iptables { sets, elements: held, rules: of_kernel } => {
                 let used = || Family::BOTH.into_iter().filter(|family| *shape.ranged.of(*family));
-                let both = [Set::Restricted, Set::AllowedSources];
+                let those = [Set::Restricted, Set::AllowedSources, Set::LocalAddresses];
                 let specs: BTreeMap<SetName, SetSpec> = used()
-                    .flat_map(|family| both.map(|set| (set.name(family), guard::set_spec(set, family, 1))))
+                    .flat_map(|family| those.map(|set| (set.name(family), guard::set_spec(set, family, 1))))
                     .collect();
                 let pieces: BTreeMap<Piece, Rules> = used().flat_map(rules).collect();
                 let entries: BTreeMap<ElementKey, ()> =
@@ -247,6 +249,66 @@ fn clients_outside_of_source_ranges_are_dropped_in_every_backend_and_connections
             for (family, ..) in &listeners {
                 assert!(scene.is_open_for(*family, PORT, [true; 3]), "{family}: nothing is restricted any more");
             }
+        });
+    }
+}
+
+/// Whether somebody outside of the ranges answers a connection, and a datagram, that the host sends from the service's address and port.
+fn host_is_answered(scene: &Scene, family: Family) -> [bool; 2] {
+    let (near, any) = (SocketAddr::new(service(family), PORT), if family == Family::V4 { "0.0.0.0" } else { "::" });
+    let far: IpAddr =
+        if family == Family::V4 { "203.0.114.10" } else { "2001:db8:114::10" }.parse().expect("an address");
+    let far = SocketAddr::new(far, OTHER_PORT);
+    let here = SocketAddr::new(any.parse().expect("an address"), OTHER_PORT);
+    let (_listener, echo) = inside(&scene.outside, || {
+        let listener = TcpListener::bind(here).expect("the port is free");
+        (listener, UdpSocket::bind(here).expect("the port is free"))
+    });
+    let datagrams = UdpSocket::bind(near).expect("the port is free");
+    datagrams.set_read_timeout(Some(PATIENCE)).expect("a time");
+    echo.set_read_timeout(Some(PATIENCE)).expect("a time");
+    // New links may take a moment, and so may a busy machine.
+    let arrives = (0..25).any(|_| {
+        datagrams.send_to(b"?", far).expect("there is a route");
+        echo.recv_from(&mut [0; 4]).is_ok_and(|(_, asked)| echo.send_to(b"!", asked).is_ok())
+    });
+    assert!(arrives, "{family}: what the host sends is not restricted");
+    let hears = datagrams.recv_from(&mut [0; 4]).is_ok();
+    let domain = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(domain, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+    sockopt::set_socket_reuseaddr(&socket, true).expect("an option");
+    bind(&socket, &near).expect("the address is the host's own");
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE)).expect("a time");
+    [connect(&socket, &far).is_ok(), hears]
+}
+
+/// A load balancer address that is the host's own: what the host itself asks from a port of the Service is answered. An address that is not its own is no end of its
+/// connections, so nobody who is not in the ranges may say that he answers.
+#[test]
+fn answers_to_the_host_itself_pass_where_the_address_is_its_own() {
+    for backend in Held::all() {
+        in_new(|| {
+            let scene = Scene::new();
+            let (mut restrictions, mut elements) = (Restrictions::default(), Vec::new());
+            let mut held = backend();
+            restrict(&mut held, &mut restrictions, &mut elements, Some(true));
+            for family in Family::BOTH {
+                assert_eq!(
+                    host_is_answered(&scene, family),
+                    [false; 2],
+                    "{family}: the address counts as a Service's alone"
+                );
+            }
+            elements.extend(Family::BOTH.map(|family| (Set::LocalAddresses, Entry::Ip(service(family)))));
+            held.settle(&restrictions, &elements);
+            for family in Family::BOTH {
+                assert_eq!(host_is_answered(&scene, family), [true; 2], "{family}: the address is the host's own");
+                let _listener = TcpListener::bind((service(family), PORT)).expect("the port is free");
+                assert!(scene.is_open_for(family, PORT, [true, false, false]), "{family}: and others stay out");
+            }
+            let mut again = backend();
+            again.settle(&restrictions, &elements);
+            assert_eq!(again.steps(), 0, "a second process finds everything as it is");
         });
     }
 }

@@ -79,6 +79,10 @@ pub struct Machine {
     pub unloadable: BTreeSet<CompactString>,
     /// The address family whose rules cannot be changed, whatever is tried.
     pub broken: Option<Family>,
+    /// The object that cannot be made or changed, whatever is tried.
+    pub broken_object: Option<Object>,
+    /// The kind of objects that cannot be read, whatever is tried.
+    pub unreadable: Option<&'static str>,
     /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
     /// Called after every single act.
@@ -174,6 +178,8 @@ impl MemoryKernel {
             frames_fail: false,
             unloadable: BTreeSet::new(),
             broken: None,
+            broken_object: None,
+            unreadable: None,
             tried_in_vain: Vec::new(),
             observer: None,
         };
@@ -435,7 +441,7 @@ impl<F: Rows> Memory<F> {
     }
 
     fn readable(&self) -> Result<(), Error> {
-        let fails = self.machine.with(|machine| machine.faults.of_read());
+        let fails = self.machine.with(|machine| machine.faults.of_read() || machine.unreadable == Some(F::NAME));
         if fails { Err(Error::errno("list", F::NAME, Errno::NOBUFS)) } else { Ok(()) }
     }
 }
@@ -523,6 +529,7 @@ impl Machine {
             (None, Some(_)) if exists => Some(Errno::EXIST),
             (Some(_), _) if !exists => Some(Errno::NOENT),
             (None, None) => panic!("a step from nothing to nothing"),
+            (_, Some(_)) if self.broken_object.as_ref() == Some(&F::object(step.key)) => Some(Errno::BUSY),
             _ => F::refusal(&self.state, step.key, step.want),
         };
         if let Some(errno) = refusal {

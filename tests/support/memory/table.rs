@@ -63,8 +63,34 @@ impl Rows for RouterTable {
     }
 }
 
-/// All steps or none. The table that comes of them must be one that the kernel would take.
+/// All steps or none, but for an element that the kernel refuses: the others do not wait for it.
 fn transaction<F: Rows<Key = InTable, Value = Content>>(
+    machine: &mut Machine,
+    steps: &[Step<'_, InTable, Content>],
+) -> Vec<Failure<Error>> {
+    let is_refused = |step: &Step<'_, InTable, Content>| {
+        let is_made = step.want.is_some() && matches!(step.key, InTable::Element(..));
+        is_made && machine.broken_object.as_ref() == Some(&F::object(step.key))
+    };
+    let (refused, taken): (Vec<usize>, Vec<usize>) = (0..steps.len()).partition(|index| is_refused(&steps[*index]));
+    if refused.is_empty() {
+        return whole_transaction::<F>(machine, steps);
+    }
+    let without: Vec<Step<'_, InTable, Content>> =
+        taken.iter().map(|index| &steps[*index]).map(|it| Step { key: it.key, have: it.have, want: it.want }).collect();
+    let failed = whole_transaction::<F>(machine, &without).into_iter();
+    let failed = failed.map(|failure| Failure { step: taken[failure.step], ..failure });
+    let alone = |index: usize| {
+        machine.refused.push(format!("{} {}: {}", F::NAME, steps[index].key, Errno::BUSY));
+        Failure { step: index, error: Error::errno("change", steps[index].key.to_string(), Errno::BUSY) }
+    };
+    let mut all: Vec<Failure<Error>> = failed.collect();
+    all.extend(refused.into_iter().map(alone));
+    all
+}
+
+/// All steps or none. The table that comes of them must be one that the kernel would take.
+fn whole_transaction<F: Rows<Key = InTable, Value = Content>>(
     machine: &mut Machine,
     steps: &[Step<'_, InTable, Content>],
 ) -> Vec<Failure<Error>> {

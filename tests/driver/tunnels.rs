@@ -1,0 +1,128 @@
+//! New endpoints behind tunnels and the firewall of the process: what waits for it, for how long, and that nobody else does.
+
+use sluice::config::ProxyConfig;
+use sluice::observe::health::Health;
+use sluice::proxy::unjudged::PATIENCE;
+
+use super::*;
+
+const EXTERNAL: &str = "203.0.113.10";
+const TUNNEL_FLAGS: [&str; 3] = [FLAGS[0], FLAGS[1], "--strict-external-ip-validation=false"];
+
+/// Runs the loop with a firewall that says what the test has it say.
+fn with_firewall(test: impl AsyncFnOnce(&Running, &watch::Sender<u64>)) {
+    let (judge, judged) = watch::channel(0);
+    let (config, families) = flags::proxy(&TUNNEL_FLAGS);
+    let config = Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() });
+    with_config((config, families), Some(judged), async |running| test(running, &judge).await);
+}
+
+/// `served()` with these endpoints of the Service `one`, which is served through tunnels at an external address.
+fn tunnelled(number: u64, endpoints: &[u8]) -> World {
+    let mut world = served();
+    world.number = number;
+    world.cluster.services = Default::default();
+    for (name, address) in [("one", ADDRESS), ("other", OTHER)] {
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let mut service = Service::new(vec![address.parse().expect("an address")], vec![port]);
+        if name == "one" {
+            service.external_ips = vec![EXTERNAL.parse().expect("an address")];
+            service.annotations.dsr = true;
+        }
+        world.cluster.services.insert(ObjectName::new("default", name), service);
+    }
+    let endpoint = |last: &u8| Endpoint {
+        address: [10, 244, 1, *last].into(),
+        node: None,
+        conditions: Conditions::READY,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    let slices = [("one".into(), Arc::new(slice))].into();
+    world.cluster.endpoints.insert(ObjectName::new("default", "one"), Endpoints { slices });
+    world
+}
+
+/// The last bytes of the endpoints that get packets through tunnels; `None` where nothing is in tunnel mode.
+fn behind_tunnels(state: &State) -> Option<Vec<u8>> {
+    let mut marked = state.virtuals.iter().filter(|(key, _)| matches!(key, ServiceKey::Mark { .. }));
+    let (_, found) = marked.next()?;
+    let last = |destination: Destination| match destination.address.ip() {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(_) => panic!("none has such an endpoint"),
+    };
+    Some(found.destinations.iter().map(last).collect())
+}
+
+fn notes(health: &Health) -> Vec<String> {
+    health.notes().into_iter().map(|note| format!("{}: {}", note.component, note.text)).collect()
+}
+
+#[test]
+fn packets_go_through_new_tunnels_when_the_firewall_has_judged_them_and_nobody_else_waits() {
+    with_firewall(async |running, judge| {
+        let begun = Instant::now();
+        running.world.send_replace(tunnelled(1, &[5]));
+        running.until("the other Service is served", |state| state.holds(OTHER)).await;
+        assert_eq!(behind_tunnels(&running.kernel.state()), None);
+        assert!(begun.elapsed() < PATIENCE, "the machine is too slow for this test");
+        judge.send_replace(1);
+        running.until("the tunnel is there", |state| behind_tunnels(state) == Some(vec![5])).await;
+        // A rollout: the one that has gone is not waited for, and the new one is.
+        running.world.send_replace(tunnelled(2, &[5, 6]));
+        running.world.send_replace(tunnelled(3, &[6]));
+        running.until("the old one is gone", |state| behind_tunnels(state) == Some(vec![])).await;
+        // A firewall that has passed over Worlds has judged them.
+        judge.send_replace(4);
+        running.until("the new one is there", |state| behind_tunnels(state) == Some(vec![6])).await;
+        running.world.send_replace(tunnelled(4, &[6, 7]));
+        running.until("nobody waits for what is judged", |state| behind_tunnels(state) == Some(vec![6, 7])).await;
+        assert!(begun.elapsed() < PATIENCE, "the machine is too slow for this test");
+        assert_eq!(notes(&running.health), [""; 0]);
+    });
+}
+
+#[test]
+fn a_firewall_that_fails_holds_up_new_endpoints_for_a_second_each_and_that_is_told() {
+    with_firewall(async |running, judge| {
+        let begun = Instant::now();
+        running.world.send_replace(tunnelled(1, &[5]));
+        running.until("the tunnel is there", |state| behind_tunnels(state) == Some(vec![5])).await;
+        assert!(begun.elapsed() >= PATIENCE);
+        running.until("it is told", |_| !notes(&running.health).is_empty()).await;
+        let text = "tunnels: 1 endpoints behind tunnels are used although the firewall has not refused them yet to pods whose policies deny them";
+        assert_eq!(notes(&running.health), [text]);
+        let begun = Instant::now();
+        running.world.send_replace(tunnelled(2, &[5, 6]));
+        running.until("the next one is there", |state| behind_tunnels(state) == Some(vec![5, 6])).await;
+        assert!(begun.elapsed() >= PATIENCE);
+        judge.send_replace(1);
+        running
+            .until("one is judged", |_| notes(&running.health).first().is_some_and(|it| it.starts_with("tunnels: 1 ")))
+            .await;
+        judge.send_replace(2);
+        running.until("all are judged", |_| notes(&running.health).is_empty()).await;
+        assert!(running.registry.text().contains("sluice_proxy_unjudged_endpoints_total 2"));
+    });
+}
+
+#[test]
+fn what_an_earlier_run_left_serves_while_the_firewall_is_not_there() {
+    let state = std::cell::RefCell::new(State::default());
+    with_firewall(async |running, judge| {
+        judge.send_replace(1);
+        running.world.send_replace(tunnelled(1, &[5, 6]));
+        running.until("the tunnel is there", |state| behind_tunnels(state) == Some(vec![5, 6])).await;
+        state.replace(running.kernel.state());
+    });
+    with_firewall(async |running, _| {
+        running.kernel.with(|machine| machine.state = state.take());
+        running.world.send_replace(tunnelled(1, &[6, 7]));
+        running.until("what has gone is gone", |state| behind_tunnels(state) == Some(vec![6])).await;
+        running.until("the new one had to wait", |state| behind_tunnels(state) == Some(vec![6, 7])).await;
+    });
+}
