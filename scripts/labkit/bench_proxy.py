@@ -244,6 +244,12 @@ BESIDE_FLOOR = {"start", "first", "changes", "rolling"}
 # ---------------------------------------------------------------- the kernel
 
 
+def without_estimation():
+    """The kernel calculates no rates. Before Linux 6.2 it does so for all virtual services and destinations of a network namespace in one go
+    every two seconds, and whatever runs on that processor stands still meanwhile."""
+    net.sysctl(f"n{NODE}", {"net.ipv4.vs.run_estimation": 0})
+
+
 def settle(plan, agent, wanted=None):
     """Waits until the kernel is as wanted and no round of changes goes on: a single one may take longer than any silence."""
     deadline = time.monotonic() + PATIENCE
@@ -323,6 +329,8 @@ def main():
     for name, row in ROWS.items():
         if name in plan["rows"]:
             with Node(source):
+                if not plan["estimation"]:
+                    without_estimation()
                 row(plan, source, least)
     if "connections" in plan["rows"]:
         with Node(source, 2, 2):

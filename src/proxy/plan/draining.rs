@@ -111,8 +111,14 @@ impl Plan {
     }
 
     /// Ends the stay of destinations whose endpoints have left the slices of this Service since they began to drain, but not of
-    /// those that are there again.
-    pub(super) fn note_listed(&mut self, name: &ObjectName, listed: &Listed, now: Instant, changed: &mut ProxyChanges) {
+    /// those that are there again. Asks for what is listed only where something drains.
+    pub(super) fn note_listed(
+        &mut self,
+        name: &ObjectName,
+        listed: &impl Deref<Target = Listed>,
+        now: Instant,
+        changed: &mut ProxyChanges,
+    ) {
         let Some(part) = self.parts.get(name).filter(|_| !self.draining.is_empty()).cloned() else { return };
         for key in part.claims.iter().map(|claim| claim.key) {
             let stays: Vec<(SocketAddr, Stay)> = self.draining.stays_of(key).collect();
