@@ -139,7 +139,7 @@ impl<K: Kernel> Driver<K> {
     /// Marks what is desired differently, and has new endpoints behind tunnels wait for the firewall.
     fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
         self.mirrors.mark(changed);
-        self.context.firewall.follow(self.plan.desired(), &changed.virtuals, now);
+        self.context.firewall.follow(&self.plan, &changed.virtuals, now);
     }
 
     /// Removes draining destinations without connections.
@@ -308,7 +308,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let expired = self.plan.expire(at.now);
         self.mark(&expired, at.now);
         self.release_idle(at.now);
-        self.context.firewall.expire(at.now, &self.context.metrics.unjudged);
+        let Driver { plan, mirrors, context, .. } = self;
+        let begins = |port: &ServiceKey, destination| mirrors.begins(plan.desired(), port, destination);
+        context.firewall.expire(at.now, begins, &context.metrics.unjudged);
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> ProxyRound {
@@ -444,7 +446,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let pending = self.pending.services();
             self.context.health_checks.send_replace(HealthChecks { pending, ..self.plan.health_checks() });
         }
-        self.context.served.send_if_modified(|served| standing.synced && !std::mem::replace(served, true));
+        let serves = standing.synced && !self.mirrors.lacks_held_back(self.plan.desired());
+        self.context.served.send_if_modified(|served| serves && !std::mem::replace(served, true));
         standing.synced
     }
 }

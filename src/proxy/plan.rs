@@ -274,11 +274,14 @@ impl Plan {
             let claims = bid.is_some();
             let owners = self.owners.update(key, name, bid, &mut changed.notes);
             let [before, owner] = owners.each_ref().map(|owner| owner.as_ref().map(|owner| &owner.name));
+            // Those who lost are told whose claim it is, and by what it comes first.
+            let tells_otherwise = owners.first() != owners.last();
             if owner != before {
                 changed.owners = true;
                 self.note_new_owner(key, now);
             }
-            if self.problems.note_owner(key, (name, claims), [before, owner]) {
+            self.problems.note_owner(key, (name, claims), [before, owner]);
+            if tells_otherwise {
                 let claimants = self.owners.rivals(&key).chain(owner);
                 others.extend(claimants.filter(|other| *other != name).cloned());
             }

@@ -27,7 +27,7 @@ pub type Waiting = BTreeMap<ServiceKey, BTreeSet<SocketAddr>>;
 /// The destinations of tunnels, and which of them the firewall has not judged.
 #[derive(Default)]
 pub struct Unjudged {
-    /// All that take new connections, waiting or not.
+    /// All that the firewall judges: those that take new connections, and those that drain while their endpoint is listed; waiting or not.
     known: Waiting,
     waiting: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Wait>>,
     /// Those that are used before their time, with the number of the World that has to be judged.
@@ -43,24 +43,32 @@ struct Wait {
 
 impl Unjudged {
     /// Takes the destinations of virtual services that have changed with the World of this number, or since; `judged`: the number of the newest World that the firewall has
-    /// judged. A destination is new when it begins to take new connections through a tunnel.
-    pub fn follow(&mut self, desired: &Desired, changed: &[ServiceKey], (number, judged): (u64, u64), now: Instant) {
+    /// judged. `is_listed` says of one that takes no new connections whether its endpoint still is in a slice: the firewall judges it as long. A destination is new when it is one
+    /// of these and was not before.
+    pub fn follow(
+        &mut self,
+        desired: &Desired,
+        changed: &[ServiceKey],
+        is_listed: impl Fn(&ServiceKey, SocketAddr) -> bool,
+        (number, judged): (u64, u64),
+        now: Instant,
+    ) {
         let is_tunnelled = |port: &ServiceKey| desired.marks.contains_key(port);
         self.known.retain(|port, _| is_tunnelled(port));
         self.waiting.retain(|port, _| is_tunnelled(port));
         self.early.retain(|port, _| is_tunnelled(port));
         for port in changed.iter().filter_map(|key| desired.marked.get(key)) {
             let destinations = desired.virtual_of(port).into_iter().flat_map(|found| found.destinations.iter());
-            let takes = destinations.filter(|destination| destination.weight != DRAINING);
-            let takes: BTreeSet<SocketAddr> = takes.map(|destination| destination.address).collect();
-            let before = self.known.insert(*port, takes.clone()).unwrap_or_default();
-            for gone in before.difference(&takes) {
+            let are_judged = destinations.filter(|it| it.weight != DRAINING || is_listed(port, it.address));
+            let judged_ones: BTreeSet<SocketAddr> = are_judged.map(|destination| destination.address).collect();
+            let before = self.known.insert(*port, judged_ones.clone()).unwrap_or_default();
+            for gone in before.difference(&judged_ones) {
                 remove(&mut self.waiting, port, gone);
                 remove(&mut self.early, port, gone);
             }
             if number > judged {
                 let wait = Wait { number, until: now + PATIENCE };
-                let new = takes.difference(&before).map(|new| (*new, wait));
+                let new = judged_ones.difference(&before).map(|new| (*new, wait));
                 self.waiting.entry(*port).or_default().extend(new);
             }
         }
@@ -79,11 +87,13 @@ impl Unjudged {
         self.early.retain(|_, its| !its.is_empty());
     }
 
-    /// Lets go on what has waited for long enough. Returns the number of these destinations.
-    pub fn expire(&mut self, now: Instant) -> usize {
+    /// Lets go on what has waited for long enough. Returns the number of these destinations to which packets are sent from now on, as `begins` says: an earlier run
+    /// judged those that are used all the time.
+    pub fn expire(&mut self, now: Instant, begins: impl Fn(&ServiceKey, SocketAddr) -> bool) -> usize {
         let mut expired = 0;
         for (port, its) in &mut self.waiting {
-            for (destination, wait) in its.extract_if(.., |_, wait| wait.until <= now) {
+            let over = its.extract_if(.., |_, wait| wait.until <= now);
+            for (destination, wait) in over.filter(|(destination, _)| begins(port, *destination)) {
                 self.early.entry(*port).or_default().insert(destination, wait.number);
                 expired += 1;
             }

@@ -62,7 +62,7 @@ fn as_before(
         let waits = is_former && seen.contains_key(&before) && !seen.contains_key(&after);
         let mut as_before = in_former_mode(&port, &before, wanted).filter(|_| waits)?;
         if let (ServiceKey::Mark { .. }, Some(held)) = (before, held_back.get(&port)) {
-            as_before.destinations = held_to(&as_before, seen.get(&before), held).into();
+            as_before = held_to(&as_before, seen.get(&before), held);
         }
         Some((before, (port, as_before)))
     };

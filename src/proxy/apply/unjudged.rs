@@ -10,6 +10,7 @@ use crate::kernel::ipvs::{Destination, ServiceKey, Virtual};
 use crate::packed::BlockMap;
 use crate::proxy::desired::Desired;
 use crate::proxy::endpoints::DRAINING;
+use crate::proxy::scheduler;
 use crate::proxy::unjudged::Waiting;
 
 impl<K: Kernel> Mirrors<K> {
@@ -25,17 +26,30 @@ impl<K: Kernel> Mirrors<K> {
             let key = desired.kernel_key(port);
             let Some(wanted) = desired.virtuals.get(&key) else { continue };
             let seen = self.virtuals.seen().and_then(|seen| seen.get(&key));
-            let destinations = held_to(wanted, seen, held);
-            match seen.is_none() && destinations.is_empty() && !wanted.destinations.is_empty() {
+            let for_now = held_to(wanted, seen, held);
+            match seen.is_none() && for_now.destinations.is_empty() && !wanted.destinations.is_empty() {
                 // What served the port before goes on with that.
                 true => drop(virtuals.to_mut().remove(&key)),
-                false => {
-                    let for_now = Virtual { service: wanted.service.clone(), destinations: destinations.into() };
-                    virtuals.to_mut().insert(key, for_now);
-                }
+                false => drop(virtuals.to_mut().insert(key, for_now)),
             }
         }
         virtuals
+    }
+
+    /// Returns whether IPVS shall send new connections for a port in tunnel mode to this destination and does not yet, as far as it was read.
+    pub fn begins(&self, desired: &Desired, port: &ServiceKey, destination: SocketAddr) -> bool {
+        let takes = |its: Option<&Virtual>| {
+            let mut takers = its.into_iter().flat_map(|its| its.destinations.iter()).filter(|it| it.weight != DRAINING);
+            takers.any(|it| it.address == destination)
+        };
+        let key = desired.kernel_key(port);
+        takes(desired.virtuals.get(&key)) && !takes(self.virtuals.seen().and_then(|seen| seen.get(&key)))
+    }
+
+    /// Returns whether anything waits that IPVS shall use and does not use yet.
+    pub fn lacks_held_back(&self, desired: &Desired) -> bool {
+        let mut all = self.held_back.iter().flat_map(|(port, its)| its.iter().map(move |one| (port, *one)));
+        all.any(|(port, destination)| self.begins(desired, port, destination))
     }
 
     /// Marks the virtual services as changed of which something waits: compared with what they shall be for now they count as settled.
@@ -46,18 +60,80 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-/// Returns the destinations of a virtual service without those that are held back, but for those that it has.
-pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &BTreeSet<SocketAddr>) -> Vec<Destination> {
-    let of_now = |address| seen.into_iter().flat_map(|seen| seen.destinations.iter()).find(|it| it.address == address);
+/// Returns a virtual service without the destinations that are held back, but for those that it has. Where nobody would take new connections then, those that
+/// do so now go on, though they are to drain: they are endpoints still, or were a moment ago.
+pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &BTreeSet<SocketAddr>) -> Virtual {
+    let weight_now = |address: SocketAddr| {
+        let found = seen.into_iter().flat_map(|seen| seen.destinations.iter()).find(|it| it.address == address);
+        found.map(|it| it.weight)
+    };
     let for_now = |wanted: Destination| match held.contains(&wanted.address) {
-        true => {
-            of_now(wanted.address).map(|it| Destination { weight: weight_of_held(it.weight, wanted.weight), ..wanted })
-        }
+        true => weight_now(wanted.address)
+            .map(|weight| Destination { weight: weight_of_held(weight, wanted.weight), ..wanted }),
         false => Some(wanted),
     };
-    wanted.destinations.iter().filter_map(for_now).collect()
+    let mut destinations: Vec<Destination> = wanted.destinations.iter().filter_map(for_now).collect();
+    if destinations.iter().all(|it| it.weight == DRAINING) {
+        for it in &mut destinations {
+            it.weight = weight_now(it.address).unwrap_or(it.weight);
+        }
+    }
+    let mut service = wanted.service.clone();
+    service.flags |= scheduler::draining_flags(&service.scheduler, destinations.iter().copied());
+    Virtual { service, destinations: destinations.into() }
 }
 
 fn weight_of_held(now: u32, wanted: u32) -> u32 {
     if now == DRAINING { DRAINING } else { wanted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::ipvs::{Forwarding, Service, flags};
+
+    fn endpoint(last: &str) -> SocketAddr {
+        format!("10.244.1.{last}:80").parse().expect("an address and a port")
+    }
+
+    /// A virtual service with this scheduler and these destinations: `5 6=0`.
+    fn tunnels(scheduler: &str, endpoints: &str) -> Virtual {
+        let destination = |word: &str| {
+            let (last, weight) = word.split_once('=').unwrap_or((word, "1"));
+            let weight = weight.parse().expect("a weight");
+            Destination { address: endpoint(last), weight, forwarding: Forwarding::Tunnel }
+        };
+        let destinations: Vec<Destination> = endpoints.split_whitespace().map(destination).collect();
+        let flags = scheduler::draining_flags(scheduler, destinations.iter().copied());
+        Virtual {
+            service: Service { scheduler: scheduler.into(), flags, persistence_seconds: 0 },
+            destinations: destinations.into(),
+        }
+    }
+
+    #[track_caller]
+    fn is_for_now(scheduler: &str, [seen, wanted, held, for_now]: [&str; 4]) {
+        let held = held.split_whitespace().map(endpoint).collect();
+        let found = held_to(&tunnels(scheduler, wanted), Some(&tunnels(scheduler, seen)), &held);
+        assert_eq!(found, tunnels(scheduler, for_now), "{scheduler}: {seen} -> {wanted}");
+    }
+
+    #[test]
+    fn the_old_endpoints_serve_as_long_as_all_new_ones_wait() {
+        is_for_now("rr", ["5", "5=0 6", "6", "5"]);
+        is_for_now("rr", ["5 6", "5=0 6=0 7", "7", "5 6"]);
+        // One that serves already, or was judged, is enough.
+        is_for_now("rr", ["5 6", "5=0 6 7", "7", "5=0 6"]);
+        is_for_now("rr", ["5", "5=0 6 7", "7", "5=0 6"]);
+        // Nobody served before either, or whoever did has left.
+        is_for_now("rr", ["5=0", "5=0 6", "6", "5=0"]);
+        is_for_now("rr", ["5", "6", "6", ""]);
+    }
+
+    #[test]
+    fn what_waits_at_weight_0_refuses_no_client_of_a_scheduler_that_asks_for_the_fallback_flag() {
+        is_for_now("sh", ["5 6=0", "5 6", "6", "5 6=0"]);
+        let found = held_to(&tunnels("sh", "5 6"), Some(&tunnels("sh", "5 6=0")), &BTreeSet::from([endpoint("6")]));
+        assert_eq!(found.service.flags & flags::SCHEDULER_1, flags::SCHEDULER_1);
+    }
 }

@@ -96,6 +96,11 @@ impl PacketMarks {
         self.shares.get(namespace).is_some_and(|share| *share >= MOST_OF_A_NAMESPACE)
     }
 
+    /// Returns whether a namespace has as many marks as it may if all that are kept for keys that are not known were its own.
+    fn may_become_full(&self, namespace: &NamespaceName) -> bool {
+        self.shares.get(namespace).copied().unwrap_or(0) + self.reserved.len() >= MOST_OF_A_NAMESPACE
+    }
+
     /// Adds a key with the seniority of its Service, or removes it. Returns the keys whose marks have changed.
     pub fn put(&mut self, key: ServiceKey, seniority: Option<Seniority>) -> Vec<Moved> {
         let known = self.keys.get(&key);
@@ -161,7 +166,7 @@ impl PacketMarks {
         if self.holders.len() >= MARKS {
             return None;
         }
-        let may_choose = self.waiting.iter().filter(|(namespace, _)| !self.is_full(namespace));
+        let may_choose = self.waiting.iter().filter(|(namespace, _)| !self.may_become_full(namespace));
         let (_, key) = may_choose.filter_map(|(_, its)| its.first()).min()?;
         self.choose(*key)
     }
@@ -179,12 +184,11 @@ impl PacketMarks {
         }
     }
 
-    /// Gives a key that waits a mark, if it may have one and any is free.
+    /// Gives a key that waits a mark: the one that packets to it are given, or one that is free, if it may have that.
     fn choose(&mut self, key: ServiceKey) -> Option<Moved> {
-        if self.is_full(&self.keys.get(&key)?.seniority.1.namespace) {
-            return None;
-        }
-        let free = || (self.holders.len() < MARKS).then(|| choice(&key, &self.holders)).flatten();
+        let namespace = &self.keys.get(&key)?.seniority.1.namespace;
+        let may_choose = !self.may_become_full(namespace) && self.holders.len() < MARKS;
+        let free = || may_choose.then(|| choice(&key, &self.holders)).flatten();
         let mark = self.reserved.get(&key).copied().or_else(free)?;
         self.reserved.remove(&key);
         self.give(key, mark);
@@ -283,6 +287,29 @@ mod tests {
             assert_eq!(marks.put(key, service(0, "web")), [Moved { key, before: None, after: Some(expected) }]);
             assert_eq!((marks.of(&key), marks.holder(expected)), (Some(expected), Some(key)));
         }
+    }
+
+    #[test]
+    fn a_start_takes_no_mark_away_where_a_namespace_has_all_that_it_may() {
+        let port = |number: usize| key("203.0.113.1", Protocol::Tcp, 1000 + number as u16);
+        let name = |number: usize| format!("s-{number:04}");
+        let mut before = PacketMarks::default();
+        // The holders have later names than the one that waits.
+        for number in (1..=MOST_OF_A_NAMESPACE).chain([0]) {
+            before.put(port(number), service(0, &name(number)));
+        }
+        assert_eq!((before.of(&port(0)), waiting(&before)), (None, 1));
+        let given = (1..=MOST_OF_A_NAMESPACE).filter_map(|number| Some((port(number), before.of(&port(number))?)));
+        let given: BTreeMap<ServiceKey, u32> = given.collect();
+
+        let mut after = PacketMarks::default();
+        after.adopt(&given);
+        for number in 0..=MOST_OF_A_NAMESPACE {
+            after.put(port(number), service(0, &name(number)));
+        }
+        after.release();
+        assert!(given.iter().all(|(key, mark)| after.of(key) == Some(*mark)), "who has a mark keeps it");
+        assert_eq!(after.of(&port(0)), None);
     }
 
     #[test]

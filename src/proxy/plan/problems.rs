@@ -30,17 +30,16 @@ impl Problems {
         }
     }
 
-    /// Notes that the claim of one Service to a key has changed, and who had it before and has it now. Returns whether others that claim it are concerned,
-    /// because each is told who has it.
+    /// Notes that the claim of one Service to a key has changed, and who had it before and has it now.
     pub(super) fn note_owner(
         &mut self,
         key: ServiceKey,
         (name, claims): (&ObjectName, bool),
         [before, owner]: [Option<&ObjectName>; 2],
-    ) -> bool {
+    ) {
         self.set_lost(name, key, claims && owner != Some(name));
         if owner == before {
-            return false;
+            return;
         }
         // Only this Service's claim has changed, so that of the former owner is still there, and so was that of the new one.
         if let Some(former) = before.filter(|other| *other != name) {
@@ -49,7 +48,6 @@ impl Problems {
         if let Some(new) = owner.filter(|other| *other != name) {
             self.set_lost(new, key, false);
         }
-        true
     }
 }
 

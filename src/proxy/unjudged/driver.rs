@@ -1,5 +1,6 @@
 //! Waiting for the firewall of this process, in the loop of the service proxy: what it has judged is read here, and log, metric and note are told of what it has not.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use prometheus::IntCounter;
@@ -10,7 +11,7 @@ use crate::kernel::ipvs::ServiceKey;
 use crate::observe::health::Note;
 
 use super::{Unjudged, Waiting};
-use crate::proxy::desired::Desired;
+use crate::proxy::plan::Plan;
 
 /// The endpoints behind tunnels that wait for the firewall, and how far it has come.
 pub struct FirewallWaits {
@@ -36,10 +37,11 @@ impl FirewallWaits {
     }
 
     /// Takes virtual services that have changed.
-    pub fn follow(&mut self, desired: &Desired, changed: &[ServiceKey], now: Instant) {
+    pub fn follow(&mut self, plan: &Plan, changed: &[ServiceKey], now: Instant) {
         if let Some(judged) = &self.judged {
             let judged = *judged.borrow();
-            self.unjudged.follow(desired, changed, (self.world, judged), now);
+            let is_listed = |port: &ServiceKey, destination| plan.is_listed(port, destination);
+            self.unjudged.follow(plan.desired(), changed, is_listed, (self.world, judged), now);
         }
     }
 
@@ -62,9 +64,9 @@ impl FirewallWaits {
         }
     }
 
-    /// Ends the waits that have been long enough, and tells of them.
-    pub fn expire(&mut self, now: Instant, counter: &IntCounter) {
-        counter.inc_by(self.unjudged.expire(now) as u64);
+    /// Ends the waits that have been long enough, and tells of them. `begins`: IPVS shall send new connections to a destination, and does not yet.
+    pub fn expire(&mut self, now: Instant, begins: impl Fn(&ServiceKey, SocketAddr) -> bool, counter: &IntCounter) {
+        counter.inc_by(self.unjudged.expire(now, begins) as u64);
         let early = self.unjudged.early();
         let told = std::mem::replace(&mut self.told, early);
         if early == told {

@@ -29,11 +29,12 @@ impl Case {
         Case { desired: Desired::default(), unjudged: Unjudged::default(), now: Instant::now() }
     }
 
-    /// A port in tunnel mode gets these endpoints with a World, `5=0` for one that takes no new connections; the firewall has judged another one.
+    /// A port in tunnel mode gets these endpoints with a World, `5=0` for one that drains and is listed, `5=gone` for one that drains and has left its slices; the firewall has judged
+    /// another one.
     fn wants(&mut self, address: &str, endpoints: &str, worlds: (u64, u64)) {
         let destination = |word: &str| {
             let (last, weight) = word.split_once('=').unwrap_or((word, "1"));
-            let weight = weight.parse().expect("a weight");
+            let weight = if weight == "gone" { 0 } else { weight.parse().expect("a weight") };
             Destination { address: endpoint(last), weight, forwarding: Forwarding::Tunnel }
         };
         let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
@@ -43,7 +44,10 @@ impl Case {
         self.desired.marks.insert(port, number);
         self.desired.marked.insert(mark, port);
         self.desired.virtuals.insert(mark, Virtual { service, destinations: destinations.into() });
-        self.unjudged.follow(&self.desired, &[mark], worlds, self.now);
+        let gone: Vec<SocketAddr> =
+            endpoints.split_whitespace().filter_map(|word| word.strip_suffix("=gone")).map(endpoint).collect();
+        let is_listed = |_: &ServiceKey, destination| !gone.contains(&destination);
+        self.unjudged.follow(&self.desired, &[mark], is_listed, worlds, self.now);
     }
 
     fn leaves_its_tunnel(&mut self, address: &str, worlds: (u64, u64)) {
@@ -51,7 +55,7 @@ impl Case {
         self.desired.marks.remove(&port);
         self.desired.marked.remove(&mark);
         self.desired.virtuals.remove(&mark);
-        self.unjudged.follow(&self.desired, &[mark, port], worlds, self.now);
+        self.unjudged.follow(&self.desired, &[mark, port], |_, _| false, worlds, self.now);
     }
 
     #[track_caller]
@@ -61,8 +65,13 @@ impl Case {
     }
 
     fn pass(&mut self, milliseconds: u64) -> usize {
+        self.pass_with(milliseconds, |_| true)
+    }
+
+    /// With those that IPVS shall begin to use.
+    fn pass_with(&mut self, milliseconds: u64, begins: impl Fn(SocketAddr) -> bool) -> usize {
         self.now += Duration::from_millis(milliseconds);
-        self.unjudged.expire(self.now)
+        self.unjudged.expire(self.now, |_, destination| begins(destination))
     }
 }
 
@@ -103,10 +112,10 @@ fn a_later_change_holds_up_nothing_of_an_earlier_one_and_no_other_port() {
 }
 
 #[test]
-fn what_goes_or_drains_waits_no_more_and_waits_anew_when_it_comes_back() {
+fn what_goes_waits_no_more_and_waits_anew_when_it_comes_back() {
     let mut case = Case::new();
     case.wants(PORT, "5 6", (1, 0));
-    case.wants(PORT, "6=0", (2, 0));
+    case.wants(PORT, "6=gone", (2, 0));
     case.waits(PORT, "");
     case.unjudged.judged(2);
     case.wants(PORT, "5 6", (3, 2));
@@ -133,4 +142,29 @@ fn a_wait_has_an_end_and_what_is_used_too_early_is_known_until_it_is_judged() {
     assert_eq!(case.pass(600), 1);
     case.wants(PORT, "5", (3, 1));
     assert_eq!(case.unjudged.early(), 0, "it has gone");
+}
+
+#[test]
+fn an_endpoint_that_drained_in_its_slice_has_been_judged_all_the_time() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6", (1, 1));
+    // It is not ready, or it terminates while another one is ready.
+    case.wants(PORT, "5 6=0", (2, 1));
+    case.wants(PORT, "6", (3, 1));
+    case.waits(PORT, "");
+    // One that was never ready waits as any other.
+    case.wants(PORT, "6 7=0", (4, 1));
+    case.wants(PORT, "6 7", (5, 1));
+    case.waits(PORT, "7");
+    case.unjudged.judged(4);
+    case.waits(PORT, "");
+}
+
+#[test]
+fn what_is_used_all_the_time_is_not_told_as_used_too_early() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6", (1, 0));
+    assert_eq!(case.pass_with(1000, |destination| destination == endpoint("6")), 1);
+    case.waits(PORT, "");
+    assert_eq!(case.unjudged.early(), 1);
 }
