@@ -27,6 +27,8 @@ use crate::k8s::{Kind, Object, ObjectId, Warning};
 #[derive(Default)]
 pub struct Catalog {
     files: BTreeMap<Arc<str>, File>,
+    /// Number of files in which something is broken of which no earlier version is known.
+    unknown: usize,
     /// The files that name each object.
     places: Places,
     reader: Reader,
@@ -114,14 +116,14 @@ impl Catalog {
         changed.note_broken(&odd.broken, &broken);
         odd.broken = broken;
         file.odd = Some(Box::new(odd));
-        self.files.insert(name, file);
+        self.keep(name, file);
         changed
     }
 
     /// Removes a file.
     pub fn remove(&mut self, name: &str) -> FileChanges {
         let mut changed = FileChanges::default();
-        if let Some((name, old)) = self.files.remove_entry(name) {
+        if let Some((name, old)) = self.remove_file(name) {
             self.settle(&name, &old, &mut changed);
             self.places.remove_file(old.number);
         }
@@ -130,11 +132,22 @@ impl Catalog {
 
     /// A file as it was, or as one that was never read.
     fn take(&mut self, name: &str) -> (Arc<str>, File) {
-        self.files.remove_entry(name).unwrap_or_else(|| {
+        self.remove_file(name).unwrap_or_else(|| {
             let name = Arc::from(name);
             let number = self.places.add_file(&name);
             (name, File::never_read(number))
         })
+    }
+
+    fn keep(&mut self, name: Arc<str>, file: File) {
+        self.unknown += usize::from(file.odd().unknown);
+        self.files.insert(name, file);
+    }
+
+    fn remove_file(&mut self, name: &str) -> Option<(Arc<str>, File)> {
+        let removed = self.files.remove_entry(name)?;
+        self.unknown -= usize::from(removed.1.odd().unknown);
+        Some(removed)
     }
 
     /// The names of all files.
@@ -144,7 +157,7 @@ impl Catalog {
 
     /// Returns whether something is broken of which no earlier version is known.
     pub fn is_partly_unknown(&self) -> bool {
-        self.files.values().any(|file| file.odd().unknown)
+        self.unknown > 0
     }
 
     fn put_text(&mut self, name: &str, documents: &[Document<'_>]) -> FileChanges {
@@ -170,7 +183,7 @@ impl Catalog {
         changed.note_broken(&old.odd().broken, &file.odd().broken);
         let twice = file.odd().twice.difference(&old.odd().twice).cloned();
         changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
-        self.files.insert(name.clone(), file);
+        self.keep(name.clone(), file);
         self.settle(&name, &old, &mut changed);
         changed
     }
