@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::config::ProxyConfig;
-use crate::kernel::ipvs::Counted;
+use crate::kernel::ipvs::{Counted, ServiceKey};
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, ServiceProblems, Table, World};
 use crate::net::{Family, PerFamily};
