@@ -409,6 +409,7 @@ impl Speaker {
     fn up(&mut self, at: Moment, address: IpAddr, agreement: Box<Agreement>) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         self.unanswering.answered(address, neighbour.ended(), at.now);
+        neighbour.path.begin(neighbour.ended());
         neighbour.begin(at.now);
         if let Some(restart) = &mut self.restart {
             restart.patience = at.now + restart.quiet;

@@ -157,6 +157,9 @@ fn say(peer: &IpAddr, fact: &Fact) {
         Fact::PathFailed(status) => {
             warn!(%peer, reason = %status.diagnostic, said = %status.remote_diagnostic, "BFD session is down: the path has failed");
         }
+        Fact::PathOutlived(status) => {
+            info!(%peer, reason = %status.diagnostic, "BFD session is down: it was with the peer before its restart; the BGP session goes on");
+        }
         Fact::Complete(family) => debug!(%peer, %family, "End-of-RIB received"),
     }
 }

@@ -50,6 +50,8 @@ pub struct Status {
     pub independent: bool,
     /// Number of times that the path has failed: the session was up and is down, and nobody has shut it down.
     pub failures: u64,
+    /// Detection time as of the neighbour's last packet; zero before the first one.
+    pub detection: Duration,
     /// Discriminators; the neighbour's is 0 while it is not known.
     pub mine: u32,
     pub yours: u32,
@@ -63,6 +65,8 @@ pub struct Session {
     state: State,
     diagnostic: Diagnostic,
     failures: u64,
+    /// See [`Status::detection`].
+    detection: Duration,
     remote: Remote,
     /// Desired Min TX and Required Min RX Interval in use.
     send: Duration,
@@ -128,6 +132,7 @@ impl Session {
             state: State::Down,
             diagnostic: Diagnostic::NONE,
             failures: 0,
+            detection: Duration::ZERO,
             remote: Remote::unknown(),
             send: SLOW,
             receive: settings.receive,
@@ -153,6 +158,7 @@ impl Session {
             remote_diagnostic: self.remote.diagnostic,
             independent: self.remote.independent,
             failures: self.failures,
+            detection: self.detection,
             mine: self.mine,
             yours: self.remote.discriminator,
         }
@@ -216,6 +222,7 @@ impl Session {
         self.follow(at, packet.state);
         self.answer |= packet.poll;
         self.heard = Some(at.now);
+        self.detection = self.detection_time().unwrap_or_default();
         if self.interval() < interval {
             self.hasten(at);
         }

@@ -33,4 +33,6 @@ pub enum Fact {
     /// BFD has come up, or has found that the path has failed.
     PathUp,
     PathFailed(bfd::Status),
+    /// BFD has gone down with what it was with: a process of the neighbour that is gone, whose successor has the session.
+    PathOutlived(bfd::Status),
 }

@@ -9,18 +9,26 @@
 //! With graceful restart (4.3): a neighbour that restarts has lost its session already, and its BFD with it, unless it says that its BFD is
 //! independent (C bit). So the path of a neighbour without a session that fails changes nothing, except with that bit: then packets are not
 //! forwarded, and its stale routes go.
+//!
+//! The neighbour's BFD is often found gone only when its next process has a session already: our end was up on the last packets of the
+//! process before. Such a failure says nothing about the new session, which goes on. What tells it: BFD came up before the session before ended,
+//! and not since, and the session is not older than the detection time and a moment, within which the silence of the old process ends.
+//! Should the path itself have failed in that moment, the hold timer ends the session.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::super::message::{Notification, Reason};
 use super::super::session::{Event, Moment, State};
-use super::{Fact, Output, Speaker};
+use super::{Fact, Neighbour, Output, Speaker};
 use crate::bfd::{self, Status};
 use crate::net::PerFamily;
 
 /// Longest time without a session after its path has failed.
 const HELD: Duration = Duration::from_secs(30);
+/// Time beyond the detection time within which a process that is gone has been noticed: it may have sent shortly before its successor, which
+/// sends its first packet within a second.
+const NOTICED: Duration = Duration::from_secs(2);
 
 /// Desired BFD session with a neighbour, from the transport's local address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +45,17 @@ pub(super) struct PathState {
     pub failed_at: Option<Instant>,
     /// It has ended the session, and keeps another one from being made.
     pub is_holding: bool,
+    /// Last time that BFD came up.
+    up_at: Option<Instant>,
+    /// BFD came up before the session before this one ended, and not since: it may be with a process that is gone.
+    is_older: bool,
+}
+
+impl PathState {
+    /// Records that a session is established. `ended`: the end of the one before.
+    pub fn begin(&mut self, ended: Option<Instant>) {
+        self.is_older = self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
+    }
 }
 
 impl Speaker {
@@ -48,13 +67,20 @@ impl Speaker {
         let before = neighbour.path.status.replace(status).filter(|before| before.mine == status.mine);
         let was = before.map_or(bfd::State::Down, |before| before.state);
         let has_failed = status.failures > before.map_or(0, |before| before.failures);
-        if has_failed {
+        let is_up = status.state == bfd::State::Up;
+        let comes_up = is_up && (has_failed || was != bfd::State::Up);
+        let is_outlived = neighbour.has_outlived(at.now, &status);
+        if comes_up {
+            (neighbour.path.up_at, neighbour.path.is_older) = (Some(at.now), false);
+        }
+        if has_failed && is_outlived {
+            self.outputs.push(Output::Fact(address, Fact::PathOutlived(status)));
+        } else if has_failed {
             neighbour.path.failed_at = Some(at.now);
             self.outputs.push(Output::Fact(address, Fact::PathFailed(status)));
             self.path_failed(at, address, status.independent);
         }
-        let is_up = status.state == bfd::State::Up;
-        if is_up && (has_failed || was != bfd::State::Up) {
+        if comes_up {
             self.outputs.push(Output::Fact(address, Fact::PathUp));
         }
         // RFC 5882 4.1: a session must be possible where BFD is shut down by either end.
@@ -82,5 +108,14 @@ impl Speaker {
         if was_holding && neighbour.peer.state() == State::Idle && !neighbour.peer.is_stopped() {
             self.event(at, address, Event::Start);
         }
+    }
+}
+
+impl Neighbour {
+    /// Returns whether BFD that goes down now was with an earlier process of the neighbour than the session.
+    fn has_outlived(&self, now: Instant, status: &Status) -> bool {
+        let age = self.began().map(|began| now.saturating_duration_since(began));
+        let is_young = self.peer.session().is_some() && age.is_some_and(|age| age < status.detection + NOTICED);
+        self.path.is_older && is_young && !status.independent
     }
 }

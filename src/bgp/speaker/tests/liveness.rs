@@ -17,6 +17,7 @@ const UP: Status = Status {
     remote_diagnostic: Diagnostic::NONE,
     independent: false,
     failures: 0,
+    detection: Duration::from_millis(900),
     mine: 7,
     yours: 9,
 };
@@ -131,6 +132,71 @@ fn a_restarting_neighbour_keeps_its_routes_unless_its_bfd_outlives_it() {
         assert_eq!(bench.routes_of(2), 2, "stale");
         bench.path(2, Status { independent, ..FAILED });
         assert_eq!((bench.routes_of(2), bench.state(2)), (routes, State::Active), "C bit {independent}");
+    }
+}
+
+/// A neighbour that has crashed, and is back: its stale routes, its new session, and BFD that is up on packets of the process before.
+fn back(status: Status) -> (Bench, LinkId) {
+    let (mut bench, link) = bench(Some(false));
+    bench.path(2, status);
+    bench.pass(Duration::from_secs(60));
+    bench.step(Input::Closed(link));
+    bench.pass(Duration::from_millis(200));
+    let link = bench.come(2, Some(true));
+    bench.said(link);
+    (bench, link)
+}
+
+#[test]
+fn a_neighbour_that_is_back_before_its_bfd_is_found_gone_keeps_its_session_and_its_routes() {
+    let signalled = Status { diagnostic: Diagnostic::NEIGHBOR_SIGNALED_DOWN, ..FAILED };
+    let over = Status { failures: 1, ..UP };
+    for told in [FAILED, signalled, over] {
+        let (mut bench, link) = back(UP);
+        bench.pass(Duration::from_millis(700));
+        bench.path(2, told);
+        assert!(bench.said(link).is_empty(), "{told:?}");
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2));
+        assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathOutlived(_))), 1);
+        assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 0);
+        // BFD is up again, with the new process: from now on a failure is one.
+        bench.path(2, over);
+        bench.path(2, Status { failures: 2, ..FAILED });
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0));
+    }
+}
+
+#[test]
+fn a_neighbour_whose_bfd_is_found_gone_before_it_is_back_keeps_its_routes() {
+    let (mut bench, link) = bench(Some(false));
+    bench.step(Input::Closed(link));
+    bench.path(2, FAILED);
+    let link = bench.come(2, Some(true));
+    bench.said(link);
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2));
+    bench.path(2, Status { failures: 1, ..UP });
+    bench.path(2, Status { failures: 2, ..FAILED });
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "the path itself");
+}
+
+#[test]
+fn only_the_failure_of_a_process_that_is_gone_is_let_pass() {
+    let (mut bench, _) = back(UP);
+    bench.pass(Duration::from_secs(3));
+    bench.path(2, FAILED);
+    assert_eq!(bench.state(2), State::Idle, "its silence would have been noticed earlier");
+    let independent = Status { independent: true, ..UP };
+    let (mut bench, _) = back(independent);
+    bench.path(2, Status { independent: true, ..FAILED });
+    assert_eq!(bench.state(2), State::Idle, "its BFD does not end with a process");
+    // A path that comes and goes ends each session, however young, as BFD came up after the one before.
+    let (mut bench, _) = self::bench(None);
+    for failures in 1..4 {
+        bench.path(2, Status { failures, ..FAILED });
+        assert_eq!(bench.state(2), State::Idle);
+        bench.path(2, Status { failures, ..UP });
+        bench.pass(Duration::from_secs(31));
+        bench.come(2, None);
     }
 }
 
