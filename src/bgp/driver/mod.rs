@@ -200,7 +200,6 @@ impl fmt::Debug for Command {
 
 struct Driver {
     speaker: Speaker,
-    liveness: Watching,
     links: Links,
     listeners: Listeners,
     waits: Waits,
@@ -214,6 +213,9 @@ struct Driver {
     moments: Moments,
     buffer: Vec<u8>,
     pulse: Pulse,
+    /// Dropped last, after all connections are closed: some neighbours take the end of BFD, which is told here, for a reason to end the
+    /// session and to forget its routes, where a closed connection begins a graceful restart.
+    liveness: Watching,
 }
 
 impl Driver {
@@ -228,7 +230,6 @@ impl Driver {
         }
         Driver {
             speaker,
-            liveness: Watching::default(),
             links: Links::default(),
             listeners: Listeners::default(),
             waits: Waits::new(),
@@ -239,6 +240,7 @@ impl Driver {
             moments: Moments::since(now),
             buffer: vec![0; BUFFER],
             pulse: setup.pulse,
+            liveness: Watching::default(),
         }
     }
 
