@@ -95,6 +95,7 @@ impl Sessions {
         for id in gone {
             self.close(now, id);
         }
+        self.forget_closing(wanted);
         for (key, wanted) in wanted {
             let at = self.moment(now);
             match self.keys.get(key).copied() {
@@ -107,6 +108,18 @@ impl Sessions {
                 }
                 None => self.open(at, *key, *wanted),
             }
+        }
+    }
+
+    /// Forgets sessions that are being closed and are desired again: the farewell of the old one would end the new one.
+    fn forget_closing(&mut self, wanted: &BTreeMap<Key, Wanted>) {
+        if self.sessions.len() == self.keys.len() {
+            return;
+        }
+        let is_closing = |id: &u32, entry: &Entry| self.keys.get(&entry.key) != Some(id);
+        let all = self.sessions.iter().filter(|(id, entry)| is_closing(id, entry) && wanted.contains_key(&entry.key));
+        for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget(id);
         }
     }
 

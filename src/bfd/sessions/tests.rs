@@ -178,6 +178,58 @@ fn a_change_is_told_once_and_a_failure_counted() {
     );
 }
 
+/// Statuses that are told, in order.
+fn changes(outputs: &[Output]) -> Vec<Status> {
+    let status = |output: &Output| match output {
+        Output::Changed(_, status) => Some(*status),
+        Output::Send(..) | Output::Ended(_) => None,
+    };
+    outputs.iter().filter_map(status).collect()
+}
+
+#[test]
+fn one_that_is_wanted_again_during_its_farewell_comes_up_once_and_stays_up() {
+    let begin = Instant::now();
+    let mut both = [Sessions::new(1), Sessions::new(2)];
+    let one = key(2, Path::SingleHop);
+    let keys = [one, Key { remote: one.local, local: one.remote, ..one }];
+    let mut states = [Vec::new(), Vec::new()];
+    let mut time = 0;
+    let mut pass = |both: &mut [Sessions; 2], until: u64| {
+        while time < until {
+            time += 5;
+            let now = begin + Duration::from_millis(time);
+            for one in 0..2 {
+                both[one].tick(now);
+                let outputs = both[one].outputs();
+                states[one].extend(changes(&outputs).iter().map(|status| (status.state, status.failures)));
+                for output in outputs {
+                    let Output::Send(id, packet) = output else { continue };
+                    if both[one].destination(id).is_some() {
+                        // What is for a session that is gone is ignored.
+                        let _ = both[1 - one].receive(now, arrival(keys[1 - one], 255, &packet.encode()));
+                    }
+                }
+            }
+        }
+        states.each_mut().map(std::mem::take)
+    };
+    both[0].want(begin, &wanted([keys[0]]));
+    both[1].want(begin, &wanted([keys[1]]));
+    pass(&mut both, 10_000);
+    assert!(both.iter().all(|sessions| sessions.all().all(|(_, status)| status.state == State::Up)));
+    both[0].want(begin + Duration::from_secs(10), &BTreeMap::new());
+    pass(&mut both, 10_100);
+    both[0].want(begin + Duration::from_millis(10_100), &wanted([keys[0]]));
+    let states = pass(&mut both, 30_000);
+    for (one, states) in states.iter().enumerate() {
+        let ups = states.iter().position(|(state, _)| *state == State::Up).expect("it comes up");
+        assert!(states[ups..].iter().all(|(state, _)| *state == State::Up), "{one}: {states:?}");
+        assert!(states.iter().all(|(_, failures)| *failures == 0), "{one}: {states:?}");
+    }
+    assert_eq!([both[0].count(), both[1].count()], [1, 1]);
+}
+
 /// Two machines with so many sessions between them, woken as seldom as they allow; returns the wake-ups and packets of one.
 fn between(count: u8, time: Duration) -> (usize, usize) {
     let begin = Instant::now();
