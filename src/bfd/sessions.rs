@@ -1,7 +1,7 @@
 //! All sessions as one machine without I/O: which packet is whose, and when something is due.
 //!
-//! RFC 5880 6.3, RFC 5881 3 and 5, RFC 5883 4: a packet with a discriminator of ours is that session's, whatever its source; one
-//! without belongs to the session between the two addresses. Single-hop sessions have their own port, and their packets have to
+//! RFC 5880 6.3, RFC 5881 3 and 5, RFC 5883 4: a packet belongs to the session between its two addresses, and the discriminator of ours that
+//! it has, if any, must be that session's: a neighbour sends from the address that it was configured with. Single-hop sessions have their own port, and their packets have to
 //! arrive with the TTL with which they were sent. From several hops away anybody may send with the neighbour's address, so there a session that
 //! is up hears only who knows its discriminator; a neighbour that has begun anew is lost by its silence, and found again.
 //!
@@ -46,6 +46,8 @@ pub enum Ignored {
     Distant,
     /// It belongs to no session.
     Unknown,
+    /// It has the discriminator of a session, and other addresses.
+    Elsewhere,
     /// It names no discriminator of ours, may come from anywhere, and the session is up.
     Unproven,
 }
@@ -186,16 +188,16 @@ impl Sessions {
             return Err(Ignored::Distant);
         }
         let packet = Packet::decode(arrival.datagram).map_err(Ignored::Malformed)?;
+        let key = Key { remote: arrival.from, local: arrival.to, path: arrival.path };
         let id = match packet.yours {
-            0 => {
-                let key = Key { remote: arrival.from, local: arrival.to, path: arrival.path };
-                self.keys.get(&key).copied().ok_or(Ignored::Unknown)?
-            }
+            0 => self.keys.get(&key).copied().ok_or(Ignored::Unknown)?,
             yours => yours,
         };
         let at = self.moment(now);
-        let entry = self.sessions.get_mut(&id).filter(|entry| entry.key.path == arrival.path);
-        let entry = entry.ok_or(Ignored::Unknown)?;
+        let entry = self.sessions.get_mut(&id).ok_or(Ignored::Unknown)?;
+        if entry.key != key {
+            return Err(Ignored::Elsewhere);
+        }
         if packet.yours == 0 && entry.key.path == Path::Multihop && entry.session.status().state == State::Up {
             return Err(Ignored::Unproven);
         }

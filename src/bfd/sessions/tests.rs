@@ -59,16 +59,21 @@ fn packets_are_told_apart_by_discriminator_or_by_addresses() {
     assert_eq!(sessions.receive(now, arrival(near, 255, &first)), Ok(()));
     let states = |sessions: &Sessions| [near, far, other].map(|key| status(sessions, key).state);
     assert_eq!(states(&sessions), [State::Init, State::Down, State::Down]);
-    // From another address, as when the neighbour has several.
     let mine = status(&sessions, near).mine;
     let moved = Arrival { from: [198, 51, 100, 7].into(), ..arrival(near, 255, &first) };
     assert_eq!(sessions.receive(now, moved), Err(Ignored::Unknown));
     let named = said(State::Init, mine);
-    let moved = Arrival { from: [198, 51, 100, 7].into(), ..arrival(near, 255, &named) };
-    assert_eq!(sessions.receive(now, moved), Ok(()));
+    for elsewhere in [
+        Arrival { from: [198, 51, 100, 7].into(), ..arrival(near, 255, &named) },
+        Arrival { to: [192, 0, 2, 9].into(), ..arrival(near, 255, &named) },
+        Arrival { path: Path::Multihop, ..arrival(near, 255, &named) },
+        arrival(other, 255, &named),
+    ] {
+        assert_eq!(sessions.receive(now, elsewhere), Err(Ignored::Elsewhere), "who has seen the discriminator");
+    }
+    assert_eq!(states(&sessions), [State::Init, State::Down, State::Down]);
+    assert_eq!(sessions.receive(now, arrival(near, 255, &named)), Ok(()));
     assert_eq!(states(&sessions), [State::Up, State::Down, State::Down]);
-    let mistaken = Arrival { path: Path::Multihop, ..arrival(near, 255, &named) };
-    assert_eq!(sessions.receive(now, mistaken), Err(Ignored::Unknown), "the port of another kind");
     let nobody = said(State::Up, mine.wrapping_add(1));
     assert_eq!(sessions.receive(now, arrival(near, 255, &nobody)), Err(Ignored::Unknown));
 }
