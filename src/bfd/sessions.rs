@@ -2,7 +2,8 @@
 //!
 //! RFC 5880 6.3, RFC 5881 3 and 5, RFC 5883 4: a packet belongs to the session between its two addresses, and the discriminator of ours that
 //! it has, if any, must be that session's: a neighbour sends from the address that it was configured with. Single-hop sessions have their own port, and their packets have to
-//! arrive with the TTL with which they were sent. From several hops away anybody may send with the neighbour's address, so there a session that
+//! arrive with the TTL with which they were sent, and over the link over which the route to the neighbour goes: a pod of this node may write
+//! any source address and any TTL, but its packets come over another link. From several hops away anybody may send with the neighbour's address, so there a session that
 //! is up hears only who knows its discriminator; a neighbour that has begun anew is lost by its silence, and found again.
 //!
 //! Each session has one timer. A packet that puts it off costs no change of the sorted timers: who is woken too early is put back.
@@ -35,6 +36,8 @@ pub struct Arrival<'a> {
     pub path: Path,
     /// TTL (hop limit) that it had left, if the kernel has told.
     pub ttl: Option<u8>,
+    /// Index of the link over which it has come, if the kernel has told.
+    pub link: Option<u32>,
     pub datagram: &'a [u8],
 }
 
@@ -44,6 +47,8 @@ pub enum Ignored {
     Malformed(Discarded),
     /// It has passed a router (RFC 5881 5).
     Distant,
+    /// It has come over another link than that to the neighbour.
+    OtherLink,
     /// It belongs to no session.
     Unknown,
     /// It has the discriminator of a session, and other addresses.
@@ -68,6 +73,8 @@ pub struct Sessions {
 struct Entry {
     key: Key,
     port: u16,
+    /// Index of the link over which the route to the neighbour goes; `None` where it is not known, or there is none.
+    link: Option<u32>,
     session: Session,
     timer: Option<Instant>,
     /// As last reported.
@@ -158,7 +165,7 @@ impl Sessions {
         }
         let session = Session::new(wanted.settings, id, at);
         let status = session.status();
-        self.sessions.insert(id, Entry { key, port: wanted.port, session, timer: None, status });
+        self.sessions.insert(id, Entry { key, port: wanted.port, link: None, session, timer: None, status });
         self.keys.insert(key, id);
         self.follow_up(at.now, id);
     }
@@ -198,12 +205,22 @@ impl Sessions {
         if entry.key != key {
             return Err(Ignored::Elsewhere);
         }
+        if key.path == Path::SingleHop && (arrival.link.is_none() || arrival.link != entry.link) {
+            return Err(Ignored::OtherLink);
+        }
         if packet.yours == 0 && entry.key.path == Path::Multihop && entry.session.status().state == State::Up {
             return Err(Ignored::Unproven);
         }
         entry.session.receive(at, &packet);
         self.follow_up(now, id);
         Ok(())
+    }
+
+    /// Sets the link over which the route to a neighbour goes. Packets of a session with a neighbour on our link are taken from there alone.
+    pub fn set_link(&mut self, key: &Key, link: Option<u32>) {
+        if let Some(entry) = self.keys.get(key).and_then(|id| self.sessions.get_mut(id)) {
+            entry.link = link;
+        }
     }
 
     /// Does what is due.

@@ -1,6 +1,6 @@
-//! UDP sockets that tell how many routers a datagram has passed, and read many datagrams at once.
+//! UDP sockets that tell how many routers a datagram has passed and over which link it has come, and read many datagrams at once.
 //!
-//! udp(7), ip(7), ipv6(7): `IP_RECVTTL` and `IPV6_RECVHOPLIMIT`, `IP_FREEBIND`, recvmmsg(2); class of service CS6 as with `tcp`.
+//! udp(7), ip(7), ipv6(7): `IP_RECVTTL` and `IPV6_RECVHOPLIMIT`, `IP_PKTINFO` and `IPV6_RECVPKTINFO`, `IP_FREEBIND`, recvmmsg(2); class of service CS6 as with `tcp`.
 //!
 //! Nothing of this outlives the process: sockets go with it. A socket that receives does not share its port (no `SO_REUSEADDR`): who
 //! else has it is told.
@@ -24,13 +24,14 @@ const AT_ONCE: usize = 64;
 /// Number of bytes read of a datagram; the rest is lost.
 const LONGEST: usize = 64;
 /// Space for the control messages of one datagram.
-const CONTROL: usize = 8;
+const CONTROL: usize = 16;
 
-/// Datagram with its source, and its TTL (hop limit) where the kernel has told it.
+/// Datagram with its source, and its TTL (hop limit) and the index of the link over which it has come where the kernel has told them.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     pub from: IpAddr,
     pub ttl: Option<u8>,
+    pub link: Option<u32>,
     pub bytes: &'a [u8],
 }
 
@@ -60,8 +61,14 @@ pub fn receiving(on: SocketAddr) -> Result<UdpSocket, Error> {
     let opened = || -> rustix::io::Result<OwnedFd> {
         let socket = open(on.ip())?;
         match on {
-            SocketAddr::V4(_) => set(&socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?,
-            SocketAddr::V6(_) => set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?,
+            SocketAddr::V4(_) => {
+                set(&socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
+                set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            }
+            SocketAddr::V6(_) => {
+                set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
+                set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            }
         }
         // The kernel's own limit holds where we may not exceed it.
         if sockopt::set_socket_recv_buffer_size_force(&socket, WAITING).is_err() {
@@ -193,24 +200,34 @@ impl Slot {
             }
             _ => return None,
         };
-        Some(Datagram { from, ttl: self.ttl(), bytes: self.bytes.get(..self.length)? })
+        let (ttl, link) = self.control();
+        Some(Datagram { from, ttl, link, bytes: self.bytes.get(..self.length)? })
     }
 
-    /// Reads control messages (cmsg(3)): a length that counts the header, level, type, and a number here, each aligned to 8 bytes.
-    fn ttl(&self) -> Option<u8> {
+    /// Reads TTL and link from the control messages (cmsg(3)): each has a length that counts the header, level, type, and its data, and is
+    /// aligned to 8 bytes.
+    fn control(&self) -> (Option<u8>, Option<u32>) {
         let mut bytes = [0; size_of::<[u64; CONTROL]>()];
         bytes.chunks_exact_mut(8).zip(&self.control).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
-        let mut rest = bytes.get(..self.control_length)?;
-        loop {
-            let length = usize::from_ne_bytes(*rest.first_chunk()?);
+        let (mut ttl, mut link) = (None, None);
+        let mut rest = bytes.get(..self.control_length).unwrap_or_default();
+        while let Some(first) = rest.first_chunk() {
+            let length = usize::from_ne_bytes(*first);
             let number = |at: usize| Some(libc::c_int::from_ne_bytes(*rest.get(at..length)?.first_chunk()?));
-            match (number(8)?, number(12)?) {
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    return u8::try_from(number(16)?).ok();
+            match (number(8), number(12)) {
+                (Some(libc::IPPROTO_IP), Some(libc::IP_TTL))
+                | (Some(libc::IPPROTO_IPV6), Some(libc::IPV6_HOPLIMIT)) => {
+                    ttl = number(16).and_then(|ttl| u8::try_from(ttl).ok());
                 }
-                _ => rest = rest.get(length.next_multiple_of(8)..)?,
+                // `struct in_pktinfo` begins with the link, and in `struct in6_pktinfo` it is behind the address.
+                (Some(libc::IPPROTO_IP), Some(libc::IP_PKTINFO)) => link = number(16),
+                (Some(libc::IPPROTO_IPV6), Some(libc::IPV6_PKTINFO)) => link = number(32),
+                (Some(_), Some(_)) => {}
+                (None, _) | (_, None) => break,
             }
+            rest = rest.get(length.next_multiple_of(8)..).unwrap_or_default();
         }
+        (ttl, link.and_then(|link| u32::try_from(link).ok()))
     }
 }
 
@@ -230,6 +247,8 @@ mod tests {
         let common = UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap();
         common.send_to(b"", to).unwrap();
         assert!(!batch.read(&receiver));
+        let loopback = std::fs::read_to_string("/sys/class/net/lo/ifindex").unwrap().trim().parse().ok();
+        assert!(batch.datagrams().all(|one| one.link == loopback), "it came over no link that carries packets");
         let read: Vec<_> = batch.datagrams().map(|one| (one.from, one.ttl, one.bytes.to_vec())).collect();
         let usual = read[2].1.expect("it is told");
         assert!(usual < 255, "{usual}");

@@ -6,11 +6,12 @@
 //!
 //! Sockets exist while a session needs them: one that receives for each local address and kind of path, and one that sends for each
 //! session, with a source port of its own (RFC 5881 4). A socket that cannot be had is tried for again; the session stays down meanwhile.
+//! The kernel is asked over which link the route to a neighbour on our link goes, and again when a packet of it has come over another one.
 //!
 //! The thread ends with its [`Handle`], and tells all neighbours first that the sessions end administratively, which harms nobody
 //! (RFC 5880 6.8.16). A process that is killed is found out as any failure is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,9 +25,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::packet::Packet;
 use super::session::Status;
-use super::sessions::{Arrival, Output, Sessions};
+use super::sessions::{Arrival, Ignored, Output, Sessions};
 use super::{Key, Path, Wanted};
 use crate::kernel::Error;
+use crate::kernel::route::Lookup;
 use crate::kernel::udp::{self, Batch};
 
 /// News of the sessions.
@@ -60,6 +62,8 @@ const SAME_PAUSE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 /// Time between two tries to deliver a report.
 const UNDELIVERED: Duration = Duration::from_millis(10);
+/// Least time between two questions for the link to one neighbour.
+const SAME_LINK: Duration = Duration::from_millis(100);
 /// Reports that may wait for their reader, beside the newest status of each session.
 const REPORTS: usize = 256;
 /// Longest wait.
@@ -83,6 +87,8 @@ pub fn spawn() -> io::Result<(Handle, mpsc::Receiver<Report>)> {
         wake: wake.clone(),
         receivers: BTreeMap::new(),
         senders: BTreeMap::new(),
+        links: BTreeMap::new(),
+        lookup: None,
         port: (RandomState::new().hash_one(()) % u64::from(PORTS)) as u16,
         batch: Batch::default(),
         is_changed: false,
@@ -127,6 +133,10 @@ struct Driver {
     receivers: BTreeMap<(IpAddr, Path), Receiver>,
     /// By our discriminator, with the destination.
     senders: BTreeMap<u32, (SocketAddr, UdpSocket)>,
+    /// When the kernel was asked for the link to each neighbour on our link.
+    links: BTreeMap<Key, Instant>,
+    /// `None` before the first question, and after one that failed.
+    lookup: Option<Lookup>,
     /// Last source port, counted from the first one that is allowed.
     port: u16,
     batch: Batch,
@@ -163,8 +173,7 @@ impl Driver {
                 Ok(false) => {}
                 Ok(true) => {
                     let wanted = self.wanted.borrow_and_update().clone();
-                    self.sessions.want(Instant::now(), &wanted);
-                    self.is_changed = true;
+                    self.follow(&wanted);
                 }
                 Err(_) => return self.say_goodbye(),
             }
@@ -175,6 +184,31 @@ impl Driver {
             self.deliver();
             self.wait();
         }
+    }
+
+    fn follow(&mut self, wanted: &BTreeMap<Key, Wanted>) {
+        let now = Instant::now();
+        self.sessions.want(now, wanted);
+        self.is_changed = true;
+        self.links.retain(|key, _| wanted.contains_key(key));
+        for key in wanted.keys().filter(|key| key.path == Path::SingleHop) {
+            self.look_for_link(now, *key);
+        }
+    }
+
+    /// Asks the kernel over which link the route to a neighbour goes, unless it was asked a moment ago; returns whether it has answered.
+    fn look_for_link(&mut self, now: Instant, key: Key) -> bool {
+        if self.links.get(&key).is_some_and(|asked| now.saturating_duration_since(*asked) < SAME_LINK) {
+            return false;
+        }
+        self.links.insert(key, now);
+        let lookup = self.lookup.take().or_else(|| Lookup::open().ok());
+        let Some(mut lookup) = lookup else { return false };
+        // A question that failed is asked again with the next packet, over another socket.
+        let Ok(link) = lookup.link_to(key.remote) else { return false };
+        self.lookup = Some(lookup);
+        self.sessions.set_link(&key, link);
+        true
     }
 
     /// Waits for something to do. Errors are short: a signal, or no memory.
@@ -210,19 +244,27 @@ impl Driver {
 
     fn read(&mut self) {
         let now = Instant::now();
+        let mut strayed = BTreeSet::new();
         for ((to, path), receiver) in &self.receivers {
             let Some(socket) = &receiver.socket else { continue };
             for _ in 0..READS {
                 let more = self.batch.read(socket);
                 for one in self.batch.datagrams() {
-                    let arrival = Arrival { from: one.from, to: *to, path: *path, ttl: one.ttl, datagram: one.bytes };
+                    let (ttl, link, datagram) = (one.ttl, one.link, one.bytes);
+                    let arrival = Arrival { from: one.from, to: *to, path: *path, ttl, link, datagram };
                     // Nobody answers what is nobody's (RFC 5880 6.8.6).
-                    let _ = self.sessions.receive(now, arrival);
+                    if self.sessions.receive(now, arrival) == Err(Ignored::OtherLink) {
+                        strayed.insert(Key { remote: one.from, local: *to, path: *path });
+                    }
                 }
                 if !more {
                     break;
                 }
             }
+        }
+        // The route may have moved; then the next packet is taken.
+        for key in strayed {
+            self.look_for_link(now, key);
         }
     }
 

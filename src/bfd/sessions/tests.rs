@@ -34,7 +34,16 @@ fn said(state: State, yours: u32) -> [u8; 24] {
 }
 
 fn arrival<'a>(key: Key, ttl: u8, datagram: &'a [u8]) -> Arrival<'a> {
-    Arrival { from: key.remote, to: key.local, path: key.path, ttl: Some(ttl), datagram }
+    Arrival { from: key.remote, to: key.local, path: key.path, ttl: Some(ttl), link: Some(LINK), datagram }
+}
+
+/// Index of the link to all neighbours.
+const LINK: u32 = 2;
+
+/// Sessions that are wanted, with what is known of the routes to their neighbours.
+fn want(sessions: &mut Sessions, now: Instant, requests: &BTreeMap<Key, Wanted>) {
+    sessions.want(now, requests);
+    requests.keys().for_each(|key| sessions.set_link(key, Some(LINK)));
 }
 
 fn sent(outputs: &[Output]) -> Vec<(u32, State)> {
@@ -54,7 +63,7 @@ fn packets_are_told_apart_by_discriminator_or_by_addresses() {
     let (now, mut sessions) = (Instant::now(), Sessions::new(1));
     let (near, far) = (key(2, Path::SingleHop), key(2, Path::Multihop));
     let other = key(3, Path::SingleHop);
-    sessions.want(now, &wanted([near, far, other]));
+    want(&mut sessions, now, &wanted([near, far, other]));
     let first = said(State::Down, 0);
     assert_eq!(sessions.receive(now, arrival(near, 255, &first)), Ok(()));
     let states = |sessions: &Sessions| [near, far, other].map(|key| status(sessions, key).state);
@@ -82,7 +91,7 @@ fn packets_are_told_apart_by_discriminator_or_by_addresses() {
 fn a_packet_that_passed_a_router_is_none_of_a_neighbour_on_our_link() {
     let (now, mut sessions) = (Instant::now(), Sessions::new(1));
     let (near, far) = (key(2, Path::SingleHop), key(3, Path::Multihop));
-    sessions.want(now, &wanted([near, far]));
+    want(&mut sessions, now, &wanted([near, far]));
     let first = said(State::Down, 0);
     assert_eq!(sessions.receive(now, arrival(near, 254, &first)), Err(Ignored::Distant));
     let untold = Arrival { ttl: None, ..arrival(near, 255, &first) };
@@ -92,13 +101,36 @@ fn a_packet_that_passed_a_router_is_none_of_a_neighbour_on_our_link() {
 }
 
 #[test]
+fn a_packet_over_another_link_is_none_of_a_neighbour_on_our_link() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let (near, far) = (key(2, Path::SingleHop), key(3, Path::Multihop));
+    want(&mut sessions, now, &wanted([near, far]));
+    let mine = status(&sessions, near).mine;
+    for packet in [said(State::Down, 0), said(State::Down, mine)] {
+        for link in [Some(LINK + 1), None] {
+            let arrival = Arrival { link, ..arrival(near, 255, &packet) };
+            assert_eq!(sessions.receive(now, arrival), Err(Ignored::OtherLink), "a pod has sent it");
+        }
+    }
+    let first = said(State::Down, 0);
+    sessions.set_link(&near, None);
+    assert_eq!(sessions.receive(now, arrival(near, 255, &first)), Err(Ignored::OtherLink), "there is no route");
+    let unknown = Arrival { link: None, ..arrival(near, 255, &first) };
+    assert_eq!(sessions.receive(now, unknown), Err(Ignored::OtherLink));
+    sessions.set_link(&near, Some(LINK));
+    assert_eq!(sessions.receive(now, arrival(near, 255, &first)), Ok(()));
+    let over_any = Arrival { link: Some(LINK + 1), ..arrival(far, 64, &first) };
+    assert_eq!(sessions.receive(now, over_any), Ok(()), "a network may be entered by any link");
+}
+
+#[test]
 fn who_knows_no_discriminator_cannot_end_a_session_from_far_away() {
     for (path, outcome, state) in
         [(Path::Multihop, Err(Ignored::Unproven), State::Up), (Path::SingleHop, Ok(()), State::Down)]
     {
         let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
         let one = key(2, path);
-        sessions.want(now, &wanted([one]));
+        want(&mut sessions, now, &wanted([one]));
         let mine = status(&sessions, one).mine;
         sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
         sessions.receive(now, arrival(one, 255, &said(State::Init, mine))).expect("it is taken");
@@ -117,11 +149,11 @@ fn who_knows_no_discriminator_cannot_end_a_session_from_far_away() {
 fn a_session_that_is_not_wanted_any_more_says_so_and_goes() {
     let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
     let keys = [key(2, Path::SingleHop), key(3, Path::SingleHop)];
-    sessions.want(now, &wanted(keys));
+    want(&mut sessions, now, &wanted(keys));
     sessions.receive(now, arrival(keys[0], 255, &said(State::Down, 0))).expect("it is taken");
     let mine = status(&sessions, keys[0]).mine;
     sessions.outputs();
-    sessions.want(now, &BTreeMap::new());
+    want(&mut sessions, now, &BTreeMap::new());
     let outputs = sessions.outputs();
     assert_eq!(sent(&outputs), [(mine, State::AdminDown)], "the other one was never heard");
     assert_eq!((sessions.count(), sessions.all().count()), (1, 0));
@@ -138,11 +170,11 @@ fn a_session_that_is_not_wanted_any_more_says_so_and_goes() {
 fn one_that_is_wanted_again_begins_anew() {
     let (now, mut sessions) = (Instant::now(), Sessions::new(1));
     let one = key(2, Path::SingleHop);
-    sessions.want(now, &wanted([one]));
+    want(&mut sessions, now, &wanted([one]));
     sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
     let before = status(&sessions, one).mine;
-    sessions.want(now, &BTreeMap::new());
-    sessions.want(now, &wanted([one]));
+    want(&mut sessions, now, &BTreeMap::new());
+    want(&mut sessions, now, &wanted([one]));
     let after = status(&sessions, one);
     assert!(after.mine != before && after.state == State::Down);
     sessions.outputs();
@@ -155,7 +187,7 @@ fn one_that_is_wanted_again_begins_anew() {
 fn a_change_is_told_once_and_a_failure_counted() {
     let (mut now, mut sessions) = (Instant::now(), Sessions::new(1));
     let one = key(2, Path::SingleHop);
-    sessions.want(now, &wanted([one]));
+    want(&mut sessions, now, &wanted([one]));
     let mine = status(&sessions, one).mine;
     let mut told = Vec::new();
     let mut note = |sessions: &mut Sessions| {
@@ -219,13 +251,13 @@ fn one_that_is_wanted_again_during_its_farewell_comes_up_once_and_stays_up() {
         }
         states.each_mut().map(std::mem::take)
     };
-    both[0].want(begin, &wanted([keys[0]]));
-    both[1].want(begin, &wanted([keys[1]]));
+    want(&mut both[0], begin, &wanted([keys[0]]));
+    want(&mut both[1], begin, &wanted([keys[1]]));
     pass(&mut both, 10_000);
     assert!(both.iter().all(|sessions| sessions.all().all(|(_, status)| status.state == State::Up)));
-    both[0].want(begin + Duration::from_secs(10), &BTreeMap::new());
+    want(&mut both[0], begin + Duration::from_secs(10), &BTreeMap::new());
     pass(&mut both, 10_100);
-    both[0].want(begin + Duration::from_millis(10_100), &wanted([keys[0]]));
+    want(&mut both[0], begin + Duration::from_millis(10_100), &wanted([keys[0]]));
     let states = pass(&mut both, 30_000);
     for (one, states) in states.iter().enumerate() {
         let ups = states.iter().position(|(state, _)| *state == State::Up).expect("it comes up");
@@ -242,8 +274,8 @@ fn between(count: u8, time: Duration) -> (usize, usize) {
     let mut both = [Sessions::new(1), Sessions::new(2)];
     let turned = |key: Key| Key { remote: key.local, local: key.remote, path: key.path };
     let keys: Vec<Key> = (2..2 + count).map(|last| key(last, Path::SingleHop)).collect();
-    both[0].want(now, &wanted(keys.iter().copied()));
-    both[1].want(now, &wanted(keys.iter().copied().map(turned)));
+    want(&mut both[0], now, &wanted(keys.iter().copied()));
+    want(&mut both[1], now, &wanted(keys.iter().copied().map(turned)));
     while now < begin + time {
         for one in 0..2 {
             both[one].tick(now);

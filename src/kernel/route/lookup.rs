@@ -36,6 +36,7 @@ pub enum Leading {
 /// Length of `struct rtmsg`.
 const HEADER: usize = 12;
 const DESTINATION: u16 = 1;
+const OUTPUT_LINK: u16 = 4;
 const GATEWAY: u16 = 5;
 const MULTIPATH: u16 = 9;
 const VIA: u16 = 18;
@@ -82,9 +83,27 @@ impl Lookup {
         }
     }
 
+    /// Index of the link over which a packet to an address would leave; `None` where there is no route.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub fn link_to(&mut self, to: IpAddr) -> Result<Option<u32>, Error> {
+        // The route as it is used: of several ways, the one that is taken.
+        self.ask_for(to, 0);
+        match self.socket.request(&mut self.message, link) {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
+            Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
+        }
+    }
+
     fn ask(&mut self, to: IpAddr) {
+        self.ask_for(to, MATCHED);
+    }
+
+    fn ask_for(&mut self, to: IpAddr, flags: u32) {
         let family = Family::from(to);
-        let [f0, f1, f2, f3] = MATCHED.to_ne_bytes();
+        let [f0, f1, f2, f3] = flags.to_ne_bytes();
         let header = [family.number(), family.host_bits(), 0, 0, 0, 0, 0, 0, f0, f1, f2, f3];
         self.message.clear();
         self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
@@ -114,6 +133,15 @@ fn leading(answer: &Answer<'_>) -> Option<Leading> {
     Some(Leading::Somewhere { direct, protocol })
 }
 
+/// `ip route get ADDRESS`: its `dev`.
+fn link(answer: &Answer<'_>) -> Option<u32> {
+    if answer.kind != NEW_ROUTE {
+        return None;
+    }
+    let [_, _, _, _, _, _, _, kind, ..] = *answer.header::<HEADER>()?;
+    answer.attributes(HEADER).get(OUTPUT_LINK).filter(|_| !REFUSING.contains(&kind))?.u32()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +150,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = leading(&Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            let answer = Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, port: 0, payload: &bytes };
+            let _ = (leading(&answer), link(&answer));
         }
     }
 }
