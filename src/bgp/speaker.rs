@@ -402,7 +402,7 @@ impl Speaker {
         }
         // Last: the same bytes may have ended the session, and its retained routes have to be removed as well.
         if let Some(notification) = refused {
-            self.event(at, address, Event::Refuse(notification, FLOODED));
+            self.refuse(at, address, notification);
         }
     }
 

@@ -25,8 +25,16 @@ impl Speaker {
         let Some(address) = self.addresses.get(&heaviest).copied() else { return false };
         self.outputs.push(Output::Fact(address, Fact::TooLong { most: self.rib.bounds().attributes }));
         if heaviest != id {
-            self.event(at, address, Event::Refuse(Notification::new(Reason::OUT_OF_RESOURCES), FLOODED));
+            self.refuse(at, address, Notification::new(Reason::OUT_OF_RESOURCES));
         }
         heaviest == id
+    }
+
+    /// Ends the session with a neighbour that has exceeded a limit, and makes no other one for a while, however its path is.
+    pub(super) fn refuse(&mut self, at: Moment, address: IpAddr, notification: Notification) {
+        if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            neighbour.path.let_go();
+        }
+        self.event(at, address, Event::Refuse(notification, FLOODED));
     }
 }

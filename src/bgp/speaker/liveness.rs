@@ -55,6 +55,12 @@ impl PathState {
     /// Records that a session is established. `ended`: the end of the one before.
     pub fn begin(&mut self, ended: Option<Instant>) {
         self.is_older = self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
+        self.let_go();
+    }
+
+    /// Records that another session is not kept from being made by the path any more.
+    pub fn let_go(&mut self) {
+        self.is_holding = false;
     }
 }
 

@@ -209,3 +209,21 @@ fn a_neighbour_that_an_operator_has_stopped_stays_so() {
     bench.pass(Duration::from_secs(60));
     assert_eq!(bench.state(2), State::Idle);
 }
+
+#[test]
+fn a_path_that_is_back_does_not_lift_what_another_limit_has_imposed() {
+    let mut bench = Bench::new(None);
+    let most = PerFamily { v4: Some(2), v6: None };
+    bench.want(WantedNeighbour { most, ..watched(2) });
+    bench.path(2, UP);
+    bench.come(2, None);
+    bench.path(2, FAILED);
+    // BFD stays down, as where only its port is shut, and the session is made after a while.
+    bench.pass(Duration::from_secs(31));
+    let link = bench.come(2, None);
+    bench.announce(link, 2, &prefixes(3));
+    assert_eq!(bench.state(2), State::Idle, "too many routes");
+    bench.path(2, Status { failures: 1, ..UP });
+    bench.pass(Duration::from_secs(200));
+    assert_eq!(bench.state(2), State::Idle, "for its five minutes");
+}
