@@ -336,6 +336,7 @@ impl Speaker {
         let due: Vec<IpAddr> = soon.map(|(_, address)| *address).filter(is_ready).collect();
         for address in due {
             self.event(at, address, Event::Tick);
+            self.release_if_due(at, address);
             let Some(neighbour) = self.neighbours.get(&address) else { continue };
             if let Some((link, _)) = neighbour.peer.session().filter(|_| neighbour.is_stuck(at.now)) {
                 self.event(at, address, Event::Stuck(link));

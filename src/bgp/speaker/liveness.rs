@@ -4,7 +4,8 @@
 //! has never come up, is not harmed. The session ends with *Cease, BFD Down* (RFC 9384), and nobody keeps routes of it: not we, as packets
 //! do not arrive, and not the neighbour, for which the NOTIFICATION is a hard reset where it would keep them (RFC 8538).
 //!
-//! No session is made for a while then, because TCP may still come through where much is lost; it comes back with the path (4.1).
+//! No session is made for a while then, because TCP may still come through where much is lost; it comes back with the path (4.1), and the
+//! more often a path has failed within a minute, the longer BFD has to be up before.
 //!
 //! With graceful restart (4.3): a neighbour that restarts has lost its session already, and its BFD with it, unless it says that its BFD is
 //! independent (C bit). So the path of a neighbour without a session that fails changes nothing, except with that bit: then packets are not
@@ -26,6 +27,8 @@ use crate::net::PerFamily;
 
 /// Longest time without a session after its path has failed.
 const HELD: Duration = Duration::from_secs(30);
+/// Time after which a failure has nothing to do with the one before.
+const CALM: Duration = Duration::from_secs(60);
 /// Time beyond the detection time within which a process that is gone has been noticed: it may have sent shortly before its successor, which
 /// sends its first packet within a second.
 const NOTICED: Duration = Duration::from_secs(2);
@@ -43,8 +46,12 @@ pub(super) struct PathState {
     pub status: Option<Status>,
     /// Last failure.
     pub failed_at: Option<Instant>,
+    /// Number of failures before the last one, each less than [`CALM`] after the one before.
+    flaps: u32,
     /// It has ended the session, and keeps another one from being made.
-    pub is_holding: bool,
+    is_holding: bool,
+    /// End of the time for which BFD has to be up until a session is made again.
+    release_at: Option<Instant>,
     /// Last time that BFD came up.
     up_at: Option<Instant>,
     /// BFD came up before the session before this one ended, and not since: it may be with a process that is gone.
@@ -60,7 +67,25 @@ impl PathState {
 
     /// Records that another session is not kept from being made by the path any more.
     pub fn let_go(&mut self) {
-        self.is_holding = false;
+        (self.is_holding, self.release_at) = (false, None);
+    }
+
+    /// End of the time for which BFD has to be up; `None` where nobody waits for that.
+    pub fn release_at(&self) -> Option<Instant> {
+        self.release_at
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let is_flap = self.failed_at.is_some_and(|before| now.saturating_duration_since(before) < CALM);
+        self.flaps = if is_flap { self.flaps.saturating_add(1) } else { 0 };
+        self.failed_at = Some(now);
+        self.release_at = None;
+    }
+
+    /// Time for which BFD has to be up until a session is made: none after a failure by itself, then 1 s, 2 s, 4 s, ….
+    fn proof(&self) -> Duration {
+        let doublings = self.flaps.checked_sub(1);
+        doublings.map_or(Duration::ZERO, |doublings| Duration::from_secs(1 << doublings.min(6)).min(HELD))
     }
 }
 
@@ -82,17 +107,14 @@ impl Speaker {
         if has_failed && is_outlived {
             self.outputs.push(Output::Fact(address, Fact::PathOutlived(status)));
         } else if has_failed {
-            neighbour.path.failed_at = Some(at.now);
+            neighbour.path.failed(at.now);
             self.outputs.push(Output::Fact(address, Fact::PathFailed(status)));
             self.path_failed(at, address, status.independent);
         }
         if comes_up {
             self.outputs.push(Output::Fact(address, Fact::PathUp));
         }
-        // RFC 5882 4.1: a session must be possible where BFD is shut down by either end.
-        if is_up || status.remote_state == bfd::State::AdminDown {
-            self.release(at, address);
-        }
+        self.release_by(at, address, &status);
     }
 
     fn path_failed(&mut self, at: Moment, address: IpAddr, is_independent: bool) {
@@ -107,11 +129,29 @@ impl Speaker {
         }
     }
 
-    /// Lets a neighbour have a session again whose path had failed.
-    fn release(&mut self, at: Moment, address: IpAddr) {
+    /// Lets a neighbour have a session again, at once or later, where BFD is up, or shut down by either end (RFC 5882 4.1).
+    fn release_by(&mut self, at: Moment, address: IpAddr, status: &Status) {
+        let Some(neighbour) = self.neighbours.get_mut(&address).filter(|one| one.path.is_holding) else { return };
+        let path = &mut neighbour.path;
+        path.release_at = match (status.state, status.remote_state) {
+            (bfd::State::Up, _) => path.release_at.or(Some(at.now + path.proof())),
+            (_, bfd::State::AdminDown) => Some(at.now),
+            (bfd::State::AdminDown | bfd::State::Down | bfd::State::Init, _) => None,
+        };
+        self.release_if_due(at, address);
+        self.set_timer(address);
+    }
+
+    /// Lets a neighbour have a session again whose path had failed, and has been up for long enough.
+    pub(super) fn release_if_due(&mut self, at: Moment, address: IpAddr) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        let was_holding = std::mem::take(&mut neighbour.path.is_holding);
-        if was_holding && neighbour.peer.state() == State::Idle && !neighbour.peer.is_stopped() {
+        if neighbour.path.release_at.is_none_or(|release| release > at.now) {
+            return;
+        }
+        neighbour.path.let_go();
+        let is_idle = neighbour.peer.state() == State::Idle && !neighbour.peer.is_stopped();
+        self.set_timer(address);
+        if is_idle {
             self.event(at, address, Event::Start);
         }
     }

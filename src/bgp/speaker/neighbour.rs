@@ -290,10 +290,10 @@ impl Neighbour {
 
     /// Time from which on a tick does something.
     pub(super) fn ready(&self) -> Option<Instant> {
-        self.peer.ready().into_iter().chain(self.stuck_at()).min()
+        self.peer.ready().into_iter().chain(self.stuck_at()).chain(self.path.release_at()).min()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.peer.deadline().into_iter().chain(self.stuck_at()).min()
+        self.peer.deadline().into_iter().chain(self.stuck_at()).chain(self.path.release_at()).min()
     }
 }

@@ -227,3 +227,34 @@ fn a_path_that_is_back_does_not_lift_what_another_limit_has_imposed() {
     bench.pass(Duration::from_secs(200));
     assert_eq!(bench.state(2), State::Idle, "for its five minutes");
 }
+
+#[test]
+fn the_more_often_a_path_fails_the_longer_it_has_to_be_up() {
+    let (mut bench, _) = bench(None);
+    let mut waits = Vec::new();
+    for failures in 1..8 {
+        bench.path(2, Status { failures, ..FAILED });
+        bench.pass(Duration::from_millis(500));
+        bench.path(2, Status { failures, ..UP });
+        let since = bench.now;
+        while bench.state(2) == State::Idle {
+            bench.pass(Duration::from_millis(500));
+        }
+        waits.push((bench.now - since).as_secs());
+        bench.come(2, None);
+    }
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 29], "the seventh has been without a session for 30 s");
+    // It is forgotten after a minute without a failure.
+    bench.pass(Duration::from_secs(61));
+    bench.path(2, Status { failures: 8, ..FAILED });
+    bench.path(2, Status { failures: 8, ..UP });
+    assert_eq!(bench.state(2), State::Active);
+    // And up means up all the time.
+    bench.come(2, None);
+    bench.path(2, Status { failures: 9, ..FAILED });
+    bench.path(2, Status { failures: 9, ..UP });
+    bench.pass(Duration::from_millis(700));
+    bench.path(2, Status { failures: 10, ..FAILED });
+    bench.pass(Duration::from_millis(700));
+    assert_eq!(bench.state(2), State::Idle);
+}
