@@ -285,7 +285,7 @@ pub struct Flags {
     /// Watch the paths to other nodes with BFD
     #[arg(long)]
     pub enable_bfd_mesh: bool,
-    /// UDP port of external peers for BFD; 3784 means 4784 for peers with --peer-router-multihop-ttl
+    /// UDP port of external peers for BFD; 3784 means 4784 for peers that may be several hops away
     #[arg(long, default_value = "3784")]
     pub bfd_port: u32,
     /// How many BFD packets may be missing before a path counts as down, 1 to 255

@@ -10,7 +10,6 @@
 
 use std::net::IpAddr;
 
-use crate::bfd::Path;
 use crate::bgp::session::{Local, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
@@ -18,7 +17,7 @@ use crate::config::RouterConfig;
 use crate::net::{ExternalPeer, Family, Password, PerFamily, Secret};
 
 use super::identity::Identity;
-use super::liveness::liveness;
+use super::liveness::{distance, liveness};
 use super::mesh::{MOST, RETRY, restart};
 use super::problem::{About, Problem};
 
@@ -54,7 +53,8 @@ pub fn peering(
     };
     let external = peer.asn != local.asn;
     let hops = config.multihop.unwrap_or(1);
-    let distance = if hops == 1 { Path::SingleHop } else { Path::Multihop };
+    let is_on_link =
+        if external { hops == 1 } else { own.networks.iter().any(|network| network.contains(&peer.address)) };
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
     Ok(WantedNeighbour {
         address: peer.address,
@@ -77,7 +77,7 @@ pub fn peering(
         client: false,
         own: PerFamily::from_fn(|of| with_here(*own.addresses.of(of), of)),
         next_hop_self: false,
-        liveness: peer.bfd.map(|bfd| liveness(bfd, distance)),
+        liveness: peer.bfd.map(|bfd| liveness(bfd, distance(bfd, is_on_link))),
         first_as: false,
         most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
     })

@@ -35,6 +35,8 @@ pub struct Identity {
     pub all: BTreeSet<IpAddr>,
     /// The link that carries our address in each family.
     pub links: PerFamily<Option<CompactString>>,
+    /// The networks that these links are on: neighbours there need no router.
+    pub networks: Vec<IpNet>,
     /// The MTU of the link that carries the primary address, in bytes.
     pub mtu: Option<u32>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
@@ -57,6 +59,10 @@ impl Identity {
         let primary = node.primary(families);
         let link = |address: Option<IpAddr>| Some(carrying(address?)?.link.clone());
         let primary_link = link(primary);
+        let links = PerFamily::from_fn(|family| link(*addresses.of(family)));
+        let carries = |name: &CompactString| links.iter().any(|(_, link)| link.as_ref() == Some(name));
+        let networks =
+            host.on_link.iter().filter(|network| carries(&network.link)).map(|network| network.prefix).collect();
         Identity {
             name: host.node_name.clone(),
             families,
@@ -64,7 +70,8 @@ impl Identity {
             addresses,
             sources: PerFamily::from_fn(|family| addresses.of(family).filter(|own| carrying(*own).is_some())),
             all: node.addresses.iter().map(|own| own.address).collect(),
-            links: PerFamily::from_fn(|family| link(*addresses.of(family))),
+            networks,
+            links,
             mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),
             pod_cidrs: PerFamily::from_fn(|family| {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);

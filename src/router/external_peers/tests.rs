@@ -2,6 +2,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
+use crate::bfd::Path;
 use crate::net::Bfd;
 use crate::router::given::{address, config, host, node};
 
@@ -127,4 +128,26 @@ fn the_path_to_a_peer_is_watched_as_far_as_the_peer_may_be() {
     assert_eq!(with(Some(bfd), &[]), Some((Path::SingleHop, 3784, times)));
     assert_eq!(with(Some(bfd), &multihop), Some((Path::Multihop, 4784, times)));
     assert_eq!(with(Some(Bfd { port: 1234, ..bfd }), &multihop), Some((Path::Multihop, 1234, times)));
+}
+
+#[test]
+fn the_kind_of_a_bfd_session_is_that_of_the_distance_of_its_peer() {
+    let path = |text: &str, asn: u32, port: u16, words: &[&str]| {
+        let bfd = Some(Bfd { port, ..Bfd::default() });
+        let wanted = peer_with(&ExternalPeer { bfd, ..peer(text, asn) }, DUAL, words).expect("a session");
+        let liveness = wanted.liveness.expect("it is watched");
+        (liveness.path, liveness.wanted.port)
+    };
+    let multihop = ["--peer-router-multihop-ttl=4"];
+    for words in [&[][..], &multihop] {
+        let near = path("192.0.2.254", 64512, Bfd::PORT, words);
+        assert_eq!(near, (Path::SingleHop, 3784), "in our AS, on our link: {words:?}");
+        let far = path("203.0.113.1", 64512, Bfd::PORT, words);
+        assert_eq!(far, (Path::Multihop, 4784), "in our AS, behind a router: {words:?}");
+        for asn in [64512, 65001] {
+            let by_port = path("192.0.2.254", asn, 4784, words);
+            assert_eq!(by_port, (Path::Multihop, 4784), "the port says so: {words:?}");
+        }
+    }
+    assert_eq!(path("192.0.2.254", 65001, Bfd::PORT, &multihop), (Path::Multihop, 4784), "as the flag says");
 }
