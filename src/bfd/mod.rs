@@ -69,3 +69,11 @@ pub struct Wanted {
     /// Destination port; usually that of the path.
     pub port: u16,
 }
+
+/// Request for a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    pub wanted: Wanted,
+    /// Another number is answered with the session's status, also where the session is there already: somebody else asks.
+    pub number: u64,
+}

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::packet::{Discarded, Packet, State};
 use super::session::{Moment, Session, Status};
-use super::{Key, Path, Wanted};
+use super::{Key, Path, Request};
 
 /// Requested action, or a change to report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +73,8 @@ pub struct Sessions {
 struct Entry {
     key: Key,
     port: u16,
+    /// Number of the last request for it.
+    request: u64,
     /// Index of the link over which the route to the neighbour goes; `None` where it is not known, or there is none.
     link: Option<u32>,
     session: Session,
@@ -99,34 +101,39 @@ impl Sessions {
     }
 
     /// Sets the desired sessions. Those that are not desired any more end administratively.
-    pub fn want(&mut self, now: Instant, wanted: &BTreeMap<Key, Wanted>) {
-        let gone: Vec<u32> = self.keys.iter().filter(|(key, _)| !wanted.contains_key(key)).map(|(_, id)| *id).collect();
+    pub fn want(&mut self, now: Instant, requests: &BTreeMap<Key, Request>) {
+        let gone: Vec<u32> =
+            self.keys.iter().filter(|(key, _)| !requests.contains_key(key)).map(|(_, id)| *id).collect();
         for id in gone {
             self.close(now, id);
         }
-        self.forget_closing(wanted);
-        for (key, wanted) in wanted {
+        self.forget_closing(requests);
+        for (key, request) in requests {
             let at = self.moment(now);
             match self.keys.get(key).copied() {
                 Some(id) => {
                     if let Some(entry) = self.sessions.get_mut(&id) {
-                        entry.port = wanted.port;
-                        entry.session.change(at, wanted.settings);
+                        entry.port = request.wanted.port;
+                        entry.session.change(at, request.wanted.settings);
+                        if std::mem::replace(&mut entry.request, request.number) != request.number {
+                            entry.status = entry.session.status();
+                            self.outputs.push(Output::Changed(*key, entry.status));
+                        }
                     }
                     self.follow_up(now, id);
                 }
-                None => self.open(at, *key, *wanted),
+                None => self.open(at, *key, *request),
             }
         }
     }
 
     /// Forgets sessions that are being closed and are desired again: the farewell of the old one would end the new one.
-    fn forget_closing(&mut self, wanted: &BTreeMap<Key, Wanted>) {
+    fn forget_closing(&mut self, requests: &BTreeMap<Key, Request>) {
         if self.sessions.len() == self.keys.len() {
             return;
         }
         let is_closing = |id: &u32, entry: &Entry| self.keys.get(&entry.key) != Some(id);
-        let all = self.sessions.iter().filter(|(id, entry)| is_closing(id, entry) && wanted.contains_key(&entry.key));
+        let all = self.sessions.iter().filter(|(id, entry)| is_closing(id, entry) && requests.contains_key(&entry.key));
         for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.forget(id);
         }
@@ -158,15 +165,19 @@ impl Sessions {
         }
     }
 
-    fn open(&mut self, at: Moment, key: Key, wanted: Wanted) {
+    fn open(&mut self, at: Moment, key: Key, request: Request) {
         let mut id = 0;
         while id == 0 || self.sessions.contains_key(&id) {
             id = self.random() as u32;
         }
+        let Request { wanted, number } = request;
         let session = Session::new(wanted.settings, id, at);
         let status = session.status();
-        self.sessions.insert(id, Entry { key, port: wanted.port, link: None, session, timer: None, status });
+        self.sessions
+            .insert(id, Entry { key, port: wanted.port, request: number, link: None, session, timer: None, status });
         self.keys.insert(key, id);
+        // What was told of an earlier session holds no longer.
+        self.outputs.push(Output::Changed(key, status));
         self.follow_up(at.now, id);
     }
 

@@ -89,6 +89,8 @@ pub enum Input {
     Taken(LinkId, usize),
     /// BFD has told the state of the path to a neighbour.
     Path(IpAddr, bfd::Status),
+    /// BFD has died: nothing is known of any path.
+    PathsUnknown,
     /// The deadline is reached.
     Tick,
 }
@@ -231,6 +233,7 @@ impl Speaker {
             }
             Input::Taken(link, bytes) => self.taken(at, link, bytes),
             Input::Path(address, status) => self.path(at, address, status),
+            Input::PathsUnknown => self.neighbours.values_mut().for_each(|neighbour| neighbour.path.status = None),
             Input::Tick => self.tick(at),
         }
         self.finish(at)

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use super::packet::Packet;
 use super::session::Status;
 use super::sessions::{Arrival, Ignored, Output, Sessions};
-use super::{Key, Path, Wanted};
+use super::{Key, Path, Request};
 use crate::kernel::Error;
 use crate::kernel::route::Lookup;
 use crate::kernel::udp::{self, Batch};
@@ -44,7 +44,7 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Handle {
     /// `None` while it ends.
-    wanted: Option<watch::Sender<BTreeMap<Key, Wanted>>>,
+    wanted: Option<watch::Sender<BTreeMap<Key, Request>>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -101,8 +101,8 @@ pub fn spawn() -> io::Result<(Handle, mpsc::Receiver<Report>)> {
 }
 
 impl Handle {
-    /// Sets the desired sessions in place of all others.
-    pub fn want(&self, wanted: BTreeMap<Key, Wanted>) {
+    /// Sets the desired sessions in place of all others. The status of each is reported that is new, or has another number.
+    pub fn want(&self, wanted: BTreeMap<Key, Request>) {
         if let Some(sender) = &self.wanted {
             sender.send_replace(wanted);
             self.wake();
@@ -128,7 +128,7 @@ impl Drop for Handle {
 
 struct Driver {
     sessions: Sessions,
-    wanted: watch::Receiver<BTreeMap<Key, Wanted>>,
+    wanted: watch::Receiver<BTreeMap<Key, Request>>,
     wake: Arc<OwnedFd>,
     receivers: BTreeMap<(IpAddr, Path), Receiver>,
     /// By our discriminator, with the destination.
@@ -186,7 +186,7 @@ impl Driver {
         }
     }
 
-    fn follow(&mut self, wanted: &BTreeMap<Key, Wanted>) {
+    fn follow(&mut self, wanted: &BTreeMap<Key, Request>) {
         let now = Instant::now();
         self.sessions.want(now, wanted);
         self.is_changed = true;

@@ -1,6 +1,6 @@
 //! Many sessions: which packet is whose, and how often somebody wakes.
 
-use super::super::{SINGLE_HOP, Settings};
+use super::super::{SINGLE_HOP, Settings, Wanted};
 use super::*;
 
 const SETTINGS: Settings =
@@ -10,8 +10,9 @@ fn key(last: u8, path: Path) -> Key {
     Key { remote: [192, 0, 2, last].into(), local: [192, 0, 2, 1].into(), path }
 }
 
-fn wanted(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Wanted> {
-    keys.into_iter().map(|key| (key, Wanted { settings: SETTINGS, port: SINGLE_HOP })).collect()
+fn wanted(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Request> {
+    let request = Request { wanted: Wanted { settings: SETTINGS, port: SINGLE_HOP }, number: 1 };
+    keys.into_iter().map(|key| (key, request)).collect()
 }
 
 /// A packet of a neighbour that knows our discriminator, or not yet.
@@ -41,7 +42,7 @@ fn arrival<'a>(key: Key, ttl: u8, datagram: &'a [u8]) -> Arrival<'a> {
 const LINK: u32 = 2;
 
 /// Sessions that are wanted, with what is known of the routes to their neighbours.
-fn want(sessions: &mut Sessions, now: Instant, requests: &BTreeMap<Key, Wanted>) {
+fn want(sessions: &mut Sessions, now: Instant, requests: &BTreeMap<Key, Request>) {
     sessions.want(now, requests);
     requests.keys().for_each(|key| sessions.set_link(key, Some(LINK)));
 }
@@ -210,7 +211,7 @@ fn a_change_is_told_once_and_a_failure_counted() {
     let states: Vec<(State, u64)> = told;
     assert_eq!(
         states,
-        [(State::Init, 0), (State::Up, 0), (State::Up, 0), (State::Down, 1)],
+        [(State::Down, 0), (State::Init, 0), (State::Up, 0), (State::Up, 0), (State::Down, 1)],
         "Up twice: its state changed"
     );
 }
@@ -222,6 +223,28 @@ fn changes(outputs: &[Output]) -> Vec<Status> {
         Output::Send(..) | Output::Ended(_) => None,
     };
     outputs.iter().filter_map(status).collect()
+}
+
+#[test]
+fn who_asks_anew_is_told_how_a_session_stands_and_who_asks_for_another_one_that_it_is_down() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let one = key(2, Path::SingleHop);
+    want(&mut sessions, now, &wanted([one]));
+    let mine = status(&sessions, one).mine;
+    assert_eq!(changes(&sessions.outputs()), [status(&sessions, one)], "it begins down");
+    sessions.receive(now, arrival(one, 255, &said(State::Down, 0))).expect("it is taken");
+    sessions.receive(now, arrival(one, 255, &said(State::Init, mine))).expect("it is taken");
+    sessions.outputs();
+    want(&mut sessions, now, &wanted([one]));
+    assert_eq!(changes(&sessions.outputs()), [], "the same request");
+    let again = wanted([one]).into_iter().map(|(key, request)| (key, Request { number: 2, ..request })).collect();
+    want(&mut sessions, now, &again);
+    let told = changes(&sessions.outputs());
+    assert_eq!((told.as_slice(), told[0].state), ([status(&sessions, one)].as_slice(), State::Up));
+    let far = Key { path: Path::Multihop, ..one };
+    want(&mut sessions, now, &wanted([far]));
+    let told = changes(&sessions.outputs());
+    assert_eq!(told.iter().map(|status| status.state).collect::<Vec<_>>(), [State::Down]);
 }
 
 #[test]

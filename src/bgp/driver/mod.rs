@@ -305,6 +305,7 @@ impl Driver {
             self.step(Input::Taken(link, bytes));
         }
         self.tell_what_is_written();
+        self.keep_watching(now);
         self.pulse.beat(now);
     }
 

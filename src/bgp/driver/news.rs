@@ -42,6 +42,8 @@ pub enum Subject {
     Dialling(IpAddr),
     /// Receiving packets of BFD on an address.
     Bfd(SocketAddr),
+    /// BFD as a whole: its thread does not start.
+    BfdThread,
     /// The password of a neighbour cannot be set on the listening sockets; the neighbour is not admitted.
     Password(IpAddr),
 }

@@ -95,9 +95,11 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address).filter(|one| one.wanted.liveness.is_some()) else {
             return;
         };
-        let before = neighbour.path.status.replace(status).filter(|before| before.mine == status.mine);
+        let told = neighbour.path.status.replace(status);
+        let before = told.filter(|told| told.mine == status.mine);
         let was = before.map_or(bfd::State::Down, |before| before.state);
-        let has_failed = status.failures > before.map_or(0, |before| before.failures);
+        // What failed before this neighbour was known says nothing about its session. Another session of BFD began without failures.
+        let has_failed = told.is_some() && status.failures > before.map_or(0, |before| before.failures);
         let is_up = status.state == bfd::State::Up;
         let comes_up = is_up && (has_failed || was != bfd::State::Up);
         let is_outlived = neighbour.has_outlived(at.now, &status);

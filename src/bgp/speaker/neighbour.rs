@@ -159,7 +159,9 @@ impl Neighbour {
         let before = &self.wanted;
         let plain = WantedNeighbour { settings: same, most: before.most, liveness: before.liveness, ..wanted.clone() };
         let anew = plain != self.wanted;
-        if wanted.liveness.is_none() {
+        // What is known of one session of BFD says nothing about another one.
+        let watched = |wanted: &WantedNeighbour| Some((wanted.liveness?.path, wanted.transport.local));
+        if wanted.liveness.is_none() || watched(&wanted) != watched(&self.wanted) {
             self.path = PathState::default();
         }
         self.peer.change(wanted.settings.clone());

@@ -211,6 +211,36 @@ fn a_neighbour_that_an_operator_has_stopped_stays_so() {
 }
 
 #[test]
+fn what_failed_before_a_neighbour_was_known_does_not_end_its_session() {
+    let mut bench = Bench::new(None);
+    bench.want(watched(2));
+    let link = bench.come(2, None);
+    bench.said(link);
+    // BFD goes on while the neighbour is removed and added, and tells how it stands.
+    bench.path(2, Status { failures: 3, ..UP });
+    assert!(bench.said(link).is_empty() && bench.state(2) == State::Established);
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathUp)), 1);
+    bench.path(2, Status { failures: 4, ..FAILED });
+    assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
+fn what_was_told_of_one_session_of_bfd_is_not_said_of_another() {
+    let is_up = |bench: &Bench| bench.speaker.neighbour(address(2)).unwrap().watched_path_is_up();
+    let (mut bench, _) = bench(None);
+    assert_eq!(is_up(&bench), Some(true));
+    let mut farther = watched(2);
+    farther.liveness.as_mut().unwrap().path = Path::Multihop;
+    bench.want(farther);
+    assert_eq!((is_up(&bench), bench.state(2)), (Some(false), State::Established));
+    let (mut bench, _) = self::bench(None);
+    bench.step(Input::PathsUnknown);
+    assert_eq!((is_up(&bench), bench.state(2)), (Some(false), State::Established), "BFD has died");
+    bench.path(2, Status { mine: 8, ..UP });
+    assert_eq!(is_up(&bench), Some(true));
+}
+
+#[test]
 fn a_path_that_is_back_does_not_lift_what_another_limit_has_imposed() {
     let mut bench = Bench::new(None);
     let most = PerFamily { v4: Some(2), v6: None };
