@@ -57,6 +57,20 @@ pub enum Ignored {
     Unproven,
 }
 
+impl Ignored {
+    /// The reason in a word, as metrics have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Ignored::Malformed(_) => "malformed",
+            Ignored::Distant => "distant",
+            Ignored::OtherLink => "other-link",
+            Ignored::Unknown => "unknown",
+            Ignored::Elsewhere => "elsewhere",
+            Ignored::Unproven => "unproven",
+        }
+    }
+}
+
 /// All sessions.
 #[derive(Debug)]
 pub struct Sessions {

@@ -201,6 +201,7 @@ impl<K: Kernel> Driver<K> {
                     let changed = self.plan.drop_stale_routes();
                     self.mirrors.mark(&changed);
                 }
+                Event::Ignored(counts) => self.context.metrics.count_ignored(counts),
                 _ => self.told.event(&event),
             }
         }

@@ -3,10 +3,12 @@
 //! Names that kube-router's users graph are kept (`kube_router_controller_bgp_…`, `kube_router_host_routes_…`); metrics
 //! that kube-router lacks are called `sluice_router_…`. `docs/metrics.md` lists them all.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
 
+use crate::bfd::sessions::Ignored;
 use crate::bgp::speaker::Order;
 use crate::observe::metrics::Registry;
 
@@ -36,6 +38,8 @@ pub struct Metrics {
     pub problems: IntGauge,
     /// Pod CIDRs of other nodes without a route in the kernel.
     pub unreached: IntGauge,
+    /// Packets of BFD that were ignored, by reason.
+    ignored: IntCounterVec,
 }
 
 impl Metrics {
@@ -83,6 +87,10 @@ impl Metrics {
                 "sluice_router_unreached_ranges",
                 "Pod ranges of other nodes to which the kernel has no route",
             )?,
+            ignored: IntCounterVec::new(
+                Opts::new("sluice_router_bfd_packets_ignored_total", "BFD packets received and ignored, by reason"),
+                &["reason"],
+            )?,
         };
         metrics.add_to(registry)?;
         Ok(metrics)
@@ -99,6 +107,7 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(self.sent.clone()))?;
+        registry.register(Box::new(self.ignored.clone()))?;
         registry.register(Box::new(self.peers.clone()))
     }
 
@@ -116,6 +125,13 @@ impl Metrics {
         if added + deleted > 0 {
             self.routes_sync.observe((done - began).as_secs_f64());
             learned.into_iter().for_each(|learned| self.programming.observe((done - learned).as_secs_f64()));
+        }
+    }
+
+    /// Counts packets of BFD that were ignored.
+    pub fn count_ignored(&self, counts: &BTreeMap<Ignored, u64>) {
+        for (reason, count) in counts {
+            self.ignored.with_label_values(&[reason.word()]).inc_by(*count);
         }
     }
 

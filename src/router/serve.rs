@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::bgp::session::State;
 
@@ -15,6 +15,7 @@ use crate::bgp::session::State;
 pub struct Shown {
     description: Desc,
     paths: Desc,
+    failures: Desc,
     rows: Arc<Mutex<Box<[Row]>>>,
 }
 
@@ -28,12 +29,16 @@ pub struct Row {
     pub state: State,
     /// Whether BFD is up; `None` where the path is not watched.
     pub path_is_up: Option<bool>,
+    /// Number of failures of the path that BFD has found; `None` where it is not watched.
+    pub path_failures: Option<u64>,
 }
 
 const NAME: &str = "kube_router_bgp_peer_info";
 const HELP: &str = "Neighbours and how their sessions stand";
 const PATH_NAME: &str = "sluice_router_bfd_session_up";
 const PATH_HELP: &str = "Whether the BFD session with a neighbour is up: 1 or 0";
+const FAILURES_NAME: &str = "sluice_router_bfd_failures_total";
+const FAILURES_HELP: &str = "Times that BFD has found the path to a neighbour failed";
 /// The labels in the order of the text format.
 const LABELS: [&str; 4] = ["address", "asn", "state", "type"];
 
@@ -46,8 +51,9 @@ impl Shown {
         let labels = LABELS.map(str::to_owned).into();
         let description = Desc::new(NAME.to_owned(), HELP.to_owned(), labels, Default::default())?;
         let address = vec![LABELS[0].to_owned()];
-        let paths = Desc::new(PATH_NAME.to_owned(), PATH_HELP.to_owned(), address, Default::default())?;
-        Ok(Shown { description, paths, rows: Arc::default() })
+        let paths = Desc::new(PATH_NAME.to_owned(), PATH_HELP.to_owned(), address.clone(), Default::default())?;
+        let failures = Desc::new(FAILURES_NAME.to_owned(), FAILURES_HELP.to_owned(), address, Default::default())?;
+        Ok(Shown { description, paths, failures, rows: Arc::default() })
     }
 
     /// Shows these neighbours in place of all others.
@@ -58,13 +64,15 @@ impl Shown {
 
 impl Collector for Shown {
     fn desc(&self) -> Vec<&Desc> {
-        vec![&self.description, &self.paths]
+        vec![&self.description, &self.paths, &self.failures]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let paths = family(PATH_NAME, PATH_HELP, rows.iter().filter_map(path).collect());
-        vec![family(NAME, HELP, rows.iter().map(metric).collect()), paths]
+        let mut failures = family(FAILURES_NAME, FAILURES_HELP, rows.iter().filter_map(failures).collect());
+        failures.set_field_type(MetricType::COUNTER);
+        vec![family(NAME, HELP, rows.iter().map(metric).collect()), paths, failures]
     }
 }
 
@@ -80,6 +88,14 @@ fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
 fn path(row: &Row) -> Option<Metric> {
     let is_up = row.path_is_up?;
     Some(series([row.address.to_string()], if is_up { 1.0 } else { 0.0 }))
+}
+
+fn failures(row: &Row) -> Option<Metric> {
+    let mut metric = series([row.address.to_string()], 0.0);
+    let mut counter = Counter::default();
+    counter.set_value(row.path_failures? as f64);
+    metric.set_counter(counter);
+    Some(metric)
 }
 
 fn metric(row: &Row) -> Metric {
@@ -130,6 +146,7 @@ mod tests {
             is_internal: last < 3,
             state,
             path_is_up: None,
+            path_failures: None,
         };
         let series = || -> Vec<String> {
             registry.text().lines().filter(|line| line.starts_with(NAME)).map(str::to_owned).collect()
@@ -141,7 +158,7 @@ mod tests {
         assert_eq!(series(), [line(2, "connect", "internal"), line(3, "established", "external")]);
         shown.set([row(2, State::Established)].into_iter());
         assert_eq!(series(), [line(2, "established", "internal")]);
-        let watched = |is_up| Row { path_is_up: Some(is_up), ..row(4, State::Established) };
+        let watched = |is_up| Row { path_is_up: Some(is_up), path_failures: Some(5), ..row(4, State::Established) };
         let paths =
             || registry.text().lines().filter(|line| line.starts_with(PATH_NAME)).collect::<Vec<_>>().join("\n");
         assert_eq!(paths(), "", "nobody is watched");
@@ -149,7 +166,12 @@ mod tests {
             shown.set([row(2, State::Established), watched(is_up)].into_iter());
             assert_eq!(paths(), format!("{PATH_NAME}{{address=\"192.0.2.4\"}} {number}"));
         }
+        let failed = |line: &str| line.starts_with(FAILURES_NAME) || line.starts_with("# TYPE sluice_router_bfd_f");
+        let failures = || registry.text().lines().filter(|line| failed(line)).collect::<Vec<_>>().join("\n");
+        let counter = format!("# TYPE {FAILURES_NAME} counter\n{FAILURES_NAME}{{address=\"192.0.2.4\"}} 5");
+        assert_eq!(failures(), counter);
         shown.set([].into_iter());
         assert_eq!(series(), Vec::<String>::new());
+        assert_eq!(failures(), "", "a neighbour that is gone has no series");
     }
 }

@@ -313,6 +313,7 @@ impl Sessions {
                         is_internal: settings.asn == Some(settings.local.asn),
                         state: neighbour.peer().state(),
                         path_is_up: neighbour.watched_path_is_up(),
+                        path_failures: neighbour.path_failures(),
                     }
                 };
                 speaker.neighbours().map(row).collect::<Vec<_>>()

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::bgp::driver::{Event, Subject};
 use crate::bgp::message::{Reason, Remark};
 use crate::bgp::session::Cause;
-use crate::bgp::speaker::Fact;
+use crate::bgp::speaker::{Fact, Liveness};
 
 use self::dialling::{Dialling, Line};
 use super::problem::Problem;
@@ -87,7 +87,7 @@ impl ReportedState {
                 }
             }
             Event::Lost(events) => warn!(events, "BGP peer events dropped"),
-            Event::Routes(_) | Event::Complete => {}
+            Event::Routes(_) | Event::Complete | Event::Ignored(_) => {}
         }
     }
 
@@ -156,6 +156,10 @@ fn say(peer: &IpAddr, fact: &Fact) {
         Fact::PathUp => info!(%peer, "BFD session is up"),
         Fact::PathFailed(status) => {
             warn!(%peer, reason = %status.diagnostic, said = %status.remote_diagnostic, "BFD session is down: the path has failed");
+        }
+        Fact::PathShut => info!(%peer, "BFD session is down: the peer has shut it down; the BGP session goes on"),
+        Fact::PathMissing(Liveness { path, wanted }) => {
+            warn!(%peer, ?path, port = wanted.port, "BFD session has not come up for a minute: the peer must have BFD of the same kind");
         }
         Fact::PathOutlived(status) => {
             info!(%peer, reason = %status.diagnostic, "BFD session is down: it was with the peer before its restart; the BGP session goes on");

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use tokio::sync::{mpsc, watch};
 
 use super::packet::Packet;
@@ -38,6 +39,10 @@ pub enum Report {
     Changed(Key, Status),
     /// Packets cannot be received on an address, with the reason; `None` when they can again.
     Trouble(SocketAddr, Option<Error>),
+    /// The same of packets that are sent to an address.
+    Unsent(SocketAddr, Option<Error>),
+    /// Numbers of packets that were ignored since the last such report.
+    Ignored(BTreeMap<Ignored, u64>),
 }
 
 /// Handle of the thread; dropping it ends the sessions, and waits until the neighbours have been told.
@@ -62,8 +67,12 @@ const SAME_PAUSE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 /// Time between two tries to deliver a report.
 const UNDELIVERED: Duration = Duration::from_millis(10);
+/// Least time between two reports of ignored packets.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(1);
 /// Least time between two questions for the link to one neighbour.
 const SAME_LINK: Duration = Duration::from_millis(100);
+/// Number of packets in a row that could not be sent, from which on it is told: a neighbour that is away costs every other one.
+const UNSENT: u32 = 5;
 /// Reports that may wait for their reader, beside the newest status of each session.
 const REPORTS: usize = 256;
 /// Longest wait.
@@ -94,6 +103,8 @@ pub fn spawn() -> io::Result<(Handle, mpsc::Receiver<Report>)> {
         is_changed: false,
         turns: Turns::new(Instant::now()),
         pending: BTreeMap::new(),
+        ignored: BTreeMap::new(),
+        counts_at: Instant::now(),
         reports,
     };
     let thread = std::thread::Builder::new().name("bfd".to_owned()).spawn(|| driver.run())?;
@@ -131,8 +142,8 @@ struct Driver {
     wanted: watch::Receiver<BTreeMap<Key, Request>>,
     wake: Arc<OwnedFd>,
     receivers: BTreeMap<(IpAddr, Path), Receiver>,
-    /// By our discriminator, with the destination.
-    senders: BTreeMap<u32, (SocketAddr, UdpSocket)>,
+    /// By our discriminator.
+    senders: BTreeMap<u32, Sender>,
     /// When the kernel was asked for the link to each neighbour on our link.
     links: BTreeMap<Key, Instant>,
     /// `None` before the first question, and after one that failed.
@@ -145,6 +156,9 @@ struct Driver {
     turns: Turns,
     /// Reports that are not delivered.
     pending: BTreeMap<Key, Status>,
+    /// Packets that were ignored and are not told, and the next time at which that may be done.
+    ignored: BTreeMap<Ignored, u64>,
+    counts_at: Instant,
     reports: mpsc::Sender<Report>,
 }
 
@@ -154,6 +168,15 @@ struct Turns {
     this: Instant,
     pause: Duration,
     calculated_at: Instant,
+}
+
+struct Sender {
+    to: SocketAddr,
+    socket: Option<UdpSocket>,
+    /// Number of packets in a row that could not be sent.
+    unsent: u32,
+    /// It is known to be in trouble.
+    is_told: bool,
 }
 
 struct Receiver {
@@ -220,7 +243,8 @@ impl Driver {
             let now = Instant::now();
             let retries = self.receivers.values().filter(|one| one.socket.is_none()).map(|one| one.retry_at);
             let undelivered = (!self.pending.is_empty()).then(|| now + UNDELIVERED);
-            let until = retries.chain(undelivered).chain(self.sessions.deadline()).min();
+            let uncounted = (!self.ignored.is_empty()).then(|| self.counts_at.max(now + UNDELIVERED));
+            let until = retries.chain(undelivered).chain(uncounted).chain(self.sessions.deadline()).min();
             self.poll(true, until.unwrap_or(now + NEVER));
             self.is_called();
         }
@@ -253,8 +277,11 @@ impl Driver {
                     let (ttl, link, datagram) = (one.ttl, one.link, one.bytes);
                     let arrival = Arrival { from: one.from, to: *to, path: *path, ttl, link, datagram };
                     // Nobody answers what is nobody's (RFC 5880 6.8.6).
-                    if self.sessions.receive(now, arrival) == Err(Ignored::OtherLink) {
-                        strayed.insert(Key { remote: one.from, local: *to, path: *path });
+                    if let Err(ignored) = self.sessions.receive(now, arrival) {
+                        *self.ignored.entry(ignored).or_default() += 1;
+                        if ignored == Ignored::OtherLink {
+                            strayed.insert(Key { remote: one.from, local: *to, path: *path });
+                        }
                     }
                 }
                 if !more {
@@ -274,43 +301,67 @@ impl Driver {
                 Output::Send(id, packet) => self.send(id, &packet),
                 Output::Changed(key, status) => drop(self.pending.insert(key, status)),
                 Output::Ended(id) => {
-                    self.senders.remove(&id);
+                    if let Some(sender) = self.senders.remove(&id).filter(|sender| sender.is_told) {
+                        // A reader that is far behind misses the end of a trouble that concerns no session.
+                        let _ = self.reports.try_send(Report::Unsent(sender.to, None));
+                    }
                     self.is_changed = true;
                 }
             }
         }
     }
 
-    /// Sends a packet, or loses it where there is no way.
+    /// Sends a packet, or loses it where there is no way, which is told when it lasts.
     fn send(&mut self, id: u32, packet: &Packet) {
         let Some((key, port)) = self.sessions.destination(id) else { return };
         let to = SocketAddr::new(key.remote, port);
-        let is_open = self.senders.get(&id).is_some_and(|(peer, _)| *peer == to);
-        if !is_open && !self.open_sender(id, key.local, to) {
-            return;
+        let unopened = Sender { to, socket: None, unsent: 0, is_told: false };
+        let mut sender = self.senders.remove(&id).filter(|sender| sender.to == to).unwrap_or(unopened);
+        let sent = self.send_by(&mut sender, key.local, packet);
+        sender.unsent = if sent.is_ok() { 0 } else { sender.unsent.saturating_add(1) };
+        let report = match sent {
+            Ok(()) if sender.is_told => Some(Report::Unsent(to, None)),
+            Err(error) if sender.unsent >= UNSENT && !sender.is_told => Some(Report::Unsent(to, Some(error))),
+            Ok(()) | Err(_) => None,
+        };
+        if report.is_some_and(|report| self.reports.try_send(report).is_ok()) {
+            sender.is_told = !sender.is_told;
         }
-        let Some((_, socket)) = self.senders.get(&id) else { return };
+        self.senders.insert(id, sender);
+    }
+
+    fn send_by(&mut self, sender: &mut Sender, local: IpAddr, packet: &Packet) -> Result<(), Error> {
+        let socket = match &sender.socket {
+            Some(socket) => socket,
+            // The next packet tries again where there is none.
+            None => sender.socket.insert(self.open_sender(local, sender.to)?),
+        };
         let bytes = packet.encode();
-        // A neighbour that did not listen to an earlier packet has refused it, which is told now, in place of sending.
-        if socket.send(&bytes).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-            let _ = socket.send(&bytes);
+        let is_refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
+        let sent = match socket.send(&bytes) {
+            // A neighbour that did not listen to an earlier packet has refused it, which is told now, in place of sending.
+            Err(error) if is_refused(&error) => socket.send(&bytes),
+            sent => sent,
+        };
+        match sent {
+            Err(error) if !is_refused(&error) => {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                Err(Error::errno("send UDP to", sender.to.to_string(), errno))
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
-    fn open_sender(&mut self, id: u32, local: IpAddr, to: SocketAddr) -> bool {
-        for _ in 0..TRIES {
+    fn open_sender(&mut self, local: IpAddr, to: SocketAddr) -> Result<UdpSocket, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             self.port = (self.port + 1) % PORTS;
             match udp::sending(SocketAddr::new(local, FIRST_PORT + self.port), to) {
-                Ok(socket) => {
-                    self.senders.insert(id, (to, socket));
-                    return true;
-                }
-                Err(error) if error.is_port_taken() => {}
-                // The next packet tries again.
-                Err(_) => return false,
+                Err(error) if error.is_port_taken() && tries < TRIES => {}
+                opened => return opened,
             }
         }
-        false
     }
 
     /// Opens sockets that are needed, and closes others.
@@ -360,6 +411,13 @@ impl Driver {
                 // One that nobody reads any more waits for the end, which is near.
                 self.pending.insert(key, status);
                 return;
+            }
+        }
+        let now = Instant::now();
+        if !self.ignored.is_empty() && self.counts_at <= now {
+            self.counts_at = now + BETWEEN_COUNTS;
+            if self.reports.try_send(Report::Ignored(self.ignored.clone())).is_ok() {
+                self.ignored.clear();
             }
         }
     }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::sync::mpsc::Receiver;
 
 use super::super::rib::PeerId;
-use super::super::speaker::{Input, Neighbour};
+use super::super::speaker::{Fact, Input, Neighbour};
 use super::Driver;
 use super::news::{Event, Subject};
 use crate::bfd::driver::{self, Handle, Report};
-use crate::bfd::{Key, Request, Wanted};
+use crate::bfd::{Key, Request, State, Wanted};
 use crate::kernel::Error;
 
 /// Sessions of BFD, and the thread that has them.
@@ -21,15 +22,21 @@ pub(super) struct Watching {
     requests: BTreeMap<Key, Request>,
     /// Neighbours that the requests are for.
     neighbours: BTreeMap<Key, PeerId>,
+    /// Sessions that have not been up since they were asked for, and when that was.
+    unseen: BTreeMap<Key, Instant>,
     /// Number of the last request.
     last: u64,
     running: Option<(Handle, Receiver<Report>)>,
     /// Next try to start the thread, after one that failed.
     retry_at: Option<Instant>,
+    /// Next look at what does not come up.
+    look_at: Option<Instant>,
 }
 
-/// Time between two tries to start the thread.
+/// Time between two tries to start the thread, and between two looks at what does not come up.
 const RETRY: Duration = Duration::from_secs(5);
+/// Time after which a session that has not come up deserves a line in the log.
+const OVERDUE: Duration = Duration::from_secs(60);
 
 impl Watching {
     /// Returns the next report, or `None` when the thread has died; never returns without a thread. Cancel-safe: nothing is lost.
@@ -42,18 +49,22 @@ impl Watching {
 
     /// Sets the desired sessions, each with the neighbour that it is for. The thread ends with the last of them, when its neighbour has been
     /// told.
-    fn want(&mut self, wanted: BTreeMap<Key, (Wanted, PeerId)>) {
+    fn want(&mut self, now: Instant, wanted: BTreeMap<Key, (Wanted, PeerId)>) {
         let mut requests = BTreeMap::new();
         for (key, (wanted, neighbour)) in &wanted {
             let known = self.requests.get(key).filter(|_| self.neighbours.get(key) == Some(neighbour));
             let number = known.map_or(self.last + 1, |known| known.number);
             self.last = self.last.max(number);
+            if known.is_none() {
+                self.unseen.insert(*key, now);
+            }
             requests.insert(*key, Request { wanted: *wanted, number });
         }
         if requests == self.requests {
             return;
         }
         self.neighbours = wanted.into_iter().map(|(key, (_, neighbour))| (key, neighbour)).collect();
+        self.unseen.retain(|key, _| requests.contains_key(key));
         self.requests = requests;
         if self.requests.is_empty() {
             self.running = None;
@@ -85,20 +96,37 @@ impl Watching {
             }
         }
     }
+
+    /// Returns the neighbours whose sessions have not come up for long, each once. Who has no BGP session is told in other ways.
+    fn overdue(&mut self, now: Instant, has_session: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+        if self.look_at.is_some_and(|at| at > now) {
+            return Vec::new();
+        }
+        self.look_at = Some(now + RETRY);
+        let is_over = |key: &Key, since: &mut Instant| {
+            now.saturating_duration_since(*since) >= OVERDUE && has_session(key.remote)
+        };
+        self.unseen.extract_if(.., is_over).map(|(key, _)| key.remote).collect()
+    }
 }
 
 impl Driver {
     /// Watches the paths to the neighbours that want it.
     pub(super) fn set_liveness(&mut self) {
         let wanted = self.speaker.neighbours().filter_map(|(_, neighbour)| session(neighbour)).collect();
-        self.liveness.want(wanted);
+        self.liveness.want(Instant::now(), wanted);
         self.keep_watching(Instant::now());
     }
 
-    /// Starts the thread if there should be one; to be called every few seconds.
+    /// Starts the thread if there should be one, and tells what does not come up; to be called every few seconds.
     pub(super) fn keep_watching(&mut self, now: Instant) {
         let told = self.liveness.start(now, driver::spawn);
         told.into_iter().for_each(|event| self.news.push(event));
+        let has_session = |address| self.speaker.neighbour(address).is_some_and(|one| one.peer().session().is_some());
+        for address in self.liveness.overdue(now, has_session) {
+            let liveness = self.speaker.neighbour(address).and_then(|neighbour| neighbour.wanted().liveness);
+            liveness.into_iter().for_each(|liveness| self.news.push(Event::Fact(address, Fact::PathMissing(liveness))));
+        }
     }
 
     pub(super) fn reported(&mut self, report: Option<Report>) {
@@ -107,10 +135,15 @@ impl Driver {
                 // It may be of a session that is not wanted any more.
                 let neighbour = self.speaker.neighbour(key.remote);
                 if neighbour.and_then(session).is_some_and(|(wanted, _)| wanted == key) {
+                    if status.state == State::Up {
+                        self.liveness.unseen.remove(&key);
+                    }
                     self.step(Input::Path(key.remote, status));
                 }
             }
             Some(Report::Trouble(on, error)) => self.news.push(Event::Trouble(Subject::Bfd(on), error)),
+            Some(Report::Unsent(to, error)) => self.news.push(Event::Trouble(Subject::BfdTo(to), error)),
+            Some(Report::Ignored(counts)) => self.news.push(Event::Ignored(counts)),
             None => {
                 self.liveness.running = None;
                 self.step(Input::PathsUnknown);
@@ -146,14 +179,14 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_is_made_anew_asks_anew_and_the_others_do_not() {
-        let mut watching = Watching::default();
-        watching.want(wanted(&[(2, 20), (3, 30)]));
+        let (mut watching, now) = (Watching::default(), Instant::now());
+        watching.want(now, wanted(&[(2, 20), (3, 30)]));
         let first = numbers(&watching);
-        watching.want(wanted(&[(2, 20), (3, 31)]));
+        watching.want(now, wanted(&[(2, 20), (3, 31)]));
         let second = numbers(&watching);
         assert!(second[0] == first[0] && second[1] != first[1], "{first:?} {second:?}");
-        watching.want(wanted(&[(3, 31)]));
-        watching.want(wanted(&[(2, 20), (3, 31)]));
+        watching.want(now, wanted(&[(3, 31)]));
+        watching.want(now, wanted(&[(2, 20), (3, 31)]));
         let third = numbers(&watching);
         assert!(!first.contains(&third[0]) && third[1] == second[1], "{third:?}");
     }
@@ -163,7 +196,7 @@ mod tests {
         let (mut watching, now) = (Watching::default(), Instant::now());
         let refused = || Err(io::Error::from_raw_os_error(libc::EAGAIN));
         assert!(watching.start(now, || panic!("nobody wants it")).is_none());
-        watching.want(wanted(&[(2, 20)]));
+        watching.want(now, wanted(&[(2, 20)]));
         let told = watching.start(now, refused);
         assert!(matches!(told, Some(Event::Trouble(Subject::BfdThread, Some(_)))), "{told:?}");
         assert!(watching.start(now, || panic!("too early")).is_none());
@@ -171,5 +204,17 @@ mod tests {
         let told = watching.start(now + 2 * RETRY, driver::spawn);
         assert!(matches!(told, Some(Event::Trouble(Subject::BfdThread, None))), "{told:?}");
         assert!(watching.running.is_some() && watching.start(now + 3 * RETRY, || panic!("it runs")).is_none());
+    }
+
+    #[test]
+    fn a_session_that_does_not_come_up_is_told_once() {
+        let (mut watching, now) = (Watching::default(), Instant::now());
+        watching.want(now, wanted(&[(2, 20), (3, 30)]));
+        watching.unseen.remove(&key(3));
+        let second = Duration::from_secs(1);
+        assert!(watching.overdue(now + OVERDUE - 10 * second, |_| true).is_empty());
+        assert!(watching.overdue(now + OVERDUE, |_| false).is_empty(), "it has no session of BGP either");
+        assert_eq!(watching.overdue(now + OVERDUE + 10 * second, |_| true), [key(2).remote]);
+        assert!(watching.overdue(now + 2 * OVERDUE, |_| true).is_empty());
     }
 }

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use super::super::rib::RouteChange;
 use super::super::speaker::Fact;
+use crate::bfd::sessions::Ignored;
 use crate::kernel::Error;
 
 /// Event for the owner of the speaker.
@@ -28,6 +29,8 @@ pub enum Event {
     Complete,
     /// A subsystem fails, with the reason; `None` when it works again. Sent on changes, not on every retry.
     Trouble(Subject, Option<Error>),
+    /// Packets of BFD that were ignored since the last such event, by reason.
+    Ignored(BTreeMap<Ignored, u64>),
     /// Connections refused since the last such event, which is at least a minute ago.
     Refused(Vec<Refused>),
     /// Number of facts and troubles dropped because nobody consumed them. Current state can be queried.
@@ -42,6 +45,8 @@ pub enum Subject {
     Dialling(IpAddr),
     /// Receiving packets of BFD on an address.
     Bfd(SocketAddr),
+    /// Sending packets of BFD to an address.
+    BfdTo(SocketAddr),
     /// BFD as a whole: its thread does not start.
     BfdThread,
     /// The password of a neighbour cannot be set on the listening sockets; the neighbour is not admitted.

@@ -2,6 +2,7 @@
 
 use super::super::message::Remark;
 use super::super::session::{Agreement, Cause};
+use super::Liveness;
 use crate::bfd;
 use crate::net::{Family, PerFamily};
 
@@ -35,4 +36,8 @@ pub enum Fact {
     PathFailed(bfd::Status),
     /// BFD has gone down with what it was with: a process of the neighbour that is gone, whose successor has the session.
     PathOutlived(bfd::Status),
+    /// The neighbour has shut BFD down, which is no failure.
+    PathShut,
+    /// BFD has not come up for a minute, although it is wanted.
+    PathMissing(Liveness),
 }

@@ -44,7 +44,8 @@ pub struct Liveness {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct PathState {
     pub status: Option<Status>,
-    /// Last failure.
+    /// Number of failures, and the last one.
+    pub failures: u64,
     pub failed_at: Option<Instant>,
     /// Number of failures before the last one, each less than [`CALM`] after the one before.
     flaps: u32,
@@ -79,6 +80,7 @@ impl PathState {
         let is_flap = self.failed_at.is_some_and(|before| now.saturating_duration_since(before) < CALM);
         self.flaps = if is_flap { self.flaps.saturating_add(1) } else { 0 };
         self.failed_at = Some(now);
+        self.failures += 1;
         self.release_at = None;
     }
 
@@ -112,6 +114,8 @@ impl Speaker {
             neighbour.path.failed(at.now);
             self.outputs.push(Output::Fact(address, Fact::PathFailed(status)));
             self.path_failed(at, address, status.independent);
+        } else if was == bfd::State::Up && !is_up {
+            self.outputs.push(Output::Fact(address, Fact::PathShut));
         }
         if comes_up {
             self.outputs.push(Output::Fact(address, Fact::PathUp));

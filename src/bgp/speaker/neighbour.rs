@@ -135,9 +135,9 @@ impl Neighbour {
         self.wanted.liveness.map(|_| self.path.status.is_some_and(|status| status.state == bfd::State::Up))
     }
 
-    /// Last failure of the path that BFD has found.
-    pub fn path_failed_at(&self) -> Option<Instant> {
-        self.path.failed_at
+    /// Number of failures of the path that BFD has found; `None` where it is not watched.
+    pub fn path_failures(&self) -> Option<u64> {
+        self.wanted.liveness.map(|_| self.path.failures)
     }
 
     /// Number of ended sessions.

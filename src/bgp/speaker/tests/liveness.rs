@@ -91,6 +91,7 @@ fn who_shuts_bfd_down_keeps_the_session() {
     bench.path(2, admin);
     bench.want(wanted(2));
     assert!(bench.said(link).is_empty() && bench.state(2) == State::Established);
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathShut)), 1, "it is told");
     bench.path(2, FAILED);
     assert_eq!(bench.state(2), State::Established, "what comes late is of a session that is not wanted any more");
     let (mut bench, _) = self::bench(None);
