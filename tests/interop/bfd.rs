@@ -1,22 +1,27 @@
 //! BFD of ours over real sockets: with the daemons of BIRD and FRR, and between two speakers of ours.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::bfd::driver::{self, Handle, Report};
-use sluice::bfd::{Diagnostic, Key, Path, Settings, State, Status, Wanted};
-use sluice::bgp::session::Cause;
+use sluice::bfd::packet::Packet;
+use sluice::bfd::sessions::{Arrival, Ignored, Output, Sessions};
+use sluice::bfd::{Diagnostic, Key, Path, Request, Settings, State, Status, Wanted};
+use sluice::bgp::driver::Event;
+use sluice::bgp::session::{Cause, State as BgpState};
 use sluice::bgp::speaker::{Fact, Liveness, WantedNeighbour};
+use sluice::bgp::transport::Transport;
 use sluice::net::{Family, PerFamily};
 
 use crate::cell::{Cell, Daemon};
 use crate::ground::{Host, Topology, eventually, look, with_hosts};
 use crate::namespace::run;
 use crate::ours::{Ours, wanted};
+use crate::raw::{OUT, Raw};
 
 const TIME: Duration = Duration::from_millis(100);
 const SETTINGS: Settings = Settings { multiplier: 3, send: TIME, receive: TIME };
@@ -25,35 +30,63 @@ fn session(path: Path) -> Wanted {
     Wanted { settings: SETTINGS, port: path.port() }
 }
 
+fn request(wanted: Wanted) -> Request {
+    Request { wanted, number: 1 }
+}
+
 /// BFD of ours alone, with the newest status of each session.
 struct Watcher {
     handle: Option<Handle>,
     told: Arc<Mutex<BTreeMap<Key, Status>>>,
+    /// All other reports.
+    rest: Arc<Mutex<Vec<Report>>>,
 }
 
 impl Watcher {
     fn start(host: &Host) -> Watcher {
         let (handle, mut reports) = host.inside(driver::spawn).expect("a thread");
         let told = Arc::new(Mutex::new(BTreeMap::new()));
-        let telling = told.clone();
+        let rest = Arc::new(Mutex::new(Vec::new()));
+        let (telling, reporting) = (told.clone(), rest.clone());
         std::thread::spawn(move || {
             while let Some(report) = reports.blocking_recv() {
                 match report {
                     Report::Changed(key, status) => drop(telling.lock().expect("it lives").insert(key, status)),
-                    Report::Trouble(on, error) => eprintln!("--- BFD on {on}: {error:?}"),
+                    rest => {
+                        eprintln!("--- BFD: {rest:?}");
+                        reporting.lock().expect("it lives").push(rest);
+                    }
                 }
             }
         });
-        Watcher { handle: Some(handle), told }
+        Watcher { handle: Some(handle), told, rest }
     }
 
     fn want(&self, keys: &[Key]) {
-        let wanted = keys.iter().map(|key| (*key, session(key.path))).collect();
+        let wanted = keys.iter().map(|key| (*key, request(session(key.path)))).collect();
         self.handle.as_ref().expect("it runs").want(wanted);
     }
 
     fn status(&self, key: Key) -> Option<Status> {
         self.told.lock().expect("it lives").get(&key).copied()
+    }
+
+    /// Number of packets that were ignored for a reason.
+    fn ignored(&self, reason: Ignored) -> u64 {
+        let count = |report: &Report| match report {
+            Report::Ignored(counts) => counts.get(&reason).copied().unwrap_or_default(),
+            _ => 0,
+        };
+        self.rest.lock().expect("it lives").iter().map(count).sum()
+    }
+
+    /// Whether packets can be sent to an address, as it was told each time.
+    fn unsent(&self, to: IpAddr) -> Vec<bool> {
+        let one = |report: &Report| match report {
+            Report::Unsent(address, error) if address.ip() == to => Some(error.is_none()),
+            _ => None,
+        };
+        self.rest.lock().expect("it lives").iter().filter_map(one).collect()
     }
 
     fn state(&self, key: Key) -> State {
@@ -279,6 +312,168 @@ fn a_session_of_ours_ends_with_its_path_and_comes_back_with_it() {
     });
 }
 
+/// As `watched`, with times that leave a process that is started again the time to be back before its end is noticed.
+fn slowly_watched(wanted: WantedNeighbour) -> WantedNeighbour {
+    let time = Duration::from_millis(600);
+    let wanted_session = Wanted { settings: Settings { multiplier: 3, send: time, receive: time }, port: 3784 };
+    let liveness = Liveness { path: Path::SingleHop, wanted: wanted_session };
+    WantedNeighbour { liveness: Some(liveness), ..wanted }
+}
+
+#[test]
+fn an_agent_that_crashes_and_is_back_at_once_finds_its_routes_where_they_were() {
+    with_hosts(2, Topology::Link, |hosts| {
+        let cell = Cell { graceful: true, ..Cell::with(Daemon::Bird) };
+        let theirs = Cell { asns: [cell.asns[1], cell.asns[0]], ..cell.clone() };
+        let other = Ours::start(&hosts[1], cell.asns[1], false);
+        other.want(slowly_watched(wanted(&theirs, &hosts[1], &hosts[0])));
+        let address = hosts[0].address(Family::V4);
+        let ups = || {
+            let heard = other.heard();
+            heard.iter().filter(|event| matches!(event, Event::Fact(_, Fact::PathUp))).count()
+        };
+        let one = Ours::start(&hosts[0], cell.asns[0], false);
+        one.announce(&cell, &hosts[0]);
+        one.want(slowly_watched(wanted(&cell, &hosts[0], &hosts[1])));
+        other.is_up(address);
+        eventually("that the path is up", &1, ups);
+        eventually("its routes", &true, || !other.programmed().is_empty());
+        let (routes, gone) = (other.programmed(), other.withdrawals());
+        // A process that is killed does not say that its BFD ends.
+        let nft = |text: &str| hosts[0].ask(&["nft", text]).expect("nft obeys");
+        nft("add table inet mute; add chain inet mute out { type filter hook output priority 0; }; \
+             add rule inet mute out udp dport 3784 drop");
+        one.kill();
+        nft("delete table inet mute");
+        let one = Ours::start(&hosts[0], cell.asns[0], true);
+        one.announce(&cell, &hosts[0]);
+        one.want(slowly_watched(wanted(&cell, &hosts[0], &hosts[1])));
+        other.is_up(address);
+        other.learns("that BFD was with the process before", |fact| {
+            matches!(fact, Fact::PathOutlived(_) | Fact::PathFailed(_)).then_some(())
+        });
+        eventually("that the path is up again", &2, ups);
+        let ends = other.heard().iter().filter(|event| matches!(event, Event::Fact(_, Fact::Down { .. }))).count();
+        assert_eq!((ends, other.state(address)), (1, BgpState::Established), "the crash itself");
+        assert_eq!((other.programmed(), other.withdrawals()), (routes, gone), "no route was ever away");
+        drop(one);
+    });
+}
+
+/// BFD of a neighbour that is no speaker of ours, in steps: its session, and what it hears.
+struct Neighbour {
+    sessions: Sessions,
+    receives: UdpSocket,
+    sends: UdpSocket,
+    key: Key,
+}
+
+impl Neighbour {
+    fn new(us: &Host, them: &Host) -> Neighbour {
+        let key = key(us, them, Family::V4, Path::SingleHop);
+        let mut sessions = Sessions::new(1);
+        let requests = BTreeMap::from([(key, request(session(Path::SingleHop)))]);
+        sessions.want(Instant::now(), &requests);
+        sessions.set_link(&key, Some(1));
+        let bound = |port| us.inside(|| UdpSocket::bind(SocketAddr::new(key.local, port)).expect("a socket"));
+        let (receives, sends) = (bound(3784), bound(0));
+        sends.set_ttl(255).expect("a TTL");
+        receives.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+        Neighbour { sessions, receives, sends, key }
+    }
+
+    /// Waits a moment for a packet, and answers; returns the state that the packet tells.
+    fn turn(&mut self) -> Option<State> {
+        let mut datagram = [0; 64];
+        let read = self.receives.recv(&mut datagram).ok();
+        let now = Instant::now();
+        let said = read.and_then(|length| {
+            let datagram = &datagram[..length];
+            let (from, to) = (self.key.remote, self.key.local);
+            let arrival = Arrival { from, to, path: Path::SingleHop, ttl: Some(255), link: Some(1), datagram };
+            let _ = self.sessions.receive(now, arrival);
+            Some(Packet::decode(datagram).ok()?.state)
+        });
+        self.sessions.tick(now);
+        for output in self.sessions.outputs() {
+            if let Output::Send(_, packet) = output {
+                let _ = self.sends.send_to(&packet.encode(), SocketAddr::new(self.key.remote, 3784));
+            }
+        }
+        said
+    }
+}
+
+#[test]
+fn a_process_that_ends_closes_its_connections_before_it_says_that_bfd_ends() {
+    with_hosts(2, Topology::Link, |hosts| {
+        let cell = Cell { graceful: true, ..Cell::with(Daemon::Bird) };
+        let ours = Ours::start(&hosts[0], cell.asns[0], false);
+        let peer = wanted(&cell, &hosts[0], &hosts[1]);
+        let transport = Transport { local: peer.transport.local, ..Transport::default() };
+        ours.want(WantedNeighbour { transport, ..watched(peer) });
+        let mut neighbour = Neighbour::new(&hosts[1], &hosts[0]);
+        let mut session = Raw::session(&hosts[1], &hosts[0], OUT);
+        while neighbour.turn() != Some(State::Up) {}
+        let ending = std::thread::spawn(move || ours.kill());
+        while neighbour.turn() != Some(State::AdminDown) {}
+        assert!(session.is_closed(), "some neighbours take the end of BFD for a reason to forget all routes");
+        ending.join().expect("it ends");
+    });
+}
+
+#[test]
+fn a_pod_cannot_speak_for_a_router_on_the_link() {
+    with_hosts(2, Topology::Link, |hosts| {
+        let watcher = Watcher::start(&hosts[0]);
+        let router = key(&hosts[0], &hosts[1], Family::V4, Path::SingleHop);
+        watcher.want(&[router]);
+        let sh = |text: &str| hosts[0].ask(&["sh", "-c", text]).expect("it is done");
+        run("ip netns add pod");
+        run("ip link add pod0 netns host-1 type veth peer name eth0 netns pod");
+        sh("ip link set pod0 up; for each in all pod0; do echo 0 > /proc/sys/net/ipv4/conf/$each/rp_filter; done");
+        run("ip -n pod addr add 192.0.2.2/32 dev eth0");
+        run("ip -n pod link set eth0 up");
+        run("ip -n pod route add 192.0.2.1/32 dev eth0");
+        // Who has all rights in a pod may send with any address and TTL: Down, from somebody who does not know us yet.
+        let packet =
+            r"\x20\x40\x03\x18\x00\x00\x00\x63\x00\x00\x00\x00\x00\x0f\x42\x40\x00\x0f\x42\x40\x00\x00\x00\x00";
+        let send = format!("echo 255 > /proc/sys/net/ipv4/ip_default_ttl; printf '{packet}' > /dev/udp/192.0.2.1/3784");
+        let arrives = || {
+            let sent = std::process::Command::new("ip").args(["netns", "exec", "pod", "bash", "-c", &send]).status();
+            assert!(sent.expect("it runs").success());
+            watcher.ignored(Ignored::OtherLink) > 0
+        };
+        eventually("that they arrive", &true, arrives);
+        assert_eq!(watcher.state(router), State::Down);
+        // The router itself is heard.
+        let other = Watcher::start(&hosts[1]);
+        other.want(&[key(&hosts[1], &hosts[0], Family::V4, Path::SingleHop)]);
+        eventually("the router", &State::Up, || watcher.state(router));
+    });
+}
+
+#[test]
+fn what_is_not_sent_and_what_is_not_taken_is_told() {
+    with_hosts(2, Topology::Link, |hosts| {
+        let keys = Family::BOTH.map(|family| key(&hosts[0], &hosts[1], family, Path::SingleHop));
+        let watcher = Watcher::start(&hosts[0]);
+        let nft = |text: &str| hosts[0].ask(&["nft", text]).expect("nft obeys");
+        nft("add table inet mute; add chain inet mute out { type filter hook output priority 0; }; \
+             add rule inet mute out udp dport 3784 drop");
+        watcher.want(&keys);
+        let told = || keys.map(|key| watcher.unsent(key.remote));
+        eventually("that nothing can be sent", &[vec![false], vec![false]], told);
+        nft("delete table inet mute");
+        eventually("that it can again", &[vec![false, true], vec![false, true]], told);
+        hosts[1].inside(|| {
+            let socket = UdpSocket::bind(SocketAddr::new(keys[0].remote, 0)).expect("a socket");
+            socket.send_to(b"?", SocketAddr::new(keys[0].local, 3784)).expect("it is sent");
+        });
+        eventually("what it was", &1, || watcher.ignored(Ignored::Distant));
+    });
+}
+
 /// Threads of this process that have this name.
 fn threads(name: &str) -> BTreeSet<String> {
     let all = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
@@ -313,13 +508,13 @@ fn a_thousand_sessions_share_few_wakes_and_none_of_them_flaps() {
         hosts[0].ask(&["ip", "addr", "add", "198.18.200.1/16", "dev", "eth0"]).expect("an address");
         let time = Duration::from_millis(300);
         let settings = Settings { multiplier: 3, send: time, receive: time };
-        let all = |turned: bool| -> BTreeMap<Key, Wanted> {
+        let all = |turned: bool| -> BTreeMap<Key, Request> {
             let key = |them: [u8; 4]| {
                 let them = IpAddr::from(them);
                 let (remote, local) = if turned { (us, them) } else { (them, us) };
                 Key { remote, local, path: Path::SingleHop }
             };
-            theirs().map(|them| (key(them), Wanted { settings, port: 3784 })).collect()
+            theirs().map(|them| (key(them), request(Wanted { settings, port: 3784 }))).collect()
         };
         let before = threads("bfd");
         let one = Watcher::start(&hosts[0]);

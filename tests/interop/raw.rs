@@ -118,6 +118,19 @@ impl Raw {
         }
     }
 
+    /// Returns whether the other side has closed the connection by now.
+    pub fn is_closed(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("a setting");
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(1..) => {}
+                Ok(_) => return true,
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+
     /// Hears it out: why it ends, when that is said.
     pub fn last_word(&mut self) -> Option<Notification> {
         let mut last = None;
