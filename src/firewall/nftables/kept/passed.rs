@@ -62,6 +62,10 @@ pub(super) fn by<'a>(rule: &'a Rule, table: &'a Table) -> Option<&'a Name> {
 
 /// Returns the conditions of what a rule of a tier accepts, or of what was kept as accepted ([`accepting`]); each alone is enough.
 pub(super) fn accepted(rule: &Rule, table: &Table) -> Vec<Vec<Match>> {
+    // One of several pods that claim an address has no objection; the next one is asked.
+    if matches!(rule.verdict(), Some(Verdict::Jump(to)) if names::kind(to) == Some(ChainKind::Each)) {
+        return Vec::new();
+    }
     let accepts = |(matches, verdict): &Leaf| match verdict {
         Verdict::Accept | Verdict::Return => true,
         Verdict::Goto(to) => {
