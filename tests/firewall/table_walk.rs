@@ -25,7 +25,9 @@ use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::{Direction, RuleSet};
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
 use sluice::kernel::nftables::{Chain, Content, Hook, Key, Object, Verdict, transactions};
-use sluice::model::{Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, Selector, Subject, Tier, World};
+use sluice::model::{
+    Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, PolicyRule, Selector, Subject, Tier, World,
+};
 use sluice::net::Protocol;
 use sluice::reconcile::{Failure, Moment, Optional, Phase, Step, Target};
 use sluice::subsystem::Kinds;
@@ -913,6 +915,109 @@ fn an_address_that_pods_share_stays_refused_by_the_one_whose_policy_is_not_known
         walk.with(|inside| inside.promise = Promise::default());
         walk.settle();
     }
+}
+
+/// Rules of NetworkPolicies for what a pod gets: none, everything, nothing, and from one pod alone.
+fn permissions() -> [Option<Vec<PolicyRule>>; 4] {
+    [None, Some(vec![rule(&[], &[])]), Some(Vec::new()), Some(vec![rule(&[pods_in("", "app=other")], &[])])]
+}
+
+/// `shop/a`, and where `shares` is set also `shop/b`, at one address of each family; `guard` decides about packets from `shop/web` to the pods with `subject`,
+/// and behind it another policy accepts everything, if it is to.
+fn shared_shop(shares: bool, subject: &str, action: Action, accepts: bool, allowed: [&[PolicyRule]; 2]) -> Case {
+    let mut case = Case::new().namespace("shop", "");
+    for (name, last) in [("web", 2), ("other", 3)] {
+        case = case.pod(&format!("shop/{name}"), HERE, [&addresses(last), &format!("app={name}"), ""]);
+    }
+    case = case.pod("shop/a", HERE, [&addresses(1), "app=a", ""]);
+    if shares {
+        case = case.pod("shop/b", HERE, [&addresses(1), "app=b", ""]);
+    }
+    for (name, rules) in ["a", "b"].into_iter().zip(allowed) {
+        case = case.policy(&format!("shop/{name}"), &format!("app={name}"), [Some(rules), None]);
+    }
+    let policy = |priority, of: &str, action, from: &str| {
+        let one = ClusterRule { name: "".into(), action, matches: rule(&[pods_in("", from)], &[]) };
+        let Peer::Pods { pods, .. } = pods_in("", of) else { panic!("pods") };
+        let subject = Subject { namespaces: Selector::everything(), pods };
+        ClusterNetworkPolicy { tier: Tier::Admin, priority, subject, ingress: [one].into(), egress: [].into() }
+    };
+    case.0.cluster.cluster_policies.insert("guard".into(), policy(1, subject, action, "app=web"));
+    if accepts {
+        case.0.cluster.cluster_policies.insert("more".into(), policy(2, "", Action::Accept, ""));
+    }
+    case
+}
+
+fn addresses(last: u8) -> String {
+    format!("10.244.0.{last} fd00:10:244::{last}")
+}
+
+/// Each pod of an address has to allow a packet, also while a policy cannot be read, whether pods came to share the address before that or since.
+#[test]
+fn what_pods_of_one_address_are_refused_stays_refused_when_a_policy_cannot_be_read() {
+    let mut refused = 0;
+    for action in [Action::Pass, Action::Deny] {
+        for (subject, accepts) in ["app=a", "app=b", ""].into_iter().flat_map(|of| [(of, false), (of, true)]) {
+            for (of_a, of_b) in permissions().iter().flat_map(|of_a| permissions().map(|of_b| (of_a.clone(), of_b))) {
+                for shares in [[false, true, false], [true, true, false], [true, false, true]] {
+                    let worlds = shares.map(|shares| {
+                        let none = Vec::new();
+                        let allowed = [&of_a, &of_b].map(|rules| &**rules.as_ref().unwrap_or(&none));
+                        let mut case = shared_shop(shares, subject, action, accepts, allowed);
+                        for (name, rules) in [("a", &of_a), ("b", &of_b)] {
+                            if rules.is_none() {
+                                case.0.cluster.policies.remove(&sluice::model::ObjectName::new("shop", name));
+                            }
+                        }
+                        case
+                    });
+                    let told = format!("{action:?} for {subject:?}, shared: {shares:?}, {accepts}, {of_a:?}, {of_b:?}");
+                    refused += stays_refused(worlds, told);
+                }
+            }
+        }
+    }
+    assert!(refused > 1000, "{refused} packets");
+}
+
+/// Runs through worlds, from the second one on without `guard`, which cannot be read. What each of them refuses by all policies never passes from there on. Returns
+/// of how many packets that was asked.
+fn stays_refused(worlds: [Case; 3], told: String) -> usize {
+    let mut random = Random::new(1);
+    let mut walk = Walk::new(&mut random);
+    walk.story.push(told);
+    let packets = [("10.244.0.2", "10.244.0.1"), ("fd00:10:244::2", "fd00:10:244::1"), ("10.244.0.3", "10.244.0.1")];
+    let mut never = packets.map(|(from, to)| from_to(from, to)).to_vec();
+    let mut asked = 0;
+    for (place, case) in worlds.into_iter().enumerate() {
+        let rules = case.rules();
+        never.retain(|packet| !verdict(&rules, packet).passes());
+        walk.world = case.0;
+        if place == 0 {
+            walk.agent.take_in(&walk.world);
+            walk.settle();
+            walk.restart();
+            continue;
+        }
+        walk.world.cluster.cluster_policies.remove(&"guard".into());
+        walk.world.unread = sluice::model::UnreadPolicies::Named(Arc::new(["guard".into()].into()));
+        walk.agent.take_in(&walk.world);
+        for _ in 0..2 {
+            walk.rounds(3, Authority::Complete);
+            let table = walk.table();
+            for packet in &never {
+                assert!(!passes(&table, Hook::Forward, packet), "{packet:?} passes in {place}: {:#?}", walk.story);
+            }
+            let transactions = walk.with(|inside| inside.transactions);
+            walk.rounds(2, Authority::Complete);
+            assert_eq!(walk.with(|inside| inside.transactions), transactions, "in {place}: {:#?}", walk.story);
+            walk.restart();
+            walk.agent.take_in(&walk.world);
+        }
+        asked += never.len();
+    }
+    asked
 }
 
 /// Packets that a tier denies stay denied while one of its policies may only not be known, and so does what NetworkPolicies refuse that a

@@ -29,8 +29,10 @@
 //! to the next map: the class of an isolated pod, or the Baseline tier of another one.
 //!
 //! For an address that several pods claim there is one chain for each of them ([`each_tier`]), in which rules are in turn, a
-//! permission is a `return`, and what is passed on goes to the class or to the other tier of the same pod.
+//! permission is a `return`, and what is passed on goes to the class or to the other tier of the same pod. Behind its last rule, where no packet comes, are those that
+//! name the policies that pass packets on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::kernel::nftables::{Content, Name, Object, Rule, Verdict};
@@ -216,6 +218,7 @@ pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) ->
         }
         Verdict::Goto(name)
     });
+    let mut passing_on = BTreeSet::new();
     for Run { decision, matches } in runs {
         let looked_up = |one| class::looked_up(one, tier.direction, families, &mut lowered);
         let each: Vec<Vec<_>> = matches.into_iter().flat_map(looked_up).collect();
@@ -225,11 +228,16 @@ pub fn each_tier(each: &EachTier, rules: &RuleSet, families: PerFamily<bool>) ->
         let verdict = match decision {
             Decision::Accept => Verdict::Return,
             Decision::Deny(policy) => Outcome::Deny(policy.clone()).verdict(&mut lowered.needs),
-            Decision::Pass(_) => rest.clone().unwrap_or(Verdict::Return),
+            Decision::Pass(policy) => {
+                passing_on.extend(rest.is_some().then_some(policy));
+                rest.clone().unwrap_or(Verdict::Return)
+            }
         };
         chain.extend(each.into_iter().map(|matches| Rule::new(matches, verdict.clone())));
     }
     chain.extend(rest.map(|rest| Rule::new([], rest)));
+    // No packet gets there: these say by whom packets are passed on, for a process without memory.
+    chain.extend(passing_on.into_iter().map(|policy| Rule::new([], passing(policy, &mut lowered))));
     lowered.chain(names::each_tier(each), chain);
     lowered
 }

@@ -11,6 +11,18 @@
 //!
 //! The rules of the desired tier are in turn there, because a packet that one of them accepts is not to be accepted yet, and nothing but a `return`
 //! leads from the chain to the next map of the base chain.
+//!
+//! An address that several pods claim is in no next map: each of them is asked in the desired chain, and so in this one, which accepts at its end what all of them allow.
+//! The last rule only says whose packets these are.
+//!
+//! ```text
+//! chain kept_… {
+//!     jump kept_…                                                     as each_admin_…, but what the tier accepts is asked of the pod's class
+//!     jump each_in_shop_web_…                                         another pod's class
+//!     accept
+//!     goto passed_in_guard_…
+//! }
+//! ```
 
 use std::sync::Arc;
 
@@ -23,24 +35,64 @@ use super::super::names::{self, ChainKind};
 /// Conditions and the verdict on what they match.
 type Leaf = (Vec<Match>, Verdict);
 
-/// Returns the rule that goes on passing on what a rule matches for a policy, with the chain that it leads to. `now`: the desired tier; without one nothing accepts the
-/// packet before those who are asked next.
+/// Returns the rule that goes on passing on what a rule matches for a policy, with the chains that it leads to. `now`: the desired chain of the address; without one
+/// nothing accepts the packet before those who are asked next.
 pub(super) fn passing(
     rule: &Rule,
     policy: &Name,
     now: Option<&Name>,
     desired: &Table,
-) -> (Rule, Option<(Object, Content)>) {
+) -> (Rule, Vec<(Object, Content)>) {
     let to_policy = |matches: &[Match]| Rule::new(matches, Verdict::Goto(policy.clone()));
-    let Some(now) = now.filter(|now| names::kind(now) == Some(ChainKind::Tier)) else {
-        return (to_policy(rule.matches()), None);
+    let mut chains = Vec::new();
+    let mut rules: Vec<Rule> = match now.map(|now| (now, names::kind(now))) {
+        Some((now, Some(ChainKind::Tier))) => leaves_of(now, desired).into_iter().map(not_accepting).collect(),
+        // It asks every pod of the address itself. A packet that returned from here would be accepted: nothing is behind such a chain.
+        Some((now, Some(ChainKind::Shared))) => {
+            rules_of(now, desired).iter().map(|rule| passing_to_each(rule, policy, desired, &mut chains)).collect()
+        }
+        _ => return (to_policy(rule.matches()), chains),
     };
-    let mut rules: Vec<Rule> = leaves_of(now, desired).into_iter().map(not_accepting).collect();
-    let texts: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
-    let name = names::kept(&texts, Some(policy));
+    let name = kept(&rules, policy);
     rules.push(to_policy(&[]));
-    let chain = Content::Chain(Arc::new(Chain { base: None, rules }));
-    (Rule::new(rule.matches(), Verdict::Goto(name.clone())), Some((Object::Chain(name), chain)))
+    chains.push(chain(name.clone(), rules));
+    (Rule::new(rule.matches(), Verdict::Goto(name)), chains)
+}
+
+/// Returns the rule that asks one of the pods that claim an address, in which what its Admin tier accepts is left to what it has behind the tier. Of which
+/// of the pods the policy decided is not known.
+fn passing_to_each(rule: &Rule, policy: &Name, desired: &Table, chains: &mut Vec<(Object, Content)>) -> Rule {
+    let Some(Verdict::Jump(each)) = rule.verdict() else { return rule.clone() };
+    let found = rules_of(each, desired);
+    let goes_on = |rule: &&Rule| match rule.verdict() {
+        Some(Verdict::Goto(to)) => rule.matches().is_empty() && names::kind(to) == Some(ChainKind::Each),
+        _ => false,
+    };
+    let Some(rest) = found.iter().find(goes_on).and_then(Rule::verdict) else { return rule.clone() };
+    let to_rest = |rule: &Rule| match rule.verdict() {
+        Some(Verdict::Return) => Rule::new(rule.matches(), rest.clone()),
+        _ => rule.clone(),
+    };
+    let rules: Vec<Rule> = found.iter().map(to_rest).collect();
+    let name = kept(&rules, policy);
+    chains.push(chain(name.clone(), rules));
+    Rule::new(rule.matches(), Verdict::Jump(name))
+}
+
+fn kept(rules: &[Rule], policy: &Name) -> Name {
+    let texts: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
+    names::kept(&texts, Some(policy))
+}
+
+fn chain(name: Name, rules: Vec<Rule>) -> (Object, Content) {
+    (Object::Chain(name), Content::Chain(Arc::new(Chain { base: None, rules })))
+}
+
+fn rules_of<'a>(chain: &Name, table: &'a Table) -> &'a [Rule] {
+    match table.get(&Object::Chain(chain.clone())) {
+        Some(Content::Chain(chain)) => &chain.rules,
+        _ => &[],
+    }
 }
 
 /// Returns the chain of the policy that passes on what a rule matches; `None` for a rule that does something else.
@@ -87,10 +139,7 @@ fn not_accepting((matches, verdict): Leaf) -> Rule {
 }
 
 fn leaves_of(chain: &Name, table: &Table) -> Vec<Leaf> {
-    match table.get(&Object::Chain(chain.clone())) {
-        Some(Content::Chain(chain)) => chain.rules.iter().flat_map(|rule| leaves(rule, table)).collect(),
-        _ => Vec::new(),
-    }
+    rules_of(chain, table).iter().flat_map(|rule| leaves(rule, table)).collect()
 }
 
 /// Returns a rule of a tier as conditions with verdicts, in their order, that need neither maps nor chains of peers.

@@ -40,8 +40,8 @@ struct Decision {
     rule: Rule,
     /// The objects that it leads to, as they were found.
     objects: BTreeSet<Object>,
-    /// The chain that is made for it.
-    chain: Option<(Object, Content)>,
+    /// The chains that are made for it.
+    chains: Vec<(Object, Content)>,
 }
 
 impl Kept {
@@ -110,7 +110,7 @@ impl Kept {
                 self.0.insert(object.clone(), content.clone());
             }
         }
-        self.0.extend(decisions.iter().filter_map(|decision| decision.chain.clone()));
+        self.0.extend(decisions.iter().flat_map(|decision| decision.chains.iter().cloned()));
         let mut rules: Vec<Rule> = decisions.into_iter().map(|decision| decision.rule).collect();
         let texts: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
         let name = names::kept(&texts, now);
@@ -144,14 +144,14 @@ fn decisions(before: &Name, now: Option<&Name>, view: View<'_>) -> Vec<Decision>
             let chain = Object::Chain(policy.clone());
             let is_its = is_lost(&chain);
             let objects = reached(named(rule).into_iter().chain([chain]), seen);
-            let (kept, chain) = passed::passing(rule, policy, now, desired);
-            decisions.push(Decision { rule: kept, objects, chain });
+            let (kept, chains) = passed::passing(rule, policy, now, desired);
+            decisions.push(Decision { rule: kept, objects, chains });
             end = if is_its { decisions.len() } else { end };
             if rule.matches().is_empty() {
                 break;
             }
         } else if objects.iter().any(is_lost) || was_closed && is_closed(rule) {
-            decisions.push(Decision { rule: rule.clone(), objects, chain: None });
+            decisions.push(Decision { rule: rule.clone(), objects, chains: Vec::new() });
             end = decisions.len();
         } else {
             let accepted = passed::accepted(rule, seen);
@@ -160,7 +160,7 @@ fn decisions(before: &Name, now: Option<&Name>, view: View<'_>) -> Vec<Decision>
                 break;
             }
             let accepting = accepted.into_iter().map(|matches| passed::accepting(matches, now));
-            let decision = |rule: Rule| Decision { objects: reached(named(&rule), seen), rule, chain: None };
+            let decision = |rule: Rule| Decision { objects: reached(named(&rule), seen), rule, chains: Vec::new() };
             decisions.extend(accepting.map(decision));
         }
     }
