@@ -75,6 +75,10 @@ pub struct Elector {
     timing: Timing,
     /// The Lease of somebody else, and when it was first seen in this version.
     seen: Option<(Lease, Instant)>,
+    /// There was a Lease at some time.
+    has_seen: bool,
+    /// Since when it is known to be gone.
+    gone: Option<Instant>,
     /// The version to claim; `Some(None)`: to create it.
     claim: Option<Option<CompactString>>,
     /// When the last renewal that was taken was sent.
@@ -88,7 +92,19 @@ pub struct Elector {
 
 impl Elector {
     pub fn new(identity: CompactString, timing: Timing) -> Elector {
-        Elector { identity, timing, seen: None, claim: None, renewed: None, next: None, looks: 0, failures: 0 }
+        let (looks, failures, has_seen) = (0, 0, false);
+        Elector {
+            identity,
+            timing,
+            seen: None,
+            has_seen,
+            gone: None,
+            claim: None,
+            renewed: None,
+            next: None,
+            looks,
+            failures,
+        }
     }
 
     /// A part of this time, another one for each look of each candidate.
@@ -109,9 +125,12 @@ impl Elector {
     /// Notes the Lease as it was read; `None` where there is none.
     pub fn read(&mut self, lease: Option<Lease>, now: Instant) {
         let Some(lease) = lease else {
-            (self.claim, self.next, self.seen, self.renewed) = (Some(None), None, None, None);
+            (self.seen, self.renewed) = (None, None);
+            let since = *self.gone.get_or_insert(now);
+            self.take_after(since + self.timing.valid, None, now);
             return;
         };
+        (self.has_seen, self.gone) = (true, None);
         if lease.holder.is_empty() || lease.holder == self.identity {
             (self.claim, self.next, self.seen) = (Some(Some(lease.version)), None, None);
             return;
@@ -122,16 +141,22 @@ impl Elector {
             self.seen.as_ref().filter(|(seen, _)| seen.version == lease.version).map_or(now, |(_, since)| *since);
         // What others have written there is not to keep everybody waiting for ever, nor to let anybody in early.
         let valid = lease.valid.clamp(self.timing.valid, self.timing.valid * 8);
-        if now >= since + valid {
-            (self.claim, self.next) = (Some(Some(lease.version.clone())), None);
-        } else {
-            self.looks += 1;
-            self.failures = 0;
-            // Not all who wait are to claim it at the same moment.
-            let over = since + valid + self.part_of(self.timing.retry);
-            self.next = Some((now + self.timing.look + self.part_of(self.timing.look)).min(over));
-        }
+        self.take_after(since + valid, Some(lease.version.clone()), now);
         self.seen = Some((lease, since));
+    }
+
+    /// Claims this version when its time is over, and looks again before; what was never there has no time.
+    fn take_after(&mut self, over: Instant, version: Option<CompactString>, now: Instant) {
+        if now >= over || !self.has_seen {
+            (self.claim, self.next) = (Some(version), None);
+            return;
+        }
+        self.claim = None;
+        self.looks += 1;
+        self.failures = 0;
+        // Not all who wait are to claim it at the same moment.
+        let over = over + self.part_of(self.timing.retry);
+        self.next = Some((now + self.timing.look + self.part_of(self.timing.look)).min(over));
     }
 
     /// Records that the Lease could not be read.
@@ -155,6 +180,7 @@ impl Elector {
     pub fn claimed(&mut self, sent: Instant, outcome: Result<CompactString, Unclaimed>, now: Instant) {
         match outcome {
             Ok(version) => {
+                (self.has_seen, self.gone) = (true, None);
                 (self.renewed, self.claim, self.seen, self.failures) = (Some(sent), Some(Some(version)), None, 0);
                 self.next = Some(sent + self.timing.retry);
             }
@@ -310,14 +336,32 @@ mod tests {
     }
 
     #[test]
-    fn whoever_finds_the_lease_deleted_holds_it_no_more() {
+    fn a_lease_that_is_deleted_has_no_two_holders_at_once() {
         let begun = Instant::now();
-        let mut elector = Elector::new("a".into(), TIMING);
-        elector.read(None, begun);
-        elector.claimed(begun, Ok("1".into()), begun);
-        elector.claimed(begun + seconds(2), Err(Unclaimed::Failed), begun + seconds(2));
-        elector.read(None, begun + seconds(4));
-        assert_eq!((elector.usable_until(), elector.step(begun + seconds(4))), (None, Step::Claim(None)));
+        let [mut holder, mut other] = ["a", "b"].map(|identity| Elector::new(identity.into(), TIMING));
+        holder.read(None, begun);
+        holder.claimed(begun, Ok("1".into()), begun);
+        other.read(lease("1", "a"), begun + seconds(1));
+        // Somebody deletes it at 2 s, and the other one looks before the holder does.
+        other.read(None, begun + seconds(3));
+        assert!((8..13).contains(&waits_until(&other, begun, 3)), "the holder may still begin writes until 10");
+        holder.claimed(begun + seconds(4), Err(Unclaimed::Failed), begun + seconds(4));
+        assert_eq!(holder.usable_until(), Some(begun + seconds(10)));
+        holder.read(None, begun + seconds(6));
+        assert_eq!(holder.usable_until(), None, "whoever finds it gone holds it no more");
+        assert_eq!(holder.to_release(), None);
+        assert!((11..16).contains(&waits_until(&holder, begun, 6)), "and waits like everybody");
+        other.read(None, begun + seconds(17));
+        assert!((18..20).contains(&waits_until(&other, begun, 17)), "its time is over at 18");
+        other.read(None, begun + seconds(20));
+        assert_eq!(other.step(begun + seconds(20)), Step::Claim(None));
+        other.claimed(begun + seconds(20), Ok("9".into()), begun + seconds(20));
+        holder.read(lease("9", "b"), begun + seconds(20));
+        // Gone once more: the time counts from then.
+        holder.read(None, begun + seconds(30));
+        assert!(matches!(holder.step(begun + seconds(30)), Step::Wait(_)));
+        holder.read(None, begun + seconds(45));
+        assert_eq!(holder.step(begun + seconds(45)), Step::Claim(None));
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Candidate {
     /// Contends for the Lease until the end, and gives it up then.
     async fn run(self, mut ended: watch::Receiver<bool>) {
         let mut elector = Elector::new(self.identity.clone(), self.timing);
-        let (mut lease, mut is_failing, mut tenures) = (None, false, Tenures::default());
+        let (mut lease, mut trouble, mut tenures) = (None, Trouble::default(), Tenures::default());
         while !*ended.borrow() {
             let step = elector.step(Instant::now());
             let is_claim = matches!(step, Step::Claim(_));
@@ -104,18 +104,19 @@ impl Candidate {
             };
             let tenure = tenures.follow(elector.usable_until(), Instant::now());
             self.usable.send_if_modified(|known| std::mem::replace(known, tenure) != tenure);
-            match failure {
-                Some(failure) if !std::mem::replace(&mut is_failing, true) => {
+            // A look that leads to a claim proves nothing: the right to write it may be missing.
+            let is_proof = is_claim || !matches!(elector.step(Instant::now()), Step::Claim(_));
+            match trouble.note(failure.as_ref(), is_proof) {
+                Some(Change::Begun(text)) => {
                     warn!(?failure, rules = RULES, "Lease of the address allocator failed; retrying");
-                    self.note.set(vec![format!("the Lease kube-router-lballoc cannot be read or written: {failure}")]);
+                    self.note.set(vec![text]);
                 }
-                // A look that leads to a claim proves nothing: the right to write it may be missing.
-                None if is_failing && (is_claim || !matches!(elector.step(Instant::now()), Step::Claim(_))) => {
-                    is_failing = false;
+                Some(Change::Reworded(text)) => self.note.set(vec![text]),
+                Some(Change::Over) => {
                     info!("Lease of the address allocator recovered");
                     self.note.set(Vec::new());
                 }
-                _ => {}
+                None => {}
             }
         }
         for _ in 0..RELEASES {
@@ -159,6 +160,37 @@ impl Candidate {
     }
 }
 
+/// Why the Lease cannot be read or written at the moment, in the words of the note; empty where nothing is wrong.
+#[derive(Default, Debug)]
+struct Trouble(String);
+
+/// What changed about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Change {
+    Begun(String),
+    /// It goes on, for another reason.
+    Reworded(String),
+    Over,
+}
+
+impl Trouble {
+    /// Notes the outcome of a step. `is_proof`: one without a failure shows that nothing is wrong any more.
+    fn note(&mut self, failure: Option<&Failure>, is_proof: bool) -> Option<Change> {
+        let now = match failure {
+            Some(failure) => format!("the Lease kube-router-lballoc cannot be read or written: {failure}"),
+            None if is_proof => String::new(),
+            None => return None,
+        };
+        let before = std::mem::replace(&mut self.0, now.clone());
+        match (before.is_empty(), now.is_empty()) {
+            (true, false) => Some(Change::Begun(now)),
+            (false, true) => Some(Change::Over),
+            (false, false) if before != now => Some(Change::Reworded(now)),
+            _ => None,
+        }
+    }
+}
+
 fn read_lease(lease: &Value) -> Lease {
     let text = |path: &str| lease.pointer(path).and_then(Value::as_str).unwrap_or_default().into();
     let seconds = lease.pointer("/spec/leaseDurationSeconds").and_then(Value::as_u64).unwrap_or(0);
@@ -166,5 +198,26 @@ fn read_lease(lease: &Value) -> Lease {
         version: text("/metadata/resourceVersion"),
         holder: text("/spec/holderIdentity"),
         valid: Duration::from_secs(seconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_note_has_the_reason_that_holds_now_and_the_log_one_line_for_all() {
+        let mut trouble = Trouble::default();
+        let silence = Failure::Unknown("no answer within 5 s".to_owned());
+        let forbidden = Failure::Forbidden("leases is forbidden".to_owned());
+        assert_eq!(trouble.note(None, true), None);
+        let begun = trouble.note(Some(&silence), false);
+        assert!(matches!(&begun, Some(Change::Begun(text)) if text.ends_with("no answer within 5 s")), "{begun:?}");
+        assert_eq!(trouble.note(Some(&silence), false), None);
+        let other = trouble.note(Some(&forbidden), false);
+        assert!(matches!(&other, Some(Change::Reworded(text)) if text.ends_with("leases is forbidden")), "{other:?}");
+        assert_eq!(trouble.note(None, false), None, "a look that leads to a claim proves nothing");
+        assert_eq!(trouble.note(None, true), Some(Change::Over));
+        assert_eq!(trouble.note(None, true), None);
     }
 }
