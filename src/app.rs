@@ -93,7 +93,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 pub fn run(config: Config) -> anyhow::Result<()> {
     match config.cleanup {
         Some(Cleanup::Everything) => return cleanup::run(&config),
-        Some(Cleanup::Tables) => return cleanup::remove_tables(),
+        Some(Cleanup::Tables) => return cleanup::remove_tables(&config),
         None => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -21,6 +21,7 @@ use crate::app::GOBGP_SOCKET;
 use crate::config::{CNI_SOCKET, Config};
 use crate::container_runtime::sockets;
 use crate::firewall;
+use crate::kernel::local_socket::is_listened_on;
 use crate::kernel::{Error, iptables};
 use crate::model::Authority;
 use crate::pod_tunnels;
@@ -88,8 +89,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 /// kube-router has them under the same names, or takes them over.
 ///
 /// # Errors
-/// Failures to remove, a line for each subsystem.
-pub fn remove_tables() -> anyhow::Result<()> {
+/// An agent runs beside it, which would put them back or, where the kernel knows no owners of tables, go on without them. Failures to remove, a line for each subsystem.
+pub fn remove_tables(config: &Config) -> anyhow::Result<()> {
+    if let Some(sentence) = config.socket.as_deref().and_then(in_use) {
+        bail!(sentence);
+    }
     let all = [
         ("firewall", firewall::nftables::linux::remove()),
         ("firewall", firewall::frames::linux::remove()),
@@ -103,6 +107,16 @@ pub fn remove_tables() -> anyhow::Result<()> {
     }
     info!("Tables of nf_tables removed");
     Ok(())
+}
+
+/// Returns why our tables cannot go now, as a sentence.
+fn in_use(socket: &Path) -> Option<String> {
+    is_listened_on(socket).then(|| {
+        format!(
+            "--cleanup-nftables is for a host on which no agent runs, and one answers on {} (--socket): end that agent first.",
+            socket.display()
+        )
+    })
 }
 
 /// The firewall's kinds, on a host that may have no ipset.
@@ -240,6 +254,18 @@ mod tests {
 
     use super::*;
     use crate::config::{Environment, Request, request};
+
+    #[test]
+    fn our_tables_stay_while_an_agent_answers() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("sluice.sock");
+        assert_eq!(in_use(&socket), None);
+        let listener = UnixListener::bind(&socket).expect("writable");
+        let sentence = in_use(&socket).expect("somebody listens");
+        assert!(sentence.contains("sluice.sock (--socket): end that agent first."), "{sentence}");
+        drop(listener);
+        assert_eq!(in_use(&socket), None, "an earlier run left it");
+    }
 
     #[test]
     fn our_files_go_and_those_of_others_stay() {

@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule` and `tunnel` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps.
+//! opens sockets for routing protocols; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `local_socket` tells who listens on a unix socket.
 
 mod error;
 mod name;
@@ -19,6 +19,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod link;
+pub mod local_socket;
 pub mod memory;
 pub mod module;
 pub mod monitor;

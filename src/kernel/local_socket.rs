@@ -1,0 +1,99 @@
+//! Whether somebody listens on a unix socket, and which ports that process listens on. Nothing is changed, and nothing is said to it.
+//!
+//! unix(7), connect(2): a connection is there when the other side has a place for it in its queue, without its doing anything; where the queue is full
+//! connect(2) would wait, so it is asked not to. proc(5): `/proc/net/unix`, `/proc/PID/fd`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+/// Returns whether somebody listens there. A name that an earlier process left behind is nobody.
+pub fn is_listened_on(path: &Path) -> bool {
+    let connected = SocketAddrUnix::new(path).and_then(|address| {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &address)
+    });
+    matches!(connected, Ok(()) | Err(Errno::AGAIN))
+}
+
+/// Returns the inodes of all sockets of the processes that listen there, as far as this process sees them: in its own network
+/// namespace, and among the processes of its own.
+pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
+    let listed = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    let named: BTreeSet<u64> = listed.lines().filter_map(|line| listening(line, path)).collect();
+    if named.is_empty() {
+        return named;
+    }
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path().join("fd"));
+    let of_process = |descriptors| -> BTreeSet<u64> {
+        let links = fs::read_dir(descriptors).into_iter().flatten().flatten();
+        links.filter_map(|link| inode(fs::read_link(link.path()).ok()?.to_str()?)).collect()
+    };
+    processes.map(of_process).filter(|sockets| !sockets.is_disjoint(&named)).flatten().collect()
+}
+
+/// The inode of a line like `0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/sluice.sock` of a socket that listens
+/// (flag `__SO_ACCEPTCON`) under this name.
+fn listening(line: &str, path: &Path) -> Option<u64> {
+    let mut words = line.splitn(8, ' ');
+    let flags = words.by_ref().nth(3)?;
+    let inode = words.by_ref().nth(2)?.parse().ok()?;
+    let name = words.next()?;
+    (flags == "00010000" && Path::new(name) == path).then_some(inode)
+}
+
+/// The inode in `socket:[23456]`.
+fn inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_from_a_name_that_is_left() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.sock");
+        assert!(!is_listened_on(&path));
+        let listener = UnixListener::bind(&path).expect("writable");
+        assert!(is_listened_on(&path));
+        drop(listener);
+        assert!(path.exists() && !is_listened_on(&path));
+    }
+
+    #[test]
+    fn a_listener_that_takes_nobody_keeps_nobody_waiting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.sock");
+        let listener = UnixListener::bind(&path).expect("writable");
+        rustix::net::listen(&listener, 0).expect("it is a listener");
+        let waiting: Vec<_> = (0..8)
+            .filter_map(|_| {
+                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).ok()?;
+                connect(&socket, &SocketAddrUnix::new(&path).ok()?).ok().map(|()| socket)
+            })
+            .collect();
+        assert!(waiting.len() < 8, "its queue is full");
+        assert!(is_listened_on(&path));
+    }
+
+    #[test]
+    fn the_ports_of_a_listener_are_found_by_its_sockets() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.sock");
+        assert_eq!(sockets_of_listener(&path), BTreeSet::new());
+        let _listener = UnixListener::bind(&path).expect("writable");
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let own = rustix::fs::fstat(port.as_fd()).expect("it is open").st_ino;
+        assert!(sockets_of_listener(&path).contains(&own), "it is of the same process");
+    }
+}
