@@ -43,7 +43,10 @@ const IMPORTS: [(&str, &[&str]); 27] = [
     ("load_balancer", &["net", "model", "config", "k8s", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
     // Asks what the subsystems would, before they run.
-    ("preflight", &["net", "model", "config", "distribution", "kernel", "k8s", "proxy", "firewall", "router", "app"]),
+    (
+        "preflight",
+        &["net", "model", "config", "distribution", "kernel", "k8s", "bfd", "proxy", "firewall", "router", "app"],
+    ),
 ];
 
 /// Directories whose parts must not use each other in a circle: each part can be read behind those that it uses.

@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::client::{ApiClient, chain};
 use super::parse::node::{NodeObject, node};
@@ -51,9 +51,26 @@ pub enum Unknown {
     Unreachable(String),
 }
 
+/// The API server as it is asked before a start: who asks waits for a person, or for an init container.
+pub struct Questions {
+    client: ApiClient,
+    /// When nothing is asked any more.
+    until: Instant,
+    patience: Duration,
+}
+
 /// Time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for all answers together.
+const ALL: Duration = Duration::from_secs(30);
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+impl Questions {
+    /// The time for all of them begins now.
+    pub fn new(client: ApiClient) -> Questions {
+        Questions { client, until: Instant::now() + ALL, patience: PATIENCE }
+    }
+}
 
 impl Right {
     pub fn new(verb: &'static str, group: &str, resource: &str) -> Right {
@@ -65,6 +82,12 @@ impl Right {
     #[must_use]
     pub fn in_namespace(self, namespace: &str) -> Right {
         Right { namespace: namespace.to_owned(), ..self }
+    }
+
+    /// The same right on the object of this name alone.
+    #[must_use]
+    pub fn named(self, name: &str) -> Right {
+        Right { name: name.to_owned(), ..self }
     }
 
     /// Returns the rights by which objects are followed: `list` and `watch`.
@@ -101,8 +124,8 @@ fn resource(kind: Kind) -> (&'static str, &'static str) {
 ///
 /// # Errors
 /// It does not say.
-pub async fn version(client: &ApiClient) -> Result<String, Unknown> {
-    let answer: Value = send(client, Method::GET, "/version", Vec::new()).await?;
+pub async fn version(asked: &Questions) -> Result<String, Unknown> {
+    let answer: Value = send(asked, Method::GET, "/version", Vec::new()).await?;
     Ok(text(&answer, "/gitVersion").to_owned())
 }
 
@@ -110,8 +133,8 @@ pub async fn version(client: &ApiClient) -> Result<String, Unknown> {
 ///
 /// # Errors
 /// There is none, or it cannot be read.
-pub async fn node_named(client: &ApiClient, name: &str) -> Result<Node, Unknown> {
-    let object: NodeObject = send(client, Method::GET, &format!("/api/v1/nodes/{name}"), Vec::new()).await?;
+pub async fn node_named(asked: &Questions, name: &str) -> Result<Node, Unknown> {
+    let object: NodeObject = send(asked, Method::GET, &format!("/api/v1/nodes/{name}"), Vec::new()).await?;
     node(&object).1.ok_or(Unknown::Absent)
 }
 
@@ -119,9 +142,9 @@ pub async fn node_named(client: &ApiClient, name: &str) -> Result<Node, Unknown>
 ///
 /// # Errors
 /// It cannot be read.
-pub async fn own_cluster_ips(client: &ApiClient) -> Result<Vec<IpAddr>, Unknown> {
+pub async fn own_cluster_ips(asked: &Questions) -> Result<Vec<IpAddr>, Unknown> {
     let path = "/api/v1/namespaces/default/services/kubernetes";
-    let service: Value = send(client, Method::GET, path, Vec::new()).await?;
+    let service: Value = send(asked, Method::GET, path, Vec::new()).await?;
     let one = service.pointer("/spec/clusterIP");
     let all = service.pointer("/spec/clusterIPs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let mut found: Vec<IpAddr> = all.iter().chain(one).filter_map(|ip| ip.as_str()?.parse().ok()).collect();
@@ -133,18 +156,18 @@ pub async fn own_cluster_ips(client: &ApiClient) -> Result<Vec<IpAddr>, Unknown>
 ///
 /// # Errors
 /// The server has no such objects, or they cannot be read.
-pub async fn service_ranges(client: &ApiClient) -> Result<Vec<IpNet>, Unknown> {
-    let list: Value = send(client, Method::GET, Kind::ServiceCidr.path(), Vec::new()).await?;
+pub async fn service_ranges(asked: &Questions) -> Result<Vec<IpNet>, Unknown> {
+    let list: Value = send(asked, Method::GET, Kind::ServiceCidr.path(), Vec::new()).await?;
     let items = list.pointer("/items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let ranges = items.iter().filter_map(|item| item.pointer("/spec/cidrs")?.as_array()).flatten();
     Ok(ranges.filter_map(|range| range.as_str()?.parse().ok()).collect())
 }
 
 /// Returns whether the server has objects of this kind, in any version that is read.
-pub async fn has(client: &ApiClient, kind: Kind) -> bool {
+pub async fn has(asked: &Questions, kind: Kind) -> bool {
     for path in [Some(kind.path()), kind.earlier().map(|(_, path)| path)].into_iter().flatten() {
         let (version, resource) = path.rsplit_once('/').unwrap_or_default();
-        let served: Result<Value, Unknown> = send(client, Method::GET, version, Vec::new()).await;
+        let served: Result<Value, Unknown> = send(asked, Method::GET, version, Vec::new()).await;
         let Ok(served) = served else { continue };
         let resources = served.pointer("/resources").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         if resources.iter().any(|one| text(one, "/name") == resource) {
@@ -154,12 +177,12 @@ pub async fn has(client: &ApiClient, kind: Kind) -> bool {
     false
 }
 
-/// Asks for the rights, one after the other.
-pub async fn review(client: &ApiClient, rights: &[Right]) -> Vec<Allowed> {
+/// Asks for the rights, one after the other; of those that are left when the time is over the server has not said anything.
+pub async fn review(asked: &Questions, rights: &[Right]) -> Vec<Allowed> {
     let mut answers = Vec::with_capacity(rights.len());
     for right in rights {
         let body = right.review().to_string().into_bytes();
-        let answer: Result<Value, Unknown> = send(client, Method::POST, REVIEWS, body).await;
+        let answer: Result<Value, Unknown> = send(asked, Method::POST, REVIEWS, body).await;
         answers.push(match answer {
             Ok(review) => match review.pointer("/status/allowed").and_then(Value::as_bool) {
                 Some(true) => Allowed::Yes,
@@ -186,18 +209,18 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-async fn send<T: DeserializeOwned>(
-    client: &ApiClient,
-    method: Method,
-    path: &str,
-    body: Vec<u8>,
-) -> Result<T, Unknown> {
+async fn send<T: DeserializeOwned>(asked: &Questions, method: Method, path: &str, body: Vec<u8>) -> Result<T, Unknown> {
     let request =
         http::Request::builder().method(method).uri(path).header("content-type", "application/json").body(body);
     let request = request.map_err(|error| Unknown::Unreachable(error.to_string()))?;
+    let Questions { client, until, patience } = asked;
+    let now = Instant::now();
+    if now >= *until {
+        return Err(Unknown::Unreachable("it took too long to answer other questions".to_owned()));
+    }
     let client = client.current().await;
-    match timeout(PATIENCE, client.request::<T>(request)).await {
-        Err(_) => Err(Unknown::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()))),
+    match timeout_at((*until).min(now + *patience), client.request::<T>(request)).await {
+        Err(_) => Err(Unknown::Unreachable(format!("no answer within {} s", now.elapsed().as_secs()))),
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(match StatusCode::from_u16(status.code) {
             Ok(StatusCode::NOT_FOUND) => Unknown::Absent,
@@ -212,6 +235,7 @@ async fn send<T: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::client::{Access, client};
     use super::*;
 
     #[test]
@@ -227,6 +251,24 @@ mod tests {
             follow(Wanted::ClusterNetworkPolicies),
             of("policy.networking.k8s.io", "clusternetworkpolicies", "")
         );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_answering_is_not_waited_for_at_each_question() {
+        // It takes connections and says nothing.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let master = format!("http://{}", listener.local_addr().expect("it has one"));
+        let access = Access { kubeconfig: None, master: Some(master.parse().expect("an address")) };
+        let client = client(&access).await.expect("the address is sound");
+        let [patience, all] = [50, 120].map(Duration::from_millis);
+        let begun = Instant::now();
+        let asked = Questions { client, until: begun + all, patience };
+        let rights = vec![Right::new("get", "", "nodes"); 100];
+        let answers = review(&asked, &rights).await;
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert_eq!(answers.len(), 100);
+        assert!(answers.iter().all(|answer| matches!(answer, Allowed::NotSaid(_))), "{answers:?}");
+        assert!(matches!(answers.last(), Some(Allowed::NotSaid(why)) if why.contains("too long")), "{answers:?}");
     }
 
     #[test]

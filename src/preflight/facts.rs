@@ -94,16 +94,30 @@ pub struct NetworkFacts {
     pub addresses: Vec<HostAddress>,
     /// Names of all devices.
     pub links: BTreeSet<String>,
-    /// Others' routes in the main table, without the default routes: the destination, and the route as `ip route` takes it.
-    pub routes: Vec<(IpNet, String)>,
+    /// Names of those of kind veth.
+    pub pairs: BTreeSet<String>,
+    /// Others' routes in the main table, without the default routes.
+    pub routes: Vec<FoundRoute>,
     /// Ports on which somebody listens.
     pub listening: BTreeSet<(Transport, u16)>,
+    /// Those on which the process listens that answers on the socket of `--socket`; `None` where that is not seen from here.
+    pub of_agent: Option<BTreeSet<(Transport, u16)>>,
     /// Number of virtual services of IPVS.
     pub virtual_services: usize,
     /// Names of running programs (`/proc/PID/comm`), as far as this process sees them.
     pub processes: BTreeSet<String>,
     /// Why some of it could not be read, a sentence each, without its end.
     pub unread: Vec<String>,
+}
+
+/// Another program's route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundRoute {
+    pub to: IpNet,
+    /// Names of the devices of its next hops.
+    pub links: Vec<String>,
+    /// As `ip route` takes it.
+    pub text: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

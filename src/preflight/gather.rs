@@ -1,31 +1,31 @@
 //! Reads the facts of this host and of its cluster, and changes nothing.
 //!
 //! What the kernel would load a module for is not asked for where that module is not there: sockets of netfilter, tables of nf_tables. Failures
-//! are facts, too. The API server has ten seconds for each answer; where it does not give the first, no other is asked for.
+//! are facts, too. The API server has ten seconds for each answer and thirty for all of them; where it does not give the first, no other is asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use compact_str::CompactString;
 use rustix::fs::{Access as Mode, access};
 
 use super::facts::{
-    ApiFacts, AskedRight, ClusterFacts, Directory, Facts, FileFacts, FoundSetting, KernelFacts, NetworkFacts,
-    PacketFilterFacts, ProcessFacts, Purpose, Transport, Trial,
+    ApiFacts, AskedRight, ClusterFacts, Directory, Facts, FileFacts, FoundRoute, FoundSetting, KernelFacts,
+    NetworkFacts, PacketFilterFacts, ProcessFacts, Purpose, Transport, Trial,
 };
 use super::judge::{addresses, cluster, modules, packet_filter, settings};
 use crate::config::{Config, Source, Variant};
-use crate::k8s::access::{self as api, Allowed};
-use crate::k8s::client::{Access, ApiClient, client};
+use crate::k8s::access::{self as api, Allowed, Questions};
+use crate::k8s::client::{Access, client};
 use crate::kernel::iptables::{self, Flavour};
+use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes};
 use crate::kernel::sysctl::Setting;
-use crate::kernel::{address, is_program, link};
+use crate::kernel::{address, is_program, link, local_socket};
 use crate::net::PerFamily;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
@@ -41,7 +41,7 @@ pub fn gather(config: &Config) -> Facts {
         kernel,
         process: process(config),
         packet_filter,
-        network: network(),
+        network: network(config),
         files: files(config),
         cluster: cluster(config),
     };
@@ -77,12 +77,11 @@ fn found_setting(setting: &Setting) -> Option<FoundSetting> {
 }
 
 fn process(config: &Config) -> ProcessFacts {
-    let answers = |path: &Path| UnixStream::connect(path).is_ok();
     ProcessFacts {
         is_root: rustix::process::geteuid().is_root(),
         may_change_network: may_change_network(),
         programs: packet_filter::PROGRAMS.into_iter().filter(|name| is_program(name)).collect(),
-        agent_answers: config.socket.as_deref().is_some_and(answers),
+        agent_answers: config.socket.as_deref().is_some_and(local_socket::is_listened_on),
     }
 }
 
@@ -91,7 +90,13 @@ fn packet_filter(kernel: &KernelFacts) -> PacketFilterFacts {
     // A kernel without modules loads none.
     let is_fixed = !Path::new("/proc/modules").exists();
     let has_tables = is_fixed || is_there("nf_tables");
-    let nftables = match is_fixed || probe::MODULES.into_iter().chain(["nfnetlink_log"]).all(is_there) {
+    let may_be_tried = || {
+        let folded = modules::FOLDED.into_iter().all(|(name, since)| {
+            modules::is_loaded_or_folded(kernel.modules.get(name).copied(), &kernel.release, since)
+        });
+        folded && probe::MODULES.into_iter().chain(["nfnetlink_log"]).all(is_there)
+    };
+    let nftables = match is_fixed || may_be_tried() {
         true => probe::check().map_or_else(|missing| Trial::Refused(missing.to_string()), |()| Trial::Works),
         false => Trial::NotTried,
     };
@@ -122,7 +127,7 @@ fn packet_filter(kernel: &KernelFacts) -> PacketFilterFacts {
     facts
 }
 
-fn network() -> NetworkFacts {
+fn network(config: &Config) -> NetworkFacts {
     let mut unread = Vec::new();
     let mut facts = NetworkFacts::default();
     match address::host_addresses() {
@@ -130,7 +135,11 @@ fn network() -> NetworkFacts {
         Err(error) => unread.push(error.to_string()),
     }
     match link::all() {
-        Ok(devices) => facts.links = devices.into_iter().map(|device| device.name.0.to_string()).collect(),
+        Ok(devices) => {
+            let is_pair = |device: &&link::Device| device.kind == LinkKind::Other("veth".into());
+            facts.pairs = devices.iter().filter(is_pair).map(|device| device.name.0.to_string()).collect();
+            facts.links = devices.into_iter().map(|device| device.name.0.to_string()).collect();
+        }
         Err(error) => unread.push(error.to_string()),
     }
     let routes = Routes::open(Ownership::Protocols(learned_routes().to_vec()));
@@ -138,11 +147,20 @@ fn network() -> NetworkFacts {
         Ok((_, foreign)) => {
             let is_ours = |link: &str| [BRIDGE, DEVICE].contains(&link) || link.starts_with(TUNNELS);
             let of_others = foreign.into_iter().filter(|route| !route.next_hops.iter().any(|hop| is_ours(&hop.link.0)));
-            facts.routes = of_others.map(|route| (route.key.destination, route.to_string())).collect();
+            let found = of_others.map(|route| FoundRoute {
+                to: route.key.destination,
+                links: route.next_hops.iter().map(|hop| hop.link.0.to_string()).collect(),
+                text: route.to_string(),
+            });
+            facts.routes = found.collect();
         }
         Err(error) => unread.push(error.to_string()),
     }
-    facts.listening = listening();
+    let listening = listening();
+    let sockets = config.socket.as_deref().map(local_socket::sockets_of_listener).unwrap_or_default();
+    let of_agent = listening.iter().filter(|(_, inode)| sockets.contains(inode));
+    facts.of_agent = (!sockets.is_empty()).then(|| of_agent.map(|(port, _)| *port).collect());
+    facts.listening = listening.into_iter().map(|(port, _)| port).collect();
     let listed = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
     let is_service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|begin| line.starts_with(begin));
     facts.virtual_services = listed.lines().filter(is_service).count();
@@ -151,19 +169,19 @@ fn network() -> NetworkFacts {
     facts
 }
 
-/// Ports on which somebody listens, in the network namespace of this thread.
-fn listening() -> BTreeSet<(Transport, u16)> {
+/// Ports on which somebody listens, in the network namespace of this thread, with the inodes of the sockets.
+fn listening() -> BTreeSet<((Transport, u16), u64)> {
     let files = [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)];
     let ports = files.into_iter().flat_map(|(file, transport)| {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        let ports: Vec<u16> = text.lines().filter_map(|line| listening_port(line, transport)).collect();
-        ports.into_iter().map(move |port| (transport, port))
+        let ports: Vec<_> = text.lines().filter_map(|line| listening_port(line, transport)).collect();
+        ports.into_iter().map(move |(port, inode)| ((transport, port), inode))
     });
     ports.collect()
 }
 
-/// The port of a line like `0: 0100007F:1F90 00000000:0000 0A …`: state 0A is TCP's LISTEN, 07 is a socket of UDP without a peer.
-fn listening_port(line: &str, transport: Transport) -> Option<u16> {
+/// The port and the inode of a line like `0: 0100007F:1F90 00000000:0000 0A … 23456 …`: state 0A is TCP's LISTEN, 07 is a socket of UDP without a peer.
+fn listening_port(line: &str, transport: Transport) -> Option<(u16, u64)> {
     let mut words = line.split_whitespace().skip(1);
     let (local, _, state) = (words.next()?, words.next()?, words.next()?);
     let listens = match transport {
@@ -171,7 +189,8 @@ fn listening_port(line: &str, transport: Transport) -> Option<u16> {
         Transport::Udp => "07",
     };
     let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-    (state == listens).then_some(port)
+    let inode = words.nth(5)?.parse().ok()?;
+    (state == listens).then_some((port, inode))
 }
 
 fn processes() -> BTreeSet<String> {
@@ -238,15 +257,17 @@ fn cluster(config: &Config) -> ClusterFacts {
             Ok(client) => client,
             Err(error) => return ClusterFacts::NoAccess(error.to_string()),
         };
-        match api::version(&client).await {
-            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&client, version, config).await)),
+        let asked = Questions::new(client);
+        match api::version(&asked).await {
+            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config).await)),
             Err(unknown) => ClusterFacts::Unanswered(unknown),
         }
     })
 }
 
-async fn of_api(client: &ApiClient, version: String, config: &Config) -> ApiFacts {
-    let needed = cluster::rights(config);
+async fn of_api(client: &Questions, version: String, config: &Config) -> ApiFacts {
+    let node = api::node_named(client, &config.node_name).await;
+    let needed = cluster::rights(config, node.as_ref().ok());
     let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();
     let answers = api::review(client, &rights).await;
     let mut asked = Vec::with_capacity(rights.len());
@@ -259,7 +280,7 @@ async fn of_api(client: &ApiClient, version: String, config: &Config) -> ApiFact
     }
     ApiFacts {
         version,
-        node: api::node_named(client, &config.node_name).await,
+        node,
         rights: asked,
         own_cluster_ips: api::own_cluster_ips(client).await.unwrap_or_default(),
         service_ranges: api::service_ranges(client).await.unwrap_or_default(),
@@ -273,11 +294,13 @@ mod tests {
     #[test]
     fn listeners_are_told_from_connections() {
         let line = |state: &str| {
-            format!("   0: 00000000000000000000000000000000:4F14 00000000:0000 {state} 00000000:00000000")
+            format!(
+                "   0: 00000000000000000000000000000000:4F14 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 23456 1"
+            )
         };
-        assert_eq!(listening_port(&line("0A"), Transport::Tcp), Some(20244));
+        assert_eq!(listening_port(&line("0A"), Transport::Tcp), Some((20244, 23456)));
         assert_eq!(listening_port(&line("01"), Transport::Tcp), None);
-        assert_eq!(listening_port(&line("07"), Transport::Udp), Some(20244));
+        assert_eq!(listening_port(&line("07"), Transport::Udp), Some((20244, 23456)));
         assert_eq!(listening_port("  sl  local_address rem_address   st", Transport::Tcp), None);
     }
 

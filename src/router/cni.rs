@@ -205,6 +205,14 @@ pub fn is_ours(text: &str, form: CniFileForm) -> bool {
     plugin.is_some_and(|plugin| plugin.get("bridge").and_then(Value::as_str) == Some(BRIDGE))
 }
 
+/// Returns the bridge to which a file attaches pods; the plugin `bridge` has `cni0` where the file names none.
+pub fn bridge(text: &str, form: CniFileForm) -> Option<String> {
+    let mut conf = serde_json::from_str::<Value>(text).ok()?;
+    let plugin = bridge_plugin(&mut conf, form)?;
+    let of = |field| plugin.get(field).and_then(Value::as_str);
+    (of("type") == Some("bridge")).then(|| of("bridge").unwrap_or("cni0").to_owned())
+}
+
 /// Returns the file for a node that has none.
 fn fresh(form: CniFileForm) -> Value {
     let bridge = json!({

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::config::Config;
+use crate::bfd::Path;
+use crate::config::{Config, RouterConfig};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
-use crate::preflight::facts::{ClusterFacts, Facts, Transport};
+use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
+use crate::router::cni::{self, CniFileForm};
 use crate::router::names::TUNNELS;
 
 /// Judges addresses, ranges and ports.
@@ -21,7 +23,8 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let pods = pod_ranges(facts, config);
     let services = service_ranges(facts, config);
     let before = findings.len();
-    findings.extend(pods.iter().flat_map(|range| in_pod_range(*range, facts)));
+    let bridge = cni_bridge(facts, config);
+    findings.extend(pods.iter().flat_map(|range| in_pod_range(*range, bridge.as_deref(), facts)));
     findings.extend(services.iter().flat_map(|range| in_service_range(*range, facts)));
     let overlapping = pods.iter().flat_map(|pods| {
         services.iter().filter(|services| overlap(**services, *pods)).map(move |services| (pods, services))
@@ -118,10 +121,22 @@ fn families(facts: &Facts, config: &Config) -> Vec<Finding> {
     lacking.map(|(family, _)| of(family)).collect()
 }
 
-/// Conflicts of a range of this node's pods.
-fn in_pod_range(range: IpNet, facts: &Facts) -> Vec<Finding> {
+/// Returns the bridge of the CNI file, whose network is that of this node's pods.
+fn cni_bridge(facts: &Facts, config: &Config) -> Option<String> {
+    let path = config.router.as_ref()?.cni_file.as_ref()?;
+    let text = facts.files.cni_text.as_ref()?.as_ref().ok()?;
+    cni::bridge(text, CniFileForm::of(path))
+}
+
+/// Conflicts of a range of this node's pods. `bridge`: the one that the CNI file names.
+///
+/// The plugin `ptp` gives the host's end of each pod's veth pair the gateway as an address without a network, and the pod a route of its own.
+fn in_pod_range(range: IpNet, bridge: Option<&str>, facts: &Facts) -> Vec<Finding> {
     let subject = format!("pod range {range}");
-    let networks = theirs(facts).filter(|one| overlap(one.address, range)).map(|one| {
+    let is_alone = |net: IpNet| net.prefix_len() == net.max_prefix_len();
+    let attaches = |link: &str, net| bridge == Some(link) || facts.network.pairs.contains(link) && is_alone(net);
+    let in_range = theirs(facts).filter(|one| overlap(one.address, range));
+    let networks = in_range.filter(|one| !attaches(&one.link.0, one.address)).map(|one| {
         let what = format!("the network {} of the device {} overlaps it", one.address.trunc(), one.link);
         let why = "packets to pods of this node leave by that device, or pods take addresses of hosts there".to_owned();
         let todo = format!(
@@ -130,7 +145,10 @@ fn in_pod_range(range: IpNet, facts: &Facts) -> Vec<Finding> {
         );
         Finding::bad(Level::Fatal, subject.clone(), [what, why, todo])
     });
-    let routes = facts.network.routes.iter().filter(|(to, _)| range.contains(to) && !of_network(*to, facts)).map(|(_, route)| {
+    let leads_to_pods =
+        |route: &FoundRoute| !route.links.is_empty() && route.links.iter().all(|link| attaches(link, route.to));
+    let others = routes_into(range, facts).filter(|route| !leads_to_pods(route));
+    let routes = others.map(|FoundRoute { text: route, .. }| {
         let what = format!("another program's route leads into it: {route}");
         let why = "packets to some pods of this node take that route; the agent removes one to exactly a range of pods, and names others in /readyz".to_owned();
         Finding::bad(Level::Degraded, subject.clone(), [what, why, format!("remove it: ip route delete {route}")])
@@ -149,16 +167,18 @@ fn in_service_range(range: IpNet, facts: &Facts) -> Vec<Finding> {
             --service-cluster-ip-range".to_owned();
         Finding::bad(Level::Degraded, subject.clone(), [what, why, todo])
     });
-    let routes = facts.network.routes.iter().filter(|(to, _)| range.contains(to) && !of_network(*to, facts)).map(
-        |(_, route)| {
-            let what = format!("a route of this host leads into it: {route}");
-            let why =
-                "a Service may get the address of a host there, which this node then no longer reaches".to_owned();
-            let todo = "choose a range that no network around the cluster uses, or remove the route".to_owned();
-            Finding::bad(Level::Degraded, subject.clone(), [what, why, todo])
-        },
-    );
+    let routes = routes_into(range, facts).map(|FoundRoute { text: route, .. }| {
+        let what = format!("a route of this host leads into it: {route}");
+        let why = "a Service may get the address of a host there, which this node then no longer reaches".to_owned();
+        let todo = "choose a range that no network around the cluster uses, or remove the route".to_owned();
+        Finding::bad(Level::Degraded, subject.clone(), [what, why, todo])
+    });
     networks.chain(routes).collect()
+}
+
+/// Returns others' routes to a part of a range.
+fn routes_into(range: IpNet, facts: &Facts) -> impl Iterator<Item = &FoundRoute> {
+    facts.network.routes.iter().filter(move |route| range.contains(&route.to) && !of_network(route.to, facts))
 }
 
 /// Returns whether a route is the one of a device's own network, which is judged with its address.
@@ -213,22 +233,58 @@ fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
             level: Level::Degraded,
             why: "the kernel cannot receive tunnels on this port",
         }));
+        ports.extend(bfd_ports(router));
     }
+    let numbers = |ports: &[&Port]| ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ");
+    let all: Vec<&Port> = ports.iter().collect();
     let taken: Vec<&Port> =
         ports.iter().filter(|port| facts.network.listening.contains(&(port.transport, port.number))).collect();
-    if facts.process.agent_answers {
-        return vec![Finding::ok("ports", "an agent runs on this host already, whose ports they are")];
-    }
+    let is_of_agent = |port: &&Port| match &facts.network.of_agent {
+        Some(its) => its.contains(&(port.transport, port.number)),
+        // Of which process a port is, is not seen from here.
+        None => facts.process.agent_answers,
+    };
+    let (of_agent, taken): (Vec<&Port>, Vec<&Port>) = taken.into_iter().partition(is_of_agent);
     if taken.is_empty() {
-        let all: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
-        return vec![Finding::ok("ports", format!("nobody listens on {}", all.join(", ")))];
+        let said = match &facts.network.of_agent {
+            _ if of_agent.is_empty() => format!("nobody listens on {}", numbers(&all)),
+            Some(_) => format!("nobody but the agent that runs on this host listens on {}", numbers(&all)),
+            None => format!(
+                "an agent runs on this host already, and somebody listens on {}: whether that is the agent is not seen from here (ss -lnp says it)",
+                numbers(&of_agent)
+            ),
+        };
+        return vec![Finding::ok("ports", said)];
     }
     let of = |port: &Port| {
         let what = format!("another program listens on port {} ({})", port.number, port.flag);
-        let todo = format!("end that program (ss -lnp names it), or choose another port by {}", port.flag);
+        let todo = match port.flag.starts_with("--enable") {
+            true => format!("end that program (ss -lnp names it), or start without {}", port.flag),
+            false => format!("end that program (ss -lnp names it), or choose another port by {}", port.flag),
+        };
         Finding::bad(port.level, "ports", [what, port.why.to_owned(), todo])
     };
     taken.into_iter().map(of).collect()
+}
+
+/// The ports on which packets of BFD are received (RFC 5881 4, RFC 5883 5), which no flag changes.
+fn bfd_ports(router: &RouterConfig) -> Vec<Port> {
+    let distant = router.multihop.is_some();
+    let watches = router.peers.iter().any(|peer| peer.bfd.is_some());
+    let needed = [(Path::SingleHop, watches && !distant), (Path::Multihop, watches && distant)];
+    let port = |path: Path, flag| Port {
+        flag,
+        transport: Transport::Udp,
+        number: path.port(),
+        level: Level::Degraded,
+        why: "packets of BFD arrive there: its sessions with neighbours stay down, and BGP goes on without; the agent goes on trying",
+    };
+    let is_needed = |(path, of_peers)| match (of_peers, router.bfd_mesh.is_some()) {
+        (true, _) => Some(port(path, "--enable-bfd")),
+        (false, true) => Some(port(path, "--enable-bfd-mesh")),
+        (false, false) => None,
+    };
+    needed.into_iter().filter_map(is_needed).collect()
 }
 
 /// Returns whether an address is one of this host's.

@@ -5,6 +5,9 @@ use crate::app::wanted;
 use crate::config::{Config, Source};
 use crate::k8s::Wanted;
 use crate::k8s::access::{Allowed, Right, Unknown};
+use crate::k8s::allocation::LEASE;
+use crate::k8s::parse::address_pools::POOLS;
+use crate::model::Node;
 use crate::net::Family;
 use crate::preflight::facts::{ApiFacts, AskedRight, ClusterFacts, Facts};
 use crate::preflight::{Finding, Level};
@@ -15,41 +18,33 @@ const SUBJECT: &str = "API server";
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NeededRight {
     pub right: Right,
+    /// How bad it is to lack it; ok where it is a matter of taste.
     pub level: Level,
     pub why: String,
     /// The kind is one that a server may not have.
     pub may_be_absent: Option<crate::k8s::Kind>,
 }
 
-/// Returns the rights that these subsystems need.
-pub fn rights(config: &Config) -> Vec<NeededRight> {
+/// Returns the rights that these subsystems need; some depend on what the own Node has in its status.
+pub fn rights(config: &Config, node: Option<&Node>) -> Vec<NeededRight> {
     if !matches!(config.source, Source::Api { .. }) {
         return Vec::new();
     }
     let mut needed: Vec<NeededRight> = wanted(config).iter().flat_map(followed).collect();
     let mut need =
         |right, level, why: &str| needed.push(NeededRight { right, level, why: why.to_owned(), may_be_absent: None });
-    if config.router.is_some() {
-        let why =
-            "the node's condition NetworkUnavailable stays where a cloud has set it, and no pod is scheduled here";
+    if config.router.is_some() && node.is_some_and(|node| node.network_unavailable) {
+        let why = "the Node's condition NetworkUnavailable, which a cloud has set, stays, and no pod is scheduled here";
         need(Right::new("get", "", "nodes"), Level::Degraded, why);
         need(Right::new("patch", "", "nodes/status"), Level::Degraded, why);
     }
-    if config.router.is_some() || config.proxy.is_some() {
-        need(
-            Right::new("create", "", "events"),
-            Level::Degraded,
-            "problems are not told as Events, only in the log and in /readyz",
-        );
-    }
     if let Some(balancer) = &config.load_balancer {
         let why = "no address is given to Services of type LoadBalancer";
-        for verb in ["get", "create", "update"] {
-            need(
-                Right::new(verb, "coordination.k8s.io", "leases").in_namespace(&balancer.namespace),
-                Level::Fatal,
-                why,
-            );
+        let leases = |verb| Right::new(verb, "coordination.k8s.io", "leases").in_namespace(&balancer.namespace);
+        // A name of what is to be made is not known to who grants the right to make it.
+        need(leases("create"), Level::Fatal, why);
+        for verb in ["get", "update"] {
+            need(leases(verb).named(LEASE), Level::Fatal, why);
         }
         for (verb, resource) in
             [("get", "services"), ("list", "services"), ("watch", "services"), ("update", "services/status")]
@@ -58,13 +53,14 @@ pub fn rights(config: &Config) -> Vec<NeededRight> {
         }
         let why = "no pools of addresses are read, only --loadbalancer-ip-range";
         for verb in ["list", "watch"] {
-            need(Right::new(verb, "", "configmaps").in_namespace(&balancer.namespace), Level::Degraded, why);
+            let right = Right::new(verb, "", "configmaps").in_namespace(&balancer.namespace).named(POOLS);
+            need(right, Level::Degraded, why);
         }
-        need(
-            Right::new("create", "", "events"),
-            Level::Degraded,
-            "problems are not told as Events, only in the log and in /readyz",
-        );
+    }
+    if config.router.is_some() || config.proxy.is_some() || config.firewall.is_some() || config.load_balancer.is_some()
+    {
+        let why = "problems are not told as Events, only in the log and in /readyz";
+        need(Right::new("create", "", "events"), Level::Ok, why);
     }
     let mut unique: Vec<NeededRight> = Vec::new();
     for one in needed {
@@ -125,7 +121,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
 fn answered(api: &ApiFacts, facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings = vec![Finding::ok(SUBJECT, format!("it answers, version {}", api.version))];
     findings.extend(node(api, facts, config));
-    findings.extend(lacking(&api.rights, &rights(config)));
+    findings.extend(lacking(&api.rights, &rights(config, api.node.as_ref().ok())));
     let ranges = service_ranges(facts, config);
     let outside = api.own_cluster_ips.iter().find(|ip| {
         let mut of_family = ranges.iter().filter(|range| Family::from(**range) == Family::from(**ip)).peekable();
@@ -211,7 +207,11 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
             Allowed::No => {}
         }
         match findings.iter_mut().find(|(.., known)| {
-            known.resource == right.resource && known.group == right.group && known.namespace == right.namespace
+            let of = |right: &Right| {
+                let Right { group, resource, namespace, .. } = right.clone();
+                (group, resource, namespace, resource_name(right).to_owned())
+            };
+            of(known) == of(right)
         }) {
             Some((_, level, _, verbs, _)) => {
                 verbs.push(right.verb);
@@ -235,11 +235,19 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
             } else {
                 format!(" in the namespace {}", right.namespace)
             };
+            let names = match resource_name(&right) {
+                "" => String::new(),
+                name => format!(", resourceNames [{name}]"),
+            };
             let todo = format!(
-                "add to the agent's role: apiGroups [{:?}], resources [{}], verbs [{verbs}]{place}",
+                "add to the agent's role: apiGroups [{:?}], resources [{}]{names}, verbs [{verbs}]{place}",
                 right.group, right.resource
             );
-            Finding::bad(level, subject, [format!("the credentials have no right to {verbs}{place}"), why, todo])
+            let what = format!("the credentials have no right to {verbs}{place}");
+            match level {
+                Level::Ok => Finding::ok(subject, format!("{what}, and {why}; where they should be: {todo}")),
+                level => Finding::bad(level, subject, [what, why, todo]),
+            }
         })
         .collect();
     if let Some(reason) = not_said {
@@ -251,8 +259,14 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
             [format!("the API server does not say: {reason}"), why, todo],
         ));
     }
-    if judged.is_empty() && !asked.is_empty() {
-        judged.push(Finding::ok("rights", format!("the credentials have all {} that are needed", asked.len())));
+    if judged.iter().all(|finding| finding.level == Level::Ok) && !asked.is_empty() {
+        let count = asked.iter().filter(|one| one.allowed == Allowed::Yes).count();
+        judged.push(Finding::ok("rights", format!("the credentials have all {count} that are needed")));
     }
     judged
+}
+
+/// Returns the name of the object for which a role grants a right. One role serves all nodes, so it names none of them.
+fn resource_name(right: &Right) -> &str {
+    if right.resource == "nodes" { "" } else { &right.name }
 }

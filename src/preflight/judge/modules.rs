@@ -6,6 +6,7 @@ use crate::distribution::RunningKernel;
 use crate::kernel::module::ModuleState;
 use crate::preflight::facts::Facts;
 use crate::preflight::{Finding, Level};
+use crate::proxy::settings::kernel_version;
 
 /// A module that is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +81,19 @@ pub fn of_iptables(config: &Config, variant: Option<Variant>) -> Vec<Need> {
     modules.into_iter().map(|module| Need { module, level, why: NO_RULES }).collect()
 }
 
+/// Modules that a trial of nf_tables loads where they are not part of `nf_tables` itself, and the version of the kernel since which they are.
+pub const FOLDED: [(&str, (u32, u32)); 2] = [("nft_counter", (5, 17)), ("nft_objref", (6, 2))];
+
+/// Returns whether nothing would be loaded for one of these. Distributions fold them into earlier kernels, too: one that this kernel does not have as a
+/// module it has in another way or not at all.
+pub fn is_loaded_or_folded(state: Option<ModuleState>, release: &str, since: (u32, u32)) -> bool {
+    match state {
+        Some(ModuleState::Present | ModuleState::Missing) => true,
+        Some(ModuleState::OnDisk) => false,
+        Some(ModuleState::Unknown) | None => kernel_version(release).is_some_and(|version| version >= since),
+    }
+}
+
 /// All modules whose state may be asked for.
 pub fn all() -> impl Iterator<Item = &'static str> {
     let fixed = [
@@ -110,7 +124,7 @@ pub fn all() -> impl Iterator<Item = &'static str> {
         "nft_compat",
         "nfnetlink_log",
     ];
-    fixed.into_iter().chain(crate::kernel::nftables::probe::MODULES)
+    fixed.into_iter().chain(crate::kernel::nftables::probe::MODULES).chain(FOLDED.map(|(name, _)| name))
 }
 
 /// Judges the modules that are needed. Those that are there share one finding, and so do those of which nothing is known.

@@ -41,7 +41,7 @@ fn facts(config: &Config) -> Facts {
         pod_cidrs: vec!["10.244.1.0/24".parse().expect("a range")],
         ..Node::default()
     };
-    let rights = cluster::rights(config).into_iter();
+    let rights = cluster::rights(config, Some(&node)).into_iter();
     let rights = rights.map(|need| AskedRight { right: need.right, allowed: Allowed::Yes, is_served: true }).collect();
     let api = ApiFacts {
         version: "v1.36.1".to_owned(),
@@ -379,7 +379,8 @@ fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
     check_ok(&ROUTER, network("eth1", "10.100.0.7/24"), "no network of this host");
     let route = |to: &'static str| {
         move |facts: &mut Facts| {
-            facts.network.routes.push((to.parse().expect("a range"), format!("{to} via 192.0.2.9 dev eth0")))
+            let (to, text) = (to.parse().expect("a range"), format!("{to} via 192.0.2.9 dev eth0"));
+            facts.network.routes.push(FoundRoute { to, links: vec!["eth0".to_owned()], text });
         }
     };
     check(&[], route("10.244.1.128/25"), Level::Degraded, &["route leads into it: 10.244.1.128/25 via 192.0.2.9"]);
@@ -390,6 +391,40 @@ fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
         node.pod_cidrs = vec!["10.98.1.0/24".parse().expect("a range")];
     };
     check(&[], overlapping, Level::Fatal, &["10.96.0.0/12", "10.98.1.0/24", "overlap"]);
+}
+
+#[test]
+fn devices_by_which_pods_of_this_node_are_attached_are_no_conflict() {
+    let conf = r#"{"type":"bridge","bridge":"cni0"}"#;
+    let route = |to: &str, link: &str| FoundRoute {
+        to: to.parse().expect("a range"),
+        links: vec![link.to_owned()],
+        text: format!("{to} dev {link}"),
+    };
+    let of_bridge = |facts: &mut Facts| {
+        facts.files.cni_text = Some(Ok(conf.to_owned()));
+        facts.network.addresses.push(host_address("cni0", "10.244.1.1/24"));
+        facts.network.routes.push(route("10.244.1.0/25", "cni0"));
+    };
+    check_ok(&[], of_bridge, "no network of this host is in 10.244.1.0/24");
+    let of_another_bridge = |facts: &mut Facts| {
+        of_bridge(facts);
+        facts.network.addresses.push(host_address("docker0", "10.244.1.1/24"));
+    };
+    check(&[], of_another_bridge, Level::Fatal, &["10.244.1.0/24 of the device docker0"]);
+    let of_pairs = |facts: &mut Facts| {
+        facts.files.cni_text = Some(Ok(r#"{"type":"ptp"}"#.to_owned()));
+        facts.network.pairs = ["veth1", "eth0"].map(str::to_owned).into();
+        facts.network.addresses.push(host_address("veth1", "10.244.1.1/32"));
+        facts.network.routes.push(route("10.244.1.5/32", "veth1"));
+    };
+    check_ok(&[], of_pairs, "no network of this host is in 10.244.1.0/24");
+    // The host may be a container, whose own device is one end of a pair.
+    let of_container = |facts: &mut Facts| {
+        of_pairs(facts);
+        facts.network.addresses.push(host_address("eth0", "10.244.1.9/24"));
+    };
+    check(&[], of_container, Level::Fatal, &["10.244.1.0/24 of the device eth0"]);
 }
 
 #[test]
@@ -415,7 +450,55 @@ fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
         facts.network.listening.insert((Transport::Tcp, 20244));
         facts.process.agent_answers = true;
     };
-    check_ok(&[], of_agent, "an agent runs on this host already");
+    check_ok(&[], of_agent, "an agent runs on this host already, and somebody listens on 20244");
+    let of_both = |facts: &mut Facts| {
+        of_agent(facts);
+        facts.network.listening.insert((Transport::Tcp, 179));
+        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+    };
+    check(&[], of_both, Level::Degraded, &["port 179 (--bgp-port)"]);
+    let of_agent_alone = |facts: &mut Facts| {
+        of_agent(facts);
+        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+    };
+    check_ok(&[], of_agent_alone, "nobody but the agent that runs on this host listens on 20244");
+}
+
+#[test]
+fn bfd_listens_on_ports_of_its_own() {
+    let taken = |number| {
+        move |facts: &mut Facts| {
+            facts.network.listening.insert((Transport::Udp, number));
+        }
+    };
+    check_ok(&[], taken(3784), "nobody listens on");
+    let mesh = ["--enable-bfd-mesh"];
+    check(&mesh, taken(3784), Level::Degraded, &["port 3784 (--enable-bfd-mesh)", "start without"]);
+    check(&mesh, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd-mesh)"]);
+    let peer = ["--peer-router-ips=192.0.2.254", "--peer-router-asns=64513", "--cluster-asn=64512", "--enable-bfd"];
+    check(&peer, taken(3784), Level::Degraded, &["port 3784 (--enable-bfd)"]);
+    check_ok(&peer, taken(4784), "nobody listens on");
+    let distant = [&peer[..], &["--peer-router-multihop-ttl=3"]].concat();
+    check(&distant, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd)"]);
+    check_ok(&distant, taken(3784), "nobody listens on");
+}
+
+#[test]
+fn nothing_is_tried_that_would_load_the_modules_of_counters() {
+    let may_be_tried = |state, release| modules::is_loaded_or_folded(state, release, (6, 2));
+    for (state, release, expected) in [
+        (ModuleState::Present, "5.15.0", true),
+        (ModuleState::OnDisk, "5.15.0", false),
+        (ModuleState::OnDisk, "6.12.0", false),
+        (ModuleState::Missing, "5.14.0-503.el9.x86_64", true),
+        (ModuleState::Unknown, "5.15.0", false),
+        (ModuleState::Unknown, "6.2.0", true),
+        (ModuleState::Unknown, "nonsense", false),
+    ] {
+        assert_eq!(may_be_tried(Some(state), release), expected, "{state:?} {release}");
+    }
+    let asked: Vec<&str> = modules::all().collect();
+    assert!(["nft_counter", "nft_objref"].iter().all(|name| asked.contains(name)));
 }
 
 #[test]
@@ -553,8 +636,9 @@ fn rights_that_lack_are_named_as_a_role_has_them() {
         ],
     );
     check(&[], without("", "nodes", &["watch"], true), Level::Fatal, &["no right to watch"]);
-    check(&[], without("", "nodes/status", &["patch"], true), Level::Degraded, &["NetworkUnavailable"]);
-    check(&[], without("", "events", &["create"], true), Level::Degraded, &["only in the log"]);
+    for words in [&[][..], &FIREWALL, &PROXY, &ROUTER] {
+        check_ok(words, without("", "events", &["create"], true), "only in the log");
+    }
     let cluster_policies = ("policy.networking.k8s.io", "clusternetworkpolicies");
     check(&[], without(cluster_policies.0, cluster_policies.1, &["list"], true), Level::Degraded, &["not enforced"]);
     check_ok(
@@ -563,23 +647,51 @@ fn rights_that_lack_are_named_as_a_role_has_them() {
         "the credentials have all",
     );
     let balancer = [&PROXY[..], &["--run-loadbalancer", "--loadbalancer-ip-range=203.0.113.0/24"]].concat();
-    let leases = without("coordination.k8s.io", "leases", &["create", "update"], true);
-    check(&balancer, leases, Level::Fatal, &["create, update in the namespace kube-system"]);
+    let leases = without("coordination.k8s.io", "leases", &["get", "update"], true);
+    check(
+        &balancer,
+        leases,
+        Level::Fatal,
+        &["resources [leases], resourceNames [kube-router-lballoc], verbs [get, update] in the namespace kube-system"],
+    );
+    let leases = without("coordination.k8s.io", "leases", &["create"], true);
+    check(&balancer, leases, Level::Fatal, &["resources [leases], verbs [create] in the namespace kube-system"]);
+    let pools = without("", "configmaps", &["list", "watch"], true);
+    check(&balancer, pools, Level::Degraded, &["resourceNames [kube-router-lb-pools], verbs [list, watch]"]);
     let silent = |facts: &mut Facts| api(facts).rights[0].allowed = Allowed::NotSaid("forbidden (403)".to_owned());
     check(&[], silent, Level::Degraded, &["does not say: forbidden (403)", "selfsubjectaccessreviews"]);
+}
+
+#[test]
+fn the_condition_of_a_node_is_to_be_written_where_a_cloud_has_set_it() {
+    let asked = |words: &[&str], network_unavailable| {
+        let node = Node { network_unavailable, ..Node::default() };
+        let needed = cluster::rights(&config(words), Some(&node));
+        needed.into_iter().find(|need| need.right.resource == "nodes/status")
+    };
+    assert_eq!(asked(&ROUTER, false), None);
+    assert_eq!(asked(&PROXY, true), None);
+    assert_eq!(asked(&ROUTER, true).map(|need| (need.right.verb, need.level)), Some(("patch", Level::Degraded)));
+    let denied = |facts: &mut Facts| {
+        let node = api(facts).node.as_mut().expect("it is known");
+        node.network_unavailable = true;
+        let right = crate::k8s::access::Right::new("patch", "", "nodes/status");
+        api(facts).rights.push(AskedRight { right, allowed: Allowed::No, is_served: true });
+    };
+    check(&[], denied, Level::Degraded, &["NetworkUnavailable", "resources [nodes/status], verbs [patch]"]);
 }
 
 #[test]
 fn nothing_is_asked_for_that_no_subsystem_needs() {
     let resources = |words: &[&str]| {
         let mut found: Vec<String> =
-            cluster::rights(&config(words)).into_iter().map(|need| need.right.resource).collect();
+            cluster::rights(&config(words), None).into_iter().map(|need| need.right.resource).collect();
         found.dedup();
         found
     };
     assert_eq!(
         resources(&FIREWALL),
-        ["nodes", "pods", "namespaces", "networkpolicies", "clusternetworkpolicies", "servicecidrs"]
+        ["nodes", "pods", "namespaces", "networkpolicies", "clusternetworkpolicies", "servicecidrs", "events"]
     );
     assert!(!resources(&PROXY).contains(&"pods".to_owned()));
     assert_eq!(resources(&["--manifests=/srv/cluster"]), [""; 0]);

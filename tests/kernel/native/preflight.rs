@@ -182,15 +182,28 @@ fn said(path: &str, mut asked: Value) -> (&'static str, Value) {
         "/api/v1/nodes/node-1" => ("200 OK", node),
         "/api/v1/namespaces/default/services/kubernetes" => ("200 OK", json!({"spec": {"clusterIPs": ["10.43.0.1"]}})),
         "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
-            let resource = asked["spec"]["resourceAttributes"]["resource"].clone();
-            let is_refused = ["endpointslices", "clusternetworkpolicies"].iter().any(|one| resource == *one);
-            asked["status"] = json!({"allowed": !is_refused});
+            asked["status"] = json!({"allowed": is_allowed(&asked["spec"]["resourceAttributes"])});
             ("201 Created", asked)
         }
         _ => (
             "404 Not Found",
             json!({"kind": "Status", "status": "Failure", "message": "not found", "reason": "NotFound", "code": 404}),
         ),
+    }
+}
+
+/// Rights as `daemonset/kube-router-load-balancer.yaml` has them, where it is about them: of leases and ConfigMaps single ones may be read and written.
+fn is_allowed(right: &Value) -> bool {
+    let of = |field: &str| right[field].as_str().unwrap_or_default();
+    match (of("resource"), of("verb"), of("name")) {
+        ("endpointslices" | "clusternetworkpolicies", ..) => false,
+        ("nodes", "patch", _) => false,
+        ("leases", "create", "") | ("leases", "get" | "update", "kube-router-lballoc") => {
+            of("namespace") == "kube-system"
+        }
+        ("configmaps", "get" | "list" | "watch", "kube-router-lb-pools") => of("namespace") == "kube-system",
+        ("leases" | "configmaps", ..) => false,
+        _ => true,
     }
 }
 
@@ -218,6 +231,13 @@ fn the_api_server_is_asked_for_rights_node_and_ranges() {
             !all.iter().any(|text| text.contains("clusternetworkpolicies")),
             "the server has no such objects: {all:#?}"
         );
+
+        let balancer = ["--run-loadbalancer", "--loadbalancer-ip-range=203.0.113.0/24"];
+        let (report, _) = preflight(&[&["--master=http://127.0.0.1:6443"][..], &balancer].concat());
+        let all = [findings(&report, "fatal"), findings(&report, "degraded")].concat();
+        for resource in ["leases", "configmaps", "nodes/status"] {
+            assert!(!all.iter().any(|text| text.contains(resource)), "the shipped roles suffice: {all:#?}");
+        }
 
         let (report, _) = preflight(&["--master=http://127.0.0.1:6443", "--hostname-override=node-2"]);
         has(&findings(&report, "fatal"), &["Node node-2", "no Node of this name"]);
