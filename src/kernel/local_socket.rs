@@ -39,11 +39,14 @@ pub fn sockets_of_listener(path: &Path) -> BTreeSet<u64> {
 /// The inode of a line like `0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/sluice.sock` of a socket that listens
 /// (flag `__SO_ACCEPTCON`) under this name.
 fn listening(line: &str, path: &Path) -> Option<u64> {
-    let mut words = line.splitn(8, ' ');
-    let flags = words.by_ref().nth(3)?;
-    let inode = words.by_ref().nth(2)?.parse().ok()?;
-    let name = words.next()?;
-    (flags == "00010000" && Path::new(name) == path).then_some(inode)
+    let (mut words, mut rest) = (Vec::new(), line);
+    for _ in 0..7 {
+        let (word, behind) = rest.trim_start().split_once(' ')?;
+        words.push(word);
+        rest = behind;
+    }
+    let (flags, inode) = (words.get(3)?, words.get(6)?);
+    (*flags == "00010000" && Path::new(rest) == path).then(|| inode.parse().ok())?
 }
 
 /// The inode in `socket:[23456]`.
@@ -84,6 +87,20 @@ mod tests {
             .collect();
         assert!(waiting.len() < 8, "its queue is full");
         assert!(is_listened_on(&path));
+    }
+
+    #[test]
+    fn a_line_names_the_socket_that_listens_under_a_name() {
+        let of = |line: &str| listening(line, Path::new("/run/a b.sock"));
+        assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01 23456 /run/a b.sock"), Some(23456));
+        assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01   456 /run/a b.sock"), Some(456));
+        assert_eq!(
+            of("0000000000000000: 00000003 00000000 00000000 0001 03 23457 /run/a b.sock"),
+            None,
+            "a connection"
+        );
+        assert_eq!(of("0000000000000000: 00000002 00000000 00010000 0001 01 23456"), None, "it has no name");
+        assert_eq!(of("Num       RefCount Protocol Flags    Type St Inode Path"), None);
     }
 
     #[test]
