@@ -22,7 +22,12 @@ fn watches(flags: &Flags) -> bool {
     flags.enable_bfd || flags.enable_bfd_mesh
 }
 
-const IDLE: [Idle; 13] = [
+/// Whether the source guard runs, which drops what a pod sends with a service address.
+fn guards(flags: &Flags) -> bool {
+    flags.netpol_source_guard && flags.netpol_cni && flags.run_firewall
+}
+
+const IDLE: [Idle; 14] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -36,11 +41,16 @@ const IDLE: [Idle; 13] = [
     Idle {
         flag: "runtime-endpoint",
         is_given: |typed, default| {
-            let is_on = typed.enable_direct_server_return && typed.run_service_proxy && !typed.netpol_source_guard;
-            let is_used = typed.cleanup_config || is_on;
+            // Beside the source guard the other flag says it.
+            let is_used = typed.cleanup_config || typed.enable_direct_server_return && typed.run_service_proxy;
             !is_used && typed.runtime_endpoint != default.runtime_endpoint
         },
-        reason: "direct server return needs --enable-direct-server-return, the service proxy, and --netpol-source-guard off",
+        reason: "direct server return needs --enable-direct-server-return and the service proxy",
+    },
+    Idle {
+        flag: "enable-direct-server-return",
+        is_given: |typed, _| typed.enable_direct_server_return && typed.run_service_proxy && guards(typed),
+        reason: "--netpol-source-guard drops what pods send with a service address, so Services with kube-router.io/service.dsr are served with NAT",
     },
     Idle {
         flag: "loadbalancer-default-class",
