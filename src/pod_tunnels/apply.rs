@@ -75,6 +75,26 @@ pub fn bring_about(
     }
 }
 
+/// Returns why this process sees none of these places, where that follows from its mounts: a container without the host's `/run/netns`, or with one to which what the host
+/// mounts later does not come. A pod that has just gone leaves its directory, and nothing in it.
+pub fn unseen(places: &[PathBuf]) -> Option<String> {
+    // With the host's processes the other places would do.
+    let is_process = |place: &&PathBuf| place.starts_with("/proc");
+    if places.iter().filter(is_process).any(|place| place.exists()) {
+        return None;
+    }
+    let place = places.iter().find(|place| !is_process(place))?;
+    let directory = place.parent()?;
+    let is_namespace = || Namespace::open(place).is_ok();
+    match (directory.exists(), place.exists()) {
+        (false, _) => Some(format!("the container runtime keeps them in {}, which is not there", directory.display())),
+        (true, true) if !is_namespace() => {
+            Some(format!("what the host mounts in {} does not come here", directory.display()))
+        }
+        (true, _) => None,
+    }
+}
+
 fn bring_about_at(
     place: &Path,
     want: &WantedTunnel,

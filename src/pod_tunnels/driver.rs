@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task;
 use tokio::time::sleep_until;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::WantedTunnels;
 use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
-use super::machine::{Act, Machine, Next, Standing};
+use super::machine::{Act, LeftOut, Machine, Next, Standing};
 use super::metrics::Metrics;
 use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
 use crate::container_runtime::Sought;
@@ -61,6 +61,8 @@ pub struct Inputs {
 const MOST_NAMES: usize = 4096;
 /// Sentences in the note.
 const MOST_NOTES: usize = 20;
+/// The mend, where network namespaces are not seen.
+const MOUNT: &str = "mount the host's /run/netns into the agent's container with mountPropagation: HostToContainer, or give its pod hostPID: true";
 /// A thread that has nothing to do beats so often.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -93,6 +95,8 @@ struct Driver {
     runtimes: Option<Runtimes>,
     question: Option<task::JoinHandle<(Runtimes, Answer)>>,
     has_modules: bool,
+    /// Why this process does not see the network namespaces that the runtime tells of.
+    unseen: Option<String>,
     reported: Standing,
 }
 
@@ -106,6 +110,7 @@ impl Driver {
             runtimes,
             question: None,
             has_modules: false,
+            unseen: None,
             reported: Standing::default(),
         }
     }
@@ -204,6 +209,11 @@ impl Driver {
                 if let Ok(done) = &outcome {
                     self.inputs.metrics.changes.inc_by(done.changes as u64);
                 }
+                match &outcome {
+                    Ok(_) => self.note_unseen(None),
+                    Err(Failure::NotFound) => self.note_unseen(Some(&places)),
+                    Err(Failure::Obstacle(_) | Failure::Kernel(_)) => {}
+                }
                 let outcome = outcome.map_err(|failure| {
                     let not_found = matches!(failure, Failure::NotFound | Failure::Obstacle(Obstacle::NotThePods));
                     (failure.to_string(), not_found)
@@ -301,14 +311,58 @@ impl Driver {
                 info!(%pod, device, services = ?services, "Pod set up for direct server return");
             }
         }
+        self.tell_not_closed(&standing);
         self.inputs.metrics.set(&standing);
-        let notes = standing.left_out.iter().take(MOST_NOTES);
-        let note = |one: &super::machine::LeftOut| {
-            format!("pod {} does not answer for its Services with direct server return: {}", one.pod, one.reason)
-        };
-        self.inputs.note.set(notes.map(note).collect());
         self.inputs.standing.send_replace(Arc::new(standing.clone()));
         self.reported = standing;
+        self.note();
+    }
+
+    /// Tells of pods that may answer although policies close them: that is trouble, because nobody judges what is inside their tunnels.
+    fn tell_not_closed(&self, standing: &Standing) {
+        let pods = |of: &Standing| of.not_closed.iter().map(|one| one.pod).collect::<BTreeSet<IpAddr>>();
+        let (former, newest) = (pods(&self.reported), pods(standing));
+        for one in standing.not_closed.iter().filter(|one| !former.contains(&one.pod)) {
+            warn!(pod = %one.pod, reason = %one.reason, "Pod that network policies close to tunnels cannot be looked into, and may keep the tunnel of an earlier run; retrying");
+        }
+        for pod in former.difference(&newest) {
+            info!(%pod, "Pod that network policies close to tunnels has none, or is gone");
+        }
+        let trouble = |one: &LeftOut| {
+            let more = match newest.len() {
+                1 => String::new(),
+                count => format!(" (and {} others)", count - 1),
+            };
+            format!(
+                "pod {}{more} is closed to tunnels by network policies, cannot be looked into, and may keep the tunnel of an earlier run: {}",
+                one.pod, one.reason
+            )
+        };
+        self.inputs.pulse.trouble(standing.not_closed.first().map(trouble));
+    }
+
+    /// Notes what keeps pods from being set up.
+    fn note(&self) {
+        let unseen =
+            self.unseen.iter().map(|unseen| format!("network namespaces of pods cannot be entered: {unseen}; {MOUNT}"));
+        let left_out = self.reported.left_out.iter().take(MOST_NOTES).map(|one| {
+            format!("pod {} does not answer for its Services with direct server return: {}", one.pod, one.reason)
+        });
+        self.inputs.note.set(unseen.chain(left_out).collect());
+    }
+
+    /// Notes whether this process sees the files that stand for network namespaces. `tried`: places that the runtime tells and none of which could be entered.
+    fn note_unseen(&mut self, tried: Option<&[PathBuf]>) {
+        let unseen = tried.and_then(apply::unseen);
+        if tried.is_some() && unseen.is_none() || unseen == self.unseen {
+            return;
+        }
+        match &unseen {
+            Some(reason) => error!(%reason, "Network namespaces of pods cannot be entered; {MOUNT}"),
+            None => info!("Network namespaces of pods can be entered"),
+        }
+        self.unseen = unseen;
+        self.note();
     }
 }
 

@@ -14,7 +14,8 @@
 //!
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
 //! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
-//! often after [`TRIES`] tries. One pod that fails holds up no other.
+//! often after [`TRIES`] tries. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
+//! told as the pod that cannot be set up is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +37,8 @@ const FIRST: Duration = Duration::from_millis(100);
 /// The number of tries after which a pod is tried every [`SELDOM`] only.
 const TRIES: u32 = 60;
 const SELDOM: Duration = Duration::from_secs(30);
+/// The number of failures, within eight seconds or so, after which a pod counts as not closed.
+const TRIES_TO_CLOSE: u32 = 8;
 /// How often a sweep that fails is tried.
 const SWEEPS: u32 = 5;
 
@@ -81,6 +84,8 @@ pub struct Standing {
     pub set_up: WantedTunnels,
     /// Pods that should and do not.
     pub left_out: Vec<LeftOut>,
+    /// Pods that are to have no tunnel, because policies close them to what is inside one, and may have that of an earlier run: nobody could look.
+    pub not_closed: Vec<LeftOut>,
 }
 
 /// All pods of this node for which something is wanted, or was.
@@ -366,15 +371,18 @@ impl Machine {
     /// Returns how the pods stand.
     pub fn standing(&self) -> Standing {
         let mut standing = Standing::default();
-        for (address, pod) in self.pods.iter().filter(|(_, pod)| !pod.services.is_empty()) {
+        for (address, pod) in self.pods.iter().filter(|(_, pod)| !pod.is_over) {
+            let left_out =
+                |reason: &String| LeftOut { pod: *address, services: pod.services.clone(), reason: reason.clone() };
             match &pod.state {
-                State::Settled { services, .. } => drop(standing.set_up.insert(*address, services.clone())),
-                State::Failing(reason) => standing.left_out.push(LeftOut {
-                    pod: *address,
-                    services: pod.services.clone(),
-                    reason: reason.clone(),
-                }),
-                State::Unknown => {}
+                State::Settled { services, .. } if !services.is_empty() => {
+                    standing.set_up.insert(*address, services.clone());
+                }
+                State::Failing(reason) if !pod.services.is_empty() => standing.left_out.push(left_out(reason)),
+                State::Failing(reason) if pod.failures >= TRIES_TO_CLOSE => {
+                    standing.not_closed.push(left_out(reason));
+                }
+                State::Unknown | State::Settled { .. } | State::Failing(_) => {}
             }
         }
         standing

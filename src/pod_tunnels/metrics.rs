@@ -10,6 +10,7 @@ use crate::observe::metrics::Registry;
 pub struct Metrics {
     set_up: IntGauge,
     left_out: IntGauge,
+    not_closed: IntGauge,
     /// Changes made inside pods.
     pub changes: IntCounter,
 }
@@ -29,6 +30,10 @@ impl Metrics {
                 "sluice_dsr_pod_addresses_left_out",
                 "Addresses of this node's pods that should answer for Services with direct server return and cannot be set up",
             )?,
+            not_closed: IntGauge::new(
+                "sluice_dsr_pod_addresses_not_closed",
+                "Addresses of this node's pods that network policies close to tunnels, and that may have the tunnel of an earlier run because nobody can look",
+            )?,
             changes: IntCounter::new(
                 "sluice_dsr_pod_changes_total",
                 "Changes of devices and addresses made inside pods for direct server return",
@@ -36,6 +41,7 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.set_up.clone()))?;
         registry.register(Box::new(metrics.left_out.clone()))?;
+        registry.register(Box::new(metrics.not_closed.clone()))?;
         registry.register(Box::new(metrics.changes.clone()))?;
         Ok(metrics)
     }
@@ -45,5 +51,6 @@ impl Metrics {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.set_up.set(number(standing.set_up.len()));
         self.left_out.set(number(standing.left_out.len()));
+        self.not_closed.set(number(standing.not_closed.len()));
     }
 }

@@ -268,6 +268,36 @@ fn a_pod_that_is_to_have_no_tunnel_loses_that_of_an_earlier_run_and_is_set_up_ag
 }
 
 #[test]
+fn a_pod_that_is_to_have_no_tunnel_and_cannot_be_looked_into_is_named_until_it_was_or_is_gone() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.start("10.244.1.6");
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    node.refuses = Some(address(POD));
+    machine.want(&wanted(&[(POD, ""), ("10.244.1.6", "")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(2));
+    assert_eq!(machine.standing(), Standing::default(), "a short failure is none");
+    node.pass(&mut machine, &mut now, Duration::from_secs(10));
+    let named = |machine: &Machine| -> Vec<String> {
+        machine.standing().not_closed.iter().map(|one| format!("{}: {}", one.pod, one.reason)).collect()
+    };
+    assert_eq!(named(&machine), ["10.244.1.5: refused"]);
+    assert_eq!((machine.standing().left_out.len(), machine.standing().set_up.len()), (0, 0));
+    node.pass(&mut machine, &mut now, Duration::from_secs(600));
+    assert_eq!(named(&machine).len(), 1, "it is still so");
+    node.refuses = None;
+    node.pass(&mut machine, &mut now, SELDOM);
+    assert_eq!((named(&machine), node.shown().as_str()), (vec![], "10.244.1.5: none; 10.244.1.6: none"));
+    // It goes before it could be looked into.
+    node.answers = false;
+    machine.want(&wanted(&[("10.244.1.7", "")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(20));
+    assert_eq!(named(&machine), ["10.244.1.7: no container runtime"]);
+    machine.want(&WantedTunnels::new(), true, now);
+    assert_eq!(machine.standing(), Standing::default());
+}
+
+#[test]
 fn pods_that_go_before_they_are_found_have_all_sandboxes_asked_for_once_in_a_while() {
     let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
     for _ in 0..100 {
