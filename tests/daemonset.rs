@@ -133,6 +133,21 @@ fn every_agent_may_follow_the_ranges_of_cluster_ips() {
     }
 }
 
+/// Direct server return asks Pods whose addresses are whose; without the flag nobody lists them.
+#[test]
+fn every_agent_with_the_service_proxy_may_follow_pods() {
+    let proxies: Vec<Manifest> =
+        manifests().into_iter().filter(|of| !of.has_flag("--run-service-proxy=false")).collect();
+    assert!(proxies.iter().any(|of| of.has_flag("--run-firewall=false")), "one without the firewall is among them");
+    for of in proxies {
+        let rules = list(&of.object("ClusterRole")["rules"]);
+        let names = |rule: &&Value, field: &str, word: &str| list(&rule[field]).iter().any(|it| it == word);
+        let may =
+            |verb: &str| rules.iter().any(|rule| names(&rule, "resources", "pods") && names(&rule, "verbs", verb));
+        assert!(["list", "watch"].into_iter().all(may), "{}: pods may not be read", of.name);
+    }
+}
+
 #[test]
 fn agents_that_tell_of_policies_or_of_their_node_may_create_events() {
     for of in manifests() {
