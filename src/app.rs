@@ -67,6 +67,8 @@ use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 pub use self::wanted::wanted;
 
+use self::pod_tunnels::PodTunnelsOut;
+use self::pod_tunnels::awaited::with_awaited;
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
 
 mod addresses_in_memory;
@@ -108,7 +110,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
-    let host = published_host(&config, &changes).await?;
+    let host = with_awaited(&config, published_host(&config, &changes).await?, &health);
     let (world_out, world) = watch::channel(World::empty());
     let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
@@ -146,8 +148,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
-        running.extend(common.start_pod_tunnels(pod_tunnels, announced, problems_out.of_pods.clone())?);
-        let channels = ProxyChannels { believed, served: served_out, problems: problems_out, judged };
+        let (untunnelled_out, untunnelled) = watch::channel(Arc::default());
+        let out = PodTunnelsOut { problems: problems_out.of_pods.clone(), untunnelled: untunnelled_out };
+        running.extend(common.start_pod_tunnels(pod_tunnels, announced, out)?);
+        let channels = ProxyChannels { believed, served: served_out, problems: problems_out, judged, untunnelled };
         running.push(common.start_proxy(settings, inputs, channels, &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {

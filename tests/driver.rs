@@ -39,6 +39,7 @@ use sluice::observe::health::Health;
 use sluice::observe::local::Question;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, ProxyContext};
+use sluice::proxy::dsr::Untunnelled;
 use sluice::proxy::external_ip::NAMED;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
@@ -64,6 +65,7 @@ struct Running {
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
+    untunnelled: watch::Sender<Arc<Untunnelled>>,
     owners: watch::Receiver<Owned>,
     health_checks: watch::Receiver<HealthChecks>,
     ask: mpsc::Sender<Question>,
@@ -392,6 +394,7 @@ fn with_config(
     let (changes, disturbances) = watch::channel(Changes::default());
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
+    let (untunnelled, untunnelled_in) = watch::channel(Arc::default());
     let (owners, owners_in) = watch::channel(Owned::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
     let (ask, questions) = mpsc::channel(1);
@@ -416,11 +419,24 @@ fn with_config(
         questions,
         health: health.clone(),
         firewall: FirewallWaits::new(judged, health.note("tunnels")),
+        untunnelled: untunnelled_in,
     };
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let (owners, health_checks) = (owners_in, health_checks_in);
-    let running =
-        Running { kernel, world, changes, believed, owners, health_checks, ask, ask_audit, health, registry, stop };
+    let running = Running {
+        kernel,
+        world,
+        changes,
+        believed,
+        untunnelled,
+        owners,
+        health_checks,
+        ask,
+        ask_audit,
+        health,
+        registry,
+        stop,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
         let task = tokio::task::spawn_local(sluice::subsystem::run(driver, inputs, stopped));

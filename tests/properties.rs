@@ -25,6 +25,7 @@ use sluice::kernel::sysctl::Setting;
 use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Scheduler, Table, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
+use sluice::proxy::dsr::Untunnelled;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::names::{DSR_TABLE, Set};
 use sluice::proxy::plan::{Plan, local_route_key, marked_route_key};
@@ -77,10 +78,34 @@ fn at_once(setup: &Setup, world: &World, now: Instant) -> Plan {
 
 /// The same, where packets are given these marks.
 fn after_a_start(setup: &Setup, world: &World, given: &BTreeMap<ServiceKey, u32>, now: Instant) -> Plan {
+    without_tunnels(setup, world, (given, &Untunnelled::new()), now)
+}
+
+/// The same, where no tunnel ends in these endpoints.
+fn without_tunnels(
+    setup: &Setup,
+    world: &World,
+    (given, untunnelled): (&BTreeMap<ServiceKey, u32>, &Untunnelled),
+    now: Instant,
+) -> Plan {
     let mut fresh = plan(setup);
+    fresh.set_untunnelled(untunnelled.clone(), now);
     fresh.adopt_marks(given);
     fresh.update(&generate::copied(world), now);
     fresh
+}
+
+/// Some endpoints of some Services.
+fn some_endpoints(world: &World, random: &mut Random) -> Untunnelled {
+    let mut found = Untunnelled::new();
+    for (service, endpoints) in world.cluster.endpoints.iter() {
+        let listed = endpoints.slices.values().flat_map(|slice| slice.endpoints.listed());
+        let some: BTreeSet<IpAddr> = listed.map(|one| one.address).filter(|_| random.chance(40)).collect();
+        if !some.is_empty() && random.chance(50) {
+            found.insert(service.clone(), some);
+        }
+    }
+    found
 }
 
 #[test]
@@ -88,11 +113,15 @@ fn a_plan_after_any_history_equals_the_one_made_at_once() {
     for_many(200, |random| {
         let setup = setup(random, &[]);
         let (mut plan, now) = (plan(&setup), Instant::now());
-        let mut world = generate::empty_world();
+        let (mut world, mut untunnelled) = (generate::empty_world(), Untunnelled::new());
         for _ in 0..40 {
             let changes: Vec<String> = (0..1 + random.below(3)).map(|_| generate::change(&mut world, random)).collect();
             plan.update(&world, now);
-            let fresh = after_a_start(&setup, &world, &plan.desired().marks, now);
+            if random.chance(30) {
+                untunnelled = some_endpoints(&world, random);
+                plan.set_untunnelled(untunnelled.clone(), now);
+            }
+            let fresh = without_tunnels(&setup, &world, (&plan.desired().marks, &untunnelled), now);
             only_draining_is_added(plan.desired(), fresh.desired(), &changes);
             drains_what_is_listed(&plan, &world, fresh.desired(), &changes);
             if random.chance(50) {

@@ -27,6 +27,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
 use crate::observe::metrics::Registry;
 use crate::proxy;
+use crate::proxy::dsr::Untunnelled;
 use crate::proxy::health_check::{self, HealthChecks};
 use crate::proxy::unjudged::driver::FirewallWaits;
 use crate::reconcile::Account;
@@ -73,6 +74,8 @@ pub struct ProxyChannels {
     pub problems: ProblemsOut,
     /// The number of the World that the firewall has judged, where there are tunnels.
     pub judged: Option<watch::Receiver<u64>>,
+    /// Endpoints on this node in which no tunnel ends.
+    pub untunnelled: watch::Receiver<Arc<Untunnelled>>,
 }
 
 /// A subsystem on its thread.
@@ -93,7 +96,7 @@ impl Common {
         channels: ProxyChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
-        let ProxyChannels { believed, served, problems, judged } = channels;
+        let ProxyChannels { believed, served, problems, judged, untunnelled } = channels;
         let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
         let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);
@@ -120,6 +123,7 @@ impl Common {
             metrics,
             questions,
             firewall: FirewallWaits::new(judged, health.note("tunnels")),
+            untunnelled,
             health,
         };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();

@@ -63,6 +63,8 @@ pub struct HostEndpoint {
 pub struct HostEndpoints {
     /// The addresses of this host.
     own: BTreeSet<IpAddr>,
+    /// Nothing is served through tunnels yet.
+    runtime_awaited: bool,
     service_addresses: ServiceAddresses,
     /// The ranges that these follow from.
     ranges: ServiceRanges,
@@ -96,7 +98,8 @@ impl HostEndpoints {
         if !turned.is_empty() {
             dirty.extend(endpoints.iter().filter(|(_, its)| has_turned(its)).map(|(name, _)| name.clone()));
         }
-        if own == self.own && !moves {
+        let awaited = std::mem::replace(&mut self.runtime_awaited, world.host.runtime_awaited);
+        if own == self.own && !moves && awaited == self.runtime_awaited {
             dirty.extend(endpoints.changes_since(&self.endpoints).map(|change| change.key().clone()));
         } else {
             self.own = own;
@@ -173,7 +176,7 @@ impl HostEndpoints {
     /// Returns the host endpoints of a Service with its entrances.
     fn part(&self, (name, service): (&ObjectName, &Service), endpoints: &Endpoints, config: &FirewallConfig) -> Part {
         let mut part = Part::new();
-        let uses_tunnels = config.tunnel_mode && service.annotations.dsr;
+        let uses_tunnels = config.tunnel_mode && !self.runtime_awaited && service.annotations.dsr;
         for slice in endpoints.slices.values() {
             let is_here = |one: &Listed<'_>| self.is_local(one.address, config);
             // One that gets no connections is no way to anywhere, and its Pod may not be known yet, or no longer.
@@ -340,7 +343,11 @@ mod tests {
             assert_eq!(found(&all), expected, "tunnel mode {tunnel_mode}");
         }
         let config = FirewallConfig { tunnel_mode: true, ..config() };
-        all.update(&world, &config);
+        let awaited = |is| Arc::new(Host { runtime_awaited: is, ..(*world.host).clone() });
+        for (is_awaited, expected) in [(true, &[SERVED][..]), (false, &[behind, SERVED])] {
+            all.update(&World { host: awaited(is_awaited), ..world.clone() }, &config);
+            assert_eq!(found(&all), expected, "nothing is sent through tunnels while the runtime is awaited");
+        }
         world.cluster.services.insert(object("shop/web"), service());
         assert_eq!(all.update(&world, &config).len(), 1);
         assert_eq!(found(&all), [SERVED], "the annotation went");

@@ -20,6 +20,8 @@ pub struct Host {
     /// The addresses at which this program asks the API server, or the proxy on the way to it, sorted: those that its configuration names, and those that
     /// a name there stood for. Empty with a directory of manifests.
     pub api_server: Vec<IpAddr>,
+    /// Direct server return is asked for, and waits for the socket of the container runtime: Services with it are served with NAT until then.
+    pub runtime_awaited: bool,
 }
 
 /// A network that a link is on.

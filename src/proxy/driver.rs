@@ -3,6 +3,7 @@
 //! Besides the World, disturbances and retries it waits for addresses that neighbours no longer have routes for,
 //! for destinations that have drained, and for questions of users on this host.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use crate::subsystem::{
 
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::desired::ProxyChanges;
+use super::dsr::Untunnelled;
 use super::explain::serve::{Formatting, Sources};
 use super::health_check::HealthChecks;
 use super::health_check::pending::Pending;
@@ -55,6 +57,8 @@ pub struct ProxyContext {
     pub health: Health,
     /// Endpoints that wait for the firewall of this process (`unjudged`).
     pub firewall: FirewallWaits,
+    /// Endpoints on this node in which no tunnel ends. Empty where nobody looks after tunnels.
+    pub untunnelled: watch::Receiver<Arc<Untunnelled>>,
 }
 
 /// Events of the service proxy besides changes of the World and of the kernel.
@@ -63,6 +67,8 @@ pub enum News {
     Believed,
     /// The firewall has judged a newer World.
     Judged,
+    /// Tunnels end in other endpoints on this node than before.
+    Untunnelled,
     Asked(Question),
 }
 
@@ -140,6 +146,28 @@ impl<K: Kernel> Driver<K> {
     fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
         self.mirrors.mark(changed);
         self.context.firewall.follow(&self.plan, &changed.virtuals, now);
+    }
+
+    /// Marks and publishes what follows from Services that were computed anew.
+    fn tell_parts(&mut self, changed: &ProxyChanges, now: Instant) {
+        self.mark(changed, now);
+        self.health_checks_changed |= changed.health_checks;
+        if changed.problems {
+            self.context.problems.send_replace(self.plan.problems().clone());
+        }
+        if changed.owners {
+            self.context.owners.send_replace(self.plan.owned());
+        }
+    }
+
+    /// Takes the endpoints on this node in which no tunnel ends.
+    fn take_untunnelled(&mut self, now: Instant) {
+        let newest = self.context.untunnelled.borrow_and_update().clone();
+        let count = newest.values().map(BTreeSet::len).sum::<usize>();
+        self.context.metrics.untunnelled.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let changed = self.plan.set_untunnelled((*newest).clone(), now);
+        self.context.metrics.parts.inc_by(changed.parts_computed as u64);
+        self.tell_parts(&changed, now);
     }
 
     /// Removes draining destinations without connections.
@@ -222,11 +250,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn next(&mut self) -> News {
         let is_closing = self.plan.is_closing();
-        let ProxyContext { believed, questions, firewall, .. } = &mut self.context;
+        let ProxyContext { believed, questions, firewall, untunnelled, .. } = &mut self.context;
         tokio::select! {
             Ok(()) = believed.changed(), if is_closing => News::Believed,
             Some(question) = questions.recv() => News::Asked(question),
             () = firewall.changed() => News::Judged,
+            Ok(()) = untunnelled.changed() => News::Untunnelled,
         }
     }
 
@@ -234,6 +263,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match news {
             // The wait itself has marked the value as seen; the turn must find it changed.
             News::Believed => self.context.believed.mark_changed(),
+            News::Untunnelled => self.context.untunnelled.mark_changed(),
             // The turn reads it.
             News::Judged => {}
             News::Asked(question) => {
@@ -264,6 +294,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let withdrawn = self.plan.set_believed(believed);
             self.mark(&withdrawn, now);
         }
+        if self.context.untunnelled.has_changed().unwrap_or(false) {
+            self.take_untunnelled(now);
+        }
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
@@ -293,14 +326,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                 warn!(%range, %reason, "Cluster IPs that no Service has are not refused in a range that others have addresses in");
             }
         }
-        self.mark(&changed, at.now);
-        self.health_checks_changed |= changed.health_checks;
-        if changed.problems {
-            self.context.problems.send_replace(self.plan.problems().clone());
-        }
-        if changed.owners {
-            self.context.owners.send_replace(self.plan.owned());
-        }
+        self.tell_parts(&changed, at.now);
         world.authority.proxy
     }
 

@@ -10,6 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::model::ObjectName;
+
 pub mod local_pods;
 pub mod packet_marks;
 pub mod rules;
@@ -18,3 +20,7 @@ pub mod tunnels;
 /// The tunnels that end in pods of this node: the service addresses for which packets come through a tunnel, by the address of the pod that
 /// they come to. Both are of one family. Pods on the host's network are not among them.
 pub type PodAddresses = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
+
+/// Endpoints on this node in which no tunnel ends, although their Services ask for one and may have it, by Service: the pods cannot be set up. This node sends
+/// them nothing through tunnels. Pods that policies close to tunnels are not among them: all nodes see these alike.
+pub type Untunnelled = BTreeMap<ObjectName, BTreeSet<IpAddr>>;

@@ -6,7 +6,8 @@
 //!
 //! The number is that of the ready endpoints on this node, by address, whatever ports they have; terminating ones do not count, so a
 //! node leaves the balancer's list while its last pods still serve the connections that come. A pod of a dual-stack Service
-//! counts once: the family with more endpoints decides.
+//! counts once: the family with more endpoints decides. A pod of a Service with direct server return in which no tunnel ends counts only where there are
+//! no others: it is served with NAT then (`dsr::tunnels`).
 //!
 //! While the kernel has not got the Service as desired (the first round is not over, steps of it fail), the answer is that of a proxy that is not
 //! healthy, 503 ([`pending`]).
@@ -59,20 +60,35 @@ pub struct HealthCheckPorts {
 }
 
 /// Returns the health check that a Service asks for, if any.
-pub fn wanted(name: &ObjectName, service: &Service, endpoints: &Endpoints, node: &LocalNode) -> Option<HealthCheck> {
+///
+/// `untunnelled`: its endpoints on this node in which no tunnel ends.
+pub fn wanted(
+    name: &ObjectName,
+    service: &Service,
+    endpoints: &Endpoints,
+    node: &LocalNode,
+    untunnelled: Option<&BTreeSet<IpAddr>>,
+) -> Option<HealthCheck> {
     let is_local = traffic_policy::external(service) == TrafficPolicy::Local;
     let port = service.health_check_node_port.filter(|_| service.kind == ServiceType::LoadBalancer && is_local)?;
-    let local_endpoints = node.enabled_families().map(|family| ready_here(endpoints, node, family)).max().unwrap_or(0);
+    let count = |family| {
+        let ready = ready_here(endpoints, node, family);
+        match ready.iter().filter(|address| untunnelled.is_none_or(|those| !those.contains(*address))).count() {
+            0 => ready.len(),
+            reached => reached,
+        }
+    };
+    let local_endpoints = node.enabled_families().map(count).max().unwrap_or(0);
     Some(HealthCheck { service: name.clone(), created: service.created, port, local_endpoints })
 }
 
-fn ready_here(endpoints: &Endpoints, node: &LocalNode, family: Family) -> usize {
+fn ready_here(endpoints: &Endpoints, node: &LocalNode, family: Family) -> BTreeSet<IpAddr> {
     let of_family = endpoints.slices.values().filter(|slice| slice.family == family);
     let is_here = |endpoint: &Listed<'_>| {
         endpoint.node_name() == Some(node.name.as_str()) && endpoint.conditions.use_of() == Some(Use::Ready)
     };
     let here = of_family.flat_map(|slice| slice.endpoints.listed().filter(is_here)).map(|endpoint| endpoint.address);
-    here.collect::<BTreeSet<IpAddr>>().len()
+    here.collect()
 }
 
 /// Returns the addresses to listen on.

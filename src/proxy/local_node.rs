@@ -33,6 +33,8 @@ pub struct LocalNode {
     pub global_addresses: BTreeSet<IpAddr>,
     /// The pod CIDRs of this node.
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
+    /// Nothing is served through tunnels yet ([`Host::runtime_awaited`](crate::model::Host)).
+    pub runtime_awaited: bool,
 }
 
 impl LocalNode {
@@ -55,6 +57,7 @@ impl LocalNode {
             }),
             addresses: host.addresses.iter().map(|a| a.address).collect(),
             global_addresses: host.addresses.iter().filter(|a| a.global).map(|a| a.address).collect(),
+            runtime_awaited: host.runtime_awaited,
             pod_cidrs: PerFamily::from_fn(|family| {
                 let all = node.into_iter().flat_map(|node| &node.pod_cidrs);
                 all.filter(|cidr| Family::from(**cidr) == family).copied().collect()

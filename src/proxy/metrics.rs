@@ -27,6 +27,8 @@ pub struct Metrics {
     pub commands_counted: IntGauge,
     /// Destinations in tunnel mode that were used before the firewall had judged them.
     pub unjudged: prometheus::IntCounter,
+    /// Endpoints on this node that get nothing through tunnels although their Services ask for them, by Service.
+    pub untunnelled: IntGauge,
 }
 
 impl Metrics {
@@ -67,6 +69,10 @@ impl Metrics {
                 "sluice_proxy_unjudged_endpoints_total",
                 "Endpoints behind tunnels that were used after a second, before network policies for them were in place",
             )?,
+            untunnelled: IntGauge::new(
+                "sluice_proxy_untunnelled_endpoints",
+                "Endpoints on this node that get no connections through tunnels, because their pods do not answer what comes through them",
+            )?,
         };
         registry.register(Box::new(metrics.services.clone()))?;
         registry.register(Box::new(metrics.round.clone()))?;
@@ -76,6 +82,7 @@ impl Metrics {
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.commands_counted.clone()))?;
         registry.register(Box::new(metrics.unjudged.clone()))?;
+        registry.register(Box::new(metrics.untunnelled.clone()))?;
         Ok(metrics)
     }
 

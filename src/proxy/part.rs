@@ -1,8 +1,9 @@
 //! The kernel objects of one Service: its virtual services and their destinations.
 //!
-//! A pure function of the Service, its endpoints, this node and the configuration. All other kernel objects (local
+//! A pure function of the Service, its endpoints, this node, the tunnels that end on it, and the configuration. All other kernel objects (local
 //! routes, set elements) follow from the virtual services of all parts together (`plan`).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::ProxyConfig;
@@ -77,6 +78,15 @@ pub struct PartInputs<'a> {
     pub node: &'a LocalNode,
     pub others: &'a OtherNodes,
     pub config: &'a ProxyConfig,
+    /// The Service's endpoints on this node in which no tunnel ends (`dsr::Untunnelled`); `None` is none.
+    pub untunnelled: Option<&'a BTreeSet<IpAddr>>,
+}
+
+impl PartInputs<'_> {
+    /// Returns whether an endpoint is known to be one in which no tunnel of the Service ends.
+    pub fn is_untunnelled(self, endpoint: IpAddr) -> bool {
+        self.untunnelled.is_some_and(|those| those.contains(&endpoint))
+    }
 }
 
 /// Computes the part of one Service.
@@ -138,7 +148,8 @@ fn claims_of_port(
         let those = tunnels::that_end_tunnels(endpoints, inputs);
         outside(service, family, inputs, |policy| chosen_of(&those, policy)).map(Served::through_tunnels)
     });
-    // Endpoints on the host's network serve clients outside where no others do: such an address may be announced, and counts as healthy.
+    // Endpoints that end no tunnels serve clients outside where no others do: such an address may be announced, and counts as healthy. With NAT a pod of
+    // this node answers whatever became of its tunnel, because its answers pass here anyway.
     let serves = |served: &Option<Served>| served.as_ref().is_some_and(Served::has_clients_outside);
     let through_tunnels = through_tunnels.filter(|tunnelled| serves(tunnelled) || !serves(&with_nat));
     for address in external {

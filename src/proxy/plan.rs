@@ -39,6 +39,7 @@ use super::clients::{Clients, Restrictions, Shape};
 use super::closing::Closing;
 use super::desired::{Desired, ProxyChanges};
 use super::drain::Draining;
+use super::dsr::Untunnelled;
 use super::external_ip::Refusals;
 use super::health_check::HealthCheckPorts;
 use super::local_node::LocalNode;
@@ -81,6 +82,7 @@ pub struct Plan {
     closing: Closing,
     problems: Problems,
     tunnels: Tunnels,
+    untunnelled: Untunnelled,
     /// The ranges of cluster IPs whose free addresses are refused, or are not.
     unallocated: unallocated::Judged,
 }
@@ -122,6 +124,7 @@ impl Plan {
             closing: Closing::default(),
             problems: Problems::default(),
             tunnels: Tunnels::default(),
+            untunnelled: Untunnelled::default(),
             unallocated: unallocated::Judged::default(),
         }
     }
@@ -164,8 +167,20 @@ impl Plan {
         self.closing.keys()
     }
 
+    /// Takes the endpoints on this node in which no tunnel ends; returns what changed.
+    pub fn set_untunnelled(&mut self, untunnelled: Untunnelled, now: Instant) -> ProxyChanges {
+        let former = std::mem::replace(&mut self.untunnelled, untunnelled);
+        let concerned = different_keys(&former, &self.untunnelled);
+        self.update_with(&self.world.clone(), &concerned, now)
+    }
+
     /// Updates the plan from a newer World; returns what changed.
     pub fn update(&mut self, world: &World, now: Instant) -> ProxyChanges {
+        self.update_with(world, &[], now)
+    }
+
+    /// Updates the plan from a newer World, with Services of which something else has changed.
+    fn update_with(&mut self, world: &World, others: &[ObjectName], now: Instant) -> ProxyChanges {
         self.tunnels.begin();
         let older = std::mem::replace(&mut self.world, world.clone());
         let mut changed = ProxyChanges { settings: older.host.links != world.host.links, ..Default::default() };
@@ -188,7 +203,7 @@ impl Plan {
             self.follow_ranges(&mut changed);
         }
         if parts_stay {
-            let mut dirty: Vec<&ObjectName> = Vec::new();
+            let mut dirty: Vec<&ObjectName> = others.iter().collect();
             dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
             dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
             if !moved.is_empty() {
@@ -252,7 +267,7 @@ impl Plan {
         changed.parts_computed += 1;
         let refused = self.note_refused(name, service.map(|(service, _)| service), changed);
         self.note_health_check(name, service, changed);
-        let new = service.map(|(service, endpoints)| Arc::new(self.held(service, endpoints, refused)));
+        let new = service.map(|(service, endpoints)| Arc::new(self.held((name, service), endpoints, refused)));
         let old = match &new {
             Some(new) => self.parts.insert(name.clone(), new.clone()),
             None => self.parts.remove(name),
@@ -304,10 +319,15 @@ impl Plan {
         self.put_problems(name, problems, changed);
     }
 
-    fn held(&self, service: &Service, endpoints: Option<&Arc<Endpoints>>, refused: Refusals) -> ClaimedPart {
+    fn held(
+        &self,
+        (name, service): (&ObjectName, &Service),
+        endpoints: Option<&Arc<Endpoints>>,
+        refused: Refusals,
+    ) -> ClaimedPart {
         let none = Default::default();
         let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
-        let Part { mut claims, mut own_endpoints } = part(service, endpoints, self.inputs());
+        let Part { mut claims, mut own_endpoints } = part(service, endpoints, self.inputs_of(name));
         own_endpoints.sort_unstable();
         own_endpoints.dedup();
         let own_endpoints = own_endpoints.into_boxed_slice();

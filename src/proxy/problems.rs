@@ -56,7 +56,7 @@ pub fn of_service(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
 
 /// Returns what keeps a Service with the annotation for direct server return from it.
 fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<ServiceProblem> {
-    if !inputs.config.tunnel_mode {
+    if !inputs.config.tunnel_mode || inputs.node.runtime_awaited {
         let is_asked_for = service.annotations.dsr && external_ip::served(service, inputs).next().is_some();
         let text = format!(
             "{TUNNEL_FIELD}: a node without --enable-direct-server-return and the socket of --runtime-endpoint, or with --netpol-source-guard, \

@@ -120,7 +120,8 @@ pub fn host(node_name: &str, found: Vec<Found>) -> Host {
         })
         .collect();
     addresses.sort();
-    Host { node_name: node_name.into(), addresses, on_link, links, api_server: Vec::new() }
+    let node_name = node_name.into();
+    Host { node_name, addresses, on_link, links, ..Host::default() }
 }
 
 /// The networks of the addresses. One of host length is on no network: what is behind it the routes say.

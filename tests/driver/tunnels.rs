@@ -1,7 +1,10 @@
 //! New endpoints behind tunnels and the firewall of the process: what waits for it, for how long, and that nobody else does.
 
+use std::collections::BTreeSet;
+
 use sluice::config::ProxyConfig;
 use sluice::observe::health::Health;
+use sluice::proxy::dsr::Untunnelled;
 use sluice::proxy::unjudged::PATIENCE;
 
 use super::*;
@@ -58,6 +61,16 @@ fn behind_tunnels(state: &State) -> Option<Vec<u8>> {
     Some(found.destinations.iter().map(last).collect())
 }
 
+/// The last bytes of the endpoints that get packets with NAT at the external address.
+fn with_nat(state: &State) -> Option<Vec<u8>> {
+    let key = ServiceKey::Address { address: EXTERNAL.parse().ok()?, protocol: Protocol::Tcp, port: 80 };
+    let last = |destination: Destination| match destination.address.ip() {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(_) => panic!("none has such an endpoint"),
+    };
+    Some(state.virtuals.get(&key)?.destinations.iter().map(last).collect())
+}
+
 fn notes(health: &Health) -> Vec<String> {
     health.notes().into_iter().map(|note| format!("{}: {}", note.component, note.text)).collect()
 }
@@ -107,6 +120,32 @@ fn a_firewall_that_fails_holds_up_new_endpoints_for_a_second_each_and_that_is_to
         judge.send_replace(2);
         running.until("all are judged", |_| notes(&running.health).is_empty()).await;
         assert!(running.registry.text().contains("sluice_proxy_unjudged_endpoints_total 2"));
+    });
+}
+
+#[test]
+fn a_pod_without_a_tunnel_gets_nothing_through_one_and_where_nobody_else_answers_clients_are_served_with_nat() {
+    with_firewall(async |running, judge| {
+        judge.send_replace(1);
+        let lacking = |those: &[u8]| {
+            let of = those.iter().map(|last| IpAddr::from([10, 244, 1, *last])).collect::<BTreeSet<IpAddr>>();
+            let found =
+                if of.is_empty() { Untunnelled::new() } else { [(ObjectName::new("default", "one"), of)].into() };
+            running.untunnelled.send_replace(Arc::new(found));
+        };
+        // It is told before anything is known of the cluster.
+        lacking(&[6]);
+        running.world.send_replace(tunnelled(1, &[5, 6, 7]));
+        running.until("one is left out", |state| behind_tunnels(state) == Some(vec![5, 7])).await;
+        assert!(running.registry.text().contains("sluice_proxy_untunnelled_endpoints 1\n"));
+        lacking(&[5, 6, 7]);
+        running.until("all have NAT", |state| with_nat(state) == Some(vec![5, 6, 7])).await;
+        assert_eq!(behind_tunnels(&running.kernel.state()), None);
+        lacking(&[5, 6]);
+        running.until("one is set up", |state| behind_tunnels(state) == Some(vec![7])).await;
+        lacking(&[]);
+        running.until("all are", |state| behind_tunnels(state) == Some(vec![5, 6, 7])).await;
+        assert_eq!(with_nat(&running.kernel.state()), None);
     });
 }
 

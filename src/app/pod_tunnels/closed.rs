@@ -10,13 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::model::{
-    Action, ClusterNetworkPolicy, Namespace, NetworkPolicy, ObjectName, Peer, Peers, Pod, PolicyRule, Ports, Subject,
-    Table, Tier, World,
+    Action, ClusterNetworkPolicy, Host, Namespace, NetworkPolicy, Node, ObjectName, Peer, Peers, Pod, PolicyRule,
+    Ports, Subject, Table, Tier, World,
 };
 use crate::net::Family;
 use crate::pod_tunnels::places::{KnownPod, KnownPods};
@@ -27,38 +28,36 @@ pub const REASON: &str = "its ingress policies keep tunnels out: a tunnel is a p
 /// The pods that no packet from a tunnel reaches, followed with the policies.
 #[derive(Default)]
 pub struct ClosedPods {
-    pods: KnownPods,
-    /// The policies, namespaces and pods that they follow from.
+    /// The policies, namespaces and nodes that they follow from.
     policies: Table<ObjectName, NetworkPolicy>,
     cluster_policies: Table<CompactString, ClusterNetworkPolicy>,
     namespaces: Table<CompactString, Namespace>,
-    of_cluster: Table<ObjectName, Pod>,
+    of_nodes: Table<CompactString, Node>,
+    host: Arc<Host>,
     /// The addresses of all nodes, and those of this host.
     nodes: BTreeSet<IpAddr>,
     closed: BTreeSet<IpAddr>,
 }
 
 impl ClosedPods {
-    /// Follows a newer World, where these pods have tunnels. Without the firewall no policies are known, and none hold.
-    pub fn follow(&mut self, world: &World, pods: &KnownPods) {
+    /// Follows a newer World, where these pods have tunnels; `differ`: they, or anything about them, may have changed. Returns whether others may be closed than
+    /// before. Without the firewall no policies are known, and none hold.
+    pub fn follow(&mut self, world: &World, pods: &KnownPods, differ: bool) -> bool {
         if pods.is_empty() {
-            *self = ClosedPods::default();
-            return;
+            let closed = std::mem::take(self).closed;
+            return !closed.is_empty();
         }
-        let (cluster, nodes) = (&world.cluster, node_addresses(world));
-        let is_same = self.pods == *pods
+        let cluster = &world.cluster;
+        let is_same = !differ
+            && !self.follow_nodes(world)
             && cluster.policies.changes_since(&self.policies).next().is_none()
             && cluster.cluster_policies.changes_since(&self.cluster_policies).next().is_none()
-            && cluster.namespaces.changes_since(&self.namespaces).next().is_none()
-            && nodes == self.nodes
-            && cluster.pods.changes_since(&self.of_cluster).next().is_none();
-        self.policies = cluster.policies.clone();
-        self.cluster_policies = cluster.cluster_policies.clone();
-        self.namespaces = cluster.namespaces.clone();
-        self.of_cluster = cluster.pods.clone();
-        self.nodes = nodes;
+            && cluster.namespaces.changes_since(&self.namespaces).next().is_none();
         if !is_same {
-            self.pods = pods.clone();
+            self.follow_nodes(world);
+            self.policies = cluster.policies.clone();
+            self.cluster_policies = cluster.cluster_policies.clone();
+            self.namespaces = cluster.namespaces.clone();
             let nodes = &self.nodes;
             let is_closed = |name: &ObjectName, family| {
                 cluster.pods.get(name).is_some_and(|pod| is_closed(world, (nodes, family), (name, pod)))
@@ -69,6 +68,18 @@ impl ClosedPods {
             let closed = pods.iter().filter(|(address, its)| is_closed_at(address, its));
             self.closed = closed.map(|(address, _)| *address).collect();
         }
+        !is_same
+    }
+
+    /// Follows the addresses of nodes; returns whether they have changed.
+    fn follow_nodes(&mut self, world: &World) -> bool {
+        let nodes = &world.cluster.nodes;
+        if self.host.addresses == world.host.addresses && nodes.changes_since(&self.of_nodes).next().is_none() {
+            return false;
+        }
+        (self.of_nodes, self.host) = (nodes.clone(), world.host.clone());
+        let addresses = node_addresses(world);
+        std::mem::replace(&mut self.nodes, addresses) != self.nodes
     }
 
     /// Returns whether a pod is closed at this address, and so to tunnels of its family.

@@ -38,20 +38,26 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Follows the Services while that is needed.
-    pub fn follow(&mut self, services: &Table<ObjectName, Service>, ranges: &ServiceRanges, is_needed: bool) {
+    /// Follows the Services while that is needed. Returns those that may have other ports at their addresses than before.
+    pub fn follow(
+        &mut self,
+        services: &Table<ObjectName, Service>,
+        ranges: &ServiceRanges,
+        is_needed: bool,
+    ) -> BTreeSet<ObjectName> {
         if !is_needed {
             if self.is_followed {
                 *self = Owners::default();
             }
-            return;
+            return BTreeSet::new();
         }
         if self.ranges != *ranges {
             *self = Owners { ranges: ranges.clone(), ..Owners::default() };
         }
-        self.addresses.update((&self.seen, services), ranges);
+        let changes = self.addresses.update((&self.seen, services), ranges);
         self.seen = services.clone();
         self.is_followed = true;
+        changes.dirty
     }
 
     /// Returns whether a Service may have any of its ports at an address.

@@ -1,13 +1,13 @@
-use std::time::Duration;
-
 use super::*;
 use crate::config::{Environment, Mistakes, Request, request};
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, PodUid, ProxyAnnotations, Service,
-    ServicePort, ServiceType,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, Pod, PodUid,
+    ProxyAnnotations, Service, ServicePort, ServiceType,
 };
 use crate::net::{Family, Protocol};
+use crate::observe::health::Health;
 use crate::pod_tunnels::machine::LeftOut;
+use crate::pod_tunnels::places::KnownPod;
 
 fn at(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -218,7 +218,7 @@ fn a_pod_of_two_families_is_closed_in_the_one_whose_nodes_may_not_come_in() {
         world.cluster.policies.insert(ObjectName::new("shop", "in"), policy);
         let known = [KnownPod { name: name.clone(), uid: PodUid::from_number(1) }].into_iter().collect::<BTreeSet<_>>();
         let mut pods = closed::ClosedPods::default();
-        pods.follow(&world, &[(v4, known.clone()), (v6, known)].into());
+        pods.follow(&world, &[(v4, known.clone()), (v6, known)].into(), true);
         assert_eq!(pods.pods().copied().collect::<Vec<_>>(), closed, "{range} of {nodes:?}");
     }
 }
@@ -294,7 +294,10 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     let (wanted, mut wanted_in) = watch::channel(Arc::default());
     let (standing, standing_in) = watch::channel(Arc::default());
     let (problems, mut problems_in) = watch::channel(ServiceProblems::default());
-    let following = tokio::spawn(follow(joined(), world_in, wanted, standing_in, problems));
+    let (untunnelled, mut untunnelled_in) = watch::channel(Arc::default());
+    let note = Health::default().note(PODS);
+    let out = Out { wanted, problems, untunnelled, note };
+    let following = tokio::spawn(follow(joined(), world_in, standing_in, out));
     world_out.send_replace(with_pod());
     wanted_in.changed().await.expect("it is told");
     assert_eq!(wanted_in.borrow().tunnels.len(), 1);
@@ -302,7 +305,13 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     standing.send_replace(Arc::new(Standing { left_out: vec![left_out], ..Standing::default() }));
     problems_in.changed().await.expect("it is told");
     assert_eq!(problems_in.borrow_and_update().len(), 1);
+    let begun = Instant::now();
+    untunnelled_in.changed().await.expect("it is told");
+    assert_eq!(begun.elapsed().as_secs(), 5, "a short failure takes nobody out");
+    assert_eq!(**untunnelled_in.borrow_and_update(), [(web(), [at("10.244.1.5")].into())].into());
     standing.send_replace(Arc::default());
+    untunnelled_in.changed().await.expect("it is told at once");
+    assert_eq!((begun.elapsed().as_secs(), untunnelled_in.borrow_and_update().len()), (5, 0));
     problems_in.changed().await.expect("it is told");
     assert!(problems_in.borrow_and_update().is_empty());
     // The thread of the pods ends before the World does.
@@ -314,31 +323,213 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     following.await.expect("it ends");
 }
 
+fn config_of(words: &[&str]) -> Config {
+    let words: Vec<std::ffi::OsString> = std::iter::once(&"sluice").chain(words).map(Into::into).collect();
+    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+    with_tunnels(Config::meant(&flags, verbosity, &Environment::default(), &mut Mistakes::default()))
+}
+
 #[test]
 fn tunnels_are_used_where_they_are_asked_for_and_it_is_said_how_pods_are_found_and_no_guard_drops_their_answers() {
-    let config = |words: &[&str]| {
-        let words: Vec<std::ffi::OsString> = std::iter::once(&"sluice").chain(words).map(Into::into).collect();
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        with_tunnels(Config::meant(&flags, verbosity, &Environment::default(), &mut Mistakes::default()))
-    };
-    let directory = tempfile::tempdir().expect("a directory");
-    let at = |name: &str| format!("--runtime-endpoint=unix://{}", directory.path().join(name).display());
-    let (endpoint, absent, file) = (&*at("runtime.sock"), &*at("absent.sock"), &*at("file"));
-    let on = "--enable-direct-server-return";
-    let _listener = std::os::unix::net::UnixListener::bind(directory.path().join("runtime.sock")).expect("a socket");
-    fs::write(directory.path().join("file"), "").expect("writable");
+    let (endpoint, on) = ("--runtime-endpoint=unix:///run/runtime.sock", "--enable-direct-server-return");
     for (words, expected) in [
         (&[][..], false),
         (&[endpoint], false),
         (&[endpoint, on], true),
-        (&[absent, on], false),
-        (&[file, on], false),
         (&[endpoint, on, "--netpol-cni", "--netpol-source-guard"], false),
         (&[endpoint, on, "--run-service-proxy=false"], false),
     ] {
-        let config = config(words);
+        let config = config_of(words);
         assert_eq!(settings(&config).is_some(), expected, "{words:?}");
         assert_eq!(config.proxy.is_some_and(|proxy| proxy.tunnel_mode), expected, "{words:?}");
         assert_eq!(config.firewall.is_some_and(|firewall| firewall.tunnel_mode), expected, "{words:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_comes_later_is_found_and_one_that_was_there_is_waited_for_no_more() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("runtime.sock");
+    let config =
+        config_of(&[&format!("--runtime-endpoint=unix://{}", path.display()), "--enable-direct-server-return"]);
+    let health = Health::default();
+    let (host_out, host) = watch::channel(Arc::new(Host { node_name: "node1".into(), ..Host::default() }));
+    // A file that is no socket is none.
+    std::fs::write(&path, "").expect("writable");
+    let mut awaited = awaited::with_awaited(&config, host.clone(), &health);
+    assert!(awaited.borrow_and_update().runtime_awaited);
+    assert_eq!(health.notes().len(), 1);
+    assert!(health.notes()[0].text.contains("it is no socket"), "{:?}", health.notes());
+    // Other facts pass.
+    host_out.send_replace(Arc::new(Host { node_name: "node2".into(), ..Host::default() }));
+    awaited.changed().await.expect("it is told");
+    let newest = awaited.borrow_and_update().clone();
+    assert_eq!((newest.runtime_awaited, newest.node_name.as_str()), (true, "node2"));
+    std::fs::remove_file(&path).expect("it is there");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    awaited.changed().await.expect("it is told");
+    assert!(!awaited.borrow_and_update().runtime_awaited);
+    assert!(health.notes().is_empty());
+    // A runtime that starts again.
+    drop(listener);
+    std::fs::remove_file(&path).expect("it is there");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!awaited.has_changed().expect("it goes on"));
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let there = awaited::with_awaited(&config, host, &health);
+    assert!(!there.borrow().runtime_awaited && health.notes().is_empty(), "it is there from the start");
+}
+
+#[test]
+fn nothing_is_wanted_of_pods_while_the_container_runtime_is_awaited() {
+    let (mut joined, mut world) = (joined(), with_pod());
+    let awaited = |is| Arc::new(Host { node_name: "node1".into(), runtime_awaited: is, ..Host::default() });
+    world.host = awaited(true);
+    assert_eq!(joined.wanted(&world, &Wanted::default()), None, "what an earlier run set up stays");
+    assert!(joined.problems(&Standing::default()).is_empty());
+    world.host = awaited(false);
+    assert_eq!(joined.wanted(&world, &Wanted::default()).expect("now it is").tunnels.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_cannot_be_listed_are_said_where_a_service_needs_them() {
+    let (world_out, world_in) = watch::channel(World::empty());
+    let health = Health::default();
+    let out = Out {
+        wanted: watch::channel(Arc::default()).0,
+        problems: watch::channel(ServiceProblems::default()).0,
+        untunnelled: watch::channel(Arc::default()).0,
+        note: health.note(PODS),
+    };
+    let (_standing, standing_in) = watch::channel(Arc::default());
+    let _following = tokio::spawn(follow(joined(), world_in, standing_in, out));
+    let told = async |dsr: bool, authority: Authority, seconds: u64| {
+        let mut world = world(dsr);
+        world.authority.firewall = authority;
+        world_out.send_replace(world);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        health.notes().len()
+    };
+    assert_eq!(told(false, Authority::Nothing, 60).await, 0, "nobody needs them");
+    assert_eq!(told(true, Authority::Nothing, 5).await, 0, "they may be on their way");
+    assert_eq!(told(true, Authority::Nothing, 6).await, 1);
+    assert!(health.notes()[0].text.contains("list and watch for pods"), "{:?}", health.notes());
+    assert_eq!(told(true, Authority::Complete, 1).await, 0);
+    assert_eq!(told(true, Authority::Nothing, 60).await, 1);
+    assert_eq!(told(false, Authority::Nothing, 1).await, 0);
+}
+
+/// Changes the World in one of the ways that concern pods of this node, or that do not.
+fn change(world: &mut World, chance: &mut impl FnMut(u64) -> u64) {
+    use crate::model::{Namespace, NetworkPolicy, Peers, PolicyRule, Ports, Selector};
+    let namespace = ["shop", "other"][usize::from(chance(4) == 0)];
+    let name = ObjectName::new(namespace, ["a", "b", "c", "d"][chance(4) as usize]);
+    let address = |number: u64| at(&format!("10.244.1.{}", 5 + number));
+    let cluster = &mut world.cluster;
+    match chance(10) {
+        0 | 1 => {
+            let external_ips = vec![at(&format!("203.0.113.{}", 7 + chance(3)))];
+            let created = chance(9) as i64;
+            cluster.services.insert(name, Service { external_ips, created, ..service(chance(3) > 0) });
+        }
+        2 => drop(cluster.services.remove(&name)),
+        3 | 4 => {
+            let node = Some(["node1", "node2"][usize::from(chance(5) == 0)].into());
+            let endpoint = Endpoint { address: address(chance(4)), node, conditions: Conditions::READY, hints: None };
+            let ports = [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into();
+            let slice = EndpointSlice { family: Family::V4, ports, endpoints: [endpoint].into_iter().collect() };
+            cluster.endpoints.insert(name, Endpoints { slices: [("slice".into(), Arc::new(slice))].into() });
+        }
+        5 | 6 => {
+            let labels = if chance(2) == 0 { [("app", "a")].into_iter().collect() } else { Default::default() };
+            let node = Some(["node1", "node2"][usize::from(chance(4) == 0)].into());
+            let one = pod(&address(chance(4)).to_string(), chance(5) as u32 + 1);
+            cluster.pods.insert(name, Pod { labels, node, finished: chance(8) == 0, ..one });
+        }
+        7 => drop(cluster.pods.remove(&name)),
+        8 if chance(2) == 0 => drop(cluster.policies.remove(&name)),
+        8 => {
+            let rule = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+            let ingress = Some(if chance(2) == 0 { [].into() } else { [rule].into() });
+            cluster.policies.insert(name, NetworkPolicy { pods: Selector::everything(), ingress, egress: None });
+        }
+        _ => {
+            let isolated = chance(2) == 0;
+            cluster.namespaces.insert(namespace.into(), Namespace { isolated, ..Namespace::default() });
+            let any = [Authority::Complete, Authority::Complete, Authority::Partial, Authority::Nothing];
+            world.authority.firewall = any[chance(4) as usize];
+        }
+    }
+}
+
+#[test]
+fn after_any_history_pods_have_to_answer_as_the_newest_world_alone_says() {
+    for seed in 0..60_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut chance = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut world, mut joined, mut wanted) = (with_pod(), joined(), Wanted::default());
+        for step in 0..80 {
+            change(&mut world, &mut chance);
+            if let Some(newer) = joined.wanted(&world, &wanted) {
+                assert_ne!(newer, wanted);
+                wanted = newer;
+            }
+            if world.authority.firewall == Authority::Nothing {
+                continue;
+            }
+            let mut fresh = self::joined();
+            let expected = fresh.wanted(&world, &Wanted::default()).unwrap_or_default();
+            assert_eq!(wanted, expected, "seed {seed}, step {step}");
+            let [found, expected] = [&joined, &fresh].map(|one| one.problems(&Standing::default()));
+            assert!(found.changes_since(&expected).next().is_none(), "seed {seed}, step {step}: problems");
+        }
+    }
+}
+
+/// A World with very many other pods and Services, and how long it takes to take in a change that concerns nobody here, and all of it anew.
+#[test]
+fn a_change_that_concerns_no_pod_here_costs_little_however_large_the_cluster_is() {
+    let mut world = with_pod();
+    for number in 0..200_u32 {
+        let name = ObjectName::new("shop", &format!("web-{number}"));
+        let external_ips = vec![at(&format!("203.0.114.{number}"))];
+        world.cluster.services.insert(name.clone(), Service { external_ips, ..service(true) });
+        let slices = world.cluster.endpoints.get(&web()).expect("it has some").clone();
+        world.cluster.endpoints.insert(name, (*slices).clone());
+    }
+    for number in 0..3000_u32 {
+        let [high, low] = [number / 250, number % 250 + 1];
+        let elsewhere = Pod { node: Some("node2".into()), ..pod(&format!("10.245.{high}.{low}"), number + 10) };
+        world.cluster.pods.insert(ObjectName::new("far", &format!("pod-{number}")), elsewhere);
+        let cluster_ips = vec![at(&format!("10.97.{high}.{low}"))];
+        let others = Service { cluster_ips, external_ips: Vec::new(), ..service(false) };
+        world.cluster.services.insert(ObjectName::new("far", &format!("web-{number}")), others);
+    }
+    let mut joined = joined();
+    let wanted = joined.wanted(&world, &Wanted::default()).expect("it is complete");
+    assert_eq!(wanted.tunnels.get(&at("10.244.1.5")).map(BTreeSet::len), Some(201));
+    let mut fastest = |change: &mut dyn FnMut(&mut World, u32)| {
+        let times = (0..20).map(|number| {
+            change(&mut world, number);
+            let begun = std::time::Instant::now();
+            assert_eq!(joined.wanted(&world, &wanted), None, "it changes nothing");
+            begun.elapsed()
+        });
+        times.min().expect("there are some")
+    };
+    let here = fastest(&mut |world, number| {
+        let labels = [("number", number.to_string().as_str())].into_iter().collect();
+        world.cluster.pods.insert(ObjectName::new("shop", "a"), Pod { labels, ..pod("10.244.1.5", 1) });
+    });
+    let elsewhere = fastest(&mut |world, number| {
+        let far = Pod { node: Some("node2".into()), ..pod("10.245.0.1", 9000 + number) };
+        world.cluster.pods.insert(ObjectName::new("far", "pod-0"), far);
+        let (cluster_ips, external_ips) = (vec![at("10.97.0.1")], Vec::new());
+        let other = Service { cluster_ips, external_ips, created: i64::from(number), ..service(false) };
+        world.cluster.services.insert(ObjectName::new("far", "web-0"), other);
+    });
+    assert!(elsewhere * 5 < here, "{elsewhere:?} for a pod elsewhere, {here:?} for one here");
 }

@@ -37,7 +37,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     if config.direct_server_return && !facts.files.has_runtime_socket {
         let path = config.runtime_endpoint.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let what = format!("there is no socket at {path} (--runtime-endpoint)");
-        let why = "Services with kube-router.io/service.dsr are served with NAT until the next start".to_owned();
+        let why = "Services with kube-router.io/service.dsr are served with NAT until there is one".to_owned();
         let todo = "mount the container runtime's socket there".to_owned();
         findings.push(Finding::bad(Level::Degraded, "container runtime", [what, why, todo]));
     }

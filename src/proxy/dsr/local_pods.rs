@@ -85,7 +85,8 @@ impl LocalPods {
         let Some(service) = cluster.services.get(&name).filter(|service| service.annotations.dsr) else {
             return self.services.remove(&name).is_some_and(|former| !former.is_empty());
         };
-        let inputs = PartInputs { node: &self.node, others: &self.others, config: &self.config };
+        // Those that are not set up are tried again.
+        let inputs = PartInputs { node: &self.node, others: &self.others, config: &self.config, untunnelled: None };
         let none = Endpoints::default();
         let its = cluster.endpoints.get(&name).map_or(&none, |endpoints| endpoints);
         let pods = tunnels::pod_addresses(service, its, inputs);
@@ -97,6 +98,11 @@ impl LocalPods {
     /// Returns the tunnels of each Service with direct server return, also of those that have none.
     pub fn services(&self) -> impl Iterator<Item = (&ObjectName, &PodAddresses)> {
         self.services.iter()
+    }
+
+    /// Returns whether a Service has the annotation.
+    pub fn asks(&self, service: &ObjectName) -> bool {
+        self.services.contains_key(service)
     }
 
     /// Returns the ranges of service addresses, as of the newest World.

@@ -4,7 +4,8 @@
 //! A tunnel leaves a packet as it is, so a port of the Service has to be the port of its endpoints: where it is not, the port is
 //! served with NAT. So it is at an address of this host itself, because answers of pods with such a source would not be accepted from them (martians).
 //! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address. Where the only
-//! endpoints for clients outside are such ones, the port is served with NAT.
+//! endpoints for clients outside are such ones, the port is served with NAT. The same holds of a pod of this node of which it is known that no tunnel
+//! ends in it ([`Untunnelled`](super::Untunnelled)): what this node sent it through one would be lost.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -60,14 +61,15 @@ pub fn uses_tunnel(
     inputs: PartInputs<'_>,
 ) -> bool {
     inputs.config.tunnel_mode
+        && !inputs.node.runtime_awaited
         && service.annotations.dsr
         && other_port(endpoints, port, Family::from(address)).is_none()
         && !inputs.node.is_own(address)
 }
 
-/// Returns the endpoints in which a tunnel can end: without those on the host's network.
+/// Returns the endpoints in which a tunnel can end: without those on the host's network, and without the pods of this node that have none.
 pub fn that_end_tunnels<'a>(endpoints: &'a Endpoints, inputs: PartInputs<'_>) -> Cow<'a, Endpoints> {
-    let ends = |address: IpAddr| !is_nodes(address, inputs);
+    let ends = |address: IpAddr| !is_nodes(address, inputs) && !inputs.is_untunnelled(address);
     if endpoints.slices.values().flat_map(|slice| slice.endpoints.listed()).all(|endpoint| ends(endpoint.address)) {
         return Cow::Borrowed(endpoints);
     }

@@ -35,6 +35,10 @@ pub enum Standing {
     NodeUnknown,
     /// Out: hints keep it for other nodes or zones.
     Hinted,
+    /// Out: it would get packets through tunnels, and none ends in it.
+    Untunnelled,
+    /// As before, and it keeps the connections that it has.
+    DrainingUntunnelled,
     /// In the kernel, and not desired.
     Unexpected,
 }
@@ -50,12 +54,21 @@ pub struct Listed {
     pub without_port: usize,
 }
 
-/// Returns the endpoints of one port in one family. `here`: the name of this node where the traffic policy is Local.
+/// The reasons of a virtual service for leaving out endpoints, besides their condition.
+#[derive(Clone, Copy, Default)]
+pub struct Choice<'a> {
+    /// The name of this node where the traffic policy is Local.
+    pub here: Option<&'a str>,
+    /// The endpoints in which no tunnel ends, where packets go through tunnels.
+    pub untunnelled: Option<&'a BTreeSet<IpAddr>>,
+}
+
+/// Returns the endpoints of one port in one family.
 pub fn states(
     endpoints: &Endpoints,
     (port, family): (&ServicePort, Family),
     desired: &Virtual,
-    here: Option<&str>,
+    choice: Choice<'_>,
 ) -> Listed {
     // An address in several slices counts in its best condition.
     let mut known: BTreeMap<SocketAddr, model::Listed<'_>> = BTreeMap::new();
@@ -73,7 +86,7 @@ pub fn states(
         traffic: None,
     };
     let in_slices = known.iter().map(|(address, endpoint)| {
-        state(*address, endpoint.node.cloned(), standing(*endpoint, weights.get(address).copied(), here))
+        state(*address, endpoint.node.cloned(), standing(*endpoint, weights.get(address).copied(), choice))
     });
     let left = weights.keys().filter(|address| !known.contains_key(address));
     let mut states: Vec<EndpointState> =
@@ -95,9 +108,12 @@ fn without_port(endpoints: &Endpoints, family: Family, with_port: &BTreeSet<IpAd
     addresses.filter(|address| !with_port.contains(address)).collect::<BTreeSet<IpAddr>>().len()
 }
 
-fn standing(endpoint: model::Listed<'_>, weight: Option<u32>, here: Option<&str>) -> Standing {
-    let is_elsewhere = here.is_some_and(|here| endpoint.node_name() != Some(here));
+fn standing(endpoint: model::Listed<'_>, weight: Option<u32>, choice: Choice<'_>) -> Standing {
+    let is_elsewhere = choice.here.is_some_and(|here| endpoint.node_name() != Some(here));
+    let is_untunnelled = choice.untunnelled.is_some_and(|those| those.contains(&endpoint.address));
     match (weight, endpoint.conditions.use_of()) {
+        (None, Some(_)) if is_untunnelled => Standing::Untunnelled,
+        (Some(DRAINING), Some(Use::Ready)) if is_untunnelled => Standing::DrainingUntunnelled,
         (Some(DRAINING), Some(Use::Terminating)) => Standing::Draining,
         (Some(DRAINING), None) => Standing::DrainingUnready,
         (Some(DRAINING), Some(Use::Ready)) => Standing::DrainingUnchosen,
@@ -131,10 +147,10 @@ impl Standing {
     pub fn is_out(self) -> bool {
         match self {
             Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
-            Standing::NodeUnknown | Standing::Hinted => true,
+            Standing::NodeUnknown | Standing::Hinted | Standing::Untunnelled => true,
             Standing::Serving | Standing::ServingWhileTerminating => false,
             Standing::Draining | Standing::DrainingUnready | Standing::DrainingUnchosen => false,
-            Standing::Leaving | Standing::Unexpected => false,
+            Standing::DrainingUntunnelled | Standing::Leaving | Standing::Unexpected => false,
         }
     }
 
@@ -152,6 +168,8 @@ impl Standing {
             Standing::NotLocal => "notLocal",
             Standing::NodeUnknown => "nodeUnknown",
             Standing::Hinted => "hinted",
+            Standing::Untunnelled => "untunnelled",
+            Standing::DrainingUntunnelled => "drainingUntunnelled",
             Standing::Unexpected => "unexpected",
         }
     }
@@ -172,6 +190,12 @@ impl Standing {
             Standing::NotLocal => "out: on another node, and the traffic policy is Local",
             Standing::NodeUnknown => "out: its slice names no node, and the traffic policy is Local",
             Standing::Hinted => "out: its hints are for other nodes or zones",
+            Standing::Untunnelled => {
+                "out: its pod does not answer what comes through a tunnel; the Service's problems say why"
+            }
+            Standing::DrainingUntunnelled => {
+                "draining: its pod does not answer what comes through a tunnel, takes no new connections"
+            }
             Standing::Unexpected => "in the kernel, and not desired",
         }
     }

@@ -11,7 +11,7 @@ use super::super::apply::Beside;
 use super::super::part::{Claim, Rank};
 use super::super::plan::Plan;
 use super::super::{external_ip, health_check, node_port, traffic_policy};
-use super::endpoints::{self, Listed};
+use super::endpoints::{self, Choice, Listed};
 use super::{HealthCheckState, KernelState, Place, Question, Role, Served, Standing};
 
 /// A port of a Service at one of the addresses that it is wanted at.
@@ -151,8 +151,9 @@ fn served(
     // Without any slice, destinations may still drain.
     let none = Endpoints::default();
     let slices = plan.world().cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
+    let untunnelled = plan.inputs_of(name).untunnelled.filter(|_| claim.wanted.is_tunnelled);
     let Listed { states: endpoints, left_off, without_port } = match in_full {
-        true => endpoints::states(slices, (port, claim.key.family()), &desired, here),
+        true => endpoints::states(slices, (port, claim.key.family()), &desired, Choice { here, untunnelled }),
         false => Listed::default(),
     };
     let kernel = KernelState::Unread("not read".to_owned());
@@ -164,7 +165,7 @@ fn served(
 pub fn health_check(plan: &Plan, name: &ObjectName, service: &Service) -> Option<HealthCheckState> {
     let none = Default::default();
     let endpoints = plan.world().cluster.endpoints.get(name).map_or(&none, |endpoints| &**endpoints);
-    let wanted = health_check::wanted(name, service, endpoints, plan.node())?;
+    let wanted = health_check::wanted(name, service, endpoints, plan.node(), plan.inputs_of(name).untunnelled)?;
     let checks = plan.health_checks().checks;
     let lost_to = checks.get(&wanted.port).map(|check| check.service.clone()).filter(|owner| owner != name);
     let local_endpoints = wanted.local_endpoints;

@@ -51,10 +51,21 @@ fn endpoints(slices: &[&[(&str, &str, Conditions)]]) -> Endpoints {
 }
 
 #[test]
+fn a_pod_without_a_tunnel_does_not_count_beside_others_and_counts_where_there_are_none() {
+    let ready = Conditions::READY;
+    let pods: &[_] = &[("10.244.0.1", "node1", ready), ("10.244.0.2", "node1", ready), ("10.244.1.3", "node2", ready)];
+    for (lacking, expected) in [(&[][..], 2), (&[1], 1), (&[1, 2], 2)] {
+        let lacking: BTreeSet<IpAddr> = lacking.iter().map(|last| IpAddr::from([10, 244, 0, *last])).collect();
+        let check = wanted(&name("web"), &balanced(30_777), &endpoints(&[pods]), &node(), Some(&lacking));
+        assert_eq!(check.map(|check| check.local_endpoints), Some(expected), "without {lacking:?}");
+    }
+}
+
+#[test]
 fn ready_endpoints_on_this_node_count_once_whatever_slices_and_families_they_are_in() {
     let ready = Conditions::READY;
     let count = |slices: &[&[(&str, &str, Conditions)]]| {
-        wanted(&name("web"), &balanced(30_777), &endpoints(slices), &node()).map(|check| check.local_endpoints)
+        wanted(&name("web"), &balanced(30_777), &endpoints(slices), &node(), None).map(|check| check.local_endpoints)
     };
     assert_eq!(count(&[]), Some(0));
     let v4: &[_] = &[("10.244.0.1", "node1", ready), ("10.244.0.2", "node1", LEAVING), ("10.244.1.3", "node2", ready)];
@@ -68,7 +79,8 @@ fn ready_endpoints_on_this_node_count_once_whatever_slices_and_families_they_are
 
 #[test]
 fn only_a_load_balancer_with_the_local_policy_is_asked() {
-    let ask = |service: Service| wanted(&name("web"), &service, &Endpoints::default(), &node()).map(|check| check.port);
+    let ask =
+        |service: Service| wanted(&name("web"), &service, &Endpoints::default(), &node(), None).map(|check| check.port);
     assert_eq!(ask(balanced(30_777)), Some(30_777));
     assert_eq!(ask(Service { kind: ServiceType::NodePort, ..balanced(30_777) }), None);
     assert_eq!(ask(Service { external_traffic_policy: TrafficPolicy::Cluster, ..balanced(30_777) }), None);

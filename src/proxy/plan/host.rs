@@ -68,14 +68,20 @@ impl Plan {
     ) {
         let none = Endpoints::default();
         let check = service.and_then(|(service, endpoints)| {
-            health_check::wanted(name, service, endpoints.map_or(&none, |endpoints| &**endpoints), &self.node)
+            let endpoints = endpoints.map_or(&none, |endpoints| &**endpoints);
+            health_check::wanted(name, service, endpoints, &self.node, self.untunnelled.get(name))
         });
         changed.health_checks |= self.health_checks.update(name, check, &mut changed.notes);
     }
 
-    /// Returns the inputs of every part, besides its Service.
+    /// Returns the inputs of every part, besides its Service and what is known of its endpoints' tunnels.
     pub(super) fn inputs(&self) -> PartInputs<'_> {
-        PartInputs { node: &self.node, others: &self.others, config: &self.config }
+        PartInputs { node: &self.node, others: &self.others, config: &self.config, untunnelled: None }
+    }
+
+    /// Returns the inputs of a Service's part.
+    pub fn inputs_of(&self, name: &ObjectName) -> PartInputs<'_> {
+        PartInputs { untunnelled: self.untunnelled.get(name), ..self.inputs() }
     }
 
     /// Counts and returns the addresses of a Service that are refused, none if it no longer exists. Its part must still be the
@@ -102,7 +108,8 @@ impl Plan {
                 let on_all = self.config.nodeport_bindon_all_ip;
                 node_port::node_port_addresses(node, on_all, family)
             };
-            (node.name.clone(), node.families, node.address, node.pod_cidrs.clone(), PerFamily::from_fn(family))
+            let ports = PerFamily::from_fn(family);
+            (node.name.clone(), node.families, node.address, node.pod_cidrs.clone(), ports, node.runtime_awaited)
         };
         named(&self.node) == named(newer)
     }

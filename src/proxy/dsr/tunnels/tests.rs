@@ -10,7 +10,7 @@ use crate::model::{
 use crate::net::{PerFamily, Protocol};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::other_nodes::OtherNodes;
-use crate::proxy::part;
+use crate::proxy::part::{self, Wanted};
 
 /// This node has 192.0.2.1 and the pods 10.244.1.0/24; other nodes have other addresses.
 struct Rig {
@@ -49,7 +49,7 @@ fn rig() -> Rig {
 
 impl Rig {
     fn inputs(&self) -> PartInputs<'_> {
-        PartInputs { node: &self.node, others: &self.others, config: &self.config }
+        PartInputs { node: &self.node, others: &self.others, config: &self.config, untunnelled: None }
     }
 }
 
@@ -187,5 +187,41 @@ fn endpoints_on_the_hosts_network_serve_clients_outside_with_nat_where_no_pod_do
     ] {
         let (is_tunnelled, inside_only, destinations) = expected;
         assert_eq!(served(policy, pods), (is_tunnelled, inside_only, destinations.to_owned()), "{policy:?} {pods:?}");
+    }
+}
+
+#[test]
+fn a_pod_of_this_node_without_a_tunnel_is_left_out_and_served_with_nat_where_nobody_else_can_be_reached() {
+    let rig = rig();
+    let served = |policy, lacking: &str, pods: &[(&str, &str)]| {
+        let mut service = service();
+        service.external_traffic_policy = policy;
+        let lacking: BTreeSet<IpAddr> = lacking.split_whitespace().map(at).collect();
+        let inputs = PartInputs { untunnelled: Some(&lacking), ..rig.inputs() };
+        let claims = part::part(&service, &endpoints(PORT, pods), inputs).claims;
+        let at_address = |text| {
+            let key = ServiceKey::Address { address: at(text), protocol: Protocol::Tcp, port: PORT };
+            claims.iter().find(|claim| claim.key == key).expect("it is claimed").wanted.clone()
+        };
+        let wanted = at_address("203.0.113.7");
+        let of = |wanted: &Wanted| -> Vec<String> {
+            wanted.virtual_service.destinations.iter().map(|one| one.address.ip().to_string()).collect()
+        };
+        assert_eq!(of(&at_address("10.96.0.1")).len(), pods.len(), "a cluster IP is served with NAT in any case");
+        (wanted.is_tunnelled, wanted.clients.inside_only, of(&wanted).join(" "))
+    };
+    let (one, other, far) = (("10.244.1.7", "node1"), ("10.244.1.8", "node1"), ("10.244.2.8", "node2"));
+    let (nat, tunnel) = (false, true);
+    for (policy, lacking, pods, expected) in [
+        (TrafficPolicy::Cluster, "", &[one, other, far][..], (tunnel, false, "10.244.1.7 10.244.1.8 10.244.2.8")),
+        (TrafficPolicy::Cluster, "10.244.1.7", &[one, other, far], (tunnel, false, "10.244.1.8 10.244.2.8")),
+        (TrafficPolicy::Cluster, "10.244.1.7 10.244.1.8", &[one, other, far], (tunnel, false, "10.244.2.8")),
+        (TrafficPolicy::Cluster, "10.244.1.7 10.244.1.8", &[one, other], (nat, false, "10.244.1.7 10.244.1.8")),
+        (TrafficPolicy::Local, "10.244.1.7", &[one, other, far], (tunnel, false, "10.244.1.8")),
+        (TrafficPolicy::Local, "10.244.1.7 10.244.1.8", &[one, other, far], (nat, false, "10.244.1.7 10.244.1.8")),
+    ] {
+        let (is_tunnelled, inside_only, destinations) = expected;
+        let expected = (is_tunnelled, inside_only, destinations.to_owned());
+        assert_eq!(served(policy, lacking, pods), expected, "{policy:?}, without {lacking}");
     }
 }

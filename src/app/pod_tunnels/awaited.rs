@@ -1,0 +1,82 @@
+//! The socket of the container runtime, which may come later than the agent starts: until then nothing is served through tunnels, and nobody is looked for.
+//!
+//! Without it a node could send to the pods of others and set up none of its own; a socket that was forgotten in all containers of a cluster would leave every Service with the annotation without
+//! pods. So the facts of the host say that it is awaited ([`Host::runtime_awaited`]), and service proxy and firewall follow these. Once the socket was there, direct server return stays on: a runtime that starts
+//! again takes its socket away for a moment, and what is set up serves without it.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, info};
+
+use crate::config::Config;
+use crate::model::Host;
+use crate::observe::health::{Health, Note};
+
+/// The component of the note.
+const NAME: &str = "container runtime";
+/// Interval at which it is looked for the socket.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Returns the facts of the host as service proxy and firewall are to know them: where direct server return is asked for and there is no socket yet, they say so until there is one.
+pub fn with_awaited(
+    config: &Config,
+    mut host: watch::Receiver<Arc<Host>>,
+    health: &Health,
+) -> watch::Receiver<Arc<Host>> {
+    let uses_tunnels = config.proxy.as_ref().is_some_and(|proxy| proxy.tunnel_mode);
+    let Some(path) = config.runtime_endpoint.clone().filter(|_| uses_tunnels) else { return host };
+    let Err(why) = look_at(&path) else { return host };
+    error!(
+        socket = %path.display(), error = %why,
+        "--runtime-endpoint cannot be used yet; Services with kube-router.io/service.dsr are served with NAT until there is a socket"
+    );
+    let note = health.note(NAME);
+    note.set(vec![format!(
+        "direct server return waits for a socket at {} (--runtime-endpoint): {why}; Services with kube-router.io/service.dsr are served with NAT on this node",
+        path.display()
+    )]);
+    let newest = host.borrow_and_update().clone();
+    let (out, awaited) = watch::channel(Arc::new(Host { runtime_awaited: true, ..(*newest).clone() }));
+    tokio::spawn(follow((path, note), host, out));
+    awaited
+}
+
+/// Follows the facts of the host, and looks for the socket until it is there.
+async fn follow((path, note): (PathBuf, Note), mut host: watch::Receiver<Arc<Host>>, out: watch::Sender<Arc<Host>>) {
+    let mut runtime_awaited = true;
+    loop {
+        if runtime_awaited && look_at(&path).is_ok() {
+            runtime_awaited = false;
+            info!(socket = %path.display(), "Socket of the container runtime found; direct server return goes on");
+            note.set(Vec::new());
+        }
+        let told = Arc::new(Host { runtime_awaited, ..(**host.borrow_and_update()).clone() });
+        out.send_if_modified(|known| {
+            let differs = **known != *told;
+            *known = told;
+            differs
+        });
+        tokio::select! {
+            changed = host.changed() => if changed.is_err() { return },
+            () = sleep(LOOK), if runtime_awaited => {}
+        }
+    }
+}
+
+/// Looks whether there is a socket.
+///
+/// # Errors
+/// Why not, as a sentence without its end.
+fn look_at(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Ok(found) if found.file_type().is_socket() => Ok(()),
+        Ok(_) => Err("it is no socket".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Which pods of this node have to answer for which addresses, and which of them do not, at the cost of what changed.
+//!
+//! Worlds come many times a second, and most of them concern no pod here: what follows from Services with the annotation, their endpoints, the pods of this node and the policies is
+//! calculated where one of these has changed. After any history the result is that of the newest World alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use compact_str::format_compact;
+
+use super::closed::{self, ClosedPods};
+use super::owners::{self, Allowed, Owners};
+use crate::model::{
+    Authority, Cause, Change, ObjectName, Pod, ServiceProblem, ServiceProblems, Table, World, put_problems,
+};
+use crate::pod_tunnels::driver::Wanted;
+use crate::pod_tunnels::machine::Standing;
+use crate::pod_tunnels::places::{KnownPod, KnownPods};
+use crate::proxy::dsr::local_pods::LocalPods;
+
+/// The pods of this node, as the World knows them, and the Services that may put addresses into them.
+pub struct Joined {
+    pods: LocalPods,
+    known: NodePods,
+    owners: Owners,
+    allowed: Allowed,
+    /// The pods at the addresses that get any.
+    followed: KnownPods,
+    closed: ClosedPods,
+    complete: bool,
+    /// Something of which `allowed` is made is newer than that.
+    is_stale: bool,
+    /// The pods that cannot be set up may be others than at the last look, or differ.
+    is_changed: bool,
+    lacks_pods: bool,
+}
+
+impl Joined {
+    pub fn new(pods: LocalPods) -> Joined {
+        let (known, owners, allowed, followed, closed) = Default::default();
+        let (complete, lacks_pods) = (false, false);
+        Joined {
+            pods,
+            known,
+            owners,
+            allowed,
+            followed,
+            closed,
+            complete,
+            is_stale: true,
+            is_changed: true,
+            lacks_pods,
+        }
+    }
+
+    /// Returns what is wanted now, where it differs from what was.
+    pub fn wanted(&mut self, world: &World, former: &Wanted) -> Option<Wanted> {
+        self.lacks_pods = false;
+        // Over Services, and over pods.
+        let authorities = [world.authority.proxy, world.authority.firewall];
+        if world.authority.proxy == Authority::Nothing || world.host.runtime_awaited {
+            return None;
+        }
+        self.is_stale |= self.pods.follow(world);
+        if world.authority.firewall == Authority::Nothing {
+            self.lacks_pods = self.pods.services().next().is_some();
+            return None;
+        }
+        let is_any = self.pods.services().any(|(_, its)| !its.is_empty());
+        self.is_stale |= self.known.follow(world, is_any);
+        let moved = self.owners.follow(&world.cluster.services, self.pods.ranges(), is_any);
+        self.is_stale |= moved.iter().any(|service| self.pods.asks(service));
+        let is_stale = std::mem::take(&mut self.is_stale);
+        if is_stale {
+            let asked: BTreeSet<IpAddr> = self.pods.services().flat_map(|(_, its)| its.keys().copied()).collect();
+            let pods = self.known.at(&asked);
+            self.allowed = owners::allowed(&self.pods, &pods, &self.owners, world);
+            self.followed = pods;
+            self.followed.retain(|address, _| self.allowed.tunnels.contains_key(address));
+        }
+        let complete = authorities == [Authority::Complete; 2];
+        let closes = self.closed.follow(world, &self.followed, is_stale);
+        if !is_stale && !closes && complete == self.complete {
+            return None;
+        }
+        (self.complete, self.is_changed) = (complete, true);
+        let mut tunnels = self.allowed.tunnels.clone();
+        let closed = tunnels.iter_mut().filter(|(pod, _)| self.closed.has(pod));
+        closed.for_each(|(_, services)| services.clear());
+        let wanted = Wanted { tunnels, pods: self.followed.clone(), complete };
+        (wanted != *former).then_some(wanted)
+    }
+
+    /// Returns whether what cannot be set up may be told of in another way than at the last call.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.is_changed)
+    }
+
+    /// Returns whether Services have the annotation while Pods are not known at all.
+    pub fn lacks_pods(&self) -> bool {
+        self.lacks_pods
+    }
+
+    /// Returns the Services that a pod has to answer for, as far as it is one of theirs.
+    fn asking(&self, pod: IpAddr) -> impl Iterator<Item = (&ObjectName, &BTreeSet<IpAddr>, i64)> {
+        let is_its = move |service: &ObjectName| !self.allowed.strangers.contains(&(service.clone(), pod));
+        self.pods.of_pod(pod).filter(move |(service, ..)| is_its(service))
+    }
+
+    /// Returns the pods that cannot be set up, each with the Services that ask for it.
+    pub fn cannot_be_set_up(&self, standing: &Standing) -> BTreeSet<(ObjectName, IpAddr)> {
+        let of_pod = |pod| self.asking(pod).map(move |(service, ..)| (service.clone(), pod));
+        standing.left_out.iter().flat_map(|one| of_pod(one.pod)).collect()
+    }
+
+    /// Returns what cannot be set up, as problems of the Services concerned.
+    pub fn problems(&self, standing: &Standing) -> ServiceProblems {
+        let mut found: BTreeMap<ObjectName, Vec<ServiceProblem>> = BTreeMap::new();
+        let mut tell =
+            |pod: IpAddr, (service, addresses, created): (&ObjectName, &BTreeSet<IpAddr>, i64), reason: &str| {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let addresses = addresses.join(", ");
+                let text = format!("pod {pod} does not answer for {addresses} (direct server return): {reason}");
+                let problem = ServiceProblem::new(Cause::PodTunnel, &format_compact!("pod {pod}"), text);
+                found.entry(service.clone()).or_default().push(problem.of(created));
+            };
+        for one in &standing.left_out {
+            self.asking(one.pod).for_each(|asking| tell(one.pod, asking, &one.reason));
+        }
+        for (service, pod) in self.allowed.strangers.iter().filter(|_| self.complete) {
+            let its = self.pods.of_pod(*pod).filter(|(other, ..)| *other == service);
+            its.for_each(|asking| tell(*pod, asking, owners::STRANGER));
+        }
+        let left_out: BTreeSet<IpAddr> = standing.left_out.iter().map(|one| one.pod).collect();
+        for pod in self.closed.pods().filter(|pod| !left_out.contains(pod)) {
+            self.asking(*pod).for_each(|asking| tell(*pod, asking, closed::REASON));
+        }
+        let mut problems = ServiceProblems::default();
+        for (service, its) in found {
+            put_problems(&mut problems, &service, its);
+        }
+        problems
+    }
+}
+
+/// The pods of this node by their addresses, followed while some are asked for.
+#[derive(Default)]
+struct NodePods {
+    seen: Table<ObjectName, Pod>,
+    all: KnownPods,
+}
+
+impl NodePods {
+    /// Follows a newer World; returns whether any pod of this node has changed.
+    fn follow(&mut self, world: &World, is_needed: bool) -> bool {
+        if !is_needed {
+            *self = NodePods::default();
+            return false;
+        }
+        let mut is_changed = false;
+        let seen = std::mem::replace(&mut self.seen, world.cluster.pods.clone());
+        for change in world.cluster.pods.changes_since(&seen) {
+            let (name, old, new) = match change {
+                Change::Added(name, new) => (name, None, Some(new)),
+                Change::Updated(name, old, new) => (name, Some(old), Some(new)),
+                Change::Removed(name, old) => (name, Some(old), None),
+            };
+            if let Some(pod) = old.filter(|pod| is_here(pod, world)) {
+                is_changed = true;
+                self.remove(name, pod);
+            }
+            if let Some(pod) = new.filter(|pod| is_here(pod, world)) {
+                is_changed = true;
+                let one = KnownPod { name: name.clone(), uid: pod.uid };
+                for address in pod.addresses.iter() {
+                    self.all.entry(*address).or_default().insert(one.clone());
+                }
+            }
+        }
+        is_changed
+    }
+
+    /// Returns the pods at these addresses.
+    fn at(&self, addresses: &BTreeSet<IpAddr>) -> KnownPods {
+        addresses.iter().filter_map(|address| Some((*address, self.all.get(address)?.clone()))).collect()
+    }
+
+    fn remove(&mut self, name: &ObjectName, pod: &Pod) {
+        for address in pod.addresses.iter() {
+            let of = self.all.entry(*address).or_default();
+            of.remove(&KnownPod { name: name.clone(), uid: pod.uid });
+            if of.is_empty() {
+                self.all.remove(address);
+            }
+        }
+    }
+}
+
+/// Returns whether a pod has a network of its own on this node.
+fn is_here(pod: &Pod, world: &World) -> bool {
+    let here = pod.node.as_ref().is_some_and(|node| **node == *world.host.node_name);
+    here && !pod.host_network && !pod.finished
+}
