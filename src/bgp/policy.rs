@@ -97,6 +97,15 @@ pub enum Outcome {
     Changed(Attributes),
 }
 
+/// Line of a policy that decides about a route.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Line {
+    /// Statement, by its index.
+    Statement(u16),
+    /// No statement decided.
+    Default,
+}
+
 /// Prefixes for which two policies may differ, towards a neighbour to which the same statements apply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Difference {
@@ -155,6 +164,17 @@ impl Policy {
         attributes: &Attributes,
         own: Option<IpAddr>,
     ) -> Outcome {
+        self.verdict(applicable, prefix, attributes, own).0
+    }
+
+    /// The same, and the line that decided.
+    pub fn verdict(
+        &self,
+        applicable: &Applicable,
+        prefix: IpNet,
+        attributes: &Attributes,
+        own: Option<IpAddr>,
+    ) -> (Outcome, Line) {
         let mut changed: Option<Attributes> = None;
         for place in applicable.0.iter() {
             let Some(statement) = self.statements.get(usize::from(*place)) else { continue };
@@ -162,18 +182,27 @@ impl Policy {
                 continue;
             }
             if statement.decision == Some(Decision::Reject) {
-                return Outcome::Rejected;
+                return (Outcome::Rejected, Line::Statement(*place));
             }
             for change in &statement.changes {
                 change.make(changed.get_or_insert_with(|| attributes.clone()), own);
             }
             if statement.decision == Some(Decision::Accept) {
-                return changed.map_or(Outcome::Unchanged, Outcome::Changed);
+                return (changed.map_or(Outcome::Unchanged, Outcome::Changed), Line::Statement(*place));
             }
         }
-        match self.otherwise {
+        let outcome = match self.otherwise {
             Decision::Reject => Outcome::Rejected,
             Decision::Accept => changed.map_or(Outcome::Unchanged, Outcome::Changed),
+        };
+        (outcome, Line::Default)
+    }
+
+    /// Statement of a line; `None` for the default.
+    pub fn statement(&self, line: Line) -> Option<&Statement> {
+        match line {
+            Line::Statement(place) => self.statements.get(usize::from(place)),
+            Line::Default => None,
         }
     }
 }
@@ -339,6 +368,31 @@ mod tests {
         assert_eq!(changed.next_hop, address("192.0.2.1"));
         assert_eq!((changed.med, changed.local_pref), (Some(5), Some(200)));
         assert_eq!(changed.rare().large.as_ref(), [LargeCommunity([1, 2, 3])]);
+    }
+
+    #[test]
+    fn the_line_that_decides_is_named_and_one_that_only_changes_is_none() {
+        let to = |text: &str, decision| Statement {
+            prefixes: set(&[(text, 0, 128)]),
+            decision,
+            changes: vec![Change::Med(Some(5))],
+            ..Statement::default()
+        };
+        let of = |entries: &[(&str, Option<Decision>)], otherwise| {
+            policy(entries.iter().map(|(text, decision)| to(text, *decision)).collect(), otherwise)
+        };
+        let (accept, reject) = (Some(Decision::Accept), Some(Decision::Reject));
+        let changed = || Outcome::Changed(Attributes { med: Some(5), ..route() });
+        for (outer, inner) in [("10.0.0.0/8", "10.244.0.0/16"), ("fd00::/8", "fd00:10:244::/48")] {
+            let policy = of(&[(outer, None), (inner, reject), (outer, accept)], Decision::Reject);
+            let verdict = |text: &str| policy.verdict(&policy.applicable(None), prefix(text), &route(), None);
+            assert_eq!(verdict(inner), (Outcome::Rejected, Line::Statement(1)));
+            assert_eq!(verdict(outer), (changed(), Line::Statement(2)));
+            assert_eq!(verdict("198.51.100.0/24"), (Outcome::Rejected, Line::Default));
+            let policy = of(&[(outer, None)], Decision::Accept);
+            let verdict = policy.verdict(&policy.applicable(None), prefix(inner), &route(), None);
+            assert_eq!(verdict, (changed(), Line::Default));
+        }
     }
 
     #[test]

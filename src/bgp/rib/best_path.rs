@@ -5,12 +5,14 @@
 //! identifier of the originator; shorter CLUSTER_LIST; lower address of the neighbour. Nothing depends on the time of
 //! receipt, so that the same routes always yield the same table. Stale routes (graceful restart) take part like all
 //! others (RFC 4724 4.2).
+//!
+//! The steps are in one place, [`left_after`]: it chooses the best route, those that share traffic with it, and says at
+//! which step each other one lost.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::super::message::{Attributes, Origin};
+use super::super::message::Attributes;
 
 /// Type of the source or receiver of a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,52 +44,127 @@ pub(super) struct Candidate<'a> {
     pub source: &'a Source,
 }
 
+/// Step of the decision, in the order in which they are taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Step {
+    /// Higher LOCAL_PREF.
+    LocalPref,
+    /// Locally originated.
+    Local,
+    /// Shorter AS_PATH.
+    AsPathLength,
+    /// Lower ORIGIN.
+    Origin,
+    /// Lower MED, among routes from the same neighbouring AS.
+    Med,
+    /// EBGP before IBGP.
+    External,
+    /// Lower BGP identifier of the originator.
+    Identifier,
+    /// Shorter CLUSTER_LIST.
+    ClusterList,
+    /// Lower address of the neighbour.
+    Address,
+}
+
+/// Defeat of a candidate: the step that decided against it, and the index of one that is better there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Defeat {
+    pub step: Step,
+    pub by: usize,
+}
+
 /// Index of the best candidate; `None` without candidates.
 pub(super) fn best(candidates: &[Candidate]) -> Option<usize> {
-    if let [_] = candidates {
-        return Some(0);
-    }
-    let equals = equally_good(candidates);
-    equals.into_iter().min_by_key(|place| candidates.get(*place).map(Candidate::tie_breakers))
+    left_after(Step::Address, candidates, |_, _| {}).first().copied()
+}
+
+/// Defeat of each candidate, in their order; the best has none.
+pub(super) fn defeats(candidates: &[Candidate]) -> Vec<Option<Defeat>> {
+    let mut defeats = vec![None; candidates.len()];
+    left_after(Step::Address, candidates, |place, defeat| {
+        if let Some(known) = defeats.get_mut(place) {
+            *known = Some(defeat);
+        }
+    });
+    defeats
 }
 
 /// Indices of the candidates that tie with the best before the tie-breakers and are on the same side (EBGP or IBGP):
 /// traffic may be shared among them (multipath).
-pub(super) fn equals(candidates: &[Candidate], best: usize) -> Vec<usize> {
-    let is_inside = candidates.get(best).map(Candidate::is_inside);
-    let mut equals = equally_good(candidates);
-    equals.retain(|place| candidates.get(*place).map(Candidate::is_inside) == is_inside);
-    equals
+pub(super) fn equals(candidates: &[Candidate]) -> Vec<usize> {
+    left_after(Step::External, candidates, |_, _| {})
 }
 
-/// Indices of the candidates left after the comparison of MED.
-fn equally_good(candidates: &[Candidate]) -> Vec<usize> {
-    let best = candidates.iter().map(Candidate::rank).min();
-    let mut left: Vec<(usize, &Candidate)> =
-        candidates.iter().enumerate().filter(|(_, candidate)| Some(candidate.rank()) == best).collect();
-    let first = left.first().map(|(_, candidate)| candidate.med());
-    if left.iter().any(|(_, candidate)| Some(candidate.med()) != first) {
-        let mut lowest: BTreeMap<Option<u32>, u32> = BTreeMap::new();
-        for (_, candidate) in &left {
-            let lowest = lowest.entry(candidate.neighbour()).or_insert(u32::MAX);
-            *lowest = candidate.med().min(*lowest);
+/// Takes the steps of the decision up to `last`; returns the indices of the candidates that are left, in their order.
+/// `lost` is called for each of the others.
+fn left_after(last: Step, candidates: &[Candidate], mut lost: impl FnMut(usize, Defeat)) -> Vec<usize> {
+    let mut left: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
+    for step in Step::ALL.into_iter().take_while(|step| *step <= last) {
+        let Some((_, first)) = left.first().copied().filter(|_| left.len() > 1) else { break };
+        if left.iter().all(|(_, candidate)| step.compare(candidate, first) == Ordering::Equal) {
+            continue;
         }
-        left.retain(|(_, candidate)| lowest.get(&candidate.neighbour()) == Some(&candidate.med()));
+        // The best of those that the step compares with each other: several for MED, one for each other step.
+        let mut best: Vec<(usize, &Candidate)> = Vec::new();
+        for (place, candidate) in &left {
+            match best.iter_mut().find(|(_, other)| step.compares(candidate, other)) {
+                Some(known) if step.compare(candidate, known.1) == Ordering::Less => *known = (*place, *candidate),
+                Some(_) => {}
+                None => best.push((*place, *candidate)),
+            }
+        }
+        left.retain(|(place, candidate)| {
+            let better = best.iter().find(|(_, other)| {
+                step.compares(candidate, other) && step.compare(candidate, other) == Ordering::Greater
+            });
+            better.into_iter().for_each(|(by, _)| lost(*place, Defeat { step, by: *by }));
+            better.is_none()
+        });
     }
     left.into_iter().map(|(place, _)| place).collect()
 }
 
-impl Candidate<'_> {
-    /// Sort key before MED; the smaller is better.
-    fn rank(&self) -> (Reverse<u32>, bool, usize, Origin) {
-        let attributes = self.attributes;
-        let learned = self.source.kind != Kind::Local;
-        (Reverse(attributes.preference()), learned, attributes.as_path.length(), attributes.origin)
+impl Step {
+    /// All steps, in their order.
+    pub const ALL: [Step; 9] = [
+        Step::LocalPref,
+        Step::Local,
+        Step::AsPathLength,
+        Step::Origin,
+        Step::Med,
+        Step::External,
+        Step::Identifier,
+        Step::ClusterList,
+        Step::Address,
+    ];
+
+    /// Returns whether the step compares two candidates at all (RFC 4271 9.1.2.2 c).
+    fn compares(self, one: &Candidate, other: &Candidate) -> bool {
+        self != Step::Med || one.neighbour() == other.neighbour()
     }
 
-    /// MED for comparison: a route without one has the lowest (RFC 4271 9.1.2.2 c).
-    fn med(&self) -> u32 {
-        self.attributes.med.unwrap_or(0)
+    /// Order of two candidates in this step; the smaller is better.
+    fn compare(self, one: &Candidate, other: &Candidate) -> Ordering {
+        let (ours, theirs) = (one.attributes, other.attributes);
+        match self {
+            Step::LocalPref => theirs.preference().cmp(&ours.preference()),
+            Step::Local => one.is_learned().cmp(&other.is_learned()),
+            Step::AsPathLength => ours.as_path.length().cmp(&theirs.as_path.length()),
+            Step::Origin => ours.origin.cmp(&theirs.origin),
+            // A route without one has the lowest.
+            Step::Med => ours.med.unwrap_or(0).cmp(&theirs.med.unwrap_or(0)),
+            Step::External => one.is_inside().cmp(&other.is_inside()),
+            Step::Identifier => one.began_at().cmp(&other.began_at()),
+            Step::ClusterList => ours.rare().clusters.len().cmp(&theirs.rare().clusters.len()),
+            Step::Address => one.source.address.cmp(&other.source.address),
+        }
+    }
+}
+
+impl Candidate<'_> {
+    fn is_learned(&self) -> bool {
+        self.source.kind != Kind::Local
     }
 
     /// Neighbouring AS, within which MEDs are comparable; `None` is ours.
@@ -102,18 +179,16 @@ impl Candidate<'_> {
         }
     }
 
-    /// Sort key after MED; the smaller is better.
-    fn tie_breakers(&self) -> (bool, Ipv4Addr, usize, IpAddr) {
-        let rare = self.attributes.rare();
-        let began_at = rare.originator.unwrap_or(self.source.identifier);
-        (self.is_inside(), began_at, rare.clusters.len(), self.source.address)
+    /// BGP identifier of the router that originated the route in this AS.
+    fn began_at(&self) -> Ipv4Addr {
+        self.attributes.rare().originator.unwrap_or(self.source.identifier)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bgp::message::AsPath;
+    use crate::bgp::message::{AsPath, Origin};
 
     fn source(kind: Kind, number: u8) -> Source {
         let address = Ipv4Addr::new(192, 0, 2, number);
@@ -155,6 +230,60 @@ mod tests {
         assert!(better((&route(&[1]), source(Kind::External, 1)), (&route(&[1]), source(Kind::External, 2))));
     }
 
+    /// The step at which the second route loses to the first, whichever comes first.
+    fn lost_at(one: (&Attributes, Source), other: (&Attributes, Source)) -> Step {
+        assert!(better(one, other));
+        let candidate = |(attributes, source)| Candidate { attributes, source };
+        let (first, second) = ((one.0, &one.1), (other.0, &other.1));
+        let forward = defeats(&[candidate(first), candidate(second)]);
+        let backward = defeats(&[candidate(second), candidate(first)]);
+        let [None, Some(Defeat { step, by: 0 })] = forward[..] else { panic!("{forward:?}") };
+        assert_eq!(backward, [Some(Defeat { step, by: 1 }), None]);
+        step
+    }
+
+    #[test]
+    fn the_step_that_decides_is_named() {
+        let (outside, inside) = (source(Kind::External, 9), source(Kind::Internal, 1));
+        let with = |change: fn(&mut Attributes)| {
+            let mut attributes = route(&[1]);
+            change(&mut attributes);
+            attributes
+        };
+        let plain = route(&[1]);
+        let preferred = with(|it| it.local_pref = Some(200));
+        assert_eq!(lost_at((&preferred, inside), (&plain, outside)), Step::LocalPref);
+        assert_eq!(lost_at((&route(&[]), source(Kind::Local, 99)), (&route(&[]), inside)), Step::Local);
+        assert_eq!(lost_at((&plain, inside), (&route(&[1, 2]), outside)), Step::AsPathLength);
+        assert_eq!(lost_at((&plain, inside), (&with(|it| it.origin = Origin::Egp), outside)), Step::Origin);
+        assert_eq!(lost_at((&plain, inside), (&with(|it| it.med = Some(1)), outside)), Step::Med);
+        assert_eq!(lost_at((&plain, outside), (&plain, inside)), Step::External);
+        assert_eq!(lost_at((&plain, inside), (&plain, source(Kind::Client, 2))), Step::Identifier);
+        let reflected = with(|it| {
+            it.change_rare(|rare| {
+                rare.originator = Some(Ipv4Addr::new(192, 0, 2, 1));
+                rare.clusters = [Ipv4Addr::new(0, 0, 0, 1)].into();
+            });
+        });
+        assert_eq!(lost_at((&plain, inside), (&reflected, source(Kind::Internal, 2))), Step::ClusterList);
+        for (one, other) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"), ("192.0.2.9", "2001:db8::1")] {
+            let at = |address: &str| Source { address: address.parse().unwrap(), ..inside };
+            assert_eq!(lost_at((&plain, at(one)), (&plain, at(other))), Step::Address, "{one} and {other}");
+        }
+    }
+
+    #[test]
+    fn med_takes_a_route_out_by_one_of_its_own_neighbouring_as_that_may_lose_itself() {
+        let a = Attributes { med: Some(10), ..route(&[1]) };
+        let b = Attributes { med: Some(5), ..route(&[1]) };
+        let c = Attributes { med: Some(7), ..route(&[2]) };
+        let sources = [1, 3, 2].map(|number| source(Kind::External, number));
+        let all = [&a, &b, &c];
+        let candidates = [0, 1, 2].map(|place: usize| Candidate { attributes: all[place], source: &sources[place] });
+        let defeat = |step, by| Some(Defeat { step, by });
+        assert_eq!(defeats(&candidates), [defeat(Step::Med, 1), defeat(Step::Identifier, 2), None]);
+    }
+
     #[test]
     fn a_reflected_route_is_known_by_where_it_began_and_by_how_many_reflectors_it_passed() {
         let mut far = route(&[1]);
@@ -187,7 +316,7 @@ mod tests {
         let candidate = |attributes, source: usize| Candidate { attributes, source: &sources[source] };
         let candidates =
             [candidate(&one, 0), candidate(&one, 1), candidate(&one, 2), candidate(&long, 1), candidate(&dear, 1)];
-        assert_eq!(equals(&candidates, best(&candidates).unwrap()), [0, 1]);
+        assert_eq!(equals(&candidates), [0, 1]);
         assert_eq!(best(&[]), None);
     }
 }

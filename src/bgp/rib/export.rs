@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::super::message::{Attributes, Community, Dialect};
-use super::super::policy::{Applicable, Outcome, Policy};
+use super::super::policy::{Applicable, Line, Outcome, Policy};
 use super::best_path::{Kind, Source};
 use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
@@ -52,6 +52,33 @@ pub(super) struct Shown {
     pub attributes: Arc<Attributes>,
 }
 
+/// Reason for which a route is not advertised to a neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Withheld {
+    /// No route to the prefix is used.
+    NoRoute,
+    /// The best route is its own.
+    Source,
+    /// The session does not carry the address family.
+    Family,
+    /// A community of the route keeps it here, or inside of this AS (RFC 1997).
+    Community(Community),
+    /// The route is from an IBGP neighbour, the receiver is another one, and neither is a reflector client (RFC 4456).
+    NotReflected,
+    /// Our address would be its next hop, and we have none of the family.
+    NoAddress,
+    /// Export policy rejects it in this line.
+    Policy(Line),
+    /// The neighbour does not support a next hop of the other address family (RFC 8950).
+    NextHop(IpAddr),
+    /// Its attributes do not fit into a message to the neighbour (RFC 8654 6).
+    Unfit,
+    /// Our restart is not over: nothing is advertised before all routes are known (RFC 4724 4.1).
+    Restarting,
+    /// It follows: the neighbour has only just connected, or reads slowly.
+    Behind,
+}
+
 /// Renders routes for one view, and caches the results.
 pub(super) struct Renderer<'a> {
     pub own: Own,
@@ -68,9 +95,17 @@ impl<'a> Renderer<'a> {
 
     /// Renders the best route to a prefix; `None` when it is not advertised.
     pub fn shown(&mut self, prefix: IpNet, best: Option<&Best>, interned: &mut Interned) -> Option<Shown> {
-        let best = best?;
+        self.rendered(prefix, best, interned).ok()
+    }
+
+    /// Renders the best route to a prefix; the error is why it is not advertised.
+    pub fn rendered(&mut self, prefix: IpNet, best: Option<&Best>, interned: &mut Interned) -> Result<Shown, Withheld> {
+        let best = best.ok_or(Withheld::NoRoute)?;
         let family = Family::from(prefix);
-        let source = self.table.source(best.source).filter(|source| self.passes(family, source, &best.attributes))?;
+        let source = self.table.source(best.source).ok_or(Withheld::NoRoute)?;
+        if let Some(withheld) = self.holds_back(family, source, &best.attributes) {
+            return Err(withheld);
+        }
         let key = (Arc::as_ptr(&best.attributes) as usize, best.source, family);
         let base = match self.made.get(&key) {
             Some(known) => known.clone(),
@@ -79,30 +114,35 @@ impl<'a> Renderer<'a> {
                 self.made.insert(key, made.clone());
                 made
             }
-        }?;
-        let own = *self.view.own.of(family);
-        let attributes = match self.policy.outcome(&self.view.statements, prefix, &base, own) {
-            Outcome::Rejected => return None,
-            Outcome::Unchanged => base,
-            Outcome::Changed(changed) => interned.intern(changed),
         };
-        self.can_carry(family, attributes.next_hop).then_some(Shown { source: best.source, attributes })
+        let base = base.ok_or(Withheld::NoAddress)?;
+        let own = *self.view.own.of(family);
+        let attributes = match self.policy.verdict(&self.view.statements, prefix, &base, own) {
+            (Outcome::Rejected, line) => return Err(Withheld::Policy(line)),
+            (Outcome::Unchanged, _) => base,
+            (Outcome::Changed(changed), _) => interned.intern(changed),
+        };
+        match self.can_carry(family, attributes.next_hop) {
+            true => Ok(Shown { source: best.source, attributes }),
+            false => Err(Withheld::NextHop(attributes.next_hop)),
+        }
     }
 
-    /// Returns whether the route is advertised to neighbours of the view at all.
-    fn passes(&self, family: Family, source: &Source, attributes: &Attributes) -> bool {
-        if !*self.view.dialect.families.of(family) || attributes.has(Community::NO_ADVERTISE) {
-            return false;
+    /// Returns why the route is not advertised to neighbours of the view at all, whatever the policy.
+    fn holds_back(&self, family: Family, source: &Source, attributes: &Attributes) -> Option<Withheld> {
+        if !*self.view.dialect.families.of(family) {
+            return Some(Withheld::Family);
+        }
+        // We are in no confederation, so that the last two mean the same.
+        let inside = [Community::NO_ADVERTISE, Community::NO_EXPORT, Community::NO_EXPORT_SUBCONFED];
+        let kept = if self.view.kind == Kind::External { &inside[..] } else { &inside[..1] };
+        if let Some(community) = kept.iter().find(|community| attributes.has(**community)) {
+            return Some(Withheld::Community(*community));
         }
         match (source.kind, self.view.kind) {
-            (_, Kind::Local) => false,
-            // We are in no confederation, so that both communities mean the same.
-            (_, Kind::External) => {
-                !attributes.has(Community::NO_EXPORT) && !attributes.has(Community::NO_EXPORT_SUBCONFED)
-            }
-            (Kind::Internal, Kind::Internal) => false,
-            (Kind::Local | Kind::External | Kind::Client, Kind::Internal) => true,
-            (_, Kind::Client) => true,
+            (_, Kind::Local) | (Kind::Internal, Kind::Internal) => Some(Withheld::NotReflected),
+            (_, Kind::External | Kind::Client) => None,
+            (Kind::Local | Kind::External | Kind::Client, Kind::Internal) => None,
         }
     }
 

@@ -10,6 +10,8 @@
 //! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). One without graceful
 //! restart has removed our routes meanwhile, and is sent our own ones at once, ahead of its walk.
 
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use super::export::{Own, Renderer, Shown, View};
 use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
+
+pub use told::Told;
 
 /// Target size of the pieces in which messages are handed over.
 const PIECE: usize = 64 << 10;
@@ -256,14 +260,6 @@ impl Exports {
             self.groups.entry(new_view.clone()).or_default().append(&mut members);
         }
         self.policy = policy;
-    }
-
-    /// Route to a prefix as advertised to a neighbour with an established session.
-    pub fn shown_to(&self, peer: PeerId, prefix: IpNet, table: &Table, interned: &mut Interned) -> Option<Shown> {
-        let (view, _) = self.groups.iter().find(|(_, members)| members.contains_key(&peer))?;
-        let mut renderer = Renderer::new(self.own, view, &self.policy, table);
-        let shown = renderer.shown(prefix, table.best(prefix).as_ref(), interned);
-        shown.filter(|shown| shown.source != peer)
     }
 
     /// Returns whether a neighbour has been sent everything.

@@ -13,6 +13,8 @@ mod best_path;
 mod bounds;
 mod export;
 mod exports;
+mod import;
+mod inspection;
 mod intern;
 mod long_sets;
 mod paths;
@@ -28,14 +30,18 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::message::{Announced, Attributes, Refresh, RefreshKind, Update};
-use super::policy::{Applicable, Difference, Outcome, Policy};
+use super::policy::{Applicable, Difference, Policy};
 use crate::net::{Family, PerFamily};
 
-pub use best_path::{Kind, Source};
+pub use best_path::{Kind, Source, Step};
 pub use bounds::Bounds;
-pub use export::{Own, View};
-pub use exports::Parcel;
-pub use table::{Best, Count, Path, PeerId, Table};
+pub use export::{Own, View, Withheld};
+pub use exports::{Parcel, Told};
+pub use import::Refusal;
+pub use inspection::{PathState, PrefixState, Standing};
+pub use table::{Best, Count, Path, PeerId, Selection, Table};
+
+use import::{imported, unusable};
 
 /// Both address families.
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -221,7 +227,7 @@ impl Rib {
     /// Processes announced routes of a neighbour.
     fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: Vec<IpNet>) {
         let (Some(session), Some(source)) = (self.sessions.get(&peer), self.table.source(peer)) else { return };
-        let usable = is_usable(&self.rules, source, &attributes);
+        let usable = unusable(&self.rules, source, &attributes).is_none();
         let received = self.interned.intern(attributes);
         for prefix in prefixes {
             if *session.disabled.of(Family::from(prefix)) {
@@ -229,7 +235,7 @@ impl Rib {
             }
             let mut used = None;
             if usable {
-                used = imported(&self.rules, &session.applicable, (prefix, &received), &mut self.interned);
+                used = imported(&self.rules, &session.applicable, (prefix, &received), &mut self.interned).ok();
             }
             self.table.announce(prefix, peer, received.clone(), used);
         }
@@ -241,7 +247,7 @@ impl Rib {
         let received = self.interned.intern(attributes);
         let operator = (whose == PeerId::OPERATOR).then_some(PeerId::OPERATOR_ADDRESS);
         let applicable = self.rules.policies.import.applicable(operator);
-        let used = imported(&self.rules, &applicable, (prefix, &received), &mut self.interned);
+        let used = imported(&self.rules, &applicable, (prefix, &received), &mut self.interned).ok();
         self.table.announce(prefix, whose, received, used);
     }
 
@@ -331,10 +337,10 @@ impl Rib {
     fn reconsider(&mut self, (peer, source): (PeerId, Source), applicable: &Applicable, scope: &Difference) {
         let (rules, interned) = (&self.rules, &mut self.interned);
         self.table.reconsider(peer, scope, |prefix, received| {
-            if source.kind != Kind::Local && !is_usable(rules, &source, received) {
+            if source.kind != Kind::Local && unusable(rules, &source, received).is_some() {
                 return None;
             }
-            imported(rules, applicable, (prefix, received), interned)
+            imported(rules, applicable, (prefix, received), interned).ok()
         });
     }
 
@@ -393,41 +399,4 @@ impl Rib {
             }
         }
     }
-}
-
-/// Applies import policy to a route; `None` where it is rejected.
-fn imported(
-    rules: &Rules,
-    applicable: &Applicable,
-    (prefix, received): (IpNet, &Arc<Attributes>),
-    interned: &mut intern::Interned,
-) -> Option<Arc<Attributes>> {
-    match rules.policies.import.outcome(applicable, prefix, received, None) {
-        Outcome::Rejected => None,
-        Outcome::Unchanged => Some(received.clone()),
-        Outcome::Changed(changed) => Some(interned.intern(changed)),
-    }
-}
-
-/// Returns whether a route may be used at all: it is no loop, and its next hop is not local.
-fn is_usable(rules: &Rules, source: &Source, attributes: &Attributes) -> bool {
-    let own = &rules.own;
-    let rare = attributes.rare();
-    // RFC 4271 9.1.2; RFC 4456 8.
-    let looped = attributes.as_path.contains(own.asn)
-        || rare.originator == Some(own.identifier)
-        || rare.clusters.contains(&own.cluster);
-    // RFC 4271 6.3: the next hop is a local address, or invalid.
-    let next_hop = attributes.next_hop;
-    // Between speakers on one host, as in tests, loopback addresses are valid.
-    let loopback = next_hop.is_loopback() && !source.address.is_loopback();
-    let nowhere = next_hop.is_unspecified() || next_hop.is_multicast() || loopback;
-    // The link is unknown: neighbours are not reached over link-local addresses here.
-    let on_some_link = matches!(next_hop, IpAddr::V6(next_hop) if next_hop.is_unicast_link_local());
-    let broadcast = matches!(next_hop, IpAddr::V4(next_hop) if next_hop.is_broadcast());
-    // An EBGP neighbour that does not prepend its own AS number hides the source of the route.
-    let first = attributes.as_path.neighbour();
-    let headless =
-        source.kind == Kind::External && (first.is_none() || source.first.is_some() && first != source.first);
-    !(looped || nowhere || on_some_link || broadcast || headless || rules.addresses.contains(&next_hop))
 }

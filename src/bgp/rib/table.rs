@@ -8,6 +8,8 @@
 //! The map is sorted: the more specific prefixes of a prefix are one range of it, and a walk over it can pause and
 //! resume. A route takes about 60 bytes besides its attributes, which are shared.
 
+mod selection;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use super::long_sets::LongSets;
 use super::paths::Paths;
 use crate::net::{Family, PerFamily};
 use crate::packed::PrefixMap;
+
+pub use selection::Selection;
 
 /// Source of a route: a neighbour, or ourselves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -341,7 +345,7 @@ impl Table {
         let mut next_hops = vec![best.attributes.next_hop];
         if self.sharing > 1 && paths.len() > 1 {
             let candidates = candidates(paths, &self.sources, &self.unreachable);
-            let places = best_path::equals(&candidates.all, 0);
+            let places = best_path::equals(&candidates.all);
             for place in places {
                 let next_hop = candidates.all.get(place).map(|candidate| candidate.attributes.next_hop);
                 next_hops.extend(next_hop.filter(|next_hop| !next_hops.contains(next_hop)));

@@ -1,6 +1,7 @@
 //! Advertisement, seen from the neighbours: every parcel is parsed, and builds the Adj-RIB-In of the neighbour.
 
 mod changes;
+mod inspection;
 mod told_again;
 
 use super::super::message::{
@@ -173,6 +174,27 @@ impl Bench {
                 should.extend(self.rib.shown_to(peer, prefix).map(|shown| (prefix, (*shown).clone())));
             }
             assert_eq!(self.told(peer).routes, should, "{peer:?}");
+        }
+        self.check_answers();
+    }
+
+    /// Checks that answers say what is so: which routes are used, which is the best, and what each neighbour has.
+    fn check_answers(&mut self) {
+        let all = Family::BOTH.into_iter().flat_map(|family| self.rib.table().walk(family, None));
+        let all: Vec<IpNet> = all.map(|(prefix, _)| prefix).collect();
+        for prefix in all {
+            let best = self.rib.table().best(prefix).map(|best| best.source);
+            let state = self.rib.state(prefix, usize::MAX, true);
+            let is_best = |path: &&PathState| matches!(path.standing, Standing::Best(_));
+            assert_eq!(state.paths.iter().find(is_best).map(|path| path.source), best, "{prefix}");
+            for path in &state.paths {
+                let is_refused = matches!(path.standing, Standing::Refused(_));
+                assert_eq!(path.used.is_none(), is_refused, "{prefix}: {path:?}");
+            }
+            for (peer, sent) in state.told.expect("it was asked").neighbours {
+                let has = self.told(peer).routes.get(&prefix);
+                assert_eq!(sent.as_ref().ok().map(|sent| &**sent), has, "{prefix} to {peer:?}: {sent:?}");
+            }
         }
     }
 }

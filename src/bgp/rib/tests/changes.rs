@@ -1,5 +1,6 @@
 //! Changed policies, announcements and addresses: what follows for routes that are there.
 
+use super::super::super::policy::Outcome;
 use super::*;
 
 #[test]

@@ -1,0 +1,112 @@
+//! Adj-RIB-Out for who asks: what each neighbour is sent of a prefix and else why not, and how many routes each is sent.
+//!
+//! It is not stored, so it is rendered again, once for each group: an answer costs what a change costs, not more with more
+//! neighbours. Its size is bounded by the caller.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::super::export::{Renderer, Shown, Withheld};
+use super::super::intern::Interned;
+use super::super::table::{PeerId, Table};
+use super::{Behind, Exports, Member, PerFamily};
+use crate::bgp::message::{Attributes, Dialect, Packing};
+use crate::net::Family;
+
+/// The neighbours with a session, and what each of them is sent of one prefix.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Told {
+    pub neighbours: Vec<(PeerId, Result<Arc<Attributes>, Withheld>)>,
+    /// Number of others that are sent the route, and that are not.
+    pub others: (usize, usize),
+}
+
+impl Exports {
+    /// Route to a prefix as advertised to a neighbour with an established session.
+    pub fn shown_to(&self, peer: PeerId, prefix: IpNet, table: &Table, interned: &mut Interned) -> Option<Shown> {
+        let (view, _) = self.groups.iter().find(|(_, members)| members.contains_key(&peer))?;
+        let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+        let shown = renderer.shown(prefix, table.best(prefix).as_ref(), interned);
+        shown.filter(|shown| shown.source != peer)
+    }
+
+    /// What each neighbour is sent of a prefix, `most` of them by name.
+    pub fn told(&self, prefix: IpNet, table: &Table, interned: &mut Interned, most: usize) -> Told {
+        let (best, mut told) = (table.best(prefix), Told::default());
+        for (view, members) in &self.groups {
+            let rendered = Renderer::new(self.own, view, &self.policy, table).rendered(prefix, best.as_ref(), interned);
+            let rendered = rendered.and_then(|shown| match fits(view.dialect, prefix, &shown.attributes) {
+                true => Ok(shown),
+                false => Err(Withheld::Unfit),
+            });
+            for (peer, member) in members {
+                let sent = rendered.clone().and_then(|shown| match self.obstacle(*peer, member, prefix, &shown) {
+                    None => Ok(shown.attributes),
+                    Some(withheld) => Err(withheld),
+                });
+                match (told.neighbours.len() < most, &sent) {
+                    (true, _) => told.neighbours.push((*peer, sent)),
+                    (false, Ok(_)) => told.others.0 += 1,
+                    (false, Err(_)) => told.others.1 += 1,
+                }
+            }
+        }
+        told.neighbours.sort_by_key(|(peer, _)| *peer);
+        told
+    }
+
+    /// Number of routes to some prefixes that are advertised to each neighbour.
+    pub fn count(
+        &self,
+        prefixes: &[IpNet],
+        table: &Table,
+        interned: &mut Interned,
+    ) -> BTreeMap<PeerId, PerFamily<u32>> {
+        let mut counts = BTreeMap::new();
+        for (view, members) in &self.groups {
+            let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+            let mut all = PerFamily::<u32>::default();
+            let mut own: BTreeMap<PeerId, PerFamily<u32>> = BTreeMap::new();
+            for prefix in prefixes {
+                let shown = renderer.shown(*prefix, table.best(*prefix).as_ref(), interned);
+                let Some(source) = shown.map(|shown| shown.source) else { continue };
+                *all.of_mut(Family::from(*prefix)) += 1;
+                if members.contains_key(&source) {
+                    *own.entry(source).or_default().of_mut(Family::from(*prefix)) += 1;
+                }
+            }
+            counts.extend(members.keys().map(|peer| {
+                let own = own.get(peer).copied().unwrap_or_default();
+                (*peer, PerFamily::from_fn(|family| all.of(family) - own.of(family)))
+            }));
+        }
+        counts
+    }
+
+    /// Returns why a route of the group is not with one of its members.
+    fn obstacle(&self, peer: PeerId, member: &Member, prefix: IpNet, shown: &Shown) -> Option<Withheld> {
+        if shown.source == peer {
+            return Some(Withheld::Source);
+        }
+        let behind = member.behind.as_ref()?;
+        let is_held = *self.held.of(Family::from(prefix));
+        behind.owes(prefix).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
+    }
+}
+
+impl Behind {
+    /// Returns whether the newest route to a prefix is still to be sent.
+    fn owes(&self, prefix: IpNet) -> bool {
+        let is_ahead = self.ahead.as_ref().is_some_and(|ahead| ahead.contains(&prefix));
+        let walk = self.walk.of(Family::from(prefix)).filter(|walk| !walk.again && !is_ahead);
+        let is_to_come = walk.is_some_and(|walk| walk.after.is_none_or(|after| prefix > after));
+        is_to_come || self.changed.contains_key(&prefix)
+    }
+}
+
+/// Returns whether the attributes of a route fit into a message to a neighbour.
+fn fits(dialect: Dialect, prefix: IpNet, attributes: &Attributes) -> bool {
+    Packing::new(dialect).announce(Family::from(prefix), attributes, &[prefix])
+}
