@@ -17,6 +17,7 @@ mod again;
 mod dialling;
 mod excess;
 mod fact;
+mod inspection;
 mod liveness;
 mod neighbour;
 mod rest;
@@ -38,6 +39,7 @@ use crate::bfd;
 use crate::net::{Family, PerFamily};
 
 pub use fact::Fact;
+pub use inspection::{FailureCause, Idle, NeighbourState, PathOf, Portion, Position, Selected, SpeakerState};
 pub use liveness::Liveness;
 pub use neighbour::{Messages, Neighbour, WantedNeighbour};
 pub use restarting::Restarting;
@@ -401,7 +403,10 @@ impl Speaker {
                         self.rib.drop_stale(neighbour.id, families);
                     }
                 }
-                Effect::Failed(cause) => self.outputs.push(Output::Fact(address, Fact::Failed(cause))),
+                Effect::Failed(cause) => {
+                    self.note_end(at, address, &cause);
+                    self.outputs.push(Output::Fact(address, Fact::Failed(cause)));
+                }
             }
         }
         // Last: the same bytes may have ended the session, and its retained routes have to be removed as well.
@@ -429,6 +434,7 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         neighbour.end(at.now);
         self.rib.leave(neighbour.id, kept);
+        self.note_end(at, address, &cause);
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));
     }
 

@@ -402,6 +402,7 @@ impl Driver {
                 self.step(Input::Dialled(address, link));
             }
             Err(error) => {
+                self.speaker.note_failed_dial(address, &error.to_string(), Instant::now());
                 if self.speaker.neighbour(address).is_some() && self.undialled.insert(address) {
                     self.news.push(Event::Trouble(Subject::Dialling(address), Some(error)));
                 }

@@ -10,6 +10,7 @@ use super::super::rib::{Kind, Parcel, PeerId, Source, View};
 use super::super::session::{Agreement, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
+use super::inspection::FailureCause;
 use super::liveness::{Liveness, PathState};
 use crate::bfd;
 use crate::net::{Family, PerFamily};
@@ -65,6 +66,15 @@ pub struct Neighbour {
     /// Routes that did not fit since the last report, and the time of that report.
     unfit: (u32, Option<Instant>),
     pub(super) path: PathState,
+    /// Last end of a connection or a session, or failure to dial.
+    pub(super) failure: Option<Failure>,
+}
+
+/// End of a connection or a session, or a failure to dial.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub cause: FailureCause,
+    pub at: Instant,
 }
 
 /// Minimum time between reports of the same fact.
@@ -89,6 +99,7 @@ impl Neighbour {
             remarked: BTreeMap::new(),
             unfit: (0, None),
             path: PathState::default(),
+            failure: None,
         }
     }
 

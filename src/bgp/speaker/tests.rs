@@ -1,5 +1,6 @@
 //! Behaviour of the whole speaker: limits, local restarts, slow neighbours, changing settings.
 
+mod inspection;
 mod liveness;
 mod many;
 mod restarting;

@@ -2,7 +2,7 @@
 //!
 //! RFC 4271 8.2.1 and 10 (ConnectRetryTimer, jitter).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::{Effect, LinkId, Moment, SLACK, Side};
 use super::{Connection, Dial, Peer, Phase};
@@ -24,6 +24,22 @@ impl Peer {
     pub fn is_unanswering(&self) -> bool {
         let searched = matches!(self.phase, Phase::Open { .. });
         searched && self.settings.mutual && !self.settings.passive && self.failures >= SEVERAL
+    }
+
+    /// Time of the next dial; `None` where none is scheduled.
+    pub fn next_dial(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open { dial: Dial::At(at), .. } => Some(at),
+            Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => None,
+        }
+    }
+
+    /// In Idle, the time at which it ends; `Some(None)` where it lasts until the neighbour is started.
+    pub fn idle(&self) -> Option<Option<Instant>> {
+        match self.phase {
+            Phase::Idle { until } => Some(until),
+            Phase::Open { .. } | Phase::Established { .. } => None,
+        }
     }
 
     pub(super) fn dial(&mut self, at: Moment) {

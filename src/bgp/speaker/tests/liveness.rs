@@ -66,6 +66,10 @@ fn the_session_comes_back_with_the_path_or_after_a_while() {
     bench.path(2, FAILED);
     bench.pass(Duration::from_secs(20));
     assert_eq!(bench.state(2), State::Idle);
+    let shown = bench.speaker.neighbour_states(None, 1, bench.now);
+    assert_eq!(shown[0].idle, Some(Idle::PathFailed(Duration::from_secs(10))));
+    let path = shown[0].path.expect("it is watched");
+    assert_eq!((path.status, path.failed), (Some(FAILED), Some(Duration::from_secs(20))));
     bench.path(2, Status { failures: 1, ..UP });
     assert_eq!(bench.state(2), State::Active);
     let link = bench.come(2, None);
