@@ -57,6 +57,7 @@ use crate::observe::metrics::Registry;
 use crate::pod_tunnels::places::Announced;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router;
+use crate::router::explain::serve::{self, Answering, Inquiry};
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
 use crate::source_guard::driver::Call as GuardCall;
@@ -165,7 +166,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
         let channels = RouterChannels { report, access, served, believed: believed_out };
-        let context = router_context(&common, channels, outages.nodes_are_read())?;
+        let inquiries = answer_for_bgp(speaker.clone(), &mut answerers);
+        let context = router_context(&common, channels, outages.nodes_are_read(), inquiries)?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
@@ -218,11 +220,24 @@ struct RouterChannels {
     believed: watch::Sender<Table<IpAddr, ()>>,
 }
 
+/// Answers questions about BGP from now on; returns those to the router's loop.
+fn answer_for_bgp(
+    speaker: watch::Receiver<Option<bgp::driver::Access>>,
+    answerers: &mut Answerers,
+) -> mpsc::Receiver<Inquiry> {
+    let (ask, questions) = mpsc::channel(1);
+    answerers.extend([serve::PEERS, serve::ROUTES].map(|path| (path, ask.clone())));
+    let (router, inquiries) = mpsc::channel(1);
+    tokio::spawn(serve::run(Answering { questions, speaker, router }));
+    inquiries
+}
+
 /// Returns what the router has besides the inputs of every subsystem. `nodes_are_read`: whether nodes can be read.
 fn router_context(
     common: &Common,
     channels: RouterChannels,
     nodes_are_read: watch::Receiver<bool>,
+    inquiries: mpsc::Receiver<Inquiry>,
 ) -> anyhow::Result<router::driver::RouterContext> {
     let RouterChannels { report, access, served, believed } = channels;
     Ok(router::driver::RouterContext {
@@ -234,6 +249,7 @@ fn router_context(
         served,
         nodes_are_read,
         believed,
+        inquiries,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice audit`, `sluice status`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice audit`, `sluice status`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
 
 mod audit;
@@ -49,6 +49,11 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
         }
         Ask::Services { what, output, socket } => {
             runtime.block_on(answer(socket, "/svc", &BTreeMap::from([("what", what.as_str())]), *output))
+        }
+        Ask::BgpPeers { output, socket } => runtime.block_on(answer(socket, "/bgp/peers", &BTreeMap::new(), *output)),
+        Ask::BgpRoutes { what, why, output, socket } => {
+            let about = BTreeMap::from([("what", what.as_str()), ("why", if *why { "true" } else { "" })]);
+            runtime.block_on(answer(socket, "/bgp/routes", &about, *output))
         }
         Ask::Audit { repair, output, socket } => {
             let audited = runtime.block_on(audited(socket, *repair))?;

@@ -49,6 +49,14 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 2);
         assert!(text.contains("Usage: sluice svc [NAMESPACE/NAME"), "{words:?}: {text}");
     }
+    for words in [&["bgp"][..], &["bgp", "routes", "--whys"], &["bgp", "peers", "192.0.2.2"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice bgp peers [-o text|json]"), "{words:?}: {text}");
+    }
+    let text = said(&run(&["bgp", "routes", "--help"]), 0);
+    assert!(text.contains("sluice bgp routes [PREFIX | ADDRESS] [--why]"), "{text}");
+    let text = said(&run(&["bgp", "routes", "--socket=/nowhere/sluice.sock"]), 1);
+    assert!(text.contains("/nowhere/sluice.sock"), "{text}");
     let text = said(&run(&["audit", "--help"]), 0);
     assert!(text.starts_with("Usage: sluice audit [--repair]") && text.contains("Exit status"), "{text}");
     let text = said(&run(&["audit", "--socket=/nowhere/sluice.sock"]), 2);

@@ -1,5 +1,5 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`, `sluice svc …`, `sluice audit`, `sluice status`.
+//! `sluice policy drops`, `sluice svc …`, `sluice bgp peers`, `sluice bgp routes …`, `sluice audit`, `sluice status`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,6 +22,10 @@ pub enum Ask {
     PolicyDrops { follow: bool, output: Output, socket: PathBuf },
     /// Desired and actual state of Services. `what`: the user's word; all of them if it is empty.
     Services { what: String, output: Output, socket: PathBuf },
+    /// The BGP neighbours, and how their sessions stand.
+    BgpPeers { output: Output, socket: PathBuf },
+    /// The routes that BGP knows. `what`: a prefix or an address; all of them if it is empty. `why`: with all reasons.
+    BgpRoutes { what: String, why: bool, output: Output, socket: PathBuf },
     /// Differences between the kernel and the desired state. `repair`: repairs them first.
     Audit { repair: bool, output: Output, socket: PathBuf },
     /// How the node stands. `wait`: until it is ready, for so long at most.
@@ -65,6 +69,9 @@ enum About {
         #[arg(long, default_value = DEFAULT_SOCKET)]
         socket: PathBuf,
     },
+    /// BGP of this node
+    #[command(subcommand)]
+    Bgp(Bgp),
     /// Say how this node stands
     Status {
         /// Wait until it is ready, for so many seconds at most
@@ -81,6 +88,31 @@ enum About {
         /// Put it back
         #[arg(long)]
         repair: bool,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bgp {
+    /// Say with whom BGP speaks, how many routes go each way, and why a session is not established
+    Peers {
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Say which routes there are, which of them is used and why, and to whom it is announced
+    Routes {
+        /// A prefix, with those inside of it, or an address, with the prefixes around it; none for all
+        what: Option<String>,
+        /// With the reasons, which a prefix or an address always has
+        #[arg(long)]
+        why: bool,
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
         /// The --socket of the running program
@@ -157,6 +189,18 @@ word a table of all Services. The sluice that runs on this host is asked, and no
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
+/// The words that questions about BGP take.
+const BGP_USAGE: &str = "\
+Usage: sluice bgp peers [-o text|json] [--socket PATH]
+       sluice bgp routes [PREFIX | ADDRESS] [--why] [-o text|json] [--socket PATH]
+peers says with whom BGP speaks, since when, how many routes are received, accepted and announced, where each neighbour comes from, and why a
+session is not established; routes says which routes there are and from whom. With --why, a PREFIX (and those inside of it) or an ADDRESS (and
+the prefixes around it), each with its reasons: which line of which policy refused it, at which step of the decision it lost, whether the
+kernel has it, and to whom it is announced. The sluice that runs on this host is asked, and nothing is changed.
+      --why      With all reasons
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// The words that questions for what differs take.
 const AUDIT_USAGE: &str = "\
 Usage: sluice audit [--repair] [-o text|json] [--socket PATH]
@@ -196,6 +240,7 @@ pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {
     match words.get(1)?.to_str()? {
         "policy" => Some(POLICY_USAGE),
         "svc" => Some(SERVICES_USAGE),
+        "bgp" => Some(BGP_USAGE),
         "audit" => Some(AUDIT_USAGE),
         "status" => Some(STATUS_USAGE),
         _ => None,
@@ -223,6 +268,10 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
         }
         About::Policy(Policy::Drops { follow, output, socket }) => Ask::PolicyDrops { follow, output, socket },
         About::Svc { what, output, socket } => Ask::Services { what: what.unwrap_or_default(), output, socket },
+        About::Bgp(Bgp::Peers { output, socket }) => Ask::BgpPeers { output, socket },
+        About::Bgp(Bgp::Routes { what, why, output, socket }) => {
+            Ask::BgpRoutes { what: what.unwrap_or_default(), why, output, socket }
+        }
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
         About::Status { wait, output, socket } => {
             Ask::Status { wait: wait.map(|seconds| Duration::from_secs(seconds.into())), output, socket }

@@ -127,6 +127,28 @@ kinds! {
     }
 }
 
+/// A route to a prefix, as desired and as last seen in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RouteInKernel {
+    /// None is desired, and none is there.
+    Absent,
+    InPlace(Arc<Route>),
+    /// It is about to be created or changed.
+    Waiting {
+        desired: Arc<Route>,
+        seen: Option<Arc<Route>>,
+    },
+    /// The kernel refused the last change of some routes, this one among them. The error is that of the first one.
+    Failed {
+        desired: Arc<Route>,
+        error: Arc<str>,
+    },
+    /// None is desired; one of an earlier run, or one that is about to go, is still there.
+    Kept(Arc<Route>),
+    /// The kernel's routes are not known.
+    Unread(Arc<str>),
+}
+
 /// Limits on what a round may change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leave {
@@ -206,6 +228,32 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the number of desired main table routes that the kernel lacks.
     pub fn missing_routes(&self, learned: &Routes) -> usize {
         self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
+    }
+
+    /// Compares the routes to some prefixes with what was last seen of the kernel; nothing is read.
+    pub fn routes_in_kernel(&self, prefixes: &[IpNet], learned: &Routes) -> Vec<RouteInKernel> {
+        let error: Arc<str> = self.routes.trouble().map_or("it has not been read yet", |trouble| &trouble.error).into();
+        let failing: BTreeSet<&RouteKey> = self.routes.failing_to_grow().chain(self.routes.doubts()).collect();
+        let compare = |prefix: &IpNet| {
+            let key = RouteKey::new(TABLE_MAIN, *prefix);
+            let desired = learned.routes().get(&key).cloned();
+            let Some(all) = self.routes.seen() else { return RouteInKernel::Unread(error.clone()) };
+            match (desired, all.get(&key).cloned()) {
+                (Some(desired), _) if failing.contains(&key) => RouteInKernel::Failed { desired, error: error.clone() },
+                (Some(desired), Some(seen)) if desired == seen => RouteInKernel::InPlace(seen),
+                (Some(desired), seen) => RouteInKernel::Waiting { desired, seen },
+                (None, Some(seen)) => RouteInKernel::Kept(seen),
+                (None, None) => RouteInKernel::Absent,
+            }
+        };
+        prefixes.iter().map(compare).collect()
+    }
+
+    /// Returns the routes of others that take packets of these prefixes away from ours.
+    pub fn routes_in_the_way(&self, prefixes: &[IpNet]) -> Vec<(IpNet, String)> {
+        let prefixes: BTreeSet<&IpNet> = prefixes.iter().collect();
+        let staying = self.routes.peek().staying().into_iter().filter(|(range, _)| prefixes.contains(range));
+        staying.take(RIVALS).map(|(range, rival)| (range, rival.to_string())).collect()
     }
 
     /// Records the pod CIDRs of our own node.

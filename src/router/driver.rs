@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::bgp::driver::{Access, Event};
@@ -26,6 +26,7 @@ use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Ti
 
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::desired::RouterChanges;
+use super::explain::serve::Inquiry;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
 use super::plan::{Circumstances, Plan, Unreached};
@@ -52,6 +53,8 @@ pub struct RouterContext {
     pub nodes_are_read: watch::Receiver<bool>,
     /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
+    /// Users' questions about neighbours and routes.
+    pub inquiries: mpsc::Receiver<Inquiry>,
 }
 
 /// Maximum wait for the service proxy at the start. A broken proxy must not cut pods off from each other.
@@ -264,6 +267,8 @@ impl<K: Kernel> Driver<K> {
 /// Events that wake the router besides the World, the kernel and time.
 pub enum Wake {
     Speaker(News),
+    /// A user asks.
+    Asked(Inquiry),
     /// The service proxy has applied the state known at the start.
     Served,
 }
@@ -289,11 +294,13 @@ impl<K: Kernel> Subsystem for Driver<K> {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
             Ok(()) = self.context.served.changed(), if !is_running => Wake::Served,
+            Some(inquiry) = self.context.inquiries.recv() => Wake::Asked(inquiry),
         }
     }
 
-    async fn hear(&mut self, wake: Wake, at: Moment, _context: &Context<'_>) {
+    async fn hear(&mut self, wake: Wake, at: Moment, context: &Context<'_>) {
         match wake {
+            Wake::Asked(inquiry) => inquiry.answer(&self.plan, &self.mirrors, context.authority),
             Wake::Served => self.sessions.try_at(at.now),
             Wake::Speaker(News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);

@@ -19,7 +19,7 @@
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
 //! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
-//! [`desired`] is its result, and [`problem`] what keeps parts of it from working. [`plugin_entry`] keeps CNI files without
+//! [`desired`] is its result, and [`problem`] what keeps parts of it from working; [`explain`] answers users' questions about all of it. [`plugin_entry`] keeps CNI files without
 //! an entry that nobody answers. [`names`] pins the names of kernel
 //! objects on running nodes.
 
@@ -54,6 +54,7 @@ pub mod host_files;
 pub mod plugin_entry;
 pub mod metrics;
 pub mod serve;
+pub mod explain;
 pub mod driver;
 
 #[cfg(test)]

@@ -38,9 +38,11 @@ use super::routes::{Place, Routes};
 use super::{cni, external_peers, mtu, settings};
 
 mod filter;
+mod inspection;
 mod packing;
 mod pod_ranges;
 
+pub use inspection::PeerSource;
 pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
 
 /// The desired state, with what is needed to update it by parts.

@@ -38,6 +38,17 @@ use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
 
+/// Names of the sets of prefixes in IPv4; those in IPv6 end in `v6`.
+const PODS: &str = "podcidrdefinedset";
+const INSIDE_PODS: &str = "podcidrinsidedefinedset";
+const SERVICES: &str = "servicevipsdefinedset";
+const CLUSTER_IPS: &str = "serviceclusteripdefinedset";
+const DEFAULT_ROUTE: &str = "defaultroutedefinedset";
+const REJECTED: &str = "customimportrejectdefinedset";
+const NODE_PODS: &str = "nodepodcidrdefinedset";
+const NODE_ADDRESSES: &str = "nodeipdefinedset";
+const LINKS: &str = "linkdefinedset";
+
 /// Inputs of the policies. A set is only rebuilt when its contents have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sets {
@@ -139,25 +150,24 @@ impl Sets {
             contents;
         if stale.own {
             let rejected = &own.routing.import_reject;
-            self.pods = per_family(|f| exactly("podcidrdefinedset", own.all_pod_cidrs(), f));
-            self.cluster_ips =
-                per_family(|f| inside("serviceclusteripdefinedset", config.ranges.cluster_ips.iter().copied(), f));
-            self.rejected = per_family(|f| inside("customimportrejectdefinedset", rejected.iter().copied(), f));
+            self.pods = per_family(|f| exactly(PODS, own.all_pod_cidrs(), f));
+            self.cluster_ips = per_family(|f| inside(CLUSTER_IPS, config.ranges.cluster_ips.iter().copied(), f));
+            self.rejected = per_family(|f| inside(REJECTED, rejected.iter().copied(), f));
             self.external = per_family(|f| neighbours_of("externalpeerset", external.iter().copied(), f));
         }
         if stale.services {
             let services = services();
-            self.services = per_family(|f| exactly("servicevipsdefinedset", services.iter().copied(), f));
+            self.services = per_family(|f| exactly(SERVICES, services.iter().copied(), f));
         }
         if stale.nodes || stale.own {
             let (pods, addresses, peers) = (node_pods(), node_addresses(), peering());
             let taken = || pods.iter().filter(|range| !refused(range)).copied();
-            self.node_pods = per_family(|f| exactly("nodepodcidrdefinedset", taken(), f));
+            self.node_pods = per_family(|f| exactly(NODE_PODS, taken(), f));
             let all_pods = || own.all_pod_cidrs().chain(pods.iter().copied());
-            self.inside_pods = per_family(|f| inside("podcidrinsidedefinedset", all_pods(), f));
+            self.inside_pods = per_family(|f| inside(INSIDE_PODS, all_pods(), f));
             let hosts = || addresses.iter().map(|one| IpNet::from(*one));
-            self.node_addresses = per_family(|f| exactly("nodeipdefinedset", hosts(), f));
-            self.links = per_family(|f| inside("linkdefinedset", on_link.iter().copied(), f));
+            self.node_addresses = per_family(|f| exactly(NODE_ADDRESSES, hosts(), f));
+            self.links = per_family(|f| inside(LINKS, on_link.iter().copied(), f));
             self.nodes = per_family(|f| {
                 neighbours_of("iBGPpeerset", peers.iter().copied().filter(|_| config.internal_peers), f)
             });
@@ -253,6 +263,22 @@ fn outwards(own: &Identity, config: &RouterConfig) -> Outcome {
     Outcome { changes, ..Outcome::accept() }
 }
 
+/// Returns the meaning of a set of prefixes, by its name: the words that complete *the prefix is*.
+pub fn meaning(set: &str) -> Option<&'static str> {
+    Some(match set.strip_suffix("v6").unwrap_or(set) {
+        PODS => "a pod range of this node",
+        INSIDE_PODS => "inside of a node's pod range",
+        SERVICES => "an address of a Service that this node announces",
+        CLUSTER_IPS => "inside of the range of cluster IPs",
+        DEFAULT_ROUTE => "a default route or a part of one",
+        REJECTED => "named by kube-router.io/node.bgp.customimportreject of this Node",
+        NODE_PODS => "the pod range of another node",
+        NODE_ADDRESSES => "an address of a node",
+        LINKS => "inside of the network of a link of this host",
+        _ => return None,
+    })
+}
+
 /// Returns one statement for each family of prefixes in which both sets are not empty.
 fn statements_of(
     prefixes: &PerFamily<Arc<PrefixSet>>,
@@ -289,7 +315,7 @@ pub fn narrowest_default(family: Family) -> u8 {
 
 /// Returns the default route, whole and in parts.
 fn default_route(family: Family) -> Arc<PrefixSet> {
-    let mut set = PrefixSet::new(&name("defaultroutedefinedset", family));
+    let mut set = PrefixSet::new(&name(DEFAULT_ROUTE, family));
     set.insert(everything(family), Lengths { least: 0, most: narrowest_default(family) - 1 });
     Arc::new(set)
 }

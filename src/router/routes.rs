@@ -96,6 +96,21 @@ pub struct RouteTableChanges {
     pub tunnels: Vec<LinkName>,
 }
 
+/// Reason for which there is no path to a next hop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum NoWay {
+    /// Its node has no usable address of the route's family.
+    NodeWithoutAddress,
+    /// The kernel cannot send packets of this IPv6 route to an IPv4 address.
+    OtherFamily,
+    /// It is a node on none of our links, and there are no tunnels.
+    NodeWithoutTunnel,
+    /// It is another router, and on none of our links.
+    RouterElsewhere,
+    /// A tunnel leads to it, and this node has no address of its family to begin at.
+    NoOwnAddress,
+}
+
 /// A path to a next hop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Way {
@@ -120,6 +135,11 @@ impl Routes {
     /// Returns whether a learned route to this prefix has a path.
     pub fn has_way(&self, prefix: IpNet) -> bool {
         self.learned.get(&prefix).is_some_and(|learned| !learned.ways.is_empty())
+    }
+
+    /// Returns the next hops of the learned route to a prefix, the best first.
+    pub fn next_hops_to(&self, prefix: IpNet) -> &[IpAddr] {
+        self.learned.get(&prefix).map(|learned| &*learned.next_hops).unwrap_or_default()
     }
 
     /// Returns the next hops of all learned routes.
@@ -316,7 +336,7 @@ fn remote(way: &Way) -> Option<IpAddr> {
 /// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none: the first is used.
 fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
     let mut ways = Vec::with_capacity(next_hops.len());
-    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place)) {
+    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place).ok()) {
         if !ways.contains(&way) {
             ways.push(way);
         }
@@ -327,17 +347,23 @@ fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
     ways
 }
 
-fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
+/// Returns why a route of this family has no path to a next hop; `None` if it has one.
+pub fn no_way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<NoWay> {
+    way(family, next_hop, place).err()
+}
+
+fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> {
     let node = (place.node)(next_hop);
     // A node's address of the route's family is used, unless it is ours, too.
     let next_hop = match &node {
         Some(addresses) if Family::from(next_hop) != family => {
-            addresses.of(family).filter(|address| (place.node)(*address).is_some())?
+            let address = addresses.of(family).filter(|address| (place.node)(*address).is_some());
+            address.ok_or(NoWay::NodeWithoutAddress)?
         }
         _ => next_hop,
     };
     if family == Family::V6 && next_hop.is_ipv4() {
-        return None;
+        return Err(NoWay::OtherFamily);
     }
     let on_link = place.on_link.iter().filter(|network| network.prefix.contains(&next_hop));
     let link = on_link.max_by_key(|network| network.prefix.prefix_len()).map(|network| network.link.clone());
@@ -348,8 +374,16 @@ fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<Way> {
     };
     let ends = place.own.addresses.of(Family::from(next_hop)).is_some();
     match (tunnelled, link) {
-        (true, _) => ends.then_some(Way::Tunnel(next_hop)),
-        (false, link) => link.map(|link| Way::Gateway { link, gateway: next_hop }),
+        (true, _) => {
+            if ends {
+                Ok(Way::Tunnel(next_hop))
+            } else {
+                Err(NoWay::NoOwnAddress)
+            }
+        }
+        (false, Some(link)) => Ok(Way::Gateway { link, gateway: next_hop }),
+        (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),
+        (false, None) => Err(NoWay::RouterElsewhere),
     }
 }
 

@@ -172,7 +172,8 @@ fn is_collision(cause: &Cause) -> bool {
     matches!(cause, Cause::Sent(said) | Cause::Received(said) if said.reason == Reason::COLLISION)
 }
 
-fn because(cause: &Cause) -> String {
+/// Returns why a connection ended, as the end of a sentence.
+pub(super) fn because(cause: &Cause) -> String {
     match cause {
         Cause::Closed => "the connection was closed".to_owned(),
         Cause::Received(said) => {

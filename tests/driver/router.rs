@@ -10,7 +10,7 @@ use sluice::config::{Backend, RouterConfig};
 use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report, Routing};
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
-use sluice::router::{driver, metrics};
+use sluice::router::{driver, explain, metrics};
 
 use sluice::router::plan::Plan as RouterPlan;
 use tokio::sync::oneshot;
@@ -77,6 +77,8 @@ impl Setup {
         let (stop, stopped) = watch::channel(false);
         let (ask, audits) = mpsc::channel(1);
         let (report, reports) = watch::channel(Report::default());
+        let ((ask_bgp, questions), (inquire, inquiries)) = (mpsc::channel(1), mpsc::channel(1));
+        let (access, speaker) = watch::channel(None);
         let inputs = Inputs {
             world: world_in,
             clock: Arc::new(EventClock::new(Instant::now())),
@@ -90,16 +92,20 @@ impl Setup {
             report,
             metrics: metrics::Metrics::register(&registry).expect("names are registered once"),
             notes: health.note("router"),
-            access: watch::channel(None).0,
+            access,
             served: watch::channel(true).1,
             nodes_are_read: watch::channel(true).1,
             believed: watch::channel(Table::default()).0,
+            inquiries,
         };
         let driver = driver::Driver::new(config, families, kernel.router_targets_of(self.backend), context);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(driver.run(inputs, stopped));
-            let found = test(Seen { world, health: health.clone(), reports, kernel: kernel.clone(), ask }).await;
+            let answering = explain::serve::Answering { questions, speaker, router: inquire };
+            tokio::task::spawn_local(explain::serve::run(answering));
+            let seen = Seen { world, health: health.clone(), reports, kernel: kernel.clone(), ask, ask_bgp };
+            let found = test(seen).await;
             stop.send_replace(true);
             task.await.expect("the loop ends when it is told to");
             found
@@ -126,6 +132,8 @@ struct Seen {
     kernel: MemoryKernel,
     /// Takes questions of `sluice audit`.
     ask: mpsc::Sender<Question>,
+    /// Takes questions of `sluice bgp`.
+    ask_bgp: mpsc::Sender<Question>,
 }
 
 impl Seen {
@@ -151,6 +159,16 @@ impl Seen {
             word(&it, "object")
         });
         objects.collect()
+    }
+
+    /// Asks about BGP.
+    async fn bgp(&self, path: &'static str, what: &str) -> Result<Value, String> {
+        let about = [("what".to_owned(), what.to_owned())].into();
+        let (answer, answered) = oneshot::channel();
+        let question = Question { path, about, form: AnswerFormat::Json, answer };
+        self.ask_bgp.send(question).await.expect("somebody answers");
+        let text = answered.await.expect("there is an answer")?;
+        Ok(serde_json::from_str(&text).expect("JSON"))
     }
 
     /// Waits until something is so.
@@ -298,5 +316,52 @@ fn an_audit_of_the_router_names_what_is_missing_and_puts_it_back_only_when_asked
         }
         assert!(named, "a question never named what was missing and left it alone");
         assert_eq!(seen.missing(false).await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn neighbours_and_routes_are_told_also_before_any_session_and_without_a_speaker() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags[2] = "--nodes-full-mesh=false".to_owned();
+    let numbered = |world: &mut World, name: &str, asn: Option<u32>| {
+        let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
+        let routing = Some(Box::new(Routing { asn, ..node.routing().clone() }));
+        world.cluster.nodes.insert(name.into(), Node { routing, ..(*node).clone() });
+    };
+    numbered(&mut setup.world, "node2", Some(64512));
+    let own = setup.world.host.node_name.clone();
+    let word = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    setup.run(State::default(), async |seen| {
+        let ask = async |path, what| {
+            let begun = Instant::now();
+            loop {
+                match seen.bgp(path, what).await {
+                    Ok(answer) if !answer.is_null() => return answer,
+                    other => assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {other:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let without = ask("/bgp/peers", "").await;
+        assert_eq!((&without["speaker"], without["neighbours"].as_array().map(Vec::len)), (&Value::Null, Some(0)));
+        assert!(word(&without, "/problems/0/problem").is_some_and(|why| why.contains("AS")), "{without}");
+        let refused = seen.bgp("/bgp/routes", "").await.expect_err("no speaker runs");
+        assert!(refused.starts_with("BGP does not run on this node: BGP: "), "{refused}");
+
+        seen.world.send_modify(|world| numbered(world, &own, Some(64512)));
+        let route = ask("/bgp/routes", "10.244.1.0/24").await;
+        assert_eq!(word(&route, "/prefixes/0/paths/0/from").as_deref(), Some("this node"), "{route}");
+        assert_eq!(word(&route, "/prefixes/0/paths/0/standing").as_deref(), Some("best"), "{route}");
+        let why = word(&route, "/prefixes/0/kernel/reasons/0");
+        assert_eq!(why.as_deref(), Some("no route: the prefix is this node's own"));
+        let peers = ask("/bgp/peers", "").await;
+        let neighbour = &peers["neighbours"][0];
+        assert_eq!(word(neighbour, "/address").as_deref(), Some("127.0.0.2"), "{peers}");
+        assert_eq!(word(neighbour, "/source").as_deref(), Some("Node node2"));
+        assert_eq!(neighbour["hasBeenEstablished"], false);
+        let unknown = seen.bgp("/bgp/routes", "198.51.100.7").await.expect_err("there is none");
+        assert!(unknown.starts_with("BGP knows no such route; it knows 1 prefixes"), "{unknown}");
+        let odd = seen.bgp("/bgp/routes", "shop/web").await.expect_err("a Service is no prefix");
+        assert!(odd.starts_with("\"shop/web\" is no prefix"), "{odd}");
     });
 }

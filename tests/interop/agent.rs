@@ -3,10 +3,17 @@
 use std::fs;
 use std::process::Child;
 
+use ipnet::IpNet;
+use serde_json::Value;
+use sluice::bgp::message::{AsPath, Attributes};
+use sluice::bgp::speaker::Order;
+use sluice::net::Family;
+
 use crate::cell::{Cell, Daemon};
 use crate::client::{Client, clients, debians, lines};
 use crate::ground::{Host, Topology, eventually, look, with_hosts};
 use crate::other::Other;
+use crate::ours::{Ours, wanted};
 
 /// An agent that runs on a host; it ends with the test.
 struct Agent<'a> {
@@ -40,7 +47,7 @@ impl<'a> Agent<'a> {
             [argument("manifests", "manifests"), argument("state-dir", "state"), argument("socket", "sluice.sock")];
         let command = [env!("CARGO_BIN_EXE_sluice")]
             .into_iter()
-            .chain(FLAGS.iter().copied())
+            .chain(FLAGS.iter().copied().filter(|flag| !more.iter().any(|one| is_same_flag(one, flag))))
             .chain(more.iter().copied())
             .chain(places.iter().map(String::as_str));
         let words: Vec<&str> = command.collect();
@@ -48,6 +55,10 @@ impl<'a> Agent<'a> {
         service(host, "web", 9);
         Agent { host, running: host.start(&words, LOG) }
     }
+}
+
+fn is_same_flag(one: &str, other: &str) -> bool {
+    one.split('=').next() == other.split('=').next()
 }
 
 impl Drop for Agent<'_> {
@@ -213,5 +224,112 @@ fn the_newer_client_may_use_the_socket_of_the_agent() {
         if client.is_newer {
             assert_eq!(lines(&client.says(host, &command))[0], "AS: 65001");
         }
+    });
+}
+
+/// A route of a speaker of ours outside, whose path goes on with these AS numbers.
+fn routed(host: &Host, text: &str, path: &[u32]) -> Order {
+    let prefix: IpNet = text.parse().expect("a prefix");
+    let mut attributes = Attributes::local(host.address(Family::from(prefix)));
+    attributes.as_path = AsPath::sequence(path);
+    Order::Originate(prefix, Box::new(attributes))
+}
+
+/// Asks the agent on a host; `None` where it refuses.
+fn asked(host: &Host, words: &[&str]) -> Option<String> {
+    let socket = format!("--socket={}", host.file("sluice.sock").display());
+    host.ask(&[&[env!("CARGO_BIN_EXE_sluice"), "bgp"], words, &[&socket]].concat())
+}
+
+/// The answer in JSON.
+fn asked_json(host: &Host, words: &[&str]) -> Value {
+    let text = asked(host, &[words, &["-o", "json"]].concat()).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+#[test]
+fn an_agent_says_of_neighbours_and_routes_how_they_stand_and_why() {
+    with_hosts(3, Topology::Link, |hosts| {
+        let flags = ["--peer-router-ips=192.0.2.2,192.0.2.3", "--peer-router-asns=65002,65003"];
+        let agent = Agent::start(&hosts[0], &flags);
+        let absent = "apiVersion: v1\nkind: Node\nmetadata: {name: node-9}\nspec: {podCIDRs: [10.244.9.0/24]}\n\
+                      status: {addresses: [{type: InternalIP, address: 192.0.2.9}]}\n";
+        put(agent.host, "absent", absent);
+        let outside: Vec<Ours> = [(1, 65002), (2, 65003)]
+            .into_iter()
+            .map(|(place, asn)| {
+                let ours = Ours::start(&hosts[place], asn, false);
+                let cell = Cell { asns: [asn, 65001], ..Cell::with(Daemon::Bird) };
+                ours.want(wanted(&cell, &hosts[place], &hosts[0]));
+                ours
+            })
+            .collect();
+        let near = [
+            ("203.0.113.0/24", &[][..]),
+            ("2001:db8:113::/64", &[]),
+            ("198.51.100.0/24", &[65001]),
+            ("2001:db8:51::/64", &[65001]),
+            ("10.96.0.9/32", &[]),
+            ("fd00:10:96::9/128", &[]),
+            ("10.244.1.128/25", &[]),
+        ];
+        outside[0].order(near.iter().map(|(prefix, path)| routed(&hosts[1], prefix, path)).collect());
+        let far = [("203.0.113.0/24", &[64700][..]), ("2001:db8:113::/64", &[64700])];
+        outside[1].order(far.iter().map(|(prefix, path)| routed(&hosts[2], prefix, path)).collect());
+
+        // 203.0.113.0/24 and its twin are taken from each, and the pods and the Service are announced in both families.
+        let of = |number: usize| {
+            let one = asked_json(&hosts[0], &["peers"])["neighbours"][number].clone();
+            let sum = |of: &str| ["ipv4", "ipv6"].map(|family| one[of][family].as_u64().unwrap_or_default());
+            (one["state"].clone(), sum("received"), sum("accepted"), sum("announced"))
+        };
+        eventually("the first", &("Established".into(), [4, 3], [1, 1], [2, 2]), || of(0));
+        eventually("the second", &("Established".into(), [1, 1], [1, 1], [2, 2]), || of(1));
+        let peers = asked(&hosts[0], &["peers"]).expect("it answers");
+        let line = |start: &str| peers.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
+        assert!(line("192.0.2.2 ").ends_with("--peer-router-ips"), "{peers}");
+        assert!(line("192.0.2.9 ").ends_with("Node node-9"), "{peers}");
+        let reason = || {
+            let peers = asked(&hosts[0], &["peers"]).unwrap_or_default();
+            peers.lines().any(|line| line.starts_with("192.0.2.9: not established: last dial failed"))
+        };
+        eventually("why there is no session", &true, reason);
+
+        for (prefix, gateway) in [("203.0.113.0/24", "192.0.2.2"), ("2001:db8:113::/64", "2001:db8::2")] {
+            let in_place = format!("kernel: in place: via {gateway} dev eth0");
+            let says = || asked(&hosts[0], &["routes", prefix]).is_some_and(|text| text.contains(&in_place));
+            eventually("the kernel has it", &true, says);
+            let text = asked(&hosts[0], &["routes", prefix]).expect("it answers");
+            for part in [
+                "from 192.0.2.2, ",
+                "best; accepted by import policy kube_router_import1",
+                "lost to the one from 192.0.2.2 at AS_PATH length: 2, not 1",
+                "to 192.0.2.2: not announced: the best route is its own",
+                "to 192.0.2.3: not announced: rejected by export policy kube_router_export1",
+            ] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+        for (prefix, why) in [
+            ("198.51.100.0/24", "refused: a loop: its AS path contains our AS number 65001"),
+            ("2001:db8:51::/64", "refused: a loop: its AS path contains our AS number 65001"),
+            (
+                "10.96.0.9/32",
+                "servicevipsdefinedsetallpeerset: the prefix is an address of a Service that this node announces",
+            ),
+            (
+                "fd00:10:96::9/128",
+                "servicevipsdefinedsetv6allpeerset: the prefix is an address of a Service that this node announces",
+            ),
+            ("10.244.1.128/25", "podcidrinsidedefinedsetallpeerset: the prefix is inside of a node's pod range"),
+        ] {
+            let text = asked(&hosts[0], &["routes", prefix]).expect("it answers");
+            assert!(text.contains(why), "{why}: {text}");
+        }
+        let text = asked(&hosts[0], &["routes", "10.96.0.9"]).expect("an address has the prefixes around it");
+        assert!(text.contains("to 192.0.2.2, 192.0.2.3: announced with next hop 192.0.2.1, AS path 65001"), "{text}");
+        assert_eq!(asked(&hosts[0], &["routes", "100.64.0.1"]), None, "nobody knows it");
+        let all = asked_json(&hosts[0], &["routes"]);
+        assert_eq!((all["prefixes"].as_array().map(Vec::len), all["prefixesLeftOff"].as_u64()), (Some(9), Some(0)));
     });
 }

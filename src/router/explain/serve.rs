@@ -1,0 +1,257 @@
+//! Answers questions about BGP on the local socket.
+//!
+//! A task of its own asks the speaker and the router, each in its own loop and in portions, and has the answer formatted on a thread
+//! for work that blocks. One answer is made at a time; who asks meanwhile waits. Neither loop waits for who asks: an [`Inquiry`]
+//! that nobody wants any more is dropped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::{InKernel, Peers, PeersKnown, Question, Routes, peers_json, peers_text, routes_json, routes_text};
+use crate::bgp::driver::{Access, Ended, Handle};
+use crate::bgp::rib::{PeerId, PrefixState};
+use crate::bgp::speaker::{NeighbourState, Position, Selected, Speaker};
+use crate::model::Authority;
+use crate::net::{Family, PerFamily};
+use crate::observe::local::{self, Answer, AnswerFormat};
+use crate::router::apply::{Kernel, Mirrors};
+use crate::router::plan::Plan;
+
+/// The questions, by their paths on the local socket.
+pub const PEERS: &str = "/bgp/peers";
+pub const ROUTES: &str = "/bgp/routes";
+
+/// Question to the router's loop.
+pub enum Inquiry {
+    Peers(oneshot::Sender<PeersKnown>),
+    /// One answer for each prefix, in their order.
+    Routes(Vec<IpNet>, oneshot::Sender<Vec<InKernel>>),
+}
+
+/// Channels of the answering task.
+pub struct Answering {
+    pub questions: mpsc::Receiver<local::Question>,
+    pub speaker: watch::Receiver<Option<Access>>,
+    pub router: mpsc::Sender<Inquiry>,
+}
+
+/// Most prefixes in an answer without reasons, and with them.
+const MOST: usize = 10_000;
+const MOST_WITH_REASONS: usize = 1000;
+/// Most routes to one prefix, and most neighbours that are named for one, likewise.
+const PATHS: usize = 8;
+const PATHS_WITH_REASONS: usize = 64;
+/// Numbers of neighbours, and of prefixes, that the speaker is asked for at a time, and of prefixes that it counts or renders for all
+/// its groups.
+const NEIGHBOURS: usize = 512;
+const PREFIXES: usize = 256;
+const PREFIXES_WITH_REASONS: usize = 16;
+const COUNTED: usize = 65_536;
+const RENDERED: usize = 8192;
+/// Number of prefixes that the router is asked for at a time.
+const IN_KERNEL: usize = 1024;
+/// Longest time for counting announced routes, and for an answer. A connection to the socket lasts for 30 s.
+const COUNTING: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// Answers until nobody can ask any more.
+pub async fn run(mut answering: Answering) {
+    while let Some(question) = answering.questions.recv().await {
+        let local::Question { path, about, form, answer, .. } = question;
+        let word = |key: &str| about.get(key).map_or("", String::as_str);
+        let made = match (path, Question::parse(word("what"), word("why") == "true")) {
+            (PEERS, _) => timeout(LONGEST, answering.peers(form)).await,
+            (_, Ok(question)) => timeout(LONGEST, answering.routes(question, form)).await,
+            (_, Err(why)) => Ok(Err(why.to_string())),
+        };
+        // The requester may have gone away.
+        let _ = answer.send(made.unwrap_or_else(|_| Err("BGP has too much to do to answer now; ask again".to_owned())));
+    }
+}
+
+impl Answering {
+    async fn peers(&self, form: AnswerFormat) -> Answer {
+        let known = self.known().await?;
+        let mut peers = Peers { speaker: None, neighbours: Vec::new(), announced: None, known };
+        let access = self.speaker.borrow().clone();
+        if let Some(Access { handle, .. }) = access {
+            peers.speaker = Some(handle.ask(|speaker| speaker.state()).await.map_err(ended)?);
+            peers.neighbours = neighbours(&handle).await.map_err(ended)?;
+            peers.announced = timeout(COUNTING, announced(&handle)).await.ok().transpose().map_err(ended)?;
+        }
+        format(move || match form {
+            AnswerFormat::Text => peers_text(&peers),
+            AnswerFormat::Json => peers_json(&peers),
+        })
+        .await
+    }
+
+    async fn routes(&self, question: Question, form: AnswerFormat) -> Answer {
+        let known = self.known().await?;
+        let access = self.speaker.borrow().clone();
+        let Some(Access { handle, .. }) = access else {
+            let why = known.problems.first().map(|problem| format!(": {problem}")).unwrap_or_default();
+            return Err(format!("BGP does not run on this node{why}"));
+        };
+        let speaker = handle.ask(|speaker| speaker.state()).await.map_err(ended)?;
+        let (states, rest) = states(&handle, question).await.map_err(ended)?;
+        if states.is_empty() && question.selected != Selected::All {
+            let count = speaker.prefixes;
+            return Err(format!("BGP knows no such route; it knows {count} prefixes (sluice bgp routes)"));
+        }
+        let left_off = match (question.selected, rest) {
+            (_, None) => 0,
+            (Selected::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
+            (selected, from) => count(&handle, selected, from).await.map_err(ended)?,
+        };
+        let addresses = addresses(&handle, &states).await.map_err(ended)?;
+        let kernel = self.in_kernel(states.iter().map(|state| state.prefix).collect()).await?;
+        let prefixes = states.into_iter().zip(kernel).collect();
+        let is_restarting = speaker.is_restarting;
+        let routes = Routes { question, is_restarting, prefixes, left_off, addresses, known };
+        format(move || match form {
+            AnswerFormat::Text => routes_text(&routes),
+            AnswerFormat::Json => routes_json(&routes),
+        })
+        .await
+    }
+
+    async fn known(&self) -> Result<PeersKnown, String> {
+        let (answer, answered) = oneshot::channel();
+        self.router.send(Inquiry::Peers(answer)).await.map_err(|_| NO_ROUTER)?;
+        Ok(answered.await.map_err(|_| NO_ROUTER)?)
+    }
+
+    async fn in_kernel(&self, prefixes: Vec<IpNet>) -> Result<Vec<InKernel>, String> {
+        let mut all = Vec::with_capacity(prefixes.len());
+        for portion in prefixes.chunks(IN_KERNEL) {
+            let (answer, answered) = oneshot::channel();
+            self.router.send(Inquiry::Routes(portion.to_vec(), answer)).await.map_err(|_| NO_ROUTER)?;
+            all.extend(answered.await.map_err(|_| NO_ROUTER)?);
+        }
+        Ok(all)
+    }
+}
+
+/// Why there is no answer while the program ends.
+const NO_ROUTER: &str = "the router does not run any more";
+
+fn ended(ended: Ended) -> String {
+    ended.to_string()
+}
+
+async fn format(made: impl FnOnce() -> String + Send + 'static) -> Answer {
+    tokio::task::spawn_blocking(made).await.map_err(|error| error.to_string())
+}
+
+async fn neighbours(handle: &Handle) -> Result<Vec<NeighbourState>, Ended> {
+    let mut all: Vec<NeighbourState> = Vec::new();
+    loop {
+        let after = all.last().map(|last| last.address);
+        let portion = handle.ask(move |speaker| speaker.neighbour_states(after, NEIGHBOURS, Instant::now())).await?;
+        let is_last = portion.len() < NEIGHBOURS;
+        all.extend(portion);
+        if is_last {
+            return Ok(all);
+        }
+    }
+}
+
+/// Counts the routes that each neighbour is sent.
+async fn announced(handle: &Handle) -> Result<BTreeMap<PeerId, PerFamily<u32>>, Ended> {
+    let mut all: BTreeMap<PeerId, PerFamily<u32>> = BTreeMap::new();
+    let mut from: Option<Position> = None;
+    loop {
+        let (counts, next) = handle
+            .ask(move |speaker| {
+                let most = (RENDERED / speaker.rib().groups().max(1)).max(1);
+                let portion = speaker.portion(Selected::All, from, most);
+                (speaker.announced(&portion.prefixes), portion.next)
+            })
+            .await?;
+        for (peer, count) in counts {
+            let sum = all.entry(peer).or_default();
+            *sum = PerFamily::from_fn(|family: Family| sum.of(family) + count.of(family));
+        }
+        from = next;
+        if from.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+/// The states of the selected prefixes, as many as an answer may hold, and where the others begin.
+async fn states(handle: &Handle, question: Question) -> Result<(Vec<PrefixState>, Option<Position>), Ended> {
+    let Question { selected, why } = question;
+    let (most, at_once, paths) = match why {
+        true => (MOST_WITH_REASONS, PREFIXES_WITH_REASONS, PATHS_WITH_REASONS),
+        false => (MOST, PREFIXES, PATHS),
+    };
+    let (mut all, mut from): (Vec<PrefixState>, Option<Position>) = (Vec::new(), None);
+    loop {
+        let room = at_once.min(most - all.len());
+        // Of an address all prefixes around it are one portion: there are 129 at most.
+        let room = if matches!(selected, Selected::Around(_)) { most } else { room };
+        let (portion, next) = handle
+            .ask(move |speaker| {
+                let portion = speaker.portion(selected, from, room);
+                (speaker.prefix_states(&portion.prefixes, paths, why), portion.next)
+            })
+            .await?;
+        all.extend(portion);
+        from = next;
+        if from.is_none() || all.len() >= most {
+            return Ok((all, from));
+        }
+    }
+}
+
+/// Counts the selected prefixes from a place on.
+async fn count(handle: &Handle, selected: Selected, mut from: Option<Position>) -> Result<usize, Ended> {
+    let mut count = 0;
+    while from.is_some() {
+        let counted = move |speaker: &mut Speaker| {
+            let portion = speaker.portion(selected, from, COUNTED);
+            (portion.prefixes.len(), portion.next)
+        };
+        let (more, next) = handle.ask(counted).await?;
+        (count, from) = (count + more, next);
+    }
+    Ok(count)
+}
+
+/// Addresses of the neighbours that the answer names.
+async fn addresses(handle: &Handle, states: &[PrefixState]) -> Result<BTreeMap<PeerId, IpAddr>, Ended> {
+    let sources = states.iter().flat_map(|state| &state.paths).map(|path| path.source);
+    let told = states.iter().filter_map(|state| state.told.as_ref()).flat_map(|told| &told.neighbours);
+    let ids: BTreeSet<PeerId> = sources.chain(told.map(|(peer, _)| *peer)).collect();
+    handle.ask(move |speaker| speaker.addresses(ids)).await
+}
+
+impl Inquiry {
+    /// Answers, in the router's loop.
+    pub fn answer<K: Kernel>(self, plan: &Plan, mirrors: &Mirrors<K>, authority: Authority) {
+        // The requester may have gone away.
+        match self {
+            Inquiry::Peers(answer) => {
+                let (sources, problems) = (plan.peer_sources(), plan.peer_problems());
+                let _ = answer.send(PeersKnown { authority, sources, problems });
+            }
+            Inquiry::Routes(prefixes, answer) => {
+                let in_the_way = mirrors.routes_in_the_way(&prefixes);
+                let routes = mirrors.routes_in_kernel(&prefixes, plan.routes());
+                let states = prefixes.iter().zip(routes).map(|(prefix, route)| InKernel {
+                    route,
+                    next_hops: plan.ways_to(*prefix),
+                    in_the_way: in_the_way.iter().filter(|(of, _)| of == prefix).map(|(_, why)| why.clone()).collect(),
+                });
+                let _ = answer.send(states.collect());
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The plan for who asks: where neighbours come from, which of them are missing and why, and why a learned route has no path.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::{PeerOwner, Plan};
+use crate::net::Family;
+use crate::router::problem::{About, Problem};
+use crate::router::routes::{NoWay, Place, no_way};
+
+/// Origin of a neighbour.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerSource {
+    /// The Node object of this name.
+    Node(CompactString),
+    /// The flags `--peer-router-*`.
+    Flags,
+    /// An annotation of our own Node.
+    Annotation,
+}
+
+impl Plan {
+    /// Returns the origin of each desired neighbour, by its address.
+    pub fn peer_sources(&self) -> BTreeMap<IpAddr, PeerSource> {
+        let external = if self.config.peers.is_empty() { PeerSource::Annotation } else { PeerSource::Flags };
+        let source = |address: &IpAddr| match self.peers.owners(address).next()? {
+            PeerOwner::External => Some((*address, external.clone())),
+            PeerOwner::Node(name) => Some((*address, PeerSource::Node(name.clone()))),
+        };
+        self.desired.peers.keys().filter_map(source).collect()
+    }
+
+    /// Returns the problems for which BGP does not run, or for which there is no session with a neighbour.
+    pub fn peer_problems(&self) -> Vec<Problem> {
+        let is_of_peers =
+            |problem: &&Problem| matches!(problem.about, About::Speaker | About::ExternalPeer(_) | About::Node(_));
+        self.desired.problems.iter().filter(is_of_peers).cloned().collect()
+    }
+
+    /// Returns the next hops of a learned route, each with the reason for which there is no path to it.
+    pub fn ways_to(&self, prefix: IpNet) -> Vec<(IpAddr, Option<NoWay>)> {
+        let place = Place {
+            own: &self.own,
+            config: &self.config,
+            on_link: &self.on_link,
+            node: &|address| self.nodes.other(&self.own.name, address),
+            // Of names of tunnels alone.
+            first_alike: &|_| None,
+        };
+        let family = Family::from(prefix);
+        let next_hops = self.routes.next_hops_to(prefix).iter();
+        next_hops.map(|next_hop| (*next_hop, no_way(family, *next_hop, place))).collect()
+    }
+}
