@@ -39,7 +39,7 @@ use crate::bfd;
 use crate::net::{Family, PerFamily};
 
 pub use fact::Fact;
-pub use inspection::{FailureCause, Idle, NeighbourState, PathOf, Portion, Position, Selected, SpeakerState};
+pub use inspection::{FailureCause, Idle, NeighbourState, PathStatus, Portion, Position, PrefixQuery, SpeakerState};
 pub use liveness::Liveness;
 pub use neighbour::{Messages, Neighbour, WantedNeighbour};
 pub use restarting::Restarting;

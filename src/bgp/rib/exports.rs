@@ -10,7 +10,7 @@
 //! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). One without graceful
 //! restart has removed our routes meanwhile, and is sent our own ones at once, ahead of its walk.
 
-mod told;
+mod advertisement;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
-pub use told::Told;
+pub use advertisement::Advertisement;
 
 /// Target size of the pieces in which messages are handed over.
 const PIECE: usize = 64 << 10;

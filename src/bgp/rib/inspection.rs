@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::best_path::{Kind, Source, Step};
-use super::exports::Told;
+use super::exports::Advertisement;
 use super::import::{Refusal, unusable};
 use super::table::{Path, PeerId, Selection};
 use super::{Policies, Rib, Rules};
@@ -31,7 +31,7 @@ pub struct PrefixState {
     /// Next hops in use, the best first.
     pub next_hops: Vec<IpAddr>,
     /// To whom the best is advertised; `None` where that was not asked.
-    pub told: Option<Told>,
+    pub told: Option<Advertisement>,
     /// The policies whose lines are named.
     pub policies: Policies,
 }

@@ -36,7 +36,7 @@ use crate::net::{Family, PerFamily};
 pub use best_path::{Kind, Source, Step};
 pub use bounds::Bounds;
 pub use export::{Own, View, Withheld};
-pub use exports::{Parcel, Told};
+pub use exports::{Advertisement, Parcel};
 pub use import::Refusal;
 pub use inspection::{PathState, PrefixState, Standing};
 pub use table::{Best, Count, Path, PeerId, Selection, Table};

@@ -48,7 +48,7 @@ pub struct NeighbourState {
     pub is_passive: bool,
     /// Last failure of a dial or a connection, and the time since.
     pub last_failure: Option<(FailureCause, Duration)>,
-    pub path: Option<PathOf>,
+    pub path: Option<PathStatus>,
 }
 
 /// Reason for which a neighbour is neither dialled nor accepted.
@@ -72,7 +72,7 @@ pub enum FailureCause {
 
 /// The BFD session over the path to a neighbour.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct PathOf {
+pub struct PathStatus {
     /// `None` before its first change.
     pub status: Option<bfd::Status>,
     /// Time since the last failure.
@@ -92,7 +92,7 @@ pub struct SpeakerState {
 
 /// Selection of prefixes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Selected {
+pub enum PrefixQuery {
     All,
     /// Those that contain an address, the longest first.
     Around(IpAddr),
@@ -168,7 +168,7 @@ impl Speaker {
             last_failure: neighbour.failure.as_ref().map(|Failure { cause, at }| (cause.clone(), ago(*at))),
             path: wanted
                 .liveness
-                .map(|_| PathOf { status: neighbour.path(), failed: neighbour.path_failed_at().map(ago) }),
+                .map(|_| PathStatus { status: neighbour.path(), failed: neighbour.path_failed_at().map(ago) }),
         }
     }
 
@@ -189,10 +189,10 @@ impl Speaker {
     }
 
     /// The next selected prefixes, `most` of them, from the beginning where there is no `from`.
-    pub fn portion(&self, selected: Selected, from: Option<Position>, most: usize) -> Portion {
+    pub fn portion(&self, selected: PrefixQuery, from: Option<Position>, most: usize) -> Portion {
         let table = self.rib.table();
         match selected {
-            Selected::All => {
+            PrefixQuery::All => {
                 let Position { family, after } = from.unwrap_or(Position { family: Family::V4, after: None });
                 let prefixes: Vec<IpNet> = table.walk(family, after).take(most).map(|(prefix, _)| prefix).collect();
                 let next = match (prefixes.len() < most, family) {
@@ -202,13 +202,13 @@ impl Speaker {
                 };
                 Portion { prefixes, next }
             }
-            Selected::Around(address) => {
+            PrefixQuery::Around(address) => {
                 let lengths = (0..=Family::from(address).host_bits()).rev();
                 let around = lengths.filter_map(|length| Some(IpNet::new(address, length).ok()?.trunc()));
                 let is_known = |prefix: &IpNet| !table.paths(*prefix).is_empty();
                 Portion { prefixes: around.filter(is_known).take(most).collect(), next: None }
             }
-            Selected::Inside(outer) => {
+            PrefixQuery::Inside(outer) => {
                 let (family, after) = (Family::from(outer), from.and_then(|from| from.after));
                 let itself = (after.is_none() && !table.paths(outer).is_empty()).then_some(outer);
                 let behind = table.walk(family, Some(after.unwrap_or(outer))).map(|(prefix, _)| prefix);

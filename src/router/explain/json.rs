@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::bgp::message::Attributes;
 use crate::bgp::policy::Policy;
-use crate::bgp::rib::{PathState, PrefixState, Standing, Told, Withheld};
-use crate::bgp::speaker::{NeighbourState, PathOf};
+use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing, Withheld};
+use crate::bgp::speaker::{NeighbourState, PathStatus};
 use crate::kernel::route::Route;
 use crate::model::Authority;
 use crate::net::PerFamily;
@@ -72,7 +72,7 @@ fn per_family(counts: PerFamily<u32>) -> Value {
     json!({ "ipv4": counts.v4, "ipv6": counts.v6 })
 }
 
-fn of_path(path: &PathOf) -> Value {
+fn of_path(path: &PathStatus) -> Value {
     json!({
         "state": path.status.map(|status| bfd_state(status.state)),
         "diagnostic": path.status.map(|status| status.diagnostic.to_string()),
@@ -174,7 +174,7 @@ fn of_kernel(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> Value 
     })
 }
 
-fn of_told(routes: &Routes, told: &Told, export: &Policy) -> Value {
+fn of_told(routes: &Routes, told: &Advertisement, export: &Policy) -> Value {
     let of_neighbour = |(peer, sent): &(_, Result<_, Withheld>)| {
         let sent: Result<&std::sync::Arc<Attributes>, &Withheld> = sent.as_ref();
         json!({

@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::bgp::rib::{PeerId, PrefixState};
-use crate::bgp::speaker::{NeighbourState, Selected, SpeakerState};
+use crate::bgp::speaker::{NeighbourState, PrefixQuery, SpeakerState};
 use crate::model::Authority;
 use crate::net::PerFamily;
 
@@ -45,7 +45,7 @@ pub struct Peers {
     pub known: PeersKnown,
 }
 
-/// What the router knows of neighbours.
+/// Neighbours, as the router knows them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeersKnown {
     /// How far the cluster is known.
@@ -68,7 +68,7 @@ pub struct Routes {
     pub known: PeersKnown,
 }
 
-/// What the router makes of the route to one prefix.
+/// Kernel route of one prefix, and the paths to its next hops.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InKernel {
     pub route: RouteInKernel,
@@ -85,7 +85,7 @@ const LONGEST: usize = 16 << 20;
 /// The subject of a question about routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Question {
-    pub selected: Selected,
+    pub selected: PrefixQuery,
     /// With all reasons.
     pub why: bool,
 }
@@ -103,11 +103,11 @@ impl Question {
     pub fn parse(word: &str, why: bool) -> Result<Question, NoPrefix> {
         let word = word.trim();
         if word.is_empty() {
-            return Ok(Question { selected: Selected::All, why });
+            return Ok(Question { selected: PrefixQuery::All, why });
         }
-        let prefix = word.parse::<IpNet>().map(|prefix| Selected::Inside(prefix.trunc()));
+        let prefix = word.parse::<IpNet>().map(|prefix| PrefixQuery::Inside(prefix.trunc()));
         let selected =
-            prefix.or_else(|_| word.parse::<IpAddr>().map(|address| Selected::Around(address.to_canonical())));
+            prefix.or_else(|_| word.parse::<IpAddr>().map(|address| PrefixQuery::Around(address.to_canonical())));
         let selected = selected.map_err(|_| NoPrefix(word.to_owned()))?;
         Ok(Question { selected, why: true })
     }

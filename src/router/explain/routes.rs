@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bgp::message::Attributes;
 use crate::bgp::policy::Policy;
-use crate::bgp::rib::{PathState, PrefixState, Standing, Told};
+use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
 
 use super::peers::{aligned, known};
@@ -171,7 +171,7 @@ pub(super) fn describe(route: &Route) -> String {
 const IN_A_LINE: usize = 8;
 
 /// Says to whom the best route is announced. Neighbours for which the same holds share a line.
-fn of_told(routes: &Routes, told: &Told, best: Option<&Arc<Attributes>>, export: &Policy) -> String {
+fn of_told(routes: &Routes, told: &Advertisement, best: Option<&Arc<Attributes>>, export: &Policy) -> String {
     let mut groups: Vec<(String, Vec<IpAddr>)> = Vec::new();
     for (peer, sent) in &told.neighbours {
         let Some(address) = routes.addresses.get(peer) else { continue };

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::{InKernel, Peers, PeersKnown, Question, Routes, peers_json, peers_text, routes_json, routes_text};
 use crate::bgp::driver::{Access, Ended, Handle};
 use crate::bgp::rib::{PeerId, PrefixState};
-use crate::bgp::speaker::{NeighbourState, Position, Selected, Speaker};
+use crate::bgp::speaker::{NeighbourState, Position, PrefixQuery, Speaker};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{self, Answer, AnswerFormat};
@@ -100,13 +100,13 @@ impl Answering {
         };
         let speaker = handle.ask(|speaker| speaker.state()).await.map_err(ended)?;
         let (states, rest) = states(&handle, question).await.map_err(ended)?;
-        if states.is_empty() && question.selected != Selected::All {
+        if states.is_empty() && question.selected != PrefixQuery::All {
             let count = speaker.prefixes;
             return Err(format!("BGP knows no such route; it knows {count} prefixes (sluice bgp routes)"));
         }
         let left_off = match (question.selected, rest) {
             (_, None) => 0,
-            (Selected::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
+            (PrefixQuery::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
             (selected, from) => count(&handle, selected, from).await.map_err(ended)?,
         };
         let addresses = addresses(&handle, &states).await.map_err(ended)?;
@@ -170,7 +170,7 @@ async fn announced(handle: &Handle) -> Result<BTreeMap<PeerId, PerFamily<u32>>, 
         let (counts, next) = handle
             .ask(move |speaker| {
                 let most = (RENDERED / speaker.rib().groups().max(1)).max(1);
-                let portion = speaker.portion(Selected::All, from, most);
+                let portion = speaker.portion(PrefixQuery::All, from, most);
                 (speaker.announced(&portion.prefixes), portion.next)
             })
             .await?;
@@ -196,7 +196,7 @@ async fn states(handle: &Handle, question: Question) -> Result<(Vec<PrefixState>
     loop {
         let room = at_once.min(most - all.len());
         // Of an address all prefixes around it are one portion: there are 129 at most.
-        let room = if matches!(selected, Selected::Around(_)) { most } else { room };
+        let room = if matches!(selected, PrefixQuery::Around(_)) { most } else { room };
         let (portion, next) = handle
             .ask(move |speaker| {
                 let portion = speaker.portion(selected, from, room);
@@ -212,7 +212,7 @@ async fn states(handle: &Handle, question: Question) -> Result<(Vec<PrefixState>
 }
 
 /// Counts the selected prefixes from a place on.
-async fn count(handle: &Handle, selected: Selected, mut from: Option<Position>) -> Result<usize, Ended> {
+async fn count(handle: &Handle, selected: PrefixQuery, mut from: Option<Position>) -> Result<usize, Ended> {
     let mut count = 0;
     while from.is_some() {
         let counted = move |speaker: &mut Speaker| {

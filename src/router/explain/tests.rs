@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::bgp::message::{AsPath, Attributes, Community, Notification, Reason};
 use crate::bgp::policy::{Decision, Line, Policy, Statement};
-use crate::bgp::rib::{Count, PathState, Policies, Refusal, Standing, Step, Told, Withheld};
+use crate::bgp::rib::{Advertisement, Count, PathState, Policies, Refusal, Standing, Step, Withheld};
 use crate::bgp::session::{Cause, State};
 use crate::bgp::speaker::{FailureCause, Idle};
 use crate::kernel::link::LinkName;
@@ -173,7 +173,7 @@ fn route_via(gateway: &str) -> Arc<Route> {
 fn routes(why: bool, prefixes: Vec<(PrefixState, InKernel)>) -> Routes {
     let addresses = [(NODE, "192.0.2.2"), (ROUTER, "192.0.2.254"), (SIX, "2001:db8::fe")];
     Routes {
-        question: Question { selected: Selected::All, why },
+        question: Question { selected: PrefixQuery::All, why },
         is_restarting: false,
         prefixes,
         left_off: 0,
@@ -182,7 +182,7 @@ fn routes(why: bool, prefixes: Vec<(PrefixState, InKernel)>) -> Routes {
     }
 }
 
-fn state(text: &str, paths: Vec<PathState>, told: Option<Told>) -> PrefixState {
+fn state(text: &str, paths: Vec<PathState>, told: Option<Advertisement>) -> PrefixState {
     let next_hops = paths.iter().filter(|path| path.is_in_use).map(|path| path.received.next_hop).collect();
     PrefixState { prefix: prefix(text), paths, paths_left_off: 0, next_hops, told, policies: policies() }
 }
@@ -191,7 +191,7 @@ fn several(why: bool) -> Vec<(PrefixState, InKernel)> {
     let best = Standing::Best(Line::Default);
     let mut sent = Attributes::local(address("192.0.2.1"));
     sent.communities = [Community(65001 << 16 | 7)].into();
-    let told = Told {
+    let told = Advertisement {
         neighbours: vec![
             (NODE, Ok(Arc::new(sent))),
             (ROUTER, Err(Withheld::Source)),
@@ -208,7 +208,7 @@ fn several(why: bool) -> Vec<(PrefixState, InKernel)> {
     let refused = Standing::Refused(Refusal::Policy(Line::Statement(0)));
     let second = state("fd00:10:96::9/128", vec![path(SIX, &[65002], "2001:db8::fe", refused)], None);
     let own = path(PeerId::LOCAL, &[], "192.0.2.1", best);
-    let third = state("10.244.1.0/24", vec![own], why.then(Told::default));
+    let third = state("10.244.1.0/24", vec![own], why.then(Advertisement::default));
     let far = state("198.51.100.0/24", vec![path(ROUTER, &[65002], "192.0.2.254", best)], None);
     vec![
         (first, in_kernel(RouteInKernel::InPlace(route_via("192.0.2.254")), &[("192.0.2.254", None)])),
@@ -368,13 +368,13 @@ fn an_answer_with_long_attributes_stays_bounded() {
 #[test]
 fn a_word_is_a_prefix_or_an_address_and_either_has_reasons() {
     let parsed = |word: &str| Question::parse(word, false);
-    assert_eq!(parsed(""), Ok(Question { selected: Selected::All, why: false }));
+    assert_eq!(parsed(""), Ok(Question { selected: PrefixQuery::All, why: false }));
     for (word, selected) in [
-        ("10.244.1.7/24", Selected::Inside(prefix("10.244.1.0/24"))),
-        ("fd00:10:244:1::5/64", Selected::Inside(prefix("fd00:10:244:1::/64"))),
-        (" 10.244.1.7 ", Selected::Around(address("10.244.1.7"))),
-        ("fd00:10:244:1::5", Selected::Around(address("fd00:10:244:1::5"))),
-        ("::ffff:10.244.1.7", Selected::Around(address("10.244.1.7"))),
+        ("10.244.1.7/24", PrefixQuery::Inside(prefix("10.244.1.0/24"))),
+        ("fd00:10:244:1::5/64", PrefixQuery::Inside(prefix("fd00:10:244:1::/64"))),
+        (" 10.244.1.7 ", PrefixQuery::Around(address("10.244.1.7"))),
+        ("fd00:10:244:1::5", PrefixQuery::Around(address("fd00:10:244:1::5"))),
+        ("::ffff:10.244.1.7", PrefixQuery::Around(address("10.244.1.7"))),
     ] {
         assert_eq!(parsed(word), Ok(Question { selected, why: true }), "{word}");
     }

@@ -8,7 +8,7 @@ use crate::bgp::message::{Attributes, Community};
 use crate::bgp::policy::{Line, Policy};
 use crate::bgp::rib::{Refusal, Step, Withheld};
 use crate::bgp::session::State;
-use crate::bgp::speaker::{FailureCause, Idle, NeighbourState, PathOf};
+use crate::bgp::speaker::{FailureCause, Idle, NeighbourState, PathStatus};
 use crate::net::{Family, PerFamily};
 use crate::router::plan::PeerSource;
 use crate::router::policy::meaning;
@@ -84,7 +84,7 @@ pub fn why_down(neighbour: &NeighbourState) -> Vec<String> {
     reasons
 }
 
-fn path_is_down(path: &PathOf) -> Option<String> {
+fn path_is_down(path: &PathStatus) -> Option<String> {
     let Some(status) = path.status else { return Some("BFD has heard nothing from it".to_owned()) };
     let ago = path.failed.map(|failed| format!(", last failure {} ago", time(failed))).unwrap_or_default();
     (status.state != bfd::State::Up).then(|| format!("BFD is {}: {}{ago}", bfd_state(status.state), status.diagnostic))

@@ -113,11 +113,11 @@ fn neighbours_and_prefixes_come_in_portions_and_none_twice() {
             }
         }
     };
-    assert_eq!(all(Selected::All), prefixes);
-    assert_eq!(all(Selected::Inside(prefixes[1])), prefixes[1..5]);
-    assert_eq!(all(Selected::Inside("fd00:10:244::/40".parse().unwrap())), prefixes[7..]);
-    assert_eq!(all(Selected::Inside("198.51.100.0/24".parse().unwrap())), []);
-    let around = |text: &str| bench.speaker.portion(Selected::Around(text.parse().unwrap()), None, 9).prefixes;
+    assert_eq!(all(PrefixQuery::All), prefixes);
+    assert_eq!(all(PrefixQuery::Inside(prefixes[1])), prefixes[1..5]);
+    assert_eq!(all(PrefixQuery::Inside("fd00:10:244::/40".parse().unwrap())), prefixes[7..]);
+    assert_eq!(all(PrefixQuery::Inside("198.51.100.0/24".parse().unwrap())), []);
+    let around = |text: &str| bench.speaker.portion(PrefixQuery::Around(text.parse().unwrap()), None, 9).prefixes;
     assert_eq!(around("10.244.1.7"), [prefixes[3], prefixes[2], prefixes[1], prefixes[0]]);
     assert_eq!(around("fd00:10:244:1::5"), [prefixes[8], prefixes[7], prefixes[6]]);
     assert_eq!(around("203.0.113.1"), []);

@@ -15,9 +15,9 @@ use super::{Behind, Exports, Member, PerFamily};
 use crate::bgp::message::{Attributes, Dialect, Packing};
 use crate::net::Family;
 
-/// The neighbours with a session, and what each of them is sent of one prefix.
+/// Advertisement of one prefix to the neighbours with a session.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Told {
+pub struct Advertisement {
     pub neighbours: Vec<(PeerId, Result<Arc<Attributes>, Withheld>)>,
     /// Number of others that are sent the route, and that are not.
     pub others: (usize, usize),
@@ -32,9 +32,9 @@ impl Exports {
         shown.filter(|shown| shown.source != peer)
     }
 
-    /// What each neighbour is sent of a prefix, `most` of them by name.
-    pub fn told(&self, prefix: IpNet, table: &Table, interned: &mut Interned, most: usize) -> Told {
-        let (best, mut told) = (table.best(prefix), Told::default());
+    /// Advertisement of a prefix to each neighbour, `most` of them by name.
+    pub fn told(&self, prefix: IpNet, table: &Table, interned: &mut Interned, most: usize) -> Advertisement {
+        let (best, mut told) = (table.best(prefix), Advertisement::default());
         for (view, members) in &self.groups {
             let rendered = Renderer::new(self.own, view, &self.policy, table).rendered(prefix, best.as_ref(), interned);
             let rendered = rendered.and_then(|shown| match fits(view.dialect, prefix, &shown.attributes) {
@@ -42,10 +42,12 @@ impl Exports {
                 false => Err(Withheld::Unfit),
             });
             for (peer, member) in members {
-                let sent = rendered.clone().and_then(|shown| match self.obstacle(*peer, member, prefix, &shown) {
-                    None => Ok(shown.attributes),
-                    Some(withheld) => Err(withheld),
-                });
+                let sent = match &rendered {
+                    // It would not be sent to its source, whatever else holds.
+                    _ if best.as_ref().is_some_and(|best| best.source == *peer) => Err(Withheld::Source),
+                    Err(withheld) => Err(*withheld),
+                    Ok(shown) => self.still_owed(member, prefix).map_or_else(|| Ok(shown.attributes.clone()), Err),
+                };
                 match (told.neighbours.len() < most, &sent) {
                     (true, _) => told.neighbours.push((*peer, sent)),
                     (false, Ok(_)) => told.others.0 += 1,
@@ -85,11 +87,8 @@ impl Exports {
         counts
     }
 
-    /// Returns why a route of the group is not with one of its members.
-    fn obstacle(&self, peer: PeerId, member: &Member, prefix: IpNet, shown: &Shown) -> Option<Withheld> {
-        if shown.source == peer {
-            return Some(Withheld::Source);
-        }
+    /// Returns why the newest route to a prefix is not with a member yet.
+    fn still_owed(&self, member: &Member, prefix: IpNet) -> Option<Withheld> {
         let behind = member.behind.as_ref()?;
         let is_held = *self.held.of(Family::from(prefix));
         behind.owes(prefix).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
