@@ -34,6 +34,13 @@ pub struct Unjudged {
     early: BTreeMap<ServiceKey, BTreeMap<SocketAddr, u64>>,
 }
 
+/// The desired state, and what it does not say of destinations.
+pub struct DesiredTunnels<'a, IsListed> {
+    pub desired: &'a Desired,
+    /// Returns whether a destination is an endpoint of a slice: the firewall judges it as long, also where it takes no new connections.
+    pub is_listed: IsListed,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Wait {
     /// The World that has to be judged.
@@ -43,13 +50,11 @@ struct Wait {
 
 impl Unjudged {
     /// Takes the destinations of virtual services that have changed with the World of this number, or since; `judged`: the number of the newest World that the firewall has
-    /// judged. `is_listed` says of one that takes no new connections whether its endpoint still is in a slice: the firewall judges it as long. A destination is new when it is one
-    /// of these and was not before.
+    /// judged. A destination is new when the firewall is to judge it and did not have to before.
     pub fn follow(
         &mut self,
-        desired: &Desired,
+        DesiredTunnels { desired, is_listed }: DesiredTunnels<'_, impl Fn(&ServiceKey, SocketAddr) -> bool>,
         changed: &[ServiceKey],
-        is_listed: impl Fn(&ServiceKey, SocketAddr) -> bool,
         (number, judged): (u64, u64),
         now: Instant,
     ) {

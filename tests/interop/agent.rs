@@ -247,23 +247,57 @@ fn asked_json(host: &Host, words: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
+/// A prefix, and the AS numbers behind the first of its path.
+type Announced<'a> = (&'a str, &'a [u32]);
+
+/// Routers outside on the hosts behind the first, each in an AS of its own, that announce these prefixes with these paths to it.
+fn routers(hosts: &[Host], announced: &[(u32, &[Announced<'_>])]) -> Vec<Ours> {
+    let router = |(host, (asn, routes)): (&Host, &(u32, &[Announced<'_>]))| {
+        let ours = Ours::start(host, *asn, false);
+        let cell = Cell { asns: [*asn, 65001], ..Cell::with(Daemon::Bird) };
+        ours.want(wanted(&cell, host, &hosts[0]));
+        ours.order(routes.iter().map(|(prefix, path)| routed(host, prefix, path)).collect());
+        ours
+    };
+    hosts.iter().skip(1).zip(announced).map(router).collect()
+}
+
+/// State of a neighbour by its place in the list, and the routes of each family that are received, accepted and announced.
+fn neighbour(host: &Host, place: usize) -> (Value, [[u64; 2]; 3]) {
+    let one = asked_json(host, &["peers"])["neighbours"][place].clone();
+    let counts = |of: &str| ["ipv4", "ipv6"].map(|family| one[of][family].as_u64().unwrap_or_default());
+    (one["state"].clone(), ["received", "accepted", "announced"].map(counts))
+}
+
 #[test]
-fn an_agent_says_of_neighbours_and_routes_how_they_stand_and_why() {
+fn an_agent_says_how_its_neighbours_stand_and_why_one_is_not_there() {
     with_hosts(3, Topology::Link, |hosts| {
         let flags = ["--peer-router-ips=192.0.2.2,192.0.2.3", "--peer-router-asns=65002,65003"];
         let agent = Agent::start(&hosts[0], &flags);
         let absent = "apiVersion: v1\nkind: Node\nmetadata: {name: node-9}\nspec: {podCIDRs: [10.244.9.0/24]}\n\
                       status: {addresses: [{type: InternalIP, address: 192.0.2.9}]}\n";
         put(agent.host, "absent", absent);
-        let outside: Vec<Ours> = [(1, 65002), (2, 65003)]
-            .into_iter()
-            .map(|(place, asn)| {
-                let ours = Ours::start(&hosts[place], asn, false);
-                let cell = Cell { asns: [asn, 65001], ..Cell::with(Daemon::Bird) };
-                ours.want(wanted(&cell, &hosts[place], &hosts[0]));
-                ours
-            })
-            .collect();
+        let near = [("203.0.113.0/24", &[][..]), ("2001:db8:113::/64", &[]), ("10.96.0.9/32", &[])];
+        let far = [("203.0.113.0/24", &[64700][..]), ("fd00:10:96::9/128", &[64700])];
+        let _outside = routers(hosts, &[(65002, &near[..]), (65003, &far[..])]);
+        // The pods and the Service are announced to both, in both families; what is announced for the Service is not taken.
+        let up = |received, accepted| (Value::from("Established"), [received, accepted, [2, 2]]);
+        eventually("the first", &up([2, 1], [1, 1]), || neighbour(&hosts[0], 0));
+        eventually("the second", &up([1, 1], [1, 0]), || neighbour(&hosts[0], 1));
+        let peers = || asked(&hosts[0], &["peers"]).unwrap_or_default();
+        let line = |start: &str| peers().lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
+        assert!(line("192.0.2.2 ").ends_with("--peer-router-ips"), "{}", peers());
+        assert!(line("192.0.2.9 ").ends_with("Node node-9"), "{}", peers());
+        let reason = || line("192.0.2.9: ").starts_with("192.0.2.9: not established: last dial failed");
+        eventually("why there is no session", &true, reason);
+    });
+}
+
+#[test]
+fn an_agent_says_why_each_route_is_used_or_not() {
+    with_hosts(3, Topology::Link, |hosts| {
+        let flags = ["--peer-router-ips=192.0.2.2,192.0.2.3", "--peer-router-asns=65002,65003"];
+        let _agent = Agent::start(&hosts[0], &flags);
         let near = [
             ("203.0.113.0/24", &[][..]),
             ("2001:db8:113::/64", &[]),
@@ -273,61 +307,28 @@ fn an_agent_says_of_neighbours_and_routes_how_they_stand_and_why() {
             ("fd00:10:96::9/128", &[]),
             ("10.244.1.128/25", &[]),
         ];
-        outside[0].order(near.iter().map(|(prefix, path)| routed(&hosts[1], prefix, path)).collect());
         let far = [("203.0.113.0/24", &[64700][..]), ("2001:db8:113::/64", &[64700])];
-        outside[1].order(far.iter().map(|(prefix, path)| routed(&hosts[2], prefix, path)).collect());
-
-        // 203.0.113.0/24 and its twin are taken from each, and the pods and the Service are announced in both families.
-        let of = |number: usize| {
-            let one = asked_json(&hosts[0], &["peers"])["neighbours"][number].clone();
-            let sum = |of: &str| ["ipv4", "ipv6"].map(|family| one[of][family].as_u64().unwrap_or_default());
-            (one["state"].clone(), sum("received"), sum("accepted"), sum("announced"))
-        };
-        eventually("the first", &("Established".into(), [4, 3], [1, 1], [2, 2]), || of(0));
-        eventually("the second", &("Established".into(), [1, 1], [1, 1], [2, 2]), || of(1));
-        let peers = asked(&hosts[0], &["peers"]).expect("it answers");
-        let line = |start: &str| peers.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
-        assert!(line("192.0.2.2 ").ends_with("--peer-router-ips"), "{peers}");
-        assert!(line("192.0.2.9 ").ends_with("Node node-9"), "{peers}");
-        let reason = || {
-            let peers = asked(&hosts[0], &["peers"]).unwrap_or_default();
-            peers.lines().any(|line| line.starts_with("192.0.2.9: not established: last dial failed"))
-        };
-        eventually("why there is no session", &true, reason);
-
-        for (prefix, gateway) in [("203.0.113.0/24", "192.0.2.2"), ("2001:db8:113::/64", "2001:db8::2")] {
-            let in_place = format!("kernel: in place: via {gateway} dev eth0");
-            let says = || asked(&hosts[0], &["routes", prefix]).is_some_and(|text| text.contains(&in_place));
-            eventually("the kernel has it", &true, says);
-            let text = asked(&hosts[0], &["routes", prefix]).expect("it answers");
-            for part in [
-                "from 192.0.2.2, ",
-                "best; accepted by import policy kube_router_import1",
-                "lost to the one from 192.0.2.2 at AS_PATH length: 2, not 1",
-                "to 192.0.2.2: not announced: the best route is its own",
-                "to 192.0.2.3: not announced: rejected by export policy kube_router_export1",
-            ] {
-                assert!(text.contains(part), "{part}: {text}");
-            }
-        }
-        for (prefix, why) in [
-            ("198.51.100.0/24", "refused: a loop: its AS path contains our AS number 65001"),
-            ("2001:db8:51::/64", "refused: a loop: its AS path contains our AS number 65001"),
+        let _outside = routers(hosts, &[(65002, &near[..]), (65003, &far[..])]);
+        let says = |word: &str| asked(&hosts[0], &["routes", word]).unwrap_or_default();
+        let vip = "the prefix is an address of a Service that this node announces";
+        for (prefix, parts) in [
+            ("203.0.113.0/24", ["kernel: in place: via 192.0.2.2 dev eth0", "at AS_PATH length: 2, not 1"]),
+            ("2001:db8:113::/64", ["kernel: in place: via 2001:db8::2 dev eth0", "at AS_PATH length: 2, not 1"]),
+            ("203.0.113.7", ["best; accepted by import policy", "not announced: rejected by export policy"]),
             (
-                "10.96.0.9/32",
-                "servicevipsdefinedsetallpeerset: the prefix is an address of a Service that this node announces",
+                "198.51.100.0/24",
+                ["refused: a loop: its AS path contains our AS number 65001", "no route: none is used"],
             ),
             (
-                "fd00:10:96::9/128",
-                "servicevipsdefinedsetv6allpeerset: the prefix is an address of a Service that this node announces",
+                "2001:db8:51::/64",
+                ["refused: a loop: its AS path contains our AS number 65001", "no route: none is used"],
             ),
-            ("10.244.1.128/25", "podcidrinsidedefinedsetallpeerset: the prefix is inside of a node's pod range"),
+            ("10.96.0.9/32", [vip, "announced with next hop 192.0.2.1, AS path 65001"]),
+            ("fd00:10:96::9/128", [vip, "announced with next hop 2001:db8::1, AS path 65001"]),
+            ("10.244.1.128/25", ["the prefix is inside of a node's pod range", "no route: none is used"]),
         ] {
-            let text = asked(&hosts[0], &["routes", prefix]).expect("it answers");
-            assert!(text.contains(why), "{why}: {text}");
+            eventually(prefix, &true, || parts.iter().all(|part| says(prefix).contains(part)));
         }
-        let text = asked(&hosts[0], &["routes", "10.96.0.9"]).expect("an address has the prefixes around it");
-        assert!(text.contains("to 192.0.2.2, 192.0.2.3: announced with next hop 192.0.2.1, AS path 65001"), "{text}");
         assert_eq!(asked(&hosts[0], &["routes", "100.64.0.1"]), None, "nobody knows it");
         let all = asked_json(&hosts[0], &["routes"]);
         assert_eq!((all["prefixes"].as_array().map(Vec::len), all["prefixesLeftOff"].as_u64()), (Some(9), Some(0)));

@@ -11,7 +11,7 @@ use sluice::net::PerFamily;
 use sluice::proxy::apply::{Mirrors, ProxyRound};
 use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
-use sluice::proxy::unjudged::{Unjudged, Waiting};
+use sluice::proxy::unjudged::{DesiredTunnels, Unjudged, Waiting};
 use sluice::reconcile::{Found, Moment};
 use sluice::subsystem::Kinds;
 
@@ -66,7 +66,9 @@ impl Agent {
 
     fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
         self.mirrors.mark(changed);
-        self.unjudged.follow(self.plan.desired(), &changed.virtuals, self.worlds, now);
+        let is_listed = |port: &ServiceKey, destination| self.plan.is_listed(port, destination);
+        let tunnels = DesiredTunnels { desired: self.plan.desired(), is_listed };
+        self.unjudged.follow(tunnels, &changed.virtuals, self.worlds, now);
     }
 
     /// The firewall has judged a World: the newest one, or one that is so much older.
@@ -77,7 +79,7 @@ impl Agent {
 
     /// Returns the endpoints that have to wait at a moment.
     pub fn held_back(&mut self, now: Instant) -> Waiting {
-        self.unjudged.expire(now);
+        self.unjudged.expire(now, |port, destination| self.mirrors.begins(self.plan.desired(), port, destination));
         self.unjudged.waiting()
     }
 

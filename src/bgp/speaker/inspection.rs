@@ -168,7 +168,7 @@ impl Speaker {
             last_failure: neighbour.failure.as_ref().map(|Failure { cause, at }| (cause.clone(), ago(*at))),
             path: wanted
                 .liveness
-                .map(|_| PathStatus { status: neighbour.path(), failed: neighbour.path_failed_at().map(ago) }),
+                .map(|_| PathStatus { status: neighbour.path(), failed: neighbour.path.failed_at.map(ago) }),
         }
     }
 

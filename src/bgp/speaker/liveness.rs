@@ -50,7 +50,7 @@ pub(super) struct PathState {
     /// Number of failures before the last one, each less than [`CALM`] after the one before.
     flaps: u32,
     /// It has ended the session, and keeps another one from being made.
-    is_holding: bool,
+    pub is_holding: bool,
     /// End of the time for which BFD has to be up until a session is made again.
     release_at: Option<Instant>,
     /// Last time that BFD came up.

@@ -55,8 +55,8 @@ fn directories_of_network_namespaces_that_are_not_mounted_are_said_once_and_for_
         "network namespaces of pods cannot be entered: the container runtime keeps them in {}, which is not there; {MOUNT}",
         netns.display()
     );
-    assert_eq!(bring("10.244.1.5"), [absent.clone()]);
-    assert_eq!(bring("10.244.1.6"), [absent.clone()]);
+    assert_eq!(bring("10.244.1.5"), std::slice::from_ref(&absent));
+    assert_eq!(bring("10.244.1.6"), std::slice::from_ref(&absent));
     // A directory that a pod has just left says nothing, and takes nothing back.
     fs::create_dir(&netns).expect("it is new");
     assert_eq!(bring("10.244.1.5"), [absent]);

@@ -250,20 +250,19 @@ fn lacking(asked: &[AskedRight], needed: &[NeededRight]) -> Vec<Finding> {
             }
         })
         .collect();
-    if let Some(reason) = not_said {
-        let why = "a right that lacks shows in /readyz only after the start".to_owned();
-        let todo = "allow create on selfsubjectaccessreviews, as the role system:basic-user does".to_owned();
-        judged.push(Finding::bad(
-            Level::Degraded,
-            "rights",
-            [format!("the API server does not say: {reason}"), why, todo],
-        ));
-    }
+    judged.extend(not_said.map(|reason| unsaid(reason)));
     if judged.iter().all(|finding| finding.level == Level::Ok) && !asked.is_empty() {
         let count = asked.iter().filter(|one| one.allowed == Allowed::Yes).count();
         judged.push(Finding::ok("rights", format!("the credentials have all {count} that are needed")));
     }
     judged
+}
+
+fn unsaid(reason: &str) -> Finding {
+    let what = format!("the API server does not say: {reason}");
+    let why = "a right that lacks shows in /readyz only after the start".to_owned();
+    let todo = "allow create on selfsubjectaccessreviews, as the role system:basic-user does".to_owned();
+    Finding::bad(Level::Degraded, "rights", [what, why, todo])
 }
 
 /// Returns the name of the object for which a role grants a right. One role serves all nodes, so it names none of them.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::kernel::ipvs::ServiceKey;
 use crate::observe::health::Note;
 
-use super::{Unjudged, Waiting};
+use super::{DesiredTunnels, Unjudged, Waiting};
 use crate::proxy::plan::Plan;
 
 /// The endpoints behind tunnels that wait for the firewall, and how far it has come.
@@ -41,7 +41,8 @@ impl FirewallWaits {
         if let Some(judged) = &self.judged {
             let judged = *judged.borrow();
             let is_listed = |port: &ServiceKey, destination| plan.is_listed(port, destination);
-            self.unjudged.follow(plan.desired(), changed, is_listed, (self.world, judged), now);
+            let tunnels = DesiredTunnels { desired: plan.desired(), is_listed };
+            self.unjudged.follow(tunnels, changed, (self.world, judged), now);
         }
     }
 

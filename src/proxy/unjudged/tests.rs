@@ -47,7 +47,8 @@ impl Case {
         let gone: Vec<SocketAddr> =
             endpoints.split_whitespace().filter_map(|word| word.strip_suffix("=gone")).map(endpoint).collect();
         let is_listed = |_: &ServiceKey, destination| !gone.contains(&destination);
-        self.unjudged.follow(&self.desired, &[mark], is_listed, worlds, self.now);
+        let tunnels = DesiredTunnels { desired: &self.desired, is_listed };
+        self.unjudged.follow(tunnels, &[mark], worlds, self.now);
     }
 
     fn leaves_its_tunnel(&mut self, address: &str, worlds: (u64, u64)) {
@@ -55,7 +56,8 @@ impl Case {
         self.desired.marks.remove(&port);
         self.desired.marked.remove(&mark);
         self.desired.virtuals.remove(&mark);
-        self.unjudged.follow(&self.desired, &[mark, port], |_, _| false, worlds, self.now);
+        let tunnels = DesiredTunnels { desired: &self.desired, is_listed: |_: &ServiceKey, _| false };
+        self.unjudged.follow(tunnels, &[mark, port], worlds, self.now);
     }
 
     #[track_caller]

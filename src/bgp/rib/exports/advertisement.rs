@@ -42,12 +42,10 @@ impl Exports {
                 false => Err(Withheld::Unfit),
             });
             for (peer, member) in members {
-                let sent = match &rendered {
-                    // It would not be sent to its source, whatever else holds.
-                    _ if best.as_ref().is_some_and(|best| best.source == *peer) => Err(Withheld::Source),
-                    Err(withheld) => Err(*withheld),
-                    Ok(shown) => self.still_owed(member, prefix).map_or_else(|| Ok(shown.attributes.clone()), Err),
-                };
+                let sent = rendered.clone().and_then(|shown| match self.obstacle(*peer, member, prefix, &shown) {
+                    None => Ok(shown.attributes),
+                    Some(withheld) => Err(withheld),
+                });
                 match (told.neighbours.len() < most, &sent) {
                     (true, _) => told.neighbours.push((*peer, sent)),
                     (false, Ok(_)) => told.others.0 += 1,
@@ -87,8 +85,11 @@ impl Exports {
         counts
     }
 
-    /// Returns why the newest route to a prefix is not with a member yet.
-    fn still_owed(&self, member: &Member, prefix: IpNet) -> Option<Withheld> {
+    /// Returns why a route of the group is not with one of its members.
+    fn obstacle(&self, peer: PeerId, member: &Member, prefix: IpNet, shown: &Shown) -> Option<Withheld> {
+        if shown.source == peer {
+            return Some(Withheld::Source);
+        }
         let behind = member.behind.as_ref()?;
         let is_held = *self.held.of(Family::from(prefix));
         behind.owes(prefix).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
