@@ -164,7 +164,7 @@ impl Candidate {
 #[derive(Default, Debug)]
 struct Trouble(String);
 
-/// What changed about it.
+/// Change of the trouble since it was told last.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Change {
     Begun(String),
