@@ -285,9 +285,14 @@ impl Speaker {
     fn want(&mut self, at: Moment, wanted: WantedNeighbour) {
         let address = wanted.address;
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            let was_held = neighbour.path.is_holding;
             let anew = neighbour.change(wanted);
-            if anew {
-                self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE)));
+            // Nobody watches the path any more that kept it from having a session.
+            let is_free = was_held && !neighbour.path.is_holding && neighbour.peer.state() == State::Idle;
+            match anew {
+                true => self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE))),
+                false if is_free => self.event(at, address, Event::Start),
+                false => self.set_timer(address),
             }
             return;
         }
@@ -341,6 +346,7 @@ impl Speaker {
         let due: Vec<IpAddr> = soon.map(|(_, address)| *address).filter(is_ready).collect();
         for address in due {
             self.event(at, address, Event::Tick);
+            self.end_hold_if_over(address);
             self.release_if_due(at, address);
             let Some(neighbour) = self.neighbours.get(&address) else { continue };
             if let Some((link, _)) = neighbour.peer.session().filter(|_| neighbour.is_stuck(at.now)) {
@@ -433,6 +439,7 @@ impl Speaker {
     fn down(&mut self, at: Moment, address: IpAddr, kept: PerFamily<bool>, cause: Cause) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         neighbour.end(at.now);
+        neighbour.path.end(&cause);
         self.rib.leave(neighbour.id, kept);
         self.note_end(at, address, &cause);
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));

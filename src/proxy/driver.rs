@@ -335,8 +335,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mark(&expired, at.now);
         self.release_idle(at.now);
         let Driver { plan, mirrors, context, .. } = self;
-        let begins = |port: &ServiceKey, destination| mirrors.begins(plan.desired(), port, destination);
-        context.firewall.expire(at.now, begins, &context.metrics.unjudged);
+        let use_of = |port: &ServiceKey, destination| mirrors.use_of(plan.desired(), port, destination);
+        context.firewall.expire(at.now, use_of, &context.metrics.unjudged);
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> ProxyRound {

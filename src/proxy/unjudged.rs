@@ -21,24 +21,43 @@ use super::endpoints::DRAINING;
 /// Maximum wait for the firewall.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Destinations that wait, by the address, protocol and port of their virtual service.
-pub type Waiting = BTreeMap<ServiceKey, BTreeSet<SocketAddr>>;
+/// What waits, by the address, protocol and port of its virtual service.
+pub type Waiting = BTreeMap<ServiceKey, Held>;
+
+/// The destinations of one port of which some wait.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Held {
+    pub waiting: BTreeSet<SocketAddr>,
+    /// The others that the firewall judges.
+    pub judged: BTreeSet<SocketAddr>,
+}
+
+/// What IPVS does with a destination that has waited for long enough.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// New connections are sent to it from now on.
+    Begins,
+    /// They were all the time: an earlier run has judged it.
+    GoesOn,
+    /// It gets none, as desired.
+    None,
+}
 
 /// The destinations of tunnels, and which of them the firewall has not judged.
 #[derive(Default)]
 pub struct Unjudged {
-    /// All that the firewall judges: those that take new connections, and those that drain while their endpoint is listed; waiting or not.
-    known: Waiting,
+    /// All that the firewall judges: those that take new connections, and those that drain as their endpoint terminates and still serves; waiting or not.
+    known: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     waiting: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Wait>>,
     /// Those that are used before their time, with the number of the World that has to be judged.
     early: BTreeMap<ServiceKey, BTreeMap<SocketAddr, u64>>,
 }
 
 /// The desired state, and what it does not say of destinations.
-pub struct DesiredTunnels<'a, IsListed> {
+pub struct DesiredTunnels<'a, MayServe> {
     pub desired: &'a Desired,
-    /// Returns whether a destination is an endpoint of a slice: the firewall judges it as long, also where it takes no new connections.
-    pub is_listed: IsListed,
+    /// Returns whether a destination is an endpoint that the Service may use: the firewall judges it, also where it takes no new connections.
+    pub may_serve: MayServe,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +72,7 @@ impl Unjudged {
     /// judged. A destination is new when the firewall is to judge it and did not have to before.
     pub fn follow(
         &mut self,
-        DesiredTunnels { desired, is_listed }: DesiredTunnels<'_, impl Fn(&ServiceKey, SocketAddr) -> bool>,
+        DesiredTunnels { desired, may_serve }: DesiredTunnels<'_, impl Fn(&ServiceKey, SocketAddr) -> bool>,
         changed: &[ServiceKey],
         (number, judged): (u64, u64),
         now: Instant,
@@ -64,7 +83,7 @@ impl Unjudged {
         self.early.retain(|port, _| is_tunnelled(port));
         for port in changed.iter().filter_map(|key| desired.marked.get(key)) {
             let destinations = desired.virtual_of(port).into_iter().flat_map(|found| found.destinations.iter());
-            let are_judged = destinations.filter(|it| it.weight != DRAINING || is_listed(port, it.address));
+            let are_judged = destinations.filter(|it| it.weight != DRAINING || may_serve(port, it.address));
             let judged_ones: BTreeSet<SocketAddr> = are_judged.map(|destination| destination.address).collect();
             let before = self.known.insert(*port, judged_ones.clone()).unwrap_or_default();
             for gone in before.difference(&judged_ones) {
@@ -92,15 +111,22 @@ impl Unjudged {
         self.early.retain(|_, its| !its.is_empty());
     }
 
-    /// Lets go on what has waited for long enough. Returns the number of these destinations to which packets are sent from now on, as `begins` says: an earlier run
-    /// judged those that are used all the time.
-    pub fn expire(&mut self, now: Instant, begins: impl Fn(&ServiceKey, SocketAddr) -> bool) -> usize {
+    /// Lets go on what has waited for long enough. Returns the number of these destinations to which packets are sent from now on. One that gets none is as one that was never
+    /// known: it waits anew when it is to have some.
+    pub fn expire(&mut self, now: Instant, use_of: impl Fn(&ServiceKey, SocketAddr) -> Use) -> usize {
         let mut expired = 0;
         for (port, its) in &mut self.waiting {
-            let over = its.extract_if(.., |_, wait| wait.until <= now);
-            for (destination, wait) in over.filter(|(destination, _)| begins(port, *destination)) {
-                self.early.entry(*port).or_default().insert(destination, wait.number);
-                expired += 1;
+            for (destination, wait) in its.extract_if(.., |_, wait| wait.until <= now) {
+                match use_of(port, destination) {
+                    Use::Begins => {
+                        self.early.entry(*port).or_default().insert(destination, wait.number);
+                        expired += 1;
+                    }
+                    Use::GoesOn => {}
+                    Use::None => {
+                        self.known.get_mut(port).map(|known| known.remove(&destination));
+                    }
+                }
             }
         }
         self.waiting.retain(|_, its| !its.is_empty());
@@ -114,7 +140,12 @@ impl Unjudged {
 
     /// Returns the destinations that have to wait.
     pub fn waiting(&self) -> Waiting {
-        self.waiting.iter().map(|(port, its)| (*port, its.keys().copied().collect())).collect()
+        let held = |port: &ServiceKey, its: &BTreeMap<SocketAddr, Wait>| {
+            let known = self.known.get(port).into_iter().flatten();
+            let judged = known.filter(|destination| !its.contains_key(destination)).copied().collect();
+            Held { waiting: its.keys().copied().collect(), judged }
+        };
+        self.waiting.iter().map(|(port, its)| (*port, held(port, its))).collect()
     }
 
     /// Returns the number of destinations that are used before their time.

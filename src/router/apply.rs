@@ -249,11 +249,15 @@ impl<K: Kernel> Mirrors<K> {
         prefixes.iter().map(compare).collect()
     }
 
-    /// Returns the routes of others that take packets of these prefixes away from ours.
+    /// Returns the routes of others that take packets of these prefixes away from ours; of each prefix ten at most.
     pub fn routes_in_the_way(&self, prefixes: &[IpNet]) -> Vec<(IpNet, String)> {
-        let prefixes: BTreeSet<&IpNet> = prefixes.iter().collect();
-        let staying = self.routes.peek().staying().into_iter().filter(|(range, _)| prefixes.contains(range));
-        staying.take(RIVALS).map(|(range, rival)| (range, rival.to_string())).collect()
+        let mut left: BTreeMap<&IpNet, usize> = prefixes.iter().map(|prefix| (prefix, RIVALS)).collect();
+        let mut may_be_named = |range: &IpNet| {
+            let left = left.get_mut(range).filter(|left| **left > 0);
+            left.map(|left| *left -= 1).is_some()
+        };
+        let staying = self.routes.peek().staying().into_iter().filter(|(range, _)| may_be_named(range));
+        staying.map(|(range, rival)| (range, rival.to_string())).collect()
     }
 
     /// Records the pod CIDRs of our own node.

@@ -53,8 +53,10 @@ pub fn peering(
     };
     let external = peer.asn != local.asn;
     let hops = config.multihop.unwrap_or(1);
-    let is_on_link =
-        if external { hops == 1 } else { own.networks.iter().any(|network| network.contains(&peer.address)) };
+    // Without a network at our address (a link that is down, an address of host length) it may be on the link as well.
+    let mut around = own.networks.iter().filter(|network| network.contains(&here)).peekable();
+    let is_near = around.peek().is_none() || around.any(|network| network.contains(&peer.address));
+    let is_on_link = if external { hops == 1 } else { is_near };
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
     Ok(WantedNeighbour {
         address: peer.address,

@@ -66,8 +66,8 @@ impl Agent {
 
     fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
         self.mirrors.mark(changed);
-        let is_listed = |port: &ServiceKey, destination| self.plan.is_listed(port, destination);
-        let tunnels = DesiredTunnels { desired: self.plan.desired(), is_listed };
+        let may_serve = |port: &ServiceKey, destination| self.plan.may_serve(port, destination);
+        let tunnels = DesiredTunnels { desired: self.plan.desired(), may_serve };
         self.unjudged.follow(tunnels, &changed.virtuals, self.worlds, now);
     }
 
@@ -79,7 +79,7 @@ impl Agent {
 
     /// Returns the endpoints that have to wait at a moment.
     pub fn held_back(&mut self, now: Instant) -> Waiting {
-        self.unjudged.expire(now, |port, destination| self.mirrors.begins(self.plan.desired(), port, destination));
+        self.unjudged.expire(now, |port, destination| self.mirrors.use_of(self.plan.desired(), port, destination));
         self.unjudged.waiting()
     }
 

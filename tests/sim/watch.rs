@@ -455,7 +455,7 @@ impl Round {
         let is_its =
             |port: &&ServiceKey| self.marked.get(key) == Some(*port) || packet::mark(state, **port) == Some(*key);
         let ports = self.held_back.keys().filter(is_its).filter(|port| !self.is_excused(port));
-        let mut held = ports.filter_map(|port| self.held_back.get(port)).flatten();
+        let mut held = ports.filter_map(|port| self.held_back.get(port)).flat_map(|held| &held.waiting);
         let early = held.find(|address| now.contains(address) && !before.contains(address))?;
         Some(format!("{early} gets connections through {key}, and the firewall has not judged it"))
     }

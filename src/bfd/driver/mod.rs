@@ -228,7 +228,7 @@ impl Driver {
         let lookup = self.lookup.take().or_else(|| Lookup::open().ok());
         let Some(mut lookup) = lookup else { return false };
         // A question that failed is asked again with the next packet, over another socket.
-        let Ok(link) = lookup.link_to(key.remote) else { return false };
+        let Ok(link) = lookup.link_to(key.remote, key.local) else { return false };
         self.lookup = Some(lookup);
         self.sessions.set_link(&key, link);
         true

@@ -145,7 +145,11 @@ impl Driver {
             Some(Report::Unsent(to, error)) => self.news.push(Event::Trouble(Subject::BfdTo(to), error)),
             Some(Report::Ignored(counts)) => self.news.push(Event::Ignored(counts)),
             None => {
+                // One that dies again and again must not take all of a processor.
                 self.liveness.running = None;
+                self.liveness.retry_at = Some(Instant::now() + RETRY);
+                let error = Error::errno("run the thread of", "BFD".to_owned(), Errno::IO);
+                self.news.push(Event::Trouble(Subject::BfdThread, Some(error)));
                 self.step(Input::PathsUnknown);
             }
         }

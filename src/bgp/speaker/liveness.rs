@@ -12,15 +12,15 @@
 //! forwarded, and its stale routes go.
 //!
 //! The neighbour's BFD is often found gone only when its next process has a session already: our end was up on the last packets of the
-//! process before. Such a failure says nothing about the new session, which goes on. What tells it: BFD came up before the session before ended,
-//! and not since, and the session is not older than the detection time and a moment, within which the silence of the old process ends.
+//! process before. Such a failure says nothing about the new session, which goes on. What tells it: the session before ended as with a process, BFD came up
+//! before that and not since, and the session is not older than the detection time and a moment, within which the silence of the old process ends.
 //! Should the path itself have failed in that moment, the hold timer ends the session.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::super::message::{Notification, Reason};
-use super::super::session::{Event, Moment, State};
+use super::super::session::{Cause, Event, Moment, State};
 use super::{Fact, Neighbour, Output, Speaker};
 use crate::bfd::{self, Status};
 use crate::net::PerFamily;
@@ -57,13 +57,24 @@ pub(super) struct PathState {
     up_at: Option<Instant>,
     /// BFD came up before the session before this one ended, and not since: it may be with a process that is gone.
     is_older: bool,
+    /// The last session ended as it does when the neighbour's process ends.
+    may_be_gone: bool,
 }
 
 impl PathState {
     /// Records that a session is established. `ended`: the end of the one before.
     pub fn begin(&mut self, ended: Option<Instant>) {
-        self.is_older = self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
+        self.is_older = self.may_be_gone && self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
         self.let_go();
+    }
+
+    /// Records the end of a session. What we have ended for a reason of our own, and what the neighbour resets, ends no process.
+    pub fn end(&mut self, cause: &Cause) {
+        self.may_be_gone = match cause {
+            Cause::Closed | Cause::Replaced => true,
+            Cause::Sent(said) => said.reason == Reason::HOLD_TIMER_EXPIRED,
+            Cause::Received(said) => said.reason != Reason::RESET && said.reason != Reason::CONFIGURATION_CHANGE,
+        };
     }
 
     /// Records that another session is not kept from being made by the path any more.
@@ -146,6 +157,15 @@ impl Speaker {
         };
         self.release_if_due(at, address);
         self.set_timer(address);
+    }
+
+    /// Forgets that a path keeps its neighbour from having a session, where the time for that is over: what keeps it later is another matter.
+    pub(super) fn end_hold_if_over(&mut self, address: IpAddr) {
+        let held = self.neighbours.get_mut(&address).filter(|one| one.path.is_holding);
+        if let Some(neighbour) = held.filter(|one| one.peer.state() != State::Idle) {
+            neighbour.path.let_go();
+            self.set_timer(address);
+        }
     }
 
     /// Lets a neighbour have a session again whose path had failed, and has been up for long enough.

@@ -36,6 +36,7 @@ pub enum Leading {
 /// Length of `struct rtmsg`.
 const HEADER: usize = 12;
 const DESTINATION: u16 = 1;
+const SOURCE: u16 = 2;
 const OUTPUT_LINK: u16 = 4;
 const GATEWAY: u16 = 5;
 const MULTIPATH: u16 = 9;
@@ -83,13 +84,14 @@ impl Lookup {
         }
     }
 
-    /// Index of the link over which a packet to an address would leave; `None` where there is no route.
+    /// Index of the link over which a packet from an address of this host to another address would leave; `None` where there is no route, or
+    /// the address is not this host's.
     ///
     /// # Errors
     /// The request failed.
-    pub fn link_to(&mut self, to: IpAddr) -> Result<Option<u32>, Error> {
-        // The route as it is used: of several ways, the one that is taken.
-        self.ask_for(to, 0);
+    pub fn link_to(&mut self, to: IpAddr, from: IpAddr) -> Result<Option<u32>, Error> {
+        // The route as it is used: of several ways, one that is taken. Rules may choose a table by the source.
+        self.ask_for(to, Some(from), 0);
         match self.socket.request(&mut self.message, link) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
@@ -98,15 +100,19 @@ impl Lookup {
     }
 
     fn ask(&mut self, to: IpAddr) {
-        self.ask_for(to, MATCHED);
+        self.ask_for(to, None, MATCHED);
     }
 
-    fn ask_for(&mut self, to: IpAddr, flags: u32) {
+    fn ask_for(&mut self, to: IpAddr, from: Option<IpAddr>, flags: u32) {
         let family = Family::from(to);
         let [f0, f1, f2, f3] = flags.to_ne_bytes();
-        let header = [family.number(), family.host_bits(), 0, 0, 0, 0, 0, 0, f0, f1, f2, f3];
+        let from_bits = if from.is_some() { family.host_bits() } else { 0 };
+        let header = [family.number(), family.host_bits(), from_bits, 0, 0, 0, 0, 0, f0, f1, f2, f3];
         self.message.clear();
         self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
+        if let Some(from) = from {
+            self.message.address(SOURCE, from);
+        }
     }
 }
 

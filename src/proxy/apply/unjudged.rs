@@ -2,7 +2,6 @@
 //! takes no new connections goes on so.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::{Kernel, Mirrors};
@@ -11,7 +10,7 @@ use crate::packed::BlockMap;
 use crate::proxy::desired::Desired;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::scheduler;
-use crate::proxy::unjudged::Waiting;
+use crate::proxy::unjudged::{Held, Use, Waiting};
 
 impl<K: Kernel> Mirrors<K> {
     /// Sets the destinations that have to wait, in place of those before.
@@ -36,20 +35,24 @@ impl<K: Kernel> Mirrors<K> {
         virtuals
     }
 
-    /// Returns whether IPVS shall send new connections for a port in tunnel mode to this destination and does not yet, as far as it was read.
-    pub fn begins(&self, desired: &Desired, port: &ServiceKey, destination: SocketAddr) -> bool {
+    /// Returns what IPVS is to do with a destination of a port in tunnel mode, beside what it does, as far as it was read.
+    pub fn use_of(&self, desired: &Desired, port: &ServiceKey, destination: SocketAddr) -> Use {
         let takes = |its: Option<&Virtual>| {
             let mut takers = its.into_iter().flat_map(|its| its.destinations.iter()).filter(|it| it.weight != DRAINING);
             takers.any(|it| it.address == destination)
         };
         let key = desired.kernel_key(port);
-        takes(desired.virtuals.get(&key)) && !takes(self.virtuals.seen().and_then(|seen| seen.get(&key)))
+        match takes(self.virtuals.seen().and_then(|seen| seen.get(&key))) {
+            true => Use::GoesOn,
+            false if takes(desired.virtuals.get(&key)) => Use::Begins,
+            false => Use::None,
+        }
     }
 
     /// Returns whether anything waits that IPVS shall use and does not use yet.
     pub fn lacks_held_back(&self, desired: &Desired) -> bool {
-        let mut all = self.held_back.iter().flat_map(|(port, its)| its.iter().map(move |one| (port, *one)));
-        all.any(|(port, destination)| self.begins(desired, port, destination))
+        let mut all = self.held_back.iter().flat_map(|(port, held)| held.waiting.iter().map(move |one| (port, *one)));
+        all.any(|(port, destination)| self.use_of(desired, port, destination) == Use::Begins)
     }
 
     /// Marks the virtual services as changed of which something waits: compared with what they shall be for now they count as settled.
@@ -60,21 +63,21 @@ impl<K: Kernel> Mirrors<K> {
     }
 }
 
-/// Returns a virtual service without the destinations that are held back, but for those that it has. Where nobody would take new connections then, those that
-/// do so now go on, though they are to drain: they are endpoints still, or were a moment ago.
-pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &BTreeSet<SocketAddr>) -> Virtual {
+/// Returns a virtual service without the destinations that are held back, but for those that it has. Where nobody would take new connections then, those go on that
+/// do so now and are to drain, as far as the firewall judges them: endpoints that terminate and still serve.
+pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &Held) -> Virtual {
     let weight_now = |address: SocketAddr| {
         let found = seen.into_iter().flat_map(|seen| seen.destinations.iter()).find(|it| it.address == address);
         found.map(|it| it.weight)
     };
-    let for_now = |wanted: Destination| match held.contains(&wanted.address) {
+    let for_now = |wanted: Destination| match held.waiting.contains(&wanted.address) {
         true => weight_now(wanted.address)
             .map(|weight| Destination { weight: weight_of_held(weight, wanted.weight), ..wanted }),
         false => Some(wanted),
     };
     let mut destinations: Vec<Destination> = wanted.destinations.iter().filter_map(for_now).collect();
     if destinations.iter().all(|it| it.weight == DRAINING) {
-        for it in &mut destinations {
+        for it in destinations.iter_mut().filter(|it| held.judged.contains(&it.address)) {
             it.weight = weight_now(it.address).unwrap_or(it.weight);
         }
     }
@@ -111,29 +114,39 @@ mod tests {
         }
     }
 
+    /// With endpoints that wait, and others that the firewall judges: `6 | 5`.
+    fn held(waiting: &str) -> Held {
+        let (waiting, judged) = waiting.split_once('|').unwrap_or((waiting, ""));
+        let [waiting, judged] = [waiting, judged].map(|words| words.split_whitespace().map(endpoint).collect());
+        Held { waiting, judged }
+    }
+
     #[track_caller]
-    fn is_for_now(scheduler: &str, [seen, wanted, held, for_now]: [&str; 4]) {
-        let held = held.split_whitespace().map(endpoint).collect();
+    fn is_for_now(scheduler: &str, [seen, wanted, waiting, for_now]: [&str; 4]) {
+        let held = held(waiting);
         let found = held_to(&tunnels(scheduler, wanted), Some(&tunnels(scheduler, seen)), &held);
         assert_eq!(found, tunnels(scheduler, for_now), "{scheduler}: {seen} -> {wanted}");
     }
 
     #[test]
     fn the_old_endpoints_serve_as_long_as_all_new_ones_wait() {
-        is_for_now("rr", ["5", "5=0 6", "6", "5"]);
-        is_for_now("rr", ["5 6", "5=0 6=0 7", "7", "5 6"]);
+        is_for_now("rr", ["5", "5=0 6", "6 | 5", "5"]);
+        is_for_now("rr", ["5 6", "5=0 6=0 7", "7 | 5 6", "5 6"]);
+        // The firewall does not judge one that is not ready.
+        is_for_now("rr", ["5", "5=0 6", "6", "5=0"]);
+        is_for_now("rr", ["5 6", "5=0 6=0 7", "7 | 6", "5=0 6"]);
         // One that serves already, or was judged, is enough.
-        is_for_now("rr", ["5 6", "5=0 6 7", "7", "5=0 6"]);
-        is_for_now("rr", ["5", "5=0 6 7", "7", "5=0 6"]);
+        is_for_now("rr", ["5 6", "5=0 6 7", "7 | 5 6", "5=0 6"]);
+        is_for_now("rr", ["5", "5=0 6 7", "7 | 5 6", "5=0 6"]);
         // Nobody served before either, or whoever did has left.
-        is_for_now("rr", ["5=0", "5=0 6", "6", "5=0"]);
+        is_for_now("rr", ["5=0", "5=0 6", "6 | 5", "5=0"]);
         is_for_now("rr", ["5", "6", "6", ""]);
     }
 
     #[test]
     fn what_waits_at_weight_0_refuses_no_client_of_a_scheduler_that_asks_for_the_fallback_flag() {
         is_for_now("sh", ["5 6=0", "5 6", "6", "5 6=0"]);
-        let found = held_to(&tunnels("sh", "5 6"), Some(&tunnels("sh", "5 6=0")), &BTreeSet::from([endpoint("6")]));
+        let found = held_to(&tunnels("sh", "5 6"), Some(&tunnels("sh", "5 6=0")), &held("6 | 5"));
         assert_eq!(found.service.flags & flags::SCHEDULER_1, flags::SCHEDULER_1);
     }
 }

@@ -105,11 +105,10 @@ impl Plan {
         }
     }
 
-    /// Returns whether a destination of a virtual service is an endpoint of a slice, also where it takes no new connections.
-    pub fn is_listed(&self, key: &ServiceKey, destination: SocketAddr) -> bool {
+    /// Returns whether a destination of a virtual service is an endpoint that its Service may use: ready, or terminating and serving.
+    pub fn may_serve(&self, key: &ServiceKey, destination: SocketAddr) -> bool {
         let claimed = self.claim(key).map(|claim| &claim.wanted.virtual_service.destinations);
         claimed.into_iter().flat_map(|its| its.iter()).any(|it| it.address == destination)
-            || self.draining.stays_of(*key).any(|stays| stays == (destination, Stay::WhileListed))
     }
 
     /// How long a destination stays whose endpoint has left its slices; `None`: it goes at once.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::kernel::ipvs::ServiceKey;
 use crate::observe::health::Note;
 
-use super::{DesiredTunnels, Unjudged, Waiting};
+use super::{DesiredTunnels, Unjudged, Use, Waiting};
 use crate::proxy::plan::Plan;
 
 /// The endpoints behind tunnels that wait for the firewall, and how far it has come.
@@ -40,8 +40,8 @@ impl FirewallWaits {
     pub fn follow(&mut self, plan: &Plan, changed: &[ServiceKey], now: Instant) {
         if let Some(judged) = &self.judged {
             let judged = *judged.borrow();
-            let is_listed = |port: &ServiceKey, destination| plan.is_listed(port, destination);
-            let tunnels = DesiredTunnels { desired: plan.desired(), is_listed };
+            let may_serve = |port: &ServiceKey, destination| plan.may_serve(port, destination);
+            let tunnels = DesiredTunnels { desired: plan.desired(), may_serve };
             self.unjudged.follow(tunnels, changed, (self.world, judged), now);
         }
     }
@@ -65,9 +65,9 @@ impl FirewallWaits {
         }
     }
 
-    /// Ends the waits that have been long enough, and tells of them. `begins`: IPVS shall send new connections to a destination, and does not yet.
-    pub fn expire(&mut self, now: Instant, begins: impl Fn(&ServiceKey, SocketAddr) -> bool, counter: &IntCounter) {
-        counter.inc_by(self.unjudged.expire(now, begins) as u64);
+    /// Ends the waits that have been long enough, and tells of them.
+    pub fn expire(&mut self, now: Instant, use_of: impl Fn(&ServiceKey, SocketAddr) -> Use, counter: &IntCounter) {
+        counter.inc_by(self.unjudged.expire(now, use_of) as u64);
         let early = self.unjudged.early();
         let told = std::mem::replace(&mut self.told, early);
         if early == told {

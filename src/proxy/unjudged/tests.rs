@@ -29,7 +29,7 @@ impl Case {
         Case { desired: Desired::default(), unjudged: Unjudged::default(), now: Instant::now() }
     }
 
-    /// A port in tunnel mode gets these endpoints with a World, `5=0` for one that drains and is listed, `5=gone` for one that drains and has left its slices; the firewall has judged
+    /// A port in tunnel mode gets these endpoints with a World, `5=0` for one that drains as it terminates and serves, `5=gone` for one that drains as it is not ready or has left its slices; the firewall has judged
     /// another one.
     fn wants(&mut self, address: &str, endpoints: &str, worlds: (u64, u64)) {
         let destination = |word: &str| {
@@ -46,8 +46,8 @@ impl Case {
         self.desired.virtuals.insert(mark, Virtual { service, destinations: destinations.into() });
         let gone: Vec<SocketAddr> =
             endpoints.split_whitespace().filter_map(|word| word.strip_suffix("=gone")).map(endpoint).collect();
-        let is_listed = |_: &ServiceKey, destination| !gone.contains(&destination);
-        let tunnels = DesiredTunnels { desired: &self.desired, is_listed };
+        let may_serve = |_: &ServiceKey, destination| !gone.contains(&destination);
+        let tunnels = DesiredTunnels { desired: &self.desired, may_serve };
         self.unjudged.follow(tunnels, &[mark], worlds, self.now);
     }
 
@@ -56,24 +56,23 @@ impl Case {
         self.desired.marks.remove(&port);
         self.desired.marked.remove(&mark);
         self.desired.virtuals.remove(&mark);
-        let tunnels = DesiredTunnels { desired: &self.desired, is_listed: |_: &ServiceKey, _| false };
+        let tunnels = DesiredTunnels { desired: &self.desired, may_serve: |_: &ServiceKey, _| false };
         self.unjudged.follow(tunnels, &[mark, port], worlds, self.now);
     }
 
     #[track_caller]
     fn waits(&self, address: &str, endpoints: &str) {
-        let waiting = self.unjudged.waiting().remove(&port(address)).unwrap_or_default();
-        assert_eq!(waiting, endpoints.split_whitespace().map(endpoint).collect());
+        let held = self.unjudged.waiting().remove(&port(address)).unwrap_or_default();
+        assert_eq!(held.waiting, endpoints.split_whitespace().map(endpoint).collect());
     }
 
     fn pass(&mut self, milliseconds: u64) -> usize {
-        self.pass_with(milliseconds, |_| true)
+        self.pass_with(milliseconds, |_| Use::Begins)
     }
 
-    /// With those that IPVS shall begin to use.
-    fn pass_with(&mut self, milliseconds: u64, begins: impl Fn(SocketAddr) -> bool) -> usize {
+    fn pass_with(&mut self, milliseconds: u64, use_of: impl Fn(SocketAddr) -> Use) -> usize {
         self.now += Duration::from_millis(milliseconds);
-        self.unjudged.expire(self.now, |_, destination| begins(destination))
+        self.unjudged.expire(self.now, |_, destination| use_of(destination))
     }
 }
 
@@ -147,18 +146,23 @@ fn a_wait_has_an_end_and_what_is_used_too_early_is_known_until_it_is_judged() {
 }
 
 #[test]
-fn an_endpoint_that_drained_in_its_slice_has_been_judged_all_the_time() {
+fn an_endpoint_that_terminates_and_serves_has_been_judged_all_the_time_and_one_that_is_not_ready_has_not() {
     let mut case = Case::new();
     case.wants(PORT, "5 6", (1, 1));
-    // It is not ready, or it terminates while another one is ready.
-    case.wants(PORT, "5 6=0", (2, 1));
-    case.wants(PORT, "6", (3, 1));
+    case.wants(PORT, "5=gone 6", (2, 2));
+    case.wants(PORT, "5 6", (3, 2));
+    case.waits(PORT, "5");
+    case.unjudged.judged(3);
+    // It terminates while another one is ready.
+    case.wants(PORT, "5 6=0", (3, 3));
+    case.wants(PORT, "6", (4, 3));
     case.waits(PORT, "");
-    // One that was never ready waits as any other.
-    case.wants(PORT, "6 7=0", (4, 1));
-    case.wants(PORT, "6 7", (5, 1));
+    // One that was never known waits as any other.
+    case.wants(PORT, "6 7=0", (5, 4));
+    case.wants(PORT, "6 7", (6, 4));
     case.waits(PORT, "7");
-    case.unjudged.judged(4);
+    assert_eq!(case.unjudged.waiting()[&port(PORT)].judged, BTreeSet::from([endpoint("6")]));
+    case.unjudged.judged(5);
     case.waits(PORT, "");
 }
 
@@ -166,7 +170,18 @@ fn an_endpoint_that_drained_in_its_slice_has_been_judged_all_the_time() {
 fn what_is_used_all_the_time_is_not_told_as_used_too_early() {
     let mut case = Case::new();
     case.wants(PORT, "5 6", (1, 0));
-    assert_eq!(case.pass_with(1000, |destination| destination == endpoint("6")), 1);
+    let use_of = |destination| if destination == endpoint("6") { Use::Begins } else { Use::GoesOn };
+    assert_eq!(case.pass_with(1000, use_of), 1);
     case.waits(PORT, "");
     assert_eq!(case.unjudged.early(), 1);
+}
+
+#[test]
+fn one_that_was_not_used_when_its_wait_ended_waits_anew() {
+    let mut case = Case::new();
+    case.wants(PORT, "5 6=0", (1, 0));
+    let use_of = |destination| if destination == endpoint("5") { Use::GoesOn } else { Use::None };
+    assert_eq!((case.pass_with(1000, use_of), case.unjudged.early()), (0, 0));
+    case.wants(PORT, "6", (2, 0));
+    case.waits(PORT, "6");
 }

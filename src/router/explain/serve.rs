@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{InKernel, Peers, PeersKnown, Question, Routes, peers_json, peers_text, routes_json, routes_text};
 use crate::bgp::driver::{Access, Ended, Handle};
-use crate::bgp::rib::{PeerId, PrefixState};
+use crate::bgp::rib::{PeerId, PrefixState, Standing};
 use crate::bgp::speaker::{NeighbourState, Position, PrefixQuery, Speaker};
 use crate::model::Authority;
 use crate::net::{Family, PerFamily};
@@ -229,7 +229,11 @@ async fn count(handle: &Handle, selected: PrefixQuery, mut from: Option<Position
 async fn addresses(handle: &Handle, states: &[PrefixState]) -> Result<BTreeMap<PeerId, IpAddr>, Ended> {
     let sources = states.iter().flat_map(|state| &state.paths).map(|path| path.source);
     let told = states.iter().filter_map(|state| state.told.as_ref()).flat_map(|told| &told.neighbours);
-    let ids: BTreeSet<PeerId> = sources.chain(told.map(|(peer, _)| *peer)).collect();
+    let lost_to = states.iter().flat_map(|state| &state.paths).filter_map(|path| match path.standing {
+        Standing::Lost { by, .. } => Some(by),
+        Standing::Best(_) | Standing::Unreachable | Standing::Refused(_) => None,
+    });
+    let ids: BTreeSet<PeerId> = sources.chain(told.map(|(peer, _)| *peer)).chain(lost_to).collect();
     handle.ask(move |speaker| speaker.addresses(ids)).await
 }
 

@@ -206,6 +206,36 @@ fn only_the_failure_of_a_process_that_is_gone_is_let_pass() {
 }
 
 #[test]
+fn a_session_that_was_reset_has_the_same_process_behind_it() {
+    let (mut bench, link) = bench(Some(false));
+    bench.pass(Duration::from_secs(60));
+    bench.receive(link, &message::notification(&Notification::new(Reason::RESET)));
+    bench.pass(Duration::from_secs(31));
+    bench.come(2, Some(false));
+    bench.path(2, FAILED);
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 1, "its BFD has never been another one");
+    assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
+fn a_neighbour_that_is_not_watched_any_more_is_kept_from_nothing_and_wakes_nobody() {
+    let (mut bench, _) = bench(None);
+    for failures in 1..3 {
+        bench.path(2, Status { failures, ..FAILED });
+        bench.path(2, Status { failures, ..UP });
+        if failures == 1 {
+            bench.come(2, None);
+        }
+    }
+    assert_eq!(bench.state(2), State::Idle, "it has to be up for a second");
+    bench.want(wanted(2));
+    assert_eq!(bench.state(2), State::Active);
+    bench.now += Duration::from_secs(2);
+    bench.step(Input::Tick);
+    assert!(bench.speaker.deadline().is_none_or(|deadline| deadline > bench.now));
+}
+
+#[test]
 fn a_neighbour_that_an_operator_has_stopped_stays_so() {
     let (mut bench, _) = bench(None);
     bench.path(2, FAILED);
