@@ -34,7 +34,7 @@ use ipnet::IpNet;
 
 use super::message::{Attributes, Notification, Reason, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
-use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
+use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK, State};
 use crate::bfd;
 use crate::net::{Family, PerFamily};
 
