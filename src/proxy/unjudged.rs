@@ -21,7 +21,7 @@ use super::endpoints::DRAINING;
 /// Maximum wait for the firewall.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What waits, by the address, protocol and port of its virtual service.
+/// Destinations of which some wait, by the address, protocol and port of their virtual service.
 pub type Waiting = BTreeMap<ServiceKey, Held>;
 
 /// The destinations of one port of which some wait.
@@ -32,7 +32,7 @@ pub struct Held {
     pub judged: BTreeSet<SocketAddr>,
 }
 
-/// What IPVS does with a destination that has waited for long enough.
+/// Use that IPVS makes of a destination that has waited for long enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
     /// New connections are sent to it from now on.
