@@ -70,6 +70,8 @@ fn planted_conflicts_are_found_and_nothing_is_changed() {
         for (device, address) in [("eth0", "192.0.2.1/24"), ("eth1", "10.100.0.7/24"), ("flannel.1", "10.244.0.0/32")] {
             run(&format!("ip link add {device} type bridge"));
             run(&format!("ip address add {address} dev {device}"));
+            // A link-local address would be tentative for a second or two.
+            run(&format!("ip link set {device} addrgenmode none"));
             run(&format!("ip link set {device} up"));
         }
         run("ip route add 10.97.0.0/16 via 192.0.2.9");
