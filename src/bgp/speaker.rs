@@ -34,7 +34,7 @@ use ipnet::IpNet;
 
 use super::message::{Attributes, Notification, Reason, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
-use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK, State};
+use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
 use crate::bfd;
 use crate::net::{Family, PerFamily};
 
@@ -288,10 +288,10 @@ impl Speaker {
             let was_held = neighbour.path.is_holding;
             let anew = neighbour.change(wanted);
             // Nobody watches the path any more that kept it from having a session.
-            let is_free = was_held && !neighbour.path.is_holding && neighbour.peer.state() == State::Idle;
+            let is_free = was_held && !neighbour.path.is_holding;
             match anew {
                 true => self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE))),
-                false if is_free => self.event(at, address, Event::Start),
+                false if is_free => self.start_if_idle(at, address),
                 false => self.set_timer(address),
             }
             return;

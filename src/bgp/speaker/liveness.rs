@@ -175,6 +175,12 @@ impl Speaker {
             return;
         }
         neighbour.path.let_go();
+        self.start_if_idle(at, address);
+    }
+
+    /// Starts a neighbour whose path does not keep it from having a session any more, unless an operator has stopped it.
+    pub(super) fn start_if_idle(&mut self, at: Moment, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
         let is_idle = neighbour.peer.state() == State::Idle && !neighbour.peer.is_stopped();
         self.set_timer(address);
         if is_idle {

@@ -243,6 +243,13 @@ fn a_neighbour_that_an_operator_has_stopped_stays_so() {
     bench.path(2, Status { failures: 1, ..UP });
     bench.pass(Duration::from_secs(60));
     assert_eq!(bench.state(2), State::Idle);
+    // Also where nobody watches the path any more.
+    let (mut bench, _) = self::bench(None);
+    bench.path(2, FAILED);
+    bench.step(Order::Stop(address(2), Notification::new(Reason::SHUTDOWN)));
+    bench.want(wanted(2));
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.state(2), State::Idle);
 }
 
 #[test]
