@@ -262,15 +262,17 @@ fn a_pod_range_that_two_nodes_have_keeps_the_node_from_being_ready_until_one_has
     });
 }
 
+/// Gives a Node this AS number by its annotation, or none.
+fn numbered(world: &mut World, name: &str, asn: Option<u32>) {
+    let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
+    let routing = Some(Box::new(Routing { asn, ..node.routing().clone() }));
+    world.cluster.nodes.insert(name.into(), Node { routing, ..(*node).clone() });
+}
+
 #[test]
 fn a_node_that_loses_its_as_number_is_not_ready_because_it_learns_no_routes_to_pods_any_more() {
     let mut setup = Setup::new(Backend::Nftables);
     setup.flags[2] = "--nodes-full-mesh=false".to_owned();
-    let numbered = |world: &mut World, name: &str, asn: Option<u32>| {
-        let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
-        let routing = Some(Box::new(Routing { asn, ..node.routing().clone() }));
-        world.cluster.nodes.insert(name.into(), Node { routing, ..(*node).clone() });
-    };
     numbered(&mut setup.world, "node2", Some(64512));
     let own = setup.world.host.node_name.clone();
     numbered(&mut setup.world, &own, Some(64512));
@@ -323,11 +325,6 @@ fn an_audit_of_the_router_names_what_is_missing_and_puts_it_back_only_when_asked
 fn neighbours_and_routes_are_told_also_before_any_session_and_without_a_speaker() {
     let mut setup = Setup::new(Backend::Nftables);
     setup.flags[2] = "--nodes-full-mesh=false".to_owned();
-    let numbered = |world: &mut World, name: &str, asn: Option<u32>| {
-        let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
-        let routing = Some(Box::new(Routing { asn, ..node.routing().clone() }));
-        world.cluster.nodes.insert(name.into(), Node { routing, ..(*node).clone() });
-    };
     numbered(&mut setup.world, "node2", Some(64512));
     let own = setup.world.host.node_name.clone();
     let word = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);

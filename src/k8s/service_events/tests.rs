@@ -160,16 +160,20 @@ fn exactly_one_node_tells_first_and_two_stand_in_whichever_service_it_is() {
     }
 }
 
-#[test]
-fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else() {
-    let inputs = |node: &str| Inputs {
+/// The inputs of a node that does not read the others.
+fn inputs(node: &str) -> Inputs {
+    Inputs {
         of: Subjects::Services,
         world: watch::channel(World::empty()).1,
         sources: Vec::new(),
         node: node.to_owned(),
         knows_nodes: false,
         settle: SETTLE,
-    };
+    }
+}
+
+#[test]
+fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else() {
     let rank_of = |node: &str, world: &World| place(world, &inputs(node), &mut Rings::default(), (&service(), false)).0;
     // Each node knows itself alone.
     let known = |node: &str, with: &[&str]| world(&[node], with, Authority::Complete);
@@ -184,14 +188,6 @@ fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else
 
 #[test]
 fn of_a_service_without_ready_endpoints_nodes_with_endpoints_of_others_tell() {
-    let inputs = |node: &str| Inputs {
-        of: Subjects::Services,
-        world: watch::channel(World::empty()).1,
-        sources: Vec::new(),
-        node: node.to_owned(),
-        knows_nodes: false,
-        settle: SETTLE,
-    };
     let nodes = ["node-1", "node-2", "node-3", "node-4"];
     let mut of_others = world(&[], &nodes[1..], Authority::Complete);
     let others = of_others.cluster.endpoints.get(&service()).expect("they were put").as_ref().clone();

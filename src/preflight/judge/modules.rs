@@ -59,22 +59,27 @@ pub fn needs(config: &Config) -> Vec<Need> {
     needs
 }
 
+/// Modules that rules of ours need with either variant of iptables.
+const OF_IPTABLES: [&str; 9] = [
+    "ip_set",
+    "ip_set_hash_ip",
+    "ip_set_hash_net",
+    "ip_set_hash_ipport",
+    "xt_set",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_addrtype",
+];
+/// Modules of legacy iptables.
+const OF_LEGACY: [&str; 4] = ["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"];
+
 /// Returns the modules that iptables and ipset need for rules of ours.
 pub fn of_iptables(config: &Config, variant: Option<Variant>) -> Vec<Need> {
-    let mut modules = vec![
-        "ip_set",
-        "ip_set_hash_ip",
-        "ip_set_hash_net",
-        "ip_set_hash_ipport",
-        "xt_set",
-        "xt_comment",
-        "xt_conntrack",
-        "xt_mark",
-        "xt_addrtype",
-    ];
+    let mut modules = OF_IPTABLES.to_vec();
     modules.extend(config.proxy.is_some().then_some("xt_ipvs"));
     match variant {
-        Some(Variant::Legacy) => modules.extend(["ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"]),
+        Some(Variant::Legacy) => modules.extend(OF_LEGACY),
         Some(Variant::NfTables) | None => modules.extend(["nf_tables", "nft_compat"]),
     }
     let level = if config.proxy.is_some() || config.firewall.is_some() { Level::Fatal } else { Level::Degraded };
@@ -107,24 +112,16 @@ pub fn all() -> impl Iterator<Item = &'static str> {
         "ip6_tunnel",
         "fou",
         "fou6",
-        "ip_set",
-        "ip_set_hash_ip",
-        "ip_set_hash_net",
-        "ip_set_hash_ipport",
-        "xt_set",
-        "xt_comment",
-        "xt_conntrack",
-        "xt_mark",
-        "xt_addrtype",
         "xt_ipvs",
-        "ip_tables",
-        "iptable_filter",
-        "iptable_nat",
-        "iptable_mangle",
         "nft_compat",
         "nfnetlink_log",
     ];
-    fixed.into_iter().chain(crate::kernel::nftables::probe::MODULES).chain(FOLDED.map(|(name, _)| name))
+    fixed
+        .into_iter()
+        .chain(OF_IPTABLES)
+        .chain(OF_LEGACY)
+        .chain(crate::kernel::nftables::probe::MODULES)
+        .chain(FOLDED.map(|(name, _)| name))
 }
 
 /// Judges the modules that are needed. Those that are there share one finding, and so do those of which nothing is known.
