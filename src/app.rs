@@ -15,7 +15,7 @@
 //! - `monitor`, which waits for notifications of the kernel.
 //!
 //! Start: listeners are bound first, because a mistake there must be known before anything is written; then
-//! the host's facts, the World, its sources, and the subsystems. A subsystem begins when the World says something. None of them
+//! the host's facts, the World, its sources, and, when it is known which packet filter they use, the subsystems. A subsystem begins when the World says something. None of them
 //! waits for another but for one case: the router's speaker waits for the service proxy's first sync, and not for long.
 //!
 //! End, by SIGTERM or SIGINT: the loops finish their turn and nothing in the kernel is taken back.
@@ -68,6 +68,7 @@ use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 pub use self::wanted::wanted;
 
+use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
@@ -100,12 +101,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         None => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    let result = runtime.block_on(async {
+        let mut packet_filter = Deciding::begin(&config);
+        match serve(config, &mut packet_filter).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(packet_filter.first(error).await),
+        }
+    });
+    if result.is_err() {
+        // A name that is being looked up keeps nobody from the reason.
+        runtime.shutdown_background();
+    }
+    result
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
-    let config = pod_tunnels::with_tunnels(packet_filter::decided(config)?);
-    let facts = facts(&config, Instant::now());
+async fn serve(config: Config, packet_filter: &mut Deciding) -> anyhow::Result<()> {
+    let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
     let (stop, stopped) = watch::channel(false);
@@ -117,12 +128,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
     let (report, reports) = watch::channel(Report::default());
     let ((parsed_problems, problems_out), problems) = service_problems();
-    let (guard, guard_calls) = mpsc::channel(STARTING);
-    let (pods, announced) = mpsc::channel(STARTING);
+    let ((guard, guard_calls), (pods, announced)) = (mpsc::channel(STARTING), mpsc::channel(STARTING));
     let pod_tunnels = pod_tunnels::settings(&config);
+    let (outages, messages, events) =
+        start_source(&config, &registry, &health, ToldToCluster { reports, problems, world: world.clone() }).await?;
+    // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
+    let config = config.decided(packet_filter.decided().await?);
+    let facts = facts(&config, started);
     let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
-    let told = ToldToCluster { reports, problems, world: world.clone() };
-    let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
     let inputs = world::Inputs {
         messages,
         wanted: wanted(&config),
@@ -143,9 +156,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let (served_out, served) = watch::channel(config.proxy.is_none());
-    // Tunnels wait until the firewall has judged them, where both run.
-    let (judged_out, judged) = watch::channel(0);
-    let judged = config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged);
+    let (judged_out, judged) = judged_worlds(&config);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
@@ -177,6 +188,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     main.ready(true);
     wait_for_signal().await?;
     end(stop, world_task, running).await
+}
+
+/// The number of the last World that the firewall has judged. Tunnels of the service proxy wait for it where both run.
+fn judged_worlds(config: &Config) -> (watch::Sender<u64>, Option<watch::Receiver<u64>>) {
+    let (judged_out, judged) = watch::channel(0);
+    (judged_out, config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged))
 }
 
 /// Publishes the facts of this host.

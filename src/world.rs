@@ -449,10 +449,10 @@ impl Builder {
             return;
         }
         let is_denied = node.as_ref().is_some_and(|node| node.network_unavailable);
-        let odd: BTreeSet<String> = warnings.iter().map(Warning::to_string).collect();
+        let mistakes: BTreeSet<String> = warnings.iter().map(Warning::to_string).collect();
         self.report.send_if_modified(|report| {
-            let differs = (report.is_denied, &report.odd) != (is_denied, &odd);
-            (report.is_denied, report.odd) = (is_denied, odd);
+            let differs = (report.is_denied, &report.mistakes) != (is_denied, &mistakes);
+            (report.is_denied, report.mistakes) = (is_denied, mistakes);
             differs
         });
     }

@@ -13,6 +13,7 @@ use sluice::observe::metrics::Registry;
 use sluice::proxy;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owned;
+use sluice::proxy::source_ranges::serve::OutsideSources;
 use sluice::reconcile::Account;
 use sluice::router;
 use tokio::sync::watch;
@@ -34,6 +35,8 @@ fn the_page_of_metrics_lists_every_family_and_no_other() {
     sluice::source_guard::metrics::Metrics::register(&registry).expect("the names are free");
     let dropped = sluice::source_guard::serve::DroppedFrames::new().expect("valid names");
     registry.register(Box::new(dropped)).expect("the names are free");
+    let outside = OutsideSources::new(watch::channel(Default::default()).1, Box::new(|_| Default::default()));
+    registry.register(Box::new(outside.expect("valid names"))).expect("the names are free");
     router::metrics::Metrics::register(&registry).expect("the names are free");
     sluice::load_balancer::metrics::Metrics::register(&registry).expect("the names are free");
     Outages::register("API server", [], &registry, &Health::default()).expect("the names are free");

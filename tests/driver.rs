@@ -45,6 +45,7 @@ use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
 use sluice::proxy::owners::Owned;
 use sluice::proxy::plan::{Plan, local_route_key, services_on};
+use sluice::proxy::source_ranges::serve::{Counters, OutsideSources};
 use sluice::proxy::unjudged::driver::FirewallWaits;
 use sluice::reconcile::Account;
 use sluice::subsystem::Inputs;
@@ -408,6 +409,10 @@ fn with_config(
         account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
         audits,
     };
+    let (ranged, families_ranged) = watch::channel(PerFamily::default());
+    let counted = |_| Counters { packets: PerFamily { v4: Some(12), v6: Some(7) }, error: None };
+    let outside = OutsideSources::new(families_ranged, Box::new(counted)).expect("a name");
+    registry.register(Box::new(outside.clone())).expect("names are registered once");
     let context = ProxyContext {
         believed: believed_in,
         served: watch::channel(false).0,
@@ -420,6 +425,8 @@ fn with_config(
         health: health.clone(),
         firewall: FirewallWaits::new(judged, health.note("tunnels")),
         untunnelled: untunnelled_in,
+        ranged,
+        outside,
     };
     let driver = Driver::new(config, families, KERNEL, kernel.targets(), context);
     let (owners, health_checks) = (owners_in, health_checks_in);

@@ -20,6 +20,8 @@ mod bird;
 mod cell;
 #[path = "interop/client.rs"]
 mod client;
+#[path = "interop/drain.rs"]
+mod drain;
 #[path = "interop/frr.rs"]
 mod frr;
 #[path = "interop/gobgp.rs"]
@@ -33,6 +35,8 @@ mod matrix;
 #[allow(dead_code, reason = "it has what the tests of the kernel need, too")]
 #[path = "kernel/namespace.rs"]
 mod namespace;
+#[path = "interop/node_routes.rs"]
+mod node_routes;
 #[path = "interop/other.rs"]
 mod other;
 #[path = "interop/ours.rs"]

@@ -6,6 +6,10 @@
 
 #[path = "router/cluster.rs"]
 mod cluster;
+#[path = "router/node_routes.rs"]
+mod node_routes;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 

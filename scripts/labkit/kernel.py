@@ -72,9 +72,17 @@ def snapshot(i):
 
 
 def tables(i):
-    """The tables of nf_tables of both families, as sorted text without counters, handles and who owns a table."""
+    """The tables of nf_tables of both families, as sorted text without counters, handles and who owns a table.
+
+    Of a table that outlived its owner nft 1.0.6 writes no JSON that can be read; its text is taken then.
+    """
     lines, rules = [], collections.Counter()
-    for entry in json.loads(net.node(i, "nft", "-j", "-s", "list", "ruleset", "inet") or '{"nftables": []}')["nftables"]:
+    try:
+        listed = json.loads(net.node(i, "nft", "-j", "-s", "list", "ruleset", "inet") or '{"nftables": []}')["nftables"]
+    except json.JSONDecodeError:
+        text = net.node(i, "nft", "-s", "list", "ruleset", "inet")
+        return sorted(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("flags"))
+    for entry in listed:
         ((kind, found),) = entry.items()
         if kind == "metainfo":
             continue

@@ -40,12 +40,12 @@ mod owners;
 
 /// The component of its health and notes.
 const NAME: &str = "direct server return";
-/// The component of the note that Pods are not listed.
+/// The component of the note that Pods, or what says which of them policies close, are not listed.
 const PODS: &str = "pods for direct server return";
 /// Time for which Pods may be unknown before that is said.
 const LISTING: Duration = Duration::from_secs(10);
-const UNLISTED: &str = "Pods are not listed, so none is set up for Services with kube-router.io/service.dsr, and what nodes send to pods of this node through tunnels is lost: \
-     the agent's role needs the verbs list and watch for pods";
+const UNLISTED: &str = "Pods are not listed, or with --run-firewall not all of Pods, Namespaces and NetworkPolicies, so none is set up for Services with kube-router.io/service.dsr, and what nodes \
+     send to pods of this node through tunnels is lost: the agent's role needs the verbs list and watch for pods, and with --run-firewall for namespaces and networkpolicies";
 
 /// The part of the configuration that the pods' side needs.
 pub struct Settings {

@@ -1,7 +1,7 @@
 //! Starts each subsystem on a thread of its own, with its inputs and outputs.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -29,6 +29,7 @@ use crate::observe::metrics::Registry;
 use crate::proxy;
 use crate::proxy::dsr::Untunnelled;
 use crate::proxy::health_check::{self, HealthChecks};
+use crate::proxy::source_ranges::serve::{self as source_ranges, OutsideSources};
 use crate::proxy::unjudged::driver::FirewallWaits;
 use crate::reconcile::Account;
 use crate::router;
@@ -113,6 +114,10 @@ impl Common {
         };
         health_check::serve::spawn(listeners).context("the health checks of Services have no thread")?;
         let health = self.health.clone();
+        let (ranged, families_ranged) = watch::channel(PerFamily::default());
+        let programs = Arc::new(OnceLock::new());
+        let outside = OutsideSources::new(families_ranged, source_ranges::reader(config.backend, programs.clone()))?;
+        self.registry.register(Box::new(outside.clone()))?;
         let context = proxy::driver::ProxyContext {
             believed,
             served,
@@ -124,16 +129,19 @@ impl Common {
             questions,
             firewall: FirewallWaits::new(judged, health.note("tunnels")),
             untunnelled,
+            ranged,
+            outside,
             health,
         };
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let kernel = proxy::settings::kernel_version(&release).unwrap_or((u32::MAX, 0));
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let opened = config.clone();
-        let open = move || Ok((proxy::linux::open(&opened)?, ()));
+        let open = move || proxy::linux::open(&opened);
         let run =
             move |targets| proxy::driver::Driver::new(config, families, kernel, targets, context).run(inputs, stop);
-        let (running, ()) = start(PROXY.health, "proxy", open, run).await?;
+        let (running, found) = start(PROXY.health, "proxy", open, run).await?;
+        programs.get_or_init(|| found);
         Ok(running)
     }
 

@@ -1,4 +1,4 @@
-//! What differs between the kernel and what is to be in place, as the subsystems answered: what is printed of it, and the exit code.
+//! Differences between the kernel and the desired state, as the subsystems answered: the text that is printed of them, and the exit code.
 
 use std::collections::BTreeSet;
 

@@ -213,6 +213,9 @@ pub struct Flags {
     /// Peer with every other node
     #[arg(long, default_value = "true")]
     pub nodes_full_mesh: bool,
+    /// Where routes to pods of other nodes come from: bgp (sessions between nodes) or api (the Node objects alone)
+    #[arg(long, default_value = "bgp")]
+    pub node_routes: String,
     /// Peer with nodes of the same AS
     #[arg(long, default_value = "true")]
     pub enable_ibgp: bool,
@@ -279,6 +282,15 @@ pub struct Flags {
     /// Announce the load balancer IPs of Services
     #[arg(long)]
     pub advertise_loadbalancer_ip: bool,
+    /// Taints of this node that withdraw its service addresses, as key, key=value or key:effect
+    #[arg(long)]
+    pub drain_taints: Vec<Strings>,
+    /// Whether the label exclude-from-external-load-balancers withdraws this node's service addresses: always, never, or auto, which is not on a control-plane node
+    #[arg(long, default_value = "auto")]
+    pub drain_label: String,
+    /// How long addresses are announced with GRACEFUL_SHUTDOWN before they are withdrawn, up to 1h
+    #[arg(long, default_value = "10s")]
+    pub drain_delay: GoDuration,
     /// Watch the paths to external peers with BFD
     #[arg(long)]
     pub enable_bfd: bool,

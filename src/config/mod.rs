@@ -12,6 +12,7 @@
 mod ask;
 mod command_line;
 mod duration;
+mod drain;
 mod environment;
 mod firewall;
 mod flags;
@@ -33,6 +34,7 @@ use http::Uri;
 
 pub use ask::{Ask, Output};
 pub use command_line::{Request, TOOLCHAIN, VERSION, request, usage};
+pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
@@ -43,7 +45,7 @@ pub use netfilter::{Backend, Netfilter, Variant};
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
-pub use router::{Advertise, GracefulRestart, Overlay, Reach, RouterConfig, RouterId};
+pub use router::{Advertise, GracefulRestart, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
 pub use service_ranges::{Disallowed, ServiceRanges};
 
 use crate::net::PerFamily;

@@ -27,7 +27,7 @@ fn guards(flags: &Flags) -> bool {
     flags.netpol_source_guard && flags.netpol_cni && flags.run_firewall
 }
 
-const IDLE: [Idle; 14] = [
+const IDLE: [Idle; 15] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -65,6 +65,11 @@ const IDLE: [Idle; 14] = [
             !typed.run_loadbalancer && typed.loadbalancer_sync_period != default.loadbalancer_sync_period
         },
         reason: NO_ALLOCATOR,
+    },
+    Idle {
+        flag: "enable-bfd-mesh",
+        is_given: |typed, _| typed.enable_bfd_mesh && typed.node_routes == "api",
+        reason: "with --node-routes=api nodes have no sessions with each other",
     },
     Idle {
         flag: "bfd-port",

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drain::DrainConfig;
 use super::duration::GoDuration;
 use super::environment::Environment;
 use super::flags::Flags;
@@ -35,7 +36,9 @@ pub struct RouterConfig {
     pub overlay: Option<Overlay>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
-    /// `--enable-ibgp`: nodes peer with each other at all.
+    /// `--node-routes`: where routes to pods of other nodes come from.
+    pub node_routes: NodeRoutes,
+    /// `--enable-ibgp`: nodes peer with each other at all. They never do with [`NodeRoutes::Api`].
     pub internal_peers: bool,
     /// `--cluster-asn`; 64512 where it is 0.
     pub cluster_asn: u32,
@@ -58,6 +61,7 @@ pub struct RouterConfig {
     /// `--override-nexthop`: external peers get our address as the next hop.
     pub override_next_hop: bool,
     pub advertise: Advertise,
+    pub drain: DrainConfig,
     /// The external addresses that may be announced; those of the service proxy.
     pub ranges: ServiceRanges,
     /// `--gobgp-admin-address`, `--gobgp-admin-port`: addresses of the management API; empty for none.
@@ -100,6 +104,15 @@ pub enum Reach {
     Subnet,
     /// All.
     Full,
+}
+
+/// `--node-routes`: where routes to pods of other nodes come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeRoutes {
+    /// The nodes announce their pod CIDRs to each other.
+    Bgp,
+    /// The Node objects alone: there are no sessions between nodes.
+    Api,
 }
 
 /// `--router-id`.
@@ -167,6 +180,7 @@ impl RouterConfig {
         let sync_period = mistakes.longer_than_zero("routes-sync-period", flags.routes_sync_period, "5m");
         let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
         let bfd = bfd(flags, mistakes);
+        let node_routes = node_routes(flags, mistakes);
         RouterConfig {
             backend: Backend::default(),
             cni_file: flags.enable_cni.then(|| cni_file(environment)),
@@ -177,7 +191,8 @@ impl RouterConfig {
             routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
             overlay: overlay(flags, mistakes),
             full_mesh: flags.nodes_full_mesh,
-            internal_peers: flags.enable_ibgp,
+            node_routes,
+            internal_peers: flags.enable_ibgp && node_routes == NodeRoutes::Bgp,
             cluster_asn: cluster_asn(flags.cluster_asn, mistakes),
             router_id: router_id(&flags.router_id, mistakes),
             port: port("bgp-port", flags.bgp_port.into(), mistakes),
@@ -196,6 +211,7 @@ impl RouterConfig {
                 external_ips: flags.advertise_external_ip,
                 load_balancer_ips: flags.advertise_loadbalancer_ip,
             },
+            drain: DrainConfig::from_flags(flags, mistakes),
             ranges: ranges.clone(),
             disable_source_dest_check: flags.disable_source_dest_check,
         }
@@ -208,6 +224,10 @@ fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
     let is_udp = mistakes.one_of("overlay-encap", &flags.overlay_encap, ("ipip", false), ("fou", true));
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
     flags.enable_overlay.then_some(Overlay { reach, udp_port: is_udp.then_some(flags.overlay_encap_port) })
+}
+
+fn node_routes(flags: &Flags, mistakes: &mut Mistakes) -> NodeRoutes {
+    mistakes.one_of("node-routes", &flags.node_routes, ("bgp", NodeRoutes::Bgp), ("api", NodeRoutes::Api))
 }
 
 fn cluster_asn(typed: u64, mistakes: &mut Mistakes) -> u32 {

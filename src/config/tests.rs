@@ -7,6 +7,7 @@ use super::*;
 mod checks;
 mod contract;
 mod load_balancer;
+mod pods;
 mod router;
 
 /// Runs the whole way from words to a request; the name of the program is put in front.

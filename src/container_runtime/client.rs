@@ -149,21 +149,24 @@ impl Runtime {
         Ok(answer.items.into_iter().filter(is_ready).collect())
     }
 
-    /// `None` while its addresses are not known, which the pod may get in the next moment.
+    /// `None` if it is no longer ready. One that is and tells no address or no place may be any pod's: it is as one that could not be asked.
     async fn sandbox(&mut self, listed: &PodSandbox, until: Instant) -> Result<Option<Sandbox>, Failure> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: true };
         let answer = self.call(until, async |mut client| client.pod_sandbox_status(request).await).await?;
         let status = answer.status.unwrap_or_default();
         let host_network = shares_nodes_network(&status);
         let addresses = addresses(&status);
-        if status.state() != PodSandboxState::SandboxReady || (addresses.is_empty() && !host_network) {
+        if status.state() != PodSandboxState::SandboxReady {
             return Ok(None);
+        }
+        if addresses.is_empty() && !host_network {
+            return Err(Failure::Refused("a sandbox that is ready has no address".to_owned()));
         }
         let mut places = info::places(&answer.info);
         if places.is_empty() && !host_network {
             places = self.places_of_containers(&listed.id, until).await?;
             if places.is_empty() {
-                return Ok(None);
+                return Err(Failure::Refused("it tells no network namespace of a sandbox that is ready".to_owned()));
             }
         }
         let PodSandboxMetadata { name, uid, namespace } = listed.metadata.clone().unwrap_or_default();

@@ -49,8 +49,9 @@ impl PodBridges {
             return;
         }
         self.host = Some((world.host.clone(), node.cloned()));
-        self.closed = closed(rules, world);
-        self.is_any = has_pod_bridge(rules, world);
+        let links = links_of_pods(rules, world);
+        self.closed = closed_among(&links, rules, world);
+        self.is_any = has_pod_bridge(&links, world);
     }
 
     /// Returns what is closed on which bridges.
@@ -66,10 +67,14 @@ impl PodBridges {
 
 /// Returns what is closed on which bridges.
 pub fn closed(rules: &RuleSet, world: &World) -> ClosedBridges {
+    closed_among(&links_of_pods(rules, world), rules, world)
+}
+
+fn closed_among(links: &Links<'_>, rules: &RuleSet, world: &World) -> ClosedBridges {
     if !link_local::is_closed(rules) {
         return ClosedBridges::default();
     }
-    let link_local = pod_bridges(rules, world);
+    let link_local = pod_bridges(links, world);
     let multicast = if multicast::is_closed(rules) { link_local.clone() } else { Vec::new() };
     ClosedBridges { link_local, multicast }
 }
@@ -78,19 +83,19 @@ pub fn closed(rules: &RuleSet, world: &World) -> ClosedBridges {
 /// this node. Not a bridge with an address of the Node, which is the node's own link, where others need link-local
 /// addresses and groups (DHCPv6, routing protocols); and not one whose network is wider than the pod CIDR that the pods are
 /// in, and which has no address there: it is the host's, and nothing but the width of its network speaks for pods.
-fn pod_bridges(rules: &RuleSet, world: &World) -> Vec<CompactString> {
+fn pod_bridges(links: &Links<'_>, world: &World) -> Vec<CompactString> {
     let own = node_addresses(world);
     let is_nodes_link =
         |link: &str| world.host.addresses.iter().any(|one| one.link == link && own.contains(&one.address));
-    let with_pods = links_of_pods(rules, world).into_iter().filter(|(_, place)| *place != Place::WiderNetwork);
-    let bridges = with_pods.map(|(link, _)| link).filter(|link| is_bridge(world, link) && !is_nodes_link(link));
+    let with_pods = links.iter().filter(|(_, place)| **place != Place::WiderNetwork).map(|(link, _)| *link);
+    let bridges = with_pods.filter(|link| is_bridge(world, link) && !is_nodes_link(link));
     let all: BTreeSet<CompactString> = bridges.cloned().chain([POD_BRIDGE.into()]).collect();
     all.into_iter().collect()
 }
 
 /// Returns whether the host has a bridge with pods on it, as far as is known.
-pub fn has_pod_bridge(rules: &RuleSet, world: &World) -> bool {
-    is_bridge(world, POD_BRIDGE) || links_of_pods(rules, world).into_iter().any(|(link, _)| is_bridge(world, link))
+fn has_pod_bridge(links: &Links<'_>, world: &World) -> bool {
+    is_bridge(world, POD_BRIDGE) || links.keys().any(|link| is_bridge(world, link))
 }
 
 /// Returns those of the bridges that the host has.
@@ -109,9 +114,12 @@ enum Place {
     Gateway,
 }
 
+/// The links to pods of this node.
+type Links<'a> = BTreeMap<&'a CompactString, Place>;
+
 /// Returns the links to pods of this node, as far as the host's addresses say. The gateway of a pod CIDR has its pods; for
 /// other pods the longest prefix decides, as it does for routes.
-fn links_of_pods<'a>(rules: &RuleSet, world: &'a World) -> BTreeMap<&'a CompactString, Place> {
+fn links_of_pods<'a>(rules: &RuleSet, world: &'a World) -> Links<'a> {
     let host = &world.host;
     let node = world.cluster.nodes.get(&host.node_name);
     let ranges: Vec<(&IpNet, BTreeSet<&CompactString>)> = node
@@ -122,7 +130,7 @@ fn links_of_pods<'a>(rules: &RuleSet, world: &'a World) -> BTreeMap<&'a CompactS
             (range, within.map(|own| &own.link).collect())
         })
         .collect();
-    let mut links: BTreeMap<&CompactString, Place> = BTreeMap::new();
+    let mut links = Links::new();
     let mut note = |link, place| {
         let known = links.entry(link).or_insert(place);
         *known = (*known).max(place);
@@ -216,9 +224,10 @@ mod tests {
 
     fn check(world: &World, pods_at: &[&str], (closed, has_pods): (&[&str], bool)) {
         let rules = pods(pods_at);
+        let links = links_of_pods(&rules, world);
         let told = || format!("{:?} {pods_at:?}", world.host.on_link);
-        assert_eq!(pod_bridges(&rules, world), [closed, &[POD_BRIDGE]].concat(), "{}", told());
-        assert_eq!(has_pod_bridge(&rules, world), has_pods, "{}", told());
+        assert_eq!(pod_bridges(&links, world), [closed, &[POD_BRIDGE]].concat(), "{}", told());
+        assert_eq!(has_pod_bridge(&links, world), has_pods, "{}", told());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Fixtures for tests, in few words: pods, labels, selectors, policies.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use crate::config::{Backend, FirewallConfig, ServiceRanges};
 use crate::model::{
     Labels, NamedPort, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
     PortMatch, Ports, Requirement, Selector,
@@ -95,4 +97,23 @@ fn named_port(text: &str) -> NamedPort {
 
 fn protocol_of(text: &str) -> Protocol {
     Protocol::from_api(&text.to_uppercase()).unwrap()
+}
+
+/// A firewall that takes no Service into account, with nothing switched on.
+pub fn config() -> FirewallConfig {
+    FirewallConfig {
+        backend: Backend::default(),
+        sync_period: Duration::from_secs(300),
+        default_deny: false,
+        flush_established: false,
+        ranges: ServiceRanges {
+            strict: true,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+        },
+        knows_services: false,
+        tunnel_mode: false,
+        service_node_port_range: 30000..=32767,
+    }
 }

@@ -208,73 +208,69 @@ pub(super) fn of_pod(
     (name, pod): (&ObjectName, &LocalPod),
     direction: Direction,
 ) -> Decision {
-    let by_tier = |tier| by_tier(rules, packet, (name, pod), tier, direction);
+    let case = Case { rules, packet, direction };
+    let by_tier = |tier| case.by_tier(name, pod, tier);
     let open = || Decision::Open { pod: name.clone() };
     by_tier(Tier::Admin).unwrap_or_else(|| match pod.isolation(direction) {
         Isolation::Open => by_tier(Tier::Baseline).unwrap_or_else(open),
-        Isolation::Isolated { policies, by_namespace } => by_policies(rules, packet, policies, direction, name)
-            .unwrap_or_else(|| Decision::Denied {
-                pod: name.clone(),
-                policies: policies.clone(),
-                by_namespace: *by_namespace,
-            }),
+        Isolation::Isolated { policies, by_namespace } => case.by_policies(policies, name).unwrap_or_else(|| {
+            Decision::Denied { pod: name.clone(), policies: policies.clone(), by_namespace: *by_namespace }
+        }),
     })
 }
 
-/// Returns the decision of one tier; `None` if no rule of it matches, or one that passes the packet on.
-fn by_tier(
-    rules: &RuleSet,
-    packet: &Packet,
-    (pod_name, pod): (&ObjectName, &LocalPod),
-    tier: Tier,
+/// A packet on its way into or out of a pod, and the rules that decide about it.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    rules: &'a RuleSet,
+    packet: &'a Packet,
     direction: Direction,
-) -> Option<Decision> {
-    let action = |one: &ClusterRule| {
-        let is = |rule| matches(rules, rule, packet, direction);
-        is(&one.rule).then_some(one.action).or_else(|| is(&one.contested).then_some(Action::Deny))
-    };
-    let (policy, rule, (name, action)) = pod.tier(tier, direction).find_map(|key| {
-        let mut list = rules.cluster_policies.get(key)?.iter().enumerate();
-        list.find_map(|(rule, one)| Some((key, rule, (&one.name, action(one)?))))
-    })?;
-    let denies = match action {
-        Action::Accept => false,
-        Action::Deny => true,
-        Action::Pass => return None,
-    };
-    Some(Decision::ByCluster { pod: pod_name.clone(), policy: policy.clone(), rule, name: name.clone(), denies })
 }
 
-/// Returns the first rule of these NetworkPolicies that allows the packet, if any does.
-fn by_policies(
-    rules: &RuleSet,
-    packet: &Packet,
-    policies: &[ObjectName],
-    direction: Direction,
-    name: &ObjectName,
-) -> Option<Decision> {
-    policies.iter().find_map(|policy| {
-        let key = PolicyKey { policy: policy.clone(), direction };
-        let allows = |rule: &Rule| matches(rules, rule, packet, direction);
-        let rule = rules.policies.get(&key)?.iter().position(allows)?;
-        Some(Decision::Allowed { pod: name.clone(), policy: policy.clone(), rule })
-    })
-}
+impl Case<'_> {
+    /// Returns the decision of one tier of a pod; `None` if no rule of it matches, or one that passes the packet on.
+    fn by_tier(self, pod_name: &ObjectName, pod: &LocalPod, tier: Tier) -> Option<Decision> {
+        let action = |one: &ClusterRule| {
+            self.matches(&one.rule)
+                .then_some(one.action)
+                .or_else(|| self.matches(&one.contested).then_some(Action::Deny))
+        };
+        let (policy, rule, (name, action)) = pod.tier(tier, self.direction).find_map(|key| {
+            let mut list = self.rules.cluster_policies.get(key)?.iter().enumerate();
+            list.find_map(|(rule, one)| Some((key, rule, (&one.name, action(one)?))))
+        })?;
+        let denies = match action {
+            Action::Accept => false,
+            Action::Deny => true,
+            Action::Pass => return None,
+        };
+        Some(Decision::ByCluster { pod: pod_name.clone(), policy: policy.clone(), rule, name: name.clone(), denies })
+    }
 
-fn matches(rules: &RuleSet, rule: &Rule, packet: &Packet, direction: Direction) -> bool {
-    rule.matches.iter().any(|one| holds(rules, one, packet, direction))
-}
+    /// Returns the first rule of these NetworkPolicies of a pod that allows the packet, if any does.
+    fn by_policies(self, policies: &[ObjectName], pod: &ObjectName) -> Option<Decision> {
+        policies.iter().find_map(|policy| {
+            let key = PolicyKey { policy: policy.clone(), direction: self.direction };
+            let rule = self.rules.policies.get(&key)?.iter().position(|rule| self.matches(rule))?;
+            Some(Decision::Allowed { pod: pod.clone(), policy: policy.clone(), rule })
+        })
+    }
 
-fn holds(rules: &RuleSet, one: &Match, packet: &Packet, direction: Direction) -> bool {
-    let other = match direction {
-        Direction::Ingress => packet.source,
-        Direction::Egress => packet.destination,
-    };
-    let is_peer = match &one.peer {
-        None => true,
-        Some(set) => rules.sets.get(set).is_some_and(|contents| contents.holds_address(other)),
-    };
-    is_peer && holds_port(rules, &one.port, packet)
+    fn matches(self, rule: &Rule) -> bool {
+        rule.matches.iter().any(|one| self.holds(one))
+    }
+
+    fn holds(self, one: &Match) -> bool {
+        let other = match self.direction {
+            Direction::Ingress => self.packet.source,
+            Direction::Egress => self.packet.destination,
+        };
+        let is_peer = match &one.peer {
+            None => true,
+            Some(set) => self.rules.sets.get(set).is_some_and(|contents| contents.holds_address(other)),
+        };
+        is_peer && holds_port(self.rules, &one.port, self.packet)
+    }
 }
 
 fn holds_port(rules: &RuleSet, wanted: &PortMatch, packet: &Packet) -> bool {

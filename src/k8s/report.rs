@@ -139,11 +139,15 @@ async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>
 }
 
 async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
-    let mut known = BTreeSet::new();
+    let (mut known, mut told) = (BTreeSet::new(), None);
     let mut pause = listener.timing.first;
     loop {
         let report = reports.borrow_and_update().clone();
-        match listener.tell_problems(&report, &mut known).await {
+        let sent = match listener.tell_problems(&report, &mut known).await {
+            Ok(()) => listener.tell_news(&report, &mut told).await,
+            refused => refused,
+        };
+        match sent {
             Ok(()) => {
                 pause = listener.timing.first;
                 if reports.changed().await.is_err() {
@@ -182,25 +186,43 @@ impl Listener {
     /// # Errors
     /// One could not be sent: when to try again, where that is known.
     async fn tell_problems(&self, report: &Report, known: &mut BTreeSet<String>) -> Result<(), Option<Instant>> {
-        let problems: BTreeSet<&String> = report.problems.union(&report.odd).collect();
+        let problems: BTreeSet<&String> = report.problems.union(&report.mistakes).collect();
         known.retain(|problem| problems.contains(problem));
         for problem in problems {
             if known.len() < MOST_PROBLEMS && !known.contains(problem) {
-                let event = NewEvent {
-                    about: About::Node(self.node.as_str().into()),
-                    name: Name::Time,
-                    is_warning: true,
-                    reason: "RouterProblem",
-                    message: problem.clone(),
-                };
-                match self.events.tell(event).await {
-                    Outcome::Told | Outcome::Gone => known.insert(problem.clone()),
-                    Outcome::Forbidden(until) => return Err(Some(until)),
-                    Outcome::Failed => return Err(None),
-                };
+                self.tell("RouterProblem", true, problem).await?;
+                known.insert(problem.clone());
             }
         }
         Ok(())
+    }
+
+    /// Creates an Event for news that are not `told` yet, of which the latest counts.
+    ///
+    /// # Errors
+    /// As [`tell_problems`](Listener::tell_problems).
+    async fn tell_news(&self, report: &Report, told: &mut Option<u64>) -> Result<(), Option<Instant>> {
+        let Some((number, news)) = &report.news else { return Ok(()) };
+        if *told != Some(*number) {
+            self.tell(news.word, false, &news.text).await?;
+            *told = Some(*number);
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, reason: &'static str, is_warning: bool, message: &str) -> Result<(), Option<Instant>> {
+        let event = NewEvent {
+            about: About::Node(self.node.as_str().into()),
+            name: Name::Time,
+            is_warning,
+            reason,
+            message: message.to_owned(),
+        };
+        match self.events.tell(event).await {
+            Outcome::Told | Outcome::Gone => Ok(()),
+            Outcome::Forbidden(until) => Err(Some(until)),
+            Outcome::Failed => Err(None),
+        }
     }
 
     async fn send(&self, request: Built) -> Result<Value, Refused> {

@@ -26,6 +26,7 @@ use super::address;
 use super::bridge;
 use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
+use super::nftables::listener::RuleListener;
 use super::route::{self, Protocol, RouteNotification, TABLE_LOCAL, TABLE_MAIN};
 use super::{Cause, Error, own};
 use crate::net::Prefixes;
@@ -91,7 +92,6 @@ pub struct Watched {
 }
 
 const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
-const NFTABLES_GROUPS: [u32; 1] = [7];
 const DELETE_LINK: u16 = 17;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
@@ -118,7 +118,7 @@ pub fn start(watched: Watched) -> Result<watch::Receiver<Changes>, Error> {
 /// State of the thread.
 pub struct Monitor {
     routing: Listener,
-    rules: Listener,
+    rules: RuleListener,
     socket: Socket,
     view: View,
     changes: Changes,
@@ -132,7 +132,7 @@ impl Monitor {
     pub fn open(watched: Watched) -> Result<Monitor, Error> {
         let mut monitor = Monitor {
             routing: Listener::open(Bus::Route, &LINK_GROUPS)?,
-            rules: Listener::open(Bus::Netfilter, &NFTABLES_GROUPS)?,
+            rules: RuleListener::open()?,
             socket: Socket::open(Bus::Route)?,
             view: View::new(watched),
             changes: Changes::default(),
@@ -152,7 +152,10 @@ impl Monitor {
 
     fn run(mut self, told: &watch::Sender<Changes>) {
         while !told.is_closed() {
-            let mut sockets = [PollFd::new(&self.routing, PollFlags::IN), PollFd::new(&self.rules, PollFlags::IN)];
+            let rules = &self.rules;
+            let missed = PollFd::from_borrowed_fd(rules.missed(), PollFlags::IN);
+            let (routing, rules) = (PollFd::new(&self.routing, PollFlags::IN), PollFd::new(rules, PollFlags::IN));
+            let mut sockets = [routing, rules, missed];
             // An interrupted or failed wait is followed by a look at the sockets, as any other.
             let _ = poll(&mut sockets, Some(&LOOK_UP));
             let changes = self.hear();

@@ -1,4 +1,5 @@
-//! Starting one of the few programs that are ever started: `iptables-save`, `iptables-restore`, `modprobe`.
+//! Starting one of the few programs that are ever started: `iptables-save` and `iptables-restore` of either flavour, `iptables --version`,
+//! `modprobe`.
 //!
 //! Input and output of a program are files in memory, not pipes: nobody has to feed and empty them while
 //! it runs, so one thread can start it and wait for it, however much it writes. The wait has an end: a program

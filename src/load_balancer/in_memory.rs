@@ -28,7 +28,7 @@ pub type Services = BTreeMap<ObjectName, Arc<BalancedService>>;
 #[derive(Default, Debug)]
 pub struct Decided {
     /// Services whose status is to be another one than in the file.
-    changed: BTreeMap<ObjectName, Changed>,
+    changed: BTreeMap<ObjectName, StatusChange>,
     /// Addresses given, and what Services lack.
     pub matters: BTreeSet<(ObjectName, Matter)>,
     pub pools: Vec<PoolUse>,
@@ -38,7 +38,7 @@ pub struct Decided {
 
 /// The status of one Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Changed {
+struct StatusChange {
     addresses: Vec<IpAddr>,
     /// Those that the file does not have.
     new: BTreeSet<IpAddr>,
@@ -70,7 +70,7 @@ pub fn decided(config: &LoadBalancerConfig, services: &Services, pools: Pools, n
         let before = &services.get(&name)?.status;
         let addresses = service.status.clone();
         let new = addresses.iter().filter(|address| !before.contains(address)).copied().collect();
-        (addresses != *before).then_some((name, Changed { addresses, new }))
+        (addresses != *before).then_some((name, StatusChange { addresses, new }))
     };
     let matters = allocator.take_notices().into_iter().map(|Notice { service, matter, .. }| (service, matter));
     Decided {

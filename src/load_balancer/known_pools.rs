@@ -1,4 +1,4 @@
-//! What is known of the ConfigMap of the pools, and for how long it stays in force when it cannot be read or is gone. Without I/O.
+//! The ConfigMap of the pools as it is known, and for how long it stays in force when it cannot be read or is gone. Without I/O.
 //!
 //! A ConfigMap that is replaced by deleting and creating it is gone for a moment, and a role that is being edited forbids what it will
 //! allow: neither may take the addresses of Services away.

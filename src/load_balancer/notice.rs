@@ -1,4 +1,4 @@
-//! What becomes an Event on a Service.
+//! Events on Services about their addresses.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -110,7 +110,7 @@ impl fmt::Display for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::parse::balanced_service::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS};
+    use crate::k8s::parse::address_requests::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS};
 
     #[test]
     fn the_guide_names_every_reason_and_every_annotation_that_is_read() {

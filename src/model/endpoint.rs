@@ -22,13 +22,13 @@ pub struct Endpoints {
 
 /// Slices by name, sorted. The one that nearly every Service has stands in the value itself.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Slices(Form);
+pub struct Slices(SlicesForm);
 
 type NamedSlice = (CompactString, Arc<EndpointSlice>);
 
 /// Slices of one number have one form, so that equal slices are equal forms.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Form {
+enum SlicesForm {
     One([NamedSlice; 1]),
     /// None, or more than one.
     Any(Box<[NamedSlice]>),
@@ -108,7 +108,7 @@ impl Slices {
                 None
             }
         };
-        self.0 = Form::from(all);
+        self.0 = SlicesForm::from(all);
         before
     }
 
@@ -116,7 +116,7 @@ impl Slices {
         let place = self.place(name).ok()?;
         let mut all = self.take();
         let (_, slice) = all.remove(place);
-        self.0 = Form::from(all);
+        self.0 = SlicesForm::from(all);
         Some(slice)
     }
 
@@ -138,8 +138,8 @@ impl Slices {
 
     fn all(&self) -> &[NamedSlice] {
         match &self.0 {
-            Form::One(one) => one,
-            Form::Any(all) => all,
+            SlicesForm::One(one) => one,
+            SlicesForm::Any(all) => all,
         }
     }
 
@@ -147,12 +147,12 @@ impl Slices {
     fn take(&mut self) -> Vec<NamedSlice> {
         let form = std::mem::take(&mut self.0);
         let mut all = Vec::with_capacity(match &form {
-            Form::One(_) => 2,
-            Form::Any(all) => all.len() + 1,
+            SlicesForm::One(_) => 2,
+            SlicesForm::Any(all) => all.len() + 1,
         });
         match form {
-            Form::One(one) => all.extend(one),
-            Form::Any(many) => all.extend(many),
+            SlicesForm::One(one) => all.extend(one),
+            SlicesForm::Any(many) => all.extend(many),
         }
         all
     }
@@ -162,17 +162,17 @@ impl Slices {
     }
 }
 
-impl Default for Form {
+impl Default for SlicesForm {
     fn default() -> Self {
-        Form::Any(Box::default())
+        SlicesForm::Any(Box::default())
     }
 }
 
-impl From<Vec<NamedSlice>> for Form {
-    fn from(all: Vec<NamedSlice>) -> Form {
+impl From<Vec<NamedSlice>> for SlicesForm {
+    fn from(all: Vec<NamedSlice>) -> SlicesForm {
         match <[NamedSlice; 1]>::try_from(all) {
-            Ok(one) => Form::One(one),
-            Err(all) => Form::Any(all.into()),
+            Ok(one) => SlicesForm::One(one),
+            Err(all) => SlicesForm::Any(all.into()),
         }
     }
 }

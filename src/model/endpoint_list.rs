@@ -12,11 +12,11 @@ use super::shared_value::Shared;
 
 /// Endpoints, in the order of their slice.
 #[derive(Clone, PartialEq, Eq)]
-pub struct EndpointList(Form);
+pub struct EndpointList(ListForm);
 
 /// One list has one form, so that equal lists are equal forms.
 #[derive(Clone, PartialEq, Eq)]
-enum Form {
+enum ListForm {
     V4(Box<[Plain<Ipv4Addr>]>),
     V6(Box<[Plain<Ipv6Addr>]>),
     /// None at all, and those of which any has hints.
@@ -57,9 +57,9 @@ pub struct Iter<'a> {
 impl EndpointList {
     pub fn len(&self) -> usize {
         match &self.0 {
-            Form::V4(all) => all.len(),
-            Form::V6(all) => all.len(),
-            Form::Whole(all) => all.len(),
+            ListForm::V4(all) => all.len(),
+            ListForm::V6(all) => all.len(),
+            ListForm::Whole(all) => all.len(),
         }
     }
 
@@ -82,9 +82,9 @@ impl EndpointList {
 
     fn at(&self, index: usize) -> Option<Listed<'_>> {
         match &self.0 {
-            Form::V4(all) => all.get(index).map(Plain::listed),
-            Form::V6(all) => all.get(index).map(Plain::listed),
-            Form::Whole(all) => all.get(index).map(|Endpoint { address, node, conditions, hints }| Listed {
+            ListForm::V4(all) => all.get(index).map(Plain::listed),
+            ListForm::V6(all) => all.get(index).map(Plain::listed),
+            ListForm::Whole(all) => all.get(index).map(|Endpoint { address, node, conditions, hints }| Listed {
                 address: *address,
                 node: node.as_ref(),
                 conditions: *conditions,
@@ -121,19 +121,19 @@ impl Iterator for Iter<'_> {
 
 impl Default for EndpointList {
     fn default() -> Self {
-        EndpointList(Form::Whole(Box::default()))
+        EndpointList(ListForm::Whole(Box::default()))
     }
 }
 
 impl From<Vec<Endpoint>> for EndpointList {
     fn from(all: Vec<Endpoint>) -> Self {
         if all.is_empty() || all.iter().any(|endpoint| endpoint.hints.is_some()) {
-            return EndpointList(Form::Whole(all.into()));
+            return EndpointList(ListForm::Whole(all.into()));
         }
         let v4 = Plain::of(&all, |address| if let IpAddr::V4(address) = address { Some(address) } else { None });
         let v6 = || Plain::of(&all, |address| if let IpAddr::V6(address) = address { Some(address) } else { None });
-        let form = v4.map(Form::V4).or_else(|| v6().map(Form::V6));
-        EndpointList(form.unwrap_or_else(|| Form::Whole(all.into())))
+        let form = v4.map(ListForm::V4).or_else(|| v6().map(ListForm::V6));
+        EndpointList(form.unwrap_or_else(|| ListForm::Whole(all.into())))
     }
 }
 
@@ -193,8 +193,8 @@ mod tests {
     fn an_endpoint_without_hints_takes_16_or_32_bytes() {
         assert_eq!((size_of::<Plain<Ipv4Addr>>(), size_of::<Plain<Ipv6Addr>>()), (16, 32));
         let list = EndpointList::from([endpoint("10.244.1.1", Some("node1")), endpoint("10.244.1.2", None)]);
-        assert!(matches!(list.0, Form::V4(_)));
+        assert!(matches!(list.0, ListForm::V4(_)));
         let list = EndpointList::from([endpoint("fd00::1", Some("node1")), endpoint("fd00::2", None)]);
-        assert!(matches!(list.0, Form::V6(_)));
+        assert!(matches!(list.0, ListForm::V6(_)));
     }
 }

@@ -39,11 +39,11 @@ pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
 pub use name::{NamespaceName, ObjectName, OwnName, Words};
-pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
+pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
-pub use report::Report;
+pub use report::{News, Report};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     AnnounceAnnotations, ExternalField, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service,

@@ -3,7 +3,9 @@
 //! Kubernetes: `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -28,8 +30,48 @@ pub struct Node {
     pub zone: Option<CompactString>,
     /// All of them: policies select Nodes by their labels.
     pub labels: Labels,
+    /// `spec.taints`, in the API's order.
+    pub taints: Vec<Taint>,
     /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
+}
+
+/// A taint, written as `key=value:Effect` or `key:Effect`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taint {
+    pub key: CompactString,
+    /// Empty where it has none.
+    pub value: CompactString,
+    /// `NoSchedule`, `PreferNoSchedule`, `NoExecute`, or one of the future.
+    pub effect: CompactString,
+}
+
+/// A text that is no taint.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is no taint (key=value:Effect)")]
+pub struct NoTaint(String);
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Taint { key, value, effect } = self;
+        match value.as_str() {
+            "" => write!(f, "{key}:{effect}"),
+            _ => write!(f, "{key}={value}:{effect}"),
+        }
+    }
+}
+
+impl FromStr for Taint {
+    type Err = NoTaint;
+
+    fn from_str(text: &str) -> Result<Taint, NoTaint> {
+        let (words, effect) = text.rsplit_once(':').ok_or_else(|| NoTaint(text.to_owned()))?;
+        let (key, value) = words.split_once('=').unwrap_or((words, ""));
+        match key {
+            "" => Err(NoTaint(text.to_owned())),
+            _ => Ok(Taint { key: key.into(), value: value.into(), effect: effect.into() }),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +150,16 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_taint_is_read_as_it_is_written() {
+        for text in ["example.com/leaving=now:NoExecute", "node.kubernetes.io/unschedulable:NoSchedule"] {
+            assert_eq!(text.parse::<Taint>().expect("a taint").to_string(), text);
+        }
+        for text in ["", "key", ":NoExecute", "=value:NoExecute"] {
+            assert!(text.parse::<Taint>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_node_is_known_by_its_first_internal_address_of_a_family_that_is_on() {

@@ -10,7 +10,18 @@ pub struct Report {
     /// The Node has the condition against it.
     pub is_denied: bool,
     /// Mistakes in the Node object, each a whole sentence without secrets.
-    pub odd: BTreeSet<String>,
+    pub mistakes: BTreeSet<String>,
     /// Problems that keep a part of it from working, each a whole sentence without secrets.
     pub problems: BTreeSet<String>,
+    /// The latest news, and its number among all of this run.
+    pub news: Option<(u64, News)>,
+}
+
+/// Something that has happened on this node, and is no fault.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct News {
+    /// One word for programs.
+    pub word: &'static str,
+    /// A whole sentence without secrets.
+    pub text: String,
 }

@@ -4,7 +4,6 @@
 //! the log, which `tracing` keeps per process.
 
 #[cfg(test)]
-#[path = "../../tests/support/logged.rs"]
 pub mod given;
 pub mod health;
 pub mod http;

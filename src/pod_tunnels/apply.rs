@@ -19,7 +19,7 @@ pub struct Done {
     pub changes: usize,
 }
 
-/// Why a pod is not as wanted.
+/// Why a pod differs from the desired state.
 #[derive(Clone, Debug)]
 pub enum Failure {
     /// None of the places is a namespace that has the pod's address: the pod is gone, or somewhere else.

@@ -1,4 +1,4 @@
-//! What has to change inside a pod: what is there compared with what is wanted.
+//! Changes inside a pod: the objects that are there compared with those that are desired.
 //!
 //! The order keeps a process that ends at any point harmless. The device is there and its filter is loose before it has an
 //! address, and addresses go before the device does; what is half done is the beginning of what the next run does, or undoes.

@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::WantedTunnels;
 use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
-use super::machine::{Act, LeftOut, Machine, Next, Standing};
+use super::machine::{Act, LeftOut, Machine, Next, NoPlace, Standing};
 use super::metrics::Metrics;
 use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
 use crate::container_runtime::Sought;
@@ -63,6 +63,8 @@ const MOST_NAMES: usize = 4096;
 const MOST_NOTES: usize = 20;
 /// The mend, where network namespaces are not seen.
 const MOUNT: &str = "mount the host's /run/netns into the agent's container with mountPropagation: HostToContainer, or give its pod hostPID: true";
+/// Why one of the directories' namespaces is not taken for a pod's.
+const SEVERAL: &str = "several network namespaces have its address, and no container runtime tells which is the pod's";
 /// A thread that has nothing to do beats so often.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -78,7 +80,7 @@ pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHand
 }
 
 /// The places of addresses, or why there are none.
-type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>;
+type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, NoPlace>>;
 
 /// Result of work that went on beside the driver.
 enum Answer {
@@ -380,18 +382,25 @@ async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownP
         Ok(told) => {
             let found = of_sandboxes(&told.sandboxes, lost, known);
             let found: Found = found.into_iter().map(|(address, places)| (address, Ok(places))).collect();
-            let lacking = told.lacking.map(|lacking| format!(" ({lacking})")).unwrap_or_default();
-            (found, format!("the container runtime has no sandbox with its address{lacking}"))
+            let none = "the container runtime has no sandbox with its address";
+            let failure = match told.lacking {
+                None => NoPlace::NoSandbox(none.to_owned()),
+                Some(lacking) => NoPlace::Unknown(format!("{none} ({lacking})")),
+            };
+            (found, failure)
         }
         Err(failure) => {
             let lost = lost.clone();
-            (task::spawn_blocking(move || of_directories(&lost)).await.unwrap_or_default(), failure)
+            let found = task::spawn_blocking(move || of_directories(&lost)).await.unwrap_or_default();
+            (found, NoPlace::Unknown(failure))
         }
     };
     let hosts: BTreeSet<IpAddr> = host_addresses().into_iter().flatten().map(|one| one.address.addr()).collect();
     let mut result = |address: &IpAddr| match found.remove(address) {
         Some(result) => result,
-        None if hosts.contains(address) => Err("it shares its node's network (hostNetwork)".to_owned()),
+        None if hosts.contains(address) => {
+            Err(NoPlace::Unknown("it shares its node's network (hostNetwork)".to_owned()))
+        }
         None => Err(failure.clone()),
     };
     lost.iter().map(|address| (*address, result(address))).collect()
@@ -410,9 +419,7 @@ fn of_directories(lost: &BTreeSet<IpAddr>) -> Found {
             let places = found.entry(*address).or_insert_with(|| Ok(Vec::new()));
             match places {
                 Ok(places) if places.is_empty() => places.push(place.clone()),
-                _ => {
-                    *places = Err("several network namespaces have its address, and no container runtime tells which is the pod's".to_owned());
-                }
+                _ => *places = Err(NoPlace::Unknown(SEVERAL.to_owned())),
             }
         }
     }

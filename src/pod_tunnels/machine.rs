@@ -15,7 +15,7 @@
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
 //! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
 //! often after [`TRIES`] tries. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
-//! told as the pod that cannot be set up is.
+//! told as the pod that cannot be set up is; one without a sandbox has nothing that could answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -37,7 +37,7 @@ const FIRST: Duration = Duration::from_millis(100);
 /// The number of tries after which a pod is tried every [`SELDOM`] only.
 const TRIES: u32 = 60;
 const SELDOM: Duration = Duration::from_secs(30);
-/// The number of failures, within eight seconds or so, after which a pod counts as not closed.
+/// The number of failures, within eight seconds or so, after which a pod counts as not closed: those since it was last told that it has no sandbox.
 const TRIES_TO_CLOSE: u32 = 8;
 /// How often a sweep that fails is tried.
 const SWEEPS: u32 = 5;
@@ -68,13 +68,21 @@ pub enum Next {
     Wait(Option<Instant>),
 }
 
-/// A pod that is not as wanted.
+/// A pod that differs from the desired state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LeftOut {
     pub pod: IpAddr,
     pub services: BTreeSet<IpAddr>,
     /// A sentence without its end.
     pub reason: String,
+}
+
+/// Why there is no place of a pod, as a sentence without its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NoPlace {
+    /// The container runtime told of all its sandboxes, and none has the pod's address: there is no network in which anything could answer.
+    NoSandbox(String),
+    Unknown(String),
 }
 
 /// How the pods of this node stand.
@@ -116,8 +124,12 @@ struct Pod {
     due: Option<Instant>,
     /// Since the last success.
     failures: u32,
+    /// Since the last success and since it was last told to have no sandbox.
+    unexplained: u32,
     /// It is to be searched for.
     is_lost: bool,
+    /// At the last search it had no sandbox.
+    has_no_sandbox: bool,
 }
 
 #[derive(Default)]
@@ -155,7 +167,11 @@ enum Sweep {
 
 impl Pod {
     fn fail(&mut self, reason: String, now: Instant) {
-        let delay = if self.failures < TRIES { (FIRST * (1 << self.failures.min(6))).min(SEARCH) } else { SELDOM };
+        self.unexplained = if self.has_no_sandbox { 0 } else { self.unexplained.saturating_add(1) };
+        // One failure says little about a pod that had no sandbox: the next soon says more.
+        let is_doubtful = (1..TRIES_TO_CLOSE).contains(&self.unexplained);
+        let is_often = self.failures < TRIES || is_doubtful;
+        let delay = if is_often { (FIRST * (1 << self.failures.min(6))).min(SEARCH) } else { SELDOM };
         self.failures = self.failures.saturating_add(1);
         self.due = Some(now + delay);
         self.state = State::Failing(reason);
@@ -190,7 +206,7 @@ impl Machine {
             pod.is_over = false;
             if pod.services != services {
                 pod.services = services;
-                (pod.due, pod.failures) = (Some(now), 0);
+                (pod.due, pod.failures, pod.unexplained) = (Some(now), 0, 0);
             }
         }
         if !complete {
@@ -203,7 +219,8 @@ impl Machine {
             }
             pod.services.clear();
             pod.is_over = true;
-            (pod.due, pod.failures, pod.is_lost) = (Some(now), 0, false);
+            (pod.due, pod.is_lost) = (Some(now), false);
+            (pod.failures, pod.unexplained) = (0, 0);
             !pod.places.is_empty()
         });
         // What an earlier run set up in a pod that this one never found is found by another sweep: one for all that go meanwhile.
@@ -230,18 +247,19 @@ impl Machine {
     pub fn found(
         &mut self,
         searched: &BTreeSet<IpAddr>,
-        found: &BTreeMap<IpAddr, Result<Vec<PathBuf>, String>>,
+        found: &BTreeMap<IpAddr, Result<Vec<PathBuf>, NoPlace>>,
         now: Instant,
     ) {
         self.searching = false;
         for address in searched {
             let Some(pod) = self.pods.get_mut(address).filter(|pod| pod.is_lost) else { continue };
+            pod.has_no_sandbox = matches!(found.get(address), Some(Err(NoPlace::NoSandbox(_))));
             match found.get(address) {
                 Some(Ok(places)) => {
                     pod.places.clone_from(places);
                     (pod.is_lost, pod.due) = (false, Some(now));
                 }
-                Some(Err(reason)) => pod.fail(reason.clone(), now),
+                Some(Err(NoPlace::NoSandbox(reason) | NoPlace::Unknown(reason))) => pod.fail(reason.clone(), now),
                 None => pod.fail("it was not looked for".to_owned(), now),
             }
         }
@@ -257,13 +275,16 @@ impl Machine {
                 pod.places.retain(|one| *one != place);
                 pod.places.insert(0, place.clone());
                 let is_current = pod.services == want.services;
-                (pod.failures, pod.due) = (0, Some(if is_current { now + COMPARE } else { now }));
+                (pod.failures, pod.unexplained) = (0, 0);
+                pod.due = Some(if is_current { now + COMPARE } else { now });
                 pod.state = State::Settled { place, namespace, services: want.services.clone() };
                 self.look_at.get_or_insert(now + LOOK);
             }
             // With its namespace all that was in it has gone.
             Err((_, true)) if is_over => drop(self.pods.remove(&want.pod)),
             Err((reason, not_found)) => {
+                // There was a place to look at.
+                pod.has_no_sandbox = false;
                 pod.fail(reason, now);
                 pod.is_lost = not_found;
             }
@@ -379,7 +400,7 @@ impl Machine {
                     standing.set_up.insert(*address, services.clone());
                 }
                 State::Failing(reason) if !pod.services.is_empty() => standing.left_out.push(left_out(reason)),
-                State::Failing(reason) if pod.failures >= TRIES_TO_CLOSE => {
+                State::Failing(reason) if pod.unexplained >= TRIES_TO_CLOSE => {
                     standing.not_closed.push(left_out(reason));
                 }
                 State::Unknown | State::Settled { .. } | State::Failing(_) => {}

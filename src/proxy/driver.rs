@@ -32,6 +32,7 @@ use super::health_check::pending::Pending;
 use super::metrics::Metrics;
 use super::owners::Owned;
 use super::plan::Plan;
+use super::source_ranges::serve::OutsideSources;
 use super::udp_flows::Forgetting;
 use super::unallocated::Judged;
 use super::unjudged::driver::FirewallWaits;
@@ -59,6 +60,10 @@ pub struct ProxyContext {
     pub firewall: FirewallWaits,
     /// Endpoints on this node in which no tunnel ends. Empty where nobody looks after tunnels.
     pub untunnelled: watch::Receiver<Arc<Untunnelled>>,
+    /// The families in which any Service has source ranges.
+    pub ranged: watch::Sender<PerFamily<bool>>,
+    /// The packets that source ranges have dropped, for who asks.
+    pub outside: OutsideSources,
 }
 
 /// Events of the service proxy besides changes of the World and of the kernel.
@@ -274,6 +279,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                     health: &self.context.health,
                     problems: [self.plan.problems().clone()].into_iter().chain(others).collect(),
                     pending: &pending,
+                    outside: &self.context.outside,
                 };
                 self.formatting.answer(question, &sources, &mut self.mirrors);
             }
@@ -467,6 +473,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.context.metrics.services.set(count(self.plan.desired().virtuals.len()));
         self.context.metrics.draining.set(count(self.plan.draining()));
         self.context.metrics.refused.set(count(self.plan.refused()));
+        let ranged = self.plan.ranged();
+        self.context.ranged.send_if_modified(|told| std::mem::replace(told, ranged) != ranged);
         let pending = self.pending.follow(&self.plan, &mut self.mirrors, standing.now);
         if std::mem::take(&mut self.health_checks_changed) || pending {
             let pending = self.pending.services();

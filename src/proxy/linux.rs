@@ -11,7 +11,7 @@ use crate::kernel::bridge::HairpinPorts;
 use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{self, Leftovers, Ownership, Programs, Table, Tables};
+use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Programs, Table, Tables};
 use crate::kernel::ipvs::{self, Connections, Counted, Destination, Observed, ServiceKey, Services, Timeouts};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
@@ -52,17 +52,17 @@ const TEMPORARY_SET: &str = "sluice-proxy-tmp";
 const MODULES: [&str; 2] = ["ip_vs", "br_netfilter"];
 
 /// Opens all kinds in the network namespace of the calling thread, which has to be the thread that uses them: settings
-/// and programs depend on the thread.
+/// and programs depend on the thread. Also returns the programs of iptables, where that is the backend.
 ///
 /// # Errors
 /// If the kernel refuses netlink sockets, or has no IPVS.
-pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
+pub fn open(config: &ProxyConfig) -> Result<(Targets<Linux>, Families), Error> {
     for error in module::load(&MODULES) {
         warn!(%error, "Loading a kernel module failed");
     }
-    let mut targets = opened(Some(config.backend))?;
+    let (mut targets, programs) = opened(Some(config.backend))?;
     set_timeouts(&mut targets.virtuals, config);
-    Ok(targets)
+    Ok((targets, programs))
 }
 
 /// Like [`open`], without loading or setting anything. A kernel without IPVS has no virtual services of ours.
@@ -70,13 +70,13 @@ pub fn open(config: &ProxyConfig) -> Result<Targets<Linux>, Error> {
 /// # Errors
 /// If the kernel refuses netlink sockets.
 pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
-    let mut targets = opened(None)?;
+    let (mut targets, _) = opened(None)?;
     targets.virtuals.accept_missing_ipvs();
     Ok(targets)
 }
 
 /// Opens all kinds, of the packet filter those of one backend or of both.
-fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
+fn opened(used: Option<Backend>) -> Result<(Targets<Linux>, Families), Error> {
     let uses = |backend| used.is_none_or(|used| used == backend);
     let removal = Removal::of(ownership(), with_temporary());
     let device = LinkName(DEVICE.into());
@@ -103,8 +103,10 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
     if uses(Backend::Nftables) {
         targets.passages = Optional::used(Passages::open(HostChain::Input, &COMMENTS)?);
     }
+    let mut programs = Families::default();
     if uses(Backend::Iptables) {
         let detected = detected();
+        programs = detected.programs;
         targets.kernel.abandoned = detected.abandoned;
         let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;
         let mut elements = Elements::open(set_names())?;
@@ -116,7 +118,7 @@ fn opened(used: Option<Backend>) -> Result<Targets<Linux>, Error> {
         targets.elements = Optional::used(elements);
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
-    Ok(targets)
+    Ok((targets, programs))
 }
 
 fn detected() -> iptables::Detected {

@@ -60,6 +60,8 @@ pub const NFT_SOURCES_IN: &str = "service_sources";
 pub const NFT_SOURCES_OUT: &str = "own_service_sources";
 /// The chain of each family that drops packets from clients outside the source ranges of the Service.
 pub const NFT_SOURCES: PerFamily<&str> = PerFamily { v4: "source_ranges4", v6: "source_ranges6" };
+/// The counter of what that chain drops.
+pub const NFT_OUTSIDE_SOURCES: PerFamily<&str> = PerFamily { v4: "outside_sources4", v6: "outside_sources6" };
 /// The base chain that sends packets to what is served to this node only to the next one.
 pub const NFT_INSIDE_IN: &str = "inside_services";
 /// The chain of each family that drops packets from outside.

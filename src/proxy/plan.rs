@@ -32,7 +32,7 @@ use crate::net::{Family, PerFamily, Protocol};
 use crate::packed::Put;
 
 pub use self::addresses::{local_route_key, marked_route_key};
-use self::draining::Listed;
+use self::draining::{Listed, PartChange};
 use self::problems::Problems;
 use self::tunnels::Tunnels;
 use super::clients::{Clients, Restrictions, Shape};
@@ -281,7 +281,7 @@ impl Plan {
         let keys = different_claims(old, new);
         for key in keys.iter().copied() {
             if let (Some(old), Some(new)) = (old, new) {
-                self.note_left((key, name), [old, new], &listed, now);
+                self.note_left(key, PartChange { name, old, new }, &listed, now);
             }
             let claim = new.and_then(|new| new.claim(&key));
             let created = new.map_or(0, |new| new.created);

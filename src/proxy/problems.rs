@@ -1,4 +1,4 @@
-//! What keeps a Service from being served as its object asks: what users are told by Events, and by `sluice svc`.
+//! Problems that keep a Service from being served as its object asks, for Events and for `sluice svc`.
 //!
 //! Only what all nodes find alike, and what lasts: that no endpoint is ready is no problem of the Service object, and that a node has no
 //! local endpoint is what the traffic policy Local is about. Where no endpoint says its node, no node ever has one.

@@ -22,6 +22,9 @@
 //! A load balancer address may be the host's own, as with a load balancer that gives Services the addresses of Nodes. The host itself may have opened a connection from a
 //! port that is such a Service's: the answers are not for the Service, and pass. No other address can be the near end of a connection of the host's own.
 //!
+//! What is dropped is counted, for all Services of a family together ([`serve`]): a count for each Service would need a rule for each, or a counter in each element
+//! of a second set, and both cost more the more Services there are.
+//!
 //! With nftables the sources stand in one set for each length of prefixes, because a set of ranges of several fields takes
 //! time proportional to its size to change:
 //!
@@ -29,8 +32,10 @@
 //! chain service_sources { type filter hook input priority mangle; policy accept;
 //!     ip daddr . meta l4proto . th dport @restricted4 jump source_ranges4 }
 //! chain source_ranges4 { ip daddr @own4 ct direction reply return
-//!                        ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; drop }
+//!                        ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0 @sources4_24 return; counter name outside_sources4 drop }
 //! ```
+
+pub mod serve;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,7 +52,7 @@ use crate::net::{Family, PerFamily};
 
 use super::clients::Shape;
 use super::guard;
-use super::names::{CHAIN_SOURCES, NFT_SOURCES, NFT_SOURCES_IN, NFT_SOURCES_OUT, Set};
+use super::names::{CHAIN_SOURCES, NFT_OUTSIDE_SOURCES, NFT_SOURCES, NFT_SOURCES_IN, NFT_SOURCES_OUT, Set};
 
 /// The only clients of one virtual service, sorted; `None` for everybody. No range is of length 0.
 pub type Sources = Option<Arc<[IpNet]>>;
@@ -140,7 +145,7 @@ pub fn family_of(object: &Object) -> Option<Family> {
 /// Returns the sets and chains in our table of nf_tables: of all these families, or none where nothing is restricted, because what is
 /// restricted still must not be opened by a change of a chain.
 pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content> {
-    use nftables::{Match, Rule, SetSpec, Verdict};
+    use nftables::{Match, Rule, SetSpec, Statement, Verdict};
     let mut found = BTreeMap::new();
     let mut entered = Vec::new();
     let is_used = shape.ranged.v4 || shape.ranged.v6;
@@ -161,7 +166,10 @@ pub fn in_table(shape: &Shape, families: &[Family]) -> BTreeMap<Object, Content>
             let allowed = Match::InSet { lookup: Lookup::ServiceSource(family, *length), set, negated: false };
             rules.push(Rule::new([allowed], Verdict::Return));
         }
-        rules.push(Rule::new([], Verdict::Drop).commented("not in the source ranges of the Service"));
+        let counter = nftables::Name::from(*NFT_OUTSIDE_SOURCES.of(family));
+        found.insert(Object::Counter(counter.clone()), Content::Counter);
+        let drop = Rule::with([], [Statement::Count(counter)], Some(Verdict::Drop));
+        rules.push(drop.commented("not in the source ranges of the Service"));
         found.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
     }
     if entered.is_empty() {

@@ -22,11 +22,11 @@ use super::endpoints::DRAINING;
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Destinations of which some wait, by the address, protocol and port of their virtual service.
-pub type Waiting = BTreeMap<ServiceKey, Held>;
+pub type Waiting = BTreeMap<ServiceKey, HeldDestinations>;
 
 /// The destinations of one port of which some wait.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Held {
+pub struct HeldDestinations {
     pub waiting: BTreeSet<SocketAddr>,
     /// The others that the firewall judges.
     pub judged: BTreeSet<SocketAddr>,
@@ -143,7 +143,7 @@ impl Unjudged {
         let held = |port: &ServiceKey, its: &BTreeMap<SocketAddr, Wait>| {
             let known = self.known.get(port).into_iter().flatten();
             let judged = known.filter(|destination| !its.contains_key(destination)).copied().collect();
-            Held { waiting: its.keys().copied().collect(), judged }
+            HeldDestinations { waiting: its.keys().copied().collect(), judged }
         };
         self.waiting.iter().map(|(port, its)| (*port, held(port, its))).collect()
     }

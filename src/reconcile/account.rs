@@ -36,7 +36,10 @@ impl Account {
                 &["kind"],
             )?,
             failing: IntGaugeVec::new(
-                options("failing", "1 while a kind of kernel objects is not as wanted because of failures"),
+                options(
+                    "failing",
+                    "1 while a kind of kernel objects differs from the desired state because of failures",
+                ),
                 &["kind"],
             )?,
             drift: IntCounterVec::new(

@@ -30,7 +30,7 @@ use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::model::Authority;
 use crate::packed::BlockMap;
-use crate::reconcile::{Growth, Moment, Reflection, Target};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, RouterChanges};
@@ -304,9 +304,11 @@ impl<K: Kernel> Mirrors<K> {
         self.grow_table(desired, growth, may_translate, at);
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
-        // Learned routes are current, however old the remembered cluster is.
+        // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         self.grow_tunnels(learned, at);
-        let routes_grown = self.routes.grow(learned.routes(), Growth::Full, at).len();
+        let may_change = |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination);
+        let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
+        let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
         self.source_rules.grow(&desired.source_rules, growth, at);
 
         let mut routes_gone = 0;

@@ -7,6 +7,9 @@
 //! neighbour, or until the restart time for which neighbours keep ours is over (RFC 4724). So neither a restart of
 //! ours, nor one of all nodes together, takes a route from a packet.
 
+mod draining;
+mod pods;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +19,9 @@ use tracing::{debug, info, warn};
 
 use crate::bgp::driver::{Access, Event};
 use crate::bgp::speaker::Order;
-use crate::config::RouterConfig;
+use crate::config::{NodeRoutes, RouterConfig};
 use crate::kernel::monitor::Notice;
-use crate::model::{Authority, Report, Table, World};
+use crate::model::{Authority, News, Report, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
@@ -26,13 +29,14 @@ use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Ti
 
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::desired::RouterChanges;
+use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
-use super::plan::{Circumstances, Plan, Unreached};
+use super::plan::{Plan, Unreached};
 use super::problem::Problem;
 use super::reachable::Reachable;
-use super::sessions::{Left, News, Sessions};
+use super::sessions::{self, Left, Sessions};
 use super::told::ReportedState;
 use super::withdrawals::Withdrawals;
 
@@ -71,6 +75,9 @@ pub struct Driver<K: Kernel> {
     plan: Plan,
     mirrors: Mirrors<K>,
     sessions: Sessions,
+    drain: Drain,
+    /// News that are told when neighbours have been sent what they are about.
+    news: Option<News>,
     withdrawals: Withdrawals,
     files: HostFiles,
     told: ReportedState,
@@ -99,6 +106,8 @@ impl<K: Kernel> Driver<K> {
         Driver {
             plan: Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by()),
             mirrors: Mirrors::new(targets),
+            drain: Drain::new(config.drain.delay),
+            news: None,
             withdrawals: Withdrawals::default(),
             sessions: Sessions::new(&config, context.speaker_pulse.clone(), context.access.clone()),
             files: HostFiles::new(&config),
@@ -222,51 +231,11 @@ impl<K: Kernel> Driver<K> {
             self.sessions.order(vec![Order::Unreachable(lost)]).await;
         }
     }
-
-    /// Checks for pod CIDRs of other nodes without a route in the kernel.
-    fn look_at_pods(&mut self, synced: bool, now: Instant) {
-        let sessions = &self.sessions;
-        // All that is without a route at the start has been so since the speaker started.
-        let since = sessions.waits_since().filter(|_| !self.reached).unwrap_or(now);
-        let around = Circumstances { now, since, nodes_are_read: *self.context.nodes_are_read.borrow() };
-        let unlearned = self.plan.unreached(around, |peer, family| sessions.has_sent_all(peer, family));
-        let count = unlearned.count + self.mirrors.missing_routes(self.plan.routes());
-        let older = std::mem::replace(&mut self.unreached, Unreached { count, ..unlearned });
-        self.log_trouble_with_pods(&older);
-        // A node that is down for long must not keep all others from becoming ready.
-        if !self.reached && synced && (count == 0 || self.sessions.patience_is_over(now)) {
-            self.reached = true;
-            let took_ms = (now - self.started).as_millis() as u64;
-            let Unreached { missing, late, trouble, .. } = &self.unreached;
-            match missing.as_ref().or(late.as_ref()).or(trouble.as_ref()) {
-                None => info!(unreached = count, took_ms, "Routes to pods of other nodes programmed"),
-                Some(missing) => {
-                    warn!(unreached = count, took_ms, reason = missing, "Some pods of other nodes cannot be reached");
-                }
-            }
-        }
-        let noted = self.unreached.missing.clone().filter(|_| self.reached);
-        self.context.notes.set(noted.into_iter().chain(self.unreached.late.clone()).collect());
-    }
-
-    /// Logs that pods of other nodes cannot be reached, or can be again. /readyz always names the present ones.
-    fn log_trouble_with_pods(&self, older: &Unreached) {
-        match (&older.trouble, &self.unreached.trouble) {
-            (None, Some(reason)) => warn!(reason, "Pods of other nodes cannot be reached"),
-            (Some(_), None) => {
-                info!(
-                    unreached = self.unreached.count,
-                    "Unreachable pods of other nodes are no trouble any more; /readyz names the rest"
-                );
-            }
-            (None, None) | (Some(_), Some(_)) => {}
-        }
-    }
 }
 
 /// Events that wake the router besides the World, the kernel and time.
 pub enum Wake {
-    Speaker(News),
+    Speaker(sessions::News),
     /// A user asks.
     Asked(Inquiry),
     /// The service proxy has applied the state known at the start.
@@ -302,18 +271,20 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match wake {
             Wake::Asked(inquiry) => inquiry.answer(&self.plan, &self.mirrors, context.authority),
             Wake::Served => self.sessions.try_at(at.now),
-            Wake::Speaker(News::Events(events)) => {
+            Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);
                 self.take_events(events);
             }
-            Wake::Speaker(News::Written(number)) => {
+            Wake::Speaker(sessions::News::Written(number)) => {
                 self.withdrawals.written(number);
                 self.publish_believed();
+                self.tell_news();
             }
-            Wake::Speaker(News::Ended) => {
+            Wake::Speaker(sessions::News::Ended) => {
                 warn!("BGP speaker ended; starting a new one");
                 self.withdrawals.end();
                 self.publish_believed();
+                self.tell_news();
             }
         }
     }
@@ -323,6 +294,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.mirrors.retry_at(),
             self.sessions.deadline(self.plan.desired()),
             self.reachable.deadline(),
+            self.drain.deadline(),
             Some(self.next_look),
         ];
         due.into_iter().flatten().min()
@@ -341,8 +313,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.sessions.show(&self.context.metrics.peers).await;
     }
 
-    async fn take_world(&mut self, world: &World, _at: Moment) -> Authority {
+    async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
         if world.authority.router != Authority::Nothing {
+            self.look_at_own_node(world, at.now).await;
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
         }
@@ -354,6 +327,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.start_speaker().await;
         }
         self.look_at_next_hops(at.now).await;
+        self.step_drain(drain::Event::Tick, at.now).await;
     }
 
     fn disturbed(&mut self, notice: Notice) {
@@ -433,7 +407,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn is_equipped(&self) -> bool {
-        self.sessions.is_running()
+        // Without BGP between nodes a missing speaker keeps no pods from each other.
+        let needs_speaker = self.config.node_routes == NodeRoutes::Bgp || self.plan.desired().speaker.is_some();
+        self.sessions.is_running() || !needs_speaker
     }
 
     fn log_first_sync(&mut self, sync: &FirstSync) {
@@ -469,7 +445,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.sessions.beat_for_nobody(now);
         // Reported once true, and then for good. If another program sets up the pod network it is not ours to report.
         let is_ours = self.plan.desired().bridge.is_some() && self.plan.own().all_pod_cidrs().next().is_some();
-        let is_ours = is_ours && (self.config.internal_peers || self.config.cni_file.is_some());
+        let connects = self.config.internal_peers || self.config.node_routes == NodeRoutes::Api;
+        let is_ours = is_ours && (connects || self.config.cni_file.is_some());
         let is_there = is_ours && self.reached && standing.authority == Authority::Complete;
         self.context
             .report

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use crate::model::{
-    Authority, Host, HostAddress, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
+    Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
 };
 
 /// The configuration with these flags.
@@ -37,12 +37,7 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
     Node {
         addresses: addresses.split_whitespace().map(internal).collect(),
         pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
-        network_unavailable: false,
-        should_announce: false,
-        is_on_aws: false,
-        zone: None,
-        labels: Labels::default(),
-        routing: None,
+        ..Node::default()
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Metrics {
     pub problems: IntGauge,
     /// Pod CIDRs of other nodes without a route in the kernel.
     pub unreached: IntGauge,
+    /// How service addresses stand with routers outside (`drain::Stage`).
+    pub drain: IntGauge,
     /// Packets of BFD that were ignored, by reason.
     ignored: IntCounterVec,
 }
@@ -87,6 +89,10 @@ impl Metrics {
                 "sluice_router_unreached_ranges",
                 "Pod ranges of other nodes to which the kernel has no route",
             )?,
+            drain: IntGauge::new(
+                "sluice_router_drain",
+                "Service addresses: 0 announced, 1 announced with GRACEFUL_SHUTDOWN because this node drains, 2 withdrawn",
+            )?,
             ignored: IntCounterVec::new(
                 Opts::new("sluice_router_bfd_packets_ignored_total", "BFD packets received and ignored, by reason"),
                 &["reason"],
@@ -103,7 +109,7 @@ impl Metrics {
         for histogram in [&self.peers_sync, &self.round, &self.routes_sync, &self.programming] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.routes, &self.problems, &self.unreached] {
+        for gauge in [&self.routes, &self.problems, &self.unreached, &self.drain] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(self.sent.clone()))?;

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers;
-//! [`advertise`] the announcements for Services, and [`withdrawals`] those that peers may still believe in; [`policy`]
+//! [`advertise`] the announcements for Services, [`drain`] when they go with the node, and [`withdrawals`] those that peers may still believe in; [`policy`]
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
 //! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
@@ -48,6 +48,7 @@ pub mod plan;
 pub mod apply;
 pub mod linux;
 pub mod sessions;
+pub mod drain;
 pub mod withdrawals;
 pub mod told;
 pub mod host_files;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
-use crate::config::{RouterConfig, RouterId};
+use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
 use crate::model::Node;
@@ -298,7 +298,9 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         Peering::None | Peering::Impossible(_) => None,
     };
     // Identifiers set by flags of other nodes are unknown.
-    let identifier = primary.filter(|_| !matches!(config.router_id, RouterId::Is(_)));
+    // Without sessions between nodes equal ones harm nobody.
+    let is_told = !matches!(config.router_id, RouterId::Is(_)) && config.node_routes == NodeRoutes::Bgp;
+    let identifier = primary.filter(|_| is_told);
     let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
     let part = Part {
         elements: node_sets::elements(node, own.families).into(),

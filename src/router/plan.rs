@@ -23,11 +23,12 @@ use crate::config::{RouterConfig, ServiceRanges};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
 use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
-use crate::net::{ExternalPeer, Family, Password, PerFamily};
+use crate::net::{Family, Password, PerFamily};
 
 use super::advertise::{Announcer, announced};
 use super::claims::Claims;
 use super::desired::{Desired, RouterChanges, Speaker};
+use super::drain::Stage;
 use super::forward::AnswersBy;
 use super::identity::Identity;
 use super::names::{Set, TUNNEL_TABLE};
@@ -35,10 +36,13 @@ use super::nodes::{Around, Nodes};
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
 use super::routes::{Place, Routes};
-use super::{cni, external_peers, mtu, settings};
+use super::{cni, drain, mtu, settings};
 
+mod draining;
+mod external;
 mod filter;
 mod inspection;
+mod node_routes;
 mod packing;
 mod pod_ranges;
 
@@ -69,7 +73,11 @@ pub struct Plan {
     announced: Claims<IpAddr, ObjectName, ()>,
     /// Service addresses that are node addresses.
     refused_services: BTreeSet<IpAddr>,
+    /// How the addresses of Services stand with routers outside.
+    stage: Stage,
     pod_ranges: pod_ranges::PodRanges,
+    /// Prefixes whose next hops Node objects may give otherwise than at the last settling (`--node-routes=api`).
+    given_otherwise: BTreeSet<IpNet>,
     sizes: BTreeMap<(Set, Family), usize>,
     sets: Option<Sets>,
     stale: Stale,
@@ -127,7 +135,9 @@ impl Plan {
             services: HashMap::new(),
             announced: Claims::default(),
             refused_services: BTreeSet::new(),
+            stage: Stage::default(),
             pod_ranges: pod_ranges::PodRanges::default(),
+            given_otherwise: BTreeSet::new(),
             sizes: BTreeMap::new(),
             sets: None,
             stale: Stale::default(),
@@ -277,36 +287,6 @@ impl Plan {
         }
     }
 
-    fn update_external_peers(&mut self, changed: &mut RouterChanges) {
-        let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
-        self.external_problems.clear();
-        let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
-        let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
-        for (place, peer) in peers.iter().enumerate() {
-            let Some(local) = self.local() else { continue };
-            let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
-            let password = if from_file { read } else { &peer.password };
-            match external_peers::peering(peer, password, &self.own, &self.config, local) {
-                Ok(_) if !*self.families.of(Family::from(peer.address)) => {
-                    let text = format!("{} is off; there is no session", Family::from(peer.address));
-                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
-                }
-                Ok(_) if wanted.contains_key(&peer.address) => {
-                    let text = "it is named twice; the first one counts";
-                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
-                }
-                Ok(peering) => drop(wanted.insert(peer.address, peering)),
-                Err(problem) => self.external_problems.push(problem),
-            }
-        }
-        let external: Vec<IpAddr> = wanted.keys().copied().collect();
-        let before = std::mem::replace(&mut self.external, external);
-        for address in before.iter().chain(&self.external.clone()) {
-            self.put_peer(*address, &PeerOwner::External, wanted.get(address).cloned(), changed);
-        }
-        self.stale.own |= before != self.external;
-    }
-
     fn put_peer(
         &mut self,
         address: IpAddr,
@@ -333,8 +313,10 @@ impl Plan {
         for name in names {
             changed.nodes_computed += 1;
             self.pod_ranges.mark(name, &self.nodes);
+            self.mark_given(name);
             let around = Around { own: &self.own, config: &self.config, local };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
+            self.mark_given(name);
             self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
             changed.pod_ranges.extend(news.ranges);
@@ -352,6 +334,7 @@ impl Plan {
             for address in news.addresses {
                 self.nodes.named_alike(address).for_each(|alike| self.routes.look_again(alike));
                 self.routes.look_again(address);
+                self.given_otherwise.insert(Family::host_prefix(address));
                 self.put_announcement(Family::host_prefix(address), changed);
             }
         }
@@ -383,6 +366,7 @@ impl Plan {
             for address in old.iter().chain(&new).copied().collect::<BTreeSet<_>>() {
                 let wanted = new.contains(&address).then_some(());
                 if self.announced.put(&address, name, wanted) {
+                    self.stale.services = true;
                     self.put_announcement(Family::host_prefix(address), changed);
                 }
             }
@@ -399,8 +383,13 @@ impl Plan {
         let refused = if is_node { all.insert(address) } else { all.remove(&address) };
         let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
         let wanted = (is_ours || is_service && !is_node).then_some(*self.own.addresses.of(family)).flatten();
-        let wanted = wanted.map(Attributes::local);
+        let wanted = wanted.map(Attributes::local).and_then(|wanted| match self.stage {
+            Stage::Leaving if !is_ours => Some(drain::leaving(wanted)),
+            Stage::Withdrawn if !is_ours => None,
+            Stage::Announced | Stage::Leaving | Stage::Withdrawn => Some(wanted),
+        });
         changed.problems |= refused;
+        self.stale.services |= refused;
         if self.desired.announcements.get(&prefix) == wanted.as_ref() {
             return;
         }
@@ -409,7 +398,7 @@ impl Plan {
             None => self.desired.announcements.remove(&prefix),
         };
         changed.announcements.insert(prefix);
-        self.stale.services |= is_service || !is_ours;
+        self.given_otherwise.insert(prefix);
     }
 
     /// Updates what follows from everything together.
@@ -437,10 +426,10 @@ impl Plan {
             return;
         }
         if stale.nodes || stale.own {
-            self.pod_ranges.refuse(&self.own, &self.nodes);
+            let differs = self.pod_ranges.refuse(&self.own, &self.nodes);
+            self.given_otherwise.extend(differs);
         }
-        let is_service = |prefix: &&IpNet| !self.own.pod_cidrs.of(Family::from(**prefix)).contains(prefix);
-        let services = || self.desired.announcements.keys().filter(is_service).copied().collect();
+        let services = || draining::prefixes(&self.own, &self.announced, &self.refused_services);
         let carrying: BTreeSet<&CompactString> = self.own.links.iter().filter_map(|(_, link)| link.as_ref()).collect();
         let on_link = self.on_link.iter().filter(|network| carrying.contains(&network.link));
         let on_link: Vec<IpNet> = on_link.map(|network| network.prefix).collect();
@@ -467,6 +456,7 @@ impl Plan {
     }
 
     fn settle_routes(&mut self, changed: &mut RouterChanges) {
+        self.settle_given();
         self.pod_ranges.mark_routes(self.routes.dirty(), &self.nodes);
         let place = Place {
             own: &self.own,

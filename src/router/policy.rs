@@ -19,7 +19,9 @@
 //! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
 //! addresses: a cluster whose flag says less than the truth goes on working. It is not where it contains an address of a third node
 //! (`plan::Refusal`). It comes from nodes and from external peers, which is where it comes from in a cluster whose nodes peer with routers
-//! alone, and never from a neighbour or as a route added with the GoBGP client.
+//! alone, and never from a neighbour or as a route added with the GoBGP client. With `--node-routes=api` it comes from nobody.
+//!
+//! A route of an external peer with the community GRACEFUL_SHUTDOWN gets LOCAL_PREF 0: it loses to any other one (RFC 8326 4).
 //!
 //! A reflector has the same policies as all others. In GoBGP a set without neighbours holds for all of them; here it holds for
 //! none, and its statements do not exist.
@@ -31,9 +33,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::bgp::message::Community;
-use crate::bgp::policy::{Change, Condition, Decision, Lengths, Matching, NeighbourSet, Policy, PrefixSet, Statement};
+use crate::bgp::policy::{
+    Change, CommunitySet, Condition, Decision, Lengths, Matching, NeighbourSet, Policy, PrefixSet, Statement,
+};
 use crate::bgp::rib::{PeerId, Policies};
-use crate::config::RouterConfig;
+use crate::config::{NodeRoutes, RouterConfig};
 use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
@@ -176,19 +180,22 @@ impl Sets {
 
     /// Returns both policies with these sets.
     pub fn policies(&self, own: &Identity, config: &RouterConfig) -> Policies {
-        let (import, export) = (self.import(), self.export(own, config));
+        let (import, export) = (self.import(config), self.export(own, config));
         Policies { import: Arc::new(import), export: Arc::new(export) }
     }
 
-    fn import(&self) -> Policy {
+    fn import(&self, config: &RouterConfig) -> Policy {
         let refused = [&self.services, &self.default_route, &self.rejected, &self.pods, &self.node_addresses];
-        let mut statements = Vec::new();
+        let external = self.external.iter().map(|(_, set)| set).filter(|set| !set.prefixes.is_empty());
+        let mut statements: Vec<Statement> = external.map(leaving).collect();
         for family in Family::BOTH {
             let all = self.all.of(family);
             for set in refused {
                 statements.extend(statements_of(set, all, &Outcome::reject()));
             }
-            for trusted in [&self.nodes, &self.external] {
+            // Where Node objects say it, nobody else does.
+            let trusted = [&self.nodes, &self.external].into_iter().filter(|_| config.node_routes == NodeRoutes::Bgp);
+            for trusted in trusted {
                 statements.extend(statements_of(&self.node_pods, trusted.of(family), &Outcome::accept()));
             }
             for set in [&self.inside_pods, &self.links] {
@@ -246,6 +253,19 @@ impl Outcome {
 
     fn statement(&self) -> Statement {
         Statement { decision: Some(self.decision), changes: self.changes.clone(), ..Statement::default() }
+    }
+}
+
+/// Returns the statement by which routes that external peers are about to withdraw lose to all others (RFC 8326 4).
+fn leaving(external: &Arc<NeighbourSet>) -> Statement {
+    let communities = BTreeSet::from([Community::GRACEFUL_SHUTDOWN]);
+    let set = Arc::new(CommunitySet { name: "gracefulshutdownset".to_owned(), communities });
+    Statement {
+        name: format!("{}{}", set.name, external.name),
+        neighbours: Some(any(external)),
+        communities: Some(any(&set)),
+        changes: vec![Change::LocalPref(0)],
+        ..Statement::default()
     }
 }
 

@@ -21,6 +21,9 @@
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
 //!
+//! With `--node-routes=api` the next hops of a pod CIDR are given by Node objects (`node_routes`), as if its nodes had announced it: they
+//! come before what was learned, which is kept beside them.
+//!
 //! Work is proportional to the change: a route, a next hop of another kind, or everything if our place changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +69,10 @@ pub struct Routes {
     routes: BlockMap<RouteKey, Arc<Route>>,
     tunnels: BTreeMap<LinkName, Tunnel>,
     dirty: BTreeSet<IpNet>,
+    /// Prefixes whose next hops Node objects give.
+    given: BTreeSet<IpNet>,
+    /// Next hops learned for these; of few, because import policy refuses them.
+    outdone: BTreeMap<IpNet, Box<[IpAddr]>>,
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
 }
@@ -142,9 +149,20 @@ impl Routes {
         self.learned.get(&prefix).map(|learned| &*learned.next_hops).unwrap_or_default()
     }
 
-    /// Returns the next hops of all learned routes.
+    /// Returns whether Node objects give the next hops of a prefix.
+    pub fn is_given(&self, prefix: IpNet) -> bool {
+        self.given.contains(&prefix)
+    }
+
+    /// Returns the prefixes whose next hops Node objects give.
+    pub fn given(&self) -> impl Iterator<Item = IpNet> {
+        self.given.iter().copied()
+    }
+
+    /// Returns the next hops of all learned routes, without those that Node objects alone give.
     pub fn next_hops(&self) -> impl Iterator<Item = IpAddr> {
-        self.by_next_hop.keys().copied()
+        let is_learned = |prefixes: &PrefixMap<()>| prefixes.keys().any(|prefix| !self.given.contains(&prefix));
+        self.by_next_hop.iter().filter(move |(_, prefixes)| is_learned(prefixes)).map(|(next_hop, _)| *next_hop)
     }
 
     /// Returns the prefixes whose routes are recomputed next.
@@ -157,33 +175,63 @@ impl Routes {
         for change in changes {
             let is_learned = change.best.as_ref().is_some_and(|best| !best.source.is_local());
             let next_hops = if is_learned { change.next_hops.as_slice() } else { &[] };
-            let prefix = change.prefix;
-            self.stale.remove(&prefix);
-            let before = self.learned.get(&prefix).cloned();
-            for gone in before.iter().flat_map(|before| &before.next_hops) {
-                if let Some(prefixes) = self.by_next_hop.get_mut(gone) {
-                    prefixes.remove(&prefix);
-                    if prefixes.is_empty() {
-                        self.by_next_hop.remove(gone);
-                    }
+            self.stale.remove(&change.prefix);
+            if !self.given.contains(&change.prefix) {
+                self.set_next_hops(change.prefix, next_hops);
+            } else if next_hops.is_empty() {
+                self.outdone.remove(&change.prefix);
+            } else {
+                self.outdone.insert(change.prefix, next_hops.into());
+            }
+        }
+    }
+
+    /// Sets the next hops that Node objects give for a prefix, the best first; with none what was learned counts again.
+    pub fn give(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+        if next_hops.is_empty() {
+            if self.given.remove(&prefix) {
+                let learned = self.outdone.remove(&prefix).unwrap_or_default();
+                self.set_next_hops(prefix, &learned);
+            }
+            return;
+        }
+        if self.given.insert(prefix) {
+            let learned = self.next_hops_to(prefix);
+            if !learned.is_empty() {
+                self.outdone.insert(prefix, learned.into());
+            }
+        }
+        if self.next_hops_to(prefix) != next_hops {
+            self.set_next_hops(prefix, next_hops);
+        }
+    }
+
+    fn set_next_hops(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+        let before = self.learned.get(&prefix).cloned();
+        for gone in before.iter().flat_map(|before| &before.next_hops) {
+            if let Some(prefixes) = self.by_next_hop.get_mut(gone) {
+                prefixes.remove(&prefix);
+                if prefixes.is_empty() {
+                    self.by_next_hop.remove(gone);
                 }
             }
-            for next_hop in next_hops {
-                self.by_next_hop.entry(*next_hop).or_default().insert(prefix, ());
-            }
-            if before.is_some() || !next_hops.is_empty() {
-                let ways = before.map(|before| before.ways.clone()).unwrap_or_default();
-                let learned = self.lists.learned.intern_owned(Learned { next_hops: next_hops.into(), ways }.into());
-                self.learned.insert(prefix, learned);
-            }
-            self.dirty.insert(prefix);
         }
+        for next_hop in next_hops {
+            self.by_next_hop.entry(*next_hop).or_default().insert(prefix, ());
+        }
+        if before.is_some() || !next_hops.is_empty() {
+            let ways = before.map(|before| before.ways.clone()).unwrap_or_default();
+            let learned = self.lists.learned.intern_owned(Learned { next_hops: next_hops.into(), ways }.into());
+            self.learned.insert(prefix, learned);
+        }
+        self.dirty.insert(prefix);
     }
 
     /// Marks all routes as stale for a new speaker, until learned routes are complete. Returns whether there are any.
     pub fn mark_stale(&mut self) -> bool {
         let learned = self.learned.iter().filter(|(_, learned)| !learned.next_hops.is_empty());
-        self.stale = learned.map(|(prefix, _)| prefix).collect();
+        let learned = learned.map(|(prefix, _)| prefix).filter(|prefix| !self.given.contains(prefix));
+        self.stale = learned.chain(self.outdone.keys().copied()).collect();
         !self.stale.is_empty()
     }
 

@@ -23,20 +23,20 @@ pub struct ReportedState {
     /// Reasons why connections with a neighbour fail to become a session: each is logged once, until there is one. Both
     /// ends dial, so two reasons may alternate.
     failing: BTreeMap<IpAddr, BTreeSet<String>>,
-    odd: BTreeMap<IpAddr, Odd>,
+    malformed: BTreeMap<IpAddr, MalformedUpdates>,
     dialling: Dialling,
 }
 
 /// Malformed updates of a neighbour.
-struct Odd {
+struct MalformedUpdates {
     said_at: Instant,
     /// Number of unlogged ones since.
     unsaid: u64,
 }
 
 /// Minimum interval of messages about one neighbour's malformed updates, and maximum number of errors of one update.
-const ODD_PAUSE: Duration = Duration::from_secs(60);
-const ODD_SHOWN: usize = 3;
+const MALFORMED_PAUSE: Duration = Duration::from_secs(60);
+const MALFORMED_SHOWN: usize = 3;
 /// Maximum number of remembered, and so logged, reasons of one neighbour.
 const REASONS: usize = 8;
 
@@ -60,7 +60,7 @@ impl ReportedState {
     pub fn forget<'a>(&mut self, peers: impl IntoIterator<Item = &'a IpAddr>) {
         for peer in peers {
             self.failing.remove(peer);
-            self.odd.remove(peer);
+            self.malformed.remove(peer);
             self.dialling.ended(*peer);
         }
     }
@@ -69,7 +69,7 @@ impl ReportedState {
     pub fn event(&mut self, event: &Event) {
         match event {
             Event::Fact(peer, Fact::Failed(cause)) => self.failed(*peer, cause),
-            Event::Fact(peer, Fact::Remarks(remarks)) => self.odd(*peer, remarks),
+            Event::Fact(peer, Fact::Remarks(remarks)) => self.note_malformed(*peer, remarks),
             Event::Fact(peer, fact) => {
                 if matches!(fact, Fact::Up(_)) {
                     self.failing.remove(peer);
@@ -115,15 +115,16 @@ impl ReportedState {
         }
     }
 
-    fn odd(&mut self, peer: IpAddr, remarks: &[Remark]) {
+    fn note_malformed(&mut self, peer: IpAddr, remarks: &[Remark]) {
         let now = Instant::now();
-        let odd = self.odd.get_mut(&peer).filter(|odd| now < odd.said_at + ODD_PAUSE);
-        if let Some(odd) = odd {
-            odd.unsaid += 1;
+        let known = self.malformed.get_mut(&peer).filter(|known| now < known.said_at + MALFORMED_PAUSE);
+        if let Some(known) = known {
+            known.unsaid += 1;
             return;
         }
-        let unsaid = self.odd.insert(peer, Odd { said_at: now, unsaid: 0 }).map_or(0, |before| before.unsaid);
-        let shown = remarks.get(..ODD_SHOWN).unwrap_or(remarks);
+        let unsaid =
+            self.malformed.insert(peer, MalformedUpdates { said_at: now, unsaid: 0 }).map_or(0, |before| before.unsaid);
+        let shown = remarks.get(..MALFORMED_SHOWN).unwrap_or(remarks);
         warn!(%peer, remarks = ?shown, more_since_the_last = unsaid, "Malformed UPDATE from a BGP peer");
     }
 }

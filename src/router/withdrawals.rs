@@ -31,6 +31,11 @@ impl Withdrawals {
         &self.believed
     }
 
+    /// Returns whether neighbours have been told of all withdrawals.
+    pub fn are_told(&self) -> bool {
+        self.leaving.is_empty()
+    }
+
     /// Updates which of some prefixes are announced. Returns a number if something was withdrawn: to be passed to
     /// `written` once everything ordered until now is written.
     pub fn update(&mut self, prefixes: impl IntoIterator<Item = (IpNet, bool)>) -> Option<u64> {

@@ -96,12 +96,12 @@ pub struct Driver<K: Kernel> {
 impl<K: Kernel> Driver<K> {
     /// Takes over the ports that an earlier run guarded.
     pub fn new(targets: Targets<K>, context: GuardContext) -> Driver<K> {
-        let (restored, odd) = match context.file.read() {
-            Ok(Restored { ports, odd }) => (ports, odd.join("; ")),
+        let (restored, unreadable) = match context.file.read() {
+            Ok(Restored { ports, unreadable }) => (ports, unreadable.join("; ")),
             Err(error) => (Vec::new(), error.to_string()),
         };
-        if !odd.is_empty() {
-            warn!(%odd, "Guarded ports of an earlier run are not readable");
+        if !unreadable.is_empty() {
+            warn!(error = unreadable, "Guarded ports of an earlier run are not readable");
         }
         let mut driver = Driver {
             context,

@@ -18,8 +18,8 @@ pub struct PortsFile(RecordList);
 #[derive(PartialEq, Eq, Default, Debug)]
 pub struct Restored {
     pub ports: Vec<GuardedPort>,
-    /// Why records were left out, one sentence without its end for each.
-    pub odd: Vec<String>,
+    /// Records that were left out, with the reason: one sentence without its end for each.
+    pub unreadable: Vec<String>,
 }
 
 /// One port.
@@ -55,7 +55,7 @@ impl PortsFile {
         for (number, record) in records.into_iter().enumerate() {
             match port(record) {
                 Ok(port) => restored.ports.push(port),
-                Err(error) => restored.odd.push(format!("record {}: {error}", number + 1)),
+                Err(error) => restored.unreadable.push(format!("record {}: {error}", number + 1)),
             }
         }
         Ok(restored)
@@ -119,7 +119,7 @@ mod tests {
         };
         file.write(&Ports::restored(vec![port.clone()])).expect("writable");
         let whole = fs::read_to_string(file.path()).expect("it is there");
-        assert_eq!(file.read().expect("it is there"), Restored { ports: vec![port.clone()], odd: Vec::new() });
+        assert_eq!(file.read().expect("it is there"), Restored { ports: vec![port.clone()], unreadable: Vec::new() });
         for odd in [
             r#"{"container":"a","interface":"e","network":"","link":"v","link_address":"x","addresses":[]}"#,
             r#"{"container":7}"#,
@@ -127,7 +127,7 @@ mod tests {
         ] {
             fs::write(file.path(), whole.replacen('[', &format!("[{odd},"), 1)).expect("writable");
             let restored = file.read().expect("it is a list");
-            assert_eq!((restored.ports, restored.odd.len()), (vec![port.clone()], 1), "{odd}");
+            assert_eq!((restored.ports, restored.unreadable.len()), (vec![port.clone()], 1), "{odd}");
         }
         fs::write(file.path(), "[{").expect("writable");
         assert!(file.read().is_err());

@@ -93,7 +93,7 @@ async fn nothing_is_published_before_anything_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_odd_about_our_own_node_is_reported_for_as_long_as_it_is() {
+async fn mistakes_in_our_own_node_are_reported_for_as_long_as_they_are_there() {
     let mut rig = rig(None);
     let node = |name: &str, annotation: &str, network: &str| {
         let yaml = format!(
@@ -108,8 +108,8 @@ async fn what_is_odd_about_our_own_node_is_reported_for_as_long_as_it_is() {
     rig.say(2, node("node-1", "many", "True")).await;
     rig.report.changed().await.expect("the World is being built");
     let report = rig.report.borrow_and_update().clone();
-    let odd = "kube-router.io/node.asn: \"many\" is not an AS number; the node has none";
-    assert_eq!((report.is_denied, report.odd), (true, [odd.to_owned()].into()), "of others nothing is said");
+    let mistake = "kube-router.io/node.asn: \"many\" is not an AS number; the node has none";
+    assert_eq!((report.is_denied, report.mistakes), (true, [mistake.to_owned()].into()), "of others nothing is said");
     rig.say(3, node("node-1", "65001", "False")).await;
     rig.report.changed().await.expect("the World is being built");
     assert_eq!(*rig.report.borrow_and_update(), Report::default());

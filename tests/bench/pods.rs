@@ -20,7 +20,7 @@ use sluice::observe::health::Health;
 use sluice::world::{self, Inputs, Known, LastKnown};
 use tokio::sync::{mpsc, watch};
 
-#[path = "../support/api_server.rs"]
+#[path = "../../src/k8s/watch/tests/api_server/mod.rs"]
 #[allow(dead_code, reason = "this needs no faults")]
 mod api_server;
 mod memory;

@@ -75,7 +75,12 @@ pub(crate) fn shop() -> World {
 
 /// Runs the loop and the socket for users.
 fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
-    with_running(async |running| {
+    with_socket_of(&FLAGS, test);
+}
+
+/// The same, with these flags.
+fn with_socket_of(flags: &[&str], test: impl AsyncFnOnce(PathBuf, &Running)) {
+    with_config(flags::proxy(flags), None, async |running| {
         // Routes have the node's address as their source.
         running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         let directory = tempfile::tempdir().expect("a directory");
@@ -161,6 +166,33 @@ fn an_address_is_answered_for_all_services_that_ask_for_it_and_nothing_else_of_t
             let (status, text) = asked(&socket, what, None).await;
             assert!(status == 422 && text.starts_with(expected), "{what}: {status} {text}");
         }
+    });
+}
+
+#[test]
+fn who_asks_about_a_service_with_source_ranges_is_told_how_many_packets_were_dropped_on_the_node() {
+    let flags = [FLAGS[0], FLAGS[1], "--strict-external-ip-validation=false"];
+    with_socket_of(&flags, async |socket, running| {
+        let mut world = shop();
+        let name = ObjectName::new("shop", "web");
+        let mut web = (**world.cluster.services.get(&name).expect("it is there")).clone();
+        web.external_ips = Vec::new();
+        web.load_balancer = vec![LoadBalancerAddress { address: address("203.0.113.8"), through_balancer: false }];
+        web.source_ranges = Some(["198.51.100.0/24".parse().expect("a range")].into());
+        world.cluster.services.insert(name, web);
+        running.world.send_replace(world);
+        let key = ServiceKey::Address { address: address("203.0.113.8"), protocol: Protocol::Tcp, port: 80 };
+        running.until("the address is served", |state| state.virtuals.contains_key(&key)).await;
+        let line = "  clients outside of source ranges: 12 packets of IPv4 and 0 of IPv6 dropped on this node, at all Services together\n";
+        let (_, text) = asked(&socket, "shop/web", None).await;
+        assert!(text.contains(line), "{text}");
+        let (_, text) = asked(&socket, "10.96.0.9", None).await;
+        assert!(!text.contains("outside of source ranges"), "this address is open to everybody: {text}");
+        let (_, text) = asked(&socket, "", Some(JSON)).await;
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(answer["outsideSourceRangesPackets"]["ipv4"], 12, "{text}");
+        let metric = "sluice_proxy_outside_source_ranges_packets_total{family=\"IPv4\"} 12\n";
+        assert!(running.registry.text().contains(metric));
     });
 }
 

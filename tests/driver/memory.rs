@@ -1,4 +1,4 @@
-//! What the proxy keeps in memory.
+//! Objects that the proxy keeps in memory.
 
 use super::*;
 

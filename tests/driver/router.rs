@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 use sluice::bgp::message::{self, Framing, Message};
 use sluice::config::{Backend, RouterConfig};
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::link::LinkName;
 use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report, Routing};
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
@@ -23,7 +25,7 @@ const THEIRS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The router of a node with one neighbour, which is this test.
 struct Setup {
     neighbour: TcpListener,
-    flags: [String; 4],
+    flags: Vec<String>,
     /// The CNI file that the router keeps.
     cni_file: Option<PathBuf>,
     backend: Backend,
@@ -47,7 +49,7 @@ impl Setup {
         world.host = Arc::new(Host { links, ..generate::host(false) });
         world.cluster.nodes.insert(world.host.node_name.clone(), node(OURS, "10.244.1.0/24"));
         world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
-        Setup { neighbour, flags: words.map(str::to_owned), cni_file: None, backend, world }
+        Setup { neighbour, flags: words.map(str::to_owned).into(), cni_file: None, backend, world }
     }
 
     fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
@@ -363,5 +365,65 @@ fn neighbours_and_routes_are_told_also_before_any_session_and_without_a_speaker(
         assert!(unknown.starts_with("BGP knows no such route; it knows 1 prefixes"), "{unknown}");
         let odd = seen.bgp("/bgp/routes", "shop/web").await.expect_err("a Service is no prefix");
         assert!(odd.starts_with("\"shop/web\" is no prefix"), "{odd}");
+    });
+}
+
+const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// Puts the label of load balancers on a Node, or takes it away.
+fn label(world: &mut World, name: &str, is_there: bool) {
+    let node = world.cluster.nodes.get(&name.into()).expect("it is there").clone();
+    let labels = is_there.then_some((LABEL, "")).into_iter().collect();
+    world.cluster.nodes.insert(name.into(), Node { labels, ..(*node).clone() });
+}
+
+#[test]
+fn a_node_that_drains_reports_each_step_of_it_and_one_that_starts_so_the_last_one_alone() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(number, news)| (*number, news.word));
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--drain-delay=300ms".to_owned());
+    let own = setup.world.host.node_name.clone();
+    let put = |seen: &Seen, is_there| seen.world.send_modify(|world| label(world, &own, is_there));
+    setup.run(State::default(), async |seen| {
+        seen.until("the first sync is over", |seen| seen.trouble("10.244.2.0/24 of Node node2").is_some()).await;
+        assert_eq!(word(&seen), None);
+        put(&seen, true);
+        seen.until("it is leaving", |seen| word(seen) == Some((0, "ServiceAddressesLeaving"))).await;
+        seen.until("it has left", |seen| word(seen) == Some((1, "ServiceAddressesWithdrawn"))).await;
+        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!(answer["serviceAddresses"], "withdrawn");
+        put(&seen, false);
+        seen.until("it is back", |seen| word(seen) == Some((2, "ServiceAddressesAnnounced"))).await;
+    });
+    label(&mut setup.world, &own, true);
+    setup.run(State::default(), async |seen| {
+        seen.until("nothing was announced", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
+    });
+}
+
+#[test]
+fn routes_that_node_objects_give_are_in_the_kernel_without_any_neighbour_and_are_told() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--node-routes=api".to_owned());
+    setup.flags.push("--overlay-type=full".to_owned());
+    let own = AddressKey { link: LinkName("eth0".into()), address: "127.0.0.1/8".parse().expect("an address") };
+    let state = State { addresses: [(own, ())].into(), ..State::default() };
+    setup.run(state, async |seen| {
+        let range: ipnet::IpNet = "10.244.2.0/24".parse().expect("a range");
+        let has_route = |seen: &Seen| seen.kernel.state().routes.keys().any(|key| key.destination == range);
+        seen.until("the route is there", has_route).await;
+        let begun = Instant::now();
+        let answer = loop {
+            match seen.bgp("/bgp/routes", "10.244.2.7").await {
+                Ok(answer) => break answer,
+                Err(why) => assert!(begun.elapsed() < Duration::from_secs(60), "{why}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(answer["prefixes"][0]["givenByNodes"][0], "node2");
+        let peers = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!((&peers["nodeRoutes"], peers["neighbours"].as_array().map(Vec::len)), (&"api".into(), Some(0)));
+        seen.world.send_modify(|world| drop(world.cluster.nodes.remove(&"node2".into())));
+        seen.until("the route is gone with its Node", |seen| !has_route(seen)).await;
     });
 }

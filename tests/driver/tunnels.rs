@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use sluice::config::ProxyConfig;
 use sluice::observe::health::Health;
 use sluice::proxy::dsr::Untunnelled;
+use sluice::proxy::explain::{Place, Question as Asked, Role, Standing, explanation};
 use sluice::proxy::unjudged::PATIENCE;
 
 use super::*;
@@ -147,6 +148,33 @@ fn a_pod_without_a_tunnel_gets_nothing_through_one_and_where_nobody_else_answers
         running.until("all are", |state| behind_tunnels(state) == Some(vec![5, 6, 7])).await;
         assert_eq!(with_nat(&running.kernel.state()), None);
     });
+}
+
+#[test]
+fn who_asks_is_told_that_an_endpoint_is_out_because_no_tunnel_ends_in_it() {
+    let (config, families) = flags::proxy(&TUNNEL_FLAGS);
+    let (mut plan, now) =
+        (Plan::new(Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() }), families, KERNEL), Instant::now());
+    let service = ObjectName::new("default", "one");
+    let without = |last: u8| [(service.clone(), BTreeSet::from([IpAddr::from([10, 244, 1, last])]))].into();
+    let told = |plan: &Plan| -> Vec<String> {
+        let explained = explanation(plan, &Asked::Service(service.clone()), Vec::new()).expect("it is known");
+        let external = |place: &&Place| place.role == Role::ExternalIp;
+        let places = explained.services[0].places.iter().filter(external);
+        let endpoints = places.flat_map(|place| match &place.standing {
+            Standing::Served(served) => served.endpoints.clone(),
+            other => panic!("{other:?}"),
+        });
+        endpoints.map(|one| format!("{}: {}", one.address.ip(), one.standing.word())).collect()
+    };
+    plan.set_untunnelled(without(6), now);
+    plan.update(&tunnelled(1, &[5, 6, 7]), now);
+    assert_eq!(told(&plan), ["10.244.1.5: serving", "10.244.1.6: untunnelled", "10.244.1.7: serving"]);
+    // One that has had connections keeps them.
+    plan.set_untunnelled(without(7), now);
+    assert_eq!(told(&plan), ["10.244.1.5: serving", "10.244.1.6: serving", "10.244.1.7: drainingUntunnelled"]);
+    plan.set_untunnelled(Untunnelled::new(), now);
+    assert_eq!(told(&plan), ["10.244.1.5: serving", "10.244.1.6: serving", "10.244.1.7: serving"]);
 }
 
 #[test]

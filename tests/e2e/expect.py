@@ -3,7 +3,7 @@ import contextlib
 import shutil
 import time
 
-from labkit import net, objects, own, packets, traffic
+from labkit import kernel, net, objects, own, packets, traffic
 
 PODS = ["n1p1", "n2p1", "n3p1"]
 FAMILIES = ("4", "6")
@@ -53,6 +53,23 @@ def that(true, *words):
 
 def soon(condition, seconds, *words):
     that(own.wait(condition, seconds, 0.2), *words, f"(waited {seconds} s)")
+
+
+def kept_from_others(i, *command):
+    """Whether the kernel of node i keeps the table that this command of nft would change (`nft VERB KIND FAMILY TABLE ...`) from others. Then the
+    command is tried: it must be refused, and the table must stay as it is. Else nothing is done."""
+    family, table = command[3:5]
+    if "flags owner" not in net.node(i, "nft", "list", "table", family, table):
+        return False
+    before = kernel.tables(i)
+    try:
+        net.node(i, *command)
+    except own.LabError as error:
+        that("Operation not permitted" in str(error), "another refusal:", error)
+    else:
+        raise AssertionError(f"{' '.join(command)} is done, though the table has an owner")
+    that(kernel.tables(i) == before, f"{' '.join(command)} is refused, and done")
+    return True
 
 
 def many(namespace, address, port, protocol="tcp", count=12):
@@ -177,8 +194,8 @@ def load(*targets, pause=0.03, resends=False):
 
 
 @contextlib.contextmanager
-def never(*targets):
-    """New connections without end on [(namespace, address, port)]: not one is answered."""
+def never(*targets, least=10):
+    """New connections without end on [(namespace, address, port)]: not one is answered, of more than so many for each."""
     running = [(t, traffic.Load(*t, lasting=0, pause=0.05)) for t in targets]
     outcomes = []
     try:
@@ -187,7 +204,7 @@ def never(*targets):
         outcomes += [(t, process.stop()) for t, process in running]
     for target, outcome in outcomes:
         that(not outcome["answers"], target, "was answered:", outcome)
-        that(outcome["fresh"] > 10, "hardly any traffic:", target, outcome)
+        that(outcome["fresh"] > least, "hardly any traffic:", target, outcome)
 
 
 @contextlib.contextmanager

@@ -198,6 +198,55 @@ fn what_pods_send_to_services_is_judged_wherever_it_ends() {
     assert!(asked < 10_000 || refused > 20, "hardly any packet was to be refused: {refused} of {asked}");
 }
 
+/// What is inside a tunnel is anybody's; what the host itself sends to an address in its ranges is a probe of a pod that is about to be known.
+#[test]
+fn with_default_deny_a_tunnel_to_an_address_of_this_nodes_ranges_that_is_no_known_pods_is_refused() {
+    let mut world = clusters::world(&mut Random::new(1), 60);
+    let pod_cidrs = ["10.244.0.0/24", "fd00:10:244::/64"].map(|range| range.parse().unwrap()).into();
+    world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
+    let (rules, desired) = lowered(&world, true, BOTH);
+    let (_, open) = lowered(&world, false, BOTH);
+    let local = local();
+    let fate = |desired: &Desired, source: &str, destination: &str, traffic| {
+        let [source, destination] = [source, destination].map(|text| text.parse().unwrap());
+        let packet = Packet { source, destination, traffic, from_this_node: true };
+        assert_eq!(rules.local_pods_at(destination).count(), 0, "{destination} is no known pod");
+        chains(desired, &local).fate("OUTPUT", Traced { packet, state: State::New, mark: 0 }).0
+    };
+    let probe = Traffic::Port { protocol: Protocol::Tcp, port: 8080 };
+    for (source, unknown, node) in
+        [("192.0.2.11", "10.244.0.253", "192.0.2.12"), ("2001:db8:2::11", "fd00:10:244::fd", "2001:db8:2::12")]
+    {
+        assert_eq!(fate(&desired, source, unknown, Traffic::Tunnel), Fate::Rejected, "{unknown}");
+        assert_eq!(fate(&desired, source, unknown, probe), Fate::Left, "{unknown}");
+        assert_eq!(fate(&desired, source, node, Traffic::Tunnel), Fate::Left, "an overlay");
+        assert_eq!(fate(&open, source, unknown, Traffic::Tunnel), Fate::Left, "without the flag {unknown}");
+    }
+}
+
+#[test]
+fn with_default_deny_a_tunnel_to_a_node_meets_as_many_rules_with_a_hundred_isolated_pods_as_without_any() {
+    let rules_met = |pods: usize| {
+        let mut case = Case::new().namespace("shop", "").policy("shop/shut", "", [Some(&[]), Some(&[])]);
+        for n in 1..=pods {
+            let addresses = format!("10.244.0.{n} fd00:10:244::{n}");
+            case = case.pod(&format!("shop/shut{n}"), HERE, [&addresses, "", ""]);
+        }
+        let mut world = case.0;
+        let pod_cidrs = ["10.244.0.0/24", "fd00:10:244::/64"].map(|range| range.parse().unwrap()).into();
+        world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
+        let (_, desired) = lowered(&world, true, BOTH);
+        let local = local();
+        [("192.0.2.11", "192.0.2.12"), ("2001:db8:2::11", "2001:db8:2::12")].map(|(source, node)| {
+            let [source, destination] = [source, node].map(|text| text.parse().unwrap());
+            let packet = Packet { source, destination, traffic: Traffic::Tunnel, from_this_node: true };
+            let traced = Traced { packet, state: State::New, mark: 0 };
+            chains(&desired, &local).rules_met("OUTPUT", traced)
+        })
+    };
+    assert_eq!(rules_met(0), rules_met(100));
+}
+
 /// In tunnel mode packets reach their endpoints as the node's own, so a pod that may not reach one is refused the Service; however many it may
 /// not reach, by as many rules.
 #[test]

@@ -18,7 +18,7 @@ use sluice::firewall::nftables::names;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::kernel::nftables::{Chain, Content, Hook, Object, transactions};
+use sluice::kernel::nftables::{Chain, Content, Hook, Kind, Object, transactions};
 use sluice::model::{
     Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, PolicyPort, PolicyRule, Selector, Subject, Tier, World,
 };
@@ -99,9 +99,15 @@ impl Kernel for Recorded {
 fn under_way(before: &Contents, after: &Contents, asked_before: &BTreeSet<sluice::kernel::nftables::Name>) -> Contents {
     let mut met = Contents::default();
     let is_asked = |object: &Object| matches!(object, Object::Element(set, _) if asked_before.contains(set));
+    // A map that is gone has no element any more. A set that is gone keeps its own until no packet is in it: the kernel takes elements out only where they hold others.
+    let stays = |object: &Object| {
+        let Object::Element(set, _) = object else { return true };
+        let set = Object::Set(set.clone());
+        let is_plain = matches!(before.get(&set), Some(Content::Set(spec)) if spec.kind == Kind::Set);
+        is_plain && !after.contains_key(&set)
+    };
     for (object, content) in before.iter() {
-        // A set that is gone has no element any more.
-        if !matches!(object, Object::Element(..)) || is_asked(object) {
+        if stays(object) || is_asked(object) {
             met.insert(object.clone(), content.clone());
         }
     }
@@ -256,6 +262,29 @@ fn policies_with_other_ports_or_peers_take_turns() {
         case("a").policy("shop/in", "app=a", [Some(&allowed), None]).0
     };
     take_turns_known_or_not("pods and blocks", [&state(&peers[0]), &state(&peers[1])]);
+}
+
+/// Two pods that come to a class of their own and back, with ports that both classes allow, that one does, and that none does.
+fn of_class(label: &str, also: &str) -> World {
+    let allows = |text: &str| [rule(&[pods("app=b")], &ports(text))];
+    case(label)
+        .pod("shop/also", HERE, ["10.244.0.3 fd00:10:244::3", &format!("app={also}"), ""])
+        .policy("shop/a", "app=a", [Some(&allows("tcp/80 tcp/443")), None])
+        .policy("shop/c", "app=c", [Some(&allows("tcp/80 tcp/1000")), None])
+        .policy("shop/many", "app=many", [Some(&allows("tcp/53 tcp/75 tcp/80 tcp/81 tcp/90 tcp/1000 tcp/75-85")), None])
+        .policy("shop/blocks", "app=blocks", [Some(&[rule(&[block("10.244.0.0/30", &[])], &ports("tcp/80"))]), None])
+        .0
+}
+
+#[test]
+fn pods_that_come_to_other_classes_take_turns() {
+    let labels = ["a", "c", "many", "blocks", "free"];
+    for (one, other) in labels.iter().flat_map(|one| labels.iter().map(move |other| (one, other))) {
+        for (first, second) in [("free", "free"), ("free", "a"), ("c", "many"), ("a", "free")] {
+            let said = format!("{one} and {other}, beside {first} and {second}");
+            take_turns_known_or_not(&said, [&of_class(one, first), &of_class(other, second)]);
+        }
+    }
 }
 
 #[test]

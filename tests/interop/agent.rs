@@ -16,7 +16,7 @@ use crate::other::Other;
 use crate::ours::{Ours, wanted};
 
 /// An agent that runs on a host; it ends with the test.
-struct Agent<'a> {
+pub struct Agent<'a> {
     host: &'a Host,
     running: Child,
 }
@@ -37,28 +37,48 @@ const FLAGS: [&str; 11] = [
 const LOG: &str = "agent.log";
 
 impl<'a> Agent<'a> {
-    fn start(host: &'a Host, more: &[&str]) -> Agent<'a> {
-        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n\
-                    spec: {podCIDRs: [10.244.1.0/24, 'fd00:10:244:1::/64']}\n\
-                    status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: '2001:db8::1'}]}\n";
+    pub fn start(host: &'a Host, more: &[&str]) -> Agent<'a> {
         fs::create_dir(host.file("manifests")).expect("a directory");
+        put(host, "node", &node(1, ""));
+        service(host, "web", 9);
+        Agent::run(host, &FLAGS, more)
+    }
+
+    /// Starts it with what is in the directory already. `more` come in place of the same flags of `flags`.
+    pub fn run(host: &'a Host, flags: &[&str], more: &[&str]) -> Agent<'a> {
         let argument = |name: &str, file: &str| format!("--{name}={}", host.file(file).display());
         let places =
             [argument("manifests", "manifests"), argument("state-dir", "state"), argument("socket", "sluice.sock")];
         let command = [env!("CARGO_BIN_EXE_sluice")]
             .into_iter()
-            .chain(FLAGS.iter().copied().filter(|flag| !more.iter().any(|one| is_same_flag(one, flag))))
+            .chain(flags.iter().copied().filter(|flag| !more.iter().any(|one| is_same_flag(one, flag))))
             .chain(more.iter().copied())
             .chain(places.iter().map(String::as_str));
         let words: Vec<&str> = command.collect();
-        put(host, "node", node);
-        service(host, "web", 9);
         Agent { host, running: host.start(&words, LOG) }
     }
 }
 
+/// The Node of a host, by its number, with these labels.
+pub fn node(number: usize, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{number}, labels: {{{labels}}}}}\n\
+         spec: {{podCIDRs: [10.244.{number}.0/24, 'fd00:10:244:{number}::/64']}}\n\
+         status: {{addresses: [{{type: InternalIP, address: 192.0.2.{number}}}, {{type: InternalIP, address: '2001:db8::{number}'}}]}}\n"
+    )
+}
+
 fn is_same_flag(one: &str, other: &str) -> bool {
     one.split('=').next() == other.split('=').next()
+}
+
+impl Agent<'_> {
+    /// Asks it to end, and waits until it has.
+    pub fn end(&mut self) {
+        let id = self.running.id().to_string();
+        self.host.ask(&["kill", "-TERM", &id]).expect("it runs");
+        self.running.wait().expect("it ends");
+    }
 }
 
 impl Drop for Agent<'_> {
@@ -72,7 +92,7 @@ impl Drop for Agent<'_> {
 }
 
 /// Puts a file where the agent looks, all at once.
-fn put(host: &Host, name: &str, text: &str) {
+pub fn put(host: &Host, name: &str, text: &str) {
     fs::write(host.file("new"), text).expect("a file");
     fs::rename(host.file("new"), host.file("manifests").join(format!("{name}.yaml"))).expect("its place");
 }

@@ -44,16 +44,28 @@ pub fn beside_containerd(test: impl FnOnce(&Containerd) + Send) {
 
 /// The same, with sandboxes that have an address of each family.
 pub fn beside_containerd_of_both_families(test: impl FnOnce(&Containerd) + Send) {
+    beside_containerd_of([ADDRESS, ADDRESS_V6], test);
+}
+
+/// The same, with several sandboxes at a time: they have [`ADDRESS`] and [`ADDRESS_V6`] and those behind them, up to these.
+pub fn beside_containerd_of([v4, v6]: [&str; 2], test: impl FnOnce(&Containerd) + Send) {
+    let ranges = [
+        range_to("10.244.1.0/24", [ADDRESS, v4], "10.244.1.1"),
+        range_to("fd00:10:244:1::/64", [ADDRESS_V6, v6], "fd00:10:244:1::1"),
+    ];
     namespace::in_new(|| {
         namespace::own_run();
-        let v6 = range("fd00:10:244:1::/64", ADDRESS_V6, "fd00:10:244:1::1");
-        test(&Containerd::start(&[range("10.244.1.0/24", ADDRESS, "10.244.1.1"), v6]));
+        test(&Containerd::start(&ranges));
     });
 }
 
 /// A range of one address, for the plugin that gives them: a sandbox that is made anew has the former one's.
 fn range(subnet: &str, address: &str, gateway: &str) -> String {
-    format!(r#"[{{"subnet": "{subnet}", "rangeStart": "{address}", "rangeEnd": "{address}", "gateway": "{gateway}"}}]"#)
+    range_to(subnet, [address, address], gateway)
+}
+
+fn range_to(subnet: &str, [first, last]: [&str; 2], gateway: &str) -> String {
+    format!(r#"[{{"subnet": "{subnet}", "rangeStart": "{first}", "rangeEnd": "{last}", "gateway": "{gateway}"}}]"#)
 }
 
 impl Containerd {

@@ -4,14 +4,25 @@
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
+#[path = "direct_server_return/clients.rs"]
+mod clients;
+#[path = "direct_server_return/lines.rs"]
+mod lines;
+#[path = "direct_server_return/overlays.rs"]
+mod overlays;
+#[path = "direct_server_return/steps.rs"]
+mod steps;
+#[path = "direct_server_return/takeover.rs"]
+mod takeover;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -292,23 +303,28 @@ fn marking() -> String {
     lines.join("\n")
 }
 
-/// Two agents, each on its node.
+/// Agents, each on its node.
 struct Nodes {
     directory: tempfile::TempDir,
-    agents: [Option<Child>; 2],
+    agents: [Option<Child>; 3],
     filter: &'static str,
+    /// What the agents are told of routes.
+    routing: Vec<String>,
 }
 
 const POD_NODE: usize = 0;
 const DIRECTOR: usize = 1;
+/// Where there is a second one.
+const SECOND: usize = 2;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
 
 impl Nodes {
     fn new(filter: &'static str) -> Nodes {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("manifests")).expect("writable");
-        let nodes = Nodes { directory, agents: [None, None], filter };
-        nodes.put_nodes();
+        let routing = vec!["--run-router=false".to_owned()];
+        let nodes = Nodes { directory, agents: [None, None, None], filter, routing };
+        nodes.put_nodes(&[1, 2]);
         nodes.put_pods();
         nodes.put_service(true);
         nodes
@@ -344,8 +360,8 @@ impl Nodes {
         );
     }
 
-    fn put_nodes(&self) {
-        let node = |number: usize| {
+    fn put_nodes(&self, numbers: &[usize]) {
+        let node = |number: &usize| {
             let pods = format!("10.244.{number}.0/24, \"fd00:10:244:{number}::/64\"");
             let address = |address: String| format!("{{type: InternalIP, address: \"{address}\"}}");
             let addresses = [format!("192.0.2.{number}"), format!("2001:db8:2::{number}")].map(address).join(", ");
@@ -354,11 +370,15 @@ impl Nodes {
                  spec: {{podCIDR: 10.244.{number}.0/24, podCIDRs: [{pods}]}}, status: {{addresses: [{addresses}]}}}}\n"
             )
         };
-        self.put("nodes", &[1, 2].map(node).concat());
+        self.put("nodes", &numbers.iter().map(node).collect::<String>());
     }
 
     fn put_pods(&self) {
-        let pod = |(name, node, [v4, v6]): (&str, &str, [&str; 2])| {
+        self.put_these_pods(&[("web", "node1", PODS), ("shut", "node2", CLIENT_POD)]);
+    }
+
+    fn put_these_pods(&self, pods: &[(&str, &str, [&str; 2])]) {
+        let pod = |(name, node, [v4, v6]): &(&str, &str, [&str; 2])| {
             let uid = format!("{:08x}-55c4-4d3e-9b0a-0242ac120002", name.len());
             format!(
                 "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, uid: {uid}, labels: {{app: {name}}}}}, \
@@ -366,7 +386,7 @@ impl Nodes {
                  status: {{phase: Running, podIP: {v4}, podIPs: [{{ip: {v4}}}, {{ip: \"{v6}\"}}]}}}}\n"
             )
         };
-        let pods = [("web", "node1", PODS), ("shut", "node2", CLIENT_POD)].map(pod).concat();
+        let pods: String = pods.iter().map(pod).collect();
         self.put("pods", &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop}}}}\n{pods}"));
     }
 
@@ -426,19 +446,21 @@ impl Nodes {
         let name = format!("node{}", number + 1);
         let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log"))).expect("writable");
         let mut command = match number {
-            DIRECTOR => {
+            DIRECTOR | SECOND => {
                 // Each node has a `/run/netns` of its own: the names in that of the other one are no pods of this one, whose start would take
                 // their tunnels away.
                 let mut command = Command::new("ip");
                 let own = "mount -t tmpfs netns /run/netns && exec \"$0\" \"$@\"";
-                command.args(["netns", "exec", "director", "sh", "-c", own, PROGRAM]);
+                let there = if number == SECOND { "second" } else { "director" };
+                command.args(["netns", "exec", there, "sh", "-c", own, PROGRAM]);
                 command
             }
             _ => Command::new(PROGRAM),
         };
         let argument = |flag: &str, file: String| format!("--{flag}={}", self.path(&file).display());
         let agent = command
-            .args(["--run-router=false", "--service-external-ip-range=203.0.113.0/24,2001:db8:113::/64"])
+            .args(&self.routing)
+            .arg("--service-external-ip-range=203.0.113.0/24,2001:db8:113::/64")
             .args(["--enable-ipv6", "--health-port=0", "-v=3", &format!("--netfilter={}", self.filter)])
             .args([format!("--hostname-override={name}"), format!("--runtime-endpoint=unix://{SOCKET}")])
             .arg("--enable-direct-server-return")
@@ -552,23 +574,37 @@ impl Drop for Nodes {
 
 /// A sandbox with a program in it: as a kubelet and the network's plugin make it.
 fn start_pod(runtime: &Containerd) -> (String, PathBuf, Server) {
-    let id = runtime.start_sandbox("web", false, "");
-    let found = runtime.sandboxes(&Sought::All);
-    let its = parsed(PODS);
-    let pod = found.iter().find(|one| its.iter().all(|address| one.addresses.contains(address))).expect("it runs");
-    let place = pod.places.first().expect("it is somewhere").clone();
-    containerd::inside(&place, "ip route add default via 10.244.1.1");
-    containerd::inside(&place, "ip -6 route add default via fd00:10:244:1::1");
+    let (id, place) = start_sandbox(runtime, "web", PODS);
     let server = Server::start(&place);
     (id, place, server)
 }
 
-#[test]
-fn a_pod_of_containerd_answers_a_client_of_another_node_past_that_node() {
+fn start_sandbox(runtime: &Containerd, name: &str, addresses: [&str; 2]) -> (String, PathBuf) {
+    let id = runtime.start_sandbox(name, false, "");
+    let found = runtime.sandboxes(&Sought::All);
+    let its = parsed(addresses);
+    let pod = found.iter().find(|one| its.iter().all(|address| one.addresses.contains(address))).expect("it runs");
+    let place = pod.places.first().expect("it is somewhere").clone();
+    containerd::inside(&place, "ip route add default via 10.244.1.1");
+    containerd::inside(&place, "ip -6 route add default via fd00:10:244:1::1");
+    (id, place)
+}
+
+/// Agents and a containerd keep both processors of an emulator busy.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Loads the modules, and waits until no other of these tests runs.
+fn alone() -> MutexGuard<'static, ()> {
     for module in ["ip_vs", "dummy", "ipip", "ip6_tunnel"] {
         let (loaded, _, error) = attempt(&format!("modprobe {module}"));
         assert!(loaded, "this kernel has no module {module}; run this test in the guest of the lab: {error}");
     }
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn a_pod_of_containerd_answers_a_client_of_another_node_past_that_node() {
+    let _alone = alone();
     for filter in ["nftables", "iptables"] {
         let _in_use = in_use();
         beside_containerd_of_both_families(|runtime| {

@@ -373,7 +373,7 @@ impl Agent {
         let pod_cidrs = vec![pods.parse().expect("a range")];
         world.cluster.nodes.insert("node1".into(), Node { addresses: vec![own], pod_cidrs, ..Node::default() });
         (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
-        let targets = sluice::proxy::linux::open(&config).expect("the kernel can be reached");
+        let (targets, _) = sluice::proxy::linux::open(&config).expect("the kernel can be reached");
         let families = PerFamily::from_fn(|its| its == family);
         Agent { plan: Plan::new(config, families, (6, 1)), mirrors: Mirrors::new(targets, Vec::new()), world }
     }

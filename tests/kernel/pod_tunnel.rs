@@ -190,6 +190,8 @@ fn a_sandbox_that_is_made_anew_is_set_up_and_one_that_is_gone_is_not_found() {
     on_a_node(|| {
         let want = want("10.244.1.5", &["203.0.113.7"]);
         bring(&want);
+        // The kernel deletes the devices of a namespace some time after its name, so a CNI plugin deletes the veth itself.
+        run("ip link delete host0");
         run("ip netns delete pod");
         let outcome = bring_about(&[PathBuf::from(PLACE)], &want, |_| true);
         assert!(matches!(outcome, Err(Failure::NotFound)), "{outcome:?}");

@@ -11,12 +11,13 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::rib::{Best, PeerId, RouteChange};
 use sluice::config::RouterConfig;
 use sluice::model::{
-    AnnounceAnnotations, Authority, Cluster, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink,
-    Prepend, Reflection, Routing, World,
+    AnnounceAnnotations, Authority, Cluster, Host, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Prepend,
+    Reflection, Routing, World,
 };
 use sluice::net::{ExternalPeer, Password, PerFamily};
 use sluice::reconcile::Sorted;
 use sluice::router::desired::RouterChanges;
+use sluice::router::drain::Stage;
 use sluice::router::plan::{Circumstances, Plan};
 
 use crate::support::random::{Random, for_many};
@@ -59,6 +60,8 @@ pub struct Inputs {
     pub world: World,
     pub learned: BTreeMap<IpNet, Vec<IpAddr>>,
     pub passwords: Vec<Password>,
+    /// Whether, and how far, the node drains.
+    pub stage: Stage,
 }
 
 pub fn setup(random: &mut Random) -> Setup {
@@ -69,6 +72,7 @@ pub fn setup(random: &mut Random) -> Setup {
         "--enable-overlay=false",
         "--nodes-full-mesh=false",
         "--enable-ibgp=false",
+        "--node-routes=api",
         "--router-id=generate",
         "--bgp-graceful-restart=true",
         "--advertise-cluster-ip=true",
@@ -98,6 +102,7 @@ fn at_once(setup: &Setup, inputs: &Inputs) -> Plan {
     let mut world = generate::copied(&inputs.world);
     world.host = Arc::new((*inputs.world.host).clone());
     plan.set_passwords(inputs.passwords.clone());
+    plan.stand(inputs.stage);
     plan.update(&world);
     let all: Vec<RouteChange> = inputs.learned.iter().map(|(prefix, hops)| learned(*prefix, hops)).collect();
     plan.learn(&all);
@@ -114,7 +119,7 @@ pub fn start() -> Inputs {
     let mut world = generate::empty_world();
     world.authority.router = Authority::Complete;
     world.host = Arc::new(host(true));
-    Inputs { world, learned: BTreeMap::new(), passwords: Vec::new() }
+    Inputs { world, learned: BTreeMap::new(), passwords: Vec::new(), stage: Stage::default() }
 }
 
 fn host(wide: bool) -> Host {
@@ -165,6 +170,10 @@ pub fn step(inputs: &mut Inputs, plan: &mut Plan, random: &mut Random) -> (Strin
             inputs.passwords = (0..random.below(3)).map(|_| password(random)).collect();
             return ("read the passwords".to_owned(), plan.set_passwords(inputs.passwords.clone()));
         }
+        75..=77 => {
+            inputs.stage = *random.pick(&[Stage::Announced, Stage::Leaving, Stage::Withdrawn]);
+            return (format!("stand {:?}", inputs.stage), plan.stand(inputs.stage));
+        }
         _ => change_services(&mut inputs.world, random),
     };
     (what, plan.update(&inputs.world))
@@ -213,12 +222,9 @@ fn node(random: &mut Random) -> Node {
     Node {
         addresses,
         pod_cidrs,
-        network_unavailable: false,
         should_announce: random.chance(50),
-        is_on_aws: false,
-        zone: None,
-        labels: Labels::default(),
         routing: routing.filter(|routing| **routing != Routing::default()),
+        ..Node::default()
     }
 }
 

@@ -434,6 +434,8 @@ impl<'r> Walk<'r> {
         self.tell("the program starts");
         let passwords = self.agent.plan.set_passwords(self.inputs.passwords.clone());
         self.agent.mark(&passwords);
+        let stands = self.agent.plan.stand(self.inputs.stage);
+        self.agent.mark(&stands);
         if was_settled {
             let acts = self.kernel.with(|machine| machine.acts);
             for authority in [Authority::Remembered, Authority::Partial, Authority::Complete] {

@@ -17,8 +17,8 @@ use sluice::bgp::transport::Transport;
 use sluice::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
 use sluice::model::{
-    Authority, Host, HostAddress, HostLink, Labels, Node, NodeAddress, NodeAddressKind, ObjectName, OnLink, Routing,
-    Service, World,
+    Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, ObjectName, OnLink, Routing, Service,
+    World,
 };
 use sluice::net::{Family, PerFamily};
 use sluice::router::desired::SHARING;
@@ -120,6 +120,13 @@ impl Cluster {
 
     /// A node with these addresses in these networks, in one of which all hosts are neighbours unless it is of one host alone.
     pub fn add_node_in(&mut self, number: usize, networks: &[IpNet], ranges: &str) {
+        let internal = |network: &IpNet| NodeAddress { kind: NodeAddressKind::Internal, address: network.addr() };
+        let addresses = networks.iter().map(internal).collect();
+        self.add_node_with(number, networks, addresses, ranges);
+    }
+
+    /// The same, with other addresses in its Node object than its host has.
+    pub fn add_node_with(&mut self, number: usize, networks: &[IpNet], addresses: Vec<NodeAddress>, ranges: &str) {
         let own = |network: &IpNet| HostAddress { address: network.addr(), link: "eth0".into(), global: true };
         let on_link = |network: &IpNet| OnLink { prefix: network.trunc(), link: "eth0".into() };
         let host = Host {
@@ -133,17 +140,7 @@ impl Cluster {
             links: vec![HostLink { name: "eth0".into(), mtu: 1500, bridge: false }],
             ..Host::default()
         };
-        let internal = |network: &IpNet| NodeAddress { kind: NodeAddressKind::Internal, address: network.addr() };
-        let node = Node {
-            addresses: networks.iter().map(internal).collect(),
-            pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
-            network_unavailable: false,
-            should_announce: false,
-            is_on_aws: false,
-            zone: None,
-            labels: Labels::default(),
-            routing: None,
-        };
+        let node = Node { addresses, pod_cidrs: ranges.split_whitespace().map(prefix).collect(), ..Node::default() };
         self.world.cluster.nodes.insert(name(number).into(), node);
         let plan = Plan::new(self.config.clone(), self.families);
         self.members.insert(number, Member { host: Arc::new(host), plan, speaker: None });
@@ -434,6 +431,19 @@ impl Cluster {
             format!("{} {}", key.destination, ways.collect::<Vec<_>>().join(" + "))
         };
         routes.map(line).collect()
+    }
+
+    pub fn plan(&self, number: usize) -> &Plan {
+        &self.members[&number].plan
+    }
+
+    /// The cluster as a node sees it.
+    pub fn world(&self, number: usize) -> World {
+        World { host: self.members[&number].host.clone(), ..self.world.clone() }
+    }
+
+    pub fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
+        (self.config.clone(), self.families)
     }
 
     pub fn tunnels(&self, number: usize) -> usize {

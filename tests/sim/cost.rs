@@ -1,4 +1,4 @@
-//! What a change costs by the number of Services that it does not concern.
+//! Costs of a change by the number of Services that it does not concern.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::kernel::ipset::{ElementKey, Entry, SetName};
-use sluice::kernel::iptables::{Piece, Rules, Table};
+use sluice::kernel::iptables::{Piece, Rule, Rules, Table};
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::Sorted;
 
@@ -48,6 +48,13 @@ pub struct Traced {
     pub mark: u32,
 }
 
+/// A packet's way so far.
+struct Way {
+    traced: Traced,
+    /// Rules that it has met.
+    rules: usize,
+}
+
 enum Outcome {
     Ended(Fate),
     Returned,
@@ -61,27 +68,40 @@ impl Fate {
 
 impl<E: Sorted<ElementKey, ()>> Chains<'_, E> {
     /// Verdict on a packet in a built-in chain, and its mark afterwards.
-    pub fn fate(&self, builtin: &str, mut traced: Traced) -> (Fate, u32) {
-        let family = Family::from(traced.packet.destination);
-        for (piece, rules) in self.rules {
-            let Piece::Jump { family: its, table: Table::Filter, from, to } = piece else { continue };
-            if *its != family || from != builtin || !rules.0.iter().any(|rule| self.matches(&rule.to_string(), &traced))
-            {
-                continue;
-            }
-            if let Outcome::Ended(fate) = self.chain(family, to, &mut traced, 0) {
-                return (fate, traced.mark);
-            }
-        }
-        (Fate::Left, traced.mark)
+    pub fn fate(&self, builtin: &str, traced: Traced) -> (Fate, u32) {
+        let mut way = Way { traced, rules: 0 };
+        (self.end(builtin, &mut way), way.traced.mark)
     }
 
-    fn chain(&self, family: Family, name: &str, traced: &mut Traced, depth: usize) -> Outcome {
+    /// The number of rules that a packet meets behind a built-in chain.
+    pub fn rules_met(&self, builtin: &str, traced: Traced) -> usize {
+        let mut way = Way { traced, rules: 0 };
+        self.end(builtin, &mut way);
+        way.rules
+    }
+
+    fn end(&self, builtin: &str, way: &mut Way) -> Fate {
+        let family = Family::from(way.traced.packet.destination);
+        for (piece, rules) in self.rules {
+            let Piece::Jump { family: its, table: Table::Filter, from, to } = piece else { continue };
+            let enters = |rule: &Rule| self.matches(&rule.to_string(), &way.traced);
+            if *its != family || from != builtin || !rules.0.iter().any(enters) {
+                continue;
+            }
+            if let Outcome::Ended(fate) = self.chain(family, to, way, 0) {
+                return fate;
+            }
+        }
+        Fate::Left
+    }
+
+    fn chain(&self, family: Family, name: &str, way: &mut Way, depth: usize) -> Outcome {
         assert!(depth < 10, "chains that jump in a circle: {name}");
         let piece = Piece::Chain { family, table: Table::Filter, chain: name.into() };
         let rules = self.rules.get(&piece).unwrap_or_else(|| panic!("a jump to {piece}, which does not exist"));
         for rule in rules.0.iter().map(ToString::to_string) {
-            if !self.matches(&rule, traced) {
+            way.rules += 1;
+            if !self.matches(&rule, &way.traced) {
                 continue;
             }
             let words = words(&rule);
@@ -95,10 +115,10 @@ impl<E: Sorted<ElementKey, ()>> Chains<'_, E> {
                 "MARK" => {
                     let (value, mask) = mark(&words[at + 3]);
                     assert_eq!(words[at + 2], "--set-xmark");
-                    traced.mark = (traced.mark & !mask) ^ value;
+                    way.traced.mark = (way.traced.mark & !mask) ^ value;
                 }
                 chain => {
-                    let outcome = self.chain(family, chain, traced, depth + 1);
+                    let outcome = self.chain(family, chain, way, depth + 1);
                     if matches!(outcome, Outcome::Ended(_)) || words[at] == "-g" {
                         return outcome;
                     }

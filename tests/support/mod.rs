@@ -14,6 +14,7 @@
 pub mod chains;
 pub mod flags;
 pub mod generate;
+#[path = "../../src/observe/given.rs"]
 pub mod logged;
 pub mod memory;
 pub mod packet;

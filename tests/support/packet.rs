@@ -295,7 +295,7 @@ impl Packet<'_> {
                             self.mark.set(*mark);
                         }
                     }
-                    Statement::SetMss(_) => {}
+                    Statement::SetMss(_) | Statement::Count(_) => {}
                     other => panic!("{other:?} is a statement that this tracer does not know"),
                 }
             }

@@ -63,6 +63,9 @@ fn condition(one: &Match) -> String {
         Match::Icmp(Family::V6) => "meta l4proto ipv6-icmp".into(),
         Match::IcmpKind { family: Family::V4, number } => format!("icmp type {number}"),
         Match::IcmpKind { family: Family::V6, number } => format!("icmpv6 type {number}"),
+        Match::DestinationPort { protocol, range } if range.first == range.last => {
+            format!("{protocol} dport {}", range.first)
+        }
         Match::DestinationPort { protocol, range } => format!("{protocol} dport {}-{}", range.first, range.last),
         Match::Opening => "tcp flags & (syn | rst) == syn".into(),
         Match::Answer => "ct direction reply".into(),

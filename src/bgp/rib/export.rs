@@ -98,7 +98,10 @@ impl<'a> Renderer<'a> {
         self.rendered(prefix, best, interned).ok()
     }
 
-    /// Renders the best route to a prefix; the error is why it is not advertised.
+    /// Renders the best route to a prefix.
+    ///
+    /// # Errors
+    /// It is not advertised, and why.
     pub fn rendered(&mut self, prefix: IpNet, best: Option<&Best>, interned: &mut Interned) -> Result<Shown, Withheld> {
         let best = best.ok_or(Withheld::NoRoute)?;
         let family = Family::from(prefix);

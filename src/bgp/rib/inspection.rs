@@ -17,7 +17,7 @@ use super::import::{Refusal, unusable};
 use super::table::{Path, PeerId, Selection};
 use super::{Policies, Rib, Rules};
 use crate::bgp::message::Attributes;
-use crate::bgp::policy::{Applicable, Line, Outcome};
+use crate::bgp::policy::{Applicable, Decision, Line, Outcome, Policy};
 use crate::net::PerFamily;
 
 /// All routes to a prefix.
@@ -34,6 +34,21 @@ pub struct PrefixState {
     pub told: Option<Advertisement>,
     /// The policies whose lines are named.
     pub policies: Policies,
+}
+
+impl PrefixState {
+    /// Returns the state of a prefix to which no route is known.
+    pub fn without_paths(prefix: IpNet) -> PrefixState {
+        let nothing = Arc::new(Policy::all(Decision::Reject));
+        PrefixState {
+            prefix,
+            paths: Vec::new(),
+            paths_left_off: 0,
+            next_hops: Vec::new(),
+            told: None,
+            policies: Policies { import: nothing.clone(), export: nothing },
+        }
+    }
 }
 
 /// Route of one source.

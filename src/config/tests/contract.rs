@@ -85,11 +85,14 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 15] = [
+const MORE: [&str; 19] = [
     "bgp-graceful-restart-notification",
     "cleanup-nftables",
     "cluster-cidr",
     "config-sync-period",
+    "drain-delay",
+    "drain-label",
+    "drain-taints",
     "enable-bfd-mesh",
     "enable-direct-server-return",
     "gobgp-admin-write",
@@ -99,6 +102,7 @@ const MORE: [&str; 15] = [
     "netpol-cni",
     "netpol-flush-established",
     "netpol-source-guard",
+    "node-routes",
     "socket",
     "state-dir",
 ];

@@ -1,6 +1,7 @@
 //! Meaning of the router's flags.
 
 use super::*;
+use crate::config::DrainLabel;
 use crate::net::Password;
 
 /// The router's configuration, whether or not this build has a router.
@@ -17,6 +18,7 @@ fn without_flags_there_is_a_mesh_with_tunnels_between_subnets() {
     let config = router(&[]);
     assert_eq!(config.cni_file, Some("/etc/cni/net.d/10-kuberouter.conf".into()));
     assert!(config.auto_mtu && config.pod_egress && config.full_mesh && config.internal_peers);
+    assert_eq!(config.node_routes, NodeRoutes::Bgp);
     assert_eq!(config.overlay, Some(Overlay { reach: Reach::Subnet, udp_port: None }));
     assert_eq!((config.cluster_asn, config.router_id, config.port), (64512, RouterId::Address, 179));
     assert_eq!((config.hold_time, config.graceful_restart, config.multihop), (90, None, None));
@@ -58,6 +60,38 @@ fn every_flag_of_the_router_arrives() {
     assert!(!config.advertise.pod_cidrs && config.advertise.load_balancer_ips);
     assert_eq!(router(&["--enable-overlay=false"]).overlay, None);
     assert_eq!(router(&["--peer-router-multihop-ttl=1"]).multihop, None, "one hop is what there is anyway");
+}
+
+#[test]
+fn nodes_have_no_sessions_where_their_objects_give_the_routes() {
+    let config = router(&["--node-routes=api", "--enable-ibgp=true"]);
+    assert_eq!((config.node_routes, config.internal_peers), (NodeRoutes::Api, false));
+    check_mistakes(&["--node-routes=kernel"], &["--node-routes must be bgp or api; it is \"kernel\"."]);
+}
+
+#[test]
+fn a_drain_has_taints_a_label_and_a_delay() {
+    let drain = router(&[]).drain;
+    assert_eq!((drain.taints.len(), drain.delay), (0, Duration::from_secs(10)));
+    let drain = router(&["--drain-taints=a,b=c:NoExecute", "--drain-taints=d:NoSchedule", "--drain-delay=1m"]).drain;
+    let [a, b, d] = drain.taints.as_slice() else { panic!("three taints: {:?}", drain.taints) };
+    assert!(a.names("a", "x", "NoSchedule") && !a.names("b", "x", "NoSchedule"));
+    assert!(b.names("b", "c", "NoExecute") && !b.names("b", "c", "NoSchedule") && !b.names("b", "", "NoExecute"));
+    assert!(d.names("d", "x", "NoSchedule") && !d.names("d", "x", "NoExecute"));
+    assert_eq!(drain.delay, Duration::from_secs(60));
+    let why = "--drain-taints must be taints like example.com/leaving, example.com/leaving=now or example.com/leaving:NoExecute \
+               with commas between them; \"a:Never\" is none.";
+    check_mistakes(&["--drain-taints=a:Never"], &[why]);
+    check_mistakes(&["--drain-delay=2h"], &["--drain-delay must be from 0s to 1h0m0s; it is 2h0m0s."]);
+    for (words, label) in [
+        (&[][..], DrainLabel::Auto),
+        (&["--drain-label=auto"], DrainLabel::Auto),
+        (&["--drain-label=always"], DrainLabel::Always),
+        (&["--drain-label=never"], DrainLabel::Never),
+    ] {
+        assert_eq!(router(words).drain.label, label, "{words:?}");
+    }
+    check_mistakes(&["--drain-label=no"], &["--drain-label must be auto, always or never; it is \"no\"."]);
 }
 
 #[test]

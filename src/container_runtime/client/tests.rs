@@ -200,6 +200,24 @@ async fn sandboxes_are_found_with_their_addresses_and_places_and_asked_for_once(
 }
 
 #[tokio::test]
+async fn a_sandbox_that_is_ready_and_tells_no_address_or_place_is_not_taken_for_none() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ended = Told { state: PodSandboxState::SandboxNotready.into(), ..told(&["10.244.1.5"], "") };
+    let cases = [
+        ("without info", told(&["10.244.1.5"], ""), true),
+        ("without the address", told(&[], r#"{"pid": 11}"#), true),
+        ("of the node's network", Told { host_network: true, ..told(&[], "") }, false),
+        ("no longer ready", ended, false),
+    ];
+    for (name, told, is_lacking) in cases {
+        let socket = directory.path().join(name);
+        let _server = serve(&fake([("a", told)]), &socket);
+        let found = Runtime::new(socket).sandboxes(&Sought::All, later()).await.expect("it lists them");
+        assert_eq!(found.lacking.is_some(), is_lacking, "{name}: {:?}", found.lacking);
+    }
+}
+
+#[tokio::test]
 async fn a_runtime_that_starts_again_is_connected_to_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("runtime.sock");

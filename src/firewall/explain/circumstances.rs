@@ -1,4 +1,4 @@
-//! What an answer depends on besides policies: how far the cluster is known, and what of this host stands against policies.
+//! Circumstances on which an answer depends besides policies: how far the cluster is known, and what of this host stands against policies.
 
 use serde_json::json;
 

@@ -26,7 +26,7 @@
 //!
 //! `--netpol-default-deny`: the tail refuses new connections from and to addresses of this node's pod CIDRs that are
 //! not in the set of pods whose rules are in the kernel. Addresses of the host itself are exempt: the pods' gateway
-//! lies in the pod CIDR too.
+//! lies in the pod CIDR too. Tunnels, which the host sends, come to the tail for that, past the jumps of all pods; what else it sends does not.
 
 use ipnet::IpNet;
 
@@ -78,11 +78,19 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
     let mut output = vec![common(Side::Source), common(Side::Destination)];
     // A packet that IPVS sends through a tunnel (direct server return) has an address of the host as well, and anybody's inside: it
     // is judged as one of another node's. Those of an overlay go to nodes.
-    let of_probes = Protocol::ALL.map(IpProtocol::Transport).into_iter().chain([IpProtocol::Icmp(family)]);
-    output.extend(of_probes.map(|protocol| {
-        let matches = [Match::Protocol(protocol), said.clone(), to_pods.clone(), local.clone()];
-        Rule::new(matches, Verdict::Accept)
-    }));
+    let of_probes = || Protocol::ALL.map(IpProtocol::Transport).into_iter().chain([IpProtocol::Icmp(family)]);
+    let from_here =
+        |protocol, to, verdict| Rule::new([Match::Protocol(protocol), said.clone(), to, local.clone()], verdict);
+    output.extend(of_probes().map(|protocol| from_here(protocol, to_pods.clone(), Verdict::Accept)));
+    if config.tunnel_mode && config.default_deny {
+        // A tunnel to an address that is no known pod's goes to the tail, which refuses those of this node's ranges. It leaves others alone:
+        // an overlay sends every packet through one.
+        output.extend(of_probes().map(|protocol| from_here(protocol, not_to_pods.clone(), Verdict::Return)));
+        // Its comment is not that of the tail's own rule, by which kube-router finds that one.
+        let to_no_pod = [comment("tunnels to no known pod (default-deny)"), not_to_pods.clone(), local.clone()];
+        output.push(Rule::new(to_no_pod, Verdict::Jump(CHAIN_TAIL.into())));
+    }
+    // No pod's chain concerns them.
     output.push(Rule::new([said, not_to_pods, local], Verdict::Return));
     output.extend(egress.into_iter().chain(ingress));
     output.push(tail);

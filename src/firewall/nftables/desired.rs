@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::model::UnreadPolicies;
-use crate::packed::BlockMap;
+use crate::packed::{BlockMap, Put};
 use crate::reconcile::Sorted;
 
 use super::super::frames::Frames;
@@ -59,14 +59,12 @@ pub struct LoweredChanges {
 impl Desired {
     /// Puts an object in place; returns whether it is new or differs.
     pub fn put(&mut self, object: Object, content: Content) -> bool {
-        if self.table.get(&object) == Some(&content) {
-            return false;
-        }
         let counted = counted(&object);
-        if self.table.insert(object, content).is_none() {
+        let put = self.table.set(object, content);
+        if put == Put::New {
             self.count(counted, 1);
         }
-        true
+        put != Put::Same
     }
 
     /// Removes an object; returns whether it was there.

@@ -136,12 +136,10 @@ fn of_address(address: IpAddr) -> impl Iterator<Item = Object> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
-    use super::super::super::given::{labels, object, pod, pods, policy, rule};
+    use super::super::super::given::{config, labels, object, pod, pods, policy, rule};
     use super::super::super::plan::Plan;
     use super::*;
-    use crate::config::{FirewallConfig, ServiceRanges};
     use crate::model::{Host, Namespace, World};
     use crate::net::PerFamily;
 
@@ -156,22 +154,7 @@ mod tests {
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
         world.cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
-        let config = FirewallConfig {
-            backend: crate::config::Backend::default(),
-            sync_period: Duration::from_secs(300),
-            default_deny: false,
-            flush_established: false,
-            ranges: ServiceRanges {
-                strict: true,
-                cluster_ips: Vec::new(),
-                external_ips: Vec::new(),
-                load_balancer_ips: Vec::new(),
-            },
-            knows_services: false,
-            tunnel_mode: false,
-            service_node_port_range: 30000..=32767,
-        };
-        let mut lowering = Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true });
+        let mut lowering = Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true });
         let mut plan = Plan::new();
         let changed = plan.update(&world);
         lowering.update(plan.rules(), &world, &changed);

@@ -1,4 +1,4 @@
-//! What stays in the table although it is not desired, and in what nothing opens.
+//! Objects that stay in the table although they are not desired, so that nothing opens.
 //!
 //! - The cluster is not known completely ([`Authority::Partial`]): absence proves nothing. Nothing goes but what was seen to go, and
 //!   what follows from policies alone. So pods that are judged stay judged, by the classes that they are known by, and the base
@@ -12,6 +12,7 @@
 //! - ClusterNetworkPolicies alone are not known ([`Desired::lost`]): what these denied stays denied to pods that are known, and what they passed on passed on.
 //! - Services are not known completely ([`Desired::unsure`]): what an isolated pod is refused of them stays refused.
 
+mod decisions;
 mod passed;
 mod tiers;
 

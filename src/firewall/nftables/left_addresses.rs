@@ -41,13 +41,11 @@ impl LeftAddresses {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
-    use super::super::super::given::{object, pod};
+    use super::super::super::given::{config, object, pod};
     use super::super::super::plan::Plan;
     use super::super::lowering::Lowering;
     use super::*;
-    use crate::config::{FirewallConfig, ServiceRanges};
     use crate::model::{Host, Namespace, UnreadPolicies, World};
     use crate::net::PerFamily;
 
@@ -87,22 +85,8 @@ mod tests {
 
     /// Whether the pods at the address stay denied what the policies denied there, after each of these worlds.
     fn denied(address: &str, worlds: &[World]) -> Vec<bool> {
-        let config = FirewallConfig {
-            backend: crate::config::Backend::default(),
-            sync_period: Duration::from_secs(300),
-            default_deny: false,
-            flush_established: false,
-            ranges: ServiceRanges {
-                strict: true,
-                cluster_ips: Vec::new(),
-                external_ips: Vec::new(),
-                load_balancer_ips: Vec::new(),
-            },
-            knows_services: false,
-            tunnel_mode: false,
-            service_node_port_range: 30000..=32767,
-        };
-        let (mut plan, mut lowering) = (Plan::new(), Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true }));
+        let (mut plan, mut lowering) =
+            (Plan::new(), Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true }));
         let address = address.parse().expect("an address");
         let after = |world: &World| {
             let changed = plan.update(world);

@@ -122,13 +122,10 @@ fn with_address(key: &Key, new: IpAddr) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::super::given::{object, pod, pods, policy, rule};
+    use super::super::super::given::{config, object, pod, pods, policy, rule};
     use super::super::super::plan::Plan;
     use super::super::lowering::Lowering;
     use super::*;
-    use crate::config::{FirewallConfig, ServiceRanges};
     use crate::model::{Host, Namespace, World};
     use crate::net::PerFamily;
 
@@ -145,22 +142,8 @@ mod tests {
         }
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
-        let config = FirewallConfig {
-            backend: crate::config::Backend::default(),
-            sync_period: Duration::from_secs(300),
-            default_deny: false,
-            flush_established: false,
-            ranges: ServiceRanges {
-                strict: true,
-                cluster_ips: Vec::new(),
-                external_ips: Vec::new(),
-                load_balancer_ips: Vec::new(),
-            },
-            knows_services: false,
-            tunnel_mode: false,
-            service_node_port_range: 30000..=32767,
-        };
-        let (mut plan, mut lowering) = (Plan::new(), Lowering::new(Arc::new(config), PerFamily { v4: true, v6: true }));
+        let (mut plan, mut lowering) =
+            (Plan::new(), Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true }));
         let changed = plan.update(&world);
         lowering.update(plan.rules(), &world, &changed);
         lowering.desired().table.clone()

@@ -59,7 +59,7 @@ pub struct Union {
     pub sets: BTreeSet<Arc<SetKey>>,
 }
 
-/// Number of sets that are looked up in turn.
+/// Number of sets that are looked up in turn, and of ports, or of ranges of a protocol, that are compared in turn.
 pub const IN_TURN: usize = 4;
 
 /// Number of combinations of one class in which a set may be part of a union.

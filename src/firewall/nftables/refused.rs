@@ -1,4 +1,4 @@
-//! What the kernel refuses, and what takes its place meanwhile.
+//! Objects that the kernel refuses, and those that take their place meanwhile.
 //!
 //! The kernel refuses a transaction as a whole, and names the objects at fault. What reaches one of them is closed then: the chain of
 //! a class, that of a tier, and the chain that refuses a pod Services, reject everything, and what cannot exist without a refused
@@ -24,8 +24,8 @@ use crate::reconcile::{Backoff, Moment};
 use super::desired::{Table, elements_of};
 use super::names;
 
-/// The comment of the one rule of a closed chain.
-pub(super) const CLOSED: &str = "closed: the kernel refuses a part of it";
+/// The comment of the one rule of a closed chain, for who reads the table; nothing is decided by it.
+const COMMENT: &str = "closed: the kernel refuses a part of it";
 
 /// The objects that the kernel refuses, and what takes their place.
 #[derive(Default, Debug)]
@@ -225,7 +225,7 @@ impl Substitutes {
             true => Rule::new([], Verdict::Drop),
             false => Rule::with([], statements, Some(Verdict::Reject)),
         };
-        let rules = vec![rule.commented(CLOSED)];
+        let rules = vec![rule.commented(COMMENT)];
         self.closed.insert(chain.clone());
         self.objects.insert(chain, Some(Content::Chain(Chain { base: None, rules }.into())));
     }
@@ -296,9 +296,10 @@ impl Search<'_> {
     }
 }
 
-/// Returns whether this is the rule of a closed chain, of this run or an earlier one.
-pub fn is_closed(rule: &Rule) -> bool {
-    rule.comment() == Some(CLOSED)
+/// Returns whether this is the rule of a closed chain, of this run or an earlier one, where it stands in the chain of a tier, in one that several
+/// pods with an address share, or in one that is kept: nothing else there refuses every packet by itself. Denials lead to chains of their policies.
+pub fn is_closing(rule: &Rule) -> bool {
+    rule.matches().is_empty() && matches!(rule.verdict(), Some(Verdict::Reject | Verdict::Drop))
 }
 
 /// Returns the chain that an element leads to.

@@ -1,4 +1,4 @@
-//! What the allocator of load balancer addresses reads of the API and writes there: the Lease and the statuses of Services. Services
+//! The API as the allocator of load balancer addresses reads and writes it: the Lease and the statuses of Services. Services
 //! and pools are followed in `follow.rs`; its Events go the way of all others (`events`).
 //!
 //! Kubernetes: `coordination.k8s.io/v1` Lease, core/v1 Service (`status`). Verbs are those of kube-router's own rules of RBAC: `get`,

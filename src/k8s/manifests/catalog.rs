@@ -66,7 +66,7 @@ struct File {
     objects: Box<[Kept]>,
     /// Documents without content: of kinds that nobody needs. Sorted.
     silent: Box<[NonZeroU64]>,
-    odd: Option<Box<Odd>>,
+    faults: Option<Box<Faults>>,
 }
 
 /// State of an object before its file changed.
@@ -78,7 +78,7 @@ struct Before<'a> {
 
 /// Exceptional state of a file.
 #[derive(Clone, PartialEq, Default)]
-struct Odd {
+struct Faults {
     /// Documents with content other than objects.
     others: BTreeMap<NonZeroU64, Content>,
     broken: Vec<(usize, String)>,
@@ -111,11 +111,11 @@ impl Catalog {
     pub fn put_unreadable(&mut self, name: &str, line: usize, why: &str) -> FileChanges {
         let mut changed = FileChanges::default();
         let (name, mut file) = self.take(name);
-        let mut odd = file.odd.take().map(|odd| *odd).unwrap_or_default();
+        let mut faults = file.faults.take().map(|faults| *faults).unwrap_or_default();
         let broken = vec![(line, why.to_owned())];
-        changed.note_broken(&odd.broken, &broken);
-        odd.broken = broken;
-        file.odd = Some(Box::new(odd));
+        changed.note_broken(&faults.broken, &broken);
+        faults.broken = broken;
+        file.faults = Some(Box::new(faults));
         self.keep(name, file);
         changed
     }
@@ -140,13 +140,13 @@ impl Catalog {
     }
 
     fn keep(&mut self, name: Arc<str>, file: File) {
-        self.unknown += usize::from(file.odd().unknown);
+        self.unknown += usize::from(file.faults().unknown);
         self.files.insert(name, file);
     }
 
     fn remove_file(&mut self, name: &str) -> Option<(Arc<str>, File)> {
         let removed = self.files.remove_entry(name)?;
-        self.unknown -= usize::from(removed.1.odd().unknown);
+        self.unknown -= usize::from(removed.1.faults().unknown);
         Some(removed)
     }
 
@@ -180,8 +180,8 @@ impl Catalog {
             reading.add(document, content, hash);
         }
         let file = reading.file(&old);
-        changed.note_broken(&old.odd().broken, &file.odd().broken);
-        let twice = file.odd().twice.difference(&old.odd().twice).cloned();
+        changed.note_broken(&old.faults().broken, &file.faults().broken);
+        let twice = file.faults().twice.difference(&old.faults().twice).cloned();
         changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
         self.keep(name.clone(), file);
         self.settle(&name, &old, &mut changed);
@@ -224,13 +224,13 @@ impl Catalog {
 impl File {
     /// State of a file before it was read: nothing, so whatever is broken in it has no earlier version.
     fn never_read(number: u32) -> File {
-        File { number, odd: Some(Box::new(Odd { unknown: true, ..Odd::default() })), ..File::default() }
+        File { number, faults: Some(Box::new(Faults { unknown: true, ..Faults::default() })), ..File::default() }
     }
 
-    fn odd(&self) -> &Odd {
-        static NOTHING: Odd =
-            Odd { others: BTreeMap::new(), broken: Vec::new(), twice: BTreeSet::new(), unknown: false };
-        self.odd.as_deref().unwrap_or(&NOTHING)
+    fn faults(&self) -> &Faults {
+        static NOTHING: Faults =
+            Faults { others: BTreeMap::new(), broken: Vec::new(), twice: BTreeSet::new(), unknown: false };
+        self.faults.as_deref().unwrap_or(&NOTHING)
     }
 
     fn kept(&self, id: &ObjectId) -> Option<&Kept> {
@@ -255,7 +255,7 @@ impl File {
         let same = documents.iter().skip(first).take_while(|(its, _)| *its == hash);
         let objects: Vec<Found> = same.map(|(_, kept)| kept.found()).collect();
         match objects.is_empty() {
-            true => self.odd().others.get(&hash).cloned(),
+            true => self.faults().others.get(&hash).cloned(),
             false => Some(Content { objects, ..Content::default() }),
         }
     }
@@ -266,7 +266,7 @@ impl File {
 struct Reading {
     objects: Vec<Kept>,
     silent: Vec<NonZeroU64>,
-    odd: Odd,
+    faults: Faults,
 }
 
 impl Reading {
@@ -279,29 +279,29 @@ impl Reading {
         let kept = |found: &Found| Kept::of(found.clone(), is_plain.then_some(hash));
         self.objects.extend(content.objects.iter().map(kept));
         let broken = content.broken.iter().map(|Remark { line, text }| (document.line + line, text.clone()));
-        self.odd.broken.extend(broken);
+        self.faults.broken.extend(broken);
         if !is_plain {
-            self.odd.others.insert(hash, content);
+            self.faults.others.insert(hash, content);
         }
     }
 
     /// Returns the present state of the file, with its former content where something is broken.
     fn file(self, old: &File) -> File {
-        let Reading { mut objects, mut silent, mut odd } = self;
+        let Reading { mut objects, mut silent, mut faults } = self;
         silent.sort_unstable();
-        odd.unknown = old.odd().unknown && !odd.broken.is_empty();
+        faults.unknown = old.faults().unknown && !faults.broken.is_empty();
         let losers = keep_the_first(&mut objects);
         let spoiled: BTreeSet<NonZeroU64> = losers.iter().filter_map(|kept| kept.document).collect();
         for kept in &mut objects {
             kept.document = kept.document.filter(|hash| !spoiled.contains(hash));
         }
-        odd.twice = losers.iter().map(|kept| kept.id()).collect();
-        if !odd.broken.is_empty() {
+        faults.twice = losers.iter().map(|kept| kept.id()).collect();
+        if !faults.broken.is_empty() {
             objects.extend(old.objects.iter().map(Kept::without_document));
             keep_the_first(&mut objects);
         }
-        let odd = (odd != Odd::default()).then(|| Box::new(odd));
-        File { number: old.number, objects: objects.into(), silent: silent.into(), odd }
+        let faults = (faults != Faults::default()).then(|| Box::new(faults));
+        File { number: old.number, objects: objects.into(), silent: silent.into(), faults }
     }
 }
 

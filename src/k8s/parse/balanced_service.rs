@@ -10,29 +10,12 @@ use compact_str::{CompactString, format_compact};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
+use super::address_requests::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS, misspelt};
 use super::metadata::{object_meta, object_name};
-use super::misspelt::misspelt;
 use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
 use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName};
 use crate::net::{Family, PerFamily, Protocol};
-
-/// Annotations that ask for addresses, one for each family, with commas between them.
-pub const ADDRESS_ANNOTATIONS: [&str; 4] = [
-    "metallb.io/loadBalancerIPs",
-    "metallb.universe.tf/loadBalancerIPs",
-    "lbipam.cilium.io/ips",
-    "io.cilium/lb-ipam-ips",
-];
-/// Annotations that ask for the addresses of one pool.
-pub const POOL_ANNOTATIONS: [&str; 2] = ["metallb.io/address-pool", "metallb.universe.tf/address-pool"];
-/// Annotations with which a Service agrees to share its address.
-pub const SHARING_ANNOTATIONS: [&str; 4] = [
-    "metallb.io/allow-shared-ip",
-    "metallb.universe.tf/allow-shared-ip",
-    "lbipam.cilium.io/sharing-key",
-    "io.cilium/lb-ipam-sharing-key",
-];
 
 /// The fields of a Service that are read.
 #[derive(Deserialize, Clone, Debug)]

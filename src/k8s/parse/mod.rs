@@ -10,6 +10,7 @@
 //! policy that cannot be understood is no policy that is gone ([`Object::Unreadable`]).
 
 pub mod address_pools;
+pub mod address_requests;
 pub mod balanced_service;
 pub mod cluster_network_policy;
 pub mod endpoint_slice;
@@ -24,7 +25,6 @@ pub mod service_cidr;
 
 mod address;
 mod metadata;
-mod misspelt;
 mod number;
 mod pool;
 

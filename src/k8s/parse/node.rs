@@ -17,7 +17,7 @@ use super::address::unicast_address;
 use super::metadata::object_meta;
 use crate::k8s::annotations::{self, routing};
 use crate::k8s::warning::{Warning, Warnings};
-use crate::model::{Node, NodeAddress, NodeAddressKind, Routing};
+use crate::model::{Node, NodeAddress, NodeAddressKind, Routing, Taint};
 
 /// Parses a Node.
 pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) {
@@ -37,6 +37,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         is_on_aws: is_on_aws(object),
         zone: zone(object),
         labels: object.metadata.labels.iter().flatten().collect(),
+        taints: taints(object),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
     (name, Some(node), warnings.take())
@@ -59,6 +60,14 @@ struct Spec {
     pod_cidrs: Option<Vec<String>>,
     #[serde(rename = "providerID")]
     provider_id: Option<String>,
+    taints: Option<Vec<TaintObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct TaintObject {
+    key: Option<String>,
+    value: Option<String>,
+    effect: Option<String>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -129,6 +138,19 @@ fn is_on_aws(object: &NodeObject) -> bool {
 fn zone(object: &NodeObject) -> Option<CompactString> {
     let label = object.metadata.labels.as_ref()?.get(ZONE)?;
     Some(CompactString::from(label.as_str())).filter(|zone| !zone.is_empty())
+}
+
+/// A taint without a key is none.
+fn taints(object: &NodeObject) -> Vec<Taint> {
+    let written = object.spec.iter().flat_map(|spec| &spec.taints).flatten();
+    let taint = |one: &TaintObject| {
+        let text = |field: &Option<String>| CompactString::from(field.as_deref().unwrap_or_default());
+        let (key, value, effect) = (text(&one.key), text(&one.value), text(&one.effect));
+        (!key.is_empty()).then_some(Taint { key, value, effect })
+    };
+    let mut taints: Vec<Taint> = written.filter_map(taint).collect();
+    taints.shrink_to_fit();
+    taints
 }
 
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -229,6 +251,17 @@ mod tests {
         for other in ["{topology.kubernetes.io/zone: ''}", "{failure-domain.beta.kubernetes.io/zone: eu-1a}", "{}"] {
             assert_eq!(of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn taints_are_kept_and_one_without_a_key_is_none() {
+        let (node, warnings) = parsed(
+            "{metadata: {name: a}, spec: {taints: [{key: example.com/leaving, value: now, effect: NoExecute, timeAdded: '2026-01-01T00:00:00Z'}, \
+             {key: node.kubernetes.io/unschedulable, effect: NoSchedule}, {effect: NoSchedule}]}}",
+        );
+        let taints: Vec<String> = node.taints.iter().map(Taint::to_string).collect();
+        assert_eq!(taints, ["example.com/leaving=now:NoExecute", "node.kubernetes.io/unschedulable:NoSchedule"]);
+        assert!(warnings.is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@ use super::*;
 use crate::k8s::client::{Access, client};
 use crate::k8s::events::tests::events;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
+use crate::model::News;
 use crate::observe::given::logged;
 
 #[test]
@@ -61,7 +62,7 @@ fn denied() -> Report {
     Report {
         network_is_there: true,
         is_denied: true,
-        odd: ["annotation: it makes no sense".to_owned()].into(),
+        mistakes: ["annotation: it makes no sense".to_owned()].into(),
         ..Report::default()
     }
 }
@@ -106,6 +107,26 @@ async fn each_problem_becomes_one_event_while_it_lasts() {
         ("it is back", denied(), vec![EVENTS]),
     ] {
         listener.tell_problems(&report, &mut known).await.expect("the server answers");
+        assert_eq!(server.take_requests(), asked, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn news_become_one_event_each_which_is_no_warning() {
+    let server = ApiServer::start().await;
+    let listener = listener(&server).await;
+    let mut told = None;
+    let news = |number, word| {
+        let news = News { word, text: "Service addresses are withdrawn".to_owned() };
+        Report { news: Some((number, news)), ..Report::default() }
+    };
+    for (why, report, asked) in [
+        ("nothing has happened", Report::default(), vec![]),
+        ("it is new", news(0, "ServiceAddressesWithdrawn"), vec![EVENTS]),
+        ("it was told", news(0, "ServiceAddressesWithdrawn"), vec![]),
+        ("something else has happened", news(1, "ServiceAddressesAnnounced"), vec![EVENTS]),
+    ] {
+        listener.tell_news(&report, &mut told).await.expect("the server answers");
         assert_eq!(server.take_requests(), asked, "{why}");
     }
 }

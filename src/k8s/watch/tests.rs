@@ -15,7 +15,6 @@ use crate::k8s::request::Patience;
 use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
 
-#[path = "../../../tests/support/api_server.rs"]
 pub(crate) mod api_server;
 
 const TIMING: Timing = Timing {
@@ -59,6 +58,8 @@ struct Reader {
     in_force: BTreeMap<String, Object>,
     /// Objects ever named since this was last emptied.
     named: BTreeSet<String>,
+    /// Warnings about objects, with the names of these.
+    warnings: Vec<(ObjectId, Warning)>,
     listings: usize,
     outages: usize,
     withheld: usize,
@@ -90,6 +91,7 @@ async fn read_at_the_pace_of(timing: Timing, server: &ApiServer, wanted: Vec<Wan
         health,
         in_force: BTreeMap::new(),
         named: BTreeSet::new(),
+        warnings: Vec::new(),
         listings: 0,
         outages: 0,
         withheld: 0,
@@ -114,7 +116,8 @@ impl Reader {
         };
         match message.event {
             Event::Listing(_) => (self.listing, self.listings) = (Some(Vec::new()), self.listings + 1),
-            Event::Object(object, _) => {
+            Event::Object(object, warnings) => {
+                self.warnings.extend(warnings.into_iter().map(|warning| (object.id(), warning)));
                 let name = object.id().name.name.to_string();
                 self.listing.iter_mut().for_each(|named| named.push(name.clone()));
                 if object.is_gone() {

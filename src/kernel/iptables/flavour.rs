@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Ownership;
-use super::save::parse;
+use super::save::{Line, lines, parse};
 use crate::kernel::program::{Call, Fault, Running, is_program, run, start};
 use crate::net::{Family, PerFamily};
 
@@ -64,6 +64,9 @@ struct Seen {
     rules: usize,
 }
 
+/// Chains by which the kubelet says which flavour it uses.
+const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
+
 type Printed = PerFamily<Result<String, Fault>>;
 
 /// Listing tables takes long only where there are very many rules.
@@ -107,8 +110,11 @@ pub fn legacy_chains() -> BTreeSet<String> {
     let families = Family::BOTH.into_iter().filter(|family| has_legacy_tables_of(*family));
     let call = |family| run(Call { program: legacy.of(family).0, arguments: &[], input: b"", limit: LIMIT });
     let printed: Vec<String> = families.filter_map(|family| call(family).ok()).collect();
-    let lines = printed.iter().flat_map(|text| text.lines());
-    lines.filter_map(|line| Some(line.strip_prefix(':')?.split(' ').next()?.to_owned())).collect()
+    let chain = |line| match line {
+        Line::Chain { name, .. } => Some(name.to_owned()),
+        _ => None,
+    };
+    printed.iter().flat_map(|text| lines(text)).filter_map(chain).collect()
 }
 
 /// Tries whether the kernel takes a table from any program that is installed, and changes no rule. For legacy programs, which are tried
@@ -215,22 +221,20 @@ fn decide(legacy: Seen, nf_tables: Seen, default: impl FnOnce() -> Option<Flavou
 }
 
 fn seen(printed: &Printed) -> Seen {
-    let texts: Vec<&str> = printed.iter().filter_map(|(_, text)| text.as_deref().ok()).collect();
-    Seen {
-        usable: !texts.is_empty(),
-        hint: texts.iter().any(|text| has_hint(text)),
-        rules: texts.iter().map(|text| text.lines().filter(|line| line.starts_with("-A ")).count()).sum(),
-    }
-}
-
-fn has_hint(text: &str) -> bool {
-    let mut table = "";
-    text.lines().any(|line| {
-        if let Some(name) = line.strip_prefix('*') {
-            table = name;
+    let mut seen = Seen::default();
+    for text in printed.iter().filter_map(|(_, text)| text.as_deref().ok()) {
+        seen.usable = true;
+        let mut table = "";
+        for line in lines(text) {
+            match line {
+                Line::Table(name) => table = name,
+                Line::Chain { name, .. } => seen.hint |= table == "mangle" && HINTS.contains(&name),
+                Line::Rule { .. } => seen.rules += 1,
+                Line::Incompatible => {}
+            }
         }
-        table == "mangle" && (line.starts_with(":KUBE-IPTABLES-HINT ") || line.starts_with(":KUBE-KUBELET-CANARY "))
-    })
+    }
+    seen
 }
 
 fn holds_ours(text: &str, ours: &Ownership) -> bool {
@@ -341,6 +345,14 @@ mod tests {
         let both = format!("{HINT}{RULE}");
         assert_eq!(decided(&printed(HINT, ""), &printed(&both, "")), Some(Flavour::NfTables));
         assert_eq!(decided(&printed(&both, ""), &printed(HINT, "")), Some(Flavour::Legacy));
+    }
+
+    #[test]
+    fn a_line_of_a_comment_is_no_rule() {
+        let cut =
+            "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m comment --comment \"of\n-A two\n-A three\" -j ACCEPT\nCOMMIT\n";
+        let two = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n";
+        assert_eq!(decided(&printed(cut, ""), &printed(two, "")), Some(Flavour::NfTables));
     }
 
     #[test]

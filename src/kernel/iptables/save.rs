@@ -2,7 +2,8 @@
 //!
 //! Text: `*TABLE`, then `:CHAIN POLICY [packets:bytes]` for each chain, where `-` as the policy says that the
 //! chain is not built in, then `-A CHAIN RULE` for each rule, then `COMMIT`. A line break inside of quotes is printed as
-//! it is. Chains have many rules in common, so each text is read once and its rule shared.
+//! it is. With `-c` each rule has its counters before it: `[packets:bytes] -A CHAIN RULE`. Chains have many rules in common, so each text
+//! is read once and its rule shared.
 //!
 //! A table of nf_tables that holds what iptables cannot express is not printed but remarked upon in a comment.
 //! Nothing is known about such a table, so it is an error and not an empty one.
@@ -13,6 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use compact_str::CompactString;
 
 use super::rule::{Rule, ends_in_quotes};
+
+/// Why nothing is known about a table that is not printed.
+pub(super) const INCOMPATIBLE: &str = "a table holds nf_tables rules that iptables cannot express";
 
 /// The printed tables, by name.
 pub(super) type Saved = BTreeMap<CompactString, SavedTable>;
@@ -31,33 +35,72 @@ pub(super) struct SavedChain {
     pub rules: Vec<Rule>,
 }
 
-/// Reads what `iptables-save` printed. Lines of no known form are skipped: they are not ours.
+/// One statement of the output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Line<'a> {
+    /// The table of what follows.
+    Table(&'a str),
+    /// `policy`: `-` for a chain that is not built in; `None` where nothing is printed in its place.
+    Chain { name: &'a str, policy: Option<&'a str> },
+    /// A rule as it is printed, without `-A CHAIN`. `packets`: its counter, where counters are printed (`iptables-save -c`).
+    Rule { chain: &'a str, rule: Cow<'a, str>, packets: Option<u64> },
+    /// The table holds rules of nf_tables, and is not printed.
+    Incompatible,
+}
+
+/// Reads what `iptables-save` printed, statement by statement. Lines of no known form are skipped: they are not ours.
+pub(super) fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
+    let mut lines = text.lines();
+    std::iter::from_fn(move || {
+        loop {
+            let line = lines.next()?;
+            if let Some(name) = line.strip_prefix('*') {
+                return Some(Line::Table(name));
+            } else if let Some(chain) = line.strip_prefix(':') {
+                let (name, policy) = chain.split_once(' ').map_or((chain, None), |(name, policy)| (name, Some(policy)));
+                return Some(Line::Chain { name, policy });
+            } else if let Some((packets, rule)) = counted(line) {
+                let (chain, rule) = rule.split_once(' ').unwrap_or((rule, ""));
+                return Some(Line::Rule { chain, rule: whole(rule, &mut lines), packets });
+            } else if line.starts_with('#') && line.contains(" is incompatible, use 'nft' tool") {
+                return Some(Line::Incompatible);
+            }
+        }
+    })
+}
+
+/// Returns what follows `-A` in the line of a rule, and the counter of packets before it: `[12:840] -A CHAIN RULE`.
+fn counted(line: &str) -> Option<(Option<u64>, &str)> {
+    let Some(counters) = line.strip_prefix('[') else { return Some((None, line.strip_prefix("-A ")?)) };
+    let (counters, rule) = counters.split_once("] -A ")?;
+    let packets = counters.split_once(':').and_then(|(packets, _)| packets.parse().ok());
+    Some((packets, rule))
+}
+
+/// Reads the tables that `iptables-save` printed.
 pub(super) fn parse(text: &str) -> Result<Saved, &'static str> {
     let mut saved = Saved::new();
     let mut table: Option<&mut SavedTable> = None;
     let mut read: HashMap<Cow<'_, str>, Rule> = HashMap::new();
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        if let Some(name) = line.strip_prefix('*') {
-            table = Some(saved.entry(name.into()).or_default());
-        } else if let Some(chain) = line.strip_prefix(':') {
-            let table = table.as_deref_mut().ok_or("a chain outside of a table")?;
-            let (name, policy) = chain.split_once(' ').ok_or("a chain without a policy")?;
-            let builtin = !policy.starts_with('-');
-            table.chains.insert(name.into(), SavedChain { builtin, rules: Vec::new() });
-        } else if let Some(rule) = line.strip_prefix("-A ") {
-            let table = table.as_deref_mut().ok_or("a rule outside of a table")?;
-            let (chain, rule) = rule.split_once(' ').unwrap_or((rule, ""));
-            let chain = table.chains.get_mut(chain).ok_or("a rule of a chain that was not named before")?;
-            let rule = whole(rule, &mut lines);
-            let known = read.get(&rule).cloned();
-            chain.rules.push(known.unwrap_or_else(|| {
-                let new = Rule::from(&*rule);
-                read.insert(rule, new.clone());
-                new
-            }));
-        } else if line.starts_with('#') && line.contains(" is incompatible, use 'nft' tool") {
-            return Err("a table holds nf_tables rules that iptables cannot express");
+    for line in lines(text) {
+        match line {
+            Line::Table(name) => table = Some(saved.entry(name.into()).or_default()),
+            Line::Chain { name, policy } => {
+                let table = table.as_deref_mut().ok_or("a chain outside of a table")?;
+                let builtin = !policy.ok_or("a chain without a policy")?.starts_with('-');
+                table.chains.insert(name.into(), SavedChain { builtin, rules: Vec::new() });
+            }
+            Line::Rule { chain, rule, packets: _ } => {
+                let table = table.as_deref_mut().ok_or("a rule outside of a table")?;
+                let chain = table.chains.get_mut(chain).ok_or("a rule of a chain that was not named before")?;
+                let known = read.get(&rule).cloned();
+                chain.rules.push(known.unwrap_or_else(|| {
+                    let new = Rule::from(&*rule);
+                    read.insert(rule, new.clone());
+                    new
+                }));
+            }
+            Line::Incompatible => return Err(INCOMPATIBLE),
         }
     }
     Ok(saved)
@@ -122,6 +165,15 @@ COMMIT
         assert!(!ours.builtin);
         assert_eq!(ours.rules.len(), 1, "{ours:?}");
         assert!(ours.rules.iter().all(|rule| rule.to_string().contains("two\n-A lines")));
+    }
+
+    #[test]
+    fn counters_stand_before_a_rule_that_a_line_break_cuts() {
+        let printed = "*filter\n[7:420] -A INPUT -m comment --comment \"two\n[1:2] -A lines\" -j DROP\n[x:1] -A INPUT\n-A INPUT\n";
+        let of = |packets, rule: &'static str| Line::Rule { chain: "INPUT", rule: rule.into(), packets };
+        let cut = "-m comment --comment \"two\n[1:2] -A lines\" -j DROP";
+        let found: Vec<Line<'_>> = lines(printed).collect();
+        assert_eq!(found, [Line::Table("filter"), of(Some(7), cut), of(None, ""), of(None, "")]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod answer;
 mod attribute;
 mod fault;
 mod generic;
+mod group;
 mod message;
 mod option;
 mod socket;
@@ -29,6 +30,7 @@ pub use answer::{Answer, answers};
 pub use attribute::{Attribute, Attributes};
 pub use fault::{Fault, Refusal, failed_steps};
 pub use generic::GenericSocket;
+pub use group::Group;
 pub use message::{Messages, flag};
 pub use socket::{Bus, Listener, Socket, in_namespace};
 

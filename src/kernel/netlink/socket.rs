@@ -86,6 +86,11 @@ impl Socket {
         self.acts.own.number()
     }
 
+    /// The number of the network namespace, which no other one has had since the boot; `None` before Linux 5.14.
+    pub fn namespace_cookie(&self) -> Option<u64> {
+        option::namespace_cookie(self.as_fd()).ok()
+    }
+
     /// Sends the messages and returns those that the kernel refused; every other one was carried out. A
     /// refused message does not stop those behind it. After a [`Fault`] nothing is known about any.
     ///
@@ -140,6 +145,15 @@ impl Socket {
             ControlFlow::Continue(())
         })?;
         Ok(refusals)
+    }
+
+    /// Sends messages that the kernel does not answer unless it refuses them; it has handled them when this returns.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn post_unanswered(&mut self, messages: &mut Messages) -> Result<(), Fault> {
+        let count = messages.len();
+        self.acts.post(messages, 0..count).map(drop)
     }
 
     /// Sends one message that is not a dump, and returns what `parse` makes of its answers.
@@ -207,6 +221,11 @@ impl Listener {
         let wire = Wire::open(bus, groups, LISTENER_BYTES)
             .map_err(|errno| Error::errno("listen for changes of", bus.name(), errno))?;
         Ok(Listener { wire })
+    }
+
+    /// As [`Socket::namespace_cookie`].
+    pub fn namespace_cookie(&self) -> Option<u64> {
+        option::namespace_cookie(self.as_fd()).ok()
     }
 
     /// Sends messages that set up what this socket receives, and returns those that the kernel refused.

@@ -16,6 +16,7 @@ use std::fmt;
 
 use rustix::io::Errno;
 
+use super::listener::transaction;
 use super::passages::{self, Passing};
 use super::wire::{HEADER, INET, TABLE, chain, data, message, rule};
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket};
@@ -265,7 +266,7 @@ pub fn remove<'a>(socket: &mut Socket, tables: &[Table<'a>]) -> Result<Vec<Table
         messages.begin(BATCH_BEGIN, 0).header(&[0, 0, 0, SUBSYSTEM]);
         about(&mut messages, DELETE_TABLE, *table);
         messages.begin(BATCH_END, 0).header(&[0, 0, 0, SUBSYSTEM]);
-        match socket.transaction(&mut messages) {
+        match transaction(socket, &mut messages) {
             Ok(()) => removed.push(*table),
             // Somebody else was faster.
             Err(fault) if fault.errno() == Some(Errno::NOENT.raw_os_error()) => {}

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::host_masquerades::{HANDLE, Masquerade, masquerade};
+use super::listener::transaction;
 use super::passages::jumps_to;
 use super::read::Reader;
 use super::wire::{self, HEADER, TABLE, batch, chain, message, rule};
@@ -101,7 +102,7 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
         about(&mut messages, message::DELETE_CHAIN, 0, table).text(chain::NAME, name);
     }
     wire::mark(&mut messages, message::BATCH_END);
-    socket.transaction(&mut messages)?;
+    transaction(socket, &mut messages)?;
     Ok(ours.len())
 }
 
@@ -129,7 +130,7 @@ pub fn remove_masquerades(
             messages.attribute(HANDLE, &handle.to_be_bytes());
         }
         wire::mark(&mut messages, message::BATCH_END);
-        socket.transaction(&mut messages)?;
+        transaction(socket, &mut messages)?;
         Ok(handles.len())
     })
     .map_err(failed)

@@ -4,15 +4,16 @@
 
 use std::collections::BTreeSet;
 
+use super::listener::RuleListener;
 use super::object::Object;
 use super::wire::{HEADER, TABLE, TableId, chain, message, object, rule, set};
-use crate::kernel::netlink::{Answer, Bus, Listener};
+use crate::kernel::netlink::{Answer, Bus};
 use crate::kernel::{Error, own};
 
 /// Objects of one table that others made, changed or removed.
 #[derive(Debug)]
 pub(super) struct Notified {
-    listener: Listener,
+    listener: RuleListener,
     table: TableId<'static>,
     touched: Touched,
 }
@@ -24,15 +25,13 @@ struct Touched {
     everything: bool,
 }
 
-const GROUP: u32 = 7;
-
 impl Notified {
     /// Listens from now on, in the network namespace of the calling thread.
     ///
     /// # Errors
     /// The socket cannot be opened.
     pub fn listen(table: TableId<'static>) -> Result<Notified, Error> {
-        let listener = Listener::open(Bus::Netfilter, &[GROUP])?;
+        let listener = RuleListener::open()?;
         Ok(Notified { listener, table, touched: Touched::default() })
     }
 

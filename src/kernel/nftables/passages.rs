@@ -30,6 +30,7 @@ use std::time::Instant;
 use compact_str::CompactString;
 
 use super::foreign::is_absent;
+use super::listener::transaction;
 use super::rule::Mark;
 use super::wire::{self, TABLE, message, rule};
 use crate::kernel::netlink::{Bus, Fault, Messages, Socket, flag};
@@ -187,7 +188,7 @@ impl Passages {
             write(&mut messages, passing, comment, by);
         }
         wire::mark(&mut messages, message::BATCH_END);
-        if messages.len() == 2 { Ok(()) } else { self.socket.transaction(&mut messages) }
+        if messages.len() == 2 { Ok(()) } else { transaction(&mut self.socket, &mut messages) }
     }
 }
 
@@ -253,7 +254,7 @@ pub fn has_connection_match(family: Family) -> Result<bool, Error> {
     write_answers(&mut messages);
     messages.begin(message::DELETE_TABLE, 0).header(&number).text(TABLE, TRIAL);
     wire::mark(&mut messages, message::BATCH_END);
-    match socket.transaction(&mut messages) {
+    match transaction(&mut socket, &mut messages) {
         Ok(()) => Ok(true),
         Err(Fault::Refused(refusal)) => Ok(refusal.errno != libc::ENOENT),
         Err(fault) => Err(Error::new("try nf_tables", "xt_conntrack", fault.into())),

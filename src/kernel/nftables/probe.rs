@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::batch::Batch;
+use super::listener::{transact, transaction};
 use super::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 use super::plan::Plan;
 use super::rule::{Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
@@ -80,8 +81,8 @@ fn probe_all(commits: bool) -> Result<(), Missing> {
     if commits {
         batch.close();
     }
-    let refusals =
-        socket.transact(&mut batch.messages).map_err(|fault| other(Error::new("try nf_tables", "", fault.into())))?;
+    let refusals = transact(&mut socket, &mut batch.messages, true)
+        .map_err(|fault| other(Error::new("try nf_tables", "", fault.into())))?;
     missing(&batch, refusals).map_or(Ok(()), Err)
 }
 
@@ -125,8 +126,7 @@ fn probe_contents(table: TableId<'_>, contents: &BTreeMap<Object, Content>) -> R
     Plan::of_all(contents).write(&mut batch)?;
     batch.delete_table();
     batch.close();
-    socket
-        .transaction(&mut batch.messages)
+    transaction(&mut socket, &mut batch.messages)
         .map_err(|fault| Error::new("try nf_tables", tables_of(table.family), fault.into()))
 }
 

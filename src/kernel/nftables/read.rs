@@ -37,6 +37,17 @@ pub(super) struct Sets {
 /// A chain, without its rules: `None` for one of a form that we never make.
 pub(super) type Chains = BTreeMap<Name, Option<Option<Base>>>;
 
+/// The number of changes that all tables of the socket's network namespace have seen.
+///
+/// # Errors
+/// The kernel refuses the request, or an answer is malformed.
+pub(super) fn generation(socket: &mut Socket) -> Result<u32, Fault> {
+    let mut message = Messages::new();
+    message.begin(message::GET_GENERATION, 0).header(&[0; HEADER]);
+    let found = socket.request(&mut message, |answer| answer.attributes(HEADER).get(generation::ID)?.u32_be())?;
+    found.into_iter().next().ok_or(Fault::Malformed("no generation"))
+}
+
 impl Reader<'_> {
     fn ask(&self, kind: u16) -> Messages {
         let mut messages = Messages::new();
@@ -44,16 +55,12 @@ impl Reader<'_> {
         messages
     }
 
-    /// The number of changes that all tables of this network namespace have seen.
+    /// As the function [`generation`].
     ///
     /// # Errors
     /// The kernel refuses the request, or an answer is malformed.
     pub fn generation(&mut self) -> Result<u32, Fault> {
-        let mut message = Messages::new();
-        message.begin(message::GET_GENERATION, 0).header(&[0; HEADER]);
-        let found =
-            self.socket.request(&mut message, |answer| answer.attributes(HEADER).get(generation::ID)?.u32_be())?;
-        found.into_iter().next().ok_or(Fault::Malformed("no generation"))
+        generation(self.socket)
     }
 
     /// The table itself; `None` where there is none.

@@ -29,6 +29,7 @@ use rustix::io::Errno;
 
 use super::batch::Batch;
 use super::foreign::has_table;
+use super::listener::{transact, transaction};
 use super::notified::Notified;
 use super::object::{Content, Name, Object, SetSpec};
 use super::plan::{InTurn, Plan, Unreached, places};
@@ -52,6 +53,8 @@ pub struct OwnTable {
     standing: Standing,
     /// The content of the table was read since that is its standing, by which it can be changed.
     is_read: bool,
+    /// Since it was read a transaction was not answered: what the next one makes may be there.
+    is_in_doubt: bool,
     /// The changes by others, where they can change the table.
     notified: Option<Notified>,
     /// The sets that exist, as far as is known, with the form of those that are ours in form.
@@ -171,6 +174,7 @@ impl OwnTable {
             knows_owners,
             standing: Standing::Unknown,
             is_read: false,
+            is_in_doubt: false,
             notified,
             sets: BTreeMap::new(),
             others: BTreeSet::new(),
@@ -202,7 +206,7 @@ impl OwnTable {
     /// Performs a transaction. Remembers the objects at fault: none where all is refused, whatever it is.
     fn commit(&mut self, mut batch: Batch<'_>) -> Result<(), Error> {
         batch.close();
-        let result = self.socket.transact(&mut batch.messages);
+        let result = transact(&mut self.socket, &mut batch.messages, !self.is_in_doubt);
         // A listener has room for what some transactions do, not for any number of them.
         self.notified.iter_mut().for_each(Notified::hear);
         let refusals = match result {
@@ -210,6 +214,7 @@ impl OwnTable {
             Err(fault) => {
                 // Whether it was done is not known.
                 self.unreached.clear();
+                self.is_in_doubt = true;
                 return Err(self.unanswered(fault));
             }
         };
@@ -389,7 +394,7 @@ fn knows_owners(socket: &mut Socket, id: TableId<'_>) -> Result<bool, Error> {
     batch.make_new_table(FLAG_OWNER | FLAG_PERSIST);
     batch.delete_table();
     batch.close();
-    match socket.transaction(&mut batch.messages) {
+    match transaction(socket, &mut batch.messages) {
         Ok(()) => Ok(true),
         // Before 5.12 it is EINVAL.
         Err(fault) if matches!(fault.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
@@ -417,6 +422,7 @@ impl Target for OwnTable {
                 _ => self.read_all().map_err(|fault| self.error("list table", fault))?,
             };
             self.remember(&contents, &sets);
+            self.is_in_doubt = false;
             if self.claim(&contents, generation)? {
                 return Ok(contents);
             }

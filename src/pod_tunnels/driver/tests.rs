@@ -78,7 +78,8 @@ fn a_pod_that_policies_close_and_nobody_can_look_into_is_trouble_until_it_was() 
     let now = Instant::now();
     driver.machine.want(&[closed("10.244.1.5"), closed("10.244.1.6")].into(), true, now);
     let both: BTreeSet<IpAddr> = [address("10.244.1.5"), address("10.244.1.6")].into();
-    let refused: Found = both.iter().map(|pod| (*pod, Err("no container runtime answers".to_owned()))).collect();
+    let refused: Found =
+        both.iter().map(|pod| (*pod, Err(NoPlace::Unknown("no container runtime answers".to_owned())))).collect();
     for _ in 0..10 {
         driver.machine.found(&both, &refused, now);
     }

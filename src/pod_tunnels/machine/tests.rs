@@ -86,8 +86,8 @@ impl Node {
                 }
                 let mut result = |address: &IpAddr| match found.remove(address) {
                     Some(places) if self.answers => Ok(places),
-                    _ if self.answers => Err("no sandbox".to_owned()),
-                    _ => Err("no container runtime".to_owned()),
+                    _ if self.answers => Err(NoPlace::NoSandbox("no sandbox".to_owned())),
+                    _ => Err(NoPlace::Unknown("no container runtime".to_owned())),
                 };
                 let found = lost.iter().map(|address| (*address, result(address))).collect();
                 machine.found(&lost, &found, now);
@@ -295,6 +295,45 @@ fn a_pod_that_is_to_have_no_tunnel_and_cannot_be_looked_into_is_named_until_it_w
     assert_eq!(named(&machine), ["10.244.1.7: no container runtime"]);
     machine.want(&WantedTunnels::new(), true, now);
     assert_eq!(machine.standing(), Standing::default());
+}
+
+#[test]
+fn a_pod_that_is_to_have_no_tunnel_and_has_no_sandbox_has_nothing_that_could_answer() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    machine.want(&wanted(&[(POD, "")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(60));
+    assert_eq!(machine.standing(), Standing::default());
+    // The runtime is gone, and what it told is no longer true.
+    node.answers = false;
+    node.pass(&mut machine, &mut now, Duration::from_secs(60));
+    let named: Vec<String> = machine.standing().not_closed.into_iter().map(|one| one.reason).collect();
+    assert_eq!(named, ["no container runtime"]);
+    node.answers = true;
+    node.start(POD);
+    node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
+    node.pass(&mut machine, &mut now, Duration::from_secs(60));
+    assert_eq!((machine.standing(), node.shown().as_str()), (Standing::default(), "10.244.1.5: none"));
+}
+
+#[test]
+fn a_runtime_that_does_not_answer_once_says_nothing_about_a_pod_that_has_no_sandbox_for_long() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    machine.want(&wanted(&[(POD, "")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(120));
+    assert_eq!(machine.standing(), Standing::default());
+    // The runtime starts again.
+    let before = node.searches;
+    node.answers = false;
+    while node.searches == before {
+        node.pass(&mut machine, &mut now, FIRST);
+    }
+    assert_eq!(machine.standing(), Standing::default(), "it is one search");
+    node.answers = true;
+    node.pass(&mut machine, &mut now, SEARCH);
+    assert!(node.searches > before + 1, "it is searched again at once");
+    node.pass(&mut machine, &mut now, Duration::from_secs(120));
+    assert_eq!(machine.standing(), Standing::default());
+    assert!(node.searches < before + 10, "and then seldom again");
 }
 
 #[test]

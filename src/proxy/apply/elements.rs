@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::packet_marks::{Held, Tunnels, port_of_mark};
+use super::packet_marks::{HeldMarks, Tunnels, port_of_mark};
 use super::{Kernel, Mirrors};
 use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::Piece;
@@ -27,7 +27,12 @@ use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
     /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may, and so do the marks of packets.
-    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, (may_guard, held): (bool, &Held), at: Moment) {
+    pub(super) fn grow_needed_elements(
+        &mut self,
+        desired: &Desired,
+        (may_guard, held): (bool, &HeldMarks),
+        at: Moment,
+    ) {
         if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
@@ -72,7 +77,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn grow_table(
         &mut self,
         desired: &Desired,
-        (may_guard, held): (bool, &Held),
+        (may_guard, held): (bool, &HeldMarks),
         growth: Growth,
         at: Moment,
     ) {
@@ -163,7 +168,7 @@ impl<K: Kernel> Mirrors<K> {
         let lacks_routes = Family::BOTH.into_iter().all(|family| self.lacks_marked_routes(family));
         let standing = Standing { desired, virtuals: &self.virtuals, routes: &self.routes, tunnels: &tunnels };
         let may_go = |object: &Object, _: &BlockMap<Object, Content>| match object {
-            Object::Set(_) => false,
+            Object::Set(_) | Object::Counter(_) => false,
             object if set_of_chain(object).is_some() => false,
             object if is_chain(object) => lacks_routes,
             object => Set::of_object(object).is_none_or(|place| standing.marks_nothing(&place)),
@@ -194,7 +199,7 @@ impl<K: Kernel> Mirrors<K> {
             !seen.keys().chain(&doubtful).any(restricts)
         });
         self.table.shrink_where(&desired.table, at, |object, seen| {
-            let Object::Set(name) = object else { return false };
+            let (Object::Set(name) | Object::Counter(name)) = object else { return false };
             // A chain that goes too still names it.
             let names_sets = |other: &Object| set_of_chain(other).is_some() || is_chain(other);
             let is_named = |other: &Object| names_sets(other) && !desired.table.contains_key(other);
@@ -242,10 +247,10 @@ pub(super) fn has_element(desired: &Desired, set: Set, entry: &Entry) -> bool {
 
 /// Returns whether an object of our table may mark packets now. While it is not known which marks packets are given the chains wait too: they mark all packets to
 /// an address in tunnel mode for its other ports, over what the other backend's rules gave them.
-fn may_mark(object: &Object, held: &Held) -> bool {
+fn may_mark(object: &Object, held: &HeldMarks) -> bool {
     match port_of_mark(object) {
         Some(port) => !held.has(&port),
-        None => !matches!(held, Held::All) || !is_chain(object),
+        None => !matches!(held, HeldMarks::All) || !is_chain(object),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The marks that packets are given, and the order in which they become others.
 //!
 //! Where a mark becomes another port's, its virtual service is deleted before packets to that port get the mark: nobody's connections go to
-//! another Service's endpoints for any moment. Packets to a port with another mark get that when its virtual service stands. Each port waits by itself ([`Held`]):
+//! another Service's endpoints for any moment. Packets to a port with another mark get that when its virtual service stands. Each port waits by itself ([`HeldMarks`]):
 //! what cannot be brought about for one concerns those alone that want its mark.
 //!
 //! A virtual service for a mark is ours if packets to a port of the set of ports in tunnel mode are given the mark, or may have been: a process may have ended
@@ -42,21 +42,21 @@ pub(super) struct Tunnels {
 }
 
 /// The ports whose packets keep the mark that they have, or get none yet.
-pub(super) enum Held {
+pub(super) enum HeldMarks {
     All,
     These(BTreeSet<ServiceKey>),
 }
 
-impl Held {
+impl HeldMarks {
     pub(super) fn has(&self, port: &ServiceKey) -> bool {
         match self {
-            Held::All => true,
-            Held::These(ports) => ports.contains(port),
+            HeldMarks::All => true,
+            HeldMarks::These(ports) => ports.contains(port),
         }
     }
 
     pub(super) fn is_any(&self) -> bool {
-        !matches!(self, Held::These(ports) if ports.is_empty())
+        !matches!(self, HeldMarks::These(ports) if ports.is_empty())
     }
 }
 
@@ -211,13 +211,13 @@ impl<K: Kernel> Mirrors<K> {
         desired: &Desired,
         (growth, authority): (Growth, Authority),
         at: Moment,
-    ) -> Held {
+    ) -> HeldMarks {
         if desired.marks.is_empty() {
-            return Held::These(BTreeSet::new());
+            return HeldMarks::These(BTreeSet::new());
         }
         let is_read = self.elements.learn(at) && self.table.learn(at) && self.rules.learn(at);
         if !is_read || !self.knows_given_marks() || !self.learn_virtuals(desired, at) {
-            return Held::All;
+            return HeldMarks::All;
         }
         // What serves these ports next stands before their packets get another mark, or none.
         let tunnels = self.tunnels();
@@ -244,7 +244,7 @@ impl<K: Kernel> Mirrors<K> {
             held.extend(kept.iter().filter_map(|mark| desired.marked.get(mark)));
             free_marks(desired, &takers, &mut held);
         }
-        Held::These(held)
+        HeldMarks::These(held)
     }
 
     /// Returns the desired virtual services for marks that packets to another port get: they must not come, or change, before these get another one.
@@ -288,12 +288,12 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Brings the rules about; those that mark packets to ports that are held stay as they are.
-    pub(super) fn grow_rules(&mut self, desired: &Desired, held: &Held, growth: Growth, at: Moment) {
+    pub(super) fn grow_rules(&mut self, desired: &Desired, held: &HeldMarks, growth: Growth, at: Moment) {
         let rules = match held {
-            Held::These(ports) => self.rules_for_now(desired, ports),
-            Held::All => Cow::Borrowed(&desired.rules),
+            HeldMarks::These(ports) => self.rules_for_now(desired, ports),
+            HeldMarks::All => Cow::Borrowed(&desired.rules),
         };
-        let may_mark = |piece: &Piece| !matches!(held, Held::All) || !rules::is_rule(piece);
+        let may_mark = |piece: &Piece| !matches!(held, HeldMarks::All) || !rules::is_rule(piece);
         let may_come = |piece: &Piece| may_mark(piece) && !unallocated::is_rule(piece);
         self.rules.grow_among(&*rules, growth, at, may_come);
         if let Cow::Owned(rules) = &rules {

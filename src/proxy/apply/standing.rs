@@ -1,4 +1,4 @@
-//! What the kernel lacks of a virtual service, as last seen: for who asks, and for the health checks of Services.
+//! Parts of a virtual service that the kernel lacks, as last seen: for who asks, and for the health checks of Services.
 
 use super::elements::has_element;
 use super::{Connected, Kernel, Mirrors};

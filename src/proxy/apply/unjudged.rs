@@ -10,7 +10,7 @@ use crate::packed::BlockMap;
 use crate::proxy::desired::Desired;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::scheduler;
-use crate::proxy::unjudged::{Held, Use, Waiting};
+use crate::proxy::unjudged::{HeldDestinations, Use, Waiting};
 
 impl<K: Kernel> Mirrors<K> {
     /// Sets the destinations that have to wait, in place of those before.
@@ -65,7 +65,7 @@ impl<K: Kernel> Mirrors<K> {
 
 /// Returns a virtual service without the destinations that are held back, but for those that it has. Where nobody would take new connections then, those go on that
 /// do so now and are to drain, as far as the firewall judges them: endpoints that terminate and still serve.
-pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &Held) -> Virtual {
+pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &HeldDestinations) -> Virtual {
     let weight_now = |address: SocketAddr| {
         let found = seen.into_iter().flat_map(|seen| seen.destinations.iter()).find(|it| it.address == address);
         found.map(|it| it.weight)
@@ -115,10 +115,10 @@ mod tests {
     }
 
     /// With endpoints that wait, and others that the firewall judges: `6 | 5`.
-    fn held(waiting: &str) -> Held {
+    fn held(waiting: &str) -> HeldDestinations {
         let (waiting, judged) = waiting.split_once('|').unwrap_or((waiting, ""));
         let [waiting, judged] = [waiting, judged].map(|words| words.split_whitespace().map(endpoint).collect());
-        Held { waiting, judged }
+        HeldDestinations { waiting, judged }
     }
 
     #[track_caller]

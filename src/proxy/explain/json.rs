@@ -10,7 +10,7 @@ use super::{EndpointState, Explanation, KernelState, Place, Role, Served, Servic
 
 /// Formats the answer for programs. One Service after the other, so that no more than the text is in memory.
 pub fn json(explanation: &Explanation) -> String {
-    let Explanation { authority, notes, services, left_off } = explanation;
+    let Explanation { authority, notes, services, left_off, outside } = explanation;
     let known = match authority {
         Authority::Complete => "complete",
         Authority::Partial => "partial",
@@ -18,8 +18,15 @@ pub fn json(explanation: &Explanation) -> String {
         Authority::Nothing => "nothing",
     };
     let notes = json!(notes);
-    let mut text =
-        format!("{{\n\"known\": \"{known}\",\n\"notes\": {notes},\n\"servicesLeftOff\": {left_off},\n\"services\": [");
+    let mut text = format!("{{\n\"known\": \"{known}\",\n\"notes\": {notes},\n\"servicesLeftOff\": {left_off},\n");
+    if let Some(outside) = outside {
+        let packets = match outside {
+            Ok(packets) => json!({ "ipv4": packets.v4, "ipv6": packets.v6 }),
+            Err(error) => json!({ "error": error }),
+        };
+        text.push_str(&format!("\"outsideSourceRangesPackets\": {packets},\n"));
+    }
+    text.push_str("\"services\": [");
     for (number, service) in services.iter().enumerate() {
         text.push_str(if number == 0 { "\n" } else { ",\n" });
         text.push_str(&format!("{:#}", of_service(service)));

@@ -1,4 +1,4 @@
-//! What Services want, what the kernel has of it, and why each endpoint is in or out.
+//! Desired state of Services for users who ask (`sluice svc`), what the kernel has of it, and why each endpoint is in or out.
 //!
 //! A calculation from the plan that is being enforced. Who asks ([`serve`]) adds what it has read of the kernel; [`text`] and [`json`]
 //! are the forms of the answer.
@@ -20,6 +20,7 @@ use compact_str::CompactString;
 
 use crate::kernel::ipvs::{Connections, Observed, ServiceKey, Stats, Virtual};
 use crate::model::{Authority, Cause, MOST_OF_A_SERVICE, ObjectName, Service, ServiceProblems, Shared};
+use crate::net::PerFamily;
 
 use super::apply::Beside;
 use super::clients::Clients;
@@ -55,6 +56,9 @@ pub struct Explanation {
     pub services: Vec<ServiceState>,
     /// The number of Services that are not answered, because they are too many.
     pub left_off: usize,
+    /// The packets of clients outside of source ranges that this node has dropped, of all Services together, or why they cannot be read; `None` where
+    /// none of these Services has source ranges.
+    pub outside: Option<Result<PerFamily<u64>, String>>,
 }
 
 /// One Service.
@@ -247,7 +251,7 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
             found
         }
     };
-    Ok(Explanation { authority, notes, services, left_off })
+    Ok(Explanation { authority, notes, services, left_off, outside: None })
 }
 
 impl Served {
@@ -273,6 +277,13 @@ impl Served {
 }
 
 impl ServiceState {
+    /// Returns whether some clients are kept from its load balancer addresses.
+    pub fn has_source_ranges(&self) -> bool {
+        let is_closed =
+            |place: &Place| matches!(&place.standing, Standing::Served(served) if served.clients.sources.is_some());
+        self.places.iter().any(is_closed)
+    }
+
     /// Adds what parts of the program have found wrong with the Service. What an address says itself is not repeated.
     pub fn note_problems<'a>(&mut self, found: impl Iterator<Item = &'a ServiceProblems>) {
         let of_service = found.filter_map(|table| table.get(&self.name));

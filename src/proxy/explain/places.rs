@@ -22,6 +22,16 @@ struct WantedPlace<'a> {
     role: Role,
 }
 
+/// A Service that a question is about.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    plan: &'a Plan,
+    name: &'a ObjectName,
+    service: &'a Service,
+    /// The answer has endpoints.
+    in_full: bool,
+}
+
 /// Returns each address of a Service with each of its ports that a question is about, at most `room` of them, and the number of those that are
 /// left off. A question for all Services gets no endpoints.
 pub fn places(
@@ -33,8 +43,9 @@ pub fn places(
     let mut places: Vec<Place> = Vec::new();
     // The index in `places`, or none such where there was no more room.
     let mut known: BTreeMap<ServiceKey, usize> = BTreeMap::new();
+    let service_asked = Asked { plan, name, service, in_full: *question != Question::All };
     for port in &service.ports {
-        for wanted in asked(plan, service, port) {
+        for wanted in wanted_places(plan, service, port) {
             let WantedPlace { key, role, .. } = wanted;
             if !question.is_about(&key) {
                 continue;
@@ -44,7 +55,7 @@ pub fn places(
             if index == usize::MAX {
                 continue;
             }
-            let standing = standing(plan, (name, service), &wanted, *question != Question::All);
+            let standing = standing(service_asked, &wanted);
             let is_served = matches!(standing, Standing::Served(_));
             // An address may stand in two fields; one of them is why it is served.
             match places.get_mut(index) {
@@ -61,7 +72,7 @@ pub fn places(
 }
 
 /// Returns where a port of a Service is wanted.
-fn asked<'a>(plan: &Plan, service: &Service, port: &'a ServicePort) -> Vec<WantedPlace<'a>> {
+fn wanted_places<'a>(plan: &Plan, service: &Service, port: &'a ServicePort) -> Vec<WantedPlace<'a>> {
     let at = |role: Role, number: u16| {
         let key = move |address| ServiceKey::Address { address, protocol: port.protocol, port: number };
         move |address: IpAddr| WantedPlace { port, key: key(address), role }
@@ -97,12 +108,8 @@ pub fn asks_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u1
         || has_node_port() && has_family(service, family) && node_addresses(plan, family).contains(&address)
 }
 
-fn standing(
-    plan: &Plan,
-    (name, service): (&ObjectName, &Service),
-    wanted: &WantedPlace<'_>,
-    in_full: bool,
-) -> Standing {
+fn standing(asked: Asked<'_>, wanted: &WantedPlace<'_>) -> Standing {
+    let Asked { plan, name, service, .. } = asked;
     let WantedPlace { port, key, role } = *wanted;
     let ServiceKey::Address { address, .. } = key else { return Standing::NoLocalEndpoint };
     let inputs = plan.part_inputs();
@@ -129,16 +136,11 @@ fn standing(
         Some(owner) if owner != name => return Standing::LostTo(owner.clone()),
         _ => {}
     }
-    Standing::Served(Box::new(served(plan, (name, service), port, claim, in_full)))
+    Standing::Served(Box::new(served(asked, port, claim)))
 }
 
-fn served(
-    plan: &Plan,
-    (name, service): (&ObjectName, &Service),
-    port: &ServicePort,
-    claim: &Claim,
-    in_full: bool,
-) -> Served {
+fn served(asked: Asked<'_>, port: &ServicePort, claim: &Claim) -> Served {
+    let Asked { plan, name, service, in_full } = asked;
     // With destinations that drain, which no claim names.
     let desired = plan.desired().virtual_of(&claim.key).unwrap_or(&claim.wanted.virtual_service).clone();
     let policy = match claim.rank {

@@ -2,7 +2,7 @@
 //!
 //! One Service's virtual services are read from the kernel for the answer, with their counters: a few system calls each. For all
 //! Services nothing is read: the answer says what was last seen, which looks every few seconds keep true, and is formatted while the
-//! loop goes on.
+//! loop goes on; so is one about a Service with source ranges, with the packets that these have dropped.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::observe::local::{self, AnswerFormat};
 use super::super::apply::{Kernel, Mirrors};
 use super::super::desired::Desired;
 use super::super::plan::Plan;
-use super::{Explanation, KernelState, Question, explanation, json, text};
+use super::super::source_ranges::serve::OutsideSources;
+use super::{Explanation, KernelState, Question, ServiceState, explanation, json, text};
 
 /// The question that the service proxy answers, by its path on the local socket.
 pub const SERVICES: &str = "/svc";
@@ -33,6 +34,8 @@ pub struct Sources<'a> {
     pub problems: Vec<ServiceProblems>,
     /// The Services whose health checks say that they are not in place.
     pub pending: &'a BTreeSet<ObjectName>,
+    /// The packets that source ranges have dropped.
+    pub outside: &'a OutsideSources,
 }
 
 /// The answers that are being formatted.
@@ -50,7 +53,7 @@ impl Formatting {
             Ok(asked) => explained(&asked, sources, mirrors).map(|explanation| (explanation, asked)),
             Err(why) => Err(why.to_string()),
         };
-        let (explanation, asked) = match explained {
+        let (mut explanation, asked) = match explained {
             Ok(explained) => explained,
             Err(why) => {
                 // The requester may have gone away, here and below.
@@ -60,7 +63,10 @@ impl Formatting {
         };
         let is_long = asked == Question::All;
         let busy = self.0.clone();
+        let is_ranged = explanation.services.iter().any(ServiceState::has_source_ranges);
+        let outside = is_ranged.then(|| sources.outside.clone());
         let format = move || {
+            explanation.outside = outside.map(|outside| outside.packets().map_err(|error| error.to_string()));
             let text = match form {
                 AnswerFormat::Text => text(&explanation, &asked),
                 AnswerFormat::Json => json(&explanation),
@@ -71,12 +77,15 @@ impl Formatting {
             }
             let _ = answer.send(Ok(text));
         };
-        if !is_long {
+        // Reading counters waits for the kernel, and with iptables for a program; the socket bounds how many ask at a time.
+        if !is_long && !is_ranged {
             return format();
         }
-        self.0.store(true, Ordering::Relaxed);
+        if is_long {
+            self.0.store(true, Ordering::Relaxed);
+        }
         // Without a thread the answer is dropped, which tells the requester that there is none.
-        if thread::Builder::new().name("svc-answer".to_owned()).spawn(format).is_err() {
+        if thread::Builder::new().name("svc-answer".to_owned()).spawn(format).is_err() && is_long {
             self.0.store(false, Ordering::Relaxed);
         }
     }

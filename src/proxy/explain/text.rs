@@ -2,6 +2,7 @@
 
 use crate::kernel::ipvs::{Connections, ServiceKey, Stats};
 use crate::model::{Authority, Service, ServiceType, TrafficPolicy};
+use crate::net::PerFamily;
 
 use super::{
     EndpointState, Explanation, HealthCheckState, KernelState, Place, Question, Served, ServiceState, Standing,
@@ -12,7 +13,9 @@ pub fn text(explanation: &Explanation, question: &Question) -> String {
     let mut text = known(explanation);
     match question {
         Question::All => text.push_str(&table(&explanation.services)),
-        Question::Service(_) | Question::Address(..) => text.extend(explanation.services.iter().map(in_full)),
+        Question::Service(_) | Question::Address(..) => {
+            text.extend(explanation.services.iter().map(|state| in_full(state, explanation.outside.as_ref())));
+        }
     }
     if explanation.left_off > 0 {
         text.push_str(&format!("{} more Services ask for it\n", explanation.left_off));
@@ -105,7 +108,8 @@ fn summary(state: &ServiceState) -> String {
     if words.is_empty() { "nothing to serve".to_owned() } else { words.join(", ") }
 }
 
-fn in_full(state: &ServiceState) -> String {
+/// Everything about one Service. `outside`: what the source ranges of all Services have dropped.
+fn in_full(state: &ServiceState, outside: Option<&Result<PerFamily<u64>, String>>) -> String {
     let mut text = format!("Service {}: {}\n", state.name, wants(&state.service));
     text.extend(state.problems.iter().map(|problem| format!("  problem: {problem}\n")));
     if let Some(HealthCheckState { port, lost_to, local_endpoints, is_pending }) = &state.health_check {
@@ -113,6 +117,14 @@ fn in_full(state: &ServiceState) -> String {
         text.push_str(&match lost_to {
             Some(owner) => format!("  health check port {port}: Service {owner} has it\n"),
             None => format!("  health check port {port}: ready endpoints on this node: {local_endpoints}{pending}\n"),
+        });
+    }
+    if let Some(outside) = outside.filter(|_| state.has_source_ranges()) {
+        text.push_str(&match outside {
+            Ok(PerFamily { v4, v6 }) => format!(
+                "  clients outside of source ranges: {v4} packets of IPv4 and {v6} of IPv6 dropped on this node, at all Services together\n"
+            ),
+            Err(error) => format!("  clients outside of source ranges: what was dropped cannot be read: {error}\n"),
         });
     }
     text.extend(state.places.iter().map(of_place));

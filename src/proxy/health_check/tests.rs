@@ -1,4 +1,4 @@
-//! What is claimed and counted, and requests over loopback.
+//! Claims and counts of health checks, and requests over loopback.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What follows from the virtual services of an address: it is in the sets of the guard, and a route makes it local.
+//! Consequences of the virtual services of an address: it is in the sets of the guard, and a route makes it local.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the plan says of single Services, for users who ask.
+//! The plan's answers about single Services, for users who ask.
 
 use super::Plan;
 use crate::kernel::ipvs::ServiceKey;

@@ -23,6 +23,13 @@ use crate::proxy::scheduler;
 /// The endpoints in slices of a Service, in any condition, by TCP port: the ports and the addresses of each slice.
 pub(super) struct Listed(Vec<(BTreeSet<u16>, BTreeSet<IpAddr>)>);
 
+/// The part of a Service, before a change and after it.
+pub(super) struct PartChange<'a> {
+    pub name: &'a ObjectName,
+    pub old: &'a ClaimedPart,
+    pub new: &'a ClaimedPart,
+}
+
 impl Listed {
     pub(super) fn of(endpoints: Option<&Endpoints>) -> Listed {
         let slices = endpoints.into_iter().flat_map(|its| its.slices.values());
@@ -77,8 +84,8 @@ impl Plan {
     /// Starts draining destinations that a Service's newest part no longer names.
     pub(super) fn note_left(
         &mut self,
-        (key, name): (ServiceKey, &ObjectName),
-        [old, new]: [&ClaimedPart; 2],
+        key: ServiceKey,
+        PartChange { name, old, new }: PartChange<'_>,
         listed: &impl Deref<Target = Listed>,
         now: Instant,
     ) {

@@ -33,6 +33,11 @@ impl Plan {
         self.refused
     }
 
+    /// Returns the families in which any Service has source ranges.
+    pub fn ranged(&self) -> PerFamily<bool> {
+        self.shape.ranged
+    }
+
     /// Returns the number of draining destinations.
     pub fn draining(&self) -> usize {
         self.draining.len()

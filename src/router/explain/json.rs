@@ -6,6 +6,7 @@ use crate::bgp::message::Attributes;
 use crate::bgp::policy::Policy;
 use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing, Withheld};
 use crate::bgp::speaker::{NeighbourState, PathStatus};
+use crate::config::NodeRoutes;
 use crate::kernel::route::Route;
 use crate::model::Authority;
 use crate::net::PerFamily;
@@ -28,6 +29,11 @@ pub fn peers_json(peers: &Peers) -> String {
     let problems = problems.map(|one| json!({ "about": one.about.to_string(), "problem": one.text }));
     let answer = json!({
         "known": known(&peers.known),
+        "nodeRoutes": match peers.known.node_routes {
+            NodeRoutes::Bgp => "bgp",
+            NodeRoutes::Api => "api",
+        },
+        "serviceAddresses": peers.known.stage.word(),
         "speaker": speaker,
         "neighbours": peers.neighbours.iter().map(|one| of_neighbour(peers, one)).collect::<Vec<_>>(),
         "problems": problems.collect::<Vec<_>>(),
@@ -105,6 +111,7 @@ fn of_prefix(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> Value 
         "nextHops": next_hops.collect::<Vec<_>>(),
         "paths": prefix.paths.iter().map(|path| of_route(routes, prefix, path)).collect::<Vec<_>>(),
         "pathsLeftOff": prefix.paths_left_off,
+        "givenByNodes": kernel.given_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "kernel": of_kernel(routes, prefix, kernel),
     });
     if let (Some(told), Some(members)) = (&prefix.told, value.as_object_mut()) {

@@ -18,14 +18,17 @@ mod words;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bgp::rib::{PeerId, PrefixState};
 use crate::bgp::speaker::{NeighbourState, PrefixQuery, SpeakerState};
+use crate::config::NodeRoutes;
 use crate::model::Authority;
 use crate::net::PerFamily;
 
 use super::apply::RouteInKernel;
+use super::drain::Stage;
 use super::plan::PeerSource;
 use super::problem::Problem;
 use super::routes::NoWay;
@@ -50,6 +53,10 @@ pub struct Peers {
 pub struct PeersKnown {
     /// How far the cluster is known.
     pub authority: Authority,
+    /// Where routes to pods of other nodes come from.
+    pub node_routes: NodeRoutes,
+    /// How service addresses stand with routers outside.
+    pub stage: Stage,
     /// Origins of the desired neighbours. The speaker's others were added with the GoBGP client.
     pub sources: BTreeMap<IpAddr, PeerSource>,
     /// Why BGP does not run, or why there is no session with a neighbour.
@@ -75,6 +82,8 @@ pub struct InKernel {
     /// Next hops of the learned route, with the reason where there is no path to one; none of a route that the router has not
     /// learned, as one of our own.
     pub next_hops: Vec<(IpAddr, Option<NoWay>)>,
+    /// The Nodes whose objects give these next hops (`--node-routes=api`); then no neighbour does.
+    pub given_by: Vec<CompactString>,
     /// Routes of others that take its packets away.
     pub in_the_way: Vec<String>,
 }

@@ -2,6 +2,7 @@
 
 use crate::bgp::session::State;
 use crate::bgp::speaker::NeighbourState;
+use crate::config::NodeRoutes;
 use crate::model::Authority;
 
 use super::words::{families, source, state, time, why_down};
@@ -24,6 +25,12 @@ pub fn peers_text(peers: &Peers) -> String {
             }
         }
     }
+    if peers.known.node_routes == NodeRoutes::Api {
+        text.push_str(
+            "routes to pods of other nodes come from Node objects (--node-routes=api); nodes have no sessions\n",
+        );
+    }
+    text.extend(peers.known.stage.note().map(|note| format!("{note}\n")));
     if !peers.neighbours.is_empty() {
         text.push_str(&table(peers));
     }

@@ -37,6 +37,7 @@ const NARROW: usize = 60;
 fn table(routes: &Routes) -> String {
     let mut rows = vec![["PREFIX", "FROM", "NEXT HOP", "AS PATH", "STATE"].map(str::to_owned)];
     for (prefix, kernel) in &routes.prefixes {
+        rows.extend(given(prefix, kernel));
         for path in &prefix.paths {
             let is_best = matches!(path.standing, Standing::Best(_));
             let in_kernel = is_best.then(|| kernel_word(kernel)).flatten();
@@ -56,6 +57,19 @@ fn table(routes: &Routes) -> String {
         }
     }
     aligned(rows)
+}
+
+/// Returns the line of a route that Node objects give.
+fn given(prefix: &PrefixState, kernel: &InKernel) -> Option<[String; 5]> {
+    let next_hops: Vec<String> = kernel.next_hops.iter().map(|(next_hop, _)| next_hop.to_string()).collect();
+    let state = ["given"].into_iter().chain(kernel_word(kernel)).collect::<Vec<_>>().join(", ");
+    let is_given = !kernel.given_by.is_empty();
+    is_given.then(|| [prefix.prefix.to_string(), nodes(kernel), next_hops.join(" "), "-".to_owned(), state])
+}
+
+/// Names the Nodes that give a route.
+fn nodes(kernel: &InKernel) -> String {
+    kernel.given_by.iter().map(|node| format!("Node {node}")).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn standing_word(path: &PathState) -> &'static str {
@@ -84,6 +98,13 @@ fn kernel_word(kernel: &InKernel) -> Option<&'static str> {
 
 fn in_full(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> String {
     let mut text = format!("{}\n", prefix.prefix);
+    if !kernel.given_by.is_empty() {
+        let next_hops: Vec<String> = kernel.next_hops.iter().map(|(next_hop, _)| next_hop.to_string()).collect();
+        let (nodes, next_hops) = (nodes(kernel), next_hops.join(" "));
+        text.push_str(&format!(
+            "  from {nodes}: next hop {next_hops}; given by the Node object (--node-routes=api), whatever neighbours say\n"
+        ));
+    }
     text.extend(prefix.paths.iter().map(|path| of_path(routes, prefix, path)));
     if prefix.paths_left_off > 0 {
         text.push_str(&format!("  {} more routes\n", prefix.paths_left_off));

@@ -29,6 +29,8 @@ pub const ROUTES: &str = "/bgp/routes";
 /// Question to the router's loop.
 pub enum Inquiry {
     Peers(oneshot::Sender<PeersKnown>),
+    /// The selected prefixes whose next hops Node objects give, in order.
+    Given(PrefixQuery, oneshot::Sender<Vec<IpNet>>),
     /// One answer for each prefix, in their order.
     Routes(Vec<IpNet>, oneshot::Sender<Vec<InKernel>>),
 }
@@ -99,7 +101,8 @@ impl Answering {
             return Err(format!("BGP does not run on this node{why}"));
         };
         let speaker = handle.ask(|speaker| speaker.state()).await.map_err(ended)?;
-        let (states, rest) = states(&handle, question).await.map_err(ended)?;
+        let (mut states, rest) = states(&handle, question).await.map_err(ended)?;
+        let given_left_off = self.add_given(question, &mut states).await?;
         if states.is_empty() && question.selected != PrefixQuery::All {
             let count = speaker.prefixes;
             return Err(format!("BGP knows no such route; it knows {count} prefixes (sluice bgp routes)"));
@@ -109,6 +112,7 @@ impl Answering {
             (PrefixQuery::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
             (selected, from) => count(&handle, selected, from).await.map_err(ended)?,
         };
+        let left_off = left_off + given_left_off;
         let addresses = addresses(&handle, &states).await.map_err(ended)?;
         let kernel = self.in_kernel(states.iter().map(|state| state.prefix).collect()).await?;
         let prefixes = states.into_iter().zip(kernel).collect();
@@ -119,6 +123,26 @@ impl Answering {
             AnswerFormat::Json => routes_json(&routes),
         })
         .await
+    }
+
+    /// Adds the prefixes that Node objects give and the speaker does not know. Returns how many more there are.
+    async fn add_given(&self, question: Question, states: &mut Vec<PrefixState>) -> Result<usize, String> {
+        let (answer, answered) = oneshot::channel();
+        self.router.send(Inquiry::Given(question.selected, answer)).await.map_err(|_| NO_ROUTER)?;
+        let known: BTreeSet<IpNet> = states.iter().map(|state| state.prefix).collect();
+        let mut given = answered.await.map_err(|_| NO_ROUTER)?;
+        given.retain(|prefix| !known.contains(prefix));
+        let room = (if question.why { MOST_WITH_REASONS } else { MOST }).saturating_sub(states.len());
+        let left_off = given.len().saturating_sub(room);
+        if given.is_empty() {
+            return Ok(0);
+        }
+        states.extend(given.into_iter().take(room).map(PrefixState::without_paths));
+        match question.selected {
+            PrefixQuery::Around(_) => states.sort_by_key(|state| std::cmp::Reverse(state.prefix.prefix_len())),
+            PrefixQuery::All | PrefixQuery::Inside(_) => states.sort_by_key(|state| state.prefix),
+        }
+        Ok(left_off)
     }
 
     async fn known(&self) -> Result<PeersKnown, String> {
@@ -244,7 +268,16 @@ impl Inquiry {
         match self {
             Inquiry::Peers(answer) => {
                 let (sources, problems) = (plan.peer_sources(), plan.peer_problems());
-                let _ = answer.send(PeersKnown { authority, sources, problems });
+                let (node_routes, stage) = (plan.node_routes(), plan.stage());
+                let _ = answer.send(PeersKnown { authority, node_routes, stage, sources, problems });
+            }
+            Inquiry::Given(selected, answer) => {
+                let is_selected = |prefix: &IpNet| match selected {
+                    PrefixQuery::All => true,
+                    PrefixQuery::Around(address) => prefix.contains(&address),
+                    PrefixQuery::Inside(outer) => outer.contains(prefix),
+                };
+                let _ = answer.send(plan.routes().given().filter(is_selected).collect());
             }
             Inquiry::Routes(prefixes, answer) => {
                 let in_the_way = mirrors.routes_in_the_way(&prefixes);
@@ -252,6 +285,7 @@ impl Inquiry {
                 let states = prefixes.iter().zip(routes).map(|(prefix, route)| InKernel {
                     route,
                     next_hops: plan.ways_to(*prefix),
+                    given_by: plan.given_by(*prefix),
                     in_the_way: in_the_way.iter().filter(|(of, _)| of == prefix).map(|(_, why)| why.clone()).collect(),
                 });
                 let _ = answer.send(states.collect());

@@ -29,7 +29,13 @@ fn known() -> PeersKnown {
         (address("192.0.2.254"), PeerSource::Flags),
         (address("2001:db8::fe"), PeerSource::Annotation),
     ];
-    PeersKnown { authority: Authority::Complete, sources: sources.into(), problems: Vec::new() }
+    PeersKnown {
+        authority: Authority::Complete,
+        node_routes: NodeRoutes::Bgp,
+        stage: Stage::Announced,
+        sources: sources.into(),
+        problems: Vec::new(),
+    }
 }
 
 fn policies() -> Policies {
@@ -162,7 +168,7 @@ fn path(source: PeerId, path: &[u32], next_hop: &str, standing: Standing) -> Pat
 
 fn in_kernel(route: RouteInKernel, next_hops: &[(&str, Option<NoWay>)]) -> InKernel {
     let next_hops = next_hops.iter().map(|(next_hop, why)| (address(next_hop), *why)).collect();
-    InKernel { route, next_hops, in_the_way: Vec::new() }
+    InKernel { route, next_hops, given_by: Vec::new(), in_the_way: Vec::new() }
 }
 
 fn route_via(gateway: &str) -> Arc<Route> {
@@ -328,6 +334,59 @@ fn each_state_of_the_kernel_has_its_sentence() {
     };
     let text = routes_text(&routes(true, vec![(best(), kernel)]));
     assert!(text.contains(&format!("  kernel: {rival}\n")), "{text}");
+}
+
+#[test]
+fn a_route_that_node_objects_give_names_them_in_every_form_of_the_answer() {
+    for (range, gateway) in [("10.244.2.0/24", "192.0.2.2"), ("fd00:10:244:2::/64", "2001:db8::2")] {
+        let kernel = InKernel {
+            given_by: vec!["node-2".into()],
+            ..in_kernel(RouteInKernel::InPlace(route_via(gateway)), &[(gateway, None)])
+        };
+        let given = || vec![(PrefixState::without_paths(prefix(range)), kernel.clone())];
+        let table = routes_text(&routes(false, given()));
+        let words: Vec<&str> = table.lines().nth(1).expect("a line").split_whitespace().collect();
+        assert_eq!(words.join(" "), format!("{range} Node node-2 {gateway} - given, in the kernel"));
+        let expected = format!(
+            "{range}\n  from Node node-2: next hop {gateway}; given by the Node object (--node-routes=api), whatever neighbours say\n  \
+             kernel: in place: via {gateway} dev eth0\n"
+        );
+        assert_eq!(routes_text(&routes(true, given())), expected);
+        let answer: Value = serde_json::from_str(&routes_json(&routes(true, given()))).expect("JSON");
+        let answered = &answer["prefixes"][0];
+        assert_eq!(
+            (&answered["givenByNodes"][0], &answered["kernel"]["standing"]),
+            (&"node-2".into(), &"inPlace".into())
+        );
+    }
+}
+
+#[test]
+fn the_neighbours_say_that_the_node_drains() {
+    let mut peers = peers();
+    assert!(!peers_text(&peers).contains("drains"));
+    for (stage, word, text) in [
+        (Stage::Leaving, "leaving", "announced with GRACEFUL_SHUTDOWN and about to be withdrawn\n"),
+        (Stage::Withdrawn, "withdrawn", "this node drains: service addresses are withdrawn from routers outside\n"),
+    ] {
+        peers.known.stage = stage;
+        assert!(peers_text(&peers).contains(text));
+        let answer: Value = serde_json::from_str(&peers_json(&peers)).expect("JSON");
+        assert_eq!(answer["serviceAddresses"], word);
+    }
+}
+
+#[test]
+fn the_neighbours_say_where_routes_to_pods_come_from() {
+    let mut peers = peers();
+    assert!(!peers_text(&peers).contains("--node-routes"));
+    peers.known.node_routes = NodeRoutes::Api;
+    assert!(
+        peers_text(&peers)
+            .contains("routes to pods of other nodes come from Node objects (--node-routes=api); nodes have no")
+    );
+    let answer: Value = serde_json::from_str(&peers_json(&peers)).expect("JSON");
+    assert_eq!(answer["nodeRoutes"], "api");
 }
 
 #[test]

@@ -130,14 +130,16 @@ impl fmt::Display for Reason {
 }
 
 impl PodRanges {
-    /// Determines for which pod CIDRs no route is accepted.
-    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes) {
+    /// Determines for which pod CIDRs no route is accepted. Returns those for which that is otherwise than before.
+    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes) -> Vec<IpNet> {
         let refused = refused(own, nodes);
         let older = std::mem::replace(&mut self.refused, refused);
         let differs = |range: &&IpNet| older.get(*range) != self.refused.get(*range);
-        for range in older.keys().chain(self.refused.keys()).filter(differs) {
+        let different: Vec<IpNet> = older.keys().chain(self.refused.keys()).filter(differs).copied().collect();
+        for range in &different {
             self.stale.extend(nodes.with_range(range).cloned());
         }
+        different
     }
 
     pub(super) fn is_refused(&self, range: &IpNet) -> bool {
@@ -224,7 +226,8 @@ impl Plan {
     /// Returns whether a node should announce pod CIDRs to us.
     fn should_announce(&self, node: &CompactString) -> bool {
         let is_ready = self.known.nodes.get(node).is_some_and(|node| node.should_announce);
-        is_ready && self.nodes.peer(node).is_some() && !self.nodes.ranges_of(node).is_empty()
+        let is_meant = self.takes_node_objects() || self.nodes.peer(node).is_some();
+        is_ready && is_meant && !self.nodes.ranges_of(node).is_empty()
     }
 
     /// Returns whether a learned route leads to more than this range.
@@ -324,7 +327,7 @@ impl Plan {
     }
 
     fn expects_pods(&self) -> bool {
-        self.config.internal_peers && self.desired.speaker.is_some()
+        self.takes_node_objects() || self.config.internal_peers && self.desired.speaker.is_some()
     }
 
     /// Returns the pod CIDRs of other nodes to which no route can be learned because our own node keeps the speaker from running:

@@ -93,12 +93,13 @@ fn sets_and_statements_have_the_names_that_users_look_for() {
         ]
     );
     let known = [
+        "gracefulshutdownsetexternalpeerset",
         "servicevipsdefinedsetallpeerset",
         "servicevipsdefinedsetv6allpeerset",
         "defaultroutedefinedsetallpeerset",
         "defaultroutedefinedsetv6allpeerset",
     ];
-    assert_eq!(names(&import)[..4], known);
+    assert_eq!(names(&import)[..5], known);
 }
 
 #[test]
@@ -291,4 +292,39 @@ fn without_sessions_between_nodes_there_are_no_statements_about_them() {
     let Policies { import, export } = policies(&["--enable-ibgp=false"], &announcing());
     assert!(names(&export).iter().chain(&names(&import)).all(|name| !name.contains("iBGP")));
     assert!(!passes(&import, EXTERNAL, "0.0.0.0/0"));
+}
+
+#[test]
+fn where_node_objects_give_the_routes_nobody_else_does() {
+    let Policies { import, export } = policies(&["--node-routes=api"], &announcing());
+    assert!(names(&export).iter().chain(&names(&import)).all(|name| !name.contains("iBGP")));
+    for (route, passes_with_bgp) in [("10.244.2.0/24", true), ("10.244.2.0/25", false), ("fd00:10:244:2::/64", true)] {
+        assert!(!passes(&import, EXTERNAL, route), "{route}");
+        assert_eq!(passes(&policies(&[], &announcing()).import, EXTERNAL, route), passes_with_bgp, "{route}");
+    }
+    assert!(passes(&import, EXTERNAL, "198.51.100.0/24") && passes(&export, EXTERNAL, OWN_PODS));
+}
+
+#[test]
+fn a_route_that_a_router_outside_is_about_to_withdraw_loses_to_any_other_one() {
+    let import = policies(&["--peer-router-ips=2001:db8:113::1", "--peer-router-asns=65002"], &announcing()).import;
+    for (route, next_hop) in [("198.51.100.0/24", "203.0.113.1"), ("2001:db8:99::/48", "2001:db8:113::1")] {
+        for neighbour in [EXTERNAL, "2001:db8:113::1"] {
+            let mut attributes = Attributes::local(address(next_hop));
+            attributes.local_pref = Some(200);
+            let outcome = |attributes: &Attributes| {
+                let applicable = import.applicable(Some(address(neighbour)));
+                import.outcome(&applicable, prefix(route), attributes, None)
+            };
+            assert_eq!(outcome(&attributes), policy::Outcome::Unchanged, "{route} of {neighbour}");
+            attributes.add_communities(&[Community::GRACEFUL_SHUTDOWN]);
+            let policy::Outcome::Changed(left) = outcome(&attributes) else { panic!("{route} of {neighbour}") };
+            assert_eq!(left.preference(), 0);
+        }
+        let applicable = import.applicable(Some(address(NODE)));
+        let mut attributes = Attributes::local(address(next_hop));
+        attributes.add_communities(&[Community::GRACEFUL_SHUTDOWN]);
+        let outcome = import.outcome(&applicable, prefix(route), &attributes, None);
+        assert_eq!(outcome, policy::Outcome::Unchanged, "nodes say it by LOCAL_PREF themselves");
+    }
 }

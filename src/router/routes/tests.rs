@@ -292,3 +292,39 @@ fn what_a_new_speaker_does_not_learn_again_goes_when_it_has_said_all() {
     rig.settle();
     assert_eq!(rig.routes(), ["10.244.3.0/24 via 192.0.2.3 dev eth0 proto 17"]);
 }
+
+#[test]
+fn what_node_objects_give_comes_before_what_neighbours_say_before_and_after_and_goes_alone() {
+    for (range, given, learned) in
+        [("10.244.2.0/24", "192.0.2.2", "192.0.2.9"), ("fd00:10:244:2::/64", "2001:db8::2", "2001:db8::9")]
+    {
+        let mut rig = rig(&[], &["192.0.2.2 2001:db8::2"]);
+        let way = |gateway: &str| [format!("{range} via {gateway} dev eth0 proto 17")];
+        let give = |rig: &mut Rig, next_hops: &[&str]| {
+            let next_hops: Vec<IpAddr> = next_hops.iter().map(|text| address(text)).collect();
+            rig.routes.give(prefix(range), &next_hops);
+            rig.settle()
+        };
+        rig.learn(range, learned);
+        give(&mut rig, &[given]);
+        assert_eq!(rig.routes(), way(given));
+        assert_eq!(rig.routes.next_hops().count(), 0, "nobody asks the kernel about next hops that Nodes give");
+        assert_eq!(give(&mut rig, &[given]), RouteTableChanges::default(), "nothing is new");
+        // The speaker that said so is replaced, and the next one says it again.
+        assert!(rig.routes.mark_stale());
+        rig.learn(range, learned);
+        rig.routes.drop_stale();
+        rig.settle();
+        assert_eq!(rig.routes(), way(given));
+        give(&mut rig, &[]);
+        assert_eq!(rig.routes(), way(learned), "what was learned counts again");
+        give(&mut rig, &[given]);
+        // One that says nothing takes nothing of Node objects along.
+        assert!(rig.routes.mark_stale());
+        rig.routes.drop_stale();
+        rig.settle();
+        assert_eq!(rig.routes(), way(given));
+        let changed = give(&mut rig, &[]);
+        assert_eq!((rig.routes().len(), changed.withdrawn.len()), (0, 1));
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Posts are told of when others change them, signs are not. A sign needs its post.
 
+mod failures;
 mod looked_at;
 
 use std::cell::RefCell;
@@ -443,110 +444,6 @@ fn a_change_that_comes_at_whatever_part_of_a_turn_is_taken_without_another_wake_
             scene.until(part, |yard| yard.has(&["a", "b", "c"], &["a", "b", "c"])).await;
         });
     }
-}
-
-#[test]
-fn a_kind_that_fails_is_trouble_until_it_recovers_and_the_others_go_on() {
-    Scene::new().run(async |scene| {
-        scene.yard.borrow_mut().failing = Some("signs");
-        scene.publish(Authority::Complete, &["a"]);
-        scene.until("the post", |yard| yard.has(&["a"], &[])).await;
-        let told =
-            || scene.health.unready(Instant::now()).iter().any(|reason| reason.text.contains("signs of a refused"));
-        scene.until("health names it", |_| told()).await;
-        scene.publish(Authority::Complete, &["a", "b"]);
-        scene.until("another post", |yard| yard.has(&["a", "b"], &[])).await;
-        scene.yard.borrow_mut().failing = None;
-        scene.until("it is retried", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
-        scene.until_ready().await;
-    });
-}
-
-#[test]
-fn what_an_earlier_run_left_is_removed_when_it_can_be_and_health_names_it_until_then() {
-    Scene::new().run(async |scene| {
-        scene.yard.borrow_mut().abandoned_stays = 2;
-        scene.publish(Authority::Complete, &["a"]);
-        let told = || scene.health.unready(Instant::now()).iter().any(|reason| reason.text.contains("a fence in use"));
-        scene.until("health names it", |yard| yard.has(&["a"], &["a"]) && told()).await;
-        scene.until("it is tried again", |yard| yard.abandoned_removed == 3).await;
-        scene.until_ready().await;
-    });
-}
-
-#[test]
-fn each_part_of_a_removal_has_a_turn_of_its_own_in_which_changes_go_first() {
-    Scene::new().run(async |scene| {
-        scene.yard.borrow_mut().abandoned_stays = 1;
-        scene.publish(Authority::Complete, &["a"]);
-        scene.until("it is tried again", |yard| yard.abandoned_removed == 2).await;
-        scene.until_ready().await;
-        let parts_at = scene.yard.borrow().parts_at.clone();
-        assert_eq!(parts_at.len(), 6);
-        assert!(parts_at.windows(2).all(|two| two[0] < two[1]), "{parts_at:?}");
-    });
-}
-
-#[test]
-fn a_kind_that_the_kernel_tells_of_is_compared_at_once_and_no_other() {
-    Scene::new().run(async |scene| {
-        scene.publish(Authority::Complete, &["a", "b"]);
-        scene.until_ready().await;
-        let reads = scene.yard.borrow().reads.clone();
-        {
-            let mut yard = scene.yard.borrow_mut();
-            yard.posts.pop_last();
-            yard.signs.pop_last();
-        }
-        scene.changes.send_replace(Changes { rules: 1, ..Changes::default() });
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(scene.yard.borrow().has(&["a"], &["a"]), "nobody waits for that notice");
-        scene.changes.send_replace(Changes { rules: 1, ours: 1, ..Changes::default() });
-        scene.until("the post is back", |yard| yard.has(&["a", "b"], &["a"])).await;
-        assert_eq!(scene.yard.borrow().reads["posts"], reads["posts"] + 1);
-        assert_eq!(scene.yard.borrow().reads["signs"], reads["signs"], "who is not disturbed is not read");
-    });
-}
-
-#[test]
-fn an_audit_finds_what_nobody_tells_of() {
-    let scene = Scene { audit_period: Duration::from_millis(30), ..Scene::new() };
-    scene.run(async |scene| {
-        scene.publish(Authority::Complete, &["a", "b"]);
-        scene.until_ready().await;
-        {
-            let mut yard = scene.yard.borrow_mut();
-            yard.posts.clear();
-            yard.signs.clear();
-        }
-        scene.until("everything is back", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
-        scene.yard.borrow_mut().signs.insert(Key("surplus".to_owned()));
-        scene.until("what is ours and not wanted goes", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
-        scene.until_ready().await;
-    });
-}
-
-#[test]
-fn a_loop_that_is_killed_leaves_what_stands_and_the_next_one_adopts_it() {
-    let scene = Scene::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    LocalSet::new().block_on(&runtime, async {
-        scene.yard.borrow_mut().failing = Some("signs");
-        let task = tokio::task::spawn_local(run(scene.subsystem(), scene.inputs(), scene.stop.subscribe()));
-        scene.publish(Authority::Complete, &["a"]);
-        scene.until("half of it", |yard| yard.has(&["a"], &[])).await;
-        task.abort();
-        assert!(task.await.is_err_and(|error| error.is_cancelled()));
-    });
-    assert!(scene.yard.borrow().has(&["a"], &[]), "what is programmed stays");
-    scene.yard.borrow_mut().failing = None;
-    let mut scene = Scene { health: Health::default(), ..scene };
-    scene.take_acts();
-    scene.run(async |scene| scene.until("the other half", |yard| yard.has(&["a"], &["a"])).await);
-    assert_eq!(scene.take_acts(), "+signs a");
-    (scene.health, scene.stop) = (Health::default(), watch::channel(false).0);
-    scene.run(async |scene| scene.until_ready().await);
-    assert_eq!(scene.take_acts(), "", "a restart with everything in place writes nothing");
 }
 
 #[test]

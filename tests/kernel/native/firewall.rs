@@ -30,7 +30,7 @@ use sluice::subsystem::Kinds;
 
 use super::enforcer::{Enforcer, Filter};
 use super::moment;
-use super::places::{Place, Places, Try};
+use super::places::{Place, Places, Tally, Try};
 use crate::namespace::{attempt, in_new, own_run, run, shell};
 
 pub const BOTH: [Flavour; 2] = [Flavour::Legacy, Flavour::NfTables];
@@ -761,8 +761,17 @@ fn going_back_to_kube_router_opens_and_closes_nothing_where_our_tables_go_last()
 }
 
 /// Does something while `db` always reaches `web`, and this path is never open, in both families.
-fn undisturbed(places: &Places, closed_path: (&str, &str), act: impl FnOnce()) {
-    let paths = (("db", "web"), closed_path);
+pub fn undisturbed(places: &Places, closed_path: (&str, &str), act: impl FnOnce()) {
+    for (allowed, refused) in streaming(places, closed_path, act) {
+        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
+        // A refusal by IPv6 may go unheard, and is waited for.
+        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
+    }
+}
+
+/// Does something while connections are opened from `db` to `web` and on this path, in both families. Returns how they fared.
+pub fn streaming(places: &Places, other_path: (&str, &str), act: impl FnOnce()) -> [(Tally, Tally); 2] {
+    let paths = (("db", "web"), other_path);
     let mut six = None;
     let four = places.while_streaming(Family::V4, paths, || {
         six = Some(places.while_streaming(Family::V6, paths, || {
@@ -771,11 +780,7 @@ fn undisturbed(places: &Places, closed_path: (&str, &str), act: impl FnOnce()) {
             std::thread::sleep(Duration::from_millis(200));
         }));
     });
-    for (allowed, refused) in [four, six.unwrap()] {
-        assert!(allowed.tried > 20 && allowed.passed == allowed.tried, "never closed: {allowed:?}");
-        // A refusal by IPv6 may go unheard, and is waited for.
-        assert!(refused.tried > 2 && refused.passed == 0, "never open: {refused:?}");
-    }
+    [four, six.unwrap()]
 }
 
 /// Rules of kube-router, without counters.

@@ -70,6 +70,12 @@ const ORDER: &str = "SLUICE_TEST_DEATH";
 const FOR_EVER: &str = "for ever";
 /// The change that is about most objects.
 const MOST: &str = "other policies, labels and pods";
+/// The changes that fill so large sets that they come in several transactions.
+const LARGE: [&str; 2] = ["first policies of a large cluster", "a policy for a large cluster"];
+/// Pods of other nodes, each with an address of both families, in sets of their own: more than one portion of elements.
+const FAR_PODS: usize = 9000;
+/// Transactions that fill such sets, before the one by which packets come to them.
+const PORTIONS: u64 = 2;
 /// More steps than any of the changes has.
 const MANY: u64 = 400;
 
@@ -85,7 +91,15 @@ fn a_first_start_may_die_at_any_step_with_nf_tables() {
 
 #[test]
 fn any_change_may_die_at_any_step_with_nftables() {
-    changes().iter().for_each(|change| every_death(Filter::Nftables, change.name));
+    let changes = changes();
+    let small = changes.iter().filter(|change| !LARGE.contains(&change.name));
+    small.for_each(|change| every_death(Filter::Nftables, change.name));
+}
+
+/// A pod comes under its policies in all directions and families at once, whatever stands half made beside it.
+#[test]
+fn a_large_change_may_die_between_its_transactions_with_nftables_and_no_pod_is_half_isolated() {
+    LARGE.iter().for_each(|name| every_death(Filter::Nftables, name));
 }
 
 #[test]
@@ -231,9 +245,16 @@ fn every_death(filter: Filter, name: &str) {
             }
             let died = dies(filter, number, step);
             let told = format!("{filter:?}, {name}, dead before step {step}");
+            if died && LARGE.contains(&name) {
+                check_one_of_both(&places, &rules, &told);
+            }
             check(&places, &change, &rules, &told, if died { &[0, 1] } else { &[1] });
             if !died {
-                let least = if filter == Filter::Nftables { 1 } else { 3 };
+                let least = match filter {
+                    Filter::Nftables if LARGE.contains(&name) => PORTIONS + 1,
+                    Filter::Nftables => 1,
+                    Filter::Iptables(_) => 3,
+                };
                 assert!(step >= least, "{told}: there are hardly any steps");
                 return;
             }
@@ -370,6 +391,20 @@ fn check(places: &Places, change: &Change, rules: &[Option<RuleSet>; 2], told: &
     );
 }
 
+/// All ways together have to be as before, or all as after: of what one of both means nothing may be missing.
+fn check_one_of_both(places: &Places, rules: &[Option<RuleSet>; 2], told: &str) {
+    let names: Vec<&str> = PODS.iter().map(|(name, ..)| *name).chain(["outside", "node"]).collect();
+    let tries = ways(&names, &PROTOCOLS);
+    let wrong = rules.each_ref().map(|rules| {
+        let opens = |way: &Try<'_>| rules.as_ref().is_none_or(|rules| verdict(rules, &packet(places, *way)).passes());
+        let expected: Vec<Option<bool>> = tries.iter().map(|way| Some(opens(way))).collect();
+        told_ways(&places.wrong(&tries, &expected))
+    });
+    let [before, after] = &wrong;
+    assert!(before.is_empty() || after.is_empty(), "{told}, not as before:\n{before}\nand not as after:\n{after}");
+    assert!(!before.is_empty() || !after.is_empty(), "{told}: before and after are alike");
+}
+
 fn is_open(places: &Places, world: &World, rules: &RuleSet, default_deny: bool, way: Try<'_>) -> bool {
     let (_, from, to, ..) = way;
     let is_known = |name: &str| {
@@ -422,8 +457,11 @@ fn changes() -> Vec<Change> {
     before_the_pod.cluster.pods.remove(&ObjectName::new("shop", "plain"));
     let mut behind_it = policies.clone();
     behind_it.cluster.pods.remove(&ObjectName::new("shop", "db"));
+    let (small, large) = (in_a_large_cluster(&policies, false), in_a_large_cluster(&policies, true));
     vec![
         change("first policies", false, None, Some(policies.clone())),
+        change(LARGE[0], false, None, Some(large.clone())),
+        change(LARGE[1], false, Some(small), Some(large)),
         change("other policies, labels and pods", false, Some(policies.clone()), Some(other_policies())),
         change("closed by default from the start", true, None, Some(policies.clone())),
         change("a pod comes and one goes, closed by default", true, Some(before_the_pod), Some(behind_it)),
@@ -446,6 +484,24 @@ fn some_policies() -> World {
     put("web", ingress(app("web"), &[rule(from_app("db"), Ports::Any)]));
     put("out", egress(app("web"), &[rule(block("10.244.0.0/16", &["10.244.2.0/24"]), Ports::Any)]));
     put("all", ingress(app("plain"), &[rule(from_app("web"), Ports::Any), rule(from_app("far"), Ports::Any)]));
+    world
+}
+
+/// The same beside many pods of other nodes; `takes`: `db` accepts from these, and from `web`, and sends to `web` and to a block.
+fn in_a_large_cluster(world: &World, takes: bool) -> World {
+    let mut world = world.clone();
+    for number in 0..FAR_PODS {
+        let (high, low) = (number / 250, number % 250 + 1);
+        let addresses = [format!("10.244.{}.{low}", 100 + high), format!("fd00:10:244:{:x}::{low:x}", 100 + high)];
+        let addresses = addresses.each_ref().map(String::as_str);
+        put_pod(&mut world, &format!("far-{number}"), &addresses, &[("app", "crowd")]);
+    }
+    if takes {
+        let mut put = |name: &str, policy| world.cluster.policies.insert(ObjectName::new("shop", name), policy);
+        put("crowd", ingress(app("db"), &[rule(from_app("crowd"), Ports::Any), rule(from_app("web"), Ports::Any)]));
+        let block = block("10.244.0.0/16", &["10.244.1.12/32", "10.244.2.0/24"]);
+        put("out-of-db", egress(app("db"), &[rule(from_app("web"), Ports::Any), rule(block, Ports::Any)]));
+    }
     world
 }
 

@@ -1,4 +1,4 @@
-//! What the agent looks for of an earlier run with iptables when it starts with nftables, and what it starts for that.
+//! Remains of an earlier run with iptables that the agent looks for when it starts with nftables, and the programs that it starts for that.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
 

@@ -1,4 +1,4 @@
-//! What is removed from chains of iptables without its programs while others change them.
+//! Removal from chains of iptables without its programs while others change them.
 
 use std::cell::Cell;
 

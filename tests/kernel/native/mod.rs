@@ -1,6 +1,7 @@
 //! Tests that any Linux with namespaces runs.
 
 mod address;
+mod agent;
 mod bridge;
 mod conntrack;
 mod enforcer;
@@ -15,6 +16,8 @@ pub mod firewall_multicast;
 mod first_packet;
 mod firewall_table_failures;
 mod firewall_turns;
+mod firewall_listings;
+mod firewall_others;
 mod firewall_refused;
 mod firewall_removal;
 pub mod frame;
@@ -31,6 +34,7 @@ mod pod_namespace;
 mod route;
 mod nftables;
 mod nftables_changes;
+mod nftables_listener;
 mod nftables_owner;
 mod nftables_takeover;
 mod nftables_turns;

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use sluice::config::Backend;
 use sluice::kernel::Name;
 use sluice::kernel::ipset::{ElementKey, Elements, Entry, SetName, SetSpec, Sets};
-use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
+use sluice::kernel::iptables::{Families, Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
 use sluice::kernel::ipvs::ServiceKey;
 use sluice::kernel::nftables::{Content, Object, OwnTable};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::clients::{Clients, Restrictions};
 use sluice::proxy::guard;
 use sluice::proxy::names::{CHAIN_SOURCES, Set, TABLE};
+use sluice::proxy::source_ranges::serve::reader;
 use sluice::proxy::source_ranges::{in_table, rules};
 use sluice::reconcile::{Growth, Mirror, Reflection, Target};
 
@@ -117,7 +120,12 @@ impl Scene {
 
 /// What the kernel holds of either backend.
 enum Held {
-    Iptables { sets: Box<Mirror<Sets>>, elements: Box<Mirror<Elements>>, rules: Box<Mirror<Tables>> },
+    Iptables {
+        sets: Box<Mirror<Sets>>,
+        elements: Box<Mirror<Elements>>,
+        rules: Box<Mirror<Tables>>,
+        programs: Families,
+    },
     Nftables(Box<Mirror<OwnTable>>),
 }
 
@@ -144,6 +152,7 @@ impl Held {
             )),
             elements: Box::new(Mirror::new(Elements::open(names()).expect("a socket"))),
             rules: Box::new(Mirror::new(Tables::new(programs, ours))),
+            programs,
         }
     }
 
@@ -157,7 +166,7 @@ impl Held {
                 wanted.extend(elements.iter().map(|(set, entry)| (set.object(entry), Content::Element)));
                 keep(table, &wanted);
             }
-            Held::Iptables { sets, elements: held, rules: of_kernel } => {
+            Held::Iptables { sets, elements: held, rules: of_kernel, .. } => {
                 let used = || Family::BOTH.into_iter().filter(|family| *shape.ranged.of(*family));
                 let those = [Set::Restricted, Set::AllowedSources, Set::LocalAddresses];
                 let specs: BTreeMap<SetName, SetSpec> = used()
@@ -223,7 +232,13 @@ fn clients_outside_of_source_ranges_are_dropped_in_every_backend_and_connections
             let mut connections = Vec::new();
             for (family, listener, _) in &listeners {
                 assert!(scene.is_open_for(*family, PORT, [true, false, false]), "{family}");
+                let dropped = held.dropped();
+                assert!(
+                    *dropped.of(*family) >= 4,
+                    "{family}: two packets each of the client outside and of the host: {dropped:?}"
+                );
                 assert!(scene.is_open_for(*family, OTHER_PORT, [true; 3]), "{family}: another port of the address");
+                assert_eq!(held.dropped(), dropped, "{family}: who may come is not counted");
                 let to = SocketAddr::new(service(*family), PORT);
                 let client = inside(&scene.inside, || TcpStream::connect(to).expect("it is in the range"));
                 let served = std::iter::from_fn(|| listener.accept().ok())
@@ -314,9 +329,23 @@ fn answers_to_the_host_itself_pass_where_the_address_is_its_own() {
 }
 
 impl Held {
+    /// The packets that source ranges have dropped, as the agent reads them.
+    fn dropped(&self) -> PerFamily<u64> {
+        let (backend, programs) = match self {
+            Held::Iptables { programs, .. } => (Backend::Iptables, *programs),
+            Held::Nftables(_) => (Backend::Nftables, PerFamily::default()),
+        };
+        let mut read = reader(backend, Arc::new(OnceLock::from(programs)));
+        let counters = read(PerFamily { v4: true, v6: true });
+        assert_eq!(counters.error.map(|error| error.to_string()), None);
+        PerFamily::from_fn(|family| counters.packets.of(family).unwrap_or_default())
+    }
+
     fn steps(&self) -> u64 {
         match self {
-            Held::Iptables { sets, elements, rules } => sets.steps_done() + elements.steps_done() + rules.steps_done(),
+            Held::Iptables { sets, elements, rules, .. } => {
+                sets.steps_done() + elements.steps_done() + rules.steps_done()
+            }
             Held::Nftables(table) => table.steps_done(),
         }
     }

@@ -1,4 +1,4 @@
-//! What decided about a route: import, selection and export, asked again.
+//! Decisions about a route: import, selection and export, asked again.
 
 use super::super::super::policy::Line;
 use super::*;

@@ -1,4 +1,4 @@
-//! What neighbours are told late or again: after a deferral, on request (RFC 2918, RFC 7313), after a restart.
+//! Routes that neighbours are told late or again: after a deferral, on request (RFC 2918, RFC 7313), after a restart.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What ClusterNetworkPolicies deny stays denied where they are not known, or not known to select a pod no longer, and what they pass on stays passed on.
+//! Denials of ClusterNetworkPolicies stay in force where these are not known, or not known to select a pod no longer, and what they pass on stays passed on.
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::{Address, Condition, NodeObject, ObjectMeta as ApiMeta, Spec, Status};
+use super::{Address, Condition, NodeObject, ObjectMeta as ApiMeta, Spec, Status, TaintObject};
 use crate::k8s::parse::protobuf::{ApiObject, FromProtobuf, ObjectMeta, text};
 
 impl ApiObject for NodeObject {
@@ -29,8 +29,20 @@ struct NodeSpec {
     pod_cidr: Option<String>,
     #[prost(string, optional, tag = "3")]
     provider_id: Option<String>,
+    #[prost(message, repeated, tag = "5")]
+    taints: Vec<NodeTaint>,
     #[prost(string, repeated, tag = "7")]
     pod_cidrs: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeTaint {
+    #[prost(string, optional, tag = "1")]
+    key: Option<String>,
+    #[prost(string, optional, tag = "2")]
+    value: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    effect: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -60,6 +72,8 @@ struct NodeAddress {
 impl From<Node> for NodeObject {
     fn from(node: Node) -> NodeObject {
         let address = |one: NodeAddress| Address { kind: one.kind, address: one.address };
+        let taint =
+            |one: NodeTaint| TaintObject { key: text(one.key), value: text(one.value), effect: text(one.effect) };
         let condition = |one: NodeCondition| Condition { kind: one.kind, status: one.status };
         NodeObject {
             metadata: node.metadata.unwrap_or_default().into(),
@@ -67,6 +81,8 @@ impl From<Node> for NodeObject {
                 pod_cidr: text(spec.pod_cidr),
                 pod_cidrs: Some(spec.pod_cidrs),
                 provider_id: spec.provider_id,
+                taints: Some(spec.taints.into_iter().map(taint).collect::<Vec<_>>())
+                    .filter(|taints| !taints.is_empty()),
             }),
             status: node.status.map(|status| Status {
                 addresses: Some(status.addresses.into_iter().map(address).collect()),

@@ -32,6 +32,31 @@ async fn an_object_that_makes_no_sense_keeps_its_last_good_version_and_the_strea
 }
 
 #[tokio::test]
+async fn an_object_of_a_later_list_that_cannot_be_read_is_named_with_the_reason() {
+    let odd = json!({"metadata": {"name": "odd", "namespace": "default"}, "spec": {"ports": "all"}});
+    for refuse_streaming in [None, Some(422)] {
+        let server = ApiServer::start().await;
+        server.set_faults(Faults { json_only: true, refuse_streaming, ..Faults::default() });
+        server.put(SERVICES, service("odd", "10.96.0.9"));
+        let mut reader = read(&server, vec![Wanted::Services]).await;
+        reader.until(&["odd"]).await;
+        assert!(reader.warnings.is_empty(), "{:?}", reader.warnings);
+        // Nobody hears of it before the next list has it.
+        server.cut();
+        server.put(SERVICES, odd.clone());
+        server.put(SERVICES, service("a", "10.96.0.1"));
+        server.compact();
+        reader.until(&["a", "odd"]).await;
+        assert_eq!(reader.listings, 2);
+        let [(id, warning)] = &*reader.warnings else { panic!("{:?}", reader.warnings) };
+        assert_eq!((id.kind, &id.name), (Kind::Service, &ObjectName::new("default", "odd")));
+        assert_eq!(warning.field, "object");
+        let reason = warning.text.strip_prefix("it cannot be read, its last good version stays in force: ");
+        assert!(reason.is_some_and(|reason| !reason.is_empty()), "{warning}");
+    }
+}
+
+#[tokio::test]
 async fn a_list_with_an_object_that_has_not_even_a_name_removes_nothing() {
     let server = ApiServer::start().await;
     server.put(SERVICES, service("a", "10.96.0.1"));

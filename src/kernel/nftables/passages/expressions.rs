@@ -60,7 +60,7 @@ fn reading(rule: &Attributes<'_>) -> Reading {
     let mut reading = Reading::default();
     let expressions = rule.get(rule::EXPRESSIONS).map(|list| list.attributes());
     for item in expressions.into_iter().flatten() {
-        reading.is_odd |= reading.read(&item.attributes()).is_none();
+        reading.is_unknown |= reading.read(&item.attributes()).is_none();
     }
     reading
 }
@@ -224,7 +224,7 @@ struct Reading {
     is_for_answers: bool,
     accepts: bool,
     jumps_to: Option<String>,
-    is_odd: bool,
+    is_unknown: bool,
 }
 
 impl Reading {
@@ -274,7 +274,7 @@ impl Reading {
     }
 
     fn passing(&mut self) -> Option<Passing> {
-        if !self.accepts || self.is_odd || self.loaded.is_some() {
+        if !self.accepts || self.is_unknown || self.loaded.is_some() {
             return None;
         }
         let mark = match (self.mark, self.number, self.mask) {

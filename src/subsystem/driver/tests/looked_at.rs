@@ -1,4 +1,4 @@
-//! What others changed, found by glances and closer looks, and questions of users.
+//! Changes of others, found by glances and closer looks, and questions of users.
 
 use super::*;
 
@@ -175,4 +175,43 @@ async fn where_commands_are_no_longer_counted_everything_is_looked_at_again() {
     scene.yard.borrow_mut().commands = None;
     (65..=75).step_by(1).for_each(&mut turn);
     assert!(scene.yard.borrow().has(&["a", "b"], &["a", "b"]), "by the looks at intervals");
+}
+
+#[test]
+fn a_kind_that_the_kernel_tells_of_is_compared_at_once_and_no_other() {
+    Scene::new().run(async |scene| {
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until_ready().await;
+        let reads = scene.yard.borrow().reads.clone();
+        {
+            let mut yard = scene.yard.borrow_mut();
+            yard.posts.pop_last();
+            yard.signs.pop_last();
+        }
+        scene.changes.send_replace(Changes { rules: 1, ..Changes::default() });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(scene.yard.borrow().has(&["a"], &["a"]), "nobody waits for that notice");
+        scene.changes.send_replace(Changes { rules: 1, ours: 1, ..Changes::default() });
+        scene.until("the post is back", |yard| yard.has(&["a", "b"], &["a"])).await;
+        assert_eq!(scene.yard.borrow().reads["posts"], reads["posts"] + 1);
+        assert_eq!(scene.yard.borrow().reads["signs"], reads["signs"], "who is not disturbed is not read");
+    });
+}
+
+#[test]
+fn an_audit_finds_what_nobody_tells_of() {
+    let scene = Scene { audit_period: Duration::from_millis(30), ..Scene::new() };
+    scene.run(async |scene| {
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until_ready().await;
+        {
+            let mut yard = scene.yard.borrow_mut();
+            yard.posts.clear();
+            yard.signs.clear();
+        }
+        scene.until("everything is back", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.yard.borrow_mut().signs.insert(Key("surplus".to_owned()));
+        scene.until("what is ours and not wanted goes", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        scene.until_ready().await;
+    });
 }

@@ -32,6 +32,9 @@ pub struct NodeRecord {
     /// A place in the list of labels.
     #[prost(uint32, tag = "7")]
     labels: u32,
+    /// Each as `key=value:Effect`.
+    #[prost(string, repeated, tag = "8")]
+    taints: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -95,7 +98,7 @@ struct BfdRecord {
 
 impl NodeRecord {
     pub fn of<'a>(name: &CompactString, node: &'a Node, collected: &mut Collected<'a>) -> NodeRecord {
-        // The present conditions and the provider are known from the API alone.
+        // Here it is decided of each field whether it is written. The present conditions and the provider are known from the API alone.
         let Node {
             addresses: known,
             pod_cidrs,
@@ -104,6 +107,7 @@ impl NodeRecord {
             is_on_aws: _,
             zone,
             labels,
+            taints,
             routing,
         } = node;
         NodeRecord {
@@ -117,6 +121,7 @@ impl NodeRecord {
             routing: routing.as_deref().map(RoutingRecord::of),
             zone: zone.as_deref().unwrap_or_default().to_owned(),
             labels: collected.labels(labels),
+            taints: taints.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -133,15 +138,14 @@ impl NodeRecord {
         let node = Node {
             addresses: addresses.into_iter().zip(rows(self.address_kinds)).map(known).collect::<Option<_>>()?,
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
-            network_unavailable: false,
-            should_announce: false,
-            is_on_aws: false,
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
             labels: lists.labels(self.labels)?,
+            taints: self.taints.iter().filter_map(|text| text.parse().ok()).collect(),
             routing: match self.routing {
                 Some(record) => Some(Box::new(record.routing()?)),
                 None => None,
             },
+            ..Node::default()
         };
         Some((self.name.into(), node))
     }

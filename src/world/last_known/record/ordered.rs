@@ -20,9 +20,9 @@ use self::router::RouterRecord;
 use super::{Known, Unusable};
 use crate::k8s::Kind;
 use crate::model::{
-    AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Labels,
-    LoadBalancerAddress, Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags,
-    Service, ServicePort, ServiceType, Shared, TrafficPolicy,
+    AnnounceAnnotations, Cluster, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, LoadBalancerAddress,
+    Node, NodeAddress, NodeAddressKind, ObjectName, ProxyAnnotations, Scheduler, SchedulerFlags, Service, ServicePort,
+    ServiceType, Shared, TrafficPolicy,
 };
 use crate::net::{Family, Protocol};
 
@@ -235,13 +235,8 @@ impl NodeRecord {
                 .into_iter()
                 .map(|(address, length)| IpNet::new(address, length).ok())
                 .collect::<Option<_>>()?,
-            // The present condition is known from the API alone.
-            network_unavailable: false,
-            should_announce: false,
-            is_on_aws: false,
-            zone: None,
-            labels: Labels::default(),
-            routing: None,
+            // The present condition is known from the API alone; the rest was not kept then.
+            ..Node::default()
         };
         Some((self.name, node))
     }

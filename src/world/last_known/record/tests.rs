@@ -16,7 +16,7 @@ use crate::model::{
     Hints, Labels, LoadBalancerAddress, NamedPort, Namespace, Namespaces, NetworkPolicy, Node, NodeAddress,
     NodeAddressKind, Operator, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports, Prepend, ProxyAnnotations,
     Reflection, Requirement, Routing, Scheduler, SchedulerFlags, Selector, Service, ServicePort, ServiceType, Shared,
-    Subject, Tier, TrafficPolicy,
+    Subject, Taint, Tier, TrafficPolicy,
 };
 use crate::net::{Bfd, ExternalPeer, Family, Password, Protocol, Secret};
 
@@ -151,12 +151,7 @@ fn proxied_cluster() -> Cluster {
                 address: "192.0.2.1".parse().expect("sound"),
             }],
             pod_cidrs: vec!["10.244.1.0/24".parse().expect("sound")],
-            network_unavailable: false,
-            should_announce: false,
-            is_on_aws: false,
-            zone: None,
-            labels: Labels::default(),
-            routing: None,
+            ..Node::default()
         },
     );
     let conditions = Conditions { ready: true, serving: true, terminating: false };

@@ -113,18 +113,18 @@ prop_compose! {
         ranges in vec((address(), 0..=32u8), 0..3),
         zone in proptest::option::of("[a-c]{1,2}"),
         labels in labels(),
+        taints in vec("[a-c]{1,3}(=[a-c]{1,2})?:No(Schedule|Execute)".prop_map(|text| text.parse::<Taint>().expect("a taint")), 0..2),
         routing in proptest::option::of(routing()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
         Node {
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
-            network_unavailable: false,
-            should_announce: false,
-            is_on_aws: false,
             zone: zone.map(CompactString::from),
             labels,
+            taints,
             routing: routing.map(Box::new),
+            ..Node::default()
         }
     }
 }

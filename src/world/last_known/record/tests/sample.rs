@@ -124,12 +124,8 @@ fn sample_nodes(cluster: &mut Cluster) {
             of_node(NodeAddressKind::Internal, "192.0.2.1"),
         ],
         pod_cidrs: vec![network("10.244.1.0/24"), network("fd00:244:1::/64")],
-        network_unavailable: false,
-        should_announce: false,
-        is_on_aws: false,
-        zone: None,
-        labels: Labels::default(),
         routing: Some(Box::new(routing)),
+        ..Node::default()
     };
     cluster.nodes.insert("node-1".into(), node);
     let server = Routing { reflection: Reflection::Server(Ipv4Addr::new(10, 0, 0, 1)), ..Routing::default() };

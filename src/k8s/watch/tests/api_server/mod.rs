@@ -22,9 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-#[path = "protobuf.rs"]
 pub mod protobuf;
-#[path = "api_writes.rs"]
 mod writes;
 
 /// A running server. Dropping it closes everything.

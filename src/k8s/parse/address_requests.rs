@@ -1,10 +1,26 @@
-//! Annotations of a Service that look like those that ask for addresses, and are none: a request that is never heard looks like one that
-//! was granted otherwise.
+//! Annotations with which a Service asks for addresses, and those that look like one and are none: a request that is never heard looks like one
+//! that was granted otherwise.
 
 use std::collections::BTreeMap;
 
-use super::balanced_service::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS};
 use crate::k8s::annotations::distance;
+
+/// Annotations that ask for addresses, one for each family, with commas between them.
+pub const ADDRESS_ANNOTATIONS: [&str; 4] = [
+    "metallb.io/loadBalancerIPs",
+    "metallb.universe.tf/loadBalancerIPs",
+    "lbipam.cilium.io/ips",
+    "io.cilium/lb-ipam-ips",
+];
+/// Annotations that ask for the addresses of one pool.
+pub const POOL_ANNOTATIONS: [&str; 2] = ["metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+/// Annotations with which a Service agrees to share its address.
+pub const SHARING_ANNOTATIONS: [&str; 4] = [
+    "metallb.io/allow-shared-ip",
+    "metallb.universe.tf/allow-shared-ip",
+    "lbipam.cilium.io/sharing-key",
+    "io.cilium/lb-ipam-sharing-key",
+];
 
 /// Annotations of these domains ask for addresses.
 const DOMAINS: [&str; 4] = ["metallb.io/", "metallb.universe.tf/", "lbipam.cilium.io/", "io.cilium/lb-ipam-"];

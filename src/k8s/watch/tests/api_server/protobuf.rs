@@ -149,6 +149,7 @@ const NODE: &[Field] = &[
             ("externalID", 2, Plain),
             ("providerID", 3, Plain),
             ("unschedulable", 4, PlainTruth),
+            ("taints", 5, Message(&[("key", 1, Plain), ("value", 2, Plain), ("effect", 3, Plain)])),
             ("podCIDRs", 7, Text),
         ]),
     ),

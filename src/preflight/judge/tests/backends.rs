@@ -1,0 +1,130 @@
+//! Findings about the packet filter, and about others that use it.
+
+use super::*;
+
+#[test]
+fn the_packet_filter_is_the_one_that_the_agent_would_choose() {
+    let refused = || Trial::Refused("no nft_fib".to_owned());
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.variant = Some(Variant::Legacy),
+        "iptables: the rules of this host are those of legacy",
+    );
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.nftables = refused(),
+        "iptables: the kernel refuses what nftables needs (no nft_fib)",
+    );
+    check_ok(&["--netfilter=iptables"], |_| {}, "iptables, as --netfilter says");
+    check_ok(&[], |facts| facts.packet_filter.nftables = Trial::NotTried, "it was not tried, because that would load");
+    let untried_and_missing = |facts: &mut Facts| {
+        facts.packet_filter.nftables = Trial::NotTried;
+        modules(facts, ModuleState::Missing, &["nft_fib_inet"]);
+    };
+    check_ok(&[], untried_and_missing, "iptables: its programs are installed");
+    let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
+    check(&[], neither, Level::Fatal, &["neither iptables nor an nftables", "the agent ends", "package iptables-nft"]);
+    let neither = |facts: &mut Facts| (facts.packet_filter.nftables, facts.packet_filter.variant) = (refused(), None);
+    check(&ROUTER, neither, Level::Degraded, &["the router goes on without one"]);
+    check(
+        &["--netfilter=nftables"],
+        |facts| facts.packet_filter.nftables = refused(),
+        Level::Fatal,
+        &["--netfilter is nftables"],
+    );
+    let without_v6 = |facts: &mut Facts| {
+        facts.network.addresses.push(host_address("eth0", "2001:db8::1/64"));
+        facts.process.programs.remove("ip6tables-nft-restore");
+        facts.process.programs.remove("ip6tables-restore");
+    };
+    let words = [&PROXY[..], &["--netfilter=iptables", "--enable-ipv6"]].concat();
+    let bad = found(&words, without_v6);
+    assert!(
+        bad.iter().any(|one| one.level == Level::Fatal && one.subject == "program ip6tables-nft-restore"),
+        "{bad:#?}"
+    );
+}
+
+#[test]
+fn the_modules_of_iptables_matter_where_that_is_used() {
+    let without = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["xt_comment"]);
+    check_ok(&[], without, "nftables");
+    check(&["--netfilter=iptables"], without, Level::Fatal, &["kernel module xt_comment", "kernel-modules-extra"]);
+}
+
+#[test]
+fn chains_of_others_that_drop_are_named_unless_the_agent_opens_them() {
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.dropping = vec![dropping("ip", "filter", "FORWARD")],
+        "let packets of pods and Services pass",
+    );
+    check_ok(
+        &[],
+        |facts| facts.packet_filter.dropping = vec![dropping("ip", "filter", "INPUT")],
+        "BGP itself (TCP port 179)",
+    );
+    let firewalld =
+        |facts: &mut Facts| facts.packet_filter.dropping = vec![dropping("inet", "firewalld", "filter_FORWARD")];
+    check(
+        &[],
+        firewalld,
+        Level::Degraded,
+        &["chain filter_FORWARD of table inet firewalld", "zone=trusted --add-interface=kube-bridge"],
+    );
+    let own = |facts: &mut Facts| facts.packet_filter.dropping = vec![dropping("inet", "site", "forward")];
+    check(&FIREWALL, own, Level::Degraded, &["nft list table inet site"]);
+    check(&[], |facts| facts.packet_filter.has_unreadable_tables = true, Level::Degraded, &["legacy iptables"]);
+    check(
+        &[],
+        |facts| facts.packet_filter.unread = Some("EPERM".to_owned()),
+        Level::Degraded,
+        &["cannot be read: EPERM"],
+    );
+}
+
+#[test]
+fn another_program_matters_where_a_subsystem_here_does_the_same() {
+    let chain = |name: &'static str| {
+        move |facts: &mut Facts| {
+            facts.packet_filter.chains.insert(name.to_owned());
+        }
+    };
+    let device = |name: &'static str| {
+        move |facts: &mut Facts| {
+            facts.network.links.insert(name.to_owned());
+        }
+    };
+    check(
+        &[],
+        chain("KUBE-SERVICES"),
+        Level::Degraded,
+        &["kube-proxy", "left over", "kube-proxy --cleanup", "--run-service-proxy=false"],
+    );
+    check(&[], device("kube-ipvs0"), Level::Degraded, &["kube-proxy", "device kube-ipvs0"]);
+    let table = |facts: &mut Facts| {
+        facts.packet_filter.tables.insert("kube-proxy".to_owned());
+    };
+    check(&PROXY, table, Level::Degraded, &["table kube-proxy"]);
+    check_ok(&ROUTER, chain("KUBE-SERVICES"), "no subsystem that runs here does the same");
+    check_ok(&FIREWALL, device("flannel.1"), "flannel: there are device flannel.1");
+    check(&[], device("flannel.1"), Level::Degraded, &["flannel", "ip link delete flannel.1", "--run-router=false"]);
+    check(
+        &FIREWALL,
+        chain("cali-FORWARD"),
+        Level::Degraded,
+        &["Calico", "both policy engines", "--run-firewall=false"],
+    );
+    check(
+        &[],
+        device("cilium_host"),
+        Level::Degraded,
+        &["Cilium", "--run-service-proxy=false --run-router=false --run-firewall=false"],
+    );
+    let runs = |facts: &mut Facts| {
+        facts.network.processes.insert("kube-proxy".to_owned());
+    };
+    check(&[], runs, Level::Degraded, &["the process kube-proxy runs"]);
+    check_ok(&[], chain("KUBE-ROUTER-SERVICES"), "no other proxy");
+    check_ok(&[], |facts| facts.network.virtual_services = 3, "3 virtual services of another program");
+}

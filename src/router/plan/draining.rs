@@ -1,0 +1,126 @@
+//! The plan of a node that drains: how the addresses of Services stand with routers outside.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Plan;
+use crate::model::ObjectName;
+use crate::net::Family;
+use crate::router::claims::Claims;
+use crate::router::desired::RouterChanges;
+use crate::router::drain::Stage;
+use crate::router::identity::Identity;
+
+impl Plan {
+    /// Sets how the addresses of Services stand with routers outside.
+    pub fn stand(&mut self, stage: Stage) -> RouterChanges {
+        let mut changed = RouterChanges::default();
+        self.stage = stage;
+        for address in self.announced.keys().copied().collect::<Vec<_>>() {
+            self.put_announcement(Family::host_prefix(address), &mut changed);
+        }
+        self.settle(&mut changed);
+        changed
+    }
+
+    /// Returns how the addresses of Services stand with routers outside.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+}
+
+/// Returns the prefixes of Services that this node announces, or has withdrawn because it drains: nobody else's route to them is taken in
+/// any stage. `refused` are those that are addresses of nodes.
+pub(super) fn prefixes(
+    own: &Identity,
+    announced: &Claims<IpAddr, ObjectName, ()>,
+    refused: &BTreeSet<IpAddr>,
+) -> Vec<IpNet> {
+    let is_capable = |address: &&IpAddr| own.addresses.of(Family::from(**address)).is_some();
+    let addresses = announced.keys().filter(|address| !refused.contains(*address)).filter(is_capable);
+    let is_ours = |prefix: &IpNet| own.pod_cidrs.of(Family::from(*prefix)).contains(prefix);
+    addresses.map(|address| Family::host_prefix(*address)).filter(|prefix| !is_ours(prefix)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bgp::message::Community;
+    use crate::model::{AnnounceAnnotations, Service, World};
+    use crate::router::given::{address, three_nodes};
+    use crate::router::plan::tests::planned;
+
+    /// Three nodes, and a Service whose cluster addresses of both families are announced.
+    fn announcing() -> World {
+        let mut world = three_nodes();
+        let service = Service {
+            announce: AnnounceAnnotations { cluster_ips: Some(true), ..AnnounceAnnotations::default() },
+            ..Service::new(vec![address("10.96.0.9"), address("fd00:10:96::9")], vec![])
+        };
+        world.cluster.services.insert(ObjectName::new("default", "web"), service);
+        world
+    }
+
+    /// The announced prefixes, and which of them are leaving.
+    fn announced(plan: &Plan) -> Vec<String> {
+        let line = |(prefix, attributes): (&ipnet::IpNet, &crate::bgp::message::Attributes)| {
+            let is_leaving = attributes.has(Community::GRACEFUL_SHUTDOWN);
+            assert_eq!(is_leaving, attributes.preference() == 0, "{prefix}");
+            if is_leaving { format!("{prefix} leaving") } else { prefix.to_string() }
+        };
+        plan.desired().announcements.iter().map(line).collect()
+    }
+
+    const PODS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+    const ALL: [&str; 4] = ["10.96.0.9/32", "10.244.1.0/24", "fd00:10:96::9/128", "fd00:10:244:1::/64"];
+    const LEAVING: [&str; 4] =
+        ["10.96.0.9/32 leaving", "10.244.1.0/24", "fd00:10:96::9/128 leaving", "fd00:10:244:1::/64"];
+
+    #[test]
+    fn only_service_addresses_leave_and_go_and_sessions_and_pods_stay() {
+        let mut plan = planned(&[], &announcing());
+        let peers = plan.desired().peers.clone();
+        assert_eq!(announced(&plan), ALL);
+        for (stage, expected) in
+            [(Stage::Leaving, &LEAVING[..]), (Stage::Withdrawn, &PODS[..]), (Stage::Announced, &ALL[..])]
+        {
+            let changed = plan.stand(stage);
+            assert_eq!(announced(&plan), expected);
+            assert_eq!(changed.announcements.len(), 2, "{stage:?}");
+            assert!(!changed.speaker && changed.peers.is_empty() && plan.desired().peers == peers);
+        }
+        assert_eq!(plan.stand(Stage::Announced).announcements.len(), 0, "nothing has changed");
+    }
+
+    #[test]
+    fn the_addresses_of_services_are_refused_on_import_in_every_stage() {
+        let announcing = announcing();
+        let mut plan = planned(&[], &announcing);
+        let policies = plan.desired().policies.clone();
+        let without = planned(&[], &three_nodes()).desired().policies.clone();
+        assert!(policies.is_some() && policies != without, "the policies name the Service");
+        for stage in [Stage::Leaving, Stage::Withdrawn, Stage::Announced] {
+            let changed = plan.stand(stage);
+            assert!(!changed.policies && plan.desired().policies == policies, "{stage:?}");
+        }
+        plan.stand(Stage::Withdrawn);
+        plan.update(&three_nodes());
+        assert!(plan.desired().policies == without, "a Service that goes meanwhile is named no longer");
+        plan.update(&announcing);
+        assert!(plan.desired().policies == policies, "and one that comes is");
+    }
+
+    #[test]
+    fn a_service_that_comes_while_the_node_drains_stands_as_the_others_do() {
+        let mut plan = planned(&[], &three_nodes());
+        plan.stand(Stage::Leaving);
+        plan.update(&announcing());
+        assert_eq!(announced(&plan), LEAVING);
+        plan.stand(Stage::Withdrawn);
+        plan.update(&three_nodes());
+        plan.update(&announcing());
+        assert_eq!(announced(&plan), PODS);
+    }
+}

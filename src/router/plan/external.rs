@@ -1,0 +1,43 @@
+//! External peers in the plan: which of those that flags or annotations name are desired, and why others are not.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{PeerOwner, Plan};
+use crate::bgp::speaker::WantedNeighbour;
+use crate::net::{ExternalPeer, Family, Password};
+use crate::router::desired::RouterChanges;
+use crate::router::external_peers;
+use crate::router::problem::{About, Problem};
+
+impl Plan {
+    pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
+        let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
+        self.external_problems.clear();
+        let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
+        let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
+        for (place, peer) in peers.iter().enumerate() {
+            let Some(local) = self.local() else { continue };
+            let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
+            let password = if from_file { read } else { &peer.password };
+            match external_peers::peering(peer, password, &self.own, &self.config, local) {
+                Ok(_) if !*self.families.of(Family::from(peer.address)) => {
+                    let text = format!("{} is off; there is no session", Family::from(peer.address));
+                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+                }
+                Ok(_) if wanted.contains_key(&peer.address) => {
+                    let text = "it is named twice; the first one counts";
+                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+                }
+                Ok(peering) => drop(wanted.insert(peer.address, peering)),
+                Err(problem) => self.external_problems.push(problem),
+            }
+        }
+        let external: Vec<IpAddr> = wanted.keys().copied().collect();
+        let before = std::mem::replace(&mut self.external, external);
+        for address in before.iter().chain(&self.external.clone()) {
+            self.put_peer(*address, &PeerOwner::External, wanted.get(address).cloned(), changed);
+        }
+        self.stale.own |= before != self.external;
+    }
+}

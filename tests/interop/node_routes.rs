@@ -1,0 +1,87 @@
+//! Two whole agents on one link, with their Nodes from directories: routes to each other's pods by BGP and by Node objects, and
+//! what the kernel notices when both change from one to the other and back.
+
+use std::fs;
+
+use crate::agent::{Agent, node, put};
+use crate::ground::{Host, Topology, eventually, with_hosts};
+
+const FLAGS: [&str; 8] = [
+    "--run-service-proxy=false",
+    "--run-firewall=false",
+    "--enable-ipv6",
+    "--enable-cni=false",
+    "--health-port=0",
+    "--gobgp-admin-port=0",
+    "--hostname-override=node-1",
+    "--node-routes=bgp",
+];
+/// What `ip monitor` says on a host.
+const MONITOR: &str = "monitor.log";
+
+fn agent<'a>(hosts: &'a [Host], place: usize, node_routes: &str) -> Agent<'a> {
+    let (name, node_routes) =
+        (format!("--hostname-override=node-{}", place + 1), format!("--node-routes={node_routes}"));
+    Agent::run(&hosts[place], &FLAGS, &[&name, &node_routes])
+}
+
+/// The routes of ours, as `ip route` prints them.
+fn routes(host: &Host) -> Vec<String> {
+    let of = |family: &str| host.ask(&["ip", family, "route", "show", "proto", "17"]).unwrap_or_default();
+    let text = of("-4") + &of("-6");
+    text.lines().map(|line| line.split(" metric").next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+fn expected(other: usize) -> Vec<String> {
+    vec![
+        format!("10.244.{other}.0/24 via 192.0.2.{other} dev eth0"),
+        format!("fd00:10:244:{other}::/64 via 2001:db8::{other} dev eth0"),
+    ]
+}
+
+/// The neighbours with a session, as the agent answers.
+fn sessions(host: &Host) -> usize {
+    let socket = format!("--socket={}", host.file("sluice.sock").display());
+    let text = host.ask(&[env!("CARGO_BIN_EXE_sluice"), "bgp", "peers", &socket]).unwrap_or_default();
+    text.lines().filter(|line| line.contains(" Established ")).count()
+}
+
+#[test]
+fn nodes_that_change_the_source_of_their_routes_one_after_the_other_and_back_change_no_route_in_the_kernel() {
+    with_hosts(2, Topology::Link, |hosts| {
+        for host in &hosts[..2] {
+            fs::create_dir(host.file("manifests")).expect("a directory");
+            (1..=2).for_each(|number| put(host, &format!("node-{number}"), &node(number, "")));
+        }
+        let mut agents = [agent(hosts, 0, "bgp"), agent(hosts, 1, "bgp")];
+        let both = || [routes(&hosts[0]), routes(&hosts[1])];
+        eventually("routes by BGP", &[expected(2), expected(1)], both);
+        let monitors = [0, 1].map(|place| hosts[place].start(&["ip", "monitor", "route"], MONITOR));
+        for node_routes in ["api", "bgp"] {
+            for place in [0, 1] {
+                agents[place].end();
+                agents[place] = agent(hosts, place, node_routes);
+                let is_as_said = || answers(&hosts[place], node_routes);
+                eventually("the agent works", &true, is_as_said);
+            }
+            let count = usize::from(node_routes == "bgp");
+            eventually("sessions", &[count; 2], || [sessions(&hosts[0]), sessions(&hosts[1])]);
+            assert_eq!(both(), [expected(2), expected(1)], "with {node_routes}");
+        }
+        for (place, mut monitor) in monitors.into_iter().enumerate() {
+            monitor.kill().expect("it runs");
+            monitor.wait().expect("it ends");
+            let said = fs::read_to_string(hosts[place].file(MONITOR)).expect("its output");
+            let about_pods: Vec<&str> =
+                said.lines().filter(|line| line.contains("10:244") || line.contains("10.244")).collect();
+            assert_eq!(about_pods, [""; 0], "node {}", place + 1);
+        }
+    });
+}
+
+/// Whether the agent answers that its routes come from there.
+fn answers(host: &Host, node_routes: &str) -> bool {
+    let socket = format!("--socket={}", host.file("sluice.sock").display());
+    let asked = host.ask(&[env!("CARGO_BIN_EXE_sluice"), "bgp", "peers", "-o", "json", &socket]);
+    asked.is_some_and(|text| text.contains(&format!("\"nodeRoutes\": \"{node_routes}\"")))
+}
