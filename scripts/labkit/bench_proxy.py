@@ -99,6 +99,7 @@ def changes(plan, source, least):
     seen = [line["since_seen_us"] for line in rounds]
     say("one change, ms", f"p50 {ms(at(seen, .5))}, p99 {ms(at(seen, .99))}, the first {ms(seen[0])}, of {len(seen)}; "
                           f"floor p50 {ms(least['change_p50'])}, p99 {ms(least['change_p99'])}")
+    say("  of it, p50, ms", ", ".join(f"{name} {ms(at([line[f'{name}_us'] for line in rounds], .5))}" for name in ("compute", "kernel")))
     say("  from writing it", f"p50 {ms(at(written, .5))}, p99 {ms(at(written, .99))}")
     say("  the slowest, ms", "; ".join(parts_of_round(index, line) for index, line in slowest(rounds)))
     say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f})")

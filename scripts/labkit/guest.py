@@ -32,6 +32,8 @@ PRELOAD = ["ip_vs", "ip_vs_rr", "nf_conntrack", "nf_conntrack_netlink", "br_netf
 # On a busy machine the guest measures its time stamp counter wrongly while it boots, and then runs several times too
 # fast; the other clock needs no measuring.
 CLOCK = "clocksource=hpet tsc=unstable"
+# Where the clock counts instructions, the counter of the processor is that clock, and read without a system call as on a machine.
+COUNTED = "clocksource=tsc tsc=reliable"
 # A processor of the guest that never leaves the kernel would hold up everybody who waits: the guest ends instead and says where it was.
 STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1"
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -55,10 +57,11 @@ class Guest:
 
     # ------------------------------------------------------------------ up and down
 
-    def up(self, series="6.1", shares=(), memory=2048, processors=2, seconds=7200, preload=PRELOAD, arguments=""):
+    def up(self, series="6.1", shares=(), memory=2048, processors=2, seconds=7200, preload=PRELOAD, arguments="", counted=False):
         """Boots the guest; it is ended after `seconds` should everybody forget it.
 
-        `preload` are kernel modules to load at the start, `arguments` more words for the kernel's command line.
+        `preload` are kernel modules to load at the start, `arguments` more words for the kernel's command line. In a `counted` guest a
+        nanosecond of its clock is one instruction of its only processor, and what waits waits as long as outside: what else this machine does changes no figure.
         """
         packages.install({**packages.TOOLS, **packages.GUEST})
         with own.locked(f"guest-{self.name}"):
@@ -66,7 +69,7 @@ class Guest:
                 raise own.LabError(f"the guest '{self.name}' is up already")
             began = time.monotonic()
             version, image, initrd, record = self.prepare(series, shares, preload)
-            self.boot(record, self.machine(image, initrd, memory, processors, arguments), seconds)
+            self.boot(record, self.machine(image, initrd, memory, processors, arguments, counted), seconds)
             own.say(f"guest '{self.name}' up in {time.monotonic() - began:.1f} s, kernel {version}")
 
     def prepare(self, series, shares, preload):
@@ -77,14 +80,15 @@ class Guest:
                   "files": [], "qemu": [0, None]}
         return version, image, self.initrd(version, modules, preload, record), record
 
-    def machine(self, image, initrd, memory, processors, arguments):
+    def machine(self, image, initrd, memory, processors, arguments, counted):
         size = f"{memory}M"
+        accelerator = ["tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=on,align=off"] if counted else ["tcg,thread=multi,tb-size=512"]
         return [
-            "qemu-system-x86_64", "-M", "q35,memory-backend=ram", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
-            "-smp", str(processors), "-m", size, "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
+            "qemu-system-x86_64", "-M", "q35,memory-backend=ram", "-accel", *accelerator, "-cpu", "max",
+            "-smp", str(1 if counted else processors), "-m", size, "-object", f"memory-backend-memfd,id=ram,size={size},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", f"file:{self.folder}/console.log", "-device", "virtio-rng-pci", "-kernel", image, "-initrd", initrd,
-            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {CLOCK} {STALL} {arguments}"]
+            "-append", f"console=ttyS0 quiet panic=-1 norandmaps mitigations=off nowatchdog {COUNTED if counted else CLOCK} {STALL} {arguments}"]
 
     def boot(self, record, machine, seconds):
         command = ["timeout", "-k", "5", str(seconds), *machine,
