@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::decide::{Decision, MOST_SHARED, class_of, decide};
+use super::decide::{Decision, MOST_SHARED, class_of, decide, has_exclusive_class};
 use super::notice::{Matter, Notice, Problem};
 use super::pools::{PoolId, PoolUse, Pools};
 use super::queue::Queue;
@@ -384,8 +384,12 @@ impl Allocator {
         self.wanting -= usize::from(!entry.problems.is_empty());
         self.wanting += usize::from(!problems.is_empty());
         self.notices.extend(notices);
-        // Whoever is no load balancer has addresses of pools from the time when it was one.
-        let is_left = |address: &&IpAddr| !entry.service.is_balancer && pools.name_address(**address);
+        // Whoever is no load balancer has addresses of pools from the time when it was one, and whoever is another allocator's has those that were written here from
+        // the time when it was not. A Service without a class keeps them where those are no longer taken for ours: whoever is to give it others says so.
+        let may_be_left = is_ours || !entry.service.is_balancer || has_exclusive_class(&entry.service);
+        let is_left = |address: &&IpAddr| {
+            entry.service.is_given_here && may_be_left || !entry.service.is_balancer && pools.name_address(**address)
+        };
         let left = entry.service.status.iter().filter(is_left).copied().collect();
         self.change(name, |entry| {
             entry.give(given, left);

@@ -3,7 +3,8 @@
 //! - An address that it has, in its status or by an earlier decision, stays while it fits: a restart and another leader move nothing.
 //! - Of two that have one address and may not share it, one loses it at once: who has it in the status wins over who was only to have
 //!   it, then the older Service, then the first by name. Every leader decides alike.
-//! - What others wrote into the status of a Service without a class, an address of no pool, stays, and stands for its family.
+//! - What others wrote into the status of a Service without a class, an address of no pool, stays, and stands for its family. Who wrote it is known of writes of this
+//!   process, and else from the API server, where no entry of others was beside it.
 //! - A new address is free, or all who use it agree to share it. An address is in use while it is decided for a Service, in its
 //!   status, in its `externalIPs`, or may still get into the status by a write that was begun.
 
@@ -135,7 +136,8 @@ impl Case<'_> {
         let mut of_family = self.service().status.iter().filter(|address| Family::from(**address) == family);
         !has_exclusive_class(self.service())
             && of_family.any(|it| {
-                let is_others = !self.pools.name_address(*it) && !self.entry.is_from_here(*it);
+                let is_from_here = self.service().is_given_here || self.entry.is_from_here(*it);
+                let is_others = !self.pools.name_address(*it) && !is_from_here;
                 is_others && asked.is_none_or(|asked| asked == *it)
             })
     }

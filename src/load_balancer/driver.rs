@@ -25,7 +25,7 @@ use super::tenure::Tenure;
 use super::writes::{Outcome, Write};
 use crate::config::LoadBalancerConfig;
 use crate::k8s::allocation::follow::{self, News};
-use crate::k8s::allocation::{Api, Failure, RULES, Status, WRITE_SECONDS};
+use crate::k8s::allocation::{Addresses, Api, Failure, RULES, Status, WRITE_SECONDS};
 use crate::k8s::client::{Access, ApiClient};
 use crate::k8s::events::{About, Events, Name, NewEvent};
 use crate::k8s::parse::address_pools::POOLS;
@@ -371,7 +371,8 @@ impl Work {
 }
 
 async fn written(api: Api, write: Write, until: Instant) -> (Write, Result<Status, Failure>) {
-    let status = api.put_status(&write.service, &write.version, &write.addresses, until).await;
+    let addresses = Addresses { all: &write.addresses, are_all_given: write.are_all_given };
+    let status = api.put_status(&write.service, &write.version, addresses, until).await;
     (write, status)
 }
 

@@ -83,6 +83,7 @@ fn service() -> BalancedService {
         clients: ClientPolicy::Cluster,
         external_ips: Vec::new(),
         status: Vec::new(),
+        is_given_here: false,
     }
 }
 
@@ -123,6 +124,8 @@ impl Bed {
     fn put_unseen(&mut self, text: &str, mut service: BalancedService) {
         self.version += 1;
         service.version = format_compact!("{}", self.version);
+        // Of a status that somebody else has written the API server remembers who.
+        service.is_given_here &= self.services.get(&name(text)).is_some_and(|known| known.status == service.status);
         self.services.insert(name(text), service);
     }
 
@@ -168,6 +171,7 @@ impl Bed {
         self.writes += 1;
         service.version = format_compact!("{}", self.version);
         service.status.clone_from(&write.addresses);
+        service.is_given_here = write.are_all_given;
         Outcome::Written(Arc::new(service.clone()))
     }
 

@@ -20,6 +20,8 @@ pub struct Write {
     /// The resourceVersion that the write is for: it must have no effect on any other.
     pub version: CompactString,
     pub addresses: Vec<IpAddr>,
+    /// All of them are given by the decision: none is another allocator's that stays.
+    pub are_all_given: bool,
 }
 
 /// The outcome of a write.
@@ -75,8 +77,10 @@ impl Allocator {
                 addresses.iter().filter(|address| !entry.sent.contains(address)).copied().collect();
             entry.sent.extend(is_new);
         });
-        let version = self.services.get(name)?.service.version.clone();
-        Some(Write { version, service: name.clone(), addresses })
+        let entry = self.services.get(name)?;
+        let are_all_given = addresses.iter().all(|address| entry.given.contains(address));
+        let version = entry.service.version.clone();
+        Some(Write { version, service: name.clone(), addresses, are_all_given })
     }
 
     /// Notes the outcome of a write. Of one for a Service that was made anew meanwhile under its name, only what was seen of that counts.

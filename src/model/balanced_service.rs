@@ -40,6 +40,8 @@ pub struct BalancedService {
     pub external_ips: Vec<IpAddr>,
     /// The addresses of `status.loadBalancer.ingress`, in its order.
     pub status: Vec<IpAddr>,
+    /// An agent with `--run-loadbalancer` wrote that list, which had no entry of others, and nobody has changed it since (`metadata.managedFields`).
+    pub is_given_here: bool,
 }
 
 /// Addresses that a Service asks for.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::client::{ApiClient, chain};
-use super::parse::balanced_service::balanced_service;
+use super::parse::balanced_service::{GIVER, GIVER_BESIDE_OTHERS, balanced_service};
 use crate::model::{BalancedService, ObjectName};
 
 /// The API as the allocator uses it.
@@ -56,6 +56,14 @@ pub enum Status {
     Written(BalancedService),
     /// Nothing was written, because the Service is another version by now.
     Newer(BalancedService),
+}
+
+/// The addresses that a status is to have.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses<'a> {
+    pub all: &'a [IpAddr],
+    /// The allocator gives all of them: none is another one's that stays.
+    pub are_all_given: bool,
 }
 
 /// The Lease that elects who gives addresses; kube-router's.
@@ -114,7 +122,7 @@ impl Api {
         &self,
         name: &ObjectName,
         version: &str,
-        addresses: &[IpAddr],
+        addresses: Addresses<'_>,
         until: Instant,
     ) -> Result<Status, Failure> {
         let services = Request::new(format!("/api/v1/namespaces/{}/services", name.namespace));
@@ -128,12 +136,14 @@ impl Api {
         if object.pointer("/metadata/resourceVersion").and_then(Value::as_str) != Some(version) {
             return parsed(object).map(Status::Newer);
         }
-        set_addresses(&mut object, addresses);
+        let is_alone = set_addresses(&mut object, addresses.all) && addresses.are_all_given;
+        let manager = if is_alone { GIVER } else { GIVER_BESIDE_OTHERS };
+        let as_manager = PostParams { field_manager: Some(manager.to_owned()), ..PostParams::default() };
         let now = Instant::now();
         if now >= until {
             return Err(Failure::Refused("the Lease is about to end".to_owned()));
         }
-        let put = services.replace_subresource("status", &name.name, &PostParams::default(), bytes(&object));
+        let put = services.replace_subresource("status", &name.name, &as_manager, bytes(&object));
         let patience = self.patience.min((until + LATEST).saturating_duration_since(now));
         parsed(self.send_within(patience, bounded(put)).await?).map(Status::Written)
     }
@@ -193,8 +203,8 @@ fn bounded(
 }
 
 /// Puts the addresses into the status of a Service. Entries that name one of them stay as they are, and so do those without an address:
-/// hostnames are others'.
-fn set_addresses(service: &mut Value, addresses: &[IpAddr]) {
+/// hostnames are others'. Returns whether there are none of those.
+fn set_addresses(service: &mut Value, addresses: &[IpAddr]) -> bool {
     let before = service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
     let address_of = |entry: &Value| entry.get("ip").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
     let mut ingress: Vec<Value> = Vec::new();
@@ -203,11 +213,13 @@ fn set_addresses(service: &mut Value, addresses: &[IpAddr]) {
         ingress.push(known.cloned().unwrap_or_else(|| json!({"ip": address.to_string()})));
     }
     ingress.extend(before.into_iter().filter(|entry| address_of(entry).is_none()));
+    let is_alone = ingress.len() == addresses.len();
     let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
     let status = service.as_object_mut().map(|object| object.entry("status").or_insert_with(|| json!({})));
     if let Some(status) = status.and_then(Value::as_object_mut) {
         status.insert("loadBalancer".to_owned(), balancer);
     }
+    is_alone
 }
 
 fn parsed(object: Value) -> Result<BalancedService, Failure> {
@@ -277,12 +289,12 @@ mod tests {
         let proxy = json!({"ip": "198.51.100.1", "ipMode": "Proxy"});
         let mut service = json!({"status": {"loadBalancer": {"ingress": [cloud, {"ip": "203.0.113.1"}, proxy]}}});
         let addresses = ["203.0.113.2", "198.51.100.1"].map(|text| text.parse().expect("an address"));
-        set_addresses(&mut service, &addresses);
+        assert!(!set_addresses(&mut service, &addresses));
         assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([{"ip": "203.0.113.2"}, proxy, cloud]));
-        set_addresses(&mut service, &[]);
+        assert!(!set_addresses(&mut service, &[]));
         assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([cloud]), "never an empty status over them");
         let mut bare = json!({});
-        set_addresses(&mut bare, &[]);
+        assert!(set_addresses(&mut bare, &[]));
         assert_eq!(bare["status"]["loadBalancer"], json!({}));
     }
 

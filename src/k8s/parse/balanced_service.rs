@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use compact_str::{CompactString, format_compact};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde::Deserialize;
 
 use super::address_requests::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANNOTATIONS, misspelt};
-use super::metadata::{object_meta, object_name};
+use super::metadata::{meta_with_givers, object_name};
 use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
 use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName};
@@ -20,11 +20,16 @@ use crate::net::{Family, PerFamily, Protocol};
 /// The fields of a Service that are read.
 #[derive(Deserialize, Clone, Debug)]
 pub struct BalancedServiceObject {
-    #[serde(deserialize_with = "object_meta")]
+    #[serde(deserialize_with = "meta_with_givers")]
     pub metadata: ObjectMeta,
     spec: Option<Spec>,
     status: Option<Status>,
 }
+
+/// The name (`fieldManager`) with which the allocator writes a status in which all is its own.
+pub const GIVER: &str = "kube-router-lballoc";
+/// The one with which it writes a status that has entries of others too.
+pub const GIVER_BESIDE_OTHERS: &str = "kube-router-lballoc-beside-others";
 
 #[derive(Deserialize, Default, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
@@ -109,8 +114,13 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
         clients: clients(spec),
         external_ips: spec.external_ips.iter().flatten().filter_map(|text| text.trim().parse().ok()).collect(),
         status: ingress.into_iter().flatten().filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect(),
+        is_given_here: meta.managed_fields.as_deref().is_some_and(is_given_here),
     };
     (object_name(meta), service)
+}
+
+fn is_given_here(givers: &[ManagedFieldsEntry]) -> bool {
+    !givers.is_empty() && givers.iter().all(|entry| entry.manager.as_deref() == Some(GIVER))
 }
 
 /// The API server sets `ipFamilies`; where it is absent, the families of the cluster IPs stand for it.
@@ -210,6 +220,26 @@ mod tests {
         assert_eq!(service.clients, ClientPolicy::Local("app=web,tier=front,".into()));
         assert_eq!((service.status.len(), service.external_ips.len()), (1, 1));
         assert_eq!(service.request, AddressRequest::default());
+    }
+
+    #[test]
+    fn who_wrote_the_addresses_is_read_from_the_managed_fields() {
+        let with = |fields: &str| {
+            let yaml = format!("{{metadata: {{name: web, namespace: shop, managedFields: {fields}}}}}");
+            let object: BalancedServiceObject = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
+            balanced_service(&object).1.is_given_here
+        };
+        let gives = "fieldsV1: {'f:status': {'f:loadBalancer': {'f:ingress': {}}}}";
+        let ours = format!("{{manager: kube-router-lballoc, {gives}}}");
+        let kubectl = "{manager: kubectl, fieldsV1: {'f:spec': {}}}";
+        assert!(with(&format!("[{kubectl}, {ours}]")));
+        let beside = format!("{{manager: kube-router-lballoc-beside-others, {gives}}}");
+        let other = format!("{{manager: controller, {gives}}}");
+        let no_longer = "{manager: kube-router-lballoc, fieldsV1: {'f:status': {}}}";
+        for others in [beside, other.clone(), format!("{ours}, {other}"), no_longer.to_owned(), kubectl.to_owned()] {
+            assert!(!with(&format!("[{others}]")), "{others}");
+        }
+        assert!(!with("7") && !with("[x, {manager: 7}]") && !with("null"));
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference, Time};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::model::ObjectName;
 
@@ -40,6 +41,30 @@ pub fn object_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
     })
 }
 
+/// Like [`object_meta`], without owners, and with those of `managedFields` who wrote the addresses of a Service's status, by their names alone.
+///
+/// # Errors
+/// A field is not of its type in the API.
+pub fn meta_with_givers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let read = Option::<GivenMeta>::deserialize(deserializer)?.unwrap_or_default();
+    let gives = |entry: &&Value| entry.pointer("/fieldsV1/f:status/f:loadBalancer/f:ingress").is_some();
+    let name = |entry: &Value| entry.get("manager").and_then(Value::as_str).map(ToOwned::to_owned);
+    let all = read.managed_fields.as_ref().and_then(Value::as_array).into_iter().flatten();
+    let givers =
+        all.filter(gives).map(|entry| ManagedFieldsEntry { manager: name(entry), ..ManagedFieldsEntry::default() });
+    Ok(ObjectMeta {
+        managed_fields: Some(givers.collect()),
+        name: read.name,
+        namespace: read.namespace,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        creation_timestamp: read.creation_timestamp.and_then(|text| text.parse().ok()).map(Time),
+        labels: read.labels.map(without_nulls),
+        annotations: read.annotations.map(without_nulls),
+        ..ObjectMeta::default()
+    })
+}
+
 /// Like [`object_meta`], for objects of whose metadata only name, UID and labels count. A pod's annotations are often larger
 /// than all the rest of it. A mirror pod has no UID: the kubelet calls a static pod by the one of its manifest, which is another.
 ///
@@ -55,6 +80,20 @@ pub fn labelled_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Objec
         labels: narrow.labels.map(without_nulls),
         ..ObjectMeta::default()
     })
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct GivenMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    creation_timestamp: Option<String>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+    annotations: Option<BTreeMap<String, Option<String>>>,
+    /// Of any form: what is odd there says nothing.
+    managed_fields: Option<Value>,
 }
 
 #[derive(Deserialize, Default)]

@@ -158,6 +158,48 @@ fn an_address_leaves_a_service_that_becomes_another_allocators_before_its_status
 }
 
 #[test]
+fn what_an_earlier_agent_wrote_leaves_a_service_that_went_to_another_allocator_meanwhile_and_what_others_wrote_stays() {
+    for (is_balancer, class, others, after) in [
+        (true, Some("metallb"), None, ""),
+        (true, Some("metallb"), Some("198.51.100.7"), "203.0.113.0 198.51.100.7"),
+        (false, None, None, ""),
+        // Its class says no longer that it is ours, and not that it is anybody else's.
+        (true, None, None, "203.0.113.0"),
+    ] {
+        let mut bed = Bed::new(&["203.0.113.0/31"]);
+        bed.put("a", BalancedService { class: Some("kube-router".into()), ..service() });
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.0");
+        bed.change("a", |service| (service.is_balancer, service.class) = (is_balancer, class.map(Into::into)));
+        let others: Option<std::net::IpAddr> = others.map(|text| text.parse().expect("an address"));
+        bed.change("a", |service| service.status.extend(others));
+        bed.begin(pools(&["192.0.2.0/31"], Vec::new()));
+        if class.is_none() && is_balancer {
+            bed.allocator = Allocator::new(false, externals());
+            bed.allocator.set_pools(Some(pools(&["192.0.2.0/31"], Vec::new())), bed.now);
+            let service = bed.services.iter().map(|(name, service)| (name.clone(), Arc::new(service.clone())));
+            bed.allocator.list(service.collect(), &bed.version.to_string(), bed.now);
+        }
+        bed.settle();
+        assert_eq!(bed.status("a"), after);
+    }
+}
+
+#[test]
+fn an_address_of_a_range_that_went_while_no_agent_gave_any_is_replaced_and_one_that_others_gave_stays() {
+    let both = || BalancedService { families: vec![Family::V4, Family::V6], ..service() };
+    let mut bed = Bed::new(&["203.0.113.0/31", "2001:db8::/64"]);
+    bed.put("a", service());
+    bed.put("b", BalancedService { status: vec!["198.51.100.7".parse().expect("an address")], ..both() });
+    bed.settle();
+    assert_eq!((bed.status("a"), bed.status("b")), ("203.0.113.0".to_owned(), "2001:db8::1 198.51.100.7".to_owned()));
+    bed.begin(pools(&["203.0.113.8/31", "2001:db8::/64"], Vec::new()));
+    bed.settle();
+    assert_eq!(bed.status("a"), "203.0.113.8", "no node would serve the former one");
+    assert_eq!((bed.status("b"), bed.writes), ("2001:db8::1 198.51.100.7".to_owned(), 3));
+}
+
+#[test]
 fn what_another_allocator_gives_beside_an_address_that_is_to_leave_stays() {
     let mut bed = Bed::new(&["203.0.113.0/31"]);
     bed.put("a", service());

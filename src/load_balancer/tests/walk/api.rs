@@ -55,6 +55,8 @@ impl Api {
     pub fn put(&mut self, name: ObjectName, mut service: BalancedService) {
         self.version += 1;
         service.version = format_compact!("{}", self.version);
+        // Of a status that somebody else has written the API server remembers who.
+        service.is_given_here &= self.services.get(&name).is_some_and(|known| known.status == service.status);
         self.log.push((self.version, name.clone(), Some(Arc::new(service.clone()))));
         self.services.insert(name, service);
     }
@@ -104,6 +106,11 @@ impl Api {
         }
         self.writes += 1;
         self.put(write.service.clone(), BalancedService { status: write.addresses.clone(), ..service });
-        Outcome::Written(Arc::new(self.services.get(&write.service).cloned().expect("it was put")))
+        let written = self.services.get_mut(&write.service).expect("it was put");
+        written.is_given_here = write.are_all_given;
+        let written = Arc::new(written.clone());
+        self.log.pop();
+        self.log.push((self.version, write.service.clone(), Some(written.clone())));
+        Outcome::Written(written)
     }
 }
