@@ -28,8 +28,8 @@ use super::dsr::rules::{self, marking_chain};
 use super::host_input::COMMENTS;
 use super::marks::{MarkedElsewhere, given_in_table, is_rule_of_ours};
 use super::names::{
-    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES, CHAIN_UNALLOCATED, DEVICE,
-    DSR_TABLE, Set, TABLE,
+    BRIDGE, CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, CHAIN_GUARD, CHAIN_INSIDE, CHAIN_SNAT, CHAIN_SOURCES,
+    CHAIN_UNALLOCATED, DEVICE, DSR_TABLE, Set, TABLE,
 };
 
 /// Kernel of the network namespace in which it was opened.
@@ -258,6 +258,7 @@ pub fn ownership() -> Ownership {
             (Table::Mangle, CHAIN_INSIDE),
             (Table::Mangle, CHAIN_DSR),
             (Table::Mangle, CHAIN_DSR_MSS),
+            (Table::Mangle, CHAIN_DSR_SENT),
         ]
         .map(|(table, chain)| (table, Name::Exact(chain.into())))
         .into(),

@@ -36,6 +36,8 @@ pub const CHAIN_INSIDE: &str = "KUBE-ROUTER-INSIDE";
 pub const CHAIN_DSR: &str = "KUBE-ROUTER-DSR";
 /// The mangle chain that has answers from these addresses announce smaller segments.
 pub const CHAIN_DSR_MSS: &str = "KUBE-ROUTER-DSR-MSS";
+/// The mangle chain that takes these marks away from packets which IPVS has put into tunnels.
+pub const CHAIN_DSR_SENT: &str = "KUBE-ROUTER-DSR-SENT";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
 
@@ -67,7 +69,8 @@ pub const NFT_INSIDE_IN: &str = "inside_services";
 /// The chain of each family that drops packets from outside.
 pub const NFT_INSIDE: PerFamily<&str> = PerFamily { v4: "from_inside4", v6: "from_inside6" };
 
-/// The base chains that mark packets to addresses in tunnel mode, and have answers announce smaller segments.
+/// The base chains that mark packets to addresses in tunnel mode, and have answers announce smaller segments. The second one takes the marks away
+/// from packets that IPVS has put into tunnels.
 pub const NFT_DSR_IN: &str = "dsr_in";
 pub const NFT_DSR_OUT: &str = "dsr_out";
 

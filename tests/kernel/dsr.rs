@@ -145,7 +145,8 @@ impl Scene {
         match filter {
             Filter::Nftables => {
                 let sizes = PerFamily::from_fn(|family| (family == self.family).then_some(size));
-                let mut desired: BTreeMap<Object, Content> = in_table(sizes);
+                let given = BTreeMap::from([(self.key(), self.mark())]);
+                let mut desired: BTreeMap<Object, Content> = in_table(sizes, &given);
                 let (addresses, map) =
                     (Set::TunnelAddresses.in_table(self.family), Set::TunnelPorts.in_table(self.family));
                 desired.insert(Object::Element(addresses, Key::Address(self.service)), Content::Element);

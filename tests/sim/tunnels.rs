@@ -7,7 +7,8 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
-use sluice::kernel::nftables::Content;
+use sluice::kernel::nftables::rule::Mark;
+use sluice::kernel::nftables::{self, Content};
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Scheduler,
@@ -16,9 +17,11 @@ use sluice::model::{
 use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::dsr::packet_marks::MOST_OF_A_NAMESPACE;
-use sluice::proxy::dsr::rules::{marking, marking_chain, marks_of as rules_marks, policy_rule};
+use sluice::proxy::dsr::rules::{
+    marking, marking_chain, marks_of as rules_marks, policy_rule, unmarking, unmarking_chain,
+};
 use sluice::proxy::marks::marks_of;
-use sluice::proxy::names::{EMPTY_TABLE, Set};
+use sluice::proxy::names::{EMPTY_TABLE, NFT_DSR_OUT, Set};
 use sluice::proxy::plan::{local_route_key, marked_route_key};
 use sluice::subsystem::Kinds;
 
@@ -632,10 +635,32 @@ fn give_mark(state: &mut State, port: ServiceKey, mark: u32) {
         let given = rules_marks(chain).map(|(its, old)| (its, if its == port { mark } else { old }));
         let given: Vec<(ServiceKey, u32)> = given.collect();
         *chain = marking(given.iter().map(|(port, mark)| (port, *mark)));
+        let taken = unmarking(given.iter().map(|(_, mark)| *mark));
+        state.rules.insert(unmarking_chain(port.family()), taken);
     }
     let ServiceKey::Address { address, protocol, port } = port else { return };
     let object = Set::TunnelPorts.object(&Entry::IpPort(address, protocol, port));
-    state.proxy_table.entry(object).and_modify(|content| *content = Content::Mark(mark));
+    let Some(Content::Mark(old)) = state.proxy_table.insert(object.clone(), Content::Mark(mark)) else {
+        state.proxy_table.remove(&object);
+        return;
+    };
+    let out = nftables::Object::Chain(NFT_DSR_OUT.into());
+    let Some(Content::Chain(chain)) = state.proxy_table.get(&out) else { panic!("it marks packets") };
+    let rules = chain.rules.iter().map(|rule| with_mark(rule, old, mark)).collect();
+    let chain = Content::Chain(Arc::new(nftables::Chain { base: chain.base, rules }));
+    state.proxy_table.insert(out, chain);
+}
+
+/// A rule for packets that have one mark whole, for another one; any other rule as it is.
+fn with_mark(rule: &nftables::Rule, old: u32, new: u32) -> nftables::Rule {
+    let of_new = |one: &nftables::Match| match one {
+        nftables::Match::Mark { mark, negated } if (mark.value, mark.mask) == (old, u32::MAX) => {
+            nftables::Match::Mark { mark: Mark { value: new, ..*mark }, negated: *negated }
+        }
+        other => other.clone(),
+    };
+    let matches: Vec<nftables::Match> = rule.matches().iter().map(of_new).collect();
+    nftables::Rule::with(matches, rule.statements(), rule.verdict().cloned())
 }
 
 fn world(empty: &World, modes: [Option<Mode>; 2]) -> World {

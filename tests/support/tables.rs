@@ -148,6 +148,7 @@ impl Table<'_> {
                 matches!(packet.traffic, Traffic::Port { protocol, .. } if protocol == *wanted)
             }
             Match::Icmp(wanted) => *wanted == family && matches!(packet.traffic, Traffic::Icmp { .. }),
+            Match::Encapsulated(wanted) => *wanted == family && packet.traffic == Traffic::Tunnel,
             Match::IcmpKind { family: wanted, number } => {
                 *wanted == family && packet.traffic == Traffic::Icmp { kind: *number }
             }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use compact_str::CompactString;
 
-use super::rule::{Match, Rule, Verdict};
+use super::rule::{Mark, Match, Rule, Verdict};
 use crate::net::Family;
 
 /// The tables in use, in the order in which a restore file names them.
@@ -35,8 +35,17 @@ pub struct Rules(pub Vec<Rule>);
 
 impl Rules {
     /// Returns the growing half of a change to `want`. A chain whose rules mark packets by their destinations, after one mark for all, keeps the marks of
-    /// packets that the new one does not name, unless it gives these marks to others: they may be those of a Service that is not known yet.
+    /// packets that the new one does not name, unless it gives these marks to others: they may be those of a Service that is not known yet. A chain that takes single
+    /// marks away goes on to take all of them.
     pub fn grown(&self, want: &Rules) -> Rules {
+        let takes_away = |rule: &Rule| {
+            let of_one = matches!(rule.matches(), [Match::Mark { negated: false, .. }]);
+            of_one && matches!(rule.verdict(), Some(Verdict::SetMark(Mark { value: 0, .. })))
+        };
+        if !want.0.is_empty() && self.0.iter().chain(&want.0).all(takes_away) {
+            let all: BTreeSet<&Rule> = self.0.iter().chain(&want.0).collect();
+            return Rules(all.into_iter().cloned().collect());
+        }
         let marks = |rule: &Rule| matches!(rule.verdict(), Some(Verdict::SetMark(_)));
         let is_to = |rule: &Rule| rule.matches().iter().any(|one| matches!(one, Match::Destination { .. }));
         let is_marking = |rules: &Rules| match rules.0.split_first() {
@@ -100,8 +109,19 @@ impl fmt::Display for Piece {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rule::Mark;
     use super::*;
+
+    #[test]
+    fn a_chain_that_takes_marks_away_takes_those_of_unknown_services_too_while_it_grows() {
+        let taking = |marks: &[u32]| {
+            let rule = |mark: &u32| Rule::from(format!("-m mark --mark {mark:#x} -j MARK --set-xmark 0x0/0xffffffff"));
+            Rules(marks.iter().map(rule).collect())
+        };
+        assert_eq!(taking(&[3, 9]).grown(&taking(&[5])), taking(&[3, 5, 9]));
+        assert_eq!(taking(&[]).grown(&taking(&[5])), taking(&[5]));
+        let other = Rules(vec!["-j RETURN".into()]);
+        assert_eq!((taking(&[3]).grown(&other), other.grown(&taking(&[3]))), (other.clone(), taking(&[3])));
+    }
 
     /// Rules that give these marks to packets to these addresses, and first of all one to all packets.
     fn marking(given: &[(u8, u32)]) -> Rules {

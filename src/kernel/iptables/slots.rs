@@ -24,7 +24,7 @@ const ORDER: [(Table, &str, &[&str]); 7] = [
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT", "KUBE-ROUTER-UNALLOCATED"]),
     (Table::Mangle, "PREROUTING", &["KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-MSS"]),
     (Table::Mangle, "INPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-INSIDE"]),
-    (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-DSR"]),
+    (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-SENT"]),
     (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN", "KUBE-ROUTER-EGRESS"]),
 ];
 

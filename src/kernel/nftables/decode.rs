@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::encode::{STATES, expressions, frame_field, icmp, length, loads, offset, to_bridge_group};
+use super::encode::{STATES, encapsulation, expressions, frame_field, icmp, length, loads, offset, to_bridge_group};
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject, tcp};
 use super::object::Name;
 use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
@@ -186,8 +186,9 @@ impl<'a> Reader<'a> {
     fn compared_protocol(&mut self, number: u8, rest: &'a [Expression]) -> Option<()> {
         let is_needed = matches!(rest, [Expression::Payload { base: base::TRANSPORT, to: FIRST, .. }, ..]);
         if !is_needed || self.protocol == Some(number) {
-            let of_icmp = Family::BOTH.into_iter().find(|family| icmp(*family) == number).map(Match::Icmp);
-            return self.condition(of_icmp.or_else(|| Protocol::from_number(number).map(Match::Protocol))?, rest);
+            let family_of = |number_of: fn(Family) -> u8| Family::BOTH.into_iter().find(|it| number_of(*it) == number);
+            let other = family_of(icmp).map(Match::Icmp).or_else(|| family_of(encapsulation).map(Match::Encapsulated));
+            return self.condition(other.or_else(|| Protocol::from_number(number).map(Match::Protocol))?, rest);
         }
         self.protocol = Some(number);
         self.rest = rest;

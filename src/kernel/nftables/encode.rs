@@ -37,6 +37,14 @@ pub(super) fn icmp(family: Family) -> u8 {
     }
 }
 
+/// The protocol number of a packet of this family in another one.
+pub(super) fn encapsulation(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 41,
+    }
+}
+
 /// Number of bytes of an address.
 pub(super) fn length(family: Family) -> u32 {
     u32::from(family.host_bits()) / 8
@@ -236,6 +244,7 @@ impl Writer {
             }
             Match::Protocol(protocol) => self.compare_protocol(protocol.number()),
             Match::Icmp(family) => self.compare_protocol(icmp(*family)),
+            Match::Encapsulated(family) => self.compare_protocol(encapsulation(*family)),
             Match::IcmpKind { family, number } => {
                 self.need_family(*family);
                 self.need_protocol(icmp(*family));

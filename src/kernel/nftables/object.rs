@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::rule::{Lookup, Match, Rule, Statement, Verdict};
+use super::rule::{Lookup, Mark, Match, Rule, Statement, Verdict};
 use crate::net::{Family, PortRange, Protocol};
 
 /// Name of a table's chain, set, map or counter: at most 255 bytes. `nft` does not load names that are words of its language
@@ -159,12 +159,17 @@ pub struct Chain {
 impl Content {
     /// Returns the growing half of a change to `want`. A chain that drops all but the sources in its sets keeps the sets that it
     /// has: elements of one may be those of a Service that is not known yet. A base chain that sends packets to services in sets on to other chains goes on
-    /// to send all of them: what is closed by that stays closed until it is gone.
+    /// to send all of them: what is closed by that stays closed until it is gone. One that takes marks away from packets that are in others goes on to take all of them.
     pub fn grown(&self, want: &Content) -> Content {
         let (Content::Chain(have), Content::Chain(wanted)) = (self, want) else { return want.clone() };
         if sends_on(have) && sends_on(wanted) && have.base == wanted.base {
             let kept = have.rules.iter().filter(|rule| !wanted.rules.contains(rule));
             let rules = wanted.rules.iter().chain(kept).cloned().collect();
+            return Content::Chain(Arc::new(Chain { base: wanted.base, rules }));
+        }
+        let stays = |rule: &&Rule| takes_mark_away(rule) && !wanted.rules.contains(rule);
+        if have.base == wanted.base && have.rules.iter().any(|rule| stays(&rule)) {
+            let rules = wanted.rules.iter().chain(have.rules.iter().filter(stays)).cloned().collect();
             return Content::Chain(Arc::new(Chain { base: wanted.base, rules }));
         }
         let (Some(kept), Some(new)) = (source_rules(have), source_rules(wanted)) else { return want.clone() };
@@ -182,6 +187,12 @@ fn sends_on(chain: &Chain) -> bool {
         by_set && matches!(rule.verdict(), Some(Verdict::Jump(_))) && rule.statements().is_empty()
     };
     chain.base.is_some() && chain.rules.iter().all(is_jump)
+}
+
+/// Returns whether a rule takes a mark away from packets that are in others.
+fn takes_mark_away(rule: &Rule) -> bool {
+    let takes = matches!(rule.statements(), [Statement::SetMark(Mark { value: 0, .. })]);
+    takes && rule.matches().iter().any(|one| matches!(one, Match::Encapsulated(_)))
 }
 
 /// The rules of a chain that drops all but some sources, without the last one, which drops.

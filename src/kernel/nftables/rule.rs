@@ -54,6 +54,8 @@ pub enum Match {
     Protocol(Protocol),
     /// `meta l4proto icmp`, `meta l4proto ipv6-icmp`: an ICMP or ICMPv6 message of any type.
     Icmp(Family),
+    /// `meta l4proto 4`, `meta l4proto 41`: a packet of this family in another one (RFC 2003, RFC 2473, RFC 4213). `nft` prints the names that the host has for these.
+    Encapsulated(Family),
     /// The type of an ICMP or ICMPv6 message.
     IcmpKind { family: Family, number: u8 },
     /// `tcp dport`: the destination port is in this range.

@@ -89,6 +89,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         Just(Match::Opening),
         Just(Match::Answer),
         protocol().prop_map(Match::Protocol),
+        family().prop_map(Match::Encapsulated),
         (family(), any::<u8>()).prop_map(|(family, number)| Match::IcmpKind { family, number }),
         (protocol(), ports()).prop_map(|(protocol, range)| Match::DestinationPort { protocol, range }),
         (states(), any::<bool>()).prop_map(|(states, negated)| Match::State { states, negated }),
@@ -118,6 +119,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Match::InSet { lookup, .. } => of_lookup(lookup),
         Match::Protocol(protocol) | Match::DestinationPort { protocol, .. } => (None, Some(protocol.number())),
         Match::Opening => (None, Some(Protocol::Tcp.number())),
+        Match::Encapsulated(family) => (None, Some(super::encode::encapsulation(*family))),
         Match::IcmpKind { family, .. } => (Some(*family), Some(super::encode::icmp(*family))),
         _ => (None, None),
     }

@@ -20,7 +20,7 @@ use crate::model::Authority;
 use crate::net::Family;
 use crate::packed::BlockMap;
 use crate::proxy::desired::{Desired, keyed};
-use crate::proxy::dsr::rules::{self, marking_chain};
+use crate::proxy::dsr::rules::{self, marking_chain, unmarking_chain};
 use crate::proxy::marks::{MarkedElsewhere, Marks, marks_of, port, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{address_of, services_on};
@@ -189,6 +189,18 @@ impl<K: Kernel> Mirrors<K> {
         Some(given)
     }
 
+    /// Returns the ports that are to have marks and of which a virtual service by address stands; `None` where these cannot be read.
+    pub fn marked_with_nat(&mut self, desired: &Desired, at: Moment) -> Option<Vec<ServiceKey>> {
+        if desired.marks.is_empty() {
+            return Some(Vec::new());
+        }
+        if !self.learn_virtuals(desired, at) {
+            return None;
+        }
+        let stands = |port: &&ServiceKey| !self.virtuals.lacks(**port..=**port);
+        Some(desired.marks.keys().filter(stands).copied().collect())
+    }
+
     /// Returns whether rules of the other packet filter give marks to packets.
     pub fn marks_elsewhere(&self) -> bool {
         self.marked_elsewhere.as_ref().is_some_and(|marked| !marked.given.is_empty())
@@ -297,8 +309,7 @@ impl<K: Kernel> Mirrors<K> {
         let may_come = |piece: &Piece| may_mark(piece) && !unallocated::is_rule(piece);
         self.rules.grow_among(&*rules, growth, at, may_come);
         if let Cow::Owned(rules) = &rules {
-            let chains = Family::BOTH.map(marking_chain).into_iter().filter(|chain| rules.contains_key(chain));
-            chains.for_each(|chain| self.rules.mark(chain));
+            rules.keys().filter(|piece| is_of_marks(piece)).for_each(|chain| self.rules.mark(chain.clone()));
         }
     }
 
@@ -316,7 +327,9 @@ impl<K: Kernel> Mirrors<K> {
             let stays = |port: ServiceKey| still_marked.contains(&port) || desired.marks.contains_key(&port);
             if still_marked.iter().any(|port| port.family() == chain.family()) {
                 let kept = seen.0.iter().filter(|rule| of_rule(rule).is_none_or(stays)).cloned();
-                rules.to_mut().insert(chain, Rules(kept.collect()));
+                let kept = Rules(kept.collect());
+                let sent = rules::unmarking(rules::marks_of(&kept).map(|(_, mark)| mark));
+                rules.to_mut().extend([(unmarking_chain(chain.family()), sent), (chain, kept)]);
             }
         }
         rules
@@ -333,6 +346,10 @@ impl<K: Kernel> Mirrors<K> {
         for family in Family::BOTH {
             let of_family = desired.marks.iter().filter(|(port, _)| port.family() == family);
             let marks = of_family.filter_map(|(port, mark)| Some((port, mark_of(port, *mark)?)));
+            let marks: Vec<(&ServiceKey, u32)> = marks.collect();
+            if let Some(chain) = rules.get_mut(&unmarking_chain(family)) {
+                *chain = rules::unmarking(marks.iter().map(|(_, mark)| *mark));
+            }
             if let Some(chain) = rules.get_mut(&marking_chain(family)) {
                 *chain = rules::marking(marks);
             }
@@ -371,6 +388,11 @@ fn free_marks(desired: &Desired, takers: &Takers, held: &mut BTreeSet<ServiceKey
 /// Returns whether a piece of rules gives packets the marks of ports.
 pub(super) fn is_marking(piece: &Piece) -> bool {
     rules::is_rule(piece) && *piece == marking_chain(piece.family())
+}
+
+/// Returns whether a piece of rules names the marks of ports: it gives them, or takes them away.
+pub(super) fn is_of_marks(piece: &Piece) -> bool {
+    is_marking(piece) || *piece == unmarking_chain(piece.family())
 }
 
 /// Returns the port of an object of our table that gives packets its mark.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::elements::{drops_clients, has_element};
-use super::packet_marks::{Tunnels, is_marking};
+use super::packet_marks::{Tunnels, is_of_marks};
 use super::standing::is_enforced;
 use super::{Kernel, Mirrors};
 use crate::kernel::iptables::Piece;
@@ -125,12 +125,12 @@ impl<K: Kernel> Mirrors<K> {
         let lacks_routes = PerFamily::from_fn(|family| self.lacks_marked_routes(family));
         let may_unmark = |family| !still_marked.iter().any(|port| port.family() == family);
         let finds_none =
-            |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark(piece.family()) || !is_marking(piece));
+            |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark(piece.family()) || !is_of_marks(piece));
         let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || finds_none(piece));
         let rules = self.rules_without_marks(desired, &still_marked);
         self.rules.shrink_those(&*rules, at, (|piece, _| may_go(piece), |_| true));
         if let Cow::Owned(rules) = &rules {
-            rules.keys().filter(|piece| is_marking(piece)).for_each(|chain| self.rules.mark(chain.clone()));
+            rules.keys().filter(|piece| is_of_marks(piece)).for_each(|chain| self.rules.mark(chain.clone()));
         }
     }
 }

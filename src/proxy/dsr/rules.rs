@@ -18,6 +18,13 @@
 //!
 //! A client's segments get 20 bytes longer (IPv6: 40) on their way to the pod: answers that accept a connection say so.
 //!
+//! The packet that IPVS puts around one keeps its mark, and so does what an overlay between the nodes makes of both. Where that is a datagram of UDP (`fou`), IPVS
+//! would find its virtual service by that mark, and tunnel what it has tunnelled; `ipip` has it not, because IPVS looks at no packet of protocol 4 or 41. So the marks are taken
+//! away where the node sends a packet in a packet, before any overlay has it. An overlay of another kind needs no rule more (the datagrams of VXLAN keep the mark that
+//! the packet in them has, those of WireGuard have the mark of their device), as long as it does not mark packets with these bits itself. Marks of others, by which an
+//! operator may route or shape tunnels of his own, stay: all that no virtual service has, in 32 bits. That costs such a packet a rule for each mark in use, and other packets of the node
+//! one rule. (What is inside such a packet could say more, in one rule: but a set of addresses beside `@nh,288,32` is a text that `nft` prints and does not take.)
+//!
 //! iptables: the cost of a packet to another address does not grow with Services, that of one to an address in tunnel mode grows by a rule for each port in
 //! tunnel mode. (ipset's `skbinfo` would be one rule, and one more kernel module that a host may lack.)
 //!
@@ -25,9 +32,11 @@
 //! -A PREROUTING -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
 //! -A PREROUTING -m set --match-set kube-router-dsr src -j KUBE-ROUTER-DSR-MSS
 //! -A OUTPUT -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
+//! -A OUTPUT -p 4 -j KUBE-ROUTER-DSR-SENT
 //! -A KUBE-ROUTER-DSR -j MARK --set-xmark 0x3fff/0x3fff
 //! -A KUBE-ROUTER-DSR -d 203.0.113.7/32 -p tcp -m multiport --dports 80 -j MARK --set-xmark 0x35c6/0xffffffff
 //! -A KUBE-ROUTER-DSR-MSS -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440
+//! -A KUBE-ROUTER-DSR-SENT -m mark --mark 0x35c6 -j MARK --set-xmark 0x0/0xffffffff
 //! ```
 //!
 //! With nftables:
@@ -37,10 +46,12 @@
 //!     ip daddr @dsr4 meta mark set meta mark & 0xffffc000 | 0x3fff
 //!     meta mark set ip daddr . meta l4proto . th dport map @dsr_marks4
 //!     ip saddr @dsr4 tcp flags & (syn | rst) == syn tcp option maxseg size set 1440 }
-//! chain dsr_out { type route hook output priority mangle; policy accept; … the first two … }
+//! chain dsr_out { type route hook output priority mangle; policy accept; … the first two …
+//!     meta mark & 0x3fff == 0 accept
+//!     meta mark 0x35c6 meta nfproto ipv4 meta l4proto 4 meta mark set 0 }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
@@ -51,7 +62,7 @@ use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup
 use crate::kernel::rule::{Packets, PolicyRule};
 use crate::net::{Family, PerFamily, PortRange, Protocol};
 use crate::proxy::guard;
-use crate::proxy::names::{CHAIN_DSR, CHAIN_DSR_MSS, DSR_TABLE, NFT_DSR_IN, NFT_DSR_OUT, Set};
+use crate::proxy::names::{CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, DSR_TABLE, NFT_DSR_IN, NFT_DSR_OUT, Set};
 
 use super::packet_marks::{MASK, OTHER_PORTS};
 
@@ -85,17 +96,20 @@ pub fn rules<'a>(
     let opening = [Match::Protocol(IpProtocol::Transport(Protocol::Tcp)), Match::Opening];
     let segments = vec![Rule::new(opening, Verdict::SetMss(segment_size))];
     let set = Set::TunnelAddresses.name(family);
-    let jump = |side, to: &str| {
-        Rules(vec![Rule::new([Match::in_set(&set, SetSides::Address(side))], Verdict::Jump(to.into()))])
-    };
+    let jump_if = |one: Match, to: &str| Rules(vec![Rule::new([one], Verdict::Jump(to.into()))]);
+    let jump = |side, to: &str| jump_if(Match::in_set(&set, SetSides::Address(side)), to);
+    let sent = Match::Protocol(IpProtocol::Encapsulated(family));
+    let marks: Vec<(&ServiceKey, u32)> = marks.into_iter().collect();
     let table = Table::Mangle;
     let from = |from: &str, to: &str| Piece::Jump { family, table, from: from.into(), to: to.into() };
     BTreeMap::from([
+        (unmarking_chain(family), unmarking(marks.iter().map(|(_, mark)| *mark))),
         (marking_chain(family), marking(marks)),
         (Piece::Chain { family, table, chain: CHAIN_DSR_MSS.into() }, Rules(segments)),
         (from("PREROUTING", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
         (from("PREROUTING", CHAIN_DSR_MSS), jump(Side::Source, CHAIN_DSR_MSS)),
         (from("OUTPUT", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
+        (from("OUTPUT", CHAIN_DSR_SENT), jump_if(sent, CHAIN_DSR_SENT)),
     ])
 }
 
@@ -104,6 +118,14 @@ pub fn marking<'a>(marks: impl IntoIterator<Item = (&'a ServiceKey, u32)>) -> Ru
     let others = Verdict::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
     let of_ports = marks.into_iter().filter_map(|(key, mark)| of_port(key, mark));
     Rules([Rule::new([], others)].into_iter().chain(of_ports).collect())
+}
+
+/// Returns the rules that take these marks away from packets that IPVS has put into tunnels.
+pub fn unmarking(marks: impl IntoIterator<Item = u32>) -> Rules {
+    let marks: BTreeSet<u32> = marks.into_iter().collect();
+    let none = Mark { value: 0, mask: u32::MAX };
+    let marked = |value| Match::Mark { mark: Mark { value, mask: u32::MAX }, negated: false };
+    Rules(marks.into_iter().map(|mark| Rule::new([marked(mark)], Verdict::SetMark(none))).collect())
 }
 
 /// Returns the rule that gives packets to a service port this mark.
@@ -133,12 +155,12 @@ pub fn left_mark(piece: &Piece) -> Option<(ServiceKey, u32)> {
     }
 }
 
-/// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode.
-pub fn in_table(segment_sizes: PerFamily<Option<u16>>) -> BTreeMap<Object, Content> {
+/// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode, and the marks of ports.
+pub fn in_table(segment_sizes: PerFamily<Option<u16>>, given: &BTreeMap<ServiceKey, u32>) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule, Statement};
     let mut found = BTreeMap::new();
     let (mut entering, mut own) = (Vec::new(), Vec::new());
-    let (mut marks, mut segments) = (Vec::new(), Vec::new());
+    let (mut marks, mut segments, mut sent) = (Vec::new(), Vec::new(), Vec::new());
     for (family, size) in segment_sizes.iter() {
         let Some(size) = *size else { continue };
         found.extend([Set::TunnelAddresses, Set::TunnelPorts].map(|set| guard::table_set(set, family)));
@@ -150,12 +172,21 @@ pub fn in_table(segment_sizes: PerFamily<Option<u16>>) -> BTreeMap<Object, Conte
         let lookup = Lookup::DestinationService(family);
         marks.push(Rule::with([], [Statement::MarkFrom { lookup, map }], None));
         segments.push(Rule::with([is_in(Side::Source), Match::Opening], [Statement::SetMss(size)], None));
+        let its: BTreeSet<u32> =
+            given.iter().filter(|(key, _)| key.family() == family).map(|(_, mark)| *mark).collect();
+        sent.extend(its.into_iter().map(|value| {
+            let marked = Match::Mark { mark: Mark { value, mask: u32::MAX }, negated: false };
+            let none = Statement::SetMark(Mark { value: 0, mask: u32::MAX });
+            Rule::with([marked, Match::Family(family), Match::Encapsulated(family)], [none], None)
+        }));
     }
     if marks.is_empty() {
         return found;
     }
     entering.extend(marks.iter().cloned().chain(segments));
-    own.extend(marks);
+    let has_none = Match::Mark { mark: Mark { value: 0, mask: MASK }, negated: false };
+    let unmarked = Rule::new([has_none], nftables::Verdict::Accept);
+    own.extend(marks.into_iter().chain([unmarked]).chain(sent));
     let chain = |kind, hook, rules| {
         let base = Some(Base { kind, hook, priority: PRIORITY });
         Content::Chain(Arc::new(Chain { base, rules }))
@@ -188,11 +219,17 @@ pub fn marking_chain(family: Family) -> Piece {
     Piece::Chain { family, table: Table::Mangle, chain: CHAIN_DSR.into() }
 }
 
+/// Returns the chain of iptables that takes the marks of a family away from packets that IPVS has put into tunnels.
+pub fn unmarking_chain(family: Family) -> Piece {
+    Piece::Chain { family, table: Table::Mangle, chain: CHAIN_DSR_SENT.into() }
+}
+
 /// Returns whether a piece of rules is one of these.
 pub fn is_rule(piece: &Piece) -> bool {
+    const ALL: [&str; 3] = [CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT];
     match piece {
-        Piece::Chain { chain, .. } => [CHAIN_DSR, CHAIN_DSR_MSS].contains(&chain.as_str()),
-        Piece::Jump { to, .. } => [CHAIN_DSR, CHAIN_DSR_MSS].contains(&to.as_str()),
+        Piece::Chain { chain, .. } => ALL.contains(&chain.as_str()),
+        Piece::Jump { to, .. } => ALL.contains(&to.as_str()),
         Piece::Leftover { .. } => false,
     }
 }
@@ -222,9 +259,9 @@ mod tests {
             protocol: Protocol::Tcp,
             port: 80,
         };
-        for (family, address, prefix, set) in [
-            (Family::V4, "203.0.113.7", "203.0.113.7/32", "kube-router-dsr"),
-            (Family::V6, "2001:db8::7", "2001:db8::7/128", "inet6:kube-router-dsr"),
+        for (family, address, prefix, set, encapsulated) in [
+            (Family::V4, "203.0.113.7", "203.0.113.7/32", "kube-router-dsr", 4),
+            (Family::V6, "2001:db8::7", "2001:db8::7/128", "inet6:kube-router-dsr", 41),
         ] {
             let key = key(address);
             let rules = rules(family, [(&key, 13766)], 1440);
@@ -238,6 +275,11 @@ mod tests {
             assert_eq!(texts(chain("KUBE-ROUTER-DSR")), expected);
             let segments = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440";
             assert_eq!(texts(chain("KUBE-ROUTER-DSR-MSS")), [segments]);
+            let sent = "-m mark --mark 0x35c6 -j MARK --set-xmark 0x0/0xffffffff";
+            assert_eq!(texts(chain("KUBE-ROUTER-DSR-SENT")), [sent], "marks of others stay");
+            let to = "KUBE-ROUTER-DSR-SENT";
+            let jump = Piece::Jump { family, table, from: "OUTPUT".into(), to: to.into() };
+            assert_eq!(texts(jump), [format!("-p {encapsulated} -j {to}")]);
             for (from, side, to) in [
                 ("PREROUTING", "dst", "KUBE-ROUTER-DSR"),
                 ("OUTPUT", "dst", "KUBE-ROUTER-DSR"),
@@ -250,9 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn in_a_table_the_rules_do_not_grow_with_services_and_are_of_the_families_in_use() {
+    fn in_a_table_rules_are_of_the_families_in_use_and_only_those_for_what_leaves_grow_with_services() {
+        let port = |address: &str, port| ServiceKey::Address {
+            address: address.parse().expect("an address"),
+            protocol: Protocol::Tcp,
+            port,
+        };
+        let v4 = [(port("203.0.113.7", 80), 13766), (port("203.0.113.7", 81), 13767)];
+        let given = BTreeMap::from([v4[0], v4[1], (port("2001:db8::7", 80), 9129)]);
         let count = |sizes| {
-            let table = in_table(sizes);
+            let table = in_table(sizes, &given);
             let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
                 Some(Content::Chain(chain)) => chain.rules.len(),
                 _ => 0,
@@ -260,7 +309,28 @@ mod tests {
             (table.len(), rules(NFT_DSR_IN), rules(NFT_DSR_OUT))
         };
         assert_eq!(count(PerFamily { v4: None, v6: None }), (0, 0, 0));
-        assert_eq!(count(PerFamily { v4: Some(1440), v6: None }), (4, 3, 2));
-        assert_eq!(count(PerFamily { v4: Some(1440), v6: Some(1400) }), (6, 6, 4));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: None }), (4, 3, 5));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: Some(1400) }), (6, 6, 8));
+    }
+
+    #[test]
+    fn while_not_all_is_known_the_marks_of_unknown_services_are_taken_away_too() {
+        let address = "203.0.113.7".parse().expect("an address");
+        let port = |port| ServiceKey::Address { address, protocol: Protocol::Tcp, port };
+        let out = |given: &[(ServiceKey, u32)]| {
+            let table = in_table(PerFamily { v4: Some(1440), v6: None }, &given.iter().copied().collect());
+            table[&Object::Chain(NFT_DSR_OUT.into())].clone()
+        };
+        let (both, one) = (out(&[(port(80), 3), (port(81), 9)]), out(&[(port(81), 9)]));
+        let of = |content: &Content| match content {
+            Content::Chain(chain) => chain.rules.clone(),
+            other => panic!("{other:?} is no chain"),
+        };
+        let mut grown = of(&both.grown(&one));
+        let mut all = of(&both);
+        grown.sort();
+        all.sort();
+        assert_eq!(grown, all);
+        assert_eq!((one.grown(&both), both.grown(&both)), (both.clone(), both));
     }
 }

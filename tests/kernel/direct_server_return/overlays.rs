@@ -68,7 +68,7 @@ fn size_is_told(service: IpAddr) -> Option<u32> {
 #[test]
 fn over_an_overlay_large_packets_arrive_and_a_client_is_told_what_fits() {
     let _alone = alone();
-    for (filter, kind) in [("nftables", "ipip"), ("iptables", "ipip")] {
+    for (filter, kind) in [("nftables", "ipip"), ("iptables", "ipip"), ("nftables", "fou"), ("iptables", "fou")] {
         let _in_use = in_use();
         beside_containerd_of_both_families(|runtime| {
             ways();

@@ -203,6 +203,8 @@ fn rules() -> Vec<(Rule, &'static str)> {
         one(Match::IcmpKind { family: Family::V6, number: 135 }, "icmpv6 type nd-neighbor-solicit accept"),
         one(Match::DestinationPort { protocol: Protocol::Tcp, range: ports(80, 80) }, "tcp dport 80 accept"),
         one(Match::DestinationPort { protocol: Protocol::Sctp, range: ports(1, 65535) }, "sctp dport 1-65535 accept"),
+        one(Match::Encapsulated(Family::V4), "meta l4proto ipencap accept"),
+        one(Match::Encapsulated(Family::V6), "meta l4proto ipv6 accept"),
         one(Match::Opening, "tcp flags syn / syn,rst accept"),
         one(Match::Answer, "ct direction reply accept"),
         one(

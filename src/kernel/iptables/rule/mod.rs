@@ -128,6 +128,8 @@ pub enum IpProtocol {
     Transport(Protocol),
     /// ICMP or, in IPv6, ICMPv6.
     Icmp(Family),
+    /// A packet of this family in a packet of the same family (RFC 2003, RFC 2473).
+    Encapsulated(Family),
 }
 
 /// An end of a packet.

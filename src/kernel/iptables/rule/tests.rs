@@ -37,6 +37,7 @@ fn a_match() -> impl Strategy<Value = Match> {
         name().prop_map(|link| Match::OutputLink(link.into())),
         (0..3_usize).prop_map(|at| Match::Protocol(IpProtocol::Transport(Protocol::ALL[at]))),
         family().prop_map(|family| Match::Protocol(IpProtocol::Icmp(family))),
+        family().prop_map(|family| Match::Protocol(IpProtocol::Encapsulated(family))),
         "[ -~]{0,20}".prop_map(|said| Match::Comment(said.into())),
         (name(), side(), any::<bool>(), any::<bool>()).prop_map(|(set, side, ports, negated)| {
             let of = if ports { SetSides::DestinationPort } else { SetSides::Address(side) };
@@ -115,6 +116,19 @@ fn what_is_not_known_stays_as_it_was_printed_and_the_rest_is_understood() {
     assert_eq!(rule.chain().map(CompactString::as_str), Some("KUBE-A"));
     // The same addresses in another spelling are another text.
     assert!(matches!(Rule::from("-s 10.0.0.1 -j DROP").matches(), [Match::Foreign(_)]));
+}
+
+#[test]
+fn a_packet_in_a_packet_is_one_protocol_under_all_names_that_hosts_have_for_it() {
+    for (written, names) in [("-p 4 -j KUBE-A", ["ipencap", "ipv4"]), ("-p 41 -j KUBE-A", ["ipv6", "41"])] {
+        let rule = Rule::from(written);
+        assert!(matches!(rule.matches(), [Match::Protocol(IpProtocol::Encapsulated(_))]));
+        for name in names {
+            let printed = Rule::from(format!("-p {name} -j KUBE-A"));
+            assert_eq!((&printed, printed.to_string()), (&rule, written.to_owned()));
+        }
+        assert!(matches!(Rule::from("! -p ipencap -j KUBE-A").matches(), [Match::Foreign(_)]));
+    }
 }
 
 #[test]

@@ -89,8 +89,10 @@ impl fmt::Display for Match {
             Match::Set { set, of, negated } => write!(f, "-m set {}--match-set {set} {of}", not(*negated)),
             Match::State { states, negated } => write!(f, "-m conntrack {}--ctstate {states}", not(*negated)),
             Match::Answer => f.write_str("-m conntrack --ctdir REPLY"),
-            Match::Mark { mark, negated } => write!(f, "-m mark {}--mark {mark}", not(*negated)),
-            Match::ConnectionMark { mark, negated } => write!(f, "-m connmark {}--mark {mark}", not(*negated)),
+            Match::Mark { mark, negated } => write!(f, "-m mark {}--mark {}", not(*negated), Compared(*mark)),
+            Match::ConnectionMark { mark, negated } => {
+                write!(f, "-m connmark {}--mark {}", not(*negated), Compared(*mark))
+            }
             Match::Limit { per_minute, burst } => write!(f, "-m limit --limit {per_minute}/min --limit-burst {burst}"),
             Match::Ports(ranges) => {
                 f.write_str("-m multiport --dports ")?;
@@ -143,6 +145,7 @@ impl fmt::Display for IpProtocol {
             IpProtocol::Transport(protocol) => write!(f, "{protocol}"),
             IpProtocol::Icmp(Family::V4) => f.write_str("icmp"),
             IpProtocol::Icmp(Family::V6) => f.write_str("ipv6-icmp"),
+            IpProtocol::Encapsulated(family) => f.write_str(encapsulation(*family).0),
         }
     }
 }
@@ -167,6 +170,18 @@ impl fmt::Display for States {
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+/// A mark as iptables writes it where it compares one: without a mask that has all bits.
+struct Compared(Mark);
+
+impl fmt::Display for Compared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Mark { value, mask: u32::MAX } => write!(f, "{value:#x}"),
+            mark => write!(f, "{mark}"),
+        }
     }
 }
 
@@ -242,7 +257,7 @@ fn is_basic(word: &str) -> bool {
 fn read_match(words: &[&str], text: &str) -> Match {
     let negated = words.contains(&"!");
     let bare: Vec<&str> = words.iter().copied().filter(|word| *word != "!").collect();
-    let read = understood(&bare, negated).filter(|read| is_written(read, text));
+    let read = understood(&bare, negated).filter(|read| is_written(read, text) || is_other_name(read, text));
     read.unwrap_or_else(|| Match::Foreign(Foreign(text.into())))
 }
 
@@ -266,8 +281,8 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
         }
         ["-m", "conntrack", "--ctstate", names] => Match::State { states: states(names)?, negated },
         ["-m", "conntrack", "--ctdir", "REPLY"] if !negated => Match::Answer,
-        ["-m", "mark", "--mark", text] => Match::Mark { mark: mark(text)?, negated },
-        ["-m", "connmark", "--mark", text] => Match::ConnectionMark { mark: mark(text)?, negated },
+        ["-m", "mark", "--mark", text] => Match::Mark { mark: compared(text)?, negated },
+        ["-m", "connmark", "--mark", text] => Match::ConnectionMark { mark: compared(text)?, negated },
         ["-m", "limit", "--limit", limit, "--limit-burst", burst] => {
             Match::Limit { per_minute: number(limit.strip_suffix("/min")?)?, burst: number(burst)? }
         }
@@ -341,7 +356,29 @@ impl fmt::Write for Expected<'_> {
     }
 }
 
+/// The number of the protocol of a packet in a packet, and the names that iptables prints for it where the host has them.
+fn encapsulation(family: Family) -> (&'static str, &'static [&'static str]) {
+    match family {
+        Family::V4 => ("4", &["ipencap", "ipv4"]),
+        Family::V6 => ("41", &["ipv6"]),
+    }
+}
+
+/// Returns whether this is a protocol under another name than it is written with. Which one is printed depends on the host's `/etc/protocols`, and only the
+/// number is taken everywhere.
+fn is_other_name(read: &Match, text: &str) -> bool {
+    let Match::Protocol(IpProtocol::Encapsulated(family)) = read else { return false };
+    text.strip_prefix("-p ").is_some_and(|name| encapsulation(*family).1.contains(&name))
+}
+
 fn protocol(name: &str) -> Option<IpProtocol> {
+    let is_it = |family: &Family| {
+        let (number, names) = encapsulation(*family);
+        number == name || names.contains(&name)
+    };
+    if let Some(family) = Family::BOTH.into_iter().find(is_it) {
+        return Some(IpProtocol::Encapsulated(family));
+    }
     let all = Protocol::ALL.map(IpProtocol::Transport).into_iter().chain(Family::BOTH.map(IpProtocol::Icmp));
     all.into_iter().find(|protocol| protocol.to_string() == name)
 }
@@ -351,6 +388,11 @@ fn states(names: &str) -> Option<States> {
         let (state, _) = STATES.iter().find(|(_, known)| *known == name)?;
         Some(states.or(*state))
     })
+}
+
+fn compared(text: &str) -> Option<Mark> {
+    let whole = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    mark(text).or_else(|| Some(Mark { value: whole(text)?, mask: u32::MAX }))
 }
 
 fn mark(text: &str) -> Option<Mark> {
