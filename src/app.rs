@@ -160,10 +160,10 @@ async fn serve(config: Config, packet_filter: &mut Deciding) -> anyhow::Result<(
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
-        let (untunnelled_out, untunnelled) = watch::channel(Arc::default());
-        let out = PodTunnelsOut { problems: problems_out.of_pods.clone(), untunnelled: untunnelled_out };
+        let (tunnel_ends_out, tunnel_ends) = watch::channel(Arc::default());
+        let out = PodTunnelsOut { problems: problems_out.of_pods.clone(), tunnel_ends: tunnel_ends_out };
         running.extend(common.start_pod_tunnels(pod_tunnels, announced, out)?);
-        let channels = ProxyChannels { believed, served: served_out, problems: problems_out, judged, untunnelled };
+        let channels = ProxyChannels { believed, served: served_out, problems: problems_out, judged, tunnel_ends };
         running.push(common.start_proxy(settings, inputs, channels, &mut answerers).await?);
     }
     if let Some(settings) = config.firewall {

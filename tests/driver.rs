@@ -39,7 +39,7 @@ use sluice::observe::health::Health;
 use sluice::observe::local::Question;
 use sluice::observe::metrics::Registry;
 use sluice::proxy::driver::{Driver, ProxyContext};
-use sluice::proxy::dsr::Untunnelled;
+use sluice::proxy::dsr::TunnelEnds;
 use sluice::proxy::external_ip::NAMED;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::metrics::Metrics;
@@ -66,7 +66,7 @@ struct Running {
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
-    untunnelled: watch::Sender<Arc<Untunnelled>>,
+    tunnel_ends: watch::Sender<Arc<TunnelEnds>>,
     owners: watch::Receiver<Owned>,
     health_checks: watch::Receiver<HealthChecks>,
     ask: mpsc::Sender<Question>,
@@ -395,7 +395,7 @@ fn with_config(
     let (changes, disturbances) = watch::channel(Changes::default());
     let (stop, stopped) = watch::channel(false);
     let (believed, believed_in) = watch::channel(Table::default());
-    let (untunnelled, untunnelled_in) = watch::channel(Arc::default());
+    let (tunnel_ends, tunnel_ends_in) = watch::channel(Arc::default());
     let (owners, owners_in) = watch::channel(Owned::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
     let (ask, questions) = mpsc::channel(1);
@@ -424,7 +424,7 @@ fn with_config(
         questions,
         health: health.clone(),
         firewall: FirewallWaits::new(judged, health.note("tunnels")),
-        untunnelled: untunnelled_in,
+        tunnel_ends: tunnel_ends_in,
         ranged,
         outside,
     };
@@ -435,7 +435,7 @@ fn with_config(
         world,
         changes,
         believed,
-        untunnelled,
+        tunnel_ends,
         owners,
         health_checks,
         ask,

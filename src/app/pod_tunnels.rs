@@ -29,8 +29,8 @@ use crate::pod_tunnels::driver::{self, Wanted};
 use crate::pod_tunnels::machine::Standing;
 use crate::pod_tunnels::metrics::Metrics;
 use crate::pod_tunnels::places::Announced;
-use crate::proxy::dsr::Untunnelled;
 use crate::proxy::dsr::local_pods::LocalPods;
+use crate::proxy::dsr::{TunnelEnds, Untunnelled};
 
 pub mod awaited;
 mod closed;
@@ -79,7 +79,7 @@ pub fn with_tunnels(mut config: Config) -> Config {
 /// The pods that cannot be set up, for the cluster and for the service proxy.
 pub struct PodTunnelsOut {
     pub problems: watch::Sender<ServiceProblems>,
-    pub untunnelled: watch::Sender<Arc<Untunnelled>>,
+    pub tunnel_ends: watch::Sender<Arc<TunnelEnds>>,
 }
 
 impl Common {
@@ -94,7 +94,7 @@ impl Common {
         out: PodTunnelsOut,
     ) -> anyhow::Result<Option<Running>> {
         let Some(Settings { proxy, families, sockets }) = settings else { return Ok(None) };
-        let PodTunnelsOut { problems, untunnelled } = out;
+        let PodTunnelsOut { problems, tunnel_ends } = out;
         let (wanted_out, wanted) = watch::channel(Arc::default());
         let (standing, standing_in) = watch::channel(Arc::default());
         let metrics = Metrics::register(&self.registry)?;
@@ -102,7 +102,7 @@ impl Common {
         let inputs = driver::Inputs { sockets, wanted, announced, standing, pulse, note, metrics };
         let thread = driver::spawn(inputs, self.stop.clone())?;
         let joined = Joined::new(LocalPods::new(proxy, families));
-        let out = Out { wanted: wanted_out, problems, untunnelled, note: self.health.note(PODS) };
+        let out = Out { wanted: wanted_out, problems, tunnel_ends, note: self.health.note(PODS) };
         tokio::spawn(follow(joined, self.world.clone(), standing_in, out));
         Ok(Some(Running { name: "tunnels in pods", thread }))
     }
@@ -113,7 +113,7 @@ struct Out {
     wanted: watch::Sender<Arc<Wanted>>,
     problems: watch::Sender<ServiceProblems>,
     /// Told which endpoints get nothing through tunnels.
-    untunnelled: watch::Sender<Arc<Untunnelled>>,
+    tunnel_ends: watch::Sender<Arc<TunnelEnds>>,
     /// Says that Pods are not listed.
     note: Note,
 }
@@ -125,7 +125,7 @@ async fn follow(
     mut standing: watch::Receiver<Arc<Standing>>,
     out: Out,
 ) {
-    let Out { wanted, problems, untunnelled, note } = out;
+    let Out { wanted, problems, tunnel_ends, note } = out;
     let (mut lacking, mut unlisted) = (Lacking::default(), Unlisted { note, since: None, is_said: false });
     let (mut is_told, mut is_new) = (true, true);
     loop {
@@ -147,9 +147,10 @@ async fn follow(
             lacking.follow(joined.cannot_be_set_up(&newest), now);
         }
         let lasting = lacking.lasting(now);
-        untunnelled.send_if_modified(|told| {
-            tell_untunnelled(told, &lasting);
-            std::mem::replace(told, Arc::new(lasting)) != *told
+        let unproven = joined.unproven(&wanted.borrow(), &standing.borrow());
+        tunnel_ends.send_if_modified(|told| {
+            tell_untunnelled(&told.lacking, &lasting);
+            std::mem::replace(told, Arc::new(TunnelEnds { lacking: lasting, unproven })) != *told
         });
         unlisted.follow(joined.lacks_pods(), now);
         let again = lacking.deadline(now).into_iter().chain(unlisted.deadline()).min();

@@ -27,7 +27,7 @@ use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
 use crate::observe::metrics::Registry;
 use crate::proxy;
-use crate::proxy::dsr::Untunnelled;
+use crate::proxy::dsr::TunnelEnds;
 use crate::proxy::health_check::{self, HealthChecks};
 use crate::proxy::source_ranges::serve::{self as source_ranges, OutsideSources};
 use crate::proxy::unjudged::driver::FirewallWaits;
@@ -76,7 +76,7 @@ pub struct ProxyChannels {
     /// The number of the World that the firewall has judged, where there are tunnels.
     pub judged: Option<watch::Receiver<u64>>,
     /// Endpoints on this node in which no tunnel ends.
-    pub untunnelled: watch::Receiver<Arc<Untunnelled>>,
+    pub tunnel_ends: watch::Receiver<Arc<TunnelEnds>>,
 }
 
 /// A subsystem on its thread.
@@ -97,7 +97,7 @@ impl Common {
         channels: ProxyChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
-        let ProxyChannels { believed, served, problems, judged, untunnelled } = channels;
+        let ProxyChannels { believed, served, problems, judged, tunnel_ends } = channels;
         let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
         let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);
@@ -128,7 +128,7 @@ impl Common {
             metrics,
             questions,
             firewall: FirewallWaits::new(judged, health.note("tunnels")),
-            untunnelled,
+            tunnel_ends,
             ranged,
             outside,
             health,

@@ -3,7 +3,6 @@
 //! Besides the World, disturbances and retries it waits for addresses that neighbours no longer have routes for,
 //! for destinations that have drained, and for questions of users on this host.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,9 +22,10 @@ use crate::subsystem::{
     self, Context, FirstSync, Inputs, Kinds as _, LookedAt, OthersCommands, Standing, Subsystem, Times,
 };
 
+use self::caution::Caution;
 use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
 use super::desired::ProxyChanges;
-use super::dsr::Untunnelled;
+use super::dsr::TunnelEnds;
 use super::explain::serve::{Formatting, Sources};
 use super::health_check::HealthChecks;
 use super::health_check::pending::Pending;
@@ -36,6 +36,8 @@ use super::source_ranges::serve::OutsideSources;
 use super::udp_flows::Forgetting;
 use super::unallocated::Judged;
 use super::unjudged::driver::FirewallWaits;
+
+mod caution;
 
 /// Inputs and outputs of the service proxy besides those of every subsystem.
 pub struct ProxyContext {
@@ -59,7 +61,7 @@ pub struct ProxyContext {
     /// Endpoints that wait for the firewall of this process (`unjudged`).
     pub firewall: FirewallWaits,
     /// Endpoints on this node in which no tunnel ends. Empty where nobody looks after tunnels.
-    pub untunnelled: watch::Receiver<Arc<Untunnelled>>,
+    pub tunnel_ends: watch::Receiver<Arc<TunnelEnds>>,
     /// The families in which any Service has source ranges.
     pub ranged: watch::Sender<PerFamily<bool>>,
     /// The packets that source ranges have dropped, for who asks.
@@ -86,6 +88,7 @@ pub struct Driver<K: Kernel> {
     adopted: bool,
     /// The marks that packets are given at the start are the plan's.
     marks_adopted: bool,
+    caution: Caution,
     flows_stay: FlowsStay,
     /// Whether others' IPVS commands are counted, or why not, as last logged.
     commands_counted: Option<Result<(), String>>,
@@ -115,6 +118,7 @@ impl<K: Kernel> Driver<K> {
             context,
             adopted: false,
             marks_adopted: false,
+            caution: Caution::default(),
             flows_stay: FlowsStay::default(),
             commands_counted: None,
             health_checks_changed: false,
@@ -134,19 +138,6 @@ impl<K: Kernel> Driver<K> {
         self.mirrors.standing_twice(self.plan.desired())
     }
 
-    /// Has the plan go on with the marks that packets are given since an earlier run, before it chooses any.
-    fn adopt_marks(&mut self, at: Moment) {
-        if !self.config.tunnel_mode || self.marks_adopted {
-            return;
-        }
-        if let Some(given) = self.mirrors.given_marks(at) {
-            let changed = self.plan.adopt_marks(&given);
-            self.mark(&changed, at.now);
-            self.plan.keep_marks(self.mirrors.marks_elsewhere());
-            self.marks_adopted = true;
-        }
-    }
-
     /// Marks what is desired differently, and has new endpoints behind tunnels wait for the firewall.
     fn mark(&mut self, changed: &ProxyChanges, now: Instant) {
         self.mirrors.mark(changed);
@@ -163,16 +154,6 @@ impl<K: Kernel> Driver<K> {
         if changed.owners {
             self.context.owners.send_replace(self.plan.owned());
         }
-    }
-
-    /// Takes the endpoints on this node in which no tunnel ends.
-    fn take_untunnelled(&mut self, now: Instant) {
-        let newest = self.context.untunnelled.borrow_and_update().clone();
-        let count = newest.values().map(BTreeSet::len).sum::<usize>();
-        self.context.metrics.untunnelled.set(i64::try_from(count).unwrap_or(i64::MAX));
-        let changed = self.plan.set_untunnelled((*newest).clone(), now);
-        self.context.metrics.parts.inc_by(changed.parts_computed as u64);
-        self.tell_parts(&changed, now);
     }
 
     /// Removes draining destinations without connections.
@@ -255,12 +236,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn next(&mut self) -> News {
         let is_closing = self.plan.is_closing();
-        let ProxyContext { believed, questions, firewall, untunnelled, .. } = &mut self.context;
+        let ProxyContext { believed, questions, firewall, tunnel_ends, .. } = &mut self.context;
         tokio::select! {
             Ok(()) = believed.changed(), if is_closing => News::Believed,
             Some(question) = questions.recv() => News::Asked(question),
             () = firewall.changed() => News::Judged,
-            Ok(()) = untunnelled.changed() => News::Untunnelled,
+            Ok(()) = tunnel_ends.changed() => News::Untunnelled,
         }
     }
 
@@ -268,7 +249,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match news {
             // The wait itself has marked the value as seen; the turn must find it changed.
             News::Believed => self.context.believed.mark_changed(),
-            News::Untunnelled => self.context.untunnelled.mark_changed(),
+            News::Untunnelled => self.context.tunnel_ends.mark_changed(),
             // The turn reads it.
             News::Judged => {}
             News::Asked(question) => {
@@ -300,7 +281,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let withdrawn = self.plan.set_believed(believed);
             self.mark(&withdrawn, now);
         }
-        if self.context.untunnelled.has_changed().unwrap_or(false) {
+        if self.context.tunnel_ends.has_changed().unwrap_or(false) {
             self.take_untunnelled(now);
         }
     }
@@ -350,6 +331,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return ProxyRound::default();
         }
         self.adopt_marks(at);
+        if authority == Authority::Complete {
+            self.be_cautious(at);
+        }
         if authority == Authority::Complete && !self.adopted {
             // Destinations of an earlier run that are no longer desired may still have connections.
             if let Some(existing) = self.mirrors.existing_virtuals(self.plan.desired(), at) {

@@ -24,3 +24,12 @@ pub type PodAddresses = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
 /// Endpoints on this node in which no tunnel ends, although their Services ask for one and may have it, by Service: the pods cannot be set up. This node sends
 /// them nothing through tunnels. Pods that policies close to tunnels are not among them: all nodes see these alike.
 pub type Untunnelled = BTreeMap<ObjectName, BTreeSet<IpAddr>>;
+
+/// The endpoints on this node in which tunnels are to end, as far as they are no ends yet.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct TunnelEnds {
+    /// Those that could not be set up for long enough.
+    pub lacking: Untunnelled,
+    /// Those that are not set up, for however short a time; `None` while it is not known which are to be.
+    pub unproven: Option<Untunnelled>,
+}

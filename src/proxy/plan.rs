@@ -18,7 +18,7 @@ mod problems;
 mod tunnels;
 
 use std::cell::LazyCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -165,6 +165,12 @@ impl Plan {
     /// Returns the virtual services that stay open for now.
     pub fn closing(&self) -> impl Iterator<Item = ServiceKey> + '_ {
         self.closing.keys()
+    }
+
+    /// Returns the addresses of a Service's endpoints, on whichever node and in whatever condition.
+    pub fn endpoints_of(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
+        let slices = self.world.cluster.endpoints.get(service).into_iter().flat_map(|its| its.slices.values());
+        slices.flat_map(|slice| slice.endpoints.listed()).map(|endpoint| endpoint.address).collect()
     }
 
     /// Takes the endpoints on this node in which no tunnel ends; returns what changed.

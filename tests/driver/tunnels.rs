@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sluice::config::ProxyConfig;
 use sluice::observe::health::Health;
-use sluice::proxy::dsr::Untunnelled;
+use sluice::proxy::dsr::{TunnelEnds, Untunnelled};
 use sluice::proxy::explain::{Place, Question as Asked, Role, Standing, explanation};
 use sluice::proxy::unjudged::PATIENCE;
 
@@ -132,7 +132,7 @@ fn a_pod_without_a_tunnel_gets_nothing_through_one_and_where_nobody_else_answers
             let of = those.iter().map(|last| IpAddr::from([10, 244, 1, *last])).collect::<BTreeSet<IpAddr>>();
             let found =
                 if of.is_empty() { Untunnelled::new() } else { [(ObjectName::new("default", "one"), of)].into() };
-            running.untunnelled.send_replace(Arc::new(found));
+            running.tunnel_ends.send_replace(Arc::new(TunnelEnds { lacking: found, unproven: None }));
         };
         // It is told before anything is known of the cluster.
         lacking(&[6]);
@@ -191,5 +191,47 @@ fn what_an_earlier_run_left_serves_while_the_firewall_is_not_there() {
         running.world.send_replace(tunnelled(1, &[6, 7]));
         running.until("what has gone is gone", |state| behind_tunnels(state) == Some(vec![6])).await;
         running.until("the new one had to wait", |state| behind_tunnels(state) == Some(vec![6, 7])).await;
+    });
+}
+
+#[test]
+fn a_start_goes_on_with_nat_until_it_is_known_that_a_tunnel_ends_in_the_endpoint() {
+    let it: Untunnelled = [(ObjectName::new("default", "one"), [IpAddr::from([10, 244, 1, 5])].into())].into();
+    let state = std::cell::RefCell::new(State::default());
+    with_firewall(async |running, judge| {
+        judge.send_replace(1);
+        let ends = TunnelEnds { lacking: it.clone(), unproven: Some(it.clone()) };
+        running.tunnel_ends.send_replace(Arc::new(ends));
+        running.world.send_replace(tunnelled(1, &[5]));
+        running.until("it has NAT", |state| with_nat(state) == Some(vec![5])).await;
+        running.until("the other Service is served", |state| state.holds(OTHER)).await;
+        state.replace(running.kernel.state());
+    });
+    with_firewall(async |running, judge| {
+        running.kernel.with(|machine| machine.state = state.take());
+        judge.send_replace(9);
+        let stays = |state: &State| assert_eq!((with_nat(state), behind_tunnels(state)), (Some(vec![5]), None));
+        let mut world = tunnelled(1, &[5]);
+        for (number, unproven, address) in [(1, None, "10.96.0.21"), (2, Some(it.clone()), "10.96.0.22")] {
+            running.tunnel_ends.send_replace(Arc::new(TunnelEnds { lacking: Untunnelled::new(), unproven }));
+            let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+            let service = Service::new(vec![address.parse().expect("an address")], vec![port]);
+            world.cluster.services.insert(ObjectName::new("default", address), service);
+            world.number = number;
+            running.world.send_replace(world.clone());
+            running.until("a new Service is served", |state| state.holds(address)).await;
+            stays(&running.kernel.state());
+        }
+        let unproven = Some(Untunnelled::new());
+        running.tunnel_ends.send_replace(Arc::new(TunnelEnds { lacking: Untunnelled::new(), unproven }));
+        let is_tunnelled = |state: &State| behind_tunnels(state) == Some(vec![5]) && with_nat(state).is_none();
+        running.until("it is set up", is_tunnelled).await;
+        // From then on it is as any other: what is not known to fail is used.
+        running.tunnel_ends.send_replace(Arc::new(TunnelEnds { lacking: Untunnelled::new(), unproven: Some(it) }));
+        world.number = 3;
+        world.cluster.services.remove(&ObjectName::new("default", "10.96.0.21"));
+        running.world.send_replace(world);
+        running.until("that Service has gone", |state| !state.holds("10.96.0.21")).await;
+        assert_eq!(behind_tunnels(&running.kernel.state()), Some(vec![5]));
     });
 }

@@ -16,6 +16,7 @@ use crate::model::{
 use crate::pod_tunnels::driver::Wanted;
 use crate::pod_tunnels::machine::Standing;
 use crate::pod_tunnels::places::{KnownPod, KnownPods};
+use crate::proxy::dsr::Untunnelled;
 use crate::proxy::dsr::local_pods::LocalPods;
 
 /// The pods of this node, as the World knows them, and the Services that may put addresses into them.
@@ -111,6 +112,23 @@ impl Joined {
     pub fn cannot_be_set_up(&self, standing: &Standing) -> BTreeSet<(ObjectName, IpAddr)> {
         let of_pod = |pod| self.asking(pod).map(move |(service, ..)| (service.clone(), pod));
         standing.left_out.iter().flat_map(|one| of_pod(one.pod)).collect()
+    }
+
+    /// Returns the pods that are to be set up and are not yet, each with the Services that ask for it; `None` while it is not known which are to be.
+    pub fn unproven(&self, wanted: &Wanted, standing: &Standing) -> Option<Untunnelled> {
+        if !self.complete {
+            return None;
+        }
+        let mut found = Untunnelled::new();
+        for (pod, addresses) in &wanted.tunnels {
+            if standing.set_up.get(pod).is_some_and(|its| addresses.is_subset(its)) || addresses.is_empty() {
+                continue;
+            }
+            for (service, ..) in self.asking(*pod) {
+                found.entry(service.clone()).or_default().insert(*pod);
+            }
+        }
+        Some(found)
     }
 
     /// Returns what cannot be set up, as problems of the Services concerned.

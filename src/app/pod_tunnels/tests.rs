@@ -296,9 +296,9 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     let (wanted, mut wanted_in) = watch::channel(Arc::default());
     let (standing, standing_in) = watch::channel(Arc::default());
     let (problems, mut problems_in) = watch::channel(ServiceProblems::default());
-    let (untunnelled, mut untunnelled_in) = watch::channel(Arc::default());
+    let (tunnel_ends, mut ends) = watch::channel(Arc::<TunnelEnds>::default());
     let note = Health::default().note(PODS);
-    let out = Out { wanted, problems, untunnelled, note };
+    let out = Out { wanted, problems, tunnel_ends, note };
     let following = tokio::spawn(follow(joined(), world_in, standing_in, out));
     world_out.send_replace(with_pod());
     wanted_in.changed().await.expect("it is told");
@@ -307,13 +307,15 @@ async fn what_is_wanted_and_what_cannot_be_set_up_go_both_ways() {
     standing.send_replace(Arc::new(Standing { left_out: vec![left_out], ..Standing::default() }));
     problems_in.changed().await.expect("it is told");
     assert_eq!(problems_in.borrow_and_update().len(), 1);
-    let begun = Instant::now();
-    untunnelled_in.changed().await.expect("it is told");
+    let (begun, it) = (Instant::now(), Untunnelled::from([(web(), [at("10.244.1.5")].into())]));
+    let proven = |is: bool| Some(if is { Untunnelled::new() } else { it.clone() });
+    ends.wait_for(|ends| ends.unproven == proven(false)).await.expect("it is told at once");
+    ends.wait_for(|ends| ends.lacking == it).await.expect("it is told");
     assert_eq!(begun.elapsed().as_secs(), 5, "a short failure takes nobody out");
-    assert_eq!(**untunnelled_in.borrow_and_update(), [(web(), [at("10.244.1.5")].into())].into());
-    standing.send_replace(Arc::default());
-    untunnelled_in.changed().await.expect("it is told at once");
-    assert_eq!((begun.elapsed().as_secs(), untunnelled_in.borrow_and_update().len()), (5, 0));
+    let set_up = [(at("10.244.1.5"), [at("203.0.113.7")].into())].into();
+    standing.send_replace(Arc::new(Standing { set_up, ..Standing::default() }));
+    ends.wait_for(|ends| ends.lacking.is_empty() && ends.unproven == proven(true)).await.expect("it is told at once");
+    assert_eq!(begun.elapsed().as_secs(), 5);
     problems_in.changed().await.expect("it is told");
     assert!(problems_in.borrow_and_update().is_empty());
     // The thread of the pods ends before the World does.

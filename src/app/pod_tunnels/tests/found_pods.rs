@@ -54,7 +54,7 @@ async fn pods_that_cannot_be_listed_are_said_where_a_service_needs_them() {
     let out = Out {
         wanted: watch::channel(Arc::default()).0,
         problems: watch::channel(ServiceProblems::default()).0,
-        untunnelled: watch::channel(Arc::default()).0,
+        tunnel_ends: watch::channel(Arc::default()).0,
         note: health.note(PODS),
     };
     let (_standing, standing_in) = watch::channel(Arc::default());
