@@ -18,7 +18,7 @@ use sluice::firewall::nftables::names;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
-use sluice::kernel::nftables::{Chain, Content, Hook, Kind, Object, transactions};
+use sluice::kernel::nftables::{Chain, Content, Hook, Kind, Name, Object, transactions};
 use sluice::model::{
     Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, PolicyPort, PolicyRule, Selector, Subject, Tier, World,
 };
@@ -36,11 +36,19 @@ type Contents = desired::Table;
 
 /// A table in memory, and the states it was in.
 #[derive(Clone, Default)]
-struct Recorder(Rc<RefCell<Vec<Contents>>>);
+struct Recorder {
+    states: Rc<RefCell<Vec<Contents>>>,
+    /// The chains that each transaction gave another name.
+    renamed: Rc<RefCell<Vec<Renamed>>>,
+    renames: bool,
+}
+
+/// Chains by their former names, with the ones that they have since.
+type Renamed = Vec<(Name, Name)>;
 
 impl Recorder {
     fn last(&self) -> Contents {
-        self.0.borrow().last().cloned().unwrap_or_default()
+        self.states.borrow().last().cloned().unwrap_or_default()
     }
 }
 
@@ -63,15 +71,16 @@ impl Target for Recorder {
             (Object::Set(name), Content::Set(spec)) => Some((name.clone(), Some(*spec))),
             _ => None,
         });
-        for turn in transactions(steps, &sets.collect()).expect("elements are of sets") {
-            for step in turn.into_iter().map(|step| &steps[step]) {
+        for turn in transactions(steps, &sets.collect(), self.renames).expect("elements are of sets") {
+            for step in turn.steps.into_iter().map(|step| &steps[step]) {
                 match step.want {
                     Some(want) => drop(table.insert(step.key.clone(), want.clone())),
                     None => drop(table.remove(step.key)),
                 }
             }
             assert_eq!(refusal(&table), None, "the kernel takes what is asked of it");
-            self.0.borrow_mut().push(table.clone());
+            self.states.borrow_mut().push(table.clone());
+            self.renamed.borrow_mut().push(turn.renamed);
         }
         Vec::new()
     }
@@ -96,7 +105,7 @@ impl Kernel for Recorded {
 }
 
 /// What a packet meets that is under way when one table becomes another: the chains of before, with the elements of afterwards, but for those of these maps.
-fn under_way(before: &Contents, after: &Contents, asked_before: &BTreeSet<sluice::kernel::nftables::Name>) -> Contents {
+fn under_way(before: &Contents, after: &Contents, renamed: &[(Name, Name)], asked_before: &BTreeSet<Name>) -> Contents {
     let mut met = Contents::default();
     let is_asked = |object: &Object| matches!(object, Object::Element(set, _) if asked_before.contains(set));
     // A map that is gone has no element any more. A set that is gone keeps its own until no packet is in it: the kernel takes elements out only where they hold others.
@@ -116,8 +125,17 @@ fn under_way(before: &Contents, after: &Contents, asked_before: &BTreeSet<sluice
             met.insert(object.clone(), content.clone());
         }
     }
+    // A chain with another name has the rules of before.
+    for (from, to) in renamed {
+        let content = before.get(&Object::Chain(from.clone())).expect("it exists");
+        met.insert(Object::Chain(to.clone()), content.clone());
+    }
     // A new chain has no rules for it.
-    for object in after.keys().filter(|object| matches!(object, Object::Chain(_)) && !before.contains_key(*object)) {
+    let is_new = |object: &Object| {
+        let is_renamed = renamed.iter().any(|(_, to)| *object == Object::Chain(to.clone()));
+        matches!(object, Object::Chain(_)) && !before.contains_key(object) && !is_renamed
+    };
+    for object in after.keys().filter(|object| is_new(object)) {
         let empty = Chain { base: None, rules: Vec::new() };
         met.insert(object.clone(), Content::Chain(Arc::new(empty)));
     }
@@ -134,18 +152,22 @@ fn under_way(before: &Contents, after: &Contents, asked_before: &BTreeSet<sluice
 }
 
 /// The moments between two tables, in words.
-fn moments(before: &Contents, after: &Contents) -> [(&'static str, Contents); 3] {
+fn moments(before: &Contents, after: &Contents, renamed: &[(Name, Name)]) -> [(&'static str, Contents); 3] {
     let maps = |direction| Family::BOTH.map(|family| names::admin(direction, family));
     let first = Direction::BOTH.into_iter().flat_map(maps).collect();
     [
-        ("under way", under_way(before, after, &BTreeSet::new())),
-        ("between two lookups", under_way(before, after, &first)),
+        ("under way", under_way(before, after, renamed, &BTreeSet::new())),
+        ("between two lookups", under_way(before, after, renamed, &first)),
         ("behind it", after.clone()),
     ]
 }
 
-/// Changes from each of two Worlds to the other one, and tries packets meanwhile.
-fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) {
+/// Changes from each of two Worlds to the other one, and tries packets meanwhile, where chains may get other names and where not. Returns how many do.
+fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) -> usize {
+    [true, false].map(|renames| take_turns_by(said, worlds, authority, renames)).into_iter().sum()
+}
+
+fn take_turns_by(said: &str, worlds: [&World; 2], authority: Authority, renames: bool) -> usize {
     let rules = worlds.map(histories::rules);
     let packets = packets();
     let expected: Vec<Option<bool>> = packets
@@ -156,7 +178,7 @@ fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) {
         })
         .collect();
     assert!(expected.iter().any(|expected| expected.is_some()), "{said}: there is something to try");
-    let recorder = Recorder::default();
+    let recorder = Recorder { renames, ..Recorder::default() };
     let settings = MemoryKernel::new(memory::State::of_others());
     let (frames, groups) = (Optional::unused(frames::NAME), Optional::unused(frames::GROUPS_NAME));
     let targets =
@@ -164,6 +186,7 @@ fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) {
     let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config(false), BOTH));
     let mut mirrors: Mirrors<Recorded> = Mirrors::new(targets);
     let begun = Instant::now();
+    let mut count = 0;
     for (number, turn) in [0, 1, 0, 1].into_iter().enumerate() {
         let world = worlds[turn];
         let changed = plan.update(world);
@@ -171,12 +194,14 @@ fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) {
         let authority = if number == 0 { Authority::Complete } else { authority };
         let now = begun + Duration::from_secs(60 * number as u64);
         mirrors.round(lowering.desired(), authority, Moment { now, jitter: 0 });
-        let states = recorder.0.replace(vec![recorder.last()]);
+        let (last, renamed) = (recorder.last(), recorder.renamed.take());
+        let states = recorder.states.replace(vec![last]);
         if number == 0 {
             continue;
         }
+        count += renamed.iter().map(Vec::len).sum::<usize>();
         for (place, pair) in states.windows(2).enumerate() {
-            for (moment, table) in moments(&pair[0], &pair[1]) {
+            for (moment, table) in moments(&pair[0], &pair[1], &renamed[place]) {
                 for (packet, expected) in packets.iter().zip(&expected) {
                     let passes =
                         Table { table: &table, local: &BTreeSet::new() }.passes(Hook::Forward, packet, State::New);
@@ -186,12 +211,13 @@ fn take_turns(said: &str, worlds: [&World; 2], authority: Authority) {
             }
         }
     }
+    count
 }
 
-fn take_turns_known_or_not(said: &str, worlds: [&World; 2]) {
-    for authority in [Authority::Complete, Authority::Partial] {
-        take_turns(said, worlds, authority);
-    }
+/// Returns how many chains got another name while everything was known.
+fn take_turns_known_or_not(said: &str, worlds: [&World; 2]) -> usize {
+    let [known, _] = [Authority::Complete, Authority::Partial].map(|authority| take_turns(said, worlds, authority));
+    known
 }
 
 const ADDRESSES: [&str; 6] =
@@ -284,6 +310,24 @@ fn pods_that_come_to_other_classes_take_turns() {
             let said = format!("{one} and {other}, beside {first} and {second}");
             take_turns_known_or_not(&said, [&of_class(one, first), &of_class(other, second)]);
         }
+    }
+}
+
+/// One policy more for all pods of two classes, with a new set, a new map and blocks.
+#[test]
+fn pods_that_come_under_a_policy_more_take_turns_by_another_name_for_their_chains() {
+    let allows = |peers: &[Peer], text: &str| [rule(peers, &ports(text))];
+    for (said, more) in [
+        ("a port", allows(&[pods("app=b")], "tcp/1000")),
+        ("ports", allows(&[pods("app=b")], "tcp/53 tcp/75 tcp/81 tcp/90 tcp/1000")),
+        ("ranges", allows(&[pods("app=b")], "tcp/75-85 tcp/88-90 tcp/95-96 tcp/98-99 tcp/1000-1016")),
+        ("blocks", allows(&[block("10.244.0.0/30", &[]), block("203.0.113.0/24", &[])], "tcp/1000")),
+    ] {
+        let before = of_class("a", "c");
+        let after = Case(before.clone()).policy("shop/more", "", [Some(&more), None]).0;
+        let count = take_turns_known_or_not(said, [&before, &after]);
+        // Both classes, there and back and there.
+        assert_eq!(count, 6, "{said}");
     }
 }
 

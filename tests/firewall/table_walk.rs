@@ -154,7 +154,9 @@ impl Target for Machine {
             (Object::Set(name), Content::Set(spec)) => Some((name, Some(spec))),
             _ => None,
         });
-        let turns = transactions(steps, &sets.collect()).expect("elements are of sets");
+        // A change that failed is tried again without other names for chains.
+        let turns = transactions(steps, &sets.collect(), inside.faults == 0).expect("elements are of sets");
+        let turns: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.steps).collect();
         for (place, turn) in turns.iter().enumerate() {
             let Err(error) = inside.transact(turn.iter().map(|step| &steps[*step])) else { continue };
             let undone = turns[place..].iter().flatten();

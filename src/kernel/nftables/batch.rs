@@ -177,6 +177,12 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Gives the chain with this handle another name when the transaction is done.
+    pub fn rename_chain(&mut self, handle: u64, name: &Name) {
+        let messages = self.begin(message::NEW_CHAIN, 0, Some(Object::Chain(name.clone())));
+        messages.u64_be(chain::HANDLE, handle).text(chain::NAME, name.as_str());
+    }
+
     pub fn delete_chain(&mut self, name: &Name) {
         self.begin(message::DELETE_CHAIN, 0, Some(Object::Chain(name.clone()))).text(chain::NAME, name.as_str());
     }
@@ -189,7 +195,12 @@ impl<'a> Batch<'a> {
     /// Adds a rule at the end of a chain. One that is not understood is added as it was read: the kernel refuses it where it
     /// leads to what is not there any more.
     pub fn add_rule(&mut self, chain: &Name, one: &Rule) {
-        let about = Object::Chain(chain.clone());
+        self.add_rule_of(chain, chain, one);
+    }
+
+    /// The same for a rule of one chain, which is another one's until the transaction is done.
+    pub fn add_rule_of(&mut self, of: &Name, chain: &Name, one: &Rule) {
+        let about = Object::Chain(of.clone());
         if let Some(foreign) = one.foreign() {
             let messages = self.begin(message::NEW_RULE, flag::CREATE | flag::APPEND, Some(about));
             messages.text(rule::CHAIN, chain.as_str()).attribute(rule::EXPRESSIONS, &foreign.expressions);

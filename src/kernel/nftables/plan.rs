@@ -15,6 +15,8 @@
 //! - One behind, with everything that goes, where a map does: the packet would find it empty. A set keeps its elements until nobody is in it.
 //! - Before all others one for what goes and nothing leads to: where the change itself is refused time and again, what each try made before it would pile up.
 //!
+//! Where a chain only changes its name and its rules ([`renaming`]), nothing is new.
+//!
 //! What this does not help: elements that go from one set or map, come to another one that exists, and meet in the packet what neither rule set says; an element
 //! that comes to lead to a chain that exists and changes in the same transaction, which the packet meets as it was. To change the chain in a transaction of its own would
 //! take effect for everybody who is led there already, before the rest of the change. Who fills maps calls those by what they hold whose elements depend on rules around them
@@ -23,8 +25,11 @@
 //! Nothing waits between these transactions for packets that are under way: `MEMBARRIER_CMD_GLOBAL` would, and took 7.5 ms at the median and 17 ms at most on a busy host with
 //! Linux 6.18, many times what the transactions take. A packet takes microseconds, unless its processor stands still meanwhile.
 
+mod renaming;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::renaming::{Move, Renaming};
 use super::batch::Batch;
 use super::object::{Chain, Content, Key, Kind, Name, Object, SetSpec};
 use crate::kernel::{Cause, Error};
@@ -42,6 +47,9 @@ pub(super) struct Plan<'s> {
     added: OfSets<'s, (&'s Key, &'s Content)>,
     deleted: OfSets<'s, &'s Key>,
     gone_chains: Vec<&'s Name>,
+    renamed: Vec<Renaming<'s>>,
+    /// The changes of elements that lead to another chain.
+    moves: Vec<Move<'s>>,
     gone_sets: Vec<(&'s Name, Option<SetSpec>)>,
     gone_counters: Vec<&'s Name>,
 }
@@ -100,6 +108,7 @@ impl<'s> Plan<'s> {
                 let cause = Cause::Malformed("no such set");
                 return Err(Error::new("change", step.key.to_string(), cause));
             };
+            plan.moves.extend(Move::of((set, key), step));
             if step.have.is_some() {
                 plan.deleted.entry(set).or_insert_with(|| (spec, Vec::new())).1.push(key);
             }
@@ -230,9 +239,15 @@ impl<'s> Plan<'s> {
     fn take_unreachable(&mut self, unreached: &Unreached) -> Option<Plan<'s>> {
         let loses_verdicts = self.deleted.values().any(|(spec, _)| spec.kind == Kind::Verdicts);
         let leads_elsewhere = !self.made_chains.is_empty() && loses_verdicts;
-        let sets = self.new_sets(unreached);
-        if !leads_elsewhere && !sets.iter().any(|(_, spec, _)| spec.intervals) {
+        let mut sets = self.new_sets(unreached);
+        let mut with_intervals = sets.iter().filter(|(_, spec, _)| spec.intervals).peekable();
+        if !leads_elsewhere && with_intervals.peek().is_none() {
             return None;
+        }
+        if !leads_elsewhere && with_intervals.all(|(_, spec, _)| spec.kind != Kind::Verdicts) {
+            // Nothing but the sets has to come before, and these alone the kernel takes without checking the table.
+            sets.retain(|(_, spec, _)| spec.kind != Kind::Verdicts);
+            return Some(self.take_sets(&sets));
         }
         let (bases, made_chains): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.made_chains).into_iter().partition(|(_, chain)| chain.base.is_some());
@@ -250,6 +265,18 @@ impl<'s> Plan<'s> {
         Some(early).filter(|early| !early.is_empty())
     }
 
+    /// Takes out these sets, which are new or as good as new, with their elements.
+    fn take_sets(&mut self, sets: &[(&'s Name, SetSpec, bool)]) -> Plan<'s> {
+        let mut early = Plan::default();
+        for (set, spec, is_made) in sets {
+            early.made_sets.extend(is_made.then_some((*set, *spec)));
+            early.deleted.extend(self.deleted.remove_entry(set));
+            early.added.extend(self.added.remove_entry(set));
+        }
+        self.made_sets.retain(|(name, _)| !early.made_sets.iter().any(|(made, _)| made == name));
+        early
+    }
+
     /// Takes out everything that goes, where a packet that is under way there would miss it.
     fn take_left(&mut self) -> Option<Plan<'s>> {
         let is_map = |(_, spec): &(&Name, Option<SetSpec>)| spec.is_none_or(|spec| spec.kind != Kind::Set);
@@ -263,7 +290,11 @@ impl<'s> Plan<'s> {
 
     /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.balance() == (0, 0) && self.changed_chains.is_empty() && self.added.is_empty() && self.deleted.is_empty()
+        self.balance() == (0, 0)
+            && self.changed_chains.is_empty()
+            && self.renamed.is_empty()
+            && self.added.is_empty()
+            && self.deleted.is_empty()
     }
 
     /// How many sets, chains and counters come, and how many go.
@@ -296,6 +327,7 @@ impl<'s> Plan<'s> {
         for (name, chain) in self.made_chains.iter().chain(&self.changed_chains) {
             chain.rules.iter().for_each(|rule| batch.add_rule(name, rule));
         }
+        self.renamed.iter().for_each(|one| one.write(batch));
         let mut odd = None;
         for (set, (spec, keys)) in &self.deleted {
             let left = batch.delete_elements(set, *spec, keys.iter().copied());
@@ -330,8 +362,9 @@ impl<'s> Plan<'s> {
         for name in &self.gone_counters {
             others.remove(&Object::Counter((*name).clone()));
         }
-        for name in &self.gone_chains {
-            others.remove(&Object::Chain((*name).clone()));
+        others.extend(self.renamed.iter().map(|one| Object::Chain(one.to.clone())));
+        for name in self.gone_chains.iter().copied().chain(self.renamed.iter().map(|one| one.from)) {
+            others.remove(&Object::Chain(name.clone()));
         }
     }
 }
@@ -345,10 +378,12 @@ pub(super) fn places(steps: &[Step<'_, Object, Content>], plans: &[Plan<'_>]) ->
         objects.extend(plan.gone_counters.iter().map(|name| Object::Counter((*name).clone())));
         objects.extend(plan.gone_sets.iter().map(|(name, _)| Object::Set((*name).clone())));
         let chains = plan.changed_chains.iter().map(|(name, _)| *name).chain(plan.gone_chains.iter().copied());
+        let chains = chains.chain(plan.renamed.iter().flat_map(|one| [one.from, one.to]));
         objects.extend(chains.map(|name| Object::Chain(name.clone())));
         let deleted = plan.deleted.iter().flat_map(|(set, (_, keys))| keys.iter().map(move |key| (*set, *key)));
         let added = plan.added.iter().flat_map(|(set, (_, all))| all.iter().map(move |(key, _)| (*set, *key)));
-        elements.extend(deleted.chain(added));
+        let led = plan.renamed.iter().flat_map(|one| one.elements.iter().copied());
+        elements.extend(deleted.chain(added).chain(led));
     }
     let is_done = |object: &Object| match object {
         // Elements of a set that goes do so with it.
@@ -358,22 +393,38 @@ pub(super) fn places(steps: &[Step<'_, Object, Content>], plans: &[Plan<'_>]) ->
     steps.iter().enumerate().filter(|(_, step)| is_done(step.key)).map(|(place, _)| place).collect()
 }
 
-/// Returns the places of the steps of each of the transactions in which a table with these sets changes, one after the other.
+/// One of the transactions of a change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transaction {
+    /// The places of its steps.
+    pub steps: Vec<usize>,
+    /// The chains that it gives another name, by their former and their new one.
+    pub renamed: Vec<(Name, Name)>,
+}
+
+/// Returns the transactions in which a table with these sets changes, one after the other. With `renames`, chains get other names
+/// where that will do.
 ///
 /// # Errors
 /// An element is of a set that neither exists nor is made.
 pub fn transactions(
     steps: &[Step<'_, Object, Content>],
     sets: &BTreeMap<Name, Option<SetSpec>>,
-) -> Result<Vec<Vec<usize>>, Error> {
-    let plan = Plan::of(steps, sets)?;
+    renames: bool,
+) -> Result<Vec<Transaction>, Error> {
+    let mut plan = Plan::of(steps, sets)?;
     if plan.needs_all_anew {
-        return Ok(vec![(0..steps.len()).collect()]);
+        return Ok(vec![Transaction { steps: (0..steps.len()).collect(), renamed: Vec::new() }]);
     }
+    let successors = if renames { plan.successors(&Unreached::new()) } else { Vec::new() };
+    successors.into_iter().for_each(|(from, to)| plan.rename(from, to, 0));
     let InTurn { leftovers, early, main, late } = plan.in_turn(&Unreached::new());
     let all = leftovers.into_iter().chain(early).chain([main]).chain(late);
-    let all = all.map(|plan| places(steps, std::slice::from_ref(&plan)));
-    Ok(all.filter(|places| !places.is_empty()).collect())
+    let all = all.map(|plan| Transaction {
+        renamed: plan.renamed.iter().map(|one| (one.from.clone(), one.to.clone())).collect(),
+        steps: places(steps, std::slice::from_ref(&plan)),
+    });
+    Ok(all.filter(|one| !one.steps.is_empty()).collect())
 }
 
 #[cfg(test)]

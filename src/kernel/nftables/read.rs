@@ -180,6 +180,20 @@ impl Reader<'_> {
         Ok(found.into_iter().collect())
     }
 
+    /// The kernel's number of a chain, if it is there.
+    ///
+    /// # Errors
+    /// The kernel refuses the request, or an answer is malformed.
+    pub fn chain_handle(&mut self, name: &Name) -> Result<Option<u64>, Fault> {
+        let mut message = self.ask(message::GET_CHAIN);
+        message.text(chain::NAME, name.as_str());
+        match self.socket.request(&mut message, |answer| answer.attributes(HEADER).get(chain::HANDLE)?.u64_be()) {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(fault) if fault.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
     /// The rules of all chains, or of one, in their order.
     ///
     /// # Errors

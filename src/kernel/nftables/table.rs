@@ -19,6 +19,7 @@
 
 mod growing;
 mod reading;
+mod renaming;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,8 @@ pub struct OwnTable {
     /// Those of them that no packet comes to, as far as is known.
     unreached: Unreached,
     refused: BTreeMap<Object, Error>,
+    /// The last change was done: the next one may give chains other names. One that failed is tried again without that.
+    may_rename: bool,
     /// Sets of which the kernel refused one of several elements: the next transaction finds out which.
     one_by_one: BTreeSet<Name>,
 }
@@ -180,6 +183,7 @@ impl OwnTable {
             others: BTreeSet::new(),
             unreached: Unreached::new(),
             refused: BTreeMap::new(),
+            may_rename: true,
             one_by_one: BTreeSet::new(),
         })
     }
@@ -263,13 +267,14 @@ impl OwnTable {
     /// Performs the steps in as few transactions as is good: everything that changes something for packets in one. The first that fails ends it.
     fn perform(&mut self, steps: &[Step<'_, Object, Content>]) -> Result<(), Undone> {
         self.check_read()?;
-        let plan = Plan::of(steps, &self.sets)?;
+        let mut plan = Plan::of(steps, &self.sets)?;
         if plan.needs_all_anew || self.standing == Standing::Free && self.knows_owners {
             return Ok(self.make_anew(steps)?);
         }
         if self.is_empty_after(&plan) {
             return Ok(self.remove()?);
         }
+        self.rename_chains(&mut plan);
         let InTurn { leftovers, early, mut main, mut late } = plan.in_turn(&self.unreached);
         if let Some(leftovers) = leftovers
             && !self.takes(&leftovers)

@@ -80,6 +80,7 @@ pub(super) mod table {
 }
 
 pub(super) mod chain {
+    pub const HANDLE: u16 = 2;
     pub const NAME: u16 = 3;
     pub const HOOK: u16 = 4;
     pub const POLICY: u16 = 5;

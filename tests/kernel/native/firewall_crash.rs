@@ -590,7 +590,8 @@ impl Acts for OwnTable {
             (Object::Set(name), Content::Set(spec)) => Some((name, Some(spec))),
             _ => None,
         });
-        transactions(steps, &sets.collect()).expect("elements are of sets")
+        let all = transactions(steps, &sets.collect(), true).expect("elements are of sets");
+        all.into_iter().map(|one| one.steps).collect()
     }
 }
 

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use super::super::object::{Base, BaseKind, Fields, Hook};
+use super::super::rule::{Rule, Verdict as NftVerdict};
 use super::*;
-use crate::net::PortRange;
+use crate::net::{PortRange, Protocol};
 
 /// A base chain that changes, a new one, a new chain, and an element of a set that exists beside one of a new set. Returns the chains
 /// and elements of the first transaction, and those of the last one.
@@ -158,4 +159,64 @@ fn what_goes_and_nothing_leads_to_does_not_wait_for_the_change() {
     assert_eq!((named(&leftovers), named(&in_turn.main)), (vec![0], vec![1]));
     in_turn.main.take_back(leftovers);
     assert_eq!(named(&in_turn.main), [0, 1]);
+}
+
+/// The chains that get another name where elements of a map lead from the first chain to the second, and a rule of a chain that changes leads to this one.
+/// An empty name is none; a chain exists before and then, if its name begins so.
+fn successors(elements: &[(&str, &str)], also: &str) -> Vec<(String, String)> {
+    let to = |name: &str| (!name.is_empty()).then(|| NftVerdict::Jump(name.into()));
+    let chain = |rules| Content::Chain(Arc::new(Chain { base: None, rules }));
+    let of_rule = to(also).map(|verdict| Rule::new([], verdict)).into_iter().collect();
+    let changed = (Object::Chain("changed".into()), (Some(chain(Vec::new())), Some(chain(of_rule))));
+    let mut contents = BTreeMap::from([changed]);
+    for (port, (have, want)) in (1..).zip(elements) {
+        let key = Object::Element("map".into(), Key::ProtocolPort(Protocol::Tcp, port));
+        let content = |name: &str| to(name).map(|verdict| Content::Verdict(Arc::new(verdict)));
+        contents.insert(key, (content(have), content(want)));
+        let there = Some(chain(Vec::new()));
+        for (name, states) in [(have, (there.clone(), None)), (want, (None, there))] {
+            if !name.is_empty() && !name.starts_with("stays") {
+                contents.insert(Object::Chain((*name).into()), states);
+            }
+        }
+    }
+    let steps: Vec<_> =
+        contents.iter().map(|(key, (have, want))| Step { key, have: have.as_ref(), want: want.as_ref() }).collect();
+    let spec = SetSpec { fields: Fields::ProtocolPort, kind: Kind::Verdicts, intervals: false };
+    let sets: Sets = [("map".into(), Some(spec))].into();
+    let mut plan = Plan::of(&steps, &sets).expect("its set exists");
+    let found = plan.successors(&Unreached::new());
+    found.iter().for_each(|(from, to)| plan.rename(from, to, 1));
+    let InTurn { early, main, .. } = plan.in_turn(&Unreached::new());
+    let all = early.iter().chain([&main]).flat_map(|plan| places(&steps, std::slice::from_ref(plan)));
+    assert_eq!(all.collect::<BTreeSet<_>>(), (0..steps.len()).collect(), "nothing is forgotten");
+    found.into_iter().map(|(from, to)| (from.to_string(), to.to_string())).collect()
+}
+
+#[test]
+fn a_chain_gets_another_name_where_everything_that_led_to_it_is_all_that_leads_to_the_new_one() {
+    let (ab, none) = (vec![("a".to_owned(), "b".to_owned())], Vec::new());
+    assert_eq!(successors(&[("a", "b")], ""), ab);
+    assert_eq!(successors(&[("a", "b"), ("a", "b")], ""), ab);
+    assert_eq!(successors(&[("a", "b"), ("a", "")], ""), ab, "one leads nowhere then");
+    assert_eq!(successors(&[("a", "b"), ("a", "c")], ""), ab, "one chain has one name");
+    assert_eq!(successors(&[("a", "b"), ("a", "stays_1")], ""), ab);
+    assert_eq!(successors(&[("a", "b"), ("", "b")], ""), none, "an element that is new leads there too");
+    assert_eq!(successors(&[("a", "b"), ("c", "b")], ""), none, "two chains become one");
+    assert_eq!(successors(&[("stays_1", "b")], ""), none, "the former chain stays");
+    assert_eq!(successors(&[("a", "stays_1")], ""), none, "the other chain exists");
+    assert_eq!(successors(&[("a", "b")], "b"), none, "a rule leads there too");
+    assert_eq!(successors(&[("a", "b")], "stays_1"), ab);
+}
+
+#[test]
+fn a_new_set_with_intervals_comes_before_the_change_without_the_new_chains() {
+    let spec = SetSpec { fields: Fields::Address(crate::net::Family::V4), kind: Kind::Set, intervals: true };
+    let contents = [
+        (Object::Set("blocks".into()), Content::Set(spec)),
+        (Object::Chain("new".into()), Content::Chain(Arc::new(Chain { base: None, rules: Vec::new() }))),
+    ];
+    let steps = contents.each_ref().map(|(key, want)| Step { key, have: None, want: Some(want) });
+    let turns = transactions(&steps, &Sets::new(), true).expect("there are no elements");
+    assert_eq!(turns.into_iter().map(|turn| turn.steps).collect::<Vec<_>>(), [[0], [1]]);
 }

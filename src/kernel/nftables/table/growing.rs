@@ -43,6 +43,7 @@ impl OwnTable {
     pub(super) fn transact(&mut self, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<Error>> {
         self.refused.clear();
         let result = self.perform(steps);
+        self.may_rename = result.is_ok();
         let Err(Undone { steps: undone, error }) = result else {
             self.one_by_one.clear();
             return Vec::new();
