@@ -4,13 +4,13 @@
 //! `CNI_ARGS` (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_UID`), `prevResult.ips[]`.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
 
 use super::name::ObjectName;
 use super::pod::PodUid;
+use crate::net::LinkAddress;
 
 /// The versions of the CNI specification that the plugin speaks, the newest last: since the first of them plugins of a list are
 /// given the result of those before them.
@@ -39,10 +39,6 @@ pub struct Attachment {
     pub addresses: Box<[IpAddr]>,
 }
 
-/// An address of Ethernet.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LinkAddress(pub [u8; 6]);
-
 /// The link of an attachment, so far as the CNI plugins of this host told it (`prevResult.interfaces[]`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PodLink {
@@ -50,26 +46,6 @@ pub struct PodLink {
     pub of_host: Box<[CompactString]>,
     /// The address of the pod's own end.
     pub address: LinkAddress,
-}
-
-impl LinkAddress {
-    /// Reads six bytes, in hexadecimal, with colons between them.
-    pub fn parse(text: &str) -> Option<LinkAddress> {
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let digits = parts.next().filter(|part| part.len() == 2 && part.chars().all(|c| c.is_ascii_hexdigit()))?;
-            *byte = u8::from_str_radix(digits, 16).ok()?;
-        }
-        parts.next().is_none().then_some(LinkAddress(bytes))
-    }
-}
-
-impl fmt::Display for LinkAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
 }
 
 /// A call of the container runtime, so far as it changes attachments.

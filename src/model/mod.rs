@@ -27,9 +27,7 @@ mod shared_value;
 mod table;
 
 pub use address_pool::{AddressPool, AddressPools};
-pub use attachment::{
-    Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, LinkAddress, PodLink,
-};
+pub use attachment::{Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, PodLink};
 pub use balanced_service::{AddressRequest, BalancedService, ClientPolicy};
 pub use claims::{Claim, Claims, Store};
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tier};
@@ -55,6 +53,9 @@ pub use service_problem::{
 };
 pub use shared_value::Shared;
 pub use table::{Change, Table};
+
+/// Addresses of Ethernet are words of `net`; here they are a pod's.
+pub use crate::net::LinkAddress;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -146,6 +146,7 @@ mod tests {
         let hop = |gateway: Option<&str>| crate::kernel::route::NextHop {
             link: crate::kernel::link::LinkName("eth0".into()),
             gateway: gateway.and_then(|gateway| gateway.parse().ok()),
+            on_link: false,
         };
         let mut route = foreign("10.244.2.128/25", 50, STATIC, true);
         let said = |route: &Foreign| Rival { route: route.clone(), claim: Claim::Part }.to_string();

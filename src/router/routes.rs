@@ -336,7 +336,7 @@ impl Routes {
             kind: RouteKind::Unicast,
             protocol: TUNNEL_PROTOCOL,
             source: None,
-            next_hops: [NextHop { link: name, gateway: None }].into(),
+            next_hops: [NextHop { link: name, gateway: None, on_link: false }].into(),
         });
         let route = route.map(Arc::new);
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
@@ -357,8 +357,10 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ar
     let through_tunnels = ways.iter().any(|way| remote(way).is_some());
     let source = place.own.sources.of(Family::from(prefix)).filter(|_| through_tunnels);
     let next_hop = |way: &Way| match way {
-        Way::Gateway { link, gateway } => NextHop { link: LinkName(link.clone()), gateway: Some(*gateway) },
-        Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None },
+        Way::Gateway { link, gateway } => {
+            NextHop { link: LinkName(link.clone()), gateway: Some(*gateway), on_link: false }
+        }
+        Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None, on_link: false },
     };
     let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
     let next_hops = lists.hops.intern(&*next_hops);

@@ -214,7 +214,7 @@ impl Scene {
             kind: RouteKind::Local,
             protocol: 2,
             source: Some(self.node),
-            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
+            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None, on_link: false }].into(),
         };
         let key = RouteKey::new(table, IpNet::from(self.service));
         let mut routes = Mirror::new(Routes::open(route_ownership()).expect("sockets"));

@@ -31,7 +31,7 @@ fn local(destination: &str, source: &str) -> (RouteKey, Arc<Route>) {
         kind: RouteKind::Local,
         protocol: 2,
         source: source.parse().ok(),
-        next_hops: [NextHop { link: ours(), gateway: None }].into(),
+        next_hops: [NextHop { link: ours(), gateway: None, on_link: false }].into(),
     };
     (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
 }

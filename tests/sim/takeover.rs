@@ -359,7 +359,7 @@ pub fn leave_direct_server_return(state: &mut State) {
             state.policy_rules.insert(PolicyRule { family, place, packets }, ());
         }
         let everything = IpNet::new(address, 0).expect("a length of this family");
-        let next_hops = [NextHop { link: LinkName("lo".into()), gateway: None }].into();
+        let next_hops = [NextHop { link: LinkName("lo".into()), gateway: None, on_link: false }].into();
         let route = Route { kind: RouteKind::Local, protocol: 3, source: None, next_hops };
         state.routes.insert(RouteKey::new(DSR_TABLE.table, everything), route.into());
     }

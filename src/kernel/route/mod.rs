@@ -77,6 +77,8 @@ pub enum RouteKind {
 pub struct NextHop {
     pub link: LinkName,
     pub gateway: Option<IpAddr>,
+    /// The gateway is on the link although no network of the link has it (`onlink`).
+    pub on_link: bool,
 }
 
 /// A table and the protocol number of the routes in it.
@@ -166,13 +168,13 @@ impl fmt::Display for Foreign {
             RouteKind::Other(number) => write!(f, "type {number} ")?,
         }
         write!(f, "{} proto {protocol} metric {}", key.destination, key.metric)?;
-        for NextHop { link, gateway } in &**next_hops {
+        for NextHop { link, gateway, on_link } in &**next_hops {
             f.write_str(if next_hops.len() > 1 { " nexthop" } else { "" })?;
             if let Some(gateway) = gateway {
                 let family = if gateway.is_ipv6() && key.destination.addr().is_ipv4() { "inet6 " } else { "" };
                 write!(f, " via {family}{gateway}")?;
             }
-            write!(f, " dev {link}")?;
+            write!(f, " dev {link}{}", if *on_link { " onlink" } else { "" })?;
         }
         Ok(())
     }

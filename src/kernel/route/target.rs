@@ -80,7 +80,7 @@ impl Routes {
                 for hop in hops {
                     // A device that has gone meanwhile took its routes along.
                     let Some(link) = names.name(&self.socket, hop.device) else { continue };
-                    next_hops.push(NextHop { link, gateway: hop.gateway });
+                    next_hops.push(NextHop { link, gateway: hop.gateway, on_link: hop.on_link });
                 }
                 let next_hops = hops_known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
                 hops_known.insert(next_hops.clone());
@@ -174,7 +174,7 @@ impl Routes {
         let mut hops = Vec::with_capacity(route.next_hops.len());
         for hop in &*route.next_hops {
             let device = names.number(&self.socket, &hop.link).ok_or_else(|| hop.link.clone())?;
-            hops.push(Hop { device, gateway: hop.gateway });
+            hops.push(Hop { device, gateway: hop.gateway, on_link: hop.on_link });
         }
         let numbered =
             Numbered { key: key.clone(), kind: route.kind, protocol: route.protocol, source: route.source, hops };

@@ -42,6 +42,8 @@ const SCOPE_NOWHERE: u8 = 255;
 
 /// A copy in the kernel's cache, not a route.
 const CLONED: u32 = 0x200;
+/// `RTNH_F_ONLINK`, in the flags of a route with one next hop, and of each one of several.
+const ON_LINK: u8 = 0x4;
 
 /// A route whose devices are numbers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,6 +59,7 @@ pub struct Numbered {
 pub struct Hop {
     pub device: u32,
     pub gateway: Option<IpAddr>,
+    pub on_link: bool,
 }
 
 /// Filter of a listing of routes.
@@ -88,12 +91,12 @@ pub fn describe(messages: &mut Messages, command: u16, flags: u16, route: &Numbe
         (_, Family::V4) => scope(route),
     };
     let length = key.destination.prefix_len();
-    messages.begin(command, flags).header(&header(
-        family,
-        length,
-        key.table,
-        [route.protocol, scope, number(route.kind)],
-    ));
+    let mut header = header(family, length, key.table, [route.protocol, scope, number(route.kind)]);
+    if let [hop] = route.hops.as_slice() {
+        let [.., f0, f1, f2, f3] = &mut header;
+        [*f0, *f1, *f2, *f3] = u32::from(hop_flags(hop)).to_ne_bytes();
+    }
+    messages.begin(command, flags).header(&header);
     messages.address(attribute::DESTINATION, key.destination.addr()).u32(attribute::TABLE, key.table);
     if key.metric != 0 {
         messages.u32(attribute::METRIC, key.metric);
@@ -123,7 +126,8 @@ pub fn route(answer: &Answer<'_>) -> Option<Numbered> {
     }
     let [family, length, _, _, table, protocol, _, kind, f0, f1, f2, f3] = *answer.header::<HEADER>()?;
     let family = Family::from_number(family)?;
-    if u32::from_ne_bytes([f0, f1, f2, f3]) & CLONED != 0 {
+    let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+    if flags & CLONED != 0 {
         return None;
     }
     let attributes = answer.attributes(HEADER);
@@ -157,7 +161,7 @@ pub fn route(answer: &Answer<'_>) -> Option<Numbered> {
         },
         protocol,
         source: attributes.get(attribute::SOURCE).and_then(|source| source.address()),
-        hops: hops(&attributes),
+        hops: hops(&attributes, flags & u32::from(ON_LINK) != 0),
     })
 }
 
@@ -188,6 +192,10 @@ fn number(kind: RouteKind) -> u8 {
     }
 }
 
+fn hop_flags(hop: &Hop) -> u8 {
+    if hop.on_link { ON_LINK } else { 0 }
+}
+
 /// The attribute that names the gateway; one of the other family has a kind of its own.
 fn gateway(hop: &Hop, family: Family) -> Option<(u16, Vec<u8>)> {
     let gateway = hop.gateway?;
@@ -211,7 +219,7 @@ fn multipath(hops: &[Hop], family: Family) -> Vec<u8> {
         let value = gateway.as_ref().map_or(0, |(_, value)| 4 + value.len().next_multiple_of(4));
         let length = u16::try_from(HOP_HEADER + value).expect("a hop is short");
         bytes.extend(length.to_ne_bytes());
-        bytes.extend([0, 0]);
+        bytes.extend([hop_flags(hop), 0]);
         bytes.extend(hop.device.to_ne_bytes());
         if let Some((kind, value)) = gateway {
             let length = u16::try_from(4 + value.len()).expect("an address is short");
@@ -224,21 +232,22 @@ fn multipath(hops: &[Hop], family: Family) -> Vec<u8> {
     bytes
 }
 
-fn hops(attributes: &Attributes<'_>) -> Vec<Hop> {
+/// `on_link`: of the only one.
+fn hops(attributes: &Attributes<'_>, on_link: bool) -> Vec<Hop> {
     if let Some(paths) = attributes.get(attribute::MULTIPATH) {
         return multipath_hops(paths.value);
     }
     let device = attributes.get(attribute::DEVICE).and_then(|device| device.u32());
-    device.map(|device| Hop { device, gateway: gateway_of(attributes) }).into_iter().collect()
+    device.map(|device| Hop { device, gateway: gateway_of(attributes), on_link }).into_iter().collect()
 }
 
 fn multipath_hops(mut rest: &[u8]) -> Vec<Hop> {
     let mut hops = Vec::new();
-    while let Some([l0, l1, _, _, i0, i1, i2, i3]) = rest.first_chunk::<HOP_HEADER>() {
+    while let Some([l0, l1, flags, _, i0, i1, i2, i3]) = rest.first_chunk::<HOP_HEADER>() {
         let length = usize::from(u16::from_ne_bytes([*l0, *l1]));
         let Some(inside) = rest.get(HOP_HEADER..length) else { break };
         let device = u32::from_ne_bytes([*i0, *i1, *i2, *i3]);
-        hops.push(Hop { device, gateway: gateway_of(&Attributes::new(inside)) });
+        hops.push(Hop { device, gateway: gateway_of(&Attributes::new(inside)), on_link: flags & ON_LINK != 0 });
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     hops
@@ -279,9 +288,10 @@ mod tests {
             ("10.244.0.0/16", ["192.0.2.1", "2001:db8::1", "192.0.2.3"]),
             ("fd00:10:244::/56", ["2001:db8::1", "2001:db8::2", "2001:db8::3"]),
         ] {
-            let hop = |(device, gateway): (u32, &str)| Hop { device, gateway: gateway.parse().ok() };
+            let hop =
+                |(device, gateway): (u32, &str)| Hop { device, gateway: gateway.parse().ok(), on_link: device == 2 };
             let mut hops: Vec<Hop> = (1..).zip(gateways).map(hop).collect();
-            hops.push(Hop { device: 9, gateway: None });
+            hops.push(Hop { device: 9, gateway: None, on_link: false });
             let route = Numbered {
                 key: RouteKey::new(1000, destination.parse().expect("a prefix")),
                 kind: RouteKind::Unicast,
@@ -289,10 +299,13 @@ mod tests {
                 source: None,
                 hops,
             };
-            let mut messages = Messages::new();
-            describe(&mut messages, NEW_ROUTE, 0, &route);
-            let bytes = messages.bytes().to_vec();
-            assert_eq!(answers(&bytes).filter_map(|answer| super::route(&answer)).collect::<Vec<_>>(), [route]);
+            let alone = |place: usize| Numbered { hops: vec![route.hops[place]], ..route.clone() };
+            for route in [route.clone(), alone(0), alone(1)] {
+                let mut messages = Messages::new();
+                describe(&mut messages, NEW_ROUTE, 0, &route);
+                let bytes = messages.bytes().to_vec();
+                assert_eq!(answers(&bytes).filter_map(|answer| super::route(&answer)).collect::<Vec<_>>(), [route]);
+            }
         }
     }
 }

@@ -85,7 +85,7 @@ impl Plan {
             kind: RouteKind::Local,
             protocol: PROTOCOL_KERNEL,
             source: self.node.source(family),
-            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None }].into(),
+            next_hops: [NextHop { link: LinkName(DEVICE.into()), gateway: None, on_link: false }].into(),
         }
     }
 }

@@ -181,7 +181,7 @@ pub(super) fn kernel_lines(prefix: &PrefixState, kernel: &InKernel) -> Vec<Strin
 
 /// A route as `ip route` prints its next hops.
 pub(super) fn describe(route: &Route) -> String {
-    let hop = |NextHop { link, gateway }: &NextHop| match gateway {
+    let hop = |NextHop { link, gateway, .. }: &NextHop| match gateway {
         Some(gateway) => format!("via {gateway} dev {link}"),
         None => format!("dev {link}"),
     };

@@ -172,7 +172,7 @@ fn in_kernel(route: RouteInKernel, next_hops: &[(&str, Option<NoWay>)]) -> InKer
 }
 
 fn route_via(gateway: &str) -> Arc<Route> {
-    let next_hops = [NextHop { link: LinkName("eth0".into()), gateway: Some(address(gateway)) }].into();
+    let next_hops = [NextHop { link: LinkName("eth0".into()), gateway: Some(address(gateway)), on_link: false }].into();
     Arc::new(Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops })
 }
 

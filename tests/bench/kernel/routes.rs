@@ -31,7 +31,8 @@ fn in_namespace() {
         kind: RouteKind::Unicast,
         protocol: PROTOCOL,
         source: None,
-        next_hops: [NextHop { link: LinkName("eth0".into()), gateway: Some([192, 0, 2, 2].into()) }].into(),
+        next_hops: [NextHop { link: LinkName("eth0".into()), gateway: Some([192, 0, 2, 2].into()), on_link: false }]
+            .into(),
     };
     let route = Arc::new(route);
     let steps: Vec<Step<'_, RouteKey, Arc<Route>>> =

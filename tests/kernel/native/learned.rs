@@ -54,7 +54,11 @@ fn twenty_thousand_learned_routes_go_into_the_kernel_and_out_of_it_in_three_port
         run("ip link set theirs up");
         run("ip link set ours up");
         run("ip address add 192.0.2.1/24 dev ours");
-        let hop = NextHop { link: LinkName("ours".into()), gateway: Some(Ipv4Addr::new(192, 0, 2, 2).into()) };
+        let hop = NextHop {
+            link: LinkName("ours".into()),
+            gateway: Some(Ipv4Addr::new(192, 0, 2, 2).into()),
+            on_link: false,
+        };
         let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
         let route = Arc::new(route);
         let prefix = |number: u32| Ipv4Net::new(Ipv4Addr::from(0x0b00_0000 + number * 256), 24).expect("a prefix");
@@ -86,7 +90,7 @@ fn devices() {
 fn to_pods(host: u16) -> BTreeMap<RouteKey, Arc<Route>> {
     let gateways = [format!("192.0.2.{host}"), format!("2001:db8::{host}")];
     let routes = ["10.244.2.0/24", "fd00:10:244:2::/64"].iter().zip(gateways).map(|(range, gateway)| {
-        let hop = NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
+        let hop = NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok(), on_link: false };
         let route = Route { kind: RouteKind::Unicast, protocol: 17, source: None, next_hops: [hop].into() };
         (RouteKey::new(TABLE_MAIN, range.parse().expect("a prefix")), Arc::new(route))
     });

@@ -48,6 +48,7 @@ mod sandboxes;
 mod source_guard;
 mod sysctl;
 mod unallocated;
+mod vxlan;
 
 /// A moment for a round: now, without jitter.
 fn moment() -> sluice::reconcile::Moment {

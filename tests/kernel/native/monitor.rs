@@ -223,7 +223,7 @@ fn our_own_changes_are_not_told() {
                     kind: RouteKind::Local,
                     protocol: 2,
                     source: None,
-                    next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
+                    next_hops: [NextHop { link: LinkName("ours".into()), gateway: None, on_link: false }].into(),
                 };
                 (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
             })

@@ -34,7 +34,7 @@ fn local(destination: &str, source: Option<&str>) -> (RouteKey, Arc<Route>) {
         kind: RouteKind::Local,
         protocol: PROTOCOL_KERNEL,
         source: source.map(|source| source.parse().expect("an address")),
-        next_hops: [NextHop { link: LinkName("ours".into()), gateway: None }].into(),
+        next_hops: [NextHop { link: LinkName("ours".into()), gateway: None, on_link: false }].into(),
     };
     (RouteKey::new(TABLE_LOCAL, destination.parse().expect("a prefix")), Arc::new(route))
 }
@@ -171,11 +171,17 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
                 ("10.244.1.0/24", vec!["192.0.2.9"]),
                 ("10.244.2.0/24", vec!["192.0.2.9", "192.0.2.10"]),
                 ("10.244.3.0/24", vec!["2001:db8::9"]),
+                ("10.244.4.0/24", vec!["198.51.100.9"]),
+                ("10.244.5.0/24", vec!["198.51.100.9", "192.0.2.10"]),
                 ("fd00:10:244:1::/64", vec!["2001:db8::9"]),
                 ("fd00:10:244:2::/64", vec!["2001:db8::9", "2001:db8::10"]),
             ]
             .map(|(destination, gateways)| {
-                let hop = |gateway: &str| NextHop { link: LinkName("ours".into()), gateway: gateway.parse().ok() };
+                let hop = |gateway: &str| NextHop {
+                    link: LinkName("ours".into()),
+                    gateway: gateway.parse().ok(),
+                    on_link: gateway.starts_with("198.51.100"),
+                };
                 let next_hops = gateways.into_iter().map(hop).collect();
                 let route = Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops };
                 (RouteKey::new(table, destination.parse().expect("a prefix")), Arc::new(route))
@@ -188,6 +194,7 @@ fn routes_of_a_protocol_keep_their_gateways_tables_and_several_ways() {
             let shown = run(&format!("ip route show table {table} proto 17"));
             assert!(shown.contains("10.244.1.0/24 via 192.0.2.9 dev ours"), "{shown}");
             assert!(shown.contains("10.244.3.0/24 via inet6 2001:db8::9 dev ours"), "{shown}");
+            assert!(shown.contains("10.244.4.0/24 via 198.51.100.9 dev ours onlink"), "{shown}");
             let failures = delete(&mut routes, &wanted);
             assert!(failures.is_empty(), "{failures:?}");
             assert!(run(&format!("ip route show table {table}")).contains("10.244.9.0/24"));
@@ -206,7 +213,11 @@ fn one_way_becomes_several_and_several_become_others_in_place() {
         let ownership = Ownership::Protocols(vec![Protocol { table: TABLE_MAIN, protocol: PROTOCOL_OURS }]);
         let mut routes = Routes::open(ownership).expect("sockets");
         let to = |ways: &[u8]| -> BTreeMap<RouteKey, Arc<Route>> {
-            let hop = |address: String| NextHop { link: LinkName("ours".into()), gateway: address.parse().ok() };
+            let hop = |address: String| NextHop {
+                link: LinkName("ours".into()),
+                gateway: address.parse().ok(),
+                on_link: false,
+            };
             let route = |next_hops| {
                 Arc::new(Route { kind: RouteKind::Unicast, protocol: PROTOCOL_OURS, source: None, next_hops })
             };
@@ -259,7 +270,7 @@ fn a_route_through_a_missing_device_fails_alone() {
         let mut wanted = examples();
         if let Some(mut first) = wanted.first_entry() {
             Arc::make_mut(first.get_mut()).next_hops =
-                [NextHop { link: LinkName("absent".into()), gateway: None }].into();
+                [NextHop { link: LinkName("absent".into()), gateway: None, on_link: false }].into();
         }
         let mut routes = local_routes();
         let failures = add(&mut routes, &wanted);

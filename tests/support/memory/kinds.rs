@@ -534,7 +534,7 @@ fn make_local(state: &mut State, key: &AddressKey) {
         return;
     }
     let route = RouteKey { table: TABLE_LOCAL, destination: Family::host_prefix(address), metric: 0 };
-    let next_hops = vec![NextHop { link, gateway: None }];
+    let next_hops = vec![NextHop { link, gateway: None, on_link: false }];
     let local = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops: next_hops.into() };
     state.routes.entry(route).or_insert(local.into());
 }

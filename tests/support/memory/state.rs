@@ -112,7 +112,7 @@ impl State {
                 },
             );
             let family = Family::from(address);
-            let next_hops = [NextHop { link: device.clone(), gateway: None }].into();
+            let next_hops = [NextHop { link: device.clone(), gateway: None, on_link: false }].into();
             let route = Route { kind: RouteKind::Local, protocol: 2, source: Some(address), next_hops };
             let destination = Family::host_prefix(address);
             state.routes.insert(RouteKey { table: TABLE_LOCAL, destination, metric: 0 }, route.clone().into());
@@ -147,7 +147,7 @@ impl State {
         for (table, destination, protocol) in
             [(TABLE_MAIN, "10.244.77.0/24", 18), (77, "192.0.2.200/32", 4), (88, "10.244.2.0/24", 17)]
         {
-            let next_hops = [NextHop { link: device.clone(), gateway: Some(remote) }].into();
+            let next_hops = [NextHop { link: device.clone(), gateway: Some(remote), on_link: false }].into();
             let route = Route { kind: RouteKind::Unicast, protocol, source: None, next_hops };
             self.routes.insert(RouteKey::new(table, prefix(destination)), route.into());
         }

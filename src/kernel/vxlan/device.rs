@@ -1,0 +1,225 @@
+//! Devices of the type `vxlan`, over netlink.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::Vxlan;
+use crate::kernel::Error;
+use crate::kernel::link::LinkName;
+use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
+use crate::net::LinkAddress;
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The devices of one network namespace that are ours by their names.
+pub struct Devices {
+    socket: Socket,
+    is_ours: fn(&str) -> bool,
+    compares_mtu: bool,
+}
+
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+/// Length of `struct ifinfomsg`.
+const HEADER: usize = 16;
+const ADDRESS: u16 = 1;
+const NAME: u16 = 3;
+const MTU: u16 = 4;
+const LINK_INFO: u16 = 18;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const KIND: &str = "vxlan";
+const UP: u32 = 0x1;
+
+/// `IFLA_VXLAN_*`.
+mod data {
+    pub const ID: u16 = 1;
+    pub const GROUP: u16 = 2;
+    pub const LOCAL: u16 = 4;
+    pub const LEARNING: u16 = 7;
+    pub const PORT: u16 = 15;
+    pub const GROUP_V6: u16 = 16;
+    pub const LOCAL_V6: u16 = 17;
+    pub const COLLECT_METADATA: u16 = 25;
+}
+
+impl Devices {
+    /// Opens a socket in the network namespace of the calling thread. `is_ours` decides by a device's name.
+    /// `compares_mtu`: whether MTUs are ours to set; otherwise they read as `None`.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
+    pub fn open(is_ours: fn(&str) -> bool, compares_mtu: bool) -> Result<Devices, Error> {
+        Ok(Devices { socket: Socket::open(Bus::Route)?, is_ours, compares_mtu })
+    }
+
+    fn perform(&mut self, step: &Step<'_, LinkName, Vxlan>) -> Result<(), Error> {
+        let name = step.key;
+        let (operation, result) = match (step.have, step.want) {
+            (Some(have), Some(want)) if is_same_device(have, want) => ("change device", self.send(change(name, want))),
+            (Some(_), Some(want)) => {
+                // Its routes and entries go with it; they are read back and made again in the same round.
+                let deleted = self.send(delete(name)).or_else(already_gone);
+                ("replace device", deleted.and_then(|()| self.send(add(name, want))))
+            }
+            (None, Some(want)) => ("add device", self.send(add(name, want))),
+            (Some(_), None) => ("delete device", self.send(delete(name)).or_else(already_gone)),
+            (None, None) => return Ok(()),
+        };
+        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))
+    }
+
+    fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
+        match self.socket.batch(&mut messages)?.into_iter().next() {
+            Some(refusal) => Err(Fault::Refused(refusal)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Target for Devices {
+    type Key = LinkName;
+    type Value = Vxlan;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "overlay devices"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<LinkName, Vxlan>, Error> {
+        let (is_ours, compares_mtu) = (self.is_ours, self.compares_mtu);
+        let mut message = Messages::new();
+        message.begin(GET_LINK, 0).header(&[0; HEADER]);
+        let listed = self
+            .socket
+            .dump(&mut message, |answer| device(answer).filter(|(name, _)| is_ours(&name.0)))
+            .map_err(|fault| Error::new("list overlay devices", "", fault.into()))?;
+        let decided = |device: Vxlan| Vxlan { mtu: device.mtu.filter(|_| compares_mtu), ..device };
+        Ok(listed.into_iter().map(|(name, device)| (name, decided(device))).collect())
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Vxlan>]) -> Vec<Failure<Error>> {
+        let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
+        steps.iter().enumerate().filter_map(failed).collect()
+    }
+}
+
+/// Returns whether one becomes the other without being created again.
+fn is_same_device(have: &Vxlan, want: &Vxlan) -> bool {
+    let of_kernel = |device: &Vxlan| (device.local, device.id, device.port, device.is_fixed);
+    of_kernel(have) == of_kernel(want)
+}
+
+fn already_gone(fault: Fault) -> Result<(), Fault> {
+    match fault {
+        Fault::Refused(refusal) if refusal.errno == libc::ENODEV => Ok(()),
+        fault => Err(fault),
+    }
+}
+
+// ip link add NAME address ADDRESS mtu MTU up type vxlan id ID dstport PORT local ADDRESS nolearning
+fn add(name: &LinkName, device: &Vxlan) -> Messages {
+    let mut message = Messages::new();
+    begin(&mut message, name, device, flag::CREATE | flag::EXCLUSIVE);
+    let local = if device.local.is_ipv4() { data::LOCAL } else { data::LOCAL_V6 };
+    message.nest(LINK_INFO).text(INFO_KIND, KIND).nest(INFO_DATA);
+    message.u32(data::ID, device.id).address(local, device.local).u8(data::LEARNING, 0);
+    message.u16_be(data::PORT, device.port);
+    message.end().end();
+    message
+}
+
+// ip link set NAME address ADDRESS mtu MTU up
+fn change(name: &LinkName, device: &Vxlan) -> Messages {
+    let mut message = Messages::new();
+    begin(&mut message, name, device, 0);
+    message
+}
+
+// ip link delete NAME
+fn delete(name: &LinkName) -> Messages {
+    let mut message = Messages::new();
+    message.begin(DELETE_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
+    message
+}
+
+/// Begins a message with what can be changed of a device that is there.
+fn begin(message: &mut Messages, name: &LinkName, device: &Vxlan, flags: u16) {
+    let LinkAddress(octets) = device.address;
+    message.begin(NEW_LINK, flags).header(&header(device.up)).text(NAME, &name.0).attribute(ADDRESS, &octets);
+    if let Some(mtu) = device.mtu {
+        message.u32(MTU, mtu);
+    }
+}
+
+/// `struct ifinfomsg` that sets only whether the device is up.
+fn header(up: bool) -> [u8; HEADER] {
+    let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
+    let [c0, c1, c2, c3] = UP.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3, c0, c1, c2, c3]
+}
+
+/// The device that an answer describes; `None` for one of another type.
+fn device(answer: &Answer<'_>) -> Option<(LinkName, Vxlan)> {
+    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+    if family != 0 {
+        return None;
+    }
+    let attributes = answer.attributes(HEADER);
+    let info = attributes.get(LINK_INFO)?.attributes();
+    if info.get(INFO_KIND)?.text()? != KIND {
+        return None;
+    }
+    let inside = info.get(INFO_DATA)?.attributes();
+    let address = attributes.get(ADDRESS).and_then(|address| <[u8; 6]>::try_from(address.value).ok());
+    let device = Vxlan {
+        local: local(&inside),
+        id: inside.get(data::ID).and_then(|id| id.u32()).unwrap_or_default(),
+        port: inside.get(data::PORT).and_then(|port| port.u16_be()).unwrap_or_default(),
+        address: LinkAddress(address.unwrap_or_default()),
+        mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
+        up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+        is_fixed: is_fixed(&inside),
+    };
+    Some((LinkName(attributes.get(NAME)?.text()?.into()), device))
+}
+
+/// A device without a local address reads as one that nobody wants, so that it is put right.
+fn local(inside: &Attributes<'_>) -> IpAddr {
+    let of = |kind: u16| inside.get(kind).and_then(|address| address.address());
+    of(data::LOCAL).or_else(|| of(data::LOCAL_V6)).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+}
+
+fn is_fixed(inside: &Attributes<'_>) -> bool {
+    let is_on = |kind: u16| inside.get(kind).and_then(|value| value.u8()).is_some_and(|value| value != 0);
+    let has_group = [data::GROUP, data::GROUP_V6].into_iter().any(|kind| inside.get(kind).is_some());
+    !is_on(data::LEARNING) && !is_on(data::COLLECT_METADATA) && !has_group
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::answers;
+    use crate::kernel::vxlan::link_address;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = device(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
+        }
+    }
+
+    #[test]
+    fn a_device_reads_back_as_it_was_written() {
+        for local in ["192.0.2.1", "2001:db8::1"] {
+            let local: IpAddr = local.parse().expect("an address");
+            let address = link_address(local);
+            let written = Vxlan { local, id: 7, port: 4789, address, mtu: Some(1450), up: true, is_fixed: true };
+            let name = LinkName("sluice-vxlan4".into());
+            let bytes = add(&name, &written).bytes().to_vec();
+            let read: Vec<_> = answers(&bytes).filter_map(|answer| device(&answer)).collect();
+            assert_eq!(read, [(name, written)]);
+        }
+    }
+}
