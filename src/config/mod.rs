@@ -13,6 +13,7 @@ mod ask;
 mod command_line;
 mod duration;
 mod drain;
+mod encapsulation;
 mod environment;
 mod firewall;
 mod flags;
@@ -36,6 +37,7 @@ pub use ask::{Ask, Output};
 pub use command_line::{Request, TOOLCHAIN, VERSION, request, usage};
 pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
+pub use encapsulation::{Encapsulation, Fou};
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
@@ -147,7 +149,7 @@ impl Config {
         let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
         let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
         if let Some(overlay) = router.overlay.filter(|_| flags.run_router) {
-            proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
+            proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.encapsulation.overhead(family));
         }
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {

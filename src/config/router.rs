@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use super::drain::DrainConfig;
 use super::duration::GoDuration;
+use super::encapsulation::{Encapsulation, Fou};
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
-use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Secret, asn};
+use crate::net::{Bfd, ExternalPeer, NoSecret, Password, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,21 +81,7 @@ pub struct RouterConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overlay {
     pub reach: Reach,
-    /// The UDP port of `fou` tunnels; `None` for plain `ipip`.
-    pub udp_port: Option<u16>,
-}
-
-impl Overlay {
-    /// Returns the number of bytes that a tunnel to an address of this family adds to a packet: an IP header, and inside UDP another 12 (8 of UDP,
-    /// 4 of GUE).
-    pub fn overhead(self, family: Family) -> u32 {
-        const GUE: u32 = 12;
-        let header = match family {
-            Family::V4 => 20,
-            Family::V6 => 40,
-        };
-        header + if self.udp_port.is_some() { GUE } else { 0 }
-    }
+    pub encapsulation: Encapsulation,
 }
 
 /// The nodes between which there are tunnels.
@@ -221,9 +208,11 @@ impl RouterConfig {
 fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
     let (subnet, full) = (("subnet", Reach::Subnet), ("full", Reach::Full));
     let reach = mistakes.one_of("overlay-type", &flags.overlay_type, subnet, full);
-    let is_udp = mistakes.one_of("overlay-encap", &flags.overlay_encap, ("ipip", false), ("fou", true));
+    let fou = Encapsulation::Fou(Fou { port: flags.overlay_encap_port });
+    let kinds = (("ipip", Encapsulation::Ipip), ("fou", fou));
+    let encapsulation = mistakes.one_of("overlay-encap", &flags.overlay_encap, kinds.0, kinds.1);
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
-    flags.enable_overlay.then_some(Overlay { reach, udp_port: is_udp.then_some(flags.overlay_encap_port) })
+    flags.enable_overlay.then_some(Overlay { reach, encapsulation })
 }
 
 fn node_routes(flags: &Flags, mistakes: &mut Mistakes) -> NodeRoutes {

@@ -62,11 +62,11 @@ pub fn open(
     for error in module::load(&settings::modules(config, families)) {
         warn!(%error, "Loading a kernel module failed");
     }
-    let port = config.overlay.and_then(|overlay| overlay.udp_port);
+    let port = config.overlay.and_then(|overlay| overlay.encapsulation.gue_port());
     opened(Some(config.backend), port, config.auto_mtu, pod_ranges)
 }
 
-/// Like [`open`], without loading anything. `port`: the value of [`Overlay::udp_port`](crate::config::Overlay), if any.
+/// Like [`open`], without loading anything. `port`: the value of [`Encapsulation::gue_port`](crate::config::Encapsulation), if any.
 ///
 /// # Errors
 /// As [`open`].

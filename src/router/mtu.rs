@@ -19,7 +19,7 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
     let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
     let added = through_tunnels.map_or(0, |overlay| {
         let possible = Family::BOTH.into_iter().filter(|family| *families.of(*family));
-        possible.map(|family| overlay.overhead(family)).max().unwrap_or_default()
+        possible.map(|family| overlay.encapsulation.overhead(family)).max().unwrap_or_default()
     });
     Some(link.saturating_sub(added).max(LEAST.min(link)))
 }
@@ -27,7 +27,7 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
 /// Returns the MTU of the tunnel to an address; `None` to leave it to the kernel.
 pub fn tunnel(link: Option<u32>, config: &RouterConfig, overlay: Overlay, remote: IpAddr) -> Option<u32> {
     let link = link.filter(|_| config.auto_mtu)?;
-    Some(link.saturating_sub(overlay.overhead(Family::from(remote))).max(LEAST.min(link)))
+    Some(link.saturating_sub(overlay.encapsulation.overhead(Family::from(remote))).max(LEAST.min(link)))
 }
 
 #[cfg(test)]

@@ -248,7 +248,7 @@ impl Plan {
         let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
         let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
         changed.source_rules.extend(replace(&mut self.desired.source_rules, source_rules));
-        let port = overlay.and_then(|overlay| overlay.udp_port);
+        let port = overlay.and_then(|overlay| overlay.encapsulation.gue_port());
         let families = self.own.capable();
         let capable = Family::BOTH.into_iter().filter(|family| *families.of(*family));
         let ports = capable.filter_map(|family| Some((ReceivePort { family, port: port? }, ()))).collect();

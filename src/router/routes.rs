@@ -34,7 +34,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bgp::rib::RouteChange;
-use crate::config::{Reach, RouterConfig};
+use crate::config::{Encapsulation, Reach, RouterConfig};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
@@ -443,9 +443,13 @@ fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
     const TTL_OF_UDP: u8 = 225;
     let overlay = place.config.overlay?;
     let local = (*place.own.addresses.of(Family::from(remote)))?;
-    let ttl = if overlay.udp_port.is_some() { TTL_OF_UDP } else { 0 };
+    let udp_port = overlay.encapsulation.gue_port();
+    let ttl = match overlay.encapsulation {
+        Encapsulation::Ipip => 0,
+        Encapsulation::Fou(_) => TTL_OF_UDP,
+    };
     let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);
-    Some(Tunnel { local, remote, udp_port: overlay.udp_port, ttl, mtu, up: true })
+    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true })
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, WantedSetting> {
 
 /// Returns the modules that are loaded at the start.
 pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static str> {
-    let is_udp = config.overlay.is_some_and(|overlay| overlay.udp_port.is_some());
+    let is_udp = config.overlay.is_some_and(|overlay| overlay.encapsulation.gue_port().is_some());
     let mut modules = vec!["br_netfilter"];
     modules.extend((is_udp && families.v4).then_some("fou"));
     modules.extend((is_udp && families.v6).then_some("fou6"));

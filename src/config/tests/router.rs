@@ -19,7 +19,7 @@ fn without_flags_there_is_a_mesh_with_tunnels_between_subnets() {
     assert_eq!(config.cni_file, Some("/etc/cni/net.d/10-kuberouter.conf".into()));
     assert!(config.auto_mtu && config.pod_egress && config.full_mesh && config.internal_peers);
     assert_eq!(config.node_routes, NodeRoutes::Bgp);
-    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Subnet, udp_port: None }));
+    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Subnet, encapsulation: Encapsulation::Ipip }));
     assert_eq!((config.cluster_asn, config.router_id, config.port), (64512, RouterId::Address, 179));
     assert_eq!((config.hold_time, config.graceful_restart, config.multihop), (90, None, None));
     assert_eq!((config.peers.len(), config.passwords_file), (0, None));
@@ -50,7 +50,8 @@ fn every_flag_of_the_router_arrives() {
         "--advertise-loadbalancer-ip",
     ]);
     assert_eq!(config.cni_file, None);
-    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Full, udp_port: Some(6000) }));
+    let encapsulation = Encapsulation::Fou(Fou { port: 6000 });
+    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Full, encapsulation }));
     assert!(!config.full_mesh && !config.internal_peers && config.override_next_hop);
     assert_eq!((config.cluster_asn, config.port, config.hold_time), (4_200_000_001, 1179, 30));
     assert_eq!(config.router_id, RouterId::Is("192.0.2.9".parse().expect("an address")));

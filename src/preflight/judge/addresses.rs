@@ -225,7 +225,7 @@ fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
         }));
         // Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
         let has_tunnels = facts.network.links.iter().any(|link| link.starts_with(TUNNELS));
-        let udp = router.overlay.filter(|_| !has_tunnels).and_then(|overlay| overlay.udp_port);
+        let udp = router.overlay.filter(|_| !has_tunnels).and_then(|overlay| overlay.encapsulation.gue_port());
         ports.extend(udp.map(|number| Port {
             flag: "--overlay-encap-port",
             transport: Transport::Udp,

@@ -44,12 +44,8 @@ pub fn needs(config: &Config) -> Vec<Need> {
         need(Level::Fatal, NO_BRIDGE, &["bridge"]);
         need(Level::Degraded, NO_PAIRS, &["veth"]);
         if let Some(overlay) = router.overlay {
-            let of_family = |v4, v6| if overlay.udp_port.is_some() { [v4, v6] } else { ["", ""] };
-            let [fou, fou6] = of_family("fou", "fou6");
-            for (is_on, tunnel, fou) in [(config.families.v4, "ipip", fou), (config.families.v6, "ip6_tunnel", fou6)] {
-                let modules: Vec<&'static str> =
-                    [tunnel, fou].into_iter().filter(|name| is_on && !name.is_empty()).collect();
-                need(Level::Degraded, NO_TUNNELS, &modules);
+            for (family, _) in config.families.iter().filter(|(_, is_on)| **is_on) {
+                need(Level::Degraded, NO_TUNNELS, overlay.encapsulation.modules(family));
             }
         }
     }
