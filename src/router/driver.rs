@@ -269,7 +269,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn hear(&mut self, wake: Wake, at: Moment, context: &Context<'_>) {
         match wake {
-            Wake::Asked(inquiry) => inquiry.answer(&self.plan, &self.mirrors, context.authority),
+            Wake::Asked(inquiry) => inquiry.answer(&self.plan, &self.mirrors, context.authority, self.outside()),
             Wake::Served => self.sessions.try_at(at.now),
             Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);
@@ -340,7 +340,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> RouterRound {
-        let routes_are_complete = self.sessions.have_said_all(at.now, self.plan.desired());
+        let have_said_all = self.sessions.have_said_all(at.now, self.plan.desired());
+        let routes_are_complete = have_said_all || self.plan.needs_no_speaker();
         if authority == Authority::Nothing || self.mirrors.is_settled() {
             return RouterRound::default();
         }
@@ -439,6 +440,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.context.metrics;
+        metrics.drain.set(self.outside().number());
         metrics.problems.set(count(self.plan.desired().problems.len()));
         metrics.routes.set(count(self.plan.routes().routes().len()));
         metrics.unreached.set(count(self.unreached.count));

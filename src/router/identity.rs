@@ -12,10 +12,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use crate::config::RouterConfig;
+use crate::config::{NodeRoutes, RouterConfig};
 use crate::model::{Host, Node, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
+use super::external_peers::external_peers;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
 
@@ -105,14 +106,16 @@ impl Identity {
     }
 
     /// Returns the problems of our own node.
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self, config: &RouterConfig) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.primary.is_none() {
             let text =
                 format!("the Node {} has no usable InternalIP or ExternalIP, so there are no sessions", self.name);
             return vec![Problem::new(About::Speaker, text)];
         }
-        if self.asn.is_none() {
+        // Routes that Node objects give need no speaker.
+        let has_sessions = config.node_routes == NodeRoutes::Bgp || !external_peers(config, self).is_empty();
+        if self.asn.is_none() && has_sessions {
             let text = "--nodes-full-mesh is off and the annotation kube-router.io/node.asn is absent or no number, so there \
                         are no sessions";
             problems.push(Problem::new(About::Speaker, text));

@@ -91,7 +91,7 @@ impl Metrics {
             )?,
             drain: IntGauge::new(
                 "sluice_router_drain",
-                "Service addresses: 0 announced, 1 announced with GRACEFUL_SHUTDOWN because this node drains, 2 withdrawn",
+                "Service addresses: 0 announced, 1 announced with GRACEFUL_SHUTDOWN because this node drains, or their withdrawal is not sent to all neighbours yet, 2 none announced",
             )?,
             ignored: IntCounterVec::new(
                 Opts::new("sluice_router_bfd_packets_ignored_total", "BFD packets received and ignored, by reason"),

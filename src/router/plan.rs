@@ -408,7 +408,7 @@ impl Plan {
         self.resize_sets(changed);
         let mut problems: BTreeSet<Problem> = BTreeSet::new();
         if self.known.has_nodes {
-            problems.extend(self.own.problems());
+            problems.extend(self.own.problems(&self.config));
             problems.extend(self.nodes.problems(&self.own));
             problems.extend(self.problems_of_ranges());
             problems.extend(self.external_problems.iter().cloned());
@@ -470,7 +470,7 @@ impl Plan {
         };
         let settled = self.routes.settle(place);
         changed.routes.extend(settled.routes);
-        changed.withdrawn.extend(settled.withdrawn);
+        changed.withdrawn.extend(settled.withdrawn.into_iter().filter(|key| !self.keeps(key)));
         changed.tunnels.extend(settled.tunnels);
     }
 }

@@ -402,6 +402,39 @@ fn a_node_that_drains_reports_each_step_of_it_and_one_that_starts_so_the_last_on
 }
 
 #[test]
+fn a_node_that_drains_without_service_addresses_says_that_there_are_none() {
+    let mut setup = Setup::new(Backend::Nftables);
+    let own = setup.world.host.node_name.clone();
+    label(&mut setup.world, &own, true);
+    setup.run(State::default(), async |seen| {
+        let note = "it has no service addresses to announce";
+        seen.until("it is noted", |seen| seen.health.notes().iter().any(|text| text.to_string().contains(note))).await;
+    });
+}
+
+#[test]
+fn with_node_objects_and_without_an_as_number_tunnels_go_routes_are_told_and_nothing_is_missing() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags[2] = "--nodes-full-mesh=false".to_owned();
+    setup.flags.push("--node-routes=api".to_owned());
+    setup.flags.push("--overlay-type=full".to_owned());
+    let own = AddressKey { link: LinkName("eth0".into()), address: "127.0.0.1/8".parse().expect("an address") };
+    let state = State { addresses: [(own, ())].into(), ..State::default() };
+    setup.run(state, async |seen| {
+        let counts = |seen: &Seen| (seen.kernel.state().routes.len(), seen.kernel.state().tunnels.len());
+        seen.until("route and tunnel are there", |seen| counts(seen) == (2, 1)).await;
+        let answer = seen.bgp("/bgp/routes", "10.244.2.7").await.expect("there is an answer without a speaker");
+        assert_eq!(answer["prefixes"][0]["givenByNodes"][0], "node2");
+        let peers = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!(peers["problems"].as_array().map(Vec::len), Some(0), "{peers}");
+        seen.world.send_modify(|world| drop(world.cluster.nodes.remove(&"node2".into())));
+        seen.until("route and tunnel are gone with their Node", |seen| counts(seen) == (0, 0)).await;
+        let refused = seen.bgp("/bgp/routes", "").await.expect_err("there is none");
+        assert_eq!(refused, "BGP does not run on this node");
+    });
+}
+
+#[test]
 fn routes_that_node_objects_give_are_in_the_kernel_without_any_neighbour_and_are_told() {
     let mut setup = Setup::new(Backend::Nftables);
     setup.flags.push("--node-routes=api".to_owned());

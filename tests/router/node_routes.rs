@@ -13,7 +13,7 @@ use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use sluice::kernel::tunnel::Tunnel;
-use sluice::model::{Authority, NodeAddress, NodeAddressKind, Reflection};
+use sluice::model::{Authority, Node, NodeAddress, NodeAddressKind, Reflection, World};
 use sluice::net::Family;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
@@ -262,5 +262,75 @@ fn a_node_without_an_address_of_a_family_is_named_as_one_whose_pods_have_no_rout
     let unreached = plan.unreached(around, |_, _: Family| false);
     assert_eq!(unreached.count, 1);
     let missing = unreached.missing.expect("it is named");
-    assert!(missing.contains("fd00:10:244:2::/64 of Node node-2"), "{missing}");
+    assert!(missing.contains("fd00:10:244:2::/64 of Node node-2 (it has no IPv6 address)"), "{missing}");
+}
+
+/// Takes the addresses out of a Node, or the whole Node out of the cluster.
+fn lose(world: &mut World, name: &str, whole: bool) {
+    let node = world.cluster.nodes.remove(&name.into()).expect("it is there");
+    if !whole {
+        world.cluster.nodes.insert(name.into(), Node { addresses: Vec::new(), ..(*node).clone() });
+    }
+}
+
+#[test]
+fn a_node_whose_own_node_object_goes_or_loses_its_addresses_keeps_its_routes_and_tunnels() {
+    for (flag, whole) in [("subnet", true), ("subnet", false), ("full", true), ("full", false)] {
+        let overlay = format!("--overlay-type={flag}");
+        let mut cluster = Cluster::new(&["--enable-ipv6", "--node-routes=api", &overlay]);
+        for (number, link) in [(1, "192.0.2"), (2, "192.0.2"), (3, "198.51.100")] {
+            cluster.add_node(number, link, "both", &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+        }
+        cluster.settle();
+        let (config, families) = cluster.config();
+        let mut state = State::of_others();
+        let own = |text: &str| AddressKey { link: LinkName("eth0".into()), address: prefix(text) };
+        state.addresses.extend([(own("192.0.2.1/24"), ()), (own("2001:db8:2::1/64"), ())]);
+        let kernel = MemoryKernel::new(state);
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        let mut plan = Plan::new(config, families);
+        let mut take = |world: &World, routes_are_complete: bool| {
+            let changed = plan.update(world);
+            mirrors.mark(&changed);
+            let leave = Leave { authority: Authority::Complete, routes_are_complete };
+            for _ in 0..4 {
+                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now: Instant::now(), jitter: 0 });
+            }
+            let state = kernel.with(|machine| machine.state.clone());
+            let keys: Vec<RouteKey> = state.routes.keys().cloned().collect();
+            (keys, state.tunnels.keys().cloned().collect::<Vec<_>>())
+        };
+        let whole_world = cluster.world(1);
+        let before = take(&whole_world, true);
+        assert!(before.0.len() >= 4 && before.1.len() >= 2, "{before:?}");
+        let mut world = whole_world.clone();
+        lose(&mut world, "node-1", whole);
+        // Without an own address there is no speaker, and what was learned is never complete.
+        assert_eq!(take(&world, false), before, "{overlay}");
+        assert_eq!(take(&whole_world, true), before, "{overlay}: it is back");
+        lose(&mut world, "node-3", true);
+        take(&world, false);
+        let mut without = whole_world.clone();
+        lose(&mut without, "node-3", true);
+        let (routes, tunnels) = take(&without, true);
+        assert!(routes.len() < before.0.len() && tunnels.len() < before.1.len(), "others' Nodes count when it is back");
+    }
+}
+
+#[test]
+fn routes_of_one_link_follow_the_other_nodes_also_while_the_own_node_is_gone() {
+    let mut cluster = Cluster::new(&["--enable-ipv6", "--node-routes=api"]);
+    for number in 1..=3 {
+        cluster.add_node(number, "192.0.2", "both", &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+    }
+    cluster.settle();
+    let (config, families) = cluster.config();
+    let mut plan = Plan::new(config, families);
+    let mut world = cluster.world(1);
+    plan.update(&world);
+    assert_eq!(main_routes(&plan), 4);
+    lose(&mut world, "node-1", true);
+    assert_eq!((plan.update(&world).withdrawn, main_routes(&plan)), (vec![], 4));
+    lose(&mut world, "node-3", true);
+    assert_eq!((plan.update(&world).withdrawn.len(), main_routes(&plan)), (2, 2));
 }

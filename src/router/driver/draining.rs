@@ -7,7 +7,7 @@ use tracing::info;
 use super::Driver;
 use crate::model::World;
 use crate::router::apply::Kernel;
-use crate::router::drain::{Effect, Event, reason};
+use crate::router::drain::{Effect, Event, Outside, reason};
 
 impl<K: Kernel> Driver<K> {
     /// Follows the own Node. Called before its World is acted upon, so that a node that drains announces nothing at a start.
@@ -22,7 +22,6 @@ impl<K: Kernel> Driver<K> {
         for effect in self.drain.step(now, event) {
             match effect {
                 Effect::Stand(stage) => {
-                    self.context.metrics.drain.set(stage.number());
                     let changed = self.plan.stand(stage);
                     self.carry_out(&changed).await;
                 }
@@ -30,6 +29,15 @@ impl<K: Kernel> Driver<K> {
             }
         }
         self.tell_news();
+    }
+
+    /// Returns how service addresses stand with routers outside, as neighbours have been sent it.
+    pub(super) fn outside(&self) -> Outside {
+        Outside {
+            stage: self.plan.stage(),
+            is_sent: self.withdrawals.are_told(),
+            has_addresses: self.plan.has_service_addresses(),
+        }
     }
 
     /// Tells the newest news once neighbours have been sent what it is about.

@@ -34,7 +34,7 @@ impl<K: Kernel> Driver<K> {
             }
         }
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
-        let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.plan.stage().note());
+        let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.outside().note());
         self.context.notes.set(notes.collect());
     }
 

@@ -33,7 +33,7 @@ pub fn peers_json(peers: &Peers) -> String {
             NodeRoutes::Bgp => "bgp",
             NodeRoutes::Api => "api",
         },
-        "serviceAddresses": peers.known.stage.word(),
+        "serviceAddresses": peers.known.outside.word(),
         "speaker": speaker,
         "neighbours": peers.neighbours.iter().map(|one| of_neighbour(peers, one)).collect::<Vec<_>>(),
         "problems": problems.collect::<Vec<_>>(),

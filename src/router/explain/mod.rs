@@ -28,7 +28,7 @@ use crate::model::Authority;
 use crate::net::PerFamily;
 
 use super::apply::RouteInKernel;
-use super::drain::Stage;
+use super::drain::Outside;
 use super::plan::PeerSource;
 use super::problem::Problem;
 use super::routes::NoWay;
@@ -56,7 +56,7 @@ pub struct PeersKnown {
     /// Where routes to pods of other nodes come from.
     pub node_routes: NodeRoutes,
     /// How service addresses stand with routers outside.
-    pub stage: Stage,
+    pub outside: Outside,
     /// Origins of the desired neighbours. The speaker's others were added with the GoBGP client.
     pub sources: BTreeMap<IpAddr, PeerSource>,
     /// Why BGP does not run, or why there is no session with a neighbour.

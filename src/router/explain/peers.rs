@@ -30,7 +30,7 @@ pub fn peers_text(peers: &Peers) -> String {
             "routes to pods of other nodes come from Node objects (--node-routes=api); nodes have no sessions\n",
         );
     }
-    text.extend(peers.known.stage.note().map(|note| format!("{note}\n")));
+    text.extend(peers.known.outside.note().map(|note| format!("{note}\n")));
     if !peers.neighbours.is_empty() {
         text.push_str(&table(peers));
     }

@@ -20,6 +20,7 @@ use crate::model::Authority;
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{self, Answer, AnswerFormat};
 use crate::router::apply::{Kernel, Mirrors};
+use crate::router::drain::Outside;
 use crate::router::plan::Plan;
 
 /// The questions, by their paths on the local socket.
@@ -40,6 +41,18 @@ pub struct Answering {
     pub questions: mpsc::Receiver<local::Question>,
     pub speaker: watch::Receiver<Option<Access>>,
     pub router: mpsc::Sender<Inquiry>,
+}
+
+/// The speaker's part of an answer about routes; nothing where none runs.
+#[derive(Default)]
+struct FromSpeaker {
+    states: Vec<PrefixState>,
+    /// Number of further prefixes.
+    left_off: usize,
+    addresses: BTreeMap<PeerId, IpAddr>,
+    /// Number of all prefixes; `None` without a speaker.
+    count: Option<usize>,
+    is_restarting: bool,
 }
 
 /// Most prefixes in an answer without reasons, and with them.
@@ -96,27 +109,24 @@ impl Answering {
     async fn routes(&self, question: Question, form: AnswerFormat) -> Answer {
         let known = self.known().await?;
         let access = self.speaker.borrow().clone();
-        let Some(Access { handle, .. }) = access else {
+        let mut learned = match access {
+            Some(Access { handle, .. }) => learned(&handle, question).await.map_err(ended)?,
+            None => FromSpeaker::default(),
+        };
+        let given_left_off = self.add_given(question, &mut learned.states).await?;
+        let FromSpeaker { states, left_off, addresses, count, is_restarting } = learned;
+        // Without a speaker there are routes that Node objects give.
+        if states.is_empty() && count.is_none() {
             let why = known.problems.first().map(|problem| format!(": {problem}")).unwrap_or_default();
             return Err(format!("BGP does not run on this node{why}"));
-        };
-        let speaker = handle.ask(|speaker| speaker.state()).await.map_err(ended)?;
-        let (mut states, rest) = states(&handle, question).await.map_err(ended)?;
-        let given_left_off = self.add_given(question, &mut states).await?;
+        }
         if states.is_empty() && question.selected != PrefixQuery::All {
-            let count = speaker.prefixes;
+            let count = count.unwrap_or_default();
             return Err(format!("BGP knows no such route; it knows {count} prefixes (sluice bgp routes)"));
         }
-        let left_off = match (question.selected, rest) {
-            (_, None) => 0,
-            (PrefixQuery::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
-            (selected, from) => count(&handle, selected, from).await.map_err(ended)?,
-        };
         let left_off = left_off + given_left_off;
-        let addresses = addresses(&handle, &states).await.map_err(ended)?;
         let kernel = self.in_kernel(states.iter().map(|state| state.prefix).collect()).await?;
         let prefixes = states.into_iter().zip(kernel).collect();
-        let is_restarting = speaker.is_restarting;
         let routes = Routes { question, is_restarting, prefixes, left_off, addresses, known };
         format(move || match form {
             AnswerFormat::Text => routes_text(&routes),
@@ -209,6 +219,20 @@ async fn announced(handle: &Handle) -> Result<BTreeMap<PeerId, PerFamily<u32>>, 
     }
 }
 
+/// Returns what the speaker knows of the selected prefixes.
+async fn learned(handle: &Handle, question: Question) -> Result<FromSpeaker, Ended> {
+    let speaker = handle.ask(|speaker| speaker.state()).await?;
+    let (states, rest) = states(handle, question).await?;
+    let left_off = match (question.selected, rest) {
+        (_, None) => 0,
+        (PrefixQuery::All, Some(_)) => speaker.prefixes.saturating_sub(states.len()),
+        (selected, from) => count(handle, selected, from).await?,
+    };
+    let addresses = addresses(handle, &states).await?;
+    let (count, is_restarting) = (Some(speaker.prefixes), speaker.is_restarting);
+    Ok(FromSpeaker { states, left_off, addresses, count, is_restarting })
+}
+
 /// The states of the selected prefixes, as many as an answer may hold, and where the others begin.
 async fn states(handle: &Handle, question: Question) -> Result<(Vec<PrefixState>, Option<Position>), Ended> {
     let Question { selected, why } = question;
@@ -263,13 +287,13 @@ async fn addresses(handle: &Handle, states: &[PrefixState]) -> Result<BTreeMap<P
 
 impl Inquiry {
     /// Answers, in the router's loop.
-    pub fn answer<K: Kernel>(self, plan: &Plan, mirrors: &Mirrors<K>, authority: Authority) {
+    pub fn answer<K: Kernel>(self, plan: &Plan, mirrors: &Mirrors<K>, authority: Authority, outside: Outside) {
         // The requester may have gone away.
         match self {
             Inquiry::Peers(answer) => {
                 let (sources, problems) = (plan.peer_sources(), plan.peer_problems());
-                let (node_routes, stage) = (plan.node_routes(), plan.stage());
-                let _ = answer.send(PeersKnown { authority, node_routes, stage, sources, problems });
+                let node_routes = plan.node_routes();
+                let _ = answer.send(PeersKnown { authority, node_routes, outside, sources, problems });
             }
             Inquiry::Given(selected, answer) => {
                 let is_selected = |prefix: &IpNet| match selected {

@@ -13,6 +13,7 @@ use crate::bgp::session::{Cause, State};
 use crate::bgp::speaker::{FailureCause, Idle};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKind};
+use crate::router::drain::Stage;
 use crate::router::problem::About;
 
 fn address(text: &str) -> IpAddr {
@@ -32,7 +33,7 @@ fn known() -> PeersKnown {
     PeersKnown {
         authority: Authority::Complete,
         node_routes: NodeRoutes::Bgp,
-        stage: Stage::Announced,
+        outside: Outside { stage: Stage::Announced, is_sent: true, has_addresses: true },
         sources: sources.into(),
         problems: Vec::new(),
     }
@@ -369,7 +370,7 @@ fn the_neighbours_say_that_the_node_drains() {
         (Stage::Leaving, "leaving", "announced with GRACEFUL_SHUTDOWN and about to be withdrawn\n"),
         (Stage::Withdrawn, "withdrawn", "this node drains: service addresses are withdrawn from routers outside\n"),
     ] {
-        peers.known.stage = stage;
+        peers.known.outside.stage = stage;
         assert!(peers_text(&peers).contains(text));
         let answer: Value = serde_json::from_str(&peers_json(&peers)).expect("JSON");
         assert_eq!(answer["serviceAddresses"], word);

@@ -25,6 +25,11 @@ impl Plan {
         changed
     }
 
+    /// Returns whether there are service addresses that this node announces, or would announce if it did not drain.
+    pub fn has_service_addresses(&self) -> bool {
+        self.announced.keys().any(|address| !self.refused_services.contains(address))
+    }
+
     /// Returns how the addresses of Services stand with routers outside.
     pub fn stage(&self) -> Stage {
         self.stage

@@ -2,7 +2,8 @@
 //!
 //! Kubernetes: `Node.spec.podCIDRs` or the annotation that wins over it, and `Node.status.addresses`. The next hop of a pod CIDR is its
 //! node's address of the same family, which is what that node would announce: both ways give the same routes. Which way a packet
-//! takes to the next hop is decided as for any route (`routes`). A node that is down keeps its routes as long as it has a Node object.
+//! takes to the next hop is decided as for any route (`routes`). A node that is down keeps its routes as long as it has a Node object, and
+//! this node keeps them while its own Node object, or the addresses in it, are gone.
 //!
 //! Ranges that import policy would refuse get no route (`pod_ranges::Refusal`). Of a range that several nodes have, the next hops are
 //! in the order in which the decision process of BGP prefers them: by identifier, then by address (RFC 4271 9.1.2.2).
@@ -14,8 +15,10 @@ use ipnet::IpNet;
 
 use super::Plan;
 use crate::config::NodeRoutes;
+use crate::kernel::route::RouteKey;
 use crate::net::Family;
 use crate::router::desired::SHARING;
+use crate::router::names::TUNNEL_TABLE;
 use crate::router::router_id::router_id;
 
 impl Plan {
@@ -27,6 +30,25 @@ impl Plan {
     /// Returns whether routes to pods of other nodes come from Node objects.
     pub(super) fn takes_node_objects(&self) -> bool {
         self.config.node_routes == NodeRoutes::Api
+    }
+
+    /// Returns whether no speaker can run and none is needed: Node objects give all routes, and this node has no AS number. Then
+    /// the desired routes are complete as soon as the nodes are.
+    pub fn needs_no_speaker(&self) -> bool {
+        self.takes_node_objects() && self.known.has_nodes && self.own.primary.is_some() && self.own.asn.is_none()
+    }
+
+    /// Returns whether a route that is not desired any more stays in the kernel until our own Node has an address again: without one
+    /// no tunnel has an end here, which says nothing about the node that the route leads to.
+    pub(super) fn keeps(&self, key: &RouteKey) -> bool {
+        self.own.primary.is_none() && (key.table == TUNNEL_TABLE || self.routes.has(key.destination))
+    }
+
+    /// Returns the family of a pod CIDR in which its node has no address, so that no Node object gives its next hop.
+    pub(super) fn lacks_address(&self, node: &CompactString, range: IpNet) -> Option<Family> {
+        let family = Family::from(range);
+        let node = self.known.nodes.get(node).filter(|_| self.takes_node_objects())?;
+        node.address(family).is_none().then_some(family)
     }
 
     /// Returns the names of the Nodes that give the next hops of a prefix; none with `--node-routes=bgp`.
@@ -58,7 +80,9 @@ impl Plan {
         // An address of a node, or of a Service that we announce, is no pod CIDR.
         let is_host = range.prefix_len() == family.host_bits();
         let is_taken = is_host && (self.nodes.has(range.addr()) || self.desired.announcements.contains_key(&range));
-        if is_taken || self.pod_ranges.is_refused(&range) || self.own.addresses.of(family).is_none() {
+        // While our own Node is gone, or has no address at all, routes stay as the other Nodes would have them.
+        let is_ours = self.own.primary.is_none() || self.own.addresses.of(family).is_some();
+        if is_taken || self.pod_ranges.is_refused(&range) || !is_ours || !self.own.families.of(family) {
             return Vec::new();
         }
         let next_hop = |name: &CompactString| {

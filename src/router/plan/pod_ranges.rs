@@ -198,8 +198,11 @@ impl Plan {
         let is_cut_off = self.is_cut_off();
         let PodRanges { lasting, missing, late, .. } = &self.pod_ranges;
         let lasting_text = lasting.text(|node, range, reason| format!("{range} of Node {node} ({reason})"));
-        let missing_text = missing.text(|node, range, ()| format!("{range} of Node {node}"));
-        let late_text = late.text(|node, range, ()| format!("{range} of Node {node}"));
+        let named = |node: &CompactString, range: IpNet, (): &()| match self.lacks_address(node, range) {
+            Some(family) => format!("{range} of Node {node} (it has no {family} address)"),
+            None => format!("{range} of Node {node}"),
+        };
+        let (missing_text, late_text) = (missing.text(named), late.text(named));
         let late_text = late_text.map(|text| {
             let seconds = PATIENCE.as_secs();
             format!("no route to pods for {seconds} s although their nodes are Ready: {text}")
@@ -338,7 +341,7 @@ impl Plan {
         if count == 0 {
             return Unreached::default();
         }
-        let own = self.own.problems().into_iter().find(|problem| problem.about == About::Speaker);
+        let own = self.own.problems(&self.config).into_iter().find(|problem| problem.about == About::Speaker);
         let why = own.map_or_else(|| "this node has no BGP identifier".to_owned(), |problem| problem.text);
         let trouble =
             format!("BGP does not run, so no routes to {count} pod ranges of other nodes can be learned: {why}");
