@@ -51,7 +51,13 @@ fn cluster(families: &str, links: &[&str], words: &[&str]) -> Cluster {
 #[test]
 fn all_pods_reach_each_other_with_every_kind_of_overlay_and_in_every_family() {
     for families in ["v4", "v6", "both"] {
-        for words in [&[][..], &["--overlay-type=full"], &["--overlay-encap=fou"], &["--bgp-graceful-restart"]] {
+        for words in [
+            &[][..],
+            &["--overlay-type=full"],
+            &["--overlay-encap=fou"],
+            &["--overlay-encap=vxlan"],
+            &["--bgp-graceful-restart"],
+        ] {
             let mut cluster = cluster(families, &LINKS, words);
             cluster.settle();
             cluster.all_pods_reach_each_other();

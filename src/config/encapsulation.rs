@@ -1,6 +1,6 @@
 //! How packets between nodes are encapsulated, and what each way adds to them.
 //!
-//! `--overlay-encap`, `--overlay-encap-port`.
+//! `--overlay-encap`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`.
 
 use crate::net::Family;
 
@@ -11,6 +11,8 @@ pub enum Encapsulation {
     Ipip,
     /// The same inside UDP, with GUE between.
     Fou(Fou),
+    /// Ethernet inside UDP (RFC 7348).
+    Vxlan(VxlanNetwork),
 }
 
 /// Tunnels inside UDP.
@@ -20,9 +22,20 @@ pub struct Fou {
     pub port: u16,
 }
 
-/// Length of a UDP header, and of GUE without options.
+/// The one network between all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VxlanNetwork {
+    /// `--overlay-vxlan-port`: the UDP port of all nodes.
+    pub port: u16,
+    /// `--overlay-vxlan-id`: its number (VNI), 24 bits.
+    pub id: u32,
+}
+
+/// Length of a UDP header, of GUE without options, of the header of VXLAN, and of Ethernet's.
 const UDP: u32 = 8;
 const GUE: u32 = 4;
+const VXLAN: u32 = 8;
+const ETHERNET: u32 = 14;
 
 impl Encapsulation {
     /// Returns the number of bytes that are added to a packet on its way to an address of this family.
@@ -34,14 +47,23 @@ impl Encapsulation {
         match self {
             Encapsulation::Ipip => ip,
             Encapsulation::Fou(_) => ip + UDP + GUE,
+            Encapsulation::Vxlan(_) => ip + UDP + VXLAN + ETHERNET,
         }
     }
 
     /// Returns the UDP port at which the kernel receives packets inside GUE; `None` where it receives none.
     pub fn gue_port(self) -> Option<u16> {
         match self {
-            Encapsulation::Ipip => None,
+            Encapsulation::Ipip | Encapsulation::Vxlan(_) => None,
             Encapsulation::Fou(Fou { port }) => Some(port),
+        }
+    }
+
+    /// Returns the network of the nodes, where there is one.
+    pub fn vxlan(self) -> Option<VxlanNetwork> {
+        match self {
+            Encapsulation::Ipip | Encapsulation::Fou(_) => None,
+            Encapsulation::Vxlan(network) => Some(network),
         }
     }
 
@@ -52,6 +74,7 @@ impl Encapsulation {
             (Encapsulation::Ipip, Family::V6) => &["ip6_tunnel"],
             (Encapsulation::Fou(_), Family::V4) => &["ipip", "fou"],
             (Encapsulation::Fou(_), Family::V6) => &["ip6_tunnel", "fou6"],
+            (Encapsulation::Vxlan(_), _) => &["vxlan"],
         }
     }
 }
@@ -63,7 +86,8 @@ mod tests {
     #[test]
     fn each_kind_adds_its_headers() {
         let fou = Encapsulation::Fou(Fou { port: 5555 });
-        for (kind, v4, v6) in [(Encapsulation::Ipip, 20, 40), (fou, 32, 52)] {
+        let vxlan = Encapsulation::Vxlan(VxlanNetwork { port: 4789, id: 1 });
+        for (kind, v4, v6) in [(Encapsulation::Ipip, 20, 40), (fou, 32, 52), (vxlan, 50, 70)] {
             assert_eq!((kind.overhead(Family::V4), kind.overhead(Family::V6)), (v4, v6), "{kind:?}");
         }
     }

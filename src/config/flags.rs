@@ -198,12 +198,18 @@ pub struct Flags {
     /// Where tunnels are used: subnet (between nodes of different subnets) or full (between all nodes)
     #[arg(long, default_value = "subnet")]
     pub overlay_type: String,
-    /// Kind of tunnel: ipip or fou (over UDP)
+    /// Kind of tunnel: ipip, fou or vxlan (both over UDP)
     #[arg(long, default_value = "ipip")]
     pub overlay_encap: String,
     /// UDP port of fou tunnels, 1024 or higher
     #[arg(long, default_value = "5555")]
     pub overlay_encap_port: u16,
+    /// UDP port of vxlan, 1024 or higher
+    #[arg(long, default_value = "4789")]
+    pub overlay_vxlan_port: u16,
+    /// Number of the vxlan network (VNI), 1 to 16777215
+    #[arg(long, default_value = "1")]
+    pub overlay_vxlan_id: u32,
     /// On AWS, say that the source and destination check of this instance has to be off
     #[arg(long, default_value = "true")]
     pub disable_source_dest_check: bool,

@@ -37,7 +37,7 @@ pub use ask::{Ask, Output};
 pub use command_line::{Request, TOOLCHAIN, VERSION, request, usage};
 pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
-pub use encapsulation::{Encapsulation, Fou};
+pub use encapsulation::{Encapsulation, Fou, VxlanNetwork};
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;

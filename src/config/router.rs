@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::drain::DrainConfig;
 use super::duration::GoDuration;
-use super::encapsulation::{Encapsulation, Fou};
+use super::encapsulation::{Encapsulation, Fou, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
@@ -33,7 +33,7 @@ pub struct RouterConfig {
     pub auto_mtu: bool,
     /// `--enable-pod-egress`: packets from pods to the outside leave with the node's address.
     pub pod_egress: bool,
-    /// `--enable-overlay`, `--overlay-type`, `--overlay-encap`, `--overlay-encap-port`; `None` for no tunnels.
+    /// `--enable-overlay`, `--overlay-type`, `--overlay-encap` and its ports; `None` for no tunnels.
     pub overlay: Option<Overlay>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
@@ -209,9 +209,19 @@ fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
     let (subnet, full) = (("subnet", Reach::Subnet), ("full", Reach::Full));
     let reach = mistakes.one_of("overlay-type", &flags.overlay_type, subnet, full);
     let fou = Encapsulation::Fou(Fou { port: flags.overlay_encap_port });
-    let kinds = (("ipip", Encapsulation::Ipip), ("fou", fou));
-    let encapsulation = mistakes.one_of("overlay-encap", &flags.overlay_encap, kinds.0, kinds.1);
+    let vxlan = VxlanNetwork { port: flags.overlay_vxlan_port, id: flags.overlay_vxlan_id };
+    let encapsulation = match flags.overlay_encap.as_str() {
+        "ipip" => Encapsulation::Ipip,
+        "fou" => fou,
+        "vxlan" => Encapsulation::Vxlan(vxlan),
+        other => {
+            mistakes.add(format!("--overlay-encap must be ipip, fou or vxlan; it is {other:?}."));
+            Encapsulation::Ipip
+        }
+    };
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
+    mistakes.number_within("overlay-vxlan-port", flags.overlay_vxlan_port.into(), 1024..=65535);
+    mistakes.number_within("overlay-vxlan-id", flags.overlay_vxlan_id.into(), 1..=(1 << 24) - 1);
     flags.enable_overlay.then_some(Overlay { reach, encapsulation })
 }
 

@@ -13,8 +13,8 @@
 //!
 //! Limits and surprises:
 //! - A device has one outer family. Devices of both families have the same number and UDP port.
-//! - Number, port and outer family of a device cannot be changed; of one that differs in anything but MTU, link address and state another
-//!   one is made in its place, and its routes and entries go with it.
+//! - Number, port and outer family of a device cannot be changed: another one is made in its place, and its routes and entries go with it.
+//!   Our address can, but not in every kernel.
 //! - The kernel refuses an IPv6 gateway that it reaches through another device, also with `onlink`. So a node's gateway is its IPv4 address
 //!   on the device for IPv4, and a link-local address made of its link address on that for IPv6 ([`gateway`]).
 
@@ -29,7 +29,7 @@ use ring::digest::{SHA256, digest};
 use super::link::LinkName;
 use crate::net::LinkAddress;
 
-pub use device::Devices;
+pub use device::{Devices, is_same_device};
 pub use entries::Entries;
 
 /// A device. Its name is its key.

@@ -4,7 +4,7 @@
 //!
 //! 1. settings, the bridge;
 //! 2. sets, their elements, the rules that use the sets: pods keep their addresses among each other from the start;
-//! 3. receive ports of tunnels, tunnels;
+//! 3. receive ports of tunnels, tunnels; devices of `vxlan`, what they know of other nodes;
 //! 4. routes;
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
@@ -28,6 +28,7 @@ use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
+use crate::kernel::vxlan::{Entry, EntryKey, Vxlan, gateway};
 use crate::model::Authority;
 use crate::packed::BlockMap;
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
@@ -55,6 +56,8 @@ pub trait Kernel {
     type Passages: InHostChain;
     type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
+    type OverlayDevices: Target<Key = LinkName, Value = Vxlan>;
+    type OverlayEntries: Target<Key = EntryKey, Value = Entry>;
     type Routes: Target<Key = RouteKey, Value = Arc<Route>> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
@@ -115,6 +118,8 @@ kinds! {
         passages: Passages after Rules,
         receive_ports: ReceivePorts,
         tunnels: Tunnels after Routes,
+        overlay_devices: OverlayDevices after Routes,
+        overlay_entries: OverlayEntries after Routes,
         routes: Routes in BlockMap after Routes,
         source_rules: SourceRules after Routes,
     }
@@ -188,6 +193,8 @@ impl<K: Kernel> Mirrors<K> {
         changed.passages.iter().for_each(|key| self.passages.mark(*key));
         changed.receive_ports.iter().for_each(|key| self.receive_ports.mark(*key));
         changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
+        changed.overlay_devices.iter().for_each(|key| self.overlay_devices.mark(key.clone()));
+        changed.overlay_entries.iter().for_each(|key| self.overlay_entries.mark(key.clone()));
         for (range, is_there) in &changed.pod_ranges {
             self.routes.target().note_pod_range(*range, *is_there);
             // A route that is there already prevails, or takes its place, only now that it is known to lead to pods.
@@ -306,6 +313,7 @@ impl<K: Kernel> Mirrors<K> {
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         self.grow_tunnels(learned, at);
+        self.grow_overlay(desired, learned, at);
         let may_change = |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination);
         let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
@@ -323,7 +331,7 @@ impl<K: Kernel> Mirrors<K> {
             routes_gone = gone.len();
             if all {
                 self.withdrawn.clear();
-                self.shrink_tunnels(learned, at);
+                self.shrink_tunnels(desired, learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }
             self.rules.shrink(&desired.rules, at);
@@ -415,14 +423,33 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
+    fn grow_overlay(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
+        let there: BTreeSet<LinkName> = self.overlay_devices.known_keys().cloned().collect();
+        let grown = self.overlay_devices.grow(&desired.overlay_devices, Growth::Full, at);
+        if grown.iter().any(|name| there.contains(name)) {
+            // A device that was recreated, or set up, has lost its routes and entries.
+            self.overlay_entries.forget();
+            self.routes.forget();
+        }
+        self.overlay_entries.grow(learned.entries(), Growth::Full, at);
+    }
+
     /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.
-    fn shrink_tunnels(&mut self, learned: &Routes, at: Moment) {
+    fn shrink_tunnels(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
         // A route that could not be changed or deleted may still use the tunnel that it is to leave.
         let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
         let used: Option<BTreeSet<&LinkName>> =
             seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
-        self.tunnels
-            .shrink_where(learned.tunnels(), at, |name, _| used.as_ref().is_some_and(|used| !used.contains(name)));
+        let is_unused = |name: &LinkName| used.as_ref().is_some_and(|used| !used.contains(name));
+        self.tunnels.shrink_where(learned.tunnels(), at, |name, _| is_unused(name));
+        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> = seen.map(|seen| {
+            let hops = seen.values().flat_map(|route| &*route.next_hops);
+            hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect()
+        });
+        self.overlay_entries.shrink_where(learned.entries(), at, |key, _| {
+            gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
+        });
+        self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
     }
 
     /// Deletes elements if no rule uses their set any more, or if the set stays; deletes sets once they are empty.

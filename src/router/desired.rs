@@ -20,6 +20,7 @@ use crate::kernel::route::RouteKey;
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::kernel::tunnel::ReceivePort;
+use crate::kernel::vxlan::{EntryKey, Vxlan};
 
 use super::cni::Conf;
 use super::problem::Problem;
@@ -46,6 +47,8 @@ pub struct Desired {
     /// Rules that select a table by source address.
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
+    /// The devices of `vxlan`, which receive whether or not routes lead through them.
+    pub overlay_devices: BTreeMap<LinkName, Vxlan>,
     pub settings: BTreeMap<Setting, WantedSetting>,
     pub bridge: Option<Bridge>,
     /// Desired content of the CNI file; `None` to leave it alone.
@@ -90,6 +93,8 @@ pub struct RouterChanges {
     /// The routes among them that this run has learned and that are not desired any more.
     pub withdrawn: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
+    pub overlay_devices: Vec<LinkName>,
+    pub overlay_entries: Vec<EntryKey>,
     pub source_rules: Vec<RuleKey>,
     pub receive_ports: Vec<ReceivePort>,
     pub settings: bool,

@@ -20,13 +20,16 @@ use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
+use crate::kernel::vxlan::{Devices, Entries};
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily, Prefixes};
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Kernel, Targets, set_names};
 use super::forward::{AnswersBy, COMMENTS};
-use super::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel};
+use super::names::{
+    BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel, is_vxlan, vxlan,
+};
 use super::reachable::Lead;
 use super::settings;
 
@@ -104,6 +107,8 @@ fn opened(
         passages: Optional::unused(HostChain::Forward.kind()),
         receive_ports: ReceivePorts::open(receive_ports(port, &mut tunnels)?)?,
         tunnels,
+        overlay_devices: Devices::open(is_vxlan, compares_mtu)?,
+        overlay_entries: Entries::open(Family::BOTH.map(vxlan))?,
         routes: Learned::open(pod_ranges)?,
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
     };
@@ -178,6 +183,8 @@ impl Kernel for Linux {
     type Passages = Optional<Passages>;
     type ReceivePorts = ReceivePorts;
     type Tunnels = Tunnels;
+    type OverlayDevices = Devices;
+    type OverlayEntries = Entries;
     type Routes = Learned;
     type SourceRules = SourceRules;
 

@@ -47,6 +47,8 @@ mod tests {
             (&["--overlay-type=full"], BOTH, 1460),
             (&["--overlay-type=full", "--overlay-encap=fou"], V4, 1468),
             (&["--overlay-type=full", "--overlay-encap=fou"], BOTH, 1448),
+            (&["--overlay-type=full", "--overlay-encap=vxlan"], V4, 1450),
+            (&["--overlay-type=full", "--overlay-encap=vxlan"], BOTH, 1430),
         ] {
             assert_eq!(pods(Some(1500), &config(words), families), Some(mtu), "{words:?}");
         }
@@ -72,6 +74,8 @@ mod tests {
         assert_eq!(of(&[], "2001:db8::1"), Some(8960));
         assert_eq!(of(&["--overlay-encap=fou"], "192.0.2.1"), Some(8968));
         assert_eq!(of(&["--overlay-encap=fou"], "2001:db8::1"), Some(8948));
+        assert_eq!(of(&["--overlay-encap=vxlan"], "192.0.2.1"), Some(8950));
+        assert_eq!(of(&["--overlay-encap=vxlan"], "2001:db8::1"), Some(8930));
         assert_eq!(of(&["--auto-mtu=false"], "192.0.2.1"), None);
     }
 }

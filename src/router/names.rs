@@ -29,6 +29,9 @@ pub const TUNNEL_PROTOCOL: u8 = 3;
 /// Prefix of tunnel names.
 pub const TUNNELS: &str = "tun-";
 
+/// The devices of `--overlay-encap=vxlan`, one for each family of nodes' addresses.
+const VXLAN: PerFamily<&str> = PerFamily { v4: "sluice-vxlan4", v6: "sluice-vxlan6" };
+
 /// The nat chain that masquerades packets from pods to the outside.
 pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
 /// The filter chain that accepts packets of pods.
@@ -120,6 +123,16 @@ pub fn other_tunnel(remote: IpAddr) -> LinkName {
 pub fn is_tunnel(name: &str) -> bool {
     let digits = name.strip_prefix(TUNNELS).unwrap_or_default();
     digits.len() == 11 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Returns the name of the `vxlan` device for nodes' addresses of this family.
+pub fn vxlan(family: Family) -> LinkName {
+    LinkName((*VXLAN.of(family)).into())
+}
+
+/// Returns whether a device is ours for `vxlan`, by its name.
+pub fn is_vxlan(name: &str) -> bool {
+    VXLAN.iter().any(|(_, ours)| *ours == name)
 }
 
 /// Returns the prefix and eleven hexadecimal digits of the SHA-256: the fifteen characters of a device name.

@@ -20,8 +20,6 @@ use crate::bgp::rib::{Own, RouteChange};
 use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, ServiceRanges};
-use crate::kernel::rule::RuleKey;
-use crate::kernel::tunnel::ReceivePort;
 use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
 use crate::net::{Family, Password, PerFamily};
 
@@ -31,7 +29,7 @@ use super::desired::{Desired, RouterChanges, Speaker};
 use super::drain::Stage;
 use super::forward::AnswersBy;
 use super::identity::Identity;
-use super::names::{Set, TUNNEL_TABLE};
+use super::names::Set;
 use super::nodes::{Around, Nodes};
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
@@ -43,6 +41,7 @@ mod external;
 mod filter;
 mod inspection;
 mod node_routes;
+mod overlay;
 mod packing;
 mod pod_ranges;
 
@@ -244,15 +243,8 @@ impl Plan {
         changed.addresses |= speaker.as_ref().map(|one| &one.addresses) != before.map(|one| &one.addresses);
         self.desired.speaker = speaker;
         self.replace_filter(changed);
-        let overlay = self.config.overlay;
-        let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
-        let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
-        changed.source_rules.extend(replace(&mut self.desired.source_rules, source_rules));
-        let port = overlay.and_then(|overlay| overlay.encapsulation.gue_port());
+        self.replace_overlay(changed);
         let families = self.own.capable();
-        let capable = Family::BOTH.into_iter().filter(|family| *families.of(*family));
-        let ports = capable.filter_map(|family| Some((ReceivePort { family, port: port? }, ()))).collect();
-        changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
         let settings = settings::settings(self.families);
         changed.settings |= std::mem::replace(&mut self.desired.settings, settings.clone()) != settings;
         let mtu = mtu::pods(self.own.mtu, &self.config, families);
@@ -472,6 +464,7 @@ impl Plan {
         changed.routes.extend(settled.routes);
         changed.withdrawn.extend(settled.withdrawn.into_iter().filter(|key| !self.keeps(key)));
         changed.tunnels.extend(settled.tunnels);
+        changed.overlay_entries.extend(settled.entries);
     }
 }
 

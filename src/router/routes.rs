@@ -17,6 +17,9 @@
 //! ip route replace 10.0.0.1/32 dev tun-e443169117a table 77 proto boot       # for replies of pods to the node itself
 //! ```
 //!
+//! With `--overlay-encap=vxlan` tunnels are entries on one device, where the routes have gateways (`kernel::vxlan`):
+//! `via 10.0.0.1 dev sluice-vxlan4 onlink`.
+//!
 //! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
@@ -38,13 +41,14 @@ use crate::config::{Encapsulation, Reach, RouterConfig};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
+use crate::kernel::vxlan::{Entry, EntryKey, gateway};
 use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
 use crate::packed::{BlockMap, PrefixMap};
 
 use super::identity::Identity;
 use super::mtu;
-use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel};
+use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel, vxlan};
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -68,6 +72,8 @@ pub struct Routes {
     lists: Lists,
     routes: BlockMap<RouteKey, Arc<Route>>,
     tunnels: BTreeMap<LinkName, Tunnel>,
+    /// Nodes on the devices of `vxlan`.
+    entries: BTreeMap<EntryKey, Entry>,
     dirty: BTreeSet<IpNet>,
     /// Prefixes whose next hops Node objects give.
     given: BTreeSet<IpNet>,
@@ -101,6 +107,7 @@ pub struct RouteTableChanges {
     /// Those of them that are not desired any more.
     pub withdrawn: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
+    pub entries: Vec<EntryKey>,
 }
 
 /// Reason for which there is no path to a next hop.
@@ -132,6 +139,10 @@ impl Routes {
 
     pub fn tunnels(&self) -> &BTreeMap<LinkName, Tunnel> {
         &self.tunnels
+    }
+
+    pub fn entries(&self) -> &BTreeMap<EntryKey, Entry> {
+        &self.entries
     }
 
     /// Returns whether a route to this prefix has been learned.
@@ -313,8 +324,38 @@ impl Routes {
 
     /// Updates the tunnel to a node, and its route in the tunnel table.
     fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
+        let is_used = self.tunnelled.contains_key(&remote);
+        let is_there = match place.config.overlay.and_then(|overlay| overlay.encapsulation.vxlan()) {
+            Some(_) => self.put_entry(remote, is_used, changed),
+            None => self.put_device(remote, is_used, place, changed),
+        };
+        let route = is_there.then(|| Route {
+            kind: RouteKind::Unicast,
+            protocol: TUNNEL_PROTOCOL,
+            source: None,
+            next_hops: [through(remote, place)].into(),
+        });
+        let route = route.map(Arc::new);
+        self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
+    }
+
+    /// Updates what the device of `vxlan` knows of a node; returns whether that is wanted.
+    fn put_entry(&mut self, remote: IpAddr, is_used: bool, changed: &mut RouteTableChanges) -> bool {
+        let key = EntryKey { link: vxlan(Family::from(remote)), remote };
+        let before = match is_used {
+            true => self.entries.insert(key.clone(), Entry::of(remote)),
+            false => self.entries.remove(&key),
+        };
+        if before.is_some() != is_used {
+            changed.entries.push(key);
+        }
+        is_used
+    }
+
+    /// Updates the device of the tunnel to a node; returns whether it is wanted.
+    fn put_device(&mut self, remote: IpAddr, is_used: bool, place: Place<'_>, changed: &mut RouteTableChanges) -> bool {
         let name = name(remote, place);
-        let wanted = self.tunnelled.contains_key(&remote).then(|| parameters(remote, place)).flatten();
+        let wanted = is_used.then(|| parameters(remote, place)).flatten();
         // The names that it does not have, or no longer has.
         let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);
         let others: Vec<LinkName> = others.collect();
@@ -330,16 +371,9 @@ impl Routes {
                 Some(wanted) => self.tunnels.insert(name.clone(), wanted),
                 None => self.tunnels.remove(&name),
             };
-            changed.tunnels.push(name.clone());
+            changed.tunnels.push(name);
         }
-        let route = wanted.map(|_| Route {
-            kind: RouteKind::Unicast,
-            protocol: TUNNEL_PROTOCOL,
-            source: None,
-            next_hops: [NextHop { link: name, gateway: None, on_link: false }].into(),
-        });
-        let route = route.map(Arc::new);
-        self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
+        wanted.is_some()
     }
 
     fn put_route(&mut self, key: RouteKey, wanted: Option<Arc<Route>>, changed: &mut RouteTableChanges) {
@@ -360,11 +394,20 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ar
         Way::Gateway { link, gateway } => {
             NextHop { link: LinkName(link.clone()), gateway: Some(*gateway), on_link: false }
         }
-        Way::Tunnel(remote) => NextHop { link: name(*remote, place), gateway: None, on_link: false },
+        Way::Tunnel(remote) => through(*remote, place),
     };
     let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
     let next_hops = lists.hops.intern(&*next_hops);
     lists.routes.intern_owned(Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops }.into())
+}
+
+/// Returns the next hop of packets through the tunnel to a node.
+fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
+    if place.config.overlay.is_some_and(|overlay| overlay.encapsulation.vxlan().is_some()) {
+        let gateway = gateway(remote);
+        return NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() };
+    }
+    NextHop { link: name(remote, place), gateway: None, on_link: false }
 }
 
 /// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
@@ -383,7 +426,7 @@ fn remote(way: &Way) -> Option<IpAddr> {
 
 /// Returns the paths to a prefix, without duplicates, in the order of the next hops.
 ///
-/// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none: the first is used.
+/// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none, but for `vxlan`: the first is used.
 fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
     let mut ways = Vec::with_capacity(next_hops.len());
     for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place).ok()) {
@@ -391,7 +434,8 @@ fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
             ways.push(way);
         }
     }
-    if Family::from(prefix) == Family::V6 && ways.iter().any(|way| remote(way).is_some()) {
+    let has_gateway = |remote| through(remote, place).gateway.is_some();
+    if Family::from(prefix) == Family::V6 && ways.iter().filter_map(remote).any(|remote| !has_gateway(remote)) {
         ways.truncate(1);
     }
     ways
@@ -445,7 +489,7 @@ fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
     let local = (*place.own.addresses.of(Family::from(remote)))?;
     let udp_port = overlay.encapsulation.gue_port();
     let ttl = match overlay.encapsulation {
-        Encapsulation::Ipip => 0,
+        Encapsulation::Ipip | Encapsulation::Vxlan(_) => 0,
         Encapsulation::Fou(_) => TTL_OF_UDP,
     };
     let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);

@@ -29,6 +29,8 @@ pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static
     let mut modules = vec!["br_netfilter"];
     modules.extend((is_udp && families.v4).then_some("fou"));
     modules.extend((is_udp && families.v6).then_some("fou6"));
+    let is_vxlan = config.overlay.is_some_and(|overlay| overlay.encapsulation.vxlan().is_some());
+    modules.extend(is_vxlan.then_some("vxlan"));
     modules
 }
 
@@ -43,6 +45,7 @@ mod tests {
         assert_eq!((names(false), names(true)), (1, 3));
         let modules = |words: &[&str], v6| modules(&config(words), PerFamily { v4: true, v6 });
         assert_eq!(modules(&[], true), ["br_netfilter"]);
+        assert_eq!(modules(&["--overlay-encap=vxlan"], true), ["br_netfilter", "vxlan"]);
         assert_eq!(modules(&["--overlay-encap=fou"], false), ["br_netfilter", "fou"]);
         assert_eq!(modules(&["--overlay-encap=fou"], true), ["br_netfilter", "fou", "fou6"]);
         assert_eq!(modules(&["--overlay-encap=fou", "--enable-overlay=false"], true), ["br_netfilter"]);

@@ -68,7 +68,6 @@ pub fn setup(random: &mut Random) -> Setup {
     let mut words = vec!["--enable-ipv6=true"];
     for word in [
         "--overlay-type=full",
-        "--overlay-encap=fou",
         "--enable-overlay=false",
         "--nodes-full-mesh=false",
         "--enable-ibgp=false",
@@ -85,6 +84,7 @@ pub fn setup(random: &mut Random) -> Setup {
             words.push(word);
         }
     }
+    words.extend(*random.pick(&[None, None, Some("--overlay-encap=fou"), Some("--overlay-encap=vxlan")]));
     if random.chance(40) {
         words.extend(["--peer-router-ips=203.0.113.1,192.0.2.2", "--peer-router-asns=65001,65002"]);
         words.push("--peer-router-passwords-file=/etc/peers");
@@ -262,6 +262,7 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             same_rows(&plan.desired().table, &fresh.desired().table, &history);
             same_rows(plan.routes().routes(), fresh.routes().routes(), &history);
             same_rows(plan.routes().tunnels(), fresh.routes().tunnels(), &history);
+            same_rows(plan.routes().entries(), fresh.routes().entries(), &history);
             assert_eq!(plan.desired().problems, fresh.desired().problems, "{history:?}");
             assert_eq!(plan.desired(), fresh.desired(), "{history:?}");
             // A neighbour has sent everything, or has not any more.
@@ -298,6 +299,7 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
         for _ in 0..50 {
             let (older, routes, tunnels) =
                 (plan.desired().clone(), plan.routes().routes().clone(), plan.routes().tunnels().clone());
+            let entries = plan.routes().entries().clone();
             let (own, cluster) = (plan.own().clone(), inputs.world.cluster.clone());
             let known = (inputs.world.authority.proxy, inputs.world.authority.router);
             let (what, changed) = step(&mut inputs, &mut plan, random);
@@ -313,6 +315,9 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
             named(&older.receive_ports, &newer.receive_ports, &changed.receive_ports.iter().copied().collect(), &what);
             named(&routes, plan.routes().routes(), &changed.routes.iter().cloned().collect(), &what);
             named(&tunnels, plan.routes().tunnels(), &changed.tunnels.iter().cloned().collect(), &what);
+            named(&entries, plan.routes().entries(), &changed.overlay_entries.iter().cloned().collect(), &what);
+            let devices = changed.overlay_devices.iter().cloned().collect();
+            named(&older.overlay_devices, &newer.overlay_devices, &devices, &what);
             assert!(changed.policies || older.policies == newer.policies, "{what}");
             assert!(changed.cni || older.cni == newer.cni, "{what}");
             assert!(changed.bridge || older.bridge == newer.bridge, "{what}");

@@ -177,6 +177,8 @@ impl Agent {
             passages: needed(&desired.passages),
             receive_ports: desired.receive_ports.clone(),
             tunnels: self.plan.routes().tunnels().clone(),
+            overlay_devices: desired.overlay_devices.clone(),
+            overlay_entries: self.plan.routes().entries().clone(),
             routes: self.plan.routes().routes().iter().map(|(key, route)| (key.clone(), route.clone())).collect(),
             source_rules: desired.source_rules.clone(),
             ..State::default()
@@ -199,14 +201,16 @@ impl Watch {
         let gone = gone(&self.last);
         let leave = self.leave.expect("acts happen in rounds");
         let unheard = |what: &String| !self.heard.contains(what);
-        let is_route = |what: &String| what.starts_with("route") && unheard(what) || what.starts_with("tunnel");
+        let is_way = |what: &String| ["tunnel", "device", "entry"].iter().any(|kind| what.starts_with(kind));
+        let is_route = |what: &String| what.starts_with("route") && unheard(what) || is_way(what);
         if leave.authority != Authority::Complete && !gone.is_empty() {
             self.seen.push(format!("{object}: {gone:?} went before the cluster was known"));
         }
         if !leave.routes_are_complete && !self.excused && gone.iter().any(is_route) {
             self.seen.push(format!("{object}: {gone:?} went before all routes were known"));
         }
-        if !self.excused && matches!(object, Object::Tunnel(_)) && gone.iter().any(|what| what.starts_with("route")) {
+        let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_));
+        if !self.excused && is_device && gone.iter().any(|what| what.starts_with("route")) {
             self.seen.push(format!("{object} took routes along: {gone:?}"));
         }
         self.last = state.clone();
@@ -228,6 +232,8 @@ fn missing(before: &State, after: &State) -> Vec<String> {
         keys(&before.passages, &after.passages, "passage"),
         keys(&before.receive_ports, &after.receive_ports, "port"),
         keys(&before.tunnels, &after.tunnels, "tunnel"),
+        keys(&before.overlay_devices, &after.overlay_devices, "device"),
+        keys(&before.overlay_entries, &after.overlay_entries, "entry"),
         keys(&before.routes, &after.routes, "route"),
         keys(&before.source_rules, &after.source_rules, "source rule"),
     ]
@@ -576,6 +582,8 @@ impl<'r> Walk<'r> {
         same(&state.passages, &foreign.passages, &wanted.passages);
         same(&state.receive_ports, &foreign.receive_ports, &wanted.receive_ports);
         same(&state.tunnels, &foreign.tunnels, &wanted.tunnels);
+        same(&state.overlay_devices, &foreign.overlay_devices, &wanted.overlay_devices);
+        same(&state.overlay_entries, &foreign.overlay_entries, &wanted.overlay_entries);
         same(&state.routes, &foreign.routes, &wanted.routes);
         same(&state.source_rules, &foreign.source_rules, &wanted.source_rules);
         for (setting, rule) in &self.agent.plan.desired().settings {
@@ -632,6 +640,8 @@ fn both(there: &State, wanted: &State) -> State {
         passages: of(&there.passages, &wanted.passages),
         receive_ports: of(&there.receive_ports, &wanted.receive_ports),
         tunnels: of(&there.tunnels, &wanted.tunnels),
+        overlay_devices: of(&there.overlay_devices, &wanted.overlay_devices),
+        overlay_entries: of(&there.overlay_entries, &wanted.overlay_entries),
         routes: of(&there.routes, &wanted.routes),
         source_rules: of(&there.source_rules, &wanted.source_rules),
         ..State::default()
@@ -657,12 +667,22 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             Some(format!("turns the route {key} elsewhere"))
         }
         2 => {
+            if let Some(key) = one(&state.overlay_devices, &foreign.overlay_devices, random) {
+                state.overlay_devices.remove(&key);
+                state.overlay_entries.retain(|entry, _| entry.link != key);
+                lose_routes(state, &key);
+                return Some(format!("deletes the device {key}"));
+            }
             let key = one(&state.tunnels, &foreign.tunnels, random)?;
             state.tunnels.remove(&key);
             lose_routes(state, &key);
             Some(format!("deletes the tunnel {key}"))
         }
         3 => {
+            if let Some(key) = one(&state.overlay_entries, &foreign.overlay_entries, random) {
+                state.overlay_entries.get_mut(&key)?.neighbour = None;
+                return Some(format!("deletes the neighbour {key}"));
+            }
             let key = one(&state.tunnels, &foreign.tunnels, random)?;
             let tunnel = state.tunnels.get_mut(&key)?;
             tunnel.ttl = 7;

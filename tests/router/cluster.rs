@@ -16,6 +16,7 @@ use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
+use sluice::kernel::vxlan::{self, EntryKey};
 use sluice::model::{
     Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, ObjectName, OnLink, Routing, Service,
     World,
@@ -400,7 +401,18 @@ impl Cluster {
             let best = routes.filter(|(key, _)| fits(key)).max_by_key(|(key, _)| key.destination.prefix_len());
             let (_, route) = best.ok_or_else(|| format!("node {at} has no route"))?;
             let hop = route.next_hops.first().ok_or("a route leads nowhere")?;
+            let is_remote =
+                |entry: &&EntryKey| entry.link == hop.link && Some(vxlan::gateway(entry.remote)) == hop.gateway;
+            let entry = member.plan.routes().entries().keys().find(is_remote);
+            if let Some(entry) = entry {
+                let far = self.members.values().find(|far| far.plan.own().all.contains(&entry.remote));
+                for end in [Some(member), far] {
+                    let devices = end.map(|end| &end.plan.desired().overlay_devices);
+                    assert!(devices.is_some_and(|devices| devices.contains_key(&entry.link)), "{entry} has two ends");
+                }
+            }
             let next = match hop.gateway {
+                _ if entry.is_some() => entry.map(|entry| entry.remote).ok_or("there is one")?,
                 Some(gateway) if member.host.on_link.iter().any(|network| network.prefix.contains(&gateway)) => gateway,
                 Some(gateway) => return Err(format!("{gateway} is not on a link of node {at}")),
                 None => {

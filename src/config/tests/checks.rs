@@ -53,6 +53,8 @@ fn durations_with_bounds_accept_both_bounds() {
 fn numbers_with_bounds_accept_both_bounds() {
     let flags = [
         ("overlay-encap-port", 1024, 65535),
+        ("overlay-vxlan-port", 1024, 65535),
+        ("overlay-vxlan-id", 1, 16_777_215),
         ("bgp-port", 1, 65535),
         ("bfd-port", 1, 65535),
         ("bfd-detection-multiplier", 1, 255),
@@ -64,7 +66,7 @@ fn numbers_with_bounds_accept_both_bounds() {
         check_mistakes(&[&format!("--{flag}={largest}")], &[]);
         let sentence = |typed: u64| format!("--{flag} must be a number from {smallest} to {largest}; it is {typed}.");
         check_mistakes(&[&format!("--{flag}={}", smallest - 1)], &[&sentence(smallest - 1)]);
-        if largest != 65535 || flag != "overlay-encap-port" {
+        if largest != 65535 || !flag.starts_with("overlay-") {
             check_mistakes(&[&format!("--{flag}={}", largest + 1)], &[&sentence(largest + 1)]);
         }
     }
@@ -72,12 +74,18 @@ fn numbers_with_bounds_accept_both_bounds() {
 
 #[test]
 fn words_are_out_of_their_few() {
-    for accepted in ["--overlay-type=full", "--overlay-encap=fou", "--log-format=json", "--router-id=generate"] {
+    for accepted in [
+        "--overlay-type=full",
+        "--overlay-encap=fou",
+        "--overlay-encap=vxlan",
+        "--log-format=json",
+        "--router-id=generate",
+    ] {
         check_mistakes(&[accepted], &[]);
     }
     check_mistakes(&["--overlay-type=Full"], &["--overlay-type must be subnet or full; it is \"Full\"."]);
     check_mistakes(&["--overlay-type="], &["--overlay-type must be subnet or full; it is \"\"."]);
-    check_mistakes(&["--overlay-encap=gre"], &["--overlay-encap must be ipip or fou; it is \"gre\"."]);
+    check_mistakes(&["--overlay-encap=gre"], &["--overlay-encap must be ipip, fou or vxlan; it is \"gre\"."]);
     assert_eq!(config(&["--log-format=json"]).log_format, LogFormat::Json);
 }
 

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 19] = [
+const MORE: [&str; 21] = [
     "bgp-graceful-restart-notification",
     "cleanup-nftables",
     "cluster-cidr",
@@ -103,6 +103,8 @@ const MORE: [&str; 19] = [
     "netpol-flush-established",
     "netpol-source-guard",
     "node-routes",
+    "overlay-vxlan-id",
+    "overlay-vxlan-port",
     "socket",
     "state-dir",
 ];

@@ -56,17 +56,27 @@ impl Devices {
     fn perform(&mut self, step: &Step<'_, LinkName, Vxlan>) -> Result<(), Error> {
         let name = step.key;
         let (operation, result) = match (step.have, step.want) {
-            (Some(have), Some(want)) if is_same_device(have, want) => ("change device", self.send(change(name, want))),
-            (Some(_), Some(want)) => {
-                // Its routes and entries go with it; they are read back and made again in the same round.
-                let deleted = self.send(delete(name)).or_else(already_gone);
-                ("replace device", deleted.and_then(|()| self.send(add(name, want))))
+            (Some(have), Some(want)) if is_same_device(have, want) => {
+                let moves = have.local != want.local;
+                match self.send(change(name, want, moves)) {
+                    // A kernel that cannot change the local address.
+                    Err(Fault::Refused(refusal)) if moves && refusal.errno == libc::EOPNOTSUPP => {
+                        ("replace device", self.replace(name, want))
+                    }
+                    changed => ("change device", changed),
+                }
             }
+            (Some(_), Some(want)) => ("replace device", self.replace(name, want)),
             (None, Some(want)) => ("add device", self.send(add(name, want))),
             (Some(_), None) => ("delete device", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
         result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))
+    }
+
+    /// Its routes and entries go with it; they are read back and made again in the same round.
+    fn replace(&mut self, name: &LinkName, want: &Vxlan) -> Result<(), Fault> {
+        self.send(delete(name)).or_else(already_gone).and_then(|()| self.send(add(name, want)))
     }
 
     fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
@@ -104,9 +114,9 @@ impl Target for Devices {
     }
 }
 
-/// Returns whether one becomes the other without being created again.
-fn is_same_device(have: &Vxlan, want: &Vxlan) -> bool {
-    let of_kernel = |device: &Vxlan| (device.local, device.id, device.port, device.is_fixed);
+/// Returns whether one becomes the other without being created again, so that its routes stay.
+pub fn is_same_device(have: &Vxlan, want: &Vxlan) -> bool {
+    let of_kernel = |device: &Vxlan| (device.local.is_ipv4(), device.id, device.port, device.is_fixed);
     of_kernel(have) == of_kernel(want)
 }
 
@@ -121,19 +131,27 @@ fn already_gone(fault: Fault) -> Result<(), Fault> {
 fn add(name: &LinkName, device: &Vxlan) -> Messages {
     let mut message = Messages::new();
     begin(&mut message, name, device, flag::CREATE | flag::EXCLUSIVE);
-    let local = if device.local.is_ipv4() { data::LOCAL } else { data::LOCAL_V6 };
     message.nest(LINK_INFO).text(INFO_KIND, KIND).nest(INFO_DATA);
-    message.u32(data::ID, device.id).address(local, device.local).u8(data::LEARNING, 0);
+    message.u32(data::ID, device.id).address(local_of(device), device.local).u8(data::LEARNING, 0);
     message.u16_be(data::PORT, device.port);
     message.end().end();
     message
 }
 
-// ip link set NAME address ADDRESS mtu MTU up
-fn change(name: &LinkName, device: &Vxlan) -> Messages {
+// ip link set NAME address ADDRESS mtu MTU up [type vxlan id ID local ADDRESS]
+fn change(name: &LinkName, device: &Vxlan, moves: bool) -> Messages {
     let mut message = Messages::new();
     begin(&mut message, name, device, 0);
+    if moves {
+        message.nest(LINK_INFO).text(INFO_KIND, KIND).nest(INFO_DATA);
+        message.u32(data::ID, device.id).address(local_of(device), device.local);
+        message.end().end();
+    }
     message
+}
+
+fn local_of(device: &Vxlan) -> u16 {
+    if device.local.is_ipv4() { data::LOCAL } else { data::LOCAL_V6 }
 }
 
 // ip link delete NAME

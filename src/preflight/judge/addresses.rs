@@ -14,7 +14,7 @@ use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::cni::{self, CniFileForm};
-use crate::router::names::TUNNELS;
+use crate::router::names::{TUNNELS, is_vxlan};
 
 /// Judges addresses, ranges and ports.
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
@@ -232,6 +232,15 @@ fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
             number,
             level: Level::Degraded,
             why: "the kernel cannot receive tunnels on this port",
+        }));
+        let has_device = facts.network.links.iter().any(|link| is_vxlan(link));
+        let network = router.overlay.filter(|_| !has_device).and_then(|overlay| overlay.encapsulation.vxlan());
+        ports.extend(network.map(|network| Port {
+            flag: "--overlay-vxlan-port",
+            transport: Transport::Udp,
+            number: network.port,
+            level: Level::Degraded,
+            why: "the kernel cannot receive packets of other nodes on this port",
         }));
         ports.extend(bfd_ports(router));
     }

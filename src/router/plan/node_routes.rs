@@ -18,6 +18,7 @@ use crate::config::NodeRoutes;
 use crate::kernel::route::RouteKey;
 use crate::net::Family;
 use crate::router::desired::SHARING;
+use crate::router::external_peers::external_peers;
 use crate::router::names::TUNNEL_TABLE;
 use crate::router::router_id::router_id;
 
@@ -32,10 +33,12 @@ impl Plan {
         self.config.node_routes == NodeRoutes::Api
     }
 
-    /// Returns whether no speaker can run and none is needed: Node objects give all routes, and this node has no AS number. Then
-    /// the desired routes are complete as soon as the nodes are.
+    /// Returns whether no speaker can run and none is needed: Node objects give all routes, and this node has neither an AS number nor
+    /// routers outside to speak with. Then the desired routes are complete as soon as the nodes are.
     pub fn needs_no_speaker(&self) -> bool {
-        self.takes_node_objects() && self.known.has_nodes && self.own.primary.is_some() && self.own.asn.is_none()
+        let is_known = self.known.has_nodes && self.own.primary.is_some();
+        let has_peers = !external_peers(&self.config, &self.own).is_empty();
+        self.takes_node_objects() && is_known && self.own.asn.is_none() && !has_peers
     }
 
     /// Returns whether a route that is not desired any more stays in the kernel until our own Node has an address again: without one

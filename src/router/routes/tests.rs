@@ -58,7 +58,7 @@ impl Rig {
     fn routes(&self) -> Vec<String> {
         let way = |hop: &NextHop| {
             let via = hop.gateway.map(|gateway| format!("via {gateway} ")).unwrap_or_default();
-            format!("{via}dev {}", hop.link)
+            format!("{via}dev {}{}", hop.link, if hop.on_link { " onlink" } else { "" })
         };
         let line = |(key, route): (&RouteKey, &Arc<Route>)| {
             let ways: Vec<String> = route.next_hops.iter().map(way).collect();
@@ -105,6 +105,35 @@ fn with_full_tunnels_nodes_on_our_link_are_behind_one_too_and_without_any_the_ne
     none.learn("10.244.3.0/24", PEER);
     assert_eq!(none.routes(), ["10.244.2.0/24 via 192.0.2.2 dev eth0 proto 17"]);
     assert_eq!(none.tunnels(), NOTHING);
+}
+
+#[test]
+fn with_vxlan_nodes_elsewhere_are_gateways_on_one_device_of_each_family_and_entries_there() {
+    let both = "10.0.0.3 2001:db8:3::3";
+    let mut rig = rig(&["--overlay-encap=vxlan"], &["192.0.2.2", both, "10.0.0.4 2001:db8:3::4"]);
+    rig.learn("10.244.2.0/24", "192.0.2.2");
+    rig.learn("10.244.3.0/24", PEER);
+    rig.learn("fd00:10:244:3::/64", "2001:db8:3::3 2001:db8:3::4");
+    let [third, fourth] = ["2001:db8:3::3", "2001:db8:3::4"].map(|text| gateway(address(text)));
+    assert_eq!(
+        rig.routes(),
+        [
+            "10.0.0.3/32 via 10.0.0.3 dev sluice-vxlan4 onlink table 77 proto 3".to_owned(),
+            format!("2001:db8:3::3/128 via {third} dev sluice-vxlan6 table 77 proto 3"),
+            format!("2001:db8:3::4/128 via {fourth} dev sluice-vxlan6 table 77 proto 3"),
+            "10.244.2.0/24 via 192.0.2.2 dev eth0 proto 17".to_owned(),
+            "10.244.3.0/24 via 10.0.0.3 dev sluice-vxlan4 onlink src 192.0.2.1 proto 17".to_owned(),
+            format!(
+                "fd00:10:244:3::/64 via {third} dev sluice-vxlan6 + via {fourth} dev sluice-vxlan6 src 2001:db8::1 proto 17"
+            ),
+        ]
+    );
+    assert_eq!(rig.tunnels(), NOTHING);
+    let entries = |rig: &Rig| rig.routes.entries().keys().map(ToString::to_string).collect::<Vec<_>>();
+    let of_v6 = ["2001:db8:3::3 dev sluice-vxlan6", "2001:db8:3::4 dev sluice-vxlan6"];
+    assert_eq!(entries(&rig), ["10.0.0.3 dev sluice-vxlan4", of_v6[0], of_v6[1]]);
+    let changed = rig.learn("10.244.3.0/24", "");
+    assert_eq!((changed.entries.len(), entries(&rig)), (1, of_v6.map(str::to_owned).to_vec()));
 }
 
 #[test]

@@ -320,6 +320,91 @@ fn nodes_learn_the_way_to_each_others_pods_and_keep_it() {
     });
 }
 
+/// Whether packets of this size pass, whole, between the stand-ins for pods of two nodes.
+fn passes(cluster: &Cluster, family: &str, size: u32) -> bool {
+    let (from, to, headers) = match family {
+        "-4" => ("10.244.1.5", "10.244.2.5", 28),
+        _ => ("fd00:10:244:1::5", "fd00:10:244:2::5", 48),
+    };
+    let packets = format!("-c 3 -i 0.2 -W 5 -M do -s {} -I {from} {to}", size - headers);
+    attempt(&format!("ip netns exec {} ping {family} {packets}", cluster.name(1))).0
+}
+
+#[test]
+fn pods_reach_each_other_through_vxlan_and_a_restart_a_deleted_device_and_a_cleanup_do_what_they_should() {
+    for source in ["bgp", "api"] {
+        in_new(|| {
+            let mut cluster = Cluster::new(2);
+            let flags = ["--enable-overlay", "--overlay-type=full", "--overlay-encap=vxlan"];
+            for number in 1..=2 {
+                let of_node = flags.into_iter().map(str::to_owned).chain([format!("--node-routes={source}")]);
+                cluster.flags.insert(number, of_node.collect());
+                let others = "link add vxlan.calico type vxlan id 4096 dstport 4789 local 192.0.2.9 nolearning";
+                run(&format!("ip -n {} {others}", cluster.name(number)));
+                cluster.start(number);
+            }
+            let via = |number: usize| {
+                let gateway =
+                    sluice::kernel::vxlan::gateway(format!("2001:db8::{number}").parse().expect("an address"));
+                [
+                    format!("10.244.{number}.0/24 via 192.0.2.{number}"),
+                    format!("fd00:10:244:{number}::/64 via {gateway}"),
+                ]
+            };
+            let until = |cluster: &Cluster, number: usize| {
+                let wanted = via(3 - number);
+                cluster.until(number, &wanted.each_ref().map(String::as_str));
+            };
+            until(&cluster, 1);
+            until(&cluster, 2);
+            let name = cluster.name(1);
+            let routes = run(&format!("ip -n {name} route get 10.244.2.5"))
+                + &run(&format!("ip -n {name} route get fd00:10:244:2::5"));
+            assert!(routes.contains("sluice-vxlan4") && routes.contains("sluice-vxlan6"), "{routes}");
+            for (family, largest) in [("-4", 1450), ("-6", 1430)] {
+                assert!(passes(&cluster, family, largest), "{source} {family}\n{}", cluster.log(1));
+                assert!(!passes(&cluster, family, largest + 1), "{source} {family}");
+            }
+            // The host itself and a pod of the other node.
+            run(&format!("ip netns exec {name} ping -c 1 -W 5 10.244.2.5"));
+            run(&format!("ip netns exec {name} ping -c 1 -W 5 fd00:10:244:2::5"));
+            let bridge = run(&format!("ip -n {name} link show kube-bridge"));
+            assert!(bridge.contains("mtu 1430 "), "{bridge}");
+
+            let programmed = "Routes to pods of other nodes programmed";
+            cluster.until_said(1, programmed, 1);
+            cluster.without_losing_a_packet(2, 1, |cluster| {
+                cluster.kill(1);
+                thread::sleep(Duration::from_millis(300));
+                cluster.start(1);
+                cluster.until_said(1, programmed, 2);
+            });
+            let log = cluster.log(1);
+            let mut syncs = log.lines().filter(|line| line.contains("First sync of the router finished")).skip(1);
+            assert!(syncs.all(|line| line.contains("steps=0")), "{log}");
+
+            for link in ["sluice-vxlan4", "sluice-vxlan6"] {
+                run(&format!("ip -n {name} link delete {link}"));
+            }
+            until(&cluster, 1);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while !(passes(&cluster, "-4", 1450) && passes(&cluster, "-6", 1430)) {
+                assert!(Instant::now() < deadline, "{}", cluster.log(1));
+            }
+
+            cluster.terminate(1);
+            let file = cluster.file("cni", 1).with_extension("conflist");
+            let file = format!("KUBE_ROUTER_CNI_CONF_FILE={}", file.display());
+            let cleanup = format!("--cleanup-config --socket= --state-dir={}", cluster.file("state", 1).display());
+            let (_, _, said) =
+                attempt(&format!("ip netns exec {name} env {file} {} {cleanup}", env!("CARGO_BIN_EXE_sluice")));
+            assert_eq!(cluster.routes(1), Vec::<String>::new(), "{said}");
+            let links = run(&format!("ip -n {name} link show"));
+            assert!(!links.contains("sluice-vxlan") && links.contains("vxlan.calico"), "{links}\n{said}");
+        });
+    }
+}
+
 #[test]
 fn a_node_that_comes_is_learned_and_one_that_goes_is_forgotten() {
     in_new(|| {

@@ -199,6 +199,11 @@ fn a_device_is_changed_in_place_where_that_can_be_and_replaced_otherwise_and_tho
             let before = number(side);
             step(&mut devices, &name, Some(&have), Some(&first));
             assert_eq!((number(side), devices.read().expect("a reading").remove(&name)), (before, Some(first)));
+            let elsewhere = address(if first.local.is_ipv4() { "192.0.2.7" } else { "2001:db8::7" });
+            let moved = Vxlan { local: elsewhere, address: link_address(elsewhere), ..first };
+            step(&mut devices, &name, Some(&first), Some(&moved));
+            assert_eq!(devices.read().expect("a reading").remove(&name), Some(moved));
+            step(&mut devices, &name, Some(&moved), Some(&first));
             let before = number(side);
             let other = Vxlan { port: 8472, id: 7, ..first };
             step(&mut devices, &name, Some(&first), Some(&other));

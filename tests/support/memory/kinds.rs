@@ -475,7 +475,9 @@ impl Rows for Routes {
     fn refusal(state: &State, _: &RouteKey, want: Option<&Arc<Route>>) -> Option<Errno> {
         let want = want?;
         let stands = |link: &LinkName| {
-            state.links.get(link).is_some_and(|link| link.up) || state.tunnels.get(link).is_some_and(|tunnel| tunnel.up)
+            state.links.get(link).is_some_and(|link| link.up)
+                || state.tunnels.get(link).is_some_and(|tunnel| tunnel.up)
+                || state.overlay_devices.get(link).is_some_and(|device| device.up)
         };
         if !want.next_hops.iter().all(|hop| stands(&hop.link)) {
             return Some(Errno::NODEV);

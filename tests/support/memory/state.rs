@@ -19,6 +19,7 @@ use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL, TA
 use sluice::kernel::rule::{Packets, Place, PolicyRule, RuleKey};
 use sluice::kernel::sysctl::Setting;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
+use sluice::kernel::vxlan::{self as overlay, EntryKey, Vxlan};
 use sluice::net::{Family, Protocol};
 
 /// The addresses of the host's own device.
@@ -48,6 +49,8 @@ pub struct State {
     pub flows: BTreeSet<Flows>,
     pub bridges: BTreeMap<LinkName, Bridge>,
     pub tunnels: BTreeMap<LinkName, Tunnel>,
+    pub overlay_devices: BTreeMap<LinkName, Vxlan>,
+    pub overlay_entries: BTreeMap<EntryKey, overlay::Entry>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub policy_rules: BTreeMap<PolicyRule, ()>,
@@ -69,6 +72,8 @@ pub enum Object {
     Address(AddressKey),
     Bridge(LinkName),
     Tunnel(LinkName),
+    OverlayDevice(LinkName),
+    OverlayEntry(EntryKey),
     ReceivePort(ReceivePort),
     SourceRule(RuleKey),
     PolicyRule(PolicyRule),
@@ -138,6 +143,11 @@ impl State {
         let (local, remote) = (end(1), end(200));
         let tunnel = Tunnel { local, remote, udp_port: None, ttl: 64, mtu: Some(1400), up: true };
         self.tunnels.insert(LinkName("tun-office".into()), tunnel);
+        let (address, is_fixed) = (overlay::link_address(local), true);
+        let calico = Vxlan { local, id: 4096, port: 4789, address, mtu: Some(1400), up: true, is_fixed };
+        self.overlay_devices.insert(LinkName("vxlan.calico".into()), calico);
+        let node = EntryKey { link: LinkName("vxlan.calico".into()), remote };
+        self.overlay_entries.insert(node, overlay::Entry::of(remote));
         self.bridges.insert(LinkName("docker0".into()), Bridge { mtu: Some(1400), up: true });
         self.receive_ports.insert(ReceivePort { family: Family::V4, port: 6000 }, ());
         let prefix = |text: &str| text.parse().expect("a prefix");
@@ -186,6 +196,8 @@ impl fmt::Display for Object {
             Object::HairpinPorts(key) => write!(f, "hairpin mode of {key}"),
             Object::Bridge(key) => write!(f, "bridge {key}"),
             Object::Tunnel(key) => write!(f, "tunnel {key}"),
+            Object::OverlayDevice(key) => write!(f, "device {key}"),
+            Object::OverlayEntry(key) => write!(f, "entry {key}"),
             Object::ReceivePort(key) => write!(f, "receiving {key}"),
             Object::SourceRule(key) => write!(f, "rule {key}"),
             Object::PolicyRule(key) => write!(f, "rule {key}"),

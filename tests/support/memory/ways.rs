@@ -14,11 +14,12 @@ use sluice::kernel::nftables::passages::{InHostChain, Passage, Passing};
 use sluice::kernel::route::{Route, RouteKey};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
+use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
 use sluice::net::Family;
 use sluice::reconcile::Optional;
 use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
-use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel};
+use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel, is_vxlan};
 
 use super::kinds::{Elements, Routes, Rows, RuleRows, Sets, Settings};
 use super::table::RouterTable;
@@ -26,6 +27,8 @@ use super::{Memory, MemoryKernel, Object, State};
 
 pub enum Bridges {}
 pub enum Tunnels {}
+pub enum OverlayDevices {}
+pub enum OverlayEntries {}
 pub enum ReceivePorts {}
 pub enum LearnedRoutes {}
 pub enum SourceRules {}
@@ -79,6 +82,58 @@ impl Rows for Tunnels {
         if !found.zip(want).is_some_and(stays) {
             lose_routes(state, key);
         }
+    }
+}
+
+impl Rows for OverlayDevices {
+    type Key = LinkName;
+    type Value = Vxlan;
+    const NAME: &'static str = "overlay devices";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Vxlan> {
+        &mut state.overlay_devices
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::OverlayDevice(key.clone())
+    }
+
+    fn is_ours(key: &LinkName, _: &Vxlan) -> bool {
+        is_vxlan(&key.0)
+    }
+
+    /// One with another number or port is made anew, and has lost its routes and entries.
+    fn lose(state: &mut State, key: &LinkName, _: &Vxlan, want: Option<&Vxlan>) {
+        let found = state.overlay_devices.get(key).copied();
+        let is_same = found.zip(want).is_some_and(|(found, want)| is_same_device(&found, want));
+        if !is_same {
+            state.overlay_entries.retain(|entry, _| entry.link != *key);
+        }
+        if !is_same || !want.is_some_and(|want| want.up) {
+            lose_routes(state, key);
+        }
+    }
+}
+
+impl Rows for OverlayEntries {
+    type Key = EntryKey;
+    type Value = Entry;
+    const NAME: &'static str = "overlay entries";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<EntryKey, Entry> {
+        &mut state.overlay_entries
+    }
+
+    fn object(key: &EntryKey) -> Object {
+        Object::OverlayEntry(key.clone())
+    }
+
+    fn is_ours(key: &EntryKey, _: &Entry) -> bool {
+        is_vxlan(&key.link.0)
+    }
+
+    fn refusal(state: &State, key: &EntryKey, want: Option<&Entry>) -> Option<Errno> {
+        want.filter(|_| !state.overlay_devices.contains_key(&key.link)).map(|_| Errno::NODEV)
     }
 }
 
@@ -194,6 +249,8 @@ impl MemoryKernel {
             passages: Optional::used(Memory::new(self)),
             receive_ports: Memory::new(self),
             tunnels: Memory::new(self),
+            overlay_devices: Memory::new(self),
+            overlay_entries: Memory::new(self),
             routes: Memory::new(self),
             source_rules: Memory::new(self),
         }
@@ -250,6 +307,8 @@ impl Kernel for MemoryKernel {
     type Passages = Optional<Memory<Passages>>;
     type ReceivePorts = Memory<ReceivePorts>;
     type Tunnels = Memory<Tunnels>;
+    type OverlayDevices = Memory<OverlayDevices>;
+    type OverlayEntries = Memory<OverlayEntries>;
     type Routes = Memory<LearnedRoutes>;
     type SourceRules = Memory<SourceRules>;
 
