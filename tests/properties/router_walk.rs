@@ -648,11 +648,21 @@ fn both(there: &State, wanted: &State) -> State {
     }
 }
 
+/// One that is ours.
+fn one<K: Ord + Clone, V>(of: &BTreeMap<K, V>, foreign: &BTreeMap<K, V>, random: &mut Random) -> Option<K> {
+    random.pick_from(of.keys().filter(|key| !foreign.contains_key(key)).cloned())
+}
+
+/// Deletes a device of `vxlan` with all that goes with it, and says which.
+fn delete_overlay_device(state: &mut State, key: &LinkName) -> String {
+    state.overlay_devices.remove(key);
+    state.overlay_entries.retain(|entry, _| entry.link != *key);
+    lose_routes(state, key);
+    format!("deletes the device {key}")
+}
+
 /// Changes one thing of ours, and says what.
 fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<String> {
-    fn one<K: Ord + Clone, V>(of: &BTreeMap<K, V>, foreign: &BTreeMap<K, V>, random: &mut Random) -> Option<K> {
-        random.pick_from(of.keys().filter(|key| !foreign.contains_key(key)).cloned())
-    }
     match random.below(9) {
         0 => {
             let key = one(&state.routes, &foreign.routes, random)?;
@@ -668,10 +678,7 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
         }
         2 => {
             if let Some(key) = one(&state.overlay_devices, &foreign.overlay_devices, random) {
-                state.overlay_devices.remove(&key);
-                state.overlay_entries.retain(|entry, _| entry.link != key);
-                lose_routes(state, &key);
-                return Some(format!("deletes the device {key}"));
+                return Some(delete_overlay_device(state, &key));
             }
             let key = one(&state.tunnels, &foreign.tunnels, random)?;
             state.tunnels.remove(&key);

@@ -339,7 +339,12 @@ impl Round {
             Object::Address(key) => state.addresses.contains_key(key),
             Object::Passage(key) => state.passages.contains_key(key),
             Object::HairpinPorts(key) => state.hairpin_ports.contains_key(key),
-            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+            Object::Bridge(_)
+            | Object::Tunnel(_)
+            | Object::OverlayDevice(_)
+            | Object::OverlayEntry(_)
+            | Object::ReceivePort(_)
+            | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }
         }
@@ -384,7 +389,12 @@ impl Round {
             Object::Address(key) => (state.addresses.contains_key(key), self.before.addresses.contains_key(key)),
             Object::Passage(key) => (state.passages.contains_key(key), self.before.passages.contains_key(key)),
             Object::HairpinPorts(key) => (state.hairpin_ports.contains_key(key), false),
-            Object::Bridge(_) | Object::Tunnel(_) | Object::ReceivePort(_) | Object::SourceRule(_) => {
+            Object::Bridge(_)
+            | Object::Tunnel(_)
+            | Object::OverlayDevice(_)
+            | Object::OverlayEntry(_)
+            | Object::ReceivePort(_)
+            | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
             }
             Object::Virtual(key) => {

@@ -6,7 +6,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bfd::Path;
-use crate::config::{Config, RouterConfig};
+use crate::config::{Config, Overlay, RouterConfig};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
@@ -199,6 +199,19 @@ struct Port {
     why: &'static str,
 }
 
+/// The ports at which packets of other nodes arrive. Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
+fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
+    let Some(Overlay { encapsulation, .. }) = router.overlay else { return Vec::new() };
+    let has = |is_ours: fn(&str) -> bool| facts.network.links.iter().any(|link| is_ours(link));
+    let udp = |flag, number, why| Port { flag, transport: Transport::Udp, number, level: Level::Degraded, why };
+    let gue = encapsulation.gue_port().filter(|_| !has(|link| link.starts_with(TUNNELS)));
+    let gue = gue.map(|port| udp("--overlay-encap-port", port, "the kernel cannot receive tunnels on this port"));
+    let vxlan = encapsulation.vxlan().filter(|_| !has(is_vxlan));
+    let why = "the kernel cannot receive packets of other nodes on this port";
+    let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
+    gue.into_iter().chain(vxlan).collect()
+}
+
 fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
     let tcp = |flag, number, level, why| Port { flag, transport: Transport::Tcp, number, level, why };
     let ends = "the agent ends at its start where it cannot listen there";
@@ -223,25 +236,7 @@ fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {
                 "clients of gobgp reach another program; the agent goes on trying",
             )
         }));
-        // Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
-        let has_tunnels = facts.network.links.iter().any(|link| link.starts_with(TUNNELS));
-        let udp = router.overlay.filter(|_| !has_tunnels).and_then(|overlay| overlay.encapsulation.gue_port());
-        ports.extend(udp.map(|number| Port {
-            flag: "--overlay-encap-port",
-            transport: Transport::Udp,
-            number,
-            level: Level::Degraded,
-            why: "the kernel cannot receive tunnels on this port",
-        }));
-        let has_device = facts.network.links.iter().any(|link| is_vxlan(link));
-        let network = router.overlay.filter(|_| !has_device).and_then(|overlay| overlay.encapsulation.vxlan());
-        ports.extend(network.map(|network| Port {
-            flag: "--overlay-vxlan-port",
-            transport: Transport::Udp,
-            number: network.port,
-            level: Level::Degraded,
-            why: "the kernel cannot receive packets of other nodes on this port",
-        }));
+        ports.extend(overlay_ports(facts, router));
         ports.extend(bfd_ports(router));
     }
     let numbers = |ports: &[&Port]| ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ");
