@@ -2,7 +2,7 @@
 
 The programs come from PATH or are built once from Go modules of one pinned version (scripts/cluster). A keeper process
 owns them: they end with it, and it stops and starts the API server when a test asks for that. The lab plays scheduler
-and kubelet.
+and kubelet, but for a cluster with `kubelets`, which has all controllers and a scheduler.
 """
 import ctypes
 import json
@@ -29,11 +29,14 @@ PROGRAMS = {
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", f"kubernetes-{KUBERNETES}"),
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl", f"kubernetes-{KUBERNETES}"),
 }
+CONTAINERD, CONTAINERD_VERSION = "github.com/containerd/containerd/v2/cmd", "2.2.9"
+RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 # What is built in the same way for other tests, and to be measured beside ours.
-NEWER_GOBGP, KUBE_PROXY = "gobgp", "kube-proxy"
+NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER = "gobgp", "kube-proxy", "kubelet", "kube-scheduler"
 OTHERS = {
     NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0"),
-    KUBE_PROXY: ("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", f"kubernetes-{KUBERNETES}"),
+    **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
+    **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
 SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
@@ -148,17 +151,22 @@ def facts(name):
     return found if found and own.is_alive(found["keeper"]) else None
 
 
-def up(name):
+def up(name, kubelets=0):
+    """Starts the cluster of this name. `kubelets`: how many nodes (`node1`, …) real kubelets will be; without any the lab plays them."""
     programs = dict(zip(PROGRAMS, build()))
+    if kubelets:
+        programs[SCHEDULER] = other(SCHEDULER)
     with own.locked(f"cluster-{name}"):
         if facts(name):
             raise own.LabError(f"the cluster '{name}' is up already")
         folder = own.fresh(own.state("clusters", name))
         found = {"name": name, "programs": programs, "token": secrets.token_hex(16),
-                 **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager")},
+                 **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager", "scheduler")},
+                 "kubelet_tokens": [secrets.token_hex(16) for _ in range(kubelets)],
                  "kubeconfig": f"{folder}/kubeconfig"}
         found["authority"] = certificates(folder)
-        own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n', 0o600)
+        nodes = "".join(f'{token},system:node:node{i},node{i},"system:nodes"\n' for i, token in enumerate(found["kubelet_tokens"], 1))
+        own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n{nodes}', 0o600)
         own.write(found["kubeconfig"], kubeconfig(f"https://127.0.0.1:{found['port']}", found["token"], found["authority"]), 0o600)
         with open(f"{folder}/keeper.log", "wb") as log:
             keeper = subprocess.Popen([own.PYTHON, "-B", "-m", "labkit.cluster", folder], stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -181,6 +189,8 @@ def prepare(found, keeper, folder):
         raise own.LabError("the API server did not become ready:\n" + last_words(folder))
     if not own.wait(lambda: has_namespace(api, "kube-system"), 60, 0.3):
         raise own.LabError("the API server made no namespace kube-system:\n" + last_words(folder))
+    if found["kubelet_tokens"]:
+        return  # what is to be applied there is the user's affair
     found["installed"] = {name: installed(found, name) for name in sorted(os.listdir(INSTALLED)) if name not in BESIDE}
     apply(found, ALL)
     for name in BESIDE:
@@ -257,6 +267,9 @@ def certificates(folder):
 
 def commands(folder, found):
     services, pods = ",".join(net.SERVICE_RANGES), ",".join(net.POD_RANGES)
+    real = found["kubelet_tokens"]
+    scheduler = {SCHEDULER: [f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['scheduler']}",
+                             f"--cert-dir={folder}", "--leader-elect=false"]}
     etcd, peer = f"http://127.0.0.1:{found['etcd']}", f"http://127.0.0.1:{found['etcd_peer']}"
     return {
         "etcd": [
@@ -268,13 +281,15 @@ def commands(folder, found):
             f"--tls-cert-file={folder}/server.pem", f"--tls-private-key-file={folder}/server.key",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/accounts.key",
             f"--service-account-signing-key-file={folder}/accounts.key", f"--service-cluster-ip-range={services}",
-            f"--token-auth-file={folder}/tokens.csv", "--authorization-mode=RBAC",
-            "--disable-admission-plugins=ServiceAccount", "--allow-privileged=true", "--shutdown-delay-duration=0s"],
+            f"--token-auth-file={folder}/tokens.csv", f"--authorization-mode={'Node,' if real else ''}RBAC",
+            *([] if real else ["--disable-admission-plugins=ServiceAccount"]), "--allow-privileged=true", "--shutdown-delay-duration=0s"],
         "kube-controller-manager": [
             f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['manager']}",
             f"--cert-dir={folder}", "--leader-elect=false", "--allocate-node-cidrs", f"--cluster-cidr={pods}",
-            f"--service-cluster-ip-range={services}",
-            "--controllers=endpointslice-controller,node-ipam-controller,namespace-controller,serviceaccount-controller"],
+            f"--service-cluster-ip-range={services}", f"--service-account-private-key-file={folder}/accounts.key",
+            f"--root-ca-file={folder}/authority.pem",
+            "--controllers=" + ("*" if real else "endpointslice-controller,node-ipam-controller,namespace-controller,serviceaccount-controller")],
+        **(scheduler if real else {}),
     }
 
 
@@ -337,7 +352,7 @@ def keep(folder):
                 orders.put((line, answer))
             self.wfile.write((answer.get() + "\n").encode())
 
-    for name in ("etcd", "kube-apiserver", "kube-controller-manager"):
+    for name in keeper.commands:
         keeper.start(name)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", keeper.found["control"]), Control)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -350,7 +365,7 @@ def keep(folder):
         if line is None:
             break
         answer.put(keeper.obey(line))
-    for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+    for name in reversed(keeper.commands):
         keeper.stop(name)
 
 

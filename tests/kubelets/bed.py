@@ -1,0 +1,126 @@
+"""A cluster whose nodes are real kubelets: the control plane here, the nodes in a guest, images imported and never pulled."""
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from labkit import cluster, image, own, packages
+from labkit.guest import Guest
+from labkit.image_oci import Image, Layer
+from labkit.image_tree import Tree
+
+NODES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "nodes.py")
+NAME = f"kubelets-{os.getpid()}"
+APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc")
+NEXT = "-next"  # of the tag of the image that an update brings
+CONFIG = "kubeadm-kuberouter-all-features.yaml"
+
+
+class Bed:
+    def __init__(self, binary, nodes):
+        self.binary, self.nodes = binary, nodes
+        self.guest = Guest(NAME)
+        self.folder = own.fresh(f"{own.cache()}/{NAME}")
+
+    def up(self):
+        packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
+        programs = {name: cluster.other(name) for name in (cluster.KUBELET, *cluster.RUNTIME)}
+        self.cluster = cluster.up(NAME, kubelets=self.nodes)
+        self.store(programs, self.images())
+        facts = {"cluster": self.cluster, "programs": programs, "nodes": self.nodes, "store": f"{self.folder}/store"}
+        own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
+        shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
+        self.guest.up(memory=2048 + 1536 * self.nodes, shares=shares)
+        self.inside("up", f"{self.folder}/facts.json", timeout=1200)
+        return self
+
+    def images(self):
+        recipe = image.Recipe("amd64", "full", self.binary, image.source_date())
+        path, digest, size = image.make(recipe, self.folder)
+        own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")
+        small = Tree()
+        small.link("bin", "usr/bin")
+        small.copy("usr/bin/busybox", "/bin/busybox")
+        for name in APPLETS:
+            small.link(f"usr/bin/{name}", "busybox")
+        small.folder("www", 0o755)
+        small.folder("tmp", 0o1777)
+        found = [path]
+        for name, entry in (("pause", ["/bin/busybox", "sleep", "1000000"]), ("probe", ["/bin/sh"])):
+            made = Image([Layer(small.packed(0), "busybox")], {"Entrypoint": entry, "Env": ["PATH=/bin"]}, "amd64", 0)
+            found.append(f"{self.folder}/{name}.tar")
+            with open(found[-1], "wb") as handle:
+                handle.write(made.archive(name, "lab"))
+        return found
+
+    def store(self, programs, archives):
+        """Imports the images here: the emulated processor would take minutes for each node. Nodes begin with a copy of what containerd keeps."""
+        state = own.fresh(f"/run/{NAME}")
+        own.write(f"{state}/config.toml", f"""version = 3
+root = "{self.folder}/store"
+state = "{state}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+[grpc]
+address = "{state}/socket"
+""")
+        with open(f"{self.folder}/containerd.log", "wb") as log:
+            process = subprocess.Popen([programs["containerd"], "--config", f"{state}/config.toml"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       preexec_fn=cluster.end_with_parent)
+        ctr = [programs["ctr"], "--address", f"{state}/socket", "-n", "k8s.io", "images"]
+        try:
+            if not own.wait(lambda: subprocess.run([*ctr, "ls"], capture_output=True).returncode == 0, 60, 0.2):
+                raise own.LabError("containerd does not answer")
+            for path in archives:
+                own.run(*ctr, "import", path)
+            name = f"docker.io/library/sluice:{image.version()}"
+            own.run(*ctr, "tag", name, name + NEXT)
+        finally:
+            own.end([own.identity(process.pid)], 10)
+            process.wait()
+            shutil.rmtree(state)
+
+    # ------------------------------------------------------------------ asking
+
+    def inside(self, *words, timeout=300):
+        """Runs `nodes.py` where the nodes are; what it printed."""
+        lab = os.path.join(own.TREE, "scripts", "lab")
+        done = subprocess.run([own.PYTHON, "-B", lab, "exec", "--name", NAME, "--timeout", str(timeout), "--", own.PYTHON, "-B", NODES, *words],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            raise own.LabError(f"{' '.join(words)[:200]}: exit status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
+        return done.stdout
+
+    def on(self, i, script, timeout=300):
+        """What a script prints on a node."""
+        return self.inside("run", str(i), "sh", "-c", script, timeout=timeout)
+
+    def kubectl(self, *words, text_in=None):
+        return own.run(self.cluster["programs"]["kubectl"], "--kubeconfig", self.cluster["kubeconfig"], *words, text_in=text_in)
+
+    def get(self, *words):
+        return json.loads(self.kubectl("get", "-o", "json", *words))
+
+    def apply(self, *items):
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(items)})
+        self.kubectl("apply", "-f", "-", text_in=text)
+
+    def wait(self, what, condition, seconds=900):
+        """Waits; where it takes too long, says what the cluster and the nodes say."""
+        began = time.monotonic()
+        if not own.wait(condition, seconds, 1):
+            raise AssertionError(f"{what}: not after {seconds} s\n{self.state()}")
+        own.say(f"  {what}: {time.monotonic() - began:.0f} s")
+
+    def state(self):
+        text = [self.kubectl("get", "nodes,pods", "-A", "-o", "wide"), self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-4000:]]
+        for i in range(1, self.nodes + 1):
+            for name in ("containerd", "kubelet"):
+                text.append(f"{name} of node {i}:\n{self.inside('log', str(i), name, '12')}")
+            text.append(self.on(i, "tail -n 15 /var/log/pods/kube-system_kube-router*/*/*.log 2>/dev/null || true"))
+        return "\n".join(text)
+
+    def down(self):
+        self.guest.down()
+        cluster.down(NAME)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,175 @@
+"""The newcomer's way, whole: a manifest of `daemonset/` applied to nodes that are NotReady, pods, Services, policies, an update, and the removal."""
+import json
+import os
+import re
+
+from labkit import cluster, image, net, own
+
+import bed as beds
+
+MANIFEST = os.path.join(cluster.INSTALLED, beds.CONFIG)
+AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
+
+
+def that(true, *words):
+    if not true:
+        raise AssertionError(" ".join(str(word) for word in words))
+
+
+def condition(item, kind):
+    found = [one for one in item["status"].get("conditions", []) if one["type"] == kind]
+    return bool(found) and found[0]["status"] == "True"
+
+
+def ready_nodes(bed):
+    return [node["metadata"]["name"] for node in bed.get("nodes")["items"] if condition(node, "Ready")]
+
+
+def ready_pods(bed, *words):
+    return [pod for pod in bed.get("pods", *words)["items"] if condition(pod, "Ready") and "deletionTimestamp" not in pod["metadata"]]
+
+
+def nodes_wait_for_a_network(bed):
+    bed.wait("kubelets register", lambda: len(bed.get("nodes")["items"]) == bed.nodes)
+
+    def waiting():
+        nodes = bed.get("nodes")["items"]
+        messages = [one["message"] for node in nodes for one in node["status"]["conditions"] if one["type"] == "Ready"]
+        return len(messages) == bed.nodes and all("cni plugin not initialized" in message for message in messages)
+    bed.wait("they say that the network is missing", waiting)
+    that(all(node["spec"].get("podCIDRs") for node in bed.get("nodes")["items"]), "nodes without ranges")
+
+
+def the_manifest_makes_the_nodes_ready(bed):
+    # What kubeadm leaves in a cluster, and the manifest reads.
+    config = {"apiVersion": "v1", "kind": "Config", "current-context": "default",
+              "clusters": [{"name": "default", "cluster": {"server": f"https://{net.CONTROL[0]}:6443",
+                                                           "certificate-authority": "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"}}],
+              "contexts": [{"name": "default", "context": {"cluster": "default", "namespace": "default", "user": "default"}}],
+              "users": [{"name": "default", "user": {"tokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}}]}
+    bed.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
+               "data": {"kubeconfig.conf": json.dumps(config)}})
+    bed.kubectl("apply", "--validate=strict", "-f", MANIFEST)
+    bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
+    bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+    for i in range(1, bed.nodes + 1):
+        that("kube-bridge" in bed.on(i, "cat /etc/cni/net.d/10-kuberouter.conflist"), "no CNI file on node", i)
+        that(set(bed.on(i, "ls /opt/cni/bin").split()) >= {"bridge", "host-local", "loopback", "portmap", "sluice-cni"}, "plugins of node", i)
+
+
+def container(name, script, **more):
+    return {"name": name, "image": "probe:lab", "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", script], **more}
+
+
+def pods_get_addresses_and_pass_their_probes(bed):
+    serve = 'echo "$NAME" > /www/name; exec httpd -f -p 8080 -h /www'
+    probe = {"httpGet": {"path": "/name", "port": 8080}, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 10}
+    name = {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    pod = {"metadata": {"labels": {"app": "web"}}, "spec": {
+        "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+        "containers": [container("web", serve, env=[name], readinessProbe=probe, livenessProbe=probe)]}}
+    bed.apply(
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+         "spec": {"replicas": bed.nodes + 1, "selector": {"matchLabels": {"app": "web"}}, "template": pod}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+         "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}})
+    bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == bed.nodes + 1)
+    ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
+    for pod in ready_pods(bed, "-l", "app=web"):
+        mine = next(one for one in ranges[pod["spec"]["nodeName"]] if ":" not in one)
+        that(pod["status"]["podIP"].startswith(mine.rsplit(".", 1)[0] + "."), pod["metadata"]["name"], pod["status"]["podIP"], "not in", mine)
+
+
+def web_address(bed):
+    return bed.get("service", "web")["spec"]["clusterIP"]
+
+
+def a_service_answers_on_every_node_and_its_node_port(bed):
+    names = {pod["metadata"]["name"] for pod in ready_pods(bed, "-l", "app=web")}
+    for i in range(1, bed.nodes + 1):
+        for where in (f"{web_address(bed)}:80", f"192.0.2.{10 + i}:30080"):
+            def asked(where=where, i=i):
+                return set(bed.on(i, "for n in $(seq 6); do curl -s -m 20 http://%s/name; done; true" % where).split())
+            bed.wait(f"node {i} reaches every pod by {where}", lambda asked=asked: asked() == names, 300)
+
+
+def a_policy_closes_the_pods(bed):
+    """Denied between pods, and open again; the node itself may, so that probes pass."""
+    client(bed)
+    bed.wait("the client is answered", lambda: outcomes(bed)[-3:] == ["ok"] * 3)
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "closed"},
+              "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}}
+    bed.apply(policy)
+    bed.wait("the client is refused", lambda: outcomes(bed)[-2:] == ["failed"] * 2)
+    that(len(ready_pods(bed, "-l", "app=web")) == bed.nodes + 1, "probes fail under a policy")
+    bed.kubectl("delete", "networkpolicy", "closed")
+    bed.wait("the client is answered again", lambda: outcomes(bed)[-3:] == ["ok"] * 3)
+
+
+LOG = "/var/lib/kubelet/client"
+
+
+def client(bed):
+    """A pod that asks the Service on and on, and writes down what came of it."""
+    # Debian's static busybox is killed in its wget: it looks for the host's libraries of names.
+    ask = f"printf 'GET /name HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {web_address(bed)} 80 | grep -q ^web-"
+    loop = f"while :; do if {ask}; then echo ok; else echo failed; fi >> /log/outcomes; sleep 0.3; done"
+    bed.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client"}, "spec": {
+        "nodeName": "node1", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+        "containers": [container("client", loop, volumeMounts=[{"name": "log", "mountPath": "/log"}])],
+        "volumes": [{"name": "log", "hostPath": {"path": LOG, "type": "DirectoryOrCreate"}}]}})
+    bed.wait("the client runs", lambda: condition(bed.get("pod", "client"), "Ready"))
+
+
+def outcomes(bed):
+    return bed.on(1, f"cat {LOG}/outcomes 2>/dev/null || true").split()
+
+
+def an_update_of_the_agents_fails_no_request(bed):
+    before = len(outcomes(bed))
+    bed.kubectl("-n", "kube-system", "set", "image", "daemonset/kube-router", f"kube-router=sluice:{image.version()}{beds.NEXT}")
+
+    def updated():
+        found = bed.get("daemonset", "kube-router", "-n", "kube-system")["status"]
+        return found.get("updatedNumberScheduled") == bed.nodes and found.get("numberReady") == bed.nodes and not found.get("numberUnavailable")
+    bed.wait("agents are replaced", updated)
+    bed.wait("requests after the update", lambda n=len(outcomes(bed)): len(outcomes(bed)) > n + 3)
+    during = outcomes(bed)[before:]
+    that(set(during) == {"ok"}, during.count("failed"), "of", len(during), "requests failed")
+    own.say(f"  {len(during)} requests, none failed")
+    names = [pod["spec"]["containers"][0]["image"] for pod in ready_pods(bed, *AGENTS)]
+    that(all(name.endswith(beds.NEXT) for name in names), names)
+
+
+def agents_have_nothing_to_complain_of(bed):
+    """The rights, mounts and capabilities of the manifest are enough: a first start on a new node logs no warning."""
+    wrong = []
+    for i in range(1, bed.nodes + 1):
+        for line in bed.on(i, "cat /var/log/pods/kube-system_kube-router*/kube-router/*.log").splitlines():
+            if re.search(r" (stderr|stdout) F [WE]\d{4}", line):
+                wrong.append(f"node {i}: {line}")
+    that(not wrong, "\n".join(wrong[:40]))
+
+
+def the_removal_leaves_nothing(bed):
+    bed.kubectl("delete", "pod", "client", "--wait=false")
+    bed.kubectl("delete", "deployment", "web")
+    bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
+    bed.kubectl("delete", "-f", MANIFEST)
+    bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+    name = f"docker.io/library/sluice:{image.version()}"
+    ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
+    for i in range(1, bed.nodes + 1):
+        options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
+        options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw --mount type=bind,src=/var/lib/sluice,dst=/var/lib/sluice,options=rbind:rw"
+        options += " --env KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist"
+        bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+        left = bed.on(i, "nft list tables; iptables-legacy-save 2>/dev/null | grep KUBE- ; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
+                         "ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d; ls -A /var/lib/sluice; true")
+        left = [line for line in left.splitlines() if not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
+        that(not left, f"left on node {i}:", left)
+
+
+ALL = [nodes_wait_for_a_network, the_manifest_makes_the_nodes_ready, pods_get_addresses_and_pass_their_probes,
+       agents_have_nothing_to_complain_of,
+       a_service_answers_on_every_node_and_its_node_port, a_policy_closes_the_pods, an_update_of_the_agents_fails_no_request, the_removal_leaves_nothing]

@@ -1,0 +1,133 @@
+#!/usr/bin/python3
+"""Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES.
+
+Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
+cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`.
+"""
+import json
+import os
+import subprocess
+import sys
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(0, os.path.join(TREE, "scripts"))
+sys.dont_write_bytecode = True
+from labkit import net, own  # noqa: E402
+from labkit.outside import relay  # noqa: E402
+from labkit.source import kubeconfig  # noqa: E402
+
+PAUSE = "docker.io/library/pause:lab"
+# What each node has alone, of the folders that a kubelet, a container runtime and their DaemonSets write.
+OWN = ("/opt", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/sluice", "/var/log/pods", "/var/log/containers")
+CONTROLLERS = "+cpuset +cpu +io +memory +pids"
+SOCKET = "unix:///run/containerd/containerd.sock"
+
+
+def folder(i):
+    return f"{net.RUN}/n{i}"
+
+
+def prepare(i):
+    """Folders, /run and cgroups of the node; what mounts there is seen by every program of the node."""
+    lines = ["mount --make-rshared /"]
+    for path in OWN:  # a file system each: a kubelet asks which one a folder is on
+        os.makedirs(path, exist_ok=True)
+        lines += [f"mount -t tmpfs tmpfs {path}"]
+    lines += ["mkdir -p /mnt/lab", f"mount --bind {net.RUN} /mnt/lab", "mount -t tmpfs tmpfs /run", f"mkdir -p /run/lock /run/netns /run/containerd {net.RUN}",
+              f"mount --bind /mnt/lab {net.RUN}", "umount /mnt/lab"]
+    net.node(i, "sh", "-ec", "\n".join(lines))
+    group = f"/sys/fs/cgroup/node{i}"
+    os.makedirs(group, exist_ok=True)
+    with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as handle:
+        handle.write(CONTROLLERS)
+    with open(f"{folder(i)}/cgroup", "w"):
+        pass
+    inner = (f"umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /sys/fs/cgroup/init; echo 0 > /sys/fs/cgroup/init/cgroup.procs; "
+             f"echo {CONTROLLERS} > /sys/fs/cgroup/cgroup.subtree_control")
+    own.run("sh", "-ec", f"echo 0 > {group}/cgroup.procs; exec unshare --cgroup={folder(i)}/cgroup nsenter --mount={folder(i)}/mnt sh -ec '{inner}'")
+
+
+def command(i, *words):
+    """The command line of a program in the node, in its cgroup."""
+    inside = ["nsenter", f"--net=/run/netns/n{i}", f"--mount={folder(i)}/mnt", f"--uts={folder(i)}/uts", f"--cgroup={folder(i)}/cgroup", "--", *words]
+    return ["sh", "-c", f'echo 0 > /sys/fs/cgroup/node{i}/init/cgroup.procs; exec "$@"', "sh", *inside]
+
+
+def start(i, name, words, path):
+    env = {"PATH": f"{path}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+    with open(f"{folder(i)}/{name}.log", "ab") as log:
+        process = subprocess.Popen(command(i, *words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
+    own.write(f"{folder(i)}/{name}.pid", str(process.pid))
+
+
+def containerd(i, facts):
+    own.write(f"{folder(i)}/containerd.toml", f"""version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "{PAUSE}"
+[plugins.'io.containerd.cri.v1.runtime']
+disable_apparmor = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ["/opt/cni/bin"]
+conf_dir = "/etc/cni/net.d"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = "/usr/sbin/runc"
+SystemdCgroup = false
+""")
+    programs = facts["programs"]
+    net.node(i, "cp", "-a", f"{facts['store']}/.", "/var/lib/containerd/")
+    start(i, "containerd", [programs["containerd"], "--config", f"{folder(i)}/containerd.toml"], os.path.dirname(programs["containerd"]))
+    ctr = command(i, programs["ctr"], "--address", SOCKET.removeprefix("unix://"), "-n", "k8s.io")
+    if not own.wait(lambda: subprocess.run([*ctr, "version"], capture_output=True).returncode == 0, 180, 1):
+        raise own.LabError(f"containerd of node {i} does not answer:\n{tail(i, 'containerd')}")
+
+
+def kubelet(i, facts):
+    token = facts["cluster"]["kubelet_tokens"][i - 1]
+    own.write(f"{folder(i)}/kubeconfig", kubeconfig(f"https://{net.CONTROL[0]}:6443", token, facts["cluster"]["authority"]), 0o600)
+    own.write(f"{folder(i)}/kubelet.json", json.dumps({
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1", "containerRuntimeEndpoint": SOCKET,
+        "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}}, "authorization": {"mode": "AlwaysAllow"},
+        "cgroupDriver": "cgroupfs", "cgroupRoot": "/", "failSwapOn": False, "resolvConf": "", "clusterDomain": "cluster.local",
+        "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}, "imageGCHighThresholdPercent": 100,
+        "runtimeRequestTimeout": "10m", "nodeStatusUpdateFrequency": "5s", "volumeStatsAggPeriod": "0s", "enforceNodeAllocatable": []}))
+    node_ips = ",".join(net.load().addresses(i))
+    start(i, "kubelet", [facts["programs"]["kubelet"], f"--config={folder(i)}/kubelet.json", f"--kubeconfig={folder(i)}/kubeconfig",
+                         f"--hostname-override=node{i}", f"--node-ip={node_ips}", "--v=2"], os.path.dirname(facts["programs"]["containerd"]))
+
+
+def tail(i, name, lines=25):
+    with open(f"{folder(i)}/{name}.log", errors="replace") as handle:
+        return "".join("  " + line[:400] for line in handle.readlines()[-lines:])
+
+
+def up(path):
+    facts = own.read_json(path)
+    net.up(facts["nodes"], 0, 1, True)
+    relay(facts["cluster"]["port"])
+    for i in range(1, facts["nodes"] + 1):
+        prepare(i)
+        containerd(i, facts)
+    for i in range(1, facts["nodes"] + 1):
+        kubelet(i, facts)
+
+
+def main(verb, *words):
+    if verb == "up":
+        return up(*words)
+    if verb == "log":
+        return print(tail(int(words[0]), words[1], int(words[2])))
+    if verb == "run":
+        os.execvp("sh", command(int(words[0]), *words[1:]))
+    raise own.LabError(f"{verb}?")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except own.LabError as error:
+        own.say(f"nodes: {error}")
+        sys.exit(1)
