@@ -146,7 +146,8 @@ def agents_have_nothing_to_complain_of(bed):
     wrong = []
     for i in range(1, bed.nodes + 1):
         for line in bed.on(i, "cat /var/log/pods/kube-system_kube-router*/kube-router/*.log").splitlines():
-            if re.search(r" (stderr|stdout) F [WE]\d{4}", line):
+            # A neighbour whose agent starts later refuses the connection until then.
+            if re.search(r" (stderr|stdout) F [WE]\d{4}", line) and "subject=Dialling(" not in line:
                 wrong.append(f"node {i}: {line}")
     that(not wrong, "\n".join(wrong[:40]))
 
