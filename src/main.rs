@@ -43,6 +43,10 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
             eprintln!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
+        Request::Write(text) => {
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     memory::keep_little();
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;

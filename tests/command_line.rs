@@ -91,6 +91,44 @@ fn preflight_takes_the_flags_of_the_agent_and_says_which_of_them_are_wrong() {
     assert!(said.iter().any(|what| what.starts_with("--overlay-type must be subnet or full")), "{said:?}");
 }
 
+/// Runs a command that writes a text for another program.
+fn written(words: &[&str]) -> String {
+    let output = run(words);
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("the program prints UTF-8")
+}
+
+#[test]
+fn bash_completes_commands_flags_and_the_words_of_flags() {
+    let script = written(&["completion", "bash"]);
+    let completed = |line: &[&str]| {
+        let words = line.join(" ");
+        let last = line.len() - 1;
+        let asked = format!(
+            "COMP_WORDS=({words}); COMP_CWORD={last}; _sluice sluice {:?} {:?}; echo \"${{COMPREPLY[*]}}\"",
+            line[last],
+            line[last - 1]
+        );
+        let output = Command::new("bash").args(["-c", &format!("{script}\n{asked}")]).output().expect("bash starts");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(completed(&["sluice", "pre"]), "preflight");
+    assert_eq!(completed(&["sluice", "--run-ser"]), "--run-service-proxy");
+    assert_eq!(completed(&["sluice", "--netfilter", "nf"]), "nftables");
+    assert_eq!(completed(&["sluice", "policy", "ex"]), "explain");
+    assert_eq!(completed(&["sluice", "bgp", "routes", "--w"]), "--why");
+    assert_eq!(completed(&["sluice", "preflight", "--run-ser"]), "--run-service-proxy");
+}
+
+#[test]
+fn an_unknown_shell_or_page_ends_with_2_and_the_words_there_are() {
+    for words in [&["completion"][..], &["completion", "tcsh"], &["completion", "bash", "zsh"]] {
+        assert!(said(&run(words), 2).starts_with("Usage: sluice completion bash|zsh|fish"), "{words:?}");
+    }
+    assert!(said(&run(&["man", "polity"]), 2).starts_with("Usage: sluice man [COMMAND...]"));
+    assert!(said(&run(&["completion", "--help"]), 0).starts_with("Usage: sluice completion"));
+}
+
 #[test]
 fn a_manifests_directory_that_is_not_there_ends_with_1_and_one_sentence() {
     let directory = tempfile::tempdir().expect("a temporary directory");

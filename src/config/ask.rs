@@ -235,9 +235,22 @@ pub(super) fn commands() -> Vec<(String, String)> {
     words.get_subcommands().flat_map(of).collect()
 }
 
+/// Returns the commands that ask a running agent, each with the words that it takes.
+pub(super) fn described() -> impl Iterator<Item = (Command, Option<&'static str>)> {
+    let all: Vec<Command> = Words::command().get_subcommands().cloned().collect();
+    all.into_iter().map(|command| {
+        let usage = usage_of(command.get_name());
+        (command, usage)
+    })
+}
+
 /// Returns the words that the questions of a command line take; `None` where it is none.
 pub(super) fn usage(words: &[OsString]) -> Option<&'static str> {
-    match words.get(1)?.to_str()? {
+    usage_of(words.get(1)?.to_str()?)
+}
+
+fn usage_of(about: &str) -> Option<&'static str> {
+    match about {
         "policy" => Some(POLICY_USAGE),
         "svc" => Some(SERVICES_USAGE),
         "bgp" => Some(BGP_USAGE),

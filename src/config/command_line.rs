@@ -11,7 +11,6 @@
 
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::builder::ValueParser;
@@ -19,10 +18,11 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 
 use super::ask::{self, Ask, Output};
-use super::duration::GoDuration;
+use super::completion::{self, Printed};
 use super::flags::Flags;
 use super::refusal::Refusal;
-use super::value::{Addresses, Strings, Uints, switch, unsigned};
+use super::usage::{PREFLIGHT, PREFLIGHT_USAGE, type_name, usage};
+use super::value::{switch, unsigned};
 
 /// The request on the command line.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub enum Request {
     Ask(Ask),
     /// Print this text and end with exit code 0.
     Print(String),
+    /// The same on standard output: a text for another program.
+    Write(String),
 }
 
 /// Reads a command line. `words` begins with the name of the program.
@@ -53,6 +55,13 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     {
         return preflight(&program, flags);
     }
+    let name = NAMES.into_iter().find(|name| Path::new(&program).ends_with(name)).unwrap_or("sluice");
+    if let Some(printed) = completion::printed(words, name, VERSION) {
+        return Ok(match printed? {
+            Printed::Text(text) => Request::Write(text),
+            Printed::Usage(usage) => Request::Print(usage.to_owned()),
+        });
+    }
     let matches = command().try_get_matches_from(words).map_err(|error| flag_refusal(&error, &program))?;
     let flags = Flags::from_arg_matches(&matches).map_err(|error| flag_refusal(&error, &program))?;
     let verbosity = verbosity(&flags.verbosity)?;
@@ -70,18 +79,6 @@ pub fn request(words: &[OsString]) -> Result<Request, Refusal> {
     }
     Ok(Request::Run { flags: Box::new(flags), verbosity })
 }
-
-/// The word before the flags of an agent that is not to start.
-pub(super) const PREFLIGHT: &str = "preflight";
-
-const PREFLIGHT_USAGE: &str = "\
-Usage: sluice preflight [-o text|json] [FLAGS OF THE AGENT]
-Says what the agent needs, and finds, on this host and in its cluster, before it starts with these flags: kernel and modules, packet filter and
-rules of others, other proxies and pod networks, settings, directories and CNI files, addresses and ranges, rights on the API server. Each
-finding is ok, degraded or fatal, with what it is, why it matters and what to do. Nothing is changed, and no module is loaded. Exit status: 0
-everything is there, 1 something is degraded, 2 something is fatal, or a flag cannot be read.
-  -o, --output   text or json (default text)
-  --help without preflight lists the flags of the agent.";
 
 fn preflight(program: &str, flags: &[OsString]) -> Result<Request, Refusal> {
     let output =
@@ -175,101 +172,6 @@ fn go_rules(arg: Arg) -> Arg {
     } else {
         arg
     }
-}
-
-/// The name of a flag's type in the usage text; empty for a switch.
-fn type_name(arg: &Arg) -> &'static str {
-    let value = arg.get_value_parser().type_id();
-    let names = [
-        (TypeId::of::<String>(), "string"),
-        (TypeId::of::<GoDuration>(), "duration"),
-        (TypeId::of::<u8>(), "uint8"),
-        (TypeId::of::<u16>(), "uint16"),
-        (TypeId::of::<u32>(), "uint32"),
-        (TypeId::of::<u64>(), "uint"),
-        (TypeId::of::<Strings>(), "strings"),
-        (TypeId::of::<Uints>(), "uints"),
-        (TypeId::of::<Addresses>(), "ipSlice"),
-    ];
-    names.into_iter().find(|(id, _)| value == *id).map_or("", |(_, name)| name)
-}
-
-/// Headings of the usage text, each with the first of its flags in the order in which they are declared.
-const GROUPS: [(&str, &str); 10] = [
-    ("The cluster and this node", "kubeconfig"),
-    ("Health, metrics and log", "health-addr"),
-    ("What runs", "run-router"),
-    ("Network policies", "iptables-sync-period"),
-    ("Ranges of Services", "service-cluster-ip-range"),
-    ("Service proxy", "ipvs-sync-period"),
-    ("Router: pod networking", "routes-sync-period"),
-    ("Router: BGP", "cluster-asn"),
-    ("Load balancer allocator", "loadbalancer-default-class"),
-    ("Of old manifests", "cluster-cidr"),
-];
-
-/// The usage text: the commands, and one line for each flag, in groups by subsystem and in alphabetical order there.
-pub fn usage(program: &str) -> String {
-    let command = command();
-    let mut groups: Vec<(&str, Vec<&Arg>)> = Vec::new();
-    for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
-        if let Some((heading, _)) = GROUPS.iter().find(|(_, first)| arg.get_long() == Some(*first)) {
-            groups.push((*heading, Vec::new()));
-        }
-        if let Some((_, flags)) = groups.last_mut() {
-            flags.push(arg);
-        }
-    }
-    let mut lines: Vec<(&str, Vec<(String, String)>)> = Vec::new();
-    for (heading, mut flags) in groups {
-        flags.sort_by_key(|arg| arg.get_long());
-        lines.push((heading, flags.into_iter().map(usage_line).collect()));
-    }
-    let mut text = format!("Usage of {program}:");
-    for (name, meaning) in commands() {
-        let _ = write!(text, "\n  {name:24}   {meaning}");
-    }
-    let width = lines.iter().flat_map(|(_, flags)| flags).map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (heading, flags) in lines {
-        let _ = write!(text, "\n\n{heading}:");
-        for (name, meaning) in flags {
-            let _ = write!(text, "\n{name:width$}   {meaning}");
-        }
-    }
-    text
-}
-
-/// The forms of a command line, each with its meaning.
-fn commands() -> Vec<(String, String)> {
-    let agent = ("sluice [FLAGS]".to_owned(), "Run the agent of this node".to_owned());
-    let preflight = (
-        format!("sluice {PREFLIGHT} [FLAGS]"),
-        "Say what an agent with these flags would lack and meet on this host, and change nothing".to_owned(),
-    );
-    let questions = ask::commands().into_iter().map(|(words, meaning)| (format!("sluice {words}"), meaning));
-    [agent, preflight].into_iter().chain(questions).collect()
-}
-
-/// A flag's name and type, and its meaning with its default where that is not the zero of the type.
-fn usage_line(arg: &Arg) -> (String, String) {
-    let long = arg.get_long().unwrap_or_default();
-    let mut name = match arg.get_short() {
-        Some(short) => format!("  -{short}, --{long}"),
-        None => format!("      --{long}"),
-    };
-    let kind = type_name(arg);
-    if !kind.is_empty() {
-        name = format!("{name} {kind}");
-    }
-    let mut meaning = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let default = arg.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();
-    match (kind, &*default) {
-        (_, "" | "0s" | "false") => {}
-        ("string", text) => meaning.push_str(&format!(" (default {text:?})")),
-        (_, "0") => {}
-        (_, text) => meaning.push_str(&format!(" (default {text})")),
-    }
-    (name, meaning)
 }
 
 /// One sentence, and where all flags are listed.

@@ -4,7 +4,7 @@
 //! and those of our own; a manifest written for it starts this program unchanged. Nothing is checked here beyond
 //! what the type of a flag says; what the values mean together is `Config`.
 //!
-//! A flag's type in the usage text follows from the type of its field (`command_line::go_rules`).
+//! A flag's type in the usage text follows from the type of its field (`usage::type_name`).
 
 use std::fmt;
 

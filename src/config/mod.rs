@@ -11,6 +11,7 @@
 
 mod ask;
 mod command_line;
+mod completion;
 mod duration;
 mod drain;
 mod encapsulation;
@@ -26,6 +27,7 @@ mod proxy;
 mod refusal;
 mod router;
 mod service_ranges;
+mod usage;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ use std::time::Duration;
 use http::Uri;
 
 pub use ask::{Ask, Output};
-pub use command_line::{Request, TOOLCHAIN, VERSION, request, usage};
+pub use command_line::{Request, TOOLCHAIN, VERSION, request};
 pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
 pub use encapsulation::{Encapsulation, Fou, VxlanNetwork};
@@ -49,6 +51,7 @@ pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
 pub use router::{Advertise, GracefulRestart, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
 pub use service_ranges::{Disallowed, ServiceRanges};
+pub use usage::usage;
 
 use crate::net::PerFamily;
 

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use super::*;
 
 mod checks;
+mod completion;
 mod contract;
 mod load_balancer;
 mod pods;
@@ -343,7 +344,7 @@ fn all_mistakes_are_collected() {
 fn odd_forms_are_read_as_go_reads_them() {
     let ends = |words: &[&str]| match ask(words) {
         Ok(Request::Run { .. }) => 255,
-        Ok(Request::Ask(_) | Request::Print(_) | Request::Preflight { .. }) => 0,
+        Ok(Request::Ask(_) | Request::Print(_) | Request::Write(_) | Request::Preflight { .. }) => 0,
         Err(refusal) => refusal.exit_code,
     };
     let cases: [(&[&str], u8); 19] = [

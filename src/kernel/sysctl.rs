@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use compact_str::CompactString;
 use rustix::io::Errno;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Cause, Error, module};
 use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step, Target};
@@ -46,6 +46,18 @@ pub struct Settings {
 /// A setting, as its path below `/proc/sys`: `net/ipv4/vs/conntrack`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Setting(pub CompactString);
+
+impl Setting {
+    /// Returns the network device that the setting comes and goes with; `None` for one of the kernel, also that of all devices.
+    fn device(&self) -> Option<&str> {
+        let parts: Vec<&str> = self.0.split('/').collect();
+        match parts.as_slice() {
+            ["net", "ipv4" | "ipv6", "conf" | "neigh", "all" | "default", ..] => None,
+            ["net", "ipv4" | "ipv6", "conf" | "neigh", device, _] => Some(device),
+            _ => None,
+        }
+    }
+}
 
 /// Desired value of a setting.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -102,8 +114,11 @@ impl Settings {
                 Some(Ok(value))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.reported.insert(setting.clone()) {
-                    warn!(%setting, "Sysctl does not exist in this kernel");
+                // A device that is made later, as the bridge of pods on a new node, is nothing to warn of.
+                match (self.reported.insert(setting.clone()), setting.device()) {
+                    (true, Some(device)) => debug!(%setting, device, "Sysctl of a device that is not there yet"),
+                    (true, None) => warn!(%setting, "Sysctl does not exist in this kernel"),
+                    (false, _) => {}
                 }
                 None
             }
@@ -252,6 +267,21 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<Setting, CompactString> {
         pairs.iter().map(|(name, value)| (setting(name), CompactString::from(*value))).collect()
+    }
+
+    #[test]
+    fn a_setting_of_a_device_comes_and_goes_with_it_and_one_of_all_devices_is_the_kernels() {
+        let device = |name| setting(name).device().map(str::to_owned);
+        assert_eq!(device("net/ipv4/conf/kube-bridge/rp_filter"), Some("kube-bridge".to_owned()));
+        assert_eq!(device("net/ipv6/conf/eth0.100/accept_dad"), Some("eth0.100".to_owned()));
+        for name in [
+            "net/ipv4/conf/all/rp_filter",
+            "net/ipv6/conf/default/forwarding",
+            "net/ipv4/vs/conntrack",
+            "net/ipv4/ip_forward",
+        ] {
+            assert_eq!(device(name), None, "{name}");
+        }
     }
 
     #[test]

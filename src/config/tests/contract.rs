@@ -124,7 +124,20 @@ fn the_usage_text_has_groups_and_names_every_command() {
     let groups: Vec<&str> = usage.split("\n\n").collect();
     assert_eq!(groups.len(), 11, "the commands and ten groups:\n{usage}");
     let policy = ["policy explain", "policy diff", "policy drops"];
-    for command in ["[FLAGS]", "preflight", "svc", "bgp peers", "bgp routes", "status", "audit"].iter().chain(&policy) {
+    for command in [
+        "[FLAGS]",
+        "preflight",
+        "svc",
+        "bgp peers",
+        "bgp routes",
+        "status",
+        "audit",
+        "completion SHELL",
+        "man [COMMAND]",
+    ]
+    .iter()
+    .chain(&policy)
+    {
         assert!(groups[0].contains(&format!("\n  sluice {command} ")), "{command}: {}", groups[0]);
     }
     for group in &groups[1..] {
