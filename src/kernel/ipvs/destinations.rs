@@ -48,7 +48,25 @@ impl Destinations {
     }
 
     pub fn to_vec(&self) -> Vec<Destination> {
-        self.iter().collect()
+        // The iterator does not know its length, and a list that grows is copied again and again.
+        let mut all = Vec::with_capacity(self.len());
+        all.extend(self.iter());
+        all
+    }
+
+    /// Returns these and the wanted ones; of an address that both have, as wanted.
+    pub fn joined_with(&self, wanted: &Destinations) -> Destinations {
+        let mut all = Vec::with_capacity(self.len() + wanted.len());
+        let mut here = self.iter().peekable();
+        for destination in wanted.iter() {
+            while let Some(smaller) = here.next_if(|it| it.address < destination.address) {
+                all.push(smaller);
+            }
+            here.next_if(|it| it.address == destination.address);
+            all.push(destination);
+        }
+        all.extend(here);
+        all.into()
     }
 
     fn at(&self, index: usize) -> Option<Destination> {
@@ -153,6 +171,28 @@ mod tests {
                 assert_eq!(kept == Destinations::from(other.clone()), place == other_place, "{list:?} {other:?}");
             }
         }
+    }
+
+    #[test]
+    fn joined_lists_have_each_address_once_as_it_is_wanted_and_are_sorted() {
+        let text = |list: &Destinations| {
+            list.iter().map(|it| format!("{}={}", it.address, it.weight)).collect::<Vec<_>>().join(" ")
+        };
+        let joined = |here: &[(&str, u32)], wanted: &[(&str, u32)]| {
+            let list =
+                |of: &[(&str, u32)]| of.iter().map(|(address, weight)| nat(address, *weight)).collect::<Destinations>();
+            text(&list(here).joined_with(&list(wanted)))
+        };
+        let (one, two, three) = ("10.0.0.1:80", "10.0.0.2:80", "[fd00::3]:80");
+        assert_eq!(joined(&[], &[]), "");
+        assert_eq!(joined(&[(one, 1)], &[]), "10.0.0.1:80=1");
+        assert_eq!(joined(&[], &[(one, 1)]), "10.0.0.1:80=1");
+        assert_eq!(joined(&[(one, 1), (three, 1)], &[(two, 1)]), "10.0.0.1:80=1 10.0.0.2:80=1 [fd00::3]:80=1");
+        assert_eq!(
+            joined(&[(one, 1), (two, 1)], &[(two, 0), (three, 1)]),
+            "10.0.0.1:80=1 10.0.0.2:80=0 [fd00::3]:80=1"
+        );
+        assert_eq!(joined(&[(two, 1), (three, 1)], &[(one, 1)]), "10.0.0.1:80=1 10.0.0.2:80=1 [fd00::3]:80=1");
     }
 
     #[test]

@@ -354,9 +354,7 @@ impl Target for Services {
     }
 
     fn grown(have: &Virtual, want: &Virtual) -> Virtual {
-        let mut all: BTreeMap<SocketAddr, Destination> = have.destinations.iter().map(by_address).collect();
-        all.extend(want.destinations.iter().map(by_address));
-        Virtual { service: want.service.clone(), destinations: all.into_values().collect() }
+        Virtual { service: want.service.clone(), destinations: have.destinations.joined_with(&want.destinations) }
     }
 
     fn describe(value: &Virtual) -> String {
@@ -472,10 +470,6 @@ fn explain(refusal: &mut Refusal, acts: &[Act<'_>]) {
 pub(super) fn find(destinations: &[Destination], address: SocketAddr) -> Option<&Destination> {
     let index = destinations.binary_search_by_key(&address, |destination| destination.address).ok()?;
     destinations.get(index)
-}
-
-fn by_address(destination: Destination) -> (SocketAddr, Destination) {
-    (destination.address, destination)
 }
 
 fn fresh(messages: &mut Messages) -> &mut Messages {
