@@ -33,7 +33,7 @@ pub(super) const CHOICES: [(&str, &[&str]); 6] = [
     ("netfilter", &["auto", "nftables", "iptables"]),
     ("node-routes", &["bgp", "api"]),
     ("overlay-type", &["subnet", "full"]),
-    ("overlay-encap", &["ipip", "fou"]),
+    ("overlay-encap", &["ipip", "fou", "vxlan"]),
     ("drain-label", &["auto", "always", "never"]),
 ];
 
@@ -44,7 +44,7 @@ enum Shell {
     Fish,
 }
 
-/// What such a command line is to print on standard output, or its usage, which goes where all usage goes.
+/// The text that such a command line is to print on standard output, or its usage, which goes where all usage goes.
 pub(super) enum Printed {
     Text(String),
     Usage(&'static str),
@@ -131,7 +131,9 @@ fn flags() -> Vec<Arg> {
         heading = GROUPS.iter().find(|(_, first)| *first == long).map_or(heading, |(heading, _)| heading);
         let (_, meaning) = usage_line(arg);
         let kind = type_name(arg);
-        let flag = arg.clone().help(meaning).help_heading(heading).hide_default_value(true);
+        // The meaning names the default; a switch takes no value here, and has none to hide.
+        let takes_value = arg.get_action().takes_values();
+        let flag = arg.clone().help(meaning).help_heading(heading).hide_default_value(takes_value);
         let flag = if kind.is_empty() { flag } else { flag.value_name(kind) };
         match CHOICES.iter().find(|(name, _)| *name == long) {
             Some((_, words)) => flag.value_parser(PossibleValuesParser::new(words.iter().copied())),

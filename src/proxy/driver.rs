@@ -314,6 +314,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             }
         }
         self.tell_parts(&changed, at.now);
+        self.stay_cautious(at.now);
         world.authority.proxy
     }
 

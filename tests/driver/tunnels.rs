@@ -194,19 +194,49 @@ fn what_an_earlier_run_left_serves_while_the_firewall_is_not_there() {
     });
 }
 
-#[test]
-fn a_start_goes_on_with_nat_until_it_is_known_that_a_tunnel_ends_in_the_endpoint() {
-    let it: Untunnelled = [(ObjectName::new("default", "one"), [IpAddr::from([10, 244, 1, 5])].into())].into();
+/// The Service's only endpoint, in which no tunnel ends.
+fn without_tunnel() -> Untunnelled {
+    [(ObjectName::new("default", "one"), [IpAddr::from([10, 244, 1, 5])].into())].into()
+}
+
+/// A kernel in which an earlier run serves this endpoint with NAT.
+fn served_with_nat() -> State {
     let state = std::cell::RefCell::new(State::default());
     with_firewall(async |running, judge| {
         judge.send_replace(1);
-        let ends = TunnelEnds { lacking: it.clone(), unproven: Some(it.clone()) };
+        let ends = TunnelEnds { lacking: without_tunnel(), unproven: Some(without_tunnel()) };
         running.tunnel_ends.send_replace(Arc::new(ends));
         running.world.send_replace(tunnelled(1, &[5]));
         running.until("it has NAT", |state| with_nat(state) == Some(vec![5])).await;
         running.until("the other Service is served", |state| state.holds(OTHER)).await;
         state.replace(running.kernel.state());
     });
+    state.take()
+}
+
+#[test]
+fn an_endpoint_that_comes_while_no_tunnel_is_proven_is_served_with_nat_as_the_others_are() {
+    let state = std::cell::RefCell::new(served_with_nat());
+    with_firewall(async |running, judge| {
+        running.kernel.with(|machine| machine.state = state.take());
+        judge.send_replace(9);
+        running.tunnel_ends.send_replace(Arc::new(TunnelEnds { lacking: Untunnelled::new(), unproven: None }));
+        running.world.send_replace(tunnelled(1, &[5]));
+        running.until("it goes on with NAT", |state| with_nat(state) == Some(vec![5])).await;
+        running.world.send_replace(tunnelled(2, &[5, 6]));
+        running
+            .until("the new one is served", |state| {
+                assert_eq!(behind_tunnels(state), None, "the mode stays");
+                with_nat(state) == Some(vec![5, 6])
+            })
+            .await;
+    });
+}
+
+#[test]
+fn a_start_goes_on_with_nat_until_it_is_known_that_a_tunnel_ends_in_the_endpoint() {
+    let it = without_tunnel();
+    let state = std::cell::RefCell::new(served_with_nat());
     with_firewall(async |running, judge| {
         running.kernel.with(|machine| machine.state = state.take());
         judge.send_replace(9);

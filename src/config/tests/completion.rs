@@ -4,7 +4,7 @@ use super::{Request, ask, usage};
 use crate::config::completion::CHOICES;
 use crate::config::{Config, Environment};
 
-/// What such a command writes on standard output.
+/// The text that such a command writes on standard output.
 fn written(words: &[&str]) -> String {
     match ask(words) {
         Ok(Request::Write(text)) => text,
@@ -36,11 +36,10 @@ fn every_shell_is_told_every_flag_and_every_command() {
 
 #[test]
 fn the_words_that_shells_are_told_for_a_flag_are_those_that_it_takes() {
+    let environment = Environment { host_name: "node-1".to_owned(), ..Environment::default() };
     for (name, words) in CHOICES {
         let taken = |word: &str| match ask(&[&format!("--{name}={word}")]) {
-            Ok(Request::Run { flags, verbosity }) => {
-                Config::from_flags(&flags, verbosity, &Environment::default()).is_ok()
-            }
+            Ok(Request::Run { flags, verbosity }) => Config::from_flags(&flags, verbosity, &environment).is_ok(),
             _ => false,
         };
         assert!(words.iter().all(|word| taken(word)), "--{name}: {words:?}");

@@ -79,6 +79,13 @@ impl<K: Kernel> Driver<K> {
         self.take_untunnelled(at.now);
     }
 
+    /// Has the endpoints that a World brought get nothing through tunnels either, while it is not known in which of them tunnels end.
+    pub(super) fn stay_cautious(&mut self, now: Instant) {
+        if !self.caution.services.is_empty() {
+            self.take_untunnelled(now);
+        }
+    }
+
     /// Takes the endpoints on this node in which no tunnel ends.
     pub(super) fn take_untunnelled(&mut self, now: Instant) {
         let ends = self.context.tunnel_ends.borrow_and_update().clone();
