@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import time
 
 from . import net, own
 
@@ -53,7 +54,7 @@ def snapshot(i):
     rules = {}
     for flavour in ("legacy", "nft"):
         for tool in ("iptables", "ip6tables"):
-            text = net.node(i, f"{tool}-{flavour}-save") if shutil.which(f"{tool}-{flavour}-save") else ""
+            text = saved(i, f"{tool}-{flavour}-save") if shutil.which(f"{tool}-{flavour}-save") else ""
             # A built-in chain is there or not depending on who looked last; what somebody wrote into it counts.
             rules[f"{tool}-{flavour}"] = [line for line in without_counts(text) if not re.match(r":[A-Z]+ (ACCEPT|DROP)$", line)]
     addresses = json.loads(own.run("/sbin/ip", "-n", f"n{i}", "-j", "addr", "show"))
@@ -69,6 +70,18 @@ def snapshot(i):
         "policy": sorted(line for f in ("-4", "-6") for line in own.run("/sbin/ip", "-n", f"n{i}", f, "rule", "show").splitlines()),
         "links": sorted(link["ifname"] for link in addresses),
     }
+
+
+def saved(i, program):
+    """What the program saves. It reads rules first and the names of their ipsets later: where an agent deletes both in between it fails, and reads again."""
+    for _ in range(9):
+        try:
+            return net.node(i, program)
+        except own.LabError as error:
+            if "doesn't exist" not in str(error):
+                raise
+            time.sleep(0.1)
+    return net.node(i, program)
 
 
 def tables(i):

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -38,6 +39,12 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
+    /// Returns whether the node may be another one in a newer World: what is known of this host, or its Node, has been replaced.
+    pub fn may_differ(older: &World, newer: &World) -> bool {
+        let own = |world: &World| world.cluster.nodes.get(&newer.host.node_name).map(Arc::as_ptr);
+        !Arc::ptr_eq(&older.host, &newer.host) || own(older) != own(newer)
+    }
+
     pub fn new(world: &World, families: PerFamily<bool>) -> LocalNode {
         let host = &world.host;
         let node = world.cluster.nodes.get(&host.node_name);

@@ -48,17 +48,18 @@ impl<'a, K: Kernel> Marks<'a, K> {
         restriction(key).is_none_or(|entry| self.has(Set::TunnelPorts, &entry))
     }
 
-    /// Returns the ports in tunnel mode that the kernel has in its set, or may have, by address, protocol and port.
-    pub fn tunnel_ports(&self) -> BTreeSet<ServiceKey> {
-        let mut found = BTreeSet::new();
-        for family in Family::BOTH {
+    /// Returns the ports in tunnel mode that the kernel has in its set or in its [map](Self::in_map), or may have, by address, protocol and port.
+    pub fn tunnel_ports(&self, in_map: &BTreeMap<ServiceKey, u32>) -> BTreeSet<ServiceKey> {
+        let mut found: BTreeSet<ServiceKey> = in_map.keys().copied().collect();
+        // With nftables there are none.
+        let has_sets = self.elements.seen().is_some_and(|seen| !seen.is_empty());
+        for family in Family::BOTH.into_iter().filter(|_| has_sets) {
             let set = Set::TunnelPorts.name(family);
             let first = ElementKey { set: set.clone(), entry: FIRST };
             let elements = self.elements.seen().into_iter().flat_map(|seen| seen.range(first.clone()..));
             let its = elements.map(|(key, ())| key).take_while(|key| key.set == set);
             found.extend(its.filter_map(|key| port(&key.entry)));
         }
-        found.extend(self.in_map().into_keys());
         // Those that are in doubt, and all that were known where nothing is now.
         let elements = if self.elements.seen().is_none() { Some(self.elements.known_keys()) } else { None };
         let objects = if self.table.seen().is_none() { Some(self.table.known_keys()) } else { None };

@@ -78,7 +78,7 @@ impl OtherNodes {
             }
             moved.extend(old.symmetric_difference(&new));
         }
-        if was != is {
+        if !std::ptr::eq(was, is) && was != is {
             let own = |node: &LocalNode| {
                 let named = node.address.iter().filter_map(|(_, address)| *address);
                 node.addresses.iter().copied().chain(named).collect::<BTreeSet<IpAddr>>()

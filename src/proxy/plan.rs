@@ -189,19 +189,28 @@ impl Plan {
     fn update_with(&mut self, world: &World, others: &[ObjectName], now: Instant) -> ProxyChanges {
         self.tunnels.begin();
         let older = std::mem::replace(&mut self.world, world.clone());
-        let mut changed = ProxyChanges { settings: older.host.links != world.host.links, ..Default::default() };
-        let node = LocalNode::new(world, self.families);
+        let other_host = !Arc::ptr_eq(&older.host, &world.host);
+        let settings = other_host && older.host.links != world.host.links;
+        let mut changed = ProxyChanges { settings, ..Default::default() };
         let (services, endpoints) = (&world.cluster.services, &world.cluster.endpoints);
+        // Most Worlds differ in Services alone: their node is the one before.
+        let node = if LocalNode::may_differ(&older, world) { Some(LocalNode::new(world, self.families)) } else { None };
         // Only Services with hints for zones ask for it.
-        let other_zone = std::mem::replace(&mut self.node.zone, node.zone.clone()) != node.zone;
-        let (same, parts_stay) = (node == self.node, self.parts_stay(&node));
-        let moved = self.others.update([&older, world], [&self.node, &node]);
+        let zone = |node: &LocalNode| std::mem::replace(&mut self.node.zone, node.zone.clone()) != node.zone;
+        let other_zone = node.as_ref().is_some_and(zone);
+        let node = node.filter(|node| *node != self.node);
+        let (same, parts_stay) = (node.is_none(), node.as_ref().is_none_or(|node| self.parts_stay(node)));
+        let moved = self.others.update([&older, world], [&self.node, node.as_ref().unwrap_or(&self.node)]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
         let ranges = self.flags.in_cluster(world.cluster.service_ranges());
         let ranges_move = ProxyConfig::follow(&mut self.config, ranges);
-        self.node = node;
+        if let Some(node) = node {
+            self.node = node;
+        }
         changed.health_checks |= !same;
-        self.note_mtu();
+        if other_host || !same {
+            self.note_mtu();
+        }
         if !same {
             self.replace_common(&mut changed);
         }

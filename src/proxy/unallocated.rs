@@ -47,6 +47,9 @@ use super::names::{CHAIN_UNALLOCATED, NFT_UNALLOCATED_FORWARDED, NFT_UNALLOCATED
 
 const WORDS: &str = "no Service has this cluster IP";
 
+/// Namespace and name of the Service of the API server.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
 /// The ranges of each enabled family whose free addresses are refused, sorted.
 pub type Ranges = PerFamily<BTreeSet<IpNet>>;
 
@@ -114,17 +117,22 @@ fn has_service(world: &World, address: IpAddr) -> bool {
 
 /// Returns the name of the Service of the API server.
 fn api_server() -> ObjectName {
-    ObjectName::new("default", "kubernetes")
+    let (namespace, name) = API_SERVER;
+    ObjectName::new(namespace, name)
+}
+
+fn is_api_server(service: &ObjectName) -> bool {
+    let (namespace, name) = API_SERVER;
+    service.namespace == *namespace && service.name == *name
 }
 
 /// Returns whether anything differs between two Worlds that decides about the ranges.
 pub fn may_differ(older: &World, newer: &World) -> bool {
     let (before, after) = (&older.cluster, &newer.cluster);
-    let of_server = |world: &World| world.cluster.endpoints.get(&api_server()).cloned();
     !Arc::ptr_eq(&older.host, &newer.host)
         || after.nodes.changes_since(&before.nodes).next().is_some()
         || after.service_cidrs.changes_since(&before.service_cidrs).next().is_some()
-        || of_server(older) != of_server(newer)
+        || after.endpoints.changes_since(&before.endpoints).any(|change| is_api_server(change.key()))
         || after.services.changes_since(&before.services).any(|change| match change {
             Change::Added(_, service) | Change::Removed(_, service) => is_asked(&newer.host, service),
             Change::Updated(_, old, new) => is_asked(&newer.host, old) != is_asked(&newer.host, new),

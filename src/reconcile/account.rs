@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use tracing::{info, warn};
 
 use super::audits::Found;
@@ -17,9 +17,25 @@ const NAMED: usize = 10;
 pub struct Account {
     /// The troubles that were logged, by kind.
     told: BTreeMap<&'static str, String>,
-    steps: IntGaugeVec,
-    failing: IntGaugeVec,
+    steps: ByKind,
+    failing: ByKind,
     drift: IntCounterVec,
+}
+
+/// The gauges of a family, each looked up by its label once: all are set in each turn.
+struct ByKind {
+    family: IntGaugeVec,
+    known: BTreeMap<&'static str, IntGauge>,
+}
+
+impl ByKind {
+    fn new(options: Opts) -> Result<ByKind, prometheus::Error> {
+        Ok(ByKind { family: IntGaugeVec::new(options, &["kind"])?, known: BTreeMap::new() })
+    }
+
+    fn set(&mut self, kind: &'static str, value: i64) {
+        self.known.entry(kind).or_insert_with(|| self.family.with_label_values(&[kind])).set(value);
+    }
 }
 
 impl Account {
@@ -31,24 +47,18 @@ impl Account {
         let options = |name: &str, help: &str| Opts::new(format!("{prefix}_{name}"), help);
         let account = Account {
             told: BTreeMap::new(),
-            steps: IntGaugeVec::new(
-                options("steps", "Changes made in the kernel since the start, by kind of objects"),
-                &["kind"],
-            )?,
-            failing: IntGaugeVec::new(
-                options(
-                    "failing",
-                    "1 while a kind of kernel objects differs from the desired state because of failures",
-                ),
-                &["kind"],
-            )?,
+            steps: ByKind::new(options("steps", "Changes made in the kernel since the start, by kind of objects"))?,
+            failing: ByKind::new(options(
+                "failing",
+                "1 while a kind of kernel objects differs from the desired state because of failures",
+            ))?,
             drift: IntCounterVec::new(
                 options("drift_total", "Objects that somebody else changed, found by audits"),
                 &["kind", "drift"],
             )?,
         };
-        registry.register(Box::new(account.steps.clone()))?;
-        registry.register(Box::new(account.failing.clone()))?;
+        registry.register(Box::new(account.steps.family.clone()))?;
+        registry.register(Box::new(account.failing.family.clone()))?;
         registry.register(Box::new(account.drift.clone()))?;
         Ok(account)
     }
@@ -80,7 +90,7 @@ impl Account {
         for kind in kinds {
             let (name, trouble) = (kind.name(), kind.trouble());
             let steps = i64::try_from(kind.steps_done()).unwrap_or(i64::MAX);
-            self.steps.with_label_values(&[name]).set(steps);
+            self.steps.set(name, steps);
             troubles.extend(self.trouble(name, trouble.map(|trouble| (trouble.objects, trouble.error.as_str()))));
         }
         troubles
@@ -89,7 +99,7 @@ impl Account {
     /// Reports the state of something that is no kind: how many objects differ from desired, and why. Returns the
     /// trouble.
     pub fn trouble(&mut self, name: &'static str, trouble: Option<(usize, &str)>) -> Option<String> {
-        self.failing.with_label_values(&[name]).set(i64::from(trouble.is_some()));
+        self.failing.set(name, i64::from(trouble.is_some()));
         let Some((objects, error)) = trouble else {
             if self.told.remove(name).is_some() {
                 info!(kind = name, "Kernel update recovered");

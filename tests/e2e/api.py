@@ -85,8 +85,10 @@ def a_problem_of_the_router_becomes_one_event_about_its_node(bed):
 
 
 def _service_events(bed, name):
+    """Those of the agents: the API server tells of a cluster IP itself where its repair comes while a Service is being made."""
     found = bed.source.api.get("/api/v1/namespaces/default/events")["items"]
-    found = [e for e in found if e["involvedObject"]["kind"] == "Service" and e["involvedObject"]["name"] == name]
+    found = [e for e in found if (e["involvedObject"]["kind"], e["involvedObject"]["name"]) == ("Service", name)]
+    found = [e for e in found if e["source"].get("component") == "kube-router"]
     return sorted((e["reason"], e["message"], e["metadata"]["resourceVersion"]) for e in found)
 
 

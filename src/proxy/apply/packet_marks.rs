@@ -25,7 +25,7 @@ use crate::proxy::marks::{MarkedElsewhere, Marks, marks_of, port, restriction};
 use crate::proxy::names::Set;
 use crate::proxy::plan::{address_of, services_on};
 use crate::proxy::unallocated;
-use crate::reconcile::{Growth, Moment};
+use crate::reconcile::{Growth, Mirror, Moment};
 
 /// The ports in tunnel mode, as last seen in the kernel, by address, protocol and port.
 #[derive(Default)]
@@ -61,6 +61,26 @@ impl HeldMarks {
 }
 
 impl Tunnels {
+    /// Returns them by the elements, the rules and what the other backend marks.
+    pub(super) fn seen<K: Kernel>(
+        marks: &Marks<'_, K>,
+        rules: &Mirror<K::Rules>,
+        elsewhere: Option<&MarkedElsewhere>,
+    ) -> Tunnels {
+        let mut given = marks.in_map();
+        let mut ports = marks.tunnel_ports(&given);
+        let rules = rules.seen();
+        let chains = Family::BOTH.into_iter().filter_map(|family| rules?.get(&marking_chain(family)));
+        given.extend(chains.flat_map(rules::marks_of));
+        let left = rules.into_iter().flat_map(|rules| rules.keys()).filter_map(rules::left_mark).collect();
+        let mut given_elsewhere = BTreeMap::new();
+        if let Some(MarkedElsewhere { tunnels, given, .. }) = elsewhere {
+            ports.extend(tunnels);
+            given_elsewhere.extend(given);
+        }
+        Tunnels { ports, given, left, elsewhere: given_elsewhere, by_mark: OnceCell::new() }
+    }
+
     /// Returns the ports that may have this mark, of those that the kernel's set has.
     fn of_mark(&self, mark: &ServiceKey) -> &[ServiceKey] {
         let by_mark = self.by_mark.get_or_init(|| {
@@ -155,19 +175,7 @@ type Takers = BTreeMap<ServiceKey, BTreeSet<ServiceKey>>;
 impl<K: Kernel> Mirrors<K> {
     /// Returns the ports in tunnel mode, as last seen.
     pub(super) fn tunnels(&self) -> Tunnels {
-        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
-        let mut given = marks.in_map();
-        let rules = self.rules.seen();
-        let chains = Family::BOTH.into_iter().filter_map(|family| rules?.get(&marking_chain(family)));
-        given.extend(chains.flat_map(rules::marks_of));
-        let left = rules.into_iter().flat_map(|rules| rules.keys()).filter_map(rules::left_mark).collect();
-        let mut ports = marks.tunnel_ports();
-        let mut elsewhere = BTreeMap::new();
-        if let Some(MarkedElsewhere { tunnels, given, .. }) = &self.marked_elsewhere {
-            ports.extend(tunnels);
-            elsewhere.extend(given);
-        }
-        Tunnels { ports, given, left, elsewhere, by_mark: OnceCell::new() }
+        Tunnels::seen(&self.marks(), &self.rules, self.marked_elsewhere.as_ref())
     }
 
     /// Returns whether it is known which marks packets are given.

@@ -1,6 +1,7 @@
 //! The order in which virtual services, the routes that make their addresses local, and the rules that mark packets come and go.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::net::IpAddr;
 
 use super::elements::{drops_clients, has_element};
@@ -99,7 +100,10 @@ impl<K: Kernel> Mirrors<K> {
         if self.virtuals.is_settled() || !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
-        let (tunnels, for_now) = (self.tunnels(), self.virtuals_for_now(desired));
+        let for_now = self.virtuals_for_now(desired);
+        // Asked where a virtual service goes, which a change of endpoints does not make.
+        let marks = Marks::<K> { elements: &self.elements, table: &self.table };
+        let tunnels = LazyCell::new(|| Tunnels::seen(&marks, &self.rules, self.marked_elsewhere.as_ref()));
         let (routes, keeps_marked) = (&self.routes, self.lacks_rules);
         let is_known = |key: &ServiceKey| !keeps_marked || matches!(key, ServiceKey::Address { .. });
         let may_go = |key: &ServiceKey, seen: &BlockMap<ServiceKey, Virtual>| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -74,16 +74,7 @@ impl Scene {
     /// Which of the two clients, and the host itself, get a connection through, and which of them a datagram.
     fn reach_once(&self, family: Family, port: u16, turn: u8) -> [[bool; 3]; 2] {
         let to = SocketAddr::new(service(family), port);
-        let until = Instant::now() + Duration::from_secs(10);
-        let datagrams = loop {
-            match UdpSocket::bind(to) {
-                // A program that another test starts at this moment has a copy of the former socket until it runs.
-                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                bound => break bound.expect("the port is free"),
-            }
-        };
+        let datagrams = bound(|| UdpSocket::bind(to));
         datagrams.set_read_timeout(Some(PATIENCE)).expect("a time");
         let ask = |who: u8| {
             let connects = TcpStream::connect_timeout(&to, PATIENCE).is_ok();
@@ -115,6 +106,19 @@ impl Scene {
             }
         }
         false
+    }
+}
+
+/// Binds a socket to a port of which the former socket is closed. A program that another test starts at this moment has a copy of that until it runs.
+fn bound<S>(bind: impl Fn() -> io::Result<S>) -> S {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            socket => break socket.expect("the port is free"),
+        }
     }
 }
 
@@ -216,7 +220,7 @@ fn clients_outside_of_source_ranges_are_dropped_in_every_backend_and_connections
     for backend in Held::all() {
         in_new(|| {
             let scene = Scene::new();
-            let listening = |family, port| TcpListener::bind((service(family), port)).expect("the port is free");
+            let listening = |family, port| bound(|| TcpListener::bind((service(family), port)));
             let listeners = Family::BOTH.map(|family| (family, listening(family, PORT), listening(family, OTHER_PORT)));
             let (mut restrictions, mut elements) = (Restrictions::default(), Vec::new());
             let mut held = backend();
@@ -276,11 +280,9 @@ fn host_is_answered(scene: &Scene, family: Family) -> [bool; 2] {
         if family == Family::V4 { "203.0.114.10" } else { "2001:db8:114::10" }.parse().expect("an address");
     let far = SocketAddr::new(far, OTHER_PORT);
     let here = SocketAddr::new(any.parse().expect("an address"), OTHER_PORT);
-    let (_listener, echo) = inside(&scene.outside, || {
-        let listener = TcpListener::bind(here).expect("the port is free");
-        (listener, UdpSocket::bind(here).expect("the port is free"))
-    });
-    let datagrams = UdpSocket::bind(near).expect("the port is free");
+    let (_listener, echo) =
+        inside(&scene.outside, || (bound(|| TcpListener::bind(here)), bound(|| UdpSocket::bind(here))));
+    let datagrams = bound(|| UdpSocket::bind(near));
     datagrams.set_read_timeout(Some(PATIENCE)).expect("a time");
     echo.set_read_timeout(Some(PATIENCE)).expect("a time");
     // New links may take a moment, and so may a busy machine.
@@ -293,7 +295,7 @@ fn host_is_answered(scene: &Scene, family: Family) -> [bool; 2] {
     let domain = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(domain, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
     sockopt::set_socket_reuseaddr(&socket, true).expect("an option");
-    bind(&socket, &near).expect("the address is the host's own");
+    bound(|| Ok(bind(&socket, &near)?));
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE)).expect("a time");
     [connect(&socket, &far).is_ok(), hears]
 }
@@ -319,7 +321,7 @@ fn answers_to_the_host_itself_pass_where_the_address_is_its_own() {
             held.settle(&restrictions, &elements);
             for family in Family::BOTH {
                 assert_eq!(host_is_answered(&scene, family), [true; 2], "{family}: the address is the host's own");
-                let _listener = TcpListener::bind((service(family), PORT)).expect("the port is free");
+                let _listener = bound(|| TcpListener::bind((service(family), PORT)));
                 assert!(scene.is_open_for(family, PORT, [true, false, false]), "{family}: and others stay out");
             }
             let mut again = backend();
