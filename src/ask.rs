@@ -1,18 +1,19 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
 //! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice audit`, `sluice status`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
-//! It needs no API server and reads no cluster: the program answers from what it has put into the kernel.
+//! It needs no API server and reads no cluster: the program answers from what it has put into the kernel. `sluice status --all` alone asks the API server, and by it all agents (`k8s::agents`).
 
+mod all;
 mod audit;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use http::header::ACCEPT;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -23,6 +24,8 @@ use tokio::net::UnixStream;
 
 use self::audit::{Audited, Subsystem};
 use crate::config::{Ask, Output};
+use crate::k8s::agents;
+use crate::k8s::client::{self, Access};
 use crate::observe::local::{JSON, MOST};
 use crate::status::Status;
 use crate::status::serve::STATUS;
@@ -61,6 +64,13 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
             return Ok(Answered { text, exit_code });
         }
         Ask::Status { wait, output, socket } => return runtime.block_on(status(socket, *wait, *output)),
+        Ask::StatusOfAll { kubeconfig, master, selector, output } => {
+            let access = Access {
+                kubeconfig: kubeconfig.clone().or_else(|| kubeconfig_of_user(master)),
+                master: master.clone(),
+            };
+            return runtime.block_on(status_of_all(&access, selector, *output));
+        }
     };
     text.map(|text| Answered { text, exit_code: 0 })
 }
@@ -86,6 +96,23 @@ async fn status(socket: &Path, wait: Option<Duration>, output: Output) -> anyhow
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Asks the agents of all nodes how they stand.
+async fn status_of_all(access: &Access, selector: &str, output: Output) -> anyhow::Result<Answered> {
+    let client = client::client(access).await?;
+    let nodes = agents::ask(&client, selector).await.map_err(anyhow::Error::msg)?;
+    Ok(all::answered(&nodes, output))
+}
+
+/// Returns the file that says to `kubectl` how the API server is reached: the first of `KUBECONFIG`, or `.kube/config` of the user. None for who names a server.
+fn kubeconfig_of_user(master: &Option<Uri>) -> Option<PathBuf> {
+    if master.is_some() {
+        return None;
+    }
+    let named =
+        std::env::var_os("KUBECONFIG").and_then(|paths| std::env::split_paths(&paths).find(|path| path.is_file()));
+    named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".kube/config")).filter(|path| path.is_file()))
 }
 
 /// Asks every subsystem what differs, and has them repair it where that is wanted.
@@ -254,7 +281,6 @@ fn unreachable(socket: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::thread;
 
     use tokio::sync::mpsc;

@@ -6,7 +6,8 @@
 //! container runtime tells of or that have their network namespaces in `/run/netns`; a host without a runtime has no others.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods, the guarded ports and the CNI file where it is about our
-//! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more.
+//! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more, and then the
+//! plugin goes that `install-cni` has copied to the host.
 
 use std::fs;
 use std::io;
@@ -18,6 +19,7 @@ use anyhow::bail;
 use tracing::{info, warn};
 
 use crate::app::GOBGP_SOCKET;
+use crate::cni::plugin;
 use crate::config::{CNI_SOCKET, Config};
 use crate::container_runtime::sockets;
 use crate::firewall;
@@ -133,6 +135,8 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     // Before the socket goes that answers the plugin.
     let Left { unread, named, .. } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
     let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
+    // While a CNI file names it, a runtime that does not find it would say less than it does.
+    let is_named = !left.is_empty();
     if !config.cni_directory.is_dir() {
         warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");
     }
@@ -165,7 +169,29 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         );
         let _ = socket.parent().map(fs::remove_dir);
     }
+    if !is_named {
+        note(&config.plugin_directory, remove_plugin(&config.plugin_directory));
+    }
     (removed, left)
+}
+
+/// Removes the CNI plugin, and what a copy of it that was ended has left. A link is somebody's own.
+fn remove_plugin(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = name == plugin::NAME || name.to_string_lossy().starts_with(&format!(".{}.", plugin::NAME));
+        if is_ours && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+            removed.push(entry.path());
+        }
+    }
+    Ok(removed)
 }
 
 fn remove_socket(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -271,7 +297,7 @@ mod tests {
     fn our_files_go_and_those_of_others_stay() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
-        ["state", "run", "net.d"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
+        ["state", "run", "net.d", "bin"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
         fs::write(LastKnown::new(&path("state")).path(), "what was known").expect("writable");
         fs::write(path("state/notes"), "of somebody else").expect("writable");
         fs::write(path("net.d/10-kuberouter.conflist"), r#"{"plugins":[{"type":"bridge","bridge":"kube-bridge"}]}"#)
@@ -281,6 +307,9 @@ mod tests {
         let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
         let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")];
         fs::write(path("run/attachments.json"), "[]").expect("writable");
+        ["bridge", "sluice-cni", ".sluice-cni.q3Rt5z", "sluice-cni.old"]
+            .iter()
+            .for_each(|name| fs::write(path("bin").join(name), "a program").expect("writable"));
         fs::write(path("run/guarded-ports.json"), "[]").expect("writable");
         let words = [
             "sluice".to_owned(),
@@ -294,15 +323,22 @@ mod tests {
         let environment = Environment {
             host_name: "node-1".to_owned(),
             cni_file: Some(path("net.d/10-kuberouter.conflist")),
+            host_bin_path: Some(path("bin")),
             ..Environment::default()
         };
         let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
         let (removed, left) = remove_files(&config);
-        assert_eq!((removed.len(), left), (7, Vec::<String>::new()));
+        assert_eq!((removed.len(), left), (9, Vec::<String>::new()));
         assert!(!path("run").exists(), "nothing is left in it");
-        for (name, stays) in
-            [("state/notes", true), ("net.d/05-other.conflist", true), ("net.d/10-kuberouter.conflist", false)]
-        {
+        for (name, stays) in [
+            ("state/notes", true),
+            ("net.d/05-other.conflist", true),
+            ("net.d/10-kuberouter.conflist", false),
+            ("bin/bridge", true),
+            ("bin/sluice-cni.old", true),
+            ("bin/sluice-cni", false),
+            ("bin/.sluice-cni.q3Rt5z", false),
+        ] {
             assert_eq!(path(name).exists(), stays, "{name}");
         }
         let left = fs::read_to_string(path("net.d/05-other.conflist")).expect("it is there");

@@ -103,6 +103,7 @@ fn environment() -> Environment {
         node_name: std::env::var_os("NODE_NAME").map(|name| name.to_string_lossy().into_owned()),
         host_name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         cni_file: std::env::var_os("KUBE_ROUTER_CNI_CONF_FILE").filter(|path| !path.is_empty()).map(Into::into),
+        host_bin_path: std::env::var_os("HOST_BIN_PATH").filter(|path| !path.is_empty()).map(Into::into),
         pod_namespace: std::env::var("POD_NAMESPACE")
             .or_else(|_| std::fs::read_to_string(SERVICE_ACCOUNT_NAMESPACE))
             .ok(),

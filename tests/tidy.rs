@@ -20,7 +20,7 @@ const IMPORTS: [(&str, &[&str]); 27] = [
     ("model", &["net", "packed"]),
     ("config", &["net"]),
     ("status", &["observe"]),
-    ("ask", &["config", "observe", "status"]),
+    ("ask", &["config", "k8s", "observe", "status"]),
     ("cni", &["ask", "firewall", "model", "observe", "pod_tunnels", "source_guard"]),
     ("bfd", &[]),
     ("bfd/driver", &["bfd", "kernel"]),
@@ -646,7 +646,7 @@ fn sources(below: &str) -> Vec<Source> {
 /// All texts of the project.
 fn every_text() -> Vec<String> {
     let mut files = Vec::new();
-    for directory in ["src", "tests", "docs", "scripts", "daemonset", "cni", ".ci"] {
+    for directory in ["src", "tests", "docs", "scripts", "daemonset", "charts", "kustomize", "cni", ".ci"] {
         collect(&top().join(directory), &mut files);
     }
     files.extend(["Cargo.toml", "README.md", "clippy.toml", "rustfmt.toml"].map(|name| top().join(name)));

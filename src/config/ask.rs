@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use http::Uri;
 
 use super::flags::DEFAULT_SOCKET;
 use super::refusal::Refusal;
@@ -30,12 +31,14 @@ pub enum Ask {
     Audit { repair: bool, output: Output, socket: PathBuf },
     /// How the node stands. `wait`: until it is ready, for so long at most.
     Status { wait: Option<Duration>, output: Output, socket: PathBuf },
+    /// How all nodes stand, by the API server. `selector`: labels of the agents' pods.
+    StatusOfAll { kubeconfig: Option<PathBuf>, master: Option<Uri>, selector: String, output: Output },
 }
 
 impl Ask {
     /// The exit code where no answer is had: for who asks what differs or how a node stands, 1 is an answer.
     pub fn unanswered(&self) -> u8 {
-        if matches!(self, Ask::Audit { .. } | Ask::Status { .. }) { 2 } else { 1 }
+        if matches!(self, Ask::Audit { .. } | Ask::Status { .. } | Ask::StatusOfAll { .. }) { 2 } else { 1 }
     }
 }
 
@@ -72,8 +75,20 @@ enum About {
     /// BGP of this node
     #[command(subcommand)]
     Bgp(Bgp),
-    /// Say how this node stands
+    /// Say how this node stands, or all nodes do
     Status {
+        /// Ask the agents of all nodes, by the API server
+        #[arg(long, conflicts_with_all = ["wait", "socket"])]
+        all: bool,
+        /// With --all: the kubeconfig file; without it that of kubectl, or the service account of the pod
+        #[arg(long, requires = "all")]
+        kubeconfig: Option<PathBuf>,
+        /// With --all: URL of the API server, http://127.0.0.1:8001 for kubectl proxy
+        #[arg(long, requires = "all", value_name = "URL")]
+        master: Option<Uri>,
+        /// With --all: labels of the agents' pods
+        #[arg(long, requires = "all", value_name = "LABELS", default_value = "k8s-app=kube-router")]
+        selector: String,
         /// Wait until it is ready, for so many seconds at most
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
         wait: Option<u32>,
@@ -214,10 +229,16 @@ differs (with --repair: any more), 1 something differs, 2 it could not be found 
 /// The words that questions for the status take.
 const STATUS_USAGE: &str = "\
 Usage: sluice status [--wait[=SECONDS]] [-o text|json] [--socket PATH]
+       sluice status --all [--kubeconfig PATH] [--master URL] [--selector LABELS] [-o text|json]
 Says how this node stands: whether it is ready, and if not, why; what each subsystem keeps in the kernel; BGP sessions, learned routes
 and pod ranges without one; from where and how far the cluster is known; and notes. Exit status: 0 ready, 1 not ready, 2 it could not be
-found out. Nothing is changed.
+found out. Nothing is changed. With --all it says of every node whether its agent is ready, and if not, why: the API server asks the agents' health ports, on any
+machine and for whoever may list Pods and Nodes and get pods/proxy. Exit status: 0 all nodes are ready.
       --wait     Wait until it is ready, for so many seconds at most (default 60)
+      --all      Ask the agents of all nodes, by the API server
+      --kubeconfig  With --all: the kubeconfig file (default that of kubectl, or the service account of the pod)
+      --master   With --all: URL of the API server; http://127.0.0.1:8001 for kubectl proxy, where the kubeconfig gets its credentials by a program
+      --selector  With --all: labels of the agents' pods (default k8s-app=kube-router)
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
@@ -286,7 +307,10 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
             Ask::BgpRoutes { what: what.unwrap_or_default(), why, output, socket }
         }
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
-        About::Status { wait, output, socket } => {
+        About::Status { all: true, kubeconfig, master, selector, output, .. } => {
+            Ask::StatusOfAll { kubeconfig, master, selector, output }
+        }
+        About::Status { wait, output, socket, .. } => {
             Ask::Status { wait: wait.map(|seconds| Duration::from_secs(seconds.into())), output, socket }
         }
     }))

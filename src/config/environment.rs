@@ -11,6 +11,8 @@ pub struct Environment {
     pub host_name: String,
     /// The variable `KUBE_ROUTER_CNI_CONF_FILE`; `None` when it is not set.
     pub cni_file: Option<PathBuf>,
+    /// The variable `HOST_BIN_PATH`, as `cni-install` has it; `None` when it is not set.
+    pub host_bin_path: Option<PathBuf>,
     /// The variable `POD_NAMESPACE`, or else the namespace of the pod's service account; `None` outside of a pod.
     pub pod_namespace: Option<String>,
     /// The variable `POD_NAME`; `None` when it is not set.

@@ -55,6 +55,9 @@ pub use usage::usage;
 
 use crate::net::PerFamily;
 
+/// Where container runtimes look for CNI plugins unless they are told of another directory.
+const PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
+
 /// A checked configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -72,6 +75,8 @@ pub struct Config {
     pub source_guard: bool,
     /// The directory of CNI files that container runtimes read: that of `KUBE_ROUTER_CNI_CONF_FILE`, whether or not that file is kept.
     pub cni_directory: PathBuf,
+    /// The directory of the host's CNI plugins, in which `--cleanup-config` finds ours: `HOST_BIN_PATH`, else `/opt/cni/bin`.
+    pub plugin_directory: PathBuf,
     /// `--enable-direct-server-return`; only with [`runtime_endpoint`](Config::runtime_endpoint).
     pub direct_server_return: bool,
     /// `--runtime-endpoint`: the container runtime's socket; `None` tries the usual ones.
@@ -167,6 +172,7 @@ impl Config {
             source_guard: source_guard(flags, cni_socket.is_some(), mistakes),
             cni_socket,
             cni_directory: router::cni_file(environment).parent().map(Path::to_owned).unwrap_or_default(),
+            plugin_directory: environment.host_bin_path.clone().unwrap_or_else(|| PathBuf::from(PLUGIN_DIRECTORY)),
             state_dir: (!flags.state_dir.is_empty()).then(|| PathBuf::from(&flags.state_dir)),
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,

@@ -5,6 +5,7 @@
 //! apart. `parse` is the boundary: an invalid field becomes a warning there, never an error further in.
 
 pub mod access;
+pub mod agents;
 pub mod allocation;
 pub mod annotations;
 pub mod answer;

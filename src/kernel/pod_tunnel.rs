@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -33,6 +34,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::address::{AddressKey, Addresses, addresses_up_to, is_link_local};
 use super::link::{Link, LinkKind, LinkName, Links};
+use super::sysctl;
 use super::tunnel::{Tunnel, Tunnels};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
@@ -225,8 +227,8 @@ fn outcome(failures: Vec<Failure<Error>>) -> Result<(), Error> {
     failures.into_iter().next().map_or(Ok(()), |failure| Err(failure.error))
 }
 
-fn filter_path(device: &str) -> String {
-    format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")
+fn filter_path(device: &str) -> PathBuf {
+    sysctl::root().join(format!("net/ipv4/conf/{device}/rp_filter"))
 }
 
 fn read_filter(device: &str) -> Option<String> {

@@ -14,16 +14,20 @@
 //! returned nor touched. The desired state therefore depends on what was found: call [`Settings::wanted`] before a
 //! round and after every audit.
 //!
+//! In a container without privileges `/proc/sys` is read-only, and what the host's `/proc/sys/net` is mounted at is not ([`root`]).
+//!
 //! Kernel: Documentation/admin-guide/sysctl. The files below `/proc/sys/net` show the network namespace of the
-//! thread that opens them.
+//! thread that opens them, wherever they are mounted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use compact_str::CompactString;
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
@@ -32,6 +36,22 @@ use crate::reconcile::{Failure, Growth, Mirror, Moment, Phase, Reflection, Step,
 
 /// Name of this kind of kernel objects, in health, log and metrics.
 pub const KIND: &str = "settings";
+
+/// Directories that settings may lie below. The second one is where a manifest without `privileged` mounts the host's `/proc/sys/net`, which a container runtime allows nowhere
+/// below `/proc`.
+const ROOTS: [&str; 2] = ["/proc/sys", "/host/proc/sys"];
+
+/// Returns the directory that settings are read and written below: the first that can be written, else `/proc/sys`. Only settings of the network are below each.
+pub fn root() -> &'static Path {
+    static ROOT: OnceLock<&Path> = OnceLock::new();
+    ROOT.get_or_init(|| first_writable(ROOTS.map(Path::new)))
+}
+
+fn first_writable(roots: [&Path; 2]) -> &Path {
+    // Every network namespace has it.
+    let is_writable = |root: &&Path| access(root.join("net/ipv4/ip_forward"), Access::WRITE_OK).is_ok();
+    roots.into_iter().find(is_writable).unwrap_or(roots[0])
+}
 
 /// The settings that their owner decides, as a kind of kernel objects. A value is written as the kernel prints
 /// it, with one space between its words.
@@ -82,7 +102,7 @@ impl WantedSetting {
 
 impl Settings {
     pub fn new(rules: impl IntoIterator<Item = (Setting, WantedSetting)>) -> Settings {
-        Settings { rules: rules.into_iter().collect(), root: PathBuf::from("/proc/sys"), reported: BTreeSet::new() }
+        Settings { rules: rules.into_iter().collect(), root: root().to_owned(), reported: BTreeSet::new() }
     }
 
     /// Replaces the desired values.
@@ -255,6 +275,21 @@ mod tests {
         let mut settings = Settings::new(rules.iter().map(|(name, rule)| (setting(name), rule.clone())));
         settings.root = root.path().to_owned();
         (root, settings)
+    }
+
+    #[test]
+    fn settings_lie_where_they_can_be_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
+        let make = |root: &Path| {
+            std::fs::create_dir_all(root.join("net/ipv4")).expect("writable");
+            std::fs::write(root.join("net/ipv4/ip_forward"), "0").expect("writable");
+        };
+        assert_eq!(first_writable([&first, &second]), first, "where none is, the kernel's own place is named");
+        make(&second);
+        assert_eq!(first_writable([&first, &second]), second);
+        make(&first);
+        assert_eq!(first_writable([&first, &second]), first);
     }
 
     fn always(value: &str) -> WantedSetting {

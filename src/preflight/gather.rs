@@ -24,7 +24,7 @@ use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes};
-use crate::kernel::sysctl::Setting;
+use crate::kernel::sysctl::{self, Setting};
 use crate::kernel::{address, is_program, link, local_socket};
 use crate::net::PerFamily;
 use crate::proxy::names::{BRIDGE, DEVICE};
@@ -69,7 +69,7 @@ fn with_settings(mut facts: Facts, config: &Config) -> Facts {
 }
 
 fn found_setting(setting: &Setting) -> Option<FoundSetting> {
-    let path = Path::new("/proc/sys").join(&*setting.0);
+    let path = sysctl::root().join(&*setting.0);
     let text = fs::read_to_string(&path).ok()?;
     let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let unwritable = access(&path, Mode::WRITE_OK).err().map(|errno| errno.to_string());

@@ -47,6 +47,8 @@ pub struct Keeper {
     schedule: Schedule,
     writing: Option<JoinHandle<io::Result<Written>>>,
     fails: bool,
+    /// Whether it was looked at where the file lies.
+    is_place_known: bool,
 }
 
 /// Times at which the file is written.
@@ -173,7 +175,15 @@ impl Keeper {
     /// `wanted`: the parts that are known in full whenever a change is recorded.
     pub fn new(file: LastKnown, wanted: &[Wanted]) -> Keeper {
         let (kinds, all_nodes) = (wanted.iter().map(Wanted::kind).collect(), wanted.contains(&Wanted::Nodes));
-        Keeper { file, kinds, all_nodes, schedule: Schedule::default(), writing: None, fails: false }
+        Keeper {
+            file,
+            kinds,
+            all_nodes,
+            schedule: Schedule::default(),
+            writing: None,
+            fails: false,
+            is_place_known: false,
+        }
     }
 
     pub fn file(&self) -> &LastKnown {
@@ -230,6 +240,10 @@ impl Keeper {
                 if std::mem::replace(&mut self.fails, false) {
                     info!(%path, "Writing the last known state recovered");
                 }
+                // Manifests for kube-router mount nothing there.
+                if !std::mem::replace(&mut self.is_place_known, true) && is_of_a_container(&self.file.directory) {
+                    warn!(%path, "The last known state lies in the container's own file system and is gone with it, so that a new pod can do nothing while the API server is away: mount a directory of the host there (--state-dir)");
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.fails, true) {
@@ -239,6 +253,13 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Returns whether a directory is on the layers of an image (overlayfs), as those of a container are that nothing is mounted at.
+fn is_of_a_container(directory: &Path) -> bool {
+    // `OVERLAYFS_SUPER_MAGIC` of linux/magic.h.
+    const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
+    rustix::fs::statfs(directory).is_ok_and(|told| told.f_type == OVERLAY)
 }
 
 impl Schedule {
