@@ -1,7 +1,9 @@
-//! The manifests of `daemonset/`: what they give to the agent, and what their init container does to a node's folder of CNI files.
+//! The manifests of `daemonset/`: what they give to the agent, and what their init container does to a node's folder of CNI files; and that they and the base for
+//! kustomize are of the chart as it is.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,6 +78,72 @@ fn mounted<'a>(of: &'a Manifest, container: &Value, at: &str) -> Option<&'a str>
     let mount = list(&container["volumeMounts"]).iter().find(|mount| mount["mountPath"] == at)?;
     let volume = list(&of.pod()["volumes"]).iter().find(|volume| volume["name"] == mount["name"])?;
     volume["hostPath"]["path"].as_str()
+}
+
+/// The files below a directory of the project, as paths from its top.
+fn files_below(directory: &str) -> Vec<String> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut waiting) = (Vec::new(), vec![top.join(directory)]);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                found.push(path.strip_prefix(top).unwrap().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// The file of digests says from which state of the chart the others were made; `scripts/test charts` makes them again and compares.
+#[test]
+fn manifests_and_the_base_for_kustomize_are_of_the_chart_as_it_is() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = fs::read_to_string(top.join("charts/rendered.sha256")).unwrap();
+    let listed: BTreeMap<&str, &str> =
+        listed.lines().map(|line| line.split_once("  ").unwrap()).map(|(d, p)| (p, d)).collect();
+    let written_by_hand = |path: &String| path.ends_with("kustomization.yaml") || path == "charts/rendered.sha256";
+    let directories = ["charts", "daemonset", "kustomize"];
+    let there: Vec<String> =
+        directories.into_iter().flat_map(files_below).filter(|path| !written_by_hand(path)).collect();
+    assert!(there.len() >= 30, "{there:?}");
+    let digest = |path: &str| -> String {
+        let bytes = fs::read(top.join(path)).unwrap_or_default();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let other = there.iter().filter(|path| listed.get(path.as_str()) != Some(&digest(path).as_str()));
+    let gone = listed.keys().filter(|path| !top.join(path).exists());
+    let other: Vec<&str> = other.map(String::as_str).chain(gone.copied()).collect();
+    assert_eq!(other, [""; 0], "changed since the files were made of the chart: run scripts/manifests");
+}
+
+#[test]
+fn the_chart_is_of_this_version() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/sluice/Chart.yaml")).unwrap();
+    for field in ["version", "appVersion"] {
+        assert!(text.lines().any(|line| line == format!("{field}: {}", env!("CARGO_PKG_VERSION"))), "{field}");
+    }
+}
+
+/// A flag that no file of `daemonset/` has is in the chart's template alone.
+#[test]
+fn every_flag_that_the_chart_and_kustomize_may_give_is_one_of_the_agents() {
+    let usage = sluice::config::usage("sluice");
+    let mut seen = BTreeSet::new();
+    for path in ["charts/sluice/templates/daemonset.yaml", "kustomize/all-features/kustomization.yaml"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let flags = text.lines().filter_map(|line| {
+            line.trim_start().trim_start_matches("value: ").trim_start_matches("- ").strip_prefix("--")
+        });
+        seen.extend(flags.map(|flag| flag.split('=').next().unwrap().to_owned()));
+    }
+    assert!(seen.len() > 25, "{seen:?}");
+    for flag in seen {
+        assert!(usage.contains(&format!("--{flag} ")), "--{flag}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ import time
 from . import own, packages
 
 RUST, GO = (1, 95), (1, 26)
+CARGO_DENY = "0.20.2"
 
 
 def target():
@@ -44,4 +45,22 @@ def release():
         raise own.LabError("the release build failed; cargo says why above")
     path = os.path.join(target(), "release", "sluice")
     own.say(f"release binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
+    return path
+
+
+def cargo_deny():
+    """Builds `cargo deny` once and returns its path."""
+    root = os.path.join(own.cache(), f"cargo-deny-{CARGO_DENY}")
+    path = os.path.join(root, "bin", "cargo-deny")
+    with own.locked("cargo-deny"):
+        if not os.path.exists(path):
+            own.say("building cargo-deny (from source, once; minutes on a cold machine)")
+            # It judges a lock file: how fast does not matter.
+            env = {**os.environ, "CARGO_TARGET_DIR": os.path.join(root, "target"), "CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1"}
+            words = ["nice", "-n", "10", "cargo", "install", "--locked", "--version", CARGO_DENY, "--root", root, "cargo-deny"]
+            # Beside the tree, whose toolchain is pinned for the project alone.
+            done = subprocess.run(words, cwd="/", stdin=subprocess.DEVNULL, env=env)
+            shutil.rmtree(os.path.join(root, "target"), ignore_errors=True)
+            if done.returncode:
+                raise own.LabError("building cargo-deny failed; cargo says why above")
     return path

@@ -159,5 +159,80 @@ def the_minimal_image_does_its_work_on_a_host_with_nftables(of):
         that(done.returncode in (0, 1), "the agent does not answer:", said(done))
 
 
+# What a container has that nobody asked anything else for.
+USUAL = ["CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",
+         "AUDIT_WRITE"]
+
+
+SETTING = "net.ipv6.conf.all.disable_ipv6"
+
+
+def unprivileged(folder):
+    """What `daemonset/kube-router-unprivileged.yaml` gives to the agent, as words for `ctr run`, with folders of the test for the host's."""
+    import yaml  # Debian's
+    with open(f"{cluster.INSTALLED}/kube-router-unprivileged.yaml") as handle:
+        pod = next(item for item in yaml.safe_load_all(handle) if item["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    agent, volumes = pod["containers"][0], {volume["name"]: volume["hostPath"] for volume in pod["volumes"]}
+    context = agent["securityContext"]
+    that(not context["privileged"] and not context["allowPrivilegeEscalation"] and context["capabilities"]["drop"] == ["ALL"], context)
+    words = ["--read-only"] * context["readOnlyRootFilesystem"]
+    added = context["capabilities"]["add"]
+    words += [word for name in added for word in ("--cap-add", f"CAP_{name}")]
+    words += [word for name in USUAL if name not in added for word in ("--cap-drop", f"CAP_{name}")]
+    for mount in agent["volumeMounts"]:
+        path, kind = volumes[mount["name"]]["path"], volumes[mount["name"]].get("type", "")
+        # This host may have no modules to load.
+        source = path if kind in ("", "Directory") and os.path.exists(path) else f"{folder}{path}"
+        if kind != "FileOrCreate":
+            os.makedirs(source, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(source), exist_ok=True)
+            own.write(source, "")
+        mode = "ro" if mount.get("readOnly") else "rw"
+        words += ["--mount", f"type=bind,src={source},dst={mount['mountPath']},options=rbind:{mode}"]
+    return words
+
+
+def complaints(path):
+    """The warnings and errors of a log, without their times and numbers."""
+    with open(path, errors="replace") as handle:
+        found = [re.match(r"[WE]\d{4} .*?\] (.*)", line) for line in handle]
+    return {re.sub(r"\d+", "0", one[1]) for one in found if one}
+
+
+def an_agent_without_privileges_works_on_a_read_only_root(of):
+    """It complains of nothing that one with all privileges does not complain of on this kernel."""
+    with containerd(of) as runtime:
+        for netfilter, sign in (("nftables", ["nft", "list", "ruleset"]), ("iptables", ["iptables-nft-save"])):
+            said_by = {}
+            for name in ("privileged", "unprivileged"):
+                with network() as namespace:
+                    folder = of.scratch(f"{name}-{netfilter}")
+                    rights = ["--privileged"] if name == "privileged" else unprivileged(folder)
+                    flags = ["--run-service-proxy=false", f"--netfilter={netfilter}", "--manifests=/manifests", "--hostname-override=node1", "--enable-ipv6=true"]
+                    inside = ["nsenter", f"--net={namespace}"]
+                    own.run(*inside, "sysctl", "-w", SETTING + "=1")  # which the router takes back
+                    options = [*rights, "--env", "KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist", "--with-ns", f"network:{namespace}",
+                               "--log-uri", f"file://{folder}/log", "--mount", f"type=bind,src={manifests(of)},dst=/manifests,options=rbind:ro"]
+                    done = runtime.ctr("run", "--detach", *options, NAME + of.version, "agent", ENTRY, *flags)
+                    that(done.returncode == 0, said(done))
+
+                    def answer():
+                        text = own.run(*inside, "sh", "-c", "curl -s http://127.0.0.1:20244/readyz || true")
+                        return text if "first round" not in text and "KUBE-" in own.run(*inside, *sign) + "KUBE-" * (netfilter == "nftables") else ""
+                    that(own.wait(lambda: answer(), 60, 0.5), "the agent gets nothing done:", answer())
+                    that(own.wait(lambda: own.run(*inside, "sysctl", "-n", SETTING) == "0\n", 30, 0.5), name, netfilter, SETTING, "is not written:", answer())
+                    said_by[name] = (answer(), complaints(f"{folder}/log"))
+                    if name == "unprivileged":
+                        that(os.path.exists(f"{folder}/run/sluice/sluice.sock") and os.path.exists(f"{folder}/etc/cni/net.d/10-kuberouter.conflist"), "no files")
+                    runtime.ctr("task", "kill", "-s", "SIGKILL", "agent")
+                    that(own.wait(lambda: "STOPPED" in runtime.ctr("task", "ls").stdout, 30, 0.3), "it does not end")
+                    runtime.ctr("task", "delete", "--force", "agent")
+                    runtime.ctr("container", "delete", "agent")
+            (all_ready, all_said), (ready, complained) = said_by["privileged"], said_by["unprivileged"]
+            that(not complained - all_said, netfilter, "complains of", complained - all_said)
+            that(ready.splitlines()[:1] == all_ready.splitlines()[:1], netfilter, "answers", ready, "and privileged", all_ready)
+
+
 ALL = [the_image_is_imported_under_the_name_that_a_kubelet_asks_for, an_agent_of_the_image_works_with_the_programs_of_the_image,
-       the_minimal_image_does_its_work_on_a_host_with_nftables]
+       the_minimal_image_does_its_work_on_a_host_with_nftables, an_agent_without_privileges_works_on_a_read_only_root]

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 
-from labkit import cluster, image, own, packages
+from labkit import charts, cluster, image, own, packages
 from labkit.guest import Guest
 from labkit.image_oci import Image, Layer
 from labkit.image_tree import Tree
@@ -14,12 +14,16 @@ NODES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "nodes.py")
 NAME = f"kubelets-{os.getpid()}"
 APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc")
 NEXT = "-next"  # of the tag of the image that an update brings
-CONFIG = "kubeadm-kuberouter-all-features.yaml"
+MANIFEST = "kubeadm-kuberouter-all-features"
 
 
 class Bed:
-    def __init__(self, binary, nodes):
+    """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew."""
+
+    def __init__(self, binary, nodes, name=MANIFEST, values=()):
         self.binary, self.nodes = binary, nodes
+        self.name, self.values = name, list(values)
+        self.has_ipv6 = "ipv6=true" in self.values
         self.guest = Guest(NAME)
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
 
@@ -34,6 +38,14 @@ class Bed:
         self.guest.up(memory=2048 + 1536 * self.nodes, shares=shares)
         self.inside("up", f"{self.folder}/facts.json", timeout=1200)
         return self
+
+    def manifest(self):
+        """The path of what is applied."""
+        if not self.values:
+            return os.path.join(cluster.INSTALLED, f"{self.name}.yaml")
+        path = f"{self.folder}/manifest.yaml"
+        own.write(path, charts.rendered("-f", charts.values(self.name), *[word for value in self.values for word in ("--set", value)]))
+        return path
 
     def images(self):
         recipe = image.Recipe("amd64", "full", self.binary, image.source_date())

@@ -1,13 +1,12 @@
 """The newcomer's way, whole: a manifest of `daemonset/` applied to nodes that are NotReady, pods, Services, policies, an update, and the removal."""
+import ipaddress
 import json
-import os
 import re
 
-from labkit import cluster, image, net, own
+from labkit import image, net, own
 
 import bed as beds
 
-MANIFEST = os.path.join(cluster.INSTALLED, beds.CONFIG)
 AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
 
 
@@ -49,7 +48,7 @@ def the_manifest_makes_the_nodes_ready(bed):
               "users": [{"name": "default", "user": {"tokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}}]}
     bed.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
                "data": {"kubeconfig.conf": json.dumps(config)}})
-    bed.kubectl("apply", "--validate=strict", "-f", MANIFEST)
+    bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
     bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
     bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
     for i in range(1, bed.nodes + 1):
@@ -72,25 +71,69 @@ def pods_get_addresses_and_pass_their_probes(bed):
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
          "spec": {"replicas": bed.nodes + 1, "selector": {"matchLabels": {"app": "web"}}, "template": pod}},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-         "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}})
+         "spec": {"type": "NodePort", "ipFamilyPolicy": "PreferDualStack" if bed.has_ipv6 else "SingleStack", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}})
     bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == bed.nodes + 1)
     ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
     for pod in ready_pods(bed, "-l", "app=web"):
-        mine = next(one for one in ranges[pod["spec"]["nodeName"]] if ":" not in one)
-        that(pod["status"]["podIP"].startswith(mine.rsplit(".", 1)[0] + "."), pod["metadata"]["name"], pod["status"]["podIP"], "not in", mine)
+        mine = [ipaddress.ip_network(one) for one in ranges[pod["spec"]["nodeName"]]]
+        found = [ipaddress.ip_address(one["ip"]) for one in pod["status"]["podIPs"]]
+        that(len(found) == 1 + bed.has_ipv6, pod["metadata"]["name"], "has", found)
+        that(all(any(address in one for one in mine) for address in found), pod["metadata"]["name"], found, "not in", mine)
 
 
 def web_address(bed):
-    return bed.get("service", "web")["spec"]["clusterIP"]
+    return web_addresses(bed)[0]
+
+
+def web_addresses(bed):
+    """The cluster IPs, the one of IPv4 first."""
+    return sorted(bed.get("service", "web")["spec"]["clusterIPs"], key=lambda address: ":" in address)
+
+
+def in_url(address):
+    return f"[{address}]" if ":" in address else address
 
 
 def a_service_answers_on_every_node_and_its_node_port(bed):
     names = {pod["metadata"]["name"] for pod in ready_pods(bed, "-l", "app=web")}
+    that(len(web_addresses(bed)) == 1 + bed.has_ipv6, "cluster IPs:", web_addresses(bed))
     for i in range(1, bed.nodes + 1):
-        for where in (f"{web_address(bed)}:80", f"192.0.2.{10 + i}:30080"):
+        own_addresses = net.Plan(bed.nodes, 0, 1, True).addresses(i)[:1 + bed.has_ipv6]
+        for where in [f"{in_url(one)}:80" for one in web_addresses(bed)] + [f"{in_url(one)}:30080" for one in own_addresses]:
             def asked(where=where, i=i):
-                return set(bed.on(i, "for n in $(seq 6); do curl -s -m 20 http://%s/name; done; true" % where).split())
+                return set(bed.on(i, "for n in $(seq 6); do curl -g -s -m 20 http://%s/name; done; true" % where).split())
             bed.wait(f"node {i} reaches every pod by {where}", lambda asked=asked: asked() == names, 300)
+
+
+def a_pod_answers_on_a_port_of_its_node(bed):
+    """By the plugin portmap, which the agent's CNI file names."""
+    bed.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "host-port"}, "spec": {
+        "nodeName": "node1", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+        "containers": [container("web", "echo host-port > /www/name; exec httpd -f -p 8080 -h /www",
+                                 ports=[{"containerPort": 8080, "hostPort": 8088}])]}})
+    bed.wait("the pod runs", lambda: condition(bed.get("pod", "host-port"), "Ready"))
+    for i in range(1, bed.nodes + 1):
+        bed.wait(f"node {i} reaches it by the port of node 1", lambda i=i: bed.on(i, "curl -s -m 20 http://192.0.2.11:8088/name; true").strip() == "host-port", 300)
+    bed.kubectl("delete", "pod", "host-port")
+
+
+def pods_leave_a_node_that_is_drained_and_services_go_on(bed):
+    """With one node there is nowhere to go to."""
+    if bed.nodes == 1:
+        return
+    name = f"node{bed.nodes}"
+    bed.kubectl("drain", name, "--ignore-daemonsets", "--force", "--timeout=600s")
+
+    def moved():
+        pods = ready_pods(bed, "-l", "app=web")
+        return len(pods) == bed.nodes + 1 and all(pod["spec"]["nodeName"] != name for pod in pods)
+    bed.wait("pods run elsewhere", moved)
+    names = {pod["metadata"]["name"] for pod in ready_pods(bed, "-l", "app=web")}
+
+    def asked():
+        return set(bed.on(bed.nodes, f"for n in $(seq 12); do curl -s -m 20 http://{web_address(bed)}:80/name; done; true").split())
+    bed.wait("the drained node reaches them by the Service", lambda: asked() == names, 300)
+    bed.kubectl("uncordon", name)
 
 
 def a_policy_closes_the_pods(bed):
@@ -156,21 +199,24 @@ def the_removal_leaves_nothing(bed):
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
-    bed.kubectl("delete", "-f", MANIFEST)
+    bed.kubectl("delete", "-f", bed.manifest())
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
     name = f"docker.io/library/sluice:{image.version()}"
     ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
     for i in range(1, bed.nodes + 1):
         options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
         options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw --mount type=bind,src=/var/lib/sluice,dst=/var/lib/sluice,options=rbind:rw"
+        options += " --mount type=bind,src=/run/sluice,dst=/run/sluice,options=rbind:rw --mount type=bind,src=/opt/cni/bin,dst=/opt/cni/bin,options=rbind:rw"
         options += " --env KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist"
         bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
         left = bed.on(i, "nft list tables; iptables-legacy-save 2>/dev/null | grep KUBE- ; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
-                         "ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d; ls -A /var/lib/sluice; true")
-        left = [line for line in left.splitlines() if not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
+                         "ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
+                         "ls /opt/cni/bin | grep sluice; true")
+        left = [line for line in left.splitlines() if line and not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
         that(not left, f"left on node {i}:", left)
 
 
 ALL = [nodes_wait_for_a_network, the_manifest_makes_the_nodes_ready, pods_get_addresses_and_pass_their_probes,
        agents_have_nothing_to_complain_of,
-       a_service_answers_on_every_node_and_its_node_port, a_policy_closes_the_pods, an_update_of_the_agents_fails_no_request, the_removal_leaves_nothing]
+       a_service_answers_on_every_node_and_its_node_port, a_pod_answers_on_a_port_of_its_node, a_policy_closes_the_pods, an_update_of_the_agents_fails_no_request,
+       pods_leave_a_node_that_is_drained_and_services_go_on, the_removal_leaves_nothing]

@@ -1,0 +1,28 @@
+{{- /* What several templates ask of the values. A name is true where it prints a word. */ -}}
+
+{{- define "sluice.givesNetwork" -}}
+{{- if and .Values.router.enabled .Values.router.podNetwork }}yes{{ end -}}
+{{- end -}}
+
+{{- /* A CNI file is written, or looked through for the plugin sluice-cni. */ -}}
+{{- define "sluice.seesCNIFiles" -}}
+{{- if or (include "sluice.givesNetwork" .) .Values.firewall.enabled }}yes{{ end -}}
+{{- end -}}
+
+{{- define "sluice.installsPlugins" -}}
+{{- if and (include "sluice.givesNetwork" .) .Values.cni.installPlugins }}yes{{ end -}}
+{{- end -}}
+
+{{- define "sluice.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- /* Words of a list in brackets, without the empty ones. */ -}}
+{{- define "sluice.list" -}}
+[{{ without . "" | join ", " }}]
+{{- end -}}
+
+{{- /* A number as it was typed: Helm reads large ones as floating point. A word stays as it is. */ -}}
+{{- define "sluice.number" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end -}}
+{{- end -}}

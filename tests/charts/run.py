@@ -1,0 +1,219 @@
+#!/usr/bin/python3
+"""The chart and the base for kustomize, by Helm and kubectl themselves: run.py [WORD...]; those tests whose names have one of the words in them.
+
+Helm and kubectl are built once from their Go modules; nothing else is needed, no cluster either.
+"""
+import os
+import subprocess
+import sys
+import time
+import traceback
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(0, os.path.join(TREE, "scripts"))
+sys.dont_write_bytecode = True
+from labkit import charts, cluster, own, packages  # noqa: E402
+
+# Values, a flag or a line of the DaemonSet that they bring, and one that they take away.
+CHANGES = [
+    (["netfilter=iptables"], "        - --netfilter=iptables", None),
+    (["ipv6=true"], "        - --enable-ipv6=true", None),
+    (["ipv4=false", "ipv6=true"], "        - --enable-ipv4=false", None),
+    (["serviceClusterIPRanges={10.43.0.0/16,2001:db8:43::/112}"], "        - --service-cluster-ip-range=10.43.0.0/16,2001:db8:43::/112", None),
+    (["serviceNodePortRange=20000-22767"], "        - --service-node-port-range=20000-22767", None),
+    (["image.repository=registry.example/sluice", "image.tag=v9.1"], "        image: registry.example/sluice:v9.1", "        image: sluice:0.1.0"),
+    (["image.pullPolicy=Always"], "        imagePullPolicy: Always", "        imagePullPolicy: IfNotPresent"),
+    (["metrics.port=8080"], "        - --metrics-port=8080", None),
+    (["metrics.port=8080", "metrics.address=127.0.0.1"], "        - --metrics-addr=127.0.0.1", None),
+    (["healthPort=20299"], "        - --health-port=20299", "            port: 20244"),
+    (["router.clusterASN=4200000001"], "        - --cluster-asn=4200000001", None),
+    (["router.peers[0].address=192.0.2.1", "router.peers[0].asn=4200000002", "router.peers[1].address=2001:db8::1", "router.peers[1].asn=65001"],
+     "        - --peer-router-asns=4200000002,65001", None),
+    (["router.peers[0].address=192.0.2.1", "router.peers[0].asn=65001", "router.peers[1].address=2001:db8::1", "router.peers[1].asn=65001"],
+     "        - --peer-router-ips=192.0.2.1,2001:db8::1", None),
+    (["router.gracefulRestart=false"], "        - --run-router=true", "        - --bgp-graceful-restart=true"),
+    (["router.podNetwork=false"], "        - --enable-cni=false", "      initContainers:"),
+    (["firewall.holdPods=true"], "        - --netpol-cni=true", None),
+    (["firewall.enabled=false"], "        - --run-firewall=false", "  resources: [clusternetworkpolicies]"),
+    (["router.enabled=false"], "        - --run-router=false", "        - name: KUBE_ROUTER_CNI_CONF_FILE"),
+    (["serviceProxy.enabled=true", "apiServer.url=https://192.0.2.9:6443"], "        - --master=https://192.0.2.9:6443", None),
+    (["serviceProxy.enabled=true", "apiServer.kubeconfig.configMap=kube-proxy"], "          name: kube-proxy", None),
+    (["loadBalancer.enabled=true", "loadBalancer.ranges={192.0.2.128/25}"], "        - --loadbalancer-ip-range=192.0.2.128/25", None),
+    (["loadBalancer.enabled=true", "loadBalancer.ranges={192.0.2.128/25}"], "  resources: [services/status]", None),
+    (["nodeStatus.enabled=true"], "  resources: [nodes/status]", None),
+    (["cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d"], "          path: /var/lib/rancher/k3s/agent/etc/cni/net.d", "          path: /etc/cni/net.d"),
+    (["cni.binDirectory=/usr/lib/cni"], "          path: /usr/lib/cni", "          path: /opt/cni/bin"),
+    (["cni.installPlugins=false"], "        - name: cni-conf-dir", "      initContainers:"),
+    (["extraArgs={--netpol-default-deny=true}"], "        - \"--netpol-default-deny=true\"", None),
+    (["resources.limits.memory=1Gi"], "            memory: 1Gi", None),
+    (["securityContext.readOnlyRootFilesystem=true"], "          readOnlyRootFilesystem: true", None),
+    (["hostPID=true"], "      hostPID: true", None),
+    (["tolerations[0].key=dedicated", "tolerations[0].operator=Exists"], "      - key: dedicated", "      - effect: NoSchedule"),
+    (["nodeSelector.pool=edge"], "        pool: edge", None),
+    (["updateStrategy.rollingUpdate.maxUnavailable=1"], "      maxUnavailable: 1", None),
+    (["labels.tier=null"], "      k8s-app: kube-router", "      tier: node"),
+]
+# Values that make no sense, and a word of what Helm says of them.
+WRONG = [
+    (["netfilter=ebtables"], "netfilter"),
+    (["serviceproxy.enabled=true"], "serviceproxy"),
+    (["router.enabled=yes"], "router/enabled"),
+    (["serviceClusterIPRanges={10.43.0.0}"], "serviceClusterIPRanges"),
+    (["serviceClusterIPRanges={10.0.0.0/16,10.1.0.0/16,10.2.0.0/16}"], "serviceClusterIPRanges"),
+    (["router.peers[0].address=router-1", "router.peers[0].asn=65001"], "router/peers/0/address"),
+    (["router.peers[0].address=192.0.2.1"], "asn"),
+    (["router.clusterASN=4294967296"], "router/clusterASN"),
+    (["metrics.port=70000"], "metrics/port"),
+    (["image.pullPolicy=Sometimes"], "image/pullPolicy"),
+    (["apiServer.url=192.0.2.9:6443"], "apiServer/url"),
+    (["extraArgs={netpol-cni}"], "extraArgs"),
+    (["cni.binDirectory=opt/cni/bin"], "cni/binDirectory"),
+    (["serviceProxy.enabled=true"], "apiServer.url"),
+    (["loadBalancer.enabled=true"], "loadBalancer.ranges"),
+    (["firewall.enabled=false", "firewall.holdPods=true"], "firewall.holdPods"),
+    (["firewall.enabled=false", "router.enabled=false"], "nothing is enabled"),
+]
+
+
+def that(true, *words):
+    if not true:
+        raise AssertionError(" ".join(str(word) for word in words))
+
+
+def chosen(values):
+    return [word for value in values for word in ("--set", value)]
+
+
+def every_file_is_as_the_chart_makes_it():
+    that(not charts.differing(), "run scripts/manifests for", charts.differing())
+    manifests = {name.removesuffix(".yaml") for name in os.listdir(cluster.INSTALLED)}
+    that(manifests == set(charts.names()), "values without a file, or the other way round:", manifests ^ set(charts.names()))
+
+
+def helm_finds_nothing_to_complain_of():
+    for name in charts.names():
+        said = charts.helm("lint", "--strict", charts.CHART, "--namespace", charts.NAMESPACE, "-f", charts.values(name))
+        that("0 chart(s) failed" in said and "[WARNING]" not in said and "[ERROR]" not in said, name, said)
+
+
+def each_value_says_what_it_is_for():
+    plain = charts.rendered()
+    for values, brought, taken in CHANGES:
+        lines = charts.rendered(*chosen(values)).splitlines()
+        that(brought in lines, values, "do not bring", brought)
+        that(taken not in lines, values, "do not take away", taken)
+        that(lines != plain.splitlines(), values, "change nothing")
+        that(taken is None or taken in plain.splitlines(), taken, "was never there")
+
+
+def every_value_is_tried():
+    """A value that no test changes may do nothing."""
+    tried = {value.split("=")[0].split("[")[0] for values, _, _ in CHANGES for value in values}
+    for name in charts.names():
+        with open(charts.values(name)) as handle:
+            tried |= set(leaves(yaml().safe_load(handle)))
+    with open(f"{charts.CHART}/values.yaml") as handle:
+        every = set(leaves(yaml().safe_load(handle)))
+    # Maps and lists that go into the DaemonSet as they are.
+    passed = {"imagePullSecrets", "extraEnv", "extraVolumes", "extraVolumeMounts", "affinity", "podAnnotations", "priorityClassName",
+              "securityContext.privileged", "labels.k8s-app", "metrics.path", "apiServer.kubeconfig.key"}
+    missing = {path for path in every if not any(path == it or it.startswith(f"{path}.") for it in tried | passed)}
+    that(not missing, "no test changes", missing)
+
+
+def leaves(values, above=""):
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
+
+
+def values_that_make_no_sense_are_named():
+    for values, word in WRONG:
+        try:
+            charts.rendered(*chosen(values))
+        except own.LabError as error:
+            said = str(error).split("exit status", 1)[1]
+            that(word in said, values, "are refused without", word, "in:", said)
+        else:
+            raise AssertionError(f"{values} are accepted")
+
+
+def objects(text):
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml().safe_load_all(text)}
+
+
+def yaml():
+    import yaml  # Debian's, installed by `main`
+    return yaml
+
+
+def built(folder):
+    return objects(own.run(cluster.program("kubectl"), "kustomize", folder))
+
+
+def file(name):
+    with open(os.path.join(cluster.INSTALLED, f"{name}.yaml")) as handle:
+        return objects(handle.read())
+
+
+def kustomize_builds_the_base_as_the_file_is():
+    base = built(f"{TREE}/kustomize/base")
+    that(base == file("generic-kuberouter"), "the base differs from the file")
+
+
+def components_add_their_rights_to_the_base():
+    folder = own.fresh(f"{own.cache()}/kustomize-{os.getpid()}")
+    try:
+        subprocess.run(["cp", "-r", f"{TREE}/kustomize", folder], check=True)
+        for of, name in (("node-status", "kube-router-node-status"), ("load-balancer", "kube-router-load-balancer")):
+            os.makedirs(f"{folder}/kustomize/mine-{of}")
+            own.write(f"{folder}/kustomize/mine-{of}/kustomization.yaml", f"resources: [../base]\ncomponents: [../components/{of}]\nimages:\n"
+                      "- {name: sluice, newName: registry.example/sluice, newTag: v9}\n")
+            found = built(f"{folder}/kustomize/mine-{of}")
+            that({key: found[key] for key in file(name)} == file(name), of, "adds other rights")
+            pod = found["DaemonSet", "kube-router"]["spec"]["template"]["spec"]
+            images = [it["image"] for it in pod["initContainers"] + pod["containers"]]
+            that(images == ["registry.example/sluice:v9"] * 2, images)
+    finally:
+        subprocess.run(["rm", "-r", folder])
+
+
+def flags(items):
+    """What the agent is told; of a flag that is given twice the last one counts."""
+    container = items["DaemonSet", "kube-router"]["spec"]["template"]["spec"]["containers"][0]
+    return dict(word.split("=", 1) for word in container.pop("args"))
+
+
+def the_example_of_kustomize_makes_all_features():
+    found, expected = built(f"{TREE}/kustomize/all-features"), file("generic-kuberouter-all-features")
+    that(flags(found) == flags(expected), "other flags")
+    that(found == expected, "they differ in more than flags")
+
+
+ALL = [every_file_is_as_the_chart_makes_it, helm_finds_nothing_to_complain_of, each_value_says_what_it_is_for, every_value_is_tried,
+       values_that_make_no_sense_are_named, kustomize_builds_the_base_as_the_file_is, components_add_their_rights_to_the_base,
+       the_example_of_kustomize_makes_all_features]
+
+
+def main():
+    packages.install(packages.YAML)
+    passed, failed = 0, 0
+    for test in ALL:
+        if sys.argv[1:] and not any(word in test.__name__ for word in sys.argv[1:]):
+            continue
+        began, word = time.monotonic(), "ok"
+        try:
+            test()
+            passed += 1
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            failed, word = failed + 1, "FAILED"
+        print(f"{word:<7}{test.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
+    print(f"charts: {passed} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
