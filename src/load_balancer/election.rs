@@ -161,13 +161,13 @@ impl Elector {
 
     /// Records that the Lease could not be read.
     pub fn unread(&mut self, now: Instant) {
-        self.next = Some(now + self.pause(now));
+        self.next = Some(now + self.pause());
     }
 
-    /// The time before what failed is tried again. Whoever may hold the Lease has none to lose; others wait longer and longer, each at times of
-    /// its own.
-    fn pause(&mut self, now: Instant) -> Duration {
-        if self.renewed.is_some_and(|sent| now < sent + self.timing.valid) {
+    /// The time before what failed is tried again. Whoever was the last to hold the Lease, as far as it knows, has none to lose: after an outage it goes on at once, and it is one
+    /// of all. Others wait longer and longer, each at times of its own.
+    fn pause(&mut self) -> Duration {
+        if self.renewed.is_some() {
             return self.timing.retry;
         }
         self.failures = self.failures.saturating_add(1);
@@ -192,7 +192,7 @@ impl Elector {
                         self.renewed = None;
                         self.timing.retry
                     }
-                    Unclaimed::Failed => self.pause(now),
+                    Unclaimed::Failed => self.pause(),
                 };
                 self.next = Some(now + pause);
             }
@@ -312,10 +312,17 @@ mod tests {
         let mut elector = Elector::new("holder".into(), TIMING);
         elector.read(None, begun);
         elector.claimed(begun, Ok("1".into()), begun);
-        for second in 2..14 {
+        // Also in an outage that is longer than the Lease is valid: nobody else may have come in between.
+        for second in 2..300 {
             elector.unread(begun + seconds(second));
             assert_eq!(elector.step(begun + seconds(second)), Step::Wait(begun + seconds(second + 2)));
         }
+        elector.read(lease("2", "another"), begun + seconds(300));
+        let waits = [301, 310, 330].map(|second| {
+            elector.unread(begun + seconds(second));
+            waits_until(&elector, begun, second) - second
+        });
+        assert!(waits[2] >= 8, "who has lost it is as any other: {waits:?}");
     }
 
     #[test]

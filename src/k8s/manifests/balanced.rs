@@ -2,7 +2,8 @@
 //!
 //! The directory is read once more beside the source: the allocator needs other fields of a Service, and those of the ConfigMap
 //! `kube-router-lb-pools`, which the source has no use for. What is wrong with a file the source tells. As there, of what does not
-//! parse the last good version counts, and of an object in two places the first by the name of the file counts.
+//! parse the last good version counts, and of an object in two places the first by the name of the file counts. A Service that the source leaves out, for whatever field, has no
+//! address here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use super::{BURST, IDLE, LOOK_THROUGH, PAUSE, RETRY};
 use crate::k8s::parse::address_pools::{ConfigMapObject, POOLS, address_pools};
 use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
 use crate::k8s::parse::object_name;
+use crate::k8s::parse::service::{self, ServiceObject};
 use crate::model::{AddressPools, BalancedService, ObjectName};
 
 /// The Services and the pools of a directory.
@@ -168,10 +170,13 @@ impl Found {
         match head.kind.as_deref() {
             Some("Service") => {
                 let (name, service) = balanced_service(&piece.read::<BalancedServiceObject>().map_err(|_| Unreadable)?);
+                let (_, served, _) = service::service(&piece.read::<ServiceObject>().map_err(|_| Unreadable)?);
                 if name.name.is_empty() {
                     return Err(Unreadable);
                 }
-                self.services.entry(name).or_insert_with(|| Arc::new(service));
+                if served.is_some() {
+                    self.services.entry(name).or_insert_with(|| Arc::new(service));
+                }
             }
             Some("ConfigMap") => {
                 let object: ConfigMapObject = piece.read().map_err(|_| Unreadable)?;
@@ -206,7 +211,7 @@ mod tests {
 
     fn service(name: &str, spec: &str) -> String {
         format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{type: LoadBalancer{spec}}}\n---\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{type: LoadBalancer, clusterIP: 10.96.0.1{spec}}}\n---\n"
         )
     }
 
@@ -229,7 +234,7 @@ mod tests {
         let pools = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-router-lb-pools, namespace: lb}\n\
                      data: {gold: 'addresses: [203.0.113.0/28]'}\n";
         fs::write(file("a.yaml"), service("a", "") + pools).expect("writable");
-        let list = r#"{"kind":"ServiceList","apiVersion":"v1","items":[{"metadata":{"name":"b","namespace":"shop"}}]}"#;
+        let list = r#"{"kind":"ServiceList","apiVersion":"v1","items":[{"metadata":{"name":"b","namespace":"shop"},"spec":{"clusterIP":"10.96.0.2"}}]}"#;
         fs::write(file("b.json"), list).expect("writable");
         let (out, told) = watch::channel(None);
         follow(directory.path().to_owned(), "lb".to_owned(), out).expect("a thread can be started");
@@ -249,7 +254,7 @@ mod tests {
     #[test]
     fn a_document_that_cannot_be_read_leaves_the_others_of_its_file_alone() {
         let odd = "apiVersion: v1\nkind: Service\nmetadata: {name: odd, namespace: shop, labels: {version: 1}, annotations: {x: true}}\n\
-                   spec: {type: LoadBalancer}\n---\n";
+                   spec: {type: LoadBalancer, clusterIP: 10.96.0.3}\n---\n";
         let wrong = "apiVersion: v1\nkind: Service\nmetadata: {name: wrong, namespace: shop}\nspec: {ports: 7}\n---\n";
         let nameless = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop}\n---\n";
         let without_version =
@@ -262,6 +267,11 @@ mod tests {
         assert_eq!(read(&(service("a", "") + odd)), (all(&["a", "odd"]), true), "as the source reads them");
         assert_eq!(read(&(service("a", "") + wrong + &service("b", ""))), (all(&["a", "b"]), false));
         assert_eq!(read(&(service("a", "") + nameless)), (all(&["a"]), false));
+        // The source cannot read it for a field that the allocator has no use for, and leaves out what has no cluster IP.
+        let refused = service("b", ", sessionAffinityConfig: 7");
+        assert_eq!(read(&(service("a", "") + &refused)), (all(&["a"]), false));
+        let left_out = service("b", "").replace(", clusterIP: 10.96.0.1", "");
+        assert_eq!(read(&(service("a", "") + &left_out)), (all(&["a"]), true));
         assert_eq!(read(&(service("a", "") + without_version)), (all(&["a"]), true), "the source ignores it");
     }
 }
