@@ -62,12 +62,12 @@ pub fn settings(config: &Config) -> Option<Settings> {
 }
 
 /// Has the service proxy send packets through tunnels where that is asked for and their other ends are looked after: with `--runtime-endpoint`. Not with the source
-/// guard, which drops what a pod sends with a service address.
+/// guard, which drops what a pod sends with a service address. The firewall judges at tunnels wherever that is asked for: the service proxy may run in another process of the node.
 ///
 /// The endpoint alone asks for nothing: manifests that were written for kube-router have it, without what finding pods needs beside it, and the limits of
 /// policies at tunnels are to be known by who turns them on.
 pub fn with_tunnels(mut config: Config) -> Config {
-    let is_possible = config.direct_server_return && !config.source_guard && config.proxy.is_some();
+    let is_possible = config.direct_server_return && !config.source_guard;
     if !is_possible || config.runtime_endpoint.is_none() {
         return config;
     }

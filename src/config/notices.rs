@@ -42,10 +42,11 @@ const IDLE: [Idle; 15] = [
         flag: "runtime-endpoint",
         is_given: |typed, default| {
             // Beside the source guard the other flag says it.
-            let is_used = typed.cleanup_config || typed.enable_direct_server_return && typed.run_service_proxy;
+            let is_used = typed.cleanup_config
+                || typed.enable_direct_server_return && (typed.run_service_proxy || typed.run_firewall);
             !is_used && typed.runtime_endpoint != default.runtime_endpoint
         },
-        reason: "direct server return needs --enable-direct-server-return and the service proxy",
+        reason: "direct server return needs --enable-direct-server-return, and the service proxy or the firewall",
     },
     Idle {
         flag: "enable-direct-server-return",

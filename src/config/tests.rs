@@ -282,10 +282,13 @@ fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
     let without_proxy = config(&["--hairpin-mode", "--run-service-proxy=false"]);
     assert_eq!(without_proxy.notices, ["--hairpin-mode has no effect: the service proxy does not run."]);
     let endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock";
-    let needs = "--runtime-endpoint has no effect: direct server return needs --enable-direct-server-return and the service proxy.";
+    let needs = "--runtime-endpoint has no effect: direct server return needs --enable-direct-server-return, and the service proxy or the firewall.";
     let on = "--enable-direct-server-return";
     assert_eq!(config(&[endpoint]).notices, [needs]);
-    assert_eq!(config(&[endpoint, on, "--run-service-proxy=false"]).notices, [needs]);
+    let without_proxy = "--run-service-proxy=false";
+    assert_eq!(config(&[endpoint, on, without_proxy]).notices, [needs]);
+    let judges = config(&[endpoint, on, without_proxy, "--run-firewall"]).notices;
+    assert_eq!(judges, [""; 0], "the firewall judges what another process serves");
     assert_eq!(config(&[endpoint, on]).notices, [""; 0]);
     let guarded = ["--run-firewall", "--netpol-cni", "--netpol-source-guard"];
     let off = "--enable-direct-server-return has no effect: --netpol-source-guard drops what pods send with a service address, so Services with kube-router.io/service.dsr are served with NAT.";

@@ -38,7 +38,8 @@ pub fn with_awaited(
     );
     let note = health.note(NAME);
     note.set(vec![format!(
-        "direct server return waits for a socket at {} (--runtime-endpoint): {why}; Services with kube-router.io/service.dsr are served with NAT on this node",
+        "direct server return waits for a socket at {} (--runtime-endpoint): {why}; Services with kube-router.io/service.dsr are served with NAT on this node, and until then \
+         tunnels that an earlier run made in pods stay as they are, also in pods that policies close to tunnels since",
         path.display()
     )]);
     let newest = host.borrow_and_update().clone();

@@ -78,16 +78,18 @@ async fn pods_that_cannot_be_listed_are_said_where_a_service_needs_them() {
 #[test]
 fn tunnels_are_used_where_they_are_asked_for_and_it_is_said_how_pods_are_found_and_no_guard_drops_their_answers() {
     let (endpoint, on) = ("--runtime-endpoint=unix:///run/runtime.sock", "--enable-direct-server-return");
-    for (words, expected) in [
-        (&[][..], false),
-        (&[endpoint], false),
-        (&[endpoint, on], true),
-        (&[endpoint, on, "--netpol-cni", "--netpol-source-guard"], false),
-        (&[endpoint, on, "--run-service-proxy=false"], false),
+    for (words, serves, judges) in [
+        (&[][..], false, false),
+        (&[endpoint], false, false),
+        (&[endpoint, on], true, true),
+        (&[endpoint, on, "--netpol-cni", "--netpol-source-guard"], false, false),
+        // The service proxy may run in another process of the node.
+        (&[endpoint, on, "--run-service-proxy=false"], false, true),
+        (&[endpoint, on, "--run-firewall=false"], true, false),
     ] {
         let config = config_of(words);
-        assert_eq!(settings(&config).is_some(), expected, "{words:?}");
-        assert_eq!(config.proxy.is_some_and(|proxy| proxy.tunnel_mode), expected, "{words:?}");
-        assert_eq!(config.firewall.is_some_and(|firewall| firewall.tunnel_mode), expected, "{words:?}");
+        assert_eq!(settings(&config).is_some(), serves, "{words:?}");
+        assert_eq!(config.proxy.is_some_and(|proxy| proxy.tunnel_mode), serves, "{words:?}");
+        assert_eq!(config.firewall.is_some_and(|firewall| firewall.tunnel_mode), judges, "{words:?}");
     }
 }
