@@ -8,6 +8,8 @@
 mod cluster;
 #[path = "router/node_routes.rs"]
 mod node_routes;
+#[path = "router/overlay.rs"]
+mod overlay;
 #[path = "support/mod.rs"]
 mod support;
 

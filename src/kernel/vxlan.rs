@@ -29,7 +29,7 @@ use ring::digest::{SHA256, digest};
 use super::link::LinkName;
 use crate::net::LinkAddress;
 
-pub use device::{Devices, is_same_device};
+pub use device::{Devices, all, is_same_device};
 pub use entries::Entries;
 
 /// A device. Its name is its key.

@@ -4,12 +4,14 @@
 //!
 //! 1. settings, the bridge;
 //! 2. sets, their elements, the rules that use the sets: pods keep their addresses among each other from the start;
-//! 3. receive ports of tunnels, tunnels; devices of `vxlan`, what they know of other nodes;
+//! 3. receive ports of tunnels, tunnels; devices of `vxlan` that are guarded, what they know of other nodes;
 //! 4. routes;
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
 //! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
 //! complete: routes of an earlier run serve until then. The bridge stays: pods may be attached to it.
+
+mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,7 +30,7 @@ use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
-use crate::kernel::vxlan::{Entry, EntryKey, Vxlan, gateway};
+use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
 use crate::model::Authority;
 use crate::packed::BlockMap;
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
@@ -37,6 +39,7 @@ use crate::subsystem::{Kinds, kinds};
 use super::desired::{Desired, RouterChanges};
 use super::forward::AnswersBy;
 use super::names::{BRIDGE, Set};
+use super::overlay_guard;
 use super::problem::{About, Problem};
 use super::reachable::Lead;
 use super::rivals::Rival;
@@ -334,9 +337,7 @@ impl<K: Kernel> Mirrors<K> {
                 self.shrink_tunnels(desired, learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }
-            self.rules.shrink(&desired.rules, at);
-            self.shrink_sets(desired, at);
-            self.table.transact(&desired.table, growth, true, at);
+            self.shrink_filter(desired, growth, at);
             self.passages.shrink(&desired.passages, at);
         }
         RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone }
@@ -414,42 +415,13 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {
-        let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
-        let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
-        if grown.iter().any(|name| there.contains(name)) {
-            // A tunnel that was recreated, or set up, has lost its routes.
-            self.routes.forget();
-        }
-    }
-
-    fn grow_overlay(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
-        let there: BTreeSet<LinkName> = self.overlay_devices.known_keys().cloned().collect();
-        let grown = self.overlay_devices.grow(&desired.overlay_devices, Growth::Full, at);
-        if grown.iter().any(|name| there.contains(name)) {
-            // A device that was recreated, or set up, has lost its routes and entries.
-            self.overlay_entries.forget();
-            self.routes.forget();
-        }
-        self.overlay_entries.grow(learned.entries(), Growth::Full, at);
-    }
-
-    /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.
-    fn shrink_tunnels(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
-        // A route that could not be changed or deleted may still use the tunnel that it is to leave.
-        let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
-        let used: Option<BTreeSet<&LinkName>> =
-            seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
-        let is_unused = |name: &LinkName| used.as_ref().is_some_and(|used| !used.contains(name));
-        self.tunnels.shrink_where(learned.tunnels(), at, |name, _| is_unused(name));
-        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> = seen.map(|seen| {
-            let hops = seen.values().flat_map(|route| &*route.next_hops);
-            hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect()
-        });
-        self.overlay_entries.shrink_where(learned.entries(), at, |key, _| {
-            gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
-        });
-        self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
+    /// Deletes rules, sets and elements. What guards a device of `vxlan` stays as long as the device.
+    fn shrink_filter(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        let is_guarded = self.has_former_device(desired);
+        self.rules.shrink_where(&desired.rules, at, |piece, _| !is_guarded || !overlay_guard::is_piece(piece));
+        self.shrink_sets(desired, at);
+        let may_go = |object: &Object| !is_guarded || !overlay_guard::needs(object);
+        self.table.transact_where(&desired.table, growth, at, may_go);
     }
 
     /// Deletes elements if no rule uses their set any more, or if the set stays; deletes sets once they are empty.

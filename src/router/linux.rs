@@ -12,7 +12,7 @@ use crate::config::{Backend, RouterConfig};
 use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
+use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
@@ -27,9 +27,7 @@ use crate::reconcile::{Optional, Target};
 
 use super::apply::{Kernel, Targets, set_names};
 use super::forward::{AnswersBy, COMMENTS};
-use super::names::{
-    BRIDGE, CHAIN_EGRESS, CHAIN_PODS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel, is_vxlan, vxlan,
-};
+use super::names::{BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel, is_vxlan, vxlan};
 use super::reachable::Lead;
 use super::settings;
 
@@ -251,7 +249,7 @@ impl Kernel for Linux {
 
 pub fn ownership() -> Ownership {
     Ownership {
-        chains: vec![(Table::Filter, Name::Exact(CHAIN_PODS.into())), (Table::Nat, Name::Exact(CHAIN_EGRESS.into()))],
+        chains: CHAINS.map(|(table, chain)| (table, Name::Exact(chain.into()))).into(),
         leftovers: Leftovers::Router,
     }
 }

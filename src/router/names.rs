@@ -1,7 +1,7 @@
 //! The names and numbers of everything that the router keeps in the kernel.
 //!
 //! They are a contract with running nodes: kube-router uses the same, so either program finds, adopts and removes the
-//! other's objects. Only the two chains are ours alone: kube-router writes its rules straight into `FORWARD` and
+//! other's objects. Only the chains are ours alone: kube-router writes its rules straight into `FORWARD` and
 //! `POSTROUTING`, where their owner cannot be recognised; and so is [`TABLE`], which kube-router does not know.
 
 use std::net::IpAddr;
@@ -11,6 +11,7 @@ use compact_str::{CompactString, format_compact};
 use ring::digest::{SHA256, digest};
 
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
+use crate::kernel::iptables::Table;
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::{Key, Name, Object};
 use crate::net::{Family, PerFamily};
@@ -37,6 +38,20 @@ pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
 /// The filter chain that accepts packets of pods.
 pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 
+/// The chains that keep others from sending into tunnels inside UDP: pods, hosts that are no nodes, and who would get a node's address.
+pub const CHAIN_OVERLAY_PODS: &str = "KUBE-ROUTER-OVERLAY-PODS";
+pub const CHAIN_OVERLAY_IN: &str = "KUBE-ROUTER-OVERLAY-IN";
+pub const CHAIN_OVERLAY_OUT: &str = "KUBE-ROUTER-OVERLAY-OUT";
+
+/// All our chains of iptables, with their tables.
+pub const CHAINS: [(Table, &str); 5] = [
+    (Table::Filter, CHAIN_PODS),
+    (Table::Nat, CHAIN_EGRESS),
+    (Table::Mangle, CHAIN_OVERLAY_PODS),
+    (Table::Mangle, CHAIN_OVERLAY_IN),
+    (Table::Mangle, CHAIN_OVERLAY_OUT),
+];
+
 /// The table of nf_tables, with all that follows.
 pub const TABLE: &str = "sluice_router";
 /// The base chain that masquerades packets from pods to the outside.
@@ -44,6 +59,13 @@ pub const NFT_EGRESS: &str = "pod_snat";
 /// The base chains that mark answers of pods for the host's own chain, and take the mark away again.
 pub const NFT_ANSWERS: &str = "answers";
 pub const NFT_ANSWER_MARKS: &str = "answer_marks";
+/// The base chains that keep others from sending into tunnels inside UDP.
+pub const NFT_OVERLAY_PODS: &str = "overlay_pods";
+pub const NFT_OVERLAY_IN: &str = "overlay_in";
+pub const NFT_OVERLAY_OUT: &str = "overlay_out";
+/// The base chains that keep connection tracking from tunnels inside UDP: from packets that come, and from those that go.
+pub const NFT_OVERLAY_UNTRACKED: &str = "overlay_untracked";
+pub const NFT_OVERLAY_SENT: &str = "overlay_sent";
 
 /// The sets of all nodes' ranges and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

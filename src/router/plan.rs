@@ -77,6 +77,9 @@ pub struct Plan {
     pod_ranges: pod_ranges::PodRanges,
     /// Prefixes whose next hops Node objects may give otherwise than at the last settling (`--node-routes=api`).
     given_otherwise: BTreeSet<IpNet>,
+    kept: node_routes::Kept,
+    /// The addresses of this host's links.
+    here: BTreeSet<IpAddr>,
     sizes: BTreeMap<(Set, Family), usize>,
     sets: Option<Sets>,
     stale: Stale,
@@ -137,6 +140,8 @@ impl Plan {
             stage: Stage::default(),
             pod_ranges: pod_ranges::PodRanges::default(),
             given_otherwise: BTreeSet::new(),
+            kept: node_routes::Kept::new(),
+            here: BTreeSet::new(),
             sizes: BTreeMap::new(),
             sets: None,
             stale: Stale::default(),
@@ -187,6 +192,7 @@ impl Plan {
         if is_other {
             self.replace_own(&mut changed);
         }
+        self.note_host(&world.host);
         self.update_nodes(&older, is_other, &mut changed);
         self.update_services(&older, ranges_move || announces(self) != announced_before, &mut changed);
         if is_other || moved {
@@ -462,7 +468,7 @@ impl Plan {
         };
         let settled = self.routes.settle(place);
         changed.routes.extend(settled.routes);
-        changed.withdrawn.extend(settled.withdrawn.into_iter().filter(|key| !self.keeps(key)));
+        self.keep_some(settled.withdrawn, changed);
         changed.tunnels.extend(settled.tunnels);
         changed.overlay_entries.extend(settled.entries);
     }

@@ -468,12 +468,12 @@ fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay>
     };
     let ends = place.own.addresses.of(Family::from(next_hop)).is_some();
     match (tunnelled, link) {
+        (true, _) if !ends => Err(NoWay::NoOwnAddress),
         (true, _) => {
-            if ends {
-                Ok(Way::Tunnel(next_hop))
-            } else {
-                Err(NoWay::NoOwnAddress)
-            }
+            // A tunnel ends at one address of the node, whichever of its addresses is the next hop.
+            let end = node.and_then(|addresses| *addresses.of(Family::from(next_hop)));
+            let end = end.filter(|address| (place.node)(*address).is_some());
+            Ok(Way::Tunnel(end.unwrap_or(next_hop)))
         }
         (false, Some(link)) => Ok(Way::Gateway { link, gateway: next_hop }),
         (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),

@@ -7,6 +7,7 @@
 //! - what is wanted and was there is still there: no route is taken away in between;
 //! - nothing goes before the cluster and the learned routes are known completely, but routes that this run has heard of;
 //! - no tunnel takes a route along;
+//! - no device of `vxlan` is there without the rules that guard it;
 //! - nothing is written that was so already.
 //!
 //! When things have settled the kernel holds what is wanted and nothing else of ours, another round and a restart write
@@ -30,7 +31,8 @@ use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::desired::RouterChanges;
-use sluice::router::names::BRIDGE;
+use sluice::router::names::{BRIDGE, is_vxlan};
+use sluice::router::overlay_guard;
 use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
 
@@ -203,18 +205,32 @@ impl Watch {
         let unheard = |what: &String| !self.heard.contains(what);
         let is_way = |what: &String| ["tunnel", "device", "entry"].iter().any(|kind| what.starts_with(kind));
         let is_route = |what: &String| what.starts_with("route") && unheard(what) || is_way(what);
-        if leave.authority != Authority::Complete && !gone.is_empty() {
+        let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_));
+        // One of another kind, or made anew, has lost its routes: they are put back in the same round.
+        let is_excused = self.excused && is_device && gone.iter().all(|what| what.starts_with("route"));
+        if leave.authority != Authority::Complete && !gone.is_empty() && !is_excused {
             self.seen.push(format!("{object}: {gone:?} went before the cluster was known"));
         }
         if !leave.routes_are_complete && !self.excused && gone.iter().any(is_route) {
             self.seen.push(format!("{object}: {gone:?} went before all routes were known"));
         }
-        let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_));
         if !self.excused && is_device && gone.iter().any(|what| what.starts_with("route")) {
             self.seen.push(format!("{object} took routes along: {gone:?}"));
         }
+        let came = state.overlay_devices.keys().any(|name| !self.last.overlay_devices.contains_key(name));
+        let lost_guard = is_guarded(&self.last) && !is_guarded(state);
+        let has_device = state.overlay_devices.keys().any(|name| is_vxlan(&name.0));
+        if !self.excused && has_device && (came || lost_guard) && !is_guarded(state) {
+            self.seen.push(format!("{object}: a device of vxlan is not guarded"));
+        }
         self.last = state.clone();
     }
+}
+
+/// Returns whether the rules of a backend that keep others from sending into tunnels are there.
+fn is_guarded(state: &State) -> bool {
+    let chains = overlay_guard::dropping_chains();
+    state.rules.keys().any(overlay_guard::is_piece) || chains.iter().any(|chain| state.router_table.contains_key(chain))
 }
 
 /// Objects of the router's kinds that one state has and the other lacks.
@@ -435,6 +451,7 @@ impl<'r> Walk<'r> {
         if other {
             self.setup = setup(self.random);
             self.watch.borrow_mut().excused = true;
+            self.tell(format!("flags are others: {:?}", self.setup.config.overlay));
         }
         self.agent = Agent::start(&self.kernel, &self.setup);
         self.tell("the program starts");

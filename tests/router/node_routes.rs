@@ -308,6 +308,12 @@ fn a_node_whose_own_node_object_goes_or_loses_its_addresses_keeps_its_routes_and
         lose(&mut world, "node-1", whole);
         // Without an own address there is no speaker, and what was learned is never complete.
         assert_eq!(take(&world, false), before, "{overlay}");
+        let mut fewer = world.clone();
+        lose(&mut fewer, "node-3", true);
+        let gone = [prefix("10.244.3.0/24"), prefix("fd00:10:244:3::/64")];
+        let routes = take(&fewer, false).0;
+        assert!(routes.iter().all(|key| !gone.contains(&key.destination)), "{overlay}: {routes:?}");
+        assert!(routes.len() + gone.len() == before.0.len(), "{overlay}: the others stay: {routes:?}");
         assert_eq!(take(&whole_world, true), before, "{overlay}: it is back");
         lose(&mut world, "node-3", true);
         take(&world, false);

@@ -156,6 +156,7 @@ impl Table<'_> {
                 Traffic::Port { protocol, port } => protocol == *wanted && (range.first..=range.last).contains(&port),
                 Traffic::Icmp { .. } | Traffic::Tunnel => false,
             },
+            Match::VxlanNumber(_) => panic!("packets here say nothing of what is inside UDP"),
             Match::Opening => panic!("packets here say nothing of the flags of TCP"),
             Match::State { states, negated } => {
                 let own = match state {

@@ -18,12 +18,13 @@ use super::{Rules, Table};
 /// `OUTPUT`: policies accept nothing there that may be for no Service.
 /// `POSTROUTING`: the source address for masquerading wins over the one for hairpin connections, as with kube-router, and
 /// both over the one for what pods send to the outside.
-const ORDER: [(Table, &str, &[&str]); 7] = [
+const ORDER: [(Table, &str, &[&str]); 8] = [
     (Table::Filter, "INPUT", &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-SERVICES"]),
     (Table::Filter, "FORWARD", &["KUBE-ROUTER-UNALLOCATED", "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-PODS"]),
     (Table::Filter, "OUTPUT", &["KUBE-ROUTER-OUTPUT", "KUBE-ROUTER-UNALLOCATED"]),
-    (Table::Mangle, "PREROUTING", &["KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-MSS"]),
-    (Table::Mangle, "INPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-INSIDE"]),
+    (Table::Mangle, "PREROUTING", &["KUBE-ROUTER-OVERLAY-PODS", "KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-MSS"]),
+    (Table::Mangle, "POSTROUTING", &["KUBE-ROUTER-OVERLAY-OUT"]),
+    (Table::Mangle, "INPUT", &["KUBE-ROUTER-OVERLAY-IN", "KUBE-ROUTER-SOURCES", "KUBE-ROUTER-INSIDE"]),
     (Table::Mangle, "OUTPUT", &["KUBE-ROUTER-SOURCES", "KUBE-ROUTER-DSR", "KUBE-ROUTER-DSR-SENT"]),
     (Table::Nat, "POSTROUTING", &["KUBE-ROUTER-SNAT", "KUBE-ROUTER-HAIRPIN", "KUBE-ROUTER-EGRESS"]),
 ];

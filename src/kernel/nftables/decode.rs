@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::encode::{STATES, encapsulation, expressions, frame_field, icmp, length, loads, offset, to_bridge_group};
+use super::encode::{
+    STATES, VXLAN_NUMBER, encapsulation, expressions, frame_field, icmp, length, loads, offset, to_bridge_group,
+};
 use super::expression::{Data, Expression, FIRST, VERDICT, base, compare, connection, fib, meta, nat, reject, tcp};
 use super::object::Name;
 use super::rule::{FrameField, Lookup, Mark, Match, Rule, Side, Statement, States, Verdict};
@@ -98,6 +100,7 @@ impl<'a> Reader<'a> {
             Expression::Log { group, prefix } => {
                 self.statement(Statement::Log { group: *group, prefix: prefix.clone() }, rest)
             }
+            Expression::Untrack => self.statement(Statement::Untrack, rest),
             Expression::Counter(name) => self.statement(Statement::Count(name.clone()), rest),
             Expression::Verdict { code, chain } => self.end(plain(*code, chain.as_ref())?, rest),
             Expression::Reject { kind: reject::ANY_FAMILY, code: reject::PORT_UNREACHABLE } => {
@@ -253,6 +256,10 @@ impl<'a> Reader<'a> {
         match (offset, rest) {
             (tcp::FLAGS, [Expression::Bitwise { .. }, Expression::Compare { .. }, rest @ ..]) => {
                 self.condition(Match::Opening, rest)
+            }
+            (VXLAN_NUMBER, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
+                let [a, b, c] = *value.bytes() else { return None };
+                self.condition(Match::VxlanNumber(u32::from_be_bytes([0, a, b, c])), rest)
             }
             (0, [Expression::Compare { from: FIRST, value, .. }, rest @ ..]) => {
                 let family = self.family.filter(|family| icmp(*family) == number)?;

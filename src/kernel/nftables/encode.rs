@@ -138,6 +138,9 @@ pub(super) fn to_bridge_group() -> [Expression; 5] {
 /// `ARPHRD_ETHER` (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
 
+/// Where the number of the network stands behind the header of UDP and the flags of VXLAN.
+pub(super) const VXLAN_NUMBER: u32 = 12;
+
 fn words(family: Family) -> u32 {
     length(family) / 4
 }
@@ -247,11 +250,13 @@ impl Writer {
             Match::Encapsulated(family) => self.compare_protocol(encapsulation(*family)),
             Match::IcmpKind { family, number } => {
                 self.need_family(*family);
-                self.need_protocol(icmp(*family));
-                self.push(Expression::Payload { base: base::TRANSPORT, offset: 0, length: 1, to: FIRST });
-                self.equal(false, Data::new(&[*number]));
+                self.transport_field(icmp(*family), 0, &[*number]);
             }
             Match::DestinationPort { protocol, range } => self.port(*protocol, *range),
+            Match::VxlanNumber(number) => {
+                let [_, octets @ ..] = number.to_be_bytes();
+                self.transport_field(Protocol::Udp.number(), VXLAN_NUMBER, &octets);
+            }
             Match::Opening => {
                 self.need_protocol(Protocol::Tcp.number());
                 self.push(Expression::Payload { base: base::TRANSPORT, offset: tcp::FLAGS, length: 1, to: FIRST });
@@ -289,15 +294,19 @@ impl Writer {
                 self.push(frame_field(*of, 0));
                 self.within(*range, false);
             }
-            Match::NeighborMessage(number) => {
-                self.need_protocol(icmp(Family::V6));
-                self.push(Expression::Payload { base: base::TRANSPORT, offset: 0, length: 1, to: FIRST });
-                self.equal(false, Data::new(&[*number]));
-            }
+            Match::NeighborMessage(number) => self.transport_field(icmp(Family::V6), 0, &[*number]),
             Match::Limit { per_minute, burst } => {
                 self.push(Expression::Limit { rate: u64::from(*per_minute), seconds: 60, burst: *burst });
             }
         }
+    }
+
+    /// Compares a field behind the IP header, in packets of this protocol.
+    fn transport_field(&mut self, protocol: u8, offset: u32, value: &[u8]) {
+        self.need_protocol(protocol);
+        let length = u32::try_from(value.len()).expect("fields are short");
+        self.push(Expression::Payload { base: base::TRANSPORT, offset, length, to: FIRST });
+        self.equal(false, Data::new(value));
     }
 
     fn address(&mut self, of: Side, range: IpNet, negated: bool) {
@@ -383,6 +392,7 @@ impl Writer {
                 self.mask(Data::number(!mask), Data::number(value & mask));
                 self.push(set_mark);
             }
+            Statement::Untrack => self.push(Expression::Untrack),
             Statement::SetMss(size) => {
                 self.push(Expression::Immediate { to: FIRST, value: Data::new(&size.to_be_bytes()) });
                 self.push(Expression::SetMss { from: FIRST });

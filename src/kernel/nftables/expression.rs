@@ -93,6 +93,8 @@ pub(super) enum Expression {
         kind: u32,
         code: u8,
     },
+    /// Keeps connection tracking from looking at the packet.
+    Untrack,
     Masquerade {
         flags: u32,
     },
@@ -219,7 +221,7 @@ impl Expression {
             Expression::Reject { kind, code } => {
                 messages.u32_be(1, *kind).u8(2, *code);
             }
-            Expression::Masquerade { flags: 0 } | Expression::Unknown => {}
+            Expression::Masquerade { flags: 0 } | Expression::Untrack | Expression::Unknown => {}
             Expression::Masquerade { flags } => {
                 messages.u32_be(1, *flags);
             }
@@ -269,6 +271,7 @@ impl Expression {
             Expression::Counter(_) => "objref",
             Expression::SetMss { .. } => "exthdr",
             Expression::Reject { .. } => "reject",
+            Expression::Untrack => "notrack",
             Expression::Masquerade { .. } => "masq",
             Expression::SourceNat { .. } => "nat",
             Expression::Unknown => "",
@@ -393,6 +396,7 @@ impl Reading<'_> {
             "reject" => {
                 Expression::Reject { kind: self.number(1)?, code: self.0.get(2).map_or(Some(0), |code| code.u8())? }
             }
+            "notrack" => Expression::Untrack,
             "masq" if !self.has(2) => Expression::Masquerade { flags: self.number(1).unwrap_or_default() },
             "nat"
                 if self.number(1)? == 0

@@ -48,7 +48,7 @@ impl Object {
         let others = rule.statements().iter().filter_map(|statement| match statement {
             Statement::Count(counter) => Some(Object::Counter(counter.clone())),
             Statement::MarkFrom { map, .. } => Some(Object::Set(map.clone())),
-            Statement::Log { .. } | Statement::SetMark(_) | Statement::SetMss(_) => None,
+            Statement::Log { .. } | Statement::SetMark(_) | Statement::SetMss(_) | Statement::Untrack => None,
         });
         let verdict = rule.verdict().and_then(|verdict| match verdict {
             Verdict::Map { map, .. } => Some(Object::Set(map.clone())),

@@ -60,6 +60,8 @@ pub enum Match {
     IcmpKind { family: Family, number: u8 },
     /// `tcp dport`: the destination port is in this range.
     DestinationPort { protocol: Protocol, range: PortRange },
+    /// `@th,96,24`: the number of the network (VNI) in the header of VXLAN (RFC 7348 5), 24 bits, in a packet of UDP. The port says that there is such a header.
+    VxlanNumber(u32),
     /// `tcp flags & (syn | rst) == syn`: a segment of TCP that opens a connection, or accepts one.
     Opening,
     /// `ct state`: connection tracking gives the packet one of these states.
@@ -152,6 +154,8 @@ pub enum Statement {
     SetMss(u16),
     /// The packet's mark becomes what the map has for these fields; a packet without an element leaves the rule.
     MarkFrom { lookup: Lookup, map: Name },
+    /// `notrack`: connection tracking leaves the packet out. Before it looks at packets, at the priority of raw tables.
+    Untrack,
 }
 
 /// The verdict on a packet for which a rule holds, or for which a verdict map has an element.
@@ -219,6 +223,7 @@ impl Rule {
                     name.truncate(longest_of(name, LONGEST_LINK));
                 }
                 Match::Limit { burst, .. } if *burst == 0 => *burst = USUAL_BURST,
+                Match::VxlanNumber(number) => *number &= 0x00ff_ffff,
                 _ => {}
             }
         }
@@ -226,7 +231,7 @@ impl Rule {
             match statement {
                 Statement::Log { prefix, .. } => *prefix = quotable(prefix, LONGEST_PREFIX),
                 Statement::SetMark(mark) => mark.value &= mark.mask,
-                Statement::Count(_) | Statement::MarkFrom { .. } | Statement::SetMss(_) => {}
+                Statement::Count(_) | Statement::MarkFrom { .. } | Statement::SetMss(_) | Statement::Untrack => {}
             }
         }
         Rule(Arc::new(Parts { matches, statements, verdict, comment: None, foreign: None }))

@@ -87,6 +87,7 @@ fn one_match() -> impl Strategy<Value = Match> {
         Just(Match::ToMany),
         Just(Match::ToBridgeGroup),
         Just(Match::Opening),
+        any::<u32>().prop_map(Match::VxlanNumber),
         Just(Match::Answer),
         protocol().prop_map(Match::Protocol),
         family().prop_map(Match::Encapsulated),
@@ -119,6 +120,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Match::InSet { lookup, .. } => of_lookup(lookup),
         Match::Protocol(protocol) | Match::DestinationPort { protocol, .. } => (None, Some(protocol.number())),
         Match::Opening => (None, Some(Protocol::Tcp.number())),
+        Match::VxlanNumber(_) => (None, Some(Protocol::Udp.number())),
         Match::Encapsulated(family) => (None, Some(super::encode::encapsulation(*family))),
         Match::IcmpKind { family, .. } => (Some(*family), Some(super::encode::icmp(*family))),
         _ => (None, None),
@@ -150,6 +152,7 @@ fn statements() -> impl Strategy<Value = Vec<Statement>> {
         (any::<u16>(), "[a-z/ ]{0,140}").prop_map(|(group, prefix)| Statement::Log { group, prefix: prefix.into() }),
         mark().prop_map(Statement::SetMark),
         any::<u16>().prop_map(Statement::SetMss),
+        Just(Statement::Untrack),
         (lookup(), name()).prop_map(|(lookup, map)| Statement::MarkFrom { lookup, map }),
     ];
     // Fields of one family and one protocol: what is looked up comes alone.

@@ -52,7 +52,7 @@ const NO_ENCAP_LIMIT: u32 = 0x1;
 
 impl Tunnels {
     /// Opens a socket in the network namespace of the calling thread. `is_ours` decides by a device's name.
-    /// `compares_mtu`: whether MTUs are ours to set; otherwise they read as `None`.
+    /// `compares_mtu`: whether MTUs are ours to set, until a change decides; where they are not, they read as `None`.
     ///
     /// # Errors
     /// The socket cannot be opened.
@@ -75,7 +75,9 @@ impl Tunnels {
             (Some(_), None) => ("delete tunnel", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
-        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))
+        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
+        Ok(())
     }
 
     fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {

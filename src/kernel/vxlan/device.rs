@@ -45,7 +45,7 @@ mod data {
 
 impl Devices {
     /// Opens a socket in the network namespace of the calling thread. `is_ours` decides by a device's name.
-    /// `compares_mtu`: whether MTUs are ours to set; otherwise they read as `None`.
+    /// `compares_mtu`: whether MTUs are ours to set, until a change decides; where they are not, they read as `None`.
     ///
     /// # Errors
     /// The socket cannot be opened.
@@ -71,7 +71,9 @@ impl Devices {
             (Some(_), None) => ("delete device", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
-        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))
+        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
+        Ok(())
     }
 
     /// Its routes and entries go with it; they are read back and made again in the same round.
@@ -112,6 +114,14 @@ impl Target for Devices {
         let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
         steps.iter().enumerate().filter_map(failed).collect()
     }
+}
+
+/// Returns all devices of the type in the network namespace of the calling thread, whoever made them, without their MTUs.
+///
+/// # Errors
+/// The kernel does not list them.
+pub fn all() -> Result<BTreeMap<LinkName, Vxlan>, Error> {
+    Devices::open(|_| true, false)?.read()
 }
 
 /// Returns whether one becomes the other without being created again, so that its routes stay.

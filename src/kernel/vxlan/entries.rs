@@ -1,6 +1,6 @@
 //! Neighbours and forwarding entries of other nodes on `vxlan` devices, over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::{Entry, EntryKey, gateway};
@@ -95,12 +95,13 @@ impl Target for Entries {
             let key = EntryKey { link, remote: record.destination };
             found.entry(key).or_default().forwarded = Some(record.address);
         }
+        // A gateway of IPv6 says whose it is by the node that has it. Each takes a hash, so it is made once.
+        let owners: HashMap<(LinkName, IpAddr), IpAddr> =
+            found.keys().map(|key| ((key.link.clone(), gateway(key.remote)), key.remote)).collect();
         for family in Family::BOTH {
             for record in self.list(family.number())? {
                 let Some(link) = on(&record) else { continue };
-                // A gateway of IPv6 says whose it is by the node that has it.
-                let of_link = found.keys().filter(|key| key.link == link);
-                let owner = of_link.map(|key| key.remote).find(|remote| gateway(*remote) == record.destination);
+                let owner = owners.get(&(link.clone(), record.destination)).copied();
                 // One without a forwarding entry is written anew with it.
                 let Some(remote) = owner.or(Some(record.destination).filter(IpAddr::is_ipv4)) else { continue };
                 found.entry(EntryKey { link, remote }).or_default().neighbour = Some(record.address);

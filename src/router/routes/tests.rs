@@ -357,3 +357,38 @@ fn what_node_objects_give_comes_before_what_neighbours_say_before_and_after_and_
         assert_eq!((rig.routes().len(), changed.withdrawn.len()), (0, 1));
     }
 }
+
+#[test]
+fn a_next_hop_that_is_another_address_of_a_node_is_behind_the_tunnel_to_that_node() {
+    let name = tunnel(address(PEER));
+    let gateway_v6 = gateway(address("2001:db8:3::3"));
+    for (words, ways) in [
+        (&[][..], [format!("dev {name}"), format!("dev {}", tunnel(address("2001:db8:3::3")))]),
+        (
+            &["--overlay-encap=vxlan"],
+            [format!("via {PEER} dev sluice-vxlan4 onlink"), format!("via {gateway_v6} dev sluice-vxlan6")],
+        ),
+    ] {
+        // The first address of each family is where the node's tunnels end.
+        let mut rig = rig(words, &["10.0.0.3 10.0.0.4 2001:db8:3::3 2001:db8:3::4"]);
+        rig.learn("10.244.3.0/24", "10.0.0.4");
+        rig.learn("fd00:10:244:3::/64", "2001:db8:3::4");
+        let routes = rig.routes();
+        for way in &ways {
+            assert!(routes.iter().any(|route| route.contains(" proto 17") && route.contains(way)), "{way}: {routes:?}");
+        }
+        assert!(
+            routes.iter().all(|route| !route.contains("10.0.0.4") && !route.contains("2001:db8:3::4")),
+            "{routes:?}"
+        );
+        // Of a node that has another first address since, the tunnel is another one.
+        let moved = node("10.0.0.4 10.0.0.3 2001:db8:3::3 2001:db8:3::4", "");
+        let both = PerFamily::from_fn(|family| moved.address(family));
+        rig.nodes.values_mut().for_each(|addresses| *addresses = both);
+        rig.routes.look_again(address("10.0.0.4"));
+        rig.settle();
+        let routes = rig.routes();
+        assert!(routes.iter().any(|route| route.starts_with("10.0.0.4/32 ")), "{routes:?}");
+        assert!(routes.iter().all(|route| !route.starts_with("10.0.0.3/32 ")), "{routes:?}");
+    }
+}

@@ -2,6 +2,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
+mod overlay_guard;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
@@ -163,6 +165,15 @@ impl Cluster {
         let mut child = self.agents.remove(&number).expect("it runs");
         run(&format!("kill -TERM {}", child.id()));
         assert!(child.wait().expect("it has ended").success(), "{}", self.log(number));
+    }
+
+    /// Runs `--cleanup-config`; what it said.
+    fn clean_up(&self, number: usize) -> String {
+        let file = self.file("cni", number).with_extension("conflist");
+        let file = format!("KUBE_ROUTER_CNI_CONF_FILE={}", file.display());
+        let cleanup = format!("--cleanup-config --socket= --state-dir={}", self.file("state", number).display());
+        let program = env!("CARGO_BIN_EXE_sluice");
+        attempt(&format!("ip netns exec {} env {file} {program} {cleanup}", self.name(number))).2
     }
 
     fn log(&self, number: usize) -> String {
@@ -393,11 +404,7 @@ fn pods_reach_each_other_through_vxlan_and_a_restart_a_deleted_device_and_a_clea
             }
 
             cluster.terminate(1);
-            let file = cluster.file("cni", 1).with_extension("conflist");
-            let file = format!("KUBE_ROUTER_CNI_CONF_FILE={}", file.display());
-            let cleanup = format!("--cleanup-config --socket= --state-dir={}", cluster.file("state", 1).display());
-            let (_, _, said) =
-                attempt(&format!("ip netns exec {name} env {file} {} {cleanup}", env!("CARGO_BIN_EXE_sluice")));
+            let said = cluster.clean_up(1);
             assert_eq!(cluster.routes(1), Vec::<String>::new(), "{said}");
             let links = run(&format!("ip -n {name} link show"));
             assert!(!links.contains("sluice-vxlan") && links.contains("vxlan.calico"), "{links}\n{said}");

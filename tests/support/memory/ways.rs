@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use sluice::config::Backend;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::ipset::SetName;
-use sluice::kernel::iptables::Piece;
+use sluice::kernel::iptables::{Piece, Table};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::nftables::passages::{InHostChain, Passage, Passing};
 use sluice::kernel::route::{Route, RouteKey};
@@ -19,7 +19,7 @@ use sluice::net::Family;
 use sluice::reconcile::Optional;
 use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
-use sluice::router::names::{BRIDGE, CHAIN_EGRESS, CHAIN_PODS, TUNNEL_TABLE, is_tunnel, is_vxlan};
+use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, is_tunnel, is_vxlan};
 
 use super::kinds::{Elements, Routes, Rows, RuleRows, Sets, Settings};
 use super::table::RouterTable;
@@ -100,6 +100,14 @@ impl Rows for OverlayDevices {
 
     fn is_ours(key: &LinkName, _: &Vxlan) -> bool {
         is_vxlan(&key.0)
+    }
+
+    /// There is one device with a number and a port in each address family.
+    fn refusal(state: &State, key: &LinkName, want: Option<&Vxlan>) -> Option<Errno> {
+        let want = want?;
+        let place = |device: &Vxlan| (device.id, device.port, device.local.is_ipv4());
+        let mut others = state.overlay_devices.iter().filter(|(name, _)| *name != key);
+        others.any(|(_, other)| place(other) == place(want)).then_some(Errno::EXIST)
     }
 
     /// One with another number or port is made anew, and has lost its routes and entries.
@@ -281,9 +289,10 @@ fn is_our_set(name: &SetName) -> bool {
 }
 
 fn is_our_piece(piece: &Piece) -> bool {
+    let has = |table: Table, chain: &str| CHAINS.contains(&(table, chain));
     match piece {
-        Piece::Chain { chain, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&chain.as_str()),
-        Piece::Jump { to, .. } => [CHAIN_EGRESS, CHAIN_PODS].contains(&to.as_str()),
+        Piece::Chain { table, chain, .. } => has(*table, chain),
+        Piece::Jump { table, to, .. } => has(*table, to),
         Piece::Leftover { .. } => false,
     }
 }

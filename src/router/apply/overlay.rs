@@ -1,0 +1,81 @@
+//! Tunnels and devices of `vxlan`, with what they know of other nodes.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Kernel, Mirrors};
+use crate::kernel::link::LinkName;
+use crate::kernel::vxlan::gateway;
+use crate::net::{Family, PerFamily};
+use crate::reconcile::{Growth, Moment, Reflection};
+use crate::router::desired::Desired;
+use crate::router::names::vxlan;
+use crate::router::overlay_guard;
+use crate::router::routes::Routes;
+
+impl<K: Kernel> Mirrors<K> {
+    pub(super) fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {
+        let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
+        let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
+        if grown.iter().any(|name| there.contains(name)) {
+            // A tunnel that was recreated, or set up, has lost its routes.
+            self.routes.forget();
+            self.routes.try_at_once();
+        }
+    }
+
+    /// A device comes, and changes, only where the rules are in force that keep everybody but nodes from sending into it.
+    pub(super) fn grow_overlay(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
+        let there: BTreeSet<LinkName> = self.overlay_devices.known_keys().cloned().collect();
+        let guarded = PerFamily::from_fn(|family| self.is_guarded(desired, family));
+        let is_guarded = |name: &LinkName| guarded.iter().any(|(family, guarded)| *guarded && *name == vxlan(family));
+        let grown = self.overlay_devices.grow_among(&desired.overlay_devices, Growth::Full, at, is_guarded);
+        if grown.iter().any(|name| there.contains(name)) {
+            // A device that was recreated, or set up, has lost its routes and entries. Those that failed because it could not be made
+            // need not wait any longer.
+            self.overlay_entries.forget();
+            self.overlay_entries.try_at_once();
+            self.routes.forget();
+            self.routes.try_at_once();
+        }
+        self.overlay_entries.grow(learned.entries(), Growth::Full, at);
+    }
+
+    /// Returns whether all rules that guard the device of a family were seen in the kernel.
+    fn is_guarded(&self, desired: &Desired, family: Family) -> bool {
+        let pieces =
+            desired.rules.iter().filter(|(piece, _)| overlay_guard::is_piece(piece) && piece.family() == family);
+        let has_rules = pieces
+            .into_iter()
+            .all(|(piece, rules)| self.rules.seen().is_some_and(|seen| seen.get(piece) == Some(rules)));
+        has_rules
+            && overlay_guard::dropping_chains().iter().all(|chain| {
+                let wanted = desired.table.get(chain);
+                wanted.is_none() || self.table.seen().is_some_and(|seen| seen.get(chain) == wanted)
+            })
+    }
+
+    /// Returns whether there is, or may be, a device of `vxlan` that is not wanted any more.
+    pub(super) fn has_former_device(&self, desired: &Desired) -> bool {
+        let mut known = self.overlay_devices.known_keys();
+        self.overlay_devices.seen().is_none() || known.any(|name| !desired.overlay_devices.contains_key(name))
+    }
+
+    /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.
+    pub(super) fn shrink_tunnels(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
+        // A route that could not be changed or deleted may still use the tunnel that it is to leave.
+        let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
+        let used: Option<BTreeSet<&LinkName>> =
+            seen.map(|seen| seen.values().flat_map(|route| &*route.next_hops).map(|hop| &hop.link).collect());
+        let is_unused = |name: &LinkName| used.as_ref().is_some_and(|used| !used.contains(name));
+        self.tunnels.shrink_where(learned.tunnels(), at, |name, _| is_unused(name));
+        let gateways: Option<BTreeSet<(&LinkName, IpAddr)>> = seen.map(|seen| {
+            let hops = seen.values().flat_map(|route| &*route.next_hops);
+            hops.filter_map(|hop| Some((&hop.link, hop.gateway?))).collect()
+        });
+        self.overlay_entries.shrink_where(learned.entries(), at, |key, _| {
+            gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
+        });
+        self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
+    }
+}

@@ -1,0 +1,226 @@
+//! Keeps everybody but nodes from sending into the tunnels between nodes that are inside UDP.
+//!
+//! A device of `vxlan` compares the number of the network and the link address inside a packet, not the sender (RFC 7348 7): without
+//! these rules whoever reaches the port of a node sends packets with any source into the pods' network. A tunnel of `fou` takes packets from
+//! the other node's address alone, so what is left is that nobody gets a node's address on the way out.
+//!
+//! | packet to the port of tunnels | dropped |
+//! |---|---|
+//! | from the pods' bridge, whatever source it claims, to a node | where it comes in |
+//! | from no node's address to a node, leaving this host: a Service or a rule of the host may be about to masquerade it | before addresses are translated |
+//! | from no node's address, to this host; `vxlan` alone | where it arrives |
+//! | to an address of this host at which no tunnel ends; `vxlan` alone | where it arrives |
+//!
+//! In the kernel, chains in `mangle`, entered for the port alone:
+//!
+//! ```text
+//! iptables -t mangle -A PREROUTING  -p udp -m udp --dport 4789 -j KUBE-ROUTER-OVERLAY-PODS
+//! iptables -t mangle -A INPUT       -p udp -m udp --dport 4789 -j KUBE-ROUTER-OVERLAY-IN
+//! iptables -t mangle -A POSTROUTING -p udp -m udp --dport 4789 -j KUBE-ROUTER-OVERLAY-OUT
+//! iptables -t mangle -A KUBE-ROUTER-OVERLAY-PODS -i kube-bridge -m set --match-set kube-router-node-ips dst -j DROP
+//! iptables -t mangle -A KUBE-ROUTER-OVERLAY-IN -m set ! --match-set kube-router-node-ips src -j DROP
+//! iptables -t mangle -A KUBE-ROUTER-OVERLAY-IN ! -d 192.0.2.1/32 -j DROP
+//! iptables -t mangle -A KUBE-ROUTER-OVERLAY-OUT ! -s 192.0.2.1/32 -m set --match-set kube-router-node-ips dst
+//!     -m set ! --match-set kube-router-node-ips src -j DROP
+//! ```
+//!
+//! With nftables the same, of `vxlan` for packets of our number alone: devices of others at the same port, with peers that are no nodes, go on.
+//! What arrives is judged behind IPVS there, so a Service may have the port. Packets between nodes are not tracked:
+//!
+//! ```text
+//! chain overlay_untracked { type filter hook prerouting priority raw; udp dport 4789 @th,96,24 1 ip saddr @nodes4 ip daddr 192.0.2.1 notrack }
+//! chain overlay_sent      { type filter hook output priority raw; udp dport 4789 @th,96,24 1 ip saddr 192.0.2.1 ip daddr @nodes4 notrack }
+//! chain overlay_pods      { type filter hook prerouting priority mangle; udp dport 4789 @th,96,24 1 iifname "kube-bridge" ip daddr @nodes4 drop }
+//! chain overlay_in        { type filter hook input priority srcnat + 1; udp dport 4789 @th,96,24 1 ip saddr != @nodes4 drop;
+//!     udp dport 4789 @th,96,24 1 ip daddr != 192.0.2.1 drop }
+//! chain overlay_out       { type filter hook postrouting priority mangle; udp dport 4789 @th,96,24 1 ip saddr != 192.0.2.1 ip daddr @nodes4
+//!     ip saddr != @nodes4 drop }
+//! ```
+//!
+//! The rules are there before a device is, and as long as one is (`apply::overlay`); they outlive the agent. Limits: a process in the host's network is
+//! its node, and a network in which hosts can take nodes' addresses is not closed by this. `ipip` has no such rules: the kernel compares the
+//! sender, and to send packets of that protocol takes a privilege (`CAP_NET_RAW`) with which the sender can be forged as well.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::Encapsulation;
+use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
+use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
+use crate::net::{Family, PortRange, Protocol};
+
+use super::identity::Identity;
+use super::names::{
+    BRIDGE, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT, CHAIN_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT, NFT_OVERLAY_PODS,
+    NFT_OVERLAY_SENT, NFT_OVERLAY_UNTRACKED, Set,
+};
+
+/// Before connection tracking.
+const RAW: i32 = -300;
+/// Before addresses are translated.
+const MANGLE: i32 = -150;
+/// Behind IPVS, which takes packets to Services at 98 and 99.
+const BEHIND_SERVICES: i32 = 101;
+
+const BY_PODS: &str = "tunnel packets of pods";
+const BY_OTHERS: &str = "tunnel packets of hosts that are no nodes";
+const ELSEWHERE: &str = "tunnel packets to addresses where no tunnel ends";
+const BORROWED: &str = "tunnel packets that would get the address of a node";
+
+/// Packets of tunnels between nodes, as the packet filter tells them from others.
+#[derive(Clone, Copy, Debug)]
+struct Carrier {
+    port: u16,
+    /// The number of the network (VNI), where the kernel does not compare the sender; `None` where it does.
+    number: Option<u32>,
+}
+
+impl Carrier {
+    fn of(encapsulation: Encapsulation) -> Option<Carrier> {
+        match encapsulation {
+            Encapsulation::Ipip => None,
+            Encapsulation::Fou(fou) => Some(Carrier { port: fou.port, number: None }),
+            Encapsulation::Vxlan(network) => Some(Carrier { port: network.port, number: Some(network.id) }),
+        }
+    }
+}
+
+/// Returns whether a piece of iptables is part of this.
+pub fn is_piece(piece: &Piece) -> bool {
+    let ours = [CHAIN_OVERLAY_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT];
+    match piece {
+        Piece::Chain { chain, .. } => ours.contains(&chain.as_str()),
+        Piece::Jump { to, .. } => ours.contains(&to.as_str()),
+        Piece::Leftover { .. } => false,
+    }
+}
+
+/// Returns the chains of our table that drop packets.
+pub fn dropping_chains() -> [Object; 3] {
+    [NFT_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT].map(|name| Object::Chain(name.into()))
+}
+
+/// Returns whether the chains that drop packets need an object of our table: they themselves, and the sets.
+pub fn needs(object: &Object) -> bool {
+    matches!(object, Object::Set(_)) || dropping_chains().contains(object)
+}
+
+/// Returns the chains and the jumps to them, for one family; none where no tunnel of it ends here.
+pub fn rules(own: &Identity, encapsulation: Encapsulation, family: Family) -> BTreeMap<Piece, Rules> {
+    let carried = Carrier::of(encapsulation).zip(*own.addresses.of(family));
+    let Some((carrier, local)) = carried else { return BTreeMap::new() };
+    let local = Family::host_prefix(local);
+    let nodes = Set::NodeAddresses.name(family);
+    let is_node = |side, negated| Match::Set { set: nodes.clone(), of: SetSides::Address(side), negated };
+    let drop = |matches: Vec<Match>, said: &str| {
+        Rule::new([matches, vec![Match::Comment(said.into())]].concat(), Verdict::Drop)
+    };
+    let by_pods = drop(vec![Match::InputLink(BRIDGE.into()), is_node(Side::Destination, false)], BY_PODS);
+    let borrowed =
+        [Match::Source { range: local, negated: true }, is_node(Side::Destination, false), is_node(Side::Source, true)];
+    let mut chains = vec![
+        ("PREROUTING", CHAIN_OVERLAY_PODS, vec![by_pods]),
+        ("POSTROUTING", CHAIN_OVERLAY_OUT, vec![drop(borrowed.into(), BORROWED)]),
+    ];
+    if carrier.number.is_some() {
+        let elsewhere = vec![Match::Destination { range: local, negated: true }];
+        let arriving = vec![drop(vec![is_node(Side::Source, true)], BY_OTHERS), drop(elsewhere, ELSEWHERE)];
+        chains.push(("INPUT", CHAIN_OVERLAY_IN, arriving));
+    }
+    let (protocol, table) = (Protocol::Udp, Table::Mangle);
+    let to_port = [
+        Match::Protocol(IpProtocol::Transport(protocol)),
+        Match::Port { protocol, side: Side::Destination, port: carrier.port },
+    ];
+    let pieces = |(from, chain, rules): (&str, &str, Vec<Rule>)| {
+        let jump = Rule::new(to_port.clone(), Verdict::Jump(chain.into()));
+        [
+            (Piece::Chain { family, table, chain: chain.into() }, Rules(rules)),
+            (Piece::Jump { family, table, from: from.into(), to: chain.into() }, Rules(vec![jump])),
+        ]
+    };
+    chains.into_iter().flat_map(pieces).collect()
+}
+
+/// Returns the chains of our table of nf_tables for these families; none where no tunnel ends here.
+pub fn table_chains(own: &Identity, encapsulation: Encapsulation, families: &[Family]) -> BTreeMap<Object, Content> {
+    let Some(carrier) = Carrier::of(encapsulation) else { return BTreeMap::new() };
+    let ends = families.iter().filter_map(|family| (*own.addresses.of(*family)).map(|local| (*family, local)));
+    let ends: Vec<(Family, IpAddr)> = ends.collect();
+    let each = |rules: fn(Carrier, (Family, IpAddr)) -> Vec<nftables::Rule>| -> Vec<nftables::Rule> {
+        ends.iter().flat_map(|end| rules(carrier, *end)).collect()
+    };
+    let mut chains = vec![
+        (NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, each(untracked)),
+        (NFT_OVERLAY_SENT, Hook::Output, RAW, each(sent)),
+        (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, each(by_pods)),
+        (NFT_OVERLAY_OUT, Hook::Postrouting, MANGLE, each(borrowed)),
+    ];
+    if carrier.number.is_some() {
+        chains.push((NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, each(arriving)));
+    }
+    let chain = |(name, hook, priority, rules): (&str, Hook, i32, Vec<nftables::Rule>)| {
+        let base = Some(Base { kind: BaseKind::Filter, hook, priority });
+        (Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base, rules })))
+    };
+    chains.into_iter().filter(|(.., rules)| !rules.is_empty()).map(chain).collect()
+}
+
+/// The matches for packets of tunnels, and those behind them.
+fn carried<const MORE: usize>(carrier: Carrier, more: [nftables::Match; MORE]) -> Vec<nftables::Match> {
+    let range = PortRange { first: carrier.port, last: carrier.port };
+    let port = nftables::Match::DestinationPort { protocol: Protocol::Udp, range };
+    [port].into_iter().chain(carrier.number.map(nftables::Match::VxlanNumber)).chain(more).collect()
+}
+
+fn is_node(family: Family, of: Side, negated: bool) -> nftables::Match {
+    let (lookup, set) = (Lookup::Address(family, of), Set::NodeAddresses.in_table(family));
+    nftables::Match::InSet { lookup, set, negated }
+}
+
+fn is_local(local: IpAddr, of: Side, negated: bool) -> nftables::Match {
+    nftables::Match::Address { of, range: Family::host_prefix(local), negated }
+}
+
+fn dropped<const MORE: usize>(carrier: Carrier, more: [nftables::Match; MORE], said: &str) -> nftables::Rule {
+    nftables::Rule::new(carried(carrier, more), nftables::Verdict::Drop).commented(said)
+}
+
+fn not_tracked<const MORE: usize>(carrier: Carrier, more: [nftables::Match; MORE]) -> nftables::Rule {
+    nftables::Rule::with(carried(carrier, more), [nftables::Statement::Untrack], None)
+}
+
+fn untracked(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Rule> {
+    vec![not_tracked(carrier, [is_node(family, Side::Source, false), is_local(local, Side::Destination, false)])]
+}
+
+fn sent(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Rule> {
+    vec![not_tracked(carrier, [is_local(local, Side::Source, false), is_node(family, Side::Destination, false)])]
+}
+
+fn by_pods(carrier: Carrier, (family, _): (Family, IpAddr)) -> Vec<nftables::Rule> {
+    let from_pods = nftables::Match::InputLink { name: BRIDGE.into(), negated: false };
+    vec![dropped(carrier, [from_pods, is_node(family, Side::Destination, false)], BY_PODS)]
+}
+
+fn borrowed(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Rule> {
+    let matches = [
+        is_local(local, Side::Source, true),
+        is_node(family, Side::Destination, false),
+        is_node(family, Side::Source, true),
+    ];
+    vec![dropped(carrier, matches, BORROWED)]
+}
+
+fn arriving(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Rule> {
+    vec![
+        dropped(carrier, [is_node(family, Side::Source, true)], BY_OTHERS),
+        // Another node's packet to another address of ours passes the first rule.
+        dropped(carrier, [is_local(local, Side::Destination, true)], ELSEWHERE),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

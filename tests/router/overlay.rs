@@ -1,0 +1,73 @@
+//! Devices of `vxlan` that cannot be made for a while, on a kernel in memory.
+
+use std::time::{Duration, Instant};
+
+use sluice::config::Backend;
+use sluice::kernel::address::AddressKey;
+use sluice::kernel::link::LinkName;
+use sluice::kernel::route::TABLE_MAIN;
+use sluice::model::Authority;
+use sluice::reconcile::Moment;
+use sluice::router::apply::{Leave, Mirrors};
+use sluice::router::names::is_vxlan;
+use sluice::router::plan::Plan;
+
+use crate::cluster::{Cluster, prefix};
+use crate::support::memory::{MemoryKernel, State};
+
+/// Somebody's device has the number and the port of ours, for minutes.
+#[test]
+fn when_a_device_can_be_made_at_last_what_needs_it_comes_in_the_same_round() {
+    for backend in ["iptables", "nftables"] {
+        let netfilter = format!("--netfilter={backend}");
+        let words = ["--enable-ipv6", "--node-routes=api", "--overlay-type=full", "--overlay-encap=vxlan", &netfilter];
+        let mut cluster = Cluster::new(&words);
+        for number in 1..=3 {
+            cluster.add_node(number, "192.0.2", "both", &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+        }
+        cluster.settle();
+        let (config, families) = cluster.config();
+        assert_eq!(config.backend == Backend::Nftables, backend == "nftables");
+        let mut plan = Plan::new(config.clone(), families);
+        let changed = plan.update(&cluster.world(1));
+        let mut state = State::of_others();
+        let own = |text: &str| AddressKey { link: LinkName("eth0".into()), address: prefix(text) };
+        state.addresses.extend([(own("192.0.2.1/24"), ()), (own("2001:db8:2::1/64"), ())]);
+        let taken = LinkName("of-others".into());
+        let wanted = plan.desired().overlay_devices.values().find(|device| device.local.is_ipv4());
+        state.overlay_devices.insert(taken.clone(), *wanted.expect("one is wanted"));
+        let kernel = MemoryKernel::new(state);
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        mirrors.mark(&changed);
+        let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+        let begun = Instant::now();
+        let mut now = begun;
+        let mut round = |now: Instant| {
+            mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+            (mirrors.is_settled(), mirrors.retry_at())
+        };
+        while now - begun < Duration::from_secs(300) {
+            let (settled, due) = round(now);
+            assert!(
+                !settled
+                    && kernel
+                        .with(|machine| !machine.state.overlay_devices.contains_key(&LinkName("sluice-vxlan4".into())))
+            );
+            now = due.expect("it is tried again");
+        }
+        kernel.with(|machine| machine.state.overlay_devices.remove(&taken));
+        // The kinds are due one after the other: until the device is.
+        while !kernel.with(|machine| machine.state.overlay_devices.contains_key(&LinkName("sluice-vxlan4".into()))) {
+            now = round(now).1.unwrap_or(now);
+        }
+        kernel.with(|machine| {
+            let ours = machine.state.overlay_entries.keys().filter(|entry| is_vxlan(&entry.link.0)).count();
+            let all = |family: bool| {
+                let main = plan.routes().routes().iter().filter(|(key, _)| key.table == TABLE_MAIN);
+                main.filter(|(key, _)| key.destination.addr().is_ipv4() == family)
+                    .all(|(key, route)| machine.state.routes.get(key) == Some(route))
+            };
+            assert_eq!((ours, all(true), all(false)), (4, true, true), "{backend}");
+        });
+    }
+}
