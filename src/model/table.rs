@@ -209,14 +209,12 @@ impl<'a, K: Ord, V: PartialEq> Iterator for Changes<'a, K, V> {
 
     fn next(&mut self) -> Option<Change<'a, K, V>> {
         loop {
-            if self.older.row == 0
-                && self.newer.row == 0
-                && let (Some((old, older)), Some((new, newer))) =
-                    (self.older.blocks.split_first(), self.newer.blocks.split_first())
-                && Arc::ptr_eq(old, new)
-            {
-                (self.older.blocks, self.newer.blocks) = (older, newer);
-                continue;
+            if self.older.row == 0 && self.newer.row == 0 {
+                // Nearly all blocks of two versions are the same ones: they are passed over together.
+                let both = self.older.blocks.iter().zip(self.newer.blocks);
+                let same = both.take_while(|(old, new)| Arc::ptr_eq(old, new)).count();
+                self.older.blocks = self.older.blocks.get(same..).unwrap_or_default();
+                self.newer.blocks = self.newer.blocks.get(same..).unwrap_or_default();
             }
             let (old, new) = (self.older.row(), self.newer.row());
             let order = match (old, new) {

@@ -17,12 +17,14 @@ const NAMED: usize = 10;
 pub struct Account {
     /// The troubles that were logged, by kind.
     told: BTreeMap<&'static str, String>,
+    /// The kinds without trouble, with the steps that were last reported, in the order in which they come.
+    quiet: Vec<Option<(&'static str, u64)>>,
     steps: ByKind,
     failing: ByKind,
     drift: IntCounterVec,
 }
 
-/// The gauges of a family, each looked up by its label once: all are set in each turn.
+/// The gauges of a family, each looked up by its label once.
 struct ByKind {
     family: IntGaugeVec,
     known: BTreeMap<&'static str, IntGauge>,
@@ -47,6 +49,7 @@ impl Account {
         let options = |name: &str, help: &str| Opts::new(format!("{prefix}_{name}"), help);
         let account = Account {
             told: BTreeMap::new(),
+            quiet: Vec::new(),
             steps: ByKind::new(options("steps", "Changes made in the kernel since the start, by kind of objects"))?,
             failing: ByKind::new(options(
                 "failing",
@@ -87,10 +90,17 @@ impl Account {
     /// Reports the state of the kinds; returns the troubles, for health.
     pub fn kinds(&mut self, kinds: &[&dyn Reflection]) -> Vec<String> {
         let mut troubles = Vec::new();
-        for kind in kinds {
-            let (name, trouble) = (kind.name(), kind.trouble());
-            let steps = i64::try_from(kind.steps_done()).unwrap_or(i64::MAX);
-            self.steps.set(name, steps);
+        self.quiet.resize(kinds.len(), None);
+        for (index, kind) in kinds.iter().enumerate() {
+            let (name, trouble, steps) = (kind.name(), kind.trouble(), kind.steps_done());
+            let now = trouble.is_none().then_some((name, steps));
+            if let Some(before) = self.quiet.get_mut(index) {
+                // Most turns concern one kind or two of a dozen.
+                if std::mem::replace(before, now) == now && now.is_some() {
+                    continue;
+                }
+            }
+            self.steps.set(name, i64::try_from(steps).unwrap_or(i64::MAX));
             troubles.extend(self.trouble(name, trouble.map(|trouble| (trouble.objects, trouble.error.as_str()))));
         }
         troubles

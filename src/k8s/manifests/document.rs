@@ -244,11 +244,12 @@ fn object(kind: Kind, piece: &Piece<'_>, pool: &mut Pool) -> Result<(Object, Vec
     })
 }
 
-/// `apiVersion` and `kind` where they stand at the beginning of a line, as they do in every manifest written
+/// `apiVersion` and `kind`, as dividing JSON has found them; in YAML where they stand at the beginning of a line, as they do in every manifest written
 /// in block style: a key of the outermost mapping is the only thing that can. It spares parsing twice.
 fn scanned_head(document: &Document<'_>) -> Option<Head> {
-    if document.format != Format::Yaml {
-        return None;
+    if document.format == Format::Json {
+        let owned = |word: Option<&str>| word.map(str::to_owned);
+        return document.named.map(|it| Head { api_version: owned(it.api_version), kind: owned(it.kind) });
     }
     let value = |key: &str| {
         let mut lines = document.text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));

@@ -1,5 +1,6 @@
 //! Division of a file into documents, before anything is parsed: at lines that begin with `---` in YAML, and between values in JSON.
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 /// Format of a file; decided by the end of its name.
@@ -16,6 +17,18 @@ pub struct Document<'a> {
     /// The line of the file on which the document begins, counted from 1.
     pub line: usize,
     pub text: &'a str,
+    /// Its version and kind, where dividing the file has found them.
+    pub named: Option<Named<'a>>,
+}
+
+/// The version and the kind of an object, as they stand in the text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Named<'a> {
+    #[serde(borrow)]
+    pub api_version: Option<&'a str>,
+    #[serde(borrow)]
+    pub kind: Option<&'a str>,
 }
 
 impl Format {
@@ -45,7 +58,7 @@ fn yaml_documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut add = |first: usize, text| {
         if !is_empty_yaml(text) {
-            documents.push(Document { format: Format::Yaml, line: first + 1, text });
+            documents.push(Document { format: Format::Yaml, line: first + 1, text, named: None });
         }
     };
     let (mut start, mut first, mut at) = (0, 0, 0);
@@ -71,25 +84,33 @@ fn is_empty_yaml(text: &str) -> bool {
 
 fn json_documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
-    let (mut start, mut line) = (0, 1);
-    loop {
-        let next = values.next();
-        // A value that does not parse is a document too: the last one, and its own parser reports the error.
-        let end = if let Some(Ok(_)) = next { values.byte_offset() } else { text.len() };
-        let piece = text.get(start..end).unwrap_or_default();
+    let (mut rest, mut line) = (text, 1);
+    while let Some((end, named)) = json_value(rest) {
+        let (piece, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
         let body = piece.trim_start();
         let blank = piece.len() - body.len();
         line += newlines(piece.get(..blank).unwrap_or_default());
         if !body.trim_end().is_empty() {
-            documents.push(Document { format: Format::Json, line, text: body });
+            documents.push(Document { format: Format::Json, line, text: body, named });
         }
         line += newlines(body);
-        start = end;
-        if !matches!(next, Some(Ok(_))) {
-            return documents;
-        }
+        rest = after;
     }
+    documents
+}
+
+/// Returns where the first value of a text ends, and the version and kind of an object, so that nobody looks through it for these again. `None` where no
+/// value is left.
+fn json_value(text: &str) -> Option<(usize, Option<Named<'_>>)> {
+    let mut objects = serde_json::Deserializer::from_str(text).into_iter::<Named<'_>>();
+    if let Ok(named) = objects.next()? {
+        return Some((objects.byte_offset(), Some(named)));
+    }
+    // No object, or one that names its kind in another way.
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    let value = values.next()?;
+    // A value that does not parse is a document too: the last one, and its own parser reports the error.
+    Some((if value.is_ok() { values.byte_offset() } else { text.len() }, None))
 }
 
 pub fn newlines(text: &str) -> usize {
@@ -112,6 +133,29 @@ mod tests {
         let text = "\n{\"a\": 1}\n\n{\"b\":\n 2} [3] oops\n{}";
         let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
         assert_eq!(found, [(2, "{\"a\": 1}"), (4, "{\"b\":\n 2}"), (5, "[3]"), (5, "oops\n{}")]);
+    }
+
+    #[test]
+    fn a_json_document_is_known_by_its_version_and_kind_where_these_are_plain_words() {
+        fn named(text: &str) -> Vec<Option<(Option<&str>, Option<&str>)>> {
+            documents(Format::Json, text).iter().map(|it| it.named.map(|it| (it.api_version, it.kind))).collect()
+        }
+        let service = Some((Some("v1"), Some("Service")));
+        let text = "{\"spec\": {\"kind\": 3}, \"kind\": \"Service\", \"apiVersion\": \"v1\"}";
+        assert_eq!(named(text), [service]);
+        assert_eq!(named(&format!("{text}\n{text}")), [service; 2]);
+        assert_eq!(named("{\"kind\": null} {}"), [Some((None, None)); 2]);
+        // A kind that is no word, or has an escape in it, or comes twice, is for the parser of the whole to judge; what follows is found all the same.
+        for odd in [
+            "{\"kind\": 3}",
+            "{\"kind\": \"Serv\\u0069ce\"}",
+            "{\"kind\": \"A\", \"kind\": \"B\"}",
+            "[1e999]",
+            "\"v1\"",
+            "7",
+        ] {
+            assert_eq!(named(&format!("{odd} {text}")), [None, service], "{odd}");
+        }
     }
 
     #[test]
