@@ -440,6 +440,26 @@ impl Nodes {
             self.until_served("client", "ingress of nodes", true);
         }
         self.put_policy("", "", "");
+        self.put_cluster_policy("shut", "egress", "to: [{pods: {podSelector: {matchLabels: {app: web}}}}]");
+        self.until_served("shut", "the cluster denies egress to the pod", false);
+        self.until_served("client", "the cluster denies another pod's egress", true);
+        self.put_cluster_policy("web", "ingress", "from: [{pods: {podSelector: {matchLabels: {app: nobody}}}}]");
+        self.until_served("client", "the cluster denies ingress of pods, which may be in a tunnel", false);
+        self.put("cluster-policy", "");
+        self.until_served("shut", "without policies again", true);
+        self.until_served("client", "without policies again", true);
+    }
+
+    /// A policy of the Admin tier that denies these peers something of pods with this label.
+    fn put_cluster_policy(&self, app: &str, direction: &str, peers: &str) {
+        let peers = peers.replace("{pods: {", "{pods: {namespaceSelector: {}, ");
+        self.put(
+            "cluster-policy",
+            &format!(
+                "{{apiVersion: policy.networking.k8s.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {{name: only}}, spec: {{tier: Admin, priority: 1, \
+                 subject: {{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{app: {app}}}}}}}}}, {direction}: [{{action: Deny, {peers}}}]}}}}\n"
+            ),
+        );
     }
 
     fn start(&mut self, number: usize) {
