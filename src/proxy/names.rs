@@ -36,7 +36,7 @@ pub const CHAIN_INSIDE: &str = "KUBE-ROUTER-INSIDE";
 pub const CHAIN_DSR: &str = "KUBE-ROUTER-DSR";
 /// The mangle chain that has answers from these addresses announce smaller segments.
 pub const CHAIN_DSR_MSS: &str = "KUBE-ROUTER-DSR-MSS";
-/// The mangle chain that takes these marks away from packets which IPVS has put into tunnels.
+/// The mangle chain that takes these marks away from packets which IPVS sends on to endpoints.
 pub const CHAIN_DSR_SENT: &str = "KUBE-ROUTER-DSR-SENT";
 /// The nat chain that masquerades connections to remote backends.
 pub const CHAIN_SNAT: &str = "KUBE-ROUTER-SNAT";
@@ -70,9 +70,12 @@ pub const NFT_INSIDE_IN: &str = "inside_services";
 pub const NFT_INSIDE: PerFamily<&str> = PerFamily { v4: "from_inside4", v6: "from_inside6" };
 
 /// The base chains that mark packets to addresses in tunnel mode, and have answers announce smaller segments. The second one takes the marks away
-/// from packets that IPVS has put into tunnels.
+/// from packets that IPVS sends on to endpoints.
 pub const NFT_DSR_IN: &str = "dsr_in";
 pub const NFT_DSR_OUT: &str = "dsr_out";
+/// The set of the marks that packets to ports in tunnel mode are given, or were until a moment ago. Its name comes before those of the maps that give
+/// them, because elements are added in that order.
+pub const NFT_DSR_GIVEN: &str = "dsr_given";
 
 /// The sets that the guard's rules match; they also mark virtual services as ours for a process without memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use sluice::model::{
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::apply::Mirrors;
 use sluice::proxy::dsr::packet_marks::PacketMarks;
-use sluice::proxy::dsr::rules::{in_table, policy_rule, rules, segment_size};
+use sluice::proxy::dsr::rules::{given_mark, in_table, policy_rule, rules, segment_size};
 use sluice::proxy::linux::{Linux, route_ownership};
 use sluice::proxy::marks::is_rule_of_ours;
 use sluice::proxy::names::{DEVICE, DSR_TABLE, Set, TABLE};
@@ -145,8 +145,8 @@ impl Scene {
         match filter {
             Filter::Nftables => {
                 let sizes = PerFamily::from_fn(|family| (family == self.family).then_some(size));
-                let given = BTreeMap::from([(self.key(), self.mark())]);
-                let mut desired: BTreeMap<Object, Content> = in_table(sizes, &given);
+                let mut desired: BTreeMap<Object, Content> = in_table(sizes);
+                desired.insert(given_mark(self.mark()), Content::Element);
                 let (addresses, map) =
                     (Set::TunnelAddresses.in_table(self.family), Set::TunnelPorts.in_table(self.family));
                 desired.insert(Object::Element(addresses, Key::Address(self.service)), Content::Element);
@@ -342,6 +342,36 @@ fn packets_that_others_mark_go_on_as_if_there_were_no_table() {
         assert_eq!(way("0x1"), way("0"), "the way to another address");
         assert!(run(&format!("ip {six} route get {} mark 0x1", scene.service)).starts_with("local"));
         assert!(!run(&format!("ip {six} route get {} mark 0x4000", scene.service)).starts_with("local"));
+    });
+}
+
+#[test]
+fn what_the_node_sends_elsewhere_with_the_mark_of_a_service_gets_there() {
+    with_each(|scene, filter| {
+        scene.virtual_services();
+        scene.routing();
+        // So an overlay sends a packet that IPVS has translated: its datagram has the mark that the packet inside has.
+        let (client, port) = (scene.client_address(), 4789);
+        run("nft add table inet overlay");
+        run("nft add chain inet overlay out { type route hook output priority -200 ; }");
+        run(&format!("nft add rule inet overlay out udp dport {port} meta mark set {}", scene.mark()));
+        let overlay = inside(&scene.client, || UdpSocket::bind((client, port)).expect("the port is free"));
+        // Each from a port of its own: IPVS makes an entry of a connection, which takes later ones without any mark.
+        let arrives = |patience| {
+            let sender = UdpSocket::bind((scene.node, 0)).expect("there are ports");
+            sender.send_to(b"packet", (client, port)).expect("it can be sent");
+            overlay.set_read_timeout(Some(patience)).expect("a time");
+            overlay.recv_from(&mut [0; 16]).is_ok()
+        };
+        assert!(!arrives(Duration::from_millis(200)), "IPVS takes it for the Service's: this test can fail");
+        let _held = scene.filter(filter);
+        assert!(arrives(PATIENCE), "{filter:?} {}", scene.family);
+        assert_eq!(
+            scene.asks_until_answered(Some(&scene.client), PORT),
+            Some((client, scene.service)),
+            "{filter:?} {}: what goes to the Service keeps it",
+            scene.family
+        );
     });
 }
 

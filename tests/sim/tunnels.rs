@@ -7,8 +7,7 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
-use sluice::kernel::nftables::rule::Mark;
-use sluice::kernel::nftables::{self, Content};
+use sluice::kernel::nftables::Content;
 use sluice::kernel::rule::{Packets, PolicyRule};
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Scheduler,
@@ -18,10 +17,10 @@ use sluice::net::{Family, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::dsr::packet_marks::MOST_OF_A_NAMESPACE;
 use sluice::proxy::dsr::rules::{
-    marking, marking_chain, marks_of as rules_marks, policy_rule, unmarking, unmarking_chain,
+    given_mark, marking, marking_chain, marks_of as rules_marks, policy_rule, unmarking, unmarking_chain,
 };
 use sluice::proxy::marks::marks_of;
-use sluice::proxy::names::{EMPTY_TABLE, NFT_DSR_OUT, Set};
+use sluice::proxy::names::{EMPTY_TABLE, Set};
 use sluice::proxy::plan::{local_route_key, marked_route_key};
 use sluice::subsystem::Kinds;
 
@@ -102,6 +101,7 @@ impl Walk {
                 self.round();
                 let is_alive = self.kernel.with(|machine| machine.faults.alive_for != Some(0));
                 self.kernel.with(|machine| machine.faults = Faults::none());
+                self.kernel.with(|machine| loses_marks(&machine.state, &machine.foreign));
                 kills += 1;
                 self.agent = Agent::start(&self.kernel, &self.config, self.families);
                 if steps % 2 == 1 {
@@ -629,6 +629,16 @@ impl Walk {
     }
 }
 
+/// What IPVS sends on loses the mark of each virtual service of ours that stands, with either backend: else an overlay could come to that service with it.
+fn loses_marks(state: &State, foreign: &State) {
+    for key in state.virtuals.keys().filter(|key| !foreign.virtuals.contains_key(*key)) {
+        let ServiceKey::Mark { mark, family } = *key else { continue };
+        let chain = state.rules.get(&unmarking_chain(family));
+        let by_rule = || chain.is_some_and(|chain| unmarking([mark]).0.iter().all(|rule| chain.0.contains(rule)));
+        assert!(state.proxy_table.contains_key(&given_mark(mark)) || by_rule(), "what has the mark {mark} keeps it");
+    }
+}
+
 /// Gives packets to a port another mark, with either backend.
 fn give_mark(state: &mut State, port: ServiceKey, mark: u32) {
     if let Some(chain) = state.rules.get_mut(&marking_chain(port.family())) {
@@ -644,23 +654,8 @@ fn give_mark(state: &mut State, port: ServiceKey, mark: u32) {
         state.proxy_table.remove(&object);
         return;
     };
-    let out = nftables::Object::Chain(NFT_DSR_OUT.into());
-    let Some(Content::Chain(chain)) = state.proxy_table.get(&out) else { panic!("it marks packets") };
-    let rules = chain.rules.iter().map(|rule| with_mark(rule, old, mark)).collect();
-    let chain = Content::Chain(Arc::new(nftables::Chain { base: chain.base, rules }));
-    state.proxy_table.insert(out, chain);
-}
-
-/// A rule for packets that have one mark whole, for another one; any other rule as it is.
-fn with_mark(rule: &nftables::Rule, old: u32, new: u32) -> nftables::Rule {
-    let of_new = |one: &nftables::Match| match one {
-        nftables::Match::Mark { mark, negated } if (mark.value, mark.mask) == (old, u32::MAX) => {
-            nftables::Match::Mark { mark: Mark { value: new, ..*mark }, negated: *negated }
-        }
-        other => other.clone(),
-    };
-    let matches: Vec<nftables::Match> = rule.matches().iter().map(of_new).collect();
-    nftables::Rule::with(matches, rule.statements(), rule.verdict().cloned())
+    assert!(state.proxy_table.remove(&given_mark(old)).is_some(), "packets that IPVS sends on lose it");
+    state.proxy_table.insert(given_mark(mark), Content::Element);
 }
 
 fn world(empty: &World, modes: [Option<Mode>; 2]) -> World {

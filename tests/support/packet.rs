@@ -343,6 +343,7 @@ impl Packet<'_> {
                         let source = IpNet::new(self.client, *bits).expect("a length").network();
                         Key::ServiceSource(Box::new((self.address, self.protocol, self.port, source)))
                     }
+                    Lookup::Mark => Key::Mark(self.mark.get()),
                     Lookup::Address(..) | Lookup::DestinationService(_) | Lookup::ServiceSource(..) => return false,
                     other => panic!("{other:?} is a lookup that this tracer does not know"),
                 };

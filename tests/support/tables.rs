@@ -301,6 +301,7 @@ fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
         (Fields::ServiceSource(family), Key::ServiceSource(fields)) => Family::from(fields.0) == family,
         (Fields::ProtocolPort, Key::ProtocolPort(..)) => true,
         (Fields::Port, Key::Ports(range)) => spec.intervals && range.first <= range.last,
+        (Fields::Mark, Key::Mark(_)) => !spec.intervals,
         _ => false,
     };
     is_its && matches!((spec.kind, content), (Kind::Set, Content::Element) | (Kind::Verdicts, Content::Verdict(_)))
@@ -333,6 +334,7 @@ fn fields(lookup: Lookup) -> Fields {
         Lookup::ServiceSource(family, _) => Fields::ServiceSource(family),
         Lookup::DestinationProtocolPort => Fields::ProtocolPort,
         Lookup::DestinationPort(_) => Fields::Port,
+        Lookup::Mark => Fields::Mark,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge => Fields::Link,
         Lookup::InputLinkWith(_) => panic!("{lookup:?} is for tables of the family bridge"),
     }
@@ -343,7 +345,7 @@ fn family_of(lookup: Lookup) -> Option<Family> {
         Lookup::Address(family, _) | Lookup::Addresses(family) => Some(family),
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Some(family),
         Lookup::ServiceSource(family, _) => Some(family),
-        Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) => None,
+        Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) | Lookup::Mark => None,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge | Lookup::InputLinkWith(_) => None,
     }
 }

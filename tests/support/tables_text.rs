@@ -107,6 +107,7 @@ fn lookup_text(lookup: Lookup) -> String {
         Lookup::DestinationService(family) => format!("{} . meta l4proto . th dport", field(family, Side::Destination)),
         Lookup::DestinationProtocolPort => "meta l4proto . th dport".into(),
         Lookup::DestinationPort(protocol) => format!("{protocol} dport"),
+        Lookup::Mark => "meta mark".into(),
         other => format!("{other:?}"),
     }
 }
@@ -126,6 +127,7 @@ fn set(SetSpec { fields, kind, intervals }: SetSpec) -> String {
         Fields::ServiceSource(family) => format!("{0} . inet_proto . inet_service . {0}", address(family)),
         Fields::ProtocolPort => "inet_proto . inet_service".to_owned(),
         Fields::Port => "inet_service".to_owned(),
+        Fields::Mark => "mark".to_owned(),
         Fields::Link => "ifname".to_owned(),
         Fields::LinkEther => "ifname . ether_addr".to_owned(),
         Fields::LinkAddress(family) => format!("ifname . {}", address(family)),

@@ -140,6 +140,7 @@ impl<'a> Reader<'a> {
                 self.compared_protocol(value.as_byte()?, rest)
             }
             (meta::PROTOCOL, _) => self.any_lookup(&[Lookup::DestinationProtocolPort]),
+            (meta::MARK, [Expression::Lookup { .. }, ..]) => self.any_lookup(&[Lookup::Mark]),
             (meta::MARK, rest) => self.mark(rest),
             (meta::INPUT_LINK, [Expression::Compare { from: FIRST, operation, value }, rest @ ..]) => {
                 let (name, negated) = (link(value)?.into(), is_negated(*operation)?);

@@ -49,7 +49,7 @@ pub(super) struct Description {
     pub size: Option<u32>,
 }
 
-const ALL_FIELDS: [Fields; 14] = [
+const ALL_FIELDS: [Fields; 15] = [
     Fields::Address(Family::V4),
     Fields::Address(Family::V6),
     Fields::Addresses(Family::V4),
@@ -60,6 +60,7 @@ const ALL_FIELDS: [Fields; 14] = [
     Fields::ServiceSource(Family::V6),
     Fields::ProtocolPort,
     Fields::Port,
+    Fields::Mark,
     Fields::Link,
     Fields::LinkEther,
     Fields::LinkAddress(Family::V4),
@@ -102,7 +103,7 @@ impl Description {
     /// The properties that `nft` has to know to print the elements.
     pub fn userdata(&self) -> Vec<u8> {
         let order = match self.key_type {
-            LINK | ADDRESS_TYPE => MACHINE,
+            LINK | ADDRESS_TYPE | MARK => MACHINE,
             IPV4 | IPV6 | PORT => NETWORK,
             _ => MIXED,
         };
@@ -136,6 +137,7 @@ fn key_type(fields: Fields) -> (u32, u32) {
         Fields::ServiceSource(family) => join(&[address(family), (PROTOCOL, 4), (PORT, 4), address(family)]),
         Fields::ProtocolPort => join(&[(PROTOCOL, 4), (PORT, 4)]),
         Fields::Port => (PORT, 2),
+        Fields::Mark => (MARK, 4),
         Fields::Link => (LINK, 16),
         Fields::LinkEther => join(&[(LINK, 16), (ETHER, 8)]),
         Fields::LinkAddress(family) => join(&[(LINK, 16), address(family)]),
@@ -252,6 +254,7 @@ fn bytes(fields: Fields, key: &Key) -> Option<Bytes> {
             empty.field(&[protocol.number()]).field(&port.to_be_bytes()).filled_up()
         }
         (Fields::Port, Key::Ports(PortRange { first, last })) if first == last => empty.field(&first.to_be_bytes()),
+        (Fields::Mark, Key::Mark(mark)) => empty.field(&mark.to_ne_bytes()),
         (Fields::Link, Key::Link(name)) => empty.field(link(name.as_str()).bytes()),
         (Fields::LinkEther, Key::LinkEther(name, address)) => {
             empty.field(link(name.as_str()).bytes()).field(address).filled_up()
@@ -409,6 +412,7 @@ fn key(fields: Fields, bytes: &[u8]) -> Key {
                 let port = u16::from_be_bytes(bytes.try_into().ok()?);
                 Key::Ports(PortRange { first: port, last: port })
             }
+            Fields::Mark => Key::Mark(u32::from_ne_bytes(bytes.try_into().ok()?)),
             Fields::Link => Key::Link(link_name(bytes)?),
             Fields::LinkEther => {
                 let (link, behind) = bytes.split_at_checked(LINK_LENGTH)?;

@@ -91,6 +91,7 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
         }
         Lookup::DestinationProtocolPort => vec![protocol(0), port(1)],
         Lookup::DestinationPort(_) => vec![port(0)],
+        Lookup::Mark => vec![Expression::Meta { key: meta::MARK, to: FIRST }],
         Lookup::InputLink => vec![Expression::Meta { key: meta::INPUT_LINK, to: FIRST }],
         Lookup::OutputLink => vec![Expression::Meta { key: meta::OUTPUT_LINK, to: FIRST }],
         Lookup::InputBridge => vec![Expression::Meta { key: meta::INPUT_BRIDGE, to: FIRST }],
@@ -367,9 +368,10 @@ impl Writer {
                 self.need_family(family);
             }
             Lookup::DestinationPort(protocol) => self.need_protocol(protocol.number()),
-            // Connection tracking knows the family of a connection itself, and a name is a name.
+            // Connection tracking knows the family of a connection itself, and a name is a name, as a mark is a mark.
             Lookup::OriginalService(_)
             | Lookup::DestinationProtocolPort
+            | Lookup::Mark
             | Lookup::InputLink
             | Lookup::OutputLink
             | Lookup::InputBridge

@@ -109,6 +109,8 @@ pub enum Fields {
     ProtocolPort,
     /// The port alone; which protocol it is of the rule says.
     Port,
+    /// The mark of a packet, all 32 bits of it.
+    Mark,
     /// The name of a link.
     Link,
     /// The name of a link and an address of Ethernet (`ifname . ether_addr`).
@@ -138,6 +140,8 @@ pub enum Key {
     ProtocolPort(Protocol, u16),
     /// Of [`Fields::Port`] with intervals.
     Ports(PortRange),
+    /// Of [`Fields::Mark`].
+    Mark(u32),
     /// Of [`Fields::Link`].
     Link(Name),
     /// Of [`Fields::LinkEther`].
@@ -355,6 +359,7 @@ impl fmt::Display for Key {
             }
             Key::ProtocolPort(protocol, port) => write!(f, "{protocol} . {port}"),
             Key::Ports(range) => write!(f, "{}-{}", range.first, range.last),
+            Key::Mark(mark) => write!(f, "{mark:#x}"),
             Key::Link(name) => write!(f, "{name}"),
             Key::LinkEther(name, [a, b, c, d, e, g]) => {
                 write!(f, "{name} . {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")

@@ -107,6 +107,8 @@ pub enum Lookup {
     DestinationProtocolPort,
     /// `tcp dport`.
     DestinationPort(Protocol),
+    /// `meta mark`.
+    Mark,
     InputLink,
     OutputLink,
     /// `meta ibrname`, in a table of the family `bridge`: the bridge by one of whose ports the frame came.

@@ -71,6 +71,7 @@ fn lookup() -> impl Strategy<Value = Lookup> {
         family().prop_map(Lookup::OriginalService),
         Just(Lookup::DestinationProtocolPort),
         protocol().prop_map(Lookup::DestinationPort),
+        Just(Lookup::Mark),
         Just(Lookup::InputLink),
         Just(Lookup::OutputLink),
         Just(Lookup::InputBridge),
@@ -241,6 +242,7 @@ fn spec_and_keys() -> impl Strategy<Value = (SetSpec, Vec<Key>)> {
             .prop_map(move |keys| (of(Fields::ServiceSource(family), false), keys)),
             several((protocol(), any::<u16>()).prop_map(|(p, n)| Key::ProtocolPort(p, n)).boxed())
                 .prop_map(move |keys| (of(Fields::ProtocolPort, false), keys)),
+            several(any::<u32>().prop_map(Key::Mark).boxed()).prop_map(move |keys| (of(Fields::Mark, false), keys)),
             several("[a-z]{1,15}".prop_map(|name| Key::Link(name.into())).boxed())
                 .prop_map(move |keys| (of(Fields::Link, false), keys)),
             proptest::collection::btree_set(any::<u16>(), 0..20).prop_map(move |cuts| {
@@ -336,7 +338,9 @@ proptest! {
 #[test]
 fn every_set_of_ours_is_known_by_its_description() {
     for kind in [Kind::Set, Kind::Verdicts, Kind::Marks] {
-        for fields in [Fields::Address(Family::V4), Fields::Service(Family::V6), Fields::Port, Fields::Link] {
+        for fields in
+            [Fields::Address(Family::V4), Fields::Service(Family::V6), Fields::Port, Fields::Mark, Fields::Link]
+        {
             for intervals in [false, true] {
                 let spec = SetSpec { fields, kind, intervals };
                 assert_eq!(Description::of(spec).spec(), Some(spec));

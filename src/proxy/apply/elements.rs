@@ -17,7 +17,7 @@ use crate::net::Family;
 use crate::packed::BlockMap;
 use crate::proxy::clients::{set_of_chain, set_of_rule};
 use crate::proxy::desired::Desired;
-use crate::proxy::dsr::rules::is_chain;
+use crate::proxy::dsr::rules::{is_chain, of_given_mark};
 use crate::proxy::marks::{InBlocks, port};
 use crate::proxy::names::{NFT_GUARD, NFT_SOURCES, Set};
 use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services_on};
@@ -171,11 +171,13 @@ impl<K: Kernel> Mirrors<K> {
             Object::Set(_) | Object::Counter(_) => false,
             object if set_of_chain(object).is_some() => false,
             object if is_chain(object) => lacks_routes,
+            object if of_given_mark(object).is_some() => false,
             object => Set::of_object(object).is_none_or(|place| standing.marks_nothing(&place)),
         };
         let enters = |object: &Object| matches!(set_of_chain(object), Some((_, None)));
         self.table.shrink_those(&desired.table, at, (may_go, |object| !enters(object)));
         self.shrink_entrances(desired, at);
+        self.shrink_given_marks(desired, at);
         let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
         self.table.shrink_where(&desired.table, at, |object, seen| {
             let still_restricts = |entry: Entry| {
@@ -206,6 +208,18 @@ impl<K: Kernel> Mirrors<K> {
             !seen.keys().chain(&doubtful).any(is_named)
                 && !seen.keys().any(|other| matches!(other, Object::Element(set, _) if set == name))
         });
+    }
+
+    /// Has packets that IPVS sends on keep marks that no packet is given any more, and that no virtual service has.
+    fn shrink_given_marks(&mut self, desired: &Desired, at: Moment) {
+        let tunnels = self.tunnels();
+        let given: BTreeSet<u32> = tunnels.given().values().copied().collect();
+        let (virtuals, is_known) = (&self.virtuals, self.knows_given_marks());
+        let may_go = |mark: u32| {
+            let mut keys = Family::BOTH.into_iter().map(|family| ServiceKey::Mark { mark, family });
+            is_known && !given.contains(&mark) && keys.all(|key| virtuals.lacks(key..=key))
+        };
+        self.table.shrink_where(&desired.table, at, |object, _| of_given_mark(object).is_some_and(may_go));
     }
 
     /// Has packets no longer enter chains that drop clients of a family in which no Service is restricted any more.

@@ -18,21 +18,21 @@
 //!
 //! A client's segments get 20 bytes longer (IPv6: 40) on their way to the pod: answers that accept a connection say so.
 //!
-//! The packet that IPVS puts around one keeps its mark, and so does what an overlay between the nodes makes of both. Where that is a datagram of UDP (`fou`), IPVS
-//! would find its virtual service by that mark, and tunnel what it has tunnelled; `ipip` has it not, because IPVS looks at no packet of protocol 4 or 41. So the marks are taken
-//! away where the node sends a packet in a packet, before any overlay has it. An overlay of another kind needs no rule more (the datagrams of VXLAN keep the mark that
-//! the packet in them has, those of WireGuard have the mark of their device), as long as it does not mark packets with these bits itself. Marks of others, by which an
-//! operator may route or shape tunnels of his own, stay: all that no virtual service has, in 32 bits. That costs such a packet a rule for each mark in use, and other packets of the node
-//! one rule. (What is inside such a packet could say more, in one rule: but a set of addresses beside `@nh,288,32` is a text that `nft` prints and does not take.)
+//! The packet that IPVS puts around one keeps its mark, and so does what an overlay between the nodes makes of both. Where that is a datagram of UDP (`fou`, VXLAN), IPVS
+//! would find its virtual service by that mark, and tunnel what it has tunnelled; `ipip` has it not, because IPVS looks at no packet of protocol 4 or 41. The same holds of a packet
+//! that IPVS translates: one of a connection that began before its port came into tunnel mode. So the marks are taken away from all that the node sends to an address which
+//! is not in tunnel mode, before any overlay has it. An overlay of another kind needs no rule more (datagrams of WireGuard have the mark of their device), as long as it does not mark
+//! packets with these bits itself. Marks of others, by which an operator may route or shape what the node sends, stay: all that no virtual service has, in 32 bits. Without this rule
+//! IPVS would take packets with one of these for its own.
 //!
 //! iptables: the cost of a packet to another address does not grow with Services, that of one to an address in tunnel mode grows by a rule for each port in
-//! tunnel mode. (ipset's `skbinfo` would be one rule, and one more kernel module that a host may lack.)
+//! tunnel mode, and so does that of one with a mark which the node sends elsewhere. (ipset's `skbinfo` would be one rule, and one more kernel module that a host may lack.)
 //!
 //! ```text
 //! -A PREROUTING -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
 //! -A PREROUTING -m set --match-set kube-router-dsr src -j KUBE-ROUTER-DSR-MSS
 //! -A OUTPUT -m set --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR
-//! -A OUTPUT -p 4 -j KUBE-ROUTER-DSR-SENT
+//! -A OUTPUT -m mark ! --mark 0x0/0x3fff -m set ! --match-set kube-router-dsr dst -j KUBE-ROUTER-DSR-SENT
 //! -A KUBE-ROUTER-DSR -j MARK --set-xmark 0x3fff/0x3fff
 //! -A KUBE-ROUTER-DSR -d 203.0.113.7/32 -p tcp -m multiport --dports 80 -j MARK --set-xmark 0x35c6/0xffffffff
 //! -A KUBE-ROUTER-DSR-MSS -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440
@@ -48,7 +48,7 @@
 //!     ip saddr @dsr4 tcp flags & (syn | rst) == syn tcp option maxseg size set 1440 }
 //! chain dsr_out { type route hook output priority mangle; policy accept; … the first two …
 //!     meta mark & 0x3fff == 0 accept
-//!     meta mark 0x35c6 meta nfproto ipv4 meta l4proto 4 meta mark set 0 }
+//!     meta mark @dsr_given ip daddr != @dsr4 meta mark set 0 }
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,16 +58,21 @@ use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::ipvs::ServiceKey;
 use crate::kernel::nftables::rule::Mark;
-use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
+use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Lookup, Object, SetSpec};
 use crate::kernel::rule::{Packets, PolicyRule};
 use crate::net::{Family, PerFamily, PortRange, Protocol};
 use crate::proxy::guard;
-use crate::proxy::names::{CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, DSR_TABLE, NFT_DSR_IN, NFT_DSR_OUT, Set};
+use crate::proxy::names::{
+    CHAIN_DSR, CHAIN_DSR_MSS, CHAIN_DSR_SENT, DSR_TABLE, NFT_DSR_GIVEN, NFT_DSR_IN, NFT_DSR_OUT, Set,
+};
 
 use super::packet_marks::{MASK, OTHER_PORTS};
 
 /// Of the table mangle.
 const PRIORITY: i32 = -150;
+
+/// Packets that have a mark of these bits.
+const MARKED: Match = Match::Mark { mark: Mark { value: 0, mask: MASK }, negated: true };
 
 /// The smallest maximum segment size that is announced (RFC 9293 3.7.1, RFC 8200 5): a link with a smaller MTU is no link of clients.
 const SMALLEST: PerFamily<u16> = PerFamily { v4: 536, v6: 1220 };
@@ -96,9 +101,11 @@ pub fn rules<'a>(
     let opening = [Match::Protocol(IpProtocol::Transport(Protocol::Tcp)), Match::Opening];
     let segments = vec![Rule::new(opening, Verdict::SetMss(segment_size))];
     let set = Set::TunnelAddresses.name(family);
-    let jump_if = |one: Match, to: &str| Rules(vec![Rule::new([one], Verdict::Jump(to.into()))]);
-    let jump = |side, to: &str| jump_if(Match::in_set(&set, SetSides::Address(side)), to);
-    let sent = Match::Protocol(IpProtocol::Encapsulated(family));
+    let jump = |side, to: &str| {
+        Rules(vec![Rule::new([Match::in_set(&set, SetSides::Address(side))], Verdict::Jump(to.into()))])
+    };
+    let elsewhere = Match::not_in_set(&set, SetSides::Address(Side::Destination));
+    let sent = Rule::new([MARKED, elsewhere], Verdict::Jump(CHAIN_DSR_SENT.into()));
     let marks: Vec<(&ServiceKey, u32)> = marks.into_iter().collect();
     let table = Table::Mangle;
     let from = |from: &str, to: &str| Piece::Jump { family, table, from: from.into(), to: to.into() };
@@ -109,7 +116,7 @@ pub fn rules<'a>(
         (from("PREROUTING", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
         (from("PREROUTING", CHAIN_DSR_MSS), jump(Side::Source, CHAIN_DSR_MSS)),
         (from("OUTPUT", CHAIN_DSR), jump(Side::Destination, CHAIN_DSR)),
-        (from("OUTPUT", CHAIN_DSR_SENT), jump_if(sent, CHAIN_DSR_SENT)),
+        (from("OUTPUT", CHAIN_DSR_SENT), Rules(vec![sent])),
     ])
 }
 
@@ -120,7 +127,7 @@ pub fn marking<'a>(marks: impl IntoIterator<Item = (&'a ServiceKey, u32)>) -> Ru
     Rules([Rule::new([], others)].into_iter().chain(of_ports).collect())
 }
 
-/// Returns the rules that take these marks away from packets that IPVS has put into tunnels.
+/// Returns the rules that take these marks away from packets that IPVS sends on to endpoints.
 pub fn unmarking(marks: impl IntoIterator<Item = u32>) -> Rules {
     let marks: BTreeSet<u32> = marks.into_iter().collect();
     let none = Mark { value: 0, mask: u32::MAX };
@@ -155,8 +162,8 @@ pub fn left_mark(piece: &Piece) -> Option<(ServiceKey, u32)> {
     }
 }
 
-/// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode, and the marks of ports.
-pub fn in_table(segment_sizes: PerFamily<Option<u16>>, given: &BTreeMap<ServiceKey, u32>) -> BTreeMap<Object, Content> {
+/// Returns the sets, maps and chains in our table of nf_tables, with the segment size of each family that has addresses in tunnel mode.
+pub fn in_table(segment_sizes: PerFamily<Option<u16>>) -> BTreeMap<Object, Content> {
     use nftables::{Match, Rule, Statement};
     let mut found = BTreeMap::new();
     let (mut entering, mut own) = (Vec::new(), Vec::new());
@@ -165,20 +172,17 @@ pub fn in_table(segment_sizes: PerFamily<Option<u16>>, given: &BTreeMap<ServiceK
         let Some(size) = *size else { continue };
         found.extend([Set::TunnelAddresses, Set::TunnelPorts].map(|set| guard::table_set(set, family)));
         let (addresses, map) = (Set::TunnelAddresses.in_table(family), Set::TunnelPorts.in_table(family));
-        let is_in =
-            |side| Match::InSet { lookup: Lookup::Address(family, side), set: addresses.clone(), negated: false };
+        let is_in_or_not =
+            |side, negated| Match::InSet { lookup: Lookup::Address(family, side), set: addresses.clone(), negated };
+        let is_in = |side| is_in_or_not(side, false);
         let others = Statement::SetMark(Mark { value: OTHER_PORTS, mask: MASK });
         marks.push(Rule::with([is_in(Side::Destination)], [others], None));
         let lookup = Lookup::DestinationService(family);
         marks.push(Rule::with([], [Statement::MarkFrom { lookup, map }], None));
         segments.push(Rule::with([is_in(Side::Source), Match::Opening], [Statement::SetMss(size)], None));
-        let its: BTreeSet<u32> =
-            given.iter().filter(|(key, _)| key.family() == family).map(|(_, mark)| *mark).collect();
-        sent.extend(its.into_iter().map(|value| {
-            let marked = Match::Mark { mark: Mark { value, mask: u32::MAX }, negated: false };
-            let none = Statement::SetMark(Mark { value: 0, mask: u32::MAX });
-            Rule::with([marked, Match::Family(family), Match::Encapsulated(family)], [none], None)
-        }));
+        let marked = Match::InSet { lookup: Lookup::Mark, set: NFT_DSR_GIVEN.into(), negated: false };
+        let none = Statement::SetMark(Mark { value: 0, mask: u32::MAX });
+        sent.push(Rule::with([marked, is_in_or_not(Side::Destination, true)], [none], None));
     }
     if marks.is_empty() {
         return found;
@@ -191,6 +195,8 @@ pub fn in_table(segment_sizes: PerFamily<Option<u16>>, given: &BTreeMap<ServiceK
         let base = Some(Base { kind, hook, priority: PRIORITY });
         Content::Chain(Arc::new(Chain { base, rules }))
     };
+    let of_marks = SetSpec { fields: Fields::Mark, kind: Kind::Set, intervals: false };
+    found.insert(Object::Set(NFT_DSR_GIVEN.into()), Content::Set(of_marks));
     found.insert(Object::Chain(NFT_DSR_IN.into()), chain(BaseKind::Filter, Hook::Prerouting, entering));
     found.insert(Object::Chain(NFT_DSR_OUT.into()), chain(BaseKind::Route, Hook::Output, own));
     found
@@ -219,7 +225,20 @@ pub fn marking_chain(family: Family) -> Piece {
     Piece::Chain { family, table: Table::Mangle, chain: CHAIN_DSR.into() }
 }
 
-/// Returns the chain of iptables that takes the marks of a family away from packets that IPVS has put into tunnels.
+/// Returns the element of our table of nf_tables by which packets that IPVS sends on to endpoints lose this mark.
+pub fn given_mark(mark: u32) -> Object {
+    Object::Element(NFT_DSR_GIVEN.into(), Key::Mark(mark))
+}
+
+/// Returns the mark of such an element.
+pub fn of_given_mark(object: &Object) -> Option<u32> {
+    match object {
+        Object::Element(set, Key::Mark(mark)) if set.as_str() == NFT_DSR_GIVEN => Some(*mark),
+        _ => None,
+    }
+}
+
+/// Returns the chain of iptables that takes the marks of a family away from packets that IPVS sends on to endpoints.
 pub fn unmarking_chain(family: Family) -> Piece {
     Piece::Chain { family, table: Table::Mangle, chain: CHAIN_DSR_SENT.into() }
 }
@@ -259,9 +278,9 @@ mod tests {
             protocol: Protocol::Tcp,
             port: 80,
         };
-        for (family, address, prefix, set, encapsulated) in [
-            (Family::V4, "203.0.113.7", "203.0.113.7/32", "kube-router-dsr", 4),
-            (Family::V6, "2001:db8::7", "2001:db8::7/128", "inet6:kube-router-dsr", 41),
+        for (family, address, prefix, set) in [
+            (Family::V4, "203.0.113.7", "203.0.113.7/32", "kube-router-dsr"),
+            (Family::V6, "2001:db8::7", "2001:db8::7/128", "inet6:kube-router-dsr"),
         ] {
             let key = key(address);
             let rules = rules(family, [(&key, 13766)], 1440);
@@ -279,7 +298,8 @@ mod tests {
             assert_eq!(texts(chain("KUBE-ROUTER-DSR-SENT")), [sent], "marks of others stay");
             let to = "KUBE-ROUTER-DSR-SENT";
             let jump = Piece::Jump { family, table, from: "OUTPUT".into(), to: to.into() };
-            assert_eq!(texts(jump), [format!("-p {encapsulated} -j {to}")]);
+            let elsewhere = format!("-m mark ! --mark 0x0/0x3fff -m set ! --match-set {set} dst -j {to}");
+            assert_eq!(texts(jump), [elsewhere], "IPVS also sends on what it translates");
             for (from, side, to) in [
                 ("PREROUTING", "dst", "KUBE-ROUTER-DSR"),
                 ("OUTPUT", "dst", "KUBE-ROUTER-DSR"),
@@ -292,16 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn in_a_table_rules_are_of_the_families_in_use_and_only_those_for_what_leaves_grow_with_services() {
-        let port = |address: &str, port| ServiceKey::Address {
-            address: address.parse().expect("an address"),
-            protocol: Protocol::Tcp,
-            port,
-        };
-        let v4 = [(port("203.0.113.7", 80), 13766), (port("203.0.113.7", 81), 13767)];
-        let given = BTreeMap::from([v4[0], v4[1], (port("2001:db8::7", 80), 9129)]);
+    fn in_a_table_rules_are_of_the_families_in_use_and_do_not_grow_with_services() {
         let count = |sizes| {
-            let table = in_table(sizes, &given);
+            let table = in_table(sizes);
             let rules = |name: &str| match table.get(&Object::Chain(name.into())) {
                 Some(Content::Chain(chain)) => chain.rules.len(),
                 _ => 0,
@@ -309,28 +322,30 @@ mod tests {
             (table.len(), rules(NFT_DSR_IN), rules(NFT_DSR_OUT))
         };
         assert_eq!(count(PerFamily { v4: None, v6: None }), (0, 0, 0));
-        assert_eq!(count(PerFamily { v4: Some(1440), v6: None }), (4, 3, 5));
-        assert_eq!(count(PerFamily { v4: Some(1440), v6: Some(1400) }), (6, 6, 8));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: None }), (5, 3, 4));
+        assert_eq!(count(PerFamily { v4: Some(1440), v6: Some(1400) }), (7, 6, 7));
+        let given = given_mark(13766);
+        assert_eq!(of_given_mark(&given), Some(13766));
+        for family in Family::BOTH {
+            let map = Object::Element(Set::TunnelPorts.in_table(family), Key::Mark(0));
+            assert!(given < map, "a mark is taken away before any packet is given it");
+        }
     }
 
     #[test]
-    fn while_not_all_is_known_the_marks_of_unknown_services_are_taken_away_too() {
-        let address = "203.0.113.7".parse().expect("an address");
-        let port = |port| ServiceKey::Address { address, protocol: Protocol::Tcp, port };
-        let out = |given: &[(ServiceKey, u32)]| {
-            let table = in_table(PerFamily { v4: Some(1440), v6: None }, &given.iter().copied().collect());
-            table[&Object::Chain(NFT_DSR_OUT.into())].clone()
+    fn rules_of_an_earlier_version_that_take_marks_away_stay_while_not_all_is_known() {
+        use nftables::{Match, Rule, Statement};
+        let Content::Chain(now) =
+            in_table(PerFamily { v4: Some(1440), v6: None })[&Object::Chain(NFT_DSR_OUT.into())].clone()
+        else {
+            panic!("it is a chain")
         };
-        let (both, one) = (out(&[(port(80), 3), (port(81), 9)]), out(&[(port(81), 9)]));
-        let of = |content: &Content| match content {
-            Content::Chain(chain) => chain.rules.clone(),
-            other => panic!("{other:?} is no chain"),
-        };
-        let mut grown = of(&both.grown(&one));
-        let mut all = of(&both);
-        grown.sort();
-        all.sort();
-        assert_eq!(grown, all);
-        assert_eq!((one.grown(&both), both.grown(&both)), (both.clone(), both));
+        let marked = Match::Mark { mark: Mark { value: 3, mask: u32::MAX }, negated: false };
+        let none = Statement::SetMark(Mark { value: 0, mask: u32::MAX });
+        let former = Rule::with([marked, Match::Family(Family::V4), Match::Encapsulated(Family::V4)], [none], None);
+        let with = |rules: Vec<Rule>| Content::Chain(Arc::new(Chain { base: now.base, rules }));
+        let before = with(now.rules.iter().take(3).cloned().chain([former.clone()]).collect());
+        let grown = before.grown(&with(now.rules.clone()));
+        assert_eq!(grown, with(now.rules.iter().cloned().chain([former]).collect()));
     }
 }

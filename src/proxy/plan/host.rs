@@ -203,7 +203,7 @@ impl Plan {
         new.extend(unallocated::table_chains(&self.unallocated.refused));
         new.extend(source_ranges::in_table(&self.shape, &families));
         new.extend(inside::in_table(&self.node, &self.shape.inside));
-        new.extend(rules::in_table(self.segment_sizes(), &self.desired.marks));
+        new.extend(rules::in_table(self.segment_sizes()));
         let passages = if self.config.guard { host_input::passages(&families) } else { BTreeMap::new() };
         let old = std::mem::replace(&mut self.desired.passages, passages);
         changed.passages.extend(different_keys(&old, &self.desired.passages));

@@ -198,6 +198,7 @@ impl Plan {
         }
         for it in moved.iter().filter(|it| it.before.is_some()) {
             self.desired.marked.remove(&keyed(&it.key, it.before));
+            self.put_given_mark(it.before, false, changed);
         }
         for it in moved {
             match it.after {
@@ -208,6 +209,7 @@ impl Plan {
                 None => self.desired.marks.remove(&it.key),
             };
             self.put_tunnel_port(it.key, it.after, changed);
+            self.put_given_mark(it.after, true, changed);
         }
         for (key, found) in held {
             let (kernel_key, found) = (self.desired.kernel_key(&key), self.in_its_mode(&key, found));
@@ -243,6 +245,18 @@ impl Plan {
             }
             (mark, _) => self.put_element(Set::TunnelPorts, entry, mark.is_some(), changed),
         }
+    }
+
+    /// Has packets that IPVS sends on lose a mark, or no longer. With iptables the rules say that.
+    fn put_given_mark(&mut self, mark: Option<u32>, present: bool, changed: &mut ProxyChanges) {
+        let Some(object) = mark.filter(|_| self.config.backend == Backend::Nftables).map(rules::given_mark) else {
+            return;
+        };
+        match present {
+            true => drop(self.desired.table.insert(object.clone(), Content::Element)),
+            false => drop(self.desired.table.remove(&object)),
+        }
+        changed.table.push(object);
     }
 
     /// Notes the MTU of the links that carry the node's addresses.

@@ -136,6 +136,7 @@ fn sets() -> Contents {
             (Key::Ports(ports(8000, 65535)), to(Verdict::Jump(name("in_class")))),
         ],
     );
+    put("given_1", set(Fields::Mark, Kind::Set, false), plain(vec![Key::Mark(0x3bb0), Key::Mark(1)]));
     put("links_1", set(Fields::Link, Kind::Set, false), plain(vec![Key::Link(name("eth0"))]));
     contents
 }
@@ -191,6 +192,7 @@ fn rules() -> Vec<(Rule, &'static str)> {
             ),
             "meta l4proto udp ct original ip6 daddr . meta l4proto . ct original proto-dst @services_6 accept",
         ),
+        one(set(Lookup::Mark, "given_1", false), "meta mark @given_1 accept"),
         one(set(Lookup::InputLink, "links_1", false), "iifname @links_1 accept"),
         one(set(Lookup::OutputLink, "links_1", true), "oifname != @links_1 accept"),
         one(Match::HostAddress { of: Side::Source, negated: false }, "fib saddr type local accept"),

@@ -141,6 +141,7 @@ fn invalid(table: &Objects) -> Option<Errno> {
             (Fields::Address(family), Key::Prefix(prefix)) => spec.intervals && family == (*prefix).into(),
             (Fields::Service(family), Key::Service(address, ..)) => family == (*address).into(),
             (Fields::ServiceSource(family), Key::ServiceSource(fields)) => family == fields.0.into(),
+            (Fields::Mark, Key::Mark(_)) => true,
             _ => false,
         })
     };
