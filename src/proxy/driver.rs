@@ -190,6 +190,20 @@ impl<K: Kernel> Driver<K> {
         self.commands_counted = Some(now);
     }
 
+    /// Logs that Services are kept with NAT because an earlier run served them so, and that none is any more.
+    fn tell_caution(&mut self) {
+        match self.caution.news() {
+            Some(Some((first, services))) => info!(
+                services, %first,
+                "Services with kube-router.io/service.dsr go on with NAT, as before this start, until tunnels are known to end in their pods on this node"
+            ),
+            Some(None) => info!(
+                "No Service with kube-router.io/service.dsr is kept with NAT because of how it was served before this start"
+            ),
+            None => {}
+        }
+    }
+
     /// Logs the result of deleting stale conntrack entries: a failure when it begins, and when retrying is given up.
     fn tell_flows(&mut self, flows: &Forgetting) {
         if flows.forgotten > 0 {
@@ -332,6 +346,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return ProxyRound::default();
         }
         self.adopt_marks(at);
+        self.note_standing(at);
         if authority == Authority::Complete {
             self.be_cautious(at);
         }

@@ -56,18 +56,21 @@ pub fn destinations(
     destinations
 }
 
-/// Returns the endpoints of one port that are on this node, whatever their condition, sorted by address, without duplicates.
-/// Where an endpoint does not say its node, the pod ranges decide. Left out is the node's own address, of pods on the host's network:
-/// the host knows itself by any of its addresses.
-pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
-    let is_here = |endpoint: &Listed<'_>| match endpoint.node_name() {
+/// Returns whether an endpoint of a family is on this node. Where it does not say its node, the pod ranges decide. The node's own address, of pods on the host's network, is
+/// not: the host knows itself by any of its addresses.
+pub fn is_here(endpoint: &Listed<'_>, family: Family, node: &LocalNode) -> bool {
+    match endpoint.node_name() {
         _ if *node.address.of(family) == Some(endpoint.address) => false,
         Some(name) => *name == *node.name,
         None => node.pod_cidrs.of(family).iter().any(|range| range.contains(&endpoint.address)),
-    };
+    }
+}
+
+/// Returns the endpoints of one port that are on this node ([`is_here`]), whatever their condition, sorted by address, without duplicates.
+pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: &LocalNode) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
-        let here: Vec<Listed<'_>> = slice.endpoints.listed().filter(is_here).collect();
+        let here: Vec<Listed<'_>> = slice.endpoints.listed().filter(|it| is_here(it, family, node)).collect();
         let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         found.extend(numbers.flat_map(|number| here.iter().map(move |it| SocketAddr::new(it.address, number.port))));
     }

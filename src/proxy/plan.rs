@@ -48,7 +48,7 @@ use super::other_nodes::{OtherNodes, asks_for};
 use super::owners::{Owned, Owner, Owners};
 use super::part::{Claim, OwnEndpoint, Part, Wanted, part};
 use super::scheduler;
-use super::{source_ranges, unallocated};
+use super::{endpoints, source_ranges, unallocated};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -171,6 +171,15 @@ impl Plan {
     pub fn endpoints_of(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
         let slices = self.world.cluster.endpoints.get(service).into_iter().flat_map(|its| its.slices.values());
         slices.flat_map(|slice| slice.endpoints.listed()).map(|endpoint| endpoint.address).collect()
+    }
+
+    /// Returns the addresses of a Service's endpoints that are ready: all of them, or those on this node.
+    pub fn ready_endpoints_of(&self, service: &ObjectName, is_own: bool) -> BTreeSet<IpAddr> {
+        let slices = self.world.cluster.endpoints.get(service).into_iter().flat_map(|its| its.slices.values());
+        let all = slices.flat_map(|slice| slice.endpoints.listed().map(move |endpoint| (slice.family, endpoint)));
+        let ready = all.filter(|(_, endpoint)| endpoint.conditions.ready);
+        let asked = ready.filter(|(family, endpoint)| !is_own || endpoints::is_here(endpoint, *family, &self.node));
+        asked.map(|(_, endpoint)| endpoint.address).collect()
     }
 
     /// Takes the endpoints on this node in which no tunnel ends; returns what changed.

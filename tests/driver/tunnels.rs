@@ -62,6 +62,15 @@ fn behind_tunnels(state: &State) -> Option<Vec<u8>> {
     Some(found.destinations.iter().map(last).collect())
 }
 
+/// Those of them that get new connections: one that is left out drains, as if it had been used.
+fn taking_tunnels(state: &State) -> Option<Vec<u8>> {
+    let mut state = state.clone();
+    for (_, found) in state.virtuals.iter_mut() {
+        found.destinations = found.destinations.iter().filter(|destination| destination.weight > 0).collect();
+    }
+    behind_tunnels(&state)
+}
+
 /// The last bytes of the endpoints that get packets with NAT at the external address.
 fn with_nat(state: &State) -> Option<Vec<u8>> {
     let key = ServiceKey::Address { address: EXTERNAL.parse().ok()?, protocol: Protocol::Tcp, port: 80 };
@@ -231,6 +240,70 @@ fn an_endpoint_that_comes_while_no_tunnel_is_proven_is_served_with_nat_as_the_ot
             })
             .await;
     });
+}
+
+#[test]
+fn a_start_sends_nothing_to_an_endpoint_that_tunnels_were_not_used_for_until_one_ends_there() {
+    let (state, one) = (std::cell::RefCell::new(State::default()), ObjectName::new("default", "one"));
+    let pods = |those: &[u8]| -> Untunnelled {
+        let of: BTreeSet<IpAddr> = those.iter().map(|last| IpAddr::from([10, 244, 1, *last])).collect();
+        [(one.clone(), of)].into_iter().filter(|(_, of)| !of.is_empty()).collect()
+    };
+    let tell = |running: &Running, lacking: &[u8], unproven: Option<&[u8]>| {
+        let ends = TunnelEnds { lacking: pods(lacking), unproven: unproven.map(pods) };
+        running.tunnel_ends.send_replace(Arc::new(ends));
+    };
+    with_firewall(async |running, judge| {
+        judge.send_replace(9);
+        tell(running, &[6], Some(&[6]));
+        running.world.send_replace(on_this_node(tunnelled(1, &[5, 6])));
+        running.until("one is left out", |state| behind_tunnels(state) == Some(vec![5])).await;
+        running.until("the other Service is served", |state| state.holds(OTHER)).await;
+        state.replace(running.kernel.state());
+    });
+    for unproven in [None, Some(&[5, 6][..])] {
+        with_firewall(async |running, judge| {
+            running.kernel.with(|machine| machine.state = state.borrow().clone());
+            judge.send_replace(9);
+            tell(running, &[], unproven);
+            for (number, address) in [(1, "10.96.0.21"), (2, "10.96.0.22")] {
+                let mut world = on_this_node(tunnelled(number, &[5, 6]));
+                let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+                let service = Service::new(vec![address.parse().expect("an address")], vec![port]);
+                world.cluster.services.insert(ObjectName::new("default", "new"), service);
+                running.world.send_replace(world);
+                running.until("a new Service is served", |state| state.holds(address)).await;
+                assert_eq!(taking_tunnels(&running.kernel.state()), Some(vec![5]), "{unproven:?}");
+            }
+            tell(running, &[], Some(&[]));
+            running.until("it is set up", |state| taking_tunnels(state) == Some(vec![5, 6])).await;
+            // From then on it is as any other: what is not known to fail is used.
+            tell(running, &[], Some(&[6]));
+            running.world.send_replace(on_this_node(tunnelled(3, &[5, 6, 7])));
+            running.until("nobody is left out", |state| taking_tunnels(state) == Some(vec![5, 6, 7])).await;
+        });
+    }
+    // Where nobody else is left it is used, because NAT would end what goes through tunnels.
+    with_firewall(async |running, judge| {
+        running.kernel.with(|machine| machine.state = state.borrow().clone());
+        judge.send_replace(9);
+        tell(running, &[], Some(&[6]));
+        running.world.send_replace(on_this_node(tunnelled(1, &[6])));
+        running.until("it is used", |state| taking_tunnels(state) == Some(vec![6])).await;
+        assert_eq!(with_nat(&running.kernel.state()), None);
+    });
+}
+
+/// The same World, in which all endpoints say that they are on this node.
+fn on_this_node(mut world: World) -> World {
+    let (name, here) = (ObjectName::new("default", "one"), world.host.node_name.clone());
+    let mut endpoints = (**world.cluster.endpoints.get(&name).expect("it has some")).clone();
+    let mut slice = (**endpoints.slices.values().next().expect("one slice")).clone();
+    let on_node = |endpoint| Endpoint { node: Some(here.as_str().into()), ..endpoint };
+    slice.endpoints = slice.endpoints.iter().map(on_node).collect();
+    endpoints.slices.insert("one".into(), Arc::new(slice));
+    world.cluster.endpoints.insert(name, endpoints);
+    world
 }
 
 #[test]
