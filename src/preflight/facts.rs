@@ -12,6 +12,7 @@ use crate::kernel::address::HostAddress;
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
+use crate::kernel::vxlan::Vxlan;
 use crate::model::Node;
 
 /// Everything that was found.
@@ -96,6 +97,8 @@ pub struct NetworkFacts {
     pub links: BTreeSet<String>,
     /// Names of those of kind veth.
     pub pairs: BTreeSet<String>,
+    /// Devices of the type `vxlan`, by their names.
+    pub vxlan: BTreeMap<String, Vxlan>,
     /// Others' routes in the main table, without the default routes.
     pub routes: Vec<FoundRoute>,
     /// Ports on which somebody listens.

@@ -25,7 +25,7 @@ use crate::kernel::module::{ModuleState, Modules, may_change_network};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes};
 use crate::kernel::sysctl::{self, Setting};
-use crate::kernel::{address, is_program, link, local_socket};
+use crate::kernel::{address, is_program, link, local_socket, vxlan};
 use crate::net::PerFamily;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
@@ -140,6 +140,10 @@ fn network(config: &Config) -> NetworkFacts {
             facts.pairs = devices.iter().filter(is_pair).map(|device| device.name.0.to_string()).collect();
             facts.links = devices.into_iter().map(|device| device.name.0.to_string()).collect();
         }
+        Err(error) => unread.push(error.to_string()),
+    }
+    match vxlan::all() {
+        Ok(devices) => facts.vxlan = devices.into_iter().map(|(name, device)| (name.0.to_string(), device)).collect(),
         Err(error) => unread.push(error.to_string()),
     }
     let routes = Routes::open(Ownership::Protocols(learned_routes().to_vec()));

@@ -6,8 +6,9 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bfd::Path;
-use crate::config::{Config, Overlay, RouterConfig};
+use crate::config::{Config, Overlay, RouterConfig, VxlanNetwork};
 use crate::kernel::address::{HostAddress, Scope};
+use crate::kernel::vxlan::Vxlan;
 use crate::model::Node;
 use crate::net::{Family, PerFamily};
 use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
@@ -45,6 +46,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
             ),
         ));
     }
+    findings.extend(overlay_numbers(facts, config));
     findings.extend(ports(facts, config));
     findings
 }
@@ -206,10 +208,28 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
     let udp = |flag, number, why| Port { flag, transport: Transport::Udp, number, level: Level::Degraded, why };
     let gue = encapsulation.gue_port().filter(|_| !has(|link| link.starts_with(TUNNELS)));
     let gue = gue.map(|port| udp("--overlay-encap-port", port, "the kernel cannot receive tunnels on this port"));
-    let vxlan = encapsulation.vxlan().filter(|_| !has(is_vxlan));
+    // Devices of others may have the same port: the kernel listens once for all of them.
+    let is_kernels = |network: &VxlanNetwork| facts.network.vxlan.values().any(|device| device.port == network.port);
+    let vxlan = encapsulation.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
     let why = "the kernel cannot receive packets of other nodes on this port";
     let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
     gue.into_iter().chain(vxlan).collect()
+}
+
+/// Devices of others that have the number and the port of ours: of each address family the kernel makes one.
+fn overlay_numbers(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let overlay = config.router.as_ref().and_then(|router| router.overlay);
+    let Some(network) = overlay.and_then(|overlay| overlay.encapsulation.vxlan()) else { return Vec::new() };
+    let is_met =
+        |(name, device): &(&String, &Vxlan)| !is_vxlan(name) && (device.id, device.port) == (network.id, network.port);
+    let finding = |(name, device): (&String, &Vxlan)| {
+        let what =
+            format!("the vxlan device {name} has number {} and port {}, which ours is to have", device.id, device.port);
+        let why = "the kernel makes no second one of an address family, so pods of other nodes are not reached".into();
+        let todo = "choose another number by --overlay-vxlan-id on all nodes, or delete that device".into();
+        Finding::bad(Level::Degraded, "overlay number", [what, why, todo])
+    };
+    facts.network.vxlan.iter().filter(is_met).map(finding).collect()
 }
 
 fn ports(facts: &Facts, config: &Config) -> Vec<Finding> {

@@ -2,6 +2,7 @@ mod backends;
 mod rights;
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::*;
@@ -12,6 +13,7 @@ use crate::kernel::link::{LinkKind, LinkName};
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
+use crate::kernel::vxlan::{Vxlan, link_address};
 use crate::model::{Node, NodeAddress, NodeAddressKind};
 use crate::preflight::facts::*;
 use crate::preflight::{Level, Report};
@@ -338,6 +340,32 @@ fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
         facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
     };
     check_ok(&[], of_agent_alone, "nobody but the agent that runs on this host listens on 20244");
+}
+
+#[test]
+fn the_port_of_vxlan_may_be_that_of_a_device_of_others_but_not_the_number_too() {
+    let device = |name: &'static str, id, port| {
+        move |facts: &mut Facts| {
+            let local: IpAddr = [192, 0, 2, 1].into();
+            let address = link_address(local);
+            let device = Vxlan { local, id, port, address, mtu: None, up: true, is_fixed: true };
+            facts.network.vxlan.insert(name.to_owned(), device);
+            modules(facts, ModuleState::Present, &["vxlan"]);
+            facts.network.links.insert(name.to_owned());
+            facts.network.listening.insert((Transport::Udp, port));
+        }
+    };
+    let words = ["--overlay-encap=vxlan"];
+    let program = |facts: &mut Facts| {
+        facts.network.listening.insert((Transport::Udp, 4789));
+        modules(facts, ModuleState::Present, &["vxlan"]);
+    };
+    check(&words, program, Level::Degraded, &["port 4789 (--overlay-vxlan-port)"]);
+    check_ok(&words, device("of-others", 4096, 4789), "nobody listens on 20244");
+    check_ok(&words, device("sluice-vxlan4", 1, 4789), "nobody listens on 20244");
+    let both = ["vxlan device of-others has number 1 and port 4789", "--overlay-vxlan-id"];
+    check(&words, device("of-others", 1, 4789), Level::Degraded, &both);
+    check_ok(&[], device("of-others", 1, 4789), "nobody listens on");
 }
 
 #[test]
