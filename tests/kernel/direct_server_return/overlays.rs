@@ -68,7 +68,9 @@ fn size_is_told(service: IpAddr) -> Option<u32> {
 #[test]
 fn over_an_overlay_large_packets_arrive_and_a_client_is_told_what_fits() {
     let _alone = alone();
-    for (filter, kind) in [("nftables", "ipip"), ("iptables", "ipip"), ("nftables", "fou"), ("iptables", "fou")] {
+    for (kind, filter) in ["ipip", "fou", "vxlan"].into_iter().flat_map(|kind| [(kind, "nftables"), (kind, "iptables")])
+    {
+        let device = if kind == "vxlan" { "dev sluice-vxlan" } else { "dev tun-" };
         let _in_use = in_use();
         beside_containerd_of_both_families(|runtime| {
             ways();
@@ -93,7 +95,7 @@ fn over_an_overlay_large_packets_arrive_and_a_client_is_told_what_fits() {
                 };
                 assert_eq!(answer, format!("web {UPLOAD}"));
                 let way = run(&format!("ip -n director route get {pod}"));
-                assert!(way.contains("dev tun-"), "{pod} is not behind an overlay: {way}");
+                assert!(way.contains(device), "{pod} is not behind an overlay: {way}");
                 let fits = size_is_told(service);
                 println!(
                     "{filter}, {kind}: {service}: {UPLOAD} bytes arrived after {:?}; a packet of {fits:?} bytes fits",
