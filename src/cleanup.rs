@@ -132,11 +132,14 @@ fn without_ipset(
 
 /// Removes our files. Returns which there were, and why others could not be removed.
 fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
+    // An agent that still runs makes its CNI file anew, and a runtime starts no pod where the plugin in it is missing.
+    let answering = config.socket.iter().flat_map(|socket| [socket.clone(), socket.with_file_name(CNI_SOCKET)]);
+    let answering = answering.into_iter().find(|socket| is_listened_on(socket));
     // Before the socket goes that answers the plugin.
     let Left { unread, named, .. } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
     let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
-    // While a CNI file names it, a runtime that does not find it would say less than it does.
-    let is_named = !left.is_empty();
+    // While a CNI file names it, or may, a runtime that does not find it would say less than it does.
+    let may_be_named = !left.is_empty() || !config.cni_directory.is_dir();
     if !config.cni_directory.is_dir() {
         warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");
     }
@@ -169,8 +172,15 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         );
         let _ = socket.parent().map(fs::remove_dir);
     }
-    if !is_named {
-        note(&config.plugin_directory, remove_plugin(&config.plugin_directory));
+    let program = config.plugin_directory.join(plugin::NAME);
+    match answering.filter(|_| program.exists()) {
+        Some(socket) => left.push(format!(
+            "{} stays, because an agent answers on {}: end it and run --cleanup-config again",
+            program.display(),
+            socket.display()
+        )),
+        None if may_be_named => {}
+        None => note(&config.plugin_directory, remove_plugin(&config.plugin_directory)),
     }
     (removed, left)
 }
@@ -305,7 +315,7 @@ mod tests {
         let other = |more: &str| format!(r#"{{"plugins": [{{"type":"bridge","bridge":"cni0"}}{more}]}}"#);
         fs::write(path("net.d/05-other.conflist"), other(r#",{"type":"sluice-cni"}"#)).expect("writable");
         let listen = |name: &str| UnixListener::bind(path(name)).expect("a socket");
-        let _listeners = [listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")];
+        drop([listen("run/sluice.sock"), listen("run/gobgp.sock"), listen("run/cni.sock")]);
         fs::write(path("run/attachments.json"), "[]").expect("writable");
         ["bridge", "sluice-cni", ".sluice-cni.q3Rt5z", "sluice-cni.old"]
             .iter()
@@ -345,5 +355,35 @@ mod tests {
         assert_eq!(left, other(""), "no pod starts where nobody answers the plugin");
         assert!(!LastKnown::new(&path("state")).path().exists());
         assert_eq!(remove_files(&config), (Vec::new(), Vec::new()), "again there is nothing to do");
+    }
+
+    #[test]
+    fn the_plugin_stays_while_a_file_may_name_it_or_an_agent_runs_and_a_link_always() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        ["net.d", "bin"].iter().for_each(|name| fs::create_dir(path(name)).expect("writable"));
+        fs::write(path("bin/sluice-cni"), "a program").expect("writable");
+        let socket = format!("--socket={}", path("sluice.sock").display());
+        let words = ["sluice", "--state-dir=", &socket, "--run-router=false", "--cleanup-config"].map(OsString::from);
+        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+        let environment = Environment {
+            host_name: "node-1".to_owned(),
+            cni_file: Some(path("net.d/10-kuberouter.conflist")),
+            host_bin_path: Some(path("bin")),
+            ..Environment::default()
+        };
+        let config = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+        let agent = UnixListener::bind(path("cni.sock")).expect("a socket");
+        let (_, left) = remove_files(&config);
+        assert!(left.len() == 1 && left[0].contains("because an agent answers on"), "{left:?}");
+        assert!(path("bin/sluice-cni").exists(), "the agent makes its CNI file anew");
+        drop(agent);
+        fs::rename(path("net.d"), path("elsewhere")).expect("writable");
+        remove_files(&config);
+        assert!(path("bin/sluice-cni").exists(), "nobody could look into the CNI files");
+        fs::rename(path("elsewhere"), path("net.d")).expect("writable");
+        assert_eq!(remove_files(&config), (vec![path("bin/sluice-cni")], Vec::new()));
+        std::os::unix::fs::symlink("/usr/local/bin/sluice", path("bin/sluice-cni")).expect("writable");
+        assert_eq!(remove_files(&config), (Vec::new(), Vec::new()), "somebody made this link");
     }
 }
