@@ -30,7 +30,7 @@
 //! ```text
 //! chain overlay_untracked { type filter hook prerouting priority raw; udp dport 4789 @th,96,24 1 ip saddr @nodes4 ip daddr 192.0.2.1 notrack }
 //! chain overlay_sent      { type filter hook output priority raw; udp dport 4789 @th,96,24 1 ip saddr 192.0.2.1 ip daddr @nodes4 notrack }
-//! chain overlay_pods      { type filter hook prerouting priority mangle; udp dport 4789 @th,96,24 1 iifname "kube-bridge" ip daddr @nodes4 drop }
+//! chain overlay_pods      { type filter hook prerouting priority mangle; udp dport 4789 @th,96,24 1 iifname "kube-bridge" drop }
 //! chain overlay_in        { type filter hook input priority srcnat + 1; udp dport 4789 @th,96,24 1 ip saddr != @nodes4 drop;
 //!     udp dport 4789 @th,96,24 1 ip daddr != 192.0.2.1 drop }
 //! chain overlay_out       { type filter hook postrouting priority mangle; udp dport 4789 @th,96,24 1 ip saddr != 192.0.2.1 ip daddr @nodes4
@@ -152,14 +152,17 @@ pub fn table_chains(own: &Identity, encapsulation: Encapsulation, families: &[Fa
     let each = |rules: fn(Carrier, (Family, IpAddr)) -> Vec<nftables::Rule>| -> Vec<nftables::Rule> {
         ends.iter().flat_map(|end| rules(carrier, *end)).collect()
     };
+    let mut of_pods = each(by_pods);
+    of_pods.dedup();
     let mut chains = vec![
-        (NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, each(untracked)),
-        (NFT_OVERLAY_SENT, Hook::Output, RAW, each(sent)),
-        (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, each(by_pods)),
+        (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, of_pods),
         (NFT_OVERLAY_OUT, Hook::Postrouting, MANGLE, each(borrowed)),
     ];
     if carrier.number.is_some() {
         chains.push((NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, each(arriving)));
+        // Packets of `fou` have been tracked for long: a host's own firewall may let them in by their state.
+        chains.push((NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, each(untracked)));
+        chains.push((NFT_OVERLAY_SENT, Hook::Output, RAW, each(sent)));
     }
     let chain = |(name, hook, priority, rules): (&str, Hook, i32, Vec<nftables::Rule>)| {
         let base = Some(Base { kind: BaseKind::Filter, hook, priority });
@@ -202,7 +205,11 @@ fn sent(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Ru
 
 fn by_pods(carrier: Carrier, (family, _): (Family, IpAddr)) -> Vec<nftables::Rule> {
     let from_pods = nftables::Match::InputLink { name: BRIDGE.into(), negated: false };
-    vec![dropped(carrier, [from_pods, is_node(family, Side::Destination, false)], BY_PODS)]
+    match carrier.number {
+        // Wherever it goes: it may be a node that is not known here any more, or not yet, and would get this node's address as source on its way.
+        Some(_) => vec![dropped(carrier, [from_pods], BY_PODS)],
+        None => vec![dropped(carrier, [from_pods, is_node(family, Side::Destination, false)], BY_PODS)],
+    }
 }
 
 fn borrowed(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Rule> {

@@ -55,7 +55,9 @@ fn of_fou_it_is_guarded_what_the_kernel_cannot_tell_and_of_ipip_nothing() {
     let own = own(Some("192.0.2.1"), None);
     assert!(table_chains(&own, encapsulation(&[]), &Family::BOTH).is_empty());
     let chains = table_chains(&own, encapsulation(&["--overlay-encap=fou"]), &Family::BOTH);
-    assert!(!chains.contains_key(&Object::Chain(NFT_OVERLAY_IN.into())));
+    let named = |chain: &str| chains.contains_key(&Object::Chain(chain.into()));
+    assert!(!named(NFT_OVERLAY_IN) && named(NFT_OVERLAY_PODS));
+    assert!(!named(NFT_OVERLAY_UNTRACKED) && !named(NFT_OVERLAY_SENT), "a host's firewall may let it in by its state");
 }
 
 #[test]
@@ -78,6 +80,12 @@ fn with_nftables_packets_of_our_number_alone_are_judged_and_those_between_nodes_
     let words = ["--overlay-encap=vxlan", "--overlay-vxlan-id=7", "--overlay-vxlan-port=8472"];
     let chains = table_chains(&own, encapsulation(&words), &Family::BOTH);
     assert!(dropping_chains().iter().all(|chain| chains.contains_key(chain)));
+    // To whomever: a node may not be known here.
+    let Some(Content::Chain(of_pods)) = chains.get(&Object::Chain(NFT_OVERLAY_PODS.into())) else {
+        panic!("{chains:?}")
+    };
+    let matches: Vec<usize> = of_pods.rules.iter().map(|rule| rule.matches().len()).collect();
+    assert_eq!(matches, [3], "port, number and link");
     for (object, content) in &chains {
         let Content::Chain(chain) = content else { panic!("{content:?}") };
         let base = chain.base.expect("the kernel enters it");
