@@ -8,12 +8,12 @@ mod audit;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use http::header::ACCEPT;
-use http::{Request, StatusCode, Uri};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -26,6 +26,7 @@ use self::audit::{Audited, Subsystem};
 use crate::config::{Ask, Output};
 use crate::k8s::agents;
 use crate::k8s::client::{self, Access};
+use crate::k8s::kubectl::kubeconfig_of_user;
 use crate::observe::local::{JSON, MOST};
 use crate::status::Status;
 use crate::status::serve::STATUS;
@@ -65,10 +66,12 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
         }
         Ask::Status { wait, output, socket } => return runtime.block_on(status(socket, *wait, *output)),
         Ask::StatusOfAll { kubeconfig, master, selector, output } => {
-            let access = Access {
-                kubeconfig: kubeconfig.clone().or_else(|| kubeconfig_of_user(master)),
-                master: master.clone(),
+            // Who names a server needs no file.
+            let kubeconfig = match kubeconfig {
+                None if master.is_none() => kubeconfig_of_user().map_err(anyhow::Error::msg)?,
+                named => named.clone(),
             };
+            let access = Access { kubeconfig, master: master.clone() };
             return runtime.block_on(status_of_all(&access, selector, *output));
         }
     };
@@ -103,16 +106,6 @@ async fn status_of_all(access: &Access, selector: &str, output: Output) -> anyho
     let client = client::client(access).await?;
     let nodes = agents::ask(&client, selector).await.map_err(anyhow::Error::msg)?;
     Ok(all::answered(&nodes, output))
-}
-
-/// Returns the file that says to `kubectl` how the API server is reached: the first of `KUBECONFIG`, or `.kube/config` of the user. None for who names a server.
-fn kubeconfig_of_user(master: &Option<Uri>) -> Option<PathBuf> {
-    if master.is_some() {
-        return None;
-    }
-    let named =
-        std::env::var_os("KUBECONFIG").and_then(|paths| std::env::split_paths(&paths).find(|path| path.is_file()));
-    named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".kube/config")).filter(|path| path.is_file()))
 }
 
 /// Asks every subsystem what differs, and has them repair it where that is wanted.
@@ -281,6 +274,7 @@ fn unreachable(socket: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::thread;
 
     use tokio::sync::mpsc;

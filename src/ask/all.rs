@@ -14,7 +14,7 @@ struct Row<'a> {
     node: &'a str,
     /// `NAMESPACE/NAME` of the agent; `None` where the node has none.
     pod: Option<&'a str>,
-    /// `ready`, `not ready`, `no answer` or `no agent`.
+    /// `ready`, `not ready`, `no answer`, `not asked` or `no agent`.
     state: &'static str,
     /// Reasons and notes.
     lines: Vec<&'a str>,
@@ -42,6 +42,7 @@ fn rows<'a>(node: &'a str, agents: &'a Agents) -> Vec<Row<'a>> {
             Answer::Ready(notes) => (READY, notes.iter().map(String::as_str).collect()),
             Answer::NotReady(lines) => ("not ready", lines.iter().map(String::as_str).collect()),
             Answer::Silent(why) => ("no answer", vec![why.as_str()]),
+            Answer::NotAsked => ("not asked", vec!["the time for all agents was over before"]),
         };
         Row { node, pod: Some(pod), state, lines }
     };
@@ -80,6 +81,7 @@ mod tests {
             ),
             of("node-3", vec![agent("d", Answer::Silent("connection refused (503)".to_owned()))]),
             of("node-4", Vec::new()),
+            of("node-5", vec![agent("e", Answer::NotAsked)]),
         ])
     }
 
@@ -94,7 +96,9 @@ node-2: ready (kube-system/c)
 node-3: no answer (kube-system/d)
   connection refused (503)
 node-4: no agent
-2 of 4 agents are ready, on 4 nodes
+node-5: not asked (kube-system/e)
+  the time for all agents was over before
+2 of 5 agents are ready, on 5 nodes
 ";
         let answered = answered(&nodes(), Output::Text);
         assert_eq!((answered.text.as_str(), answered.exit_code), (expected, 1));

@@ -2,18 +2,21 @@
 //!
 //! Kubernetes: "Access Services Running on Clusters", section *Manually constructing apiserver proxy URLs*. Whoever asks needs the right to `list`
 //! Pods and Nodes and to `get` `pods/proxy`. The agents themselves do not have the last one, which reaches every port of every pod.
+//!
+//! Anybody who may create Pods can give one the label of the agents. So only Pods of a DaemonSet in the network of their host are asked, which Pod Security
+//! Standards refuse to tenants (*Baseline*, Host Namespaces), and what an agent says is bounded and without control characters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{Future, StreamExt, stream};
 use http::StatusCode;
 use http::header::ACCEPT;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kube::client::Body;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::{ApiClient, chain};
 
@@ -26,6 +29,8 @@ pub enum Answer {
     NotReady(Vec<String>),
     /// Why it did not answer, as a sentence without its end.
     Silent(String),
+    /// The time for all agents was over before its turn came.
+    NotAsked,
 }
 
 /// The agents of a node by their pods (`NAMESPACE/NAME`); empty where there is none.
@@ -46,11 +51,16 @@ struct AgentPod {
 const HEALTH_PORT: u16 = 20244;
 /// Time limit for one answer: the API server takes some seconds to find that a node does not answer.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Time limit for the answers of all agents together.
+const WHOLE: Duration = Duration::from_secs(120);
 /// Number of agents that are asked at a time.
-const AT_A_TIME: usize = 32;
+const AT_A_TIME: usize = 128;
 /// Largest size in bytes of a list, and of an agent's answer.
 const LIST_BYTES: usize = 1 << 28;
-const ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_BYTES: usize = 64 << 10;
+/// Largest number of lines of an agent that are told, and of characters of one.
+const LINES: usize = 100;
+const LINE_CHARACTERS: usize = 2000;
 const NAMES_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 /// Asks the agents of all nodes with Linux, which are the pods that a label selector names. Returns them by their nodes.
@@ -61,25 +71,44 @@ pub async fn ask(client: &ApiClient, selector: &str) -> Result<BTreeMap<String, 
     let nodes = list(client, "/api/v1/nodes").await?;
     let pods = list(client, &format!("/api/v1/pods?labelSelector={}", escaped(selector))).await?;
     let pods: Vec<AgentPod> = items(&pods).filter_map(agent_pod).filter(|pod| !pod.node.is_empty()).collect();
-    let answers = stream::iter(pods).map(|pod| async { (readyz(client, &pod).await, pod) });
-    let answers: Vec<_> = answers.buffer_unordered(AT_A_TIME).collect().await;
+    let answers = answers(pods, |pod| async move { readyz(client, &pod).await }).await;
     if let Some(sentence) = refusal_of_all(&answers) {
         return Err(sentence);
     }
     let mut by_node: BTreeMap<String, Agents> =
         items(&nodes).filter_map(node_with_linux).map(|name| (name, Agents::new())).collect();
-    for (answer, pod) in answers {
+    for (told, pod) in answers {
         let name = format!("{}/{}", pod.namespace, pod.name);
-        by_node
-            .entry(pod.node)
-            .or_default()
-            .insert(name, answer.map_or_else(Answer::Silent, |(status, text)| answer_of(status, &text)));
+        let answer = match told {
+            Some(Ok((status, text))) => answer_of(status, &text),
+            Some(Err(why)) => Answer::Silent(line(&why)),
+            None => Answer::NotAsked,
+        };
+        by_node.entry(pod.node).or_default().insert(name, answer);
     }
     Ok(by_node)
 }
 
 /// The status and the text of an answer, or why there is none.
 type Told = Result<(StatusCode, String), String>;
+
+/// Asks some at a time, until the time for all is over. `None` for those whose turn did not come.
+async fn answers<F, A>(pods: Vec<AgentPod>, asked: F) -> Vec<(Option<Told>, AgentPod)>
+where
+    F: Fn(AgentPod) -> A,
+    A: Future<Output = Told>,
+{
+    let until = Instant::now() + WHOLE;
+    let asked = &asked;
+    let answers = stream::iter(pods).map(|pod| async move {
+        if Instant::now() >= until {
+            return (None, pod);
+        }
+        let late = || Err(format!("no answer within the {} s for all agents", WHOLE.as_secs()));
+        (Some(timeout_at(until, asked(pod.clone())).await.unwrap_or_else(|_| late())), pod)
+    });
+    answers.buffer_unordered(AT_A_TIME).collect().await
+}
 
 async fn readyz(client: &ApiClient, pod: &AgentPod) -> Told {
     let AgentPod { namespace, name, health_port, .. } = pod;
@@ -102,17 +131,22 @@ async fn get(client: &ApiClient, path: &str, most: usize) -> Told {
     let answer = async {
         let response = client.current().await.send(request).await.map_err(|error| chain(&error))?;
         let status = response.status();
-        let body: Bytes =
-            Limited::new(response.into_body(), most).collect().await.map_err(|error| error.to_string())?.to_bytes();
+        let whole = Limited::new(response.into_body(), most).collect().await;
+        let body: Bytes = whole
+            .map_err(|error| match error.is::<LengthLimitError>() {
+                true => format!("the answer is longer than {} KiB", most >> 10),
+                false => error.to_string(),
+            })?
+            .to_bytes();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
     timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
 /// Returns the sentence of a server that lets nobody be asked; `None` where there is an agent that may be.
-fn refusal_of_all(answers: &[(Told, AgentPod)]) -> Option<String> {
-    let refused = |answer: &Told| match answer {
-        Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), text)) => Some(refusal(*status, text)),
+fn refusal_of_all(answers: &[(Option<Told>, AgentPod)]) -> Option<String> {
+    let refused = |answer: &Option<Told>| match answer {
+        Some(Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), text))) => Some(refusal(*status, text)),
         _ => None,
     };
     let mut sentences = answers.iter().map(|(answer, _)| refused(answer));
@@ -124,12 +158,30 @@ fn refusal_of_all(answers: &[(Told, AgentPod)]) -> Option<String> {
 fn answer_of(status: StatusCode, text: &str) -> Answer {
     // What the server's proxy says where the connection fails.
     let is_of_server = is_status(text) || text.to_ascii_lowercase().starts_with("error trying to reach service");
-    let mut lines = text.lines().map(str::to_owned);
+    let mut told = text.lines();
     match status {
-        StatusCode::OK if lines.next().as_deref() == Some("OK") => Answer::Ready(lines.collect()),
-        StatusCode::SERVICE_UNAVAILABLE if !is_of_server => Answer::NotReady(text.lines().map(str::to_owned).collect()),
+        StatusCode::OK if told.next() == Some("OK") => Answer::Ready(lines(told)),
+        StatusCode::SERVICE_UNAVAILABLE if !is_of_server => Answer::NotReady(lines(text.lines())),
         _ => Answer::Silent(refusal(status, text)),
     }
+}
+
+/// The first lines of an agent, and how many it has beyond them.
+fn lines<'a>(mut told: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut lines: Vec<String> = told.by_ref().take(LINES).map(line).collect();
+    let more = told.count();
+    lines.extend((more > 0).then(|| format!("lines that are not shown: {more}")));
+    lines
+}
+
+/// A text of somebody else as one line that a terminal shows as it is: a newline would look like the line of another node.
+fn line(text: &str) -> String {
+    let mut line: String =
+        text.chars().take(LINE_CHARACTERS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(LINE_CHARACTERS).is_some() {
+        line.push('…');
+    }
+    line
 }
 
 fn is_status(text: &str) -> bool {
@@ -143,7 +195,7 @@ fn refusal(status: StatusCode, text: &str) -> String {
         "" => text.lines().next().unwrap_or_default(),
         message => message,
     };
-    format!("{message} ({})", status.as_u16()).trim_start().to_owned()
+    format!("{} ({})", line(message), status.as_u16()).trim_start().to_owned()
 }
 
 fn node_with_linux(node: &Value) -> Option<String> {
@@ -152,7 +204,19 @@ fn node_with_linux(node: &Value) -> Option<String> {
     (!name.is_empty() && ["", "linux"].contains(&system)).then(|| name.to_owned())
 }
 
+/// Returns whether a Pod can be an agent that runs: of a DaemonSet, in the network of its host, and neither ending nor ended.
+fn is_agent(pod: &Value) -> bool {
+    let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true))
+        && owners.into_iter().flatten().any(|owner| word(owner, "/kind") == "DaemonSet")
+        && pod.pointer("/metadata/deletionTimestamp").is_none_or(Value::is_null)
+        && !["Failed", "Succeeded"].contains(&word(pod, "/status/phase"))
+}
+
 fn agent_pod(pod: &Value) -> Option<AgentPod> {
+    if !is_agent(pod) {
+        return None;
+    }
     let containers = pod.pointer("/spec/containers")?.as_array()?;
     let probes = containers
         .iter()
@@ -229,8 +293,16 @@ mod tests {
     }
 
     fn pods(of: &[(&str, &str, Value)]) -> (u16, String) {
-        let pod = |(name, node, probes): &(&str, &str, Value)| json!({"metadata": {"namespace": "net", "name": name}, "spec": {"nodeName": node, "containers": [probes]}});
-        (200, json!({"items": of.iter().map(pod).collect::<Vec<_>>()}).to_string())
+        let pods = of.iter().map(|(name, node, probes)| pod(name, node, probes));
+        (200, json!({"items": pods.collect::<Vec<_>>()}).to_string())
+    }
+
+    fn pod(name: &str, node: &str, probes: &Value) -> Value {
+        json!({
+            "metadata": {"namespace": "net", "name": name, "ownerReferences": [{"kind": "DaemonSet", "name": "kube-router"}]},
+            "spec": {"nodeName": node, "hostNetwork": true, "containers": [probes]},
+            "status": {"phase": "Running"},
+        })
     }
 
     const PODS: &str = "/api/v1/pods?labelSelector=k8s-app%3Dkube-router";
@@ -283,6 +355,83 @@ mod tests {
         pages.insert("/api/v1/nodes", refused());
         let sentence = ask(&server(pages).await, "k8s-app=kube-router").await.expect_err("Nodes may not be listed");
         assert!(sentence.starts_with("/api/v1/nodes: pods"), "{sentence}");
+    }
+
+    #[tokio::test]
+    async fn pods_of_tenants_with_the_label_and_pods_that_end_or_ended_are_not_asked() {
+        let changed = |name: &str, pointer: &str, value: Value| {
+            let mut pod = pod(name, "node-1", &json!({}));
+            let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+            pod.pointer_mut(parent).expect("it is there")[key] = value;
+            pod
+        };
+        let all = [
+            changed("agent", "/metadata/deletionTimestamp", Value::Null),
+            changed("own-network", "/spec/hostNetwork", json!(false)),
+            changed("no-word-of-network", "/spec/hostNetwork", Value::Null),
+            changed("bare", "/metadata/ownerReferences", json!([])),
+            changed("deployed", "/metadata/ownerReferences", json!([{"kind": "ReplicaSet", "name": "kube-router"}])),
+            changed("ending", "/metadata/deletionTimestamp", json!("2026-11-20T05:04:18Z")),
+            changed("evicted", "/status/phase", json!("Failed")),
+            changed("done", "/status/phase", json!("Succeeded")),
+        ];
+        let pages = Pages::from([
+            ("/api/v1/nodes", nodes(&["node-1"])),
+            (PODS, (200, json!({"items": all}).to_string())),
+            ("/api/v1/namespaces/net/pods/agent:20244/proxy/readyz", (200, "OK\n".to_owned())),
+        ]);
+        let found = ask(&server(pages).await, "k8s-app=kube-router").await.expect("it may ask");
+        let agents = Agents::from([("net/agent".to_owned(), Answer::Ready(Vec::new()))]);
+        assert_eq!(found, [("node-1".to_owned(), agents)].into());
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_says_is_bounded_and_commands_nothing_to_a_terminal() {
+        let forged = r#"{"message":"gone\nnode-9: ready \u001b[2J"}"#.to_owned();
+        let many = format!("OK\n{}", "a note\n".repeat(LINES + 7));
+        let all = ["a", "b", "c", "d", "e"].map(|name| (name, "node-1", json!({})));
+        let pages = Pages::from([
+            ("/api/v1/nodes", nodes(&["node-1"])),
+            (PODS, pods(&all)),
+            (
+                "/api/v1/namespaces/net/pods/a:20244/proxy/readyz",
+                (503, "router: \u{1b}]0;x\u{7}\u{9b}2J\rok\nproxy: né\n".to_owned()),
+            ),
+            ("/api/v1/namespaces/net/pods/b:20244/proxy/readyz", (500, forged)),
+            ("/api/v1/namespaces/net/pods/c:20244/proxy/readyz", (200, many)),
+            ("/api/v1/namespaces/net/pods/d:20244/proxy/readyz", (200, format!("OK\n{}", "x".repeat(64 << 10)))),
+            ("/api/v1/namespaces/net/pods/e:20244/proxy/readyz", (200, format!("OK\n{}", "é".repeat(20_000)))),
+        ]);
+        let found = ask(&server(pages).await, "k8s-app=kube-router").await.expect("it may ask");
+        let of = |pod: &str| found["node-1"][&format!("net/{pod}")].clone();
+        let router = "router: \u{fffd}]0;x\u{fffd}\u{fffd}2J\u{fffd}ok".to_owned();
+        assert_eq!(of("a"), Answer::NotReady(vec![router, "proxy: né".to_owned()]));
+        assert_eq!(of("b"), Answer::Silent("gone\u{fffd}node-9: ready \u{fffd}[2J (500)".to_owned()));
+        let mut notes = vec!["a note".to_owned(); LINES];
+        notes.push("lines that are not shown: 7".to_owned());
+        assert_eq!(of("c"), Answer::Ready(notes));
+        assert_eq!(of("d"), Answer::Silent("the answer is longer than 64 KiB".to_owned()));
+        assert_eq!(of("e"), Answer::Ready(vec![format!("{}…", "é".repeat(LINE_CHARACTERS))]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_whose_turn_comes_after_the_time_for_all_are_not_asked() {
+        let pods = (0..500).map(|number| AgentPod {
+            namespace: "net".to_owned(),
+            name: format!("agent-{number}"),
+            node: format!("node-{number}"),
+            health_port: HEALTH_PORT,
+        });
+        // Two rounds are over when the time is, and the third one is under way.
+        let slow = |_| async {
+            tokio::time::sleep(WHOLE * 2 / 5).await;
+            Ok((StatusCode::OK, "OK\n".to_owned()))
+        };
+        let told = answers(pods.collect(), slow).await;
+        let count = |is: fn(&Option<Told>) -> bool| told.iter().filter(|(told, _)| is(told)).count();
+        assert_eq!(count(|told| matches!(told, Some(Ok(_)))), 256);
+        assert_eq!(count(|told| matches!(told, Some(Err(why)) if why.contains("120 s for all"))), 128);
+        assert_eq!(count(Option::is_none), 116);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod annotations;
 pub mod answer;
 pub mod client;
 pub mod events;
+pub mod kubectl;
 pub mod manifests;
 pub mod outage;
 pub mod parse;

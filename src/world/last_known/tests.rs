@@ -116,21 +116,10 @@ async fn a_directory_that_cannot_be_made_is_said_once_and_the_file_is_written_wh
 fn a_directory_on_the_layers_of_an_image_is_known() {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("every process has them");
     let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
-    // The last one at a place is the one that is seen.
-    let seen = |at: &str| mounts.iter().rev().find(|words| words[1] == at).map(|words| words[2] == "overlay");
-    let mut looked_at = 0;
-    for words in mounts.iter().filter(|words| Path::new(words[1]).is_dir()) {
-        // What lies below a mount that hides it is not seen at its path.
-        let is_hidden = mounts
-            .iter()
-            .rev()
-            .take_while(|other| other[1] != words[1])
-            .any(|other| words[1].starts_with(&format!("{}/", other[1])));
-        if !is_hidden && rustix::fs::statfs(words[1]).is_ok() {
-            assert_eq!(Some(is_of_a_container(Path::new(words[1]))), seen(words[1]), "{}", words[1]);
-            looked_at += 1;
-        }
+    // Those that nobody takes away meanwhile; the last one at a place is the one that is seen.
+    for place in ["/", "/proc", "/sys"] {
+        let seen = mounts.iter().rev().find(|words| words[1] == place).map(|words| words[2] == "overlay");
+        assert_eq!(Some(is_of_a_container(Path::new(place))), seen, "{place}");
     }
-    assert!(looked_at > 0, "there are mounts");
     assert!(!is_of_a_container(Path::new("/nowhere")));
 }
