@@ -136,7 +136,9 @@ fn every_flag_that_the_chart_and_kustomize_may_give_is_one_of_the_agents() {
     for path in ["charts/sluice/templates/daemonset.yaml", "kustomize/all-features/kustomization.yaml"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let flags = text.lines().filter_map(|line| {
-            line.trim_start().trim_start_matches("value: ").trim_start_matches("- ").strip_prefix("--")
+            let words = line.trim_start().trim_start_matches("value: ").trim_start_matches("- ");
+            // One with a value is in quotes, whatever the value is.
+            words.trim_start_matches("{{ printf \"").strip_prefix("--")
         });
         seen.extend(flags.map(|flag| flag.split('=').next().unwrap().to_owned()));
     }

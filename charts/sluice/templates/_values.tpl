@@ -9,12 +9,13 @@
 {{- if or (include "sluice.givesNetwork" .) .Values.firewall.enabled }}yes{{ end -}}
 {{- end -}}
 
+{{- /* Pods that get their network from another plugin are held back by sluice-cni all the same. */ -}}
 {{- define "sluice.installsPlugins" -}}
-{{- if and (include "sluice.givesNetwork" .) .Values.cni.installPlugins }}yes{{ end -}}
+{{- if and .Values.cni.installPlugins (or (include "sluice.givesNetwork" .) .Values.firewall.holdPods) }}yes{{ end -}}
 {{- end -}}
 
 {{- define "sluice.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
 {{- end -}}
 
 {{- /* Words of a list in brackets, without the empty ones. */ -}}
