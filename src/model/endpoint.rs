@@ -75,8 +75,8 @@ pub struct Hints {
     pub nodes: Box<[CompactString]>,
 }
 
-/// `endpoints[].conditions`, with the API's defaults applied: `ready` absent means true, `serving` absent
-/// means what `ready` means, `terminating` absent means false.
+/// `endpoints[].conditions`, with the API's defaults applied: `ready` and `serving` absent mean true (until Kubernetes 1.32 the API had `serving` mean
+/// what `ready` does), `terminating` absent means false.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conditions {
     pub ready: bool,

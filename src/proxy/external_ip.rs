@@ -1,8 +1,8 @@
 //! The external and load balancer addresses that a Service is served at.
 //!
 //! Kubernetes: `Service.spec.externalIPs`, `status.loadBalancer.ingress[].ip`. The administrator decides which ranges
-//! are allowed (`config::ServiceRanges`). An address of another node is never served: it would become local here, and
-//! cut this node off from that one (`other_nodes`). The node that has it serves it. So nothing is served at such addresses
+//! are allowed (`config::ServiceRanges`). An address of another node is never served here: it would become local, and
+//! cut this node off from that one (`other_nodes`). The node that has it serves it, so nobody is told of a refusal. Nothing is served at such addresses
 //! before all Nodes are known, which a last known state may lack. Addresses of load balancers with
 //! `ipMode: Proxy` are left out: traffic for them must pass the balancer.
 //!
@@ -32,7 +32,7 @@ pub struct Refused {
 pub enum Reason {
     /// Disallowed by the ranges of this flag.
     Range { flag: &'static str, disallowed: Disallowed },
-    /// It is an address of this Node.
+    /// It is an address of this other Node, which serves it.
     NodeAddress(CompactString),
     /// It may be an address of another Node, because not all are known.
     NodesUnknown,
@@ -65,9 +65,14 @@ pub fn allowed<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterato
     judged(service, inputs).filter(move |(_, reason)| is_allowed(reason)).map(|(address, _)| address)
 }
 
-/// Returns the external and load balancer addresses that are refused.
+/// Returns the external and load balancer addresses that are refused. Those of other nodes are not among them: these serve them, as load balancers want it
+/// whose addresses are the nodes' own.
 pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
-    judged(service, inputs).filter_map(|(address, reason)| Some(Refused { address, reason: reason? })).collect()
+    let not_here = |(address, reason): (IpAddr, Option<Reason>)| match reason? {
+        Reason::NodeAddress(_) => None,
+        reason => Some(Refused { address, reason }),
+    };
+    judged(service, inputs).filter_map(not_here).collect()
 }
 
 /// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
@@ -141,7 +146,7 @@ impl fmt::Display for Reason {
             Reason::Range { disallowed: Disallowed::ClusterIpRange, .. } => {
                 f.write_str("it is inside a range of cluster IPs")
             }
-            Reason::NodeAddress(node) => write!(f, "it is an address of Node {node}"),
+            Reason::NodeAddress(node) => write!(f, "it is an address of Node {node}, which serves it"),
             Reason::NodesUnknown => f.write_str("it may be an address of another Node; not all are known yet"),
         }
     }
@@ -173,8 +178,8 @@ mod tests {
         assert_eq!(news("web", &[refused(1)], vec![refused(1), refused(2)]), [refused(2)]);
         assert_eq!(news("web", &[refused(1), refused(2)], vec![refused(1), refused(2)]), []);
         assert_eq!(news("web", &[refused(1)], Vec::new()), []);
-        let of_node = Refused { reason: Reason::NodeAddress("other".into()), ..refused(1) };
-        assert_eq!(news("web", &[refused(1)], vec![of_node.clone()]), [of_node], "for another reason");
+        let unknown = Refused { reason: Reason::NodesUnknown, ..refused(1) };
+        assert_eq!(news("web", &[refused(1)], vec![unknown.clone()]), [unknown], "for another reason");
     }
 
     #[test]

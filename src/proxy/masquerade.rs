@@ -3,13 +3,16 @@
 //! A client outside the cluster that is sent to a backend on another node must see the reply come from where
 //! it sent its packet. So connections that IPVS sent on get this node's source address, unless the reply
 //! returns here by itself:
-//! - the backend is a pod of this node, or this node itself (a pod on the host's network);
-//! - the client is a pod of this node.
+//! - the backend is an endpoint on this node, as its slice says, also where its address is in none of the Node's pod ranges: ranges that
+//!   are not known, or another network plugin's own;
+//! - the backend is in a pod range of this node, or this node itself (a pod on the host's network);
+//! - the client is in a pod range of this node.
 //!
 //! In these cases the backend sees the client's own address. A pod that reaches itself through its own Service (hairpin) gets the
 //! node's address too: it would take an answer to itself for one that does not belong to the connection. One rule and one set
-//! of the endpoints on this node say when, at whatever number of Services ([`Set::Hairpin`]). With `--masquerade-all` everything gets the
-//! node's address. Where the node's pod ranges are not known, all that leaves the node does.
+//! of the endpoints on this node say when, at whatever number of Services ([`Set::Hairpin`]), and which endpoints are on this node: each element has
+//! the endpoint's address as destination and as source. With `--masquerade-all` everything gets the node's address.
+//! Where the node's pod ranges are not known, all that leaves the node does.
 //!
 //! Kernel: nat chain `KUBE-ROUTER-SNAT`, entered from POSTROUTING for what IPVS has translated:
 //! `iptables -t nat -A POSTROUTING -m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-SNAT`.
@@ -24,6 +27,7 @@
 //! chain service_snat { type nat hook postrouting priority srcnat - 2; policy accept;
 //!     meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst @ports4 jump translated4 }
 //! chain translated4 { ip daddr . meta l4proto . th dport . ip saddr @hairpin4 snat ip to 192.0.2.1 fully-random
+//!     ip daddr . meta l4proto . th dport . ip daddr @hairpin4 return
 //!     ip saddr 10.244.1.0/24 return; ip daddr 10.244.1.0/24 return; fib daddr type local return;
 //!     meta nfproto ipv4 snat ip to 192.0.2.1 fully-random }
 //! ```
@@ -54,6 +58,8 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
     if !masquerade_all {
         let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
         chain.push(Rule::new([to_itself], translation.clone()));
+        let to_endpoint_here = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortItself);
+        chain.push(Rule::new([to_endpoint_here], Verdict::Return));
         for cidr in node.pod_cidrs.of(family) {
             let (range, negated) = (*cidr, false);
             chain.push(Rule::new([Match::Source { range, negated }], Verdict::Return));
@@ -95,6 +101,9 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, 
             let lookup = Lookup::ServiceSource(family, family.host_bits());
             let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
             rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
+            let lookup = Lookup::ServiceItself(family);
+            let to_endpoint_here = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
+            rules.push(Rule::new([to_endpoint_here], Verdict::Return).commented("an endpoint on this node"));
             for range in node.pod_cidrs.of(family) {
                 let ends =
                     [Side::Source, Side::Destination].map(|of| Match::Address { of, range: *range, negated: false });
@@ -162,6 +171,17 @@ mod tests {
             let wanted =
                 format!("-m set --match-set {six}kube-router-hairpin dst,dst,src -j MASQUERADE --random-fully");
             assert_eq!(first, Some(wanted), "before the rule that leaves pods their addresses");
+            let second = rules[&chain].0.get(1).map(ToString::to_string);
+            let wanted = format!("-m set --match-set {six}kube-router-hairpin dst,dst,dst -j RETURN");
+            assert_eq!(
+                second,
+                Some(wanted),
+                "an endpoint here keeps the client's address, whatever the Node's pod ranges"
+            );
+            let in_table = rules_of(&chains, name).into_iter().nth(1).expect("a second rule");
+            let lookup = Lookup::ServiceItself(family);
+            assert_eq!(in_table.matches(), [nftables::Match::InSet { lookup, set: set.into(), negated: false }]);
+            assert_eq!(in_table.verdict(), Some(&nftables::Verdict::Return));
         }
     }
 
@@ -174,7 +194,7 @@ mod tests {
             std::iter::repeat_n(Verdict::Return, returns).chain([last.clone()]).collect::<Vec<_>>()
         };
         let hairpin = [translates.clone()];
-        assert_eq!(verdicts(false, true), [&hairpin[..], &expected(5, &translates)].concat());
+        assert_eq!(verdicts(false, true), [&hairpin[..], &expected(6, &translates)].concat());
         assert_eq!(verdicts(true, true), expected(0, &translates));
         assert_eq!(verdicts(true, false), expected(0, &Verdict::Masquerade { random_ports: true }));
     }

@@ -59,7 +59,7 @@ impl Metrics {
             draining: IntGauge::new("sluice_proxy_draining", "Destinations that are kept for their connections only")?,
             refused: IntGauge::new(
                 "sluice_proxy_refused_addresses",
-                "External and load balancer addresses of Services that are not served",
+                "External and load balancer addresses of Services that are not served here, but for those of other Nodes, which serve them",
             )?,
             commands_counted: IntGauge::new(
                 "sluice_proxy_ipvs_commands_counted",

@@ -10,8 +10,8 @@
 //! A failed deletion is retried, with growing delays, and given up in the end: by then an entry without traffic has
 //! expired, and one more try will not help a client that still sends. Other flows do not wait for it.
 //!
-//! Each start lists all UDP flows once: an earlier run may have been killed before it deleted any, and nothing else says
-//! which of them are stale.
+//! Each start lists all UDP flows once: an earlier run may have been killed before it deleted any. Flows to a destination that it had already deleted are known to
+//! nobody then; they are the kernel's to end, which drops the entry together with IPVS' connection at the next packet (`net.ipv4.vs.expire_nodest_conn`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

@@ -2,7 +2,7 @@
 import time
 
 import expect
-from expect import PODS
+from expect import FAMILIES, PODS
 from labkit import kernel, net, traffic
 from labkit.objects import Port
 
@@ -55,6 +55,25 @@ def connections_of_clients_outside_last_when_the_last_pod_of_a_node_is_unready_a
             expect.go_on(every)
             for address in (four, six):
                 expect.soon(lambda: set(traffic.many("ext", address, 30122, count=4)["answers"]) == {"n1p1"}, 20, "the pod is ready again")
+
+
+def a_terminating_endpoint_that_serves_keeps_its_flows_of_udp(bed):
+    """Of clients that send each message once: a flow that moved, or that nobody answered for a moment, would be seen."""
+    with expect.service(bed, "leaving-udp", ports=[Port(53, "UDP")]) as s:
+        with net.Inside("n1p2"):
+            held = [traffic.connect(s.address(family), 53, "udp") for family in FAMILIES for _ in range(6)]
+        try:
+            names = [traffic.exchange(sock)[0] for sock in held]
+            expect.that(names.count("n3p1") == 4, names)
+            bed.put(s.name, PODS[:2], leaving=["n3p1"])
+            bed.settle(s)
+            for _ in range(8):
+                expect.that([traffic.exchange(sock)[0] for sock in held] == names, "a flow left the endpoint that terminates:", names)
+                time.sleep(1)
+            expect.that(set(expect.many("n1p3", s.address(), 53, "udp", count=6)["answers"]) == set(PODS[:2]), "a new flow went to it")
+        finally:
+            for sock in held:
+                sock.close()
 
 
 def a_removed_endpoint_keeps_its_connections_and_gets_no_new_ones(bed):

@@ -343,8 +343,14 @@ impl Packet<'_> {
                         let source = IpNet::new(self.client, *bits).expect("a length").network();
                         Key::ServiceSource(Box::new((self.address, self.protocol, self.port, source)))
                     }
+                    Lookup::ServiceItself(its) if *its == family => {
+                        Key::ServiceSource(Box::new((self.address, self.protocol, self.port, self.address)))
+                    }
                     Lookup::Mark => Key::Mark(self.mark.get()),
-                    Lookup::Address(..) | Lookup::DestinationService(_) | Lookup::ServiceSource(..) => return false,
+                    Lookup::Address(..)
+                    | Lookup::DestinationService(_)
+                    | Lookup::ServiceSource(..)
+                    | Lookup::ServiceItself(_) => return false,
                     other => panic!("{other:?} is a lookup that this tracer does not know"),
                 };
                 self.state.proxy_table.contains_key(&Object::Element(set.clone(), key)) != *negated

@@ -331,7 +331,7 @@ fn fields(lookup: Lookup) -> Fields {
         Lookup::Address(family, _) => Fields::Address(family),
         Lookup::Addresses(family) => Fields::Addresses(family),
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Fields::Service(family),
-        Lookup::ServiceSource(family, _) => Fields::ServiceSource(family),
+        Lookup::ServiceSource(family, _) | Lookup::ServiceItself(family) => Fields::ServiceSource(family),
         Lookup::DestinationProtocolPort => Fields::ProtocolPort,
         Lookup::DestinationPort(_) => Fields::Port,
         Lookup::Mark => Fields::Mark,
@@ -344,7 +344,7 @@ fn family_of(lookup: Lookup) -> Option<Family> {
     match lookup {
         Lookup::Address(family, _) | Lookup::Addresses(family) => Some(family),
         Lookup::DestinationService(family) | Lookup::OriginalService(family) => Some(family),
-        Lookup::ServiceSource(family, _) => Some(family),
+        Lookup::ServiceSource(family, _) | Lookup::ServiceItself(family) => Some(family),
         Lookup::DestinationProtocolPort | Lookup::DestinationPort(_) | Lookup::Mark => None,
         Lookup::InputLink | Lookup::OutputLink | Lookup::InputBridge | Lookup::InputLinkWith(_) => None,
     }

@@ -177,7 +177,7 @@ fn endpoints(object: &EndpointSliceObject, family: Family, pool: &mut Pool, warn
 
 fn conditions(written: ConditionsObject) -> Conditions {
     let ready = written.ready.unwrap_or(true);
-    Conditions { ready, serving: written.serving.unwrap_or(ready), terminating: written.terminating.unwrap_or(false) }
+    Conditions { ready, serving: written.serving.unwrap_or(true), terminating: written.terminating.unwrap_or(false) }
 }
 
 fn hints(written: &HintsObject, index: usize, pool: &mut Pool, warnings: &mut Warnings) -> Option<Arc<Hints>> {

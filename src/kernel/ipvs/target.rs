@@ -354,7 +354,12 @@ impl Target for Services {
     }
 
     fn grown(have: &Virtual, want: &Virtual) -> Virtual {
-        Virtual { service: want.service.clone(), destinations: have.destinations.joined_with(&want.destinations) }
+        let (mut service, destinations) = (want.service.clone(), have.destinations.joined_with(&want.destinations));
+        // A destination of weight 0 that has still to go refuses the clients that `sh` and `mh` lead to it, unless they may fall back.
+        if service.scheduler == have.service.scheduler && destinations.iter().any(|one| one.weight == 0) {
+            service.flags |= have.service.flags & super::flags::SCHEDULER_1;
+        }
+        Virtual { service, destinations }
     }
 
     fn describe(value: &Virtual) -> String {

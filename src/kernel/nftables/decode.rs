@@ -218,8 +218,12 @@ impl<'a> Reader<'a> {
                 self.condition(Match::Address { of, range, negated: is_negated(*operation)? }, rest)
             }
             _ => {
-                let mut several =
-                    vec![Lookup::Address(family, of), Lookup::Addresses(family), Lookup::DestinationService(family)];
+                let mut several = vec![
+                    Lookup::Address(family, of),
+                    Lookup::Addresses(family),
+                    Lookup::DestinationService(family),
+                    Lookup::ServiceItself(family),
+                ];
                 let bits = match rest {
                     [_, _, _, Expression::Bitwise { mask, .. }, ..] => address(mask).and_then(leading_bits),
                     _ => None,

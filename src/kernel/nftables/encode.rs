@@ -81,6 +81,11 @@ pub(super) fn loads(lookup: Lookup) -> Vec<Expression> {
             loads.push(Expression::Bitwise { from, to, mask: leading(family, bits), xor });
             loads
         }
+        Lookup::ServiceItself(family) => {
+            let mut loads = loads(Lookup::DestinationService(family));
+            loads.push(address(family, Side::Destination, words(family) + 2));
+            loads
+        }
         Lookup::OriginalService(family) => {
             let behind = words(family);
             let key = match family {
@@ -364,6 +369,7 @@ impl Writer {
             Lookup::Address(family, _)
             | Lookup::Addresses(family)
             | Lookup::DestinationService(family)
+            | Lookup::ServiceItself(family)
             | Lookup::ServiceSource(family, _) => {
                 self.need_family(family);
             }

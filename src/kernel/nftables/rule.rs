@@ -101,6 +101,9 @@ pub enum Lookup {
     DestinationService(Family),
     /// `ip daddr . meta l4proto . th dport . ip saddr & 255.255.255.0`: so many leading bits of the source's address, the others 0.
     ServiceSource(Family, u8),
+    /// `ip daddr . meta l4proto . th dport . ip daddr`: the destination's address twice, so that of a set whose elements end with a source those
+    /// match whose source is the destination itself.
+    ServiceItself(Family),
     /// `ct original ip daddr . meta l4proto . ct original proto-dst`: the service that the client asked for, also behind IPVS.
     OriginalService(Family),
     /// `meta l4proto . th dport`.

@@ -67,6 +67,7 @@ fn lookup() -> impl Strategy<Value = Lookup> {
         (family(), side()).prop_map(|(family, side)| Lookup::Address(family, side)),
         family().prop_map(Lookup::Addresses),
         family().prop_map(Lookup::DestinationService),
+        family().prop_map(Lookup::ServiceItself),
         (family(), 1_u8..=128).prop_map(|(family, bits)| Lookup::ServiceSource(family, bits.min(family.host_bits()))),
         family().prop_map(Lookup::OriginalService),
         Just(Lookup::DestinationProtocolPort),
@@ -110,6 +111,7 @@ fn needs(one: &Match) -> (Option<Family>, Option<u8>) {
         Lookup::Address(family, _)
         | Lookup::Addresses(family)
         | Lookup::DestinationService(family)
+        | Lookup::ServiceItself(family)
         | Lookup::ServiceSource(family, _)
         | Lookup::OriginalService(family) => (Some(*family), None),
         Lookup::DestinationPort(protocol) => (None, Some(protocol.number())),

@@ -175,6 +175,14 @@ fn rules() -> Vec<(Rule, &'static str)> {
             "ip6 daddr . meta l4proto . th dport . ip6 saddr & ffff:ffff:ffff:ffff:: @sources_6 accept",
         ),
         one(
+            set(Lookup::ServiceItself(Family::V4), "sources_4", false),
+            "ip daddr . meta l4proto . th dport . ip daddr @sources_4 accept",
+        ),
+        one(
+            set(Lookup::ServiceItself(Family::V6), "sources_6", true),
+            "ip6 daddr . meta l4proto . th dport . ip6 daddr != @sources_6 accept",
+        ),
+        one(
             set(Lookup::DestinationService(Family::V6), "services_6", true),
             "ip6 daddr . meta l4proto . th dport != @services_6 accept",
         ),

@@ -21,7 +21,8 @@ fn absent_conditions_mean_what_the_api_says() {
         "ports: [{port: 8080}], endpoints: [{addresses: [10.244.1.1]}, {addresses: [10.244.1.2], conditions: {}}, \
          {addresses: [10.244.1.3], conditions: {ready: false}}, \
          {addresses: [10.244.1.4], conditions: {ready: false, serving: true, terminating: true}}, \
-         {addresses: [10.244.1.5], conditions: {ready: null, serving: null, terminating: null}}]",
+         {addresses: [10.244.1.5], conditions: {ready: null, serving: null, terminating: null}}, \
+         {addresses: [10.244.1.6], conditions: {ready: false, terminating: true}}]",
     );
     let conditions: Vec<_> = slice
         .slice
@@ -31,7 +32,14 @@ fn absent_conditions_mean_what_the_api_says() {
         .collect();
     assert_eq!(
         conditions,
-        [(true, true, false), (true, true, false), (false, false, false), (false, true, true), (true, true, false)]
+        [
+            (true, true, false),
+            (true, true, false),
+            (false, true, false),
+            (false, true, true),
+            (true, true, false),
+            (false, true, true)
+        ]
     );
     assert_eq!(*slice.slice.ports, [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
     assert!(warnings.is_empty());

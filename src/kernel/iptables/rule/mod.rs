@@ -147,6 +147,8 @@ pub enum SetSides {
     DestinationPort,
     /// The same, together with the source's address.
     DestinationPortSource,
+    /// The same, together with the destination's address once more.
+    DestinationPortItself,
 }
 
 /// A set of connection tracking states.

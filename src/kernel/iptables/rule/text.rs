@@ -156,6 +156,7 @@ impl fmt::Display for SetSides {
             SetSides::Address(side) => f.write_str(side.name()),
             SetSides::DestinationPort => f.write_str("dst,dst"),
             SetSides::DestinationPortSource => f.write_str("dst,dst,src"),
+            SetSides::DestinationPortItself => f.write_str("dst,dst,dst"),
         }
     }
 }
@@ -275,6 +276,9 @@ fn understood(words: &[&str], negated: bool) -> Option<Match> {
         }
         ["-m", "set", "--match-set", set, "dst,dst,src"] => {
             Match::Set { set: SetName(set.into()), of: SetSides::DestinationPortSource, negated }
+        }
+        ["-m", "set", "--match-set", set, "dst,dst,dst"] => {
+            Match::Set { set: SetName(set.into()), of: SetSides::DestinationPortItself, negated }
         }
         ["-m", "set", "--match-set", set, side] => {
             Match::Set { set: SetName(set.into()), of: SetSides::Address(Side::read(side)?), negated }

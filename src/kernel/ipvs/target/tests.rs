@@ -1,4 +1,4 @@
-use super::super::{Forwarding, Service};
+use super::super::{Forwarding, Service, flags};
 use super::*;
 
 fn virtual_service(scheduler: &str, destinations: &[(&str, u32)]) -> Virtual {
@@ -42,4 +42,23 @@ fn a_grown_service_has_old_and_new_destinations_and_the_new_weights() {
     assert_eq!(Services::grown(&have, &want), both);
     assert_eq!(Services::grown(&both, &want), both);
     assert_eq!(Services::grown(&want, &want), want);
+}
+
+#[test]
+fn clients_may_fall_back_until_the_last_drained_destination_is_gone() {
+    let with_flag = |mut service: Virtual| {
+        service.service.flags = flags::SCHEDULER_1;
+        service
+    };
+    let have = with_flag(virtual_service("mh", &[("10.244.1.1:80", 0), ("10.244.1.2:80", 1)]));
+    let want = virtual_service("mh", &[("10.244.1.2:80", 1)]);
+    assert_eq!(Services::grown(&have, &want), have, "what shall go is still there, and so is the flag");
+    let gone = with_flag(virtual_service("mh", &[("10.244.1.2:80", 1)]));
+    assert_eq!(Services::grown(&gone, &want), want);
+    let other = virtual_service("rr", &[("10.244.1.2:80", 1)]);
+    assert_eq!(
+        Services::grown(&have, &other).service,
+        other.service,
+        "the flag means something else to another scheduler"
+    );
 }
