@@ -52,8 +52,9 @@ use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
-use crate::observe::local::{self, Answerers};
+use crate::observe::local::Answerers;
 use crate::observe::metrics::Registry;
+use crate::observe::recent::Recent;
 use crate::pod_tunnels::places::Announced;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router;
@@ -62,8 +63,6 @@ use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
 use crate::source_guard::driver::Call as GuardCall;
 use crate::source_guard::ports_file::PortsFile;
-use crate::status;
-use crate::status::serve::Facts;
 use crate::world::{self, Attaching, AttachmentsFile, LastKnown};
 
 pub use self::wanted::wanted;
@@ -71,18 +70,18 @@ pub use self::wanted::wanted;
 use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
+use self::questions::{Asked, answer_questions};
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
 
 mod addresses_in_memory;
 mod packet_filter;
 mod pod_tunnels;
+mod questions;
 mod subsystems;
 mod wanted;
 
 /// The socket for clients of GoBGP, beside the one of `--socket`.
 pub const GOBGP_SOCKET: &str = "gobgp.sock";
-/// Connections at a time on the socket for users' questions.
-const QUESTIONS: usize = 8;
 /// How many announced pods may wait to be taken in; the plugin waits itself then.
 const STARTING: usize = 256;
 /// How many messages of a source may wait; a source that is faster waits itself.
@@ -90,11 +89,11 @@ const MESSAGES: usize = 4096;
 /// A subsystem that has not turned for so long is stuck. One turn may have to wait for other programs' locks.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Runs until a signal ends it, or cleans up where that is asked for.
+/// Runs until a signal ends it, or cleans up where that is asked for. `recent`: the last lines of the log.
 ///
 /// # Errors
 /// Reason why the program cannot start, as a sentence.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, recent: Recent) -> anyhow::Result<()> {
     match config.cleanup {
         Some(Cleanup::Everything) => return cleanup::run(&config),
         Some(Cleanup::Tables) => return cleanup::remove_tables(&config),
@@ -103,7 +102,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let mut packet_filter = Deciding::begin(&config);
-        match serve(config, &mut packet_filter).await {
+        match serve(config, recent, &mut packet_filter).await {
             Ok(()) => Ok(()),
             Err(error) => Err(packet_filter.first(error).await),
         }
@@ -115,7 +114,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
-async fn serve(config: Config, packet_filter: &mut Deciding) -> anyhow::Result<()> {
+async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> anyhow::Result<()> {
     let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
@@ -134,7 +133,7 @@ async fn serve(config: Config, packet_filter: &mut Deciding) -> anyhow::Result<(
         start_source(&config, &registry, &health, ToldToCluster { reports, problems, world: world.clone() }).await?;
     // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
     let config = config.decided(packet_filter.decided().await?);
-    let facts = facts(&config, started);
+    let asked = Asked::new(&config, started, recent, outages.unread_since());
     let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
     let inputs = world::Inputs {
         messages,
@@ -183,7 +182,7 @@ async fn serve(config: Config, packet_filter: &mut Deciding) -> anyhow::Result<(
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
     running.extend(common.start_load_balancer(config.load_balancer, &config.source, events)?);
-    answer_for_status(facts, &common, &mut answerers);
+    asked.answer(&common, &mut answerers);
     answer_questions(config.socket.as_deref(), answerers);
     main.ready(true);
     wait_for_signal().await?;
@@ -208,21 +207,6 @@ async fn published_host(
 /// Makes one clock for each subsystem, whether it runs or not.
 fn event_clocks() -> [Arc<EventClock>; 4] {
     [(); 4].map(|()| Arc::new(EventClock::new(Instant::now())))
-}
-
-/// Returns what `sluice status` says of the configuration.
-fn facts(config: &Config, started: Instant) -> Facts {
-    let cluster = match &config.source {
-        Source::Api { .. } => "the API server".to_owned(),
-        Source::Manifests(directory) => format!("manifests in {}", directory.display()),
-    };
-    Facts {
-        node: config.node_name.clone(),
-        version: VERSION.to_owned(),
-        packet_filter: config.packet_filter().to_owned(),
-        cluster,
-        started,
-    }
 }
 
 /// Channels of the router, from and to the rest of the program.
@@ -275,20 +259,6 @@ fn speaker_pulse(common: &Common) -> Pulse {
     let pulse = common.pulse("BGP speaker");
     pulse.ready(true);
     pulse
-}
-
-/// Answers `sluice status` from now on.
-fn answer_for_status(facts: Facts, common: &Common, answerers: &mut Answerers) {
-    let (ask, questions) = mpsc::channel(1);
-    answerers.insert(status::serve::STATUS, ask);
-    tokio::spawn(status::serve::run(facts, common.health.clone(), common.registry.clone(), questions));
-}
-
-/// Opens the socket for users' questions. Nothing listens that nobody could answer on.
-fn answer_questions(socket: Option<&Path>, answerers: Answerers) {
-    if let Some(path) = socket.filter(|_| !answerers.is_empty()) {
-        tokio::spawn(local::run(path.to_owned(), answerers, QUESTIONS));
-    }
 }
 
 /// Lets everything finish what it does, and waits for that.

@@ -1,10 +1,11 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice audit`, `sluice status`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice audit`, `sluice status`, `sluice bundle`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel. `sluice status --all` alone asks the API server, and by it all agents (`k8s::agents`).
 
 mod all;
 mod audit;
+pub mod bundle;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use http::header::ACCEPT;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -65,6 +66,7 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
             return Ok(Answered { text, exit_code });
         }
         Ask::Status { wait, output, socket } => return runtime.block_on(status(socket, *wait, *output)),
+        Ask::Bundle { file, socket } => return runtime.block_on(bundle::make(file.as_deref(), socket)),
         Ask::StatusOfAll { kubeconfig, master, selector, output } => {
             // Who names a server needs no file.
             let kubeconfig = match kubeconfig {
@@ -252,6 +254,17 @@ pub async fn post(
     about: &impl Serialize,
     accept: Option<&'static str>,
 ) -> anyhow::Result<(StatusCode, String)> {
+    post_bounded(socket, path, about, accept, usize::MAX).await
+}
+
+/// Like [`post`], for an answer of so many bytes at most.
+async fn post_bounded(
+    socket: &Path,
+    path: &str,
+    about: &impl Serialize,
+    accept: Option<&'static str>,
+    most: usize,
+) -> anyhow::Result<(StatusCode, String)> {
     let stream = UnixStream::connect(socket).await.with_context(|| unreachable(socket))?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.with_context(|| unreachable(socket))?;
@@ -263,7 +276,8 @@ pub async fn post(
     let request = request.body(Full::new(Bytes::from(serde_json::to_vec(about)?)))?;
     let response = sender.send_request(request).await.context("the question was not answered")?;
     let status = response.status();
-    let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
+    let body = Limited::new(response.into_body(), most).collect().await.map_err(anyhow::Error::from_boxed);
+    let body = body.context("the answer broke off, or is too long")?.to_bytes();
     driven.abort();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

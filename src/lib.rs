@@ -23,6 +23,7 @@ pub mod load_balancer;
 pub mod router;
 pub mod cleanup;
 pub mod status;
+pub mod bundle;
 pub mod ask;
 pub mod cni;
 pub mod app;

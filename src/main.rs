@@ -3,13 +3,14 @@
 //! Order: flags, help and version, configuration, log, root. Nothing is bound or written before all of these.
 //! Under the name `sluice-cni` it is a CNI plugin instead (`cni`).
 //! Exit codes: 0 done, 1 refused or failed, 2 a flag that cannot be read. `sluice audit`: 0 nothing differs, 1 something does, 2 not known;
-//! `sluice status`: 0 ready, 1 not ready, 2 not known. `sluice preflight`: 0 everything is there, 1 something is degraded, 2 something is fatal.
+//! `sluice bundle`: 0 everything is in it, 1 something is not, 2 there is none; `sluice status`: 0 ready, 1 not ready, 2 not known. `sluice preflight`: 0 everything is there, 1 something is degraded, 2 something is fatal.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use sluice::cni::plugin;
 use sluice::config::{self, Config, Environment, Flags, LogFormat, Output, Refusal, Request, Source};
+use sluice::k8s::manifests::bundle;
 use sluice::kernel::memory;
 use sluice::observe::logging::{self, LineFormat};
 use sluice::preflight::{self, Report};
@@ -55,7 +56,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
         LogFormat::Text => LineFormat::Text,
         LogFormat::Json => LineFormat::Json,
     };
-    logging::start(form, config.verbosity);
+    let recent = logging::start(form, config.verbosity);
     if !rustix::process::geteuid().is_root() {
         return Err(refused("sluice must run as root, because it changes the network of this host."));
     }
@@ -67,7 +68,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
         info!("No subsystem is switched on; nothing to do");
         return Ok(ExitCode::SUCCESS);
     }
-    sluice::app::run(config).map_err(|error| refused(format!("{error:#}")))?;
+    sluice::app::run(config, recent).map_err(|error| refused(format!("{error:#}")))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -82,17 +83,20 @@ fn preflight(flags: &Flags, verbosity: u8, output: Output) -> Result<ExitCode, R
     Ok(ExitCode::from(report.exit_code()))
 }
 
-/// A directory that is not there now is a mistake in the flags; one that goes away later is waited for (`k8s::manifests`).
+/// A directory that is not there now, or a file that is no bundle, is a mistake in the flags; a directory that goes away later is waited for
+/// (`k8s::manifests`).
 fn manifests_can_be_read(config: &Config) -> Result<(), Refusal> {
     let Source::Manifests(directory) = &config.source else { return Ok(()) };
     if config.cleanup.is_some() {
         return Ok(());
     }
+    let path = directory.display();
+    if directory.is_file() {
+        let about = bundle::about(directory).map(drop);
+        return about.map_err(|why| refused(format!("--manifests must be a directory, or a bundle; {path} {why}.")));
+    }
     let found = std::fs::read_dir(directory).map(drop);
-    found.map_err(|error| {
-        let path = directory.display();
-        refused(format!("--manifests must be a directory that can be read; {path} cannot: {error}."))
-    })
+    found.map_err(|error| refused(format!("--manifests must be a directory that can be read; {path} cannot: {error}.")))
 }
 
 /// Where a pod finds the namespace that it is in.

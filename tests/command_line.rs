@@ -63,6 +63,12 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
     assert!(text.contains("/nowhere/sluice.sock"), "what could not be asked may differ: {text}");
     let text = said(&run(&["status", "--socket=/nowhere/sluice.sock", "--wait=1"]), 2);
     assert!(text.contains("/nowhere/sluice.sock"), "who cannot be asked may be ready: {text}");
+    for words in [&["bundle", "now"][..], &["bundle", "-f"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice bundle [-f FILE]"), "{words:?}: {text}");
+    }
+    let text = said(&run(&["bundle", "-f", "/nowhere/bundle.tar", "--socket=/nowhere/sluice.sock"]), 2);
+    assert!(text.contains("/nowhere/bundle.tar"), "{text}");
     for words in [&["status", "--wait=soon"][..], &["status", "--wait", "1", "node-1"]] {
         let text = said(&run(words), 2);
         assert!(text.contains("Usage: sluice status [--wait[=SECONDS]]"), "{words:?}: {text}");
@@ -73,6 +79,37 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
         let text = said(&run(words), 0);
         assert!(text.starts_with("Usage: sluice policy explain"), "{words:?}: {text}");
     }
+}
+
+#[test]
+fn a_file_that_is_no_bundle_is_no_manifests() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("node.yaml");
+    std::fs::write(&file, "kind: Node\n").expect("writable");
+    let text = said(&run(&[&format!("--manifests={}", file.display()), "--hostname-override=node-1"]), 1);
+    let path = file.display();
+    let expected = format!(
+        "--manifests must be a directory, or a bundle; {path} is neither a directory nor a bundle of `sluice bundle`.\n"
+    );
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_bundle_without_an_agent_has_the_host_in_it_and_says_what_it_lacks() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("bundle.tar");
+    let name = file.display().to_string();
+    let output = run(&["bundle", "-f", &name, "--socket=/nowhere/sluice.sock"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.starts_with(&format!("{name}: ")) && said.contains("agent: nobody answers on /nowhere/sluice.sock"),
+        "{said}"
+    );
+    let output = run(&["bundle", "-f", "-", "--socket=/nowhere/sluice.sock"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.starts_with(b"sluice-bundle/about.json"), "the archive, and nothing else");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("agent: nobody answers"));
 }
 
 #[test]
@@ -133,16 +170,12 @@ fn an_unknown_shell_or_page_ends_with_2_and_the_words_there_are() {
 fn a_manifests_directory_that_is_not_there_ends_with_1_and_one_sentence() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = directory.path().join("cluster");
-    let file = directory.path().join("file");
-    std::fs::write(&file, "kind: List").expect("written");
     // Port 0, so that nothing listens if the program should go on.
     let off = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=false", "--health-port=0"];
-    for path in [&missing, &file] {
-        let flag = format!("--manifests={}", path.display());
-        let text = said(&run(&[&off[..], &[&flag]].concat()), 1);
-        let start = format!("--manifests must be a directory that can be read; {} cannot: ", path.display());
-        assert!(text.starts_with(&start) && text.lines().count() == 1, "{text}");
-    }
+    let flag = format!("--manifests={}", missing.display());
+    let text = said(&run(&[&off[..], &[&flag]].concat()), 1);
+    let start = format!("--manifests must be a directory that can be read; {} cannot: ", missing.display());
+    assert!(text.starts_with(&start) && text.lines().count() == 1, "{text}");
 }
 
 #[test]

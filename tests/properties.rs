@@ -4,6 +4,8 @@
 //! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
 //! names its seed.
 
+#[path = "properties/bundle.rs"]
+mod bundle;
 #[path = "properties/router.rs"]
 mod router;
 #[path = "properties/router_walk.rs"]

@@ -12,15 +12,17 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory or a file below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 27] = [
+const IMPORTS: [(&str, &[&str]); 28] = [
     ("net", &[]),
     ("distribution", &[]),
     ("packed", &["net"]),
     ("observe", &[]),
     ("model", &["net", "packed"]),
     ("config", &["net"]),
-    ("status", &["observe"]),
-    ("ask", &["config", "k8s", "observe", "status"]),
+    ("status", &["model", "observe"]),
+    // What a report of a problem gets of the program, and asks for.
+    ("bundle", &["k8s", "model", "observe"]),
+    ("ask", &["bundle", "config", "k8s", "kernel", "observe", "status"]),
     ("cni", &["ask", "firewall", "model", "observe", "pod_tunnels", "source_guard"]),
     ("bfd", &[]),
     ("bfd/driver", &["bfd", "kernel"]),
@@ -56,14 +58,18 @@ const WITHOUT_CIRCLES: [&str; 4] = ["k8s", "k8s/parse", "config", "bgp/message"]
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 42] = [
+const EFFECTS: [&str; 46] = [
     "app.rs",
     "app/addresses_in_memory.rs",
     "app/packet_filter.rs",
     "app/pod_tunnels.rs",
     "app/pod_tunnels/awaited.rs",
+    "app/questions.rs",
     "app/subsystems.rs",
     "ask.rs",
+    "ask/bundle.rs",
+    "ask/bundle/archive.rs",
+    "ask/bundle/host.rs",
     "bgp/driver/liveness.rs",
     "bgp/driver/mod.rs",
     "cleanup.rs",

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use super::{DEADLINE, MESSAGES};
 use crate::config::Config;
@@ -26,6 +27,12 @@ pub fn on_the_way(
     out: mpsc::Sender<Message>,
 ) -> anyhow::Result<mpsc::Sender<Message>> {
     let Some(config) = config.load_balancer.clone() else { return Ok(out) };
+    if directory.is_file() {
+        warn!(
+            "--run-loadbalancer gives no addresses to Services of a bundle; they have those that they had in their cluster"
+        );
+        return Ok(out);
+    }
     let (read_out, read) = watch::channel(None);
     balanced::follow(directory.to_owned(), config.namespace.clone(), read_out)?;
     let (from_source, messages) = mpsc::channel(MESSAGES);

@@ -1,5 +1,5 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`, `sluice svc …`, `sluice bgp peers`, `sluice bgp routes …`, `sluice audit`, `sluice status`.
+//! `sluice policy drops`, `sluice svc …`, `sluice bgp peers`, `sluice bgp routes …`, `sluice audit`, `sluice status`, `sluice bundle`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,14 +31,20 @@ pub enum Ask {
     Audit { repair: bool, output: Output, socket: PathBuf },
     /// How the node stands. `wait`: until it is ready, for so long at most.
     Status { wait: Option<Duration>, output: Output, socket: PathBuf },
+    /// One archive with what a report of a problem needs. `file`: its path, `-` for standard output; a name of its own where there is none.
+    Bundle { file: Option<PathBuf>, socket: PathBuf },
     /// How all nodes stand, by the API server. `selector`: labels of the agents' pods.
     StatusOfAll { kubeconfig: Option<PathBuf>, master: Option<Uri>, selector: String, output: Output },
 }
 
 impl Ask {
-    /// The exit code where no answer is had: for who asks what differs or how a node stands, 1 is an answer.
+    /// The exit code where no answer is had: for who asks what differs or how a node stands, and for a bundle that lacks something, 1 is an answer.
     pub fn unanswered(&self) -> u8 {
-        if matches!(self, Ask::Audit { .. } | Ask::Status { .. } | Ask::StatusOfAll { .. }) { 2 } else { 1 }
+        if matches!(self, Ask::Audit { .. } | Ask::Status { .. } | Ask::StatusOfAll { .. } | Ask::Bundle { .. }) {
+            2
+        } else {
+            1
+        }
     }
 }
 
@@ -94,6 +100,15 @@ enum About {
         wait: Option<u32>,
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Write one archive with what a report of a problem needs, without secrets
+    Bundle {
+        /// The archive; - is standard output. Without it a file of this node and moment in the working directory
+        #[arg(short, long)]
+        file: Option<PathBuf>,
         /// The --socket of the running program
         #[arg(long, default_value = DEFAULT_SOCKET)]
         socket: PathBuf,
@@ -242,6 +257,16 @@ machine and for whoever may list Pods and Nodes and get pods/proxy. Exit status:
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
+/// The words that a bundle takes.
+const BUNDLE_USAGE: &str = "\
+Usage: sluice bundle [-f FILE] [--socket PATH]
+Writes one tar archive with what a report of a problem needs: version, flags as they are meant, status, the last lines of the log, metrics, what
+sluice svc, bgp, audit and preflight say, what of the kernel the program keeps, facts of this host, and the cluster as this node knows it, as manifests that
+sluice --manifests=FILE reads. Passwords, tokens, Secrets and kubeconfigs are not in it; names, addresses and labels are. The sluice that runs on this host is asked, and
+nothing is changed. Exit status: 0 everything is in it, 1 a part is not (the archive and the output say which), 2 there is no archive.
+  -f, --file     The archive, which only its owner may read; - is standard output (default sluice-bundle-NODE-TIME.tar)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// Returns the commands that ask a running agent, each with its meaning.
 pub(super) fn commands() -> Vec<(String, String)> {
     let meaning = |command: &Command| command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -277,6 +302,7 @@ fn usage_of(about: &str) -> Option<&'static str> {
         "bgp" => Some(BGP_USAGE),
         "audit" => Some(AUDIT_USAGE),
         "status" => Some(STATUS_USAGE),
+        "bundle" => Some(BUNDLE_USAGE),
         _ => None,
     }
 }
@@ -307,6 +333,7 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
             Ask::BgpRoutes { what: what.unwrap_or_default(), why, output, socket }
         }
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
+        About::Bundle { file, socket } => Ask::Bundle { file, socket },
         About::Status { all: true, kubeconfig, master, selector, output, .. } => {
             Ask::StatusOfAll { kubeconfig, master, selector, output }
         }

@@ -24,7 +24,7 @@ pub struct Flags {
     /// URL of the API server; overrides the one in the kubeconfig file
     #[arg(long, default_value = "")]
     pub master: String,
-    /// Directory of YAML and JSON files to read the cluster's objects from, instead of the API server
+    /// Directory of YAML and JSON files, or a bundle of sluice bundle, to read the cluster's objects from, instead of the API server
     #[arg(long, default_value = "")]
     pub manifests: String,
     /// Directory that keeps the last known state of the cluster for a start without the API server; empty keeps none

@@ -224,6 +224,16 @@ impl Config {
         }
     }
 
+    /// Describes the configuration for a report of a problem: every value by its name, and no secret. Passwords are of a type that shows nothing
+    /// (`net::Secret`); of the API server's URL what stands before its host is left out.
+    pub fn told(&self) -> String {
+        let mut told = self.clone();
+        if let Source::Api { master: Some(master), .. } = &mut told.source {
+            *master = without_user(master);
+        }
+        format!("{told:#?}")
+    }
+
     /// Returns whether nothing is asked for at all: neither a subsystem nor a cleanup.
     pub fn runs_nothing(&self) -> bool {
         self.proxy.is_none()
@@ -355,6 +365,13 @@ fn master(typed: &str, mistakes: &mut Mistakes) -> Option<Uri> {
         mistakes.add(format!("--master must be a URL like https://192.0.2.10:6443; it is {typed:?}."));
     }
     uri
+}
+
+/// The server of a URL, without a user's name and password, and without a query.
+fn without_user(master: &Uri) -> Uri {
+    let host = master.authority().map(|all| all.as_str().rsplit_once('@').map_or(all.as_str(), |(_, host)| host));
+    let server = Uri::builder().scheme(master.scheme_str().unwrap_or("https")).path_and_query(master.path());
+    server.authority(host.unwrap_or_default()).build().unwrap_or_default()
 }
 
 fn runtime_endpoint(typed: &str, mistakes: &mut Mistakes) -> Option<PathBuf> {

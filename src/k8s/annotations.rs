@@ -21,7 +21,7 @@ use super::warning::Warnings;
 use crate::model::{AnnounceAnnotations, ProxyAnnotations, Scheduler, SchedulerFlags};
 use crate::net::go;
 
-mod keys;
+pub(in crate::k8s) mod keys;
 mod peers;
 mod routing;
 mod value;

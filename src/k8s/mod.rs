@@ -15,6 +15,7 @@ pub mod kubectl;
 pub mod manifests;
 pub mod outage;
 pub mod parse;
+pub mod render;
 pub mod report;
 pub mod service_events;
 pub mod watch;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
@@ -28,6 +29,8 @@ struct Shared {
     note: Option<Note>,
     /// Told whether Nodes can be read.
     nodes_are_read: watch::Sender<bool>,
+    /// Told since when something cannot be read.
+    unread_since: watch::Sender<Option<SystemTime>>,
     failing: IntGaugeVec,
     failures: IntCounterVec,
 }
@@ -99,6 +102,7 @@ impl Outages {
             open: Mutex::default(),
             note: None,
             nodes_are_read: watch::Sender::new(true),
+            unread_since: watch::Sender::new(None),
             failing: IntGaugeVec::new(failing, &["kind"])?,
             failures: IntCounterVec::new(failures, &["kind", "reason"])?,
         })))
@@ -120,8 +124,8 @@ impl Outages {
         registry.register(Box::new(failures.clone()))?;
         kinds.into_iter().for_each(|kind| failing.with_label_values(&[kind.name()]).set(0));
         let note = Some(health.note(source));
-        let nodes_are_read = watch::Sender::new(true);
-        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, nodes_are_read, failing, failures })))
+        let (nodes_are_read, unread_since) = (watch::Sender::new(true), watch::Sender::new(None));
+        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, nodes_are_read, unread_since, failing, failures })))
     }
 
     /// Records that objects of a kind could not be read; returns whether this is the first kind of an outage.
@@ -165,6 +169,11 @@ impl Outages {
         self.0.nodes_are_read.subscribe()
     }
 
+    /// Returns since when something cannot be read, now and from now on; `None` while everything is.
+    pub fn unread_since(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.0.unread_since.subscribe()
+    }
+
     fn open(&self) -> MutexGuard<'_, BTreeMap<Kind, Outage>> {
         // Each change is one insertion or removal, so a thread that panicked here has left nothing half done.
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -177,6 +186,7 @@ impl Shared {
             note.set(sentences(open));
         }
         self.nodes_are_read.send_replace(!open.contains_key(&Kind::Node));
+        self.unread_since.send_replace(open.values().map(|outage| SystemTime::from(outage.since)).min());
     }
 }
 

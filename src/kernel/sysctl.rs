@@ -335,9 +335,10 @@ mod tests {
             rules.into_iter().map(|(name, rule)| (setting(name), rule)).collect();
         let mut mirror = Mirror::new(settings);
         keep(&mut mirror, &rules, Moment { now: std::time::Instant::now(), jitter: 0 });
+        let room = crate::reconcile::Room::of_differences(10);
         let mut differing = || {
             Reflection::begin_inspection(&mut mirror);
-            let found = Reflection::inspect(&mut mirror, 10).differences;
+            let found = Reflection::inspect(&mut mirror, room).differences;
             found.iter().map(|one| format!("{} {:?}", one.object, one.state)).collect::<Vec<_>>()
         };
         assert_eq!(differing(), [""; 0]);

@@ -29,6 +29,15 @@ impl Protocol {
         Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)
     }
 
+    /// The name of the Kubernetes API.
+    pub fn api_name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
+
     /// The spelling of the Kubernetes API, which is upper case and exact.
     pub fn from_api(text: &str) -> Option<Protocol> {
         match text {

@@ -47,6 +47,17 @@ struct Component {
     last_beat: Instant,
     ready: bool,
     trouble: Option<String>,
+    synced: Option<Instant>,
+}
+
+/// State of one component.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ComponentState {
+    pub name: &'static str,
+    /// The reasons against its being ready.
+    pub reasons: Vec<String>,
+    /// Time since the kernel was last known to hold all that it is to hold; `None` where it never was, or where the component keeps nothing there.
+    pub synced: Option<Duration>,
 }
 
 /// Why the program is not ready: one component, one reason.
@@ -60,7 +71,7 @@ impl Health {
     /// Adds a component that promises to beat at least once in every `deadline`, from now on. It starts unready.
     pub fn register(&self, name: &'static str, deadline: Duration, now: Instant) -> Pulse {
         let mut components = self.components();
-        components.push(Component { name, deadline, last_beat: now, ready: false, trouble: None });
+        components.push(Component { name, deadline, last_beat: now, ready: false, trouble: None, synced: None });
         Pulse { health: self.clone(), index: components.len() - 1 }
     }
 
@@ -74,10 +85,14 @@ impl Health {
         self.components().iter().flat_map(|component| component.unready(now)).collect()
     }
 
-    /// Returns every component with the reasons against its being ready, in the order of registration.
-    pub fn components_at(&self, now: Instant) -> Vec<(&'static str, Vec<String>)> {
-        let reasons = |component: &Component| component.unready(now).map(|reason| reason.text).collect();
-        self.components().iter().map(|component| (component.name, reasons(component))).collect()
+    /// Returns the state of every component, in the order of registration.
+    pub fn components_at(&self, now: Instant) -> Vec<ComponentState> {
+        let state = |component: &Component| ComponentState {
+            name: component.name,
+            reasons: component.unready(now).map(|reason| reason.text).collect(),
+            synced: component.synced.map(|at| now.saturating_duration_since(at)),
+        };
+        self.components().iter().map(state).collect()
     }
 
     /// A place for the notes of a component, which need not have been registered.
@@ -111,6 +126,11 @@ impl Pulse {
     /// Sets whether this component has done what it is there for.
     pub fn ready(&self, ready: bool) {
         self.change(|component| component.ready = ready);
+    }
+
+    /// Records that the kernel holds all that this component is to bring into it.
+    pub fn synced(&self, now: Instant) {
+        self.change(|component| component.synced = Some(now));
     }
 
     /// Sets the present trouble, in a few words; `None` for none.

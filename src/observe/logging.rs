@@ -30,6 +30,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 
+use super::recent::{Kept, Recent};
+
 /// The form of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LineFormat {
@@ -37,11 +39,13 @@ pub enum LineFormat {
     Json,
 }
 
-/// Starts the log of this process, on standard error. `verbosity` is the number of `-v`.
+/// Starts the log of this process, on standard error. `verbosity` is the number of `-v`. Returns where its last lines are kept.
 ///
 /// A second call changes nothing: the first log stays.
-pub fn start(form: LineFormat, verbosity: u8) {
-    let _ = tracing::subscriber::set_global_default(log(form, verbosity, io::stderr));
+pub fn start(form: LineFormat, verbosity: u8) -> Recent {
+    let recent = Recent::default();
+    let _ = tracing::subscriber::set_global_default(log(form, verbosity, Kept(recent.clone(), io::stderr)));
+    recent
 }
 
 /// A log that writes where it is told.

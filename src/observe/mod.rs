@@ -10,3 +10,4 @@ pub mod http;
 pub mod local;
 pub mod logging;
 pub mod metrics;
+pub mod recent;

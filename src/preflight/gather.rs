@@ -19,6 +19,7 @@ use super::judge::{addresses, cluster, modules, packet_filter, settings};
 use crate::config::{Config, Source, Variant};
 use crate::k8s::access::{self as api, Allowed, Questions};
 use crate::k8s::client::{Access, client};
+use crate::k8s::manifests::bundle;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network};
@@ -248,7 +249,11 @@ fn cluster(config: &Config) -> ClusterFacts {
         Source::Manifests(path) => {
             let cannot =
                 |error| format!("--manifests must be a directory that can be read; {} cannot: {error}", path.display());
-            return ClusterFacts::Manifests(fs::read_dir(path).map(|_| path.clone()).map_err(cannot));
+            let found = match path.is_file() {
+                true => bundle::about(path).map(drop),
+                false => fs::read_dir(path).map(drop).map_err(cannot),
+            };
+            return ClusterFacts::Manifests(found.map(|()| path.clone()));
         }
         Source::Api { kubeconfig, master } => (kubeconfig.clone(), master.clone()),
     };

@@ -27,7 +27,7 @@ use crate::packed::PackedMap;
 
 pub use self::differing::Differing;
 pub use self::growing::MayGrow;
-pub use self::inspected::{DESCRIBED, Difference, Inspected, State as DifferenceState};
+pub use self::inspected::{DESCRIBED, Difference, Inspected, Room, State as DifferenceState};
 pub use self::kept::Kept;
 pub use self::reflection::Reflection;
 

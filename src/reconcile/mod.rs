@@ -30,7 +30,7 @@ pub use audits::{Audits, Found, audit, compare_after_notice, glance, scan};
 pub use backoff::Backoff;
 pub use mirror::{
     Audited, Course, DESCRIBED, Difference, DifferenceState, Differing, Drift, Growth, Inspected, Kept, MayGrow,
-    Mirror, Reflection, Trouble,
+    Mirror, Reflection, Room, Trouble,
 };
 pub use moment::{Moment, Moments};
 pub use optional::Optional;

@@ -442,7 +442,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let metrics = &self.context.metrics;
         metrics.drain.set(self.outside().number());
         metrics.problems.set(count(self.plan.desired().problems.len()));
-        metrics.routes.set(count(self.plan.routes().routes().len()));
+        let (expected, missing) = (self.plan.routes().routes().len(), self.mirrors.missing_routes(self.plan.routes()));
+        metrics.routes.set(count(expected));
+        metrics.routes_present.set(count(expected.saturating_sub(missing)));
         metrics.unreached.set(count(self.unreached.count));
         self.sessions.beat_for_nobody(now);
         // Reported once true, and then for good. If another program sets up the pod network it is not ours to report.

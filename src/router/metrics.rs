@@ -29,6 +29,8 @@ pub struct Metrics {
     pub peers: Shown,
     /// Desired kernel routes.
     pub routes: IntGauge,
+    /// Those of them that the kernel was seen to hold.
+    pub routes_present: IntGauge,
     pub routes_added: IntCounter,
     pub routes_removed: IntCounter,
     pub routes_sync: Histogram,
@@ -74,6 +76,10 @@ impl Metrics {
             )?,
             peers: Shown::new()?,
             routes: IntGauge::new("kube_router_host_routes_synced", "Learned routes that the kernel shall hold")?,
+            routes_present: IntGauge::new(
+                "sluice_router_routes_present",
+                "Learned routes that the kernel shall hold and was seen to hold",
+            )?,
             routes_added: IntCounter::new("kube_router_host_routes_added", "Learned routes added or replaced")?,
             routes_removed: IntCounter::new("kube_router_host_routes_removed", "Learned routes deleted")?,
             routes_sync: histogram(
@@ -109,7 +115,7 @@ impl Metrics {
         for histogram in [&self.peers_sync, &self.round, &self.routes_sync, &self.programming] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.routes, &self.problems, &self.unreached, &self.drain] {
+        for gauge in [&self.routes, &self.routes_present, &self.problems, &self.unreached, &self.drain] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(self.sent.clone()))?;

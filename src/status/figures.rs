@@ -24,7 +24,7 @@ struct Origin {
     is_exception: bool,
 }
 
-const ORIGINS: [Origin; 24] = [
+const ORIGINS: [Origin; 25] = [
     always("service proxy", "kube_router_controller_ipvs_services", "IPVS services"),
     exception("service proxy", "sluice_proxy_draining", "destinations draining"),
     exception("service proxy", "sluice_proxy_refused_addresses", "addresses not served"),
@@ -38,6 +38,7 @@ const ORIGINS: [Origin; 24] = [
     of("router", "kube_router_bgp_peer_info", ("state", "established"), "BGP sessions established"),
     always("router", "kube_router_bgp_peer_info", "BGP neighbours"),
     always("router", "kube_router_host_routes_synced", "learned routes"),
+    always("router", "sluice_router_routes_present", "of them in the kernel"),
     exception("router", "sluice_router_unreached_ranges", "pod ranges without a route"),
     exception("router", "sluice_router_problems", "problems"),
     exception("router", "sluice_router_failing", "kinds of kernel objects failing"),
@@ -132,7 +133,10 @@ mod tests {
     fn sessions_are_counted_by_their_state() {
         let peer = |address, state| series("kube_router_bgp_peer_info", &[("address", address), ("state", state)], 1.0);
         let all = [peer("192.0.2.1", "established"), peer("2001:db8::1", "established"), peer("192.0.2.3", "active")];
-        assert_eq!(text("router", &all), ["BGP sessions established 2", "BGP neighbours 3", "learned routes 0"]);
+        assert_eq!(
+            text("router", &all),
+            ["BGP sessions established 2", "BGP neighbours 3", "learned routes 0", "of them in the kernel 0"]
+        );
         assert_eq!(text("main thread", &all), [""; 0]);
     }
 }

@@ -348,6 +348,9 @@ impl<S: Subsystem> Loop<S> {
         // No reason to hold up the first sync: what was asked for is in force, beside what remains.
         troubles.extend(self.abandoned.trouble());
         let pulse = &self.inputs.pulse;
+        if standing.is_well && self.subsystem.mirrors().is_as_wanted() {
+            pulse.synced(now);
+        }
         pulse.beat(now);
         pulse.ready(ready);
         pulse.trouble((!troubles.is_empty()).then(|| troubles.join("; ")));

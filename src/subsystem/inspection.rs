@@ -3,6 +3,8 @@
 //! A question is answered portion by portion, with pauses in which changes go first, as an audit is: at ten thousand
 //! Services reading everything takes seconds. Several questions that wait are answered by one reading. Nothing follows from it.
 //!
+//! With `list` the answer is the objects themselves, as the program reads them, for a report of a problem: up to [`LISTED`] bytes of each kind.
+//!
 //! Repairing is the audit that comes anyway, made due at once: who asks for it is answered at the end of the first whole one.
 
 use std::time::Instant;
@@ -12,7 +14,10 @@ use serde_json::{Value, json};
 use super::Kinds;
 use crate::model::Authority;
 use crate::observe::local::Question;
-use crate::reconcile::{DESCRIBED, Difference, DifferenceState, Inspected};
+use crate::reconcile::{DESCRIBED, Difference, DifferenceState, Inspected, Room};
+
+/// Most bytes of the objects of one kind in an answer.
+const LISTED: usize = 8 << 20;
 
 /// Why there is no answer before anything is known.
 pub const NOTHING_KNOWN: &str = "nothing is known of the cluster yet";
@@ -28,6 +33,8 @@ pub struct Inspection {
 /// A reading of all kinds.
 struct Reading {
     askers: Vec<Question>,
+    /// Somebody asks for the objects themselves.
+    lists: bool,
     kinds: Vec<(&'static str, Inspected)>,
 }
 
@@ -54,7 +61,7 @@ impl Inspection {
 
     /// Looks at the next portion, and answers at the end. The next one is due at `next`.
     pub fn look(&mut self, kinds: &mut impl Kinds, authority: Authority, next: Instant) {
-        let begin = |askers| Reading { askers, kinds: Vec::new() };
+        let begin = |askers: Vec<Question>| Reading { lists: askers.iter().any(lists), askers, kinds: Vec::new() };
         let mut reading = self.running.take().unwrap_or_else(|| begin(std::mem::take(&mut self.waiting)));
         let finished = reading.read_some(kinds);
         if finished {
@@ -82,9 +89,15 @@ impl Reading {
             self.kinds.push((kind.mirror.name(), Inspected::default()));
         }
         let Some((_, whole)) = self.kinds.last_mut() else { return true };
-        let portion = kind.mirror.inspect(DESCRIBED.saturating_sub(whole.differences.len()));
+        let room = Room {
+            differences: DESCRIBED.saturating_sub(whole.differences.len()),
+            objects: self.lists.then_some(LISTED.saturating_sub(whole.objects.len())),
+        };
+        let portion = kind.mirror.inspect(room);
         whole.differences.extend(portion.differences);
         whole.more += portion.more;
+        whole.objects.push_str(&portion.objects);
+        whole.unlisted += portion.unlisted;
         whole.compared += portion.compared;
         whole.waiting += portion.waiting;
         whole.unreadable = portion.unreadable.or(whole.unreadable.take());
@@ -104,6 +117,7 @@ impl Reading {
         for asker in self.askers {
             let answer = match authority {
                 Authority::Nothing => Err(NOTHING_KNOWN.to_owned()),
+                _ if lists(&asker) => Ok(self.kinds.iter().map(|(name, kind)| listed(name, kind)).collect()),
                 _ => Ok(format!("{answer:#}\n")),
             };
             // The requester may have gone away.
@@ -136,6 +150,22 @@ impl Repairs {
         }
         finished && !self.waiting.is_empty()
     }
+}
+
+/// Returns whether somebody asks for the objects in the kernel, and not for what differs.
+fn lists(question: &Question) -> bool {
+    question.about.get("list").is_some_and(|word| word == "true")
+}
+
+/// The objects of a kind.
+fn listed(name: &str, inspected: &Inspected) -> String {
+    let Inspected { objects, unlisted, unreadable, .. } = inspected;
+    let mut text = format!("== {name}\n{objects}");
+    if *unlisted > 0 {
+        text.push_str(&format!("({unlisted} more)\n"));
+    }
+    text.extend(unreadable.iter().map(|why| format!("(cannot be read: {why})\n")));
+    text
 }
 
 fn of_kind(name: &str, inspected: &Inspected) -> Value {

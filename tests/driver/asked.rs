@@ -320,6 +320,43 @@ fn an_audit_names_what_differs_of_each_kind_and_puts_it_back_only_when_asked_for
     });
 }
 
+#[test]
+fn a_bundle_lists_what_the_kernel_has_of_each_kind_damage_included() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        running.until("all is in place", |_| running.health.unready(Instant::now()).is_empty()).await;
+        let (gone, _) = running.kernel.with(|machine| machine.state.virtuals.pop_last().expect("there are some"));
+        let state = running.kernel.state();
+        let file = socket.with_file_name("bundle.tar");
+        let ask = Ask::Bundle { file: Some(file.clone()), socket: socket.clone() };
+        let asked = tokio::task::spawn_blocking(move || sluice::ask::run(&ask)).await.expect("it ends");
+        let Answered { text, .. } = asked.expect("it is written");
+        assert!(!text.contains("proxy"), "nothing of it failed: {text}");
+        assert_eq!(running.kernel.state(), state, "a question changes nothing");
+        let part = |name: &str| {
+            let mut archive = tar::Archive::new(std::fs::File::open(&file).expect("it is there"));
+            let mut entries = archive.entries().expect("an archive").map(|entry| entry.expect("a whole one"));
+            let mut entry = entries.find(|entry| entry.path().expect("a path").ends_with(name)).expect("the part");
+            std::io::read_to_string(&mut entry).expect("text")
+        };
+        let kernel = part("kernel/proxy.txt");
+        for key in state.virtuals.keys() {
+            assert_eq!(
+                kernel.lines().filter(|line| line.starts_with(&format!("{key}: "))).count(),
+                1,
+                "{key}: {kernel}"
+            );
+        }
+        assert!(!kernel.contains(&format!("{gone}: ")) && kernel.contains("== routes\n"), "{kernel}");
+        let audit: Value = serde_json::from_str(&part("audit/proxy.json")).expect("JSON");
+        let kinds = audit["kinds"].as_array().expect("a list");
+        let services = kinds.iter().find(|kind| kind["kind"] == "virtual services").expect("they are a kind");
+        assert_eq!(services["differences"][0]["object"], gone.to_string());
+        assert!(part("services.txt").contains("shop/web"));
+    });
+}
+
 fn name(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
 }

@@ -446,3 +446,25 @@ fn the_packet_filter_is_one_choice_for_all_subsystems() {
         check_mistakes(&[asked], &[]);
     }
 }
+
+#[test]
+fn a_report_names_every_value_of_the_configuration_and_no_secret() {
+    let secret = "c2VjcmV0LXdvcmQ=";
+    let words = flags(&[
+        "--master=https://wizard:secret-word@192.0.2.10:6443/path?token=secret-word",
+        "--peer-router-ips=192.0.2.20",
+        "--peer-router-asns=64600",
+        &format!("--peer-router-passwords={secret}"),
+        "--cluster-asn=64512",
+    ]);
+    let environment = Environment { host_name: "node-1".to_owned(), ..Environment::default() };
+    let mut mistakes = Mistakes::default();
+    let told = Config::meant(&words, 0, &environment, &mut mistakes).told();
+    assert!(mistakes.is_empty(), "{mistakes}");
+    for word in ["https://192.0.2.10:6443/path", "192.0.2.20", "64600", "64512", "Secret(…)", "node-1"] {
+        assert!(told.contains(word), "{word} in {told}");
+    }
+    for word in ["secret-word", secret, "wizard", "c2Vj", "115,\n"] {
+        assert!(!told.contains(word), "{word} in {told}");
+    }
+}

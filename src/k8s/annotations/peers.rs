@@ -6,6 +6,7 @@
 //!     remoteasn: 65001
 //!     localip: 192.0.2.1        # or absent: the node's own
 //!     password: cGFzcw==        # base64, or absent
+//!     password_unknown: true    # as bundles have it, which hold no passwords; or absent
 //!     port: 179                 # or absent
 //!     bfd:                      # or absent; all but `enabled` may be
 //!       enabled: true
@@ -62,13 +63,15 @@ struct Written {
     asn: String,
     port: String,
     password: String,
+    /// There is a password that is not told.
+    has_unknown_password: bool,
     local: String,
     bfd: Option<Bfd>,
 }
 
 impl Written {
     fn peer(self) -> Result<ExternalPeer, String> {
-        let Written { address: remote, asn, port, password, local, bfd } = self;
+        let Written { address: remote, asn, port, password, has_unknown_password, local, bfd } = self;
         if remote.is_empty() {
             return Err("remoteip is absent".to_owned());
         }
@@ -90,6 +93,7 @@ impl Written {
             return Err(format!("localip {local} is not of the family of {remote}"));
         }
         let password = match Secret::from_base64(&password) {
+            _ if has_unknown_password => Password::Unknown,
             Ok(secret) => secret.map_or(Password::None, Password::Key),
             Err(why) => return Err(format!("its password, of length {}, is {why}", password.len())),
         };
@@ -124,6 +128,7 @@ fn entry(entry: &Value) -> Result<Written, String> {
         asn: text("remoteasn")?,
         port: text("port")?,
         password: text("password")?,
+        has_unknown_password: fields.get("password_unknown") == Some(&Value::Bool(true)),
         local: text("localip")?,
         bfd: bfd(fields.get("bfd"))?,
     })
@@ -198,6 +203,7 @@ fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -
         asn: asns.next().unwrap_or_default(),
         port: ports.next().unwrap_or_default(),
         password: passwords.next().unwrap_or_default(),
+        has_unknown_password: false,
         local: locals.next().unwrap_or_default(),
         bfd: None,
     });

@@ -14,10 +14,13 @@
 //! alone for a moment, so that a half-written file does not look like a deletion. Nor is a file gone before
 //! it has been missing for a moment.
 //!
+//! A file in place of the directory is a bundle ([`bundle`]).
+//!
 //! The source is one thread of its own: reading ten thousand documents must not hold up the rest. It ends
 //! when the receiver of its messages is gone.
 
 pub mod balanced;
+pub mod bundle;
 pub mod catalog;
 pub mod document;
 
@@ -34,18 +37,20 @@ use tracing::{error, info, trace, warn};
 use self::catalog::{Catalog, FileChanges, Said};
 use self::directory::{Directory, Look, Seen};
 use super::outage::{Cause, Outages};
-use super::{Event, Message, Wanted};
+use super::{Event, Kind, Message, Wanted};
 
 pub use policies::policies;
 
-/// Reads and watches a directory, and sends the wanted objects, until the receiver is gone.
+/// Reads and watches a directory, or reads a bundle, and sends the wanted objects, until the receiver is gone.
 ///
 /// # Errors
 /// Only where the thread cannot be started. A directory that goes away is waited for, and reported.
 pub fn spawn(path: PathBuf, wanted: Vec<Wanted>, outages: Outages, out: Sender<Message>) -> std::io::Result<()> {
     let catalog = Catalog::of(wanted.iter().map(Wanted::kind));
     let source = Source { path, wanted, outages, out, catalog, told_unknown: None, untold: Vec::new() };
-    std::thread::Builder::new().name("manifests".to_owned()).spawn(move || source.run()).map(drop)
+    let is_bundle = source.path.is_file();
+    let run = move || if is_bundle { source.run_bundle() } else { source.run() };
+    std::thread::Builder::new().name("manifests".to_owned()).spawn(run).map(drop)
 }
 
 /// The longest burst of events before it is worked on, and the pause that ends it.
@@ -127,14 +132,14 @@ impl Source {
             while directory.is_being_written() && Instant::now() < patience_ends {
                 std::thread::sleep(BURST);
             }
-            for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
+            for kind in self.kinds() {
                 self.tell(Instant::now(), Event::Listing(kind))?;
             }
         }
         self.look_through(&mut directory, Instant::now(), if *listed { Look::WhenStill } else { Look::Now })?;
         self.tell_unknown()?;
         if !std::mem::replace(listed, true) {
-            for kind in self.wanted.iter().map(Wanted::kind).collect::<BTreeSet<_>>() {
+            for kind in self.kinds() {
                 self.tell(Instant::now(), Event::Listed(kind))?;
             }
             self.hand_over()?;
@@ -160,6 +165,10 @@ impl Source {
             }
             self.tell_unknown()?;
         }
+    }
+
+    fn kinds(&self) -> BTreeSet<Kind> {
+        self.wanted.iter().map(Wanted::kind).collect()
     }
 
     fn look_through(&mut self, directory: &mut Directory, at: Instant, look: Look) -> Result<(), Closed> {

@@ -42,6 +42,10 @@ pub struct Inspected {
     pub compared: usize,
     /// The number of objects that are about to change, or that what is known of the cluster does not allow to change.
     pub waiting: usize,
+    /// The objects in the kernel, a line each, where they were asked for.
+    pub objects: String,
+    /// The number of objects that are in the kernel and for which there was no room.
+    pub unlisted: usize,
     /// Why the kind could not be read.
     pub unreadable: Option<String>,
     /// It was the last portion.
@@ -50,11 +54,28 @@ pub struct Inspected {
 
 /// Most differences that are described, of one kind.
 pub const DESCRIBED: usize = 100;
-/// Most bytes of the description of one object.
+/// Most bytes of the description of one object, in a difference and in a list of objects.
 const LONGEST: usize = 2000;
+const LONGEST_LISTED: usize = 64 << 10;
+
+/// Room in an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Number of differences that are described.
+    pub differences: usize,
+    /// Bytes for objects that are in the kernel; further ones are counted. `None` where nobody asks for them.
+    pub objects: Option<usize>,
+}
+
+impl Room {
+    /// Room for these differences, and for no objects.
+    pub fn of_differences(differences: usize) -> Room {
+        Room { differences, objects: None }
+    }
+}
 
 impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
-    pub(super) fn inspect_next_portion(&mut self, room: usize) -> Result<Inspected, T::Error> {
+    pub(super) fn inspect_next_portion(&mut self, room: Room) -> Result<Inspected, T::Error> {
         let mut inspected = Inspected { finished: true, ..Inspected::default() };
         let Some(seen) = self.seen.as_ref().map(S::form) else {
             let trouble = self.trouble.as_ref().map(|trouble| trouble.error.clone());
@@ -71,6 +92,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         inspected.finished = self.inspected_to.is_none();
         let mut found = if at_once { self.target.view()? } else { self.target.read_some(&portion)? };
         let mut noted = Noted { inspected, room };
+        noted.list::<T>(&found);
         if is_first {
             self.note_unsettled(&mut noted);
         }
@@ -123,6 +145,9 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
                 if unknown.is_empty() { BTreeMap::new() } else { self.target.read_some(&unknown)? }
             }
         };
+        if !at_once {
+            noted.list::<T>(&unknown);
+        }
         for (key, value) in &unknown {
             noted.compare::<T>(key, None, Some(value));
         }
@@ -140,13 +165,27 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     }
 }
 
-/// A portion, and the room for differences that is left.
+/// A portion, and the room that is left before it.
 struct Noted {
     inspected: Inspected,
-    room: usize,
+    room: Room,
 }
 
 impl Noted {
+    /// Lists objects of the kernel, where that is asked for and there is room.
+    fn list<T: Target>(&mut self, objects: &BTreeMap<T::Key, T::Value>) {
+        let Some(room) = self.room.objects else { return };
+        for (key, value) in objects {
+            if self.inspected.objects.len() >= room {
+                self.inspected.unlisted += 1;
+                continue;
+            }
+            let mut text = T::describe(value);
+            text.truncate(text.floor_char_boundary(LONGEST_LISTED));
+            self.inspected.objects.push_str(&format!("{key}: {text}\n"));
+        }
+    }
+
     fn compare<T: Target>(&mut self, key: &T::Key, desired: Option<&T::Value>, seen: Option<&T::Value>) {
         let state = match (desired, seen) {
             (Some(desired), Some(seen)) if desired == seen => return,
@@ -166,7 +205,7 @@ impl Noted {
     }
 
     fn note(&mut self, difference: impl FnOnce() -> Difference) {
-        if self.inspected.differences.len() < self.room {
+        if self.inspected.differences.len() < self.room.differences {
             self.inspected.differences.push(difference());
         } else {
             self.inspected.more += 1;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Audited, Dirty, Drift, Inspected, Kept, Mirror, Trouble};
+use super::{Audited, Dirty, Drift, Inspected, Kept, Mirror, Room, Trouble};
 use crate::reconcile::moment::Moment;
 use crate::reconcile::target::Target;
 
@@ -21,7 +21,7 @@ pub trait Reflection {
     fn compare_after_notice(&mut self, at: Moment) -> Vec<Drift>;
     fn scan(&mut self, at: Moment) -> Vec<Drift>;
     fn begin_inspection(&mut self);
-    fn inspect(&mut self, room: usize) -> Inspected;
+    fn inspect(&mut self, room: Room) -> Inspected;
     fn retry_now(&mut self);
 }
 
@@ -100,8 +100,8 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     }
 
     /// Compares the next portion of the last seen state with the kernel for a user, and changes nothing. The last portion also looks
-    /// for objects that are ours and unknown. At most `room` differences are described.
-    fn inspect(&mut self, room: usize) -> Inspected {
+    /// for objects that are ours and unknown. Of differences and objects as many are described as there is `room`.
+    fn inspect(&mut self, room: Room) -> Inspected {
         self.inspect_next_portion(room).unwrap_or_else(|error| {
             self.inspected_to = None;
             Inspected { unreadable: Some(error.to_string()), finished: true, ..Inspected::default() }

@@ -3,6 +3,7 @@
 mod address;
 mod agent;
 mod bridge;
+mod bundle;
 mod conntrack;
 mod enforcer;
 pub mod firewall;

@@ -88,7 +88,7 @@ fn inspected(mirror: &mut Mirror<Shelf>) -> Vec<String> {
     mirror.begin_inspection();
     let mut found = Vec::new();
     loop {
-        let portion = mirror.inspect(DESCRIBED);
+        let portion = mirror.inspect(Room::of_differences(DESCRIBED));
         assert_eq!(portion.unreadable, None);
         found.extend(portion.differences.into_iter().map(|difference| {
             let Difference { object, state, desired, seen } = difference;
@@ -137,7 +137,7 @@ fn an_inspection_leaves_out_what_is_at_work_and_says_what_the_kernel_refuses() {
     scene.mirror.target().jars.remove("a");
     assert_eq!(inspected(&mut scene.mirror), Vec::<String>::new(), "it is about to be compared anyway");
     scene.mirror.begin_inspection();
-    assert_eq!(scene.mirror.inspect(DESCRIBED).waiting, 1);
+    assert_eq!(scene.mirror.inspect(Room::of_differences(DESCRIBED)).waiting, 1);
     scene.mirror.target().jars.insert("a", "x");
     scene.mirror.target().failing.insert("c", false);
     scene.mirror.mark("c");
@@ -146,7 +146,7 @@ fn an_inspection_leaves_out_what_is_at_work_and_says_what_the_kernel_refuses() {
     assert_eq!(inspected(&mut scene.mirror), [r#"c Failed("c fails") ->-"#]);
     scene.mirror.target().unreadable = true;
     scene.mirror.begin_inspection();
-    assert_eq!(scene.mirror.inspect(DESCRIBED).unreadable.as_deref(), Some("unreadable"));
+    assert_eq!(scene.mirror.inspect(Room::of_differences(DESCRIBED)).unreadable.as_deref(), Some("unreadable"));
 }
 
 #[test]
@@ -156,6 +156,32 @@ fn of_many_differences_only_the_first_are_described() {
     scene.round(&want);
     scene.mirror.target().jars.clear();
     scene.mirror.begin_inspection();
-    let inspected = scene.mirror.inspect(2);
+    let inspected = scene.mirror.inspect(Room::of_differences(2));
     assert_eq!((inspected.differences.len(), inspected.more, inspected.compared), (2, 1, 3));
+}
+
+#[test]
+fn objects_are_listed_as_the_kernel_has_them_as_far_as_there_is_room() {
+    let mut scene = Scene::new(&[]);
+    let want: Jars = [("a", "x"), ("b", "x"), ("c", "x")].into();
+    scene.round(&want);
+    scene.mirror.target().jars.insert("b", "y");
+    scene.mirror.target().jars.insert("d", "z");
+    let mut listed = |bytes| {
+        scene.mirror.begin_inspection();
+        let (mut text, mut unlisted, mut finished) = (String::new(), 0, false);
+        while !finished {
+            let room = Room { differences: 0, objects: Some(usize::saturating_sub(bytes, text.len())) };
+            let portion = scene.mirror.inspect(room);
+            text.push_str(&portion.objects);
+            (unlisted, finished) = (unlisted + portion.unlisted, portion.finished);
+        }
+        (text, unlisted)
+    };
+    let all = "a: \"x\"\nb: \"y\"\nc: \"x\"\nd: \"z\"\n".to_owned();
+    assert_eq!(listed(usize::MAX), (all, 0));
+    assert_eq!(listed(8), ("a: \"x\"\nb: \"y\"\n".to_owned(), 2));
+    assert_eq!(listed(0), (String::new(), 4));
+    scene.mirror.begin_inspection();
+    assert_eq!(scene.mirror.inspect(Room::of_differences(DESCRIBED)).objects, "", "nobody asks for them");
 }

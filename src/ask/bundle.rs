@@ -1,0 +1,276 @@
+//! `sluice bundle`: one archive with what a report of a problem needs.
+//!
+//! The running program is asked on its socket, part by part, and this host is looked at; nothing is changed. A part that cannot be had is named in
+//! the archive, on the terminal and by the exit code, and keeps no other from being there: also an agent that is stuck, or away, leaves a bundle.
+//!
+//! What goes in is named here, in `bundle` and in `k8s::render`, one by one. No Secret is read by anybody, environment variables are those of
+//! [`host`], and of annotations only those are written that decide. The cluster is written as manifests, which `sluice --manifests BUNDLE` reads
+//! (`k8s::manifests::bundle`).
+//!
+//! One part is in memory at a time, and a page of the cluster.
+
+pub mod archive;
+mod host;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::StatusCode;
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use self::archive::Archive;
+use super::audit::SUBSYSTEMS;
+use super::{Answered, post_bounded, unreachable};
+use crate::bundle::{CLUSTER, CONFIG, HOST, LOG, METRICS, PREFLIGHT, PageHead};
+use crate::config::VERSION;
+use crate::k8s::Kind;
+use crate::k8s::manifests::bundle::{About, Complete, FORMAT, names};
+use crate::observe::local::JSON;
+use crate::status::Status;
+use crate::status::serve::STATUS;
+
+/// How long parts are asked for; those that come behind are named and not asked for.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Most bytes of one part.
+const LARGEST: usize = 64 << 20;
+/// Most bytes of all manifests.
+const LARGEST_CLUSTER: usize = 1 << 30;
+/// How long refused packets are waited for.
+const DROPS: Duration = Duration::from_secs(2);
+
+/// A part of the bundle, as `parts.json` and the terminal name it.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+struct Part {
+    part: String,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Clone, PartialEq, Serialize, Debug)]
+#[serde(rename_all = "lowercase", tag = "state")]
+enum Outcome {
+    Written {
+        bytes: usize,
+    },
+    /// Nobody there does what it is about.
+    Absent {
+        why: String,
+    },
+    Failed {
+        why: String,
+    },
+}
+
+/// A question whose answer is a part.
+struct Asked {
+    part: String,
+    path: &'static str,
+    about: &'static [(&'static str, &'static str)],
+    accept: Option<&'static str>,
+}
+
+/// The questions for all parts beside the cluster, in their order.
+fn questions() -> Vec<Asked> {
+    const NOTHING: &[(&str, &str)] = &[];
+    let of = |part: &str, path, about, accept| Asked { part: part.to_owned(), path, about, accept };
+    let mut all = vec![
+        of("config.txt", CONFIG, NOTHING, None),
+        of("log.txt", LOG, NOTHING, None),
+        of("host-of-agent.txt", HOST, NOTHING, None),
+        of("services.txt", "/svc", &[("what", "")], None),
+        of("bgp-peers.json", "/bgp/peers", NOTHING, Some(JSON)),
+        of("bgp-routes.json", "/bgp/routes", &[("what", ""), ("why", "")], Some(JSON)),
+        of("metrics.txt", METRICS, NOTHING, None),
+    ];
+    for (name, path) in SUBSYSTEMS {
+        let name = name.replace(' ', "-");
+        all.push(of(&format!("audit/{name}.json"), path, NOTHING, Some(JSON)));
+        all.push(of(&format!("kernel/{name}.txt"), path, &[("list", "true")], None));
+    }
+    all.push(of("preflight.json", PREFLIGHT, NOTHING, None));
+    all
+}
+
+/// Makes a bundle. `file`: its path, `-` for standard output; a name of this node and this moment where there is none.
+///
+/// # Errors
+/// The archive cannot be written.
+pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered> {
+    let status = ask(socket, STATUS, &[], Some(JSON), Instant::now() + PATIENCE).await;
+    let status =
+        status.and_then(|text| Ok((Status::parse(&text).map_err(|_| failed("the answer makes no sense"))?, text)));
+    let node = status.as_ref().map_or_else(|_| host::name(), |(status, _)| status.node.clone());
+    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+    let file = file.map_or_else(|| default_name(&node, now), Path::to_owned);
+    let mut bundle = Bundle { archive: Archive::create(&file)?, parts: Vec::new(), until: Instant::now() + PATIENCE };
+    let about = About { format: FORMAT, version: VERSION.to_owned(), node, written: format!("{now:.0}") };
+    bundle.put(names::ABOUT, Ok(serde_json::to_string_pretty(&about)?))?;
+    match status {
+        Ok((status, text)) => {
+            bundle.put("status.json", Ok(text))?;
+            bundle.put("status.txt", Ok(status.text()))?;
+        }
+        Err(outcome) => bundle.put("status.json", Err(outcome))?,
+    }
+    for (part, text) in host::parts() {
+        bundle.put(&format!("host/{part}"), text.map_err(|why| Outcome::Failed { why }))?;
+    }
+    match UnixStream::connect(socket).await {
+        Ok(_) => bundle.ask_for_all(socket).await?,
+        // One reason is enough.
+        Err(error) => bundle.put("agent", Err(failed(&format!("{}: {error}", unreachable(socket)))))?,
+    }
+    bundle.end(&file)
+}
+
+/// The bundle so far.
+struct Bundle {
+    archive: Archive,
+    parts: Vec<Part>,
+    /// When the last part may be asked for.
+    until: Instant,
+}
+
+impl Bundle {
+    /// Writes a part, or notes why there is none.
+    fn put(&mut self, part: &str, text: Result<String, Outcome>) -> anyhow::Result<()> {
+        let outcome = match text {
+            Ok(text) => {
+                self.archive.put(part, text.as_bytes())?;
+                Outcome::Written { bytes: text.len() }
+            }
+            Err(outcome) => outcome,
+        };
+        self.parts.push(Part { part: part.to_owned(), outcome });
+        Ok(())
+    }
+
+    async fn ask_for_all(&mut self, socket: &Path) -> anyhow::Result<()> {
+        let drops = ask(socket, "/policy/drops", &[], Some(JSON), self.until).await;
+        let since = Instant::now();
+        self.put_cluster(socket).await?;
+        for Asked { part, path, about, accept } in questions() {
+            let answer = ask(socket, path, about, accept, self.until).await;
+            self.put(&part, answer)?;
+        }
+        // Packets are read while somebody asks: those since the first question.
+        let number =
+            drops.as_ref().ok().and_then(|text| serde_json::from_str::<Value>(text).ok()?.get("next")?.as_u64());
+        let drops = match number {
+            None => drops,
+            Some(number) => {
+                tokio::time::sleep(DROPS.saturating_sub(since.elapsed())).await;
+                ask(socket, "/policy/drops", &[("since", &number.to_string())], Some(JSON), self.until).await
+            }
+        };
+        self.put("policy-drops.json", drops)
+    }
+
+    /// Writes the manifests, and behind them that they are all.
+    async fn put_cluster(&mut self, socket: &Path) -> anyhow::Result<()> {
+        let (mut bytes, mut last) = (0, None);
+        for kind in Kind::ALL {
+            let mut from = Some(0);
+            while let Some(place) = from {
+                let world = last.as_ref().map(|head: &PageHead| head.world.to_string());
+                match page(socket, kind, place, world.as_deref(), self.until).await {
+                    Ok((head, objects)) => {
+                        if !objects.is_empty() {
+                            self.archive.put(&names::manifests(kind, place), objects.as_bytes())?;
+                        }
+                        bytes += objects.len();
+                        from = head.next;
+                        last = Some(head);
+                    }
+                    Err(outcome) => return self.put(names::CLUSTER, Err(outcome)),
+                }
+                if bytes > LARGEST_CLUSTER {
+                    return self.put(names::CLUSTER, Err(failed("the cluster is too large for a bundle")));
+                }
+            }
+        }
+        let Some(PageHead { node, kinds, complete, .. }) = last else { return Ok(()) };
+        let complete = Complete { node, kinds, complete };
+        self.archive.put(names::COMPLETE, serde_json::to_string_pretty(&complete)?.as_bytes())?;
+        self.parts.push(Part { part: names::CLUSTER.to_owned(), outcome: Outcome::Written { bytes } });
+        Ok(())
+    }
+
+    /// Writes which parts there are, ends the archive, and says the same.
+    fn end(self, file: &Path) -> anyhow::Result<Answered> {
+        let Bundle { mut archive, parts, .. } = self;
+        let mut all = serde_json::to_string_pretty(&json!({ "parts": parts }))?;
+        all.push('\n');
+        archive.put(names::PARTS, all.as_bytes())?;
+        let is_printed = archive.is_standard_output();
+        let bytes = archive.finish()?;
+        let failures = parts.iter().filter_map(|Part { part, outcome }| match outcome {
+            Outcome::Failed { why } => Some(format!("{part}: {}\n", why.replace(['\r', '\n'], " "))),
+            Outcome::Written { .. } | Outcome::Absent { .. } => None,
+        });
+        let failures: String = failures.collect();
+        let exit_code = u8::from(!failures.is_empty());
+        if is_printed {
+            eprint!("{failures}");
+            return Ok(Answered { text: String::new(), exit_code });
+        }
+        let text = format!("{}: {} parts, {} KiB\n{failures}", file.display(), parts.len(), bytes.div_ceil(1024));
+        Ok(Answered { text, exit_code })
+    }
+}
+
+/// Asks for a page of the cluster; returns its head and its objects.
+async fn page(
+    socket: &Path,
+    kind: Kind,
+    from: usize,
+    world: Option<&str>,
+    until: Instant,
+) -> Result<(PageHead, String), Outcome> {
+    let from = from.to_string();
+    let mut about = vec![("kind", kind.name()), ("from", from.as_str())];
+    about.extend(world.map(|world| ("world", world)));
+    let mut text = ask(socket, CLUSTER, &about, None, until).await?;
+    let end = text.find('\n').ok_or_else(|| failed("the answer makes no sense"))?;
+    let objects = text.split_off(end + 1);
+    let head = serde_json::from_str(&text).map_err(|_| failed("the answer makes no sense"))?;
+    Ok((head, objects))
+}
+
+async fn ask(
+    socket: &Path,
+    path: &str,
+    about: &[(&str, &str)],
+    accept: Option<&'static str>,
+    until: Instant,
+) -> Result<String, Outcome> {
+    if Instant::now() >= until {
+        return Err(failed("the time for all parts was over before"));
+    }
+    let about: BTreeMap<&str, &str> = about.iter().copied().collect();
+    match post_bounded(socket, path, &about, accept, LARGEST).await {
+        Ok((StatusCode::OK, text)) => Ok(text),
+        Ok((StatusCode::NOT_FOUND, why)) => Err(Outcome::Absent { why: why.trim_end().to_owned() }),
+        Ok((_, why)) => Err(failed(why.trim_end())),
+        Err(error) => Err(failed(&format!("{error:#}"))),
+    }
+}
+
+fn failed(why: &str) -> Outcome {
+    Outcome::Failed { why: why.to_owned() }
+}
+
+/// `sluice-bundle-node-1-20261120T050418Z.tar`, in the working directory.
+fn default_name(node: &str, now: Timestamp) -> PathBuf {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    let node: String = node.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let time: String = format!("{now:.0}").chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("sluice-bundle-{node}-{time}.tar").into()
+}
+
+#[cfg(test)]
+mod tests;

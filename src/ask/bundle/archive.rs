@@ -1,0 +1,122 @@
+//! The file of a bundle: a tar archive that only its owner may read.
+//!
+//! It is written aside and gets its name when it is whole. Standard output takes it as it comes, for `kubectl exec`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use crate::k8s::manifests::bundle::names::DIRECTORY;
+
+/// An archive that is being written.
+pub struct Archive {
+    tar: tar::Builder<BufWriter<Counted>>,
+    place: Place,
+    /// Seconds since 1970, of all parts.
+    time: u64,
+}
+
+enum Place {
+    StandardOutput,
+    /// The file gets its name at the end.
+    File {
+        aside: Aside,
+        name: PathBuf,
+    },
+}
+
+/// A file that goes unless it got its name.
+struct Aside(PathBuf);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // It has another name by now, where all went well.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Where bytes go, and how many went there.
+struct Counted {
+    out: Box<dyn Write>,
+    file: Option<File>,
+    bytes: u64,
+}
+
+impl Archive {
+    /// Begins an archive; `-` is standard output.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn create(path: &Path) -> anyhow::Result<Archive> {
+        let (out, file, place): (Box<dyn Write>, _, _) = if path == Path::new("-") {
+            (Box::new(io::stdout()), None, Place::StandardOutput)
+        } else {
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(".new");
+            let aside = PathBuf::from(aside);
+            let cannot = || format!("{} cannot be written", path.display());
+            match fs::remove_file(&aside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
+                _ => {}
+            }
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).with_context(cannot)?;
+            let place = Place::File { aside: Aside(aside), name: path.to_owned() };
+            (Box::new(file.try_clone().with_context(cannot)?), Some(file), place)
+        };
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let tar = tar::Builder::new(BufWriter::with_capacity(256 << 10, Counted { out, file, bytes: 0 }));
+        Ok(Archive { tar, place, time })
+    }
+
+    /// Adds a file below the directory of the bundle.
+    ///
+    /// # Errors
+    /// It cannot be written: the disk is full, or nobody reads standard output any more.
+    pub fn put(&mut self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(self.time);
+        header.set_uid(0);
+        header.set_gid(0);
+        let added = self.tar.append_data(&mut header, format!("{DIRECTORY}/{name}"), content);
+        added.context("the bundle cannot be written")
+    }
+
+    pub fn is_standard_output(&self) -> bool {
+        matches!(self.place, Place::StandardOutput)
+    }
+
+    /// Ends the archive and gives it its name. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(self) -> anyhow::Result<u64> {
+        let Archive { tar, place, .. } = self;
+        let written = "the bundle cannot be written";
+        let counted = tar.into_inner().context(written)?.into_inner().map_err(io::IntoInnerError::into_error);
+        let mut counted = counted.context(written)?;
+        counted.out.flush().context(written)?;
+        if let (Some(file), Place::File { aside, name }) = (counted.file, place) {
+            file.sync_all().context(written)?;
+            fs::rename(&aside.0, name).context(written)?;
+        }
+        Ok(counted.bytes)
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

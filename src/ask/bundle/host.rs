@@ -1,0 +1,98 @@
+//! Facts of this host for a bundle, read without the agent: what runs, and links, addresses and routes, of whomever.
+//!
+//! Named one by one. Of files that may hold credentials (CNI files, kubeconfigs) the names are told and never the content.
+
+use std::fmt::Display;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use crate::kernel::route::{Ownership, Routes};
+use crate::kernel::{address, link};
+
+/// Environment variables that decide something (`config::Environment`).
+const VARIABLES: [&str; 5] = ["NODE_NAME", "POD_NAME", "POD_NAMESPACE", "KUBE_ROUTER_CNI_CONF_FILE", "HOST_BIN_PATH"];
+
+/// Files and the parts that they become.
+const FILES: [(&str, &str); 12] = [
+    ("os-release", "/etc/os-release"),
+    ("kernel", "/proc/version"),
+    ("modules", "/proc/modules"),
+    ("memory", "/proc/meminfo"),
+    ("load", "/proc/loadavg"),
+    ("network-devices", "/proc/net/dev"),
+    ("network-counters", "/proc/net/snmp"),
+    ("network-counters-more", "/proc/net/netstat"),
+    ("ipvs-counters", "/proc/net/ip_vs_stats"),
+    ("connections-count", "/proc/sys/net/netfilter/nf_conntrack_count"),
+    ("connections-most", "/proc/sys/net/netfilter/nf_conntrack_max"),
+    ("forwarding", "/proc/sys/net/ipv4/ip_forward"),
+];
+
+/// Most bytes of a file, and most objects of the kernel.
+const LARGEST: u64 = 1 << 20;
+const MOST: usize = 20_000;
+
+/// The directory of CNI files.
+const CNI: &str = "/etc/cni/net.d";
+
+/// Returns the name of this host.
+pub fn name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A part's name, and its text or why there is none.
+type Part = (String, Result<String, String>);
+
+pub fn parts() -> Vec<Part> {
+    let mut parts: Vec<Part> = FILES.iter().filter_map(|(name, path)| part_of_file(name, path)).collect();
+    let variables = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}\n", std::env::var(name).ok()?)));
+    parts.push(("environment.txt".to_owned(), Ok(variables.collect())));
+    parts.push(("cni-files.txt".to_owned(), Ok(names_in(Path::new(CNI)))));
+    parts.push((
+        "links.txt".to_owned(),
+        link::all().map(|all| lines(all.iter().map(|it| format!("{it:?}")))).map_err(text),
+    ));
+    let addresses = address::host_addresses().map(|all| lines(all.iter().map(|it| format!("{it:?}"))));
+    parts.push(("addresses.txt".to_owned(), addresses.map_err(text)));
+    // Nothing is ours to a process that only looks.
+    let routes = Routes::open(Ownership::Protocols(Vec::new())).and_then(|mut routes| routes.read_beside(&|_| true));
+    parts.push(("routes.txt".to_owned(), routes.map(|(_, all)| lines(all.iter())).map_err(text)));
+    parts
+}
+
+/// The part that a file becomes; none where the kernel has no such file.
+fn part_of_file(name: &str, path: &str) -> Option<Part> {
+    let file = match fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => return Some((format!("{name}.txt"), Err(format!("{path}: {error}")))),
+        Ok(file) => file,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(LARGEST).read_to_end(&mut bytes).map_err(|error| format!("{path}: {error}"));
+    Some((format!("{name}.txt"), read.map(|_| String::from_utf8_lossy(&bytes).into_owned())))
+}
+
+fn names_in(directory: &Path) -> String {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    lines(names.iter())
+}
+
+fn lines<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
+    let count = all.len();
+    let mut text: String = all.take(MOST).map(|one| format!("{one}\n")).collect();
+    if count > MOST {
+        text.push_str(&format!("({} more)\n", count - MOST));
+    }
+    text
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,110 @@
+//! Nodes, and what their annotations say about routing.
+
+use compact_str::CompactString;
+use serde_json::{Value, json};
+
+use super::pod::labels_of;
+use super::{Fields, object, texts};
+use crate::k8s::annotations::keys::{
+    NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS, NODE_PREPEND_AS,
+    NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
+};
+use crate::k8s::object::Kind;
+use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
+use crate::net::{Bfd, ExternalPeer, Password};
+
+pub(super) fn node(name: &CompactString, node: &Node) -> Value {
+    let Node {
+        addresses,
+        pod_cidrs,
+        network_unavailable,
+        should_announce,
+        is_on_aws,
+        // It stands among the labels.
+        zone: _,
+        labels,
+        taints,
+        routing,
+    } = node;
+    let (mut metadata, mut spec) = (Fields::default(), Fields::default());
+    metadata.put("name", name.as_str()).put_filled("labels", labels_of(labels));
+    if let Some(routing) = routing {
+        metadata.put_filled("annotations", annotations(routing));
+    }
+    spec.put_filled("podCIDRs", texts(pod_cidrs));
+    spec.put_some("providerID", is_on_aws.then_some("aws"));
+    spec.put_filled("taints", taints.iter().map(taint).collect());
+    let conditions = [("NetworkUnavailable", *network_unavailable), ("Ready", *should_announce)];
+    let conditions = conditions.into_iter().filter(|(_, is_true)| *is_true);
+    let conditions: Value = conditions.map(|(kind, _)| json!({ "type": kind, "status": "True" })).collect();
+    let mut status = Fields::default();
+    status.put_filled("addresses", addresses.iter().map(address).collect());
+    status.put_filled("conditions", conditions);
+    let mut rest = Fields::default();
+    rest.put_filled("spec", spec.value()).put_filled("status", status.value());
+    object(Kind::Node, metadata, rest)
+}
+
+fn address(of: &NodeAddress) -> Value {
+    let NodeAddress { kind, address } = of;
+    let kind = match kind {
+        NodeAddressKind::Internal => "InternalIP",
+        NodeAddressKind::External => "ExternalIP",
+    };
+    json!({ "type": kind, "address": address })
+}
+
+fn taint(taint: &Taint) -> Value {
+    let Taint { key, value, effect } = taint;
+    json!({ "key": key.as_str(), "value": value.as_str(), "effect": effect.as_str() })
+}
+
+fn annotations(routing: &Routing) -> Value {
+    let Routing { asn, reflection, prepend, communities, import_reject, peers, local_addresses } = routing;
+    let mut written = Fields::default();
+    written.put_some(NODE_ASN, asn.map(|asn| asn.to_string()));
+    match reflection {
+        Reflection::None => {}
+        Reflection::Server(id) => drop(written.put(NODE_REFLECTOR_SERVER, id.to_string())),
+        Reflection::Client(id) => drop(written.put(NODE_REFLECTOR_CLIENT, id.to_string())),
+    }
+    if let Some(Prepend { asn, times }) = prepend {
+        written.put(NODE_PREPEND_AS, asn.to_string()).put(NODE_PREPEND_REPEAT, times.to_string());
+    }
+    let mut list = |key: &str, items: Vec<String>| {
+        written.put_some(key, (!items.is_empty()).then(|| items.join(",")));
+    };
+    list(NODE_COMMUNITIES, communities.iter().map(ToString::to_string).collect());
+    list(NODE_IMPORT_REJECT, import_reject.iter().map(ToString::to_string).collect());
+    list(NODE_BGP_LOCAL_ADDRESSES, local_addresses.iter().map(ToString::to_string).collect());
+    if !peers.is_empty() {
+        // YAML, as the annotation is, has JSON in it.
+        written.put(NODE_PEERS, peers.iter().map(peer).collect::<Value>().to_string());
+    }
+    written.value()
+}
+
+fn peer(peer: &ExternalPeer) -> Value {
+    let ExternalPeer { address, asn, port, password, local, bfd } = peer;
+    let mut fields = Fields::default();
+    fields.put("remoteip", address.to_string()).put("remoteasn", *asn).put_some("port", *port);
+    fields.put_some("localip", local.map(|address| address.to_string()));
+    let has_password = match password {
+        Password::None => false,
+        Password::Key(_) | Password::Unknown => true,
+    };
+    fields.put_some("password_unknown", has_password.then_some(true));
+    if let Some(Bfd { port, multiplier, send, receive }) = bfd {
+        fields.put(
+            "bfd",
+            json!({
+                "enabled": true,
+                "port": port,
+                "detection_multiplier": multiplier,
+                "desired_min_tx_interval": send,
+                "required_min_rx_interval": receive,
+            }),
+        );
+    }
+    fields.value()
+}
