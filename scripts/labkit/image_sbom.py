@@ -10,12 +10,12 @@ from . import own
 TRIPLES = {"amd64": "x86_64-unknown-linux-gnu", "arm64": "aarch64-unknown-linux-gnu"}
 
 
-def document(name, created, debian, modules, arch):
+def document(name, created, debian, modules, arch, purpose="CONTAINER"):
     """The document as JSON; the same for the same parts. `created` is a time in SPDX's form."""
     packages = [debian_package(package) for package in debian] + [crate(*it) for it in crates(arch)] + [module(*it) for it in modules]
     packages.sort(key=lambda it: it["SPDXID"])
     image = {"SPDXID": "SPDXRef-image", "name": name, "downloadLocation": "NOASSERTION", "filesAnalyzed": False,
-             "licenseDeclared": "Apache-2.0", "licenseConcluded": "NOASSERTION", "copyrightText": "NOASSERTION", "primaryPackagePurpose": "CONTAINER"}
+             "licenseDeclared": "Apache-2.0", "licenseConcluded": "NOASSERTION", "copyrightText": "NOASSERTION", "primaryPackagePurpose": purpose}
     relations = [{"spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-image"}]
     relations += [{"spdxElementId": "SPDXRef-image", "relationshipType": "CONTAINS", "relatedSpdxElement": it["SPDXID"]} for it in packages]
     parts = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
