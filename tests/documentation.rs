@@ -119,6 +119,17 @@ fn is_path(word: &str) -> bool {
 }
 
 /// Collects the names of all files and directories below a directory.
+/// The picture of README.md is made of a text.
+#[test]
+fn the_picture_is_what_its_text_makes() {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/picture");
+    let check = std::process::Command::new("python3").arg(script).arg("--check").status();
+    assert!(
+        check.expect("python3 starts").success(),
+        "docs/picture.svg is older than docs/picture.txt: run scripts/picture"
+    );
+}
+
 fn names_below(directory: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("it can be listed") {
         let path = entry.expect("it can be listed").path();
