@@ -2,7 +2,7 @@
 //! with the faults that a test asks for. It speaks the protocol of a real one: resource versions, pages,
 //! streaming lists, bookmarks, 410 for versions that it has forgotten, JSON and protocol buffers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -53,6 +53,8 @@ pub struct Faults {
     /// Requests whose path holds this are answered with 403, or the other status.
     pub forbid: Option<&'static str>,
     pub forbid_as: Option<u16>,
+    /// Lists and watches of other collections than these are answered with 403, as for an account that has no other rights.
+    pub may_read: Option<BTreeSet<String>>,
     /// Requests whose path holds this are never answered.
     pub silent: Option<&'static str>,
     /// Requests whose path holds this are answered so much later than they take effect.
@@ -84,6 +86,8 @@ struct State {
     requests: Vec<String>,
     /// Paths of writes, whatever became of them.
     written: Vec<String>,
+    /// Paths of reads for which the rights were missing.
+    refused: Vec<String>,
     /// Older state with which `resourceVersion=0` is answered; `None` for the newest.
     cache: Option<(u64, Objects)>,
     connections: Vec<tokio::task::AbortHandle>,
@@ -184,6 +188,12 @@ impl ApiServer {
         std::mem::take(&mut self.state().written)
     }
 
+    /// The paths of reads since the last call for which the rights were missing ([`Faults::may_read`]).
+    #[allow(dead_code, reason = "not every test takes rights away")]
+    pub fn take_refused(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().refused)
+    }
+
     /// One object of a collection, by `namespace/name`.
     #[allow(dead_code, reason = "not every test writes")]
     pub fn get(&self, path: &str, name: &str) -> Option<Value> {
@@ -281,6 +291,12 @@ fn answer(state: &Mutex<State>, request: &Request<Bytes>) -> Answer {
     }
     if state.faults.forbid.is_some_and(|part| path.contains(part)) {
         return status(Encoding::Json, state.faults.forbid_as.unwrap_or(403), "as the test asked");
+    }
+    // What a group and version have, everybody may ask.
+    let is_of_a_collection = path.split('/').count() > if path.starts_with("/apis/") { 4 } else { 3 };
+    if is_of_a_collection && state.faults.may_read.as_ref().is_some_and(|may| !may.contains(&path)) {
+        state.refused.push(path);
+        return status(Encoding::Json, 403, "the right to read it is missing");
     }
     if let Some((code, object)) = writes::written(&mut state, request.method(), &path, request.body()) {
         return full(Encoding::Json, code, object.to_string().into_bytes());
