@@ -32,9 +32,10 @@ PROGRAMS = {
 CONTAINERD, CONTAINERD_VERSION = "github.com/containerd/containerd/v2/cmd", "2.2.9"
 RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 # What is built in the same way for other tests, and to be measured beside ours.
-NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm"
+NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
 OTHERS = {
     NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0"),
+    DNS: ("coredns", ".", "coredns-1.14.7"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
@@ -43,6 +44,10 @@ SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
 ALL = "generic-kuberouter-all-features.yaml"
+# What the API server writes down in a cluster with real kubelets: every answer to the agents, so that tests see what they are refused.
+AGENTS = ("system:serviceaccount:kube-system:kube-router", "system:kube-router")
+AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"],
+         "rules": [{"level": "Metadata", "users": AGENTS}, {"level": "None"}]}
 # Applied beside the others where agents are to write the condition of their nodes, or to give addresses to Services.
 BESIDE = ("kube-router-node-status.yaml", "kube-router-load-balancer.yaml")
 # What users write in the place of the words between percent signs.
@@ -167,6 +172,7 @@ def up(name, kubelets=0):
                  "kubeconfig": f"{folder}/kubeconfig"}
         found["authority"] = certificates(folder)
         nodes = "".join(f'{token},system:node:node{i},node{i},"system:nodes"\n' for i, token in enumerate(found["kubelet_tokens"], 1))
+        own.write(f"{folder}/audit.json", json.dumps(AUDIT))
         own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n{nodes}', 0o600)
         own.write(found["kubeconfig"], kubeconfig(f"https://127.0.0.1:{found['port']}", found["token"], found["authority"]), 0o600)
         with open(f"{folder}/keeper.log", "wb") as log:
@@ -248,6 +254,21 @@ def down(name):
     shutil.rmtree(own.state("clusters", name), ignore_errors=True)
 
 
+def audit_log(name):
+    """What the API server has answered to the agents, one JSON object a line (`AUDIT`)."""
+    return f"{own.state('clusters', name)}/audit.log"
+
+
+def certificate(name, user):
+    """A certificate of the cluster's authority for a user, and its key, both PEM."""
+    folder = own.state("clusters", name)
+    own.run("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={user}", "-keyout", f"{folder}/user.key", "-out", f"{folder}/user.csr")
+    own.write(f"{folder}/user.ext", "basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth\n")
+    own.run("openssl", "x509", "-req", "-in", f"{folder}/user.csr", "-CA", f"{folder}/authority.pem", "-CAkey", f"{folder}/authority.key", "-CAcreateserial",
+            "-days", "30", "-extfile", f"{folder}/user.ext", "-out", f"{folder}/user.pem")
+    return [own.run("cat", f"{folder}/user.{kind}") for kind in ("pem", "key")]
+
+
 def certificates(folder):
     """An authority, the server's certificate signed by it, and the key of service accounts; the authority's PEM."""
     own.run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=lab authority",
@@ -271,6 +292,9 @@ def commands(folder, found):
     real = found["kubelet_tokens"]
     scheduler = {SCHEDULER: [f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['scheduler']}",
                              f"--cert-dir={folder}", "--leader-elect=false"]}
+    # Who has a certificate of the authority is whom it names, and pods find the server by its Service where a proxy serves that.
+    for_kubelets = [f"--client-ca-file={folder}/authority.pem", f"--advertise-address={net.CONTROL[0]}", f"--audit-policy-file={folder}/audit.json",
+                    f"--audit-log-path={audit_log(found['name'])}"]
     etcd, peer = f"http://127.0.0.1:{found['etcd']}", f"http://127.0.0.1:{found['etcd_peer']}"
     return {
         "etcd": [
@@ -283,7 +307,7 @@ def commands(folder, found):
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/accounts.key",
             f"--service-account-signing-key-file={folder}/accounts.key", f"--service-cluster-ip-range={services}",
             f"--token-auth-file={folder}/tokens.csv", f"--authorization-mode={'Node,' if real else ''}RBAC",
-            *([] if real else ["--disable-admission-plugins=ServiceAccount"]), "--allow-privileged=true", "--shutdown-delay-duration=0s"],
+            *(for_kubelets if real else ["--disable-admission-plugins=ServiceAccount"]), "--allow-privileged=true", "--shutdown-delay-duration=0s"],
         "kube-controller-manager": [
             f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['manager']}",
             f"--cert-dir={folder}", "--leader-elect=false", "--allocate-node-cidrs", f"--cluster-cidr={pods}",

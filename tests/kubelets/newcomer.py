@@ -39,8 +39,8 @@ def nodes_wait_for_a_network(bed):
     that(all(node["spec"].get("podCIDRs") for node in bed.get("nodes")["items"]), "nodes without ranges")
 
 
-def the_manifest_makes_the_nodes_ready(bed):
-    # What kubeadm leaves in a cluster, and the manifest reads.
+def put_what_kubeadm_leaves(bed):
+    """In a cluster, and some manifests read."""
     config = {"apiVersion": "v1", "kind": "Config", "current-context": "default",
               "clusters": [{"name": "default", "cluster": {"server": f"https://{net.CONTROL[0]}:6443",
                                                            "certificate-authority": "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"}}],
@@ -48,6 +48,10 @@ def the_manifest_makes_the_nodes_ready(bed):
               "users": [{"name": "default", "user": {"tokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}}]}
     bed.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
                "data": {"kubeconfig.conf": json.dumps(config)}})
+
+
+def the_manifest_makes_the_nodes_ready(bed):
+    put_what_kubeadm_leaves(bed)
     bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
     bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
     bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
@@ -214,9 +218,3 @@ def the_removal_leaves_nothing(bed):
                          "ls /opt/cni/bin | grep sluice; true")
         left = [line for line in left.splitlines() if line and not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
         that(not left, f"left on node {i}:", left)
-
-
-ALL = [nodes_wait_for_a_network, the_manifest_makes_the_nodes_ready, pods_get_addresses_and_pass_their_probes,
-       agents_have_nothing_to_complain_of,
-       a_service_answers_on_every_node_and_its_node_port, a_pod_answers_on_a_port_of_its_node, a_policy_closes_the_pods, an_update_of_the_agents_fails_no_request,
-       pods_leave_a_node_that_is_drained_and_services_go_on, the_removal_leaves_nothing]

@@ -1,0 +1,153 @@
+"""What others apply (`integrators.py`), with our image, one after the other on nodes that are as a new host each time: their agents become Ready by their probes, pods
+get addresses and answer, Services are served by whom the integrator has for that, a policy holds, nobody is asked again and again for what is not allowed, and nothing stays.
+"""
+import base64
+import functools
+import json
+import re
+import time
+
+from labkit import cluster, image, net, own
+
+import bed as beds
+import integrators
+import newcomer
+from newcomer import condition, ready_nodes, ready_pods, that
+
+PLUGINS = "bridge host-local loopback portmap"
+# As flannel leaves it: another bridge, and a name before kube-router's.
+OTHERS = "/etc/cni/net.d/10-flannel.conflist"
+MINUTE = 60
+# Most requests without a right, and most warnings, in a minute that begins when everything has been asked for once.
+MOST_REFUSED, MOST_WARNINGS = 8, 2
+COMPLAINS = re.compile(r" (stderr|stdout) F ([WE]\d{4}.*)")
+
+
+class Theirs:
+    def __init__(self, name):
+        self.name = name
+        self.made = integrators.RENDERINGS[name](f"sluice:{image.version()}")
+        agent = self.made.daemonset()
+        self.labels = agent["spec"]["selector"]["matchLabels"]
+        self.has_failed = False
+        self.enforces = any(flag.lower() == "--run-firewall=true" for flag in self.made.flags())
+
+    def tests(self):
+        every = [self.the_host_is_prepared, self.its_agents_become_ready, self.pods_get_addresses_and_pass_their_probes, self.a_service_answers,
+                 *([self.a_policy_closes_the_pods] if self.enforces else []), self.nobody_is_asked_again_and_again, self.the_removal_leaves_nothing]
+        return [(f"{self.name}: {test.__name__}", functools.partial(self.go, test)) for test in every]
+
+    def go(self, test, bed):
+        """Each test needs those before it, but for the removal, which makes room for the next integrator."""
+        that(not self.has_failed or test == self.the_removal_leaves_nothing, "not run: one before it has failed")
+        self.has_failed = True
+        test(bed)
+        self.has_failed = False
+
+    def agents(self, bed):
+        chosen = ",".join(f"{key}={value}" for key, value in self.labels.items())
+        return bed.get("pods", "-n", integrators.NAMESPACE, "-l", chosen)["items"]
+
+    # ------------------------------------------------------------------ the tests
+
+    def the_host_is_prepared(self, bed):
+        """A kubelet that waits for a network, or has another's; files and plugins that the integrator brings; kube-proxy where it has no proxy."""
+        bed.wait("kubelets register", lambda: len(bed.get("nodes")["items"]) == bed.nodes)
+        newcomer.put_what_kubeadm_leaves(bed)
+        words = {"%AUTHORITY%": bed.cluster["authority"]}
+        if any("%KEY%" in text for text in self.made.files.values()):
+            words["%CERTIFICATE%"], words["%KEY%"] = cluster.certificate(beds.NAME, integrators.USER)
+        ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
+        for i in range(1, bed.nodes + 1):
+            mine = next(one for one in ranges[f"node{i}"] if ":" not in one)
+            for path, text in self.made.files.items():
+                for word, pem in words.items():
+                    text = text.replace(word, base64.b64encode(pem.encode()).decode())
+                bed.put(i, path, text.replace("%RANGE%", mine))
+            if self.made.has_plugins or self.made.network_of_others:
+                bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
+            if self.made.network_of_others:
+                bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "hairpinMode": True, "ipam": {"type": "host-local", "subnet": mine}}
+                bed.put(i, OTHERS, json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+        bed.kube_proxy(not self.made.serves_services())
+        if bed.has_kube_proxy:
+            for i in range(1, bed.nodes + 1):
+                # Hosts have a default route: where nothing leads to an address nobody translates it.
+                bed.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
+                bed.wait(f"the API server's Service answers node {i}", lambda i=i: "ok" in bed.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
+
+    def its_agents_become_ready(self, bed):
+        self.before = len(bed.refused())
+        bed.apply(*self.made.objects)
+
+        def all_are():
+            found = [pod for pod in self.agents(bed) if condition(pod, "Ready")]
+            return len(found) == bed.nodes
+        bed.wait("agents are ready", all_are)
+        self.since = time.monotonic()
+        bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+        for i in range(1, bed.nodes + 1):
+            names = bed.on(i, "ls /etc/cni/net.d").split()
+            that("10-flannel.conflist" in names if self.made.network_of_others else names == ["10-kuberouter.conflist"], "CNI files of node", i, names)
+
+    def pods_get_addresses_and_pass_their_probes(self, bed):
+        newcomer.pods_get_addresses_and_pass_their_probes(bed)
+
+    def a_service_answers(self, bed):
+        newcomer.a_service_answers_on_every_node_and_its_node_port(bed)
+
+    def a_policy_closes_the_pods(self, bed):
+        newcomer.a_policy_closes_the_pods(bed)
+
+    def complaints(self, bed):
+        lines = [line for i in range(1, bed.nodes + 1) for line in bed.on(i, "cat /var/log/pods/kube-system_kube-router*/kube-router/*.log").splitlines()]
+        return [found[2] for found in map(COMPLAINS.search, lines) if found]
+
+    def nobody_is_asked_again_and_again(self, bed):
+        """Whoever has no right is told so, and goes on; probes have passed all the time."""
+        began = bed.refused()[self.before:]
+        time.sleep(max(0.0, MINUTE - (time.monotonic() - self.since)))
+        refused, said = len(bed.refused()), len(self.complaints(bed))
+        time.sleep(MINUTE)
+        later, complaints = bed.refused()[refused:], self.complaints(bed)
+        own.say(f"  refused: {counted(began)} at first, then in a minute {counted(later)}")
+        for line in complaints:
+            own.say(f"  {line[:300]}")
+        that(len(later) <= MOST_REFUSED, "refused in a minute:", counted(later))
+        that(len(complaints) - said <= MOST_WARNINGS, "in the log in a minute:\n" + "\n".join(complaints[said:]))
+        for pod in self.agents(bed):
+            status = pod["status"]["containerStatuses"][0]
+            that(status["restartCount"] == 0 and condition(pod, "Ready"), "restarted, or not ready:", json.dumps(status))
+
+    def the_removal_leaves_nothing(self, bed):
+        """By what is documented for kube-router: the objects go, and the image runs once with --cleanup-config."""
+        bed.kubectl("delete", "pod", "client", "--wait=false", "--ignore-not-found")
+        bed.kubectl("delete", "deployment,service", "web", "--ignore-not-found")
+        bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
+        bed.kubectl("delete", "--wait=false", "--ignore-not-found", "-f", "-", text_in=json.dumps({"apiVersion": "v1", "kind": "List", "items": self.made.objects}))
+        bed.wait("agents are gone", lambda: not self.agents(bed))
+        bed.kube_proxy(False)
+        name = f"docker.io/library/sluice:{image.version()}"
+        ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
+        for i in range(1, bed.nodes + 1):
+            options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
+            options += " --mount type=bind,src=/run/xtables.lock,dst=/run/xtables.lock,options=rbind:rw"
+            options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw"
+            options += f" --env KUBE_ROUTER_CNI_CONF_FILE={integrators.CONFLIST}"
+            bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+            left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
+                             "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
+            foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"
+            left = [line for line in left.splitlines() if line and (not re.search(foreign, line) or "KUBE-ROUTER" in line or "KUBE-POD-FW" in line or "KUBE-NWPLCY" in line)]
+            left = [line for line in left if not re.match(r"-A (KUBE-FIREWALL|OUTPUT -j KUBE-FIREWALL|INPUT -j KUBE-FIREWALL)", line)]  # the kubelet's
+            that(not left, f"left on node {i}:", left)
+            # The next one meets a new host.
+            bed.on(i, "rm -rf /etc/cni/net.d/* /opt/cni /var/lib/kube-router/*; ip link del cni0 2>/dev/null; true")
+
+
+def counted(words):
+    return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words))) or "nothing"
+
+
+def tests(names):
+    return [test for name in names for test in Theirs(name).tests()]
