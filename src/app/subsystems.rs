@@ -253,7 +253,7 @@ impl Common {
         let name = "address allocator";
         let metrics = load_balancer::metrics::Metrics::register(&self.registry)?;
         let (pulse, note, stop) = (self.pulse(name), self.health.note(name), self.stop.clone());
-        let lease_note = self.health.note("election of the address allocator");
+        let (lease_note, world) = (self.health.note("election of the address allocator"), self.world.clone());
         let run = async move {
             let client = match client::client(&access).await {
                 Ok(client) => client,
@@ -271,6 +271,7 @@ impl Common {
                 note,
                 lease_note,
                 metrics,
+                world,
                 timing,
             };
             driver.run(stop).await;

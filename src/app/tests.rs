@@ -42,6 +42,18 @@ fn only_what_a_running_subsystem_needs_is_asked_for() {
     let firewall = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
     let policies = [Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies, Wanted::ServiceCidrs];
     assert_eq!(wanted(&firewall), [&[Wanted::Nodes, Wanted::Pods, Wanted::Namespaces][..], &policies].concat());
+    let words = [
+        "sluice",
+        "--run-router=false",
+        "--run-firewall=false",
+        "--run-loadbalancer",
+        "--run-service-proxy=false",
+        "--loadbalancer-ip-range=203.0.113.0/24",
+    ]
+    .map(OsString::from);
+    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
+    let allocator = Config::from_flags(&flags, verbosity, &environment).expect("the flags are sound");
+    assert_eq!(wanted(&allocator), [Wanted::Nodes, Wanted::ServiceCidrs], "whose addresses no Service may have");
     let words = ["sluice", "--run-firewall=false", "--run-service-proxy=false"].map(OsString::from);
     let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
     let router = Config::meant(&flags, verbosity, &environment, &mut Mistakes::default());

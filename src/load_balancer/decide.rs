@@ -193,6 +193,7 @@ impl Case<'_> {
         if let Some(asked) = *self.service().request.addresses.of(family) {
             let problem = match () {
                 () if !self.admits(asked) => Problem::Outside(asked),
+                () if self.pools.is_of_node(asked) => Problem::OfNode(asked),
                 () if !self.pools.may_give(asked) => Problem::Edge(asked),
                 () if !self.has_room(asked) => Problem::Crowded(asked),
                 () if !self.is_to_be_had(asked) => Problem::Taken(asked),

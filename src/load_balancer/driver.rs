@@ -29,7 +29,7 @@ use crate::k8s::allocation::{Addresses, Api, Failure, RULES, Status, WRITE_SECON
 use crate::k8s::client::{Access, ApiClient};
 use crate::k8s::events::{About, Events, Name, NewEvent};
 use crate::k8s::parse::address_pools::POOLS;
-use crate::model::ObjectName;
+use crate::model::{ObjectName, ReservedAddresses, World};
 use crate::observe::health::{Note, Pulse};
 
 /// The allocator, and what it works with.
@@ -46,6 +46,8 @@ pub struct Driver {
     /// Receives why the Lease cannot be read or written.
     pub lease_note: Note,
     pub metrics: Metrics,
+    /// Says which addresses the cluster uses itself.
+    pub world: watch::Receiver<World>,
     /// Delays of the election.
     pub timing: Timing,
 }
@@ -54,7 +56,7 @@ pub struct Driver {
 const WRITES: usize = 8;
 /// How much news may wait; a source that is faster waits itself.
 const NEWS: usize = 1024;
-/// How many Events may wait; of more than that only the log tells.
+/// How many Events of each lane may wait; of more than that only the log tells.
 const EVENTS: usize = 4096;
 /// The longest silence of the loop.
 const BEAT: Duration = Duration::from_secs(30);
@@ -64,7 +66,8 @@ impl Driver {
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let (usable_out, usable) = watch::channel(None);
         let (end, ended) = watch::channel(false);
-        let (events, events_in) = mpsc::channel(EVENTS);
+        let (warnings, warnings_in) = mpsc::channel(EVENTS);
+        let (news, news_in) = mpsc::channel(EVENTS);
         let candidacy = Candidacy {
             access: self.access.clone(),
             namespace: self.config.namespace.clone(),
@@ -77,13 +80,15 @@ impl Driver {
             Ok(election) => election,
             Err(error) => return error!(%error, "Address allocator has no thread for its election"),
         };
-        let telling = tokio::spawn(tell(self.events.clone(), events_in));
+        let telling = tokio::spawn(tell(self.events.clone(), warnings_in, news_in));
         let mut work = Work {
             driver: self,
             usable,
             stop,
-            events,
+            events: Lanes { warnings, news },
             pools: KnownPools::default(),
+            reserved: None,
+            seen: World::empty(),
             unknown: None,
             pool_notes: Vec::new(),
             unlisted: BTreeMap::new(),
@@ -106,9 +111,30 @@ fn identity(name: &str) -> CompactString {
     format_compact!("{name}_{:x}", since.as_nanos())
 }
 
-/// Sends Events, one after the other. One that fails is not repeated: the log has it.
-async fn tell(events: Events, mut notices: mpsc::Receiver<Notice>) {
-    while let Some(notice) = notices.recv().await {
+/// The ways of notices to the task that sends them as Events. Warnings have their own: where very many addresses are given at once, at one Event
+/// a second, those who lack one hear so at once.
+struct Lanes {
+    warnings: mpsc::Sender<Notice>,
+    news: mpsc::Sender<Notice>,
+}
+
+impl Lanes {
+    fn send(&self, notice: Notice) {
+        let lane = if notice.matter.is_warning() { &self.warnings } else { &self.news };
+        // Of very many at a time the log tells.
+        let _ = lane.try_send(notice);
+    }
+}
+
+/// Sends Events, one after the other, warnings first. One that fails is not repeated: the log has it.
+async fn tell(events: Events, mut warnings: mpsc::Receiver<Notice>, mut news: mpsc::Receiver<Notice>) {
+    loop {
+        let notice = tokio::select! {
+            biased;
+            Some(notice) = warnings.recv() => notice,
+            Some(notice) = news.recv() => notice,
+            else => return,
+        };
         let event = NewEvent {
             about: About::Service(notice.service, Some(notice.uid)),
             name: Name::Time,
@@ -127,8 +153,12 @@ struct Work {
     /// Until when writes may be begun.
     usable: watch::Receiver<Option<Tenure>>,
     stop: watch::Receiver<bool>,
-    events: mpsc::Sender<Notice>,
+    events: Lanes,
     pools: KnownPools,
+    /// Addresses that the cluster uses itself; `None` while they are not known.
+    reserved: Option<ReservedAddresses>,
+    /// The World from which they are.
+    seen: World,
     /// When the outcome of a write was last not known.
     unknown: Option<Instant>,
     pool_notes: Vec<String>,
@@ -184,6 +214,7 @@ impl Work {
         let mut allocator = Allocator::new(config.takes_default_class, config.served_external_ips.clone());
         let mut writes: JoinSet<(Write, Result<Status, Failure>)> = JoinSet::new();
         self.pools.begin();
+        self.look_at_world();
         while let Some(until) = self.usable_until(number).filter(|_| !*self.stop.borrow()) {
             let now = Instant::now();
             self.driver.pulse.beat(now);
@@ -206,6 +237,10 @@ impl Work {
                     }
                 }
                 Some(done) = writes.join_next() => self.finish(done.ok(), &mut allocator),
+                Ok(()) = self.driver.world.changed() => if self.look_at_world() {
+                    self.set_pools(&mut allocator, Instant::now());
+                    self.look_at_failures(&allocator);
+                },
                 changed = self.usable.changed() => if changed.is_err() { break },
                 _ = self.stop.changed() => {}
                 () = sleep_until(next.min(until).min(now + BEAT).into()) => {}
@@ -268,14 +303,34 @@ impl Work {
         }
     }
 
+    /// Takes in which addresses the cluster uses itself. Returns whether they are others than before. Those that were known count while they
+    /// cannot be read.
+    fn look_at_world(&mut self) -> bool {
+        let world = self.driver.world.borrow_and_update().clone();
+        if !ReservedAddresses::may_differ(&self.seen, &world) {
+            return false;
+        }
+        let reserved = ReservedAddresses::of(&world).or_else(|| self.reserved.clone());
+        self.seen = world;
+        let differs = self.reserved != reserved;
+        self.reserved = reserved;
+        differs
+    }
+
     /// Puts the pools in force as they are known now.
     fn set_pools(&mut self, allocator: &mut Allocator, now: Instant) {
         let mut notes: Vec<String> = self.pools.note().into_iter().collect();
         for note in &notes {
             warn!(configmap = POOLS, reason = note, "Address pools are kept");
         }
-        if let Some(pools) = self.pools.last() {
-            let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, pools);
+        if self.reserved.is_none() {
+            notes.push(
+                "no address is given or taken away: the Nodes, whose addresses no Service may have, are not known yet"
+                    .to_owned(),
+            );
+        }
+        if let (Some(pools), Some(reserved)) = (self.pools.last(), &self.reserved) {
+            let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, pools, reserved);
             let unreadable = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}"));
             let wrong: Vec<String> = unreadable.chain(mistakes).collect();
             for note in &wrong {
@@ -362,8 +417,7 @@ impl Work {
             } else {
                 info!(%service, address = %matter, "Load balancer address given");
             }
-            // Of very many at a time the log tells.
-            let _ = self.events.try_send(notice);
+            self.events.send(notice);
         }
         self.driver.metrics.set_pools(&allocator.pool_uses());
         self.driver.metrics.wanting.set(i64::try_from(allocator.wanting()).unwrap_or(i64::MAX));

@@ -44,6 +44,8 @@ pub enum Problem {
     Outside(IpAddr),
     /// The address that it asks for is the network or broadcast address of its range.
     Edge(IpAddr),
+    /// The address that it asks for is a Node's.
+    OfNode(IpAddr),
     /// There is no pool of the name that it asks for.
     UnknownPool(CompactString),
     /// The address that it asks for is of a family that it has not.
@@ -61,7 +63,7 @@ impl Matter {
             Matter::Wanting(problem) => match problem {
                 Problem::Exhausted(_) => "AddressPoolExhausted",
                 Problem::NoPool(_) => "NoAddressPool",
-                Problem::Taken(_) | Problem::Crowded(_) => "RequestedAddressTaken",
+                Problem::Taken(_) | Problem::Crowded(_) | Problem::OfNode(_) => "RequestedAddressTaken",
                 Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
                 Problem::OtherFamily(_) | Problem::Mistake(_) => "InvalidAddressRequest",
             },
@@ -98,6 +100,9 @@ impl fmt::Display for Problem {
             Problem::Edge(address) => {
                 write!(f, "{address} is asked for and is the network or broadcast address of its range")
             }
+            Problem::OfNode(address) => {
+                write!(f, "{address} is asked for and is an address of a Node, which no other node would serve")
+            }
             Problem::UnknownPool(name) => write!(f, "pool {name} is asked for and does not exist"),
             Problem::OtherFamily(address) => {
                 write!(f, "{address} is asked for and ipFamilies of the Service has not {}", Family::from(*address))
@@ -123,6 +128,7 @@ mod tests {
             Problem::Crowded(address),
             Problem::Outside(address),
             Problem::Edge(address),
+            Problem::OfNode(address),
             Problem::UnknownPool("gold".into()),
             Problem::OtherFamily(address),
             Problem::Mistake("text".to_owned()),

@@ -4,8 +4,11 @@
 //! `--strict-external-ip-validation` that flag bounds all pools: nodes would not serve an address beyond it, and who may write the
 //! ConfigMap may not give more than the flag allows. An address belongs to one pool: where two name it, it is the first one's, by name,
 //! and the range of the other one is left out. That is a mistake, which takes nothing away: who has an address of such a range keeps it.
+//!
+//! Not given, and left to who has them: the edges of a network, be it the pool's own range or one of the flag's that a longer range of a pool
+//! reaches, and addresses of Nodes, which no other node serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -14,7 +17,7 @@ use ipnet::IpNet;
 
 use super::free::FreeNumbers;
 use crate::config::ServiceRanges;
-use crate::model::{AddressPool, AddressPools, BalancedService, ObjectName, Selector};
+use crate::model::{AddressPool, AddressPools, BalancedService, ObjectName, ReservedAddresses, Selector};
 use crate::net::{AddressRange, Family, PerFamily, address_of, number_of};
 
 /// The pools in force.
@@ -26,6 +29,8 @@ pub struct Pools {
     members: PerFamily<BTreeMap<u128, (u128, PoolId)>>,
     /// Ranges that a pool names and does not have, because they overlap with another pool's.
     left_out: Vec<(PoolId, AddressRange)>,
+    /// Addresses of Nodes.
+    nodes: BTreeSet<IpAddr>,
 }
 
 /// One of the pools in force.
@@ -70,10 +75,14 @@ pub struct PoolUse {
 const DEFAULT: &str = "default";
 
 impl Pools {
-    /// The pools of the flag and of the ConfigMap, all addresses free; and ranges that are left out, each as a sentence.
-    pub fn new(ranges: &ServiceRanges, named: &AddressPools) -> (Pools, Vec<String>) {
+    /// The pools of the flag and of the ConfigMap, all addresses free but those that are reserved; and ranges that are left out, each as a
+    /// sentence.
+    pub fn new(ranges: &ServiceRanges, named: &AddressPools, reserved: &ReservedAddresses) -> (Pools, Vec<String>) {
         let mut mistakes = Vec::new();
-        let mut pools = Pools { pools: Vec::new(), members: PerFamily::default(), left_out: Vec::new() };
+        let ranges = &ranges.in_cluster(reserved.cluster_ips.iter().copied());
+        let (members, nodes) = (PerFamily::default(), reserved.nodes.clone());
+        let mut pools = Pools { pools: Vec::new(), members, left_out: Vec::new(), nodes };
+        let edges = edges(&ranges.load_balancer_ips);
         let mut ordered: Vec<&AddressPool> = named.pools.values().collect();
         ordered.sort_by_key(|pool| !is_selective(pool));
         // Which of two pools has an address is decided by name alone, and not by what they select.
@@ -84,8 +93,15 @@ impl Pools {
             };
             let id = PoolId(pools.pools.len());
             pools.left_out.extend(of_pool(&overlapping).into_iter().map(|range| (id, range)));
-            let numbers = |range: AddressRange| (range.family(), range.numbers(), range.host_numbers());
-            pools.add(Pool::of(pool), of_pool(&accepted).into_iter().map(numbers));
+            let numbers = |range: AddressRange| {
+                let (family, hosts) = (range.family(), range.host_numbers());
+                // One address or two are meant as they are written, as a /32 and a /31 are.
+                let is_short = hosts.end().saturating_sub(*hosts.start()) < 2;
+                let edges = if is_short { &BTreeSet::new() } else { edges.of(family) };
+                (family, range.numbers(), pools.to_be_given(family, hosts, edges))
+            };
+            let numbers: Vec<Numbers> = of_pool(&accepted).into_iter().map(numbers).collect();
+            pools.add(Pool::of(pool), numbers.into_iter());
         }
         // What is left out of a pool for certain Services is for nobody, rather than for everybody.
         let named: Vec<AddressRange> = named.pools.values().flat_map(|pool| pool.ranges.clone()).collect();
@@ -96,11 +112,43 @@ impl Pools {
             let others: Vec<_> = others.filter(|other| other.family() == range.family()).collect();
             for numbers in without(range.numbers(), &others) {
                 let hosts = intersection(&numbers, &range.host_numbers());
+                let hosts = pools.to_be_given(range.family(), hosts, &BTreeSet::new());
                 rest.push(between(range.family(), &numbers));
                 pools.add_later((range.family(), numbers, hosts));
             }
         }
         (pools, mistakes)
+    }
+
+    /// The runs of these numbers that are neither one of these edges nor a Node's.
+    fn to_be_given(
+        &self,
+        family: Family,
+        hosts: RangeInclusive<u128>,
+        edges: &BTreeSet<u128>,
+    ) -> Vec<RangeInclusive<u128>> {
+        let (first, last) = hosts.clone().into_inner();
+        let nodes = match hosts.is_empty() {
+            true => None,
+            false => Some(self.nodes.range(address_of(family, first)..=address_of(family, last)).copied()),
+        };
+        let of_nodes = nodes.into_iter().flatten().map(number_of);
+        let of_edges = edges.iter().copied().filter(|edge| hosts.contains(edge));
+        let left_out: BTreeSet<u128> = of_nodes.chain(of_edges).collect();
+        let mut runs = Vec::new();
+        let mut next = first;
+        for number in left_out {
+            if next < number {
+                runs.push(next..=number - 1);
+            }
+            // Behind the last number there is no run.
+            let Some(behind) = number.checked_add(1) else { return runs };
+            next = behind;
+        }
+        if next <= last {
+            runs.push(next..=last);
+        }
+        runs
     }
 
     fn add(&mut self, mut pool: Pool, ranges: impl Iterator<Item = Numbers>) {
@@ -189,7 +237,12 @@ impl Pools {
         self.pools.get(id.0).is_some_and(|pool| *pool.size.of(family) > 0)
     }
 
-    /// Returns whether an address may be given, free or not: an edge of a network may not.
+    /// Returns whether an address is a Node's.
+    pub fn is_of_node(&self, address: IpAddr) -> bool {
+        self.nodes.contains(&address)
+    }
+
+    /// Returns whether an address may be given, free or not: an edge of a network may not, and a Node's neither.
     pub fn may_give(&self, address: IpAddr) -> bool {
         let pool = self.pool_of(address).and_then(|id| self.pools.get(id.0));
         pool.is_some_and(|pool| pool.free.of(address.into()).is_within_bounds(number_of(address)))
@@ -231,8 +284,8 @@ impl Pools {
     }
 }
 
-/// Addresses of a family: those that belong to a pool, and those of them that may be given.
-type Numbers = (Family, RangeInclusive<u128>, RangeInclusive<u128>);
+/// Addresses of a family: those that belong to a pool, and the runs of them that may be given.
+type Numbers = (Family, RangeInclusive<u128>, Vec<RangeInclusive<u128>>);
 
 impl Pool {
     fn of(pool: &AddressPool) -> Pool {
@@ -260,10 +313,10 @@ impl Pool {
     }
 
     fn add(&mut self, (family, _, hosts): &Numbers) {
-        self.free.of_mut(*family).add(hosts);
-        if !hosts.is_empty() {
+        for run in hosts.iter().filter(|run| !run.is_empty()) {
+            self.free.of_mut(*family).add(run);
             let size = self.size.of_mut(*family);
-            *size = size.saturating_add((hosts.end() - hosts.start()).saturating_add(1));
+            *size = size.saturating_add((run.end() - run.start()).saturating_add(1));
         }
     }
 }
@@ -287,7 +340,7 @@ fn named_ranges<'a>(ranges: &ServiceRanges, named: &'a AddressPools, mistakes: &
         for range in &pool.ranges {
             let other = all.accepted.iter().find(|(_, other)| overlap(*other, *range));
             let mistake = if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
-                "it overlaps with --service-cluster-ip-range".to_owned()
+                "it overlaps with a range of cluster IPs".to_owned()
             } else if ranges.strict && !networks(&ranges.load_balancer_ips).any(|allowed| covers(allowed, *range)) {
                 "it is not within a range of --loadbalancer-ip-range".to_owned()
             } else if let Some((name, other)) = other {
@@ -301,6 +354,18 @@ fn named_ranges<'a>(ranges: &ServiceRanges, named: &'a AddressPools, mistakes: &
         }
     }
     all
+}
+
+/// The numbers that hosts of these networks may not have: the network and the broadcast address of an IPv4 network larger than /31, the
+/// first address of an IPv6 network larger than /127.
+fn edges(of: &[IpNet]) -> PerFamily<BTreeSet<u128>> {
+    let mut edges = PerFamily::<BTreeSet<u128>>::default();
+    for range in networks(of) {
+        let (all, hosts) = (range.numbers(), range.host_numbers());
+        let ends = [*all.start(), *all.end()].into_iter().filter(|end| !hosts.contains(end));
+        edges.of_mut(range.family()).extend(ends);
+    }
+    edges
 }
 
 fn networks(networks: &[IpNet]) -> impl Iterator<Item = AddressRange> {
@@ -382,6 +447,7 @@ mod tests {
         let (mut pools, mistakes) = Pools::new(
             &ranges(&["203.0.113.0/29", "2001:db8::/64"]),
             &named(&[("gold", &["203.0.113.2-203.0.113.3"])]),
+            &ReservedAddresses::default(),
         );
         assert_eq!(mistakes, [""; 0]);
         assert_eq!(pool(&pools, "203.0.113.2").as_deref(), Some("gold"));
@@ -410,27 +476,74 @@ mod tests {
 
     #[test]
     fn ranges_that_overlap_or_that_nodes_would_not_serve_are_left_out_and_named() {
-        let allowed = ranges(&["203.0.113.0/24", "10.96.0.0/24"]);
+        let (allowed, nothing) = (ranges(&["203.0.113.0/24", "10.96.0.0/24"]), ReservedAddresses::default());
         let all = named(&[
             ("a", &["203.0.113.0/28", "198.51.100.0/24"]),
             ("b", &["203.0.113.8/29", "10.96.0.0/28", "203.0.113.16/28"]),
         ]);
-        let (pools, mistakes) = Pools::new(&allowed, &all);
+        let (pools, mistakes) = Pools::new(&allowed, &all, &nothing);
         assert_eq!(
             mistakes,
             [
                 "pool a: 198.51.100.0/24 is left out: it is not within a range of --loadbalancer-ip-range",
                 "pool b: 203.0.113.8/29 is left out: it overlaps with 203.0.113.0/28 of pool a",
-                "pool b: 10.96.0.0/28 is left out: it overlaps with --service-cluster-ip-range",
+                "pool b: 10.96.0.0/28 is left out: it overlaps with a range of cluster IPs",
             ]
         );
         assert_eq!(pool(&pools, "203.0.113.20").as_deref(), Some("b"));
         assert_eq!(pool(&pools, "10.96.0.5"), None, "cluster IPs belong to no pool");
         assert_eq!(pool(&pools, "203.0.113.14").as_deref(), Some("a"));
         let two = named(&[("first", &["203.0.113.8/30"]), ("second", &["203.0.113.0/28"])]);
-        let (both, _) = Pools::new(&allowed, &two);
+        let (both, _) = Pools::new(&allowed, &two, &nothing);
         assert_eq!(pool(&both, "203.0.113.2"), None, "what is left out of a pool is not everybody's");
         let loose = ServiceRanges { strict: false, ..allowed };
-        assert_eq!(Pools::new(&loose, &all).1.len(), 2);
+        assert_eq!(Pools::new(&loose, &all, &nothing).1.len(), 2);
+    }
+
+    #[test]
+    fn a_longer_range_of_a_pool_gives_no_edge_of_the_flags_network_and_a_short_one_what_it_says() {
+        let flag = ranges(&["203.0.113.0/28", "2001:db8::/120"]);
+        let all = named(&[
+            ("long", &["203.0.113.0-203.0.113.5", "2001:db8::-2001:db8::5"]),
+            ("short", &["203.0.113.14-203.0.113.15"]),
+        ]);
+        let (pools, mistakes) = Pools::new(&flag, &all, &ReservedAddresses::default());
+        assert_eq!(mistakes, [""; 0]);
+        let may_give = |text: &str| pools.may_give(text.parse().expect("an address"));
+        assert!(!may_give("203.0.113.0") && !may_give("2001:db8::"), "the edges of the flag's networks");
+        assert!(may_give("203.0.113.1") && may_give("203.0.113.5") && may_give("2001:db8::5"));
+        assert!(may_give("203.0.113.14") && may_give("203.0.113.15"), "who writes two addresses means both");
+        assert_eq!(pool(&pools, "203.0.113.0").as_deref(), Some("long"), "who has it keeps it");
+        let sizes: Vec<_> = pools.uses().map(|used| (used.pool, used.size)).collect();
+        assert_eq!(sizes[..2], [("long".into(), 5.0), ("long".into(), 5.0)]);
+    }
+
+    #[test]
+    fn addresses_of_nodes_are_not_given_and_ranges_that_the_cluster_names_belong_to_no_pool() {
+        let nodes = ["192.0.2.1", "192.0.2.3", "192.0.2.14", "2001:db8::1", "2001:db8::ff"];
+        let reserved = ReservedAddresses {
+            nodes: nodes.iter().map(|text| text.parse().expect("an address")).collect(),
+            cluster_ips: ["192.0.2.4/30".parse().expect("a range")].into(),
+        };
+        let flag = ranges(&["192.0.2.0/28", "2001:db8::/120"]);
+        let named = named(&[("gold", &["192.0.2.12/30", "192.0.2.6-192.0.2.7"])]);
+        let (mut pools, mistakes) = Pools::new(&flag, &named, &reserved);
+        assert_eq!(mistakes, ["pool gold: 192.0.2.6-192.0.2.7 is left out: it overlaps with a range of cluster IPs"]);
+        let mut given = Vec::new();
+        for pool in [PoolId(0), PoolId(1)] {
+            while let Some(address) = pools.first_free(pool, Family::V4) {
+                pools.take(address);
+                given.push(address.to_string());
+            }
+        }
+        let wanted = [13, 2, 8, 9, 10, 11].map(|host| format!("192.0.2.{host}"));
+        assert_eq!(given, wanted);
+        assert_eq!(pools.first_free(PoolId(1), Family::V6), "2001:db8::2".parse().ok());
+        let node: IpAddr = "192.0.2.3".parse().expect("an address");
+        assert!(pools.is_of_node(node) && !pools.may_give(node));
+        pools.take(node);
+        pools.put_back(node);
+        assert_eq!(pools.first_free(PoolId(1), Family::V4), None, "who had it lets it go, and nobody is given it");
+        assert!(!pools.may_give("2001:db8::ff".parse().expect("an address")));
     }
 }

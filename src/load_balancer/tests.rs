@@ -17,7 +17,8 @@ use super::pools::Pools;
 use super::writes::{Outcome, Write};
 use crate::config::ServiceRanges;
 use crate::model::{
-    AddressPool, AddressPools, AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName, Selector,
+    AddressPool, AddressPools, AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName, ReservedAddresses,
+    Selector,
 };
 use crate::net::{AddressRange, Family, Protocol};
 
@@ -48,8 +49,16 @@ fn externals() -> ServiceRanges {
 }
 
 fn pools(allowed: &[&str], named: Vec<AddressPool>) -> Pools {
+    pools_beside(allowed, named, &[])
+}
+
+/// The pools where Nodes have these addresses.
+fn pools_beside(allowed: &[&str], named: Vec<AddressPool>, nodes: &[&str]) -> Pools {
     let named = named.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
-    let (pools, mistakes) = Pools::new(&ranges(allowed), &AddressPools { pools: named, unreadable: BTreeMap::new() });
+    let nodes = nodes.iter().map(|text| text.parse().expect("an address")).collect();
+    let reserved = ReservedAddresses { nodes, ..ReservedAddresses::default() };
+    let named = AddressPools { pools: named, unreadable: BTreeMap::new() };
+    let (pools, mistakes) = Pools::new(&ranges(allowed), &named, &reserved);
     assert_eq!(mistakes, [""; 0]);
     pools
 }

@@ -19,6 +19,7 @@ mod pod;
 mod policies;
 mod policy;
 mod report;
+mod reserved_addresses;
 mod selector;
 mod service;
 mod service_cidr;
@@ -42,6 +43,7 @@ pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
 pub use report::{News, Report};
+pub use reserved_addresses::ReservedAddresses;
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
     AnnounceAnnotations, ExternalField, LoadBalancerAddress, ProxyAnnotations, Scheduler, SchedulerFlags, Service,
@@ -49,7 +51,7 @@ pub use service::{
 };
 pub use service_cidr::ServiceCidr;
 pub use service_problem::{
-    Cause, MOST_OF_A_SERVICE, PolicyProblems, ServiceProblem, ServiceProblems, digest, put_problems,
+    Cause, MOST_OF_A_SERVICE, PolicyProblems, ServiceProblem, ServiceProblems, digest, put_problems, shortened,
 };
 pub use shared_value::Shared;
 pub use table::{Change, Table};

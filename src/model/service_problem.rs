@@ -38,10 +38,7 @@ impl ServiceProblem {
     pub fn new(cause: Cause, subject: &str, mut text: String) -> ServiceProblem {
         text.truncate(text.floor_char_boundary(LONGEST_TEXT));
         text.shrink_to_fit();
-        let subject = match subject.get(..subject.floor_char_boundary(LONGEST_SUBJECT)) {
-            Some(begin) if begin.len() < subject.len() => format_compact!("{begin} {:016x}", digest(&[subject])),
-            _ => subject.into(),
-        };
+        let subject = shortened(subject, LONGEST_SUBJECT);
         ServiceProblem { cause, subject, text, created: 0 }
     }
 
@@ -54,6 +51,15 @@ impl ServiceProblem {
 /// Most bytes of a text and of a subject.
 const LONGEST_TEXT: usize = 512;
 const LONGEST_SUBJECT: usize = 128;
+
+/// The beginning of a text, of at most so many bytes, and a digest of all of it where that is longer: texts that differ stay different. Whoever may
+/// write one object may write 256 KiB into an annotation.
+pub fn shortened(text: &str, longest: usize) -> CompactString {
+    match text.get(..text.floor_char_boundary(longest)) {
+        Some(begin) if begin.len() < text.len() => format_compact!("{begin} {:016x}", digest(&[text])),
+        _ => text.into(),
+    }
+}
 
 /// A number for these words that is the same on all nodes, in all runs and versions: FNV-1a, whose neighbours are then taken apart, because
 /// names of nodes differ in their last letter alone.

@@ -1,7 +1,7 @@
 //! Services and address pools of a directory, for the allocator of load balancer addresses (`--manifests` with `--run-loadbalancer`).
 //!
 //! The directory is read once more beside the source: the allocator needs other fields of a Service, and those of the ConfigMap
-//! `kube-router-lb-pools`, which the source has no use for. What is wrong with a file the source tells. As there, of what does not
+//! `kube-router-lb-pools`, which the source has no use for; and of Nodes and ServiceCIDRs it needs what no Service may have. What is wrong with a file the source tells. As there, of what does not
 //! parse the last good version counts, and of an object in two places the first by the name of the file counts. A Service that the source leaves out, for whatever field, has no
 //! address here.
 
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use compact_str::CompactString;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -18,9 +19,11 @@ use super::document::{Format, Head, Piece, documents};
 use super::{BURST, IDLE, LOOK_THROUGH, PAUSE, RETRY};
 use crate::k8s::parse::address_pools::{ConfigMapObject, POOLS, address_pools};
 use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
+use crate::k8s::parse::node::{NodeObject, node};
 use crate::k8s::parse::object_name;
 use crate::k8s::parse::service::{self, ServiceObject};
-use crate::model::{AddressPools, BalancedService, ObjectName};
+use crate::k8s::parse::service_cidr::{ServiceCidrObject, service_cidr};
+use crate::model::{AddressPools, BalancedService, Node, ObjectName, ReservedAddresses, ServiceCidr};
 
 /// The Services and the pools of a directory.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -28,6 +31,7 @@ pub struct Balanced {
     pub services: BTreeMap<ObjectName, Arc<BalancedService>>,
     /// Empty where no file has the ConfigMap.
     pub pools: AddressPools,
+    pub reserved: ReservedAddresses,
 }
 
 /// Follows a directory until nobody listens any more. `namespace`: the one of the ConfigMap of the pools.
@@ -51,6 +55,8 @@ struct Follower {
 struct Found {
     services: BTreeMap<ObjectName, Arc<BalancedService>>,
     pools: Option<AddressPools>,
+    nodes: BTreeMap<CompactString, Node>,
+    service_cidrs: BTreeMap<CompactString, ServiceCidr>,
 }
 
 impl Follower {
@@ -124,13 +130,24 @@ impl Follower {
     fn tell(&self) {
         let mut all = Balanced::default();
         let mut pools: Option<&AddressPools> = None;
+        let (mut nodes, mut service_cidrs) = (BTreeMap::new(), BTreeMap::new());
         for found in self.files.values() {
             for (name, service) in &found.services {
                 all.services.entry(name.clone()).or_insert_with(|| service.clone());
             }
             pools = pools.or(found.pools.as_ref());
+            for (name, node) in &found.nodes {
+                nodes.entry(name).or_insert(node);
+            }
+            for (name, of) in &found.service_cidrs {
+                service_cidrs.entry(name).or_insert(of);
+            }
         }
         all.pools = pools.cloned().unwrap_or_default();
+        all.reserved = ReservedAddresses {
+            nodes: nodes.values().flat_map(|node| &node.addresses).map(|it| it.address).collect(),
+            cluster_ips: service_cidrs.values().flat_map(|of| of.ranges.iter().copied()).collect(),
+        };
         self.out.send_if_modified(|told| {
             let is_new = told.as_ref() != Some(&all);
             if is_new {
@@ -145,8 +162,8 @@ impl Follower {
 fn found(format: Format, text: &str, namespace: &str) -> (Found, bool) {
     let (mut found, mut is_whole) = (Found::default(), true);
     for document in documents(format, text) {
-        // Most documents of a large directory are neither.
-        if ["Service", "ConfigMap", "List"].iter().any(|kind| document.text.contains(kind)) {
+        // Most documents of a large directory are none of these.
+        if ["Service", "ConfigMap", "Node", "List"].iter().any(|kind| document.text.contains(kind)) {
             let mut of_document = Found::default();
             let read = document.pieces(&mut |piece, head| is_whole &= of_document.add(piece, head, namespace).is_ok());
             match read {
@@ -164,11 +181,16 @@ impl Found {
     /// # Errors
     /// It cannot be read.
     fn add(&mut self, piece: &Piece<'_>, head: &Head, namespace: &str) -> Result<(), Unreadable> {
-        if head.api_version.as_deref() != Some("v1") {
-            return Ok(());
-        }
-        match head.kind.as_deref() {
-            Some("Service") => {
+        match (head.api_version.as_deref(), head.kind.as_deref()) {
+            (Some("networking.k8s.io/v1"), Some("ServiceCIDR")) => {
+                let (name, of, _) = service_cidr(&piece.read::<ServiceCidrObject>().map_err(|_| Unreadable)?);
+                self.service_cidrs.extend(of.map(|of| (name, of)));
+            }
+            (Some("v1"), Some("Node")) => {
+                let (name, node, _) = node(&piece.read::<NodeObject>().map_err(|_| Unreadable)?);
+                self.nodes.extend(node.map(|node| (name, node)));
+            }
+            (Some("v1"), Some("Service")) => {
                 let (name, service) = balanced_service(&piece.read::<BalancedServiceObject>().map_err(|_| Unreadable)?);
                 let (_, served, _) = service::service(&piece.read::<ServiceObject>().map_err(|_| Unreadable)?);
                 if name.name.is_empty() {
@@ -178,7 +200,7 @@ impl Found {
                     self.services.entry(name).or_insert_with(|| Arc::new(service));
                 }
             }
-            Some("ConfigMap") => {
+            (Some("v1"), Some("ConfigMap")) => {
                 let object: ConfigMapObject = piece.read().map_err(|_| Unreadable)?;
                 let name = object_name(&object.metadata);
                 if (name.namespace.as_str(), name.name.as_str()) == (namespace, POOLS) && self.pools.is_none() {
@@ -196,6 +218,12 @@ impl Found {
             self.services.entry(name).or_insert(service);
         }
         self.pools = self.pools.take().or(others.pools);
+        for (name, node) in others.nodes {
+            self.nodes.entry(name).or_insert(node);
+        }
+        for (name, of) in others.service_cidrs {
+            self.service_cidrs.entry(name).or_insert(of);
+        }
     }
 }
 
@@ -249,6 +277,28 @@ mod tests {
         fs::remove_file(file("a.yaml")).expect("it is there");
         let all = once(&told, |all| all.pools == AddressPools::default());
         assert!(all.services[&ObjectName::new("shop", "a")].request.addresses.v4.is_none(), "that of c.yaml");
+    }
+
+    #[test]
+    fn addresses_of_nodes_and_ranges_of_cluster_ips_are_read_so_that_no_service_is_given_one() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let node = |name: &str, address: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n\
+                 status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n---\n"
+            )
+        };
+        let range = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [10.97.0.0/16]}\n";
+        let file = directory.path().join("a.yaml");
+        fs::write(&file, node("one", "192.0.2.11") + &node("two", "'2001:db8::2'") + range).expect("writable");
+        let (out, told) = watch::channel(None);
+        follow(directory.path().to_owned(), "lb".to_owned(), out).expect("a thread can be started");
+        let reserved = once(&told, |all| all.reserved.nodes.len() == 2).reserved;
+        assert!(reserved.nodes.contains(&"192.0.2.11".parse().expect("an address")));
+        assert_eq!(reserved.cluster_ips.len(), 1);
+        fs::write(&file, node("one", "192.0.2.12")).expect("writable");
+        let reserved = once(&told, |all| all.reserved.nodes.len() == 1).reserved;
+        assert_eq!((reserved.nodes.len(), reserved.cluster_ips.len()), (1, 0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::address_requests::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, SHARING_ANN
 use super::metadata::{meta_with_givers, object_name};
 use super::number::Number;
 use super::protobuf::{ApiObject, FromProtobuf};
-use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName};
+use crate::model::{AddressRequest, BalancedService, ClientPolicy, Labels, ObjectName, shortened};
 use crate::net::{Family, PerFamily, Protocol};
 
 /// The fields of a Service that are read.
@@ -30,6 +30,9 @@ pub struct BalancedServiceObject {
 pub const GIVER: &str = "kube-router-lballoc";
 /// The one with which it writes a status that has entries of others too.
 pub const GIVER_BESIDE_OTHERS: &str = "kube-router-lballoc-beside-others";
+
+/// Most bytes that are kept of a text that whoever writes the Service chooses: as many as the name of a pool may have, which is a key of a ConfigMap.
+const LONGEST: usize = 253;
 
 #[derive(Deserialize, Default, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
@@ -106,10 +109,10 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
             annotation(&ADDRESS_ANNOTATIONS)
                 .or_else(|| Some(("spec.loadBalancerIP", spec.load_balancer_ip.as_deref()?.trim())))
                 .filter(|(_, value)| !value.is_empty()),
-            annotation(&POOL_ANNOTATIONS).map(|(_, name)| name.into()),
+            annotation(&POOL_ANNOTATIONS).map(|(_, name)| shortened(name, LONGEST)),
         ),
         misspelt: annotations.filter(|_| is_balancer).map(misspelt).unwrap_or_default(),
-        sharing_key: annotation(&SHARING_ANNOTATIONS).map(|(_, key)| key.into()),
+        sharing_key: annotation(&SHARING_ANNOTATIONS).map(|(_, key)| shortened(key, LONGEST)),
         ports: ports(spec),
         clients: clients(spec),
         external_ips: spec.external_ips.iter().flatten().filter_map(|text| text.trim().parse().ok()).collect(),
@@ -155,7 +158,7 @@ fn request(written: Option<(&'static str, &str)>, pool: Option<CompactString>) -
     if let Some((field, list)) = written {
         for text in list.split(',').map(str::trim) {
             match text.parse::<IpAddr>() {
-                Err(_) => mistake = Some(format!("{field}: {text:?} is not an IP address")),
+                Err(_) => mistake = Some(format!("{field}: {:?} is not an IP address", shortened(text, LONGEST))),
                 Ok(address) => {
                     let of_family: &mut Option<IpAddr> = addresses.of_mut(address.into());
                     if of_family.replace(address).is_some_and(|other| other != address) {
@@ -277,6 +280,23 @@ mod tests {
         ] {
             assert_eq!(parsed("", annotations).request.mistake.as_deref(), Some(mistake));
         }
+    }
+
+    #[test]
+    fn long_texts_are_cut_off_and_stay_different() {
+        let long = |end: &str| format!("{}{end}", "\u{1f}x".repeat(30_000));
+        let pool =
+            |end: &str| parsed("", &format!("metallb.io/address-pool: {}", serde_json::json!(long(end)))).request.pool;
+        assert!(pool("1").is_some_and(|name| name.len() < 300) && pool("1") != pool("2"));
+        let key = |end: &str| {
+            parsed("", &format!("metallb.io/allow-shared-ip: {}", serde_json::json!(long(end)))).sharing_key
+        };
+        assert!(key("1").is_some_and(|key| key.len() < 300) && key("1") != key("2"));
+        let asked = parsed("", &format!("metallb.io/loadBalancerIPs: {}", serde_json::json!(long("1"))));
+        assert!(asked.request.mistake.is_some_and(|text| text.len() < 2048));
+        let whole = "g".repeat(253);
+        let named = parsed("", &format!("metallb.io/address-pool: {whole}")).request.pool;
+        assert_eq!(named.as_deref(), Some(whole.as_str()), "the longest name that a pool may have");
     }
 
     #[test]

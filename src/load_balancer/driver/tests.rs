@@ -12,6 +12,9 @@ use crate::k8s::events::TIMING as EVENTS_TIMING;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, SERVICES};
 use crate::load_balancer::election::TIMING;
 use crate::load_balancer::in_memory;
+use crate::load_balancer::notice::Problem;
+use crate::model::{Authority, Node, NodeAddress, NodeAddressKind};
+use crate::net::Family;
 use crate::observe::health::Health;
 use crate::observe::metrics::Registry;
 
@@ -37,7 +40,12 @@ struct Agent {
 }
 
 impl Agent {
+    /// Starts one that knows all Nodes, of which there is none.
     async fn start(server: &ApiServer) -> Agent {
+        Agent::with(server, in_memory::tests::config(), watch::channel(all_nodes(&[])).1).await
+    }
+
+    async fn with(server: &ApiServer, config: LoadBalancerConfig, world: watch::Receiver<World>) -> Agent {
         let master = Some(format!("http://{}", server.address).parse().expect("a URL"));
         let access = Access { kubeconfig: None, master };
         let (stop, stopped) = watch::channel(false);
@@ -48,7 +56,7 @@ impl Agent {
         let run = async move {
             let client = client(&access).await.expect("nothing is needed");
             let driver = Driver {
-                config: in_memory::tests::config(),
+                config,
                 access,
                 api: Api::new(client.clone(), "kube-system".to_owned()),
                 events: Events::spawn(client.clone(), "node-1".to_owned(), EVENTS_TIMING),
@@ -57,6 +65,7 @@ impl Agent {
                 note: of_agent.note("address allocator"),
                 lease_note: of_agent.note("election of the address allocator"),
                 metrics,
+                world,
                 timing: QUICK,
             };
             tokio::spawn(async move {
@@ -89,6 +98,17 @@ impl Agent {
         let thread = self.thread.take().expect("it ends once");
         tokio::task::spawn_blocking(move || thread.join()).await.expect("a thread").expect("it ends in order");
     }
+}
+
+/// A World with Nodes of these addresses.
+fn all_nodes(addresses: &[&str]) -> World {
+    let mut world = World::empty();
+    world.authority.router = Authority::Complete;
+    for text in addresses {
+        let address = NodeAddress { kind: NodeAddressKind::Internal, address: text.parse().expect("an address") };
+        world.cluster.nodes.insert((*text).into(), Node { addresses: vec![address], ..Node::default() });
+    }
+    world
 }
 
 fn service(namespace: &str, name: &str) -> Value {
@@ -271,4 +291,67 @@ fn the_delays_of_tests_are_in_the_order_of_the_real_ones() {
     for timing in [QUICK, TIMING] {
         assert!(timing.retry < timing.usable && timing.usable < timing.valid && timing.retry <= timing.longest);
     }
+}
+
+#[tokio::test]
+async fn nothing_is_given_before_all_nodes_are_known_and_nothing_that_is_a_nodes() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("shop", "a"));
+    let (known, world) = watch::channel(World::empty());
+    let agent = Agent::with(&server, in_memory::tests::config(), world).await;
+    soon("it is noted", || agent.notes().contains("the Nodes, whose addresses no Service may have, are not known"))
+        .await;
+    assert!(agent.leads() && address(&server, "shop/a").is_none());
+    known.send_replace(all_nodes(&["203.0.113.1", "203.0.113.3"]));
+    soon("an address is given", || address(&server, "shop/a").as_deref() == Some("203.0.113.2")).await;
+    soon("nothing is noted any more", || agent.notes().is_empty()).await;
+    server.put(SERVICES, service("shop", "b"));
+    soon("past the other Node", || address(&server, "shop/b").as_deref() == Some("203.0.113.4")).await;
+    known.send_replace(all_nodes(&["203.0.113.5"]));
+    server.put(SERVICES, service("shop", "c"));
+    soon("of a Node that is gone", || address(&server, "shop/c").as_deref() == Some("203.0.113.1")).await;
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn services_are_listed_anew_after_every_sync_period_and_not_before() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("shop", "a"));
+    for (period, wanted) in [(Duration::from_millis(400), 1..=5), (Duration::from_secs(60), 0..=0)] {
+        let config = LoadBalancerConfig { sync_period: period, ..in_memory::tests::config() };
+        let agent = Agent::with(&server, config, watch::channel(all_nodes(&[])).1).await;
+        soon("it leads and knows them", || agent.leads() && address(&server, "shop/a").is_some()).await;
+        sleep(Duration::from_millis(200)).await;
+        lists(&server);
+        sleep(Duration::from_millis(2000)).await;
+        let count = lists(&server);
+        assert!(wanted.contains(&count), "{period:?}: {count}");
+        agent.end().await;
+    }
+}
+
+#[tokio::test]
+async fn warnings_are_told_before_thousands_of_addresses_that_are_given() {
+    let server = ApiServer::start().await;
+    let timing = crate::k8s::events::Timing { burst: 0, refill: Duration::from_millis(5), ..EVENTS_TIMING };
+    let master = Some(format!("http://{}", server.address).parse().expect("a URL"));
+    let client = client(&Access { kubeconfig: None, master }).await.expect("nothing is needed");
+    let ((warnings, warnings_in), (news, news_in)) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS));
+    let lanes = Lanes { warnings, news };
+    let notice =
+        |namespace: &str, matter| Notice { service: ObjectName::new(namespace, "web"), uid: "uid".into(), matter };
+    let given = Matter::Given { address: "203.0.113.1".parse().expect("an address"), pool: "default".into() };
+    (0..EVENTS * 2).for_each(|_| lanes.send(notice("shop", given.clone())));
+    lanes.send(notice("lacking", Matter::Wanting(Problem::Exhausted(Family::V4))));
+    let telling = tokio::spawn(tell(Events::spawn(client, "node-1".to_owned(), timing), warnings_in, news_in));
+    let mut told = Vec::new();
+    soon("some Events are there", || {
+        told.extend(server.take_written());
+        told.len() > 3
+    })
+    .await;
+    telling.abort();
+    let is_about =
+        |namespace: &str| told.iter().position(|path| path.contains(&format!("/namespaces/{namespace}/events")));
+    assert_eq!((is_about("lacking"), is_about("shop")), (Some(0), Some(1)), "{told:?}");
 }

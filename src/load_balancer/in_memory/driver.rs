@@ -118,10 +118,12 @@ impl Work {
 
     /// Decides anew, and tells those Services again whose addresses are others now.
     async fn decide(&mut self) -> Result<(), Closed> {
-        let Some(Balanced { services, pools }) = self.driver.read.borrow_and_update().clone() else { return Ok(()) };
+        let Some(Balanced { services, pools, reserved }) = self.driver.read.borrow_and_update().clone() else {
+            return Ok(());
+        };
         let mut notes: Vec<String> = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}")).collect();
         let (pools, is_unknown) = pools.or_last_good(&self.pools);
-        let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, &pools);
+        let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, &pools, &reserved);
         notes.extend(mistakes);
         for note in &notes {
             warn!(configmap = POOLS, reason = note, "Address pool is not in force as written");

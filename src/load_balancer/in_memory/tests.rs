@@ -4,7 +4,7 @@ use super::*;
 use crate::config::ServiceRanges;
 use crate::k8s::parse::balanced_service::{BalancedServiceObject, balanced_service};
 use crate::k8s::parse::service::{ServiceObject, service};
-use crate::model::AddressPools;
+use crate::model::{AddressPools, ReservedAddresses};
 use std::time::Duration;
 
 pub fn config() -> LoadBalancerConfig {
@@ -44,7 +44,7 @@ fn given(all: &[(&str, &str)]) -> (Vec<String>, Vec<&'static str>) {
             (name, Arc::new(service))
         })
         .collect();
-    let (pools, mistakes) = Pools::new(&config().ranges, &AddressPools::default());
+    let (pools, mistakes) = Pools::new(&config().ranges, &AddressPools::default(), &ReservedAddresses::default());
     assert!(mistakes.is_empty());
     let decided = decided(&config(), &balanced, pools, Instant::now());
     let addresses = texts.iter().map(|text| {

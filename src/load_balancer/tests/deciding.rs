@@ -391,7 +391,7 @@ fn a_range_that_comes_to_overlap_with_another_pool_takes_no_address_away_and_giv
     assert_eq!((bed.status("a").as_str(), bed.status("b").as_str()), ("203.0.113.17", "203.0.113.18"));
     let named = ["bronze", "gold"].map(|name| (name.into(), pool(name, "203.0.113.16/28")));
     let named = AddressPools { pools: named.into_iter().collect(), unreadable: BTreeMap::new() };
-    let (both, mistakes) = Pools::new(&ranges(&flag), &named);
+    let (both, mistakes) = Pools::new(&ranges(&flag), &named, &ReservedAddresses::default());
     assert_eq!(mistakes, ["pool gold: 203.0.113.16/28 is left out: it overlaps with 203.0.113.16/28 of pool bronze"]);
     bed.allocator.set_pools(Some(both.clone()), bed.now);
     bed.put("c", from_gold());
@@ -401,4 +401,23 @@ fn a_range_that_comes_to_overlap_with_another_pool_takes_no_address_away_and_giv
     bed.change("b", |service| service.is_balancer = false);
     bed.settle();
     assert_eq!(["a", "b", "c"].map(|text| bed.status(text)), ["203.0.113.17", "", ""]);
+}
+
+#[test]
+fn no_service_is_given_an_address_of_a_node_and_who_has_one_when_the_node_comes_keeps_it() {
+    let flag = ["192.0.2.0/28", "2001:db8::/64"];
+    let mut bed = Bed::with(pools_beside(&flag, Vec::new(), &["192.0.2.1", "192.0.2.2", "2001:db8::1"]));
+    bed.put("a", dual(true));
+    bed.put("b", asking("192.0.2.2"));
+    bed.settle();
+    assert_eq!((bed.status("a").as_str(), bed.status("b").as_str()), ("2001:db8::2 192.0.2.3", ""));
+    let told: Vec<String> = bed.notices.drain(..).map(|notice| notice.matter.to_string()).collect();
+    assert!(told.iter().any(|text| text.contains("192.0.2.2 is asked for and is an address of a Node")), "{told:?}");
+    // A Node comes with the address of a Service, and another one goes.
+    let now = pools_beside(&flag, Vec::new(), &["192.0.2.1", "192.0.2.3", "2001:db8::1"]);
+    bed.allocator.set_pools(Some(now), bed.now);
+    bed.put("c", service());
+    bed.settle();
+    let statuses = ["a", "b", "c"].map(|text| bed.status(text));
+    assert_eq!(statuses, ["2001:db8::2 192.0.2.3", "192.0.2.2", "192.0.2.4"]);
 }
