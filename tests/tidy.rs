@@ -47,7 +47,20 @@ const IMPORTS: [(&str, &[&str]); 28] = [
     // Asks what the subsystems would, before they run.
     (
         "preflight",
-        &["net", "model", "config", "distribution", "kernel", "k8s", "bfd", "proxy", "firewall", "router", "app"],
+        &[
+            "net",
+            "model",
+            "config",
+            "distribution",
+            "kernel",
+            "k8s",
+            "bfd",
+            "proxy",
+            "firewall",
+            "router",
+            "container_runtime",
+            "app",
+        ],
     ),
 ];
 

@@ -4,8 +4,8 @@
 //! A Service puts its addresses into pods of its own namespace alone, whatever its slices say ([`owners`]): the API's Pod objects say which
 //! those are, so a pod that is not known gets none.
 //!
-//! It runs where the service proxy sends packets through tunnels: with `--enable-direct-server-return`, where `--runtime-endpoint` says how pods are found; all of it waits until there is such a
-//! socket ([`awaited`]). As long as no Service has the annotation it sleeps: the container runtime is not connected to.
+//! It runs where the service proxy sends packets through tunnels: with `--enable-direct-server-return`. Pods are found by the container runtime, at `--runtime-endpoint` or in its usual places; all of it waits until there is such a
+//! socket ([`awaited`]), but with `--netpol-cni`, by which the CNI plugin tells where pods are. As long as no Service has the annotation it sleeps: the container runtime is not connected to.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -61,14 +61,13 @@ pub fn settings(config: &Config) -> Option<Settings> {
     Some(Settings { proxy: Arc::new(proxy.clone()), families: config.families, sockets })
 }
 
-/// Has the service proxy send packets through tunnels where that is asked for and their other ends are looked after: with `--runtime-endpoint`. Not with the source
+/// Has the service proxy send packets through tunnels where that is asked for. Not with the source
 /// guard, which drops what a pod sends with a service address. The firewall judges at tunnels wherever that is asked for: the service proxy may run in another process of the node.
 ///
-/// The endpoint alone asks for nothing: manifests that were written for kube-router have it, without what finding pods needs beside it, and the limits of
+/// `--runtime-endpoint` alone asks for nothing: manifests that were written for kube-router have it, without what finding pods needs beside it, and the limits of
 /// policies at tunnels are to be known by who turns them on.
 pub fn with_tunnels(mut config: Config) -> Config {
-    let is_possible = config.direct_server_return && !config.source_guard;
-    if !is_possible || config.runtime_endpoint.is_none() {
+    if !config.direct_server_return || config.source_guard {
         return config;
     }
     config.proxy.iter_mut().for_each(|proxy| proxy.tunnel_mode = true);

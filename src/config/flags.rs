@@ -157,10 +157,10 @@ pub struct Flags {
     /// Answer on node ports at every address of this host instead of only the node's own
     #[arg(long)]
     pub nodeport_bindon_all_ip: bool,
-    /// Serve Services with the annotation service.dsr through tunnels that end in their pods; needs --runtime-endpoint
+    /// Serve Services with the annotation service.dsr through tunnels that end in their pods
     #[arg(long)]
     pub enable_direct_server_return: bool,
-    /// Socket of the container runtime, for direct server return, for example unix:///run/containerd/containerd.sock
+    /// Socket of the container runtime, for direct server return, for example unix:///run/containerd/containerd.sock; else the usual places
     #[arg(long, default_value = "")]
     pub runtime_endpoint: String,
     /// Serve external and load balancer IPs only from their ranges and never from the ranges of cluster IPs

@@ -77,7 +77,7 @@ pub struct Config {
     pub cni_directory: PathBuf,
     /// The directory of the host's CNI plugins, in which `--cleanup-config` finds ours: `HOST_BIN_PATH`, else `/opt/cni/bin`.
     pub plugin_directory: PathBuf,
-    /// `--enable-direct-server-return`; only with [`runtime_endpoint`](Config::runtime_endpoint).
+    /// `--enable-direct-server-return`: Services with the annotation are served through tunnels.
     pub direct_server_return: bool,
     /// `--runtime-endpoint`: the container runtime's socket; `None` tries the usual ones.
     pub runtime_endpoint: Option<PathBuf>,
@@ -182,7 +182,7 @@ impl Config {
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
             router: (flags.run_router || flags.cleanup_config).then_some(router),
             load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
-            direct_server_return: direct_server_return(flags, mistakes),
+            direct_server_return: flags.enable_direct_server_return,
             runtime_endpoint: runtime_endpoint(&flags.runtime_endpoint, mistakes),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
@@ -310,17 +310,6 @@ fn source_guard(flags: &Flags, has_cni: bool, mistakes: &mut Mistakes) -> bool {
         );
     }
     flags.netpol_source_guard && has_cni
-}
-
-fn direct_server_return(flags: &Flags, mistakes: &mut Mistakes) -> bool {
-    if flags.enable_direct_server_return && flags.runtime_endpoint.is_empty() {
-        mistakes.add(
-            "--enable-direct-server-return needs --runtime-endpoint, by which the agent finds the pods that tunnels end in: add \
-             --runtime-endpoint=unix:///run/containerd/containerd.sock, or remove --enable-direct-server-return."
-                .to_owned(),
-        );
-    }
-    flags.enable_direct_server_return
 }
 
 /// The socket that the CNI file names, where this program writes that file: a list, because the plugin follows others.

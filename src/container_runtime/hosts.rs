@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -68,4 +69,13 @@ impl Runtimes {
     pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) {
         self.all.iter_mut().for_each(|(_, runtime)| runtime.forget(addresses));
     }
+}
+
+/// The file that stands for a socket, by its number and the time of its last change: a runtime that starts again makes another one.
+pub type SocketFile = (u64, i64, i64);
+
+/// Returns the file behind each of these sockets, where there is one.
+pub fn socket_files(sockets: &[PathBuf]) -> Vec<Option<SocketFile>> {
+    let file = |path: &PathBuf| std::fs::metadata(path).ok().map(|it| (it.ino(), it.ctime(), it.ctime_nsec()));
+    sockets.iter().map(file).collect()
 }

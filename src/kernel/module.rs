@@ -123,10 +123,16 @@ impl Modules {
 /// Numbers of capabilities (include/uapi/linux/capability.h).
 const CAP_SYS_MODULE: u32 = 16;
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// Returns whether this process may change the network of its namespace (`CAP_NET_ADMIN`).
 pub fn may_change_network() -> bool {
     has_capability(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), CAP_NET_ADMIN)
+}
+
+/// Returns whether this process may enter network namespaces of others (`CAP_SYS_ADMIN`, setns(2)).
+pub fn may_enter_namespaces() -> bool {
+    has_capability(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), CAP_SYS_ADMIN)
 }
 
 /// Returns whether `/proc/PID/status` has a capability among the effective ones.

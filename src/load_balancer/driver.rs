@@ -303,7 +303,7 @@ impl Work {
         }
     }
 
-    /// Takes in which addresses the cluster uses itself. Returns whether they are others than before. Those that were known count while they
+    /// Follows which addresses the cluster uses itself. Returns whether they are others than before. Those that were known count while they
     /// cannot be read.
     fn look_at_world(&mut self) -> bool {
         let world = self.driver.world.borrow_and_update().clone();

@@ -25,7 +25,7 @@ use super::machine::{Act, LeftOut, Machine, Next, NoPlace, Standing};
 use super::metrics::Metrics;
 use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
 use crate::container_runtime::Sought;
-use crate::container_runtime::hosts::Runtimes;
+use crate::container_runtime::hosts::{Runtimes, SocketFile, socket_files};
 use crate::kernel::address::{addresses_up_to, host_addresses};
 use crate::kernel::namespace::{Namespace, NamespaceId};
 use crate::kernel::pod_tunnel::MOST_ADDRESSES;
@@ -84,7 +84,8 @@ type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, NoPlace>>;
 
 /// Result of work that went on beside the driver.
 enum Answer {
-    Search(BTreeSet<IpAddr>, Found),
+    /// Also whether the container runtime answered.
+    Search(BTreeSet<IpAddr>, Found, bool),
     /// The places, and whether there can be no others.
     Survey(BTreeSet<PathBuf>, bool),
 }
@@ -99,6 +100,8 @@ struct Driver {
     has_modules: bool,
     /// Why this process does not see the network namespaces that the runtime tells of.
     unseen: Option<String>,
+    /// The sockets at the beginning of the last search.
+    sockets: Vec<Option<SocketFile>>,
     reported: Standing,
 }
 
@@ -113,6 +116,7 @@ impl Driver {
             question: None,
             has_modules: false,
             unseen: None,
+            sockets: Vec::new(),
             reported: Standing::default(),
         }
     }
@@ -192,7 +196,10 @@ impl Driver {
         };
         self.runtimes = Some(runtimes);
         match answer {
-            Answer::Search(searched, found) => self.machine.found(&searched, &found, Instant::now()),
+            Answer::Search(searched, found, answered) => {
+                self.machine.runtime_answered(answered, Instant::now());
+                self.machine.found(&searched, &found, Instant::now());
+            }
             Answer::Survey(places, complete) => self.machine.surveyed(places, complete),
         }
     }
@@ -232,6 +239,11 @@ impl Driver {
                     pods.iter().filter(|one| is_gone(one)).map(|(address, ..)| *address).collect();
                 self.machine.looked(&gone, Instant::now());
             }
+            Act::LookAtSockets => {
+                let newest = socket_files(&self.inputs.sockets);
+                let is_another = std::mem::replace(&mut self.sockets, newest) != self.sockets;
+                self.machine.looked_at_sockets(is_another, Instant::now());
+            }
             Act::Survey { asks } => self.start_survey(asks),
             Act::Clear(place) => {
                 let machine = &self.machine;
@@ -256,9 +268,10 @@ impl Driver {
             return self.machine.found(&BTreeSet::new(), &Found::new(), Instant::now());
         }
         let known = self.inputs.wanted.borrow().clone();
+        self.sockets = socket_files(&self.inputs.sockets);
         self.ask(async move |runtimes| {
-            let found = search(runtimes, &lost, &known.pods).await;
-            Answer::Search(lost, found)
+            let (found, answered) = search(runtimes, &lost, &known.pods).await;
+            Answer::Search(lost, found, answered)
         });
     }
 
@@ -314,6 +327,10 @@ impl Driver {
             }
         }
         self.tell_not_closed(&standing);
+        let former = &self.reported.not_taken_down;
+        for one in standing.not_taken_down.iter().filter(|one| !former.contains(one)) {
+            warn!(pod = %one.pod, reason = %one.reason, "Tunnel in a pod that is to answer no more cannot be taken down; retrying");
+        }
         self.inputs.metrics.set(&standing);
         self.inputs.standing.send_replace(Arc::new(standing.clone()));
         self.reported = standing;
@@ -350,7 +367,13 @@ impl Driver {
         let left_out = self.reported.left_out.iter().take(MOST_NOTES).map(|one| {
             format!("pod {} does not answer for its Services with direct server return: {}", one.pod, one.reason)
         });
-        self.inputs.note.set(unseen.chain(left_out).collect());
+        let not_taken_down = self.reported.not_taken_down.iter().take(MOST_NOTES).map(|one| {
+            format!(
+                "the tunnel in pod {} is to go (direct server return) and cannot be taken down: {}",
+                one.pod, one.reason
+            )
+        });
+        self.inputs.note.set(unseen.chain(left_out).chain(not_taken_down).collect());
     }
 
     /// Notes whether this process sees the files that stand for network namespaces. `tried`: places that the runtime tells and none of which could be entered.
@@ -376,9 +399,10 @@ async fn outcome<T>(question: &mut Option<task::JoinHandle<T>>) -> Option<T> {
     }
 }
 
-async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownPods) -> Found {
+/// Returns where these addresses are, and whether the container runtime answered.
+async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownPods) -> (Found, bool) {
     runtimes.forget(lost);
-    let (mut found, failure) = match runtimes.sandboxes(&sought(lost, known)).await {
+    let (mut found, failure, answered) = match runtimes.sandboxes(&sought(lost, known)).await {
         Ok(told) => {
             let found = of_sandboxes(&told.sandboxes, lost, known);
             let found: Found = found.into_iter().map(|(address, places)| (address, Ok(places))).collect();
@@ -387,12 +411,12 @@ async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownP
                 None => NoPlace::NoSandbox(none.to_owned()),
                 Some(lacking) => NoPlace::Unknown(format!("{none} ({lacking})")),
             };
-            (found, failure)
+            (found, failure, true)
         }
         Err(failure) => {
             let lost = lost.clone();
             let found = task::spawn_blocking(move || of_directories(&lost)).await.unwrap_or_default();
-            (found, NoPlace::Unknown(failure))
+            (found, NoPlace::Unknown(failure), false)
         }
     };
     let hosts: BTreeSet<IpAddr> = host_addresses().into_iter().flatten().map(|one| one.address.addr()).collect();
@@ -403,7 +427,7 @@ async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownP
         }
         None => Err(failure.clone()),
     };
-    lost.iter().map(|address| (*address, result(address))).collect()
+    (lost.iter().map(|address| (*address, result(address))).collect(), answered)
 }
 
 /// Looks for these addresses in all namespaces of the directories: the way that is left without a runtime. Which of several with one

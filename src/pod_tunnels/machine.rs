@@ -14,7 +14,7 @@
 //!
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
 //! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
-//! often after [`TRIES`] tries. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
+//! often after [`TRIES`] tries. When the runtime answers again, or has a new socket, all that were searched for in vain are searched for at once. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
 //! told as the pod that cannot be set up is; one without a sandbox has nothing that could answer.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +51,8 @@ pub enum Act {
     Search(BTreeSet<IpAddr>),
     /// Look whether these namespaces are still at their places.
     Look(Vec<(IpAddr, PathBuf, NamespaceId)>),
+    /// Look whether the runtime, which does not answer, has another socket than at the last search.
+    LookAtSockets,
     /// Find all namespaces in which an earlier run may have left something.
     Survey {
         /// The container runtime is asked too.
@@ -94,6 +96,8 @@ pub struct Standing {
     pub left_out: Vec<LeftOut>,
     /// Pods that are to have no tunnel, because policies close them to what is inside one, and may have that of an earlier run: nobody could look.
     pub not_closed: Vec<LeftOut>,
+    /// Pods that are to answer no more, and whose tunnel cannot be taken down.
+    pub not_taken_down: Vec<LeftOut>,
 }
 
 /// All pods of this node for which something is wanted, or was.
@@ -104,6 +108,8 @@ pub struct Machine {
     /// A search or a survey is on its way.
     searching: bool,
     look_at: Option<Instant>,
+    /// When it is looked at the sockets of the runtime; `None` where the last search was answered.
+    sockets_at: Option<Instant>,
     sweep: Sweep,
     /// When the last sweep began.
     swept_at: Option<Instant>,
@@ -219,15 +225,24 @@ impl Machine {
             }
             pod.services.clear();
             pod.is_over = true;
+            if matches!(pod.state, State::Failing(_)) {
+                // Nobody has tried to take it down yet.
+                pod.state = State::Unknown;
+            }
             (pod.due, pod.is_lost) = (Some(now), false);
             (pod.failures, pod.unexplained) = (0, 0);
             !pod.places.is_empty()
         });
-        // What an earlier run set up in a pod that this one never found is found by another sweep: one for all that go meanwhile.
         if self.pods.len() < before {
-            let at = self.swept_at.map_or(now, |swept| now.max(swept + SELDOM));
-            self.sweep = Sweep::Due { at, tries: 0 };
+            self.plan_sweep(now);
         }
+    }
+
+    /// Plans a sweep for a tunnel that nobody takes down at its place: of a pod that was never found, or whose place is gone, which says nothing of its
+    /// namespace as long as a container has that. One sweep for all that go meanwhile.
+    fn plan_sweep(&mut self, now: Instant) {
+        let at = self.swept_at.map_or(now, |swept| now.max(swept + SELDOM));
+        self.sweep = Sweep::Due { at, tries: 0 };
     }
 
     /// Returns the pods that are to be searched for.
@@ -241,6 +256,30 @@ impl Machine {
         pod.lose(now);
         pod.is_lost = false;
         pod.places = vec![place];
+    }
+
+    /// Notes whether the container runtime answered a search. One that does again, or for whose socket another one came, is asked at once for everybody who was
+    /// searched for in vain: without it they are tried seldom.
+    pub fn runtime_answered(&mut self, answered: bool, now: Instant) {
+        if !answered {
+            self.sockets_at = Some(now + LOOK);
+        } else if self.sockets_at.take().is_some() {
+            self.search_anew(now);
+        }
+    }
+
+    /// Notes whether the runtime has another socket than at the last search.
+    pub fn looked_at_sockets(&mut self, is_another: bool, now: Instant) {
+        self.sockets_at = self.sockets_at.map(|_| now + LOOK);
+        if is_another {
+            self.search_anew(now);
+            // It may take a while until it answers.
+            self.pods.values_mut().filter(|pod| pod.is_lost).for_each(|pod| pod.failures = 0);
+        }
+    }
+
+    fn search_anew(&mut self, now: Instant) {
+        self.pods.values_mut().filter(|pod| pod.is_lost).for_each(|pod| pod.due = Some(now));
     }
 
     /// Notes the answer to a search: the places of each pod, or why it has none.
@@ -280,8 +319,11 @@ impl Machine {
                 pod.state = State::Settled { place, namespace, services: want.services.clone() };
                 self.look_at.get_or_insert(now + LOOK);
             }
-            // With its namespace all that was in it has gone.
-            Err((_, true)) if is_over => drop(self.pods.remove(&want.pod)),
+            // With its namespace all that was in it has gone; a sweep looks whether it has.
+            Err((_, true)) if is_over => {
+                self.pods.remove(&want.pod);
+                self.plan_sweep(now);
+            }
             Err((reason, not_found)) => {
                 // There was a place to look at.
                 pod.has_no_sandbox = false;
@@ -295,7 +337,10 @@ impl Machine {
     pub fn looked(&mut self, gone: &BTreeSet<IpAddr>, now: Instant) {
         for address in gone {
             match self.pods.get_mut(address) {
-                Some(pod) if pod.is_over => drop(self.pods.remove(address)),
+                Some(pod) if pod.is_over => {
+                    self.pods.remove(address);
+                    self.plan_sweep(now);
+                }
                 Some(pod) => pod.lose(now),
                 None => {}
             }
@@ -353,6 +398,10 @@ impl Machine {
                 return Next::Act(Act::Look(settled));
             }
         }
+        let is_any_lost = self.pods.values().any(|pod| pod.is_lost);
+        if !self.searching && is_any_lost && is_due(self.sockets_at) {
+            return Next::Act(Act::LookAtSockets);
+        }
         if !self.searching {
             let lost = self.pods.iter().filter(|(_, pod)| pod.is_lost && is_due(pod.due));
             let lost: BTreeSet<IpAddr> = lost.map(|(address, _)| *address).collect();
@@ -373,7 +422,9 @@ impl Machine {
             Sweep::Due { at, .. } if !self.searching => Some(at),
             _ => None,
         };
-        due.chain(self.look_at).chain(sweep).min()
+        let is_any_lost = self.pods.values().any(|pod| pod.is_lost);
+        let sockets = self.sockets_at.filter(|_| is_any_lost && !self.searching);
+        due.chain(self.look_at).chain(sockets).chain(sweep).min()
     }
 
     fn settled(&self) -> Vec<(IpAddr, PathBuf, NamespaceId)> {
@@ -392,10 +443,12 @@ impl Machine {
     /// Returns how the pods stand.
     pub fn standing(&self) -> Standing {
         let mut standing = Standing::default();
-        for (address, pod) in self.pods.iter().filter(|(_, pod)| !pod.is_over) {
+        for (address, pod) in &self.pods {
             let left_out =
                 |reason: &String| LeftOut { pod: *address, services: pod.services.clone(), reason: reason.clone() };
             match &pod.state {
+                State::Failing(reason) if pod.is_over => standing.not_taken_down.push(left_out(reason)),
+                _ if pod.is_over => {}
                 State::Settled { services, .. } if !services.is_empty() => {
                     standing.set_up.insert(*address, services.clone());
                 }

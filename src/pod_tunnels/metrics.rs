@@ -11,6 +11,7 @@ pub struct Metrics {
     set_up: IntGauge,
     left_out: IntGauge,
     not_closed: IntGauge,
+    not_taken_down: IntGauge,
     /// Changes made inside pods.
     pub changes: IntCounter,
 }
@@ -34,6 +35,10 @@ impl Metrics {
                 "sluice_dsr_pod_addresses_not_closed",
                 "Addresses of this node's pods that network policies close to tunnels, and that may have the tunnel of an earlier run because nobody can look",
             )?,
+            not_taken_down: IntGauge::new(
+                "sluice_dsr_pod_addresses_not_taken_down",
+                "Addresses of this node's pods that are to answer no more for Services with direct server return, and whose tunnel cannot be taken down",
+            )?,
             changes: IntCounter::new(
                 "sluice_dsr_pod_changes_total",
                 "Changes of devices and addresses made inside pods for direct server return",
@@ -42,6 +47,7 @@ impl Metrics {
         registry.register(Box::new(metrics.set_up.clone()))?;
         registry.register(Box::new(metrics.left_out.clone()))?;
         registry.register(Box::new(metrics.not_closed.clone()))?;
+        registry.register(Box::new(metrics.not_taken_down.clone()))?;
         registry.register(Box::new(metrics.changes.clone()))?;
         Ok(metrics)
     }
@@ -52,5 +58,6 @@ impl Metrics {
         self.set_up.set(number(standing.set_up.len()));
         self.left_out.set(number(standing.left_out.len()));
         self.not_closed.set(number(standing.not_closed.len()));
+        self.not_taken_down.set(number(standing.not_taken_down.len()));
     }
 }

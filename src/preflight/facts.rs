@@ -55,6 +55,8 @@ pub struct ProcessFacts {
     pub is_root: bool,
     /// `CAP_NET_ADMIN`.
     pub may_change_network: bool,
+    /// `CAP_SYS_ADMIN`.
+    pub may_enter_namespaces: bool,
     /// Those of the programs that are asked for that are installed.
     pub programs: BTreeSet<&'static str>,
     /// An agent answers on the socket of `--socket`.

@@ -17,12 +17,13 @@ use super::facts::{
 };
 use super::judge::{addresses, cluster, modules, packet_filter, settings};
 use crate::config::{Config, Source, Variant};
+use crate::container_runtime;
 use crate::k8s::access::{self as api, Allowed, Questions};
 use crate::k8s::client::{Access, client};
 use crate::k8s::manifests::bundle;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
-use crate::kernel::module::{ModuleState, Modules, may_change_network};
+use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes};
 use crate::kernel::sysctl::{self, Setting};
@@ -81,6 +82,7 @@ fn process(config: &Config) -> ProcessFacts {
     ProcessFacts {
         is_root: rustix::process::geteuid().is_root(),
         may_change_network: may_change_network(),
+        may_enter_namespaces: may_enter_namespaces(),
         programs: packet_filter::PROGRAMS.into_iter().filter(|name| is_program(name)).collect(),
         agent_answers: config.socket.as_deref().is_some_and(local_socket::is_listened_on),
     }
@@ -229,7 +231,9 @@ fn files(config: &Config) -> FileFacts {
         directories: directories.into_iter().filter_map(of).collect(),
         cni_text: cni_file.and_then(text),
         preferred_cni_file: cni_file.and_then(preferred),
-        has_runtime_socket: config.runtime_endpoint.as_deref().is_some_and(is_socket),
+        has_runtime_socket: container_runtime::sockets(config.runtime_endpoint.as_ref())
+            .iter()
+            .any(|path| is_socket(path)),
         passwords: passwords.map(|path| fs::read(path).map(drop).map_err(|error| error.to_string())),
     }
 }

@@ -14,6 +14,7 @@ sys.path.insert(0, os.path.join(TREE, "scripts"))
 sys.dont_write_bytecode = True
 from labkit import charts, cluster, own, packages  # noqa: E402
 
+PROXY = ["serviceProxy.enabled=true", "apiServer.url=https://192.0.2.9:6443"]
 # Values, a flag or a line of the DaemonSet that they bring, and one that they take away.
 CHANGES = [
     (["netfilter=iptables"], "        - --netfilter=iptables", None),
@@ -44,6 +45,10 @@ CHANGES = [
     (["serviceProxy.enabled=true", "apiServer.kubeconfig.configMap=kube-proxy"], '          name: "kube-proxy"', None),
     (["loadBalancer.enabled=true", "loadBalancer.ranges={192.0.2.128/25}"], '        - "--loadbalancer-ip-range=192.0.2.128/25"', None),
     (["loadBalancer.enabled=true", "loadBalancer.ranges={192.0.2.128/25}"], "  resources: [services/status]", None),
+    ([*PROXY, "directServerReturn.enabled=true"], "        - --enable-direct-server-return=true", None),
+    ([*PROXY, "directServerReturn.enabled=true"], '        - "--runtime-endpoint=unix:///run/containerd/containerd.sock"', None),
+    ([*PROXY, "directServerReturn.enabled=true"], "          mountPath: /run/netns", None),
+    ([*PROXY, "directServerReturn.enabled=true", "directServerReturn.runtimeSocket=/var/run/crio/crio.sock"], '          path: "/var/run/crio"', None),
     (["nodeStatus.enabled=true"], "  resources: [nodes/status]", None),
     (["cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d"], '          path: "/var/lib/rancher/k3s/agent/etc/cni/net.d"', '          path: "/etc/cni/net.d"'),
     (["cni.binDirectory=/usr/lib/cni"], '          path: "/usr/lib/cni"', '          path: "/opt/cni/bin"'),
@@ -74,6 +79,8 @@ WRONG = [
     (["cni.binDirectory=opt/cni/bin"], "cni/binDirectory"),
     (["serviceProxy.enabled=true"], "apiServer.url"),
     (["loadBalancer.enabled=true"], "loadBalancer.ranges"),
+    (["directServerReturn.enabled=true"], "serviceProxy.enabled"),
+    ([*PROXY, "directServerReturn.enabled=true", "directServerReturn.runtimeSocket=unix:///run/containerd/containerd.sock"], "directServerReturn/runtimeSocket"),
     (["firewall.enabled=false", "firewall.holdPods=true"], "firewall.holdPods"),
     (["firewall.holdPods=true", "cni.installPlugins=false"], "firewall.holdPods"),
     (["metrics.port=8080", "metrics.address=node-1"], "metrics/address"),

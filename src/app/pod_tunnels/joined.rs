@@ -134,14 +134,18 @@ impl Joined {
     /// Returns what cannot be set up, as problems of the Services concerned.
     pub fn problems(&self, standing: &Standing) -> ServiceProblems {
         let mut found: BTreeMap<ObjectName, Vec<ServiceProblem>> = BTreeMap::new();
-        let mut tell =
-            |pod: IpAddr, (service, addresses, created): (&ObjectName, &BTreeSet<IpAddr>, i64), reason: &str| {
-                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                let addresses = addresses.join(", ");
-                let text = format!("pod {pod} does not answer for {addresses} (direct server return): {reason}");
-                let problem = ServiceProblem::new(Cause::PodTunnel, &format_compact!("pod {pod}"), text);
-                found.entry(service.clone()).or_default().push(problem.of(created));
-            };
+        let mut tell = |pod: IpAddr,
+                        (service, addresses, created): (&ObjectName, &BTreeSet<IpAddr>, i64),
+                        reason: &str| {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let addresses = addresses.join(", ");
+            // Its own node leaves it out; the others know nothing of it.
+            let text = format!(
+                "pod {pod} does not answer for {addresses} (direct server return), and what other nodes send it through tunnels is lost: {reason}"
+            );
+            let problem = ServiceProblem::new(Cause::PodTunnel, &format_compact!("pod {pod}"), text);
+            found.entry(service.clone()).or_default().push(problem.of(created));
+        };
         for one in &standing.left_out {
             self.asking(one.pod).for_each(|asking| tell(one.pod, asking, &one.reason));
         }

@@ -284,7 +284,7 @@ fn a_pod_that_cannot_be_set_up_is_a_problem_of_its_services() {
     let problem = &problems.get(&web()).expect("it is named")[0];
     assert_eq!(
         problem.text,
-        "pod 10.244.1.5 does not answer for 203.0.113.7 (direct server return): no container runtime answers"
+        "pod 10.244.1.5 does not answer for 203.0.113.7 (direct server return), and what other nodes send it through tunnels is lost: no container runtime answers"
     );
     assert_eq!((problem.cause.reason(), &*problem.subject, problem.created), ("PodTunnelMissing", "pod 10.244.1.5", 7));
     assert!(joined.problems(&Standing::default()).is_empty());

@@ -52,17 +52,13 @@ fn sources_are_guarded_where_the_plugin_tells_of_ports() {
 }
 
 #[test]
-fn direct_server_return_needs_to_know_how_pods_are_found() {
+fn direct_server_return_is_asked_for_by_its_own_flag_alone() {
     let endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock";
     assert!(config(&["--enable-direct-server-return", endpoint]).direct_server_return);
     assert!(!config(&[endpoint]).direct_server_return);
-    check_mistakes(
-        &["--enable-direct-server-return"],
-        &[
-            "--enable-direct-server-return needs --runtime-endpoint, by which the agent finds the pods that tunnels end in: add \
-             --runtime-endpoint=unix:///run/containerd/containerd.sock, or remove --enable-direct-server-return.",
-        ],
-    );
+    // The container runtime is looked for in its usual places.
+    let found = config(&["--enable-direct-server-return"]);
+    assert!(found.direct_server_return && found.runtime_endpoint.is_none());
 }
 
 #[test]

@@ -199,6 +199,37 @@ async fn sandboxes_are_found_with_their_addresses_and_places_and_asked_for_once(
     assert_eq!(fake.connections.load(Ordering::Relaxed), 1, "one connection is enough");
 }
 
+/// CRI-O makes no process for most sandboxes; what it says of these differs between its versions.
+#[tokio::test]
+async fn a_sandbox_of_cri_o_is_found_with_a_process_of_its_own_and_without_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("crio.sock");
+    let spec = |name: &str| {
+        format!(
+            r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": [{{"type": "pid"}},
+                {{"type": "network", "path": "/var/run/netns/{name}"}}, {{"type": "ipc", "path": "/var/run/ipcns/{name}"}}]}}}}"#
+        )
+    };
+    let with_process = format!(r#"{{"image": "pause:3.10", "pid": 21, "runtimeSpec": {}}}"#, spec("a"));
+    let container =
+        |pid: u32| format!(r#"{{"sandboxID": "c", "pid": {pid}, "runtimeSpec": {}, "privileged": false}}"#, spec("c"));
+    let fake = fake([
+        ("a", told(&["10.244.1.5", "fd00:10:244:1::5"], &with_process)),
+        ("b", told(&["10.244.1.6"], &format!(r#"{{"runtimeSpec": {}}}"#, spec("b")))),
+        // As earlier versions said it.
+        ("c", Told { containers: vec![container(0), container(23)], ..told(&["10.244.1.7"], "{}") }),
+    ]);
+    let _server = serve(&fake, &socket);
+    let expected = [
+        "a shop/a uid-a: 10.244.1.5 fd00:10:244:1::5 at /var/run/netns/a /proc/21/ns/net",
+        "b shop/b uid-b: 10.244.1.6 at /var/run/netns/b",
+        "c shop/c uid-c: 10.244.1.7 at /var/run/netns/c",
+    ];
+    let found = lines(&all(&mut Runtime::new(socket)).await.expect("it answers"));
+    assert_eq!(found[..2], expected[..2]);
+    assert!(found[2].starts_with(expected[2]), "{found:?}");
+}
+
 #[tokio::test]
 async fn a_sandbox_that_is_ready_and_tells_no_address_or_place_is_not_taken_for_none() {
     let directory = tempfile::tempdir().expect("a directory");

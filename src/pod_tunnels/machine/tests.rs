@@ -20,6 +20,9 @@ struct Node {
     made: u64,
     /// The runtime answers.
     answers: bool,
+    /// The number of its socket, and that at the last search.
+    socket: u64,
+    saw_socket: u64,
     /// The kernel refuses everything in this pod.
     refuses: Option<IpAddr>,
     searches: usize,
@@ -90,7 +93,9 @@ impl Node {
                     _ => Err(NoPlace::Unknown("no container runtime".to_owned())),
                 };
                 let found = lost.iter().map(|address| (*address, result(address))).collect();
+                machine.runtime_answered(self.answers, now);
                 machine.found(&lost, &found, now);
+                self.saw_socket = self.socket;
             }
             Act::Look(all) => {
                 let is_there = |place: &PathBuf, wanted: NamespaceId| {
@@ -99,6 +104,10 @@ impl Node {
                 let gone = all.into_iter().filter(|(_, place, id)| !is_there(place, *id));
                 let gone: BTreeSet<IpAddr> = gone.map(|(address, ..)| address).collect();
                 machine.looked(&gone, now);
+            }
+            Act::LookAtSockets => {
+                let is_another = std::mem::replace(&mut self.saw_socket, self.socket) != self.socket;
+                machine.looked_at_sockets(is_another, now);
             }
             Act::Survey { asks } => {
                 self.surveys.push(asks);
@@ -334,6 +343,72 @@ fn a_runtime_that_does_not_answer_once_says_nothing_about_a_pod_that_has_no_sand
     node.pass(&mut machine, &mut now, Duration::from_secs(120));
     assert_eq!(machine.standing(), Standing::default());
     assert!(node.searches < before + 10, "and then seldom again");
+}
+
+#[test]
+fn a_runtime_that_is_back_after_minutes_is_asked_within_two_seconds() {
+    for has_new_socket in [true, false] {
+        let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+        node.answers = false;
+        machine.want(&wanted(&[(POD, "203.0.113.7"), ("10.244.1.6", "203.0.113.7")]), true, now);
+        node.pass(&mut machine, &mut now, Duration::from_secs(600));
+        node.searches = 0;
+        node.pass(&mut machine, &mut now, Duration::from_secs(600));
+        assert!(node.searches < 50, "{} in 10 minutes without it", node.searches);
+        node.answers = true;
+        node.start(POD);
+        node.start("10.244.1.6");
+        if has_new_socket {
+            node.socket += 1;
+        } else {
+            // Another pod has it asked.
+            machine.want(
+                &wanted(&[(POD, "203.0.113.7"), ("10.244.1.6", "203.0.113.7"), ("10.244.1.7", "203.0.113.7")]),
+                true,
+                now,
+            );
+        }
+        node.pass(&mut machine, &mut now, Duration::from_secs(2));
+        assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.6: 203.0.113.7", "{has_new_socket}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_cannot_be_taken_down_is_named_until_it_is() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    machine.want(&wanted(&[(POD, "203.0.113.7"), ("10.244.1.4", "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(10));
+    node.refuses = Some(address(POD));
+    machine.want(&WantedTunnels::new(), true, now);
+    assert!(machine.standing().not_taken_down.is_empty(), "nobody has tried yet");
+    node.pass(&mut machine, &mut now, Duration::from_secs(10));
+    let named: Vec<String> =
+        machine.standing().not_taken_down.iter().map(|one| format!("{}: {}", one.pod, one.reason)).collect();
+    assert_eq!(named, ["10.244.1.5: refused"]);
+    assert!(machine.standing().left_out.is_empty());
+    node.refuses = None;
+    node.pass(&mut machine, &mut now, SELDOM);
+    assert_eq!((node.shown().as_str(), machine.standing()), ("10.244.1.5: none", Standing::default()));
+}
+
+#[test]
+fn a_place_that_is_gone_has_a_sweep_look_whether_the_tunnel_is() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(40));
+    // The pause process is dead: its place leads nowhere, while a container has the namespace.
+    let inside = node.namespaces.pop_first().expect("it runs").1;
+    machine.want(&WantedTunnels::new(), true, now);
+    match machine.next(now) {
+        Next::Act(act @ Act::Bring { .. }) => node.act(&mut machine, act, now),
+        other => panic!("{other:?}"),
+    }
+    node.namespaces.insert("/proc/7/ns/net".into(), inside);
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7");
+    node.pass(&mut machine, &mut now, SELDOM);
+    assert_eq!(node.shown(), "10.244.1.5: none");
 }
 
 #[test]

@@ -34,13 +34,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         let why = "new pods get their network from another program".to_owned();
         findings.push(Finding::bad(Level::Degraded, "CNI file", [what, why, "remove it, or rename it".to_owned()]));
     }
-    if config.direct_server_return && !facts.files.has_runtime_socket {
-        let path = config.runtime_endpoint.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        let what = format!("there is no socket at {path} (--runtime-endpoint)");
-        let why = "Services with kube-router.io/service.dsr are served with NAT until there is one".to_owned();
-        let todo = "mount the container runtime's socket there".to_owned();
-        findings.push(Finding::bad(Level::Degraded, "container runtime", [what, why, todo]));
-    }
+    findings.extend(direct_server_return(facts, config));
     if let Some(Err(reason)) = &facts.files.passwords {
         let why = "sessions with the external peers do not come up".to_owned();
         let what = format!("--peer-router-passwords-file cannot be read: {reason}");
@@ -51,6 +45,56 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Judges what tunnels in pods need of the host.
+fn direct_server_return(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !config.direct_server_return {
+        return findings;
+    }
+    // With the CNI plugin pods are found without a runtime.
+    if !facts.files.has_runtime_socket && config.cni_socket.is_none() {
+        let (what, todo) = match &config.runtime_endpoint {
+            Some(path) => (
+                format!("there is no socket at {} (--runtime-endpoint)", path.display()),
+                "mount the container runtime's socket there".to_owned(),
+            ),
+            None => (
+                "there is no socket of a container runtime in its usual places".to_owned(),
+                "mount the folder of its socket, or name the socket: --runtime-endpoint=unix:///PATH".to_owned(),
+            ),
+        };
+        let why = "Services with kube-router.io/service.dsr are served with NAT until there is one".to_owned();
+        findings.push(Finding::bad(Level::Degraded, "container runtime", [what, why, todo]));
+    }
+    if !facts.process.may_enter_namespaces {
+        let what = "it lacks the capability CAP_SYS_ADMIN".to_owned();
+        let why = "it cannot enter the network of any pod, so that none answers for a Service with kube-router.io/service.dsr \
+                   (PodTunnelMissing)";
+        let todo = "let the container be privileged, or add SYS_ADMIN to its capabilities".to_owned();
+        findings.push(Finding::bad(Level::Degraded, "direct server return", [what, why.to_owned(), todo]));
+    }
+    if let Some(other) = drops_invalid(facts) {
+        let what = format!("{other} drops what conntrack calls invalid (ct state invalid)");
+        let why = "to the node of a pod the answers of direct server return are that, where the client came to another node: all of TCP at \
+                   such an address is lost";
+        let todo = "accept packets from pods with these addresses as source ahead of that rule, or take kube-router.io/service.dsr off";
+        findings.push(Finding::bad(Level::Degraded, "direct server return", [what, why.to_owned(), todo.to_owned()]));
+    }
+    findings
+}
+
+/// Returns the firewall of the host of which it is known that it drops packets of no connection on their way through.
+fn drops_invalid(facts: &Facts) -> Option<&'static str> {
+    let has_table =
+        |name: &str| facts.packet_filter.tables.iter().any(|table| table.split(' ').next_back() == Some(name));
+    let has_chain = |name: &str| facts.packet_filter.chains.contains(name);
+    match () {
+        () if has_table("firewalld") => Some("firewalld"),
+        () if has_chain("ufw-before-forward") || has_chain("ufw6-before-forward") => Some("ufw"),
+        () => None,
+    }
 }
 
 fn directory(directory: &Directory, config: &Config) -> Finding {

@@ -72,6 +72,7 @@ fn facts(config: &Config) -> Facts {
         process: ProcessFacts {
             is_root: true,
             may_change_network: true,
+            may_enter_namespaces: true,
             programs: packet_filter::PROGRAMS.into(),
             agent_answers: false,
         },
@@ -454,6 +455,22 @@ fn direct_server_return_needs_the_runtimes_socket_and_tunnels() {
     check_ok(&words, |_| {}, "nftables");
     let socket = |facts: &mut Facts| facts.files.has_runtime_socket = false;
     check(&words, socket, Level::Degraded, &["/run/containerd/containerd.sock", "served with NAT"]);
+    check(&words[..1], socket, Level::Degraded, &["in its usual places", "--runtime-endpoint"]);
+    let found = found(&["--enable-direct-server-return", "--netpol-cni", "--enable-cni=false"], socket);
+    assert!(found.iter().all(|finding| finding.subject != "container runtime"), "the plugin tells where pods are");
+    let setns = |facts: &mut Facts| facts.process.may_enter_namespaces = false;
+    check(&words, setns, Level::Degraded, &["CAP_SYS_ADMIN", "PodTunnelMissing", "SYS_ADMIN to its capabilities"]);
+    check_ok(&words[1..], setns, "nftables");
+    for (tables, chains) in
+        [(&["inet firewalld"][..], &[][..]), (&[], &["ufw-before-forward"]), (&[], &["ufw6-before-forward"])]
+    {
+        let invalid = |facts: &mut Facts| {
+            facts.packet_filter.tables.extend(tables.iter().map(|name| (*name).to_owned()));
+            facts.packet_filter.chains.extend(chains.iter().map(|name| (*name).to_owned()));
+        };
+        check(&words, invalid, Level::Degraded, &["ct state invalid", "of TCP"]);
+        check_ok(&[], invalid, "nftables");
+    }
     let module = |facts: &mut Facts| modules(facts, ModuleState::Missing, &["ip6_tunnel"]);
     check(&words, module, Level::Degraded, &["kernel module ip6_tunnel", "inside pods"]);
 }

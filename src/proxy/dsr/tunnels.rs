@@ -6,6 +6,9 @@
 //! An endpoint with the address of a node (a pod on the host's network) cannot end a tunnel, and gets no packets from such an address. Where the only
 //! endpoints for clients outside are such ones, the port is served with NAT. The same holds of a pod of this node of which it is known that no tunnel
 //! ends in it ([`Untunnelled`](super::Untunnelled)): what this node sent it through one would be lost.
+//!
+//! A pod that answers for an address has it as its own, at all ports. Where other ports of the address are served with NAT its own packets to these stay in the
+//! pod, where nothing listens at them.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -26,7 +29,12 @@ use super::packet_marks::MOST_OF_A_NAMESPACE;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Obstacle {
     /// The endpoints have another port; this port is served with NAT.
-    OtherPort { port: u16, target: u16 },
+    OtherPort {
+        port: u16,
+        target: u16,
+        /// Other ports of the Service are served in tunnel mode, so its pods have the addresses as their own.
+        beside_tunnels: bool,
+    },
     /// The endpoint is on the host's network, and is left out.
     HostNetwork(IpAddr),
     /// It is an address of this host; it is served with NAT.
@@ -92,7 +100,8 @@ pub fn obstacles(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_
     let mut found: BTreeSet<Obstacle> = own.collect();
     for (family, port) in families.iter().flat_map(|family| service.ports.iter().map(move |port| (*family, port))) {
         if let Some(target) = other_port(endpoints, port, family) {
-            found.insert(Obstacle::OtherPort { port: port.port, target });
+            let beside_tunnels = service.ports.iter().any(|port| other_port(endpoints, port, family).is_none());
+            found.insert(Obstacle::OtherPort { port: port.port, target, beside_tunnels });
             continue;
         }
         let of_port = endpoints::of_port(endpoints, port, family).map(|(_, endpoint)| endpoint.address);
@@ -130,10 +139,18 @@ fn is_nodes(address: IpAddr, inputs: PartInputs<'_>) -> bool {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::OtherPort { port, target } => write!(
-                f,
-                "port {port} is served with NAT, because its targetPort is {target}: a tunnel does not change ports"
-            ),
+            Obstacle::OtherPort { port, target, beside_tunnels } => {
+                write!(
+                    f,
+                    "port {port} is served with NAT, because its targetPort is {target}: a tunnel does not change ports"
+                )?;
+                match beside_tunnels {
+                    true => f.write_str(
+                        "; pods that answer for the Service's other ports do not reach it at addresses that they have for these",
+                    ),
+                    false => Ok(()),
+                }
+            }
             Obstacle::HostNetwork(address) => {
                 write!(f, "endpoint {address} gets no connections through tunnels, because it is on the host's network")
             }

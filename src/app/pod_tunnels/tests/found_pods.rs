@@ -36,6 +36,32 @@ async fn a_socket_that_comes_later_is_found_and_one_that_was_there_is_waited_for
     assert!(!there.borrow().runtime_awaited && health.notes().is_empty(), "it is there from the start");
 }
 
+#[tokio::test(start_paused = true)]
+async fn without_an_endpoint_any_usual_socket_is_awaited_and_with_the_cni_plugin_none() {
+    let (health, on) = (Health::default(), "--enable-direct-server-return");
+    let (_host_out, host) = watch::channel(Arc::new(Host::default()));
+    let is_awaited = |words: &[&str]| with_awaited_of(&config_of(words), &host, &health);
+    let has_any = crate::container_runtime::DEFAULT_SOCKETS.iter().any(|path| std::path::Path::new(path).exists());
+    if !has_any {
+        assert!(is_awaited(&[on]));
+        let notes = health.notes();
+        let text = &notes.first().expect("it is noted").text;
+        assert!(
+            text.contains("in a usual place (--runtime-endpoint names another): /run/containerd/containerd.sock: "),
+            "{text}"
+        );
+        assert!(text.contains("/var/run/crio/crio.sock: "), "{text}");
+    }
+    let absent = "--runtime-endpoint=unix:///nowhere/runtime.sock";
+    assert!(is_awaited(&[on, absent]));
+    // The plugin tells where pods are.
+    assert!(!is_awaited(&[on, absent, "--netpol-cni"]) && !is_awaited(&[on, "--netpol-cni"]));
+}
+
+fn with_awaited_of(config: &Config, host: &watch::Receiver<Arc<Host>>, health: &Health) -> bool {
+    awaited::with_awaited(config, host.clone(), health).borrow().runtime_awaited
+}
+
 #[test]
 fn nothing_is_wanted_of_pods_while_the_container_runtime_is_awaited() {
     let (mut joined, mut world) = (joined(), with_pod());
@@ -81,6 +107,8 @@ fn tunnels_are_used_where_they_are_asked_for_and_it_is_said_how_pods_are_found_a
     for (words, serves, judges) in [
         (&[][..], false, false),
         (&[endpoint], false, false),
+        // The usual places are tried.
+        (&[on], true, true),
         (&[endpoint, on], true, true),
         (&[endpoint, on, "--netpol-cni", "--netpol-source-guard"], false, false),
         // The service proxy may run in another process of the node.

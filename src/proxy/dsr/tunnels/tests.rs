@@ -138,6 +138,27 @@ fn a_port_that_endpoints_do_not_have_is_served_with_nat_and_named() {
 }
 
 #[test]
+fn a_port_with_nat_beside_one_with_tunnels_is_out_of_reach_for_the_pods_and_that_is_said() {
+    let rig = rig();
+    let mut service = service();
+    let more = ServicePort { name: "https".into(), protocol: Protocol::Tcp, port: 443, node_port: None };
+    service.ports = service.ports.iter().cloned().chain([more]).collect();
+    let mut endpoints = endpoints(PORT, &[("10.244.1.7", "node1")]);
+    let more = EndpointPort { name: "https".into(), protocol: Protocol::Tcp, port: 8443 };
+    let of_both = endpoints.slices.iter().map(|(name, slice)| {
+        let ports = slice.ports.iter().cloned().chain([more.clone()]).collect();
+        (name.clone(), Arc::new(EndpointSlice { ports, family: slice.family, endpoints: slice.endpoints.clone() }))
+    });
+    endpoints = Endpoints { slices: of_both.collect() };
+    let expected = "port 443 is served with NAT, because its targetPort is 8443: a tunnel does not change ports; pods that answer for the \
+                    Service's other ports do not reach it at addresses that they have for these";
+    assert_eq!(named(obstacles(&service, &endpoints, rig.inputs())), [expected]);
+    // What it is about: the pod has the address as its own.
+    let has = pod_addresses(&service, &endpoints, rig.inputs());
+    assert!(has[&at("10.244.1.7")].contains(&at("203.0.113.7")));
+}
+
+#[test]
 fn pods_on_the_hosts_network_get_no_packets_through_tunnels_and_are_named() {
     let rig = rig();
     let pods = [("10.244.1.7", "node1"), ("192.0.2.1", "node1"), ("192.0.2.2", "node2")];
