@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use network::{Network, Plan};
 use random::{Random, number, seeds};
+use sluice::bgp::rib::NextHops;
 use walk::Walk;
 
 #[test]
@@ -50,7 +51,7 @@ fn row(graceful: bool) -> Network {
         Plan {
             asn: 64512 + host as u32,
             peers: peers.iter().map(|peer| (*peer, false)).collect::<BTreeMap<usize, bool>>(),
-            next_hop_self: false,
+            next_hops: NextHops::Usual,
             restarts_gracefully: graceful,
             origins: origins.iter().map(|text| text.parse().expect("a prefix")).collect(),
             blocked: BTreeSet::new(),

@@ -43,6 +43,8 @@ mod other;
 mod ours;
 #[path = "interop/own.rs"]
 mod own;
+#[path = "interop/peer_settings.rs"]
+mod peer_settings;
 #[path = "interop/raw.rs"]
 mod raw;
 #[path = "interop/route.rs"]

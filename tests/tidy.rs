@@ -109,6 +109,7 @@ const EFFECTS: [&str; 46] = [
     "router/driver/draining.rs",
     "router/driver/pods.rs",
     "router/host_files.rs",
+    "router/password_files/read.rs",
     "router/plugin_entry.rs",
     "router/linux.rs",
     "router/linux/learned.rs",

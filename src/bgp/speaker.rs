@@ -36,7 +36,7 @@ use super::message::{Attributes, Notification, Reason, Update};
 use super::rib::{Joining, PeerId, Policies, Rib, Rules};
 use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLACK};
 use crate::bfd;
-use crate::net::{Family, PerFamily};
+use crate::net::PerFamily;
 
 pub use fact::Fact;
 pub use inspection::{FailureCause, Idle, NeighbourState, PathStatus, Portion, Position, PrefixQuery, SpeakerState};
@@ -286,12 +286,15 @@ impl Speaker {
         let address = wanted.address;
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             let was_held = neighbour.path.is_holding;
+            let most = neighbour.wanted.most;
             let anew = neighbour.change(wanted);
+            let is_bound_otherwise = neighbour.wanted.most != most;
             // Nobody watches the path any more that kept it from having a session.
             let is_free = was_held && !neighbour.path.is_holding;
             match anew {
                 true => self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE))),
                 false if is_free => self.start_if_idle(at, address),
+                false if is_bound_otherwise => self.apply_prefix_limits(at, address),
                 false => self.set_timer(address),
             }
             return;
@@ -459,19 +462,12 @@ impl Speaker {
         {
             self.outputs.push(Output::Fact(address, Fact::Complete(family)));
         }
-        let (id, counts) = (neighbour.id, self.rib.table().count(neighbour.id));
+        let id = neighbour.id;
         if self.has_too_many_attributes(at, address, id) {
             // RFC 4486 4: the remedy is left to the neighbour's operator.
             return Some(Notification::new(Reason::OUT_OF_RESOURCES));
         }
-        let neighbour = self.neighbours.get(&address)?;
-        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
-        let family = Family::BOTH.into_iter().find(exceeded)?;
-        let most = neighbour.most(family).unwrap_or_default();
-        self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
-        // RFC 4486 4: the data is the address family and the limit.
-        let afi = if family == Family::V4 { 1 } else { 2 };
-        Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
+        self.too_many_prefixes(address)
     }
 
     /// Advertises all changes, and returns the pending outputs.

@@ -234,6 +234,9 @@ pub struct Flags {
     /// BGP hold time, 3s to 65535s
     #[arg(long, default_value = "1m30s")]
     pub bgp_holdtime: GoDuration,
+    /// Path of a file with the password of sessions between nodes in base64; as long as it is empty they have none
+    #[arg(long, default_value = "")]
+    pub bgp_mesh_password_file: String,
     /// Let peers keep our routes while this program restarts
     #[arg(long)]
     pub bgp_graceful_restart: bool,
@@ -273,6 +276,9 @@ pub struct Flags {
     /// Path of a file with the passwords of the external peers, as --peer-router-passwords has them
     #[arg(long, default_value = "")]
     pub peer_router_passwords_file: String,
+    /// Directory of the files with passwords that passwordfile in the annotation kube-router.io/peers may name; without it none is read
+    #[arg(long, default_value = "")]
+    pub peer_router_passwords_dir: String,
     /// How many hops away external peers may be; from 2 on
     #[arg(long, default_value = "0")]
     pub peer_router_multihop_ttl: u8,

@@ -27,7 +27,7 @@ fn guards(flags: &Flags) -> bool {
     flags.netpol_source_guard && flags.netpol_cni && flags.run_firewall
 }
 
-const IDLE: [Idle; 15] = [
+const IDLE: [Idle; 16] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -66,6 +66,11 @@ const IDLE: [Idle; 15] = [
             !typed.run_loadbalancer && typed.loadbalancer_sync_period != default.loadbalancer_sync_period
         },
         reason: NO_ALLOCATOR,
+    },
+    Idle {
+        flag: "bgp-mesh-password-file",
+        is_given: |typed, _| !typed.bgp_mesh_password_file.is_empty() && typed.node_routes == "api",
+        reason: "with --node-routes=api nodes have no sessions with each other",
     },
     Idle {
         flag: "enable-bfd-mesh",

@@ -55,6 +55,11 @@ pub struct RouterConfig {
     pub peers: Vec<ExternalPeer>,
     /// `--peer-router-passwords-file`, when it counts: `--peer-router-passwords` is empty.
     pub passwords_file: Option<PathBuf>,
+    /// `--peer-router-passwords-dir`: the directory of the files that `passwordfile` in `kube-router.io/peers` may name; `None`:
+    /// it may name none.
+    pub passwords_dir: Option<PathBuf>,
+    /// `--bgp-mesh-password-file`: the file with the password of sessions between nodes; `None` for no password.
+    pub mesh_password_file: Option<PathBuf>,
     /// `--peer-router-multihop-ttl`: distance in hops of external peers in other systems; `None` for one hop.
     pub multihop: Option<u8>,
     /// `--enable-bfd-mesh`, `--bfd-*`: how the paths to other nodes are watched; `None` for not at all.
@@ -189,6 +194,8 @@ impl RouterConfig {
             admin_writes: flags.gobgp_admin_write,
             peers: peers(flags, bfd, passwords_file.is_some(), mistakes),
             passwords_file,
+            passwords_dir: place("peer-router-passwords-dir", &flags.peer_router_passwords_dir, mistakes),
+            mesh_password_file: place("bgp-mesh-password-file", &flags.bgp_mesh_password_file, mistakes),
             multihop: Some(flags.peer_router_multihop_ttl).filter(|ttl| *ttl >= 2),
             bfd_mesh: Some(bfd).filter(|_| flags.enable_bfd_mesh),
             override_next_hop: flags.override_nexthop,
@@ -203,6 +210,15 @@ impl RouterConfig {
             disable_source_dest_check: flags.disable_source_dest_check,
         }
     }
+}
+
+/// A path, which must not depend on where the process was started; `None` for an empty one.
+fn place(flag: &str, typed: &str, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    let path = Some(typed).filter(|typed| !typed.is_empty()).map(PathBuf::from)?;
+    if !path.is_absolute() {
+        mistakes.add(format!("--{flag} must be an absolute path, one that begins with /; it is {typed:?}."));
+    }
+    Some(path)
 }
 
 fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {

@@ -12,6 +12,7 @@ use super::attributes;
 use super::version::{Version, meant};
 use super::wire::messages::{Path, Peer};
 use crate::bgp::message::Attributes;
+use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::{Speaker, WantedNeighbour};
 use crate::bgp::transport::{PORT, Password, TimeToLive, Transport};
@@ -110,7 +111,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
         },
         client: peer.route_reflector.as_ref().is_some_and(|reflector| reflector.route_reflector_client),
         own: PerFamily::from_fn(|of| here.filter(|_| of == family).or(*known.of(of))),
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: None,
         first_as: false,
         most: PerFamily::from_fn(|of| most(peer, of)),

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen as listen_on, socket_with, sockopt};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -37,6 +38,8 @@ const BACKLOG: i32 = 4096;
 /// Class selector 6, *network control*.
 const CLASS: u8 = 0xc0;
 const KEY: usize = libc::TCP_MD5SIG_MAXKEYLEN;
+/// `TCP_MD5SIG_FLAG_PREFIX` of `linux/tcp.h`.
+const BY_PREFIX: u8 = 1;
 
 /// Listens, without waiting. An address that is not there yet will do: IPv6 addresses need a moment when they are new.
 ///
@@ -77,7 +80,7 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
     };
     let socket = socket().map_err(|errno| Error::errno("connect to", to.to_string(), errno))?;
     if key.is_some() {
-        set_key(&socket, to, key)?;
+        set_key(&socket, to.into(), key)?;
     }
     Ok(TcpStream::from(socket))
 }
@@ -91,7 +94,7 @@ pub fn adopt(socket: impl AsFd, from: IpAddr, hops: Hops, key: Option<&[u8]>) ->
     nodelay.map_err(|errno| Error::errno("accept a connection from", from.to_string(), errno))?;
     match key {
         // The connection may be older than the key of the socket that listened.
-        Some(_) => set_key(socket, from, key),
+        Some(_) => set_key(socket, from.into(), key),
         None => Ok(()),
     }
 }
@@ -128,13 +131,15 @@ pub fn since_received(socket: impl AsFd) -> Result<Duration, Error> {
     Ok(Duration::from_millis(u64::from(last)))
 }
 
-/// From now on packets from this address need this key, or none.
+/// From now on packets from these addresses need this key, or none. On a connection that stands, what is sent again has the new
+/// key as well; of several keys that of the longest prefix counts.
 ///
 /// # Errors
-/// The kernel has no TCP MD5, or no memory left for options.
-pub fn set_key(socket: impl AsFd, of: IpAddr, key: Option<&[u8]>) -> Result<(), Error> {
+/// The kernel has no TCP MD5, or no memory left for options (`net.core.optmem_max`).
+pub fn set_key(socket: impl AsFd, of: IpNet, key: Option<&[u8]>) -> Result<(), Error> {
     let option = signature(of, key.unwrap_or_default());
-    match set_raw(&socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &option) {
+    let name = if of.prefix_len() == of.max_prefix_len() { libc::TCP_MD5SIG } else { libc::TCP_MD5SIG_EXT };
+    match set_raw(&socket, libc::IPPROTO_TCP, name, &option) {
         // There was none to take away.
         Err(Errno::NOENT) if key.is_none() => Ok(()),
         result => result.map_err(|errno| Error::errno("set the password of", of.to_string(), errno)),
@@ -184,12 +189,12 @@ fn set(socket: impl AsFd, family_of: IpAddr, hops: Hops) -> rustix::io::Result<(
 
 /// `struct tcp_md5sig` of `linux/tcp.h`: a `sockaddr_storage` of 128 bytes, flags, the prefix's length, the key's length in two
 /// bytes, the number of a device, and the key.
-fn signature(of: IpAddr, key: &[u8]) -> [u8; 136 + KEY] {
+fn signature(of: IpNet, key: &[u8]) -> [u8; 136 + KEY] {
     let mut option = [0; 136 + KEY];
     let mut put = |at: usize, bytes: &[u8]| {
         option.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
     };
-    match of {
+    match of.addr() {
         IpAddr::V4(of) => {
             put(0, &(libc::AF_INET as u16).to_ne_bytes());
             put(4, &of.octets());
@@ -198,6 +203,9 @@ fn signature(of: IpAddr, key: &[u8]) -> [u8; 136 + KEY] {
             put(0, &(libc::AF_INET6 as u16).to_ne_bytes());
             put(8, &Ipv6Addr::octets(&of));
         }
+    }
+    if of.prefix_len() < of.max_prefix_len() {
+        put(128, &[BY_PREFIX, of.prefix_len()]);
     }
     let key = key.get(..KEY).unwrap_or(key);
     put(130, &(key.len() as u16).to_ne_bytes());
@@ -254,11 +262,14 @@ mod tests {
 
     #[test]
     fn a_key_stands_where_the_kernel_looks_for_it() {
-        let option = signature("192.0.2.7".parse().unwrap(), b"key");
+        let option = signature("192.0.2.7/32".parse().unwrap(), b"key");
         assert_eq!(option.len(), 216, "sizeof(struct tcp_md5sig)");
         assert_eq!(option[..8], [2, 0, 0, 0, 192, 0, 2, 7]);
         assert_eq!((&option[130..132], &option[136..140]), (&3_u16.to_ne_bytes()[..], &b"key\0"[..]));
-        let option = signature("2001:db8::7".parse().unwrap(), b"key");
+        let option = signature("192.0.2.0/24".parse().unwrap(), b"key");
+        assert_eq!(option[128..130], [1, 24]);
+        let option = signature("2001:db8::7/128".parse().unwrap(), b"key");
+        assert_eq!(option[128..130], [0, 0]);
         assert_eq!((option[0], &option[8..12], option[23]), (10, &[0x20, 1, 0xd, 0xb8][..], 7));
     }
 }

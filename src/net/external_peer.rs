@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
+use compact_str::CompactString;
+
 use super::bfd::Bfd;
+use super::family::PerFamily;
 use super::secret::Secret;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -17,6 +20,13 @@ pub struct ExternalPeer {
     pub local: Option<IpAddr>,
     /// The path to it is watched.
     pub bfd: Option<Bfd>,
+    /// The hold time offered to it, in seconds, at least 3; that of the flag where absent.
+    pub hold_time: Option<u16>,
+    pub distance: Distance,
+    /// Number of its routes of each family above which its session ends; at least 1.
+    pub prefix_limits: PerFamily<Option<u32>>,
+    /// Whether routes announced to it get our address as the next hop; as the flag says, and as BGP does, where absent.
+    pub next_hop_self: Option<bool>,
 }
 
 /// The key that both sides sign their segments with.
@@ -25,14 +35,39 @@ pub enum Password {
     #[default]
     None,
     Key(Secret),
+    /// It is in the file of this name, in the one directory where passwords are read.
+    File(CompactString),
     /// There is one, but it is not known: it could not be read, or what is known comes from a file that holds no secrets.
     /// The neighbour is not talked to, because without its key a session would be either refused or open to everybody.
     Unknown,
 }
 
+/// How many hops away a neighbour may be, which decides the TTL of packets.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub enum Distance {
+    /// One hop for a neighbour in another system, or what a flag says; any for one in ours.
+    #[default]
+    Usual,
+    /// As many as this TTL allows.
+    Multihop(u8),
+    /// So many at most, which the kernel checks with each packet that is received (GTSM, RFC 5082); at most 254.
+    Secured(u8),
+}
+
 impl ExternalPeer {
     /// A neighbour with defaults for everything else.
     pub fn new(address: IpAddr, asn: u32) -> ExternalPeer {
-        ExternalPeer { address, asn, port: None, password: Password::None, local: None, bfd: None }
+        ExternalPeer {
+            address,
+            asn,
+            port: None,
+            password: Password::None,
+            local: None,
+            bfd: None,
+            hold_time: None,
+            distance: Distance::Usual,
+            prefix_limits: PerFamily::default(),
+            next_hop_self: None,
+        }
     }
 }

@@ -20,7 +20,7 @@ pub mod service_mark;
 
 pub use address_range::{AddressRange, address_of, number_of};
 pub use bfd::Bfd;
-pub use external_peer::{ExternalPeer, Password};
+pub use external_peer::{Distance, ExternalPeer, Password};
 pub use family::{Family, PerFamily};
 pub use link_address::LinkAddress;
 pub use port_range::PortRange;

@@ -8,8 +8,10 @@
 //! ours, nor one of all nodes together, takes a route from a packet.
 
 mod draining;
+mod passwords;
 mod pods;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +35,7 @@ use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
+use super::password_files::read::PasswordFiles;
 use super::plan::{Plan, Unreached};
 use super::problem::Problem;
 use super::reachable::Reachable;
@@ -80,6 +83,7 @@ pub struct Driver<K: Kernel> {
     news: Option<News>,
     withdrawals: Withdrawals,
     files: HostFiles,
+    passwords: PasswordFiles,
     told: ReportedState,
     context: RouterContext,
     reachable: Reachable,
@@ -103,8 +107,15 @@ impl<K: Kernel> Driver<K> {
         context: RouterContext,
     ) -> Driver<K> {
         let now = Instant::now();
+        let mut plan = Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by());
+        let mut passwords = PasswordFiles::new(&config);
+        // Before the first World: a speaker that starts without its neighbours would not wait for them.
+        if let Some(read) = passwords.look(&BTreeSet::new()) {
+            plan.set_file_passwords(read);
+        }
         Driver {
-            plan: Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by()),
+            plan,
+            passwords,
             mirrors: Mirrors::new(targets),
             drain: Drain::new(config.drain.delay),
             news: None,
@@ -310,12 +321,14 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let changed = self.plan.set_passwords(passwords);
             self.carry_out(&changed).await;
         }
+        self.look_at_passwords().await;
         self.sessions.show(&self.context.metrics.peers).await;
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
         if world.authority.router != Authority::Nothing {
             self.look_at_own_node(world, at.now).await;
+            self.look_at_passwords_of(world).await;
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
         }

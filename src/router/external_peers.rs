@@ -2,19 +2,22 @@
 //!
 //! Flags `--peer-router-*`, and without them the annotations `kube-router.io/peers` or `peer.*` of our own Node;
 //! `--bgp-holdtime`, `--peer-router-multihop-ttl`. TCP port 179 unless another one is given; `--bgp-port` is for nodes.
+//! What `kube-router.io/peers` says of a peer precedes the flags.
 //!
 //! A peer in another AS has to be one hop away, or as many as the flag says; one in our AS may be anywhere. The
 //! session's local address is the one configured for the peer, else our own of the peer's family.
 //!
-//! The file of `--peer-router-passwords-file` is read by an effect file; [`passwords`] parses it.
+//! The file of `--peer-router-passwords-file` is read by an effect file; [`passwords`] parses it. Those that
+//! `passwordfile` names are in `password_files`.
 
 use std::net::IpAddr;
 
+use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
-use crate::net::{ExternalPeer, Family, Password, PerFamily, Secret};
+use crate::net::{Distance, ExternalPeer, Family, Password, PerFamily, Secret};
 
 use super::identity::Identity;
 use super::liveness::{distance, liveness};
@@ -46,17 +49,27 @@ pub fn peering(
     let password = match password {
         Password::None => None,
         Password::Key(secret) => transport::Password::new(secret.key()).ok(),
-        Password::Unknown => return Err(problem("its password is not known (yet); there is no session".to_owned())),
+        Password::File(_) if config.passwords_dir.is_none() => {
+            let text =
+                "passwordfile needs --peer-router-passwords-dir, the directory of such files; there is no session";
+            return Err(problem(text.to_owned()));
+        }
+        Password::File(_) | Password::Unknown => {
+            return Err(problem("its password is not known (yet); there is no session".to_owned()));
+        }
     };
     let Some(here) = peer.local.or(*own.addresses.of(family)) else {
         return Err(problem(format!("this node has no {family} address to reach it from; there is no session")));
     };
     let external = peer.asn != local.asn;
-    let hops = config.multihop.unwrap_or(1);
+    let time_to_live = time_to_live(peer.distance, external, config);
     // Without a network at our address (a link that is down, an address of host length) it may be on the link as well.
     let mut around = own.networks.iter().filter(|network| network.contains(&here)).peekable();
     let is_near = around.peek().is_none() || around.any(|network| network.contains(&peer.address));
-    let is_on_link = if external { hops == 1 } else { is_near };
+    let is_on_link = match time_to_live {
+        TimeToLive::System => is_near,
+        TimeToLive::Hops(hops) | TimeToLive::Secured { hops } => hops == 1,
+    };
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
     Ok(WantedNeighbour {
         address: peer.address,
@@ -64,25 +77,34 @@ pub fn peering(
             local,
             asn: Some(peer.asn),
             passive: false,
-            hold_time: config.hold_time,
+            hold_time: peer.hold_time.unwrap_or(config.hold_time),
             connect_retry: RETRY,
             mutual: false,
             families: own.capable(),
             restart: config.graceful_restart.map(restart),
         },
-        transport: Transport {
-            port: peer.port.unwrap_or(PORT),
-            local: Some(here),
-            password,
-            time_to_live: if external { TimeToLive::Hops(hops) } else { TimeToLive::System },
-        },
+        transport: Transport { port: peer.port.unwrap_or(PORT), local: Some(here), password, time_to_live },
         client: false,
         own: PerFamily::from_fn(|of| with_here(*own.addresses.of(of), of)),
-        next_hop_self: false,
+        next_hops: if peer.next_hop_self == Some(false) { NextHops::Kept } else { NextHops::Usual },
         liveness: peer.bfd.map(|bfd| liveness(bfd, distance(bfd, is_on_link))),
         first_as: false,
-        most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
+        most: PerFamily::from_fn(|of| Some(peer.prefix_limits.of(of).unwrap_or(MOST))),
     })
+}
+
+/// Returns whether what is announced to a peer gets our address as the next hop by policy.
+pub fn gets_own_next_hop(peer: &ExternalPeer, config: &RouterConfig) -> bool {
+    peer.next_hop_self.unwrap_or(config.override_next_hop)
+}
+
+fn time_to_live(distance: Distance, is_external: bool, config: &RouterConfig) -> TimeToLive {
+    match distance {
+        Distance::Multihop(hops) => TimeToLive::Hops(hops),
+        Distance::Secured(hops) => TimeToLive::Secured { hops },
+        Distance::Usual if is_external => TimeToLive::Hops(config.multihop.unwrap_or(1)),
+        Distance::Usual => TimeToLive::System,
+    }
 }
 
 /// Parses a password file: base64 separated by commas, one for each of so many peers, blank for none. White space

@@ -1,6 +1,6 @@
 //! Peering with the other nodes: which nodes peer, and with which parameters.
 //!
-//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`; annotations
+//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`, `--bgp-mesh-password-file`; annotations
 //! `kube-router.io/node.asn`, `rr.server` and `rr.client`. Both ends apply the same rule, so no dial stays unanswered:
 //!
 //! | we are \ it is | nothing | reflector | client |
@@ -19,12 +19,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::bfd::Path;
+use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
-use crate::bgp::transport::{TimeToLive, Transport};
+use crate::bgp::transport::{self, TimeToLive, Transport};
 use crate::config::{GracefulRestart, RouterConfig};
 use crate::model::{Node, Reflection};
-use crate::net::{Bfd, Family, PerFamily};
+use crate::net::{Bfd, Family, Password, PerFamily};
 
 use super::identity::Identity;
 use super::liveness::liveness;
@@ -42,6 +43,9 @@ pub const MOST: u32 = 2_000_000;
 /// `--bgp-graceful-restart` is for external neighbours.
 const AMONG_NODES: GracefulRestart =
     GracefulRestart { seconds: 90, deferral: Duration::from_secs(360), notifications: true };
+
+/// Problem of all nodes together that cannot be peers for [`Obstacle::NoPassword`].
+pub const NO_PASSWORD: &str = "the password of --bgp-mesh-password-file is not known (yet): the file must be there, with base64; there are no sessions with them";
 
 /// Peering with a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +66,8 @@ pub enum Obstacle {
     NoCommonFamily,
     /// Its address is ours, as that of a Node left behind by a renaming.
     OwnAddress,
+    /// The password of sessions between nodes is not known.
+    NoPassword,
 }
 
 impl fmt::Display for Obstacle {
@@ -69,13 +75,17 @@ impl fmt::Display for Obstacle {
         f.write_str(match self {
             Obstacle::NoAddress => "it has no usable InternalIP or ExternalIP, so nobody peers with it",
             Obstacle::NoCommonFamily => "it has no address of a family that this node uses, so they cannot peer",
+            Obstacle::NoPassword => {
+                "the password of --bgp-mesh-password-file is not known (yet), so there is no session with it"
+            }
             Obstacle::OwnAddress => "its address is that of this node, so there is no session with it",
         })
     }
 }
 
-/// Returns the peering with another node. `local`: our parameters towards all neighbours.
-pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local) -> Peering {
+/// Returns the peering with another node. `local`: our parameters towards all neighbours; `password`: that of all sessions
+/// between nodes.
+pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local, password: &Password) -> Peering {
     let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
     let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
     if !config.internal_peers || !same_system {
@@ -93,6 +103,11 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
     if Family::BOTH.into_iter().any(|family| *own.addresses.of(family) == Some(there)) {
         return Peering::Impossible(Obstacle::OwnAddress);
     }
+    let password = match password {
+        Password::None => None,
+        Password::Key(secret) => transport::Password::new(secret.key()).ok(),
+        Password::File(_) | Password::Unknown => return Peering::Impossible(Obstacle::NoPassword),
+    };
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
     Peering::With(Box::new(WantedNeighbour {
@@ -109,10 +124,10 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local)
             // A dead node has no pods that could be reached by another path.
             restart: Some(Restart { notifications: true, ..restart(config.graceful_restart.unwrap_or(AMONG_NODES)) }),
         },
-        transport: Transport { port: config.port, local: Some(here), password: None, time_to_live: TimeToLive::System },
+        transport: Transport { port: config.port, local: Some(here), password, time_to_live: TimeToLive::System },
         client,
         own: own.addresses,
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: config.bfd_mesh.map(|bfd| liveness(Bfd { port: Bfd::PORT, ..bfd }, Path::Multihop)),
         first_as: false,
         most: PerFamily { v4: Some(MOST), v6: Some(MOST) },

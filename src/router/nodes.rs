@@ -15,7 +15,7 @@ use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
 use crate::model::Node;
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, Password, PerFamily};
 use crate::packed::BlockMap;
 
 use super::claims::Claims;
@@ -79,6 +79,8 @@ pub struct Around<'a> {
     pub own: &'a Identity,
     pub config: &'a RouterConfig,
     pub local: Option<Local>,
+    /// The password of sessions between nodes.
+    pub password: &'a Password,
 }
 
 impl Nodes {
@@ -230,6 +232,11 @@ impl Nodes {
         self.obstacles.get(node).copied()
     }
 
+    /// Returns whether a node is no peer because the password of sessions between nodes is not known.
+    pub fn lack_password(&self) -> bool {
+        self.obstacles.values().any(|obstacle| *obstacle == Obstacle::NoPassword)
+    }
+
     /// Returns another node with this pod CIDR of a node. A machine that was renamed has two Nodes for a while, which peer
     /// under one address and count as one.
     pub fn rival(&self, node: &CompactString, range: &IpNet) -> Option<&CompactString> {
@@ -257,7 +264,9 @@ impl Nodes {
     /// Returns the problems of nodes, at the cost of those that have one.
     pub fn problems(&self, own: &Identity) -> Vec<Problem> {
         let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
-        let impossible = self.obstacles.iter().map(|(name, obstacle)| about(name, obstacle.to_string()));
+        // What all nodes lack is one problem.
+        let of_one = self.obstacles.iter().filter(|(_, obstacle)| **obstacle != Obstacle::NoPassword);
+        let impossible = of_one.map(|(name, obstacle)| about(name, obstacle.to_string()));
         let mut problems: Vec<Problem> = impossible.collect();
         for (address, owners) in self.peering.contested() {
             let mut names = owners.iter();
@@ -285,12 +294,12 @@ impl Nodes {
 }
 
 fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering) {
-    let Around { own, config, local } = around;
+    let Around { own, config, local, password } = around;
     let is_own = *name == own.name;
     let both = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
     let primary = node.primary(own.families);
     let peering = match local {
-        Some(local) if !is_own => mesh::peering(own, node, config, local),
+        Some(local) if !is_own => mesh::peering(own, node, config, local, password),
         _ => Peering::None,
     };
     let neighbour = match &peering {

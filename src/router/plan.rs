@@ -1,7 +1,7 @@
 //! The desired state of the router, kept up to date at the cost of what changed.
 //!
-//! Inputs are the World ([`Plan::update`]), the routes learned by the speaker ([`Plan::learn`]) and the passwords in a
-//! file ([`Plan::set_passwords`]). Every Node and every Service has a part; a change recomputes the parts that it
+//! Inputs are the World ([`Plan::update`]), the routes learned by the speaker ([`Plan::learn`]) and the passwords in
+//! files ([`Plan::set_passwords`], [`Plan::set_file_passwords`]). Every Node and every Service has a part; a change recomputes the parts that it
 //! affects. A change of our own node recomputes all of them. After any history the plan equals the one computed at once
 //! from the newest inputs; `tests/properties.rs` verifies that with random histories.
 //!
@@ -31,10 +31,11 @@ use super::forward::AnswersBy;
 use super::identity::Identity;
 use super::names::Set;
 use super::nodes::{Around, Nodes};
+use super::password_files::FilePasswords;
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
 use super::routes::{Place, Routes};
-use super::{cni, drain, mtu, settings};
+use super::{cni, drain, mesh, mtu, settings};
 
 mod draining;
 mod external;
@@ -57,6 +58,8 @@ pub struct Plan {
     answers_by: AnswersBy,
     /// Passwords from the password file, if there is one.
     passwords: Vec<Password>,
+    /// Passwords from files with one each.
+    file_passwords: FilePasswords,
     known: Known,
     own: Identity,
     on_link: Vec<OnLink>,
@@ -66,6 +69,8 @@ pub struct Plan {
     peers: Claims<IpAddr, PeerOwner, WantedNeighbour>,
     /// The external peers that are claimed.
     external: Vec<IpAddr>,
+    /// Those of them that get our address as the next hop of everything.
+    own_next_hop: Vec<IpAddr>,
     external_problems: Vec<Problem>,
     /// Announced addresses of each Service.
     services: HashMap<ObjectName, Vec<IpAddr>>,
@@ -125,6 +130,7 @@ impl Plan {
             families,
             answers_by: AnswersBy::default(),
             passwords: Vec::new(),
+            file_passwords: FilePasswords::default(),
             known: Known::default(),
             own: Identity::default(),
             on_link: Vec::new(),
@@ -133,6 +139,7 @@ impl Plan {
             nodes: Nodes::default(),
             peers: Claims::default(),
             external: Vec::new(),
+            own_next_hop: Vec::new(),
             external_problems: Vec::new(),
             services: HashMap::new(),
             announced: Claims::default(),
@@ -308,11 +315,12 @@ impl Plan {
             false => known.changes_since(&older.nodes).map(|change| change.key()).collect(),
         };
         let local = self.local();
+        let password = &self.mesh_password().clone();
         for name in names {
             changed.nodes_computed += 1;
             self.pod_ranges.mark(name, &self.nodes);
             self.mark_given(name);
-            let around = Around { own: &self.own, config: &self.config, local };
+            let around = Around { own: &self.own, config: &self.config, local, password };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
             self.mark_given(name);
             self.pod_ranges.mark(name, &self.nodes);
@@ -409,6 +417,9 @@ impl Plan {
             problems.extend(self.own.problems(&self.config));
             problems.extend(self.nodes.problems(&self.own));
             problems.extend(self.problems_of_ranges());
+            if self.nodes.lack_password() {
+                problems.insert(Problem::new(About::OtherNodes, mesh::NO_PASSWORD));
+            }
             problems.extend(self.external_problems.iter().cloned());
             problems.extend(self.refused_services.iter().map(|address| {
                 Problem::new(About::ServiceAddress(*address), "it is an address of a node; it is not announced")
@@ -440,6 +451,7 @@ impl Plan {
             node_addresses: &|| self.nodes.addresses(),
             peering: &|| self.nodes.peering(),
             external: &self.external,
+            own_next_hop: &self.own_next_hop,
             on_link: &on_link,
         };
         let mut sets = self.sets.take();

@@ -11,7 +11,8 @@
 //! | addresses of Services | never | yes |
 //! | what was learned | by a reflector | pods of other nodes by a reflector, with `--advertise-pod-cidr` |
 //!
-//! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`.
+//! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`, and `nexthopself` in
+//! `kube-router.io/peers`.
 //!
 //! Never taken, from anybody: a default route, also in parts ([`narrowest_default`]), an address of a Service that we announce, our
 //! own pods' ranges, addresses of nodes, the networks of our links, cluster addresses (`--service-cluster-ip-range`), what lies
@@ -78,6 +79,8 @@ pub struct Sets {
     nodes: PerFamily<Arc<NeighbourSet>>,
     /// `externalpeerset`.
     external: PerFamily<Arc<NeighbourSet>>,
+    /// `nexthopselfpeerset`: external peers whose next hop is our address, where that is not the same for all of them.
+    own_next_hop: PerFamily<Arc<NeighbourSet>>,
     /// `allpeerset`: any neighbour, including those added with the GoBGP client.
     all: PerFamily<Arc<NeighbourSet>>,
     /// `operatorset`: routes added with the GoBGP client. Service addresses may be among them.
@@ -109,6 +112,8 @@ pub struct Contents<'a> {
     /// The peering addresses of all nodes, ours too.
     pub peering: &'a dyn Fn() -> Vec<IpAddr>,
     pub external: &'a [IpAddr],
+    /// Those of them that get our address as the next hop of everything.
+    pub own_next_hop: &'a [IpAddr],
     /// The networks of our links.
     pub on_link: &'a [IpNet],
 }
@@ -136,6 +141,7 @@ impl Sets {
             links: prefixes(),
             nodes: neighbours(),
             external: neighbours(),
+            own_next_hop: neighbours(),
             all: per_family(|family| {
                 let prefixes = BTreeSet::from([everything(family)]);
                 Arc::new(NeighbourSet { name: name("allpeerset", family), prefixes })
@@ -150,14 +156,15 @@ impl Sets {
 
     /// Rebuilds the sets whose contents have changed.
     pub fn update(&mut self, stale: Stale, contents: Contents<'_>) {
-        let Contents { own, config, services, node_pods, refused, node_addresses, peering, external, on_link } =
-            contents;
+        let Contents { own, config, services, node_pods, refused, node_addresses, peering, .. } = contents;
+        let Contents { external, own_next_hop, on_link, .. } = contents;
         if stale.own {
             let rejected = &own.routing.import_reject;
             self.pods = per_family(|f| exactly(PODS, own.all_pod_cidrs(), f));
             self.cluster_ips = per_family(|f| inside(CLUSTER_IPS, config.ranges.cluster_ips.iter().copied(), f));
             self.rejected = per_family(|f| inside(REJECTED, rejected.iter().copied(), f));
             self.external = per_family(|f| neighbours_of("externalpeerset", external.iter().copied(), f));
+            self.own_next_hop = per_family(|f| neighbours_of("nexthopselfpeerset", own_next_hop.iter().copied(), f));
         }
         if stale.services {
             let services = services();
@@ -221,9 +228,19 @@ impl Sets {
                 });
             }
         }
-        let outwards = outwards(own, config);
         for family in Family::BOTH {
             let external = self.external.of(family);
+            let own_next_hop = self.own_next_hop.of(family);
+            let are_alike = own_next_hop.prefixes == external.prefixes;
+            let outwards = outwards(own, are_alike);
+            if !are_alike && !own_next_hop.prefixes.is_empty() {
+                statements.push(Statement {
+                    name: format!("nexthopself{}", own_next_hop.name),
+                    neighbours: Some(any(own_next_hop)),
+                    changes: vec![Change::NextHopSelf],
+                    ..Statement::default()
+                });
+            }
             statements.extend(statements_of(&self.services, external, &outwards));
             if config.advertise.pod_cidrs {
                 statements.extend(statements_of(&self.pods, external, &outwards));
@@ -269,12 +286,12 @@ fn leaving(external: &Arc<NeighbourSet>) -> Statement {
     }
 }
 
-/// Returns the changes to all routes sent to external peers.
-fn outwards(own: &Identity, config: &RouterConfig) -> Outcome {
+/// Returns the changes to all routes sent to external peers. `own_next_hop`: all of them get our address as the next hop.
+fn outwards(own: &Identity, own_next_hop: bool) -> Outcome {
     let routing = &own.routing;
     let mut changes = Vec::new();
     changes.extend(routing.prepend.map(|prepend| Change::Prepend { asn: prepend.asn, times: prepend.times }));
-    if config.override_next_hop {
+    if own_next_hop {
         changes.push(Change::NextHopSelf);
     }
     if !routing.communities.is_empty() {

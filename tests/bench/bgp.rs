@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ipnet::{IpNet, Ipv4Net};
 use sluice::bgp::message::{self, AsPath, Attributes, Capabilities, Community, Dialect, Framing, Open, Packing};
 use sluice::bgp::policy::{Decision, Policy};
-use sluice::bgp::rib::{Bounds, Kind, Own, Policies, Rules};
+use sluice::bgp::rib::{Bounds, Kind, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings};
 use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
@@ -140,7 +140,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         transport: Transport::default(),
         client: kind == Kind::Client,
         own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: None,
         first_as: true,
         most: PerFamily::default(),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use sluice::bgp::rib::NextHops;
 
 use crate::network::{Host, address, address_v6, identifier};
 
@@ -85,14 +86,16 @@ pub fn shown(hosts: &[Host], tables: &Tables, from: usize, to: usize, prefix: Ip
             }
             route.originator = route.originator.or(Some(identifier(source)));
             route.clusters.insert(0, identifier(from));
-        } else if source != from && sender.next_hop_self {
+        } else if source != from && sender.next_hops == NextHops::Ours {
             route.next_hop = own_address;
         }
     } else {
         route.path.insert(0, sender.asn);
         route.originator = None;
         route.clusters.clear();
-        route.next_hop = own_address;
+        if source == from || sender.next_hops != NextHops::Kept {
+            route.next_hop = own_address;
+        }
     }
     let looped = route.path.contains(&receiver.asn)
         || route.originator == Some(identifier(to))

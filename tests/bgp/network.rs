@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Condition, Decision, Matching, Policy, PrefixSet, Statement};
-use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
+use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Restart, Settings};
 use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
@@ -25,7 +25,7 @@ pub struct Plan {
     pub asn: u32,
     /// The numbers of the hosts that it speaks with, and whether each is a client that it reflects for.
     pub peers: BTreeMap<usize, bool>,
-    pub next_hop_self: bool,
+    pub next_hops: NextHops,
     pub restarts_gracefully: bool,
     /// Its own routes.
     pub origins: BTreeSet<IpNet>,
@@ -200,7 +200,7 @@ impl Network {
             transport: Transport::default(),
             client: plan.peers[&peer],
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
-            next_hop_self: plan.next_hop_self,
+            next_hops: plan.next_hops,
             liveness: None,
             first_as: true,
             most: PerFamily::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice::bgp::message::{Notification, Reason};
+use sluice::bgp::rib::NextHops;
 use sluice::bgp::speaker::Order;
 
 use crate::expected;
@@ -223,7 +224,7 @@ fn plans(random: &mut Random, prefixes: &[IpNet]) -> Vec<Plan> {
     let mut plan = |(asn, peers): (u32, BTreeMap<usize, bool>)| Plan {
         asn,
         peers,
-        next_hop_self: random.chance(50),
+        next_hops: *random.pick(&[NextHops::Usual, NextHops::Ours, NextHops::Kept]),
         restarts_gracefully: graceful == 0 || graceful == 1 && random.chance(50),
         origins: (0..random.below(5)).map(|_| *random.pick(prefixes)).collect(),
         blocked: BTreeSet::new(),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use sluice::bgp::driver::{self, Event, Handle, Setup};
 use sluice::bgp::message::{Attributes, Community, ExtendedCommunity, LargeCommunity, Notification, Origin, Reason};
 use sluice::bgp::policy::{Decision, Policy};
-use sluice::bgp::rib::{Bounds, Own, PeerId, Policies, RouteChange, Rules};
+use sluice::bgp::rib::{Bounds, NextHops, Own, PeerId, Policies, RouteChange, Rules};
 use sluice::bgp::session::{Local, Restart, Settings, State};
 use sluice::bgp::speaker::{Fact, Neighbour, Order, Restarting, Speaker, WantedNeighbour};
 use sluice::bgp::transport::{Password, TimeToLive, Transport};
@@ -256,7 +256,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
         },
         client: cell.reflects == Reflects::We,
         own: PerFamily::from_fn(own),
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: None,
         first_as: true,
         most: PerFamily::from_fn(|_| cell.most[0]),

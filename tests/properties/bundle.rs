@@ -22,7 +22,7 @@ use sluice::model::{
     Scheduler, SchedulerFlags, Selector, Service, ServiceCidr, ServicePort, ServiceProblems, ServiceType, Slices,
     Subject, Table, Taint, Tier, TrafficPolicy, World,
 };
-use sluice::net::{Bfd, ExternalPeer, Family, Password, Protocol, Secret};
+use sluice::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, Protocol, Secret};
 use sluice::observe::health::Health;
 use sluice::observe::local::{self, Answerers};
 use sluice::observe::metrics::Registry;
@@ -461,9 +461,18 @@ fn external_peer(random: &mut Random) -> ExternalPeer {
         address: address_of(random, family),
         asn: 64_600 + random.below(100) as u32,
         port: some(random, port),
-        password: random.pick(&[Password::None, Password::Unknown, Password::Key(secret)]).clone(),
+        password: random
+            .pick(&[Password::None, Password::Unknown, Password::Key(secret), Password::File("tor.key".into())])
+            .clone(),
         local: some(random, |random| address_of(random, family)),
         bfd: some(random, |_| bfd),
+        hold_time: some(random, |random| 3 + random.below(100) as u16),
+        distance: *random.pick(&[Distance::Usual, Distance::Multihop(4), Distance::Secured(2)]),
+        prefix_limits: PerFamily {
+            v4: some(random, |random| 1 + random.below(1000) as u32),
+            v6: some(random, |random| 1 + random.below(1000) as u32),
+        },
+        next_hop_self: some(random, |random| random.chance(50)),
     }
 }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Decision, Policy};
-use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
+use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings, State};
 use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
@@ -505,7 +505,7 @@ fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> WantedNeighbour {
         transport: Transport { local: Some(here), ..Transport::default() },
         client: false,
         own: PerFamily { v4: Some(here), v6: Some(address("2001:db8:2::fe")) },
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: None,
         first_as: true,
         most: PerFamily::default(),

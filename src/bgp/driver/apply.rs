@@ -143,6 +143,15 @@ impl Links {
         link
     }
 
+    /// Sets the key of all connections with a neighbour: those that stand go on with it, as soon as both ends have it. Returns those
+    /// that do not take it.
+    pub fn set_key(&self, address: IpAddr, key: Option<&[u8]>) -> Vec<LinkId> {
+        let of = self.links.iter().filter(|(_, link)| link.address == address);
+        of.filter(|(_, link)| tcp::set_key(&*link.stream, address.into(), key).is_err())
+            .map(|(link, _)| *link)
+            .collect()
+    }
+
     /// Number of connections with a neighbour, including those that are closing.
     pub fn count(&self, address: IpAddr) -> usize {
         self.links.values().filter(|link| link.address == address).count()

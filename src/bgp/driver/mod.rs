@@ -12,6 +12,7 @@
 //! Others are closed at once, and counted. A neighbour that stays silent is closed by its session machine (`session`).
 
 mod apply;
+mod keys;
 mod liveness;
 mod news;
 mod outbox;
@@ -33,7 +34,7 @@ use tracing::error;
 use super::message::SHORTEST;
 use super::rib::Rules;
 use super::session::{LinkId, Moment};
-use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
+use super::speaker::{Fact, Input, Neighbour, Order, Output, Restarting, Speaker};
 use crate::kernel::{Error, tcp};
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
@@ -482,11 +483,15 @@ impl Driver {
 
     /// Installs the passwords of the configured neighbours on the listening sockets.
     fn set_passwords(&mut self) {
-        let password = |(address, neighbour): (IpAddr, &super::speaker::Neighbour)| {
-            Some((address, neighbour.wanted().transport.password.clone()?))
-        };
-        let passwords = self.speaker.neighbours().filter_map(password).collect();
-        self.listeners.set_passwords(passwords, &mut self.news);
+        let password =
+            |(address, neighbour): (IpAddr, &Neighbour)| (address, neighbour.wanted().transport.password.clone());
+        let passwords = self.speaker.neighbours().map(password).collect();
+        for (address, password) in self.listeners.set_passwords(passwords, &mut self.news) {
+            for link in self.links.set_key(address, password.as_ref().map(|password| password.key())) {
+                self.step(Input::Closed(link));
+                self.links.close(link, Instant::now());
+            }
+        }
         self.undialled.retain(|address| self.speaker.neighbour(*address).is_some());
     }
 }

@@ -2,27 +2,30 @@
 //!
 //! Each address has a socket of its own; those of IPv6 accept no IPv4. Listening that fails is retried, at first soon
 //! and then every 30 seconds. Passwords of neighbours are keys on all sockets of their address family, and a neighbour
-//! whose key a socket has not accepted is not admitted over it.
+//! whose key a socket has not accepted is not admitted over it. Which keys there are is in `keys`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 
 use super::super::transport::Password;
 use super::apply::{Happened, Wait, Waits};
+use super::keys::{Keys, Passwords, key_of, keys};
 use super::news::{Event, News, Subject};
 use crate::kernel::{Error, tcp};
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 use crate::reconcile::{Backoff, Moment};
 
 /// All listening addresses.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     all: BTreeMap<SocketAddr, Listener>,
-    passwords: BTreeMap<IpAddr, Password>,
+    /// All neighbours.
+    passwords: Passwords,
     /// Neighbours whose password some socket has not accepted.
     refused: BTreeSet<IpAddr>,
 }
@@ -33,7 +36,7 @@ struct Listener {
     /// Pending accept.
     accepting: Option<Wait>,
     /// Keys installed on the socket.
-    keys: BTreeMap<IpAddr, Password>,
+    keys: Keys,
     backoff: Backoff,
     /// A failure has been reported.
     troubled: bool,
@@ -48,18 +51,22 @@ impl Listeners {
         }
     }
 
-    /// Sets the passwords of all neighbours that have one.
-    pub fn set_passwords(&mut self, passwords: BTreeMap<IpAddr, Password>, news: &mut News) {
-        if self.passwords != passwords {
-            self.passwords = passwords;
-            self.key_all(news);
+    /// Sets all neighbours, with their passwords; returns those that had another one before.
+    pub fn set_passwords(&mut self, passwords: Passwords, news: &mut News) -> Passwords {
+        if self.passwords == passwords {
+            return Passwords::new();
         }
+        let before = std::mem::replace(&mut self.passwords, passwords);
+        self.key_all(news);
+        let differs =
+            |(address, now): &(&IpAddr, &Option<Password>)| before.get(address).is_some_and(|old| old != *now);
+        self.passwords.iter().filter(differs).map(|(address, now)| (*address, now.clone())).collect()
     }
 
     /// Returns whether this socket admits a neighbour only with its password, or the neighbour has none.
     pub fn has_key(&self, on: SocketAddr, of: IpAddr) -> bool {
-        let wanted = self.passwords.get(&of);
-        wanted.is_none() || self.all.get(&on).is_some_and(|listener| listener.keys.get(&of) == wanted)
+        let Some(Some(wanted)) = self.passwords.get(&of) else { return true };
+        self.all.get(&on).is_some_and(|listener| key_of(&listener.keys, of) == Some(wanted))
     }
 
     /// Time of the next retry.
@@ -115,9 +122,11 @@ impl Listeners {
     }
 
     fn key_all(&mut self, news: &mut News) {
+        let keys = PerFamily::from_fn(|family| keys(&self.passwords, family));
         let mut failed: BTreeMap<IpAddr, Error> = BTreeMap::new();
         for (address, listener) in &mut self.all {
-            failed.extend(listener.key(*address, &self.passwords));
+            let without = listener.key(keys.of(Family::from(address.ip())));
+            failed.extend(without.into_iter().map(|(prefix, error)| (prefix.addr(), error)));
         }
         for (neighbour, error) in &failed {
             if self.refused.insert(*neighbour) {
@@ -145,7 +154,7 @@ impl Listener {
             Error::errno("wait for", on.to_string(), errno)
         })?;
         self.socket = Some(Arc::new(socket));
-        self.keys = BTreeMap::new();
+        self.keys = Keys::new();
         Ok(true)
     }
 
@@ -172,25 +181,24 @@ impl Listener {
         }
     }
 
-    /// Installs the keys of its address family on the socket and removes others; returns those that could not be set.
-    fn key(&mut self, on: SocketAddr, passwords: &BTreeMap<IpAddr, Password>) -> BTreeMap<IpAddr, Error> {
+    /// Installs keys on the socket and removes others; returns those that could not be set.
+    fn key(&mut self, keys: &Keys) -> BTreeMap<IpNet, Error> {
         let Some(socket) = &self.socket else { return BTreeMap::new() };
         let mut failed = BTreeMap::new();
-        let ours = |neighbour: &IpAddr| Family::from(*neighbour) == Family::from(on.ip());
-        let gone: Vec<IpAddr> = self.keys.keys().filter(|known| !passwords.contains_key(known)).copied().collect();
-        for neighbour in gone {
-            match tcp::set_key(socket, neighbour, None) {
-                Ok(()) => drop(self.keys.remove(&neighbour)),
-                Err(error) => drop(failed.insert(neighbour, error)),
+        let gone: Vec<IpNet> = self.keys.keys().filter(|known| !keys.contains_key(known)).copied().collect();
+        for prefix in gone {
+            match tcp::set_key(socket, prefix, None) {
+                Ok(()) => drop(self.keys.remove(&prefix)),
+                Err(error) => drop(failed.insert(prefix, error)),
             }
         }
-        for (neighbour, password) in passwords.iter().filter(|(neighbour, _)| ours(neighbour)) {
-            if self.keys.get(neighbour) == Some(password) {
+        for (prefix, password) in keys {
+            if self.keys.get(prefix) == Some(password) {
                 continue;
             }
-            match tcp::set_key(socket, *neighbour, Some(password.key())) {
-                Ok(()) => drop(self.keys.insert(*neighbour, password.clone())),
-                Err(error) => drop(failed.insert(*neighbour, error)),
+            match tcp::set_key(socket, *prefix, Some(password.key())) {
+                Ok(()) => drop(self.keys.insert(*prefix, password.clone())),
+                Err(error) => drop(failed.insert(*prefix, error)),
             }
         }
         failed

@@ -5,7 +5,7 @@
 //!
 //! | to | AS_PATH | next hop | LOCAL_PREF | MED | reflection attributes |
 //! |---|---|---|---|---|---|
-//! | EBGP | our AS prepended | ours; kept for our own routes | removed | only of our own routes | removed |
+//! | EBGP | our AS prepended | ours; kept for our own routes, and if configured | removed | only of our own routes | removed |
 //! | IBGP | kept | kept; ours for EBGP routes if configured | kept, or 100 | kept | added on reflection |
 //!
 //! Our own routes without a next hop get ours. Export policy is applied last, so that it sees and modifies what would
@@ -40,9 +40,21 @@ pub struct View {
     pub dialect: Dialect,
     /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
-    /// Next-hop-self: routes from EBGP get our next hop towards IBGP.
-    pub next_hop_self: bool,
+    pub next_hops: NextHops,
     pub statements: Applicable,
+}
+
+/// Next hop of routes of other speakers, as a neighbour is told. Routes of our own have ours unless they say otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub enum NextHops {
+    /// Ours towards EBGP, kept towards IBGP.
+    #[default]
+    Usual,
+    /// Next-hop-self: also ours for routes from EBGP towards IBGP.
+    Ours,
+    /// Kept towards EBGP, too: on a link that the neighbour shares with the next hop packets take no detour (RFC 4271
+    /// 5.1.3, *third party*).
+    Kept,
 }
 
 /// Route as sent to a neighbour. It is not sent to its source.
@@ -162,7 +174,9 @@ impl<'a> Renderer<'a> {
             made.local_pref = None;
             if source.kind != Kind::Local {
                 made.med = None;
-                made = made.with_next_hop((*self.view.own.of(family))?);
+                if self.view.next_hops != NextHops::Kept {
+                    made = made.with_next_hop((*self.view.own.of(family))?);
+                }
             }
             made.change_rare(|rare| {
                 rare.originator = None;
@@ -174,7 +188,9 @@ impl<'a> Renderer<'a> {
         made.local_pref = Some(made.preference());
         match source.kind {
             Kind::Local => {}
-            Kind::External if self.view.next_hop_self => made = made.with_next_hop((*self.view.own.of(family))?),
+            Kind::External if self.view.next_hops == NextHops::Ours => {
+                made = made.with_next_hop((*self.view.own.of(family))?)
+            }
             Kind::External => {}
             Kind::Internal | Kind::Client => made.change_rare(|rare| {
                 rare.originator = rare.originator.or(Some(source.identifier));

@@ -35,7 +35,7 @@ use crate::net::{Family, PerFamily};
 
 pub use best_path::{Kind, Source, Step};
 pub use bounds::Bounds;
-pub use export::{Own, View, Withheld};
+pub use export::{NextHops, Own, View, Withheld};
 pub use exports::{Advertisement, Parcel};
 pub use import::Refusal;
 pub use inspection::{PathState, PrefixState, Standing};

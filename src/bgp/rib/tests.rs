@@ -91,7 +91,7 @@ impl Bench {
         let peer = PeerId(u32::from(number));
         let identifier = Ipv4Addr::new(192, 0, 2, number);
         let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
-        let view = View { kind, dialect, own, next_hop_self: false, statements: Applicable::default() };
+        let view = View { kind, dialect, own, next_hops: NextHops::Usual, statements: Applicable::default() };
         self.rib.join(Joining {
             peer,
             source: Source { kind, identifier, address: address(number), first: None },

@@ -1,4 +1,4 @@
-//! Bounds on the memory for attributes of routes.
+//! Limits on the prefixes of a neighbour (RFC 4486 4), and bounds on the memory for attributes of routes.
 //!
 //! Limits on prefixes and on long sets of attributes bound one neighbour. Millions of routes, each with a short set of its
 //! own, still add up, and so do many neighbours: above the bound the one with the most is refused, and the others go on.
@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use super::super::message::{Notification, Reason};
 use super::super::rib::PeerId;
-use super::super::session::{Event, Moment};
-use super::{FLOODED, Fact, Output, Speaker};
+use super::super::session::{Cause, Event, Moment};
+use super::{FLOODED, Fact, FailureCause, Neighbour, Output, Speaker};
+use crate::net::Family;
 
 /// Limit on the size in bytes of the long attribute sets of one neighbour's routes.
 pub(super) const LONG_ATTRIBUTES: usize = 64 << 20;
@@ -30,11 +31,46 @@ impl Speaker {
         heaviest == id
     }
 
+    /// Returns the NOTIFICATION that refuses a neighbour for the number of its prefixes, and reports that.
+    pub(super) fn too_many_prefixes(&mut self, address: IpAddr) -> Option<Notification> {
+        let neighbour = self.neighbours.get(&address)?;
+        let counts = self.rib.table().count(neighbour.id);
+        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
+        let family = Family::BOTH.into_iter().find(exceeded)?;
+        let most = neighbour.most(family).unwrap_or_default();
+        self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
+        // RFC 4486 4: the data is the address family and the limit.
+        let afi = if family == Family::V4 { 1 } else { 2 };
+        Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
+    }
+
+    /// Applies limits that have changed: a neighbour that exceeds them is refused, and one that was refused for the earlier ones may
+    /// have a session at once.
+    pub(super) fn apply_prefix_limits(&mut self, at: Moment, address: IpAddr) {
+        self.set_timer(address);
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        if neighbour.peer.session().is_some() {
+            if let Some(notification) = self.too_many_prefixes(address) {
+                self.refuse(at, address, notification);
+            }
+        } else if neighbour.was_refused_for_prefixes() {
+            self.start_if_idle(at, address);
+        }
+    }
+
     /// Ends the session with a neighbour that has exceeded a limit, and makes no other one for a while, however its path is.
     pub(super) fn refuse(&mut self, at: Moment, address: IpAddr, notification: Notification) {
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             neighbour.path.let_go();
         }
         self.event(at, address, Event::Refuse(notification, FLOODED));
+    }
+}
+
+impl Neighbour {
+    /// Returns whether its last session was ended for the number of its prefixes.
+    fn was_refused_for_prefixes(&self) -> bool {
+        let failure = self.failure.as_ref().map(|failure| &failure.cause);
+        matches!(failure, Some(FailureCause::Ended(Cause::Sent(said))) if said.reason == Reason::MAXIMUM_PREFIXES)
     }
 }

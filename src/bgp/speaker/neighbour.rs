@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::message::{Remark, Treatment};
 use super::super::policy::Applicable;
-use super::super::rib::{Kind, Parcel, PeerId, Source, View};
+use super::super::rib::{Kind, NextHops, Parcel, PeerId, Source, View};
 use super::super::session::{Agreement, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
@@ -26,8 +26,7 @@ pub struct WantedNeighbour {
     pub client: bool,
     /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
-    /// Next-hop-self: routes from EBGP get our next hop towards IBGP.
-    pub next_hop_self: bool,
+    pub next_hops: NextHops,
     /// Enforce-first-AS: AS paths of an EBGP neighbour have to begin with its own AS number. Route servers do not
     /// prepend it.
     pub first_as: bool,
@@ -160,7 +159,7 @@ impl Neighbour {
     pub(super) fn change(&mut self, wanted: WantedNeighbour) -> bool {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
-        // Settings of dials and limits require none.
+        // Settings of dials and limits require none, and neither does a password: the key of a connection can change.
         let same = Settings {
             passive: before.passive,
             connect_retry: before.connect_retry,
@@ -168,7 +167,9 @@ impl Neighbour {
             ..settings.clone()
         };
         let before = &self.wanted;
-        let plain = WantedNeighbour { settings: same, most: before.most, liveness: before.liveness, ..wanted.clone() };
+        let transport = Transport { password: before.transport.password.clone(), ..wanted.transport.clone() };
+        let (most, liveness) = (before.most, before.liveness);
+        let plain = WantedNeighbour { settings: same, transport, most, liveness, ..wanted.clone() };
         let anew = plain != self.wanted;
         // What is known of one session of BFD says nothing about another one.
         let watched = |wanted: &WantedNeighbour| Some((wanted.liveness?.path, wanted.transport.local));
@@ -271,7 +272,7 @@ impl Neighbour {
             kind,
             dialect: agreement.dialect,
             own,
-            next_hop_self: self.wanted.next_hop_self,
+            next_hops: self.wanted.next_hops,
             statements: Applicable::default(),
         };
         (source, view)

@@ -13,11 +13,12 @@ use super::super::message::{
     RefreshKind,
 };
 use super::super::policy::{Decision, Policy};
-use super::super::rib::{Bounds, Own};
+use super::super::rib::{Bounds, NextHops, Own};
 use super::super::session::{Local, Restart as Graceful, Settings, State};
-use super::super::transport::Transport;
+use super::super::transport::{Password, Transport};
 use super::excess::LONG_ATTRIBUTES;
 use super::*;
+use crate::net::Family;
 use proptest::prelude::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -48,7 +49,7 @@ fn wanted(number: u8) -> WantedNeighbour {
         transport,
         client: true,
         own,
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         first_as: true,
         most,
         liveness: None,
@@ -255,6 +256,27 @@ fn who_sends_too_many_prefixes_is_let_go_and_left_alone_for_a_while() {
 }
 
 #[test]
+fn a_limit_that_changes_holds_at_once_and_lets_in_who_was_let_go_for_the_one_before() {
+    let mut bench = Bench::new(None);
+    let with = |most: u32| WantedNeighbour { most: PerFamily { v4: Some(most), v6: None }, ..wanted(2) };
+    bench.want(with(10));
+    let link = bench.come(2, Some(false));
+    bench.announce(link, 2, &prefixes(8));
+    bench.want(with(8));
+    assert_eq!(bench.state(2), State::Established);
+    bench.want(with(7));
+    assert_eq!(bench.state(2), State::Idle);
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::TooMany { family: Family::V4, most: 7 })), 1);
+    bench.want(with(8));
+    assert_ne!(bench.state(2), State::Idle);
+    bench.come(2, Some(false));
+    // Stopped by an operator it stays so.
+    bench.step(Order::Stop(address(2), Notification::new(Reason::SHUTDOWN)));
+    bench.want(with(9));
+    assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
 fn nothing_is_kept_of_who_sends_too_many_prefixes_and_ends_the_session_with_the_same_bytes() {
     let mut bench = Bench::new(None);
     bench.want(WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
@@ -301,6 +323,8 @@ fn settings_that_concern_the_session_begin_a_new_one_and_others_do_not() {
     bench.want(WantedNeighbour { most: PerFamily { v4: Some(1000), v6: None }, ..wanted(2) });
     let settings = Settings { connect_retry: Duration::from_secs(5), ..wanted(2).settings };
     bench.want(WantedNeighbour { settings, ..wanted(2) });
+    let transport = Transport { password: Password::new("hush").ok(), ..wanted(2).transport };
+    bench.want(WantedNeighbour { transport, ..wanted(2) });
     assert_eq!(bench.state(2), State::Established);
     let settings = Settings { hold_time: 30, ..wanted(2).settings };
     let link = LinkId(1);

@@ -85,8 +85,9 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 21] = [
+const MORE: [&str; 23] = [
     "bgp-graceful-restart-notification",
+    "bgp-mesh-password-file",
     "cleanup-nftables",
     "cluster-cidr",
     "config-sync-period",
@@ -105,6 +106,7 @@ const MORE: [&str; 21] = [
     "node-routes",
     "overlay-vxlan-id",
     "overlay-vxlan-port",
+    "peer-router-passwords-dir",
     "socket",
     "state-dir",
 ];

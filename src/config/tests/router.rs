@@ -136,6 +136,18 @@ fn the_cni_file_is_where_the_surroundings_say() {
 }
 
 #[test]
+fn places_of_passwords_do_not_depend_on_where_the_program_was_started() {
+    let config = router(&["--peer-router-passwords-dir=/peers", "--bgp-mesh-password-file=/mesh"]);
+    assert_eq!((config.passwords_dir, config.mesh_password_file), (Some("/peers".into()), Some("/mesh".into())));
+    for flag in ["peer-router-passwords-dir", "bgp-mesh-password-file"] {
+        check_mistakes(
+            &[&format!("--{flag}=secrets")],
+            &[&format!("--{flag} must be an absolute path, one that begins with /; it is \"secrets\".")],
+        );
+    }
+}
+
+#[test]
 fn identifiers_and_passwords_have_their_limits() {
     check_mistakes(
         &["--router-id=0.0.0.0"],

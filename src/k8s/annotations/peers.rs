@@ -14,7 +14,15 @@
 //!       detection_multiplier: 3
 //!       desired_min_tx_interval: 1000     # milliseconds
 //!       required_min_rx_interval: 1000
+//!     passwordfile: tor         # in place of password: a file in the directory of --peer-router-passwords-dir
+//!     holdtime: 30              # seconds
+//!     multihop: 4               # the TTL of what is sent
+//!     ttlsecurity: 1            # in place of multihop: GTSM, so many hops at most
+//!     maxprefixes: 1000         # of each family, or {ipv4: 1000, ipv6: 200}
+//!     nexthopself: false
 //! ```
+//!
+//! The keys behind `bfd` are ours (`settings`).
 //!
 //! or lists of equal length, `peer.ips` and `peer.asns`, with `peer.ports`, `peer.passwords` and `peer.localips` where they
 //! are needed; blank items of these three stand for "absent". The first form wins where both are there.
@@ -23,11 +31,14 @@
 //! them counts: a guess could talk to a neighbour without its password. Passwords appear in no warning, and neither does what
 //! the YAML reader says, because it quotes.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
+use self::settings::Settings;
 use super::keys::{
     NODE_PEER_ASNS, NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS,
 };
@@ -44,6 +55,9 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
     let mut peers: Vec<ExternalPeer> = Vec::new();
     for (place, written) in written.into_iter().enumerate() {
         let number = place + 1;
+        for unknown in written.iter().flat_map(|written| &written.settings.unknown) {
+            warnings.odd(key, format_args!("peer {number}: {unknown} is not known; it is ignored"));
+        }
         match written.and_then(Written::peer) {
             Ok(peer) if peers.iter().any(|earlier| earlier.address == peer.address) => {
                 let address = peer.address;
@@ -67,11 +81,12 @@ struct Written {
     has_unknown_password: bool,
     local: String,
     bfd: Option<Bfd>,
+    settings: Settings,
 }
 
 impl Written {
     fn peer(self) -> Result<ExternalPeer, String> {
-        let Written { address: remote, asn, port, password, has_unknown_password, local, bfd } = self;
+        let Written { address: remote, asn, port, password, has_unknown_password, local, bfd, settings } = self;
         if remote.is_empty() {
             return Err("remoteip is absent".to_owned());
         }
@@ -92,12 +107,24 @@ impl Written {
         if let Some(local) = local.filter(|local| Family::from(*local) != Family::from(remote)) {
             return Err(format!("localip {local} is not of the family of {remote}"));
         }
-        let password = match Secret::from_base64(&password) {
+        let password = match (Secret::from_base64(&password), settings.password_file) {
             _ if has_unknown_password => Password::Unknown,
-            Ok(secret) => secret.map_or(Password::None, Password::Key),
-            Err(why) => return Err(format!("its password, of length {}, is {why}", password.len())),
+            (_, Some(name)) => Password::File(name),
+            (Ok(secret), None) => secret.map_or(Password::None, Password::Key),
+            (Err(why), None) => return Err(format!("its password, of length {}, is {why}", password.len())),
         };
-        Ok(ExternalPeer { address: remote, asn: number, port, password, local, bfd })
+        Ok(ExternalPeer {
+            address: remote,
+            asn: number,
+            port,
+            password,
+            local,
+            bfd,
+            hold_time: settings.hold_time,
+            distance: settings.distance,
+            prefix_limits: settings.prefix_limits,
+            next_hop_self: settings.next_hop_self,
+        })
     }
 }
 
@@ -131,6 +158,7 @@ fn entry(entry: &Value) -> Result<Written, String> {
         has_unknown_password: fields.get("password_unknown") == Some(&Value::Bool(true)),
         local: text("localip")?,
         bfd: bfd(fields.get("bfd"))?,
+        settings: settings::settings(fields)?,
     })
 }
 
@@ -203,156 +231,11 @@ fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -
         asn: asns.next().unwrap_or_default(),
         port: ports.next().unwrap_or_default(),
         password: passwords.next().unwrap_or_default(),
-        has_unknown_password: false,
         local: locals.next().unwrap_or_default(),
-        bfd: None,
+        ..Written::default()
     });
     written.map(Ok).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
-        let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        let mut warnings = Warnings::default();
-        let text = |peer: ExternalPeer| {
-            let port = peer.port.map(|port| format!(":{port}")).unwrap_or_default();
-            let key = match &peer.password {
-                Password::Key(secret) => format!(" key {}", String::from_utf8_lossy(secret.key())),
-                _ => String::new(),
-            };
-            let local = peer.local.map(|local| format!(" from {local}")).unwrap_or_default();
-            let bfd = peer.bfd.map(|bfd| format!(" bfd {} {} {} {}", bfd.port, bfd.multiplier, bfd.send, bfd.receive));
-            format!("{}{port} AS{}{key}{local}{}", peer.address, peer.asn, bfd.unwrap_or_default())
-        };
-        let peers = peers(&annotations, &mut warnings).into_iter().map(text).collect();
-        (peers, warnings.take().into_iter().map(|warning| warning.to_string()).collect())
-    }
-
-    const NOTHING: [&str; 0] = [];
-
-    #[test]
-    fn a_yaml_list_names_peers_with_what_they_need() {
-        let yaml = "- remoteip: 203.0.113.1\n  remoteasn: 65001\n  more: 1\n\
-                    - remoteip: 2001:db8:113::1\n  remoteasn: 4200000001\n  localip: 2001:db8::1\n  port: 1179\n  password: cGFzcw==\n";
-        let (peers, warnings) = parsed(&[(NODE_PEERS, yaml), (NODE_PEER_IPS, "203.0.113.9"), (NODE_PEER_ASNS, "1")]);
-        assert_eq!(peers, ["203.0.113.1 AS65001", "2001:db8:113::1:1179 AS4200000001 key pass from 2001:db8::1"]);
-        assert_eq!(warnings, NOTHING);
-    }
-
-    #[test]
-    fn the_older_lists_may_have_blanks_where_something_is_absent() {
-        let (peers, warnings) = parsed(&[
-            (NODE_PEER_IPS, "203.0.113.1, 203.0.113.2"),
-            (NODE_PEER_ASNS, "65001,0xFDEA"),
-            (NODE_PEER_PORTS, ",1179"),
-            (NODE_PEER_PASSWORDS, "cGFzcw==,"),
-            (NODE_PEER_LOCAL_IPS, " ,192.0.2.1"),
-        ]);
-        assert_eq!(peers, ["203.0.113.1 AS65001 key pass", "203.0.113.2:1179 AS65002 from 192.0.2.1"]);
-        assert_eq!(warnings, NOTHING);
-        let (peers, warnings) = parsed(&[(NODE_PEER_IPS, "203.0.113.1"), (NODE_PEER_ASNS, "1"), (NODE_PEER_PORTS, "")]);
-        assert_eq!((peers.len(), warnings.len()), (1, 0));
-    }
-
-    #[test]
-    fn one_peer_that_makes_no_sense_leaves_the_others() {
-        let good = "- {remoteip: 203.0.113.1, remoteasn: 65001}\n";
-        for (odd, why) in [
-            ("{remoteasn: 65001}", "remoteip is absent"),
-            ("{remoteip: 203.0.113.2}", "remoteasn is absent"),
-            ("{remoteip: 203.0.113.256, remoteasn: 65001}", "\"203.0.113.256\" is not an address of a neighbour"),
-            ("{remoteip: 0.0.0.0, remoteasn: 65001}", "\"0.0.0.0\" is not an address of a neighbour"),
-            (
-                "{remoteip: 203.0.113.2, remoteasn: 23456}",
-                "the AS number \"23456\" is not in 1-23455, 23457-63999, 64512-65534 or 131072-4294967294",
-            ),
-            ("{remoteip: 203.0.113.2, remoteasn: 65001, port: 65536}", "the port \"65536\" is not in 1-65535"),
-            ("{remoteip: 203.0.113.2, remoteasn: 65001, localip: x}", "localip \"x\" is not an address of a host"),
-            (
-                "{remoteip: 203.0.113.2, remoteasn: 65001, localip: '2001:db8::1'}",
-                "localip 2001:db8::1 is not of the family of 203.0.113.2",
-            ),
-            (
-                "{remoteip: 203.0.113.2, remoteasn: 65001, password: secret!}",
-                "its password, of length 7, is not base64",
-            ),
-            ("{remoteip: 203.0.113.2, remoteasn: [1]}", "remoteasn is neither a text nor a number"),
-            ("nonsense", "it is not a mapping"),
-        ] {
-            let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("{good}- {odd}\n"))]);
-            assert_eq!(peers, ["203.0.113.1 AS65001"], "{odd}");
-            assert_eq!(warnings, [format!("kube-router.io/peers: peer 2: {why}; it is left out")]);
-        }
-        let (peers, warnings) = parsed(&[(NODE_PEERS, &good.repeat(2))]);
-        assert_eq!(peers.len(), 1);
-        let twice = "kube-router.io/peers: peer 2: 203.0.113.1 stands there twice; the first one counts";
-        assert_eq!(warnings, [twice]);
-    }
-
-    #[test]
-    fn a_peer_whose_path_is_watched_has_its_own_times() {
-        let with =
-            |bfd: &str| parsed(&[(NODE_PEERS, &format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, bfd: {bfd}}}]"))]);
-        for (bfd, expected) in [
-            ("{enabled: true}", " bfd 3784 3 1000 1000"),
-            ("{enabled: true, port: 4784, desired_min_tx_interval: 300}", " bfd 4784 3 300 1000"),
-            (
-                "{enabled: true, detection_multiplier: '5', required_min_rx_interval: 4294967}",
-                " bfd 3784 5 1000 4294967",
-            ),
-            ("{enabled: false, port: 1}", ""),
-            ("{}", ""),
-            ("", ""),
-        ] {
-            assert_eq!(with(bfd), (vec![format!("203.0.113.1 AS65001{expected}")], vec![]), "{bfd}");
-        }
-        for (bfd, why) in [
-            ("true", "bfd is not a mapping"),
-            ("{enabled: maybe}", "enabled of bfd is neither true nor false"),
-            ("{enabled: true, port: 0}", "port of bfd is not in 1-65535"),
-            ("{detection_multiplier: 256}", "detection_multiplier of bfd is not in 1-255"),
-            ("{enabled: true, desired_min_tx_interval: 4294968}", "desired_min_tx_interval of bfd is not in 1-4294967"),
-            ("{enabled: true, required_min_rx_interval: -1}", "required_min_rx_interval of bfd is not in 1-4294967"),
-        ] {
-            let warning = format!("kube-router.io/peers: peer 1: {why}; it is left out");
-            assert_eq!(with(bfd), (vec![], vec![warning]), "{bfd}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_list_is_ignored_and_not_quoted() {
-        for text in ["remoteip: 203.0.113.1", "- {password: 'hush", "{", "- &a [*a]", "hush"] {
-            let (peers, warnings) = parsed(&[(NODE_PEERS, text)]);
-            assert_eq!(peers, NOTHING, "{text}");
-            assert_eq!(warnings.len(), 1, "{text}: {warnings:?}");
-            assert!(!warnings[0].contains("hush"), "{warnings:?}");
-        }
-        assert_eq!(parsed(&[(NODE_PEERS, "")]), (vec![], vec![]));
-        assert_eq!(parsed(&[(NODE_PEERS, "[]")]), (vec![], vec![]));
-    }
-
-    #[test]
-    fn lists_that_do_not_match_make_no_peers() {
-        let base = [(NODE_PEER_IPS, "203.0.113.1,203.0.113.2"), (NODE_PEER_ASNS, "65001,65002")];
-        for (key, value) in [
-            (NODE_PEER_ASNS, "65001"),
-            (NODE_PEER_PORTS, "179"),
-            (NODE_PEER_PASSWORDS, "cGFzcw=="),
-            (NODE_PEER_LOCAL_IPS, "192.0.2.1,,"),
-        ] {
-            let with: Vec<_> = base.iter().copied().filter(|(k, _)| *k != key).chain([(key, value)]).collect();
-            let (peers, warnings) = parsed(&with);
-            assert_eq!((peers.len(), warnings.len()), (0, 1), "{key}: {warnings:?}");
-            assert!(warnings[0].contains("none of the peers counts"), "{warnings:?}");
-        }
-        for one in base {
-            let (peers, warnings) = parsed(&[one]);
-            assert_eq!((peers.len(), warnings.len()), (0, 1), "{warnings:?}");
-        }
-        let (peers, warnings) = parsed(&[(NODE_PEER_IPS, "203.0.113.1,x"), (NODE_PEER_ASNS, "65001,65002")]);
-        assert_eq!((peers.len(), warnings.len()), (1, 1), "one bad item is one peer less");
-    }
-}
+mod tests;

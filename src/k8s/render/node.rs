@@ -11,7 +11,7 @@ use crate::k8s::annotations::keys::{
 };
 use crate::k8s::object::Kind;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
-use crate::net::{Bfd, ExternalPeer, Password};
+use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
 
 pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     let Node {
@@ -85,15 +85,37 @@ fn annotations(routing: &Routing) -> Value {
 }
 
 fn peer(peer: &ExternalPeer) -> Value {
-    let ExternalPeer { address, asn, port, password, local, bfd } = peer;
+    let ExternalPeer {
+        address,
+        asn,
+        port,
+        password,
+        local,
+        bfd,
+        hold_time,
+        distance,
+        prefix_limits,
+        next_hop_self,
+    } = peer;
     let mut fields = Fields::default();
     fields.put("remoteip", address.to_string()).put("remoteasn", *asn).put_some("port", *port);
     fields.put_some("localip", local.map(|address| address.to_string()));
-    let has_password = match password {
-        Password::None => false,
-        Password::Key(_) | Password::Unknown => true,
-    };
-    fields.put_some("password_unknown", has_password.then_some(true));
+    match password {
+        Password::None => {}
+        Password::Key(_) | Password::Unknown => drop(fields.put("password_unknown", true)),
+        Password::File(name) => drop(fields.put("passwordfile", name.as_str())),
+    }
+    fields.put_some("holdtime", *hold_time).put_some("nexthopself", *next_hop_self);
+    match *distance {
+        Distance::Usual => {}
+        Distance::Multihop(ttl) => drop(fields.put("multihop", ttl)),
+        Distance::Secured(hops) => drop(fields.put("ttlsecurity", hops)),
+    }
+    let mut limits = Fields::default();
+    limits.put_some("ipv4", prefix_limits.v4).put_some("ipv6", prefix_limits.v6);
+    if *prefix_limits != PerFamily::default() {
+        fields.put("maxprefixes", limits.value());
+    }
     if let Some(Bfd { port, multiplier, send, receive }) = bfd {
         fields.put(
             "bfd",

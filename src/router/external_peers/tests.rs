@@ -100,7 +100,7 @@ fn a_file_of_passwords_has_one_for_each_peer_and_a_bad_one_stops_only_its_own() 
         let shown = passwords.iter().map(|password| match password {
             Password::None => "-".to_owned(),
             Password::Key(secret) => String::from_utf8_lossy(secret.key()).into_owned(),
-            Password::Unknown => "?".to_owned(),
+            Password::File(_) | Password::Unknown => "?".to_owned(),
         });
         (shown.collect::<Vec<_>>().join(" "), sentences)
     };
@@ -150,4 +150,50 @@ fn the_kind_of_a_bfd_session_is_that_of_the_distance_of_its_peer() {
         }
     }
     assert_eq!(path("192.0.2.254", 65001, Bfd::PORT, &multihop), (Path::Multihop, 4784), "as the flag says");
+}
+
+#[test]
+fn what_the_annotation_says_of_a_peer_precedes_the_flags() {
+    let words = ["--peer-router-multihop-ttl=4", "--bgp-holdtime=60s"];
+    let with = |change: fn(&mut ExternalPeer)| {
+        let mut one = peer("203.0.113.1", 65001);
+        change(&mut one);
+        peer_with(&one, DUAL, &words).expect("a session")
+    };
+    let plain = with(|_| {});
+    assert_eq!((plain.settings.hold_time, plain.transport.time_to_live), (60, TimeToLive::Hops(4)));
+    assert_eq!((plain.most.v4, plain.next_hops), (Some(MOST), NextHops::Usual));
+    assert_eq!(with(|one| one.hold_time = Some(9)).settings.hold_time, 9);
+    let near = with(|one| one.distance = Distance::Multihop(2));
+    assert_eq!(near.transport.time_to_live, TimeToLive::Hops(2));
+    let secured = with(|one| one.distance = Distance::Secured(1));
+    assert_eq!(secured.transport.time_to_live, TimeToLive::Secured { hops: 1 });
+    let limited = with(|one| one.prefix_limits.v6 = Some(7));
+    assert_eq!(limited.most, PerFamily { v4: Some(MOST), v6: Some(7) });
+    assert_eq!(with(|one| one.next_hop_self = Some(false)).next_hops, NextHops::Kept);
+    assert_eq!(with(|one| one.next_hop_self = Some(true)).next_hops, NextHops::Usual, "by policy");
+    let inside = ExternalPeer { distance: Distance::Secured(2), ..peer("203.0.113.1", 64512) };
+    let inside = peer_with(&inside, DUAL, &words).expect("a session");
+    assert_eq!(inside.transport.time_to_live, TimeToLive::Secured { hops: 2 }, "in our system as well");
+}
+
+#[test]
+fn the_distance_of_one_peer_is_also_that_of_its_bfd_session() {
+    let path = |distance| {
+        let one = ExternalPeer { distance, bfd: Some(Bfd::default()), ..peer("203.0.113.1", 65001) };
+        peer_with(&one, DUAL, &[]).expect("a session").liveness.expect("it is watched").path
+    };
+    assert_eq!(path(Distance::Usual), Path::SingleHop);
+    assert_eq!((path(Distance::Secured(1)), path(Distance::Secured(2))), (Path::SingleHop, Path::Multihop));
+    assert_eq!((path(Distance::Multihop(1)), path(Distance::Multihop(2))), (Path::SingleHop, Path::Multihop));
+}
+
+#[test]
+fn a_file_with_a_password_is_in_the_directory_of_the_flag_or_nowhere() {
+    let one = ExternalPeer { password: Password::File("tor".into()), ..peer("203.0.113.1", 65001) };
+    let why = |words: &[&str]| peer_with(&one, DUAL, words).expect_err("there is no session");
+    let text = "passwordfile needs --peer-router-passwords-dir, the directory of such files; there is no session";
+    assert_eq!(why(&[]), text);
+    let dir = ["--peer-router-passwords-dir=/etc/peers"];
+    assert_eq!(why(&dir), "its password is not known (yet); there is no session");
 }

@@ -17,7 +17,7 @@ fn peer(own: &Node, other: &Node, words: &[&str], families: PerFamily<bool>) -> 
     let config = config(words);
     let own = identity(own, &config, families);
     let asn = own.asn.unwrap_or(64512);
-    peering(&own, other, &config, Local { asn, ..local() })
+    peering(&own, other, &config, Local { asn, ..local() }, &Password::None)
 }
 
 fn wanted(own: &Node, other: &Node, words: &[&str]) -> WantedNeighbour {
@@ -84,7 +84,7 @@ fn nodes_whose_first_addresses_are_of_different_families_meet_where_both_are() {
     assert_eq!(wanted(&one, &other, &[]).address, address("192.0.2.2"));
     let config = config(&[]);
     let there = Identity::new(&host("192.0.2.2/24"), Some(&other), &config, BOTH);
-    let Peering::With(back) = peering(&there, &one, &config, local()) else { panic!("they peer") };
+    let Peering::With(back) = peering(&there, &one, &config, local(), &Password::None) else { panic!("they peer") };
     assert_eq!((back.address, back.transport.local), (address("192.0.2.1"), Some(address("192.0.2.2"))));
 }
 

@@ -8,9 +8,31 @@ use crate::bgp::speaker::WantedNeighbour;
 use crate::net::{ExternalPeer, Family, Password};
 use crate::router::desired::RouterChanges;
 use crate::router::external_peers;
+use crate::router::password_files::FilePasswords;
 use crate::router::problem::{About, Problem};
 
 impl Plan {
+    /// Sets the passwords of files with one each, whose names are [`password_files::names`].
+    pub fn set_file_passwords(&mut self, passwords: FilePasswords) -> RouterChanges {
+        let mut changed = RouterChanges::default();
+        let before = std::mem::replace(&mut self.file_passwords, passwords);
+        self.update_external_peers(&mut changed);
+        if before.mesh != self.file_passwords.mesh && self.config.mesh_password_file.is_some() {
+            let known = self.known.clone();
+            self.update_nodes(&known, true, &mut changed);
+        }
+        self.settle(&mut changed);
+        changed
+    }
+
+    /// The password of sessions between nodes.
+    pub(super) fn mesh_password(&self) -> &Password {
+        match self.config.mesh_password_file {
+            Some(_) => &self.file_passwords.mesh,
+            None => &Password::None,
+        }
+    }
+
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
         let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
         self.external_problems.clear();
@@ -20,7 +42,8 @@ impl Plan {
             let Some(local) = self.local() else { continue };
             let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
             let password = if from_file { read } else { &peer.password };
-            match external_peers::peering(peer, password, &self.own, &self.config, local) {
+            let password = self.file_passwords.known(password);
+            match external_peers::peering(peer, &password, &self.own, &self.config, local) {
                 Ok(_) if !*self.families.of(Family::from(peer.address)) => {
                     let text = format!("{} is off; there is no session", Family::from(peer.address));
                     self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
@@ -34,6 +57,11 @@ impl Plan {
             }
         }
         let external: Vec<IpAddr> = wanted.keys().copied().collect();
+        let first = |address: &&IpAddr| peers.iter().find(|peer| peer.address == **address);
+        let gets_own = |peer: &ExternalPeer| external_peers::gets_own_next_hop(peer, &self.config);
+        let own_next_hop = external.iter().filter(|address| first(address).is_some_and(gets_own)).copied().collect();
+        self.stale.own |= self.own_next_hop != own_next_hop;
+        self.own_next_hop = own_next_hop;
         let before = std::mem::replace(&mut self.external, external);
         for address in before.iter().chain(&self.external.clone()) {
             self.put_peer(*address, &PeerOwner::External, wanted.get(address).cloned(), changed);

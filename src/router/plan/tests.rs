@@ -6,8 +6,9 @@ use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
 use crate::model::{Node, Prepend, Routing};
-use crate::net::Secret;
+use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
+use crate::router::password_files;
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
@@ -250,6 +251,48 @@ fn passwords_of_a_file_are_used_when_they_have_been_read() {
     assert!(plan.desired().peers[&address("203.0.113.1")].transport.password.is_none());
     plan.set_passwords(vec![Password::Unknown]);
     assert_eq!(peers(&plan).len(), 2);
+}
+
+#[test]
+fn nodes_peer_when_the_password_of_their_sessions_is_known() {
+    let mut plan = planned(&["--bgp-mesh-password-file=/mesh"], &three_nodes());
+    assert_eq!(peers(&plan), NOTHING);
+    let problem = "other nodes: the password of --bgp-mesh-password-file is not known (yet): the file must be there, with \
+                   base64; there are no sessions with them";
+    assert_eq!(problems(&plan), [problem], "one for all of them");
+    let secret = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
+    let files = |mesh| FilePasswords { mesh, ..FilePasswords::default() };
+    let nodes = ["10.0.0.3", "192.0.2.2"];
+    for (mesh, has) in [(Password::None, false), (Password::Key(secret), true)] {
+        let changed = plan.set_file_passwords(files(mesh));
+        assert_eq!(changed.peers, nodes.map(address).into());
+        assert_eq!((peers(&plan), problems(&plan)), (nodes.map(str::to_owned).to_vec(), vec![]));
+        assert!(plan.desired().peers.values().all(|peer| peer.transport.password.is_some() == has));
+    }
+    let mut late = three_nodes();
+    late.cluster.nodes.insert("node-4".into(), node("192.0.2.4", "10.244.4.0/24"));
+    plan.update(&late);
+    assert!(plan.desired().peers[&address("192.0.2.4")].transport.password.is_some());
+    let mut none = planned(&[], &three_nodes());
+    assert!(none.set_file_passwords(files(Password::Unknown)).peers.is_empty(), "without the flag no file counts");
+}
+
+#[test]
+fn a_peer_with_its_password_in_a_file_waits_for_that_file() {
+    let mut world = three_nodes();
+    let peer =
+        ExternalPeer { password: Password::File("tor".into()), ..ExternalPeer::new(address("203.0.113.1"), 65001) };
+    change_node(&mut world, "node-1", |routing| routing.peers = vec![peer]);
+    let mut plan = planned(&["--peer-router-passwords-dir=/peers"], &world);
+    assert_eq!(peers(&plan).len(), 2);
+    assert_eq!(password_files::names(&plan.own().routing.peers), ["tor".into()].into());
+    let secret = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
+    let named = [("tor".into(), Password::Key(secret))].into();
+    let changed = plan.set_file_passwords(FilePasswords { named, ..FilePasswords::default() });
+    assert_eq!(changed.peers, [address("203.0.113.1")].into());
+    assert!(plan.desired().peers[&address("203.0.113.1")].transport.password.is_some());
+    let changed = plan.set_file_passwords(FilePasswords::default());
+    assert_eq!((changed.peers.len(), peers(&plan).len()), (1, 2));
 }
 
 #[test]

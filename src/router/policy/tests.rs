@@ -4,6 +4,7 @@ use super::*;
 use crate::bgp::message::Attributes;
 use crate::bgp::policy;
 use crate::model::{Prepend, Reflection, World};
+use crate::net::ExternalPeer;
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::plan::Plan;
 
@@ -137,6 +138,46 @@ fn what_external_peers_are_told_is_changed_as_the_annotations_say() {
     assert_eq!(outcome(&export, NODE, OWN_PODS), policy::Outcome::Unchanged, "nodes are told the plain truth");
     let nexthop = |change: &Change| *change == Change::NextHopSelf;
     assert!(export.statements.iter().any(|statement| statement.changes.iter().any(nexthop)));
+}
+
+#[test]
+fn only_the_peers_that_are_to_have_it_get_our_next_hop() {
+    let export = |words: &[&str], said: [Option<bool>; 2]| {
+        let mut world = announcing();
+        let own = (**world.cluster.nodes.get(&"node-1".into()).expect("it is there")).clone();
+        let peer = |(text, next_hop_self)| ExternalPeer { next_hop_self, ..ExternalPeer::new(address(text), 65001) };
+        let own = with(own, |routing| {
+            routing.peers = [EXTERNAL, "2001:db8:113::1"].into_iter().zip(said).map(peer).collect();
+        });
+        world.cluster.nodes.insert("node-1".into(), own);
+        let config = config(&[&["--enable-ipv6"], words].concat());
+        let mut plan = Plan::new(Shared::new(config), PerFamily { v4: true, v6: true });
+        plan.update(&world);
+        plan.desired().policies.clone().expect("the cluster is known").export
+    };
+    let is_changed = |policy: &Policy, neighbour: &str| {
+        let mut route = Attributes::local(address("192.0.2.77"));
+        route.med = Some(1);
+        let applicable = policy.applicable(Some(address(neighbour)));
+        match policy.outcome(&applicable, prefix(OWN_PODS), &route, Some(address("192.0.2.1"))) {
+            policy::Outcome::Changed(changed) => changed.next_hop == address("192.0.2.1"),
+            policy::Outcome::Unchanged => false,
+            policy::Outcome::Rejected => panic!("it is announced"),
+        }
+    };
+    for (words, said, expected) in [
+        (&[][..], [None, None], [false, false]),
+        (&[], [Some(true), None], [true, false]),
+        (&[], [Some(false), Some(true)], [false, true]),
+        (&["--override-nexthop"], [None, None], [true, true]),
+        (&["--override-nexthop"], [Some(false), None], [false, true]),
+        (&["--override-nexthop"], [Some(false), Some(false)], [false, false]),
+    ] {
+        let export = export(words, said);
+        let found = [EXTERNAL, "2001:db8:113::1"].map(|neighbour| is_changed(&export, neighbour));
+        assert_eq!(found, expected, "{words:?} {said:?}");
+        assert!(!is_changed(&export, NODE));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sluice::bgp::driver::{self, Setup};
 use sluice::bgp::policy::{Decision, Policy};
-use sluice::bgp::rib::{Bounds, Own, Policies, Rules};
+use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{Local, Settings};
 use sluice::bgp::speaker::{Order, WantedNeighbour};
 use sluice::bgp::transport::{TimeToLive, Transport};
@@ -63,7 +63,7 @@ fn wanted(measured: Measured, peer: &str) -> WantedNeighbour {
         transport: Transport { local: Some(own), time_to_live: TimeToLive::Hops(1), ..Transport::default() },
         client: false,
         own: PerFamily { v4: Some(own), v6: None },
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         liveness: None,
         first_as: true,
         most: PerFamily::default(),

@@ -160,7 +160,7 @@ fn a_session_of_one_family_and_a_next_hop_of_the_other_are_named() {
         kind: Kind::External,
         dialect: Dialect { internal: false, ..dialect(true, true) },
         own,
-        next_hop_self: false,
+        next_hops: NextHops::Usual,
         statements: Applicable::default(),
     };
     bench.rib.join(Joining { peer: PeerId(14), source, view, retains: true });

@@ -11,7 +11,7 @@ use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-use crate::net::{Bfd, ExternalPeer, Password};
+use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeRecord {
@@ -82,6 +82,23 @@ struct PeerRecord {
     local: Vec<u8>,
     #[prost(message, optional, tag = "6")]
     bfd: Option<BfdRecord>,
+    #[prost(uint32, optional, tag = "7")]
+    hold_time: Option<u32>,
+    /// Of multihop.
+    #[prost(uint32, optional, tag = "8")]
+    ttl: Option<u32>,
+    /// Of GTSM.
+    #[prost(uint32, optional, tag = "9")]
+    hops: Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    most_v4: Option<u32>,
+    #[prost(uint32, optional, tag = "11")]
+    most_v6: Option<u32>,
+    #[prost(bool, optional, tag = "12")]
+    next_hop_self: Option<bool>,
+    /// Name of the file with its password; empty where it is in none.
+    #[prost(string, tag = "13")]
+    password_file: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -196,7 +213,23 @@ impl RoutingRecord {
 
 impl PeerRecord {
     fn of(peer: &ExternalPeer) -> PeerRecord {
-        let ExternalPeer { address, asn, port, password, local, bfd } = peer;
+        let ExternalPeer {
+            address,
+            asn,
+            port,
+            password,
+            local,
+            bfd,
+            hold_time,
+            distance,
+            prefix_limits,
+            next_hop_self,
+        } = peer;
+        let (ttl, hops) = match *distance {
+            Distance::Usual => (None, None),
+            Distance::Multihop(ttl) => (Some(ttl.into()), None),
+            Distance::Secured(hops) => (None, Some(hops.into())),
+        };
         PeerRecord {
             address: addresses([address]),
             asn: *asn,
@@ -204,20 +237,47 @@ impl PeerRecord {
             has_password: *password != Password::None,
             local: addresses(local),
             bfd: bfd.map(BfdRecord::of),
+            hold_time: hold_time.map(u32::from),
+            ttl,
+            hops,
+            most_v4: prefix_limits.v4,
+            most_v6: prefix_limits.v6,
+            next_hop_self: *next_hop_self,
+            password_file: match password {
+                Password::File(name) => name.to_string(),
+                Password::None | Password::Key(_) | Password::Unknown => String::new(),
+            },
         }
     }
 
     fn peer(&self) -> Option<ExternalPeer> {
+        let distance = match (self.ttl, self.hops) {
+            (None, None) => Distance::Usual,
+            (Some(ttl), None) => Distance::Multihop(u8::try_from(ttl).ok()?),
+            (None, Some(hops)) => Distance::Secured(u8::try_from(hops).ok()?),
+            (Some(_), Some(_)) => return None,
+        };
         Some(ExternalPeer {
             address: only_address(&self.address)?,
             asn: self.asn,
             port: optional_port(self.port)?,
-            password: if self.has_password { Password::Unknown } else { Password::None },
+            password: match (self.has_password, self.password_file.as_str()) {
+                (false, _) => Password::None,
+                (true, "") => Password::Unknown,
+                (true, name) => Password::File(name.into()),
+            },
             local: if self.local.is_empty() { None } else { Some(only_address(&self.local)?) },
             bfd: match &self.bfd {
                 Some(bfd) => Some(bfd.bfd()?),
                 None => None,
             },
+            hold_time: match self.hold_time {
+                Some(seconds) => Some(u16::try_from(seconds).ok()?),
+                None => None,
+            },
+            distance,
+            prefix_limits: PerFamily { v4: self.most_v4, v6: self.most_v6 },
+            next_hop_self: self.next_hop_self,
         })
     }
 }

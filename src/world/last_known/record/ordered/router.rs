@@ -100,6 +100,6 @@ impl PeerRecord {
     fn peer(self) -> ExternalPeer {
         let PeerRecord { address, asn, port, has_password, local } = self;
         let password = if has_password { Password::Unknown } else { Password::None };
-        ExternalPeer { address, asn, port, password, local, bfd: None }
+        ExternalPeer { port, password, local, ..ExternalPeer::new(address, asn) }
     }
 }

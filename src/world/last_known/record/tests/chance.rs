@@ -1,6 +1,7 @@
 //! Objects of a cluster made by chance.
 
 use super::*;
+use crate::net::{Distance, PerFamily};
 
 pub(super) fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -140,12 +141,22 @@ pub(super) fn reflection() -> impl Strategy<Value = Reflection> {
 prop_compose! {
     pub(super) fn external_peer()(
         address in address(),
-        (asn, port, has_password) in any::<(u32, Option<u16>, bool)>(),
+        (asn, port) in any::<(u32, Option<u16>)>(),
+        password in prop_oneof![
+            Just(Password::None), Just(Password::Unknown), "[a-z]{1,9}".prop_map(|name| Password::File(name.into())),
+        ],
         local in proptest::option::of(address()),
         bfd in proptest::option::of(bfd()),
+        (hold_time, next_hop_self) in any::<(Option<u16>, Option<bool>)>(),
+        distance in prop_oneof![
+            Just(Distance::Usual), any::<u8>().prop_map(Distance::Multihop), any::<u8>().prop_map(Distance::Secured),
+        ],
+        (v4, v6) in any::<(Option<u32>, Option<u32>)>(),
     ) -> ExternalPeer {
-        let password = if has_password { Password::Unknown } else { Password::None };
-        ExternalPeer { address, asn, port, password, local, bfd }
+        let prefix_limits = PerFamily { v4, v6 };
+        ExternalPeer {
+            address, asn, port, password, local, bfd, hold_time, distance, prefix_limits, next_hop_self,
+        }
     }
 }
 

@@ -1,0 +1,202 @@
+use super::*;
+use crate::net::{Distance, PerFamily};
+
+fn parsed(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let mut warnings = Warnings::default();
+    let text = |peer: ExternalPeer| {
+        let port = peer.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let key = match &peer.password {
+            Password::Key(secret) => format!(" key {}", String::from_utf8_lossy(secret.key())),
+            _ => String::new(),
+        };
+        let local = peer.local.map(|local| format!(" from {local}")).unwrap_or_default();
+        let bfd = peer.bfd.map(|bfd| format!(" bfd {} {} {} {}", bfd.port, bfd.multiplier, bfd.send, bfd.receive));
+        format!("{}{port} AS{}{key}{local}{}", peer.address, peer.asn, bfd.unwrap_or_default())
+    };
+    let peers = peers(&annotations, &mut warnings).into_iter().map(text).collect();
+    (peers, warnings.take().into_iter().map(|warning| warning.to_string()).collect())
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_yaml_list_names_peers_with_what_they_need() {
+    let yaml = "- remoteip: 203.0.113.1\n  remoteasn: 65001\n\
+                - remoteip: 2001:db8:113::1\n  remoteasn: 4200000001\n  localip: 2001:db8::1\n  port: 1179\n  password: cGFzcw==\n";
+    let (peers, warnings) = parsed(&[(NODE_PEERS, yaml), (NODE_PEER_IPS, "203.0.113.9"), (NODE_PEER_ASNS, "1")]);
+    assert_eq!(peers, ["203.0.113.1 AS65001", "2001:db8:113::1:1179 AS4200000001 key pass from 2001:db8::1"]);
+    assert_eq!(warnings, NOTHING);
+}
+
+#[test]
+fn the_older_lists_may_have_blanks_where_something_is_absent() {
+    let (peers, warnings) = parsed(&[
+        (NODE_PEER_IPS, "203.0.113.1, 203.0.113.2"),
+        (NODE_PEER_ASNS, "65001,0xFDEA"),
+        (NODE_PEER_PORTS, ",1179"),
+        (NODE_PEER_PASSWORDS, "cGFzcw==,"),
+        (NODE_PEER_LOCAL_IPS, " ,192.0.2.1"),
+    ]);
+    assert_eq!(peers, ["203.0.113.1 AS65001 key pass", "203.0.113.2:1179 AS65002 from 192.0.2.1"]);
+    assert_eq!(warnings, NOTHING);
+    let (peers, warnings) = parsed(&[(NODE_PEER_IPS, "203.0.113.1"), (NODE_PEER_ASNS, "1"), (NODE_PEER_PORTS, "")]);
+    assert_eq!((peers.len(), warnings.len()), (1, 0));
+}
+
+#[test]
+fn one_peer_that_makes_no_sense_leaves_the_others() {
+    let good = "- {remoteip: 203.0.113.1, remoteasn: 65001}\n";
+    for (odd, why) in [
+        ("{remoteasn: 65001}", "remoteip is absent"),
+        ("{remoteip: 203.0.113.2}", "remoteasn is absent"),
+        ("{remoteip: 203.0.113.256, remoteasn: 65001}", "\"203.0.113.256\" is not an address of a neighbour"),
+        ("{remoteip: 0.0.0.0, remoteasn: 65001}", "\"0.0.0.0\" is not an address of a neighbour"),
+        (
+            "{remoteip: 203.0.113.2, remoteasn: 23456}",
+            "the AS number \"23456\" is not in 1-23455, 23457-63999, 64512-65534 or 131072-4294967294",
+        ),
+        ("{remoteip: 203.0.113.2, remoteasn: 65001, port: 65536}", "the port \"65536\" is not in 1-65535"),
+        ("{remoteip: 203.0.113.2, remoteasn: 65001, localip: x}", "localip \"x\" is not an address of a host"),
+        (
+            "{remoteip: 203.0.113.2, remoteasn: 65001, localip: '2001:db8::1'}",
+            "localip 2001:db8::1 is not of the family of 203.0.113.2",
+        ),
+        ("{remoteip: 203.0.113.2, remoteasn: 65001, password: secret!}", "its password, of length 7, is not base64"),
+        ("{remoteip: 203.0.113.2, remoteasn: [1]}", "remoteasn is neither a text nor a number"),
+        ("nonsense", "it is not a mapping"),
+    ] {
+        let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("{good}- {odd}\n"))]);
+        assert_eq!(peers, ["203.0.113.1 AS65001"], "{odd}");
+        assert_eq!(warnings, [format!("kube-router.io/peers: peer 2: {why}; it is left out")]);
+    }
+    let (peers, warnings) = parsed(&[(NODE_PEERS, &good.repeat(2))]);
+    assert_eq!(peers.len(), 1);
+    let twice = "kube-router.io/peers: peer 2: 203.0.113.1 stands there twice; the first one counts";
+    assert_eq!(warnings, [twice]);
+}
+
+#[test]
+fn a_peer_whose_path_is_watched_has_its_own_times() {
+    let with =
+        |bfd: &str| parsed(&[(NODE_PEERS, &format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, bfd: {bfd}}}]"))]);
+    for (bfd, expected) in [
+        ("{enabled: true}", " bfd 3784 3 1000 1000"),
+        ("{enabled: true, port: 4784, desired_min_tx_interval: 300}", " bfd 4784 3 300 1000"),
+        ("{enabled: true, detection_multiplier: '5', required_min_rx_interval: 4294967}", " bfd 3784 5 1000 4294967"),
+        ("{enabled: false, port: 1}", ""),
+        ("{}", ""),
+        ("", ""),
+    ] {
+        assert_eq!(with(bfd), (vec![format!("203.0.113.1 AS65001{expected}")], vec![]), "{bfd}");
+    }
+    for (bfd, why) in [
+        ("true", "bfd is not a mapping"),
+        ("{enabled: maybe}", "enabled of bfd is neither true nor false"),
+        ("{enabled: true, port: 0}", "port of bfd is not in 1-65535"),
+        ("{detection_multiplier: 256}", "detection_multiplier of bfd is not in 1-255"),
+        ("{enabled: true, desired_min_tx_interval: 4294968}", "desired_min_tx_interval of bfd is not in 1-4294967"),
+        ("{enabled: true, required_min_rx_interval: -1}", "required_min_rx_interval of bfd is not in 1-4294967"),
+    ] {
+        let warning = format!("kube-router.io/peers: peer 1: {why}; it is left out");
+        assert_eq!(with(bfd), (vec![], vec![warning]), "{bfd}");
+    }
+}
+
+#[test]
+fn what_is_no_list_is_ignored_and_not_quoted() {
+    for text in ["remoteip: 203.0.113.1", "- {password: 'hush", "{", "- &a [*a]", "hush"] {
+        let (peers, warnings) = parsed(&[(NODE_PEERS, text)]);
+        assert_eq!(peers, NOTHING, "{text}");
+        assert_eq!(warnings.len(), 1, "{text}: {warnings:?}");
+        assert!(!warnings[0].contains("hush"), "{warnings:?}");
+    }
+    assert_eq!(parsed(&[(NODE_PEERS, "")]), (vec![], vec![]));
+    assert_eq!(parsed(&[(NODE_PEERS, "[]")]), (vec![], vec![]));
+}
+
+#[test]
+fn lists_that_do_not_match_make_no_peers() {
+    let base = [(NODE_PEER_IPS, "203.0.113.1,203.0.113.2"), (NODE_PEER_ASNS, "65001,65002")];
+    for (key, value) in [
+        (NODE_PEER_ASNS, "65001"),
+        (NODE_PEER_PORTS, "179"),
+        (NODE_PEER_PASSWORDS, "cGFzcw=="),
+        (NODE_PEER_LOCAL_IPS, "192.0.2.1,,"),
+    ] {
+        let with: Vec<_> = base.iter().copied().filter(|(k, _)| *k != key).chain([(key, value)]).collect();
+        let (peers, warnings) = parsed(&with);
+        assert_eq!((peers.len(), warnings.len()), (0, 1), "{key}: {warnings:?}");
+        assert!(warnings[0].contains("none of the peers counts"), "{warnings:?}");
+    }
+    for one in base {
+        let (peers, warnings) = parsed(&[one]);
+        assert_eq!((peers.len(), warnings.len()), (0, 1), "{warnings:?}");
+    }
+    let (peers, warnings) = parsed(&[(NODE_PEER_IPS, "203.0.113.1,x"), (NODE_PEER_ASNS, "65001,65002")]);
+    assert_eq!((peers.len(), warnings.len()), (1, 1), "one bad item is one peer less");
+}
+
+#[test]
+fn a_peer_has_settings_of_its_own() {
+    let with = |more: &str| {
+        let annotations =
+            BTreeMap::from([(NODE_PEERS.to_owned(), format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, {more}}}]"))]);
+        let mut warnings = Warnings::default();
+        let peers = peers(&annotations, &mut warnings);
+        (peers, warnings.take().into_iter().map(|warning| warning.text).collect::<Vec<_>>())
+    };
+    let plain = ExternalPeer::new("203.0.113.1".parse().unwrap(), 65001);
+    let limits = |v4, v6| PerFamily { v4, v6 };
+    for (more, expected) in [
+        ("holdtime: 9", ExternalPeer { hold_time: Some(9), ..plain.clone() }),
+        ("holdtime: '65535'", ExternalPeer { hold_time: Some(65535), ..plain.clone() }),
+        ("multihop: 4", ExternalPeer { distance: Distance::Multihop(4), ..plain.clone() }),
+        ("ttlsecurity: 254", ExternalPeer { distance: Distance::Secured(254), ..plain.clone() }),
+        ("maxprefixes: 100", ExternalPeer { prefix_limits: limits(Some(100), Some(100)), ..plain.clone() }),
+        ("maxprefixes: {ipv6: 7}", ExternalPeer { prefix_limits: limits(None, Some(7)), ..plain.clone() }),
+        ("nexthopself: false", ExternalPeer { next_hop_self: Some(false), ..plain.clone() }),
+        ("passwordfile: tor.key", ExternalPeer { password: Password::File("tor.key".into()), ..plain.clone() }),
+        ("passwordfile: null, holdtime: null", plain.clone()),
+    ] {
+        assert_eq!(with(more), (vec![expected], vec![]), "{more}");
+    }
+    for (more, why) in [
+        ("holdtime: 2", "holdtime is not in 3-65535"),
+        ("holdtime: 30s", "holdtime is not in 3-65535"),
+        ("multihop: 0", "multihop is not in 1-255"),
+        ("ttlsecurity: 255", "ttlsecurity is not in 1-254"),
+        ("ttlsecurity: true", "ttlsecurity is not in 1-254"),
+        ("multihop: 2, ttlsecurity: 1", "multihop and ttlsecurity exclude each other"),
+        ("maxprefixes: 0", "maxprefixes is not in 1-4294967295"),
+        ("maxprefixes: {ipv4: -1}", "maxprefixes: ipv4 is not in 1-4294967295"),
+        ("maxprefixes: {v4: 1}", "maxprefixes has v4, and not ipv4 or ipv6"),
+        ("nexthopself: maybe", "nexthopself is neither true nor false"),
+        ("passwordfile: 7", "passwordfile is not a text"),
+        ("password: cGFzcw==, passwordfile: tor", "password and passwordfile exclude each other"),
+        ("ttlSecurity: 1", "ttlSecurity must be written as ttlsecurity"),
+        ("password_file: tor", "password_file must be written as passwordfile"),
+        ("Password: cGFzcw==", "Password must be written as password"),
+    ] {
+        assert_eq!(with(more), (vec![], vec![format!("peer 1: {why}; it is left out")]), "{more}");
+    }
+    let escapes = ["../../etc/shadow", "/etc/shadow", "a/b", "..", ".", "..data", "", ".hidden"];
+    for name in escapes {
+        let why = "passwordfile is not the name of a file: it has neither / nor a dot at its beginning";
+        assert_eq!(with(&format!("passwordfile: '{name}'")).1, [format!("peer 1: {why}; it is left out")], "{name}");
+    }
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_named_and_the_peer_stays() {
+    let with = |more: &str| parsed(&[(NODE_PEERS, &format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, {more}}}]"))]);
+    for (more, named) in [
+        ("more: 1", "more"),
+        ("localIP: 192.0.2.1", "localIP"),
+        ("bfd: {enabled: false, multiplier: 5}", "multiplier of bfd"),
+        ("password:hush: null", "a key of length 13"),
+    ] {
+        let warning = format!("kube-router.io/peers: peer 1: {named} is not known; it is ignored");
+        assert_eq!(with(more), (vec!["203.0.113.1 AS65001".to_owned()], vec![warning]), "{more}");
+    }
+}
