@@ -43,7 +43,7 @@ use crate::k8s::client::{self, Access};
 use crate::k8s::events::{self, Events};
 use crate::k8s::outage::Outages;
 use crate::k8s::service_events::Subjects;
-use crate::k8s::{Message, Wanted, manifests, report, service_events, watch as watch_api};
+use crate::k8s::{Message, Wanted, manifests, own_annotations, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
 use crate::kernel::link::LinkName;
@@ -367,6 +367,7 @@ async fn start_source(
             let events = Events::spawn(client.clone(), config.node_name.clone(), events::TIMING);
             let ToldToCluster { reports, problems, world } = told;
             if config.router.is_some() {
+                tokio::spawn(own_annotations::run(client.clone(), config.node_name.clone(), reports.clone()));
                 tokio::spawn(report::run(client, events.clone(), config.node_name.clone(), reports));
             }
             if config.proxy.is_some() {

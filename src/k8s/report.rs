@@ -23,69 +23,18 @@ use kube::core::params::{GetParams, Patch, PatchParams};
 use kube::core::request::Request;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::client::{ApiClient, chain};
+use super::client::ApiClient;
 use super::events::{About, Events, Name, NewEvent, Outcome};
+use super::own_node::{Attempts, OwnNode, Refused, Sent, TIMING};
 use crate::model::Report;
 
-/// The client, and the name of the Node that is reported on.
+/// Who is reported to, and on which Node.
 #[derive(Clone)]
 struct Listener {
-    client: ApiClient,
+    node: OwnNode,
     events: Events,
-    node: String,
-    timing: Timing,
-}
-
-/// Delays and patience; shorter in tests.
-#[derive(Clone, Copy, Debug)]
-struct Timing {
-    /// Time limit for an answer.
-    patience: Duration,
-    /// The first delay after a failure; it doubles up to `last`.
-    first: Duration,
-    last: Duration,
-    /// The delay while the right is missing.
-    without_right: Duration,
-}
-
-const TIMING: Timing = Timing {
-    patience: Duration::from_secs(15),
-    first: Duration::from_secs(1),
-    last: Duration::from_secs(60),
-    without_right: Duration::from_secs(3600),
-};
-
-/// State of the attempts to send one kind of report.
-struct Attempts {
-    what: &'static str,
-    /// The rule of RBAC that is needed.
-    rule: &'static str,
-    timing: Timing,
-    pause: Duration,
-    is_failing: bool,
-    lacks_right: bool,
-}
-
-/// Outcome of an attempt that met no obstacle.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sent {
-    /// The server has taken a report.
-    Accepted,
-    /// The server has answered, and there was nothing to report.
-    Answered,
-    /// There was nothing to report, and nothing was asked.
-    Nothing,
-}
-
-/// Why a report was not accepted.
-#[derive(Debug)]
-enum Refused {
-    /// The right is missing (403).
-    Forbidden(String),
-    Failed(String),
 }
 
 /// Pacing of corrections of the condition, so that two who contradict each other do not do so all the time.
@@ -106,12 +55,12 @@ const CONDITION_RULE: &str =
 
 /// Sends the newest report about the Node of this name until its sender is gone.
 pub async fn run(client: ApiClient, events: Events, node: String, reports: watch::Receiver<Report>) {
-    let listener = Listener { client, events, node, timing: TIMING };
+    let listener = Listener { node: OwnNode { client, name: node, timing: TIMING }, events };
     tokio::join!(tell_condition(listener.clone(), reports.clone()), tell_events(listener, reports));
 }
 
 async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>) {
-    let mut attempts = Attempts::new("the node's condition", CONDITION_RULE, listener.timing);
+    let mut attempts = Attempts::new("the node's condition", CONDITION_RULE, listener.node.timing);
     let mut corrections = Corrections::default();
     loop {
         let report = reports.borrow_and_update().clone();
@@ -140,7 +89,7 @@ async fn tell_condition(listener: Listener, mut reports: watch::Receiver<Report>
 
 async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
     let (mut known, mut told) = (BTreeSet::new(), None);
-    let mut pause = listener.timing.first;
+    let mut pause = listener.node.timing.first;
     loop {
         let report = reports.borrow_and_update().clone();
         let sent = match listener.tell_problems(&report, &mut known).await {
@@ -149,7 +98,7 @@ async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
         };
         match sent {
             Ok(()) => {
-                pause = listener.timing.first;
+                pause = listener.node.timing.first;
                 if reports.changed().await.is_err() {
                     return;
                 }
@@ -157,7 +106,7 @@ async fn tell_events(listener: Listener, mut reports: watch::Receiver<Report>) {
             Err(Some(asked_again)) => tokio::time::sleep_until(asked_again.into()).await,
             Err(None) => {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(listener.timing.last);
+                pause = (pause * 2).min(listener.node.timing.last);
             }
         }
         if reports.has_changed().is_err() {
@@ -170,11 +119,11 @@ impl Listener {
     /// Sets the condition to `False` where the Node has it otherwise. `again`: it was set before.
     async fn correct(&self, again: bool) -> Result<Sent, Refused> {
         let nodes = Request::new("/api/v1/nodes");
-        if !denies(&self.send(nodes.get(&self.node, &GetParams::default())).await?) {
+        if !denies(&self.node.send(nodes.get(&self.node.name, &GetParams::default())).await?) {
             return Ok(Sent::Answered);
         }
         let patch = Patch::Strategic(condition(Timestamp::now()));
-        self.send(nodes.patch_subresource("status", &self.node, &PatchParams::default(), &patch)).await?;
+        self.node.send(nodes.patch_subresource("status", &self.node.name, &PatchParams::default(), &patch)).await?;
         if again {
             warn!(condition = CONDITION, "Node condition NetworkUnavailable was set by others; setting it to False");
         }
@@ -212,7 +161,7 @@ impl Listener {
 
     async fn tell(&self, reason: &'static str, is_warning: bool, message: &str) -> Result<(), Option<Instant>> {
         let event = NewEvent {
-            about: About::Node(self.node.as_str().into()),
+            about: About::Node(self.node.name.as_str().into()),
             name: Name::Time,
             is_warning,
             reason,
@@ -222,58 +171,6 @@ impl Listener {
             Outcome::Told | Outcome::Gone => Ok(()),
             Outcome::Forbidden(until) => Err(Some(until)),
             Outcome::Failed => Err(None),
-        }
-    }
-
-    async fn send(&self, request: Built) -> Result<Value, Refused> {
-        let request = request.map_err(|error| Refused::Failed(chain(&error)))?;
-        let client = self.client.current().await;
-        match timeout(self.timing.patience, client.request::<Value>(request)).await {
-            Err(_) => Err(Refused::Failed("no answer in time".to_owned())),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(Refused::Forbidden(status.message.clone())),
-            Ok(Err(error)) => Err(Refused::Failed(chain(&error))),
-        }
-    }
-}
-
-type Built = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
-
-impl Attempts {
-    fn new(what: &'static str, rule: &'static str, timing: Timing) -> Attempts {
-        Attempts { what, rule, timing, pause: timing.first, is_failing: false, lacks_right: false }
-    }
-
-    /// Records the outcome of an attempt, and logs what is new about it.
-    fn note(&mut self, told: &Result<Sent, Refused>) {
-        let (what, rule) = (self.what, self.rule);
-        match told {
-            // Whether it would work again is not known.
-            Ok(Sent::Nothing) => {}
-            // Whether the right to write is there is not known.
-            Ok(Sent::Answered) => (self.is_failing, self.pause) = (false, self.timing.first),
-            Ok(Sent::Accepted) => {
-                if self.is_failing || self.lacks_right {
-                    info!(what, "Node status update recovered");
-                }
-                (self.is_failing, self.lacks_right, self.pause) = (false, false, self.timing.first);
-            }
-            Err(Refused::Forbidden(reason)) => {
-                if !std::mem::replace(&mut self.lacks_right, true) {
-                    warn!(
-                        what,
-                        reason, rule, "No permission to write this node's conditions or Events; retrying every hour"
-                    );
-                }
-                self.pause = self.timing.without_right;
-            }
-            Err(Refused::Failed(reason)) => {
-                if !std::mem::replace(&mut self.is_failing, true) {
-                    warn!(what, reason, "Node status update failed; retrying");
-                }
-                let doubled = if self.pause > self.timing.last { self.timing.first } else { self.pause * 2 };
-                self.pause = doubled.min(self.timing.last);
-            }
         }
     }
 }

@@ -42,7 +42,7 @@ pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing,
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};
-pub use report::{News, Report};
+pub use report::{News, OwnAnnotation, Report};
 pub use reserved_addresses::ReservedAddresses;
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{

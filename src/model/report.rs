@@ -1,6 +1,6 @@
 //! Reports about this node to the cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// State of pod networking on this node.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -15,6 +15,17 @@ pub struct Report {
     pub problems: BTreeSet<String>,
     /// The latest news, and its number among all of this run.
     pub news: Option<(u64, News)>,
+    /// Annotations that this program keeps on our own Node, by key. One that is not here is not touched.
+    pub annotations: BTreeMap<&'static str, OwnAnnotation>,
+}
+
+/// An annotation of our own Node that this program writes.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct OwnAnnotation {
+    /// The value that it shall have; `None`: it shall be absent.
+    pub wanted: Option<String>,
+    /// The value that the Node was last seen to have; `None`: it is absent.
+    pub seen: Option<String>,
 }
 
 /// Something that has happened on this node, and is no fault.

@@ -195,7 +195,7 @@ fn forget_passwords(cluster: &mut Cluster) {
         cluster.nodes.iter().map(|(name, node)| (name.clone(), Node::clone(node))).collect();
     for (name, mut node) in nodes {
         for peer in node.routing.iter_mut().flat_map(|routing| &mut routing.peers) {
-            if peer.password != Password::None {
+            if matches!(peer.password, Password::Key(_)) {
                 peer.password = Password::Unknown;
             }
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::k8s::own_node::Timing;
 use crate::k8s::client::{Access, client};
 use crate::k8s::events::tests::events;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
@@ -50,7 +51,7 @@ async fn listener(server: &ApiServer) -> Listener {
     let master = Some(format!("http://{}", server.address).parse().expect("a URL"));
     let client = client(&Access { kubeconfig: None, master }).await.expect("nothing is needed");
     let events = events(server, crate::k8s::events::tests::QUICK).await;
-    Listener { client, events, node: "node-1".to_owned(), timing: QUICK }
+    Listener { node: OwnNode { client, name: "node-1".to_owned(), timing: QUICK }, events }
 }
 
 fn put(server: &ApiServer, status: &str) {
@@ -166,7 +167,7 @@ async fn without_the_right_to_write_the_condition_events_are_told_and_the_condit
     asked.sort();
     assert_eq!(asked, [EVENTS, EVENTS, LOOKS, CORRECTS]);
     let said = log.text();
-    let (missing, rule) = ("No permission to write this node's conditions or Events", "rule=");
+    let (missing, rule) = ("No permission to write to this node", "rule=");
     assert!(
         log.lines_with(missing) == 1 && said.lines().any(|line| line.contains(missing) && line.contains(rule)),
         "{said}"

@@ -1,4 +1,5 @@
-//! Writes of the API server for tests: objects of namespaces that are created and replaced, each with the resource version that it is for.
+//! Writes of the API server for tests: objects of namespaces that are created and replaced, each with the resource version that it is for, and merge
+//! patches of Nodes (RFC 7396).
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -16,6 +17,9 @@ pub fn place(path: &str) -> Option<(String, String)> {
 
 /// Does what a write asks for; `None` for what is no write.
 pub fn written(state: &mut State, method: &Method, path: &str, body: &[u8]) -> Option<(StatusCode, Value)> {
+    if *method == Method::PATCH {
+        return patched(state, path, body);
+    }
     if *method != Method::POST && *method != Method::PUT {
         return None;
     }
@@ -44,4 +48,28 @@ pub fn written(state: &mut State, method: &Method, path: &str, body: &[u8]) -> O
     state.change(&collection, name.clone(), object, what);
     let stored = state.objects.get(&collection)?.get(&name)?.clone();
     Some((StatusCode::OK, stored))
+}
+
+/// Changes a Node as a merge patch says; `None` for another patch.
+fn patched(state: &mut State, path: &str, body: &[u8]) -> Option<(StatusCode, Value)> {
+    let (collection, name) = path.rsplit_once('/').filter(|(collection, _)| *collection == super::NODES)?;
+    let name = format!("/{name}");
+    let mut node = state.objects.get(collection)?.get(&name)?.clone();
+    merge(&mut node, &serde_json::from_slice(body).ok()?);
+    state.change(collection, name.clone(), node, "MODIFIED");
+    Some((StatusCode::OK, state.objects.get(collection)?.get(&name)?.clone()))
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else { return into.clone_from(patch) };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    let Value::Object(fields) = into else { return };
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(fields.remove(key)),
+            value => merge(fields.entry(key.clone()).or_insert(Value::Null), value),
+        }
+    }
 }
