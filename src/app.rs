@@ -58,7 +58,7 @@ use crate::observe::recent::Recent;
 use crate::pod_tunnels::places::Announced;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router;
-use crate::router::explain::serve::{self, Answering, Inquiry};
+use crate::router::explain::serve::Inquiry;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
 use crate::source_guard::driver::Call as GuardCall;
@@ -71,7 +71,7 @@ use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
 use self::questions::{Asked, answer_questions};
-use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running};
+use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, answer_for_router};
 
 mod addresses_in_memory;
 mod packet_filter;
@@ -176,7 +176,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
         let channels = RouterChannels { report, access, served, believed: believed_out };
-        let inquiries = answer_for_bgp(speaker.clone(), &mut answerers);
+        let inquiries = answer_for_router(speaker.clone(), common.world.clone(), &mut answerers);
         let context = router_context(&common, channels, outages.nodes_are_read(), inquiries)?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
@@ -219,18 +219,6 @@ struct RouterChannels {
     served: watch::Receiver<bool>,
     /// The service addresses that neighbours may still believe in, for the service proxy.
     believed: watch::Sender<Table<IpAddr, ()>>,
-}
-
-/// Answers questions about BGP from now on; returns those to the router's loop.
-fn answer_for_bgp(
-    speaker: watch::Receiver<Option<bgp::driver::Access>>,
-    answerers: &mut Answerers,
-) -> mpsc::Receiver<Inquiry> {
-    let (ask, questions) = mpsc::channel(1);
-    answerers.extend([serve::PEERS, serve::ROUTES].map(|path| (path, ask.clone())));
-    let (router, inquiries) = mpsc::channel(1);
-    tokio::spawn(serve::run(Answering { questions, speaker, router }));
-    inquiries
 }
 
 /// Returns what the router has besides the inputs of every subsystem. `nodes_are_read`: whether nodes can be read.

@@ -1,14 +1,16 @@
 //! The other side of the local socket: a user on this host asks the running program.
 //!
-//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice audit`, `sluice status`, `sluice bundle`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
+//! `sluice policy explain`, `diff` and `drops`, `sluice svc`, `sluice bgp peers` and `routes`, `sluice route`, `sluice audit`, `sluice status`, `sluice bundle`: the question goes to the program's socket (`observe::local`), and what it answers is printed.
 //! It needs no API server and reads no cluster: the program answers from what it has put into the kernel. `sluice status --all` alone asks the API server, and by it all agents (`k8s::agents`).
 
 mod all;
 mod audit;
 pub mod bundle;
+mod route;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,7 @@ pub fn run(ask: &Ask) -> anyhow::Result<Answered> {
             let about = BTreeMap::from([("what", what.as_str()), ("why", if *why { "true" } else { "" })]);
             runtime.block_on(answer(socket, "/bgp/routes", &about, *output))
         }
+        Ask::Route { what, output, socket } => runtime.block_on(way(socket, what, *output)),
         Ask::Audit { repair, output, socket } => {
             let audited = runtime.block_on(audited(socket, *repair))?;
             let (text, exit_code) = (audit::printed(&audited, *output), audited.exit_code());
@@ -108,6 +111,43 @@ async fn status_of_all(access: &Access, selector: &str, output: Output) -> anyho
     let client = client::client(access).await?;
     let nodes = agents::ask(&client, selector).await.map_err(anyhow::Error::msg)?;
     Ok(all::answered(&nodes, output))
+}
+
+/// Asks which way a packet takes: who serves at the address, who routes, and who judges.
+async fn way(socket: &Path, what: &str, output: Output) -> anyhow::Result<String> {
+    // Where nobody listens, none of them answers.
+    drop(UnixStream::connect(socket).await.with_context(|| unreachable(socket))?);
+    let is_address = what.trim().trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let about = BTreeMap::from([("what", what)]);
+    let service = if is_address { part(socket, route::SERVICE, &about).await? } else { Ok(None) };
+    let served = if route::is_served(&service) { "true" } else { "" };
+    let way = part(socket, route::WAY, &BTreeMap::from([("what", what), ("served", served)])).await?;
+    let isolation = part(socket, route::ISOLATION, &about).await?;
+    // What none of them understands, or knows, is no answer.
+    match (&service, &way, &isolation) {
+        (_, Err(why), _) | (Ok(None), Ok(None), Err(why)) => return Err(anyhow!("{why}")),
+        (Ok(None), Ok(None), Ok(None)) => {
+            return Err(anyhow!("the sluice on this host runs nothing that knows of ways or policies"));
+        }
+        _ => {}
+    }
+    let all = route::backends(&service);
+    let mut backends = Vec::new();
+    for backend in all.iter().take(route::MOST_BACKENDS).filter(|_| matches!(way, Ok(Some(_)))) {
+        backends.extend(part(socket, route::WAY, &BTreeMap::from([("what", backend.as_str())])).await?.ok().flatten());
+    }
+    let backends_left_off = if backends.is_empty() { 0 } else { all.len() - backends.len() };
+    let parts = route::Parts { what: what.to_owned(), service, way, backends, backends_left_off, isolation };
+    Ok(route::printed(&parts, output))
+}
+
+/// Asks one of those who answer together.
+async fn part(socket: &Path, path: &str, about: &BTreeMap<&str, &str>) -> anyhow::Result<route::Part> {
+    Ok(match post(socket, path, about, Some(JSON)).await? {
+        (StatusCode::OK, text) => Ok(Some(serde_json::from_str(&text).context("the answer makes no sense")?)),
+        (StatusCode::NOT_FOUND, _) => Ok(None),
+        (_, sentence) => Err(sentence.trim_end().to_owned()),
+    })
 }
 
 /// Asks every subsystem what differs, and has them repair it where that is wanted.

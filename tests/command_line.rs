@@ -57,6 +57,14 @@ fn a_question_without_its_words_ends_with_2_and_the_words_that_it_takes() {
     assert!(text.contains("sluice bgp routes [PREFIX | ADDRESS] [--why]"), "{text}");
     let text = said(&run(&["bgp", "routes", "--socket=/nowhere/sluice.sock"]), 1);
     assert!(text.contains("/nowhere/sluice.sock"), "{text}");
+    for words in [&["route"][..], &["route", "shop/web", "shop/db"], &["route", "--why", "192.0.2.7"]] {
+        let text = said(&run(words), 2);
+        assert!(text.contains("Usage: sluice route NAMESPACE/POD | ADDRESS"), "{words:?}: {text}");
+    }
+    let text = said(&run(&["route", "--help"]), 0);
+    assert!(text.starts_with("Usage: sluice route") && text.contains("Exit status"), "{text}");
+    let text = said(&run(&["route", "192.0.2.7", "--socket=/nowhere/sluice.sock"]), 1);
+    assert!(text.contains("/nowhere/sluice.sock"), "{text}");
     let text = said(&run(&["audit", "--help"]), 0);
     assert!(text.starts_with("Usage: sluice audit [--repair]") && text.contains("Exit status"), "{text}");
     let text = said(&run(&["audit", "--socket=/nowhere/sluice.sock"]), 2);
@@ -154,6 +162,7 @@ fn bash_completes_commands_flags_and_the_words_of_flags() {
     assert_eq!(completed(&["sluice", "--netfilter", "nf"]), "nftables");
     assert_eq!(completed(&["sluice", "policy", "ex"]), "explain");
     assert_eq!(completed(&["sluice", "bgp", "routes", "--w"]), "--why");
+    assert_eq!(completed(&["sluice", "rou"]), "route");
     assert_eq!(completed(&["sluice", "preflight", "--run-ser"]), "--run-service-proxy");
 }
 

@@ -9,8 +9,9 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
+use crate::bgp::driver::Access as SpeakerAccess;
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
-use crate::firewall::driver;
+use crate::firewall::explain;
 use crate::firewall::judging::Judging;
 use crate::firewall::starting_pod::StartingPod;
 use crate::firewall::{self, iptables, nftables};
@@ -33,6 +34,7 @@ use crate::proxy::source_ranges::serve::{self as source_ranges, OutsideSources};
 use crate::proxy::unjudged::driver::FirewallWaits;
 use crate::reconcile::Account;
 use crate::router;
+use crate::router::explain::serve::{self as of_router, Answering, Inquiry};
 use crate::source_guard;
 use crate::source_guard::driver::{Call, GuardContext};
 use crate::source_guard::ports_file::PortsFile;
@@ -101,7 +103,8 @@ impl Common {
         let ProblemsOut { planned: problems, listening, of_pods, of_objects } = problems;
         let problems_of_others = vec![of_objects, listening.subscribe(), of_pods.subscribe()];
         let (ask, questions) = mpsc::channel(1);
-        answerers.insert(proxy::explain::serve::SERVICES, ask);
+        let paths = [proxy::explain::serve::SERVICES, proxy::explain::serve::AT];
+        answerers.extend(paths.map(|path| (path, ask.clone())));
         let metrics = proxy::metrics::Metrics::register(&self.registry)?;
         let (owners, owners_in) = watch::channel(Default::default());
         proxy::serve::register(&self.registry, owners_in)?;
@@ -157,7 +160,8 @@ impl Common {
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
         let (ask, questions) = mpsc::channel(1);
-        answerers.extend([driver::EXPLAIN, driver::DIFF, driver::DROPS].map(|path| (path, ask.clone())));
+        let paths = [explain::EXPLAIN, explain::DIFF, explain::DROPS, explain::ISOLATION];
+        answerers.extend(paths.map(|path| (path, ask.clone())));
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let context = firewall::driver::FirewallContext {
             questions,
@@ -307,6 +311,19 @@ impl Common {
     pub fn pulse(&self, name: &'static str) -> Pulse {
         self.health.register(name, DEADLINE, Instant::now())
     }
+}
+
+/// Answers questions about BGP, and about the way to an address, from now on; returns those to the router's loop.
+pub fn answer_for_router(
+    speaker: watch::Receiver<Option<SpeakerAccess>>,
+    world: watch::Receiver<World>,
+    answerers: &mut local::Answerers,
+) -> mpsc::Receiver<Inquiry> {
+    let (ask, questions) = mpsc::channel(1);
+    answerers.extend([of_router::PEERS, of_router::ROUTES, of_router::WAY].map(|path| (path, ask.clone())));
+    let (router, inquiries) = mpsc::channel(1);
+    tokio::spawn(of_router::run(Answering { questions, speaker, router, world }));
+    inquiries
 }
 
 /// Starts a subsystem on a thread of its own, and waits until it has opened the kernel. `open` also says something to

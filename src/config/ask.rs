@@ -1,5 +1,5 @@
 //! Questions to a running program, as typed: `sluice policy explain --from … --to …`, `sluice policy diff -f …`,
-//! `sluice policy drops`, `sluice svc …`, `sluice bgp peers`, `sluice bgp routes …`, `sluice audit`, `sluice status`, `sluice bundle`.
+//! `sluice policy drops`, `sluice svc …`, `sluice bgp peers`, `sluice bgp routes …`, `sluice route …`, `sluice audit`, `sluice status`, `sluice bundle`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -27,6 +27,8 @@ pub enum Ask {
     BgpPeers { output: Output, socket: PathBuf },
     /// The routes that BGP knows. `what`: a prefix or an address; all of them if it is empty. `why`: with all reasons.
     BgpRoutes { what: String, why: bool, output: Output, socket: PathBuf },
+    /// The way of a packet from this node. `what`: the user's word for a pod or an address.
+    Route { what: String, output: Output, socket: PathBuf },
     /// Differences between the kernel and the desired state. `repair`: repairs them first.
     Audit { repair: bool, output: Output, socket: PathBuf },
     /// How the node stands. `wait`: until it is ready, for so long at most.
@@ -72,6 +74,16 @@ enum About {
     Svc {
         /// NAMESPACE/NAME, an address, or ADDRESS:PORT; none for a table of all Services
         what: Option<String>,
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+        /// The --socket of the running program
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
+    /// Say which way a packet takes from this node, and why: Service, policy, route, tunnel, MTU, address
+    Route {
+        /// NAMESPACE/POD, or an address
+        what: String,
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
         /// The --socket of the running program
@@ -231,6 +243,17 @@ kernel has it, and to whom it is announced. The sluice that runs on this host is
   -o, --output   text or json (default text)
       --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
 
+/// The words that questions for the way of a packet take.
+const ROUTE_USAGE: &str = "\
+Usage: sluice route NAMESPACE/POD | ADDRESS [-o text|json] [--socket PATH]
+Says which way a packet takes from this node: whether a Service is at the address, and the way to each of its endpoints; whose the address is;
+which route leads there, from whom it is, and whether the kernel has it, or why there is none; through which tunnel; what size fits; which source
+address it has, and whether packets of pods are masqueraded; whether policies isolate the pod. Beside it the way that the kernel gives to such a
+packet now, and in what that differs. The sluice that runs on this host is asked, and nothing is changed. Exit status: 0 there is an answer,
+whatever it says; 1 there is none.
+  -o, --output   text or json (default text)
+      --socket   The --socket of the running program (default /run/sluice/sluice.sock)";
+
 /// The words that questions for what differs take.
 const AUDIT_USAGE: &str = "\
 Usage: sluice audit [--repair] [-o text|json] [--socket PATH]
@@ -300,6 +323,7 @@ fn usage_of(about: &str) -> Option<&'static str> {
         "policy" => Some(POLICY_USAGE),
         "svc" => Some(SERVICES_USAGE),
         "bgp" => Some(BGP_USAGE),
+        "route" => Some(ROUTE_USAGE),
         "audit" => Some(AUDIT_USAGE),
         "status" => Some(STATUS_USAGE),
         "bundle" => Some(BUNDLE_USAGE),
@@ -332,6 +356,7 @@ pub(super) fn ask(words: &[OsString], usage: &str) -> Result<Option<Ask>, Refusa
         About::Bgp(Bgp::Routes { what, why, output, socket }) => {
             Ask::BgpRoutes { what: what.unwrap_or_default(), why, output, socket }
         }
+        About::Route { what, output, socket } => Ask::Route { what, output, socket },
         About::Audit { repair, output, socket } => Ask::Audit { repair, output, socket },
         About::Bundle { file, socket } => Ask::Bundle { file, socket },
         About::Status { all: true, kubeconfig, master, selector, output, .. } => {

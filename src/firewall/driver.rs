@@ -45,11 +45,6 @@ pub struct FirewallContext {
     pub judging: Judging,
 }
 
-/// The questions that it answers, by the path on the local socket.
-pub const EXPLAIN: &str = "/policy/explain";
-pub const DIFF: &str = "/policy/diff";
-pub const DROPS: &str = "/policy/drops";
-
 /// Connections are judged for so long between two turns of the loop.
 const JUDGED_AT_A_TIME: Duration = Duration::from_millis(1);
 
@@ -352,11 +347,14 @@ impl<B: Backend> Subsystem for Driver<B> {
             News::Established(report) => return self.judge_established(report, at, context),
         };
         let answer = match question.path {
-            DIFF => match self.comparing(&question, context) {
+            explain::DIFF => match self.comparing(&question, context) {
                 Ok(inputs) => return self.comparisons.start(inputs, question),
                 Err(why) => Err(why),
             },
-            DROPS => self.dropped(&question, at, context),
+            explain::DROPS => self.dropped(&question, at, context),
+            explain::ISOLATION => {
+                known_world(context).and_then(|world| explain::isolated(self.known(&world), &question))
+            }
             _ => self.explained(&question, at, context),
         };
         // The requester may have gone away.

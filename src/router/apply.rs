@@ -11,6 +11,7 @@
 //! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
 //! complete: routes of an earlier run serve until then. The bridge stays: pods may be attached to it.
 
+mod asked;
 mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Key, Name, Object};
-use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
+use crate::kernel::route::{Route, RouteKey, TABLE_MAIN, Taken};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
@@ -70,6 +71,15 @@ pub trait Kernel {
     /// Returns how the kernel would route packets to a next hop.
     fn leads_to(&mut self, _next_hop: IpAddr) -> Lead {
         Lead::Unknown
+    }
+
+    /// Returns the way that the kernel gives to a packet of this node now, or to one of a pod of this node, whose address and range are
+    /// named; `None` where no link leads to that range.
+    ///
+    /// # Errors
+    /// It cannot be looked up: why, as a sentence without its end.
+    fn way_to(&mut self, _to: IpAddr, _pod: Option<(IpAddr, IpNet)>) -> Result<Option<Taken>, String> {
+        Err("there is no kernel to ask".to_owned())
     }
 
     /// Returns how a chain of the host can know answers.
@@ -238,36 +248,6 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the number of desired main table routes that the kernel lacks.
     pub fn missing_routes(&self, learned: &Routes) -> usize {
         self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
-    }
-
-    /// Compares the routes to some prefixes with what was last seen of the kernel; nothing is read.
-    pub fn routes_in_kernel(&self, prefixes: &[IpNet], learned: &Routes) -> Vec<RouteInKernel> {
-        let error: Arc<str> = self.routes.trouble().map_or("it has not been read yet", |trouble| &trouble.error).into();
-        let failing: BTreeSet<&RouteKey> = self.routes.failing_to_grow().chain(self.routes.doubts()).collect();
-        let compare = |prefix: &IpNet| {
-            let key = RouteKey::new(TABLE_MAIN, *prefix);
-            let desired = learned.routes().get(&key).cloned();
-            let Some(all) = self.routes.seen() else { return RouteInKernel::Unread(error.clone()) };
-            match (desired, all.get(&key).cloned()) {
-                (Some(desired), _) if failing.contains(&key) => RouteInKernel::Failed { desired, error: error.clone() },
-                (Some(desired), Some(seen)) if desired == seen => RouteInKernel::InPlace(seen),
-                (Some(desired), seen) => RouteInKernel::Waiting { desired, seen },
-                (None, Some(seen)) => RouteInKernel::Kept(seen),
-                (None, None) => RouteInKernel::Absent,
-            }
-        };
-        prefixes.iter().map(compare).collect()
-    }
-
-    /// Returns the routes of others that take packets of these prefixes away from ours; of each prefix ten at most.
-    pub fn routes_in_the_way(&self, prefixes: &[IpNet]) -> Vec<(IpNet, String)> {
-        let mut left: BTreeMap<&IpNet, usize> = prefixes.iter().map(|prefix| (prefix, RIVALS)).collect();
-        let mut may_be_named = |range: &IpNet| {
-            let left = left.get_mut(range).filter(|left| **left > 0);
-            left.map(|left| *left -= 1).is_some()
-        };
-        let staying = self.routes.peek().staying().into_iter().filter(|(range, _)| may_be_named(range));
-        staying.map(|(range, rival)| (range, rival.to_string())).collect()
     }
 
     /// Records the pod CIDRs of our own node.

@@ -280,7 +280,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn hear(&mut self, wake: Wake, at: Moment, context: &Context<'_>) {
         match wake {
-            Wake::Asked(inquiry) => inquiry.answer(&self.plan, &self.mirrors, context.authority, self.outside()),
+            Wake::Asked(inquiry) => {
+                let outside = self.outside();
+                inquiry.answer(&self.plan, &mut self.mirrors, context.authority, outside);
+            }
             Wake::Served => self.sessions.try_at(at.now),
             Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);

@@ -5,6 +5,7 @@ mod learned;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -16,7 +17,7 @@ use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
-use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN};
+use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN, Taken};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
@@ -203,6 +204,14 @@ impl Kernel for Linux {
                 Lead::Unknown
             }
         }
+    }
+
+    fn way_to(&mut self, to: IpAddr, pod: Option<(IpAddr, IpNet)>) -> Result<Option<Taken>, String> {
+        let taken = match pod {
+            None => self.lookup.taken(to).map(Some),
+            Some(pod) => self.lookup.taken_from_network(to, pod),
+        };
+        taken.map_err(|error| error.to_string())
     }
 
     fn answers_by(&self) -> AnswersBy {

@@ -45,9 +45,11 @@ mod node_routes;
 mod overlay;
 mod packing;
 mod pod_ranges;
+mod way;
 
 pub use inspection::PeerSource;
 pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
+pub use way::{Masquerade, Owner, TunnelEnds};
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {

@@ -8,7 +8,7 @@ use sluice::ask::{Answered, post};
 use sluice::config::{Ask, Output};
 use sluice::model::{LoadBalancerAddress, ProxyAnnotations, Scheduler};
 use sluice::observe::local::{self, JSON};
-use sluice::proxy::explain::serve::SERVICES;
+use sluice::proxy::explain::serve::{AT, SERVICES};
 
 use super::*;
 
@@ -86,7 +86,8 @@ fn with_socket_of(flags: &[&str], test: impl AsyncFnOnce(PathBuf, &Running)) {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("sluice.sock");
         let listener = local::bind(&socket).expect("the socket is made");
-        let answerers = [(SERVICES, running.ask.clone()), ("/audit/proxy", running.ask_audit.clone())].into();
+        let of_services = [SERVICES, AT].map(|path| (path, running.ask.clone()));
+        let answerers = of_services.into_iter().chain([("/audit/proxy", running.ask_audit.clone())]).collect();
         let serving = tokio::task::spawn(local::serve(listener, answerers, 8));
         test(socket, running).await;
         serving.abort();
@@ -449,5 +450,44 @@ fn the_table_does_not_say_missing_of_a_virtual_service_whose_change_failed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("never: the table says that the virtual services are not read");
+    });
+}
+
+#[test]
+fn an_address_has_its_services_or_is_a_free_cluster_ip_that_is_refused_and_anything_else_is_neither() {
+    with_socket(async |socket, running| {
+        running.world.send_replace(shop());
+        running.settles(&shop()).await;
+        let at = async |what: &str| {
+            let about = std::collections::BTreeMap::from([("what", what)]);
+            let (status, text) = post(&socket, AT, &about, Some(JSON)).await.expect("it is answered");
+            (status.as_u16(), serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text)))
+        };
+        let (_, served) = at("10.96.0.9").await;
+        assert_eq!(served["explained"]["services"].as_array().map(Vec::len), Some(2), "{served:#}");
+        let (_, free) = at("10.96.7.7").await;
+        assert_eq!(free["clusterIPRange"]["range"], "10.96.0.0/12", "{free:#}");
+        assert_eq!((&free["explained"], &free["clusterIPRange"]["refused"]), (&Value::Null, &Value::Bool(true)));
+        let (_, other) = at("198.51.100.7").await;
+        assert_eq!((&other["explained"], &other["clusterIPRange"]), (&Value::Null, &Value::Null));
+        let (status, why) = at("shop/web").await;
+        assert_eq!(status, 422, "{why}");
+
+        // The whole of it, as a user asks: nobody else runs here.
+        let asked = async |what: &str| {
+            let ask = Ask::Route { what: what.to_owned(), output: Output::Text, socket: socket.clone() };
+            let answered = tokio::task::spawn_blocking(move || sluice::ask::run(&ask)).await.expect("it ends");
+            answered.map(|Answered { text, exit_code }| (text, exit_code)).map_err(|error| error.to_string())
+        };
+        let (text, code) = asked("10.96.0.9").await.expect("an answer");
+        assert_eq!(code, 0);
+        assert!(
+            text.contains("Service shop/web\n  tcp port 80 (clusterIP): 2 endpoints take new connections\n"),
+            "{text}"
+        );
+        assert!(text.contains("runs no router (--run-router)"), "{text}");
+        let (text, _) = asked("10.96.7.7").await.expect("an answer");
+        assert!(text.contains("new connections to it are refused on this node"), "{text}");
+        assert!(asked("shop/web").await.is_err(), "the service proxy knows no pods");
     });
 }

@@ -9,7 +9,7 @@ use sluice::bgp::message::{self, Framing, Message};
 use sluice::config::{Backend, RouterConfig};
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
-use sluice::model::{Host, HostLink, Node, NodeAddress, NodeAddressKind, Report, Routing};
+use sluice::model::{Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, Pod, Report, Routing};
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
 use sluice::router::{driver, explain, metrics};
@@ -104,7 +104,7 @@ impl Setup {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(driver.run(inputs, stopped));
-            let answering = explain::serve::Answering { questions, speaker, router: inquire };
+            let answering = explain::serve::Answering { questions, speaker, router: inquire, world: world.subscribe() };
             tokio::task::spawn_local(explain::serve::run(answering));
             let seen = Seen { world, health: health.clone(), reports, kernel: kernel.clone(), ask, ask_bgp };
             let found = test(seen).await;
@@ -431,6 +431,64 @@ fn with_node_objects_and_without_an_as_number_tunnels_go_routes_are_told_and_not
         seen.until("route and tunnel are gone with their Node", |seen| counts(seen) == (0, 0)).await;
         let refused = seen.bgp("/bgp/routes", "").await.expect_err("there is none");
         assert_eq!(refused, "BGP does not run on this node");
+    });
+}
+
+#[test]
+fn the_way_to_a_pod_is_told_with_its_tunnel_before_and_after_the_kernel_has_it_and_a_pod_by_its_name() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--node-routes=api".to_owned());
+    setup.flags.push("--overlay-type=full".to_owned());
+    let pod = Pod {
+        uid: None,
+        labels: Labels::default(),
+        addresses: [IpAddr::from([10, 244, 2, 7])].into(),
+        node: Some("node2".into()),
+        host_network: false,
+        finished: false,
+        ports: [].into_iter().collect(),
+    };
+    setup.world.cluster.pods.insert(ObjectName::new("shop", "web"), pod);
+    let own = AddressKey { link: LinkName("eth0".into()), address: "127.0.0.1/8".parse().expect("an address") };
+    let state = State { addresses: [(own, ())].into(), ..State::default() };
+    setup.run(state, async |seen| {
+        let word = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let begun = Instant::now();
+        let answer = loop {
+            let answer = seen.bgp("/route", "shop/web").await.expect("the pod is known");
+            if word(&answer, "/ways/0/route/kernel/standing").as_deref() == Some("inPlace") {
+                break answer;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{answer:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(
+            (word(&answer, "/pod/node").as_deref(), answer["ways"].as_array().map(Vec::len)),
+            (Some("node2"), Some(1))
+        );
+        let way = &answer["ways"][0];
+        assert_eq!(
+            (word(way, "/owner").as_deref(), word(way, "/node").as_deref()),
+            (Some("podsOfNode"), Some("node2"))
+        );
+        assert_eq!(way["route"]["givenByNodes"][0], "node2");
+        let tunnel = &way["route"]["nextHops"][0]["tunnel"];
+        assert_eq!((&tunnel["local"], &tunnel["remote"]), (&"127.0.0.1".into(), &"127.0.0.2".into()));
+        assert_eq!((&tunnel["inPlace"], &tunnel["overhead"]), (&true.into(), &20.into()));
+        assert_eq!(way["differences"].as_array().map(Vec::len), Some(0), "{way:#}");
+
+        let own = seen.bgp("/route", "127.0.0.1").await.expect("an answer");
+        assert_eq!(word(&own, "/ways/0/owner").as_deref(), Some("thisNode"));
+        let none = seen.bgp("/route", "shop/none").await.expect_err("there is none");
+        assert_eq!(none, "there is no pod shop/none");
+        let odd = seen.bgp("/route", "10.244.2.0/24").await.expect_err("a prefix is no address");
+        assert_eq!(odd, "there is no pod 10.244.2.0/24");
+
+        // What somebody has taken away is missing in the kernel's lookup at once, whatever was last seen.
+        seen.kernel.with(|machine| machine.state.routes.clear());
+        let answer = seen.bgp("/route", "10.244.2.7").await.expect("an answer");
+        let difference = word(&answer, "/ways/0/differences/0");
+        assert_eq!(difference.as_deref(), Some("packets of this node: the kernel refuses them"), "{answer:#}");
     });
 }
 

@@ -10,9 +10,10 @@
 //! closes unknown addresses, and the address of a Service stands for each of its endpoints.
 //!
 //! Here are the question, the parties and the answer; [`judged`] is the verdict with the effect of flags, [`service`] answers for the endpoints
-//! of a Service, [`text`] and [`json`] are the forms.
+//! of a Service, [`isolated`] without a second party, [`text`] and [`json`] are the forms.
 
 pub mod circumstances;
+mod isolated;
 mod judged;
 mod json;
 mod party;
@@ -38,11 +39,18 @@ use super::rules::{Direction, Isolation, RuleSet};
 use super::verdict::{Packet, Traffic, Verdict};
 
 use self::party::standing;
+pub use isolated::isolated;
 pub use json::json;
 pub use judged::judged;
 pub use party::{Party, Standing, is_this_node, standing_at};
 pub use service::{EndpointState, Served};
 pub use text::{side, text};
+
+/// The questions that the firewall answers, by the path on the local socket.
+pub const EXPLAIN: &str = "/policy/explain";
+pub const DIFF: &str = "/policy/diff";
+pub const DROPS: &str = "/policy/drops";
+pub const ISOLATION: &str = "/policy/isolation";
 
 /// A question about one packet.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -410,3 +410,42 @@ fn words_that_are_no_question_are_refused_with_what_was_wanted() {
     let v6 = Question::parse("a/b", "[fd00::7]:80/udp").unwrap();
     assert_eq!((v6.to, v6.protocol, v6.port), (End::Address("fd00::7".parse().unwrap()), Protocol::Udp, 80));
 }
+
+#[test]
+fn isolation_is_told_of_pods_of_this_node_and_of_others_who_judges_them() {
+    let of = |word: &str| {
+        let (answer, _) = tokio::sync::oneshot::channel();
+        let about = [("what".to_owned(), word.to_owned())].into();
+        let form = crate::observe::local::AnswerFormat::Json;
+        let question = crate::observe::local::Question { path: ISOLATION, about, form, answer };
+        with_known(&world(), |known| isolated(known, &question))
+    };
+    let answered = |word: &str| -> serde_json::Value { serde_json::from_str(&of(word).unwrap()).unwrap() };
+    let db = answered("shop/db");
+    assert_eq!(db["party"], "shop/db (10.244.1.8)");
+    let ingress = json!({ "direction": "ingress", "isolated": true, "policies": ["shop/db"], "byNamespace": true });
+    let egress = json!({ "direction": "egress", "isolated": true, "policies": ["shop/out"], "byNamespace": false });
+    assert_eq!(db["isolation"], json!([ingress, egress]));
+    let lines = [
+        "isolated for ingress by shop/db, the annotation of its namespace: what none of its rules allows is dropped",
+        "isolated for egress by shop/out: what none of its rules allows is dropped",
+        "whether a packet passes: sluice policy explain --from NAMESPACE/POD --to shop/db:PORT",
+    ];
+    assert_eq!(db["text"], json!(lines));
+    // By its address, of either family, it is the same pod.
+    assert_eq!(answered("fd00:10:244:1::7")["party"], "shop/web (fd00:10:244:1::7)");
+    assert_eq!(answered("10.244.1.7")["isolation"][1]["isolated"], false);
+    for (word, line) in [
+        ("shop/far", "its own node node2 judges what it receives and sends"),
+        ("fd00:10:244:2::9", "its own node node2 judges what it receives and sends"),
+        ("192.0.2.11", "a node itself: policies do not apply to it"),
+        ("203.0.113.7", "no running pod's: only the policies of the sender decide"),
+    ] {
+        let answer = answered(word);
+        assert_eq!((&answer["isolation"], &answer["text"][0]), (&json!([]), &json!(line)), "{word}");
+    }
+    let hint = "sluice policy explain --from NAMESPACE/POD --to [2001:db8::7]:PORT";
+    assert_eq!(answered("2001:db8::7")["ask"], hint);
+    assert_eq!(of("shop/none"), Err("there is no pod shop/none".to_owned()));
+    assert!(of("web").is_err_and(|why| why.contains("must be NAMESPACE/POD or an address")));
+}

@@ -3,14 +3,20 @@
 //! `ip route get fibmatch ADDRESS`. The answer is the matching route, and not a copy of it, so that its origin is known
 //! and whether its link carries anything.
 //!
+//! For users who ask, `ip route get ADDRESS [from POD iif LINK]`: the way that a packet of this host, or of a pod that it forwards, takes
+//! now.
+//!
 //! Kernel: `RTM_GETROUTE` without `NLM_F_DUMP`, `RTM_F_FIB_MATCH` (4.13); `RTNH_F_LINKDOWN` (4.1). A host without a
 //! route answers `ENETUNREACH`; routes that refuse do so with an error of their own (IPv4) or with their type (IPv6).
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::RouteKey;
 use super::wire::{self, GET_ROUTE, NEW_ROUTE};
 use crate::kernel::Error;
+use crate::kernel::link::{self, LinkName};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
 use crate::net::Family;
 
@@ -33,14 +39,59 @@ pub enum Leading {
     },
 }
 
+/// The way that the kernel gives to a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taken {
+    pub fate: Fate,
+    /// The route that decided, and its protocol (`rtm_protocol`); `None` of one that the kernel puts on every device by itself, and where
+    /// there is none.
+    pub decided_by: Option<(RouteKey, u8)>,
+    /// The link over which the packet leaves; `lo` where it is delivered here.
+    pub link: Option<LinkName>,
+    /// MTU of that link, in bytes.
+    pub link_mtu: Option<u32>,
+    pub gateway: Option<IpAddr>,
+    /// Source address of packets of this host that have none yet.
+    pub source: Option<IpAddr>,
+    /// `RTAX_MTU`: the MTU of the route, or of the path where the kernel has been told of one, in bytes.
+    pub path_mtu: Option<u32>,
+}
+
+/// Outcome of a lookup: `rtm_type`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It leaves over a link.
+    Forwarded,
+    /// It is delivered on this host.
+    Local,
+    /// A route refuses it, or none leads to its destination.
+    Refused,
+    /// Broadcast, multicast or anycast, by its number.
+    Other(u8),
+}
+
+/// Origin of a packet that is looked up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    /// This host, with a source address of its own or one that the kernel chooses.
+    Host(Option<IpAddr>),
+    /// Somebody behind the link of this index, from whom the host forwards.
+    Behind(IpAddr, u32),
+}
+
 /// Length of `struct rtmsg`.
 const HEADER: usize = 12;
 const DESTINATION: u16 = 1;
 const SOURCE: u16 = 2;
+const INPUT_LINK: u16 = 3;
 const OUTPUT_LINK: u16 = 4;
 const GATEWAY: u16 = 5;
+const PREFERRED_SOURCE: u16 = 7;
+const METRICS: u16 = 8;
 const MULTIPATH: u16 = 9;
 const VIA: u16 = 18;
+/// `RTAX_MTU`, inside of the metrics.
+const METRIC_MTU: u16 = 2;
 /// `RTM_F_FIB_MATCH`.
 const MATCHED: u32 = 0x2000;
 /// `RTNH_F_DEAD | RTNH_F_LINKDOWN`.
@@ -91,7 +142,7 @@ impl Lookup {
     /// The request failed.
     pub fn link_to(&mut self, to: IpAddr, from: IpAddr) -> Result<Option<u32>, Error> {
         // The route as it is used: of several ways, one that is taken. Rules may choose a table by the source.
-        self.ask_for(to, Some(from), 0);
+        self.ask_for(to, Origin::Host(Some(from)), 0);
         match self.socket.request(&mut self.message, link) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
@@ -99,12 +150,70 @@ impl Lookup {
         }
     }
 
-    fn ask(&mut self, to: IpAddr) {
-        self.ask_for(to, None, MATCHED);
+    /// The way of a packet of this host to an address.
+    ///
+    /// # Errors
+    /// A request failed.
+    pub fn taken(&mut self, to: IpAddr) -> Result<Taken, Error> {
+        self.taken_from(to, Origin::Host(None))
     }
 
-    fn ask_for(&mut self, to: IpAddr, from: Option<IpAddr>, flags: u32) {
+    /// The way of a packet to an address that comes from somebody in this network, by the link that leads there; `None` where no route to
+    /// that network alone does, which then is not behind a link of this host.
+    ///
+    /// # Errors
+    /// A request failed: also where the kernel takes no such packet from that link, as with a strict reverse path filter.
+    pub fn taken_from_network(&mut self, to: IpAddr, from: (IpAddr, IpNet)) -> Result<Option<Taken>, Error> {
+        let (from, network) = from;
+        let behind = self.taken(from)?;
+        let is_there = behind.decided_by.as_ref().is_some_and(|(key, _)| network.contains(&key.destination));
+        let link = behind.link.filter(|_| is_there && behind.fate == Fate::Forwarded);
+        let Some(link) = link.and_then(|link| link::Names::default().number(&self.socket, &link)) else {
+            return Ok(None);
+        };
+        self.taken_from(to, Origin::Behind(from, link)).map(Some)
+    }
+
+    fn taken_from(&mut self, to: IpAddr, origin: Origin) -> Result<Taken, Error> {
+        let failed = |fault: Fault| Error::new("look up a route", to.to_string(), fault.into());
+        let nowhere = Taken {
+            fate: Fate::Refused,
+            decided_by: None,
+            link: None,
+            link_mtu: None,
+            gateway: None,
+            source: None,
+            path_mtu: None,
+        };
+        self.ask_for(to, origin, MATCHED);
+        let decided_by = match self.socket.request(&mut self.message, wire::route) {
+            Ok(found) => found.into_iter().next().map(|route| (route.key, route.protocol)),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => None,
+            Err(fault) => return Err(failed(fault)),
+        };
+        self.ask_for(to, origin, 0);
+        let taken = match self.socket.request(&mut self.message, taken) {
+            Ok(found) => found.into_iter().next(),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => None,
+            Err(fault) => return Err(failed(fault)),
+        };
+        let Some((taken, index)) = taken else { return Ok(Taken { decided_by, ..nowhere }) };
+        let devices = link::devices(&mut self.socket)?;
+        let device = devices.into_iter().find(|device| Some(device.index) == index);
+        let (link, link_mtu) = device.map(|device| (device.name, device.mtu)).unzip();
+        Ok(Taken { decided_by, link, link_mtu, ..taken })
+    }
+
+    fn ask(&mut self, to: IpAddr) {
+        self.ask_for(to, Origin::Host(None), MATCHED);
+    }
+
+    fn ask_for(&mut self, to: IpAddr, origin: Origin, flags: u32) {
         let family = Family::from(to);
+        let (from, link) = match origin {
+            Origin::Host(from) => (from, None),
+            Origin::Behind(from, link) => (Some(from), Some(link)),
+        };
         let [f0, f1, f2, f3] = flags.to_ne_bytes();
         let from_bits = if from.is_some() { family.host_bits() } else { 0 };
         let header = [family.number(), family.host_bits(), from_bits, 0, 0, 0, 0, 0, f0, f1, f2, f3];
@@ -112,6 +221,9 @@ impl Lookup {
         self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
         if let Some(from) = from {
             self.message.address(SOURCE, from);
+        }
+        if let Some(link) = link {
+            self.message.u32(INPUT_LINK, link);
         }
     }
 }
@@ -148,6 +260,37 @@ fn link(answer: &Answer<'_>) -> Option<u32> {
     answer.attributes(HEADER).get(OUTPUT_LINK).filter(|_| !REFUSING.contains(&kind))?.u32()
 }
 
+/// `ip route get ADDRESS`, with the index of its `dev`.
+fn taken(answer: &Answer<'_>) -> Option<(Taken, Option<u32>)> {
+    if answer.kind != NEW_ROUTE {
+        return None;
+    }
+    let [_, _, _, _, _, _, _, kind, ..] = *answer.header::<HEADER>()?;
+    let attributes = answer.attributes(HEADER);
+    let address = |kind: u16| attributes.get(kind).and_then(|value| value.address());
+    // Of an IPv4 route by an IPv6 gateway (RFC 8950): the family, and the address.
+    let via = || match attributes.get(VIA)?.value {
+        [_, _, address @ ..] => <[u8; 16]>::try_from(address).ok().map(IpAddr::from),
+        _ => None,
+    };
+    let mtu = attributes.get(METRICS).and_then(|metrics| metrics.attributes().get(METRIC_MTU)?.u32());
+    let taken = Taken {
+        fate: match kind {
+            1 => Fate::Forwarded,
+            2 => Fate::Local,
+            kind if REFUSING.contains(&kind) => Fate::Refused,
+            kind => Fate::Other(kind),
+        },
+        decided_by: None,
+        link: None,
+        link_mtu: None,
+        gateway: address(GATEWAY).or_else(via),
+        source: address(PREFERRED_SOURCE),
+        path_mtu: mtu.filter(|mtu| *mtu > 0),
+    };
+    Some((taken, attributes.get(OUTPUT_LINK).and_then(|link| link.u32())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +300,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let answer = Answer { kind: NEW_ROUTE, flags: 0, sequence: 0, port: 0, payload: &bytes };
-            let _ = (leading(&answer), link(&answer));
+            let _ = (leading(&answer), link(&answer), taken(&answer));
         }
     }
 }

@@ -26,6 +26,23 @@ impl<K: Kernel> Mirrors<K> {
         self.narrow_table(desired, at);
     }
 
+    /// Returns whether the rules that refuse free cluster IPs were last seen in the kernel as desired, and there are some.
+    pub fn refuses_unallocated(&self, desired: &Desired) -> bool {
+        let rules: Vec<bool> = desired
+            .rules
+            .iter()
+            .filter(|(piece, _)| is_rule(piece))
+            .map(|(piece, rules)| self.rules.seen().is_some_and(|seen| seen.get(piece) == Some(rules)))
+            .collect();
+        let chains = desired
+            .table
+            .iter()
+            .filter(|(object, _)| is_chain(object))
+            .map(|(object, content)| self.table.seen().is_some_and(|seen| seen.get(object) == Some(content)));
+        let all: Vec<bool> = rules.into_iter().chain(chains).collect();
+        !all.is_empty() && all.into_iter().all(|is_there| is_there)
+    }
+
     /// Returns whether the guard knows the addresses of all Services.
     fn has_all_addresses(&self, desired: &Desired) -> bool {
         let is_address = |set: Set| set == Set::ServiceAddresses;

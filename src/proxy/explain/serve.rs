@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use serde_json::json;
+
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{ObjectName, ServiceProblems};
 use crate::observe::health::Health;
@@ -18,10 +20,12 @@ use super::super::apply::{Kernel, Mirrors};
 use super::super::desired::Desired;
 use super::super::plan::Plan;
 use super::super::source_ranges::serve::OutsideSources;
-use super::{Explanation, KernelState, Question, ServiceState, explanation, json, text};
+use super::{Explanation, KernelState, Question, ServiceState, Unanswerable, explanation, json, text};
 
-/// The question that the service proxy answers, by its path on the local socket.
+/// The questions that the service proxy answers, by their paths on the local socket: all about Services, and which of them are at an address
+/// (`sluice route`).
 pub const SERVICES: &str = "/svc";
+pub const AT: &str = "/route/service";
 
 /// The components whose notes say how old what is known of the cluster may be.
 const SOURCES: [&str; 3] = ["API server", "manifests", "last known state"];
@@ -45,18 +49,26 @@ pub struct Formatting(Arc<AtomicBool>);
 impl Formatting {
     /// Answers one question. What takes long is formatted on a thread of its own, from a copy of what is known now, one at a time.
     pub fn answer<K: Kernel>(&mut self, question: local::Question, sources: &Sources<'_>, mirrors: &mut Mirrors<K>) {
-        let local::Question { about, form, answer, .. } = question;
-        let asked = Question::parse(about.get("what").map_or("", String::as_str));
+        let local::Question { path, about, form, answer, .. } = question;
+        let word = about.get("what").map_or("", String::as_str);
+        if path == AT {
+            // The requester may have gone away, here and below.
+            let _ = answer.send(at(word, sources, mirrors));
+            return;
+        }
+        let asked = Question::parse(word);
         let is_busy = self.0.load(Ordering::Relaxed);
         let explained = match asked {
             Ok(Question::All) if is_busy => Err(BUSY.to_owned()),
-            Ok(asked) => explained(&asked, sources, mirrors).map(|explanation| (explanation, asked)),
+            Ok(asked) => match explained(&asked, sources, mirrors) {
+                Ok(explanation) => Ok((explanation, asked)),
+                Err(why) => Err(why.to_string()),
+            },
             Err(why) => Err(why.to_string()),
         };
         let (mut explanation, asked) = match explained {
             Ok(explained) => explained,
             Err(why) => {
-                // The requester may have gone away, here and below.
                 let _ = answer.send(Err(why));
                 return;
             }
@@ -94,18 +106,40 @@ impl Formatting {
 /// Why there is no answer at this moment.
 const BUSY: &str = "an answer about all Services is being made for somebody else; ask again";
 
+/// Returns the Services that ask for an address, and whether it is a cluster IP that none has, for programs.
+///
+/// # Errors
+/// The word is no address, or nothing is known.
+fn at<K: Kernel>(word: &str, sources: &Sources<'_>, mirrors: &mut Mirrors<K>) -> local::Answer {
+    let address = match Question::parse(word) {
+        Ok(Question::Address(address, _)) => address,
+        _ => return Err(Unanswerable::Unreadable(word.to_owned()).to_string()),
+    };
+    let services = match explained(&Question::Address(address, None), sources, mirrors) {
+        Ok(explanation) => json(&explanation),
+        Err(Unanswerable::NobodyAt(..)) => "null".to_owned(),
+        Err(why) => return Err(why.to_string()),
+    };
+    let range = sources.plan.cluster_ip_range(address).map(|(range, left_out)| {
+        let in_kernel = mirrors.refuses_unallocated(sources.plan.desired());
+        json!({ "range": range.to_string(), "refused": left_out.is_none() && in_kernel, "leftOut": left_out })
+    });
+    let range = range.unwrap_or_default();
+    Ok(format!("{{\n\"clusterIPRange\": {range},\n\"explained\": {services}}}\n"))
+}
+
 /// Returns the answer with what the kernel has.
 ///
 /// # Errors
-/// Why there is no answer, as a sentence without its end.
+/// Why there is no answer.
 fn explained<K: Kernel>(
     asked: &Question,
     sources: &Sources<'_>,
     mirrors: &mut Mirrors<K>,
-) -> Result<Explanation, String> {
+) -> Result<Explanation, Unanswerable> {
     let notes = sources.health.notes().into_iter().filter(|note| SOURCES.contains(&note.component));
     let notes = notes.map(|note| note.to_string()).collect();
-    let mut explanation = explanation(sources.plan, asked, notes).map_err(|why| why.to_string())?;
+    let mut explanation = explanation(sources.plan, asked, notes)?;
     let desired = sources.plan.desired();
     match asked {
         Question::All => compare(&mut explanation, desired, mirrors),

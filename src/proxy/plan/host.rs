@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 use std::sync::Arc;
 
 use crate::config::Backend;
@@ -163,6 +165,14 @@ impl Plan {
             Backend::Iptables => self.replace_rules(changed),
             Backend::Nftables => self.replace_chains(changed),
         }
+    }
+
+    /// Returns the named range of cluster IPs around an address, the narrowest, with the reason where its free addresses are not refused.
+    pub fn cluster_ip_range(&self, address: IpAddr) -> Option<(IpNet, Option<&str>)> {
+        let refused = self.unallocated.refused.of(Family::from(address)).iter().map(|range| (*range, None));
+        let left_out = self.unallocated.left_out.iter().map(|(range, why)| (*range, Some(why.as_str())));
+        let around = refused.chain(left_out).filter(|(range, _)| range.contains(&address));
+        around.max_by_key(|(range, _)| range.prefix_len())
     }
 
     pub(super) fn replace_settings(&mut self, changed: &mut ProxyChanges) {

@@ -1,4 +1,4 @@
-//! BGP as it stands, for who asks: neighbours, and every route with the rule or the step that decided about it.
+//! BGP as it stands, for who asks: neighbours, and every route with the rule or the step that decided about it; and the way to an address ([`way`]).
 //!
 //! `sluice bgp peers` and `sluice bgp routes`. Three know of it: the speaker (sessions, policies, selection, advertisement), the
 //! router's plan (where a neighbour comes from, which way a packet takes) and its mirrors (the kernel). Each is asked in its own loop, in
@@ -13,6 +13,7 @@ mod routes;
 pub mod serve;
 #[cfg(test)]
 mod tests;
+pub mod way;
 mod words;
 
 use std::collections::BTreeMap;

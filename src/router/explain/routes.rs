@@ -9,6 +9,7 @@ use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
 
 use super::peers::{aligned, known};
+use super::way::{Origin, Way};
 use super::words::{as_path, attributes, compared, line, no_way, refusal, step, time, withheld};
 use super::{InKernel, LONGEST, RouteInKernel, Routes};
 
@@ -146,6 +147,24 @@ pub(super) fn reason(routes: &Routes, prefix: &PrefixState, path: &PathState) ->
         }
         Standing::Refused(why) => format!("refused: {}", refusal(why, &prefix.policies.import)),
     }
+}
+
+/// Returns from whom the route of a way is, or why routes around its address are not used.
+pub(super) fn origin(routes: &Routes, states: &[PrefixState], way: &Way) -> Origin {
+    let mut origin = Origin::default();
+    for state in states {
+        let is_used = way.planned.as_ref().is_some_and(|planned| planned.key.destination == state.prefix);
+        for path in &state.paths {
+            let said = format!("{}: {}", routes.source(path.source), reason(routes, state, path));
+            match path.standing {
+                Standing::Best(_) | Standing::Lost { .. } if is_used && path.is_in_use => origin.used.push(said),
+                Standing::Best(_) if path.source.is_local() => {}
+                _ if way.planned.is_none() => origin.refused.push(format!("{} from {said}", state.prefix)),
+                _ => {}
+            }
+        }
+    }
+    origin
 }
 
 /// Returns how the kernel stands, a sentence a line; none for a prefix whose best route is our own.

@@ -1,4 +1,4 @@
-//! Answers questions about BGP on the local socket.
+//! Answers questions about BGP, and about the way to an address, on the local socket.
 //!
 //! A task of its own asks the speaker and the router, each in its own loop and in portions, and has the answer formatted on a thread
 //! for work that blocks. One answer is made at a time; who asks meanwhile waits. Neither loop waits for who asks: an [`Inquiry`]
@@ -12,11 +12,13 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::routes::origin;
+use super::way::{self, Destination, Origin, Way, Ways};
 use super::{InKernel, Peers, PeersKnown, Question, Routes, peers_json, peers_text, routes_json, routes_text};
 use crate::bgp::driver::{Access, Ended, Handle};
 use crate::bgp::rib::{PeerId, PrefixState, Standing};
 use crate::bgp::speaker::{NeighbourState, Position, PrefixQuery, Speaker};
-use crate::model::Authority;
+use crate::model::{Authority, World};
 use crate::net::{Family, PerFamily};
 use crate::observe::local::{self, Answer, AnswerFormat};
 use crate::router::apply::{Kernel, Mirrors};
@@ -26,6 +28,7 @@ use crate::router::plan::Plan;
 /// The questions, by their paths on the local socket.
 pub const PEERS: &str = "/bgp/peers";
 pub const ROUTES: &str = "/bgp/routes";
+pub const WAY: &str = "/route";
 
 /// Question to the router's loop.
 pub enum Inquiry {
@@ -34,6 +37,8 @@ pub enum Inquiry {
     Given(PrefixQuery, oneshot::Sender<Vec<IpNet>>),
     /// One answer for each prefix, in their order.
     Routes(Vec<IpNet>, oneshot::Sender<Vec<InKernel>>),
+    /// The way to an address. `true`: this node serves a Service there.
+    Way(IpAddr, bool, oneshot::Sender<Way>),
 }
 
 /// Channels of the answering task.
@@ -41,6 +46,8 @@ pub struct Answering {
     pub questions: mpsc::Receiver<local::Question>,
     pub speaker: watch::Receiver<Option<Access>>,
     pub router: mpsc::Sender<Inquiry>,
+    /// For the addresses of pods.
+    pub world: watch::Receiver<World>,
 }
 
 /// The speaker's part of an answer about routes; nothing where none runs.
@@ -81,6 +88,7 @@ pub async fn run(mut answering: Answering) {
         let word = |key: &str| about.get(key).map_or("", String::as_str);
         let made = match (path, Question::parse(word("what"), word("why") == "true")) {
             (PEERS, _) => timeout(LONGEST, answering.peers(form)).await,
+            (WAY, _) => timeout(LONGEST, answering.ways(word("what"), word("served") == "true", form)).await,
             (_, Ok(question)) => timeout(LONGEST, answering.routes(question, form)).await,
             (_, Err(why)) => Ok(Err(why.to_string())),
         };
@@ -133,6 +141,38 @@ impl Answering {
             AnswerFormat::Json => routes_json(&routes),
         })
         .await
+    }
+
+    async fn ways(&self, what: &str, is_served: bool, form: AnswerFormat) -> Answer {
+        let known = self.known().await?;
+        let pods = self.world.borrow().cluster.pods.clone();
+        let destination = Destination::parse(what).map_err(|why| why.to_string())?;
+        let (pod, addresses) = destination.addresses(&pods).map_err(|why| why.to_string())?;
+        let mut ways = Ways { authority: known.authority, pod, ways: Vec::new() };
+        for address in addresses {
+            let (answer, answered) = oneshot::channel();
+            self.router.send(Inquiry::Way(address, is_served, answer)).await.map_err(|_| NO_ROUTER)?;
+            let way = answered.await.map_err(|_| NO_ROUTER)?;
+            let origin = self.origin(&way, &known).await?;
+            ways.ways.push((way, origin));
+        }
+        format(move || match form {
+            AnswerFormat::Text => way::text(&ways),
+            AnswerFormat::Json => way::json(&ways),
+        })
+        .await
+    }
+
+    /// Returns what the speaker knows of the routes around an address.
+    async fn origin(&self, way: &Way, known: &PeersKnown) -> Result<Origin, String> {
+        let access = self.speaker.borrow().clone();
+        let Some(Access { handle, .. }) = access else { return Ok(Origin::default()) };
+        let question = Question { selected: PrefixQuery::Around(way.address), why: true };
+        let FromSpeaker { states, left_off, addresses, is_restarting, .. } =
+            learned(&handle, question).await.map_err(ended)?;
+        let routes =
+            Routes { question, is_restarting, prefixes: Vec::new(), left_off, addresses, known: known.clone() };
+        Ok(origin(&routes, &states, way))
     }
 
     /// Adds the prefixes that Node objects give and the speaker does not know. Returns how many more there are.
@@ -287,7 +327,7 @@ async fn addresses(handle: &Handle, states: &[PrefixState]) -> Result<BTreeMap<P
 
 impl Inquiry {
     /// Answers, in the router's loop.
-    pub fn answer<K: Kernel>(self, plan: &Plan, mirrors: &Mirrors<K>, authority: Authority, outside: Outside) {
+    pub fn answer<K: Kernel>(self, plan: &Plan, mirrors: &mut Mirrors<K>, authority: Authority, outside: Outside) {
         // The requester may have gone away.
         match self {
             Inquiry::Peers(answer) => {
@@ -313,6 +353,9 @@ impl Inquiry {
                     in_the_way: in_the_way.iter().filter(|(of, _)| of == prefix).map(|(_, why)| why.clone()).collect(),
                 });
                 let _ = answer.send(states.collect());
+            }
+            Inquiry::Way(address, is_served, answer) => {
+                let _ = answer.send(way::way(plan, mirrors, address, is_served));
             }
         }
     }

@@ -146,6 +146,17 @@ impl PodRanges {
         self.refused.contains_key(range)
     }
 
+    /// Returns why a pod CIDR has no route, as the last look at its node has found out.
+    pub(super) fn why_unreached(&self, node: &CompactString, range: IpNet) -> Option<String> {
+        let refused = || self.refused.get(&range).map(|why| Reason::Refused(why.clone()).to_string());
+        let lasting = self.lasting.of(node, range).map(ToString::to_string).or_else(refused);
+        let seconds = PATIENCE.as_secs();
+        let late = self.late.of(node, range);
+        let late = || late.map(|()| format!("it has not announced it for {seconds} s although it is Ready"));
+        let missing = || self.missing.of(node, range).map(|()| "it has not announced it yet".to_owned());
+        lasting.or_else(late).or_else(missing)
+    }
+
     /// Has the pod CIDRs of a node looked at again, and those of nodes that share one with it. Called before and after a
     /// change of the node.
     pub(super) fn mark(&mut self, node: &CompactString, nodes: &Nodes) {

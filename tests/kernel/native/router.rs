@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
 mod overlay_guard;
+mod way;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -144,7 +145,7 @@ impl Cluster {
             .arg(format!("--hostname-override=node-{number}"))
             .arg(format!("--manifests={}", self.manifests(number).display()))
             .arg(format!("--state-dir={}", self.file("state", number).display()))
-            .arg("--socket=")
+            .args(self.is_asked(number).is_none().then_some("--socket="))
             .env("KUBE_ROUTER_CNI_CONF_FILE", self.file("cni", number).with_extension("conflist"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log"))
@@ -152,6 +153,11 @@ impl Cluster {
             .spawn()
             .expect("the program");
         self.agents.insert(number, child);
+    }
+
+    /// The flag by which users may ask a node, where it has one.
+    fn is_asked(&self, number: usize) -> Option<&String> {
+        self.flags.get(&number)?.iter().find(|flag| flag.starts_with("--socket="))
     }
 
     /// kill -9.

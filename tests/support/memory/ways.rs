@@ -1,6 +1,7 @@
 //! The families of the router: devices that packets go through, routes that were learned, and rules that choose a table.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Table};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::nftables::passages::{InHostChain, Passage, Passing};
-use sluice::kernel::route::{Route, RouteKey};
+use sluice::kernel::route::{Fate, Route, RouteKey, TABLE_MAIN, Taken};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
@@ -324,6 +325,23 @@ impl Kernel for MemoryKernel {
     /// Memory has no pods.
     fn bridge_is_free(&mut self) -> bool {
         true
+    }
+
+    /// The longest prefix of ours in the main table decides; memory has no routes of others.
+    fn way_to(&mut self, to: IpAddr, pod: Option<(IpAddr, IpNet)>) -> Result<Option<Taken>, String> {
+        let state = self.state();
+        let around = state.routes.iter().filter(|(key, _)| key.table == TABLE_MAIN && key.destination.contains(&to));
+        let found = around.max_by_key(|(key, _)| key.destination.prefix_len());
+        let hop = found.and_then(|(_, route)| route.next_hops.first());
+        Ok(pod.is_none().then(|| Taken {
+            fate: if found.is_some() { Fate::Forwarded } else { Fate::Refused },
+            decided_by: found.map(|(key, route)| (key.clone(), route.protocol)),
+            link: hop.map(|hop| hop.link.clone()),
+            link_mtu: hop.map(|_| 1500),
+            gateway: hop.and_then(|hop| hop.gateway),
+            source: found.and_then(|(_, route)| route.source),
+            path_mtu: None,
+        }))
     }
 
     fn has_other_backend(&mut self) -> bool {
