@@ -109,10 +109,7 @@ impl Attempts {
             }
             Err(Refused::Forbidden(reason)) => {
                 if !std::mem::replace(&mut self.lacks_right, true) {
-                    warn!(
-                        what,
-                        reason, rule, "No permission to write to this node; retrying every hour"
-                    );
+                    warn!(what, reason, rule, "No permission to write to this node; retrying every hour");
                 }
                 self.pause = self.timing.without_right;
             }

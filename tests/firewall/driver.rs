@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluice::config::{FirewallConfig, ServiceRanges};
-use sluice::firewall::driver::{DIFF, Driver, FirewallContext};
+use sluice::firewall::driver::{Driver, FirewallContext};
 use sluice::firewall::established::ENDED;
+use sluice::firewall::explain::DIFF;
 use sluice::firewall::flows::{Flows, Log as PacketLog};
 use sluice::firewall::iptables::Iptables;
 use sluice::firewall::iptables::dispatch;

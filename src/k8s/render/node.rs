@@ -85,18 +85,8 @@ fn annotations(routing: &Routing) -> Value {
 }
 
 fn peer(peer: &ExternalPeer) -> Value {
-    let ExternalPeer {
-        address,
-        asn,
-        port,
-        password,
-        local,
-        bfd,
-        hold_time,
-        distance,
-        prefix_limits,
-        next_hop_self,
-    } = peer;
+    let ExternalPeer { address, asn, port, password, local, bfd, hold_time, distance, prefix_limits, next_hop_self } =
+        peer;
     let mut fields = Fields::default();
     fields.put("remoteip", address.to_string()).put("remoteasn", *asn).put_some("port", *port);
     fields.put_some("localip", local.map(|address| address.to_string()));

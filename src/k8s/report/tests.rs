@@ -1,7 +1,7 @@
 use super::*;
-use crate::k8s::own_node::Timing;
 use crate::k8s::client::{Access, client};
 use crate::k8s::events::tests::events;
+use crate::k8s::own_node::Timing;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
 use crate::model::News;
 use crate::observe::given::logged;
