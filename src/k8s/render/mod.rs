@@ -62,14 +62,12 @@ impl Rows {
     /// Makes objects of the rows of a page; of those before it none is made.
     fn page<T>(&self, rows: impl Iterator<Item = T>, object: impl Fn(T) -> Value) -> Page {
         let mut text = String::new();
-        let mut place = self.from;
-        for row in rows.skip(self.from) {
+        for (place, row) in rows.enumerate().skip(self.from) {
             if text.len() >= self.most {
                 return Page { text, next: Some(place) };
             }
             text.push_str(&object(row).to_string());
             text.push('\n');
-            place += 1;
         }
         Page { text, next: None }
     }
