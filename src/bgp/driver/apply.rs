@@ -245,14 +245,17 @@ impl Links {
         }
     }
 
-    /// Reads what a resting connection has received without becoming readable; returns the number of bytes, and the time
-    /// since they arrived. `None` when there is nothing.
-    pub fn read_resting(&mut self, link: LinkId, buffer: &mut [u8]) -> Option<(usize, Duration)> {
+    /// Reads what a resting connection has received without becoming readable; returns the number of bytes. `None` when there is nothing.
+    pub fn read_resting(&mut self, link: LinkId, buffer: &mut [u8]) -> Option<usize> {
         let one = self.links.get(&link).filter(|one| one.resting && one.closing.is_none())?;
-        let age = tcp::since_received(&*one.stream).ok()?;
         // The runtime would not read: it has not been told of anything readable.
         let (bytes, _) = rustix::net::recv(&*one.stream, buffer, rustix::net::RecvFlags::DONTWAIT).ok()?;
-        (bytes > 0).then_some((bytes, age))
+        (bytes > 0).then_some(bytes)
+    }
+
+    /// Returns the time since a connection has received anything, read or not.
+    pub fn since_received(&self, link: LinkId) -> Option<Duration> {
+        tcp::since_received(&*self.links.get(&link)?.stream).ok()
     }
 
     /// Marks a connection as writable again.

@@ -236,10 +236,17 @@ impl Talk {
         self.forgiven = false;
     }
 
-    /// Restarts the keepalive timer at a third of the hold time.
+    /// Sets the hold timer back: what was received last came at this time, before it was read. A timer that was extended stays.
+    pub fn heard_last(&mut self, then: Instant) {
+        let at = then + Duration::from_secs(u64::from(self.agreement.hold_time));
+        self.hold = self.hold.map(|hold| if self.forgiven { hold } else { hold.min(at) });
+    }
+
+    /// Restarts the keepalive timer at a third of the hold time, or up to a quarter before it. As it may be early, it is so much later where
+    /// that is no more than the third.
     fn said(&mut self, at: Moment) {
-        let seconds = self.agreement.hold_time;
-        self.keepalive = (seconds > 0).then(|| at.after(Duration::from_secs(u64::from(seconds)) / 3));
+        let third = Duration::from_secs(u64::from(self.agreement.hold_time)) / 3;
+        self.keepalive = (!third.is_zero()).then(|| (at.after(third) + self.slack()).min(at.now + third));
     }
 
     /// Returns whether the hold timer expires after half of the hold time at the earliest: a KEEPALIVE of ours comes first.
@@ -264,7 +271,7 @@ impl Talk {
 
     /// Time by which a KEEPALIVE may be early, so that those to many neighbours leave together.
     fn slack(&self) -> Duration {
-        SLACK.min(Duration::from_secs(u64::from(self.agreement.hold_time)) / 60)
+        SLACK.min(Duration::from_secs(u64::from(self.agreement.hold_time)) / 45)
     }
 
     fn due(&mut self, at: Moment) -> Due {

@@ -41,7 +41,7 @@ pub use agreement::{Agreement, Local, Restart, Settings};
 pub use peer::Peer;
 
 /// Time by which timers may be early, so that those of many neighbours share one wake-up.
-pub const SLACK: Duration = Duration::from_secs(1);
+pub const SLACK: Duration = Duration::from_secs(2);
 
 /// Time of an event, with random jitter: no two neighbours should act in step.
 #[derive(Clone, Copy, Debug)]

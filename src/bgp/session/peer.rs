@@ -8,7 +8,7 @@ mod succession;
 use std::time::{Duration, Instant};
 
 use super::super::message::{self, Message, Notification, Open, Reason};
-use super::connection::{Connection, Due, Verdict};
+use super::connection::{Connection, Due, Stage, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
 use crate::net::PerFamily;
 
@@ -161,6 +161,16 @@ impl Peer {
                 lasts && heard && session.link == link && session.framing.waiting() == 0
             }
             Phase::Idle { .. } | Phase::Open { .. } | Phase::Established { .. } => false,
+        }
+    }
+
+    /// Takes the time at which the last bytes of a session came, of which all have been received.
+    pub fn heard_last(&mut self, link: LinkId, then: Instant) {
+        if let Phase::Established { session, .. } = &mut self.phase
+            && session.link == link
+            && let Stage::Established(talk) = &mut session.stage
+        {
+            talk.heard_last(then);
         }
     }
 

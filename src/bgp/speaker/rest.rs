@@ -13,6 +13,15 @@ impl Speaker {
         neighbour.is_some_and(|neighbour| neighbour.peer.is_at_rest(link, now))
     }
 
+    /// Takes the time at which the last bytes of a session came, of which all have been received: they may have lain unread for a while.
+    pub fn heard_last(&mut self, link: LinkId, then: Instant) {
+        let Some(address) = self.links.get(&link).copied() else { return };
+        if let Some(neighbour) = self.neighbours.get_mut(&address) {
+            neighbour.peer.heard_last(link, then);
+            self.set_timer(address);
+        }
+    }
+
     /// Connections of the sessions that the next [`Input::Tick`](super::Input::Tick) ends because of an expired hold timer,
     /// unless something is received before.
     pub fn silent_sessions(&self, now: Instant) -> Vec<LinkId> {

@@ -4,13 +4,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::{Effect, LinkId, Moment, SLACK, Side};
+use super::super::{Effect, LinkId, Moment, Side};
 use super::{Connection, Dial, Peer, Phase};
 
 /// Initial time between two dials; every failure doubles it.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Time limit for a dial.
 const DIAL: Duration = Duration::from_secs(10);
+/// Time by which a scheduled dial of many may be early; less than [`SLACK`](super::super::SLACK).
+const EARLY: Duration = Duration::from_secs(1);
 /// Number of consecutive failures, half a minute of dials, after which a neighbour counts as unanswering.
 const SEVERAL: u32 = 5;
 
@@ -57,7 +59,7 @@ impl Peer {
 
     /// Time by which a scheduled dial may be early: it has to wait for long, and shares its wake-up.
     pub(super) fn dial_slack(&self) -> Duration {
-        if self.failures >= SEVERAL { SLACK } else { Duration::ZERO }
+        if self.failures >= SEVERAL { EARLY } else { Duration::ZERO }
     }
 
     pub(super) fn dial_now(&mut self, at: Moment) {

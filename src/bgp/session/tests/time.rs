@@ -65,6 +65,52 @@ fn a_session_rests_only_where_a_keepalive_of_ours_comes_before_the_hold_timer_ex
 }
 
 #[test]
+fn the_hold_timer_counts_from_the_arrival_of_what_was_read_later() {
+    let mut bench = Bench::established(settings());
+    bench.pass(20.0);
+    bench.keepalive(OURS);
+    bench.pass(25.0);
+    let arrived = bench.now - Duration::from_secs(40);
+    bench.peer.heard_last(THEIRS, bench.now - Duration::from_secs(80));
+    bench.peer.heard_last(OURS, arrived);
+    let effects = bench.pass(49.9);
+    assert!(!words(&effects).contains("NOTIFICATION"), "{}", words(&effects));
+    let effects = bench.pass(0.2);
+    assert!(words(&effects).contains("NOTIFICATION 4/0 hold timer expired on ours"), "{}", words(&effects));
+}
+
+#[test]
+fn that_something_arrived_before_it_was_read_lengthens_no_hold_time_and_takes_back_no_patience() {
+    let mut bench = Bench::established(settings());
+    bench.pass(20.0);
+    bench.peer.heard_last(OURS, bench.now);
+    assert!(words(&bench.pass(70.1)).contains("NOTIFICATION 4/0"), "nothing was read");
+    let mut bench = Bench::established(settings());
+    let last = bench.now;
+    bench.now += Duration::from_secs(120);
+    assert_eq!(words(&bench.step(Event::Tick)), "KEEPALIVE on ours");
+    bench.peer.heard_last(OURS, last);
+    assert_eq!(words(&bench.step(Event::Tick)), "", "we were busy: a moment more");
+    assert!(words(&bench.pass(3.0)).contains("NOTIFICATION 4/0"));
+}
+
+#[test]
+fn keepalives_leave_after_a_third_of_the_hold_time_or_up_to_a_quarter_before_it() {
+    for (hold_time, slack) in [(90, 2.0), (9, 0.2), (3, 1.0 / 15.0)] {
+        for jitter in [0, 100, 255] {
+            let mut bench = Bench::established(Settings { hold_time, ..settings() });
+            let third = f64::from(hold_time) / 3.0;
+            let said = bench.peer.deadline().expect("a keepalive");
+            assert_eq!(words(&bench.peer.step(Moment { now: said, jitter }, Event::Tick)), "KEEPALIVE on ours");
+            let [ready, at] = [bench.peer.ready(), bench.peer.deadline()]
+                .map(|time| time.expect("a keepalive").saturating_duration_since(said).as_secs_f64());
+            assert!(ready >= third * 0.75 - 1e-6 && at <= third + 1e-6, "{hold_time} {jitter}: {ready} {at}");
+            assert!((at - ready - slack).abs() < 1e-3, "{hold_time} {jitter}: {ready} {at}");
+        }
+    }
+}
+
+#[test]
 fn dials_are_further_and_further_apart() {
     let mut bench = Bench::new(settings());
     assert_eq!(words(&bench.step(Event::Start)), "dial", "at once");

@@ -155,7 +155,7 @@ fn when_one_is_back_those_with_addresses_near_to_it_follow_at_once() {
 }
 
 #[test]
-fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
+fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_every_two_seconds() {
     let mut bench = Bench::new(None);
     let count = 1000;
     for number in 0..count {
@@ -178,10 +178,10 @@ fn keepalives_to_a_thousand_neighbours_leave_in_one_wake_up_a_second() {
         }
         (0..count).for_each(|number| bench.receive(LinkId(u64::from(number)), &message::keepalive()));
     }
-    assert!((60..=80).contains(&wakes), "{wakes} in 75 seconds");
+    assert!((30..=42).contains(&wakes), "{wakes} in 75 seconds");
     for times in last.values() {
         let gaps: Vec<f32> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f32()).collect();
-        assert!(!gaps.is_empty() && gaps.iter().all(|gap| (28.9..=30.0).contains(gap)), "{gaps:?}");
+        assert!(!gaps.is_empty() && gaps.iter().all(|gap| (27.9..=30.0).contains(gap)), "{gaps:?}");
     }
 }
 
