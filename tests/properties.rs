@@ -557,9 +557,7 @@ fn only_draining_is_added(found: &Desired, expected: &Desired, changes: &[String
         let known = |address| wanted.destinations.iter().any(|d| d.address == address);
         let mut stripped = with.clone();
         stripped.destinations = with.destinations.iter().filter(|d| d.weight > 0 || known(d.address)).collect();
-        if stripped.destinations.len() < with.destinations.len()
-            && ["sh", "mh"].contains(&with.service.scheduler.as_str())
-        {
+        if stripped.destinations.len() < with.destinations.len() && ["sh", "mh"].contains(&&*with.service.scheduler) {
             stripped.service.flags = wanted.service.flags;
         }
         if with.service.scheduler == "dh" {

@@ -298,6 +298,8 @@ impl<K: Kernel> Mirrors<K> {
 
     /// The shrinking half of a round. Returns the virtual services that were changed or deleted.
     fn shrink_all(&mut self, desired: &Desired, growth: Growth, at: Moment) -> Vec<ServiceKey> {
+        // A change of endpoints waits for nothing.
+        let may_have_waited = !(self.routes.is_settled() && self.policy_rules.is_settled() && desired.marks.is_empty());
         self.shrink_routes(desired, at);
         if !self.policy_rules.is_settled() {
             // Ours waits until kube-router's route for all addresses is gone, and routes wait for it.
@@ -305,7 +307,7 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_routes(desired, at);
         }
         // Those that waited for a route to go.
-        let mut changed = self.grow_virtuals(desired, growth, at, |_| true);
+        let mut changed = if may_have_waited { self.grow_virtuals(desired, growth, at, |_| true) } else { Vec::new() };
         changed.extend(self.shrink_virtuals(desired, at));
         self.grow_routes(desired, growth, at);
         self.shrink_routes(desired, at);
@@ -378,7 +380,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).chain(self.udp.retry_at()).min()
+        self.first_retry().into_iter().chain(self.udp.retry_at()).min()
     }
 
     /// Keeps in memory once what is as desired.

@@ -78,6 +78,11 @@ impl Owners {
         claim: Option<Owner>,
         notes: &mut Vec<String>,
     ) -> [Option<Arc<Owner>>; 2] {
+        if let (Some(claim), Some(first)) = (&claim, self.0.first(&key))
+            && *claim == **first
+        {
+            return [Some(first.clone()), Some(first.clone())];
+        }
         let was_shared = !self.0.rivals(&key).is_empty();
         let claim = claim.map(Arc::new);
         let before = self.0.put(&key, name, claim.clone());

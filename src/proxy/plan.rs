@@ -96,7 +96,7 @@ struct ClaimedPart {
     refused: Refusals,
     /// Sorted, without duplicates.
     own_endpoints: Box<[OwnEndpoint]>,
-    too_many_sources: Option<usize>,
+    too_many_sources: Option<u32>,
 }
 
 impl Plan {
@@ -211,8 +211,11 @@ impl Plan {
         let (same, parts_stay) = (node.is_none(), node.as_ref().is_none_or(|node| self.parts_stay(node)));
         let moved = self.others.update([&older, world], [&self.node, node.as_ref().unwrap_or(&self.node)]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
-        let ranges = self.flags.in_cluster(world.cluster.service_ranges());
-        let ranges_move = ProxyConfig::follow(&mut self.config, ranges);
+        let mut cidrs = world.cluster.service_cidrs.changes_since(&older.cluster.service_cidrs);
+        let ranges_move = cidrs.next().is_some() && {
+            let ranges = self.flags.in_cluster(world.cluster.service_ranges());
+            ProxyConfig::follow(&mut self.config, ranges)
+        };
         if let Some(node) = node {
             self.node = node;
         }
@@ -223,13 +226,15 @@ impl Plan {
         if !same {
             self.replace_common(&mut changed);
         }
-        if !same || ranges_move || unallocated::may_differ(&older, world) {
+        let of_endpoints = endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key());
+        let of_endpoints: Vec<&ObjectName> = of_endpoints.collect();
+        if !same || ranges_move || unallocated::may_differ([&older, world], &of_endpoints) {
             self.follow_ranges(&mut changed);
         }
         if parts_stay {
             let mut dirty: Vec<&ObjectName> = others.iter().collect();
             dirty.extend(services.changes_since(&older.cluster.services).map(|change| change.key()));
-            dirty.extend(endpoints.changes_since(&older.cluster.endpoints).map(|change| change.key()));
+            dirty.extend(&of_endpoints);
             if !moved.is_empty() {
                 // An address of a node is one of a pod on the host's network.
                 let is_tunnelled = |it: &Service| self.config.tunnel_mode && it.annotations.dsr;

@@ -75,7 +75,7 @@ pub fn sources(service: &Service, address: IpAddr) -> Sources {
 
 /// Returns the number of elements that the source ranges of a Service take, one for each range, load balancer address and port, if
 /// that is above [`MOST_ELEMENTS`].
-pub fn too_many(service: &Service) -> Option<usize> {
+pub fn too_many(service: &Service) -> Option<u32> {
     let given = service.source_ranges.as_ref().filter(|_| service.kind == ServiceType::LoadBalancer)?;
     let of_family = PerFamily::from_fn(|family| {
         let ranges = given.iter().filter(|range| Family::from(**range) == family);
@@ -83,11 +83,12 @@ pub fn too_many(service: &Service) -> Option<usize> {
         if is_open { 0_usize } else { count }
     });
     let ranges: usize = service.load_balancer.iter().map(|entry| *of_family.of(Family::from(entry.address))).sum();
-    Some(ranges.saturating_mul(service.ports.len())).filter(|elements| *elements > MOST_ELEMENTS)
+    let elements = ranges.saturating_mul(service.ports.len());
+    (elements > MOST_ELEMENTS).then(|| u32::try_from(elements).unwrap_or(u32::MAX))
 }
 
 /// Returns the message for the administrator where a Service has too many source ranges since now.
-pub fn refusal(name: &ObjectName, [before, now]: [Option<usize>; 2]) -> Option<String> {
+pub fn refusal(name: &ObjectName, [before, now]: [Option<u32>; 2]) -> Option<String> {
     let elements = now.filter(|_| before.is_none())?;
     Some(format!(
         "Service {name}: its source ranges take {elements} elements (ranges, addresses and ports), {MOST_ELEMENTS} at most: \
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!(clients(Some(&list), V4).map(|found| found.len()), Some(MOST_ELEMENTS));
         list.push("10.200.0.0/16");
         assert_eq!(clients(Some(&list), V4), Some(Vec::new()));
-        assert_eq!(too_many(&service(Some(&list))), Some(MOST_ELEMENTS + 1));
+        assert_eq!(too_many(&service(Some(&list))), u32::try_from(MOST_ELEMENTS + 1).ok());
         list.push("0.0.0.0/0");
         assert_eq!(clients(Some(&list), V4), None, "one element would do");
     }

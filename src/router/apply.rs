@@ -362,7 +362,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|family| family.retry_at()).min()
+        self.first_retry()
     }
 
     /// Returns whether all kinds are known to be as desired.

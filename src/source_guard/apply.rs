@@ -118,7 +118,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.reflections().into_iter().filter_map(|kind| kind.retry_at()).min()
+        self.first_retry()
     }
 
     pub fn kernel(&mut self) -> &mut K {

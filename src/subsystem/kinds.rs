@@ -3,6 +3,8 @@
 //! [`kinds!`] makes of one list, which is in the order of growing, the struct of targets, the struct of mirrors, and
 //! [`Kinds`]: the operations on all kinds together.
 
+use std::time::Instant;
+
 use crate::kernel::monitor::Notice;
 use crate::kernel::sysctl;
 use crate::reconcile::{Audits, Found, Moment, Reflection, compare_after_notice, glance, scan};
@@ -12,6 +14,9 @@ pub trait Kinds {
     /// All kinds, for reading.
     fn reflections(&self) -> Vec<&dyn Reflection>;
 
+    /// Calls this with each of them, in the order of growing. It costs no memory: every turn does so several times.
+    fn each(&self, see: &mut dyn FnMut(&dyn Reflection));
+
     /// All kinds, for changes.
     fn kinds(&mut self) -> Vec<Kind<'_>>;
 
@@ -20,12 +25,23 @@ pub trait Kinds {
 
     /// Steps performed in all kinds since the start.
     fn steps_done(&self) -> u64 {
-        self.reflections().into_iter().map(|kind| kind.steps_done()).sum()
+        let mut sum = 0;
+        self.each(&mut |kind| sum += kind.steps_done());
+        sum
     }
 
     /// Returns whether every kind is known to be as desired.
     fn is_as_wanted(&self) -> bool {
-        self.reflections().into_iter().all(|kind| kind.is_settled())
+        let mut is_all = true;
+        self.each(&mut |kind| is_all &= kind.is_settled());
+        is_all
+    }
+
+    /// Returns when the next retry of a failed step of any kind is due.
+    fn first_retry(&self) -> Option<Instant> {
+        let mut first: Option<Instant> = None;
+        self.each(&mut |kind| first = first.into_iter().chain(kind.retry_at()).min());
+        first
     }
 
     /// Returns whether every kind but the settings is known to be as desired: then nothing that an earlier run left in the
@@ -110,6 +126,10 @@ macro_rules! kinds {
         impl<K: Kernel> $crate::subsystem::Kinds for $mirrors<K> {
             fn reflections(&self) -> Vec<&dyn $crate::reconcile::Reflection> {
                 vec![$(&self.$field),+]
+            }
+
+            fn each(&self, see: &mut dyn FnMut(&dyn $crate::reconcile::Reflection)) {
+                $(see(&self.$field);)+
             }
 
             fn kinds(&mut self) -> Vec<$crate::subsystem::Kind<'_>> {

@@ -3,6 +3,7 @@
 //! Those of most Services differ in their addresses alone: port, weight and forwarding are in memory once then, and an IPv4 address takes
 //! 4 bytes in place of the 40 of a [`Destination`]. Copies share everything.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -54,8 +55,30 @@ impl Destinations {
         all
     }
 
+    /// Returns the destination with this address and port.
+    pub fn find(&self, address: SocketAddr) -> Option<Destination> {
+        let index = match (&*self.0, address) {
+            (ListForm::V4(alike, all), SocketAddr::V4(address)) if alike.port == address.port() => {
+                all.binary_search(address.ip()).ok()?
+            }
+            (ListForm::V6(..), _) | (ListForm::Mixed(_), _) => self.place(address)?,
+            (ListForm::V4(..), _) => return None,
+        };
+        self.at(index)
+    }
+
+    /// Returns all of them, the one with this number first, and those before it last.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = Destination> {
+        (first..self.len()).chain(0..first).filter_map(|index| self.at(index))
+    }
+
     /// Returns these and the wanted ones; of an address that both have, as wanted.
     pub fn joined_with(&self, wanted: &Destinations) -> Destinations {
+        if let (ListForm::V4(alike, here), ListForm::V4(alike_too, wanted)) = (&*self.0, &*wanted.0)
+            && alike == alike_too
+        {
+            return Destinations(Arc::new(ListForm::V4(*alike, joined(here, wanted))));
+        }
         let mut all = Vec::with_capacity(self.len() + wanted.len());
         let mut here = self.iter().peekable();
         for destination in wanted.iter() {
@@ -69,6 +92,19 @@ impl Destinations {
         all.into()
     }
 
+    fn place(&self, address: SocketAddr) -> Option<usize> {
+        let (mut first, mut end) = (0, self.len());
+        while first < end {
+            let middle = first + (end - first) / 2;
+            match self.at(middle)?.address.cmp(&address) {
+                Ordering::Less => first = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => end = middle,
+            }
+        }
+        None
+    }
+
     fn at(&self, index: usize) -> Option<Destination> {
         match &*self.0 {
             ListForm::V4(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
@@ -76,6 +112,21 @@ impl Destinations {
             ListForm::Mixed(all) => all.get(index).copied(),
         }
     }
+}
+
+/// Returns the elements of two sorted lists, sorted, each once.
+fn joined<T: Copy + Ord>(one: &[T], other: &[T]) -> Box<[T]> {
+    let mut all = Vec::with_capacity(one.len() + other.len());
+    let mut one = one.iter().copied().peekable();
+    for element in other {
+        while let Some(smaller) = one.next_if(|it| it < element) {
+            all.push(smaller);
+        }
+        one.next_if(|it| it == element);
+        all.push(*element);
+    }
+    all.extend(one);
+    all.into()
 }
 
 impl Alike {
@@ -169,6 +220,24 @@ mod tests {
             assert_eq!((kept.to_vec(), kept.len(), kept.is_empty()), (list.clone(), list.len(), list.is_empty()));
             for (other_place, other) in lists.iter().enumerate() {
                 assert_eq!(kept == Destinations::from(other.clone()), place == other_place, "{list:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_destination_is_found_by_its_address_and_port_in_lists_of_all_forms() {
+        let (one, two, three) = (nat("10.244.1.1:80", 1), nat("10.244.1.2:80", 1), nat("10.244.1.2:81", 0));
+        let (six, seven) = (nat("[fd00::6]:80", 1), nat("[fd00::7]:80", 1));
+        let all = [one, two, three, six, seven];
+        for list in [&[][..], &[one], &[one, two], &[six], &[six, seven], &[one, two, three], &[two, seven]] {
+            let kept = Destinations::from(list.to_vec());
+            for asked in all {
+                let expected = list.iter().find(|it| it.address == asked.address).copied();
+                assert_eq!(kept.find(asked.address), expected, "{asked:?} in {list:?}");
+            }
+            for first in 0..=list.len() {
+                let turned: Vec<Destination> = kept.iter_from(first).collect();
+                assert_eq!(turned, [&list[first..], &list[..first]].concat());
             }
         }
     }

@@ -23,6 +23,7 @@ mod listing;
 mod old_interface;
 mod order;
 mod ownership;
+mod scheduler_name;
 mod service_key;
 mod target;
 mod wire;
@@ -30,11 +31,10 @@ mod wire;
 use std::fmt;
 use std::net::SocketAddr;
 
-use compact_str::CompactString;
-
 pub use commands::Counted;
 pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
+pub use scheduler_name::SchedulerName;
 pub use service_key::ServiceKey;
 pub use target::Services;
 
@@ -49,8 +49,7 @@ pub struct Virtual {
 /// The properties of a virtual service beside its key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    /// The scheduler's kernel name, at most 15 bytes.
-    pub scheduler: CompactString,
+    pub scheduler: SchedulerName,
     /// The flags that we decide, see [`flags`]; never `HASHED`, which the kernel sets by itself.
     pub flags: u32,
     /// Seconds that a persistence template lives; 0 without persistence.

@@ -12,12 +12,11 @@ use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use compact_str::CompactString;
 use foldhash::quality::RandomState;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::{Destination, Forwarding, Service, ServiceKey, Virtual, flags};
+use super::{Destination, Forwarding, SchedulerName, Service, ServiceKey, Virtual, flags};
 use crate::net::{Family, Protocol};
 
 /// A socket that changes nothing. It belongs to the network namespace in which it was opened.
@@ -231,7 +230,7 @@ fn description(key: &ServiceKey, described: &Virtual) -> Option<[u8; offset_of!(
 fn summary(entry: &[u8]) -> Option<Summary> {
     let scheduler = entry.get(offset_of!(Entry, scheduler)..)?.get(..16)?;
     let scheduler = scheduler.split(|byte| *byte == 0).next()?;
-    let scheduler = CompactString::from_utf8(scheduler).ok()?;
+    let scheduler = SchedulerName::from(str::from_utf8(scheduler).ok()?);
     let key = match number(entry, offset_of!(Entry, mark))? {
         0 => ServiceKey::Address {
             address: IpAddr::V4(Ipv4Addr::from(*entry.get(offset_of!(Entry, address)..)?.first_chunk::<4>()?)),

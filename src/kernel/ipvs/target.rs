@@ -3,8 +3,10 @@
 mod looks;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
+
+use foldhash::quality::RandomState;
 
 use super::commands::Commands;
 use super::glance::{self, Glancer};
@@ -50,7 +52,7 @@ impl Services {
     /// The kernel refuses a netlink socket.
     pub fn open(ours: Ours) -> Result<Services, Error> {
         let socket = GenericSocket::open(wire::FAMILY)?;
-        let spread = RandomState::new();
+        let spread = RandomState::default();
         Ok(Services {
             socket,
             whose: of_predicate(ours),
@@ -334,7 +336,7 @@ impl Target for Services {
             messages: std::mem::take(fresh(&mut self.messages)),
             owners: Vec::new(),
             acts: Vec::new(),
-            spread: self.spread.clone(),
+            spread: self.spread,
         };
         let mut failures = Vec::new();
         for (index, step) in steps.iter().enumerate() {
@@ -427,25 +429,25 @@ impl<'a> Plan<'a> {
     /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `have`: `None` where
     /// the service is new.
     fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: Option<&Virtual>, want: &Virtual) {
-        let is_kept = have.is_none_or(order::is_one);
-        let have = have.map(|have| have.destinations.to_vec()).unwrap_or_default();
-        let wanted = want.destinations.to_vec();
+        let (wanted, had) = (&want.destinations, have.map(|have| &have.destinations));
         if order::is_one(want) {
-            let changes = order::changes(&have, &wanted, is_kept);
+            let is_kept = have.is_none_or(order::is_one);
+            let had = had.map(Destinations::to_vec).unwrap_or_default();
+            let changes = order::changes(&had, &wanted.to_vec(), is_kept);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
         } else {
-            let (later, sooner) = wanted.split_at(self.start(key, wanted.len()));
-            for destination in sooner.iter().chain(later) {
-                let command = match find(&have, destination.address) {
+            for destination in wanted.iter_from(self.start(key, wanted.len())) {
+                let command = match had.and_then(|had| had.find(destination.address)) {
                     None => Command::NewDestination,
                     Some(old) if old != destination => Command::SetDestination,
                     Some(_) => continue,
                 };
-                self.change_one(index, command, key, destination);
+                self.change_one(index, command, key, &destination);
             }
         }
-        for destination in have.iter().filter(|destination| find(&wanted, destination.address).is_none()) {
-            self.change_one(index, Command::DeleteDestination, key, destination);
+        let gone = had.into_iter().flat_map(Destinations::iter).filter(|it| wanted.find(it.address).is_none());
+        for destination in gone {
+            self.change_one(index, Command::DeleteDestination, key, &destination);
         }
     }
 

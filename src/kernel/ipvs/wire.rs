@@ -5,8 +5,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use compact_str::CompactString;
-
 use super::{Connections, Destination, Forwarding, Service, ServiceKey, Stats, Timeouts, flags};
 use crate::kernel::netlink::{Answer, Attributes, Messages};
 use crate::net::{Family, Protocol};
@@ -172,7 +170,7 @@ pub fn service(answer: &Answer<'_>) -> Option<(ServiceKey, Service)> {
     use service_attribute as a;
     let described = answer.attributes(HEADER).get(attribute::SERVICE)?.attributes();
     let service = Service {
-        scheduler: CompactString::from(described.get(a::SCHEDULER)?.text()?),
+        scheduler: described.get(a::SCHEDULER)?.text()?.into(),
         flags: described.get(a::FLAGS)?.u32()? & !flags::HASHED,
         persistence_seconds: described.get(a::TIMEOUT)?.u32()?,
     };

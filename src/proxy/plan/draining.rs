@@ -4,7 +4,6 @@
 //! now) is alive: its connections go on until they end, whatever the flags, as they do with kube-proxy. One that has left its slices is gone, and
 //! keeps them for `--ipvs-graceful-period`, with `--ipvs-graceful-termination` alone.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::time::Instant;
@@ -20,8 +19,8 @@ use crate::proxy::drain::Stay;
 use crate::proxy::endpoints::DRAINING;
 use crate::proxy::scheduler;
 
-/// The endpoints in slices of a Service, in any condition, by TCP port: the ports and the addresses of each slice.
-pub(super) struct Listed(Vec<(BTreeSet<u16>, BTreeSet<IpAddr>)>);
+/// The endpoints in slices of a Service, in any condition, by TCP port: the ports of each slice, and its addresses, sorted.
+pub(super) struct Listed(Vec<(Vec<u16>, Vec<IpAddr>)>);
 
 /// The part of a Service, before a change and after it.
 pub(super) struct PartChange<'a> {
@@ -35,14 +34,17 @@ impl Listed {
         let slices = endpoints.into_iter().flat_map(|its| its.slices.values());
         let of_slice = slices.map(|slice| {
             let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
-            (ports.collect(), slice.endpoints.listed().map(|endpoint| endpoint.address).collect())
+            let mut addresses = Vec::with_capacity(slice.endpoints.len());
+            addresses.extend(slice.endpoints.listed().map(|endpoint| endpoint.address));
+            addresses.sort_unstable();
+            (ports.collect(), addresses)
         });
         Listed(of_slice.collect())
     }
 
     fn contains(&self, destination: SocketAddr) -> bool {
-        let is_in = |(ports, addresses): &(BTreeSet<u16>, BTreeSet<IpAddr>)| {
-            ports.contains(&destination.port()) && addresses.contains(&destination.ip())
+        let is_in = |(ports, addresses): &(Vec<u16>, Vec<IpAddr>)| {
+            ports.contains(&destination.port()) && addresses.binary_search(&destination.ip()).is_ok()
         };
         self.0.iter().any(is_in)
     }
@@ -95,7 +97,9 @@ impl Plan {
         }
         let [before, after] = [before, after].map(|claim| &claim.wanted.virtual_service.destinations);
         let left = left(before, after);
-        self.drain(key, &left, listed, now);
+        if !left.is_empty() {
+            self.drain(key, &left, listed, now);
+        }
     }
 
     fn drain(&mut self, key: ServiceKey, left: &[Destination], listed: &impl Deref<Target = Listed>, now: Instant) {
@@ -179,9 +183,8 @@ impl Plan {
             return wanted;
         }
         let mut destinations = wanted.destinations.to_vec();
-        let desired = addresses(&wanted.destinations);
         for address in draining {
-            if desired.binary_search(&address).is_ok() {
+            if wanted.destinations.find(address).is_some() {
                 self.draining.end(key, address);
             } else {
                 destinations.push(Destination { address, weight: DRAINING, forwarding: Forwarding::Nat });
@@ -196,13 +199,5 @@ impl Plan {
 
 /// Returns the destinations that are not among those that come after them. A Service may have thousands.
 fn left(before: &Destinations, after: &Destinations) -> Vec<Destination> {
-    let after = addresses(after);
-    before.iter().filter(|one| after.binary_search(&one.address).is_err()).collect()
-}
-
-/// Returns the addresses of destinations, sorted.
-fn addresses(destinations: &Destinations) -> Vec<SocketAddr> {
-    let mut addresses: Vec<SocketAddr> = destinations.iter().map(|one| one.address).collect();
-    addresses.sort_unstable();
-    addresses
+    before.iter().filter(|one| after.find(one.address).is_none()).collect()
 }
