@@ -215,6 +215,16 @@ fn addresses_of_this_node_of_its_pods_and_of_others_are_told_apart() {
         assert_eq!(way.owner, owner);
         assert_eq!(lines(&way).first().map(String::as_str), Some(line), "{to}");
     }
+    // Where node ports are served it is this node's address all the same.
+    for (to, owner) in
+        [("192.0.2.1", "an address of this node"), ("10.96.0.9", "an address of Services, delivered on this node")]
+    {
+        let served = Way { is_served: true, ..meant(&plan, to) };
+        assert_eq!(text::owner(&served), owner);
+        assert_eq!(lines(&served).first().map(String::as_str), Some("route: delivered on this node"));
+        let wrong = "packets of this node: they are not delivered here, as they are to be";
+        assert!(differences(&served).contains(&wrong.to_owned()), "the kernel forwards them");
+    }
     assert_eq!(meant(&plan, "203.0.113.7").masquerade, Masquerade::ToOutside);
     assert_eq!(meant(&plan, "2001:db8:99::7").masquerade, Masquerade::ToOutside);
     let off = self::plan(&["--enable-pod-egress=false"]);

@@ -41,8 +41,8 @@ pub fn heading(ways: &Ways) -> Vec<String> {
 /// Returns whose an address is.
 pub fn owner(way: &Way) -> String {
     match &way.owner {
-        _ if way.is_served => "an address of Services, delivered on this node".to_owned(),
         Owner::ThisNode => "an address of this node".to_owned(),
+        _ if way.is_served => "an address of Services, delivered on this node".to_owned(),
         Owner::OwnPods(range) => format!("in {range}, pods of this node"),
         Owner::PodsOf { node, range } => format!("in {range}, pods of Node {node}"),
         Owner::Node(node) => format!("an address of Node {node}"),
