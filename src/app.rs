@@ -171,6 +171,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     }
     let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
     running.extend(common.start_source_guard(guarded, guard_calls, for_guard, &mut answerers).await?);
+    common.start_source_dest_check(config.router.as_ref(), events.clone());
     if let Some(settings) = config.router {
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);

@@ -20,6 +20,7 @@ pub mod firewall;
 pub mod source_guard;
 pub mod gobgp;
 pub mod load_balancer;
+pub mod aws;
 pub mod router;
 pub mod cleanup;
 pub mod status;

@@ -43,6 +43,8 @@ const IMPORTS: [(&str, &[&str]); 28] = [
     ("gobgp", &["net", "bfd", "bgp", "observe"]),
     // Its effects are requests to the API.
     ("load_balancer", &["net", "model", "config", "k8s", "observe"]),
+    // Its effects are requests to AWS.
+    ("aws", &["model", "k8s", "observe"]),
     ("world", &["net", "model", "k8s", "kernel", "observe"]),
     // Asks what the subsystems would, before they run.
     (

@@ -9,6 +9,7 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
+use crate::aws;
 use crate::bgp::driver::Access as SpeakerAccess;
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
 use crate::firewall::explain;
@@ -239,6 +240,15 @@ impl Common {
         let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
         let (running, ()) = start("router", "router", open, run).await?;
         Ok(running)
+    }
+
+    /// Has the source/destination check of EC2 switched off where the router runs, the flag is on, and the own Node turns out to be an instance.
+    pub fn start_source_dest_check(&self, config: Option<&RouterConfig>, events: Option<Events>) {
+        if config.is_some_and(|config| config.disable_source_dest_check) {
+            let (world, note) = (self.world.clone(), self.health.note("AWS"));
+            let endpoints = aws::driver::Endpoints::of_process();
+            tokio::spawn(aws::driver::run(aws::driver::Inputs { world, endpoints, note, events }));
+        }
     }
 
     /// Starts the allocator of load balancer addresses where it is to run. Its only effects are requests to the API.

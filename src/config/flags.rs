@@ -210,7 +210,7 @@ pub struct Flags {
     /// Number of the vxlan network (VNI), 1 to 16777215
     #[arg(long, default_value = "1")]
     pub overlay_vxlan_id: u32,
-    /// On AWS, say that the source and destination check of this instance has to be off
+    /// On AWS, switch off the source and destination check of this instance, which drops packets of pods
     #[arg(long, default_value = "true")]
     pub disable_source_dest_check: bool,
     /// AS number of all nodes: 64512-65535 or 4200000000-4294967294; 0 means 64512

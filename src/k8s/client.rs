@@ -312,7 +312,7 @@ fn from_service_account(master: &Uri, directory: &Path) -> Result<Config, Access
 }
 
 /// Formats an error with all its causes: the outermost alone rarely shows what to do.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -25,7 +25,7 @@ mod asked_at;
 mod message;
 mod object;
 mod own_node;
-mod proxy_environment;
+pub mod proxy_environment;
 mod request;
 mod warning;
 

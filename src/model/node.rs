@@ -24,8 +24,8 @@ pub struct Node {
     /// The condition `Ready` is `True`, and the label `kubernetes.io/os` names nothing but `linux`: an agent runs there and
     /// announces the pod CIDRs, if all is well. False for a remembered node, whose present condition nobody knows.
     pub should_announce: bool,
-    /// `spec.providerID` names a machine of AWS.
-    pub is_on_aws: bool,
+    /// The ID of the instance of EC2 that `spec.providerID` names (`i-…`); `None` for other machines, and for a remembered Node.
+    pub ec2_instance: Option<Box<str>>,
     /// The label `topology.kubernetes.io/zone`; `None` where it is absent or empty.
     pub zone: Option<CompactString>,
     /// All of them: policies select Nodes by their labels.

@@ -43,8 +43,6 @@ pub struct Identity {
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
     pub asn: Option<u32>,
     pub router_id: Option<Ipv4Addr>,
-    /// AWS drops packets of pods on this instance, which is to be disabled (`--disable-source-dest-check`).
-    pub drops_packets_of_pods: bool,
     /// Routing annotations of the Node.
     pub routing: Routing,
 }
@@ -80,7 +78,6 @@ impl Identity {
             }),
             asn: if config.full_mesh { Some(config.cluster_asn) } else { routing.asn },
             router_id: primary.map(|primary| router_id(config.router_id, primary, node.address(Family::V4))),
-            drops_packets_of_pods: node.is_on_aws && config.disable_source_dest_check,
             routing,
         }
     }
@@ -119,12 +116,6 @@ impl Identity {
             let text = "--nodes-full-mesh is off and the annotation kube-router.io/node.asn is absent or no number, so there \
                         are no sessions";
             problems.push(Problem::new(About::Speaker, text));
-        }
-        if self.drops_packets_of_pods {
-            let text = "this node is an instance of EC2, which drops packets of pods between nodes of one subnet unless its \
-                        source/destination check is off; --disable-source-dest-check does not switch it off yet: do so in EC2, or \
-                        use --overlay-type=full, and then set --disable-source-dest-check=false";
-            problems.push(Problem::new(About::Cloud, text));
         }
         for family in self.enabled_families() {
             if self.addresses.of(family).is_none() {

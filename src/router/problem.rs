@@ -22,8 +22,6 @@ pub enum About {
     Speaker,
     /// One family on our own node.
     Family(crate::net::Family),
-    /// The platform that our own node runs on.
-    Cloud,
     ExternalPeer(IpAddr),
     /// Another node.
     Node(CompactString),
@@ -53,7 +51,6 @@ impl fmt::Display for About {
         match self {
             About::Speaker => f.write_str("BGP"),
             About::Family(family) => write!(f, "{family}"),
-            About::Cloud => f.write_str("AWS"),
             About::ExternalPeer(address) => write!(f, "external peer {address}"),
             About::Node(name) => write!(f, "Node {name}"),
             About::PodRange(range) => write!(f, "pod range {range}"),

@@ -40,7 +40,7 @@ fn an_object_says_all_of_the_value_that_it_was_made_of() {
     for_many(300, |random| {
         let mut cluster = cluster(random);
         let read = read_back(&cluster);
-        forget_passwords(&mut cluster);
+        forget_what_stays_behind(&mut cluster);
         assert_same(&cluster, &read);
     });
 }
@@ -60,7 +60,7 @@ fn a_world_is_read_of_a_bundle_as_the_node_knew_it() {
         for secret in [SECRET, "secret-word"] {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret}");
         }
-        forget_passwords(&mut cluster);
+        forget_what_stays_behind(&mut cluster);
         assert_same(&cluster, &read.cluster);
     });
 }
@@ -189,11 +189,12 @@ fn put(cluster: &mut Cluster, object: Object) {
     }
 }
 
-/// A bundle says of a password only that there is one.
-fn forget_passwords(cluster: &mut Cluster) {
+/// A bundle says of a password only that there is one, and not which instance of a cloud a Node is.
+fn forget_what_stays_behind(cluster: &mut Cluster) {
     let nodes: Vec<(CompactString, Node)> =
         cluster.nodes.iter().map(|(name, node)| (name.clone(), Node::clone(node))).collect();
     for (name, mut node) in nodes {
+        node.ec2_instance = None;
         for peer in node.routing.iter_mut().flat_map(|routing| &mut routing.peers) {
             if matches!(peer.password, Password::Key(_)) {
                 peer.password = Password::Unknown;
@@ -422,7 +423,7 @@ fn node(random: &mut Random) -> Node {
         pod_cidrs,
         network_unavailable: random.chance(50),
         should_announce: random.chance(50) && system != Some("windows"),
-        is_on_aws: random.chance(50),
+        ec2_instance: some(random, |_| "i-0123456789abcdef0".into()),
         labels: all.iter().chain(own).collect(),
         zone,
         taints: (0..random.below(3))

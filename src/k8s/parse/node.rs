@@ -34,7 +34,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         pod_cidrs: pod_cidrs(object, &mut warnings),
         network_unavailable: network_unavailable(object),
         should_announce: should_announce(object),
-        is_on_aws: is_on_aws(object),
+        ec2_instance: ec2_instance(object),
         zone: zone(object),
         labels: object.metadata.labels.iter().flatten().collect(),
         taints: taints(object),
@@ -129,10 +129,13 @@ fn has_condition(object: &NodeObject, kind: &str, fits: impl Fn(&str) -> bool) -
     of_kind.any(|condition| condition.status.as_deref().is_some_and(&fits))
 }
 
-/// `aws:///eu-central-1a/i-0123456789abcdef0`.
-fn is_on_aws(object: &NodeObject) -> bool {
-    let provider = object.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
-    provider.is_some_and(|provider| provider.starts_with("aws"))
+/// The last part of `aws:///eu-central-1a/i-0123456789abcdef0`. Machines of other kinds that AWS has (Fargate) have other names there.
+fn ec2_instance(object: &NodeObject) -> Option<Box<str>> {
+    let provider = object.spec.as_ref()?.provider_id.as_deref()?.strip_prefix("aws://")?;
+    let name = provider.rsplit('/').next()?;
+    let digits = name.strip_prefix("i-")?;
+    let is_id = (8..=32).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then(|| name.into())
 }
 
 fn zone(object: &NodeObject) -> Option<CompactString> {
@@ -238,10 +241,26 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_of_aws_is_known_by_its_provider() {
-        let of = |spec: &str| parsed(&format!("{{metadata: {{name: a}}, spec: {spec}}}")).0.is_on_aws;
-        assert!(of("{providerID: 'aws:///eu-central-1a/i-0123456789abcdef0'}"));
-        assert!(!of("{providerID: 'gce://project/zone/node'}") && !of("{}"));
+    fn an_instance_of_ec2_is_known_by_its_provider_and_no_other_machine_is() {
+        let of = |provider: &str| {
+            parsed(&format!("{{metadata: {{name: a}}, spec: {{providerID: '{provider}'}}}}")).0.ec2_instance
+        };
+        for id in ["i-0123456789abcdef0", "i-01234567"] {
+            assert_eq!(of(&format!("aws:///eu-central-1a/{id}")).as_deref(), Some(id));
+        }
+        for other in [
+            "",
+            "gce://project/zone/node",
+            "gce://i-0123456789abcdef0",
+            "aws:///eu-central-1a/0123/fargate-ip-192-0-2-1.eu-central-1.compute.internal",
+            "aws:///eu-central-1a/i-",
+            "aws:///eu-central-1a/i-01234567&x=y",
+            "aws:///eu-central-1a/i-0123456g",
+            "i-0123456789abcdef0",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(parsed("{metadata: {name: a}}").0.ec2_instance, None);
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         pod_cidrs,
         network_unavailable,
         should_announce,
-        is_on_aws,
+        // Who starts with a bundle is elsewhere, and asks no cloud for what that instance needs.
+        ec2_instance: _,
         // It stands among the labels.
         zone: _,
         labels,
@@ -32,7 +33,6 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         metadata.put_filled("annotations", annotations(routing));
     }
     spec.put_filled("podCIDRs", texts(pod_cidrs));
-    spec.put_some("providerID", is_on_aws.then_some("aws"));
     spec.put_filled("taints", taints.iter().map(taint).collect());
     let conditions = [("NetworkUnavailable", *network_unavailable), ("Ready", *should_announce)];
     let conditions = conditions.into_iter().filter(|(_, is_true)| *is_true);

@@ -5,7 +5,7 @@ use super::*;
 use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
-use crate::model::{Node, Prepend, Routing};
+use crate::model::{Prepend, Routing};
 use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::password_files;
@@ -203,11 +203,6 @@ fn each_thing_that_is_wrong_is_said_in_one_sentence_and_stops_nothing_else() {
     let gone = |world: &mut World| {
         world.cluster.nodes.remove(&"node-1".into());
     };
-    let aws = |world: &mut World| {
-        let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64");
-        world.cluster.nodes.insert("node-1".into(), Node { is_on_aws: true, ..own });
-    };
-    check(&[], aws, "AWS: this node is an instance of EC2, which drops packets of pods", 2);
     check(&[], gone, "BGP: the Node node-1 has no usable InternalIP or ExternalIP", 0);
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
 mod overlay_guard;
+mod source_dest_check;
 mod way;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ struct Cluster {
     flags: BTreeMap<usize, Vec<String>>,
     /// Agents find no programs.
     lacks_programs: bool,
+    /// Variables of the agents' environment.
+    environment: Vec<(String, String)>,
 }
 
 const FLAGS: &[&str] = &[
@@ -50,6 +53,7 @@ impl Cluster {
             agents: BTreeMap::new(),
             flags: BTreeMap::new(),
             lacks_programs: false,
+            environment: Vec::new(),
         };
         own_run();
         fs::create_dir_all("/run/netns").expect("a directory of names");
@@ -146,6 +150,7 @@ impl Cluster {
             .arg(format!("--manifests={}", self.manifests(number).display()))
             .arg(format!("--state-dir={}", self.file("state", number).display()))
             .args(self.is_asked(number).is_none().then_some("--socket="))
+            .envs(self.environment.iter().cloned())
             .env("KUBE_ROUTER_CNI_CONF_FILE", self.file("cni", number).with_extension("conflist"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log"))

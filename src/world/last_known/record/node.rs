@@ -121,7 +121,7 @@ impl NodeRecord {
             pod_cidrs,
             network_unavailable: _,
             should_announce: _,
-            is_on_aws: _,
+            ec2_instance: _,
             zone,
             labels,
             taints,
