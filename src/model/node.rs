@@ -24,6 +24,8 @@ pub struct Node {
     /// The condition `Ready` is `True`, and the label `kubernetes.io/os` names nothing but `linux`: an agent runs there and
     /// announces the pod CIDRs, if all is well. False for a remembered node, whose present condition nobody knows.
     pub should_announce: bool,
+    /// The kubelet says in the condition `Ready` that the host shuts down. False for a remembered node.
+    pub is_shutting_down: bool,
     /// The ID of the instance of EC2 that `spec.providerID` names (`i-…`); `None` for other machines, and for a remembered Node.
     pub ec2_instance: Option<Box<str>>,
     /// The label `topology.kubernetes.io/zone`; `None` where it is absent or empty.

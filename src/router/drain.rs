@@ -2,7 +2,9 @@
 //!
 //! Kubernetes: the label `node.kubernetes.io/exclude-from-external-load-balancers` of the own Node, with any value, and its taints
 //! that `--drain-taints` names. kubeadm and Talos put the label on every Node of the control plane for good, so there it counts only with
-//! `--drain-label=always`. A cordon alone (`spec.unschedulable`) is no reason: pods stay where they are.
+//! `--drain-label=always`. And the host's shutdown, of which the kubelet is told by systemd-logind (`shutdownGracePeriod`, off by default) and tells the API
+//! server at once, in the condition `Ready`. Asking logind here as well would need the system's D-Bus inside of the container, and a lock that delays
+//! the shutdown, for what a kubelet that is to wait for pods does anyway; where it does not wait there is no time for a drain. A cordon alone (`spec.unschedulable`) is no reason: pods stay where they are.
 //!
 //! ```text
 //!             label or taint                 --drain-delay is over
@@ -51,6 +53,8 @@ pub enum Reason {
     /// The label that keeps a node out of external load balancers.
     Label,
     Taint(Taint),
+    /// The host shuts down.
+    Shutdown,
 }
 
 /// Input of the machine.
@@ -144,14 +148,18 @@ impl Outside {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Label => write!(f, "the label {LABEL}"),
-            Reason::Taint(taint) => write!(f, "the taint {taint}"),
+            Reason::Label => write!(f, "the Node has the label {LABEL}"),
+            Reason::Taint(taint) => write!(f, "the Node has the taint {taint}"),
+            Reason::Shutdown => f.write_str("the host shuts down, says its kubelet"),
         }
     }
 }
 
 /// Returns why a node drains; `None` where it does not.
 pub fn reason(node: &Node, config: &DrainConfig) -> Option<Reason> {
+    if node.is_shutting_down {
+        return Some(Reason::Shutdown);
+    }
     let has = |label: &str| node.labels.value(label).is_some();
     let label_counts = match config.label {
         DrainLabel::Auto => !CONTROL_PLANE.into_iter().any(has),
@@ -210,10 +218,8 @@ impl Drain {
     }
 
     fn leave(&self, why: &Reason) -> Vec<Effect> {
-        let text = format!(
-            "Service addresses are announced with GRACEFUL_SHUTDOWN and withdrawn in {:?}: the Node has {why}",
-            self.delay
-        );
+        let text =
+            format!("Service addresses are announced with GRACEFUL_SHUTDOWN and withdrawn in {:?}: {why}", self.delay);
         vec![Effect::Stand(Stage::Leaving), Effect::Tell(News { word: "ServiceAddressesLeaving", text })]
     }
 }
@@ -362,6 +368,24 @@ mod tests {
             assert_eq!(reason(&node(&[], &taints), &named).is_some(), drains, "{taints:?}");
             assert_eq!(reason(&node(&[], &taints), &none), None, "no taint is named by default");
         }
+    }
+
+    #[test]
+    fn a_host_that_shuts_down_drains_whatever_the_flags_say_and_no_longer_where_that_was_cancelled() {
+        let node = |is_shutting_down| Node { is_shutting_down, ..Node::default() };
+        for label in [DrainLabel::Auto, DrainLabel::Always, DrainLabel::Never] {
+            let config = DrainConfig { label, ..DrainConfig::default() };
+            assert_eq!(reason(&node(true), &config), Some(Reason::Shutdown));
+            assert_eq!(reason(&node(false), &config), None);
+        }
+        let now = Instant::now();
+        let mut drain = Drain::new(DELAY);
+        drain.step(now, Event::Node(None));
+        let effects = drain.step(now, Event::Node(Some(Reason::Shutdown)));
+        assert_eq!(stands(&effects), [Stage::Leaving]);
+        let said = "Service addresses are announced with GRACEFUL_SHUTDOWN and withdrawn in 10s: the host shuts down, says its kubelet";
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Tell(news) if news.text == said)), "{effects:?}");
+        assert_eq!(stands(&drain.step(now, Event::Node(None))), [Stage::Announced]);
     }
 
     #[test]

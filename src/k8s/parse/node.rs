@@ -34,6 +34,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         pod_cidrs: pod_cidrs(object, &mut warnings),
         network_unavailable: network_unavailable(object),
         should_announce: should_announce(object),
+        is_shutting_down: is_shutting_down(object),
         ec2_instance: ec2_instance(object),
         zone: zone(object),
         labels: object.metadata.labels.iter().flatten().collect(),
@@ -81,6 +82,7 @@ struct Condition {
     #[serde(rename = "type")]
     kind: Option<String>,
     status: Option<String>,
+    message: Option<String>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -122,11 +124,24 @@ fn should_announce(object: &NodeObject) -> bool {
     has_condition(object, "Ready", |status| status == "True") && !object.metadata.labels.as_ref().is_some_and(is_other)
 }
 
+/// The kubelet (`shutdownGracePeriod`) is told by systemd-logind, and says so to the API server at once: in the message of the condition `Ready`, beside
+/// what else may be wrong, and nowhere else.
+fn is_shutting_down(object: &NodeObject) -> bool {
+    const MESSAGE: &str = "node is shutting down";
+    let is_not_ready = |condition: &&Condition| condition.status.as_deref() == Some("False");
+    let ready = conditions(object, "Ready").find(is_not_ready);
+    ready.and_then(|condition| condition.message.as_deref()).is_some_and(|message| message.contains(MESSAGE))
+}
+
 /// Returns whether a condition of this type is there and has a status that fits.
 fn has_condition(object: &NodeObject, kind: &str, fits: impl Fn(&str) -> bool) -> bool {
+    conditions(object, kind).any(|condition| condition.status.as_deref().is_some_and(&fits))
+}
+
+/// Returns the conditions of a type, of which there is one at most.
+fn conditions<'a>(object: &'a NodeObject, kind: &str) -> impl Iterator<Item = &'a Condition> {
     let conditions = object.status.iter().flat_map(|status| &status.conditions).flatten();
-    let mut of_kind = conditions.filter(|condition| condition.kind.as_deref() == Some(kind));
-    of_kind.any(|condition| condition.status.as_deref().is_some_and(&fits))
+    conditions.filter(move |condition| condition.kind.as_deref() == Some(kind))
 }
 
 /// The last part of `aws:///eu-central-1a/i-0123456789abcdef0`. Machines of other kinds that AWS has (Fargate) have other names there.
@@ -224,6 +239,26 @@ mod tests {
         }
         assert!(!parsed("{metadata: {name: a}}").0.should_announce, "a directory of manifests does not say");
         assert_eq!(of("", "True", 10), of("", "True", 20));
+    }
+
+    #[test]
+    fn a_host_shuts_down_where_its_kubelet_says_so_and_not_where_it_is_merely_not_ready() {
+        let of = |status: &str, message: &str| {
+            let condition =
+                format!("{{type: Ready, status: '{status}', reason: KubeletNotReady, message: '{message}'}}");
+            parsed(&format!("{{metadata: {{name: a}}, status: {{conditions: [{condition}]}}}}")).0.is_shutting_down
+        };
+        assert!(of("False", "node is shutting down"));
+        assert!(of("False", "[container runtime is down, node is shutting down]"));
+        for (status, message) in [
+            ("False", "container runtime is down"),
+            ("False", ""),
+            ("True", "node is shutting down"),
+            ("Unknown", "Kubelet stopped posting node status."),
+        ] {
+            assert!(!of(status, message), "{status} {message}");
+        }
+        assert!(!parsed("{metadata: {name: a}}").0.is_shutting_down);
     }
 
     #[test]

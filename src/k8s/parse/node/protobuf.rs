@@ -59,6 +59,8 @@ struct NodeCondition {
     kind: Option<String>,
     #[prost(string, optional, tag = "2")]
     status: Option<String>,
+    #[prost(string, optional, tag = "6")]
+    message: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -74,7 +76,7 @@ impl From<Node> for NodeObject {
         let address = |one: NodeAddress| Address { kind: one.kind, address: one.address };
         let taint =
             |one: NodeTaint| TaintObject { key: text(one.key), value: text(one.value), effect: text(one.effect) };
-        let condition = |one: NodeCondition| Condition { kind: one.kind, status: one.status };
+        let condition = |one: NodeCondition| Condition { kind: one.kind, status: one.status, message: one.message };
         NodeObject {
             metadata: node.metadata.unwrap_or_default().into(),
             spec: node.spec.map(|spec| Spec {

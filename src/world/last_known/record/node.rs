@@ -121,6 +121,7 @@ impl NodeRecord {
             pod_cidrs,
             network_unavailable: _,
             should_announce: _,
+            is_shutting_down: _,
             ec2_instance: _,
             zone,
             labels,
