@@ -418,11 +418,13 @@ fn node(random: &mut Random) -> Node {
             pod_cidrs.push(range);
         }
     }
+    let should_announce = random.chance(50) && system != Some("windows");
     Node {
         addresses,
         pod_cidrs,
         network_unavailable: random.chance(50),
-        should_announce: random.chance(50) && system != Some("windows"),
+        should_announce,
+        is_shutting_down: !should_announce && random.chance(50),
         ec2_instance: some(random, |_| "i-0123456789abcdef0".into()),
         labels: all.iter().chain(own).collect(),
         zone,

@@ -19,6 +19,9 @@ use crate::k8s::annotations::{self, routing};
 use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing, Taint};
 
+/// What a kubelet says of a host that shuts down, in the message of the condition `Ready`.
+pub const SHUTTING_DOWN: &str = "node is shutting down";
+
 /// Parses a Node.
 pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) {
     let mut warnings = Warnings::default();
@@ -127,10 +130,9 @@ fn should_announce(object: &NodeObject) -> bool {
 /// The kubelet (`shutdownGracePeriod`) is told by systemd-logind, and says so to the API server at once: in the message of the condition `Ready`, beside
 /// what else may be wrong, and nowhere else.
 fn is_shutting_down(object: &NodeObject) -> bool {
-    const MESSAGE: &str = "node is shutting down";
     let is_not_ready = |condition: &&Condition| condition.status.as_deref() == Some("False");
     let ready = conditions(object, "Ready").find(is_not_ready);
-    ready.and_then(|condition| condition.message.as_deref()).is_some_and(|message| message.contains(MESSAGE))
+    ready.and_then(|condition| condition.message.as_deref()).is_some_and(|message| message.contains(SHUTTING_DOWN))
 }
 
 /// Returns whether a condition of this type is there and has a status that fits.

@@ -10,6 +10,7 @@ use crate::k8s::annotations::keys::{
     NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
 };
 use crate::k8s::object::Kind;
+use crate::k8s::parse::node::SHUTTING_DOWN;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
 use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
 
@@ -19,6 +20,7 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         pod_cidrs,
         network_unavailable,
         should_announce,
+        is_shutting_down,
         // Who starts with a bundle is elsewhere, and asks no cloud for what that instance needs.
         ec2_instance: _,
         // It stands among the labels.
@@ -36,10 +38,13 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     spec.put_filled("taints", taints.iter().map(taint).collect());
     let conditions = [("NetworkUnavailable", *network_unavailable), ("Ready", *should_announce)];
     let conditions = conditions.into_iter().filter(|(_, is_true)| *is_true);
-    let conditions: Value = conditions.map(|(kind, _)| json!({ "type": kind, "status": "True" })).collect();
+    let mut conditions: Vec<Value> = conditions.map(|(kind, _)| json!({ "type": kind, "status": "True" })).collect();
+    if *is_shutting_down {
+        conditions.push(json!({ "type": "Ready", "status": "False", "message": SHUTTING_DOWN }));
+    }
     let mut status = Fields::default();
     status.put_filled("addresses", addresses.iter().map(address).collect());
-    status.put_filled("conditions", conditions);
+    status.put_filled("conditions", conditions.into());
     let mut rest = Fields::default();
     rest.put_filled("spec", spec.value()).put_filled("status", status.value());
     object(Kind::Node, metadata, rest)
