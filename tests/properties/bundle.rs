@@ -270,7 +270,7 @@ fn cluster(random: &mut Random) -> Cluster {
 
 fn name(random: &mut Random, number: usize) -> ObjectName {
     let long = if random.chance(10) { "x".repeat(60) } else { String::new() };
-    ObjectName::new(*random.pick(&["shop", "default", "kube-system"]), &format!("it{long}-{number}"))
+    ObjectName::new(random.pick::<&str>(&["shop", "default", "kube-system"]), &format!("it{long}-{number}"))
 }
 
 fn word(random: &mut Random) -> CompactString {
