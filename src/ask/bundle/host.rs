@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::kernel::route::{Ownership, Routes};
+use crate::kernel::route::{Ownership, Protocol, Routes, TABLE_MAIN};
 use crate::kernel::{address, link};
 
 /// Environment variables that decide something (`config::Environment`).
@@ -55,8 +55,9 @@ pub fn parts() -> Vec<Part> {
     ));
     let addresses = address::host_addresses().map(|all| lines(all.iter().map(|it| format!("{it:?}"))));
     parts.push(("addresses.txt".to_owned(), addresses.map_err(text)));
-    // Nothing is ours to a process that only looks.
-    let routes = Routes::open(Ownership::Protocols(Vec::new())).and_then(|mut routes| routes.read_beside(&|_| true));
+    // No route has this origin, so all of the main table are others' to a process that only looks.
+    let nobody = Protocol { table: TABLE_MAIN, protocol: libc::RTPROT_UNSPEC };
+    let routes = Routes::open(Ownership::Protocols(vec![nobody])).and_then(|mut routes| routes.read_beside(&|_| true));
     parts.push(("routes.txt".to_owned(), routes.map(|(_, all)| lines(all.iter())).map_err(text)));
     parts
 }
