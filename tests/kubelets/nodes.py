@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off | join I FACTS | reboot I FACTS.
+proxy I FACTS on|off.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
-cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later.
+cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`.
 """
 import json
 import os
@@ -28,18 +28,15 @@ def folder(i):
     return f"{net.RUN}/n{i}"
 
 
-# What a boot makes anew.
-FRESH_RUN = ["mkdir -p /mnt/lab", f"mount --bind {net.RUN} /mnt/lab", "mount -t tmpfs tmpfs /run", f"mkdir -p /run/lock /run/netns /run/containerd {net.RUN}",
-             f"mount --bind /mnt/lab {net.RUN}", "umount /mnt/lab"]
-
-
 def prepare(i):
     """Folders, /run and cgroups of the node; what mounts there is seen by every program of the node."""
     lines = ["mount --make-rshared /"]
     for path in OWN:  # a file system each: a kubelet asks which one a folder is on
         os.makedirs(path, exist_ok=True)
         lines += [f"mount -t tmpfs tmpfs {path}"]
-    net.node(i, "sh", "-ec", "\n".join(lines + FRESH_RUN))
+    lines += ["mkdir -p /mnt/lab", f"mount --bind {net.RUN} /mnt/lab", "mount -t tmpfs tmpfs /run", f"mkdir -p /run/lock /run/netns /run/containerd {net.RUN}",
+              f"mount --bind /mnt/lab {net.RUN}", "umount /mnt/lab"]
+    net.node(i, "sh", "-ec", "\n".join(lines))
     group = f"/sys/fs/cgroup/node{i}"
     os.makedirs(group, exist_ok=True)
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as handle:
@@ -82,6 +79,7 @@ BinaryName = "/usr/sbin/runc"
 SystemdCgroup = false
 """)
     programs = facts["programs"]
+    net.node(i, "cp", "-a", f"{facts['store']}/.", "/var/lib/containerd/")
     start(i, "containerd", [programs["containerd"], "--config", f"{folder(i)}/containerd.toml"], os.path.dirname(programs["containerd"]))
     ctr = command(i, programs["ctr"], "--address", SOCKET.removeprefix("unix://"), "-n", "k8s.io")
     if not own.wait(lambda: subprocess.run([*ctr, "version"], capture_output=True).returncode == 0, 180, 1):
@@ -130,45 +128,11 @@ def up(path):
     relay(facts["cluster"]["port"])
     # Where the Service of the API server leads to.
     relay(facts["cluster"]["port"], net.CONTROL[:1], facts["cluster"]["port"])
-    first = range(1, facts["nodes"] - facts["join"] + 1)
-    for i in first:
-        install(i, facts)
-    for i in first:
+    for i in range(1, facts["nodes"] + 1):
+        prepare(i)
+        containerd(i, facts)
+    for i in range(1, facts["nodes"] + 1):
         kubelet(i, facts)
-
-
-def install(i, facts):
-    prepare(i)
-    net.node(i, "cp", "-a", f"{facts['store']}/.", "/var/lib/containerd/")
-    containerd(i, facts)
-
-
-def join(i, facts):
-    install(i, facts)
-    kubelet(i, facts)
-
-
-def reboot(i, facts):
-    """All processes end at once; kernel state, /run and mounts are gone. What is on disks stays."""
-    group = f"/sys/fs/cgroup/node{i}"
-    with open(f"{group}/cgroup.kill", "w") as handle:
-        handle.write("1")
-
-    def is_empty():
-        with open(f"{group}/cgroup.events") as handle:
-            return "populated 0" in handle.read()
-    if not own.wait(is_empty, 120, 0.2):
-        raise own.LabError(f"processes of node {i} do not end")
-    for path, _, _ in os.walk(group, topdown=False):
-        if path not in (group, f"{group}/init"):
-            os.rmdir(path)
-    net.renew_node(i)
-    gone = "awk '{print $2}' /proc/self/mounts | grep -E '^(/run/|/var/lib/kubelet/.|/var/lib/containerd/.)' | grep -v ^" + net.RUN
-    own.run(*command(i, "sh", "-ec", "\n".join([
-        f"for path in $({gone} | sort -r); do umount -l \"$path\"; done", "umount -R -l /sys", "mount -t sysfs sysfs /sys", "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-        *FRESH_RUN[:2], "umount -R -l /run", *FRESH_RUN[2:]])))
-    containerd(i, facts)
-    kubelet(i, facts)
 
 
 def main(verb, *words):
@@ -176,8 +140,6 @@ def main(verb, *words):
         return up(*words)
     if verb == "log":
         return print(tail(int(words[0]), words[1], int(words[2])))
-    if verb in ("join", "reboot"):
-        return {"join": join, "reboot": reboot}[verb](int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
         return kube_proxy(int(words[0]), own.read_json(words[1]), words[2] == "on")
     if verb == "run":
