@@ -85,14 +85,15 @@ fn direct_server_return(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Returns the firewall of the host of which it is known that it drops packets of no connection on their way through.
+/// Returns the program of which it is known that it drops packets of no connection on their way through.
 fn drops_invalid(facts: &Facts) -> Option<&'static str> {
     let has_table =
         |name: &str| facts.packet_filter.tables.iter().any(|table| table.split(' ').next_back() == Some(name));
-    let has_chain = |name: &str| facts.packet_filter.chains.contains(name);
     match () {
         () if has_table("firewalld") => Some("firewalld"),
-        () if has_chain("ufw-before-forward") || has_chain("ufw6-before-forward") => Some("ufw"),
+        () if facts.packet_filter.chains.contains("KUBE-FORWARD") => {
+            Some("kube-proxy, or what it left (chain KUBE-FORWARD),")
+        }
         () => None,
     }
 }

@@ -461,9 +461,7 @@ fn direct_server_return_needs_the_runtimes_socket_and_tunnels() {
     let setns = |facts: &mut Facts| facts.process.may_enter_namespaces = false;
     check(&words, setns, Level::Degraded, &["CAP_SYS_ADMIN", "PodTunnelMissing", "SYS_ADMIN to its capabilities"]);
     check_ok(&words[1..], setns, "nftables");
-    for (tables, chains) in
-        [(&["inet firewalld"][..], &[][..]), (&[], &["ufw-before-forward"]), (&[], &["ufw6-before-forward"])]
-    {
+    for (tables, chains) in [(&["inet firewalld"][..], &[][..]), (&[], &["KUBE-FORWARD"])] {
         let invalid = |facts: &mut Facts| {
             facts.packet_filter.tables.extend(tables.iter().map(|name| (*name).to_owned()));
             facts.packet_filter.chains.extend(chains.iter().map(|name| (*name).to_owned()));
