@@ -38,6 +38,11 @@ use crate::ipvs::in_use;
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::places::inside;
 
+#[path = "dsr/errors.rs"]
+mod errors;
+#[path = "dsr/ways.rs"]
+mod ways;
+
 /// A packet filter that a node may have.
 #[derive(Clone, Copy, Debug)]
 enum Filter {
@@ -415,11 +420,28 @@ impl Agent {
     }
 
     fn serve_with(&mut self, (family, address): (Family, IpAddr), pods: &[IpAddr]) {
+        let endpoint = |address: &IpAddr| Endpoint {
+            address: *address,
+            node: Some("node1".into()),
+            conditions: Conditions::READY,
+            hints: None,
+        };
+        let mh = |service: &mut ClusterService| service.annotations.scheduler = Scheduler::Mh;
+        self.serve_as((family, address), pods.iter().map(endpoint).collect(), mh);
+    }
+
+    /// As [`serve`](Agent::serve), with these endpoints and another Service than one with round robin, where `change` says so.
+    fn serve_as(
+        &mut self,
+        (family, address): (Family, IpAddr),
+        endpoints: Vec<Endpoint>,
+        change: impl FnOnce(&mut ClusterService),
+    ) {
         let port = |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
         let of_pod = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port };
         let name = ObjectName::new("shop", "web");
         let cluster_ip: IpAddr = if family == Family::V6 { "fd00:10:96::9" } else { "10.96.0.9" }.parse().expect("one");
-        let service = ClusterService {
+        let mut service = ClusterService {
             kind: ServiceType::ClusterIp,
             cluster_ips: vec![cluster_ip],
             external_ips: vec![address],
@@ -430,21 +452,16 @@ impl Agent {
             internal_traffic_policy: Default::default(),
             external_traffic_policy: Default::default(),
             health_check_node_port: None,
-            annotations: ProxyAnnotations { dsr: true, scheduler: Scheduler::Mh, ..ProxyAnnotations::default() },
+            annotations: ProxyAnnotations { dsr: true, ..ProxyAnnotations::default() },
             announce: Default::default(),
             created: 0,
         };
+        change(&mut service);
         self.world.cluster.services.insert(name.clone(), service);
-        let endpoint = |address: &IpAddr| Endpoint {
-            address: *address,
-            node: Some("node1".into()),
-            conditions: Conditions::READY,
-            hints: None,
-        };
         let slice = EndpointSlice {
             family,
             ports: vec![of_pod("tunnel", PORT), of_pod("nat", PORT + 1)].into(),
-            endpoints: pods.iter().map(endpoint).collect(),
+            endpoints: endpoints.into_iter().collect(),
         };
         self.world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
         self.settle();

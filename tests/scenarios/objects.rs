@@ -68,13 +68,14 @@ fn put(world: &mut World, object: Object) {
     }
 }
 
-/// `eth0 192.0.2.1`, `eth0 192.0.2.1/24` for a link of which the network is known too, or `lo 127.0.0.1 here` for an address
-/// that others cannot reach.
+/// `eth0 192.0.2.1`, `eth0 192.0.2.1/24` for a link of which the network is known too (`mtu 9000` behind it where that is another one than 1500), or
+/// `lo 127.0.0.1 here` for an address that others cannot reach.
 fn add_address(host: &mut Host, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (link, address, global) = match words.as_slice() {
-        [link, address] => (*link, *address, true),
-        [link, address, "here"] => (*link, *address, false),
+    let (link, address, global, mtu) = match words.as_slice() {
+        [link, address] => (*link, *address, true, 1500),
+        [link, address, "mtu", mtu] => (*link, *address, true, number(mtu)),
+        [link, address, "here"] => (*link, *address, false, 1500),
         _ => panic!("an address of the host is `eth0 192.0.2.1/24` or `lo 127.0.0.1 here`; this is {line:?}"),
     };
     let network: Option<IpNet> = address.parse().ok();
@@ -83,7 +84,7 @@ fn add_address(host: &mut Host, line: &str) {
     host.addresses.push(HostAddress { address, link: link.into(), global });
     if let Some(network) = network {
         host.on_link.push(OnLink { prefix: network.trunc(), link: link.into() });
-        let known = HostLink { name: link.into(), mtu: 1500, bridge: false };
+        let known = HostLink { name: link.into(), mtu, bridge: false };
         if !host.links.contains(&known) {
             host.links.push(known);
         }

@@ -1,0 +1,207 @@
+//! Which pods get a client's connections, and which way their answers go: through no director, and never out of a pod whose own
+//! address it is.
+#![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+
+use super::*;
+use crate::native::frame::Capture;
+use sluice::model::TrafficPolicy;
+
+/// A link with clients, directors and pods, one of which is a director with this scheduler.
+fn on_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
+    for module in ["ip_vs", "ip_vs_rr", "ip_vs_sh", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel"] {
+        run(&format!("modprobe {module}"));
+    }
+    for family in Family::BOTH {
+        let _in_use = in_use();
+        in_new(|| {
+            own_run();
+            let (_, [.., service]) = if family == Family::V6 { V6 } else { V4 };
+            let service: IpAddr = service.parse().expect("an address");
+            let lan = Lan::new(family, service);
+            Lan::lead_to(family, service, DIRECTORS[0]);
+            inside(&lan.directors[0], || test(&lan, (family, service)));
+        });
+    }
+}
+
+fn director(family: Family) -> Agent {
+    let node = on_lan(family, DIRECTORS[0]).parse().expect("an address");
+    Agent::on((family, node), "eth0", "--netfilter=nftables")
+}
+
+fn endpoint(family: Family, pod: usize, node: &str) -> Endpoint {
+    Endpoint {
+        address: on_lan(family, FIRST_POD + pod).parse().expect("an address"),
+        node: Some(node.into()),
+        conditions: Conditions::READY,
+        hints: None,
+    }
+}
+
+/// All pods, on the director's node.
+fn all(family: Family) -> Vec<Endpoint> {
+    (0..PODS).map(|pod| endpoint(family, pod, "node1")).collect()
+}
+
+/// The pods that this client's connections come to, of so many.
+fn pods_of(lan: &Lan, client: usize, service: IpAddr, connections: usize) -> Vec<usize> {
+    let connected = |_| (0..5).find_map(|_| lan.connect(client, service)).expect("it is served");
+    (0..connections).map(connected).map(|(.., pod)| pod).collect()
+}
+
+fn different(pods: &[usize]) -> BTreeSet<usize> {
+    pods.iter().copied().collect()
+}
+
+#[test]
+fn round_robin_has_all_pods_in_turn_and_source_hashing_one_for_each_client() {
+    on_each_lan(|lan, (family, service)| {
+        let mut agent = director(family);
+        agent.serve_as((family, service), all(family), |_| {});
+        assert_eq!(different(&pods_of(lan, 0, service, PODS * 2)), (0..PODS).collect(), "{family}");
+        agent.serve_as((family, service), all(family), |service| service.annotations.scheduler = Scheduler::Sh);
+        let of_clients: Vec<Vec<usize>> = (0..CLIENTS).map(|client| pods_of(lan, client, service, 3)).collect();
+        assert!(of_clients.iter().all(|pods| different(pods).len() == 1), "{family}: {of_clients:?}");
+        assert!(different(&of_clients.concat()).len() > 1, "{family}: {of_clients:?}");
+    });
+}
+
+#[test]
+fn a_client_with_session_affinity_keeps_its_pod() {
+    on_each_lan(|lan, (family, service)| {
+        let mut agent = director(family);
+        agent.serve_as((family, service), all(family), |service| service.affinity_seconds = Some(60));
+        let of_clients: Vec<Vec<usize>> = (0..CLIENTS).map(|client| pods_of(lan, client, service, 3)).collect();
+        assert!(of_clients.iter().all(|pods| different(pods).len() == 1), "{family}: {of_clients:?}");
+        assert!(different(&of_clients.concat()).len() > 1, "{family}: {of_clients:?}");
+    });
+}
+
+#[test]
+fn with_the_local_traffic_policy_pods_of_the_directors_own_node_alone_get_connections() {
+    on_each_lan(|lan, (family, service)| {
+        let mut agent = director(family);
+        let nodes = ["node1", "node2", "node1", "node2"];
+        let endpoints = nodes.into_iter().enumerate().map(|(pod, node)| endpoint(family, pod, node)).collect();
+        let local = |service: &mut ClusterService| service.external_traffic_policy = TrafficPolicy::Local;
+        agent.serve_as((family, service), endpoints, local);
+        assert_eq!(different(&pods_of(lan, 0, service, PODS * 2)), [0, 2].into(), "{family}");
+    });
+}
+
+#[test]
+fn a_pod_that_terminates_keeps_its_connections_and_gets_no_others() {
+    on_each_lan(|lan, (family, service)| {
+        let mut agent = director(family);
+        agent.serve_as((family, service), all(family), |_| {});
+        let mut open: Vec<_> =
+            (0..PODS * 2).map(|_| (0..5).find_map(|_| lan.connect(0, service)).expect("it is served")).collect();
+        open.iter_mut().for_each(|one| exchange(one).expect("it is served"));
+        let mut endpoints = all(family);
+        endpoints[1].conditions = Conditions { ready: false, serving: true, terminating: true };
+        agent.serve_as((family, service), endpoints.clone(), |_| {});
+        assert_eq!(different(&pods_of(lan, 0, service, PODS * 2)), [0, 2, 3].into(), "{family}: new connections");
+        for one in &mut open {
+            let pod = one.2;
+            exchange(one).unwrap_or_else(|error| panic!("{family}: an open connection to pod {pod}: {error}"));
+        }
+        // Where nobody else is left it serves on.
+        endpoints
+            .iter_mut()
+            .for_each(|one| one.conditions = Conditions { ready: false, serving: false, terminating: true });
+        endpoints[1].conditions = Conditions { ready: false, serving: true, terminating: true };
+        agent.serve_as((family, service), endpoints, |_| {});
+        assert_eq!(different(&pods_of(lan, 0, service, 2)), [1].into(), "{family}: the last one that serves");
+    });
+}
+
+#[test]
+fn when_a_director_is_lost_connections_to_a_pod_that_terminates_end_and_all_others_go_on() {
+    on_each_lan(|lan, (family, service)| {
+        let put = |endpoints: &[Endpoint]| {
+            for (director, place) in DIRECTORS.into_iter().zip(&lan.directors) {
+                let node = on_lan(family, director).parse().expect("an address");
+                inside(place, || {
+                    let mh = |service: &mut ClusterService| service.annotations.scheduler = Scheduler::Mh;
+                    let mut agent = Agent::on((family, node), "eth0", "--netfilter=nftables");
+                    agent.serve_as((family, service), endpoints.to_vec(), mh);
+                });
+            }
+        };
+        let mut endpoints = all(family);
+        put(&endpoints);
+        let mut open: Vec<_> = (0..CLIENTS * 2)
+            .map(|number| (0..5).find_map(|_| lan.connect(number % CLIENTS, service)).expect("it is served"))
+            .collect();
+        let terminating = open[0].2;
+        assert!(open.iter().any(|one| one.2 != terminating), "{family}: all clients have one pod");
+        endpoints[terminating].conditions = Conditions { ready: false, serving: true, terminating: true };
+        put(&endpoints);
+        for one in &mut open {
+            exchange(one).unwrap_or_else(|error| panic!("{family}: at the director that knows it: {error}"));
+        }
+        assert!(!different(&pods_of(lan, 0, service, 2)).contains(&terminating), "{family}: a new one of its client");
+        Lan::lead_to(family, service, DIRECTORS[1]);
+        for one in &mut open {
+            let (pod, gone_on) = (one.2, exchange(one));
+            assert_eq!(
+                gone_on.is_ok(),
+                pod != terminating,
+                "{family}: pod {pod}, {terminating} terminates: {gone_on:?}"
+            );
+        }
+    });
+}
+
+/// The source of a packet of IP in an Ethernet frame, where that is what it is.
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    let bytes = |first: usize, length: usize| frame.get(first..first + length);
+    match bytes(12, 2)? {
+        [0x08, 0x00] => Some(IpAddr::from(<[u8; 4]>::try_from(bytes(26, 4)?).ok()?)),
+        [0x86, 0xdd] => Some(IpAddr::from(<[u8; 16]>::try_from(bytes(22, 16)?).ok()?)),
+        _ => None,
+    }
+}
+
+#[test]
+fn answers_leave_the_pod_with_the_services_address_and_no_director_sees_one() {
+    on_each_lan(|lan, (family, service)| {
+        let mut agent = director(family);
+        agent.serve_as((family, service), vec![endpoint(family, 0, "node1")], |_| {});
+        let pod = File::open(format!("/run/netns/h{FIRST_POD}")).expect("the pod");
+        let at_pod = inside(&pod, Capture::open);
+        let at_director = Capture::open();
+        let mut connected = (0..5).find_map(|_| lan.connect(0, service)).expect("it is served");
+        for _ in 0..5 {
+            exchange(&mut connected).expect("it is served");
+        }
+        let from = |capture: &Capture| -> Vec<IpAddr> {
+            std::iter::from_fn(|| capture.next()).filter_map(|frame| source(&frame)).collect()
+        };
+        let (left, passed) = (from(&at_pod), from(&at_director));
+        let answers = left.iter().filter(|source| **source == service).count();
+        assert!(answers >= 6, "{family}: {answers} answers of the pod: {left:?}");
+        let client: IpAddr = on_lan(family, FIRST_CLIENT).parse().expect("an address");
+        assert!(passed.contains(&client), "{family}: the director has the client's packets: {passed:?}");
+        assert!(!passed.contains(&service), "{family}: no answer passes it: {passed:?}");
+    });
+}
+
+#[test]
+fn a_pod_that_answers_for_an_address_does_not_reach_a_port_of_it_that_is_served_with_nat() {
+    with_families(|scene| {
+        let mut agent = Agent::new(scene, "--netfilter=nftables");
+        agent.serve(scene);
+        let with_nat = scene.asks_until_answered(Some(&scene.client), NAT_PORT);
+        assert_eq!(with_nat, Some((scene.client_address(), scene.pod_address)), "{}: clients outside do", scene.family);
+        let name = if scene.family == Family::V6 { "pod6" } else { "pod4" };
+        let pod = File::open(format!("/run/netns/{name}")).expect("the pod");
+        let connect = |port| TcpStream::connect_timeout(&(scene.service, port).into(), PATIENCE);
+        let refused = inside(&pod, || connect(NAT_PORT)).expect_err("nothing in the pod listens there");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{}", scene.family);
+        assert!(inside(&pod, || connect(PORT)).is_ok(), "{}: its own port", scene.family);
+    });
+}
