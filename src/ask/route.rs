@@ -38,7 +38,7 @@ pub fn is_served(service: &Part) -> bool {
 
 /// Returns the addresses of the endpoints that take new connections.
 pub fn backends(service: &Part) -> BTreeSet<String> {
-    let endpoints = places(service).flat_map(|(_, place)| list(&place["virtualService"]["endpoints"]));
+    let endpoints = places(service).flat_map(|(_, place)| list(inside(place, "/virtualService/endpoints")));
     endpoints.filter(|endpoint| takes_new(endpoint)).map(|endpoint| word(endpoint, "address").to_owned()).collect()
 }
 
@@ -164,11 +164,15 @@ fn of_place(place: &Value) -> String {
 /// Returns the addresses of Services, each with the name of its Service.
 fn places(service: &Part) -> impl Iterator<Item = (String, &Value)> {
     let answer = service.as_ref().ok().and_then(Option::as_ref);
-    let services = answer.into_iter().flat_map(|answer| list(&answer["explained"]["services"]));
+    let services = answer.into_iter().flat_map(|answer| list(inside(answer, "/explained/services")));
     services.flat_map(|service| {
         let name = format!("{}/{}", word(service, "namespace"), word(service, "name"));
         list(&service["addresses"]).map(move |place| (name.clone(), place))
     })
+}
+
+fn inside<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {

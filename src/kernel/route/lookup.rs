@@ -94,6 +94,8 @@ const VIA: u16 = 18;
 const METRIC_MTU: u16 = 2;
 /// `RTM_F_FIB_MATCH`.
 const MATCHED: u32 = 0x2000;
+/// `RTM_F_LOOKUP_TABLE`: the answer names the table that was looked up, where it else says main (IPv4).
+const WITH_TABLE: u32 = 0x1000;
 /// `RTNH_F_DEAD | RTNH_F_LINKDOWN`.
 const DOWN: u32 = 1 | 16;
 /// `RTN_BLACKHOLE` to `RTN_THROW`.
@@ -185,7 +187,9 @@ impl Lookup {
             source: None,
             path_mtu: None,
         };
-        self.ask_for(to, origin, MATCHED);
+        // IPv6 always names the table, and refuses to be asked for it.
+        let with_table = if to.is_ipv4() { WITH_TABLE } else { 0 };
+        self.ask_for(to, origin, MATCHED | with_table);
         let decided_by = match self.socket.request(&mut self.message, wire::route) {
             Ok(found) => found.into_iter().next().map(|route| (route.key, route.protocol)),
             Err(Fault::Refused(refusal)) if is_no(&refusal) => None,

@@ -51,6 +51,9 @@ pub enum Unanswerable {
     NoAddress(ObjectName),
 }
 
+/// The pod that is asked for, where it is one, and the addresses.
+type Addresses = (Option<(ObjectName, Arc<Pod>)>, Vec<IpAddr>);
+
 /// The answer to one question.
 #[derive(Debug)]
 pub struct Ways {
@@ -136,10 +139,7 @@ impl Destination {
     ///
     /// # Errors
     /// There is no such pod, or it has no address.
-    pub fn addresses(
-        &self,
-        pods: &Table<ObjectName, Pod>,
-    ) -> Result<(Option<(ObjectName, Arc<Pod>)>, Vec<IpAddr>), Unanswerable> {
+    pub fn addresses(&self, pods: &Table<ObjectName, Pod>) -> Result<Addresses, Unanswerable> {
         let name = match self {
             Destination::Address(address) => return Ok((None, vec![*address])),
             Destination::Pod(name) => name,

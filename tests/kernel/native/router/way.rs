@@ -225,6 +225,18 @@ fn a_lookup_names_the_link_the_route_and_the_size_of_a_packet_of_the_host_and_of
                 "fd00:10:244:1::/64",
             ),
         ] {
+            let range: IpNet = range.parse().expect("a range");
+            // The kernel takes a moment to notice that there is a carrier.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let leads = |lookup: &mut Lookup| {
+                let own = lookup.taken(address(to)).is_ok_and(|taken| taken.fate == Fate::Forwarded);
+                let of_pod = lookup.taken_from_network(address(to), (address(pod), range));
+                own && matches!(of_pod, Ok(Some(taken)) if taken.fate == Fate::Forwarded)
+            };
+            while !leads(&mut lookup) {
+                assert!(Instant::now() < deadline, "{to}: the kernel has no way");
+                thread::sleep(Duration::from_millis(20));
+            }
             let taken = lookup.taken(address(to)).expect("the kernel answers");
             let (key, protocol) = taken.decided_by.clone().expect("a route decided");
             assert_eq!((key.destination.to_string().as_str(), protocol), (prefix, 17));
@@ -233,7 +245,6 @@ fn a_lookup_names_the_link_the_route_and_the_size_of_a_packet_of_the_host_and_of
                 (Fate::Forwarded, Some(address(gateway)), Some(address(source)))
             );
             assert_eq!((taken.link_mtu, taken.path_mtu), (Some(1400), Some(1300)), "{taken:?}");
-            let range: IpNet = range.parse().expect("a range");
             let of_pod = lookup.taken_from_network(address(to), (address(pod), range)).expect("the kernel answers");
             let of_pod = of_pod.expect("the bridge leads to the pods");
             assert_eq!((of_pod.fate, of_pod.link, of_pod.gateway), (Fate::Forwarded, taken.link, taken.gateway));
