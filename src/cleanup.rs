@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::app::GOBGP_SOCKET;
 use crate::cni::plugin;
-use crate::config::{CNI_SOCKET, Config};
+use crate::config::{CNI_SOCKET, Config, KEY_FILE};
 use crate::container_runtime::sockets;
 use crate::firewall;
 use crate::kernel::local_socket::is_listened_on;
@@ -148,6 +148,7 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
         Err(error) => left.push(format!("{}: {error}", path.display())),
     };
     if let Some(directory) = &config.state_dir {
+        note(directory, router::linux::remove_key(&directory.join(KEY_FILE)));
         let outcome = LastKnown::new(directory).remove();
         note(directory, outcome.map(|was_there| was_there.then(|| directory.clone()).into_iter().collect()));
     }

@@ -56,6 +56,9 @@ impl RunningKernel {
                 format!("it is in the package kernel-modules-extra, {of_same}")
             }
             Distribution::RedHat(10..) => format!("it is in the package kernel-modules-core, {of_same}"),
+            Distribution::RedHat(..=8) if module == "wireguard" => {
+                "this distribution has it from version 9 on".to_owned()
+            }
             Distribution::RedHat(_) | Distribution::Fedora => {
                 format!("it is in one of the packages kernel-modules-core, kernel-modules and kernel-modules-extra, {of_same}")
             }

@@ -192,6 +192,26 @@ fn the_status_of_nodes_may_be_written_only_where_somebody_asked_for_it() {
 }
 
 #[test]
+fn nodes_may_be_written_only_where_somebody_asked_for_it() {
+    let may_write = |objects: &[Value]| {
+        let rules = objects.iter().flat_map(|object| list(&object["rules"]));
+        let writes = |rule: &&Value| {
+            list(&rule["verbs"]).iter().any(|verb| !["get", "list", "watch"].contains(&verb.as_str().unwrap()))
+        };
+        rules.filter(writes).flat_map(|rule| list(&rule["resources"])).any(|resource| resource == "nodes")
+    };
+    for of in manifests() {
+        assert!(!may_write(&of.objects), "{}", of.name);
+    }
+    let asked = objects(&folder().join("kube-router-node-annotations.yaml"));
+    assert!(may_write(&asked));
+    assert_eq!(asked[1]["roleRef"]["name"], asked[0]["metadata"]["name"]);
+    for of in manifests() {
+        assert_eq!(asked[1]["subjects"][0]["name"], of.pod()["serviceAccountName"], "{}", of.name);
+    }
+}
+
+#[test]
 fn every_agent_may_follow_the_ranges_of_cluster_ips() {
     for of in manifests() {
         let rules = list(&of.object("ClusterRole")["rules"]);

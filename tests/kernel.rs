@@ -1,7 +1,7 @@
 //! Each kernel family on the real kernel, in network namespaces of its own: written through us and read
 //! with the kernel's own tools, and the reverse.
 //!
-//! `native` needs namespaces, root, and what any kernel has. `dummy`, `dsr`, `ipvs` and `frames` need modules; they fail
+//! `native` needs namespaces, root, and what any kernel has. `dummy`, `dsr`, `ipvs`, `frames` and `wireguard` need modules; they fail
 //! with a sentence where the module is missing, and are run in the guest of the lab then.
 //!
 //! Addresses: pods 10.244.0.0/16, services 10.96.0.0/12, nodes 192.0.2.0/24, outside 203.0.113.0/24, and their
@@ -25,6 +25,8 @@ mod ipvs_table;
 mod direct_server_return;
 #[path = "kernel/dsr.rs"]
 mod dsr;
+#[path = "kernel/wireguard.rs"]
+mod wireguard;
 #[path = "kernel/tunnel.rs"]
 mod tunnel;
 #[path = "kernel/pod_tunnel.rs"]

@@ -13,7 +13,8 @@ VALUES = os.path.join(own.TREE, "charts", "values")
 # What `sha256sum -c` reads, from the top of the tree.
 DIGESTS = "charts/rendered.sha256"
 # Files that are made of one template alone: rights that are applied beside another file.
-ALONE = {"kube-router-load-balancer": "load-balancer", "kube-router-node-status": "node-status"}
+ALONE = {"kube-router-load-balancer": "load-balancer", "kube-router-node-annotations": "node-annotations",
+         "kube-router-node-status": "node-status"}
 NAMESPACE = "kube-system"
 # The files for kustomize, and of which file of `daemonset/` each has the objects.
 KUSTOMIZE = {"kustomize/base/kube-router.yaml": "generic-kuberouter", **{f"kustomize/components/{of}/rights.yaml": name for name, of in ALONE.items()}}

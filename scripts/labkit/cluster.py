@@ -47,8 +47,8 @@ ALL = "generic-kuberouter-all-features.yaml"
 AGENTS = ("system:serviceaccount:kube-system:kube-router", "system:kube-router")
 AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"],
          "rules": [{"level": "Metadata", "users": AGENTS}, {"level": "None"}]}
-# Applied beside the others where agents are to write the condition of their nodes, or to give addresses to Services.
-BESIDE = ("kube-router-node-status.yaml", "kube-router-load-balancer.yaml")
+# Applied beside the others where agents are to write the condition or annotations of their nodes, or to give addresses to Services.
+BESIDE = ("kube-router-node-status.yaml", "kube-router-load-balancer.yaml", "kube-router-node-annotations.yaml")
 # What users write in the place of the words between percent signs.
 WORDS = {"%APISERVER%": f"https://{net.CONTROL[0]}:6443", "%CLUSTERASN%": "64512", "%PEERIPS%": f"{net.CONTROL[0]},{net.CONTROL[1]}",
          "%PEERASNS%": "65001,65001"}

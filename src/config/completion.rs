@@ -33,7 +33,7 @@ pub(super) const CHOICES: [(&str, &[&str]); 6] = [
     ("netfilter", &["auto", "nftables", "iptables"]),
     ("node-routes", &["bgp", "api"]),
     ("overlay-type", &["subnet", "full"]),
-    ("overlay-encap", &["ipip", "fou", "vxlan"]),
+    ("overlay-encap", &["ipip", "fou", "vxlan", "wireguard"]),
     ("drain-label", &["auto", "always", "never"]),
 ];
 

@@ -1,6 +1,6 @@
 //! How packets between nodes are encapsulated, and what each way adds to them.
 //!
-//! `--overlay-encap`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`.
+//! `--overlay-encap`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`, `--overlay-wireguard-port`.
 
 use crate::net::Family;
 
@@ -13,6 +13,8 @@ pub enum Encapsulation {
     Fou(Fou),
     /// Ethernet inside UDP (RFC 7348).
     Vxlan(VxlanNetwork),
+    /// Encrypted packets inside UDP (WireGuard).
+    Wireguard(Encryption),
 }
 
 /// Tunnels inside UDP.
@@ -31,11 +33,20 @@ pub struct VxlanNetwork {
     pub id: u32,
 }
 
+/// Tunnels by WireGuard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Encryption {
+    /// `--overlay-wireguard-port`: the UDP port of all nodes.
+    pub port: u16,
+}
+
 /// Length of a UDP header, of GUE without options, of the header of VXLAN, and of Ethernet's.
 const UDP: u32 = 8;
 const GUE: u32 = 4;
 const VXLAN: u32 = 8;
 const ETHERNET: u32 = 14;
+/// Header and authentication tag of a data message of WireGuard.
+const WIREGUARD: u32 = 16 + 16;
 
 impl Encapsulation {
     /// Returns the number of bytes that are added to a packet on its way to an address of this family.
@@ -48,13 +59,14 @@ impl Encapsulation {
             Encapsulation::Ipip => ip,
             Encapsulation::Fou(_) => ip + UDP + GUE,
             Encapsulation::Vxlan(_) => ip + UDP + VXLAN + ETHERNET,
+            Encapsulation::Wireguard(_) => ip + UDP + WIREGUARD,
         }
     }
 
     /// Returns the UDP port at which the kernel receives packets inside GUE; `None` where it receives none.
     pub fn gue_port(self) -> Option<u16> {
         match self {
-            Encapsulation::Ipip | Encapsulation::Vxlan(_) => None,
+            Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => None,
             Encapsulation::Fou(Fou { port }) => Some(port),
         }
     }
@@ -62,8 +74,16 @@ impl Encapsulation {
     /// Returns the network of the nodes, where there is one.
     pub fn vxlan(self) -> Option<VxlanNetwork> {
         match self {
-            Encapsulation::Ipip | Encapsulation::Fou(_) => None,
+            Encapsulation::Ipip | Encapsulation::Fou(_) | Encapsulation::Wireguard(_) => None,
             Encapsulation::Vxlan(network) => Some(network),
+        }
+    }
+
+    /// Returns how packets are encrypted, where they are.
+    pub fn wireguard(self) -> Option<Encryption> {
+        match self {
+            Encapsulation::Ipip | Encapsulation::Fou(_) | Encapsulation::Vxlan(_) => None,
+            Encapsulation::Wireguard(encryption) => Some(encryption),
         }
     }
 
@@ -75,6 +95,7 @@ impl Encapsulation {
             (Encapsulation::Fou(_), Family::V4) => &["ipip", "fou"],
             (Encapsulation::Fou(_), Family::V6) => &["ip6_tunnel", "fou6"],
             (Encapsulation::Vxlan(_), _) => &["vxlan"],
+            (Encapsulation::Wireguard(_), _) => &["wireguard"],
         }
     }
 }
@@ -87,7 +108,8 @@ mod tests {
     fn each_kind_adds_its_headers() {
         let fou = Encapsulation::Fou(Fou { port: 5555 });
         let vxlan = Encapsulation::Vxlan(VxlanNetwork { port: 4789, id: 1 });
-        for (kind, v4, v6) in [(Encapsulation::Ipip, 20, 40), (fou, 32, 52), (vxlan, 50, 70)] {
+        let wireguard = Encapsulation::Wireguard(Encryption { port: 51820 });
+        for (kind, v4, v6) in [(Encapsulation::Ipip, 20, 40), (fou, 32, 52), (vxlan, 50, 70), (wireguard, 60, 80)] {
             assert_eq!((kind.overhead(Family::V4), kind.overhead(Family::V6)), (v4, v6), "{kind:?}");
         }
     }

@@ -198,7 +198,7 @@ pub struct Flags {
     /// Where tunnels are used: subnet (between nodes of different subnets) or full (between all nodes)
     #[arg(long, default_value = "subnet")]
     pub overlay_type: String,
-    /// Kind of tunnel: ipip, fou or vxlan (both over UDP)
+    /// Kind of tunnel: ipip, fou or vxlan (both over UDP), or wireguard (encrypted)
     #[arg(long, default_value = "ipip")]
     pub overlay_encap: String,
     /// UDP port of fou tunnels, 1024 or higher
@@ -210,6 +210,9 @@ pub struct Flags {
     /// Number of the vxlan network (VNI), 1 to 16777215
     #[arg(long, default_value = "1")]
     pub overlay_vxlan_id: u32,
+    /// UDP port of wireguard, 1024 or higher
+    #[arg(long, default_value = "51820")]
+    pub overlay_wireguard_port: u16,
     /// On AWS, switch off the source and destination check of this instance, which drops packets of pods
     #[arg(long, default_value = "true")]
     pub disable_source_dest_check: bool,

@@ -39,7 +39,7 @@ pub use ask::{Ask, Output};
 pub use command_line::{Request, TOOLCHAIN, VERSION, request};
 pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
-pub use encapsulation::{Encapsulation, Fou, VxlanNetwork};
+pub use encapsulation::{Encapsulation, Encryption, Fou, VxlanNetwork};
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
@@ -49,7 +49,7 @@ pub use netfilter::{Backend, Netfilter, Variant};
 pub use observe::{MetricsConfig, ObserveConfig};
 pub use proxy::ProxyConfig;
 pub use refusal::Refusal;
-pub use router::{Advertise, GracefulRestart, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
+pub use router::{Advertise, GracefulRestart, KEY_FILE, NodeRoutes, Overlay, Reach, RouterConfig, RouterId};
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 

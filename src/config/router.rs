@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::drain::DrainConfig;
 use super::duration::GoDuration;
-use super::encapsulation::{Encapsulation, Fou, VxlanNetwork};
+use super::encapsulation::{Encapsulation, Encryption, Fou, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
@@ -35,6 +35,8 @@ pub struct RouterConfig {
     pub pod_egress: bool,
     /// `--enable-overlay`, `--overlay-type`, `--overlay-encap` and its ports; `None` for no tunnels.
     pub overlay: Option<Overlay>,
+    /// `--state-dir`: the file of this node's private key, where packets between nodes are encrypted.
+    pub key_file: Option<PathBuf>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
     /// `--node-routes`: where routes to pods of other nodes come from.
@@ -173,6 +175,7 @@ impl RouterConfig {
         let routes = ("injected-routes-sync-period", flags.injected_routes_sync_period);
         let bfd = bfd(flags, mistakes);
         let node_routes = node_routes(flags, mistakes);
+        let overlay = overlay(flags, mistakes);
         RouterConfig {
             backend: Backend::default(),
             cni_file: flags.enable_cni.then(|| cni_file(environment)),
@@ -181,7 +184,8 @@ impl RouterConfig {
             pod_egress: flags.enable_pod_egress,
             sync_period,
             routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
-            overlay: overlay(flags, mistakes),
+            overlay,
+            key_file: key_file(flags, overlay, mistakes),
             full_mesh: flags.nodes_full_mesh,
             node_routes,
             internal_peers: flags.enable_ibgp && node_routes == NodeRoutes::Bgp,
@@ -230,15 +234,30 @@ fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
         "ipip" => Encapsulation::Ipip,
         "fou" => fou,
         "vxlan" => Encapsulation::Vxlan(vxlan),
+        "wireguard" => Encapsulation::Wireguard(Encryption { port: flags.overlay_wireguard_port }),
         other => {
-            mistakes.add(format!("--overlay-encap must be ipip, fou or vxlan; it is {other:?}."));
+            mistakes.add(format!("--overlay-encap must be ipip, fou, vxlan or wireguard; it is {other:?}."));
             Encapsulation::Ipip
         }
     };
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
     mistakes.number_within("overlay-vxlan-port", flags.overlay_vxlan_port.into(), 1024..=65535);
     mistakes.number_within("overlay-vxlan-id", flags.overlay_vxlan_id.into(), 1..=(1 << 24) - 1);
+    mistakes.number_within("overlay-wireguard-port", flags.overlay_wireguard_port.into(), 1024..=65535);
     flags.enable_overlay.then_some(Overlay { reach, encapsulation })
+}
+
+/// The file of the private key in the directory of the state.
+pub const KEY_FILE: &str = "wireguard.key";
+
+fn key_file(flags: &Flags, overlay: Option<Overlay>, mistakes: &mut Mistakes) -> Option<PathBuf> {
+    overlay?.encapsulation.wireguard()?;
+    if flags.state_dir.is_empty() {
+        mistakes.add(
+            "--overlay-encap=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one.".to_owned(),
+        );
+    }
+    Some(PathBuf::from(&flags.state_dir).join(KEY_FILE))
 }
 
 fn node_routes(flags: &Flags, mistakes: &mut Mistakes) -> NodeRoutes {

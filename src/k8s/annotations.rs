@@ -13,13 +13,13 @@ use self::keys::{
     NAMESPACE_ISOLATION, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEER_ASNS,
     NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS, NODE_POD_CIDR,
     NODE_POD_CIDRS, NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
-    SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP, SERVICE_ADVERTISE_LOAD_BALANCER_IP, SERVICE_DSR,
-    SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL, SERVICE_PREFIX, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER,
-    SERVICE_SKIP_LB_IPS,
+    NODE_WIREGUARD_KEY, SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP,
+    SERVICE_ADVERTISE_LOAD_BALANCER_IP, SERVICE_DSR, SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL,
+    SERVICE_PREFIX, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER, SERVICE_SKIP_LB_IPS,
 };
 use super::warning::Warnings;
 use crate::model::{AnnounceAnnotations, ProxyAnnotations, Scheduler, SchedulerFlags};
-use crate::net::go;
+use crate::net::{PublicKey, go};
 
 pub(in crate::k8s) mod keys;
 mod peers;
@@ -79,6 +79,7 @@ pub const TABLE: &[Annotation] = &[
     row(On::Node, NODE_PEER_PASSWORDS, "list of base64 texts", "their MD5 keys"),
     row(On::Node, NODE_PEER_LOCAL_IPS, "list of addresses", "our address towards each of them"),
     row(On::Node, NODE_BGP_LOCAL_ADDRESSES, "list of addresses", "addresses to listen on for BGP"),
+    row(On::Node, NODE_WIREGUARD_KEY, "base64 of 32 bytes", "public key of the node; written by its own agent"),
     row(
         On::Namespace,
         NAMESPACE_ISOLATION,
@@ -180,6 +181,12 @@ pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings
         }
     }
     ranges
+}
+
+/// Returns the public key of a Node for WireGuard. One that is not understood counts as none: nothing is sent to that node then.
+pub fn wireguard_key(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Option<PublicKey> {
+    let text = annotations.get(NODE_WIREGUARD_KEY)?;
+    text.parse().map_err(|why| warnings.odd(NODE_WIREGUARD_KEY, format_args!("{why}"))).ok()
 }
 
 /// Returns whether a Namespace's annotation requests the isolation of all its pods. One that does not parse does:

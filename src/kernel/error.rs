@@ -32,6 +32,8 @@ pub enum Cause {
     Timeout,
     /// The kernel took it, and another program's object prevails over it: which, as a sentence.
     Rival(String),
+    /// A file of ours that it needs cannot be used: why, as a sentence.
+    File(String),
 }
 
 impl Error {
@@ -79,7 +81,7 @@ impl fmt::Display for Error {
             Cause::Errno(errno, None) => write!(f, ": {errno}"),
             Cause::Errno(errno, Some(text)) => write!(f, ": {errno}: {text}"),
             Cause::Ipset(number, text) => write!(f, ": {text} (ipset error {number})"),
-            Cause::Program(text) | Cause::Rival(text) => write!(f, ": {text}"),
+            Cause::Program(text) | Cause::Rival(text) | Cause::File(text) => write!(f, ": {text}"),
             Cause::Malformed(text) => write!(f, ": unexpected answer: {text}"),
             Cause::Timeout => f.write_str(": no answer"),
         }

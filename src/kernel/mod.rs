@@ -3,7 +3,7 @@
 //!
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
-//! `bridge`, `rule`, `tunnel` and `vxlan` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
+//! `bridge`, `rule`, `tunnel`, `vxlan` and `wireguard` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
 //! opens sockets for routing protocols; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `local_socket` tells who listens on a unix socket.
 
 mod error;
@@ -37,6 +37,7 @@ pub mod tcp;
 pub mod tunnel;
 pub mod udp;
 pub mod vxlan;
+pub mod wireguard;
 
 pub use error::{Cause, Error};
 pub use name::Name;

@@ -38,7 +38,7 @@ pub use event_clock::EventClock;
 pub use host::{Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
 pub use name::{NamespaceName, ObjectName, OwnName, Words};
-pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
+pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint, WIREGUARD_KEY_ANNOTATION};
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};

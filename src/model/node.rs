@@ -11,7 +11,10 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::selector::Labels;
-use crate::net::{ExternalPeer, Family, PerFamily};
+use crate::net::{ExternalPeer, Family, PerFamily, PublicKey};
+
+/// The annotation of a Node with its public key for WireGuard. Its own agent writes it.
+pub const WIREGUARD_KEY_ANNOTATION: &str = "kube-router.io/wireguard-public-key";
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Node {
@@ -34,6 +37,8 @@ pub struct Node {
     pub labels: Labels,
     /// `spec.taints`, in the API's order.
     pub taints: Vec<Taint>,
+    /// `kube-router.io/wireguard-public-key`: others encrypt with it what they send to this node.
+    pub wireguard_key: Option<PublicKey>,
     /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
 }

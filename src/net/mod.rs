@@ -15,6 +15,7 @@ mod link_address;
 mod port_range;
 mod prefixes;
 mod protocol;
+mod public_key;
 mod secret;
 pub mod service_mark;
 
@@ -26,4 +27,5 @@ pub use link_address::LinkAddress;
 pub use port_range::PortRange;
 pub use prefixes::Prefixes;
 pub use protocol::Protocol;
+pub use public_key::{NoPublicKey, PublicKey};
 pub use secret::{NoSecret, Secret};

@@ -1,6 +1,6 @@
-//! A secret that neighbours share: the key of TCP MD5 (RFC 2385).
+//! A secret: the key of TCP MD5 that neighbours share (RFC 2385), or this node's private key of WireGuard.
 //!
-//! It comes as base64 (RFC 4648 section 4, with padding; line breaks inside are skipped, as Go's library does) and never shows
+//! That of neighbours comes as base64 (RFC 4648 section 4, with padding; line breaks inside are skipped, as Go's library does) and never shows
 //! again: not in a log, not in a debug text, not in a file that we write.
 
 use std::fmt;
@@ -33,6 +33,14 @@ impl Secret {
             1..=LONGEST => Ok(Some(Secret(bytes.into()))),
             _ => Err(NoSecret::TooLong),
         }
+    }
+
+    /// A private key of WireGuard: 32 bytes, of which some bits are fixed as X25519 wants them (RFC 7748 5).
+    pub fn private_key(mut bytes: [u8; 32]) -> Secret {
+        let [first, .., last] = &mut bytes;
+        *first &= 0b1111_1000;
+        *last = *last & 0b0111_1111 | 0b0100_0000;
+        Secret(Arc::from(bytes))
     }
 
     /// The key as the kernel takes it.
@@ -81,6 +89,18 @@ mod tests {
         let of = |count: usize| "QUJD".repeat(count);
         assert_eq!(key(&of(26)).map(|key| key.map(|key| key.len())), Ok(Some(78)));
         assert_eq!(key(&of(27)), Err(NoSecret::TooLong));
+    }
+
+    #[test]
+    fn bits_of_private_keys_are_fixed() {
+        for (bytes, first, last) in [([0xff; 32], 0xf8, 0x7f), ([0; 32], 0, 0x40)] {
+            let secret = Secret::private_key(bytes);
+            assert_eq!(
+                (secret.key().first(), secret.key().last(), secret.key().len()),
+                (Some(&first), Some(&last), 32)
+            );
+            assert_eq!(Secret::private_key(secret.key().try_into().expect("32 bytes")), secret);
+        }
     }
 
     #[test]

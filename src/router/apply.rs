@@ -4,7 +4,7 @@
 //!
 //! 1. settings, the bridge;
 //! 2. sets, their elements, the rules that use the sets: pods keep their addresses among each other from the start;
-//! 3. receive ports of tunnels, tunnels; devices of `vxlan` that are guarded, what they know of other nodes;
+//! 3. receive ports of tunnels, tunnels; devices of `vxlan` that are guarded, and of `wireguard`, what they know of other nodes;
 //! 4. routes;
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
@@ -32,7 +32,9 @@ use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
+use crate::kernel::wireguard::{Peer, PeerKey, Wireguard};
 use crate::model::Authority;
+use crate::net::PublicKey;
 use crate::packed::BlockMap;
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
@@ -62,6 +64,8 @@ pub trait Kernel {
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
     type OverlayDevices: Target<Key = LinkName, Value = Vxlan>;
     type OverlayEntries: Target<Key = EntryKey, Value = Entry>;
+    type WireguardDevices: Target<Key = LinkName, Value = Wireguard> + HasKeys;
+    type WireguardPeers: Target<Key = PeerKey, Value = Peer>;
     type Routes: Target<Key = RouteKey, Value = Arc<Route>> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
@@ -101,6 +105,12 @@ pub trait Kernel {
     }
 }
 
+/// Devices with private keys, of which the kernel makes the public ones.
+pub trait HasKeys: Target {
+    /// Returns the public key of a device that has its private one.
+    fn public_key(&self, link: &LinkName) -> Option<PublicKey>;
+}
+
 /// Routes; those to pods of known nodes precede other programs' routes to the same range (flannel's, static ones).
 pub trait PodRoutes: Target {
     /// Records whether another node has this pod CIDR.
@@ -133,6 +143,8 @@ kinds! {
         tunnels: Tunnels after Routes,
         overlay_devices: OverlayDevices after Routes,
         overlay_entries: OverlayEntries after Routes,
+        wireguard_devices: WireguardDevices after Routes,
+        wireguard_peers: WireguardPeers after Routes,
         routes: Routes in BlockMap after Routes,
         source_rules: SourceRules after Routes,
     }
@@ -208,6 +220,8 @@ impl<K: Kernel> Mirrors<K> {
         changed.tunnels.iter().for_each(|key| self.tunnels.mark(key.clone()));
         changed.overlay_devices.iter().for_each(|key| self.overlay_devices.mark(key.clone()));
         changed.overlay_entries.iter().for_each(|key| self.overlay_entries.mark(key.clone()));
+        changed.wireguard_devices.iter().for_each(|key| self.wireguard_devices.mark(key.clone()));
+        changed.wireguard_peers.iter().for_each(|key| self.wireguard_peers.mark(key.clone()));
         for (range, is_there) in &changed.pod_ranges {
             self.routes.target().note_pod_range(*range, *is_there);
             // A route that is there already prevails, or takes its place, only now that it is known to lead to pods.
@@ -297,6 +311,7 @@ impl<K: Kernel> Mirrors<K> {
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         self.grow_tunnels(learned, at);
         self.grow_overlay(desired, learned, at);
+        self.grow_wireguard(desired, growth, leave, at);
         let may_change = |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination);
         let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
@@ -314,6 +329,7 @@ impl<K: Kernel> Mirrors<K> {
             routes_gone = gone.len();
             if all {
                 self.withdrawn.clear();
+                self.wireguard_peers.shrink(&desired.wireguard_peers, at);
                 self.shrink_tunnels(desired, learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }

@@ -21,6 +21,7 @@ use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::{EntryKey, Vxlan};
+use crate::kernel::wireguard::{Peer, PeerKey, Wireguard};
 
 use super::cni::Conf;
 use super::problem::Problem;
@@ -49,6 +50,9 @@ pub struct Desired {
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     /// The devices of `vxlan`, which receive whether or not routes lead through them.
     pub overlay_devices: BTreeMap<LinkName, Vxlan>,
+    /// The device of `wireguard`, and the other nodes on it.
+    pub wireguard_devices: BTreeMap<LinkName, Wireguard>,
+    pub wireguard_peers: BTreeMap<PeerKey, Peer>,
     pub settings: BTreeMap<Setting, WantedSetting>,
     pub bridge: Option<Bridge>,
     /// Desired content of the CNI file; `None` to leave it alone.
@@ -95,6 +99,8 @@ pub struct RouterChanges {
     pub tunnels: Vec<LinkName>,
     pub overlay_devices: Vec<LinkName>,
     pub overlay_entries: Vec<EntryKey>,
+    pub wireguard_devices: Vec<LinkName>,
+    pub wireguard_peers: Vec<PeerKey>,
     pub source_rules: Vec<RuleKey>,
     pub receive_ports: Vec<ReceivePort>,
     pub settings: bool,

@@ -8,6 +8,7 @@
 //! ours, nor one of all nodes together, takes a route from a packet.
 
 mod draining;
+mod keys;
 mod passwords;
 mod pods;
 
@@ -24,7 +25,7 @@ use crate::bgp::speaker::Order;
 use crate::config::{NodeRoutes, RouterConfig};
 use crate::kernel::monitor::Notice;
 use crate::model::{Authority, News, Report, Table, World};
-use crate::net::PerFamily;
+use crate::net::{PerFamily, PublicKey};
 use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
@@ -94,6 +95,10 @@ pub struct Driver<K: Kernel> {
     unreached: Unreached,
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
+    /// Since when the key of this node has not been in its Node.
+    untold_since: Option<Instant>,
+    /// The key of this node that was logged last.
+    told_key: Option<PublicKey>,
     moments: Moments,
     reached: bool,
     started: Instant,
@@ -129,6 +134,8 @@ impl<K: Kernel> Driver<K> {
             learned_at: None,
             unreached: Unreached::default(),
             rivals: Vec::new(),
+            untold_since: None,
+            told_key: None,
             moments: Moments::since(now),
             reached: false,
             started: now,
@@ -416,6 +423,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             troubles.extend(self.files.problem().map(|problem| problem.to_string()));
             troubles.extend(self.rivals.iter().map(ToString::to_string));
             troubles.extend(self.unreached.trouble.clone());
+            troubles.extend(self.untold_key(standing.now));
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
         } else {
             troubles.extend(self.plan.unreached_without_speaker().trouble);
@@ -450,6 +458,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.context.report.send_modify(|report| report.problems = problems);
         }
         let now = standing.now;
+        self.tell_key(now);
         self.told.neighbours(now);
         if !self.reached {
             self.look_at_pods(standing.synced, now);

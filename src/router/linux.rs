@@ -1,6 +1,7 @@
 //! The router's kinds of kernel objects on Linux, and which of them are ours.
 
 mod learned;
+mod wireguard;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,17 +23,21 @@ use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnels};
 use crate::kernel::vxlan::{Devices, Entries};
+use crate::kernel::wireguard::Peers;
 use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily, Prefixes};
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Kernel, Targets, set_names};
 use super::forward::{AnswersBy, COMMENTS};
-use super::names::{BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, is_tunnel, is_vxlan, vxlan};
+use super::names::{
+    BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, is_tunnel, is_vxlan, vxlan,
+};
 use super::reachable::Lead;
 use super::settings;
 
 pub use learned::Learned;
+pub use wireguard::{KeyedDevices, remove_key};
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -65,7 +70,9 @@ pub fn open(
         warn!(%error, "Loading a kernel module failed");
     }
     let port = config.overlay.and_then(|overlay| overlay.encapsulation.gue_port());
-    opened(Some(config.backend), port, config.auto_mtu, pod_ranges)
+    let targets = opened(Some(config.backend), port, config.auto_mtu, pod_ranges)?;
+    let wireguard_devices = KeyedDevices::open(config.key_file.clone(), config.auto_mtu)?;
+    Ok(Targets { wireguard_devices, ..targets })
 }
 
 /// Like [`open`], without loading anything. `port`: the value of [`Encapsulation::gue_port`](crate::config::Encapsulation), if any.
@@ -108,6 +115,8 @@ fn opened(
         tunnels,
         overlay_devices: Devices::open(is_vxlan, compares_mtu)?,
         overlay_entries: Entries::open(Family::BOTH.map(vxlan))?,
+        wireguard_devices: KeyedDevices::open(None, compares_mtu)?,
+        wireguard_peers: Peers::open([LinkName(WIREGUARD.into())])?,
         routes: Learned::open(pod_ranges)?,
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
     };
@@ -184,6 +193,8 @@ impl Kernel for Linux {
     type Tunnels = Tunnels;
     type OverlayDevices = Devices;
     type OverlayEntries = Entries;
+    type WireguardDevices = KeyedDevices;
+    type WireguardPeers = Peers;
     type Routes = Learned;
     type SourceRules = SourceRules;
 

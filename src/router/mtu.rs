@@ -49,6 +49,8 @@ mod tests {
             (&["--overlay-type=full", "--overlay-encap=fou"], BOTH, 1448),
             (&["--overlay-type=full", "--overlay-encap=vxlan"], V4, 1450),
             (&["--overlay-type=full", "--overlay-encap=vxlan"], BOTH, 1430),
+            (&["--overlay-type=full", "--overlay-encap=wireguard"], V4, 1440),
+            (&["--overlay-type=full", "--overlay-encap=wireguard"], BOTH, 1420),
         ] {
             assert_eq!(pods(Some(1500), &config(words), families), Some(mtu), "{words:?}");
         }
@@ -76,6 +78,8 @@ mod tests {
         assert_eq!(of(&["--overlay-encap=fou"], "2001:db8::1"), Some(8948));
         assert_eq!(of(&["--overlay-encap=vxlan"], "192.0.2.1"), Some(8950));
         assert_eq!(of(&["--overlay-encap=vxlan"], "2001:db8::1"), Some(8930));
+        assert_eq!(of(&["--overlay-encap=wireguard"], "192.0.2.1"), Some(8940));
+        assert_eq!(of(&["--overlay-encap=wireguard"], "2001:db8::1"), Some(8920));
         assert_eq!(of(&["--auto-mtu=false"], "192.0.2.1"), None);
     }
 }

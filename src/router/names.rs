@@ -33,6 +33,11 @@ pub const TUNNELS: &str = "tun-";
 /// The devices of `--overlay-encap=vxlan`, one for each family of nodes' addresses.
 const VXLAN: PerFamily<&str> = PerFamily { v4: "sluice-vxlan4", v6: "sluice-vxlan6" };
 
+/// The device of `--overlay-encap=wireguard`, for both families.
+pub const WIREGUARD: &str = "sluice-wg0";
+/// The metric of routes that refuse packets which would leave unencrypted: behind all others.
+pub const WALL_METRIC: u32 = u32::MAX;
+
 /// The nat chain that masquerades packets from pods to the outside.
 pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
 /// The filter chain that accepts packets of pods.
@@ -155,6 +160,11 @@ pub fn vxlan(family: Family) -> LinkName {
 /// Returns whether a device is ours for `vxlan`, by its name.
 pub fn is_vxlan(name: &str) -> bool {
     VXLAN.iter().any(|(_, ours)| *ours == name)
+}
+
+/// Returns whether a device is ours for `wireguard`, by its name.
+pub fn is_wireguard(name: &str) -> bool {
+    name == WIREGUARD
 }
 
 /// Returns the prefix and eleven hexadecimal digits of the SHA-256: the fifteen characters of a device name.

@@ -15,7 +15,7 @@ use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
 use crate::model::Node;
-use crate::net::{Family, Password, PerFamily};
+use crate::net::{Family, Password, PerFamily, PublicKey};
 use crate::packed::BlockMap;
 
 use super::claims::Claims;
@@ -40,6 +40,8 @@ pub struct Nodes {
     /// The peering addresses of all nodes, ours too.
     peering: Claims<IpAddr, CompactString, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
+    /// The public keys of all nodes, ours too.
+    keys: Claims<PublicKey, CompactString, ()>,
     /// The nodes that should be peers and cannot be.
     obstacles: BTreeMap<CompactString, Obstacle>,
 }
@@ -56,6 +58,7 @@ struct Part {
     /// The address of the neighbour.
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
+    key: Option<PublicKey>,
 }
 
 /// Changes caused by a change of one node.
@@ -92,6 +95,7 @@ impl Nodes {
         self.ranges.pack();
         self.peering.pack();
         self.identifiers.pack();
+        self.keys.pack();
     }
 
     /// Updates one node; `None` removes it.
@@ -137,6 +141,9 @@ impl Nodes {
         for identifier in [old.identifier, new.identifier].into_iter().flatten() {
             let is_its = new.identifier == Some(identifier);
             self.identifiers.put(&identifier, name, is_its.then_some(()));
+        }
+        for key in [old.key, new.key].into_iter().flatten() {
+            self.keys.put(&key, name, (new.key == Some(key)).then_some(()));
         }
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
         changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
@@ -222,6 +229,26 @@ impl Nodes {
         self.ranges.owners(range)
     }
 
+    /// Returns all addresses of a node.
+    pub fn addresses_of(&self, node: &CompactString) -> &[IpAddr] {
+        self.parts.get(node).map(|part| &*part.addresses).unwrap_or_default()
+    }
+
+    /// Returns the address of a node in each enabled family.
+    pub fn both_of(&self, node: &CompactString) -> PerFamily<Option<IpAddr>> {
+        self.parts.get(node).map(|part| part.both).unwrap_or_default()
+    }
+
+    /// Returns the public key of a node.
+    pub fn key_of(&self, node: &CompactString) -> Option<PublicKey> {
+        self.parts.get(node)?.key
+    }
+
+    /// Returns the nodes with this public key.
+    pub fn with_key(&self, key: &PublicKey) -> impl Iterator<Item = &CompactString> {
+        self.keys.owners(key)
+    }
+
     /// Returns the nodes with this address.
     pub fn with_address(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
         self.addresses.owners(address)
@@ -284,6 +311,14 @@ impl Nodes {
                 )
             }));
         }
+        for (_, owners) in self.keys.contested() {
+            let mut names = owners.iter();
+            let Some(first) = names.next() else { continue };
+            let text = format!(
+                "its WireGuard key is that of Node {first} too; nothing is sent to it by a tunnel of that kind"
+            );
+            problems.extend(names.map(|name| about(name, text.clone())));
+        }
         for name in own.router_id.iter().flat_map(|id| self.identifiers.owners(id)).filter(|name| **name != own.name) {
             let text = "its BGP identifier is that of this node, so there is no session: give one of them another one by \
                         --router-id";
@@ -319,6 +354,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         peering: neighbour.or(primary),
         identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
         neighbour,
+        key: node.wireguard_key,
     };
     (part, peering)
 }

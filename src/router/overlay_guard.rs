@@ -80,7 +80,8 @@ struct Carrier {
 impl Carrier {
     fn of(encapsulation: Encapsulation) -> Option<Carrier> {
         match encapsulation {
-            Encapsulation::Ipip => None,
+            // The kernel takes nothing that another node's key has not sealed.
+            Encapsulation::Ipip | Encapsulation::Wireguard(_) => None,
             Encapsulation::Fou(fou) => Some(Carrier { port: fou.port, number: None }),
             Encapsulation::Vxlan(network) => Some(Carrier { port: network.port, number: Some(network.id) }),
         }

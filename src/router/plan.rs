@@ -46,6 +46,7 @@ mod overlay;
 mod packing;
 mod pod_ranges;
 mod way;
+mod wireguard;
 
 pub use inspection::PeerSource;
 pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
@@ -85,6 +86,7 @@ pub struct Plan {
     /// Prefixes whose next hops Node objects may give otherwise than at the last settling (`--node-routes=api`).
     given_otherwise: BTreeSet<IpNet>,
     kept: node_routes::Kept,
+    wireguard: wireguard::Peers,
     /// The addresses of this host's links.
     here: BTreeSet<IpAddr>,
     sizes: BTreeMap<(Set, Family), usize>,
@@ -150,6 +152,7 @@ impl Plan {
             pod_ranges: pod_ranges::PodRanges::default(),
             given_otherwise: BTreeSet::new(),
             kept: node_routes::Kept::new(),
+            wireguard: wireguard::Peers::default(),
             here: BTreeSet::new(),
             sizes: BTreeMap::new(),
             sets: None,
@@ -207,6 +210,7 @@ impl Plan {
         if is_other || moved {
             self.stale = Stale::ALL;
             self.routes.look_at_all_again();
+            self.mark_all_peers();
         }
         self.settle(&mut changed);
         changed
@@ -322,9 +326,11 @@ impl Plan {
             changed.nodes_computed += 1;
             self.pod_ranges.mark(name, &self.nodes);
             self.mark_given(name);
+            self.mark_peer(name);
             let around = Around { own: &self.own, config: &self.config, local, password };
             let news = self.nodes.update(name, known.get(name).map(|node| &**node), around);
             self.mark_given(name);
+            self.mark_peer(name);
             self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
             changed.pod_ranges.extend(news.ranges);
@@ -438,6 +444,8 @@ impl Plan {
         }
         if stale.nodes || stale.own {
             let differs = self.pod_ranges.refuse(&self.own, &self.nodes);
+            self.mark_walls(&differs);
+            self.mark_peers_with(&differs);
             self.given_otherwise.extend(differs);
         }
         let services = || draining::prefixes(&self.own, &self.announced, &self.refused_services);
@@ -480,7 +488,11 @@ impl Plan {
                 self.nodes.named_alike(address).find(is_other)
             },
         };
-        let settled = self.routes.settle(place);
+        let mut settled = self.routes.settle(place);
+        self.mark_peers_at(&settled.remotes);
+        self.mark_peers_with(&settled.moved);
+        self.settle_walls(&mut settled);
+        self.settle_peers(changed);
         changed.routes.extend(settled.routes);
         self.keep_some(settled.withdrawn, changed);
         changed.tunnels.extend(settled.tunnels);

@@ -95,7 +95,7 @@ mod tests {
     /// `unreachable`: what decides does not depend on where a route leads.
     fn foreign(destination: &str, metric: u32, protocol: u8, is_first: bool) -> Foreign {
         let key = RouteKey { table: TABLE_MAIN, destination: prefix(destination), metric };
-        Foreign { key, kind: RouteKind::Other(7), protocol, next_hops: [].into(), is_first }
+        Foreign { key, kind: RouteKind::Unreachable, protocol, next_hops: [].into(), is_first }
     }
 
     #[test]

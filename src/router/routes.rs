@@ -20,6 +20,9 @@
 //! With `--overlay-encap=vxlan` tunnels are entries on one device, where the routes have gateways (`kernel::vxlan`):
 //! `via 10.0.0.1 dev sluice-vxlan4 onlink`.
 //!
+//! With `wireguard` all tunnels are one device, where the routes have none: `dev sluice-wg0`. Which node gets a packet follows from the peers there
+//! (`plan/wireguard.rs`).
+//!
 //! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
@@ -33,22 +36,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bgp::rib::RouteChange;
-use crate::config::{Encapsulation, Reach, RouterConfig};
+use crate::config::{Encapsulation, RouterConfig};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
-use crate::kernel::vxlan::{Entry, EntryKey, gateway};
+use crate::kernel::vxlan::{Entry, EntryKey};
 use crate::model::{Interner, OnLink};
 use crate::net::{Family, PerFamily};
 use crate::packed::{BlockMap, PrefixMap};
 
 use super::identity::Identity;
-use super::mtu;
 use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel, vxlan};
+
+mod walls;
+mod ways;
+
+pub use walls::wall;
+pub use ways::{NoWay, is_tunnelled, no_way};
+use ways::{Way, name, parameters, remote, through, ways};
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -60,6 +68,13 @@ pub struct Place<'a> {
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
     /// Returns the first address of other nodes whose tunnel would have the same name as the one to this address.
     pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+}
+
+impl Place<'_> {
+    /// Returns whether packets in tunnels are encrypted.
+    fn encrypts(&self) -> bool {
+        self.config.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some())
+    }
 }
 
 /// All learned routes, and the resulting kernel routes.
@@ -108,28 +123,9 @@ pub struct RouteTableChanges {
     pub withdrawn: Vec<RouteKey>,
     pub tunnels: Vec<LinkName>,
     pub entries: Vec<EntryKey>,
-}
-
-/// Reason for which there is no path to a next hop.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum NoWay {
-    /// Its node has no usable address of the route's family.
-    NodeWithoutAddress,
-    /// The kernel cannot send packets of this IPv6 route to an IPv4 address.
-    OtherFamily,
-    /// It is a node on none of our links, and there are no tunnels.
-    NodeWithoutTunnel,
-    /// It is another router, and on none of our links.
-    RouterElsewhere,
-    /// A tunnel leads to it, and this node has no address of its family to begin at.
-    NoOwnAddress,
-}
-
-/// A path to a next hop.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-enum Way {
-    Gateway { link: CompactString, gateway: IpAddr },
-    Tunnel(IpAddr),
+    /// Prefixes with other paths than before, and the nodes to which tunnels on these paths lead or led.
+    pub moved: Vec<IpNet>,
+    pub remotes: BTreeSet<IpAddr>,
 }
 
 impl Routes {
@@ -153,6 +149,16 @@ impl Routes {
     /// Returns whether a learned route to this prefix has a path.
     pub fn has_way(&self, prefix: IpNet) -> bool {
         self.learned.get(&prefix).is_some_and(|learned| !learned.ways.is_empty())
+    }
+
+    /// Returns the node to which the route to a prefix leads through a tunnel, the first of several.
+    pub fn tunnel_to(&self, prefix: IpNet) -> Option<IpAddr> {
+        self.learned.get(&prefix)?.ways.iter().find_map(remote)
+    }
+
+    /// Returns the prefixes whose routes lead through the tunnel to a node.
+    pub fn through_tunnel(&self, remote: IpAddr) -> impl Iterator<Item = IpNet> {
+        self.tunnelled.get(&remote).into_iter().flatten().copied()
     }
 
     /// Returns the next hops of the learned route to a prefix, the best first.
@@ -282,6 +288,10 @@ impl Routes {
             let ways = ways(*prefix, &learned.next_hops, place);
             // Tunnels whose parameters may differ: to the nodes that routes use now.
             remotes.extend(ways.iter().filter_map(remote));
+            if *learned.ways != *ways {
+                changed.moved.push(*prefix);
+                changed.remotes.extend(learned.ways.iter().chain(&ways).filter_map(remote));
+            }
             remotes.extend(self.set_ways(*prefix, &learned, ways.into()));
         }
         for remote in remotes {
@@ -325,9 +335,10 @@ impl Routes {
     /// Updates the tunnel to a node, and its route in the tunnel table.
     fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
         let is_used = self.tunnelled.contains_key(&remote);
-        let is_there = match place.config.overlay.and_then(|overlay| overlay.encapsulation.vxlan()) {
-            Some(_) => self.put_entry(remote, is_used, changed),
-            None => self.put_device(remote, is_used, place, changed),
+        let is_there = match place.config.overlay.map(|overlay| overlay.encapsulation) {
+            Some(Encapsulation::Vxlan(_)) => self.put_entry(remote, is_used, changed),
+            Some(Encapsulation::Wireguard(_)) => is_used,
+            _ => self.put_device(remote, is_used, place, changed),
         };
         let route = is_there.then(|| Route {
             kind: RouteKind::Unicast,
@@ -399,101 +410,6 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ar
     let next_hops: Vec<NextHop> = ways.iter().map(next_hop).collect();
     let next_hops = lists.hops.intern(&*next_hops);
     lists.routes.intern_owned(Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source, next_hops }.into())
-}
-
-/// Returns the next hop of packets through the tunnel to a node.
-fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
-    if place.config.overlay.is_some_and(|overlay| overlay.encapsulation.vxlan().is_some()) {
-        let gateway = gateway(remote);
-        return NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() };
-    }
-    NextHop { link: name(remote, place), gateway: None, on_link: false }
-}
-
-/// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
-/// or not it has a tunnel: names do not depend on the routes learned so far.
-fn name(remote: IpAddr, place: Place<'_>) -> LinkName {
-    let first = (place.first_alike)(remote);
-    if first.is_none_or(|first| first == remote) { tunnel(remote) } else { other_tunnel(remote) }
-}
-
-fn remote(way: &Way) -> Option<IpAddr> {
-    match way {
-        Way::Tunnel(remote) => Some(*remote),
-        Way::Gateway { .. } => None,
-    }
-}
-
-/// Returns the paths to a prefix, without duplicates, in the order of the next hops.
-///
-/// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none, but for `vxlan`: the first is used.
-fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
-    let mut ways = Vec::with_capacity(next_hops.len());
-    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place).ok()) {
-        if !ways.contains(&way) {
-            ways.push(way);
-        }
-    }
-    let has_gateway = |remote| through(remote, place).gateway.is_some();
-    if Family::from(prefix) == Family::V6 && ways.iter().filter_map(remote).any(|remote| !has_gateway(remote)) {
-        ways.truncate(1);
-    }
-    ways
-}
-
-/// Returns why a route of this family has no path to a next hop; `None` if it has one.
-pub fn no_way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<NoWay> {
-    way(family, next_hop, place).err()
-}
-
-fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> {
-    let node = (place.node)(next_hop);
-    // A node's address of the route's family is used, unless it is ours, too.
-    let next_hop = match &node {
-        Some(addresses) if Family::from(next_hop) != family => {
-            let address = addresses.of(family).filter(|address| (place.node)(*address).is_some());
-            address.ok_or(NoWay::NodeWithoutAddress)?
-        }
-        _ => next_hop,
-    };
-    if family == Family::V6 && next_hop.is_ipv4() {
-        return Err(NoWay::OtherFamily);
-    }
-    let on_link = place.on_link.iter().filter(|network| network.prefix.contains(&next_hop));
-    let link = on_link.max_by_key(|network| network.prefix.prefix_len()).map(|network| network.link.clone());
-    let tunnelled = match place.config.overlay.map(|overlay| overlay.reach) {
-        Some(Reach::Full) => node.is_some(),
-        Some(Reach::Subnet) => node.is_some() && link.is_none(),
-        None => false,
-    };
-    let ends = place.own.addresses.of(Family::from(next_hop)).is_some();
-    match (tunnelled, link) {
-        (true, _) if !ends => Err(NoWay::NoOwnAddress),
-        (true, _) => {
-            // A tunnel ends at one address of the node, whichever of its addresses is the next hop.
-            let end = node.and_then(|addresses| *addresses.of(Family::from(next_hop)));
-            let end = end.filter(|address| (place.node)(*address).is_some());
-            Ok(Way::Tunnel(end.unwrap_or(next_hop)))
-        }
-        (false, Some(link)) => Ok(Way::Gateway { link, gateway: next_hop }),
-        (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),
-        (false, None) => Err(NoWay::RouterElsewhere),
-    }
-}
-
-/// Returns the parameters of the tunnel to a node; `None` without tunnels.
-fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
-    /// kube-router's TTL of tunnels inside UDP; plain ones inherit the inner packet's.
-    const TTL_OF_UDP: u8 = 225;
-    let overlay = place.config.overlay?;
-    let local = (*place.own.addresses.of(Family::from(remote)))?;
-    let udp_port = overlay.encapsulation.gue_port();
-    let ttl = match overlay.encapsulation {
-        Encapsulation::Ipip | Encapsulation::Vxlan(_) => 0,
-        Encapsulation::Fou(_) => TTL_OF_UDP,
-    };
-    let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);
-    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true })
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static
     modules.extend((is_udp && families.v6).then_some("fou6"));
     let is_vxlan = config.overlay.is_some_and(|overlay| overlay.encapsulation.vxlan().is_some());
     modules.extend(is_vxlan.then_some("vxlan"));
+    let is_wireguard = config.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
+    modules.extend(is_wireguard.then_some("wireguard"));
     modules
 }
 
@@ -46,6 +48,7 @@ mod tests {
         let modules = |words: &[&str], v6| modules(&config(words), PerFamily { v4: true, v6 });
         assert_eq!(modules(&[], true), ["br_netfilter"]);
         assert_eq!(modules(&["--overlay-encap=vxlan"], true), ["br_netfilter", "vxlan"]);
+        assert_eq!(modules(&["--overlay-encap=wireguard"], true), ["br_netfilter", "wireguard"]);
         assert_eq!(modules(&["--overlay-encap=fou"], false), ["br_netfilter", "fou"]);
         assert_eq!(modules(&["--overlay-encap=fou"], true), ["br_netfilter", "fou", "fou6"]);
         assert_eq!(modules(&["--overlay-encap=fou", "--enable-overlay=false"], true), ["br_netfilter"]);

@@ -50,6 +50,7 @@ CHANGES = [
     ([*PROXY, "directServerReturn.enabled=true"], "          mountPath: /run/netns", None),
     ([*PROXY, "directServerReturn.enabled=true", "directServerReturn.runtimeSocket=/var/run/crio/crio.sock"], '          path: "/var/run/crio"', None),
     (["nodeStatus.enabled=true"], "  resources: [nodes/status]", None),
+    (["nodeAnnotations.enabled=true"], "  name: kube-router-node-annotations", None),
     (["cni.confDirectory=/var/lib/rancher/k3s/agent/etc/cni/net.d"], '          path: "/var/lib/rancher/k3s/agent/etc/cni/net.d"', '          path: "/etc/cni/net.d"'),
     (["cni.binDirectory=/usr/lib/cni"], '          path: "/usr/lib/cni"', '          path: "/opt/cni/bin"'),
     (["cni.installPlugins=false"], "        - name: cni-conf-dir", "      initContainers:"),
@@ -180,7 +181,7 @@ def components_add_their_rights_to_the_base():
     folder = own.fresh(f"{own.cache()}/kustomize-{os.getpid()}")
     try:
         subprocess.run(["cp", "-r", f"{TREE}/kustomize", folder], check=True)
-        for of, name in (("node-status", "kube-router-node-status"), ("load-balancer", "kube-router-load-balancer")):
+        for of, name in (("node-status", "kube-router-node-status"), ("load-balancer", "kube-router-load-balancer"), ("node-annotations", "kube-router-node-annotations")):
             os.makedirs(f"{folder}/kustomize/mine-{of}")
             own.write(f"{folder}/kustomize/mine-{of}/kustomization.yaml", f"resources: [../base]\ncomponents: [../components/{of}]\nimages:\n"
                       "- {name: sluice, newName: registry.example/sluice, newTag: v9}\n")

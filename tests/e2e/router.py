@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import re
 
 import expect
 from expect import FAMILIES
@@ -42,6 +43,25 @@ def run_with(bed, *flags, families="46", numbers=None, attach=False):
     bed.ready(*(numbers or bed.agents))
     if attach:
         reattach(bed)
+
+
+def run_encrypted(bed, *flags):
+    """The same with `--overlay-encap=wireguard`: each agent says its key, and who writes the Nodes puts it there."""
+    for agent in bed.agents.values():
+        agent.stop()
+    bed.source.nodes(bed.plan)
+    since = {i: agent.position() for i, agent in bed.agents.items()}
+    for agent in bed.agents.values():
+        agent.extra = [*bed.flags, "--overlay-encap=wireguard", *flags]
+        agent.start()
+    expect.soon(lambda: all(_keys(bed, since).values()), 60, "an agent has not said its key")
+    bed.source.nodes(bed.plan, annotations={i: {"kube-router.io/wireguard-public-key": key} for i, key in _keys(bed, since).items()})
+    bed.ready()
+
+
+def _keys(bed, since):
+    found = {i: re.findall(r"Public key of this node for WireGuard.*?key=\"?([A-Za-z0-9+/]{43}=)", agent.text(since[i])) for i, agent in bed.agents.items()}
+    return {i: keys[-1] if keys else None for i, keys in found.items()}
 
 
 def reattach(bed):

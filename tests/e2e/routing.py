@@ -9,7 +9,7 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, packets, traffic
 from labkit.agent import FLAGS, family_flags
-from router import OVERLAY, everyone, everything, known_way, learned, receive_ports, run_with, tunnels
+from router import OVERLAY, everyone, everything, known_way, learned, receive_ports, run_encrypted, run_with, tunnels
 
 
 # The largest packet on a way between subnets, by family.
@@ -181,6 +181,31 @@ def tunnels_inside_udp_carry_both_families(bed):
     run_with(bed, *OVERLAY["fou"])
     expect.that("5555" in "".join(receive_ports(1)), "no port receives", receive_ports(1))
     everyone(bed, sizes={"4": 1468, "6": 1448})
+
+
+def encrypted_tunnels_carry_both_families_between_subnets_and_between_all(bed):
+    for flags, everywhere in ([], False), (["--overlay-type=full", "--node-routes=api"], True):
+        run_encrypted(bed, *flags)
+        everyone(bed, sizes={"4": 1420, "6": 1420}, everywhere=everywhere)
+    # Without keys nobody sends, also where the network has a way.
+    known_way(bed, "add")
+    try:
+        bed.source.nodes(bed.plan, annotations={i: {} for i in bed.agents})
+        for client, server in itertools.permutations([f"n{i}p1" for i in bed.agents], 2):
+            for family in FAMILIES:
+                expect.soon(lambda: not _is_reached(client, expect.pod(server, family)), 30, f"{client} to {server} by IPv{family}: packets leave unencrypted")
+    finally:
+        known_way(bed, "del")
+    run_with(bed)
+    for i in bed.agents:
+        expect.soon(lambda: "sluice-wg0" not in own.run("/sbin/ip", "-n", f"n{i}", "link", "show"), 30, f"node {i} still has the device")
+
+
+def _is_reached(client, address):
+    try:
+        return bool(traffic.ask(client, address, objects.TARGET, patience=2))
+    except OSError:
+        return False
 
 
 def tunnels_between_all_nodes_carry_both_families(bed):

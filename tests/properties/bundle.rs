@@ -22,7 +22,7 @@ use sluice::model::{
     Scheduler, SchedulerFlags, Selector, Service, ServiceCidr, ServicePort, ServiceProblems, ServiceType, Slices,
     Subject, Table, Taint, Tier, TrafficPolicy, World,
 };
-use sluice::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, Protocol, Secret};
+use sluice::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, Protocol, PublicKey, Secret};
 use sluice::observe::health::Health;
 use sluice::observe::local::{self, Answerers};
 use sluice::observe::metrics::Registry;
@@ -426,6 +426,7 @@ fn node(random: &mut Random) -> Node {
         should_announce,
         is_shutting_down: !should_announce && random.chance(50),
         ec2_instance: some(random, |_| "i-0123456789abcdef0".into()),
+        wireguard_key: some(random, |random| PublicKey::new(&[1 + random.below(255) as u8; 32])).flatten(),
         labels: all.iter().chain(own).collect(),
         zone,
         taints: (0..random.below(3))

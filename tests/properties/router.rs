@@ -14,7 +14,7 @@ use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Host, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Prepend,
     Reflection, Routing, World,
 };
-use sluice::net::{ExternalPeer, Password, PerFamily};
+use sluice::net::{ExternalPeer, Password, PerFamily, PublicKey};
 use sluice::reconcile::Sorted;
 use sluice::router::desired::RouterChanges;
 use sluice::router::drain::Stage;
@@ -84,7 +84,13 @@ pub fn setup(random: &mut Random) -> Setup {
             words.push(word);
         }
     }
-    words.extend(*random.pick(&[None, None, Some("--overlay-encap=fou"), Some("--overlay-encap=vxlan")]));
+    words.extend(*random.pick(&[
+        None,
+        None,
+        Some("--overlay-encap=fou"),
+        Some("--overlay-encap=vxlan"),
+        Some("--overlay-encap=wireguard"),
+    ]));
     if random.chance(40) {
         words.extend(["--peer-router-ips=203.0.113.1,192.0.2.2", "--peer-router-asns=65001,65002"]);
         words.push("--peer-router-passwords-file=/etc/peers");
@@ -223,6 +229,8 @@ fn node(random: &mut Random) -> Node {
         addresses,
         pod_cidrs,
         should_announce: random.chance(50),
+        // Sometimes that of another node.
+        wireguard_key: random.chance(70).then(|| PublicKey::new(&[1 + random.below(6) as u8; 32])).flatten(),
         routing: routing.filter(|routing| **routing != Routing::default()),
         ..Node::default()
     }
@@ -260,6 +268,7 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             same_rows(&plan.desired().announcements, &fresh.desired().announcements, &history);
             same_rows(&plan.desired().elements, &fresh.desired().elements, &history);
             same_rows(&plan.desired().table, &fresh.desired().table, &history);
+            same_rows(&plan.desired().wireguard_peers, &fresh.desired().wireguard_peers, &history);
             same_rows(plan.routes().routes(), fresh.routes().routes(), &history);
             same_rows(plan.routes().tunnels(), fresh.routes().tunnels(), &history);
             same_rows(plan.routes().entries(), fresh.routes().entries(), &history);
@@ -316,6 +325,10 @@ fn what_an_update_of_the_router_does_not_name_has_not_changed() {
             named(&routes, plan.routes().routes(), &changed.routes.iter().cloned().collect(), &what);
             named(&tunnels, plan.routes().tunnels(), &changed.tunnels.iter().cloned().collect(), &what);
             named(&entries, plan.routes().entries(), &changed.overlay_entries.iter().cloned().collect(), &what);
+            let peers = changed.wireguard_peers.iter().cloned().collect();
+            named(&older.wireguard_peers, &newer.wireguard_peers, &peers, &what);
+            let devices = changed.wireguard_devices.iter().cloned().collect();
+            named(&older.wireguard_devices, &newer.wireguard_devices, &devices, &what);
             let devices = changed.overlay_devices.iter().cloned().collect();
             named(&older.overlay_devices, &newer.overlay_devices, &devices, &what);
             assert!(changed.policies || older.policies == newer.policies, "{what}");

@@ -27,6 +27,7 @@ use sluice::kernel::bridge::Bridge;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::Notice;
 use sluice::kernel::nftables::{Content, Object as InTable};
+use sluice::kernel::wireguard::PeerKey;
 use sluice::model::{Authority, World};
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Kernel, Leave, Mirrors};
@@ -181,6 +182,8 @@ impl Agent {
             tunnels: self.plan.routes().tunnels().clone(),
             overlay_devices: desired.overlay_devices.clone(),
             overlay_entries: self.plan.routes().entries().clone(),
+            wireguard_devices: desired.wireguard_devices.clone(),
+            wireguard_peers: desired.wireguard_peers.clone(),
             routes: self.plan.routes().routes().iter().map(|(key, route)| (key.clone(), route.clone())).collect(),
             source_rules: desired.source_rules.clone(),
             ..State::default()
@@ -191,8 +194,10 @@ impl Agent {
 impl Watch {
     fn acted(&mut self, state: &State, object: &Object) {
         self.acts.push(object.to_string());
-        // Rules are written together, and so is a table, so that what each of them does cannot be told.
-        if *state == self.last && !self.excused && !matches!(object, Object::Rule(_) | Object::InTable(_)) {
+        // Rules are written together, and so is a table, so that what each of them does cannot be told. A range that one peer is given goes
+        // from the one that had it, which is written as well.
+        let is_told = !matches!(object, Object::Rule(_) | Object::InTable(_) | Object::WireguardPeer(_));
+        if *state == self.last && !self.excused && is_told {
             self.seen.push(format!("{object} was written as it was"));
         }
         let gone = |before: &State| missing(before, state);
@@ -203,9 +208,9 @@ impl Watch {
         let gone = gone(&self.last);
         let leave = self.leave.expect("acts happen in rounds");
         let unheard = |what: &String| !self.heard.contains(what);
-        let is_way = |what: &String| ["tunnel", "device", "entry"].iter().any(|kind| what.starts_with(kind));
+        let is_way = |what: &String| ["tunnel", "device", "entry", "peer"].iter().any(|kind| what.starts_with(kind));
         let is_route = |what: &String| what.starts_with("route") && unheard(what) || is_way(what);
-        let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_));
+        let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_) | Object::WireguardDevice(_));
         // One of another kind, or made anew, has lost its routes: they are put back in the same round.
         let is_excused = self.excused && is_device && gone.iter().all(|what| what.starts_with("route"));
         if leave.authority != Authority::Complete && !gone.is_empty() && !is_excused {
@@ -250,6 +255,8 @@ fn missing(before: &State, after: &State) -> Vec<String> {
         keys(&before.tunnels, &after.tunnels, "tunnel"),
         keys(&before.overlay_devices, &after.overlay_devices, "device"),
         keys(&before.overlay_entries, &after.overlay_entries, "entry"),
+        keys(&before.wireguard_devices, &after.wireguard_devices, "device"),
+        keys(&before.wireguard_peers, &after.wireguard_peers, "peer"),
         keys(&before.routes, &after.routes, "route"),
         keys(&before.source_rules, &after.source_rules, "source rule"),
     ]
@@ -659,6 +666,8 @@ fn both(there: &State, wanted: &State) -> State {
         tunnels: of(&there.tunnels, &wanted.tunnels),
         overlay_devices: of(&there.overlay_devices, &wanted.overlay_devices),
         overlay_entries: of(&there.overlay_entries, &wanted.overlay_entries),
+        wireguard_devices: of(&there.wireguard_devices, &wanted.wireguard_devices),
+        wireguard_peers: of(&there.wireguard_peers, &wanted.wireguard_peers),
         routes: of(&there.routes, &wanted.routes),
         source_rules: of(&there.source_rules, &wanted.source_rules),
         ..State::default()
@@ -668,6 +677,37 @@ fn both(there: &State, wanted: &State) -> State {
 /// One that is ours.
 fn one<K: Ord + Clone, V>(of: &BTreeMap<K, V>, foreign: &BTreeMap<K, V>, random: &mut Random) -> Option<K> {
     random.pick_from(of.keys().filter(|key| !foreign.contains_key(key)).cloned())
+}
+
+/// Deletes a device of `wireguard`, or takes its key, or sets it down.
+fn hurt_wireguard(state: &mut State, key: &LinkName, random: &mut Random) -> Option<String> {
+    match random.below(3) {
+        0 => {
+            state.wireguard_devices.remove(key);
+            state.wireguard_peers.retain(|peer, _| peer.link != *key);
+            lose_routes(state, key);
+            Some(format!("deletes the device {key}"))
+        }
+        1 => {
+            state.wireguard_devices.get_mut(key)?.has_key = false;
+            Some(format!("gives {key} another key"))
+        }
+        _ => {
+            state.wireguard_devices.get_mut(key)?.up = false;
+            lose_routes(state, key);
+            Some(format!("sets {key} down"))
+        }
+    }
+}
+
+/// Removes a peer, or takes what it may use.
+fn hurt_peer(state: &mut State, key: &PeerKey, random: &mut Random) -> Option<String> {
+    if random.chance(50) {
+        state.wireguard_peers.remove(key);
+        return Some(format!("removes the peer {key}"));
+    }
+    state.wireguard_peers.get_mut(key)?.allowed = [].into();
+    Some(format!("takes all addresses of the peer {key}"))
 }
 
 /// Deletes a device of `vxlan` with all that goes with it, and says which.
@@ -697,6 +737,9 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             if let Some(key) = one(&state.overlay_devices, &foreign.overlay_devices, random) {
                 return Some(delete_overlay_device(state, &key));
             }
+            if let Some(key) = one(&state.wireguard_devices, &foreign.wireguard_devices, random) {
+                return hurt_wireguard(state, &key, random);
+            }
             let key = one(&state.tunnels, &foreign.tunnels, random)?;
             state.tunnels.remove(&key);
             lose_routes(state, &key);
@@ -706,6 +749,9 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             if let Some(key) = one(&state.overlay_entries, &foreign.overlay_entries, random) {
                 state.overlay_entries.get_mut(&key)?.neighbour = None;
                 return Some(format!("deletes the neighbour {key}"));
+            }
+            if let Some(key) = one(&state.wireguard_peers, &foreign.wireguard_peers, random) {
+                return hurt_peer(state, &key, random);
             }
             let key = one(&state.tunnels, &foreign.tunnels, random)?;
             let tunnel = state.tunnels.get_mut(&key)?;

@@ -117,7 +117,12 @@ fn cluster(words: &[&str], members: &[Member], originates: &[IpNet]) -> Cluster 
 fn words(random: &mut Random) -> Vec<&'static str> {
     let mut words = vec!["--enable-ipv6"];
     words.extend(random.pick(&[&[][..], &["--overlay-type=full"], &["--enable-overlay=false"]]).iter());
-    words.extend(*random.pick(&[None, Some("--overlay-encap=fou"), Some("--overlay-encap=vxlan")]));
+    words.extend(*random.pick(&[
+        None,
+        Some("--overlay-encap=fou"),
+        Some("--overlay-encap=vxlan"),
+        Some("--overlay-encap=wireguard"),
+    ]));
     for word in ["--netfilter=nftables", "--router-id=generate"] {
         words.extend(random.chance(25).then_some(word));
     }

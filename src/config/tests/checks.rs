@@ -55,6 +55,7 @@ fn numbers_with_bounds_accept_both_bounds() {
         ("overlay-encap-port", 1024, 65535),
         ("overlay-vxlan-port", 1024, 65535),
         ("overlay-vxlan-id", 1, 16_777_215),
+        ("overlay-wireguard-port", 1024, 65535),
         ("bgp-port", 1, 65535),
         ("bfd-port", 1, 65535),
         ("bfd-detection-multiplier", 1, 255),
@@ -85,7 +86,20 @@ fn words_are_out_of_their_few() {
     }
     check_mistakes(&["--overlay-type=Full"], &["--overlay-type must be subnet or full; it is \"Full\"."]);
     check_mistakes(&["--overlay-type="], &["--overlay-type must be subnet or full; it is \"\"."]);
-    check_mistakes(&["--overlay-encap=gre"], &["--overlay-encap must be ipip, fou or vxlan; it is \"gre\"."]);
+    assert_eq!(
+        config(&["--run-router=true", "--overlay-encap=wireguard"]).router.and_then(|router| router.key_file),
+        Some("/var/lib/sluice/wireguard.key".into())
+    );
+    check_mistakes(
+        &["--overlay-encap=wireguard", "--state-dir="],
+        &[
+            "--overlay-encap=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one.",
+        ],
+    );
+    check_mistakes(
+        &["--overlay-encap=gre"],
+        &["--overlay-encap must be ipip, fou, vxlan or wireguard; it is \"gre\"."],
+    );
     assert_eq!(config(&["--log-format=json"]).log_format, LogFormat::Json);
 }
 

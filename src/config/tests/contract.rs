@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 23] = [
+const MORE: [&str; 24] = [
     "bgp-graceful-restart-notification",
     "bgp-mesh-password-file",
     "cleanup-nftables",
@@ -106,6 +106,7 @@ const MORE: [&str; 23] = [
     "node-routes",
     "overlay-vxlan-id",
     "overlay-vxlan-port",
+    "overlay-wireguard-port",
     "peer-router-passwords-dir",
     "socket",
     "state-dir",

@@ -42,6 +42,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         zone: zone(object),
         labels: object.metadata.labels.iter().flatten().collect(),
         taints: taints(object),
+        wireguard_key: annotations::wireguard_key(annotations, &mut warnings),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
     (name, Some(node), warnings.take())

@@ -7,7 +7,7 @@ use super::pod::labels_of;
 use super::{Fields, object, texts};
 use crate::k8s::annotations::keys::{
     NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS, NODE_PREPEND_AS,
-    NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
+    NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER, NODE_WIREGUARD_KEY,
 };
 use crate::k8s::object::Kind;
 use crate::k8s::parse::node::SHUTTING_DOWN;
@@ -28,12 +28,13 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         labels,
         taints,
         routing,
+        wireguard_key,
     } = node;
     let (mut metadata, mut spec) = (Fields::default(), Fields::default());
     metadata.put("name", name.as_str()).put_filled("labels", labels_of(labels));
-    if let Some(routing) = routing {
-        metadata.put_filled("annotations", annotations(routing));
-    }
+    let mut annotations = routing.as_deref().map(annotations).unwrap_or_default();
+    annotations.put_some(NODE_WIREGUARD_KEY, wireguard_key.map(|key| key.to_string()));
+    metadata.put_filled("annotations", annotations.value());
     spec.put_filled("podCIDRs", texts(pod_cidrs));
     spec.put_filled("taints", taints.iter().map(taint).collect());
     let conditions = [("NetworkUnavailable", *network_unavailable), ("Ready", *should_announce)];
@@ -64,7 +65,7 @@ fn taint(taint: &Taint) -> Value {
     json!({ "key": key.as_str(), "value": value.as_str(), "effect": effect.as_str() })
 }
 
-fn annotations(routing: &Routing) -> Value {
+fn annotations(routing: &Routing) -> Fields {
     let Routing { asn, reflection, prepend, communities, import_reject, peers, local_addresses } = routing;
     let mut written = Fields::default();
     written.put_some(NODE_ASN, asn.map(|asn| asn.to_string()));
@@ -86,7 +87,7 @@ fn annotations(routing: &Routing) -> Value {
         // YAML, as the annotation is, has JSON in it.
         written.put(NODE_PEERS, peers.iter().map(peer).collect::<Value>().to_string());
     }
-    written.value()
+    written
 }
 
 fn peer(peer: &ExternalPeer) -> Value {

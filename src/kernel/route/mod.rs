@@ -68,6 +68,8 @@ pub enum RouteKind {
     Unicast,
     /// Delivered to this host (scope host).
     Local,
+    /// Refused: the sender is told that there is no way.
+    Unreachable,
     /// Any type that we never make, by its number. Read so that it can be replaced.
     Other(u8),
 }
@@ -160,9 +162,9 @@ impl fmt::Display for Foreign {
         match kind {
             RouteKind::Unicast => {}
             RouteKind::Local => f.write_str("local ")?,
+            RouteKind::Unreachable => f.write_str("unreachable ")?,
             // `RTN_*`
             RouteKind::Other(6) => f.write_str("blackhole ")?,
-            RouteKind::Other(7) => f.write_str("unreachable ")?,
             RouteKind::Other(8) => f.write_str("prohibit ")?,
             RouteKind::Other(9) => f.write_str("throw ")?,
             RouteKind::Other(number) => write!(f, "type {number} ")?,

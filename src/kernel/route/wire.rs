@@ -31,6 +31,7 @@ mod attribute {
 
 const TYPE_UNICAST: u8 = 1;
 const TYPE_LOCAL: u8 = 2;
+const TYPE_UNREACHABLE: u8 = 7;
 const TYPE_BROADCAST: u8 = 3;
 const TYPE_ANYCAST: u8 = 4;
 const TYPE_MULTICAST: u8 = 5;
@@ -157,11 +158,16 @@ pub fn route(answer: &Answer<'_>) -> Option<Numbered> {
         kind: match kind {
             TYPE_UNICAST => RouteKind::Unicast,
             TYPE_LOCAL => RouteKind::Local,
+            TYPE_UNREACHABLE => RouteKind::Unreachable,
             other => RouteKind::Other(other),
         },
         protocol,
         source: attributes.get(attribute::SOURCE).and_then(|source| source.address()),
-        hops: hops(&attributes, flags & u32::from(ON_LINK) != 0),
+        hops: match kind {
+            // IPv6 names the loopback there.
+            TYPE_UNREACHABLE => Vec::new(),
+            _ => hops(&attributes, flags & u32::from(ON_LINK) != 0),
+        },
     })
 }
 
@@ -180,7 +186,7 @@ fn scope(route: &Numbered) -> u8 {
     match route.kind {
         RouteKind::Local => SCOPE_HOST,
         RouteKind::Unicast if route.hops.iter().all(|hop| hop.gateway.is_none()) => SCOPE_LINK,
-        RouteKind::Unicast | RouteKind::Other(_) => SCOPE_UNIVERSE,
+        RouteKind::Unicast | RouteKind::Unreachable | RouteKind::Other(_) => SCOPE_UNIVERSE,
     }
 }
 
@@ -188,6 +194,7 @@ fn number(kind: RouteKind) -> u8 {
     match kind {
         RouteKind::Unicast => TYPE_UNICAST,
         RouteKind::Local => TYPE_LOCAL,
+        RouteKind::Unreachable => TYPE_UNREACHABLE,
         RouteKind::Other(number) => number,
     }
 }

@@ -15,7 +15,7 @@ use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::cni::{self, CniFileForm};
-use crate::router::names::{TUNNELS, is_vxlan};
+use crate::router::names::{TUNNELS, is_vxlan, is_wireguard};
 
 /// Judges addresses, ranges and ports.
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
@@ -213,7 +213,9 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
     let vxlan = encapsulation.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
     let why = "the kernel cannot receive packets of other nodes on this port";
     let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
-    gue.into_iter().chain(vxlan).collect()
+    let wireguard = encapsulation.wireguard().filter(|_| !has(is_wireguard));
+    let wireguard = wireguard.map(|encryption| udp("--overlay-wireguard-port", encryption.port, why));
+    gue.into_iter().chain(vxlan).chain(wireguard).collect()
 }
 
 /// Devices of others that have the number and the port of ours: of each address family the kernel makes one.

@@ -38,6 +38,10 @@ pub fn rights(config: &Config, node: Option<&Node>) -> Vec<NeededRight> {
         need(Right::new("get", "", "nodes"), Level::Degraded, why);
         need(Right::new("patch", "", "nodes/status"), Level::Degraded, why);
     }
+    if config.router.as_ref().is_some_and(|router| router.key_file.is_some()) {
+        let why = "the key of this node does not come into the annotation of its Node, so other nodes send nothing to its pods (--overlay-encap=wireguard)";
+        need(Right::new("patch", "", "nodes"), Level::Degraded, why);
+    }
     if let Some(balancer) = &config.load_balancer {
         let why = "no address is given to Services of type LoadBalancer";
         let leases = |verb| Right::new(verb, "coordination.k8s.io", "leases").in_namespace(&balancer.namespace);

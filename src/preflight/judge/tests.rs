@@ -370,6 +370,23 @@ fn the_port_of_vxlan_may_be_that_of_a_device_of_others_but_not_the_number_too() 
 }
 
 #[test]
+fn the_port_of_wireguard_is_that_of_our_device_alone() {
+    let taken = |link: Option<&'static str>| {
+        move |facts: &mut Facts| {
+            facts.network.links.extend(link.map(str::to_owned));
+            facts.network.listening.insert((Transport::Udp, 51820));
+            modules(facts, ModuleState::Present, &["wireguard"]);
+        }
+    };
+    let words = ["--overlay-encap=wireguard"];
+    for of_others in [None, Some("wg0")] {
+        check(&words, taken(of_others), Level::Degraded, &["port 51820 (--overlay-wireguard-port)"]);
+    }
+    check_ok(&words, taken(Some("sluice-wg0")), "nobody listens on 20244");
+    check_ok(&[], taken(None), "nobody listens on");
+}
+
+#[test]
 fn bfd_listens_on_ports_of_its_own() {
     let taken = |number| {
         move |facts: &mut Facts| {

@@ -58,6 +58,9 @@ impl<K: Kernel> Mirrors<K> {
         if let Some(wanted) = learned.tunnels().get(link) {
             return self.tunnels.seen().map(|seen| seen.get(link) == Some(wanted));
         }
+        if let Some(wanted) = desired.wireguard_devices.get(link) {
+            return self.wireguard_devices.seen().map(|seen| seen.get(link) == Some(wanted));
+        }
         let wanted = desired.overlay_devices.get(link)?;
         self.overlay_devices.seen().map(|seen| seen.get(link) == Some(wanted))
     }

@@ -1,15 +1,16 @@
-//! Tunnels and devices of `vxlan`, with what they know of other nodes.
+//! Tunnels and devices of `vxlan` and `wireguard`, with what they know of other nodes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Kernel, Mirrors};
+use super::{HasKeys, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::vxlan::gateway;
-use crate::net::{Family, PerFamily};
-use crate::reconcile::{Growth, Moment, Reflection};
+use crate::kernel::wireguard::PeerKey;
+use crate::net::{Family, PerFamily, PublicKey};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 use crate::router::desired::Desired;
-use crate::router::names::vxlan;
+use crate::router::names::{WIREGUARD, vxlan};
 use crate::router::overlay_guard;
 use crate::router::routes::Routes;
 
@@ -39,6 +40,29 @@ impl<K: Kernel> Mirrors<K> {
             self.routes.try_at_once();
         }
         self.overlay_entries.grow(learned.entries(), Growth::Full, at);
+    }
+
+    /// Peers come before routes lead to them. What an earlier run has given a peer may be known of a route that is not learned yet.
+    pub(super) fn grow_wireguard(&mut self, desired: &Desired, growth: Growth, leave: Leave, at: Moment) {
+        let there: BTreeSet<LinkName> = self.wireguard_devices.known_keys().cloned().collect();
+        let grown = self.wireguard_devices.grow(&desired.wireguard_devices, Growth::Full, at);
+        if !grown.is_empty() {
+            // Those that failed because there was no device need not wait any longer.
+            self.wireguard_peers.forget();
+            self.wireguard_peers.try_at_once();
+            self.routes.try_at_once();
+        }
+        if grown.iter().any(|name| there.contains(name)) {
+            // A device that was set up has lost its routes.
+            self.routes.forget();
+        }
+        let may = MayGrow { come: |_: &PeerKey| true, change: |_: &PeerKey| leave.routes_are_complete };
+        self.wireguard_peers.grow_those(&desired.wireguard_peers, growth, at, may);
+    }
+
+    /// Returns the public key of this node, which others encrypt with.
+    pub fn own_key(&self) -> Option<PublicKey> {
+        self.wireguard_devices.peek().public_key(&LinkName(WIREGUARD.into()))
     }
 
     /// Returns whether all rules that guard the device of a family were seen in the kernel.
@@ -77,5 +101,6 @@ impl<K: Kernel> Mirrors<K> {
             gateways.as_ref().is_some_and(|used| !used.contains(&(&key.link, gateway(key.remote))))
         });
         self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
+        self.wireguard_devices.shrink_where(&desired.wireguard_devices, at, |name, _| is_unused(name));
     }
 }

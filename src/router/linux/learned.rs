@@ -63,7 +63,7 @@ impl Learned {
     }
 
     fn is_to_pods(&self, key: &RouteKey) -> bool {
-        key.table == TABLE_MAIN && self.pod_ranges.borrow().contains(key.destination)
+        *key == RouteKey::new(TABLE_MAIN, key.destination) && self.pod_ranges.borrow().contains(key.destination)
     }
 
     /// Returns whether this route of ours decides about the first address of its destination.

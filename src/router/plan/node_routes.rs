@@ -23,6 +23,7 @@ use crate::router::desired::{RouterChanges, SHARING};
 use crate::router::external_peers::external_peers;
 use crate::router::names::TUNNEL_TABLE;
 use crate::router::router_id::router_id;
+use crate::router::routes::wall;
 
 /// Routes that stay in the kernel although they are not desired, because our own Node is gone, with their next hops.
 pub(super) type Kept = BTreeMap<IpNet, Box<[IpAddr]>>;
@@ -51,7 +52,9 @@ impl Plan {
     pub(super) fn note_host(&mut self, host: &Host) {
         let here = host.addresses.iter().map(|own| own.address).collect();
         let before = std::mem::replace(&mut self.here, here);
-        let nodes = before.symmetric_difference(&self.here).flat_map(|address| self.nodes.with_address(address));
+        let moved: Vec<IpAddr> = before.symmetric_difference(&self.here).copied().collect();
+        self.mark_peers_at(&moved);
+        let nodes = moved.iter().flat_map(|address| self.nodes.with_address(address));
         let ranges: Vec<IpNet> = nodes.flat_map(|node| self.nodes.ranges_of(node)).copied().collect();
         self.given_otherwise.extend(ranges);
     }
@@ -71,7 +74,7 @@ impl Plan {
         for key in withdrawn {
             if !self.keeps(&key) {
                 changed.withdrawn.push(key);
-            } else if key.table == TABLE_MAIN {
+            } else if !is_aside(&key) {
                 self.kept.insert(key.destination, self.routes.next_hops_to(key.destination).into());
             }
         }
@@ -80,7 +83,7 @@ impl Plan {
     /// Returns whether a route that is not desired any more stays in the kernel until our own Node has an address again: without one
     /// no tunnel has an end here, which says nothing about the node that the route leads to.
     fn keeps(&self, key: &RouteKey) -> bool {
-        self.own.primary.is_none() && (key.table == TUNNEL_TABLE || self.routes.has(key.destination))
+        self.own.primary.is_none() && (is_aside(key) || self.routes.has(key.destination))
     }
 
     /// Returns the family of a pod CIDR in which its node has no address, so that no Node object gives its next hop.
@@ -143,6 +146,11 @@ impl Plan {
         next_hops.truncate(SHARING);
         next_hops
     }
+}
+
+/// Returns whether a route is none to a prefix that was learned or given.
+fn is_aside(key: &RouteKey) -> bool {
+    key.table == TUNNEL_TABLE || *key == wall(key.destination)
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@ use crate::kernel::link::LinkName;
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::{Vxlan, link_address};
+use crate::kernel::wireguard::Wireguard;
 use crate::net::Family;
 use crate::router::desired::RouterChanges;
 use crate::router::mtu;
-use crate::router::names::{TUNNEL_TABLE, vxlan};
+use crate::router::names::{TUNNEL_TABLE, WIREGUARD, vxlan};
 
 impl Plan {
-    /// Updates the rules that choose the tunnel table, the ports at which tunnels inside UDP arrive, and the devices of `vxlan`.
+    /// Updates the rules that choose the tunnel table, the ports at which tunnels inside UDP arrive, and the devices of `vxlan` and `wireguard`.
     pub(super) fn replace_overlay(&mut self, changed: &mut RouterChanges) {
         let overlay = self.config.overlay;
         let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
@@ -23,6 +24,8 @@ impl Plan {
         let devices = capable().filter_map(|(family, _)| self.vxlan_device(family)).collect();
         changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
         changed.overlay_devices.extend(replace(&mut self.desired.overlay_devices, devices));
+        let devices = self.wireguard_device().into_iter().collect();
+        changed.wireguard_devices.extend(replace(&mut self.desired.wireguard_devices, devices));
     }
 
     fn vxlan_device(&self, family: Family) -> Option<(LinkName, Vxlan)> {
@@ -32,6 +35,18 @@ impl Plan {
         let mtu = mtu::tunnel(self.own.mtu, &self.config, overlay, local);
         let (id, port, address) = (network.id, network.port, link_address(local));
         Some((vxlan(family), Vxlan { local, id, port, address, mtu, up: true, is_fixed: true }))
+    }
+}
+
+impl Plan {
+    /// The device has room for what the larger of the families adds in which this node has an address.
+    fn wireguard_device(&self) -> Option<(LinkName, Wireguard)> {
+        let overlay = self.config.overlay?;
+        let encryption = overlay.encapsulation.wireguard()?;
+        let ends = self.own.addresses.iter().filter_map(|(_, address)| *address);
+        let mtu = ends.map(|end| mtu::tunnel(self.own.mtu, &self.config, overlay, end)).min()?;
+        let device = Wireguard { port: encryption.port, mtu, up: true, has_key: true };
+        Some((LinkName(WIREGUARD.into()), device))
     }
 }
 

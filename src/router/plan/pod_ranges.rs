@@ -209,9 +209,12 @@ impl Plan {
         let is_cut_off = self.is_cut_off();
         let PodRanges { lasting, missing, late, .. } = &self.pod_ranges;
         let lasting_text = lasting.text(|node, range, reason| format!("{range} of Node {node} ({reason})"));
-        let named = |node: &CompactString, range: IpNet, (): &()| match self.lacks_address(node, range) {
-            Some(family) => format!("{range} of Node {node} (it has no {family} address)"),
-            None => format!("{range} of Node {node}"),
+        let named = |node: &CompactString, range: IpNet, (): &()| {
+            let address = self.lacks_address(node, range).map(|family| format!("it has no {family} address"));
+            match address.or_else(|| self.lacks_peer(node, range).map(str::to_owned)) {
+                Some(why) => format!("{range} of Node {node} ({why})"),
+                None => format!("{range} of Node {node}"),
+            }
         };
         let (missing_text, late_text) = (missing.text(named), late.text(named));
         let late_text = late_text.map(|text| {
@@ -328,7 +331,10 @@ impl Plan {
         if self.routes.has(range) {
             // Without tunnels the network between nodes may have a route.
             let is_lost = self.config.overlay.is_some() && !self.routes.has_way(range);
-            return if is_lost { Err(Some(Reason::NoWay)) } else { Ok(()) };
+            if is_lost {
+                return Err(Some(Reason::NoWay));
+            }
+            return if self.lacks_peer(node, range).is_some() { Err(None) } else { Ok(()) };
         }
         if let Some(why) = self.pod_ranges.refused.get(&range) {
             return Err(Some(Reason::Refused(why.clone())));

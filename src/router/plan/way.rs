@@ -12,6 +12,7 @@ use crate::kernel::ipset::Entry;
 use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::vxlan::gateway;
+use crate::kernel::wireguard::Peer;
 use crate::net::Family;
 use crate::router::names::{Set, TUNNEL_TABLE};
 
@@ -128,9 +129,15 @@ impl Plan {
         if has(Set::NodeAddresses, Entry::Ip(address)) { Masquerade::ToNode } else { Masquerade::ToOutside }
     }
 
-    /// Returns the tunnel that a next hop leads into; `None` of one on a link.
-    pub fn tunnel_of(&self, hop: &NextHop) -> Option<TunnelEnds> {
+    /// Returns the tunnel that a next hop of the route to this destination leads into; `None` of one on a link.
+    pub fn tunnel_of(&self, destination: IpNet, hop: &NextHop) -> Option<TunnelEnds> {
         let encapsulation = self.config.overlay?.encapsulation;
+        if let Some(device) = self.desired.wireguard_devices.get(&hop.link) {
+            let has_it = |peer: &&Peer| peer.allowed.iter().any(|range| range.contains(&destination));
+            let remote = self.desired.wireguard_peers.values().find(has_it)?.endpoint?.ip();
+            let local = (*self.own.addresses.of(Family::from(remote)))?;
+            return Some(TunnelEnds { local, remote, encapsulation, port: Some(device.port), mtu: device.mtu });
+        }
         if let Some(tunnel) = self.routes.tunnels().get(&hop.link) {
             let (local, remote, port, mtu) = (tunnel.local, tunnel.remote, tunnel.udp_port, tunnel.mtu);
             return Some(TunnelEnds { local, remote, encapsulation, port, mtu });

@@ -4,6 +4,7 @@ use super::*;
 use crate::bgp::message::Attributes;
 use crate::bgp::rib::Best;
 use crate::bgp::rib::PeerId;
+use crate::kernel::vxlan::gateway;
 use crate::router::given::{address, config, host, node, prefix};
 
 /// A host at 192.0.2.1 and 2001:db8::1, and the nodes that it knows.

@@ -42,7 +42,7 @@ mod nftables_turns;
 mod next_hop;
 mod passages;
 mod preflight;
-mod router;
+pub mod router;
 mod rule;
 mod source_ranges;
 mod sandboxes;

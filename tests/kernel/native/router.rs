@@ -6,7 +6,7 @@ mod overlay_guard;
 mod source_dest_check;
 mod way;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use crate::namespace::{attempt, in_new, own_run, run};
 
 /// Namespaces have names that no other test has; they go when the test ends, however it ends.
-struct Cluster {
+pub struct Cluster {
     prefix: String,
     directory: tempfile::TempDir,
     count: usize,
     agents: BTreeMap<usize, Child>,
     /// More flags for single nodes.
-    flags: BTreeMap<usize, Vec<String>>,
+    pub flags: BTreeMap<usize, Vec<String>>,
     /// Agents find no programs.
     lacks_programs: bool,
     /// Variables of the agents' environment.
@@ -43,7 +43,7 @@ const FLAGS: &[&str] = &[
 
 impl Cluster {
     /// So many nodes, each with a pod that answers behind it. No agent runs yet.
-    fn new(count: usize) -> Cluster {
+    pub fn new(count: usize) -> Cluster {
         let prefix = format!("rt{}", std::process::id());
         let directory = tempfile::tempdir().expect("a directory");
         let cluster = Cluster {
@@ -67,7 +67,7 @@ impl Cluster {
         cluster
     }
 
-    fn name(&self, number: usize) -> String {
+    pub fn name(&self, number: usize) -> String {
         format!("{}n{number}", self.prefix)
     }
 
@@ -120,7 +120,7 @@ impl Cluster {
         pod
     }
 
-    fn write(&self, nodes: &[String]) {
+    pub fn write(&self, nodes: &[String]) {
         let manifests = self.directory.path().join("manifests");
         fs::create_dir_all(&manifests).expect("a directory");
         let new = self.directory.path().join("nodes.yaml");
@@ -134,11 +134,11 @@ impl Cluster {
         if own.exists() { own } else { self.directory.path().join("manifests") }
     }
 
-    fn file(&self, kind: &str, number: usize) -> PathBuf {
+    pub fn file(&self, kind: &str, number: usize) -> PathBuf {
         self.directory.path().join(format!("{kind}{number}"))
     }
 
-    fn start(&mut self, number: usize) {
+    pub fn start(&mut self, number: usize) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.file("log", number)).expect("a log");
         let child = Command::new("ip")
             .args(["netns", "exec", &self.name(number), "env"])
@@ -166,20 +166,20 @@ impl Cluster {
     }
 
     /// kill -9.
-    fn kill(&mut self, number: usize) {
+    pub fn kill(&mut self, number: usize) {
         let mut child = self.agents.remove(&number).expect("it runs");
         child.kill().expect("it runs");
         child.wait().expect("it has ended");
     }
 
-    fn terminate(&mut self, number: usize) {
+    pub fn terminate(&mut self, number: usize) {
         let mut child = self.agents.remove(&number).expect("it runs");
         run(&format!("kill -TERM {}", child.id()));
         assert!(child.wait().expect("it has ended").success(), "{}", self.log(number));
     }
 
     /// Runs `--cleanup-config`; what it said.
-    fn clean_up(&self, number: usize) -> String {
+    pub fn clean_up(&self, number: usize) -> String {
         let file = self.file("cni", number).with_extension("conflist");
         let file = format!("KUBE_ROUTER_CNI_CONF_FILE={}", file.display());
         let cleanup = format!("--cleanup-config --socket= --state-dir={}", self.file("state", number).display());
@@ -187,7 +187,7 @@ impl Cluster {
         attempt(&format!("ip netns exec {} env {file} {program} {cleanup}", self.name(number))).2
     }
 
-    fn log(&self, number: usize) -> String {
+    pub fn log(&self, number: usize) -> String {
         fs::read_to_string(self.file("log", number)).unwrap_or_default()
     }
 
@@ -214,7 +214,7 @@ impl Cluster {
     }
 
     /// Waits until a node has said something so many times.
-    fn until_said(&self, number: usize, words: &str, times: usize) {
+    pub fn until_said(&self, number: usize, words: &str, times: usize) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.log(number).matches(words).count() < times {
             assert!(Instant::now() < deadline, "node {number} has not said {words:?}:\n{}", self.log(number));
@@ -223,7 +223,7 @@ impl Cluster {
     }
 
     /// Packets from one node's pod to another's, of both families, all the time while something is done. None is lost.
-    fn without_losing_a_packet(&mut self, from: usize, to: usize, what: impl FnOnce(&mut Cluster)) {
+    pub fn without_losing_a_packet(&mut self, from: usize, to: usize, what: impl FnOnce(&mut Cluster)) {
         let stream = |address: String, source: String| {
             Command::new("ip")
                 .args(["netns", "exec", &self.name(from), "ping", "-i", "0.01", "-W", "2", "-I", &source, &address])
@@ -248,9 +248,11 @@ impl Cluster {
             let (sent, received) = (number(0).expect("a number"), number(3).expect("a number"));
             let numbers =
                 said.lines().filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok());
-            let last: Option<u32> = numbers.max();
+            let numbers: BTreeSet<u32> = numbers.collect();
+            let last = numbers.last().copied();
+            let missing: Vec<u32> = (1..last.unwrap_or_default()).filter(|number| !numbers.contains(number)).collect();
             // Some may be under way when ping is told to end, on a busy machine; before those none is missing.
-            assert!(sent > 10 && last == Some(received) && sent - received < 50, "{summary}");
+            assert!(sent > 10 && last == Some(received) && sent - received < 50, "{summary}, without {missing:?}");
         }
     }
 }
@@ -343,7 +345,7 @@ fn nodes_learn_the_way_to_each_others_pods_and_keep_it() {
 }
 
 /// Whether packets of this size pass, whole, between the stand-ins for pods of two nodes.
-fn passes(cluster: &Cluster, family: &str, size: u32) -> bool {
+pub fn passes(cluster: &Cluster, family: &str, size: u32) -> bool {
     let (from, to, headers) = match family {
         "-4" => ("10.244.1.5", "10.244.2.5", 28),
         _ => ("fd00:10:244:1::5", "fd00:10:244:2::5", 48),

@@ -478,6 +478,7 @@ impl Rows for Routes {
             state.links.get(link).is_some_and(|link| link.up)
                 || state.tunnels.get(link).is_some_and(|tunnel| tunnel.up)
                 || state.overlay_devices.get(link).is_some_and(|device| device.up)
+                || state.wireguard_devices.get(link).is_some_and(|device| device.up)
         };
         if !want.next_hops.iter().all(|hop| stands(&hop.link)) {
             return Some(Errno::NODEV);

@@ -604,6 +604,8 @@ impl Machine {
         differences(&was.tunnels, &is.tunnels, &mut found);
         differences(&was.overlay_devices, &is.overlay_devices, &mut found);
         differences(&was.overlay_entries, &is.overlay_entries, &mut found);
+        differences(&was.wireguard_devices, &is.wireguard_devices, &mut found);
+        differences(&was.wireguard_peers, &is.wireguard_peers, &mut found);
         differences(&was.receive_ports, &is.receive_ports, &mut found);
         differences(&was.source_rules, &is.source_rules, &mut found);
         found

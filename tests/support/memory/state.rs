@@ -20,7 +20,8 @@ use sluice::kernel::rule::{Packets, Place, PolicyRule, RuleKey};
 use sluice::kernel::sysctl::Setting;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{self as overlay, EntryKey, Vxlan};
-use sluice::net::{Family, Protocol};
+use sluice::kernel::wireguard::{Peer, PeerKey, Wireguard};
+use sluice::net::{Family, Protocol, PublicKey};
 
 /// The addresses of the host's own device.
 pub const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -51,6 +52,8 @@ pub struct State {
     pub tunnels: BTreeMap<LinkName, Tunnel>,
     pub overlay_devices: BTreeMap<LinkName, Vxlan>,
     pub overlay_entries: BTreeMap<EntryKey, overlay::Entry>,
+    pub wireguard_devices: BTreeMap<LinkName, Wireguard>,
+    pub wireguard_peers: BTreeMap<PeerKey, Peer>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub policy_rules: BTreeMap<PolicyRule, ()>,
@@ -74,6 +77,8 @@ pub enum Object {
     Tunnel(LinkName),
     OverlayDevice(LinkName),
     OverlayEntry(EntryKey),
+    WireguardDevice(LinkName),
+    WireguardPeer(PeerKey),
     ReceivePort(ReceivePort),
     SourceRule(RuleKey),
     PolicyRule(PolicyRule),
@@ -148,6 +153,11 @@ impl State {
         self.overlay_devices.insert(LinkName("vxlan.calico".into()), calico);
         let node = EntryKey { link: LinkName("vxlan.calico".into()), remote };
         self.overlay_entries.insert(node, overlay::Entry::of(remote));
+        let office = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true };
+        self.wireguard_devices.insert(LinkName("wg0".into()), office);
+        let key = PublicKey::new(&[9; 32]).expect("a key");
+        let peer = Peer { endpoint: None, allowed: [].into(), is_plain: true };
+        self.wireguard_peers.insert(PeerKey { link: LinkName("wg0".into()), key }, peer);
         self.bridges.insert(LinkName("docker0".into()), Bridge { mtu: Some(1400), up: true });
         self.receive_ports.insert(ReceivePort { family: Family::V4, port: 6000 }, ());
         let prefix = |text: &str| text.parse().expect("a prefix");
@@ -198,6 +208,8 @@ impl fmt::Display for Object {
             Object::Tunnel(key) => write!(f, "tunnel {key}"),
             Object::OverlayDevice(key) => write!(f, "device {key}"),
             Object::OverlayEntry(key) => write!(f, "entry {key}"),
+            Object::WireguardDevice(key) => write!(f, "device {key}"),
+            Object::WireguardPeer(key) => write!(f, "peer {key}"),
             Object::ReceivePort(key) => write!(f, "receiving {key}"),
             Object::SourceRule(key) => write!(f, "rule {key}"),
             Object::PolicyRule(key) => write!(f, "rule {key}"),

@@ -16,11 +16,12 @@ use sluice::kernel::route::{Fate, Route, RouteKey, TABLE_MAIN, Taken};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
-use sluice::net::Family;
+use sluice::kernel::wireguard::{Peer, PeerKey, Wireguard};
+use sluice::net::{Family, PublicKey};
 use sluice::reconcile::Optional;
-use sluice::router::apply::{Kernel, PodRoutes, Targets, set_names};
+use sluice::router::apply::{HasKeys, Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
-use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, is_tunnel, is_vxlan};
+use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, is_tunnel, is_vxlan, is_wireguard};
 
 use super::kinds::{Elements, Routes, Rows, RuleRows, Sets, Settings};
 use super::table::RouterTable;
@@ -30,6 +31,8 @@ pub enum Bridges {}
 pub enum Tunnels {}
 pub enum OverlayDevices {}
 pub enum OverlayEntries {}
+pub enum WireguardDevices {}
+pub enum WireguardPeers {}
 pub enum ReceivePorts {}
 pub enum LearnedRoutes {}
 pub enum SourceRules {}
@@ -146,9 +149,77 @@ impl Rows for OverlayEntries {
     }
 }
 
+impl Rows for WireguardDevices {
+    type Key = LinkName;
+    type Value = Wireguard;
+    const NAME: &'static str = "wireguard devices";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<LinkName, Wireguard> {
+        &mut state.wireguard_devices
+    }
+
+    fn object(key: &LinkName) -> Object {
+        Object::WireguardDevice(key.clone())
+    }
+
+    fn is_ours(key: &LinkName, _: &Wireguard) -> bool {
+        is_wireguard(&key.0)
+    }
+
+    fn lose(state: &mut State, key: &LinkName, _: &Wireguard, want: Option<&Wireguard>) {
+        if want.is_none() {
+            state.wireguard_peers.retain(|peer, _| peer.link != *key);
+        }
+        if !want.is_some_and(|want| want.up) {
+            lose_routes(state, key);
+        }
+    }
+}
+
+impl Rows for WireguardPeers {
+    type Key = PeerKey;
+    type Value = Peer;
+    const NAME: &'static str = "wireguard peers";
+
+    fn rows(state: &mut State) -> &mut BTreeMap<PeerKey, Peer> {
+        &mut state.wireguard_peers
+    }
+
+    fn object(key: &PeerKey) -> Object {
+        Object::WireguardPeer(key.clone())
+    }
+
+    fn is_ours(key: &PeerKey, _: &Peer) -> bool {
+        is_wireguard(&key.link.0)
+    }
+
+    fn refusal(state: &State, key: &PeerKey, want: Option<&Peer>) -> Option<Errno> {
+        want.filter(|_| !state.wireguard_devices.contains_key(&key.link)).map(|_| Errno::NODEV)
+    }
+
+    /// A range belongs to the peer of a device that was given it last.
+    fn follow(state: &mut State, key: &PeerKey, want: Option<&Peer>) {
+        let Some(want) = want else { return };
+        let others = state.wireguard_peers.iter_mut().filter(|(other, _)| other.link == key.link && *other != key);
+        for (_, other) in others {
+            other.allowed = other.allowed.iter().filter(|range| !want.allowed.contains(range)).copied().collect();
+        }
+    }
+}
+
+/// Memory makes a public key of nothing: all its devices have the same.
+impl HasKeys for Memory<WireguardDevices> {
+    fn public_key(&self, _: &LinkName) -> Option<PublicKey> {
+        PublicKey::new(&[1; 32])
+    }
+}
+
 /// A device that goes takes its routes along, and of shared ones its part.
 pub fn lose_routes(state: &mut State, link: &LinkName) {
     state.routes.retain(|_, route| {
+        if route.next_hops.is_empty() {
+            return true;
+        }
         let route = Arc::make_mut(route);
         route.next_hops = route.next_hops.iter().filter(|hop| hop.link != *link).cloned().collect();
         !route.next_hops.is_empty()
@@ -260,6 +331,8 @@ impl MemoryKernel {
             tunnels: Memory::new(self),
             overlay_devices: Memory::new(self),
             overlay_entries: Memory::new(self),
+            wireguard_devices: Memory::new(self),
+            wireguard_peers: Memory::new(self),
             routes: Memory::new(self),
             source_rules: Memory::new(self),
         }
@@ -319,6 +392,8 @@ impl Kernel for MemoryKernel {
     type Tunnels = Memory<Tunnels>;
     type OverlayDevices = Memory<OverlayDevices>;
     type OverlayEntries = Memory<OverlayEntries>;
+    type WireguardDevices = Memory<WireguardDevices>;
+    type WireguardPeers = Memory<WireguardPeers>;
     type Routes = Memory<LearnedRoutes>;
     type SourceRules = Memory<SourceRules>;
 

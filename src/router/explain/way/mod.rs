@@ -197,7 +197,7 @@ fn is_first(range: IpNet, address: IpAddr) -> bool {
 
 fn planned<K: Kernel>(plan: &Plan, mirrors: &Mirrors<K>, (key, route): (RouteKey, Arc<Route>)) -> Planned {
     let tunnel = |hop: &NextHop| {
-        let ends = plan.tunnel_of(hop)?;
+        let ends = plan.tunnel_of(key.destination, hop)?;
         Some(Tunnel { ends, is_in_place: mirrors.tunnel_is_in_place(&hop.link, plan.desired(), plan.routes()) })
     };
     let kernel = InKernel {

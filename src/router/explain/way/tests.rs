@@ -33,7 +33,7 @@ fn meant(plan: &Plan, to: &str) -> Way {
         tunnels: route
             .next_hops
             .iter()
-            .map(|hop| plan.tunnel_of(hop).map(|ends| Tunnel { ends, is_in_place: Some(true) }))
+            .map(|hop| plan.tunnel_of(key.destination, hop).map(|ends| Tunnel { ends, is_in_place: Some(true) }))
             .collect(),
         kernel: InKernel {
             route: RouteInKernel::InPlace(route.clone()),

@@ -146,6 +146,7 @@ pub fn encapsulation(kind: Encapsulation) -> &'static str {
         Encapsulation::Ipip => "ipip",
         Encapsulation::Fou(_) => "fou",
         Encapsulation::Vxlan(_) => "vxlan",
+        Encapsulation::Wireguard(_) => "wireguard",
     }
 }
 

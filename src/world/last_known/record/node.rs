@@ -11,7 +11,7 @@ use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
+use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily, PublicKey};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeRecord {
@@ -35,6 +35,9 @@ pub struct NodeRecord {
     /// Each as `key=value:Effect`.
     #[prost(string, repeated, tag = "8")]
     taints: Vec<String>,
+    /// Empty where there is none.
+    #[prost(bytes = "vec", tag = "9")]
+    wireguard_key: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -126,6 +129,7 @@ impl NodeRecord {
             zone,
             labels,
             taints,
+            wireguard_key,
             routing,
         } = node;
         NodeRecord {
@@ -140,6 +144,7 @@ impl NodeRecord {
             zone: zone.as_deref().unwrap_or_default().to_owned(),
             labels: collected.labels(labels),
             taints: taints.iter().map(ToString::to_string).collect(),
+            wireguard_key: wireguard_key.map(|key| key.bytes().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -159,6 +164,7 @@ impl NodeRecord {
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
             labels: lists.labels(self.labels)?,
             taints: self.taints.iter().filter_map(|text| text.parse().ok()).collect(),
+            wireguard_key: PublicKey::new(&self.wireguard_key),
             routing: match self.routing {
                 Some(record) => Some(Box::new(record.routing()?)),
                 None => None,

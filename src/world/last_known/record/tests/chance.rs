@@ -115,6 +115,7 @@ prop_compose! {
         zone in proptest::option::of("[a-c]{1,2}"),
         labels in labels(),
         taints in vec("[a-c]{1,3}(=[a-c]{1,2})?:No(Schedule|Execute)".prop_map(|text| text.parse::<Taint>().expect("a taint")), 0..2),
+        wireguard_key in proptest::option::of(any::<[u8; 32]>().prop_filter_map("none", |key| crate::net::PublicKey::new(&key))),
         routing in proptest::option::of(routing()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
@@ -124,6 +125,7 @@ prop_compose! {
             zone: zone.map(CompactString::from),
             labels,
             taints,
+            wireguard_key,
             routing: routing.map(Box::new),
             ..Node::default()
         }

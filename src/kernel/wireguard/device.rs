@@ -1,0 +1,243 @@
+//! Devices of the type `wireguard`, over netlink.
+
+use std::collections::BTreeMap;
+
+use super::Wireguard;
+use super::wire::{self, FAMILY, Head};
+use crate::kernel::Error;
+use crate::kernel::link::LinkName;
+use crate::kernel::netlink::{Answer, Bus, Fault, GenericSocket, Messages, Socket, flag};
+use crate::net::{PublicKey, Secret};
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The devices of one network namespace that are ours by their names.
+pub struct Devices {
+    links: Socket,
+    wireguard: GenericSocket,
+    is_ours: fn(&str) -> bool,
+    compares_mtu: bool,
+    /// The private keys of the devices that there shall be.
+    keys: BTreeMap<LinkName, Secret>,
+    /// The public keys of devices that have theirs.
+    public_keys: BTreeMap<LinkName, PublicKey>,
+}
+
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+/// Length of `struct ifinfomsg`.
+const HEADER: usize = 16;
+const NAME: u16 = 3;
+const MTU: u16 = 4;
+const LINK_INFO: u16 = 18;
+const INFO_KIND: u16 = 1;
+const KIND: &str = "wireguard";
+const UP: u32 = 0x1;
+
+/// A device as rtnetlink describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Listed {
+    name: LinkName,
+    mtu: Option<u32>,
+    up: bool,
+}
+
+impl Devices {
+    /// Opens sockets in the network namespace of the calling thread. `is_ours` decides by a device's name. `compares_mtu`: whether MTUs are
+    /// ours to set, until a change decides; where they are not, they read as `None`.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
+    pub fn open(is_ours: fn(&str) -> bool, compares_mtu: bool) -> Result<Devices, Error> {
+        Ok(Devices {
+            links: Socket::open(Bus::Route)?,
+            wireguard: GenericSocket::open(FAMILY)?,
+            is_ours,
+            compares_mtu,
+            keys: BTreeMap::new(),
+            public_keys: BTreeMap::new(),
+        })
+    }
+
+    /// Sets the private keys that devices shall have.
+    pub fn set_keys(&mut self, keys: BTreeMap<LinkName, Secret>) {
+        self.keys = keys;
+    }
+
+    /// Returns the public keys of the devices that were seen to have their private ones.
+    pub fn public_keys(&self) -> &BTreeMap<LinkName, PublicKey> {
+        &self.public_keys
+    }
+
+    fn list(&mut self) -> Result<Vec<Listed>, Error> {
+        let is_ours = self.is_ours;
+        let mut message = Messages::new();
+        message.begin(GET_LINK, 0).header(&[0; HEADER]);
+        self.links
+            .dump(&mut message, |answer| listed(answer).filter(|device| is_ours(&device.name.0)))
+            .map_err(|fault| Error::new("list wireguard devices", "", fault.into()))
+    }
+
+    /// The device without its peers; `None` where it has gone.
+    fn head(&mut self, name: &LinkName) -> Result<Option<Head>, Fault> {
+        match self.wireguard.dump(&mut wire::get(name), |answer| wire::piece(answer)?.head) {
+            Ok(heads) => Ok(heads.into_iter().next()),
+            Err(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Reads whether a device has its key, and takes down the public one.
+    fn has_key(&mut self, name: &LinkName, head: &Head) -> bool {
+        let has_key = self.keys.get(name).is_some_and(|key| *key.key() == head.private_key) && head.mark == 0;
+        match head.public_key.filter(|_| has_key) {
+            Some(public) => drop(self.public_keys.insert(name.clone(), public)),
+            None => drop(self.public_keys.remove(name)),
+        }
+        has_key
+    }
+
+    fn perform(&mut self, step: &Step<'_, LinkName, Wireguard>) -> Result<(), Error> {
+        let name = step.key;
+        let (operation, result) = match (step.have, step.want) {
+            (Some(have), Some(want)) => ("change device", self.change(name, have, want)),
+            (None, Some(want)) => ("add device", self.add(name, want)),
+            (Some(_), None) => ("delete device", self.delete(name)),
+            (None, None) => return Ok(()),
+        };
+        result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
+        self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
+        Ok(())
+    }
+
+    /// A device gets its key before it is up, so that it never receives without one.
+    fn add(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
+        self.send(link(name, None, false, flag::CREATE | flag::EXCLUSIVE))?;
+        self.configure(name, want)?;
+        self.send(link(name, want.mtu, want.up, 0))
+    }
+
+    fn change(&mut self, name: &LinkName, have: &Wireguard, want: &Wireguard) -> Result<(), Fault> {
+        if (have.port, have.has_key) != (want.port, want.has_key) {
+            self.configure(name, want)?;
+        }
+        self.send(link(name, want.mtu, want.up, 0))
+    }
+
+    fn configure(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
+        let key = self.keys.get(name).ok_or(Fault::Malformed("this node has no private key yet"))?;
+        let mut message = wire::configure(name, key, want.port);
+        if let Some(refusal) = self.wireguard.batch(&mut message)?.into_iter().next() {
+            return Err(Fault::Refused(refusal));
+        }
+        if let Some(head) = self.head(name)? {
+            self.has_key(name, &head);
+        }
+        Ok(())
+    }
+
+    // ip link delete NAME
+    fn delete(&mut self, name: &LinkName) -> Result<(), Fault> {
+        self.public_keys.remove(name);
+        let mut message = Messages::new();
+        message.begin(DELETE_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
+        match self.send(message) {
+            Err(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => Ok(()),
+            result => result,
+        }
+    }
+
+    fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
+        match self.links.batch(&mut messages)?.into_iter().next() {
+            Some(refusal) => Err(Fault::Refused(refusal)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Target for Devices {
+    type Key = LinkName;
+    type Value = Wireguard;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "wireguard devices"
+    }
+
+    /// A host without such devices is not asked about them, which would load the module.
+    fn read(&mut self) -> Result<BTreeMap<LinkName, Wireguard>, Error> {
+        let mut found = BTreeMap::new();
+        self.public_keys.clear();
+        for Listed { name, mtu, up } in self.list()? {
+            let head = self.head(&name).map_err(|fault| Error::new("read device", name.to_string(), fault.into()))?;
+            let Some(head) = head else { continue };
+            let has_key = self.has_key(&name, &head);
+            let mtu = mtu.filter(|_| self.compares_mtu);
+            found.insert(name, Wireguard { port: head.port, mtu, up, has_key });
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Wireguard>]) -> Vec<Failure<Error>> {
+        let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
+        steps.iter().enumerate().filter_map(failed).collect()
+    }
+}
+
+// ip link add NAME mtu MTU [up] type wireguard
+// ip link set NAME mtu MTU [up]
+fn link(name: &LinkName, mtu: Option<u32>, up: bool, flags: u16) -> Messages {
+    let mut message = Messages::new();
+    let [f0, f1, f2, f3] = if up { UP } else { 0 }.to_ne_bytes();
+    let [c0, c1, c2, c3] = UP.to_ne_bytes();
+    message
+        .begin(NEW_LINK, flags)
+        .header(&[0, 0, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3, c0, c1, c2, c3])
+        .text(NAME, &name.0);
+    if let Some(mtu) = mtu {
+        message.u32(MTU, mtu);
+    }
+    if flags & flag::CREATE != 0 {
+        message.nest(LINK_INFO).text(INFO_KIND, KIND).end();
+    }
+    message
+}
+
+/// The device that an answer describes; `None` for one of another type.
+fn listed(answer: &Answer<'_>) -> Option<Listed> {
+    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+    if family != 0 {
+        return None;
+    }
+    let attributes = answer.attributes(HEADER);
+    if attributes.get(LINK_INFO)?.attributes().get(INFO_KIND)?.text()? != KIND {
+        return None;
+    }
+    Some(Listed {
+        name: LinkName(attributes.get(NAME)?.text()?.into()),
+        mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
+        up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::netlink::answers;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = listed(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
+        }
+    }
+
+    #[test]
+    fn a_device_reads_back_as_it_was_written() {
+        let name = LinkName("sluice-wg0".into());
+        let bytes = link(&name, Some(1420), true, flag::CREATE).bytes().to_vec();
+        let read: Vec<_> = answers(&bytes).filter_map(|answer| listed(&answer)).collect();
+        assert_eq!(read, [Listed { name, mtu: Some(1420), up: true }]);
+    }
+}

@@ -1,0 +1,141 @@
+//! Other nodes on `wireguard` devices, over generic netlink.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::wire::{self, FAMILY, FoundPeer, Wanted};
+use super::{Peer, PeerKey};
+use crate::kernel::Error;
+use crate::kernel::link::{LinkName, Names, no_device};
+use crate::kernel::netlink::{Bus, Fault, GenericSocket, Messages, Socket, failed_steps};
+use crate::reconcile::{Failure, Phase, Step, Target};
+
+/// The peers of some devices of one network namespace.
+pub struct Peers {
+    links: Socket,
+    wireguard: GenericSocket,
+    devices: Vec<LinkName>,
+    /// Endpoints that were set by this process.
+    endpoints: BTreeMap<PeerKey, SocketAddr>,
+}
+
+/// The kernel makes a new handshake after two minutes in which packets were sent (`REKEY_AFTER_TIME`), and gives up the last one after three
+/// (`REJECT_AFTER_TIME`).
+const FRESH: Duration = Duration::from_secs(180);
+
+impl Peers {
+    /// Opens sockets in the network namespace of the calling thread, for these devices.
+    ///
+    /// # Errors
+    /// A socket cannot be opened.
+    pub fn open(devices: impl IntoIterator<Item = LinkName>) -> Result<Peers, Error> {
+        Ok(Peers {
+            links: Socket::open(Bus::Route)?,
+            wireguard: GenericSocket::open(FAMILY)?,
+            devices: devices.into_iter().collect(),
+            endpoints: BTreeMap::new(),
+        })
+    }
+
+    /// The peers of a device; none where it has gone, or is of another type.
+    fn list(&mut self, link: &LinkName) -> Result<Vec<FoundPeer>, Error> {
+        let pieces = self.wireguard.dump(&mut wire::get(link), |answer| Some(wire::piece(answer)?.peers));
+        match pieces {
+            Ok(pieces) => Ok(pieces.into_iter().flatten().collect()),
+            Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::ENODEV | libc::EOPNOTSUPP) => Ok(Vec::new()),
+            Err(fault) => Err(Error::new("list peers", link.to_string(), fault.into())),
+        }
+    }
+
+    /// Returns the endpoint that counts: that which was set, while packets come from another one.
+    fn endpoint(&self, key: &PeerKey, found: &FoundPeer, now: Duration) -> Option<SocketAddr> {
+        let is_used = now.saturating_sub(found.last_handshake) < FRESH;
+        self.endpoints.get(key).copied().filter(|_| is_used).or(found.endpoint)
+    }
+}
+
+impl Target for Peers {
+    type Key = PeerKey;
+    type Value = Peer;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "wireguard peers"
+    }
+
+    fn read(&mut self) -> Result<BTreeMap<PeerKey, Peer>, Error> {
+        let mut names = Names::default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut found: BTreeMap<PeerKey, (FoundPeer, Vec<ipnet::IpNet>)> = BTreeMap::new();
+        for link in self.devices.clone() {
+            // The family is asked only where there is a device: that would load the module.
+            if names.number(&self.links, &link).is_none() {
+                continue;
+            }
+            for peer in self.list(&link)? {
+                let key = PeerKey { link: link.clone(), key: peer.key };
+                let allowed = peer.allowed.clone();
+                found.entry(key).or_insert_with(|| (peer, Vec::new())).1.extend(allowed);
+            }
+        }
+        self.endpoints.retain(|key, _| found.contains_key(key));
+        let peer = |(key, (peer, mut allowed)): (PeerKey, (FoundPeer, Vec<ipnet::IpNet>))| {
+            allowed.sort_unstable();
+            allowed.dedup();
+            let endpoint = self.endpoint(&key, &peer, now);
+            (key, Peer { endpoint, allowed: Arc::from(allowed), is_plain: peer.is_plain })
+        };
+        Ok(found.into_iter().map(peer).collect())
+    }
+
+    fn apply(&mut self, _phase: Phase, steps: &[Step<'_, PeerKey, Peer>]) -> Vec<Failure<Error>> {
+        let (mut messages, mut owners, mut failures) = (Messages::new(), Vec::new(), Vec::new());
+        let mut names = Names::default();
+        for (index, step) in steps.iter().enumerate() {
+            let PeerKey { link, key } = step.key;
+            if names.number(&self.links, link).is_none() {
+                // Peers go with their device.
+                if step.want.is_some() {
+                    let error = no_device(operation(step), step.key.to_string(), link);
+                    failures.push(Failure { step: index, error });
+                }
+                continue;
+            }
+            match step.want {
+                Some(want) => {
+                    let wanted = Wanted { key: *key, endpoint: want.endpoint, allowed: &want.allowed };
+                    let count = wire::set_peer(&mut messages, link, wanted);
+                    owners.extend(std::iter::repeat_n(index, count));
+                    let _ = match want.endpoint {
+                        Some(endpoint) => self.endpoints.insert(step.key.clone(), endpoint),
+                        None => self.endpoints.remove(step.key),
+                    };
+                }
+                None => {
+                    wire::remove_peer(&mut messages, link, *key);
+                    owners.push(index);
+                    self.endpoints.remove(step.key);
+                }
+            }
+        }
+        if messages.is_empty() {
+            return failures;
+        }
+        let refused = self.wireguard.batch(&mut messages);
+        failures.extend(failed_steps(refused, &owners, |index, cause| {
+            let step = steps.get(index).expect("a failure belongs to a step");
+            Error::new(operation(step), step.key.to_string(), cause)
+        }));
+        failures
+    }
+}
+
+fn operation(step: &Step<'_, PeerKey, Peer>) -> &'static str {
+    match (step.have, step.want) {
+        (None, _) => "add peer",
+        (_, None) => "remove peer",
+        _ => "change peer",
+    }
+}

@@ -1,0 +1,57 @@
+//! The public key of this node: from the kernel into the annotation of our own Node.
+
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::{Driver, Kernel};
+use crate::model::{OwnAnnotation, WIREGUARD_KEY_ANNOTATION as KEY_ANNOTATION};
+use crate::net::PublicKey;
+
+/// Time that the annotation has to follow the key before other nodes are said not to know it.
+const UNTOLD: Duration = Duration::from_secs(15);
+
+impl<K: Kernel> Driver<K> {
+    /// Takes over the key that the kernel tells, and has it written where the Node has another one, or where none is used any more.
+    pub(super) fn tell_key(&mut self, now: Instant) {
+        let key = self.mirrors.own_key().filter(|_| self.config.key_file.is_some());
+        if let Some(key) = key.filter(|key| self.told_key != Some(*key)) {
+            info!(%key, "Public key of this node for WireGuard");
+            self.told_key = Some(key);
+        }
+        let changed = self.plan.set_own_key(key);
+        self.mirrors.mark(&changed);
+        // A Node that is not known may have the key already.
+        if self.plan.own().primary.is_none() {
+            return;
+        }
+        let seen = self.plan.key_in_node(&self.plan.own().name);
+        let is_told = key.is_none() || key == seen;
+        self.untold_since = if is_told { None } else { self.untold_since.or(Some(now)) };
+        // Until the kernel has told it, what an earlier run has written is the best that is known.
+        if self.config.key_file.is_some() && key.is_none() {
+            return;
+        }
+        let text = |key: Option<PublicKey>| key.map(|key| key.to_string());
+        let annotation = OwnAnnotation { wanted: text(key), seen: text(seen) };
+        self.context.report.send_if_modified(|report| {
+            let is_other = report.annotations.get(KEY_ANNOTATION).unwrap_or(&OwnAnnotation::default()) != &annotation;
+            if is_other {
+                report.annotations.insert(KEY_ANNOTATION, annotation.clone());
+            }
+            is_other
+        });
+    }
+
+    /// Returns that other nodes do not know our key, where it has been so for a while.
+    pub(super) fn untold_key(&self, now: Instant) -> Option<String> {
+        let since = self.untold_since?;
+        (since + UNTOLD <= now).then(|| {
+            format!(
+                "other nodes send nothing to this one: the annotation {KEY_ANNOTATION} of its Node is not {}; the agent writes it where it \
+                 has the right to patch nodes, and with --manifests whoever writes them",
+                self.mirrors.own_key().map(|key| key.to_string()).unwrap_or_default()
+            )
+        })
+    }
+}

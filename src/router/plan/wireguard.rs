@@ -1,0 +1,230 @@
+//! Other nodes on our device of `wireguard` (`--overlay-encap=wireguard`), and the walls where there is no tunnel.
+//!
+//! Of each node with a public key in its Node object there is one peer. Packets between nodes carry as source or destination a pod, or the node
+//! itself (who asks a pod of another node from a node's own network). So a peer may use:
+//!
+//! - the pod CIDRs of its Node for which routes are accepted ([`Refusal`](super::Refusal));
+//! - the addresses of its Node;
+//! - what routes lead to through the tunnel to it.
+//!
+//! Each of these belongs to one peer, because the kernel gives a range to the last one that is given it: to the node whose address it is, else to
+//! that to which the route leads, else to the first by name that has the pod CIDR. Our own addresses and pod CIDRs belong to none.
+//!
+//! A peer is there whether or not a route leads through its tunnel: that node may send by it where this one does not.
+//!
+//! Packets go to the IPv4 address of the node, where both have one, and otherwise to its IPv6 address: both ends choose the same family.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::Plan;
+use crate::config::Reach;
+use crate::kernel::link::LinkName;
+use crate::kernel::wireguard::{Peer, PeerKey};
+use crate::net::{Family, PublicKey};
+use crate::router::desired::RouterChanges;
+use crate::router::names::WIREGUARD;
+use crate::router::routes::{Place, RouteTableChanges, is_tunnelled};
+
+/// State of the peers, kept up to date at the cost of what changed.
+#[derive(Default, Debug)]
+pub(super) struct Peers {
+    /// The peer of each node that has one.
+    by_node: BTreeMap<CompactString, PeerKey>,
+    /// The key of our own device, once the kernel has told it.
+    own: Option<PublicKey>,
+    /// Nodes whose peers may be others.
+    stale: BTreeSet<CompactString>,
+    /// Pod CIDRs whose walls may be others.
+    stale_walls: BTreeSet<IpNet>,
+}
+
+impl Plan {
+    /// Returns whether packets between nodes are encrypted.
+    pub(super) fn encrypts(&self) -> bool {
+        self.config.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some())
+    }
+
+    /// Returns the public key of a Node.
+    pub fn key_in_node(&self, node: &CompactString) -> Option<PublicKey> {
+        self.known.nodes.get(node)?.wireguard_key
+    }
+
+    /// Sets the public key of our own device, as the kernel tells it.
+    pub fn set_own_key(&mut self, key: Option<PublicKey>) -> RouterChanges {
+        let mut changed = RouterChanges::default();
+        let before = std::mem::replace(&mut self.wireguard.own, key);
+        if before != key {
+            let concerned: Vec<CompactString> =
+                before.iter().chain(&key).flat_map(|key| self.nodes.with_key(key)).cloned().collect();
+            self.wireguard.stale.extend(concerned);
+            self.settle_peers(&mut changed);
+        }
+        changed
+    }
+
+    /// Has the peer of a node looked at again, and those of nodes with which it shares anything. Called before and after a change of the node.
+    pub(super) fn mark_peer(&mut self, node: &CompactString) {
+        if !self.encrypts() {
+            return;
+        }
+        let (ranges, key) = (self.nodes.ranges_of(node), self.nodes.key_of(node));
+        let sharing = ranges.iter().flat_map(|range| self.nodes.with_range(range));
+        let sharing = sharing.chain(self.nodes.addresses_of(node).iter().flat_map(|one| self.nodes.with_address(one)));
+        let sharing = sharing.chain(key.iter().flat_map(|key| self.nodes.with_key(key)));
+        for node in sharing.chain([node]) {
+            self.wireguard.stale_walls.extend(self.nodes.ranges_of(node));
+            self.wireguard.stale.insert(node.clone());
+        }
+    }
+
+    /// Has the walls behind the routes to these pod CIDRs looked at again.
+    pub(super) fn mark_walls(&mut self, ranges: &[IpNet]) {
+        if self.encrypts() {
+            self.wireguard.stale_walls.extend(ranges);
+        }
+    }
+
+    /// Has the peers of nodes with these pod CIDRs looked at again.
+    pub(super) fn mark_peers_with(&mut self, ranges: &[IpNet]) {
+        if self.encrypts() {
+            let nodes = ranges.iter().flat_map(|range| self.nodes.with_range(range));
+            self.wireguard.stale.extend(nodes.cloned());
+        }
+    }
+
+    /// Has the peers with these addresses looked at again.
+    pub(super) fn mark_peers_at<'a>(&mut self, addresses: impl IntoIterator<Item = &'a IpAddr>) {
+        if self.encrypts() {
+            let nodes = addresses.into_iter().flat_map(|address| self.nodes.with_address(address));
+            self.wireguard.stale.extend(nodes.cloned());
+        }
+    }
+
+    /// Has everything looked at again after a change of our own place.
+    pub(super) fn mark_all_peers(&mut self) {
+        if self.encrypts() {
+            let others = self.known.nodes.iter().map(|(name, _)| name.clone());
+            self.wireguard.stale.extend(others.chain(self.wireguard.by_node.keys().cloned()));
+            self.wireguard.stale_walls.extend(self.nodes.ranges());
+        }
+    }
+
+    /// Brings the peers up to date.
+    pub(super) fn settle_peers(&mut self, changed: &mut RouterChanges) {
+        let stale = std::mem::take(&mut self.wireguard.stale);
+        let mut before: BTreeMap<PeerKey, Peer> = BTreeMap::new();
+        for node in &stale {
+            if let Some(key) = self.wireguard.by_node.remove(node)
+                && let Some(peer) = self.desired.wireguard_peers.remove(&key)
+            {
+                before.insert(key, peer);
+            }
+        }
+        let mut keys: BTreeSet<PeerKey> = before.keys().cloned().collect();
+        for node in stale {
+            self.pod_ranges.mark(&node, &self.nodes);
+            let Some((key, peer)) = self.peer(&node) else { continue };
+            keys.insert(key.clone());
+            self.desired.wireguard_peers.insert(key.clone(), peer);
+            self.wireguard.by_node.insert(node, key);
+        }
+        let differs = |key: &PeerKey| before.get(key) != self.desired.wireguard_peers.get(key);
+        changed.wireguard_peers.extend(keys.into_iter().filter(differs));
+    }
+
+    /// Brings the walls up to date.
+    pub(super) fn settle_walls(&mut self, changed: &mut RouteTableChanges) {
+        for range in std::mem::take(&mut self.wireguard.stale_walls) {
+            let is_wanted = self.is_walled(range);
+            self.routes.put_wall(range, is_wanted, changed);
+        }
+    }
+
+    /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.
+    fn is_walled(&self, range: IpNet) -> bool {
+        let family = Family::from(range);
+        let overlay = self.config.overlay.filter(|_| self.encrypts() && self.own.primary.is_some());
+        let (Some(overlay), true) = (overlay, *self.own.families.of(family)) else { return false };
+        if self.pod_ranges.is_refused(&range) {
+            return false;
+        }
+        let place = Place {
+            own: &self.own,
+            config: &self.config,
+            on_link: &self.on_link,
+            node: &|address| self.nodes.other(&self.own.name, address),
+            // Of names of tunnels alone.
+            first_alike: &|_| None,
+        };
+        let is_tunnelled_to = |node: &CompactString| {
+            let both = self.nodes.both_of(node);
+            // An address of the route's family comes first.
+            let of_family = *both.of(family);
+            let next_hop = of_family.or(both.iter().find_map(|(_, address)| *address));
+            overlay.reach == Reach::Full || next_hop.is_some_and(|next_hop| is_tunnelled(family, next_hop, place))
+        };
+        self.nodes.with_range(&range).any(is_tunnelled_to)
+    }
+
+    /// Returns why nothing can be sent through the tunnel by which a pod CIDR of a node is reached; in words that end a sentence.
+    pub(super) fn lacks_peer(&self, node: &CompactString, range: IpNet) -> Option<&'static str> {
+        let is_tunnelled = self.encrypts() && self.routes.tunnel_to(range).is_some();
+        if !is_tunnelled || self.wireguard.by_node.contains_key(node) {
+            return None;
+        }
+        Some(match self.nodes.key_of(node) {
+            None => "its Node has no kube-router.io/wireguard-public-key, without which nothing is sent to it",
+            Some(_) => "its WireGuard key is that of another node, or there is no way to its addresses",
+        })
+    }
+
+    fn peer(&self, node: &CompactString) -> Option<(PeerKey, Peer)> {
+        let encryption = self.config.overlay?.encapsulation.wireguard()?;
+        let key = self.nodes.key_of(node)?;
+        let is_its = self.nodes.with_key(&key).next() == Some(node) && self.wireguard.own != Some(key);
+        if *node == self.own.name || !is_its {
+            return None;
+        }
+        let both = self.nodes.both_of(node);
+        let reached = |family: &Family| {
+            let address = (*both.of(*family)).filter(|address| !self.is_here(address));
+            address.filter(|_| self.own.addresses.of(*family).is_some())
+        };
+        let address = Family::BOTH.iter().find_map(reached)?;
+        let endpoint = Some(SocketAddr::new(address, encryption.port));
+        let allowed = Arc::from_iter(self.allowed(node));
+        Some((PeerKey { link: LinkName(WIREGUARD.into()), key }, Peer { endpoint, allowed, is_plain: true }))
+    }
+
+    fn allowed(&self, node: &CompactString) -> BTreeSet<IpNet> {
+        let addresses = self.nodes.addresses_of(node);
+        let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
+        let pods = self.nodes.ranges_of(node).iter().copied().filter(|range| !self.pod_ranges.is_refused(range));
+        let routed = addresses.iter().flat_map(|address| self.routes.through_tunnel(*address));
+        let is_on = |range: &IpNet| *self.own.families.of(Family::from(*range));
+        hosts.chain(pods).chain(routed).filter(is_on).filter(|range| self.is_owned_by(node, *range)).collect()
+    }
+
+    fn is_owned_by(&self, node: &CompactString, range: IpNet) -> bool {
+        let address = range.addr();
+        if range.prefix_len() == range.max_prefix_len() && (self.nodes.has(address) || self.is_here(&address)) {
+            return !self.is_here(&address) && self.nodes.with_address(&address).next() == Some(node);
+        }
+        match self.routes.tunnel_to(range) {
+            Some(remote) => self.nodes.with_address(&remote).next() == Some(node),
+            None => self.nodes.with_range(&range).next() == Some(node),
+        }
+    }
+
+    fn is_here(&self, address: &IpAddr) -> bool {
+        self.own.all.contains(address) || self.here.contains(address)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Paths to next hops, and the tunnels that some of them lead through.
+
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::Place;
+use crate::config::{Encapsulation, Reach};
+use crate::kernel::link::LinkName;
+use crate::kernel::route::NextHop;
+use crate::kernel::tunnel::Tunnel;
+use crate::kernel::vxlan::gateway;
+use crate::net::Family;
+use crate::router::mtu;
+use crate::router::names::{WIREGUARD, other_tunnel, tunnel, vxlan};
+
+/// Reason for which there is no path to a next hop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum NoWay {
+    /// Its node has no usable address of the route's family.
+    NodeWithoutAddress,
+    /// The kernel cannot send packets of this IPv6 route to an IPv4 address.
+    OtherFamily,
+    /// It is a node on none of our links, and there are no tunnels.
+    NodeWithoutTunnel,
+    /// It is another router, and on none of our links.
+    RouterElsewhere,
+    /// A tunnel leads to it, and this node has no address of its family to begin at.
+    NoOwnAddress,
+}
+
+/// A path to a next hop.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) enum Way {
+    Gateway { link: CompactString, gateway: IpAddr },
+    Tunnel(IpAddr),
+}
+
+/// Returns the next hop of packets through the tunnel to a node.
+pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
+    match place.config.overlay.map(|overlay| overlay.encapsulation) {
+        Some(Encapsulation::Vxlan(_)) => {
+            let gateway = gateway(remote);
+            NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() }
+        }
+        Some(Encapsulation::Wireguard(_)) => {
+            NextHop { link: LinkName(WIREGUARD.into()), gateway: None, on_link: false }
+        }
+        _ => NextHop { link: name(remote, place), gateway: None, on_link: false },
+    }
+}
+
+/// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
+/// or not it has a tunnel: names do not depend on the routes learned so far.
+pub(super) fn name(remote: IpAddr, place: Place<'_>) -> LinkName {
+    let first = (place.first_alike)(remote);
+    if first.is_none_or(|first| first == remote) { tunnel(remote) } else { other_tunnel(remote) }
+}
+
+pub(super) fn remote(way: &Way) -> Option<IpAddr> {
+    match way {
+        Way::Tunnel(remote) => Some(*remote),
+        Way::Gateway { .. } => None,
+    }
+}
+
+/// Returns the paths to a prefix, without duplicates, in the order of the next hops.
+///
+/// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none, but for `vxlan`: the first is used. Those of
+/// `wireguard` are one device, where a range belongs to one node: the first.
+pub(super) fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
+    let mut ways = Vec::with_capacity(next_hops.len());
+    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place).ok()) {
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    if place.encrypts() {
+        let mut is_first = true;
+        ways.retain(|way| remote(way).is_none() || std::mem::take(&mut is_first));
+    }
+    let has_gateway = |remote| through(remote, place).gateway.is_some();
+    if Family::from(prefix) == Family::V6 && ways.iter().filter_map(remote).any(|remote| !has_gateway(remote)) {
+        ways.truncate(1);
+    }
+    ways
+}
+
+/// Returns why a route of this family has no path to a next hop; `None` if it has one.
+pub fn no_way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<NoWay> {
+    way(family, next_hop, place).err()
+}
+
+/// Returns whether packets of a family shall go through a tunnel to a next hop.
+pub fn is_tunnelled(family: Family, next_hop: IpAddr, place: Place<'_>) -> bool {
+    matches!(way(family, next_hop, place), Ok(Way::Tunnel(_)) | Err(NoWay::NoOwnAddress))
+}
+
+fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> {
+    let node = (place.node)(next_hop);
+    // A node's address of the route's family is used, unless it is ours, too.
+    let next_hop = match &node {
+        Some(addresses) if Family::from(next_hop) != family => {
+            let address = addresses.of(family).filter(|address| (place.node)(*address).is_some());
+            address.ok_or(NoWay::NodeWithoutAddress)?
+        }
+        _ => next_hop,
+    };
+    if family == Family::V6 && next_hop.is_ipv4() {
+        return Err(NoWay::OtherFamily);
+    }
+    let on_link = place.on_link.iter().filter(|network| network.prefix.contains(&next_hop));
+    let link = on_link.max_by_key(|network| network.prefix.prefix_len()).map(|network| network.link.clone());
+    let tunnelled = match place.config.overlay.map(|overlay| overlay.reach) {
+        Some(Reach::Full) => node.is_some(),
+        Some(Reach::Subnet) => node.is_some() && link.is_none(),
+        None => false,
+    };
+    let ends = place.own.addresses.of(Family::from(next_hop)).is_some();
+    match (tunnelled, link) {
+        (true, _) if !ends => Err(NoWay::NoOwnAddress),
+        (true, _) => {
+            // A tunnel ends at one address of the node, whichever of its addresses is the next hop.
+            let end = node.and_then(|addresses| *addresses.of(Family::from(next_hop)));
+            let end = end.filter(|address| (place.node)(*address).is_some());
+            Ok(Way::Tunnel(end.unwrap_or(next_hop)))
+        }
+        (false, Some(link)) => Ok(Way::Gateway { link, gateway: next_hop }),
+        (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),
+        (false, None) => Err(NoWay::RouterElsewhere),
+    }
+}
+
+/// Returns the parameters of the tunnel to a node; `None` without tunnels.
+pub(super) fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
+    /// kube-router's TTL of tunnels inside UDP; plain ones inherit the inner packet's.
+    const TTL_OF_UDP: u8 = 225;
+    let overlay = place.config.overlay?;
+    let local = (*place.own.addresses.of(Family::from(remote)))?;
+    let udp_port = overlay.encapsulation.gue_port();
+    let ttl = match overlay.encapsulation {
+        Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => 0,
+        Encapsulation::Fou(_) => TTL_OF_UDP,
+    };
+    let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);
+    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true })
+}
