@@ -311,17 +311,17 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
             );
             assert!(!readable.iter().any(has_pattern), "{source}: what is inside can be read");
 
-            let programmed = "Routes to pods of other nodes programmed";
-            cluster.until_said(1, programmed, 1);
-            cluster.without_losing_a_packet(2, 1, |cluster| {
+            let synced = "First sync of the router finished";
+            cluster.until_said(1, synced, 1);
+            // The emulated guest has its hands full with what it encrypts.
+            cluster.without_losing_one_of([2, 1], "0.2", |cluster| {
                 cluster.kill(1);
                 thread::sleep(Duration::from_millis(300));
                 cluster.start(1);
-                cluster.until_said(1, programmed, 2);
+                cluster.until_said(1, synced, 2);
                 let log = cluster.log(1);
-                let mut syncs = log.lines().filter(|line| line.contains("First sync of the router finished")).skip(1);
+                let mut syncs = log.lines().filter(|line| line.contains(synced)).skip(1);
                 assert!(syncs.all(|line| line.contains("steps=0")), "{source}: {log}");
-                eprintln!("{source}: restarted without a step");
             });
 
             // A peer that somebody removes is back with the next audit.

@@ -223,10 +223,15 @@ impl Cluster {
     }
 
     /// Packets from one node's pod to another's, of both families, all the time while something is done. None is lost.
-    pub fn without_losing_a_packet(&mut self, from: usize, to: usize, what: impl FnOnce(&mut Cluster)) {
+    fn without_losing_a_packet(&mut self, from: usize, to: usize, what: impl FnOnce(&mut Cluster)) {
+        self.without_losing_one_of([from, to], "0.01", what);
+    }
+
+    /// The same with another time between two packets, in seconds.
+    pub fn without_losing_one_of(&mut self, [from, to]: [usize; 2], apart: &str, what: impl FnOnce(&mut Cluster)) {
         let stream = |address: String, source: String| {
             Command::new("ip")
-                .args(["netns", "exec", &self.name(from), "ping", "-i", "0.01", "-W", "2", "-I", &source, &address])
+                .args(["netns", "exec", &self.name(from), "ping", "-i", apart, "-W", "2", "-I", &source, &address])
                 .stdout(Stdio::piped())
                 .spawn()
                 .expect("ping")
