@@ -203,9 +203,10 @@ fn main_routes(plan: &Plan) -> usize {
     plan.routes().routes().iter().filter(|(key, _)| key.table == TABLE_MAIN).count()
 }
 
-/// What a node has learned of its neighbours.
+/// What a node has learned of its neighbours. Routes that refuse are none of that.
 fn learned(plan: &Plan) -> Vec<RouteChange> {
-    let prefixes = plan.routes().routes().iter().filter(|(key, _)| key.table == TABLE_MAIN);
+    let is_learned = |(key, route): &(&RouteKey, &Arc<Route>)| key.table == TABLE_MAIN && !route.next_hops.is_empty();
+    let prefixes = plan.routes().routes().iter().filter(is_learned);
     let learned = prefixes.map(|(key, _)| {
         let next_hops = plan.routes().next_hops_to(key.destination).to_vec();
         let first = next_hops.first().copied().expect("a route has a next hop");
