@@ -234,8 +234,9 @@ fn packets_of_the_largest_size_pass_encrypted_over_either_family() {
 /// The Node of a number, with the key that its agent has said.
 fn node(cluster: &Cluster, number: usize) -> String {
     let log = cluster.log(number);
-    let said = log.lines().filter(|line| line.contains("Public key of this node for WireGuard"));
-    let key = said.last().and_then(|line| line.split("key=").nth(1)).map(|key| key.trim().trim_matches('"').to_owned());
+    let mut said = log.lines().filter(|line| line.contains("Public key of this node for WireGuard"));
+    let key =
+        said.next_back().and_then(|line| line.split("key=").nth(1)).map(|key| key.trim().trim_matches('"').to_owned());
     let annotation = key.map(|key| format!(", annotations: {{kube-router.io/wireguard-public-key: '{key}'}}"));
     format!(
         "apiVersion: v1\nkind: Node\nmetadata: {{name: node-{number}{}}}\n\
@@ -259,27 +260,54 @@ fn peers_of(cluster: &Cluster, number: usize) -> BTreeMap<PeerKey, Peer> {
     in_namespace(Path::new(&namespace), || peers().read().expect("a list")).expect("a namespace")
 }
 
+/// Two nodes whose agents have made their keys, beside a device of somebody else.
+fn started(source: &str) -> Cluster {
+    let mut cluster = Cluster::new(2);
+    let flags = [
+        "--enable-overlay",
+        "--overlay-type=full",
+        "--overlay-encap=wireguard",
+        "--routes-sync-period=2s",
+        "--injected-routes-sync-period=2s",
+    ];
+    for number in 1..=2 {
+        let of_node = flags.into_iter().map(str::to_owned).chain([format!("--node-routes={source}")]);
+        cluster.flags.insert(number, of_node.collect());
+        run(&format!("ip -n {} link add wg0 type wireguard", cluster.name(number)));
+        cluster.start(number);
+    }
+    for number in 1..=2 {
+        cluster.until_said(number, "Public key of this node for WireGuard", 1);
+    }
+    cluster
+}
+
+/// A peer and the device that somebody deletes come back; meanwhile nothing leaves by another way.
+fn repairs_what_others_take(cluster: &Cluster) {
+    let name = cluster.name(1);
+    // A peer that somebody removes is back with the next audit.
+    let there = peers_of(cluster, 1);
+    assert_eq!(there.len(), 1, "{there:?}");
+    let namespace = format!("/run/netns/{name}");
+    in_namespace(Path::new(&namespace), || {
+        let mut peers = peers();
+        for (key, peer) in &there {
+            step(&mut peers, key, Some(peer), None);
+        }
+    })
+    .expect("a namespace");
+    until("the peer", cluster, || peers_of(cluster, 1) == there);
+    until("pods", cluster, || passes(cluster, "-4", 1420) && passes(cluster, "-6", 1420));
+    // So is the device; meanwhile nothing leaves by another way.
+    run(&format!("ip -n {name} link delete {LINK}"));
+    until("the device", cluster, || passes(cluster, "-4", 1420) && passes(cluster, "-6", 1420));
+}
+
 #[test]
 fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device_and_a_cleanup_do_what_they_should() {
     for source in ["bgp", "api"] {
         in_new(|| {
-            let mut cluster = Cluster::new(2);
-            let flags = [
-                "--enable-overlay",
-                "--overlay-type=full",
-                "--overlay-encap=wireguard",
-                "--routes-sync-period=2s",
-                "--injected-routes-sync-period=2s",
-            ];
-            for number in 1..=2 {
-                let of_node = flags.into_iter().map(str::to_owned).chain([format!("--node-routes={source}")]);
-                cluster.flags.insert(number, of_node.collect());
-                run(&format!("ip -n {} link add wg0 type wireguard", cluster.name(number)));
-                cluster.start(number);
-            }
-            for number in 1..=2 {
-                cluster.until_said(number, "Public key of this node for WireGuard", 1);
-            }
+            let mut cluster = started(source);
             let name = cluster.name(1);
             // Before the keys are known nothing leaves, by no other way either.
             let get = |address: &str| attempt(&format!("ip -n {name} route get {address}"));
@@ -324,22 +352,7 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
                 assert!(syncs.all(|line| line.contains("steps=0")), "{source}: {log}");
             });
 
-            // A peer that somebody removes is back with the next audit.
-            let there = peers_of(&cluster, 1);
-            assert_eq!(there.len(), 1, "{there:?}");
-            let namespace = format!("/run/netns/{name}");
-            in_namespace(Path::new(&namespace), || {
-                let mut peers = peers();
-                for (key, peer) in &there {
-                    step(&mut peers, key, Some(peer), None);
-                }
-            })
-            .expect("a namespace");
-            until("the peer", &cluster, || peers_of(&cluster, 1) == there);
-            until("pods", &cluster, || passes(&cluster, "-4", 1420) && passes(&cluster, "-6", 1420));
-            // So is the device; meanwhile nothing leaves by another way.
-            run(&format!("ip -n {name} link delete {LINK}"));
-            until("the device", &cluster, || passes(&cluster, "-4", 1420) && passes(&cluster, "-6", 1420));
+            repairs_what_others_take(&cluster);
 
             cluster.terminate(1);
             // Without the agent and its device packets are refused, not sent in the clear.

@@ -679,6 +679,18 @@ fn one<K: Ord + Clone, V>(of: &BTreeMap<K, V>, foreign: &BTreeMap<K, V>, random:
     random.pick_from(of.keys().filter(|key| !foreign.contains_key(key)).cloned())
 }
 
+/// Changes a tunnel, or sets it down.
+fn change_tunnel(state: &mut State, foreign: &State, random: &mut Random) -> Option<String> {
+    let key = one(&state.tunnels, &foreign.tunnels, random)?;
+    let tunnel = state.tunnels.get_mut(&key)?;
+    tunnel.ttl = 7;
+    tunnel.up = random.chance(50);
+    if !tunnel.up {
+        lose_routes(state, &key);
+    }
+    Some(format!("changes the tunnel {key}"))
+}
+
 /// Deletes a device of `wireguard`, or takes its key, or sets it down.
 fn hurt_wireguard(state: &mut State, key: &LinkName, random: &mut Random) -> Option<String> {
     match random.below(3) {
@@ -753,14 +765,7 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
             if let Some(key) = one(&state.wireguard_peers, &foreign.wireguard_peers, random) {
                 return hurt_peer(state, &key, random);
             }
-            let key = one(&state.tunnels, &foreign.tunnels, random)?;
-            let tunnel = state.tunnels.get_mut(&key)?;
-            tunnel.ttl = 7;
-            tunnel.up = random.chance(50);
-            if !tunnel.up {
-                lose_routes(state, &key);
-            }
-            Some(format!("changes the tunnel {key}"))
+            change_tunnel(state, foreign, random)
         }
         4 => {
             if let Some(key) = one(&state.elements, &foreign.elements, random) {

@@ -343,6 +343,8 @@ impl Round {
             | Object::Tunnel(_)
             | Object::OverlayDevice(_)
             | Object::OverlayEntry(_)
+            | Object::WireguardDevice(_)
+            | Object::WireguardPeer(_)
             | Object::ReceivePort(_)
             | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")
@@ -393,6 +395,8 @@ impl Round {
             | Object::Tunnel(_)
             | Object::OverlayDevice(_)
             | Object::OverlayEntry(_)
+            | Object::WireguardDevice(_)
+            | Object::WireguardPeer(_)
             | Object::ReceivePort(_)
             | Object::SourceRule(_) => {
                 unreachable!("the service proxy has none of these")

@@ -156,7 +156,7 @@ mod tests {
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!unfinished(&path).exists());
-        assert_eq!(remove_key(&path).expect("it goes"), [path.clone()]);
+        assert_eq!(remove_key(&path).expect("it goes"), std::slice::from_ref(&path));
         assert_ne!(key_of(&path).expect("another one"), made);
     }
 
