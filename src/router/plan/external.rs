@@ -43,7 +43,7 @@ impl Plan {
             let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
             let password = if from_file { read } else { &peer.password };
             let password = self.file_passwords.known(password);
-            match external_peers::peering(peer, &password, &self.own, &self.config, local) {
+            match external_peers::peering(peer, password, &self.own, &self.config, local) {
                 Ok(_) if !*self.families.of(Family::from(peer.address)) => {
                     let text = format!("{} is off; there is no session", Family::from(peer.address));
                     self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
