@@ -211,11 +211,7 @@ impl Plan {
         let (same, parts_stay) = (node.is_none(), node.as_ref().is_none_or(|node| self.parts_stay(node)));
         let moved = self.others.update([&older, world], [&self.node, node.as_ref().unwrap_or(&self.node)]);
         let parts_stay = !self.others.note_known(world) && parts_stay;
-        let mut cidrs = world.cluster.service_cidrs.changes_since(&older.cluster.service_cidrs);
-        let ranges_move = cidrs.next().is_some() && {
-            let ranges = self.flags.in_cluster(world.cluster.service_ranges());
-            ProxyConfig::follow(&mut self.config, ranges)
-        };
+        let ranges_move = self.follow_service_cidrs(&older, world);
         if let Some(node) = node {
             self.node = node;
         }
@@ -272,6 +268,16 @@ impl Plan {
         self.follow_restrictions(&mut changed);
         self.resize_sets(&mut changed);
         changed
+    }
+
+    /// Takes the ranges of cluster IPs that a newer World names; returns whether they are others.
+    fn follow_service_cidrs(&mut self, older: &World, newer: &World) -> bool {
+        let (before, after) = (&older.cluster.service_cidrs, &newer.cluster.service_cidrs);
+        if after.changes_since(before).next().is_none() {
+            return false;
+        }
+        let ranges = self.flags.in_cluster(newer.cluster.service_ranges());
+        ProxyConfig::follow(&mut self.config, ranges)
     }
 
     /// Removes destinations whose drain period is over, and closes virtual services whose wait is over.
