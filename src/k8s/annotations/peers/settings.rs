@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::net::{Distance, PerFamily, go};
 
-/// What is written about a peer besides its address and its AS number.
+/// Settings of a peer besides its address and its AS number.
 #[derive(Default)]
 pub(super) struct Settings {
     pub password_file: Option<CompactString>,
