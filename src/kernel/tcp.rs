@@ -92,11 +92,8 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
 pub fn adopt(socket: impl AsFd, from: IpAddr, hops: Hops, key: Option<&[u8]>) -> Result<(), Error> {
     let nodelay = sockopt::set_tcp_nodelay(&socket, true).and_then(|()| set(&socket, from, hops));
     nodelay.map_err(|errno| Error::errno("accept a connection from", from.to_string(), errno))?;
-    match key {
-        // The connection may be older than the key of the socket that listened.
-        Some(_) => set_key(socket, from.into(), key),
-        None => Ok(()),
-    }
+    // The connection may be older than the key of the socket that listened, or have one that is gone by now.
+    set_key(socket, from.into(), key)
 }
 
 /// A socket is reported as readable from so many received bytes on (`SO_RCVLOWAT`, socket(7)), and at the end of the stream
@@ -140,8 +137,8 @@ pub fn set_key(socket: impl AsFd, of: IpNet, key: Option<&[u8]>) -> Result<(), E
     let option = signature(of, key.unwrap_or_default());
     let name = if of.prefix_len() == of.max_prefix_len() { libc::TCP_MD5SIG } else { libc::TCP_MD5SIG_EXT };
     match set_raw(&socket, libc::IPPROTO_TCP, name, &option) {
-        // There was none to take away.
-        Err(Errno::NOENT) if key.is_none() => Ok(()),
+        // There was none to take away; a kernel without TCP MD5 never has one.
+        Err(Errno::NOENT | Errno::NOPROTOOPT) if key.is_none() => Ok(()),
         result => result.map_err(|errno| Error::errno("set the password of", of.to_string(), errno)),
     }
 }

@@ -141,8 +141,19 @@ pub struct FileFacts {
     pub preferred_cni_file: Option<PathBuf>,
     /// There is a socket at `--runtime-endpoint`.
     pub has_runtime_socket: bool,
-    /// `--peer-router-passwords-file` can be read, or why not.
-    pub passwords: Option<Result<(), String>>,
+    /// What has passwords of BGP and cannot be read, with the reason.
+    pub unread_passwords: Vec<(Passwords, String)>,
+}
+
+/// Passwords of BGP sessions outside of flags and annotations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passwords {
+    /// `--peer-router-passwords-file`.
+    Peers,
+    /// `--peer-router-passwords-dir`.
+    PeersInDirectory,
+    /// `--bgp-mesh-password-file`.
+    Nodes,
 }
 
 /// A directory that is to be written.

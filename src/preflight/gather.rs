@@ -6,17 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use compact_str::CompactString;
 use rustix::fs::{Access as Mode, access};
 
 use super::facts::{
     ApiFacts, AskedRight, ClusterFacts, Directory, Facts, FileFacts, FoundRoute, FoundSetting, KernelFacts,
-    NetworkFacts, PacketFilterFacts, ProcessFacts, Purpose, Transport, Trial,
+    NetworkFacts, PacketFilterFacts, Passwords, ProcessFacts, Purpose, Transport, Trial,
 };
 use super::judge::{addresses, cluster, modules, packet_filter, settings};
-use crate::config::{Config, Source, Variant};
+use crate::config::{Config, RouterConfig, Source, Variant};
 use crate::container_runtime;
 use crate::k8s::access::{self as api, Allowed, Questions};
 use crate::k8s::client::{Access, client};
@@ -226,7 +226,6 @@ fn files(config: &Config) -> FileFacts {
         Err(error) => Some(Err(error.to_string())),
     };
     let is_socket = |path: &Path| fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    let passwords = config.router.as_ref().and_then(|router| router.passwords_file.as_deref());
     FileFacts {
         directories: directories.into_iter().filter_map(of).collect(),
         cni_text: cni_file.and_then(text),
@@ -234,8 +233,19 @@ fn files(config: &Config) -> FileFacts {
         has_runtime_socket: container_runtime::sockets(config.runtime_endpoint.as_ref())
             .iter()
             .any(|path| is_socket(path)),
-        passwords: passwords.map(|path| fs::read(path).map(drop).map_err(|error| error.to_string())),
+        unread_passwords: config.router.as_ref().map(unread_passwords).unwrap_or_default(),
     }
+}
+
+fn unread_passwords(config: &RouterConfig) -> Vec<(Passwords, String)> {
+    let file = |path: &PathBuf| fs::read(path).map(drop).err();
+    let directory = |path: &PathBuf| fs::read_dir(path).map(drop).err();
+    let errors = [
+        (Passwords::Peers, config.passwords_file.as_ref().and_then(file)),
+        (Passwords::PeersInDirectory, config.passwords_dir.as_ref().and_then(directory)),
+        (Passwords::Nodes, config.mesh_password_file.as_ref().and_then(file)),
+    ];
+    errors.into_iter().filter_map(|(which, error)| Some((which, error?.to_string()))).collect()
 }
 
 /// Returns why a directory cannot be written, or made where it does not exist.

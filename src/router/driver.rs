@@ -166,6 +166,7 @@ impl<K: Kernel> Driver<K> {
                 self.sessions.listen(self.plan.desired()).await;
             }
         }
+        self.sessions.note_lack_of_password(self.plan.lacks_password());
         if !changed.peers.is_empty() {
             self.told.forget(&changed.peers);
             self.context.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());

@@ -5,7 +5,8 @@
 //!
 //! A file has what `password` has: base64 of up to 80 bytes, with white space around it ignored. As long as the file of the
 //! nodes is empty their sessions have no password, so that one can be brought to a running cluster: the flag first, with an
-//! empty file everywhere, and then the password. An empty file of a peer is a mistake. `read` reads them.
+//! empty file everywhere, and then the password. A password that was there is given up when the file is empty twice in a row.
+//! An empty file of a peer is a mistake. `read` reads them.
 
 pub mod read;
 
@@ -46,6 +47,13 @@ pub fn names(peers: &[ExternalPeer]) -> BTreeSet<CompactString> {
         Password::None | Password::Key(_) | Password::Unknown => None,
     };
     peers.iter().filter_map(name).collect()
+}
+
+/// Returns the names of the files to read before a World counts that names these, while peers are as before; `None` where it
+/// names no other ones. Those of before stay among them: until then their peers need their passwords.
+pub fn names_meanwhile(before: &[ExternalPeer], named: BTreeSet<CompactString>) -> Option<BTreeSet<CompactString>> {
+    let before = names(before);
+    (!named.is_subset(&before)).then(|| before.into_iter().chain(named).collect())
 }
 
 /// Reads the text of a file. `empty`: what an empty one means.

@@ -54,6 +54,8 @@ pub struct Sessions {
     patience: Duration,
     /// Families in which End-of-RIB of a neighbour is awaited.
     awaited: BTreeMap<IpAddr, PerFamily<bool>>,
+    /// Nodes are no neighbours yet for want of a password: what they have is awaited, too.
+    lacks_password: bool,
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
@@ -90,6 +92,7 @@ impl Sessions {
             pulse,
             patience: seconds.unwrap_or(USUAL_RESTART),
             awaited: BTreeMap::new(),
+            lacks_password: false,
             up: BTreeMap::new(),
             complete: false,
             until: None,
@@ -152,7 +155,7 @@ impl Sessions {
     /// Returns when something is due: a try to start a desired speaker, or the end of waiting for neighbours.
     pub fn deadline(&self, desired: &Desired) -> Option<Instant> {
         let retry = self.retry_at.filter(|_| desired.speaker.is_some() && self.running.is_none());
-        let end = self.until.filter(|_| !self.awaited.is_empty());
+        let end = self.until.filter(|_| self.lacks_password || !self.awaited.is_empty());
         retry.into_iter().chain(end).min()
     }
 
@@ -196,16 +199,29 @@ impl Sessions {
         }
     }
 
+    /// Records whether nodes are no neighbours for want of a password; those that the orders before have added are awaited.
+    pub fn note_lack_of_password(&mut self, lacks_password: bool) {
+        self.lacks_password = lacks_password;
+    }
+
     /// Passes orders to the speaker. If it has ended, its successor gets all of them.
     pub async fn order(&mut self, orders: Vec<Order>) {
-        for order in &orders {
-            if let Order::Remove(peer, _) = order {
-                self.awaited.remove(peer);
-            }
-        }
+        self.follow(&orders);
         if let (Some(running), false) = (&self.running, orders.is_empty()) {
             // An ended speaker is reported by its events.
             let _ = running.handle.order(orders).await;
+        }
+    }
+
+    fn follow(&mut self, orders: &[Order]) {
+        for order in orders {
+            match order {
+                Order::Remove(peer, _) => drop(self.awaited.remove(peer)),
+                Order::Want(wanted) if self.lacks_password && !self.up.contains_key(&wanted.address) => {
+                    self.awaited.insert(wanted.address, PerFamily { v4: true, v6: true });
+                }
+                _ => {}
+            }
         }
     }
 
@@ -277,10 +293,15 @@ impl Sessions {
     /// Returns whether learned routes are complete, so that others may be deleted. False without a speaker.
     pub fn have_said_all(&mut self, now: Instant, desired: &Desired) -> bool {
         self.awaited.retain(|peer, _| desired.peers.contains_key(peer));
+        self.nobody_is_awaited(now) && self.is_running() && self.complete
+    }
+
+    fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         if self.patience_is_over(now) {
             self.awaited.clear();
+            self.lacks_password = false;
         }
-        self.is_running() && self.complete && self.awaited.is_empty()
+        self.awaited.is_empty() && !self.lacks_password
     }
 
     /// Returns whether the wait for neighbours is over.
@@ -357,4 +378,50 @@ async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> 
     let number = *number;
     writing.pop_front();
     number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bgp::speaker::WantedNeighbour;
+    use crate::observe::health::Health;
+    use crate::router::given::{config, three_nodes};
+    use crate::router::plan::Plan;
+
+    /// What the nodes are wanted as.
+    fn nodes() -> Vec<WantedNeighbour> {
+        let mut plan = Plan::new(std::sync::Arc::new(config(&["--enable-ipv6"])), PerFamily { v4: true, v6: true });
+        plan.update(&three_nodes());
+        plan.desired().peers.values().cloned().collect()
+    }
+
+    #[test]
+    fn nodes_whose_password_comes_late_are_awaited_as_others_and_not_for_ever() {
+        let now = Instant::now();
+        let mut sessions = Sessions::new(
+            &config(&[]),
+            Health::default().register("speaker", USUAL_RESTART, now),
+            watch::channel(None).0,
+        );
+        sessions.until = Some(now + USUAL_RESTART);
+        assert!(sessions.nobody_is_awaited(now), "it has no neighbours");
+        sessions.note_lack_of_password(true);
+        assert!(!sessions.nobody_is_awaited(now));
+        let orders: Vec<Order> = nodes().into_iter().map(|node| Order::Want(Box::new(node))).collect();
+        sessions.follow(&orders);
+        sessions.note_lack_of_password(false);
+        assert!(!sessions.nobody_is_awaited(now), "they have said nothing");
+        for node in nodes() {
+            for family in Family::BOTH {
+                assert!(!sessions.nobody_is_awaited(now));
+                sessions.note(&Event::Fact(node.address, Fact::Complete(family)));
+            }
+        }
+        assert!(sessions.nobody_is_awaited(now));
+        // One that changes later is not awaited once more.
+        sessions.follow(&orders);
+        assert!(sessions.nobody_is_awaited(now));
+        sessions.note_lack_of_password(true);
+        assert!(sessions.nobody_is_awaited(now + USUAL_RESTART), "a password that never comes");
+    }
 }

@@ -11,7 +11,7 @@ use sluice::bgp::speaker::Order;
 use sluice::net::Family;
 
 use crate::agent::{Agent, put};
-use crate::cell::{Cell, Daemon, Hops};
+use crate::cell::{Cell, Daemon, Dials, Hops};
 use crate::ground::{Host, Topology, eventually, with_hosts};
 use crate::ours::{Ours, plain, received, wanted};
 
@@ -216,11 +216,29 @@ fn a_password_comes_from_the_file_that_is_named_and_from_no_other_place() {
         // One end after the other, and the session stays.
         std::fs::write(passwords.join("router"), "c2lsZW50").expect("a file");
         std::thread::sleep(Duration::from_secs(7));
-        ours.want(wanted(&with("silent"), &hosts[1], &hosts[0]));
-        ours.order(routes(&hosts[1], Family::V4, 1));
         let accepted = || answer(&hosts[0])["neighbours"][0]["accepted"]["ipv4"].as_u64();
+        ours.order(routes(&hosts[1], Family::V4, 1));
+        std::thread::sleep(Duration::from_secs(2));
+        assert_ne!(accepted(), Some(1), "what is said with the old password");
+        ours.want(wanted(&with("silent"), &hosts[1], &hosts[0]));
         eventually("what is said with the new password", &Some(1), accepted);
         assert_eq!(neighbour(&hosts[0]), ("Established".to_owned(), 0));
+        // From another file, and then from the annotation itself.
+        std::fs::write(passwords.join("other"), "aHVzaA==").expect("a file");
+        for (count, settings, password) in [
+            (2, "passwordfile: other", "hush"),
+            (3, "password: c2lsZW50", "silent"),
+            (4, "passwordfile: other", "hush"),
+        ] {
+            put_peer(&hosts[0], hosts[1].address(over), settings);
+            std::thread::sleep(Duration::from_secs(2));
+            ours.order(routes(&hosts[1], Family::V4, count));
+            std::thread::sleep(Duration::from_secs(1));
+            assert_ne!(accepted(), Some(count.into()), "with the password of before: {settings}");
+            ours.want(wanted(&with(password), &hosts[1], &hosts[0]));
+            eventually(settings, &Some(count.into()), accepted);
+            assert_eq!(neighbour(&hosts[0]), ("Established".to_owned(), 0), "{settings}");
+        }
         // A file elsewhere is not read, and no session is made without it.
         put_peer(&hosts[0], hosts[1].address(over), "passwordfile: ../passwords/router");
         eventually("no neighbour", &Some(0), || answer(&hosts[0])["neighbours"].as_array().map(Vec::len));
@@ -243,11 +261,22 @@ fn nodes_take_a_new_password_one_after_the_other_and_keep_their_session() {
         let both = || [neighbour(&hosts[0]), neighbour(&hosts[1])];
         let up = ("Established".to_owned(), 0);
         eventually("a session without a password", &[up.clone(), up.clone()], both);
-        for password in ["aHVzaA==", "c2lsZW50", ""] {
-            for host in &hosts[..2] {
-                std::fs::write(host.file("password"), password).expect("a file");
-                std::thread::sleep(Duration::from_secs(7));
-            }
+        for (number, password) in ["aHVzaA==", "c2lsZW50", ""].into_iter().enumerate() {
+            std::fs::write(hosts[0].file("password"), password).expect("a file");
+            // An empty file counts when it is so twice.
+            std::thread::sleep(Duration::from_secs(if password.is_empty() { 12 } else { 7 }));
+            // What one says with it the other does not hear, before it has it, too.
+            let range = format!("10.245.{number}.0/24");
+            let has_route = || {
+                hosts[1]
+                    .ask(&["ip", "-4", "route", "show", &range])
+                    .is_some_and(|found| found.contains("via 192.0.2.1"))
+            };
+            hosts[..2].iter().for_each(|host| put_node(host, 1, &[("pod-cidrs", &range)]));
+            std::thread::sleep(Duration::from_secs(2));
+            assert!(!has_route(), "only one has {password:?}");
+            std::fs::write(hosts[1].file("password"), password).expect("a file");
+            eventually("what it has said", &true, has_route);
             assert_eq!(both(), [up.clone(), up.clone()], "with {password:?}");
         }
         std::fs::write(hosts[0].file("password"), "aHVzaA==").expect("a file");
@@ -263,6 +292,34 @@ fn nodes_take_a_new_password_one_after_the_other_and_keep_their_session() {
         std::fs::write(hosts[1].file("password"), "aHVzaA==").expect("a file");
         eventually("a session", &"Established".to_owned(), || neighbour(&hosts[0]).0);
         drop(other);
+    });
+}
+
+#[test]
+fn a_connection_whose_dial_is_older_than_the_password_is_none_without_it() {
+    over_both(|hosts, over| {
+        let with = |password: Option<&'static str>, dials| Cell {
+            passwords: [password; 2],
+            over,
+            dials,
+            ..Cell::inside(Daemon::Bird)
+        };
+        let ours = |password| wanted(&with(password, Dials::We), &hosts[0], &hosts[1]);
+        let theirs = |password| wanted(&with(password, Dials::They), &hosts[1], &hosts[0]);
+        let (dialling, dialled) = (Ours::start(&hosts[0], 65001, false), Ours::start(&hosts[1], 65001, false));
+        let dropped = hosts[1].counter("TCPMD5NotFound");
+        dialled.want(theirs(Some("hush")));
+        dialling.want(ours(None));
+        eventually("a dial that nobody hears", &true, || hosts[1].counter("TCPMD5NotFound") > dropped);
+        dialling.want(ours(Some("hush")));
+        assert_ne!(dialling.state(hosts[1].address(over)), State::Established);
+        dialled.want(theirs(None));
+        for _ in 0..80 {
+            assert_ne!(dialling.state(hosts[1].address(over)), State::Established, "without the password");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        dialled.want(theirs(Some("hush")));
+        dialling.is_up(hosts[1].address(over));
     });
 }
 

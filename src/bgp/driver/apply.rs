@@ -143,13 +143,14 @@ impl Links {
         link
     }
 
-    /// Sets the key of all connections with a neighbour: those that stand go on with it, as soon as both ends have it. Returns those
-    /// that do not take it.
-    pub fn set_key(&self, address: IpAddr, key: Option<&[u8]>) -> Vec<LinkId> {
-        let of = self.links.iter().filter(|(_, link)| link.address == address);
-        of.filter(|(_, link)| tcp::set_key(&*link.stream, address.into(), key).is_err())
-            .map(|(link, _)| *link)
-            .collect()
+    /// Sets the key of all connections with a neighbour: those that stand go on with it, as soon as both ends have it. Those that are
+    /// closing keep theirs, so that the last message is heard. Returns those that do not take it, and why.
+    pub fn set_key(&self, address: IpAddr, key: Option<&[u8]>) -> Vec<(LinkId, Error)> {
+        let standing = self.links.iter().filter(|(_, link)| link.address == address && link.closing.is_none());
+        let refusal = |(link, one): (&LinkId, &Link)| {
+            tcp::set_key(&*one.stream, address.into(), key).err().map(|error| (*link, error))
+        };
+        standing.filter_map(refusal).collect()
     }
 
     /// Number of connections with a neighbour, including those that are closing.
@@ -334,4 +335,25 @@ fn until_writable(waits: &Waits, link: LinkId, stream: Arc<TcpStream>) -> Wait {
 /// Converts to the kernel's options.
 pub(super) fn hops(time_to_live: TimeToLive) -> Hops {
     Hops { sent: time_to_live.sent(), least: time_to_live.least() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_closing_keeps_its_key() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (mut links, waits) = (Links::default(), Waits::new());
+        // No connection takes the key of a neighbour of another family.
+        let neighbour: IpAddr = "2001:db8::1".parse().expect("an address");
+        let link = links.add(&waits, neighbour, stream);
+        let refusing = |links: &Links| {
+            links.set_key(neighbour, Some(b"key")).into_iter().map(|(link, _)| link).collect::<Vec<_>>()
+        };
+        assert_eq!(refusing(&links), [link]);
+        links.close(link, Instant::now());
+        assert_eq!(refusing(&links), []);
+    }
 }

@@ -16,6 +16,7 @@ mod keys;
 mod liveness;
 mod news;
 mod outbox;
+mod passwords;
 mod rest;
 mod serve;
 
@@ -34,7 +35,7 @@ use tracing::error;
 use super::message::SHORTEST;
 use super::rib::Rules;
 use super::session::{LinkId, Moment};
-use super::speaker::{Fact, Input, Neighbour, Order, Output, Restarting, Speaker};
+use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
 use crate::kernel::{Error, tcp};
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
@@ -313,9 +314,12 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Orders(orders) => {
+                let may_change = orders.iter().any(|order| matches!(order, Order::Want(_) | Order::Remove(..)));
                 let outputs = self.speaker.orders(self.moment(), orders);
                 self.carry_out(outputs);
-                self.set_passwords();
+                if may_change {
+                    self.set_passwords();
+                }
                 self.set_liveness();
             }
             Command::Listen(on) => {
@@ -397,6 +401,7 @@ impl Driver {
 
     fn dialled(&mut self, address: IpAddr, result: Result<TcpStream, Error>) {
         self.links.end_dial(address);
+        let result = result.and_then(|stream| self.with_present_key(address, stream));
         match result {
             Ok(stream) => {
                 let link = self.links.add(&self.waits, address, stream);
@@ -479,19 +484,5 @@ impl Driver {
                 Output::Complete => self.news.complete(),
             }
         }
-    }
-
-    /// Installs the passwords of the configured neighbours on the listening sockets.
-    fn set_passwords(&mut self) {
-        let password =
-            |(address, neighbour): (IpAddr, &Neighbour)| (address, neighbour.wanted().transport.password.clone());
-        let passwords = self.speaker.neighbours().map(password).collect();
-        for (address, password) in self.listeners.set_passwords(passwords, &mut self.news) {
-            for link in self.links.set_key(address, password.as_ref().map(|password| password.key())) {
-                self.step(Input::Closed(link));
-                self.links.close(link, Instant::now());
-            }
-        }
-        self.undialled.retain(|address| self.speaker.neighbour(*address).is_some());
     }
 }

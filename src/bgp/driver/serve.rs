@@ -28,6 +28,8 @@ pub(super) struct Listeners {
     passwords: Passwords,
     /// Neighbours whose password some socket has not accepted.
     refused: BTreeSet<IpAddr>,
+    /// Time to try their passwords again.
+    keying: Backoff,
 }
 
 #[derive(Debug, Default)]
@@ -52,12 +54,12 @@ impl Listeners {
     }
 
     /// Sets all neighbours, with their passwords; returns those that had another one before.
-    pub fn set_passwords(&mut self, passwords: Passwords, news: &mut News) -> Passwords {
+    pub fn set_passwords(&mut self, passwords: Passwords, at: Moment, news: &mut News) -> Passwords {
         if self.passwords == passwords {
             return Passwords::new();
         }
         let before = std::mem::replace(&mut self.passwords, passwords);
-        self.key_all(news);
+        self.key_all(at, news);
         let differs =
             |(address, now): &(&IpAddr, &Option<Password>)| before.get(address).is_some_and(|old| old != *now);
         self.passwords.iter().filter(differs).map(|(address, now)| (*address, now.clone())).collect()
@@ -71,7 +73,7 @@ impl Listeners {
 
     /// Time of the next retry.
     pub fn deadline(&self) -> Option<Instant> {
-        self.all.values().filter_map(|listener| listener.backoff.retry_at()).min()
+        self.all.values().filter_map(|listener| listener.backoff.retry_at()).chain(self.keying.retry_at()).min()
     }
 
     /// Opens sockets that are not open, and accepts connections.
@@ -94,8 +96,8 @@ impl Listeners {
                 Err(error) => listener.failed(*address, error, at, news),
             }
         }
-        if opened {
-            self.key_all(news);
+        if opened || self.keying.retry_at().is_some_and(|retry| retry <= at.now) {
+            self.key_all(at, news);
         }
     }
 
@@ -121,12 +123,28 @@ impl Listeners {
         self.all.contains_key(&on)
     }
 
-    fn key_all(&mut self, news: &mut News) {
+    /// Records that a connection has not taken the password of its neighbour.
+    pub fn refused(&mut self, neighbour: IpAddr, error: Error, at: Moment, news: &mut News) {
+        if self.refused.insert(neighbour) {
+            news.push(Event::Trouble(Subject::Password(neighbour), Some(error)));
+        }
+        self.keying.failed(at.now, at.jitter);
+    }
+
+    fn key_all(&mut self, at: Moment, news: &mut News) {
         let keys = PerFamily::from_fn(|family| keys(&self.passwords, family));
         let mut failed: BTreeMap<IpAddr, Error> = BTreeMap::new();
+        let mut is_incomplete = false;
         for (address, listener) in &mut self.all {
-            let without = listener.key(keys.of(Family::from(address.ip())));
-            failed.extend(without.into_iter().map(|(prefix, error)| (prefix.addr(), error)));
+            let refused = listener.key(keys.of(Family::from(address.ip())), &self.passwords, |socket, of, key| {
+                tcp::set_key(socket, of, key)
+            });
+            is_incomplete |= !refused.is_empty();
+            failed.extend(listener.without_key(&refused, &self.passwords));
+        }
+        match is_incomplete {
+            true => self.keying.failed(at.now, at.jitter),
+            false => self.keying.succeeded(),
         }
         for (neighbour, error) in &failed {
             if self.refused.insert(*neighbour) {
@@ -181,13 +199,20 @@ impl Listener {
         }
     }
 
-    /// Installs keys on the socket and removes others; returns those that could not be set.
-    fn key(&mut self, keys: &Keys) -> BTreeMap<IpNet, Error> {
+    /// Installs keys on the socket and removes others; returns those that could not be set or removed. Where the kernel refuses the
+    /// key of a prefix, as before Linux 4.13, the neighbours in it get keys of their own, as far as there is room.
+    fn key(
+        &mut self,
+        keys: &Keys,
+        passwords: &Passwords,
+        set: impl Fn(&Arc<TcpListener>, IpNet, Option<&[u8]>) -> Result<(), Error>,
+    ) -> BTreeMap<IpNet, Error> {
         let Some(socket) = &self.socket else { return BTreeMap::new() };
         let mut failed = BTreeMap::new();
+        let is_own = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
         let gone: Vec<IpNet> = self.keys.keys().filter(|known| !keys.contains_key(known)).copied().collect();
         for prefix in gone {
-            match tcp::set_key(socket, prefix, None) {
+            match set(socket, prefix, None) {
                 Ok(()) => drop(self.keys.remove(&prefix)),
                 Err(error) => drop(failed.insert(prefix, error)),
             }
@@ -196,11 +221,63 @@ impl Listener {
             if self.keys.get(prefix) == Some(password) {
                 continue;
             }
-            match tcp::set_key(socket, *prefix, Some(password.key())) {
-                Ok(()) => drop(self.keys.insert(*prefix, password.clone())),
-                Err(error) => drop(failed.insert(*prefix, error)),
+            let Err(error) = set(socket, *prefix, Some(password.key())) else {
+                self.keys.insert(*prefix, password.clone());
+                continue;
+            };
+            failed.insert(*prefix, error);
+            let own = |neighbour: &IpAddr| IpNet::from(*neighbour);
+            let inside = passwords.iter().filter(|(_, wanted)| wanted.as_ref() == Some(password));
+            let inside = inside.map(|(neighbour, _)| own(neighbour));
+            for neighbour in inside.filter(|own| !is_own(prefix) && prefix.contains(own)) {
+                match set(socket, neighbour, Some(password.key())) {
+                    Ok(()) => drop(self.keys.insert(neighbour, password.clone())),
+                    Err(_) => break,
+                }
             }
         }
         failed
+    }
+
+    /// Returns the neighbours that these refused keys were for, and that have no other, each with the reason.
+    fn without_key(&self, refused: &BTreeMap<IpNet, Error>, passwords: &Passwords) -> BTreeMap<IpAddr, Error> {
+        let mut without = BTreeMap::new();
+        for (prefix, error) in refused {
+            let inside = passwords.iter().filter(|(neighbour, _)| prefix.contains(*neighbour));
+            let lacking = inside.filter(|(neighbour, wanted)| key_of(&self.keys, **neighbour) != wanted.as_ref());
+            without.extend(lacking.map(|(neighbour, _)| (*neighbour, error.clone())));
+        }
+        without
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[tokio::test]
+    async fn where_the_key_of_a_prefix_is_refused_its_neighbours_have_their_own_or_are_named() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let mut listener = Listener { socket: Some(Arc::new(socket)), ..Listener::default() };
+        let password = Password::new("hush").expect("a password");
+        let node = |number: u8| IpAddr::from([192, 0, 2, number]);
+        let passwords: Passwords = (0..100).map(|number| (node(number), Some(password.clone()))).collect();
+        let keys = keys(&passwords, Family::V4);
+        assert_eq!(keys.len(), 1, "one for all");
+        let refuse = |of: IpNet| Error::errno("set the password of", of.to_string(), Errno::NOPROTOOPT);
+        let is_own = |of: IpNet| of.prefix_len() == 32;
+        let refused = listener.key(&keys, &passwords, |_, of, _| is_own(of).then_some(()).ok_or(refuse(of)));
+        assert_eq!((refused.len(), listener.keys.len()), (1, 100));
+        assert!(listener.without_key(&refused, &passwords).is_empty());
+        let refused = listener.key(&keys, &passwords, |_, of, key| match key {
+            Some(_) if !is_own(of) || of.addr() >= node(70) => Err(refuse(of)),
+            _ => Ok(()),
+        });
+        let without = listener.without_key(&refused, &passwords);
+        assert_eq!(without.keys().copied().collect::<Vec<_>>(), (70..100).map(node).collect::<Vec<_>>());
+        let refused = listener.key(&keys, &passwords, |_, _, _| Ok(()));
+        assert_eq!((refused.len(), listener.keys.len()), (0, 1));
+        assert!(listener.without_key(&refused, &passwords).is_empty());
     }
 }

@@ -70,11 +70,12 @@ pub struct Best {
     pub attributes: Arc<Attributes>,
 }
 
-/// Number of routes received from a neighbour, and of those in use.
+/// Number of routes received from a neighbour, of those in use, and of those that are stale.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Count {
     pub received: u32,
     pub used: u32,
+    pub stale: u32,
 }
 
 /// Routing table.
@@ -176,11 +177,15 @@ impl Table {
         let source = path.source;
         let Some(paths) = self.paths.or_default(prefix) else { return };
         let known = paths.as_mut_slice().iter_mut().find(|known| known.source == source);
-        let used = path.used.is_some();
+        let (used, is_stale) = (path.used.is_some(), path.is_stale());
+        let was_stale = known.as_ref().is_some_and(|known| known.is_stale());
         let before = match known {
             Some(known) if known.received == path.received && known.used == path.used => {
                 // A route received again is no longer stale; reapplying policy alone leaves the mark.
                 known.arrival.0 &= !STALE | path.arrival.0;
+                if was_stale && !is_stale {
+                    self.counts.entry(source).or_default().of_mut(Family::from(prefix)).stale -= 1;
+                }
                 return;
             }
             Some(known) => Some((known.received.clone(), known.used.is_some())),
@@ -192,17 +197,19 @@ impl Table {
         count.received += u32::from(before.is_none());
         let was_used = before.as_ref().is_some_and(|(_, used)| *used);
         count.used = count.used + u32::from(used) - u32::from(was_used);
+        count.stale = count.stale + u32::from(is_stale) - u32::from(was_stale);
         self.weigh(source, Some(&received), before.as_ref().map(|(received, _)| received));
     }
 
     /// Removes a route. A neighbour may withdraw what it never announced.
     pub fn withdraw(&mut self, prefix: IpNet, source: PeerId) {
-        let known = self.path(prefix, source);
-        let Some((received, used)) = known.map(|path| (path.received.clone(), path.used.is_some())) else { return };
+        let Some(known) = self.path(prefix, source) else { return };
+        let (received, used, is_stale) = (known.received.clone(), known.used.is_some(), known.is_stale());
         self.change(prefix, |paths| paths.remove(source));
         let count = self.counts.entry(source).or_default().of_mut(Family::from(prefix));
         count.received -= 1;
         count.used -= u32::from(used);
+        count.stale -= u32::from(is_stale);
         self.weigh(source, None, Some(&received));
     }
 
@@ -256,7 +263,9 @@ impl Table {
     /// Marks all routes of a neighbour as stale.
     pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
-            if marked && self.count(source).of(family).received > 0 {
+            let received = self.count(source).of(family).received;
+            if marked && received > 0 {
+                self.counts.entry(source).or_default().of_mut(family).stale = received;
                 self.paths.update(family, |paths| {
                     let is_of_source = |path: &Path| path.source == source;
                     paths.as_slice().iter().any(is_of_source).then(|| {

@@ -349,7 +349,7 @@ fn loops_and_what_leads_to_ourselves_are_kept_and_not_used() {
         let (one, two) = (bench.join(11, Kind::Client), bench.join(12, Kind::Client));
         bench.announce(one, attributes, &net());
         assert_eq!((bench.has(two, NET), bench.routes.len()), (None, 0), "{why}");
-        assert_eq!(bench.rib.table().count(one).v4, Count { received: 1, used: 0 });
+        assert_eq!(bench.rib.table().count(one).v4, Count { received: 1, used: 0, stale: 0 });
     }
 }
 

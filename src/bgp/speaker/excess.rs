@@ -31,11 +31,13 @@ impl Speaker {
         heaviest == id
     }
 
-    /// Returns the NOTIFICATION that refuses a neighbour for the number of its prefixes, and reports that.
+    /// Returns the NOTIFICATION that refuses a neighbour for the number of its prefixes, and reports that. Stale ones do not count:
+    /// one that restarts may bring others in their place, and they go when it has said all (RFC 4724 4.2).
     pub(super) fn too_many_prefixes(&mut self, address: IpAddr) -> Option<Notification> {
         let neighbour = self.neighbours.get(&address)?;
         let counts = self.rib.table().count(neighbour.id);
-        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| counts.of(*family).received > most);
+        let fresh = |family: Family| counts.of(family).received.saturating_sub(counts.of(family).stale);
+        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| fresh(*family) > most);
         let family = Family::BOTH.into_iter().find(exceeded)?;
         let most = neighbour.most(family).unwrap_or_default();
         self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));

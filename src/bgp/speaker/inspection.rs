@@ -27,6 +27,8 @@ pub struct NeighbourState {
     pub is_internal: bool,
     /// Route reflector client.
     pub is_client: bool,
+    /// Its connections are signed with a password (RFC 2385).
+    pub has_password: bool,
     pub state: State,
     /// Since the session began, or ended, or the neighbour was added.
     pub since: Duration,
@@ -154,6 +156,7 @@ impl Speaker {
             asn,
             is_internal: asn == Some(settings.local.asn),
             is_client: wanted.client,
+            has_password: wanted.transport.password.is_some(),
             state: peer.state(),
             since: ago(began.unwrap_or_else(|| neighbour.silent_since())),
             has_been_up: neighbour.began().is_some(),

@@ -289,6 +289,41 @@ fn nothing_is_kept_of_who_sends_too_many_prefixes_and_ends_the_session_with_the_
 }
 
 #[test]
+fn routes_kept_over_a_restart_of_a_neighbour_do_not_count_towards_its_limit() {
+    let mut bench = Bench::new(None);
+    bench.want(WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    let link = bench.come(2, Some(false));
+    bench.announce(link, 2, &prefixes(8));
+    bench.step(Input::Closed(link));
+    let count = |bench: &Bench| bench.speaker.rib().table().count(bench.speaker.neighbour(address(2)).unwrap().id()).v4;
+    assert_eq!((count(&bench).received, count(&bench).stale), (8, 8));
+    let link = bench.come(2, Some(true));
+    // Two of before, one of them as it was, and eight others.
+    bench.announce(link, 2, &prefixes(1));
+    bench.announce(link, 3, &prefixes(2)[1..]);
+    bench.announce(link, 2, &prefixes(16)[8..]);
+    assert_eq!(bench.state(2), State::Established);
+    assert_eq!((count(&bench).received, count(&bench).stale), (16, 6));
+    bench.ends(link);
+    assert_eq!((count(&bench).received, count(&bench).stale), (10, 0));
+    bench.announce(link, 2, &prefixes(17)[16..]);
+    assert_eq!(bench.state(2), State::Idle);
+    assert_eq!(bench.speaker.rib().table().len(), 0);
+}
+
+#[test]
+fn one_that_restarts_with_more_than_its_limit_is_let_go() {
+    let mut bench = Bench::new(None);
+    bench.want(WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) });
+    let link = bench.come(2, Some(false));
+    bench.announce(link, 2, &prefixes(8));
+    bench.step(Input::Closed(link));
+    let link = bench.come(2, Some(true));
+    bench.announce(link, 2, &prefixes(11));
+    assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
 fn strangers_are_not_let_in() {
     let mut bench = Bench::new(None);
     bench.step(Input::Accepted(address(9), LinkId(1)));

@@ -1,7 +1,7 @@
 //! The process itself, and files: directories that have to be writable, CNI files, sockets.
 
 use crate::config::Config;
-use crate::preflight::facts::{Directory, Facts, Purpose};
+use crate::preflight::facts::{Directory, Facts, Passwords, Purpose};
 use crate::preflight::{Finding, Level};
 use crate::router::cni::{self, CniFileForm, Conf};
 
@@ -35,16 +35,21 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         findings.push(Finding::bad(Level::Degraded, "CNI file", [what, why, "remove it, or rename it".to_owned()]));
     }
     findings.extend(direct_server_return(facts, config));
-    if let Some(Err(reason)) = &facts.files.passwords {
-        let why = "sessions with the external peers do not come up".to_owned();
-        let what = format!("--peer-router-passwords-file cannot be read: {reason}");
-        findings.push(Finding::bad(
-            Level::Degraded,
-            "passwords of peers",
-            [what, why, "mount the file, readable for root".to_owned()],
-        ));
-    }
+    findings.extend(facts.files.unread_passwords.iter().map(|(which, reason)| passwords(*which, reason)));
     findings
+}
+
+fn passwords(which: Passwords, reason: &str) -> Finding {
+    let (flag, subject, sessions, what) = match which {
+        Passwords::Peers => ("--peer-router-passwords-file", "passwords of peers", "the external peers", "file"),
+        Passwords::PeersInDirectory => {
+            ("--peer-router-passwords-dir", "passwords of peers", "peers with passwordfile", "directory")
+        }
+        Passwords::Nodes => ("--bgp-mesh-password-file", "password of nodes", "other nodes", "file"),
+    };
+    let why = format!("sessions with {sessions} do not come up");
+    let todo = format!("mount the {what}, readable for root");
+    Finding::bad(Level::Degraded, subject, [format!("{flag} cannot be read: {reason}"), why, todo])
 }
 
 /// Judges what tunnels in pods need of the host.

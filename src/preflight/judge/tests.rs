@@ -467,6 +467,21 @@ fn cni_files_that_sort_first_or_cannot_be_used_are_named() {
 }
 
 #[test]
+fn passwords_that_cannot_be_read_are_named_by_their_flag() {
+    for (which, words) in [
+        (
+            Passwords::Peers,
+            ["--peer-router-passwords-file cannot be read: EACCES", "the external peers", "mount the file"],
+        ),
+        (Passwords::PeersInDirectory, ["--peer-router-passwords-dir cannot", "passwordfile", "mount the directory"]),
+        (Passwords::Nodes, ["--bgp-mesh-password-file cannot be read", "sessions with other nodes", "mount the file"]),
+    ] {
+        let unread = |facts: &mut Facts| facts.files.unread_passwords = vec![(which, "EACCES".to_owned())];
+        check(&[], unread, Level::Degraded, &words);
+    }
+}
+
+#[test]
 fn direct_server_return_needs_the_runtimes_socket_and_tunnels() {
     let words = ["--enable-direct-server-return", "--runtime-endpoint=unix:///run/containerd/containerd.sock"];
     check_ok(&words, |_| {}, "nftables");

@@ -1,11 +1,7 @@
 //! Passwords from files with one each, handed to the plan when they have changed.
 
-use std::collections::BTreeSet;
-
-use compact_str::CompactString;
-
 use super::super::apply::Kernel;
-use super::super::password_files;
+use super::super::password_files::{self, FilePasswords};
 use super::Driver;
 use crate::model::World;
 
@@ -13,20 +9,22 @@ impl<K: Kernel> Driver<K> {
     /// Reads the files again.
     pub(super) async fn look_at_passwords(&mut self) {
         let names = password_files::names(&self.plan.own().routing.peers);
-        self.read_passwords(&names).await;
+        let read = self.passwords.look(&names);
+        self.take_passwords(read).await;
     }
 
     /// Reads the files that a World names and the one before did not, so that its peers need not wait for the next look.
     pub(super) async fn look_at_passwords_of(&mut self, world: &World) {
         let own = world.cluster.nodes.get(&world.host.node_name);
-        let names = own.map(|node| password_files::names(&node.routing().peers)).unwrap_or_default();
-        if names != password_files::names(&self.plan.own().routing.peers) {
-            self.read_passwords(&names).await;
+        let named = own.map(|node| password_files::names(&node.routing().peers)).unwrap_or_default();
+        if let Some(names) = password_files::names_meanwhile(&self.plan.own().routing.peers, named) {
+            let read = self.passwords.look_at_named(&names);
+            self.take_passwords(read).await;
         }
     }
 
-    async fn read_passwords(&mut self, names: &BTreeSet<CompactString>) {
-        if let Some(read) = self.passwords.look(names) {
+    async fn take_passwords(&mut self, read: Option<FilePasswords>) {
+        if let Some(read) = read {
             let changed = self.plan.set_file_passwords(read);
             self.carry_out(&changed).await;
         }

@@ -58,6 +58,7 @@ fn of_neighbour(peers: &Peers, neighbour: &NeighbourState) -> Value {
         "asn": neighbour.asn,
         "internal": neighbour.is_internal,
         "reflectorClient": neighbour.is_client,
+        "password": neighbour.has_password,
         "state": state(neighbour.state),
         "sinceSeconds": neighbour.since.as_secs(),
         "hasBeenEstablished": neighbour.has_been_up,

@@ -70,8 +70,8 @@ fn beside(neighbour: &NeighbourState) -> Option<String> {
     }
 }
 
-const HEADER: [&str; 9] =
-    ["NEIGHBOUR", "AS", "STATE", "SINCE", "FAMILIES", "RECEIVED", "ACCEPTED", "ANNOUNCED", "FROM"];
+const HEADER: [&str; 10] =
+    ["NEIGHBOUR", "AS", "STATE", "SINCE", "FAMILIES", "RECEIVED", "ACCEPTED", "ANNOUNCED", "PASSWORD", "FROM"];
 
 fn table(peers: &Peers) -> String {
     let header = HEADER.map(str::to_owned);
@@ -79,7 +79,7 @@ fn table(peers: &Peers) -> String {
     aligned(rows.collect())
 }
 
-fn row(peers: &Peers, neighbour: &NeighbourState) -> [String; 9] {
+fn row(peers: &Peers, neighbour: &NeighbourState) -> [String; 10] {
     let counts = neighbour.counts;
     let announced = peers.announced.as_ref().map(|all| all.get(&neighbour.id).copied().unwrap_or_default());
     let is_up = neighbour.state == State::Established;
@@ -96,6 +96,7 @@ fn row(peers: &Peers, neighbour: &NeighbourState) -> [String; 9] {
         (counts.v4.received + counts.v6.received).to_string(),
         (counts.v4.used + counts.v6.used).to_string(),
         announced.map_or("-".to_owned(), |announced| (announced.v4 + announced.v6).to_string()),
+        if neighbour.has_password { "yes" } else { "no" }.to_owned(),
         source(peers.known.sources.get(&neighbour.address)),
     ]
 }

@@ -59,6 +59,7 @@ fn neighbour(text: &str, state: State) -> NeighbourState {
         asn: Some(65001),
         is_internal: true,
         is_client: false,
+        has_password: false,
         state,
         since: Duration::from_secs(192),
         has_been_up: state == State::Established,
@@ -80,8 +81,9 @@ fn speaker() -> SpeakerState {
 }
 
 fn peers() -> Peers {
-    let used = |received, used| Count { received, used };
+    let used = |received, used| Count { received, used, stale: 0 };
     let up = NeighbourState {
+        has_password: true,
         counts: PerFamily { v4: used(3, 2), v6: used(1, 1) },
         ..neighbour("192.0.2.2", State::Established)
     };
@@ -111,11 +113,11 @@ fn peers() -> Peers {
 fn neighbours_are_a_table_and_below_it_why_each_has_no_session() {
     let expected = "\
 AS 65001, identifier 192.0.2.1, 3 prefixes
-NEIGHBOUR     AS     STATE        SINCE  FAMILIES   RECEIVED  ACCEPTED  ANNOUNCED  FROM
-192.0.2.2     65001  Established  3 min  IPv4,IPv6  4         3         5          Node node-2
-192.0.2.254   65002  Active       never  IPv4,IPv6  0         0         0          --peer-router-ips
-198.51.100.7  any    Idle         never  IPv4,IPv6  0         0         0          gobgp neighbor add
-2001:db8::fe  65001  Idle         3 min  IPv6       0         0         0          annotation of this Node
+NEIGHBOUR     AS     STATE        SINCE  FAMILIES   RECEIVED  ACCEPTED  ANNOUNCED  PASSWORD  FROM
+192.0.2.2     65001  Established  3 min  IPv4,IPv6  4         3         5          yes       Node node-2
+192.0.2.254   65002  Active       never  IPv4,IPv6  0         0         0          no        --peer-router-ips
+198.51.100.7  any    Idle         never  IPv4,IPv6  0         0         0          no        gobgp neighbor add
+2001:db8::fe  65001  Idle         3 min  IPv6       0         0         0          no        annotation of this Node
 192.0.2.254: not established: last dial failed 5 s ago: connect to 192.0.2.254:179: Connection refused (os error 111); next dial in 12 s
 198.51.100.7: not established: stopped by an operator (gobgp neighbor enable starts it)
 2001:db8::fe: not established: last connection ended 1 h 1 min ago: it said 6/2 administrative shutdown: maintenance
@@ -129,6 +131,7 @@ fn neighbours_in_json_have_the_same() {
     let answer: Value = serde_json::from_str(&peers_json(&peers())).expect("JSON");
     let all = answer["neighbours"].as_array().expect("a list");
     assert_eq!(all[0]["announced"]["ipv4"], 4);
+    assert_eq!((all[0]["password"].as_bool(), all[1]["password"].as_bool()), (Some(true), Some(false)));
     assert_eq!((all[0]["received"]["ipv6"].as_u64(), all[0]["accepted"]["ipv4"].as_u64()), (Some(1), Some(2)));
     assert_eq!((all[1]["state"].as_str(), all[1]["reasons"][1].as_str()), (Some("Active"), Some("next dial in 12 s")));
     assert_eq!(all[3]["source"], "annotation of this Node");
@@ -136,7 +139,7 @@ fn neighbours_in_json_have_the_same() {
     let uncounted = Peers { announced: None, ..peers() };
     let answer: Value = serde_json::from_str(&peers_json(&uncounted)).expect("JSON");
     assert_eq!(answer["neighbours"][0]["announced"], Value::Null);
-    assert!(peers_text(&uncounted).contains("  4         3         -          Node node-2"));
+    assert!(peers_text(&uncounted).contains("  4         3         -          yes       Node node-2"));
 }
 
 #[test]

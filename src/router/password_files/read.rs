@@ -1,6 +1,7 @@
 //! Reads the files with one password each, again and again: a mounted Secret changes at any time.
 //!
-//! A file that cannot be read, or has no password, leaves the last one that was read in force, and is said once.
+//! A file that cannot be read, or has no password, leaves the last one that was read in force, and is said once. The file of
+//! the nodes may be empty while somebody writes it: a password is given up when it is empty at two looks in a row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -21,6 +22,8 @@ pub struct PasswordFiles {
     directory: Option<PathBuf>,
     mesh: Option<PathBuf>,
     known: FilePasswords,
+    /// The file of the nodes was empty at the last look, and their password is still in force.
+    is_emptied: bool,
     /// Why a file has no password now.
     failing: BTreeMap<PathBuf, String>,
 }
@@ -34,6 +37,7 @@ impl PasswordFiles {
             directory: config.passwords_dir.clone(),
             mesh: config.mesh_password_file.clone(),
             known: FilePasswords::default(),
+            is_emptied: false,
             failing: BTreeMap::new(),
         }
     }
@@ -41,20 +45,59 @@ impl PasswordFiles {
     /// Reads all files, those of peers by these names. Returns the passwords if they have changed.
     pub fn look(&mut self, names: &BTreeSet<CompactString>) -> Option<FilePasswords> {
         let before = self.known.clone();
-        if let Some(path) = self.mesh.clone()
-            && let Some(read) = self.read(&path, Some(Password::None))
-        {
-            self.known.mesh = read;
+        self.read_mesh();
+        self.read_named(names);
+        (self.known != before).then(|| self.known.clone())
+    }
+
+    /// Reads the files of peers alone, by these names. Returns the passwords if they have changed.
+    pub fn look_at_named(&mut self, names: &BTreeSet<CompactString>) -> Option<FilePasswords> {
+        let before = self.known.clone();
+        self.read_named(names);
+        (self.known != before).then(|| self.known.clone())
+    }
+
+    fn read_mesh(&mut self) {
+        let Some(path) = self.mesh.clone() else { return };
+        let read = self.read(&path, Some(Password::None));
+        let had_one = matches!(self.known.mesh, Password::Key(_));
+        let is_emptied = had_one && matches!(read, Some(Password::None));
+        let is_first = !std::mem::replace(&mut self.is_emptied, is_emptied);
+        match read {
+            Some(Password::None) if is_emptied && is_first => {
+                warn!(path = %path.display(), "BGP password file of the nodes is empty; their password stays in force until the next look");
+            }
+            Some(Password::None) if is_emptied => {
+                self.is_emptied = false;
+                self.known.mesh = Password::None;
+                warn!(path = %path.display(), "BGP password of the nodes is gone: sessions with them have none now");
+            }
+            Some(read) => {
+                if read != self.known.mesh && self.known.mesh != Password::Unknown {
+                    info!(path = %path.display(), "BGP password of the nodes changed");
+                }
+                self.known.mesh = read;
+            }
+            None => {}
         }
+    }
+
+    fn read_named(&mut self, names: &BTreeSet<CompactString>) {
+        let directory = self.directory.clone();
+        let path_of = |name: &CompactString| directory.as_ref().map(|directory| directory.join(name.as_str()));
+        let read: BTreeSet<PathBuf> = names.iter().filter_map(path_of).chain(self.mesh.clone()).collect();
+        self.failing.retain(|path, _| read.contains(path));
         self.known.named.retain(|name, _| names.contains(name));
         for name in names {
-            if let Some(path) = self.directory.as_ref().map(|directory| directory.join(name.as_str()))
+            if let Some(path) = path_of(name)
                 && let Some(read) = self.read(&path, None)
             {
-                self.known.named.insert(name.clone(), read);
+                let before = self.known.named.insert(name.clone(), read.clone());
+                if before.is_some_and(|before| before != read) {
+                    info!(path = %path.display(), "BGP password of a peer changed");
+                }
             }
         }
-        (self.known != before).then(|| self.known.clone())
     }
 
     fn read(&mut self, path: &Path, empty: Option<Password>) -> Option<Password> {
@@ -102,6 +145,7 @@ mod tests {
             directory: Some(directory.join("peers")),
             mesh: Some(directory.join("mesh")),
             known: FilePasswords::default(),
+            is_emptied: false,
             failing: BTreeMap::new(),
         }
     }
@@ -126,7 +170,14 @@ mod tests {
             ("cGFzcw==", None),
             ("pass!", None),
             ("Zm9vYmE=", Some("fooba")),
+            (" \n", None),
+            ("Zm9vYmE=", None),
+            ("", None),
+            ("pass!", None),
+            ("", None),
             (" \n", Some("None")),
+            ("", None),
+            ("cGFzcw==", Some("pass")),
         ] {
             fs::write(&mesh, text).expect("a file");
             assert_eq!(look().as_deref(), expected, "{text:?}");
@@ -158,5 +209,8 @@ mod tests {
         assert_eq!(files.failing.len(), 5, "with that of the nodes: {:?}", files.failing);
         assert!(!format!("{:?}", files.failing).contains("AAAA"));
         assert_eq!(files.look(&names(&[])).map(|found| found.named.len()), Some(0));
+        assert_eq!(files.failing.len(), 1, "that of the nodes alone: who named the others does so no more");
+        let found = files.look_at_named(&names(&["tor"])).expect("it is new again");
+        assert_eq!(found.named.len(), 1);
     }
 }

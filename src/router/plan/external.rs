@@ -33,6 +33,11 @@ impl Plan {
         }
     }
 
+    /// Returns whether nodes are no peers because the password of sessions between nodes is not known.
+    pub fn lacks_password(&self) -> bool {
+        self.nodes.lack_password()
+    }
+
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
         let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
         self.external_problems.clear();

@@ -255,12 +255,14 @@ fn nodes_peer_when_the_password_of_their_sessions_is_known() {
     let problem = "other nodes: the password of --bgp-mesh-password-file is not known (yet): the file must be there, with \
                    base64; there are no sessions with them";
     assert_eq!(problems(&plan), [problem], "one for all of them");
+    assert!(plan.lacks_password());
     let secret = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
     let files = |mesh| FilePasswords { mesh, ..FilePasswords::default() };
     let nodes = ["10.0.0.3", "192.0.2.2"];
     for (mesh, has) in [(Password::None, false), (Password::Key(secret), true)] {
         let changed = plan.set_file_passwords(files(mesh));
         assert_eq!(changed.peers, nodes.map(address).into());
+        assert!(!plan.lacks_password());
         assert_eq!((peers(&plan), problems(&plan)), (nodes.map(str::to_owned).to_vec(), vec![]));
         assert!(plan.desired().peers.values().all(|peer| peer.transport.password.is_some() == has));
     }
@@ -288,6 +290,41 @@ fn a_peer_with_its_password_in_a_file_waits_for_that_file() {
     assert!(plan.desired().peers[&address("203.0.113.1")].transport.password.is_some());
     let changed = plan.set_file_passwords(FilePasswords::default());
     assert_eq!((changed.peers.len(), peers(&plan).len()), (1, 2));
+}
+
+#[test]
+fn a_peer_stays_desired_while_its_password_goes_to_another_place() {
+    let secret = || Password::Key(Secret::from_base64("cGFzcw==").expect("base64").expect("a secret"));
+    let with = |password: Password| {
+        let mut world = three_nodes();
+        let peer = ExternalPeer { password, ..ExternalPeer::new(address("203.0.113.1"), 65001) };
+        change_node(&mut world, "node-1", |routing| routing.peers = vec![peer]);
+        world
+    };
+    let all: FilePasswords = FilePasswords {
+        named: [("tor".into(), secret()), ("tor2".into(), secret())].into(),
+        ..FilePasswords::default()
+    };
+    for next in [Password::File("tor2".into()), secret(), Password::File("tor".into())] {
+        let mut plan = planned(&["--peer-router-passwords-dir=/peers"], &with(Password::File("tor".into())));
+        let mut only = all.clone();
+        only.named.retain(|name, _| name == "tor");
+        plan.set_file_passwords(only);
+        let world = with(next.clone());
+        let named =
+            password_files::names(&world.cluster.nodes.get(&"node-1".into()).expect("it is there").routing().peers);
+        let is_new = next == Password::File("tor2".into());
+        let names = password_files::names_meanwhile(&plan.own().routing.peers, named);
+        assert_eq!(names.is_some(), is_new, "{next:?}");
+        if let Some(names) = names {
+            let mut read = all.clone();
+            read.named.retain(|name, _| names.contains(name));
+            plan.set_file_passwords(read);
+        }
+        assert_eq!(peers(&plan).len(), 3, "before the World counts: {next:?}");
+        plan.update(&world);
+        assert_eq!(peers(&plan).len(), 3, "and then: {next:?}");
+    }
 }
 
 #[test]

@@ -104,8 +104,8 @@ fn prefix_limits(fields: &Map<String, Value>) -> Result<PerFamily<Option<u32>>, 
         let both = number(fields, "maxprefixes", PREFIXES)?.map(|most| most as u32);
         return Ok(PerFamily { v4: both, v6: both });
     };
-    if let Some(key) = limits.keys().find(|key| !["ipv4", "ipv6"].contains(&key.as_str())) {
-        return Err(format!("maxprefixes has {}, and not ipv4 or ipv6", shown(key)));
+    if let Some((key, value)) = limits.iter().find(|(key, _)| !["ipv4", "ipv6"].contains(&key.as_str())) {
+        return Err(format!("maxprefixes has {}, and not ipv4 or ipv6", shown(key, value)));
     }
     let of = |key: &str| {
         let limit = number(limits, key, PREFIXES).map_err(|why| format!("maxprefixes: {why}"));
@@ -116,22 +116,26 @@ fn prefix_limits(fields: &Map<String, Value>) -> Result<PerFamily<Option<u32>>, 
 
 fn unknown(fields: &Map<String, Value>) -> Result<Vec<String>, String> {
     let mut unknown = Vec::new();
-    for key in fields.keys().filter(|key| !KNOWN.contains(&key.as_str()) && !OURS.contains(&key.as_str())) {
+    let known = |key: &str| KNOWN.contains(&key) || OURS.contains(&key);
+    for (key, value) in fields.iter().filter(|(key, _)| !known(key.as_str())) {
         let plain: String = key.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
         if plain == "password" || OURS.contains(&plain.as_str()) {
-            return Err(format!("{} must be written as {plain}", shown(key)));
+            return Err(format!("{} must be written as {plain}", shown(key, value)));
         }
-        unknown.push(shown(key));
+        unknown.push(shown(key, value));
     }
     if let Some(Value::Object(bfd)) = fields.get("bfd") {
-        let others = bfd.keys().filter(|key| !OF_BFD.contains(&key.as_str()));
-        unknown.extend(others.map(|key| format!("{} of bfd", shown(key))));
+        let others = bfd.iter().filter(|(key, _)| !OF_BFD.contains(&key.as_str()));
+        unknown.extend(others.map(|(key, value)| format!("{} of bfd", shown(key, value))));
     }
     Ok(unknown)
 }
 
-/// The key itself, unless it may hold more than a name: with `{password:hush}` all of it is a key.
-fn shown(key: &str) -> String {
-    let is_name = key.len() <= 32 && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+/// The key itself, unless it may hold more than a name: with `{password:hush}` all of it is a key, and with `{password, hush}` the
+/// second is one without a value.
+fn shown(key: &str, value: &Value) -> String {
+    let is_name = !value.is_null()
+        && key.len() <= 32
+        && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
     if is_name && !key.is_empty() { key.to_owned() } else { format!("a key of length {}", key.len()) }
 }

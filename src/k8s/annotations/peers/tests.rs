@@ -195,6 +195,8 @@ fn a_key_that_nobody_knows_is_named_and_the_peer_stays() {
         ("localIP: 192.0.2.1", "localIP"),
         ("bfd: {enabled: false, multiplier: 5}", "multiplier of bfd"),
         ("password:hush: null", "a key of length 13"),
+        ("password, c2VjcmV0", "a key of length 8"),
+        ("bfd: {enabled: false, c2VjcmV0}", "a key of length 8 of bfd"),
     ] {
         let warning = format!("kube-router.io/peers: peer 1: {named} is not known; it is ignored");
         assert_eq!(with(more), (vec!["203.0.113.1 AS65001".to_owned()], vec![warning]), "{more}");
