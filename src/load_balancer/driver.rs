@@ -308,6 +308,8 @@ impl Work {
     fn look_at_world(&mut self) -> bool {
         let world = self.driver.world.borrow_and_update().clone();
         if !ReservedAddresses::may_differ(&self.seen, &world) {
+            // An old World would keep all its tables.
+            self.seen = world;
             return false;
         }
         let reserved = ReservedAddresses::of(&world).or_else(|| self.reserved.clone());

@@ -330,7 +330,7 @@ fn is_selective(pool: &AddressPool) -> bool {
 struct NamedRanges<'a> {
     /// Those that are in force.
     accepted: Vec<(&'a CompactString, AddressRange)>,
-    /// Those that would be in force but for another pool's.
+    /// Those that would be in force but for another pool's, or for a range of cluster IPs.
     overlapping: Vec<(&'a CompactString, AddressRange)>,
 }
 
@@ -340,6 +340,8 @@ fn named_ranges<'a>(ranges: &ServiceRanges, named: &'a AddressPools, mistakes: &
         for range in &pool.ranges {
             let other = all.accepted.iter().find(|(_, other)| overlap(*other, *range));
             let mistake = if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
+                // A range of cluster IPs may come later than the pool: who has an address keeps it.
+                all.overlapping.push((&pool.name, *range));
                 "it overlaps with a range of cluster IPs".to_owned()
             } else if ranges.strict && !networks(&ranges.load_balancer_ips).any(|allowed| covers(allowed, *range)) {
                 "it is not within a range of --loadbalancer-ip-range".to_owned()

@@ -18,10 +18,10 @@ pub struct ReservedAddresses {
 }
 
 impl ReservedAddresses {
-    /// Returns those of a World; `None` while not all Nodes are known.
+    /// Returns those of a World; `None` while not all Nodes are known: one that joined since the last known state was written is missing there.
     pub fn of(world: &World) -> Option<ReservedAddresses> {
         // The authority of the router is the one over all Nodes.
-        let are_known = world.authority.router != Authority::Nothing;
+        let are_known = world.authority.router > Authority::Remembered;
         are_known.then(|| ReservedAddresses {
             nodes: world.cluster.nodes.iter().flat_map(|(_, node)| &node.addresses).map(|it| it.address).collect(),
             cluster_ips: world.cluster.service_ranges().collect(),
@@ -51,6 +51,8 @@ mod tests {
         let before = world.clone();
         assert!(!ReservedAddresses::may_differ(&before, &world));
         world.authority.router = Authority::Remembered;
+        assert_eq!(ReservedAddresses::of(&world), None, "a Node may have joined since");
+        world.authority.router = Authority::Partial;
         assert!(ReservedAddresses::may_differ(&before, &world));
         let range: IpNet = "10.97.0.0/16".parse().expect("a range");
         let before = world.clone();

@@ -3,9 +3,9 @@
 //! A client outside the cluster that is sent to a backend on another node must see the reply come from where
 //! it sent its packet. So connections that IPVS sent on get this node's source address, unless the reply
 //! returns here by itself:
-//! - the backend is an endpoint on this node, as its slice says, also where its address is in none of the Node's pod ranges: ranges that
-//!   are not known, or another network plugin's own;
 //! - the backend is in a pod range of this node, or this node itself (a pod on the host's network);
+//! - the Node has no pod range of the family (another network plugin gives addresses), and the backend is an endpoint on this node, as its slice
+//!   says. Where there are ranges they decide alone: whoever may write slices could otherwise have a pod of another node answer past this one;
 //! - the client is in a pod range of this node.
 //!
 //! In these cases the backend sees the client's own address. A pod that reaches itself through its own Service (hairpin) gets the
@@ -58,8 +58,10 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
     if !masquerade_all {
         let to_itself = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortSource);
         chain.push(Rule::new([to_itself], translation.clone()));
-        let to_endpoint_here = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortItself);
-        chain.push(Rule::new([to_endpoint_here], Verdict::Return));
+        if node.pod_cidrs.of(family).is_empty() {
+            let to_endpoint_here = Match::in_set(&Set::Hairpin.name(family), SetSides::DestinationPortItself);
+            chain.push(Rule::new([to_endpoint_here], Verdict::Return));
+        }
         for cidr in node.pod_cidrs.of(family) {
             let (range, negated) = (*cidr, false);
             chain.push(Rule::new([Match::Source { range, negated }], Verdict::Return));
@@ -101,9 +103,11 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, 
             let lookup = Lookup::ServiceSource(family, family.host_bits());
             let to_itself = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
             rules.push(Rule::new([to_itself], translation.clone()).commented("a pod reaches itself"));
-            let lookup = Lookup::ServiceItself(family);
-            let to_endpoint_here = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
-            rules.push(Rule::new([to_endpoint_here], Verdict::Return).commented("an endpoint on this node"));
+            if node.pod_cidrs.of(family).is_empty() {
+                let lookup = Lookup::ServiceItself(family);
+                let to_endpoint_here = Match::InSet { lookup, set: Set::Hairpin.in_table(family), negated: false };
+                rules.push(Rule::new([to_endpoint_here], Verdict::Return).commented("an endpoint on this node"));
+            }
             for range in node.pod_cidrs.of(family) {
                 let ends =
                     [Side::Source, Side::Destination].map(|of| Match::Address { of, range: *range, negated: false });
@@ -171,17 +175,30 @@ mod tests {
             let wanted =
                 format!("-m set --match-set {six}kube-router-hairpin dst,dst,src -j MASQUERADE --random-fully");
             assert_eq!(first, Some(wanted), "before the rule that leaves pods their addresses");
-            let second = rules[&chain].0.get(1).map(ToString::to_string);
-            let wanted = format!("-m set --match-set {six}kube-router-hairpin dst,dst,dst -j RETURN");
-            assert_eq!(
-                second,
-                Some(wanted),
-                "an endpoint here keeps the client's address, whatever the Node's pod ranges"
-            );
-            let in_table = rules_of(&chains, name).into_iter().nth(1).expect("a second rule");
-            let lookup = Lookup::ServiceItself(family);
-            assert_eq!(in_table.matches(), [nftables::Match::InSet { lookup, set: set.into(), negated: false }]);
-            assert_eq!(in_table.verdict(), Some(&nftables::Verdict::Return));
+        }
+    }
+
+    #[test]
+    fn without_pod_ranges_endpoints_here_keep_the_clients_address_and_with_them_slices_decide_nothing() {
+        let ranges = vec!["10.244.1.0/24".parse().expect("a range")];
+        let node = LocalNode {
+            families: PerFamily { v4: true, v6: true },
+            pod_cidrs: PerFamily { v4: ranges, v6: Vec::new() },
+            ..LocalNode::default()
+        };
+        let chains = table_chains(&node, false);
+        for (family, name, is_there) in [(Family::V4, "translated4", false), (Family::V6, "translated6", true)] {
+            let itself = nftables::Match::InSet {
+                lookup: Lookup::ServiceItself(family),
+                set: Set::Hairpin.in_table(family),
+                negated: false,
+            };
+            let returns = |rule: &nftables::Rule| rule.matches() == [itself.clone()];
+            assert_eq!(rules_of(&chains, name).get(1).is_some_and(returns), is_there, "{family}");
+            let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
+            let second = rules(&node, false, family)[&chain].0.get(1).map(ToString::to_string);
+            let wanted = "-m set --match-set inet6:kube-router-hairpin dst,dst,dst -j RETURN";
+            assert_eq!(second.as_deref() == Some(wanted), is_there, "{family}: {second:?}");
         }
     }
 
@@ -194,7 +211,7 @@ mod tests {
             std::iter::repeat_n(Verdict::Return, returns).chain([last.clone()]).collect::<Vec<_>>()
         };
         let hairpin = [translates.clone()];
-        assert_eq!(verdicts(false, true), [&hairpin[..], &expected(6, &translates)].concat());
+        assert_eq!(verdicts(false, true), [&hairpin[..], &expected(5, &translates)].concat());
         assert_eq!(verdicts(true, true), expected(0, &translates));
         assert_eq!(verdicts(true, false), expected(0, &Verdict::Masquerade { random_ports: true }));
     }

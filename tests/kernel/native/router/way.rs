@@ -187,31 +187,36 @@ fn a_tunnel_is_told_with_its_ends_and_the_size_that_the_kernel_lets_through() {
     });
 }
 
+/// A link with routes behind it, and a bridge with the network of pods.
+fn two_links() {
+    run("ip link add one type veth peer name far");
+    run("ip link add pods type bridge");
+    run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.pods.accept_dad=0");
+    run("ip link add pod type veth peer name inside");
+    for command in [
+        "link set lo up",
+        "link set one up mtu 1400",
+        "link set far up",
+        "link set pods up",
+        "link set pod master pods up",
+        "link set inside up",
+        "address add 192.0.2.1/24 dev one",
+        "address add 2001:db8::1/64 dev one nodad",
+        "address add 10.244.1.1/24 dev pods",
+        "address add fd00:10:244:1::1/64 dev pods nodad",
+        "route add 203.0.113.0/25 via 192.0.2.9 mtu 1300 proto 17",
+        "route add blackhole 203.0.113.128/26",
+        "-6 route add 2001:db8:113::/64 via 2001:db8::9 mtu 1300 proto 17",
+        "-6 route add unreachable 2001:db8:113:2::/64",
+    ] {
+        run(&format!("ip {command}"));
+    }
+}
+
 #[test]
 fn a_lookup_names_the_link_the_route_and_the_size_of_a_packet_of_the_host_and_of_one_that_it_forwards() {
     in_new(|| {
-        run("ip link add one type veth peer name far");
-        run("ip link add pods type bridge");
-        run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.pods.accept_dad=0");
-        run("ip link add pod type veth peer name inside");
-        for command in [
-            "link set lo up",
-            "link set one up mtu 1400",
-            "link set far up",
-            "link set pods up",
-            "link set pod master pods up",
-            "link set inside up",
-            "address add 192.0.2.1/24 dev one",
-            "address add 2001:db8::1/64 dev one nodad",
-            "address add 10.244.1.1/24 dev pods",
-            "address add fd00:10:244:1::1/64 dev pods nodad",
-            "route add 203.0.113.0/25 via 192.0.2.9 mtu 1300 proto 17",
-            "route add blackhole 203.0.113.128/26",
-            "-6 route add 2001:db8:113::/64 via 2001:db8::9 mtu 1300 proto 17",
-            "-6 route add unreachable 2001:db8:113:2::/64",
-        ] {
-            run(&format!("ip {command}"));
-        }
+        two_links();
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let mut lookup = Lookup::open().expect("a socket");
         for (to, gateway, source, prefix, pod, range) in [
