@@ -478,6 +478,7 @@ impl Table {
                 let count = counts.entry(path.source).or_default().of_mut(Family::from(prefix));
                 count.received += 1;
                 count.used += u32::from(path.used.is_some());
+                count.stale += u32::from(path.is_stale());
                 assert_eq!(paths.iter().filter(|other| other.source == path.source).count(), 1);
             }
         }
