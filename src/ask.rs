@@ -117,19 +117,20 @@ async fn status_of_all(access: &Access, selector: &str, output: Output) -> anyho
 async fn way(socket: &Path, what: &str, output: Output) -> anyhow::Result<String> {
     // Where nobody listens, none of them answers.
     drop(UnixStream::connect(socket).await.with_context(|| unreachable(socket))?);
-    let is_address = what.trim().trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    // All who answer read the same word.
+    let (what, is_address) = place(what);
+    let what = what.as_str();
     let about = BTreeMap::from([("what", what)]);
     let service = if is_address { part(socket, route::SERVICE, &about).await? } else { Ok(None) };
     let served = if route::is_served(&service) { "true" } else { "" };
     let way = part(socket, route::WAY, &BTreeMap::from([("what", what), ("served", served)])).await?;
     let isolation = part(socket, route::ISOLATION, &about).await?;
     // What none of them understands, or knows, is no answer.
-    match (&service, &way, &isolation) {
-        (_, Err(why), _) | (Ok(None), Ok(None), Err(why)) => return Err(anyhow!("{why}")),
-        (Ok(None), Ok(None), Ok(None)) => {
-            return Err(anyhow!("the sluice on this host runs nothing that knows of ways or policies"));
-        }
-        _ => {}
+    let parts = [&way, &isolation, &service];
+    if !parts.iter().any(|part| matches!(part, Ok(Some(_)))) {
+        let why = parts.iter().find_map(|part| part.as_ref().err());
+        let nobody = "the sluice on this host runs nothing that knows of ways or policies";
+        return Err(anyhow!("{}", why.map_or(nobody, String::as_str)));
     }
     let all = route::backends(&service);
     let mut backends = Vec::new();
@@ -139,6 +140,16 @@ async fn way(socket: &Path, what: &str, output: Output) -> anyhow::Result<String
     let backends_left_off = if backends.is_empty() { 0 } else { all.len() - backends.len() };
     let parts = route::Parts { what: what.to_owned(), service, way, backends, backends_left_off, isolation };
     Ok(route::printed(&parts, output))
+}
+
+/// Returns a word of the user as its only form, and whether it is an address: without blanks and brackets, and no IPv4 address as one of IPv6.
+fn place(word: &str) -> (String, bool) {
+    let word = word.trim();
+    let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
+    match bare.parse::<IpAddr>() {
+        Ok(address) => (address.to_canonical().to_string(), true),
+        Err(_) => (word.to_owned(), false),
+    }
 }
 
 /// Asks one of those who answer together.
@@ -367,6 +378,20 @@ mod tests {
         });
         begun.recv().expect("the program listens");
         path
+    }
+
+    #[test]
+    fn a_place_has_one_form_however_the_user_writes_it() {
+        for (word, expected) in [
+            (" 10.96.0.9\n", ("10.96.0.9", true)),
+            ("::ffff:10.96.0.9", ("10.96.0.9", true)),
+            ("[FD00:0::9]", ("fd00::9", true)),
+            ("[[10.96.0.9", ("[[10.96.0.9", false)),
+            (" shop/web ", ("shop/web", false)),
+        ] {
+            let (place, is_address) = place(word);
+            assert_eq!((place.as_str(), is_address), expected);
+        }
     }
 
     fn asked(from: &str, output: Output, socket: &Path) -> Result<String, String> {

@@ -61,7 +61,9 @@ impl Asked {
 
 /// Returns what a bundle is made of.
 fn bundle_of(config: Arc<Config>, common: &Common, recent: Recent) -> bundle::Sources {
-    let mut kinds: Vec<_> = wanted(&config).iter().map(Wanted::kind).collect();
+    // This host's own Node is not all Nodes.
+    let wanted = wanted(&config).into_iter().filter(|wanted| !matches!(wanted, Wanted::Node(_)));
+    let mut kinds: Vec<_> = wanted.map(|wanted| wanted.kind()).collect();
     kinds.sort();
     kinds.dedup();
     bundle::Sources {

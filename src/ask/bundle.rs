@@ -21,6 +21,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use self::archive::Archive;
 use super::audit::SUBSYSTEMS;
@@ -35,6 +36,8 @@ use crate::status::serve::STATUS;
 
 /// How long parts are asked for; those that come behind are named and not asked for.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long one answer is waited for. The program ends a connection after 30 s, so one that is longer silent is stuck.
+const ANSWER: Duration = Duration::from_secs(35);
 /// Most bytes of one part.
 const LARGEST: usize = 64 << 20;
 /// Most bytes of all manifests.
@@ -100,13 +103,14 @@ fn questions() -> Vec<Asked> {
 /// # Errors
 /// The archive cannot be written.
 pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered> {
-    let status = ask(socket, STATUS, &[], Some(JSON), Instant::now() + PATIENCE).await;
+    let mut agent = Agent { socket, until: Instant::now() + PATIENCE, is_stuck: false };
+    let status = agent.ask(STATUS, &[], Some(JSON)).await;
     let status =
         status.and_then(|text| Ok((Status::parse(&text).map_err(|_| failed("the answer makes no sense"))?, text)));
     let node = status.as_ref().map_or_else(|_| host::name(), |(status, _)| status.node.clone());
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
     let file = file.map_or_else(|| default_name(&node, now), Path::to_owned);
-    let mut bundle = Bundle { archive: Archive::create(&file)?, parts: Vec::new(), until: Instant::now() + PATIENCE };
+    let mut bundle = Bundle { archive: Archive::create(&file)?, parts: Vec::new() };
     let about = About { format: FORMAT, version: VERSION.to_owned(), node, written: format!("{now:.0}") };
     bundle.put(names::ABOUT, Ok(serde_json::to_string_pretty(&about)?))?;
     match status {
@@ -119,9 +123,13 @@ pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered
     for (part, text) in host::parts() {
         bundle.put(&format!("host/{part}"), text.map_err(|why| Outcome::Failed { why }))?;
     }
+    agent.until = Instant::now() + PATIENCE;
+    // One reason is enough.
     match UnixStream::connect(socket).await {
-        Ok(_) => bundle.ask_for_all(socket).await?,
-        // One reason is enough.
+        _ if agent.is_stuck => {
+            bundle.put("agent", Err(failed("it does not answer, and was asked for nothing more")))?
+        }
+        Ok(_) => bundle.ask_for_all(&mut agent).await?,
         Err(error) => bundle.put("agent", Err(failed(&format!("{}: {error}", unreachable(socket)))))?,
     }
     bundle.end(&file)
@@ -131,8 +139,15 @@ pub async fn make(file: Option<&Path>, socket: &Path) -> anyhow::Result<Answered
 struct Bundle {
     archive: Archive,
     parts: Vec<Part>,
-    /// When the last part may be asked for.
+}
+
+/// The running program.
+struct Agent<'a> {
+    socket: &'a Path,
+    /// When the last answer may come.
     until: Instant,
+    /// It has left a question without an answer, and is asked for nothing more.
+    is_stuck: bool,
 }
 
 impl Bundle {
@@ -149,12 +164,12 @@ impl Bundle {
         Ok(())
     }
 
-    async fn ask_for_all(&mut self, socket: &Path) -> anyhow::Result<()> {
-        let drops = ask(socket, "/policy/drops", &[], Some(JSON), self.until).await;
+    async fn ask_for_all(&mut self, agent: &mut Agent<'_>) -> anyhow::Result<()> {
+        let drops = agent.ask("/policy/drops", &[], Some(JSON)).await;
         let since = Instant::now();
-        self.put_cluster(socket).await?;
+        self.put_cluster(agent).await?;
         for Asked { part, path, about, accept } in questions() {
-            let answer = ask(socket, path, about, accept, self.until).await;
+            let answer = agent.ask(path, about, accept).await;
             self.put(&part, answer)?;
         }
         // Packets are read while somebody asks: those since the first question.
@@ -164,20 +179,20 @@ impl Bundle {
             None => drops,
             Some(number) => {
                 tokio::time::sleep(DROPS.saturating_sub(since.elapsed())).await;
-                ask(socket, "/policy/drops", &[("since", &number.to_string())], Some(JSON), self.until).await
+                agent.ask("/policy/drops", &[("since", &number.to_string())], Some(JSON)).await
             }
         };
         self.put("policy-drops.json", drops)
     }
 
     /// Writes the manifests, and behind them that they are all.
-    async fn put_cluster(&mut self, socket: &Path) -> anyhow::Result<()> {
+    async fn put_cluster(&mut self, agent: &mut Agent<'_>) -> anyhow::Result<()> {
         let (mut bytes, mut last) = (0, None);
         for kind in Kind::ALL {
             let mut from = Some(0);
             while let Some(place) = from {
                 let world = last.as_ref().map(|head: &PageHead| head.world.to_string());
-                match page(socket, kind, place, world.as_deref(), self.until).await {
+                match agent.page(kind, place, world.as_deref()).await {
                     Ok((head, objects)) => {
                         if !objects.is_empty() {
                             self.archive.put(&names::manifests(kind, place), objects.as_bytes())?;
@@ -223,40 +238,45 @@ impl Bundle {
     }
 }
 
-/// Asks for a page of the cluster; returns its head and its objects.
-async fn page(
-    socket: &Path,
-    kind: Kind,
-    from: usize,
-    world: Option<&str>,
-    until: Instant,
-) -> Result<(PageHead, String), Outcome> {
-    let from = from.to_string();
-    let mut about = vec![("kind", kind.name()), ("from", from.as_str())];
-    about.extend(world.map(|world| ("world", world)));
-    let mut text = ask(socket, CLUSTER, &about, None, until).await?;
-    let end = text.find('\n').ok_or_else(|| failed("the answer makes no sense"))?;
-    let objects = text.split_off(end + 1);
-    let head = serde_json::from_str(&text).map_err(|_| failed("the answer makes no sense"))?;
-    Ok((head, objects))
-}
-
-async fn ask(
-    socket: &Path,
-    path: &str,
-    about: &[(&str, &str)],
-    accept: Option<&'static str>,
-    until: Instant,
-) -> Result<String, Outcome> {
-    if Instant::now() >= until {
-        return Err(failed("the time for all parts was over before"));
+impl Agent<'_> {
+    /// Asks for a page of the cluster; returns its head and its objects.
+    async fn page(&mut self, kind: Kind, from: usize, world: Option<&str>) -> Result<(PageHead, String), Outcome> {
+        let from = from.to_string();
+        let mut about = vec![("kind", kind.name()), ("from", from.as_str())];
+        about.extend(world.map(|world| ("world", world)));
+        let mut text = self.ask(CLUSTER, &about, None).await?;
+        let end = text.find('\n').ok_or_else(|| failed("the answer makes no sense"))?;
+        let objects = text.split_off(end + 1);
+        let head = serde_json::from_str(&text).map_err(|_| failed("the answer makes no sense"))?;
+        Ok((head, objects))
     }
-    let about: BTreeMap<&str, &str> = about.iter().copied().collect();
-    match post_bounded(socket, path, &about, accept, LARGEST).await {
-        Ok((StatusCode::OK, text)) => Ok(text),
-        Ok((StatusCode::NOT_FOUND, why)) => Err(Outcome::Absent { why: why.trim_end().to_owned() }),
-        Ok((_, why)) => Err(failed(why.trim_end())),
-        Err(error) => Err(failed(&format!("{error:#}"))),
+
+    async fn ask(
+        &mut self,
+        path: &str,
+        about: &[(&str, &str)],
+        accept: Option<&'static str>,
+    ) -> Result<String, Outcome> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if self.is_stuck {
+            return Err(failed("not asked for: an earlier question was not answered in time"));
+        }
+        if left.is_zero() {
+            return Err(failed("the time for all parts was over before"));
+        }
+        let about: BTreeMap<&str, &str> = about.iter().copied().collect();
+        let longest = left.min(ANSWER);
+        // Who is stuck accepts nothing, and the kernel connects all the same.
+        match timeout(longest, post_bounded(self.socket, path, &about, accept, LARGEST)).await {
+            Ok(Ok((StatusCode::OK, text))) => Ok(text),
+            Ok(Ok((StatusCode::NOT_FOUND, why))) => Err(Outcome::Absent { why: why.trim_end().to_owned() }),
+            Ok(Ok((_, why))) => Err(failed(why.trim_end())),
+            Ok(Err(error)) => Err(failed(&format!("{error:#}"))),
+            Err(_) => {
+                self.is_stuck = true;
+                Err(failed(&format!("there was no answer within {} s", longest.as_secs())))
+            }
+        }
     }
 }
 

@@ -117,7 +117,10 @@ fn of_service(service: &Part) -> Vec<String> {
     }
     let range = &answer["clusterIPRange"];
     if text.is_empty() && !range.is_null() {
-        let about = format!("no Service has this address of the range of cluster IPs {}", word(range, "range"));
+        let about = format!(
+            "no Service that this program serves has this address of the range of cluster IPs {}",
+            word(range, "range")
+        );
         text.push(match (range["refused"] == true, range["leftOut"].as_str()) {
             (true, _) => format!("{about}: new connections to it are refused on this node"),
             (false, Some(why)) => format!("{about}; it is not refused here: {why}"),
@@ -261,7 +264,7 @@ mod tests {
             let range = json!({ "range": "10.96.0.0/12", "refused": refused, "leftOut": left_out });
             let answer = Ok(Some(json!({ "clusterIPRange": range, "explained": null })));
             let text = printed(&parts(answer), Output::Text);
-            let about = "no Service has this address of the range of cluster IPs 10.96.0.0/12";
+            let about = "no Service that this program serves has this address of the range of cluster IPs 10.96.0.0/12";
             assert_eq!(text, format!("{about}{expected}\n{NO_ROUTER}"));
         }
     }

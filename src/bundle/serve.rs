@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{CLUSTER, CONFIG, HOST, LOG, METRICS, PAGE, PREFLIGHT, PageHead};
 use crate::k8s::{Kind, render};
-use crate::model::{Authority, World};
+use crate::model::{Authority, UnreadPolicies, World};
 use crate::observe::local::{Answer, Question};
 use crate::observe::metrics::Registry;
 use crate::observe::recent::Recent;
@@ -20,6 +20,8 @@ pub const PATHS: [&str; 6] = [CONFIG, HOST, LOG, METRICS, PREFLIGHT, CLUSTER];
 
 /// A World of which nobody has asked for a page for so long is given up.
 const KEPT: Duration = Duration::from_secs(30);
+/// So many Worlds are kept, so that a bundle does not end one that is being made.
+const MOST_KEPT: usize = 2;
 
 /// Sources of the answers.
 #[derive(Clone)]
@@ -29,7 +31,7 @@ pub struct Sources {
     pub registry: Registry,
     pub recent: Recent,
     pub world: watch::Receiver<World>,
-    /// The kinds of objects that are read.
+    /// The kinds of objects that are read, all of each.
     pub kinds: Vec<Kind>,
     /// Looks at this host; it takes seconds where the API server is away.
     pub preflight: Arc<dyn Fn() -> String + Send + Sync>,
@@ -37,20 +39,26 @@ pub struct Sources {
 
 /// Answers until nobody can ask any more.
 pub async fn run(sources: Sources, mut questions: mpsc::Receiver<Question>) {
-    let mut kept: Option<(World, Instant)> = None;
+    let mut kept: Vec<(World, Instant)> = Vec::new();
     loop {
         let question = tokio::select! {
             question = questions.recv() => question,
-            () = tokio::time::sleep(KEPT), if kept.is_some() => {
-                kept = kept.filter(|(_, asked)| asked.elapsed() < KEPT);
+            () = tokio::time::sleep(KEPT), if !kept.is_empty() => {
+                kept.retain(|(_, asked)| asked.elapsed() < KEPT);
                 continue;
             }
         };
+        kept.retain(|(_, asked)| asked.elapsed() < KEPT);
         let Some(Question { path, about, answer, .. }) = question else { return };
         let answered = match path {
             CLUSTER => {
-                let (page, world) = cluster(&sources, &about, kept.take().map(|(world, _)| world)).await;
-                kept = world.map(|world| (world, Instant::now()));
+                let (page, world) = cluster(&sources, &about, &kept).await;
+                if let Some(world) = world {
+                    kept.retain(|(other, _)| other.number != world.number);
+                    // The one that was asked for last stays.
+                    kept.drain(..(kept.len() + 1).saturating_sub(MOST_KEPT));
+                    kept.push((world, Instant::now()));
+                }
                 page
             }
             // It takes long, and others are answered meanwhile.
@@ -91,17 +99,19 @@ fn text(sources: &Sources, path: &str) -> Answer {
 }
 
 /// A page of the cluster, and the World that it is of.
-async fn cluster(sources: &Sources, about: &BTreeMap<String, String>, kept: Option<World>) -> (Answer, Option<World>) {
+async fn cluster(
+    sources: &Sources,
+    about: &BTreeMap<String, String>,
+    kept: &[(World, Instant)],
+) -> (Answer, Option<World>) {
     let number = |key: &str| about.get(key).and_then(|text| text.parse::<u64>().ok());
     let world = match number("world") {
         None => sources.world.borrow().clone(),
-        Some(asked) => match kept {
-            Some(world) if world.number == asked => world,
-            other => {
-                return (
-                    Err("another World is asked about meanwhile; ask again from the first page".to_owned()),
-                    other,
-                );
+        Some(asked) => match kept.iter().find(|(world, _)| world.number == asked) {
+            Some((world, _)) => world.clone(),
+            None => {
+                let why = "other Worlds are asked about meanwhile; ask again from the first page";
+                return (Err(why.to_owned()), None);
             }
         },
     };
@@ -116,8 +126,8 @@ async fn cluster(sources: &Sources, about: &BTreeMap<String, String>, kept: Opti
     let head = PageHead {
         world: world.number,
         node: world.host.node_name.to_string(),
-        kinds: sources.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
-        complete: all.iter().all(|authority| matches!(authority, Authority::Complete | Authority::Nothing)),
+        kinds: known(&world, &sources.kinds).map(|kind| kind.name().to_owned()).collect(),
+        complete: is_complete(&world, &sources.kinds),
         next: None,
     };
     let (of, kept) = (world.cluster.clone(), world);
@@ -127,6 +137,28 @@ async fn cluster(sources: &Sources, about: &BTreeMap<String, String>, kept: Opti
         Ok(format!("{head}\n{}", page.text))
     });
     (answer.await, Some(kept))
+}
+
+/// Returns the kinds of which something is known: ClusterNetworkPolicies may never have been listed, and nobody waits for them.
+fn known<'a>(world: &World, kinds: &'a [Kind]) -> impl Iterator<Item = &'a Kind> {
+    let lacks_policies = world.unread == UnreadPolicies::Any;
+    kinds.iter().filter(move |kind| !(lacks_policies && **kind == Kind::ClusterNetworkPolicy))
+}
+
+/// Returns whether everything of these kinds is known: of each subsystem that one of them is read for. One that runs and knows nothing yet is not one
+/// that does not run.
+fn is_complete(world: &World, kinds: &[Kind]) -> bool {
+    let subsystem = |kind: &Kind| match kind {
+        Kind::Service | Kind::EndpointSlice => Some(world.authority.proxy),
+        Kind::Pod | Kind::Namespace | Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => {
+            Some(world.authority.firewall)
+        }
+        Kind::Node => Some(world.authority.router),
+        // Several need them, and they make none.
+        Kind::ServiceCidr => None,
+    };
+    let mut needed = kinds.iter().filter_map(subsystem);
+    world.unread == UnreadPolicies::None && needed.all(|authority| authority == Authority::Complete)
 }
 
 #[cfg(test)]
@@ -139,7 +171,7 @@ mod tests {
 
     fn world(number: u64, namespaces: usize) -> World {
         let mut world = World { number, ..World::empty() };
-        world.authority.firewall = Authority::Complete;
+        (world.authority.firewall, world.authority.router) = (Authority::Complete, Authority::Complete);
         for index in 0..namespaces {
             let labels = [("text", "x".repeat(1000))].into_iter().collect();
             world.cluster.namespaces.insert(format!("n{index:05}").into(), Namespace { labels, isolated: false });
@@ -203,6 +235,47 @@ mod tests {
         assert!(program.page("Namespace", 0, Some(6)).await.is_err(), "nobody has that World any more");
         let (head, count) = program.page("Namespace", 0, None).await.expect("who begins anew gets the newest");
         assert_eq!((head.world, count), (8, 1));
+    }
+
+    #[tokio::test]
+    async fn two_bundles_at_a_time_have_pages_of_a_world_each() {
+        let program = program(world(7, 2500));
+        let (first, _) = program.page("Namespace", 0, None).await.expect("the first page");
+        program.world.send_replace(world(8, 2500));
+        let (second, _) = program.page("Namespace", 0, None).await.expect("the first page of another bundle");
+        assert_eq!((first.world, second.world), (7, 8));
+        for _ in 0..2 {
+            for number in [7, 8] {
+                let next = program.page("Namespace", first.next.expect("there are more"), Some(number)).await;
+                assert_eq!(next.map(|(head, _)| head.world), Ok(number));
+            }
+        }
+        program.world.send_replace(world(9, 1));
+        program.page("Namespace", 0, None).await.expect("a third one");
+        assert!(program.page("Namespace", 0, Some(7)).await.is_err(), "it was asked for longest ago");
+        assert!(program.page("Namespace", 0, Some(8)).await.is_ok());
+    }
+
+    #[test]
+    fn a_cluster_of_which_a_subsystem_that_runs_does_not_know_all_is_not_complete() {
+        let kinds = [Kind::Service, Kind::Node, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::ServiceCidr];
+        let told = |change: &dyn Fn(&mut World), kinds: &[Kind]| {
+            let mut world = world(7, 1);
+            world.authority.proxy = Authority::Complete;
+            change(&mut world);
+            (is_complete(&world, kinds), known(&world, kinds).count())
+        };
+        assert_eq!(told(&|_| {}, &kinds), (true, 5));
+        for less in [Authority::Nothing, Authority::Remembered, Authority::Partial] {
+            assert_eq!(told(&|world| world.authority.firewall = less, &kinds), (false, 5), "{less:?}");
+            assert_eq!(told(&|world| world.authority.proxy = less, &kinds), (false, 5), "{less:?}");
+            assert_eq!(told(&|world| world.authority.router = less, &kinds), (false, 5), "{less:?}");
+            // Who does not run needs to know nothing.
+            assert_eq!(told(&|world| world.authority.firewall = less, &[Kind::Service, Kind::Node]), (true, 2));
+        }
+        assert_eq!(told(&|world| world.unread = UnreadPolicies::Any, &kinds), (false, 4));
+        let named = UnreadPolicies::Named(Arc::new(["guard".into()].into()));
+        assert_eq!(told(&|world| world.unread = named.clone(), &kinds), (false, 5));
     }
 
     #[tokio::test(start_paused = true)]

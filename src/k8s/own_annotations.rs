@@ -40,9 +40,22 @@ struct Writes(BTreeMap<&'static str, Written>);
 #[derive(Debug)]
 struct Written {
     value: Option<String>,
+    /// When the server took it.
     at: Instant,
     /// How long it is waited for that this value is seen.
     pause: Duration,
+    /// It was seen since.
+    was_seen: bool,
+}
+
+/// Kind of a write, by what became of the value since the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Write {
+    Changing,
+    /// The value was written shortly before, and has not been seen.
+    Unseen,
+    /// The value was written shortly before and seen, and another one is seen now.
+    Insisting,
 }
 
 /// Keeps the annotations of the report on the Node of this name until the report's sender is gone.
@@ -74,28 +87,49 @@ async fn keep(node: OwnNode, mut reports: watch::Receiver<Report>) {
     }
 }
 
-/// Writes the annotations whose time has come, all in one request.
+/// Annotations to write.
+type Due<'a> = [(&'static str, &'a OwnAnnotation)];
+
+/// Writes the annotations whose time has come, all in one request; one by one where the server does not take them all.
 async fn write(node: &OwnNode, annotations: &Annotations, writes: &mut Writes) -> Result<Sent, Refused> {
+    writes.see(annotations);
     let now = Instant::now();
     let due: Vec<(&'static str, &OwnAnnotation)> =
         annotations.iter().map(|(key, one)| (*key, one)).filter(|(key, one)| writes.is_due(key, one, now)).collect();
     if due.is_empty() {
         return Ok(Sent::Nothing);
     }
-    let patch = Patch::Merge(patch(&due));
+    match send(node, &due, writes).await {
+        Err(Refused::Invalid(_)) if due.len() > 1 => {}
+        sent => return sent,
+    }
+    // One of them is at fault, and keeps no other from being written.
+    let mut told = Ok(Sent::Accepted);
+    for one in due.chunks(1) {
+        let sent = send(node, one, writes).await;
+        told = told.and(sent);
+    }
+    told
+}
+
+async fn send(node: &OwnNode, due: &Due<'_>, writes: &mut Writes) -> Result<Sent, Refused> {
+    let patch = Patch::Merge(patch(due));
     let nodes = Request::new("/api/v1/nodes");
     node.send(nodes.patch(&node.name, &PatchParams::default(), &patch)).await?;
+    let now = Instant::now();
     for (key, one) in due {
         debug!(annotation = key, value = one.wanted.as_deref().unwrap_or("none"), "Annotation of this node written");
-        if writes.note(key, one, now) {
-            warn!(annotation = key, "Annotation of this node was changed by others; setting it again");
+        match writes.note(key, one, now) {
+            Write::Changing => {}
+            Write::Unseen => warn!(annotation = key, "Annotation of this node has not been seen; set again"),
+            Write::Insisting => warn!(annotation = key, "Annotation of this node was changed by others; set again"),
         }
     }
     Ok(Sent::Accepted)
 }
 
 /// The change of a Node's metadata. A key with `null` goes (RFC 7396).
-fn patch(due: &[(&'static str, &OwnAnnotation)]) -> Value {
+fn patch(due: &Due<'_>) -> Value {
     let values = due.iter().map(|(key, one)| ((*key).to_owned(), json!(one.wanted)));
     json!({"metadata": {"annotations": values.collect::<Map<String, Value>>()}})
 }
@@ -142,15 +176,27 @@ impl Writes {
         annotations.iter().filter_map(|(key, one)| self.due(key, one, now)).min()
     }
 
-    /// Records that an annotation was written; returns whether the same value was written shortly before.
-    fn note(&mut self, key: &'static str, one: &OwnAnnotation, now: Instant) -> bool {
+    /// Records which of the written values are seen.
+    fn see(&mut self, annotations: &Annotations) {
+        for (key, written) in &mut self.0 {
+            let one = annotations.get(key).filter(|one| one.wanted == one.seen);
+            written.was_seen |= one.is_some_and(|one| one.seen == written.value);
+        }
+    }
+
+    /// Records that the server has taken an annotation.
+    fn note(&mut self, key: &'static str, one: &OwnAnnotation, now: Instant) -> Write {
         // After so long a silence it is no contradiction.
         let before = self.0.get(key).filter(|written| written.value == one.wanted);
         let insisting = before.filter(|written| now < written.at + written.pause + LONGEST_AGAIN);
         let pause = insisting.map_or(FIRST_AGAIN, |written| (written.pause * 2).min(LONGEST_AGAIN));
-        let insists = insisting.is_some();
-        self.0.insert(key, Written { value: one.wanted.clone(), at: now, pause });
-        insists
+        let write = match insisting {
+            None => Write::Changing,
+            Some(Written { was_seen: false, .. }) => Write::Unseen,
+            Some(_) => Write::Insisting,
+        };
+        self.0.insert(key, Written { value: one.wanted.clone(), at: now, pause, was_seen: false });
+        write
     }
 }
 

@@ -66,6 +66,8 @@ pub(super) enum Sent {
 pub(super) enum Refused {
     /// The right is missing (403).
     Forbidden(String),
+    /// The server does not take what was written (400, 413, 422).
+    Invalid(String),
     Failed(String),
 }
 
@@ -83,6 +85,9 @@ impl OwnNode {
             Err(_) => Err(Refused::Failed("no answer in time".to_owned())),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(Refused::Forbidden(status.message.clone())),
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 413 | 422) => {
+                Err(Refused::Invalid(status.message.clone()))
+            }
             Ok(Err(error)) => Err(Refused::Failed(chain(&error))),
         }
     }
@@ -113,7 +118,7 @@ impl Attempts {
                 }
                 self.pause = self.timing.without_right;
             }
-            Err(Refused::Failed(reason)) => {
+            Err(Refused::Invalid(reason) | Refused::Failed(reason)) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     warn!(what, reason, "Write to this node failed; retrying");
                 }

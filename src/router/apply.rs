@@ -264,6 +264,12 @@ impl<K: Kernel> Mirrors<K> {
         self.routes.missing(learned.routes(), |key| key.table == TABLE_MAIN)
     }
 
+    /// Returns the number of desired routes of all tables that the kernel has.
+    pub fn present_routes(&self, learned: &Routes) -> usize {
+        let desired = learned.routes();
+        desired.len().saturating_sub(self.routes.missing(desired, |_| true))
+    }
+
     /// Records the pod CIDRs of our own node.
     pub fn note_own_ranges(&mut self, ranges: &[IpNet]) {
         self.routes.target().note_own_ranges(ranges);

@@ -468,9 +468,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let metrics = &self.context.metrics;
         metrics.drain.set(self.outside().number());
         metrics.problems.set(count(self.plan.desired().problems.len()));
-        let (expected, missing) = (self.plan.routes().routes().len(), self.mirrors.missing_routes(self.plan.routes()));
-        metrics.routes.set(count(expected));
-        metrics.routes_present.set(count(expected.saturating_sub(missing)));
+        metrics.routes.set(count(self.plan.routes().routes().len()));
+        metrics.routes_present.set(count(self.mirrors.present_routes(self.plan.routes())));
         metrics.unreached.set(count(self.unreached.count));
         self.sessions.beat_for_nobody(now);
         // Reported once true, and then for good. If another program sets up the pod network it is not ours to report.

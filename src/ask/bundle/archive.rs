@@ -50,7 +50,7 @@ impl Archive {
     /// Begins an archive; `-` is standard output.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be made, or its name is that of something else than a regular file.
     pub fn create(path: &Path) -> anyhow::Result<Archive> {
         let (out, file, place): (Box<dyn Write>, _, _) = if path == Path::new("-") {
             (Box::new(io::stdout()), None, Place::StandardOutput)
@@ -59,6 +59,11 @@ impl Archive {
             aside.push(".new");
             let aside = PathBuf::from(aside);
             let cannot = || format!("{} cannot be written", path.display());
+            // Whoever renames replaces a name, also that of a device or a link.
+            if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+                let why = "it is there and no regular file; - is standard output";
+                return Err(anyhow::anyhow!(why)).with_context(cannot);
+            }
             match fs::remove_file(&aside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
                 _ => {}

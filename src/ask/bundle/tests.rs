@@ -82,6 +82,55 @@ async fn what_cannot_be_had_is_named_and_keeps_nothing_else_out() {
     assert_eq!(part("config.txt"), Some(json!({"part": "config.txt", "state": "written", "bytes": 10})));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_program_that_is_stuck_leaves_a_bundle_of_the_host_after_one_question() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (socket, file) = (directory.path().join("sluice.sock"), directory.path().join("b.tar"));
+    // The kernel connects those who come, and nobody accepts them.
+    let _stuck = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let begun = tokio::time::Instant::now();
+    let made = tokio::time::timeout(Duration::from_secs(600), make(Some(&file), &socket)).await;
+    let Answered { text, exit_code } = made.expect("it ends").expect("it can be written");
+    assert!(begun.elapsed() < ANSWER + Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(exit_code, 1);
+    assert!(text.contains("status.json: there was no answer within 3"), "{text}");
+    assert!(text.contains("agent: it does not answer") && !text.contains("config.txt"), "{text}");
+    assert!(files(&file).iter().any(|(name, _)| name.starts_with("host/")), "this host was looked at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_question_without_an_answer_the_other_parts_are_named_and_not_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("sluice.sock");
+    let _stuck = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let mut agent = Agent { socket: &socket, until: Instant::now() + PATIENCE, is_stuck: false };
+    assert_eq!(agent.ask(LOG, &[], None).await, Err(failed("there was no answer within 35 s")));
+    let begun = tokio::time::Instant::now();
+    let not_asked = "not asked for: an earlier question was not answered in time";
+    assert_eq!(agent.ask(CONFIG, &[], None).await, Err(failed(not_asked)));
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_regular_file_is_refused_and_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (socket, target) = (directory.path().join("sluice.sock"), directory.path().join("target"));
+    let (link, below) = (directory.path().join("link"), directory.path().join("below"));
+    std::fs::write(&target, "stays").expect("writable");
+    std::os::unix::fs::symlink(&target, &link).expect("a link");
+    std::fs::create_dir(&below).expect("a directory");
+    for name in [&link, &below, Path::new("/dev/null")] {
+        let error = make(Some(name), &socket).await.expect_err("it is no regular file");
+        assert!(format!("{error:#}").contains("is there and no regular file"), "{error:#}");
+    }
+    assert!(std::fs::symlink_metadata(&link).expect("it is there").is_symlink());
+    assert_eq!(std::fs::read_to_string(&target).expect("it is there"), "stays");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 3);
+    // An earlier bundle is replaced.
+    make(Some(&target), &socket).await.expect("it can be written");
+    assert!(files(&target).len() > 1);
+}
+
 #[tokio::test]
 async fn an_archive_that_cannot_be_made_is_an_error_and_leaves_nothing() {
     let directory = tempfile::tempdir().expect("a directory");

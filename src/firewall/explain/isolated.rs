@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::party::{Party, Standing, standing};
-use super::{End, Known, Unanswerable, addresses};
+use super::{End, Known, Unanswerable, addresses, is_of_services};
 use crate::firewall::rules::{Direction, Isolation};
 use crate::model::ObjectName;
 use crate::observe::local::{Answer, Question};
@@ -44,7 +44,7 @@ fn of_end(known: Known<'_>, end: &End) -> Result<Value, Unanswerable> {
     if by_cluster > 0 {
         text.push(format!("rules of {by_cluster} ClusterNetworkPolicies are about it"));
     }
-    text.extend(elsewhere(&party.standing));
+    text.extend(elsewhere(known, &party));
     text.push(format!("whether a packet passes: {ask}"));
     let isolations = directions.iter().map(|(direction, isolation)| of_direction(*direction, isolation));
     Ok(json!({
@@ -92,14 +92,22 @@ fn of_direction(direction: Direction, isolation: &Isolation) -> Value {
     })
 }
 
-/// Returns who judges its packets, where that is not this node.
-fn elsewhere(standing: &Standing) -> Option<String> {
-    match standing {
+/// Returns who judges its packets, where that is not this node, and by what.
+fn elsewhere(known: Known<'_>, party: &Party) -> Option<String> {
+    match &party.standing {
         Standing::Here(_) => None,
         Standing::Elsewhere(_, Some(node)) => Some(format!("its own node {node} judges what it receives and sends")),
         Standing::Elsewhere(_, None) => Some("its own node judges what it receives and sends".to_owned()),
         Standing::HostNetwork(_) => Some("it is on the host network: policies do not apply to it".to_owned()),
         Standing::ThisNode | Standing::Node(_) => Some("a node itself: policies do not apply to it".to_owned()),
+        Standing::Nobody if is_of_services(known.config, party.address) => Some(
+            "an address of Services: packets to it are judged behind the Service, by the policies of the sender and of the endpoint's pod"
+                .to_owned(),
+        ),
+        Standing::Nobody if known.closed.iter().any(|range| range.contains(&party.address)) => Some(
+            "no pod of this node is known at this address, and --netpol-default-deny closes it to all but this node"
+                .to_owned(),
+        ),
         Standing::Nobody => Some("no running pod's: only the policies of the sender decide".to_owned()),
     }
 }

@@ -413,6 +413,7 @@ fn words_that_are_no_question_are_refused_with_what_was_wanted() {
 
 #[test]
 fn isolation_is_told_of_pods_of_this_node_and_of_others_who_judges_them() {
+    const OF_SERVICES: &str = "an address of Services: packets to it are judged behind the Service, by the policies of the sender and of the endpoint's pod";
     let of = |word: &str| {
         let (answer, _) = tokio::sync::oneshot::channel();
         let about = [("what".to_owned(), word.to_owned())].into();
@@ -440,6 +441,12 @@ fn isolation_is_told_of_pods_of_this_node_and_of_others_who_judges_them() {
         ("fd00:10:244:2::9", "its own node node2 judges what it receives and sends"),
         ("192.0.2.11", "a node itself: policies do not apply to it"),
         ("203.0.113.7", "no running pod's: only the policies of the sender decide"),
+        ("10.96.0.77", OF_SERVICES),
+        ("203.0.113.200", OF_SERVICES),
+        (
+            "10.244.1.99",
+            "no pod of this node is known at this address, and --netpol-default-deny closes it to all but this node",
+        ),
     ] {
         let answer = answered(word);
         assert_eq!((&answer["isolation"], &answer["text"][0]), (&json!([]), &json!(line)), "{word}");

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use super::document::Format;
 use super::{Closed, IDLE, Source};
 use crate::k8s::outage::Cause;
-use crate::k8s::{Event, Kind};
+use crate::k8s::{Event, Kind, Wanted};
 
 /// The form that is written. One with a higher number is not read.
 pub const FORMAT: u32 = 1;
@@ -80,8 +80,10 @@ pub fn about(path: &Path) -> Result<About, String> {
     }
     let none = || "is neither a directory nor a bundle of `sluice bundle`".to_owned();
     let mut archive = opened(path).map_err(cannot)?;
-    let mut entries = archive.entries().map_err(|_| none())?;
-    let mut first = entries.next().and_then(Result::ok).ok_or_else(none)?;
+    // Raw: what stands before an entry about its name is not read, however long it says to be.
+    let mut entries = archive.entries().map_err(|_| none())?.raw(true);
+    let first = entries.find(|entry| !entry.as_ref().is_ok_and(is_about_next));
+    let mut first = first.and_then(Result::ok).ok_or_else(none)?;
     if name_of(&first).as_deref() != Some(names::ABOUT) {
         return Err(none());
     }
@@ -94,6 +96,12 @@ pub fn about(path: &Path) -> Result<About, String> {
 
 fn opened(path: &Path) -> io::Result<tar::Archive<BufReader<File>>> {
     Ok(tar::Archive::new(BufReader::with_capacity(256 << 10, File::open(path)?)))
+}
+
+/// Returns whether an entry is about the next one, or all that follow. Names of files of a bundle need none.
+fn is_about_next<R: Read>(entry: &tar::Entry<'_, R>) -> bool {
+    let kind = entry.header().entry_type();
+    kind.is_pax_local_extensions() || kind.is_pax_global_extensions() || kind.is_gnu_longname()
 }
 
 /// The name of a file below the directory of a bundle; `None` for whatever else there is.
@@ -138,8 +146,12 @@ impl Source {
                 self.outages.fails(*kind, Cause::Directory, &text);
             });
         }
+        // A node that reads no other Nodes does not name the kind, and has its own.
+        let is_own_node = |of: &Complete, wanted: &Wanted| matches!(wanted, Wanted::Node(name) if *name == of.node);
         let lacking = |of: &Complete| -> Vec<&str> {
-            kinds.iter().map(|kind| kind.name()).filter(|kind| !of.kinds.iter().any(|known| known == kind)).collect()
+            let needed = self.wanted.iter().filter(|wanted| !is_own_node(of, wanted));
+            let needed = needed.map(|wanted| wanted.kind().name());
+            needed.filter(|kind| !of.kinds.iter().any(|known| known == kind)).collect()
         };
         let is_whole = match &complete {
             None => false,
@@ -177,7 +189,7 @@ impl Source {
             Ok(entries) => entries,
             Err(error) => return Ok(Err(error)),
         };
-        for entry in entries {
+        for entry in entries.raw(true) {
             let read = entry.and_then(|mut entry| {
                 let name = name_of(&entry).filter(|name| name.starts_with(names::CLUSTER));
                 name.map(|name| Ok((content(&mut entry)?, name))).transpose()
@@ -221,6 +233,20 @@ mod tests {
             assert_eq!(refused(bytes), neither);
         }
         assert_eq!(refused(&entry("sluice-bundle/about.json", "{}")), neither);
+        // A name that stands in an entry of its own is not read: it may be of any length.
+        let mut named = entry("sluice-bundle/about.json", r#"{"format":1,"version":"1","node":"n","written":""}"#);
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(24);
+        header.set_cksum();
+        let mut long = [header.as_bytes().as_slice(), b"sluice-bundle/about.json", &[0; 512 - 24]].concat();
+        long.extend(entry("short", r#"{"format":1,"version":"1","node":"n","written":""}"#));
+        assert_eq!(refused(&long), neither);
+        // One that nobody needs stands in no way.
+        named.splice(0..0, long.get(..1024).expect("the entry of a name").iter().copied());
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), &named).expect("writable");
+        assert_eq!(about(file.path()).map(|about| about.node), Ok("n".to_owned()));
         assert_eq!(refused(&[0x1f, 0x8b, 8, 0]), "is compressed: unpack it with gunzip");
         let later = r#"{"format":2,"version":"9.0.0","node":"n","written":""}"#;
         let expected = "is a bundle of sluice 9.0.0, in a form that this one does not know";

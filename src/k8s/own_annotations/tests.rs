@@ -114,11 +114,40 @@ fn a_value_that_is_not_seen_is_written_again_later_and_later_and_another_one_soo
         now = due;
     }
     assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
-    assert_eq!(insisted.iter().filter(|insisted| **insisted).count(), 7);
+    assert_eq!(insisted.remove(0), Write::Changing);
+    assert_eq!(insisted, [Write::Unseen; 7], "nobody changed what was not seen");
     let last = now - LONGEST_AGAIN;
     assert_eq!(writes.due(KEY, &wish(Some("newer"), None), now), Some(last + SPACING));
     assert_eq!(writes.due(KEY, &wish(Some("new"), Some("new")), now), None);
     now += LONGEST_AGAIN + LONGEST_AGAIN;
-    assert!(!writes.note(KEY, &one, now), "after a long silence it is no contradiction");
+    assert_eq!(writes.note(KEY, &one, now), Write::Changing, "after a long silence it is no contradiction");
     assert_eq!(writes.due(KEY, &one, now), Some(now + FIRST_AGAIN));
+}
+
+#[tokio::test]
+async fn an_annotation_that_the_server_does_not_take_keeps_no_other_from_being_written() {
+    let server = ApiServer::start().await;
+    let node = own_node(&server).await;
+    server.set_faults(Faults { fail: (1, 422), ..Faults::default() });
+    let (_out, reports) = watch::channel(report(&[(KEY, wish(Some("new"), None)), (OTHER, wish(None, Some("old")))]));
+    let kept = tokio::spawn(keep(node, reports));
+    // All together, and each by itself.
+    until_written(&server, 3).await;
+    assert_eq!(annotations(&server), json!({"of-others": "stays", KEY: "new"}));
+    kept.abort();
+}
+
+#[test]
+fn others_have_changed_a_value_that_was_seen_and_is_not_any_more() {
+    let begun = Instant::now();
+    let (one, seen) = (wish(Some("new"), None), wish(Some("new"), Some("new")));
+    let mut writes = Writes::default();
+    assert_eq!(writes.note(KEY, &one, begun), Write::Changing);
+    writes.see(&[(KEY, one.clone())].into());
+    assert_eq!(writes.note(KEY, &one, begun + FIRST_AGAIN), Write::Unseen);
+    writes.see(&[(KEY, seen)].into());
+    writes.see(&[(KEY, wish(Some("new"), Some("of others")))].into());
+    assert_eq!(writes.note(KEY, &one, begun + FIRST_AGAIN * 3), Write::Insisting);
+    writes.see(&[(KEY, one.clone())].into());
+    assert_eq!(writes.note(KEY, &one, begun + FIRST_AGAIN * 7), Write::Unseen);
 }

@@ -66,6 +66,8 @@ pub enum Fate {
     Local,
     /// A route refuses it, or none leads to its destination.
     Refused,
+    /// A route refuses it, or the check of its source does (`rp_filter`): of packets from others the kernel does not say which.
+    RefusedOrMartian,
     /// Broadcast, multicast or anycast, by its number.
     Other(u8),
 }
@@ -164,7 +166,7 @@ impl Lookup {
     /// that network alone does, which then is not behind a link of this host.
     ///
     /// # Errors
-    /// A request failed: also where the kernel takes no such packet from that link, as with a strict reverse path filter.
+    /// A request failed.
     pub fn taken_from_network(&mut self, to: IpAddr, from: (IpAddr, IpNet)) -> Result<Option<Taken>, Error> {
         let (from, network) = from;
         let behind = self.taken(from)?;
@@ -192,12 +194,15 @@ impl Lookup {
         self.ask_for(to, origin, MATCHED | with_table);
         let decided_by = match self.socket.request(&mut self.message, wire::route) {
             Ok(found) => found.into_iter().next().map(|route| (route.key, route.protocol)),
-            Err(Fault::Refused(refusal)) if is_no(&refusal) => None,
+            Err(Fault::Refused(refusal)) if is_no(&refusal) || is_martian(origin, &refusal) => None,
             Err(fault) => return Err(failed(fault)),
         };
         self.ask_for(to, origin, 0);
         let taken = match self.socket.request(&mut self.message, taken) {
             Ok(found) => found.into_iter().next(),
+            Err(Fault::Refused(refusal)) if is_martian(origin, &refusal) => {
+                return Ok(Taken { fate: Fate::RefusedOrMartian, decided_by, ..nowhere });
+            }
             Err(Fault::Refused(refusal)) if is_no(&refusal) => None,
             Err(fault) => return Err(failed(fault)),
         };
@@ -239,6 +244,12 @@ fn is_no(refusal: &Refusal) -> bool {
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES => true,
         errno => errno == libc::EINVAL && refusal.text.is_none(),
     }
+}
+
+/// Returns whether the source of a packet from somebody else may be why it is refused. A blackhole has the same error.
+fn is_martian(origin: Origin, refusal: &Refusal) -> bool {
+    let is_behind = matches!(origin, Origin::Behind(..));
+    is_behind && matches!(refusal.errno, libc::EXDEV | libc::EINVAL) && refusal.text.is_none()
 }
 
 fn leading(answer: &Answer<'_>) -> Option<Leading> {
@@ -299,6 +310,24 @@ fn taken(answer: &Answer<'_>) -> Option<(Taken, Option<u32>)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_invalid_packet_of_this_host_is_refused_and_one_of_others_may_have_an_odd_source() {
+        let refusal = |errno, text: Option<&str>| Refusal {
+            message: 0,
+            errno,
+            text: text.map(str::to_owned),
+            request: Vec::new(),
+        };
+        let of_pod = Origin::Behind(IpAddr::from([10, 244, 1, 7]), 7);
+        for errno in [libc::EINVAL, libc::EXDEV] {
+            assert!(is_martian(of_pod, &refusal(errno, None)), "{errno}");
+            assert!(!is_martian(Origin::Host(None), &refusal(errno, None)), "{errno}");
+            assert!(!is_martian(of_pod, &refusal(errno, Some("it is not understood"))), "{errno}");
+        }
+        assert!(!is_martian(of_pod, &refusal(libc::ENETUNREACH, None)) && is_no(&refusal(libc::ENETUNREACH, None)));
+        assert!(is_no(&refusal(libc::EINVAL, None)), "a blackhole");
+    }
 
     proptest! {
         #[test]

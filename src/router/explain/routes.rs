@@ -9,7 +9,7 @@ use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
 
 use super::peers::{aligned, known};
-use super::way::{Origin, Way};
+use super::way::{Origin, Owner, Way};
 use super::words::{as_path, attributes, compared, line, no_way, refusal, step, time, withheld};
 use super::{InKernel, LONGEST, RouteInKernel, Routes};
 
@@ -149,17 +149,21 @@ pub(super) fn reason(routes: &Routes, prefix: &PrefixState, path: &PathState) ->
     }
 }
 
-/// Returns from whom the route of a way is, or why routes around its address are not used.
+/// Returns from whom the route of a way is, or why routes around its address are not used; beside a route that is used, narrower ones.
 pub(super) fn origin(routes: &Routes, states: &[PrefixState], way: &Way) -> Origin {
     let mut origin = Origin::default();
+    let used = way.planned.as_ref().map(|planned| planned.key.destination.prefix_len());
+    // Links lead to this node's own pods, whatever others announce.
+    let is_own = matches!(way.owner, Owner::OwnPods(_));
     for state in states {
+        let would_decide = used.is_none_or(|used| used < state.prefix.prefix_len() && !is_own);
         let is_used = way.planned.as_ref().is_some_and(|planned| planned.key.destination == state.prefix);
         for path in &state.paths {
             let said = format!("{}: {}", routes.source(path.source), reason(routes, state, path));
             match path.standing {
                 Standing::Best(_) | Standing::Lost { .. } if is_used && path.is_in_use => origin.used.push(said),
                 Standing::Best(_) if path.source.is_local() => {}
-                _ if way.planned.is_none() => origin.refused.push(format!("{} from {said}", state.prefix)),
+                _ if would_decide => origin.refused.push(format!("{} from {said}", state.prefix)),
                 _ => {}
             }
         }

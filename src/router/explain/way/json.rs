@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::text::{encapsulation, fits, heading, lines, masquerade, standing};
-use super::{Masquerade, Origin, Owner, Planned, Tunnel, Way, Ways, differences, text};
+use super::text::{encapsulation, heading, lines, masquerade, standing};
+use super::{Origin, Owner, Planned, Tunnel, Way, Ways, differences, text};
 use crate::kernel::route::{Fate, NextHop, Taken};
 use crate::model::Authority;
 use crate::net::Family;
@@ -43,11 +43,10 @@ fn of_way(way: &Way, origin: &Origin) -> Value {
         Owner::Node(node) => ("node", Some(node), None),
         Owner::Other => ("other", None, None),
     };
-    let is_masqueraded = match way.masquerade {
-        Masquerade::ToOutside => !way.is_served,
-        Masquerade::Off | Masquerade::Unknown | Masquerade::ToPods(_) | Masquerade::ToNode => false,
-    };
-    let fits = fits(way);
+    let masquerade = masquerade(way);
+    let (is_masqueraded, why_masqueraded) =
+        masquerade.unwrap_or_else(|| (false, "the kernel refuses the packets".to_owned()));
+    let fits = |fits: Option<(u32, String)>| fits.map(|(mtu, why)| json!({ "bytes": mtu, "reason": why }));
     let of_pods = way.kernel_of_pods.as_ref().map(|taken| taken.as_ref().map_or(Value::Null, of_taken));
     json!({
         "address": way.address.to_string(),
@@ -57,10 +56,11 @@ fn of_way(way: &Way, origin: &Origin) -> Value {
         "podRange": range.map(ToString::to_string),
         "route": way.planned.as_ref().map(|planned| of_planned(planned, &origin.used)),
         "routeOfPods": way.planned_of_pods.as_ref().map(|planned| of_planned(planned, &[])),
-        "noRoute": way.why_none.iter().chain(origin.refused.iter().filter(|_| way.planned.is_none())).collect::<Vec<_>>(),
-        "mtu": fits.map(|(mtu, why)| json!({ "bytes": mtu, "reason": why })),
+        "noRoute": way.why_none.iter().chain(&origin.refused).collect::<Vec<_>>(),
+        "mtu": fits(text::fits(way)),
+        "mtuOfPods": fits(text::fits_of_pods(way)),
         "podsMtu": way.pods_mtu,
-        "masqueraded": { "fromPods": is_masqueraded, "reason": masquerade(way) },
+        "masqueraded": { "fromPods": is_masqueraded, "reason": why_masqueraded },
         "kernel": {
             "ofNode": way.kernel.as_ref().map_or_else(|error| json!({ "error": error }), of_taken),
             "ofPods": of_pods.unwrap_or_else(|error| json!({ "error": error })),
@@ -113,7 +113,7 @@ fn of_taken(taken: &Taken) -> Value {
     let fate = match taken.fate {
         Fate::Forwarded => "forwarded",
         Fate::Local => "local",
-        Fate::Refused => "refused",
+        Fate::Refused | Fate::RefusedOrMartian => "refused",
         Fate::Other(_) => "other",
     };
     json!({

@@ -22,10 +22,14 @@ use crate::model::{Authority, ObjectName, Pod, Table};
 use crate::net::Family;
 use crate::router::apply::{Kernel, Mirrors};
 use crate::router::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE};
-use crate::router::plan::{Masquerade, Owner, Plan, TunnelEnds};
+pub(super) use crate::router::plan::Owner;
+use crate::router::plan::{Masquerade, Plan, TunnelEnds};
 
 pub use self::json::json;
 pub use self::text::text;
+
+/// `RTPROT_KERNEL`: routes to the networks of links.
+const KERNEL: u8 = 2;
 
 /// Destination that is asked for, as the user wrote it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,7 +79,7 @@ pub struct Way {
     pub planned: Option<Planned>,
     /// That of packets of this node's pods, where it is another one.
     pub planned_of_pods: Option<Planned>,
-    /// Why there is no route, where there should be one, as sentences without their ends.
+    /// Why there is no route, where there should be one, or none but a wider one, as sentences without their ends.
     pub why_none: Vec<String>,
     /// A pod range of this node of the address's family.
     pub own_pods: Option<IpNet>,
@@ -112,7 +116,7 @@ pub struct Tunnel {
 pub struct Origin {
     /// Of the route that is used: from whom it is and why it was chosen.
     pub used: Vec<String>,
-    /// Routes around the address that are not used, with the reasons; where none is used.
+    /// Routes around the address that are not used, with the reasons; where none is used, or a wider one.
     pub refused: Vec<String>,
 }
 
@@ -172,7 +176,7 @@ pub fn way<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, address: IpAddr, is
     let route = plan.route_to(address, false);
     let of_pods = plan.route_to(address, true).filter(|other| Some(other) != route.as_ref());
     let planned = route.map(|route| planned(plan, mirrors, route));
-    let why_none = if planned.is_some() { Vec::new() } else { why_none(plan, &owner, address) };
+    let why_none = why_none(plan, &owner, address, planned.as_ref());
     let (node_mtu, pods_mtu) = plan.mtus();
     Way {
         address,
@@ -209,13 +213,20 @@ fn planned<K: Kernel>(plan: &Plan, mirrors: &Mirrors<K>, (key, route): (RouteKey
     Planned { tunnels: route.next_hops.iter().map(tunnel).collect(), key, route, kernel }
 }
 
-/// Returns why no route of ours leads to an address; nothing where none should.
-fn why_none(plan: &Plan, owner: &Owner, address: IpAddr) -> Vec<String> {
+/// Returns why no route of ours leads to an address, or none but one that is wider than the pod range; nothing where none should.
+fn why_none(plan: &Plan, owner: &Owner, address: IpAddr, planned: Option<&Planned>) -> Vec<String> {
+    let length = planned.map(|planned| planned.key.destination.prefix_len());
+    let is_narrower = |prefix: IpNet| length.is_none_or(|length| length < prefix.prefix_len());
+    match owner {
+        Owner::PodsOf { range, .. } if is_narrower(*range) => {}
+        _ if planned.is_none() => {}
+        _ => return Vec::new(),
+    }
     let mut reasons = Vec::new();
     if let Owner::PodsOf { node, range } = owner {
         reasons.extend(plan.why_unreached(node, *range).map(|why| format!("{range} of Node {node}: {why}")));
     }
-    if let Some(prefix) = plan.pathless_to(address) {
+    if let Some(prefix) = plan.pathless_to(address).filter(|prefix| is_narrower(*prefix)) {
         let without = plan.ways_to(prefix).into_iter();
         let without = without.filter_map(|(next_hop, why)| Some(super::words::no_way(next_hop, why?)));
         reasons.extend(without.map(|why| format!("{prefix} was learned and is not used: {why}")));
@@ -242,6 +253,7 @@ pub fn differences(way: &Way) -> Vec<String> {
             }
             _ if is_local => None,
             None => None,
+            Some(planned) if is_on_link(&way.owner, planned, taken) => None,
             Some(planned) => difference(planned, taken),
         };
         differences.extend(difference.map(|what| format!("{whose}: {what}")));
@@ -257,11 +269,20 @@ pub fn differences(way: &Way) -> Vec<String> {
     differences
 }
 
+/// Returns whether a network of a link decides, which is narrower than a desired route around it: that leads to the rest. Pods of another
+/// node are on no link of this one.
+fn is_on_link(owner: &Owner, planned: &Planned, taken: &Taken) -> bool {
+    let wider = planned.key.destination;
+    let is_inside = |prefix: &IpNet| wider.contains(prefix) && wider.prefix_len() < prefix.prefix_len();
+    let by_link = taken.decided_by.as_ref().is_some_and(|(key, by)| *by == KERNEL && is_inside(&key.destination));
+    by_link && taken.gateway.is_none() && taken.fate == Fate::Forwarded && !matches!(owner, Owner::PodsOf { .. })
+}
+
 /// Returns in what one way differs from a desired route.
 fn difference(planned: &Planned, taken: &Taken) -> Option<String> {
     let protocol = if planned.key.table == TUNNEL_TABLE { TUNNEL_PROTOCOL } else { PROTOCOL };
     match (&taken.decided_by, taken.fate) {
-        (_, Fate::Refused) => return Some("the kernel refuses them".to_owned()),
+        (_, Fate::Refused | Fate::RefusedOrMartian) => return Some("the kernel refuses them".to_owned()),
         (_, Fate::Local) => return Some("the kernel delivers them here".to_owned()),
         (Some((key, by)), _) if (key, *by) != (&planned.key, protocol) => {
             let origin = if *by == protocol { String::new() } else { format!(" of {}", text::protocol(*by)) };

@@ -50,7 +50,7 @@ fn meant(plan: &Plan, to: &str) -> Way {
     let planned_of_pods = of_pods.map(planned);
     let planned = route.map(planned);
     let kernel = taken(planned.as_ref());
-    let why_none = if planned.is_some() { Vec::new() } else { why_none(plan, &owner, to) };
+    let why_none = why_none(plan, &owner, to, planned.as_ref());
     let (node_mtu, pods_mtu) = plan.mtus();
     Way {
         address: to,
@@ -163,6 +163,9 @@ fn with_tunnels_to_all_nodes_pods_answer_a_node_by_another_table() {
     let text = said(&way);
     assert!(text.contains("route of packets of pods: 192.0.2.2/32 table 77 dev tun-"), "{text}");
     assert!(text.contains("masqueraded, from pods: no: it is an address of a node"), "{text}");
+    assert!(text.contains("\nMTU: 1500 bytes: eth0 has it\n"), "{text}");
+    let of_pods = "\nMTU of packets of pods: 1480 bytes: ";
+    assert!(text.contains(of_pods) && text.contains("1500 of this node's link less 20 of ipip over IPv4\n"), "{text}");
     assert!(text.contains("route: none of ours: the kernel's own decide"), "{text}");
     assert_eq!(differences(&way), Vec::<String>::new(), "{text}");
 }
@@ -263,6 +266,73 @@ fn where_the_kernel_goes_another_way_it_is_said_whose_route_decides() {
         taken.fate = Fate::Local;
     }
     assert_eq!(differences(&own), Vec::<String>::new());
+}
+
+/// A route of ours to more than the range of the address.
+fn by_wider_route(plan: &Plan, to: &str, wider: &str) -> Way {
+    let mut way = meant(plan, to);
+    let mut planned = meant(plan, "10.244.2.7").planned.expect("it has a route");
+    planned.key = RouteKey::new(TABLE_MAIN, prefix(wider));
+    way.why_none = why_none(plan, &way.owner, way.address, Some(&planned));
+    (way.kernel, way.kernel_of_pods) = (Ok(taken(Some(&planned))), Ok(None));
+    way.planned = Some(planned);
+    way
+}
+
+#[test]
+fn beside_a_wider_route_it_is_said_why_a_pod_range_has_none_of_its_own() {
+    let without = plan(&["--enable-overlay=false"]);
+    let way = by_wider_route(&without, "10.244.3.7", "10.244.0.0/16");
+    let text = said(&way);
+    assert!(text.starts_with("route: 10.244.0.0/16 via 192.0.2.2 dev eth0\n"), "{text}");
+    assert!(text.contains("no narrower route: 10.244.3.0/24 was learned and is not used: the node"), "{text}");
+    let ways = Ways { authority: Authority::Complete, pod: None, ways: vec![(way, Origin::default())] };
+    let answer: Value = serde_json::from_str(&json(&ways)).expect("JSON");
+    assert_eq!(answer["ways"][0]["noRoute"].as_array().map(Vec::len), Some(1));
+    // The range itself is enough, and nobody else's address has to have a route.
+    assert_eq!(by_wider_route(&without, "10.244.3.7", "10.244.3.0/24").why_none, Vec::<String>::new());
+    for to in ["203.0.113.7", "10.244.1.7"] {
+        assert_eq!(by_wider_route(&without, to, "0.0.0.0/0").why_none, Vec::<String>::new(), "{to}");
+    }
+}
+
+#[test]
+fn a_network_of_a_link_inside_of_a_wider_route_is_no_difference_and_one_of_other_pods_is() {
+    let plan = plan(&[]);
+    let with_link = |to: &str, wider: &str, link: &str, by: u8| {
+        let mut way = by_wider_route(&plan, to, wider);
+        let link = (RouteKey::new(TABLE_MAIN, prefix(link)), by);
+        let Ok(taken) = &mut way.kernel else { panic!("it was looked up") };
+        (taken.decided_by, taken.gateway, taken.link) = (Some(link), None, Some(LinkName("kube-bridge".into())));
+        differences(&way)
+    };
+    assert_eq!(with_link("10.244.1.7", "10.244.0.0/16", "10.244.1.0/24", 2), Vec::<String>::new());
+    assert_eq!(with_link("192.0.2.77", "192.0.0.0/16", "192.0.2.0/24", 2), Vec::<String>::new());
+    for differing in [
+        with_link("10.244.1.7", "10.244.0.0/16", "10.244.1.0/24", 4),
+        with_link("10.244.1.7", "10.244.1.0/24", "10.244.1.0/24", 2),
+        with_link("10.244.3.7", "10.244.0.0/16", "10.244.3.0/24", 2),
+    ] {
+        assert_eq!(differing.len(), 1, "{differing:?}");
+    }
+}
+
+#[test]
+fn packets_that_do_not_leave_are_not_masqueraded() {
+    let plan = plan(&[]);
+    let with_fate = |to: &str, fate| {
+        let mut way = meant(&plan, to);
+        for taken in [way.kernel.as_mut().ok(), way.kernel_of_pods.as_mut().ok().and_then(Option::as_mut)] {
+            taken.expect("it was looked up").fate = fate;
+        }
+        text::masquerade(&way)
+    };
+    let here = Some((false, "it is delivered here".to_owned()));
+    assert_eq!(with_fate("203.0.113.7", Fate::Local), here);
+    assert_eq!(with_fate("192.0.2.1", Fate::Forwarded), here);
+    assert_eq!(with_fate("203.0.113.7", Fate::Refused), None);
+    assert_eq!(with_fate("203.0.113.7", Fate::RefusedOrMartian), None);
+    assert!(with_fate("203.0.113.7", Fate::Forwarded).is_some_and(|(is, _)| is));
 }
 
 #[test]

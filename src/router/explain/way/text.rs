@@ -61,8 +61,11 @@ pub fn lines(way: &Way, origin: &Origin) -> Vec<String> {
         ));
     }
     lines.extend(fits(way).map(|(mtu, why)| format!("MTU: {mtu} bytes: {why}")));
+    lines.extend(fits_of_pods(way).map(|(mtu, why)| format!("MTU of packets of pods: {mtu} bytes: {why}")));
     lines.extend(source(way));
-    lines.push(format!("masqueraded, from pods: {}", masquerade(way)));
+    lines.extend(
+        masquerade(way).map(|(is, why)| format!("masqueraded, from pods: {}{why}", if is { "yes " } else { "no: " })),
+    );
     match &way.kernel {
         Ok(taken) => lines.push(format!("kernel, packets of this node: {}", looked_up(taken))),
         Err(error) => lines.push(format!("kernel: cannot be asked: {error}")),
@@ -101,6 +104,7 @@ fn route(way: &Way, origin: &Origin) -> Vec<String> {
         lines.push(format!("from: the object of {} (--node-routes=api)", nodes.join(", ")));
     }
     lines.extend(origin.used.iter().map(|from| format!("from: {from}")));
+    lines.extend(way.why_none.iter().chain(&origin.refused).map(|why| format!("no narrower route: {why}")));
     lines.push(format!("in the kernel: {}", standing(planned)));
     lines.extend(planned.kernel.in_the_way.iter().map(|rival| format!("in the way: {rival}")));
     for (hop, tunnel) in planned.route.next_hops.iter().zip(&planned.tunnels) {
@@ -152,13 +156,25 @@ pub fn encapsulation(kind: Encapsulation) -> &'static str {
 
 /// Returns the largest packet that passes unchanged, in bytes, and why; `None` where nothing says it.
 pub fn fits(way: &Way) -> Option<(u32, String)> {
+    let of_all = way.planned_of_pods.is_none();
+    fits_by(way, way.planned.as_ref(), way.kernel.as_ref().ok(), of_all)
+}
+
+/// Returns the same of packets of pods, where another route is theirs.
+pub fn fits_of_pods(way: &Way) -> Option<(u32, String)> {
+    let planned = way.planned_of_pods.as_ref()?;
+    fits_by(way, Some(planned), way.kernel_of_pods.as_ref().ok().and_then(Option::as_ref), true)
+}
+
+fn fits_by(way: &Way, planned: Option<&Planned>, taken: Option<&Taken>, of_pods: bool) -> Option<(u32, String)> {
     if way.is_served || way.owner == Owner::ThisNode {
         return None;
     }
-    let taken = way.kernel.as_ref().ok().filter(|taken| taken.fate == Fate::Forwarded);
-    let tunnel = way.planned.as_ref().and_then(|planned| planned.tunnels.iter().flatten().next());
+    let taken = taken.filter(|taken| taken.fate == Fate::Forwarded);
+    let tunnel = planned.and_then(|planned| planned.tunnels.iter().flatten().next());
     let device = taken.and_then(|taken| Some((taken.link_mtu?, taken.link.as_ref()?)));
     let path = taken.and_then(|taken| taken.path_mtu);
+    let arithmetic = |mtu| arithmetic(tunnel, way.node_mtu, mtu);
     let (mtu, why) = match (path, device, tunnel.and_then(|tunnel| tunnel.ends.mtu)) {
         (Some(path), device, _) if device.is_none_or(|(device, _)| path < device) => {
             (path, "the kernel has been told so of the path, or the route says so".to_owned())
@@ -166,11 +182,11 @@ pub fn fits(way: &Way) -> Option<(u32, String)> {
         (_, Some((device, link)), wanted) => {
             let wanted = wanted.filter(|wanted| *wanted != device);
             let wanted = wanted.map(|wanted| format!(", and should have {wanted}")).unwrap_or_default();
-            (device, format!("{link} has it{wanted}{}", arithmetic(way, device)))
+            (device, format!("{link} has it{wanted}{}", arithmetic(device)))
         }
-        (_, None, wanted) => (wanted?, format!("the tunnel is to have it{}", arithmetic(way, wanted?))),
+        (_, None, wanted) => (wanted?, format!("the tunnel is to have it{}", arithmetic(wanted?))),
     };
-    let larger = way.pods_mtu.filter(|pods| *pods > mtu);
+    let larger = way.pods_mtu.filter(|pods| of_pods && *pods > mtu);
     let larger = larger.map(|pods| {
         format!("; pods may send {pods} ({BRIDGE}): this node answers larger ones, and they send smaller ones")
     });
@@ -178,9 +194,8 @@ pub fn fits(way: &Way) -> Option<(u32, String)> {
 }
 
 /// Returns how the MTU of a tunnel follows from that of the link that carries it.
-fn arithmetic(way: &Way, mtu: u32) -> String {
-    let tunnel = way.planned.as_ref().and_then(|planned| planned.tunnels.iter().flatten().next());
-    let Some((ends, link)) = tunnel.map(|tunnel| &tunnel.ends).zip(way.node_mtu) else { return String::new() };
+fn arithmetic(tunnel: Option<&Tunnel>, node_mtu: Option<u32>, mtu: u32) -> String {
+    let Some((ends, link)) = tunnel.map(|tunnel| &tunnel.ends).zip(node_mtu) else { return String::new() };
     let family = Family::from(ends.remote);
     let overhead = ends.encapsulation.overhead(family);
     let kind = encapsulation(ends.encapsulation);
@@ -204,18 +219,25 @@ fn source(way: &Way) -> Option<String> {
     Some(format!("source address: {source} of packets of this node ({why})"))
 }
 
-/// Returns whether packets of pods are masqueraded on their way out, and why.
-pub fn masquerade(way: &Way) -> String {
-    match &way.masquerade {
-        Masquerade::Off => "no: --enable-pod-egress is off".to_owned(),
-        Masquerade::Unknown => "no: no Node is known, or the family is off".to_owned(),
-        _ if way.is_served => "no: it is delivered here; of a Service's packets sluice svc tells more".to_owned(),
-        Masquerade::ToPods(range) => format!("no: {range} are pods of the cluster"),
-        Masquerade::ToNode => "no: it is an address of a node".to_owned(),
-        Masquerade::ToOutside => {
-            "yes (--enable-pod-egress): it is neither a node's address nor in a pod range of one".to_owned()
+/// Returns whether packets of pods are masqueraded on their way out, and why; `None` of those that the kernel refuses before.
+pub fn masquerade(way: &Way) -> Option<(bool, String)> {
+    let of_pods = way.kernel_of_pods.as_ref().ok().and_then(Option::as_ref);
+    let fate = of_pods.or(way.kernel.as_ref().ok()).map(|taken| taken.fate);
+    let why = match (&way.masquerade, fate) {
+        (Masquerade::Off, _) => "--enable-pod-egress is off".to_owned(),
+        (Masquerade::Unknown, _) => "no Node is known, or the family is off".to_owned(),
+        _ if way.is_served => "it is delivered here; of a Service's packets sluice svc tells more".to_owned(),
+        _ if way.owner == Owner::ThisNode => "it is delivered here".to_owned(),
+        (_, Some(Fate::Local)) => "it is delivered here".to_owned(),
+        (Masquerade::ToPods(range), _) => format!("{range} are pods of the cluster"),
+        (Masquerade::ToNode, _) => "it is an address of a node".to_owned(),
+        (Masquerade::ToOutside, Some(Fate::Refused | Fate::RefusedOrMartian)) => return None,
+        (Masquerade::ToOutside, _) => {
+            let why = "(--enable-pod-egress): it is neither a node's address nor in a pod range of one";
+            return Some((true, why.to_owned()));
         }
-    }
+    };
+    Some((false, why))
 }
 
 /// Returns the kernel's way.
@@ -224,6 +246,9 @@ pub fn looked_up(taken: &Taken) -> String {
     let by = by.map(|(key, origin)| format!(", by {} of {}", named(key), protocol(*origin))).unwrap_or_default();
     match taken.fate {
         Fate::Refused => return format!("refused: no route, or one that refuses{by}"),
+        Fate::RefusedOrMartian => {
+            return format!("refused: by a route, or by the check of its source (rp_filter){by}");
+        }
         Fate::Local => return format!("delivered here{by}"),
         Fate::Other(kind) => return format!("broadcast, multicast or anycast (route type {kind}){by}"),
         Fate::Forwarded => {}
