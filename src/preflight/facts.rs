@@ -141,7 +141,7 @@ pub struct FileFacts {
     pub preferred_cni_file: Option<PathBuf>,
     /// There is a socket at `--runtime-endpoint`.
     pub has_runtime_socket: bool,
-    /// What has passwords of BGP and cannot be read, with the reason.
+    /// Places of passwords of BGP that cannot be read, with the reason.
     pub unread_passwords: Vec<(Passwords, String)>,
 }
 

@@ -20,7 +20,7 @@ use crate::bgp::rib::{Own, RouteChange};
 use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, ServiceRanges};
-use crate::model::{Authority, Endpoints, Node, ObjectName, OnLink, Reflection, Service, Table, World};
+use crate::model::{Endpoints, ObjectName, OnLink, Reflection, World};
 use crate::net::{Family, Password, PerFamily};
 
 use super::advertise::{Announcer, announced};
@@ -41,6 +41,7 @@ mod draining;
 mod external;
 mod filter;
 mod inspection;
+mod known;
 mod node_routes;
 mod overlay;
 mod packing;
@@ -49,6 +50,7 @@ mod way;
 mod wireguard;
 
 pub use inspection::PeerSource;
+use known::Known;
 pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
 pub use way::{Masquerade, Owner, TunnelEnds};
 
@@ -94,36 +96,11 @@ pub struct Plan {
     stale: Stale,
 }
 
-/// The known parts of the World, which are acted upon.
-#[derive(Clone, Default)]
-struct Known {
-    has_nodes: bool,
-    has_services: bool,
-    nodes: Table<CompactString, Node>,
-    services: Table<ObjectName, Service>,
-    endpoints: Table<ObjectName, Endpoints>,
-}
-
 /// Claimant of a neighbour. The administrator's configuration precedes what follows from a Node.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum PeerOwner {
     External,
     Node(CompactString),
-}
-
-impl Known {
-    fn of(world: &World) -> Known {
-        let has_nodes = world.authority.router > Authority::Nothing;
-        let has_services = world.authority.proxy > Authority::Nothing;
-        let cluster = &world.cluster;
-        Known {
-            has_nodes,
-            has_services,
-            nodes: if has_nodes { cluster.nodes.clone() } else { Table::default() },
-            services: if has_services { cluster.services.clone() } else { Table::default() },
-            endpoints: if has_services { cluster.endpoints.clone() } else { Table::default() },
-        }
-    }
 }
 
 impl Plan {

@@ -388,7 +388,7 @@ mod tests {
     use crate::router::given::{config, three_nodes};
     use crate::router::plan::Plan;
 
-    /// What the nodes are wanted as.
+    /// The nodes as neighbours.
     fn nodes() -> Vec<WantedNeighbour> {
         let mut plan = Plan::new(std::sync::Arc::new(config(&["--enable-ipv6"])), PerFamily { v4: true, v6: true });
         plan.update(&three_nodes());

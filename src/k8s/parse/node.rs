@@ -19,7 +19,7 @@ use crate::k8s::annotations::{self, routing};
 use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing, Taint};
 
-/// What a kubelet says of a host that shuts down, in the message of the condition `Ready`.
+/// Words of a kubelet on a host that shuts down, in the message of the condition `Ready`.
 pub const SHUTTING_DOWN: &str = "node is shutting down";
 
 /// Parses a Node.
