@@ -5,7 +5,7 @@ use super::*;
 use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
-use crate::model::{Prepend, Routing};
+use crate::model::{Authority, Prepend, Routing, Service};
 use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::password_files;
