@@ -359,6 +359,9 @@ fn thousands_of_nodes_with_one_password_are_let_in_and_one_without_is_not_hinder
         let mut open = wanted(&with(None), &hosts[0], &hosts[1]);
         open.settings.passive = true;
         ours.order(vec![Order::Remove(them, sluice::bgp::message::Notification::new(Reason::DECONFIGURED))]);
+        // It hears of that by a signed message, which it would drop once it has no password.
+        let us = hosts[0].address(over);
+        eventually("that the session has ended there", &true, || other.state(us) != State::Established);
         ours.want(open);
         other.want(wanted(&with(None), &hosts[1], &hosts[0]));
         ours.is_up(them);
