@@ -35,7 +35,10 @@ CLOCK = "clocksource=hpet tsc=unstable"
 # Where the clock counts instructions, the counter of the processor is that clock, and read without a system call as on a machine.
 COUNTED = "clocksource=tsc tsc=reliable"
 # A processor of the guest that never leaves the kernel would hold up everybody who waits: the guest ends instead and says where it was.
-STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1"
+# So does one whose kernel has failed: the process that met it would be gone with all it holds, and the others would wait for it. The emulator
+# itself makes such failures, seldom: it may go on with a byte of code that another processor has replaced since (a breakpoint, while a kprobe
+# comes or goes), where a processor would not.
+STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 oops=panic"
 HERE = os.path.dirname(os.path.realpath(__file__))
 LOST = 125  # exit status of an exec whose guest is gone, as in `env` and `nice`
 TIMED_OUT = 124
