@@ -215,7 +215,7 @@ impl Cluster {
 
     /// Waits until a node has said something so many times.
     pub fn until_said(&self, number: usize, words: &str, times: usize) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while self.log(number).matches(words).count() < times {
             assert!(Instant::now() < deadline, "node {number} has not said {words:?}:\n{}", self.log(number));
             thread::sleep(Duration::from_millis(20));
