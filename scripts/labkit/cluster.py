@@ -32,9 +32,10 @@ PROGRAMS = {
 CONTAINERD, CONTAINERD_VERSION = "github.com/containerd/containerd/v2/cmd", "2.2.9"
 RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 # What is built in the same way for other tests, and to be measured beside ours.
-NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm"
+NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
 OTHERS = {
     NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0"),
+    DNS: ("coredns", ".", "coredns-1.14.7"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},

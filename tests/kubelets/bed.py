@@ -19,10 +19,11 @@ MANIFEST = "kubeadm-kuberouter-all-features"
 
 
 class Bed:
-    """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew."""
+    """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
+    more may join later."""
 
-    def __init__(self, binary, nodes, name=MANIFEST, values=()):
-        self.binary, self.nodes = binary, nodes
+    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0):
+        self.binary, self.nodes, self.joining = binary, nodes, joining
         self.name, self.values = name, list(values)
         self.has_ipv6 = "ipv6=true" in self.values
         self.guest = Guest(NAME)
@@ -30,16 +31,23 @@ class Bed:
 
     def up(self):
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
-        programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, *cluster.RUNTIME)}
-        self.cluster = cluster.up(NAME, kubelets=self.nodes)
-        self.store(programs, self.images())
-        facts = {"cluster": self.cluster, "programs": programs, "nodes": self.nodes, "store": f"{self.folder}/store"}
+        programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, cluster.DNS, *cluster.RUNTIME)}
+        every = self.nodes + self.joining
+        self.cluster = cluster.up(NAME, kubelets=every)
+        self.store(programs, self.images(programs))
+        facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store"}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
-        self.guest.up(memory=2048 + 1536 * self.nodes, shares=shares)
+        self.guest.up(memory=2048 + 1536 * every, shares=shares)
         self.inside("up", f"{self.folder}/facts.json", timeout=1200)
         self.has_kube_proxy = False
         return self
+
+    def join(self):
+        """Starts the next node of those that may join; its number."""
+        self.nodes, self.joining = self.nodes + 1, self.joining - 1
+        self.inside("join", str(self.nodes), f"{self.folder}/facts.json", timeout=900)
+        return self.nodes
 
     def kube_proxy(self, wanted):
         """Starts kube-proxy on every node, or ends it and takes away what it has made."""
@@ -55,7 +63,7 @@ class Bed:
         own.write(path, charts.rendered("-f", charts.values(self.name), *[word for value in self.values for word in ("--set", value)]))
         return path
 
-    def images(self):
+    def images(self, programs):
         recipe = image.Recipe("amd64", "full", self.binary, image.source_date())
         path, digest, size = image.make(recipe, self.folder)
         own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")
@@ -67,8 +75,11 @@ class Bed:
         small.folder("www", 0o755)
         small.folder("tmp", 0o1777)
         found = [path]
-        for name, entry in (("pause", ["/bin/busybox", "sleep", "1000000"]), ("probe", ["/bin/sh"])):
-            made = Image([Layer(small.packed(0), "busybox")], {"Entrypoint": entry, "Env": ["PATH=/bin"]}, "amd64", 0)
+        dns = Tree()
+        dns.copy("coredns", programs[cluster.DNS])
+        busybox, server = Layer(small.packed(0), "busybox"), Layer(dns.packed(0), "CoreDNS")
+        for name, entry, layers in (("pause", ["/bin/busybox", "sleep", "1000000"], [busybox]), ("probe", ["/bin/sh"], [busybox]), ("dns", ["/coredns"], [server])):
+            made = Image(layers, {"Entrypoint": entry, "Env": ["PATH=/bin"]}, "amd64", 0)
             found.append(f"{self.folder}/{name}.tar")
             with open(found[-1], "wb") as handle:
                 handle.write(made.archive(name, "lab"))

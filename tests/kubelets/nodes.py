@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off.
+proxy I FACTS on|off | join I FACTS.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
-cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`.
+cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later.
 """
 import json
 import os
@@ -79,7 +79,6 @@ BinaryName = "/usr/sbin/runc"
 SystemdCgroup = false
 """)
     programs = facts["programs"]
-    net.node(i, "cp", "-a", f"{facts['store']}/.", "/var/lib/containerd/")
     start(i, "containerd", [programs["containerd"], "--config", f"{folder(i)}/containerd.toml"], os.path.dirname(programs["containerd"]))
     ctr = command(i, programs["ctr"], "--address", SOCKET.removeprefix("unix://"), "-n", "k8s.io")
     if not own.wait(lambda: subprocess.run([*ctr, "version"], capture_output=True).returncode == 0, 180, 1):
@@ -128,11 +127,22 @@ def up(path):
     relay(facts["cluster"]["port"])
     # Where the Service of the API server leads to.
     relay(facts["cluster"]["port"], net.CONTROL[:1], facts["cluster"]["port"])
-    for i in range(1, facts["nodes"] + 1):
-        prepare(i)
-        containerd(i, facts)
-    for i in range(1, facts["nodes"] + 1):
+    first = range(1, facts["nodes"] - facts["join"] + 1)
+    for i in first:
+        install(i, facts)
+    for i in first:
         kubelet(i, facts)
+
+
+def install(i, facts):
+    prepare(i)
+    net.node(i, "cp", "-a", f"{facts['store']}/.", "/var/lib/containerd/")
+    containerd(i, facts)
+
+
+def join(i, facts):
+    install(i, facts)
+    kubelet(i, facts)
 
 
 def main(verb, *words):
@@ -140,6 +150,8 @@ def main(verb, *words):
         return up(*words)
     if verb == "log":
         return print(tail(int(words[0]), words[1], int(words[2])))
+    if verb == "join":
+        return join(int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
         return kube_proxy(int(words[0]), own.read_json(words[1]), words[2] == "on")
     if verb == "run":
