@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """How others run kube-router: the DaemonSets, rights and host files of its own releases and of its integrators, rendered in words of our own from what they pass, mount,
-grant, probe and run first (snapshots of 2026: kube-router 2.11, k0s, kops, kubespray, the enix chart 1.10, k3s' policies alone). `integrators.py` prints all as JSON.
+grant, probe and run first (snapshots of 2026: kube-router 2.11, k0s, kops, kubespray, the enix chart 1.10, k3s' policies alone; kubeasz as it was with kube-router). `integrators.py` prints all as JSON.
 
 Only the image is another, as for a user who changes its name and nothing else, and `Always` is not asked for, where nothing can be pulled.
 Nobody of them mounts /var/lib/sluice or /run/sluice, asks /readyz, or gives the rights to create Events, to patch a Node's status, or to read ServiceCIDRs and
@@ -14,6 +14,7 @@ NAME, NAMESPACE = "kube-router", "kube-system"
 API, SERVICES, PODS = "https://192.0.2.100:6443", "10.96.0.0/12", "10.244.0.0/16"
 PEER = ("192.0.2.1", "65001")
 CONFLIST = "/etc/cni/net.d/10-kuberouter.conflist"
+CONF = "/etc/cni/net.d/10-kuberouter.conf"
 KUBECONFIG = "/var/lib/kube-router/kubeconfig"
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONTAINERD = "unix:///run/containerd/containerd.sock"
@@ -28,6 +29,8 @@ class Rendering:
     has_plugins: bool = False
     # Pods get their network from somebody else.
     network_of_others: bool = False
+    # The CNI file, where there is no such network.
+    conf: str = CONFLIST
 
     def daemonset(self):
         return next(item for item in self.objects if item["kind"] == "DaemonSet")
@@ -231,6 +234,27 @@ def enix(image):
     return Rendering([*rights([CORE, *POLICIES]), config_map(conflist(hairpin=True, portmap=True)), agent], has_plugins=True)
 
 
+# A single plugin, not a list, and without a version.
+COPY_PLUGIN = f"""set -e -x;
+if [ ! -f {CONF} ]; then
+  TMP=/etc/cni/net.d/.tmp-kuberouter-cfg;
+  cp /etc/kube-router/cni-conf.json ${{TMP}};
+  mv ${{TMP}} {CONF};
+fi;
+"""
+
+
+def kubeasz(image):
+    """An old file: neither the lock of iptables nor a name of the CNI file is told to the agent, which takes kube-router's usual one."""
+    mounts = Mounts()
+    seen = [mounts.host("lib-modules", "/lib/modules", read_only=True), mounts.host("cni-conf-dir", "/etc/cni/net.d")]
+    plugin = json.dumps({"name": "kubernetes", "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "ipam": {"type": "host-local"}})
+    agent = daemonset(image, subsystems(T, T, F), mounts, seen, init=[list_step(image, mounts, COPY_PLUGIN)], variables=env()[:1],
+                      tolerations=[{"key": "CriticalAddonsOnly", "operator": "Exists"},
+                                   {"effect": "NoSchedule", "key": "node-role.kubernetes.io/master", "operator": "Exists"}])
+    return Rendering([*rights([CORE, *POLICIES]), config_map(plugin), agent], has_plugins=True, conf=CONF)
+
+
 def k3s(image):
     """Policies alone, beside flannel and k3s' own proxy; k3s has them in its program, and whoever puts them outside writes this."""
     mounts = Mounts()
@@ -297,7 +321,7 @@ def of_old(router, firewall, proxy, peer=False):
 
 
 RENDERINGS = {
-    "k0s": k0s, "kops": kops, "kubespray": kubespray, "enix": enix, "k3s": k3s,
+    "k0s": k0s, "kops": kops, "kubespray": kubespray, "enix": enix, "kubeasz": kubeasz, "k3s": k3s,
     "upstream-kubeadm-kuberouter": upstream(T, T, F),
     "upstream-kubeadm-kuberouter-all-features": upstream(T, T, T, api="cm", hairpin=True),
     "upstream-kubeadm-kuberouter-all-features-dsr": upstream(T, T, T, api="cm", hairpin=True, dsr=True),

@@ -4,6 +4,7 @@ get addresses and answer, Services are served by whom the integrator has for tha
 import base64
 import functools
 import json
+import os
 import re
 import time
 
@@ -88,7 +89,7 @@ class Theirs:
         bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
         for i in range(1, bed.nodes + 1):
             names = bed.on(i, "ls /etc/cni/net.d").split()
-            that("10-flannel.conflist" in names if self.made.network_of_others else names == ["10-kuberouter.conflist"], "CNI files of node", i, names)
+            that("10-flannel.conflist" in names if self.made.network_of_others else names == [os.path.basename(self.made.conf)], "CNI files of node", i, names)
 
     def pods_get_addresses_and_pass_their_probes(self, bed):
         newcomer.pods_get_addresses_and_pass_their_probes(bed)
@@ -133,7 +134,7 @@ class Theirs:
             options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
             options += " --mount type=bind,src=/run/xtables.lock,dst=/run/xtables.lock,options=rbind:rw"
             options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw"
-            options += f" --env KUBE_ROUTER_CNI_CONF_FILE={integrators.CONFLIST}"
+            options += f" --env KUBE_ROUTER_CNI_CONF_FILE={self.made.conf}"
             bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")

@@ -56,7 +56,14 @@ impl<K: ApiObject> Follower<K> {
             self.absence.is_not_told();
         }
         match is_there {
-            Ok(false) => self.note_absence().await,
+            Ok(false) => {
+                // A 404 is about one version; who has no right is told by discovery about all of them.
+                if refusal.code == 404 && self.asking.try_other_version() {
+                    self.version = None;
+                    return Ok(());
+                }
+                self.note_absence().await
+            }
             Ok(true) => {
                 self.begin_outage(Cause::of_status(refusal.code), &refusal.to_string()).await?;
                 self.withhold().await?;
@@ -75,10 +82,6 @@ impl<K: ApiObject> Follower<K> {
     }
 
     async fn note_absence(&mut self) -> Result<(), Gone> {
-        if self.asking.try_other_version() {
-            self.version = None;
-            return Ok(());
-        }
         let since = *self.absence.since.get_or_insert_with(Instant::now);
         if self.absence.told != Some(false) && since.elapsed() < self.common.timing.gone {
             if self.seen.is_none() {
