@@ -178,7 +178,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
         let channels = RouterChannels { report, access, served, believed: believed_out };
         let inquiries = answer_for_router(speaker.clone(), common.world.clone(), &mut answerers);
-        let context = router_context(&common, channels, outages.nodes_are_read(), inquiries)?;
+        let context = router_context(&common, channels, &outages, inquiries)?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
         gobgp::serve::spawn(Service::new(speaker), places, ports);
     }
@@ -222,11 +222,11 @@ struct RouterChannels {
     believed: watch::Sender<Table<IpAddr, ()>>,
 }
 
-/// Returns what the router has besides the inputs of every subsystem. `nodes_are_read`: whether nodes can be read.
+/// Returns what the router has besides the inputs of every subsystem. `outages` tell what cannot be read.
 fn router_context(
     common: &Common,
     channels: RouterChannels,
-    nodes_are_read: watch::Receiver<bool>,
+    outages: &Outages,
     inquiries: mpsc::Receiver<Inquiry>,
 ) -> anyhow::Result<router::driver::RouterContext> {
     let RouterChannels { report, access, served, believed } = channels;
@@ -237,7 +237,8 @@ fn router_context(
         notes: common.health.note("router"),
         access,
         served,
-        nodes_are_read,
+        nodes_are_read: outages.nodes_are_read(),
+        services_are_forbidden: outages.services_are_forbidden(),
         believed,
         inquiries,
     })

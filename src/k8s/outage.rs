@@ -29,6 +29,8 @@ struct Shared {
     note: Option<Note>,
     /// Told whether Nodes can be read.
     nodes_are_read: watch::Sender<bool>,
+    /// Told whether there is no right to read Services or EndpointSlices.
+    services_are_forbidden: watch::Sender<bool>,
     /// Told since when something cannot be read.
     unread_since: watch::Sender<Option<SystemTime>>,
     failing: IntGaugeVec,
@@ -102,6 +104,7 @@ impl Outages {
             open: Mutex::default(),
             note: None,
             nodes_are_read: watch::Sender::new(true),
+            services_are_forbidden: watch::Sender::new(false),
             unread_since: watch::Sender::new(None),
             failing: IntGaugeVec::new(failing, &["kind"])?,
             failures: IntCounterVec::new(failures, &["kind", "reason"])?,
@@ -123,9 +126,15 @@ impl Outages {
         registry.register(Box::new(failing.clone()))?;
         registry.register(Box::new(failures.clone()))?;
         kinds.into_iter().for_each(|kind| failing.with_label_values(&[kind.name()]).set(0));
-        let note = Some(health.note(source));
-        let (nodes_are_read, unread_since) = (watch::Sender::new(true), watch::Sender::new(None));
-        Ok(Outages(Arc::new(Shared { open: Mutex::default(), note, nodes_are_read, unread_since, failing, failures })))
+        Ok(Outages(Arc::new(Shared {
+            open: Mutex::default(),
+            note: Some(health.note(source)),
+            nodes_are_read: watch::Sender::new(true),
+            services_are_forbidden: watch::Sender::new(false),
+            unread_since: watch::Sender::new(None),
+            failing,
+            failures,
+        })))
     }
 
     /// Records that objects of a kind could not be read; returns whether this is the first kind of an outage.
@@ -169,6 +178,11 @@ impl Outages {
         self.0.nodes_are_read.subscribe()
     }
 
+    /// Returns whether there is no right to read Services or their EndpointSlices, now and from now on.
+    pub fn services_are_forbidden(&self) -> watch::Receiver<bool> {
+        self.0.services_are_forbidden.subscribe()
+    }
+
     /// Returns since when something cannot be read, now and from now on; `None` while everything is.
     pub fn unread_since(&self) -> watch::Receiver<Option<SystemTime>> {
         self.0.unread_since.subscribe()
@@ -186,6 +200,10 @@ impl Shared {
             note.set(sentences(open));
         }
         self.nodes_are_read.send_replace(!open.contains_key(&Kind::Node));
+        let is_forbidden = |kind| open.get(kind).is_some_and(|outage| outage.cause == Cause::Forbidden);
+        let are_forbidden = [Kind::Service, Kind::EndpointSlice].iter().any(is_forbidden);
+        self.services_are_forbidden
+            .send_if_modified(|before| std::mem::replace(before, are_forbidden) != are_forbidden);
         self.unread_since.send_replace(open.values().map(|outage| SystemTime::from(outage.since)).min());
     }
 }
@@ -253,5 +271,18 @@ mod tests {
         assert!(*nodes_are_read.borrow());
         assert_eq!(lines(&health), Vec::<String>::new());
         assert!(registry.text().contains("sluice_source_failing{kind=\"Node\"} 0\n"));
+    }
+
+    #[test]
+    fn services_are_forbidden_while_there_is_no_right_to_them_or_to_their_endpoints() {
+        let outages = Outages::new().expect("names are valid");
+        let are_forbidden = outages.services_are_forbidden();
+        outages.fails(Kind::Node, Cause::Forbidden, "no");
+        outages.fails(Kind::Service, Cause::Unreachable, "no");
+        assert!(!*are_forbidden.borrow(), "they may come");
+        outages.fails(Kind::EndpointSlice, Cause::Forbidden, "no");
+        assert!(*are_forbidden.borrow());
+        outages.works(Kind::EndpointSlice);
+        assert!(!*are_forbidden.borrow());
     }
 }

@@ -11,6 +11,7 @@ mod draining;
 mod keys;
 mod passwords;
 mod pods;
+mod services;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -31,6 +32,7 @@ use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
+use super::awaited_services::AwaitedServices;
 use super::desired::RouterChanges;
 use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
@@ -59,14 +61,14 @@ pub struct RouterContext {
     pub served: watch::Receiver<bool>,
     /// Nodes can be read of the cluster: their conditions are the present ones.
     pub nodes_are_read: watch::Receiver<bool>,
+    /// The server refuses Services or their endpoints for want of a right.
+    pub services_are_forbidden: watch::Receiver<bool>,
     /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
     /// Users' questions about neighbours and routes.
     pub inquiries: mpsc::Receiver<Inquiry>,
 }
 
-/// Maximum wait for the service proxy at the start. A broken proxy must not cut pods off from each other.
-const UNSERVED: Duration = Duration::from_secs(2);
 /// Interval of checking sessions and files.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
@@ -102,6 +104,7 @@ pub struct Driver<K: Kernel> {
     moments: Moments,
     reached: bool,
     started: Instant,
+    awaited_services: AwaitedServices,
 }
 
 impl<K: Kernel> Driver<K> {
@@ -139,6 +142,7 @@ impl<K: Kernel> Driver<K> {
             moments: Moments::since(now),
             reached: false,
             started: now,
+            awaited_services: AwaitedServices::default(),
             config,
         }
     }
@@ -178,7 +182,7 @@ impl<K: Kernel> Driver<K> {
     async fn start_speaker(&mut self) {
         let now = Instant::now();
         let is_served = *self.context.served.borrow();
-        if let (false, Some(until)) = (self.sessions.is_running(), waits(is_served, self.started, now)) {
+        if let (false, Some(until)) = (self.sessions.is_running(), services::waits(is_served, self.started, now)) {
             self.sessions.try_at(until);
             return;
         }
@@ -259,6 +263,8 @@ pub enum Wake {
     Asked(Inquiry),
     /// The service proxy has applied the state known at the start.
     Served,
+    /// The server has begun to refuse Services, or no longer does.
+    Refused,
 }
 
 impl<K: Kernel> Subsystem for Driver<K> {
@@ -282,6 +288,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
             Ok(()) = self.context.served.changed(), if !is_running => Wake::Served,
+            Ok(()) = self.context.services_are_forbidden.changed(), if !is_running => Wake::Refused,
             Some(inquiry) = self.context.inquiries.recv() => Wake::Asked(inquiry),
         }
     }
@@ -293,6 +300,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                 inquiry.answer(&self.plan, &mut self.mirrors, context.authority, outside);
             }
             Wake::Served => self.sessions.try_at(at.now),
+            Wake::Refused => self.step_awaited_services(at.now).await,
             Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);
                 self.take_events(events);
@@ -317,6 +325,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.sessions.deadline(self.plan.desired()),
             self.reachable.deadline(),
             self.drain.deadline(),
+            self.awaited_services.deadline(),
             Some(self.next_look),
         ];
         due.into_iter().flatten().min()
@@ -340,6 +349,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if world.authority.router != Authority::Nothing {
             self.look_at_own_node(world, at.now).await;
             self.look_at_passwords_of(world).await;
+            self.look_for_services(world, at);
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
         }
@@ -347,6 +357,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     async fn calculate(&mut self, at: Moment) {
+        self.step_awaited_services(at.now).await;
         if self.sessions.is_missing(self.plan.desired()) {
             self.start_speaker().await;
         }
@@ -428,6 +439,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
         } else {
             troubles.extend(self.plan.unreached_without_speaker().trouble);
+            troubles.extend(self.awaited_services.trouble().filter(|_| !self.is_equipped()));
         }
         troubles
     }
@@ -481,23 +493,5 @@ impl<K: Kernel> Subsystem for Driver<K> {
             .report
             .send_if_modified(|report| is_there && !std::mem::replace(&mut report.network_is_there, true));
         self.reached
-    }
-}
-
-/// Returns until when the first speaker waits for the service proxy; `None` if it starts now.
-fn waits(is_served: bool, started: Instant, now: Instant) -> Option<Instant> {
-    Some(started + UNSERVED).filter(|until| !is_served && now < *until)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_speaker_waits_for_the_service_proxy_neither_for_ever_nor_after_it_was_told() {
-        let (started, second) = (Instant::now(), Duration::from_secs(1));
-        assert_eq!(waits(false, started, started + second), Some(started + UNSERVED));
-        assert_eq!(waits(false, started, started + UNSERVED), None, "a proxy that never says so");
-        assert_eq!(waits(true, started, started), None, "a proxy that had said so before");
     }
 }

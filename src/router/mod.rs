@@ -31,6 +31,7 @@ pub mod router_id;
 pub mod mesh;
 pub mod external_peers;
 pub mod password_files;
+mod awaited_services;
 mod liveness;
 pub mod advertise;
 pub mod policy;

@@ -6,7 +6,7 @@
 //! from the newest inputs; `tests/properties.rs` verifies that with random histories.
 //!
 //! Nothing is desired of an unknown kind of objects (`model::Authority::Nothing`): a half-known cluster would look like
-//! one without nodes. No speaker runs before nodes and Services are known: its first announcements count as all.
+//! one without nodes. No speaker runs before nodes and Services are known ([`Plan::go_without_services`]): its first announcements count as all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -66,6 +66,7 @@ pub struct Plan {
     /// Passwords from files with one each.
     file_passwords: FilePasswords,
     known: Known,
+    goes_without_services: bool,
     own: Identity,
     on_link: Vec<OnLink>,
     desired: Desired,
@@ -113,6 +114,7 @@ impl Plan {
             passwords: Vec::new(),
             file_passwords: FilePasswords::default(),
             known: Known::default(),
+            goes_without_services: false,
             own: Identity::default(),
             on_link: Vec::new(),
             desired: Desired::default(),
@@ -225,9 +227,8 @@ impl Plan {
 
     /// Returns our BGP parameters; `None` while there can be no speaker.
     fn local(&self) -> Option<Local> {
-        let is_known = self.known.has_nodes && self.known.has_services;
         let local = Local { asn: self.own.asn?, identifier: self.own.router_id? };
-        is_known.then_some(local)
+        self.may_speak().then_some(local)
     }
 
     /// Updates what follows from our own node alone. Called when it has changed.

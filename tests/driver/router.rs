@@ -30,6 +30,7 @@ struct Setup {
     cni_file: Option<PathBuf>,
     backend: Backend,
     world: World,
+    services_are_forbidden: watch::Receiver<bool>,
 }
 
 impl Setup {
@@ -49,7 +50,8 @@ impl Setup {
         world.host = Arc::new(Host { links, ..generate::host(false) });
         world.cluster.nodes.insert(world.host.node_name.clone(), node(OURS, "10.244.1.0/24"));
         world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
-        Setup { neighbour, flags: words.map(str::to_owned).into(), cni_file: None, backend, world }
+        let flags = words.map(str::to_owned).into();
+        Setup { neighbour, flags, cni_file: None, backend, world, services_are_forbidden: watch::channel(false).1 }
     }
 
     fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
@@ -97,6 +99,7 @@ impl Setup {
             access,
             served: watch::channel(true).1,
             nodes_are_read: watch::channel(true).1,
+            services_are_forbidden: self.services_are_forbidden.clone(),
             believed: watch::channel(Table::default()).0,
             inquiries,
         };
@@ -212,6 +215,64 @@ fn after_a_boot_neighbours_are_told_that_nothing_is_forwarded_and_after_a_restar
         let left = Setup::new(other).left();
         assert_eq!(preserved(left), said(true), "{backend:?}: a run with the other backend has left it");
     }
+}
+
+/// The time after which a router dials that does not know Services; `None`: it does not within `patience`.
+async fn dials_within(neighbour: &TcpListener, patience: Duration) -> Option<Duration> {
+    let (begun, neighbour) = (Instant::now(), neighbour.try_clone().expect("a socket can be shared"));
+    neighbour.set_nonblocking(true).expect("a socket can be asked");
+    while begun.elapsed() < patience {
+        if neighbour.accept().is_ok() {
+            return Some(begun.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
+}
+
+#[test]
+fn a_router_that_starts_for_the_first_time_begins_bgp_although_services_are_refused() {
+    for backend in [Backend::Iptables, Backend::Nftables] {
+        let mut setup = Setup::new(backend);
+        setup.flags.push("--bgp-graceful-restart".to_owned());
+        setup.world.authority.proxy = Authority::Nothing;
+        let (_forbidden, refused) = watch::channel(true);
+        setup.services_are_forbidden = refused;
+        let neighbour = setup.neighbour.try_clone().expect("a socket can be shared");
+        setup.run(State::default(), async |seen| {
+            seen.until("it is said why there are no sessions", |seen| seen.trouble("BGP has not begun").is_some())
+                .await;
+            assert!(dials_within(&neighbour, Duration::from_secs(30)).await.is_some(), "pods would be cut off");
+            let note =
+                |seen: &Seen| seen.health.notes().iter().any(|note| note.text.contains("no addresses of Services"));
+            seen.until("it is noted", |seen| note(seen) && seen.trouble("BGP has not begun").is_none()).await;
+            seen.world.send_modify(|world| world.authority.proxy = Authority::Complete);
+            seen.until("Services are known at last", |seen| !note(seen)).await;
+        });
+    }
+}
+
+#[test]
+fn a_router_that_restarts_gracefully_waits_for_services_that_neighbours_keep_and_less_where_they_are_refused() {
+    let mut setup = Setup::new(Backend::Nftables);
+    let outside = ["--bgp-graceful-restart", "--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"];
+    setup.flags.extend(outside.map(str::to_owned));
+    let left = setup.left();
+    setup.world.authority.proxy = Authority::Nothing;
+    let neighbour = setup.neighbour.try_clone().expect("a socket can be shared");
+    setup.run(left.clone(), async |seen| {
+        assert_eq!(dials_within(&neighbour, Duration::from_secs(5)).await, None, "they would withdraw them");
+        seen.world.send_modify(|world| world.authority.proxy = Authority::Complete);
+        assert!(dials_within(&neighbour, Duration::from_secs(30)).await.is_some());
+    });
+    let (forbidden, refused) = watch::channel(false);
+    setup.services_are_forbidden = refused;
+    setup.run(left, async |_| {
+        assert_eq!(dials_within(&neighbour, Duration::from_secs(3)).await, None);
+        forbidden.send_replace(true);
+        let waited = dials_within(&neighbour, Duration::from_secs(40)).await.expect("it begins without them");
+        assert!(waited > Duration::from_secs(5), "a server that starts may refuse for a moment: {waited:?}");
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use compact_str::CompactString;
 
+use super::{Plan, RouterChanges, Stale};
 use crate::model::{Authority, Endpoints, Node, ObjectName, Service, Table, World};
 
 /// The known parts of the World, which are acted upon.
@@ -26,5 +27,26 @@ impl Known {
             services: if has_services { cluster.services.clone() } else { Table::default() },
             endpoints: if has_services { cluster.endpoints.clone() } else { Table::default() },
         }
+    }
+}
+
+impl Plan {
+    /// Returns whether enough is known for a speaker.
+    pub(super) fn may_speak(&self) -> bool {
+        self.known.has_nodes && (self.known.has_services || self.goes_without_services)
+    }
+
+    /// Waits for Services no longer: a speaker runs, and announces those that come later.
+    pub fn go_without_services(&mut self) -> RouterChanges {
+        let mut changed = RouterChanges::default();
+        self.goes_without_services = true;
+        let known = self.known.clone();
+        self.replace_own(&mut changed);
+        self.update_nodes(&known, true, &mut changed);
+        self.stale = Stale::ALL;
+        self.routes.look_at_all_again();
+        self.mark_all_peers();
+        self.settle(&mut changed);
+        changed
     }
 }

@@ -353,7 +353,7 @@ impl Plan {
     /// Returns the pod CIDRs of other nodes to which no route can be learned because our own node keeps the speaker from running:
     /// none before the nodes are known. Routes of before stay, and nodes that come are not reached.
     pub fn unreached_without_speaker(&self) -> Unreached {
-        let is_meant = self.config.internal_peers && self.known.has_nodes && self.known.has_services;
+        let is_meant = self.config.internal_peers && self.may_speak();
         let count = if is_meant && self.desired.speaker.is_none() { self.nodes.ranges_by_node().count() } else { 0 };
         if count == 0 {
             return Unreached::default();

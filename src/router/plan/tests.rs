@@ -357,6 +357,21 @@ fn service(addresses: &[&str]) -> Service {
 }
 
 #[test]
+fn a_speaker_that_awaited_services_in_vain_runs_and_announces_them_when_they_are_known() {
+    let mut world = three_nodes();
+    world.cluster.services.insert(ObjectName::new("default", "a"), service(&["10.96.0.9", "fd00:96::9"]));
+    world.authority.proxy = Authority::Nothing;
+    let mut plan = planned(&["--advertise-cluster-ip"], &world);
+    assert!(plan.desired().speaker.is_none());
+    assert!(plan.go_without_services().speaker);
+    assert_eq!((peers(&plan).len(), announcements(&plan).len()), (2, 2), "the ranges of its own pods");
+    world.authority.proxy = Authority::Complete;
+    let changed = plan.update(&world);
+    assert!(!changed.speaker && changed.peers.is_empty(), "sessions stand: {changed:?}");
+    assert_eq!((peers(&plan).len(), announcements(&plan).len()), (2, 4));
+}
+
+#[test]
 fn an_address_that_two_services_share_is_announced_until_the_last_of_them_goes() {
     let mut world = three_nodes();
     let name = |name| ObjectName::new("default", name);
