@@ -30,6 +30,8 @@ mod gobgp;
 mod ground;
 #[path = "interop/load.rs"]
 mod load;
+#[path = "interop/long_lived.rs"]
+mod long_lived;
 #[path = "interop/matrix.rs"]
 mod matrix;
 #[allow(dead_code, reason = "it has what the tests of the kernel need, too")]

@@ -14,11 +14,11 @@
 //! - [`transport`]: the TCP connection to a neighbour; [`driver`]: sockets and clock, the only I/O.
 //!
 //! Supported: RFC 4271 (BGP-4) with 4760 (IPv6), 1997, 4360 and 8092 (communities), 2918 and 7313 (route refresh), 4456
-//! (reflection), 4486 and 9003 (Cease subcodes and shutdown texts), 4724 and 8538 (graceful restart), 5492 and 9072
+//! (reflection), 4486 and 9003 (Cease subcodes and shutdown texts), 4724, 8538 and 9494 (graceful restart, also long-lived), 5492 and 9072
 //! (capabilities), 6286 (identifiers), 6608 (unexpected messages), 6793 (four-octet AS numbers), 7606 and 7607 (error
 //! handling), 8654 (extended messages), 8950 (IPv4 NLRI with IPv6 next hops), 9687 (send hold timer).
 //!
-//! Not supported: Add-Path, confederations, other address families, long-lived graceful restart.
+//! Not supported: Add-Path, confederations, other address families; LLGR_STALE routes to IBGP neighbours without the capability (RFC 9494 4.6).
 
 pub mod driver;
 pub mod message;

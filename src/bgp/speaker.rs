@@ -407,6 +407,7 @@ impl Speaker {
                 Effect::Update(update) if refused.is_none() => refused = self.update(at, address, *update),
                 Effect::Update(_) => {}
                 Effect::Refresh(refresh) => self.refresh(address, refresh),
+                Effect::LongLived(families) => self.keep_long(address, families),
                 Effect::DropStale(families) => {
                     if let Some(neighbour) = self.neighbours.get(&address) {
                         self.rib.drop_stale(neighbour.id, families);

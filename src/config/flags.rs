@@ -252,6 +252,9 @@ pub struct Flags {
     /// Let external peers keep our routes also when the session ends by a notification or by silence (RFC 8538)
     #[arg(long)]
     pub bgp_graceful_restart_notification: bool,
+    /// How long external peers keep our routes after the restart time, and we keep theirs, as the last resort (RFC 9494); 0s means not at all
+    #[arg(long, default_value = "0s")]
+    pub bgp_llgr_time: GoDuration,
     /// Address of the management API of the BGP speaker
     #[arg(long, default_value = "127.0.0.1")]
     pub gobgp_admin_address: String,

@@ -1,7 +1,7 @@
 //! Configuration of the router: BGP, routes, tunnels, CNI.
 //!
 //! Limits come from the wire formats: RFC 4271 (hold time: 16 bits of seconds, at least 3), RFC 4724 (restart
-//! time: 12 bits), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
+//! time: 12 bits), RFC 9494 (long-lived stale time: 24 bits of seconds), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
 //! AS numbers), RFC 7607 and 7300 (AS numbers never used).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -125,6 +125,9 @@ pub struct GracefulRestart {
     pub seconds: u16,
     /// `--bgp-graceful-restart-deferral-time`: time for which the choice of routes may wait for peers.
     pub deferral: Duration,
+    /// `--bgp-llgr-time`, in whole seconds: time for which external peers keep our routes after that, and we keep theirs (RFC 9494); 0 for
+    /// none.
+    pub long_lived: u32,
     /// `--bgp-graceful-restart-notification`: external peers keep our routes also after a notification or silence (RFC 8538).
     pub notifications: bool,
 }
@@ -142,6 +145,8 @@ pub struct Advertise {
     pub load_balancer_ips: bool,
 }
 
+/// RFC 9494 3: 24 bits of seconds.
+const LLGR_LONGEST: u32 = (1 << 24) - 1;
 const DEFAULT_CLUSTER_ASN: u32 = 64512;
 const DEFAULT_CNI_FILE: &str = "/etc/cni/net.d/10-kuberouter.conf";
 
@@ -304,10 +309,21 @@ fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRe
     mistakes.duration_within("bgp-graceful-restart-deferral-time", deferral, shortest..=seconds(18 * 3600));
     let time = time.positive_or_zero().and_then(|time| u16::try_from(time.as_secs()).ok()).unwrap_or_default();
     let deferral = deferral.positive_or_zero().unwrap_or_default();
+    let long_lived = flags.bgp_llgr_time;
+    mistakes.duration_within("bgp-llgr-time", long_lived, Duration::ZERO..=seconds(LLGR_LONGEST.into()));
+    let long_lived =
+        long_lived.positive_or_zero().and_then(|time| u32::try_from(time.as_secs()).ok()).unwrap_or_default();
+    if long_lived > 0 && !flags.bgp_graceful_restart {
+        mistakes.add(
+            "--bgp-llgr-time goes on where graceful restart ends, so it needs --bgp-graceful-restart; that is off."
+                .to_owned(),
+        );
+    }
     // On the wire 0 would mean that nothing is kept.
     flags.bgp_graceful_restart.then_some(GracefulRestart {
         seconds: time.max(1),
         deferral,
+        long_lived,
         notifications: flags.bgp_graceful_restart_notification,
     })
 }

@@ -13,13 +13,12 @@ use super::wire::messages::{
     LongLivedGracefulRestartCapabilityTuple, MultiProtocolCapability, RouteRefreshCapability,
     RouteRefreshCiscoCapability, SoftwareVersionCapability, UnknownCapability,
 };
-use crate::bgp::message::{Capabilities, GracefulRestart};
+use crate::bgp::message::{Capabilities, GracefulRestart, LongLivedFamily, LongLivedRestart};
 use crate::net::Family;
 
 const CARRYING_LABELS: u8 = 4;
 const EXTENDED_MESSAGE: u8 = 6;
 const ADD_PATH: u8 = 69;
-const LONG_LIVED: u8 = 71;
 const FQDN: u8 = 73;
 const SOFTWARE_VERSION: u8 = 75;
 const REFRESH_OF_CISCO: u8 = 128;
@@ -43,6 +42,7 @@ pub fn capabilities(version: Version, all: &Capabilities) -> Vec<Vec<u8>> {
         caps.push(Cap::Unknown(UnknownCapability { code: EXTENDED_MESSAGE.into(), value: Vec::new() }));
     }
     caps.extend(all.restart.as_ref().map(graceful_restart));
+    caps.extend(all.long_lived.as_ref().map(long_lived));
     caps.extend(all.asn.map(|asn| Cap::FourOctetAsn(FourOctetAsnCapability { asn })));
     if all.enhanced_refresh {
         caps.push(Cap::EnhancedRouteRefresh(EnhancedRouteRefreshCapability {}));
@@ -68,6 +68,16 @@ fn graceful_restart(restart: &GracefulRestart) -> Cap {
     })
 }
 
+fn long_lived(long_lived: &LongLivedRestart) -> Cap {
+    let kept = long_lived.families.iter().filter_map(|(family, kept)| Some((family, (*kept)?)));
+    let tuple = |(family, kept): (Family, LongLivedFamily)| LongLivedGracefulRestartCapabilityTuple {
+        family: Some(spoken(family)),
+        flags: if kept.forwarding { 0x80 } else { 0 },
+        time: kept.seconds,
+    };
+    Cap::LongLivedGracefulRestart(LongLivedGracefulRestartCapability { tuples: kept.map(tuple).collect() })
+}
+
 /// Parses a capability that our speaker leaves unparsed; `None` when it is malformed.
 fn other(version: Version, code: u8, value: &[u8]) -> Option<Cap> {
     Some(match (code, version) {
@@ -78,18 +88,6 @@ fn other(version: Version, code: u8, value: &[u8]) -> Option<Cap> {
                 Some(AddPathCapabilityTuple { family: Some(numbers([afi, afi_low], safi)), mode: mode.into() })
             });
             Cap::AddPath(AddPathCapability { tuples: tuples.collect() })
-        }
-        (LONG_LIVED, _) => {
-            let tuples = value.chunks_exact(7).filter_map(|chunk| {
-                let [afi, afi_low, safi, flags, time @ ..] = chunk else { return None };
-                let [high, middle, low] = *time else { return None };
-                Some(LongLivedGracefulRestartCapabilityTuple {
-                    family: Some(numbers([*afi, *afi_low], *safi)),
-                    flags: (*flags).into(),
-                    time: u32::from_be_bytes([0, high, middle, low]),
-                })
-            });
-            Cap::LongLivedGracefulRestart(LongLivedGracefulRestartCapability { tuples: tuples.collect() })
         }
         (REFRESH_OF_CISCO, _) => Cap::RouteRefreshCisco(RouteRefreshCiscoCapability {}),
         (FQDN, _) => {
@@ -139,11 +137,6 @@ mod tests {
         assert_eq!(name, [Cap::Fqdn(FqdnCapability { host_name: "node".into(), domain_name: "example".into() })]);
         let Some(Cap::AddPath(add_path)) = in_four(&with_unknown(69, &[0, 2, 1, 3])).pop() else { panic!() };
         assert_eq!((add_path.tuples[0].family, add_path.tuples[0].mode), (Some(spoken(Family::V6)), 3));
-        let Some(Cap::LongLivedGracefulRestart(long)) = in_four(&with_unknown(71, &[0, 1, 1, 128, 0, 1, 2])).pop()
-        else {
-            panic!()
-        };
-        assert_eq!((long.tuples[0].flags, long.tuples[0].time), (128, 258));
     }
 
     #[test]
@@ -173,5 +166,12 @@ mod tests {
         let all = Capabilities { restart: Some(restart), ..Capabilities::default() };
         let Some(Cap::GracefulRestart(it)) = in_four(&all).pop() else { panic!() };
         assert_eq!((it.flags, it.time, it.tuples.len(), it.tuples[0].flags), (12, 90, 1, 0x80));
+        let v6 = Some(LongLivedFamily { forwarding: true, seconds: 258 });
+        let long_lived = Some(LongLivedRestart { families: PerFamily { v4: None, v6 } });
+        let all = Capabilities { long_lived, ..Capabilities::default() };
+        let Some(Cap::LongLivedGracefulRestart(it)) = in_four(&all).pop() else { panic!() };
+        let tuple = &it.tuples[0];
+        assert_eq!((it.tuples.len(), tuple.flags, tuple.time), (1, 0x80, 258));
+        assert_eq!(tuple.family, Some(spoken(Family::V6)));
     }
 }

@@ -86,6 +86,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
     let restart = peer.graceful_restart.filter(|restart| restart.enabled).map(|restart| Restart {
         seconds: u16::try_from(restart.restart_time).unwrap_or(u16::MAX).clamp(1, 4095),
         stale: Duration::from_secs(or(restart.stale_routes_time.into(), 360)),
+        long_lived: 0,
         notifications: restart.notification_enabled,
     });
     // Without a local address, the one known to other neighbours is used.

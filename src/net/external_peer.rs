@@ -23,6 +23,8 @@ pub struct ExternalPeer {
     /// The hold time offered to it, in seconds, at least 3; that of the flag where absent.
     pub hold_time: Option<u16>,
     pub distance: Distance,
+    /// Long-lived stale time, in seconds, 0 for none; that of the flag where absent.
+    pub long_lived: Option<u32>,
     /// Number of its routes of each family above which its session ends; at least 1.
     pub prefix_limits: PerFamily<Option<u32>>,
     /// Whether routes announced to it get our address as the next hop; as the flag says, and as BGP does, where absent.
@@ -66,6 +68,7 @@ impl ExternalPeer {
             bfd: None,
             hold_time: None,
             distance: Distance::Usual,
+            long_lived: None,
             prefix_limits: PerFamily::default(),
             next_hop_self: None,
         }

@@ -13,7 +13,7 @@
 use std::net::IpAddr;
 
 use crate::bgp::rib::NextHops;
-use crate::bgp::session::{Local, Settings};
+use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
@@ -81,7 +81,10 @@ pub fn peering(
             connect_retry: RETRY,
             mutual: false,
             families: own.capable(),
-            restart: config.graceful_restart.map(restart),
+            restart: config.graceful_restart.map(|graceful| {
+                let long_lived = peer.long_lived.unwrap_or(graceful.long_lived);
+                Restart { long_lived, ..restart(graceful) }
+            }),
         },
         transport: Transport { port: peer.port.unwrap_or(PORT), local: Some(here), password, time_to_live },
         client: false,
@@ -91,6 +94,13 @@ pub fn peering(
         first_as: false,
         most: PerFamily::from_fn(|of| Some(peer.prefix_limits.of(of).unwrap_or(MOST))),
     })
+}
+
+/// Returns the problem of a setting that has no effect, although there is a session.
+pub fn idle_setting(peer: &ExternalPeer, config: &RouterConfig) -> Option<Problem> {
+    let is_idle = config.graceful_restart.is_none() && peer.long_lived.is_some_and(|seconds| seconds > 0);
+    let text = "llgrtime goes on where graceful restart ends, so it needs --bgp-graceful-restart; it has no effect";
+    is_idle.then(|| Problem::new(About::ExternalPeer(peer.address), text))
 }
 
 /// Returns whether what is announced to a peer gets our address as the next hop by policy.

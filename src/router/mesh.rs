@@ -42,7 +42,7 @@ pub const MOST: u32 = 2_000_000;
 /// Nodes always support each other's graceful restarts, so that no packet between pods is lost during a short absence;
 /// `--bgp-graceful-restart` is for external neighbours.
 const AMONG_NODES: GracefulRestart =
-    GracefulRestart { seconds: 90, deferral: Duration::from_secs(360), notifications: true };
+    GracefulRestart { seconds: 90, deferral: Duration::from_secs(360), long_lived: 0, notifications: true };
 
 /// Problem of all nodes together that cannot be peers for [`Obstacle::NoPassword`].
 pub const NO_PASSWORD: &str = "the password of --bgp-mesh-password-file is not known (yet): the file must be there, with base64; there are no sessions with them";
@@ -122,7 +122,11 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
             mutual: true,
             families,
             // A dead node has no pods that could be reached by another path.
-            restart: Some(Restart { notifications: true, ..restart(config.graceful_restart.unwrap_or(AMONG_NODES)) }),
+            restart: Some(Restart {
+                notifications: true,
+                long_lived: 0,
+                ..restart(config.graceful_restart.unwrap_or(AMONG_NODES))
+            }),
         },
         transport: Transport { port: config.port, local: Some(here), password, time_to_live: TimeToLive::System },
         client,
@@ -136,7 +140,8 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
 
 /// Returns our graceful restart parameters.
 pub fn restart(config: GracefulRestart) -> Restart {
-    Restart { seconds: config.seconds, stale: config.deferral, notifications: config.notifications }
+    let GracefulRestart { seconds, deferral, long_lived, notifications } = config;
+    Restart { seconds, stale: deferral, long_lived, notifications }
 }
 
 /// Returns whether two nodes peer, and whether the other one is a reflector client of ours.

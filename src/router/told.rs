@@ -144,6 +144,9 @@ fn say(peer: &IpAddr, fact: &Fact) {
         Fact::Down { kept, cause } => {
             warn!(%peer, reason = because(cause), kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP session is down");
         }
+        Fact::LongLived(kept) => {
+            warn!(%peer, kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP peer has not come back within its restart time; its routes are kept as the last resort");
+        }
         Fact::Failed(_) | Fact::Remarks(_) => {}
         Fact::TooMany { family, most } => {
             warn!(%peer, %family, most, "BGP prefix limit exceeded; session closed");

@@ -184,7 +184,7 @@ impl Network {
 
     fn wanted(&self, host: usize, peer: usize) -> WantedNeighbour {
         let plan = &self.hosts[host].plan;
-        let restart = Restart { seconds: 40, stale: Duration::from_secs(90), notifications: true };
+        let restart = Restart { seconds: 40, stale: Duration::from_secs(90), long_lived: 100, notifications: true };
         WantedNeighbour {
             address: address(peer),
             settings: Settings {

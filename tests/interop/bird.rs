@@ -75,7 +75,11 @@ fn protocol(other: &Other, peer: &Host, name: &str) -> String {
     }
     if cell.graceful {
         say("graceful restart on");
-        say("graceful restart time 600");
+        say(&format!("graceful restart time {}", cell.restart_time()));
+        if let Some(seconds) = cell.long_lived {
+            say("long lived graceful restart on");
+            say(&format!("long lived stale time {seconds}"));
+        }
     }
     if cell.two_octets {
         say("enable as4 off");

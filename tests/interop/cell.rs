@@ -33,6 +33,8 @@ pub struct Cell {
     pub dials: Dials,
     pub reflects: Reflects,
     pub graceful: bool,
+    /// Long-lived stale time of both sides, in seconds; the restart time is short then.
+    pub long_lived: Option<u32>,
     /// How many prefixes of a family we take, and they.
     pub most: [Option<u32>; 2],
     /// The daemon says only what fits into two octets (RFC 6793).
@@ -93,6 +95,7 @@ impl Cell {
             dials: Dials::Both,
             reflects: Reflects::Nobody,
             graceful: false,
+            long_lived: None,
             most: [None, None],
             two_octets: false,
         }
@@ -104,6 +107,11 @@ impl Cell {
 
     pub fn is_inside(&self) -> bool {
         self.asns[0] == self.asns[1]
+    }
+
+    /// Restart time of both sides, in seconds.
+    pub fn restart_time(&self) -> u16 {
+        if self.long_lived.is_some() { 3 } else { 600 }
     }
 
     /// The next hop of routes of a family that a host announces.

@@ -42,8 +42,11 @@ pub fn config(other: &Other) -> String {
     text += " no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n no bgp network import-check\n";
     text += " bgp log-neighbor-changes\n";
     if cell.graceful {
-        text +=
-            " bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n bgp graceful-restart restart-time 600\n";
+        text += " bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n";
+        text += &format!(" bgp graceful-restart restart-time {}\n", cell.restart_time());
+        if let Some(seconds) = cell.long_lived {
+            text += &format!(" bgp long-lived-graceful-restart stale-time {seconds}\n");
+        }
     }
     if cell.reflects == Reflects::They {
         text += &format!(" bgp cluster-id {}\n", host.address(Family::V4));

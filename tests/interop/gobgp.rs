@@ -49,13 +49,22 @@ pub fn config(other: &Other) -> String {
             text += &format!("route-reflector-cluster-id = \"{identifier}\"\n");
         }
         if cell.graceful {
-            text += "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 600\n";
+            text += "[neighbors.graceful-restart.config]\nenabled = true\n";
+            text += &format!(
+                "restart-time = {}\nlong-lived-enabled = {}\n",
+                cell.restart_time(),
+                cell.long_lived.is_some()
+            );
         }
         for family in Family::BOTH.into_iter().filter(|family| *cell.families.of(*family)) {
             let name = if family == Family::V4 { "ipv4-unicast" } else { "ipv6-unicast" };
             text += &format!("[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"{name}\"\n");
             if cell.graceful {
                 text += "[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true\n";
+            }
+            if let Some(seconds) = cell.long_lived {
+                text += "[neighbors.afi-safis.long-lived-graceful-restart.config]\nenabled = true\n";
+                text += &format!("restart-time = {seconds}\n");
             }
             if let Some(most) = cell.most[1] {
                 text += &format!("[neighbors.afi-safis.prefix-limit.config]\nmax-prefixes = {most}\n");

@@ -228,7 +228,8 @@ fn rules(asn: u32, identifier: IpAddr, addresses: &[IpAddr]) -> Rules {
 /// A neighbour as a cell has it, seen from `host`.
 pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
     let IpAddr::V4(identifier) = host.address(Family::V4) else { unreachable!("it is IPv4") };
-    let restart = Restart { seconds: 600, stale: Duration::from_secs(600), notifications: true };
+    let (seconds, long_lived) = (cell.restart_time(), cell.long_lived.unwrap_or(0));
+    let restart = Restart { seconds, stale: Duration::from_secs(600), long_lived, notifications: true };
     let time_to_live = match cell.hops {
         Hops::Plain if cell.is_inside() => TimeToLive::System,
         Hops::Plain => TimeToLive::Hops(1),

@@ -472,6 +472,7 @@ fn external_peer(random: &mut Random) -> ExternalPeer {
         bfd: some(random, |_| bfd),
         hold_time: some(random, |random| 3 + random.below(100) as u16),
         distance: *random.pick(&[Distance::Usual, Distance::Multihop(4), Distance::Secured(2)]),
+        long_lived: some(random, |random| random.below(1 << 24) as u32),
         prefix_limits: PerFamily {
             v4: some(random, |random| 1 + random.below(1000) as u32),
             v6: some(random, |random| 1 + random.below(1000) as u32),

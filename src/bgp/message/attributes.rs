@@ -83,6 +83,10 @@ pub struct Unknown {
 
 impl Community {
     pub const GRACEFUL_SHUTDOWN: Community = Community(0xffff_0000);
+    /// RFC 9494: retained over a long-lived graceful restart; any other route is better.
+    pub const LLGR_STALE: Community = Community(0xffff_0006);
+    /// RFC 9494: not to be retained so.
+    pub const NO_LLGR: Community = Community(0xffff_0007);
     pub const NO_EXPORT: Community = Community(0xffff_ff01);
     pub const NO_ADVERTISE: Community = Community(0xffff_ff02);
     pub const NO_EXPORT_SUBCONFED: Community = Community(0xffff_ff03);

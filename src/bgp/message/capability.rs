@@ -1,8 +1,8 @@
 //! Capabilities: support for extensions of RFC 4271, advertised in OPEN.
 //!
 //! RFC 5492. Supported: multiprotocol (RFC 4760), route refresh (RFC 2918) and enhanced route refresh (RFC 7313),
-//! four-octet AS numbers (RFC 6793), graceful restart (RFC 4724, with the N bit of RFC 8538), IPv4 NLRI with IPv6 next
-//! hops (RFC 8950), extended messages (RFC 8654). Unrecognized capabilities are kept unparsed, for display.
+//! four-octet AS numbers (RFC 6793), graceful restart (RFC 4724, with the N bit of RFC 8538) and the long-lived one (RFC 9494),
+//! IPv4 NLRI with IPv6 next hops (RFC 8950), extended messages (RFC 8654). Unrecognized capabilities are kept unparsed, for display.
 
 use super::address_family::{family_of, numbers_of};
 use super::reader::Reader;
@@ -15,6 +15,7 @@ const EXTENDED_MESSAGE: u8 = 6;
 const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_AS: u8 = 65;
 const ENHANCED_REFRESH: u8 = 70;
+const LONG_LIVED_RESTART: u8 = 71;
 
 /// Graceful restart flags: the R bit (the sender has restarted) and the N bit (NOTIFICATIONs are covered, too).
 const RESTARTING: u16 = 0x8000;
@@ -38,6 +39,8 @@ pub struct Capabilities {
     /// Four-octet AS number.
     pub asn: Option<u32>,
     pub restart: Option<GracefulRestart>,
+    /// Meaningless without `restart` (RFC 9494 3).
+    pub long_lived: Option<LongLivedRestart>,
     /// IPv4 NLRI may have IPv6 next hops.
     pub extended_next_hop: bool,
     /// Messages of up to 65,535 bytes.
@@ -57,6 +60,22 @@ pub struct GracefulRestart {
     pub seconds: u16,
     /// Address families whose routes are retained, and whether forwarding state was preserved (the F bit).
     pub families: PerFamily<Option<bool>>,
+}
+
+/// Long-lived graceful restart capability.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LongLivedRestart {
+    /// Address families whose routes are retained after the restart time as well.
+    pub families: PerFamily<Option<LongLivedFamily>>,
+}
+
+/// An address family in long-lived graceful restart.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LongLivedFamily {
+    /// Forwarding state was preserved (the F bit).
+    pub forwarding: bool,
+    /// Long-lived stale time, in seconds; at most [`LongLivedFamily::LONGEST`].
+    pub seconds: u32,
 }
 
 impl Capabilities {
@@ -94,6 +113,7 @@ impl Capabilities {
             EXTENDED_MESSAGE => self.extended_message = true,
             // RFC 4724 3: the last of several instances applies.
             GRACEFUL_RESTART => self.restart = Some(GracefulRestart::decode(&mut value)?),
+            LONG_LIVED_RESTART => self.long_lived = Some(LongLivedRestart::decode(&mut value)?),
             FOUR_OCTET_AS => self.asn = Some(value.u32()?),
             ENHANCED_REFRESH => self.enhanced_refresh = true,
             _ => {
@@ -122,6 +142,9 @@ impl Capabilities {
         }
         if let Some(restart) = &self.restart {
             push(out, GRACEFUL_RESTART, &restart.encoded());
+        }
+        if let Some(long_lived) = &self.long_lived {
+            push(out, LONG_LIVED_RESTART, &long_lived.encoded());
         }
         if self.extended_next_hop {
             push(out, EXTENDED_NEXT_HOP, &[0, 1, 0, 1, 0, 2]);
@@ -164,6 +187,38 @@ impl GracefulRestart {
             let (afi, safi) = numbers_of(family);
             out.extend_from_slice(&afi.to_be_bytes());
             out.extend_from_slice(&[safi, if forwarding { FORWARDING } else { 0 }]);
+        }
+        out
+    }
+}
+
+impl LongLivedFamily {
+    /// Limit of the 24 bits on the wire, some 194 days.
+    pub const LONGEST: u32 = (1 << 24) - 1;
+}
+
+impl LongLivedRestart {
+    fn decode(value: &mut Reader) -> Option<LongLivedRestart> {
+        let mut families = PerFamily::default();
+        while !value.is_empty() {
+            let (afi, safi, flags) = (value.u16()?, value.u8()?, value.u8()?);
+            let (high, low) = (value.u8()?, value.u16()?);
+            if let Some(family) = family_of(afi, safi) {
+                let seconds = u32::from(high) << 16 | u32::from(low);
+                *families.of_mut(family) = Some(LongLivedFamily { forwarding: flags & FORWARDING != 0, seconds });
+            }
+        }
+        Some(LongLivedRestart { families })
+    }
+
+    fn encoded(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (family, long_lived) in Family::BOTH.map(|family| (family, *self.families.of(family))) {
+            let Some(LongLivedFamily { forwarding, seconds }) = long_lived else { continue };
+            let (afi, safi) = numbers_of(family);
+            out.extend_from_slice(&afi.to_be_bytes());
+            out.extend_from_slice(&[safi, if forwarding { FORWARDING } else { 0 }]);
+            out.extend(seconds.min(LongLivedFamily::LONGEST).to_be_bytes().into_iter().skip(1));
         }
         out
     }

@@ -30,7 +30,7 @@ use self::header::{KEEPALIVE, NOTIFICATION, OPEN, ROUTE_REFRESH, UPDATE, framed}
 
 pub use as_path::{AS_TRANS, AsPath, Segment};
 pub use attributes::{Aggregator, Attributes, Community, ExtendedCommunity, LargeCommunity, Origin, Rare, Unknown};
-pub use capability::{Capabilities, GracefulRestart};
+pub use capability::{Capabilities, GracefulRestart, LongLivedFamily, LongLivedRestart};
 pub use dialect::Dialect;
 pub use framing::Framing;
 pub use header::{Frame, SHORTEST};

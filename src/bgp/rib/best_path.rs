@@ -1,6 +1,6 @@
 //! Best-path selection among the routes to one prefix.
 //!
-//! RFC 4271 9.1.2.2, with RFC 4456 9 for reflected routes. In this order: higher LOCAL_PREF; locally originated;
+//! RFC 4271 9.1.2.2, with RFC 4456 9 for reflected routes. In this order: without LLGR_STALE (RFC 9494 4.2, *least preferred*); higher LOCAL_PREF; locally originated;
 //! shorter AS_PATH; lower ORIGIN; lower MED, among routes from the same neighbouring AS; EBGP before IBGP; lower BGP
 //! identifier of the originator; shorter CLUSTER_LIST; lower address of the neighbour. Nothing depends on the time of
 //! receipt, so that the same routes always yield the same table. Stale routes (graceful restart) take part like all
@@ -12,7 +12,7 @@
 use std::cmp::Ordering;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::super::message::Attributes;
+use super::super::message::{Attributes, Community};
 
 /// Type of the source or receiver of a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -47,6 +47,8 @@ pub(super) struct Candidate<'a> {
 /// Step of the decision, in the order in which they are taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Step {
+    /// Not kept as the last resort: without LLGR_STALE.
+    LongLived,
     /// Higher LOCAL_PREF.
     LocalPref,
     /// Locally originated.
@@ -127,7 +129,8 @@ fn left_after(last: Step, candidates: &[Candidate], mut lost: impl FnMut(usize, 
 
 impl Step {
     /// All steps, in their order.
-    pub const ALL: [Step; 9] = [
+    pub const ALL: [Step; 10] = [
+        Step::LongLived,
         Step::LocalPref,
         Step::Local,
         Step::AsPathLength,
@@ -148,6 +151,7 @@ impl Step {
     fn compare(self, one: &Candidate, other: &Candidate) -> Ordering {
         let (ours, theirs) = (one.attributes, other.attributes);
         match self {
+            Step::LongLived => ours.has(Community::LLGR_STALE).cmp(&theirs.has(Community::LLGR_STALE)),
             Step::LocalPref => theirs.preference().cmp(&ours.preference()),
             Step::Local => one.is_learned().cmp(&other.is_learned()),
             Step::AsPathLength => ours.as_path.length().cmp(&theirs.as_path.length()),
@@ -251,6 +255,11 @@ mod tests {
             attributes
         };
         let plain = route(&[1]);
+        let stale = with(|it| {
+            it.local_pref = Some(300);
+            it.add_communities(&[Community::LLGR_STALE]);
+        });
+        assert_eq!(lost_at((&plain, inside), (&stale, source(Kind::Local, 1))), Step::LongLived);
         let preferred = with(|it| it.local_pref = Some(200));
         assert_eq!(lost_at((&preferred, inside), (&plain, outside)), Step::LocalPref);
         assert_eq!(lost_at((&route(&[]), source(Kind::Local, 99)), (&route(&[]), inside)), Step::Local);

@@ -1,6 +1,6 @@
 //! Export of a route to a neighbour.
 //!
-//! RFC 4271 5.1 and 9.1.3, RFC 4456 8 (reflection), RFC 1997 (NO_EXPORT and the like), RFC 8950 (next hops). Besides
+//! RFC 4271 5.1 and 9.1.3, RFC 4456 8 (reflection), RFC 1997 (NO_EXPORT and the like), RFC 9494 4.3, RFC 8950 (next hops). Besides
 //! the route, the result depends on a [`View`]: neighbours with equal views are sent the same, and share the work.
 //!
 //! | to | AS_PATH | next hop | LOCAL_PREF | MED | reflection attributes |
@@ -41,6 +41,8 @@ pub struct View {
     /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
     pub next_hops: NextHops,
+    /// Long-lived graceful restart is on for the neighbour, and it has none: it is told of no route with LLGR_STALE (RFC 9494 4.3).
+    pub is_spared_stale: bool,
     pub statements: Applicable,
 }
 
@@ -73,6 +75,8 @@ pub enum Withheld {
     Source,
     /// The session does not carry the address family.
     Family,
+    /// The route is kept as the last resort, and the neighbour would not know that (RFC 9494 4.3).
+    LongLived,
     /// A community of the route keeps it here, or inside of this AS (RFC 1997).
     Community(Community),
     /// The route is from an IBGP neighbour, the receiver is another one, and neither is a reflector client (RFC 4456).
@@ -147,6 +151,9 @@ impl<'a> Renderer<'a> {
     fn holds_back(&self, family: Family, source: &Source, attributes: &Attributes) -> Option<Withheld> {
         if !*self.view.dialect.families.of(family) {
             return Some(Withheld::Family);
+        }
+        if self.view.is_spared_stale && attributes.has(Community::LLGR_STALE) {
+            return Some(Withheld::LongLived);
         }
         // We are in no confederation, so that the last two mean the same.
         let inside = [Community::NO_ADVERTISE, Community::NO_EXPORT, Community::NO_EXPORT_SUBCONFED];

@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::message::{Announced, Attributes, Refresh, RefreshKind, Update};
+use super::message::{Announced, Attributes, Community, Refresh, RefreshKind, Update};
 use super::policy::{Applicable, Difference, Policy};
 use crate::net::{Family, PerFamily};
 
@@ -182,6 +182,22 @@ impl Rib {
         self.exports.remove(peer);
         self.table.withdraw_all(peer, PerFamily::from_fn(|family| !*kept.of(family)), |_| true);
         self.table.mark_stale(peer, kept);
+    }
+
+    /// Keeps the stale routes of a neighbour as the last resort: they get LLGR_STALE, and those with NO_LLGR go (RFC 9494 4.2).
+    pub fn keep_long(&mut self, peer: PeerId, families: PerFamily<bool>) {
+        self.table.withdraw_all(peer, families, |path| path.is_stale() && path.received.has(Community::NO_LLGR));
+        let Some(source) = self.table.source(peer).copied() else { return };
+        let (rules, interned) = (&self.rules, &mut self.interned);
+        let applicable = rules.policies.import.applicable(Some(source.address));
+        self.table.change_stale(peer, families, |prefix, received| {
+            let mut marked = (**received).clone();
+            marked.add_communities(&[Community::LLGR_STALE]);
+            let marked = interned.intern(marked);
+            let is_usable = unusable(rules, &source, &marked).is_none();
+            let used = is_usable.then(|| imported(rules, &applicable, (prefix, &marked), interned).ok()).flatten();
+            (marked, used)
+        });
     }
 
     /// Removes the routes of a neighbour that are still stale.

@@ -279,6 +279,20 @@ impl Table {
         }
     }
 
+    /// Replaces the attributes of the stale routes of a neighbour, as received and as used; they stay stale.
+    pub fn change_stale(
+        &mut self,
+        source: PeerId,
+        families: PerFamily<bool>,
+        mut changed: impl FnMut(IpNet, &Arc<Attributes>) -> (Arc<Attributes>, Option<Arc<Attributes>>),
+    ) {
+        for prefix in self.prefixes_of(source, families, Path::is_stale) {
+            let Some(path) = self.path(prefix, source).cloned() else { continue };
+            let (received, used) = changed(prefix, &path.received);
+            self.take_in(prefix, Path { received, used, ..path });
+        }
+    }
+
     /// Determines again which routes of a neighbour inside of `scope` are used: `used` is called for each route.
     pub fn reconsider(
         &mut self,

@@ -87,11 +87,24 @@ impl Bench {
         self.join_speaking(number, kind, dialect)
     }
 
+    /// Adds an EBGP neighbour without long-lived graceful restart, which is on for it.
+    fn join_spared(&mut self, number: u8) -> PeerId {
+        let families = PerFamily { v4: true, v6: true };
+        let dialect =
+            Dialect { internal: false, four_octets: true, families, extended_next_hop: false, extended_message: false };
+        self.join_with(number, Kind::External, dialect, true)
+    }
+
     fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {
+        self.join_with(number, kind, dialect, false)
+    }
+
+    fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, is_spared_stale: bool) -> PeerId {
         let peer = PeerId(u32::from(number));
         let identifier = Ipv4Addr::new(192, 0, 2, number);
         let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
-        let view = View { kind, dialect, own, next_hops: NextHops::Usual, statements: Applicable::default() };
+        let view =
+            View { kind, dialect, own, next_hops: NextHops::Usual, is_spared_stale, statements: Applicable::default() };
         self.rib.join(Joining {
             peer,
             source: Source { kind, identifier, address: address(number), first: None },
@@ -420,4 +433,46 @@ fn a_route_is_as_old_as_it_is_without_a_change() {
     bench.announce(one, route(&[64611, 1], 11), &net());
     assert_eq!(age(&bench), Some((0, false)));
     assert_eq!(size_of::<Path>(), 24, "a table has many of them");
+}
+
+#[test]
+fn the_last_resort_loses_to_every_other_route_and_is_marked_for_who_knows_the_mark() {
+    for text in ["10.244.7.0/24", "fd00:10:244:7::/64"] {
+        let mut bench = Bench::new();
+        let net = prefix(text);
+        let hop = |number: u8| match Family::from(net) {
+            Family::V4 => address(number),
+            Family::V6 => format!("2001:db8::{number}").parse().unwrap(),
+        };
+        let lost = bench.join(2, Kind::External);
+        let other = bench.join(3, Kind::External);
+        let knows = bench.join(4, Kind::External);
+        let spared = bench.join_spared(5);
+        let route =
+            |number: u8, path: &[u32]| Attributes { as_path: AsPath::sequence(path), ..Attributes::local(hop(number)) };
+        bench.announce(lost, route(2, &[65002]), &[net]);
+        let mut barred = route(2, &[65002]);
+        barred.add_communities(&[Community::NO_LLGR]);
+        let never = if Family::from(net) == Family::V4 { "10.244.8.0/24" } else { "fd00:10:244:8::/64" };
+        bench.announce(lost, barred, &[prefix(never)]);
+        bench.announce(other, route(3, &[65003, 65003, 65003, 65004]), &[net]);
+        assert_eq!(bench.routes[&net], [hop(2)]);
+        bench.told.remove(&lost);
+        bench.rib.leave(lost, PerFamily { v4: true, v6: true });
+        bench.flush();
+        assert_eq!(bench.routes[&net], [hop(2)], "stale routes are as good as any");
+        bench.rib.keep_long(lost, PerFamily { v4: true, v6: true });
+        bench.flush();
+        assert_eq!(bench.routes[&net], [hop(3)], "long-lived ones are not");
+        assert!(!bench.routes.contains_key(&prefix(never)), "NO_LLGR");
+        bench.withdraw(other, &[net]);
+        assert_eq!(bench.routes[&net], [hop(2)], "better than none");
+        assert!(bench.has(knows, text).expect("it is told").has(Community::LLGR_STALE));
+        assert_eq!(bench.has(spared, text), None);
+        bench.check();
+        bench.rib.drop_stale(lost, PerFamily { v4: true, v6: true });
+        bench.flush();
+        assert!(bench.routes.is_empty());
+        bench.check();
+    }
 }

@@ -6,7 +6,9 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::super::message::{Capabilities, Dialect, GracefulRestart, Notification, Open, Reason};
+use super::super::message::{
+    Capabilities, Dialect, GracefulRestart, LongLivedFamily, LongLivedRestart, Notification, Open, Reason,
+};
 use crate::net::{Family, PerFamily};
 
 /// Local speaker, as all neighbours see it.
@@ -44,6 +46,9 @@ pub struct Restart {
     pub seconds: u16,
     /// Time limit for a restarted neighbour to send its routes again (stale path timer).
     pub stale: Duration,
+    /// Long-lived graceful restart (RFC 9494): time in seconds for which the neighbour is to retain our routes after the restart time,
+    /// and at most for which we retain its; 0 for no part in it.
+    pub long_lived: u32,
     /// The neighbour is to retain our routes also when the session ends by a NOTIFICATION or the hold timer (RFC 8538
     /// 2): those of a node that died stay for the hold time and the restart time together.
     pub notifications: bool,
@@ -61,6 +66,8 @@ pub struct Agreement {
     pub enhanced_refresh: bool,
     /// Graceful restart capability of the peer, if both sides take part.
     pub restart: Option<GracefulRestart>,
+    /// Long-lived graceful restart of the peer, if both sides take part, by address family: how long its routes are retained.
+    pub long_lived: Option<LongLivedRestart>,
     /// OPEN of the peer.
     pub open: Open,
 }
@@ -86,6 +93,7 @@ impl Settings {
                 enhanced_refresh: true,
                 asn: Some(self.local.asn),
                 restart,
+                long_lived: self.long_lived(|_| Some(forwarding)),
                 extended_next_hop: self.families.v4,
                 extended_message: true,
                 unknown: Vec::new(),
@@ -126,8 +134,28 @@ impl Settings {
                 notifications: theirs.notifications && ours.notifications,
                 ..theirs
             }),
+            long_lived: theirs.restart.and(theirs.long_lived).and_then(|theirs| {
+                let forwarding = |family| theirs.families.of(family).map(|it| it.forwarding);
+                let ours = self.long_lived(|family| forwarding(family).filter(|_| *families.of(family)))?;
+                let shorter = |family| {
+                    let theirs = (*theirs.families.of(family))?;
+                    (*ours.families.of(family))
+                        .map(|ours| LongLivedFamily { seconds: ours.seconds.min(theirs.seconds), ..ours })
+                };
+                Some(LongLivedRestart { families: PerFamily::from_fn(shorter) })
+            }),
             open,
         })
+    }
+
+    /// Our long-lived graceful restart, if enabled, for the families of which the F bit is given.
+    fn long_lived(&self, forwarding: impl Fn(Family) -> Option<bool>) -> Option<LongLivedRestart> {
+        let seconds = self.restart.map(|restart| restart.long_lived).filter(|seconds| *seconds > 0)?;
+        let of = |family: Family| {
+            let forwarding = forwarding(family).filter(|_| *self.families.of(family))?;
+            Some(LongLivedFamily { forwarding, seconds })
+        };
+        Some(LongLivedRestart { families: PerFamily::from_fn(of) })
     }
 
     /// RFC 5492 5: the missing capabilities, encoded as in OPEN.
@@ -138,13 +166,26 @@ impl Settings {
 }
 
 impl Agreement {
-    /// Address families whose routes are retained when the connection ends (RFC 4724 4.2).
-    pub(super) fn kept(&self) -> PerFamily<bool> {
-        let kept = |family| {
-            let named = self.restart.is_some_and(|restart| restart.families.of(family).is_some());
-            named && *self.dialect.families.of(family)
-        };
-        PerFamily::from_fn(kept)
+    /// Time for which the routes of a family are retained when the connection ends (RFC 4724 4.2), if they are.
+    pub(super) fn kept(&self, family: Family) -> Option<Duration> {
+        let restart = self.restart.filter(|restart| restart.families.of(family).is_some());
+        restart.filter(|_| *self.dialect.families.of(family)).map(|restart| Duration::from_secs(restart.seconds.into()))
+    }
+
+    /// Time for which they are retained after that (RFC 9494 4.2), if they are.
+    pub(super) fn kept_long(&self, family: Family) -> Option<Duration> {
+        let long_lived = (*self.long_lived?.families.of(family)).filter(|it| it.seconds > 0);
+        long_lived.map(|it| Duration::from_secs(it.seconds.into()))
+    }
+
+    /// Returns whether the peer has preserved forwarding state, as it says of this or of long-lived graceful restart.
+    pub(super) fn forwards(&self, family: Family) -> bool {
+        let restart = self.restart.filter(|_| *self.dialect.families.of(family));
+        restart.is_some_and(|restart| *restart.families.of(family) == Some(true))
+    }
+
+    pub(super) fn forwards_long(&self, family: Family) -> bool {
+        self.long_lived.and_then(|it| *it.families.of(family)).is_some_and(|it| it.forwarding)
     }
 
     /// Returns whether NOTIFICATIONs and the expiry of the hold timer count as restarts, too (RFC 8538 2).

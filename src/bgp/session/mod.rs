@@ -125,6 +125,8 @@ pub enum Effect {
     },
     Update(Box<Update>),
     Refresh(Refresh),
+    /// Stale routes of these address families are long-lived from now on (RFC 9494).
+    LongLived(PerFamily<bool>),
     /// Stale routes of these address families are to be removed.
     DropStale(PerFamily<bool>),
     /// A connection ended before it was established; for the log.

@@ -3,10 +3,12 @@
 //! RFC 4271 8. When to dial is in `dials`; collisions, and the routes retained at the end of a session, in `succession`.
 
 mod dials;
+mod retention;
 mod succession;
 
 use std::time::{Duration, Instant};
 
+use self::retention::Retention;
 use super::super::message::{self, Message, Notification, Open, Reason};
 use super::connection::{Connection, Due, Stage, Verdict};
 use super::{Agreement, Cause, Effect, Event, LinkId, Moment, Settings, Side, State};
@@ -33,8 +35,8 @@ pub struct Peer {
     failures: u32,
     /// Minimum time between two dials of an unanswering neighbour.
     spread: Duration,
-    /// Stale routes of the last session, and their deadline.
-    stale: Option<Stale>,
+    /// Routes retained of the last session.
+    retention: Retention,
     /// Messages received, by type.
     received: [u64; 6],
     effects: Vec<Effect>,
@@ -72,12 +74,6 @@ enum Dial {
     Done,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stale {
-    families: PerFamily<bool>,
-    until: Instant,
-}
-
 impl Peer {
     /// Builds a neighbour that has not been started.
     pub fn new(settings: Settings, restarting: bool) -> Peer {
@@ -89,7 +85,7 @@ impl Peer {
             phase,
             failures: 0,
             spread: Duration::ZERO,
-            stale: None,
+            retention: Retention::default(),
             received: [0; 6],
             effects: Vec::new(),
         }
@@ -191,7 +187,12 @@ impl Peer {
 
     /// Address families with stale routes.
     pub fn stale(&self) -> PerFamily<bool> {
-        self.stale.map(|stale| stale.families).unwrap_or_default()
+        self.retention.families()
+    }
+
+    /// Address families with stale routes that are long-lived.
+    pub fn long_lived(&self) -> PerFamily<bool> {
+        self.retention.long_lived()
     }
 
     /// Time of the next [`Event::Tick`], at the latest.
@@ -215,7 +216,7 @@ impl Peer {
             Phase::Established { challenger, .. } => challenger.as_ref().map(|challenger| challenger.until),
         };
         let connections = self.settled().filter_map(of_connection);
-        connections.chain(own).chain(self.stale.map(|stale| stale.until)).min()
+        connections.chain(own).chain(self.retention.deadline()).min()
     }
 
     /// Processes an event.
@@ -401,9 +402,9 @@ impl Peer {
     }
 
     fn tick(&mut self, at: Moment) {
-        if self.stale.is_some_and(|stale| stale.until <= at.now) {
-            self.drop_stale(PerFamily { v4: true, v6: true });
-        }
+        let retention::Turn { dropped, long_lived } = self.retention.expire(at.now);
+        self.push_families(Effect::LongLived, long_lived);
+        self.push_families(Effect::DropStale, dropped);
         match &self.phase {
             Phase::Idle { until: Some(until) } if *until <= at.now => {
                 self.phase = Phase::Open { dial: Dial::Never, connections: Vec::new() };

@@ -6,7 +6,8 @@ mod time;
 mod transitions;
 
 use super::super::message::{
-    self, Dialect, GracefulRestart, Message, Notification, Open, Reason, Refresh, RefreshKind,
+    self, Dialect, GracefulRestart, LongLivedFamily, LongLivedRestart, Message, Notification, Open, Reason, Refresh,
+    RefreshKind,
 };
 use super::*;
 use crate::net::Family;
@@ -27,7 +28,7 @@ fn settings() -> Settings {
         connect_retry: Duration::from_secs(60),
         mutual: false,
         families: PerFamily { v4: true, v6: true },
-        restart: Some(Restart { seconds: 120, stale: Duration::from_secs(300), notifications: true }),
+        restart: Some(Restart { seconds: 120, stale: Duration::from_secs(300), long_lived: 0, notifications: true }),
     }
 }
 
@@ -123,6 +124,7 @@ fn word(effect: &Effect) -> String {
         Effect::Down { kept, cause } => format!("DOWN keeping {} ({})", families(kept), cause_word(cause)),
         Effect::Update(_) => "take the update".into(),
         Effect::Refresh(_) => "refresh".into(),
+        Effect::LongLived(kept) => format!("keep {} as the last resort", families(kept)),
         Effect::DropStale(dropped) => format!("drop what is stale of {}", families(dropped)),
         Effect::Failed(cause) => format!("failed ({})", cause_word(cause)),
     }

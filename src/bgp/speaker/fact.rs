@@ -16,6 +16,8 @@ pub enum Fact {
     },
     /// A connection ended before it was established.
     Failed(Cause),
+    /// It has not come back within its restart time: its routes of these address families are kept as the last resort (RFC 9494).
+    LongLived(PerFamily<bool>),
     /// Errors in an UPDATE that did not reset the session. The same error of one neighbour is reported once a minute.
     Remarks(Vec<Remark>),
     /// The prefix limit is exceeded.

@@ -41,6 +41,8 @@ pub struct NeighbourState {
     pub counts: PerFamily<Count>,
     /// Address families whose routes are retained over its restart.
     pub stale: PerFamily<bool>,
+    /// Those of them that are kept as the last resort (RFC 9494).
+    pub long_lived: PerFamily<bool>,
     /// Everything has been sent to it.
     pub is_told: bool,
     pub idle: Option<Idle>,
@@ -164,6 +166,7 @@ impl Speaker {
             families: agreement.map_or(settings.families, |agreement| agreement.dialect.families),
             counts: self.rib.table().count(neighbour.id),
             stale: peer.stale(),
+            long_lived: peer.long_lived(),
             is_told: self.rib.is_told(neighbour.id),
             idle,
             next_dial: peer.next_dial().map(until),

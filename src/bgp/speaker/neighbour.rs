@@ -273,6 +273,8 @@ impl Neighbour {
             dialect: agreement.dialect,
             own,
             next_hops: self.wanted.next_hops,
+            is_spared_stale: self.wanted.settings.restart.is_some_and(|restart| restart.long_lived > 0)
+                && agreement.long_lived.is_none(),
             statements: Applicable::default(),
         };
         (source, view)

@@ -1,9 +1,11 @@
-//! Local restart: how long End-of-RIB is awaited before anything is advertised (RFC 4724 4.1).
+//! Local restart: how long End-of-RIB is awaited before anything is advertised (RFC 4724 4.1). And neighbours whose own restart
+//! takes long (RFC 9494).
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::session::Moment;
-use super::{Output, Speaker};
+use super::{Fact, Output, Speaker};
 use crate::net::{Family, PerFamily};
 
 /// Parameters of a local restart.
@@ -22,6 +24,14 @@ impl Restarting {
 }
 
 impl Speaker {
+    /// Keeps the stale routes of a neighbour that has not come back in time as the last resort (RFC 9494 4.2).
+    pub(super) fn keep_long(&mut self, address: IpAddr, families: PerFamily<bool>) {
+        if let Some(neighbour) = self.neighbours.get(&address) {
+            self.rib.keep_long(neighbour.id, families);
+            self.outputs.push(Output::Fact(address, Fact::LongLived(families)));
+        }
+    }
+
     /// RFC 4724 4.1: an address family is advertised when all connected neighbours have sent its End-of-RIB.
     pub(super) fn end_restart(&mut self, at: Moment) {
         let Some(restart) = &mut self.restart else { return };

@@ -28,7 +28,7 @@ fn address(number: u8) -> IpAddr {
 }
 
 fn wanted(number: u8) -> WantedNeighbour {
-    let restart = Graceful { seconds: 120, stale: Duration::from_secs(300), notifications: true };
+    let restart = Graceful { seconds: 120, stale: Duration::from_secs(300), long_lived: 0, notifications: true };
     let settings = Settings {
         local: Local { asn: 65001, identifier: OWN },
         asn: Some(65001),

@@ -85,8 +85,9 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 24] = [
+const MORE: [&str; 25] = [
     "bgp-graceful-restart-notification",
+    "bgp-llgr-time",
     "bgp-mesh-password-file",
     "cleanup-nftables",
     "cluster-cidr",

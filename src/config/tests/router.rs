@@ -55,7 +55,7 @@ fn every_flag_of_the_router_arrives() {
     assert!(!config.full_mesh && !config.internal_peers && config.override_next_hop);
     assert_eq!((config.cluster_asn, config.port, config.hold_time), (4_200_000_001, 1179, 30));
     assert_eq!(config.router_id, RouterId::Is("192.0.2.9".parse().expect("an address")));
-    let restart = GracefulRestart { seconds: 1, deferral: Duration::from_secs(360), notifications: false };
+    let restart = GracefulRestart { seconds: 1, deferral: Duration::from_secs(360), long_lived: 0, notifications: false };
     assert_eq!(config.graceful_restart, Some(restart), "part of a second is a second: 0 would mean never");
     assert_eq!(config.multihop, Some(3));
     assert!(!config.advertise.pod_cidrs && config.advertise.load_balancer_ips);
@@ -133,6 +133,22 @@ fn the_cni_file_is_where_the_surroundings_say() {
     let environment = Environment { host_name: "node-1".to_owned(), cni_file: file.clone(), ..Environment::default() };
     let config = Config::meant(&flags(&[]), 0, &environment, &mut Mistakes::default());
     assert_eq!(config.router.and_then(|router| router.cni_file), file);
+}
+
+#[test]
+fn long_lived_graceful_restart_goes_on_where_graceful_restart_ends() {
+    let time = |words: &[&str]| router(words).graceful_restart.map(|restart| restart.long_lived);
+    assert_eq!(time(&["--bgp-graceful-restart"]), Some(0));
+    assert_eq!(time(&["--bgp-graceful-restart", "--bgp-llgr-time=1h0.9s"]), Some(3600));
+    assert_eq!(time(&["--bgp-graceful-restart", "--bgp-llgr-time=16777215s"]), Some(16_777_215));
+    check_mistakes(
+        &["--bgp-llgr-time=1h"],
+        &["--bgp-llgr-time goes on where graceful restart ends, so it needs --bgp-graceful-restart; that is off."],
+    );
+    check_mistakes(
+        &["--bgp-graceful-restart", "--bgp-llgr-time=16777216s"],
+        &["--bgp-llgr-time must be from 0s to 4660h20m15s; it is 4660h20m16s."],
+    );
 }
 
 #[test]

@@ -20,6 +20,7 @@
 //!     ttlsecurity: 1            # in place of multihop: GTSM, so many hops at most
 //!     maxprefixes: 1000         # of each family, or {ipv4: 1000, ipv6: 200}
 //!     nexthopself: false
+//!     llgrtime: 3600            # seconds
 //! ```
 //!
 //! The keys behind `bfd` are ours (`settings`).
@@ -122,6 +123,7 @@ impl Written {
             bfd,
             hold_time: settings.hold_time,
             distance: settings.distance,
+            long_lived: settings.long_lived,
             prefix_limits: settings.prefix_limits,
             next_hop_self: settings.next_hop_self,
         })

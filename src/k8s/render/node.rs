@@ -91,8 +91,19 @@ fn annotations(routing: &Routing) -> Fields {
 }
 
 fn peer(peer: &ExternalPeer) -> Value {
-    let ExternalPeer { address, asn, port, password, local, bfd, hold_time, distance, prefix_limits, next_hop_self } =
-        peer;
+    let ExternalPeer {
+        address,
+        asn,
+        port,
+        password,
+        local,
+        bfd,
+        hold_time,
+        distance,
+        long_lived,
+        prefix_limits,
+        next_hop_self,
+    } = peer;
     let mut fields = Fields::default();
     fields.put("remoteip", address.to_string()).put("remoteasn", *asn).put_some("port", *port);
     fields.put_some("localip", local.map(|address| address.to_string()));
@@ -101,7 +112,7 @@ fn peer(peer: &ExternalPeer) -> Value {
         Password::Key(_) | Password::Unknown => drop(fields.put("password_unknown", true)),
         Password::File(name) => drop(fields.put("passwordfile", name.as_str())),
     }
-    fields.put_some("holdtime", *hold_time).put_some("nexthopself", *next_hop_self);
+    fields.put_some("holdtime", *hold_time).put_some("llgrtime", *long_lived).put_some("nexthopself", *next_hop_self);
     match *distance {
         Distance::Usual => {}
         Distance::Multihop(ttl) => drop(fields.put("multihop", ttl)),

@@ -65,6 +65,7 @@ fn of_neighbour(peers: &Peers, neighbour: &NeighbourState) -> Value {
         "sessionsEnded": neighbour.flops,
         "families": families(neighbour.families),
         "staleFamilies": families(neighbour.stale),
+        "longLivedFamilies": families(neighbour.long_lived),
         "received": per_family(PerFamily::from_fn(|family| counts.of(family).received)),
         "accepted": per_family(PerFamily::from_fn(|family| counts.of(family).used)),
         "announced": announced.map(per_family),

@@ -60,7 +60,12 @@ pub(super) fn known(known: &PeersKnown) -> String {
 fn beside(neighbour: &NeighbourState) -> Option<String> {
     let stale = families(neighbour.stale);
     let is_up = neighbour.state == State::Established;
+    let long_lived = families(neighbour.long_lived);
     match (stale.is_empty(), is_up) {
+        (false, false) if !long_lived.is_empty() => Some(format!(
+            "its {} routes are kept as the last resort (long-lived graceful restart)",
+            long_lived.join(" and ")
+        )),
         (false, false) => Some(format!("its {} routes are kept while it restarts", stale.join(" and "))),
         (false, true) => {
             Some(format!("its {} routes are kept until it has sent all of them again", stale.join(" and ")))

@@ -67,6 +67,7 @@ fn neighbour(text: &str, state: State) -> NeighbourState {
         families: PerFamily { v4: true, v6: true },
         counts: PerFamily::default(),
         stale: PerFamily::default(),
+        long_lived: PerFamily::default(),
         is_told: true,
         idle: None,
         next_dial: None,

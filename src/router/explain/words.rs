@@ -133,6 +133,9 @@ pub fn withheld(withheld: Withheld, export: &Policy) -> String {
         Withheld::Community(Community::NO_ADVERTISE) => "the route has the community NO_ADVERTISE".to_owned(),
         Withheld::Community(Community::NO_EXPORT) => "the route has the community NO_EXPORT".to_owned(),
         Withheld::Community(_) => "the route has the community NO_EXPORT_SUBCONFED".to_owned(),
+        Withheld::LongLived => {
+            "it is kept as the last resort, and the neighbour has no long-lived graceful restart (RFC 9494)".to_owned()
+        }
         Withheld::NotReflected => {
             "routes of IBGP neighbours go to others only by a route reflector (kube-router.io/rr.server)".to_owned()
         }
@@ -148,6 +151,7 @@ pub fn withheld(withheld: Withheld, export: &Policy) -> String {
 /// Returns a step of the decision process by the name of what it compares.
 pub fn step(step: Step) -> &'static str {
     match step {
+        Step::LongLived => "kept as the last resort (LLGR_STALE)",
         Step::LocalPref => "LOCAL_PREF",
         Step::Local => "locally originated",
         Step::AsPathLength => "AS_PATH length",
@@ -169,7 +173,7 @@ pub fn compared(step: Step, lost: &Attributes, won: &Attributes) -> String {
         Step::Origin => both(&lost.origin, &won.origin),
         Step::Med => both(&lost.med.unwrap_or(0), &won.med.unwrap_or(0)),
         Step::ClusterList => both(&lost.rare().clusters.len(), &won.rare().clusters.len()),
-        Step::Local | Step::External | Step::Identifier | Step::Address => String::new(),
+        Step::LongLived | Step::Local | Step::External | Step::Identifier | Step::Address => String::new(),
     }
 }
 

@@ -197,3 +197,22 @@ fn a_file_with_a_password_is_in_the_directory_of_the_flag_or_nowhere() {
     let dir = ["--peer-router-passwords-dir=/etc/peers"];
     assert_eq!(why(&dir), "its password is not known (yet); there is no session");
 }
+
+#[test]
+fn routes_are_kept_for_longer_where_the_flag_or_the_peer_says_so() {
+    let time = |long_lived: Option<u32>, words: &[&str]| {
+        let one = ExternalPeer { long_lived, ..peer("203.0.113.1", 65001) };
+        peer_with(&one, DUAL, words).expect("a session").settings.restart.map(|restart| restart.long_lived)
+    };
+    let on = ["--bgp-graceful-restart", "--bgp-llgr-time=1h"];
+    assert_eq!((time(None, &on), time(Some(60), &on), time(Some(0), &on)), (Some(3600), Some(60), Some(0)));
+    assert_eq!((time(None, &on[..1]), time(Some(60), &on[..1]), time(Some(60), &[])), (Some(0), Some(60), None));
+    let idle = |long_lived, words: &[&str]| {
+        let one = ExternalPeer { long_lived, ..peer("203.0.113.1", 65001) };
+        idle_setting(&one, &config(words)).map(|problem| problem.to_string())
+    };
+    let sentence = "external peer 203.0.113.1: llgrtime goes on where graceful restart ends, so it needs --bgp-graceful-restart; \
+                    it has no effect";
+    assert_eq!(idle(Some(60), &[]).as_deref(), Some(sentence));
+    assert!(idle(Some(60), &on).is_none() && idle(Some(0), &[]).is_none() && idle(None, &[]).is_none());
+}

@@ -57,7 +57,10 @@ impl Plan {
                     let text = "it is named twice; the first one counts";
                     self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
                 }
-                Ok(peering) => drop(wanted.insert(peer.address, peering)),
+                Ok(peering) => {
+                    self.external_problems.extend(external_peers::idle_setting(peer, &self.config));
+                    wanted.insert(peer.address, peering);
+                }
                 Err(problem) => self.external_problems.push(problem),
             }
         }

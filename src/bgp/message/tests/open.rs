@@ -34,6 +34,12 @@ fn everything() -> Open {
                 seconds: 120,
                 families: PerFamily { v4: Some(true), v6: Some(false) },
             }),
+            long_lived: Some(LongLivedRestart {
+                families: PerFamily {
+                    v4: Some(LongLivedFamily { forwarding: true, seconds: 3600 }),
+                    v6: Some(LongLivedFamily { forwarding: false, seconds: LongLivedFamily::LONGEST }),
+                },
+            }),
             extended_next_hop: true,
             extended_message: true,
             unknown: vec![],
@@ -45,11 +51,12 @@ fn everything() -> Open {
 fn one_with_everything_is_written_as_the_rfcs_say() {
     let expected = "
         04 5ba0 005a c0000201
-        36 02 34
+        46 02 44
         01 04 00010001   01 04 00020001
         02 00   06 00   46 00
         41 04 00011170
         40 0a c078 00010180 00020100
+        47 0e 00010180000e10 00020100ffffff
         05 06 000100010002";
     let mut expected = bytes(expected);
     expected[9] = (expected.len() - 10) as u8;
@@ -111,6 +118,7 @@ fn what_is_wrong_is_said_with_its_code() {
         ("09 02 07 41 05 0000000100", "a number of five bytes"),
         ("05 02 03 40 01 00", "graceful restart of one byte"),
         ("07 02 05 40 03 000000", "graceful restart with a part of a family"),
+        ("0a 02 08 47 06 000101800000", "long-lived graceful restart with a part of a time"),
         ("06 02 04 05 02 0001", "a part of an extended next hop"),
         ("05 02 03 02 01 00", "a route refresh with a value"),
         ("ff ff 00", "an end within the extended length"),

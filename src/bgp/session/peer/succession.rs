@@ -1,14 +1,13 @@
 //! Connection collisions, and the retention of routes after a session.
 //!
-//! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2 and RFC 8538 for the routes of a restarting
+//! RFC 4271 6.8 and RFC 6286 2.3 for two connections at once; RFC 4724 4.2, RFC 8538 and RFC 9494 for the routes of a restarting
 //! neighbour.
-
-use std::time::Duration;
 
 use super::super::super::message::{self, Notification, Reason};
 use super::super::connection::Connection;
 use super::super::{Agreement, Cause, Effect, LinkId, Local, Moment, Side, State, rank};
-use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase, Stale};
+use super::retention::Retention;
+use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase};
 use crate::net::PerFamily;
 
 impl Peer {
@@ -91,27 +90,21 @@ impl Peer {
     /// RFC 4724 4.2: routes stay stale only where forwarding state was preserved over the restart, and for a limited
     /// time.
     fn judge_stale(&mut self, at: Moment, agreement: &Agreement) {
-        let forwarding = |family| {
-            let families = agreement.restart.filter(|_| *agreement.dialect.families.of(family));
-            families.is_some_and(|restart| *restart.families.of(family) == Some(true))
-        };
-        self.drop_stale(PerFamily::from_fn(|family| !forwarding(family)));
-        if let (Some(stale), Some(restart)) = (&mut self.stale, self.settings.restart) {
-            stale.until = at.now + restart.stale;
+        let time = self.settings.restart.map(|restart| restart.stale);
+        let dropped = self.retention.come_back(at.now, agreement, time);
+        self.push_families(Effect::DropStale, dropped);
+    }
+
+    /// Requests what is to be done in some families, if there are any.
+    pub(super) fn push_families(&mut self, effect: fn(PerFamily<bool>) -> Effect, families: PerFamily<bool>) {
+        if families != PerFamily::default() {
+            self.effects.push(effect(families));
         }
     }
 
     pub(super) fn drop_stale(&mut self, families: PerFamily<bool>) {
-        let Some(stale) = &mut self.stale else { return };
-        let dropped = PerFamily::from_fn(|family| *families.of(family) && *stale.families.of(family));
-        let left = PerFamily::from_fn(|family| *stale.families.of(family) && !*families.of(family));
-        stale.families = left;
-        if left == PerFamily::default() {
-            self.stale = None;
-        }
-        if dropped != PerFamily::default() {
-            self.effects.push(Effect::DropStale(dropped));
-        }
+        let dropped = self.retention.end(families);
+        self.push_families(Effect::DropStale, dropped);
     }
 
     pub(super) fn session_ended(&mut self, at: Moment, cause: Cause) {
@@ -119,22 +112,20 @@ impl Peer {
         let Phase::Established { since, session, challenger } = std::mem::replace(&mut self.phase, idle) else {
             return;
         };
-        let mut kept = PerFamily::default();
         if let Some(talk) = session.talk()
             && survives(&talk.agreement, &cause)
         {
-            kept = talk.agreement.kept();
-            let seconds = talk.agreement.restart.map_or(0, |restart| restart.seconds);
-            let until = at.now + Duration::from_secs(u64::from(seconds));
-            // Routes still stale from an earlier end are removed now: RFC 4724 4.2.
+            // Routes still stale from an earlier end are removed now (RFC 4724 4.2), unless they are long-lived (RFC 9494 4.2).
             if !is_collision(&cause) {
-                self.drop_stale(PerFamily { v4: true, v6: true });
+                let long_lived = self.retention.long_lived();
+                self.drop_stale(PerFamily::from_fn(|family| !*long_lived.of(family)));
             }
-            self.stale = (kept != PerFamily::default()).then_some(Stale { families: kept, until });
+            self.retention.begin(at.now, &talk.agreement);
         } else {
-            self.stale = None;
+            self.retention = Retention::default();
         }
-        self.effects.push(Effect::Down { kept, cause });
+        self.effects.push(Effect::Down { kept: self.retention.families(), cause });
+        self.push_families(Effect::LongLived, self.retention.long_lived());
         self.failures = if at.now - since < GOOD { self.failures.saturating_add(1) } else { 1 };
         self.phase = Phase::Open { dial: Dial::Done, connections: Vec::new() };
         match challenger {

@@ -215,3 +215,101 @@ fn our_own_restart_is_said_until_it_is_over() {
     peer.has_restarted();
     assert!(!said(&mut peer).restarting);
 }
+
+/// Long-lived graceful restart of the neighbour, with these times of both families; `None` for a family that is not in it.
+fn long_lived(v4: Option<u32>, v6: Option<u32>) -> Option<LongLivedRestart> {
+    let of = |seconds: Option<u32>| seconds.map(|seconds| LongLivedFamily { forwarding: true, seconds });
+    Some(LongLivedRestart { families: PerFamily { v4: of(v4), v6: of(v6) } })
+}
+
+fn come_back_with(bench: &mut Bench, link: LinkId, long_lived: Option<LongLivedRestart>) -> Vec<Effect> {
+    let mut open = their_open();
+    (open.capabilities.restart, open.capabilities.long_lived) = (Some(restart()), long_lived);
+    let mut effects = bench.receive(link, &message::open(&open));
+    effects.extend(bench.keepalive(link));
+    assert_eq!(bench.peer.state(), State::Established);
+    effects
+}
+
+/// A session where we keep routes for an hour at most.
+fn with_long(long_lived: Option<LongLivedRestart>) -> Bench {
+    let mut settings = settings();
+    settings.restart = settings.restart.map(|ours| Restart { long_lived: 3600, ..ours });
+    let mut bench = Bench::new(settings);
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    come_back_with(&mut bench, OURS, long_lived);
+    bench
+}
+
+#[test]
+fn after_the_restart_time_routes_are_the_last_resort_for_the_shorter_time_of_both_sides() {
+    let mut bench = with_long(long_lived(Some(1000), Some(10_000)));
+    bench.step(Event::Closed(OURS));
+    assert_eq!((bench.peer.stale(), bench.peer.long_lived()), (ALL, NONE));
+    assert_eq!(words(&bench.pass(119.0)).replace("dial", "").replace(", ", ""), "", "only dials");
+    let effects = bench.pass(2.0);
+    assert!(words(&effects).contains("keep all as the last resort"), "{}", words(&effects));
+    assert_eq!((dropped(&effects), bench.peer.long_lived()), (NONE, ALL));
+    assert_eq!(dropped(&bench.pass(998.0)), NONE);
+    assert_eq!(dropped(&bench.pass(2.0)), PerFamily { v4: true, v6: false }, "1000 s, as the neighbour asks");
+    assert_eq!(dropped(&bench.pass(2597.0)), NONE);
+    assert_eq!(dropped(&bench.pass(2.0)), PerFamily { v4: false, v6: true }, "an hour, as we allow");
+    assert_eq!(bench.peer.stale(), NONE);
+}
+
+#[test]
+fn only_what_both_sides_have_switched_on_is_long_lived() {
+    let drops = |bench: &mut Bench| {
+        bench.step(Event::Closed(OURS));
+        let effects = bench.pass(121.0);
+        (dropped(&effects), bench.peer.long_lived())
+    };
+    assert_eq!(drops(&mut with_long(None)), (ALL, NONE));
+    assert_eq!(drops(&mut with_long(long_lived(Some(0), None))), (ALL, NONE), "0 is off");
+    let (v4, v6) = (PerFamily { v4: true, v6: false }, PerFamily { v4: false, v6: true });
+    assert_eq!(drops(&mut with_long(long_lived(None, Some(60)))), (v4, v6));
+    let mut off = Bench::new(settings());
+    off.step(Event::Start);
+    off.step(Event::Dialled(OURS));
+    come_back_with(&mut off, OURS, long_lived(Some(60), Some(60)));
+    assert_eq!(drops(&mut off), (ALL, NONE));
+    assert_eq!(off.peer.own_open().capabilities.long_lived, None);
+    let said = with_long(None).peer.own_open().capabilities.long_lived;
+    assert_eq!(said, long_lived(Some(3600), Some(3600)));
+}
+
+#[test]
+fn who_comes_back_keeps_its_last_resort_only_where_it_still_forwards_and_until_it_has_said_all() {
+    let gone = || {
+        let mut bench = with_long(long_lived(Some(1000), Some(1000)));
+        bench.step(Event::Closed(OURS));
+        bench.pass(200.0);
+        bench.step(Event::Accepted(THEIRS));
+        bench
+    };
+    assert_eq!(dropped(&come_back_with(&mut gone(), THEIRS, None)), ALL);
+    let v6 = PerFamily { v4: false, v6: true };
+    assert_eq!(dropped(&come_back_with(&mut gone(), THEIRS, long_lived(Some(5), None))), v6);
+    let lost = LongLivedFamily { forwarding: false, seconds: 1000 };
+    let forgotten = LongLivedRestart { families: PerFamily { v4: Some(lost), v6: Some(lost) } };
+    assert_eq!(dropped(&come_back_with(&mut gone(), THEIRS, Some(forgotten))), ALL);
+    let mut bench = gone();
+    assert_eq!(dropped(&come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)))), NONE);
+    let effects = bench.receive(THEIRS, &message::end_of_rib(Family::V6));
+    assert_eq!((dropped(&effects), bench.peer.long_lived()), (v6, PerFamily { v4: true, v6: false }));
+}
+
+#[test]
+fn a_session_that_comes_and_goes_without_an_end_gives_the_last_resort_no_more_time() {
+    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
+    bench.step(Event::Closed(OURS));
+    bench.pass(620.0);
+    bench.step(Event::Accepted(THEIRS));
+    come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)));
+    let effects = bench.step(Event::Closed(THEIRS));
+    assert_eq!((dropped(&effects), kept(&effects)), (NONE, ALL), "{}", words(&effects));
+    assert!(words(&effects).ends_with("keep all as the last resort"), "what came meanwhile, too: {}", words(&effects));
+    assert_eq!(dropped(&bench.pass(499.0)), NONE);
+    assert_eq!(dropped(&bench.pass(2.0)), ALL);
+}

@@ -17,6 +17,7 @@ pub(super) struct Settings {
     pub password_file: Option<CompactString>,
     pub hold_time: Option<u16>,
     pub distance: Distance,
+    pub long_lived: Option<u32>,
     pub prefix_limits: PerFamily<Option<u32>>,
     pub next_hop_self: Option<bool>,
     /// Keys that are not known.
@@ -26,8 +27,8 @@ pub(super) struct Settings {
 /// Keys that kube-router knows, too.
 const KNOWN: [&str; 6] = ["remoteip", "remoteasn", "localip", "password", "port", "bfd"];
 /// Keys of ours.
-const OURS: [&str; 7] =
-    ["passwordfile", "password_unknown", "holdtime", "multihop", "ttlsecurity", "maxprefixes", "nexthopself"];
+const OURS: [&str; 8] =
+    ["passwordfile", "password_unknown", "holdtime", "multihop", "ttlsecurity", "maxprefixes", "nexthopself", "llgrtime"];
 const OF_BFD: [&str; 5] =
     ["enabled", "port", "detection_multiplier", "desired_min_tx_interval", "required_min_rx_interval"];
 /// RFC 4271 4.2: 0, which means that nothing watches the session, cannot be chosen, as by the flag.
@@ -35,6 +36,8 @@ const HOLD_TIMES: RangeInclusive<u64> = 3..=65535;
 const MULTIHOP: RangeInclusive<u64> = 1..=255;
 /// With 255 any packet would do.
 const HOPS: RangeInclusive<u64> = 1..=254;
+/// RFC 9494 3: 24 bits of seconds; 0 switches it off.
+const LLGR_TIMES: RangeInclusive<u64> = 0..=(1 << 24) - 1;
 const PREFIXES: RangeInclusive<u64> = 1..=u32::MAX as u64;
 
 /// Reads the settings of one peer.
@@ -54,6 +57,7 @@ pub(super) fn settings(fields: &Map<String, Value>) -> Result<Settings, String> 
         password_file: password_file(fields)?,
         hold_time: hold_time.map(|seconds| seconds as u16),
         distance,
+        long_lived: number(fields, "llgrtime", LLGR_TIMES)?.map(|seconds| seconds as u32),
         prefix_limits: prefix_limits(fields)?,
         next_hop_self: switch(fields, "nexthopself")?,
         unknown,

@@ -102,6 +102,8 @@ struct PeerRecord {
     /// Name of the file with its password; empty where it is in none.
     #[prost(string, tag = "13")]
     password_file: String,
+    #[prost(uint32, optional, tag = "14")]
+    long_lived: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -229,6 +231,7 @@ impl PeerRecord {
             bfd,
             hold_time,
             distance,
+            long_lived,
             prefix_limits,
             next_hop_self,
         } = peer;
@@ -247,6 +250,7 @@ impl PeerRecord {
             hold_time: hold_time.map(u32::from),
             ttl,
             hops,
+            long_lived: *long_lived,
             most_v4: prefix_limits.v4,
             most_v6: prefix_limits.v6,
             next_hop_self: *next_hop_self,
@@ -283,6 +287,7 @@ impl PeerRecord {
                 None => None,
             },
             distance,
+            long_lived: self.long_lived,
             prefix_limits: PerFamily { v4: self.most_v4, v6: self.most_v6 },
             next_hop_self: self.next_hop_self,
         })

@@ -149,7 +149,7 @@ prop_compose! {
         ],
         local in proptest::option::of(address()),
         bfd in proptest::option::of(bfd()),
-        (hold_time, next_hop_self) in any::<(Option<u16>, Option<bool>)>(),
+        (hold_time, next_hop_self, long_lived) in any::<(Option<u16>, Option<bool>, Option<u32>)>(),
         distance in prop_oneof![
             Just(Distance::Usual), any::<u8>().prop_map(Distance::Multihop), any::<u8>().prop_map(Distance::Secured),
         ],
@@ -157,7 +157,7 @@ prop_compose! {
     ) -> ExternalPeer {
         let prefix_limits = PerFamily { v4, v6 };
         ExternalPeer {
-            address, asn, port, password, local, bfd, hold_time, distance, prefix_limits, next_hop_self,
+            address, asn, port, password, local, bfd, hold_time, distance, long_lived, prefix_limits, next_hop_self,
         }
     }
 }
