@@ -41,7 +41,7 @@ pub struct View {
     /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
     pub next_hops: NextHops,
-    /// Long-lived graceful restart is on for the neighbour, and it has none: it is told of no route with LLGR_STALE (RFC 9494 4.3).
+    /// An EBGP neighbour without long-lived graceful restart: it is told of no route with LLGR_STALE (RFC 9494 4.3).
     pub is_spared_stale: bool,
     pub statements: Applicable,
 }

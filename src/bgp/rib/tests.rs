@@ -87,7 +87,7 @@ impl Bench {
         self.join_speaking(number, kind, dialect)
     }
 
-    /// Adds an EBGP neighbour without long-lived graceful restart, which is on for it.
+    /// Adds an EBGP neighbour without long-lived graceful restart.
     fn join_spared(&mut self, number: u8) -> PeerId {
         let families = PerFamily { v4: true, v6: true };
         let dialect =

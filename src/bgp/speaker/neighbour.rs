@@ -273,8 +273,7 @@ impl Neighbour {
             dialect: agreement.dialect,
             own,
             next_hops: self.wanted.next_hops,
-            is_spared_stale: self.wanted.settings.restart.is_some_and(|restart| restart.long_lived > 0)
-                && agreement.long_lived.is_none(),
+            is_spared_stale: kind == Kind::External && open.capabilities.long_lived.is_none(),
             statements: Applicable::default(),
         };
         (source, view)

@@ -55,7 +55,8 @@ fn every_flag_of_the_router_arrives() {
     assert!(!config.full_mesh && !config.internal_peers && config.override_next_hop);
     assert_eq!((config.cluster_asn, config.port, config.hold_time), (4_200_000_001, 1179, 30));
     assert_eq!(config.router_id, RouterId::Is("192.0.2.9".parse().expect("an address")));
-    let restart = GracefulRestart { seconds: 1, deferral: Duration::from_secs(360), long_lived: 0, notifications: false };
+    let restart =
+        GracefulRestart { seconds: 1, deferral: Duration::from_secs(360), long_lived: 0, notifications: false };
     assert_eq!(config.graceful_restart, Some(restart), "part of a second is a second: 0 would mean never");
     assert_eq!(config.multihop, Some(3));
     assert!(!config.advertise.pod_cidrs && config.advertise.load_balancer_ips);

@@ -27,8 +27,16 @@ pub(super) struct Settings {
 /// Keys that kube-router knows, too.
 const KNOWN: [&str; 6] = ["remoteip", "remoteasn", "localip", "password", "port", "bfd"];
 /// Keys of ours.
-const OURS: [&str; 8] =
-    ["passwordfile", "password_unknown", "holdtime", "multihop", "ttlsecurity", "maxprefixes", "nexthopself", "llgrtime"];
+const OURS: [&str; 8] = [
+    "passwordfile",
+    "password_unknown",
+    "holdtime",
+    "multihop",
+    "ttlsecurity",
+    "maxprefixes",
+    "nexthopself",
+    "llgrtime",
+];
 const OF_BFD: [&str; 5] =
     ["enabled", "port", "detection_multiplier", "desired_min_tx_interval", "required_min_rx_interval"];
 /// RFC 4271 4.2: 0, which means that nothing watches the session, cannot be chosen, as by the flag.
