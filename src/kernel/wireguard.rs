@@ -17,12 +17,12 @@
 //!   some source address is taken, follows from allowed IPs alone, of which each belongs to one peer of a device: who is given one takes
 //!   it from whoever had it.
 //! - A packet to an address that no peer has, or whose peer cannot be reached, is answered with "host unreachable": nothing leaves unencrypted.
-//! - The kernel sends to where the last authenticated packet of a peer came from, whatever endpoint was set. Such an endpoint is no
-//!   difference while packets come from there ([`Peers`]).
+//! - The kernel sends to where the last authenticated packet of a peer came from, whatever endpoint was set (`endpoints.rs`).
 //! - A peer with our own public key is silently left out by the kernel.
 //! - The kernel says nothing of what others change here: an audit finds it.
 
 mod device;
+mod endpoints;
 mod peers;
 mod wire;
 

@@ -1,10 +1,10 @@
 //! Other nodes on `wireguard` devices, over generic netlink.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::endpoints::Endpoints;
 use super::wire::{self, FAMILY, FoundPeer, Wanted};
 use super::{Peer, PeerKey};
 use crate::kernel::Error;
@@ -17,13 +17,8 @@ pub struct Peers {
     links: Socket,
     wireguard: GenericSocket,
     devices: Vec<LinkName>,
-    /// Endpoints that were set by this process.
-    endpoints: BTreeMap<PeerKey, SocketAddr>,
+    endpoints: Endpoints,
 }
-
-/// The kernel makes a new handshake after two minutes in which packets were sent (`REKEY_AFTER_TIME`), and gives up the last one after three
-/// (`REJECT_AFTER_TIME`).
-const FRESH: Duration = Duration::from_secs(180);
 
 impl Peers {
     /// Opens sockets in the network namespace of the calling thread, for these devices.
@@ -35,7 +30,7 @@ impl Peers {
             links: Socket::open(Bus::Route)?,
             wireguard: GenericSocket::open(FAMILY)?,
             devices: devices.into_iter().collect(),
-            endpoints: BTreeMap::new(),
+            endpoints: Endpoints::default(),
         })
     }
 
@@ -47,12 +42,6 @@ impl Peers {
             Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::ENODEV | libc::EOPNOTSUPP) => Ok(Vec::new()),
             Err(fault) => Err(Error::new("list peers", link.to_string(), fault.into())),
         }
-    }
-
-    /// Returns the endpoint that counts: that which was set, while packets come from another one.
-    fn endpoint(&self, key: &PeerKey, found: &FoundPeer, now: Duration) -> Option<SocketAddr> {
-        let is_used = now.saturating_sub(found.last_handshake) < FRESH;
-        self.endpoints.get(key).copied().filter(|_| is_used).or(found.endpoint)
     }
 }
 
@@ -80,11 +69,11 @@ impl Target for Peers {
                 found.entry(key).or_insert_with(|| (peer, Vec::new())).1.extend(allowed);
             }
         }
-        self.endpoints.retain(|key, _| found.contains_key(key));
+        self.endpoints.retain(|key| found.contains_key(key));
         let peer = |(key, (peer, mut allowed)): (PeerKey, (FoundPeer, Vec<ipnet::IpNet>))| {
             allowed.sort_unstable();
             allowed.dedup();
-            let endpoint = self.endpoint(&key, &peer, now);
+            let endpoint = self.endpoints.counted(&key, &peer, now);
             (key, Peer { endpoint, allowed: Arc::from(allowed), is_plain: peer.is_plain })
         };
         Ok(found.into_iter().map(peer).collect())
@@ -108,15 +97,10 @@ impl Target for Peers {
                     let wanted = Wanted { key: *key, endpoint: want.endpoint, allowed: &want.allowed };
                     let count = wire::set_peer(&mut messages, link, wanted);
                     owners.extend(std::iter::repeat_n(index, count));
-                    let _ = match want.endpoint {
-                        Some(endpoint) => self.endpoints.insert(step.key.clone(), endpoint),
-                        None => self.endpoints.remove(step.key),
-                    };
                 }
                 None => {
                     wire::remove_peer(&mut messages, link, *key);
                     owners.push(index);
-                    self.endpoints.remove(step.key);
                 }
             }
         }
@@ -128,6 +112,11 @@ impl Target for Peers {
             let step = steps.get(index).expect("a failure belongs to a step");
             Error::new(operation(step), step.key.to_string(), cause)
         }));
+        // What was refused is as it was, so the next reading has to see a difference.
+        let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.step).collect();
+        for (_, step) in steps.iter().enumerate().filter(|(index, _)| !failed.contains(index)) {
+            self.endpoints.taken(step.key, step.want.and_then(|want| want.endpoint));
+        }
         failures
     }
 }

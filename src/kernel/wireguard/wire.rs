@@ -38,6 +38,7 @@ mod peer {
     pub const ENDPOINT: u16 = 4;
     pub const KEEPALIVE: u16 = 5;
     pub const LAST_HANDSHAKE: u16 = 6;
+    pub const SENT: u16 = 8;
     pub const ALLOWED: u16 = 9;
 }
 
@@ -81,6 +82,8 @@ pub struct FoundPeer {
     pub is_plain: bool,
     /// When a packet of it was last authenticated by a handshake, since 1970; zero for never.
     pub last_handshake: Duration,
+    /// Bytes that were sent to it, handshakes among them.
+    pub sent: u64,
 }
 
 /// A peer as it is written.
@@ -194,6 +197,7 @@ fn found(attributes: &Attributes<'_>) -> Option<FoundPeer> {
         allowed: allowed.filter_map(|one| range(&one.attributes())).collect(),
         is_plain: is_zero(peer::PRESHARED_KEY) && is_zero(peer::KEEPALIVE),
         last_handshake: attributes.get(peer::LAST_HANDSHAKE).map(|time| since_1970(time.value)).unwrap_or_default(),
+        sent: attributes.get(peer::SENT).and_then(|sent| sent.u64()).unwrap_or_default(),
     })
 }
 
@@ -301,7 +305,10 @@ mod tests {
             let mut messages = Messages::new();
             assert_eq!(set_peer(&mut messages, &name(), Wanted { key: key(1), endpoint, allowed: &allowed }), 1);
             let last_handshake = Duration::ZERO;
-            assert_eq!(read(&messages), [FoundPeer { key: key(1), endpoint, allowed, is_plain: true, last_handshake }]);
+            assert_eq!(
+                read(&messages),
+                [FoundPeer { key: key(1), endpoint, allowed, is_plain: true, last_handshake, sent: 0 }]
+            );
         }
     }
 
