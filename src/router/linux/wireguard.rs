@@ -10,6 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom, SystemRandom};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tracing::{info, warn};
 
 use crate::kernel::link::LinkName;
@@ -102,25 +104,42 @@ pub fn remove_key(file: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Reads the private key, or makes one where there is no file.
+/// Reads the private key, or makes one where there is no file. Of several agents with one directory the first one makes it, and the others read it.
 fn key_of(path: &Path) -> io::Result<Secret> {
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let directory = File::open(directory)?;
+    // It ends with the file, or with the process. A file system without locks has one agent.
+    match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
+        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match read(path)? {
+        Some(key) => Ok(key),
+        None => made(path, &directory),
+    }
+}
+
+/// Reads the private key; `None` where there is no file.
+fn read(path: &Path) -> io::Result<Option<Secret>> {
     let mut text = String::new();
     match File::open(path) {
         Ok(file) => file.take(MOST).read_to_string(&mut text)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return made(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let bytes = base64::decoded(text.trim_end()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let is_none = || io::Error::other("the file holds no private key; delete it, and another one is made");
-    bytes.map(Secret::private_key).ok_or_else(is_none)
+    bytes.map(Secret::private_key).ok_or_else(is_none).map(Some)
 }
 
-fn made(path: &Path) -> io::Result<Secret> {
+fn made(path: &Path, directory: &File) -> io::Result<Secret> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random bytes"))?;
     let key = Secret::private_key(bytes);
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let new = unfinished(path);
     // One left behind by an earlier try may have other permissions.
     match fs::remove_file(&new) {
@@ -131,7 +150,7 @@ fn made(path: &Path) -> io::Result<Secret> {
     file.write_all(format!("{}\n", base64::encoded(key.key())).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    File::open(directory)?.sync_all()?;
+    directory.sync_all()?;
     info!(path = %path.display(), "Private key of this node for WireGuard made");
     Ok(key)
 }
@@ -158,6 +177,25 @@ mod tests {
         assert!(!unfinished(&path).exists());
         assert_eq!(remove_key(&path).expect("it goes"), std::slice::from_ref(&path));
         assert_ne!(key_of(&path).expect("another one"), made);
+    }
+
+    #[test]
+    fn agents_that_start_at_one_moment_on_one_directory_have_one_key() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("state").join("wireguard.key");
+            let start = std::sync::Barrier::new(8);
+            let take = || {
+                start.wait();
+                key_of(&path).expect("there is one")
+            };
+            let keys: Vec<Secret> = std::thread::scope(|scope| {
+                let agents: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+                agents.into_iter().map(|agent| agent.join().expect("a key")).collect()
+            });
+            let there = key_of(&path).expect("it is read");
+            assert!(keys.iter().all(|key| *key == there), "they have different ones");
+        }
     }
 
     #[test]
