@@ -12,6 +12,8 @@ mod node_routes;
 mod overlay;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "router/wireguard.rs"]
+mod wireguard;
 
 use std::collections::BTreeSet;
 

@@ -317,7 +317,7 @@ impl<K: Kernel> Mirrors<K> {
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         self.grow_tunnels(learned, at);
         self.grow_overlay(desired, learned, at);
-        self.grow_wireguard(desired, growth, leave, at);
+        self.grow_wireguard(desired, learned, (growth, leave), at);
         let may_change = |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination);
         let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
@@ -333,9 +333,9 @@ impl<K: Kernel> Mirrors<K> {
                 self.withdrawn.remove(key);
             }
             routes_gone = gone.len();
+            self.shrink_wireguard(desired, leave, at);
             if all {
                 self.withdrawn.clear();
-                self.wireguard_peers.shrink(&desired.wireguard_peers, at);
                 self.shrink_tunnels(desired, learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }

@@ -68,8 +68,8 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
     }
 
     /// Returns the keys between two, both included.
-    pub fn within(&self, first: &K, last: &K) -> impl Iterator<Item = &K> {
-        self.0.all().range(first.clone()..=last.clone()).map(|(key, _)| key)
+    pub fn within(&self, first: K, last: K) -> impl Iterator<Item = &K> {
+        self.0.all().range(first..=last).map(|(key, _)| key)
     }
 
     /// Packs the claims, of which a World brings many in order.

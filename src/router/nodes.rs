@@ -145,6 +145,8 @@ impl Nodes {
         for key in [old.key, new.key].into_iter().flatten() {
             self.keys.put(&key, name, (new.key == Some(key)).then_some(()));
         }
+        // Nodes with one key may have one range.
+        changed.policies |= old.key != new.key;
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
         changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
         changed.before = old.neighbour;
@@ -193,7 +195,7 @@ impl Nodes {
         let element = |range| Set::PodRanges.element(Entry::Net(range));
         let last = Family::host_prefix(range.broadcast());
         let mut widest: Vec<IpNet> = Vec::new();
-        for key in self.elements.within(&element(range), &element(last)) {
+        for key in self.elements.within(element(range), element(last)) {
             let Entry::Net(inner) = key.entry else { continue };
             if range.contains(&inner) && !widest.last().is_some_and(|other| other.contains(&inner)) {
                 widest.push(inner);
@@ -280,12 +282,39 @@ impl Nodes {
     /// Returns an address in a pod CIDR that belongs to none of the nodes with that CIDR, and its node. A node's own
     /// address in its own pod CIDR is harmless: some clouds list the bridge's.
     pub fn address_of_another_in(&self, range: IpNet) -> Option<(IpAddr, &CompactString)> {
-        let (first, last) = (range.network(), range.broadcast());
-        let mut inside = self.addresses.within(&first, &last).map(|address| (*address, self.addresses.owners(address)));
-        inside.find_map(|(address, mut owners)| {
-            let is_other = |node: &&CompactString| self.ranges.owners(&range).all(|owner| owner != *node);
-            Some((address, owners.find(is_other)?))
-        })
+        self.others_in(range).next()
+    }
+
+    /// Returns all of these addresses, each with all such nodes.
+    pub fn others_in(&self, range: IpNet) -> impl Iterator<Item = (IpAddr, &CompactString)> {
+        let is_other = move |node: &CompactString| self.ranges.owners(&range).all(|owner| owner != node);
+        self.with_address_in(range).filter(move |(_, node)| is_other(node))
+    }
+
+    /// Returns the addresses of nodes in a range, each with the nodes that have it.
+    pub fn with_address_in(&self, range: IpNet) -> impl Iterator<Item = (IpAddr, &CompactString)> {
+        let inside = self.addresses.within(range.network(), range.broadcast());
+        inside.flat_map(|address| self.addresses.owners(address).map(move |node| (*address, node)))
+    }
+
+    /// Returns whether an address of a node, or a pod CIDR of another node, is in a prefix.
+    pub fn any_in(&self, prefix: IpNet) -> bool {
+        let last = Family::host_prefix(prefix.broadcast());
+        self.with_address_in(prefix).next().is_some() || self.ranges.within(prefix, last).next().is_some()
+    }
+
+    /// Returns whether two Nodes are of one machine, because they have one public key.
+    pub fn are_one(&self, one: &CompactString, other: &CompactString) -> bool {
+        one == other || self.key_of(one).is_some_and(|key| self.key_of(other) == Some(key))
+    }
+
+    /// Returns the first node in a list that is of another machine than this one.
+    pub fn another<'a>(
+        &self,
+        one: &CompactString,
+        mut all: impl Iterator<Item = &'a CompactString>,
+    ) -> Option<&'a CompactString> {
+        all.find(|other| !self.are_one(one, other))
     }
 
     /// Returns the problems of nodes, at the cost of those that have one.

@@ -34,7 +34,7 @@ use super::nodes::{Around, Nodes};
 use super::password_files::FilePasswords;
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
-use super::routes::{Place, Routes};
+use super::routes::Routes;
 use super::{cni, drain, mesh, mtu, settings};
 
 mod draining;
@@ -46,6 +46,7 @@ mod node_routes;
 mod overlay;
 mod packing;
 mod pod_ranges;
+mod protection;
 mod way;
 mod wireguard;
 
@@ -311,6 +312,7 @@ impl Plan {
             self.mark_peer(name);
             self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
+            self.wireguard.note_ranges(&news.ranges);
             changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);
             let owner = PeerOwner::Node(name.clone());
@@ -421,9 +423,8 @@ impl Plan {
             return;
         }
         if stale.nodes || stale.own {
-            let differs = self.pod_ranges.refuse(&self.own, &self.nodes);
-            self.mark_walls(&differs);
-            self.mark_peers_with(&differs);
+            let differs = self.pod_ranges.refuse(&self.own, &self.nodes, self.encrypts());
+            self.mark_ranges(&differs);
             self.given_otherwise.extend(differs);
         }
         let services = || draining::prefixes(&self.own, &self.announced, &self.refused_services);
@@ -456,17 +457,9 @@ impl Plan {
     fn settle_routes(&mut self, changed: &mut RouterChanges) {
         self.settle_given();
         self.pod_ranges.mark_routes(self.routes.dirty(), &self.nodes);
-        let place = Place {
-            own: &self.own,
-            config: &self.config,
-            on_link: &self.on_link,
-            node: &|address| self.nodes.other(&self.own.name, address),
-            first_alike: &|address| {
-                let is_other = |alike: &IpAddr| self.nodes.other(&self.own.name, *alike).is_some();
-                self.nodes.named_alike(address).find(is_other)
-            },
-        };
-        let mut settled = self.routes.settle(place);
+        let mut routes = std::mem::take(&mut self.routes);
+        let mut settled = self.in_place(|place| routes.settle(place));
+        self.routes = routes;
         self.mark_peers_at(&settled.remotes);
         self.mark_peers_with(&settled.moved);
         self.settle_walls(&mut settled);

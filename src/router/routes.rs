@@ -21,7 +21,7 @@
 //! `via 10.0.0.1 dev sluice-vxlan4 onlink`.
 //!
 //! With `wireguard` all tunnels are one device, where the routes have none: `dev sluice-wg0`. Which node gets a packet follows from the peers there
-//! (`plan/wireguard.rs`).
+//! (`plan/wireguard.rs`). What Nodes say of their pods limits there which next hops count ([`Protection`]).
 //!
 //! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
@@ -51,12 +51,14 @@ use crate::packed::{BlockMap, PrefixMap};
 use super::identity::Identity;
 use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel, vxlan};
 
+mod protection;
 mod walls;
 mod ways;
 
-pub use walls::wall;
-pub use ways::{NoWay, is_tunnelled, no_way};
-use ways::{Way, name, parameters, remote, through, ways};
+pub use protection::Protection;
+pub use walls::{wall, wall_before_node};
+pub use ways::NoWay;
+use ways::{Way, name, parameters, remote, through, way_now, ways};
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -68,6 +70,8 @@ pub struct Place<'a> {
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
     /// Returns the first address of other nodes whose tunnel would have the same name as the one to this address.
     pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+    /// Returns what a destination asks of a next hop.
+    pub protection: &'a dyn Fn(IpNet, IpAddr) -> Protection,
 }
 
 impl Place<'_> {
@@ -96,6 +100,7 @@ pub struct Routes {
     outdone: BTreeMap<IpNet, Box<[IpAddr]>>,
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
+    behind: walls::Behind,
 }
 
 /// The properties that many routes have in common: a table of 100,000 routes has few next hops.
@@ -126,6 +131,8 @@ pub struct RouteTableChanges {
     /// Prefixes with other paths than before, and the nodes to which tunnels on these paths lead or led.
     pub moved: Vec<IpNet>,
     pub remotes: BTreeSet<IpAddr>,
+    /// Prefixes of which a next hop that was behind an encrypted tunnel is no node any more, or that were such.
+    pub lost: Vec<IpNet>,
 }
 
 impl Routes {
@@ -164,6 +171,11 @@ impl Routes {
     /// Returns the next hops of the learned route to a prefix, the best first.
     pub fn next_hops_to(&self, prefix: IpNet) -> &[IpAddr] {
         self.learned.get(&prefix).map(|learned| &*learned.next_hops).unwrap_or_default()
+    }
+
+    /// Returns why the route to a prefix has no path to a next hop; `None` if it has one.
+    pub fn no_way(&self, prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> Option<NoWay> {
+        way_now(prefix, next_hop, self.behind.of(prefix), place).err()
     }
 
     /// Returns whether Node objects give the next hops of a prefix.
@@ -224,6 +236,7 @@ impl Routes {
     }
 
     fn set_next_hops(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+        self.behind.forget(prefix);
         let before = self.learned.get(&prefix).cloned();
         for gone in before.iter().flat_map(|before| &before.next_hops) {
             if let Some(prefixes) = self.by_next_hop.get_mut(gone) {
@@ -266,6 +279,14 @@ impl Routes {
         self.dirty.extend(self.tunnelled.get(&next_hop).into_iter().flatten());
     }
 
+    /// Recomputes the routes to a range, to parts of it and to what contains it, after a change of who has it.
+    pub fn look_again_at(&mut self, range: IpNet) {
+        let around = (0..range.prefix_len()).filter_map(|length| Some(IpNet::new(range.addr(), length).ok()?.trunc()));
+        let around = around.filter(|prefix| self.learned.get(prefix).is_some());
+        let inside = self.learned.at_and_behind(range).map(|(prefix, _)| prefix);
+        self.dirty.extend(around.chain(inside.take_while(|prefix| range.contains(prefix))));
+    }
+
     /// Recomputes everything after a change of our own place.
     pub fn look_at_all_again(&mut self) {
         self.dirty.extend(self.learned.keys());
@@ -285,7 +306,10 @@ impl Routes {
         let dirty = std::mem::take(&mut self.dirty);
         for prefix in &dirty {
             let Some(learned) = self.learned.get(prefix).cloned() else { continue };
-            let ways = ways(*prefix, &learned.next_hops, place);
+            let ways = ways(*prefix, &learned.next_hops, self.behind.of(*prefix), place);
+            if place.encrypts() && self.behind.note(*prefix, &learned.next_hops, place) {
+                changed.lost.push(*prefix);
+            }
             // Tunnels whose parameters may differ: to the nodes that routes use now.
             remotes.extend(ways.iter().filter_map(remote));
             if *learned.ways != *ways {
@@ -337,7 +361,8 @@ impl Routes {
         let is_used = self.tunnelled.contains_key(&remote);
         let is_there = match place.config.overlay.map(|overlay| overlay.encapsulation) {
             Some(Encapsulation::Vxlan(_)) => self.put_entry(remote, is_used, changed),
-            Some(Encapsulation::Wireguard(_)) => is_used,
+            // Whether or not a route uses the tunnel (`walls`).
+            Some(Encapsulation::Wireguard(_)) => return,
             _ => self.put_device(remote, is_used, place, changed),
         };
         let route = is_there.then(|| Route {

@@ -282,6 +282,29 @@ fn started(source: &str) -> Cluster {
     cluster
 }
 
+/// Packets of a pod of the first node to the second node itself, as `ip route get` takes them.
+const OF_PODS_TO_NODE: [&str; 2] = ["192.0.2.2 from 10.244.1.5", "2001:db8::2 from fd00:10:244:1::5"];
+
+/// The other node is deleted while a pod sends to its pods, and comes back.
+fn nothing_is_readable_while_a_node_is_deleted(cluster: &Cluster) {
+    let name = cluster.name(1);
+    let (first, second) = (node(cluster, 1), node(cluster, 2));
+    let seen = frames_of(|| {
+        let pings = [("10.244.1.5", "10.244.2.5"), ("fd00:10:244:1::5", "fd00:10:244:2::5")].map(|(from, to)| {
+            let ping = format!("ip netns exec {name} ping -c 100 -i 0.05 -W 1 -p 5eC4e7A3 -s 200 -I {from} {to}");
+            thread::spawn(move || attempt(&ping))
+        });
+        thread::sleep(Duration::from_millis(500));
+        cluster.write(std::slice::from_ref(&first));
+        pings.into_iter().for_each(|ping| drop(ping.join()));
+    });
+    let pattern = [0x5e, 0xc4, 0xe7, 0xa3].repeat(4);
+    let readable = seen.iter().filter(|frame| frame.windows(pattern.len()).any(|bytes| bytes == pattern)).count();
+    assert_eq!(readable, 0, "of {} frames: what is inside can be read", seen.len());
+    cluster.write(&[first, second]);
+    until("pods", cluster, || passes(cluster, "-4", 1420) && passes(cluster, "-6", 1420));
+}
+
 /// A peer and the device that somebody deletes come back; meanwhile nothing leaves by another way.
 fn repairs_what_others_take(cluster: &Cluster) {
     let name = cluster.name(1);
@@ -312,7 +335,8 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
             // Before the keys are known nothing leaves, by no other way either.
             let get = |address: &str| attempt(&format!("ip -n {name} route get {address}"));
             until("no way around the tunnel", &cluster, || {
-                ["10.244.2.5", "fd00:10:244:2::5"].iter().all(|to| {
+                let pods = ["10.244.2.5", "fd00:10:244:2::5"];
+                pods.iter().chain(&OF_PODS_TO_NODE).all(|to| {
                     let (ok, said, _) = get(to);
                     !ok || said.contains(LINK)
                 })
@@ -329,11 +353,14 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
                 let to = "ping -c 3 -i 0.2 -W 5 -p 5eC4e7A3 -s 200";
                 run(&format!("ip netns exec {name} {to} -I 10.244.1.5 10.244.2.5"));
                 run(&format!("ip netns exec {name} {to} -I fd00:10:244:1::5 fd00:10:244:2::5"));
+                // Of a pod to the other node itself.
+                run(&format!("ip netns exec {name} {to} -I 10.244.1.5 192.0.2.2"));
+                run(&format!("ip netns exec {name} {to} -I fd00:10:244:1::5 2001:db8::2"));
             });
             let pattern = [0x5e, 0xc4, 0xe7, 0xa3].repeat(4);
             let has_pattern = |frame: &Vec<u8>| frame.windows(pattern.len()).any(|bytes| bytes == pattern);
             assert!(
-                readable.iter().filter(|frame| is_to_port(frame, 51820)).count() >= 12,
+                readable.iter().filter(|frame| is_to_port(frame, 51820)).count() >= 24,
                 "{} frames",
                 readable.len()
             );
@@ -353,11 +380,13 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
             });
 
             repairs_what_others_take(&cluster);
+            nothing_is_readable_while_a_node_is_deleted(&cluster);
 
             cluster.terminate(1);
             // Without the agent and its device packets are refused, not sent in the clear.
             run(&format!("ip -n {name} link delete {LINK}"));
             assert!(!get("10.244.2.5").0 && !get("fd00:10:244:2::5").0, "{:?}", get("10.244.2.5"));
+            assert!(OF_PODS_TO_NODE.iter().all(|to| !get(to).0), "{:?}", OF_PODS_TO_NODE.map(get));
             let said = cluster.clean_up(1);
             let routes = run(&format!("ip -n {name} route show proto 17"))
                 + &run(&format!("ip -n {name} -6 route show proto 17"));

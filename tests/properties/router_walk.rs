@@ -208,7 +208,8 @@ impl Watch {
         let gone = gone(&self.last);
         let leave = self.leave.expect("acts happen in rounds");
         let unheard = |what: &String| !self.heard.contains(what);
-        let is_way = |what: &String| ["tunnel", "device", "entry", "peer"].iter().any(|kind| what.starts_with(kind));
+        // A peer is that of a Node, whatever was learned.
+        let is_way = |what: &String| ["tunnel", "device", "entry"].iter().any(|kind| what.starts_with(kind));
         let is_route = |what: &String| what.starts_with("route") && unheard(what) || is_way(what);
         let is_device = matches!(object, Object::Tunnel(_) | Object::OverlayDevice(_) | Object::WireguardDevice(_));
         // One of another kind, or made anew, has lost its routes: they are put back in the same round.
@@ -608,6 +609,8 @@ impl<'r> Walk<'r> {
         same(&state.tunnels, &foreign.tunnels, &wanted.tunnels);
         same(&state.overlay_devices, &foreign.overlay_devices, &wanted.overlay_devices);
         same(&state.overlay_entries, &foreign.overlay_entries, &wanted.overlay_entries);
+        same(&state.wireguard_devices, &foreign.wireguard_devices, &wanted.wireguard_devices);
+        same(&state.wireguard_peers, &foreign.wireguard_peers, &wanted.wireguard_peers);
         same(&state.routes, &foreign.routes, &wanted.routes);
         same(&state.source_rules, &foreign.source_rules, &wanted.source_rules);
         for (setting, rule) in &self.agent.plan.desired().settings {

@@ -1,12 +1,14 @@
 //! Tunnels and devices of `vxlan` and `wireguard`, with what they know of other nodes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::{HasKeys, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::vxlan::gateway;
-use crate::kernel::wireguard::PeerKey;
+use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, PerFamily, PublicKey};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 use crate::router::desired::Desired;
@@ -43,7 +45,13 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Peers come before routes lead to them. What an earlier run has given a peer may be known of a route that is not learned yet.
-    pub(super) fn grow_wireguard(&mut self, desired: &Desired, growth: Growth, leave: Leave, at: Moment) {
+    pub(super) fn grow_wireguard(
+        &mut self,
+        desired: &Desired,
+        learned: &Routes,
+        (growth, leave): (Growth, Leave),
+        at: Moment,
+    ) {
         let there: BTreeSet<LinkName> = self.wireguard_devices.known_keys().cloned().collect();
         let grown = self.wireguard_devices.grow(&desired.wireguard_devices, Growth::Full, at);
         if !grown.is_empty() {
@@ -56,8 +64,50 @@ impl<K: Kernel> Mirrors<K> {
             // A device that was set up has lost its routes.
             self.routes.forget();
         }
-        let may = MayGrow { come: |_: &PeerKey| true, change: |_: &PeerKey| leave.routes_are_complete };
-        self.wireguard_peers.grow_those(&desired.wireguard_peers, growth, at, may);
+        if self.wireguard_peers.is_settled() || !self.wireguard_peers.learn(at) {
+            return;
+        }
+        // The kernel takes a range from the peer that had it.
+        let wanted = &desired.wireguard_peers;
+        let owners = self.owners();
+        let losing = |key: &PeerKey| -> BTreeSet<PeerKey> {
+            let ranges = wanted.get(key).into_iter().flat_map(|peer| peer.allowed.iter());
+            let owners = ranges.filter_map(|range| owners.get(&(key.link.clone(), *range)));
+            owners.filter(|owner| *owner != key).cloned().collect()
+        };
+        let losing: BTreeMap<PeerKey, BTreeSet<PeerKey>> =
+            wanted.keys().map(|key| (key.clone(), losing(key))).collect();
+        let takes_nothing = |key: &PeerKey| losing.get(key).is_none_or(BTreeSet::is_empty);
+        let seen: BTreeMap<PeerKey, Peer> = self.wireguard_peers.seen().cloned().unwrap_or_default();
+        let keeps_all = |key: &PeerKey| {
+            let (before, after) = (seen.get(key), wanted.get(key));
+            before
+                .zip(after)
+                .is_some_and(|(before, after)| before.allowed.iter().all(|one| after.allowed.contains(one)))
+        };
+        let is_known = leave.routes_are_complete || nothing_is_learned(desired, learned);
+        // What is only remembered takes nothing from what the kernel holds, which is newer.
+        let come = |key: &PeerKey| growth == Growth::Full || takes_nothing(key);
+        let may = MayGrow { come, change: |key: &PeerKey| is_known || keeps_all(key) };
+        let grown = self.wireguard_peers.grow_those(wanted, growth, at, may);
+        for key in grown.iter().filter_map(|key| losing.get(key)).flatten() {
+            self.wireguard_peers.doubt(key.clone());
+        }
+    }
+
+    /// Returns the peers that have ranges in the kernel, as last seen.
+    fn owners(&self) -> BTreeMap<(LinkName, IpNet), PeerKey> {
+        let seen = self.wireguard_peers.seen().into_iter().flatten();
+        seen.flat_map(|(key, peer)| peer.allowed.iter().map(|range| ((key.link.clone(), *range), key.clone())))
+            .collect()
+    }
+
+    /// Deletes peers of nodes that are none any more, which no learned route can change. Without an address of our own no device is wanted: where
+    /// routes still lead to it, it stays with its peers.
+    pub(super) fn shrink_wireguard(&mut self, desired: &Desired, leave: Leave, at: Moment) {
+        if leave.routes_are_complete || !desired.wireguard_devices.is_empty() {
+            self.wireguard_peers.shrink(&desired.wireguard_peers, at);
+        }
     }
 
     /// Returns the public key of this node, which others encrypt with.
@@ -103,4 +153,9 @@ impl<K: Kernel> Mirrors<K> {
         self.overlay_devices.shrink_where(&desired.overlay_devices, at, |name, _| is_unused(name));
         self.wireguard_devices.shrink_where(&desired.wireguard_devices, at, |name, _| is_unused(name));
     }
+}
+
+/// Returns whether Node objects give all routes and there is nobody to learn others from.
+fn nothing_is_learned(desired: &Desired, learned: &Routes) -> bool {
+    desired.peers.is_empty() && learned.given().next().is_some()
 }

@@ -189,6 +189,16 @@ pub fn no_way(next_hop: IpAddr, why: NoWay) -> String {
         NoWay::NoOwnAddress => {
             format!("this node has no {} address for a tunnel to {next_hop}", Family::from(next_hop))
         }
+        NoWay::NotItsNode => format!(
+            "packets between nodes are encrypted, and no Node with the address {next_hop} is the only one that has these pods"
+        ),
+        NoWay::Unencrypted => {
+            format!("packets to these pods have to be encrypted, and {next_hop} is on a link of this host")
+        }
+        NoWay::AroundOthers => format!(
+            "packets between nodes are encrypted, and pods or addresses of nodes are in the prefix, so that {next_hop} would have them"
+        ),
+        NoWay::NodeIsGone => format!("{next_hop} is no address of a Node any more"),
     }
 }
 

@@ -7,9 +7,8 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::{PeerOwner, Plan};
-use crate::net::Family;
 use crate::router::problem::{About, Problem};
-use crate::router::routes::{NoWay, Place, no_way};
+use crate::router::routes::NoWay;
 
 /// Origin of a neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,16 +41,9 @@ impl Plan {
 
     /// Returns the next hops of a learned route, each with the reason for which there is no path to it.
     pub fn ways_to(&self, prefix: IpNet) -> Vec<(IpAddr, Option<NoWay>)> {
-        let place = Place {
-            own: &self.own,
-            config: &self.config,
-            on_link: &self.on_link,
-            node: &|address| self.nodes.other(&self.own.name, address),
-            // Of names of tunnels alone.
-            first_alike: &|_| None,
-        };
-        let family = Family::from(prefix);
-        let next_hops = self.routes.next_hops_to(prefix).iter();
-        next_hops.map(|next_hop| (*next_hop, no_way(family, *next_hop, place))).collect()
+        let next_hops = self.routes.next_hops_to(prefix);
+        self.in_place(|place| {
+            next_hops.iter().map(|next_hop| (*next_hop, self.routes.no_way(prefix, *next_hop, place))).collect()
+        })
     }
 }

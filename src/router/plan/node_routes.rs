@@ -53,7 +53,7 @@ impl Plan {
         let here = host.addresses.iter().map(|own| own.address).collect();
         let before = std::mem::replace(&mut self.here, here);
         let moved: Vec<IpAddr> = before.symmetric_difference(&self.here).copied().collect();
-        self.mark_peers_at(&moved);
+        self.mark_moved(&moved);
         let nodes = moved.iter().flat_map(|address| self.nodes.with_address(address));
         let ranges: Vec<IpNet> = nodes.flat_map(|node| self.nodes.ranges_of(node)).copied().collect();
         self.given_otherwise.extend(ranges);

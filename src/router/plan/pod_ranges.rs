@@ -23,6 +23,11 @@ use crate::router::nodes::Nodes;
 use crate::router::policy::narrowest_default;
 use crate::router::problem::{About, Problem};
 
+mod overlaps;
+
+pub(super) use overlaps::is_believable;
+use overlaps::overlaps;
+
 /// Reason why no route to a pod CIDR of another node is accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refusal {
@@ -34,6 +39,8 @@ pub enum Refusal {
     DefaultRoute,
     /// It contains this address of another node.
     NodeAddress { address: IpAddr, node: CompactString },
+    /// With encrypted tunnels: it overlaps this pod CIDR of a node with another key.
+    Overlap { range: IpNet, node: CompactString },
 }
 
 /// Pod CIDRs of other nodes without a route here.
@@ -77,6 +84,9 @@ impl fmt::Display for Refusal {
             }
             Refusal::DefaultRoute => f.write_str("it is so wide that it is part of a default route"),
             Refusal::NodeAddress { address, node } => write!(f, "it contains {address}, an address of Node {node}"),
+            Refusal::Overlap { range, node } => {
+                write!(f, "it overlaps {range} of Node {node}, and packets are encrypted to one node alone")
+            }
         }
     }
 }
@@ -131,8 +141,9 @@ impl fmt::Display for Reason {
 
 impl PodRanges {
     /// Determines for which pod CIDRs no route is accepted. Returns those for which that is otherwise than before.
-    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes) -> Vec<IpNet> {
-        let refused = refused(own, nodes);
+    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes, encrypts: bool) -> Vec<IpNet> {
+        let overlaps = if encrypts { overlaps(own, nodes) } else { BTreeMap::new() };
+        let refused = refused(own, nodes, overlaps);
         let older = std::mem::replace(&mut self.refused, refused);
         let differs = |range: &&IpNet| older.get(*range) != self.refused.get(*range);
         let different: Vec<IpNet> = older.keys().chain(self.refused.keys()).filter(differs).copied().collect();
@@ -144,6 +155,11 @@ impl PodRanges {
 
     pub(super) fn is_refused(&self, range: &IpNet) -> bool {
         self.refused.contains_key(range)
+    }
+
+    /// Returns why no route to a pod CIDR is accepted.
+    pub(super) fn refusal(&self, range: &IpNet) -> Option<&Refusal> {
+        self.refused.get(range)
     }
 
     /// Returns why a pod CIDR has no route, as the last look at its node has found out.
@@ -171,8 +187,8 @@ impl PodRanges {
 }
 
 /// Returns the pod CIDRs of other nodes for which no route is accepted.
-fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
-    let refusal = |range: IpNet| {
+fn refused(own: &Identity, nodes: &Nodes, mut overlaps: BTreeMap<IpNet, Refusal>) -> BTreeMap<IpNet, Refusal> {
+    let mut refusal = |range: IpNet| {
         let holds = |outer: &IpNet| outer.contains(&range);
         if let Some(ours) = own.all_pod_cidrs().find(holds) {
             return Some(Refusal::OwnPods(ours));
@@ -183,8 +199,9 @@ fn refused(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
         if range.prefix_len() < narrowest_default(Family::from(range)) {
             return Some(Refusal::DefaultRoute);
         }
-        let (address, node) = nodes.address_of_another_in(range)?;
-        Some(Refusal::NodeAddress { address, node: node.clone() })
+        let address = nodes.address_of_another_in(range);
+        let address = address.map(|(address, node)| Refusal::NodeAddress { address, node: node.clone() });
+        address.or_else(|| overlaps.remove(&range))
     };
     nodes.ranges().into_iter().filter_map(|range| Some((range, refusal(range)?))).collect()
 }

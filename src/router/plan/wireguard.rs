@@ -3,12 +3,12 @@
 //! Of each node with a public key in its Node object there is one peer. Packets between nodes carry as source or destination a pod, or the node
 //! itself (who asks a pod of another node from a node's own network). So a peer may use:
 //!
-//! - the pod CIDRs of its Node for which routes are accepted ([`Refusal`](super::Refusal));
-//! - the addresses of its Node;
-//! - what routes lead to through the tunnel to it.
+//! - the pod CIDRs of its Node for which routes are accepted ([`Refusal`](super::Refusal)), which no node with another key has, in part or whole;
+//! - the addresses of its Node, those in pods of others aside;
+//! - what else routes lead to through the tunnel to it, which holds neither pods nor addresses of nodes ([`Protection`](crate::router::routes::Protection)).
 //!
-//! Each of these belongs to one peer, because the kernel gives a range to the last one that is given it: to the node whose address it is, else to
-//! that to which the route leads, else to the first by name that has the pod CIDR. Our own addresses and pod CIDRs belong to none.
+//! Each of these belongs to one peer, because the kernel gives a range to the last one that is given it. What several nodes with different keys
+//! claim, our own addresses and pod CIDRs belong to none.
 //!
 //! A peer is there whether or not a route leads through its tunnel: that node may send by it where this one does not.
 //!
@@ -22,13 +22,12 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::Plan;
-use crate::config::Reach;
 use crate::kernel::link::LinkName;
 use crate::kernel::wireguard::{Peer, PeerKey};
-use crate::net::{Family, PublicKey};
+use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
 use crate::router::names::WIREGUARD;
-use crate::router::routes::{Place, RouteTableChanges, is_tunnelled};
+use crate::router::routes::RouteTableChanges;
 
 /// State of the peers, kept up to date at the cost of what changed.
 #[derive(Default, Debug)]
@@ -39,8 +38,25 @@ pub(super) struct Peers {
     own: Option<PublicKey>,
     /// Nodes whose peers may be others.
     stale: BTreeSet<CompactString>,
-    /// Pod CIDRs whose walls may be others.
+    /// Destinations whose walls may be others: pod CIDRs, and what has lost its tunnel.
     stale_walls: BTreeSet<IpNet>,
+    /// Addresses of nodes to which the ways of our pods may be others.
+    stale_addresses: BTreeSet<IpAddr>,
+    /// The pod CIDRs of other nodes.
+    pub(super) ranges: Prefixes,
+}
+
+impl Peers {
+    /// Takes down pod CIDRs of other nodes that were added or removed.
+    pub(super) fn note_ranges(&mut self, ranges: &[(IpNet, bool)]) {
+        for (range, is_there) in ranges {
+            if *is_there {
+                self.ranges.insert(*range)
+            } else {
+                self.ranges.remove(*range)
+            };
+        }
+    }
 }
 
 impl Plan {
@@ -73,19 +89,46 @@ impl Plan {
             return;
         }
         let (ranges, key) = (self.nodes.ranges_of(node), self.nodes.key_of(node));
+        let addresses = self.nodes.addresses_of(node);
         let sharing = ranges.iter().flat_map(|range| self.nodes.with_range(range));
-        let sharing = sharing.chain(self.nodes.addresses_of(node).iter().flat_map(|one| self.nodes.with_address(one)));
+        let sharing = sharing.chain(addresses.iter().flat_map(|one| self.nodes.with_address(one)));
         let sharing = sharing.chain(key.iter().flat_map(|key| self.nodes.with_key(key)));
         for node in sharing.chain([node]) {
             self.wireguard.stale_walls.extend(self.nodes.ranges_of(node));
             self.wireguard.stale.insert(node.clone());
         }
+        self.wireguard.stale_addresses.extend(addresses);
+        // Whose a prefix is decides which next hops count, and an address in a range may make a mistake of it.
+        let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
+        let mut concerned = ranges.to_vec();
+        for host in hosts {
+            self.routes.look_again_at(host);
+            let around = (0..=host.prefix_len()).filter_map(|length| IpNet::new(host.addr(), length).ok());
+            concerned.extend(around.map(|range| range.trunc()).filter(|range| self.wireguard.ranges.contains(*range)));
+        }
+        self.mark_ranges(&concerned);
     }
 
-    /// Has the walls behind the routes to these pod CIDRs looked at again.
-    pub(super) fn mark_walls(&mut self, ranges: &[IpNet]) {
+    /// Has all that follows from who has these pod CIDRs looked at again.
+    pub(super) fn mark_ranges(&mut self, ranges: &[IpNet]) {
         if self.encrypts() {
             self.wireguard.stale_walls.extend(ranges);
+            ranges.iter().for_each(|range| self.routes.look_again_at(*range));
+            self.mark_peers_with(ranges);
+            let inside = ranges.iter().flat_map(|range| self.nodes.with_address_in(*range));
+            self.wireguard.stale.extend(inside.map(|(_, node)| node.clone()));
+        }
+    }
+
+    /// Has all that follows from addresses looked at again that are new on this host, or gone from it.
+    pub(super) fn mark_moved(&mut self, moved: &[IpAddr]) {
+        self.mark_peers_at(moved);
+        // A route may have led to one of them through a tunnel.
+        let remotes: Vec<IpAddr> =
+            moved.iter().filter_map(|address| self.routes.tunnel_to(Family::host_prefix(*address))).collect();
+        self.mark_peers_at(&remotes);
+        if self.encrypts() {
+            self.wireguard.stale_addresses.extend(moved);
         }
     }
 
@@ -111,6 +154,7 @@ impl Plan {
             let others = self.known.nodes.iter().map(|(name, _)| name.clone());
             self.wireguard.stale.extend(others.chain(self.wireguard.by_node.keys().cloned()));
             self.wireguard.stale_walls.extend(self.nodes.ranges());
+            self.wireguard.stale_addresses.extend(self.nodes.addresses());
         }
     }
 
@@ -137,38 +181,20 @@ impl Plan {
         changed.wireguard_peers.extend(keys.into_iter().filter(differs));
     }
 
-    /// Brings the walls up to date.
+    /// Brings the walls, and the ways of our pods to nodes, up to date.
     pub(super) fn settle_walls(&mut self, changed: &mut RouteTableChanges) {
-        for range in std::mem::take(&mut self.wireguard.stale_walls) {
-            let is_wanted = self.is_walled(range);
+        if !self.encrypts() {
+            return;
+        }
+        let lost = std::mem::take(&mut changed.lost);
+        for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost) {
+            let is_wanted = self.is_encrypted(range) || self.routes.has_lost(range);
             self.routes.put_wall(range, is_wanted, changed);
         }
-    }
-
-    /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.
-    fn is_walled(&self, range: IpNet) -> bool {
-        let family = Family::from(range);
-        let overlay = self.config.overlay.filter(|_| self.encrypts() && self.own.primary.is_some());
-        let (Some(overlay), true) = (overlay, *self.own.families.of(family)) else { return false };
-        if self.pod_ranges.is_refused(&range) {
-            return false;
+        for address in std::mem::take(&mut self.wireguard.stale_addresses) {
+            let is_wanted = self.is_encrypted_node(address);
+            self.routes.put_encrypted_node(address, is_wanted, changed);
         }
-        let place = Place {
-            own: &self.own,
-            config: &self.config,
-            on_link: &self.on_link,
-            node: &|address| self.nodes.other(&self.own.name, address),
-            // Of names of tunnels alone.
-            first_alike: &|_| None,
-        };
-        let is_tunnelled_to = |node: &CompactString| {
-            let both = self.nodes.both_of(node);
-            // An address of the route's family comes first.
-            let of_family = *both.of(family);
-            let next_hop = of_family.or(both.iter().find_map(|(_, address)| *address));
-            overlay.reach == Reach::Full || next_hop.is_some_and(|next_hop| is_tunnelled(family, next_hop, place))
-        };
-        self.nodes.with_range(&range).any(is_tunnelled_to)
     }
 
     /// Returns why nothing can be sent through the tunnel by which a pod CIDR of a node is reached; in words that end a sentence.
@@ -211,18 +237,22 @@ impl Plan {
     }
 
     fn is_owned_by(&self, node: &CompactString, range: IpNet) -> bool {
+        let has_pods = |pods: &IpNet| {
+            !self.pod_ranges.is_refused(pods) && self.nodes.with_range(pods).any(|holder| holder == node)
+        };
+        let pods = self.pods_around(range);
+        if self.own.all_pod_cidrs().any(|ours| ours.contains(&range)) {
+            return false;
+        }
         let address = range.addr();
         if range.prefix_len() == range.max_prefix_len() && (self.nodes.has(address) || self.is_here(&address)) {
-            return !self.is_here(&address) && self.nodes.with_address(&address).next() == Some(node);
+            let is_in_its_own = pods.is_none_or(|pods| self.nodes.with_range(&pods).any(|holder| holder == node));
+            return !self.is_here(&address) && is_in_its_own && self.holder_of(&address) == Some(node);
         }
-        match self.routes.tunnel_to(range) {
-            Some(remote) => self.nodes.with_address(&remote).next() == Some(node),
-            None => self.nodes.with_range(&range).next() == Some(node),
+        match pods {
+            Some(pods) => has_pods(&pods),
+            None => self.routes.tunnel_to(range).is_some_and(|remote| self.holder_of(&remote) == Some(node)),
         }
-    }
-
-    fn is_here(&self, address: &IpAddr) -> bool {
-        self.own.all.contains(address) || self.here.contains(address)
     }
 }
 

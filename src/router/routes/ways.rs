@@ -1,17 +1,18 @@
 //! Paths to next hops, and the tunnels that some of them lead through.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
-use super::Place;
+use super::{Place, Protection};
 use crate::config::{Encapsulation, Reach};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::NextHop;
 use crate::kernel::tunnel::Tunnel;
 use crate::kernel::vxlan::gateway;
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 use crate::router::mtu;
 use crate::router::names::{WIREGUARD, other_tunnel, tunnel, vxlan};
 
@@ -28,6 +29,14 @@ pub enum NoWay {
     RouterElsewhere,
     /// A tunnel leads to it, and this node has no address of its family to begin at.
     NoOwnAddress,
+    /// Packets between nodes are encrypted, and no Node with this address has the pods that the route is about, or nobody may have them.
+    NotItsNode,
+    /// Packets to these pods have to be encrypted, and it is on a link.
+    Unencrypted,
+    /// Packets between nodes are encrypted, and what others have is in the prefix.
+    AroundOthers,
+    /// It was behind an encrypted tunnel, and is no node any more.
+    NodeIsGone,
 }
 
 /// A path to a next hop.
@@ -44,11 +53,14 @@ pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
             let gateway = gateway(remote);
             NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() }
         }
-        Some(Encapsulation::Wireguard(_)) => {
-            NextHop { link: LinkName(WIREGUARD.into()), gateway: None, on_link: false }
-        }
+        Some(Encapsulation::Wireguard(_)) => device(),
         _ => NextHop { link: name(remote, place), gateway: None, on_link: false },
     }
+}
+
+/// Returns the next hop of all packets that are encrypted.
+pub(super) fn device() -> NextHop {
+    NextHop { link: LinkName(WIREGUARD.into()), gateway: None, on_link: false }
 }
 
 /// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
@@ -68,10 +80,15 @@ pub(super) fn remote(way: &Way) -> Option<IpAddr> {
 /// Returns the paths to a prefix, without duplicates, in the order of the next hops.
 ///
 /// The kernel takes several paths of an IPv6 route only if each has a gateway. Tunnels have none, but for `vxlan`: the first is used. Those of
-/// `wireguard` are one device, where a range belongs to one node: the first.
-pub(super) fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec<Way> {
+/// `wireguard` are one device, where a range belongs to one node: the first. `behind`: the next hops that were behind such a tunnel.
+pub(super) fn ways(
+    prefix: IpNet,
+    next_hops: &[IpAddr],
+    behind: Option<&BTreeSet<IpAddr>>,
+    place: Place<'_>,
+) -> Vec<Way> {
     let mut ways = Vec::with_capacity(next_hops.len());
-    for way in next_hops.iter().filter_map(|next_hop| way(Family::from(prefix), *next_hop, place).ok()) {
+    for way in next_hops.iter().filter_map(|next_hop| way_now(prefix, *next_hop, behind, place).ok()) {
         if !ways.contains(&way) {
             ways.push(way);
         }
@@ -87,18 +104,44 @@ pub(super) fn ways(prefix: IpNet, next_hops: &[IpAddr], place: Place<'_>) -> Vec
     ways
 }
 
-/// Returns why a route of this family has no path to a next hop; `None` if it has one.
-pub fn no_way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Option<NoWay> {
-    way(family, next_hop, place).err()
+/// Returns whether an encrypted tunnel leads to a next hop.
+pub(super) fn encrypted(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> bool {
+    place.encrypts() && matches!(way(prefix, next_hop, place), Ok(Way::Tunnel(_)))
 }
 
-/// Returns whether packets of a family shall go through a tunnel to a next hop.
-pub fn is_tunnelled(family: Family, next_hop: IpAddr, place: Place<'_>) -> bool {
-    matches!(way(family, next_hop, place), Ok(Way::Tunnel(_)) | Err(NoWay::NoOwnAddress))
+pub(super) fn way_now(
+    prefix: IpNet,
+    next_hop: IpAddr,
+    behind: Option<&BTreeSet<IpAddr>>,
+    place: Place<'_>,
+) -> Result<Way, NoWay> {
+    let was_behind = behind.is_some_and(|behind| behind.contains(&next_hop));
+    if was_behind && (place.node)(next_hop).is_none() {
+        return Err(NoWay::NodeIsGone);
+    }
+    way(prefix, next_hop, place)
 }
 
-fn way(family: Family, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> {
-    let node = (place.node)(next_hop);
+fn way(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> {
+    let protection = (place.protection)(prefix, next_hop);
+    let node = match protection {
+        Protection::Pods { node, .. } => Some(node.ok_or(NoWay::NotItsNode)?),
+        Protection::None | Protection::Around => (place.node)(next_hop),
+    };
+    let way = way_to(Family::from(prefix), next_hop, node, place)?;
+    match (protection, &way) {
+        (Protection::Pods { encrypted: true, .. }, Way::Gateway { .. }) => Err(NoWay::Unencrypted),
+        (Protection::Around, Way::Tunnel(_)) => Err(NoWay::AroundOthers),
+        _ => Ok(way),
+    }
+}
+
+fn way_to(
+    family: Family,
+    next_hop: IpAddr,
+    node: Option<PerFamily<Option<IpAddr>>>,
+    place: Place<'_>,
+) -> Result<Way, NoWay> {
     // A node's address of the route's family is used, unless it is ours, too.
     let next_hop = match &node {
         Some(addresses) if Family::from(next_hop) != family => {

@@ -1,0 +1,147 @@
+//! Peers of `wireguard` that an earlier run has left, on a kernel in memory where a range belongs to the peer that was given it last.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+
+use sluice::kernel::link::LinkName;
+use sluice::kernel::wireguard::{Peer, PeerKey};
+use sluice::model::{Authority, World};
+use sluice::net::PublicKey;
+use sluice::reconcile::Moment;
+use sluice::router::apply::{Leave, Mirrors};
+use sluice::router::names::WIREGUARD;
+use sluice::router::plan::Plan;
+
+use crate::cluster::{Cluster, prefix};
+use crate::support::memory::{MemoryKernel, State};
+
+const ENCRYPTED: [&str; 3] = ["--enable-ipv6", "--overlay-type=full", "--overlay-encap=wireguard"];
+
+fn key(number: usize) -> PeerKey {
+    let number = u8::try_from(number).expect("a small one");
+    PeerKey { link: LinkName(WIREGUARD.into()), key: PublicKey::new(&[number; 32]).expect("a key") }
+}
+
+fn peer(number: usize, ranges: &str) -> Peer {
+    let hosts = format!("192.0.2.{number}/32 2001:db8:2::{number}/128 {ranges}");
+    let mut allowed: Vec<IpNet> = hosts.split_whitespace().map(prefix).collect();
+    allowed.sort_unstable();
+    let endpoint = Some(SocketAddr::new([192, 0, 2, u8::try_from(number).expect("a small one")].into(), 51820));
+    Peer { endpoint, allowed: Arc::from(allowed), is_plain: true }
+}
+
+fn ranges(number: usize) -> String {
+    format!("10.244.{number}.0/24 fd00:10:244:{number}::/64")
+}
+
+/// Three nodes on one link with keys and these pod ranges, as the first one sees them.
+fn seen_by_first(words: &[&str], of_second: &str, of_third: &str) -> (Cluster, World) {
+    let mut cluster = Cluster::new(words);
+    for (number, ranges) in [(1, &*ranges(1)), (2, of_second), (3, of_third)] {
+        cluster.add_node(number, "192.0.2", "both", ranges);
+    }
+    let mut world = cluster.world(1);
+    for number in 1..=3 {
+        let name = format!("node-{number}").into();
+        let mut node = (**world.cluster.nodes.get(&name).expect("it is there")).clone();
+        node.wireguard_key = Some(key(number).key);
+        world.cluster.nodes.insert(name, node);
+    }
+    (cluster, world)
+}
+
+struct Run {
+    plan: Plan,
+    mirrors: Mirrors<MemoryKernel>,
+    kernel: MemoryKernel,
+}
+
+impl Run {
+    fn new(words: &[&str], there: &[(usize, Peer)]) -> Run {
+        let (config, families) = Cluster::new(words).config();
+        let mut state = State::of_others();
+        let plan = {
+            let mut plan = Plan::new(config.clone(), families);
+            plan.update(&seen_by_first(words, &ranges(2), &ranges(3)).1);
+            plan
+        };
+        state.wireguard_devices.extend(plan.desired().wireguard_devices.clone());
+        state.wireguard_peers.extend(there.iter().map(|(number, peer)| (key(*number), peer.clone())));
+        let kernel = MemoryKernel::new(state);
+        let mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        Run { plan: Plan::new(config, families), mirrors, kernel }
+    }
+
+    fn take(&mut self, world: &World, authority: Authority, routes_are_complete: bool) {
+        let changed = self.plan.update(world);
+        self.mirrors.mark(&changed);
+        let leave = Leave { authority, routes_are_complete };
+        for _ in 0..4 {
+            let at = Moment { now: Instant::now(), jitter: 0 };
+            self.mirrors.round(self.plan.desired(), self.plan.routes(), leave, at);
+        }
+    }
+
+    fn peer(&self, number: usize) -> Option<Peer> {
+        self.kernel.with(|machine| machine.state.wireguard_peers.get(&key(number)).cloned())
+    }
+}
+
+#[test]
+fn a_remembered_peer_takes_nothing_from_what_the_kernel_holds_and_all_is_right_when_the_cluster_is_known() {
+    // It is remembered that the third node has the second one's range; the kernel, and the cluster, know better.
+    let whole = peer(2, &ranges(2));
+    let mut run = Run::new(&ENCRYPTED, &[(2, whole.clone())]);
+    let (_cluster, remembered) = seen_by_first(&ENCRYPTED, "", &ranges(2));
+    run.take(&remembered, Authority::Remembered, false);
+    assert_eq!((run.peer(2), run.peer(3)), (Some(whole.clone()), None));
+    let (_cluster, known) = seen_by_first(&ENCRYPTED, &ranges(2), &ranges(3));
+    run.take(&known, Authority::Complete, true);
+    assert_eq!((run.peer(2), run.peer(3)), (Some(whole), Some(peer(3, &ranges(3)))));
+}
+
+#[test]
+fn a_range_that_the_kernel_takes_from_a_peer_is_not_taken_for_its_own_any_more() {
+    // The second peer may not lose anything before learned routes are complete, and the range is the third one's.
+    let mut run = Run::new(&ENCRYPTED, &[(2, peer(2, &ranges(2)))]);
+    let (_cluster, moved) = seen_by_first(&ENCRYPTED, "", &ranges(2));
+    run.take(&moved, Authority::Complete, false);
+    assert_eq!(run.peer(3), Some(peer(3, &ranges(2))));
+    // And back, in a moment at which nobody has read the kernel.
+    let (_cluster, back) = seen_by_first(&ENCRYPTED, &ranges(2), "");
+    run.take(&back, Authority::Complete, true);
+    assert_eq!((run.peer(2), run.peer(3)), (Some(peer(2, &ranges(2))), Some(peer(3, ""))));
+}
+
+#[test]
+fn what_node_objects_say_of_a_known_peer_counts_at_once_where_nothing_is_learned_and_additions_count_anyway() {
+    let (_cluster, less) = seen_by_first(&ENCRYPTED, "10.244.2.0/24", &ranges(3));
+    for (source, waits) in [("--node-routes=api", false), ("--node-routes=bgp", true)] {
+        let words = [&ENCRYPTED[..], &[source]].concat();
+        let there = [(2, peer(2, &ranges(2))), (3, peer(3, "10.244.3.0/24"))];
+        let mut run = Run::new(&words, &there);
+        run.take(&less, Authority::Complete, false);
+        assert_eq!(run.peer(2) == Some(peer(2, "10.244.2.0/24")), !waits, "{source}: {:?}", run.peer(2));
+        assert_eq!(run.peer(3), Some(peer(3, &ranges(3))), "{source}");
+        run.take(&less, Authority::Complete, true);
+        assert_eq!(run.peer(2), Some(peer(2, "10.244.2.0/24")), "{source}");
+    }
+}
+
+#[test]
+fn a_peer_whose_node_is_deleted_goes_at_once_and_all_stay_while_our_own_node_is_gone() {
+    let there = [(2, peer(2, &ranges(2))), (3, peer(3, &ranges(3)))];
+    let mut run = Run::new(&ENCRYPTED, &there);
+    let (_cluster, mut world) = seen_by_first(&ENCRYPTED, &ranges(2), &ranges(3));
+    run.take(&world, Authority::Complete, false);
+    let own = world.cluster.nodes.remove(&"node-1".into()).expect("it is there");
+    run.take(&world, Authority::Complete, false);
+    assert_eq!([2, 3].map(|number| run.peer(number).is_some()), [true, true]);
+    world.cluster.nodes.insert("node-1".into(), (*own).clone());
+    world.cluster.nodes.remove(&"node-3".into());
+    run.take(&world, Authority::Complete, false);
+    assert_eq!([2, 3].map(|number| run.peer(number).is_some()), [true, false]);
+}
