@@ -10,6 +10,8 @@ mod clients;
 mod lines;
 #[path = "direct_server_return/overlays.rs"]
 mod overlays;
+#[path = "direct_server_return/shortly.rs"]
+mod shortly;
 #[path = "direct_server_return/steps.rs"]
 mod steps;
 #[path = "direct_server_return/takeover.rs"]
