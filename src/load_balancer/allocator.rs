@@ -249,7 +249,7 @@ impl Allocator {
     fn drop_entry(&mut self, name: &ObjectName) {
         let Some(entry) = self.services.get(name) else { return };
         let (rank, before) = (entry.rank(name), entry.counted.clone());
-        self.wanting -= usize::from(!entry.problems.is_empty());
+        self.wanting -= usize::from(entry.problems.iter().any(Problem::is_lack));
         self.count_shared(name, false);
         self.set_waits(name, Vec::new());
         self.unschedule(name);
@@ -381,8 +381,8 @@ impl Allocator {
         let odd = remarks.iter().filter(|remark| !entry.remarks.contains(remark)).cloned().map(Matter::Misspelt);
         let wanting = problems.iter().filter(is_new).cloned().map(Matter::Wanting);
         let notices: Vec<Notice> = wanting.chain(odd).map(notice).collect();
-        self.wanting -= usize::from(!entry.problems.is_empty());
-        self.wanting += usize::from(!problems.is_empty());
+        self.wanting -= usize::from(entry.problems.iter().any(Problem::is_lack));
+        self.wanting += usize::from(problems.iter().any(Problem::is_lack));
         self.notices.extend(notices);
         // Whoever is no load balancer has addresses of pools from the time when it was one, and whoever is another allocator's has those that were written here from
         // the time when it was not. A Service without a class keeps them where those are no longer taken for ours: whoever is to give it others says so.

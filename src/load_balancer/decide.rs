@@ -86,7 +86,10 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
     for family in &service.families {
         match case.kept(*family) {
             None if case.has_of_others(*family) => of_others += 1,
-            Some(address) => decision.given.push(address),
+            Some(address) => {
+                decision.problems.extend(pools.is_of_node(address).then_some(Problem::HasOfNode(address)));
+                decision.given.push(address);
+            }
             // Nothing new is given to a request that cannot be understood.
             None if service.request.mistake.is_none() => case.choose(*family, &mut decision),
             None => {}

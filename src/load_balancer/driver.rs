@@ -58,6 +58,8 @@ const WRITES: usize = 8;
 const NEWS: usize = 1024;
 /// How many Events of each lane may wait; of more than that only the log tells.
 const EVENTS: usize = 4096;
+/// How many warnings are sent before good news has a turn: they may come without an end, and one Event a second is sent.
+const IN_A_ROW: usize = 3;
 /// The longest silence of the loop.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -126,15 +128,10 @@ impl Lanes {
     }
 }
 
-/// Sends Events, one after the other, warnings first. One that fails is not repeated: the log has it.
+/// Sends Events, one after the other. One that fails is not repeated: the log has it.
 async fn tell(events: Events, mut warnings: mpsc::Receiver<Notice>, mut news: mpsc::Receiver<Notice>) {
-    loop {
-        let notice = tokio::select! {
-            biased;
-            Some(notice) = warnings.recv() => notice,
-            Some(notice) = news.recv() => notice,
-            else => return,
-        };
+    let mut in_a_row = 0;
+    while let Some(notice) = next(&mut warnings, &mut news, &mut in_a_row).await {
         let event = NewEvent {
             about: About::Service(notice.service, Some(notice.uid)),
             name: Name::Time,
@@ -145,6 +142,26 @@ async fn tell(events: Events, mut warnings: mpsc::Receiver<Notice>, mut news: mp
         // A failure is in the log.
         let _ = events.tell(event).await;
     }
+}
+
+/// Returns the notice to send next: a warning where there is one, but that good news has a turn after so many `in_a_row`. `None`: there will be no more.
+async fn next(
+    warnings: &mut mpsc::Receiver<Notice>,
+    news: &mut mpsc::Receiver<Notice>,
+    in_a_row: &mut usize,
+) -> Option<Notice> {
+    let turn = if *in_a_row >= IN_A_ROW { news.try_recv().ok() } else { None };
+    let notice = match turn {
+        Some(notice) => notice,
+        None => tokio::select! {
+            biased;
+            Some(notice) = warnings.recv() => notice,
+            Some(notice) = news.recv() => notice,
+            else => return None,
+        },
+    };
+    *in_a_row = if notice.matter.is_warning() { *in_a_row + 1 } else { 0 };
+    Some(notice)
 }
 
 /// The part that gives addresses while the Lease is held.
@@ -322,7 +339,9 @@ impl Work {
     /// Puts the pools in force as they are known now.
     fn set_pools(&mut self, allocator: &mut Allocator, now: Instant) {
         let mut notes: Vec<String> = self.pools.note().into_iter().collect();
-        for note in &notes {
+        // Nodes and ranges change as well, which is no reason to say again what is known.
+        let is_new = |note: &&String| !self.pool_notes.contains(note);
+        for note in notes.iter().filter(is_new) {
             warn!(configmap = POOLS, reason = note, "Address pools are kept");
         }
         if self.reserved.is_none() {
@@ -335,14 +354,15 @@ impl Work {
             let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, pools, reserved);
             let unreadable = pools.unreadable.iter().map(|(name, why)| format!("pool {name}: {why}"));
             let wrong: Vec<String> = unreadable.chain(mistakes).collect();
-            for note in &wrong {
+            let new: Vec<&String> = wrong.iter().filter(is_new).collect();
+            for note in &new {
                 warn!(configmap = POOLS, reason = note, "Address pool is not in force as written");
             }
-            notes.extend(wrong);
             let is_unknown = self.pools.is_unknown();
-            if is_unknown {
+            if is_unknown && !new.is_empty() {
                 warn!(configmap = POOLS, "Address pool has no earlier good version; no address is given or taken away");
             }
+            notes.extend(wrong);
             allocator.set_pools((!is_unknown).then_some(in_force), now);
         }
         self.pool_notes = notes;
@@ -414,8 +434,10 @@ impl Work {
             let Notice { service, matter, .. } = &notice;
             if let Matter::Misspelt(reason) = matter {
                 warn!(%service, reason, "Annotation of a Service has no effect on its load balancer address");
-            } else if matter.is_warning() {
+            } else if matter.is_lack() {
                 warn!(%service, reason = %matter, "Service lacks a load balancer address");
+            } else if matter.is_warning() {
+                warn!(%service, reason = %matter, "Load balancer address is not served by all nodes");
             } else {
                 info!(%service, address = %matter, "Load balancer address given");
             }

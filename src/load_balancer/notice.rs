@@ -46,6 +46,8 @@ pub enum Problem {
     Edge(IpAddr),
     /// The address that it asks for is a Node's.
     OfNode(IpAddr),
+    /// The address that it has is a Node's since. It stays, because a Node that registers must not move a Service.
+    HasOfNode(IpAddr),
     /// There is no pool of the name that it asks for.
     UnknownPool(CompactString),
     /// The address that it asks for is of a family that it has not.
@@ -64,15 +66,28 @@ impl Matter {
                 Problem::Exhausted(_) => "AddressPoolExhausted",
                 Problem::NoPool(_) => "NoAddressPool",
                 Problem::Taken(_) | Problem::Crowded(_) | Problem::OfNode(_) => "RequestedAddressTaken",
+                Problem::HasOfNode(_) => "AddressOfNode",
                 Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
                 Problem::OtherFamily(_) | Problem::Mistake(_) => "InvalidAddressRequest",
             },
         }
     }
 
+    /// Returns whether the Service lacks something that it is to have.
+    pub fn is_lack(&self) -> bool {
+        matches!(self, Matter::Wanting(problem) if problem.is_lack())
+    }
+
     /// Returns whether the Event is of type Warning.
     pub fn is_warning(&self) -> bool {
         matches!(self, Matter::Wanting(_) | Matter::Misspelt(_))
+    }
+}
+
+impl Problem {
+    /// Returns whether the Service lacks something that it is to have.
+    pub fn is_lack(&self) -> bool {
+        !matches!(self, Problem::HasOfNode(_))
     }
 }
 
@@ -103,6 +118,9 @@ impl fmt::Display for Problem {
             Problem::OfNode(address) => {
                 write!(f, "{address} is asked for and is an address of a Node, which no other node would serve")
             }
+            Problem::HasOfNode(address) => {
+                write!(f, "{address} is the Service's and has become an address of a Node; no other node serves it")
+            }
             Problem::UnknownPool(name) => write!(f, "pool {name} is asked for and does not exist"),
             Problem::OtherFamily(address) => {
                 write!(f, "{address} is asked for and ipFamilies of the Service has not {}", Family::from(*address))
@@ -129,6 +147,7 @@ mod tests {
             Problem::Outside(address),
             Problem::Edge(address),
             Problem::OfNode(address),
+            Problem::HasOfNode(address),
             Problem::UnknownPool("gold".into()),
             Problem::OtherFamily(address),
             Problem::Mistake("text".to_owned()),

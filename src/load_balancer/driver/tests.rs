@@ -355,3 +355,20 @@ async fn warnings_are_told_before_thousands_of_addresses_that_are_given() {
         |namespace: &str| told.iter().position(|path| path.contains(&format!("/namespaces/{namespace}/events")));
     assert_eq!((is_about("lacking"), is_about("shop")), (Some(0), Some(1)), "{told:?}");
 }
+
+#[tokio::test]
+async fn addresses_that_are_given_are_told_although_warnings_come_without_an_end() {
+    let ((warnings, mut warnings_in), (news, mut news_in)) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS));
+    let lanes = Lanes { warnings, news };
+    let notice = |matter| Notice { service: ObjectName::new("shop", "web"), uid: "uid".into(), matter };
+    let given = Matter::Given { address: "203.0.113.1".parse().expect("an address"), pool: "default".into() };
+    (0..20).for_each(|_| lanes.send(notice(Matter::Wanting(Problem::Exhausted(Family::V4)))));
+    (0..2).for_each(|_| lanes.send(notice(given.clone())));
+    drop(lanes);
+    let (mut told, mut in_a_row) = (Vec::new(), 0);
+    while let Some(notice) = next(&mut warnings_in, &mut news_in, &mut in_a_row).await {
+        told.push(notice.matter.is_warning());
+    }
+    let warnings_in_a_row: Vec<usize> = told.split(|is_warning| !is_warning).map(<[bool]>::len).collect();
+    assert_eq!(warnings_in_a_row, [IN_A_ROW, IN_A_ROW, 20 - 2 * IN_A_ROW], "{told:?}");
+}

@@ -48,7 +48,8 @@ impl Driver {
     /// Runs until the source or the World is gone.
     pub async fn run(self) {
         let known = BTreeMap::new();
-        let mut work = Work { driver: self, known, decided: None, pools: AddressPools::default(), together: false };
+        let pools = AddressPools::default();
+        let mut work = Work { driver: self, known, decided: None, pools, notes: Vec::new(), together: false };
         work.driver.metrics.leads.set(1);
         while let Ok(()) = work.turn().await {}
     }
@@ -61,6 +62,8 @@ struct Work {
     decided: Option<Decided>,
     /// The pools in force.
     pools: AddressPools,
+    /// Pools that are not in force as written, each with the reason.
+    notes: Vec<String>,
     /// The source is telling objects that belong together.
     together: bool,
 }
@@ -125,13 +128,16 @@ impl Work {
         let (pools, is_unknown) = pools.or_last_good(&self.pools);
         let (in_force, mistakes) = Pools::new(&self.driver.config.ranges, &pools, &reserved);
         notes.extend(mistakes);
-        for note in &notes {
+        // Everything is decided anew at each change, which is no reason to say again what is known.
+        let new: Vec<&String> = notes.iter().filter(|note| !self.notes.contains(note)).collect();
+        for note in &new {
             warn!(configmap = POOLS, reason = note, "Address pool is not in force as written");
         }
-        if is_unknown {
+        if is_unknown && !new.is_empty() {
             warn!(configmap = POOLS, "Address pool has no earlier good version; no address is given or taken away");
         }
-        self.driver.note.set(notes);
+        self.notes = notes;
+        self.driver.note.set(self.notes.clone());
         let now = match is_unknown {
             true if self.decided.is_some() => return Ok(()),
             true => Decided::default(),
@@ -177,8 +183,10 @@ impl Work {
         for (service, matter) in new {
             if let Matter::Misspelt(reason) = matter {
                 warn!(%service, reason, "Annotation of a Service has no effect on its load balancer address");
-            } else if matter.is_warning() {
+            } else if matter.is_lack() {
                 warn!(%service, reason = %matter, "Service lacks a load balancer address");
+            } else if matter.is_warning() {
+                warn!(%service, reason = %matter, "Load balancer address is not served by all nodes");
             } else {
                 info!(%service, address = %matter, "Load balancer address given in memory");
             }

@@ -420,4 +420,16 @@ fn no_service_is_given_an_address_of_a_node_and_who_has_one_when_the_node_comes_
     bed.settle();
     let statuses = ["a", "b", "c"].map(|text| bed.status(text));
     assert_eq!(statuses, ["2001:db8::2 192.0.2.3", "192.0.2.2", "192.0.2.4"]);
+    let its = |bed: &mut Bed| -> Vec<&'static str> {
+        let of_a = bed.notices.drain(..).filter(|notice| notice.service == name("a"));
+        of_a.map(|notice| notice.matter.reason()).collect()
+    };
+    assert_eq!(its(&mut bed), ["AddressOfNode"], "somebody says that no other node serves it");
+    assert_eq!(bed.allocator.wanting(), 0, "it lacks nothing");
+    // The Node goes, and comes again.
+    for (nodes, told) in [(vec![], vec![]), (vec!["192.0.2.3"], vec!["AddressOfNode"])] {
+        bed.allocator.set_pools(Some(pools_beside(&flag, Vec::new(), &nodes)), bed.now);
+        bed.settle();
+        assert_eq!(its(&mut bed), told, "{nodes:?}");
+    }
 }
