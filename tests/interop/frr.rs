@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use sluice::net::Family;
 
-use crate::cell::{Dials, Hops, PREFERENCE, Reflects, THEIRS};
+use crate::cell::{Cell, Dials, Hops, PREFERENCE, Reflects, THEIRS};
 use crate::ground::Host;
 use crate::other::Other;
 use crate::route::Route;
@@ -16,6 +16,19 @@ pub fn command(host: &Host) -> Vec<String> {
     let words = ["/usr/lib/frr/bgpd", "-S", "-Z", "-P", "0", "--log", "stdout", "-f", &config, "-i", &pid];
     let words = words.into_iter().chain(["--vty_socket", &directory]);
     words.map(str::to_owned).collect()
+}
+
+/// Graceful restart, also the long-lived one, as a cell has it.
+fn restart(cell: &Cell) -> String {
+    if !cell.graceful {
+        return String::new();
+    }
+    let long_lived = cell.long_lived.map(|seconds| format!(" bgp long-lived-graceful-restart stale-time {seconds}\n"));
+    format!(
+        " bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n bgp graceful-restart restart-time {}\n{}",
+        cell.restart_time(),
+        long_lived.unwrap_or_default()
+    )
 }
 
 pub fn config(other: &Other) -> String {
@@ -41,13 +54,7 @@ pub fn config(other: &Other) -> String {
     text += &format!("router bgp {}\n bgp router-id {}\n", cell.asns[1], host.address(Family::V4));
     text += " no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n no bgp network import-check\n";
     text += " bgp log-neighbor-changes\n";
-    if cell.graceful {
-        text += " bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n";
-        text += &format!(" bgp graceful-restart restart-time {}\n", cell.restart_time());
-        if let Some(seconds) = cell.long_lived {
-            text += &format!(" bgp long-lived-graceful-restart stale-time {seconds}\n");
-        }
-    }
+    text += &restart(cell);
     if cell.reflects == Reflects::They {
         text += &format!(" bgp cluster-id {}\n", host.address(Family::V4));
     }
