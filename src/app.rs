@@ -238,7 +238,7 @@ fn router_context(
         access,
         served,
         nodes_are_read: outages.nodes_are_read(),
-        services_are_forbidden: outages.services_are_forbidden(),
+        services_refused_at: outages.services_refused_at(),
         believed,
         inquiries,
     })

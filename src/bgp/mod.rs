@@ -18,7 +18,7 @@
 //! (capabilities), 6286 (identifiers), 6608 (unexpected messages), 6793 (four-octet AS numbers), 7606 and 7607 (error
 //! handling), 8654 (extended messages), 8950 (IPv4 NLRI with IPv6 next hops), 9687 (send hold timer).
 //!
-//! Not supported: Add-Path, confederations, other address families; LLGR_STALE routes to IBGP neighbours without the capability (RFC 9494 4.6).
+//! Not supported: Add-Path, confederations, other address families.
 
 pub mod driver;
 pub mod message;

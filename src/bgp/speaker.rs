@@ -292,10 +292,10 @@ impl Speaker {
             // Nobody watches the path any more that kept it from having a session.
             let is_free = was_held && !neighbour.path.is_holding;
             match anew {
-                true => self.event(at, address, Event::Restart(Notification::new(Reason::CONFIGURATION_CHANGE))),
-                false if is_free => self.start_if_idle(at, address),
-                false if is_bound_otherwise => self.apply_prefix_limits(at, address),
-                false => self.set_timer(address),
+                Some(event) => self.event(at, address, event),
+                None if is_free => self.start_if_idle(at, address),
+                None if is_bound_otherwise => self.apply_prefix_limits(at, address),
+                None => self.set_timer(address),
             }
             return;
         }
@@ -407,7 +407,7 @@ impl Speaker {
                 Effect::Update(update) if refused.is_none() => refused = self.update(at, address, *update),
                 Effect::Update(_) => {}
                 Effect::Refresh(refresh) => self.refresh(address, refresh),
-                Effect::LongLived(families) => self.keep_long(address, families),
+                Effect::LongLived { families, is_new } => self.keep_long(address, families, is_new),
                 Effect::DropStale(families) => {
                     if let Some(neighbour) = self.neighbours.get(&address) {
                         self.rib.drop_stale(neighbour.id, families);

@@ -311,8 +311,9 @@ fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRe
     let deferral = deferral.positive_or_zero().unwrap_or_default();
     let long_lived = flags.bgp_llgr_time;
     mistakes.duration_within("bgp-llgr-time", long_lived, Duration::ZERO..=seconds(LLGR_LONGEST.into()));
-    let long_lived =
-        long_lived.positive_or_zero().and_then(|time| u32::try_from(time.as_secs()).ok()).unwrap_or_default();
+    // Part of a second is a second: 0 would mean never.
+    let whole = |time: Duration| u32::try_from(time.as_secs()).ok().map(|seconds| seconds.max(1));
+    let long_lived = long_lived.positive_or_zero().filter(|time| !time.is_zero()).and_then(whole).unwrap_or_default();
     if long_lived > 0 && !flags.bgp_graceful_restart {
         mistakes.add(
             "--bgp-llgr-time goes on where graceful restart ends, so it needs --bgp-graceful-restart; that is off."

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
@@ -24,13 +24,16 @@ use crate::observe::metrics::Registry;
 #[derive(Clone)]
 pub struct Outages(Arc<Shared>);
 
+/// What is announced of Services depends on both.
+const OF_SERVICES: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
+
 struct Shared {
     open: Mutex<BTreeMap<Kind, Outage>>,
     note: Option<Note>,
     /// Told whether Nodes can be read.
     nodes_are_read: watch::Sender<bool>,
-    /// Told whether there is no right to read Services or EndpointSlices.
-    services_are_forbidden: watch::Sender<bool>,
+    /// Told of each refusal of Services or EndpointSlices for want of a right, and of their end.
+    services_refused_at: watch::Sender<Option<Instant>>,
     /// Told since when something cannot be read.
     unread_since: watch::Sender<Option<SystemTime>>,
     failing: IntGaugeVec,
@@ -104,7 +107,7 @@ impl Outages {
             open: Mutex::default(),
             note: None,
             nodes_are_read: watch::Sender::new(true),
-            services_are_forbidden: watch::Sender::new(false),
+            services_refused_at: watch::Sender::new(None),
             unread_since: watch::Sender::new(None),
             failing: IntGaugeVec::new(failing, &["kind"])?,
             failures: IntCounterVec::new(failures, &["kind", "reason"])?,
@@ -130,7 +133,7 @@ impl Outages {
             open: Mutex::default(),
             note: Some(health.note(source)),
             nodes_are_read: watch::Sender::new(true),
-            services_are_forbidden: watch::Sender::new(false),
+            services_refused_at: watch::Sender::new(None),
             unread_since: watch::Sender::new(None),
             failing,
             failures,
@@ -153,6 +156,9 @@ impl Outages {
         shared.failing.with_label_values(&[kind.name()]).set(1);
         shared.tell(&open);
         drop(open);
+        if cause == Cause::Forbidden && OF_SERVICES.contains(&kind) {
+            shared.services_refused_at.send_replace(Some(Instant::now()));
+        }
         if !is_said && cause != Cause::Directory {
             warn!(%kind, error, "Kubernetes API watch failed; last known state stays in force");
         }
@@ -178,9 +184,9 @@ impl Outages {
         self.0.nodes_are_read.subscribe()
     }
 
-    /// Returns whether there is no right to read Services or their EndpointSlices, now and from now on.
-    pub fn services_are_forbidden(&self) -> watch::Receiver<bool> {
-        self.0.services_are_forbidden.subscribe()
+    /// Returns when Services or their EndpointSlices were refused last for want of a right, now and from now on; `None` while there is one.
+    pub fn services_refused_at(&self) -> watch::Receiver<Option<Instant>> {
+        self.0.services_refused_at.subscribe()
     }
 
     /// Returns since when something cannot be read, now and from now on; `None` while everything is.
@@ -201,9 +207,9 @@ impl Shared {
         }
         self.nodes_are_read.send_replace(!open.contains_key(&Kind::Node));
         let is_forbidden = |kind| open.get(kind).is_some_and(|outage| outage.cause == Cause::Forbidden);
-        let are_forbidden = [Kind::Service, Kind::EndpointSlice].iter().any(is_forbidden);
-        self.services_are_forbidden
-            .send_if_modified(|before| std::mem::replace(before, are_forbidden) != are_forbidden);
+        if !OF_SERVICES.iter().any(is_forbidden) {
+            self.services_refused_at.send_if_modified(|before| before.take().is_some());
+        }
         self.unread_since.send_replace(open.values().map(|outage| SystemTime::from(outage.since)).min());
     }
 }
@@ -274,15 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn services_are_forbidden_while_there_is_no_right_to_them_or_to_their_endpoints() {
+    fn each_refusal_of_services_or_their_endpoints_is_told_and_its_end() {
         let outages = Outages::new().expect("names are valid");
-        let are_forbidden = outages.services_are_forbidden();
+        let refused_at = outages.services_refused_at();
         outages.fails(Kind::Node, Cause::Forbidden, "no");
         outages.fails(Kind::Service, Cause::Unreachable, "no");
-        assert!(!*are_forbidden.borrow(), "they may come");
+        assert_eq!(*refused_at.borrow(), None, "they may come");
         outages.fails(Kind::EndpointSlice, Cause::Forbidden, "no");
-        assert!(*are_forbidden.borrow());
+        let first = *refused_at.borrow();
+        assert!(first.is_some());
+        outages.fails(Kind::EndpointSlice, Cause::Forbidden, "no");
+        assert!(*refused_at.borrow() > first, "it was asked for again");
         outages.works(Kind::EndpointSlice);
-        assert!(!*are_forbidden.borrow());
+        assert_eq!(*refused_at.borrow(), None);
     }
 }

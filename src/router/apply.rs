@@ -254,6 +254,13 @@ impl<K: Kernel> Mirrors<K> {
         self.had_sets.unwrap_or(false)
     }
 
+    /// Returns whether no earlier run has left anything in the kernel; false where that cannot be read.
+    pub fn begins_anew(&mut self, at: Moment) -> bool {
+        let without_routes = self.routes.learn(at) && self.routes.seen().is_some_and(|seen| seen.is_empty());
+        let had_sets = self.had_sets(at);
+        without_routes && !had_sets && self.had_sets.is_some()
+    }
+
     /// Keeps the routes that are as desired in memory once.
     pub fn share_routes(&mut self, learned: &Routes) {
         self.routes.share(learned.routes());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Maximum time where nobody keeps any addresses of Services. It only saves usual starts from announcing in two parts.
 const BRIEFLY: Duration = Duration::from_secs(2);
-/// Maximum time from when the server has refused them for want of a right, which one that has just started may do for a moment.
+/// Time between two refusals for want of a right that makes the later one count: a server that has just started may refuse for a moment.
 const FORBIDDEN: Duration = Duration::from_secs(10);
 
 /// State of the wait.
@@ -23,14 +23,15 @@ pub enum AwaitedServices {
     Nothing,
     Until {
         end: Instant,
-        /// Since when they are refused.
+        /// The first of the refusals.
         forbidden: Option<Instant>,
     },
     /// It was in vain.
     GivenUp,
 }
 
-/// Returns how long Services are awaited. `kept`: for how long routers outside keep our routes over a restart, where an earlier run can have announced any.
+/// Returns how long Services are awaited. `kept`: the restart time that routers outside know, where an earlier run can have announced any routes. They may keep
+/// addresses for longer (RFC 9494), but other nodes do not keep ranges of pods, which come first.
 pub fn patience(kept: Option<Duration>) -> Duration {
     // When the earlier run ended is not known: a third of that time is left for it.
     kept.map_or(BRIEFLY, |kept| (kept * 2 / 3).clamp(BRIEFLY, PATIENCE))
@@ -46,10 +47,14 @@ impl AwaitedServices {
         };
     }
 
-    /// Records whether the server refuses them for want of a right.
-    pub fn note_refusal(&mut self, is_forbidden: bool, now: Instant) {
-        if let AwaitedServices::Until { forbidden, .. } = self {
-            *forbidden = is_forbidden.then(|| forbidden.unwrap_or(now));
+    /// Records when the server has refused them last for want of a right; `None` where it does not.
+    pub fn note_refusal(&mut self, last: Option<Instant>) {
+        let AwaitedServices::Until { end, forbidden } = self else { return };
+        match (last, *forbidden) {
+            // One refusal says little, however long ago it was: requests come ever more rarely.
+            (Some(last), Some(first)) if last >= first + FORBIDDEN => *end = (*end).min(last),
+            (Some(_), Some(_)) => {}
+            (first, _) => *forbidden = first,
         }
     }
 
@@ -65,9 +70,7 @@ impl AwaitedServices {
     /// Returns the end of the wait, while it lasts.
     pub fn deadline(self) -> Option<Instant> {
         match self {
-            AwaitedServices::Until { end, forbidden } => {
-                Some(forbidden.map_or(end, |since| end.min(since + FORBIDDEN)))
-            }
+            AwaitedServices::Until { end, .. } => Some(end),
             AwaitedServices::Nothing | AwaitedServices::GivenUp => None,
         }
     }
@@ -135,13 +138,18 @@ mod tests {
     fn services_that_are_refused_are_awaited_only_as_long_as_a_server_that_starts_may_refuse_them() {
         let start = Instant::now();
         let mut refused = awaited(Some(90 * SECOND), start);
-        refused.note_refusal(true, start + SECOND);
-        refused.note_refusal(true, start + 2 * SECOND);
-        assert_eq!(refused.deadline(), Some(start + SECOND + FORBIDDEN));
-        refused.note_refusal(false, start + 3 * SECOND);
-        assert_eq!(refused.deadline(), Some(start + PATIENCE), "it was for a moment");
+        refused.note_refusal(Some(start + SECOND));
+        refused.note_refusal(Some(start + SECOND));
+        assert!(!refused.gives_up(start + 30 * SECOND), "nobody has asked again since");
+        refused.note_refusal(Some(start + 30 * SECOND));
+        assert!(refused.gives_up(start + 30 * SECOND));
+        let mut for_a_moment = awaited(Some(90 * SECOND), start);
+        for_a_moment.note_refusal(Some(start + SECOND));
+        for_a_moment.note_refusal(None);
+        for_a_moment.note_refusal(Some(start + 30 * SECOND));
+        assert_eq!(for_a_moment.deadline(), Some(start + PATIENCE));
         let mut briefly = awaited(None, start);
-        briefly.note_refusal(true, start + SECOND);
+        briefly.note_refusal(Some(start + SECOND));
         assert_eq!(briefly.deadline(), Some(start + BRIEFLY), "a refusal is no reason to wait longer");
     }
 }

@@ -61,8 +61,8 @@ pub struct RouterContext {
     pub served: watch::Receiver<bool>,
     /// Nodes can be read of the cluster: their conditions are the present ones.
     pub nodes_are_read: watch::Receiver<bool>,
-    /// The server refuses Services or their endpoints for want of a right.
-    pub services_are_forbidden: watch::Receiver<bool>,
+    /// When the server has refused Services or their endpoints last for want of a right, while it does.
+    pub services_refused_at: watch::Receiver<Option<Instant>>,
     /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
     /// Users' questions about neighbours and routes.
@@ -288,7 +288,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
             Ok(()) = self.context.served.changed(), if !is_running => Wake::Served,
-            Ok(()) = self.context.services_are_forbidden.changed(), if !is_running => Wake::Refused,
+            Ok(()) = self.context.services_refused_at.changed(), if !is_running => Wake::Refused,
             Some(inquiry) = self.context.inquiries.recv() => Wake::Asked(inquiry),
         }
     }

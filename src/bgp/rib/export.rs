@@ -41,8 +41,9 @@ pub struct View {
     /// Local addresses towards the neighbour.
     pub own: PerFamily<Option<IpAddr>>,
     pub next_hops: NextHops,
-    /// An EBGP neighbour without long-lived graceful restart: it is told of no route with LLGR_STALE (RFC 9494 4.3).
-    pub is_spared_stale: bool,
+    /// The neighbour has long-lived graceful restart. Else EBGP neighbours are told of no route with LLGR_STALE (RFC 9494 4.3), and IBGP
+    /// neighbours of one that loses to any other one and goes no further (RFC 9494 4.6).
+    pub knows_long_lived: bool,
     pub statements: Applicable,
 }
 
@@ -152,7 +153,7 @@ impl<'a> Renderer<'a> {
         if !*self.view.dialect.families.of(family) {
             return Some(Withheld::Family);
         }
-        if self.view.is_spared_stale && attributes.has(Community::LLGR_STALE) {
+        if self.view.kind == Kind::External && self.is_unknown_stale(attributes) {
             return Some(Withheld::LongLived);
         }
         // We are in no confederation, so that the last two mean the same.
@@ -193,6 +194,10 @@ impl<'a> Renderer<'a> {
             return Some(made);
         }
         made.local_pref = Some(made.preference());
+        if self.is_unknown_stale(attributes) {
+            made.local_pref = Some(0);
+            made.add_communities(&[Community::NO_EXPORT]);
+        }
         match source.kind {
             Kind::Local => {}
             Kind::External if self.view.next_hops == NextHops::Ours => {
@@ -205,6 +210,11 @@ impl<'a> Renderer<'a> {
             }),
         }
         Some(made)
+    }
+
+    /// Returns whether a route is kept as the last resort and the neighbour would not know that.
+    fn is_unknown_stale(&self, attributes: &Attributes) -> bool {
+        !self.view.knows_long_lived && attributes.has(Community::LLGR_STALE)
     }
 
     /// Returns whether the neighbour supports such a next hop.

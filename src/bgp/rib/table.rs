@@ -9,6 +9,7 @@
 //! resume. A route takes about 60 bytes besides its attributes, which are shared.
 
 mod selection;
+mod stale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -257,39 +258,6 @@ impl Table {
         }
         if self.count(source) == PerFamily::default() {
             self.counts.remove(&source);
-        }
-    }
-
-    /// Marks all routes of a neighbour as stale.
-    pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
-        for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
-            let received = self.count(source).of(family).received;
-            if marked && received > 0 {
-                self.counts.entry(source).or_default().of_mut(family).stale = received;
-                self.paths.update(family, |paths| {
-                    let is_of_source = |path: &Path| path.source == source;
-                    paths.as_slice().iter().any(is_of_source).then(|| {
-                        let mut paths = paths.clone();
-                        let of_source = paths.as_mut_slice().iter_mut().filter(|path| is_of_source(path));
-                        of_source.for_each(|path| path.arrival.0 |= STALE);
-                        paths
-                    })
-                });
-            }
-        }
-    }
-
-    /// Replaces the attributes of the stale routes of a neighbour, as received and as used; they stay stale.
-    pub fn change_stale(
-        &mut self,
-        source: PeerId,
-        families: PerFamily<bool>,
-        mut changed: impl FnMut(IpNet, &Arc<Attributes>) -> (Arc<Attributes>, Option<Arc<Attributes>>),
-    ) {
-        for prefix in self.prefixes_of(source, families, Path::is_stale) {
-            let Some(path) = self.path(prefix, source).cloned() else { continue };
-            let (received, used) = changed(prefix, &path.received);
-            self.take_in(prefix, Path { received, used, ..path });
         }
     }
 

@@ -87,24 +87,31 @@ impl Bench {
         self.join_speaking(number, kind, dialect)
     }
 
-    /// Adds an EBGP neighbour without long-lived graceful restart.
-    fn join_spared(&mut self, number: u8) -> PeerId {
+    /// Adds a neighbour without long-lived graceful restart.
+    fn join_plain(&mut self, number: u8, kind: Kind) -> PeerId {
         let families = PerFamily { v4: true, v6: true };
+        let internal = kind != Kind::External;
         let dialect =
-            Dialect { internal: false, four_octets: true, families, extended_next_hop: false, extended_message: false };
-        self.join_with(number, Kind::External, dialect, true)
-    }
-
-    fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {
+            Dialect { internal, four_octets: true, families, extended_next_hop: false, extended_message: false };
         self.join_with(number, kind, dialect, false)
     }
 
-    fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, is_spared_stale: bool) -> PeerId {
+    fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {
+        self.join_with(number, kind, dialect, true)
+    }
+
+    fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, knows_long_lived: bool) -> PeerId {
         let peer = PeerId(u32::from(number));
         let identifier = Ipv4Addr::new(192, 0, 2, number);
         let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
-        let view =
-            View { kind, dialect, own, next_hops: NextHops::Usual, is_spared_stale, statements: Applicable::default() };
+        let view = View {
+            kind,
+            dialect,
+            own,
+            next_hops: NextHops::Usual,
+            knows_long_lived,
+            statements: Applicable::default(),
+        };
         self.rib.join(Joining {
             peer,
             source: Source { kind, identifier, address: address(number), first: None },
@@ -447,7 +454,8 @@ fn the_last_resort_loses_to_every_other_route_and_is_marked_for_who_knows_the_ma
         let lost = bench.join(2, Kind::External);
         let other = bench.join(3, Kind::External);
         let knows = bench.join(4, Kind::External);
-        let spared = bench.join_spared(5);
+        let outside = bench.join_plain(5, Kind::External);
+        let inside = bench.join_plain(6, Kind::Internal);
         let route =
             |number: u8, path: &[u32]| Attributes { as_path: AsPath::sequence(path), ..Attributes::local(hop(number)) };
         bench.announce(lost, route(2, &[65002]), &[net]);
@@ -468,7 +476,12 @@ fn the_last_resort_loses_to_every_other_route_and_is_marked_for_who_knows_the_ma
         bench.withdraw(other, &[net]);
         assert_eq!(bench.routes[&net], [hop(2)], "better than none");
         assert!(bench.has(knows, text).expect("it is told").has(Community::LLGR_STALE));
-        assert_eq!(bench.has(spared, text), None);
+        assert_eq!(bench.has(outside, text), None);
+        let told = bench.has(inside, text).expect("it is told");
+        assert!(
+            told.has(Community::LLGR_STALE) && told.has(Community::NO_EXPORT) && told.local_pref == Some(0),
+            "RFC 9494 4.6"
+        );
         bench.check();
         bench.rib.drop_stale(lost, PerFamily { v4: true, v6: true });
         bench.flush();

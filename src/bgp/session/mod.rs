@@ -88,6 +88,9 @@ pub enum Event {
     Stop(Notification),
     /// Reset of the session, with the NOTIFICATION to send. Its routes are removed.
     Restart(Notification),
+    /// Changed settings: all connections end and begin anew, with a session its routes go. Routes that are retained of an earlier session
+    /// stay, as far as the new settings retain any.
+    Renew(Notification),
     /// End of the session because of its routes, with the NOTIFICATION to send and the time in Idle.
     Refuse(Notification, Duration),
     /// Our dial has succeeded (event 16).
@@ -125,8 +128,11 @@ pub enum Effect {
     },
     Update(Box<Update>),
     Refresh(Refresh),
-    /// Stale routes of these address families are long-lived from now on (RFC 9494).
-    LongLived(PerFamily<bool>),
+    /// All stale routes of these address families are long-lived (RFC 9494); `is_new`: from now on.
+    LongLived {
+        families: PerFamily<bool>,
+        is_new: bool,
+    },
     /// Stale routes of these address families are to be removed.
     DropStale(PerFamily<bool>),
     /// A connection ended before it was established; for the log.

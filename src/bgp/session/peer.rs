@@ -230,6 +230,16 @@ impl Peer {
                     self.start(at);
                 }
             }
+            Event::Renew(notification) => {
+                if !self.is_stopped() {
+                    let is_up = matches!(self.phase, Phase::Established { .. });
+                    self.close_all(&notification, None);
+                    let families = if is_up { PerFamily::default() } else { self.settings.families };
+                    let dropped = self.retention.bound(families, self.settings.restart.as_ref());
+                    self.push_families(Effect::DropStale, dropped);
+                    self.start(at);
+                }
+            }
             Event::Refuse(notification, time) => {
                 if !self.is_stopped() {
                     self.stop(&notification, Some(at.now + time));
@@ -280,6 +290,12 @@ impl Peer {
 
     /// Ends all connections, and removes its routes.
     fn stop(&mut self, notification: &Notification, until: Option<Instant>) {
+        self.close_all(notification, until);
+        self.drop_stale(PerFamily { v4: true, v6: true });
+    }
+
+    /// Ends all connections; routes of an earlier session stay.
+    fn close_all(&mut self, notification: &Notification, until: Option<Instant>) {
         if let Phase::Open { dial: Dial::Now(_), .. } = self.phase {
             self.effects.push(Effect::AbandonDial);
         }
@@ -307,7 +323,6 @@ impl Peer {
             false if !connections.is_empty() => self.effects.push(Effect::Failed(cause)),
             false => {}
         }
-        self.drop_stale(PerFamily { v4: true, v6: true });
     }
 
     fn accepted(&mut self, at: Moment, link: LinkId) {
@@ -402,8 +417,9 @@ impl Peer {
     }
 
     fn tick(&mut self, at: Moment) {
-        let retention::Turn { dropped, long_lived } = self.retention.expire(at.now);
-        self.push_families(Effect::LongLived, long_lived);
+        let in_session = matches!(self.phase, Phase::Established { .. });
+        let retention::Turn { dropped, long_lived } = self.retention.expire(at.now, in_session);
+        self.push_families(|families| Effect::LongLived { families, is_new: true }, long_lived);
         self.push_families(Effect::DropStale, dropped);
         match &self.phase {
             Phase::Idle { until: Some(until) } if *until <= at.now => {

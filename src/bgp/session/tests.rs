@@ -124,7 +124,7 @@ fn word(effect: &Effect) -> String {
         Effect::Down { kept, cause } => format!("DOWN keeping {} ({})", families(kept), cause_word(cause)),
         Effect::Update(_) => "take the update".into(),
         Effect::Refresh(_) => "refresh".into(),
-        Effect::LongLived(kept) => format!("keep {} as the last resort", families(kept)),
+        Effect::LongLived { families: kept, .. } => format!("keep {} as the last resort", families(kept)),
         Effect::DropStale(dropped) => format!("drop what is stale of {}", families(dropped)),
         Effect::Failed(cause) => format!("failed ({})", cause_word(cause)),
     }

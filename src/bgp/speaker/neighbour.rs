@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::super::message::{Remark, Treatment};
+use super::super::message::{Notification, Reason, Remark, Treatment};
 use super::super::policy::Applicable;
 use super::super::rib::{Kind, NextHops, Parcel, PeerId, Source, View};
-use super::super::session::{Agreement, Peer, Settings};
+use super::super::session::{Agreement, Event, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
 use super::inspection::FailureCause;
@@ -155,8 +155,8 @@ impl Neighbour {
         self.flops
     }
 
-    /// Changes its settings; returns whether they require a new session.
-    pub(super) fn change(&mut self, wanted: WantedNeighbour) -> bool {
+    /// Changes its settings; returns what they require to begin anew: a session, or all that is known of the neighbour, where it is another one.
+    pub(super) fn change(&mut self, wanted: WantedNeighbour) -> Option<Event> {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
         // Settings of dials and limits require none, and neither does a password: the key of a connection can change.
@@ -170,7 +170,13 @@ impl Neighbour {
         let transport = Transport { password: before.transport.password.clone(), ..wanted.transport.clone() };
         let (most, liveness) = (before.most, before.liveness);
         let plain = WantedNeighbour { settings: same, transport, most, liveness, ..wanted.clone() };
-        let anew = plain != self.wanted;
+        let (ours, theirs) = (before.settings.local.asn, before.settings.asn);
+        let is_same_peer = (wanted.settings.local.asn, wanted.settings.asn) == (ours, theirs);
+        let notification = Notification::new(Reason::CONFIGURATION_CHANGE);
+        let anew = (plain != self.wanted).then(|| match is_same_peer {
+            true => Event::Renew(notification),
+            false => Event::Restart(notification),
+        });
         // What is known of one session of BFD says nothing about another one.
         let watched = |wanted: &WantedNeighbour| Some((wanted.liveness?.path, wanted.transport.local));
         if wanted.liveness.is_none() || watched(&wanted) != watched(&self.wanted) {
@@ -273,7 +279,8 @@ impl Neighbour {
             dialect: agreement.dialect,
             own,
             next_hops: self.wanted.next_hops,
-            is_spared_stale: kind == Kind::External && open.capabilities.long_lived.is_none(),
+            // Without graceful restart it counts for nothing (RFC 9494 4.5).
+            knows_long_lived: open.capabilities.restart.and(open.capabilities.long_lived).is_some(),
             statements: Applicable::default(),
         };
         (source, view)

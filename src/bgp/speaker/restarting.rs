@@ -25,10 +25,12 @@ impl Restarting {
 
 impl Speaker {
     /// Keeps the stale routes of a neighbour that has not come back in time as the last resort (RFC 9494 4.2).
-    pub(super) fn keep_long(&mut self, address: IpAddr, families: PerFamily<bool>) {
+    pub(super) fn keep_long(&mut self, address: IpAddr, families: PerFamily<bool>, is_new: bool) {
         if let Some(neighbour) = self.neighbours.get(&address) {
             self.rib.keep_long(neighbour.id, families);
-            self.outputs.push(Output::Fact(address, Fact::LongLived(families)));
+            if is_new {
+                self.outputs.push(Output::Fact(address, Fact::LongLived(families)));
+            }
         }
     }
 

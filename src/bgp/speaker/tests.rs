@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::super::message::{
-    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, Message, Open, Packing, Refresh,
-    RefreshKind,
+    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, LongLivedRestart, Message, Open, Packing,
+    Refresh, RefreshKind,
 };
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, NextHops, Own};
@@ -370,6 +370,35 @@ fn settings_that_concern_the_session_begin_a_new_one_and_others_do_not() {
     assert_eq!((neighbour.peer().state(), neighbour.flops()), (State::Active, 1));
     assert_eq!((neighbour.began(), neighbour.ended()), (Some(bench.now), Some(bench.now)));
     assert_eq!(neighbour.peer().own_open().hold_time, 30);
+}
+
+#[test]
+fn a_neighbour_knows_the_last_resort_if_it_says_so_beside_graceful_restart() {
+    let restart =
+        Some(GracefulRestart { families: PerFamily { v4: Some(true), v6: None }, ..GracefulRestart::default() });
+    let long_lived = Some(LongLivedRestart::default());
+    for (restart, long_lived, knows) in
+        [(restart, long_lived, true), (restart, None, false), (None, long_lived, false), (None, None, false)]
+    {
+        let mut bench = Bench::new(None);
+        bench.want(wanted(2));
+        let link = LinkId(1);
+        bench.step(Input::Accepted(address(2), link));
+        let capabilities = Capabilities {
+            families: ALL,
+            multiprotocol: true,
+            asn: Some(65001),
+            restart,
+            long_lived,
+            ..Capabilities::default()
+        };
+        let identifier = Ipv4Addr::new(192, 0, 2, 2);
+        bench.receive(link, &message::open(&Open { asn: 65001, hold_time: 90, identifier, capabilities }));
+        bench.receive(link, &message::keepalive());
+        let neighbour = bench.speaker.neighbour(address(2)).unwrap();
+        let agreement = neighbour.peer().agreement().expect("a session").clone();
+        assert_eq!(neighbour.looks(&agreement).1.knows_long_lived, knows, "{restart:?} {long_lived:?}");
+    }
 }
 
 #[test]

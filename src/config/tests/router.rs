@@ -141,6 +141,7 @@ fn long_lived_graceful_restart_goes_on_where_graceful_restart_ends() {
     let time = |words: &[&str]| router(words).graceful_restart.map(|restart| restart.long_lived);
     assert_eq!(time(&["--bgp-graceful-restart"]), Some(0));
     assert_eq!(time(&["--bgp-graceful-restart", "--bgp-llgr-time=1h0.9s"]), Some(3600));
+    assert_eq!(time(&["--bgp-graceful-restart", "--bgp-llgr-time=500ms"]), Some(1));
     assert_eq!(time(&["--bgp-graceful-restart", "--bgp-llgr-time=16777215s"]), Some(16_777_215));
     check_mistakes(
         &["--bgp-llgr-time=1h"],

@@ -26,7 +26,7 @@ impl<K: Kernel> Driver<K> {
         let mirrors = &mut self.mirrors;
         let kept = || {
             // Nobody keeps routes of who says that it forwards nothing any more, as after a boot (RFC 4724 4.2).
-            let restart = restart.filter(|_| mirrors.has_routes(at) || mirrors.had_sets(at));
+            let restart = restart.filter(|_| !mirrors.begins_anew(at));
             patience(restart.map(|restart| Duration::from_secs(restart.seconds.into())))
         };
         self.awaited_services.note(are_known, kept, at.now);
@@ -34,10 +34,13 @@ impl<K: Kernel> Driver<K> {
 
     /// Begins BGP without Services when the wait for them is over.
     pub(super) async fn step_awaited_services(&mut self, now: Instant) {
-        let is_forbidden = *self.context.services_are_forbidden.borrow();
-        self.awaited_services.note_refusal(is_forbidden, now);
+        let refused = *self.context.services_refused_at.borrow();
+        self.awaited_services.note_refusal(refused);
         if self.awaited_services.gives_up(now) {
-            info!(is_forbidden, "Services or their endpoints are not known yet; BGP begins without announcing any");
+            info!(
+                is_forbidden = refused.is_some(),
+                "Services or their endpoints are not known yet; BGP begins without announcing any"
+            );
             let changed = self.plan.go_without_services();
             self.carry_out(&changed).await;
         }

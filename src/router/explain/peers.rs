@@ -62,10 +62,17 @@ fn beside(neighbour: &NeighbourState) -> Option<String> {
     let is_up = neighbour.state == State::Established;
     let long_lived = families(neighbour.long_lived);
     match (stale.is_empty(), is_up) {
-        (false, false) if !long_lived.is_empty() => Some(format!(
-            "its {} routes are kept as the last resort (long-lived graceful restart)",
-            long_lived.join(" and ")
-        )),
+        (false, false) if !long_lived.is_empty() => {
+            let last = format!(
+                "its {} routes are kept as the last resort (long-lived graceful restart)",
+                long_lived.join(" and ")
+            );
+            let others: Vec<_> = stale.into_iter().filter(|family| !long_lived.contains(family)).collect();
+            match others.is_empty() {
+                true => Some(last),
+                false => Some(format!("{last}, and its {} routes while it restarts", others.join(" and "))),
+            }
+        }
         (false, false) => Some(format!("its {} routes are kept while it restarts", stale.join(" and "))),
         (false, true) => {
             Some(format!("its {} routes are kept until it has sent all of them again", stale.join(" and ")))

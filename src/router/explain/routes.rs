@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::bgp::message::Attributes;
+use crate::bgp::message::{Attributes, Community};
 use crate::bgp::policy::Policy;
 use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
@@ -117,7 +117,11 @@ fn in_full(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> String {
 }
 
 fn of_path(routes: &Routes, prefix: &PrefixState, path: &PathState) -> String {
-    let stale = if path.is_stale { ", kept while it restarts" } else { "" };
+    let stale = match (path.is_stale, path.received.has(Community::LLGR_STALE)) {
+        (true, true) => ", kept as the last resort (long-lived graceful restart)",
+        (true, false) => ", kept while it restarts",
+        (false, _) => "",
+    };
     let mut text = format!(
         "  from {}, {}{stale}: {}\n    {}\n",
         routes.source(path.source),

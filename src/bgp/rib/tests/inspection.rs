@@ -161,7 +161,7 @@ fn a_session_of_one_family_and_a_next_hop_of_the_other_are_named() {
         dialect: Dialect { internal: false, ..dialect(true, true) },
         own,
         next_hops: NextHops::Usual,
-        is_spared_stale: false,
+        knows_long_lived: true,
         statements: Applicable::default(),
     };
     bench.rib.join(Joining { peer: PeerId(14), source, view, retains: true });

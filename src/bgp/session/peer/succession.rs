@@ -112,20 +112,26 @@ impl Peer {
         let Phase::Established { since, session, challenger } = std::mem::replace(&mut self.phase, idle) else {
             return;
         };
+        let before = self.retention.long_lived();
         if let Some(talk) = session.talk()
             && survives(&talk.agreement, &cause)
         {
             // Routes still stale from an earlier end are removed now (RFC 4724 4.2), unless they are long-lived (RFC 9494 4.2).
             if !is_collision(&cause) {
-                let long_lived = self.retention.long_lived();
-                self.drop_stale(PerFamily::from_fn(|family| !*long_lived.of(family)));
+                let retained = self.retention.families();
+                self.drop_stale(PerFamily::from_fn(|family| *retained.of(family) && !*before.of(family)));
             }
             self.retention.begin(at.now, &talk.agreement);
         } else {
             self.retention = Retention::default();
         }
         self.effects.push(Effect::Down { kept: self.retention.families(), cause });
-        self.push_families(Effect::LongLived, self.retention.long_lived());
+        let long_lived = self.retention.long_lived();
+        let new = PerFamily::from_fn(|family| *long_lived.of(family) && !*before.of(family));
+        let old = PerFamily::from_fn(|family| *long_lived.of(family) && *before.of(family));
+        self.push_families(|families| Effect::LongLived { families, is_new: true }, new);
+        // What the ended session had sent is kept as the rest is.
+        self.push_families(|families| Effect::LongLived { families, is_new: false }, old);
         self.failures = if at.now - since < GOOD { self.failures.saturating_add(1) } else { 1 };
         self.phase = Phase::Open { dial: Dial::Done, connections: Vec::new() };
         match challenger {

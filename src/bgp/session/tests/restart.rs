@@ -301,6 +301,41 @@ fn who_comes_back_keeps_its_last_resort_only_where_it_still_forwards_and_until_i
 }
 
 #[test]
+fn who_is_not_done_when_the_last_resort_ends_is_not_kept_once_more() {
+    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
+    bench.step(Event::Closed(OURS));
+    bench.pass(1100.0);
+    bench.step(Event::Accepted(THEIRS));
+    assert_eq!(dropped(&come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)))), NONE);
+    bench.receive(THEIRS, &message::end_of_rib(Family::V6));
+    assert_eq!(dropped(&bench.pass(21.0)), PerFamily { v4: true, v6: false });
+    assert_eq!(kept(&bench.step(Event::Closed(THEIRS))), PerFamily { v4: false, v6: true }, "RFC 9494 4.2");
+}
+
+#[test]
+fn changed_settings_keep_the_last_resort_as_far_as_they_have_one() {
+    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
+    bench.step(Event::Closed(OURS));
+    bench.pass(200.0);
+    let changed = |bench: &mut Bench, change: fn(&mut Settings)| {
+        let mut settings = settings();
+        settings.restart = settings.restart.map(|ours| Restart { long_lived: 3600, ..ours });
+        change(&mut settings);
+        bench.peer.change(settings);
+        dropped(&bench.step(Event::Renew(Notification::new(Reason::CONFIGURATION_CHANGE))))
+    };
+    assert_eq!(changed(&mut bench, |settings| settings.hold_time = 30), NONE);
+    assert_eq!(bench.peer.long_lived(), ALL);
+    let v6 = PerFamily { v4: false, v6: true };
+    assert_eq!(changed(&mut bench, |settings| settings.families.v6 = false), v6);
+    let off =
+        |settings: &mut Settings| settings.restart = settings.restart.map(|ours| Restart { long_lived: 0, ..ours });
+    assert_eq!(changed(&mut bench, off), PerFamily { v4: true, v6: false });
+    let mut up = with_long(long_lived(Some(1000), Some(1000)));
+    assert_eq!(kept(&up.step(Event::Renew(Notification::new(Reason::CONFIGURATION_CHANGE)))), NONE);
+}
+
+#[test]
 fn a_session_that_comes_and_goes_without_an_end_gives_the_last_resort_no_more_time() {
     let mut bench = with_long(long_lived(Some(1000), Some(1000)));
     bench.step(Event::Closed(OURS));
@@ -310,6 +345,7 @@ fn a_session_that_comes_and_goes_without_an_end_gives_the_last_resort_no_more_ti
     let effects = bench.step(Event::Closed(THEIRS));
     assert_eq!((dropped(&effects), kept(&effects)), (NONE, ALL), "{}", words(&effects));
     assert!(words(&effects).ends_with("keep all as the last resort"), "what came meanwhile, too: {}", words(&effects));
+    assert!(effects.contains(&Effect::LongLived { families: ALL, is_new: false }), "which is no news: {effects:?}");
     assert_eq!(dropped(&bench.pass(499.0)), NONE);
     assert_eq!(dropped(&bench.pass(2.0)), ALL);
 }
