@@ -24,7 +24,7 @@ use crate::observe::metrics::Registry;
 #[derive(Clone)]
 pub struct Outages(Arc<Shared>);
 
-/// What is announced of Services depends on both.
+/// Kinds on which announcements of Services depend.
 const OF_SERVICES: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 struct Shared {
