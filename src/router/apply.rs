@@ -9,7 +9,7 @@
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
 //! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
-//! complete: routes of an earlier run serve until then. The bridge stays: pods may be attached to it.
+//! complete: routes of an earlier run serve until then, but for those by which packets would leave unencrypted that shall not. The bridge stays: pods may be attached to it.
 
 mod asked;
 mod overlay;
@@ -325,21 +325,22 @@ impl<K: Kernel> Mirrors<K> {
         self.grow_tunnels(learned, at);
         self.grow_overlay(desired, learned, at);
         self.grow_wireguard(desired, learned, (growth, leave), at);
-        let may_change = |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination);
+        let past_walls = self.past_walls(learned, at);
+        let may_change =
+            |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination) || past_walls.contains(key);
         let may = MayGrow { come: |_: &RouteKey| true, change: may_change };
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
         self.source_rules.grow(&desired.source_rules, growth, at);
 
-        let mut routes_gone = 0;
+        let mut gone = self.routes.delete_among(learned.routes(), at, |key| past_walls.contains(key));
         if leave.authority == Authority::Complete {
             self.source_rules.shrink(&desired.source_rules, at);
             // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.
             let (all, withdrawn) = (leave.routes_are_complete, &self.withdrawn);
-            let gone = self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key));
+            gone.extend(self.routes.shrink_where(learned.routes(), at, |key, _| all || withdrawn.contains(key)));
             for key in &gone {
                 self.withdrawn.remove(key);
             }
-            routes_gone = gone.len();
             self.shrink_wireguard(desired, leave, at);
             if all {
                 self.withdrawn.clear();
@@ -349,7 +350,7 @@ impl<K: Kernel> Mirrors<K> {
             self.shrink_filter(desired, growth, at);
             self.passages.shrink(&desired.passages, at);
         }
-        RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone }
+        RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone: gone.len() }
     }
 
     /// Deletes the bridge if no pods are attached: only done by cleanup.

@@ -344,7 +344,7 @@ impl Nodes {
             let mut names = owners.iter();
             let Some(first) = names.next() else { continue };
             let text = format!(
-                "its WireGuard key is that of Node {first} too; nothing is sent to it by a tunnel of that kind"
+                "its WireGuard key is that of Node {first} too; both count as one machine, at the address of Node {first}"
             );
             problems.extend(names.map(|name| about(name, text.clone())));
         }

@@ -101,6 +101,7 @@ pub struct Routes {
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
     behind: walls::Behind,
+    walls: walls::Walls,
 }
 
 /// The properties that many routes have in common: a table of 100,000 routes has few next hops.
@@ -236,7 +237,7 @@ impl Routes {
     }
 
     fn set_next_hops(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
-        self.behind.forget(prefix);
+        self.behind.keep(prefix, next_hops);
         let before = self.learned.get(&prefix).cloned();
         for gone in before.iter().flat_map(|before| &before.next_hops) {
             if let Some(prefixes) = self.by_next_hop.get_mut(gone) {

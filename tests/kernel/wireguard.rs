@@ -273,7 +273,11 @@ fn started(source: &str) -> Cluster {
     for number in 1..=2 {
         let of_node = flags.into_iter().map(str::to_owned).chain([format!("--node-routes={source}")]);
         cluster.flags.insert(number, of_node.collect());
-        run(&format!("ip -n {} link add wg0 type wireguard", cluster.name(number)));
+        let name = cluster.name(number);
+        run(&format!("ip -n {name} link add wg0 type wireguard"));
+        // What no other route leads to, or refuses, would leave by these.
+        run(&format!("ip -n {name} route add default via 192.0.2.254"));
+        run(&format!("ip -n {name} -6 route add default via 2001:db8::fe"));
         cluster.start(number);
     }
     for number in 1..=2 {
@@ -387,10 +391,18 @@ fn pods_reach_each_other_encrypted_and_a_restart_a_removed_peer_a_deleted_device
             run(&format!("ip -n {name} link delete {LINK}"));
             assert!(!get("10.244.2.5").0 && !get("fd00:10:244:2::5").0, "{:?}", get("10.244.2.5"));
             assert!(OF_PODS_TO_NODE.iter().all(|to| !get(to).0), "{:?}", OF_PODS_TO_NODE.map(get));
+            for (family, range) in [("-4", "10.244.2.0/24"), ("-6", "fd00:10:244:2::/64")] {
+                let walls = run(&format!("ip -n {name} {family} route show {range}"));
+                assert!(walls.contains(&format!("unreachable {range}")), "{source}: {walls}");
+            }
             let said = cluster.clean_up(1);
             let routes = run(&format!("ip -n {name} route show proto 17"))
                 + &run(&format!("ip -n {name} -6 route show proto 17"));
             assert_eq!(routes, "", "{said}");
+            for family in ["-4", "-6"] {
+                // A table that was never there is an error of the program.
+                assert_eq!(attempt(&format!("ip -n {name} {family} route show table 77")).1, "", "{said}");
+            }
             let links = run(&format!("ip -n {name} link show"));
             assert!(!links.contains(LINK) && links.contains("wg0"), "{links}\n{said}");
             assert!(!cluster.file("state", 1).join("wireguard.key").exists(), "{said}");

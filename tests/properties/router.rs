@@ -263,13 +263,15 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             for _ in 0..1 + random.below(3) {
                 history.push(step(&mut inputs, &mut plan, random).0);
             }
-            // What a speaker says of a Node that is none any more is held back until it is said again.
+            // What a speaker says of a Node that is none any more, or several, is held back until it has said that it is not so.
             let held: Vec<RouteChange> = inputs
                 .learned
                 .iter()
                 .filter(|(prefix, _)| plan.routes().has_lost(**prefix))
                 .map(|(prefix, hops)| learned(*prefix, hops))
                 .collect();
+            let nothing: Vec<RouteChange> = held.iter().map(|one| learned(one.prefix, &[])).collect();
+            plan.learn(&nothing);
             plan.learn(&held);
             let mut fresh = at_once(&setup, &inputs);
             same_rows(&plan.desired().peers, &fresh.desired().peers, &history);

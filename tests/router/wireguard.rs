@@ -6,16 +6,19 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
+use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
+use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use sluice::kernel::wireguard::{Peer, PeerKey};
 use sluice::model::{Authority, World};
 use sluice::net::PublicKey;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
-use sluice::router::names::WIREGUARD;
+use sluice::router::names::{PROTOCOL, WIREGUARD};
 use sluice::router::plan::Plan;
+use sluice::router::routes::wall;
 
-use crate::cluster::{Cluster, prefix};
+use crate::cluster::{Cluster, address, prefix};
 use crate::support::memory::{MemoryKernel, State};
 
 const ENCRYPTED: [&str; 3] = ["--enable-ipv6", "--overlay-type=full", "--overlay-encap=wireguard"];
@@ -144,4 +147,65 @@ fn a_peer_whose_node_is_deleted_goes_at_once_and_all_stay_while_our_own_node_is_
     world.cluster.nodes.remove(&"node-3".into());
     run.take(&world, Authority::Complete, false);
     assert_eq!([2, 3].map(|number| run.peer(number).is_some()), [true, false]);
+}
+
+#[test]
+fn a_peer_that_gains_and_loses_has_its_gain_and_its_endpoint_at_once_and_loses_when_all_is_learned() {
+    let former = Peer {
+        endpoint: Some(SocketAddr::new([192, 0, 2, 99].into(), 51820)),
+        ..peer(2, "10.244.2.0/24 10.244.8.0/24 10.244.9.0/24 fd00:10:244:8::/64")
+    };
+    let mut run = Run::new(&ENCRYPTED, &[(2, former)]);
+    // One of its former ranges is another node's by now.
+    let of_third = "10.244.3.0/24 10.244.9.0/24";
+    let (_cluster, known) = seen_by_first(&ENCRYPTED, &ranges(2), of_third);
+    run.take(&known, Authority::Complete, false);
+    let more = peer(2, "10.244.2.0/24 10.244.8.0/24 fd00:10:244:2::/64 fd00:10:244:8::/64");
+    assert_eq!((run.peer(2), run.peer(3)), (Some(more), Some(peer(3, of_third))));
+    run.take(&known, Authority::Complete, true);
+    assert_eq!((run.peer(2), run.peer(3)), (Some(peer(2, &ranges(2))), Some(peer(3, of_third))));
+}
+
+#[test]
+fn a_plain_route_that_a_run_with_other_flags_has_left_does_not_stay_in_front_of_a_wall() {
+    for (source, authority) in [
+        ("--node-routes=bgp", Authority::Complete),
+        ("--node-routes=bgp", Authority::Remembered),
+        ("--node-routes=api", Authority::Complete),
+        ("--node-routes=api", Authority::Remembered),
+    ] {
+        let words = [&ENCRYPTED[..], &[source]].concat();
+        let mut run = Run::new(&words, &[]);
+        let plain = |gateway: &str| {
+            let hop = NextHop { link: LinkName("eth0".into()), gateway: Some(address(gateway)), on_link: false };
+            Arc::new(Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source: None, next_hops: [hop].into() })
+        };
+        let left = [
+            ("10.244.2.0/24", "192.0.2.2"),
+            ("10.244.3.128/25", "192.0.2.3"),
+            ("fd00:10:244:2::/64", "2001:db8:2::2"),
+            ("198.51.100.0/24", "192.0.2.2"),
+        ];
+        run.kernel.with(|machine| {
+            let own = |text: &str| AddressKey { link: LinkName("eth0".into()), address: prefix(text) };
+            machine.state.addresses.extend([(own("192.0.2.1/24"), ()), (own("2001:db8:2::1/64"), ())]);
+            for (range, gateway) in left {
+                machine.state.routes.insert(RouteKey::new(TABLE_MAIN, prefix(range)), plain(gateway));
+            }
+        });
+        let (_cluster, world) = seen_by_first(&words, &ranges(2), &ranges(3));
+        run.take(&world, authority, false);
+        let routes = run.kernel.with(|machine| machine.state.routes.clone());
+        let leaves = |range: &str| {
+            let route = routes.get(&RouteKey::new(TABLE_MAIN, prefix(range)));
+            route.map(|route| route.next_hops.iter().map(|hop| hop.link.to_string()).collect::<String>())
+        };
+        let through_tunnel = (source == "--node-routes=api").then(|| WIREGUARD.to_owned());
+        for range in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
+            assert_eq!(leaves(range), through_tunnel, "{source} {authority:?}: {range}");
+            assert!(routes.contains_key(&wall(prefix(range))), "{source} {authority:?}: {range}");
+        }
+        assert_eq!(leaves("10.244.3.128/25"), None, "{source} {authority:?}: a part of what is refused");
+        assert_eq!(leaves("198.51.100.0/24"), Some("eth0".to_owned()), "it may be learned again");
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::{HasKeys, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
+use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, PerFamily, PublicKey};
@@ -78,21 +80,52 @@ impl<K: Kernel> Mirrors<K> {
         let losing: BTreeMap<PeerKey, BTreeSet<PeerKey>> =
             wanted.keys().map(|key| (key.clone(), losing(key))).collect();
         let takes_nothing = |key: &PeerKey| losing.get(key).is_none_or(BTreeSet::is_empty);
-        let seen: BTreeMap<PeerKey, Peer> = self.wireguard_peers.seen().cloned().unwrap_or_default();
-        let keeps_all = |key: &PeerKey| {
-            let (before, after) = (seen.get(key), wanted.get(key));
-            before
-                .zip(after)
-                .is_some_and(|(before, after)| before.allowed.iter().all(|one| after.allowed.contains(one)))
-        };
         let is_known = leave.routes_are_complete || nothing_is_learned(desired, learned);
+        let grown_to = if is_known { wanted.clone() } else { self.with_former_ranges(wanted) };
         // What is only remembered takes nothing from what the kernel holds, which is newer.
         let come = |key: &PeerKey| growth == Growth::Full || takes_nothing(key);
-        let may = MayGrow { come, change: |key: &PeerKey| is_known || keeps_all(key) };
-        let grown = self.wireguard_peers.grow_those(wanted, growth, at, may);
+        let may = MayGrow { come, change: |_: &PeerKey| true };
+        let grown = self.wireguard_peers.grow_those(&grown_to, growth, at, may);
+        let has_more = grown_to.iter().filter(|(key, peer)| wanted.get(key) != Some(peer));
+        has_more.for_each(|(key, _)| self.wireguard_peers.mark(key.clone()));
         for key in grown.iter().filter_map(|key| losing.get(key)).flatten() {
             self.wireguard_peers.doubt(key.clone());
         }
+    }
+
+    /// Returns the wanted peers, each with what it has in the kernel besides and no other one wants: a route that is not learned yet may lead there.
+    fn with_former_ranges(&self, wanted: &BTreeMap<PeerKey, Peer>) -> BTreeMap<PeerKey, Peer> {
+        let of_peer = |(key, peer): (&PeerKey, &Peer)| -> Vec<(LinkName, IpNet)> {
+            peer.allowed.iter().map(|range| (key.link.clone(), *range)).collect()
+        };
+        let taken: BTreeSet<(LinkName, IpNet)> = wanted.iter().flat_map(of_peer).collect();
+        let mut grown = wanted.clone();
+        for (key, before) in self.wireguard_peers.seen().into_iter().flatten() {
+            let Some(peer) = grown.get_mut(key) else { continue };
+            let former = before.allowed.iter().filter(|range| !taken.contains(&(key.link.clone(), **range)));
+            let allowed: BTreeSet<IpNet> = former.chain(peer.allowed.iter()).copied().collect();
+            peer.allowed = Arc::from_iter(allowed);
+        }
+        grown
+    }
+
+    /// Returns the plain routes in the kernel where walls are wanted. A run with other flags has left them, and they are in front of the walls: packets
+    /// would leave by them unencrypted.
+    pub(super) fn past_walls(&mut self, learned: &Routes, at: Moment) -> BTreeSet<RouteKey> {
+        if learned.walled().next().is_none() || self.routes.is_settled() || !self.routes.learn(at) {
+            return BTreeSet::new();
+        }
+        let Some(seen) = self.routes.seen() else { return BTreeSet::new() };
+        let inside = |range: IpNet| {
+            let last = RouteKey::new(TABLE_MAIN, Family::host_prefix(range.broadcast()));
+            let first = RouteKey { metric: 0, ..RouteKey::new(TABLE_MAIN, range) };
+            seen.range(first..=RouteKey { metric: u32::MAX, ..last })
+        };
+        let is_plain = |route: &Route| route.next_hops.iter().any(|hop| hop.link.0 != WIREGUARD);
+        let past = learned.walled().flat_map(inside);
+        past.filter(|(key, route)| is_plain(route) && learned.is_walled(key.destination))
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// Returns the peers that have ranges in the kernel, as last seen.

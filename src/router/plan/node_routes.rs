@@ -54,6 +54,10 @@ impl Plan {
         let before = std::mem::replace(&mut self.here, here);
         let moved: Vec<IpAddr> = before.symmetric_difference(&self.here).copied().collect();
         self.mark_moved(&moved);
+        if self.encrypts() && self.own.primary.is_none() && !moved.is_empty() {
+            self.mark_all_peers();
+            self.routes.look_at_all_again();
+        }
         let nodes = moved.iter().flat_map(|address| self.nodes.with_address(address));
         let ranges: Vec<IpNet> = nodes.flat_map(|node| self.nodes.ranges_of(node)).copied().collect();
         self.given_otherwise.extend(ranges);

@@ -3,6 +3,7 @@
 //! A range, or an address, of which Nodes with different keys say that it is theirs belongs to none of them: who may write one Node could have the
 //! packets of another one otherwise. Nodes with one key are one machine, because only that machine can read what is sent to the key.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -12,7 +13,11 @@ use super::pod_ranges::{Refusal, is_believable};
 use super::{Family, Plan};
 use crate::config::Reach;
 use crate::net::PerFamily;
+use crate::router::policy::narrowest_default;
 use crate::router::routes::{Place, Protection};
+
+/// Maximum number of a Node's addresses that walls leave out, the first ones: each takes as many routes as a range has bits, and a Node may list thousands.
+const LEFT_OUT: usize = 8;
 
 impl Plan {
     /// Calls a function with what routes depend on besides the learned ones. Nothing of the routes themselves is among it.
@@ -36,18 +41,26 @@ impl Plan {
             let node = self.holder_with(range, next_hop);
             return Protection::Pods { node, encrypted: self.is_encrypted(range) };
         }
+        if self.nodes.has(next_hop) && self.holder_of(&next_hop).is_none() {
+            return Protection::Contested;
+        }
         let is_around = self.nodes.any_in(prefix) || self.own.all_pod_cidrs().any(|ours| prefix.contains(&ours));
         if is_around { Protection::Around } else { Protection::None }
     }
 
-    /// Returns the addresses of the node that has a pod CIDR and this address.
+    /// Returns the addresses of the node that has a pod CIDR and this address. On a link the next hop alone decides who reads the packets, and a key
+    /// can be copied: there all Nodes with the pod CIDR have to have the address.
     fn holder_with(&self, range: IpNet, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
         let is_ours = self.nodes.with_address(&address).any(|node| *node == self.own.name);
         if is_ours || self.pod_ranges.is_refused(&range) {
             return None;
         }
-        let holder = self.nodes.with_range(&range).find(|node| self.nodes.addresses_of(node).contains(&address));
-        holder.map(|node| self.nodes.both_of(node))
+        let has_it = |node: &CompactString| self.nodes.addresses_of(node).contains(&address);
+        let both = self.nodes.both_of(self.nodes.with_range(&range).find(|node| has_it(node))?);
+        let of_family = |both: PerFamily<Option<IpAddr>>| *both.of(Family::from(range));
+        let is_alike = |node: &CompactString| has_it(node) && of_family(self.nodes.both_of(node)) == of_family(both);
+        let is_its = self.is_encrypted(range) || self.nodes.with_range(&range).all(is_alike);
+        is_its.then_some(both)
     }
 
     /// Returns the narrowest pod CIDR of other nodes that contains a prefix or equals it.
@@ -56,14 +69,43 @@ impl Plan {
     }
 
     fn is_believable(&self, range: IpNet) -> bool {
-        is_believable(range, &self.own, &self.nodes)
+        is_believable(range, &self.own)
+    }
+
+    /// Returns whether an address lies in a pod CIDR of another machine than this node's.
+    pub(super) fn is_in_pods_of_others(&self, node: &CompactString, address: IpNet) -> bool {
+        let ranges = &self.wireguard.ranges;
+        let wider = |range: &IpNet| range.supernet().and_then(|wider| ranges.around(wider));
+        let mut around =
+            std::iter::successors(ranges.around(address), wider).filter(|range| self.is_believable(*range));
+        around.any(|range| self.nodes.another(node, self.nodes.with_range(&range)).is_some())
+    }
+
+    /// Returns the prefixes that together are a range without the addresses of nodes in it: packets to these are no packets to pods, and hosts need
+    /// them to reach each other and the API server, whoever claims the range.
+    pub(super) fn without_nodes(&self, range: IpNet) -> BTreeSet<IpNet> {
+        let is_counted = |address: &IpAddr, node: &CompactString| {
+            self.nodes.addresses_of(node).iter().take(LEFT_OUT).any(|counted| counted == address)
+        };
+        let inside = self.nodes.with_address_in(range).filter(|(address, node)| is_counted(address, node));
+        let holes: BTreeSet<IpAddr> = inside.map(|(address, _)| address).collect();
+        let mut parts = BTreeSet::new();
+        // Parts of a default route would precede that of this host.
+        if range.prefix_len() < narrowest_default(Family::from(range)) && !holes.is_empty() {
+            return parts;
+        }
+        split(range, &holes, &mut parts);
+        parts
     }
 
     /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.
     pub(super) fn is_encrypted(&self, range: IpNet) -> bool {
         let family = Family::from(range);
-        let is_on = self.encrypts() && self.own.primary.is_some() && *self.own.families.of(family);
+        let is_on = self.encrypts() && *self.own.families.of(family);
+        // Without our own Node the addresses of this host tell which range is a mistake, or our own.
+        let has_ours = || self.own.primary.is_none() && self.here.iter().any(|ours| range.contains(ours));
         is_on
+            && !has_ours()
             && !matches!(self.pod_ranges.refusal(&range), Some(Refusal::OwnPods(_)))
             && self.is_believable(range)
             && self.nodes.with_range(&range).any(|node| self.is_apart(node, family))
@@ -83,7 +125,7 @@ impl Plan {
 
     /// Returns whether packets of our pods to an address of another node itself shall never leave unencrypted.
     pub(super) fn is_encrypted_node(&self, address: IpAddr) -> bool {
-        let is_on = self.encrypts() && self.own.primary.is_some() && *self.own.families.of(Family::from(address));
+        let is_on = self.encrypts() && *self.own.families.of(Family::from(address));
         is_on
             && self.nodes.has(address)
             && !self.is_here(&address)
@@ -100,5 +142,14 @@ impl Plan {
 
     pub(super) fn is_here(&self, address: &IpAddr) -> bool {
         self.own.all.contains(address) || self.here.contains(address)
+    }
+}
+
+/// Adds the prefixes that together are a range without some addresses.
+fn split(range: IpNet, holes: &BTreeSet<IpAddr>, parts: &mut BTreeSet<IpNet>) {
+    if holes.range(range.network()..=range.broadcast()).next().is_none() {
+        parts.insert(range);
+    } else if let Ok(halves) = range.subnets(range.prefix_len() + 1) {
+        halves.for_each(|half| split(half, holes, parts));
     }
 }

@@ -1,10 +1,11 @@
 //! Other nodes on our device of `wireguard` (`--overlay-encap=wireguard`), and the walls where there is no tunnel.
 //!
-//! Of each node with a public key in its Node object there is one peer. Packets between nodes carry as source or destination a pod, or the node
-//! itself (who asks a pod of another node from a node's own network). So a peer may use:
+//! Of each public key in Node objects there is one peer, at the first of the Nodes with it: a machine that was renamed has two Nodes for a while. Packets between nodes carry as source or destination a pod, or the node
+//! itself (who asks a pod of another node from a node's own network). So a peer may use,
+//! of each of its Nodes:
 //!
-//! - the pod CIDRs of its Node for which routes are accepted ([`Refusal`](super::Refusal)), which no node with another key has, in part or whole;
-//! - the addresses of its Node, those in pods of others aside;
+//! - the pod CIDRs of the Node for which routes are accepted ([`Refusal`](super::Refusal)), which no node with another key has, in part or whole;
+//! - the addresses of the Node, those in pods of others aside;
 //! - what else routes lead to through the tunnel to it, which holds neither pods nor addresses of nodes ([`Protection`](crate::router::routes::Protection)).
 //!
 //! Each of these belongs to one peer, because the kernel gives a range to the last one that is given it. What several nodes with different keys
@@ -98,13 +99,15 @@ impl Plan {
             self.wireguard.stale.insert(node.clone());
         }
         self.wireguard.stale_addresses.extend(addresses);
-        // Whose a prefix is decides which next hops count, and an address in a range may make a mistake of it.
+        // Whose a prefix, or a next hop, is decides which next hops count, and walls leave out addresses.
+        addresses.iter().for_each(|address| self.routes.look_again(*address));
         let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
         let mut concerned = ranges.to_vec();
         for host in hosts {
             self.routes.look_again_at(host);
             let around = (0..=host.prefix_len()).filter_map(|length| IpNet::new(host.addr(), length).ok());
-            concerned.extend(around.map(|range| range.trunc()).filter(|range| self.wireguard.ranges.contains(*range)));
+            let has_wall = |range: &IpNet| self.wireguard.ranges.contains(*range) || self.routes.has_lost(*range);
+            concerned.extend(around.map(|range| range.trunc()).filter(has_wall));
         }
         self.mark_ranges(&concerned);
     }
@@ -160,7 +163,10 @@ impl Plan {
 
     /// Brings the peers up to date.
     pub(super) fn settle_peers(&mut self, changed: &mut RouterChanges) {
-        let stale = std::mem::take(&mut self.wireguard.stale);
+        let mut stale = std::mem::take(&mut self.wireguard.stale);
+        let keys: Vec<PublicKey> = stale.iter().filter_map(|node| self.nodes.key_of(node)).collect();
+        let of_one_peer: Vec<CompactString> = keys.iter().flat_map(|key| self.nodes.with_key(key)).cloned().collect();
+        stale.extend(of_one_peer);
         let mut before: BTreeMap<PeerKey, Peer> = BTreeMap::new();
         for node in &stale {
             if let Some(key) = self.wireguard.by_node.remove(node)
@@ -189,23 +195,28 @@ impl Plan {
         let lost = std::mem::take(&mut changed.lost);
         for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost) {
             let is_wanted = self.is_encrypted(range) || self.routes.has_lost(range);
-            self.routes.put_wall(range, is_wanted, changed);
+            let walls = if is_wanted { self.without_nodes(range) } else { BTreeSet::new() };
+            self.routes.put_walls(range, walls, changed);
         }
         for address in std::mem::take(&mut self.wireguard.stale_addresses) {
-            let is_wanted = self.is_encrypted_node(address);
-            self.routes.put_encrypted_node(address, is_wanted, changed);
+            let is_walled = self.is_encrypted_node(address);
+            // Without an address of our own there is no device.
+            let is_led = is_walled && self.own.primary.is_some();
+            self.routes.put_encrypted_node(address, (is_led, is_walled), changed);
         }
     }
 
     /// Returns why nothing can be sent through the tunnel by which a pod CIDR of a node is reached; in words that end a sentence.
     pub(super) fn lacks_peer(&self, node: &CompactString, range: IpNet) -> Option<&'static str> {
         let is_tunnelled = self.encrypts() && self.routes.tunnel_to(range).is_some();
-        if !is_tunnelled || self.wireguard.by_node.contains_key(node) {
+        let key = self.nodes.key_of(node);
+        let first = key.and_then(|key| self.nodes.with_key(&key).next());
+        if !is_tunnelled || first.is_some_and(|first| self.wireguard.by_node.contains_key(first)) {
             return None;
         }
-        Some(match self.nodes.key_of(node) {
+        Some(match key {
             None => "its Node has no kube-router.io/wireguard-public-key, without which nothing is sent to it",
-            Some(_) => "its WireGuard key is that of another node, or there is no way to its addresses",
+            Some(_) => "its WireGuard key is that of this node, or there is no way to its addresses",
         })
     }
 
@@ -223,7 +234,9 @@ impl Plan {
         };
         let address = Family::BOTH.iter().find_map(reached)?;
         let endpoint = Some(SocketAddr::new(address, encryption.port));
-        let allowed = Arc::from_iter(self.allowed(node));
+        let of_machine = self.nodes.with_key(&key).filter(|name| **name != self.own.name);
+        let allowed: BTreeSet<IpNet> = of_machine.flat_map(|name| self.allowed(name)).collect();
+        let allowed = Arc::from_iter(allowed);
         Some((PeerKey { link: LinkName(WIREGUARD.into()), key }, Peer { endpoint, allowed, is_plain: true }))
     }
 
@@ -246,8 +259,8 @@ impl Plan {
         }
         let address = range.addr();
         if range.prefix_len() == range.max_prefix_len() && (self.nodes.has(address) || self.is_here(&address)) {
-            let is_in_its_own = pods.is_none_or(|pods| self.nodes.with_range(&pods).any(|holder| holder == node));
-            return !self.is_here(&address) && is_in_its_own && self.holder_of(&address) == Some(node);
+            let is_its = self.holder_of(&address).is_some_and(|holder| self.nodes.are_one(holder, node));
+            return !self.is_here(&address) && is_its && !self.is_in_pods_of_others(node, range);
         }
         match pods {
             Some(pods) => has_pods(&pods),

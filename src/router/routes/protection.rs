@@ -18,6 +18,8 @@ pub enum Protection {
         /// It has to be reached through a tunnel.
         encrypted: bool,
     },
+    /// Nodes of several machines say that the next hop is theirs: nobody knows who would get what is sent there.
+    Contested,
     /// Pods or addresses of nodes are in it: no tunnel leads to it, because the node behind the tunnel could send, and would get, what is theirs.
     Around,
 }

@@ -8,8 +8,10 @@
 //! ip route add unreachable 192.0.2.2/32 table 77 metric 4294967295 proto boot      # of pods to the node itself
 //! ```
 //!
-//! A prefix has one, too, while a next hop that was behind a tunnel is no node any more and the speaker has not said anything about the prefix since: it
-//! hears of the Node at the same time as we do, and would leave the route on a link for that moment.
+//! A range in which addresses of nodes are has several, around these addresses: nobody may cut hosts off from a node by a claim to its address.
+//!
+//! A prefix has one, too, while a next hop that was behind a tunnel is no node any more, or several Nodes claim it, and the speaker has that next hop still:
+//! it hears of the Node at the same time as we do, and what it says in the meantime may be older. On a link the route would turn plain.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,18 +19,26 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::ways::encrypted;
+use super::ways::{encrypted, is_lost};
 use super::{Place, RouteTableChanges, Routes};
 use crate::kernel::route::{Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::net::Family;
+use crate::router::claims::Claims;
 use crate::router::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, WALL_METRIC};
 
-/// Next hops that are, or were, behind encrypted tunnels, by the prefixes learned with them. What is learned again begins anew.
+/// Next hops that are, or were, behind encrypted tunnels, by the prefixes learned with them. One that a prefix has had no more for once begins anew.
 #[derive(Default, Debug)]
 pub(super) struct Behind {
     next_hops: BTreeMap<IpNet, BTreeSet<IpAddr>>,
-    /// The prefixes with one of them that is no node any more.
+    /// The prefixes with one of them that is no node any more, or several.
     lost: BTreeSet<IpNet>,
+}
+
+/// The walls of each range, and the ranges of each wall.
+#[derive(Default, Debug)]
+pub(super) struct Walls {
+    of: BTreeMap<IpNet, BTreeSet<IpNet>>,
+    walls: Claims<IpNet, IpNet, ()>,
 }
 
 impl Behind {
@@ -36,8 +46,13 @@ impl Behind {
         self.next_hops.get(&prefix)
     }
 
-    pub(super) fn forget(&mut self, prefix: IpNet) {
-        self.next_hops.remove(&prefix);
+    /// Forgets all but these next hops of a prefix.
+    pub(super) fn keep(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+        let Some(behind) = self.next_hops.get_mut(&prefix) else { return };
+        behind.retain(|next_hop| next_hops.contains(next_hop));
+        if behind.is_empty() {
+            self.next_hops.remove(&prefix);
+        }
     }
 
     /// Takes down where the next hops of a prefix are now; returns whether that one of them was lost is otherwise than before.
@@ -48,20 +63,44 @@ impl Behind {
             self.next_hops.entry(prefix).or_default().extend(behind);
         }
         let mut all = self.next_hops.get(&prefix).into_iter().flatten();
-        let is_lost = all.any(|next_hop| (place.node)(*next_hop).is_none());
+        let is_lost = all.any(|next_hop| is_lost(prefix, *next_hop, place));
         if is_lost { self.lost.insert(prefix) } else { self.lost.remove(&prefix) }
     }
 }
 
 impl Routes {
-    /// Updates the wall behind the route to a range.
-    pub fn put_wall(&mut self, range: IpNet, is_wanted: bool, changed: &mut RouteTableChanges) {
-        let route = is_wanted.then(|| self.refusing(PROTOCOL));
-        self.put_route(wall(range), route, changed);
+    /// Updates the walls behind the route to a range: prefixes that are the range, or parts of it; none without a wall. Ranges that overlap may
+    /// have one in common.
+    pub fn put_walls(&mut self, range: IpNet, walls: BTreeSet<IpNet>, changed: &mut RouteTableChanges) {
+        let before = match walls.is_empty() {
+            true => self.walls.of.remove(&range),
+            false => self.walls.of.insert(range, walls.clone()),
+        };
+        for part in &before.unwrap_or_default() | &walls {
+            self.walls.walls.put(&part, &range, walls.contains(&part).then_some(()));
+            let route = self.walls.walls.contains(&part).then(|| self.refusing(PROTOCOL));
+            self.put_route(wall(part), route, changed);
+        }
+    }
+
+    /// Returns the ranges that have walls.
+    pub fn walled(&self) -> impl Iterator<Item = IpNet> {
+        self.walls.of.keys().copied()
+    }
+
+    /// Returns whether a destination is a range with walls, or lies behind one of them.
+    pub fn is_walled(&self, destination: IpNet) -> bool {
+        let mut around = std::iter::successors(Some(destination), IpNet::supernet);
+        self.walls.of.contains_key(&destination) || around.any(|prefix| self.walls.walls.contains(&prefix))
     }
 
     /// Updates the route of pods to an address of a node itself through the device of `wireguard`, and the wall behind it.
-    pub fn put_encrypted_node(&mut self, address: IpAddr, is_wanted: bool, changed: &mut RouteTableChanges) {
+    pub fn put_encrypted_node(
+        &mut self,
+        address: IpAddr,
+        (is_wanted, is_walled): (bool, bool),
+        changed: &mut RouteTableChanges,
+    ) {
         let through = || Route {
             kind: RouteKind::Unicast,
             protocol: TUNNEL_PROTOCOL,
@@ -70,11 +109,11 @@ impl Routes {
         };
         let route = is_wanted.then(|| self.lists.routes.intern_owned(Arc::new(through())));
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(address)), route, changed);
-        let refusing = is_wanted.then(|| self.refusing(TUNNEL_PROTOCOL));
+        let refusing = is_walled.then(|| self.refusing(TUNNEL_PROTOCOL));
         self.put_route(wall_before_node(address), refusing, changed);
     }
 
-    /// Returns whether a next hop of a prefix that was behind an encrypted tunnel is no node any more.
+    /// Returns whether a next hop of a prefix that was behind an encrypted tunnel is no node any more, or several Nodes claim it.
     pub fn has_lost(&self, prefix: IpNet) -> bool {
         self.behind.lost.contains(&prefix)
     }

@@ -29,7 +29,8 @@ pub enum NoWay {
     RouterElsewhere,
     /// A tunnel leads to it, and this node has no address of its family to begin at.
     NoOwnAddress,
-    /// Packets between nodes are encrypted, and no Node with this address has the pods that the route is about, or nobody may have them.
+    /// Packets between nodes are encrypted, and no Node with this address has the pods that the route is about, or nobody may have them, or
+    /// several Nodes that are not one machine have the address.
     NotItsNode,
     /// Packets to these pods have to be encrypted, and it is on a link.
     Unencrypted,
@@ -109,6 +110,11 @@ pub(super) fn encrypted(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> bo
     place.encrypts() && matches!(way(prefix, next_hop, place), Ok(Way::Tunnel(_)))
 }
 
+/// Returns whether what was sent to a next hop through a tunnel can be sent to nobody: it is no node any more, or it is not known which one.
+pub(super) fn is_lost(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> bool {
+    (place.node)(next_hop).is_none() || matches!((place.protection)(prefix, next_hop), Protection::Contested)
+}
+
 pub(super) fn way_now(
     prefix: IpNet,
     next_hop: IpAddr,
@@ -126,6 +132,7 @@ fn way(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> Result<Way, NoWay> 
     let protection = (place.protection)(prefix, next_hop);
     let node = match protection {
         Protection::Pods { node, .. } => Some(node.ok_or(NoWay::NotItsNode)?),
+        Protection::Contested => return Err(NoWay::NotItsNode),
         Protection::None | Protection::Around => (place.node)(next_hop),
     };
     let way = way_to(Family::from(prefix), next_hop, node, place)?;

@@ -1,0 +1,154 @@
+//! What a Node says of itself takes nothing of what is another one's, and cuts nobody off.
+
+use std::time::Instant;
+
+use super::*;
+use crate::router::plan::Circumstances;
+
+const NETWORKS: [(&str, &str); 2] = [("198.51.100.0/24", "192.0.2.2"), ("2001:db8:f::/64", "2001:db8::2")];
+
+fn has_wall(plan: &Plan, range: &str) -> bool {
+    walls(plan).contains(&format!("{range} Unreachable"))
+}
+
+#[test]
+fn what_is_learned_by_an_address_that_several_nodes_claim_leads_to_none_of_them() {
+    for ((network, hop), name) in NETWORKS.into_iter().flat_map(|one| [(one, "node-0"), (one, "node-9")]) {
+        let other = || (name, with_key(9, &format!("192.0.2.9 2001:db8::9 {hop}"), "10.244.9.0/24"));
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second(), other()]);
+        learn(&mut plan, network, &[hop]);
+        assert_eq!(main_route(&plan, network), None, "{name}");
+        assert!(!peers(&plan).concat().contains(network), "{name}: {:?}", peers(&plan));
+        // And what was learned before.
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
+        learn(&mut plan, network, &[hop]);
+        assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (through_tunnel(), false));
+        plan.update(&with(&[own(), second(), other()]));
+        assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (None, true), "{name}");
+        assert!(!peers(&plan).concat().contains(network), "{name}: {:?}", peers(&plan));
+        plan.update(&with(&[own(), second()]));
+        assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (through_tunnel(), false));
+        assert!(peers(&plan)[0].contains(network));
+    }
+}
+
+#[test]
+fn what_is_learned_again_of_a_node_that_is_gone_stays_refused_until_it_was_withdrawn() {
+    for (network, hop) in NETWORKS {
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
+        learn(&mut plan, network, &[hop]);
+        plan.update(&with(&[own()]));
+        for _ in 0..2 {
+            // The speaker has not heard of it yet.
+            learn(&mut plan, network, &[hop]);
+            assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (None, true));
+        }
+        learn(&mut plan, network, &[]);
+        learn(&mut plan, network, &[hop]);
+        assert_eq!(main_route(&plan, network), Some(vec![format!("eth0 via {hop}")]));
+        assert!(!has_wall(&plan, network));
+    }
+}
+
+#[test]
+fn without_an_address_of_our_own_the_same_is_refused_as_with_one() {
+    // A mistake: an address of this host is in it.
+    let six = || ("node-6", with_key(6, "192.0.2.6", "192.0.2.0/30"));
+    let nameless = ("node-1", with_key(1, "", ""));
+    for own in [None, Some(nameless)] {
+        let nodes: Vec<(&str, Node)> = own.into_iter().chain([second(), third(), six()]).collect();
+        let plan = plan_of(&ENCRYPTED, &nodes);
+        assert_eq!(
+            walls(&plan),
+            ["10.244.2.0/24", "10.244.3.0/24", "fd00:10:244:2::/64"].map(|one| format!("{one} Unreachable"))
+        );
+        let refused = ["10.0.0.3/32", "192.0.2.2/32", "192.0.2.6/32", "2001:db8::2/128"];
+        assert_eq!(of_pods(&plan), refused.map(|one| format!("{one} refused")), "there is no device");
+        let plan = plan_of(&[ENCRYPTED[0], ENCRYPTED[2]], &nodes);
+        assert_eq!(
+            (walls(&plan), of_pods(&plan)),
+            (vec!["10.244.3.0/24 Unreachable".to_owned()], vec!["10.0.0.3/32 refused".to_owned()])
+        );
+    }
+}
+
+#[test]
+fn a_machine_with_two_nodes_has_the_pods_of_both() {
+    let renamed = |ranges| ("node-7", with_key(2, "192.0.2.2 2001:db8::2", ranges));
+    let mut plan = plan_of(&ENCRYPTED, &[own(), second(), renamed("10.244.7.0/24 fd00:10:244:7::/64")]);
+    let both = "2 192.0.2.2:51820 10.244.2.0/24 10.244.7.0/24 192.0.2.2/32 2001:db8::2/128 fd00:10:244:2::/64 fd00:10:244:7::/64";
+    assert_eq!(peers(&plan), [both]);
+    for range in ["10.244.2.0/24", "10.244.7.0/24", "fd00:10:244:7::/64"] {
+        assert_eq!(main_route(&plan, range), through_tunnel(), "{range}");
+    }
+    let now = Instant::now();
+    let unreached = plan.unreached(Circumstances { now, since: now, nodes_are_read: true }, |_, _| true);
+    assert_eq!(unreached.count, 0, "{unreached:?}");
+    let changed = plan.update(&with(&[own(), second(), renamed("10.244.7.0/24")]));
+    assert_eq!(changed.wireguard_peers.len(), 1);
+    assert_eq!(peers(&plan), [both.replace(" fd00:10:244:7::/64", "")]);
+    plan.update(&with(&[own(), renamed("10.244.7.0/24")]));
+    assert_eq!(peers(&plan), ["2 192.0.2.2:51820 10.244.7.0/24 192.0.2.2/32 2001:db8::2/128"]);
+}
+
+#[test]
+fn no_wall_covers_an_address_of_another_node_whoever_claims_what_is_around_it() {
+    for (victim, claimed, inside) in [
+        ("10.0.0.3", "10.0.0.3/32", None),
+        ("10.0.0.3", "10.0.0.0/24", Some("10.0.0.77")),
+        ("2001:db8:3::3", "2001:db8:3::3/128", None),
+        ("2001:db8:3::3", "2001:db8:3::/64", Some("2001:db8:3::77")),
+    ] {
+        for source in ["--node-routes=api", "--node-routes=bgp"] {
+            let words = [ENCRYPTED[0], ENCRYPTED[1], source];
+            let third = ("node-3", with_key(3, victim, "10.244.3.0/24"));
+            let claiming = ("node-6", with_key(6, "192.0.2.6", claimed));
+            let mut plan = plan_of(&words, &[own(), third.clone(), claiming.clone()]);
+            assert!(!is_walled(&plan, victim), "{claimed}: {:?}", walls(&plan));
+            assert!(inside.is_none_or(|inside| is_walled(&plan, inside)), "{claimed}: {:?}", walls(&plan));
+            // Whoever was there first.
+            plan.update(&with(&[own(), claiming.clone()]));
+            assert!(has_wall(&plan, claimed), "{:?}", walls(&plan));
+            plan.update(&with(&[own(), third, claiming]));
+            assert!(!is_walled(&plan, victim), "{claimed}: {:?}", walls(&plan));
+        }
+    }
+}
+
+#[test]
+fn nodes_that_list_addresses_in_pods_of_another_one_take_neither_its_wall_nor_its_packets() {
+    for (range, one, other, host, inside) in [
+        ("10.244.2.0/24", "10.244.2.8", "10.244.2.9", "/32", "10.244.2.77"),
+        ("fd00:10:244:2::/64", "fd00:10:244:2::8", "fd00:10:244:2::9", "/128", "fd00:10:244:2::77"),
+    ] {
+        // The second of them claims the address as its pods as well.
+        for claimed in [String::new(), format!("{other}{host}")] {
+            let six = ("node-6", with_key(6, &format!("192.0.2.6 {one}"), ""));
+            let seven = ("node-7", with_key(7, &format!("192.0.2.7 {other}"), &claimed));
+            let plan = plan_of(&ENCRYPTED, &[own(), second(), six, seven]);
+            assert!(is_walled(&plan, inside), "{range}: {:?}", walls(&plan));
+            assert_eq!(main_route(&plan, range), None, "{range}");
+            let all = peers(&plan).concat();
+            assert!(!all.contains(one) && !all.contains(other), "{:?}", peers(&plan));
+        }
+    }
+}
+
+#[test]
+fn on_a_link_who_copies_the_key_and_the_range_of_a_node_gets_no_packets_of_its_pods() {
+    for (range, right, wrong) in
+        [("10.244.2.0/24", "192.0.2.2", "192.0.2.6"), ("fd00:10:244:2::/64", "2001:db8::2", "2001:db8::6")]
+    {
+        let copy = |name, addresses| (name, with_key(2, addresses, "10.244.2.0/24 fd00:10:244:2::/64"));
+        for name in ["node-0", "node-6"] {
+            let mut plan = plan_of(&ENCRYPTED[..1], &[own(), second(), copy(name, "192.0.2.6 2001:db8::6")]);
+            for hops in [&[wrong][..], &[wrong, right]] {
+                learn(&mut plan, range, hops);
+                assert_eq!(main_route(&plan, range), None, "{name} {hops:?}");
+            }
+            // One machine under two names has the same addresses.
+            plan.update(&with(&[own(), second(), copy(name, "192.0.2.2 2001:db8::2")]));
+            assert_eq!(main_route(&plan, range), Some(vec![format!("eth0 via {right}")]), "{name}");
+        }
+    }
+}
