@@ -1,8 +1,8 @@
 //! Other nodes on our device of `wireguard` (`--overlay-encap=wireguard`), and the walls where there is no tunnel.
 //!
-//! Of each public key in Node objects there is one peer, at the first of the Nodes with it: a machine that was renamed has two Nodes for a while. Packets between nodes carry as source or destination a pod, or the node
-//! itself (who asks a pod of another node from a node's own network). So a peer may use,
-//! of each of its Nodes:
+//! Of each public key in Node objects there is one peer, at the first of the Nodes with it: a machine that was renamed has two Nodes for a while.
+//! Packets between nodes carry as source or destination a pod, or the node itself (who asks a pod of another node from a node's own network). So a
+//! peer may use, of each of its Nodes:
 //!
 //! - the pod CIDRs of the Node for which routes are accepted ([`Refusal`](super::Refusal)), which no node with another key has, in part or whole;
 //! - the addresses of the Node, those in pods of others aside;
