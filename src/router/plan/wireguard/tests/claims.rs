@@ -1,4 +1,4 @@
-//! What a Node says of itself takes nothing of what is another one's, and cuts nobody off.
+//! Claims of Nodes to what is another one's: they take nothing away, and cut nobody off.
 
 use std::time::Instant;
 
