@@ -173,10 +173,8 @@ impl Neighbour {
         let (ours, theirs) = (before.settings.local.asn, before.settings.asn);
         let is_same_peer = (wanted.settings.local.asn, wanted.settings.asn) == (ours, theirs);
         let notification = Notification::new(Reason::CONFIGURATION_CHANGE);
-        let anew = (plain != self.wanted).then(|| match is_same_peer {
-            true => Event::Renew(notification),
-            false => Event::Restart(notification),
-        });
+        let begin = if is_same_peer { Event::Renew } else { Event::Restart };
+        let anew = (plain != self.wanted).then_some(begin(notification));
         // What is known of one session of BFD says nothing about another one.
         let watched = |wanted: &WantedNeighbour| Some((wanted.liveness?.path, wanted.transport.local));
         if wanted.liveness.is_none() || watched(&wanted) != watched(&self.wanted) {
