@@ -26,6 +26,13 @@ struct TestNeighbour {
     deaf: bool,
 }
 
+/// What is agreed with a neighbour that has no extensions but four-octet AS numbers, in both families.
+fn usual(kind: Kind) -> Dialect {
+    let families = PerFamily { v4: true, v6: true };
+    let internal = kind != Kind::External;
+    Dialect { internal, four_octets: true, families, extended_next_hop: false, extended_message: false }
+}
+
 struct Bench {
     rib: Rib,
     told: BTreeMap<PeerId, TestNeighbour>,
@@ -80,20 +87,12 @@ impl Bench {
     }
 
     fn join(&mut self, number: u8, kind: Kind) -> PeerId {
-        let families = PerFamily { v4: true, v6: true };
-        let internal = kind != Kind::External;
-        let dialect =
-            Dialect { internal, four_octets: true, families, extended_next_hop: false, extended_message: false };
-        self.join_speaking(number, kind, dialect)
+        self.join_speaking(number, kind, usual(kind))
     }
 
     /// Adds a neighbour without long-lived graceful restart.
     fn join_plain(&mut self, number: u8, kind: Kind) -> PeerId {
-        let families = PerFamily { v4: true, v6: true };
-        let internal = kind != Kind::External;
-        let dialect =
-            Dialect { internal, four_octets: true, families, extended_next_hop: false, extended_message: false };
-        self.join_with(number, kind, dialect, false)
+        self.join_with(number, kind, usual(kind), false)
     }
 
     fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {

@@ -231,14 +231,34 @@ fn come_back_with(bench: &mut Bench, link: LinkId, long_lived: Option<LongLivedR
     effects
 }
 
+/// Settings by which we keep routes for so many seconds at most.
+fn keeping(long_lived: u32) -> Settings {
+    let mut settings = settings();
+    settings.restart = settings.restart.map(|ours| Restart { long_lived, ..ours });
+    settings
+}
+
 /// A session where we keep routes for an hour at most.
 fn with_long(long_lived: Option<LongLivedRestart>) -> Bench {
-    let mut settings = settings();
-    settings.restart = settings.restart.map(|ours| Restart { long_lived: 3600, ..ours });
-    let mut bench = Bench::new(settings);
+    let mut bench = Bench::new(keeping(3600));
     bench.step(Event::Start);
     bench.step(Event::Dialled(OURS));
     come_back_with(&mut bench, OURS, long_lived);
+    bench
+}
+
+/// Such a session that ended so many seconds ago, and that kept routes of both families for 1000 s as the last resort.
+fn gone(seconds: f32) -> Bench {
+    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
+    bench.step(Event::Closed(OURS));
+    bench.pass(seconds);
+    bench
+}
+
+/// The same, and the neighbour dials again.
+fn dialling(seconds: f32) -> Bench {
+    let mut bench = gone(seconds);
+    bench.step(Event::Accepted(THEIRS));
     bench
 }
 
@@ -281,13 +301,7 @@ fn only_what_both_sides_have_switched_on_is_long_lived() {
 
 #[test]
 fn who_comes_back_keeps_its_last_resort_only_where_it_still_forwards_and_until_it_has_said_all() {
-    let gone = || {
-        let mut bench = with_long(long_lived(Some(1000), Some(1000)));
-        bench.step(Event::Closed(OURS));
-        bench.pass(200.0);
-        bench.step(Event::Accepted(THEIRS));
-        bench
-    };
+    let gone = || dialling(200.0);
     assert_eq!(dropped(&come_back_with(&mut gone(), THEIRS, None)), ALL);
     let v6 = PerFamily { v4: false, v6: true };
     assert_eq!(dropped(&come_back_with(&mut gone(), THEIRS, long_lived(Some(5), None))), v6);
@@ -302,10 +316,7 @@ fn who_comes_back_keeps_its_last_resort_only_where_it_still_forwards_and_until_i
 
 #[test]
 fn who_is_not_done_when_the_last_resort_ends_is_not_kept_once_more() {
-    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
-    bench.step(Event::Closed(OURS));
-    bench.pass(1100.0);
-    bench.step(Event::Accepted(THEIRS));
+    let mut bench = dialling(1100.0);
     assert_eq!(dropped(&come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)))), NONE);
     bench.receive(THEIRS, &message::end_of_rib(Family::V6));
     assert_eq!(dropped(&bench.pass(21.0)), PerFamily { v4: true, v6: false });
@@ -314,33 +325,23 @@ fn who_is_not_done_when_the_last_resort_ends_is_not_kept_once_more() {
 
 #[test]
 fn changed_settings_keep_the_last_resort_as_far_as_they_have_one() {
-    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
-    bench.step(Event::Closed(OURS));
-    bench.pass(200.0);
-    let changed = |bench: &mut Bench, change: fn(&mut Settings)| {
-        let mut settings = settings();
-        settings.restart = settings.restart.map(|ours| Restart { long_lived: 3600, ..ours });
-        change(&mut settings);
+    let mut bench = gone(200.0);
+    let changed = |bench: &mut Bench, settings: Settings| {
         bench.peer.change(settings);
         dropped(&bench.step(Event::Renew(Notification::new(Reason::CONFIGURATION_CHANGE))))
     };
-    assert_eq!(changed(&mut bench, |settings| settings.hold_time = 30), NONE);
+    assert_eq!(changed(&mut bench, Settings { hold_time: 30, ..keeping(3600) }), NONE);
     assert_eq!(bench.peer.long_lived(), ALL);
     let v6 = PerFamily { v4: false, v6: true };
-    assert_eq!(changed(&mut bench, |settings| settings.families.v6 = false), v6);
-    let off =
-        |settings: &mut Settings| settings.restart = settings.restart.map(|ours| Restart { long_lived: 0, ..ours });
-    assert_eq!(changed(&mut bench, off), PerFamily { v4: true, v6: false });
+    assert_eq!(changed(&mut bench, Settings { families: PerFamily { v4: true, v6: false }, ..keeping(3600) }), v6);
+    assert_eq!(changed(&mut bench, keeping(0)), PerFamily { v4: true, v6: false });
     let mut up = with_long(long_lived(Some(1000), Some(1000)));
     assert_eq!(kept(&up.step(Event::Renew(Notification::new(Reason::CONFIGURATION_CHANGE)))), NONE);
 }
 
 #[test]
 fn a_session_that_comes_and_goes_without_an_end_gives_the_last_resort_no_more_time() {
-    let mut bench = with_long(long_lived(Some(1000), Some(1000)));
-    bench.step(Event::Closed(OURS));
-    bench.pass(620.0);
-    bench.step(Event::Accepted(THEIRS));
+    let mut bench = dialling(620.0);
     come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)));
     let effects = bench.step(Event::Closed(THEIRS));
     assert_eq!((dropped(&effects), kept(&effects)), (NONE, ALL), "{}", words(&effects));
