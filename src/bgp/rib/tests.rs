@@ -26,7 +26,7 @@ struct TestNeighbour {
     deaf: bool,
 }
 
-/// What is agreed with a neighbour that has no extensions but four-octet AS numbers, in both families.
+/// Dialect with a neighbour that has no extensions but four-octet AS numbers, in both families.
 fn usual(kind: Kind) -> Dialect {
     let families = PerFamily { v4: true, v6: true };
     let internal = kind != Kind::External;
