@@ -72,6 +72,13 @@ class Agent:
             fields = dict(line.split(":", 1) for line in handle)
         return tuple(int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
 
+    def shares(self):
+        """How its resident memory is made up, in words. The program's own file is one of those, wherever it lies."""
+        with open(f"/proc/{self.process.pid}/status") as handle:
+            fields = dict(line.split(":", 1) for line in handle)
+        anonymous, files, shared = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "RssShmem"))
+        return f"{anonymous:.1f} anonymous, {files + shared:.1f} of files"
+
     def processor_seconds(self):
         with open(f"/proc/{self.process.pid}/stat") as handle:
             fields = handle.read().rsplit(")", 1)[1].split()

@@ -57,6 +57,8 @@ def start(plan, source, least):
         first = agent.synced()
         check_kernel(plan)
         after_first = agent.memory()
+        agent.silent(SILENCE)
+        resting, shares = agent.memory(), agent.shares()
     with Agent(plan["binary"], source.flags) as agent:
         again = agent.synced()
         memory = agent.memory()
@@ -65,7 +67,7 @@ def start(plan, source, least):
     say("compute + kernel/floor", f"{both / least['total']:.2f}")
     say("each Service, µs", f"{both / plan['services']:.0f} to compute and in the kernel")
     say("restart, ms", f"{split(again)}; changes in the kernel: {again['steps']}")
-    say("resident memory, MiB", f"{after_first[0]:.1f} (at most {after_first[1]:.1f}) after the start, {memory[0]:.1f} ({memory[1]:.1f}) after the restart")
+    say("resident memory, MiB", f"{after_first[0]:.1f} (at most {after_first[1]:.1f}) after the start, {resting[0]:.1f} at rest ({shares}), {memory[0]:.1f} ({memory[1]:.1f}) after the restart")
     if again["steps"]:
         raise own.LabError(f"the restart made {again['steps']} changes in a kernel that was as wanted")
 

@@ -36,8 +36,8 @@ CLOCK = "clocksource=hpet tsc=unstable"
 COUNTED = "clocksource=tsc tsc=reliable"
 # A processor of the guest that never leaves the kernel would hold up everybody who waits: the guest ends instead and says where it was.
 # So does one whose kernel has failed: the process that met it would be gone with all it holds, and the others would wait for it. The emulator
-# itself makes such failures, seldom: it may go on with a byte of code that another processor has replaced since (a breakpoint, while a kprobe
-# comes or goes), where a processor would not.
+# itself makes such failures where the guest has several processors: one may go on with a byte of code that another has replaced since (a
+# breakpoint, while a kprobe comes or goes), where a processor would not. Then the kernel fails, or a process meets the breakpoint without end.
 STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 oops=panic"
 HERE = os.path.dirname(os.path.realpath(__file__))
 LOST = 125  # exit status of an exec whose guest is gone, as in `env` and `nice`
