@@ -318,6 +318,10 @@ impl<S: Subsystem> Loop<S> {
         if missed {
             self.command_looks.missed();
         }
+        if finished {
+            // It has read as much as an audit.
+            self.leftovers.worked_on_all(at.now);
+        }
         self.command_looks.looked(at.now, Look { took, found_drift: !found.is_empty(), finished });
         self.inputs.account.found(&found);
         if !found.is_empty() {
