@@ -145,8 +145,7 @@ def up(nodes=3, pods=3, subnets=1, routed=False):
         attach("rtr", "far", "far", FAR_ROUTER, (four, six))
     sysctl("rtr", {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
     for i in range(1, nodes + 1):
-        attach(f"n{i}", "far" if plan.far(i) else "near", "eth0", plan.addresses(i), (four, six))
-        sysctl(f"n{i}", NODE_SYSCTLS)
+        attach_node(plan, i)
         keep_namespaces(i)
     routes(plan)
     own.write(f"{RUN}/plan.json", json.dumps(vars(plan)))
@@ -154,6 +153,22 @@ def up(nodes=3, pods=3, subnets=1, routed=False):
         for name in plan.pod_names():
             pod_add(node_of(name), name)
     return plan
+
+
+def attach_node(plan, i):
+    attach(f"n{i}", "far" if plan.far(i) else "near", "eth0", plan.addresses(i), plan.prefixes())
+    sysctl(f"n{i}", NODE_SYSCTLS)
+
+
+def renew_node(i):
+    """A new network namespace in the place of a node's, as after a reboot. What still holds the old one has no way to others any more."""
+    plan = load()
+    ip("fabric", f"link del n{i}-{'far' if plan.far(i) else 'near'}")
+    ip(None, f"netns del n{i}", f"netns add n{i}")
+    sysctl(f"n{i}", EVERY_SYSCTL)
+    ip(f"n{i}", "link set lo up")
+    attach_node(plan, i)
+    ip(f"n{i}", *routes_of(plan, i))
 
 
 def node_of(pod):
@@ -174,25 +189,30 @@ def routes(plan):
     first = plan.addresses(1)
     at_router = [f"route add {r} via {first[f]}" for ranges in (SERVICE_RANGES, EXTERNAL_RANGES) for f, r in enumerate(ranges)]
     for i in range(1, plan.nodes + 1):
-        gateway = FAR_ROUTER if plan.far(i) else ROUTER
-        lines = [f"route add 203.0.113.0/24 via {gateway[0]}", f"route add 2001:db8:113::/64 via {gateway[1]}"]
-        # External addresses that this node does not serve itself lie outside.
-        lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(EXTERNAL_RANGES)]
-        if plan.subnets == 2:
-            other = ("192.0.2.0/25", "2001:db8:2::/64") if plan.far(i) else ("192.0.2.128/25", "2001:db8:2:1::/64")
-            lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(other)]
-            if not plan.routed:
-                at_router += [f"route add {r} via {plan.addresses(i)[f]}" for f, r in enumerate(plan.pod_ranges(i))]
-        for j in range(1, plan.nodes + 1):
-            if i != j and not plan.routed:
-                lines += [f"route add {r} via {plan.next_hop(i, j)[f]}" for f, r in enumerate(plan.pod_ranges(j))]
-        ip(f"n{i}", *lines)
+        if plan.subnets == 2 and not plan.routed:
+            at_router += [f"route add {r} via {plan.addresses(i)[f]}" for f, r in enumerate(plan.pod_ranges(i))]
+        ip(f"n{i}", *routes_of(plan, i))
     assert near, "the first node is always in the near subnet"
     ip("rtr", *at_router)
     beyond = ["192.0.2.0/24", *SERVICE_RANGES, *EXTERNAL_RANGES, "2001:db8:2::/48"]
     ip("ext", *[f"route add {r} via {'2001:db8:113::fe' if ':' in r else '203.0.113.254'}" for r in beyond])
     far = ["192.0.2.128/25", "2001:db8:2:1::/64"] if plan.subnets == 2 else []
     ip("cp", *[f"route add {r} via {ROUTER[':' in r]}" for r in ["203.0.113.0/24", "2001:db8:113::/64", *far]])
+
+
+def routes_of(plan, i):
+    """The static routes of a node."""
+    gateway = FAR_ROUTER if plan.far(i) else ROUTER
+    lines = [f"route add 203.0.113.0/24 via {gateway[0]}", f"route add 2001:db8:113::/64 via {gateway[1]}"]
+    # External addresses that this node does not serve itself lie outside.
+    lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(EXTERNAL_RANGES)]
+    if plan.subnets == 2:
+        other = ("192.0.2.0/25", "2001:db8:2::/64") if plan.far(i) else ("192.0.2.128/25", "2001:db8:2:1::/64")
+        lines += [f"route add {r} via {gateway[f]}" for f, r in enumerate(other)]
+    for j in range(1, plan.nodes + 1):
+        if i != j and not plan.routed:
+            lines += [f"route add {r} via {plan.next_hop(i, j)[f]}" for f, r in enumerate(plan.pod_ranges(j))]
+    return lines
 
 
 def keep_namespaces(i):

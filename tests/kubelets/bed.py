@@ -38,7 +38,7 @@ class Bed:
         facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store"}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
-        self.guest.up(memory=2048 + 1536 * every, shares=shares)
+        self.guest.up(memory=2048 + 1536 * every, shares=shares, processors=1)
         self.inside("up", f"{self.folder}/facts.json", timeout=1200)
         self.has_kube_proxy = False
         return self
@@ -48,6 +48,10 @@ class Bed:
         self.nodes, self.joining = self.nodes + 1, self.joining - 1
         self.inside("join", str(self.nodes), f"{self.folder}/facts.json", timeout=900)
         return self.nodes
+
+    def reboot(self, i):
+        """Ends a node as a loss of power does, and starts its container runtime and its kubelet again."""
+        self.inside("reboot", str(i), f"{self.folder}/facts.json", timeout=900)
 
     def kube_proxy(self, wanted):
         """Starts kube-proxy on every node, or ends it and takes away what it has made."""

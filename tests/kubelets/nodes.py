@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off | join I FACTS.
+proxy I FACTS on|off | join I FACTS | reboot I FACTS.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
 cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later.
@@ -28,15 +28,18 @@ def folder(i):
     return f"{net.RUN}/n{i}"
 
 
+# What every boot makes anew.
+FRESH_RUN = ["mount -t tmpfs tmpfs /run", f"mkdir -p /run/lock /run/netns /run/containerd {net.RUN}", f"mount --bind /mnt/lab {net.RUN}", "umount /mnt/lab"]
+KEEP_LAB = ["mkdir -p /mnt/lab", f"mount --bind {net.RUN} /mnt/lab"]
+
+
 def prepare(i):
     """Folders, /run and cgroups of the node; what mounts there is seen by every program of the node."""
     lines = ["mount --make-rshared /"]
     for path in OWN:  # a file system each: a kubelet asks which one a folder is on
         os.makedirs(path, exist_ok=True)
         lines += [f"mount -t tmpfs tmpfs {path}"]
-    lines += ["mkdir -p /mnt/lab", f"mount --bind {net.RUN} /mnt/lab", "mount -t tmpfs tmpfs /run", f"mkdir -p /run/lock /run/netns /run/containerd {net.RUN}",
-              f"mount --bind /mnt/lab {net.RUN}", "umount /mnt/lab"]
-    net.node(i, "sh", "-ec", "\n".join(lines))
+    net.node(i, "sh", "-ec", "\n".join(lines + KEEP_LAB + FRESH_RUN))
     group = f"/sys/fs/cgroup/node{i}"
     os.makedirs(group, exist_ok=True)
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as handle:
@@ -145,13 +148,47 @@ def join(i, facts):
     kubelet(i, facts)
 
 
+# What an agent, pods and their runtime leave in a kernel; a node that has just booted has nothing of it.
+TRACES = "; ".join([
+    "nft list tables", "iptables-legacy-save 2>/dev/null | grep '^-A'", "ipset list -n", "ipvsadm -Ln | grep -E '^(TCP|UDP|SCTP|FWM)'", "ip -br link | grep -E '^(kube|veth|tun-|sluice)'",
+    "for f in 4 6; do ip -$f rule | grep -vE 'lookup (local|main|default)'; done", *[f"ip route show root {one}" for one in net.POD_RANGES], "ls -A /run/netns", "true"])
+# Of mounts that a kubelet and a container runtime have made; those of the folders themselves stay, like disks.
+MOUNTED = "awk '{print $2}' /proc/self/mounts | grep -E '^/var/lib/(kubelet|containerd)/.' | sort -r"
+
+
+def reboot(i, facts):
+    """As after a loss of power: all processes end at once, and what the kernel, /run and mounts held is gone. What is on disks stays, and so do loaded modules, which all nodes share."""
+    group = f"/sys/fs/cgroup/node{i}"
+    with open(f"{group}/cgroup.kill", "w") as handle:
+        handle.write("1")
+
+    def is_empty():
+        with open(f"{group}/cgroup.events") as handle:
+            return "populated 0" in handle.read()
+    if not own.wait(is_empty, 120, 0.2):
+        raise own.LabError(f"processes of node {i} do not end")
+    for path, _, _ in os.walk(group, topdown=False):
+        if path not in (group, f"{group}/init"):
+            os.rmdir(path)
+    net.renew_node(i)
+    # One that is taken away may take others with it, so not every one is there any more; /run and /sys take all below them.
+    own.run(*command(i, "sh", "-ec", "\n".join([
+        f"for path in $({MOUNTED}); do umount -l \"$path\" || true; done", *KEEP_LAB, "umount -l /run", *FRESH_RUN,
+        "umount -l /sys", "mount -t sysfs sysfs /sys", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"])))
+    left = own.run(*command(i, "sh", "-c", f"{MOUNTED}; {TRACES}"))
+    if left.strip():
+        raise own.LabError(f"node {i} has booted, and still has:\n{left}")
+    containerd(i, facts)
+    kubelet(i, facts)
+
+
 def main(verb, *words):
     if verb == "up":
         return up(*words)
     if verb == "log":
         return print(tail(int(words[0]), words[1], int(words[2])))
-    if verb == "join":
-        return join(int(words[0]), own.read_json(words[1]))
+    if verb in ("join", "reboot"):
+        return {"join": join, "reboot": reboot}[verb](int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
         return kube_proxy(int(words[0]), own.read_json(words[1]), words[2] == "on")
     if verb == "run":

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
+"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
 one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they.
@@ -20,13 +20,14 @@ import dns  # noqa: E402
 import integrators  # noqa: E402
 import joining  # noqa: E402
 import newcomer  # noqa: E402
+import reboots  # noqa: E402
 import theirs  # noqa: E402
 
 NEWCOMER = [
     newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_pod_answers_on_a_port_of_its_node,
     dns.names_of_services_are_found, newcomer.a_policy_closes_the_pods, newcomer.an_update_of_the_agents_fails_no_request,
-    newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, joining.a_node_joins,
+    newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, joining.a_node_joins, reboots.a_node_comes_back_from_a_reboot,
     newcomer.the_removal_leaves_nothing]
 
 GROUPS = {"integrators": [name for name in integrators.RENDERINGS if not name.startswith("upstream-")], "upstream": list(integrators.RENDERINGS)}
@@ -39,6 +40,7 @@ def main():
     parser.add_argument("--joining", type=int, default=0, help="how many nodes more join later")
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
     parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
+    parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
     parser.add_argument("--keep", action="store_true", help="leave cluster and guest up after a failure, until a key is pressed")
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
@@ -50,6 +52,7 @@ def main():
         bed, tests = Bed(known.binary, known.nodes, names[0], known.values, known.joining), [(test.__name__, test) for test in NEWCOMER]
     else:
         raise own.LabError("one file of daemonset/ at a time")
+    tests = [(name, test) for name, test in tests if not any(part in name for part in known.without)]
     passed, failed = 0, 0
     try:
         began = time.monotonic()
