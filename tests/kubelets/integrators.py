@@ -31,6 +31,8 @@ class Rendering:
     network_of_others: bool = False
     # The CNI file, where there is no such network.
     conf: str = CONFLIST
+    # A CNI file that makes the node Ready at first, and that the integrator deletes when the DaemonSet has its pods.
+    first_conf: str = ""
 
     def daemonset(self):
         return next(item for item in self.objects if item["kind"] == "DaemonSet")
@@ -245,14 +247,18 @@ fi;
 
 
 def kubeasz(image):
-    """An old file: neither the lock of iptables nor a name of the CNI file is told to the agent, which takes kube-router's usual one."""
+    """An old file: neither the lock of iptables nor a name of the CNI file is told to the agent, which takes kube-router's usual one. Its pods do not tolerate a node
+    that is not ready, and need not: nodes come with a network of their own, which goes when kube-router's pods are there."""
     mounts = Mounts()
     seen = [mounts.host("lib-modules", "/lib/modules", read_only=True), mounts.host("cni-conf-dir", "/etc/cni/net.d")]
     plugin = json.dumps({"name": "kubernetes", "type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": True, "ipam": {"type": "host-local"}})
     agent = daemonset(image, subsystems(T, T, F), mounts, seen, init=[list_step(image, mounts, COPY_PLUGIN)], variables=env()[:1],
                       tolerations=[{"key": "CriticalAddonsOnly", "operator": "Exists"},
                                    {"effect": "NoSchedule", "key": "node-role.kubernetes.io/master", "operator": "Exists"}])
-    return Rendering([*rights([CORE, *POLICIES]), config_map(plugin), agent], has_plugins=True, conf=CONF)
+    default = {"cniVersion": "0.3.1", "name": "mynet", "type": "bridge", "bridge": "mynet0", "isDefaultGateway": True, "ipMasq": True, "hairpinMode": True,
+               "ipam": {"type": "host-local", "subnet": PODS}}
+    return Rendering([*rights([CORE, *POLICIES]), config_map(plugin), agent], {"/etc/cni/net.d/10-default.conf": json.dumps(default)}, has_plugins=True, conf=CONF,
+                     first_conf="/etc/cni/net.d/10-default.conf")
 
 
 def k3s(image):

@@ -79,7 +79,13 @@ class Theirs:
 
     def its_agents_become_ready(self, bed):
         self.before = len(bed.refused())
+        if self.made.first_conf:
+            bed.wait("nodes are ready at first", lambda: len(ready_nodes(bed)) == bed.nodes)
         bed.apply(*self.made.objects)
+        if self.made.first_conf:
+            bed.wait("agents have nodes", lambda: len([pod for pod in self.agents(bed) if pod["spec"].get("nodeName")]) == bed.nodes)
+            for i in range(1, bed.nodes + 1):
+                bed.on(i, f"rm {self.made.first_conf}")
 
         def all_are():
             found = [pod for pod in self.agents(bed) if condition(pod, "Ready")]
@@ -135,7 +141,8 @@ class Theirs:
             options += " --mount type=bind,src=/run/xtables.lock,dst=/run/xtables.lock,options=rbind:rw"
             options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw"
             options += f" --env KUBE_ROUTER_CNI_CONF_FILE={self.made.conf}"
-            bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+            # Where no manifest mounts the lock, nobody has made it; a host whose own iptables has run has one.
+            bed.on(i, f"touch /run/xtables.lock; {ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"
