@@ -36,15 +36,15 @@ def go():
     toolchain("go", GO, f"install Go {GO[0]}.{GO[1]} or newer (go.dev/dl)")
 
 
-def release():
-    """Builds the release binary and returns its path."""
+def release(profile="release"):
+    """Builds the binary by this profile of Cargo.toml and returns its path."""
     began = time.monotonic()
-    own.say("building the release binary (cargo build --release)")
-    done = subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "sluice"], cwd=own.TREE, stdin=subprocess.DEVNULL)
+    own.say(f"building the binary (cargo build --profile {profile})")
+    done = subprocess.run(["cargo", "build", "--profile", profile, "--locked", "--bin", "sluice"], cwd=own.TREE, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise own.LabError("the release build failed; cargo says why above")
-    path = os.path.join(target(), "release", "sluice")
-    own.say(f"release binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
+        raise own.LabError(f"the build by the profile '{profile}' failed; cargo says why above")
+    path = os.path.join(target(), profile, "sluice")
+    own.say(f"binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
     return path
 
 
