@@ -86,6 +86,13 @@ fn walks_that_failed_once_do_so_no_more() {
     }
 }
 
+/// Its last endpoint left in the World that brought another one: nobody takes connections until the firewall has judged that.
+#[test]
+fn a_walk_with_a_late_firewall_that_failed_once_does_so_no_more() {
+    let seed = 1_795_556_462_757_294_235;
+    Walk::new(seed).with_a_late_firewall(seed).run(100);
+}
+
 #[test]
 fn what_kube_router_left_is_taken_over_and_no_connection_ends() {
     for seed in 0..20 {

@@ -135,6 +135,11 @@ impl Watch {
     pub fn hold_back(&self, held_back: Waiting, marked: &BTreeMap<ServiceKey, ServiceKey>) {
         let mut round = self.0.borrow_mut();
         (round.held_back, round.marked) = (held_back, marked.clone());
+        // Endpoints that left are judged by no firewall, so nobody takes connections where all that come in their place have to wait.
+        let refuse: BTreeSet<ServiceKey> =
+            round.held_back.keys().filter(|port| round.is_refused_for_now(port)).copied().collect();
+        round.stable.retain(|port| !refuse.contains(port));
+        round.stable_for_pods.retain(|port| !refuse.contains(port));
     }
 
     /// Something of ours was damaged by others.
@@ -456,6 +461,18 @@ impl Round {
             }
         }
         seen
+    }
+
+    /// Whether a port in tunnel mode, that was served so before, has lost all its endpoints and gets others, none of which was judged.
+    fn is_refused_for_now(&self, port: &ServiceKey) -> bool {
+        let (Some(held), Some(before), Some(after)) =
+            (self.held_back.get(port), self.ends_before.get(port), self.ends_after.get(port))
+        else {
+            return false;
+        };
+        let was_tunnel = packet::mark(&self.before, *port).is_some_and(|mark| self.before.virtuals.contains_key(&mark));
+        let have_left = before.iter().all(|end| !after.contains(end) && !held.judged.contains(end));
+        was_tunnel && have_left && after.iter().all(|end| held.waiting.contains(end))
     }
 
     /// An endpoint begins to get connections through a tunnel and has to wait.

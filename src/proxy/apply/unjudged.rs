@@ -26,7 +26,7 @@ impl<K: Kernel> Mirrors<K> {
             let Some(wanted) = desired.virtuals.get(&key) else { continue };
             let seen = self.virtuals.seen().and_then(|seen| seen.get(&key));
             let for_now = held_to(wanted, seen, held);
-            match seen.is_none() && for_now.destinations.is_empty() && !wanted.destinations.is_empty() {
+            match seen.is_none() && waits(wanted, &for_now) {
                 // What served the port before goes on with that.
                 true => drop(virtuals.to_mut().remove(&key)),
                 false => drop(virtuals.to_mut().insert(key, for_now)),
@@ -86,6 +86,13 @@ pub(super) fn held_to(wanted: &Virtual, seen: Option<&Virtual>, held: &HeldDesti
     Virtual { service, destinations: destinations.into() }
 }
 
+/// Returns whether a virtual service that the kernel does not have would refuse all new connections, as long as some destinations wait: one that has nothing but what drains does, as an empty
+/// one does.
+fn waits(wanted: &Virtual, for_now: &Virtual) -> bool {
+    let takes_any = |its: &Virtual| its.destinations.iter().any(|it| it.weight != DRAINING);
+    takes_any(wanted) && !takes_any(for_now)
+}
+
 fn weight_of_held(now: u32, wanted: u32) -> u32 {
     if now == DRAINING { DRAINING } else { wanted }
 }
@@ -141,6 +148,19 @@ mod tests {
         // Nobody served before either, or whoever did has left.
         is_for_now("rr", ["5=0", "5=0 6", "6 | 5", "5=0"]);
         is_for_now("rr", ["5", "6", "6", ""]);
+    }
+
+    #[test]
+    fn a_virtual_service_of_which_nothing_takes_connections_yet_does_not_take_the_place_of_what_serves() {
+        let is_made = |wanted: &str, waiting: &str| {
+            let wanted = tunnels("rr", wanted);
+            !waits(&wanted, &held_to(&wanted, None, &held(waiting)))
+        };
+        assert!(!is_made("6", "6"));
+        assert!(!is_made("5=0 6", "6 | 5"), "what drains takes no new connections");
+        assert!(!is_made("5=0 6 7", "6 7"));
+        assert!(is_made("5=0 6 7", "6 | 5 7"), "one that was judged takes them");
+        assert!(is_made("5=0", "5") && is_made("", ""), "nobody shall take any");
     }
 
     #[test]
