@@ -235,7 +235,7 @@ impl Peer {
                     let is_up = matches!(self.phase, Phase::Established { .. });
                     self.close_all(&notification, None);
                     let families = if is_up { PerFamily::default() } else { self.settings.families };
-                    let dropped = self.retention.bound(families, self.settings.restart.as_ref());
+                    let dropped = self.retention.bound(at.now, families, self.settings.restart.as_ref());
                     self.push_families(Effect::DropStale, dropped);
                     self.start(at);
                 }

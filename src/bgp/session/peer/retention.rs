@@ -61,14 +61,24 @@ impl Retention {
         dropped
     }
 
-    /// Ends what changed settings do not retain any more; returns the families.
-    pub fn bound(&mut self, families: PerFamily<bool>, restart: Option<&Restart>) -> PerFamily<bool> {
+    /// Ends what changed settings do not retain any more, and shortens what they retain for less time; returns the families where it has ended.
+    pub fn bound(&mut self, now: Instant, families: PerFamily<bool>, restart: Option<&Restart>) -> PerFamily<bool> {
         let is_lost = |family| match self.0.of(family) {
             _ if !*families.of(family) => true,
             Some(Phase::LongLived { .. }) => restart.is_none_or(|restart| restart.long_lived == 0),
             _ => restart.is_none(),
         };
-        self.end(PerFamily::from_fn(is_lost))
+        let dropped = self.end(PerFamily::from_fn(is_lost));
+        let most = Duration::from_secs(restart.map_or(0, |restart| restart.long_lived).into());
+        let shorter = |phase| match phase {
+            Phase::Graceful { until, then } => {
+                Phase::Graceful { until, then: then.map(|time| time.min(most)).filter(|time| !time.is_zero()) }
+            }
+            Phase::LongLived { until } => Phase::LongLived { until: until.min(now + most) },
+            Phase::Over => Phase::Over,
+        };
+        self.0 = PerFamily::from_fn(|family| self.0.of(family).map(shorter));
+        dropped
     }
 
     /// Begins, or goes on, when a session ends whose routes survive it. Long-lived stale time that is running does not begin again.

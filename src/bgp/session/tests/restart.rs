@@ -340,6 +340,22 @@ fn changed_settings_keep_the_last_resort_as_far_as_they_have_one() {
 }
 
 #[test]
+fn a_shorter_time_for_the_last_resort_counts_for_a_neighbour_that_is_gone_already() {
+    let drops_after = |gone_for, time, seconds: f32| {
+        let mut bench = gone(gone_for);
+        bench.peer.change(keeping(time));
+        let at_once = dropped(&bench.step(Event::Renew(Notification::new(Reason::CONFIGURATION_CHANGE))));
+        assert_eq!((at_once, dropped(&bench.pass(seconds - 2.0))), (NONE, NONE), "{gone_for} {time}");
+        dropped(&bench.pass(4.0))
+    };
+    // Within the restart time of 120 s, and behind it.
+    assert_eq!(drops_after(60.0, 0, 60.0), ALL);
+    assert_eq!(drops_after(60.0, 30, 90.0), ALL);
+    assert_eq!(drops_after(200.0, 30, 30.0), ALL);
+    assert_eq!(drops_after(200.0, 3600, 920.0), ALL, "a longer one gives no more");
+}
+
+#[test]
 fn a_session_that_comes_and_goes_without_an_end_gives_the_last_resort_no_more_time() {
     let mut bench = dialling(620.0);
     come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)));
