@@ -39,7 +39,10 @@ impl Endpoints {
     pub(super) fn counted(&mut self, key: &PeerKey, found: &FoundPeer, now: Duration) -> Option<SocketAddr> {
         let Some(set) = self.0.get_mut(key) else { return found.endpoint };
         let before = set.sent.replace(found.sent);
-        let is_heard = now.saturating_sub(found.last_handshake) < FRESH;
+        // Nothing is sent without one, so only setting it again can mend that.
+        found.endpoint?;
+        // A handshake in the future was before the clock was set back, nobody knows for how long.
+        let is_heard = now.checked_sub(found.last_handshake).is_some_and(|ago| ago < FRESH);
         let is_sending = before.is_some_and(|before| before != found.sent);
         if is_sending && !is_heard { found.endpoint } else { Some(set.endpoint) }
     }
@@ -98,6 +101,23 @@ mod tests {
         assert_eq!(endpoints.counted(&key(), &found(OTHER, 500, 1000), NOW), address(SET), "the first look");
         assert_eq!(endpoints.counted(&key(), &found(OTHER, 800, 1148), NOW), address(OTHER));
         assert_eq!(endpoints.counted(&key(), &found(OTHER, 5, 5000), NOW), address(SET), "it answers");
+    }
+
+    #[test]
+    fn a_peer_without_an_endpoint_counts_as_it_is_although_nothing_is_sent_to_it() {
+        let mut endpoints = Endpoints::default();
+        endpoints.taken(&key(), address(SET));
+        let without = FoundPeer { endpoint: None, ..found(SET, 9999, 0) };
+        assert_eq!([(); 2].map(|()| endpoints.counted(&key(), &without, NOW)), [None; 2]);
+    }
+
+    #[test]
+    fn a_handshake_in_the_future_says_nothing_of_where_a_node_is_now() {
+        let mut endpoints = Endpoints::default();
+        endpoints.taken(&key(), address(SET));
+        let ahead = |sent| FoundPeer { last_handshake: NOW + Duration::from_secs(7200), ..found(OTHER, 0, sent) };
+        assert_eq!(endpoints.counted(&key(), &ahead(1000), NOW), address(SET), "the first look");
+        assert_eq!(endpoints.counted(&key(), &ahead(1148), NOW), address(OTHER));
     }
 
     #[test]

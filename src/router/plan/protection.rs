@@ -82,12 +82,18 @@ impl Plan {
     }
 
     /// Returns the prefixes that together are a range without the addresses of nodes in it: packets to these are no packets to pods, and hosts need
-    /// them to reach each other and the API server, whoever claims the range.
+    /// them to reach each other and the API server, whoever claims the range. An address of a node in its own range, if that is not refused, leads where the
+    /// range does (clouds list that of the bridge), and a hole for it would put the parts around it in front of the range's route.
     pub(super) fn without_nodes(&self, range: IpNet) -> BTreeSet<IpNet> {
         let is_counted = |address: &IpAddr, node: &CompactString| {
             self.nodes.addresses_of(node).iter().take(LEFT_OUT).any(|counted| counted == address)
         };
-        let inside = self.nodes.with_address_in(range).filter(|(address, node)| is_counted(address, node));
+        let is_used = !self.pod_ranges.is_refused(&range);
+        let is_its_own = |node: &CompactString| {
+            is_used && self.nodes.with_range(&range).any(|holder| self.nodes.are_one(holder, node))
+        };
+        let inside = self.nodes.with_address_in(range);
+        let inside = inside.filter(|(address, node)| is_counted(address, node) && !is_its_own(node));
         let holes: BTreeSet<IpAddr> = inside.map(|(address, _)| address).collect();
         let mut parts = BTreeSet::new();
         // Parts of a default route would precede that of this host.

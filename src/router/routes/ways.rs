@@ -110,9 +110,12 @@ pub(super) fn encrypted(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> bo
     place.encrypts() && matches!(way(prefix, next_hop, place), Ok(Way::Tunnel(_)))
 }
 
-/// Returns whether what was sent to a next hop through a tunnel can be sent to nobody: it is no node any more, or it is not known which one.
+/// Returns whether what was sent to a next hop through a tunnel can be sent to nobody: it is no node any more, or it is not known which one, or another
+/// node came to have something inside of it.
 pub(super) fn is_lost(prefix: IpNet, next_hop: IpAddr, place: Place<'_>) -> bool {
-    (place.node)(next_hop).is_none() || matches!((place.protection)(prefix, next_hop), Protection::Contested)
+    (place.node)(next_hop).is_none()
+        || matches!((place.protection)(prefix, next_hop), Protection::Contested)
+        || matches!(way(prefix, next_hop, place), Err(NoWay::AroundOthers))
 }
 
 pub(super) fn way_now(

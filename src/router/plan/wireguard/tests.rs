@@ -172,6 +172,36 @@ fn a_route_around_what_nodes_have_leads_through_no_tunnel_and_to_nobody_by_a_tun
 }
 
 #[test]
+fn what_a_tunnel_led_to_is_refused_and_never_plain_once_another_node_has_something_inside() {
+    for (network, joins, refused) in [
+        ("198.51.100.0/24", with_key(7, "10.9.0.7 198.51.100.7", "10.245.7.0/24"), "198.51.100.128/25"),
+        ("198.51.100.0/24", with_key(7, "10.9.0.7", "198.51.100.0/25"), "198.51.100.0/24"),
+        ("2001:db8:7::/48", with_key(7, "10.9.0.7 2001:db8:7::7", "10.245.7.0/24"), "2001:db8:7:8000::/49"),
+    ] {
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second(), third()]);
+        let next_hop = if network.contains(':') { "2001:db8::2" } else { "192.0.2.2" };
+        learn(&mut plan, network, &[next_hop]);
+        assert_eq!(main_route(&plan, network), through_tunnel());
+        plan.update(&with(&[own(), second(), third(), ("node-7", joins)]));
+        assert_eq!(main_route(&plan, network), None, "{network}");
+        assert!(walls(&plan).contains(&format!("{refused} Unreachable")), "{network}: {:?}", walls(&plan));
+    }
+}
+
+#[test]
+fn an_address_of_a_node_in_its_own_range_makes_no_hole_in_the_wall_behind_the_route() {
+    for (addresses, range, next_hop) in [
+        ("192.0.2.5 10.244.5.1", "10.244.5.0/24", "192.0.2.5"),
+        ("192.0.2.5 2001:db8::5 fd00:10:244:5::1", "fd00:10:244:5::/64", "2001:db8::5"),
+    ] {
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), ("node-5", with_key(5, addresses, range))]);
+        learn(&mut plan, range, &[next_hop]);
+        assert_eq!(main_route(&plan, range), through_tunnel(), "{range}");
+        assert_eq!(walls(&plan), [format!("{range} Unreachable")]);
+    }
+}
+
+#[test]
 fn what_was_learned_of_a_node_that_goes_or_moves_never_turns_plain_and_its_walls_go_last() {
     let nodes = [own(), second(), third()];
     for (then, has_its_range) in [
