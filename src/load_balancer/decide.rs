@@ -207,7 +207,9 @@ impl Case<'_> {
         }
         let shared = self.all.shared_addresses(self.name, self.service());
         let mut of_family = shared.filter(|address| Family::from(*address) == family).take(MOST_SHARED);
-        if let Some(address) = of_family.find(|address| self.admits(*address) && self.is_to_be_had(*address)) {
+        let may_share =
+            |address: &IpAddr| self.admits(*address) && !self.pools.is_of_node(*address) && self.is_to_be_had(*address);
+        if let Some(address) = of_family.find(may_share) {
             return decision.given.push(address);
         }
         let mut has_pool = false;

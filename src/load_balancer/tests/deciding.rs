@@ -404,6 +404,26 @@ fn a_range_that_comes_to_overlap_with_another_pool_takes_no_address_away_and_giv
 }
 
 #[test]
+fn nobody_comes_to_share_an_address_that_a_node_has_come_to_have() {
+    for (flag, of_node, free) in
+        [("192.0.2.0/28", "192.0.2.1", "192.0.2.2"), ("2001:db8::/120", "2001:db8::1", "2001:db8::2")]
+    {
+        let of_family = |service| BalancedService {
+            families: vec![Family::from(of_node.parse::<std::net::IpAddr>().expect("an address"))],
+            ..service
+        };
+        let mut bed = Bed::new(&[flag]);
+        bed.put("a", of_family(sharing("web", 80)));
+        bed.settle();
+        assert_eq!(bed.status("a"), of_node);
+        bed.allocator.set_pools(Some(pools_beside(&[flag], Vec::new(), &[of_node])), bed.now);
+        bed.put("b", of_family(sharing("web", 443)));
+        bed.settle();
+        assert_eq!((bed.status("a").as_str(), bed.status("b").as_str()), (of_node, free));
+    }
+}
+
+#[test]
 fn no_service_is_given_an_address_of_a_node_and_who_has_one_when_the_node_comes_keeps_it() {
     let flag = ["192.0.2.0/28", "2001:db8::/64"];
     let mut bed = Bed::with(pools_beside(&flag, Vec::new(), &["192.0.2.1", "192.0.2.2", "2001:db8::1"]));
