@@ -70,7 +70,7 @@ pub use self::wanted::wanted;
 use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
-use self::questions::{Asked, answer_questions};
+use self::questions::{QuestionContext, answer_questions};
 use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, answer_for_router};
 
 mod addresses_in_memory;
@@ -133,7 +133,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
         start_source(&config, &registry, &health, ToldToCluster { reports, problems, world: world.clone() }).await?;
     // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
     let config = config.decided(packet_filter.decided().await?);
-    let asked = Asked::new(&config, started, recent, outages.unread_since());
+    let asked = QuestionContext::new(&config, started, recent, outages.unread_since());
     let (attaching, starting) = start_cni(&config, &registry, &health, guard, pods)?;
     let inputs = world::Inputs {
         messages,

@@ -60,7 +60,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
     if !rustix::process::geteuid().is_root() {
         return Err(refused("sluice must run as root, because it changes the network of this host."));
     }
-    info!(version = config::VERSION, toolchain = config::TOOLCHAIN, node = config.node_name, "starting");
+    info!(version = config::VERSION, toolchain = config::TOOLCHAIN, node = config.node_name, "Starting");
     for notice in &config.notices {
         warn!(notice, "Flag has no effect");
     }

@@ -250,5 +250,5 @@ fn with_nothing_switched_on_there_is_nothing_to_do() {
     }
     let off = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=false"];
     let text = said(&run(&off), 0);
-    assert!(text.contains("] starting version=") && text.contains("No subsystem is switched on"), "{text}");
+    assert!(text.contains("] Starting version=") && text.contains("No subsystem is switched on"), "{text}");
 }

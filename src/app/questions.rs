@@ -22,7 +22,7 @@ use super::wanted;
 const QUESTIONS: usize = 8;
 
 /// The answers that do not depend on what runs.
-pub struct Asked {
+pub struct QuestionContext {
     facts: Facts,
     config: Arc<Config>,
     recent: Recent,
@@ -30,19 +30,19 @@ pub struct Asked {
     unread_since: watch::Receiver<Option<SystemTime>>,
 }
 
-impl Asked {
+impl QuestionContext {
     pub fn new(
         config: &Config,
         started: Instant,
         recent: Recent,
         unread_since: watch::Receiver<Option<SystemTime>>,
-    ) -> Asked {
-        Asked { facts: facts(config, started), config: Arc::new(config.clone()), recent, unread_since }
+    ) -> QuestionContext {
+        QuestionContext { facts: facts(config, started), config: Arc::new(config.clone()), recent, unread_since }
     }
 
     /// Answers from now on.
     pub fn answer(self, common: &Common, answerers: &mut Answerers) {
-        let Asked { facts, config, recent, unread_since } = self;
+        let QuestionContext { facts, config, recent, unread_since } = self;
         let (ask, questions) = mpsc::channel(1);
         answerers.extend(bundle::PATHS.map(|path| (path, ask.clone())));
         tokio::spawn(bundle::run(bundle_of(config, common, recent.clone()), questions));

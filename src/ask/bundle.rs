@@ -69,7 +69,7 @@ enum Outcome {
 }
 
 /// A question whose answer is a part.
-struct Asked {
+struct BundleQuestion {
     part: String,
     path: &'static str,
     about: &'static [(&'static str, &'static str)],
@@ -77,9 +77,9 @@ struct Asked {
 }
 
 /// The questions for all parts beside the cluster, in their order.
-fn questions() -> Vec<Asked> {
+fn questions() -> Vec<BundleQuestion> {
     const NOTHING: &[(&str, &str)] = &[];
-    let of = |part: &str, path, about, accept| Asked { part: part.to_owned(), path, about, accept };
+    let of = |part: &str, path, about, accept| BundleQuestion { part: part.to_owned(), path, about, accept };
     let mut all = vec![
         of("config.txt", CONFIG, NOTHING, None),
         of("log.txt", LOG, NOTHING, None),
@@ -168,7 +168,7 @@ impl Bundle {
         let drops = agent.ask("/policy/drops", &[], Some(JSON)).await;
         let since = Instant::now();
         self.put_cluster(agent).await?;
-        for Asked { part, path, about, accept } in questions() {
+        for BundleQuestion { part, path, about, accept } in questions() {
             let answer = agent.ask(path, about, accept).await;
             self.put(&part, answer)?;
         }

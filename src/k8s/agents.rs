@@ -90,13 +90,13 @@ pub async fn ask(client: &ApiClient, selector: &str) -> Result<BTreeMap<String, 
 }
 
 /// The status and the text of an answer, or why there is none.
-type Told = Result<(StatusCode, String), String>;
+type ReadyzAnswer = Result<(StatusCode, String), String>;
 
 /// Asks some at a time, until the time for all is over. `None` for those whose turn did not come.
-async fn answers<F, A>(pods: Vec<AgentPod>, asked: F) -> Vec<(Option<Told>, AgentPod)>
+async fn answers<F, A>(pods: Vec<AgentPod>, asked: F) -> Vec<(Option<ReadyzAnswer>, AgentPod)>
 where
     F: Fn(AgentPod) -> A,
-    A: Future<Output = Told>,
+    A: Future<Output = ReadyzAnswer>,
 {
     let until = Instant::now() + WHOLE;
     let asked = &asked;
@@ -110,7 +110,7 @@ where
     answers.buffer_unordered(AT_A_TIME).collect().await
 }
 
-async fn readyz(client: &ApiClient, pod: &AgentPod) -> Told {
+async fn readyz(client: &ApiClient, pod: &AgentPod) -> ReadyzAnswer {
     let AgentPod { namespace, name, health_port, .. } = pod;
     get(client, &format!("/api/v1/namespaces/{namespace}/pods/{name}:{health_port}/proxy/readyz"), ANSWER_BYTES).await
 }
@@ -123,7 +123,7 @@ async fn list(client: &ApiClient, path: &str) -> Result<Value, String> {
     }
 }
 
-async fn get(client: &ApiClient, path: &str, most: usize) -> Told {
+async fn get(client: &ApiClient, path: &str, most: usize) -> ReadyzAnswer {
     // Of Nodes nothing but names and labels is needed; who does not know this form gives them whole.
     let form = if path.ends_with("/nodes") { NAMES_ALONE } else { "*/*" };
     let request =
@@ -144,8 +144,8 @@ async fn get(client: &ApiClient, path: &str, most: usize) -> Told {
 }
 
 /// Returns the sentence of a server that lets nobody be asked; `None` where there is an agent that may be.
-fn refusal_of_all(answers: &[(Option<Told>, AgentPod)]) -> Option<String> {
-    let refused = |answer: &Option<Told>| match answer {
+fn refusal_of_all(answers: &[(Option<ReadyzAnswer>, AgentPod)]) -> Option<String> {
+    let refused = |answer: &Option<ReadyzAnswer>| match answer {
         Some(Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), text))) => Some(refusal(*status, text)),
         _ => None,
     };
@@ -428,7 +428,7 @@ mod tests {
             Ok((StatusCode::OK, "OK\n".to_owned()))
         };
         let told = answers(pods.collect(), slow).await;
-        let count = |is: fn(&Option<Told>) -> bool| told.iter().filter(|(told, _)| is(told)).count();
+        let count = |is: fn(&Option<ReadyzAnswer>) -> bool| told.iter().filter(|(told, _)| is(told)).count();
         assert_eq!(count(|told| matches!(told, Some(Ok(_)))), 256);
         assert_eq!(count(|told| matches!(told, Some(Err(why)) if why.contains("120 s for all"))), 128);
         assert_eq!(count(Option::is_none), 116);

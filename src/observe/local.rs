@@ -135,7 +135,7 @@ async fn connection(stream: UnixStream, answerers: Arc<Answerers>) {
     match tokio::time::timeout(PATIENCE, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "Connection on the local socket ended early"),
-        Err(_) => debug!("a connection on the local socket took too long"),
+        Err(_) => debug!("Connection on the local socket took too long"),
     }
 }
 

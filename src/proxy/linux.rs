@@ -128,7 +128,7 @@ fn detected() -> iptables::Detected {
     }
     for (family, programs) in detected.programs.iter() {
         if let Some(programs) = programs {
-            info!(%family, flavour = ?programs.flavour, "iptables");
+            info!(%family, flavour = ?programs.flavour, "Programs of iptables found");
         }
     }
     detected

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sluice::k8s::manifests::catalog::{Catalog, Said};
+use sluice::k8s::manifests::catalog::{Catalog, ManifestRemark};
 use sluice::k8s::manifests::document::Format;
 use sluice::k8s::{Object, SliceOf};
 use sluice::kernel::iptables::{Piece, Rules};
@@ -28,10 +28,10 @@ pub fn world<'a>(documents: &str, host: impl Iterator<Item = &'a str>) -> (World
         put(&mut world, object);
     }
     warnings.extend(changed.remarks.into_iter().map(|said| match said {
-        Said::Broken { line, text } => format!("line {line}: {text}"),
-        Said::Skipped { line, text } => format!("line {line} is left aside: {text}"),
-        Said::Twice { object, .. } => format!("{object} stands there twice"),
-        Said::Mended => "mended".to_owned(),
+        ManifestRemark::Broken { line, text } => format!("line {line}: {text}"),
+        ManifestRemark::Skipped { line, text } => format!("line {line} is left aside: {text}"),
+        ManifestRemark::Twice { object, .. } => format!("{object} stands there twice"),
+        ManifestRemark::Mended => "mended".to_owned(),
     }));
     (world, warnings)
 }

@@ -38,12 +38,12 @@ pub struct Catalog {
 #[derive(Default, Debug)]
 pub struct FileChanges {
     pub objects: Vec<Found>,
-    pub remarks: Vec<Said>,
+    pub remarks: Vec<ManifestRemark>,
 }
 
 /// A message for a person about one file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Said {
+pub enum ManifestRemark {
     /// A document does not parse; the file's former objects stay.
     Broken { line: usize, text: String },
     /// Everything in the file can be read again.
@@ -169,12 +169,10 @@ impl Catalog {
             let hash = hash(document.text);
             let content = old.content(&known, hash).unwrap_or_else(|| {
                 let content = document.content(&mut self.reader);
-                changed.remarks.extend(
-                    content
-                        .skipped
-                        .iter()
-                        .map(|remark| Said::Skipped { line: document.line + remark.line, text: remark.text.clone() }),
-                );
+                changed.remarks.extend(content.skipped.iter().map(|remark| ManifestRemark::Skipped {
+                    line: document.line + remark.line,
+                    text: remark.text.clone(),
+                }));
                 content
             });
             reading.add(document, content, hash);
@@ -182,7 +180,7 @@ impl Catalog {
         let file = reading.file(&old);
         changed.note_broken(&old.faults().broken, &file.faults().broken);
         let twice = file.faults().twice.difference(&old.faults().twice).cloned();
-        changed.remarks.extend(twice.map(|object| Said::Twice { object, counts: name.clone() }));
+        changed.remarks.extend(twice.map(|object| ManifestRemark::Twice { object, counts: name.clone() }));
         self.keep(name.clone(), file);
         self.settle(&name, &old, &mut changed);
         changed
@@ -213,7 +211,7 @@ impl Catalog {
             return;
         };
         if now.is_some() && was.is_none() && rival.is_some() {
-            changed.remarks.push(Said::Twice { object: id.clone(), counts: winner.clone() });
+            changed.remarks.push(ManifestRemark::Twice { object: id.clone(), counts: winner.clone() });
         }
         let same = counted(was) == Some(winner) && (winner != name || says_the_same(was, now));
         let kept = self.files.get(winner).and_then(|file| file.kept(&id));
@@ -349,10 +347,10 @@ fn says_the_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
 impl FileChanges {
     fn note_broken(&mut self, before: &[(usize, String)], now: &[(usize, String)]) {
         if now.is_empty() && !before.is_empty() {
-            self.remarks.push(Said::Mended);
+            self.remarks.push(ManifestRemark::Mended);
         }
         let news = now.iter().filter(|entry| !before.contains(entry));
-        self.remarks.extend(news.map(|(line, text)| Said::Broken { line: *line, text: text.clone() }));
+        self.remarks.extend(news.map(|(line, text)| ManifestRemark::Broken { line: *line, text: text.clone() }));
     }
 }
 

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 use tracing::{error, info, trace, warn};
 
-use self::catalog::{Catalog, FileChanges, Said};
+use self::catalog::{Catalog, FileChanges, ManifestRemark};
 use self::directory::{Directory, Look, Seen};
 use super::outage::{Cause, Outages};
 use super::{Event, Kind, Message, Wanted};
@@ -214,12 +214,14 @@ impl Source {
             let path = self.path.join(file);
             let file = path.display();
             match remark {
-                Said::Broken { line, text } => {
+                ManifestRemark::Broken { line, text } => {
                     warn!(%file, line, error = %text, "Reading a manifest failed; its last good version stays in force");
                 }
-                Said::Mended => info!(%file, "Reading a manifest recovered"),
-                Said::Skipped { line, text } => warn!(%file, line, reason = %text, "Document in a manifest ignored"),
-                Said::Twice { object, counts } => {
+                ManifestRemark::Mended => info!(%file, "Reading a manifest recovered"),
+                ManifestRemark::Skipped { line, text } => {
+                    warn!(%file, line, reason = %text, "Document in a manifest ignored")
+                }
+                ManifestRemark::Twice { object, counts } => {
                     warn!(%object, %file, %counts, "Object defined twice; the first definition is used");
                 }
             }

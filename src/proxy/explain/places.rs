@@ -24,7 +24,7 @@ struct WantedPlace<'a> {
 
 /// A Service that a question is about.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct ServiceQuestion<'a> {
     plan: &'a Plan,
     name: &'a ObjectName,
     service: &'a Service,
@@ -43,7 +43,7 @@ pub fn places(
     let mut places: Vec<Place> = Vec::new();
     // The index in `places`, or none such where there was no more room.
     let mut known: BTreeMap<ServiceKey, usize> = BTreeMap::new();
-    let service_asked = Asked { plan, name, service, in_full: *question != Question::All };
+    let service_asked = ServiceQuestion { plan, name, service, in_full: *question != Question::All };
     for port in &service.ports {
         for wanted in wanted_places(plan, service, port) {
             let WantedPlace { key, role, .. } = wanted;
@@ -108,8 +108,8 @@ pub fn asks_for(plan: &Plan, service: &Service, address: IpAddr, port: Option<u1
         || has_node_port() && has_family(service, family) && node_addresses(plan, family).contains(&address)
 }
 
-fn standing(asked: Asked<'_>, wanted: &WantedPlace<'_>) -> Standing {
-    let Asked { plan, name, service, .. } = asked;
+fn standing(asked: ServiceQuestion<'_>, wanted: &WantedPlace<'_>) -> Standing {
+    let ServiceQuestion { plan, name, service, .. } = asked;
     let WantedPlace { port, key, role } = *wanted;
     let ServiceKey::Address { address, .. } = key else { return Standing::NoLocalEndpoint };
     let inputs = plan.part_inputs();
@@ -139,8 +139,8 @@ fn standing(asked: Asked<'_>, wanted: &WantedPlace<'_>) -> Standing {
     Standing::Served(Box::new(served(asked, port, claim)))
 }
 
-fn served(asked: Asked<'_>, port: &ServicePort, claim: &Claim) -> Served {
-    let Asked { plan, name, service, in_full } = asked;
+fn served(asked: ServiceQuestion<'_>, port: &ServicePort, claim: &Claim) -> Served {
+    let ServiceQuestion { plan, name, service, in_full } = asked;
     // With destinations that drain, which no claim names.
     let desired = plan.desired().virtual_of(&claim.key).unwrap_or(&claim.wanted.virtual_service).clone();
     let policy = match claim.rank {

@@ -16,10 +16,10 @@ fn told(changed: FileChanges) -> Vec<String> {
         .collect();
     lines.sort();
     lines.extend(changed.remarks.iter().map(|remark| match remark {
-        Said::Broken { line, .. } => format!("!broken {line}"),
-        Said::Mended => "!mended".to_owned(),
-        Said::Skipped { line, .. } => format!("!skipped {line}"),
-        Said::Twice { object, counts } => format!("!twice {} {counts}", object.name.name),
+        ManifestRemark::Broken { line, .. } => format!("!broken {line}"),
+        ManifestRemark::Mended => "!mended".to_owned(),
+        ManifestRemark::Skipped { line, .. } => format!("!skipped {line}"),
+        ManifestRemark::Twice { object, counts } => format!("!twice {} {counts}", object.name.name),
     }));
     lines
 }
