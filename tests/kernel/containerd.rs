@@ -217,7 +217,7 @@ fn in_this_mount_namespace() -> Vec<Pid> {
     processes.filter(is_here).collect()
 }
 
-fn ctr(words: &str) -> (bool, String, String) {
+pub fn ctr(words: &str) -> (bool, String, String) {
     attempt(&format!("ctr --address {SOCKET} --namespace k8s.io {words}"))
 }
 

@@ -6,6 +6,8 @@
 
 #[path = "direct_server_return/clients.rs"]
 mod clients;
+#[path = "direct_server_return/container.rs"]
+mod container;
 #[path = "direct_server_return/lines.rs"]
 mod lines;
 #[path = "direct_server_return/overlays.rs"]
@@ -465,8 +467,7 @@ impl Nodes {
     }
 
     fn start(&mut self, number: usize) {
-        let name = format!("node{}", number + 1);
-        let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log"))).expect("writable");
+        let log = File::options().create(true).append(true).open(self.log_of(number)).expect("writable");
         let mut command = match number {
             DIRECTOR | SECOND => {
                 // Each node has a `/run/netns` of its own: the names in that of the other one are no pods of this one, whose start would take
@@ -479,20 +480,39 @@ impl Nodes {
             }
             _ => Command::new(PROGRAM),
         };
-        let argument = |flag: &str, file: String| format!("--{flag}={}", self.path(&file).display());
-        let agent = command
-            .args(&self.routing)
-            .arg("--service-external-ip-range=203.0.113.0/24,2001:db8:113::/64")
-            .args(["--enable-ipv6", "--health-port=0", "-v=3", &format!("--netfilter={}", self.filter)])
-            .args([format!("--hostname-override={name}"), format!("--runtime-endpoint=unix://{SOCKET}")])
-            .arg("--enable-direct-server-return")
-            .args([argument("manifests", "manifests".to_owned()), argument("state-dir", format!("{name}-state"))])
-            .arg(argument("socket", format!("{name}.sock")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
+        let agent =
+            command.args(self.flags(number, SOCKET)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.agents[number] = Some(agent.expect("it starts"));
+    }
+
+    fn log_of(&self, number: usize) -> PathBuf {
+        self.path(&format!("node{}.log", number + 1))
+    }
+
+    /// The flags of an agent that finds the container runtime at this socket.
+    fn flags(&self, number: usize, runtime: &str) -> Vec<String> {
+        let name = format!("node{}", number + 1);
+        let argument = |flag: &str, file: String| format!("--{flag}={}", self.path(&file).display());
+        let mut flags = self.routing.clone();
+        flags.extend(
+            [
+                "--service-external-ip-range=203.0.113.0/24,2001:db8:113::/64",
+                "--enable-ipv6",
+                "--health-port=0",
+                "-v=3",
+            ]
+            .map(str::to_owned),
+        );
+        flags.extend([
+            format!("--netfilter={}", self.filter),
+            format!("--hostname-override={name}"),
+            format!("--runtime-endpoint=unix://{runtime}"),
+            "--enable-direct-server-return".to_owned(),
+            argument("manifests", "manifests".to_owned()),
+            argument("state-dir", format!("{name}-state")),
+            argument("socket", format!("{name}.sock")),
+        ]);
+        flags
     }
 
     fn kill(&mut self, number: usize) {
@@ -502,18 +522,34 @@ impl Nodes {
         fs::remove_file(self.path(&format!("node{}.sock", number + 1))).expect("it answered there");
     }
 
+    /// A process that ends when the agent of this node, counted from 1, is ready, or after so many seconds.
+    fn waits_for(&self, node: usize, seconds: u64) -> Child {
+        let socket = format!("--socket={}", self.path(&format!("node{node}.sock")).display());
+        let mut command = Command::new(PROGRAM);
+        command.args(["status", &format!("--wait={seconds}"), &socket]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().expect("it starts")
+    }
+
+    /// Waits until both agents are ready, which takes a minute with iptables and a router on a busy machine; returns how long that took.
+    fn until_ready(&self) -> Duration {
+        let begun = Instant::now();
+        for node in [1, 2] {
+            while !self.path(&format!("node{node}.sock")).exists() {
+                assert!(begun.elapsed() < Duration::from_secs(120), "nobody answers: {}", self.shown());
+                sleep(Duration::from_millis(100));
+            }
+            let status = self.waits_for(node, 180).wait().expect("it is ours");
+            assert!(status.success(), "node {node} is not ready after {:?}: {}", begun.elapsed(), self.shown());
+        }
+        begun.elapsed()
+    }
+
     /// Starts both agents; asks all the while, until both are ready. Nothing may change in the kernel.
     fn start_again(&mut self, pod: &Path) {
         let watch = Watch::start(pod);
         let before = marking();
         self.start(POD_NODE);
         self.start(DIRECTOR);
-        let wait = |node: usize| {
-            let socket = format!("--socket={}", self.path(&format!("node{node}.sock")).display());
-            let mut command = Command::new(PROGRAM);
-            command.args(["status", "--wait=60", &socket]).stdin(Stdio::null()).stdout(Stdio::null());
-            command.spawn().expect("it starts")
-        };
         let sockets = || [1, 2].iter().all(|node| self.path(&format!("node{node}.sock")).exists());
         let begun = Instant::now();
         let (mut waiting, mut times) = (Vec::new(), Vec::new());
@@ -521,7 +557,7 @@ impl Nodes {
             || waiting.iter_mut().any(|it: &mut Child| it.try_wait().expect("it is ours").is_none())
         {
             if waiting.is_empty() && sockets() {
-                waiting = [1, 2].map(wait).into();
+                waiting = [1, 2].map(|node| self.waits_for(node, 60)).into();
             }
             for service in parsed(SERVICES) {
                 let begun = Instant::now();

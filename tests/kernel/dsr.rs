@@ -631,9 +631,13 @@ impl Lan {
 }
 
 /// Sends a word over a connection and back.
-fn exchange((client, server, _): &mut (TcpStream, TcpStream, usize)) -> std::io::Result<()> {
+fn exchange(connection: &mut (TcpStream, TcpStream, usize)) -> std::io::Result<()> {
+    exchange_within(connection, PATIENCE * 3)
+}
+
+fn exchange_within((client, server, _): &mut (TcpStream, TcpStream, usize), patience: Duration) -> std::io::Result<()> {
     let mut word = [0; 5];
-    [&*client, &*server].into_iter().try_for_each(|end| end.set_read_timeout(Some(PATIENCE * 3)))?;
+    [&*client, &*server].into_iter().try_for_each(|end| end.set_read_timeout(Some(patience)))?;
     client.write_all(b"hello")?;
     server.read_exact(&mut word)?;
     server.write_all(b"world")?;

@@ -175,6 +175,17 @@ fn throughput(expected: [&str; 2]) -> f64 {
     (10 * LONG) as f64 / 1e6 / begun.elapsed().as_secs_f64()
 }
 
+/// How much the director's link to clients carries while it is slow.
+const SLOW: &str = "100mbit";
+
+/// The same while the director's link to clients is slow.
+fn beside_slow_link(expected: [&str; 2]) -> f64 {
+    run(&format!("tc -n director qdisc add dev client root tbf rate {SLOW} burst 128kb latency 50ms"));
+    let found = throughput(expected);
+    run("tc -n director qdisc del dev client root");
+    found
+}
+
 #[test]
 fn datagrams_and_clients_of_the_pods_own_node_are_served_and_no_pod_answers_for_another_namespace() {
     let _alone = alone();
@@ -192,11 +203,20 @@ fn datagrams_and_clients_of_the_pods_own_node_are_served_and_no_pod_answers_for_
             own_node_is_served(&nodes);
             strangers_are_not_answered(&nodes, &place);
             let through_tunnel = throughput(SERVICES);
+            let past_slow_link = beside_slow_link(SERVICES);
             nodes.put_service(false);
             nodes.until("with NAT", PODS);
             let with_nat = throughput(PODS);
+            let over_slow_link = beside_slow_link(PODS);
             println!(
-                "{filter}: answers of {LONG} bytes: {through_tunnel:.1} MB/s by the pod itself, {with_nat:.1} MB/s with NAT through the director"
+                "{filter}: answers of {LONG} bytes: {through_tunnel:.1} MB/s by the pod itself, {with_nat:.1} MB/s with NAT through the director; where that sends {SLOW} to clients at most, \
+                 {past_slow_link:.1} and {over_slow_link:.1}"
+            );
+            // 12.5 MB/s is what the link carries.
+            assert!(over_slow_link < 13.0, "the director's link is not slow: {over_slow_link:.1} MB/s");
+            assert!(
+                past_slow_link > 1.5 * over_slow_link,
+                "answers of the pod itself are not faster: {past_slow_link:.1} MB/s"
             );
             drop(answering);
             drop(server);

@@ -146,10 +146,34 @@ fn connections_go_on_by_another_director_when_theirs_is_lost() {
             println!("{filter}: {} connections: {by_pod:?}", open.len());
             assert!(by_pod.len() > 1, "all clients have one pod, which proves nothing: {by_pod:?}");
             let lost = Instant::now();
-            nodes.kill(DIRECTOR);
-            run("ip -n director link set client down");
-            comes_by(["198.51.102.2", "2001:db8:102::2"]);
             let mut ended = Vec::new();
+            // All ask without a pause while it goes.
+            let is_over = AtomicBool::new(false);
+            let asked = std::thread::scope(|scope| {
+                let asking = scope.spawn(|| {
+                    let mut count = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        for (asking, answer) in &mut open {
+                            match asking.ask(100) {
+                                Ok(found) if found == *answer => count += 1,
+                                other => {
+                                    ended.push(format!("meanwhile: {}: {other:?}, not {answer:?}", asking.is_from))
+                                }
+                            }
+                        }
+                        assert_eq!(ended, [""; 0]);
+                    }
+                    count
+                });
+                sleep(Duration::from_secs(1));
+                nodes.kill(DIRECTOR);
+                run("ip -n director link set client down");
+                comes_by(["198.51.102.2", "2001:db8:102::2"]);
+                sleep(Duration::from_secs(2));
+                is_over.store(true, Ordering::Relaxed);
+                asking.join().expect("every question is answered")
+            });
+            println!("{filter}: {asked} questions answered while the director was lost");
             for round in 0..5 {
                 for (asking, answer) in &mut open {
                     match asking.ask(100) {

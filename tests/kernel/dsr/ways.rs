@@ -1,5 +1,5 @@
-//! Which pods get a client's connections, and which way their answers go: through no director, and never out of a pod whose own
-//! address it is.
+//! Which pods get a client's connections, and which way their answers go: through no director, past the host's own rules, and never out of a pod whose
+//! own address it is.
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
 use std::collections::BTreeSet;
@@ -146,7 +146,9 @@ fn when_a_director_is_lost_connections_to_a_pod_that_terminates_end_and_all_othe
         assert!(!different(&pods_of(lan, 0, service, 2)).contains(&terminating), "{family}: a new one of its client");
         Lan::lead_to(family, service, DIRECTORS[1]);
         for one in &mut open {
-            let (pod, gone_on) = (one.2, exchange(one));
+            // Whoever is to end need not be waited for as long.
+            let patience = if one.2 == terminating { Duration::from_secs(1) } else { PATIENCE * 3 };
+            let (pod, gone_on) = (one.2, exchange_within(one, patience));
             assert_eq!(
                 gone_on.is_ok(),
                 pod != terminating,
@@ -188,6 +190,101 @@ fn answers_leave_the_pod_with_the_services_address_and_no_director_sees_one() {
         assert!(passed.contains(&client), "{family}: the director has the client's packets: {passed:?}");
         assert!(!passed.contains(&service), "{family}: no answer passes it: {passed:?}");
     });
+}
+
+/// A host of the lan that is the node of a pod, behind which the pod is: this namespace. Director and clients are others of the lan.
+struct NodeOfPod {
+    server: TcpListener,
+}
+
+impl NodeOfPod {
+    fn new(family: Family, service: IpAddr) -> (NodeOfPod, IpAddr) {
+        let (bits, six, gateway, pod, mode) = match family {
+            Family::V4 => ("24", "-4", "10.244.2.1", "10.244.2.9", "ipip local 10.244.2.9"),
+            Family::V6 => (
+                "64 nodad",
+                "-6",
+                "fd00:10:244:2::1",
+                "fd00:10:244:2::9",
+                "ip6tnl mode ip6ip6 local fd00:10:244:2::9 remote :: encaplimit none",
+            ),
+        };
+        for (setting, value) in
+            [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/all/rp_filter", "0")]
+        {
+            fs::write(format!("/proc/sys/net/{setting}"), value).expect("a setting of the namespace");
+        }
+        // The lan's bridge is in this namespace too: what clients send to a director is not to pass the host's rules here.
+        for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            // Without the module none passes.
+            let _ = fs::write(format!("/proc/sys/net/bridge/{setting}"), "0");
+        }
+        let node = on_lan(family, 200);
+        run(&format!("ip addr add {node}/{bits} dev lan"));
+        run("ip netns add behind");
+        run("ip link add to-behind type veth peer name eth0 netns behind");
+        run(&format!("ip addr add {gateway}/{bits} dev to-behind"));
+        run("ip link set to-behind up");
+        run("ip -n behind link set lo up");
+        run("ip -n behind link set eth0 up");
+        run(&format!("ip -n behind addr add {pod}/{bits} dev eth0"));
+        run(&format!("ip -n behind {six} route add default via {gateway}"));
+        run(&format!("ip -n behind link add tunnel type {mode}"));
+        run("ip -n behind link set tunnel up");
+        run(&format!("ip -n behind addr add {service} dev tunnel {}", if family == Family::V6 { "nodad" } else { "" }));
+        let network = if family == Family::V6 { "fd00:10:244:2::/64" } else { "10.244.2.0/24" };
+        run(&format!("ip -n h{} {six} route add {network} via {node}", DIRECTORS[0]));
+        let place = File::open("/run/netns/behind").expect("the new namespace");
+        let server = inside(&place, || {
+            for device in ["all", "eth0", "tunnel"] {
+                fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "0").expect("a setting of the pod");
+            }
+            let server = TcpListener::bind((service, PORT)).expect("the port is free");
+            server.set_nonblocking(true).expect("a listener need not wait");
+            server
+        });
+        (NodeOfPod { server }, pod.parse().expect("an address"))
+    }
+
+    fn serves(&self, lan: &Lan, service: IpAddr) -> bool {
+        let connected =
+            inside(&lan.clients[0], || TcpStream::connect_timeout(&(service, PORT).into(), PATIENCE)).is_ok();
+        while self.server.accept().is_ok() {}
+        connected
+    }
+}
+
+#[test]
+fn a_host_that_drops_what_conntrack_calls_invalid_drops_answers_whose_question_came_to_another_node() {
+    for module in ["ip_vs", "ip_vs_rr", "dummy", "ipip", "ip6_tunnel", "nf_conntrack"] {
+        run(&format!("modprobe {module}"));
+    }
+    for family in Family::BOTH {
+        let _in_use = in_use();
+        in_new(|| {
+            own_run();
+            let (_, [.., service]) = if family == Family::V6 { V6 } else { V4 };
+            let service: IpAddr = service.parse().expect("an address");
+            let lan = Lan::new(family, service);
+            Lan::lead_to(family, service, DIRECTORS[0]);
+            let (node, pod) = NodeOfPod::new(family, service);
+            let of_pod =
+                Endpoint { address: pod, node: Some("node2".into()), conditions: Conditions::READY, hints: None };
+            inside(&lan.directors[0], || director(family).serve_as((family, service), vec![of_pod], |_| {}));
+            let served = || (0..5).any(|_| node.serves(&lan, service));
+            assert!(served(), "{family}: without such a rule");
+            run("nft add table inet host");
+            run("nft add chain inet host forward { type filter hook forward priority 0 ; }");
+            run("nft add rule inet host forward ct state invalid counter drop");
+            assert!(!node.serves(&lan, service), "{family}: the host knows no connection that the answer is of");
+            let counted = run("nft list chain inet host forward");
+            assert!(!counted.contains("packets 0 "), "{family}: {counted}");
+            // As the guide says.
+            let six = if family == Family::V6 { "ip6" } else { "ip" };
+            run(&format!("nft insert rule inet host forward {six} saddr {service} accept"));
+            assert!(served(), "{family}: with what the pods answer accepted before");
+        });
+    }
 }
 
 #[test]
