@@ -28,7 +28,7 @@ BEDS = {
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "backends_routed", "going_back", "rest"],
-    "api": ["api", "api_policies", "addresses", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
+    "api": ["api", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
 }
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day.
 LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking"]
