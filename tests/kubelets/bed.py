@@ -34,6 +34,8 @@ class Bed:
         programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, cluster.DNS, *cluster.RUNTIME)}
         every = self.nodes + self.joining
         self.cluster = cluster.up(NAME, kubelets=every)
+        # The server makes it when it is asked first, which on a busy machine takes longer than the 32 s that `apply` waits.
+        self.kubectl("get", "--raw", "/openapi/v2")
         self.store(programs, self.images(programs))
         facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store"}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
