@@ -68,16 +68,17 @@ class Agent:
 
     def memory(self):
         """(resident, at most so far), in MiB."""
-        with open(f"/proc/{self.process.pid}/status") as handle:
-            fields = dict(line.split(":", 1) for line in handle)
-        return tuple(int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+        return self._mib("VmRSS", "VmHWM")
 
     def shares(self):
         """How its resident memory is made up, in words. The program's own file is one of those, wherever it lies."""
+        anonymous, files, shared = self._mib("RssAnon", "RssFile", "RssShmem")
+        return f"{anonymous:.1f} anonymous, {files + shared:.1f} of files"
+
+    def _mib(self, *names):
         with open(f"/proc/{self.process.pid}/status") as handle:
             fields = dict(line.split(":", 1) for line in handle)
-        anonymous, files, shared = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "RssShmem"))
-        return f"{anonymous:.1f} anonymous, {files + shared:.1f} of files"
+        return tuple(int(fields[name].split()[0]) / 1024 for name in names)
 
     def processor_seconds(self):
         with open(f"/proc/{self.process.pid}/stat") as handle:

@@ -9,9 +9,14 @@ use super::*;
 use crate::native::frame::Capture;
 use sluice::model::TrafficPolicy;
 
-/// A link with clients, directors and pods, one of which is a director with this scheduler.
+/// On the first director of a link with clients, directors and pods.
 fn on_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
-    for module in ["ip_vs", "ip_vs_rr", "ip_vs_sh", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel"] {
+    beside_each_lan(|lan, scene| inside(&lan.directors[0], || test(lan, scene)));
+}
+
+/// Where such a link was made, in a namespace that is none of its hosts.
+fn beside_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
+    for module in ["ip_vs", "ip_vs_rr", "ip_vs_sh", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel", "nf_conntrack"] {
         run(&format!("modprobe {module}"));
     }
     for family in Family::BOTH {
@@ -22,7 +27,7 @@ fn on_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
             let service: IpAddr = service.parse().expect("an address");
             let lan = Lan::new(family, service);
             Lan::lead_to(family, service, DIRECTORS[0]);
-            inside(&lan.directors[0], || test(&lan, (family, service)));
+            test(&lan, (family, service));
         });
     }
 }
@@ -256,35 +261,23 @@ impl NodeOfPod {
 
 #[test]
 fn a_host_that_drops_what_conntrack_calls_invalid_drops_answers_whose_question_came_to_another_node() {
-    for module in ["ip_vs", "ip_vs_rr", "dummy", "ipip", "ip6_tunnel", "nf_conntrack"] {
-        run(&format!("modprobe {module}"));
-    }
-    for family in Family::BOTH {
-        let _in_use = in_use();
-        in_new(|| {
-            own_run();
-            let (_, [.., service]) = if family == Family::V6 { V6 } else { V4 };
-            let service: IpAddr = service.parse().expect("an address");
-            let lan = Lan::new(family, service);
-            Lan::lead_to(family, service, DIRECTORS[0]);
-            let (node, pod) = NodeOfPod::new(family, service);
-            let of_pod =
-                Endpoint { address: pod, node: Some("node2".into()), conditions: Conditions::READY, hints: None };
-            inside(&lan.directors[0], || director(family).serve_as((family, service), vec![of_pod], |_| {}));
-            let served = || (0..5).any(|_| node.serves(&lan, service));
-            assert!(served(), "{family}: without such a rule");
-            run("nft add table inet host");
-            run("nft add chain inet host forward { type filter hook forward priority 0 ; }");
-            run("nft add rule inet host forward ct state invalid counter drop");
-            assert!(!node.serves(&lan, service), "{family}: the host knows no connection that the answer is of");
-            let counted = run("nft list chain inet host forward");
-            assert!(!counted.contains("packets 0 "), "{family}: {counted}");
-            // As the guide says.
-            let six = if family == Family::V6 { "ip6" } else { "ip" };
-            run(&format!("nft insert rule inet host forward {six} saddr {service} accept"));
-            assert!(served(), "{family}: with what the pods answer accepted before");
-        });
-    }
+    beside_each_lan(|lan, (family, service)| {
+        let (node, pod) = NodeOfPod::new(family, service);
+        let of_pod = Endpoint { address: pod, node: Some("node2".into()), conditions: Conditions::READY, hints: None };
+        inside(&lan.directors[0], || director(family).serve_as((family, service), vec![of_pod], |_| {}));
+        let served = || (0..5).any(|_| node.serves(lan, service));
+        assert!(served(), "{family}: without such a rule");
+        run("nft add table inet host");
+        run("nft add chain inet host forward { type filter hook forward priority 0 ; }");
+        run("nft add rule inet host forward ct state invalid counter drop");
+        assert!(!node.serves(lan, service), "{family}: the host knows no connection that the answer is of");
+        let counted = run("nft list chain inet host forward");
+        assert!(!counted.contains("packets 0 "), "{family}: {counted}");
+        // As the guide says.
+        let six = if family == Family::V6 { "ip6" } else { "ip" };
+        run(&format!("nft insert rule inet host forward {six} saddr {service} accept"));
+        assert!(served(), "{family}: with what the pods answer accepted before");
+    });
 }
 
 #[test]
