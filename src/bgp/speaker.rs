@@ -54,7 +54,7 @@ const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Adds a neighbour, or changes its settings.
-    Want(Box<WantedNeighbour>),
+    Want(Arc<WantedNeighbour>),
     /// Removes a neighbour, with the NOTIFICATION to send.
     Remove(IpAddr, Notification),
     /// Stops a neighbour until it is started again.
@@ -265,7 +265,7 @@ impl Speaker {
 
     fn follow(&mut self, at: Moment, order: Order) {
         match order {
-            Order::Want(wanted) => self.want(at, *wanted),
+            Order::Want(wanted) => self.want(at, wanted),
             Order::Remove(address, notification) => self.remove(at, address, notification),
             Order::Stop(address, notification) => self.event(at, address, Event::Stop(notification)),
             Order::Start(address) => self.event(at, address, Event::Start),
@@ -282,7 +282,7 @@ impl Speaker {
         }
     }
 
-    fn want(&mut self, at: Moment, wanted: WantedNeighbour) {
+    fn want(&mut self, at: Moment, wanted: Arc<WantedNeighbour>) {
         let address = wanted.address;
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             let was_held = neighbour.path.is_holding;

@@ -243,7 +243,7 @@ impl Service {
             return Err(Status::already_exists(format!("there is a neighbor {} already", wanted.address)));
         }
         self.added_to(&handle).neighbours.insert(wanted.address, wanted.clone());
-        self.order(vec![Order::Want(Box::new(wanted))]).await?;
+        self.order(vec![Order::Want(Arc::new(wanted))]).await?;
         Ok(Nothing {})
     }
 

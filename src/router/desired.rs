@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -32,7 +33,7 @@ pub struct Desired {
     /// Our own speaker; `None` while there can be none.
     pub speaker: Option<Speaker>,
     /// Desired neighbours, by address; none without a speaker.
-    pub peers: BTreeMap<IpAddr, WantedNeighbour>,
+    pub peers: BTreeMap<IpAddr, Arc<WantedNeighbour>>,
     /// Announced prefixes, with their attributes.
     pub announcements: BTreeMap<IpNet, Attributes>,
     /// Import and export policies; `None` before anything is known.
@@ -140,7 +141,7 @@ impl Desired {
         }
         for address in &changed.peers {
             orders.push(match self.peers.get(address) {
-                Some(wanted) => Order::Want(Box::new(wanted.clone())),
+                Some(wanted) => Order::Want(Arc::clone(wanted)),
                 None => Order::Remove(*address, Notification::new(Reason::DECONFIGURED)),
             });
         }

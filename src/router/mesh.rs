@@ -16,6 +16,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bfd::Path;
@@ -54,7 +55,7 @@ pub enum Peering {
     None,
     /// Should be a peer, and cannot be.
     Impossible(Obstacle),
-    With(Box<WantedNeighbour>),
+    With(Arc<WantedNeighbour>),
 }
 
 /// Reason why a node cannot be a peer.
@@ -110,7 +111,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
     };
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
-    Peering::With(Box::new(WantedNeighbour {
+    Peering::With(Arc::new(WantedNeighbour {
         address: there,
         settings: Settings {
             local,

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -71,7 +72,7 @@ pub struct NodeChanges {
     pub addresses: Vec<IpAddr>,
     /// The former neighbour, and the present one.
     pub before: Option<IpAddr>,
-    pub wanted: Option<WantedNeighbour>,
+    pub wanted: Option<Arc<WantedNeighbour>>,
     /// Any input of policies.
     pub policies: bool,
 }
@@ -104,7 +105,7 @@ impl Nodes {
         let (wanted, obstacle) = match peering {
             Peering::None => (None, None),
             Peering::Impossible(why) => (None, Some(why)),
-            Peering::With(wanted) => (Some(*wanted), None),
+            Peering::With(wanted) => (Some(wanted), None),
         };
         match obstacle {
             Some(obstacle) => drop(self.obstacles.insert(name.clone(), obstacle)),

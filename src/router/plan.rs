@@ -73,7 +73,7 @@ pub struct Plan {
     desired: Desired,
     routes: Routes,
     nodes: Nodes,
-    peers: Claims<IpAddr, PeerOwner, WantedNeighbour>,
+    peers: Claims<IpAddr, PeerOwner, Arc<WantedNeighbour>>,
     /// The external peers that are claimed.
     external: Vec<IpAddr>,
     /// Those of them that get our address as the next hop of everything.
@@ -281,12 +281,12 @@ impl Plan {
         &mut self,
         address: IpAddr,
         owner: &PeerOwner,
-        wanted: Option<WantedNeighbour>,
+        wanted: Option<Arc<WantedNeighbour>>,
         changed: &mut RouterChanges,
     ) {
         if self.peers.put(&address, owner, wanted) {
             match self.peers.first(&address) {
-                Some(wanted) => self.desired.peers.insert(address, wanted.clone()),
+                Some(wanted) => self.desired.peers.insert(address, Arc::clone(wanted)),
                 None => self.desired.peers.remove(&address),
             };
             changed.peers.insert(address);

@@ -382,6 +382,8 @@ async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::bgp::speaker::WantedNeighbour;
     use crate::observe::health::Health;
@@ -389,8 +391,8 @@ mod tests {
     use crate::router::plan::Plan;
 
     /// The nodes as neighbours.
-    fn nodes() -> Vec<WantedNeighbour> {
-        let mut plan = Plan::new(std::sync::Arc::new(config(&["--enable-ipv6"])), PerFamily { v4: true, v6: true });
+    fn nodes() -> Vec<Arc<WantedNeighbour>> {
+        let mut plan = Plan::new(Arc::new(config(&["--enable-ipv6"])), PerFamily { v4: true, v6: true });
         plan.update(&three_nodes());
         plan.desired().peers.values().cloned().collect()
     }
@@ -407,7 +409,7 @@ mod tests {
         assert!(sessions.nobody_is_awaited(now), "it has no neighbours");
         sessions.note_lack_of_password(true);
         assert!(!sessions.nobody_is_awaited(now));
-        let orders: Vec<Order> = nodes().into_iter().map(|node| Order::Want(Box::new(node))).collect();
+        let orders: Vec<Order> = nodes().into_iter().map(Order::Want).collect();
         sessions.follow(&orders);
         sessions.note_lack_of_password(false);
         assert!(!sessions.nobody_is_awaited(now), "they have said nothing");

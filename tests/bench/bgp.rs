@@ -145,7 +145,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         first_as: true,
         most: PerFamily::default(),
     };
-    speaker.step(at(), Order::Want(Box::new(wanted)));
+    speaker.step(at(), Order::Want(Arc::new(wanted)));
     speaker.step(at(), Input::Accepted(address(neighbour), link(neighbour)));
     let IpAddr::V4(identifier) = address(neighbour) else { unreachable!("they are IPv4") };
     let capabilities = Capabilities {

@@ -175,7 +175,7 @@ impl Network {
         }
         for peer in plan.peers.keys() {
             let wanted = self.wanted(host, *peer);
-            self.step(host, Order::Want(Box::new(wanted)));
+            self.step(host, Order::Want(Arc::new(wanted)));
             if plan.stopped.contains(peer) {
                 self.set_stopped(host, *peer, true);
             }

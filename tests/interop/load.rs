@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
@@ -76,7 +77,7 @@ fn a_thousand_neighbours_that_dial_at_once_are_all_heard() {
             let mut wanted = plain(us, them);
             wanted.address = number(one).into();
             wanted.settings.passive = true;
-            Order::Want(Box::new(wanted))
+            Order::Want(Arc::new(wanted))
         };
         hub.order((0..COUNT).map(wanted).collect());
         let to = SocketAddr::new(us.address(Family::V4), 179);

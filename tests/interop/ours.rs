@@ -94,7 +94,7 @@ impl Ours {
     }
 
     pub fn want(&self, wanted: WantedNeighbour) {
-        self.order(vec![Order::Want(Box::new(wanted))]);
+        self.order(vec![Order::Want(Arc::new(wanted))]);
     }
 
     pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Speaker) -> T + Send + 'static) -> T {

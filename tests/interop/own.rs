@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -98,7 +99,7 @@ fn two_hundred_that_dial_at_once_all_have_a_session() {
             let mut wanted = template.clone();
             wanted.address = number(one);
             wanted.settings.passive = true;
-            Order::Want(Box::new(wanted))
+            Order::Want(Arc::new(wanted))
         };
         hub.order((0..COUNT).map(spoke).collect());
         // Each dials from its own address, and has a route of its own.
@@ -110,7 +111,7 @@ fn two_hundred_that_dial_at_once_all_have_a_session() {
             wanted.transport.local = Some(number(one));
             let prefix = format!("10.244.{one}.0/24").parse().expect("a prefix");
             let route = Order::Originate(prefix, Box::new(Attributes::local(number(one))));
-            ours.order(vec![route, Order::Want(Box::new(wanted))]);
+            ours.order(vec![route, Order::Want(Arc::new(wanted))]);
         }
         let expected = (0..COUNT).map(|one| format!("10.244.{one}.0/24 via {}", number(one))).collect();
         eventually("what the hub has", &expected, || hub.table());

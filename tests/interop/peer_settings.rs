@@ -2,6 +2,7 @@
 //! outside, over either family.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -343,7 +344,7 @@ fn thousands_of_nodes_with_one_password_are_let_in_and_one_without_is_not_hinder
                 Family::V4 => IpAddr::from((u32::from_be_bytes([198, 18, 0, 0]) + number).to_be_bytes()),
                 Family::V6 => format!("2001:db8:2::{number:x}").parse().expect("an address"),
             };
-            orders.push(Order::Want(Box::new(one)));
+            orders.push(Order::Want(Arc::new(one)));
         }
         ours.order(orders);
         let them = hosts[1].address(over);

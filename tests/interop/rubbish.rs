@@ -15,6 +15,7 @@ mod volume;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -94,7 +95,7 @@ impl<'a> Stage<'a> {
         wanted.settings.passive = true;
         wanted.settings.connect_retry = Duration::from_millis(10);
         let gone = Order::Remove(wanted.address, Notification::new(Reason::DECONFIGURED));
-        self.ours.order(vec![gone, Order::Want(Box::new(wanted))]);
+        self.ours.order(vec![gone, Order::Want(Arc::new(wanted))]);
         self.ours.heard().clear();
     }
 

@@ -276,7 +276,7 @@ impl Cluster {
         for member in self.members.values() {
             let there = member.host.addresses.iter().map(|own| own.address);
             let there = there.filter(|there| Family::from(*there) == Family::from(here));
-            orders.extend(there.map(|there| Order::Want(Box::new(outside_wants(here, asn, there)))));
+            orders.extend(there.map(|there| Order::Want(Arc::new(outside_wants(here, asn, there)))));
         }
         orders.into_iter().for_each(|order| self.step(Owner::Outside, order.into()));
     }

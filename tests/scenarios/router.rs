@@ -80,7 +80,7 @@ fn lines(desired: &Desired, section: &str) -> Vec<String> {
     match section {
         "problems" => desired.problems.iter().map(|problem| format!("{}: {}", problem.about, problem.text)).collect(),
         "speaker" => desired.speaker.iter().flat_map(speaker).collect(),
-        "neighbours" => desired.peers.values().map(neighbour).collect(),
+        "neighbours" => desired.peers.values().map(|wanted| neighbour(wanted)).collect(),
         "announced" => {
             let to_whom = |(prefix, attributes): (&IpNet, &Attributes)| {
                 let told = desired.peers.keys().filter(|peer| is_told(desired, **peer, *prefix, attributes));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::message::{Notification, Reason, Remark, Treatment};
@@ -43,7 +44,8 @@ pub type Messages = [u64; 6];
 #[derive(Debug)]
 pub struct Neighbour {
     pub(super) id: PeerId,
-    pub(super) wanted: WantedNeighbour,
+    /// Shared with the plan of its owner: there may be thousands of neighbours.
+    pub(super) wanted: Arc<WantedNeighbour>,
     pub(super) peer: Peer,
     /// Its deadline, as the speaker has recorded it.
     pub(super) timer: Option<Instant>,
@@ -82,7 +84,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 const UPDATE: usize = 2;
 
 impl Neighbour {
-    pub(super) fn new(id: PeerId, wanted: WantedNeighbour, peer: Peer, now: Instant) -> Neighbour {
+    pub(super) fn new(id: PeerId, wanted: Arc<WantedNeighbour>, peer: Peer, now: Instant) -> Neighbour {
         Neighbour {
             id,
             wanted,
@@ -156,7 +158,7 @@ impl Neighbour {
     }
 
     /// Changes its settings; returns what they require to begin anew: a session, or all that is known of the neighbour, where it is another one.
-    pub(super) fn change(&mut self, wanted: WantedNeighbour) -> Option<Event> {
+    pub(super) fn change(&mut self, wanted: Arc<WantedNeighbour>) -> Option<Event> {
         let settings = &wanted.settings;
         let before = &self.wanted.settings;
         // Settings of dials and limits require none, and neither does a password: the key of a connection can change.
@@ -169,12 +171,12 @@ impl Neighbour {
         let before = &self.wanted;
         let transport = Transport { password: before.transport.password.clone(), ..wanted.transport.clone() };
         let (most, liveness) = (before.most, before.liveness);
-        let plain = WantedNeighbour { settings: same, transport, most, liveness, ..wanted.clone() };
+        let plain = WantedNeighbour { settings: same, transport, most, liveness, ..WantedNeighbour::clone(&wanted) };
         let (ours, theirs) = (before.settings.local.asn, before.settings.asn);
         let is_same_peer = (wanted.settings.local.asn, wanted.settings.asn) == (ours, theirs);
         let notification = Notification::new(Reason::CONFIGURATION_CHANGE);
         let begin = if is_same_peer { Event::Renew } else { Event::Restart };
-        let anew = (plain != self.wanted).then_some(begin(notification));
+        let anew = (plain != *self.wanted).then_some(begin(notification));
         // What is known of one session of BFD says nothing about another one.
         let watched = |wanted: &WantedNeighbour| Some((wanted.liveness?.path, wanted.transport.local));
         if wanted.liveness.is_none() || watched(&wanted) != watched(&self.wanted) {

@@ -7,6 +7,7 @@ mod restarting;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use super::super::message::{
     self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, LongLivedRestart, Message, Open, Packing,
@@ -94,7 +95,7 @@ impl Bench {
     }
 
     fn want(&mut self, wanted: WantedNeighbour) {
-        self.step(Order::Want(Box::new(wanted)));
+        self.step(Order::Want(Arc::new(wanted)));
     }
 
     /// Connects a neighbour; with or without graceful restart, perhaps with the R bit set.

@@ -24,6 +24,7 @@ mod generic;
 mod group;
 mod message;
 mod option;
+mod receive_buffer;
 mod socket;
 
 pub use answer::{Answer, answers};

@@ -16,6 +16,7 @@ use super::answer::{Answer, INTERRUPTED, answers, kind};
 use super::fault::{Fault, Refusal};
 use super::message::{Messages, flag};
 use super::option;
+use super::receive_buffer::ReceiveBuffer;
 use crate::kernel::{Error, own};
 
 /// The netlink family that a socket speaks to.
@@ -35,9 +36,6 @@ const BUFFER_BYTES: usize = 4 << 20;
 const LISTENER_BYTES: usize = 16 << 20;
 /// A send is one kernel buffer, and larger ones were measured to be slower.
 const PORTION_BYTES: usize = 64 << 10;
-/// Longer than nearly all datagrams: the kernel fills those of a dump to 32 KiB, and returns a refused
-/// request of ipset whole, which is as long as an attribute can be.
-const RECEIVE_BYTES: usize = 128 << 10;
 /// The kernel answers within the send call; whatever takes this long was lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A dump that is disturbed this often is given up.
@@ -64,7 +62,6 @@ struct Wire {
     socket: OwnedFd,
     own: own::Port,
     sequence: u32,
-    buffer: Vec<u8>,
     /// So many bytes can be sent at once.
     room: usize,
 }
@@ -253,7 +250,8 @@ impl Listener {
     /// # Errors
     /// As [`receive`](Self::receive).
     pub fn receive_one(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<bool, Fault> {
-        let Some(datagram) = self.wire.receive(RecvFlags::DONTWAIT)? else { return Ok(false) };
+        let mut buffer = ReceiveBuffer::lend();
+        let Some(datagram) = self.wire.receive(&mut buffer, RecvFlags::DONTWAIT)? else { return Ok(false) };
         answers(datagram).for_each(|answer| each(&answer));
         Ok(true)
     }
@@ -293,7 +291,7 @@ impl Wire {
         }
         let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
         let own = own::Port::new(bus, address.pid());
-        Ok(Wire { socket, own, sequence: 0, buffer: vec![0; RECEIVE_BYTES], room: BUFFER_BYTES })
+        Ok(Wire { socket, own, sequence: 0, room: BUFFER_BYTES })
     }
 
     /// Makes the send buffer large enough for so many bytes at once.
@@ -380,8 +378,9 @@ impl Wire {
 
     /// Passes answers to `each` until it has seen the last.
     fn collect(&mut self, mut each: impl FnMut(&Answer<'_>) -> ControlFlow<Result<(), Fault>>) -> Result<(), Fault> {
+        let mut buffer = ReceiveBuffer::lend();
         loop {
-            let datagram = self.receive(RecvFlags::empty())?.ok_or(Fault::Lost)?;
+            let datagram = self.receive(&mut buffer, RecvFlags::empty())?.ok_or(Fault::Lost)?;
             for answer in answers(datagram) {
                 if let ControlFlow::Break(result) = each(&answer) {
                     return result;
@@ -392,9 +391,9 @@ impl Wire {
 
     /// The next datagram from the kernel, whole; `None` when the time is over, or with `DONTWAIT` when there
     /// is none now. One that is longer than the buffer is lost, and the buffer grows for the next try.
-    fn receive(&mut self, flags: RecvFlags) -> Result<Option<&[u8]>, Fault> {
+    fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer, flags: RecvFlags) -> Result<Option<&'b [u8]>, Fault> {
         let length = loop {
-            match recvfrom(&self.socket, self.buffer.as_mut_slice(), flags | RecvFlags::TRUNC) {
+            match recvfrom(&self.socket, buffer.bytes_mut(), flags | RecvFlags::TRUNC) {
                 // Any process may write to a netlink socket whose port it knows: only the kernel's messages count.
                 Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
                 Ok(_) | Err(Errno::INTR) => {}
@@ -403,17 +402,18 @@ impl Wire {
                 Err(errno) => return Err(Fault::System(errno)),
             }
         };
-        if length > self.buffer.len() {
-            self.buffer.resize(length.next_power_of_two(), 0);
+        if length > buffer.bytes().len() {
+            buffer.grow(length);
             return Err(Fault::Lost);
         }
-        Ok(self.buffer.get(..length))
+        Ok(buffer.bytes().get(..length))
     }
 
     /// Reads what earlier requests left behind, which also brings a dump in progress to its end.
     fn drain(&mut self) {
+        let mut buffer = ReceiveBuffer::lend();
         for _ in 0..MOST_STALE {
-            if !matches!(self.receive(RecvFlags::DONTWAIT), Ok(Some(_)) | Err(Fault::Lost)) {
+            if !matches!(self.receive(&mut buffer, RecvFlags::DONTWAIT), Ok(Some(_)) | Err(Fault::Lost)) {
                 return;
             }
         }

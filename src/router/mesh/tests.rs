@@ -22,7 +22,7 @@ fn peer(own: &Node, other: &Node, words: &[&str], families: PerFamily<bool>) -> 
 
 fn wanted(own: &Node, other: &Node, words: &[&str]) -> WantedNeighbour {
     match peer(own, other, words, BOTH) {
-        Peering::With(wanted) => *wanted,
+        Peering::With(wanted) => Arc::unwrap_or_clone(wanted),
         other => panic!("they are to peer, but: {other:?}"),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{PeerOwner, Plan};
 use crate::bgp::speaker::WantedNeighbour;
@@ -39,7 +40,7 @@ impl Plan {
     }
 
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
-        let mut wanted: BTreeMap<IpAddr, WantedNeighbour> = BTreeMap::new();
+        let mut wanted: BTreeMap<IpAddr, Arc<WantedNeighbour>> = BTreeMap::new();
         self.external_problems.clear();
         let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
         let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
@@ -59,7 +60,7 @@ impl Plan {
                 }
                 Ok(peering) => {
                     self.external_problems.extend(external_peers::idle_setting(peer, &self.config));
-                    wanted.insert(peer.address, peering);
+                    wanted.insert(peer.address, Arc::new(peering));
                 }
                 Err(problem) => self.external_problems.push(problem),
             }

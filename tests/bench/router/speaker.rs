@@ -34,7 +34,7 @@ pub fn run(measured: Measured, peers: &[&str]) {
     let (_stop, stopped) = watch::channel(false);
     let setup = Setup { rules, restarting: None, forwarding: true, pulse };
     let (handle, mut events, _thread) = driver::spawn(setup, stopped).expect("a thread for the speaker");
-    let wanted = peers.iter().map(|peer| Order::Want(Box::new(wanted(measured, peer))));
+    let wanted = peers.iter().map(|peer| Order::Want(Arc::new(wanted(measured, peer))));
     let orders: Vec<Order> = wanted.collect();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
