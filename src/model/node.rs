@@ -1,6 +1,6 @@
 //! A Node: its addresses, its pod ranges, its labels, and its annotations about routing.
 //!
-//! Kubernetes: `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
+//! Kubernetes: `metadata.creationTimestamp`, `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
 use std::fmt;
@@ -18,6 +18,8 @@ pub const WIREGUARD_KEY_ANNOTATION: &str = "kube-router.io/wireguard-public-key"
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Node {
+    /// `metadata.creationTimestamp` in seconds since 1970 (0 where absent). The API server writes it, so who may write a Node cannot make it older.
+    pub created: i64,
     /// Internal and external addresses, in the API's order. Host names are left out.
     pub addresses: Vec<NodeAddress>,
     /// Both families, without duplicates, masked to the prefix.

@@ -47,6 +47,19 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
         self.first(key) != before.as_ref().map(|before| &before.value)
     }
 
+    /// Replaces the claim of an owner, whose place among the owners may be another one now. Returns whether that changed the key's value or
+    /// existence.
+    pub fn replace(&mut self, key: &K, old: Option<(O, V)>, new: Option<(O, V)>) -> bool {
+        let before = self.first(key).cloned();
+        if let Some((owner, _)) = old.filter(|(owner, _)| new.as_ref().is_none_or(|(new, _)| new != owner)) {
+            self.put(key, &owner, None);
+        }
+        if let Some((owner, value)) = new {
+            self.put(key, &owner, Some(value));
+        }
+        self.first(key) != before.as_ref()
+    }
+
     /// Returns the keys with more than one claimant, with their claimants in order.
     pub fn contested(&self) -> impl Iterator<Item = (&K, Vec<&O>)> {
         self.0.contested().map(|(key, all)| (key, all.iter().map(|by| &by.owner).collect()))

@@ -7,18 +7,21 @@
 //! of IPv6 begin with `inet6:`. With nftables: `pods4` and `nodes4`, `pods6` and `nodes6` in our own table. There the ranges of a
 //! set must be apart, so a range within another one is left out.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::kernel::ipset::{ElementKey, Entry, SetKind, SetSpec};
 use crate::kernel::nftables::{self, Content, Fields, Object};
-use crate::model::Node;
 use crate::net::{Family, PerFamily};
 
 use super::names::Set;
 
-/// Returns the elements of one node, without duplicates.
-pub fn elements(node: &Node, families: PerFamily<bool>) -> Vec<ElementKey> {
-    let ranges = node.pod_cidrs.iter().map(|range| (Set::PodRanges, Family::from(*range), Entry::Net(*range)));
-    let own = node.addresses.iter().map(|own| own.address);
-    let addresses = own.map(|address| (Set::NodeAddresses, Family::from(address), Entry::Ip(address)));
+/// Returns the elements of a node with these pod CIDRs and addresses, without duplicates.
+pub fn elements(ranges: &[IpNet], addresses: &[IpAddr], families: PerFamily<bool>) -> Vec<ElementKey> {
+    let ranges = ranges.iter().map(|range| (Set::PodRanges, Family::from(*range), Entry::Net(*range)));
+    let of_address = |address: &IpAddr| (Set::NodeAddresses, Family::from(*address), Entry::Ip(*address));
+    let addresses = addresses.iter().map(of_address);
     let all = ranges.chain(addresses).filter(|(_, family, _)| *families.of(*family));
     let mut elements: Vec<ElementKey> =
         all.map(|(set, family, entry)| ElementKey { set: set.name(family), entry }).collect();

@@ -1,7 +1,8 @@
 //! All nodes: what each of them contributes, and what they have in common.
 //!
 //! A node contributes addresses and pod CIDRs, which several may claim for a moment while a cluster changes, and its
-//! peering. It is recomputed when that node changes, and for all of them when our own does.
+//! peering. It is recomputed when that node changes, and for all of them when our own does. Which of its addresses count, and who has one
+//! that several list: `nodes/claimants.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,34 +25,46 @@ use super::identity::Identity;
 use super::mesh::{self, Obstacle, Peering};
 use super::names::{Set, tunnel};
 use super::node_sets;
-use super::problem::{About, Problem};
 use super::router_id::router_id;
+
+mod claimants;
+mod problems;
+
+use claimants::{COUNTED, Claimant};
 
 /// Contributions of all nodes, with the contributing node.
 #[derive(Default, Debug)]
 pub struct Nodes {
     parts: BlockMap<CompactString, Part>,
     elements: Claims<ElementKey, CompactString, ()>,
-    /// Every address of every node, with that node's addresses in both families.
-    addresses: Claims<IpAddr, CompactString, PerFamily<Option<IpAddr>>>,
+    /// The addresses of nodes that count, each with the addresses of its node in both families.
+    addresses: Claims<IpAddr, Claimant, PerFamily<Option<IpAddr>>>,
     /// The same addresses, by the usual names of the tunnels to them.
     by_tunnel: BTreeSet<(LinkName, IpAddr)>,
     /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
     /// The peering addresses of all nodes, ours too.
-    peering: Claims<IpAddr, CompactString, ()>,
+    peering: Claims<IpAddr, Claimant, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
     /// The public keys of all nodes, ours too.
-    keys: Claims<PublicKey, CompactString, ()>,
+    keys: Claims<PublicKey, Claimant, ()>,
     /// The nodes that should be peers and cannot be.
     obstacles: BTreeMap<CompactString, Obstacle>,
+    /// The nodes with more addresses than count.
+    lavish: BTreeSet<CompactString>,
 }
 
 /// The contribution of one node, except for its neighbour, which is returned and not kept, and its obstacle.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Part {
+    created: i64,
     elements: Box<[ElementKey]>,
+    /// Those that count.
     addresses: Box<[IpAddr]>,
+    /// It lists more.
+    is_lavish: bool,
+    /// Those of them by which the node is spoken with, of all families.
+    first: PerFamily<Option<IpAddr>>,
     /// The node's address in each family, stored with each of its addresses.
     both: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
@@ -70,8 +83,8 @@ pub struct NodeChanges {
     pub ranges: Vec<(IpNet, bool)>,
     /// Addresses that now belong to another node, to none any more, or to a node for the first time.
     pub addresses: Vec<IpAddr>,
-    /// The former neighbour, and the present one.
-    pub before: Option<IpAddr>,
+    /// The former neighbour with the time at which its Node was created, and the present one.
+    pub before: Option<(IpAddr, i64)>,
     pub wanted: Option<Arc<WantedNeighbour>>,
     /// Any input of policies.
     pub policies: bool,
@@ -116,6 +129,11 @@ impl Nodes {
             None => self.parts.remove(name),
         };
         let old = old.unwrap_or_default();
+        if new.is_lavish {
+            self.lavish.insert(name.clone())
+        } else {
+            self.lavish.remove(name)
+        };
         let mut changed = NodeChanges::default();
         for key in different(&old.elements, &new.elements) {
             let is_there = new.elements.contains(key).then_some(());
@@ -125,8 +143,8 @@ impl Nodes {
         }
         let addresses: BTreeSet<IpAddr> = old.addresses.iter().chain(&new.addresses).copied().collect();
         for address in addresses {
-            let both = new.addresses.contains(&address).then_some(new.both);
-            if self.addresses.put(&address, name, both) {
+            let claim = |part: &Part| Some((part.address_claim(name, address)?, part.both));
+            if self.addresses.replace(&address, claim(&old), claim(&new)) {
                 self.note_tunnel(address);
                 changed.addresses.push(address);
             }
@@ -137,20 +155,22 @@ impl Nodes {
             }
         }
         for address in [old.peering, new.peering].into_iter().flatten() {
-            changed.policies |= self.peering.put(&address, name, (new.peering == Some(address)).then_some(()));
+            let claim = |part: &Part| (part.peering == Some(address)).then(|| (part.claimant(name), ()));
+            changed.policies |= self.peering.replace(&address, claim(&old), claim(&new));
         }
         for identifier in [old.identifier, new.identifier].into_iter().flatten() {
             let is_its = new.identifier == Some(identifier);
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
         for key in [old.key, new.key].into_iter().flatten() {
-            self.keys.put(&key, name, (new.key == Some(key)).then_some(()));
+            let claim = |part: &Part| (part.key == Some(key)).then(|| (part.key_claim(name), ()));
+            self.keys.replace(&key, claim(&old), claim(&new));
         }
         // Nodes with one key may have one range.
         changed.policies |= old.key != new.key;
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
         changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
-        changed.before = old.neighbour;
+        changed.before = old.neighbour.map(|neighbour| (neighbour, old.created));
         changed.wanted = wanted;
         changed
     }
@@ -172,7 +192,7 @@ impl Nodes {
 
     /// Returns the addresses in both families of the node with this address, if it is not this node.
     pub fn other(&self, own: &CompactString, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
-        let is_own = self.addresses.owners(&address).any(|name| name == own);
+        let is_own = self.with_address(&address).any(|name| name == own);
         self.addresses.first(&address).filter(|_| !is_own).copied()
     }
 
@@ -247,14 +267,21 @@ impl Nodes {
         self.parts.get(node)?.key
     }
 
-    /// Returns the nodes with this public key.
+    /// Returns the nodes with this public key: those with an address first, and of them the oldest.
     pub fn with_key(&self, key: &PublicKey) -> impl Iterator<Item = &CompactString> {
-        self.keys.owners(key)
+        self.keys.owners(key).map(|claimant| &claimant.node)
     }
 
-    /// Returns the nodes with this address.
+    /// Returns the nodes with this address, the one that has it first.
     pub fn with_address(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
-        self.addresses.owners(address)
+        self.addresses.owners(address).map(|claimant| &claimant.node)
+    }
+
+    /// Returns the nodes that may have this address: those of which it is the first one of its family, else all that list it.
+    pub fn with_claim_to(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
+        let mut owners = self.addresses.owners(address).peekable();
+        let is_behind = owners.peek().is_some_and(|first| first.is_behind);
+        owners.take_while(move |claimant| claimant.is_behind == is_behind).map(|claimant| &claimant.node)
     }
 
     /// Returns why a node that should be a peer cannot be one.
@@ -295,7 +322,7 @@ impl Nodes {
     /// Returns the addresses of nodes in a range, each with the nodes that have it.
     pub fn with_address_in(&self, range: IpNet) -> impl Iterator<Item = (IpAddr, &CompactString)> {
         let inside = self.addresses.within(range.network(), range.broadcast());
-        inside.flat_map(|address| self.addresses.owners(address).map(move |node| (*address, node)))
+        inside.flat_map(|address| self.with_address(address).map(move |node| (*address, node)))
     }
 
     /// Returns whether an address of a node, or a pod CIDR of another node, is in a prefix.
@@ -317,44 +344,22 @@ impl Nodes {
     ) -> Option<&'a CompactString> {
         all.find(|other| !self.are_one(one, other))
     }
+}
 
-    /// Returns the problems of nodes, at the cost of those that have one.
-    pub fn problems(&self, own: &Identity) -> Vec<Problem> {
-        let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
-        // What all nodes lack is one problem.
-        let of_one = self.obstacles.iter().filter(|(_, obstacle)| **obstacle != Obstacle::NoPassword);
-        let impossible = of_one.map(|(name, obstacle)| about(name, obstacle.to_string()));
-        let mut problems: Vec<Problem> = impossible.collect();
-        for (address, owners) in self.peering.contested() {
-            let mut names = owners.iter();
-            let Some(first) = names.next() else { continue };
-            problems
-                .extend(names.map(|name| about(name, format!("its address {address} is that of Node {first} too"))));
-        }
-        for (range, owners) in self.ranges.contested() {
-            let mut names = owners.iter();
-            let Some(first) = names.next() else { continue };
-            problems.extend(names.map(|name| {
-                about(
-                    name,
-                    format!("its pod range {range} is that of Node {first} too; pods of one of them cannot be reached"),
-                )
-            }));
-        }
-        for (_, owners) in self.keys.contested() {
-            let mut names = owners.iter();
-            let Some(first) = names.next() else { continue };
-            let text = format!(
-                "its WireGuard key is that of Node {first} too; both count as one machine, at the address of Node {first}"
-            );
-            problems.extend(names.map(|name| about(name, text.clone())));
-        }
-        for name in own.router_id.iter().flat_map(|id| self.identifiers.owners(id)).filter(|name| **name != own.name) {
-            let text = "its BGP identifier is that of this node, so there is no session: give one of them another one by \
-                        --router-id";
-            problems.push(about(name, text.to_owned()));
-        }
-        problems
+impl Part {
+    /// Returns the claim of its node, of this name, to what nodes have once.
+    fn claimant(&self, name: &CompactString) -> Claimant {
+        Claimant { is_behind: false, created: self.created, node: name.clone() }
+    }
+
+    fn address_claim(&self, name: &CompactString, address: IpAddr) -> Option<Claimant> {
+        let is_first = self.first.iter().any(|(_, first)| *first == Some(address));
+        self.addresses.contains(&address).then(|| Claimant { is_behind: !is_first, ..self.claimant(name) })
+    }
+
+    fn key_claim(&self, name: &CompactString) -> Claimant {
+        let has_address = self.both.iter().any(|(_, address)| address.is_some());
+        Claimant { is_behind: !has_address, ..self.claimant(name) }
     }
 }
 
@@ -376,9 +381,18 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
     let is_told = !matches!(config.router_id, RouterId::Is(_)) && config.node_routes == NodeRoutes::Bgp;
     let identifier = primary.filter(|_| is_told);
     let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
+    let mut addresses = claimants::all(node);
+    // What our own Node lists is ours, however much it is.
+    let is_lavish = !is_own && addresses.len() > COUNTED;
+    if is_lavish {
+        addresses.truncate(COUNTED);
+    }
     let part = Part {
-        elements: node_sets::elements(node, own.families).into(),
-        addresses: node.addresses.iter().map(|one| one.address).collect(),
+        created: node.created,
+        is_lavish,
+        elements: node_sets::elements(&node.pod_cidrs, &addresses, own.families).into(),
+        addresses: addresses.into(),
+        first: claimants::first(node),
         both,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: neighbour.or(primary),

@@ -98,11 +98,12 @@ pub struct Plan {
     stale: Stale,
 }
 
-/// Claimant of a neighbour. The administrator's configuration precedes what follows from a Node.
+/// Claimant of a neighbour. The administrator's configuration precedes what follows from a Node, and of two Nodes the older one comes first.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum PeerOwner {
     External,
-    Node(CompactString),
+    /// When the Node was created, in seconds since 1970, and its name.
+    Node(i64, CompactString),
 }
 
 impl Plan {
@@ -315,9 +316,10 @@ impl Plan {
             self.wireguard.note_ranges(&news.ranges);
             changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);
-            let owner = PeerOwner::Node(name.clone());
-            if let Some(before) = news.before.filter(|before| Some(*before) != address) {
-                self.put_peer(before, &owner, None, changed);
+            let created = known.get(name).map_or(0, |node| node.created);
+            let owner = PeerOwner::Node(created, name.clone());
+            if let Some((before, at)) = news.before.filter(|before| (Some(before.0), before.1) != (address, created)) {
+                self.put_peer(before, &PeerOwner::Node(at, name.clone()), None, changed);
             }
             if let Some(wanted) = news.wanted {
                 self.put_peer(wanted.address, &owner, Some(wanted), changed);

@@ -420,6 +420,7 @@ fn node(random: &mut Random) -> Node {
     }
     let should_announce = random.chance(50) && system != Some("windows");
     Node {
+        created: if random.chance(30) { 0 } else { random.below(4_000_000_000) as i64 },
         addresses,
         pod_cidrs,
         network_unavailable: random.chance(50),

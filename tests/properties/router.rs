@@ -226,6 +226,7 @@ fn node(random: &mut Random) -> Node {
     }
     let routing = random.chance(40).then(|| Box::new(routing(random)));
     Node {
+        created: random.below(3) as i64,
         addresses,
         pod_cidrs,
         should_announce: random.chance(50),

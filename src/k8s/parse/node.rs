@@ -1,6 +1,6 @@
 //! A Node, from the API's form to ours.
 //!
-//! Kubernetes: core/v1 Node, `status.addresses`, `status.conditions` (whether the network is unavailable, whether the node is ready), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
+//! Kubernetes: core/v1 Node, `metadata.creationTimestamp`, `status.addresses`, `status.conditions` (whether the network is unavailable, whether the node is ready), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
 //! that win over the spec, `spec.providerID`, the labels, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
 
@@ -33,6 +33,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
     let none = BTreeMap::new();
     let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
     let node = Node {
+        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         addresses: addresses(object, &mut warnings),
         pod_cidrs: pod_cidrs(object, &mut warnings),
         network_unavailable: network_unavailable(object),

@@ -1,6 +1,7 @@
 //! Nodes, and what their annotations say about routing.
 
 use compact_str::CompactString;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::pod::labels_of;
@@ -16,6 +17,7 @@ use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
 
 pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     let Node {
+        created,
         addresses,
         pod_cidrs,
         network_unavailable,
@@ -32,6 +34,9 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     } = node;
     let (mut metadata, mut spec) = (Fields::default(), Fields::default());
     metadata.put("name", name.as_str()).put_filled("labels", labels_of(labels));
+    if *created != 0 {
+        metadata.put_some("creationTimestamp", Timestamp::from_second(*created).ok().map(|time| time.to_string()));
+    }
     let mut annotations = routing.as_deref().map(annotations).unwrap_or_default();
     annotations.put_some(NODE_WIREGUARD_KEY, wireguard_key.map(|key| key.to_string()));
     metadata.put_filled("annotations", annotations.value());

@@ -27,7 +27,7 @@ impl Plan {
         let external = if self.config.peers.is_empty() { PeerSource::Annotation } else { PeerSource::Flags };
         let source = |address: &IpAddr| match self.peers.owners(address).next()? {
             PeerOwner::External => Some((*address, external.clone())),
-            PeerOwner::Node(name) => Some((*address, PeerSource::Node(name.clone()))),
+            PeerOwner::Node(_, name) => Some((*address, PeerSource::Node(name.clone()))),
         };
         self.desired.peers.keys().filter_map(source).collect()
     }

@@ -139,9 +139,10 @@ impl Plan {
             && self.is_behind_tunnel(address)
     }
 
-    /// Returns the node whose an address is; `None` where several say so that are not one machine.
+    /// Returns the node whose an address is; `None` where several say so that are not one machine. A Node that lists it among others does not count
+    /// where it is the first address of another one.
     pub(super) fn holder_of(&self, address: &IpAddr) -> Option<&CompactString> {
-        let mut owners = self.nodes.with_address(address);
+        let mut owners = self.nodes.with_claim_to(address);
         let first = owners.next()?;
         owners.all(|other| self.nodes.are_one(first, other)).then_some(first)
     }

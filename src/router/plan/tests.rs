@@ -5,7 +5,8 @@ use super::*;
 use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
-use crate::model::{Authority, Prepend, Routing, Service};
+use crate::kernel::route::{RouteKey, TABLE_MAIN};
+use crate::model::{Authority, Node, Prepend, Routing, Service};
 use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::password_files;
@@ -571,4 +572,47 @@ fn only_the_pod_ranges_of_nodes_about_which_something_is_new_are_looked_at() {
     world.cluster.nodes.remove(&"node-20".into());
     plan.update(&world);
     assert_eq!(looks(&mut plan), (2, 201));
+}
+
+#[test]
+fn who_lists_the_address_of_another_node_takes_neither_its_tunnel_nor_its_session() {
+    for (victim, range, own_ones) in
+        [("10.0.0.3", "10.244.3.0/24", "192.0.2.9"), ("2001:db8:3::3", "fd00:10:244:3::/64", "2001:db8::9")]
+    {
+        let nodes = |name: &'static str, claimed: String, created| {
+            let claiming = Node { created, ..node(&claimed, "10.244.9.0/24") };
+            let claiming = with(claiming, |routing| routing.reflection = Reflection::Client([0, 0, 0, 1].into()));
+            let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24");
+            let own = with(own, |routing| routing.reflection = Reflection::Server([0, 0, 0, 1].into()));
+            let third = Node { created: 10, ..node(victim, range) };
+            [("node-1", own), ("node-3", third), (name, claiming)]
+        };
+        for name in ["node-0", "node-9"] {
+            let host = host("192.0.2.1/24 2001:db8::1/64");
+            // Behind its own address, however old it is; and in front, where it is younger.
+            for (claimed, created) in [(format!("{own_ones} {victim}"), 1), (victim.to_owned(), 20)] {
+                let world = world(host.clone(), &nodes(name, claimed, created));
+                let plan = planned(&["--overlay-type=full", "--node-routes=api"], &world);
+                let next_hop = plan.routes().routes().get(&RouteKey::new(TABLE_MAIN, prefix(range))).cloned();
+                let link = next_hop.expect("its pods are reached").next_hops[0].link.clone();
+                assert_eq!(plan.routes().tunnels()[&link].remote, address(victim), "{name} {created}");
+                assert!(!planned(&[], &world).desired().peers[&address(victim)].client, "{name} {created}");
+            }
+        }
+    }
+}
+
+#[test]
+fn of_the_addresses_of_a_node_eight_keep_the_addresses_of_pods() {
+    let many: String = (1..100).map(|number| format!(" 198.51.100.{number}")).collect();
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-9".into(), node(&format!("192.0.2.9{many}"), ""));
+    let plan = planned(&[], &world);
+    assert_eq!(elements(&plan).iter().filter(|text| text.contains("198.51.100.")).count(), 7);
+    assert_eq!(plan.masquerade(address("198.51.100.7")), Masquerade::ToNode);
+    assert_eq!(plan.masquerade(address("198.51.100.8")), Masquerade::ToOutside);
+    // What our own Node lists is ours.
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-1".into(), node(&format!("192.0.2.1{many}"), ""));
+    assert_eq!(planned(&[], &world).masquerade(address("198.51.100.99")), Masquerade::ToNode);
 }

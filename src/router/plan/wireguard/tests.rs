@@ -33,6 +33,11 @@ fn third() -> (&'static str, Node) {
     ("node-3", with_key(3, "10.0.0.3", "10.244.3.0/24"))
 }
 
+/// The same Node, created this many seconds after 1970.
+fn created(at: i64, (name, node): (&'static str, Node)) -> (&'static str, Node) {
+    (name, Node { created: at, ..node })
+}
+
 fn with(nodes: &[(&str, Node)]) -> World {
     world(host(HOST), nodes)
 }
@@ -91,10 +96,10 @@ fn nobody_gets_what_is_another_nodes_or_ours() {
     let greedy = |name| {
         (name, with_key(9, "192.0.2.9 192.0.2.1 192.0.2.2", "10.244.1.0/24 10.244.2.0/24 10.244.9.0/24 0.0.0.0/0"))
     };
-    // Whichever name comes first: nobody knows whose it is, so it is nobody's.
+    // Whichever name comes first: nobody knows whose pods they are, so they are nobody's. The address stays that of the node whose first one it is.
     for name in ["node-0", "node-9"] {
         let plan = plan_of(&ENCRYPTED, &[own(), second(), greedy(name)]);
-        let of_second = "2 192.0.2.2:51820 2001:db8::2/128 fd00:10:244:2::/64";
+        let of_second = "2 192.0.2.2:51820 192.0.2.2/32 2001:db8::2/128 fd00:10:244:2::/64";
         assert_eq!(peers(&plan), [of_second, "9 192.0.2.9:51820 10.244.9.0/24 192.0.2.9/32"], "{name}");
         assert_eq!(main_route(&plan, "10.244.2.0/24"), None, "{name}");
         assert!(walls(&plan).contains(&"10.244.2.0/24 Unreachable".to_owned()), "{name}");
@@ -393,6 +398,25 @@ fn a_key_is_one_nodes_alone_and_never_ours() {
     let changed = plan.set_own_key(Some(key(5)));
     assert_eq!(changed.wireguard_peers.len(), 1);
     assert_eq!(peers(&plan).len(), 1, "the kernel would leave out a peer with our own key");
+}
+
+#[test]
+fn who_copies_the_key_of_a_node_gets_nothing_of_what_is_sent_to_it_unless_it_is_older() {
+    for (name, addresses, copies_at, endpoint) in [
+        ("node-0", "192.0.2.9 2001:db8::9", 20, "192.0.2.2:51820"),
+        ("node-9", "192.0.2.9 2001:db8::9", 20, "192.0.2.2:51820"),
+        // A Node without an address says nothing of where its machine is, however old it is.
+        ("node-0", "", 1, "192.0.2.2:51820"),
+        // The present Node of a machine that was made anew under another name has the same address.
+        ("node-9", "192.0.2.2 2001:db8::2", 20, "192.0.2.2:51820"),
+        // Nobody can tell an older copy from a machine with two Nodes.
+        ("node-0", "192.0.2.9 2001:db8::9", 1, "192.0.2.9:51820"),
+    ] {
+        let copy = created(copies_at, (name, with_key(2, addresses, "10.244.9.0/24")));
+        let plan = plan_of(&ENCRYPTED, &[own(), created(10, second()), copy]);
+        assert_eq!(peers(&plan).len(), 1, "{:?}", peers(&plan));
+        assert!(peers(&plan)[0].starts_with(&format!("2 {endpoint} ")), "{name} {copies_at}: {:?}", peers(&plan));
+    }
 }
 
 #[test]

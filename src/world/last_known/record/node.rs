@@ -38,6 +38,9 @@ pub struct NodeRecord {
     /// Empty where there is none.
     #[prost(bytes = "vec", tag = "9")]
     wireguard_key: Vec<u8>,
+    /// Seconds since 1970; 0 where that is not known.
+    #[prost(int64, tag = "10")]
+    created: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +125,7 @@ impl NodeRecord {
     pub fn of<'a>(name: &CompactString, node: &'a Node, collected: &mut Collected<'a>) -> NodeRecord {
         // Here it is decided of each field whether it is written. The present conditions and the provider are known from the API alone.
         let Node {
+            created,
             addresses: known,
             pod_cidrs,
             network_unavailable: _,
@@ -136,6 +140,7 @@ impl NodeRecord {
         } = node;
         NodeRecord {
             name: name.to_string(),
+            created: *created,
             addresses: addresses(known.iter().map(|known| &known.address)),
             address_kinds: column(known.iter().map(|known| match known.kind {
                 NodeAddressKind::Internal => 0,
@@ -161,6 +166,7 @@ impl NodeRecord {
         };
         let addresses = Packed::new(&self.addresses).all()?;
         let node = Node {
+            created: self.created,
             addresses: addresses.into_iter().zip(rows(self.address_kinds)).map(known).collect::<Option<_>>()?,
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),

@@ -14,7 +14,8 @@ fn has_wall(plan: &Plan, range: &str) -> bool {
 #[test]
 fn what_is_learned_by_an_address_that_several_nodes_claim_leads_to_none_of_them() {
     for ((network, hop), name) in NETWORKS.into_iter().flat_map(|one| [(one, "node-0"), (one, "node-9")]) {
-        let other = || (name, with_key(9, &format!("192.0.2.9 2001:db8::9 {hop}"), "10.244.9.0/24"));
+        // It is the first address of its family of both.
+        let other = || (name, with_key(9, hop, "10.244.9.0/24"));
         let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second(), other()]);
         learn(&mut plan, network, &[hop]);
         assert_eq!(main_route(&plan, network), None, "{name}");
@@ -29,6 +30,35 @@ fn what_is_learned_by_an_address_that_several_nodes_claim_leads_to_none_of_them(
         plan.update(&with(&[own(), second()]));
         assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (through_tunnel(), false));
         assert!(peers(&plan)[0].contains(network));
+    }
+}
+
+#[test]
+fn who_lists_the_address_of_another_node_behind_its_own_changes_nothing_for_that_node() {
+    for ((network, hop), name) in NETWORKS.into_iter().flat_map(|one| [(one, "node-0"), (one, "node-9")]) {
+        let other = created(-1, (name, with_key(9, &format!("192.0.2.9 2001:db8::9 {hop}"), "10.244.9.0/24")));
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
+        learn(&mut plan, network, &[hop]);
+        let before = peers(&plan);
+        plan.update(&with(&[own(), second(), other]));
+        assert_eq!((main_route(&plan, network), has_wall(&plan, network)), (through_tunnel(), false), "{name}");
+        assert_eq!(peers(&plan)[0], before[0], "{name}");
+        assert!(!peers(&plan)[1].contains(hop), "{name}: {:?}", peers(&plan));
+        let said: Vec<String> = plan.desired().problems.iter().map(ToString::to_string).collect();
+        assert_eq!(said, [format!("Node {name}: it lists {hop}, which stays the address of Node node-2")]);
+    }
+}
+
+#[test]
+fn of_a_node_with_thousands_of_addresses_eight_get_routes_of_pods_and_that_is_said() {
+    for (first, prefix) in [("192.0.2.9", "198.51.100."), ("2001:db8::9", "2001:db8:f::")] {
+        let more: String = (1..200).map(|number| format!(" {prefix}{number}")).collect();
+        let plan = plan_of(&ENCRYPTED, &[own(), ("node-9", with_key(9, &format!("{first}{more}"), ""))]);
+        // A route and a wall behind it for each.
+        assert_eq!(of_pods(&plan).len(), 2 * 8);
+        assert_eq!(peers(&plan)[0].split(' ').count(), 2 + 8, "{:?}", peers(&plan));
+        let said: Vec<String> = plan.desired().problems.iter().map(ToString::to_string).collect();
+        assert_eq!(said, ["Node node-9: it lists more than 8 addresses; the others count as outside of the cluster"]);
     }
 }
 

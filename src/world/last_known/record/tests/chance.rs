@@ -110,6 +110,7 @@ prop_compose! {
 
 prop_compose! {
     pub(super) fn node()(
+        created in any::<i64>(),
         addresses in vec((any::<bool>(), address()), 0..4),
         ranges in vec((address(), 0..=32u8), 0..3),
         zone in proptest::option::of("[a-c]{1,2}"),
@@ -120,6 +121,7 @@ prop_compose! {
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
         Node {
+            created,
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
             zone: zone.map(CompactString::from),

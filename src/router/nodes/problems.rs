@@ -1,0 +1,61 @@
+//! Problems of nodes, in words for administrators: what several claim, and what stands in the way of a session.
+
+use compact_str::CompactString;
+
+use super::Nodes;
+use super::claimants::COUNTED;
+use crate::router::identity::Identity;
+use crate::router::mesh::Obstacle;
+use crate::router::problem::{About, Problem};
+
+/// Maximum number of problems of one kind that Nodes can have by their addresses alone: each is a log message and an Event.
+const NAMED: usize = 10;
+
+impl Nodes {
+    /// Returns the problems of nodes, at the cost of those that have one.
+    pub fn problems(&self, own: &Identity) -> Vec<Problem> {
+        let about = |name: &CompactString, text: String| Problem::new(About::Node(name.clone()), text);
+        // What all nodes lack is one problem.
+        let of_one = self.obstacles.iter().filter(|(_, obstacle)| **obstacle != Obstacle::NoPassword);
+        let impossible = of_one.map(|(name, obstacle)| about(name, obstacle.to_string()));
+        let mut problems: Vec<Problem> = impossible.collect();
+        for (address, owners) in self.peering.contested() {
+            let mut names = owners.iter().map(|claimant| &claimant.node);
+            let Some(first) = names.next() else { continue };
+            let text = format!("its address {address} is that of Node {first} too, which comes first");
+            problems.extend(names.map(|name| about(name, text.clone())));
+        }
+        for (address, owners) in self.addresses.contested().take(NAMED) {
+            let Some(first) = owners.first().filter(|first| !first.is_behind) else { continue };
+            let text = format!("it lists {address}, which stays the address of Node {}", first.node);
+            let listing = owners.iter().filter(|claimant| claimant.is_behind).take(NAMED);
+            problems.extend(listing.map(|claimant| about(&claimant.node, text.clone())));
+        }
+        let text = format!("it lists more than {COUNTED} addresses; the others count as outside of the cluster");
+        problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
+        for (range, owners) in self.ranges.contested() {
+            let mut names = owners.iter();
+            let Some(first) = names.next() else { continue };
+            problems.extend(names.map(|name| {
+                about(
+                    name,
+                    format!("its pod range {range} is that of Node {first} too; pods of one of them cannot be reached"),
+                )
+            }));
+        }
+        for (_, owners) in self.keys.contested() {
+            let mut names = owners.iter().map(|claimant| &claimant.node);
+            let Some(first) = names.next() else { continue };
+            let text = format!(
+                "its WireGuard key is that of Node {first} too; both count as one machine, at the address of Node {first}"
+            );
+            problems.extend(names.map(|name| about(name, text.clone())));
+        }
+        for name in own.router_id.iter().flat_map(|id| self.identifiers.owners(id)).filter(|name| **name != own.name) {
+            let text = "its BGP identifier is that of this node, so there is no session: give one of them another one by \
+                        --router-id";
+            problems.push(about(name, text.to_owned()));
+        }
+        problems
+    }
+}
