@@ -402,11 +402,16 @@ impl Plan {
         self.settle_policies(changed);
         self.settle_routes(changed);
         self.resize_sets(changed);
+        self.settle_problems(changed);
+    }
+
+    fn settle_problems(&mut self, changed: &mut RouterChanges) {
         let mut problems: BTreeSet<Problem> = BTreeSet::new();
         if self.known.has_nodes {
             problems.extend(self.own.problems(&self.config));
             problems.extend(self.nodes.problems(&self.own));
             problems.extend(self.problems_of_ranges());
+            problems.extend(self.problems_of_walls());
             if self.nodes.lack_password() {
                 problems.insert(Problem::new(About::OtherNodes, mesh::NO_PASSWORD));
             }
@@ -415,7 +420,7 @@ impl Plan {
                 Problem::new(About::ServiceAddress(*address), "it is an address of a node; it is not announced")
             }));
         }
-        changed.problems = problems != self.desired.problems;
+        changed.problems |= problems != self.desired.problems;
         self.desired.problems = problems;
     }
 
@@ -464,7 +469,9 @@ impl Plan {
         self.routes = routes;
         self.mark_peers_at(&settled.remotes);
         self.mark_peers_with(&settled.moved);
-        self.settle_walls(&mut settled);
+        if self.settle_walls(&mut settled) {
+            self.settle_problems(changed);
+        }
         self.settle_peers(changed);
         changed.routes.extend(settled.routes);
         self.keep_some(settled.withdrawn, changed);

@@ -16,8 +16,13 @@ use crate::net::PerFamily;
 use crate::router::policy::narrowest_default;
 use crate::router::routes::{Place, Protection};
 
-/// Maximum number of a Node's addresses that walls leave out, the first ones: each takes as many routes as a range has bits, and a Node may list thousands.
-const LEFT_OUT: usize = 8;
+/// Maximum number of addresses that the walls of a range leave out: each takes as many routes as the range has bits, and a range that somebody claims may
+/// have the addresses of thousands of nodes in it.
+const LEFT_OUT: usize = 32;
+
+/// A range has the addresses of more nodes in it than walls leave out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TooManyHoles;
 
 impl Plan {
     /// Calls a function with what routes depend on besides the learned ones. Nothing of the routes themselves is among it.
@@ -84,24 +89,28 @@ impl Plan {
     /// Returns the prefixes that together are a range without the addresses of nodes in it: packets to these are no packets to pods, and hosts need
     /// them to reach each other and the API server, whoever claims the range. An address of a node in its own range, if that is not refused, leads where the
     /// range does (clouds list that of the bridge), and a hole for it would put the parts around it in front of the range's route.
-    pub(super) fn without_nodes(&self, range: IpNet) -> BTreeSet<IpNet> {
-        let is_counted = |address: &IpAddr, node: &CompactString| {
-            self.nodes.addresses_of(node).iter().take(LEFT_OUT).any(|counted| counted == address)
-        };
+    ///
+    /// # Errors
+    /// There are too many addresses.
+    pub(super) fn without_nodes(&self, range: IpNet) -> Result<BTreeSet<IpNet>, TooManyHoles> {
         let is_used = !self.pod_ranges.is_refused(&range);
         let is_its_own = |node: &CompactString| {
             is_used && self.nodes.with_range(&range).any(|holder| self.nodes.are_one(holder, node))
         };
-        let inside = self.nodes.with_address_in(range);
-        let inside = inside.filter(|(address, node)| is_counted(address, node) && !is_its_own(node));
-        let holes: BTreeSet<IpAddr> = inside.map(|(address, _)| address).collect();
+        let mut holes: BTreeSet<IpAddr> = BTreeSet::new();
+        for (address, _) in self.nodes.with_address_in(range).filter(|(_, node)| !is_its_own(node)) {
+            holes.insert(address);
+            if holes.len() > LEFT_OUT {
+                return Err(TooManyHoles);
+            }
+        }
         let mut parts = BTreeSet::new();
         // Parts of a default route would precede that of this host.
-        if range.prefix_len() < narrowest_default(Family::from(range)) && !holes.is_empty() {
-            return parts;
+        let precedes = range.prefix_len() < narrowest_default(Family::from(range));
+        if holes.is_empty() || !precedes {
+            split(range, &holes, &mut parts);
         }
-        split(range, &holes, &mut parts);
-        parts
+        Ok(parts)
     }
 
     /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.

@@ -23,12 +23,17 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::Plan;
+use super::protection::TooManyHoles;
 use crate::kernel::link::LinkName;
 use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
 use crate::router::names::WIREGUARD;
+use crate::router::problem::{About, Problem};
 use crate::router::routes::RouteTableChanges;
+
+/// Maximum number of ranges without a wall that are problems: each is a log message and an Event.
+const NAMED: usize = 10;
 
 /// State of the peers, kept up to date at the cost of what changed.
 #[derive(Default, Debug)]
@@ -45,6 +50,8 @@ pub(super) struct Peers {
     stale_addresses: BTreeSet<IpAddr>,
     /// The pod CIDRs of other nodes.
     pub(super) ranges: Prefixes,
+    /// Ranges that have no wall, because the addresses of too many nodes are in them.
+    open: BTreeSet<IpNet>,
 }
 
 impl Peers {
@@ -187,16 +194,21 @@ impl Plan {
         changed.wireguard_peers.extend(keys.into_iter().filter(differs));
     }
 
-    /// Brings the walls, and the ways of our pods to nodes, up to date.
-    pub(super) fn settle_walls(&mut self, changed: &mut RouteTableChanges) {
+    /// Brings the walls, and the ways of our pods to nodes, up to date. Returns whether other ranges than before have no wall.
+    pub(super) fn settle_walls(&mut self, changed: &mut RouteTableChanges) -> bool {
         if !self.encrypts() {
-            return;
+            return false;
         }
+        let mut is_otherwise = false;
         let lost = std::mem::take(&mut changed.lost);
         for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost) {
             let is_wanted = self.is_encrypted(range) || self.routes.has_lost(range);
-            let walls = if is_wanted { self.without_nodes(range) } else { BTreeSet::new() };
-            self.routes.put_walls(range, walls, changed);
+            let walls = if is_wanted { self.without_nodes(range) } else { Ok(BTreeSet::new()) };
+            is_otherwise |= match walls {
+                Err(TooManyHoles) => self.wireguard.open.insert(range),
+                Ok(_) => self.wireguard.open.remove(&range),
+            };
+            self.routes.put_walls(range, walls.unwrap_or_default(), changed);
         }
         for address in std::mem::take(&mut self.wireguard.stale_addresses) {
             let is_walled = self.is_encrypted_node(address);
@@ -204,6 +216,14 @@ impl Plan {
             let is_led = is_walled && self.own.primary.is_some();
             self.routes.put_encrypted_node(address, (is_led, is_walled), changed);
         }
+        is_otherwise
+    }
+
+    /// Returns the problems of ranges that have no wall.
+    pub(super) fn problems_of_walls(&self) -> Vec<Problem> {
+        let text = "the addresses of too many nodes are in it: what is sent there leaves without encryption where no route leads to it";
+        let named = self.wireguard.open.iter().take(NAMED);
+        named.map(|range| Problem::new(About::PodRange(*range), text)).collect()
     }
 
     /// Returns why nothing can be sent through the tunnel by which a pod CIDR of a node is reached; in words that end a sentence.

@@ -63,6 +63,30 @@ fn of_a_node_with_thousands_of_addresses_eight_get_routes_of_pods_and_that_is_sa
 }
 
 #[test]
+fn a_range_with_the_addresses_of_many_nodes_in_it_has_no_wall_and_that_is_said_until_they_are_fewer() {
+    for (prefix, range) in [("10.9.0.", "10.9.0.0/24"), ("2001:db8:9::", "2001:db8:9::/64")] {
+        let of = |number: u8| -> (&'static str, Node) {
+            (format!("node-{number}").leak(), with_key(number, &format!("{prefix}{number}"), ""))
+        };
+        let claiming = ("node-9", with_key(9, "192.0.2.9", range));
+        let nodes = |many: u8| -> Vec<(&str, Node)> {
+            [own(), claiming.clone()].into_iter().chain((100..100 + many).map(of)).collect()
+        };
+        let said = |plan: &Plan| {
+            let mut problems = plan.desired().problems.iter().map(ToString::to_string);
+            problems.any(|text| text.contains(&format!("pod range {range}: the addresses of too many nodes are in it")))
+        };
+        let mut plan = plan_of(&ENCRYPTED, &nodes(32));
+        assert!(is_walled(&plan, &format!("{prefix}7")) && !said(&plan));
+        assert!(walls(&plan).len() <= 32 * usize::from(super::prefix(range).max_prefix_len()), "{range}");
+        plan.update(&with(&nodes(33)));
+        assert_eq!((walls(&plan), said(&plan)), (vec![], true), "{range}");
+        plan.update(&with(&nodes(32)));
+        assert!(is_walled(&plan, &format!("{prefix}7")) && !said(&plan));
+    }
+}
+
+#[test]
 fn what_is_learned_again_of_a_node_that_is_gone_stays_refused_until_it_was_withdrawn() {
     for (network, hop) in NETWORKS {
         let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
