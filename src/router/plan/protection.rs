@@ -107,6 +107,8 @@ impl Plan {
         let mut parts = BTreeSet::new();
         // Parts of a default route would precede that of this host.
         let precedes = range.prefix_len() < narrowest_default(Family::from(range));
+        // And parts of a network would precede the route of a router that has it as well.
+        let precedes = precedes || !self.is_encrypted(range) && self.routes.has_way(range);
         if holes.is_empty() || !precedes {
             split(range, &holes, &mut parts);
         }

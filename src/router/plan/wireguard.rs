@@ -201,7 +201,8 @@ impl Plan {
         }
         let mut is_otherwise = false;
         let lost = std::mem::take(&mut changed.lost);
-        for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost) {
+        let moved: Vec<IpNet> = changed.moved.iter().filter(|prefix| self.routes.has_lost(**prefix)).copied().collect();
+        for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost).chain(moved) {
             let is_wanted = self.is_encrypted(range) || self.routes.has_lost(range);
             let walls = if is_wanted { self.without_nodes(range) } else { Ok(BTreeSet::new()) };
             is_otherwise |= match walls {

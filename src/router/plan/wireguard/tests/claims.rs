@@ -87,6 +87,30 @@ fn a_range_with_the_addresses_of_many_nodes_in_it_has_no_wall_and_that_is_said_u
 }
 
 #[test]
+fn no_wall_stands_in_front_of_the_route_of_a_router_that_shares_a_network_with_a_node_that_is_lost() {
+    for (network, hop, router, inside) in [
+        ("198.51.100.0/24", "192.0.2.2", "192.0.2.254", "198.51.100.7"),
+        ("2001:db8:f::/64", "2001:db8::2", "2001:db8::fe", "2001:db8:f::7"),
+    ] {
+        // An address of a node is in it, so the walls would be in parts.
+        let seven = || ("node-7", with_key(7, &format!("10.9.0.7 {inside}"), ""));
+        let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
+        learn(&mut plan, network, &[hop, router]);
+        plan.update(&with(&[own(), second(), seven()]));
+        assert_eq!(main_route(&plan, network), Some(vec![format!("eth0 via {router}")]));
+        assert_eq!(walls(&plan), walls(&plan_of(&ENCRYPTED[..2], &[own(), second(), seven()])), "{network}");
+        // Without the router nothing leads there, and what led through the tunnel is refused.
+        learn(&mut plan, network, &[hop]);
+        assert_eq!(main_route(&plan, network), None);
+        let address = address(inside);
+        let around = walls(&plan).iter().filter(|text| text.starts_with(&network[..8])).count();
+        assert!(around > 1, "{address}: {:?}", walls(&plan));
+        learn(&mut plan, network, &[hop, router]);
+        assert_eq!(walls(&plan), walls(&plan_of(&ENCRYPTED[..2], &[own(), second(), seven()])), "{network}");
+    }
+}
+
+#[test]
 fn what_is_learned_again_of_a_node_that_is_gone_stays_refused_until_it_was_withdrawn() {
     for (network, hop) in NETWORKS {
         let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
