@@ -444,6 +444,8 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         neighbour.end(at.now);
         neighbour.path.end(&cause);
+        self.bound_retained(address, kept);
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
         self.rib.leave(neighbour.id, kept);
         self.note_end(at, address, &cause);
         self.outputs.push(Output::Fact(address, Fact::Down { kept, cause }));

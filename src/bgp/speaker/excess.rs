@@ -9,7 +9,7 @@ use super::super::message::{Notification, Reason};
 use super::super::rib::PeerId;
 use super::super::session::{Cause, Event, Moment};
 use super::{FLOODED, Fact, FailureCause, Neighbour, Output, Speaker};
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 
 /// Limit on the size in bytes of the long attribute sets of one neighbour's routes.
 pub(super) const LONG_ATTRIBUTES: usize = 64 << 20;
@@ -44,6 +44,18 @@ impl Speaker {
         // RFC 4486 4: the data is the address family and the limit.
         let afi = if family == Family::V4 { 1 } else { 2 };
         Some(Notification::with(Reason::MAXIMUM_PREFIXES, [&[0, afi, 1][..], &most.to_be_bytes()].concat()))
+    }
+
+    /// Removes what is retained of earlier sessions of a neighbour where it and what the session that ends has sent are together above the limit: one
+    /// that comes and goes with other prefixes each time has no more of them retained than one that stays.
+    pub(super) fn bound_retained(&mut self, address: IpAddr, kept: PerFamily<bool>) {
+        let Some(neighbour) = self.neighbours.get(&address) else { return };
+        let counts = self.rib.table().count(neighbour.id);
+        let exceeds = |family: Family| neighbour.most(family).is_some_and(|most| counts.of(family).received > most);
+        let excess = PerFamily::from_fn(|family| *kept.of(family) && exceeds(family));
+        if excess != PerFamily::default() {
+            self.rib.drop_stale(neighbour.id, excess);
+        }
     }
 
     /// Applies limits that have changed: a neighbour that exceeds them is refused, and one that was refused for the earlier ones may

@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::super::message::{
-    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, LongLivedRestart, Message, Open, Packing,
-    Refresh, RefreshKind,
+    self, AsPath, Capabilities, Community, Dialect, Framing, GracefulRestart, LongLivedFamily, LongLivedRestart,
+    Message, Open, Packing, Refresh, RefreshKind,
 };
 use super::super::policy::{Decision, Policy};
 use super::super::rib::{Bounds, NextHops, Own};
@@ -322,6 +322,39 @@ fn one_that_restarts_with_more_than_its_limit_is_let_go() {
     let link = bench.come(2, Some(true));
     bench.announce(link, 2, &prefixes(11));
     assert_eq!(bench.state(2), State::Idle);
+}
+
+#[test]
+fn a_router_that_comes_and_goes_with_other_prefixes_each_time_has_no_more_kept_than_its_limit() {
+    let mut bench = Bench::new(None);
+    let mut limited = WantedNeighbour { most: PerFamily { v4: Some(10), v6: None }, ..wanted(2) };
+    limited.settings.restart = limited.settings.restart.map(|ours| Graceful { long_lived: 3600, ..ours });
+    bench.want(limited);
+    let count = |bench: &Bench| bench.speaker.rib().table().count(bench.speaker.neighbour(address(2)).unwrap().id()).v4;
+    let both = |forwarding| PerFamily { v4: Some(forwarding), v6: Some(forwarding) };
+    let long = LongLivedFamily { forwarding: true, seconds: 1000 };
+    let capabilities = Capabilities {
+        families: ALL,
+        multiprotocol: true,
+        asn: Some(65001),
+        restart: Some(GracefulRestart { restarting: false, notifications: false, seconds: 0, families: both(true) }),
+        long_lived: Some(LongLivedRestart { families: PerFamily { v4: Some(long), v6: Some(long) } }),
+        ..Capabilities::default()
+    };
+    let identifier = Ipv4Addr::new(192, 0, 2, 2);
+    let open = message::open(&Open { asn: 65001, hold_time: 90, identifier, capabilities });
+    for round in 0..20 {
+        let link = LinkId(100 + round);
+        bench.step(Input::Accepted(address(2), link));
+        bench.receive(link, &open);
+        bench.receive(link, &message::keepalive());
+        let first = 6 * round as usize;
+        bench.announce(link, 2, &prefixes(120)[first..first + 6]);
+        assert_eq!(bench.state(2), State::Established, "each session has sent less than its limit");
+        bench.step(Input::Closed(link));
+        bench.pass(Duration::from_secs(1));
+        assert_eq!((count(&bench).received, count(&bench).stale), (6, 6), "{round}: those of the last session");
+    }
 }
 
 #[test]
