@@ -417,8 +417,7 @@ impl Peer {
     }
 
     fn tick(&mut self, at: Moment) {
-        let in_session = matches!(self.phase, Phase::Established { .. });
-        let retention::Turn { dropped, long_lived } = self.retention.expire(at.now, in_session);
+        let retention::Turn { dropped, long_lived } = self.retention.expire(at.now);
         self.push_families(|families| Effect::LongLived { families, is_new: true }, long_lived);
         self.push_families(Effect::DropStale, dropped);
         match &self.phase {

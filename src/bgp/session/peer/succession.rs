@@ -6,7 +6,6 @@
 use super::super::super::message::{self, Notification, Reason};
 use super::super::connection::Connection;
 use super::super::{Agreement, Cause, Effect, LinkId, Local, Moment, Side, State, rank};
-use super::retention::Retention;
 use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase};
 use crate::net::PerFamily;
 
@@ -116,14 +115,14 @@ impl Peer {
         if let Some(talk) = session.talk()
             && survives(&talk.agreement, &cause)
         {
-            // Routes still stale from an earlier end are removed now (RFC 4724 4.2), unless they are long-lived (RFC 9494 4.2).
+            // Routes still stale from an earlier end are removed now (RFC 4724 4.2), unless they may become long-lived, or are (RFC 9494 4.2).
             if !is_collision(&cause) {
-                let retained = self.retention.families();
-                self.drop_stale(PerFamily::from_fn(|family| *retained.of(family) && !*before.of(family)));
+                let (retained, goes_on) = (self.retention.families(), self.retention.goes_on(&talk.agreement));
+                self.drop_stale(PerFamily::from_fn(|family| *retained.of(family) && !*goes_on.of(family)));
             }
             self.retention.begin(at.now, &talk.agreement);
         } else {
-            self.retention = Retention::default();
+            self.retention.end_all();
         }
         self.effects.push(Effect::Down { kept: self.retention.families(), cause });
         let long_lived = self.retention.long_lived();

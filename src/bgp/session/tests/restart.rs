@@ -324,6 +324,44 @@ fn who_is_not_done_when_the_last_resort_ends_is_not_kept_once_more() {
 }
 
 #[test]
+fn who_never_reaches_an_end_has_nothing_kept_any_more_once_the_last_resort_is_over_however_often_it_comes_back() {
+    // Over in a session, and without one.
+    for gone_for in [1100.0, 1130.0] {
+        let mut bench = gone(gone_for);
+        for (link, passes) in [(LinkId(11), 21.0), (LinkId(12), 1.0), (LinkId(13), 1.0)] {
+            bench.step(Event::Accepted(link));
+            come_back_with(&mut bench, link, long_lived(Some(1000), Some(1000)));
+            bench.pass(passes);
+            let effects = bench.step(Event::Closed(link));
+            assert_eq!(kept(&effects), NONE, "{gone_for} {link:?}: {}", words(&effects));
+        }
+        bench.step(Event::Accepted(THEIRS));
+        come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)));
+        bench.receive(THEIRS, &message::end_of_rib(Family::V4));
+        assert_eq!(kept(&bench.step(Event::Closed(THEIRS))), PerFamily { v4: true, v6: false }, "it has said all");
+    }
+}
+
+#[test]
+fn a_second_end_within_the_restart_time_drops_nothing_that_may_become_the_last_resort_and_gives_it_no_more_time() {
+    // 60 s after the first end; 120 s are the restart time and 1000 s the long-lived one.
+    let mut bench = dialling(60.0);
+    assert_eq!(dropped(&come_back_with(&mut bench, THEIRS, long_lived(Some(1000), Some(1000)))), NONE);
+    let effects = bench.step(Event::Closed(THEIRS));
+    assert_eq!((dropped(&effects), kept(&effects)), (NONE, ALL), "{}", words(&effects));
+    assert_eq!((dropped(&bench.pass(119.0)), bench.peer.long_lived()), (NONE, NONE), "it may come back again");
+    bench.pass(2.0);
+    assert_eq!(bench.peer.long_lived(), ALL);
+    assert_eq!(dropped(&bench.pass(1120.0 - 60.0 - 121.0 - 1.0)), NONE);
+    assert_eq!(dropped(&bench.pass(2.0)), ALL, "1120 s after the first end");
+    // Without the last resort in the second session they go as ever.
+    let mut bench = dialling(60.0);
+    come_back_with(&mut bench, THEIRS, None);
+    let effects = bench.step(Event::Closed(THEIRS));
+    assert_eq!((dropped(&effects), kept(&effects)), (ALL, ALL), "{}", words(&effects));
+}
+
+#[test]
 fn changed_settings_keep_the_last_resort_as_far_as_they_have_one() {
     let mut bench = gone(200.0);
     let changed = |bench: &mut Bench, settings: Settings| {
