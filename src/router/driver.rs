@@ -284,10 +284,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     async fn next(&mut self) -> Wake {
         let is_running = self.sessions.is_running();
+        let awaits_proxy = !is_running || self.awaited_services.awaits_proxy();
         tokio::select! {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
-            Ok(()) = self.context.served.changed(), if !is_running => Wake::Served,
+            Ok(()) = self.context.served.changed(), if awaits_proxy => Wake::Served,
             Ok(()) = self.context.services_refused_at.changed(), if !is_running => Wake::Refused,
             Some(inquiry) = self.context.inquiries.recv() => Wake::Asked(inquiry),
         }

@@ -68,6 +68,8 @@ pub struct Plan {
     file_passwords: FilePasswords,
     known: Known,
     goes_without_services: bool,
+    /// Addresses of Services are not announced yet.
+    holds_services: bool,
     own: Identity,
     on_link: Vec<OnLink>,
     desired: Desired,
@@ -117,6 +119,7 @@ impl Plan {
             file_passwords: FilePasswords::default(),
             known: Known::default(),
             goes_without_services: false,
+            holds_services: false,
             own: Identity::default(),
             on_link: Vec::new(),
             desired: Desired::default(),
@@ -380,6 +383,7 @@ impl Plan {
         let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
         let wanted = (is_ours || is_service && !is_node).then_some(*self.own.addresses.of(family)).flatten();
         let wanted = wanted.map(Attributes::local).and_then(|wanted| match self.stage {
+            _ if !is_ours && self.holds_services => None,
             Stage::Leaving if !is_ours => Some(drain::leaving(wanted)),
             Stage::Withdrawn if !is_ours => None,
             Stage::Announced | Stage::Leaving | Stage::Withdrawn => Some(wanted),

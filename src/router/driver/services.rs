@@ -9,10 +9,7 @@ use super::Driver;
 use crate::model::{Authority, World};
 use crate::reconcile::Moment;
 use crate::router::apply::Kernel;
-use crate::router::awaited_services::patience;
-
-/// Maximum wait for the service proxy at the start. A broken proxy must not cut pods off from each other.
-const UNSERVED: Duration = Duration::from_secs(2);
+use crate::router::awaited_services::{UNSERVED, patience};
 
 impl<K: Kernel> Driver<K> {
     /// Records whether this World, which knows nodes, knows Services. Called before it is acted upon.
@@ -20,8 +17,9 @@ impl<K: Kernel> Driver<K> {
         let are_known = world.authority.proxy != Authority::Nothing;
         let own = world.cluster.nodes.get(&world.host.node_name);
         let routing = own.and_then(|node| node.routing.as_deref());
-        // Nodes are never announced addresses of Services.
-        let has_routers = !self.config.peers.is_empty() || routing.is_some_and(|routing| !routing.peers.is_empty());
+        // Nodes are never announced addresses of Services. Before our own Node is known there may be any routers.
+        let is_named = own.is_none() || routing.is_some_and(|routing| !routing.peers.is_empty());
+        let has_routers = !self.config.peers.is_empty() || is_named;
         let restart = self.config.graceful_restart.filter(|_| has_routers);
         let mirrors = &mut self.mirrors;
         let kept = || {
@@ -29,10 +27,11 @@ impl<K: Kernel> Driver<K> {
             let restart = restart.filter(|_| !mirrors.begins_anew(at));
             patience(restart.map(|restart| Duration::from_secs(restart.seconds.into())))
         };
-        self.awaited_services.note(are_known, kept, at.now);
+        let is_sure = own.is_some() || !self.config.peers.is_empty();
+        self.awaited_services.note(are_known, (kept, is_sure), at.now);
     }
 
-    /// Begins BGP without Services when the wait for them is over.
+    /// Begins BGP without Services when the wait for them is over, and announces those that became known later when they are served.
     pub(super) async fn step_awaited_services(&mut self, now: Instant) {
         let refused = *self.context.services_refused_at.borrow();
         self.awaited_services.note_refusal(refused);
@@ -42,6 +41,11 @@ impl<K: Kernel> Driver<K> {
                 "Services or their endpoints are not known yet; BGP begins without announcing any"
             );
             let changed = self.plan.go_without_services();
+            self.carry_out(&changed).await;
+        }
+        let is_served = *self.context.served.borrow();
+        if self.awaited_services.are_served(is_served, now) {
+            let changed = self.plan.announce_services();
             self.carry_out(&changed).await;
         }
     }

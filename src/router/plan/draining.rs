@@ -16,8 +16,18 @@ use crate::router::identity::Identity;
 impl Plan {
     /// Sets how the addresses of Services stand with routers outside.
     pub fn stand(&mut self, stage: Stage) -> RouterChanges {
-        let mut changed = RouterChanges::default();
         self.stage = stage;
+        self.put_service_announcements()
+    }
+
+    /// Announces the addresses of Services that became known after BGP had begun without them: the service proxy serves them.
+    pub fn announce_services(&mut self) -> RouterChanges {
+        self.holds_services = false;
+        self.put_service_announcements()
+    }
+
+    fn put_service_announcements(&mut self) -> RouterChanges {
+        let mut changed = RouterChanges::default();
         for address in self.announced.keys().copied().collect::<Vec<_>>() {
             self.put_announcement(Family::host_prefix(address), &mut changed);
         }
@@ -115,6 +125,20 @@ mod tests {
         assert!(plan.desired().policies == without, "a Service that goes meanwhile is named no longer");
         plan.update(&announcing);
         assert!(plan.desired().policies == policies, "and one that comes is");
+    }
+
+    #[test]
+    fn services_that_become_known_after_bgp_has_begun_wait_until_they_are_served() {
+        let mut without = announcing();
+        without.authority.proxy = crate::model::Authority::Nothing;
+        let mut plan = planned(&[], &without);
+        assert!(plan.desired().speaker.is_none());
+        plan.go_without_services();
+        assert!(plan.desired().speaker.is_some() && announced(&plan) == PODS);
+        plan.update(&announcing());
+        assert_eq!(announced(&plan), PODS, "nobody serves them yet");
+        assert_eq!(plan.announce_services().announcements.len(), 2);
+        assert_eq!(announced(&plan), ALL);
     }
 
     #[test]

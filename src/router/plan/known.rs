@@ -36,10 +36,11 @@ impl Plan {
         self.known.has_nodes && (self.known.has_services || self.goes_without_services)
     }
 
-    /// Waits for Services no longer: a speaker runs, and announces those that come later.
+    /// Waits for Services no longer: a speaker runs. Those that come later are announced from [`Plan::announce_services`] on.
     pub fn go_without_services(&mut self) -> RouterChanges {
         let mut changed = RouterChanges::default();
         self.goes_without_services = true;
+        self.holds_services = true;
         let known = self.known.clone();
         self.replace_own(&mut changed);
         self.update_nodes(&known, true, &mut changed);

@@ -369,6 +369,9 @@ fn a_speaker_that_awaited_services_in_vain_runs_and_announces_them_when_they_are
     world.authority.proxy = Authority::Complete;
     let changed = plan.update(&world);
     assert!(!changed.speaker && changed.peers.is_empty(), "sessions stand: {changed:?}");
+    assert_eq!((peers(&plan).len(), announcements(&plan).len()), (2, 2), "nobody serves them yet");
+    let changed = plan.announce_services();
+    assert!(!changed.speaker && changed.peers.is_empty(), "sessions stand: {changed:?}");
     assert_eq!((peers(&plan).len(), announcements(&plan).len()), (2, 4));
 }
 
