@@ -46,6 +46,7 @@ use crate::k8s::service_events::Subjects;
 use crate::k8s::{Message, Wanted, manifests, own_annotations, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
+use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
@@ -58,6 +59,7 @@ use crate::observe::recent::Recent;
 use crate::pod_tunnels::places::Announced;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router;
+use crate::router::drain::ClientLook;
 use crate::router::explain::serve::Inquiry;
 use crate::router::plugin_entry::{CniFiles, keep_without_plugin};
 use crate::source_guard;
@@ -154,7 +156,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     // What the router's neighbours believe is the service proxy's to know; a router that does not run says nothing.
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
-    let (served_out, served) = watch::channel(config.proxy.is_none());
+    let ((served_out, served), clients) = (watch::channel(config.proxy.is_none()), client_look(&config));
     let (judged_out, judged) = judged_worlds(&config);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
@@ -176,7 +178,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
         let inputs = common.inputs(ROUTER, for_router, &mut answerers)?;
         let (access, speaker) = watch::channel(None);
         let (places, ports) = gobgp_places(&settings, config.socket.as_deref());
-        let channels = RouterChannels { report, access, served, believed: believed_out };
+        let channels = RouterChannels { report, access, served, believed: believed_out, clients };
         let inquiries = answer_for_router(speaker.clone(), common.world.clone(), &mut answerers);
         let context = router_context(&common, channels, &outages, inquiries)?;
         running.push(common.start_router(settings, inputs, context, pod_ranges).await?);
@@ -220,6 +222,15 @@ struct RouterChannels {
     served: watch::Receiver<bool>,
     /// The service addresses that neighbours may still believe in, for the service proxy.
     believed: watch::Sender<Table<IpAddr, ()>>,
+    /// Looks for clients outside of the cluster.
+    clients: Option<ClientLook>,
+}
+
+/// Returns how clients outside of the cluster are looked for while this node drains; `None` without a service proxy here.
+fn client_look(config: &Config) -> Option<ClientLook> {
+    let mut connections = ClientConnections::default();
+    let look: ClientLook = Box::new(move |is_outside| connections.look(is_outside));
+    config.proxy.is_some().then_some(look)
 }
 
 /// Returns what the router has besides the inputs of every subsystem. `outages` tell what cannot be read.
@@ -229,7 +240,7 @@ fn router_context(
     outages: &Outages,
     inquiries: mpsc::Receiver<Inquiry>,
 ) -> anyhow::Result<router::driver::RouterContext> {
-    let RouterChannels { report, access, served, believed } = channels;
+    let RouterChannels { report, access, served, believed, clients } = channels;
     Ok(router::driver::RouterContext {
         speaker_pulse: speaker_pulse(common),
         report,
@@ -240,6 +251,7 @@ fn router_context(
         nodes_are_read: outages.nodes_are_read(),
         services_refused_at: outages.services_refused_at(),
         believed,
+        clients,
         inquiries,
     })
 }

@@ -18,9 +18,14 @@
 //! that routers move traffic to other nodes while this one still serves. Nothing else changes: pod ranges stay announced, sessions stay, and
 //! the service proxy serves whatever still arrives.
 //!
+//! When routers have been told of the withdrawal and the service proxy runs in this process, connections of IPVS are looked through, at a bounded price, until none has a client
+//! outside of the cluster: then nothing would notice that this node goes, and an Event says so. A host that shuts down drains until its node is `Ready` again.
+//!
 //! A start with the label in place announces nothing: neighbours that kept the routes of the run before lose them then.
 
 use std::fmt;
+use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::bgp::message::{Attributes, Community};
@@ -62,6 +67,10 @@ pub enum Reason {
 pub enum Event {
     /// The own Node was read: why it drains, if it does.
     Node(Option<Reason>),
+    /// The own Node was read: it has no reason to drain, and nobody says that it is `Ready`.
+    NotReady,
+    /// Clients outside of the cluster were looked for, which took this time.
+    Clients(Clients, Duration),
     /// Time has passed.
     Tick,
 }
@@ -71,6 +80,8 @@ pub enum Event {
 pub enum Effect {
     /// Service addresses stand like this from now on.
     Stand(Stage),
+    /// Clients outside of the cluster are to be looked for.
+    Look,
     /// News for the administrator, true once routers have been told of the effects before.
     Tell(News),
 }
@@ -80,8 +91,26 @@ pub enum Effect {
 pub struct Drain {
     /// Time between the first announcement with GRACEFUL_SHUTDOWN and the withdrawal.
     delay: Duration,
+    /// Clients are looked for.
+    looks: bool,
+    /// The host shuts down.
+    is_shutdown: bool,
     state: State,
 }
+
+/// Result of a look for clients outside of the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clients {
+    /// IPVS has no connection of one.
+    None,
+    /// It has one.
+    Some,
+    /// The look is not finished, or it failed.
+    Unknown,
+}
+
+/// Looks for connections of IPVS whose clients are outside of the cluster, as the function says of an address. `None`: it has found none yet, and is to go on.
+pub type ClientLook = Box<dyn FnMut(&dyn Fn(IpAddr) -> bool) -> io::Result<Option<bool>> + Send>;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum State {
@@ -91,8 +120,18 @@ enum State {
     Leaving {
         until: Instant,
     },
-    Withdrawn,
+    Withdrawn {
+        /// The next look for clients.
+        look: Option<Instant>,
+    },
 }
+
+/// Time between two looks for clients that have found one.
+const PACE: Duration = Duration::from_secs(5);
+/// Time without a look, as a multiple of that which the last one took.
+const PART: u32 = 100;
+/// Least time between two looks of which the later one goes on with what the earlier one has read.
+const SOON: Duration = Duration::from_millis(100);
 
 /// The label of the own Node that starts a drain.
 const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -174,6 +213,15 @@ pub fn reason(node: &Node, config: &DrainConfig) -> Option<Reason> {
     node.taints.iter().find(names).cloned().map(Reason::Taint)
 }
 
+/// Returns what a Node says about its drain.
+pub fn event(node: &Node, config: &DrainConfig) -> Event {
+    match reason(node, config) {
+        // Of a remembered Node, and of one in a manifest, nobody says that it is ready.
+        None if !node.should_announce => Event::NotReady,
+        reason => Event::Node(reason),
+    }
+}
+
 /// Returns the attributes of a service address that is leaving (RFC 8326 4.1, 4.3).
 pub fn leaving(mut attributes: Attributes) -> Attributes {
     attributes.local_pref = Some(0);
@@ -183,35 +231,59 @@ pub fn leaving(mut attributes: Attributes) -> Attributes {
 
 impl Drain {
     pub fn new(delay: Duration) -> Drain {
-        Drain { delay, state: State::Unknown }
+        Drain { delay, looks: false, is_shutdown: false, state: State::Unknown }
+    }
+
+    /// The same, where clients outside of the cluster can be looked for, or cannot.
+    pub fn looking(self, looks: bool) -> Drain {
+        Drain { looks, ..self }
     }
 
     /// Returns when time is an event.
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Leaving { until } => Some(until),
-            State::Unknown | State::Announced | State::Withdrawn => None,
+            State::Withdrawn { look } => look,
+            State::Unknown | State::Announced => None,
         }
     }
 
     /// Handles an event; returns what follows, in order.
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        let event = match event {
+            // A kubelet that ended before this agent says nothing any more: the node controller writes `Unknown` over what it said. A shutdown that was
+            // cancelled makes the node `Ready` again.
+            Event::NotReady if self.is_shutdown => return Vec::new(),
+            Event::NotReady => Event::Node(None),
+            event => event,
+        };
+        match &event {
+            Event::Node(None) => self.is_shutdown = false,
+            Event::Node(Some(Reason::Shutdown)) => self.is_shutdown = true,
+            _ => {}
+        }
+        let withdrawn = State::Withdrawn { look: self.looks.then(|| now + PACE) };
         let (state, effects) = match (&self.state, event) {
-            (State::Unknown, Event::Node(Some(why))) => (State::Withdrawn, withdraw(&why.to_string())),
+            (State::Unknown, Event::Node(Some(why))) => (withdrawn, withdraw(&why.to_string())),
             (State::Announced, Event::Node(Some(why))) if self.delay.is_zero() => {
-                (State::Withdrawn, withdraw(&why.to_string()))
+                (withdrawn, withdraw(&why.to_string()))
             }
             (State::Announced, Event::Node(Some(why))) => {
                 (State::Leaving { until: now + self.delay }, self.leave(&why))
             }
             (State::Leaving { until }, Event::Tick) if *until <= now => {
-                (State::Withdrawn, withdraw(&format!("the drain of {:?} is over", self.delay)))
+                (withdrawn, withdraw(&format!("the drain of {:?} is over", self.delay)))
             }
+            (State::Withdrawn { look: Some(at) }, Event::Tick) if *at <= now => (withdrawn, vec![Effect::Look]),
+            (State::Withdrawn { look: Some(_) }, Event::Clients(clients, took)) => looked(now, clients, took),
             (State::Unknown, Event::Node(None)) => (State::Announced, Vec::new()),
-            (State::Leaving { .. } | State::Withdrawn, Event::Node(None)) => (State::Announced, announce()),
-            (State::Unknown | State::Announced | State::Leaving { .. } | State::Withdrawn, Event::Tick)
+            (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(None)) => (State::Announced, announce()),
+            (
+                State::Unknown | State::Announced | State::Leaving { .. } | State::Withdrawn { .. },
+                Event::Tick | Event::Clients(..) | Event::NotReady,
+            )
             | (State::Announced, Event::Node(None))
-            | (State::Leaving { .. } | State::Withdrawn, Event::Node(Some(_))) => return Vec::new(),
+            | (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(Some(_))) => return Vec::new(),
         };
         self.state = state;
         effects
@@ -227,6 +299,20 @@ impl Drain {
 fn withdraw(why: &str) -> Vec<Effect> {
     let text = format!("Service addresses are withdrawn from routers outside ({why}); pods and sessions stay");
     vec![Effect::Stand(Stage::Withdrawn), Effect::Tell(News { word: "ServiceAddressesWithdrawn", text })]
+}
+
+/// Returns what follows of a look for clients.
+fn looked(now: Instant, clients: Clients, took: Duration) -> (State, Vec<Effect>) {
+    let rest = took * PART;
+    match clients {
+        Clients::None => {
+            let text = "IPVS has no connection of a client outside of the cluster any more".to_owned();
+            let news = News { word: "NoConnectionsFromOutside", text };
+            (State::Withdrawn { look: None }, vec![Effect::Tell(news)])
+        }
+        Clients::Some => (State::Withdrawn { look: Some(now + rest.max(PACE)) }, Vec::new()),
+        Clients::Unknown => (State::Withdrawn { look: Some(now + rest.clamp(SOON, PACE)) }, Vec::new()),
+    }
 }
 
 fn announce() -> Vec<Effect> {
@@ -245,7 +331,7 @@ mod tests {
     fn stands(effects: &[Effect]) -> Vec<Stage> {
         let stand = |effect: &Effect| match effect {
             Effect::Stand(stage) => Some(*stage),
-            Effect::Tell(_) => None,
+            Effect::Tell(_) | Effect::Look => None,
         };
         effects.iter().filter_map(stand).collect()
     }
@@ -253,7 +339,7 @@ mod tests {
     fn told(effects: &[Effect]) -> Vec<&'static str> {
         let word = |effect: &Effect| match effect {
             Effect::Tell(news) => Some(news.word),
-            Effect::Stand(_) => None,
+            Effect::Stand(_) | Effect::Look => None,
         };
         effects.iter().filter_map(word).collect()
     }
@@ -262,11 +348,12 @@ mod tests {
     fn every_state_and_event_has_its_answer() {
         let now = Instant::now();
         let drains = || Event::Node(Some(Reason::Label));
-        let at = |state: State| Drain { delay: DELAY, state };
+        let at = |state: State| Drain { state, ..Drain::new(DELAY) };
+        let gone = || State::Withdrawn { look: None };
         let (early, late) = (State::Leaving { until: now + DELAY }, State::Leaving { until: now });
         for (state, event, next, stand, word) in [
             (State::Unknown, Event::Node(None), State::Announced, None, None),
-            (State::Unknown, drains(), State::Withdrawn, Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
+            (State::Unknown, drains(), gone(), Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
             (State::Unknown, Event::Tick, State::Unknown, None, None),
             (State::Announced, Event::Node(None), State::Announced, None, None),
             (State::Announced, drains(), early.clone(), Some(Stage::Leaving), Some("ServiceAddressesLeaving")),
@@ -280,16 +367,12 @@ mod tests {
             ),
             (early.clone(), drains(), early.clone(), None, None),
             (early.clone(), Event::Tick, early, None, None),
-            (late, Event::Tick, State::Withdrawn, Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
-            (
-                State::Withdrawn,
-                Event::Node(None),
-                State::Announced,
-                Some(Stage::Announced),
-                Some("ServiceAddressesAnnounced"),
-            ),
-            (State::Withdrawn, drains(), State::Withdrawn, None, None),
-            (State::Withdrawn, Event::Tick, State::Withdrawn, None, None),
+            (late, Event::Tick, gone(), Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
+            (gone(), Event::Node(None), State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
+            (gone(), drains(), gone(), None, None),
+            (gone(), Event::Tick, gone(), None, None),
+            (gone(), Event::Clients(Clients::None, Duration::ZERO), gone(), None, None),
+            (gone(), Event::NotReady, State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
         ] {
             let mut drain = at(state.clone());
             let effects = drain.step(now, event.clone());
@@ -386,6 +469,53 @@ mod tests {
         let said = "Service addresses are announced with GRACEFUL_SHUTDOWN and withdrawn in 10s: the host shuts down, says its kubelet";
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Tell(news) if news.text == said)), "{effects:?}");
         assert_eq!(stands(&drain.step(now, Event::Node(None))), [Stage::Announced]);
+    }
+
+    #[test]
+    fn a_host_that_shuts_down_drains_until_it_is_ready_also_where_its_kubelet_says_nothing_any_more() {
+        let now = Instant::now();
+        let read = |node: &Node| event(node, &DrainConfig::default());
+        let says = |should_announce, is_shutting_down| Node { should_announce, is_shutting_down, ..Node::default() };
+        let mut drain = Drain::new(DELAY);
+        drain.step(now, read(&says(true, false)));
+        assert_eq!(stands(&drain.step(now, read(&says(false, true)))), [Stage::Leaving]);
+        // The kubelet has ended, and the node controller writes `Unknown`.
+        assert_eq!(drain.step(now, read(&says(false, false))), []);
+        assert_eq!(stands(&drain.step(now + DELAY, Event::Tick)), [Stage::Withdrawn]);
+        assert_eq!(drain.step(now, read(&says(false, false))), []);
+        assert_eq!(stands(&drain.step(now, read(&says(true, false)))), [Stage::Announced], "it was cancelled");
+        assert_eq!(drain.step(now, read(&says(false, false))), [], "a node that is not ready for another reason");
+        // A label is no shutdown, whatever the node is.
+        drain.step(now, Event::Node(Some(Reason::Label)));
+        assert_eq!(stands(&drain.step(now, read(&says(false, false)))), [Stage::Announced]);
+    }
+
+    #[test]
+    fn an_event_says_once_that_no_client_outside_has_a_connection_and_looks_rest_longer_than_they_take() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let looks = |effects: &[Effect]| effects.contains(&Effect::Look);
+        let mut drain = Drain::new(Duration::ZERO).looking(true);
+        drain.step(now, Event::Node(None));
+        assert_eq!(drain.deadline(), None);
+        drain.step(now, Event::Node(Some(Reason::Label)));
+        assert!(!looks(&drain.step(now + PACE - second, Event::Tick)) && drain.deadline() == Some(now + PACE));
+        let mut at = now + PACE;
+        for (clients, took, next) in [
+            (Clients::Some, Duration::from_millis(1), PACE),
+            (Clients::Some, second, 100 * second),
+            (Clients::Unknown, Duration::from_millis(20), 2 * second),
+            (Clients::Unknown, Duration::ZERO, SOON),
+            (Clients::Unknown, second, PACE),
+        ] {
+            assert!(looks(&drain.step(at, Event::Tick)), "{clients:?}");
+            assert_eq!(drain.step(at, Event::Clients(clients, took)), []);
+            assert_eq!(drain.deadline(), Some(at + next), "{clients:?} {took:?}");
+            at += next;
+        }
+        assert!(looks(&drain.step(at, Event::Tick)));
+        let effects = drain.step(at, Event::Clients(Clients::None, second));
+        assert_eq!((stands(&effects), told(&effects)), (vec![], vec!["NoConnectionsFromOutside"]));
+        assert_eq!((drain.deadline(), drain.step(at + 100 * PACE, Event::Tick)), (None, vec![]));
     }
 
     #[test]

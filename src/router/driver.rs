@@ -65,6 +65,8 @@ pub struct RouterContext {
     pub services_refused_at: watch::Receiver<Option<Instant>>,
     /// Service addresses that neighbours may still send traffic for.
     pub believed: watch::Sender<Table<IpAddr, ()>>,
+    /// Looks for clients outside of the cluster; `None` where the service proxy does not run here.
+    pub clients: Option<drain::ClientLook>,
     /// Users' questions about neighbours and routes.
     pub inquiries: mpsc::Receiver<Inquiry>,
 }
@@ -125,7 +127,7 @@ impl<K: Kernel> Driver<K> {
             plan,
             passwords,
             mirrors: Mirrors::new(targets),
-            drain: Drain::new(config.drain.delay),
+            drain: Drain::new(config.drain.delay).looking(context.clients.is_some()),
             news: None,
             withdrawals: Withdrawals::default(),
             sessions: Sessions::new(&config, context.speaker_pulse.clone(), context.access.clone()),

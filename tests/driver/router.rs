@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use sluice::bgp::message::{self, Framing, Message};
@@ -31,6 +32,8 @@ struct Setup {
     backend: Backend,
     world: World,
     services_refused_at: watch::Receiver<Option<Instant>>,
+    /// A client outside of the cluster has a connection; `None` where nobody looks.
+    has_client: Option<Arc<AtomicBool>>,
 }
 
 impl Setup {
@@ -51,7 +54,8 @@ impl Setup {
         world.cluster.nodes.insert(world.host.node_name.clone(), node(OURS, "10.244.1.0/24"));
         world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
         let flags = words.map(str::to_owned).into();
-        Setup { neighbour, flags, cni_file: None, backend, world, services_refused_at: watch::channel(None).1 }
+        let services_refused_at = watch::channel(None).1;
+        Setup { neighbour, flags, cni_file: None, backend, world, services_refused_at, has_client: None }
     }
 
     fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
@@ -101,6 +105,7 @@ impl Setup {
             nodes_are_read: watch::channel(true).1,
             services_refused_at: self.services_refused_at.clone(),
             believed: watch::channel(Table::default()).0,
+            clients: self.has_client.clone().map(looking),
             inquiries,
         };
         let driver = driver::Driver::new(config, families, kernel.router_targets_of(self.backend), context);
@@ -461,6 +466,32 @@ fn a_node_that_drains_reports_each_step_of_it_and_one_that_starts_so_the_last_on
     label(&mut setup.world, &own, true);
     setup.run(State::default(), async |seen| {
         seen.until("nothing was announced", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
+    });
+}
+
+/// Looks among a client outside, while there is one, and pods and nodes.
+fn looking(has_client: Arc<AtomicBool>) -> sluice::router::drain::ClientLook {
+    Box::new(move |is_outside| {
+        let inside = ["127.0.0.2", "10.244.1.7", "10.244.2.7"].map(|text| text.parse().expect("an address"));
+        let outside = "198.51.100.7".parse().expect("an address");
+        Ok(Some(inside.into_iter().any(is_outside) || has_client.load(Ordering::SeqCst) && is_outside(outside)))
+    })
+}
+
+#[test]
+fn a_node_that_drains_says_when_no_client_outside_has_a_connection_any_more() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(number, news)| (*number, news.word));
+    let mut setup = Setup::new(Backend::Nftables);
+    let has_client = Arc::new(AtomicBool::new(true));
+    setup.has_client = Some(has_client.clone());
+    let own = setup.world.host.node_name.clone();
+    label(&mut setup.world, &own, true);
+    setup.run(State::default(), async |seen| {
+        seen.until("nothing was announced", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(word(&seen), Some((0, "ServiceAddressesWithdrawn")), "there is a client");
+        has_client.store(false, Ordering::SeqCst);
+        seen.until("there is none", |seen| word(seen) == Some((1, "NoConnectionsFromOutside"))).await;
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::ops::RangeBounds;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sluice::kernel::Error;
 use sluice::kernel::ipvs::{
-    Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags,
+    ClientConnections, Destination, Forwarding, Observed, Service, ServiceKey, Services, Timeouts, Virtual, flags,
 };
 use sluice::net::{Family, Protocol};
 use sluice::reconcile::{Drift, Failure, Glance, Growth, Mirror, Moment, Phase, Reflection, Sorted, Step, Target};
@@ -491,6 +491,33 @@ fn counters_and_connections_tell_what_passed() {
         assert_eq!((observed.stats.connections, of_destinations(&observed)), (1, vec![(1, 1)]));
         assert_eq!(services.observe(&service("tcp 10.96.0.1:81")).expect("it can be read"), None);
         drop(client);
+    });
+}
+
+#[test]
+fn connections_are_found_by_their_clients_of_both_families() {
+    in_new(|| {
+        for (address, endpoint, bits) in [("10.96.0.1", "10.244.1.1", 32), ("fd00:96::1", "fd00:244:1::1", 128)] {
+            let at = |host: &str, port| SocketAddr::new(host.parse().expect("an address"), port);
+            for host in [address, endpoint] {
+                run(&format!("ip address add {host}/{bits} dev lo"));
+            }
+            let has_client = |client: &str| {
+                let client: IpAddr = client.parse().expect("an address");
+                let mut connections = ClientConnections::default();
+                let mut looks = std::iter::repeat_with(|| connections.look(|one| one == client).expect("it is read"));
+                looks.find_map(|found| found).expect("the file has an end")
+            };
+            let listener = TcpListener::bind(at(endpoint, 8080)).expect("a backend");
+            let want = virtual_service("rr", &[&format!("{}=1", at(endpoint, 8080))]);
+            let key = service(&format!("tcp {}", at(address, 80)));
+            assert_done(&apply(&mut everything(), Phase::Grow, &[(key, None, Some(&want))]));
+            assert!(!has_client(address), "nobody has connected yet");
+            let client = TcpStream::connect(at(address, 80)).expect("the service answers");
+            let _server = listener.accept().expect("a connection");
+            let own = client.local_addr().expect("it is connected").ip().to_string();
+            assert!(has_client(&own) && !has_client("198.51.100.7") && !has_client("2001:db8::7"), "{own}");
+        }
     });
 }
 

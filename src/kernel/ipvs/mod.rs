@@ -17,6 +17,7 @@
 //! Kernel: generic netlink family `IPVS` (include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c).
 
 mod commands;
+mod connections;
 mod destinations;
 mod glance;
 mod listing;
@@ -32,6 +33,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use commands::Counted;
+pub use connections::ClientConnections;
 pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
 pub use scheduler_name::SchedulerName;

@@ -1,34 +1,68 @@
 //! The drain of this node in the router's loop: what [`drain`](crate::router::drain) decides is announced, and told.
 
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{debug, info};
 
 use super::Driver;
 use crate::model::World;
 use crate::router::apply::Kernel;
-use crate::router::drain::{Effect, Event, Outside, reason};
+use crate::router::drain::{self, Clients, Effect, Event, Outside};
+
+/// Maximum time of one look for clients outside of the cluster, after the portion of the file that is being read then.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl<K: Kernel> Driver<K> {
     /// Follows the own Node. Called before its World is acted upon, so that a node that drains announces nothing at a start.
     pub(super) async fn look_at_own_node(&mut self, world: &World, now: Instant) {
         if let Some(node) = world.cluster.nodes.get(&world.host.node_name) {
-            self.step_drain(Event::Node(reason(node, &self.config.drain)), now).await;
+            self.step_drain(drain::event(node, &self.config.drain), now).await;
         }
     }
 
     /// Passes an event to the drain, and carries out what follows.
     pub(super) async fn step_drain(&mut self, event: Event, now: Instant) {
-        for effect in self.drain.step(now, event) {
+        let mut effects = self.drain.step(now, event);
+        if effects.contains(&Effect::Look) {
+            let (clients, took) = self.look_for_clients();
+            effects.extend(self.drain.step(now, Event::Clients(clients, took)));
+        }
+        for effect in effects {
             match effect {
                 Effect::Stand(stage) => {
                     let changed = self.plan.stand(stage);
                     self.carry_out(&changed).await;
                 }
+                Effect::Look => {}
                 Effect::Tell(news) => self.news = Some(news),
             }
         }
         self.tell_news();
+    }
+
+    /// Looks for a while whether a client outside of the cluster has a connection of IPVS; returns the processor time that it took as well.
+    fn look_for_clients(&mut self) -> (Clients, Duration) {
+        let Some(look) = self.context.clients.as_mut().filter(|_| self.withdrawals.are_told()) else {
+            return (Clients::Unknown, LOOK);
+        };
+        let begun = Instant::now();
+        let plan = &self.plan;
+        let is_outside = |client: IpAddr| plan.is_outside(client);
+        loop {
+            match look(&is_outside) {
+                Ok(Some(has_client)) => {
+                    let clients = if has_client { Clients::Some } else { Clients::None };
+                    return (clients, begun.elapsed());
+                }
+                Ok(None) if begun.elapsed() < LOOK => {}
+                Ok(None) => return (Clients::Unknown, begun.elapsed()),
+                Err(error) => {
+                    debug!(%error, "Connections of IPVS cannot be read");
+                    return (Clients::Unknown, begun.elapsed().max(LOOK));
+                }
+            }
+        }
     }
 
     /// Returns how service addresses stand with routers outside, as neighbours have been sent it.

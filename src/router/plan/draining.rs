@@ -40,6 +40,14 @@ impl Plan {
         self.announced.keys().any(|address| !self.refused_services.contains(address))
     }
 
+    /// Returns whether an address is outside of the cluster: none of a node, of this host, or of pods.
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        let host = Family::host_prefix(address);
+        let is_pod = self.wireguard.ranges.around(host).is_some()
+            || self.own.all_pod_cidrs().any(|ours| ours.contains(&address));
+        !(is_pod || address.is_loopback() || self.is_here(&address) || self.nodes.has(address))
+    }
+
     /// Returns how the addresses of Services stand with routers outside.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -125,6 +133,18 @@ mod tests {
         assert!(plan.desired().policies == without, "a Service that goes meanwhile is named no longer");
         plan.update(&announcing);
         assert!(plan.desired().policies == policies, "and one that comes is");
+    }
+
+    #[test]
+    fn pods_and_nodes_are_inside_and_all_others_are_outside() {
+        let plan = planned(&[], &announcing());
+        let inside = ["192.0.2.1", "10.0.0.3", "10.244.1.7", "10.244.3.7", "127.0.0.1"];
+        for text in inside.into_iter().chain(["2001:db8::2", "fd00:10:244:1::7", "fd00:10:244:2::7", "::1"]) {
+            assert!(!plan.is_outside(address(text)), "{text}");
+        }
+        for text in ["198.51.100.7", "192.0.2.77", "10.96.0.9", "2001:db8::77", "fd00:10:245::1"] {
+            assert!(plan.is_outside(address(text)), "{text}");
+        }
     }
 
     #[test]
