@@ -54,17 +54,19 @@ impl Joined {
         }
     }
 
-    /// Returns what is wanted now, where it differs from what was.
+    /// Returns what is wanted now, where it differs from what was. A remembered cluster says nothing about pods: what it asks for and is not there was taken away by
+    /// a newer run, because of a policy for example, and what is there stays as it is.
     pub fn wanted(&mut self, world: &World, former: &Wanted) -> Option<Wanted> {
         self.lacks_pods = false;
         // Over Services, and over pods.
         let authorities = [world.authority.proxy, world.authority.firewall];
-        if world.authority.proxy == Authority::Nothing || world.host.runtime_awaited {
+        if world.authority.proxy <= Authority::Remembered || world.host.runtime_awaited {
             return None;
         }
         self.is_stale |= self.pods.follow(world);
-        if world.authority.firewall == Authority::Nothing {
-            self.lacks_pods = self.pods.services().next().is_some();
+        if world.authority.firewall <= Authority::Remembered {
+            let is_listing = world.authority.firewall == Authority::Nothing;
+            self.lacks_pods = is_listing && self.pods.services().next().is_some();
             return None;
         }
         let is_any = self.pods.services().any(|(_, its)| !its.is_empty());
