@@ -354,15 +354,10 @@ fn a_namespace_takes_no_marks_from_others_and_is_told() {
 }
 
 #[test]
-fn who_comes_first_at_an_address_decides_about_its_mode_and_no_other_namespace() {
-    BACKENDS.iter().for_each(|backend| Walk::new(1).takes_no_address_of_others_into_tunnel_mode(backend));
-}
-
-#[test]
-fn an_address_in_tunnel_mode_stays_so_as_long_as_its_service_asks() {
+fn each_port_of_an_address_is_served_as_its_own_service_asks_on_nodes_with_history_and_without() {
     BACKENDS
         .iter()
-        .for_each(|backend| Walk::new(1).keeps_an_address_in_tunnel_mode_as_long_as_its_service_asks(backend));
+        .for_each(|backend| Walk::new(1).serves_each_port_as_its_service_asks_with_history_and_without(backend));
 }
 
 #[test]

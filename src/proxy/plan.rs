@@ -196,7 +196,6 @@ impl Plan {
 
     /// Updates the plan from a newer World, with Services of which something else has changed.
     fn update_with(&mut self, world: &World, others: &[ObjectName], now: Instant) -> ProxyChanges {
-        self.tunnels.begin();
         let older = std::mem::replace(&mut self.world, world.clone());
         let other_host = !Arc::ptr_eq(&older.host, &world.host);
         let settings = other_host && older.host.links != world.host.links;
@@ -313,8 +312,7 @@ impl Plan {
         let mut others = Vec::new();
         // Looked through only where a destination has left or drains.
         let listed = LazyCell::new(|| Listed::of(service.and_then(|(_, endpoints)| endpoints).map(|its| &**its)));
-        let keys = different_claims(old, new);
-        for key in keys.iter().copied() {
+        for key in different_claims(old, new) {
             if let (Some(old), Some(new)) = (old, new) {
                 self.note_left(key, PartChange { name, old, new }, &listed, now);
             }
@@ -344,7 +342,6 @@ impl Plan {
                 self.put_virtual(key, wanted, changed);
             }
         }
-        self.follow_first_at(&keys, changed);
         self.note_listed(name, &listed, now, changed);
         others.sort_unstable();
         others.dedup();
@@ -390,7 +387,6 @@ impl Plan {
 
     fn put_virtual(&mut self, key: ServiceKey, wanted: Option<Wanted>, changed: &mut ProxyChanges) {
         let Some(Wanted { virtual_service, clients, is_tunnelled }) = wanted else {
-            self.ask_for_tunnel(key, false);
             self.restrict(key, Clients::default(), changed);
             self.draining.end_service(key);
             let kernel_key = self.desired.kernel_key(&key);
@@ -403,7 +399,6 @@ impl Plan {
         };
         self.restrict(key, clients, changed);
         let wanted = self.with_draining(key, virtual_service, is_tunnelled);
-        let is_tunnelled = self.ask_for_tunnel(key, is_tunnelled);
         self.put_mark(key, is_tunnelled, changed);
         let wanted = self.in_its_mode(&key, wanted);
         let key_in_kernel = self.desired.kernel_key(&key);

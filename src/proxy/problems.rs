@@ -3,7 +3,6 @@
 //! Only what all nodes find alike, and what lasts: that no endpoint is ready is no problem of the Service object, and that a node has no
 //! local endpoint is what the traffic policy Local is about. Where no endpoint says its node, no node ever has one.
 
-use std::net::IpAddr;
 
 use compact_str::{CompactString, ToCompactString, format_compact};
 
@@ -77,14 +76,6 @@ fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
 /// Returns that no mark is left for ports of a Service on this node.
 pub fn unmarked(unmarked: &Unmarked) -> ServiceProblem {
     problem(Cause::NoTunnelHere, "packet marks".into(), format!("{TUNNEL_FIELD}: {unmarked}"))
-}
-
-/// Returns that a Service of another namespace decides about the mode of an address.
-pub fn outranked(address: IpAddr) -> ServiceProblem {
-    let text = format!(
-        "{TUNNEL_FIELD}: address {address} is served with NAT, because a Service of another namespace comes first there, and tunnel mode is the whole address's"
-    );
-    problem(Cause::NoTunnel, format_compact!("first at {address}"), text)
 }
 
 /// Returns that another Service has a virtual service that one claims. `is_own`: its address is one of the node's.

@@ -512,93 +512,54 @@ impl Walk {
         assert!(told(&self.agent).iter().all(|text| !text.contains("NAT")), "{:?}", told(&self.agent));
     }
 
-    /// A Service of another namespace asks for tunnel mode at an address that an older Service has, at a port that nobody uses.
-    pub fn takes_no_address_of_others_into_tunnel_mode(&mut self, backend: &str) {
+    /// Services of two namespaces have ports of one address, one of them in tunnel mode, whichever of them is older and came first: each is served as it asks. A node that was booted a moment ago does what the others do,
+    /// so whatever comes through a tunnel to a pod there is answered.
+    pub fn serves_each_port_as_its_service_asks_with_history_and_without(&mut self, backend: &str) {
         self.configure(backend);
-        let mut world = world(&self.world, [Some(Nat), None]);
-        self.begin(&world);
+        let empty = self.kernel.state();
         let address: IpAddr = ADDRESS.parse().expect("an address");
         let routes = [local_route_key(address), marked_route_key(address)];
-        let modes = |walk: &Walk| {
-            let state = walk.kernel.state();
-            let marked = packet::mark(&state, YOUNGER.key()).is_some_and(|key| state.virtuals.contains_key(&key));
-            (routes.each_ref().map(|key| state.routes.contains_key(key)), marked)
-        };
-        let stranger = ObjectName::new("others", YOUNGER.name);
-        world.cluster.services.insert(stranger.clone(), service(YOUNGER, Tunnel));
-        world.cluster.endpoints.insert(stranger.clone(), endpoints(YOUNGER));
-        self.start_from(known(Authority::Complete, &world));
-        self.settle();
-        assert_eq!(modes(self), ([true, false], false), "the older one's connections go on");
-        assert!(self.kernel.state().virtuals.contains_key(&YOUNGER.key()), "it is served with NAT");
-        let told = self.agent.plan.problems().get(&stranger).expect("it is told").to_vec();
-        assert!(told.iter().any(|one| one.text.contains("another namespace comes first")), "{told:?}");
-        self.begin(&world);
-        assert_eq!(modes(self), ([true, false], false), "after a start as well");
-        // One of the namespace that comes first decides; then the others follow their own.
-        let own = ObjectName::new("shop", YOUNGER.name);
-        for (name, expected) in [(&stranger, ([true, false], false)), (&own, ([false, true], true))] {
-            world.cluster.services.remove(&stranger);
-            world.cluster.endpoints.remove(&stranger);
-            world.cluster.services.insert(name.clone(), service(YOUNGER, Tunnel));
-            world.cluster.endpoints.insert(name.clone(), endpoints(YOUNGER));
-            self.start_from(known(Authority::Complete, &world));
-            self.settle();
-            assert_eq!(modes(self), expected, "{name}");
-        }
-        // The first one goes, and who was refused gets it.
-        world.cluster.services.remove(&own);
-        world.cluster.services.insert(stranger.clone(), service(YOUNGER, Tunnel));
-        world.cluster.endpoints.insert(stranger.clone(), endpoints(YOUNGER));
-        world.cluster.services.remove(&ObjectName::new("shop", OLDER.name));
-        self.start_from(known(Authority::Complete, &world));
-        self.settle();
-        assert_eq!(modes(self), ([false, true], true), "nobody comes before it any more");
-        assert!(self.agent.plan.problems().get(&stranger).is_none());
-    }
-
-    /// An address is in tunnel mode, and an older Service of another namespace claims a port of it: the mode stays as long as who has it asks, also over a start.
-    pub fn keeps_an_address_in_tunnel_mode_as_long_as_its_service_asks(&mut self, backend: &str) {
-        self.configure(backend);
-        let mut world = world(&self.world, [None, None]);
-        let name = ObjectName::new("others", YOUNGER.name);
-        let put = |world: &mut World, mode| {
-            world.cluster.services.insert(name.clone(), service(YOUNGER, mode));
-            world.cluster.endpoints.insert(name.clone(), endpoints(YOUNGER));
-        };
-        put(&mut world, Tunnel);
-        self.begin(&world);
-        let is_tunnelled = |walk: &Walk| {
-            let state = walk.kernel.state();
-            packet::mark(&state, YOUNGER.key()).is_some_and(|key| state.virtuals.contains_key(&key))
-        };
-        assert!(is_tunnelled(self));
-        for namespace in ["aged", "shop"] {
-            let older = ObjectName::new(namespace, OLDER.name);
-            let mut world = world.clone();
-            for mode in [Nat, Tunnel, Nat] {
-                world.cluster.services.insert(older.clone(), service(OLDER, mode));
-                world.cluster.endpoints.insert(older.clone(), endpoints(OLDER));
-                self.start_from(known(Authority::Complete, &world));
+        for (tunnelled, served) in [(YOUNGER, OLDER), (OLDER, YOUNGER)] {
+            let put = |world: &mut World, namespace, given: Given, mode| {
+                let name = ObjectName::new(namespace, given.name);
+                world.cluster.services.insert(name.clone(), service(given, mode));
+                world.cluster.endpoints.insert(name, endpoints(given));
+            };
+            let both = |mode| {
+                let mut world = self.world.clone();
+                put(&mut world, "others", tunnelled, mode);
+                put(&mut world, "shop", served, Nat);
+                world
+            };
+            let [mut alone, mut stranger] = [self.world.clone(), self.world.clone()];
+            put(&mut alone, "others", tunnelled, Tunnel);
+            put(&mut stranger, "shop", served, Nat);
+            let (before, after) = (both(Nat), both(Tunnel));
+            let is_as_asked = |walk: &Walk, told: &str| {
+                let state = walk.kernel.state();
+                let marked = packet::mark(&state, tunnelled.key()).is_some_and(|key| state.virtuals.contains_key(&key));
+                let with_nat = state.virtuals.contains_key(&served.key());
+                let routes = routes.each_ref().map(|key| state.routes.contains_key(key));
+                let told = format!("{} in tunnel mode, {told}", tunnelled.name);
+                assert_eq!((marked, with_nat, routes), (true, true, [false, true]), "{told}");
+                let problems = ["shop", "others"].map(|namespace| {
+                    let names = [OLDER.name, YOUNGER.name].map(|name| ObjectName::new(namespace, name));
+                    names.iter().any(|name| walk.agent.plan.problems().get(name).is_some())
+                });
+                assert_eq!(problems, [false; 2], "{told}");
+            };
+            for (first, told) in [(&alone, "first"), (&stranger, "last"), (&before, "by an annotation")] {
+                self.kernel.with(|machine| machine.state = empty.clone());
+                self.begin(first);
+                self.start_from(known(Authority::Complete, &after));
                 self.settle();
-                assert!(is_tunnelled(self), "{older} {mode:?}");
-                self.agent = Agent::start(&self.kernel, &self.config, self.families);
-                self.start_from(known(Authority::Complete, &world));
-                self.settle();
-                assert!(is_tunnelled(self), "{older} {mode:?}, after a start");
+                is_as_asked(self, told);
+                self.begin(&after);
+                is_as_asked(self, "after a start");
             }
-            // It ceases to ask, and comes behind the older one then.
-            put(&mut world, Nat);
-            self.start_from(known(Authority::Complete, &world));
-            self.settle();
-            put(&mut world, Tunnel);
-            self.start_from(known(Authority::Complete, &world));
-            self.settle();
-            assert!(!is_tunnelled(self), "{older} comes first");
-            world.cluster.services.remove(&older);
-            self.start_from(known(Authority::Complete, &world));
-            self.settle();
-            assert!(is_tunnelled(self), "{older} is gone");
+            self.kernel.with(|machine| machine.state = empty.clone());
+            self.begin(&after);
+            is_as_asked(self, "after a boot");
         }
     }
 

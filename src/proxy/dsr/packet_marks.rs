@@ -66,11 +66,6 @@ impl PacketMarks {
         self.keys.get(key)?.mark
     }
 
-    /// Returns whether a key that is not known has the mark that packets to it are given.
-    pub fn is_reserved(&self, key: &ServiceKey) -> bool {
-        self.reserved.contains_key(key)
-    }
-
     /// Returns the key that has a mark.
     pub fn holder(&self, mark: u32) -> Option<ServiceKey> {
         self.holders.get(&mark).copied()

@@ -76,7 +76,6 @@ impl Plan {
         let mut problems = problems::of_service(service, endpoints.unwrap_or(&none), self.inputs());
         problems.extend(self.lost(name));
         problems.extend(self.unmarked(name).map(|it| problems::unmarked(&it).of(service.created)));
-        problems.extend(self.outranked(name).map(|address| problems::outranked(address).of(service.created)));
         problems
     }
 

@@ -2,6 +2,10 @@
 //!
 //! Everything in the plan knows a virtual service by its address, protocol and port, whichever way it is served. The kernel knows one in tunnel
 //! mode by its mark, which may become another one when a Service comes or goes whose mark collides with it.
+//!
+//! The mode of a port is what its own Service asks for, and nothing else: not who has the address's other ports, nor what was served before. So all nodes find the same, also one that was
+//! booted a moment ago. An address is local for marked packets alone ([`follow_use`](Plan::follow_use)) as soon as any port at it is to be in tunnel mode, of whichever namespace: others send to
+//! pods of this node through tunnels then, and what these answer has the address as source.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +15,7 @@ use crate::kernel::ipset::Entry;
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::kernel::nftables::Content;
-use crate::model::{Authority, NamespaceName, ObjectName, Scheduler};
+use crate::model::{Authority, ObjectName, Scheduler};
 use crate::net::{Family, PerFamily};
 
 use super::{Plan, address_of, different_keys, services_on};
@@ -26,12 +30,6 @@ use crate::proxy::part::Claim;
 #[derive(Default)]
 pub struct Tunnels {
     marks: PacketMarks,
-    /// The ports whose Services ask for tunnel mode, whether they may have it or not.
-    asking: BTreeSet<ServiceKey>,
-    /// The namespace that decides about each address at which any port asks.
-    firsts: BTreeMap<IpAddr, NamespaceName>,
-    /// The ports that have got a mark since the last World was taken, and had none before.
-    newly_marked: BTreeSet<ServiceKey>,
     /// Services that have got a mark, or lost one, by what another one asks for.
     concerned: BTreeSet<ObjectName>,
     /// The MTU of the link that carries the node's address; `None` where it is not known.
@@ -43,16 +41,6 @@ pub struct Tunnels {
 }
 
 impl Tunnels {
-    /// Called before a World is taken: all marks that ports have by now have stood before it.
-    pub(super) fn begin(&mut self) {
-        self.newly_marked.clear();
-    }
-
-    /// Returns whether a port had a mark before the newest World, or its packets were given one by an earlier run.
-    fn stands(&self, key: &ServiceKey) -> bool {
-        self.marks.is_reserved(key) || self.marks.of(key).is_some() && !self.newly_marked.contains(key)
-    }
-
     /// Returns whether any port at an address is to be served in tunnel mode, with a mark or without.
     pub(super) fn asks_on(&self, address: IpAddr) -> bool {
         self.marks.asks_among(services_on(address))
@@ -63,58 +51,6 @@ impl Tunnels {
 const USUAL_MTU: u32 = 1500;
 
 impl Plan {
-    /// Notes whether the Service that has a port asks for tunnel mode. Returns whether it gets it: the mode is the whole address's, so Services of one namespace
-    /// alone decide about it: that which has the address in tunnel mode, as long as it asks, else that of the Service which comes first there.
-    pub(super) fn ask_for_tunnel(&mut self, key: ServiceKey, asks: bool) -> bool {
-        match asks {
-            true => self.tunnels.asking.insert(key),
-            false => self.tunnels.asking.remove(&key),
-        };
-        asks && self.is_of_first(&key)
-    }
-
-    /// Returns whether a port is a Service's of the namespace that comes first at its address, as far as is known.
-    fn is_of_first(&self, key: &ServiceKey) -> bool {
-        let first = address_of(key).and_then(|address| self.tunnels.firsts.get(&address));
-        first.is_none_or(|first| self.owner(key).is_some_and(|owner| owner.namespace == *first))
-    }
-
-    /// Finds out who decides about the addresses of these ports, and changes the mode of others where that is another one. An older Service that comes to an address in tunnel mode does not take
-    /// it out of that: each turn ends connections, and anybody could bring one about as often as they like.
-    pub(super) fn follow_first_at(&mut self, keys: &[ServiceKey], changed: &mut ProxyChanges) {
-        if self.tunnels.asking.is_empty() && self.tunnels.firsts.is_empty() {
-            return;
-        }
-        let addresses: BTreeSet<IpAddr> = keys.iter().filter_map(address_of).collect();
-        for address in addresses {
-            let all = services_on(address);
-            let asking: Vec<ServiceKey> = self.tunnels.asking.range(all.clone()).copied().collect();
-            let owners = self.owners.all().iter_from(all.start()).take_while(|(key, _)| *key <= all.end());
-            let first = owners.map(|(_, owner)| owner).min().filter(|_| !asking.is_empty());
-            let stands = |key: &&ServiceKey| self.tunnels.stands(key);
-            let standing = asking.iter().filter(stands).filter_map(|key| self.owners.all().get(key)).min();
-            let first = standing.or(first);
-            match first.map(|first| first.name.namespace.clone()) {
-                Some(first) => drop(self.tunnels.firsts.insert(address, first)),
-                None => drop(self.tunnels.firsts.remove(&address)),
-            }
-            for key in asking {
-                if self.is_of_first(&key) != self.tunnels.marks.asks_among(key..=key) {
-                    self.tunnels.concerned.extend(self.owner(&key).cloned());
-                    self.compose(key, changed);
-                }
-            }
-        }
-    }
-
-    /// Returns an address at which a Service asks for tunnel mode and does not get it, because another namespace decides there.
-    pub(super) fn outranked(&self, name: &ObjectName) -> Option<IpAddr> {
-        let part = self.parts.get(name).filter(|_| !self.tunnels.firsts.is_empty())?;
-        let claims =
-            part.claims.iter().filter(|claim| claim.wanted.is_tunnelled && self.owner(&claim.key) == Some(name));
-        claims.map(|claim| claim.key).find(|key| !self.is_of_first(key)).as_ref().and_then(address_of)
-    }
-
     /// Gives a virtual service a mark, or takes it away. Others may get another one by that, and go there.
     pub(super) fn put_mark(&mut self, key: ServiceKey, is_tunnelled: bool, changed: &mut ProxyChanges) {
         let address = address_of(&key);
@@ -122,11 +58,7 @@ impl Plan {
         let asked = asks(self);
         let owner = is_tunnelled.then(|| self.owners.all().get(&key)).flatten();
         let seniority = owner.map(|owner| (owner.created, owner.name.clone()));
-        let stood = self.tunnels.stands(&key);
         let moved = self.tunnels.marks.put(key, seniority);
-        if !stood && self.tunnels.marks.of(&key).is_some() {
-            self.tunnels.newly_marked.insert(key);
-        }
         self.follow_marks(&moved, changed);
         let differs = asks(self) != asked;
         self.tunnels.is_changed |= is_tunnelled || differs;
@@ -143,11 +75,6 @@ impl Plan {
         if !moved.is_empty() {
             self.follow_marks(&moved, &mut changed);
         }
-        // Whose packets are given a mark decides about its address, and who was taken for that before does not.
-        let is_new = |key: &&ServiceKey| !given.contains_key(key);
-        self.tunnels.newly_marked = self.desired.marks.keys().filter(is_new).copied().collect();
-        let asking: Vec<ServiceKey> = given.keys().filter(|key| self.tunnels.asking.contains(key)).copied().collect();
-        self.follow_first_at(&asking, &mut changed);
         self.tell_unmarked(&mut changed);
         self.follow_restrictions(&mut changed);
         changed
@@ -176,9 +103,7 @@ impl Plan {
     /// Returns why ports of a Service that would be served in tunnel mode are not: no mark is left for them.
     pub(super) fn unmarked(&self, name: &ObjectName) -> Option<Unmarked> {
         let part = self.parts.get(name).filter(|_| self.tunnels.marks.has_waiting())?;
-        let is_tunnelled = |claim: &&Claim| {
-            claim.wanted.is_tunnelled && self.owner(&claim.key) == Some(name) && self.is_of_first(&claim.key)
-        };
+        let is_tunnelled = |claim: &&Claim| claim.wanted.is_tunnelled && self.owner(&claim.key) == Some(name);
         let mut waiting = part.claims.iter().filter(is_tunnelled).map(|claim| claim.key);
         let first = waiting.find(|key| self.tunnels.marks.of(key).is_none())?;
         let more = waiting.filter(|key| self.tunnels.marks.of(key).is_none()).count();
