@@ -6,14 +6,38 @@
 //! by the same table; which is so in tunnel mode alone, where nothing is translated and `net.ipv4.vs.sloppy_tcp` is on. With NAT it would end the
 //! connection, and there another node cannot take it over anyway.
 //!
-//! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1.
+//! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1, and has its own right behind.
 //!
-//! The kernel lists destinations in this order, but what is read of them is sorted: another order, in which another program or a former version of this one
-//! added them, is not found.
+//! The kernel lists destinations in this order, but what is read of them is sorted. So the order is known ([`Ordered`]) of what this process has put in order and no failed step has left half done since: of all others the
+//! first change puts all in order. Until there is one, another order, in which another program or a former run added them, is not found.
+
+use std::collections::BTreeSet;
 
 use super::target::find;
 use super::wire::Command;
-use super::{Destination, Forwarding, Virtual};
+use super::{Destination, Forwarding, ServiceKey, Virtual};
+use crate::reconcile::Step;
+
+/// The virtual services whose destinations are known to be in the order of addresses.
+#[derive(Default)]
+pub struct Ordered(BTreeSet<ServiceKey>);
+
+impl Ordered {
+    /// Returns whether the destinations of a virtual service that the kernel has are known to be in order. `have`: `None` where it is new.
+    pub fn has(&self, key: &ServiceKey, have: Option<&Virtual>) -> bool {
+        have.is_none() || self.0.contains(key)
+    }
+
+    /// Notes that these steps were performed, or that any of them failed: nobody knows how far each has come then.
+    pub fn note(&mut self, steps: &[Step<'_, ServiceKey, Virtual>], performed: bool) {
+        for step in steps {
+            match performed && step.want.is_some_and(is_one) {
+                true => drop(self.0.insert(*step.key)),
+                false => drop(self.0.remove(step.key)),
+            }
+        }
+    }
+}
 
 /// Returns whether a virtual service is to have its destinations in one order on all nodes.
 pub fn is_one(want: &Virtual) -> bool {
@@ -28,7 +52,7 @@ pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec
     // All up to this one are put in front of it, where each comes that is added.
     let last = want.iter().rev().find(|destination| !is_kept || is_new(destination));
     let is_placed = |destination: &Destination| last.is_some_and(|last| destination.address <= last.address);
-    let (mut changes, mut weights) = (Vec::new(), Vec::new());
+    let mut changes = Vec::new();
     for destination in want.iter().rev() {
         let old = find(have, destination.address);
         if is_placed(destination) {
@@ -36,13 +60,12 @@ pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec
             changes.extend(old.map(|old| (Command::DeleteDestination, *old)));
             changes.push((Command::NewDestination, Destination { weight, ..*destination }));
             if weight != destination.weight {
-                weights.push((Command::SetDestination, *destination));
+                changes.push((Command::SetDestination, *destination));
             }
         } else if old != Some(destination) {
-            weights.push((Command::SetDestination, *destination));
+            changes.push((Command::SetDestination, *destination));
         }
     }
-    changes.append(&mut weights);
     changes
 }
 
@@ -50,6 +73,7 @@ pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec
 mod tests {
     use super::super::Service;
     use super::*;
+    use crate::net::Family;
 
     fn list(given: &[(u8, u32)]) -> Vec<Destination> {
         let one = |(host, weight): &(u8, u32)| Destination {
@@ -101,7 +125,7 @@ mod tests {
             (&[(1, 1), (3, 1)], &[(1, 1), (2, 1), (3, 1)], "+2w1 -1w1 +1w1"),
             (&[(1, 1), (2, 1)], &[(1, 1), (2, 1), (3, 1)], "+3w1 -2w1 +2w1 -1w1 +1w1"),
             (&[(2, 1)], &[(1, 1), (2, 1), (3, 1)], "+3w1 -2w1 +2w1 +1w1"),
-            (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "+3w1 -2w0 +2w1 -1w1 +1w1 =2w0"),
+            (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "+3w1 -2w0 +2w1 =2w0 -1w1 +1w1"),
             (&[(1, 1), (2, 1)], &[(1, 0), (2, 1)], "=1w0"),
             (&[], &[(1, 0)], "+1w1 =1w0"),
             (&[(1, 1)], &[(1, 1)], ""),
@@ -116,6 +140,28 @@ mod tests {
         for have in [&[(3, 1), (1, 1), (2, 1)][..], &[(2, 1), (1, 1)]] {
             assert_eq!(told(have, &want, false).1, want, "{have:?}");
         }
+    }
+
+    #[test]
+    fn the_order_is_known_of_what_this_process_has_put_in_order_until_a_step_fails() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V6 };
+        let service = |scheduler: &str| Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 };
+        let of = |scheduler, hosts| Virtual { service: service(scheduler), destinations: list(hosts).into() };
+        let (one, two, plain) = (of("mh", &[(1, 1)]), of("mh", &[(1, 1), (2, 1)]), of("rr", &[(1, 1)]));
+        let mut ordered = Ordered::default();
+        let mut known = |have: Option<&Virtual>, want, performed| {
+            let before = ordered.has(&key, have);
+            ordered.note(&[Step { key: &key, have, want }], performed);
+            before
+        };
+        assert!(!known(Some(&one), Some(&two), true), "a former run made it");
+        assert!(known(Some(&two), Some(&one), false));
+        assert!(!known(Some(&one), Some(&two), true), "nobody knows how far the failed step came");
+        assert!(known(Some(&two), Some(&plain), true));
+        assert!(!known(Some(&plain), Some(&one), true), "another scheduler takes any order");
+        assert!(known(Some(&one), None, true));
+        assert!(known(None, Some(&one), true), "it is new");
+        assert!(known(Some(&one), Some(&two), true));
     }
 
     #[test]

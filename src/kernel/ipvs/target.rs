@@ -11,7 +11,7 @@ use foldhash::quality::RandomState;
 use super::commands::Commands;
 use super::glance::{self, Glancer};
 use super::listing::Listing;
-use super::order;
+use super::order::{self, Ordered};
 use super::ownership::{Ours, Ownership, Whose, of_predicate};
 use super::wire::{self, Command};
 use super::{
@@ -36,6 +36,7 @@ pub struct Services {
     missed: bool,
     /// All IPv6 services, as a file lists them, until they have been compared.
     listing: Option<Listing>,
+    ordered: Ordered,
 }
 
 /// Each service costs a request and a dump, some ten system calls.
@@ -63,6 +64,7 @@ impl Services {
             commands: Commands::default(),
             missed: false,
             listing: None,
+            ordered: Ordered::default(),
         })
     }
 
@@ -340,13 +342,14 @@ impl Target for Services {
         };
         let mut failures = Vec::new();
         for (index, step) in steps.iter().enumerate() {
-            plan.add(index, step);
+            plan.add(index, step, self.ordered.has(step.key, step.have));
             if plan.messages.bytes().len() > AT_ONCE_BYTES {
                 failures.extend(self.send(&mut plan, steps));
             }
         }
         failures.extend(self.send(&mut plan, steps));
         self.messages = plan.messages;
+        self.ordered.note(steps, failures.is_empty());
         if failures.is_empty() {
             steps.iter().for_each(|step| self.glancer.changed(step.key, step.have, step.want));
         } else {
@@ -395,7 +398,8 @@ enum Act<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn add(&mut self, index: usize, step: &Step<'a, ServiceKey, Virtual>) {
+    /// `is_ordered`: the destinations that the kernel has are known to be in order.
+    fn add(&mut self, index: usize, step: &Step<'a, ServiceKey, Virtual>, is_ordered: bool) {
         match (step.have, step.want) {
             (_, None) => {
                 wire::name_service(&mut self.messages, Command::DeleteService, Some(step.key));
@@ -403,13 +407,13 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, None, want);
+                self.change_destinations(index, step.key, (None, is_ordered), want);
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                self.change_destinations(index, step.key, Some(have), want);
+                self.change_destinations(index, step.key, (Some(have), is_ordered), want);
             }
         }
     }
@@ -428,12 +432,17 @@ impl<'a> Plan<'a> {
     /// New destinations come before old ones go. They come in an order that begins at another place on each
     /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `have`: `None` where
     /// the service is new.
-    fn change_destinations(&mut self, index: usize, key: &ServiceKey, have: Option<&Virtual>, want: &Virtual) {
+    fn change_destinations(
+        &mut self,
+        index: usize,
+        key: &ServiceKey,
+        (have, is_ordered): (Option<&Virtual>, bool),
+        want: &Virtual,
+    ) {
         let (wanted, had) = (&want.destinations, have.map(|have| &have.destinations));
         if order::is_one(want) {
-            let is_kept = have.is_none_or(order::is_one);
             let had = had.map(Destinations::to_vec).unwrap_or_default();
-            let changes = order::changes(&had, &wanted.to_vec(), is_kept);
+            let changes = order::changes(&had, &wanted.to_vec(), is_ordered);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
         } else {
             for destination in wanted.iter_from(self.start(key, wanted.len())) {

@@ -21,7 +21,7 @@ fn destinations_do_not_begin_with_the_same_one_on_all_nodes() {
     let first_on_a_node = |_| {
         let (messages, owners, acts) = (Messages::new(), Vec::new(), Vec::new());
         let mut plan = Plan { messages, owners, acts, spread: RandomState::default() };
-        plan.add(0, &Step { key: &key, have: None, want: Some(&want) });
+        plan.add(0, &Step { key: &key, have: None, want: Some(&want) }, true);
         let destinations = plan.acts.iter().filter_map(|act| match act {
             Act::Destination(address) => Some(*address),
             _ => None,
