@@ -13,11 +13,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use rustix::io::Errno;
 
 use super::Error;
 use super::link::{self, LinkKind, LinkName, Names, no_device};
-use super::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
+use super::netlink::{Answer, Bus, DumpBounds, Fault, Messages, Socket, failed_steps, flag};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -88,20 +87,23 @@ const SCOPE_HOST: u8 = 254;
 /// # Errors
 /// The socket cannot be opened, or the kernel does not answer.
 pub fn host_addresses() -> Result<Vec<HostAddress>, Error> {
-    addresses_up_to(usize::MAX)
+    addresses_of(Socket::open(Bus::Route)?)
 }
 
-/// Like [`host_addresses`], for a network namespace where somebody else decides how many there are: more than `most` are an error.
+/// Like [`host_addresses`], for a network namespace where somebody else decides how many there are, and how often they change.
 ///
 /// # Errors
-/// As there; and there are more.
-pub fn addresses_up_to(most: usize) -> Result<Vec<HostAddress>, Error> {
-    let mut socket = Socket::open(Bus::Route)?;
+/// As there; and there are more devices, or addresses of a family, than the bounds allow.
+pub fn addresses_within(bounds: DumpBounds) -> Result<Vec<HostAddress>, Error> {
+    addresses_of(Socket::open(Bus::Route)?.with_bounds(bounds))
+}
+
+fn addresses_of(mut socket: Socket) -> Result<Vec<HostAddress>, Error> {
     let devices: BTreeMap<u32, link::Device> =
         link::devices(&mut socket)?.into_iter().map(|device| (device.index, device)).collect();
     let mut found = Vec::new();
     for family in Family::BOTH {
-        for (index, address, scope) in list(&mut socket, family, 0, most)? {
+        for (index, address, scope) in list(&mut socket, family, 0)? {
             let Some(device) = devices.get(&index) else { continue };
             found.push(HostAddress {
                 link: device.name.clone(),
@@ -141,7 +143,7 @@ impl Target for Addresses {
         for link in &self.links {
             let Some(index) = names.number(&self.socket, link) else { continue };
             for family in Family::BOTH {
-                let listed = list(&mut self.socket, family, index, usize::MAX)?.into_iter();
+                let listed = list(&mut self.socket, family, index)?.into_iter();
                 let ours = listed.filter(|(_, address, _)| !is_link_local(address.addr()));
                 found.extend(ours.map(|(_, address, _)| (AddressKey { link: link.clone(), address }, ())));
             }
@@ -192,20 +194,16 @@ fn write(messages: &mut Messages, device: u32, address: IpNet, wanted: bool) {
     messages.address(LOCAL, address.addr()).address(ADDRESS, address.addr());
 }
 
-/// The addresses of one family, so many at most: on one device, or on all where `device` is 0.
-fn list(socket: &mut Socket, family: Family, device: u32, most: usize) -> Result<Vec<(u32, IpNet, Scope)>, Error> {
-    let mut count = 0_usize;
+/// The addresses of one family: on one device, or on all where `device` is 0.
+fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, IpNet, Scope)>, Error> {
     let mut message = Messages::new();
     message.begin(GET_ADDRESS, 0).header(&header([family.number(), 0, 0, 0], device));
     let listed = socket.dump(&mut message, |answer| {
         // A kernel without this family lists addresses of the others, and an old one those of all devices.
-        let found = address(answer)
-            .filter(|(index, address, _)| Family::from(*address) == family && (device == 0 || *index == device))?;
-        count = count.saturating_add(1);
-        (count <= most).then_some(found)
+        address(answer)
+            .filter(|(index, address, _)| Family::from(*address) == family && (device == 0 || *index == device))
     });
     match listed {
-        Ok(_) if count > most => Err(Error::errno("list addresses", format!("(more than {most})"), Errno::TOOBIG)),
         Ok(listed) => Ok(listed),
         Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::ENODEV | libc::EAFNOSUPPORT) => Ok(Vec::new()),
         Err(fault) => Err(Error::new("list addresses", "", fault.into())),

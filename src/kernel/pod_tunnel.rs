@@ -9,6 +9,7 @@
 //! ip address add 203.0.113.7/32 dev kube-tunnel-if scope link
 //!
 //! ip link add kube-tunnel-v6 type ip6tnl mode any local fd00:10:244:1::5 remote any encaplimit none
+//! sysctl net.ipv6.conf.kube-tunnel-v6.disable_ipv6=0
 //! ip address add 2001:db8:1::7/128 dev kube-tunnel-v6 nodad
 //! ```
 //!
@@ -19,21 +20,24 @@
 //! - Packets come out of the tunnel with the client's address, whose route leads elsewhere. Strict reverse path filtering would
 //!   drop them, so the device is given the loose one; the kernel takes the greater of `all` and the device's own, so no other
 //!   device and not `all` has to be changed, and it goes with the device. IPv6 has no such filter.
+//! - Where a pod's `net.ipv6.conf.default.disable_ipv6` is 1, a new device takes no IPv6 address although others have some; so that is turned off for ours.
+//! - Who may change the pod's network decides how many devices and addresses there are and how often they change, so reading has bounds ([`BOUNDS`]): nobody else's pods wait for one.
 //! - `/proc/sys/net` shows the network of the thread that opens a file, not that of the process.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::Error;
-use super::address::{AddressKey, Addresses, addresses_up_to, is_link_local};
+use super::address::{AddressKey, Addresses, HostAddress, addresses_within, is_link_local};
 use super::link::{Link, LinkKind, LinkName, Links};
+use super::netlink::DumpBounds;
 use super::sysctl;
 use super::tunnel::{Tunnel, Tunnels};
 use crate::net::Family;
@@ -69,6 +73,8 @@ pub struct Seen {
     pub foreign: BTreeSet<IpNet>,
     /// The reverse path filter of our device is strict.
     pub filters_strictly: bool,
+    /// Our device, or a new one, takes no IPv6 addresses.
+    pub lacks_ipv6: bool,
 }
 
 /// A device of our name.
@@ -92,13 +98,23 @@ pub enum Change {
         is_there: bool,
     },
     LoosenFilter,
+    /// Has our device take IPv6 addresses.
+    EnableIpv6,
     Add(IpAddr),
     Delete(IpAddr),
     DeleteDevice,
 }
 
-/// Addresses of one family that are read: who may make addresses in a pod decides how many there are.
-pub const MOST_ADDRESSES: usize = 4096;
+/// How much reading a pod's namespace may cost: devices, addresses of one family, and tries while they change.
+pub const BOUNDS: DumpBounds = DumpBounds { tries: 3, most: 4096 };
+
+/// Returns the addresses of the network namespace of the calling thread, which is a pod's.
+///
+/// # Errors
+/// The kernel does not answer, or there are more devices or addresses than [`BOUNDS`] allow, or they change all the time.
+pub fn addresses_of_pod() -> Result<Vec<HostAddress>, Error> {
+    addresses_within(BOUNDS)
+}
 
 /// Reads and changes the network namespace of the calling thread.
 pub struct PodNetwork {
@@ -135,7 +151,7 @@ impl PodNetwork {
     /// The kernel does not answer.
     pub fn read(&mut self) -> Result<Seen, Error> {
         let mut seen = Seen::default();
-        let found = addresses_up_to(MOST_ADDRESSES)?;
+        let found = addresses_of_pod()?;
         for one in found.iter().filter(|one| Family::from(one.address) == self.family) {
             let address = one.address.addr();
             match one.link == self.name {
@@ -152,13 +168,16 @@ impl PodNetwork {
             let is_loose = [DEVICE_V4, "all"].into_iter().any(|name| read_filter(name).is_some_and(|one| one == LOOSE));
             seen.filters_strictly =
                 !is_loose && [DEVICE_V4, "all"].into_iter().any(|name| strict(name).unwrap_or_default());
+        } else {
+            let device = if seen.device.is_some() { DEVICE_V6 } else { "default" };
+            seen.lacks_ipv6 = read_setting(&ipv6_path(device)).is_some_and(|value| value == "1");
         }
         Ok(seen)
     }
 
     fn read_device(&mut self) -> Result<Option<SeenDevice>, Error> {
         let Some(Link { kind, up }) = self.links.read()?.remove(&self.name) else { return Ok(None) };
-        Ok(Some(match self.tunnels.read()?.remove(&self.name) {
+        Ok(Some(match self.tunnels.find(&self.name)? {
             Some(tunnel) => {
                 let takes_all = tunnel.remote.is_unspecified() && tunnel.udp_port.is_none();
                 SeenDevice::Tunnel { local: tunnel.local, takes_all, up: up && tunnel.up }
@@ -189,7 +208,8 @@ impl PodNetwork {
                 });
                 self.tunnel_step(Some(&any), None)
             }
-            Change::LoosenFilter => loosen_filter(),
+            Change::LoosenFilter => write_setting(&filter_path(DEVICE_V4), LOOSE),
+            Change::EnableIpv6 => write_setting(&ipv6_path(DEVICE_V6), "0"),
             Change::Add(address) => self.address_step(*address, true),
             Change::Delete(address) => self.address_step(*address, false),
         }
@@ -231,17 +251,25 @@ fn filter_path(device: &str) -> PathBuf {
     sysctl::root().join(format!("net/ipv4/conf/{device}/rp_filter"))
 }
 
-fn read_filter(device: &str) -> Option<String> {
-    fs::read_to_string(filter_path(device)).ok().map(|text| text.trim().to_owned())
+fn ipv6_path(device: &str) -> PathBuf {
+    sysctl::root().join(format!("net/ipv6/conf/{device}/disable_ipv6"))
 }
 
-fn loosen_filter() -> Result<(), Error> {
-    match fs::write(filter_path(DEVICE_V4), LOOSE) {
-        // The device has gone meanwhile, and the filter with it.
+fn read_filter(device: &str) -> Option<String> {
+    read_setting(&filter_path(device))
+}
+
+fn read_setting(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn write_setting(path: &Path, value: &str) -> Result<(), Error> {
+    match fs::write(path, value) {
+        // The device has gone meanwhile, and the setting with it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome.map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::errno("write setting", format!("net.ipv4.conf.{DEVICE_V4}.rp_filter"), errno)
+            Error::errno("write setting", path.display().to_string(), errno)
         }),
     }
 }

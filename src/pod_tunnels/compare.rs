@@ -82,6 +82,10 @@ pub fn changes(seen: &Seen, want: &WantedTunnel, is_wanted: impl Fn(IpAddr) -> b
     if Family::from(want.pod) == Family::V4 && (seen.filters_strictly || is_new) {
         changes.push(Change::LoosenFilter);
     }
+    // A device that is replaced may have been allowed what `default` does not allow the new one.
+    if Family::from(want.pod) == Family::V6 && (seen.lacks_ipv6 || replaced) {
+        changes.push(Change::EnableIpv6);
+    }
     let has = |address: &IpAddr| !replaced && seen.services.contains(address);
     changes.extend(want.services.iter().filter(|address| !has(address)).map(|address| Change::Add(*address)));
     let unwanted = seen.services.iter().filter(|address| !want.services.contains(address) && !replaced && want.shrinks);
@@ -142,6 +146,7 @@ mod tests {
             Change::Device { is_there: false, local } => format!("make {local}"),
             Change::Device { is_there: true, local } => format!("change {local}"),
             Change::LoosenFilter => "loosen".to_owned(),
+            Change::EnableIpv6 => "enable".to_owned(),
             Change::Add(address) => format!("add {address}"),
             Change::Delete(address) => format!("delete {address}"),
             Change::DeleteDevice => "remove".to_owned(),
@@ -168,6 +173,16 @@ mod tests {
             "make 10.244.1.5, loosen, add 203.0.113.7, add 203.0.113.8",
         );
         check(&seen(POD_V6, "", ""), &want(POD_V6, "2001:db8:1::7"), "make fd00:10:244:1::5, add 2001:db8:1::7");
+    }
+
+    #[test]
+    fn a_device_that_would_take_no_ipv6_address_is_made_to_before_it_gets_one() {
+        let without = |device, services| Seen { lacks_ipv6: true, ..seen(POD_V6, device, services) };
+        let want = want(POD_V6, "2001:db8:1::7");
+        check(&without("", ""), &want, "make fd00:10:244:1::5, enable, add 2001:db8:1::7");
+        check(&without("fd00:10:244:1::5 up", ""), &want, "enable, add 2001:db8:1::7");
+        let one = seen(POD_V6, "fd00:10:244:1::5 up one", "2001:db8:1::7");
+        check(&one, &want, "remove, make fd00:10:244:1::5, enable, add 2001:db8:1::7");
     }
 
     #[test]
@@ -270,6 +285,7 @@ mod tests {
                 seen.device = Some(SeenDevice::Tunnel { local: *local, takes_all: true, up: true });
             }
             Change::LoosenFilter => seen.filters_strictly = false,
+            Change::EnableIpv6 => seen.lacks_ipv6 = false,
             Change::Add(address) => assert!(seen.device.is_some() && seen.services.insert(*address)),
             Change::Delete(address) => assert!(seen.services.remove(address)),
             Change::DeleteDevice => {

@@ -4,7 +4,6 @@
 //! wait for that. When it ends, what is set up stays; the next start takes it over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
@@ -21,14 +20,13 @@ use tracing::{debug, error, info, warn};
 use super::WantedTunnels;
 use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
-use super::machine::{Act, LeftOut, Machine, Next, NoPlace, Standing};
+use super::machine::{Act, Hindrance, LeftOut, Machine, Next, Standing};
 use super::metrics::Metrics;
-use super::places::{Announced, AnnouncedPlaces, DIRECTORIES, KnownPods, may_have, of_sandboxes, sought};
+use super::places::{Announced, AnnouncedPlaces, KnownPods, may_have};
+use super::search::{Found, directories, distinct, search, sees_directories};
 use crate::container_runtime::Sought;
 use crate::container_runtime::hosts::{Runtimes, SocketFile, socket_files};
-use crate::kernel::address::{addresses_up_to, host_addresses};
-use crate::kernel::namespace::{Namespace, NamespaceId};
-use crate::kernel::pod_tunnel::MOST_ADDRESSES;
+use crate::kernel::namespace::NamespaceId;
 use crate::observe::health::{Note, Pulse};
 
 /// Desired tunnels of this node's pods.
@@ -57,14 +55,10 @@ pub struct Inputs {
     pub metrics: Metrics,
 }
 
-/// Names of namespaces that are looked at in one directory.
-const MOST_NAMES: usize = 4096;
 /// Sentences in the note.
 const MOST_NOTES: usize = 20;
 /// The mend, where network namespaces are not seen.
 const MOUNT: &str = "mount the host's /run/netns into the agent's container with mountPropagation: HostToContainer, or give its pod hostPID: true";
-/// Why one of the directories' namespaces is not taken for a pod's.
-const SEVERAL: &str = "several network namespaces have its address, and no container runtime tells which is the pod's";
 /// A thread that has nothing to do beats so often.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -79,15 +73,12 @@ pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHand
         .spawn(move || task::LocalSet::new().block_on(&runtime, Driver::new(inputs).run(stop)))
 }
 
-/// The places of addresses, or why there are none.
-type Found = BTreeMap<IpAddr, Result<Vec<PathBuf>, NoPlace>>;
-
 /// Result of work that went on beside the driver.
 enum Answer {
     /// Also whether the container runtime answered.
     Search(BTreeSet<IpAddr>, Found, bool),
-    /// The places, and whether there can be no others.
-    Survey(BTreeSet<PathBuf>, bool),
+    /// The places, why there may be others, and whether the container runtime did not answer.
+    Survey(BTreeSet<PathBuf>, Option<String>, bool),
 }
 
 struct Driver {
@@ -100,6 +91,8 @@ struct Driver {
     has_modules: bool,
     /// Why this process does not see the network namespaces that the runtime tells of.
     unseen: Option<String>,
+    /// What may be so of a pod, as it looked once: one that goes looks like that for a moment.
+    suspected: Option<(IpAddr, String)>,
     /// The sockets at the beginning of the last search.
     sockets: Vec<Option<SocketFile>>,
     reported: Standing,
@@ -116,6 +109,7 @@ impl Driver {
             question: None,
             has_modules: false,
             unseen: None,
+            suspected: None,
             sockets: Vec::new(),
             reported: Standing::default(),
         }
@@ -192,7 +186,7 @@ impl Driver {
             // It broke off, and whoever was looked for is looked for again.
             self.runtimes = Some(Runtimes::new(self.inputs.sockets.clone()));
             self.machine.found(&BTreeSet::new(), &Found::new(), Instant::now());
-            return self.machine.surveyed(BTreeSet::new(), false);
+            return self.machine.surveyed(BTreeSet::new(), Some("looking for them broke off".to_owned()));
         };
         self.runtimes = Some(runtimes);
         match answer {
@@ -200,7 +194,12 @@ impl Driver {
                 self.machine.runtime_answered(answered, Instant::now());
                 self.machine.found(&searched, &found, Instant::now());
             }
-            Answer::Survey(places, complete) => self.machine.surveyed(places, complete),
+            Answer::Survey(places, lacking, is_silent) => {
+                if is_silent {
+                    self.machine.runtime_answered(false, Instant::now());
+                }
+                self.machine.surveyed(places, lacking);
+            }
         }
     }
 
@@ -220,14 +219,11 @@ impl Driver {
                 }
                 match &outcome {
                     Ok(_) => self.note_unseen(None),
-                    Err(Failure::NotFound) => self.note_unseen(Some(&places)),
+                    Err(Failure::NotFound) => self.note_unseen(Some((want.pod, &places))),
                     Err(Failure::Obstacle(_) | Failure::Kernel(_)) => {}
                 }
-                let outcome = outcome.map_err(|failure| {
-                    let not_found = matches!(failure, Failure::NotFound | Failure::Obstacle(Obstacle::NotThePods));
-                    (failure.to_string(), not_found)
-                });
-                if matches!(outcome, Err((_, true))) {
+                let outcome = outcome.map_err(|failure| (failure.to_string(), hindrance(&failure)));
+                if matches!(outcome, Err((_, Hindrance::NotFound))) {
                     self.places.forget(want.pod);
                 }
                 self.machine.brought(&want, outcome, Instant::now());
@@ -254,7 +250,7 @@ impl Driver {
                     }
                     Err(error) => {
                         warn!(%error, "Removing a tunnel that an earlier run left in a pod failed");
-                        self.machine.not_cleared();
+                        self.machine.not_cleared(error.to_string());
                     }
                 }
             }
@@ -279,23 +275,25 @@ impl Driver {
         let announced = self.places.all();
         // Where there is no need for tunnels, and no module of them, nobody has left one.
         if !asks && !apply::may_have_tunnels() {
-            return self.machine.surveyed(BTreeSet::new(), true);
+            return self.machine.surveyed(BTreeSet::new(), None);
         }
+        // Without a view of the directories the runtime alone knows where pods are.
+        let asks = asks || !sees_directories();
         self.ask(async move |runtimes| {
-            let (mut places, mut complete) = (announced, true);
+            let (mut places, mut lacking, mut is_silent) = (announced, None, false);
             if asks {
-                let told = runtimes.sandboxes(&Sought::All).await.unwrap_or_else(|_| {
-                    complete = false;
+                let told = runtimes.sandboxes(&Sought::All).await.unwrap_or_else(|reason| {
+                    (lacking, is_silent) = (Some(reason), true);
                     Default::default()
                 });
-                complete &= told.lacking.is_none();
+                lacking = lacking.or(told.lacking);
                 places.extend(told.sandboxes.into_iter().flat_map(|sandbox| sandbox.places));
             }
             let all = task::spawn_blocking(move || {
                 places.extend(directories());
                 distinct(places).into_iter().collect()
             });
-            Answer::Survey(all.await.unwrap_or_default(), complete)
+            Answer::Survey(all.await.unwrap_or_default(), lacking, is_silent)
         });
     }
 
@@ -311,6 +309,9 @@ impl Driver {
 
     /// Tells of what has changed.
     fn report(&mut self) {
+        if self.unseen.is_some() && !self.machine.lacks_any() {
+            self.note_unseen(None);
+        }
         let standing = self.machine.standing();
         if standing == self.reported {
             return;
@@ -327,6 +328,9 @@ impl Driver {
             }
         }
         self.tell_not_closed(&standing);
+        if let Some(reason) = standing.unswept.as_ref().filter(|_| self.reported.unswept.is_none()) {
+            warn!(reason, "Tunnels that an earlier run left in pods may still be there; retrying");
+        }
         let former = &self.reported.not_taken_down;
         for one in standing.not_taken_down.iter().filter(|one| !former.contains(one)) {
             warn!(pod = %one.pod, reason = %one.reason, "Tunnel in a pod that is to answer no more cannot be taken down; retrying");
@@ -373,13 +377,19 @@ impl Driver {
                 one.pod, one.reason
             )
         });
-        self.inputs.note.set(unseen.chain(left_out).chain(not_taken_down).collect());
+        let unswept = self.reported.unswept.iter().map(|reason| {
+            format!("tunnels that an earlier run left in pods of this node (direct server return) may still be there: {reason}")
+        });
+        self.inputs.note.set(unseen.chain(left_out).chain(not_taken_down).chain(unswept).collect());
     }
 
-    /// Notes whether this process sees the files that stand for network namespaces. `tried`: places that the runtime tells and none of which could be entered.
-    fn note_unseen(&mut self, tried: Option<&[PathBuf]>) {
-        let unseen = tried.and_then(apply::unseen);
-        if tried.is_some() && unseen.is_none() || unseen == self.unseen {
+    /// Notes whether this process sees the files that stand for network namespaces. `tried`: a pod, and the places of it that the runtime tells and none of which could be entered.
+    fn note_unseen(&mut self, tried: Option<(IpAddr, &[PathBuf])>) {
+        let found = tried.and_then(|(pod, places)| Some((pod, apply::unseen(places)?)));
+        let suspected = std::mem::replace(&mut self.suspected, found.clone());
+        let is_again = suspected.is_some() && suspected == found;
+        let unseen = found.map(|(_, reason)| reason);
+        if tried.is_some() && !is_again || unseen == self.unseen {
             return;
         }
         match &unseen {
@@ -391,74 +401,20 @@ impl Driver {
     }
 }
 
+fn hindrance(failure: &Failure) -> Hindrance {
+    match failure {
+        Failure::NotFound | Failure::Obstacle(Obstacle::NotThePods) => Hindrance::NotFound,
+        Failure::Obstacle(Obstacle::Taken(_)) => Hindrance::Taken,
+        Failure::Obstacle(Obstacle::ForeignDevice(_)) | Failure::Kernel(_) => Hindrance::Other,
+    }
+}
+
 /// Waits for a question that is on its way; for ever where there is none. `None` where it broke off.
 async fn outcome<T>(question: &mut Option<task::JoinHandle<T>>) -> Option<T> {
     match question {
         Some(question) => question.await.ok(),
         None => pending().await,
     }
-}
-
-/// Returns where these addresses are, and whether the container runtime answered.
-async fn search(runtimes: &mut Runtimes, lost: &BTreeSet<IpAddr>, known: &KnownPods) -> (Found, bool) {
-    runtimes.forget(lost);
-    let (mut found, failure, answered) = match runtimes.sandboxes(&sought(lost, known)).await {
-        Ok(told) => {
-            let found = of_sandboxes(&told.sandboxes, lost, known);
-            let found: Found = found.into_iter().map(|(address, places)| (address, Ok(places))).collect();
-            let none = "the container runtime has no sandbox with its address";
-            let failure = match told.lacking {
-                None => NoPlace::NoSandbox(none.to_owned()),
-                Some(lacking) => NoPlace::Unknown(format!("{none} ({lacking})")),
-            };
-            (found, failure, true)
-        }
-        Err(failure) => {
-            let lost = lost.clone();
-            let found = task::spawn_blocking(move || of_directories(&lost)).await.unwrap_or_default();
-            (found, NoPlace::Unknown(failure), false)
-        }
-    };
-    let hosts: BTreeSet<IpAddr> = host_addresses().into_iter().flatten().map(|one| one.address.addr()).collect();
-    let mut result = |address: &IpAddr| match found.remove(address) {
-        Some(result) => result,
-        None if hosts.contains(address) => {
-            Err(NoPlace::Unknown("it shares its node's network (hostNetwork)".to_owned()))
-        }
-        None => Err(failure.clone()),
-    };
-    (lost.iter().map(|address| (*address, result(address))).collect(), answered)
-}
-
-/// Looks for these addresses in all namespaces of the directories: the way that is left without a runtime. Which of several with one
-/// address is the pod's nobody can say.
-fn of_directories(lost: &BTreeSet<IpAddr>) -> Found {
-    let mut found = Found::new();
-    for place in distinct(directories()) {
-        let inside = Namespace::open(&place).and_then(|namespace| namespace.run(|| addresses_up_to(MOST_ADDRESSES)));
-        // One that cannot be entered is none of those that are looked for, as far as can be known.
-        let Ok(Ok(addresses)) = inside else { continue };
-        let its: BTreeSet<IpAddr> = addresses.iter().map(|one| one.address.addr()).collect();
-        for address in its.intersection(lost) {
-            let places = found.entry(*address).or_insert_with(|| Ok(Vec::new()));
-            match places {
-                Ok(places) if places.is_empty() => places.push(place.clone()),
-                _ => *places = Err(NoPlace::Unknown(SEVERAL.to_owned())),
-            }
-        }
-    }
-    found
-}
-
-fn directories() -> BTreeSet<PathBuf> {
-    let names = |directory: &&str| fs::read_dir(directory).into_iter().flatten().take(MOST_NAMES);
-    DIRECTORIES.iter().flat_map(names).filter_map(|entry| Some(entry.ok()?.path())).collect()
-}
-
-/// One place for each namespace that is not the host's.
-fn distinct(places: BTreeSet<PathBuf>) -> Vec<PathBuf> {
-    let mut known: BTreeSet<NamespaceId> = NamespaceId::of_process().into_iter().collect();
-    places.into_iter().filter(|place| NamespaceId::at(place).is_some_and(|id| known.insert(id))).collect()
 }
 
 /// Removes our devices from all pods that can be found. Returns how many there were, and why others could not be removed.

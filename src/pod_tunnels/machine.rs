@@ -10,11 +10,11 @@
 //!
 //! A pod that policies close to tunnels is followed as the others are, and is wanted without any service. A pod of which nothing is wanted any more is taken down where it was set up, and forgotten: with its namespace everything of
 //! ours is gone too. What an earlier run left is found by a sweep of all namespaces, once the cluster is known completely: of those in the usual
-//! directories, and once something is wanted also of those that the container runtime tells. One namespace is looked at a time, between other acts.
+//! directories, and once something is wanted also of those that the container runtime tells ([`sweep`](super::sweep)). One namespace is looked at a time, between other acts.
 //!
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
 //! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
-//! often after [`TRIES`] tries. When the runtime answers again, or has a new socket, all that were searched for in vain are searched for at once. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
+//! often after [`TRIES`] tries; where the pod's own namespace refuses, other services of the pod change nothing of that, because who may write Services could have one pod tried all the time. When the runtime answers again, or has a new socket, all that were searched for in vain are searched for at once. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
 //! told as the pod that cannot be set up is; one without a sandbox has nothing that could answer.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use super::WantedTunnels;
 use super::apply::Done;
 use super::compare::WantedTunnel;
+use super::sweep::{NextOfSweep, SELDOM, Sweep};
 use crate::kernel::namespace::NamespaceId;
 
 /// Interval at which it is looked whether the namespaces of pods are still there.
@@ -36,11 +37,8 @@ const SEARCH: Duration = Duration::from_millis(1600);
 const FIRST: Duration = Duration::from_millis(100);
 /// The number of tries after which a pod is tried every [`SELDOM`] only.
 const TRIES: u32 = 60;
-const SELDOM: Duration = Duration::from_secs(30);
 /// The number of failures, within eight seconds or so, after which a pod counts as not closed: those since it was last told that it has no sandbox.
 const TRIES_TO_CLOSE: u32 = 8;
-/// How often a sweep that fails is tried.
-const SWEEPS: u32 = 5;
 
 /// An effect for the driver to perform.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,6 +85,17 @@ pub enum NoPlace {
     Unknown(String),
 }
 
+/// What kept an act on one pod from success.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hindrance {
+    /// No place has the pod.
+    NotFound,
+    /// Another address of the pod has the tunnel.
+    Taken,
+    /// Something else in its namespace, or the kernel.
+    Other,
+}
+
 /// How the pods of this node stand.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Standing {
@@ -98,6 +107,8 @@ pub struct Standing {
     pub not_closed: Vec<LeftOut>,
     /// Pods that are to answer no more, and whose tunnel cannot be taken down.
     pub not_taken_down: Vec<LeftOut>,
+    /// Why tunnels that an earlier run left may still be there, as a sentence without its end.
+    pub unswept: Option<String>,
 }
 
 /// All pods of this node for which something is wanted, or was.
@@ -111,8 +122,6 @@ pub struct Machine {
     /// When it is looked at the sockets of the runtime; `None` where the last search was answered.
     sockets_at: Option<Instant>,
     sweep: Sweep,
-    /// When the last sweep began.
-    swept_at: Option<Instant>,
     /// Something was wanted: a sweep asks the container runtime.
     has_wanted: bool,
 }
@@ -132,6 +141,8 @@ struct Pod {
     failures: u32,
     /// Since the last success and since it was last told to have no sandbox.
     unexplained: u32,
+    /// At the last try another address of it had the tunnel.
+    is_taken: bool,
     /// It is to be searched for.
     is_lost: bool,
     /// At the last search it had no sandbox.
@@ -148,27 +159,6 @@ enum State {
         namespace: NamespaceId,
         services: BTreeSet<IpAddr>,
     },
-}
-
-#[derive(Default)]
-enum Sweep {
-    /// Waits for the cluster to be known completely.
-    #[default]
-    Waiting,
-    Due {
-        at: Instant,
-        tries: u32,
-    },
-    Surveying {
-        tries: u32,
-    },
-    Clearing {
-        places: Vec<PathBuf>,
-        /// Everything was found and could be cleared so far.
-        complete: bool,
-        tries: u32,
-    },
-    Done,
 }
 
 impl Pod {
@@ -193,11 +183,12 @@ impl Machine {
     /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away. A pod without any services is to have no tunnel: it is looked
     /// for too, because an earlier run may have made one, and its place stays known.
     pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
+        let becomes_complete = complete && !self.complete;
         self.complete |= complete;
         let is_first = !wanted.is_empty() && !self.has_wanted;
         self.has_wanted |= is_first;
-        if self.complete && (is_first || matches!(self.sweep, Sweep::Waiting)) {
-            self.sweep = Sweep::Due { at: now, tries: 0 };
+        if self.complete && (is_first || self.sweep.is_waiting()) {
+            self.sweep.begin(now);
         }
         for (address, services) in wanted {
             let is_new = !self.pods.contains_key(address);
@@ -212,11 +203,20 @@ impl Machine {
             pod.is_over = false;
             if pod.services != services {
                 pod.services = services;
-                (pod.due, pod.failures, pod.unexplained) = (Some(now), 0, 0);
+                let is_refused = matches!(pod.state, State::Failing(_)) && !pod.is_lost;
+                // One that is to be closed is looked at at once all the same.
+                if !is_refused || pod.services.is_empty() {
+                    (pod.due, pod.failures, pod.unexplained) = (Some(now), 0, 0);
+                }
             }
         }
         if !complete {
             return;
+        }
+        if becomes_complete {
+            // What an earlier run left in them beside what is wanted may go from now on.
+            let settled = self.pods.values_mut().filter(|pod| matches!(pod.state, State::Settled { .. }));
+            settled.for_each(|pod| pod.due = Some(now));
         }
         let before = self.pods.len();
         self.pods.retain(|address, pod| {
@@ -234,15 +234,9 @@ impl Machine {
             !pod.places.is_empty()
         });
         if self.pods.len() < before {
-            self.plan_sweep(now);
+            // Nobody takes down at its place the tunnel of a pod that was never found.
+            self.sweep.plan(now);
         }
-    }
-
-    /// Plans a sweep for a tunnel that nobody takes down at its place: of a pod that was never found, or whose place is gone, which says nothing of its
-    /// namespace as long as a container has that. One sweep for all that go meanwhile.
-    fn plan_sweep(&mut self, now: Instant) {
-        let at = self.swept_at.map_or(now, |swept| now.max(swept + SELDOM));
-        self.sweep = Sweep::Due { at, tries: 0 };
     }
 
     /// Returns the pods that are to be searched for.
@@ -265,6 +259,7 @@ impl Machine {
             self.sockets_at = Some(now + LOOK);
         } else if self.sockets_at.take().is_some() {
             self.search_anew(now);
+            self.sweep.runtime_is_back(now);
         }
     }
 
@@ -304,10 +299,17 @@ impl Machine {
         }
     }
 
-    /// Notes the outcome of an act on one pod. `not_found`: no place has the pod.
-    pub fn brought(&mut self, want: &WantedTunnel, outcome: Result<Done, (String, bool)>, now: Instant) {
+    /// Notes the outcome of an act on one pod.
+    pub fn brought(&mut self, want: &WantedTunnel, outcome: Result<Done, (String, Hindrance)>, now: Instant) {
         let Some(pod) = self.pods.get_mut(&want.pod) else { return };
         let is_over = pod.is_over;
+        pod.is_taken = matches!(outcome, Err((_, Hindrance::Taken)));
+        if outcome.is_ok() && want.services.is_empty() {
+            // It may be one of these that waited for the tunnel.
+            let waiting = self.pods.values_mut().filter(|pod| pod.is_taken);
+            waiting.for_each(|pod| (pod.due, pod.failures) = (Some(now), 0));
+        }
+        let Some(pod) = self.pods.get_mut(&want.pod) else { return };
         match outcome {
             Ok(_) if is_over && want.services.is_empty() => drop(self.pods.remove(&want.pod)),
             Ok(Done { place, namespace, .. }) => {
@@ -319,16 +321,16 @@ impl Machine {
                 pod.state = State::Settled { place, namespace, services: want.services.clone() };
                 self.look_at.get_or_insert(now + LOOK);
             }
-            // With its namespace all that was in it has gone; a sweep looks whether it has.
-            Err((_, true)) if is_over => {
+            // With its namespace all that was in it has gone; a sweep looks whether it has: a place that is gone says nothing of a namespace that a container still has.
+            Err((_, Hindrance::NotFound)) if is_over => {
                 self.pods.remove(&want.pod);
-                self.plan_sweep(now);
+                self.sweep.plan(now);
             }
-            Err((reason, not_found)) => {
+            Err((reason, hindrance)) => {
                 // There was a place to look at.
                 pod.has_no_sandbox = false;
                 pod.fail(reason, now);
-                pod.is_lost = not_found;
+                pod.is_lost = hindrance == Hindrance::NotFound;
             }
         }
     }
@@ -339,7 +341,7 @@ impl Machine {
             match self.pods.get_mut(address) {
                 Some(pod) if pod.is_over => {
                     self.pods.remove(address);
-                    self.plan_sweep(now);
+                    self.sweep.plan(now);
                 }
                 Some(pod) => pod.lose(now),
                 None => {}
@@ -347,41 +349,26 @@ impl Machine {
         }
     }
 
-    /// Notes the answer to a survey: all places, and whether there can be no others.
-    pub fn surveyed(&mut self, places: BTreeSet<PathBuf>, complete: bool) {
+    /// Notes the answer to a survey: all places, and why there may be others.
+    pub fn surveyed(&mut self, places: BTreeSet<PathBuf>, lacking: Option<String>) {
         self.searching = false;
-        // What was asked of it may have become another question.
-        if let Sweep::Surveying { tries } = self.sweep {
-            self.sweep = Sweep::Clearing { places: places.into_iter().collect(), complete, tries };
-        }
+        self.sweep.surveyed(places, lacking);
     }
 
-    /// Notes that something in a namespace could not be cleared.
-    pub fn not_cleared(&mut self) {
-        if let Sweep::Clearing { complete, .. } = &mut self.sweep {
-            *complete = false;
-        }
+    /// Notes why something in a namespace could not be cleared.
+    pub fn not_cleared(&mut self, reason: String) {
+        self.sweep.not_cleared(reason);
     }
 
     /// Returns the next act of a sweep.
     fn next_of_sweep(&mut self, now: Instant) -> Option<Act> {
-        match &mut self.sweep {
-            Sweep::Due { at, tries } if *at <= now && !self.searching => {
-                self.sweep = Sweep::Surveying { tries: *tries };
-                self.swept_at = Some(now);
+        Some(match self.sweep.next(now, self.searching)? {
+            NextOfSweep::Survey => {
                 self.searching = true;
-                Some(Act::Survey { asks: self.has_wanted })
+                Act::Survey { asks: self.has_wanted }
             }
-            Sweep::Clearing { places, complete, tries } => {
-                let place = places.pop();
-                if place.is_none() {
-                    let again = Sweep::Due { at: now + SELDOM, tries: *tries + 1 };
-                    self.sweep = if *complete || *tries + 1 >= SWEEPS { Sweep::Done } else { again };
-                }
-                place.map(Act::Clear)
-            }
-            _ => None,
-        }
+            NextOfSweep::Clear(place) => Act::Clear(place),
+        })
     }
 
     /// Returns what is to be done now. The outcome of an act is taken in before this is asked again, but for that of a search.
@@ -418,10 +405,7 @@ impl Machine {
 
     fn deadline(&self) -> Option<Instant> {
         let due = self.pods.values().filter(|pod| !(pod.is_lost && self.searching)).filter_map(|pod| pod.due);
-        let sweep = match self.sweep {
-            Sweep::Due { at, .. } if !self.searching => Some(at),
-            _ => None,
-        };
+        let sweep = self.sweep.deadline(self.searching);
         let is_any_lost = self.pods.values().any(|pod| pod.is_lost);
         let sockets = self.sockets_at.filter(|_| is_any_lost && !self.searching);
         due.chain(self.look_at).chain(sockets).chain(sweep).min()
@@ -435,6 +419,11 @@ impl Machine {
         self.pods.iter().filter_map(settled).collect()
     }
 
+    /// Returns whether any pod is lost, or differs from what is wanted.
+    pub fn lacks_any(&self) -> bool {
+        self.pods.values().any(|pod| pod.is_lost || matches!(pod.state, State::Failing(_)))
+    }
+
     /// Returns whether a tunnel is wanted for this address of a pod.
     pub fn is_wanted(&self, address: IpAddr) -> bool {
         self.pods.get(&address).is_some_and(|pod| !pod.services.is_empty())
@@ -442,7 +431,7 @@ impl Machine {
 
     /// Returns how the pods stand.
     pub fn standing(&self) -> Standing {
-        let mut standing = Standing::default();
+        let mut standing = Standing { unswept: self.sweep.lacking().cloned(), ..Standing::default() };
         for (address, pod) in &self.pods {
             let left_out =
                 |reason: &String| LeftOut { pod: *address, services: pod.services.clone(), reason: reason.clone() };

@@ -3,7 +3,9 @@
 //!
 //! - `compare`: what a namespace has and what it should have → changes, in order. Pure.
 //! - `machine`: which pod is looked for, set up, looked at and taken down, and when. Pure.
+//! - `sweep`: when all namespaces are looked through for what an earlier run left. Pure.
 //! - `places`: where the namespaces of pods may be, from all who know. Pure.
+//! - `search`: where pods are now, of the runtime and of the usual directories.
 //! - `driver`: all of it at work, on a thread of its own, with the container runtime asked beside it.
 //! - `apply`: does what `compare` says in one namespace, and looks whether it is the right one.
 //!
@@ -22,6 +24,8 @@ pub mod driver;
 pub mod machine;
 pub mod metrics;
 pub mod places;
+pub mod search;
+pub mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -107,6 +107,19 @@ fn a_pod_with_strict_reverse_path_filtering_answers_for_a_service_address_of_eit
 }
 
 #[test]
+fn a_pod_whose_new_devices_have_no_ipv6_answers_for_an_ipv6_address() {
+    on_a_node(|| {
+        tunnel_to_pod();
+        run("ip netns exec pod sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+        let want = want("fd00:10:244:1::5", &["2001:db8:1::7"]);
+        assert!(bring(&want) > 0);
+        assert_eq!(bring(&want), 0, "the second time nothing is to be done");
+        let (answered, out, error) = attempt("ping -c 3 -i 0.2 -W 5 2001:db8:1::7");
+        assert!(answered, "{out} {error}");
+    });
+}
+
+#[test]
 fn addresses_follow_their_services_and_what_others_put_there_stays() {
     on_a_node(|| {
         bring(&want("10.244.1.5", &["203.0.113.7", "203.0.113.8"]));

@@ -30,6 +30,8 @@ pub enum Fault {
     Lost,
     /// A dump was disturbed by changes every time it was tried.
     Unsteady,
+    /// A dump has more objects than are read.
+    TooMany(usize),
     /// The socket failed: nothing was sent, or the answer could not be received.
     System(Errno),
     /// The kernel's answer could not be understood.
@@ -42,7 +44,7 @@ impl Fault {
         match self {
             Fault::Refused(refusal) => Some(refusal.errno),
             Fault::System(errno) => Some(errno.raw_os_error()),
-            Fault::Lost | Fault::Unsteady | Fault::Malformed(_) => None,
+            Fault::Lost | Fault::Unsteady | Fault::TooMany(_) | Fault::Malformed(_) => None,
         }
     }
 
@@ -69,6 +71,7 @@ impl From<Fault> for Cause {
             Fault::Unsteady => {
                 Cause::Errno(Errno::AGAIN, Some("the list changed while it was read, every time".into()))
             }
+            Fault::TooMany(most) => Cause::Errno(Errno::TOOBIG, Some(format!("more than {most}"))),
             Fault::System(errno) => Cause::Errno(errno, None),
             Fault::Malformed(text) => Cause::Malformed(text),
         }

@@ -33,7 +33,7 @@ pub use fault::{Fault, Refusal, failed_steps};
 pub use generic::GenericSocket;
 pub use group::Group;
 pub use message::{Messages, flag};
-pub use socket::{Bus, Listener, Socket, in_namespace};
+pub use socket::{Bus, DumpBounds, Listener, Socket, in_namespace};
 
 #[cfg(test)]
 mod tests;

@@ -44,11 +44,21 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// More datagrams than any dump has.
 const MOST_STALE: usize = 1 << 20;
 
+/// How much a dump may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct DumpBounds {
+    /// A dump that is disturbed this often is given up.
+    pub tries: u32,
+    /// Objects of one dump, whether anybody wants them or not.
+    pub most: usize,
+}
+
 /// A pair of sockets of one network namespace: one for acts, one for dumps.
 #[derive(Debug)]
 pub struct Socket {
     acts: Wire,
     dumps: Wire,
+    bounds: DumpBounds,
 }
 
 /// A socket that receives notifications.
@@ -75,7 +85,13 @@ impl Socket {
         let open = || {
             Wire::open(bus, &[], BUFFER_BYTES).map_err(|errno| Error::errno("open netlink socket", bus.name(), errno))
         };
-        Ok(Socket { acts: open()?, dumps: open()? })
+        let bounds = DumpBounds { tries: DUMP_TRIES, most: usize::MAX };
+        Ok(Socket { acts: open()?, dumps: open()?, bounds })
+    }
+
+    /// Bounds its dumps, where somebody else decides how many objects there are and how often they change.
+    pub fn with_bounds(self, bounds: DumpBounds) -> Socket {
+        Socket { bounds, ..self }
     }
 
     /// The port by which the kernel knows who acts: what belongs to this socket carries it.
@@ -183,10 +199,10 @@ impl Socket {
     }
 
     /// Asks for all objects that match the message, and returns what `parse` makes of them. A dump that was
-    /// disturbed by a change is repeated from the beginning, some thirty times.
+    /// disturbed by a change is repeated from the beginning, some thirty times, or as often as the bounds say.
     ///
     /// # Errors
-    /// The kernel refused the message, the socket failed, an answer was malformed, or changes disturbed every attempt.
+    /// The kernel refused the message, the socket failed, an answer was malformed, changes disturbed every attempt, or there are more objects than the bounds allow.
     pub fn dump<T>(
         &mut self,
         message: &mut Messages,
@@ -194,8 +210,8 @@ impl Socket {
     ) -> Result<Vec<T>, Fault> {
         assert_eq!(message.len(), 1, "a dump is one message");
         message.reflag(0, flag::DUMP, flag::ACK);
-        for attempt in 0..DUMP_TRIES {
-            match self.dumps.dump_once(message, &mut parse) {
+        for attempt in 0..self.bounds.tries {
+            match self.dumps.dump_once(message, self.bounds.most, &mut parse) {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => thread::sleep(Duration::from_millis(1 << attempt.min(7)).min(LONGEST_PAUSE)),
                 // A datagram was longer than the buffer; now it fits.
@@ -349,11 +365,12 @@ impl Wire {
     fn dump_once<T>(
         &mut self,
         message: &mut Messages,
+        most: usize,
         parse: &mut impl FnMut(&Answer<'_>) -> Option<T>,
     ) -> Result<Option<Vec<T>>, Fault> {
         let sequence = self.post(message, 0..1)?;
         let mut found = Vec::new();
-        let mut disturbed = false;
+        let (mut disturbed, mut count) = (false, 0_usize);
         self.collect(|answer| {
             if answer.sequence != sequence {
                 return ControlFlow::Continue(());
@@ -367,7 +384,10 @@ impl Wire {
                     None => Err(Fault::Malformed("a short error message")),
                 }),
                 kind::NOOP | kind::OVERRUN => ControlFlow::Continue(()),
+                // The rest is not waited for.
+                _ if count >= most => ControlFlow::Break(Err(Fault::TooMany(most))),
                 _ => {
+                    count += 1;
                     found.extend(parse(answer));
                     ControlFlow::Continue(())
                 }

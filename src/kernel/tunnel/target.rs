@@ -60,6 +60,22 @@ impl Tunnels {
         Ok(Tunnels { socket: Socket::open(Bus::Route)?, is_ours, compares_mtu })
     }
 
+    /// Returns one tunnel; `None` where there is no device of this name, or none of these types. The other devices are not looked at, however many there are.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn find(&mut self, name: &LinkName) -> Result<Option<Tunnel>, Error> {
+        let mut message = Messages::new();
+        message.begin(GET_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
+        let compares_mtu = self.compares_mtu;
+        match self.socket.request(&mut message, |answer| tunnel(answer).map(|(_, found)| decided(found, compares_mtu)))
+        {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
+            Err(fault) => Err(Error::new("read tunnel", name.to_string(), fault.into())),
+        }
+    }
+
     /// One message for each, because replacing is two acts which nothing may come between.
     fn perform(&mut self, step: &Step<'_, LinkName, Tunnel>) -> Result<(), Error> {
         let name = step.key;
@@ -105,14 +121,18 @@ impl Target for Tunnels {
             .socket
             .dump(&mut message, |answer| tunnel(answer).filter(|(name, _)| is_ours(&name.0)))
             .map_err(|fault| Error::new("list tunnels", "", fault.into()))?;
-        let decided = |tunnel: Tunnel| Tunnel { mtu: tunnel.mtu.filter(|_| compares_mtu), ..tunnel };
-        Ok(listed.into_iter().map(|(name, tunnel)| (name, decided(tunnel))).collect())
+        Ok(listed.into_iter().map(|(name, tunnel)| (name, decided(tunnel, compares_mtu))).collect())
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Tunnel>]) -> Vec<Failure<Error>> {
         let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
         steps.iter().enumerate().filter_map(failed).collect()
     }
+}
+
+/// Returns a tunnel as it reads where MTUs are ours to set, or are not.
+fn decided(tunnel: Tunnel, compares_mtu: bool) -> Tunnel {
+    Tunnel { mtu: tunnel.mtu.filter(|_| compares_mtu), ..tunnel }
 }
 
 /// Returns whether one becomes the other without being created again.

@@ -1,6 +1,8 @@
+use std::fs;
 use std::os::unix::net::UnixListener;
 
 use super::super::compare::WantedTunnel;
+use super::super::machine::NoPlace;
 use super::super::places::KnownPod;
 use super::*;
 use crate::model::ObjectName;
@@ -43,30 +45,40 @@ fn directories_of_network_namespaces_that_are_not_mounted_are_said_once_and_for_
     let directory = tempfile::tempdir().expect("a directory");
     let (mut driver, health, _) = driver(directory.path().join("runtime.sock"));
     let netns = directory.path().join("netns");
+    driver.machine.want(&wanted(&["10.244.1.5", "10.244.1.6"]).tunnels, true, Instant::now());
+    let told = || -> Vec<String> {
+        let mut notes = lines(&health.notes());
+        notes.retain(|note| note.starts_with("network namespaces"));
+        notes
+    };
     let mut bring = |pod: &str| {
         let want = WantedTunnel { pod: address(pod), services: [address("203.0.113.7")].into(), shrinks: true };
         // The process is gone, or another one's.
         let places = vec![netns.join("cni-1"), PathBuf::from("/proc/4194304/ns/net")];
         driver.act(Act::Bring { want, places });
         driver.report();
-        lines(&health.notes())
+        told()
     };
     let absent = format!(
         "network namespaces of pods cannot be entered: the container runtime keeps them in {}, which is not there; {MOUNT}",
         netns.display()
     );
+    assert_eq!(bring("10.244.1.5"), [""; 0], "it may be going");
     assert_eq!(bring("10.244.1.5"), std::slice::from_ref(&absent));
     assert_eq!(bring("10.244.1.6"), std::slice::from_ref(&absent));
     // A directory that a pod has just left says nothing, and takes nothing back.
     fs::create_dir(&netns).expect("it is new");
-    assert_eq!(bring("10.244.1.5"), [absent]);
+    assert_eq!(bring("10.244.1.5"), std::slice::from_ref(&absent));
     fs::write(netns.join("cni-1"), "").expect("writable");
     let stale = format!(
         "network namespaces of pods cannot be entered: what the host mounts in {} does not come here; {MOUNT}",
         netns.display()
     );
+    assert_eq!(bring("10.244.1.5"), [absent], "it was seen once");
     assert_eq!(bring("10.244.1.5"), [stale]);
-    driver.note_unseen(None);
+    // Nobody looks for any pod any more.
+    driver.machine.want(&WantedTunnels::new(), true, Instant::now());
+    driver.report();
     assert_eq!(lines(&health.notes()), [""; 0]);
 }
 

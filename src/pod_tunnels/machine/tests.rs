@@ -67,8 +67,8 @@ impl Node {
                 let place =
                     places.iter().find(|place| self.namespaces.get(*place).is_some_and(|one| one.pod == want.pod));
                 let outcome = match place.cloned() {
-                    None => Err(("not found".to_owned(), true)),
-                    Some(_) if self.refuses == Some(want.pod) => Err(("refused".to_owned(), false)),
+                    None => Err(("not found".to_owned(), Hindrance::NotFound)),
+                    Some(_) if self.refuses == Some(want.pod) => Err(("refused".to_owned(), Hindrance::Other)),
                     Some(place) => {
                         let inside = self.namespaces.get_mut(&place).expect("it was found");
                         let mut services = want.services.clone();
@@ -111,7 +111,10 @@ impl Node {
             }
             Act::Survey { asks } => {
                 self.surveys.push(asks);
-                machine.surveyed(self.namespaces.keys().cloned().collect(), self.answers || !asks);
+                let lacking = (asks && !self.answers).then(|| "no container runtime".to_owned());
+                // Without the runtime nobody knows of some of them.
+                let is_seen = |place: &&PathBuf| lacking.is_none() || !place.starts_with("/hidden");
+                machine.surveyed(self.namespaces.keys().filter(is_seen).cloned().collect(), lacking);
             }
             Act::Clear(place) => {
                 let inside = self.namespaces.get_mut(&place);
@@ -234,8 +237,106 @@ fn nothing_is_taken_away_before_the_cluster_is_known_completely_and_what_an_earl
     node.pass(&mut machine, &mut now, Duration::from_secs(300));
     assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7 203.0.113.9; 10.244.1.6: 203.0.113.9");
     machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
-    node.pass(&mut machine, &mut now, Duration::from_secs(61));
+    node.pass(&mut machine, &mut now, MOMENT);
     assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.6: none");
+}
+
+#[test]
+fn a_pod_whose_namespace_refuses_is_tried_no_more_often_however_often_its_services_change() {
+    for pod in [POD, POD_V6] {
+        let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+        let service = |last: u64| if pod == POD { format!("203.0.113.{last}") } else { format!("2001:db8:1::{last}") };
+        node.start(pod);
+        node.refuses = Some(address(pod));
+        machine.want(&wanted(&[(pod, &service(1))]), true, now);
+        node.pass(&mut machine, &mut now, Duration::from_secs(600));
+        node.brings = 0;
+        for second in 0..600 {
+            machine.want(&wanted(&[(pod, &service(second % 2 + 1))]), true, now);
+            node.pass(&mut machine, &mut now, Duration::from_secs(1));
+        }
+        assert!(node.brings <= 21, "{} tries in ten minutes", node.brings);
+        // Closing it is tried at once.
+        machine.want(&wanted(&[(pod, "")]), true, now);
+        node.brings = 0;
+        node.pass(&mut machine, &mut now, MOMENT);
+        assert_eq!(node.brings, 1);
+        node.refuses = None;
+        machine.want(&wanted(&[(pod, &service(3))]), true, now);
+        node.pass(&mut machine, &mut now, SELDOM);
+        assert_eq!(node.shown(), format!("{pod}: {}", service(3)));
+    }
+}
+
+#[test]
+fn the_second_address_of_a_pod_has_the_tunnel_as_soon_as_the_first_gives_it_up() {
+    for (first, second) in [(POD, "10.244.1.6"), (POD_V6, "fd00:10:244:1::6")] {
+        for (left, is_over) in
+            [(vec![(first, ""), (second, "203.0.113.8")], false), (vec![(second, "203.0.113.8")], true)]
+        {
+            let (mut machine, mut now) = (Machine::default(), Instant::now());
+            machine.want(&wanted(&[(first, "203.0.113.7"), (second, "203.0.113.8")]), true, now);
+            [first, second].iter().for_each(|pod| machine.announced(address(pod), "/run/netns/1".into(), now));
+            let mut has_first = true;
+            let mut turn = |machine: &mut Machine, now| {
+                let mut tried = Vec::new();
+                while let Next::Act(act) = machine.next(now) {
+                    let want = match act {
+                        Act::Bring { want, .. } => want,
+                        Act::Survey { .. } => {
+                            machine.surveyed(BTreeSet::new(), None);
+                            continue;
+                        }
+                        _ => continue,
+                    };
+                    let is_first = want.pod == address(first);
+                    has_first = if is_first { !want.services.is_empty() } else { has_first };
+                    let done = Done { place: "/run/netns/1".into(), namespace: id(1), changes: 1 };
+                    let taken = Err(("taken".to_owned(), Hindrance::Taken));
+                    machine.brought(&want, if !is_first && has_first { taken } else { Ok(done) }, now);
+                    tried.push(want.pod);
+                }
+                tried
+            };
+            for _ in 0..100 {
+                turn(&mut machine, now);
+                now += SELDOM;
+            }
+            turn(&mut machine, now);
+            now += MOMENT;
+            assert_eq!(machine.standing().left_out.len(), 1, "the other address has it");
+            machine.want(&wanted(&left), true, now);
+            assert_eq!(turn(&mut machine, now), [address(first), address(second)], "over: {is_over}");
+            assert_eq!(machine.standing().set_up.keys().copied().collect::<Vec<_>>(), [address(second)]);
+        }
+    }
+}
+
+#[test]
+fn a_sweep_that_could_not_ask_everybody_is_told_and_goes_on_until_it_could() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    node.start("10.244.1.9");
+    let (_, mut inside) = node.namespaces.pop_last().expect("it was started");
+    inside.services = Some(addresses("203.0.113.9"));
+    node.namespaces.insert("/hidden/9".into(), inside);
+    node.answers = false;
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, SELDOM - MOMENT);
+    assert_eq!(machine.standing().unswept, None, "a runtime may start later than the agent");
+    node.pass(&mut machine, &mut now, SELDOM);
+    assert_eq!(machine.standing().unswept.as_deref(), Some("no container runtime"));
+    node.pass(&mut machine, &mut now, Duration::from_secs(3600));
+    assert!((8..15).contains(&node.surveys.len()), "{} in an hour", node.surveys.len());
+    assert!(machine.standing().unswept.is_some(), "it is not over");
+    node.answers = true;
+    node.socket += 1;
+    node.pass(&mut machine, &mut now, Duration::from_secs(2));
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.9: none", "at once, when the runtime answers");
+    assert_eq!(machine.standing().unswept, None);
+    let count = node.surveys.len();
+    node.pass(&mut machine, &mut now, Duration::from_secs(3600));
+    assert_eq!(node.surveys.len(), count, "it is over");
 }
 
 #[test]
@@ -260,7 +361,7 @@ fn a_pod_that_is_to_have_no_tunnel_loses_that_of_an_earlier_run_and_is_set_up_ag
     node.pass(&mut machine, &mut now, Duration::from_secs(1));
     node.start(POD);
     node.namespaces.values_mut().for_each(|inside| inside.services = Some(addresses("203.0.113.7")));
-    (machine.sweep, machine.has_wanted) = (Sweep::Done, true);
+    (machine.sweep, machine.has_wanted) = (Sweep::over(), true);
     machine.want(&wanted(&[(POD, "")]), true, now);
     node.pass(&mut machine, &mut now, MOMENT);
     assert_eq!((node.shown().as_str(), node.searches), ("10.244.1.5: none", 1));

@@ -7,7 +7,9 @@ use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use sluice::kernel::address::addresses_within;
 use sluice::kernel::namespace::{Namespace, NamespaceId};
+use sluice::kernel::netlink::DumpBounds;
 use sluice::pod_tunnels::apply::{Failure, bring_about, remove_abandoned};
 use sluice::pod_tunnels::compare::{Obstacle, WantedTunnel};
 
@@ -105,6 +107,19 @@ fn a_pod_with_more_addresses_than_any_pod_has_is_left_out() {
         let outcome = bring_about(std::slice::from_ref(&place), &want("10.244.1.5", &["203.0.113.7"]), |_| true);
         let Err(Failure::Kernel(error)) = outcome else { panic!("{outcome:?}") };
         assert!(error.to_string().contains("more than 4096"), "{error}");
+    });
+}
+
+#[test]
+fn devices_and_addresses_are_read_up_to_their_bound() {
+    with_pod(&["ip address add 10.244.1.5/32 dev lo"], |place| {
+        let script: String = (0..5).map(|number| format!("ip link add b{number} type bridge; ")).collect();
+        let pod = Namespace::open(&place).expect("it is there");
+        pod.run(|| shell(&script)).expect("root may enter it");
+        let read = |most| pod.run(|| addresses_within(DumpBounds { tries: 3, most })).expect("root may enter it");
+        assert_eq!(read(6).expect("there are six devices").len(), 1);
+        let error = read(5).expect_err("there are more");
+        assert!(error.to_string().contains("list devices") && error.to_string().contains("more than 5"), "{error}");
     });
 }
 
