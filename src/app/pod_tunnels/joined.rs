@@ -11,13 +11,14 @@ use compact_str::format_compact;
 use super::closed::{self, ClosedPods};
 use super::owners::{self, Allowed, Owners};
 use crate::model::{
-    Authority, Cause, Change, ObjectName, Pod, ServiceProblem, ServiceProblems, Table, World, put_problems,
+    Authority, Cause, Change, MOST_OF_A_SERVICE, ObjectName, Pod, ServiceProblem, ServiceProblems, Table, World,
+    put_problems,
 };
 use crate::pod_tunnels::driver::Wanted;
 use crate::pod_tunnels::machine::Standing;
 use crate::pod_tunnels::places::{KnownPod, KnownPods};
 use crate::proxy::dsr::Untunnelled;
-use crate::proxy::dsr::local_pods::LocalPods;
+use crate::proxy::dsr::local_pods::{Asking, LocalPods};
 
 /// The pods of this node, as the World knows them, and the Services that may put addresses into them.
 pub struct Joined {
@@ -105,7 +106,7 @@ impl Joined {
     }
 
     /// Returns the Services that a pod has to answer for, as far as it is one of theirs.
-    fn asking(&self, pod: IpAddr) -> impl Iterator<Item = (&ObjectName, &BTreeSet<IpAddr>, i64)> {
+    fn asking(&self, pod: IpAddr) -> impl Iterator<Item = Asking<'_>> {
         let is_its = move |service: &ObjectName| !self.allowed.strangers.contains(&(service.clone(), pod));
         self.pods.of_pod(pod).filter(move |(service, ..)| is_its(service))
     }
@@ -136,28 +137,40 @@ impl Joined {
     /// Returns what cannot be set up, as problems of the Services concerned.
     pub fn problems(&self, standing: &Standing) -> ServiceProblems {
         let mut found: BTreeMap<ObjectName, Vec<ServiceProblem>> = BTreeMap::new();
-        let mut tell = |pod: IpAddr,
-                        (service, addresses, created): (&ObjectName, &BTreeSet<IpAddr>, i64),
-                        reason: &str| {
-            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            let addresses = addresses.join(", ");
+        // Who may write slices decides how many there are: no more are made than are told.
+        let mut tell = |pod: IpAddr, (service, addresses, created): Asking<'_>, text: &dyn Fn(&str) -> String| {
+            let its = found.entry(service.clone()).or_default();
+            if its.len() < MOST_OF_A_SERVICE {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let text = text(&addresses.join(", "));
+                its.push(ServiceProblem::new(Cause::PodTunnel, &format_compact!("pod {pod}"), text).of(created));
+            }
+        };
+        let silent = |pod: IpAddr, reason: &str, addresses: &str| {
             // Its own node leaves it out; the others know nothing of it.
-            let text = format!(
+            format!(
                 "pod {pod} does not answer for {addresses} (direct server return), and what other nodes send it through tunnels is lost: {reason}"
-            );
-            let problem = ServiceProblem::new(Cause::PodTunnel, &format_compact!("pod {pod}"), text);
-            found.entry(service.clone()).or_default().push(problem.of(created));
+            )
         };
         for one in &standing.left_out {
-            self.asking(one.pod).for_each(|asking| tell(one.pod, asking, &one.reason));
+            self.asking(one.pod).for_each(|asking| tell(one.pod, asking, &|its| silent(one.pod, &one.reason, its)));
         }
         for (service, pod) in self.allowed.strangers.iter().filter(|_| self.complete) {
-            let its = self.pods.of_pod(*pod).filter(|(other, ..)| *other == service);
-            its.for_each(|asking| tell(*pod, asking, owners::STRANGER));
+            if let Some(asking) = self.pods.of_service(service, *pod) {
+                tell(*pod, asking, &|its| silent(*pod, owners::STRANGER, its));
+            }
         }
         let left_out: BTreeSet<IpAddr> = standing.left_out.iter().map(|one| one.pod).collect();
         for pod in self.closed.pods().filter(|pod| !left_out.contains(pod)) {
-            self.asking(*pod).for_each(|asking| tell(*pod, asking, closed::REASON));
+            self.asking(*pod).for_each(|asking| tell(*pod, asking, &|its| silent(*pod, closed::REASON, its)));
+        }
+        for (pod, node) in self.closed.open_in_part().filter(|(pod, _)| !left_out.contains(pod)) {
+            let text = |its: &str| {
+                format!(
+                    "pod {pod} answers for {its} (direct server return) only those clients whose node its ingress policies let in with packets that have no port: tunnels of the Node {node} are kept out"
+                )
+            };
+            self.asking(pod).for_each(|asking| tell(pod, asking, &text));
         }
         let mut problems = ServiceProblems::default();
         for (service, its) in found {

@@ -3,8 +3,8 @@ mod found_pods;
 use super::*;
 use crate::config::{Environment, Mistakes, Request, request};
 use crate::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, Pod, PodUid,
-    ProxyAnnotations, Service, ServicePort, ServiceType,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, Node, NodeAddress,
+    NodeAddressKind, Pod, PodUid, ProxyAnnotations, Service, ServicePort, ServiceType,
 };
 use crate::net::{Family, Protocol};
 use crate::observe::health::Health;
@@ -184,6 +184,7 @@ fn a_pod_that_policies_close_to_tunnels_is_a_problem_of_its_service() {
     let host = |address: &str| HostAddress { address: at(address), link: "eth0".into(), global: true };
     let addresses = ["192.0.2.11", "10.244.1.254"].map(host).into_iter().collect();
     world.host = Arc::new(Host { addresses, ..(*world.host).clone() });
+    world.cluster.nodes.insert("node1".into(), node("192.0.2.11"));
     let mut after = |rules: Vec<PolicyRule>| {
         let policy = NetworkPolicy { pods: Selector::everything(), ingress: Some(rules.into()), egress: None };
         world.cluster.policies.insert(ObjectName::new("shop", "in"), policy);
@@ -208,12 +209,55 @@ fn a_pod_that_policies_close_to_tunnels_is_a_problem_of_its_service() {
         ("198.51.100.0/24", &[][..], true),
         ("192.0.0.0/8", &["192.0.2.0/24"][..], true),
         ("192.0.0.0/8", &["192.0.3.0/24"][..], false),
-        ("10.244.1.254/32", &[][..], false),
+        // From the pods' gateway come this node's own tunnels alone.
+        ("10.244.1.254/32", &[][..], true),
+        ("10.244.1.0/24", &[][..], true),
     ] {
         let rule = PolicyRule { peers: block(cidr, except), ports: Ports::Any };
         assert_eq!(after(vec![rule]), expected, "{cidr} without {except:?}");
     }
     assert!(!after(vec![PolicyRule { peers: Peers::Any, ports: Ports::Any }]));
+}
+
+fn node(address: &str) -> Node {
+    let addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, address: at(address) }];
+    Node { addresses, ..Node::default() }
+}
+
+#[test]
+fn a_pod_that_lets_the_tunnels_of_some_nodes_in_answers_and_it_is_told_whose_are_kept_out() {
+    use crate::model::{NetworkPolicy, Peer, Peers, PolicyRule, Ports, Selector};
+    for (pod_address, [here, other], range) in [
+        ("10.244.1.5", ["192.0.2.11", "192.0.2.12"], "192.0.2.11/32"),
+        ("fd00:10:244:1::5", ["2001:db8:2::11", "2001:db8:2::12"], "2001:db8:2::11/128"),
+    ] {
+        let mut world = with_pod();
+        let name = ObjectName::new("shop", "a");
+        world.cluster.pods.insert(name.clone(), pod(pod_address, 1));
+        world.cluster.nodes.insert("node1".into(), node(here));
+        let peers = Peers::Of([Peer::Block { cidr: range.parse().expect("a range"), except: [].into() }].into());
+        let rules = [PolicyRule { peers, ports: Ports::Any }].into();
+        let policy = NetworkPolicy { pods: Selector::everything(), ingress: Some(rules), egress: None };
+        world.cluster.policies.insert(ObjectName::new("shop", "in"), policy);
+        let known = [KnownPod { name, uid: PodUid::from_number(1) }].into_iter().collect::<BTreeSet<_>>();
+        let pods = [(at(pod_address), known)].into();
+        let mut closed = closed::ClosedPods::default();
+        closed.follow(&world, &pods, true);
+        assert_eq!(closed.open_in_part().collect::<Vec<_>>(), []);
+        world.cluster.nodes.insert("node2".into(), node(other));
+        assert!(closed.follow(&world, &pods, false), "another Node came");
+        assert_eq!(closed.open_in_part().collect::<Vec<_>>(), [(at(pod_address), at(other))]);
+        assert_eq!(closed.pods().count(), 0);
+        let in_far = NetworkPolicy { pods: Selector::everything(), ingress: Some([].into()), egress: None };
+        world.cluster.policies.insert(ObjectName::new("far", "in"), in_far);
+        assert!(!closed.follow(&world, &pods, false), "it concerns no pod here");
+        let mut joined = joined();
+        joined.wanted(&world, &Wanted::default());
+        if pod_address == "10.244.1.5" {
+            let text = joined.problems(&Standing::default()).get(&web()).expect("it is told")[0].text.clone();
+            assert!(text.ends_with("tunnels of the Node 192.0.2.12 are kept out"), "{text}");
+        }
+    }
 }
 
 #[test]
@@ -353,7 +397,7 @@ fn config_of(words: &[&str]) -> Config {
 
 /// Changes the World in one of the ways that concern pods of this node, or that do not.
 fn change(world: &mut World, chance: &mut impl FnMut(u64) -> u64) {
-    use crate::model::{Namespace, NetworkPolicy, Peers, PolicyRule, Ports, Selector};
+    use crate::model::{Namespace, NetworkPolicy, Peer, Peers, PolicyRule, Ports, Selector};
     let namespace = ["shop", "other"][usize::from(chance(4) == 0)];
     let name = ObjectName::new(namespace, ["a", "b", "c", "d"][chance(4) as usize]);
     let address = |number: u64| at(&format!("10.244.1.{}", 5 + number));
@@ -381,14 +425,24 @@ fn change(world: &mut World, chance: &mut impl FnMut(u64) -> u64) {
         7 => drop(cluster.pods.remove(&name)),
         8 if chance(2) == 0 => drop(cluster.policies.remove(&name)),
         8 => {
-            let rule = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+            let cidr = ["192.0.2.1/32", "192.0.2.0/24"][chance(2) as usize].parse().expect("a range");
+            let block = Peers::Of([Peer::Block { cidr, except: [].into() }].into());
+            let rule = PolicyRule { peers: if chance(2) == 0 { Peers::Any } else { block }, ports: Ports::Any };
             let ingress = Some(if chance(2) == 0 { [].into() } else { [rule].into() });
             cluster.policies.insert(name, NetworkPolicy { pods: Selector::everything(), ingress, egress: None });
         }
         _ => {
             let isolated = chance(2) == 0;
+            let number = chance(3);
+            cluster.nodes.insert(format!("node{number}").as_str().into(), node(&format!("192.0.2.{number}")));
             cluster.namespaces.insert(namespace.into(), Namespace { isolated, ..Namespace::default() });
-            let any = [Authority::Complete, Authority::Complete, Authority::Partial, Authority::Remembered, Authority::Nothing];
+            let any = [
+                Authority::Complete,
+                Authority::Complete,
+                Authority::Partial,
+                Authority::Remembered,
+                Authority::Nothing,
+            ];
             world.authority.firewall = any[chance(5) as usize];
         }
     }

@@ -15,6 +15,9 @@ use crate::proxy::local_node::LocalNode;
 use crate::proxy::other_nodes::OtherNodes;
 use crate::proxy::part::PartInputs;
 
+/// A Service that a pod has to answer for, its addresses, and when it was created, in seconds since 1970.
+pub type Asking<'a> = (&'a ObjectName, &'a BTreeSet<IpAddr>, i64);
+
 /// The tunnels that end in pods of this node, of all Services.
 pub struct LocalPods {
     config: Arc<ProxyConfig>,
@@ -26,6 +29,8 @@ pub struct LocalPods {
     others: OtherNodes,
     /// Every Service with direct server return, also those without a pod here.
     services: BTreeMap<ObjectName, PodAddresses>,
+    /// The Services of each pod.
+    by_pod: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
 }
 
 impl LocalPods {
@@ -38,6 +43,7 @@ impl LocalPods {
             node: LocalNode::default(),
             others: OtherNodes::default(),
             services: BTreeMap::new(),
+            by_pod: BTreeMap::new(),
         }
     }
 
@@ -83,16 +89,33 @@ impl LocalPods {
     fn compute(&mut self, name: ObjectName) -> bool {
         let cluster = &self.world.cluster;
         let Some(service) = cluster.services.get(&name).filter(|service| service.annotations.dsr) else {
-            return self.services.remove(&name).is_some_and(|former| !former.is_empty());
+            let former = self.services.remove(&name).unwrap_or_default();
+            self.index(&name, [&former, &PodAddresses::new()]);
+            return !former.is_empty();
         };
         // Those that are not set up are tried again.
         let inputs = PartInputs { node: &self.node, others: &self.others, config: &self.config, untunnelled: None };
         let none = Endpoints::default();
         let its = cluster.endpoints.get(&name).map_or(&none, |endpoints| endpoints);
         let pods = tunnels::pod_addresses(service, its, inputs);
-        let is_none = pods.is_empty();
-        let former = self.services.insert(name, pods.clone());
-        former.map_or(!is_none, |former| former != pods)
+        let former = self.services.insert(name.clone(), pods.clone()).unwrap_or_default();
+        self.index(&name, [&former, &pods]);
+        former != pods
+    }
+
+    /// Notes that a Service has other pods than before.
+    fn index(&mut self, name: &ObjectName, [former, newest]: [&PodAddresses; 2]) {
+        for pod in former.keys().filter(|pod| !newest.contains_key(*pod)) {
+            if let Some(its) = self.by_pod.get_mut(pod) {
+                its.remove(name);
+                if its.is_empty() {
+                    self.by_pod.remove(pod);
+                }
+            }
+        }
+        for pod in newest.keys().filter(|pod| !former.contains_key(*pod)) {
+            self.by_pod.entry(*pod).or_default().insert(name.clone());
+        }
     }
 
     /// Returns the tunnels of each Service with direct server return, also of those that have none.
@@ -119,10 +142,17 @@ impl LocalPods {
         all
     }
 
-    /// Returns the Services that a pod has to answer for, with their addresses and when each was created, in seconds since 1970.
-    pub fn of_pod(&self, pod: IpAddr) -> impl Iterator<Item = (&ObjectName, &BTreeSet<IpAddr>, i64)> {
-        let created = |name: &ObjectName| self.world.cluster.services.get(name).map_or(0, |service| service.created);
-        self.services.iter().filter_map(move |(name, pods)| Some((name, pods.get(&pod)?, created(name))))
+    /// Returns the Services that a pod has to answer for.
+    pub fn of_pod(&self, pod: IpAddr) -> impl Iterator<Item = Asking<'_>> {
+        let services = self.by_pod.get(&pod).into_iter().flatten();
+        services.filter_map(move |name| self.of_service(name, pod))
+    }
+
+    /// Returns what a Service asks of a pod; `None` where it asks nothing.
+    pub fn of_service<'a>(&'a self, name: &'a ObjectName, pod: IpAddr) -> Option<Asking<'a>> {
+        let addresses = self.services.get(name)?.get(&pod)?;
+        let created = self.world.cluster.services.get(name).map_or(0, |service| service.created);
+        Some((name, addresses, created))
     }
 }
 

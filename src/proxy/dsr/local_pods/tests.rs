@@ -131,6 +131,11 @@ fn after_any_history_it_is_what_the_newest_world_says() {
             let mut fresh = local_pods();
             fresh.follow(&world);
             assert_eq!(pods.all(), fresh.all(), "seed {seed}");
+            for pod in (0..10).map(|last| at(&format!("10.244.1.{last}"))) {
+                let asks = |(name, its): (&ObjectName, &PodAddresses)| its.contains_key(&pod).then(|| name.clone());
+                let expected: Vec<ObjectName> = pods.services().filter_map(asks).collect();
+                assert_eq!(pods.of_pod(pod).map(|(name, ..)| name.clone()).collect::<Vec<_>>(), expected);
+            }
         }
     }
 }
