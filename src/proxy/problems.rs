@@ -3,7 +3,6 @@
 //! Only what all nodes find alike, and what lasts: that no endpoint is ready is no problem of the Service object, and that a node has no
 //! local endpoint is what the traffic policy Local is about. Where no endpoint says its node, no node ever has one.
 
-
 use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::kernel::ipvs::ServiceKey;
@@ -65,7 +64,7 @@ fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
     }
     let of_obstacle = |obstacle: Obstacle| {
         let cause = match obstacle {
-            Obstacle::OwnAddress(_) => Cause::NoTunnelHere,
+            Obstacle::OwnAddress { .. } => Cause::NoTunnelHere,
             Obstacle::OtherPort { .. } | Obstacle::HostNetwork(_) => Cause::NoTunnel,
         };
         problem(cause, format_compact!("{obstacle:?}"), format!("{TUNNEL_FIELD}: {obstacle}"))

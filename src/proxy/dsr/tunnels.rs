@@ -38,7 +38,11 @@ pub enum Obstacle {
     /// The endpoint is on the host's network, and is left out.
     HostNetwork(IpAddr),
     /// It is an address of this host; it is served with NAT.
-    OwnAddress(IpAddr),
+    OwnAddress {
+        address: IpAddr,
+        /// Other nodes may serve it too (an address that moves between hosts), and pods of this node are endpoints.
+        keeps_pods_out: bool,
+    },
 }
 
 /// Ports of a Service that could be served in tunnel mode, and for whose packets there is no mark.
@@ -96,7 +100,16 @@ pub fn obstacles(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_
     }
     let addresses: BTreeSet<IpAddr> = external_ip::served(service, inputs).collect();
     let families: BTreeSet<Family> = addresses.iter().map(|address| Family::from(*address)).collect();
-    let own = addresses.into_iter().filter(|address| inputs.node.is_own(*address)).map(Obstacle::OwnAddress);
+    let keeps_pods_out = |address: IpAddr| {
+        let family = Family::from(address);
+        let has_pods = |port: &ServicePort| {
+            let pods = endpoints::on_node(endpoints, port, family, inputs.node);
+            pods.into_iter().any(|pod| !is_nodes(pod.ip(), inputs))
+        };
+        *inputs.node.address.of(family) != Some(address) && service.ports.iter().any(has_pods)
+    };
+    let own = addresses.into_iter().filter(|address| inputs.node.is_own(*address));
+    let own = own.map(|address| Obstacle::OwnAddress { address, keeps_pods_out: keeps_pods_out(address) });
     let mut found: BTreeSet<Obstacle> = own.collect();
     for (family, port) in families.iter().flat_map(|family| service.ports.iter().map(move |port| (*family, port))) {
         if let Some(target) = other_port(endpoints, port, family) {
@@ -154,8 +167,14 @@ impl fmt::Display for Obstacle {
             Obstacle::HostNetwork(address) => {
                 write!(f, "endpoint {address} gets no connections through tunnels, because it is on the host's network")
             }
-            Obstacle::OwnAddress(address) => {
-                write!(f, "address {address} is served with NAT, because it is this host's own")
+            Obstacle::OwnAddress { address, keeps_pods_out } => {
+                write!(f, "address {address} is served with NAT, because it is this host's own")?;
+                match keeps_pods_out {
+                    true => f.write_str(
+                        "; pods of this node do not answer for it, and what other nodes that serve it too send them through tunnels is lost",
+                    ),
+                    false => Ok(()),
+                }
             }
         }
     }

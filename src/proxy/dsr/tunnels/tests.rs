@@ -184,6 +184,21 @@ fn an_address_of_this_host_is_served_with_nat_and_named() {
 }
 
 #[test]
+fn an_address_that_moves_between_hosts_keeps_the_pods_of_its_present_one_out_and_that_is_said() {
+    let mut rig = rig();
+    rig.node.addresses.extend([at("203.0.113.7"), at("2001:db8::7")]);
+    let own = |address: &str| format!("address {address} is served with NAT, because it is this host's own");
+    let lost = "; pods of this node do not answer for it, and what other nodes that serve it too send them through tunnels is lost";
+    let both = ["203.0.113.7", "2001:db8::7"];
+    let pods = |node| endpoints(PORT, &[("10.244.1.7", node), ("fd00:10:244:1::7", node)]);
+    let told = |endpoints: &Endpoints| named(obstacles(&service(), endpoints, rig.inputs()));
+    assert_eq!(told(&pods("node1")), both.map(|address| own(address) + lost));
+    assert_eq!(told(&pods("node2")), both.map(own), "the pods are elsewhere");
+    let on_the_host = told(&endpoints(PORT, &[("192.0.2.1", "node1")]));
+    assert!(on_the_host.contains(&own(both[0])), "no pod has a tunnel there: {on_the_host:?}");
+}
+
+#[test]
 fn endpoints_on_the_hosts_network_serve_clients_outside_with_nat_where_no_pod_does() {
     let rig = rig();
     let served = |policy, pods: &[(&str, &str)]| {
