@@ -91,7 +91,7 @@ struct Driver {
     has_modules: bool,
     /// Why this process does not see the network namespaces that the runtime tells of.
     unseen: Option<String>,
-    /// What may be so of a pod, as it looked once: one that goes looks like that for a moment.
+    /// The reason that one pod gave once: one that goes looks like that for a moment.
     suspected: Option<(IpAddr, String)>,
     /// The sockets at the beginning of the last search.
     sockets: Vec<Option<SocketFile>>,

@@ -85,7 +85,7 @@ pub enum NoPlace {
     Unknown(String),
 }
 
-/// What kept an act on one pod from success.
+/// Kind of failure of an act on one pod.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hindrance {
     /// No place has the pod.

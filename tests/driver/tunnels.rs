@@ -338,3 +338,68 @@ fn a_start_goes_on_with_nat_until_it_is_known_that_a_tunnel_ends_in_the_endpoint
         assert_eq!(behind_tunnels(&running.kernel.state()), Some(vec![5]));
     });
 }
+
+/// `tunnelled()` with this endpoint on this node, of a load balancer's Service with the policy Local and a health check; served with NAT without the annotation.
+fn health_checked(number: u64, last: u8, dsr: bool) -> World {
+    let mut world = on_this_node(tunnelled(number, &[last]));
+    let name = ObjectName::new("default", "one");
+    let service = (**world.cluster.services.get(&name).expect("it is there")).clone();
+    let mut service = Service {
+        kind: ServiceType::LoadBalancer,
+        external_traffic_policy: TrafficPolicy::Local,
+        health_check_node_port: Some(30_777),
+        ..service
+    };
+    service.annotations.dsr = dsr;
+    world.cluster.services.insert(name, service);
+    world
+}
+
+#[test]
+fn a_health_check_answers_on_while_what_served_before_serves() {
+    with_firewall(async |running, judge| {
+        // The node's, which is the source of routes.
+        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
+        judge.send_replace(1);
+        running.world.send_replace(health_checked(1, 5, false));
+        let is_told = || running.health_checks.borrow().checks.get(&30_777).is_some();
+        let is_pending = || !running.health_checks.borrow().pending.is_empty();
+        running.until("it has NAT", |state| with_nat(state) == Some(vec![5]) && is_told() && !is_pending()).await;
+        // The firewall has not judged the tunnel yet, and NAT goes on, to new endpoints as well.
+        for (number, endpoint) in [(2, 5), (3, 6)] {
+            let begun = Instant::now();
+            running.world.send_replace(health_checked(number, endpoint, true));
+            while begun.elapsed() < PATIENCE / 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let state = running.kernel.state();
+                assert!(
+                    behind_tunnels(&state).is_none() || begun.elapsed() > PATIENCE / 2,
+                    "the firewall is waited for"
+                );
+                assert!(!is_pending(), "{:?} serves clients", with_nat(&state));
+            }
+            judge.send_replace(number - 1);
+        }
+        judge.send_replace(3);
+        running
+            .until("the tunnel is there", |state| {
+                assert!(!is_pending(), "it is served all the while");
+                behind_tunnels(state) == Some(vec![6]) && with_nat(state).is_none()
+            })
+            .await;
+        // And back: the kernel takes no virtual service with NAT for a while.
+        running.kernel.with(|machine| machine.faults.alive_for = Some(0));
+        running.world.send_replace(health_checked(4, 6, false));
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(!is_pending(), "the tunnel serves");
+        }
+        running.kernel.with(|machine| machine.faults.alive_for = None);
+        running
+            .until("it has NAT again", |state| {
+                assert!(!is_pending(), "it is served all the while");
+                behind_tunnels(state).is_none() && with_nat(state) == Some(vec![6])
+            })
+            .await;
+    });
+}

@@ -46,6 +46,18 @@ impl<K: Kernel> Mirrors<K> {
         self.mark_held_back(desired);
         changed
     }
+
+    /// Returns the virtual service that serves a port as long as the one that it shall have does not stand, and what is wanted there: that for the mark which its packets are given, else that with NAT.
+    pub(super) fn former_of(&self, desired: &Desired, port: &ServiceKey) -> Option<(ServiceKey, Virtual)> {
+        let (after, seen) = (desired.kernel_key(port), self.virtuals.seen()?);
+        let wanted = desired.virtuals.get(&after)?;
+        let given = self.tunnels().given().get(port).map(|mark| keyed(port, Some(*mark)));
+        let is_former = |before: &ServiceKey| {
+            *before != after && !desired.virtuals.contains_key(before) && seen.contains_key(before)
+        };
+        let before = given.into_iter().chain([*port]).find(is_former)?;
+        in_former_mode(port, &before, wanted).map(|wanted| (before, wanted))
+    }
 }
 
 fn as_before(

@@ -130,7 +130,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Returns whether clients that shall be are served at a desired virtual service: it has an endpoint that it is to have, and nothing keeps them out.
-    /// What is in the kernel too much does no harm here, nor do missing endpoints while others serve. A remembered cluster changes nothing that exists,
+    /// What is in the kernel too much does no harm here, nor do missing endpoints while others serve. One that waits to change between NAT and tunnels, or to get another mark, is judged by what serves it meanwhile
+    /// ([`former_of`](Self::former_of)). A remembered cluster changes nothing that exists,
     /// so with `any_endpoint` those in the kernel count. `None` while that cannot be known, because something cannot be read or a step beside it has failed.
     pub fn serves(
         &mut self,
@@ -138,24 +139,43 @@ impl<K: Kernel> Mirrors<K> {
         (key, clients): (&ServiceKey, &Clients),
         any_endpoint: bool,
     ) -> Option<bool> {
-        // What a failed step has left is not known before it is tried again, and then it fails again: the kernel is asked.
-        let kernel_key = desired.kernel_key(key);
-        let is_doubtful = self.virtuals.is_doubtful(&kernel_key);
-        let asked = if is_doubtful { Some(self.virtuals.target().observe(&kernel_key).ok()?) } else { None };
-        // Somebody else's may have its mark.
-        let may_be_ours = |found: &Virtual| kernel_key == *key || found.is_in_tunnel_mode();
-        let asked = asked.map(|found| found.map(|found| found.without_counters()).filter(may_be_ours));
-        let seen = match &asked {
-            Some(asked) => asked.as_ref(),
-            None => self.virtuals.seen()?.get(&kernel_key),
+        let found = self.standing_at(key, &desired.kernel_key(key))?;
+        let former = if found.is_none() { self.former_of(desired, key) } else { None };
+        let Beside { mut lacks, is_doubtful } = self.beside(desired, key, clients);
+        let stands = match former {
+            Some((former, wanted)) => {
+                let is_local = self.is_local(key);
+                lacks.retain(|lack| match lack {
+                    Lack::Mark => false,
+                    Lack::Route => !is_local,
+                    _ => true,
+                });
+                stands(&self.standing_at(key, &former)?, Some(&wanted), any_endpoint)
+            }
+            None => stands(&found, desired.virtual_of(key), any_endpoint),
         };
-        let stands = seen.is_some_and(|seen| stands(seen, desired.virtual_of(key), any_endpoint));
-        let Beside { lacks, is_doubtful } = self.beside(desired, key, clients);
         match stands && lacks.into_iter().all(|lack| !lack.keeps_out()) {
             true => Some(true),
             false if stands && is_doubtful => None,
             false => Some(false),
         }
+    }
+
+    /// Returns the virtual service that the kernel has for a port at this key; the outer `None` while that cannot be known.
+    fn standing_at(&mut self, port: &ServiceKey, key: &ServiceKey) -> Option<Option<Virtual>> {
+        // What a failed step has left is not known before it is tried again, and then it fails again: the kernel is asked.
+        let found = match self.virtuals.is_doubtful(key) {
+            true => self.virtuals.target().observe(key).ok()?.map(|found| found.without_counters()),
+            false => self.virtuals.seen()?.get(key).cloned(),
+        };
+        // Somebody else's may have its mark.
+        Some(found.filter(|found| key == port || found.is_in_tunnel_mode()))
+    }
+
+    /// Returns whether the address of a port is local, for all packets or for marked ones.
+    fn is_local(&self, port: &ServiceKey) -> bool {
+        let (Some(address), Some(seen)) = (address_of(port), self.routes.seen()) else { return false };
+        [local_route_key(address), marked_route_key(address)].iter().any(|route| seen.contains_key(route))
     }
 
     /// Returns the virtual services that may differ from what is desired, and those whose address may, by address, protocol and port; `None` if any may.
@@ -190,8 +210,9 @@ pub(super) fn is_enforced<K: Kernel>(
     marks.has(set, entry) && pieces.all(|piece| rules.has(piece)) && chains.all(|object| marks.table.has(object))
 }
 
-/// Returns whether a virtual service of the kernel has an endpoint that takes new connections and is desired, or any.
-fn stands(seen: &Virtual, want: Option<&Virtual>, any_endpoint: bool) -> bool {
+/// Returns whether there is a virtual service in the kernel that has an endpoint which takes new connections and is desired, or any.
+fn stands(seen: &Option<Virtual>, want: Option<&Virtual>, any_endpoint: bool) -> bool {
+    let Some(seen) = seen else { return false };
     let takes = |destination: &Destination| destination.weight != DRAINING;
     let is_wanted = |it: Destination| {
         let wanted = want.into_iter().flat_map(|want| want.destinations.iter());
