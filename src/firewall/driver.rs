@@ -140,7 +140,7 @@ impl<B: Backend> Driver<B> {
             if pod.outcome.is_closed() {
                 return false;
             }
-            let missing = starting::missing(&self.plan, authority, (&pod.name, pod.uid), &pod.addresses);
+            let missing = starting::missing(&self.plan, authority, &pod.name, pod.uid, &pod.addresses);
             let enforced = || match by_memory {
                 true => places.of(&pod.name, &pod.addresses).try_for_each(|(address, former)| {
                     if pod.runs && !self.announced.contains(&address) {
@@ -166,7 +166,7 @@ impl<B: Backend> Driver<B> {
     fn add_addresses(&mut self, at: Moment) {
         let places = Places { plan: &self.plan, families: &self.families, announced: &self.announced };
         for pod in self.starting.iter().filter(|pod| !pod.outcome.is_closed()) {
-            if starting::missing(&self.plan, Authority::Remembered, (&pod.name, pod.uid), &pod.addresses).is_some() {
+            if starting::missing(&self.plan, Authority::Remembered, &pod.name, pod.uid, &pod.addresses).is_some() {
                 continue;
             }
             for (address, former) in places.of(&pod.name, &pod.addresses) {
@@ -191,7 +191,7 @@ impl<B: Backend> Driver<B> {
                 let world = context.world.borrow().clone();
                 let until = Instant::now() + JUDGED_AT_A_TIME;
                 let mut some = Vec::with_capacity(connections.len());
-                for refused in established::refused(self.plan.rules(), (&world, self.backend.config()), &connections) {
+                for refused in established::refused(self.plan.rules(), &world, self.backend.config(), &connections) {
                     some.push(refused);
                     if Instant::now() >= until {
                         break;

@@ -130,11 +130,7 @@ impl Log for PacketLog {
 }
 
 /// Returns this node's verdict on a connection, by policies.
-pub fn verdict_on(
-    rules: &RuleSet,
-    (world, config): (&World, &FirewallConfig),
-    connection: &Connection,
-) -> Option<Verdict> {
+pub fn verdict_on(rules: &RuleSet, world: &World, config: &FirewallConfig, connection: &Connection) -> Option<Verdict> {
     let Connection { source, destination, replier, transport } = *connection;
     let traffic = match transport {
         Transport::Ports { protocol, replier: port, .. } => Traffic::Port { protocol, port },

@@ -35,7 +35,7 @@ pub fn elements_at<'a>(
     let candidates = first.into_iter().flat_map(move |first| candidates(set, first.pod, address));
     let shared = candidates.filter(move |element| {
         let mut all = first.into_iter().chain(others.clone());
-        all.all(|claimant| belongs(set, (claimant, false), namespaces, *element))
+        all.all(|claimant| belongs(set, claimant, false, namespaces, *element))
     });
     shared.chain(denied)
 }
@@ -51,7 +51,7 @@ fn any_of(
     let asked = claimants.iter().filter(|claimant| claimant.is_local || !is_of_this_node(set));
     let alone = |claimant: &Claimant<'_>| {
         let elements = candidates(set, claimant.pod, address);
-        elements.filter(|element| belongs(set, (claimant, true), namespaces, *element)).collect::<Vec<_>>()
+        elements.filter(|element| belongs(set, claimant, true, namespaces, *element)).collect::<Vec<_>>()
     };
     asked.flat_map(alone).collect()
 }
@@ -91,7 +91,8 @@ fn candidates<'a>(set: &'a SetKey, pod: &'a Pod, address: IpAddr) -> impl Iterat
 /// not known.
 fn belongs(
     set: &SetKey,
-    (claimant, may): (&Claimant<'_>, bool),
+    claimant: &Claimant<'_>,
+    may: bool,
     namespaces: &Table<CompactString, Namespace>,
     element: Element,
 ) -> bool {

@@ -15,7 +15,8 @@ use crate::net::{Family, PerFamily};
 pub fn missing(
     plan: &Plan,
     authority: Authority,
-    (pod, uid): (&ObjectName, Option<PodUid>),
+    pod: &ObjectName,
+    uid: Option<PodUid>,
     addresses: &[IpAddr],
 ) -> Option<String> {
     if authority == Authority::Nothing {
@@ -81,7 +82,7 @@ mod tests {
         let mut told = |pods: &str, authority| {
             world.cluster.pods.insert(object("shop/web"), pod(pods, "", ""));
             plan.update(&world);
-            missing(&plan, authority, (&object("shop/web"), None), &both)
+            missing(&plan, authority, &object("shop/web"), None, &both)
         };
         let sentence = |text: &str| Some(text.to_owned());
         let not_yet = sentence("the cluster does not tell yet that shop/web runs on this node");
@@ -110,7 +111,7 @@ mod tests {
         let mut plan = Plan::new();
         let mut told = |world: &World| {
             plan.update(world);
-            missing(&plan, Authority::Complete, (&object("shop/web"), None), &[address("10.244.1.7")])
+            missing(&plan, Authority::Complete, &object("shop/web"), None, &[address("10.244.1.7")])
         };
         assert_eq!(told(&world), None, "there are none");
         world.cluster.cluster_policies.insert("guard".into(), policy);
@@ -132,7 +133,7 @@ mod tests {
             world.cluster.pods.insert(object("shop/web-0"), Pod { uid: told, ..pod("10.244.1.7", "", "") });
             plan.update(&world);
             let name = object("shop/web-0");
-            missing(&plan, Authority::Complete, (&name, starting), &[address("10.244.1.7")])
+            missing(&plan, Authority::Complete, &name, starting, &[address("10.244.1.7")])
         };
         assert!(told(old, new).is_some_and(|sentence| sentence.contains("a former pod shop/web-0")));
         assert_eq!(told(new, new), None, "nothing but the UID differs");

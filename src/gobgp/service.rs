@@ -427,7 +427,8 @@ impl Service {
     pub(super) async fn sets(
         &self,
         version: Version,
-        (kind, name): (i32, &str),
+        kind: i32,
+        name: &str,
     ) -> Result<Many<ListDefinedSetResponse>, Status> {
         let all = policies::sets(version, &self.in_force().await?, kind)
             .ok_or_else(|| Status::invalid_argument("there are no sets of this kind"))?;
@@ -438,7 +439,8 @@ impl Service {
     pub(super) async fn assignments(
         &self,
         version: Version,
-        (name, direction): (&str, i32),
+        name: &str,
+        direction: i32,
     ) -> Result<Many<ListPolicyAssignmentResponse>, Status> {
         if !["", "global"].contains(&name) {
             return Err(Status::unimplemented("neighbors have no policies of their own here"));

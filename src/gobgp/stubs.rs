@@ -114,7 +114,7 @@ macro_rules! serves {
                 request: Request<ListDefinedSetRequest>,
             ) -> Answer<Many<ListDefinedSetResponse>> {
                 let ListDefinedSetRequest { defined_type, name } = request.into_inner();
-                Ok(Response::new(self.0.sets($version, (defined_type, &name)).await?))
+                Ok(Response::new(self.0.sets($version, defined_type, &name).await?))
             }
 
             async fn list_policy_assignment(
@@ -122,7 +122,7 @@ macro_rules! serves {
                 request: Request<ListPolicyAssignmentRequest>,
             ) -> Answer<Many<ListPolicyAssignmentResponse>> {
                 let ListPolicyAssignmentRequest { name, direction } = request.into_inner();
-                Ok(Response::new(self.0.assignments($version, (&name, direction)).await?))
+                Ok(Response::new(self.0.assignments($version, &name, direction).await?))
             }
 
             async fn watch_event(&self, request: Request<WatchEventRequest>) -> Answer<Many<WatchEventResponse>> {

@@ -125,7 +125,7 @@ impl Teller {
         if let Some(until) = self.waits(inputs, is_own, now) {
             return self.ledger.postpone(&key, until);
         }
-        let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.rings, (service, is_own));
+        let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.rings, service, is_own);
         if let Verdict::Later(until) = self.ledger.judge(&key, rank, later, now) {
             return self.ledger.postpone(&key, until);
         }
@@ -181,7 +181,8 @@ fn place(
     world: &World,
     inputs: &Inputs,
     rings: &mut Rings,
-    (service, is_of_one_node): (&ObjectName, bool),
+    service: &ObjectName,
+    is_of_one_node: bool,
 ) -> (Rank, Duration) {
     let own = inputs.node.as_str();
     if is_of_one_node {

@@ -241,7 +241,7 @@ impl<K: Kernel> Mirrors<K> {
             // A recreated set may have lost its elements.
             self.elements.forget();
         }
-        let held = self.held_marks(desired, (growth, authority), at);
+        let held = self.held_marks(desired, growth, authority, at);
         let takes_over = self.takes_over(at);
         if takes_over {
             // Nothing of a Service is opened before what closes it stands.
@@ -274,7 +274,7 @@ impl<K: Kernel> Mirrors<K> {
         self.grow_policy_rules(desired, growth, at);
         let mut changed: BTreeSet<ServiceKey> = self.grow_virtuals(desired, growth, at, |_| true).into_iter().collect();
         if held.is_any() && may_rule {
-            let held = self.held_marks(desired, (growth, authority), at);
+            let held = self.held_marks(desired, growth, authority, at);
             self.grow_rules(desired, &held, growth, at);
             match takes_all {
                 true => self.grow_table(desired, (may_guard, &held), growth, at),

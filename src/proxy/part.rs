@@ -143,7 +143,7 @@ fn claims_of_port(
         }
     }
     let external: Vec<IpAddr> = external_ip::served(service, inputs).filter(|ip| Family::from(*ip) == family).collect();
-    let is_tunnelled = |address: &IpAddr| tunnels::uses_tunnel(service, (endpoints, port), *address, inputs);
+    let is_tunnelled = |address: &IpAddr| tunnels::uses_tunnel(service, endpoints, port, *address, inputs);
     let through_tunnels = external.iter().any(is_tunnelled).then(|| {
         let those = tunnels::that_end_tunnels(endpoints, inputs);
         outside(service, family, inputs, |policy| chosen_of(&those, policy)).map(Served::through_tunnels)

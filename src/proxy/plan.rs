@@ -328,7 +328,7 @@ impl Plan {
                 changed.owners = true;
                 self.note_new_owner(key, now);
             }
-            self.problems.note_owner(key, (name, claims), [before, owner]);
+            self.problems.note_owner(key, name, claims, [before, owner]);
             if tells_otherwise {
                 let claimants = self.owners.rivals(&key).chain(owner);
                 others.extend(claimants.filter(|other| *other != name).cloned());

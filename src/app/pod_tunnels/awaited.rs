@@ -49,16 +49,12 @@ pub fn with_awaited(
     )]);
     let newest = host.borrow_and_update().clone();
     let (out, awaited) = watch::channel(Arc::new(Host { runtime_awaited: true, ..(*newest).clone() }));
-    tokio::spawn(follow((paths, note), host, out));
+    tokio::spawn(follow(paths, note, host, out));
     awaited
 }
 
 /// Follows the facts of the host, and looks for the socket until it is there.
-async fn follow(
-    (paths, note): (Vec<PathBuf>, Note),
-    mut host: watch::Receiver<Arc<Host>>,
-    out: watch::Sender<Arc<Host>>,
-) {
+async fn follow(paths: Vec<PathBuf>, note: Note, mut host: watch::Receiver<Arc<Host>>, out: watch::Sender<Arc<Host>>) {
     let mut runtime_awaited = true;
     loop {
         if runtime_awaited && let Ok(path) = look_at_all(&paths) {

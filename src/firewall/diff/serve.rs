@@ -91,7 +91,7 @@ fn refused(inputs: &Comparing, compared: &Compared) -> Result<Refused, String> {
                 return false;
             }
             let [before, after] =
-                [&compared.before, &compared.after].map(|rules| verdict_on(rules, (world, config), connection));
+                [&compared.before, &compared.after].map(|rules| verdict_on(rules, world, config, connection));
             let Some(decision) = Compared::newly_refused(before, after) else { return false };
             refused.all += 1;
             if refused.first.len() < CONNECTIONS {

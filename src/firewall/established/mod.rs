@@ -103,12 +103,13 @@ impl FromIterator<IpAddr> for Concerned {
 /// Returns for each connection whether this node's policies refuse it, as it is asked for.
 pub fn refused<'a>(
     rules: &'a RuleSet,
-    (world, config): (&'a World, &'a FirewallConfig),
+    world: &'a World,
+    config: &'a FirewallConfig,
     connections: &'a [Connection],
 ) -> impl Iterator<Item = bool> + 'a {
     connections
         .iter()
-        .map(move |connection| verdict_on(rules, (world, config), connection).is_some_and(|verdict| !verdict.passes()))
+        .map(move |connection| verdict_on(rules, world, config, connection).is_some_and(|verdict| !verdict.passes()))
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ fn inputs(node: &str) -> Inputs {
 
 #[test]
 fn where_not_all_nodes_are_known_those_with_ready_endpoints_tell_and_nobody_else() {
-    let rank_of = |node: &str, world: &World| place(world, &inputs(node), &mut Rings::default(), (&service(), false)).0;
+    let rank_of = |node: &str, world: &World| place(world, &inputs(node), &mut Rings::default(), &service(), false).0;
     // Each node knows itself alone.
     let known = |node: &str, with: &[&str]| world(&[node], with, Authority::Complete);
     let with = ["node-2", "node-3", "node-2"];
@@ -193,7 +193,7 @@ fn of_a_service_without_ready_endpoints_nodes_with_endpoints_of_others_tell() {
     let others = of_others.cluster.endpoints.get(&service()).expect("they were put").as_ref().clone();
     of_others.cluster.endpoints.remove(&service());
     of_others.cluster.endpoints.insert(ObjectName::new("kube-system", "dns"), others);
-    let rank_of = |node: &str| place(&of_others, &inputs(node), &mut Rings::default(), (&service(), false)).0;
+    let rank_of = |node: &str| place(&of_others, &inputs(node), &mut Rings::default(), &service(), false).0;
     let mut ranks = nodes.map(rank_of);
     assert_eq!(ranks[0], None, "no endpoint names it");
     ranks.sort_unstable();

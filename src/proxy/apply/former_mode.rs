@@ -23,7 +23,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn follow_as_before(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Vec<ServiceKey> {
         let may_follow = matches!(authority, Authority::Partial | Authority::Complete) && !self.virtuals.is_settled();
         let waiting = match self.virtuals.seen().filter(|_| may_follow) {
-            Some(seen) => as_before(desired, seen, (&self.tunnels(), &self.held_back)),
+            Some(seen) => as_before(desired, seen, &self.tunnels(), &self.held_back),
             None => return Vec::new(),
         };
         if waiting.is_empty() {
@@ -63,7 +63,8 @@ impl<K: Kernel> Mirrors<K> {
 fn as_before(
     desired: &Desired,
     seen: &BlockMap<ServiceKey, Virtual>,
-    (tunnels, held_back): (&Tunnels, &Waiting),
+    tunnels: &Tunnels,
+    held_back: &Waiting,
 ) -> AsBefore {
     let by_address = desired.marks.keys().map(|port| (*port, *port));
     let by_mark = tunnels.given().iter().map(|(port, mark)| (*port, keyed(port, Some(*mark))));

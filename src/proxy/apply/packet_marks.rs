@@ -229,7 +229,8 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn held_marks(
         &mut self,
         desired: &Desired,
-        (growth, authority): (Growth, Authority),
+        growth: Growth,
+        authority: Authority,
         at: Moment,
     ) -> HeldMarks {
         if desired.marks.is_empty() {
@@ -260,7 +261,7 @@ impl<K: Kernel> Mirrors<K> {
         }
         let free = free_marks(desired, &takers, &mut held);
         if !free.is_empty() {
-            let kept = self.delete_marked(desired, (&free, &takers), at);
+            let kept = self.delete_marked(desired, &free, &takers, at);
             held.extend(kept.iter().filter_map(|mark| desired.marked.get(mark)));
             free_marks(desired, &takers, &mut held);
         }
@@ -276,7 +277,8 @@ impl<K: Kernel> Mirrors<K> {
     fn delete_marked(
         &mut self,
         desired: &Desired,
-        (free, takers): (&BTreeSet<ServiceKey>, &Takers),
+        free: &BTreeSet<ServiceKey>,
+        takers: &Takers,
         at: Moment,
     ) -> BTreeSet<ServiceKey> {
         let mut without = desired.virtuals.clone();

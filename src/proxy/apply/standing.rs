@@ -112,7 +112,7 @@ impl<K: Kernel> Mirrors<K> {
             [(Set::Restricted, Lack::Closing, Lack::StillClosed), (Set::InsideOnly, Lack::Inside, Lack::StillInside)]
         {
             if has_element(desired, set, &entry) {
-                note(!is_enforced(&marks, &self.rules, desired, (set, &entry)), missing);
+                note(!is_enforced(&marks, &self.rules, desired, set, &entry), missing);
             } else {
                 note(marks.has(set, &entry), stays);
             }
@@ -136,7 +136,8 @@ impl<K: Kernel> Mirrors<K> {
     pub fn serves(
         &mut self,
         desired: &Desired,
-        (key, clients): (&ServiceKey, &Clients),
+        key: &ServiceKey,
+        clients: &Clients,
         any_endpoint: bool,
     ) -> Option<bool> {
         let found = self.standing_at(key, &desired.kernel_key(key))?;
@@ -201,7 +202,8 @@ pub(super) fn is_enforced<K: Kernel>(
     marks: &Marks<'_, K>,
     rules: &Mirror<K::Rules>,
     desired: &Desired,
-    (set, entry): (Set, &Entry),
+    set: Set,
+    entry: &Entry,
 ) -> bool {
     let of_family = desired.rules.keys().filter(|piece| piece.family() == entry.family());
     let mut pieces = of_family.filter(|piece| set_of_rule(piece) == Some(set));

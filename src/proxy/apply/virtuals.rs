@@ -143,5 +143,5 @@ impl<K: Kernel> Mirrors<K> {
 fn is_closed<K: Kernel>(marks: &Marks<'_, K>, rules: &Mirror<K::Rules>, desired: &Desired, port: &ServiceKey) -> bool {
     let Some(entry) = restriction(port) else { return true };
     let mut closing = Set::CLOSING.into_iter().filter(|set| has_element(desired, *set, &entry));
-    closing.all(|set| is_enforced(marks, rules, desired, (set, &entry)))
+    closing.all(|set| is_enforced(marks, rules, desired, set, &entry))
 }

@@ -68,7 +68,8 @@ pub fn other_port(endpoints: &Endpoints, port: &ServicePort, family: Family) -> 
 /// Returns whether an address of a Service is served in tunnel mode at a port.
 pub fn uses_tunnel(
     service: &Service,
-    (endpoints, port): (&Endpoints, &ServicePort),
+    endpoints: &Endpoints,
+    port: &ServicePort,
     address: IpAddr,
     inputs: PartInputs<'_>,
 ) -> bool {

@@ -66,7 +66,8 @@ pub struct Choice<'a> {
 /// Returns the endpoints of one port in one family.
 pub fn states(
     endpoints: &Endpoints,
-    (port, family): (&ServicePort, Family),
+    port: &ServicePort,
+    family: Family,
     desired: &Virtual,
     choice: Choice<'_>,
 ) -> Listed {

@@ -100,7 +100,7 @@ fn serves<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, name: &ObjectName) -
     let any_endpoint = plan.world().authority.proxy == Authority::Remembered;
     let mut families: PerFamily<Option<Option<bool>>> = PerFamily::default();
     for claim in plan.claims_outside(name).filter(|claim| is_for_others(claim)) {
-        let serves = mirrors.serves(plan.desired(), (&claim.key, &claim.wanted.clients), any_endpoint);
+        let serves = mirrors.serves(plan.desired(), &claim.key, &claim.wanted.clients, any_endpoint);
         let of_family = families.of_mut(claim.key.family());
         *of_family = Some(match (*of_family, serves) {
             (Some(Some(false)), _) | (_, Some(false)) => Some(false),

@@ -34,7 +34,8 @@ impl Problems {
     pub(super) fn note_owner(
         &mut self,
         key: ServiceKey,
-        (name, claims): (&ObjectName, bool),
+        name: &ObjectName,
+        claims: bool,
         [before, owner]: [Option<&ObjectName>; 2],
     ) {
         self.set_lost(name, key, claims && owner != Some(name));

@@ -103,7 +103,7 @@ fn judged(machine: &Machine, family: Family) -> Result<Marked, String> {
     let concerned: Concerned = [machine.places.address("web", family)].into_iter().collect();
     let config = config(false);
     end_refused(&Kernel::default(), &concerned, |connections| {
-        Ok(refused(machine.rules(), (&machine.world, &config), &connections).collect())
+        Ok(refused(machine.rules(), &machine.world, &config, &connections).collect())
     })
 }
 

@@ -21,7 +21,7 @@ impl Overlay {
         seen: &BTreeMap<Piece, Rules>,
     ) {
         for (piece, wanted) in rules.iter().filter(|(piece, _)| is_pod(piece)) {
-            let asked = lost_jumps(lost, (piece, wanted), rules, seen);
+            let asked = lost_jumps(lost, piece, wanted, rules, seen);
             if !asked.is_empty() {
                 self.keep_chains(&asked, piece.family(), rules, seen);
                 self.asked.insert(piece.clone(), asked);
@@ -49,7 +49,7 @@ impl Overlay {
                     continue;
                 }
                 let empty = Rules(Vec::new());
-                let asked = lost_jumps(Some(lost), (&chain, &empty), rules, seen);
+                let asked = lost_jumps(Some(lost), &chain, &empty, rules, seen);
                 if asked.is_empty() {
                     continue;
                 }
@@ -81,7 +81,8 @@ impl Overlay {
 /// Returns the jumps of a pod's existing chain to those of ClusterNetworkPolicies that its desired one lacks.
 fn lost_jumps(
     lost: Option<&Lost>,
-    (piece, wanted): (&Piece, &Rules),
+    piece: &Piece,
+    wanted: &Rules,
     rules: &BTreeMap<Piece, Rules>,
     seen: &BTreeMap<Piece, Rules>,
 ) -> Vec<Rule> {

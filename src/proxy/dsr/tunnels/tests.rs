@@ -125,7 +125,7 @@ fn a_port_that_endpoints_do_not_have_is_served_with_nat_and_named() {
     let rig = rig();
     let (service, address) = (service(), at("203.0.113.7"));
     let port = &service.ports[0];
-    let uses = |endpoints: &Endpoints| uses_tunnel(&service, (endpoints, port), address, rig.inputs());
+    let uses = |endpoints: &Endpoints| uses_tunnel(&service, endpoints, port, address, rig.inputs());
     let same = endpoints(PORT, &[("10.244.1.7", "node1")]);
     let other = endpoints(80, &[("10.244.1.7", "node1")]);
     assert!(uses(&same) && uses(&Endpoints::default()) && !uses(&other));
@@ -177,7 +177,7 @@ fn an_address_of_this_host_is_served_with_nat_and_named() {
     let rig = rig();
     let service = Service { external_ips: vec![at("192.0.2.1")], ..service() };
     let same = endpoints(PORT, &[("10.244.1.7", "node1")]);
-    assert!(!uses_tunnel(&service, (&same, &service.ports[0]), at("192.0.2.1"), rig.inputs()));
+    assert!(!uses_tunnel(&service, &same, &service.ports[0], at("192.0.2.1"), rig.inputs()));
     assert_eq!(pod_addresses(&service, &same, rig.inputs()), PodAddresses::new());
     let expected = ["address 192.0.2.1 is served with NAT, because it is this host's own"];
     assert_eq!(named(obstacles(&service, &same, rig.inputs())), expected);
