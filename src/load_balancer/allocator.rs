@@ -9,16 +9,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::decide::{Decision, MOST_SHARED, class_of, decide, has_exclusive_class};
+use super::decide::{Decision, class_of, decide, has_exclusive_class};
 use super::notice::{Matter, Notice, Problem};
-use super::pools::{PoolId, PoolUse, Pools};
+use super::pools::{PoolUse, Pools};
 use super::queue::Queue;
+use super::waiting::Wait;
 use crate::config::ServiceRanges;
 use crate::model::{BalancedService, ObjectName};
 use crate::net::Family;
@@ -30,15 +30,15 @@ pub struct Allocator {
     /// Says which entries of `externalIPs` count.
     ranges: ServiceRanges,
     /// `None`: the pools are not known completely, so nothing is decided.
-    pools: Option<Pools>,
+    pub(super) pools: Option<Pools>,
     is_listed: bool,
     pub(super) services: BTreeMap<ObjectName, Entry>,
     users: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
     /// Number of Services that have an address with a sharing key, by namespace and key.
     shared: BTreeMap<(CompactString, CompactString), BTreeMap<IpAddr, usize>>,
-    waiting: BTreeMap<Wait, BTreeSet<Rank>>,
+    pub(super) waiting: BTreeMap<Wait, BTreeSet<Rank>>,
     undecided: BTreeSet<Rank>,
-    /// Addresses, and pools with an address, that came free and are not offered yet.
+    /// Addresses that came free, or whose users are others or have changed, and pools with an address that came free: to be offered.
     freed: BTreeSet<Wait>,
     pub(super) due: Queue,
     pub(super) expiring: BTreeSet<(Instant, ObjectName)>,
@@ -74,14 +74,7 @@ pub struct Entry {
     problems: Vec<Problem>,
     /// Annotations that are misspelt, as told.
     remarks: Vec<String>,
-    waits: Vec<Wait>,
-}
-
-/// An address or a pool that a Service waits for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Wait {
-    Address(IpAddr),
-    Pool(PoolId, Family),
+    pub(super) waits: Vec<Wait>,
 }
 
 /// The order in which Services are decided about: by age, then by name.
@@ -263,10 +256,14 @@ impl Allocator {
     pub(super) fn change(&mut self, name: &ObjectName, change: impl FnOnce(&mut Entry)) {
         self.count_shared(name, false);
         let Some(entry) = self.services.get_mut(name) else { return };
-        let before = std::mem::take(&mut entry.counted);
+        let (before, former) = (std::mem::take(&mut entry.counted), entry.given.clone());
         change(entry);
         let after = entry.uses();
         entry.counted.clone_from(&after);
+        if entry.service.sharing_key.is_some() {
+            let new = entry.given.iter().filter(|address| !former.contains(address));
+            self.freed.extend(new.copied().map(Wait::Address));
+        }
         self.count_shared(name, true);
         self.reindex(name, &before, &after);
     }
@@ -323,53 +320,14 @@ impl Allocator {
             if let Some((_, name)) = self.undecided.pop_first() {
                 self.decide_one(&name, now);
             } else if let Some(wait) = self.freed.pop_first() {
-                self.offer(wait, now);
+                self.offer(&wait, now);
             } else {
                 return;
             }
         }
     }
 
-    /// Lets those who wait for something try again, the oldest first, while there is something left of it.
-    fn offer(&mut self, wait: Wait, now: Instant) {
-        let mut last: Option<Rank> = None;
-        loop {
-            let is_left = match wait {
-                Wait::Pool(pool, family) => {
-                    self.pools.as_ref().is_some_and(|pools| pools.first_free(pool, family).is_some())
-                }
-                Wait::Address(address) => self.has_room(address),
-            };
-            if !is_left {
-                return self.offer_to_users(wait, now);
-            }
-            let waiting = self.waiting.get(&wait);
-            let next = waiting.and_then(|ranks| match &last {
-                None => ranks.first().cloned(),
-                Some(last) => ranks.range((Bound::Excluded(last), Bound::Unbounded)).next().cloned(),
-            });
-            let Some(rank) = next else { return };
-            self.decide_one(&rank.1, now);
-            last = Some(rank);
-        }
-    }
-
-    /// Returns whether a Service that does not use an address might have it: very many may wait for one that is never to be had.
-    fn has_room(&self, address: IpAddr) -> bool {
-        let mut users = self.users(address).take(MOST_SHARED);
-        let all_share = users.all(|(_, entry)| entry.service.sharing_key.is_some());
-        all_share && self.users(address).take(MOST_SHARED).count() < MOST_SHARED
-    }
-
-    /// Lets those try again who use an address already and wait for it, because of others.
-    fn offer_to_users(&mut self, wait: Wait, now: Instant) {
-        let (Wait::Address(address), Some(waiting)) = (wait, self.waiting.get(&wait)) else { return };
-        let users = self.users(address).map(|(name, entry)| entry.rank(name));
-        let both: Vec<Rank> = users.filter(|rank| waiting.contains(rank)).collect();
-        both.iter().for_each(|rank| self.decide_one(&rank.1, now));
-    }
-
-    fn decide_one(&mut self, name: &ObjectName, now: Instant) {
+    pub(super) fn decide_one(&mut self, name: &ObjectName, now: Instant) {
         let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
         #[cfg(test)]
         self.decisions.set(self.decisions.get() + 1);
@@ -397,22 +355,6 @@ impl Allocator {
         });
         self.set_waits(name, waits);
         self.schedule(name, now);
-    }
-
-    fn set_waits(&mut self, name: &ObjectName, waits: Vec<Wait>) {
-        let Some(entry) = self.services.get_mut(name) else { return };
-        let rank = entry.rank(name);
-        for wait in std::mem::replace(&mut entry.waits, waits.clone()) {
-            if let Some(ranks) = self.waiting.get_mut(&wait) {
-                ranks.remove(&rank);
-                if ranks.is_empty() {
-                    self.waiting.remove(&wait);
-                }
-            }
-        }
-        for wait in waits {
-            self.waiting.entry(wait).or_default().insert(rank.clone());
-        }
     }
 
     /// Tells of addresses that a write of ours has brought into the status.

@@ -10,9 +10,10 @@
 
 use std::net::IpAddr;
 
-use super::allocator::{Allocator, Entry, Wait};
+use super::allocator::{Allocator, Entry};
 use super::notice::Problem;
 use super::pools::{Pools, Recipient};
+use super::waiting::Wait;
 use crate::model::{BalancedService, ObjectName};
 use crate::net::Family;
 
@@ -66,12 +67,7 @@ struct Case<'a> {
 /// Decides about one Service.
 pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) -> Decision {
     let service = &entry.service;
-    let Some(class) = class_of(service, all.takes_default()) else { return Decision::default() };
-    let class = match class {
-        Class::General => None,
-        Class::Own(class) => Some(class),
-    };
-    let case = Case { all, pools, name, entry, class };
+    let Some(case) = Case::of(all, pools, name, entry) else { return Decision::default() };
     let mut decision = Decision::default();
     if let Some(text) = &service.request.mistake {
         decision.problems.push(Problem::Mistake(text.clone()));
@@ -105,6 +101,23 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
     decision
 }
 
+/// Returns whether a Service might come to share an address with all who use it.
+pub fn may_come_to_share(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry, address: IpAddr) -> bool {
+    Case::of(all, pools, name, entry)
+        .is_some_and(|case| case.is_offered(address) && pools.may_give(address) && case.is_to_be_had(address))
+}
+
+impl<'a> Case<'a> {
+    /// `None` for a Service that is others'.
+    fn of(all: &'a Allocator, pools: &'a Pools, name: &'a ObjectName, entry: &'a Entry) -> Option<Case<'a>> {
+        let class = match class_of(&entry.service, all.takes_default())? {
+            Class::General => None,
+            Class::Own(class) => Some(class),
+        };
+        Some(Case { all, pools, name, entry, class })
+    }
+}
+
 impl Case<'_> {
     fn service(&self) -> &BalancedService {
         &self.entry.service
@@ -117,6 +130,12 @@ impl Case<'_> {
     fn admits(&self, address: IpAddr) -> bool {
         let pool = self.pools.pool_of(address);
         pool.is_some_and(|pool| self.pools.admits(pool, self.recipient()))
+    }
+
+    /// Returns whether an address is of a pool from which the Service is given addresses that it does not name.
+    fn is_offered(&self, address: IpAddr) -> bool {
+        let pool = self.pools.pool_of(address);
+        pool.is_some_and(|pool| self.pools.is_offered(pool, self.recipient()))
     }
 
     /// The address of a family that the Service has and that still fits.
@@ -205,11 +224,7 @@ impl Case<'_> {
             decision.waits.push(Wait::Address(asked));
             return decision.problems.push(problem);
         }
-        let shared = self.all.shared_addresses(self.name, self.service());
-        let mut of_family = shared.filter(|address| Family::from(*address) == family).take(MOST_SHARED);
-        let may_share =
-            |address: &IpAddr| self.admits(*address) && !self.pools.is_of_node(*address) && self.is_to_be_had(*address);
-        if let Some(address) = of_family.find(may_share) {
+        if let Some(address) = self.shared(family, decision) {
             return decision.given.push(address);
         }
         let mut has_pool = false;
@@ -220,9 +235,28 @@ impl Case<'_> {
             has_pool |= self.pools.has_family(pool, family);
             decision.waits.push(Wait::Pool(pool, family));
         }
+        let key = self.service().sharing_key.clone();
+        decision.waits.extend(key.map(|key| Wait::Shared((*self.name.namespace).clone(), key, family)));
         let is_unknown = decision.problems.iter().any(|problem| matches!(problem, Problem::UnknownPool(_)));
         if !is_unknown {
             decision.problems.push(if has_pool { Problem::Exhausted(family) } else { Problem::NoPool(family) });
         }
+    }
+
+    /// An address of a family that Services with the same sharing key have, and that the Service may have too. One that only a Node keeps from it is told.
+    fn shared(&self, family: Family, decision: &mut Decision) -> Option<IpAddr> {
+        let shared = self.all.shared_addresses(self.name, self.service());
+        let of_family = shared.filter(|address| Family::from(*address) == family).take(MOST_SHARED);
+        let mut fits = of_family.filter(|address| self.is_offered(*address) && self.is_to_be_had(*address));
+        let mut of_node = None;
+        let found = fits.find(|address| {
+            let is_of_node = self.pools.is_of_node(*address);
+            of_node = of_node.or(is_of_node.then_some(*address));
+            !is_of_node && self.pools.may_give(*address)
+        });
+        if found.is_none() {
+            decision.problems.extend(of_node.map(Problem::SharedOfNode));
+        }
+        found
     }
 }

@@ -5,7 +5,7 @@
 //! every node does anyway: nothing of that is known here.
 //!
 //! Reading order: `pools.rs` (over `free.rs`) knows which addresses there are, `decide.rs` which of them one Service is to have,
-//! `allocator.rs` keeps all decisions up to date, `writes.rs` brings them into the statuses, `election.rs` says who may. All that is
+//! `allocator.rs` keeps all decisions up to date (`waiting.rs` those of Services that lack an address), `writes.rs` brings them into the statuses, `election.rs` says who may. All that is
 //! without I/O, as is `known_pools.rs`, which knows how long the ConfigMap's pools are in force; `driver.rs` has the clock and the API server.
 //!
 //! # Why no address has two owners
@@ -47,6 +47,7 @@ pub mod pace;
 pub mod pools;
 pub mod queue;
 pub mod tenure;
+pub mod waiting;
 pub mod writes;
 
 mod free;

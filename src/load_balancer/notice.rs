@@ -48,6 +48,8 @@ pub enum Problem {
     OfNode(IpAddr),
     /// The address that it has is a Node's since. It stays, because a Node that registers must not move a Service.
     HasOfNode(IpAddr),
+    /// The address that Services with its sharing key have is a Node's. It gets another one, or none.
+    SharedOfNode(IpAddr),
     /// There is no pool of the name that it asks for.
     UnknownPool(CompactString),
     /// The address that it asks for is of a family that it has not.
@@ -66,7 +68,7 @@ impl Matter {
                 Problem::Exhausted(_) => "AddressPoolExhausted",
                 Problem::NoPool(_) => "NoAddressPool",
                 Problem::Taken(_) | Problem::Crowded(_) | Problem::OfNode(_) => "RequestedAddressTaken",
-                Problem::HasOfNode(_) => "AddressOfNode",
+                Problem::HasOfNode(_) | Problem::SharedOfNode(_) => "AddressOfNode",
                 Problem::Outside(_) | Problem::Edge(_) | Problem::UnknownPool(_) => "RequestedAddressNotInPool",
                 Problem::OtherFamily(_) | Problem::Mistake(_) => "InvalidAddressRequest",
             },
@@ -87,7 +89,7 @@ impl Matter {
 impl Problem {
     /// Returns whether the Service lacks something that it is to have.
     pub fn is_lack(&self) -> bool {
-        !matches!(self, Problem::HasOfNode(_))
+        !matches!(self, Problem::HasOfNode(_) | Problem::SharedOfNode(_))
     }
 }
 
@@ -121,6 +123,10 @@ impl fmt::Display for Problem {
             Problem::HasOfNode(address) => {
                 write!(f, "{address} is the Service's and has become an address of a Node; no other node serves it")
             }
+            Problem::SharedOfNode(address) => write!(
+                f,
+                "{address}, which Services with the same sharing key have, is an address of a Node and given to no other Service"
+            ),
             Problem::UnknownPool(name) => write!(f, "pool {name} is asked for and does not exist"),
             Problem::OtherFamily(address) => {
                 write!(f, "{address} is asked for and ipFamilies of the Service has not {}", Family::from(*address))
@@ -148,6 +154,7 @@ mod tests {
             Problem::Edge(address),
             Problem::OfNode(address),
             Problem::HasOfNode(address),
+            Problem::SharedOfNode(address),
             Problem::UnknownPool("gold".into()),
             Problem::OtherFamily(address),
             Problem::Mistake("text".to_owned()),

@@ -226,10 +226,13 @@ impl Pools {
 
     /// The pools from which a Service is given addresses that it does not name, the first one first.
     pub fn offers(&self, to: Recipient<'_>) -> impl Iterator<Item = PoolId> {
-        let is_named = to.service.request.pool.is_some();
-        let all = self.pools.iter().enumerate().map(|(index, pool)| (PoolId(index), pool));
-        let offered = all.filter(move |(id, pool)| (pool.is_automatic || is_named) && self.admits(*id, to));
-        offered.map(|(id, _)| id)
+        (0..self.pools.len()).map(PoolId).filter(move |id| self.is_offered(*id, to))
+    }
+
+    /// Returns whether a Service is given addresses of a pool that it does not name.
+    pub fn is_offered(&self, id: PoolId, to: Recipient<'_>) -> bool {
+        let is_automatic = self.pools.get(id.0).is_some_and(|pool| pool.is_automatic);
+        (is_automatic || to.service.request.pool.is_some()) && self.admits(id, to)
     }
 
     /// Returns whether a pool has addresses of a family at all.

@@ -2,6 +2,7 @@
 
 mod deciding;
 mod many;
+mod sharing;
 mod walk;
 mod writing;
 

@@ -20,7 +20,7 @@ use self::random::{Random, for_many};
 use super::{Allocator, Outcome, externals, name, pool, pools, service};
 use crate::load_balancer::election::{Elector, Step, TIMING, Timing, Unclaimed};
 use crate::load_balancer::pools::{Pools, Recipient};
-use crate::model::{AddressPool, BalancedService, ClientPolicy};
+use crate::model::{AddressPool, BalancedService, ClientPolicy, ObjectName};
 use crate::net::{Family, PerFamily, Protocol};
 
 /// A process that contends for the Lease, and gives addresses while it holds it.
@@ -159,10 +159,13 @@ impl Walk {
     fn spec(&mut self, service: BalancedService) -> BalancedService {
         let random = &mut self.random;
         let families: &[&[Family]] = &[&[Family::V4], &[Family::V4, Family::V6], &[Family::V6]];
-        let asks: Option<IpAddr> =
-            random.chance(15).then(|| format!("203.0.113.{}", random.below(9)).parse().expect("an address"));
+        let mut asks = |prefix: &str, count: usize| -> Option<IpAddr> {
+            let text = |random: &mut Random| format!("{prefix}{}", random.below(count));
+            random.chance(15).then(|| text(random).parse().expect("an address"))
+        };
+        let (v4, v6) = (asks("203.0.113.", 9), asks("2001:db8::", 5));
         let mut request = service.request.clone();
-        request.addresses = PerFamily { v4: asks, v6: None };
+        request.addresses = PerFamily { v4, v6 };
         let local = if random.chance(30) { ClientPolicy::Local("a=b".into()) } else { ClientPolicy::Cluster };
         let external: Option<IpAddr> = random.chance(4).then(|| "203.0.113.3".parse().expect("an address"));
         BalancedService {
@@ -373,21 +376,45 @@ impl Walk {
             if missing.peek().is_none() {
                 continue;
             }
-            let can_have = |family: &Family| match service.request.addresses.of(*family) {
-                Some(asked) => {
-                    pools.may_give(*asked)
-                        && !used.contains(asked)
-                        && pools
-                            .pool_of(*asked)
-                            .is_some_and(|id| pools.admits(id, Recipient { name: text, service, class: None }))
-                }
-                None => pools
-                    .offers(Recipient { name: text, service, class: None })
-                    .any(|id| pools.first_free(id, *family).is_some()),
-            };
+            let can_have = |family: &Family| self.can_have(&pools, text, service, *family);
             let is_wrong =
                 if service.needs_all_families { service.families.iter().all(can_have) } else { missing.any(can_have) };
-            assert!(!is_wrong, "{text} waits for what is free");
+            assert!(!is_wrong, "{text} waits for what is free, or for what it could share");
+        }
+    }
+
+    /// Returns whether there is an address of a family for a Service, where all that are used are taken out of the pools.
+    fn can_have(&self, pools: &Pools, text: &ObjectName, service: &BalancedService, family: Family) -> bool {
+        let to = Recipient { name: text, service, class: None };
+        let is_given = |address: IpAddr, it: &BalancedService| {
+            it.is_balancer && it.class.is_none() && it.status.contains(&address)
+        };
+        let may_have = |address: IpAddr| {
+            self.api.services.iter().filter(|(other, _)| *other != text).all(|(other, it)| {
+                let uses = it.status.contains(&address) || it.external_ips.contains(&address);
+                let shares = is_given(address, it)
+                    && !it.external_ips.contains(&address)
+                    && other.namespace == text.namespace
+                    && service.can_share_with(it);
+                !uses || shares
+            })
+        };
+        match *service.request.addresses.of(family) {
+            Some(asked) => {
+                let is_for_it = pools.pool_of(asked).is_some_and(|id| pools.admits(id, to));
+                is_for_it && pools.may_give(asked) && may_have(asked)
+            }
+            None => {
+                let is_free = pools.offers(to).any(|id| pools.first_free(id, family).is_some());
+                let others = self.api.services.values().flat_map(|it| it.status.iter().map(move |address| (address, it)));
+                let mut given = others.filter(|(address, it)| Family::from(**address) == family && is_given(**address, it));
+                let is_offered = |address: IpAddr| pools.pool_of(address).is_some_and(|id| pools.is_offered(id, to));
+                is_free
+                    || service.sharing_key.is_some()
+                        && given.any(|(address, _)| {
+                            is_offered(*address) && pools.may_give(*address) && may_have(*address)
+                        })
+            }
         }
     }
 }
