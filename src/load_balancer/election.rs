@@ -38,6 +38,9 @@ pub const TIMING: Timing = Timing {
     longest: Duration::from_secs(30),
 };
 
+/// `spec.leaseDurationSeconds` of a Lease that was given up, as client-go writes it and this program.
+pub const RELEASED: Duration = Duration::from_secs(1);
+
 /// The Lease as it was read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
@@ -131,7 +134,10 @@ impl Elector {
             return;
         };
         (self.has_seen, self.gone) = (true, None);
-        if lease.holder.is_empty() || lease.holder == self.identity {
+        // Whoever gives it up in order writes that it is valid for one second. Where somebody else took the holder's name out of it, that one may go on writing for
+        // as long as it was valid.
+        let is_given_up = lease.holder.is_empty() && lease.valid == RELEASED;
+        if is_given_up || lease.holder == self.identity {
             (self.claim, self.next, self.seen) = (Some(Some(lease.version)), None, None);
             return;
         }
@@ -224,7 +230,8 @@ mod tests {
 
     #[test]
     fn a_lease_that_nobody_holds_is_taken_and_renewed_without_reading_it() {
-        for (found, claim) in [(None, None), (lease("7", ""), Some("7".into()))] {
+        let given_up = Lease { version: "7".into(), holder: "".into(), valid: RELEASED };
+        for (found, claim) in [(None, None), (Some(given_up), Some("7".into()))] {
             let begun = Instant::now();
             let mut elector = Elector::new("a".into(), TIMING);
             assert_eq!(elector.step(begun), Step::Read);
@@ -369,6 +376,27 @@ mod tests {
         assert!(matches!(holder.step(begun + seconds(30)), Step::Wait(_)));
         holder.read(None, begun + seconds(45));
         assert_eq!(holder.step(begun + seconds(45)), Step::Claim(None));
+    }
+
+    #[test]
+    fn a_lease_whose_holder_somebody_else_took_out_is_left_alone_for_as_long_as_it_is_valid() {
+        let without_duration = Lease { version: "2".into(), holder: "".into(), valid: Duration::ZERO };
+        for emptied in [lease("2", ""), Some(without_duration)] {
+            let begun = Instant::now();
+            let [mut holder, mut other, mut new] = ["a", "b", "c"].map(|identity| Elector::new(identity.into(), TIMING));
+            holder.read(None, begun);
+            holder.claimed(begun, Ok("1".into()), begun);
+            other.read(lease("1", "a"), begun + seconds(1));
+            for candidate in [&mut other, &mut new] {
+                candidate.read(emptied.clone(), begun + seconds(3));
+                assert!((8..13).contains(&waits_until(candidate, begun, 3)), "the holder may begin writes until 10");
+                candidate.read(emptied.clone(), begun + seconds(20));
+                assert_eq!(candidate.step(begun + seconds(20)), Step::Claim(Some("2".into())));
+            }
+            holder.claimed(begun + seconds(4), Err(Unclaimed::Conflict), begun + seconds(4));
+            holder.read(emptied, begun + seconds(6));
+            assert_eq!(holder.usable_until(), None, "whoever finds it so holds it no more");
+        }
     }
 
     #[test]

@@ -37,6 +37,8 @@ struct Agent {
     seen: usize,
     pools: usize,
     asleep: Option<Instant>,
+    /// It has seen a Lease since one was deleted.
+    has_seen_lease: bool,
 }
 
 struct Walk {
@@ -47,6 +49,8 @@ struct Walk {
     pools: usize,
     is_quiet: bool,
     timing: Timing,
+    /// Since the Lease was deleted.
+    deleted: Option<Instant>,
 }
 
 const RANGES: [&str; 2] = ["203.0.113.0/29", "2001:db8::/126"];
@@ -69,7 +73,7 @@ impl Walk {
         let now = Instant::now();
         let (services, log, requests) = (BTreeMap::new(), Vec::new(), Vec::new());
         let api = Api { now, version: 100, services, log, lease: None, requests, writes: 0, is_strict };
-        let mut walk = Walk { random, api, agents: Vec::new(), identities: 0, pools: 0, is_quiet: false, timing };
+        let mut walk = Walk { random, api, agents: Vec::new(), identities: 0, pools: 0, is_quiet: false, timing, deleted: None };
         walk.agents = (0..3).map(|number| walk.agent(number)).collect();
         walk
     }
@@ -91,6 +95,7 @@ impl Walk {
             seen: 0,
             pools: self.pools,
             asleep: None,
+            has_seen_lease: false,
         }
     }
 
@@ -120,13 +125,35 @@ impl Walk {
         if self.random.chance(1) {
             self.pools = self.random.below(3);
         }
-        if self.random.chance(1) {
+        // Who starts while there is no Lease has never seen one, and does not wait.
+        let may_start = self.deleted.is_none_or(|at| self.api.now >= at + self.timing.valid + self.timing.look);
+        if self.random.chance(1) && may_start {
             let index = self.random.below(self.agents.len());
             self.agents[index] = self.agent(index);
         }
         if self.random.chance(1) {
+            self.disturb_lease();
+        }
+        if self.random.chance(1) {
             let (index, time) = (self.random.below(self.agents.len()), self.random.below(20_000));
             self.agents[index].asleep = Some(self.api.now + milliseconds(time));
+        }
+    }
+
+    /// Somebody takes the holder's name out of the Lease, or deletes it.
+    fn disturb_lease(&mut self) {
+        let is_known = self.agents.iter().all(|agent| agent.has_seen_lease);
+        match &mut self.api.lease {
+            Some((version, holder)) if self.random.chance(50) => {
+                self.api.version += 1;
+                (*version, *holder) = (self.api.version, CompactString::default());
+            }
+            lease if is_known => {
+                *lease = None;
+                self.deleted = Some(self.api.now);
+                self.agents.iter_mut().for_each(|agent| agent.has_seen_lease = false);
+            }
+            _ => {}
         }
     }
 
@@ -261,6 +288,8 @@ impl Walk {
                 }
                 (_, answer) => {
                     agent.is_asking = false;
+                    let is_lease = matches!(answer, Some(Answer::Lease(Some(_)) | Answer::Claimed(Ok(_))));
+                    agent.has_seen_lease |= is_lease && self.deleted.is_none_or(|at| request.sent > at);
                     match answer {
                         Some(Answer::Lease(lease)) => agent.elector.read(lease, now),
                         Some(Answer::Claimed(outcome)) => agent.elector.claimed(request.sent, outcome, now),
