@@ -199,10 +199,10 @@ impl Allocator {
         if known.is_some_and(|entry| is_older(&service.version, &entry.service.version) || entry.service == service) {
             return;
         }
-        let old = known.map(|entry| entry.rank(&name));
-        if let Some(rank) = old.filter(|rank| rank.0 != service.created) {
+        let is_another = |entry: &Entry| entry.service.uid != service.uid || entry.service.created != service.created;
+        if known.is_some_and(is_another) {
             // Another Service of the same name.
-            self.drop_entry(&rank.1);
+            self.drop_entry(&name);
         }
         self.tell_given(&name, &service);
         self.services.entry(name.clone()).or_insert_with(|| Entry::new(service.clone()));
@@ -223,9 +223,11 @@ impl Allocator {
         }
         let Some(entry) = self.services.get(&name) else { return };
         self.undecided.insert(entry.rank(&name));
-        // Whoever uses one of these addresses too may have lost it, and whoever waits for one may have it.
-        for address in entry.uses() {
-            let users: Vec<Rank> = self.users(address).map(|(name, entry)| entry.rank(name)).collect();
+        // Whoever has one of these addresses too may have lost it, and whoever waits for one may have it. What changes of `externalIPs` moves nobody, and what
+        // goes of them is offered by itself: anybody may write them, as many as there is room for.
+        for address in entry.has() {
+            let has_too = self.users(address).filter(|(_, other)| other.has().contains(&address));
+            let users: Vec<Rank> = has_too.map(|(name, entry)| entry.rank(name)).collect();
             self.undecided.extend(users);
             self.freed.insert(Wait::Address(address));
         }
@@ -418,10 +420,15 @@ impl Entry {
         (self.service.created, name.clone())
     }
 
-    /// Every address that the Service has or may still get.
+    /// Every address that the Service uses: what it has or may still get, and its `externalIPs`.
     fn uses(&self) -> BTreeSet<IpAddr> {
-        let all = [&self.given, &self.sent, &self.service.status, &self.service.external_ips];
-        all.into_iter().flatten().copied().collect()
+        let externals = self.service.external_ips.iter().copied();
+        self.has().into_iter().chain(externals).collect()
+    }
+
+    /// Every address that the Service has or may still get from an allocator.
+    fn has(&self) -> BTreeSet<IpAddr> {
+        [&self.given, &self.sent, &self.service.status].into_iter().flatten().copied().collect()
     }
 
     /// Returns whether an address is in the status, or may get there by a write that was begun.

@@ -80,8 +80,11 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
     decision.problems.extend(of_no_family.map(Problem::OtherFamily));
     let mut of_others = 0;
     for family in &service.families {
-        match case.kept(*family) {
-            None if case.has_of_others(*family) => of_others += 1,
+        let kept = case.kept(*family);
+        let is_in_status = kept.is_some_and(|address| service.status.contains(&address));
+        match kept {
+            // Also in the place of an address that was only to be given: two allocators would write over each other for ever.
+            _ if !is_in_status && case.has_of_others(*family) => of_others += 1,
             Some(address) => {
                 decision.problems.extend(pools.is_of_node(address).then_some(Problem::HasOfNode(address)));
                 decision.given.push(address);

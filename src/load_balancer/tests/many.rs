@@ -20,7 +20,7 @@ fn very_many_who_ask_for_an_address_that_is_not_to_be_had_are_not_looked_at_agai
         assert_eq!(bed.status(&format!("s{owners:04}")), "", "it is taken");
         let before = bed.allocator.decisions.get();
         for number in 0..20 {
-            bed.change("s0000", |service| service.uid = format_compact!("{number}"));
+            bed.change("s0000", |service| service.labels = [("n", format!("{number}").as_str())].into_iter().collect());
         }
         let decisions = bed.allocator.decisions.get() - before;
         assert!(decisions <= 20 * 2 * usize::from(owners), "{owners} have it: {decisions} decisions for 20 changes");
@@ -59,10 +59,46 @@ fn an_annotation_that_is_misspelt_is_told_once_and_costs_no_address() {
         ["UnknownAnnotation", "LoadBalancerAddressGiven"],
         "others' Services are no concern of ours"
     );
-    bed.change("a", |service| service.uid = "2".into());
+    bed.change("a", |service| service.labels = [("n", "2")].into_iter().collect());
     bed.settle();
     assert!(bed.reasons().is_empty());
     bed.change("a", |service| service.misspelt = vec!["another".to_owned()]);
     bed.settle();
     assert_eq!(bed.reasons(), ["UnknownAnnotation"]);
+}
+
+#[test]
+fn a_change_of_a_service_with_the_external_ips_of_many_others_concerns_none_of_them() {
+    for (prefix, asked) in [("203.0.113.", "203.0.113.3"), ("2001:db8::", "2001:db8::3")] {
+        let asked: std::net::IpAddr = asked.parse().expect("an address");
+        let external_ips: Vec<_> =
+            (1..5).map(|host| format!("{prefix}{host}").parse().expect("an address")).collect();
+        let ranges = ServiceRanges {
+            external_ips: vec!["203.0.113.0/29".parse().expect("a prefix"), "2001:db8::/120".parse().expect("one")],
+            ..ranges(&[])
+        };
+        let mut bed = Bed::new(&[]);
+        bed.allocator = Allocator::new(true, ranges);
+        bed.allocator.set_pools(Some(pools(&["203.0.113.0/29", "2001:db8::/120"], Vec::new())), bed.now);
+        bed.allocator.list(Vec::new(), "1", bed.now);
+        let mut asking = BalancedService { families: vec![asked.into()], external_ips: external_ips.clone(), ..service() };
+        *asking.request.addresses.of_mut(asked.into()) = Some(asked);
+        for number in 0..300 {
+            bed.put(&format!("s{number:04}"), asking.clone());
+        }
+        bed.settle();
+        let before = bed.allocator.decisions.get();
+        for number in 0..10 {
+            bed.change("s0000", |service| service.labels = [("n", format!("{number}").as_str())].into_iter().collect());
+            // One of them goes, and comes again.
+            bed.change("s0000", |service| service.external_ips.truncate(number % 4));
+            bed.change("s0000", |service| service.external_ips.clone_from(&external_ips));
+        }
+        let decisions = bed.allocator.decisions.get() - before;
+        assert!(decisions <= 60, "{decisions} decisions for 30 changes");
+        // Whoever waits has it when the others are gone.
+        (1..300).for_each(|number| bed.delete(&format!("s{number:04}")));
+        bed.settle();
+        assert_eq!(bed.status("s0000"), asked.to_string());
+    }
 }

@@ -176,7 +176,8 @@ impl Walk {
             }
             (None, _) => {
                 let created = i64::try_from(self.api.version).expect("small") / 8;
-                let new = self.spec(BalancedService { created, ..service() });
+                let uid = format_compact!("{}", self.api.version);
+                let new = self.spec(BalancedService { created, uid, ..service() });
                 self.api.put(text, new);
             }
         }
