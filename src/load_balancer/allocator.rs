@@ -71,6 +71,8 @@ pub struct Entry {
     brought: Vec<IpAddr>,
     /// The last write that took effect.
     pub(super) written: Option<(Instant, Vec<IpAddr>)>,
+    /// When the last write that failed was over, and the version and addresses that it was for.
+    pub(super) failed: Option<(Instant, CompactString, Vec<IpAddr>)>,
     problems: Vec<Problem>,
     /// Annotations that are misspelt, as told.
     remarks: Vec<String>,
@@ -391,6 +393,7 @@ impl Entry {
             pause: FIRST_PAUSE,
             brought: Vec::new(),
             written: None,
+            failed: None,
             problems: Vec::new(),
             remarks: Vec::new(),
             waits: Vec::new(),

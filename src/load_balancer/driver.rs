@@ -374,7 +374,8 @@ impl Work {
         let (label, outcome) = match &status {
             Ok(Status::Written(service)) => ("written", Outcome::Written(Arc::new(service.clone()))),
             Ok(Status::Newer(service)) => ("newer", Outcome::Newer(Arc::new(service.clone()))),
-            Err(Failure::NotFound) => ("gone", Outcome::Gone),
+            // The watch says so, too.
+            Err(Failure::NotFound) => ("gone", Outcome::Refused),
             Err(Failure::Conflict) => ("conflict", Outcome::Refused),
             Err(Failure::Forbidden(_)) => ("refused", Outcome::Forbidden),
             Err(Failure::Refused(_)) => ("refused", Outcome::Refused),

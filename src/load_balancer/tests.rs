@@ -172,7 +172,7 @@ impl Bed {
 
     /// Answers a write as the API server does.
     fn apply(&mut self, write: &Write) -> Outcome {
-        let Some(service) = self.services.get_mut(&write.service) else { return Outcome::Gone };
+        let Some(service) = self.services.get_mut(&write.service) else { return Outcome::Refused };
         if service.version != write.version {
             return Outcome::Newer(Arc::new(service.clone()));
         }

@@ -31,9 +31,7 @@ pub enum Outcome {
     Written(Arc<BalancedService>),
     /// It was not tried, because the Service is another version by now.
     Newer(Arc<BalancedService>),
-    /// There is no such Service.
-    Gone,
-    /// The API server had another version (409), or refused; it has no effect.
+    /// The API server had another version (409) or none (404), or refused; it has no effect. That a Service is gone, the watch and the list say.
     Refused,
     /// The right to write it is missing (403).
     Forbidden,
@@ -96,7 +94,10 @@ impl Allocator {
         }
         match outcome {
             Outcome::Written(service) | Outcome::Newer(service) if !is_its_own => {
-                self.observe(name.clone(), service, now);
+                // Of a Service that was seen to be gone nothing is taken from an answer that is late: one made anew is seen by the watch.
+                if self.services.contains_key(name) {
+                    self.observe(name.clone(), service, now);
+                }
             }
             Outcome::Refused | Outcome::Forbidden | Outcome::Unknown if !is_its_own => return,
             Outcome::Written(service) => {
@@ -112,13 +113,12 @@ impl Allocator {
                 self.observe(name.clone(), service, now);
                 // The API server has an older version than is known: its store was set back. It would be asked again without end.
                 if self.services.get(name).is_some_and(|entry| entry.service.version == write.version) {
-                    self.has_had_no_effect(name, now);
+                    self.has_had_no_effect(write, now);
                 }
             }
-            Outcome::Gone => self.gone(name, &write.version, now),
-            Outcome::Refused | Outcome::Forbidden => self.has_had_no_effect(name, now),
+            Outcome::Refused | Outcome::Forbidden => self.has_had_no_effect(write, now),
             Outcome::Unknown => {
-                self.put_off(name, now);
+                self.put_off(write, now);
                 self.expire_at(name, now + LINGER);
             }
         }
@@ -126,10 +126,10 @@ impl Allocator {
     }
 
     /// Forgets what the last write of a Service asked for, and tries it again later.
-    fn has_had_no_effect(&mut self, name: &ObjectName, now: Instant) {
-        self.put_off(name, now);
+    fn has_had_no_effect(&mut self, write: &Write, now: Instant) {
+        self.put_off(write, now);
         // Of an earlier one for the same version the outcome may be unknown yet.
-        self.change(name, |entry| {
+        self.change(&write.service, |entry| {
             if entry.expires.is_none() {
                 entry.sent.clear();
             }
@@ -179,6 +179,8 @@ impl Allocator {
             return;
         }
         let Some(desired) = self.desired(entry) else { return self.unschedule(name) };
+        self.bring_forward(name, &desired, now);
+        let Some(entry) = self.services.get(name) else { return };
         let rank = entry.rank(name);
         let Some(entry) = self.services.get_mut(name).filter(|entry| entry.due.is_none()) else { return };
         // What was written before and is there no more was undone by somebody.
@@ -204,13 +206,31 @@ impl Allocator {
     }
 
     /// Plans a write that failed for later.
-    fn put_off(&mut self, name: &ObjectName, now: Instant) {
+    fn put_off(&mut self, write: &Write, now: Instant) {
+        let name = &write.service;
         self.unschedule(name);
         let Some(entry) = self.services.get_mut(name) else { return };
         let at = now + entry.pause;
         entry.pause = (entry.pause * 2).min(LAST_PAUSE);
         entry.due = Some(at);
+        entry.failed = Some((now, write.version.clone(), write.addresses.clone()));
         let rank = entry.rank(name);
+        self.due.insert(at, rank);
+    }
+
+    /// Has a write that failed tried again soon where the Service has changed since, or is to have other addresses: that may have mended it.
+    fn bring_forward(&mut self, name: &ObjectName, desired: &[IpAddr], now: Instant) {
+        let Some(entry) = self.services.get(name) else { return };
+        let Some((at, version, addresses)) = &entry.failed else { return };
+        let at = now.max(*at + FIRST_PAUSE);
+        let is_as_it_was = *version == entry.service.version && addresses == desired;
+        if is_as_it_was || entry.due.is_none_or(|due| due <= at) {
+            return;
+        }
+        let rank = entry.rank(name);
+        self.unschedule(name);
+        let Some(entry) = self.services.get_mut(name) else { return };
+        (entry.due, entry.pause, entry.failed) = (Some(at), FIRST_PAUSE, None);
         self.due.insert(at, rank);
     }
 

@@ -37,6 +37,7 @@ pub enum Failure {
     /// The object is another version by now (409).
     #[error("it has changed meanwhile (409)")]
     Conflict,
+    /// The API server says that there is no such object. A 404 of anything in between, or of a server without such objects, is [`Failure::Refused`].
     #[error("it does not exist (404)")]
     NotFound,
     /// The right is missing (403).
@@ -169,15 +170,21 @@ impl Api {
         match timeout(patience, answer).await {
             Err(_) => Err(Failure::Unknown("no answer in time".to_owned())),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) => Err(match status.code {
-                403 => Failure::Forbidden(status.message.clone()),
-                404 => Failure::NotFound,
-                409 => Failure::Conflict,
-                500.. => Failure::Unknown(status.message.clone()),
-                _ => Failure::Refused(status.message.clone()),
-            }),
+            Ok(Err(kube::Error::Api(status))) => Err(failure(&status)),
             Ok(Err(error)) => Err(Failure::Unknown(chain(&error))),
         }
+    }
+}
+
+fn failure(status: &kube::core::Status) -> Failure {
+    let names_an_object = status.details.as_ref().is_some_and(|details| !details.name.is_empty());
+    match status.code {
+        403 => Failure::Forbidden(status.message.clone()),
+        404 if status.reason == "NotFound" && names_an_object => Failure::NotFound,
+        404 => Failure::Refused(format!("not found (404), and not by the API server: {}", status.message)),
+        409 => Failure::Conflict,
+        500.. => Failure::Unknown(status.message.clone()),
+        _ => Failure::Refused(status.message.clone()),
     }
 }
 
@@ -296,6 +303,21 @@ mod tests {
         let mut bare = json!({});
         assert!(set_addresses(&mut bare, &[]));
         assert_eq!(bare["status"]["loadBalancer"], json!({}));
+    }
+
+    #[test]
+    fn only_the_api_server_itself_says_that_an_object_does_not_exist() {
+        let read = |status: Value| failure(&serde_json::from_value(status).expect("a Status"));
+        let named = json!({"name": "web", "kind": "services"});
+        let missing = json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "m", "details": named});
+        assert_eq!(read(missing), Failure::NotFound);
+        for other in [
+            json!({"code": 404, "message": "404 page not found"}),
+            json!({"code": 404, "reason": "Failed to parse error data", "message": "default backend"}),
+            json!({"code": 404, "reason": "NotFound", "message": "the server could not find the requested resource", "details": {}}),
+        ] {
+            assert!(matches!(read(other.clone()), Failure::Refused(_)), "{other}");
+        }
     }
 
     #[test]

@@ -227,6 +227,26 @@ async fn a_failure_is_named_no_longer_when_its_service_is_gone() {
 }
 
 #[tokio::test]
+async fn a_404_that_is_not_the_api_servers_own_takes_no_address_away_and_is_named() {
+    let server = ApiServer::start().await;
+    server.put(SERVICES, service("shop", "a"));
+    let agent = Agent::start(&server).await;
+    soon("an address is given", || address(&server, "shop/a").as_deref() == Some("203.0.113.1")).await;
+    let proxy = Faults { forbid: Some("/namespaces/shop/services/a"), forbid_as: Some(404), ..Faults::default() };
+    server.set_faults(proxy);
+    let mut moved = server.get(SERVICES, "shop/a").expect("it exists");
+    moved["spec"]["loadBalancerIP"] = json!("203.0.113.5");
+    server.put(SERVICES, moved);
+    soon("it is named", || agent.notes().contains("the address of Service shop/a cannot be written")).await;
+    server.put(SERVICES, service("shop", "b"));
+    soon("the other one has another", || address(&server, "shop/b").as_deref() == Some("203.0.113.2")).await;
+    server.set_faults(Faults::default());
+    soon("it is written after all", || address(&server, "shop/a").as_deref() == Some("203.0.113.5")).await;
+    soon("nothing is named any more", || agent.notes().is_empty()).await;
+    agent.end().await;
+}
+
+#[tokio::test]
 async fn lists_that_are_refused_are_noted_with_the_newest_reason_until_they_are_not() {
     let server = ApiServer::start().await;
     server.set_faults(Faults { forbid: Some(SERVICES), ..Faults::default() });

@@ -75,6 +75,8 @@ fn a_service_that_changed_meanwhile_is_decided_anew_from_the_newest_object() {
     bed.put("b", service());
     bed.services.remove(&name("b"));
     bed.settle();
+    assert!(bed.allocator.next_time().is_some(), "that it is gone, the watch says");
+    bed.delete("b");
     assert_eq!(bed.allocator.next_time(), None, "what is gone is forgotten");
 }
 
@@ -312,4 +314,92 @@ fn a_namespace_whose_statuses_may_not_be_written_holds_up_no_other() {
     bed.now = bed.allocator.next_time().expect("what was refused is tried again");
     assert_eq!(names(bed.allocator.next_writes(bed.now, 9)), ["bank/a"]);
     assert!(bed.allocator.is_to_be_written(&name("bank/a")) && !bed.allocator.is_to_be_written(&name("bank/b")));
+}
+
+#[test]
+fn a_service_that_was_seen_to_be_gone_does_not_come_back_with_a_late_answer_to_its_write() {
+    let is_newer: [fn(BalancedService) -> Outcome; 2] =
+        [|service| Outcome::Written(Arc::new(service)), |service| Outcome::Newer(Arc::new(service))];
+    for outcome in is_newer {
+        let mut bed = Bed::new(&["203.0.113.0/32"]);
+        bed.put("a", service());
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        bed.apply(&write);
+        let written = bed.services.get(&name("a")).cloned().expect("it exists");
+        bed.delete("a");
+        bed.allocator.finish(&write, outcome(written), bed.now);
+        bed.put("b", service());
+        bed.settle();
+        assert_eq!((bed.status("b").as_str(), bed.allocator.wanting()), ("203.0.113.0", 0));
+    }
+}
+
+#[test]
+fn a_service_whose_write_fails_is_tried_again_soon_after_it_was_mended() {
+    let mends: [fn(&mut Bed); 2] = [
+        |bed| bed.change("a", |service| service.labels = [("may", "be")].into_iter().collect()),
+        |bed| bed.allocator.set_pools(Some(pools(&["203.0.113.8/29"], Vec::new())), bed.now),
+    ];
+    for mend in mends {
+        let mut bed = Bed::new(&["203.0.113.0/29"]);
+        bed.put("a", service());
+        for _ in 0..8 {
+            bed.now = bed.allocator.next_time().expect("a time");
+            let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+            bed.allocator.finish(&write, Outcome::Refused, bed.now);
+        }
+        assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(128)));
+        mend(&mut bed);
+        let soon = Some(bed.now + Duration::from_secs(1));
+        assert_eq!(bed.allocator.next_time(), soon, "a second after the last try");
+        mend(&mut bed);
+        assert_eq!(bed.allocator.next_time(), soon, "and no sooner where it changes again and again");
+        bed.pass(Duration::from_secs(1));
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        bed.allocator.finish(&write, Outcome::Refused, bed.now);
+        assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(1)), "its pauses begin anew");
+        bed.pass(Duration::from_secs(1));
+        bed.settle();
+        assert_eq!(bed.writes, 1);
+    }
+}
+
+#[test]
+fn two_allocators_that_both_give_to_services_without_a_class_do_not_write_over_each_other_for_ever() {
+    for (range, family, of_other) in
+        [("203.0.113.0/29", Family::V4, "198.51.100.7"), ("2001:db8::/64", Family::V6, "2001:db8:1::7")]
+    {
+        let of_other: std::net::IpAddr = of_other.parse().expect("an address");
+        let mut bed = Bed::new(&[range]);
+        bed.put("a", BalancedService { families: vec![family], ..service() });
+        bed.settle();
+        // The other one writes its own address in place of all that is there, as often as it is not alone.
+        for _ in 0..10 {
+            if bed.status("a") != of_other.to_string() {
+                bed.change("a", |service| service.status = vec![of_other]);
+            }
+            bed.settle();
+            bed.pass(Duration::from_secs(600));
+            bed.settle();
+        }
+        assert_eq!((bed.status("a"), bed.writes), (of_other.to_string(), 1));
+        let used: usize = bed.allocator.pool_uses().iter().map(|used| used.used).sum();
+        assert_eq!((used, bed.allocator.wanting()), (0, 0), "it stands for its family");
+    }
+}
+
+#[test]
+fn a_service_that_was_made_anew_in_the_same_second_is_another_one() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", BalancedService { uid: "1".into(), ..service() });
+    for _ in 0..8 {
+        bed.now = bed.allocator.next_time().expect("a time");
+        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+        bed.allocator.finish(&write, Outcome::Refused, bed.now);
+    }
+    // Its end was not seen.
+    bed.put("a", BalancedService { uid: "2".into(), ..service() });
+    assert_eq!(bed.allocator.next_time(), Some(bed.now), "what failed was the former one's");
+    bed.settle();
+    assert_eq!((bed.status("a").as_str(), bed.writes), ("203.0.113.1", 1));
 }

@@ -90,7 +90,7 @@ impl Api {
     }
 
     pub fn write(&mut self, write: &Write) -> Outcome {
-        let Some(service) = self.services.get(&write.service).cloned() else { return Outcome::Gone };
+        let Some(service) = self.services.get(&write.service).cloned() else { return Outcome::Refused };
         if service.version != write.version {
             return Outcome::Newer(Arc::new(service));
         }

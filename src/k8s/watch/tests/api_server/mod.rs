@@ -306,7 +306,9 @@ fn answer(state: &Mutex<State>, request: &Request<Bytes>) -> Answer {
         return full(Encoding::Json, StatusCode::OK, object.to_string().into_bytes());
     }
     if path.contains("/leases/") || path.contains("/clusternetworkpolicies/") {
-        return status(Encoding::Json, 404, "there is no such object");
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let missing = json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "there is no such object", "details": {"name": name}});
+        return full(Encoding::Json, StatusCode::NOT_FOUND, missing.to_string().into_bytes());
     }
     if !is("watch", "true") {
         return list(&state, &path, &query, encoding);

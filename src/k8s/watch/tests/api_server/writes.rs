@@ -39,7 +39,11 @@ pub fn written(state: &mut State, method: &Method, path: &str, body: &[u8]) -> O
     let what = match (*method == Method::POST, version) {
         (true, Some(_)) => return refused(409, "it exists already"),
         (true, None) => "ADDED",
-        (false, None) => return refused(404, "there is no such object"),
+        (false, None) => {
+            let (mut status, details) = (refused(404, "there is no such object")?, json!({"name": name}));
+            (status.1["reason"], status.1["details"]) = (json!("NotFound"), details);
+            return Some(status);
+        }
         (false, Some(version)) if object["metadata"]["resourceVersion"] != json!(version) => {
             return refused(409, "the object has been modified");
         }
