@@ -1,14 +1,14 @@
 //! Events (core/v1): what `kubectl describe` shows below an object. One task sends all of this process, one after the other.
 //!
 //! Bounds: a few at once, then one a second, whoever has something to tell ([`Budget`]). Where an Event is refused (403), which is logged
-//! once with the rule that would give the right, the API server is asked every hour: about that namespace, or, where another one refuses too, about all. What cannot be sent is not kept here: whoever told it hears
-//! so, and decides whether to tell it again.
+//! once with the rule that would give the right, the API server is asked every hour: about that namespace, or, where the right is missing in another one too and none
+//! accepts any, about all, which is logged too. What cannot be sent is not kept here: whoever told it hears so, and decides whether to tell it again.
 //!
 //! The name of an Event decides whether it is told twice. One about an occurrence is named by the time. One about a state is named by what it
 //! is about ([`Name::Once`]): where the API server still has it, from another node or from before a restart, it refuses the second (409),
 //! which counts as told. API servers forget Events after an hour by default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use compact_str::CompactString;
@@ -94,6 +94,8 @@ pub const TIMING: Timing = Timing {
 
 /// The rule of RBAC that is needed.
 pub const RULE: &str = "apiGroups [\"\"], resources [events], verbs [create]; resources [services], verbs [get]";
+/// In the API server's message about a right that is missing, before the resource; messages of quotas and webhooks have neither.
+const RIGHT_WORDS: [&str; 2] = ["cannot create resource", "cannot get resource"];
 /// The versions of ClusterNetworkPolicy in which one is asked for: a server has one of them at least.
 const CLUSTER_POLICIES: [&str; 2] = ["v1beta1", "v1alpha2"];
 /// How many may wait to be sent; each teller waits for its own.
@@ -147,10 +149,24 @@ struct Closed {
     namespaces: BTreeMap<String, Instant>,
     /// None may be: the right is missing.
     all: Option<Instant>,
+    /// Namespaces without the right, since the last Event that was accepted, where none was since the first of those that are known to refuse.
+    without_right: BTreeSet<String>,
+    /// One was accepted since then.
+    is_accepted: bool,
 }
 
 /// Most namespaces that are known to refuse.
 const MOST_CLOSED: usize = 256;
+
+/// What of a refusal is worth a line in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Worth {
+    Nothing,
+    /// The first one.
+    Namespace,
+    /// From now on all are closed.
+    All,
+}
 
 impl Closed {
     /// Returns until when nothing is to be asked about a namespace.
@@ -159,24 +175,45 @@ impl Closed {
         closed.filter(|until| *until > now)
     }
 
-    /// Notes a refusal, which may be about one namespace alone (a quota, an admission webhook). Two namespaces, or the Node's own Event, are all. Returns
-    /// whether it is worth a line in the log.
-    fn note(&mut self, about: &About, now: Instant, until: Instant) -> bool {
+    /// Notes a refusal. A quota or an admission webhook (not `is_for_want_of_right`) is about one namespace alone. Two namespaces without the right are all, unless an
+    /// Event was accepted since the first one: rights may be given by the namespace. The Node's own Event without it is all.
+    fn note(&mut self, about: &About, is_for_want_of_right: bool, now: Instant, until: Instant) -> Worth {
         let was_known = !self.namespaces.is_empty() || self.all.is_some();
+        let was_closed = self.all.is_some_and(|until| until > now);
         self.namespaces.retain(|_, until| *until > now);
+        if self.namespaces.is_empty() {
+            (self.is_accepted, self.without_right) = (false, BTreeSet::new());
+        }
         if self.namespaces.len() < MOST_CLOSED {
             self.namespaces.insert(about.namespace().to_owned(), until);
         }
-        if self.namespaces.len() > 1 || matches!(about, About::Node(_)) {
+        if is_for_want_of_right && self.without_right.len() < MOST_CLOSED {
+            self.without_right.insert(about.namespace().to_owned());
+        }
+        let are_all = self.without_right.len() > 1 && !self.is_accepted || matches!(about, About::Node(_));
+        if is_for_want_of_right && are_all {
             self.all = Some(until);
         }
-        !was_known
+        match was_known {
+            _ if !was_closed && self.all == Some(until) => Worth::All,
+            true => Worth::Nothing,
+            false => Worth::Namespace,
+        }
+    }
+
+    /// Notes that an Event was accepted. Returns whether all were closed.
+    fn accepted(&mut self, namespace: &str) -> bool {
+        self.namespaces.remove(namespace);
+        self.is_accepted = true;
+        self.without_right.clear();
+        self.all.take().is_some()
     }
 }
 
 /// Why the API server has not done what it was asked for.
 enum Refused {
-    Forbidden(String),
+    /// With the reason, and whether that is a missing right, rather than a quota or a webhook.
+    Forbidden(String, bool),
     Exists,
     Gone,
     Failed(String),
@@ -190,25 +227,31 @@ impl Sender {
         sleep(self.budget.take(Instant::now())).await;
         match self.create(&event).await {
             Ok(()) | Err(Refused::Exists) => {
-                self.closed.namespaces.remove(event.about.namespace());
-                if self.closed.all.take().is_some() || std::mem::take(&mut self.is_failing) {
+                let were_closed = self.closed.accepted(event.about.namespace());
+                if std::mem::take(&mut self.is_failing) || were_closed {
                     info!("Sending Events recovered");
                 }
-                self.is_failing = false;
                 Outcome::Told
             }
             Err(Refused::Gone) => Outcome::Gone,
-            Err(Refused::Forbidden(reason)) => {
+            Err(Refused::Forbidden(reason, is_for_want_of_right)) => {
                 let now = Instant::now();
                 let until = now + self.timing.without_right;
-                if self.closed.note(&event.about, now, until) {
-                    let namespace = event.about.namespace();
-                    warn!(
+                let namespace = event.about.namespace();
+                match self.closed.note(&event.about, is_for_want_of_right, now, until) {
+                    Worth::Nothing => {}
+                    Worth::Namespace => warn!(
                         reason,
                         namespace,
                         rule = RULE,
                         "An Event was refused, perhaps for want of the right to create it; trying every hour"
-                    );
+                    ),
+                    Worth::All => warn!(
+                        reason,
+                        namespace,
+                        rule = RULE,
+                        "The right to create Events is missing; none is sent, and one is tried every hour"
+                    ),
                 }
                 Outcome::Forbidden(until)
             }
@@ -278,7 +321,8 @@ fn refused(status: &Status) -> Refused {
     match status.code {
         // A namespace that is about to go takes nothing new; that says nothing of rights.
         403 if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => Refused::Gone,
-        403 => Refused::Forbidden(status.message.clone()),
+        // The API server's words about an authorizer that said no.
+        403 => Refused::Forbidden(status.message.clone(), RIGHT_WORDS.iter().any(|words| status.message.contains(words))),
         404 => Refused::Gone,
         409 => Refused::Exists,
         _ => Refused::Failed(status.message.clone()),
@@ -464,23 +508,71 @@ pub mod tests {
     }
 
     #[test]
-    fn a_refusal_in_one_namespace_closes_that_one_and_in_two_all() {
+    fn namespaces_with_a_quota_or_a_webhook_that_refuses_close_no_other() {
         let now = Instant::now();
         let until = now + Duration::from_secs(3600);
         let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
         let mut closed = Closed::default();
-        assert!(closed.note(&about("full"), now, until), "it is logged");
+        assert_eq!(closed.note(&about("full"), false, now, until), Worth::Namespace);
+        assert_eq!(closed.note(&about("denied"), false, now, until), Worth::Nothing);
+        assert_eq!(closed.note(&About::Node("node-1".into()), false, now, until), Worth::Nothing);
+        let is_closed = ["full", "denied", "default", "shop"].map(|namespace| closed.until(namespace, now).is_some());
+        assert_eq!(is_closed, [true, true, true, false]);
+    }
+
+    #[test]
+    fn where_one_namespace_accepts_events_those_without_the_right_close_no_other() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(3600);
+        let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
+        let mut closed = Closed::default();
+        closed.note(&about("one"), true, now, until);
+        assert!(!closed.accepted("shop"));
+        for namespace in ["two", "three"] {
+            closed.note(&about(namespace), true, now, until);
+        }
+        assert_eq!((closed.until("shop", now), closed.until("three", now)), (None, Some(until)));
+        // An hour later none may be: two say so.
+        let later = until + Duration::from_secs(3600);
+        closed.note(&about("one"), true, until, later);
+        assert_eq!(closed.note(&about("two"), true, until, later), Worth::All);
+        assert_eq!(closed.until("shop", until), Some(later));
+        assert!(closed.accepted("shop") && closed.until("shop", until).is_none());
+    }
+
+    #[test]
+    fn a_missing_right_is_told_from_a_quota_and_a_webhook_by_the_api_servers_words() {
+        for (message, is_right) in [
+            (r#"events is forbidden: User "system:serviceaccount:kube-system:kube-router" cannot create resource "events" in API group "" in the namespace "shop""#, true),
+            (r#"services "web" is forbidden: User "x" cannot get resource "services" in API group "" in the namespace "shop""#, true),
+            (r#"events "web.1" is forbidden: exceeded quota: few, requested: count/events=1, used: count/events=5, limited: count/events=5"#, false),
+            (r#"admission webhook "deny.example.net" denied the request: no Events here"#, false),
+        ] {
+            let status = json!({"kind": "Status", "code": 403, "message": message, "reason": "Forbidden", "status": "Failure"});
+            let refused = refused(&serde_json::from_value(status).expect("a Status"));
+            assert!(matches!(refused, Refused::Forbidden(_, is) if is == is_right), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_right_in_one_namespace_closes_that_one_and_in_two_all() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(3600);
+        let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
+        let mut closed = Closed::default();
+        assert_eq!(closed.note(&about("full"), true, now, until), Worth::Namespace, "it is logged");
         assert_eq!((closed.until("full", now), closed.until("shop", now)), (Some(until), None));
         assert_eq!(closed.until("full", until), None, "an hour later it is asked again");
-        assert!(!closed.note(&about("shop"), now, until));
+        assert_eq!(closed.note(&about("shop"), true, now, until), Worth::All, "and so is this");
+        assert_eq!(closed.note(&about("shop"), true, now, until), Worth::Nothing);
         assert_eq!(closed.until("other", now), Some(until));
         let mut closed = Closed::default();
-        closed.note(&About::Node("node-1".into()), now, until);
+        closed.note(&About::Node("node-1".into()), true, now, until);
         assert_eq!(closed.until("shop", now), Some(until));
         for number in 0..1000 {
-            closed.note(&about(&number.to_string()), now, until);
+            closed.note(&about(&number.to_string()), true, now, until);
         }
-        assert!(closed.namespaces.len() <= MOST_CLOSED);
+        assert!(closed.namespaces.len() <= MOST_CLOSED && closed.without_right.len() <= MOST_CLOSED);
     }
 
     #[test]
@@ -491,7 +583,7 @@ pub mod tests {
         };
         let terminating = json!([{"reason": "NamespaceTerminating", "message": "m", "field": "f"}]);
         assert!(matches!(status(403, terminating), Refused::Gone));
-        assert!(matches!(status(403, json!([])), Refused::Forbidden(_)));
+        assert!(matches!(status(403, json!([])), Refused::Forbidden(..)));
         assert!(matches!(status(409, json!([])), Refused::Exists));
         assert!(matches!(status(500, json!([])), Refused::Failed(_)));
     }
