@@ -3,6 +3,7 @@
 //! Both address families are values here, never generic parameters: code is written once and asks
 //! a [`Family`] where the two differ. Prefixes are `ipnet::IpNet`, addresses `std::net::IpAddr`.
 
+pub mod address_detection;
 mod address_range;
 pub mod asn;
 pub mod base64;
@@ -19,6 +20,7 @@ mod public_key;
 mod secret;
 pub mod service_mark;
 
+pub use address_detection::AddressDetection;
 pub use address_range::{AddressRange, address_of, number_of};
 pub use bfd::Bfd;
 pub use external_peer::{Distance, ExternalPeer, Password};

@@ -1,0 +1,171 @@
+//! The choice of one address of each family among those of this host.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::{AddressDetection, is_link_local};
+use crate::net::{Family, PerFamily};
+
+/// One address on one link of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    pub link: CompactString,
+    /// Number of the link.
+    pub index: u32,
+    /// What kind of virtual link it is, in the kernel's word; empty for hardware.
+    pub kind: CompactString,
+    /// The link is set up.
+    pub up: bool,
+    /// The prefix keeps its host bits.
+    pub address: IpNet,
+    /// It is of scope global: reachable from other hosts.
+    pub global: bool,
+    /// It is neither to be proven unique yet nor proven not to be, and neither deprecated nor temporary.
+    pub lasting: bool,
+}
+
+/// The addresses that were chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Choice {
+    pub addresses: PerFamily<Option<IpAddr>>,
+    /// The families of which nothing is found now. An address that was chosen before stays while the host has it.
+    pub lacks: PerFamily<bool>,
+}
+
+/// Links of this program, of kube-router and of kube-proxy: addresses there are those of Services and of pods' gateways.
+const NEVER: [&str; 4] = ["kube-bridge", "kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
+/// How the names of our other links begin.
+const NEVER_BEGINS: [&str; 2] = ["tun-", "sluice-"];
+
+/// How the names of links begin that pods, virtual machines and other network plugins have.
+const VIRTUAL_BEGINS: [&str; 20] = [
+    "docker",
+    "cbr",
+    "cni",
+    "dummy",
+    "virbr",
+    "lxcbr",
+    "lxdbr",
+    "lxc",
+    "veth",
+    "cali",
+    "vxlan.calico",
+    "tunl",
+    "flannel",
+    "weave",
+    "cilium",
+    "antrea",
+    "ovn",
+    "podman",
+    "nerdctl",
+    "kube-",
+];
+/// Kinds of links that are made of others, or of none.
+const VIRTUAL_KINDS: [&str; 12] =
+    ["dummy", "ipip", "sit", "ip6tnl", "gre", "gretap", "ip6gre", "vxlan", "geneve", "wireguard", "tun", "vti"];
+
+/// Chooses the addresses by which other nodes are to route to this one. `sources` are the kernel's answers for the destinations of
+/// `can-reach`, `former` what is used so far.
+pub fn choose(
+    method: &AddressDetection,
+    families: PerFamily<bool>,
+    (all, sources): (&[Candidate], PerFamily<Option<IpAddr>>),
+    former: PerFamily<Option<IpAddr>>,
+) -> Choice {
+    let mut choice = Choice::default();
+    for family in Family::BOTH.into_iter().filter(|family| *families.of(*family) && method.looks_for(*family)) {
+        let mut ranked: Vec<(usize, &Candidate)> = all
+            .iter()
+            .filter(|one| Family::from(one.address) == family && is_eligible(one))
+            .filter_map(|one| Some((rank(method, one, (all, *sources.of(family)))?, one)))
+            .collect();
+        // Stable: addresses of one link stay in the kernel's order.
+        ranked.sort_by_key(|(rank, one)| (*rank, one.index, order(one)));
+        let former = *former.of(family);
+        let best = ranked.first().map(|(rank, _)| *rank);
+        let of_best = || ranked.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, one)| one.address.addr());
+        let is_on_host = |address: &IpAddr| all.iter().any(|one| one.address.addr() == *address);
+        *choice.addresses.of_mut(family) = match best {
+            Some(_) => former.filter(|former| of_best().any(|one| one == *former)).or_else(|| of_best().next()),
+            None => former.filter(is_on_host),
+        };
+        *choice.lacks.of_mut(family) = best.is_none();
+    }
+    choice
+}
+
+/// Returns the place of an address on its link beside others there.
+fn order(one: &Candidate) -> Option<IpAddr> {
+    Some(one.address.addr()).filter(IpAddr::is_ipv6)
+}
+
+/// Returns whether any method may choose an address.
+fn is_eligible(one: &Candidate) -> bool {
+    let address = one.address.addr();
+    let is_mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
+    let is_unicast = !address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !is_mapped;
+    let is_ours = NEVER.contains(&one.link.as_str()) || NEVER_BEGINS.iter().any(|begin| one.link.starts_with(begin));
+    one.up && one.global && one.lasting && is_unicast && !is_link_local(address) && !is_ours
+}
+
+/// Returns how good an address is, 0 for the best; `None` where the method does not fit it.
+fn rank(method: &AddressDetection, one: &Candidate, (all, source): (&[Candidate], Option<IpAddr>)) -> Option<usize> {
+    let address = one.address.addr();
+    match method {
+        AddressDetection::CanReach(_) if source == Some(address) => Some(0),
+        // The kernel prefers temporary addresses where it makes them (RFC 8981): the lasting one beside it is meant.
+        AddressDetection::CanReach(_) => {
+            let chosen = all.iter().find(|other| Some(other.address.addr()) == source)?;
+            let is_beside = chosen.link == one.link && chosen.address.trunc() == one.address.trunc();
+            (is_beside && !chosen.lasting).then_some(1)
+        }
+        AddressDetection::Interface(expressions) => expressions.iter().position(|it| it.matches(&one.link)),
+        AddressDetection::SkipInterface(expressions) => {
+            let is_skipped = is_virtual(one) || expressions.iter().any(|it| it.matches(&one.link));
+            (!is_skipped).then_some(0)
+        }
+        AddressDetection::Cidr(networks) => networks.iter().position(|network| network.contains(&address)),
+    }
+}
+
+fn is_virtual(one: &Candidate) -> bool {
+    let name = one.link.as_str();
+    // Docker names the bridges of its networks after their first twelve digits.
+    let is_network =
+        name.strip_prefix("br-").is_some_and(|id| id.len() == 12 && id.bytes().all(|it| it.is_ascii_hexdigit()));
+    name == "lo"
+        || is_network
+        || VIRTUAL_KINDS.contains(&one.kind.as_str())
+        || VIRTUAL_BEGINS.iter().any(|begin| name.starts_with(begin))
+}
+
+impl Choice {
+    /// Returns a sentence for each family of which nothing is found.
+    pub fn problems(&self, method: &AddressDetection) -> PerFamily<Option<String>> {
+        PerFamily::from_fn(|family| {
+            let lack = Lack { method, family, kept: *self.addresses.of(family) };
+            self.lacks.of(family).then(|| lack.to_string())
+        })
+    }
+}
+
+/// A family of which nothing is found.
+struct Lack<'a> {
+    method: &'a AddressDetection,
+    family: Family,
+    kept: Option<IpAddr>,
+}
+
+impl fmt::Display for Lack<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lack { method, family, kept } = self;
+        write!(f, "--node-ip-autodetect={method} finds no {family} address of this host; ")?;
+        match kept {
+            Some(kept) => write!(f, "{kept}, which it found before, stays in use while the host has it"),
+            None => f.write_str("other nodes route to the InternalIP of its Node"),
+        }
+    }
+}
