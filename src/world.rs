@@ -14,6 +14,7 @@
 
 mod attachments;
 mod attachments_file;
+mod detection;
 mod host;
 mod joined;
 mod last_known;
@@ -21,7 +22,8 @@ mod service_warnings;
 mod warned;
 
 pub use self::attachments_file::AttachmentsFile;
-pub use self::host::{host, publish_host};
+pub use self::detection::Detection;
+pub use self::host::{Reading, host, publish_host};
 pub use self::last_known::{Known, LastKnown};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -392,6 +394,7 @@ impl Builder {
     /// Publishes the World if it differs from the one that is out. `seen` is the time of the earliest event
     /// that it contains and the one before did not.
     fn publish(&mut self, seen: Option<Instant>) {
+        self.report.send_if_modified(|report| self.joined.tell_own_annotation(report));
         let seen = seen.into_iter().chain(self.held_back.take()).min();
         if self.together {
             self.held_back = seen;

@@ -225,6 +225,9 @@ pub struct Flags {
     /// Where routes to pods of other nodes come from: bgp (sessions between nodes) or api (the Node objects alone)
     #[arg(long, default_value = "bgp")]
     pub node_routes: String,
+    /// How this node finds the addresses by which others route to it: can-reach=ADDRESS, interface=REGEX, skip-interface=REGEX or cidr=LIST; empty means the InternalIP of its Node
+    #[arg(long, default_value = "")]
+    pub node_ip_autodetect: String,
     /// Peer with nodes of the same AS
     #[arg(long, default_value = "true")]
     pub enable_ibgp: bool,

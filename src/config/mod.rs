@@ -53,7 +53,7 @@ pub use router::{Advertise, GracefulRestart, KEY_FILE, NodeRoutes, Overlay, Reac
 pub use service_ranges::{Disallowed, ServiceRanges};
 pub use usage::usage;
 
-use crate::net::PerFamily;
+use crate::net::{AddressDetection, PerFamily};
 
 /// Where container runtimes look for CNI plugins unless they are told of another directory.
 const PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
@@ -87,6 +87,8 @@ pub struct Config {
     pub families: PerFamily<bool>,
     /// `--netfilter`; what it comes to on this host is decided at the start ([`Config::decided`]).
     pub netfilter: Netfilter,
+    /// `--node-ip-autodetect`, where the router runs; `None` for the InternalIP of the Node.
+    pub node_address: Option<AddressDetection>,
     /// The service proxy, when it runs or is cleaned up.
     pub proxy: Option<ProxyConfig>,
     /// The firewall, when it runs or is cleaned up.
@@ -177,6 +179,7 @@ impl Config {
             cache_sync_timeout: mistakes.longer_than_zero("cache-sync-timeout", flags.cache_sync_timeout, "1m"),
             families,
             netfilter,
+            node_address: node_address(flags, mistakes).filter(|_| flags.run_router && !flags.cleanup_config),
             // A cleanup is about everything that an earlier run may have left.
             proxy: (flags.run_service_proxy || flags.cleanup_config).then_some(proxy),
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
@@ -283,6 +286,13 @@ fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) 
         ));
     }
     name
+}
+
+/// The method by which addresses of this node are detected; `None` without one.
+fn node_address(flags: &Flags, mistakes: &mut Mistakes) -> Option<AddressDetection> {
+    let typed = Some(flags.node_ip_autodetect.trim()).filter(|typed| !typed.is_empty())?;
+    let method = typed.parse().map_err(|why| mistakes.add(format!("--node-ip-autodetect: {why}.")));
+    method.ok()
 }
 
 /// The socket of `--netpol-cni`, beside the one of `--socket`. A cleanup announces nothing.

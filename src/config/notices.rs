@@ -27,7 +27,7 @@ fn guards(flags: &Flags) -> bool {
     flags.netpol_source_guard && flags.netpol_cni && flags.run_firewall
 }
 
-const IDLE: [Idle; 16] = [
+const IDLE: [Idle; 17] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -71,6 +71,11 @@ const IDLE: [Idle; 16] = [
         flag: "bgp-mesh-password-file",
         is_given: |typed, _| !typed.bgp_mesh_password_file.is_empty() && typed.node_routes == "api",
         reason: "with --node-routes=api nodes have no sessions with each other",
+    },
+    Idle {
+        flag: "node-ip-autodetect",
+        is_given: |typed, _| !typed.node_ip_autodetect.is_empty() && !typed.run_router,
+        reason: "the router does not run",
     },
     Idle {
         flag: "enable-bfd-mesh",

@@ -18,6 +18,7 @@ use super::Error;
 use super::link::{self, LinkKind, LinkName, Names, no_device};
 use super::netlink::{Answer, Bus, DumpBounds, Fault, Messages, Socket, failed_steps, flag};
 use crate::net::Family;
+use crate::net::address_detection::Candidate;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// An address on a device. The prefix keeps its host bits: `10.244.1.1/24`.
@@ -47,6 +48,8 @@ pub struct Addresses {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostAddress {
     pub link: LinkName,
+    /// Number of the device.
+    pub index: u32,
     pub kind: LinkKind,
     /// The device is set up.
     pub up: bool,
@@ -55,6 +58,9 @@ pub struct HostAddress {
     /// The prefix keeps its host bits.
     pub address: IpNet,
     pub scope: Scope,
+    /// It may be used for long and by others: duplicate address detection is over and has found no other (RFC 4862), and it is neither deprecated
+    /// nor a temporary one (RFC 8981).
+    pub lasting: bool,
 }
 
 /// Scope of an address.
@@ -75,9 +81,16 @@ const HEADER: usize = 8;
 
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
+/// All flags, of which the header has the first eight.
+const FLAGS: u16 = 8;
 
 /// IPv6: usable at once, without duplicate address detection.
 const NO_DUPLICATE_DETECTION: u8 = 0x02;
+/// Of an IPv6 address that it is temporary; of an IPv4 address that another one of its network was there before.
+const TEMPORARY: u32 = 0x01;
+const DUPLICATE: u32 = 0x08;
+const DEPRECATED: u32 = 0x20;
+const TENTATIVE: u32 = 0x40;
 const SCOPE_GLOBAL: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
@@ -103,19 +116,38 @@ fn addresses_of(mut socket: Socket) -> Result<Vec<HostAddress>, Error> {
         link::devices(&mut socket)?.into_iter().map(|device| (device.index, device)).collect();
     let mut found = Vec::new();
     for family in Family::BOTH {
-        for (index, address, scope) in list(&mut socket, family, 0)? {
+        for Listed { device: index, address, scope, lasting } in list(&mut socket, family, 0)? {
             let Some(device) = devices.get(&index) else { continue };
             found.push(HostAddress {
                 link: device.name.clone(),
+                index,
                 kind: device.kind.clone(),
                 up: device.up,
                 mtu: device.mtu,
                 address,
                 scope,
+                lasting,
             });
         }
     }
     Ok(found)
+}
+
+impl From<&HostAddress> for Candidate {
+    fn from(found: &HostAddress) -> Candidate {
+        Candidate {
+            link: found.link.0.clone(),
+            index: found.index,
+            kind: match &found.kind {
+                LinkKind::Dummy => "dummy".into(),
+                LinkKind::Other(kind) => kind.clone(),
+            },
+            up: found.up,
+            address: found.address,
+            global: found.scope == Scope::Global,
+            lasting: found.lasting,
+        }
+    }
 }
 
 impl Addresses {
@@ -144,8 +176,8 @@ impl Target for Addresses {
             let Some(index) = names.number(&self.socket, link) else { continue };
             for family in Family::BOTH {
                 let listed = list(&mut self.socket, family, index)?.into_iter();
-                let ours = listed.filter(|(_, address, _)| !is_link_local(address.addr()));
-                found.extend(ours.map(|(_, address, _)| (AddressKey { link: link.clone(), address }, ())));
+                let ours = listed.map(|one| one.address).filter(|address| !is_link_local(address.addr()));
+                found.extend(ours.map(|address| (AddressKey { link: link.clone(), address }, ())));
             }
         }
         Ok(found)
@@ -195,13 +227,13 @@ fn write(messages: &mut Messages, device: u32, address: IpNet, wanted: bool) {
 }
 
 /// The addresses of one family: on one device, or on all where `device` is 0.
-fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, IpNet, Scope)>, Error> {
+fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<Listed>, Error> {
     let mut message = Messages::new();
     message.begin(GET_ADDRESS, 0).header(&header([family.number(), 0, 0, 0], device));
     let listed = socket.dump(&mut message, |answer| {
         // A kernel without this family lists addresses of the others, and an old one those of all devices.
         address(answer)
-            .filter(|(index, address, _)| Family::from(*address) == family && (device == 0 || *index == device))
+            .filter(|one| Family::from(one.address) == family && (device == 0 || one.device == device))
     });
     match listed {
         Ok(listed) => Ok(listed),
@@ -210,12 +242,22 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<(u32, Ip
     }
 }
 
-/// Returns the device, the address and its scope from a message, be it an answer or a notification.
-pub(super) fn address(answer: &Answer<'_>) -> Option<(u32, IpNet, Scope)> {
+/// An address in a message, be it an answer or a notification.
+pub(super) struct Listed {
+    /// Number of the device.
+    pub device: u32,
+    pub address: IpNet,
+    pub scope: Scope,
+    /// As in [`HostAddress`].
+    pub lasting: bool,
+}
+
+/// Returns the address in a message.
+pub(super) fn address(answer: &Answer<'_>) -> Option<Listed> {
     if answer.kind != NEW_ADDRESS && answer.kind != DELETE_ADDRESS {
         return None;
     }
-    let [_, length, _, scope, i0, i1, i2, i3] = *answer.header::<HEADER>()?;
+    let [_, length, flags, scope, i0, i1, i2, i3] = *answer.header::<HEADER>()?;
     let attributes = answer.attributes(HEADER);
     // On point-to-point links `ADDRESS` is the peer's.
     let own = attributes.get(LOCAL).or_else(|| attributes.get(ADDRESS))?;
@@ -224,7 +266,14 @@ pub(super) fn address(answer: &Answer<'_>) -> Option<(u32, IpNet, Scope)> {
         SCOPE_HOST => Scope::Host,
         _ => Scope::Global,
     };
-    Some((u32::from_ne_bytes([i0, i1, i2, i3]), IpNet::new(own.address()?, length).ok()?, scope))
+    let flags = attributes.get(FLAGS).and_then(|flags| flags.u32()).unwrap_or(flags.into());
+    let address = IpNet::new(own.address()?, length).ok()?;
+    let passing = match Family::from(address) {
+        Family::V4 => DEPRECATED,
+        Family::V6 => TEMPORARY | DUPLICATE | DEPRECATED | TENTATIVE,
+    };
+    let device = u32::from_ne_bytes([i0, i1, i2, i3]);
+    Some(Listed { device, address, scope, lasting: flags & passing == 0 })
 }
 
 fn header([family, length, flags, scope]: [u8; 4], device: u32) -> [u8; HEADER] {

@@ -232,7 +232,7 @@ impl View {
             changes.ports += u64::from(is_watched);
             return;
         }
-        if let Some((index, address, _)) = address::address(answer) {
+        if let Some(address::Listed { device: index, address, .. }) = address::address(answer) {
             if self.is_ours(index) {
                 changes.ours += u64::from(!address::is_link_local(address.addr()));
             } else {

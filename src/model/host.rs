@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
+use crate::net::PerFamily;
+
 /// Facts of this host that desired state depends on. Read from the kernel; changes arrive as events.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Host {
@@ -20,8 +22,19 @@ pub struct Host {
     /// The addresses at which this program asks the API server, or the proxy on the way to it, sorted: those that its configuration names, and those that
     /// a name there stood for. Empty with a directory of manifests.
     pub api_server: Vec<IpAddr>,
+    /// `--node-ip-autodetect`: the addresses by which other nodes route to this one; `None` without the flag.
+    pub detected: Option<DetectedAddresses>,
     /// Direct server return is asked for, and waits for the socket of the container runtime: Services with it are served with NAT until then.
     pub runtime_awaited: bool,
+}
+
+/// Addresses of this host that were detected, in place of the InternalIP of its Node.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DetectedAddresses {
+    /// `None` where none is found or looked for: the InternalIP is used.
+    pub addresses: PerFamily<Option<IpAddr>>,
+    /// Why nothing is found of a family that is looked for, as a sentence. An address that was found before may still be in use.
+    pub problems: PerFamily<Option<String>>,
 }
 
 /// A network that a link is on.

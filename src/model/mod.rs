@@ -35,10 +35,13 @@ pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Subject, Tie
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Slices, Use};
 pub use endpoint_list::{EndpointList, Listed};
 pub use event_clock::EventClock;
-pub use host::{Host, HostAddress, HostLink, OnLink};
+pub use host::{DetectedAddresses, Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
 pub use name::{NamespaceName, ObjectName, OwnName, Words};
-pub use node::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint, WIREGUARD_KEY_ANNOTATION};
+pub use node::{
+    NODE_ADDRESS_ANNOTATION, Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint,
+    WIREGUARD_KEY_ANNOTATION,
+};
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;
 pub use policy::{Namespaces, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, PortMatch, Ports};

@@ -16,11 +16,15 @@ use crate::net::{ExternalPeer, Family, PerFamily, PublicKey};
 /// The annotation of a Node with its public key for WireGuard. Its own agent writes it.
 pub const WIREGUARD_KEY_ANNOTATION: &str = "kube-router.io/wireguard-public-key";
 
+/// The annotation of a Node with the addresses that its own agent has found for routing (`--node-ip-autodetect`): one of each family,
+/// separated by a comma.
+pub const NODE_ADDRESS_ANNOTATION: &str = "kube-router.io/node-address";
+
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Node {
     /// `metadata.creationTimestamp` in seconds since 1970 (0 where absent). The API server writes it, so who may write a Node cannot make it older.
     pub created: i64,
-    /// Internal and external addresses, in the API's order. Host names are left out.
+    /// Internal and external addresses, in the API's order, and behind them those that were detected. Host names are left out.
     pub addresses: Vec<NodeAddress>,
     /// Both families, without duplicates, masked to the prefix.
     pub pod_cidrs: Vec<IpNet>,
@@ -91,8 +95,13 @@ pub struct NodeAddress {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NodeAddressKind {
+    /// `InternalIP`.
     Internal,
+    /// `ExternalIP`.
     External,
+    /// `kube-router.io/node-address`, one of each family at most; of this host's own Node what was found here. Other nodes route to it in place of the
+    /// internal one of its family.
+    Detected,
 }
 
 /// The annotations of a Node about BGP, parsed.
@@ -132,16 +141,38 @@ pub struct Prepend {
 }
 
 impl Node {
-    /// The address by which the node is known in one family: its first internal address of that family,
+    /// The address by which the cluster knows the node in one family: its first internal address of that family,
     /// else its first external one.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
-        self.first(|address| Family::from(address) == family)
+        self.listed(|address| Family::from(address) == family)
     }
 
-    /// The address by which the node is known to its neighbours: its first internal address, else its first external one,
-    /// among those of the families that are on.
+    /// The address by which other nodes route to the node in one family, as BGP neighbour, next hop and end of tunnels: the one that was detected,
+    /// else that of [`address`](Node::address).
+    pub fn routing_address(&self, family: Family) -> Option<IpAddr> {
+        self.detected(family).or_else(|| self.address(family))
+    }
+
+    /// The routing address by which the node is known to its neighbours: that of the family of its first internal address, else of its first
+    /// external one, among the families that are on; else the first that was detected.
     pub fn primary(&self, families: PerFamily<bool>) -> Option<IpAddr> {
-        self.first(|address| *families.of(Family::from(address)))
+        let is_on = |address: IpAddr| *families.of(Family::from(address));
+        let first = self.listed(is_on).or_else(|| self.first(NodeAddressKind::Detected, is_on))?;
+        self.routing_address(Family::from(first))
+    }
+
+    /// The address of one family that was detected.
+    pub fn detected(&self, family: Family) -> Option<IpAddr> {
+        self.first(NodeAddressKind::Detected, |address| Family::from(address) == family)
+    }
+
+    /// Replaces the addresses that were detected.
+    pub fn set_detected(&mut self, detected: PerFamily<Option<IpAddr>>) {
+        self.addresses.retain(|one| one.kind != NodeAddressKind::Detected);
+        let kind = NodeAddressKind::Detected;
+        self.addresses
+            .extend(detected.iter().filter_map(|(_, address)| Some(NodeAddress { kind, address: (*address)? })));
+        self.addresses.shrink_to_fit();
     }
 
     /// Its annotations about routing.
@@ -150,9 +181,12 @@ impl Node {
         self.routing.as_deref().unwrap_or(&NOTHING)
     }
 
-    fn first(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        let of_kind = |kind| self.addresses.iter().find(|a| a.kind == kind && fits(a.address)).map(|a| a.address);
-        of_kind(NodeAddressKind::Internal).or_else(|| of_kind(NodeAddressKind::External))
+    fn listed(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        self.first(NodeAddressKind::Internal, &fits).or_else(|| self.first(NodeAddressKind::External, &fits))
+    }
+
+    fn first(&self, kind: NodeAddressKind, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        self.addresses.iter().find(|a| a.kind == kind && fits(a.address)).map(|a| a.address)
     }
 }
 
@@ -185,5 +219,26 @@ mod tests {
         assert_eq!(primary(true, true).as_deref(), Some("2001:db8::1"));
         assert_eq!(primary(true, false).as_deref(), Some("192.0.2.1"));
         assert_eq!(primary(false, false), None);
+    }
+
+    #[test]
+    fn a_detected_address_stands_for_the_internal_one_of_its_family_in_routing_alone() {
+        let at = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let internal = |text| NodeAddress { kind: NodeAddressKind::Internal, address: at(text) };
+        let mut node = Node { addresses: vec![internal("192.0.2.1"), internal("2001:db8::1")], ..Node::default() };
+        let both = PerFamily { v4: true, v6: true };
+        let routed = |node: &Node| PerFamily::from_fn(|family| node.routing_address(family));
+        node.set_detected(PerFamily { v4: Some(at("198.51.100.1")), v6: None });
+        assert_eq!(routed(&node), PerFamily { v4: Some(at("198.51.100.1")), v6: Some(at("2001:db8::1")) });
+        assert_eq!(node.address(Family::V4), Some(at("192.0.2.1")), "elsewhere it stays what it was");
+        assert_eq!(node.primary(both), Some(at("198.51.100.1")));
+        node.set_detected(PerFamily { v4: None, v6: Some(at("2001:db8:1::1")) });
+        assert_eq!(node.primary(both), Some(at("192.0.2.1")), "the family is that of the first internal address");
+        assert_eq!(node.primary(PerFamily { v4: false, v6: true }), Some(at("2001:db8:1::1")));
+        node.set_detected(PerFamily::default());
+        assert_eq!(routed(&node), PerFamily { v4: Some(at("192.0.2.1")), v6: Some(at("2001:db8::1")) });
+        let mut bare = Node::default();
+        bare.set_detected(PerFamily { v4: None, v6: Some(at("2001:db8::7")) });
+        assert_eq!((bare.primary(both), bare.address(Family::V6)), (Some(at("2001:db8::7")), None));
     }
 }

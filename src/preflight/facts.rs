@@ -14,6 +14,7 @@ use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
 use crate::kernel::vxlan::Vxlan;
 use crate::model::Node;
+use crate::net::PerFamily;
 
 /// Everything that was found.
 #[derive(Clone, Debug)]
@@ -95,6 +96,8 @@ pub enum Trial {
 #[derive(Clone, Default, Debug)]
 pub struct NetworkFacts {
     pub addresses: Vec<HostAddress>,
+    /// Source addresses towards the destinations of `--node-ip-autodetect=can-reach`.
+    pub sources: PerFamily<Option<IpAddr>>,
     /// Names of all devices.
     pub links: BTreeSet<String>,
     /// Names of those of kind veth.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -25,10 +26,10 @@ use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
-use crate::kernel::route::{Ownership, Routes};
+use crate::kernel::route::{Lookup, Ownership, Routes};
 use crate::kernel::sysctl::{self, Setting};
-use crate::kernel::{address, is_program, link, local_socket, vxlan};
-use crate::net::PerFamily;
+use crate::kernel::{Error, address, is_program, link, local_socket, vxlan};
+use crate::net::{AddressDetection, PerFamily};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
@@ -137,6 +138,10 @@ fn network(config: &Config) -> NetworkFacts {
         Ok(addresses) => facts.addresses = addresses,
         Err(error) => unread.push(error.to_string()),
     }
+    match sources(config) {
+        Ok(sources) => facts.sources = sources,
+        Err(error) => unread.push(error.to_string()),
+    }
     match link::all() {
         Ok(devices) => {
             let is_pair = |device: &&link::Device| device.kind == LinkKind::Other("veth".into());
@@ -174,6 +179,13 @@ fn network(config: &Config) -> NetworkFacts {
     facts.processes = processes();
     facts.unread = unread;
     facts
+}
+
+/// Source addresses towards the destinations that the choice of the node's address depends on.
+fn sources(config: &Config) -> Result<PerFamily<Option<IpAddr>>, Error> {
+    let targets = config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default();
+    let source = |target: Option<IpAddr>| target.map_or(Ok(None), |target| Lookup::open()?.source_to(target));
+    Ok(PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? })
 }
 
 /// Ports on which somebody listens, in the network namespace of this thread, with the inodes of the sockets.

@@ -31,6 +31,7 @@ use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
+use self::keys::Untold;
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::awaited_services::AwaitedServices;
 use super::desired::RouterChanges;
@@ -99,8 +100,8 @@ pub struct Driver<K: Kernel> {
     unreached: Unreached,
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
-    /// Since when the key of this node has not been in its Node.
-    untold_since: Option<Instant>,
+    /// Since when the key of this node, or its addresses, have not been in its Node.
+    untold: Untold,
     /// The key of this node that was logged last.
     told_key: Option<PublicKey>,
     moments: Moments,
@@ -139,7 +140,7 @@ impl<K: Kernel> Driver<K> {
             learned_at: None,
             unreached: Unreached::default(),
             rivals: Vec::new(),
-            untold_since: None,
+            untold: Untold::default(),
             told_key: None,
             moments: Moments::since(now),
             reached: false,
@@ -439,6 +440,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             troubles.extend(self.rivals.iter().map(ToString::to_string));
             troubles.extend(self.unreached.trouble.clone());
             troubles.extend(self.untold_key(standing.now));
+            troubles.extend(self.troubles_with_addresses(standing.now));
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
         } else {
             troubles.extend(self.plan.unreached_without_speaker().trouble);

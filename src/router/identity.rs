@@ -41,6 +41,8 @@ pub struct Identity {
     /// The MTU of the link that carries the primary address, in bytes.
     pub mtu: Option<u32>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
+    /// Why no address of a family was detected, where one is looked for.
+    pub undetected: PerFamily<Option<String>>,
     pub asn: Option<u32>,
     pub router_id: Option<Ipv4Addr>,
     /// Routing annotations of the Node.
@@ -53,7 +55,7 @@ impl Identity {
         let nothing = Node::default();
         let node = node.unwrap_or(&nothing);
         let routing = node.routing().clone();
-        let addresses = PerFamily::from_fn(|family| node.address(family).filter(|_| *families.of(family)));
+        let addresses = PerFamily::from_fn(|family| node.routing_address(family).filter(|_| *families.of(family)));
         let carrying = |address: IpAddr| host.addresses.iter().find(|own| own.address == address);
         let primary = node.primary(families);
         let link = |address: Option<IpAddr>| Some(carrying(address?)?.link.clone());
@@ -76,8 +78,9 @@ impl Identity {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);
                 of_family.filter(|_| *families.of(family)).copied().collect()
             }),
+            undetected: host.detected.as_ref().map(|detected| detected.problems.clone()).unwrap_or_default(),
             asn: if config.full_mesh { Some(config.cluster_asn) } else { routing.asn },
-            router_id: primary.map(|primary| router_id(config.router_id, primary, node.address(Family::V4))),
+            router_id: primary.map(|primary| router_id(config.router_id, primary, node.routing_address(Family::V4))),
             routing,
         }
     }
@@ -116,6 +119,9 @@ impl Identity {
             let text = "--nodes-full-mesh is off and the annotation kube-router.io/node.asn is absent or no number, so there \
                         are no sessions";
             problems.push(Problem::new(About::Speaker, text));
+        }
+        for (family, problem) in self.undetected.iter() {
+            problems.extend(problem.as_ref().map(|text| Problem::new(About::Family(family), text.clone())));
         }
         for family in self.enabled_families() {
             if self.addresses.of(family).is_none() {

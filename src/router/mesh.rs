@@ -101,7 +101,8 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
         return Peering::Impossible(Obstacle::NoCommonFamily);
     };
     // A renamed Node leaves its old object behind for a while; dialling it would reach ourselves.
-    if Family::BOTH.into_iter().any(|family| *own.addresses.of(family) == Some(there)) {
+    // So would a Node of ours without the address that was detected here.
+    if own.all.contains(&there) {
         return Peering::Impossible(Obstacle::OwnAddress);
     }
     let password = match password {
@@ -110,7 +111,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
         Password::File(_) | Password::Unknown => return Peering::Impossible(Obstacle::NoPassword),
     };
     let capable = own.capable();
-    let families = PerFamily::from_fn(|family| *capable.of(family) && node.address(family).is_some());
+    let families = PerFamily::from_fn(|family| *capable.of(family) && node.routing_address(family).is_some());
     Peering::With(Arc::new(WantedNeighbour {
         address: there,
         settings: Settings {
@@ -161,7 +162,7 @@ pub fn session_addresses(here: IpAddr, there: IpAddr, own: &Identity, node: &Nod
     if Family::from(here) == Family::from(there) {
         return Some((here, there));
     }
-    Family::BOTH.into_iter().find_map(|family| Some(((*own.addresses.of(family))?, node.address(family)?)))
+    Family::BOTH.into_iter().find_map(|family| Some(((*own.addresses.of(family))?, node.routing_address(family)?)))
 }
 
 #[cfg(test)]

@@ -366,7 +366,7 @@ impl Part {
 fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering) {
     let Around { own, config, local, password } = around;
     let is_own = *name == own.name;
-    let both = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
+    let both = PerFamily::from_fn(|family| node.routing_address(family).filter(|_| *own.families.of(family)));
     let primary = node.primary(own.families);
     let peering = match local {
         Some(local) if !is_own => mesh::peering(own, node, config, local, password),
@@ -396,7 +396,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         both,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: neighbour.or(primary),
-        identifier: identifier.map(|own| router_id(config.router_id, own, node.address(Family::V4))),
+        identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),
         neighbour,
         key: node.wireguard_key,
     };

@@ -16,11 +16,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
+use super::detection::Detection;
 use crate::kernel::Error;
 use crate::kernel::address::{HostAddress as Found, Scope};
 use crate::kernel::link::LinkKind;
 use crate::kernel::monitor::Changes;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
+use crate::net::PerFamily;
 
 /// Devices that carry service addresses: ours and kube-router's, kube-proxy's, and NodeLocal DNSCache's.
 const CARRY_SERVICE_ADDRESSES: [&str; 3] = ["kube-dummy-if", "kube-ipvs0", "nodelocaldns"];
@@ -30,32 +32,88 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Delay after which addresses that could not be read are read again: at first, and at the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Time between two lookups of the source address towards a destination: what else they depend on, as the rules of `ip rule`, the kernel may
+/// change without a notification.
+const LOOK_UP: Duration = Duration::from_secs(30);
+
+/// How the facts of the host are read. It may wait for the kernel: it runs where it blocks nobody.
+#[derive(Clone, Copy)]
+pub struct Reading {
+    pub addresses: fn() -> Result<Vec<Found>, Error>,
+    /// The source address of packets to another one.
+    pub source_to: fn(IpAddr) -> Result<Option<IpAddr>, Error>,
+}
 
 /// Publishes the facts of the host whose Node object has this name, now and whenever the kernel notifies of a change.
-/// `read` may wait for the kernel: it runs where it blocks nobody.
 ///
 /// # Errors
 /// They cannot be read at all.
 pub async fn publish_host(
     node_name: String,
-    read: fn() -> Result<Vec<Found>, Error>,
+    reading: Reading,
+    detection: Option<Detection>,
     mut changes: watch::Receiver<Changes>,
 ) -> Result<watch::Receiver<Arc<Host>>, String> {
     // Changes from here on may be missing from the first reading.
-    let seen = changes.borrow_and_update().host;
-    let found = read_aside(read).await?;
-    let (out, published) = watch::channel(Arc::new(host(&node_name, found)));
-    tokio::spawn(follow(node_name, read, changes, seen, out));
+    let seen = *changes.borrow_and_update();
+    let mut reader = Reader { node_name, reading, detection };
+    let (out, published) = watch::channel(Arc::new(reader.read().await?));
+    tokio::spawn(follow(reader, changes, seen, out));
     Ok(published)
 }
 
-async fn follow(
+/// Reads the facts, and chooses among the addresses.
+struct Reader {
     node_name: String,
-    read: fn() -> Result<Vec<Found>, Error>,
+    reading: Reading,
+    detection: Option<Detection>,
+}
+
+impl Reader {
+    async fn read(&mut self) -> Result<Host, String> {
+        let (reading, targets) = (self.reading, self.targets());
+        let read = spawn_blocking(move || read(reading, targets)).await.map_err(|error| error.to_string())?;
+        let (found, sources) = read.map_err(|error| error.to_string())?;
+        let detected = self.detection.as_mut().map(|detection| {
+            let before = detection.chosen();
+            let detected = detection.choose(&found, sources);
+            for (family, address) in detected.addresses.iter().filter(|(family, now)| before.of(*family) != *now) {
+                let (method, address) = (detection.method(), address.map(|address| address.to_string()));
+                let address = address.as_deref().unwrap_or("the InternalIP of the Node");
+                info!(%family, address, %method, "Address of this node for routing chosen");
+            }
+            detected
+        });
+        Ok(Host { detected, ..host(&self.node_name, found) })
+    }
+
+    fn targets(&self) -> PerFamily<Option<IpAddr>> {
+        self.detection.as_ref().map(Detection::targets).unwrap_or_default()
+    }
+
+    /// Returns whether the choice depends on routes.
+    fn follows_routes(&self) -> bool {
+        self.targets() != PerFamily::default()
+    }
+}
+
+type Facts = (Vec<Found>, PerFamily<Option<IpAddr>>);
+
+fn read(reading: Reading, targets: PerFamily<Option<IpAddr>>) -> Result<Facts, Error> {
+    let found = (reading.addresses)()?;
+    let source = |target: Option<IpAddr>| target.map_or(Ok(None), reading.source_to);
+    Ok((found, PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? }))
+}
+
+async fn follow(
+    mut reader: Reader,
     mut changes: watch::Receiver<Changes>,
-    mut seen: u64,
+    mut seen: Changes,
     out: watch::Sender<Arc<Host>>,
 ) {
+    let follows_routes = reader.follows_routes();
+    // Changes that are not about this host put it off no longer.
+    let mut look_at = Instant::now() + LOOK_UP;
     let mut retry_at: Option<Instant> = None;
     let mut pause = FIRST_RETRY;
     loop {
@@ -64,22 +122,26 @@ async fn follow(
                 if changed.is_err() {
                     return;
                 }
-                let newest = changes.borrow_and_update().host;
-                if std::mem::replace(&mut seen, newest) == newest {
+                let newest = *changes.borrow_and_update();
+                let before = std::mem::replace(&mut seen, newest);
+                let is_way = (before.ways, before.routes) != (newest.ways, newest.routes);
+                if before.host == newest.host && !(follows_routes && is_way) {
                     continue;
                 }
                 // Links and addresses change in bursts; one reading serves them all.
                 sleep(SETTLE).await;
             }
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+            () = sleep_until(look_at), if follows_routes => {}
         }
-        match read_aside(read).await {
-            Ok(found) => {
+        look_at = Instant::now() + LOOK_UP;
+        match reader.read().await {
+            Ok(host) => {
                 if retry_at.take().is_some() {
                     info!("Reading host addresses recovered");
                 }
                 pause = FIRST_RETRY;
-                let host = Arc::new(host(&node_name, found));
+                let host = Arc::new(host);
                 out.send_if_modified(|known| {
                     let differs = **known != *host;
                     *known = host;
@@ -95,12 +157,6 @@ async fn follow(
             }
         }
     }
-}
-
-/// Reads on a thread where it may wait.
-async fn read_aside(read: fn() -> Result<Vec<Found>, Error>) -> Result<Vec<Found>, String> {
-    let read = spawn_blocking(read).await.map_err(|error| error.to_string())?;
-    read.map_err(|error| error.to_string())
 }
 
 /// The facts of the host whose Node object has this name.
@@ -210,7 +266,8 @@ mod tests {
             }
         }
         let (changes, changed) = watch::channel(Changes::default());
-        let mut published = publish_host("node1".to_owned(), read, changed).await.expect("the first reading");
+        let mut published =
+            publish_host("node1".to_owned(), reading(read), None, changed).await.expect("the first reading");
         changes.send_modify(|changes| changes.host += 1);
         let newer = tokio::time::timeout(Duration::from_secs(60), published.changed());
         newer.await.expect("it is read again").expect("somebody reads");
@@ -241,7 +298,8 @@ mod tests {
             }
         });
         let (changes, changed) = watch::channel(Changes::default());
-        let mut published = publish_host("node1".to_owned(), read, changed).await.expect("the first reading");
+        let mut published =
+            publish_host("node1".to_owned(), reading(read), None, changed).await.expect("the first reading");
         let seen = |host: &Host| host.addresses.iter().map(|a| format!("{} {}", a.address, a.link)).collect::<String>();
         assert_eq!(seen(&published.borrow()), "192.0.2.1 eth0");
         changes.send_modify(|changes| changes.host += 1);
@@ -250,8 +308,86 @@ mod tests {
         others.abort();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_address_for_others_follows_those_of_the_host() {
+        static READINGS: AtomicUsize = AtomicUsize::new(0);
+        fn read() -> Result<Vec<Found>, Error> {
+            let eth0 =
+                || [found("eth0", "192.0.2.1/24", Scope::Global), found("eth0", "2001:db8::1/64", Scope::Global)];
+            let eth1 = |address| found("eth1", address, Scope::Global);
+            let more = match READINGS.fetch_add(1, Ordering::Relaxed) {
+                0 => vec![],
+                1 => vec![eth1("198.51.100.1/24"), Found { lasting: false, ..eth1("2001:db8:1::1/64") }],
+                2 => vec![eth1("198.51.100.1/24"), eth1("2001:db8:1::1/64")],
+                3 => vec![eth1("198.51.100.7/24"), Found { up: false, ..eth1("2001:db8:1::1/64") }],
+                _ => vec![],
+            };
+            Ok(eth0().into_iter().chain(more).collect())
+        }
+        let (changes, changed) = watch::channel(Changes::default());
+        let detection = || {
+            let method = "interface=eth1".parse().expect("a method");
+            Some(Detection::new(method, PerFamily { v4: true, v6: true }))
+        };
+        let mut published =
+            publish_host("node1".to_owned(), reading(read), detection(), changed).await.expect("the first reading");
+        for step in [
+            "!IPv4 !IPv6",
+            "198.51.100.1 !IPv6",
+            "198.51.100.1 2001:db8:1::1",
+            "198.51.100.7 2001:db8:1::1 !IPv6",
+            "!IPv4 !IPv6",
+        ] {
+            assert_eq!(detected(&published.borrow_and_update()), step);
+            changes.send_modify(|changes| changes.host += 1);
+            let _ = tokio::time::timeout(Duration::from_secs(5), published.changed()).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_address_towards_a_destination_follows_routes_and_is_looked_at_from_time_to_time() {
+        static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+        fn read() -> Result<Vec<Found>, Error> {
+            Ok(vec![found("eth0", "192.0.2.1/24", Scope::Global), found("eth1", "198.51.100.1/24", Scope::Global)])
+        }
+        fn source_to(to: IpAddr) -> Result<Option<IpAddr>, Error> {
+            assert_eq!(to, IpAddr::from([203, 0, 113, 1]), "nothing else is looked up");
+            let sources = [Some([192, 0, 2, 1]), Some([198, 51, 100, 1]), None, Some([192, 0, 2, 1])];
+            let at = LOOKUPS.fetch_add(1, Ordering::Relaxed);
+            Ok(sources.get(at).copied().unwrap_or(Some([192, 0, 2, 1])).map(IpAddr::from))
+        }
+        let (changes, changed) = watch::channel(Changes::default());
+        let method = "can-reach=203.0.113.1,2001:db8::1".parse().expect("a method");
+        let detection = Detection::new(method, PerFamily { v4: true, v6: false });
+        let reading = Reading { addresses: read, source_to };
+        let mut published =
+            publish_host("node1".to_owned(), reading, Some(detection), changed).await.expect("the first reading");
+        assert_eq!(detected(&published.borrow_and_update()), "192.0.2.1");
+        changes.send_modify(|changes| changes.ways += 1);
+        published.changed().await.expect("a route is another one");
+        assert_eq!(detected(&published.borrow_and_update()), "198.51.100.1");
+        let before = Instant::now();
+        published.changed().await.expect("without a notification");
+        assert_eq!(detected(&published.borrow_and_update()), "198.51.100.1 !IPv4", "there is no route");
+        published.changed().await.expect("without a notification");
+        assert_eq!(detected(&published.borrow_and_update()), "192.0.2.1");
+        assert!(before.elapsed() <= 2 * LOOK_UP + Duration::from_secs(1), "{:?}", before.elapsed());
+    }
+
+    fn detected(host: &Host) -> String {
+        let detected = host.detected.as_ref().expect("it is asked for");
+        let found = detected.addresses.iter().filter_map(|(_, address)| address.map(|address| address.to_string()));
+        let lacks = detected.problems.iter().filter(|(_, problem)| problem.is_some());
+        found.chain(lacks.map(|(family, _)| format!("!{family}"))).collect::<Vec<_>>().join(" ")
+    }
+
+    fn reading(addresses: fn() -> Result<Vec<Found>, Error>) -> Reading {
+        Reading { addresses, source_to: |_| Ok(None) }
+    }
+
     fn found(link: &str, address: &str, scope: Scope) -> Found {
         let address = address.parse().expect("an address with its prefix length");
-        Found { link: LinkName(link.into()), kind: LinkKind::Dummy, up: true, mtu: 1500, address, scope }
+        let (link, kind) = (LinkName(link.into()), LinkKind::Other("".into()));
+        Found { link, index: 2, kind, up: true, mtu: 1500, address, scope, lasting: true }
     }
 }

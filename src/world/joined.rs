@@ -14,6 +14,7 @@
 //! are told apart ([`crate::model::UnreadPolicies`]): what one of them denied can be found in the kernel by its name alone, so all others go on
 //! without it.
 
+mod own_node;
 mod policy_problems;
 mod slices;
 mod unread;
@@ -24,18 +25,22 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use self::own_node::as_detected;
 use self::slices::SliceOwners;
 use super::attachments::Attachments;
 use super::last_known::Known;
 use crate::k8s::{Kind, Object, ObjectId, Wanted};
 use crate::model::{
-    Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, ObjectName, Pod, PolicyProblems, Table, World,
+    Attachment, AttachmentChange, Authorities, Authority, Cluster, Host, Node, ObjectName, Pod, PolicyProblems, Table,
+    World,
 };
 
 /// All known state, from all inputs.
 pub struct Joined {
     cluster: Cluster,
     host: Arc<Host>,
+    /// Our own Node as the source has told it.
+    own_node: Option<Arc<Node>>,
     slices: SliceOwners,
     /// Addresses of pods that their status does not have yet.
     attachments: Attachments,
@@ -94,6 +99,7 @@ impl Joined {
         Joined {
             cluster: Cluster::default(),
             host: Arc::new(Host::default()),
+            own_node: None,
             slices: SliceOwners::default(),
             attachments: Attachments::default(),
             listings: wanted.iter().map(listing).collect(),
@@ -176,6 +182,7 @@ impl Joined {
         let changed = *self.host != *host;
         self.attachments.set_node(host.node_name.clone());
         self.host = host;
+        self.replace_own_node();
         self.unpublished |= changed;
         changed
     }
@@ -259,7 +266,10 @@ impl Joined {
         let has_open_name = |name: &CompactString| is_open(&ObjectName::new("", name));
         match kind {
             Kind::Service => fill(&mut own.services, &remembered.services, is_open),
-            Kind::Node => fill(&mut own.nodes, &remembered.nodes, has_open_name),
+            Kind::Node => {
+                fill(&mut own.nodes, &remembered.nodes, has_open_name);
+                self.replace_own_node();
+            }
             Kind::Pod => {
                 fill(&mut own.pods, &remembered.pods, is_open);
                 for (name, pod) in self.attachments.recall(&own.pods) {
@@ -355,6 +365,10 @@ impl Joined {
                 set(&mut own.services, name, value)
             }
             Object::EndpointSlice(name, slice) => self.put_slice(name, slice.map(|slice| *slice)),
+            Object::Node(name, value) if name == self.host.node_name => {
+                self.own_node.clone_from(&value);
+                set(&mut own.nodes, name, value.map(|node| as_detected(node, &self.host)))
+            }
             Object::Node(name, value) => set(&mut own.nodes, name, value),
             Object::Pod(name, value) => {
                 let pod = self.attachments.put(&name, value.map(|pod| of_node(pod, &self.host.node_name)));

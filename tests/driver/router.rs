@@ -10,7 +10,9 @@ use sluice::bgp::message::{self, Framing, Message};
 use sluice::config::{Backend, RouterConfig};
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
-use sluice::model::{Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, Pod, Report, Routing};
+use sluice::model::{
+    DetectedAddresses, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OwnAnnotation, Pod, Report, Routing,
+};
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
 use sluice::router::{driver, explain, metrics};
@@ -108,13 +110,14 @@ impl Setup {
             clients: self.has_client.clone().map(looking),
             inquiries,
         };
+        let tell = context.report.clone();
         let driver = driver::Driver::new(config, families, kernel.router_targets_of(self.backend), context);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(driver.run(inputs, stopped));
             let answering = explain::serve::Answering { questions, speaker, router: inquire, world: world.subscribe() };
             tokio::task::spawn_local(explain::serve::run(answering));
-            let seen = Seen { world, health: health.clone(), reports, kernel: kernel.clone(), ask, ask_bgp };
+            let seen = Seen { world, tell, health: health.clone(), reports, kernel: kernel.clone(), ask, ask_bgp };
             let found = test(seen).await;
             stop.send_replace(true);
             task.await.expect("the loop ends when it is told to");
@@ -144,6 +147,8 @@ struct Seen {
     ask: mpsc::Sender<Question>,
     /// Takes questions of `sluice bgp`.
     ask_bgp: mpsc::Sender<Question>,
+    /// The report, for what others than the router say in it.
+    tell: watch::Sender<Report>,
 }
 
 impl Seen {
@@ -610,5 +615,63 @@ fn routes_that_node_objects_give_are_in_the_kernel_without_any_neighbour_and_are
         assert_eq!((&peers["nodeRoutes"], peers["neighbours"].as_array().map(Vec::len)), (&"api".into(), Some(0)));
         seen.world.send_modify(|world| drop(world.cluster.nodes.remove(&"node2".into())));
         seen.until("the route is gone with its Node", |seen| !has_route(seen)).await;
+    });
+}
+
+#[test]
+fn tunnels_follow_the_addresses_that_are_detected_and_it_is_trouble_where_none_is_found_or_told() {
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--node-routes=api".to_owned());
+    setup.flags.push("--overlay-type=full".to_owned());
+    let at = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let own = |address: &str| AddressKey {
+        link: LinkName("eth0".into()),
+        address: format!("{address}/8").parse().expect("an address"),
+    };
+    let addresses = ["127.0.0.1", "127.0.1.1", "127.0.1.7"].map(|address| (own(address), ())).into();
+    let ours = setup.world.host.node_name.clone();
+    setup.run(State { addresses, ..State::default() }, async |seen| {
+        let ends = |seen: &Seen| -> Vec<String> {
+            let tunnels = seen.kernel.state().tunnels;
+            tunnels.values().map(|tunnel| format!("{} {}", tunnel.local, tunnel.remote)).collect()
+        };
+        let detect = |name: &str, address: Option<&str>| {
+            seen.world.send_modify(|world| {
+                let mut node = (**world.cluster.nodes.get(&name.into()).expect("it is there")).clone();
+                node.set_detected(PerFamily { v4: address.map(at), v6: None });
+                world.cluster.nodes.insert(name.into(), node);
+            });
+        };
+        seen.until("the first tunnel", |seen| ends(seen) == ["127.0.0.1 127.0.0.2"]).await;
+        detect(&ours, Some("127.0.1.1"));
+        seen.until("ours is another one", |seen| ends(seen) == ["127.0.1.1 127.0.0.2"]).await;
+        detect("node2", Some("127.0.1.2"));
+        seen.until("theirs is another one", |seen| ends(seen) == ["127.0.1.1 127.0.1.2"]).await;
+        detect(&ours, Some("127.0.1.7"));
+        seen.until("ours follows", |seen| ends(seen) == ["127.0.1.7 127.0.1.2"]).await;
+        detect("node2", None);
+        seen.until("the InternalIP counts again", |seen| ends(seen) == ["127.0.1.7 127.0.0.2"]).await;
+
+        let problem = "--node-ip-autodetect=interface=eth1 finds no IPv4 address";
+        let lack = |problem: Option<&str>| {
+            let problems = PerFamily { v4: problem.map(str::to_owned), v6: None };
+            let detected = DetectedAddresses { problems, ..DetectedAddresses::default() };
+            seen.world.send_modify(|world| Arc::make_mut(&mut world.host).detected = Some(detected));
+        };
+        lack(Some(problem));
+        seen.until("it is trouble", |seen| seen.trouble(problem).is_some()).await;
+        let is_told = |seen: &Seen| seen.reports.borrow().problems.iter().any(|text| text.contains(problem));
+        seen.until("it is an Event", is_told).await;
+        lack(None);
+        seen.until("it is over", |seen| seen.trouble(problem).is_none() && !is_told(seen)).await;
+
+        let untold = "the annotation kube-router.io/node-address of its Node is not 127.0.1.7";
+        let annotation = |seen| OwnAnnotation { wanted: Some("127.0.1.7".to_owned()), seen };
+        let key = "kube-router.io/node-address";
+        seen.tell.send_modify(|report| drop(report.annotations.insert(key, annotation(None))));
+        seen.until("others do not know it", |seen| seen.trouble(untold).is_some()).await;
+        let known = annotation(Some("127.0.1.7".to_owned()));
+        seen.tell.send_modify(|report| drop(report.annotations.insert(key, known)));
+        seen.until("they do", |seen| seen.trouble(untold).is_none()).await;
     });
 }

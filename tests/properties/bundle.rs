@@ -402,11 +402,11 @@ fn hints(random: &mut Random) -> Arc<Hints> {
 }
 
 fn node(random: &mut Random) -> Node {
-    let addresses = addresses(random, 0, 3).into_iter().map(|address| NodeAddress {
+    let listed = addresses(random, 0, 3).into_iter().map(|address| NodeAddress {
         kind: if random.chance(50) { NodeAddressKind::Internal } else { NodeAddressKind::External },
         address,
     });
-    let addresses = addresses.collect();
+    let listed = listed.collect();
     let zone = some(random, word);
     let system = some(random, |random| *random.pick(&["linux", "windows"]));
     let all = labels(random);
@@ -419,9 +419,10 @@ fn node(random: &mut Random) -> Node {
         }
     }
     let should_announce = random.chance(50) && system != Some("windows");
-    Node {
+    let detected = some(random, |random| addresses(random, 1, 1)).into_iter().flatten().next();
+    let mut node = Node {
         created: if random.chance(30) { 0 } else { random.below(4_000_000_000) as i64 },
-        addresses,
+        addresses: listed,
         pod_cidrs,
         network_unavailable: random.chance(50),
         should_announce,
@@ -434,7 +435,9 @@ fn node(random: &mut Random) -> Node {
             .map(|_| Taint { key: word(random), value: some(random, word).unwrap_or_default(), effect: word(random) })
             .collect(),
         routing: some(random, routing).filter(|routing| *routing != Routing::default()).map(Box::new),
-    }
+    };
+    node.set_detected(PerFamily::from_fn(|family| detected.filter(|address| Family::from(*address) == family)));
+    node
 }
 
 fn routing(random: &mut Random) -> Routing {

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 25] = [
+const MORE: [&str; 26] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
     "bgp-mesh-password-file",
@@ -104,6 +104,7 @@ const MORE: [&str; 25] = [
     "netpol-cni",
     "netpol-flush-established",
     "netpol-source-guard",
+    "node-ip-autodetect",
     "node-routes",
     "overlay-vxlan-id",
     "overlay-vxlan-port",

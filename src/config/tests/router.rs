@@ -72,6 +72,29 @@ fn nodes_have_no_sessions_where_their_objects_give_the_routes() {
 }
 
 #[test]
+fn the_address_of_the_node_is_detected_where_the_router_runs() {
+    let checked = |words: &[&str]| config(&[&["--run-router"], words].concat());
+    let of = |words: &[&str]| checked(words).node_address.map(|method| method.to_string());
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&["--node-ip-autodetect="]), None);
+    assert_eq!(of(&["--node-ip-autodetect=interface=eth1,^bond0$"]).as_deref(), Some("interface=eth1,^bond0$"));
+    let both = "can-reach=192.0.2.1,2001:db8::1";
+    assert_eq!(of(&["--node-ip-autodetect", both]).as_deref(), Some(both));
+    let without = ["--node-ip-autodetect=cidr=192.0.2.0/24", "--run-router=false"];
+    assert_eq!(of(&without), None);
+    assert_eq!(checked(&without).notices, ["--node-ip-autodetect has no effect: the router does not run."]);
+    for (value, mistake) in [
+        (
+            "first-found",
+            "--node-ip-autodetect: must be can-reach=ADDRESS, interface=REGEX, skip-interface=REGEX or cidr=LIST; it is \"first-found\".",
+        ),
+        ("cidr=eth0", "--node-ip-autodetect: cidr needs networks such as 192.0.2.0/24; \"eth0\" is none."),
+    ] {
+        check_mistakes(&[&format!("--node-ip-autodetect={value}")], &[mistake]);
+    }
+}
+
+#[test]
 fn a_drain_has_taints_a_label_and_a_delay() {
     let drain = router(&[]).drain;
     assert_eq!((drain.taints.len(), drain.delay), (0, Duration::from_secs(10)));

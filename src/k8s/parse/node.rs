@@ -1,12 +1,13 @@
 //! A Node, from the API's form to ours.
 //!
 //! Kubernetes: core/v1 Node, `metadata.creationTimestamp`, `status.addresses`, `status.conditions` (whether the network is unavailable, whether the node is ready), `spec.podCIDR`, `spec.podCIDRs`, the two annotations
-//! that win over the spec, `spec.providerID`, the labels, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
+//! that win over the spec, the one with addresses for routing, `spec.providerID`, the labels, and those about BGP. A Node changes every few seconds (its status carries heartbeats and images);
 //! none of that is read, so it is equal to its predecessor and no change to anybody.
 
 mod protobuf;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
@@ -15,9 +16,11 @@ use serde::Deserialize;
 
 use super::address::unicast_address;
 use super::metadata::object_meta;
+use crate::k8s::annotations::keys::NODE_ADDRESS;
 use crate::k8s::annotations::{self, routing};
 use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing, Taint};
+use crate::net::{Family, PerFamily};
 
 /// Words of a kubelet on a host that shuts down, in the message of the condition `Ready`.
 pub const SHUTTING_DOWN: &str = "node is shutting down";
@@ -32,7 +35,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
     }
     let none = BTreeMap::new();
     let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
-    let node = Node {
+    let mut node = Node {
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         addresses: addresses(object, &mut warnings),
         pod_cidrs: pod_cidrs(object, &mut warnings),
@@ -46,6 +49,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         wireguard_key: annotations::wireguard_key(annotations, &mut warnings),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
+    node.set_detected(detected(annotations, &mut warnings));
     (name, Some(node), warnings.take())
 }
 
@@ -118,6 +122,25 @@ fn addresses(object: &NodeObject, warnings: &mut Warnings) -> Vec<NodeAddress> {
     }
     addresses.shrink_to_fit();
     addresses
+}
+
+/// Returns the addresses that the node's agent has found, of which the same is asked as of those in its status.
+fn detected(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> PerFamily<Option<IpAddr>> {
+    let mut found: PerFamily<Option<IpAddr>> = PerFamily::default();
+    let written = annotations.get(NODE_ADDRESS).into_iter().flat_map(|list| list.split(','));
+    for text in written.map(str::trim).filter(|text| !text.is_empty()) {
+        match unicast_address(text) {
+            Ok(address) => {
+                let family = Family::from(address);
+                let first = found.of_mut(family).get_or_insert(address);
+                if *first != address {
+                    warnings.odd(NODE_ADDRESS, format_args!("{address} is a second {family} address; it is left out"));
+                }
+            }
+            Err(why) => warnings.odd(NODE_ADDRESS, format_args!("{why}; it is left out")),
+        }
+    }
+    found
 }
 
 fn network_unavailable(object: &NodeObject) -> bool {
@@ -217,6 +240,37 @@ mod tests {
         let addresses: Vec<String> = node.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["203.0.113.1", "192.0.2.1", "2001:db8::1"]);
         assert_eq!(warnings, ["status.addresses: \"nonsense\" is not an IP address; it is left out"]);
+    }
+
+    #[test]
+    fn addresses_of_the_annotation_come_last_and_are_asked_what_others_are() {
+        let of = |value: &str| {
+            let (node, warnings) = parsed(&format!(
+                "{{metadata: {{name: a, annotations: {{kube-router.io/node-address: '{value}'}}}}, \
+                 status: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}]}}}}"
+            ));
+            let kinds: Vec<String> =
+                node.addresses.iter().map(|one| format!("{:?} {}", one.kind, one.address)).collect();
+            (kinds.join(" "), warnings.join(" "))
+        };
+        let internal = "Internal 192.0.2.1";
+        let both = format!("{internal} Detected 198.51.100.1 Detected 2001:db8::1");
+        assert_eq!(of("2001:db8::1, 198.51.100.1"), (both, String::new()), "IPv4 first");
+        assert_eq!(of("192.0.2.1").0, format!("{internal} Detected 192.0.2.1"));
+        assert_eq!(of(""), (internal.to_owned(), String::new()));
+        let key = "kube-router.io/node-address";
+        for (value, why) in [
+            ("eth1", "\"eth1\" is not an IP address"),
+            ("127.0.0.1", "127.0.0.1 is not a unicast address of a cluster"),
+            ("fe80::1", "fe80::1 is not a unicast address of a cluster"),
+            ("169.254.1.1", "169.254.1.1 is not a unicast address of a cluster"),
+            ("224.0.0.9", "224.0.0.9 is not a unicast address of a cluster"),
+            ("::ffff:192.0.2.7", "::ffff:192.0.2.7 is not a unicast address of a cluster"),
+        ] {
+            assert_eq!(of(value), (internal.to_owned(), format!("{key}: {why}; it is left out")));
+        }
+        let second = format!("{key}: 198.51.100.2 is a second IPv4 address; it is left out");
+        assert_eq!(of("198.51.100.1,198.51.100.2"), (format!("{internal} Detected 198.51.100.1"), second));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::pod::labels_of;
 use super::{Fields, object, texts};
 use crate::k8s::annotations::keys::{
-    NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS, NODE_PREPEND_AS,
-    NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER, NODE_WIREGUARD_KEY,
+    NODE_ADDRESS, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS,
+    NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER, NODE_WIREGUARD_KEY,
 };
 use crate::k8s::object::Kind;
 use crate::k8s::parse::node::SHUTTING_DOWN;
@@ -39,6 +39,7 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     }
     let mut annotations = routing.as_deref().map(annotations).unwrap_or_default();
     annotations.put_some(NODE_WIREGUARD_KEY, wireguard_key.map(|key| key.to_string()));
+    annotations.put_some(NODE_ADDRESS, detected(addresses));
     metadata.put_filled("annotations", annotations.value());
     spec.put_filled("podCIDRs", texts(pod_cidrs));
     spec.put_filled("taints", taints.iter().map(taint).collect());
@@ -49,20 +50,28 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         conditions.push(json!({ "type": "Ready", "status": "False", "message": SHUTTING_DOWN }));
     }
     let mut status = Fields::default();
-    status.put_filled("addresses", addresses.iter().map(address).collect());
+    status.put_filled("addresses", addresses.iter().filter_map(address).collect());
     status.put_filled("conditions", conditions.into());
     let mut rest = Fields::default();
     rest.put_filled("spec", spec.value()).put_filled("status", status.value());
     object(Kind::Node, metadata, rest)
 }
 
-fn address(of: &NodeAddress) -> Value {
+/// One that was detected is in an annotation.
+fn address(of: &NodeAddress) -> Option<Value> {
     let NodeAddress { kind, address } = of;
     let kind = match kind {
         NodeAddressKind::Internal => "InternalIP",
         NodeAddressKind::External => "ExternalIP",
+        NodeAddressKind::Detected => return None,
     };
-    json!({ "type": kind, "address": address })
+    Some(json!({ "type": kind, "address": address }))
+}
+
+fn detected(addresses: &[NodeAddress]) -> Option<String> {
+    let detected = addresses.iter().filter(|one| one.kind == NodeAddressKind::Detected);
+    let texts: Vec<String> = detected.map(|one| one.address.to_string()).collect();
+    (!texts.is_empty()).then(|| texts.join(","))
 }
 
 fn taint(taint: &Taint) -> Value {

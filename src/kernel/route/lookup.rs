@@ -154,6 +154,23 @@ impl Lookup {
         }
     }
 
+    /// Source address that the kernel gives to packets of this host to an address; `None` where it has no route, or no address for it.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub fn source_to(&mut self, to: IpAddr) -> Result<Option<IpAddr>, Error> {
+        self.ask_for(to, Origin::Host(None), 0);
+        match self.socket.request(&mut self.message, taken) {
+            Ok(found) => Ok(found
+                .into_iter()
+                .next()
+                .filter(|(taken, _)| taken.fate != Fate::Refused)
+                .and_then(|(taken, _)| taken.source)),
+            Err(Fault::Refused(refusal)) if is_no(&refusal) => Ok(None),
+            Err(fault) => Err(Error::new("look up a route", to.to_string(), fault.into())),
+        }
+    }
+
     /// The way of a packet of this host to an address.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::config::{Config, Overlay, RouterConfig, VxlanNetwork};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::kernel::vxlan::Vxlan;
 use crate::model::Node;
+use crate::net::address_detection::{Candidate, choose};
 use crate::net::{Family, PerFamily};
 use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
@@ -46,8 +47,35 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
             ),
         ));
     }
+    findings.extend(detected(facts, config));
     findings.extend(overlay_numbers(facts, config));
     findings.extend(ports(facts, config));
+    findings
+}
+
+/// Returns the addresses that the agent would find for this node, and what it would not find.
+fn detected(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let Some(method) = &config.node_address else { return Vec::new() };
+    let all: Vec<Candidate> = facts.network.addresses.iter().map(Candidate::from).collect();
+    let choice = choose(method, config.families, (&all, facts.network.sources), PerFamily::default());
+    let subject = "address of this node";
+    let lacking = choice.problems(method);
+    let mut findings: Vec<Finding> = lacking
+        .iter()
+        .filter_map(|(family, problem)| Some((family, problem.as_ref()?.split_once("; ")?)))
+        .map(|(family, (what, why))| {
+            let todo = format!("name what fits an {family} address of this host (ip address), or leave the flag out");
+            Finding::bad(Level::Degraded, subject, [what.to_owned(), why.to_owned(), todo])
+        })
+        .collect();
+    let found: Vec<String> =
+        choice.addresses.iter().filter_map(|(_, address)| address.map(|address| address.to_string())).collect();
+    if !found.is_empty() {
+        findings.push(Finding::ok(
+            subject,
+            format!("other nodes route to {} (--node-ip-autodetect={method})", found.join(" and ")),
+        ));
+    }
     findings
 }
 

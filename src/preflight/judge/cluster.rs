@@ -42,6 +42,10 @@ pub fn rights(config: &Config, node: Option<&Node>) -> Vec<NeededRight> {
         let why = "the key of this node does not come into the annotation of its Node, so other nodes send nothing to its pods (--overlay-encap=wireguard)";
         need(Right::new("patch", "", "nodes"), Level::Degraded, why);
     }
+    if config.node_address.is_some() {
+        let why = "the addresses of this node do not come into the annotation of its Node, so other nodes route to its InternalIP (--node-ip-autodetect)";
+        need(Right::new("patch", "", "nodes"), Level::Degraded, why);
+    }
     if let Some(balancer) = &config.load_balancer {
         let why = "no address is given to Services of type LoadBalancer";
         let leases = |verb| Right::new(verb, "coordination.k8s.io", "leases").in_namespace(&balancer.namespace);

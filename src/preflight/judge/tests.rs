@@ -28,11 +28,13 @@ fn config(words: &[&str]) -> Config {
 fn host_address(link: &str, address: &str) -> HostAddress {
     HostAddress {
         link: LinkName(link.into()),
+        index: 2,
         kind: LinkKind::Other("".into()),
         up: true,
         mtu: 1500,
         address: address.parse().expect("an address"),
         scope: Scope::Global,
+        lasting: true,
     }
 }
 
@@ -313,6 +315,23 @@ fn a_family_needs_an_address_and_a_range() {
     assert_eq!(fatal.len(), 2, "{fatal:?}");
     assert!(fatal.iter().any(|what| what.contains("no device of this host has a global IPv6 address")), "{fatal:?}");
     assert!(fatal.iter().any(|what| what.contains("it has no IPv6 range for pods")), "{fatal:?}");
+}
+
+#[test]
+fn the_addresses_that_would_be_detected_are_named_and_those_that_would_not_are_too() {
+    let with_back = |facts: &mut Facts| {
+        facts.network.addresses.push(host_address("eth1", "198.51.100.1/24"));
+        facts.network.sources.v4 = Some([198, 51, 100, 1].into());
+    };
+    let found = "other nodes route to 198.51.100.1 (--node-ip-autodetect=cidr=198.51.100.0/24)";
+    check_ok(&["--node-ip-autodetect=cidr=198.51.100.0/24"], with_back, found);
+    let found = "other nodes route to 198.51.100.1 (--node-ip-autodetect=can-reach=203.0.113.1)";
+    check_ok(&["--node-ip-autodetect=can-reach=203.0.113.1"], with_back, found);
+    let lacking = [
+        "--node-ip-autodetect=interface=eth7 finds no IPv4 address",
+        "other nodes route to the InternalIP of its Node",
+    ];
+    check(&["--node-ip-autodetect=interface=eth7"], with_back, Level::Degraded, &lacking);
 }
 
 #[test]

@@ -1,15 +1,25 @@
-//! The public key of this node: from the kernel into the annotation of our own Node.
+//! The public key of this node: from the kernel into the annotation of our own Node. And whether other nodes know it, and the addresses that were
+//! detected here.
 
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
 use super::{Driver, Kernel};
-use crate::model::{OwnAnnotation, WIREGUARD_KEY_ANNOTATION as KEY_ANNOTATION};
+use crate::model::{
+    NODE_ADDRESS_ANNOTATION as ADDRESS_ANNOTATION, OwnAnnotation, WIREGUARD_KEY_ANNOTATION as KEY_ANNOTATION,
+};
 use crate::net::PublicKey;
 
-/// Time that the annotation has to follow the key before other nodes are said not to know it.
+/// Time that an annotation has to follow what it is about before other nodes are said not to know it.
 const UNTOLD: Duration = Duration::from_secs(15);
+
+/// Since when other nodes cannot know something; `None` where they do.
+#[derive(Default, Debug)]
+pub(super) struct Untold {
+    key: Option<Instant>,
+    addresses: Option<Instant>,
+}
 
 impl<K: Kernel> Driver<K> {
     /// Takes over the key that the kernel tells, and has it written where the Node has another one, or where none is used any more.
@@ -27,7 +37,7 @@ impl<K: Kernel> Driver<K> {
         }
         let seen = self.plan.key_in_node(&self.plan.own().name);
         let is_told = key.is_none() || key == seen;
-        self.untold_since = if is_told { None } else { self.untold_since.or(Some(now)) };
+        self.untold.key = if is_told { None } else { self.untold.key.or(Some(now)) };
         // Until the kernel has told it, what an earlier run has written is the best that is known.
         if self.config.key_file.is_some() && key.is_none() {
             return;
@@ -45,7 +55,7 @@ impl<K: Kernel> Driver<K> {
 
     /// Returns that other nodes do not know our key, where it has been so for a while.
     pub(super) fn untold_key(&self, now: Instant) -> Option<String> {
-        let since = self.untold_since?;
+        let since = self.untold.key?;
         (since + UNTOLD <= now).then(|| {
             format!(
                 "other nodes send nothing to this one: the annotation {KEY_ANNOTATION} of its Node is not {}; the agent writes it where it \
@@ -54,4 +64,24 @@ impl<K: Kernel> Driver<K> {
             )
         })
     }
+
+    /// Returns why no address of a family was detected, and that other nodes do not know what was, where it has been so for a while.
+    pub(super) fn troubles_with_addresses(&mut self, now: Instant) -> Vec<String> {
+        let mut troubles: Vec<String> =
+            self.plan.own().undetected.iter().filter_map(|(_, problem)| problem.clone()).collect();
+        let wanted = self.context.report.borrow().annotations.get(ADDRESS_ANNOTATION).and_then(untold);
+        self.untold.addresses = wanted.as_ref().and(self.untold.addresses.or(Some(now)));
+        if let Some(wanted) = wanted.filter(|_| self.untold.addresses.is_some_and(|since| since + UNTOLD <= now)) {
+            troubles.push(format!(
+                "other nodes do not route to the addresses that were found here: the annotation {ADDRESS_ANNOTATION} of its Node is not {wanted}; \
+                 the agent writes it where it has the right to patch nodes, and with --manifests whoever writes them"
+            ));
+        }
+        troubles
+    }
+}
+
+/// Returns the value of an annotation that was not seen yet; `None` where it is as wanted, or is to go.
+fn untold(annotation: &OwnAnnotation) -> Option<String> {
+    annotation.wanted.clone().filter(|_| annotation.wanted != annotation.seen)
 }

@@ -43,6 +43,26 @@ fn nodes_peer_by_their_primary_addresses_over_one_session_for_both_families() {
 }
 
 #[test]
+fn nodes_peer_between_the_addresses_that_were_detected_where_they_were() {
+    let detected = |mut node: Node, v4: Option<&str>, v6: Option<&str>| {
+        node.set_detected(PerFamily { v4: v4.map(address), v6: v6.map(address) });
+        node
+    };
+    let own = detected(dual(1), Some("198.51.100.1"), Some("2001:db8:1::1"));
+    let other = detected(dual(2), Some("198.51.100.2"), None);
+    let neighbour = wanted(&own, &other, &[]);
+    assert_eq!(neighbour.address, address("198.51.100.2"));
+    assert_eq!(neighbour.transport.local, Some(address("198.51.100.1")));
+    assert_eq!(neighbour.own, PerFamily { v4: Some(address("198.51.100.1")), v6: Some(address("2001:db8:1::1")) });
+    assert_eq!(neighbour.settings.families, BOTH, "its InternalIP of IPv6 counts");
+    let neighbour = wanted(&own, &dual(3), &[]);
+    assert_eq!((neighbour.address, neighbour.transport.local), (address("192.0.2.3"), Some(address("198.51.100.1"))));
+    for renamed in [dual(1), own.clone()] {
+        assert_eq!(peer(&own, &renamed, &[], BOTH), Peering::Impossible(Obstacle::OwnAddress));
+    }
+}
+
+#[test]
 fn in_a_full_mesh_a_neighbour_has_the_number_of_the_cluster_and_no_other() {
     assert_eq!(wanted(&dual(1), &dual(2), &[]).settings.asn, Some(64512));
 }

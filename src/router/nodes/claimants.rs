@@ -42,7 +42,7 @@ pub(super) fn all(node: &Node) -> Vec<IpAddr> {
 
 /// Returns the addresses by which a Node is spoken with.
 pub(super) fn first(node: &Node) -> PerFamily<Option<IpAddr>> {
-    PerFamily::from_fn(|family: Family| node.address(family))
+    PerFamily::from_fn(|family: Family| node.routing_address(family))
 }
 
 #[cfg(test)]

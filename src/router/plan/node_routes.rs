@@ -94,7 +94,7 @@ impl Plan {
     pub(super) fn lacks_address(&self, node: &CompactString, range: IpNet) -> Option<Family> {
         let family = Family::from(range);
         let node = self.known.nodes.get(node).filter(|_| self.takes_node_objects())?;
-        node.address(family).is_none().then_some(family)
+        node.routing_address(family).is_none().then_some(family)
     }
 
     /// Returns the names of the Nodes that give the next hops of a prefix; none with `--node-routes=bgp`.
@@ -134,10 +134,10 @@ impl Plan {
         let next_hop = |name: &CompactString| {
             let node = self.known.nodes.get(name)?;
             let address = node
-                .address(family)
+                .routing_address(family)
                 .filter(|address| !self.own.all.contains(address) && !self.here.contains(address))?;
             let primary = node.primary(self.own.families)?;
-            Some((router_id(self.config.router_id, primary, node.address(Family::V4)), primary, address))
+            Some((router_id(self.config.router_id, primary, node.routing_address(Family::V4)), primary, address))
         };
         let mut all: Vec<_> = self.nodes.with_range(&range).filter_map(next_hop).collect();
         all.sort_unstable();

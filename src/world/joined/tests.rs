@@ -1,4 +1,5 @@
 mod optional_kinds;
+mod own_node;
 mod remembered;
 
 use super::*;

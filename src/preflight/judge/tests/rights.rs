@@ -130,12 +130,13 @@ fn the_condition_of_a_node_is_to_be_written_where_a_cloud_has_set_it() {
 }
 
 #[test]
-fn the_key_of_wireguard_is_to_be_written_to_the_node() {
+fn the_key_of_wireguard_and_detected_addresses_are_to_be_written_to_the_node() {
     let asked = |words: &[&str]| {
         let needed = cluster::rights(&config(words), None);
         needed.into_iter().any(|need| (need.right.verb, need.right.resource.as_str()) == ("patch", "nodes"))
     };
     assert!(asked(&["--overlay-encap=wireguard"]));
+    assert!(asked(&["--node-ip-autodetect=interface=eth1"]));
     for words in [&[][..], &["--overlay-encap=vxlan"], &["--overlay-encap=wireguard", "--manifests=/srv/cluster"]] {
         assert!(!asked(words), "{words:?}");
     }

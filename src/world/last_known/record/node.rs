@@ -11,7 +11,7 @@ use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily, PublicKey};
+use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, PublicKey};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeRecord {
@@ -41,6 +41,9 @@ pub struct NodeRecord {
     /// Seconds since 1970; 0 where that is not known.
     #[prost(int64, tag = "10")]
     created: i64,
+    /// One of each family at most.
+    #[prost(bytes = "vec", tag = "11")]
+    detected: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -138,14 +141,18 @@ impl NodeRecord {
             wireguard_key,
             routing,
         } = node;
+        let number = |known: &'a NodeAddress| match known.kind {
+            NodeAddressKind::Internal => Some((&known.address, 0)),
+            NodeAddressKind::External => Some((&known.address, 1)),
+            NodeAddressKind::Detected => None,
+        };
+        let detected = known.iter().filter(|known| known.kind == NodeAddressKind::Detected);
         NodeRecord {
             name: name.to_string(),
             created: *created,
-            addresses: addresses(known.iter().map(|known| &known.address)),
-            address_kinds: column(known.iter().map(|known| match known.kind {
-                NodeAddressKind::Internal => 0,
-                NodeAddressKind::External => 1,
-            })),
+            addresses: addresses(known.iter().filter_map(number).map(|(address, _)| address)),
+            address_kinds: column(known.iter().filter_map(number).map(|(_, kind)| kind)),
+            detected: addresses(detected.map(|known| &known.address)),
             pod_cidrs: ranges(pod_cidrs),
             routing: routing.as_deref().map(RoutingRecord::of),
             zone: zone.as_deref().unwrap_or_default().to_owned(),
@@ -165,7 +172,11 @@ impl NodeRecord {
             Some(NodeAddress { kind, address })
         };
         let addresses = Packed::new(&self.addresses).all()?;
-        let node = Node {
+        let mut detected = PerFamily::default();
+        for address in Packed::new(&self.detected).all()? {
+            *detected.of_mut(Family::from(address)) = Some(address);
+        }
+        let mut node = Node {
             created: self.created,
             addresses: addresses.into_iter().zip(rows(self.address_kinds)).map(known).collect::<Option<_>>()?,
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
@@ -179,6 +190,7 @@ impl NodeRecord {
             },
             ..Node::default()
         };
+        node.set_detected(detected);
         Some((self.name.into(), node))
     }
 }

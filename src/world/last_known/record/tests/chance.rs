@@ -118,9 +118,10 @@ prop_compose! {
         taints in vec("[a-c]{1,3}(=[a-c]{1,2})?:No(Schedule|Execute)".prop_map(|text| text.parse::<Taint>().expect("a taint")), 0..2),
         wireguard_key in proptest::option::of(any::<[u8; 32]>().prop_filter_map("none", |key| crate::net::PublicKey::new(&key))),
         routing in proptest::option::of(routing()),
+        detected in proptest::option::of(address()),
     ) -> Node {
         let kind = |internal| if internal { NodeAddressKind::Internal } else { NodeAddressKind::External };
-        Node {
+        let mut node = Node {
             created,
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
@@ -130,7 +131,10 @@ prop_compose! {
             wireguard_key,
             routing: routing.map(Box::new),
             ..Node::default()
-        }
+        };
+        let of_family = |family| detected.filter(|address| Family::from(*address) == family);
+        node.set_detected(PerFamily::from_fn(of_family));
+        node
     }
 }
 
