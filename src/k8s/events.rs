@@ -322,7 +322,9 @@ fn refused(status: &Status) -> Refused {
         // A namespace that is about to go takes nothing new; that says nothing of rights.
         403 if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") => Refused::Gone,
         // The API server's words about an authorizer that said no.
-        403 => Refused::Forbidden(status.message.clone(), RIGHT_WORDS.iter().any(|words| status.message.contains(words))),
+        403 => {
+            Refused::Forbidden(status.message.clone(), RIGHT_WORDS.iter().any(|words| status.message.contains(words)))
+        }
         404 => Refused::Gone,
         409 => Refused::Exists,
         _ => Refused::Failed(status.message.clone()),
@@ -543,12 +545,22 @@ pub mod tests {
     #[test]
     fn a_missing_right_is_told_from_a_quota_and_a_webhook_by_the_api_servers_words() {
         for (message, is_right) in [
-            (r#"events is forbidden: User "system:serviceaccount:kube-system:kube-router" cannot create resource "events" in API group "" in the namespace "shop""#, true),
-            (r#"services "web" is forbidden: User "x" cannot get resource "services" in API group "" in the namespace "shop""#, true),
-            (r#"events "web.1" is forbidden: exceeded quota: few, requested: count/events=1, used: count/events=5, limited: count/events=5"#, false),
+            (
+                r#"events is forbidden: User "system:serviceaccount:kube-system:kube-router" cannot create resource "events" in API group "" in the namespace "shop""#,
+                true,
+            ),
+            (
+                r#"services "web" is forbidden: User "x" cannot get resource "services" in API group "" in the namespace "shop""#,
+                true,
+            ),
+            (
+                r#"events "web.1" is forbidden: exceeded quota: few, requested: count/events=1, used: count/events=5, limited: count/events=5"#,
+                false,
+            ),
             (r#"admission webhook "deny.example.net" denied the request: no Events here"#, false),
         ] {
-            let status = json!({"kind": "Status", "code": 403, "message": message, "reason": "Forbidden", "status": "Failure"});
+            let status =
+                json!({"kind": "Status", "code": 403, "message": message, "reason": "Forbidden", "status": "Failure"});
             let refused = refused(&serde_json::from_value(status).expect("a Status"));
             assert!(matches!(refused, Refused::Forbidden(_, is) if is == is_right), "{message}");
         }

@@ -232,8 +232,7 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<Listed>,
     message.begin(GET_ADDRESS, 0).header(&header([family.number(), 0, 0, 0], device));
     let listed = socket.dump(&mut message, |answer| {
         // A kernel without this family lists addresses of the others, and an old one those of all devices.
-        address(answer)
-            .filter(|one| Family::from(one.address) == family && (device == 0 || one.device == device))
+        address(answer).filter(|one| Family::from(one.address) == family && (device == 0 || one.device == device))
     });
     match listed {
         Ok(listed) => Ok(listed),

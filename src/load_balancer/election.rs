@@ -383,7 +383,8 @@ mod tests {
         let without_duration = Lease { version: "2".into(), holder: "".into(), valid: Duration::ZERO };
         for emptied in [lease("2", ""), Some(without_duration)] {
             let begun = Instant::now();
-            let [mut holder, mut other, mut new] = ["a", "b", "c"].map(|identity| Elector::new(identity.into(), TIMING));
+            let [mut holder, mut other, mut new] =
+                ["a", "b", "c"].map(|identity| Elector::new(identity.into(), TIMING));
             holder.read(None, begun);
             holder.claimed(begun, Ok("1".into()), begun);
             other.read(lease("1", "a"), begun + seconds(1));

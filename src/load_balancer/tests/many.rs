@@ -71,8 +71,7 @@ fn an_annotation_that_is_misspelt_is_told_once_and_costs_no_address() {
 fn a_change_of_a_service_with_the_external_ips_of_many_others_concerns_none_of_them() {
     for (prefix, asked) in [("203.0.113.", "203.0.113.3"), ("2001:db8::", "2001:db8::3")] {
         let asked: std::net::IpAddr = asked.parse().expect("an address");
-        let external_ips: Vec<_> =
-            (1..5).map(|host| format!("{prefix}{host}").parse().expect("an address")).collect();
+        let external_ips: Vec<_> = (1..5).map(|host| format!("{prefix}{host}").parse().expect("an address")).collect();
         let ranges = ServiceRanges {
             external_ips: vec!["203.0.113.0/29".parse().expect("a prefix"), "2001:db8::/120".parse().expect("one")],
             ..ranges(&[])
@@ -81,7 +80,8 @@ fn a_change_of_a_service_with_the_external_ips_of_many_others_concerns_none_of_t
         bed.allocator = Allocator::new(true, ranges);
         bed.allocator.set_pools(Some(pools(&["203.0.113.0/29", "2001:db8::/120"], Vec::new())), bed.now);
         bed.allocator.list(Vec::new(), "1", bed.now);
-        let mut asking = BalancedService { families: vec![asked.into()], external_ips: external_ips.clone(), ..service() };
+        let mut asking =
+            BalancedService { families: vec![asked.into()], external_ips: external_ips.clone(), ..service() };
         *asking.request.addresses.of_mut(asked.into()) = Some(asked);
         for number in 0..300 {
             bed.put(&format!("s{number:04}"), asking.clone());

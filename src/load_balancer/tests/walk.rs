@@ -73,7 +73,8 @@ impl Walk {
         let now = Instant::now();
         let (services, log, requests) = (BTreeMap::new(), Vec::new(), Vec::new());
         let api = Api { now, version: 100, services, log, lease: None, requests, writes: 0, is_strict };
-        let mut walk = Walk { random, api, agents: Vec::new(), identities: 0, pools: 0, is_quiet: false, timing, deleted: None };
+        let mut walk =
+            Walk { random, api, agents: Vec::new(), identities: 0, pools: 0, is_quiet: false, timing, deleted: None };
         walk.agents = (0..3).map(|number| walk.agent(number)).collect();
         walk
     }
@@ -436,14 +437,15 @@ impl Walk {
             }
             None => {
                 let is_free = pools.offers(to).any(|id| pools.first_free(id, family).is_some());
-                let others = self.api.services.values().flat_map(|it| it.status.iter().map(move |address| (address, it)));
-                let mut given = others.filter(|(address, it)| Family::from(**address) == family && is_given(**address, it));
+                let others =
+                    self.api.services.values().flat_map(|it| it.status.iter().map(move |address| (address, it)));
+                let mut given =
+                    others.filter(|(address, it)| Family::from(**address) == family && is_given(**address, it));
                 let is_offered = |address: IpAddr| pools.pool_of(address).is_some_and(|id| pools.is_offered(id, to));
                 is_free
                     || service.sharing_key.is_some()
-                        && given.any(|(address, _)| {
-                            is_offered(*address) && pools.may_give(*address) && may_have(*address)
-                        })
+                        && given
+                            .any(|(address, _)| is_offered(*address) && pools.may_give(*address) && may_have(*address))
             }
         }
     }
