@@ -6,7 +6,8 @@
 //! and the range of the other one is left out. That is a mistake, which takes nothing away: who has an address of such a range keeps it.
 //!
 //! Not given, and left to who has them: the edges of a network, be it the pool's own range or one of the flag's that a longer range of a pool
-//! reaches, and addresses of Nodes, which no other node serves.
+//! reaches, addresses of Nodes, which no other node serves, and those that no host has (loopback, link-local and the like). A range of a pool with such an address is
+//! left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 use super::free::FreeNumbers;
 use crate::config::ServiceRanges;
 use crate::model::{AddressPool, AddressPools, BalancedService, ObjectName, ReservedAddresses, Selector};
-use crate::net::{AddressRange, Family, PerFamily, address_of, number_of};
+use crate::net::{AddressRange, Family, NOT_OF_HOSTS, PerFamily, address_of, number_of};
 
 /// The pools in force.
 #[derive(Clone, Debug)]
@@ -120,8 +121,19 @@ impl Pools {
         (pools, mistakes)
     }
 
-    /// The runs of these numbers that are neither one of these edges nor a Node's.
+    /// The runs of these numbers that hosts may have, without these edges and what is a Node's.
     fn to_be_given(
+        &self,
+        family: Family,
+        hosts: RangeInclusive<u128>,
+        edges: &BTreeSet<u128>,
+    ) -> Vec<RangeInclusive<u128>> {
+        let not_of_hosts: Vec<_> = NOT_OF_HOSTS.into_iter().filter(|range| range.family() == family).collect();
+        let of_hosts = without(hosts, &not_of_hosts);
+        of_hosts.into_iter().flat_map(|hosts| self.not_of_nodes(family, hosts, edges)).collect()
+    }
+
+    fn not_of_nodes(
         &self,
         family: Family,
         hosts: RangeInclusive<u128>,
@@ -342,10 +354,21 @@ fn named_ranges<'a>(ranges: &ServiceRanges, named: &'a AddressPools, mistakes: &
     for pool in named.pools.values() {
         for range in &pool.ranges {
             let other = all.accepted.iter().find(|(_, other)| overlap(*other, *range));
+            let of_no_host = NOT_OF_HOSTS.into_iter().find(|of_no_host| overlap(*of_no_host, *range));
+            let meant = range.without_host_bits();
+            if meant != *range {
+                mistakes.push(format!(
+                    "pool {}: {range} is not the beginning of a prefix, and counts as {meant}",
+                    pool.name
+                ));
+            }
             let mistake = if networks(&ranges.cluster_ips).any(|cluster| overlap(cluster, *range)) {
                 // A range of cluster IPs may come later than the pool: who has an address keeps it.
                 all.overlapping.push((&pool.name, *range));
                 "it overlaps with a range of cluster IPs".to_owned()
+            } else if let Some(of_no_host) = of_no_host {
+                all.overlapping.push((&pool.name, *range));
+                format!("addresses of {of_no_host} are no host's, and no node serves them")
             } else if ranges.strict && !networks(&ranges.load_balancer_ips).any(|allowed| covers(allowed, *range)) {
                 "it is not within a range of --loadbalancer-ip-range".to_owned()
             } else if let Some((name, other)) = other {
@@ -503,6 +526,38 @@ mod tests {
         assert_eq!(pool(&both, "203.0.113.2"), None, "what is left out of a pool is not everybody's");
         let loose = ServiceRanges { strict: false, ..allowed };
         assert_eq!(Pools::new(&loose, &all, &nothing).1.len(), 2);
+    }
+
+    #[test]
+    fn addresses_that_no_node_serves_are_not_given_and_ranges_with_them_are_named() {
+        let flag = ranges(&["0.0.0.0/0", "::/0"]);
+        let all = named(&[
+            ("a", &["169.254.0.0/16", "203.0.113.5/28", "126.0.0.0-128.0.0.1"]),
+            ("b", &["fe80::/64", "2001:db8::5/120", "::/8"]),
+        ]);
+        let (pools, mistakes) = Pools::new(&flag, &all, &ReservedAddresses::default());
+        assert_eq!(
+            mistakes,
+            [
+                "pool a: 169.254.0.0/16 is left out: addresses of 169.254.0.0-169.254.255.255 are no host's, and no node serves them",
+                "pool a: 203.0.113.5/28 is not the beginning of a prefix, and counts as 203.0.113.0/28",
+                "pool a: 126.0.0.0-128.0.0.1 is left out: addresses of 127.0.0.0-127.255.255.255 are no host's, and no node serves them",
+                "pool b: fe80::/64 is left out: addresses of fe80::-febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff are no host's, and no node serves them",
+                "pool b: 2001:db8::5/120 is not the beginning of a prefix, and counts as 2001:db8::/120",
+                "pool b: ::/8 is left out: addresses of ::-::ffff:ffff are no host's, and no node serves them",
+            ]
+        );
+        let may_give = |text: &str| pools.may_give(text.parse().expect("an address"));
+        for text in ["0.0.0.1", "127.0.0.1", "169.254.0.1", "126.0.0.1", "224.0.0.1", "::1", "fe80::1", "ff02::1"] {
+            assert!(!may_give(text), "{text}");
+        }
+        for text in ["203.0.113.1", "203.0.113.14", "198.51.100.1", "2001:db8::1", "2001:db8:1::1"] {
+            assert!(may_give(text), "{text}");
+        }
+        let default = PoolId(2);
+        assert_eq!(pools.first_free(default, Family::V4), "1.0.0.0".parse().ok());
+        let had: IpAddr = "169.254.0.1".parse().expect("an address");
+        assert!(pools.name_address(had), "who has it keeps it");
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod secret;
 pub mod service_mark;
 
 pub use address_detection::AddressDetection;
-pub use address_range::{AddressRange, address_of, number_of};
+pub use address_range::{AddressRange, NOT_OF_HOSTS, address_of, number_of};
 pub use bfd::Bfd;
 pub use external_peer::{Distance, ExternalPeer, Password};
 pub use family::{Family, PerFamily};
