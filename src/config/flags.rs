@@ -335,7 +335,7 @@ pub struct Flags {
     /// Also give addresses to Services without a load balancer class
     #[arg(long, default_value = "true")]
     pub loadbalancer_default_class: bool,
-    /// Time between two audits of the addresses given out; must be longer than 0s
+    /// Time between two audits of the addresses given out; must be 1s or longer
     #[arg(long, default_value = "1m0s")]
     pub loadbalancer_sync_period: GoDuration,
 

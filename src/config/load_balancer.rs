@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::duration::GoDuration;
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
@@ -17,7 +18,7 @@ pub struct LoadBalancerConfig {
     pub served_external_ips: ServiceRanges,
     /// `--loadbalancer-default-class`: Services without a class are given addresses too.
     pub takes_default_class: bool,
-    /// `--loadbalancer-sync-period`: between two lists of all Services; longer than zero.
+    /// `--loadbalancer-sync-period`: between two lists of all Services; a second at least.
     pub sync_period: Duration,
     /// The namespace of the Lease and of the ConfigMap of pools: the agent's own.
     pub namespace: String,
@@ -51,10 +52,18 @@ impl LoadBalancerConfig {
             ranges: ranges.clone(),
             served_external_ips: ServiceRanges { strict: ranges.strict && flags.run_service_proxy, ..ranges.clone() },
             takes_default_class: flags.loadbalancer_default_class,
-            sync_period: mistakes.longer_than_zero("loadbalancer-sync-period", flags.loadbalancer_sync_period, "1m"),
+            sync_period: sync_period(flags.loadbalancer_sync_period, mistakes),
             namespace: named(&environment.pod_namespace)
                 .map_or_else(|| NAMESPACE.to_owned(), |name| name.trim().to_owned()),
             identity: named(&environment.pod_name).unwrap_or_else(|| node_name.to_owned()),
         }
     }
+}
+
+fn sync_period(typed: GoDuration, mistakes: &mut Mistakes) -> Duration {
+    let period = typed.positive_or_zero().filter(|period| *period >= Duration::from_secs(1));
+    period.unwrap_or_else(|| {
+        mistakes.add(format!("--loadbalancer-sync-period must be 1s or longer, for example 1m; it is {typed}."));
+        Duration::from_secs(1)
+    })
 }

@@ -86,7 +86,8 @@ impl KnownPools {
     pub fn note(&self) -> Option<String> {
         if self.absent_since.is_some() {
             let minutes = GRACE.as_secs() / 60;
-            return Some(format!("the ConfigMap {POOLS} is gone; its pools stay in force for {minutes} minutes"));
+            let rest = if self.is_unknown { "no address is given or taken away" } else { "its pools stay in force" };
+            return Some(format!("the ConfigMap {POOLS} is gone; {rest} for {minutes} minutes"));
         }
         self.forbidden_since.filter(|_| self.has_read).map(|_| {
             let rest = match self.pools {
@@ -203,5 +204,11 @@ mod tests {
             AddressPools { unreadable: [("gold".into(), "odd".into())].into_iter().collect(), ..Default::default() };
         known.see(PoolsSeen::Is(unreadable), begun);
         assert!(known.is_unknown(), "gold as it was an hour ago is no longer gold");
+        // It may be deleted to be created again as it should be: until then nothing is taken away.
+        known.see(PoolsSeen::Absent, begun);
+        assert!(known.is_unknown());
+        assert!(known.note().is_some_and(|note| note.ends_with("no address is given or taken away for 5 minutes")));
+        known.tick(begun + GRACE);
+        assert!(!known.is_unknown() && known.note().is_none());
     }
 }

@@ -20,7 +20,6 @@ fn periods_must_be_longer_than_zero() {
         ("injected-routes-sync-period", "1m"),
         ("iptables-sync-period", "5m"),
         ("ipvs-sync-period", "5m"),
-        ("loadbalancer-sync-period", "1m"),
         ("routes-sync-period", "5m"),
     ];
     for (flag, example) in flags {
@@ -30,6 +29,15 @@ fn periods_must_be_longer_than_zero() {
         }
         check_mistakes(&[&format!("--{flag}=1ns")], &[]);
     }
+}
+
+#[test]
+fn all_services_are_listed_once_a_second_at_most() {
+    for (typed, meant) in [("0", "0s"), ("1ms", "1ms"), ("999ms", "999ms"), ("-1m", "-1m0s")] {
+        let sentence = format!("--loadbalancer-sync-period must be 1s or longer, for example 1m; it is {meant}.");
+        check_mistakes(&[&format!("--loadbalancer-sync-period={typed}")], &[&sentence]);
+    }
+    check_mistakes(&["--loadbalancer-sync-period=1s"], &[]);
 }
 
 #[test]
