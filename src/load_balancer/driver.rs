@@ -450,7 +450,7 @@ impl Work {
 }
 
 async fn written(api: Api, write: Write, until: Instant) -> (Write, Result<Status, Failure>) {
-    let addresses = Addresses { all: &write.addresses, are_all_given: write.are_all_given };
+    let addresses = Addresses { all: &write.addresses, given: &write.given };
     let status = api.put_status(&write.service, &write.version, addresses, until).await;
     (write, status)
 }

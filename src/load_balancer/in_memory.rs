@@ -40,7 +40,7 @@ pub struct Decided {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct StatusChange {
     addresses: Vec<IpAddr>,
-    /// Those that the file does not have.
+    /// Those that the file does not have, or with a mode in which nodes do not serve them.
     new: BTreeSet<IpAddr>,
 }
 
@@ -64,13 +64,18 @@ pub fn decided(config: &LoadBalancerConfig, services: &Services, pools: Pools, n
         version += 1;
         let written = Arc::make_mut(service);
         (written.version, written.status) = (format_compact!("{version}"), write.addresses.clone());
+        written.not_served.retain(|address| !write.given.contains(address));
         allocator.finish(&write, Outcome::Written(service.clone()), now);
     }
     let differs = |(name, service): (ObjectName, Arc<BalancedService>)| {
-        let before = &services.get(&name)?.status;
+        let before = services.get(&name)?;
         let addresses = service.status.clone();
-        let new = addresses.iter().filter(|address| !before.contains(address)).copied().collect();
-        (addresses != *before).then_some((name, StatusChange { addresses, new }))
+        let is_new = |address: &&IpAddr| {
+            !before.status.contains(address)
+                || before.not_served.contains(address) && !service.not_served.contains(address)
+        };
+        let new: BTreeSet<IpAddr> = addresses.iter().filter(is_new).copied().collect();
+        (addresses != before.status || !new.is_empty()).then_some((name, StatusChange { addresses, new }))
     };
     let matters = allocator.take_notices().into_iter().map(|Notice { service, matter, .. }| (service, matter));
     Decided {
@@ -98,10 +103,11 @@ impl Decided {
             return service.clone();
         };
         let of_address = |address: &IpAddr| {
-            let known = service.load_balancer.iter().find(|known| known.address == *address).copied();
-            let new = || LoadBalancerAddress { address: *address, through_balancer: false };
+            if changed.new.contains(address) {
+                return Some(LoadBalancerAddress { address: *address, through_balancer: false });
+            }
             // What the file has, and is not in the Service, nobody may serve.
-            known.or_else(|| changed.new.contains(address).then(new))
+            service.load_balancer.iter().find(|known| known.address == *address).copied()
         };
         let load_balancer = changed.addresses.iter().filter_map(of_address).collect();
         Arc::new(Service { load_balancer, ..(**service).clone() })

@@ -93,6 +93,7 @@ fn service() -> BalancedService {
         clients: ClientPolicy::Cluster,
         external_ips: Vec::new(),
         status: Vec::new(),
+        not_served: Vec::new(),
         is_given_here: false,
     }
 }
@@ -176,12 +177,14 @@ impl Bed {
         if service.version != write.version {
             return Outcome::Newer(Arc::new(service.clone()));
         }
-        assert_ne!(service.status, write.addresses, "a write that changes nothing");
+        let is_same = service.status == write.addresses && service.not_served.is_empty();
+        assert!(!is_same, "a write that changes nothing");
         self.version += 1;
         self.writes += 1;
         service.version = format_compact!("{}", self.version);
         service.status.clone_from(&write.addresses);
-        service.is_given_here = write.are_all_given;
+        service.not_served.retain(|address| !write.given.contains(address));
+        service.is_given_here = write.given == write.addresses;
         Outcome::Written(Arc::new(service.clone()))
     }
 

@@ -20,8 +20,8 @@ pub struct Write {
     /// The resourceVersion that the write is for: it must have no effect on any other.
     pub version: CompactString,
     pub addresses: Vec<IpAddr>,
-    /// All of them are given by the decision: none is another allocator's that stays.
-    pub are_all_given: bool,
+    /// Those of them that are given by the decision; the others are another allocator's, and stay.
+    pub given: Vec<IpAddr>,
 }
 
 /// The outcome of a write.
@@ -76,9 +76,9 @@ impl Allocator {
             entry.sent.extend(is_new);
         });
         let entry = self.services.get(name)?;
-        let are_all_given = addresses.iter().all(|address| entry.given.contains(address));
+        let given = addresses.iter().filter(|address| entry.given.contains(address)).copied().collect();
         let version = entry.service.version.clone();
-        Some(Write { version, service: name.clone(), addresses, are_all_given })
+        Some(Write { version, service: name.clone(), addresses, given })
     }
 
     /// Notes the outcome of a write. Of one for a Service that was made anew meanwhile under its name, only what was seen of that counts.
@@ -269,7 +269,8 @@ impl Allocator {
             (false, false) => others.collect(),
         };
         let has = |address: &IpAddr| service.status.contains(address);
-        let is_right = desired.len() == service.status.len() && desired.iter().all(has);
+        let is_unserved = is_ours && entry.given.iter().any(|address| service.not_served.contains(address));
+        let is_right = desired.len() == service.status.len() && desired.iter().all(has) && !is_unserved;
         (!is_right).then_some(desired)
     }
 }

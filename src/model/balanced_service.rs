@@ -40,6 +40,8 @@ pub struct BalancedService {
     pub external_ips: Vec<IpAddr>,
     /// The addresses of `status.loadBalancer.ingress`, in its order.
     pub status: Vec<IpAddr>,
+    /// Those of them whose `ipMode` is another one than VIP, so that nodes do not serve them.
+    pub not_served: Vec<IpAddr>,
     /// An agent with `--run-loadbalancer` wrote that list, which had no entry of others, and nobody has changed it since (`metadata.managedFields`).
     pub is_given_here: bool,
 }
@@ -78,8 +80,12 @@ impl BalancedService {
     /// Returns whether both agree to have one address together: with the same key, on different ports, and, where their
     /// traffic is to stay on the node that it reaches, with the same pods. Whose namespaces differ never do.
     pub fn can_share_with(&self, other: &BalancedService) -> bool {
-        let agree =
-            self.sharing_key.is_some() && self.sharing_key == other.sharing_key && self.clients == other.clients;
+        // Pods without a selector are nobody's to compare: whoever writes the EndpointSlices chooses them.
+        let are_known = self.clients != ClientPolicy::Local(CompactString::default());
+        let agree = are_known
+            && self.sharing_key.is_some()
+            && self.sharing_key == other.sharing_key
+            && self.clients == other.clients;
         agree && !have_one_in_common(&self.ports, &other.ports)
     }
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::client::{ApiClient, chain};
-use super::parse::balanced_service::{GIVER, GIVER_BESIDE_OTHERS, balanced_service};
+use super::parse::balanced_service::{GIVER, GIVER_BESIDE_OTHERS, VIP, balanced_service};
 use crate::model::{BalancedService, ObjectName};
 
 /// The API as the allocator uses it.
@@ -63,8 +63,8 @@ pub enum Status {
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses<'a> {
     pub all: &'a [IpAddr],
-    /// The allocator gives all of them: none is another one's that stays.
-    pub are_all_given: bool,
+    /// Those of them that the allocator gives; the others are another one's, and stay.
+    pub given: &'a [IpAddr],
 }
 
 /// The Lease that elects who gives addresses; kube-router's.
@@ -137,7 +137,7 @@ impl Api {
         if object.pointer("/metadata/resourceVersion").and_then(Value::as_str) != Some(version) {
             return parsed(object).map(Status::Newer);
         }
-        let is_alone = set_addresses(&mut object, addresses.all) && addresses.are_all_given;
+        let is_alone = set_addresses(&mut object, addresses);
         let manager = if is_alone { GIVER } else { GIVER_BESIDE_OTHERS };
         let as_manager = PostParams { field_manager: Some(manager.to_owned()), ..PostParams::default() };
         let now = Instant::now();
@@ -209,18 +209,22 @@ fn bounded(
     Ok(request)
 }
 
-/// Puts the addresses into the status of a Service. Entries that name one of them stay as they are, and so do those without an address:
-/// hostnames are others'. Returns whether there are none of those.
-fn set_addresses(service: &mut Value, addresses: &[IpAddr]) -> bool {
+/// Puts the addresses into the status of a Service. Entries that name one of them stay as they are, but that nodes serve what is given, and so do those without an
+/// address: hostnames are others'. Returns whether all that is there then is given.
+fn set_addresses(service: &mut Value, Addresses { all, given }: Addresses<'_>) -> bool {
     let before = service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
     let address_of = |entry: &Value| entry.get("ip").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
     let mut ingress: Vec<Value> = Vec::new();
-    for address in addresses {
+    for address in all {
         let known = before.iter().find(|entry| address_of(entry) == Some(*address));
-        ingress.push(known.cloned().unwrap_or_else(|| json!({"ip": address.to_string()})));
+        let mut entry = known.cloned().unwrap_or_else(|| json!({"ip": address.to_string()}));
+        if let Some(mode) = entry.get_mut("ipMode").filter(|_| given.contains(address)) {
+            *mode = json!(VIP);
+        }
+        ingress.push(entry);
     }
     ingress.extend(before.into_iter().filter(|entry| address_of(entry).is_none()));
-    let is_alone = ingress.len() == addresses.len();
+    let is_alone = ingress.len() == all.len() && all.iter().all(|address| given.contains(address));
     let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
     let status = service.as_object_mut().map(|object| object.entry("status").or_insert_with(|| json!({})));
     if let Some(status) = status.and_then(Value::as_object_mut) {
@@ -296,12 +300,18 @@ mod tests {
         let proxy = json!({"ip": "198.51.100.1", "ipMode": "Proxy"});
         let mut service = json!({"status": {"loadBalancer": {"ingress": [cloud, {"ip": "203.0.113.1"}, proxy]}}});
         let addresses = ["203.0.113.2", "198.51.100.1"].map(|text| text.parse().expect("an address"));
-        assert!(!set_addresses(&mut service, &addresses));
+        let of_pool = &addresses[..1];
+        assert!(!set_addresses(&mut service, Addresses { all: &addresses, given: of_pool }));
         assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([{"ip": "203.0.113.2"}, proxy, cloud]));
-        assert!(!set_addresses(&mut service, &[]));
+        let mut given = service.clone();
+        assert!(!set_addresses(&mut given, Addresses { all: &addresses, given: &addresses }), "there is a hostname");
+        let served = json!({"ip": "198.51.100.1", "ipMode": "VIP"});
+        assert_eq!(given["status"]["loadBalancer"]["ingress"], json!([{"ip": "203.0.113.2"}, served, cloud]));
+        let nothing = Addresses { all: &[], given: &[] };
+        assert!(!set_addresses(&mut service, nothing));
         assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([cloud]), "never an empty status over them");
         let mut bare = json!({});
-        assert!(set_addresses(&mut bare, &[]));
+        assert!(set_addresses(&mut bare, nothing));
         assert_eq!(bare["status"]["loadBalancer"], json!({}));
     }
 

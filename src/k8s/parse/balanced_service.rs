@@ -31,6 +31,9 @@ pub const GIVER: &str = "kube-router-lballoc";
 /// The one with which it writes a status that has entries of others too.
 pub const GIVER_BESIDE_OTHERS: &str = "kube-router-lballoc-beside-others";
 
+/// The `ipMode` of an address that nodes serve, and the default: with the other one, Proxy, a balancer in between does.
+pub const VIP: &str = "VIP";
+
 /// Most bytes that are kept of a text that whoever writes the Service chooses: as many as the name of a pool may have, which is a key of a ConfigMap.
 const LONGEST: usize = 253;
 
@@ -71,8 +74,10 @@ struct LoadBalancer {
 }
 
 #[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
 struct Ingress {
     ip: Option<String>,
+    ip_mode: Option<String>,
 }
 
 /// Read by the one agent that gives addresses, and as JSON alone.
@@ -116,10 +121,19 @@ pub fn balanced_service(object: &BalancedServiceObject) -> (ObjectName, Balanced
         ports: ports(spec),
         clients: clients(spec),
         external_ips: spec.external_ips.iter().flatten().filter_map(|text| text.trim().parse().ok()).collect(),
-        status: ingress.into_iter().flatten().filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect(),
+        status: ingress.into_iter().flatten().filter_map(address).collect(),
+        not_served: ingress.into_iter().flatten().filter(|entry| !is_served(entry)).filter_map(address).collect(),
         is_given_here: meta.managed_fields.as_deref().is_some_and(is_given_here),
     };
     (object_name(meta), service)
+}
+
+fn address(entry: &Ingress) -> Option<IpAddr> {
+    entry.ip.as_deref()?.parse().ok()
+}
+
+fn is_served(entry: &Ingress) -> bool {
+    entry.ip_mode.as_deref().is_none_or(|mode| mode == VIP)
 }
 
 fn is_given_here(givers: &[ManagedFieldsEntry]) -> bool {
@@ -246,6 +260,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_another_mode_than_vip_is_not_served_by_nodes() {
+        let ingress = "[{ip: 203.0.113.1}, {ip: 203.0.113.2, ipMode: VIP}, {ip: '2001:db8::3', ipMode: Proxy}, {hostname: x, ipMode: Proxy}]";
+        let yaml = format!("{{metadata: {{name: web}}, status: {{loadBalancer: {{ingress: {ingress}}}}}}}");
+        let object: BalancedServiceObject = serde_saphyr::from_str(&yaml).expect("the test's YAML is sound");
+        let service = balanced_service(&object).1;
+        let not_served: IpAddr = "2001:db8::3".parse().expect("an address");
+        assert_eq!((service.status.len(), service.not_served), (3, vec![not_served]));
+    }
+
+    #[test]
     fn without_families_those_of_the_cluster_ips_count_and_else_ipv4() {
         assert_eq!(parsed("clusterIPs: ['fd00::1', 10.96.0.1]", "").families, [Family::V6, Family::V4]);
         assert_eq!(parsed("type: LoadBalancer", "").families, [Family::V4]);
@@ -311,6 +335,9 @@ mod tests {
         assert!(tcp.can_share_with(&udp) && !tcp.can_share_with(&tcp) && !udp.can_share_with(&other_key));
         assert!(local("a", 1).can_share_with(&local("a", 2)) && !local("a", 1).can_share_with(&local("b", 2)));
         assert!(!local("a", 1).can_share_with(&tcp));
+        let without_selector =
+            |port: u16| parsed(&format!("externalTrafficPolicy: Local, ports: [{{port: {port}}}]"), key);
+        assert!(!without_selector(1).can_share_with(&without_selector(2)), "their pods are not known");
         let keyless = parsed("ports: [{port: 80}]", "");
         assert!(!keyless.can_share_with(&parsed("ports: [{port: 81}]", "")));
     }

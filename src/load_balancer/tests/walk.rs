@@ -166,7 +166,9 @@ impl Walk {
             (Some(_), 0..=2) => self.api.delete(&text),
             (Some(service), 3) if !self.api.is_strict => {
                 let other = self.random.pick_from(self.api.services.values().map(|other| other.status.clone()));
-                self.api.put(text, BalancedService { status: other.unwrap_or_default(), ..service });
+                let status = other.unwrap_or_default();
+                let not_served = if self.random.chance(30) { status.clone() } else { Vec::new() };
+                self.api.put(text, BalancedService { status, not_served, ..service });
             }
             (Some(service), _) => {
                 let changed = self.spec(BalancedService { created: service.created, ..service.clone() });
@@ -376,6 +378,7 @@ impl Walk {
                     "{text} has an address that is not for it"
                 );
                 assert!(service.families.contains(&Family::from(*address)));
+                assert!(!service.not_served.contains(address), "{address} of {text} is served by no node");
                 for (other, it) in
                     self.api.services.iter().filter(|(other, it)| *other != text && it.status.contains(address))
                 {

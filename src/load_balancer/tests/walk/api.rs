@@ -94,7 +94,8 @@ impl Api {
         if service.version != write.version {
             return Outcome::Newer(Arc::new(service));
         }
-        assert!(service.status != write.addresses, "a write that changes nothing");
+        let is_same = service.status == write.addresses && service.not_served.is_empty();
+        assert!(!is_same, "a write that changes nothing");
         for address in write.addresses.iter().filter(|address| self.is_strict && !service.status.contains(address)) {
             for (other, it) in
                 self.services.iter().filter(|(other, it)| **other != write.service && it.status.contains(address))
@@ -105,9 +106,10 @@ impl Api {
             }
         }
         self.writes += 1;
-        self.put(write.service.clone(), BalancedService { status: write.addresses.clone(), ..service });
+        let not_served = service.not_served.iter().filter(|address| !write.given.contains(address)).copied().collect();
+        self.put(write.service.clone(), BalancedService { status: write.addresses.clone(), not_served, ..service });
         let written = self.services.get_mut(&write.service).expect("it was put");
-        written.is_given_here = write.are_all_given;
+        written.is_given_here = write.given == write.addresses;
         let written = Arc::new(written.clone());
         self.log.pop();
         self.log.push((self.version, write.service.clone(), Some(written.clone())));
