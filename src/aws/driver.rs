@@ -163,7 +163,8 @@ impl Inputs {
         };
         let Some(events) = self.events.clone() else { return };
         let node = self.world.borrow().host.node_name.clone();
-        let event = NewEvent { about: About::Node(node), name: Name::Time, is_warning, reason: REASON, message };
+        let event =
+            NewEvent { about: About::Node(node), name: Name::Time, is_warning, reason: REASON, message, at: None };
         // A failure is in the log, and nobody waits for it here.
         tokio::spawn(async move { events.tell(event).await });
     }

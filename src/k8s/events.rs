@@ -34,6 +34,8 @@ pub struct NewEvent {
     pub reason: &'static str,
     /// A sentence without secrets. The API takes 1024 bytes; the rest is left off.
     pub message: String,
+    /// When it happened; `None`: now.
+    pub at: Option<SystemTime>,
 }
 
 /// The object that an Event is about.
@@ -342,7 +344,7 @@ impl About {
     }
 }
 
-fn event_object(event: &NewEvent, uid: &str, node: &str, at: SystemTime) -> Value {
+fn event_object(event: &NewEvent, uid: &str, node: &str, now: SystemTime) -> Value {
     let (version, kind, namespace, name) = match &event.about {
         About::Node(name) => ("v1", "Node", None, name.as_str()),
         About::Service(name, _) => ("v1", "Service", Some(&name.namespace), name.name.as_str()),
@@ -351,9 +353,10 @@ fn event_object(event: &NewEvent, uid: &str, node: &str, at: SystemTime) -> Valu
         }
         About::Policy(name) => ("networking.k8s.io/v1", "NetworkPolicy", Some(&name.namespace), name.name.as_str()),
     };
-    let time = Timestamp::try_from(at).unwrap_or_default();
+    let [now, time] = [now, event.at.unwrap_or(now)].map(|time| Timestamp::try_from(time).unwrap_or_default());
     let behind = match &event.name {
-        Name::Time => format!("{:x}", time.as_nanosecond()),
+        // Of the sending: two may have happened at once.
+        Name::Time => format!("{:x}", now.as_nanosecond()),
         Name::Once(words) => format!("{:016x}", digest(&[uid, event.reason, words])),
     };
     let mut object = json!({"apiVersion": version, "kind": kind, "name": name, "uid": uid});
@@ -423,6 +426,7 @@ pub mod tests {
             is_warning: true,
             reason: "ExternalAddressRefused",
             message: text.to_owned(),
+            at: None,
         }
     }
 
@@ -454,11 +458,15 @@ pub mod tests {
         let object = event_object(&node, "node-1", "node-1", SystemTime::UNIX_EPOCH);
         assert_eq!(object["metadata"]["namespace"], "default");
         let at = SystemTime::UNIX_EPOCH + Duration::new(255, 255);
-        let long = NewEvent { message: format!("a{}", "ä".repeat(600)), ..node };
+        let long = NewEvent { message: format!("a{}", "ä".repeat(600)), ..node.clone() };
         let object = event_object(&long, "node-1", "node-1", at);
         assert_eq!(object["message"].as_str().map(str::len), Some(1023), "cut between characters");
         assert_eq!(object["firstTimestamp"], "1970-01-01T00:04:15Z");
         assert_eq!(object["metadata"]["name"], format!("node-1.{:x}", 255_000_000_255_u64));
+        let earlier = NewEvent { at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60)), ..node };
+        let object = event_object(&earlier, "node-1", "node-1", at);
+        assert_eq!(object["lastTimestamp"], "1970-01-01T00:01:00Z", "when it happened");
+        assert_eq!(object["metadata"]["name"], format!("node-1.{:x}", 255_000_000_255_u64), "and when it is sent");
     }
 
     #[test]

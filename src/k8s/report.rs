@@ -166,6 +166,7 @@ impl Listener {
             is_warning,
             reason,
             message: message.to_owned(),
+            at: None,
         };
         match self.events.tell(event).await {
             Outcome::Told | Outcome::Gone => Ok(()),

@@ -138,6 +138,7 @@ impl Teller {
             is_warning: true,
             reason: problem.cause.reason(),
             message: problem.text.clone(),
+            at: None,
         };
         if is_own {
             self.own.push_back(now);

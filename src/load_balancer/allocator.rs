@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::decide::{Decision, class_of, decide, has_exclusive_class};
+use super::decide::{Decision, class_of, decide, has_exclusive_class, loss};
 use super::notice::{Matter, Notice, Problem};
 use super::pools::{PoolUse, Pools};
 use super::queue::Queue;
@@ -43,6 +43,8 @@ pub struct Allocator {
     pub(super) due: Queue,
     pub(super) expiring: BTreeSet<(Instant, ObjectName)>,
     notices: Vec<Notice>,
+    /// Problems that Services had and have no more.
+    over: Vec<(ObjectName, Problem)>,
     wanting: usize,
     /// Number of decisions about one Service.
     #[cfg(test)]
@@ -73,6 +75,8 @@ pub struct Entry {
     pub(super) written: Option<(Instant, Vec<IpAddr>)>,
     /// When the last write that failed was over, and the version and addresses that it was for.
     pub(super) failed: Option<(Instant, CompactString, Vec<IpAddr>)>,
+    /// Addresses of the status that are to leave it, as told.
+    taken: Vec<IpAddr>,
     problems: Vec<Problem>,
     /// Annotations that are misspelt, as told.
     remarks: Vec<String>,
@@ -103,6 +107,7 @@ impl Allocator {
             due: Queue::default(),
             expiring: BTreeSet::new(),
             notices: Vec::new(),
+            over: Vec::new(),
             wanting: 0,
             #[cfg(test)]
             decisions: Default::default(),
@@ -127,14 +132,14 @@ impl Allocator {
         let named: BTreeSet<ObjectName> = all.iter().map(|(name, _)| name.clone()).collect();
         let gone: Vec<ObjectName> = self.services.keys().filter(|name| !named.contains(*name)).cloned().collect();
         gone.iter().for_each(|name| self.forget(name, version));
-        all.into_iter().for_each(|(name, service)| self.take_in(name, service));
+        all.into_iter().for_each(|(name, service)| self.take_in(name, service, now));
         self.is_listed = true;
         self.settle(now);
     }
 
     /// Updates one Service and gives what follows.
     pub fn observe(&mut self, name: ObjectName, service: Arc<BalancedService>, now: Instant) {
-        self.take_in(name, service);
+        self.take_in(name, service, now);
         self.settle(now);
     }
 
@@ -147,6 +152,17 @@ impl Allocator {
     /// Returns what there is to tell since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
+    }
+
+    /// Returns the problems that are over since the last call.
+    pub fn take_over(&mut self) -> Vec<(ObjectName, Problem)> {
+        let over = std::mem::take(&mut self.over);
+        over.into_iter().filter(|(service, problem)| !self.has_problem(service, problem)).collect()
+    }
+
+    /// Returns whether a Service has a problem now.
+    pub fn has_problem(&self, service: &ObjectName, problem: &Problem) -> bool {
+        self.services.get(service).is_some_and(|entry| entry.problems.contains(problem))
     }
 
     /// The use of the pools.
@@ -192,7 +208,7 @@ impl Allocator {
     }
 
     /// Updates one Service without deciding anything.
-    fn take_in(&mut self, name: ObjectName, mut service: Arc<BalancedService>) {
+    fn take_in(&mut self, name: ObjectName, mut service: Arc<BalancedService>, now: Instant) {
         // What nodes do not serve takes no address out of a pool: anybody may write it.
         if service.external_ips.iter().any(|address| !self.ranges.allow_external_ip(*address)) {
             Arc::make_mut(&mut service).external_ips.retain(|address| self.ranges.allow_external_ip(*address));
@@ -206,7 +222,7 @@ impl Allocator {
             // Another Service of the same name.
             self.drop_entry(&name);
         }
-        self.tell_given(&name, &service);
+        self.tell_given(&name, &service, now);
         self.services.entry(name.clone()).or_insert_with(|| Entry::new(service.clone()));
         let mut is_new_version = false;
         self.change(&name, |entry| {
@@ -247,6 +263,7 @@ impl Allocator {
         let Some(entry) = self.services.get(name) else { return };
         let (rank, before) = (entry.rank(name), entry.counted.clone());
         self.wanting -= usize::from(entry.problems.iter().any(Problem::is_lack));
+        self.over.extend(entry.problems.iter().map(|problem| (name.clone(), problem.clone())));
         self.count_shared(name, false);
         self.set_waits(name, Vec::new());
         self.unschedule(name);
@@ -337,12 +354,15 @@ impl Allocator {
         self.decisions.set(self.decisions.get() + 1);
         let Decision { given, problems, waits } = decide(self, pools, name, entry);
         let is_new = |problem: &&Problem| !entry.problems.contains(problem);
-        let notice = |matter| Notice { service: name.clone(), uid: entry.service.uid.clone(), matter };
+        let notice = |matter| Notice { service: name.clone(), uid: entry.service.uid.clone(), at: now, matter };
         let is_ours = class_of(&entry.service, self.takes_default).is_some();
         let remarks = if is_ours { entry.service.misspelt.clone() } else { Vec::new() };
-        let odd = remarks.iter().filter(|remark| !entry.remarks.contains(remark)).cloned().map(Matter::Misspelt);
+        let is_odd = remarks.iter().any(|remark| !entry.remarks.contains(remark));
+        let odd = is_odd.then(|| Matter::Misspelt(remarks.join("; ")));
         let wanting = problems.iter().filter(is_new).cloned().map(Matter::Wanting);
         let notices: Vec<Notice> = wanting.chain(odd).map(notice).collect();
+        let over = entry.problems.iter().filter(|problem| !problems.contains(problem));
+        self.over.extend(over.map(|problem| (name.clone(), problem.clone())));
         self.wanting -= usize::from(entry.problems.iter().any(Problem::is_lack));
         self.wanting += usize::from(problems.iter().any(Problem::is_lack));
         self.notices.extend(notices);
@@ -358,11 +378,34 @@ impl Allocator {
             (entry.problems, entry.remarks) = (problems, remarks);
         });
         self.set_waits(name, waits);
+        self.tell_taken(name, now);
         self.schedule(name, now);
     }
 
+    /// Tells of addresses that are to leave the status of a Service that goes on to get addresses.
+    fn tell_taken(&mut self, name: &ObjectName, now: Instant) {
+        let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
+        let stays = self.desired(entry);
+        let leaves = |address: &&IpAddr| stays.as_ref().is_some_and(|stays| !stays.contains(address));
+        let taken: Vec<IpAddr> = entry.service.status.iter().filter(leaves).copied().collect();
+        let uid = entry.service.uid.clone();
+        let notice = |(address, loss)| Notice {
+            service: name.clone(),
+            uid: uid.clone(),
+            at: now,
+            matter: Matter::TakenAway(address, loss),
+        };
+        let new = taken.iter().filter(|address| !entry.taken.contains(address));
+        let losses = new.filter_map(|address| Some((*address, loss(self, pools, name, entry, *address)?)));
+        let notices: Vec<Notice> = losses.map(notice).collect();
+        self.notices.extend(notices);
+        if let Some(entry) = self.services.get_mut(name) {
+            entry.taken = taken;
+        }
+    }
+
     /// Tells of addresses that a write of ours has brought into the status.
-    fn tell_given(&mut self, name: &ObjectName, service: &BalancedService) {
+    fn tell_given(&mut self, name: &ObjectName, service: &BalancedService, now: Instant) {
         let Some(entry) = self.services.get(name) else { return };
         let is_new = |address: &&IpAddr| entry.sent.contains(address) && !entry.service.status.contains(address);
         let pool = |address: IpAddr| {
@@ -372,6 +415,7 @@ impl Allocator {
         let notices = service.status.iter().filter(is_new).map(|address| Notice {
             service: name.clone(),
             uid: service.uid.clone(),
+            at: now,
             matter: Matter::Given { address: *address, pool: pool(*address).unwrap_or_default() },
         });
         let notices: Vec<Notice> = notices.collect();
@@ -394,6 +438,7 @@ impl Entry {
             brought: Vec::new(),
             written: None,
             failed: None,
+            taken: Vec::new(),
             problems: Vec::new(),
             remarks: Vec::new(),
             waits: Vec::new(),

@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use super::allocator::{Allocator, Entry};
-use super::notice::Problem;
+use super::notice::{Loss, Problem};
 use super::pools::{Pools, Recipient};
 use super::waiting::Wait;
 use crate::model::{BalancedService, ObjectName};
@@ -102,6 +102,21 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
         decision.problems.retain(|problem| !matches!(problem, Problem::NoPool(_)));
     }
     decision
+}
+
+/// Returns why an address of the status leaves a Service about which is decided; `None` for a Service that is others'.
+pub fn loss(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry, address: IpAddr) -> Option<Loss> {
+    let case = Case::of(all, pools, name, entry)?;
+    let (service, family) = (&entry.service, Family::from(address));
+    let asked = service.request.addresses.of(family).filter(|_| service.request.mistake.is_none());
+    Some(match () {
+        () if !service.families.contains(&family) => Loss::OtherFamily,
+        () if asked.is_some_and(|asked| asked != address) => Loss::OtherRequest,
+        () if !pools.may_keep(address, case.recipient()) => Loss::OfNoPool,
+        () if case.is_lost(address) => Loss::OtherOwner,
+        () if service.needs_all_families && entry.given.is_empty() => Loss::Incomplete,
+        () => Loss::Surplus,
+    })
 }
 
 /// Returns whether a Service might come to share an address with all who use it.

@@ -19,6 +19,7 @@ use super::failures::Failures;
 use super::known_pools::KnownPools;
 use super::metrics::Metrics;
 use super::notice::{Matter, Notice};
+use super::outbox::{Lines, Outbox};
 use super::pace::Pace;
 use super::pools::Pools;
 use super::tenure::Tenure;
@@ -56,10 +57,6 @@ pub struct Driver {
 const WRITES: usize = 8;
 /// How much news may wait; a source that is faster waits itself.
 const NEWS: usize = 1024;
-/// How many Events of each lane may wait; of more than that only the log tells.
-const EVENTS: usize = 4096;
-/// How many warnings are sent before good news has a turn: they may come without an end, and one Event a second is sent.
-const IN_A_ROW: usize = 3;
 /// The longest silence of the loop.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -68,8 +65,7 @@ impl Driver {
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let (usable_out, usable) = watch::channel(None);
         let (end, ended) = watch::channel(false);
-        let (warnings, warnings_in) = mpsc::channel(EVENTS);
-        let (news, news_in) = mpsc::channel(EVENTS);
+        let outbox = watch::Sender::new(Outbox::default());
         let candidacy = Candidacy {
             access: self.access.clone(),
             namespace: self.config.namespace.clone(),
@@ -82,12 +78,13 @@ impl Driver {
             Ok(election) => election,
             Err(error) => return error!(%error, "Address allocator has no thread for its election"),
         };
-        let telling = tokio::spawn(tell(self.events.clone(), warnings_in, news_in));
+        let telling = tokio::spawn(tell(self.events.clone(), outbox.clone()));
         let mut work = Work {
             driver: self,
             usable,
             stop,
-            events: Lanes { warnings, news },
+            outbox,
+            lines: Lines::default(),
             pools: KnownPools::default(),
             reserved: None,
             seen: World::empty(),
@@ -113,55 +110,31 @@ fn identity(name: &str) -> CompactString {
     format_compact!("{name}_{:x}", since.as_nanos())
 }
 
-/// The ways of notices to the task that sends them as Events. Warnings have their own: where very many addresses are given at once, at one Event
-/// a second, those who lack one hear so at once.
-struct Lanes {
-    warnings: mpsc::Sender<Notice>,
-    news: mpsc::Sender<Notice>,
-}
-
-impl Lanes {
-    fn send(&self, notice: Notice) {
-        let lane = if notice.matter.is_warning() { &self.warnings } else { &self.news };
-        // Of very many at a time the log tells.
-        let _ = lane.try_send(notice);
-    }
-}
-
 /// Sends Events, one after the other. One that fails is not repeated: the log has it.
-async fn tell(events: Events, mut warnings: mpsc::Receiver<Notice>, mut news: mpsc::Receiver<Notice>) {
-    let mut in_a_row = 0;
-    while let Some(notice) = next(&mut warnings, &mut news, &mut in_a_row).await {
+async fn tell(events: Events, outbox: watch::Sender<Outbox>) {
+    let mut changes = outbox.subscribe();
+    loop {
+        let mut next = None;
+        outbox.send_if_modified(|outbox| {
+            next = outbox.next();
+            false
+        });
+        let Some(notice) = next else {
+            // Whoever adds to it is aborted together with this task.
+            let _ = changes.changed().await;
+            continue;
+        };
         let event = NewEvent {
             about: About::Service(notice.service, Some(notice.uid)),
             name: Name::Time,
             is_warning: notice.matter.is_warning(),
             reason: notice.matter.reason(),
             message: notice.matter.to_string(),
+            at: SystemTime::now().checked_sub(notice.at.elapsed()),
         };
         // A failure is in the log.
         let _ = events.tell(event).await;
     }
-}
-
-/// Returns the notice to send next: a warning where there is one, but that good news has a turn after so many `in_a_row`. `None`: there will be no more.
-async fn next(
-    warnings: &mut mpsc::Receiver<Notice>,
-    news: &mut mpsc::Receiver<Notice>,
-    in_a_row: &mut usize,
-) -> Option<Notice> {
-    let turn = if *in_a_row >= IN_A_ROW { news.try_recv().ok() } else { None };
-    let notice = match turn {
-        Some(notice) => notice,
-        None => tokio::select! {
-            biased;
-            Some(notice) = warnings.recv() => notice,
-            Some(notice) = news.recv() => notice,
-            else => return None,
-        },
-    };
-    *in_a_row = if notice.matter.is_warning() { *in_a_row + 1 } else { 0 };
-    Some(notice)
 }
 
 /// The part that gives addresses while the Lease is held.
@@ -170,7 +143,8 @@ struct Work {
     /// Until when writes may be begun.
     usable: watch::Receiver<Option<Tenure>>,
     stop: watch::Receiver<bool>,
-    events: Lanes,
+    outbox: watch::Sender<Outbox>,
+    lines: Lines,
     pools: KnownPools,
     /// Addresses that the cluster uses itself; `None` while they are not known.
     reserved: Option<ReservedAddresses>,
@@ -199,6 +173,8 @@ impl Work {
                 self.driver.metrics.wanting.set(0);
                 (self.pool_notes, self.failures, self.pace) = (Vec::new(), Failures::default(), Pace::default());
                 self.unlisted.clear();
+                self.outbox.send_modify(Outbox::end);
+                self.lines = Lines::default();
                 self.note();
                 continue;
             }
@@ -430,22 +406,35 @@ impl Work {
     }
 
     /// Tells what is new, in log, Events and metrics.
-    fn report(&self, allocator: &mut Allocator) {
-        for notice in allocator.take_notices() {
-            let Notice { service, matter, .. } = &notice;
-            if let Matter::Misspelt(reason) = matter {
-                warn!(%service, reason, "Annotation of a Service has no effect on its load balancer address");
-            } else if matter.is_lack() {
-                warn!(%service, reason = %matter, "Service lacks a load balancer address");
-            } else if matter.is_warning() {
-                warn!(%service, reason = %matter, "Load balancer address is not served by all nodes");
-            } else {
-                info!(%service, address = %matter, "Load balancer address given");
-            }
-            self.events.send(notice);
+    fn report(&mut self, allocator: &mut Allocator) {
+        let now = Instant::now();
+        let (notices, over) = (allocator.take_notices(), allocator.take_over());
+        let is_so = |notice: &Notice| match &notice.matter {
+            Matter::Wanting(problem) => allocator.has_problem(&notice.service, problem),
+            _ => true,
+        };
+        let notices: Vec<Notice> = notices.into_iter().filter(is_so).collect();
+        over.iter().for_each(|(service, problem)| self.lines.is_over(service, problem));
+        let lines: Vec<&Notice> = notices.iter().filter(|notice| self.lines.is_due(notice, now)).collect();
+        lines.into_iter().for_each(log);
+        self.lines.due(now).iter().for_each(log);
+        if !notices.is_empty() || !over.is_empty() {
+            self.outbox.send_modify(|outbox| {
+                over.iter().for_each(|(service, problem)| outbox.is_over(service, problem));
+                notices.into_iter().for_each(|notice| outbox.push(notice));
+            });
         }
         self.driver.metrics.set_pools(&allocator.pool_uses());
         self.driver.metrics.wanting.set(i64::try_from(allocator.wanting()).unwrap_or(i64::MAX));
+    }
+}
+
+fn log(Notice { service, matter, .. }: &Notice) {
+    let line = matter.headline();
+    if matter.is_warning() {
+        warn!(%service, reason = %matter, "{line}");
+    } else {
+        info!(%service, address = %matter, "{line}");
     }
 }
 

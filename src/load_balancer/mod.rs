@@ -43,6 +43,7 @@ pub mod in_memory;
 pub mod known_pools;
 pub mod metrics;
 pub mod notice;
+pub mod outbox;
 pub mod pace;
 pub mod pools;
 pub mod queue;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use compact_str::CompactString;
 
@@ -15,16 +16,20 @@ pub struct Notice {
     pub service: ObjectName,
     /// `metadata.uid` of the Service.
     pub uid: CompactString,
+    /// When it came to be so.
+    pub at: Instant,
     pub matter: Matter,
 }
 
-/// The subject of a notice.
+/// A notice as it happened.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Matter {
     /// The address is in the Service's status.
     Given { address: IpAddr, pool: CompactString },
     /// The Service waits for something.
     Wanting(Problem),
+    /// The address, which the Service has in its status, leaves it.
+    TakenAway(IpAddr, Loss),
     /// An annotation looks like one that asks for addresses and is none.
     Misspelt(String),
 }
@@ -58,11 +63,53 @@ pub enum Problem {
     Mistake(String),
 }
 
+/// Why an address leaves a Service that goes on to get addresses here.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Loss {
+    /// Its family is not among the Service's any more.
+    OtherFamily,
+    /// The Service asks for another address.
+    OtherRequest,
+    /// It is in no pool that is for the Service.
+    OfNoPool,
+    /// Another Service has it, which comes first and does not share it.
+    OtherOwner,
+    /// The Service requires both families, and there is no address of the other one.
+    Incomplete,
+    /// The Service has another address of the family.
+    Surplus,
+}
+
+/// The subject of a matter: of two that have the same one, of one Service, the later counts.
+pub type Subject = (&'static str, Option<Family>);
+
 impl Matter {
+    /// What it is about: its reason, and the family where there may be one for each.
+    pub fn subject(&self) -> Subject {
+        let family = match self {
+            Matter::Given { address, .. } | Matter::TakenAway(address, _) => Some(Family::from(*address)),
+            Matter::Wanting(problem) => problem.family(),
+            Matter::Misspelt(_) => None,
+        };
+        (self.reason(), family)
+    }
+
+    /// The line of the log.
+    pub fn headline(&self) -> &'static str {
+        match self {
+            Matter::Given { .. } => "Load balancer address given",
+            Matter::TakenAway(..) => "Load balancer address is taken away",
+            Matter::Misspelt(_) => "Annotation of a Service has no effect on its load balancer address",
+            Matter::Wanting(problem) if problem.is_lack() => "Service lacks a load balancer address",
+            Matter::Wanting(_) => "Load balancer address is not served by all nodes",
+        }
+    }
+
     /// The Event's `reason`.
     pub fn reason(&self) -> &'static str {
         match self {
             Matter::Given { .. } => "LoadBalancerAddressGiven",
+            Matter::TakenAway(..) => "LoadBalancerAddressTakenAway",
             Matter::Misspelt(_) => "UnknownAnnotation",
             Matter::Wanting(problem) => match problem {
                 Problem::Exhausted(_) => "AddressPoolExhausted",
@@ -75,18 +122,29 @@ impl Matter {
         }
     }
 
-    /// Returns whether the Service lacks something that it is to have.
-    pub fn is_lack(&self) -> bool {
-        matches!(self, Matter::Wanting(problem) if problem.is_lack())
-    }
-
     /// Returns whether the Event is of type Warning.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Matter::Wanting(_) | Matter::Misspelt(_))
+        !matches!(self, Matter::Given { .. })
     }
 }
 
 impl Problem {
+    /// The family that it is about, where there may be one for each.
+    fn family(&self) -> Option<Family> {
+        match self {
+            Problem::Exhausted(family) | Problem::NoPool(family) => Some(*family),
+            Problem::Taken(address)
+            | Problem::Crowded(address)
+            | Problem::Outside(address)
+            | Problem::Edge(address)
+            | Problem::OfNode(address)
+            | Problem::HasOfNode(address)
+            | Problem::SharedOfNode(address)
+            | Problem::OtherFamily(address) => Some(Family::from(*address)),
+            Problem::UnknownPool(_) | Problem::Mistake(_) => None,
+        }
+    }
+
     /// Returns whether the Service lacks something that it is to have.
     pub fn is_lack(&self) -> bool {
         !matches!(self, Problem::HasOfNode(_) | Problem::SharedOfNode(_))
@@ -99,8 +157,22 @@ impl fmt::Display for Matter {
             Matter::Given { address, pool } if pool.is_empty() => write!(f, "{address} is the Service's"),
             Matter::Given { address, pool } => write!(f, "{address} of pool {pool} is the Service's"),
             Matter::Wanting(problem) => write!(f, "{problem}"),
+            Matter::TakenAway(address, loss) => write!(f, "{address} is taken away, because {loss}"),
             Matter::Misspelt(text) => f.write_str(text),
         }
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Loss::OtherFamily => "ipFamilies of the Service has not its family",
+            Loss::OtherRequest => "the Service asks for another one",
+            Loss::OfNoPool => "it is in no pool for this Service",
+            Loss::OtherOwner => "another Service has it, which comes first and does not share it",
+            Loss::Incomplete => "the Service requires both families, and there is no address of the other one",
+            Loss::Surplus => "the Service has another one of its family",
+        })
     }
 }
 
@@ -159,7 +231,8 @@ mod tests {
             Problem::OtherFamily(address),
             Problem::Mistake("text".to_owned()),
         ];
-        let others = [Matter::Given { address, pool: "gold".into() }, Matter::Misspelt("text".to_owned())];
+        let given = Matter::Given { address, pool: "gold".into() };
+        let others = [given, Matter::TakenAway(address, Loss::OtherOwner), Matter::Misspelt("text".to_owned())];
         let matters: Vec<Matter> = problems.into_iter().map(Matter::Wanting).chain(others).collect();
         let reasons = matters.iter().map(Matter::reason);
         let annotations = [&ADDRESS_ANNOTATIONS[..], &POOL_ANNOTATIONS, &SHARING_ANNOTATIONS].concat();

@@ -250,7 +250,7 @@ impl Allocator {
     }
 
     /// The addresses that a status should have; `None` where it has them, or is no concern of ours.
-    fn desired(&self, entry: &Entry) -> Option<Vec<IpAddr>> {
+    pub(super) fn desired(&self, entry: &Entry) -> Option<Vec<IpAddr>> {
         let service = &entry.service;
         let is_ours = class_of(service, self.takes_default()).is_some();
         let is_to_stay = |address: &&IpAddr| !entry.to_clear.contains(address);

@@ -13,6 +13,7 @@ use crate::k8s::watch::tests::api_server::{ApiServer, Faults, SERVICES};
 use crate::load_balancer::election::TIMING;
 use crate::load_balancer::in_memory;
 use crate::load_balancer::notice::Problem;
+use crate::load_balancer::outbox::MOST_WAITING;
 use crate::model::{Authority, Node, NodeAddress, NodeAddressKind};
 use crate::net::Family;
 use crate::observe::health::Health;
@@ -356,39 +357,35 @@ async fn warnings_are_told_before_thousands_of_addresses_that_are_given() {
     let timing = crate::k8s::events::Timing { burst: 0, refill: Duration::from_millis(5), ..EVENTS_TIMING };
     let master = Some(format!("http://{}", server.address).parse().expect("a URL"));
     let client = client(&Access { kubeconfig: None, master }).await.expect("nothing is needed");
-    let ((warnings, warnings_in), (news, news_in)) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS));
-    let lanes = Lanes { warnings, news };
-    let notice =
-        |namespace: &str, matter| Notice { service: ObjectName::new(namespace, "web"), uid: "uid".into(), matter };
+    let outbox = watch::Sender::new(Outbox::default());
+    let notice = |namespace: &str, name: &str, matter| Notice {
+        service: ObjectName::new(namespace, name),
+        uid: "uid".into(),
+        at: Instant::now(),
+        matter,
+    };
     let given = Matter::Given { address: "203.0.113.1".parse().expect("an address"), pool: "default".into() };
-    (0..EVENTS * 2).for_each(|_| lanes.send(notice("shop", given.clone())));
-    lanes.send(notice("lacking", Matter::Wanting(Problem::Exhausted(Family::V4))));
-    let telling = tokio::spawn(tell(Events::spawn(client, "node-1".to_owned(), timing), warnings_in, news_in));
+    outbox.send_modify(|outbox| {
+        (0..MOST_WAITING * 2).for_each(|number| outbox.push(notice("shop", &format!("web{number}"), given.clone())));
+    });
+    let lacking = notice("lacking", "web", Matter::Wanting(Problem::Exhausted(Family::V4)));
+    outbox.send_modify(|outbox| outbox.push(lacking.clone()));
+    let telling = tokio::spawn(tell(Events::spawn(client, "node-1".to_owned(), timing), outbox.clone()));
     let mut told = Vec::new();
     soon("some Events are there", || {
         told.extend(server.take_written());
         told.len() > 3
     })
     .await;
+    // What comes later is told too.
+    outbox.send_modify(|outbox| outbox.push(Notice { service: ObjectName::new("later", "web"), ..lacking }));
+    soon("it is told", || {
+        told.extend(server.take_written());
+        told.iter().any(|path| path.contains("/namespaces/later/events"))
+    })
+    .await;
     telling.abort();
     let is_about =
         |namespace: &str| told.iter().position(|path| path.contains(&format!("/namespaces/{namespace}/events")));
     assert_eq!((is_about("lacking"), is_about("shop")), (Some(0), Some(1)), "{told:?}");
-}
-
-#[tokio::test]
-async fn addresses_that_are_given_are_told_although_warnings_come_without_an_end() {
-    let ((warnings, mut warnings_in), (news, mut news_in)) = (mpsc::channel(EVENTS), mpsc::channel(EVENTS));
-    let lanes = Lanes { warnings, news };
-    let notice = |matter| Notice { service: ObjectName::new("shop", "web"), uid: "uid".into(), matter };
-    let given = Matter::Given { address: "203.0.113.1".parse().expect("an address"), pool: "default".into() };
-    (0..20).for_each(|_| lanes.send(notice(Matter::Wanting(Problem::Exhausted(Family::V4)))));
-    (0..2).for_each(|_| lanes.send(notice(given.clone())));
-    drop(lanes);
-    let (mut told, mut in_a_row) = (Vec::new(), 0);
-    while let Some(notice) = next(&mut warnings_in, &mut news_in, &mut in_a_row).await {
-        told.push(notice.matter.is_warning());
-    }
-    let warnings_in_a_row: Vec<usize> = told.split(|is_warning| !is_warning).map(<[bool]>::len).collect();
-    assert_eq!(warnings_in_a_row, [IN_A_ROW, IN_A_ROW, 20 - 2 * IN_A_ROW], "{told:?}");
 }

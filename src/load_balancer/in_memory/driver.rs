@@ -181,12 +181,8 @@ impl Work {
         let Some(now) = &self.decided else { return };
         let new: BTreeSet<&(ObjectName, Matter)> = now.matters.difference(&before.matters).collect();
         for (service, matter) in new {
-            if let Matter::Misspelt(reason) = matter {
-                warn!(%service, reason, "Annotation of a Service has no effect on its load balancer address");
-            } else if matter.is_lack() {
-                warn!(%service, reason = %matter, "Service lacks a load balancer address");
-            } else if matter.is_warning() {
-                warn!(%service, reason = %matter, "Load balancer address is not served by all nodes");
+            if matter.is_warning() {
+                warn!(%service, reason = %matter, "{}", matter.headline());
             } else {
                 info!(%service, address = %matter, "Load balancer address given in memory");
             }

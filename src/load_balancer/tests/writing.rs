@@ -403,3 +403,75 @@ fn a_service_that_was_made_anew_in_the_same_second_is_another_one() {
     bed.settle();
     assert_eq!((bed.status("a").as_str(), bed.writes), ("203.0.113.1", 1));
 }
+
+#[test]
+fn an_address_that_is_given_is_served_by_nodes_whatever_mode_others_have_written_and_theirs_stays() {
+    let of_other: std::net::IpAddr = "198.51.100.7".parse().expect("an address");
+    let mut bed = Bed::new(&["203.0.113.0/29", "2001:db8::/64"]);
+    bed.put("a", BalancedService { families: vec![Family::V4, Family::V6], ..service() });
+    bed.put("b", BalancedService { status: vec![of_other], not_served: vec![of_other], ..service() });
+    bed.settle();
+    assert_eq!((bed.writes, bed.status("b").as_str()), (1, "198.51.100.7"));
+    bed.change("a", |service| service.not_served.clone_from(&service.status));
+    bed.settle();
+    bed.pass(Duration::from_secs(1));
+    bed.settle();
+    let service = bed.services.get(&name("a")).expect("it exists");
+    assert_eq!((service.status.len(), service.not_served.as_slice(), bed.writes), (2, [].as_slice(), 2));
+    bed.pass(Duration::from_secs(600));
+    bed.settle();
+    assert_eq!(bed.writes, 2);
+}
+
+#[test]
+fn a_service_that_loses_an_address_is_told_why() {
+    let both = || BalancedService { families: vec![Family::V4, Family::V6], ..service() };
+    let of = |text: &str| text.parse().expect("an address");
+    let loses: [(fn(&mut Bed), &str); 5] = [
+        (
+            |bed| bed.change("a", |service| service.families = vec![Family::V6]),
+            "ipFamilies of the Service has not its family",
+        ),
+        (
+            |bed| bed.change("a", |service| service.request.addresses.v4 = "203.0.113.5".parse().ok()),
+            "the Service asks for another one",
+        ),
+        (
+            |bed| {
+                let v6_alone = pools(&["203.0.113.8/29", "2001:db8::/64"], Vec::new());
+                bed.allocator.set_pools(Some(v6_alone), bed.now);
+            },
+            "it is in no pool for this Service",
+        ),
+        (
+            |bed| {
+                bed.put(
+                    "b",
+                    BalancedService { created: -1, status: vec!["203.0.113.1".parse().expect("one")], ..service() },
+                )
+            },
+            "another Service has it, which comes first and does not share it",
+        ),
+        (
+            |bed| {
+                let v4_alone = pools(&["203.0.113.0/29"], Vec::new());
+                bed.allocator.set_pools(Some(v4_alone), bed.now);
+            },
+            "the Service requires both families, and there is no address of the other one",
+        ),
+    ];
+    for (lose, why) in loses {
+        let mut bed = Bed::new(&["203.0.113.0/29", "2001:db8::/64"]);
+        bed.put("a", BalancedService { needs_all_families: why.contains("requires"), ..both() });
+        bed.settle();
+        assert_eq!(bed.status("a"), "203.0.113.1 2001:db8::1");
+        bed.notices.clear();
+        lose(&mut bed);
+        bed.settle();
+        let first: std::net::IpAddr = of("203.0.113.1");
+        let told: Vec<String> =
+            bed.notices.iter().filter(|it| it.service == name("a")).map(|it| it.matter.to_string()).collect();
+        let wanted = format!("{first} is taken away, because {why}");
+        assert_eq!(told.iter().filter(|text| **text == wanted).count(), 1, "{wanted}: {told:?}");
+    }
+}
