@@ -84,7 +84,7 @@ pub enum Loss {
 pub type Subject = (&'static str, Option<Family>);
 
 impl Matter {
-    /// What it is about: its reason, and the family where there may be one for each.
+    /// Its reason, and the family where there may be one for each.
     pub fn subject(&self) -> Subject {
         let family = match self {
             Matter::Given { address, .. } | Matter::TakenAway(address, _) => Some(Family::from(*address)),
