@@ -100,7 +100,6 @@ pub struct Driver<K: Kernel> {
     unreached: Unreached,
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
-    /// Since when the key of this node, or its addresses, have not been in its Node.
     untold: Untold,
     /// The key of this node that was logged last.
     told_key: Option<PublicKey>,
@@ -439,8 +438,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             troubles.extend(self.files.problem().map(|problem| problem.to_string()));
             troubles.extend(self.rivals.iter().map(ToString::to_string));
             troubles.extend(self.unreached.trouble.clone());
-            troubles.extend(self.untold_key(standing.now));
-            troubles.extend(self.troubles_with_addresses(standing.now));
+            troubles.extend(self.troubles_of_own_node(standing.now));
             troubles.extend(self.unreached.missing.clone().filter(|_| !self.reached));
         } else {
             troubles.extend(self.plan.unreached_without_speaker().trouble);

@@ -15,7 +15,7 @@ pub struct Candidate {
     pub link: CompactString,
     /// Number of the link.
     pub index: u32,
-    /// What kind of virtual link it is, in the kernel's word; empty for hardware.
+    /// Kind of virtual link, in the kernel's word; empty for hardware.
     pub kind: CompactString,
     /// The link is set up.
     pub up: bool,

@@ -44,7 +44,7 @@ fn both(text: &str) -> PerFamily<Option<IpAddr>> {
     all
 }
 
-/// What is chosen, and behind a sign `!` the families of which nothing is found.
+/// The chosen addresses, and behind a sign `!` the families of which nothing is found.
 fn said(choice: Choice) -> String {
     let found = choice.addresses.iter().filter_map(|(_, address)| address.map(|address| address.to_string()));
     let lacks = choice.lacks.iter().filter(|(_, lacks)| **lacks).map(|(family, _)| format!("!{family}"));

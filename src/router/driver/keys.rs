@@ -54,7 +54,7 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Returns that other nodes do not know our key, where it has been so for a while.
-    pub(super) fn untold_key(&self, now: Instant) -> Option<String> {
+    fn untold_key(&self, now: Instant) -> Option<String> {
         let since = self.untold.key?;
         (since + UNTOLD <= now).then(|| {
             format!(
@@ -65,10 +65,11 @@ impl<K: Kernel> Driver<K> {
         })
     }
 
-    /// Returns why no address of a family was detected, and that other nodes do not know what was, where it has been so for a while.
-    pub(super) fn troubles_with_addresses(&mut self, now: Instant) -> Vec<String> {
-        let mut troubles: Vec<String> =
-            self.plan.own().undetected.iter().filter_map(|(_, problem)| problem.clone()).collect();
+    /// Returns that other nodes do not know our key, why no address of a family was detected, and that other nodes do not know what was, each
+    /// where it has been so for a while.
+    pub(super) fn troubles_of_own_node(&mut self, now: Instant) -> Vec<String> {
+        let mut troubles: Vec<String> = self.untold_key(now).into_iter().collect();
+        troubles.extend(self.plan.own().undetected.iter().filter_map(|(_, problem)| problem.clone()));
         let wanted = self.context.report.borrow().annotations.get(ADDRESS_ANNOTATION).and_then(untold);
         self.untold.addresses = wanted.as_ref().and(self.untold.addresses.or(Some(now)));
         if let Some(wanted) = wanted.filter(|_| self.untold.addresses.is_some_and(|since| since + UNTOLD <= now)) {
