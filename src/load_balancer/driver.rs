@@ -116,7 +116,7 @@ async fn tell(events: Events, outbox: watch::Sender<Outbox>) {
     loop {
         let mut next = None;
         outbox.send_if_modified(|outbox| {
-            next = outbox.next();
+            next = outbox.take();
             false
         });
         let Some(notice) = next else {

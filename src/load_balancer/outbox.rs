@@ -50,7 +50,7 @@ impl Outbox {
     }
 
     /// Takes out the notice to send next: a warning where there is one, but that good news has a turn after so many.
-    pub fn next(&mut self) -> Option<Notice> {
+    pub fn take(&mut self) -> Option<Notice> {
         let is_turn = self.in_a_row >= IN_A_ROW;
         let news = if is_turn { self.news.next() } else { None };
         let next = news.or_else(|| self.warnings.next()).or_else(|| self.news.next())?;
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn all(outbox: &mut Outbox) -> Vec<String> {
-        let next = std::iter::from_fn(|| outbox.next());
+        let next = std::iter::from_fn(|| outbox.take());
         next.map(|notice| format!("{} {}", notice.service, notice.matter.reason())).collect()
     }
 
@@ -215,7 +215,7 @@ mod tests {
             outbox.push(notice("shop/b", lacking(Family::V4)));
             outbox.push(notice("shop/b", lacking(Family::V6)));
         }
-        let told: Vec<Matter> = std::iter::from_fn(|| outbox.next()).map(|notice| notice.matter).collect();
+        let told: Vec<Matter> = std::iter::from_fn(|| outbox.take()).map(|notice| notice.matter).collect();
         assert_eq!(told, [Matter::Misspelt("third".to_owned()), lacking(Family::V4), lacking(Family::V6)]);
         assert!(outbox.warnings.places.is_empty() && outbox.warnings.namespaces.is_empty());
     }
@@ -241,7 +241,7 @@ mod tests {
         let mut outbox = Outbox::default();
         (0..2).for_each(|number| outbox.push(notice(&format!("shop/given{number}"), given(number))));
         (0..20).for_each(|number| outbox.push(notice(&format!("shop/s{number}"), lacking(Family::V4))));
-        let told: Vec<bool> = std::iter::from_fn(|| outbox.next()).map(|notice| notice.matter.is_warning()).collect();
+        let told: Vec<bool> = std::iter::from_fn(|| outbox.take()).map(|notice| notice.matter.is_warning()).collect();
         let in_a_row: Vec<usize> = told.split(|is_warning| !is_warning).map(<[bool]>::len).collect();
         assert_eq!(in_a_row, [IN_A_ROW, IN_A_ROW, 20 - 2 * IN_A_ROW]);
     }

@@ -427,7 +427,8 @@ fn an_address_that_is_given_is_served_by_nodes_whatever_mode_others_have_written
 fn a_service_that_loses_an_address_is_told_why() {
     let both = || BalancedService { families: vec![Family::V4, Family::V6], ..service() };
     let of = |text: &str| text.parse().expect("an address");
-    let loses: [(fn(&mut Bed), &str); 5] = [
+    type Change = fn(&mut Bed);
+    let loses: [(Change, &str); 5] = [
         (
             |bed| bed.change("a", |service| service.families = vec![Family::V6]),
             "ipFamilies of the Service has not its family",
