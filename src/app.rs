@@ -49,7 +49,7 @@ use crate::kernel::address::host_addresses;
 use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
-use crate::kernel::route::Lookup;
+use crate::kernel::route::sources_to;
 use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
@@ -204,8 +204,7 @@ async fn published_host(
     config: &Config,
     changes: &watch::Receiver<Changes>,
 ) -> anyhow::Result<watch::Receiver<Arc<Host>>> {
-    let source_to = |target| Lookup::open()?.source_to(target);
-    let reading = world::Reading { addresses: host_addresses, source_to };
+    let reading = world::Reading { addresses: host_addresses, sources_to };
     let detection = config.node_address.clone().map(|method| world::Detection::new(method, config.families));
     let host = world::publish_host(config.node_name.clone(), reading, detection, changes.clone()).await;
     host.map_err(anyhow::Error::msg).context("the addresses of this host cannot be read")

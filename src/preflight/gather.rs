@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -26,9 +25,9 @@ use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
-use crate::kernel::route::{Lookup, Ownership, Routes};
+use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
-use crate::kernel::{Error, address, is_program, link, local_socket, vxlan};
+use crate::kernel::{address, is_program, link, local_socket, vxlan};
 use crate::net::{AddressDetection, PerFamily};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
@@ -138,7 +137,7 @@ fn network(config: &Config) -> NetworkFacts {
         Ok(addresses) => facts.addresses = addresses,
         Err(error) => unread.push(error.to_string()),
     }
-    match sources(config) {
+    match sources_to(config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default()) {
         Ok(sources) => facts.sources = sources,
         Err(error) => unread.push(error.to_string()),
     }
@@ -179,13 +178,6 @@ fn network(config: &Config) -> NetworkFacts {
     facts.processes = processes();
     facts.unread = unread;
     facts
-}
-
-/// Source addresses towards the destinations that the choice of the node's address depends on.
-fn sources(config: &Config) -> Result<PerFamily<Option<IpAddr>>, Error> {
-    let targets = config.node_address.as_ref().map(AddressDetection::targets).unwrap_or_default();
-    let source = |target: Option<IpAddr>| target.map_or(Ok(None), |target| Lookup::open()?.source_to(target));
-    Ok(PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? })
 }
 
 /// Ports on which somebody listens, in the network namespace of this thread, with the inodes of the sockets.

@@ -48,7 +48,7 @@ pub fn patience(kept: Option<Duration>) -> Duration {
 impl AwaitedServices {
     /// Records whether Services are known, beside nodes that are. `patience` counts at the beginning, and once more where it is sure only later: our own
     /// Node, which names routers outside, may come after others.
-    pub fn note(&mut self, are_known: bool, (patience, is_sure): (impl FnOnce() -> Duration, bool), now: Instant) {
+    pub fn note(&mut self, are_known: bool, patience: impl FnOnce() -> Duration, is_sure: bool, now: Instant) {
         *self = match (*self, are_known) {
             (AwaitedServices::GivenUp, true) => AwaitedServices::Unserved { until: now + UNSERVED },
             (unserved @ AwaitedServices::Unserved { .. }, true) => unserved,
@@ -132,7 +132,7 @@ mod tests {
     fn awaited(kept: Option<Duration>, start: Instant) -> AwaitedServices {
         let mut awaited = AwaitedServices::default();
         assert!(!awaited.gives_up(start + 2 * PATIENCE), "nodes are not known either");
-        awaited.note(false, (|| patience(kept), true), start);
+        awaited.note(false, || patience(kept), true, start);
         awaited
     }
 
@@ -140,14 +140,14 @@ mod tests {
     fn services_are_awaited_from_when_nodes_are_known_and_given_up_once() {
         let start = Instant::now();
         let mut awaited = awaited(Some(4095 * SECOND), start);
-        awaited.note(false, (|| patience(None), true), start + SECOND);
+        awaited.note(false, || patience(None), true, start + SECOND);
         assert_eq!(awaited.deadline(), Some(start + PATIENCE), "another World is no reason to wait for another time");
         assert!(!awaited.gives_up(start + PATIENCE - SECOND) && awaited.trouble().is_some());
         assert!(awaited.gives_up(start + PATIENCE) && !awaited.gives_up(start + PATIENCE));
-        awaited.note(false, (|| patience(None), true), start + 2 * PATIENCE);
+        awaited.note(false, || patience(None), true, start + 2 * PATIENCE);
         assert_eq!((awaited.deadline(), awaited.trouble()), (None, None));
         assert!(awaited.note_text().is_some());
-        awaited.note(true, (|| patience(None), true), start + 3 * PATIENCE);
+        awaited.note(true, || patience(None), true, start + 3 * PATIENCE);
         assert_eq!(awaited.note_text(), None, "they are known at last");
     }
 
@@ -157,17 +157,17 @@ mod tests {
         let late = || {
             let mut awaited = awaited(None, start);
             assert!(awaited.gives_up(start + BRIEFLY) && !awaited.are_served(true, start + 60 * SECOND));
-            awaited.note(true, (|| patience(None), true), start + 60 * SECOND);
+            awaited.note(true, || patience(None), true, start + 60 * SECOND);
             awaited
         };
         let mut served = late();
         assert!(served.awaits_proxy() && !served.are_served(false, start + 60 * SECOND));
-        served.note(true, (|| patience(None), true), start + 61 * SECOND);
+        served.note(true, || patience(None), true, start + 61 * SECOND);
         assert_eq!(served.deadline(), Some(start + 62 * SECOND), "another World begins no other wait");
         assert!(served.are_served(true, start + 61 * SECOND) && !served.are_served(true, start + 61 * SECOND));
         assert!(late().are_served(false, start + 62 * SECOND), "a proxy that never says so");
         let mut gone = late();
-        gone.note(false, (|| patience(None), true), start + 61 * SECOND);
+        gone.note(false, || patience(None), true, start + 61 * SECOND);
         assert!(!gone.are_served(true, start + 61 * SECOND), "there is nothing to announce again");
     }
 
@@ -176,11 +176,11 @@ mod tests {
         let start = Instant::now();
         for (kept, end) in [(Some(90 * SECOND), 60 * SECOND), (None, BRIEFLY)] {
             let mut awaited = AwaitedServices::default();
-            awaited.note(false, (|| patience(Some(90 * SECOND)), false), start);
+            awaited.note(false, || patience(Some(90 * SECOND)), false, start);
             assert_eq!(awaited.deadline(), Some(start + 60 * SECOND));
-            awaited.note(false, (|| patience(kept), true), start + SECOND);
+            awaited.note(false, || patience(kept), true, start + SECOND);
             assert_eq!(awaited.deadline(), Some(start + end), "our own Node says it");
-            awaited.note(false, (|| patience(None), false), start + SECOND);
+            awaited.note(false, || patience(None), false, start + SECOND);
             assert_eq!(awaited.deadline(), Some(start + end), "and may go again");
         }
     }
@@ -189,7 +189,7 @@ mod tests {
     fn services_that_come_in_time_end_the_wait() {
         let start = Instant::now();
         let mut awaited = awaited(Some(90 * SECOND), start);
-        awaited.note(true, (|| patience(None), true), start + SECOND);
+        awaited.note(true, || patience(None), true, start + SECOND);
         assert!(!awaited.gives_up(start + 2 * PATIENCE));
     }
 

@@ -39,7 +39,7 @@ impl Detection {
     /// Chooses among these addresses of the host, which are in the kernel's order; `sources` are those towards the destinations.
     pub fn choose(&mut self, all: &[HostAddress], sources: PerFamily<Option<IpAddr>>) -> DetectedAddresses {
         let all: Vec<Candidate> = all.iter().map(Candidate::from).collect();
-        let choice = choose(&self.method, self.families, (&all, sources), self.chosen);
+        let choice = choose(&self.method, self.families, &all, sources, self.chosen);
         self.chosen = choice.addresses;
         DetectedAddresses { addresses: choice.addresses, problems: choice.problems(&self.method) }
     }

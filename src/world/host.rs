@@ -36,12 +36,15 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// change without a notification.
 const LOOK_UP: Duration = Duration::from_secs(30);
 
+/// An address of each family, where there is one.
+type OnePerFamily = PerFamily<Option<IpAddr>>;
+
 /// How the facts of the host are read. It may wait for the kernel: it runs where it blocks nobody.
 #[derive(Clone, Copy)]
 pub struct Reading {
     pub addresses: fn() -> Result<Vec<Found>, Error>,
-    /// The source address of packets to another one.
-    pub source_to: fn(IpAddr) -> Result<Option<IpAddr>, Error>,
+    /// The source addresses of packets to others.
+    pub sources_to: fn(OnePerFamily) -> Result<OnePerFamily, Error>,
 }
 
 /// Publishes the facts of the host whose Node object has this name, now and whenever the kernel notifies of a change.
@@ -87,7 +90,7 @@ impl Reader {
         Ok(Host { detected, ..host(&self.node_name, found) })
     }
 
-    fn targets(&self) -> PerFamily<Option<IpAddr>> {
+    fn targets(&self) -> OnePerFamily {
         self.detection.as_ref().map(Detection::targets).unwrap_or_default()
     }
 
@@ -97,12 +100,10 @@ impl Reader {
     }
 }
 
-type Facts = (Vec<Found>, PerFamily<Option<IpAddr>>);
+type Facts = (Vec<Found>, OnePerFamily);
 
-fn read(reading: Reading, targets: PerFamily<Option<IpAddr>>) -> Result<Facts, Error> {
-    let found = (reading.addresses)()?;
-    let source = |target: Option<IpAddr>| target.map_or(Ok(None), reading.source_to);
-    Ok((found, PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? }))
+fn read(reading: Reading, targets: OnePerFamily) -> Result<Facts, Error> {
+    Ok(((reading.addresses)()?, (reading.sources_to)(targets)?))
 }
 
 async fn follow(
@@ -350,16 +351,18 @@ mod tests {
         fn read() -> Result<Vec<Found>, Error> {
             Ok(vec![found("eth0", "192.0.2.1/24", Scope::Global), found("eth1", "198.51.100.1/24", Scope::Global)])
         }
-        fn source_to(to: IpAddr) -> Result<Option<IpAddr>, Error> {
-            assert_eq!(to, IpAddr::from([203, 0, 113, 1]), "nothing else is looked up");
+        fn sources_to(to: OnePerFamily) -> Result<OnePerFamily, Error> {
+            let only = PerFamily { v4: Some(IpAddr::from([203, 0, 113, 1])), v6: None };
+            assert_eq!(to, only, "nothing else is looked up");
             let sources = [Some([192, 0, 2, 1]), Some([198, 51, 100, 1]), None, Some([192, 0, 2, 1])];
             let at = LOOKUPS.fetch_add(1, Ordering::Relaxed);
-            Ok(sources.get(at).copied().unwrap_or(Some([192, 0, 2, 1])).map(IpAddr::from))
+            let v4 = sources.get(at).copied().unwrap_or(Some([192, 0, 2, 1])).map(IpAddr::from);
+            Ok(PerFamily { v4, v6: None })
         }
         let (changes, changed) = watch::channel(Changes::default());
         let method = "can-reach=203.0.113.1,2001:db8::1".parse().expect("a method");
         let detection = Detection::new(method, PerFamily { v4: true, v6: false });
-        let reading = Reading { addresses: read, source_to };
+        let reading = Reading { addresses: read, sources_to };
         let mut published =
             publish_host("node1".to_owned(), reading, Some(detection), changed).await.expect("the first reading");
         assert_eq!(detected(&published.borrow_and_update()), "192.0.2.1");
@@ -382,7 +385,7 @@ mod tests {
     }
 
     fn reading(addresses: fn() -> Result<Vec<Found>, Error>) -> Reading {
-        Reading { addresses, source_to: |_| Ok(None) }
+        Reading { addresses, sources_to: |_| Ok(PerFamily::default()) }
     }
 
     fn found(link: &str, address: &str, scope: Scope) -> Found {

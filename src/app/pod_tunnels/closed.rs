@@ -87,7 +87,7 @@ impl ClosedPods {
         for (address, its) in pods.iter().filter(|(_, its)| its.iter().any(is_concerned)) {
             let of_pod = |pod: &KnownPod| {
                 let known = cluster.pods.get(&pod.name)?;
-                Some(verdict(world, (&self.nodes, Family::from(*address)), (&pod.name, known)))
+                Some(verdict(world, &self.nodes, Family::from(*address), &pod.name, known))
             };
             match its.iter().filter_map(of_pod).max() {
                 None | Some(Verdict::Open) => self.verdicts.remove(address),
@@ -140,7 +140,7 @@ fn node_addresses(world: &World) -> NodeAddresses {
 }
 
 /// Returns whose tunnels of a family reach a pod: those of all Nodes unless NetworkPolicies isolate it for ingress, and else of those that rules without ports let in; nobody's where a ClusterNetworkPolicy may deny it anything.
-fn verdict(world: &World, nodes: (&NodeAddresses, Family), (name, pod): (&ObjectName, &Pod)) -> Verdict {
+fn verdict(world: &World, nodes: &NodeAddresses, family: Family, name: &ObjectName, pod: &Pod) -> Verdict {
     let namespace = CompactString::from(name.namespace.as_str());
     let by_namespace = world.cluster.namespaces.get(&namespace).is_some_and(|namespace| namespace.isolated);
     let all = world.cluster.policies.iter_from(&ObjectName::new(&namespace, ""));
@@ -148,17 +148,17 @@ fn verdict(world: &World, nodes: (&NodeAddresses, Family), (name, pod): (&Object
     let mut its = its.filter(|(_, policy)| policy.ingress.is_some() && policy.pods.selects(&pod.labels)).peekable();
     let is_isolated = by_namespace || its.peek().is_some();
     let judges = |tier: Tier| tier == Tier::Admin || !is_isolated;
-    if may_be_denied(world, (name, pod), judges) {
+    if may_be_denied(world, name, pod, judges) {
         return Verdict::Closed;
     }
     if !is_isolated {
         return Verdict::Open;
     }
-    of_rules(its.flat_map(|(_, policy)| policy.ingress.iter().flatten()), nodes)
+    of_rules(its.flat_map(|(_, policy)| policy.ingress.iter().flatten()), nodes, family)
 }
 
 /// Returns the Nodes of a family that these rules let in with a packet that has no port.
-fn of_rules<'a>(rules: impl Iterator<Item = &'a PolicyRule>, (nodes, family): (&NodeAddresses, Family)) -> Verdict {
+fn of_rules<'a>(rules: impl Iterator<Item = &'a PolicyRule>, nodes: &NodeAddresses, family: Family) -> Verdict {
     let mut ranges: Vec<(&IpNet, &[IpNet])> = Vec::new();
     for rule in rules.filter(|rule| rule.ports == Ports::Any) {
         let Peers::Of(peers) = &rule.peers else { return Verdict::Open };
@@ -181,7 +181,7 @@ fn of_rules<'a>(rules: impl Iterator<Item = &'a PolicyRule>, (nodes, family): (&
 }
 
 /// Returns whether a ClusterNetworkPolicy of a tier that judges a pod may deny it anything that comes to it. One whose namespace is not known may be selected.
-fn may_be_denied(world: &World, (name, pod): (&ObjectName, &Pod), judges: impl Fn(Tier) -> bool) -> bool {
+fn may_be_denied(world: &World, name: &ObjectName, pod: &Pod, judges: impl Fn(Tier) -> bool) -> bool {
     let namespace = world.cluster.namespaces.get(&CompactString::from(name.namespace.as_str()));
     let is_subject = |subject: &Subject| {
         namespace.is_none_or(|namespace| subject.namespaces.selects(&namespace.labels))

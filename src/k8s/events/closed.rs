@@ -79,11 +79,14 @@ mod tests {
     use super::*;
     use crate::model::ObjectName;
 
+    fn about(namespace: &str) -> About {
+        About::Service(ObjectName::new(namespace, "web"), None)
+    }
+
     #[test]
     fn namespaces_with_a_quota_or_a_webhook_that_refuses_close_no_other() {
         let now = Instant::now();
         let until = now + Duration::from_secs(3600);
-        let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
         let mut closed = Closed::default();
         assert_eq!(closed.note(&about("full"), false, now, until), Worth::Namespace);
         assert_eq!(closed.note(&about("denied"), false, now, until), Worth::Nothing);
@@ -96,7 +99,6 @@ mod tests {
     fn where_one_namespace_accepts_events_those_without_the_right_close_no_other() {
         let now = Instant::now();
         let until = now + Duration::from_secs(3600);
-        let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
         let mut closed = Closed::default();
         closed.note(&about("one"), true, now, until);
         assert!(!closed.accepted("shop"));
@@ -116,7 +118,6 @@ mod tests {
     fn a_missing_right_in_one_namespace_closes_that_one_and_in_two_all() {
         let now = Instant::now();
         let until = now + Duration::from_secs(3600);
-        let about = |namespace: &str| About::Service(ObjectName::new(namespace, "web"), None);
         let mut closed = Closed::default();
         assert_eq!(closed.note(&about("full"), true, now, until), Worth::Namespace, "it is logged");
         assert_eq!((closed.until("full", now), closed.until("shop", now)), (Some(until), None));

@@ -18,7 +18,7 @@ use super::wire::{self, GET_ROUTE, NEW_ROUTE};
 use crate::kernel::Error;
 use crate::kernel::link::{self, LinkName};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 
 /// Looks up routes in the network namespace of the thread that opened it.
 pub struct Lookup {
@@ -103,6 +103,19 @@ const DOWN: u32 = 1 | 16;
 /// `RTN_BLACKHOLE` to `RTN_THROW`.
 const REFUSING: std::ops::RangeInclusive<u8> = 6..=9;
 
+/// Source addresses that the kernel gives to packets of this host to these destinations; `None` where it has no route to one, or no address for it.
+///
+/// # Errors
+/// The socket cannot be opened, or a request failed.
+pub fn sources_to(targets: PerFamily<Option<IpAddr>>) -> Result<PerFamily<Option<IpAddr>>, Error> {
+    if targets == PerFamily::default() {
+        return Ok(targets);
+    }
+    let mut lookup = Lookup::open()?;
+    let mut source = |target: Option<IpAddr>| target.map_or(Ok(None), |target| lookup.source_to(target));
+    Ok(PerFamily { v4: source(targets.v4)?, v6: source(targets.v6)? })
+}
+
 impl Lookup {
     /// Opens a socket in the network namespace of the calling thread.
     ///
@@ -155,10 +168,7 @@ impl Lookup {
     }
 
     /// Source address that the kernel gives to packets of this host to an address; `None` where it has no route, or no address for it.
-    ///
-    /// # Errors
-    /// The request failed.
-    pub fn source_to(&mut self, to: IpAddr) -> Result<Option<IpAddr>, Error> {
+    fn source_to(&mut self, to: IpAddr) -> Result<Option<IpAddr>, Error> {
         self.ask_for(to, Origin::Host(None), 0);
         match self.socket.request(&mut self.message, taken) {
             Ok(found) => Ok(found

@@ -72,7 +72,8 @@ const VIRTUAL_KINDS: [&str; 12] =
 pub fn choose(
     method: &AddressDetection,
     families: PerFamily<bool>,
-    (all, sources): (&[Candidate], PerFamily<Option<IpAddr>>),
+    all: &[Candidate],
+    sources: PerFamily<Option<IpAddr>>,
     former: PerFamily<Option<IpAddr>>,
 ) -> Choice {
     let mut choice = Choice::default();
@@ -80,7 +81,7 @@ pub fn choose(
         let mut ranked: Vec<(usize, &Candidate)> = all
             .iter()
             .filter(|one| Family::from(one.address) == family && is_eligible(one))
-            .filter_map(|one| Some((rank(method, one, (all, *sources.of(family)))?, one)))
+            .filter_map(|one| Some((rank(method, one, all, *sources.of(family))?, one)))
             .collect();
         // Stable: addresses of one link stay in the kernel's order.
         ranked.sort_by_key(|(rank, one)| (*rank, one.index, order(one)));
@@ -112,7 +113,7 @@ fn is_eligible(one: &Candidate) -> bool {
 }
 
 /// Returns how good an address is, 0 for the best; `None` where the method does not fit it.
-fn rank(method: &AddressDetection, one: &Candidate, (all, source): (&[Candidate], Option<IpAddr>)) -> Option<usize> {
+fn rank(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: Option<IpAddr>) -> Option<usize> {
     let address = one.address.addr();
     match method {
         AddressDetection::CanReach(_) if source == Some(address) => Some(0),

@@ -52,16 +52,16 @@ fn said(choice: Choice) -> String {
 }
 
 fn first(with: &str, addresses: &str) -> String {
-    said(choose(&method(with), BOTH, (&host(addresses), PerFamily::default()), PerFamily::default()))
+    said(choose(&method(with), BOTH, &host(addresses), PerFamily::default(), PerFamily::default()))
 }
 
 fn again(with: &str, addresses: &str, former: &str) -> String {
-    said(choose(&method(with), BOTH, (&host(addresses), PerFamily::default()), both(former)))
+    said(choose(&method(with), BOTH, &host(addresses), PerFamily::default(), both(former)))
 }
 
 fn reaching(addresses: &str, sources: &str) -> String {
     let with = method("can-reach=203.0.113.1,2001:db8:f::1");
-    said(choose(&with, BOTH, (&host(addresses), both(sources)), PerFamily::default()))
+    said(choose(&with, BOTH, &host(addresses), both(sources), PerFamily::default()))
 }
 
 const TWO_LINKS: &str = "lo 127.0.0.1/8 local; eth0 192.0.2.1/24; eth1 198.51.100.1/24; lo ::1/128 local; \
@@ -90,10 +90,10 @@ fn every_method_chooses_in_both_families() {
     assert_eq!(reaching(TWO_LINKS, "198.51.100.1 2001:db8:1::1"), "198.51.100.1 2001:db8:1::1");
     assert_eq!(reaching(TWO_LINKS, "198.51.100.1"), "198.51.100.1 !IPv6", "there is no route");
     let alone = method("can-reach=203.0.113.1");
-    let found = choose(&alone, BOTH, (&host(TWO_LINKS), both("198.51.100.1 2001:db8::1")), PerFamily::default());
+    let found = choose(&alone, BOTH, &host(TWO_LINKS), both("198.51.100.1 2001:db8::1"), PerFamily::default());
     assert_eq!(said(found), "198.51.100.1", "IPv6 is not looked for");
     let families = PerFamily { v4: false, v6: true };
-    let found = choose(&method("interface=eth1"), families, (&host(TWO_LINKS), both("")), PerFamily::default());
+    let found = choose(&method("interface=eth1"), families, &host(TWO_LINKS), both(""), PerFamily::default());
     assert_eq!(said(found), "2001:db8:1::1", "IPv4 is switched off");
 }
 
@@ -184,7 +184,7 @@ fn what_was_found_stays_while_the_host_has_it_and_nothing_better_is_found() {
     ] {
         assert_eq!(again(with, addresses, "198.51.100.1"), chosen, "{addresses}");
     }
-    let found = choose(&method(with), BOTH, (&host("eth1 198.51.100.1/24 down"), both("")), both("198.51.100.1"));
+    let found = choose(&method(with), BOTH, &host("eth1 198.51.100.1/24 down"), both(""), both("198.51.100.1"));
     let problems = found.problems(&method(with));
     assert_eq!(
         problems.v4.as_deref(),

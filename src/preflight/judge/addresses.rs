@@ -57,7 +57,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
 fn detected(facts: &Facts, config: &Config) -> Vec<Finding> {
     let Some(method) = &config.node_address else { return Vec::new() };
     let all: Vec<Candidate> = facts.network.addresses.iter().map(Candidate::from).collect();
-    let choice = choose(method, config.families, (&all, facts.network.sources), PerFamily::default());
+    let choice = choose(method, config.families, &all, facts.network.sources, PerFamily::default());
     let subject = "address of this node";
     let lacking = choice.problems(method);
     let mut findings: Vec<Finding> = lacking

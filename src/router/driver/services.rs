@@ -28,7 +28,7 @@ impl<K: Kernel> Driver<K> {
             patience(restart.map(|restart| Duration::from_secs(restart.seconds.into())))
         };
         let is_sure = own.is_some() || !self.config.peers.is_empty();
-        self.awaited_services.note(are_known, (kept, is_sure), at.now);
+        self.awaited_services.note(are_known, kept, is_sure, at.now);
     }
 
     /// Begins BGP without Services when the wait for them is over, and announces those that became known later when they are served.
