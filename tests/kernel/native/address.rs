@@ -86,6 +86,29 @@ fn an_address_on_a_missing_device_fails_alone() {
 }
 
 #[test]
+fn addresses_that_are_to_go_or_are_not_proven_do_not_last() {
+    in_new(|| {
+        devices();
+        run("sysctl -qw net.ipv6.conf.ours.accept_dad=1");
+        run("ip address add 192.0.2.1/24 dev ours");
+        run("ip address add 192.0.2.2/24 dev ours");
+        run("ip address add 192.0.2.3/24 dev ours valid_lft forever preferred_lft 0");
+        run("ip address add 2001:db8::1/64 dev ours nodad");
+        run("ip address add 2001:db8::2/64 dev ours nodad valid_lft forever preferred_lft 0");
+        run("ip address add 2001:db8::3/64 dev ours");
+        let found = host_addresses().expect("a reading");
+        let lasts = |address: &str| {
+            let one = found.iter().find(|found| found.address.addr().to_string() == address);
+            one.unwrap_or_else(|| panic!("{address} is found")).lasting
+        };
+        assert!(["192.0.2.1", "192.0.2.2", "2001:db8::1"].into_iter().all(lasts), "{found:?}");
+        assert!(["192.0.2.3", "2001:db8::2", "2001:db8::3"].into_iter().all(|address| !lasts(address)), "{found:?}");
+        let (first, ours) = (found.first().expect("loopback"), found.iter().find(|one| one.link.0 == "ours"));
+        assert!(first.index == 1 && ours.is_some_and(|ours| ours.index > 1), "{found:?}");
+    });
+}
+
+#[test]
 fn the_hosts_addresses_tell_their_device_and_scope() {
     in_new(|| {
         devices();

@@ -15,7 +15,10 @@ fn connect_again(cluster: &Cluster, number: usize) {
     let name = cluster.name(number);
     run(&format!("ip link add back{number} type veth peer name eth1 netns {name}"));
     run(&format!("ip link set back{number} master back up"));
-    run(&format!("ip netns exec {name} sysctl -qw net.ipv6.conf.eth1.accept_dad=0"));
+    // With the first address of a network the kernel deletes the others, unless it is told otherwise.
+    for setting in ["net.ipv6.conf.eth1.accept_dad=0", "net.ipv4.conf.eth1.promote_secondaries=1"] {
+        run(&format!("ip netns exec {name} sysctl -qw {setting}"));
+    }
     run(&format!("ip -n {name} link set eth1 up"));
     for address in behind(number) {
         run(&format!("ip -n {name} address add {address}"));
@@ -94,7 +97,8 @@ fn routes_and_sessions_go_over_the_link_that_is_asked_for_and_follow_its_address
         for address in behind(2) {
             run(&format!("ip -n {name} address delete {}", address.trim_end_matches(" nodad")));
         }
-        cluster.until_said(2, "Address of this node for routing chosen", 4);
+        cluster.until_said(2, "address=198.51.100.12 ", 1);
+        cluster.until_said(2, "address=2001:db8:1::12 ", 1);
         cluster.write(&[told(1, 1), told(2, 12)]);
         until(&cluster, 1, &ways(2, 12));
         until(&cluster, 2, &ways(1, 1));
@@ -136,12 +140,12 @@ fn the_source_towards_a_destination_follows_the_routes_of_the_host() {
         route("203.0.113.0/24", "eth1");
         cluster.flags.insert(1, vec!["--node-ip-autodetect=can-reach=203.0.113.1,2001:db8:1::254".to_owned()]);
         cluster.start(1);
-        cluster.until_said(1, "address=\"198.51.100.1\"", 1);
-        cluster.until_said(1, "address=\"2001:db8:1::1\"", 1);
+        cluster.until_said(1, "address=198.51.100.1 ", 1);
+        cluster.until_said(1, "address=2001:db8:1::1 ", 1);
         route("203.0.113.0/24", "eth0");
-        cluster.until_said(1, "address=\"192.0.2.1\"", 1);
+        cluster.until_said(1, "address=192.0.2.1 ", 1);
         // The link goes, and what it had is gone with it: the InternalIP is used.
         run(&format!("ip -n {name} link delete eth1"));
-        cluster.until_said(1, "address=\"the InternalIP of the Node\"", 1);
+        cluster.until_said(1, "finds no IPv6 address of this host; other nodes route to the InternalIP", 1);
     });
 }
