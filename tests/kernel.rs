@@ -15,6 +15,8 @@ mod containerd;
 mod native;
 #[path = "kernel/ipvs.rs"]
 mod ipvs;
+#[path = "kernel/call_counter.rs"]
+mod call_counter;
 #[path = "kernel/ipvs_commands.rs"]
 mod ipvs_commands;
 #[path = "kernel/ipvs_rules.rs"]

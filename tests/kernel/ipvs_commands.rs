@@ -24,7 +24,7 @@ const SERVICES: [(&str, &str, &str); 2] = [
 
 /// Where the clock of the guest's processor is not trusted, the time for which an event has counted may stand still for a tick: then two readings
 /// in it look as if the processor had gone.
-const TICK: Duration = Duration::from_millis(12);
+pub const TICK: Duration = Duration::from_millis(12);
 
 /// Time for which others may give commands all the time.
 const QUIET: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ fn answered(services: &mut Services, now: Instant) -> Counted {
 }
 
 /// A command of another program that the kernel refuses, because it is too short to name a service.
-fn refused(socket: &std::net::UdpSocket) {
+pub fn refused(socket: &std::net::UdpSocket) {
     const DELETE_DESTINATION: libc::c_int = 64 + 1024 + 64 + 8;
     // SAFETY: the descriptor is open, and the kernel reads no more than the one byte.
     let result = unsafe {
@@ -181,7 +181,7 @@ fn probes_that_somebody_disarms_are_not_trusted_for_longer_than_a_minute() {
 }
 
 /// Threads of this process that open or close counters.
-fn at_counters() -> usize {
+pub fn at_counters() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted").flatten();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
     names.filter(|name| name.trim() == "kprobe").count()

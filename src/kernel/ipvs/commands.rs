@@ -20,6 +20,8 @@ use std::os::unix::fs::FileExt;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 use crate::kernel::Error;
 use crate::kernel::call_counter::CallCounter;
 
@@ -49,13 +51,18 @@ pub struct Commands {
     reason: String,
 }
 
-/// The counters, and a file of the loaded module, which cannot be read any more when that is unloaded; `None` where it is compiled in.
-type Opened = Result<(CallCounter, Option<File>), Error>;
+type Opened = Result<Counters, Error>;
+
+#[derive(Debug)]
+struct Counters {
+    calls: CallCounter,
+    /// A file of the loaded module, which cannot be read any more when that is unloaded; `None` where it is compiled in.
+    module: Option<File>,
+}
 
 #[derive(Debug)]
 struct Open {
-    counter: CallCounter,
-    module: Option<File>,
+    counters: Counters,
     tally: Tally,
     /// Time of the next command that only has to be counted.
     knock_at: Instant,
@@ -130,12 +137,8 @@ impl Commands {
 }
 
 impl Open {
-    fn new(
-        (counter, module): (CallCounter, Option<File>),
-        now: Instant,
-        knock: &mut impl FnMut(),
-    ) -> Result<Open, String> {
-        let mut open = Open { counter, module, tally: Tally::default(), knock_at: now };
+    fn new(counters: Counters, now: Instant, knock: &mut impl FnMut()) -> Result<Open, String> {
+        let mut open = Open { counters, tally: Tally::default(), knock_at: now };
         open.others(now, knock).map(|_| open)
     }
 
@@ -146,10 +149,10 @@ impl Open {
             self.tally.own.iter_mut().for_each(|own| *own += 1);
         }
         let is_gone = |module: &File| module.read_at(&mut [0; 32], 0).is_err();
-        if self.module.as_ref().is_some_and(is_gone) {
+        if self.counters.module.as_ref().is_some_and(is_gone) {
             return Err("the kernel module ip_vs was unloaded".to_owned());
         }
-        let counted = self.counter.read().map_err(|error| error.to_string())?;
+        let counted = self.counters.calls.read().map_err(|error| error.to_string())?;
         let counted: [u64; 2] =
             counted.try_into().map_err(|_| "the kernel does not count every function".to_owned())?;
         self.tally.others(counted).ok_or_else(|| "the kernel does not count every call of its functions".to_owned())
@@ -165,7 +168,11 @@ impl Default for Commands {
 fn open() -> Opened {
     // Before the probes: what is unloaded in between is found to be gone.
     let module = File::open(MODULE).ok();
-    Ok((CallCounter::open(&FUNCTIONS)?, module))
+    let calls = CallCounter::open(&FUNCTIONS)?;
+    if let Some(reason) = calls.fallback() {
+        info!(%reason, "IPVS commands are counted by a probe for each processor, not by a BPF program");
+    }
+    Ok(Counters { calls, module })
 }
 
 impl Tally {
