@@ -48,6 +48,11 @@ fn probes() -> usize {
     list.lines().filter(|line| FUNCTIONS.iter().any(|name| line.contains(name.to_str().expect("a name")))).count()
 }
 
+/// The calls of each function so far.
+fn calls(counter: &mut CallCounter) -> [u64; 2] {
+    counter.read().expect("a reading").try_into().expect("a number for each function")
+}
+
 /// Waits until counters that were given up are closed.
 fn wait_for_closing() -> Duration {
     let begun = Instant::now();
@@ -74,12 +79,12 @@ fn count_on_all(way: Way, socket: &UdpSocket) -> Result<(), String> {
     let probes_open = probes();
     for processor in &all {
         thread::sleep(TICK);
-        let before = counter.read().expect("a reading");
+        let before = calls(&mut counter);
         move_to(&[*processor]);
         (0..CALLS).for_each(|_| refused(socket));
         move_to(&all);
         thread::sleep(TICK);
-        let after = counter.read().expect("a reading");
+        let after = calls(&mut counter);
         assert_eq!((after[0] - before[0], after[1] - before[1]), (CALLS, 0), "{way:?}, processor {processor}");
     }
     thread::sleep(TICK);
@@ -117,13 +122,13 @@ fn both_ways_count_the_same_calls_at_the_same_time() {
         }
         let open = |way| CallCounter::open_by(way, &FUNCTIONS).expect("this kernel counts in this way");
         let (mut program, mut events) = (open(Way::Program), open(Way::EventsPerProcessor));
-        for calls in [1, 10, 1000] {
+        for number in [1, 10, 1000] {
             thread::sleep(TICK);
-            let before = (program.read().expect("a reading"), events.read().expect("a reading"));
-            (0..calls).for_each(|_| refused(socket));
+            let before = (calls(&mut program), calls(&mut events));
+            (0..number).for_each(|_| refused(socket));
             thread::sleep(TICK);
-            let after = (program.read().expect("a reading"), events.read().expect("a reading"));
-            assert_eq!((after.0[0] - before.0[0], after.1[0] - before.1[0]), (calls, calls));
+            let after = (calls(&mut program), calls(&mut events));
+            assert_eq!((after.0[0] - before.0[0], after.1[0] - before.1[0]), (number, number));
         }
         drop((program, events));
         wait_for_closing();
@@ -147,10 +152,10 @@ fn where_the_kernel_refuses_programs_each_processor_has_events_of_its_own() {
                 println!("{reason}");
                 assert!(reason.contains("BPF"), "{reason}");
                 thread::sleep(TICK);
-                let before = counter.read().expect("a reading");
+                let before = calls(&mut counter);
                 refused(socket);
                 thread::sleep(TICK);
-                assert_eq!(counter.read().expect("a reading")[0] - before[0], 1);
+                assert_eq!(calls(&mut counter)[0] - before[0], 1);
                 drop(counter);
                 wait_for_closing();
             }
@@ -206,9 +211,9 @@ fn a_program_counts_on_when_the_processor_of_its_event_goes_and_comes() {
         move_to(&all);
         let mut counts = |processor: usize| {
             move_to(&[processor]);
-            let before = counter.read().expect("a reading")[0];
+            let before = calls(&mut counter)[0];
             refused(socket);
-            counter.read().expect("a reading")[0] - before
+            calls(&mut counter)[0] - before
         };
         assert_eq!((counts(first), counts(last)), (1, 1));
         move_to(&[first]);
