@@ -156,7 +156,7 @@ impl Compared {
         }
         let after = plan.into_rules();
         let names = PodNames::of(world);
-        let pairs = pairs::pairs((&before, &after), &changed, &names, bounds.budget);
+        let pairs = pairs::pairs(&before, &after, &changed, &names, bounds.budget);
         let isolation = isolation(&before, &after);
         Ok(Compared { before, after, names, policies: changes, isolation, pairs })
     }

@@ -101,10 +101,11 @@ impl PodNames {
 
 /// Returns the pairs that differ between two rule sets, the second of which came about by these changes. `budget`: the most
 /// packets that are traced, each counted with the policies that are asked.
-pub fn pairs(rules: (&RuleSet, &RuleSet), changed: &RuleSetChanges, names: &PodNames, budget: u64) -> Pairs {
-    let mut comparison = Comparison { rules, names, left: budget, is_cut: false, found: BTreeMap::new() };
+pub fn pairs(before: &RuleSet, after: &RuleSet, changed: &RuleSetChanges, names: &PodNames, budget: u64) -> Pairs {
+    let mut comparison =
+        Comparison { rules: (before, after), names, left: budget, is_cut: false, found: BTreeMap::new() };
     for direction in Direction::BOTH {
-        for (_, pods) in alike_pods(rules, changed, direction) {
+        for (_, pods) in alike_pods(before, after, changed, direction) {
             comparison.compare(&pods, direction);
             if comparison.is_cut {
                 return comparison.pairs(Some((direction, pods)));
@@ -143,7 +144,8 @@ impl Judges {
 
 /// Returns the pods whose policies change in a direction, alike ones together.
 fn alike_pods<'a>(
-    (before, after): (&'a RuleSet, &'a RuleSet),
+    before: &'a RuleSet,
+    after: &'a RuleSet,
     changed: &RuleSetChanges,
     direction: Direction,
 ) -> Vec<(Likeness, Vec<&'a ObjectName>)> {
@@ -243,7 +245,7 @@ impl<'a> Comparison<'a> {
             if !self.spend(cost) {
                 return None;
             }
-            match [(before, old), (after, new)].map(|(rules, pod)| passes(rules, pod, one, (peer, alike))) {
+            match [(before, old), (after, new)].map(|(rules, pod)| passes(rules, pod, one, peer, alike)) {
                 [false, true] => opened.add(alike),
                 [true, false] => closed.add(alike),
                 _ => {}
@@ -396,7 +398,7 @@ fn add_numbers(edges: &mut Edges, set: &SetKey, numbers: Vec<u16>) {
     }
 }
 
-fn passes(rules: &RuleSet, pod: &LocalPod, one: One<'_>, (peer, alike): (IpAddr, Alike)) -> bool {
+fn passes(rules: &RuleSet, pod: &LocalPod, one: One<'_>, peer: IpAddr, alike: Alike) -> bool {
     let (source, destination) = match one.direction {
         Direction::Ingress => (peer, one.address),
         Direction::Egress => (one.address, peer),

@@ -26,7 +26,7 @@ fn text_of_service(served: &Served, answers: &[Answer]) -> String {
     };
     match refused {
         Some(answer) => {
-            let egress = side((&answer.verdict.egress, &answer.bridges), &answer.from, Direction::Egress);
+            let egress = side(&answer.verdict.egress, &answer.bridges, &answer.from, Direction::Egress);
             format!("{} to {at}: denied as a whole\n  egress: {egress}\n{}", answer.from, kernel(answer))
         }
         None if answers.is_empty() => format!("{at}: it has no endpoint\n"),
@@ -39,8 +39,8 @@ fn text_of_service(served: &Served, answers: &[Answer]) -> String {
 fn text_of(answer: &Answer) -> String {
     let Answer { packet, from, to, verdict, endpoint, .. } = answer;
     let passes = if verdict.passes() { "allowed" } else { "denied" };
-    let egress = side((&verdict.egress, &answer.bridges), from, Direction::Egress);
-    let ingress = side((&verdict.ingress, &answer.bridges), to, Direction::Ingress);
+    let egress = side(&verdict.egress, &answer.bridges, from, Direction::Egress);
+    let ingress = side(&verdict.ingress, &answer.bridges, to, Direction::Ingress);
     let mut text = format!("{from} to {to}, {}: {passes}\n  egress: {egress}\n  ingress: {ingress}\n", packet.traffic);
     if let Some(endpoint) = endpoint {
         text.push_str(&format!("  endpoint: {}\n", text_of_endpoint(endpoint)));
@@ -74,7 +74,7 @@ fn kernel(answer: &Answer) -> String {
 }
 
 /// Describes the decision of one side, as a sentence without its end.
-pub fn side((decision, bridges): (&Decision, &[CompactString]), party: &Party, direction: Direction) -> String {
+pub fn side(decision: &Decision, bridges: &[CompactString], party: &Party, direction: Direction) -> String {
     match decision {
         Decision::NotHere => nothing_here(party),
         Decision::Exempt(exemption) => format!("allowed: {}", reason(*exemption)),

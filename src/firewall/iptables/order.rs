@@ -101,7 +101,7 @@ impl Order {
         moves.go.retain(is_named);
         match moves.of_one_pod(between.desired) {
             _ if moves.is_empty() => {}
-            Some(address) if only_concerns(address, (between.seen, between.want), family) => {
+            Some(address) if only_concerns(address, between.seen, between.want, family) => {
                 self.turning.addresses.insert(address);
                 self.turning.elements.extend(moves.come.into_iter().chain(moves.go));
             }
@@ -145,7 +145,7 @@ impl Moves {
 }
 
 /// Returns whether the rules differ only in those that judge this address.
-fn only_concerns(address: IpAddr, (seen, want): (&AllRules, &AllRules), family: Family) -> bool {
+fn only_concerns(address: IpAddr, seen: &AllRules, want: &AllRules, family: Family) -> bool {
     let owners = |rules| -> BTreeMap<CompactString, BTreeSet<IpAddr>> {
         let mut owners: BTreeMap<CompactString, BTreeSet<IpAddr>> = BTreeMap::new();
         for (owner, chains) in chains_of(rules, family) {

@@ -93,12 +93,9 @@ pub fn named(known: Known<'_>, logged: Logged, at: Duration) -> RefusedPacket {
     let packet = Packet { source: logged.source, destination: logged.destination, traffic, from_this_node };
     let (verdict, bridges) = judged(known, &packet);
     let sides = [(Direction::Egress, &verdict.egress, &from), (Direction::Ingress, &verdict.ingress, &to)];
-    let refusal =
-        sides.into_iter().find(|(_, decision, _)| !decision.passes()).map(|(direction, decision, party)| Refusal {
-            direction,
-            pod: decision.pod().cloned(),
-            reason: explain::side((decision, &bridges), party, direction),
-        });
+    let refusal = sides.into_iter().find(|(_, decision, _)| !decision.passes()).map(|(direction, decision, party)| {
+        Refusal { direction, pod: decision.pod().cloned(), reason: explain::side(decision, &bridges, party, direction) }
+    });
     RefusedPacket { at, logged, from, to, refusal, limited: false }
 }
 
