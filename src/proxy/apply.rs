@@ -57,7 +57,7 @@ use crate::packed::BlockMap;
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
-use self::elements::drops_clients;
+use self::elements::{TableLimits, drops_clients};
 pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
@@ -261,9 +261,9 @@ impl<K: Kernel> Mirrors<K> {
                 self.elements.grow_where(&desired.elements, growth, at, is_other);
             }
             self.elements.grow(&desired.elements, growth, at);
-            self.grow_table(desired, (may_guard, &held), growth, at);
+            self.grow_table(desired, TableLimits { may_guard, held: &held }, growth, at);
         } else {
-            self.grow_needed_elements(desired, (may_guard, &held), at);
+            self.grow_needed_elements(desired, TableLimits { may_guard, held: &held }, at);
         }
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         let has_elements = || self.elements.missing(&desired.elements, |_| true) == 0;
@@ -277,8 +277,8 @@ impl<K: Kernel> Mirrors<K> {
             let held = self.held_marks(desired, growth, authority, at);
             self.grow_rules(desired, &held, growth, at);
             match takes_all {
-                true => self.grow_table(desired, (may_guard, &held), growth, at),
-                false => self.grow_needed_elements(desired, (may_guard, &held), at),
+                true => self.grow_table(desired, TableLimits { may_guard, held: &held }, growth, at),
+                false => self.grow_needed_elements(desired, TableLimits { may_guard, held: &held }, at),
             }
         }
         self.grow_routes(desired, growth, at);

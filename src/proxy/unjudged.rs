@@ -60,6 +60,15 @@ pub struct DesiredTunnels<'a, MayServe> {
     pub may_serve: MayServe,
 }
 
+/// Numbers of Worlds.
+#[derive(Clone, Copy, Debug)]
+pub struct Worlds {
+    /// The one that is desired.
+    pub number: u64,
+    /// The newest that the firewall has judged.
+    pub judged: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Wait {
     /// The World that has to be judged.
@@ -68,13 +77,12 @@ struct Wait {
 }
 
 impl Unjudged {
-    /// Takes the destinations of virtual services that have changed with the World of this number, or since; `judged`: the number of the newest World that the firewall has
-    /// judged. A destination is new when the firewall is to judge it and did not have to before.
+    /// Takes the destinations of virtual services that have changed with the World of this number, or since. A destination is new when the firewall is to judge it and did not have to before.
     pub fn follow(
         &mut self,
         DesiredTunnels { desired, may_serve }: DesiredTunnels<'_, impl Fn(&ServiceKey, SocketAddr) -> bool>,
         changed: &[ServiceKey],
-        (number, judged): (u64, u64),
+        Worlds { number, judged }: Worlds,
         now: Instant,
     ) {
         let is_tunnelled = |port: &ServiceKey| desired.marks.contains_key(port);

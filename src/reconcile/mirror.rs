@@ -244,7 +244,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         at: Moment,
         may_go: impl Fn(&T::Key, &S::Form) -> bool,
     ) -> Vec<T::Key> {
-        self.shrink_those(want, at, (may_go, |_| true))
+        self.shrink_those(want, at, may_go, |_| true)
     }
 
     /// Compares the next portion of the objects in a range with the kernel, and marks what somebody else changed as dirty.

@@ -11,7 +11,7 @@ use sluice::net::PerFamily;
 use sluice::proxy::apply::{Mirrors, ProxyRound};
 use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
-use sluice::proxy::unjudged::{DesiredTunnels, Unjudged, Waiting};
+use sluice::proxy::unjudged::{DesiredTunnels, Unjudged, Waiting, Worlds};
 use sluice::reconcile::{Found, Moment};
 use sluice::subsystem::Kinds;
 
@@ -34,7 +34,7 @@ pub struct Agent {
     /// Endpoints behind tunnels that wait for the firewall.
     unjudged: Unjudged,
     /// The newest World's number, and that of the newest one that the firewall has judged. Both stay 0 where it is not to be waited for.
-    worlds: (u64, u64),
+    worlds: Worlds,
     pub waits_for_firewall: bool,
 }
 
@@ -48,7 +48,7 @@ impl Agent {
             adopts_marks: config.tunnel_mode,
             cleared: false,
             unjudged: Unjudged::default(),
-            worlds: (0, 0),
+            worlds: Worlds { number: 0, judged: 0 },
             waits_for_firewall: false,
         }
     }
@@ -58,7 +58,7 @@ impl Agent {
         if self.authority == Authority::Nothing {
             return;
         }
-        self.worlds.0 += u64::from(self.waits_for_firewall);
+        self.worlds.number += u64::from(self.waits_for_firewall);
         self.adopt_marks(Moment { now, jitter: 0 });
         let changed = self.plan.update(world, now);
         self.mark(&changed, now);
@@ -73,8 +73,8 @@ impl Agent {
 
     /// The firewall has judged a World: the newest one, or one that is so much older.
     pub fn judge(&mut self, older: u64) {
-        self.worlds.1 = self.worlds.1.max(self.worlds.0.saturating_sub(older));
-        self.unjudged.judged(self.worlds.1);
+        self.worlds.judged = self.worlds.judged.max(self.worlds.number.saturating_sub(older));
+        self.unjudged.judged(self.worlds.judged);
     }
 
     /// Returns the endpoints that have to wait at a moment.

@@ -24,15 +24,29 @@ use crate::proxy::plan::{address_of, local_route_key, marked_route_key, services
 use crate::proxy::{source_ranges, unallocated};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 
+/// The objects of our table that wait for others.
+#[derive(Clone, Copy)]
+pub(super) struct TableLimits<'a> {
+    /// The guard need not wait.
+    pub may_guard: bool,
+    /// The ports that nothing may mark packets to yet.
+    pub held: &'a HeldMarks,
+}
+
+impl TableLimits<'_> {
+    fn may_come(self, object: &Object) -> bool {
+        (self.may_guard || !is_guard(object)) && self.may_change(object)
+    }
+
+    fn may_change(self, object: &Object) -> bool {
+        may_mark(object, self.held) && !unallocated::is_chain(object)
+    }
+}
+
 impl<K: Kernel> Mirrors<K> {
     /// Creates the elements that existing kernel objects need: those of existing virtual services, and of addresses in
     /// the set of service ports. Nothing else of a Service is created without its element. The guard comes if it may, and so do the marks of packets.
-    pub(super) fn grow_needed_elements(
-        &mut self,
-        desired: &Desired,
-        (may_guard, held): (bool, &HeldMarks),
-        at: Moment,
-    ) {
+    pub(super) fn grow_needed_elements(&mut self, desired: &Desired, limits: TableLimits<'_>, at: Moment) {
         if self.marks().are_settled() || !self.elements.learn(at) || !self.table.learn(at) {
             return;
         }
@@ -67,25 +81,18 @@ impl<K: Kernel> Mirrors<K> {
         self.elements.grow_where(&desired.elements, missing, at, |key| Set::of_element(key).is_none_or(is_needed));
         let deleted = self.deleted_source_chains(desired);
         self.table.grow_where(&with_chains(&desired.table, &deleted), missing, at, |object| {
-            let may_come = (may_guard || !is_guard(object)) && may_mark(object, held) && !unallocated::is_chain(object);
-            may_come && Set::of_object(object).is_none_or(is_needed)
+            limits.may_come(object) && Set::of_object(object).is_none_or(is_needed)
         });
         deleted.into_iter().for_each(|(chain, _)| self.table.mark(chain));
     }
 
     /// Grows our table. A chain that drops what is outside of source ranges keeps the ranges that it has (`Content::grown`).
-    pub(super) fn grow_table(
-        &mut self,
-        desired: &Desired,
-        (may_guard, held): (bool, &HeldMarks),
-        growth: Growth,
-        at: Moment,
-    ) {
-        let may_change = |object: &Object| may_mark(object, held) && !unallocated::is_chain(object);
-        let may_come = |object: &Object| (may_guard || !is_guard(object)) && may_change(object);
+    pub(super) fn grow_table(&mut self, desired: &Desired, limits: TableLimits<'_>, growth: Growth, at: Moment) {
         let deleted = self.deleted_source_chains(desired);
         let want = with_chains(&desired.table, &deleted);
-        self.table.grow_those(&want, growth, at, MayGrow { come: may_come, change: may_change });
+        let come = |object: &Object| limits.may_come(object);
+        let change = |object: &Object| limits.may_change(object);
+        self.table.grow_those(&want, growth, at, MayGrow { come, change });
         deleted.into_iter().for_each(|(chain, _)| self.table.mark(chain));
     }
 
@@ -156,7 +163,7 @@ impl<K: Kernel> Mirrors<K> {
             let Some(name) = set_of_rule(piece).map(|set| set.name(piece.family())) else { return false };
             elements.seen().is_some() && !elements.known_keys().any(|key| key.set == name)
         };
-        self.rules.shrink_those(&desired.rules, at, (|piece, _| may_go(piece), |_| false));
+        self.rules.shrink_those(&desired.rules, at, |piece, _| may_go(piece), |_| false);
     }
 
     /// The same in our table, where the rules go with the elements; its sets go once they are empty.
@@ -175,7 +182,7 @@ impl<K: Kernel> Mirrors<K> {
             object => Set::of_object(object).is_none_or(|place| standing.marks_nothing(&place)),
         };
         let enters = |object: &Object| matches!(set_of_chain(object), Some((_, None)));
-        self.table.shrink_those(&desired.table, at, (may_go, |object| !enters(object)));
+        self.table.shrink_those(&desired.table, at, may_go, |object| !enters(object));
         self.shrink_entrances(desired, at);
         self.shrink_given_marks(desired, at);
         let doubtful: BTreeSet<_> = self.table.doubts().cloned().collect();
@@ -229,7 +236,7 @@ impl<K: Kernel> Mirrors<K> {
         let restricting: BTreeSet<Set> = surplus.map(|(set, _)| set).collect();
         let may_lessen =
             |object: &Object| matches!(set_of_chain(object), Some((its, None)) if !restricting.contains(&its));
-        self.table.shrink_those(&desired.table, at, (|_, _| false, may_lessen));
+        self.table.shrink_those(&desired.table, at, |_, _| false, may_lessen);
     }
 }
 

@@ -39,7 +39,7 @@ impl<K: Kernel> Mirrors<K> {
         let may = MayGrow { come: |_: &ServiceKey| false, change: |key: &ServiceKey| closed.contains(key) };
         let mut changed = self.virtuals.grow_those(&want, Growth::Full, at, may);
         if authority == Authority::Complete {
-            changed.extend(self.virtuals.shrink_those(&want, at, (|_, _| false, |key| waiting.contains_key(key))));
+            changed.extend(self.virtuals.shrink_those(&want, at, |_, _| false, |key| waiting.contains_key(key)));
         }
         // They are not desired, and go when their successors stand.
         waiting.keys().for_each(|key| self.virtuals.mark(*key));

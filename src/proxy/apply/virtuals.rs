@@ -115,7 +115,7 @@ impl<K: Kernel> Mirrors<K> {
             };
             is_known(key) && tunnels.lets_go(desired, seen, key) && tunnels.addresses_of(key).into_iter().all(is_free)
         };
-        let gone = self.virtuals.shrink_those(&for_now, at, (may_go, is_known));
+        let gone = self.virtuals.shrink_those(&for_now, at, may_go, is_known);
         self.mark_held_back(desired);
         gone
     }
@@ -132,7 +132,7 @@ impl<K: Kernel> Mirrors<K> {
             |piece: &Piece| *lacks_routes.of(piece.family()) && (may_unmark(piece.family()) || !is_of_marks(piece));
         let may_go = |piece: &Piece| !drops_clients(piece) && (!is_rule(piece) || finds_none(piece));
         let rules = self.rules_without_marks(desired, &still_marked);
-        self.rules.shrink_those(&*rules, at, (|piece, _| may_go(piece), |_| true));
+        self.rules.shrink_those(&*rules, at, |piece, _| may_go(piece), |_| true);
         if let Cow::Owned(rules) = &rules {
             rules.keys().filter(|piece| is_of_marks(piece)).for_each(|chain| self.rules.mark(chain.clone()));
         }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::kernel::ipvs::ServiceKey;
 use crate::observe::health::Note;
 
-use super::{DesiredTunnels, Unjudged, Use, Waiting};
+use super::{DesiredTunnels, Unjudged, Use, Waiting, Worlds};
 use crate::proxy::plan::Plan;
 
 /// The endpoints behind tunnels that wait for the firewall, and how far it has come.
@@ -42,7 +42,7 @@ impl FirewallWaits {
             let judged = *judged.borrow();
             let may_serve = |port: &ServiceKey, destination| plan.may_serve(port, destination);
             let tunnels = DesiredTunnels { desired: plan.desired(), may_serve };
-            self.unjudged.follow(tunnels, changed, (self.world, judged), now);
+            self.unjudged.follow(tunnels, changed, Worlds { number: self.world, judged }, now);
         }
     }
 

@@ -48,7 +48,7 @@ impl Case {
             endpoints.split_whitespace().filter_map(|word| word.strip_suffix("=gone")).map(endpoint).collect();
         let may_serve = |_: &ServiceKey, destination| !gone.contains(&destination);
         let tunnels = DesiredTunnels { desired: &self.desired, may_serve };
-        self.unjudged.follow(tunnels, &[mark], worlds, self.now);
+        self.unjudged.follow(tunnels, &[mark], Worlds { number: worlds.0, judged: worlds.1 }, self.now);
     }
 
     fn leaves_its_tunnel(&mut self, address: &str, worlds: (u64, u64)) {
@@ -57,7 +57,7 @@ impl Case {
         self.desired.marked.remove(&mark);
         self.desired.virtuals.remove(&mark);
         let tunnels = DesiredTunnels { desired: &self.desired, may_serve: |_: &ServiceKey, _| false };
-        self.unjudged.follow(tunnels, &[mark, port], worlds, self.now);
+        self.unjudged.follow(tunnels, &[mark, port], Worlds { number: worlds.0, judged: worlds.1 }, self.now);
     }
 
     #[track_caller]

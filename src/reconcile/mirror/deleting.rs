@@ -23,7 +23,8 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         &mut self,
         want: &S::Form,
         at: Moment,
-        (may_go, may_lessen): (impl Fn(&T::Key, &S::Form) -> bool, impl Fn(&T::Key) -> bool),
+        may_go: impl Fn(&T::Key, &S::Form) -> bool,
+        may_lessen: impl Fn(&T::Key) -> bool,
     ) -> Vec<T::Key> {
         if self.is_settled() || !self.learn(at) {
             return Vec::new();
