@@ -148,7 +148,7 @@ impl Tables {
             for (table, saved) in printed {
                 match saved {
                     Ok(saved) => {
-                        self.recognise((family, table), &saved, &mut found);
+                        self.recognise(family, table, &saved, &mut found);
                         readable += 1;
                         if self.unreadable.remove(&(family, table)) {
                             info!(%family, table = table.name(), "Reading iptables rules recovered");
@@ -170,7 +170,7 @@ impl Tables {
     }
 
     /// Adds what is ours in one table of one family.
-    fn recognise(&self, (family, table): (Family, Table), saved: &SavedTable, found: &mut BTreeMap<Piece, Rules>) {
+    fn recognise(&self, family: Family, table: Table, saved: &SavedTable, found: &mut BTreeMap<Piece, Rules>) {
         let spelling = self.spelling.of(family);
         let spelled = |rules: &[Rule]| Rules(rules.iter().map(|rule| spelling.as_written(rule)).collect());
         for (name, chain) in &saved.chains {
@@ -217,20 +217,15 @@ impl Tables {
             let attempted = if tables.len() == 1 { Err(error.clone()) } else { self.attempt(family, programs, &alone) };
             match attempted {
                 Ok(refused) => failures.extend(refused),
-                Err(error) => failures.extend(self.in_parts((family, programs), *table, changes, error)),
+                Err(error) => failures.extend(self.in_parts(family, *table, changes, error)),
             }
         }
         failures
     }
 
     /// Makes changes that failed together in parts, where it is the changes that fail and not the program.
-    fn in_parts(
-        &mut self,
-        (family, programs): (Family, Programs),
-        table: Table,
-        changes: &[Change<'_>],
-        error: Error,
-    ) -> Vec<Failure<Error>> {
+    fn in_parts(&mut self, family: Family, table: Table, changes: &[Change<'_>], error: Error) -> Vec<Failure<Error>> {
+        let Some(programs) = *self.programs.of(family) else { return fail_all(changes, &error) };
         let is_refusal = matches!(error.cause, Cause::Program(_));
         let current = printed(programs, family, table);
         let works = || restore(programs, family, &format!("*{}\nCOMMIT\n", table.name())).is_ok();

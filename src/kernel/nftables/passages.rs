@@ -135,7 +135,7 @@ impl Passages {
         let mut message = Messages::new();
         about(&mut message, message::GET_RULE, 0, family).text(rule::CHAIN, self.chain.name());
         let chain = self.chain.name();
-        self.socket.dump(&mut message, |answer| found(answer, family, (HOST_TABLE, chain)))
+        self.socket.dump(&mut message, |answer| found(answer, family, HOST_TABLE, chain))
     }
 
     /// The rules of ours, and whether each stands where it belongs.

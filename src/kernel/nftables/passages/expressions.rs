@@ -188,7 +188,7 @@ mod conntrack {
 }
 
 /// Reads one rule; `None` if it is of another chain: not every kernel obeys every filter.
-pub fn found(answer: &Answer<'_>, family: Family, (table, chain): (&str, &str)) -> Option<Found> {
+pub fn found(answer: &Answer<'_>, family: Family, table: &str, chain: &str) -> Option<Found> {
     let [number, ..] = *answer.header::<HEADER>()?;
     let attributes = answer.attributes(HEADER);
     let is_of_chain = attributes.get(TABLE)?.text()? == table && attributes.get(rule::CHAIN)?.text()? == chain;
