@@ -215,7 +215,7 @@ impl Plan {
             let is_walled = self.is_encrypted_node(address);
             // Without an address of our own there is no device.
             let is_led = is_walled && self.own.primary.is_some();
-            self.routes.put_encrypted_node(address, (is_led, is_walled), changed);
+            self.routes.put_encrypted_node(address, is_led, is_walled, changed);
         }
         is_otherwise
     }

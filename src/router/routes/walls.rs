@@ -98,7 +98,8 @@ impl Routes {
     pub fn put_encrypted_node(
         &mut self,
         address: IpAddr,
-        (is_wanted, is_walled): (bool, bool),
+        is_wanted: bool,
+        is_walled: bool,
         changed: &mut RouteTableChanges,
     ) {
         let through = || Route {
