@@ -74,7 +74,9 @@ use self::packet_filter::Deciding;
 use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
 use self::questions::{QuestionContext, answer_questions};
-use self::subsystems::{Common, FIREWALL, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, answer_for_router};
+use self::subsystems::{
+    Common, FIREWALL, FirewallChannels, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, answer_for_router,
+};
 
 mod addresses_in_memory;
 mod packet_filter;
@@ -158,7 +160,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let ((served_out, served), clients) = (watch::channel(config.proxy.is_none()), client_look(&config));
-    let (judged_out, judged) = judged_worlds(&config);
+    let (channels_of_firewall, judged) = channels_of_firewall(&config, starting);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
@@ -170,7 +172,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     }
     if let Some(settings) = config.firewall {
         let inputs = common.inputs(FIREWALL, for_firewall, &mut answerers)?;
-        running.push(common.start_firewall(settings, inputs, (starting, judged_out), &mut answerers).await?);
+        running.push(common.start_firewall(settings, inputs, channels_of_firewall, &mut answerers).await?);
     }
     let guarded = guarded_ports(config.socket.as_deref(), config.source_guard);
     running.extend(common.start_source_guard(guarded, guard_calls, for_guard, &mut answerers).await?);
@@ -193,10 +195,14 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     end(stop, world_task, running).await
 }
 
-/// The number of the last World that the firewall has judged. Tunnels of the service proxy wait for it where both run.
-fn judged_worlds(config: &Config) -> (watch::Sender<u64>, Option<watch::Receiver<u64>>) {
+/// The firewall's channels, and the number of the last World that it has judged. Tunnels of the service proxy wait for that where both run.
+fn channels_of_firewall(
+    config: &Config,
+    starting: mpsc::Receiver<StartingPod>,
+) -> (FirewallChannels, Option<watch::Receiver<u64>>) {
     let (judged_out, judged) = watch::channel(0);
-    (judged_out, config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged))
+    let channels = FirewallChannels { starting, judged: judged_out };
+    (channels, config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged))
 }
 
 /// Publishes the facts of this host.

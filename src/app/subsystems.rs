@@ -69,6 +69,14 @@ pub struct ProblemsOut {
     pub of_objects: watch::Receiver<ServiceProblems>,
 }
 
+/// Channels of the firewall, from and to the rest of the program.
+pub struct FirewallChannels {
+    /// Pods that wait for their policies before they start.
+    pub starting: mpsc::Receiver<StartingPod>,
+    /// Told the number of the World that the firewall has judged.
+    pub judged: watch::Sender<u64>,
+}
+
 /// Channels of the service proxy, from and to the rest of the program.
 pub struct ProxyChannels {
     /// The service addresses that neighbours may still believe in, from the router.
@@ -157,7 +165,7 @@ impl Common {
         &self,
         config: FirewallConfig,
         inputs: Inputs,
-        (starting, judged): (mpsc::Receiver<StartingPod>, watch::Sender<u64>),
+        channels: FirewallChannels,
         answerers: &mut local::Answerers,
     ) -> anyhow::Result<Running> {
         let (ask, questions) = mpsc::channel(1);
@@ -166,12 +174,12 @@ impl Common {
         let metrics = firewall::metrics::Metrics::register(&self.registry)?;
         let context = firewall::driver::FirewallContext {
             questions,
-            starting,
+            starting: channels.starting,
             metrics,
             flows: Arc::new(firewall::flows::Kernel::default()),
             read_policies: manifests::policies,
             note: self.health.note("firewall"),
-            judging: Judging::new(judged),
+            judging: Judging::new(channels.judged),
         };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         if config.backend == Backend::Nftables {

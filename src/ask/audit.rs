@@ -106,7 +106,7 @@ pub fn printed(audited: &Audited, output: Output) -> String {
     let last = after.as_ref().unwrap_or(before);
     for (subsystem, kind) in kinds(before) {
         for difference in &kind.differences {
-            let outcome = after.as_ref().and_then(|after| outcome(after, (subsystem, kind), difference));
+            let outcome = after.as_ref().and_then(|after| outcome(after, subsystem, kind, difference));
             text.push_str(&line(subsystem, kind, difference, outcome.as_ref()));
         }
         text.push_str(&rest(subsystem, kind));
@@ -157,7 +157,7 @@ enum Outcome {
 }
 
 /// Returns what came of a difference; `None` where the subsystem gave no second answer.
-fn outcome(after: &[Subsystem], (name, kind): (&str, &Kind), difference: &Difference) -> Option<Outcome> {
+fn outcome(after: &[Subsystem], name: &str, kind: &Kind, difference: &Difference) -> Option<Outcome> {
     let subsystem = after.iter().find(|it| it.subsystem == name && it.error.is_none())?;
     let again = subsystem.kinds.iter().find(|again| again.kind == kind.kind)?;
     let remains = again.differences.iter().find(|again| again.object == difference.object);

@@ -190,7 +190,7 @@ async fn switch_off(endpoints: &Endpoints, instance: &str) -> Result<(), Failure
     let url = endpoints.ec2.clone().unwrap_or_else(|| ec2::endpoint(&place));
     let far = Service::parse(EC2_VARIABLE, &url)?;
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let signed = ec2::switch_off(instance, (&far.host, &place), &credentials, &time);
+    let signed = ec2::switch_off(instance, &far.host, &place, &credentials, &time);
     let (status, body) = send(&far, signed).await?;
     ec2::judged(status, &body, instance, &role)
 }

@@ -26,7 +26,7 @@ pub fn endpoint(place: &Place) -> String {
 
 /// Returns the request that switches the check off for an instance. `host`: of the URL, with its port where that is not the usual one; `time` as
 /// in [`Scope`].
-pub fn switch_off(instance: &str, (host, place): (&str, &Place), credentials: &Credentials, time: &str) -> Signed {
+pub fn switch_off(instance: &str, host: &str, place: &Place, credentials: &Credentials, time: &str) -> Signed {
     let body =
         format!("Action=ModifyInstanceAttribute&InstanceId={instance}&SourceDestCheck.Value=false&Version=2016-11-15");
     let mut headers =
@@ -89,7 +89,7 @@ mod tests {
         let place = Place { region: "cn-north-1".to_owned(), domain: "amazonaws.com.cn".to_owned() };
         assert_eq!(endpoint(&place), "https://ec2.cn-north-1.amazonaws.com.cn");
         let host = "ec2.cn-north-1.amazonaws.com.cn";
-        let signed = switch_off("i-0123", (host, &place), &credentials(), "20260102T030405Z");
+        let signed = switch_off("i-0123", host, &place, &credentials(), "20260102T030405Z");
         let expected =
             "Action=ModifyInstanceAttribute&InstanceId=i-0123&SourceDestCheck.Value=false&Version=2016-11-15";
         assert_eq!(signed.body, expected);

@@ -114,6 +114,12 @@ pub enum Difference {
     Inside(BTreeSet<IpNet>),
 }
 
+/// A policy, and its difference from the one before.
+pub struct ChangedPolicy {
+    pub policy: Arc<Policy>,
+    pub difference: Difference,
+}
+
 /// Statements of a policy that can apply to one neighbour, by index. Neighbours with equal ones are treated alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Applicable(Arc<[u16]>);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::super::message::{self, Dialect, Packing, Refresh, RefreshKind};
-use super::super::policy::{Difference, Policy};
+use super::super::policy::{ChangedPolicy, Difference, Policy};
 use super::bounds::Bounds;
 use super::export::{Own, Renderer, Shown, View};
 use super::intern::{Interned, Seed};
@@ -219,10 +219,10 @@ impl Exports {
     }
 
     /// Applies changed views or a changed policy: all neighbours are sent the difference. No prefix of the table may be
-    /// dirty. `policy` carries its difference from the old one, for views that stay the same.
+    /// dirty. Views that stay the same are sent the difference of the policies alone.
     pub fn change_views(
         &mut self,
-        (policy, difference): (Arc<Policy>, Difference),
+        ChangedPolicy { policy, difference }: ChangedPolicy,
         view_of: impl Fn(PeerId, &View) -> View,
         table: &Table,
         interned: &mut Interned,

@@ -30,7 +30,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::message::{Announced, Attributes, Community, Refresh, RefreshKind, Update};
-use super::policy::{Applicable, Difference, Policy};
+use super::policy::{Applicable, ChangedPolicy, Difference, Policy};
 use crate::net::{Family, PerFamily};
 
 pub use best_path::{Kind, Source, Step};
@@ -316,7 +316,7 @@ impl Rib {
                 let address = sessions.get(&peer).map(|session| session.address);
                 View { statements: policies.export.applicable(address), ..old.clone() }
             };
-            let newer = (policies.export.clone(), difference);
+            let newer = ChangedPolicy { policy: policies.export.clone(), difference };
             self.exports.change_views(newer, view_of, &self.table, &mut self.interned);
         }
     }
