@@ -188,6 +188,17 @@ pub struct Leave {
     pub routes_are_complete: bool,
 }
 
+impl Leave {
+    /// Returns how objects of the cluster may grow; `None` where nothing is known of it.
+    fn growth(self) -> Option<Growth> {
+        match self.authority {
+            Authority::Nothing => None,
+            Authority::Remembered => Some(Growth::OnlyMissing),
+            Authority::Partial | Authority::Complete => Some(Growth::Full),
+        }
+    }
+}
+
 /// Result of one round.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct RouterRound {
@@ -298,11 +309,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Runs one round: grows as far as that is allowed, then shrinks.
     pub fn round(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) -> RouterRound {
-        let growth = match leave.authority {
-            Authority::Nothing => return RouterRound::default(),
-            Authority::Remembered => Growth::OnlyMissing,
-            Authority::Partial | Authority::Complete => Growth::Full,
-        };
+        let Some(growth) = leave.growth() else { return RouterRound::default() };
         let before = self.steps_done();
         let _ = self.had_sets(at);
         sysctl::keep(&mut self.settings, &desired.settings, at);
@@ -324,7 +331,7 @@ impl<K: Kernel> Mirrors<K> {
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         self.grow_tunnels(learned, at);
         self.grow_overlay(desired, learned, at);
-        self.grow_wireguard(desired, learned, (growth, leave), at);
+        self.grow_wireguard(desired, learned, leave, at);
         let past_walls = self.past_walls(learned, at);
         let may_change =
             |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination) || past_walls.contains(key);

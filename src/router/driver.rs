@@ -405,8 +405,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return;
         }
         let took = times.done - times.computed;
-        let counts = (round.routes_grown, round.routes_gone);
-        self.context.metrics.count_round(counts, learned_at, times.computed, times.done);
+        self.context.metrics.count_round(round, learned_at, times.computed, times.done);
         debug!(
             steps,
             routes_grown = round.routes_grown,

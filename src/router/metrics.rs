@@ -12,6 +12,7 @@ use crate::bfd::sessions::Ignored;
 use crate::bgp::speaker::Order;
 use crate::observe::metrics::Registry;
 
+use super::apply::RouterRound;
 use super::identity::Identity;
 use super::serve::Shown;
 
@@ -124,17 +125,11 @@ impl Metrics {
     }
 
     /// Counts a round: routes added and deleted, when the first was learned, and when the kernel was changed.
-    pub fn count_round(
-        &self,
-        (added, deleted): (usize, usize),
-        learned: Option<Instant>,
-        began: Instant,
-        done: Instant,
-    ) {
+    pub fn count_round(&self, round: RouterRound, learned: Option<Instant>, began: Instant, done: Instant) {
         self.round.observe((done - began).as_secs_f64());
-        self.routes_added.inc_by(added as u64);
-        self.routes_removed.inc_by(deleted as u64);
-        if added + deleted > 0 {
+        self.routes_added.inc_by(round.routes_grown as u64);
+        self.routes_removed.inc_by(round.routes_gone as u64);
+        if round.routes_grown + round.routes_gone > 0 {
             self.routes_sync.observe((done - began).as_secs_f64());
             learned.into_iter().for_each(|learned| self.programming.observe((done - learned).as_secs_f64()));
         }

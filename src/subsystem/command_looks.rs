@@ -149,7 +149,8 @@ mod tests {
     /// readings. Returns the beginnings of passes since the start, and the time spent.
     fn run(
         lasts: Duration,
-        (portions, took): (u32, Duration),
+        portions: u32,
+        took: Duration,
         given: impl Fn(Duration) -> bool,
     ) -> (Vec<Duration>, Duration) {
         let start = Instant::now();
@@ -177,25 +178,25 @@ mod tests {
 
     #[test]
     fn what_others_did_once_is_looked_at_as_a_whole_within_seven_seconds_and_once() {
-        let (began, _) = run(600 * SECOND, (30, Duration::from_millis(2)), |at| at.as_secs() == 300);
+        let (began, _) = run(600 * SECOND, 30, Duration::from_millis(2), |at| at.as_secs() == 300);
         let [began] = began[..] else { panic!("{began:?}") };
         assert_eq!(began, 301 * SECOND);
     }
 
     #[test]
     fn who_does_nothing_causes_no_look() {
-        assert_eq!(run(3600 * SECOND, (1, SECOND), |_| false).1, Duration::ZERO);
+        assert_eq!(run(3600 * SECOND, 1, SECOND, |_| false).1, Duration::ZERO);
     }
 
     #[test]
     fn somebody_who_gives_commands_all_the_time_costs_no_more_than_other_looks() {
         let hour = 3600 * SECOND;
-        let (began, spent) = run(hour, (20, Duration::from_millis(5)), |_| true);
+        let (began, spent) = run(hour, 20, Duration::from_millis(5), |_| true);
         assert!(spent <= (hour + CREDIT) / PART + Duration::from_millis(100), "{spent:?}");
         assert!(began.len() >= 36, "{} passes of 100 ms: one in 100 s", began.len());
-        let (began, spent) = run(hour, (1, Duration::from_millis(1)), |_| true);
+        let (began, spent) = run(hour, 1, Duration::from_millis(1), |_| true);
         let long = Duration::from_millis(200);
-        let (_, spent_in_long_ones) = run(hour, (10, long), |_| true);
+        let (_, spent_in_long_ones) = run(hour, 10, long, |_| true);
         assert!(spent_in_long_ones <= (hour + CREDIT) / PART + 10 * long, "{spent_in_long_ones:?}");
         assert!(began.len() >= 239 && spent < hour / PART, "{} passes: a cheap one in 10 to 15 s", began.len());
     }
@@ -203,11 +204,11 @@ mod tests {
     #[test]
     fn changes_now_and_then_are_looked_at_within_fifteen_seconds_however_large_the_pass() {
         let given = |at: Duration| at.as_secs().is_multiple_of(600);
-        let (began, _) = run(3600 * SECOND, (10, Duration::from_millis(50)), given);
+        let (began, _) = run(3600 * SECOND, 10, Duration::from_millis(50), given);
         assert_eq!(began.len(), 5, "{began:?}");
         assert!(began.iter().all(|began| began.as_secs() % 600 <= 10), "{began:?}");
         let six_in_a_row = |at: Duration| at.as_secs().is_multiple_of(20) && at.as_secs() <= 120;
-        let (began, _) = run(3600 * SECOND, (10, Duration::from_millis(50)), six_in_a_row);
+        let (began, _) = run(3600 * SECOND, 10, Duration::from_millis(50), six_in_a_row);
         assert_eq!(began.len(), 6, "{began:?}");
         assert!(began.iter().all(|began| began.as_secs() % 20 <= 10), "{began:?}");
     }

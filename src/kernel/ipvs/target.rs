@@ -388,6 +388,13 @@ struct Plan<'a> {
     spread: RandomState,
 }
 
+/// A virtual service that the kernel has.
+struct Former<'a> {
+    service: &'a Virtual,
+    /// Its destinations are known to be in order.
+    is_ordered: bool,
+}
+
 enum Act<'a> {
     /// Adds or changes a service with this scheduler.
     Describe(&'a str),
@@ -407,13 +414,13 @@ impl<'a> Plan<'a> {
             }
             (None, Some(want)) => {
                 self.describe(index, Command::NewService, step.key, want);
-                self.change_destinations(index, step.key, (None, is_ordered), want);
+                self.change_destinations(index, step.key, None, want);
             }
             (Some(have), Some(want)) => {
                 if have.service != want.service {
                     self.describe(index, Command::SetService, step.key, want);
                 }
-                self.change_destinations(index, step.key, (Some(have), is_ordered), want);
+                self.change_destinations(index, step.key, Some(Former { service: have, is_ordered }), want);
             }
         }
     }
@@ -430,17 +437,12 @@ impl<'a> Plan<'a> {
     }
 
     /// New destinations come before old ones go. They come in an order that begins at another place on each
-    /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `have`: `None` where
+    /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `former`: `None` where
     /// the service is new.
-    fn change_destinations(
-        &mut self,
-        index: usize,
-        key: &ServiceKey,
-        (have, is_ordered): (Option<&Virtual>, bool),
-        want: &Virtual,
-    ) {
-        let (wanted, had) = (&want.destinations, have.map(|have| &have.destinations));
+    fn change_destinations(&mut self, index: usize, key: &ServiceKey, former: Option<Former<'_>>, want: &Virtual) {
+        let (wanted, had) = (&want.destinations, former.as_ref().map(|former| &former.service.destinations));
         if order::is_one(want) {
+            let is_ordered = former.as_ref().is_none_or(|former| former.is_ordered);
             let had = had.map(Destinations::to_vec).unwrap_or_default();
             let changes = order::changes(&had, &wanted.to_vec(), is_ordered);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));

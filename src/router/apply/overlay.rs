@@ -47,13 +47,8 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Peers come before routes lead to them. What an earlier run has given a peer may be known of a route that is not learned yet.
-    pub(super) fn grow_wireguard(
-        &mut self,
-        desired: &Desired,
-        learned: &Routes,
-        (growth, leave): (Growth, Leave),
-        at: Moment,
-    ) {
+    pub(super) fn grow_wireguard(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) {
+        let Some(growth) = leave.growth() else { return };
         let there: BTreeSet<LinkName> = self.wireguard_devices.known_keys().cloned().collect();
         let grown = self.wireguard_devices.grow(&desired.wireguard_devices, Growth::Full, at);
         if !grown.is_empty() {
