@@ -88,6 +88,8 @@ pub type Rank = (i64, ObjectName);
 
 /// The first pause before a failed write is tried again, or one that others undid; it doubles up to the last.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The part of a pause, one in so many, after which a write is tried again of which something has changed.
+pub(super) const MENDED: u32 = 16;
 pub(super) const LAST_PAUSE: Duration = Duration::from_secs(300);
 
 impl Allocator {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 
-use super::allocator::{Allocator, Entry, FIRST_PAUSE, LAST_PAUSE, Rank};
+use super::allocator::{Allocator, Entry, FIRST_PAUSE, LAST_PAUSE, MENDED, Rank};
 use super::decide::{class_of, has_exclusive_class};
 use super::queue::Lane;
 use crate::model::{BalancedService, ObjectName};
@@ -105,7 +105,7 @@ impl Allocator {
                     if entry.written.as_ref().is_none_or(|(_, addresses)| *addresses != write.addresses) {
                         entry.pause = FIRST_PAUSE;
                     }
-                    entry.written = Some((now, write.addresses.clone()));
+                    (entry.written, entry.failed) = (Some((now, write.addresses.clone())), None);
                 }
                 self.observe(name.clone(), service, now);
             }
@@ -218,11 +218,12 @@ impl Allocator {
         self.due.insert(at, rank);
     }
 
-    /// Has a write that failed tried again soon where the Service has changed since, or is to have other addresses: that may have mended it.
+    /// Has a write that failed tried again soon where the Service has changed since, or is to have other addresses: that may have mended it. Its pauses stay as
+    /// long as they have become, and it waits for a part of one: a Service may change each second, and what is wrong with its write stay.
     fn bring_forward(&mut self, name: &ObjectName, desired: &[IpAddr], now: Instant) {
         let Some(entry) = self.services.get(name) else { return };
         let Some((at, version, addresses)) = &entry.failed else { return };
-        let at = now.max(*at + FIRST_PAUSE);
+        let at = now.max(*at + FIRST_PAUSE.max(entry.pause / MENDED));
         let is_as_it_was = *version == entry.service.version && addresses == desired;
         if is_as_it_was || entry.due.is_none_or(|due| due <= at) {
             return;
@@ -230,7 +231,7 @@ impl Allocator {
         let rank = entry.rank(name);
         self.unschedule(name);
         let Some(entry) = self.services.get_mut(name) else { return };
-        (entry.due, entry.pause, entry.failed) = (Some(at), FIRST_PAUSE, None);
+        (entry.due, entry.failed) = (Some(at), None);
         self.due.insert(at, rank);
     }
 

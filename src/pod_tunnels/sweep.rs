@@ -23,6 +23,8 @@ pub struct Sweep {
     lacking: Option<String>,
     /// When the last one began.
     began_at: Option<Instant>,
+    /// Another one is wanted behind the one at work, whose answers may be older than what it is wanted for.
+    is_wanted_again: bool,
 }
 
 #[derive(Default)]
@@ -54,12 +56,22 @@ impl Sweep {
 
     /// Has it begin at once.
     pub fn begin(&mut self, now: Instant) {
-        (self.state, self.tries) = (State::Due(now), 0);
+        (self.state, self.tries, self.is_wanted_again) = (State::Due(now), 0, false);
     }
 
-    /// Has it begin at once, or some time after the last one: one for all that want it meanwhile.
+    /// Has it begin at once, or some time after the last one: one for all that want it meanwhile. One at work goes on to its end, so that whoever wants one
+    /// again and again keeps no place from being cleared, nor what is lacking from being told.
     pub fn plan(&mut self, now: Instant) {
-        self.begin(self.began_at.map_or(now, |began| now.max(began + SELDOM)));
+        let at = self.earliest(now);
+        match &mut self.state {
+            State::Surveying | State::Clearing { .. } => self.is_wanted_again = true,
+            State::Due(due) => *due = at.min(*due),
+            State::Waiting | State::Done => (self.state, self.tries) = (State::Due(at), 0),
+        }
+    }
+
+    fn earliest(&self, now: Instant) -> Instant {
+        self.began_at.map_or(now, |began| now.max(began + SELDOM))
     }
 
     /// Notes that the container runtime answers again.
@@ -89,13 +101,14 @@ impl Sweep {
     }
 
     fn end(&mut self, now: Instant) {
+        let again = std::mem::take(&mut self.is_wanted_again).then(|| self.earliest(now));
         if self.lacking.is_none() {
-            (self.state, self.tries) = (State::Done, 0);
+            (self.state, self.tries) = (again.map_or(State::Done, State::Due), 0);
             return;
         }
         self.tries = self.tries.saturating_add(1);
         let pause = if self.tries < OFTEN { SELDOM } else { RARELY };
-        self.state = State::Due(now + pause);
+        self.state = State::Due(again.unwrap_or(now + pause));
     }
 
     /// Notes all places, and why there may be others.
@@ -129,5 +142,56 @@ impl Sweep {
     #[cfg(test)]
     pub fn over() -> Sweep {
         Sweep { state: State::Done, ..Sweep::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn survey(sweep: &mut Sweep, now: Instant, lacking: Option<&str>) {
+        assert_eq!(sweep.next(now, false), Some(NextOfSweep::Survey));
+        let places = ["/run/netns/a", "/run/netns/b", "/run/netns/c"].map(PathBuf::from);
+        sweep.surveyed(places.into(), lacking.map(str::to_owned));
+    }
+
+    #[test]
+    fn a_sweep_that_is_wanted_again_at_each_step_comes_to_its_end_and_then_again() {
+        let start = Instant::now();
+        let mut sweep = Sweep::default();
+        sweep.plan(start);
+        let began = start;
+        assert_eq!(sweep.next(start, false), Some(NextOfSweep::Survey));
+        sweep.plan(start + SECOND);
+        sweep.surveyed(["/run/netns/a", "/run/netns/b"].map(PathBuf::from).into(), None);
+        let mut cleared = Vec::new();
+        for step in 2..5 {
+            let now = start + step * SECOND;
+            cleared.extend(sweep.next(now, false));
+            sweep.plan(now);
+        }
+        let place = |path: &str| NextOfSweep::Clear(PathBuf::from(path));
+        assert_eq!(cleared, [place("/run/netns/b"), place("/run/netns/a")]);
+        assert_eq!(sweep.deadline(false), Some(began + SELDOM), "one for all that wanted it meanwhile");
+    }
+
+    #[test]
+    fn what_is_lacking_stays_told_while_others_want_a_sweep_until_one_is_complete() {
+        let (start, mut sweep) = (Instant::now(), Sweep::default());
+        let mut now = start;
+        sweep.begin(now);
+        for told in [false, true, true, true, true, true] {
+            survey(&mut sweep, now, Some("the container runtime does not answer"));
+            while sweep.next(now, false).is_some() {}
+            assert_eq!(sweep.lacking().is_some(), told);
+            sweep.plan(now + SECOND);
+            assert_eq!(sweep.lacking().is_some(), told, "a pod that goes changes nothing about it");
+            now += SELDOM;
+        }
+        survey(&mut sweep, now, None);
+        while sweep.next(now, false).is_some() {}
+        assert_eq!((sweep.lacking(), sweep.deadline(false)), (None, None));
     }
 }

@@ -23,15 +23,15 @@ use crate::reconcile::Step;
 pub struct Ordered(BTreeSet<ServiceKey>);
 
 impl Ordered {
-    /// Returns whether the destinations of a virtual service that the kernel has are known to be in order. `have`: `None` where it is new.
+    /// Returns whether the destinations of a virtual service that the kernel has are known to be in order, as one alone always is. `have`: `None` where it is new.
     pub fn has(&self, key: &ServiceKey, have: Option<&Virtual>) -> bool {
-        have.is_none() || self.0.contains(key)
+        have.is_none_or(|have| have.destinations.len() < 2) || self.0.contains(key)
     }
 
-    /// Notes that these steps were performed, or that any of them failed: nobody knows how far each has come then.
-    pub fn note(&mut self, steps: &[Step<'_, ServiceKey, Virtual>], performed: bool) {
-        for step in steps {
-            match performed && step.want.is_some_and(is_one) {
+    /// Notes that these steps were performed, but for those with the `failed` indexes: nobody knows how far such a one has come.
+    pub fn note(&mut self, steps: &[Step<'_, ServiceKey, Virtual>], failed: &BTreeSet<usize>) {
+        for (index, step) in steps.iter().enumerate() {
+            match !failed.contains(&index) && step.want.is_some_and(is_one) {
                 true => drop(self.0.insert(*step.key)),
                 false => drop(self.0.remove(step.key)),
             }
@@ -147,21 +147,35 @@ mod tests {
         let key = ServiceKey::Mark { mark: 7, family: Family::V6 };
         let service = |scheduler: &str| Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 };
         let of = |scheduler, hosts| Virtual { service: service(scheduler), destinations: list(hosts).into() };
-        let (one, two, plain) = (of("mh", &[(1, 1)]), of("mh", &[(1, 1), (2, 1)]), of("rr", &[(1, 1)]));
+        let [one, two] = [of("mh", &[(1, 1)]), of("mh", &[(1, 1), (2, 1)])];
+        let (three, plain) = (of("mh", &[(1, 1), (2, 1), (3, 1)]), of("rr", &[(1, 1), (2, 1)]));
         let mut ordered = Ordered::default();
         let mut known = |have: Option<&Virtual>, want, performed| {
             let before = ordered.has(&key, have);
-            ordered.note(&[Step { key: &key, have, want }], performed);
+            let failed = if performed { [].into() } else { [0].into() };
+            ordered.note(&[Step { key: &key, have, want }], &failed);
             before
         };
-        assert!(!known(Some(&one), Some(&two), true), "a former run made it");
-        assert!(known(Some(&two), Some(&one), false));
-        assert!(!known(Some(&one), Some(&two), true), "nobody knows how far the failed step came");
-        assert!(known(Some(&two), Some(&plain), true));
-        assert!(!known(Some(&plain), Some(&one), true), "another scheduler takes any order");
+        assert!(!known(Some(&two), Some(&three), true), "a former run made it");
+        assert!(known(Some(&three), Some(&two), false));
+        assert!(!known(Some(&two), Some(&three), true), "nobody knows how far the failed step came");
+        assert!(known(Some(&three), Some(&plain), true));
+        assert!(!known(Some(&plain), Some(&two), true), "another scheduler takes any order");
+        assert!(known(Some(&two), Some(&plain), true) && known(Some(&one), Some(&two), true), "one alone is in order");
         assert!(known(Some(&one), None, true));
         assert!(known(None, Some(&one), true), "it is new");
         assert!(known(Some(&one), Some(&two), true));
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_order_of_the_others_known() {
+        let keys = [7, 8].map(|mark| ServiceKey::Mark { mark, family: Family::V4 });
+        let service = Service { scheduler: "mh".into(), flags: 0, persistence_seconds: 0 };
+        let made = Virtual { service, destinations: list(&[(1, 1), (2, 1)]).into() };
+        let mut ordered = Ordered::default();
+        let steps: Vec<_> = keys.iter().map(|key| Step { key, have: None, want: Some(&made) }).collect();
+        ordered.note(&steps, &[1].into());
+        assert_eq!(keys.map(|key| ordered.has(&key, Some(&made))), [true, false]);
     }
 
     #[test]

@@ -349,7 +349,7 @@ impl Target for Services {
         }
         failures.extend(self.send(&mut plan, steps));
         self.messages = plan.messages;
-        self.ordered.note(steps, failures.is_empty());
+        self.ordered.note(steps, &failures.iter().map(|failure| failure.step).collect());
         if failures.is_empty() {
             steps.iter().for_each(|step| self.glancer.changed(step.key, step.have, step.want));
         } else {

@@ -350,18 +350,48 @@ fn a_service_whose_write_fails_is_tried_again_soon_after_it_was_mended() {
         }
         assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(128)));
         mend(&mut bed);
-        let soon = Some(bed.now + Duration::from_secs(1));
-        assert_eq!(bed.allocator.next_time(), soon, "a second after the last try");
+        let soon = Some(bed.now + Duration::from_secs(256) / 16);
+        assert_eq!(bed.allocator.next_time(), soon, "a part of the next pause after the last try");
         mend(&mut bed);
         assert_eq!(bed.allocator.next_time(), soon, "and no sooner where it changes again and again");
-        bed.pass(Duration::from_secs(1));
-        let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
-        bed.allocator.finish(&write, Outcome::Refused, bed.now);
-        assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(1)), "its pauses begin anew");
-        bed.pass(Duration::from_secs(1));
+        bed.pass(Duration::from_secs(16));
         bed.settle();
         assert_eq!(bed.writes, 1);
     }
+}
+
+#[test]
+fn a_service_that_changes_all_the_time_and_whose_write_fails_each_time_is_tried_less_and_less_often() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    let mut tries = 0;
+    for second in 0..600 {
+        for write in bed.allocator.next_writes(bed.now, 9) {
+            bed.allocator.finish(&write, Outcome::Refused, bed.now);
+            tries += 1;
+        }
+        bed.change("a", |service| service.labels = [("second", second.to_string().as_str())].into_iter().collect());
+        bed.pass(Duration::from_secs(1));
+    }
+    assert!((30..=45).contains(&tries), "{tries}");
+}
+
+#[test]
+fn a_failure_that_is_over_shortens_no_pause_of_what_others_undo() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    let write = bed.allocator.next_writes(bed.now, 9).pop().expect("a write");
+    bed.allocator.finish(&write, Outcome::Refused, bed.now);
+    bed.pass(Duration::from_secs(1));
+    bed.settle();
+    for _ in 0..5 {
+        bed.change("a", |service| service.status.clear());
+        let at = bed.allocator.next_time().expect("it is tried again");
+        bed.pass(at - bed.now);
+        bed.settle();
+    }
+    bed.change("a", |service| service.status.clear());
+    assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(32)));
 }
 
 #[test]
