@@ -164,7 +164,7 @@ impl Sender {
         sleep(self.budget.take(Instant::now())).await;
         match self.create(&event).await {
             Ok(()) | Err(Refused::Exists) => {
-                let were_closed = self.closed.accepted(event.about.namespace());
+                let were_closed = self.closed.accepted(event.about.namespace(), Instant::now());
                 if std::mem::take(&mut self.is_failing) || were_closed {
                     info!("Sending Events recovered");
                 }

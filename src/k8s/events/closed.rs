@@ -11,10 +11,10 @@ pub struct Closed {
     namespaces: BTreeMap<String, Instant>,
     /// None may be: the right is missing.
     all: Option<Instant>,
-    /// Namespaces without the right, since the last Event that was accepted, where none was since the first of those that are known to refuse.
+    /// Namespaces without the right that are known to refuse, since the last Event that was accepted.
     without_right: BTreeSet<String>,
-    /// One was accepted since then.
-    is_accepted: bool,
+    /// When that was.
+    accepted_at: Option<Instant>,
 }
 
 /// Most namespaces that are known to refuse.
@@ -38,21 +38,23 @@ impl Closed {
     }
 
     /// Notes a refusal. A quota or an admission webhook (not `is_for_want_of_right`) is about one namespace alone. Two namespaces without the right are all, unless an
-    /// Event was accepted since the first one: rights may be given by the namespace. The Node's own Event without it is all.
+    /// Event was accepted no longer ago than nothing is asked about these: rights may be given by the namespace. The Node's own Event without it is all.
     pub fn note(&mut self, about: &About, is_for_want_of_right: bool, now: Instant, until: Instant) -> Worth {
         let was_known = !self.namespaces.is_empty() || self.all.is_some();
         let was_closed = self.all.is_some_and(|until| until > now);
         self.namespaces.retain(|_, until| *until > now);
         if self.namespaces.is_empty() {
-            (self.is_accepted, self.without_right) = (false, BTreeSet::new());
+            self.without_right.clear();
         }
+        self.without_right.retain(|namespace| self.namespaces.contains_key(namespace));
         if self.namespaces.len() < MOST_CLOSED {
             self.namespaces.insert(about.namespace().to_owned(), until);
         }
         if is_for_want_of_right && self.without_right.len() < MOST_CLOSED {
             self.without_right.insert(about.namespace().to_owned());
         }
-        let are_all = self.without_right.len() > 1 && !self.is_accepted || matches!(about, About::Node(_));
+        let is_accepted = self.accepted_at.is_some_and(|accepted| accepted + (until - now) > now);
+        let are_all = self.without_right.len() > 1 && !is_accepted || matches!(about, About::Node(_));
         if is_for_want_of_right && are_all {
             self.all = Some(until);
         }
@@ -64,9 +66,9 @@ impl Closed {
     }
 
     /// Notes that an Event was accepted. Returns whether all were closed.
-    pub fn accepted(&mut self, namespace: &str) -> bool {
+    pub fn accepted(&mut self, namespace: &str, now: Instant) -> bool {
         self.namespaces.remove(namespace);
-        self.is_accepted = true;
+        self.accepted_at = Some(now);
         self.without_right.clear();
         self.all.take().is_some()
     }
@@ -101,7 +103,7 @@ mod tests {
         let until = now + Duration::from_secs(3600);
         let mut closed = Closed::default();
         closed.note(&about("one"), true, now, until);
-        assert!(!closed.accepted("shop"));
+        assert!(!closed.accepted("shop", now));
         for namespace in ["two", "three"] {
             closed.note(&about(namespace), true, now, until);
         }
@@ -111,7 +113,23 @@ mod tests {
         closed.note(&about("one"), true, until, later);
         assert_eq!(closed.note(&about("two"), true, until, later), Worth::All);
         assert_eq!(closed.until("shop", until), Some(later));
-        assert!(closed.accepted("shop") && closed.until("shop", until).is_none());
+        assert!(closed.accepted("shop", until) && closed.until("shop", until).is_none());
+    }
+
+    #[test]
+    fn a_namespace_that_refuses_for_ever_keeps_no_missing_right_from_closing_all() {
+        let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+        let mut closed = Closed::default();
+        closed.note(&about("full"), false, now, now + hour);
+        closed.accepted("shop", now);
+        // It refuses again while the others are known to, and all the time.
+        for half in 1..10 {
+            let at = now + half * hour / 2;
+            closed.note(&about("full"), false, at, at + hour);
+        }
+        let at = now + 5 * hour;
+        closed.note(&about("shop"), true, at, at + hour);
+        assert_eq!(closed.note(&about("default"), true, at, at + hour), Worth::All);
     }
 
     #[test]
