@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 
-from . import demo_addresses, kernel, net, objects, own, packets, traffic
+from . import demo_addresses, demo_leaving, kernel, net, objects, own, packets, traffic
 from .demo_outside import BIRD, PREFIX, asked, at_router, birdc, eventually, routes_at_router
 from .demo_report import hold, logs, say, show, title
 from .testbed import Testbed
@@ -18,7 +18,7 @@ from .testbed import Testbed
 NODES, OUTSIDE = 64512, 64600  # numbers of their autonomous systems
 LOCAL = ("198.51.100.20", "2001:db8:51::20")
 FLAGS = ["--run-router=true", "--run-firewall=true", "--advertise-cluster-ip", "--advertise-external-ip",
-         f"--cluster-asn={NODES}", "--bgp-graceful-restart",
+         f"--cluster-asn={NODES}", "--bgp-graceful-restart", f"--drain-delay={demo_leaving.DELAY}s",
          "--run-loadbalancer", "--advertise-loadbalancer-ip", f"--socket={net.RUN}/n{{i}}/sluice.sock"]
 PODS = ["n1p1", "n2p1", "n3p1"]
 
@@ -46,6 +46,7 @@ def run(binary, facts):
             demo_addresses.run(bed)
             crash_loses_nothing(bed, made["web"])
             first_packets(bed)
+            demo_leaving.run(bed, lambda i, bfd: peering(bed.plan, i, bfd), lambda bfd: configured(bed.plan, bfd))
             for i, agent in bed.agents.items():
                 hold(f"the agent of node {i} of the small cluster is alive and healthy", agent.is_alive() and agent.healthy(),
                      kernel.http_get(i, "/healthz"))
@@ -54,21 +55,34 @@ def run(binary, facts):
         bed.down()
 
 
-def peering(plan, i):
+def peering(plan, i, bfd=False):
     """The annotations by which a node finds the router outside."""
     router = net.FAR_ROUTER if plan.far(i) else net.ROUTER
-    return {"kube-router.io/peer.ips": router[0], "kube-router.io/peer.asns": str(OUTSIDE)}
+    peer = {"remoteip": router[0], "remoteasn": OUTSIDE}
+    if bfd:
+        peer["bfd"] = {"enabled": True, "desired_min_tx_interval": demo_leaving.INTERVAL, "required_min_rx_interval": demo_leaving.INTERVAL,
+                       "detection_multiplier": demo_leaving.MISSED}
+    return {"kube-router.io/peers": json.dumps([peer])}
+
+
+def configured(plan, bfd=False):
+    """Writes BIRD's configuration: sessions with every node, whose routes go to its kernel, those with GRACEFUL_SHUTDOWN behind all others."""
+    watch = "bfd on; " if bfd else ""
+    sessions = "".join(
+        f"protocol bgp node{i} {{ local as {OUTSIDE}; neighbor {plan.addresses(i)[0]} as {NODES}; direct; {watch}"
+        "connect retry time 2; error wait time 1, 4; graceful restart on; ipv4 { import filter leaving; export none; }; ipv6 { import filter leaving; export none; }; }\n"
+        for i in range(1, plan.nodes + 1))
+    interval = f"min rx interval {demo_leaving.INTERVAL} ms; min tx interval {demo_leaving.INTERVAL} ms; multiplier {demo_leaving.MISSED};"
+    own.write(f"{BIRD}.conf", f"router id {net.ROUTER[0]};\nprotocol device {{ }}\n"
+              + (f'protocol bfd {{ interface "*" {{ {interval} }}; }}\n' if bfd else "")
+              + "filter leaving { if (65535, 0) ~ bgp_community then bgp_local_pref = 0; accept; }\n" + "".join(
+                  f"protocol kernel {{ ipv{f} {{ export where source = RTS_BGP; }}; merge paths on; }}\n" for f in "46") + sessions)
 
 
 @contextlib.contextmanager
 def bird(plan):
     """BIRD in the router's namespace, which speaks with every node and gives what it learns to its kernel."""
-    sessions = "".join(
-        f"protocol bgp node{i} {{ local as {OUTSIDE}; neighbor {plan.addresses(i)[0]} as {NODES}; direct; "
-        "connect retry time 2; graceful restart on; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n"
-        for i in range(1, plan.nodes + 1))
-    own.write(f"{BIRD}.conf", f"router id {net.ROUTER[0]};\nprotocol device {{ }}\n" + "".join(
-        f"protocol kernel {{ ipv{f} {{ export where source = RTS_BGP; }}; merge paths on; }}\n" for f in "46") + sessions)
+    configured(plan)
     with open(f"{BIRD}.log", "wb") as log:
         process = subprocess.Popen(["ip", "netns", "exec", "rtr", "bird", "-f", "-c", f"{BIRD}.conf", "-s", f"{BIRD}.ctl"],
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -12,6 +12,11 @@ def birdc(*words):
     return own.run("birdc", "-r", "-s", f"{BIRD}.ctl", *words)
 
 
+def configure():
+    """Has the router read its configuration again."""
+    return own.run("birdc", "-s", f"{BIRD}.ctl", "configure")
+
+
 def at_router(family, prefix):
     """Through which gateways the router outside sends what is for a prefix."""
     said = own.run("/sbin/ip", "-n", "rtr", f"-{family}", "-j", "route", "show", prefix)

@@ -120,11 +120,11 @@ def zone_of(node_name):
     return "zone-a" if node_name == "node1" else "zone-b"
 
 
-def node(plan, i, families="46", annotations=None):
+def node(plan, i, families="46", annotations=None, labels=None):
     ranges = [r for r in plan.pod_ranges(i) if family_of(r) in families]
     return {
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}", "topology.kubernetes.io/zone": zone_of(f"node{i}")},
+        "metadata": {"name": f"node{i}", "labels": {"kubernetes.io/hostname": f"node{i}", "topology.kubernetes.io/zone": zone_of(f"node{i}"), **(labels or {})},
                      "annotations": annotations or {}},
         "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
         "status": node_status(plan, i, families),

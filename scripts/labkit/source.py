@@ -22,10 +22,10 @@ class Manifests:
     def flags(self, _node):
         return ["--manifests", self.folder]
 
-    def nodes(self, plan, numbers=None, families="46", annotations=None):
-        """The Node objects of all nodes, or of some, which have addresses and pods of these families; {number: annotations}."""
-        notes = annotations or {}
-        self.write("nodes", [objects.node(plan, i, families, notes.get(i)) for i in numbers or range(1, plan.nodes + 1)])
+    def nodes(self, plan, numbers=None, families="46", annotations=None, labels=None):
+        """The Node objects of all nodes, or of some, which have addresses and pods of these families; {number: annotations}, {number: labels}."""
+        notes, more = annotations or {}, labels or {}
+        self.write("nodes", [objects.node(plan, i, families, notes.get(i), more.get(i)) for i in numbers or range(1, plan.nodes + 1)])
 
     def put(self, service):
         self.write(service.name, [objects.service(service), *objects.slices(service)])
@@ -70,11 +70,13 @@ class Cluster:
             own.write(path, kubeconfig(f"https://{net.CONTROL[0]}:6443", self.facts["agent_token"], self.facts["authority"]), 0o600)
         return ["--kubeconfig", path]
 
-    def nodes(self, plan, annotations=None):
+    def nodes(self, plan, annotations=None, labels=None):
         for i in range(1, plan.nodes + 1):
-            self.api.put("/api/v1/nodes", objects.node(plan, i, annotations=(annotations or {}).get(i)))
-            self.api.patch(f"/api/v1/nodes/node{i}/status", {"status": objects.node_status(plan, i)})
-            self.made.append(f"/api/v1/nodes/node{i}")
+            path = f"/api/v1/nodes/node{i}"
+            self.api.put("/api/v1/nodes", objects.node(plan, i, annotations=(annotations or {}).get(i), labels=(labels or {}).get(i)))
+            self.api.patch(f"{path}/status", {"status": objects.node_status(plan, i)})
+            if path not in self.made:
+                self.made.append(path)
 
     def put(self, service):
         base = f"/api/v1/namespaces/{objects.NAMESPACE}"
