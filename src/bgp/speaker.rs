@@ -351,6 +351,7 @@ impl Speaker {
             self.event(at, address, Event::Tick);
             self.end_hold_if_over(address);
             self.release_if_due(at, address);
+            self.answer_if_due(at, address);
             let Some(neighbour) = self.neighbours.get(&address) else { continue };
             if let Some((link, _)) = neighbour.peer.session().filter(|_| neighbour.is_stuck(at.now)) {
                 self.event(at, address, Event::Stuck(link));
@@ -406,7 +407,7 @@ impl Speaker {
                 Effect::Down { kept, cause } => self.down(at, address, kept, cause),
                 Effect::Update(update) if refused.is_none() => refused = self.update(at, address, *update),
                 Effect::Update(_) => {}
-                Effect::Refresh(refresh) => self.refresh(address, refresh),
+                Effect::Refresh(refresh) => self.refresh(at, address, refresh),
                 Effect::LongLived { families, is_new } => self.keep_long(address, families, is_new),
                 Effect::DropStale(families) => {
                     if let Some(neighbour) = self.neighbours.get(&address) {

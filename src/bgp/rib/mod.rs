@@ -202,7 +202,9 @@ impl Rib {
 
     /// Removes the routes of a neighbour that are still stale.
     pub fn drop_stale(&mut self, peer: PeerId, families: PerFamily<bool>) {
-        self.table.withdraw_all(peer, families, Path::is_stale);
+        let counts = self.table.count(peer);
+        let has_stale = PerFamily::from_fn(|family| *families.of(family) && counts.of(family).stale > 0);
+        self.table.withdraw_all(peer, has_stale, Path::is_stale);
     }
 
     /// Forgets a removed neighbour whose session has ended.
@@ -277,7 +279,7 @@ impl Rib {
         self.table.set_unreachable(next_hops);
     }
 
-    /// Processes a ROUTE-REFRESH. `marks`: enhanced route refresh (RFC 7313) is negotiated.
+    /// Processes a ROUTE-REFRESH, each of which costs a walk through the table. `marks`: enhanced route refresh (RFC 7313) is negotiated.
     pub fn refresh(&mut self, peer: PeerId, refresh: Refresh, marks: bool) {
         let Refresh { family, kind } = refresh;
         let only = PerFamily::from_fn(|one| one == family);

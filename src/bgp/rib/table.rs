@@ -99,7 +99,7 @@ pub struct Table {
 }
 
 impl Path {
-    /// Returns whether the route is stale: retained over a restart of its neighbour, and not received again.
+    /// Returns whether the route is stale: retained over a restart of its neighbour, or known before a refresh, and not received again.
     pub fn is_stale(&self) -> bool {
         self.arrival.0 & STALE != 0
     }

@@ -178,6 +178,11 @@ impl Agreement {
         long_lived.map(|it| Duration::from_secs(it.seconds.into()))
     }
 
+    /// Returns whether the routes of a family are retained when the connection ends, by this or by long-lived graceful restart.
+    pub fn retains(&self, family: Family) -> bool {
+        self.kept(family).is_some() || self.kept_long(family).is_some()
+    }
+
     /// Returns whether the peer has preserved forwarding state, as it says of this or of long-lived graceful restart.
     pub(super) fn forwards(&self, family: Family) -> bool {
         let restart = self.restart.filter(|_| *self.dialect.families.of(family));

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::super::message::{Notification, Reason};
-use super::super::rib::PeerId;
+use super::super::rib::{Count, PeerId};
 use super::super::session::{Cause, Event, Moment};
 use super::{FLOODED, Fact, FailureCause, Neighbour, Output, Speaker};
 use crate::net::{Family, PerFamily};
@@ -31,13 +31,17 @@ impl Speaker {
         heaviest == id
     }
 
-    /// Returns the NOTIFICATION that refuses a neighbour for the number of its prefixes, and reports that. Stale ones do not count:
-    /// one that restarts may bring others in their place, and they go when it has said all (RFC 4724 4.2).
+    /// Returns the NOTIFICATION that refuses a neighbour for the number of its prefixes, and reports that. Stale ones do not count: one that restarts, or
+    /// sends all again (RFC 7313 4.2), may bring others in their place, and they go when it has said all (RFC 4724 4.2). As it says itself when that is,
+    /// and may begin anew before, all together are twice the limit at most: as many as were there, and as many in their place.
     pub(super) fn too_many_prefixes(&mut self, address: IpAddr) -> Option<Notification> {
         let neighbour = self.neighbours.get(&address)?;
         let counts = self.rib.table().count(neighbour.id);
-        let fresh = |family: Family| counts.of(family).received.saturating_sub(counts.of(family).stale);
-        let exceeded = |family: &Family| neighbour.most(*family).is_some_and(|most| fresh(*family) > most);
+        let exceeded = |family: &Family| {
+            let Count { received, stale, .. } = *counts.of(*family);
+            let is_above = |most: u32| received.saturating_sub(stale) > most || received > most.saturating_mul(2);
+            neighbour.most(*family).is_some_and(is_above)
+        };
         let family = Family::BOTH.into_iter().find(exceeded)?;
         let most = neighbour.most(family).unwrap_or_default();
         self.outputs.push(Output::Fact(address, Fact::TooMany { family, most }));
@@ -49,19 +53,24 @@ impl Speaker {
     /// Removes what is retained of earlier sessions of a neighbour where it and what the session that ends has sent are together above the limit: one
     /// that comes and goes with other prefixes each time has no more of them retained than one that stays.
     pub(super) fn bound_retained(&mut self, address: IpAddr, kept: PerFamily<bool>) {
+        self.drop_stale_above(address, kept, |count| count.received);
+    }
+
+    /// Removes the stale routes of a neighbour in those of these families where the number of its prefixes, as counted, is above the limit.
+    fn drop_stale_above(&mut self, address: IpAddr, families: PerFamily<bool>, counted: fn(&Count) -> u32) {
         let Some(neighbour) = self.neighbours.get(&address) else { return };
         let counts = self.rib.table().count(neighbour.id);
-        let exceeds = |family: Family| neighbour.most(family).is_some_and(|most| counts.of(family).received > most);
-        let excess = PerFamily::from_fn(|family| *kept.of(family) && exceeds(family));
-        if excess != PerFamily::default() {
-            self.rib.drop_stale(neighbour.id, excess);
-        }
+        let exceeds = |family: Family| neighbour.most(family).is_some_and(|most| counted(counts.of(family)) > most);
+        let excess = PerFamily::from_fn(|family| *families.of(family) && exceeds(family));
+        self.rib.drop_stale(neighbour.id, excess);
     }
 
     /// Applies limits that have changed: a neighbour that exceeds them is refused, and one that was refused for the earlier ones may
-    /// have a session at once.
+    /// have a session at once. What is retained of earlier sessions goes where that alone exceeds them, and does not count against the session.
     pub(super) fn apply_prefix_limits(&mut self, at: Moment, address: IpAddr) {
         self.set_timer(address);
+        let Some(retained) = self.neighbours.get(&address).map(|neighbour| neighbour.peer.stale()) else { return };
+        self.drop_stale_above(address, retained, |count| count.stale);
         let Some(neighbour) = self.neighbours.get(&address) else { return };
         if neighbour.peer.session().is_some() {
             if let Some(notification) = self.too_many_prefixes(address) {

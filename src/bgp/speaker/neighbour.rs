@@ -11,6 +11,7 @@ use super::super::rib::{Kind, NextHops, Parcel, PeerId, Source, View};
 use super::super::session::{Agreement, Event, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
+use super::again::Refreshes;
 use super::inspection::FailureCause;
 use super::liveness::{Liveness, PathState};
 use crate::bfd;
@@ -67,6 +68,7 @@ pub struct Neighbour {
     /// Routes that did not fit since the last report, and the time of that report.
     unfit: (u32, Option<Instant>),
     pub(super) path: PathState,
+    pub(super) refreshes: PerFamily<Refreshes>,
     /// Last end of a connection or a session, or failure to dial.
     pub(super) failure: Option<Failure>,
 }
@@ -100,6 +102,7 @@ impl Neighbour {
             remarked: BTreeMap::new(),
             unfit: (0, None),
             path: PathState::default(),
+            refreshes: PerFamily::default(),
             failure: None,
         }
     }
@@ -199,11 +202,17 @@ impl Neighbour {
         self.flops = self.flops.saturating_add(1);
         self.ended = Some(now);
         self.on_the_way = 0;
+        self.forget_requests();
     }
 
     /// Records the End-of-RIB of an address family; returns whether it is the first.
     pub(super) fn complete(&mut self, family: Family) -> bool {
         !std::mem::replace(self.complete.of_mut(family), true)
+    }
+
+    /// Returns whether the End-of-RIB of an address family has come in its session.
+    pub(super) fn is_complete(&self, family: Family) -> bool {
+        *self.complete.of(family)
     }
 
     pub(super) fn most(&self, family: Family) -> Option<u32> {
@@ -312,10 +321,14 @@ impl Neighbour {
 
     /// Time from which on a tick does something.
     pub(super) fn ready(&self) -> Option<Instant> {
-        self.peer.ready().into_iter().chain(self.stuck_at()).chain(self.path.release_at()).min()
+        self.peer.ready().into_iter().chain(self.other_deadlines()).min()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.peer.deadline().into_iter().chain(self.stuck_at()).chain(self.path.release_at()).min()
+        self.peer.deadline().into_iter().chain(self.other_deadlines()).min()
+    }
+
+    fn other_deadlines(&self) -> impl Iterator<Item = Instant> {
+        self.stuck_at().into_iter().chain(self.path.release_at()).chain(self.owed_at())
     }
 }

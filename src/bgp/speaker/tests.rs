@@ -3,6 +3,7 @@
 mod inspection;
 mod liveness;
 mod many;
+mod refreshes;
 mod restarting;
 
 use std::collections::BTreeSet;

@@ -1,19 +1,20 @@
-//! Stale routes: those of a neighbour whose session has ended and that are retained (RFC 4724 4.2, RFC 9494 4.2).
+//! Stale routes: those of a neighbour whose session has ended and that are retained (RFC 4724 4.2, RFC 9494 4.2), and those that it has not sent again
+//! yet since it began a refresh (RFC 7313 4.2).
 
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::super::super::message::Attributes;
-use super::{Path, PeerId, STALE, Table};
+use super::{Count, Path, PeerId, STALE, Table};
 use crate::net::{Family, PerFamily};
 
 impl Table {
     /// Marks all routes of a neighbour as stale.
     pub fn mark_stale(&mut self, source: PeerId, families: PerFamily<bool>) {
         for (family, marked) in Family::BOTH.map(|family| (family, *families.of(family))) {
-            let received = self.count(source).of(family).received;
-            if marked && received > 0 {
+            let Count { received, stale, .. } = *self.count(source).of(family);
+            if marked && received > stale {
                 self.counts.entry(source).or_default().of_mut(family).stale = received;
                 self.paths.update(family, |paths| {
                     let is_of_source = |path: &Path| path.source == source;
