@@ -237,8 +237,10 @@ struct RouterChannels {
 
 /// Returns how clients outside of the cluster are looked for while this node drains; `None` without a service proxy here.
 fn client_look(config: &Config) -> Option<ClientLook> {
-    let mut connections = ClientConnections::default();
-    let look: ClientLook = Box::new(move |is_outside| connections.look(is_outside));
+    let look = ClientLook::new(|| {
+        let mut connections = ClientConnections::default();
+        Box::new(move |is_outside| connections.look(is_outside))
+    });
     config.proxy.is_some().then_some(look)
 }
 

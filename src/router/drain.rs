@@ -101,7 +101,7 @@ pub struct Drain {
 /// Result of a look for clients outside of the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Clients {
-    /// IPVS has no connection of one.
+    /// IPVS has no connection of one, as a whole search has found.
     None,
     /// It has one.
     Some,
@@ -109,8 +109,15 @@ pub enum Clients {
     Unknown,
 }
 
-/// Looks for connections of IPVS whose clients are outside of the cluster, as the function says of an address. `None`: it has found none yet, and is to go on.
-pub type ClientLook = Box<dyn FnMut(&dyn Fn(IpAddr) -> bool) -> io::Result<Option<bool>> + Send>;
+/// A search for connections of IPVS whose clients are outside of the cluster, as the function says of an address. `None`: it has found none yet, and is to go on.
+pub type ClientSearch = Box<dyn FnMut(&dyn Fn(IpAddr) -> bool) -> io::Result<Option<bool>> + Send>;
+
+/// Looks for clients outside of the cluster, by one search after the other.
+pub struct ClientLook {
+    begin: Box<dyn Fn() -> ClientSearch + Send>,
+    /// The search in progress.
+    search: Option<ClientSearch>,
+}
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum State {
@@ -137,6 +144,28 @@ const SOON: Duration = Duration::from_millis(100);
 const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// The labels of a Node of the control plane: today's, and the one of kubeadm before 1.24.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
+
+impl ClientLook {
+    pub fn new(begin: impl Fn() -> ClientSearch + Send + 'static) -> ClientLook {
+        ClientLook { begin: Box::new(begin), search: None }
+    }
+
+    /// Goes on with the search in progress, or begins one. An answer ends it.
+    ///
+    /// # Errors
+    /// Connections cannot be read; the next look begins anew.
+    pub fn go_on(&mut self, is_outside: &dyn Fn(IpAddr) -> bool) -> io::Result<Option<bool>> {
+        let mut search = self.search.take().unwrap_or_else(|| (self.begin)());
+        let answer = search(is_outside)?;
+        self.search = Some(search).filter(|_| answer.is_none());
+        Ok(answer)
+    }
+
+    /// Gives the search in progress up: what it has looked through was looked through in another drain.
+    pub fn give_up(&mut self) {
+        self.search = None;
+    }
+}
 
 impl Outside {
     /// Returns the stage that neighbours know of: a withdrawal that has not been sent to all of them is none yet.
@@ -516,6 +545,26 @@ mod tests {
         let effects = drain.step(at, Event::Clients(Clients::None, second));
         assert_eq!((stands(&effects), told(&effects)), (vec![], vec!["NoConnectionsFromOutside"]));
         assert_eq!((drain.deadline(), drain.step(at + 100 * PACE, Event::Tick)), (None, vec![]));
+    }
+
+    #[test]
+    fn a_search_for_clients_goes_on_until_it_has_an_answer_and_is_not_that_of_another_drain() {
+        // Each search has found nobody after three looks.
+        let mut look = ClientLook::new(|| {
+            let mut looks = 0;
+            Box::new(move |_| {
+                looks += 1;
+                if looks == 4 { Err(io::ErrorKind::InvalidData.into()) } else { Ok((looks == 3).then_some(false)) }
+            })
+        });
+        let mut go_on = |is_another_drain: bool| {
+            if is_another_drain {
+                look.give_up();
+            }
+            look.go_on(&|_| true).expect("no search goes on behind its end")
+        };
+        let answers = [false, false, false, false, false, true, false, false].map(&mut go_on);
+        assert_eq!(answers, [None, None, Some(false), None, None, None, None, Some(false)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 use sluice::bgp::message::{self, Framing, Message};
@@ -15,6 +15,7 @@ use sluice::model::{
 };
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
+use sluice::router::drain::ClientLook;
 use sluice::router::{driver, explain, metrics};
 
 use sluice::router::plan::Plan as RouterPlan;
@@ -34,8 +35,17 @@ struct Setup {
     backend: Backend,
     world: World,
     services_refused_at: watch::Receiver<Option<Instant>>,
-    /// A client outside of the cluster has a connection; `None` where nobody looks.
-    has_client: Option<Arc<AtomicBool>>,
+    /// What is found of clients outside of the cluster; `None` where nobody looks.
+    clients: Option<Clients>,
+}
+
+#[derive(Clone, Default)]
+struct Clients {
+    /// One has a connection.
+    has_one: Arc<AtomicBool>,
+    /// A search comes to no end.
+    is_long: bool,
+    searches: Arc<AtomicUsize>,
 }
 
 impl Setup {
@@ -57,7 +67,7 @@ impl Setup {
         world.cluster.nodes.insert("node2".into(), node(THEIRS, "10.244.2.0/24"));
         let flags = words.map(str::to_owned).into();
         let services_refused_at = watch::channel(None).1;
-        Setup { neighbour, flags, cni_file: None, backend, world, services_refused_at, has_client: None }
+        Setup { neighbour, flags, cni_file: None, backend, world, services_refused_at, clients: None }
     }
 
     fn config(&self) -> (Arc<RouterConfig>, PerFamily<bool>) {
@@ -107,7 +117,7 @@ impl Setup {
             nodes_are_read: watch::channel(true).1,
             services_refused_at: self.services_refused_at.clone(),
             believed: watch::channel(Table::default()).0,
-            clients: self.has_client.clone().map(looking),
+            clients: self.clients.clone().map(looking),
             inquiries,
         };
         let tell = context.report.clone();
@@ -475,12 +485,38 @@ fn a_node_that_drains_reports_each_step_of_it_and_one_that_starts_so_the_last_on
 }
 
 /// Looks among a client outside, while there is one, and pods and nodes.
-fn looking(has_client: Arc<AtomicBool>) -> sluice::router::drain::ClientLook {
-    Box::new(move |is_outside| {
-        let inside = ["127.0.0.2", "10.244.1.7", "10.244.2.7"].map(|text| text.parse().expect("an address"));
-        let outside = "198.51.100.7".parse().expect("an address");
-        Ok(Some(inside.into_iter().any(is_outside) || has_client.load(Ordering::SeqCst) && is_outside(outside)))
+fn looking(clients: Clients) -> ClientLook {
+    ClientLook::new(move || {
+        clients.searches.fetch_add(1, Ordering::SeqCst);
+        let Clients { has_one, is_long, .. } = clients.clone();
+        Box::new(move |is_outside| {
+            let inside = ["127.0.0.2", "10.244.1.7", "10.244.2.7"].map(|text| text.parse().expect("an address"));
+            let outside = "198.51.100.7".parse().expect("an address");
+            let found = inside.into_iter().any(is_outside) || has_one.load(Ordering::SeqCst) && is_outside(outside);
+            Ok((!is_long).then_some(found))
+        })
     })
+}
+
+#[test]
+fn a_drain_does_not_go_on_with_the_search_for_clients_of_one_that_was_cancelled() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(_, news)| news.word);
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--drain-delay=0s".to_owned());
+    let clients = Clients { is_long: true, ..Clients::default() };
+    setup.clients = Some(clients.clone());
+    let own = setup.world.host.node_name.clone();
+    let put = |seen: &Seen, is_there| seen.world.send_modify(|world| label(world, &own, is_there));
+    let searches = || clients.searches.load(Ordering::SeqCst);
+    label(&mut setup.world, &own, true);
+    setup.run(State::default(), async |seen| {
+        seen.until("a search is in progress", |_| searches() == 1).await;
+        put(&seen, false);
+        seen.until("it is back", |seen| word(seen) == Some("ServiceAddressesAnnounced")).await;
+        put(&seen, true);
+        seen.until("it has left", |seen| word(seen) == Some("ServiceAddressesWithdrawn")).await;
+        seen.until("another search is in progress", |_| searches() == 2).await;
+    });
 }
 
 #[test]
@@ -488,7 +524,7 @@ fn a_node_that_drains_says_when_no_client_outside_has_a_connection_any_more() {
     let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(number, news)| (*number, news.word));
     let mut setup = Setup::new(Backend::Nftables);
     let has_client = Arc::new(AtomicBool::new(true));
-    setup.has_client = Some(has_client.clone());
+    setup.clients = Some(Clients { has_one: has_client.clone(), ..Clients::default() });
     let own = setup.world.host.node_name.clone();
     label(&mut setup.world, &own, true);
     setup.run(State::default(), async |seen| {

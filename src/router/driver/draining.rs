@@ -31,6 +31,9 @@ impl<K: Kernel> Driver<K> {
         for effect in effects {
             match effect {
                 Effect::Stand(stage) => {
+                    if let Some(look) = &mut self.context.clients {
+                        look.give_up();
+                    }
                     let changed = self.plan.stand(stage);
                     self.carry_out(&changed).await;
                 }
@@ -50,7 +53,7 @@ impl<K: Kernel> Driver<K> {
         let plan = &self.plan;
         let is_outside = |client: IpAddr| plan.is_outside(client);
         loop {
-            match look(&is_outside) {
+            match look.go_on(&is_outside) {
                 Ok(Some(has_client)) => {
                     let clients = if has_client { Clients::Some } else { Clients::None };
                     return (clients, begun.elapsed());
