@@ -10,6 +10,7 @@ use crate::config::{Config, Environment, Mistakes, Request, RouterConfig, reques
 use crate::model::{
     Authority, Host, HostAddress, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Routing, World,
 };
+use crate::net::{Family, PerFamily};
 
 /// The configuration with these flags.
 pub fn config(words: &[&str]) -> RouterConfig {
@@ -39,6 +40,14 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
         pod_cidrs: ranges.split_whitespace().map(prefix).collect(),
         ..Node::default()
     }
+}
+
+/// The same with these addresses detected, one of each family at most.
+pub fn detected(mut node: Node, addresses: &str) -> Node {
+    let all: Vec<IpAddr> = addresses.split_whitespace().map(address).collect();
+    let of_family = |family| all.iter().copied().find(|address| Family::from(*address) == family);
+    node.set_detected(PerFamily::from_fn(of_family));
+    node
 }
 
 /// The same with annotations.

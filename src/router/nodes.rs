@@ -63,8 +63,8 @@ struct Part {
     addresses: Box<[IpAddr]>,
     /// It lists more.
     is_lavish: bool,
-    /// Those of them by which the node is spoken with, of all families.
-    first: PerFamily<Option<IpAddr>>,
+    /// Those of them that no Node takes from it by listing them among others.
+    first: Box<[IpAddr]>,
     /// The node's address in each family, stored with each of its addresses.
     both: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
@@ -277,7 +277,7 @@ impl Nodes {
         self.addresses.owners(address).map(|claimant| &claimant.node)
     }
 
-    /// Returns the nodes that may have this address: those of which it is the first one of its family, else all that list it.
+    /// Returns the nodes that may have this address: those of which it is a first one, else all that list it.
     pub fn with_claim_to(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
         let mut owners = self.addresses.owners(address).peekable();
         let is_behind = owners.peek().is_some_and(|first| first.is_behind);
@@ -353,8 +353,8 @@ impl Part {
     }
 
     fn address_claim(&self, name: &CompactString, address: IpAddr) -> Option<Claimant> {
-        let is_first = self.first.iter().any(|(_, first)| *first == Some(address));
-        self.addresses.contains(&address).then(|| Claimant { is_behind: !is_first, ..self.claimant(name) })
+        let is_behind = !self.first.contains(&address);
+        self.addresses.contains(&address).then(|| Claimant { is_behind, ..self.claimant(name) })
     }
 
     fn key_claim(&self, name: &CompactString) -> Claimant {
@@ -392,7 +392,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         is_lavish,
         elements: node_sets::elements(&node.pod_cidrs, &addresses, own.families).into(),
         addresses: addresses.into(),
-        first: claimants::first(node),
+        first: claimants::first(node).collect(),
         both,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: neighbour.or(primary),

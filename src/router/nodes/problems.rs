@@ -1,9 +1,12 @@
 //! Problems of nodes, in words for administrators: what several claim, and what stands in the way of a session.
 
+use std::net::IpAddr;
+
 use compact_str::CompactString;
 
 use super::Nodes;
 use super::claimants::COUNTED;
+use crate::net::Family;
 use crate::router::identity::Identity;
 use crate::router::mesh::Obstacle;
 use crate::router::problem::{About, Problem};
@@ -30,6 +33,11 @@ impl Nodes {
             let text = format!("it lists {address}, which stays the address of Node {}", first.node);
             let listing = owners.iter().filter(|claimant| claimant.is_behind).take(NAMED);
             problems.extend(listing.map(|claimant| about(&claimant.node, text.clone())));
+            // An InternalIP that many have does no harm where others speak with them by another address.
+            let beaten = owners.iter().skip(1).filter(|claimant| !claimant.is_behind);
+            let beaten = beaten.filter(|claimant| self.is_spoken_with(&claimant.node, *address)).take(NAMED);
+            let text = format!("its address {address} is that of Node {} too, which comes first", first.node);
+            problems.extend(beaten.map(|claimant| about(&claimant.node, text.clone())));
         }
         let text = format!("it lists more than {COUNTED} addresses; the others count as outside of the cluster");
         problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
@@ -57,5 +65,10 @@ impl Nodes {
             problems.push(about(name, text.to_owned()));
         }
         problems
+    }
+
+    /// Returns whether others speak with a node by this address.
+    fn is_spoken_with(&self, node: &CompactString, address: IpAddr) -> bool {
+        *self.both_of(node).of(Family::from(address)) == Some(address)
     }
 }

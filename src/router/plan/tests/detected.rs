@@ -1,0 +1,109 @@
+//! Nodes with addresses that were detected (`--node-ip-autodetect`): their InternalIPs stay theirs.
+
+use super::*;
+use crate::net::PublicKey;
+use crate::router::given::detected;
+use crate::router::names::TUNNEL_TABLE;
+
+/// InternalIP of node-2, the address that it detected, and a pod range of it; of each family.
+const FAMILIES: [(&str, &str, &str); 2] =
+    [("192.0.2.2", "10.0.0.2", "10.244.2.0/24"), ("2001:db8::2", "2001:db8:f::2", "fd00:10:244:2::/64")];
+const ENCAPSULATIONS: [&str; 4] = ["ipip", "fou", "vxlan", "wireguard"];
+
+/// A node made this many seconds after 1970, whose key is this number as well.
+fn made(at: u8, node: Node) -> Node {
+    Node { created: at.into(), wireguard_key: PublicKey::new(&[at; 32]), ..node }
+}
+
+fn own() -> (&'static str, Node) {
+    let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64");
+    ("node-1", made(1, detected(own, "10.0.0.1 2001:db8:f::1")))
+}
+
+fn with_nodes(nodes: &[(&str, Node)]) -> World {
+    world(host("192.0.2.1/24 2001:db8::1/64 10.0.0.1/24 2001:db8:f::1/64"), nodes)
+}
+
+fn full(encapsulation: &str) -> [String; 3] {
+    ["--node-routes=api".to_owned(), "--overlay-type=full".to_owned(), format!("--overlay-encap={encapsulation}")]
+}
+
+fn planned_with(words: &[String], world: &World) -> Plan {
+    planned(&words.iter().map(String::as_str).collect::<Vec<_>>(), world)
+}
+
+/// Destinations of routes of pods to nodes, each with its way; walls aside.
+fn of_pods(plan: &Plan) -> Vec<String> {
+    let routes = plan.routes().routes().iter();
+    let of_pods = routes.filter(|(key, _)| **key == RouteKey::new(TUNNEL_TABLE, key.destination));
+    of_pods.map(|(key, route)| format!("{} {}", key.destination.addr(), route.next_hops[0].link)).collect()
+}
+
+/// The ranges that packets may have which a peer with this key sends, or is sent.
+fn allowed(plan: &Plan, key: u8) -> Vec<String> {
+    let peers = plan.desired().wireguard_peers.iter();
+    let its = peers.filter(|(of, _)| of.key.bytes()[0] == key);
+    its.flat_map(|(_, peer)| peer.allowed.iter()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_internal_ip_beside_a_detected_address_is_taken_by_no_younger_node() {
+    for (internal, found, range) in FAMILIES {
+        let second = ("node-2", made(2, detected(node(internal, range), found)));
+        // By its status, or by its annotation.
+        let by_status = made(9, node(internal, "10.244.9.0/24 fd00:10:244:9::/64"));
+        let by_annotation =
+            made(9, detected(node("192.0.2.9 2001:db8::9", "10.244.9.0/24 fd00:10:244:9::/64"), internal));
+        for younger in [by_status, by_annotation] {
+            let world = with_nodes(&[own(), second.clone(), ("node-9", younger)]);
+            for encapsulation in ENCAPSULATIONS {
+                let plan = planned_with(&full(encapsulation), &world);
+                let host = Family::host_prefix(address(internal)).to_string();
+                assert!(!allowed(&plan, 9).contains(&host), "{encapsulation}: {:?}", allowed(&plan, 9));
+                let tunnels = plan.routes().tunnels();
+                assert!(tunnels.values().all(|tunnel| tunnel.remote != address(internal)), "{encapsulation}");
+                assert!(plan.routes().entries().keys().all(|entry| entry.remote != address(internal)));
+                let said = format!("Node node-9: its address {internal} is that of Node node-2 too, which comes first");
+                assert_eq!(
+                    problems(&plan).iter().filter(|problem| **problem == said).count(),
+                    1,
+                    "{:?}",
+                    problems(&plan)
+                );
+                assert!(!problems(&plan).iter().any(|problem| problem.starts_with("Node node-2")));
+            }
+        }
+    }
+}
+
+#[test]
+fn where_all_nodes_have_one_internal_ip_the_detected_addresses_work_with_all_encapsulations() {
+    let one = "10.0.2.15 2001:db8:a::15";
+    let of = |number: u8| {
+        let ranges = format!("10.244.{number}.0/24 fd00:10:244:{number}::/64");
+        let found = format!("10.0.0.{number} 2001:db8:f::{number}");
+        (format!("node-{number}"), made(number, detected(node(one, &ranges), &found)))
+    };
+    let nodes: Vec<(String, Node)> = (1..=4).map(of).collect();
+    let nodes: Vec<(&str, Node)> = nodes.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
+    let world = world(host("10.0.2.15/24 2001:db8:a::15/64 10.0.0.1/24 2001:db8:f::1/64"), &nodes);
+    for encapsulation in ENCAPSULATIONS {
+        let plan = planned_with(&full(encapsulation), &world);
+        assert_eq!(problems(&plan), NOTHING, "{encapsulation}");
+        for number in 2..=4 {
+            for (range, found) in [
+                (format!("10.244.{number}.0/24"), format!("10.0.0.{number}")),
+                (format!("fd00:10:244:{number}::/64"), format!("2001:db8:f::{number}")),
+            ] {
+                assert_eq!(plan.routes().tunnel_to(prefix(&range)), Some(address(&found)), "{encapsulation}");
+            }
+        }
+        let to_nodes = of_pods(&plan);
+        assert_eq!(to_nodes.len(), 6, "{encapsulation}: {to_nodes:?}");
+        assert!(!to_nodes.iter().any(|line| line.contains("15 ")), "{encapsulation}: {to_nodes:?}");
+        if encapsulation == "wireguard" {
+            let its = ["10.0.0.2/32", "10.244.2.0/24", "2001:db8:f::2/128", "fd00:10:244:2::/64"];
+            assert_eq!(allowed(&plan, 2), its);
+        }
+    }
+}
