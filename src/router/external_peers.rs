@@ -64,8 +64,8 @@ pub fn peering(
     let external = peer.asn != local.asn;
     let time_to_live = time_to_live(peer.distance, external, config);
     // Without a network at our address (a link that is down, an address of host length) it may be on the link as well.
-    let mut around = own.networks.iter().filter(|network| network.contains(&here)).peekable();
-    let is_near = around.peek().is_none() || around.any(|network| network.contains(&peer.address));
+    let mut around = own.networks.iter().filter(|network| network.prefix.contains(&here)).peekable();
+    let is_near = around.peek().is_none() || around.any(|network| network.prefix.contains(&peer.address));
     let is_on_link = match time_to_live {
         TimeToLive::System => is_near,
         TimeToLive::Hops(hops) | TimeToLive::Secured { hops } => hops == 1,

@@ -13,7 +13,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::{NodeRoutes, RouterConfig};
-use crate::model::{Host, Node, Reflection, Routing};
+use crate::model::{Host, Node, OnLink, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
 use super::external_peers::external_peers;
@@ -36,8 +36,8 @@ pub struct Identity {
     pub all: BTreeSet<IpAddr>,
     /// The link that carries our address in each family.
     pub links: PerFamily<Option<CompactString>>,
-    /// The networks that these links are on: neighbours there need no router.
-    pub networks: Vec<IpNet>,
+    /// The networks of the links that carry any address of the Node: neighbours there need no router.
+    pub networks: Vec<OnLink>,
     /// The MTU of the link that carries the primary address, in bytes.
     pub mtu: Option<u32>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
@@ -61,16 +61,17 @@ impl Identity {
         let link = |address: Option<IpAddr>| Some(carrying(address?)?.link.clone());
         let primary_link = link(primary);
         let links = PerFamily::from_fn(|family| link(*addresses.of(family)));
-        let carries = |name: &CompactString| links.iter().any(|(_, link)| link.as_ref() == Some(name));
-        let networks =
-            host.on_link.iter().filter(|network| carries(&network.link)).map(|network| network.prefix).collect();
+        let all: BTreeSet<IpAddr> = node.addresses.iter().map(|own| own.address).collect();
+        let carries =
+            |name: &CompactString| host.addresses.iter().any(|own| own.link == *name && all.contains(&own.address));
+        let networks = host.on_link.iter().filter(|network| carries(&network.link)).cloned().collect();
         Identity {
             name: host.node_name.clone(),
             families,
             primary,
             addresses,
             sources: PerFamily::from_fn(|family| addresses.of(family).filter(|own| carrying(*own).is_some())),
-            all: node.addresses.iter().map(|own| own.address).collect(),
+            all,
             networks,
             links,
             mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),

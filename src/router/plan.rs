@@ -439,9 +439,7 @@ impl Plan {
             self.given_otherwise.extend(differs);
         }
         let services = || draining::prefixes(&self.own, &self.announced, &self.refused_services);
-        let carrying: BTreeSet<&CompactString> = self.own.links.iter().filter_map(|(_, link)| link.as_ref()).collect();
-        let on_link = self.on_link.iter().filter(|network| carrying.contains(&network.link));
-        let on_link: Vec<IpNet> = on_link.map(|network| network.prefix).collect();
+        let on_link: Vec<IpNet> = self.own.networks.iter().map(|network| network.prefix).collect();
         let contents = Contents {
             own: &self.own,
             config: &self.config,

@@ -107,3 +107,49 @@ fn where_all_nodes_have_one_internal_ip_the_detected_addresses_work_with_all_enc
         }
     }
 }
+
+/// A host with one link for each of these lists of addresses: `eth0`, `eth1` and so on.
+fn host_with_links(links: &[&str]) -> crate::model::Host {
+    let mut all = host("");
+    for (number, addresses) in links.iter().enumerate() {
+        let mut of_link = host(addresses);
+        let name = format!("eth{number}");
+        of_link.addresses.iter_mut().for_each(|one| one.link = name.as_str().into());
+        of_link.on_link.iter_mut().for_each(|one| one.link = name.as_str().into());
+        all.addresses.extend(of_link.addresses);
+        all.on_link.extend(of_link.on_link);
+    }
+    all.on_link.sort();
+    all
+}
+
+/// Whether import policy lets a route through that a neighbour announces with itself as the next hop.
+fn is_taken(plan: &Plan, route: &str, neighbour: &str) -> bool {
+    let import = &plan.desired().policies.as_ref().expect("there are policies").import;
+    let from = address(neighbour);
+    let applicable = import.applicable(Some(from));
+    let outcome = import.outcome(&applicable, prefix(route), &Attributes::local(from), None);
+    outcome != crate::bgp::policy::Outcome::Rejected
+}
+
+#[test]
+fn nothing_in_the_network_of_the_internal_ip_is_taken_from_a_node() {
+    let links = ["192.0.2.1/24 2001:db8::1/64", "10.0.0.1/24 2001:db8:f::1/64"];
+    let second = (
+        "node-2",
+        detected(node("192.0.2.2 2001:db8::2", "10.244.2.0/24 fd00:10:244:2::/64"), "10.0.0.2 2001:db8:f::2"),
+    );
+    let plan = planned(&[], &world(host_with_links(&links), &[own(), second]));
+    for (neighbour, its_pods, others) in [
+        ("10.0.0.2", "10.244.2.0/24", ["192.0.2.254/32", "192.0.2.128/25", "192.0.2.0/24", "10.0.0.254/32"]),
+        (
+            "10.0.0.2",
+            "fd00:10:244:2::/64",
+            ["2001:db8::fe/128", "2001:db8::/80", "2001:db8::/64", "2001:db8:f::fe/128"],
+        ),
+    ] {
+        assert!(is_taken(&plan, its_pods, neighbour));
+        let taken: Vec<&str> = others.into_iter().filter(|route| is_taken(&plan, route, neighbour)).collect();
+        assert_eq!(taken, NOTHING, "a router, the API server's address, or the network of a link of this host");
+    }
+}
