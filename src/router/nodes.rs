@@ -67,6 +67,8 @@ struct Part {
     first: Box<[IpAddr]>,
     /// The node's address in each family, stored with each of its addresses.
     both: PerFamily<Option<IpAddr>>,
+    /// The address by which the cluster knows the node, in each enabled family.
+    internal: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
     peering: Option<IpAddr>,
     /// The address of the neighbour.
@@ -83,6 +85,8 @@ pub struct NodeChanges {
     pub ranges: Vec<(IpNet, bool)>,
     /// Addresses that now belong to another node, to none any more, or to a node for the first time.
     pub addresses: Vec<IpAddr>,
+    /// Addresses at which tunnels end to nodes whose other addresses may be reached through them otherwise than before.
+    pub ends: BTreeSet<IpAddr>,
     /// The former neighbour with the time at which its Node was created, and the present one.
     pub before: Option<(IpAddr, i64)>,
     pub wanted: Option<Arc<WantedNeighbour>>,
@@ -135,6 +139,11 @@ impl Nodes {
             self.lavish.remove(name)
         };
         let mut changed = NodeChanges::default();
+        let mut note_ends =
+            |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
+        if (old.created, old.internal, old.both) != (new.created, new.internal, new.both) {
+            [&old.both, &new.both].into_iter().for_each(&mut note_ends);
+        }
         for key in different(&old.elements, &new.elements) {
             let is_there = new.elements.contains(key).then_some(());
             if self.elements.put(key, name, is_there) {
@@ -144,14 +153,17 @@ impl Nodes {
         let addresses: BTreeSet<IpAddr> = old.addresses.iter().chain(&new.addresses).copied().collect();
         for address in addresses {
             let claim = |part: &Part| Some((part.address_claim(name, address)?, part.both));
+            let before = self.addresses.first(&address).copied();
             if self.addresses.replace(&address, claim(&old), claim(&new)) {
                 self.note_tunnel(address);
                 changed.addresses.push(address);
+                [before.as_ref(), self.addresses.first(&address)].into_iter().flatten().for_each(&mut note_ends);
             }
         }
         for range in different(&old.ranges, &new.ranges) {
             if self.ranges.put(range, name, new.ranges.contains(range).then_some(())) {
                 changed.ranges.push((*range, self.ranges.contains(range)));
+                self.routed_in(*range).for_each(&mut note_ends);
             }
         }
         for address in [old.peering, new.peering].into_iter().flatten() {
@@ -194,6 +206,23 @@ impl Nodes {
     pub fn other(&self, own: &CompactString, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
         let is_own = self.with_address(&address).any(|name| name == own);
         self.addresses.first(&address).filter(|_| !is_own).copied()
+    }
+
+    /// Returns, for each address of a node in a range, the addresses by which that node is spoken with.
+    fn routed_in(&self, range: IpNet) -> impl Iterator<Item = &PerFamily<Option<IpAddr>>> {
+        let inside = self.addresses.within(range.network(), range.broadcast());
+        inside.filter_map(|address| self.addresses.first(address))
+    }
+
+    /// Returns the InternalIP of the node that has this address, in the same family, where it is another address, which no other node has before it and
+    /// which is no pod's.
+    pub fn internal_beside(&self, own: &CompactString, address: IpAddr) -> Option<IpAddr> {
+        let holder = |address: &IpAddr| self.with_address(address).next();
+        let node = holder(&address)?;
+        let internal = self.parts.get(node)?.internal.of(Family::from(address)).filter(|other| *other != address)?;
+        let is_its = holder(&internal) == Some(node) && self.other(own, internal).is_some();
+        let is_pod = || self.is_within_another(Family::host_prefix(internal));
+        (is_its && !is_pod()).then_some(internal)
     }
 
     /// Returns whether any node has this address.
@@ -367,6 +396,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
     let Around { own, config, local, password } = around;
     let is_own = *name == own.name;
     let both = PerFamily::from_fn(|family| node.routing_address(family).filter(|_| *own.families.of(family)));
+    let internal = PerFamily::from_fn(|family| node.address(family).filter(|_| *own.families.of(family)));
     let primary = node.primary(own.families);
     let peering = match local {
         Some(local) if !is_own => mesh::peering(own, node, config, local, password),
@@ -394,6 +424,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         addresses: addresses.into(),
         first: claimants::first(node).collect(),
         both,
+        internal,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: neighbour.or(primary),
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),

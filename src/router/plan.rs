@@ -330,6 +330,7 @@ impl Plan {
             for key in news.elements {
                 self.put_element(key, changed);
             }
+            news.ends.into_iter().for_each(|end| self.routes.look_again(end));
             for address in news.addresses {
                 self.nodes.named_alike(address).for_each(|alike| self.routes.look_again(alike));
                 self.routes.look_again(address);

@@ -14,7 +14,7 @@
 //! ```text
 //! ip route replace 10.244.2.0/24 via 192.0.2.2 dev eth0 proto 17
 //! ip route replace 10.244.3.0/24 dev tun-e443169117a src 192.0.2.1 proto 17
-//! ip route replace 10.0.0.1/32 dev tun-e443169117a table 77 proto boot       # for replies of pods to the node itself
+//! ip route replace 10.0.0.1/32 dev tun-e443169117a table 77 proto boot       # for packets of pods to the node itself (`node_itself`)
 //! ```
 //!
 //! With `--overlay-encap=vxlan` tunnels are entries on one device, where the routes have gateways (`kernel::vxlan`):
@@ -49,8 +49,9 @@ use crate::net::{Family, PerFamily};
 use crate::packed::{BlockMap, PrefixMap};
 
 use super::identity::Identity;
-use super::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE, other_tunnel, tunnel, vxlan};
+use super::names::{PROTOCOL, other_tunnel, tunnel, vxlan};
 
+mod node_itself;
 mod protection;
 mod walls;
 mod ways;
@@ -70,6 +71,9 @@ pub struct Place<'a> {
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
     /// Returns the first address of other nodes whose tunnel would have the same name as the one to this address.
     pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+    /// Returns the InternalIP of the node at this address, in its family, which is another address of that node and of no other one; `None` where pods
+    /// have no business there.
+    pub internal: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
     /// Returns what a destination asks of a next hop.
     pub protection: &'a dyn Fn(IpNet, IpAddr) -> Protection,
 }
@@ -100,6 +104,7 @@ pub struct Routes {
     outdone: BTreeMap<IpNet, Box<[IpAddr]>>,
     /// Prefixes learned from a former speaker, and not learned again yet.
     stale: BTreeSet<IpNet>,
+    internal: node_itself::InternalAddresses,
     behind: walls::Behind,
     walls: walls::Walls,
 }
@@ -357,27 +362,20 @@ impl Routes {
         different
     }
 
-    /// Updates the tunnel to a node, and its route in the tunnel table.
+    /// Updates the tunnel to a node, and the routes through it in the tunnel table.
     fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
         let is_used = self.tunnelled.contains_key(&remote);
-        let is_there = match place.config.overlay.map(|overlay| overlay.encapsulation) {
+        match place.config.overlay.map(|overlay| overlay.encapsulation) {
             Some(Encapsulation::Vxlan(_)) => self.put_entry(remote, is_used, changed),
             // Whether or not a route uses the tunnel (`walls`).
             Some(Encapsulation::Wireguard(_)) => return,
             _ => self.put_device(remote, is_used, place, changed),
-        };
-        let route = is_there.then(|| Route {
-            kind: RouteKind::Unicast,
-            protocol: TUNNEL_PROTOCOL,
-            source: None,
-            next_hops: [through(remote, place)].into(),
-        });
-        let route = route.map(Arc::new);
-        self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(remote)), route, changed);
+        }
+        self.put_ways_to_node(remote, place, changed);
     }
 
-    /// Updates what the device of `vxlan` knows of a node; returns whether that is wanted.
-    fn put_entry(&mut self, remote: IpAddr, is_used: bool, changed: &mut RouteTableChanges) -> bool {
+    /// Updates what the device of `vxlan` knows of a node.
+    fn put_entry(&mut self, remote: IpAddr, is_used: bool, changed: &mut RouteTableChanges) {
         let key = EntryKey { link: vxlan(Family::from(remote)), remote };
         let before = match is_used {
             true => self.entries.insert(key.clone(), Entry::of(remote)),
@@ -386,11 +384,10 @@ impl Routes {
         if before.is_some() != is_used {
             changed.entries.push(key);
         }
-        is_used
     }
 
-    /// Updates the device of the tunnel to a node; returns whether it is wanted.
-    fn put_device(&mut self, remote: IpAddr, is_used: bool, place: Place<'_>, changed: &mut RouteTableChanges) -> bool {
+    /// Updates the device of the tunnel to a node.
+    fn put_device(&mut self, remote: IpAddr, is_used: bool, place: Place<'_>, changed: &mut RouteTableChanges) {
         let name = name(remote, place);
         let wanted = is_used.then(|| parameters(remote, place)).flatten();
         // The names that it does not have, or no longer has.
@@ -410,7 +407,6 @@ impl Routes {
             };
             changed.tunnels.push(name);
         }
-        wanted.is_some()
     }
 
     fn put_route(&mut self, key: RouteKey, wanted: Option<Arc<Route>>, changed: &mut RouteTableChanges) {

@@ -34,6 +34,7 @@ impl Plan {
             on_link: &self.on_link,
             node: &other,
             first_alike: &|address| self.nodes.named_alike(address).find(|alike| other(*alike).is_some()),
+            internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             protection: &|prefix, next_hop| self.protection(prefix, next_hop),
         })
     }

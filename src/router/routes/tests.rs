@@ -51,6 +51,7 @@ impl Rig {
             on_link: &self.on_link,
             node: &node,
             first_alike: &first_alike,
+            internal: &|_| None,
             protection: &|_, _| Protection::None,
         };
         self.routes.settle(place)

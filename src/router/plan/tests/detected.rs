@@ -153,3 +153,51 @@ fn nothing_in_the_network_of_the_internal_ip_is_taken_from_a_node() {
         assert_eq!(taken, NOTHING, "a router, the API server's address, or the network of a link of this host");
     }
 }
+
+/// The way of our pods to this address of a node; `None` where they have no route of their own there.
+fn way_of_pods(plan: &Plan, to: &str) -> Option<crate::kernel::route::NextHop> {
+    let key = RouteKey::new(TUNNEL_TABLE, Family::host_prefix(address(to)));
+    plan.routes().routes().get(&key).map(|route| route.next_hops[0].clone())
+}
+
+#[test]
+fn packets_of_pods_to_the_internal_ip_of_a_node_take_the_tunnel_to_its_detected_address() {
+    for (internal, found, range) in FAMILIES {
+        let nodes =
+            |second: Node, more: &[(&'static str, Node)]| with_nodes(&[&[own(), ("node-2", second)], more].concat());
+        let second = || made(2, detected(node(internal, range), found));
+        for encapsulation in &ENCAPSULATIONS[..3] {
+            let words = full(encapsulation);
+            let mut plan = planned_with(&words, &nodes(second(), &[]));
+            let tunnel = way_of_pods(&plan, found);
+            assert!(
+                tunnel.is_some() && way_of_pods(&plan, internal) == tunnel,
+                "{encapsulation}: {:?}",
+                of_pods(&plan)
+            );
+            let mut then = |world: &World, expected: bool| {
+                plan.update(world);
+                let fresh = planned_with(&words, world);
+                assert_eq!(of_pods(&plan), of_pods(&fresh), "history does not matter");
+                let tunnel = way_of_pods(&plan, found).filter(|_| expected);
+                assert_eq!((way_of_pods(&plan, internal), tunnel.is_some()), (tunnel, expected), "{encapsulation}");
+            };
+            // Another Node claims it: a younger one in vain.
+            then(&nodes(second(), &[("node-9", made(9, node(internal, "")))]), true);
+            then(
+                &nodes(made(12, detected(node(internal, range), found)), &[("node-9", made(9, node(internal, "")))]),
+                false,
+            );
+            then(&nodes(second(), &[]), true);
+            // It is in another node's pods.
+            let around = if internal.contains(':') { "2001:db8::/64" } else { "192.0.2.0/24" };
+            then(&nodes(second(), &[("node-3", made(3, node("192.0.2.3 2001:db8::3", around)))]), false);
+            then(&nodes(second(), &[]), true);
+            // It is another one, or none.
+            then(&nodes(made(2, detected(node("", range), found)), &[]), false);
+            then(&nodes(second(), &[]), true);
+            plan.update(&with_nodes(&[own()]));
+            assert_eq!(of_pods(&plan), NOTHING);
+        }
+    }
+}
