@@ -5,7 +5,8 @@
 //! What `kube-router.io/peers` says of a peer precedes the flags.
 //!
 //! A peer in another AS has to be one hop away, or as many as the flag says; one in our AS may be anywhere. The
-//! session's local address is the one configured for the peer, else our own of the peer's family.
+//! session's local address is the one configured for the peer, else our own of the peer's family, on the peer's link
+//! where others route to an address that was detected ([`Identity::towards`]).
 //!
 //! The file of `--peer-router-passwords-file` is read by an effect file; [`passwords`] parses it. Those that
 //! `passwordfile` names are in `password_files`.
@@ -58,7 +59,8 @@ pub fn peering(
             return Err(problem("its password is not known (yet); there is no session".to_owned()));
         }
     };
-    let Some(here) = peer.local.or(*own.addresses.of(family)) else {
+    let addresses = own.towards(peer.address);
+    let Some(here) = peer.local.or(*addresses.of(family)) else {
         return Err(problem(format!("this node has no {family} address to reach it from; there is no session")));
     };
     let external = peer.asn != local.asn;
@@ -88,7 +90,7 @@ pub fn peering(
         },
         transport: Transport { port: peer.port.unwrap_or(PORT), local: Some(here), password, time_to_live },
         client: false,
-        own: PerFamily::from_fn(|of| with_here(*own.addresses.of(of), of)),
+        own: PerFamily::from_fn(|of| with_here(*addresses.of(of), of)),
         next_hops: if peer.next_hop_self == Some(false) { NextHops::Kept } else { NextHops::Usual },
         liveness: peer.bfd.map(|bfd| liveness(bfd, distance(bfd, is_on_link))),
         first_as: false,

@@ -13,7 +13,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::{NodeRoutes, RouterConfig};
-use crate::model::{Host, Node, OnLink, Reflection, Routing};
+use crate::model::{Host, HostAddress, Node, OnLink, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
 use super::external_peers::external_peers;
@@ -34,6 +34,10 @@ pub struct Identity {
     pub sources: PerFamily<Option<IpAddr>>,
     /// All addresses of the Node.
     pub all: BTreeSet<IpAddr>,
+    /// Those of them that this host has, of the enabled families: the ones by which other nodes route to us first, then in the order of the Node.
+    pub here: Vec<HostAddress>,
+    /// Other nodes route to another address than that by which the cluster knows the Node (`--node-ip-autodetect`).
+    pub is_detected: bool,
     /// The link that carries our address in each family.
     pub links: PerFamily<Option<CompactString>>,
     /// The networks of the links that carry any address of the Node: neighbours there need no router.
@@ -64,6 +68,11 @@ impl Identity {
         let all: BTreeSet<IpAddr> = node.addresses.iter().map(|own| own.address).collect();
         let carries =
             |name: &CompactString| host.addresses.iter().any(|own| own.link == *name && all.contains(&own.address));
+        let routed = addresses.iter().filter_map(|(_, address)| *address);
+        let mut seen = BTreeSet::new();
+        let here = routed.chain(node.addresses.iter().map(|one| one.address));
+        let here = here.filter(|address| *families.of(Family::from(*address)) && seen.insert(*address));
+        let here = here.filter_map(|address| carrying(address).cloned()).collect();
         let networks = host.on_link.iter().filter(|network| carries(&network.link)).cloned().collect();
         Identity {
             name: host.node_name.clone(),
@@ -72,6 +81,8 @@ impl Identity {
             addresses,
             sources: PerFamily::from_fn(|family| addresses.of(family).filter(|own| carrying(*own).is_some())),
             all,
+            here,
+            is_detected: addresses.iter().any(|(family, own)| own.is_some() && *own != node.address(family)),
             networks,
             links,
             mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),
@@ -99,6 +110,22 @@ impl Identity {
     /// Returns our pod CIDRs, IPv4 first.
     pub fn all_pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.pod_cidrs.v4.iter().chain(&self.pod_cidrs.v6).copied()
+    }
+
+    /// Returns our addresses for a router outside, of the session with it and as next hops. Such a router may know the node by its InternalIP, and be in
+    /// that address's network: so where others route to a detected address it is the Node's address on this host whose network the router is in, and
+    /// of the other family the one on the same link. Else it is our address for other nodes.
+    pub fn towards(&self, router: IpAddr) -> PerFamily<Option<IpAddr>> {
+        let is_near = |own: &&HostAddress| {
+            let mut around = self.networks.iter().filter(|network| network.link == own.link);
+            around.any(|network| network.prefix.contains(&router) && network.prefix.contains(&own.address))
+        };
+        let Some(near) = self.here.iter().find(is_near).filter(|_| self.is_detected) else { return self.addresses };
+        PerFamily::from_fn(|family| {
+            let is_beside = |own: &&HostAddress| own.link == near.link && Family::from(own.address) == family;
+            let beside = if Family::from(router) == family { Some(near) } else { self.here.iter().find(is_beside) };
+            beside.map(|own| own.address).or(*self.addresses.of(family))
+        })
     }
 
     /// Returns whether we are a route reflector.

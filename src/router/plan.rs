@@ -272,8 +272,7 @@ impl Plan {
         };
         let enabled = |address: &&IpAddr| *own.families.of(Family::from(**address));
         let named: Vec<IpAddr> = own.routing.local_addresses.iter().filter(enabled).copied().collect();
-        let own_addresses = own.addresses.iter().filter_map(|(_, address)| *address);
-        let listen = if named.is_empty() { own_addresses.collect() } else { named };
+        let listen = if named.is_empty() { self.session_addresses() } else { named };
         Speaker {
             own: Own { asn: local.asn, identifier: local.identifier, cluster },
             addresses: own.all.clone(),
@@ -382,7 +381,7 @@ impl Plan {
         let all = &mut self.refused_services;
         let refused = if is_node { all.insert(address) } else { all.remove(&address) };
         let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
-        let wanted = (is_ours || is_service && !is_node).then_some(*self.own.addresses.of(family)).flatten();
+        let wanted = (is_ours || is_service && !is_node).then(|| self.own_next_hop(family)).flatten();
         let wanted = wanted.map(Attributes::local).and_then(|wanted| match self.stage {
             _ if !is_ours && self.holds_services => None,
             Stage::Leaving if !is_ours => Some(drain::leaving(wanted)),

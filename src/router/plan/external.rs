@@ -1,7 +1,7 @@
 //! External peers in the plan: which of those that flags or annotations name are desired, and why others are not.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::{PeerOwner, Plan};
@@ -37,6 +37,31 @@ impl Plan {
     /// Returns whether nodes are no peers because the password of sessions between nodes is not known.
     pub fn lacks_password(&self) -> bool {
         self.nodes.lack_password()
+    }
+
+    /// Returns the addresses at which our sessions begin: those for other nodes, then others for routers outside.
+    pub(super) fn session_addresses(&self) -> Vec<IpAddr> {
+        let routers =
+            external_peers::external_peers(&self.config, &self.own).iter().filter(|peer| peer.local.is_none());
+        let towards = routers.filter_map(|peer| *self.own.towards(peer.address).of(Family::from(peer.address)));
+        let mut all: Vec<IpAddr> = self.own.addresses.iter().filter_map(|(_, address)| *address).collect();
+        for address in towards {
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        all
+    }
+
+    /// Returns the next hop of what we announce; `None` without an address of the family. Where routers outside may know this node by another address than
+    /// other nodes it is unspecified: each neighbour is told the one that is meant for it ([`WantedNeighbour::own`]).
+    pub(super) fn own_next_hop(&self, family: Family) -> Option<IpAddr> {
+        let own = (*self.own.addresses.of(family))?;
+        let unspecified = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Some(if self.own.is_detected { unspecified } else { own })
     }
 
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {

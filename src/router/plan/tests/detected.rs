@@ -201,3 +201,56 @@ fn packets_of_pods_to_the_internal_ip_of_a_node_take_the_tunnel_to_its_detected_
         }
     }
 }
+
+#[test]
+fn a_router_outside_meets_the_nodes_address_of_its_own_network_and_is_told_that_as_next_hop() {
+    let links = ["192.0.2.1/24 2001:db8::1/64", "10.0.0.1/24 2001:db8:f::1/64"];
+    let at = |text: &str| Some(address(text));
+    let (internal, found) = (
+        PerFamily { v4: at("192.0.2.1"), v6: at("2001:db8::1") },
+        PerFamily { v4: at("10.0.0.1"), v6: at("2001:db8:f::1") },
+    );
+    let plain = ("node-1", node("192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64"));
+    let listening = |plan: &Plan| {
+        let speaker = plan.desired().speaker.as_ref().expect("there is one");
+        speaker.listen.iter().map(|at| at.ip()).collect::<BTreeSet<IpAddr>>()
+    };
+    for (router, addresses) in [
+        ("192.0.2.254", internal),
+        ("2001:db8::fe", internal),
+        ("10.0.0.254", found),
+        ("2001:db8:f::fe", found),
+        // It is on none of our links.
+        ("203.0.113.1", found),
+        ("2001:db8:113::1", found),
+    ] {
+        let flag = format!("--peer-router-ips={router}");
+        let words = [flag.as_str(), "--peer-router-asns=65001"];
+        let plan = planned(&words, &world(host_with_links(&links), &[own()]));
+        let wanted = &plan.desired().peers[&address(router)];
+        let family = Family::from(address(router));
+        assert_eq!((wanted.own, wanted.transport.local), (addresses, *addresses.of(family)), "{router}");
+        let at_router = [*addresses.of(family), found.v4, found.v6].into_iter().flatten().collect();
+        assert_eq!(listening(&plan), at_router, "{router}");
+        assert_eq!(
+            announcements(&plan),
+            ["10.244.1.0/24 0.0.0.0", "fd00:10:244:1::/64 ::"],
+            "what is told follows from the session"
+        );
+        // Without another address of its own the node is known by its first one, wherever the router is.
+        let plan = planned(&words, &world(host_with_links(&links), std::slice::from_ref(&plain)));
+        assert_eq!(plan.desired().peers[&address(router)].own, internal, "{router}");
+        assert_eq!(announcements(&plan), ["10.244.1.0/24 192.0.2.1", "fd00:10:244:1::/64 2001:db8::1"]);
+    }
+}
+
+#[test]
+fn where_a_node_listens_is_its_own_word_also_with_routers_outside() {
+    let links = ["192.0.2.1/24", "10.0.0.1/24"];
+    let (name, own) = own();
+    let own = with(own, |routing| routing.local_addresses = vec![address("10.0.0.1")]);
+    let words = ["--peer-router-ips=192.0.2.254", "--peer-router-asns=65001"];
+    let plan = planned(&words, &world(host_with_links(&links), &[(name, own)]));
+    let speaker = plan.desired().speaker.as_ref().expect("there is one");
+    assert_eq!(speaker.listen.iter().map(|at| at.ip().to_string()).collect::<Vec<_>>(), ["10.0.0.1"]);
+}
