@@ -65,24 +65,55 @@ impl<K: Kernel> Driver<K> {
         })
     }
 
-    /// Returns that other nodes do not know our key, why no address of a family was detected, and that other nodes do not know what was, each
-    /// where it has been so for a while.
+    /// Returns that other nodes do not know our key, why no address of a family was detected, and that other nodes do not know what was, or go by what was
+    /// before, each where it has been so for a while.
     pub(super) fn troubles_of_own_node(&mut self, now: Instant) -> Vec<String> {
         let mut troubles: Vec<String> = self.untold_key(now).into_iter().collect();
         troubles.extend(self.plan.own().undetected.iter().filter_map(|(_, problem)| problem.clone()));
-        let wanted = self.context.report.borrow().annotations.get(ADDRESS_ANNOTATION).and_then(untold);
-        self.untold.addresses = wanted.as_ref().and(self.untold.addresses.or(Some(now)));
-        if let Some(wanted) = wanted.filter(|_| self.untold.addresses.is_some_and(|since| since + UNTOLD <= now)) {
-            troubles.push(format!(
-                "other nodes do not route to the addresses that were found here: the annotation {ADDRESS_ANNOTATION} of its Node is not {wanted}; \
-                 the agent writes it where it has the right to patch nodes, and with --manifests whoever writes them"
-            ));
-        }
+        let node = &self.plan.own().name;
+        let untold = self.context.report.borrow().annotations.get(ADDRESS_ANNOTATION).and_then(|one| untold(one, node));
+        self.untold.addresses = untold.as_ref().and(self.untold.addresses.or(Some(now)));
+        troubles.extend(untold.filter(|_| self.untold.addresses.is_some_and(|since| since + UNTOLD <= now)));
         troubles
     }
 }
 
-/// Returns the value of an annotation that was not seen yet; `None` where it is as wanted, or is to go.
-fn untold(annotation: &OwnAnnotation) -> Option<String> {
-    annotation.wanted.clone().filter(|_| annotation.wanted != annotation.seen)
+/// Returns that the addresses in the annotation of a Node are not those that were found here; `None` where they are.
+fn untold(annotation: &OwnAnnotation, node: &str) -> Option<String> {
+    let OwnAnnotation { wanted, seen } = annotation;
+    match (wanted, seen) {
+        (Some(wanted), _) if Some(wanted) != seen.as_ref() => Some(format!(
+            "other nodes do not route to the addresses that were found here: the annotation {ADDRESS_ANNOTATION} of its Node is not {wanted}; \
+             the agent writes it where it has the right to patch nodes, and with --manifests whoever writes them"
+        )),
+        (None, Some(seen)) => Some(format!(
+            "other nodes route to {seen}, which is not to be any more: the annotation {ADDRESS_ANNOTATION} of its Node stays; the agent removes it where it \
+             has the right to patch nodes, and with --manifests whoever writes them; by hand: kubectl annotate node {node} {ADDRESS_ANNOTATION}-"
+        )),
+        (Some(_), _) | (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_others_do_not_know_are_trouble_and_so_are_those_that_are_to_go_and_do_not() {
+        let said = |wanted: &str, seen: &str| {
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            untold(&OwnAnnotation { wanted: text(wanted), seen: text(seen) }, "node-1").unwrap_or_default()
+        };
+        for address in ["198.51.100.1", "2001:db8:1::1", "198.51.100.1,2001:db8:1::1"] {
+            let is_lacking = format!("its Node is not {address};");
+            assert!(said(address, "").contains(&is_lacking) && said(address, "203.0.113.9").contains(&is_lacking));
+            let stays = said("", address);
+            assert!(
+                stays.starts_with(&format!("other nodes route to {address}, which is not to be any more")),
+                "{stays}"
+            );
+            assert!(stays.ends_with("kubectl annotate node node-1 kube-router.io/node-address-"), "{stays}");
+            assert_eq!((said(address, address), said("", "")), (String::new(), String::new()));
+        }
+    }
 }
