@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::client::ApiClient;
-use super::own_node::{Attempts, OwnNode, Refused, Sent, TIMING};
+use super::own_node::{self, Attempts, OwnNode, Refused, Sent, Timing};
 use crate::model::{OwnAnnotation, Report};
 
 /// Shortest time between two writes of one annotation.
@@ -28,6 +28,9 @@ const SPACING: Duration = Duration::from_secs(1);
 /// Time that a value has to be seen after it was written: at first, and at the longest.
 const FIRST_AGAIN: Duration = Duration::from_secs(5);
 const LONGEST_AGAIN: Duration = Duration::from_secs(300);
+/// As for all writes to our own Node, but for a shorter delay while the right is missing: other nodes cannot reach this one until they see what it tells,
+/// and whoever gives the right waits for that.
+const TIMING: Timing = Timing { without_right: Duration::from_secs(300), ..own_node::TIMING };
 const RULE: &str = "apiGroups [\"\"], resources [nodes], verbs [patch]";
 
 type Annotations = BTreeMap<&'static str, OwnAnnotation>;

@@ -1,7 +1,7 @@
 //! Requests to the API server about our own Node, and the pacing of attempts to write to it.
 //!
 //! Where the server cannot be reached or does not answer, a write is tried again, later and later; while the right is missing, which is
-//! logged once with the rule that would give it, every hour.
+//! logged once with the rule that would give it, every hour, or as the writer's [`Timing`] says.
 
 use std::time::Duration;
 
@@ -114,7 +114,8 @@ impl Attempts {
             }
             Err(Refused::Forbidden(reason)) => {
                 if !std::mem::replace(&mut self.lacks_right, true) {
-                    warn!(what, reason, rule, "No permission to write to this node; retrying every hour");
+                    let pause = self.timing.without_right;
+                    warn!(what, reason, rule, ?pause, "No permission to write to this node; retrying");
                 }
                 self.pause = self.timing.without_right;
             }

@@ -1,6 +1,5 @@
 use super::*;
 use crate::k8s::client::{Access, client};
-use crate::k8s::own_node::Timing;
 use crate::k8s::watch::tests::api_server::{ApiServer, Faults, NODES};
 use crate::observe::given::logged;
 
@@ -63,7 +62,7 @@ async fn what_differs_is_written_in_one_request_and_all_else_stays() {
 }
 
 #[tokio::test]
-async fn without_the_right_one_line_names_it_and_nothing_is_tried_for_an_hour() {
+async fn without_the_right_one_line_names_it_and_nothing_is_tried_for_a_while() {
     let (log, _guard) = logged();
     let server = ApiServer::start().await;
     let node = own_node(&server).await;
@@ -77,6 +76,27 @@ async fn without_the_right_one_line_names_it_and_nothing_is_tried_for_an_hour() 
     let said = log.text();
     assert_eq!(log.lines_with("No permission to write to this node"), 1, "{said}");
     assert!(said.contains("resources [nodes], verbs [patch]"), "{said}");
+    kept.abort();
+}
+
+#[tokio::test]
+async fn a_right_that_is_given_later_is_used_within_five_minutes() {
+    assert_eq!(TIMING.without_right, Duration::from_secs(300), "nobody reaches the node meanwhile");
+    let server = ApiServer::start().await;
+    let timing = Timing { without_right: Duration::from_millis(20), ..QUICK };
+    let node = OwnNode { timing, ..own_node(&server).await };
+    server.set_faults(Faults { forbid: Some("/nodes/"), ..Faults::default() });
+    let (_out, reports) = watch::channel(report(&[(KEY, wish(Some("new"), None))]));
+    let kept = tokio::spawn(keep(node, reports));
+    until_written(&server, 1).await;
+    server.set_faults(Faults::default());
+    for _ in 0..400 {
+        if annotations(&server)[KEY] == "new" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(annotations(&server)[KEY], "new");
     kept.abort();
 }
 
