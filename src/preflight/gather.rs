@@ -8,7 +8,6 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use compact_str::CompactString;
 use rustix::fs::{Access as Mode, access};
 
 use super::facts::{
@@ -28,7 +27,7 @@ use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
 use crate::kernel::{address, is_program, link, local_socket, vxlan};
-use crate::net::{AddressDetection, PerFamily};
+use crate::net::AddressDetection;
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
@@ -63,8 +62,7 @@ fn kernel(found: &Modules) -> KernelFacts {
 
 /// Which settings there are to ask for depends on the links that carry the node's addresses.
 fn with_settings(mut facts: Facts, config: &Config) -> Facts {
-    let links: PerFamily<Option<CompactString>> = addresses::links_of_node(&facts);
-    let asked = settings::asked(config, &facts.kernel.release, links);
+    let asked = settings::asked(config, &facts.kernel.release, addresses::links_of_node(&facts, config));
     facts.kernel.settings =
         asked.into_iter().filter_map(|setting| Some((setting.clone(), found_setting(&setting)?))).collect();
     facts

@@ -99,7 +99,7 @@ pub fn addresses(node: &LocalNode, bind_on_all: bool) -> BTreeSet<IpAddr> {
         let all = if families.v6 { Some(Ipv6Addr::UNSPECIFIED.into()) } else { None };
         return all.or(families.v4.then_some(Ipv4Addr::UNSPECIFIED.into())).into_iter().collect();
     }
-    node.enabled_families().filter_map(|family| node.source(family)).collect()
+    node.enabled_families().filter_map(|family| node.own_address(family)).collect()
 }
 
 impl HealthCheckPorts {

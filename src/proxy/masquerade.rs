@@ -14,6 +14,9 @@
 //! the endpoint's address as destination and as source. With `--masquerade-all` everything gets the node's address.
 //! Where the node's pod ranges are not known, all that leaves the node does.
 //!
+//! The node's address is here the one by which other nodes route to it (`--node-ip-autodetect`): a pod of another node answers by the routes of that node. What
+//! leaves by the link of the InternalIP, where that is another link, gets the InternalIP: it goes to programs on hosts, which know no other address.
+//!
 //! Kernel: nat chain `KUBE-ROUTER-SNAT`, entered from POSTROUTING for what IPVS has translated:
 //! `iptables -t nat -A POSTROUTING -m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j KUBE-ROUTER-SNAT`.
 //! A chain of our own, because several pod CIDRs of one family would otherwise masquerade each other's pods, and
@@ -69,6 +72,9 @@ pub fn rules(node: &LocalNode, masquerade_all: bool, family: Family) -> BTreeMap
         }
         chain.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
     }
+    if let Some((link, to)) = node.apart(family) {
+        chain.push(Rule::new([Match::OutputLink(link.as_str().into())], Verdict::SourceNat { to, random_ports: true }));
+    }
     chain.push(Rule::new([], translation));
     // As iptables prints it: `--ipvs` is omitted where another IPVS match is given.
     let jump = Rule::new([Match::ByIpvs { prints_ipvs: false }], Verdict::Jump(CHAIN_SNAT.into()));
@@ -114,6 +120,10 @@ pub fn table_chains(node: &LocalNode, masquerade_all: bool) -> BTreeMap<Object, 
                 rules.extend(ends.map(|end| Rule::new([end], Verdict::Return)));
             }
             rules.push(Rule::new([Match::HostAddress { of: Side::Destination, negated: false }], Verdict::Return));
+        }
+        if let Some((name, to)) = node.apart(family) {
+            let leaves = Match::OutputLink { name, negated: false };
+            rules.push(Rule::new([leaves], Verdict::SourceNat { to, random_ports: true }));
         }
         rules.push(Rule::new([Match::Family(family)], translation));
         chains.insert(Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base: None, rules })));
@@ -214,5 +224,53 @@ mod tests {
         assert_eq!(verdicts(false, true), [&hairpin[..], &expected(5, &translates)].concat());
         assert_eq!(verdicts(true, true), expected(0, &translates));
         assert_eq!(verdicts(true, false), expected(0, &Verdict::Masquerade { random_ports: true }));
+    }
+
+    #[test]
+    fn packets_to_pods_get_the_address_that_nodes_route_to_and_those_over_the_link_of_the_internal_ip_that_one() {
+        let at = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+        let internal = PerFamily { v4: at("192.0.2.1"), v6: at("2001:db8::1") };
+        let routing = PerFamily { v4: at("198.51.100.1"), v6: at("2001:db8:1::1") };
+        let carried = |routing_link: &str| {
+            let on = |link: &str, both: PerFamily<std::net::IpAddr>| [(both.v4, link.into()), (both.v6, link.into())];
+            [on("eth0", internal), on(routing_link, routing)].concat().into_iter().collect()
+        };
+        let node = |routing_link: &str| {
+            let links: BTreeMap<_, compact_str::CompactString> = carried(routing_link);
+            LocalNode {
+                families: PerFamily { v4: true, v6: true },
+                address: PerFamily { v4: Some(internal.v4), v6: Some(internal.v6) },
+                routing_address: PerFamily { v4: Some(routing.v4), v6: Some(routing.v6) },
+                addresses: links.keys().copied().collect(),
+                links,
+                ..LocalNode::default()
+            }
+        };
+        for (family, name) in [(Family::V4, "translated4"), (Family::V6, "translated6")] {
+            let (internal, routing) = (*internal.of(family), *routing.of(family));
+            let snat = |to| Some(nftables::Verdict::SourceNat { to, random_ports: true });
+            let last = |node: &LocalNode, masquerade_all: bool| {
+                let rules = rules_of(&table_chains(node, masquerade_all), name);
+                let of = |rule: &nftables::Rule| (rule.matches().to_vec(), rule.verdict().cloned());
+                rules.iter().rev().take(2).map(of).collect::<Vec<_>>()
+            };
+            let printed = |node: &LocalNode| {
+                let chain = Piece::Chain { family, table: Table::Nat, chain: CHAIN_SNAT.into() };
+                let all = &rules(node, true, family)[&chain].0;
+                all.iter().map(ToString::to_string).collect::<Vec<_>>()
+            };
+            for masquerade_all in [false, true] {
+                let found = last(&node("eth1"), masquerade_all);
+                assert_eq!(found[0], (vec![nftables::Match::Family(family)], snat(routing)));
+                let leaves = nftables::Match::OutputLink { name: "eth0".into(), negated: false };
+                assert_eq!(found[1], (vec![leaves], snat(internal)));
+            }
+            let to = |address| format!("-j SNAT --to-source {address} --random-fully");
+            assert_eq!(printed(&node("eth1")), [format!("-o eth0 {}", to(internal)), to(routing)]);
+            assert_eq!(printed(&node("eth0")), [to(routing)], "one link cannot tell who is asked");
+            let mut former = node("eth1");
+            former.addresses.remove(&routing);
+            assert_eq!(printed(&former), [to(internal)], "the host has it no more");
+        }
     }
 }

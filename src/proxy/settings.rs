@@ -13,7 +13,7 @@
 //!   Where it stays behind it does no harm: such a segment to a Service with NAT is answered with a reset by an endpoint, in place of this host.
 //! - `arp_ignore`, `arp_announce`: a service address is not announced by ARP from the wrong device.
 //! - `rp_filter`: strict filtering drops replies that come another way than the request left; it is made
-//!   loose where it is strict, and left off where it is off.
+//!   loose where it is strict, and left off where it is off, on the links of all addresses of the Node.
 //! - `bridge-nf-call-*`: what pods of one node send each other through a service passes IPVS on its way back.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use compact_str::{CompactString, format_compact};
 
 use crate::kernel::sysctl::{Setting, WantedSetting};
-use crate::net::Family;
 
 use super::local_node::LocalNode;
 use super::names::{BRIDGE, DEVICE};
@@ -48,7 +47,8 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32), takes_over: bool) -> BTree
         always("net/ipv4/conf/all/arp_ignore", "1");
         always("net/ipv4/conf/all/arp_announce", "2");
         always("net/bridge/bridge-nf-call-iptables", "1");
-        for device in ["all", BRIDGE, DEVICE].into_iter().map(CompactString::from).chain(node.link(Family::V4)) {
+        let of_node = node.links.iter().filter(|(address, _)| address.is_ipv4()).map(|(_, link)| link.clone());
+        for device in ["all", BRIDGE, DEVICE].into_iter().map(CompactString::from).chain(of_node) {
             let strict_to_loose = WantedSetting::InsteadOf { old: "1".into(), new: "2".into() };
             settings.insert(Setting(format_compact!("net/ipv4/conf/{device}/rp_filter")), strict_to_loose);
         }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::address::AddressKey;
 use sluice::kernel::ipvs::{ServiceKey, Virtual, flags};
+use sluice::kernel::link::LinkName;
 use sluice::kernel::route::Route;
 use sluice::model::Authority;
-use sluice::net::Protocol;
+use sluice::net::{Family, Protocol};
 use sluice::proxy::apply::Mirrors;
 use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
@@ -70,7 +72,13 @@ fn found(file: &File) -> Found {
     });
     let problems = problems.collect();
 
-    let kernel = MemoryKernel::new(State::of_others());
+    // Routes have no other source than an address of the host.
+    let mut state = State::of_others();
+    state.addresses.extend(world.host.addresses.iter().map(|own| {
+        let (link, address) = (LinkName(own.link.clone()), Family::host_prefix(own.address));
+        (AddressKey { link, address }, ())
+    }));
+    let kernel = MemoryKernel::new(state);
     let mut mirrors = Mirrors::new(kernel.targets(), Vec::new());
     mirrors.round(&desired, Authority::Complete, Moment { now, jitter: 0 });
     let refused = kernel.with(|machine| machine.refused.clone());

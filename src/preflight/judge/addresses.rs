@@ -1,5 +1,6 @@
 //! Addresses: ranges of pods and Services that networks of this host overlap, families without an address, and ports that others listen on.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -10,8 +11,8 @@ use crate::config::{Config, Overlay, RouterConfig, VxlanNetwork};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::kernel::vxlan::Vxlan;
 use crate::model::Node;
-use crate::net::address_detection::{Candidate, choose};
-use crate::net::{Family, PerFamily};
+use crate::net::address_detection::{Candidate, Choice, choose};
+use crate::net::{AddressDetection, Family, PerFamily};
 use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
@@ -56,8 +57,7 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
 /// Returns the addresses that the agent would find for this node, and what it would not find.
 fn detected(facts: &Facts, config: &Config) -> Vec<Finding> {
     let Some(method) = &config.node_address else { return Vec::new() };
-    let all: Vec<Candidate> = facts.network.addresses.iter().map(Candidate::from).collect();
-    let choice = choose(method, config.families, &all, facts.network.sources, PerFamily::default());
+    let choice = would_choose(method, facts, config);
     let subject = "address of this node";
     let lacking = choice.problems(method);
     let mut findings: Vec<Finding> = lacking
@@ -79,6 +79,11 @@ fn detected(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
+fn would_choose(method: &AddressDetection, facts: &Facts, config: &Config) -> Choice {
+    let all: Vec<Candidate> = facts.network.addresses.iter().map(Candidate::from).collect();
+    choose(method, config.families, &all, facts.network.sources, PerFamily::default())
+}
+
 fn unread(reason: &str) -> Finding {
     let why = "conflicts with addresses, routes or ports of others are not known".to_owned();
     Finding::bad(
@@ -88,19 +93,23 @@ fn unread(reason: &str) -> Finding {
     )
 }
 
-/// Returns the links that carry the addresses of the own Node; the first global address of a family where it is not known.
-pub fn links_of_node(facts: &Facts) -> PerFamily<Option<CompactString>> {
+/// Returns the links that carry the addresses of the own Node, by the address: those of its object and those that would be detected; the first global
+/// address of a family in which its object has none.
+pub fn links_of_node(facts: &Facts, config: &Config) -> BTreeMap<IpAddr, CompactString> {
     let node = node(facts);
-    PerFamily::from_fn(|family| {
-        let known = node.and_then(|node| node.address(family));
-        let mut carrying =
-            theirs(facts).filter(|one| Family::from(one.address) == family && one.scope == Scope::Global);
-        let found = match known {
-            Some(address) => carrying.find(|one| one.address.addr() == address),
-            None => carrying.next(),
-        };
-        found.map(|one| one.link.0.clone())
-    })
+    let listed = node.into_iter().flat_map(|node| node.addresses.iter().map(|one| one.address));
+    let chosen = config.node_address.as_ref().map(|method| would_choose(method, facts, config).addresses);
+    let chosen = chosen.unwrap_or_default();
+    let mut its: BTreeSet<IpAddr> = listed.chain(chosen.iter().filter_map(|(_, address)| *address)).collect();
+    let global = || theirs(facts).filter(|one| one.scope == Scope::Global);
+    let unknown = Family::BOTH.into_iter().filter(|family| node.is_none_or(|node| node.address(*family).is_none()));
+    its.extend(
+        unknown.filter_map(|family| {
+            global().map(|one| one.address.addr()).find(|address| Family::from(*address) == family)
+        }),
+    );
+    let carrying = global().filter(|one| its.contains(&one.address.addr()));
+    carrying.map(|one| (one.address.addr(), one.link.0.clone())).collect()
 }
 
 fn node(facts: &Facts) -> Option<&Node> {

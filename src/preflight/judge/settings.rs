@@ -1,13 +1,13 @@
 //! Kernel settings: those that the agent writes and cannot, and forwarding.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use compact_str::CompactString;
 
 use crate::config::Config;
 use crate::firewall;
 use crate::kernel::sysctl::{Setting, WantedSetting};
-use crate::net::PerFamily;
 use crate::preflight::facts::{Facts, FoundSetting};
 use crate::preflight::{Finding, Level};
 use crate::proxy::local_node::LocalNode;
@@ -21,7 +21,7 @@ const FORWARDING: [(&str, bool); 2] = [("net/ipv4/ip_forward", false), ("net/ipv
 pub fn written(
     config: &Config,
     release: &str,
-    links: PerFamily<Option<CompactString>>,
+    links: BTreeMap<IpAddr, CompactString>,
 ) -> BTreeMap<Setting, WantedSetting> {
     let mut written = BTreeMap::new();
     if config.router.is_some() {
@@ -38,7 +38,7 @@ pub fn written(
 }
 
 /// Returns the settings that are read.
-pub fn asked(config: &Config, release: &str, links: PerFamily<Option<CompactString>>) -> Vec<Setting> {
+pub fn asked(config: &Config, release: &str, links: BTreeMap<IpAddr, CompactString>) -> Vec<Setting> {
     let forwarding = FORWARDING.into_iter().map(|(path, _)| Setting(path.into()));
     written(config, release, links).into_keys().chain(forwarding).collect()
 }
@@ -46,7 +46,7 @@ pub fn asked(config: &Config, release: &str, links: PerFamily<Option<CompactStri
 /// Judges the settings that exist: one that does not belongs to a module, or to a device that is not there yet.
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let found = &facts.kernel.settings;
-    let links = super::addresses::links_of_node(facts);
+    let links = super::addresses::links_of_node(facts, config);
     let mut findings: Vec<Finding> = Vec::new();
     for (setting, wanted) in written(config, &facts.kernel.release, links) {
         let Some(FoundSetting { value, unwritable: Some(reason) }) = found.get(&setting) else { continue };
