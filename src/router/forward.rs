@@ -8,9 +8,10 @@
 //! iptables -A KUBE-ROUTER-PODS -o eth0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 //! ```
 //!
-//! The last one is for replies of pods on other nodes to clients of node ports, which pass through this node.
+//! The last one is for replies of pods on other nodes to clients of node ports, which pass through this node. It stands there for each link
+//! that carries an address of the Node: clients come by that of the InternalIP, also where nodes route to each other by addresses on another one (`--node-ip-autodetect`).
 //! kube-router accepts everything that leaves by the node's link; only these replies need that. The chain names the
-//! current link: no rule is left behind for an earlier one.
+//! current links: no rule is left behind for an earlier one.
 //!
 //! With nftables there is no such chain: a table of ours cannot let pass what another one drops. Where the host has a chain
 //! `FORWARD` of iptables-nft, the same three rules stand in that chain itself (`kernel::nftables::passages`), as kube-router
@@ -64,11 +65,14 @@ pub fn passages(own: &Identity, family: Family, by: AnswersBy) -> BTreeMap<Passa
     let key = |comment| Passage { family, comment };
     let mut passages =
         BTreeMap::from([(key(FROM_PODS), Passing::From(BRIDGE.into())), (key(TO_PODS), Passing::To(BRIDGE.into()))]);
-    let answers = |link| match by {
-        AnswersBy::State => Passing::AnswersTo(link),
-        AnswersBy::Mark => Passing::MarkedTo(link, ANSWERED),
-    };
-    passages.extend(own.links.of(family).clone().map(|link| (key(ANSWERS), answers(link))));
+    let links = own.all_links.of(family);
+    if !links.is_empty() {
+        let answers = match by {
+            AnswersBy::State => Passing::AnswersTo(links.clone()),
+            AnswersBy::Mark => Passing::MarkedTo(links.clone(), ANSWERED),
+        };
+        passages.insert(key(ANSWERS), answers);
+    }
     passages
 }
 
@@ -77,8 +81,9 @@ pub fn marking_chains(own: &Identity, families: &[Family]) -> BTreeMap<Object, C
     use nftables::{Match, Rule};
     let cleared = || [Statement::SetMark(Mark { value: 0, ..ANSWERED })];
     let mut rules = Vec::new();
-    for family in families {
-        let Some(link) = own.links.of(*family) else { continue };
+    for (family, link) in
+        families.iter().flat_map(|family| own.all_links.of(*family).iter().map(move |link| (family, link)))
+    {
         let leaves = [Match::Family(*family), Match::OutputLink { name: link.clone(), negated: false }];
         let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
         rules.push(Rule::with(leaves.clone(), cleared(), None));
@@ -104,7 +109,7 @@ pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
         Rule::new([input, comment(FROM_PODS)], Verdict::Accept),
         Rule::new([output, comment(TO_PODS)], Verdict::Accept),
     ];
-    chain.extend(own.links.of(family).as_ref().map(|link| {
+    chain.extend(own.all_links.of(family).iter().map(|link| {
         let answers = Match::State { states: States::RELATED.or(States::ESTABLISHED), negated: false };
         let said = comment(ANSWERS);
         Rule::new([Match::OutputLink(link.as_str().into()), answers, said], Verdict::Accept)
@@ -120,26 +125,51 @@ pub fn rules(own: &Identity, family: Family) -> BTreeMap<Piece, Rules> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use compact_str::CompactString;
 
     use super::*;
     use crate::net::PerFamily;
 
-    fn chain(link: Option<&str>) -> Vec<String> {
-        let links = PerFamily { v4: link.map(CompactString::from), v6: None };
-        let own = Identity { links, ..Identity::default() };
-        let chain = Piece::Chain { family: Family::V4, table: Table::Filter, chain: CHAIN_PODS.into() };
-        let Rules(rules) = rules(&own, Family::V4).remove(&chain).expect("there is a chain");
+    fn own(links: &[&str], family: Family) -> Identity {
+        let mut all_links = PerFamily::<BTreeSet<CompactString>>::default();
+        *all_links.of_mut(family) = links.iter().map(|link| CompactString::from(*link)).collect();
+        Identity { all_links, ..Identity::default() }
+    }
+
+    fn chain(links: &[&str], family: Family) -> Vec<String> {
+        let chain = Piece::Chain { family, table: Table::Filter, chain: CHAIN_PODS.into() };
+        let Rules(rules) = rules(&own(links, family), family).remove(&chain).expect("there is a chain");
         rules.iter().map(Rule::to_string).collect()
     }
 
     #[test]
     fn pods_pass_and_what_leaves_by_the_nodes_link_only_as_an_answer() {
-        let rules = chain(Some("eth0"));
+        let rules = chain(&["eth0"], Family::V4);
         assert_eq!(rules[0], "-i kube-bridge -m comment --comment \"allow outbound traffic from pods\" -j ACCEPT");
         assert_eq!(rules[1], "-o kube-bridge -m comment --comment \"allow inbound traffic to pods\" -j ACCEPT");
         assert!(rules[2].starts_with("-o eth0 -m conntrack --ctstate RELATED,ESTABLISHED "), "{}", rules[2]);
-        assert_eq!(chain(Some("eth1"))[..2], rules[..2]);
-        assert_eq!(chain(None).len(), 2, "no rule is left for a link that carries nothing any more");
+        assert_eq!(chain(&["eth1"], Family::V4)[..2], rules[..2]);
+        assert_eq!(chain(&[], Family::V4).len(), 2, "no rule is left for a link that carries nothing any more");
+    }
+
+    #[test]
+    fn answers_leave_by_every_link_with_an_address_of_the_node() {
+        for family in Family::BOTH {
+            let rules = chain(&["eth0", "eth1"], family);
+            let leaves = |link: &str| format!("-o {link} -m conntrack --ctstate RELATED,ESTABLISHED ");
+            assert!(rules[2].starts_with(&leaves("eth0")) && rules[3].starts_with(&leaves("eth1")), "{rules:#?}");
+            let own = own(&["eth0", "eth1"], family);
+            let links: BTreeSet<CompactString> = ["eth0".into(), "eth1".into()].into();
+            let key = Passage { family, comment: ANSWERS };
+            assert_eq!(passages(&own, family, AnswersBy::State)[&key], Passing::AnswersTo(links.clone()));
+            assert_eq!(passages(&own, family, AnswersBy::Mark)[&key], Passing::MarkedTo(links, ANSWERED));
+            let chains = marking_chains(&own, &Family::BOTH);
+            let Some(Content::Chain(chain)) = chains.get(&Object::Chain(NFT_ANSWERS.into())) else {
+                panic!("there is no chain")
+            };
+            assert_eq!(chain.rules.len(), 4, "the mark is taken away and given, for each link");
+        }
     }
 }

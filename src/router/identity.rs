@@ -40,6 +40,8 @@ pub struct Identity {
     pub is_detected: bool,
     /// The link that carries our address in each family.
     pub links: PerFamily<Option<CompactString>>,
+    /// The links that carry any address of the Node in each family: by these clients of node ports come, and nodes that route by another one.
+    pub all_links: PerFamily<BTreeSet<CompactString>>,
     /// The networks of the links that carry any address of the Node: neighbours there need no router.
     pub networks: Vec<OnLink>,
     /// The MTU of the link that carries the primary address, in bytes.
@@ -72,7 +74,11 @@ impl Identity {
         let mut seen = BTreeSet::new();
         let here = routed.chain(node.addresses.iter().map(|one| one.address));
         let here = here.filter(|address| *families.of(Family::from(*address)) && seen.insert(*address));
-        let here = here.filter_map(|address| carrying(address).cloned()).collect();
+        let here: Vec<HostAddress> = here.filter_map(|address| carrying(address).cloned()).collect();
+        let all_links = PerFamily::from_fn(|family| {
+            let of_family = here.iter().filter(|own| Family::from(own.address) == family);
+            of_family.map(|own| own.link.clone()).collect()
+        });
         let networks = host.on_link.iter().filter(|network| carries(&network.link)).cloned().collect();
         Identity {
             name: host.node_name.clone(),
@@ -85,6 +91,7 @@ impl Identity {
             is_detected: addresses.iter().any(|(family, own)| own.is_some() && *own != node.address(family)),
             networks,
             links,
+            all_links,
             mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),
             pod_cidrs: PerFamily::from_fn(|family| {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);

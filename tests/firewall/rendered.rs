@@ -90,8 +90,8 @@ fn every_kind_of_rule_is_written_as_on_running_nodes() {
     let mut lowering = Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true });
     lowering.update(plan.rules(), &world, &changed);
     let mut all = lowering.desired().rules.clone();
-    let links = PerFamily { v4: Some("eth0".into()), v6: Some("eth1".into()) };
-    let own = Identity { links, ..Identity::default() };
+    let all_links = PerFamily { v4: ["eth0".into()].into(), v6: ["eth1".into()].into() };
+    let own = Identity { all_links, ..Identity::default() };
     for family in Family::BOTH {
         all.extend(guard::rules(family));
         all.extend(pod_egress::rules(family));

@@ -23,7 +23,7 @@
 
 mod expressions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Instant;
 
@@ -56,17 +56,17 @@ pub struct Passage {
     pub comment: &'static str,
 }
 
-/// The packets that a rule accepts.
+/// The packets that the rules with one comment accept: one rule, or one for each link.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Passing {
     /// Packets that came in by this link.
     From(CompactString),
     /// Packets that leave by this link.
     To(CompactString),
-    /// Packets that leave by this link and belong to a connection.
-    AnswersTo(CompactString),
-    /// Packets that leave by this link and whose mark has these bits.
-    MarkedTo(CompactString, Mark),
+    /// Packets that leave by one of these links and belong to a connection.
+    AnswersTo(BTreeSet<CompactString>),
+    /// Packets that leave by one of these links and whose mark has these bits.
+    MarkedTo(BTreeSet<CompactString>, Mark),
     /// Packets whose mark has these bits.
     Marked(Mark),
     /// Something else, or not in its place. Only ever read.
@@ -85,6 +85,33 @@ pub struct Passages {
 pub trait InHostChain: Target<Key = Passage, Value = Passing> {
     /// Returns those of the rules for which the host has a chain now.
     fn needed(&mut self, of: &BTreeMap<Passage, Passing>) -> BTreeMap<Passage, Passing>;
+}
+
+impl Passing {
+    /// Returns what each rule accepts.
+    fn each(&self) -> Vec<Passing> {
+        let alone = |link: &CompactString| BTreeSet::from([link.clone()]);
+        match self {
+            Passing::AnswersTo(links) => links.iter().map(|link| Passing::AnswersTo(alone(link))).collect(),
+            Passing::MarkedTo(links, mark) => links.iter().map(|link| Passing::MarkedTo(alone(link), *mark)).collect(),
+            one => vec![one.clone()],
+        }
+    }
+
+    /// Returns what rules of the same comment accept together, as far as one of ours does.
+    fn both(one: Passing, other: Passing) -> Passing {
+        let union = |one: BTreeSet<CompactString>, other: &BTreeSet<CompactString>| {
+            one.is_disjoint(other).then(|| one.union(other).cloned().collect())
+        };
+        let together = match (one, other) {
+            (Passing::AnswersTo(one), Passing::AnswersTo(other)) => union(one, &other).map(Passing::AnswersTo),
+            (Passing::MarkedTo(one, mark), Passing::MarkedTo(other, its)) if mark == its => {
+                union(one, &other).map(|links| Passing::MarkedTo(links, mark))
+            }
+            _ => None,
+        };
+        together.unwrap_or(Passing::Other)
+    }
 }
 
 const HOST_TABLE: &str = "filter";
@@ -179,13 +206,15 @@ impl Passages {
         let is_head =
             |one: &&Found| is_our_jump(one) || one.comment.as_deref().is_some_and(|its| self.comments.contains(&its));
         let behind = rules.iter().take_while(is_head).filter(is_our_jump).last().map(|one| one.handle);
-        for (comment, passing) in steps.iter().filter_map(|step| Some((step.key.comment, step.want?))) {
+        let wanted = steps.iter().filter_map(|step| Some((step.key.comment, step.want?)));
+        for (comment, passing) in wanted.flat_map(|(comment, of)| of.each().into_iter().map(move |one| (comment, one)))
+        {
             let flags = if behind.is_some() { flag::CREATE | flag::APPEND } else { flag::CREATE };
             about(&mut messages, message::NEW_RULE, flags, family).text(rule::CHAIN, self.chain.name());
             if let Some(handle) = behind {
                 messages.attribute(POSITION, &handle.to_be_bytes());
             }
-            write(&mut messages, passing, comment, by);
+            write(&mut messages, &passing, comment, by);
         }
         wire::mark(&mut messages, message::BATCH_END);
         if messages.len() == 2 { Ok(()) } else { transaction(&mut self.socket, &mut messages) }
@@ -207,10 +236,12 @@ impl Target for Passages {
             let rules = self.rules(family).map_err(|fault| error("list rules", self.chain, fault))?;
             for (comment, one, is_in_place) in self.ours(&rules) {
                 let passing = one.passing.clone().filter(|_| is_in_place).unwrap_or(Passing::Other);
-                let twice = all.insert(Passage { family, comment }, passing).is_some();
-                if twice {
-                    all.insert(Passage { family, comment }, Passing::Other);
-                }
+                let key = Passage { family, comment };
+                let passing = match all.remove(&key) {
+                    Some(before) => Passing::both(before, passing),
+                    None => passing,
+                };
+                all.insert(key, passing);
             }
         }
         Ok(all)

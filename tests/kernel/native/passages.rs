@@ -259,7 +259,9 @@ fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_b
             run("nft add rule inet behind forward meta mark and 0x20000 != 0 counter");
             let connects = |from, to| Family::BOTH.map(|family| places.reaches(family, (from, to), Protocol::Tcp, 80));
             assert_eq!(connects("client", "pod"), [false; 2], "{by:?}: the host drops answers");
-            let own = Identity { links: PerFamily::from_fn(|_| Some(link("client").into())), ..Identity::default() };
+            // The Node has an address on another link as well.
+            let all_links = PerFamily::from_fn(|_| [link("client").into(), "aside".into()].into());
+            let own = Identity { all_links, ..Identity::default() };
             let mut table = Mirror::new(OwnTable::open("sluice_router").expect("a socket"));
             if by == AnswersBy::Mark {
                 table.grow(&forward::marking_chains(&own, &Family::BOTH), Growth::Full, moment());
@@ -286,7 +288,7 @@ fn answers_pass_a_forward_chain_that_drops_by_the_state_of_their_connection_or_b
             let saved = ["iptables-nft-save", "ip6tables-nft-save"].map(|program| run(&format!("{program} -t filter")));
             let asks = if by == AnswersBy::State { "--ctstate RELATED,ESTABLISHED" } else { "--mark 0x20000/0x20000" };
             for text in saved {
-                assert_eq!(text.lines().filter(|line| line.contains(asks)).count(), 1, "{text}");
+                assert_eq!(text.lines().filter(|line| line.contains(asks)).count(), 2, "one for each link: {text}");
             }
         });
     }

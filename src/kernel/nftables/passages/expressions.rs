@@ -65,7 +65,7 @@ fn reading(rule: &Attributes<'_>) -> Reading {
     reading
 }
 
-/// Appends expressions and comment of a rule, as iptables would write it but for the comment.
+/// Appends expressions and comment of a rule, as iptables would write it but for the comment. It is about one link at most.
 pub fn write(messages: &mut Messages, passing: &Passing, comment: &str, by: MarkBy) {
     if matches!(passing, Passing::Other) {
         return;
@@ -74,12 +74,12 @@ pub fn write(messages: &mut Messages, passing: &Passing, comment: &str, by: Mark
     match (passing, by) {
         (Passing::From(link), _) => write_link(messages, INPUT_LINK, link),
         (Passing::To(link), _) => write_link(messages, OUTPUT_LINK, link),
-        (Passing::AnswersTo(link), _) => {
-            write_link(messages, OUTPUT_LINK, link);
+        (Passing::AnswersTo(links), _) => {
+            links.iter().for_each(|link| write_link(messages, OUTPUT_LINK, link));
             write_match(messages, "conntrack", 3, &conntrack::answers());
         }
-        (Passing::MarkedTo(link, mark), _) => {
-            write_link(messages, OUTPUT_LINK, link);
+        (Passing::MarkedTo(links, mark), _) => {
+            links.iter().for_each(|link| write_link(messages, OUTPUT_LINK, link));
             write_marked(messages, *mark, by);
         }
         (Passing::Marked(mark), _) => write_marked(messages, *mark, by),
@@ -285,8 +285,8 @@ impl Reading {
         match (self.way, self.link.take(), mark, self.is_for_answers) {
             (Some(INPUT_LINK), Some(link), None, false) => Some(Passing::From(link)),
             (Some(OUTPUT_LINK), Some(link), None, false) => Some(Passing::To(link)),
-            (Some(OUTPUT_LINK), Some(link), None, true) => Some(Passing::AnswersTo(link)),
-            (Some(OUTPUT_LINK), Some(link), Some(mark), false) => Some(Passing::MarkedTo(link, mark)),
+            (Some(OUTPUT_LINK), Some(link), None, true) => Some(Passing::AnswersTo([link].into())),
+            (Some(OUTPUT_LINK), Some(link), Some(mark), false) => Some(Passing::MarkedTo([link].into(), mark)),
             (None, None, Some(mark), false) => Some(Passing::Marked(mark)),
             _ => None,
         }
