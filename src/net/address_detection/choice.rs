@@ -78,11 +78,15 @@ pub fn choose(
 ) -> Choice {
     let mut choice = Choice::default();
     for family in Family::BOTH.into_iter().filter(|family| *families.of(*family) && method.looks_for(*family)) {
-        let mut ranked: Vec<(usize, &Candidate)> = all
-            .iter()
-            .filter(|one| Family::from(one.address) == family && is_eligible(one))
-            .filter_map(|one| Some((rank(method, one, all, *sources.of(family))?, one)))
-            .collect();
+        let eligible = all.iter().filter(|one| Family::from(one.address) == family && is_eligible(one));
+        let fitting: Vec<(Rank, &Candidate)> =
+            eligible.filter_map(|one| Some((rank(method, one, all, *sources.of(family))?, one))).collect();
+        let may_move = |rank: Rank, one: &Candidate| {
+            let is_beside = |other: &Candidate| matches!(method, AddressDetection::Cidr(_)) || other.link == one.link;
+            is_alone(one) && fitting.iter().any(|(its, other)| *its == rank && !is_alone(other) && is_beside(other))
+        };
+        let mut ranked: Vec<((Rank, bool), &Candidate)> =
+            fitting.iter().map(|(rank, one)| ((*rank, may_move(*rank, one)), *one)).collect();
         // Stable: addresses of one link stay in the kernel's order.
         ranked.sort_by_key(|(rank, one)| (*rank, one.index, order(one)));
         let former = *former.of(family);
@@ -108,12 +112,36 @@ fn is_eligible(one: &Candidate) -> bool {
     let address = one.address.addr();
     let is_mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
     let is_unicast = !address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !is_mapped;
-    let is_ours = NEVER.contains(&one.link.as_str()) || NEVER_BEGINS.iter().any(|begin| one.link.starts_with(begin));
-    one.up && one.global && one.lasting && is_unicast && !is_link_local(address) && !is_ours
+    one.up && one.global && one.lasting && is_unicast && !is_link_local(address) && !is_ours(one)
 }
 
-/// Returns how good an address is, 0 for the best; `None` where the method does not fit it.
-fn rank(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: Option<IpAddr>) -> Option<usize> {
+/// Returns whether an address is on a link that carries those of Services, of tunnels or of pods' gateways.
+fn is_ours(one: &Candidate) -> bool {
+    NEVER.contains(&one.link.as_str()) || NEVER_BEGINS.iter().any(|begin| one.link.starts_with(begin))
+}
+
+/// Returns whether an address is on no network, as one is that moves from host to host (keepalived, kube-vip), and one that DHCPv6 gave.
+fn is_alone(one: &Candidate) -> bool {
+    one.address.prefix_len() == one.address.max_prefix_len()
+}
+
+/// Returns whether an address is on a link that leads nowhere: a service address that several hosts have may be there, as for routers that share the load
+/// (anycast), or for a director whose answers do not pass it.
+fn leads_nowhere(one: &Candidate) -> bool {
+    one.link == "lo" || one.kind == "dummy" || one.link.starts_with("dummy")
+}
+
+/// How good an address is; the least is the best. First the place in the method's list, then whether its link leads nowhere.
+type Rank = (usize, bool);
+
+/// Returns how good an address is; `None` where the method does not fit it.
+fn rank(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: Option<IpAddr>) -> Option<Rank> {
+    let is_last = matches!(method, AddressDetection::Interface(_) | AddressDetection::Cidr(_)) && leads_nowhere(one);
+    Some((place(method, one, all, source)?, is_last))
+}
+
+/// Returns the place of an address in the method's list; `None` where the method does not fit it.
+fn place(method: &AddressDetection, one: &Candidate, all: &[Candidate], source: Option<IpAddr>) -> Option<usize> {
     let address = one.address.addr();
     match method {
         AddressDetection::CanReach(_) if source == Some(address) => Some(0),

@@ -162,6 +162,39 @@ fn the_order_is_that_of_the_list_then_of_links_then_of_the_kernel_or_of_ipv6_add
 }
 
 #[test]
+fn an_address_that_may_be_on_several_hosts_or_move_between_them_is_behind_those_of_this_host_alone() {
+    let anycast = "lo 192.0.2.100/32; lo 2001:db8::1/128; eth0 192.0.2.7/24; eth0 2001:db8::7/64";
+    let dummy = "loop 192.0.2.100/32 dummy; loop 2001:db8::1/128 dummy; eth0 192.0.2.7/24; eth0 2001:db8::7/64";
+    let wide = "dummy0 192.0.2.100/24; dummy0 2001:db8::1/64; eth0 192.0.2.7/24; eth0 2001:db8::7/64";
+    let moving = "eth0 192.0.2.100/32; eth0 192.0.2.7/24; eth0 2001:db8::1/128; eth0 2001:db8::7/64";
+    let behind = "eth0 192.0.2.100/32; eth0 2001:db8::1/128; eth1 192.0.2.7/24; eth1 2001:db8::7/64";
+    let (own, shared) = ("192.0.2.7 2001:db8::7", "192.0.2.100 2001:db8::1");
+    for (with, addresses, chosen) in [
+        ("cidr=192.0.2.0/24,2001:db8::/32", anycast, own),
+        ("interface=.*", anycast, own),
+        ("interface=lo,eth0", anycast, shared),
+        ("cidr=192.0.2.100/32,192.0.2.0/24,2001:db8::1/128,2001:db8::/32", anycast, shared),
+        ("cidr=192.0.2.0/24,2001:db8::/32", dummy, own),
+        ("interface=.*", dummy, own),
+        ("interface=.*", wide, own),
+        ("cidr=192.0.2.0/24,2001:db8::/32", moving, own),
+        ("interface=eth0", moving, own),
+        ("skip-interface=none", moving, own),
+        ("cidr=192.0.2.0/24,2001:db8::/32", behind, own),
+        // Hosts of clouds, and of DHCPv6, have addresses of this length alone on their first link.
+        ("interface=eth", behind, shared),
+        ("skip-interface=none", behind, shared),
+    ] {
+        assert_eq!(first(with, addresses), chosen, "{with} {addresses}");
+        assert_eq!(again(with, addresses, shared), chosen, "{with} {addresses}: it was alone before");
+    }
+    let nothing_else = "lo 192.0.2.100/32; eth0 2001:db8::1/128";
+    assert_eq!(first("interface=.*", nothing_else), shared);
+    assert_eq!(first("cidr=192.0.2.0/24,2001:db8::/32", nothing_else), shared);
+    assert_eq!(reaching(anycast, shared), shared, "the kernel's answer counts");
+}
+
+#[test]
 fn the_present_address_stays_while_it_is_as_good_as_the_best() {
     let many = "eth0 192.0.2.9/24; eth0 192.0.2.3/24; eth1 192.0.2.1/24";
     assert_eq!(again("interface=eth", many, "192.0.2.1"), "192.0.2.1 !IPv6");
