@@ -61,6 +61,8 @@ pub struct HostAddress {
     /// It may be used for long and by others: duplicate address detection is over and has found no other (RFC 4862), and it is neither deprecated
     /// nor a temporary one (RFC 8981).
     pub lasting: bool,
+    /// Duplicate address detection has found another host that has it.
+    pub duplicate: bool,
 }
 
 /// Scope of an address.
@@ -116,7 +118,7 @@ fn addresses_of(mut socket: Socket) -> Result<Vec<HostAddress>, Error> {
         link::devices(&mut socket)?.into_iter().map(|device| (device.index, device)).collect();
     let mut found = Vec::new();
     for family in Family::BOTH {
-        for Listed { device: index, address, scope, lasting } in list(&mut socket, family, 0)? {
+        for Listed { device: index, address, scope, lasting, duplicate } in list(&mut socket, family, 0)? {
             let Some(device) = devices.get(&index) else { continue };
             found.push(HostAddress {
                 link: device.name.clone(),
@@ -127,6 +129,7 @@ fn addresses_of(mut socket: Socket) -> Result<Vec<HostAddress>, Error> {
                 address,
                 scope,
                 lasting,
+                duplicate,
             });
         }
     }
@@ -146,6 +149,7 @@ impl From<&HostAddress> for Candidate {
             address: found.address,
             global: found.scope == Scope::Global,
             lasting: found.lasting,
+            duplicate: found.duplicate,
         }
     }
 }
@@ -247,8 +251,9 @@ pub(super) struct Listed {
     pub device: u32,
     pub address: IpNet,
     pub scope: Scope,
-    /// As in [`HostAddress`].
+    /// As in [`HostAddress`], both.
     pub lasting: bool,
+    pub duplicate: bool,
 }
 
 /// Returns the address in a message.
@@ -272,7 +277,8 @@ pub(super) fn address(answer: &Answer<'_>) -> Option<Listed> {
         Family::V6 => TEMPORARY | DUPLICATE | DEPRECATED | TENTATIVE,
     };
     let device = u32::from_ne_bytes([i0, i1, i2, i3]);
-    Some(Listed { device, address, scope, lasting: flags & passing == 0 })
+    let duplicate = matches!(address, IpNet::V6(_)) && flags & DUPLICATE != 0;
+    Some(Listed { device, address, scope, lasting: flags & passing == 0, duplicate })
 }
 
 fn header([family, length, flags, scope]: [u8; 4], device: u32) -> [u8; HEADER] {

@@ -391,6 +391,6 @@ mod tests {
     fn found(link: &str, address: &str, scope: Scope) -> Found {
         let address = address.parse().expect("an address with its prefix length");
         let (link, kind) = (LinkName(link.into()), LinkKind::Other("".into()));
-        Found { link, index: 2, kind, up: true, mtu: 1500, address, scope, lasting: true }
+        Found { link, index: 2, kind, up: true, mtu: 1500, address, scope, lasting: true, duplicate: false }
     }
 }

@@ -25,6 +25,8 @@ pub struct Candidate {
     pub global: bool,
     /// It is neither to be proven unique yet nor proven not to be, and neither deprecated nor temporary.
     pub lasting: bool,
+    /// It is proven not to be unique: another host has it.
+    pub duplicate: bool,
 }
 
 /// The addresses that were chosen.
@@ -92,7 +94,8 @@ pub fn choose(
         let former = *former.of(family);
         let best = ranked.first().map(|(rank, _)| *rank);
         let of_best = || ranked.iter().filter(|(rank, _)| Some(*rank) == best).map(|(_, one)| one.address.addr());
-        let is_on_host = |address: &IpAddr| all.iter().any(|one| one.address.addr() == *address);
+        let is_on_host =
+            |address: &IpAddr| all.iter().any(|one| one.address.addr() == *address && !one.duplicate && !is_ours(one));
         *choice.addresses.of_mut(family) = match best {
             Some(_) => former.filter(|former| of_best().any(|one| one == *former)).or_else(|| of_best().next()),
             None => former.filter(is_on_host),

@@ -11,7 +11,7 @@ fn at(text: &str) -> IpAddr {
 }
 
 /// Addresses, each as `LINK ADDRESS [WORD…]`, separated by semicolons; links have their numbers by their first mention. Words are `down`, `local`,
-/// `passing`, or the kind of the link.
+/// `passing`, `duplicate`, or the kind of the link.
 fn host(text: &str) -> Vec<Candidate> {
     let mut links: Vec<&str> = Vec::new();
     let mut all = Vec::new();
@@ -22,7 +22,7 @@ fn host(text: &str) -> Vec<Candidate> {
             links.push(link);
         }
         let index = links.iter().position(|known| *known == link).expect("it is there");
-        let states = ["down", "local", "passing"];
+        let states = ["down", "local", "passing", "duplicate"];
         all.push(Candidate {
             link: link.into(),
             index: u32::try_from(index).expect("few links"),
@@ -30,7 +30,8 @@ fn host(text: &str) -> Vec<Candidate> {
             up: !rest.contains(&"down"),
             address: address.parse().unwrap_or_else(|_| panic!("{address} is no address of a link")),
             global: !rest.contains(&"local"),
-            lasting: !rest.contains(&"passing"),
+            lasting: !rest.contains(&"passing") && !rest.contains(&"duplicate"),
+            duplicate: rest.contains(&"duplicate"),
         });
     }
     all
@@ -213,10 +214,15 @@ fn what_was_found_stays_while_the_host_has_it_and_nothing_better_is_found() {
         ("eth1 198.51.100.1/24 passing", "198.51.100.1 !IPv4 !IPv6"),
         ("eth2 198.51.100.1/24", "198.51.100.1 !IPv4 !IPv6"),
         ("eth0 192.0.2.1/24", "!IPv4 !IPv6"),
+        ("eth1 198.51.100.1/24 duplicate", "!IPv4 !IPv6"),
+        ("kube-dummy-if 198.51.100.1/32", "!IPv4 !IPv6"),
+        ("sluice-wg0 198.51.100.1/32", "!IPv4 !IPv6"),
         ("", "!IPv4 !IPv6"),
     ] {
         assert_eq!(again(with, addresses, "198.51.100.1"), chosen, "{addresses}");
     }
+    assert_eq!(again(with, "eth1 2001:db8:1::1/64 passing", "2001:db8:1::1"), "2001:db8:1::1 !IPv4 !IPv6");
+    assert_eq!(again(with, "eth1 2001:db8:1::1/64 duplicate", "2001:db8:1::1"), "!IPv4 !IPv6", "it is another host's");
     let found = choose(&method(with), BOTH, &host("eth1 198.51.100.1/24 down"), both(""), both("198.51.100.1"));
     let problems = found.problems(&method(with));
     assert_eq!(

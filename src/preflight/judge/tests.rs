@@ -35,6 +35,7 @@ fn host_address(link: &str, address: &str) -> HostAddress {
         address: address.parse().expect("an address"),
         scope: Scope::Global,
         lasting: true,
+        duplicate: false,
     }
 }
 
