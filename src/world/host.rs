@@ -59,7 +59,7 @@ pub async fn publish_host(
 ) -> Result<watch::Receiver<Arc<Host>>, String> {
     // Changes from here on may be missing from the first reading.
     let seen = *changes.borrow_and_update();
-    let mut reader = Reader { node_name, reading, detection };
+    let mut reader = Reader { node_name, reading, detection, sources: OnePerFamily::default(), looks_in_vain: false };
     let (out, published) = watch::channel(Arc::new(reader.read().await?));
     tokio::spawn(follow(reader, changes, seen, out));
     Ok(published)
@@ -70,6 +70,9 @@ struct Reader {
     node_name: String,
     reading: Reading,
     detection: Option<Detection>,
+    /// The last answers about the destinations. They count while lookups fail, which nothing else of the facts depends on.
+    sources: OnePerFamily,
+    looks_in_vain: bool,
 }
 
 impl Reader {
@@ -77,6 +80,7 @@ impl Reader {
         let (reading, targets) = (self.reading, self.targets());
         let read = spawn_blocking(move || read(reading, targets)).await.map_err(|error| error.to_string())?;
         let (found, sources) = read.map_err(|error| error.to_string())?;
+        let sources = self.known(sources);
         let detected = self.detection.as_mut().map(|detection| {
             let before = detection.chosen();
             let detected = detection.choose(&found, sources);
@@ -90,6 +94,19 @@ impl Reader {
         Ok(Host { detected, ..host(&self.node_name, found) })
     }
 
+    /// Returns the newest answers about the destinations.
+    fn known(&mut self, answered: Result<OnePerFamily, Error>) -> OnePerFamily {
+        let failed = answered.as_ref().err().map(ToString::to_string);
+        match (&failed, self.looks_in_vain) {
+            (Some(error), false) => warn!(error, "Lookup of source addresses failed; the last known ones count"),
+            (None, true) => info!("Lookup of source addresses recovered"),
+            _ => {}
+        }
+        self.looks_in_vain = failed.is_some();
+        self.sources = answered.unwrap_or(self.sources);
+        self.sources
+    }
+
     fn targets(&self) -> OnePerFamily {
         self.detection.as_ref().map(Detection::targets).unwrap_or_default()
     }
@@ -100,10 +117,10 @@ impl Reader {
     }
 }
 
-type Facts = (Vec<Found>, OnePerFamily);
+type Facts = (Vec<Found>, Result<OnePerFamily, Error>);
 
 fn read(reading: Reading, targets: OnePerFamily) -> Result<Facts, Error> {
-    Ok(((reading.addresses)()?, (reading.sources_to)(targets)?))
+    Ok(((reading.addresses)()?, (reading.sources_to)(targets)))
 }
 
 async fn follow(
@@ -375,6 +392,37 @@ mod tests {
         published.changed().await.expect("without a notification");
         assert_eq!(detected(&published.borrow_and_update()), "192.0.2.1");
         assert!(before.elapsed() <= 2 * LOOK_UP + Duration::from_secs(1), "{:?}", before.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_that_fails_keeps_the_address_for_others_and_nothing_from_being_followed() {
+        static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+        fn addresses() -> Result<Vec<Found>, Error> {
+            let own = [found("eth0", "192.0.2.1/24", Scope::Global), found("eth1", "198.51.100.1/24", Scope::Global)];
+            let more = found("eth2", "203.0.113.1/24", Scope::Global);
+            Ok(own.into_iter().chain((LOOKUPS.load(Ordering::Relaxed) > 1).then_some(more)).collect())
+        }
+        fn sources_to(_: OnePerFamily) -> Result<OnePerFamily, Error> {
+            match LOOKUPS.fetch_add(1, Ordering::Relaxed) {
+                1 => Ok(PerFamily { v4: Some([198, 51, 100, 1].into()), v6: None }),
+                _ => Err(Error::errno("look up a route", "203.0.113.9", rustix::io::Errno::NOBUFS)),
+            }
+        }
+        let (changes, changed) = watch::channel(Changes::default());
+        let method = "can-reach=203.0.113.9".parse().expect("a method");
+        let detection = Detection::new(method, PerFamily { v4: true, v6: true });
+        let reading = Reading { addresses, sources_to };
+        let mut published =
+            publish_host("node1".to_owned(), reading, Some(detection), changed).await.expect("the first reading");
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let host = published.borrow_and_update().clone();
+            seen.push((detected(&host), host.addresses.len()));
+            changes.send_modify(|changes| changes.host += 1);
+            let _ = tokio::time::timeout(Duration::from_secs(5), published.changed()).await;
+        }
+        let found = |detected: &str, addresses| (detected.to_owned(), addresses);
+        assert_eq!(seen, [found("!IPv4", 2), found("198.51.100.1", 2), found("198.51.100.1", 3)]);
     }
 
     fn detected(host: &Host) -> String {

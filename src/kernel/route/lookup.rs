@@ -265,10 +265,10 @@ impl Lookup {
 }
 
 /// Returns whether there is no route, or one that is unreachable, prohibited or a blackhole. The last has the error of
-/// a request that the kernel does not understand, which it explains in a text.
+/// a request that the kernel does not understand, which it explains in a text. A host without IPv6 (`ipv6.disable=1`) has nobody who answers for it.
 fn is_no(refusal: &Refusal) -> bool {
     match refusal.errno {
-        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES => true,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => true,
         errno => errno == libc::EINVAL && refusal.text.is_none(),
     }
 }
@@ -354,6 +354,8 @@ mod tests {
         }
         assert!(!is_martian(of_pod, &refusal(libc::ENETUNREACH, None)) && is_no(&refusal(libc::ENETUNREACH, None)));
         assert!(is_no(&refusal(libc::EINVAL, None)), "a blackhole");
+        assert!(is_no(&refusal(libc::EOPNOTSUPP, None)) && is_no(&refusal(libc::EAFNOSUPPORT, None)), "no IPv6");
+        assert!(!is_no(&refusal(libc::EPERM, None)) && !is_no(&refusal(libc::ENOBUFS, None)));
     }
 
     proptest! {
