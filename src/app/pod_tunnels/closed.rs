@@ -19,8 +19,8 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::model::{
-    Action, ClusterNetworkPolicy, Host, Namespace, NetworkPolicy, Node, ObjectName, Peer, Peers, Pod, PolicyRule,
-    Ports, Subject, Table, Tier, World,
+    Action, ClusterNetworkPolicy, Host, Namespace, NetworkPolicy, Node, NodeAddress, NodeAddressKind, ObjectName, Peer,
+    Peers, Pod, PolicyRule, Ports, Subject, Table, Tier, World,
 };
 use crate::net::{Family, PerFamily};
 use crate::pod_tunnels::places::{KnownPod, KnownPods};
@@ -54,9 +54,9 @@ enum Verdict {
 /// The addresses from which tunnels may come.
 #[derive(PartialEq, Eq, Default)]
 struct NodeAddresses {
-    /// All of all Nodes.
+    /// All of all Nodes, but for InternalIPs in place of which others route to another address.
     any: PerFamily<BTreeSet<IpAddr>>,
-    /// By which each is known: most probably its tunnels come from there.
+    /// By which others route to each: most probably its tunnels come from there.
     usual: PerFamily<BTreeSet<IpAddr>>,
 }
 
@@ -130,12 +130,18 @@ impl ClosedPods {
 /// Returns the addresses from which tunnels may come. Where there is no Node of this host's name, the host's own stand for it.
 fn node_addresses(world: &World) -> NodeAddresses {
     let (nodes, host) = (&world.cluster.nodes, &world.host);
-    let of_nodes = nodes.iter().flat_map(|(_, node)| node.addresses.iter().map(|one| one.address));
+    let of_nodes = nodes.iter().flat_map(|(_, node)| {
+        let is_replaced = |one: &NodeAddress| {
+            one.kind == NodeAddressKind::Internal && node.detected(Family::from(one.address)).is_some()
+        };
+        // One that is both is there as the one that was detected as well.
+        node.addresses.iter().filter(move |one| !is_replaced(one)).map(|one| one.address)
+    });
     let own = host.addresses.iter().filter(|own| own.global && nodes.get(&host.node_name).is_none());
     let all: BTreeSet<IpAddr> = of_nodes.chain(own.map(|own| own.address)).collect();
     NodeAddresses {
         any: PerFamily::from_fn(|family| all.iter().copied().filter(|it| Family::from(*it) == family).collect()),
-        usual: PerFamily::from_fn(|family| nodes.iter().filter_map(|(_, node)| node.address(family)).collect()),
+        usual: PerFamily::from_fn(|family| nodes.iter().filter_map(|(_, node)| node.routing_address(family)).collect()),
     }
 }
 

@@ -261,6 +261,35 @@ fn a_pod_that_lets_the_tunnels_of_some_nodes_in_answers_and_it_is_told_whose_are
 }
 
 #[test]
+fn tunnels_come_from_the_address_that_a_node_is_routed_by_and_not_from_the_internal_ip_beside_it() {
+    use crate::model::{NetworkPolicy, Peer, Peers, PolicyRule, Ports, Selector};
+    for (pod_address, [internal, routed], [internal_range, routed_range]) in [
+        ("10.244.1.5", ["192.0.2.11", "198.51.100.11"], ["192.0.2.0/24", "198.51.100.0/24"]),
+        ("fd00:10:244:1::5", ["2001:db8:2::11", "2001:db8:1::11"], ["2001:db8:2::/64", "2001:db8:1::/64"]),
+    ] {
+        for (range, is_closed) in [(internal_range, true), (routed_range, false)] {
+            let mut world = with_pod();
+            let name = ObjectName::new("shop", "a");
+            world.cluster.pods.insert(name.clone(), pod(pod_address, 1));
+            let mut own = node(internal);
+            let mut detected = PerFamily::default();
+            *detected.of_mut(Family::from(at(routed))) = Some(at(routed));
+            own.set_detected(detected);
+            world.cluster.nodes.insert("node1".into(), own);
+            let peers = Peers::Of([Peer::Block { cidr: range.parse().expect("a range"), except: [].into() }].into());
+            let rules = [PolicyRule { peers, ports: Ports::Any }].into();
+            let policy = NetworkPolicy { pods: Selector::everything(), ingress: Some(rules), egress: None };
+            world.cluster.policies.insert(ObjectName::new("shop", "in"), policy);
+            let known = [KnownPod { name, uid: PodUid::from_number(1) }].into_iter().collect::<BTreeSet<_>>();
+            let mut closed = closed::ClosedPods::default();
+            closed.follow(&world, &[(at(pod_address), known)].into(), true);
+            assert_eq!(closed.has(&at(pod_address)), is_closed, "{range}");
+            assert_eq!(closed.open_in_part().collect::<Vec<_>>(), [], "{range}");
+        }
+    }
+}
+
+#[test]
 fn a_pod_of_two_families_is_closed_in_the_one_whose_nodes_may_not_come_in() {
     use crate::model::{NetworkPolicy, Peer, Peers, PolicyRule, Ports, Selector};
     let (v4, v6, name) = (at("10.244.1.5"), at("fd00:10:244:1::5"), ObjectName::new("shop", "a"));
