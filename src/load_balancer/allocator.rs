@@ -77,7 +77,7 @@ pub struct Entry {
     pub(super) failed: Option<(Instant, CompactString, Vec<IpAddr>)>,
     /// Addresses of the status that are to leave it, as told.
     taken: Vec<IpAddr>,
-    problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
     /// Annotations that are misspelt, as told.
     remarks: Vec<String>,
     pub(super) waits: Vec<Wait>,
@@ -351,10 +351,15 @@ impl Allocator {
     }
 
     pub(super) fn decide_one(&mut self, name: &ObjectName, now: Instant) {
+        self.decide_with(name, None, now);
+    }
+
+    /// Decides about one Service, to which an address is offered that it might come to share.
+    pub(super) fn decide_with(&mut self, name: &ObjectName, offered: Option<IpAddr>, now: Instant) {
         let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
         #[cfg(test)]
         self.decisions.set(self.decisions.get() + 1);
-        let Decision { given, problems, waits } = decide(self, pools, name, entry);
+        let Decision { given, problems, waits } = decide(self, pools, name, entry, offered);
         let is_new = |problem: &&Problem| !entry.problems.contains(problem);
         let notice = |matter| Notice { service: name.clone(), uid: entry.service.uid.clone(), at: now, matter };
         let is_ours = class_of(&entry.service, self.takes_default).is_some();

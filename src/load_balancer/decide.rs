@@ -64,8 +64,8 @@ struct Case<'a> {
     class: Option<&'a str>,
 }
 
-/// Decides about one Service.
-pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) -> Decision {
+/// Decides about one Service. `offered`: an address that it might come to share, to be looked at before others.
+pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry, offered: Option<IpAddr>) -> Decision {
     let service = &entry.service;
     let Some(case) = Case::of(all, pools, name, entry) else { return Decision::default() };
     let mut decision = Decision::default();
@@ -90,7 +90,10 @@ pub fn decide(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry) 
                 decision.given.push(address);
             }
             // Nothing new is given to a request that cannot be understood.
-            None if service.request.mistake.is_none() => case.choose(*family, &mut decision),
+            None if service.request.mistake.is_none() => {
+                let offered = offered.filter(|address| Family::from(*address) == *family);
+                case.choose(*family, offered, &mut decision);
+            }
             None => {}
         }
     }
@@ -117,6 +120,12 @@ pub fn loss(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry, ad
         () if service.needs_all_families && entry.given.is_empty() => Loss::Incomplete,
         () => Loss::Surplus,
     })
+}
+
+/// Returns whether a decision about a Service that asks for an address might be another one, now that somebody has room beside those who use it.
+pub fn may_have(all: &Allocator, pools: &Pools, name: &ObjectName, entry: &Entry, address: IpAddr) -> bool {
+    let is_told_otherwise = entry.problems.contains(&Problem::Crowded(address));
+    is_told_otherwise || Case::of(all, pools, name, entry).is_some_and(|case| case.is_to_be_had(address))
 }
 
 /// Returns whether a Service might come to share an address with all who use it.
@@ -229,7 +238,7 @@ impl Case<'_> {
     }
 
     /// Chooses a new address of a family.
-    fn choose(&self, family: Family, decision: &mut Decision) {
+    fn choose(&self, family: Family, offered: Option<IpAddr>, decision: &mut Decision) {
         if let Some(asked) = *self.service().request.addresses.of(family) {
             let problem = match () {
                 () if !self.admits(asked) => Problem::Outside(asked),
@@ -242,7 +251,7 @@ impl Case<'_> {
             decision.waits.push(Wait::Address(asked));
             return decision.problems.push(problem);
         }
-        if let Some(address) = self.shared(family, decision) {
+        if let Some(address) = self.shared(family, offered, decision) {
             return decision.given.push(address);
         }
         let mut has_pool = false;
@@ -262,10 +271,13 @@ impl Case<'_> {
     }
 
     /// An address of a family that Services with the same sharing key have, and that the Service may have too. One that only a Node keeps from it is told.
-    fn shared(&self, family: Family, decision: &mut Decision) -> Option<IpAddr> {
+    fn shared(&self, family: Family, offered: Option<IpAddr>, decision: &mut Decision) -> Option<IpAddr> {
         let shared = self.all.shared_addresses(self.name, self.service());
         let of_family = shared.filter(|address| Family::from(*address) == family).take(MOST_SHARED);
-        let mut fits = of_family.filter(|address| self.is_offered(*address) && self.is_to_be_had(*address));
+        let mut fits = offered
+            .into_iter()
+            .chain(of_family)
+            .filter(|address| self.is_offered(*address) && self.is_to_be_had(*address));
         let mut of_node = None;
         let found = fits.find(|address| {
             let is_of_node = self.pools.is_of_node(*address);

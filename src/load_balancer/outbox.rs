@@ -31,8 +31,14 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Adds a notice, in place of an earlier one of the same Service and subject.
+    /// Adds a notice, in place of an earlier one of the same Service and subject. That an address was given is not said any more once it was taken away.
     pub fn push(&mut self, notice: Notice) {
+        if let Matter::TakenAway(address, _) = notice.matter {
+            let given = Matter::Given { address, pool: CompactString::default() };
+            let is_given =
+                |waiting: &Notice| matches!(&waiting.matter, Matter::Given { address: its, .. } if *its == address);
+            self.news.remove_if(&(notice.service.clone(), given.subject()), is_given);
+        }
         let lane = if notice.matter.is_warning() { &mut self.warnings } else { &mut self.news };
         lane.push(notice);
     }
@@ -172,6 +178,7 @@ impl Lines {
 mod tests {
     use std::net::IpAddr;
 
+    use super::super::notice::Loss;
     use super::*;
     use crate::net::Family;
 
@@ -191,6 +198,24 @@ mod tests {
     fn all(outbox: &mut Outbox) -> Vec<String> {
         let next = std::iter::from_fn(|| outbox.take());
         next.map(|notice| format!("{} {}", notice.service, notice.matter.reason())).collect()
+    }
+
+    #[test]
+    fn an_address_that_was_taken_away_is_not_said_to_be_given_afterwards() {
+        let taken = |host: u8| Matter::TakenAway(IpAddr::from([203, 0, 113, host]), Loss::OfNoPool);
+        let mut outbox = Outbox::default();
+        outbox.push(notice("shop/web", given(1)));
+        outbox.push(notice("shop/db", given(2)));
+        outbox.push(notice("shop/web", taken(1)));
+        outbox.push(notice("shop/db", taken(3)));
+        let expected = [
+            "shop/db LoadBalancerAddressGiven",
+            "shop/db LoadBalancerAddressTakenAway",
+            "shop/web LoadBalancerAddressTakenAway",
+        ];
+        let mut sent = all(&mut outbox);
+        sent.sort();
+        assert_eq!(sent, expected);
     }
 
     #[test]

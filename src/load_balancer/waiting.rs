@@ -11,7 +11,7 @@ use std::time::Instant;
 use compact_str::CompactString;
 
 use super::allocator::{Allocator, Rank};
-use super::decide::{MOST_SHARED, may_come_to_share};
+use super::decide::{MOST_SHARED, may_come_to_share, may_have};
 use super::pools::PoolId;
 use crate::model::ObjectName;
 use crate::net::Family;
@@ -33,7 +33,13 @@ impl Allocator {
             if !self.is_left(wait) {
                 break false;
             }
-            let Some(rank) = self.next_waiting(wait, last.as_ref(), |_| true) else { break true };
+            // Very many may wait for an address that others share with each other.
+            let may_be_otherwise = |(_, name): &Rank| {
+                let Wait::Address(address) = wait else { return true };
+                let known = self.pools.as_ref().zip(self.services.get(name));
+                known.is_some_and(|(pools, entry)| may_have(self, pools, name, entry, *address))
+            };
+            let Some(rank) = self.next_waiting(wait, last.as_ref(), may_be_otherwise) else { break true };
             self.decide_one(&rank.1, now);
             last = Some(rank);
         };
@@ -97,7 +103,7 @@ impl Allocator {
                 known.is_some_and(|(pools, entry)| may_come_to_share(self, pools, name, entry, address))
             };
             let Some(rank) = self.next_waiting(&wait, last.as_ref(), may_share) else { return };
-            self.decide_one(&rank.1, now);
+            self.decide_with(&rank.1, Some(address), now);
             last = Some(rank);
         }
     }

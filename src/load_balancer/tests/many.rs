@@ -35,6 +35,26 @@ fn very_many_who_ask_for_an_address_that_is_not_to_be_had_are_not_looked_at_agai
 }
 
 #[test]
+fn very_many_who_ask_for_an_address_that_others_share_with_each_other_are_not_decided_about_with_each_change_of_these()
+{
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("s0000", asking(1, Some("dns")));
+    for number in 1..300 {
+        bed.put(&format!("s{number:04}"), asking(number + 1, Some("web")));
+    }
+    bed.settle();
+    let before = bed.allocator.decisions.get();
+    for number in 0..20 {
+        bed.change("s0000", |service| service.labels = [("n", format!("{number}").as_str())].into_iter().collect());
+    }
+    let decisions = bed.allocator.decisions.get() - before;
+    assert!(decisions <= 40, "{decisions} decisions for 20 changes");
+    bed.change("s0000", |service| service.sharing_key = Some("web".into()));
+    bed.settle();
+    assert_eq!(bed.status("s0001"), "203.0.113.1", "the owner has their key now");
+}
+
+#[test]
 fn who_asks_for_an_address_that_as_many_share_as_may_is_told_so() {
     let mut bed = Bed::new(&["203.0.113.0/29"]);
     for number in 0..65 {

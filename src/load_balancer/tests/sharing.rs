@@ -91,6 +91,21 @@ fn very_many_who_wait_with_one_key_and_cannot_share_are_not_decided_about_with_e
 }
 
 #[test]
+fn whoever_waits_with_a_key_comes_to_share_any_of_very_many_addresses_with_it() {
+    let mut bed = Bed::new(&["203.0.113.0/25"]);
+    // Each has an address of its own, as all have one port; those with a name behind the first 64 have the last addresses.
+    for number in 0..126 {
+        bed.put(&format!("s{number:04}"), sharing(Family::V4, "web", 80));
+    }
+    bed.put("waits", sharing(Family::V4, "web", 80));
+    bed.settle();
+    assert_eq!((bed.status("s0125"), bed.status("waits")), ("203.0.113.126".to_owned(), String::new()));
+    bed.change("s0125", |service| service.ports = vec![(Protocol::Tcp, 443)]);
+    bed.settle();
+    assert_eq!(bed.status("waits"), "203.0.113.126");
+}
+
+#[test]
 fn nobody_comes_to_share_an_edge_or_an_address_of_a_pool_that_is_only_for_those_who_name_it() {
     let reserved = || vec![AddressPool { is_automatic: false, ..pool("reserved", "203.0.113.8/29") }];
     let mut bed = Bed::with(pools(&["203.0.113.0/28", "2001:db8::/64"], reserved()));
