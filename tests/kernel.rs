@@ -27,6 +27,8 @@ mod ipvs_table;
 mod direct_server_return;
 #[path = "kernel/dsr.rs"]
 mod dsr;
+#[path = "kernel/detected_address.rs"]
+mod detected_address;
 #[path = "kernel/wireguard.rs"]
 mod wireguard;
 #[path = "kernel/tunnel.rs"]

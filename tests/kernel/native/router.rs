@@ -93,7 +93,7 @@ impl Cluster {
     }
 
     /// A pod on the bridge that the agent has made, as the CNI plugin would attach it. Its namespace.
-    fn attach_pod(&self, number: usize) -> String {
+    pub fn attach_pod(&self, number: usize) -> String {
         let (node, pod) = (self.name(number), format!("{}p{number}", self.prefix));
         run(&format!("ip netns add {pod}"));
         for setting in
@@ -201,7 +201,7 @@ impl Cluster {
     }
 
     /// Waits until a node has exactly these routes.
-    fn until(&self, number: usize, wanted: &[&str]) {
+    pub fn until(&self, number: usize, wanted: &[&str]) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.routes(number) != wanted {
             assert!(
