@@ -4,6 +4,7 @@
 //! is no longer so is left out, and the log has one line for each subject of a Service in each period.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
@@ -34,10 +35,7 @@ impl Outbox {
     /// Adds a notice, in place of an earlier one of the same Service and subject. That an address was given is not said any more once it was taken away.
     pub fn push(&mut self, notice: Notice) {
         if let Matter::TakenAway(address, _) = notice.matter {
-            let given = Matter::Given { address, pool: CompactString::default() };
-            let is_given =
-                |waiting: &Notice| matches!(&waiting.matter, Matter::Given { address: its, .. } if *its == address);
-            self.news.remove_if(&(notice.service.clone(), given.subject()), is_given);
+            self.news.remove_if(&key_of_given(&notice.service, address), |waiting| gives(waiting, address));
         }
         let lane = if notice.matter.is_warning() { &mut self.warnings } else { &mut self.news };
         lane.push(notice);
@@ -127,6 +125,15 @@ impl Lane {
     }
 }
 
+/// Returns the key of a notice that an address was given to a Service.
+fn key_of_given(service: &ObjectName, address: IpAddr) -> Key {
+    (service.clone(), Matter::Given { address, pool: CompactString::default() }.subject())
+}
+
+fn gives(notice: &Notice, address: IpAddr) -> bool {
+    matches!(&notice.matter, Matter::Given { address: its, .. } if *its == address)
+}
+
 /// Lines of the log.
 #[derive(Default, Debug)]
 pub struct Lines {
@@ -138,6 +145,11 @@ pub struct Lines {
 impl Lines {
     /// Returns whether the log is to have a notice now. One that it is not to have waits for the end of the period.
     pub fn is_due(&mut self, notice: &Notice, now: Instant) -> bool {
+        if let Matter::TakenAway(address, _) = notice.matter
+            && let Some((_, waiting)) = self.of.get_mut(&key_of_given(&notice.service, address))
+        {
+            waiting.take_if(|waiting| gives(waiting, address));
+        }
         let key = (notice.service.clone(), notice.matter.subject());
         if let Some((_, waiting)) = self.of.get_mut(&key) {
             *waiting = Some(notice.clone());
@@ -176,8 +188,6 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::super::notice::Loss;
     use super::*;
     use crate::net::Family;

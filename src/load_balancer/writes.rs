@@ -102,7 +102,12 @@ impl Allocator {
             Outcome::Refused | Outcome::Forbidden | Outcome::Unknown if !is_its_own => return,
             Outcome::Written(service) => {
                 if let Some(entry) = self.services.get_mut(name) {
-                    if entry.written.as_ref().is_none_or(|(_, addresses)| *addresses != write.addresses) {
+                    // Whoever undoes it does so sooner.
+                    let stood = |written: Instant| now.saturating_duration_since(written) > 2 * LAST_PAUSE;
+                    let is_undone = |(written, addresses): &(Instant, Vec<IpAddr>)| {
+                        *addresses == write.addresses && !stood(*written)
+                    };
+                    if !entry.written.as_ref().is_some_and(is_undone) {
                         entry.pause = FIRST_PAUSE;
                     }
                     (entry.written, entry.failed) = (Some((now, write.addresses.clone())), None);

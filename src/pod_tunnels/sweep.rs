@@ -74,10 +74,12 @@ impl Sweep {
         self.began_at.map_or(now, |began| now.max(began + SELDOM))
     }
 
-    /// Notes that the container runtime answers again.
+    /// Notes that the container runtime answers again: one at work may have been told less.
     pub fn runtime_is_back(&mut self, now: Instant) {
-        if let State::Due(at) = &mut self.state {
-            *at = now.min(*at);
+        match &mut self.state {
+            State::Due(at) => *at = now.min(*at),
+            State::Surveying | State::Clearing { .. } => self.is_wanted_again = true,
+            State::Waiting | State::Done => {}
         }
     }
 
@@ -193,5 +195,21 @@ mod tests {
         survey(&mut sweep, now, None);
         while sweep.next(now, false).is_some() {}
         assert_eq!((sweep.lacking(), sweep.deadline(false)), (None, None));
+    }
+
+    #[test]
+    fn a_runtime_that_comes_back_while_a_sweep_is_at_work_is_asked_again_soon() {
+        let (start, mut sweep) = (Instant::now(), Sweep::default());
+        let mut now = start;
+        sweep.begin(now);
+        for _ in 0..OFTEN {
+            survey(&mut sweep, now, Some("the container runtime does not answer"));
+            while sweep.next(now, false).is_some() {}
+            now = sweep.deadline(false).expect("it begins again");
+        }
+        survey(&mut sweep, now, Some("the container runtime does not answer"));
+        sweep.runtime_is_back(now);
+        while sweep.next(now, false).is_some() {}
+        assert_eq!(sweep.deadline(false), Some(now + SELDOM), "and not after ten minutes");
     }
 }

@@ -141,8 +141,10 @@ impl Nodes {
         let mut changed = NodeChanges::default();
         let mut note_ends =
             |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
+        let mut moved: BTreeSet<IpAddr> = BTreeSet::new();
         if (old.created, old.internal, old.both) != (new.created, new.internal, new.both) {
-            [&old.both, &new.both].into_iter().for_each(&mut note_ends);
+            let all = [&old.both, &new.both, &old.internal, &new.internal];
+            moved.extend(all.into_iter().flat_map(PerFamily::iter).filter_map(|(_, address)| *address));
         }
         for key in different(&old.elements, &new.elements) {
             let is_there = new.elements.contains(key).then_some(());
@@ -160,6 +162,8 @@ impl Nodes {
                 [before.as_ref(), self.addresses.first(&address)].into_iter().flatten().for_each(&mut note_ends);
             }
         }
+        // Another node may have one of these before it.
+        moved.iter().filter_map(|address| self.addresses.first(address)).for_each(&mut note_ends);
         for range in different(&old.ranges, &new.ranges) {
             if self.ranges.put(range, name, new.ranges.contains(range).then_some(())) {
                 changed.ranges.push((*range, self.ranges.contains(range)));
@@ -178,6 +182,7 @@ impl Nodes {
             let claim = |part: &Part| (part.key == Some(key)).then(|| (part.key_claim(name), ()));
             self.keys.replace(&key, claim(&old), claim(&new));
         }
+        changed.ends.extend(moved);
         // Nodes with one key may have one range.
         changed.policies |= old.key != new.key;
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
@@ -202,10 +207,26 @@ impl Nodes {
         self.by_tunnel.range(first..).take_while(move |(other, _)| *other == name).map(|(_, address)| *address)
     }
 
-    /// Returns the addresses in both families of the node with this address, if it is not this node.
+    /// Returns the addresses in both families of the node with this address, if it is not this node: the first one that is spoken with by it, else the
+    /// one that has it. An older Node that names another one's address as its InternalIP does not get the packets for that one's pods.
     pub fn other(&self, own: &CompactString, address: IpAddr) -> Option<PerFamily<Option<IpAddr>>> {
         let is_own = self.with_address(&address).any(|name| name == own);
-        self.addresses.first(&address).filter(|_| !is_own).copied()
+        let first = self.addresses.first(&address).filter(|_| !is_own)?;
+        let speaking = || self.parts.get(self.spoken_with_by(&address).next()?).map(|part| part.both);
+        Some(if is_spoken_with(first, address) { *first } else { speaking().unwrap_or(*first) })
+    }
+
+    /// Returns whether a node is spoken with by an address that is the InternalIP of another one which comes first: where the host with that address is, nobody can say.
+    pub fn is_contested(&self, address: IpAddr) -> bool {
+        let first = self.addresses.first(&address);
+        first.is_some_and(|first| !is_spoken_with(first, address)) && self.spoken_with_by(&address).next().is_some()
+    }
+
+    /// Returns the nodes, with the best claim first, that are spoken with by an address.
+    fn spoken_with_by<'a>(&'a self, address: &'a IpAddr) -> impl Iterator<Item = &'a CompactString> {
+        let is_by =
+            |name: &&CompactString| self.parts.get(*name).is_some_and(|part| is_spoken_with(&part.both, *address));
+        self.with_address(address).filter(is_by)
     }
 
     /// Returns, for each address of a node in a range, the addresses by which that node is spoken with.
@@ -220,7 +241,8 @@ impl Nodes {
         let holder = |address: &IpAddr| self.with_address(address).next();
         let node = holder(&address)?;
         let internal = self.parts.get(node)?.internal.of(Family::from(address)).filter(|other| *other != address)?;
-        let is_its = holder(&internal) == Some(node) && self.other(own, internal).is_some();
+        let is_its =
+            holder(&internal) == Some(node) && self.other(own, internal).is_some() && !self.is_contested(internal);
         let is_pod = || self.is_within_another(Family::host_prefix(internal));
         (is_its && !is_pod()).then_some(internal)
     }
@@ -373,6 +395,11 @@ impl Nodes {
     ) -> Option<&'a CompactString> {
         all.find(|other| !self.are_one(one, other))
     }
+}
+
+/// Returns whether an address is the one of its family among those by which a node is spoken with.
+fn is_spoken_with(both: &PerFamily<Option<IpAddr>>, address: IpAddr) -> bool {
+    *both.of(Family::from(address)) == Some(address)
 }
 
 impl Part {

@@ -74,6 +74,8 @@ pub struct Place<'a> {
     /// Returns the InternalIP of the node at this address, in its family, which is another address of that node and of no other one; `None` where pods
     /// have no business there.
     pub internal: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+    /// Returns whether an address at which a tunnel ends is another node's InternalIP as well: pods' packets to the host there take no tunnel.
+    pub contested: &'a dyn Fn(IpAddr) -> bool,
     /// Returns what a destination asks of a next hop.
     pub protection: &'a dyn Fn(IpNet, IpAddr) -> Protection,
 }

@@ -182,14 +182,14 @@ fn instruction(operation: u8, to: u8, from: u8, immediate: i32) -> Instruction {
 
 fn new_map(value_size: usize) -> Result<OwnedFd, Errno> {
     let value_size = u32::try_from(value_size).map_err(|_| Errno::TOOBIG)?;
-    let map = NewMap { kind: ARRAY, key_size: 4, value_size, entries: 1, name: NAME, ..NewMap::default() };
+    let mut map = NewMap { kind: ARRAY, key_size: 4, value_size, entries: 1, name: NAME, ..NewMap::default() };
     // SAFETY: these attributes have no addresses. A descriptor that the kernel returns is open and nobody else's.
-    unsafe { owned(bpf(command::MAP_CREATE, &map)?) }
+    unsafe { owned(bpf(command::MAP_CREATE, &mut map)?) }
 }
 
 fn new_program(map: &OwnedFd, place: usize) -> Result<OwnedFd, Errno> {
     let code = instructions(map.as_raw_fd(), place);
-    let program = NewProgram {
+    let mut program = NewProgram {
         kind: KPROBE,
         instructions: u32::try_from(code.len()).unwrap_or_default(),
         code: code.as_ptr() as u64,
@@ -203,7 +203,7 @@ fn new_program(map: &OwnedFd, place: usize) -> Result<OwnedFd, Errno> {
     };
     // SAFETY: the kernel reads so many instructions, and the licence, which ends with a zero; both outlive the call. A descriptor that it returns is
     // open and nobody else's.
-    unsafe { owned(bpf(command::PROG_LOAD, &program)?) }
+    unsafe { owned(bpf(command::PROG_LOAD, &mut program)?) }
 }
 
 fn attach(program: &OwnedFd, event: &OwnedFd) -> Result<(), Errno> {
@@ -215,7 +215,7 @@ fn attach(program: &OwnedFd, event: &OwnedFd) -> Result<(), Errno> {
 /// Reads the numbers of the map's value.
 fn value(map: &OwnedFd, numbers: usize) -> Result<Vec<u64>, Errno> {
     let (key, mut value) = (0_u32, vec![0_u64; numbers]);
-    let lookup = Lookup {
+    let mut lookup = Lookup {
         map: number(map),
         _padding: 0,
         key: &raw const key as u64,
@@ -224,7 +224,7 @@ fn value(map: &OwnedFd, numbers: usize) -> Result<Vec<u64>, Errno> {
     };
     // SAFETY: the kernel reads a key of this size and writes a value of the map's size, which is that of so many numbers; both places outlive
     // the call.
-    unsafe { bpf(command::MAP_LOOKUP_ELEM, &lookup)? };
+    unsafe { bpf(command::MAP_LOOKUP_ELEM, &mut lookup)? };
     Ok(value)
 }
 
@@ -232,10 +232,10 @@ fn value(map: &OwnedFd, numbers: usize) -> Result<Vec<u64>, Errno> {
 fn misses(program: &OwnedFd) -> Result<u64, Errno> {
     let mut information = Information::default();
     let length = u32::try_from(size_of::<Information>()).unwrap_or_default();
-    let question = Question { descriptor: number(program), length, answer: information.as_mut_ptr() as u64 };
+    let mut question = Question { descriptor: number(program), length, answer: information.as_mut_ptr() as u64 };
     // SAFETY: the kernel reads and writes no more than so many bytes, of a place that outlives the call. It reads zeros: addresses and lengths of further
     // places, which it then does not write to.
-    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &question)? };
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut question)? };
     let [.., misses] = information;
     Ok(misses)
 }
@@ -248,9 +248,9 @@ fn number(descriptor: &OwnedFd) -> u32 {
 ///
 /// # Safety
 /// The attributes are of this command, and the addresses in them are of places that the kernel may use as the command says.
-unsafe fn bpf<A>(command: c_long, attributes: &A) -> Result<c_long, Errno> {
-    // SAFETY: the kernel reads the attributes, as long as they say they are; what their addresses are the caller knows.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<A>()) };
+unsafe fn bpf<A>(command: c_long, attributes: &mut A) -> Result<c_long, Errno> {
+    // SAFETY: the kernel reads the attributes, which are as long as is said, and may write to them; what their addresses are the caller knows.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<A>()) };
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 

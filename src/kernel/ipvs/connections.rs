@@ -25,8 +25,9 @@ use std::net::{IpAddr, Ipv4Addr};
 /// Of the network namespace of the calling thread.
 const FILE: &str = "/proc/thread-self/net/ip_vs_conn";
 
-/// Bytes of a portion: some 800 connections of IPv4.
+/// Bytes of the first portion, some 800 connections of IPv4, and of the largest one.
 const PORTION: usize = 1 << 16;
+const LARGEST: usize = 1 << 22;
 
 /// Bytes at the end of a portion that the next one begins with: some 100 connections.
 const OVERLAP: usize = 1 << 13;
@@ -70,7 +71,7 @@ impl ClientConnections {
         };
         let from = self.place.saturating_sub(self.back);
         file.seek(SeekFrom::Start(from as u64))?;
-        let Portion { text, is_last } = portion(&mut file, PORTION + (self.place - from), *page)?;
+        let Portion { text, is_last } = portion(&mut file, self.size() + (self.place - from), *page)?;
         self.file = Some(file);
         let lines = whole_lines(&text, from > 0);
         if clients(lines).any(is_meant) {
@@ -89,6 +90,14 @@ impl ClientConnections {
             self.known = connections(last).collect();
         }
         Ok(if self.readings == PAGES.len() { Some(false) } else { None })
+    }
+}
+
+impl ClientConnections {
+    /// Returns the size of the next portion. To begin at a place the kernel writes all before it once more: portions that grow with that place cost a few
+    /// times what the whole file does.
+    fn size(&self) -> usize {
+        (self.place / 4).clamp(PORTION, LARGEST)
     }
 }
 

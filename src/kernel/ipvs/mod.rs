@@ -74,7 +74,7 @@ pub mod flags {
 }
 
 /// A real server of a virtual service.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Destination {
     pub address: SocketAddr,
     /// 0 takes no new connections and keeps the old ones.
@@ -83,7 +83,7 @@ pub struct Destination {
 }
 
 /// Forwarding method of a destination.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Forwarding {
     /// Destination NAT, which the kernel calls masquerading.
     Nat,

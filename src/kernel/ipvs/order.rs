@@ -11,31 +11,42 @@
 //! The kernel lists destinations in this order, but what is read of them is sorted. So the order is known ([`Ordered`]) of what this process has put in order and no failed step has left half done since: of all others the
 //! first change puts all in order. Until there is one, another order, in which another program or a former run added them, is not found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 
 use super::target::find;
 use super::wire::Command;
 use super::{Destination, Forwarding, ServiceKey, Virtual};
 use crate::reconcile::Step;
 
-/// The virtual services whose destinations are known to be in the order of addresses.
+/// The virtual services whose destinations are known to be in the order of addresses, each with a hash of those that it was left with: one that another
+/// program took out and put back with another weight is elsewhere in the list.
 #[derive(Default)]
-pub struct Ordered(BTreeSet<ServiceKey>);
+pub struct Ordered {
+    left: BTreeMap<ServiceKey, u64>,
+    hasher: RandomState,
+}
 
 impl Ordered {
     /// Returns whether the destinations of a virtual service that the kernel has are known to be in order, as one alone always is. `have`: `None` where it is new.
     pub fn has(&self, key: &ServiceKey, have: Option<&Virtual>) -> bool {
-        have.is_none_or(|have| have.destinations.len() < 2) || self.0.contains(key)
+        have.is_none_or(|have| have.destinations.len() < 2 || self.left.get(key) == Some(&self.hash(have)))
     }
 
     /// Notes that these steps were performed, but for those with the `failed` indexes: nobody knows how far such a one has come.
     pub fn note(&mut self, steps: &[Step<'_, ServiceKey, Virtual>], failed: &BTreeSet<usize>) {
         for (index, step) in steps.iter().enumerate() {
-            match !failed.contains(&index) && step.want.is_some_and(is_one) {
-                true => drop(self.0.insert(*step.key)),
-                false => drop(self.0.remove(step.key)),
+            let left = step.want.filter(|want| !failed.contains(&index) && is_one(want));
+            match left.map(|left| self.hash(left)) {
+                Some(left) => drop(self.left.insert(*step.key, left)),
+                None => drop(self.left.remove(step.key)),
             }
         }
+    }
+
+    fn hash(&self, service: &Virtual) -> u64 {
+        let all: Vec<Destination> = service.destinations.to_vec();
+        self.hasher.hash_one(all)
     }
 }
 
@@ -176,6 +187,17 @@ mod tests {
         let steps: Vec<_> = keys.iter().map(|key| Step { key, have: None, want: Some(&made) }).collect();
         ordered.note(&steps, &[1].into());
         assert_eq!(keys.map(|key| ordered.has(&key, Some(&made))), [true, false]);
+    }
+
+    #[test]
+    fn the_order_is_not_known_any_more_where_another_program_has_changed_a_destination() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V4 };
+        let service = Service { scheduler: "mh".into(), flags: 0, persistence_seconds: 0 };
+        let of =
+            |weight| Virtual { service: service.clone(), destinations: list(&[(1, 1), (2, 1), (3, weight)]).into() };
+        let mut ordered = Ordered::default();
+        ordered.note(&[Step { key: &key, have: None, want: Some(&of(1)) }], &[].into());
+        assert!(ordered.has(&key, Some(&of(1))) && !ordered.has(&key, Some(&of(5))));
     }
 
     #[test]

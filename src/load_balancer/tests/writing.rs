@@ -377,6 +377,31 @@ fn a_service_that_changes_all_the_time_and_whose_write_fails_each_time_is_tried_
 }
 
 #[test]
+fn the_pauses_of_what_others_undid_long_ago_are_over() {
+    let mut bed = Bed::new(&["203.0.113.0/29"]);
+    bed.put("a", service());
+    bed.settle();
+    for _ in 0..9 {
+        bed.change("a", |service| service.status.clear());
+        let at = bed.allocator.next_time().expect("it is tried again");
+        bed.pass(at - bed.now);
+        bed.settle();
+    }
+    for expected in [300, 1] {
+        bed.change("a", |service| service.status.clear());
+        let at = bed.allocator.next_time().expect("it is tried again");
+        assert_eq!(at.saturating_duration_since(bed.now), Duration::from_secs(if expected == 300 { 300 } else { 0 }));
+        bed.pass(at - bed.now);
+        bed.settle();
+        bed.pass(Duration::from_secs(3600));
+    }
+    bed.change("a", |service| service.status.clear());
+    bed.settle();
+    bed.change("a", |service| service.status.clear());
+    assert_eq!(bed.allocator.next_time(), Some(bed.now + Duration::from_secs(1)), "an hour later they begin anew");
+}
+
+#[test]
 fn a_failure_that_is_over_shortens_no_pause_of_what_others_undo() {
     let mut bed = Bed::new(&["203.0.113.0/29"]);
     bed.put("a", service());

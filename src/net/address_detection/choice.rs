@@ -84,7 +84,10 @@ pub fn choose(
         let fitting: Vec<(Rank, &Candidate)> =
             eligible.filter_map(|one| Some((rank(method, one, all, *sources.of(family))?, one))).collect();
         let may_move = |rank: Rank, one: &Candidate| {
-            let is_beside = |other: &Candidate| matches!(method, AddressDetection::Cidr(_)) || other.link == one.link;
+            // The bridge of a container runtime has a network, too, and is no link to other nodes.
+            let is_beside = |other: &Candidate| {
+                other.link == one.link || matches!(method, AddressDetection::Cidr(_)) && !is_virtual(other)
+            };
             is_alone(one) && fitting.iter().any(|(its, other)| *its == rank && !is_alone(other) && is_beside(other))
         };
         let mut ranked: Vec<((Rank, bool), &Candidate)> =

@@ -35,6 +35,7 @@ impl Plan {
             node: &other,
             first_alike: &|address| self.nodes.named_alike(address).find(|alike| other(*alike).is_some()),
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
+            contested: &|end| self.nodes.is_contested(end),
             protection: &|prefix, next_hop| self.protection(prefix, next_hop),
         })
     }

@@ -51,7 +51,7 @@ impl Routes {
         let concerned: BTreeSet<IpAddr> = [Some(end), before, internal].into_iter().flatten().collect();
         for address in concerned {
             // Its own tunnel precedes that to another address of the node that had it before.
-            let is_end = self.has_tunnel(address, place);
+            let is_end = self.has_tunnel(address, place) && !(place.contested)(address);
             let by = if is_end { Some(address) } else { self.internal.ends.get(&address).copied() };
             let route = by.map(|by| Route {
                 kind: RouteKind::Unicast,

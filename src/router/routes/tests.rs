@@ -52,6 +52,7 @@ impl Rig {
             node: &node,
             first_alike: &first_alike,
             internal: &|_| None,
+            contested: &|_| false,
             protection: &|_, _| Protection::None,
         };
         self.routes.settle(place)
