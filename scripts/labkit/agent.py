@@ -43,7 +43,7 @@ class Agent:
                                             start_new_session=True)
         return self
 
-    def stop(self, number=signal.SIGTERM, patience=20):
+    def stop(self, number=signal.SIGTERM, patience=60):
         """Ends the agent by a signal; its exit status."""
         process, self.process = self.process, None
         if process is None:
