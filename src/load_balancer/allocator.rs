@@ -341,7 +341,7 @@ impl Allocator {
         }
         loop {
             if let Some((_, name)) = self.undecided.pop_first() {
-                self.decide_one(&name, now);
+                self.decide_one(&name, None, now);
             } else if let Some(wait) = self.freed.pop_first() {
                 self.offer(&wait, now);
             } else {
@@ -350,12 +350,8 @@ impl Allocator {
         }
     }
 
-    pub(super) fn decide_one(&mut self, name: &ObjectName, now: Instant) {
-        self.decide_with(name, None, now);
-    }
-
-    /// Decides about one Service, to which an address is offered that it might come to share.
-    pub(super) fn decide_with(&mut self, name: &ObjectName, offered: Option<IpAddr>, now: Instant) {
+    /// Decides about one Service; `offered`: an address that it might come to share.
+    pub(super) fn decide_one(&mut self, name: &ObjectName, offered: Option<IpAddr>, now: Instant) {
         let (Some(pools), Some(entry)) = (&self.pools, self.services.get(name)) else { return };
         #[cfg(test)]
         self.decisions.set(self.decisions.get() + 1);

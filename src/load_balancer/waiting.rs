@@ -40,7 +40,7 @@ impl Allocator {
                 known.is_some_and(|(pools, entry)| may_have(self, pools, name, entry, *address))
             };
             let Some(rank) = self.next_waiting(wait, last.as_ref(), may_be_otherwise) else { break true };
-            self.decide_one(&rank.1, now);
+            self.decide_one(&rank.1, None, now);
             last = Some(rank);
         };
         if let Wait::Address(address) = wait {
@@ -85,7 +85,7 @@ impl Allocator {
         }
         let users = self.users(address).map(|(name, entry)| entry.rank(name));
         let both: Vec<Rank> = users.filter(|rank| waiting.contains(rank)).collect();
-        both.iter().for_each(|rank| self.decide_one(&rank.1, now));
+        both.iter().for_each(|rank| self.decide_one(&rank.1, None, now));
     }
 
     /// Lets those try again who wait for an address with the sharing key of its users. Very many may wait who cannot have it: they are only compared
@@ -103,7 +103,7 @@ impl Allocator {
                 known.is_some_and(|(pools, entry)| may_come_to_share(self, pools, name, entry, address))
             };
             let Some(rank) = self.next_waiting(&wait, last.as_ref(), may_share) else { return };
-            self.decide_with(&rank.1, Some(address), now);
+            self.decide_one(&rank.1, Some(address), now);
             last = Some(rank);
         }
     }
