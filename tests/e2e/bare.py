@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The agent on kernels and hosts that lack a part: bare.py no-ipvs|no-ipv6|no-filter|no-iptables BINARY [--long], in a guest that was booted without it."""
+"""The agent on kernels and hosts that lack a part: bare.py no-ipvs|no-ipv6|no-filter|no-iptables BINARY [--whole | --long], in a guest that was booted without it."""
 import glob
 import os
 import re
@@ -87,7 +87,7 @@ MODULES = re.compile(r"(x_tables|ip6?_tables|ip6?table_\w+|xt_\w+|ipt_\w+|ip6t_\
 PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "ipset*"]
 # Tests that need these programs: they change the packet filter, or plant what others have in such tables and sets.
 NEED_PROGRAMS = ["foreign", "backends", "a_change_of_the_packet_filter", "what_is_not_ours_stays"]
-# All others of these beds run with --long, and each day so many of each module, of which those that wait for looks are left out.
+# All others of these beds run with --whole and --long, and each day so many of each module, of which those that wait for looks are left out.
 EACH_DAY = {"manifests": 1, "forwarding": 2, "routing-flat": 1, "routing": 1}
 SLOW = ["a_deleted_virtual_service", "a_deleted_destination", "another_weight_of_a_destination", "a_cleared_table_of_virtual_services"]
 
@@ -114,8 +114,8 @@ def no_iptables(binary, *more):
     own.run("ip", "link", "del", "under")
     passed = bool(chosen and "Nftables" in chosen[0])
     for bed, of_each in EACH_DAY.items():
-        left_out = NEED_PROGRAMS if "--long" in more else NEED_PROGRAMS + SLOW
-        words = [word for name in left_out for word in ("--leave-out", name)] + ([] if "--long" in more else ["--of-each", str(of_each)])
+        left_out = NEED_PROGRAMS if more else NEED_PROGRAMS + SLOW
+        words = [word for name in left_out for word in ("--leave-out", name)] + ([] if more else ["--of-each", str(of_each)])
         done = subprocess.run([own.PYTHON, "-B", f"{TREE}/tests/e2e/run.py", binary, "--bed", bed, "--netfilter", "nftables", *words, *more])
         passed = passed and done.returncode == 0
     return passed and not loaded(), [chosen, loaded()]

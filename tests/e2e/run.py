@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again.
@@ -51,8 +51,9 @@ WITH_IPTABLES = ["exposure", "host_input", "refused_packets_are_named_with_their
                  "cleanup_leaves_nothing_of_ours"]
 
 
-def tests_of(bed, netfilter, only, long):
-    chosen = BEDS[bed] if only or long or netfilter == "nftables" else WITH_IPTABLES
+def tests_of(bed, netfilter, only, extent):
+    every, long = bool(only) or extent != "daily", extent == "long"
+    chosen = BEDS[bed] if every or netfilter == "nftables" else WITH_IPTABLES
     for name in BEDS[bed]:
         module = importlib.import_module(name)
         for function in vars(module).values():
@@ -60,7 +61,7 @@ def tests_of(bed, netfilter, only, long):
                 continue
             if isinstance(function, type) or (getattr(function, "long", False) and not long):
                 continue
-            if bed == "api" and name in LONG_WITH_API and not (long or only):
+            if bed == "api" and name in LONG_WITH_API and not every:
                 continue
             if getattr(function, "bed", bed) != bed or getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
                 continue
@@ -100,19 +101,22 @@ def main():
     parser.add_argument("--only", action="append", help="tests with this in their name, or of this module")
     parser.add_argument("--leave-out", action="append", default=[], help="no test with this in its name, or of this module")
     parser.add_argument("--of-each", type=int, help="so many tests of each module at most")
-    parser.add_argument("--long", action="store_true")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--whole", dest="extent", action="store_const", const="whole", default="daily", help="also what runs each day with one packet filter or without an API server")
+    extent.add_argument("--long", dest="extent", action="store_const", const="long", help="and what takes minutes")
     known = parser.parse_args()
+    long = known.extent == "long"
     passed, failed = 0, []
     for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("nftables", "iptables")):
-        tests = chosen(tests_of(bed, netfilter, known.only, known.long), known.leave_out, known.of_each)
+        tests = chosen(tests_of(bed, netfilter, known.only, known.extent), known.leave_out, known.of_each)
         if not tests:
             continue
         print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
-        with bounded(known.long):
+        with bounded(long):
             here = make(bed, netfilter, known.binary)
         try:
             for test in tests:
-                if run(test, here, known.long):
+                if run(test, here, long):
                     passed += 1
                 else:
                     failed.append(f"{bed}, {netfilter}: {test.__name__}")
