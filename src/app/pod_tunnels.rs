@@ -61,13 +61,12 @@ pub fn settings(config: &Config) -> Option<Settings> {
     Some(Settings { proxy: Arc::new(proxy.clone()), families: config.families, sockets })
 }
 
-/// Has the service proxy send packets through tunnels where that is asked for. Not with the source
-/// guard, which drops what a pod sends with a service address. The firewall judges at tunnels wherever that is asked for: the service proxy may run in another process of the node.
+/// Has the service proxy send packets through tunnels where that is asked for and answers arrive ([`Config::serves_through_tunnels`]). The firewall judges at tunnels wherever that is asked for: the service proxy may run in another process of the node.
 ///
 /// `--runtime-endpoint` alone asks for nothing: manifests that were written for kube-router have it, without what finding pods needs beside it, and the limits of
 /// policies at tunnels are to be known by who turns them on.
 pub fn with_tunnels(mut config: Config) -> Config {
-    if !config.direct_server_return || config.source_guard {
+    if !config.serves_through_tunnels() {
         return config;
     }
     config.proxy.iter_mut().for_each(|proxy| proxy.tunnel_mode = true);

@@ -79,6 +79,8 @@ pub struct Config {
     pub plugin_directory: PathBuf,
     /// `--enable-direct-server-return`: Services with the annotation are served through tunnels.
     pub direct_server_return: bool,
+    /// `--overlay-encap=wireguard`: packets between nodes are encrypted, by this process or another one of the node.
+    pub encrypts: bool,
     /// `--runtime-endpoint`: the container runtime's socket; `None` tries the usual ones.
     pub runtime_endpoint: Option<PathBuf>,
     /// `--cache-sync-timeout`: time limit for the first complete view; longer than zero.
@@ -165,6 +167,7 @@ impl Config {
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);
         }
+        let encrypts = router.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
         let node_name = node_name(flags, environment, mistakes);
         let load_balancer = LoadBalancerConfig::from_flags(flags, environment, &proxy.ranges, &node_name, mistakes);
         let config = Config {
@@ -186,6 +189,7 @@ impl Config {
             router: (flags.run_router || flags.cleanup_config).then_some(router),
             load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
             direct_server_return: flags.enable_direct_server_return,
+            encrypts,
             runtime_endpoint: runtime_endpoint(&flags.runtime_endpoint, mistakes),
             observe: ObserveConfig::from_flags(flags, mistakes),
             verbosity,
@@ -211,6 +215,13 @@ impl Config {
         self.firewall.iter_mut().for_each(|firewall| firewall.backend = backend);
         self.router.iter_mut().for_each(|router| router.backend = backend);
         self
+    }
+
+    /// Returns whether Services with the annotation for direct server return are served through tunnels, as far as flags decide: not with the source guard, which drops
+    /// what a pod sends with a service address, and not where packets between nodes are encrypted. WireGuard drops what comes from a peer with another source than the
+    /// peer's own addresses and pods, and an answer to a pod of another node, or to such a node, has a service address, which no peer has alone.
+    pub fn serves_through_tunnels(&self) -> bool {
+        self.direct_server_return && !self.source_guard && !self.encrypts
     }
 
     /// Returns the name of the packet filter that the subsystems use; `none` where nothing that needs one runs.

@@ -27,7 +27,12 @@ fn guards(flags: &Flags) -> bool {
     flags.netpol_source_guard && flags.netpol_cni && flags.run_firewall
 }
 
-const IDLE: [Idle; 17] = [
+/// Whether packets between nodes are encrypted, which a node takes from no other source than its peer's own addresses and pods.
+fn encrypts(flags: &Flags) -> bool {
+    flags.enable_overlay && flags.overlay_encap == "wireguard"
+}
+
+const IDLE: [Idle; 18] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -52,6 +57,12 @@ const IDLE: [Idle; 17] = [
         flag: "enable-direct-server-return",
         is_given: |typed, _| typed.enable_direct_server_return && typed.run_service_proxy && guards(typed),
         reason: "--netpol-source-guard drops what pods send with a service address, so Services with kube-router.io/service.dsr are served with NAT",
+    },
+    Idle {
+        flag: "enable-direct-server-return",
+        is_given: |typed, _| typed.enable_direct_server_return && typed.run_service_proxy && encrypts(typed),
+        reason: "with --overlay-encap=wireguard a node takes from another one what that node's own addresses and pods send, and an answer comes from a service address, so Services with \
+                 kube-router.io/service.dsr are served with NAT",
     },
     Idle {
         flag: "loadbalancer-default-class",

@@ -294,6 +294,12 @@ fn a_flag_that_does_nothing_is_told_with_its_reason_and_ends_nothing() {
     let off = "--enable-direct-server-return has no effect: --netpol-source-guard drops what pods send with a service address, so Services with kube-router.io/service.dsr are served with NAT.";
     assert_eq!(config(&[&[endpoint, on], &guarded[..]].concat()).notices, [off]);
     assert_eq!(config(&guarded).notices, [""; 0]);
+    let encrypted = "--overlay-encap=wireguard";
+    let off = "--enable-direct-server-return has no effect: with --overlay-encap=wireguard a node takes from another one what that node's own addresses and pods send, and an answer comes from a service \
+               address, so Services with kube-router.io/service.dsr are served with NAT.";
+    assert_eq!(config(&[endpoint, on, encrypted]).notices, [off]);
+    assert_eq!(config(&[endpoint, on, encrypted, "--enable-overlay=false"]).notices, [""; 0]);
+    assert_eq!(config(&[encrypted]).notices, [""; 0]);
     assert_eq!(config(&["--hairpin-mode"]).notices, [""; 0], "every pod reaches itself anyway");
 }
 

@@ -57,7 +57,7 @@ fn without_tunnel(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'
     if !inputs.config.tunnel_mode || inputs.node.runtime_awaited {
         let is_asked_for = service.annotations.dsr && external_ip::served(service, inputs).next().is_some();
         let text = format!(
-            "{TUNNEL_FIELD}: a node without --enable-direct-server-return and the socket of a container runtime, or with --netpol-source-guard, \
+            "{TUNNEL_FIELD}: a node without --enable-direct-server-return and the socket of a container runtime, or with --netpol-source-guard or --overlay-encap=wireguard, \
              serves it with NAT, and its pods answer nobody whom others send through tunnels"
         );
         return is_asked_for.then(|| problem(Cause::NoTunnelHere, "off".into(), text)).into_iter().collect();

@@ -55,7 +55,7 @@ fn passwords(which: Passwords, reason: &str) -> Finding {
 /// Judges what tunnels in pods need of the host.
 fn direct_server_return(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !config.direct_server_return {
+    if !config.serves_through_tunnels() {
         return findings;
     }
     // With the CNI plugin pods are found without a runtime.

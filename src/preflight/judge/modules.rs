@@ -49,7 +49,7 @@ pub fn needs(config: &Config) -> Vec<Need> {
             }
         }
     }
-    if config.direct_server_return && config.proxy.is_some() {
+    if config.serves_through_tunnels() && config.proxy.is_some() {
         need(Level::Degraded, NO_POD_TUNNELS, &["ipip", "ip6_tunnel"]);
     }
     needs

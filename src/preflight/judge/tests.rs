@@ -508,9 +508,14 @@ fn direct_server_return_needs_the_runtimes_socket_and_tunnels() {
     let socket = |facts: &mut Facts| facts.files.has_runtime_socket = false;
     check(&words, socket, Level::Degraded, &["/run/containerd/containerd.sock", "served with NAT"]);
     check(&words[..1], socket, Level::Degraded, &["in its usual places", "--runtime-endpoint"]);
+    let setns = |facts: &mut Facts| facts.process.may_enter_namespaces = false;
+    // Where answers would be dropped nothing is served through tunnels.
+    let encrypted = [&words[..], &["--overlay-encap=wireguard"]].concat();
+    let of_tunnels =
+        |finding: &Finding| ["container runtime", "direct server return"].contains(&finding.subject.as_str());
+    assert!(found(&encrypted, socket).iter().chain(&found(&encrypted, setns)).all(|finding| !of_tunnels(finding)));
     let found = found(&["--enable-direct-server-return", "--netpol-cni", "--enable-cni=false"], socket);
     assert!(found.iter().all(|finding| finding.subject != "container runtime"), "the plugin tells where pods are");
-    let setns = |facts: &mut Facts| facts.process.may_enter_namespaces = false;
     check(&words, setns, Level::Degraded, &["CAP_SYS_ADMIN", "PodTunnelMissing", "SYS_ADMIN to its capabilities"]);
     check_ok(&words[1..], setns, "nftables");
     for (tables, chains) in [(&["inet firewalld"][..], &[][..]), (&[], &["KUBE-FORWARD"])] {

@@ -21,8 +21,8 @@
 //! The packet that IPVS puts around one keeps its mark, and so does what an overlay between the nodes makes of both. Where that is a datagram of UDP (`fou`, VXLAN), IPVS
 //! would find its virtual service by that mark, and tunnel what it has tunnelled; `ipip` has it not, because IPVS looks at no packet of protocol 4 or 41. The same holds of a packet
 //! that IPVS translates: one of a connection that began before its port came into tunnel mode. So the marks are taken away from all that the node sends to an address which
-//! is not in tunnel mode, before any overlay has it. An overlay of another kind needs no rule more (datagrams of WireGuard have the mark of their device), as long as it does not mark
-//! packets with these bits itself. Marks of others, by which an operator may route or shape what the node sends, stay: all that no virtual service has, in 32 bits. Without this rule
+//! is not in tunnel mode, before any overlay has it. With WireGuard between the nodes no packet has such a mark: Services are served with NAT, because a peer takes no answer from a service address
+//! (`Config::serves_through_tunnels`). An overlay of another kind needs no rule more, as long as it does not mark packets with these bits itself. Marks of others, by which an operator may route or shape what the node sends, stay: all that no virtual service has, in 32 bits. Without this rule
 //! IPVS would take packets with one of these for its own.
 //!
 //! iptables: the cost of a packet to another address does not grow with Services, that of one to an address in tunnel mode grows by a rule for each port in

@@ -102,7 +102,7 @@ async fn pods_that_cannot_be_listed_are_said_where_a_service_needs_them() {
 }
 
 #[test]
-fn tunnels_are_used_where_they_are_asked_for_and_it_is_said_how_pods_are_found_and_no_guard_drops_their_answers() {
+fn tunnels_are_used_where_they_are_asked_for_and_nothing_drops_answers_from_a_service_address() {
     let (endpoint, on) = ("--runtime-endpoint=unix:///run/runtime.sock", "--enable-direct-server-return");
     for (words, serves, judges) in [
         (&[][..], false, false),
@@ -111,6 +111,10 @@ fn tunnels_are_used_where_they_are_asked_for_and_it_is_said_how_pods_are_found_a
         (&[on], true, true),
         (&[endpoint, on], true, true),
         (&[endpoint, on, "--netpol-cni", "--netpol-source-guard"], false, false),
+        // Another node takes no packet with a service address as source from this one.
+        (&[endpoint, on, "--overlay-encap=wireguard"], false, false),
+        (&[endpoint, on, "--overlay-encap=wireguard", "--enable-overlay=false"], true, true),
+        (&[endpoint, on, "--overlay-encap=vxlan"], true, true),
         // The service proxy may run in another process of the node.
         (&[endpoint, on, "--run-service-proxy=false"], false, true),
         (&[endpoint, on, "--run-firewall=false"], true, false),
