@@ -11,7 +11,7 @@
 //!
 //! Some settings are corrected only where they have one certain value ([`WantedSetting::InsteadOf`]). They are ours
 //! only while they have the old or the new value; with any other they are the administrator's and are neither
-//! returned nor touched. The desired state therefore depends on what was found: call [`Settings::wanted`] before a
+//! returned nor touched. Of those that the kernel has for all devices and for each, one device may count ([`WantedSetting::InsteadOfAny`]). The desired state therefore depends on what was found: call [`Settings::wanted`] before a
 //! round and after every audit.
 //!
 //! In a container without privileges `/proc/sys` is read-only, and what the host's `/proc/sys/net` is mounted at is not ([`root`]).
@@ -88,14 +88,25 @@ pub enum WantedSetting {
     OfModule { value: CompactString, module: &'static str },
     /// The value `new` where it is exactly `old`; any third value is left alone.
     InsteadOf { old: CompactString, new: CompactString },
+    /// Of a setting of all devices, `net/ipv4/conf/all/…`, beside which each has its own and the larger number counts: the value `new` where it is `old`, and also where it is 0
+    /// and any device, or the default of devices to come, has `old`. So it counts for these too.
+    InsteadOfAny { old: CompactString, new: CompactString },
 }
 
 impl WantedSetting {
-    /// Returns the desired value of a setting whose value is `found`; `None` where it is not ours to decide.
+    /// Returns the desired value of a setting whose value is `found`; `None` where it is not ours to decide. Of one of all devices: whatever these have.
     pub fn given(&self, found: &str) -> Option<&CompactString> {
+        self.given_beside(found, |_| false)
+    }
+
+    /// The same where `has`, which is asked only where it matters, says whether any device has a value of the setting.
+    pub fn given_beside(&self, found: &str, has: impl FnOnce(&str) -> bool) -> Option<&CompactString> {
         match self {
             WantedSetting::Always(value) | WantedSetting::OfModule { value, .. } => Some(value),
             WantedSetting::InsteadOf { old, new } => (found == old || found == new).then_some(new),
+            WantedSetting::InsteadOfAny { old, new } => {
+                (found == old || found == new || found == "0" && has(old)).then_some(new)
+            }
         }
     }
 }
@@ -116,7 +127,7 @@ impl Settings {
         let mut wanted = BTreeMap::new();
         for (setting, rule) in self.rules.clone() {
             let value = match (self.look(&setting), &rule) {
-                (Some(Ok(found)), rule) => rule.given(&found),
+                (Some(Ok(found)), rule) => self.given(&setting, rule, &found),
                 (Some(Err(_)), WantedSetting::Always(value))
                 | (None | Some(Err(_)), WantedSetting::OfModule { value, .. }) => Some(value),
                 _ => None,
@@ -124,6 +135,20 @@ impl Settings {
             wanted.extend(value.map(|value| (setting, value.clone())));
         }
         wanted
+    }
+
+    /// Returns the desired value of a setting that has this one.
+    fn given<'a>(&self, setting: &Setting, rule: &'a WantedSetting, found: &str) -> Option<&'a CompactString> {
+        rule.given_beside(found, |value| self.any_device_has(setting, value))
+    }
+
+    /// Returns whether any device has this value of a setting of all devices.
+    fn any_device_has(&self, setting: &Setting, value: &str) -> bool {
+        let path = self.path(setting);
+        let Some((all, name)) = path.parent().zip(path.file_name()) else { return false };
+        let devices = all.parent().and_then(|devices| std::fs::read_dir(devices).ok()).into_iter().flatten().flatten();
+        let mut others = devices.map(|device| device.path()).filter(|device| device != all);
+        others.any(|device| value_of(&device.join(name)).is_ok_and(|found| found == value))
     }
 
     /// Reads a setting; `None`, reported once, where the kernel does not have it.
@@ -166,7 +191,7 @@ impl Settings {
             (None, _) => return Ok(()),
         };
         // It may have become the administrator's since it was compared.
-        let ours = self.rules.get(setting).is_none_or(|rule| rule.given(&found).is_some());
+        let ours = self.rules.get(setting).is_none_or(|rule| self.given(setting, rule, &found).is_some());
         if !ours || found == value {
             return Ok(());
         }
@@ -191,7 +216,7 @@ impl Target for Settings {
         for (setting, rule) in self.rules.clone() {
             // One that cannot be read does not hide the others.
             let Some(Ok(value)) = self.look(&setting) else { continue };
-            if rule.given(&value).is_some() {
+            if self.given(&setting, &rule, &value).is_some() {
                 found.insert(setting, value);
             }
         }
@@ -202,7 +227,7 @@ impl Target for Settings {
     fn is_of_others(&mut self, setting: &Setting) -> bool {
         let rule = self.rules.get(setting).cloned();
         let found = self.look(setting).and_then(Result::ok);
-        rule.zip(found).is_some_and(|(rule, found)| rule.given(&found).is_none())
+        rule.zip(found).is_some_and(|(rule, found)| self.given(setting, &rule, &found).is_none())
     }
 
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, Setting, CompactString>]) -> Vec<Failure<Error>> {
@@ -325,6 +350,40 @@ mod tests {
         let given = |found| rule.given(found).map(CompactString::as_str);
         assert_eq!([given("0"), given("1"), given("2"), given("10")], [None, Some("2"), Some("2"), None]);
         assert_eq!(always("1").given("0"), Some(&"1".into()));
+    }
+
+    #[test]
+    fn a_setting_of_all_devices_counts_for_one_that_is_strict_or_will_be_and_is_left_alone_where_none_is() {
+        for (all, default, link, wanted, ours) in [
+            ("1", "0", "0", Some("2"), true),
+            ("0", "1", "0", Some("2"), true),
+            ("0", "0", "1", Some("2"), true),
+            ("0", "2", "0", None, false),
+            ("2", "1", "1", Some("2"), true),
+            ("3", "1", "1", None, false),
+        ] {
+            let root = tempfile::tempdir().expect("a directory");
+            let path = |device: &str| format!("net/ipv4/conf/{device}/rp_filter");
+            for (device, value) in [("all", all), ("default", default), ("eth0", link)] {
+                let file = root.path().join(path(device));
+                std::fs::create_dir_all(file.parent().expect("a directory")).expect("writable");
+                std::fs::write(file, format!("{value}\n")).expect("writable");
+            }
+            let rule = WantedSetting::InsteadOfAny { old: "1".into(), new: "2".into() };
+            let mut settings = Settings::new([(setting(&path("all")), rule)]);
+            settings.root = root.path().to_owned();
+            let expected: Vec<CompactString> = wanted.into_iter().map(CompactString::from).collect();
+            let told = format!("all {all}, default {default}, eth0 {link}");
+            assert_eq!(settings.wanted().into_values().collect::<Vec<_>>(), expected, "{told}");
+            assert_eq!(settings.read().expect("it can be read").len(), usize::from(ours), "{told}");
+            assert_eq!(settings.is_of_others(&setting(&path("all"))), !ours, "{told}");
+            let (key, want) = (setting(&path("all")), "2".into());
+            let failures = settings.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&want) }]);
+            assert!(failures.is_empty(), "{failures:?}");
+            let written = value_of(&root.path().join(path("all"))).expect("a file");
+            assert_eq!(written, wanted.unwrap_or(all), "{told}");
+            assert_eq!(value_of(&root.path().join(path("eth0"))).expect("a file"), link, "devices keep theirs: {told}");
+        }
     }
 
     #[test]

@@ -11,9 +11,15 @@
 //! - `vs/sloppy_tcp`: a segment in the middle of an unknown connection is scheduled as if it opened one. So a client whose packets come to another
 //!   node finds the same endpoint there, where the scheduler is `mh` and answers do not pass the node: from the first Service on that is served in that way.
 //!   Where it stays behind it does no harm: such a segment to a Service with NAT is answered with a reset by an endpoint, in place of this host.
+//! - `vs/pmtu_disc`: 0 while an IPv4 port is in tunnel mode: a packet that is too long for the tunnel, and may not be fragmented, is sent on in fragments of the packet around it, and the
+//!   pod gets it whole. With 1 the kernel drops it and would tell the client by ICMP, for which it takes no address in tunnel mode as source, so the client would hear nothing. It concerns IPv4 in tunnel mode alone,
+//!   so it does no harm where it stays behind. (IPv6 has no such setting: clients are told.)
 //! - `arp_ignore`, `arp_announce`: a service address is not announced by ARP from the wrong device.
 //! - `rp_filter`: strict filtering drops replies that come another way than the request left; it is made
-//!   loose where it is strict, and left off where it is off, on the links of all addresses of the Node.
+//!   loose where it is strict, and left off where it is off, on the links of all addresses of the Node. While an IPv4 port is in tunnel mode, pods answer with its address as source, to which no route leads where
+//!   they are: such an answer leaves its pod by any link of a pod, and comes to a pod of another node by any tunnel between the nodes. Of `all` and of a device the larger number counts, so `all` is 2 then where any device, or
+//!   `default`, is 1: also for links of pods and tunnels that come later, between which and their first packet nobody has to be fast. Where nothing is strict it stays off. To set the links of these pods alone would leave the
+//!   others strict, and needs the way to each pod; it would be too late for the first packets of each new one. Where distributions have `all` at 1 every device is loose with this program in any case.
 //! - `bridge-nf-call-*`: what pods of one node send each other through a service passes IPVS on its way back.
 
 use std::collections::BTreeMap;
@@ -28,10 +34,17 @@ use super::names::{BRIDGE, DEVICE};
 /// The first kernel version that handles reused ports by itself: 5.9.
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);
 
+/// What is served in tunnel mode, as far as settings follow from it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct InTunnelMode {
+    /// Any port of an IPv4 address.
+    pub is_any_v4: bool,
+    /// Connections that another director has opened are taken over.
+    pub takes_over: bool,
+}
+
 /// Returns the desired value of each setting, on a kernel of this version (major, minor).
-///
-/// `takes_over`: connections that another director has opened are taken over.
-pub fn settings(node: &LocalNode, kernel: (u32, u32), takes_over: bool) -> BTreeMap<Setting, WantedSetting> {
+pub fn settings(node: &LocalNode, kernel: (u32, u32), tunnels: InTunnelMode) -> BTreeMap<Setting, WantedSetting> {
     let mut settings = BTreeMap::new();
     let mut always = |path: &str, value: &str| {
         settings.insert(Setting(path.into()), WantedSetting::Always(value.into()));
@@ -40,8 +53,11 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32), takes_over: bool) -> BTree
     always("net/ipv4/vs/expire_nodest_conn", "1");
     always("net/ipv4/vs/expire_quiescent_template", "1");
     always("net/ipv4/vs/conn_reuse_mode", if kernel < REUSE_FIXED_IN { "0" } else { "1" });
-    if takes_over {
+    if tunnels.takes_over {
         always("net/ipv4/vs/sloppy_tcp", "1");
+    }
+    if tunnels.is_any_v4 {
+        always("net/ipv4/vs/pmtu_disc", "0");
     }
     if node.families.v4 {
         always("net/ipv4/conf/all/arp_ignore", "1");
@@ -51,6 +67,10 @@ pub fn settings(node: &LocalNode, kernel: (u32, u32), takes_over: bool) -> BTree
         for device in ["all", BRIDGE, DEVICE].into_iter().map(CompactString::from).chain(of_node) {
             let strict_to_loose = WantedSetting::InsteadOf { old: "1".into(), new: "2".into() };
             settings.insert(Setting(format_compact!("net/ipv4/conf/{device}/rp_filter")), strict_to_loose);
+        }
+        if tunnels.is_any_v4 {
+            let of_any = WantedSetting::InsteadOfAny { old: "1".into(), new: "2".into() };
+            settings.insert(Setting("net/ipv4/conf/all/rp_filter".into()), of_any);
         }
     }
     if node.families.v6 {
@@ -79,7 +99,7 @@ mod tests {
     #[test]
     fn reused_ports_are_left_to_kernels_that_can() {
         let mode = |kernel| {
-            let settings = settings(&LocalNode::default(), kernel, false);
+            let settings = settings(&LocalNode::default(), kernel, InTunnelMode::default());
             settings[&Setting("net/ipv4/vs/conn_reuse_mode".into())].clone()
         };
         assert_eq!(mode((5, 8)), WantedSetting::Always("0".into()));

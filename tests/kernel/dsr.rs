@@ -40,6 +40,8 @@ use crate::native::places::inside;
 
 #[path = "dsr/errors.rs"]
 mod errors;
+#[path = "dsr/large.rs"]
+mod large;
 #[path = "dsr/ways.rs"]
 mod ways;
 

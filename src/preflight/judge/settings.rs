@@ -11,11 +11,14 @@ use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::preflight::facts::{Facts, FoundSetting};
 use crate::preflight::{Finding, Level};
 use crate::proxy::local_node::LocalNode;
-use crate::proxy::settings::{kernel_version, settings as of_proxy};
+use crate::proxy::settings::{InTunnelMode, kernel_version, settings as of_proxy};
 use crate::router;
 
 /// Written by nobody here, and needed for packets of pods.
 const FORWARDING: [(&str, bool); 2] = [("net/ipv4/ip_forward", false), ("net/ipv6/conf/all/forwarding", true)];
+
+/// Filtering of devices that are made later.
+const LATER_DEVICES: &str = "net/ipv4/conf/default/rp_filter";
 
 /// Returns the settings that the agent writes on a host whose node's addresses are on these links.
 pub fn written(
@@ -29,7 +32,10 @@ pub fn written(
     }
     if config.proxy.is_some() {
         let node = LocalNode { families: config.families, links, ..LocalNode::default() };
-        written.extend(of_proxy(&node, kernel_version(release).unwrap_or((6, 0)), false));
+        // What Services with the annotation for direct server return need, whether or not there is one yet.
+        let tunnels =
+            InTunnelMode { is_any_v4: config.families.v4 && config.serves_through_tunnels(), takes_over: false };
+        written.extend(of_proxy(&node, kernel_version(release).unwrap_or((6, 0)), tunnels));
     }
     if config.firewall.is_some() {
         written.extend(firewall::settings::settings(config.router.is_some()));
@@ -39,8 +45,8 @@ pub fn written(
 
 /// Returns the settings that are read.
 pub fn asked(config: &Config, release: &str, links: BTreeMap<IpAddr, CompactString>) -> Vec<Setting> {
-    let forwarding = FORWARDING.into_iter().map(|(path, _)| Setting(path.into()));
-    written(config, release, links).into_keys().chain(forwarding).collect()
+    let read = FORWARDING.map(|(path, _)| path).into_iter().chain([LATER_DEVICES]).map(|path| Setting(path.into()));
+    written(config, release, links).into_keys().chain(read).collect()
 }
 
 /// Judges the settings that exist: one that does not belongs to a module, or to a device that is not there yet.
@@ -50,7 +56,11 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for (setting, wanted) in written(config, &facts.kernel.release, links) {
         let Some(FoundSetting { value, unwritable: Some(reason) }) = found.get(&setting) else { continue };
-        let Some(wanted) = wanted.given(value).filter(|wanted| wanted.as_str() != value) else { continue };
+        let is_of_later =
+            |strict: &str| found.get(&Setting(LATER_DEVICES.into())).is_some_and(|one| one.value == strict);
+        let Some(wanted) = wanted.given_beside(value, is_of_later).filter(|wanted| wanted.as_str() != value) else {
+            continue;
+        };
         let what = format!("it is {value}, has to be {wanted}, and cannot be written: {reason}");
         let why = "the agent writes it at its start, and /readyz names it until it is as it has to be".to_owned();
         let name = setting.0.replace('/', ".");

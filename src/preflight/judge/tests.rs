@@ -236,6 +236,20 @@ fn settings_that_cannot_be_written_matter_where_their_value_is_wrong() {
     );
     check_ok(&[], with("net/ipv4/conf/eth0/rp_filter", "0"), "settings");
     check(&[], with("net/ipv4/ip_forward", "0"), Level::Degraded, &["forwards no packets"]);
+    // Pods that answer for themselves do so from any link, also from one that is made later.
+    let all_off = |default: &'static str| {
+        move |facts: &mut Facts| {
+            let value = default.to_owned();
+            let later = FoundSetting { value, unwritable: None };
+            facts.kernel.settings.insert(Setting("net/ipv4/conf/default/rp_filter".into()), later);
+            with("net/ipv4/conf/all/rp_filter", "0")(facts);
+        }
+    };
+    let tunnels = ["--enable-direct-server-return"];
+    check(&tunnels, all_off("1"), Level::Degraded, &["net.ipv4.conf.all.rp_filter", "has to be 2"]);
+    check_ok(&tunnels, all_off("0"), "settings");
+    check_ok(&[], all_off("1"), "settings");
+    check(&tunnels, with("net/ipv4/vs/pmtu_disc", "1"), Level::Degraded, &["net.ipv4.vs.pmtu_disc", "has to be 0"]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::proxy::health_check::{self, HealthCheck, HealthChecks};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::names::{BRIDGE, DEVICE, Set};
 use crate::proxy::part::PartInputs;
+use crate::proxy::settings::InTunnelMode;
 use crate::proxy::{
     external_ip, guard, host_input, inside, masquerade, node_port, settings, source_ranges, unallocated,
 };
@@ -176,7 +177,8 @@ impl Plan {
     }
 
     pub(super) fn replace_settings(&mut self, changed: &mut ProxyChanges) {
-        let settings = settings::settings(&self.node, self.kernel, self.takes_over());
+        let tunnels = InTunnelMode { is_any_v4: self.shape.tunnels.v4, takes_over: self.takes_over() };
+        let settings = settings::settings(&self.node, self.kernel, tunnels);
         changed.settings |= settings != self.desired.settings;
         self.desired.settings = settings;
     }

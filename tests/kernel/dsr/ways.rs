@@ -15,7 +15,7 @@ fn on_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
 }
 
 /// Where such a link was made, in a namespace that is none of its hosts.
-fn beside_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
+pub(super) fn beside_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
     for module in ["ip_vs", "ip_vs_rr", "ip_vs_sh", "ip_vs_mh", "dummy", "ipip", "ip6_tunnel", "nf_conntrack"] {
         run(&format!("modprobe {module}"));
     }
@@ -32,7 +32,7 @@ fn beside_each_lan(test: impl Fn(&Lan, (Family, IpAddr)) + Send + Sync) {
     }
 }
 
-fn director(family: Family) -> Agent {
+pub(super) fn director(family: Family) -> Agent {
     let node = on_lan(family, DIRECTORS[0]).parse().expect("an address");
     Agent::on((family, node), "eth0", "--netfilter=nftables")
 }
@@ -198,12 +198,12 @@ fn answers_leave_the_pod_with_the_services_address_and_no_director_sees_one() {
 }
 
 /// A host of the lan that is the node of a pod, behind which the pod is: this namespace. Director and clients are others of the lan.
-struct NodeOfPod {
-    server: TcpListener,
+pub(super) struct NodeOfPod {
+    pub server: TcpListener,
 }
 
 impl NodeOfPod {
-    fn new(family: Family, service: IpAddr) -> (NodeOfPod, IpAddr) {
+    pub fn new(family: Family, service: IpAddr) -> (NodeOfPod, IpAddr) {
         let (bits, six, gateway, pod, mode) = match family {
             Family::V4 => ("24", "-4", "10.244.2.1", "10.244.2.9", "ipip local 10.244.2.9"),
             Family::V6 => (
@@ -277,6 +277,35 @@ fn a_host_that_drops_what_conntrack_calls_invalid_drops_answers_whose_question_c
         let six = if family == Family::V6 { "ip6" } else { "ip" };
         run(&format!("nft insert rule inet host forward {six} saddr {service} accept"));
         assert!(served(), "{family}: with what the pods answer accepted before");
+    });
+}
+
+/// As on hosts of a distribution that has every device filter strictly, and the setting of all of them at 0.
+#[test]
+fn a_pod_behind_a_link_that_filters_strictly_answers_and_where_no_link_does_nothing_is_filtered() {
+    with_families(|scene| {
+        let six = if scene.family == Family::V6 { 6 } else { 4 };
+        let path = |device: &str| format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
+        let put = |device: &str, value| fs::write(path(device), value).expect("a setting of the namespace");
+        for device in fs::read_dir("/proc/sys/net/ipv4/conf").expect("settings").flatten() {
+            put(&device.file_name().to_string_lossy(), "0");
+        }
+        let all = || fs::read_to_string(path("all")).expect("it is there").trim().to_owned();
+        Agent::new(scene, "--netfilter=nftables").serve(scene);
+        assert_eq!(all(), "0", "{}: nothing is strict", scene.family);
+        put("default", "1");
+        put(&format!("to-pod{six}"), "1");
+        let mut agent = Agent::new(scene, "--netfilter=nftables");
+        agent.serve(scene);
+        let answered = scene.asks_until_answered(Some(&scene.client), PORT);
+        assert_eq!(answered, Some((scene.client_address(), scene.service)), "{}", scene.family);
+        assert_eq!(all(), if six == 4 { "2" } else { "0" }, "{}", scene.family);
+        let of_link = fs::read_to_string(path(&format!("to-pod{six}"))).expect("it is there");
+        assert_eq!(of_link.trim(), "1", "the link keeps its own");
+        if six == 4 {
+            put("all", "0");
+            assert_eq!(scene.asks(Some(&scene.client), PORT), None, "nothing drops such an answer");
+        }
     });
 }
 

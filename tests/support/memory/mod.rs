@@ -418,7 +418,7 @@ impl Ruled for Memory<Settings> {
         // Those of a module have to be there.
         let of_module = rules.iter().filter_map(|(key, rule)| match rule {
             WantedSetting::OfModule { value, .. } => Some((key.clone(), value.clone())),
-            WantedSetting::Always(_) | WantedSetting::InsteadOf { .. } => None,
+            WantedSetting::Always(_) | WantedSetting::InsteadOf { .. } | WantedSetting::InsteadOfAny { .. } => None,
         });
         found.into_iter().filter_map(given).chain(of_module).collect()
     }
