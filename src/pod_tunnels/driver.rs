@@ -22,7 +22,7 @@ use super::apply::{self, Failure};
 use super::compare::{Obstacle, device_of};
 use super::machine::{Act, Hindrance, LeftOut, Machine, Next, Standing};
 use super::metrics::Metrics;
-use super::places::{Announced, AnnouncedPlaces, KnownPods, may_have};
+use super::places::{Announced, AnnouncedPlaces, KnownPods, may_have, of_sandboxes, sought};
 use super::search::{Found, directories, distinct, search, sees_directories};
 use crate::container_runtime::Sought;
 use crate::container_runtime::hosts::{Runtimes, SocketFile, socket_files};
@@ -77,6 +77,8 @@ pub fn spawn(inputs: Inputs, stop: watch::Receiver<bool>) -> io::Result<JoinHand
 enum Answer {
     /// Also whether the container runtime answered.
     Search(BTreeSet<IpAddr>, Found, bool),
+    /// The namespaces in which these addresses are, and whether the container runtime answered.
+    Check(BTreeMap<IpAddr, BTreeSet<NamespaceId>>, bool),
     /// The places, why there may be others, and whether the container runtime did not answer.
     Survey(BTreeSet<PathBuf>, Option<String>, bool),
 }
@@ -194,6 +196,13 @@ impl Driver {
                 self.machine.runtime_answered(answered, Instant::now());
                 self.machine.found(&searched, &found, Instant::now());
             }
+            Answer::Check(told, answered) => {
+                self.machine.runtime_answered(answered, Instant::now());
+                for address in self.machine.checked(&told, Instant::now()) {
+                    info!(pod = %address, "Pod has another network namespace than the one that was set up for direct server return, which is still there");
+                    self.places.forget(address);
+                }
+            }
             Answer::Survey(places, lacking, is_silent) => {
                 if is_silent {
                     self.machine.runtime_answered(false, Instant::now());
@@ -229,6 +238,7 @@ impl Driver {
                 self.machine.brought(&want, outcome, Instant::now());
             }
             Act::Search(lost) => self.start_search(lost),
+            Act::Check(settled) => self.start_check(settled),
             Act::Look(pods) => {
                 let is_gone = |(_, place, id): &(IpAddr, PathBuf, NamespaceId)| NamespaceId::at(place) != Some(*id);
                 let gone: BTreeSet<IpAddr> =
@@ -268,6 +278,20 @@ impl Driver {
         self.ask(async move |runtimes| {
             let (found, answered) = search(runtimes, &lost, &known.pods).await;
             Answer::Search(lost, found, answered)
+        });
+    }
+
+    /// Asks the runtime alone: of several namespaces with an address nobody else knows which is the pod's.
+    fn start_check(&mut self, settled: BTreeSet<IpAddr>) {
+        let known = self.inputs.wanted.borrow().clone();
+        self.ask(async move |runtimes| {
+            let told = runtimes.sandboxes(&sought(&settled, &known.pods)).await;
+            let answered = told.is_ok();
+            // Where a sandbox tells nothing it may be that of any of them.
+            let told = told.ok().filter(|told| told.lacking.is_none()).unwrap_or_default();
+            let places = of_sandboxes(&told.sandboxes, &settled, &known.pods).into_iter();
+            let ids = |places: Vec<PathBuf>| places.iter().filter_map(|place| NamespaceId::at(place)).collect();
+            Answer::Check(places.map(|(address, places)| (address, ids(places))).collect(), answered)
         });
     }
 

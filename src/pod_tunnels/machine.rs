@@ -4,7 +4,7 @@
 //!            wanted                   found                       as wanted
 //!  (nothing) ──────► Unknown ─search─────────► Unknown with places ─bring──► Settled ──┐ looked at every second,
 //!                     ▲  ▲                            │ fails                 │  ▲     │ compared every minute
-//!                     │  └────── later, searched ◄────┘                       │  └─────┘
+//!                     │  └────── later, searched ◄────┘                       │  └─────┘ and checked every minute
 //!                     └────────── the namespace is gone, or is another ───────┘
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! directories, and once something is wanted also of those that the container runtime tells ([`sweep`](super::sweep)). One namespace is looked at a time, between other acts.
 //!
 //! Times: what is wanted anew, announced or found is acted on at once. A sandbox that is made anew takes the namespace of the
-//! former one away, which is seen within [`LOOK`]. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
+//! former one away, which is seen within [`LOOK`]. Where that namespace stays, the runtime says within [`CHECK`] that the pod is elsewhere. What fails is tried again after 0.1 s and ever later up to [`SEARCH`], and less
 //! often after [`TRIES`] tries; where the pod's own namespace refuses, other services of the pod change nothing of that, because who may write Services could have one pod tried all the time. When the runtime answers again, or has a new socket, all that were searched for in vain are searched for at once. One pod that fails holds up no other. One that policies close and that cannot be looked into may go on answering, which is
 //! told as the pod that cannot be set up is; one without a sandbox has nothing that could answer.
 
@@ -32,6 +32,9 @@ use crate::kernel::namespace::NamespaceId;
 const LOOK: Duration = Duration::from_secs(1);
 /// Interval at which a pod that is as wanted is compared again.
 const COMPARE: Duration = Duration::from_secs(60);
+/// Interval at which the runtime is asked whether pods that are as wanted are in other namespaces: one may outlive its sandbox, where its network's plugin could not remove it, while
+/// another sandbox has the pod's address.
+const CHECK: Duration = Duration::from_secs(60);
 /// The longest time between two tries, as long as there were few.
 const SEARCH: Duration = Duration::from_millis(1600);
 const FIRST: Duration = Duration::from_millis(100);
@@ -47,6 +50,8 @@ pub enum Act {
     Bring { want: WantedTunnel, places: Vec<PathBuf> },
     /// Ask the runtime for the places of these pods.
     Search(BTreeSet<IpAddr>),
+    /// Ask the runtime in which namespaces these pods are.
+    Check(BTreeSet<IpAddr>),
     /// Look whether these namespaces are still at their places.
     Look(Vec<(IpAddr, PathBuf, NamespaceId)>),
     /// Look whether the runtime, which does not answer, has another socket than at the last search.
@@ -119,6 +124,8 @@ pub struct Machine {
     /// A search or a survey is on its way.
     searching: bool,
     look_at: Option<Instant>,
+    /// When the runtime is asked where settled pods are; `None` without any.
+    check_at: Option<Instant>,
     /// When it is looked at the sockets of the runtime; `None` where the last search was answered.
     sockets_at: Option<Instant>,
     sweep: Sweep,
@@ -320,6 +327,7 @@ impl Machine {
                 pod.due = Some(if is_current { now + COMPARE } else { now });
                 pod.state = State::Settled { place, namespace, services: want.services.clone() };
                 self.look_at.get_or_insert(now + LOOK);
+                self.check_at.get_or_insert(now + CHECK);
             }
             // With its namespace all that was in it has gone; a sweep looks whether it has: a place that is gone says nothing of a namespace that a container still has.
             Err((_, Hindrance::NotFound)) if is_over => {
@@ -347,6 +355,20 @@ impl Machine {
                 None => {}
             }
         }
+    }
+
+    /// Notes in which namespaces the runtime's sandboxes with these addresses are, and has pods searched for that were set up in none of them. Returns these.
+    pub fn checked(&mut self, told: &BTreeMap<IpAddr, BTreeSet<NamespaceId>>, now: Instant) -> BTreeSet<IpAddr> {
+        self.searching = false;
+        let mut moved = BTreeSet::new();
+        for (address, pod) in self.pods.iter_mut().filter(|(_, pod)| !pod.is_over) {
+            let State::Settled { namespace, .. } = &pod.state else { continue };
+            if told.get(address).is_some_and(|all| !all.is_empty() && !all.contains(namespace)) {
+                pod.lose(now);
+                moved.insert(*address);
+            }
+        }
+        moved
     }
 
     /// Notes the answer to a survey: all places, and why there may be others.
@@ -384,6 +406,7 @@ impl Machine {
             if !settled.is_empty() {
                 return Next::Act(Act::Look(settled));
             }
+            self.check_at = None;
         }
         let is_any_lost = self.pods.values().any(|pod| pod.is_lost);
         if !self.searching && is_any_lost && is_due(self.sockets_at) {
@@ -397,6 +420,14 @@ impl Machine {
                 return Next::Act(Act::Search(lost));
             }
         }
+        if !self.searching && is_due(self.check_at) {
+            let settled: BTreeSet<IpAddr> = self.settled().into_iter().map(|(address, ..)| address).collect();
+            self.check_at = (!settled.is_empty()).then(|| now + CHECK);
+            if !settled.is_empty() {
+                self.searching = true;
+                return Next::Act(Act::Check(settled));
+            }
+        }
         match self.next_of_sweep(now) {
             Some(act) => Next::Act(act),
             None => Next::Wait(self.deadline()),
@@ -408,7 +439,8 @@ impl Machine {
         let sweep = self.sweep.deadline(self.searching);
         let is_any_lost = self.pods.values().any(|pod| pod.is_lost);
         let sockets = self.sockets_at.filter(|_| is_any_lost && !self.searching);
-        due.chain(self.look_at).chain(sockets).chain(sweep).min()
+        let check = self.check_at.filter(|_| !self.searching);
+        due.chain(self.look_at).chain(check).chain(sockets).chain(sweep).min()
     }
 
     fn settled(&self) -> Vec<(IpAddr, PathBuf, NamespaceId)> {

@@ -35,17 +35,27 @@ struct Inside {
     id: u64,
     pod: IpAddr,
     services: Option<BTreeSet<IpAddr>>,
+    /// Its sandbox is gone.
+    is_left: bool,
 }
 
 impl Node {
     fn start(&mut self, pod: &str) {
         self.made += 1;
         let place = PathBuf::from(format!("/run/netns/{}", self.made));
-        self.namespaces.insert(place, Inside { id: self.made, pod: address(pod), services: None });
+        self.namespaces.insert(place, Inside { id: self.made, pod: address(pod), services: None, is_left: false });
     }
 
     fn stop(&mut self, pod: &str) {
         self.namespaces.retain(|_, inside| inside.pod != address(pod));
+    }
+
+    /// The sandbox goes, and its namespace does not.
+    fn leave(&mut self, pod: &str) {
+        self.namespaces
+            .values_mut()
+            .filter(|inside| inside.pod == address(pod))
+            .for_each(|inside| inside.is_left = true);
     }
 
     /// As text: each pod with what it answers for.
@@ -84,7 +94,7 @@ impl Node {
             Act::Search(lost) => {
                 self.searches += 1;
                 let mut found: BTreeMap<IpAddr, Vec<PathBuf>> = BTreeMap::new();
-                for (place, inside) in &self.namespaces {
+                for (place, inside) in self.namespaces.iter().filter(|(_, inside)| !inside.is_left) {
                     found.entry(inside.pod).or_default().push(place.clone());
                 }
                 let mut result = |address: &IpAddr| match found.remove(address) {
@@ -96,6 +106,15 @@ impl Node {
                 machine.runtime_answered(self.answers, now);
                 machine.found(&lost, &found, now);
                 self.saw_socket = self.socket;
+            }
+            Act::Check(settled) => {
+                let mut told: BTreeMap<IpAddr, BTreeSet<NamespaceId>> = BTreeMap::new();
+                let is_told = |inside: &&Inside| self.answers && !inside.is_left && settled.contains(&inside.pod);
+                for inside in self.namespaces.values().filter(is_told) {
+                    told.entry(inside.pod).or_default().insert(id(inside.id));
+                }
+                machine.runtime_answered(self.answers, now);
+                machine.checked(&told, now);
             }
             Act::Look(all) => {
                 let is_there = |place: &PathBuf, wanted: NamespaceId| {
@@ -199,6 +218,24 @@ fn a_sandbox_that_is_made_anew_is_set_up_within_two_seconds() {
     machine.announced(address(POD), PathBuf::from(format!("/run/netns/{}", node.made)), now);
     node.pass(&mut machine, &mut now, MOMENT);
     assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7");
+}
+
+#[test]
+fn a_pod_whose_namespace_outlives_its_sandbox_is_set_up_in_the_new_one() {
+    let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+    node.start(POD);
+    machine.want(&wanted(&[(POD, "203.0.113.7")]), true, now);
+    node.pass(&mut machine, &mut now, Duration::from_secs(10));
+    node.leave(POD);
+    node.start(POD);
+    node.pass(&mut machine, &mut now, CHECK);
+    assert_eq!(node.shown(), "10.244.1.5: 203.0.113.7; 10.244.1.5: 203.0.113.7", "the older one leads nowhere");
+    assert_eq!((node.searches, machine.standing().left_out), (2, Vec::new()));
+    // What is where it was is not searched for, and who does not answer says nothing.
+    node.pass(&mut machine, &mut now, CHECK * 10);
+    node.answers = false;
+    node.pass(&mut machine, &mut now, CHECK * 10);
+    assert_eq!((node.searches, machine.standing().set_up.len()), (2, 1));
 }
 
 #[test]
