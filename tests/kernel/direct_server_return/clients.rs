@@ -164,15 +164,38 @@ fn strangers_are_not_answered(nodes: &Nodes, place: &Path) {
     nodes.put("thief", "");
 }
 
-/// Millions of bytes in a second, of ten answers after each other, at the first address.
+/// Millions of bytes in a second, of ten answers after each other, at the first address: the median of three times, after one answer that does not count.
 fn throughput(expected: [&str; 2]) -> f64 {
     let [service, _] = parsed(SERVICES);
     let [expected, _] = parsed(expected);
-    let begun = Instant::now();
-    for _ in 0..10 {
-        assert_eq!(asked(service, MORE_PATIENCE), Ok(expected));
-    }
-    (10 * LONG) as f64 / 1e6 / begun.elapsed().as_secs_f64()
+    let answers = |count: usize| (0..count).for_each(|_| assert_eq!(asked(service, MORE_PATIENCE), Ok(expected)));
+    answers(1);
+    let mut found = [(); 3].map(|()| {
+        let begun = Instant::now();
+        answers(10);
+        (10 * LONG) as f64 / 1e6 / begun.elapsed().as_secs_f64()
+    });
+    found.sort_by(f64::total_cmp);
+    found[1]
+}
+
+/// How fast answers come: over the director's link as it is, and while that is slow.
+struct Measured {
+    fast: f64,
+    slow: f64,
+}
+
+/// With NAT and by the pod itself, each twice in turn: what the machine does beside concerns both.
+fn measured_in_turn(nodes: &Nodes) -> [[Measured; 2]; 2] {
+    let measured = |expected| Measured { fast: throughput(expected), slow: beside_slow_link(expected) };
+    [(); 2].map(|()| {
+        nodes.put_service(false);
+        nodes.until("with NAT", PODS);
+        let with_nat = measured(PODS);
+        nodes.put_service(true);
+        nodes.until("with direct server return again", SERVICES);
+        [with_nat, measured(SERVICES)]
+    })
 }
 
 /// How much the director's link to clients carries while it is slow.
@@ -202,22 +225,19 @@ fn datagrams_and_clients_of_the_pods_own_node_are_served_and_no_pod_answers_for_
             datagrams_are_answered(&nodes);
             own_node_is_served(&nodes);
             strangers_are_not_answered(&nodes, &place);
-            let through_tunnel = throughput(SERVICES);
-            let past_slow_link = beside_slow_link(SERVICES);
-            nodes.put_service(false);
-            nodes.until("with NAT", PODS);
-            let with_nat = throughput(PODS);
-            let over_slow_link = beside_slow_link(PODS);
-            println!(
-                "{filter}: answers of {LONG} bytes: {through_tunnel:.1} MB/s by the pod itself, {with_nat:.1} MB/s with NAT through the director; where that sends {SLOW} to clients at most, \
-                 {past_slow_link:.1} and {over_slow_link:.1}"
-            );
-            // 12.5 MB/s is what the link carries.
-            assert!(over_slow_link < 13.0, "the director's link is not slow: {over_slow_link:.1} MB/s");
-            assert!(
-                past_slow_link > 1.5 * over_slow_link,
-                "answers of the pod itself are not faster: {past_slow_link:.1} MB/s"
-            );
+            for [with_nat, by_pod] in measured_in_turn(&nodes) {
+                println!(
+                    "{filter}: answers of {LONG} bytes: {:.1} MB/s with NAT through the director, {:.1} by the pod itself; where the director sends {SLOW} to clients at most, {:.1} and {:.1}",
+                    with_nat.fast, by_pod.fast, with_nat.slow, by_pod.slow
+                );
+                // 12.5 MB/s is what the link carries.
+                assert!(with_nat.slow < 13.0, "the director's link is not slow: {:.1} MB/s", with_nat.slow);
+                assert!(
+                    by_pod.slow > 1.5 * with_nat.slow,
+                    "answers of the pod itself are not faster: {:.1} MB/s",
+                    by_pod.slow
+                );
+            }
             drop(answering);
             drop(server);
             runtime.end_sandbox(&id);
