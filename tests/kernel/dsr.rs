@@ -38,6 +38,8 @@ use crate::ipvs::in_use;
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::places::inside;
 
+#[path = "dsr/clients.rs"]
+mod clients;
 #[path = "dsr/errors.rs"]
 mod errors;
 #[path = "dsr/large.rs"]
