@@ -34,7 +34,7 @@ use super::names::{BRIDGE, DEVICE};
 /// The first kernel version that handles reused ports by itself: 5.9.
 const REUSE_FIXED_IN: (u32, u32) = (5, 9);
 
-/// What is served in tunnel mode, as far as settings follow from it.
+/// Ports in tunnel mode, as far as settings follow from them.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct InTunnelMode {
     /// Any port of an IPv4 address.
