@@ -1,6 +1,6 @@
 //! How packets between nodes are encapsulated, and what each way adds to them.
 //!
-//! `--overlay-encap`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`, `--overlay-wireguard-port`.
+//! `--overlay-encap`, `--overlay-encap-receive`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`, `--overlay-wireguard-port`.
 
 use crate::net::Family;
 
@@ -40,6 +40,24 @@ pub struct Encryption {
     pub port: u16,
 }
 
+/// `--overlay-encap-receive`: other kinds of tunnels in which packets of nodes are taken, by which nothing is sent. In the order of the kinds, each once.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Received([Option<Encapsulation>; 3]);
+
+impl Received {
+    /// Returns the kinds that are among `kinds` and are not `sent`; in the order of `kinds`, so far as there is room for them.
+    pub fn besides(sent: Encapsulation, kinds: impl IntoIterator<Item = Encapsulation>) -> Received {
+        let mut received = Received::default();
+        let others = kinds.into_iter().filter(|kind| *kind != sent);
+        received.0.iter_mut().zip(others).for_each(|(place, kind)| *place = Some(kind));
+        received
+    }
+
+    pub fn kinds(self) -> impl Iterator<Item = Encapsulation> {
+        self.0.into_iter().flatten()
+    }
+}
+
 /// Length of a UDP header, of GUE without options, of the header of VXLAN, and of Ethernet's.
 const UDP: u32 = 8;
 const GUE: u32 = 4;
@@ -49,6 +67,16 @@ const ETHERNET: u32 = 14;
 const WIREGUARD: u32 = 16 + 16;
 
 impl Encapsulation {
+    /// Returns the word that the flags have for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Encapsulation::Ipip => "ipip",
+            Encapsulation::Fou(_) => "fou",
+            Encapsulation::Vxlan(_) => "vxlan",
+            Encapsulation::Wireguard(_) => "wireguard",
+        }
+    }
+
     /// Returns the number of bytes that are added to a packet on its way to an address of this family.
     pub fn overhead(self, outer: Family) -> u32 {
         let ip = match outer {
@@ -68,6 +96,16 @@ impl Encapsulation {
         match self {
             Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => None,
             Encapsulation::Fou(Fou { port }) => Some(port),
+        }
+    }
+
+    /// Returns the UDP port of all nodes, where there is one.
+    pub fn port(self) -> Option<u16> {
+        match self {
+            Encapsulation::Ipip => None,
+            Encapsulation::Fou(fou) => Some(fou.port),
+            Encapsulation::Vxlan(network) => Some(network.port),
+            Encapsulation::Wireguard(encryption) => Some(encryption.port),
         }
     }
 

@@ -201,6 +201,9 @@ pub struct Flags {
     /// Kind of tunnel: ipip, fou or vxlan (both over UDP), or wireguard (encrypted)
     #[arg(long, default_value = "ipip")]
     pub overlay_encap: String,
+    /// Other kinds of tunnels in which packets of nodes are taken, to change from one to another node by node
+    #[arg(long)]
+    pub overlay_encap_receive: Vec<Strings>,
     /// UDP port of fou tunnels, 1024 or higher
     #[arg(long, default_value = "5555")]
     pub overlay_encap_port: u16,

@@ -39,7 +39,7 @@ pub use ask::{Ask, Output};
 pub use command_line::{Request, TOOLCHAIN, VERSION, request};
 pub use drain::{DrainConfig, DrainLabel, TaintPattern};
 pub use duration::GoDuration;
-pub use encapsulation::{Encapsulation, Encryption, Fou, VxlanNetwork};
+pub use encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 pub use environment::Environment;
 pub use firewall::FirewallConfig;
 pub use flags::Flags;
@@ -161,7 +161,7 @@ impl Config {
         let firewall = FirewallConfig::from_flags(flags, &proxy, mistakes);
         let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
         if let Some(overlay) = router.overlay.filter(|_| flags.run_router) {
-            proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.encapsulation.overhead(family));
+            proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
         }
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {

@@ -49,7 +49,7 @@ pub struct ProxyConfig {
     /// Services with `kube-router.io/service.dsr: tunnel` are served through tunnels. No flag: whoever starts the service proxy says whether the
     /// pods' side, where these tunnels end, is kept too.
     pub tunnel_mode: bool,
-    /// The number of bytes that the router's overlay adds to a packet between nodes; 0 where this program runs none.
+    /// The largest number of bytes that the router's overlay adds to a packet between nodes, by any kind of tunnels; 0 where this program runs none.
     pub overlay_overhead: PerFamily<u32>,
 }
 

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use super::drain::DrainConfig;
 use super::duration::GoDuration;
-use super::encapsulation::{Encapsulation, Encryption, Fou, VxlanNetwork};
+use super::encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
-use crate::net::{Bfd, ExternalPeer, NoSecret, Password, Secret, asn};
+use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +33,7 @@ pub struct RouterConfig {
     pub auto_mtu: bool,
     /// `--enable-pod-egress`: packets from pods to the outside leave with the node's address.
     pub pod_egress: bool,
-    /// `--enable-overlay`, `--overlay-type`, `--overlay-encap` and its ports; `None` for no tunnels.
+    /// `--enable-overlay`, `--overlay-type`, `--overlay-encap` and its ports, `--overlay-encap-receive`; `None` for no tunnels.
     pub overlay: Option<Overlay>,
     /// `--state-dir`: the file of this node's private key, where packets between nodes are encrypted.
     pub key_file: Option<PathBuf>,
@@ -88,7 +88,43 @@ pub struct RouterConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overlay {
     pub reach: Reach,
+    /// By which packets are sent, and received.
     pub encapsulation: Encapsulation,
+    /// Those by which packets are received alone.
+    pub received: Received,
+}
+
+impl Overlay {
+    /// Returns all kinds of tunnels in which packets are received, that by which they are sent first.
+    pub fn kinds(self) -> impl Iterator<Item = Encapsulation> {
+        std::iter::once(self.encapsulation).chain(self.received.kinds())
+    }
+
+    /// Returns the kind of the devices of which there is one for each node; `None` where there are none. They take what comes by `ipip` and by `fou`, whichever
+    /// they send by.
+    pub fn device_of_each_node(self) -> Option<Encapsulation> {
+        self.kinds().find(|kind| matches!(kind, Encapsulation::Ipip | Encapsulation::Fou(_)))
+    }
+
+    /// Returns the UDP port at which the kernel receives packets inside GUE; `None` where it receives none.
+    pub fn gue_port(self) -> Option<u16> {
+        self.kinds().find_map(Encapsulation::gue_port)
+    }
+
+    /// Returns the network of the nodes, where packets are received by it.
+    pub fn vxlan(self) -> Option<VxlanNetwork> {
+        self.kinds().find_map(Encapsulation::vxlan)
+    }
+
+    /// Returns how packets are decrypted, where encrypted ones are received.
+    pub fn wireguard(self) -> Option<Encryption> {
+        self.kinds().find_map(Encapsulation::wireguard)
+    }
+
+    /// Returns the largest number of bytes that one of the kinds adds to a packet on its way to an address of this family: another node may send by that.
+    pub fn overhead(self, outer: Family) -> u32 {
+        self.kinds().map(|kind| kind.overhead(outer)).max().unwrap_or_default()
+    }
 }
 
 /// The nodes between which there are tunnels.
@@ -235,32 +271,61 @@ fn overlay(flags: &Flags, mistakes: &mut Mistakes) -> Option<Overlay> {
     let reach = mistakes.one_of("overlay-type", &flags.overlay_type, subnet, full);
     let fou = Encapsulation::Fou(Fou { port: flags.overlay_encap_port });
     let vxlan = VxlanNetwork { port: flags.overlay_vxlan_port, id: flags.overlay_vxlan_id };
-    let encapsulation = match flags.overlay_encap.as_str() {
-        "ipip" => Encapsulation::Ipip,
-        "fou" => fou,
-        "vxlan" => Encapsulation::Vxlan(vxlan),
-        "wireguard" => Encapsulation::Wireguard(Encryption { port: flags.overlay_wireguard_port }),
-        other => {
-            mistakes.add(format!("--overlay-encap must be ipip, fou, vxlan or wireguard; it is {other:?}."));
-            Encapsulation::Ipip
-        }
-    };
+    let wireguard = Encryption { port: flags.overlay_wireguard_port };
+    let kinds = [Encapsulation::Ipip, fou, Encapsulation::Vxlan(vxlan), Encapsulation::Wireguard(wireguard)];
+    let encapsulation = kinds.into_iter().find(|kind| kind.name() == flags.overlay_encap).unwrap_or_else(|| {
+        let typed = &flags.overlay_encap;
+        mistakes.add(format!("--overlay-encap must be ipip, fou, vxlan or wireguard; it is {typed:?}."));
+        Encapsulation::Ipip
+    });
     mistakes.number_within("overlay-encap-port", flags.overlay_encap_port.into(), 1024..=65535);
     mistakes.number_within("overlay-vxlan-port", flags.overlay_vxlan_port.into(), 1024..=65535);
     mistakes.number_within("overlay-vxlan-id", flags.overlay_vxlan_id.into(), 1..=(1 << 24) - 1);
     mistakes.number_within("overlay-wireguard-port", flags.overlay_wireguard_port.into(), 1024..=65535);
-    flags.enable_overlay.then_some(Overlay { reach, encapsulation })
+    let received = received(flags, kinds, encapsulation, mistakes);
+    flags.enable_overlay.then_some(Overlay { reach, encapsulation, received })
+}
+
+fn received(flags: &Flags, kinds: [Encapsulation; 4], sent: Encapsulation, mistakes: &mut Mistakes) -> Received {
+    let typed = || flags.overlay_encap_receive.iter().flat_map(|list| &list.0).map(|text| text.trim());
+    for wrong in typed().filter(|typed| kinds.iter().all(|kind| kind.name() != *typed)) {
+        mistakes.add(format!(
+            "--overlay-encap-receive must be ipip, fou, vxlan or wireguard, with commas between them; {wrong:?} is none."
+        ));
+    }
+    if typed().any(|typed| typed == sent.name()) {
+        mistakes.add(format!(
+            "--overlay-encap-receive names what is received besides --overlay-encap, which is {} already.",
+            sent.name()
+        ));
+    }
+    if !flags.enable_overlay && typed().next().is_some() {
+        mistakes.add(
+            "--overlay-encap-receive is about tunnels between nodes, which --enable-overlay=false switches off."
+                .to_owned(),
+        );
+    }
+    let is_typed = |kind: &Encapsulation| typed().any(|typed| typed == kind.name());
+    let received = Received::besides(sent, kinds.into_iter().filter(is_typed));
+    let ports: Vec<u16> = std::iter::once(sent).chain(received.kinds()).filter_map(Encapsulation::port).collect();
+    if let Some(port) = ports.iter().find(|port| ports.iter().filter(|other| other == port).count() > 1) {
+        mistakes.add(format!(
+            "--overlay-encap and --overlay-encap-receive need a UDP port for each kind of tunnels; {port} is that of two."
+        ));
+    }
+    received
 }
 
 /// The file of the private key in the directory of the state.
 pub const KEY_FILE: &str = "wireguard.key";
 
 fn key_file(flags: &Flags, overlay: Option<Overlay>, mistakes: &mut Mistakes) -> Option<PathBuf> {
-    overlay?.encapsulation.wireguard()?;
+    let overlay = overlay.filter(|overlay| overlay.wireguard().is_some())?;
     if flags.state_dir.is_empty() {
-        mistakes.add(
-            "--overlay-encap=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one.".to_owned(),
-        );
+        let flag = if overlay.encapsulation.wireguard().is_some() { "overlay-encap" } else { "overlay-encap-receive" };
+        mistakes.add(format!(
+            "--{flag}=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one."
+        ));
     }
     Some(PathBuf::from(&flags.state_dir).join(KEY_FILE))
 }

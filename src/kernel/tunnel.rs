@@ -15,7 +15,8 @@
 //! Limits and surprises:
 //! - Path MTU discovery is on, so that a packet that does not fit is answered and not cut. IPv6 tunnels are made without the
 //!   option that limits encapsulation, which would take eight bytes of every packet.
-//! - The type, and whether there is UDP, cannot be changed in place; addresses, TTL, the port and the MTU can.
+//! - The type cannot be changed in place; addresses, TTL, the MTU, the port and whether there is UDP can.
+//! - Whether a device sends inside UDP or not, it takes what comes by either from its other end.
 
 mod receive;
 mod target;

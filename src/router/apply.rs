@@ -329,9 +329,10 @@ impl<K: Kernel> Mirrors<K> {
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
-        self.grow_tunnels(learned, at);
-        self.grow_overlay(desired, learned, at);
-        self.grow_wireguard(desired, learned, leave, at);
+        let mut came = self.grow_tunnels(learned, at);
+        came.extend(self.grow_overlay(desired, learned, at));
+        came.extend(self.grow_wireguard(desired, learned, leave, at));
+        self.keep_settings_of(&came, desired, at);
         let past_walls = self.past_walls(learned, at);
         let may_change =
             |key: &RouteKey| growth == Growth::Full || !learned.is_given(key.destination) || past_walls.contains(key);

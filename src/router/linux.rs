@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::config::{Backend, RouterConfig};
+use crate::config::{Backend, Encapsulation, Overlay, RouterConfig};
 use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
@@ -69,13 +69,32 @@ pub fn open(
     for error in module::load(&settings::modules(config, families)) {
         warn!(%error, "Loading a kernel module failed");
     }
-    let port = config.overlay.and_then(|overlay| overlay.encapsulation.gue_port());
+    if let Some(overlay) = config.overlay {
+        notice_received(overlay);
+    }
+    let port = config.overlay.and_then(Overlay::gue_port);
     let targets = opened(Some(config.backend), port, config.auto_mtu, pod_ranges)?;
     let wireguard_devices = KeyedDevices::open(config.key_file.clone(), config.auto_mtu)?;
     Ok(Targets { wireguard_devices, ..targets })
 }
 
-/// Like [`open`], without loading anything. `port`: the value of [`Encapsulation::gue_port`](crate::config::Encapsulation), if any.
+/// Says once by which other kinds of tunnels packets are received.
+fn notice_received(overlay: Overlay) {
+    let sent = overlay.encapsulation.name();
+    let received = overlay.received.kinds().map(Encapsulation::name).collect::<Vec<_>>().join(",");
+    if received.is_empty() {
+        return;
+    }
+    info!(sent, received, "Packets of nodes that send by other tunnels are received, too (--overlay-encap-receive)");
+    if overlay.encapsulation.wireguard().is_some() {
+        warn!(
+            received,
+            "These packets of pods arrive without encryption until --overlay-encap-receive is gone from all nodes"
+        );
+    }
+}
+
+/// Like [`open`], without loading anything. `port`: the value of [`Overlay::gue_port`], if any.
 ///
 /// # Errors
 /// As [`open`].

@@ -2,12 +2,12 @@
 //!
 //! `--auto-mtu`. Pods get the MTU of the link that carries the node's address, so that nothing is lost between nodes of one
 //! subnet. With `--overlay-type=full` all traffic between pods of different nodes goes through tunnels, and what a tunnel adds
-//! is taken off. With `subnet` it is not: a packet that is too large for a tunnel is answered by this node ("fragmentation
+//! is taken off; of the kinds by which packets are received (`--overlay-encap-receive`) the one that adds most counts, because other nodes send by it. With `subnet` it is not: a packet that is too large for a tunnel is answered by this node ("fragmentation
 //! needed", "packet too big"), and the pod sends smaller ones on that path alone.
 
 use std::net::IpAddr;
 
-use crate::config::{Overlay, Reach, RouterConfig};
+use crate::config::{Encapsulation, Reach, RouterConfig};
 use crate::net::{Family, PerFamily};
 
 /// The minimum MTU of an IPv6 link (RFC 8200 5).
@@ -19,15 +19,15 @@ pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>)
     let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
     let added = through_tunnels.map_or(0, |overlay| {
         let possible = Family::BOTH.into_iter().filter(|family| *families.of(*family));
-        possible.map(|family| overlay.encapsulation.overhead(family)).max().unwrap_or_default()
+        possible.map(|family| overlay.overhead(family)).max().unwrap_or_default()
     });
     Some(link.saturating_sub(added).max(LEAST.min(link)))
 }
 
-/// Returns the MTU of the tunnel to an address; `None` to leave it to the kernel.
-pub fn tunnel(link: Option<u32>, config: &RouterConfig, overlay: Overlay, remote: IpAddr) -> Option<u32> {
+/// Returns the MTU of a tunnel of this kind to an address; `None` to leave it to the kernel.
+pub fn tunnel(link: Option<u32>, config: &RouterConfig, kind: Encapsulation, remote: IpAddr) -> Option<u32> {
     let link = link.filter(|_| config.auto_mtu)?;
-    Some(link.saturating_sub(overlay.encapsulation.overhead(Family::from(remote))).max(LEAST.min(link)))
+    Some(link.saturating_sub(kind.overhead(Family::from(remote))).max(LEAST.min(link)))
 }
 
 #[cfg(test)]
@@ -51,6 +51,10 @@ mod tests {
             (&["--overlay-type=full", "--overlay-encap=vxlan"], BOTH, 1430),
             (&["--overlay-type=full", "--overlay-encap=wireguard"], V4, 1440),
             (&["--overlay-type=full", "--overlay-encap=wireguard"], BOTH, 1420),
+            (&["--overlay-type=full", "--overlay-encap-receive=vxlan"], V4, 1450),
+            (&["--overlay-type=full", "--overlay-encap-receive=vxlan,wireguard"], BOTH, 1420),
+            (&["--overlay-type=full", "--overlay-encap=wireguard", "--overlay-encap-receive=ipip"], BOTH, 1420),
+            (&["--overlay-encap-receive=vxlan"], BOTH, 1500),
         ] {
             assert_eq!(pods(Some(1500), &config(words), families), Some(mtu), "{words:?}");
         }
@@ -70,7 +74,7 @@ mod tests {
         let of = |words: &[&str], remote: &str| {
             let config = config(words);
             let overlay = config.overlay.expect("there are tunnels");
-            tunnel(Some(9000), &config, overlay, remote.parse().expect("an address"))
+            tunnel(Some(9000), &config, overlay.encapsulation, remote.parse().expect("an address"))
         };
         assert_eq!(of(&[], "192.0.2.1"), Some(8980));
         assert_eq!(of(&[], "2001:db8::1"), Some(8960));

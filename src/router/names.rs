@@ -43,18 +43,23 @@ pub const CHAIN_EGRESS: &str = "KUBE-ROUTER-EGRESS";
 /// The filter chain that accepts packets of pods.
 pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 
-/// The chains that keep others from sending into tunnels inside UDP: pods, hosts that are no nodes, and who would get a node's address.
+/// The chains that keep others from sending into `vxlan`: pods, hosts that are no nodes, and who would get a node's address.
 pub const CHAIN_OVERLAY_PODS: &str = "KUBE-ROUTER-OVERLAY-PODS";
 pub const CHAIN_OVERLAY_IN: &str = "KUBE-ROUTER-OVERLAY-IN";
 pub const CHAIN_OVERLAY_OUT: &str = "KUBE-ROUTER-OVERLAY-OUT";
+/// Those of tunnels of `fou`, where the kernel compares the sender.
+pub const CHAIN_FOU_PODS: &str = "KUBE-ROUTER-FOU-PODS";
+pub const CHAIN_FOU_OUT: &str = "KUBE-ROUTER-FOU-OUT";
 
 /// All our chains of iptables, with their tables.
-pub const CHAINS: [(Table, &str); 5] = [
+pub const CHAINS: [(Table, &str); 7] = [
     (Table::Filter, CHAIN_PODS),
     (Table::Nat, CHAIN_EGRESS),
     (Table::Mangle, CHAIN_OVERLAY_PODS),
     (Table::Mangle, CHAIN_OVERLAY_IN),
     (Table::Mangle, CHAIN_OVERLAY_OUT),
+    (Table::Mangle, CHAIN_FOU_PODS),
+    (Table::Mangle, CHAIN_FOU_OUT),
 ];
 
 /// The table of nf_tables, with all that follows.
@@ -64,7 +69,7 @@ pub const NFT_EGRESS: &str = "pod_snat";
 /// The base chains that mark answers of pods for the host's own chain, and take the mark away again.
 pub const NFT_ANSWERS: &str = "answers";
 pub const NFT_ANSWER_MARKS: &str = "answer_marks";
-/// The base chains that keep others from sending into tunnels inside UDP.
+/// The beginnings of the names of base chains that keep others from sending into tunnels inside UDP; of each kind and family there is one: `overlay_pods_vxlan4`.
 pub const NFT_OVERLAY_PODS: &str = "overlay_pods";
 pub const NFT_OVERLAY_IN: &str = "overlay_in";
 pub const NFT_OVERLAY_OUT: &str = "overlay_out";

@@ -11,7 +11,7 @@
 //! | from no node's address, to this host; `vxlan` alone | where it arrives |
 //! | to an address of this host at which no tunnel ends; `vxlan` alone | where it arrives |
 //!
-//! In the kernel, chains in `mangle`, entered for the port alone:
+//! In the kernel, chains in `mangle` for each kind (those of `fou` are `KUBE-ROUTER-FOU-PODS` and `-OUT`), entered for its port alone:
 //!
 //! ```text
 //! iptables -t mangle -A PREROUTING  -p udp -m udp --dport 4789 -j KUBE-ROUTER-OVERLAY-PODS
@@ -25,15 +25,17 @@
 //! ```
 //!
 //! With nftables the same, of `vxlan` for packets of our number alone: devices of others at the same port, with peers that are no nodes, go on.
-//! What arrives is judged behind IPVS there, so a Service may have the port. Packets between nodes are not tracked:
+//! What arrives is judged behind IPVS there, so a Service may have the port. Packets between nodes are not tracked. Each kind and family has chains of its own, so
+//! that those of one stay as long as its device does, whatever else changes:
 //!
 //! ```text
-//! chain overlay_untracked { type filter hook prerouting priority raw; udp dport 4789 @th,96,24 1 ip saddr @nodes4 ip daddr 192.0.2.1 notrack }
-//! chain overlay_sent      { type filter hook output priority raw; udp dport 4789 @th,96,24 1 ip saddr 192.0.2.1 ip daddr @nodes4 notrack }
-//! chain overlay_pods      { type filter hook prerouting priority mangle; udp dport 4789 @th,96,24 1 iifname "kube-bridge" drop }
-//! chain overlay_in        { type filter hook input priority srcnat + 1; udp dport 4789 @th,96,24 1 ip saddr != @nodes4 drop;
+//! chain overlay_untracked_vxlan4 { type filter hook prerouting priority raw; udp dport 4789 @th,96,24 1 ip saddr @nodes4 ip daddr 192.0.2.1 notrack }
+//! chain overlay_sent_vxlan4 { type filter hook output priority raw; udp dport 4789 @th,96,24 1 ip saddr 192.0.2.1 ip daddr @nodes4 notrack }
+//! chain overlay_pods_vxlan4 { type filter hook prerouting priority mangle; udp dport 4789 @th,96,24 1 meta nfproto ipv4
+//!     iifname "kube-bridge" drop }
+//! chain overlay_in_vxlan4 { type filter hook input priority srcnat + 1; udp dport 4789 @th,96,24 1 ip saddr != @nodes4 drop;
 //!     udp dport 4789 @th,96,24 1 ip daddr != 192.0.2.1 drop }
-//! chain overlay_out       { type filter hook postrouting priority mangle; udp dport 4789 @th,96,24 1 ip saddr != 192.0.2.1 ip daddr @nodes4
+//! chain overlay_out_vxlan4 { type filter hook postrouting priority mangle; udp dport 4789 @th,96,24 1 ip saddr != 192.0.2.1 ip daddr @nodes4
 //!     ip saddr != @nodes4 drop }
 //! ```
 //!
@@ -45,7 +47,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::Encapsulation;
+use ipnet::IpNet;
+
+use crate::config::{Encapsulation, Fou, Overlay, VxlanNetwork};
 use crate::kernel::iptables::rule::{IpProtocol, SetSides, Side};
 use crate::kernel::iptables::{Match, Piece, Rule, Rules, Table, Verdict};
 use crate::kernel::nftables::{self, Base, BaseKind, Chain, Content, Hook, Lookup, Object};
@@ -53,8 +57,8 @@ use crate::net::{Family, PortRange, Protocol};
 
 use super::identity::Identity;
 use super::names::{
-    BRIDGE, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT, CHAIN_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT, NFT_OVERLAY_PODS,
-    NFT_OVERLAY_SENT, NFT_OVERLAY_UNTRACKED, Set,
+    BRIDGE, CHAIN_FOU_OUT, CHAIN_FOU_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT, CHAIN_OVERLAY_PODS, NFT_OVERLAY_IN,
+    NFT_OVERLAY_OUT, NFT_OVERLAY_PODS, NFT_OVERLAY_SENT, NFT_OVERLAY_UNTRACKED, Set,
 };
 
 /// Before connection tracking.
@@ -64,6 +68,9 @@ const MANGLE: i32 = -150;
 /// Behind IPVS, which takes packets to Services at 98 and 99.
 const BEHIND_SERVICES: i32 = 101;
 
+/// The beginnings of the names of chains that drop packets.
+const DROPPING: [&str; 3] = [NFT_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT];
+
 const BY_PODS: &str = "tunnel packets of pods";
 const BY_OTHERS: &str = "tunnel packets of hosts that are no nodes";
 const ELSEWHERE: &str = "tunnel packets to addresses where no tunnel ends";
@@ -71,48 +78,93 @@ const BORROWED: &str = "tunnel packets that would get the address of a node";
 
 /// Packets of tunnels between nodes, as the packet filter tells them from others.
 #[derive(Clone, Copy, Debug)]
-struct Carrier {
-    port: u16,
-    /// The number of the network (VNI), where the kernel does not compare the sender; `None` where it does.
-    number: Option<u32>,
+enum Carrier {
+    /// The kernel compares the sender.
+    Fou(Fou),
+    /// It does not.
+    Vxlan(VxlanNetwork),
 }
 
 impl Carrier {
-    fn of(encapsulation: Encapsulation) -> Option<Carrier> {
-        match encapsulation {
+    /// Returns those of all kinds of tunnels in which packets are received.
+    fn all(overlay: Overlay) -> impl Iterator<Item = Carrier> {
+        overlay.kinds().filter_map(|kind| match kind {
             // The kernel takes nothing that another node's key has not sealed.
             Encapsulation::Ipip | Encapsulation::Wireguard(_) => None,
-            Encapsulation::Fou(fou) => Some(Carrier { port: fou.port, number: None }),
-            Encapsulation::Vxlan(network) => Some(Carrier { port: network.port, number: Some(network.id) }),
+            Encapsulation::Fou(fou) => Some(Carrier::Fou(fou)),
+            Encapsulation::Vxlan(network) => Some(Carrier::Vxlan(network)),
+        })
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Carrier::Fou(fou) => fou.port,
+            Carrier::Vxlan(network) => network.port,
         }
+    }
+
+    /// Returns the number of the network (VNI), where the kernel does not compare the sender.
+    fn number(self) -> Option<u32> {
+        match self {
+            Carrier::Fou(_) => None,
+            Carrier::Vxlan(network) => Some(network.id),
+        }
+    }
+
+    /// Returns the name of its base chain for a family.
+    fn chain(self, of: &str, family: Family) -> Object {
+        let kind = match self {
+            Carrier::Fou(_) => "fou",
+            Carrier::Vxlan(_) => "vxlan",
+        };
+        let family = match family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        Object::Chain(format!("{of}_{kind}{family}").into())
     }
 }
 
 /// Returns whether a piece of iptables is part of this.
 pub fn is_piece(piece: &Piece) -> bool {
-    let ours = [CHAIN_OVERLAY_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT];
+    [CHAIN_FOU_PODS, CHAIN_FOU_OUT].contains(&chain_of(piece)) || guards_vxlan(piece)
+}
+
+/// Returns whether a piece of iptables guards a device of `vxlan`.
+pub fn guards_vxlan(piece: &Piece) -> bool {
+    [CHAIN_OVERLAY_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT].contains(&chain_of(piece))
+}
+
+fn chain_of(piece: &Piece) -> &str {
     match piece {
-        Piece::Chain { chain, .. } => ours.contains(&chain.as_str()),
-        Piece::Jump { to, .. } => ours.contains(&to.as_str()),
-        Piece::Leftover { .. } => false,
+        Piece::Chain { chain, .. } => chain,
+        Piece::Jump { to, .. } => to,
+        Piece::Leftover { .. } => "",
     }
 }
 
-/// Returns the chains of our table that drop packets.
-pub fn dropping_chains() -> [Object; 3] {
-    [NFT_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT].map(|name| Object::Chain(name.into()))
+/// Returns the chains of our table that guard the device of `vxlan` of a family.
+pub fn guarding_vxlan(family: Family) -> [Object; 3] {
+    let any = Carrier::Vxlan(VxlanNetwork { port: 0, id: 0 });
+    DROPPING.map(|of| any.chain(of, family))
 }
 
-/// Returns whether the chains that drop packets need an object of our table: they themselves, and the sets.
+/// Returns whether the chains that drop packets need an object of our table: they themselves, also those that an earlier version has made, and the sets.
 pub fn needs(object: &Object) -> bool {
-    matches!(object, Object::Set(_)) || dropping_chains().contains(object)
+    match object {
+        Object::Set(_) => true,
+        Object::Chain(name) => DROPPING.iter().any(|of| name.as_str().starts_with(of)),
+        _ => false,
+    }
 }
 
 /// Returns the chains and the jumps to them, for one family; none where no tunnel of it ends here.
-pub fn rules(own: &Identity, encapsulation: Encapsulation, family: Family) -> BTreeMap<Piece, Rules> {
-    let carried = Carrier::of(encapsulation).zip(*own.addresses.of(family));
-    let Some((carrier, local)) = carried else { return BTreeMap::new() };
-    let local = Family::host_prefix(local);
+pub fn rules(own: &Identity, overlay: Overlay, family: Family) -> BTreeMap<Piece, Rules> {
+    let Some(local) = *own.addresses.of(family) else { return BTreeMap::new() };
+    Carrier::all(overlay).flat_map(|carrier| rules_of(carrier, family, Family::host_prefix(local))).collect()
+}
+
+fn rules_of(carrier: Carrier, family: Family, local: IpNet) -> BTreeMap<Piece, Rules> {
     let nodes = Set::NodeAddresses.name(family);
     let is_node = |side, negated| Match::Set { set: nodes.clone(), of: SetSides::Address(side), negated };
     let drop = |matches: Vec<Match>, said: &str| {
@@ -121,19 +173,23 @@ pub fn rules(own: &Identity, encapsulation: Encapsulation, family: Family) -> BT
     let by_pods = drop(vec![Match::InputLink(BRIDGE.into()), is_node(Side::Destination, false)], BY_PODS);
     let borrowed =
         [Match::Source { range: local, negated: true }, is_node(Side::Destination, false), is_node(Side::Source, true)];
-    let mut chains = vec![
-        ("PREROUTING", CHAIN_OVERLAY_PODS, vec![by_pods]),
-        ("POSTROUTING", CHAIN_OVERLAY_OUT, vec![drop(borrowed.into(), BORROWED)]),
-    ];
-    if carrier.number.is_some() {
-        let elsewhere = vec![Match::Destination { range: local, negated: true }];
-        let arriving = vec![drop(vec![is_node(Side::Source, true)], BY_OTHERS), drop(elsewhere, ELSEWHERE)];
-        chains.push(("INPUT", CHAIN_OVERLAY_IN, arriving));
-    }
+    let borrowed = drop(borrowed.into(), BORROWED);
+    let elsewhere = vec![Match::Destination { range: local, negated: true }];
+    let arriving = vec![drop(vec![is_node(Side::Source, true)], BY_OTHERS), drop(elsewhere, ELSEWHERE)];
+    let chains = match carrier {
+        Carrier::Fou(_) => {
+            vec![("PREROUTING", CHAIN_FOU_PODS, vec![by_pods]), ("POSTROUTING", CHAIN_FOU_OUT, vec![borrowed])]
+        }
+        Carrier::Vxlan(_) => vec![
+            ("PREROUTING", CHAIN_OVERLAY_PODS, vec![by_pods]),
+            ("POSTROUTING", CHAIN_OVERLAY_OUT, vec![borrowed]),
+            ("INPUT", CHAIN_OVERLAY_IN, arriving),
+        ],
+    };
     let (protocol, table) = (Protocol::Udp, Table::Mangle);
     let to_port = [
         Match::Protocol(IpProtocol::Transport(protocol)),
-        Match::Port { protocol, side: Side::Destination, port: carrier.port },
+        Match::Port { protocol, side: Side::Destination, port: carrier.port() },
     ];
     let pieces = |(from, chain, rules): (&str, &str, Vec<Rule>)| {
         let jump = Rule::new(to_port.clone(), Verdict::Jump(chain.into()));
@@ -146,37 +202,34 @@ pub fn rules(own: &Identity, encapsulation: Encapsulation, family: Family) -> BT
 }
 
 /// Returns the chains of our table of nf_tables for these families; none where no tunnel ends here.
-pub fn table_chains(own: &Identity, encapsulation: Encapsulation, families: &[Family]) -> BTreeMap<Object, Content> {
-    let Some(carrier) = Carrier::of(encapsulation) else { return BTreeMap::new() };
+pub fn table_chains(own: &Identity, overlay: Overlay, families: &[Family]) -> BTreeMap<Object, Content> {
     let ends = families.iter().filter_map(|family| (*own.addresses.of(*family)).map(|local| (*family, local)));
-    let ends: Vec<(Family, IpAddr)> = ends.collect();
-    let each = |rules: fn(Carrier, (Family, IpAddr)) -> Vec<nftables::Rule>| -> Vec<nftables::Rule> {
-        ends.iter().flat_map(|end| rules(carrier, *end)).collect()
-    };
-    let mut of_pods = each(by_pods);
-    of_pods.dedup();
+    ends.flat_map(|end| Carrier::all(overlay).flat_map(move |carrier| chains_of(carrier, end))).collect()
+}
+
+fn chains_of(carrier: Carrier, end: (Family, IpAddr)) -> Vec<(Object, Content)> {
     let mut chains = vec![
-        (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, of_pods),
-        (NFT_OVERLAY_OUT, Hook::Postrouting, MANGLE, each(borrowed)),
+        (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, by_pods(carrier, end)),
+        (NFT_OVERLAY_OUT, Hook::Postrouting, MANGLE, borrowed(carrier, end)),
     ];
-    if carrier.number.is_some() {
-        chains.push((NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, each(arriving)));
+    if carrier.number().is_some() {
+        chains.push((NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, arriving(carrier, end)));
         // Packets of `fou` have been tracked for long: a host's own firewall may let them in by their state.
-        chains.push((NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, each(untracked)));
-        chains.push((NFT_OVERLAY_SENT, Hook::Output, RAW, each(sent)));
+        chains.push((NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, untracked(carrier, end)));
+        chains.push((NFT_OVERLAY_SENT, Hook::Output, RAW, sent(carrier, end)));
     }
     let chain = |(name, hook, priority, rules): (&str, Hook, i32, Vec<nftables::Rule>)| {
         let base = Some(Base { kind: BaseKind::Filter, hook, priority });
-        (Object::Chain(name.into()), Content::Chain(Arc::new(Chain { base, rules })))
+        (carrier.chain(name, end.0), Content::Chain(Arc::new(Chain { base, rules })))
     };
-    chains.into_iter().filter(|(.., rules)| !rules.is_empty()).map(chain).collect()
+    chains.into_iter().map(chain).collect()
 }
 
 /// The matches for packets of tunnels, and those behind them.
 fn carried<const MORE: usize>(carrier: Carrier, more: [nftables::Match; MORE]) -> Vec<nftables::Match> {
-    let range = PortRange { first: carrier.port, last: carrier.port };
+    let range = PortRange { first: carrier.port(), last: carrier.port() };
     let port = nftables::Match::DestinationPort { protocol: Protocol::Udp, range };
-    [port].into_iter().chain(carrier.number.map(nftables::Match::VxlanNumber)).chain(more).collect()
+    [port].into_iter().chain(carrier.number().map(nftables::Match::VxlanNumber)).chain(more).collect()
 }
 
 fn is_node(family: Family, of: Side, negated: bool) -> nftables::Match {
@@ -206,10 +259,10 @@ fn sent(carrier: Carrier, (family, local): (Family, IpAddr)) -> Vec<nftables::Ru
 
 fn by_pods(carrier: Carrier, (family, _): (Family, IpAddr)) -> Vec<nftables::Rule> {
     let from_pods = nftables::Match::InputLink { name: BRIDGE.into(), negated: false };
-    match carrier.number {
+    match carrier {
         // Wherever it goes: it may be a node that is not known here any more, or not yet, and would get this node's address as source on its way.
-        Some(_) => vec![dropped(carrier, [from_pods], BY_PODS)],
-        None => vec![dropped(carrier, [from_pods, is_node(family, Side::Destination, false)], BY_PODS)],
+        Carrier::Vxlan(_) => vec![dropped(carrier, [nftables::Match::Family(family), from_pods], BY_PODS)],
+        Carrier::Fou(_) => vec![dropped(carrier, [from_pods, is_node(family, Side::Destination, false)], BY_PODS)],
     }
 }
 

@@ -35,7 +35,7 @@ use super::password_files::FilePasswords;
 use super::policy::{Contents, Sets, Stale};
 use super::problem::{About, Problem};
 use super::routes::Routes;
-use super::{cni, drain, mesh, mtu, settings};
+use super::{cni, drain, mesh, mtu};
 
 mod draining;
 mod external;
@@ -247,8 +247,7 @@ impl Plan {
         self.replace_filter(changed);
         self.replace_overlay(changed);
         let families = self.own.capable();
-        let settings = settings::settings(self.families);
-        changed.settings |= std::mem::replace(&mut self.desired.settings, settings.clone()) != settings;
+        self.replace_settings(changed);
         let mtu = mtu::pods(self.own.mtu, &self.config, families);
         let bridge = self.known.has_nodes.then_some(crate::kernel::bridge::Bridge { mtu, up: true });
         changed.bridge |= std::mem::replace(&mut self.desired.bridge, bridge) != bridge;
@@ -434,7 +433,7 @@ impl Plan {
             return;
         }
         if stale.nodes || stale.own {
-            let differs = self.pod_ranges.refuse(&self.own, &self.nodes, self.encrypts());
+            let differs = self.pod_ranges.refuse(&self.own, &self.nodes, self.config.overlay);
             self.mark_ranges(&differs);
             self.given_otherwise.extend(differs);
         }
@@ -475,6 +474,7 @@ impl Plan {
             self.settle_problems(changed);
         }
         self.settle_peers(changed);
+        self.settle_settings(&settled.tunnels, changed);
         changed.routes.extend(settled.routes);
         self.keep_some(settled.withdrawn, changed);
         changed.tunnels.extend(settled.tunnels);

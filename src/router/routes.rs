@@ -23,6 +23,9 @@
 //! With `wireguard` all tunnels are one device, where the routes have none: `dev sluice-wg0`. Which node gets a packet follows from the peers there
 //! (`plan/wireguard.rs`). What Nodes say of their pods limits there which next hops count ([`Protection`]).
 //!
+//! With `--overlay-encap-receive` a node that would be sent to through a tunnel has a device of its own, too, where that takes what the node sends by `ipip` or
+//! `fou`; no route leads through it.
+//!
 //! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
@@ -367,11 +370,15 @@ impl Routes {
     /// Updates the tunnel to a node, and the routes through it in the tunnel table.
     fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
         let is_used = self.tunnelled.contains_key(&remote);
-        match place.config.overlay.map(|overlay| overlay.encapsulation) {
-            Some(Encapsulation::Vxlan(_)) => self.put_entry(remote, is_used, changed),
+        let Some(overlay) = place.config.overlay else { return };
+        if overlay.device_of_each_node().is_some() {
+            self.put_device(remote, is_used, place, changed);
+        }
+        match overlay.encapsulation {
+            Encapsulation::Vxlan(_) => self.put_entry(remote, is_used, changed),
             // Whether or not a route uses the tunnel (`walls`).
-            Some(Encapsulation::Wireguard(_)) => return,
-            _ => self.put_device(remote, is_used, place, changed),
+            Encapsulation::Wireguard(_) => return,
+            Encapsulation::Ipip | Encapsulation::Fou(_) => {}
         }
         self.put_ways_to_node(remote, place, changed);
     }

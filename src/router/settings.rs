@@ -2,11 +2,14 @@
 //!
 //! Packets between pods of one node over the bridge shall pass the same rules as everything else
 //! (`bridge-nf-call-iptables`, which the module `br_netfilter` provides). Where IPv6 is enabled, the kernel shall not
-//! have it disabled. Forwarding itself is enabled by the CNI plugin, with the first pod.
+//! have it disabled. Devices by which packets are received alone filter loosely. Forwarding itself is enabled by the CNI plugin, with the first pod.
 
 use std::collections::BTreeMap;
 
-use crate::config::RouterConfig;
+use compact_str::format_compact;
+
+use crate::config::{Overlay, RouterConfig};
+use crate::kernel::link::LinkName;
 use crate::kernel::sysctl::{Setting, WantedSetting};
 use crate::net::PerFamily;
 
@@ -23,16 +26,21 @@ pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, WantedSetting> {
     settings
 }
 
+/// Returns the setting of a device by which packets arrive and none are sent (`--overlay-encap-receive`): the route back to their source leads elsewhere, and
+/// strict filtering of IPv4 (RFC 3704 2.2) would drop them. 2 is the loose kind, also where `all` is 1: of both the larger number counts. IPv6 has none.
+pub fn received_by(link: &LinkName) -> (Setting, WantedSetting) {
+    let setting = Setting(format_compact!("net/ipv4/conf/{link}/rp_filter"));
+    (setting, WantedSetting::Always("2".into()))
+}
+
 /// Returns the modules that are loaded at the start.
 pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static str> {
-    let is_udp = config.overlay.is_some_and(|overlay| overlay.encapsulation.gue_port().is_some());
+    let has_gue = config.overlay.is_some_and(|overlay| overlay.gue_port().is_some());
     let mut modules = vec!["br_netfilter"];
-    modules.extend((is_udp && families.v4).then_some("fou"));
-    modules.extend((is_udp && families.v6).then_some("fou6"));
-    let is_vxlan = config.overlay.is_some_and(|overlay| overlay.encapsulation.vxlan().is_some());
-    modules.extend(is_vxlan.then_some("vxlan"));
-    let is_wireguard = config.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
-    modules.extend(is_wireguard.then_some("wireguard"));
+    modules.extend((has_gue && families.v4).then_some("fou"));
+    modules.extend((has_gue && families.v6).then_some("fou6"));
+    modules.extend(config.overlay.and_then(Overlay::vxlan).map(|_| "vxlan"));
+    modules.extend(config.overlay.and_then(Overlay::wireguard).map(|_| "wireguard"));
     modules
 }
 
@@ -52,5 +60,7 @@ mod tests {
         assert_eq!(modules(&["--overlay-encap=fou"], false), ["br_netfilter", "fou"]);
         assert_eq!(modules(&["--overlay-encap=fou"], true), ["br_netfilter", "fou", "fou6"]);
         assert_eq!(modules(&["--overlay-encap=fou", "--enable-overlay=false"], true), ["br_netfilter"]);
+        let received = modules(&["--overlay-encap-receive=vxlan,fou,wireguard"], true);
+        assert_eq!(received, ["br_netfilter", "fou", "fou6", "vxlan", "wireguard"]);
     }
 }

@@ -87,16 +87,29 @@ fn a_tunnel_of_either_family_is_made_found_changed_and_deleted() {
 }
 
 #[test]
-fn a_tunnel_that_cannot_be_changed_in_place_is_replaced() {
+fn whether_a_tunnel_is_inside_udp_changes_in_place_and_its_routes_stay() {
     in_new(|| {
         let mut tunnels = Tunnels::open(is_ours, true).expect("a socket");
-        let (key, plain) = (name(1), tunnel("192.0.2.1", "192.0.2.2", None));
-        let inside_udp = tunnel("192.0.2.1", "192.0.2.2", Some(5555));
-        assert!(tunnels.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&plain) }]).is_empty());
-        for (have, want) in [(plain, inside_udp), (inside_udp, plain)] {
-            let failures = tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&want) }]);
-            assert!(failures.is_empty(), "{failures:?}");
-            assert_eq!(only(&mut tunnels, &key), want);
+        for (local, remote, range) in
+            [("192.0.2.1", "192.0.2.2", "10.244.2.0/24"), ("2001:db8::1", "2001:db8::2", "fd00:10:244:2::/64")]
+        {
+            let (key, plain) = (name(1), tunnel(local, remote, None));
+            let inside_udp = Tunnel { ttl: 225, mtu: Some(1380), ..tunnel(local, remote, Some(5555)) };
+            assert!(tunnels.apply(Phase::Grow, &[Step { key: &key, have: None, want: Some(&plain) }]).is_empty());
+            run(&format!("ip route add {range} dev {key}"));
+            for (have, want) in [(plain, inside_udp), (inside_udp, plain), (plain, inside_udp)] {
+                let failures = tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&want) }]);
+                assert!(failures.is_empty(), "{failures:?}");
+                assert_eq!(only(&mut tunnels, &key), want);
+                let shown = run(&format!("ip -d link show {key}"));
+                assert_eq!(shown.contains("encap gue"), want.udp_port.is_some(), "{shown}");
+                let family = if local.contains(':') { "-6" } else { "-4" };
+                let routes = run(&format!("ip {family} route show {range}"));
+                assert!(routes.contains(&*key.0), "the tunnel was made anew: {routes}");
+            }
+            assert!(
+                tunnels.apply(Phase::Shrink, &[Step { key: &key, have: Some(&inside_udp), want: None }]).is_empty()
+            );
         }
     });
 }

@@ -91,6 +91,13 @@ pub fn setup(random: &mut Random) -> Setup {
         Some("--overlay-encap=vxlan"),
         Some("--overlay-encap=wireguard"),
     ]));
+    let sent = words.iter().find_map(|word| word.strip_prefix("--overlay-encap=")).unwrap_or("ipip").to_owned();
+    let received = ["ipip", "fou", "vxlan", "wireguard"].into_iter().filter(|kind| *kind != sent);
+    let received: Vec<&str> = received.filter(|_| random.chance(25)).collect();
+    let received = format!("--overlay-encap-receive={}", received.join(","));
+    if !received.ends_with('=') && !words.contains(&"--enable-overlay=false") {
+        words.push(&received);
+    }
     if random.chance(40) {
         words.extend(["--peer-router-ips=203.0.113.1,192.0.2.2", "--peer-router-asns=65001,65002"]);
         words.push("--peer-router-passwords-file=/etc/peers");

@@ -7,7 +7,7 @@
 //! - what is wanted and was there is still there: no route is taken away in between;
 //! - nothing goes before the cluster and the learned routes are known completely, but routes that this run has heard of;
 //! - no tunnel takes a route along;
-//! - no device of `vxlan` is there without the rules that guard it;
+//! - no device of `vxlan` is there without the rules that guard it, of its own family;
 //! - nothing is written that was so already.
 //!
 //! When things have settled the kernel holds what is wanted and nothing else of ours, another round and a restart write
@@ -24,17 +24,20 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use sluice::bgp::rib::RouteChange;
+use sluice::config::{Overlay, Received, RouterConfig};
 use sluice::kernel::bridge::Bridge;
+use sluice::kernel::iptables::Piece;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::Notice;
 use sluice::kernel::nftables::{Content, Object as InTable};
 use sluice::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use sluice::kernel::wireguard::PeerKey;
 use sluice::model::{Authority, World};
+use sluice::net::Family;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::desired::RouterChanges;
-use sluice::router::names::{BRIDGE, WIREGUARD, is_vxlan};
+use sluice::router::names::{BRIDGE, WIREGUARD, is_vxlan, vxlan};
 use sluice::router::overlay_guard;
 use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
@@ -123,17 +126,21 @@ struct Counts {
     idle_restarts: usize,
     routes: usize,
     tunnels: usize,
+    /// Changes of the kind of tunnels that is sent by.
+    changes: usize,
 }
 
 impl Counts {
-    fn all(&self) -> [usize; 9] {
-        let Counts { acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels } = *self;
-        [acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels]
+    fn all(&self) -> [usize; 10] {
+        let Counts { acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels, changes } =
+            *self;
+        [acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels, changes]
     }
 
     fn add(&mut self, other: &Counts) {
-        let Counts { acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels } = self;
-        let all = [acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels];
+        let Counts { acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels, changes } =
+            self;
+        let all = [acts, settled, failures, damages, kills, speakers, idle_restarts, routes, tunnels, changes];
         all.into_iter().zip(other.all()).for_each(|(sum, count)| *sum += count);
     }
 }
@@ -228,11 +235,12 @@ impl Watch {
         if !self.excused && is_device && gone.iter().any(|what| what.starts_with("route")) {
             self.seen.push(format!("{object} took routes along: {gone:?}"));
         }
-        let came = state.overlay_devices.keys().any(|name| !self.last.overlay_devices.contains_key(name));
-        let lost_guard = is_guarded(&self.last) && !is_guarded(state);
-        let has_device = state.overlay_devices.keys().any(|name| is_vxlan(&name.0));
-        if !self.excused && has_device && (came || lost_guard) && !is_guarded(state) {
-            self.seen.push(format!("{object}: a device of vxlan is not guarded"));
+        for name in state.overlay_devices.keys().filter(|name| is_vxlan(&name.0)) {
+            let came = !self.last.overlay_devices.contains_key(name);
+            let lost_guard = is_guarded(&self.last, name) && !is_guarded(state, name);
+            if !self.excused && (came || lost_guard) && !is_guarded(state, name) {
+                self.seen.push(format!("{object}: {name} is not guarded"));
+            }
         }
         self.last = state.clone();
     }
@@ -246,10 +254,12 @@ impl Watch {
     }
 }
 
-/// Returns whether the rules of a backend that keep others from sending into tunnels are there.
-fn is_guarded(state: &State) -> bool {
-    let chains = overlay_guard::dropping_chains();
-    state.rules.keys().any(overlay_guard::is_piece) || chains.iter().any(|chain| state.router_table.contains_key(chain))
+/// Returns whether the rules of a backend that keep others from sending into a device of `vxlan` are there.
+fn is_guarded(state: &State, device: &LinkName) -> bool {
+    let family = if vxlan(Family::V4) == *device { Family::V4 } else { Family::V6 };
+    let guards = |piece: &Piece| overlay_guard::guards_vxlan(piece) && piece.family() == family;
+    let chains = overlay_guard::guarding_vxlan(family);
+    state.rules.keys().any(guards) || chains.iter().all(|chain| state.router_table.contains_key(chain))
 }
 
 /// Objects of the router's kinds that one state has and the other lacks.
@@ -476,6 +486,9 @@ impl<'r> Walk<'r> {
             self.watch.borrow_mut().excused = true;
             self.tell(format!("flags are others: {:?}", self.setup.config.overlay));
         }
+        if !was_settled && !other && self.random.chance(40) && self.send_by_another_kind() {
+            self.counts.changes += 1;
+        }
         self.agent = Agent::start(&self.kernel, &self.setup);
         self.tell("the program starts");
         let passwords = self.agent.plan.set_passwords(self.inputs.passwords.clone());
@@ -514,6 +527,18 @@ impl<'r> Walk<'r> {
         if self.random.chance(80) {
             self.hear_everything();
         }
+    }
+
+    /// Packets are sent by a kind of tunnels that was received by, and received by the former one: nothing that stays may be touched. Returns whether
+    /// there was another kind.
+    fn send_by_another_kind(&mut self) -> bool {
+        let Some(overlay) = self.setup.config.overlay else { return false };
+        let Some(encapsulation) = self.random.pick_from(overlay.received.kinds()) else { return false };
+        let received = Received::besides(encapsulation, overlay.kinds());
+        let overlay = Overlay { encapsulation, received, ..overlay };
+        self.setup.config = Arc::new(RouterConfig { overlay: Some(overlay), ..(*self.setup.config).clone() });
+        self.tell(format!("packets are sent by {}", encapsulation.name()));
+        true
     }
 
     /// Neighbours tell what they have, in no order and not at once; then it is known that this was all.

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 26] = [
+const MORE: [&str; 27] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
     "bgp-mesh-password-file",
@@ -106,6 +106,7 @@ const MORE: [&str; 26] = [
     "netpol-source-guard",
     "node-ip-autodetect",
     "node-routes",
+    "overlay-encap-receive",
     "overlay-vxlan-id",
     "overlay-vxlan-port",
     "overlay-wireguard-port",

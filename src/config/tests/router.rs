@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::DrainLabel;
-use crate::net::Password;
+use crate::net::{Family, Password};
 
 /// The router's configuration, whether or not this build has a router.
 fn router(words: &[&str]) -> RouterConfig {
@@ -19,7 +19,10 @@ fn without_flags_there_is_a_mesh_with_tunnels_between_subnets() {
     assert_eq!(config.cni_file, Some("/etc/cni/net.d/10-kuberouter.conf".into()));
     assert!(config.auto_mtu && config.pod_egress && config.full_mesh && config.internal_peers);
     assert_eq!(config.node_routes, NodeRoutes::Bgp);
-    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Subnet, encapsulation: Encapsulation::Ipip }));
+    assert_eq!(
+        config.overlay,
+        Some(Overlay { reach: Reach::Subnet, encapsulation: Encapsulation::Ipip, received: Received::default() })
+    );
     assert_eq!((config.cluster_asn, config.router_id, config.port), (64512, RouterId::Address, 179));
     assert_eq!((config.hold_time, config.graceful_restart, config.multihop), (90, None, None));
     assert_eq!((config.peers.len(), config.passwords_file), (0, None));
@@ -51,7 +54,7 @@ fn every_flag_of_the_router_arrives() {
     ]);
     assert_eq!(config.cni_file, None);
     let encapsulation = Encapsulation::Fou(Fou { port: 6000 });
-    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Full, encapsulation }));
+    assert_eq!(config.overlay, Some(Overlay { reach: Reach::Full, encapsulation, received: Received::default() }));
     assert!(!config.full_mesh && !config.internal_peers && config.override_next_hop);
     assert_eq!((config.cluster_asn, config.port, config.hold_time), (4_200_000_001, 1179, 30));
     assert_eq!(config.router_id, RouterId::Is("192.0.2.9".parse().expect("an address")));
@@ -62,6 +65,43 @@ fn every_flag_of_the_router_arrives() {
     assert!(!config.advertise.pod_cidrs && config.advertise.load_balancer_ips);
     assert_eq!(router(&["--enable-overlay=false"]).overlay, None);
     assert_eq!(router(&["--peer-router-multihop-ttl=1"]).multihop, None, "one hop is what there is anyway");
+}
+
+#[test]
+fn other_kinds_of_tunnels_are_received_beside_the_one_that_is_sent_by() {
+    let overlay = |words: &[&str]| router(words).overlay.expect("there are tunnels");
+    let kinds = |words: &[&str]| overlay(words).kinds().map(Encapsulation::name).collect::<Vec<_>>();
+    assert_eq!(kinds(&["--overlay-encap-receive="]), ["ipip"]);
+    assert_eq!(kinds(&["--overlay-encap-receive=wireguard, vxlan,vxlan"]), ["ipip", "vxlan", "wireguard"]);
+    let repeated = ["--overlay-encap=vxlan", "--overlay-encap-receive=fou", "--overlay-encap-receive=ipip,wireguard"];
+    assert_eq!(kinds(&repeated), ["vxlan", "ipip", "fou", "wireguard"]);
+    let all = overlay(&repeated);
+    assert_eq!(all.device_of_each_node(), Some(Encapsulation::Ipip), "it takes both");
+    assert_eq!((all.gue_port(), all.overhead(Family::V4), all.overhead(Family::V6)), (Some(5555), 60, 80));
+    let fou = overlay(&["--overlay-encap=fou", "--overlay-encap-receive=ipip"]);
+    assert_eq!(fou.device_of_each_node(), Some(fou.encapsulation));
+    assert!(router(&["--overlay-encap-receive=wireguard"]).key_file.is_some());
+    check_mistakes(
+        &["--overlay-encap-receive=ipip,gre"],
+        &[
+            "--overlay-encap-receive must be ipip, fou, vxlan or wireguard, with commas between them; \"gre\" is none.",
+            "--overlay-encap-receive names what is received besides --overlay-encap, which is ipip already.",
+        ],
+    );
+    check_mistakes(
+        &["--enable-overlay=false", "--overlay-encap-receive=vxlan"],
+        &["--overlay-encap-receive is about tunnels between nodes, which --enable-overlay=false switches off."],
+    );
+    check_mistakes(
+        &["--overlay-encap=fou", "--overlay-encap-receive=vxlan", "--overlay-encap-port=4789"],
+        &["--overlay-encap and --overlay-encap-receive need a UDP port for each kind of tunnels; 4789 is that of two."],
+    );
+    check_mistakes(
+        &["--overlay-encap-receive=wireguard", "--state-dir="],
+        &[
+            "--overlay-encap-receive=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one.",
+        ],
+    );
 }
 
 #[test]

@@ -43,6 +43,8 @@ mod data {
     pub const ENCAP_DESTINATION_PORT: u16 = 18;
 }
 
+/// `TUNNEL_ENCAP_NONE`.
+const NO_ENCAP: u16 = 0;
 /// `TUNNEL_ENCAP_GUE`.
 const GUE: u16 = 2;
 /// `TUNNEL_ENCAP_FLAG_CSUM6`: UDP over IPv6 has a checksum (RFC 8200 8.1).
@@ -137,7 +139,7 @@ fn decided(tunnel: Tunnel, compares_mtu: bool) -> Tunnel {
 
 /// Returns whether one becomes the other without being created again.
 fn is_same_device(have: &Tunnel, want: &Tunnel) -> bool {
-    Family::from(have.local) == Family::from(want.local) && have.udp_port.is_some() == want.udp_port.is_some()
+    Family::from(have.local) == Family::from(want.local)
 }
 
 fn already_gone(fault: Fault) -> Result<(), Fault> {
@@ -182,6 +184,9 @@ fn describe(name: &LinkName, tunnel: &Tunnel, flags: u16) -> Messages {
         message.u16(data::ENCAP_TYPE, GUE).u16(data::ENCAP_FLAGS, CHECKSUM_V6);
         // Another source port for each flow, so that the network in between can share the load.
         message.u16_be(data::ENCAP_SOURCE_PORT, 0).u16_be(data::ENCAP_DESTINATION_PORT, port);
+    } else if flags & flag::CREATE == 0 {
+        // A device that was inside UDP is not any more.
+        message.u16(data::ENCAP_TYPE, NO_ENCAP);
     }
     message.end().end();
     message

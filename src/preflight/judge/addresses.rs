@@ -240,17 +240,17 @@ struct Port {
 
 /// The ports at which packets of other nodes arrive. Where there are tunnels of an earlier run it is the kernel itself that listens, for them.
 fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
-    let Some(Overlay { encapsulation, .. }) = router.overlay else { return Vec::new() };
+    let Some(overlay) = router.overlay else { return Vec::new() };
     let has = |is_ours: fn(&str) -> bool| facts.network.links.iter().any(|link| is_ours(link));
     let udp = |flag, number, why| Port { flag, transport: Transport::Udp, number, level: Level::Degraded, why };
-    let gue = encapsulation.gue_port().filter(|_| !has(|link| link.starts_with(TUNNELS)));
+    let gue = overlay.gue_port().filter(|_| !has(|link| link.starts_with(TUNNELS)));
     let gue = gue.map(|port| udp("--overlay-encap-port", port, "the kernel cannot receive tunnels on this port"));
     // Devices of others may have the same port: the kernel listens once for all of them.
     let is_kernels = |network: &VxlanNetwork| facts.network.vxlan.values().any(|device| device.port == network.port);
-    let vxlan = encapsulation.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
+    let vxlan = overlay.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
     let why = "the kernel cannot receive packets of other nodes on this port";
     let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
-    let wireguard = encapsulation.wireguard().filter(|_| !has(is_wireguard));
+    let wireguard = overlay.wireguard().filter(|_| !has(is_wireguard));
     let wireguard = wireguard.map(|encryption| udp("--overlay-wireguard-port", encryption.port, why));
     gue.into_iter().chain(vxlan).chain(wireguard).collect()
 }
@@ -258,7 +258,7 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
 /// Devices of others that have the number and the port of ours: of each address family the kernel makes one.
 fn overlay_numbers(facts: &Facts, config: &Config) -> Vec<Finding> {
     let overlay = config.router.as_ref().and_then(|router| router.overlay);
-    let Some(network) = overlay.and_then(|overlay| overlay.encapsulation.vxlan()) else { return Vec::new() };
+    let Some(network) = overlay.and_then(Overlay::vxlan) else { return Vec::new() };
     let is_met =
         |(name, device): &(&String, &Vxlan)| !is_vxlan(name) && (device.id, device.port) == (network.id, network.port);
     let finding = |(name, device): (&String, &Vxlan)| {

@@ -45,7 +45,9 @@ pub fn needs(config: &Config) -> Vec<Need> {
         need(Level::Degraded, NO_PAIRS, &["veth"]);
         if let Some(overlay) = router.overlay {
             for (family, _) in config.families.iter().filter(|(_, is_on)| **is_on) {
-                need(Level::Degraded, NO_TUNNELS, overlay.encapsulation.modules(family));
+                for kind in overlay.kinds() {
+                    need(Level::Degraded, NO_TUNNELS, kind.modules(family));
+                }
             }
         }
     }

@@ -9,17 +9,19 @@ use ipnet::IpNet;
 use super::{HasKeys, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
+use crate::kernel::sysctl;
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, PerFamily, PublicKey};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 use crate::router::desired::Desired;
 use crate::router::names::{WIREGUARD, vxlan};
-use crate::router::overlay_guard;
 use crate::router::routes::Routes;
+use crate::router::{overlay_guard, settings};
 
 impl<K: Kernel> Mirrors<K> {
-    pub(super) fn grow_tunnels(&mut self, learned: &Routes, at: Moment) {
+    /// Returns the devices that came or changed.
+    pub(super) fn grow_tunnels(&mut self, learned: &Routes, at: Moment) -> Vec<LinkName> {
         let there: BTreeSet<LinkName> = self.tunnels.known_keys().cloned().collect();
         let grown = self.tunnels.grow(learned.tunnels(), Growth::Full, at);
         if grown.iter().any(|name| there.contains(name)) {
@@ -27,10 +29,20 @@ impl<K: Kernel> Mirrors<K> {
             self.routes.forget();
             self.routes.try_at_once();
         }
+        grown
     }
 
-    /// A device comes, and changes, only where the rules are in force that keep everybody but nodes from sending into it.
-    pub(super) fn grow_overlay(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
+    /// Writes the settings of devices that have just come: they have those of new devices, by which packets might be dropped that arrive there.
+    pub(super) fn keep_settings_of(&mut self, came: &[LinkName], desired: &Desired, at: Moment) {
+        let has_setting = |name: &LinkName| desired.settings.contains_key(&settings::received_by(name).0);
+        if came.iter().any(has_setting) {
+            self.settings.forget();
+            sysctl::keep(&mut self.settings, &desired.settings, at);
+        }
+    }
+
+    /// A device comes, and changes, only where the rules are in force that keep everybody but nodes from sending into it. Returns those that did.
+    pub(super) fn grow_overlay(&mut self, desired: &Desired, learned: &Routes, at: Moment) -> Vec<LinkName> {
         let there: BTreeSet<LinkName> = self.overlay_devices.known_keys().cloned().collect();
         let guarded = PerFamily::from_fn(|family| self.is_guarded(desired, family));
         let is_guarded = |name: &LinkName| guarded.iter().any(|(family, guarded)| *guarded && *name == vxlan(family));
@@ -44,11 +56,17 @@ impl<K: Kernel> Mirrors<K> {
             self.routes.try_at_once();
         }
         self.overlay_entries.grow(learned.entries(), Growth::Full, at);
+        grown
     }
 
-    /// Peers come before routes lead to them. What an earlier run has given a peer may be known of a route that is not learned yet.
-    pub(super) fn grow_wireguard(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) {
-        let Some(growth) = leave.growth() else { return };
+    /// Returns the devices that came or changed.
+    pub(super) fn grow_wireguard(
+        &mut self,
+        desired: &Desired,
+        learned: &Routes,
+        leave: Leave,
+        at: Moment,
+    ) -> Vec<LinkName> {
         let there: BTreeSet<LinkName> = self.wireguard_devices.known_keys().cloned().collect();
         let grown = self.wireguard_devices.grow(&desired.wireguard_devices, Growth::Full, at);
         if !grown.is_empty() {
@@ -61,6 +79,13 @@ impl<K: Kernel> Mirrors<K> {
             // A device that was set up has lost its routes.
             self.routes.forget();
         }
+        self.grow_peers(desired, learned, leave, at);
+        grown
+    }
+
+    /// Peers come before routes lead to them. What an earlier run has given a peer may be known of a route that is not learned yet.
+    fn grow_peers(&mut self, desired: &Desired, learned: &Routes, leave: Leave, at: Moment) {
+        let Some(growth) = leave.growth() else { return };
         if self.wireguard_peers.is_settled() || !self.wireguard_peers.learn(at) {
             return;
         }
@@ -146,12 +171,12 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether all rules that guard the device of a family were seen in the kernel.
     fn is_guarded(&self, desired: &Desired, family: Family) -> bool {
         let pieces =
-            desired.rules.iter().filter(|(piece, _)| overlay_guard::is_piece(piece) && piece.family() == family);
+            desired.rules.iter().filter(|(piece, _)| overlay_guard::guards_vxlan(piece) && piece.family() == family);
         let has_rules = pieces
             .into_iter()
             .all(|(piece, rules)| self.rules.seen().is_some_and(|seen| seen.get(piece) == Some(rules)));
         has_rules
-            && overlay_guard::dropping_chains().iter().all(|chain| {
+            && overlay_guard::guarding_vxlan(family).iter().all(|chain| {
                 let wanted = desired.table.get(chain);
                 wanted.is_none() || self.table.seen().is_some_and(|seen| seen.get(chain) == wanted)
             })

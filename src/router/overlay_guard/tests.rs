@@ -8,13 +8,13 @@ fn own(v4: Option<&str>, v6: Option<&str>) -> Identity {
     Identity { addresses, ..Identity::default() }
 }
 
-fn encapsulation(words: &[&str]) -> Encapsulation {
-    config(words).overlay.expect("there are tunnels").encapsulation
+fn overlay(words: &[&str]) -> Overlay {
+    config(words).overlay.expect("there are tunnels")
 }
 
 fn lines(words: &[&str], family: Family) -> Vec<String> {
     let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
-    let pieces = rules(&own, encapsulation(words), family);
+    let pieces = rules(&own, overlay(words), family);
     assert!(pieces.keys().all(is_piece));
     let line = |(piece, Rules(rules)): (&Piece, &Rules)| {
         rules.iter().map(move |rule| format!("{piece}: {rule}")).collect::<Vec<_>>()
@@ -53,17 +53,20 @@ fn of_fou_it_is_guarded_what_the_kernel_cannot_tell_and_of_ipip_nothing() {
     assert_eq!(fou.iter().filter(|line| line.contains("--dport 5555")).count(), 2);
     assert_eq!(lines(&[], Family::V4), Vec::<String>::new());
     let own = own(Some("192.0.2.1"), None);
-    assert!(table_chains(&own, encapsulation(&[]), &Family::BOTH).is_empty());
-    let chains = table_chains(&own, encapsulation(&["--overlay-encap=fou"]), &Family::BOTH);
-    let named = |chain: &str| chains.contains_key(&Object::Chain(chain.into()));
-    assert!(!named(NFT_OVERLAY_IN) && named(NFT_OVERLAY_PODS));
-    assert!(!named(NFT_OVERLAY_UNTRACKED) && !named(NFT_OVERLAY_SENT), "a host's firewall may let it in by its state");
+    assert!(table_chains(&own, overlay(&[]), &Family::BOTH).is_empty());
+    let chains = table_chains(&own, overlay(&["--overlay-encap=fou"]), &Family::BOTH);
+    let names: Vec<String> = chains.keys().map(ToString::to_string).collect();
+    assert_eq!(
+        names,
+        ["chain overlay_out_fou4", "chain overlay_pods_fou4"],
+        "a host's firewall may let it in by its state"
+    );
 }
 
 #[test]
 fn where_no_tunnel_of_a_family_ends_it_has_no_rules() {
     let own = own(None, Some("2001:db8::1"));
-    let vxlan = encapsulation(&["--overlay-encap=vxlan"]);
+    let vxlan = overlay(&["--overlay-encap=vxlan"]);
     assert!(rules(&own, vxlan, Family::V4).is_empty());
     let chains = table_chains(&own, vxlan, &Family::BOTH);
     let rules = chains.values().map(|content| match content {
@@ -75,21 +78,50 @@ fn where_no_tunnel_of_a_family_ends_it_has_no_rules() {
 }
 
 #[test]
+fn each_kind_that_is_received_is_guarded_by_chains_of_its_own_whatever_is_sent_by() {
+    let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
+    let of = |words: &[&str]| {
+        let pieces = Family::BOTH.into_iter().flat_map(|family| rules(&own, overlay(words), family));
+        (pieces.collect::<BTreeMap<_, _>>(), table_chains(&own, overlay(words), &Family::BOTH))
+    };
+    let (by_fou, by_vxlan) = (of(&["--overlay-encap=fou"]), of(&["--overlay-encap=vxlan"]));
+    for words in [
+        ["--overlay-encap=fou", "--overlay-encap-receive=vxlan"],
+        ["--overlay-encap=vxlan", "--overlay-encap-receive=fou"],
+        ["--overlay-encap=ipip", "--overlay-encap-receive=vxlan,fou"],
+        ["--overlay-encap=wireguard", "--overlay-encap-receive=vxlan,fou,ipip"],
+    ] {
+        let (pieces, chains) = of(&words);
+        assert_eq!(pieces, by_fou.0.clone().into_iter().chain(by_vxlan.0.clone()).collect(), "{words:?}");
+        assert_eq!(chains, by_fou.1.clone().into_iter().chain(by_vxlan.1.clone()).collect(), "{words:?}");
+    }
+    assert!(by_fou.0.keys().all(|piece| is_piece(piece) && !guards_vxlan(piece)));
+    assert!(by_vxlan.0.keys().all(guards_vxlan));
+    // A family that is switched off takes nothing from the other one.
+    let of_one = table_chains(&own, overlay(&["--overlay-encap=vxlan"]), &[Family::V4]);
+    assert!(of_one.iter().all(|(object, content)| by_vxlan.1.get(object) == Some(content)));
+    assert!(guarding_vxlan(Family::V4).iter().all(|chain| of_one.contains_key(chain)));
+    assert!(needs(&Object::Chain("overlay_in".into())), "an earlier version has made it");
+}
+
+#[test]
 fn with_nftables_packets_of_our_number_alone_are_judged_and_those_between_nodes_are_not_tracked() {
     let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
     let words = ["--overlay-encap=vxlan", "--overlay-vxlan-id=7", "--overlay-vxlan-port=8472"];
-    let chains = table_chains(&own, encapsulation(&words), &Family::BOTH);
-    assert!(dropping_chains().iter().all(|chain| chains.contains_key(chain)));
+    let chains = table_chains(&own, overlay(&words), &Family::BOTH);
+    let dropping: Vec<Object> = Family::BOTH.into_iter().flat_map(guarding_vxlan).collect();
+    assert!(dropping.iter().all(|chain| chains.contains_key(chain) && needs(chain)));
     // To whomever: a node may not be known here.
-    let Some(Content::Chain(of_pods)) = chains.get(&Object::Chain(NFT_OVERLAY_PODS.into())) else {
-        panic!("{chains:?}")
-    };
-    let matches: Vec<usize> = of_pods.rules.iter().map(|rule| rule.matches().len()).collect();
-    assert_eq!(matches, [3], "port, number and link");
+    for family in Family::BOTH {
+        let [of_pods, ..] = guarding_vxlan(family);
+        let Some(Content::Chain(of_pods)) = chains.get(&of_pods) else { panic!("{chains:?}") };
+        let matches: Vec<usize> = of_pods.rules.iter().map(|rule| rule.matches().len()).collect();
+        assert_eq!(matches, [4], "port, number, family and link");
+    }
     for (object, content) in &chains {
         let Content::Chain(chain) = content else { panic!("{content:?}") };
         let base = chain.base.expect("the kernel enters it");
-        assert!(dropping_chains().contains(object) != (base.priority == RAW), "{object}");
+        assert!(dropping.contains(object) != (base.priority == RAW), "{object}");
         for rule in &chain.rules {
             let range = PortRange { first: 8472, last: 8472 };
             let of_ours =

@@ -17,14 +17,15 @@ impl Plan {
     /// Updates what follows from our own node alone.
     pub(super) fn replace_filter(&mut self, changed: &mut RouterChanges) {
         let families: Vec<Family> = self.own.enabled_families().filter(|_| self.known.has_nodes).collect();
-        let encapsulation = self.config.overlay.map(|overlay| overlay.encapsulation);
+        let overlay = self.config.overlay;
         match self.config.backend {
             Backend::Iptables => {
                 let mut rules = BTreeMap::new();
                 for family in families {
                     rules.extend(forward::rules(&self.own, family));
-                    let guard = |encapsulation| overlay_guard::rules(&self.own, encapsulation, family);
-                    rules.extend(encapsulation.map(guard).unwrap_or_default());
+                    rules.extend(
+                        overlay.map(|overlay| overlay_guard::rules(&self.own, overlay, family)).unwrap_or_default(),
+                    );
                     if self.config.pod_egress {
                         rules.extend(pod_egress::rules(family));
                     }
@@ -39,8 +40,8 @@ impl Plan {
                 if self.answers_by == AnswersBy::Mark && !families.is_empty() {
                     table.extend(forward::marking_chains(&self.own, &families));
                 }
-                let guard = |encapsulation| overlay_guard::table_chains(&self.own, encapsulation, &families);
-                table.extend(encapsulation.map(guard).unwrap_or_default());
+                let guard = |overlay| overlay_guard::table_chains(&self.own, overlay, &families);
+                table.extend(overlay.map(guard).unwrap_or_default());
                 if self.config.pod_egress && !families.is_empty() {
                     table.extend([pod_egress::table_chain(families.into_iter())]);
                 }

@@ -1,6 +1,8 @@
-//! Tunnels as far as our own node needs them of the kernel, whether or not a route leads through one: it receives in any case.
+//! Tunnels as far as our own node needs them of the kernel, whether or not a route leads through one: it receives in any case, by the kind that it sends by
+//! and by those of `--overlay-encap-receive`.
 
 use super::{Plan, replace};
+use crate::config::{Encapsulation, Overlay};
 use crate::kernel::link::LinkName;
 use crate::kernel::rule::RuleKey;
 use crate::kernel::tunnel::ReceivePort;
@@ -8,8 +10,8 @@ use crate::kernel::vxlan::{Vxlan, link_address};
 use crate::kernel::wireguard::Wireguard;
 use crate::net::Family;
 use crate::router::desired::RouterChanges;
-use crate::router::mtu;
 use crate::router::names::{TUNNEL_TABLE, WIREGUARD, vxlan};
+use crate::router::{mtu, settings};
 
 impl Plan {
     /// Updates the rules that choose the tunnel table, the ports at which tunnels inside UDP arrive, and the devices of `vxlan` and `wireguard`.
@@ -18,7 +20,7 @@ impl Plan {
         let sources = self.own.all_pod_cidrs().filter(|_| overlay.is_some());
         let source_rules = sources.map(|source| (RuleKey { source, table: TUNNEL_TABLE }, ())).collect();
         changed.source_rules.extend(replace(&mut self.desired.source_rules, source_rules));
-        let port = overlay.and_then(|overlay| overlay.encapsulation.gue_port());
+        let port = overlay.and_then(Overlay::gue_port);
         let capable = || self.own.addresses.iter().filter_map(|(family, address)| Some((family, (*address)?)));
         let ports = capable().filter_map(|(family, _)| Some((ReceivePort { family, port: port? }, ()))).collect();
         let devices = capable().filter_map(|(family, _)| self.vxlan_device(family)).collect();
@@ -29,10 +31,9 @@ impl Plan {
     }
 
     fn vxlan_device(&self, family: Family) -> Option<(LinkName, Vxlan)> {
-        let overlay = self.config.overlay?;
-        let network = overlay.encapsulation.vxlan()?;
+        let network = self.config.overlay?.vxlan()?;
         let local = (*self.own.addresses.of(family))?;
-        let mtu = mtu::tunnel(self.own.mtu, &self.config, overlay, local);
+        let mtu = mtu::tunnel(self.own.mtu, &self.config, Encapsulation::Vxlan(network), local);
         let (id, port, address) = (network.id, network.port, link_address(local));
         Some((vxlan(family), Vxlan { local, id, port, address, mtu, up: true, is_fixed: true }))
     }
@@ -41,12 +42,55 @@ impl Plan {
 impl Plan {
     /// The device has room for what the larger of the families adds in which this node has an address.
     fn wireguard_device(&self) -> Option<(LinkName, Wireguard)> {
-        let overlay = self.config.overlay?;
-        let encryption = overlay.encapsulation.wireguard()?;
+        let encryption = self.config.overlay?.wireguard()?;
+        let kind = Encapsulation::Wireguard(encryption);
         let ends = self.own.addresses.iter().filter_map(|(_, address)| *address);
-        let mtu = ends.map(|end| mtu::tunnel(self.own.mtu, &self.config, overlay, end)).min()?;
+        let mtu = ends.map(|end| mtu::tunnel(self.own.mtu, &self.config, kind, end)).min()?;
         let device = Wireguard { port: encryption.port, mtu, up: true, has_key: true };
         Some((LinkName(WIREGUARD.into()), device))
+    }
+}
+
+/// Settings.
+impl Plan {
+    /// Updates all settings: those of every node, and those of devices by which packets are received alone.
+    pub(super) fn replace_settings(&mut self, changed: &mut RouterChanges) {
+        let mut wanted = settings::settings(self.families);
+        if let Some(overlay) = self.config.overlay.filter(|_| self.families.v4) {
+            let is_sent = |kind: Option<Encapsulation>| kind == Some(overlay.encapsulation);
+            let vxlan =
+                self.desired.overlay_devices.iter().filter(|_| !is_sent(overlay.vxlan().map(Encapsulation::Vxlan)));
+            let vxlan = vxlan.filter(|(_, device)| device.local.is_ipv4()).map(|(name, _)| name);
+            let wireguard = overlay.wireguard().map(Encapsulation::Wireguard);
+            let wireguard = self.desired.wireguard_devices.keys().filter(|_| !is_sent(wireguard));
+            let tunnels = self.routes.tunnels().keys().filter(|name| self.receives_alone_by(name));
+            wanted.extend(vxlan.chain(wireguard).chain(tunnels).map(settings::received_by));
+        }
+        if self.desired.settings != wanted {
+            self.desired.settings = wanted;
+            changed.settings = true;
+        }
+    }
+
+    /// Updates the settings of devices for tunnels to nodes that came, changed or went.
+    pub(super) fn settle_settings(&mut self, tunnels: &[LinkName], changed: &mut RouterChanges) {
+        for name in tunnels {
+            let (setting, value) = settings::received_by(name);
+            let is_wanted = self.receives_alone_by(name);
+            let before = match is_wanted {
+                true => self.desired.settings.insert(setting, value),
+                false => self.desired.settings.remove(&setting),
+            };
+            changed.settings |= before.is_some() != is_wanted;
+        }
+    }
+
+    /// Returns whether this device for tunnels to a node over IPv4 takes packets and no route leads through it.
+    fn receives_alone_by(&self, name: &LinkName) -> bool {
+        let is_sent = |overlay: Overlay| overlay.device_of_each_node() == Some(overlay.encapsulation);
+        self.families.v4
+            && self.config.overlay.is_some_and(|overlay| !is_sent(overlay))
+            && self.routes.tunnels().get(name).is_some_and(|tunnel| tunnel.local.is_ipv4())
     }
 }
 

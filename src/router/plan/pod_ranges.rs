@@ -16,6 +16,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::Plan;
+use crate::config::Overlay;
 use crate::net::Family;
 use crate::router::identity::Identity;
 use crate::router::mesh::Obstacle;
@@ -96,6 +97,8 @@ impl fmt::Display for Refusal {
 pub(super) struct PodRanges {
     /// Those for which no route is accepted.
     refused: BTreeMap<IpNet, Refusal>,
+    /// Those that several nodes claim, where encrypted packets are received.
+    disputed: BTreeSet<IpNet>,
     /// Those that stay without a route.
     lasting: Ranges<Reason>,
     /// Those that their nodes have not announced yet.
@@ -141,16 +144,28 @@ impl fmt::Display for Reason {
 
 impl PodRanges {
     /// Determines for which pod CIDRs no route is accepted. Returns those for which that is otherwise than before.
-    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes, encrypts: bool) -> Vec<IpNet> {
-        let overlaps = if encrypts { overlaps(own, nodes) } else { BTreeMap::new() };
-        let refused = refused(own, nodes, overlaps);
+    pub(super) fn refuse(&mut self, own: &Identity, nodes: &Nodes, overlay: Option<Overlay>) -> Vec<IpNet> {
+        let (sent, received) =
+            overlay.map_or((None, None), |overlay| (overlay.encapsulation.wireguard(), overlay.wireguard()));
+        let overlaps = if received.is_some() { overlaps(own, nodes) } else { BTreeMap::new() };
+        let disputed: BTreeSet<IpNet> = overlaps.keys().copied().collect();
+        let refused = refused(own, nodes, if sent.is_some() { overlaps } else { BTreeMap::new() });
+        let otherwise = self.disputed.symmetric_difference(&disputed).copied().collect::<Vec<_>>();
+        self.disputed = disputed;
         let older = std::mem::replace(&mut self.refused, refused);
         let differs = |range: &&IpNet| older.get(*range) != self.refused.get(*range);
-        let different: Vec<IpNet> = older.keys().chain(self.refused.keys()).filter(differs).copied().collect();
+        let different = older.keys().chain(self.refused.keys()).filter(differs).copied().chain(otherwise);
+        let different: Vec<IpNet> = different.collect();
         for range in &different {
             self.stale.extend(nodes.with_range(range).cloned());
         }
         different
+    }
+
+    /// Returns whether nobody may send encrypted packets with addresses of a pod CIDR: it is refused, or several nodes claim it, whether or not packets to it
+    /// are encrypted.
+    pub(super) fn is_disputed(&self, range: &IpNet) -> bool {
+        self.refused.contains_key(range) || self.disputed.contains(range)
     }
 
     pub(super) fn is_refused(&self, range: &IpNet) -> bool {

@@ -51,8 +51,12 @@ impl Plan {
         if self.nodes.has(next_hop) && self.holder_of(&next_hop).is_none() {
             return Protection::Contested;
         }
-        let is_around = self.nodes.any_in(prefix) || self.own.all_pod_cidrs().any(|ours| prefix.contains(&ours));
-        if is_around { Protection::Around } else { Protection::None }
+        if self.is_around_others(prefix) { Protection::Around } else { Protection::None }
+    }
+
+    /// Returns whether pods or addresses of nodes, or pods of ours, are inside of a prefix.
+    pub(super) fn is_around_others(&self, prefix: IpNet) -> bool {
+        self.nodes.any_in(prefix) || self.own.all_pod_cidrs().any(|ours| prefix.contains(&ours))
     }
 
     /// Returns the addresses of the node that has a pod CIDR and this address. On a link the next hop alone decides who reads the packets, and a key

@@ -55,6 +55,7 @@ pub(super) fn learned(text: &str, next_hop: &str) -> RouteChange {
 const NOTHING: [&str; 0] = [];
 
 mod detected;
+mod receiving;
 
 #[test]
 fn a_node_peers_with_all_others_and_announces_its_pods() {

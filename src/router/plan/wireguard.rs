@@ -13,6 +13,8 @@
 //!
 //! A peer is there whether or not a route leads through its tunnel: that node may send by it where this one does not.
 //!
+//! With `--overlay-encap-receive=wireguard` there are the same peers without any route to them, and no walls: what is sent leaves by another kind of tunnels.
+//!
 //! Packets go to the IPv4 address of the node, where both have one, and otherwise to its IPv6 address: both ends choose the same family.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +32,7 @@ use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
 use crate::router::names::WIREGUARD;
 use crate::router::problem::{About, Problem};
-use crate::router::routes::RouteTableChanges;
+use crate::router::routes::{RouteTableChanges, Routes};
 
 /// Maximum number of ranges without a wall that are problems: each is a log message and an Event.
 const NAMED: usize = 10;
@@ -68,9 +70,14 @@ impl Peers {
 }
 
 impl Plan {
-    /// Returns whether packets between nodes are encrypted.
+    /// Returns whether packets to other nodes are encrypted.
     pub(super) fn encrypts(&self) -> bool {
         self.config.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some())
+    }
+
+    /// Returns whether encrypted packets of other nodes are received.
+    pub(super) fn decrypts(&self) -> bool {
+        self.config.overlay.is_some_and(|overlay| overlay.wireguard().is_some())
     }
 
     /// Returns the public key of a Node.
@@ -93,7 +100,7 @@ impl Plan {
 
     /// Has the peer of a node looked at again, and those of nodes with which it shares anything. Called before and after a change of the node.
     pub(super) fn mark_peer(&mut self, node: &CompactString) {
-        if !self.encrypts() {
+        if !self.decrypts() {
             return;
         }
         let (ranges, key) = (self.nodes.ranges_of(node), self.nodes.key_of(node));
@@ -110,6 +117,11 @@ impl Plan {
         addresses.iter().for_each(|address| self.routes.look_again(*address));
         let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
         let mut concerned = ranges.to_vec();
+        // Where packets are not sent to peers, no route turns when something comes to be inside of its prefix; what a peer may use does.
+        let inside = hosts.clone().chain(ranges.iter().copied());
+        let remotes: BTreeSet<IpAddr> = remotes_around(&self.routes, inside).collect();
+        let at_remotes = remotes.iter().flat_map(|remote| self.nodes.with_address(remote));
+        self.wireguard.stale.extend(at_remotes.cloned());
         for host in hosts {
             self.routes.look_again_at(host);
             let around = (0..=host.prefix_len()).filter_map(|length| IpNet::new(host.addr(), length).ok());
@@ -121,7 +133,7 @@ impl Plan {
 
     /// Has all that follows from who has these pod CIDRs looked at again.
     pub(super) fn mark_ranges(&mut self, ranges: &[IpNet]) {
-        if self.encrypts() {
+        if self.decrypts() {
             self.wireguard.stale_walls.extend(ranges);
             ranges.iter().for_each(|range| self.routes.look_again_at(*range));
             self.mark_peers_with(ranges);
@@ -144,7 +156,7 @@ impl Plan {
 
     /// Has the peers of nodes with these pod CIDRs looked at again.
     pub(super) fn mark_peers_with(&mut self, ranges: &[IpNet]) {
-        if self.encrypts() {
+        if self.decrypts() {
             let nodes = ranges.iter().flat_map(|range| self.nodes.with_range(range));
             self.wireguard.stale.extend(nodes.cloned());
         }
@@ -152,7 +164,7 @@ impl Plan {
 
     /// Has the peers with these addresses looked at again.
     pub(super) fn mark_peers_at<'a>(&mut self, addresses: impl IntoIterator<Item = &'a IpAddr>) {
-        if self.encrypts() {
+        if self.decrypts() {
             let nodes = addresses.into_iter().flat_map(|address| self.nodes.with_address(address));
             self.wireguard.stale.extend(nodes.cloned());
         }
@@ -160,7 +172,7 @@ impl Plan {
 
     /// Has everything looked at again after a change of our own place.
     pub(super) fn mark_all_peers(&mut self) {
-        if self.encrypts() {
+        if self.decrypts() {
             let others = self.known.nodes.iter().map(|(name, _)| name.clone());
             self.wireguard.stale.extend(others.chain(self.wireguard.by_node.keys().cloned()));
             self.wireguard.stale_walls.extend(self.nodes.ranges());
@@ -197,6 +209,8 @@ impl Plan {
     /// Brings the walls, and the ways of our pods to nodes, up to date. Returns whether other ranges than before have no wall.
     pub(super) fn settle_walls(&mut self, changed: &mut RouteTableChanges) -> bool {
         if !self.encrypts() {
+            self.wireguard.stale_walls.clear();
+            self.wireguard.stale_addresses.clear();
             return false;
         }
         let mut is_otherwise = false;
@@ -242,7 +256,7 @@ impl Plan {
     }
 
     fn peer(&self, node: &CompactString) -> Option<(PeerKey, Peer)> {
-        let encryption = self.config.overlay?.encapsulation.wireguard()?;
+        let encryption = self.config.overlay?.wireguard()?;
         let key = self.nodes.key_of(node)?;
         let is_its = self.nodes.with_key(&key).next() == Some(node) && self.wireguard.own != Some(key);
         if *node == self.own.name || !is_its {
@@ -264,7 +278,7 @@ impl Plan {
     fn allowed(&self, node: &CompactString) -> BTreeSet<IpNet> {
         let addresses = self.nodes.addresses_of(node);
         let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
-        let pods = self.nodes.ranges_of(node).iter().copied().filter(|range| !self.pod_ranges.is_refused(range));
+        let pods = self.nodes.ranges_of(node).iter().copied().filter(|range| !self.pod_ranges.is_disputed(range));
         let routed = addresses.iter().flat_map(|address| self.routes.through_tunnel(*address));
         let is_on = |range: &IpNet| *self.own.families.of(Family::from(*range));
         hosts.chain(pods).chain(routed).filter(is_on).filter(|range| self.is_owned_by(node, *range)).collect()
@@ -272,7 +286,7 @@ impl Plan {
 
     fn is_owned_by(&self, node: &CompactString, range: IpNet) -> bool {
         let has_pods = |pods: &IpNet| {
-            !self.pod_ranges.is_refused(pods) && self.nodes.with_range(pods).any(|holder| holder == node)
+            !self.pod_ranges.is_disputed(pods) && self.nodes.with_range(pods).any(|holder| holder == node)
         };
         let pods = self.pods_around(range);
         if self.own.all_pod_cidrs().any(|ours| ours.contains(&range)) {
@@ -285,9 +299,17 @@ impl Plan {
         }
         match pods {
             Some(pods) => has_pods(&pods),
+            // No route leads through an encrypted tunnel to what is around others (`protection`).
+            None if self.is_around_others(range) => false,
             None => self.routes.tunnel_to(range).is_some_and(|remote| self.holder_of(&remote) == Some(node)),
         }
     }
+}
+
+/// Returns the nodes to which routes lead through tunnels that are around these prefixes.
+fn remotes_around(routes: &Routes, prefixes: impl Iterator<Item = IpNet>) -> impl Iterator<Item = IpAddr> {
+    let around = prefixes.flat_map(|prefix| std::iter::successors(Some(prefix), IpNet::supernet));
+    around.filter_map(|prefix| routes.tunnel_to(prefix))
 }
 
 #[cfg(test)]

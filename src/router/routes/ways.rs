@@ -185,17 +185,14 @@ fn way_to(
     }
 }
 
-/// Returns the parameters of the tunnel to a node; `None` without tunnels.
+/// Returns the parameters of the device for tunnels to and from a node; `None` where no kind of tunnels has such devices.
 pub(super) fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
     /// kube-router's TTL of tunnels inside UDP; plain ones inherit the inner packet's.
     const TTL_OF_UDP: u8 = 225;
-    let overlay = place.config.overlay?;
+    let kind = place.config.overlay?.device_of_each_node()?;
     let local = (*place.own.addresses.of(Family::from(remote)))?;
-    let udp_port = overlay.encapsulation.gue_port();
-    let ttl = match overlay.encapsulation {
-        Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => 0,
-        Encapsulation::Fou(_) => TTL_OF_UDP,
-    };
-    let mtu = mtu::tunnel(place.own.mtu, place.config, overlay, remote);
+    let udp_port = kind.gue_port();
+    let ttl = if udp_port.is_some() { TTL_OF_UDP } else { 0 };
+    let mtu = mtu::tunnel(place.own.mtu, place.config, kind, remote);
     Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true })
 }

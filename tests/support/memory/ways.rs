@@ -76,13 +76,10 @@ impl Rows for Tunnels {
         is_tunnel(&key.0)
     }
 
-    /// One of another family, or with UDP instead of without, is made anew, and has lost its routes.
+    /// One of another family is made anew, and has lost its routes.
     fn lose(state: &mut State, key: &LinkName, _: &Tunnel, want: Option<&Tunnel>) {
         let found = state.tunnels.get(key).copied();
-        let stays = |(found, want): (Tunnel, &Tunnel)| {
-            let is_same = Family::from(found.local) == Family::from(want.local);
-            is_same && found.udp_port.is_some() == want.udp_port.is_some() && want.up
-        };
+        let stays = |(found, want): (Tunnel, &Tunnel)| Family::from(found.local) == Family::from(want.local) && want.up;
         if !found.zip(want).is_some_and(stays) {
             lose_routes(state, key);
         }

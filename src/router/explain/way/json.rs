@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::text::{encapsulation, heading, lines, masquerade, standing};
+use super::text::{heading, lines, masquerade, standing};
 use super::{Origin, Owner, Planned, Tunnel, Way, Ways, differences, text};
 use crate::kernel::route::{Fate, NextHop, Taken};
 use crate::model::Authority;
@@ -93,7 +93,7 @@ fn of_planned(planned: &Planned, from: &[String]) -> Value {
 fn of_hop(hop: &NextHop, tunnel: Option<&Tunnel>) -> Value {
     let tunnel = tunnel.map(|Tunnel { ends, is_in_place }| {
         json!({
-            "encapsulation": encapsulation(ends.encapsulation),
+            "encapsulation": ends.encapsulation.name(),
             "local": ends.local.to_string(),
             "remote": ends.remote.to_string(),
             "port": ends.port,

@@ -3,7 +3,6 @@
 use ipnet::IpNet;
 
 use super::{Masquerade, Origin, Owner, Planned, Tunnel, Way, Ways, differences};
-use crate::config::Encapsulation;
 use crate::kernel::route::{Fate, RouteKey, TABLE_LOCAL, TABLE_MAIN, Taken};
 use crate::model::Authority;
 use crate::net::Family;
@@ -140,18 +139,8 @@ fn of_tunnel(tunnel: &Tunnel) -> String {
         Some(false) => "not in place",
         None => "cannot be read",
     };
-    let (kind, local, remote) = (encapsulation(ends.encapsulation), ends.local, ends.remote);
+    let (kind, local, remote) = (ends.encapsulation.name(), ends.local, ends.remote);
     format!("{kind}{port} from {local} to {remote}, which adds {overhead} bytes to each packet; {standing}")
-}
-
-/// Returns the name of an encapsulation, as the flag has it.
-pub fn encapsulation(kind: Encapsulation) -> &'static str {
-    match kind {
-        Encapsulation::Ipip => "ipip",
-        Encapsulation::Fou(_) => "fou",
-        Encapsulation::Vxlan(_) => "vxlan",
-        Encapsulation::Wireguard(_) => "wireguard",
-    }
 }
 
 /// Returns the largest packet that passes unchanged, in bytes, and why; `None` where nothing says it.
@@ -198,7 +187,7 @@ fn arithmetic(tunnel: Option<&Tunnel>, node_mtu: Option<u32>, mtu: u32) -> Strin
     let Some((ends, link)) = tunnel.map(|tunnel| &tunnel.ends).zip(node_mtu) else { return String::new() };
     let family = Family::from(ends.remote);
     let overhead = ends.encapsulation.overhead(family);
-    let kind = encapsulation(ends.encapsulation);
+    let kind = ends.encapsulation.name();
     match link.checked_sub(overhead) == Some(mtu) {
         true => format!(": {link} of this node's link less {overhead} of {kind} over {family}"),
         false => format!(" (this node's link has {link}, and {kind} over {family} adds {overhead})"),
