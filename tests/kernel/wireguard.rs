@@ -232,7 +232,7 @@ fn packets_of_the_largest_size_pass_encrypted_over_either_family() {
 }
 
 /// The Node of a number, with the key that its agent has said.
-fn node(cluster: &Cluster, number: usize) -> String {
+pub fn node(cluster: &Cluster, number: usize) -> String {
     let log = cluster.log(number);
     let mut said = log.lines().filter(|line| line.contains("Public key of this node for WireGuard"));
     let key =
@@ -247,7 +247,7 @@ fn node(cluster: &Cluster, number: usize) -> String {
     )
 }
 
-fn until(what: &str, cluster: &Cluster, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, cluster: &Cluster, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(40);
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}\n{}\n{}", cluster.log(1), cluster.log(2));
@@ -255,7 +255,7 @@ fn until(what: &str, cluster: &Cluster, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn peers_of(cluster: &Cluster, number: usize) -> BTreeMap<PeerKey, Peer> {
+pub fn peers_of(cluster: &Cluster, number: usize) -> BTreeMap<PeerKey, Peer> {
     let namespace = format!("/run/netns/{}", cluster.name(number));
     in_namespace(Path::new(&namespace), || peers().read().expect("a list")).expect("a namespace")
 }

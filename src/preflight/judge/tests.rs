@@ -412,11 +412,14 @@ fn the_port_of_wireguard_is_that_of_our_device_alone() {
             modules(facts, ModuleState::Present, &["wireguard"]);
         }
     };
-    let words = ["--overlay-encap=wireguard"];
-    for of_others in [None, Some("wg0")] {
-        check(&words, taken(of_others), Level::Degraded, &["port 51820 (--overlay-wireguard-port)"]);
+    // Packets arrive there whether or not any are sent by it.
+    for words in [["--overlay-encap=wireguard"], ["--overlay-encap-receive=wireguard"]] {
+        for of_others in [None, Some("wg0")] {
+            check(&words, taken(of_others), Level::Degraded, &["port 51820 (--overlay-wireguard-port)"]);
+        }
+        check(&words, |_: &mut Facts| {}, Level::Degraded, &["wireguard"]);
+        check_ok(&words, taken(Some("sluice-wg0")), "nobody listens on 20244");
     }
-    check_ok(&words, taken(Some("sluice-wg0")), "nobody listens on 20244");
     check_ok(&[], taken(None), "nobody listens on");
 }
 

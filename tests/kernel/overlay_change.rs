@@ -1,0 +1,142 @@
+//! A cluster that changes from one encapsulation to another, node by node (`--overlay-encap-receive`): for a kernel with `ipip`, `fou`, `vxlan` and `wireguard`.
+
+use crate::namespace::{attempt, in_new, run};
+use crate::native::router::Cluster;
+use crate::wireguard::{node, peers_of, until};
+
+const SYNCED: &str = "First sync of the router finished";
+/// Destinations among the pods of each of the two nodes.
+const PODS: [[&str; 2]; 2] = [["10.244.1.5", "fd00:10:244:1::5"], ["10.244.2.5", "fd00:10:244:2::5"]];
+
+/// The beginning of the names of devices that routes lead through.
+fn device(kind: &str) -> &'static str {
+    match kind {
+        "vxlan" => "dev sluice-vxlan",
+        "wireguard" => "dev sluice-wg0",
+        _ => "dev tun-",
+    }
+}
+
+fn flags(sent: &str, received: &str, source: &str) -> Vec<String> {
+    let fixed = ["--enable-overlay", "--overlay-type=full", "--routes-sync-period=2s"].map(str::to_owned);
+    let encapsulation = [format!("--overlay-encap={sent}"), format!("--overlay-encap-receive={received}")];
+    fixed.into_iter().chain(encapsulation).chain([format!("--node-routes={source}")]).collect()
+}
+
+/// Waits until the routes of a node to the pods of the other one lead through a kind of tunnels.
+fn until_sent_by(cluster: &Cluster, number: usize, kind: &str) {
+    let name = cluster.name(number);
+    until(&format!("node {number} by {kind}"), cluster, || {
+        let is_led = |pod: &&str| attempt(&format!("ip -n {name} route get {pod}")).1.contains(device(kind));
+        let has_port = kind != "fou" || run(&format!("ip -n {name} -d link show")).contains("encap gue");
+        PODS[2 - number].iter().all(is_led) && has_port
+    });
+}
+
+/// Starts the agent of a node with other flags in the place of the one before.
+fn step(cluster: &mut Cluster, number: usize, [sent, received, source]: [&str; 3]) {
+    let before = cluster.log(number).matches(SYNCED).count();
+    cluster.flags.insert(number, flags(sent, received, source));
+    cluster.kill(number);
+    cluster.start(number);
+    cluster.until_said(number, SYNCED, before + 1);
+    until_sent_by(cluster, number, sent);
+}
+
+/// Both nodes know each other's keys.
+fn tell_keys(cluster: &Cluster) {
+    for number in 1..=2 {
+        cluster.until_said(number, "Public key of this node for WireGuard", 1);
+    }
+    cluster.write(&[node(cluster, 1), node(cluster, 2)]);
+    until("peers", cluster, || (1..=2).all(|number| peers_of(cluster, number).len() == 1));
+}
+
+fn changes(from: &str, to: &str, source: &str) {
+    let mut cluster = Cluster::new(2);
+    for number in 1..=2 {
+        let name = cluster.name(number);
+        // Strict filtering on all links there are and will be.
+        run(&format!(
+            "ip netns exec {name} sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1"
+        ));
+        cluster.flags.insert(number, flags(from, "", source));
+        cluster.start(number);
+    }
+    if from == "wireguard" {
+        tell_keys(&cluster);
+    }
+    (1..=2).for_each(|number| until_sent_by(&cluster, number, from));
+    (1..=2).for_each(|number| cluster.until_said(number, SYNCED, 1));
+    until("pods", &cluster, || {
+        let name = cluster.name(1);
+        let reaches = |pod: &&str| attempt(&format!("ip netns exec {name} ping -c 1 -W 1 {pod}")).0;
+        PODS[1].iter().all(reaches)
+    });
+    cluster.without_losing_one_of([2, 1], "0.1", |cluster| {
+        for number in 1..=2 {
+            step(cluster, number, [from, to, source]);
+        }
+        if to == "wireguard" {
+            tell_keys(cluster);
+        }
+        // A restart finds everything in place.
+        step(cluster, 1, [from, to, source]);
+        let log = cluster.log(1);
+        let last = log.lines().rfind(|line| line.contains(SYNCED)).expect("it has said so");
+        assert!(last.contains("steps=0"), "{log}");
+        let links = |cluster: &Cluster| {
+            let listed = run(&format!("ip -n {} -o link show", cluster.name(1)));
+            let ours = listed.lines().filter(|line| line.contains("tun-") || line.contains("sluice-"));
+            ours.filter_map(|line| line.split(['@', '<']).next()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = links(cluster);
+        for number in 1..=2 {
+            step(cluster, number, [to, from, source]);
+        }
+        assert_eq!(links(cluster), before, "no device is made anew");
+        for number in 1..=2 {
+            step(cluster, number, [to, "", source]);
+        }
+    });
+    let name = cluster.name(1);
+    until("the former devices are gone", &cluster, || {
+        let links = run(&format!("ip -n {name} link show"));
+        let is_there = |kind: &str| links.contains(device(kind).trim_start_matches("dev "));
+        is_there(to) && (device(from) == device(to) || !is_there(from))
+    });
+    cluster.terminate(1);
+    let said = cluster.clean_up(1);
+    let links = run(&format!("ip -n {name} link show"));
+    assert!(!links.contains("tun-") && !links.contains("sluice-"), "{links}\n{said}");
+}
+
+fn in_guest(test: impl FnOnce() + Send) {
+    in_new(|| {
+        let (made, _, error) = attempt("ip link add probe type ipip local 192.0.2.1 remote 192.0.2.9");
+        assert!(made, "this kernel has no module ipip; run this test in the guest of the lab: {error}");
+        run("ip link delete probe");
+        run("modprobe -a ip6_tunnel fou fou6 vxlan wireguard");
+        test();
+    });
+}
+
+#[test]
+fn from_ipip_to_vxlan_no_packet_is_lost() {
+    in_guest(|| changes("ipip", "vxlan", "bgp"));
+}
+
+#[test]
+fn from_ipip_to_fou_no_packet_is_lost() {
+    in_guest(|| changes("ipip", "fou", "api"));
+}
+
+#[test]
+fn from_vxlan_to_wireguard_no_packet_is_lost() {
+    in_guest(|| changes("vxlan", "wireguard", "bgp"));
+}
+
+#[test]
+fn from_wireguard_to_fou_no_packet_is_lost() {
+    in_guest(|| changes("wireguard", "fou", "api"));
+}
