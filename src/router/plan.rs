@@ -465,6 +465,7 @@ impl Plan {
     fn settle_routes(&mut self, changed: &mut RouterChanges) {
         self.settle_given();
         self.pod_ranges.mark_routes(self.routes.dirty(), &self.nodes);
+        self.mark_peers_of_routes();
         let mut routes = std::mem::take(&mut self.routes);
         let mut settled = self.in_place(|place| routes.settle(place));
         self.routes = routes;

@@ -32,7 +32,7 @@ use crate::net::{Family, Prefixes, PublicKey};
 use crate::router::desired::RouterChanges;
 use crate::router::names::WIREGUARD;
 use crate::router::problem::{About, Problem};
-use crate::router::routes::{RouteTableChanges, Routes};
+use crate::router::routes::RouteTableChanges;
 
 /// Maximum number of ranges without a wall that are problems: each is a log message and an Event.
 const NAMED: usize = 10;
@@ -117,11 +117,6 @@ impl Plan {
         addresses.iter().for_each(|address| self.routes.look_again(*address));
         let hosts = addresses.iter().map(|address| Family::host_prefix(*address));
         let mut concerned = ranges.to_vec();
-        // Where packets are not sent to peers, no route turns when something comes to be inside of its prefix; what a peer may use does.
-        let inside = hosts.clone().chain(ranges.iter().copied());
-        let remotes: BTreeSet<IpAddr> = remotes_around(&self.routes, inside).collect();
-        let at_remotes = remotes.iter().flat_map(|remote| self.nodes.with_address(remote));
-        self.wireguard.stale.extend(at_remotes.cloned());
         for host in hosts {
             self.routes.look_again_at(host);
             let around = (0..=host.prefix_len()).filter_map(|length| IpNet::new(host.addr(), length).ok());
@@ -167,6 +162,16 @@ impl Plan {
         if self.decrypts() {
             let nodes = addresses.into_iter().flat_map(|address| self.nodes.with_address(address));
             self.wireguard.stale.extend(nodes.cloned());
+        }
+    }
+
+    /// Has the peers looked at again through whose tunnels the routes lead that are looked at again. Where packets are not encrypted, a route does not turn when
+    /// something comes to be inside of its prefix, or around it; what its peer may use does.
+    pub(super) fn mark_peers_of_routes(&mut self) {
+        if self.decrypts() && !self.encrypts() {
+            let remotes = self.routes.dirty().filter_map(|prefix| self.routes.tunnel_to(prefix));
+            let remotes: BTreeSet<IpAddr> = remotes.collect();
+            self.mark_peers_at(&remotes);
         }
     }
 
@@ -304,12 +309,6 @@ impl Plan {
             None => self.routes.tunnel_to(range).is_some_and(|remote| self.holder_of(&remote) == Some(node)),
         }
     }
-}
-
-/// Returns the nodes to which routes lead through tunnels that are around these prefixes.
-fn remotes_around(routes: &Routes, prefixes: impl Iterator<Item = IpNet>) -> impl Iterator<Item = IpAddr> {
-    let around = prefixes.flat_map(|prefix| std::iter::successors(Some(prefix), IpNet::supernet));
-    around.filter_map(|prefix| routes.tunnel_to(prefix))
 }
 
 #[cfg(test)]
