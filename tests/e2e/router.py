@@ -8,7 +8,24 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, packets, traffic
 
-OVERLAY = {"none": ["--enable-overlay=false"], "subnet": [], "full": ["--overlay-type=full"], "fou": ["--overlay-encap=fou"]}
+OVERLAY = {"none": ["--enable-overlay=false"], "subnet": [], "full": ["--overlay-type=full"], "fou": ["--overlay-encap=fou"], "vxlan": ["--overlay-encap=vxlan"],
+           "wireguard": ["--overlay-encap=wireguard"],
+           **{f"{kind}, full": [f"--overlay-encap={kind}", "--overlay-type=full"] for kind in ("fou", "vxlan", "wireguard")}}
+# What an encapsulation adds to a packet, outside of IPv4 and of IPv6.
+ADDED = {"none": (0, 0), "ipip": (20, 40), "fou": (32, 52), "vxlan": (50, 70), "wireguard": (60, 80)}
+
+
+def is_full(overlay):
+    return overlay.endswith("full")
+
+
+def sizes(overlay, families="46"):
+    """The largest packet by family on a way through a tunnel of this overlay, between nodes of these families."""
+    kind = overlay.split(",")[0]
+    added = dict(zip("46", ADDED[kind if kind in ADDED else "ipip"]))
+    # Where every packet takes a tunnel pods have one MTU for both families, and the one device of WireGuard has one in any case.
+    shared = max(added[f] for f in families) if is_full(overlay) or kind == "wireguard" else 0
+    return {f: 1500 - max(added[f], shared) for f in families}
 
 
 def everyone(bed, families=FAMILIES, numbers=None, sizes=None, everywhere=False):
@@ -45,17 +62,26 @@ def run_with(bed, *flags, families="46", numbers=None, attach=False):
         reattach(bed)
 
 
-def run_encrypted(bed, *flags):
+def run_overlay(bed, overlay, families="46"):
+    """The same with one of `OVERLAY`."""
+    if "wireguard" in overlay:
+        run_encrypted(bed, *OVERLAY[overlay][1:], families=families)
+    else:
+        run_with(bed, *OVERLAY[overlay], families=families)
+
+
+def run_encrypted(bed, *flags, families="46"):
     """The same with `--overlay-encap=wireguard`: each agent says its key, and who writes the Nodes puts it there."""
     for agent in bed.agents.values():
         agent.stop()
-    bed.source.nodes(bed.plan)
+    bed.source.nodes(bed.plan, families=families)
     since = {i: agent.position() for i, agent in bed.agents.items()}
     for agent in bed.agents.values():
-        agent.extra = [*bed.flags, "--overlay-encap=wireguard", *flags]
+        agent.extra, agent.families = [*bed.flags, *OVERLAY["wireguard"], *flags], families
         agent.start()
     expect.soon(lambda: all(_keys(bed, since).values()), 60, "an agent has not said its key")
-    bed.source.nodes(bed.plan, annotations={i: {"kube-router.io/wireguard-public-key": key} for i, key in _keys(bed, since).items()})
+    notes = {i: {"kube-router.io/wireguard-public-key": key} for i, key in _keys(bed, since).items()}
+    bed.source.nodes(bed.plan, families=families, annotations=notes)
     bed.ready()
 
 

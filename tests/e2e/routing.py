@@ -9,15 +9,14 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, packets, traffic
 from labkit.agent import FLAGS, family_flags
-from router import OVERLAY, everyone, everything, known_way, learned, receive_ports, run_encrypted, run_with, tunnels
+from router import OVERLAY, everyone, everything, is_full, known_way, learned, receive_ports, run_encrypted, run_overlay, run_with, sizes, tunnels
 
-
-# The largest packet on a way between subnets, by family.
-SIZES = {"none": {"4": 1500, "6": 1500}, "subnet": {"4": 1480, "6": 1460}, "full": {"4": 1480, "6": 1460}, "fou": {"4": 1468, "6": 1448}}
+# What each family alone goes through each day; the rest of `OVERLAY` with --whole.
+DAILY = ["none", "subnet", "full"]
 
 
 def pods_of_all_nodes_reach_each_other(bed):
-    everyone(bed, sizes={"4": 1480, "6": 1460})
+    everyone(bed, sizes=sizes("subnet"))
     for i in bed.agents:
         for family in FAMILIES:
             expect.that(len(learned(i, family)) == 2, f"node {i} has learned", learned(i, family))
@@ -77,7 +76,7 @@ def what_somebody_deletes_comes_back(bed):
             if not expect.kept_from_others(i, *damage):
                 net.node(i, *damage)
         _is_as(before)
-    everyone(bed, sizes={"4": 1480, "6": 1460})
+    everyone(bed, sizes=sizes("subnet"))
 
 
 def _is_as(before):
@@ -98,7 +97,7 @@ def a_link_that_goes_and_comes_has_its_routes_again(bed):
            *[f"route replace {line} dev eth0" for line in static])
     expect.soon(lambda: {f: learned(i, f) for f in FAMILIES} == routes, 60, f"node {i} lacks routes")
     bed.ready()
-    everyone(bed, sizes={"4": 1480, "6": 1460})
+    everyone(bed, sizes=sizes("subnet"))
 
 
 def a_node_that_is_lost_and_comes_back_is_followed_and_the_others_do_not_notice(bed):
@@ -114,7 +113,7 @@ def a_node_that_is_lost_and_comes_back_is_followed_and_the_others_do_not_notice(
         bed.source.nodes(bed.plan)
         bed.agents[2].start()
         bed.ready()
-    everyone(bed, sizes={"4": 1480, "6": 1460})
+    everyone(bed, sizes=sizes("subnet"))
 
 
 def _counts_pods(i, block):
@@ -180,13 +179,13 @@ def _clean(agent):
 def tunnels_inside_udp_carry_both_families(bed):
     run_with(bed, *OVERLAY["fou"])
     expect.that("5555" in "".join(receive_ports(1)), "no port receives", receive_ports(1))
-    everyone(bed, sizes={"4": 1468, "6": 1448})
+    everyone(bed, sizes=sizes("fou"))
 
 
 def encrypted_tunnels_carry_both_families_between_subnets_and_between_all(bed):
     for flags, everywhere in ([], False), (["--overlay-type=full", "--node-routes=api"], True):
         run_encrypted(bed, *flags)
-        everyone(bed, sizes={"4": 1420, "6": 1420}, everywhere=everywhere)
+        everyone(bed, sizes=sizes("wireguard"), everywhere=everywhere)
     # Without keys nobody sends, also where the network has a way.
     known_way(bed, "add")
     try:
@@ -236,26 +235,58 @@ def without_tunnels_the_network_carries_what_leaves_a_subnet(bed):
 
 
 def nodes_with_ipv4_alone_carry_ipv4(bed):
-    for overlay in OVERLAY:
-        _alone(bed, "4", overlay)
+    for overlay in DAILY:
+        _carry(bed, "4", overlay)
     run_with(bed)
 
 
 def nodes_with_ipv6_alone_carry_ipv6(bed):
-    for overlay in OVERLAY:
-        _alone(bed, "6", overlay)
+    for overlay in DAILY:
+        _carry(bed, "6", overlay)
     run_with(bed)
 
 
-def _alone(bed, family, overlay):
-    other = "6" if family == "4" else "4"
+def frames_inside_udp_carry_both_families(bed):
+    _carry(bed, "46", "vxlan")
+    run_with(bed)
+
+
+def _whole(function):
+    function.whole = True
+    return function
+
+
+@_whole
+def tunnels_inside_udp_between_all_nodes_carry_both_families(bed):
+    for overlay in ("fou, full", "vxlan, full"):
+        _carry(bed, "46", overlay)
+    run_with(bed)
+
+
+@_whole
+def every_encapsulation_inside_udp_carries_ipv4_alone(bed):
+    for overlay in [it for it in OVERLAY if it not in DAILY]:
+        _carry(bed, "4", overlay)
+    run_with(bed)
+
+
+@_whole
+def every_encapsulation_inside_udp_carries_ipv6_alone(bed):
+    for overlay in [it for it in OVERLAY if it not in DAILY]:
+        _carry(bed, "6", overlay)
+    run_with(bed)
+
+
+def _carry(bed, families, overlay):
+    """Nodes of these families alone carry them, by an overlay and by no other way."""
     if overlay == "none":
         known_way(bed, "add")
     try:
-        run_with(bed, *OVERLAY[overlay], families=family)
-        for i in bed.agents:
-            expect.soon(lambda: not learned(i, other), 30, f"{overlay}: node {i} has", learned(i, other))
-        everyone(bed, family, sizes=SIZES[overlay], everywhere=overlay == "full")
+        run_overlay(bed, overlay, families)
+        for i, other in itertools.product(bed.agents, "46"):
+            if other not in families:
+                expect.soon(lambda: not learned(i, other), 30, f"{overlay}: node {i} has", learned(i, other))
+        everyone(bed, families, sizes=sizes(overlay, families), everywhere=is_full(overlay))
     finally:
         if overlay == "none":
             known_way(bed, "del")

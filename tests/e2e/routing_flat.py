@@ -1,7 +1,7 @@
 """The router on three nodes of one subnet: nothing needs a tunnel, and with `--overlay-type=full` everything has one."""
 import expect
 from expect import FAMILIES
-from router import OVERLAY, everyone, learned, run_with, tunnels
+from router import OVERLAY, everyone, learned, run_with, sizes, tunnels
 
 ALL = ("4", "6", "46")
 
@@ -33,7 +33,7 @@ def each_family_alone_and_both_go_without_tunnels_where_they_are_off(bed):
 def tunnels_for_everything_carry_each_family_alone_and_both(bed):
     for families in ALL:
         # The bridge lets through what fits into every tunnel that there may be.
-        _run(bed, "full", families, {"4": 1480 if families == "4" else 1460, "6": 1460})
+        _run(bed, "full", families, sizes("full", families))
         for i in bed.agents:
             expect.that(len(tunnels(i)) == 2 * len(families), f"IPv{families}: node {i} has", tunnels(i))
     run_with(bed)

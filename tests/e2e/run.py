@@ -4,7 +4,8 @@
   run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
-by an exception what does not hold. Each test makes the Services it needs and takes them away again.
+by an exception what does not hold. Each test makes the Services it needs and takes them away again. One with the attribute `whole` runs with
+--whole and --long, and when it is asked for by --only; one with the attribute `long` with --long alone.
 """
 import argparse
 import contextlib
@@ -59,7 +60,7 @@ def tests_of(bed, netfilter, only, extent):
         for function in vars(module).values():
             if not callable(function) or getattr(function, "__module__", "") != name or function.__name__.startswith("_"):
                 continue
-            if isinstance(function, type) or (getattr(function, "long", False) and not long):
+            if isinstance(function, type) or (getattr(function, "long", False) and not long) or (getattr(function, "whole", False) and not every):
                 continue
             if bed == "api" and name in LONG_WITH_API and not every:
                 continue
