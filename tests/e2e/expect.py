@@ -46,6 +46,12 @@ def flavour(bed, i):
     return "legacy" if i == 2 and bed.netfilter == "iptables" else "nft"
 
 
+def whole(function):
+    """A test that does not run each day, but with --whole, with --long and by its name."""
+    function.whole = True
+    return function
+
+
 def that(true, *words):
     if not true:
         raise AssertionError(" ".join(str(w) for w in words))

@@ -251,26 +251,21 @@ def frames_inside_udp_carry_both_families(bed):
     run_with(bed)
 
 
-def _whole(function):
-    function.whole = True
-    return function
-
-
-@_whole
+@expect.whole
 def tunnels_inside_udp_between_all_nodes_carry_both_families(bed):
     for overlay in ("fou, full", "vxlan, full"):
         _carry(bed, "46", overlay)
     run_with(bed)
 
 
-@_whole
+@expect.whole
 def every_encapsulation_inside_udp_carries_ipv4_alone(bed):
     for overlay in [it for it in OVERLAY if it not in DAILY]:
         _carry(bed, "4", overlay)
     run_with(bed)
 
 
-@_whole
+@expect.whole
 def every_encapsulation_inside_udp_carries_ipv6_alone(bed):
     for overlay in [it for it in OVERLAY if it not in DAILY]:
         _carry(bed, "6", overlay)

@@ -1,0 +1,154 @@
+"""Nodes that leave, as a client outside and the nodes see it: one whose link is cut, which BFD notices, and one that is drained. The router outside is
+BIRD, which knows pods and service addresses from the nodes alone."""
+import contextlib
+import json
+import time
+
+import expect
+from expect import FAMILIES
+from labkit import kernel, net, objects, own, packets, traffic
+from labkit.demo_cluster import NODES, bird, configured, peering
+from labkit.demo_leaving import INTERVAL, LABEL
+from labkit.demo_outside import PREFIX, at_router, birdc, configure
+from labkit.objects import Port
+from router import learned
+
+DELAY = 5  # seconds of --drain-delay
+FLAGS = ["--advertise-cluster-ip", f"--cluster-asn={NODES}", f"--drain-delay={DELAY}s", "--enable-bfd-mesh",
+         f"--bfd-desired-min-tx-interval={INTERVAL}", f"--bfd-required-min-rx-interval={INTERVAL}"]
+SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; without BFD it would be 90
+FLOWS = 8  # of each family: some of them go by way of the node that leaves
+PODS = ["n1p1", "n2p1"]
+NODE_PORT = 30097
+PATHS = {"net.ipv4.fib_multipath_hash_policy": 1, "net.ipv6.fib_multipath_hash_policy": 1}  # a flow, and not a client, has one way
+
+
+@contextlib.contextmanager
+def _outside(bed):
+    """Nodes that BFD watches, and a router outside that sends what is for a Service to all of them; the Service."""
+    static = [f"{r} via {bed.plan.addresses(1)[f]}" for ranges in (net.SERVICE_RANGES, net.EXTERNAL_RANGES) for f, r in enumerate(ranges)]
+    net.sysctl("rtr", PATHS)
+    net.ip("rtr", *[f"route del {route}" for route in static])
+    try:
+        with bird(bed.plan):
+            configured(bed.plan, bfd=True)
+            configure()
+            bed.source.nodes(bed.plan, annotations=_notes(bed))
+            for i, agent in bed.agents.items():
+                agent.stop()
+                agent.extra = [*bed.flags_of(i), *FLAGS, f"--socket={net.RUN}/n{i}/sluice.sock"]
+                agent.start()
+            bed.ready()
+            with expect.service(bed, "edge", PODS, kind="NodePort", ports=[Port(80, node_port=NODE_PORT), Port(53, "UDP")]) as service:
+                _comes_to(bed, service, bed.agents)
+                for i in bed.agents:  # with the other nodes and the router outside
+                    expect.soon(lambda: kernel.metric(i, "sluice_router_bfd_session_up") == len(bed.agents), 60, f"BFD of node {i} is not up")
+                yield service
+    finally:
+        net.ip("rtr", *[f"route add {route}" for route in static])
+        bed.source.nodes(bed.plan)
+
+
+def _notes(bed):
+    return {i: peering(bed.plan, i, bfd=True) for i in bed.agents}
+
+
+def _ways(service, family):
+    """Through which nodes the router outside sends what is for the Service."""
+    return at_router(family, f"{service.address(family)}/{PREFIX[family]}")
+
+
+def _comes_to(bed, service, nodes, seconds=60):
+    for f, family in enumerate(FAMILIES):
+        wanted = sorted(bed.plan.addresses(i)[f] for i in nodes)
+        expect.soon(lambda: _ways(service, family) == wanted, seconds, "the router outside sends to", _ways(service, family), "and not to", wanted)
+
+
+def _flows(service):
+    return packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * FLOWS, pause=0.1)
+
+
+def _silence(outcome):
+    """Seconds from the first to the last packet that was lost."""
+    times = [float(one.split(" after ")[1].split()[0]) for one in outcome["which"]]
+    return max(times, default=0) - min(times, default=0)
+
+
+def _all_are_answered(service):
+    for family in FAMILIES:
+        expect.many("ext", service.address(family), 80)
+
+
+def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nodes(bed):
+    ranges = bed.plan.pod_ranges(3)
+    with _outside(bed) as service:
+        with expect.stream({"n1p1": ["n2p1"]}):
+            flows = _flows(service)
+            time.sleep(2)
+            net.ip("fabric", "link set n3-near down")
+            cut = time.monotonic()
+            try:
+                own.wait(lambda: not any(ranges[f] in learned(1, family) for f, family in enumerate(FAMILIES)), SWITCHED, 0.02)
+                noticed = time.monotonic() - cut
+                _comes_to(bed, service, [1, 2], SWITCHED)
+                switched = time.monotonic() - cut
+                time.sleep(1)
+                outcome = flows.stop()
+                print(f"the link was cut: node 1 has no route to the pods behind it after {noticed:.1f} s, the router outside none to the node after"
+                      f" {switched:.1f} s; {outcome['lost']} of {outcome['sent']} packets from outside were lost, within {_silence(outcome):.1f} s", flush=True)
+                expect.that(noticed < SWITCHED, f"node 1 has a route to the pods behind the cut after {noticed:.1f} s")
+                expect.that(_silence(outcome) < SWITCHED, "packets were lost for long:", outcome)
+                _all_are_answered(service)
+            finally:
+                net.ip("fabric", "link set n3-near up")
+            for f, family in enumerate(FAMILIES):
+                expect.soon(lambda: ranges[f] in learned(1, family), 60, "the link is there again, and the route is not:", learned(1, family))
+            _comes_to(bed, service, bed.agents)
+        for family in FAMILIES:
+            who, _ = traffic.ask("n1p1", expect.pod("n3p1", family), objects.TARGET)
+            expect.that(who == "n3p1", "answered by", who)
+
+
+def _sessions_ended(bed, i):
+    """How many sessions of BGP the agent of node i has lost since its start. Its exit status is for scripts."""
+    said = net.node(i, "sh", "-c", f"{bed.binary} bgp peers -o json --socket={net.RUN}/n{i}/sluice.sock || true")
+    return [neighbour["sessionsEnded"] for neighbour in json.loads(said)["neighbours"]]
+
+
+@expect.whole
+def a_drained_node_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
+    pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate(FAMILIES)}
+    with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held:
+        flows, ended = _flows(service), _sessions_ended(bed, 3)
+        time.sleep(2)
+        bed.source.nodes(bed.plan, annotations=_notes(bed), labels={3: {LABEL: ""}})
+        began = time.monotonic()
+        expect.soon(lambda: _is_leaving(service), DELAY, "the router outside is not told of GRACEFUL_SHUTDOWN first")
+        expect.that(all(len(_told(service, family)) == len(bed.agents) for family in FAMILIES), "withdrawn at once")
+        _comes_to(bed, service, [1, 2], 30)
+        expect.soon(lambda: all(len(_told(service, family)) == 2 for family in FAMILIES), 30, "it is never withdrawn")
+        print(f"the addresses were withdrawn {time.monotonic() - began:.1f} s after the label came", flush=True)
+        for f, family in enumerate(FAMILIES):
+            expect.that(at_router(family, pods[family]) == [bed.plan.addresses(3)[f]], "the route to pods of the node is gone")
+        expect.go_on(held)
+        time.sleep(1)
+        bed.source.nodes(bed.plan, annotations=_notes(bed))
+        _comes_to(bed, service, bed.agents, 30)
+        expect.that(not _is_leaving(service), "the community stays")
+        time.sleep(1)
+        expect.go_on(held)
+        outcome = flows.stop()
+        print(f"{outcome['sent']} packets from outside, {outcome['lost']} lost", flush=True)
+        expect.that(_sessions_ended(bed, 3) == ended, "sessions have ended:", _sessions_ended(bed, 3), "and before", ended)
+        expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside:", outcome)
+        _all_are_answered(service)
+
+
+def _told(service, family):
+    """The nodes from which BIRD has the Service's address."""
+    said = birdc("show", "route", "for", service.address(family), "all")
+    return [line for line in said.splitlines() if "BGP.next_hop" in line]
+
+
+def _is_leaving(service):
+    return any("(65535,0)" in birdc("show", "route", "for", service.address(family), "all") for family in FAMILIES)
