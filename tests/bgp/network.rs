@@ -1,7 +1,7 @@
 //! Hosts with speakers, connections between them, and their time.
 //!
 //! A connection keeps the order of what is sent, and hands it over late and in other pieces. It can break, so that both
-//! sides notice, or go dead, so that nobody does.
+//! sides notice, or go dead, so that nobody does. Beside it there may be BFD (`paths`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use sluice::bfd::sessions::Sessions;
 use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Condition, Decision, Matching, Policy, PrefixSet, Statement};
 use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
@@ -17,6 +18,7 @@ use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, Want
 use sluice::bgp::transport::Transport;
 use sluice::net::PerFamily;
 
+use crate::paths::{self, Cuts};
 use crate::random::Random;
 
 /// A host, as it is configured.
@@ -33,11 +35,15 @@ pub struct Plan {
     pub blocked: BTreeSet<IpNet>,
     /// Neighbours that are stopped.
     pub stopped: BTreeSet<usize>,
+    /// Neighbours to which BFD watches the path.
+    pub watched: BTreeSet<usize>,
 }
 
 pub struct Host {
     pub plan: Plan,
     pub speaker: Option<Speaker>,
+    /// BFD of its process.
+    pub paths: Option<Sessions>,
     /// Routes given to the kernel, with their next hops.
     pub kernel: BTreeMap<IpNet, IpAddr>,
     /// How often it was told to take a route away.
@@ -65,10 +71,11 @@ enum Item {
     End,
 }
 
-enum Event {
+pub enum Event {
     Dial { from: usize, to: usize, number: u64 },
     Deliver { wire: usize, end: usize },
     Taken { wire: usize, end: usize, bytes: usize },
+    Packet { from: usize, to: usize, datagram: Vec<u8> },
 }
 
 pub struct Network {
@@ -77,8 +84,7 @@ pub struct Network {
     pub hosts: Vec<Host>,
     wires: Vec<Wire>,
     events: BTreeMap<(Instant, u64), Event>,
-    /// Pairs that cannot reach each other.
-    pub parted: BTreeSet<(usize, usize)>,
+    pub cuts: Cuts,
     /// Hosts that take what is sent to them slowly.
     pub slow: BTreeSet<usize>,
     pub random: Random,
@@ -86,6 +92,8 @@ pub struct Network {
     pub story: Vec<String>,
     /// How many sessions there have been.
     pub sessions: usize,
+    /// How many paths have failed by BFD.
+    pub failures: usize,
 }
 
 pub fn address(host: usize) -> IpAddr {
@@ -123,7 +131,14 @@ fn export(blocked: &BTreeSet<IpNet>) -> Policies {
 impl Network {
     pub fn new(plans: Vec<Plan>, random: Random) -> Network {
         let now = Instant::now();
-        let host = |plan| Host { plan, speaker: None, kernel: BTreeMap::new(), removed: 0, dials: BTreeMap::new() };
+        let host = |plan| Host {
+            plan,
+            speaker: None,
+            paths: None,
+            kernel: BTreeMap::new(),
+            removed: 0,
+            dials: BTreeMap::new(),
+        };
         let hosts: Vec<Host> = plans.into_iter().map(host).collect();
         let mut network = Network {
             now,
@@ -131,12 +146,13 @@ impl Network {
             hosts,
             wires: Vec::new(),
             events: BTreeMap::new(),
-            parted: BTreeSet::new(),
+            cuts: Cuts::default(),
             slow: BTreeSet::new(),
             random,
             next: 0,
             story: Vec::new(),
             sessions: 0,
+            failures: 0,
         };
         (0..network.hosts.len()).for_each(|host| network.start(host, false));
         network
@@ -170,6 +186,7 @@ impl Network {
         self.hosts[host].speaker = Some(Speaker::new(rules, restarting, self.now));
         self.hosts[host].kernel.clear();
         self.hosts[host].dials.clear();
+        self.hosts[host].paths = Some(Sessions::new(self.random.next()));
         for prefix in &plan.origins {
             self.originate(host, *prefix);
         }
@@ -180,6 +197,7 @@ impl Network {
                 self.set_stopped(host, *peer, true);
             }
         }
+        self.watch(host);
     }
 
     fn wanted(&self, host: usize, peer: usize) -> WantedNeighbour {
@@ -201,7 +219,7 @@ impl Network {
             client: plan.peers[&peer],
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
             next_hops: plan.next_hops,
-            liveness: None,
+            liveness: plan.watched.contains(&peer).then(paths::liveness),
             first_as: true,
             most: PerFamily::default(),
         }
@@ -210,6 +228,8 @@ impl Network {
     /// Ends a host as by a signal that cannot be caught. `silently`: the others do not notice.
     pub fn kill(&mut self, host: usize, silently: bool) {
         self.hosts[host].speaker = None;
+        self.hosts[host].paths = None;
+        self.cuts.excuse(|one, _| one == host);
         for wire in 0..self.wires.len() {
             for end in 0..2 {
                 if self.wires[wire].ends[end].host == host && self.wires[wire].ends[end].open {
@@ -247,6 +267,16 @@ impl Network {
         }
     }
 
+    /// Has a host watch the path to a neighbour, or not any more, which it tells it.
+    pub fn set_watched(&mut self, host: usize, peer: usize, watched: bool) {
+        let plan = &mut self.hosts[host].plan;
+        _ = if watched { plan.watched.insert(peer) } else { plan.watched.remove(&peer) };
+        self.cuts.excuse(|one, other| (one, other) == (host, peer));
+        let wanted = self.wanted(host, peer);
+        self.step(host, Order::Want(Arc::new(wanted)));
+        self.watch(host);
+    }
+
     /// Breaks a connection between two hosts, or lets it go dead.
     pub fn cut(&mut self, silently: bool) -> bool {
         let open: Vec<usize> = (0..self.wires.len())
@@ -271,7 +301,8 @@ impl Network {
 
     /// Parts two hosts: messages between them are lost from now on.
     pub fn part(&mut self, one: usize, other: usize) {
-        self.parted.insert((one.min(other), one.max(other)));
+        self.expect_notice(one, other);
+        self.cuts.parted.insert((one.min(other), one.max(other)));
         for wire in &mut self.wires {
             let hosts = [wire.ends[0].host, wire.ends[1].host];
             wire.dead |= hosts.contains(&one) && hosts.contains(&other);
@@ -319,6 +350,7 @@ impl Network {
                         panic!("{host} says of {peer}: {remarks:?}");
                     }
                     self.sessions += usize::from(matches!(fact, Fact::Up(_)));
+                    self.heard_of_path(host, peer, &fact);
                     let words = match fact {
                         Fact::Up(_) => "up".to_owned(),
                         other => format!("{other:?}"),
@@ -330,12 +362,25 @@ impl Network {
         }
     }
 
+    fn heard_of_path(&mut self, host: usize, peer: IpAddr, fact: &Fact) {
+        match fact {
+            Fact::PathFailed(_) => {
+                self.failures += 1;
+                let speaker = self.hosts[host].speaker.as_ref().expect("it has just spoken");
+                let neighbour = speaker.neighbour(peer).expect("its path is watched");
+                assert!(neighbour.peer().session().is_none(), "{host} has no session over the path to {peer}");
+            }
+            Fact::PathOutlived(_) => self.cuts.excuse(|one, other| (one, other) == (host, host_of(peer))),
+            _ => {}
+        }
+    }
+
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
-    fn later(&mut self, most: u64, event: Event) {
+    pub fn later(&mut self, most: u64, event: Event) {
         let time = self.now + Duration::from_micros(1 + self.random.next() % (most * 1000));
         let number = self.number();
         self.events.insert((time, number), event);
@@ -389,12 +434,15 @@ impl Network {
                 Some((deadline, host))
             });
             let timer = timer.min();
-            let next = event.into_iter().chain(timer.map(|(time, _)| time)).min();
+            let paths = self.next_of_paths();
+            let next = event.into_iter().chain(timer.map(|(time, _)| time)).chain(paths.map(|(time, _)| time)).min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
             if event == Some(next) {
                 let ((_, _), event) = self.events.pop_first().expect("there is one");
                 self.happen(event);
+            } else if let Some((_, host)) = paths.filter(|(time, _)| *time <= next) {
+                self.tick_paths(host);
             } else if let Some((_, host)) = timer {
                 self.step(host, Input::Tick);
                 let deadline = self.hosts[host].speaker.as_ref().and_then(Speaker::deadline);
@@ -402,11 +450,13 @@ impl Network {
             }
         }
         self.now = end;
+        self.check_cuts();
     }
 
     fn happen(&mut self, event: Event) {
         match event {
             Event::Dial { from, to, number } => self.dial(from, to, number),
+            Event::Packet { from, to, datagram } => self.packet(from, to, &datagram),
             Event::Taken { wire, end, bytes } => {
                 let End { host, link, open, .. } = self.wires[wire].ends[end];
                 if open {
@@ -445,8 +495,7 @@ impl Network {
             return;
         }
         self.hosts[from].dials.remove(&to);
-        let parted = self.parted.contains(&(from.min(to), from.max(to)));
-        if parted || self.hosts[to].speaker.is_none() {
+        if self.cuts.are_parted(from, to) || self.hosts[to].speaker.is_none() {
             return self.step(from, Input::DialFailed(address(to)));
         }
         let links = [LinkId(self.number()), LinkId(self.number())];

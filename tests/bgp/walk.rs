@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sluice::bfd::State;
 use sluice::bgp::message::{Notification, Reason};
 use sluice::bgp::rib::NextHops;
 use sluice::bgp::speaker::Order;
@@ -64,7 +65,7 @@ impl Walk {
         let peers: Vec<usize> = network.hosts[host].plan.peers.keys().copied().collect();
         let peer = *network.random.pick(&peers);
         let alive = network.hosts[host].speaker.is_some();
-        match network.random.below(17) {
+        match network.random.below(20) {
             0..4 if alive => match network.hosts[host].plan.origins.contains(&prefix) {
                 true => network.retract(host, prefix),
                 false => network.originate(host, prefix),
@@ -84,7 +85,7 @@ impl Walk {
                 network.tell(format!("{host} and {peer} are parted"));
                 network.part(host, peer);
             }
-            10 => network.parted.clear(),
+            10 => network.cuts.heal(),
             11 if alive => {
                 let stopped = !network.hosts[host].plan.stopped.contains(&peer);
                 network.tell(format!("{host} stops {peer}: {stopped}"));
@@ -106,13 +107,24 @@ impl Walk {
                 network.tell(format!("{host} begins anew with {peer}"));
                 network.step(host, Order::Restart(address(peer), Notification::new(Reason::RESET)));
             }
+            17 if !network.cuts.deaf.remove(&(host, peer)) => {
+                network.tell(format!("{peer} does not hear the BFD of {host} any more"));
+                network.cuts.deaf.insert((host, peer));
+            }
+            18 => network.cuts.deaf.clear(),
+            19 if alive => {
+                let watched = !network.hosts[host].plan.watched.contains(&peer);
+                network.tell(format!("{host} watches the path to {peer}: {watched}"));
+                network.set_watched(host, peer, watched);
+            }
             _ => {}
         }
     }
 
     fn heal(&mut self) {
         self.network.tell("all heals".into());
-        self.network.parted.clear();
+        self.network.cuts.heal();
+        self.network.cuts.deaf.clear();
         self.network.slow.clear();
         for host in 0..self.network.hosts.len() {
             if self.network.hosts[host].speaker.is_none() {
@@ -132,6 +144,9 @@ impl Walk {
                 let neighbour = speaker.neighbour(address(*peer)).expect("it is wanted");
                 assert_eq!(neighbour.peer().session().is_none(), stopped, "{host} with {peer}");
                 assert!(stopped || speaker.rib().is_told(neighbour.id()), "{host} has told {peer}");
+                let both = plan.watched.contains(peer) && self.network.hosts[*peer].plan.watched.contains(&host);
+                let path = neighbour.path().map(|status| status.state == State::Up);
+                assert_eq!(path, plan.watched.contains(peer).then_some(both), "the path of {host} to {peer}");
             }
             for prefix in &self.prefixes {
                 let best = speaker.rib().table().best(*prefix);
@@ -220,9 +235,11 @@ fn plans(random: &mut Random, prefixes: &[IpNet]) -> Vec<Plan> {
             join(count - 2, count - 1, (false, false));
         }
     }
-    let graceful = random.below(3);
+    let (graceful, watched) = (random.below(3), random.below(3));
     let mut plan = |(asn, peers): (u32, BTreeMap<usize, bool>)| Plan {
         asn,
+        // With nobody, with all, or at one end or both of some.
+        watched: peers.keys().copied().filter(|_| watched == 1 || watched == 2 && random.chance(70)).collect(),
         peers,
         next_hops: *random.pick(&[NextHops::Usual, NextHops::Ours, NextHops::Kept]),
         restarts_gracefully: graceful == 0 || graceful == 1 && random.chance(50),
