@@ -1,6 +1,6 @@
-//! Our speaker over real sockets, in network namespaces: with GoBGP, BIRD and FRR as Debian has them, and with itself.
+//! Our speaker over real sockets, in network namespaces: with GoBGP, BIRD and FRR as Debian has them, with the newest GoBGP, and with itself.
 //!
-//! `matrix` is one table of cells for all three: who, how the session is set up, what happens to it. Each looks at the routes
+//! `matrix` is one table of cells for all of them: who, how the session is set up, what happens to it. Each looks at the routes
 //! with all their attributes on both sides. `own` has sessions between speakers of ours alone, `load`
 //! many neighbours and routes, `rubbish` neighbours that do what no speaker may do.
 //!

@@ -33,8 +33,9 @@ CONTAINERD, CONTAINERD_VERSION = "github.com/containerd/containerd/v2/cmd", "2.2
 RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 # What is built in the same way for other tests, and to be measured beside ours.
 NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
+NEWER_GOBGPD, GOBGP_VERSION = "gobgpd", "4.8.0"
 OTHERS = {
-    NEWER_GOBGP: ("gobgp", "github.com/osrg/gobgp/v4/cmd/gobgp", "gobgp-4.8.0"),
+    **{name: ("gobgp", f"github.com/osrg/gobgp/v4/cmd/{name}", f"gobgp-{GOBGP_VERSION}") for name in (NEWER_GOBGP, NEWER_GOBGPD)},
     DNS: ("coredns", ".", "coredns-1.14.7"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
@@ -107,6 +108,11 @@ def build(names=tuple(PROGRAMS)):
 def newer_gobgp():
     """The path of the newest client of GoBGP; the one in PATH is Debian's."""
     return other(NEWER_GOBGP)
+
+
+def newer_gobgpd():
+    """The path of its daemon."""
+    return other(NEWER_GOBGPD)
 
 
 def kube_proxy():

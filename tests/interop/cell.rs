@@ -9,9 +9,18 @@ use crate::ground::{Host, Topology};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Daemon {
+    /// Debian's release, 3.x.
     Gobgp,
+    /// The newest release, 4.x, which `scripts/test` builds.
+    Gobgp4,
     Bird,
     Frr,
+}
+
+impl Daemon {
+    pub fn is_gobgp(self) -> bool {
+        matches!(self, Daemon::Gobgp | Daemon::Gobgp4)
+    }
 }
 
 /// How a session is set up. Only what differs from [`Cell::with`] is said in the matrix.

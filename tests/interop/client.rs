@@ -79,9 +79,7 @@ pub fn debians() -> Client {
 }
 
 pub fn clients() -> [Client; 2] {
-    let newer = std::env::var("SLUICE_NEWER_GOBGP");
-    let program = newer.expect("$SLUICE_NEWER_GOBGP says where a client of 4.x is; `scripts/test interop` sees to it");
-    [debians(), Client { program, is_newer: true }]
+    [debians(), Client { program: crate::gobgp::newest(), is_newer: true }]
 }
 
 /// Runs a test for each client.

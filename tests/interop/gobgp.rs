@@ -1,16 +1,38 @@
-//! GoBGP: `gobgpd` and its client.
+//! GoBGP: `gobgpd` and its client, of Debian's release and of the newest one.
+
+use std::path::PathBuf;
 
 use serde_json::Value;
 
 use sluice::net::Family;
 
-use crate::cell::{Dials, Hops, PREFERENCE, Reflects, THEIRS};
-use crate::ground::Host;
+use crate::cell::{Daemon, Dials, Hops, PREFERENCE, Reflects, THEIRS};
 use crate::other::Other;
 use crate::route::Route;
 
-pub fn command(again: bool) -> Vec<String> {
-    let words = ["gobgpd", "-f", "gobgpd.toml", "--pprof-disable", "--api-hosts=127.0.0.1:50051"];
+/// Path of the newest client; its daemon is beside it.
+pub fn newest() -> String {
+    let newest = std::env::var("SLUICE_NEWER_GOBGP");
+    newest.expect("$SLUICE_NEWER_GOBGP says where a client of 4.x is; `scripts/test interop` sees to it")
+}
+
+/// A program of the release that a daemon is of.
+fn program(daemon: Daemon, name: &str) -> String {
+    match daemon {
+        Daemon::Gobgp4 => PathBuf::from(newest()).with_file_name(name).display().to_string(),
+        Daemon::Gobgp | Daemon::Bird | Daemon::Frr => name.to_owned(),
+    }
+}
+
+/// What the client of the daemon's release says; nothing where it fails.
+pub fn ask(other: &Other, words: &[&str]) -> Option<String> {
+    let client = program(other.cell.daemon, "gobgp");
+    other.host.ask(&[&[client.as_str()], words].concat())
+}
+
+pub fn command(other: &Other, again: bool) -> Vec<String> {
+    let daemon = program(other.cell.daemon, "gobgpd");
+    let words = [daemon.as_str(), "-f", "gobgpd.toml", "--pprof-disable", "--api-hosts=127.0.0.1:50051"];
     words.into_iter().chain(again.then_some("-r")).map(str::to_owned).collect()
 }
 
@@ -80,18 +102,18 @@ pub fn announce(other: &Other) {
         let [plain, rich] = THEIRS.of(family);
         let next_hop = cell.next_hop(other.host, family);
         let name = if family == Family::V4 { "ipv4" } else { "ipv6" };
-        let base = |prefix| format!("gobgp global rib -a {name} add {prefix} origin igp nexthop {next_hop}");
+        let base = |prefix| format!("global rib -a {name} add {prefix} origin igp nexthop {next_hop}");
         let preference = if cell.is_inside() { format!(" local-pref {PREFERENCE}") } else { String::new() };
         let attributes = format!("{preference} med 70 community 65002:70 large-community 65002:7:8 rt 65002:700");
         for command in [base(plain), base(rich) + &attributes] {
             let words: Vec<&str> = command.split(' ').collect();
-            other.host.ask(&words).unwrap_or_else(|| panic!("it refuses `{command}`"));
+            ask(other, &words).unwrap_or_else(|| panic!("it refuses `{command}`"));
         }
     }
 }
 
-pub fn routes(host: &Host) -> Vec<Route> {
-    let table = |family| host.ask(&["gobgp", "global", "rib", "-j", "-a", family]);
+pub fn routes(other: &Other) -> Vec<Route> {
+    let table = |family| ask(other, &["global", "rib", "-j", "-a", family]);
     let tables = ["ipv4", "ipv6"].into_iter().filter_map(table);
     let tables = tables.filter_map(|text| serde_json::from_str::<Value>(&text).ok());
     let prefixes = tables.flat_map(|table| table.as_object().cloned().unwrap_or_default());

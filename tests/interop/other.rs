@@ -29,7 +29,7 @@ impl<'a> Other<'a> {
     /// Starts it, or starts it again: then it knows that it ran before.
     pub fn run(&mut self, again: bool) {
         let (file, text, command) = match self.cell.daemon {
-            Daemon::Gobgp => ("gobgpd.toml", gobgp::config(self), gobgp::command(again)),
+            Daemon::Gobgp | Daemon::Gobgp4 => ("gobgpd.toml", gobgp::config(self), gobgp::command(self, again)),
             Daemon::Bird => ("bird.conf", bird::config(self), bird::command(again)),
             Daemon::Frr => ("bgpd.conf", frr::config(self), frr::command(self.host)),
         };
@@ -37,7 +37,7 @@ impl<'a> Other<'a> {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         self.running = Some(self.host.start(&command, LOG));
         assert!(look(|| self.answers().then_some(())).is_some(), "it does not answer");
-        if self.cell.daemon == Daemon::Gobgp {
+        if self.cell.daemon.is_gobgp() {
             gobgp::announce(self);
         }
     }
@@ -52,7 +52,7 @@ impl<'a> Other<'a> {
 
     fn answers(&self) -> bool {
         match self.cell.daemon {
-            Daemon::Gobgp => self.host.ask(&["gobgp", "global"]).is_some_and(|text| text.contains("AS:")),
+            Daemon::Gobgp | Daemon::Gobgp4 => gobgp::ask(self, &["global"]).is_some_and(|text| text.contains("AS:")),
             Daemon::Bird => self.host.ask(&["birdc", "-s", "bird.ctl", "show", "status"]).is_some(),
             Daemon::Frr => frr::ask(self.host, "show bgp summary json").is_some(),
         }
@@ -65,7 +65,7 @@ impl<'a> Other<'a> {
 
     pub fn routes(&self) -> Vec<Route> {
         match self.cell.daemon {
-            Daemon::Gobgp => gobgp::routes(self.host),
+            Daemon::Gobgp | Daemon::Gobgp4 => gobgp::routes(self),
             Daemon::Bird => bird::routes(self.host),
             Daemon::Frr => frr::routes(self.host),
         }
@@ -79,7 +79,9 @@ impl<'a> Other<'a> {
     /// Asks us for our routes again.
     pub fn ask_again(&self) {
         match self.cell.daemon {
-            Daemon::Gobgp => drop(self.host.ask(&["gobgp", "neighbor", &self.us(), "softresetin"]).expect("it asks")),
+            Daemon::Gobgp | Daemon::Gobgp4 => {
+                drop(gobgp::ask(self, &["neighbor", &self.us(), "softresetin"]).expect("it asks"));
+            }
             Daemon::Bird => bird::tell(self.host, "reload in to_1"),
             Daemon::Frr => drop(frr::ask(self.host, &format!("clear bgp {} soft in", self.us())).expect("it asks")),
         }
@@ -88,9 +90,9 @@ impl<'a> Other<'a> {
     /// Ends the session, with a text for us.
     pub fn shut_down(&self, text: &str) {
         match self.cell.daemon {
-            Daemon::Gobgp => {
+            Daemon::Gobgp | Daemon::Gobgp4 => {
                 let reason = format!("--reason={text}");
-                self.host.ask(&["gobgp", "neighbor", &self.us(), "shutdown", &reason]).expect("it ends the session");
+                gobgp::ask(self, &["neighbor", &self.us(), "shutdown", &reason]).expect("it ends the session");
             }
             Daemon::Bird => bird::tell(self.host, &format!("disable to_1 \"{text}\"")),
             Daemon::Frr => frr::configure(
