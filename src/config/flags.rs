@@ -243,9 +243,18 @@ pub struct Flags {
     /// BGP hold time, 3s to 65535s
     #[arg(long, default_value = "1m30s")]
     pub bgp_holdtime: GoDuration,
+    /// BGP hold time between nodes, 3s to 65535s
+    #[arg(long, default_value = "1m30s")]
+    pub bgp_mesh_holdtime: GoDuration,
+    /// How many prefixes of a family a node takes from another one, up to 100000000
+    #[arg(long, default_value = "2000000")]
+    pub bgp_mesh_max_prefixes: u32,
     /// Path of a file with the password of sessions between nodes in base64; as long as it is empty they have none
     #[arg(long, default_value = "")]
     pub bgp_mesh_password_file: String,
+    /// How many hops away another node may be, 1 to 254, for GTSM between nodes (RFC 5082); all nodes must have it; 0 means none
+    #[arg(long, default_value = "0")]
+    pub bgp_mesh_ttl_security: u8,
     /// Let peers keep our routes while this program restarts
     #[arg(long)]
     pub bgp_graceful_restart: bool,

@@ -16,6 +16,7 @@ struct Idle {
 }
 
 const NO_ALLOCATOR: &str = "the address allocator does not run";
+const NO_SESSIONS: &str = "with --node-routes=api nodes have no sessions with each other";
 const NO_BFD: &str = "neither --enable-bfd nor --enable-bfd-mesh is on";
 
 fn watches(flags: &Flags) -> bool {
@@ -32,7 +33,7 @@ fn encrypts(flags: &Flags) -> bool {
     flags.enable_overlay && flags.overlay_encap == "wireguard"
 }
 
-const IDLE: [Idle; 18] = [
+const IDLE: [Idle; 21] = [
     Idle {
         flag: "cluster-cidr",
         is_given: |typed, default| typed.cluster_cidr != default.cluster_cidr,
@@ -79,9 +80,26 @@ const IDLE: [Idle; 18] = [
         reason: NO_ALLOCATOR,
     },
     Idle {
+        flag: "bgp-mesh-holdtime",
+        is_given: |typed, default| typed.node_routes == "api" && typed.bgp_mesh_holdtime != default.bgp_mesh_holdtime,
+        reason: NO_SESSIONS,
+    },
+    Idle {
+        flag: "bgp-mesh-max-prefixes",
+        is_given: |typed, default| {
+            typed.node_routes == "api" && typed.bgp_mesh_max_prefixes != default.bgp_mesh_max_prefixes
+        },
+        reason: NO_SESSIONS,
+    },
+    Idle {
+        flag: "bgp-mesh-ttl-security",
+        is_given: |typed, _| typed.node_routes == "api" && typed.bgp_mesh_ttl_security != 0,
+        reason: NO_SESSIONS,
+    },
+    Idle {
         flag: "bgp-mesh-password-file",
         is_given: |typed, _| !typed.bgp_mesh_password_file.is_empty() && typed.node_routes == "api",
-        reason: "with --node-routes=api nodes have no sessions with each other",
+        reason: NO_SESSIONS,
     },
     Idle {
         flag: "node-ip-autodetect",
@@ -91,7 +109,7 @@ const IDLE: [Idle; 18] = [
     Idle {
         flag: "enable-bfd-mesh",
         is_given: |typed, _| typed.enable_bfd_mesh && typed.node_routes == "api",
-        reason: "with --node-routes=api nodes have no sessions with each other",
+        reason: NO_SESSIONS,
     },
     Idle {
         flag: "bfd-port",

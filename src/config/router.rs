@@ -1,6 +1,6 @@
 //! Configuration of the router: BGP, routes, tunnels, CNI.
 //!
-//! Limits come from the wire formats: RFC 4271 (hold time: 16 bits of seconds, at least 3), RFC 4724 (restart
+//! Limits come from the wire formats: RFC 4724 (restart
 //! time: 12 bits), RFC 9494 (long-lived stale time: 24 bits of seconds), RFC 5880 (detection multiplier: 8 bits; intervals: 32 bits of microseconds), RFC 6996 (private
 //! AS numbers), RFC 7607 and 7300 (AS numbers never used).
 
@@ -15,6 +15,7 @@ use super::duration::GoDuration;
 use super::encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
+use super::mesh::{MeshConfig, hold_time};
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
@@ -62,6 +63,8 @@ pub struct RouterConfig {
     pub passwords_dir: Option<PathBuf>,
     /// `--bgp-mesh-password-file`: the file with the password of sessions between nodes; `None` for no password.
     pub mesh_password_file: Option<PathBuf>,
+    /// `--bgp-mesh-*`: settings of the sessions between nodes.
+    pub mesh: MeshConfig,
     /// `--peer-router-multihop-ttl`: distance in hops of external peers in other systems; `None` for one hop.
     pub multihop: Option<u8>,
     /// `--enable-bfd-mesh`, `--bfd-*`: how the paths to other nodes are watched; `None` for not at all.
@@ -233,7 +236,7 @@ impl RouterConfig {
             cluster_asn: cluster_asn(flags.cluster_asn, mistakes),
             router_id: router_id(&flags.router_id, mistakes),
             port: port("bgp-port", flags.bgp_port.into(), mistakes),
-            hold_time: hold_time(flags.bgp_holdtime, mistakes),
+            hold_time: hold_time("bgp-holdtime", flags.bgp_holdtime, mistakes),
             graceful_restart: graceful_restart(flags, mistakes),
             admin: admin(flags, mistakes),
             admin_writes: flags.gobgp_admin_write,
@@ -241,6 +244,7 @@ impl RouterConfig {
             passwords_file,
             passwords_dir: place("peer-router-passwords-dir", &flags.peer_router_passwords_dir, mistakes),
             mesh_password_file: place("bgp-mesh-password-file", &flags.bgp_mesh_password_file, mistakes),
+            mesh: MeshConfig::from_flags(flags, mistakes),
             multihop: Some(flags.peer_router_multihop_ttl).filter(|ttl| *ttl >= 2),
             bfd_mesh: Some(bfd).filter(|_| flags.enable_bfd_mesh),
             override_next_hop: flags.override_nexthop,
@@ -359,12 +363,6 @@ fn router_id(typed: &str, mistakes: &mut Mistakes) -> RouterId {
             RouterId::Address
         }
     }
-}
-
-fn hold_time(typed: GoDuration, mistakes: &mut Mistakes) -> u16 {
-    let seconds = Duration::from_secs;
-    mistakes.duration_within("bgp-holdtime", typed, seconds(3)..=seconds(65535));
-    typed.positive_or_zero().and_then(|time| u16::try_from(time.as_secs()).ok()).unwrap_or_default()
 }
 
 fn graceful_restart(flags: &Flags, mistakes: &mut Mistakes) -> Option<GracefulRestart> {

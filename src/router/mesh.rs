@@ -1,6 +1,6 @@
 //! Peering with the other nodes: which nodes peer, and with which parameters.
 //!
-//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`, `--bgp-mesh-password-file`; annotations
+//! Flags `--enable-ibgp`, `--nodes-full-mesh`, `--bgp-port`, `--bgp-graceful-restart*`, `--bgp-mesh-*`; annotations
 //! `kube-router.io/node.asn`, `rr.server` and `rr.client`. Both ends apply the same rule, so no dial stays unanswered:
 //!
 //! | we are \ it is | nothing | reflector | client |
@@ -31,13 +31,11 @@ use crate::net::{Bfd, Family, Password, PerFamily};
 use super::identity::Identity;
 use super::liveness::liveness;
 
-/// Hold time between nodes, in seconds; `--bgp-holdtime` is for external peers.
-const HOLD_TIME: u16 = 90;
 /// Maximum connect retry time of external peers.
 pub const RETRY: Duration = Duration::from_secs(120);
 /// Maximum connect retry time of nodes, as long as few do not answer: both ends of a cut wait for it.
 const AMONG_NODES_RETRY: Duration = Duration::from_secs(30);
-/// Maximum number of prefixes of one family from a neighbour: more than the whole Internet has.
+/// Maximum number of prefixes of one family from an external neighbour: more than the whole Internet has.
 pub const MOST: u32 = 2_000_000;
 
 /// Nodes always support each other's graceful restarts, so that no packet between pods is lost during a short absence;
@@ -110,6 +108,8 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
         Password::Key(secret) => transport::Password::new(secret.key()).ok(),
         Password::File(_) | Password::Unknown => return Peering::Impossible(Obstacle::NoPassword),
     };
+    let secured = config.mesh.ttl_security.map(|hops| TimeToLive::Secured { hops });
+    let time_to_live = secured.unwrap_or(TimeToLive::System);
     let capable = own.capable();
     let families = PerFamily::from_fn(|family| *capable.of(family) && node.routing_address(family).is_some());
     Peering::With(Arc::new(WantedNeighbour {
@@ -119,7 +119,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
             // In a full mesh all nodes have the same AS number.
             asn: Some(local.asn),
             passive: false,
-            hold_time: HOLD_TIME,
+            hold_time: config.mesh.hold_time,
             connect_retry: AMONG_NODES_RETRY,
             mutual: true,
             families,
@@ -130,13 +130,13 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
                 ..restart(config.graceful_restart.unwrap_or(AMONG_NODES))
             }),
         },
-        transport: Transport { port: config.port, local: Some(here), password, time_to_live: TimeToLive::System },
+        transport: Transport { port: config.port, local: Some(here), password, time_to_live },
         client,
         own: own.addresses,
         next_hops: NextHops::Usual,
         liveness: config.bfd_mesh.map(|bfd| liveness(Bfd { port: Bfd::PORT, ..bfd }, Path::Multihop)),
         first_as: false,
-        most: PerFamily { v4: Some(MOST), v6: Some(MOST) },
+        most: PerFamily::from_fn(|_| Some(config.mesh.most_prefixes)),
     }))
 }
 

@@ -299,6 +299,28 @@ fn nodes_take_a_new_password_one_after_the_other_and_keep_their_session() {
 }
 
 #[test]
+fn nodes_with_ttl_security_speak_with_each_other_and_hear_no_node_without_it() {
+    with_hosts(2, Topology::Link, |hosts| {
+        for host in &hosts[..2] {
+            std::fs::create_dir(host.file("manifests")).expect("a directory");
+            (1..=2).for_each(|number| put_node(host, number, &[]));
+        }
+        let start = |place: usize, more: &[&str]| {
+            let name = format!("--hostname-override=node-{}", place + 1);
+            Agent::run(&hosts[place], &FLAGS, &[&[name.as_str()], more].concat())
+        };
+        let secured = ["--bgp-mesh-ttl-security=1", "--bgp-mesh-holdtime=9s"];
+        let _one = start(0, &secured);
+        let mut other = start(1, &secured);
+        eventually("a session", &"Established".to_owned(), || neighbour(&hosts[0]).0);
+        other.end();
+        let _other = start(1, &[]);
+        eventually("that the kernel drops it", &true, || hosts[0].counter("TCPMinTTLDrop") > 2);
+        assert_ne!(neighbour(&hosts[0]).0, "Established");
+    });
+}
+
+#[test]
 fn a_connection_whose_dial_is_older_than_the_password_is_none_without_it() {
     over_both(|hosts, over| {
         let with = |password: Option<&'static str>, dials| Cell {

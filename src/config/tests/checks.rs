@@ -44,6 +44,7 @@ fn all_services_are_listed_once_a_second_at_most() {
 fn durations_with_bounds_accept_both_bounds() {
     let flags = [
         ("bgp-holdtime", "3s", "65535s", "2.999s", "65536s", "3s to 18h12m15s"),
+        ("bgp-mesh-holdtime", "3s", "65535s", "2.999s", "65536s", "3s to 18h12m15s"),
         ("bgp-graceful-restart-time", "1ns", "4095s", "0s", "4095.1s", "1ns to 1h8m15s"),
         ("bgp-graceful-restart-deferral-time", "1ns", "18h", "0s", "18h1ns", "1ns to 18h0m0s"),
     ];
@@ -65,6 +66,7 @@ fn numbers_with_bounds_accept_both_bounds() {
         ("overlay-vxlan-id", 1, 16_777_215),
         ("overlay-wireguard-port", 1024, 65535),
         ("bgp-port", 1, 65535),
+        ("bgp-mesh-max-prefixes", 1, 100_000_000),
         ("bfd-port", 1, 65535),
         ("bfd-detection-multiplier", 1, 255),
         ("bfd-desired-min-tx-interval", 1, 4294967),

@@ -85,10 +85,13 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 27] = [
+const MORE: [&str; 30] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
+    "bgp-mesh-holdtime",
+    "bgp-mesh-max-prefixes",
     "bgp-mesh-password-file",
+    "bgp-mesh-ttl-security",
     "cleanup-nftables",
     "cluster-cidr",
     "config-sync-period",

@@ -76,6 +76,16 @@ fn flags_for_external_peers_do_not_concern_nodes_but_the_port_and_restarts_do() 
 }
 
 #[test]
+fn sessions_between_nodes_have_settings_of_their_own() {
+    let plain = wanted(&dual(1), &dual(2), &[]);
+    assert_eq!(plain.most, PerFamily { v4: Some(2_000_000), v6: Some(2_000_000) });
+    let words = ["--bgp-mesh-holdtime=9s", "--bgp-mesh-ttl-security=2", "--bgp-mesh-max-prefixes=500"];
+    let set = wanted(&dual(1), &dual(2), &words);
+    assert_eq!((set.settings.hold_time, set.transport.time_to_live), (9, TimeToLive::Secured { hops: 2 }));
+    assert_eq!(set.most, PerFamily { v4: Some(500), v6: Some(500) });
+}
+
+#[test]
 fn nodes_keep_each_others_routes_through_a_restart_whatever_outside_neighbours_are_offered() {
     for (words, seconds) in [
         (&[][..], 90),
