@@ -20,6 +20,9 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 SLUICE_FLAGS = ["--run-router=true", "--run-service-proxy=false", "--run-firewall=false", "--enable-ipv6=true", "--enable-overlay=false",
                 "--hostname-override=dut", "-v=0"]
 
+BFD_INTERVAL = 300  # milliseconds; tests/bench/router/paths.rs has the same
+BFD_FLAGS = ["--enable-bfd-mesh", f"--bfd-desired-min-tx-interval={BFD_INTERVAL}", f"--bfd-required-min-rx-interval={BFD_INTERVAL}"]
+
 
 @dataclasses.dataclass
 class Role:
@@ -30,6 +33,8 @@ class Role:
     graceful: bool = False
     kernel: bool = False        # what it learns goes into the kernel
     announces: bool = False     # it has a prefix of its own
+    watched: bool = False       # BFD watches the ways to its neighbours, which are nodes
+    node_routes: str = "bgp"    # where it has the routes to pods of nodes from
 
     def external(self):
         return any(asn != ASN for _, asn in self.peers)
@@ -38,6 +43,13 @@ class Role:
 class Daemon:
     """A daemon in its namespace. `protocol`: of its routes in the kernel."""
     name, protocol, programs = "", None, {}
+    asked = []  # the words that ask its release
+
+    @classmethod
+    def release(cls, _plan):
+        """What it says it is, in a line."""
+        done = subprocess.run(cls.asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return (done.stdout or done.stderr).strip().split("\n")[0]
 
     def __init__(self, role, plan):
         self.role, self.plan = role, plan
@@ -79,6 +91,15 @@ class Daemon:
         threads = [(process.pid, thread) for process in self.running for thread in os.listdir(f"/proc/{process.pid}/task")]
         return sum(on_processor(*thread) for thread in threads) / 1e9
 
+    def thread_seconds(self, name):
+        """What its threads of this name have had of a processor."""
+        found = 0
+        for process in self.running:
+            for thread in os.listdir(f"/proc/{process.pid}/task"):
+                with open(f"/proc/{process.pid}/task/{thread}/comm") as handle:
+                    found += on_processor(process.pid, thread) if handle.read().strip() == name else 0
+        return found / 1e9
+
     def memory(self):
         """(resident at most, of that not files), in MiB."""
         most = anonymous = 0
@@ -97,6 +118,7 @@ class Daemon:
 
 class Bird(Daemon):
     name, protocol, programs = "BIRD", "bird", {"bird2": "/usr/sbin/bird"}
+    asked = ["/usr/sbin/bird", "--version"]
 
     def configure(self):
         role = self.role
@@ -123,6 +145,7 @@ class Bird(Daemon):
 class Frr(Daemon):
     """Two daemons, as it is used: zebra, which knows the kernel, and bgpd."""
     name, protocol, programs = "FRR", "bgp", {"frr": "/usr/lib/frr/bgpd"}
+    asked = ["/usr/lib/frr/bgpd", "--version"]
 
     def configure(self):
         role = self.role
@@ -154,6 +177,14 @@ class Gobgp(Daemon):
     """Without the kernel: it leaves that to FRR's zebra."""
     name, programs = "GoBGP", {"gobgpd": "/usr/bin/gobgpd"}
 
+    @classmethod
+    def release(cls, plan):
+        return own.run(f"{cls.programs_in(plan)}/gobgpd", "--version").strip()
+
+    @classmethod
+    def programs_in(cls, _plan):
+        return "/usr/bin"
+
     def configure(self):
         role = self.role
         text = f'[global.config]\nas = {ASN}\nrouter-id = "{ADDRESS}"\nlocal-address-list = ["{ADDRESS}"]\n'
@@ -170,13 +201,13 @@ class Gobgp(Daemon):
         own.write(f"{self.folder}/gobgpd.toml", text)
 
     def commands(self, again):
-        return [["/usr/bin/gobgpd", "-f", "gobgpd.toml", "--pprof-disable", "-l", "warn", "--api-hosts=127.0.0.1:50051", *(["-r"] if again else [])]]
+        return [[f"{self.programs_in(self.plan)}/gobgpd", "-f", "gobgpd.toml", "--pprof-disable", "-l", "warn", "--api-hosts=127.0.0.1:50051", *(["-r"] if again else [])]]
 
     def start(self, again=False):
         super().start(again)
         if self.role.announces:
             # Its own routes come by its client only, as soon as it listens.
-            tries = f"until gobgp global rib add {OWN_PREFIX} nexthop {ADDRESS}; do sleep 0.01; done"
+            tries = f"until {self.programs_in(self.plan)}/gobgp global rib add {OWN_PREFIX} nexthop {ADDRESS}; do sleep 0.01; done"
             self.client = subprocess.Popen(["timeout", "60", "sh", "-c", tries], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                            stderr=subprocess.DEVNULL, preexec_fn=lambda: net.enter(NAMESPACE))
 
@@ -187,10 +218,23 @@ class Gobgp(Daemon):
             self.client.wait(30)
 
 
+class NewerGobgp(Gobgp):
+    """The newest release, which is built for it."""
+    name = "GoBGP 4"
+
+    @classmethod
+    def programs_in(cls, plan):
+        return plan["newer_gobgp"]
+
+
 class Sluice(Daemon):
     """The whole agent with `--run-router`, and Nodes from a directory. It dials its neighbours and listens, and what it learns goes into the
     kernel, in every role."""
     name, protocol = "sluice", "17"
+
+    @classmethod
+    def release(cls, plan):
+        return own.run(plan["binary"], "--version").strip()
 
     def configure(self):
         os.makedirs(f"{self.folder}/manifests")
@@ -201,7 +245,8 @@ class Sluice(Daemon):
         own.write(f"{self.folder}/manifests/nodes.json", "\n".join(json.dumps(one) for one in nodes))
 
     def commands(self, again):
-        return [[self.plan["binary"], *SLUICE_FLAGS, "--manifests", f"{self.folder}/manifests", f"--state-dir={self.folder}/state",
+        more = [f"--node-routes={self.role.node_routes}", *(BFD_FLAGS if self.role.watched else [])]
+        return [[self.plan["binary"], *SLUICE_FLAGS, *more, "--manifests", f"{self.folder}/manifests", f"--state-dir={self.folder}/state",
                  f"--socket={self.folder}/sluice.sock"]]
 
 

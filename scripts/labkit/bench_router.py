@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from labkit import net, own  # noqa: E402
-from labkit.bench_daemons import ADDRESS, ASN, NAMESPACE, SIX, Bird, Frr, Gobgp, Role, Sluice, Speaker  # noqa: E402
+from labkit.bench_daemons import ADDRESS, ASN, BFD_INTERVAL, NAMESPACE, SIX, Bird, Frr, Gobgp, NewerGobgp, Role, Sluice, Speaker  # noqa: E402
 
 PREFIXES = 100_000
 CHANGES = 1000
@@ -23,7 +23,9 @@ MESH = 1000
 CLIENTS, EACH = 100, 10
 RESTARTED, KEPT = 10, 100
 ROUTES = 20_000
+NODES = 5000
 AT_MOST = 60
+LONG = 300  # for thousands of nodes
 # Of what takes long there is no second time.
 ENOUGH = 20
 
@@ -260,6 +262,47 @@ def kernel(kind, plan):
         return found
 
 
+def watched(kind, plan):
+    """(g) Many neighbours inside whose ways BFD watches."""
+    with Running(kind, plan, Role(inside(MESH), kernel=True, watched=True), "group", MESH, 0, "pods") as (daemon, neighbours):
+        neighbours.hear("ready")
+        daemon.start()
+        listening()
+        time.sleep(2)
+        neighbours.tell("dial")
+        in_kernel(daemon, MESH, MESH)
+        neighbours.tell("watch")
+        found = {"s": neighbours.hear("watched")["ms"] / 1e3}
+        time.sleep(5)
+        found["MiB"], found["anonymous"] = daemon.memory()
+        before, of_bfd, at = daemon.processor_seconds(), daemon.thread_seconds("bfd"), time.monotonic()
+        time.sleep(plan["rest"])
+        passed = time.monotonic() - at
+        found["at rest %"] = 100 * (daemon.processor_seconds() - before) / passed
+        found["BFD %"] = 100 * (daemon.thread_seconds("bfd") - of_bfd) / passed
+        neighbours.tell("paths")
+        failed = neighbours.hear("paths")["failures"]
+        found["said"] = f"{failed} paths have failed" if failed else ""
+        return found
+
+
+def nodes(kind, plan, node_routes):
+    """(h) From the start of the process until the kernel has a route of each family to the pods of every node."""
+    speaks = node_routes == "bgp"
+    words = ["group", NODES if speaks else 1, 0, "pods", "listen"]
+    with Running(kind, plan, Role(inside(NODES), dials=True, kernel=True, node_routes=node_routes), *words) as (daemon, neighbours):
+        neighbours.hear("ready")
+        began = time.monotonic()
+        daemon.start()
+        found = {"s": in_kernel(daemon, NODES, NODES, patience=LONG) - began, "CPU s": daemon.processor_seconds()}
+        time.sleep(10)
+        found["MiB"], found["anonymous"] = daemon.memory()
+        before, at = daemon.processor_seconds(), time.monotonic()
+        time.sleep(plan["rest"])
+        found["at rest %"] = 100 * (daemon.processor_seconds() - before) / (time.monotonic() - at)
+        return found
+
+
 class Batch:
     """The same routes by `ip -batch`."""
     name = "ip -batch"
@@ -304,9 +347,9 @@ def listening():
         raise Late
 
 
-def in_kernel(daemon, four, six, pause=0.005):
+def in_kernel(daemon, four, six, pause=0.005, patience=AT_MOST):
     """Waits until the kernel has so many routes of the daemon, by its cheap counters, and counts them then. When that was."""
-    deadline = time.monotonic() + AT_MOST
+    deadline = time.monotonic() + patience
     with net.Inside(NAMESPACE):
         while time.monotonic() < deadline:
             if counted_four() >= four and counted_six() >= six:
@@ -331,11 +374,11 @@ def listed(family, daemon):
     return own.run("/sbin/ip", family, "-o", "route", "show", "proto", daemon.protocol).count("\n")
 
 
-ALL = [Sluice, Bird, Frr, Gobgp]
+ALL = [Sluice, Bird, Frr, Gobgp, NewerGobgp]
 # Each row: its letter, title, how it is measured, with whom, and what its columns say.
 ROWS = [
-    ("a", f"2 x {PREFIXES:,} prefixes to a third, in turn", lambda kind, plan: tables(kind, plan, "turn"), [Speaker, Bird, Frr, Gobgp, Sluice]),
-    ("a", f"2 x {PREFIXES:,} prefixes to a third, at once", lambda kind, plan: tables(kind, plan, "once"), [Speaker, Bird, Frr, Gobgp, Sluice]),
+    ("a", f"2 x {PREFIXES:,} prefixes to a third, in turn", lambda kind, plan: tables(kind, plan, "turn"), [Speaker, Bird, Frr, Gobgp, NewerGobgp, Sluice]),
+    ("a", f"2 x {PREFIXES:,} prefixes to a third, at once", lambda kind, plan: tables(kind, plan, "once"), [Speaker, Bird, Frr, Gobgp, NewerGobgp, Sluice]),
     ("b", f"{MESH:,} neighbours inside dial it", lambda kind, plan: mesh(kind, plan, False), ALL),
     ("b", f"{MESH:,} neighbours inside, dialled by it from its start", lambda kind, plan: mesh(kind, plan, True), ALL),
     ("c", "process start to the first announcement, dialled", lambda kind, plan: first(kind, plan, False), ALL),
@@ -344,7 +387,11 @@ ROWS = [
     ("e", "kill -9 with graceful restart, last route sent to the last End-of-RIB, all there", lambda kind, plan: restart(kind, plan, 0), ALL),
     ("e", "the same with one neighbour away", lambda kind, plan: restart(kind, plan, 1), ALL),
     ("f", f"{ROUTES:,} routes of one neighbour into the kernel", kernel, [Batch, Sluice, Bird, Frr]),
+    ("g", f"{MESH:,} neighbours inside with BFD every {BFD_INTERVAL} ms, until all ways are up", watched, [Sluice]),
+    ("h", f"{NODES:,} nodes by their objects, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "api"), [Sluice]),
+    ("h", f"{NODES:,} nodes by BGP, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "bgp"), [Sluice]),
 ]
+NEWER = "The others are those of Debian, and GoBGP 4 the newest when this was written: of BIRD and FRR newer releases exist."
 
 
 def measure(how, kind, plan):
@@ -375,6 +422,10 @@ def report(title, rows):
         print(f"  {name:<18}{cells[0]:>9}{cells[1]:>8}" + "".join(f"{text:>11}" for text in more) + f"  {found.get('said', '')}".rstrip(), flush=True)
 
 
+def is_asked_for(kind, plan):
+    return kind.name.split("'")[0].replace(" ", "").lower() in plan["only"]
+
+
 def figure(value):
     return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
@@ -382,12 +433,16 @@ def figure(value):
 def main():
     plan = json.loads(os.environ["SLUICE_BENCH"])
     os.makedirs(net.RUN, exist_ok=True)
+    for kind in ALL:
+        if is_asked_for(kind, plan):
+            print(f"  {kind.name}: {kind.release(plan)}")
+    print(f"{NEWER}", flush=True)
     for letter, title, how, kinds in ROWS:
         if letter not in plan["rows"]:
             continue
         rows = []
         for kind in kinds:
-            if kind is Batch or kind.name.split("'")[0].lower() in plan["only"]:
+            if kind is Batch or is_asked_for(kind, plan):
                 name = f"{kind.name} (reflects)" if letter == "a" and kind is Sluice else kind.name
                 rows.append((name, measure(how, kind, plan)))
         report(f"({letter}) {title}", rows)

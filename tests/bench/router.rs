@@ -14,6 +14,8 @@
 
 #[path = "router/group.rs"]
 mod group;
+#[path = "router/paths.rs"]
+mod paths;
 #[path = "router/routes.rs"]
 mod routes;
 #[path = "router/sessions.rs"]

@@ -2,13 +2,15 @@
 //!
 //! Words: `listen` (they are dialled, else they dial), `pods` (each has a prefix of both families, a node's), `reflected` (each is to hear
 //! the routes of all others), `graceful` (they keep routes, RFC 4724), `hold` (they wait with their routes for the command `send`).
-//! Commands: `dial`, `mark`, `send`, `again AWAY` (what is heard counts anew, without so many neighbours that do not come back), `check`.
+//! Commands: `dial`, `mark`, `send`, `again AWAY` (what is heard counts anew, without so many neighbours that do not come back), `check`,
+//! `watch` (BFD with the daemon), `paths`.
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use sluice::net::{Family, PerFamily};
 
+use crate::paths::Paths;
 use crate::routes::{self, Heard};
 use crate::sessions::{Event, Network};
 use crate::wire::{self, Attributes, Hello, Update};
@@ -29,6 +31,7 @@ struct Group {
     counts: Counts,
     since: Instant,
     sent_at: Option<Instant>,
+    paths: Option<Paths>,
 }
 
 /// How many neighbours have come how far.
@@ -45,6 +48,7 @@ struct Counts {
 
 pub fn run(measured: Measured, words: &[&str]) {
     let [count, routes, words @ ..] = words else { panic!("group ADDRESS ASN COUNT ROUTES [WORD...]") };
+    sluice::kernel::tcp::raise_open_files().expect("root may");
     let mut group = Group::new(measured, number(count), number(routes), words);
     if words.contains(&"listen") {
         group.network.listen();
@@ -90,6 +94,7 @@ impl Group {
             counts: Counts::default(),
             since: Instant::now(),
             sent_at: None,
+            paths: None,
         };
         group.begin();
         group
@@ -132,6 +137,14 @@ impl Group {
                 (self.present..self.hellos.len()).for_each(|number| self.network.leave(number));
                 self.begin();
                 say("begun", self.since);
+            }
+            ["watch"] => {
+                let locals = self.hellos.iter().map(|hello| hello.identifier.into());
+                self.paths = Some(Paths::start(self.measured.address.into(), locals, Instant::now()));
+            }
+            ["paths"] => {
+                let failures = self.paths.as_ref().map_or(0, Paths::failures);
+                println!("{{\"event\": \"paths\", \"failures\": {failures}}}");
             }
             ["check"] => println!("{{\"event\": \"check\", \"wrong\": {}}}", self.wrong()),
             _ => panic!("{command} is no command"),
