@@ -29,7 +29,7 @@ BEDS = {
     "routing": ["routing"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "rest"],
-    "api": ["api", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
+    "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
 }
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.
 LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk"]
