@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::drain::DrainConfig;
-use super::duration::GoDuration;
 use super::encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
