@@ -43,12 +43,16 @@ class Role:
 class Daemon:
     """A daemon in its namespace. `protocol`: of its routes in the kernel."""
     name, protocol, programs = "", None, {}
-    asked = []  # the words that ask its release
 
     @classmethod
-    def release(cls, _plan):
+    def program(cls, _plan):
+        """The program that speaks BGP."""
+        return next(iter(cls.programs.values()))
+
+    @classmethod
+    def release(cls, plan):
         """What it says it is, in a line."""
-        done = subprocess.run(cls.asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run([cls.program(plan), "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return (done.stdout or done.stderr).strip().split("\n")[0]
 
     def __init__(self, role, plan):
@@ -118,7 +122,6 @@ class Daemon:
 
 class Bird(Daemon):
     name, protocol, programs = "BIRD", "bird", {"bird2": "/usr/sbin/bird"}
-    asked = ["/usr/sbin/bird", "--version"]
 
     def configure(self):
         role = self.role
@@ -145,7 +148,6 @@ class Bird(Daemon):
 class Frr(Daemon):
     """Two daemons, as it is used: zebra, which knows the kernel, and bgpd."""
     name, protocol, programs = "FRR", "bgp", {"frr": "/usr/lib/frr/bgpd"}
-    asked = ["/usr/lib/frr/bgpd", "--version"]
 
     def configure(self):
         role = self.role
@@ -177,14 +179,6 @@ class Gobgp(Daemon):
     """Without the kernel: it leaves that to FRR's zebra."""
     name, programs = "GoBGP", {"gobgpd": "/usr/bin/gobgpd"}
 
-    @classmethod
-    def release(cls, plan):
-        return own.run(f"{cls.programs_in(plan)}/gobgpd", "--version").strip()
-
-    @classmethod
-    def programs_in(cls, _plan):
-        return "/usr/bin"
-
     def configure(self):
         role = self.role
         text = f'[global.config]\nas = {ASN}\nrouter-id = "{ADDRESS}"\nlocal-address-list = ["{ADDRESS}"]\n'
@@ -201,13 +195,13 @@ class Gobgp(Daemon):
         own.write(f"{self.folder}/gobgpd.toml", text)
 
     def commands(self, again):
-        return [[f"{self.programs_in(self.plan)}/gobgpd", "-f", "gobgpd.toml", "--pprof-disable", "-l", "warn", "--api-hosts=127.0.0.1:50051", *(["-r"] if again else [])]]
+        return [[self.program(self.plan), "-f", "gobgpd.toml", "--pprof-disable", "-l", "warn", "--api-hosts=127.0.0.1:50051", *(["-r"] if again else [])]]
 
     def start(self, again=False):
         super().start(again)
         if self.role.announces:
             # Its own routes come by its client only, as soon as it listens.
-            tries = f"until {self.programs_in(self.plan)}/gobgp global rib add {OWN_PREFIX} nexthop {ADDRESS}; do sleep 0.01; done"
+            tries = f"until {os.path.dirname(self.program(self.plan))}/gobgp global rib add {OWN_PREFIX} nexthop {ADDRESS}; do sleep 0.01; done"
             self.client = subprocess.Popen(["timeout", "60", "sh", "-c", tries], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                            stderr=subprocess.DEVNULL, preexec_fn=lambda: net.enter(NAMESPACE))
 
@@ -223,7 +217,7 @@ class NewerGobgp(Gobgp):
     name = "GoBGP 4"
 
     @classmethod
-    def programs_in(cls, plan):
+    def program(cls, plan):
         return plan["newer_gobgp"]
 
 
@@ -233,8 +227,8 @@ class Sluice(Daemon):
     name, protocol = "sluice", "17"
 
     @classmethod
-    def release(cls, plan):
-        return own.run(plan["binary"], "--version").strip()
+    def program(cls, plan):
+        return plan["binary"]
 
     def configure(self):
         os.makedirs(f"{self.folder}/manifests")
