@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod k8s;
 pub mod world;
 pub mod bfd;
+pub mod link_neighbours;
 pub mod bgp;
 pub mod subsystem;
 pub mod container_runtime;

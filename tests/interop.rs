@@ -53,3 +53,5 @@ mod raw;
 mod route;
 #[path = "interop/rubbish.rs"]
 mod rubbish;
+#[path = "interop/unnumbered.rs"]
+mod unnumbered;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom, by the first part of the path below `src`; a directory or a file below it may have a line of its own. A module may
 /// always use itself.
-const IMPORTS: [(&str, &[&str]); 29] = [
+const IMPORTS: [(&str, &[&str]); 31] = [
     ("net", &[]),
     ("distribution", &[]),
     ("packed", &["net"]),
@@ -25,7 +25,9 @@ const IMPORTS: [(&str, &[&str]); 29] = [
     ("ask", &["bundle", "config", "k8s", "kernel", "observe", "status"]),
     ("cni", &["ask", "firewall", "model", "observe", "pod_tunnels", "source_guard"]),
     ("bfd", &[]),
-    ("bfd/driver", &["bfd", "kernel"]),
+    ("bfd/driver", &["net", "bfd", "kernel"]),
+    ("link_neighbours", &["net"]),
+    ("link_neighbours/driver", &["net", "link_neighbours", "kernel"]),
     ("bgp", &["net", "packed", "bfd"]),
     // Sockets and the clock of the speaker; everything else of it is pure.
     ("bgp/driver", &["bgp", "bfd", "net", "kernel", "reconcile", "observe"]),
@@ -38,7 +40,22 @@ const IMPORTS: [(&str, &[&str]); 29] = [
     ("subsystem", &["model", "kernel", "reconcile", "observe"]),
     ("proxy", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
     ("firewall", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem"]),
-    ("router", &["net", "packed", "model", "config", "kernel", "reconcile", "observe", "subsystem", "bgp", "bfd"]),
+    (
+        "router",
+        &[
+            "net",
+            "packed",
+            "model",
+            "config",
+            "kernel",
+            "reconcile",
+            "observe",
+            "subsystem",
+            "bgp",
+            "bfd",
+            "link_neighbours",
+        ],
+    ),
     ("source_guard", &["net", "model", "kernel", "reconcile", "observe", "subsystem"]),
     ("gobgp", &["net", "bfd", "bgp", "observe"]),
     // Its effects are requests to the API.
@@ -73,7 +90,7 @@ const WITHOUT_CIRCLES: [&str; 4] = ["k8s", "k8s/parse", "config", "bgp/message"]
 const ROOTS: [&str; 4] = ["app", "cleanup", "main", "lib"];
 
 /// Where effects are allowed: below these directories, in these files, and in files of these names.
-const EFFECTS: [&str; 53] = [
+const EFFECTS: [&str; 54] = [
     "app.rs",
     "app/addresses_in_memory.rs",
     "app/packet_filter.rs",
@@ -112,6 +129,7 @@ const EFFECTS: [&str; 53] = [
     "reconcile/",
     "router/driver/draining.rs",
     "router/driver/keys.rs",
+    "router/driver/links.rs",
     "router/driver/passwords.rs",
     "router/driver/pods.rs",
     "router/driver/services.rs",

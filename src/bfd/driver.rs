@@ -31,6 +31,7 @@ use super::{Key, Path, Request};
 use crate::kernel::Error;
 use crate::kernel::route::Lookup;
 use crate::kernel::udp::{self, Batch};
+use crate::net::link_local::to_socket;
 
 /// News of the sessions.
 #[derive(Clone, Debug)]
@@ -314,7 +315,7 @@ impl Driver {
     /// Sends a packet, or loses it where there is no way, which is told when it lasts.
     fn send(&mut self, id: u32, packet: &Packet) {
         let Some((key, port)) = self.sessions.destination(id) else { return };
-        let to = SocketAddr::new(key.remote, port);
+        let to = to_socket(key.remote, port);
         let unopened = Sender { to, socket: None, unsent: 0, is_told: false };
         let mut sender = self.senders.remove(&id).filter(|sender| sender.to == to).unwrap_or(unopened);
         let sent = self.send_by(&mut sender, key.local, packet);
@@ -357,7 +358,7 @@ impl Driver {
         loop {
             tries += 1;
             self.port = (self.port + 1) % PORTS;
-            match udp::sending(SocketAddr::new(local, FIRST_PORT + self.port), to) {
+            match udp::sending(to_socket(local, FIRST_PORT + self.port), to) {
                 Err(error) if error.is_port_taken() && tries < TRIES => {}
                 opened => return opened,
             }
@@ -376,7 +377,7 @@ impl Driver {
             let stays = needed.contains(at);
             if !stays && receiver.is_told {
                 // A reader that is far behind misses the end of a trouble that concerns no session.
-                let _ = self.reports.try_send(Report::Trouble(SocketAddr::new(at.0, at.1.port()), None));
+                let _ = self.reports.try_send(Report::Trouble(to_socket(at.0, at.1.port()), None));
             }
             stays
         });
@@ -386,7 +387,7 @@ impl Driver {
             if receiver.socket.is_some() || receiver.retry_at > now {
                 continue;
             }
-            let on = SocketAddr::new(address, path.port());
+            let on = to_socket(address, path.port());
             let report = match udp::receiving(on) {
                 Ok(socket) => {
                     receiver.socket = Some(socket);

@@ -7,11 +7,13 @@
 //! listening sockets. Hops are `IP_TTL` and `IPV6_UNICAST_HOPS`, the required remainder `IP_MINTTL` and
 //! `IPV6_MINHOPCOUNT`.
 //!
-//! Neighbours with link-local addresses are not supported: nobody can configure one, because their device cannot be
-//! given.
+//! A neighbour with a link-local address is on a link, whose index is in the address (`net::link_local`). Its session has link-local
+//! addresses on both ends, and a listening socket of its own on that link.
 
 use std::fmt;
 use std::net::IpAddr;
+
+use compact_str::CompactString;
 
 /// The TCP port of BGP.
 pub const PORT: u16 = 179;
@@ -27,11 +29,13 @@ pub struct Transport {
     /// TCP MD5. Connections without it, or with another one, are refused.
     pub password: Option<Password>,
     pub time_to_live: TimeToLive,
+    /// Name of the link of a neighbour with a link-local address, for texts.
+    pub link: Option<CompactString>,
 }
 
 impl Default for Transport {
     fn default() -> Transport {
-        Transport { port: PORT, local: None, password: None, time_to_live: TimeToLive::System }
+        Transport { port: PORT, local: None, password: None, time_to_live: TimeToLive::System, link: None }
     }
 }
 

@@ -288,6 +288,9 @@ pub struct Flags {
     /// AS numbers of the external peers, one for each address
     #[arg(long)]
     pub peer_router_asns: Vec<Uints>,
+    /// Interfaces behind which external BGP peers are that advertise themselves there, as NAME or NAME=external for any other AS, or NAME=NUMBER
+    #[arg(long)]
+    pub peer_router_interfaces: Vec<Strings>,
     /// TCP ports of the external peers, one for each address or none at all
     #[arg(long)]
     pub peer_router_ports: Vec<Uints>,

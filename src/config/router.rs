@@ -18,7 +18,7 @@ use super::mesh::{MeshConfig, hold_time};
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
 use super::service_ranges::ServiceRanges;
-use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Secret, asn};
+use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Remote, RemoteAs, Secret, asn};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -449,7 +449,31 @@ fn peers(flags: &Flags, bfd: Bfd, has_passwords_file: bool, mistakes: &mut Mista
         bfd: Some(bfd).filter(|_| flags.enable_bfd),
         ..ExternalPeer::new(address, u32::try_from(typed).unwrap_or_default())
     };
-    addresses.into_iter().zip(asns).enumerate().map(peer).collect()
+    let by_address = addresses.into_iter().zip(asns).enumerate().map(peer);
+    by_address.chain(peers_by_link(flags, bfd, mistakes)).collect()
+}
+
+/// Peers behind interfaces. They have no passwords, ports and the like of their own: for those there is the annotation.
+fn peers_by_link(flags: &Flags, bfd: Bfd, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
+    let mut peers: Vec<ExternalPeer> = Vec::new();
+    for typed in flags.peer_router_interfaces.iter().flat_map(|list| &list.0) {
+        let (name, asn) = typed.split_once('=').unwrap_or((typed, "external"));
+        let asn = match asn {
+            "external" => Some(RemoteAs::External),
+            number => number.parse().ok().filter(|number| asn::is_peer(*number)).map(RemoteAs::Number),
+        };
+        match (Remote::link(name), asn) {
+            (Some(remote), Some(asn)) if peers.iter().all(|earlier| earlier.remote != remote) => {
+                peers.push(ExternalPeer { bfd: Some(bfd).filter(|_| flags.enable_bfd), ..ExternalPeer::of(remote, asn) });
+            }
+            (Some(remote), Some(_)) => mistakes.add(format!("--peer-router-interfaces names {remote} twice.")),
+            (_, _) => mistakes.add(format!(
+                "--peer-router-interfaces must have the name of an interface, alone or with =external or = and an AS number in {}; {typed:?} is none.",
+                asn::PEER_RANGES
+            )),
+        }
+    }
+    peers
 }
 
 fn password(place: usize, typed: &str, mistakes: &mut Mistakes) -> Password {

@@ -19,7 +19,7 @@ use super::wire::messages::{
     UnknownAttribute, UnknownExtended,
 };
 use crate::bgp::message::{Aggregator, AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, Origin};
-use crate::net::Family;
+use crate::net::{Family, LinkNames};
 
 const SET: i32 = 1;
 const SEQUENCE: i32 = 2;
@@ -64,7 +64,7 @@ fn all(version: Version, prefix: IpNet, of: &Attributes) -> Vec<Attr> {
         let link_local = rare.link_local.map(|link_local| link_local.to_string());
         attrs.push(Attr::MpReach(MpReachNlriAttribute {
             family: Some(spoken(Family::from(prefix))),
-            next_hops: std::iter::once(of.next_hop.to_string()).chain(link_local).collect(),
+            next_hops: std::iter::once(LinkNames::default().text(of.next_hop)).chain(link_local).collect(),
             nlris: vec![version.nlri(prefix)],
         }));
     }

@@ -51,18 +51,23 @@ pub fn peer(asked: RequestContext, speaker: &Speaker, address: IpAddr, neighbour
     let cluster = wanted.client.then(|| speaker.rib().own().cluster.to_string());
     let own = wanted.own.of(Family::from(address));
     Peer {
-        conf: Some(conf(version, speaker, address, neighbour)),
+        conf: Some(conf(version, speaker, neighbour)),
         ebgp_multihop: Some(EbgpMultihop { enabled: hops > 1, multihop_ttl: hops }),
         route_reflector: Some(RouteReflector {
             route_reflector_client: wanted.client,
             route_reflector_cluster_id: cluster.unwrap_or_default(),
         }),
-        state: Some(state(version, speaker, address, neighbour)),
+        state: Some(state(version, speaker, neighbour)),
         timers: Some(timers(clock, neighbour)),
         transport: Some(Transport {
-            local_address: wanted.transport.local.or(*own).map(|local| local.to_string()).unwrap_or_default(),
+            local_address: wanted
+                .transport
+                .local
+                .or(*own)
+                .map(|local| wanted.link_names().text(local))
+                .unwrap_or_default(),
             passive_mode: settings.passive,
-            remote_address: address.to_string(),
+            remote_address: wanted.name(),
             remote_port: wanted.transport.port.into(),
         }),
         route_server: Some(RouteServer { route_server_client: false }),
@@ -116,12 +121,12 @@ fn kind(version: Version, speaker: &Speaker, asn: u32) -> i32 {
     version.number(if asn == speaker.rib().own().asn { INTERNAL } else { EXTERNAL })
 }
 
-fn conf(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neighbour) -> PeerConf {
+fn conf(version: Version, speaker: &Speaker, neighbour: &Neighbour) -> PeerConf {
     let settings = &neighbour.wanted().settings;
     let asn = settings.asn.unwrap_or_default();
     PeerConf {
         local_asn: settings.local.asn,
-        neighbor_address: address.to_string(),
+        neighbor_address: neighbour.wanted().name(),
         peer_asn: asn,
         r#type: kind(version, speaker, asn),
         admin_down: neighbour.peer().is_stopped(),
@@ -129,7 +134,7 @@ fn conf(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neighb
     }
 }
 
-fn state(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neighbour) -> PeerState {
+fn state(version: Version, speaker: &Speaker, neighbour: &Neighbour) -> PeerState {
     const UP: i32 = 0;
     const DOWN: i32 = 1;
     let peer = neighbour.peer();
@@ -140,7 +145,7 @@ fn state(version: Version, speaker: &Speaker, address: IpAddr, neighbour: &Neigh
     PeerState {
         local_asn: settings.local.asn,
         messages: Some(Messages { received: Some(counts(peer.received())), sent: Some(counts(neighbour.sent())) }),
-        neighbor_address: address.to_string(),
+        neighbor_address: neighbour.wanted().name(),
         peer_asn: asn,
         r#type: kind(version, speaker, asn),
         queues: Some(Queues::default()),

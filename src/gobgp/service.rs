@@ -32,7 +32,7 @@ use crate::bgp::driver::{Access, Handle};
 use crate::bgp::message::{Notification, Reason};
 use crate::bgp::rib::{PeerId, Policies};
 use crate::bgp::speaker::{Order, Speaker, WantedNeighbour};
-use crate::net::Family;
+use crate::net::{Family, LinkNames};
 
 /// Streaming answer, produced while it is consumed.
 pub type Many<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -137,7 +137,7 @@ impl Service {
         let ListPeerRequest { address, enable_advertised } = request;
         let response = |peer| ListPeerResponse { peer: Some(peer) };
         if !address.is_empty() {
-            let address = known_address(&address)?;
+            let address = self.address_of(&address).await?;
             let asked = asked(version);
             let peer = move |speaker: &mut Speaker| {
                 speaker.neighbour(address).map(|neighbour| neighbours::peer(asked, speaker, address, neighbour))
@@ -182,12 +182,22 @@ impl Service {
         Ok(vec![self.known(name).await?])
     }
 
+    /// Address that a client writes, of a link-local one with the name or the index of its link.
+    async fn address_of(&self, name: &str) -> Result<IpAddr, Status> {
+        let names = match name.contains('%') {
+            true => self.ask(|speaker| speaker.link_names()).await?,
+            false => LinkNames::default(),
+        };
+        let address = names.address(name);
+        address.ok_or_else(|| Status::invalid_argument(format!("{name:?} is no address of a neighbor")))
+    }
+
     /// Address of an existing neighbour.
     async fn known(&self, name: &str) -> Result<IpAddr, Status> {
-        let address = known_address(name)?;
+        let address = self.address_of(name).await?;
         match self.ask(move |speaker| speaker.neighbour(address).is_some()).await? {
             true => Ok(address),
-            false => Err(Status::not_found(format!("there is no neighbor {address}"))),
+            false => Err(Status::not_found(format!("there is no neighbor {name}"))),
         }
     }
 
@@ -464,10 +474,6 @@ fn only_global(version: Version, table: i32, vrf: &str) -> Result<(), Status> {
         Some(GLOBAL) if vrf.is_empty() => Ok(()),
         _ => Err(Status::unimplemented("routes are added to the global table and taken from there, and from no other")),
     }
-}
-
-fn known_address(name: &str) -> Result<IpAddr, Status> {
-    name.parse().map_err(|_| Status::invalid_argument(format!("{name:?} is no address of a neighbor")))
 }
 
 fn said(reason: Reason, text: &str) -> Result<Notification, Status> {

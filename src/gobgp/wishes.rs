@@ -16,7 +16,7 @@ use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::{Speaker, WantedNeighbour};
 use crate::bgp::transport::{PORT, Password, TimeToLive, Transport};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, LinkLocal, PerFamily};
 
 /// Reads the prefix of a route.
 ///
@@ -48,7 +48,8 @@ fn unless_empty(text: &str) -> Option<&str> {
 }
 
 fn address(text: &str, what: &str) -> Result<IpAddr, String> {
-    text.trim().parse().map_err(|_| format!("{text:?} is no address of {what}"))
+    let address = text.trim().parse().ok().filter(|address| LinkLocal::within(*address).is_none());
+    address.ok_or_else(|| format!("{text:?} is no address of {what}"))
 }
 
 /// Reads a neighbour to add.
@@ -97,6 +98,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
         settings: Settings {
             local,
             asn: (conf.peer_asn != 0).then_some(conf.peer_asn),
+            is_external: false,
             passive: transport.passive_mode,
             hold_time: u16::try_from(hold_time).unwrap_or(u16::MAX),
             connect_retry: Duration::from_secs(or(timers.connect_retry, RETRY)),
@@ -109,6 +111,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
             local: here,
             password: password(&conf.auth_password)?,
             time_to_live: time_to_live(peer, conf.peer_asn != own.asn),
+            link: None,
         },
         client: peer.route_reflector.as_ref().is_some_and(|reflector| reflector.route_reflector_client),
         own: PerFamily::from_fn(|of| here.filter(|_| of == family).or(*known.of(of))),

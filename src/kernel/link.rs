@@ -206,6 +206,24 @@ pub fn all() -> Result<Vec<Device>, Error> {
     devices(&mut Socket::open(Bus::Route)?)
 }
 
+/// The device of a name, in the network namespace of the calling thread; `None` where there is none.
+///
+/// # Errors
+/// The socket cannot be opened, or the kernel does not answer.
+pub fn named(name: &LinkName) -> Result<Option<Device>, Error> {
+    let mut socket = Socket::open(Bus::Route)?;
+    let Ok(index) = netdevice::name_to_index(&socket, &name.0) else { return Ok(None) };
+    let mut header = [0; HEADER];
+    header.iter_mut().skip(4).zip(index.to_ne_bytes()).for_each(|(to, byte)| *to = byte);
+    let mut message = Messages::new();
+    message.begin(GET_LINK, 0).header(&header);
+    match socket.request(&mut message, device) {
+        Ok(found) => Ok(found.into_iter().next()),
+        Err(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
+        Err(fault) => Err(Error::new("read device", name.to_string(), fault.into())),
+    }
+}
+
 /// All devices of the socket's network namespace.
 pub(super) fn devices(socket: &mut Socket) -> Result<Vec<Device>, Error> {
     let mut message = Messages::new();

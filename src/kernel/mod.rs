@@ -4,7 +4,7 @@
 //! `netlink` is the wire under all of them; `ipvs`, `ipset`, `link`, `address`, `route`, `iptables`, `nftables` and
 //! `sysctl` are kinds of objects (`reconcile::Target`); `conntrack` and `module` are operations; `nflog` reads logged packets;
 //! `bridge`, `rule`, `tunnel`, `vxlan` and `wireguard` hold the desired state of such objects; `monitor` reports changes by others; `tcp`
-//! opens sockets for routing protocols; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `local_socket` tells who listens on a unix socket.
+//! opens sockets for routing protocols, `router_discovery` one for routers on links; `namespace` enters the networks of pods, `pod_tunnel` is what is made in them; `record_list` is a list in a small file beside our sockets; `call_counter` counts calls of kernel functions; `processor` is the time that work has taken, `memory` gives back what the allocator keeps; `local_socket` tells who listens on a unix socket.
 
 mod error;
 mod name;
@@ -31,6 +31,7 @@ pub mod pod_tunnel;
 pub mod processor;
 pub mod record_list;
 pub mod route;
+pub mod router_discovery;
 pub mod rule;
 pub mod sysctl;
 pub mod tcp;

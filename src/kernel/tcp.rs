@@ -22,6 +22,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::Error;
 use crate::net::Family;
+use crate::net::link_local::{to_socket, without_link};
 
 /// TTL of sent packets, and the least TTL that received ones must have left.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -74,7 +75,7 @@ pub fn dialling(to: IpAddr, local: Option<IpAddr>, hops: Hops, key: Option<&[u8]
         let socket = open(to)?;
         set(&socket, to, hops)?;
         if let Some(local) = local {
-            bind(&socket, &SocketAddr::new(local, 0))?;
+            bind(&socket, &to_socket(local, 0))?;
         }
         Ok(socket)
     };
@@ -191,7 +192,8 @@ fn signature(of: IpNet, key: &[u8]) -> [u8; 136 + KEY] {
     let mut put = |at: usize, bytes: &[u8]| {
         option.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
     };
-    match of.addr() {
+    // The kernel tells neighbours with one link-local address on several links apart by the socket, which is on one link.
+    match without_link(of.addr()) {
         IpAddr::V4(of) => {
             put(0, &(libc::AF_INET as u16).to_ne_bytes());
             put(4, &of.octets());

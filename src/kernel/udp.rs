@@ -7,13 +7,14 @@
 #![expect(unsafe_code, reason = "neither the standard library nor rustix knows recvmmsg")]
 
 use std::mem::{size_of, zeroed};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
 
 use super::Error;
+use crate::net::link_local::of_socket;
 
 /// Class selector 6, *network control*.
 const CLASS: u8 = 0xc0;
@@ -35,7 +36,7 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Space for datagrams that are read at once.
+/// Space for datagrams that are read at once, of UDP or of another protocol.
 #[derive(Debug)]
 pub struct Batch {
     slots: Box<[Slot]>,
@@ -140,7 +141,7 @@ impl Default for Batch {
 
 impl Batch {
     /// Reads datagrams that wait, without waiting for any; returns whether there may be more.
-    pub fn read(&mut self, from: &UdpSocket) -> bool {
+    pub fn read(&mut self, from: impl AsFd) -> bool {
         self.filled = 0;
         // SAFETY: both are plain C structures, for which zeros are valid: null pointers and lengths of 0.
         let mut headers: [libc::mmsghdr; AT_ONCE] = unsafe { zeroed() };
@@ -161,7 +162,7 @@ impl Batch {
         // given with them.
         let read = unsafe {
             libc::recvmmsg(
-                from.as_raw_fd(),
+                from.as_fd().as_raw_fd(),
                 headers.as_mut_ptr(),
                 AT_ONCE as libc::c_uint,
                 libc::MSG_DONTWAIT,
@@ -196,7 +197,8 @@ impl Slot {
             libc::AF_INET6 => {
                 // Behind the flow label.
                 let octets: [u8; 16] = *rest.get(4..)?.first_chunk()?;
-                IpAddr::V6(Ipv6Addr::from(octets))
+                let scope: [u8; 4] = *rest.get(20..)?.first_chunk()?;
+                of_socket(SocketAddrV6::new(octets.into(), 0, 0, u32::from_ne_bytes(scope)).into())
             }
             _ => return None,
         };

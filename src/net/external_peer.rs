@@ -1,5 +1,6 @@
 //! A BGP neighbour outside of the cluster, as its administrator names it: by a flag or in an annotation of a node.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -10,9 +11,8 @@ use super::secret::Secret;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ExternalPeer {
-    pub address: IpAddr,
-    /// Its autonomous system; one that [`asn::is_peer`](super::asn::is_peer).
-    pub asn: u32,
+    pub remote: Remote,
+    pub asn: RemoteAs,
     /// Its TCP port; 179 where absent.
     pub port: Option<u16>,
     pub password: Password,
@@ -29,6 +29,23 @@ pub struct ExternalPeer {
     pub prefix_limits: PerFamily<Option<u32>>,
     /// Whether routes announced to it get our address as the next hop; as the flag says, and as BGP does, where absent.
     pub next_hop_self: Option<bool>,
+}
+
+/// How a neighbour is found.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Remote {
+    Address(IpAddr),
+    /// The router that advertises itself on the link of this name (RFC 4861): its link-local address is learned.
+    Link(CompactString),
+}
+
+/// The autonomous system of a neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum RemoteAs {
+    /// This one, which [`asn::is_peer`](super::asn::is_peer).
+    Number(u32),
+    /// Whichever it has, unless it is ours.
+    External,
 }
 
 /// The key that both sides sign their segments with.
@@ -59,8 +76,13 @@ pub enum Distance {
 impl ExternalPeer {
     /// A neighbour with defaults for everything else.
     pub fn new(address: IpAddr, asn: u32) -> ExternalPeer {
+        ExternalPeer::of(Remote::Address(address), RemoteAs::Number(asn))
+    }
+
+    /// The same, however it is found.
+    pub fn of(remote: Remote, asn: RemoteAs) -> ExternalPeer {
         ExternalPeer {
-            address,
+            remote,
             asn,
             port: None,
             password: Password::None,
@@ -71,6 +93,36 @@ impl ExternalPeer {
             long_lived: None,
             prefix_limits: PerFamily::default(),
             next_hop_self: None,
+        }
+    }
+}
+
+impl Remote {
+    /// Longest name of a link in bytes: `IFNAMSIZ` counts a zero at its end.
+    const LONGEST: usize = 15;
+
+    /// Reads the name of a link; `None` where no link may have it (`dev_valid_name` of the kernel).
+    pub fn link(name: &str) -> Option<Remote> {
+        let is_taken = matches!(name, "." | "..");
+        let is_odd = |letter: char| letter == '/' || letter == ':' || letter.is_whitespace();
+        let fits = (1..=Self::LONGEST).contains(&name.len());
+        (fits && !is_taken && !name.contains(is_odd)).then(|| Remote::Link(name.into()))
+    }
+
+    /// The address, where it is configured.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Remote::Address(address) => Some(*address),
+            Remote::Link(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remote::Address(address) => write!(f, "{address}"),
+            Remote::Link(name) => f.write_str(name),
         }
     }
 }

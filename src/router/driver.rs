@@ -9,6 +9,7 @@
 
 mod draining;
 mod keys;
+mod links;
 mod passwords;
 mod pods;
 mod services;
@@ -22,9 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::bgp::driver::{Access, Event};
-use crate::bgp::speaker::Order;
 use crate::config::{NodeRoutes, RouterConfig};
 use crate::kernel::monitor::Notice;
+use crate::link_neighbours::Standings;
 use crate::model::{Authority, News, Report, Table, World};
 use crate::net::{PerFamily, PublicKey};
 use crate::observe::health::{Note, Pulse};
@@ -32,6 +33,7 @@ use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use self::keys::Untold;
+use self::links::LinkWatch;
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::awaited_services::AwaitedServices;
 use super::desired::RouterChanges;
@@ -90,6 +92,7 @@ pub struct Driver<K: Kernel> {
     withdrawals: Withdrawals,
     files: HostFiles,
     passwords: PasswordFiles,
+    links: LinkWatch,
     told: ReportedState,
     context: RouterContext,
     reachable: Reachable,
@@ -126,6 +129,7 @@ impl<K: Kernel> Driver<K> {
         Driver {
             plan,
             passwords,
+            links: LinkWatch::default(),
             mirrors: Mirrors::new(targets),
             drain: Drain::new(config.drain.delay).looking(context.clients.is_some()),
             news: None,
@@ -172,7 +176,7 @@ impl<K: Kernel> Driver<K> {
                 self.sessions.listen(self.plan.desired()).await;
             }
         }
-        self.sessions.note_lack_of_password(self.plan.lacks_password());
+        self.sessions.note_lack_of_peers(self.plan.lacks_password() || self.plan.awaits_routers());
         if !changed.peers.is_empty() {
             self.told.forget(&changed.peers);
             self.context.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());
@@ -243,19 +247,6 @@ impl<K: Kernel> Driver<K> {
             }
         }
     }
-
-    /// Queries the kernel for next hops that are new or due, and tells the speaker which are lost.
-    async fn look_at_next_hops(&mut self, now: Instant) {
-        for next_hop in self.reachable.take_due() {
-            let lead = self.mirrors.leads_to(next_hop);
-            self.reachable.note(next_hop, lead, self.plan.is_node(next_hop), now);
-        }
-        if let Some(lost) = self.reachable.settle(now) {
-            let first: Vec<String> = lost.iter().take(NAMED).map(ToString::to_string).collect();
-            warn!(count = lost.len(), lost = first.join(" "), "Set of unreachable next hops changed");
-            self.sessions.order(vec![Order::Unreachable(lost)]).await;
-        }
-    }
 }
 
 /// Events that wake the router besides the World, the kernel and time.
@@ -263,6 +254,8 @@ pub enum Wake {
     Speaker(sessions::News),
     /// A user asks.
     Asked(Inquiry),
+    /// Routers behind interfaces, as far as they are known now.
+    Links(Standings),
     /// The service proxy has applied the state known at the start.
     Served,
     /// The server has begun to refuse Services, or no longer does.
@@ -290,6 +283,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         tokio::select! {
             biased;
             news = self.sessions.next() => Wake::Speaker(news),
+            standings = self.links.next() => Wake::Links(standings),
             Ok(()) = self.context.served.changed(), if awaits_proxy => Wake::Served,
             Ok(()) = self.context.services_refused_at.changed(), if !is_running => Wake::Refused,
             Some(inquiry) = self.context.inquiries.recv() => Wake::Asked(inquiry),
@@ -302,6 +296,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                 let outside = self.outside();
                 inquiry.answer(&self.plan, &mut self.mirrors, context.authority, outside);
             }
+            Wake::Links(standings) => self.take_links(standings).await,
             Wake::Served => self.sessions.try_at(at.now),
             Wake::Refused => self.step_awaited_services(at.now).await,
             Wake::Speaker(sessions::News::Events(events)) => {
@@ -345,6 +340,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.carry_out(&changed).await;
         }
         self.look_at_passwords().await;
+        self.want_links().await;
         self.sessions.show(&self.context.metrics.peers).await;
     }
 
@@ -355,6 +351,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.look_for_services(world, at);
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
+            self.want_links().await;
         }
         world.authority.router
     }
@@ -371,6 +368,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     fn disturbed(&mut self, notice: Notice) {
         if notice == Notice::Ways {
             self.reachable.look_at_all(self.plan.routes().next_hops().collect());
+            self.links.look();
         }
         if notice == Notice::Rules {
             self.mirrors.look_for_host_chains();

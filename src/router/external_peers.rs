@@ -8,6 +8,9 @@
 //! session's local address is the one configured for the peer, else our own of the peer's family, on the peer's link
 //! where others route to an address that was detected ([`Identity::towards`]).
 //!
+//! A peer behind an interface is whichever router advertises itself there (`link_neighbours`): both ends of the session have their link-local addresses, and so have
+//! the next hops of both families (RFC 8950).
+//!
 //! The file of `--peer-router-passwords-file` is read by an effect file; [`passwords`] parses it. Those that
 //! `passwordfile` names are in `password_files`.
 
@@ -18,7 +21,8 @@ use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
-use crate::net::{Distance, ExternalPeer, Family, Password, PerFamily, Secret};
+use crate::link_neighbours::{Standing, Standings, State};
+use crate::net::{Distance, ExternalPeer, Family, LinkLocal, Password, PerFamily, Remote, RemoteAs, Secret};
 
 use super::identity::Identity;
 use super::liveness::{distance, liveness};
@@ -30,21 +34,67 @@ pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [E
     if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
 }
 
+/// An external peer at its address.
+#[derive(Clone, Copy, Debug)]
+pub struct Located<'a> {
+    pub peer: &'a ExternalPeer,
+    /// Link-local addresses are combined with their link.
+    pub address: IpAddr,
+    /// Our address on the link of a peer behind an interface.
+    pub own: Option<IpAddr>,
+}
+
+/// Returns where an external peer is.
+///
+/// # Errors
+/// It is behind an interface, and not found there.
+pub fn located<'a>(peer: &'a ExternalPeer, links: &Standings) -> Result<Located<'a>, Problem> {
+    let name = match &peer.remote {
+        Remote::Address(address) => return Ok(Located { peer, address: *address, own: None }),
+        Remote::Link(name) => name,
+    };
+    let text = match links.get(name).copied().unwrap_or_default().state {
+        State::Found(found) => {
+            let on_link = |address| LinkLocal::new(address, found.link).map(LinkLocal::combined);
+            if let (Some(address), Some(own)) = (on_link(found.neighbour), on_link(found.own)) {
+                return Ok(Located { peer, address, own: Some(own) });
+            }
+            "its link-local address, or ours, is not within fe80::/64; there is no session"
+        }
+        State::Unknown => "it is being looked for; there is no session",
+        State::Missing => "this host has no such interface; there is no session",
+        State::Down => "the interface is down or has no carrier; there is no session",
+        State::WithoutAddress => "this host has no link-local address there; there is no session",
+        State::Silent => "no router has advertised itself there (RFC 4861); there is no session",
+    };
+    Err(Problem::new(About::ExternalPeer(peer.remote.clone()), text))
+}
+
+/// Returns the problem of an interface with more routers than one, although there is a session.
+pub fn not_alone(peer: &ExternalPeer, links: &Standings) -> Option<Problem> {
+    let Remote::Link(name) = &peer.remote else { return None };
+    let Standing { state: State::Found(found), beside: Some(beside) } = *links.get(name)? else { return None };
+    let neighbour = found.neighbour;
+    let text =
+        format!("the router {beside} advertises itself there as well; the session is with the first one, {neighbour}");
+    Some(Problem::new(About::ExternalPeer(peer.remote.clone()), text))
+}
+
 /// Returns how we peer with one. `password` is the peer's own, or the one in the password file.
 ///
 /// # Errors
 /// There can be no session: it is an address of this node, its password is not known, or this node has no address of its
 /// family.
 pub fn peering(
-    peer: &ExternalPeer,
+    Located { peer, address, own: own_on_link }: Located<'_>,
     password: &Password,
     own: &Identity,
     config: &RouterConfig,
     local: Local,
 ) -> Result<WantedNeighbour, Problem> {
-    let problem = |text: String| Problem::new(About::ExternalPeer(peer.address), text);
-    let family = Family::from(peer.address);
-    if own.all.contains(&peer.address) {
+    let problem = |text: String| Problem::new(About::ExternalPeer(peer.remote.clone()), text);
+    let family = Family::from(address);
+    if own.all.contains(&address) {
         return Err(problem("it is an address of this node; there is no session".to_owned()));
     }
     let password = match password {
@@ -59,25 +109,34 @@ pub fn peering(
             return Err(problem("its password is not known (yet); there is no session".to_owned()));
         }
     };
-    let addresses = own.towards(peer.address);
+    // On a link of its own a peer may know no other address of ours.
+    let addresses = match own_on_link {
+        Some(own) => PerFamily { v4: None, v6: Some(own) },
+        None => own.towards(address),
+    };
     let Some(here) = peer.local.or(*addresses.of(family)) else {
         return Err(problem(format!("this node has no {family} address to reach it from; there is no session")));
     };
-    let external = peer.asn != local.asn;
+    let external = peer.asn != RemoteAs::Number(local.asn);
     let time_to_live = time_to_live(peer.distance, external, config);
     // Without a network at our address (a link that is down, an address of host length) it may be on the link as well.
     let mut around = own.networks.iter().filter(|network| network.prefix.contains(&here)).peekable();
-    let is_near = around.peek().is_none() || around.any(|network| network.prefix.contains(&peer.address));
+    let is_near = around.peek().is_none() || around.any(|network| network.prefix.contains(&address));
     let is_on_link = match time_to_live {
+        _ if own_on_link.is_some() => true,
         TimeToLive::System => is_near,
         TimeToLive::Hops(hops) | TimeToLive::Secured { hops } => hops == 1,
     };
     let with_here = |address: Option<IpAddr>, of: Family| if of == family { Some(here) } else { address };
     Ok(WantedNeighbour {
-        address: peer.address,
+        address,
         settings: Settings {
             local,
-            asn: Some(peer.asn),
+            asn: match peer.asn {
+                RemoteAs::Number(number) => Some(number),
+                RemoteAs::External => None,
+            },
+            is_external: peer.asn == RemoteAs::External,
             passive: false,
             hold_time: peer.hold_time.unwrap_or(config.hold_time),
             connect_retry: RETRY,
@@ -88,7 +147,16 @@ pub fn peering(
                 Restart { long_lived, ..restart(graceful) }
             }),
         },
-        transport: Transport { port: peer.port.unwrap_or(PORT), local: Some(here), password, time_to_live },
+        transport: Transport {
+            port: peer.port.unwrap_or(PORT),
+            local: Some(here),
+            password,
+            time_to_live,
+            link: match &peer.remote {
+                Remote::Link(name) => Some(name.clone()),
+                Remote::Address(_) => None,
+            },
+        },
         client: false,
         own: PerFamily::from_fn(|of| with_here(*addresses.of(of), of)),
         next_hops: if peer.next_hop_self == Some(false) { NextHops::Kept } else { NextHops::Usual },
@@ -102,7 +170,7 @@ pub fn peering(
 pub fn idle_setting(peer: &ExternalPeer, config: &RouterConfig) -> Option<Problem> {
     let is_idle = config.graceful_restart.is_none() && peer.long_lived.is_some_and(|seconds| seconds > 0);
     let text = "llgrtime goes on where graceful restart ends, so it needs --bgp-graceful-restart; it has no effect";
-    is_idle.then(|| Problem::new(About::ExternalPeer(peer.address), text))
+    is_idle.then(|| Problem::new(About::ExternalPeer(peer.remote.clone()), text))
 }
 
 /// Returns whether what is announced to a peer gets our address as the next hop by policy.

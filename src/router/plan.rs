@@ -9,23 +9,24 @@
 //! one without nodes. No speaker runs before nodes and Services are known ([`Plan::go_without_services`]): its first announcements count as all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::bgp::message::Attributes;
-use crate::bgp::rib::{Own, RouteChange};
+use crate::bgp::rib::RouteChange;
 use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, ServiceRanges};
-use crate::model::{Endpoints, ObjectName, OnLink, Reflection, World};
+use crate::link_neighbours::Standings;
+use crate::model::{Endpoints, ObjectName, OnLink, World};
 use crate::net::{Family, Password, PerFamily};
 
 use super::advertise::{Announcer, announced};
 use super::claims::Claims;
-use super::desired::{Desired, RouterChanges, Speaker};
+use super::desired::{Desired, RouterChanges};
 use super::drain::Stage;
 use super::forward::AnswersBy;
 use super::identity::Identity;
@@ -42,11 +43,13 @@ mod external;
 mod filter;
 mod inspection;
 mod known;
+mod links;
 mod node_routes;
 mod overlay;
 mod packing;
 mod pod_ranges;
 mod protection;
+mod speaker;
 mod way;
 mod wireguard;
 
@@ -71,7 +74,9 @@ pub struct Plan {
     /// Addresses of Services are not announced yet.
     holds_services: bool,
     own: Identity,
+    /// The networks of the host's links, and the link-local ones of links with a router.
     on_link: Vec<OnLink>,
+    links: Standings,
     desired: Desired,
     routes: Routes,
     nodes: Nodes,
@@ -122,6 +127,7 @@ impl Plan {
             holds_services: false,
             own: Identity::default(),
             on_link: Vec::new(),
+            links: Standings::new(),
             desired: Desired::default(),
             routes: Routes::default(),
             nodes: Nodes::default(),
@@ -179,9 +185,10 @@ impl Plan {
         let is_other = own != self.own || knows_more || self.sets.is_none();
         // An address of ours is no other node's, even if another Node lists it.
         let addresses = |known: &Known| known.nodes.get(&world.host.node_name).map(|node| node.addresses.clone());
-        let moved = world.host.on_link != self.on_link || addresses(&older) != addresses(&self.known);
+        let on_link = links::with_links(&world.host.on_link, &self.links);
+        let moved = on_link != self.on_link || addresses(&older) != addresses(&self.known);
         self.own = own;
-        self.on_link.clone_from(&world.host.on_link);
+        self.on_link = on_link;
         let ranges = self.flags.in_cluster(world.cluster.service_ranges());
         let ranges_move = RouterConfig::follow(&mut self.config, ranges);
         self.stale.own |= ranges_move;
@@ -238,12 +245,7 @@ impl Plan {
 
     /// Updates what follows from our own node alone. Called when it has changed.
     fn replace_own(&mut self, changed: &mut RouterChanges) {
-        let speaker = self.local().map(|local| self.speaker(local));
-        let before = self.desired.speaker.as_ref();
-        changed.speaker |= speaker.as_ref().map(|one| one.own) != before.map(|one| one.own);
-        changed.listen |= speaker.as_ref().map(|one| &one.listen) != before.map(|one| &one.listen);
-        changed.addresses |= speaker.as_ref().map(|one| &one.addresses) != before.map(|one| &one.addresses);
-        self.desired.speaker = speaker;
+        self.replace_speaker(changed);
         self.replace_filter(changed);
         self.replace_overlay(changed);
         let families = self.own.capable();
@@ -261,22 +263,6 @@ impl Plan {
             self.put_announcement(prefix, changed);
         }
         self.update_external_peers(changed);
-    }
-
-    fn speaker(&self, local: Local) -> Speaker {
-        let own = &self.own;
-        let cluster = match own.routing.reflection {
-            Reflection::Server(cluster) => cluster,
-            Reflection::None | Reflection::Client(_) => local.identifier,
-        };
-        let enabled = |address: &&IpAddr| *own.families.of(Family::from(**address));
-        let named: Vec<IpAddr> = own.routing.local_addresses.iter().filter(enabled).copied().collect();
-        let listen = if named.is_empty() { self.session_addresses() } else { named };
-        Speaker {
-            own: Own { asn: local.asn, identifier: local.identifier, cluster },
-            addresses: own.all.clone(),
-            listen: listen.into_iter().map(|address| SocketAddr::new(address, self.config.port)).collect(),
-        }
     }
 
     fn put_peer(

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use compact_str::CompactString;
 
+use crate::net::Remote;
+
 /// One problem. The text is a whole sentence and never holds a secret.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Problem {
@@ -22,7 +24,7 @@ pub enum About {
     Speaker,
     /// One family on our own node.
     Family(crate::net::Family),
-    ExternalPeer(IpAddr),
+    ExternalPeer(Remote),
     /// Another node.
     Node(CompactString),
     /// A pod CIDR of another node.
@@ -51,7 +53,7 @@ impl fmt::Display for About {
         match self {
             About::Speaker => f.write_str("BGP"),
             About::Family(family) => write!(f, "{family}"),
-            About::ExternalPeer(address) => write!(f, "external peer {address}"),
+            About::ExternalPeer(remote) => write!(f, "external peer {remote}"),
             About::Node(name) => write!(f, "Node {name}"),
             About::PodRange(range) => write!(f, "pod range {range}"),
             About::OtherNodes => f.write_str("other nodes"),

@@ -26,6 +26,9 @@
 //! With `--overlay-encap-receive` a node that would be sent to through a tunnel has a device of its own, too, where that takes what the node sends by `ipip` or
 //! `fou`; no route leads through it.
 //!
+//! The next hops of a router behind an interface are link-local addresses of that link, in both families:
+//! `ip route replace 203.0.113.0/24 via inet6 fe80::2 dev eth1 proto 17`.
+//!
 //! Several next hops share the traffic. A tunnel exists while a route uses it. Tunnels lead to nodes only. A next hop
 //! of the other family stands for the same node's address of the route's own family; another router's IPv6 address
 //! serves IPv4 routes directly (RFC 8950), the reverse is not possible in the kernel.
@@ -48,6 +51,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
 use crate::kernel::vxlan::{Entry, EntryKey};
 use crate::model::{Interner, OnLink};
+use crate::net::link_local::without_link;
 use crate::net::{Family, PerFamily};
 use crate::packed::{BlockMap, PrefixMap};
 
@@ -434,7 +438,7 @@ fn route(prefix: IpNet, ways: &[Way], place: Place<'_>, lists: &mut Lists) -> Ar
     let source = place.own.sources.of(Family::from(prefix)).filter(|_| through_tunnels);
     let next_hop = |way: &Way| match way {
         Way::Gateway { link, gateway } => {
-            NextHop { link: LinkName(link.clone()), gateway: Some(*gateway), on_link: false }
+            NextHop { link: LinkName(link.clone()), gateway: Some(without_link(*gateway)), on_link: false }
         }
         Way::Tunnel(remote) => through(*remote, place),
     };

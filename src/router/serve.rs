@@ -2,7 +2,6 @@
 //!
 //! Series are made on request: there may be thousands of neighbours, and a series that is kept takes half a kilobyte.
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::{Collector, Desc};
@@ -20,9 +19,10 @@ pub struct Shown {
 }
 
 /// One neighbour.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
-    pub address: IpAddr,
+    /// Its address.
+    pub name: String,
     /// 0 where any AS number is accepted.
     pub asn: u32,
     pub is_internal: bool,
@@ -87,11 +87,11 @@ fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
 
 fn path(row: &Row) -> Option<Metric> {
     let is_up = row.path_is_up?;
-    Some(series([row.address.to_string()], if is_up { 1.0 } else { 0.0 }))
+    Some(series([row.name.clone()], if is_up { 1.0 } else { 0.0 }))
 }
 
 fn failures(row: &Row) -> Option<Metric> {
-    let mut metric = series([row.address.to_string()], 0.0);
+    let mut metric = series([row.name.clone()], 0.0);
     let mut counter = Counter::default();
     counter.set_value(row.path_failures? as f64);
     metric.set_counter(counter);
@@ -100,7 +100,7 @@ fn failures(row: &Row) -> Option<Metric> {
 
 fn metric(row: &Row) -> Metric {
     let kind = if row.is_internal { "internal" } else { "external" };
-    let values = [row.address.to_string(), row.asn.to_string(), word(row.state).to_owned(), kind.to_owned()];
+    let values = [row.name.clone(), row.asn.to_string(), word(row.state).to_owned(), kind.to_owned()];
     series(values, 1.0)
 }
 
@@ -141,7 +141,7 @@ mod tests {
         let shown = Shown::new().expect("the metric is valid");
         registry.register(Box::new(shown.clone())).expect("its name is free");
         let row = |last: u8, state| Row {
-            address: [192, 0, 2, last].into(),
+            name: format!("192.0.2.{last}"),
             asn: 64512,
             is_internal: last < 3,
             state,

@@ -55,7 +55,7 @@ pub struct Sessions {
     /// Families in which End-of-RIB of a neighbour is awaited.
     awaited: BTreeMap<IpAddr, PerFamily<bool>>,
     /// Nodes are no neighbours yet for want of a password: what they have is awaited, too.
-    lacks_password: bool,
+    lacks_peers: bool,
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     complete: bool,
@@ -92,7 +92,7 @@ impl Sessions {
             pulse,
             patience: seconds.unwrap_or(USUAL_RESTART),
             awaited: BTreeMap::new(),
-            lacks_password: false,
+            lacks_peers: false,
             up: BTreeMap::new(),
             complete: false,
             until: None,
@@ -155,7 +155,7 @@ impl Sessions {
     /// Returns when something is due: a try to start a desired speaker, or the end of waiting for neighbours.
     pub fn deadline(&self, desired: &Desired) -> Option<Instant> {
         let retry = self.retry_at.filter(|_| desired.speaker.is_some() && self.running.is_none());
-        let end = self.until.filter(|_| self.lacks_password || !self.awaited.is_empty());
+        let end = self.until.filter(|_| self.lacks_peers || !self.awaited.is_empty());
         retry.into_iter().chain(end).min()
     }
 
@@ -199,9 +199,9 @@ impl Sessions {
         }
     }
 
-    /// Records whether nodes are no neighbours for want of a password; those that the orders before have added are awaited.
-    pub fn note_lack_of_password(&mut self, lacks_password: bool) {
-        self.lacks_password = lacks_password;
+    /// Records whether neighbours are missing for want of a password, or because they are not found on their link yet; those that the orders before have added are awaited.
+    pub fn note_lack_of_peers(&mut self, lacks_peers: bool) {
+        self.lacks_peers = lacks_peers;
     }
 
     /// Passes orders to the speaker. If it has ended, its successor gets all of them.
@@ -217,7 +217,7 @@ impl Sessions {
         for order in orders {
             match order {
                 Order::Remove(peer, _) => drop(self.awaited.remove(peer)),
-                Order::Want(wanted) if self.lacks_password && !self.up.contains_key(&wanted.address) => {
+                Order::Want(wanted) if self.lacks_peers && !self.up.contains_key(&wanted.address) => {
                     self.awaited.insert(wanted.address, PerFamily { v4: true, v6: true });
                 }
                 _ => {}
@@ -299,9 +299,9 @@ impl Sessions {
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         if self.patience_is_over(now) {
             self.awaited.clear();
-            self.lacks_password = false;
+            self.lacks_peers = false;
         }
-        self.awaited.is_empty() && !self.lacks_password
+        self.awaited.is_empty() && !self.lacks_peers
     }
 
     /// Returns whether the wait for neighbours is over.
@@ -326,10 +326,10 @@ impl Sessions {
         let mut rows = Vec::new();
         if let Some(running) = &self.running {
             let asked = running.handle.ask(|speaker| {
-                let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
+                let row = |(_, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
                     let settings = &neighbour.wanted().settings;
                     Row {
-                        address,
+                        name: neighbour.wanted().name(),
                         asn: settings.asn.unwrap_or_default(),
                         is_internal: settings.asn == Some(settings.local.asn),
                         state: neighbour.peer().state(),
@@ -407,11 +407,11 @@ mod tests {
         );
         sessions.until = Some(now + USUAL_RESTART);
         assert!(sessions.nobody_is_awaited(now), "it has no neighbours");
-        sessions.note_lack_of_password(true);
+        sessions.note_lack_of_peers(true);
         assert!(!sessions.nobody_is_awaited(now));
         let orders: Vec<Order> = nodes().into_iter().map(Order::Want).collect();
         sessions.follow(&orders);
-        sessions.note_lack_of_password(false);
+        sessions.note_lack_of_peers(false);
         assert!(!sessions.nobody_is_awaited(now), "they have said nothing");
         for node in nodes() {
             for family in Family::BOTH {
@@ -423,7 +423,7 @@ mod tests {
         // One that changes later is not awaited once more.
         sessions.follow(&orders);
         assert!(sessions.nobody_is_awaited(now));
-        sessions.note_lack_of_password(true);
+        sessions.note_lack_of_peers(true);
         assert!(sessions.nobody_is_awaited(now + USUAL_RESTART), "a password that never comes");
     }
 }

@@ -12,6 +12,7 @@ use crate::bgp::driver::{Event, Subject};
 use crate::bgp::message::{Reason, Remark};
 use crate::bgp::session::Cause;
 use crate::bgp::speaker::{Fact, Liveness};
+use crate::net::LinkNames;
 
 use self::dialling::{Dialling, Line};
 use super::problem::Problem;
@@ -25,6 +26,8 @@ pub struct ReportedState {
     failing: BTreeMap<IpAddr, BTreeSet<String>>,
     malformed: BTreeMap<IpAddr, MalformedUpdates>,
     dialling: Dialling,
+    /// Names of the links of neighbours.
+    pub links: LinkNames,
 }
 
 /// Malformed updates of a neighbour.
@@ -74,20 +77,30 @@ impl ReportedState {
                 if matches!(fact, Fact::Up(_)) {
                     self.failing.remove(peer);
                 }
-                say(peer, fact);
+                say(&self.links.text(*peer), fact);
             }
             Event::Trouble(Subject::Dialling(peer), Some(error))
                 if !self.dialling.failed(*peer, &error.to_string()) => {}
             Event::Trouble(Subject::Dialling(peer), None) if !self.dialling.ended(*peer) => {}
-            Event::Trouble(subject, Some(error)) => warn!(?subject, %error, "BGP operation failed; retrying"),
-            Event::Trouble(subject, None) => info!(?subject, "BGP operation recovered"),
+            Event::Trouble(subject, Some(error)) => {
+                warn!(subject = self.subject(subject), %error, "BGP operation failed; retrying");
+            }
+            Event::Trouble(subject, None) => info!(subject = self.subject(subject), "BGP operation recovered"),
             Event::Refused(refused) => {
                 for one in refused {
-                    info!(from = %one.from, because = ?one.because, times = one.times, "BGP connections refused");
+                    info!(from = self.links.text(one.from), because = ?one.because, times = one.times, "BGP connections refused");
                 }
             }
             Event::Lost(events) => warn!(events, "BGP peer events dropped"),
             Event::Routes(_) | Event::Complete | Event::Ignored(_) => {}
+        }
+    }
+
+    fn subject(&self, subject: &Subject) -> String {
+        match subject {
+            Subject::Dialling(peer) => format!("Dialling({})", self.links.text(*peer)),
+            Subject::Password(peer) => format!("Password({})", self.links.text(*peer)),
+            other => format!("{other:?}"),
         }
     }
 
@@ -111,7 +124,8 @@ impl ReportedState {
         }
         let said = self.failing.entry(peer).or_default();
         if said.len() < REASONS && said.insert(reason.clone()) {
-            warn!(%peer, reason, "BGP connection failed before the session was established; retrying");
+            let peer = self.links.text(peer);
+            warn!(peer, reason, "BGP connection failed before the session was established; retrying");
         }
     }
 
@@ -125,15 +139,16 @@ impl ReportedState {
         let unsaid =
             self.malformed.insert(peer, MalformedUpdates { said_at: now, unsaid: 0 }).map_or(0, |before| before.unsaid);
         let shown = remarks.get(..MALFORMED_SHOWN).unwrap_or(remarks);
-        warn!(%peer, remarks = ?shown, more_since_the_last = unsaid, "Malformed UPDATE from a BGP peer");
+        let peer = self.links.text(peer);
+        warn!(peer, remarks = ?shown, more_since_the_last = unsaid, "Malformed UPDATE from a BGP peer");
     }
 }
 
 /// Logs facts that need no memory.
-fn say(peer: &IpAddr, fact: &Fact) {
+fn say(peer: &str, fact: &Fact) {
     match fact {
         Fact::Up(agreement) => info!(
-            %peer,
+            peer,
             asn = agreement.open.asn,
             ipv4 = agreement.dialect.families.v4,
             ipv6 = agreement.dialect.families.v6,
@@ -142,33 +157,43 @@ fn say(peer: &IpAddr, fact: &Fact) {
             "BGP session is up"
         ),
         Fact::Down { kept, cause } => {
-            warn!(%peer, reason = because(cause), kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP session is down");
+            warn!(peer, reason = because(cause), kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP session is down");
         }
         Fact::LongLived(kept) => {
-            warn!(%peer, kept_ipv4 = kept.v4, kept_ipv6 = kept.v6, "BGP peer has not come back within its restart time; its routes are kept as the last resort");
+            warn!(
+                peer,
+                kept_ipv4 = kept.v4,
+                kept_ipv6 = kept.v6,
+                "BGP peer has not come back within its restart time; its routes are kept as the last resort"
+            );
         }
         Fact::Failed(_) | Fact::Remarks(_) => {}
         Fact::TooMany { family, most } => {
-            warn!(%peer, %family, most, "BGP prefix limit exceeded; session closed");
+            warn!(peer, %family, most, "BGP prefix limit exceeded; session closed");
         }
         Fact::TooLong { most } => {
-            warn!(%peer, bytes = most, "BGP path attribute memory limit exceeded; session closed");
+            warn!(peer, bytes = most, "BGP path attribute memory limit exceeded; session closed");
         }
         Fact::Unfit(routes) => {
-            warn!(%peer, routes, "Routes not advertised to a BGP peer: attributes exceed the message size");
+            warn!(peer, routes, "Routes not advertised to a BGP peer: attributes exceed the message size");
         }
-        Fact::PathUp => info!(%peer, "BFD session is up"),
+        Fact::PathUp => info!(peer, "BFD session is up"),
         Fact::PathFailed(status) => {
-            warn!(%peer, reason = %status.diagnostic, said = %status.remote_diagnostic, "BFD session is down: the path has failed");
+            warn!(peer, reason = %status.diagnostic, said = %status.remote_diagnostic, "BFD session is down: the path has failed");
         }
-        Fact::PathShut => info!(%peer, "BFD session is down: the peer has shut it down; the BGP session goes on"),
+        Fact::PathShut => info!(peer, "BFD session is down: the peer has shut it down; the BGP session goes on"),
         Fact::PathMissing(Liveness { path, wanted }) => {
-            warn!(%peer, ?path, port = wanted.port, "BFD session has not come up for a minute: the peer must have BFD of the same kind");
+            warn!(
+                peer,
+                ?path,
+                port = wanted.port,
+                "BFD session has not come up for a minute: the peer must have BFD of the same kind"
+            );
         }
         Fact::PathOutlived(status) => {
-            info!(%peer, reason = %status.diagnostic, "BFD session is down: it was with the peer before its restart; the BGP session goes on");
+            info!(peer, reason = %status.diagnostic, "BFD session is down: it was with the peer before its restart; the BGP session goes on");
         }
-        Fact::Complete(family) => debug!(%peer, %family, "End-of-RIB received"),
+        Fact::Complete(family) => debug!(peer, %family, "End-of-RIB received"),
     }
 }
 

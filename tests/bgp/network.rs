@@ -208,6 +208,7 @@ impl Network {
             settings: Settings {
                 local: Local { asn: plan.asn, identifier: identifier(host) },
                 asn: Some(self.hosts[peer].plan.asn),
+                is_external: false,
                 passive: false,
                 hold_time: 30,
                 connect_retry: Duration::from_secs(20),

@@ -242,6 +242,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
         settings: Settings {
             local: Local { asn: cell.asns[0], identifier },
             asn: Some(cell.asns[1]),
+            is_external: false,
             passive: cell.dials == Dials::They,
             hold_time: 240,
             connect_retry: Duration::from_secs(2),

@@ -495,6 +495,7 @@ fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> WantedNeighbour {
         settings: Settings {
             local: Local { asn, identifier: Ipv4Addr::new(9, 9, 9, 9) },
             asn: Some(64512),
+            is_external: false,
             passive: false,
             hold_time: 90,
             connect_retry: Duration::from_secs(20),

@@ -29,6 +29,7 @@ use super::super::transport::{TimeToLive, Transport};
 use super::outbox::Outbox;
 use crate::kernel::tcp::{self, Hops};
 use crate::kernel::{Cause, Error};
+use crate::net::link_local::to_socket;
 
 /// Completion of a pending socket operation.
 pub(super) enum Happened {
@@ -107,7 +108,7 @@ impl Drop for Wait {
 impl Links {
     /// Dials a neighbour; the result arrives as [`Happened::Dialled`].
     pub fn dial(&mut self, waits: &Waits, address: IpAddr, transport: &Transport) {
-        let to = SocketAddr::new(address, transport.port);
+        let to = to_socket(address, transport.port);
         let key = transport.password.as_ref().map(|password| password.key());
         let socket = tcp::dialling(address, transport.local, hops(transport.time_to_live), key);
         let wait = Wait::new(waits, async move {

@@ -7,12 +7,13 @@
 //! the kernel, and with it by us.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::super::transport::Password;
-use crate::net::{Family, number_of};
+use crate::net::link_local::of_socket;
+use crate::net::{Family, LinkLocal, number_of};
 
 /// All neighbours, with their passwords.
 pub(super) type Passwords = BTreeMap<IpAddr, Option<Password>>;
@@ -22,11 +23,15 @@ pub(super) type Keys = BTreeMap<IpNet, Password>;
 /// Number of neighbours with a password up to which each has a key of its own.
 const SEVERAL: usize = 64;
 
-/// The keys for all neighbours of a family that have a password.
-pub(super) fn keys(passwords: &Passwords, family: Family) -> Keys {
+/// The keys for the neighbours with a password that may connect to a socket: those of its family, and on a link those on that link alone. Neighbours on two links
+/// may have one address.
+pub(super) fn keys(passwords: &Passwords, socket: SocketAddr) -> Keys {
+    let family = Family::from(socket.ip());
+    let link = |address: IpAddr| LinkLocal::within(address).map(LinkLocal::link);
+    let of_socket = link(of_socket(socket));
     let of_family: Vec<(IpAddr, Option<&Password>)> = passwords
         .iter()
-        .filter(|(address, _)| Family::from(**address) == family)
+        .filter(|(address, _)| Family::from(**address) == family && link(**address) == of_socket)
         .map(|(address, password)| (*address, password.as_ref()))
         .collect();
     let with = of_family.iter().filter_map(|(address, password)| Some((IpNet::from(*address), (*password)?.clone())));
@@ -88,6 +93,27 @@ mod tests {
         address_of(family, number_of(first.parse().unwrap()) + u128::from(number))
     }
 
+    fn socket(family: Family) -> SocketAddr {
+        SocketAddr::new(at(family, 0), 179)
+    }
+
+    #[test]
+    fn a_socket_on_a_link_has_the_keys_of_neighbours_on_that_link_alone() {
+        let on_link = |link| LinkLocal::new("fe80::7".parse().unwrap(), link).unwrap().combined();
+        let global = at(Family::V6, 7);
+        let passwords = Passwords::from([
+            (on_link(5), password("one")),
+            (on_link(6), password("two")),
+            (global, password("three")),
+        ]);
+        for (on, neighbour, its) in
+            [(on_link(5), on_link(5), "one"), (on_link(6), on_link(6), "two"), (global, global, "three")]
+        {
+            let keys = keys(&passwords, crate::net::link_local::to_socket(on, 179));
+            assert_eq!((keys.len(), key_of(&keys, neighbour)), (1, password(its).as_ref()));
+        }
+    }
+
     fn password(text: &str) -> Option<Password> {
         Password::new(text).ok()
     }
@@ -102,11 +128,11 @@ mod tests {
             [(Family::V4, "10.0.0.5/32", "10.0.0.0/20"), (Family::V6, "2001:db8::5/128", "2001:db8::/116")]
         {
             let mut passwords = Passwords::from([(at(family, 5), password("one")), (at(family, 6), None)]);
-            assert_eq!(text(&keys(&passwords, family)), few);
+            assert_eq!(text(&keys(&passwords, socket(family))), few);
             passwords = (0..4096).map(|number| (at(family, number), password("one"))).collect();
-            assert_eq!(text(&keys(&passwords, family)), many);
+            assert_eq!(text(&keys(&passwords, socket(family))), many);
             let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
-            assert!(keys(&passwords, other).is_empty());
+            assert!(keys(&passwords, socket(other)).is_empty());
         }
     }
 
@@ -127,7 +153,7 @@ mod tests {
                 )
             };
             let passwords: Passwords = (0..300).map(|_| one()).collect();
-            let keys = keys(&passwords, family);
+            let keys = keys(&passwords, socket(family));
             for (address, password) in &passwords {
                 assert_eq!(key_of(&keys, *address), password.as_ref(), "{address}");
             }
@@ -135,7 +161,7 @@ mod tests {
         let odd = Passwords::from([(at(Family::V4, 0), None)]);
         let mut all = odd.clone();
         all.extend((1..=1000).map(|number| (at(Family::V4, number), password("one"))));
-        let keys = keys(&all, Family::V4);
+        let keys = keys(&all, socket(Family::V4));
         assert!(keys.len() <= 12, "one that has none costs a prefix for each bit: {}", text(&keys));
         assert_eq!(key_of(&keys, at(Family::V4, 0)), None);
     }

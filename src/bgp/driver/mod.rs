@@ -37,6 +37,7 @@ use super::rib::Rules;
 use super::session::{LinkId, Moment};
 use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
 use crate::kernel::{Error, tcp};
+use crate::net::link_local::of_socket;
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
 use apply::{Happened, Links, Reading, Waits, hops};
@@ -374,7 +375,7 @@ impl Driver {
             Some(Happened::Accepted(on, accepted)) if self.listeners.contains(on) => match accepted {
                 Ok((stream, from)) => {
                     self.listeners.accepted(on, &self.waits, &mut self.news);
-                    self.accept(on, stream, from.ip().to_canonical());
+                    self.accept(on, stream, of_socket(from));
                 }
                 // The connection was gone before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
@@ -433,7 +434,7 @@ impl Driver {
     fn admit(&self, on: SocketAddr, stream: &TcpStream, from: IpAddr) -> Result<Result<(), Error>, Refusal> {
         let neighbour = self.speaker.neighbour(from).ok_or(Refusal::Stranger)?;
         let transport = &neighbour.wanted().transport;
-        let local = stream.local_addr().ok().map(|local| local.ip().to_canonical());
+        let local = stream.local_addr().ok().map(of_socket);
         if transport.local.is_some() && transport.local != local {
             return Err(Refusal::OtherAddress);
         }

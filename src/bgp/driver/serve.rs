@@ -17,7 +17,6 @@ use super::apply::{Happened, Wait, Waits};
 use super::keys::{Keys, Passwords, key_of, keys};
 use super::news::{Event, News, Subject};
 use crate::kernel::{Error, tcp};
-use crate::net::{Family, PerFamily};
 use crate::reconcile::{Backoff, Moment};
 
 /// All listening addresses.
@@ -132,13 +131,11 @@ impl Listeners {
     }
 
     fn key_all(&mut self, at: Moment, news: &mut News) {
-        let keys = PerFamily::from_fn(|family| keys(&self.passwords, family));
         let mut failed: BTreeMap<IpAddr, Error> = BTreeMap::new();
         let mut is_incomplete = false;
         for (address, listener) in &mut self.all {
-            let refused = listener.key(keys.of(Family::from(address.ip())), &self.passwords, |socket, of, key| {
-                tcp::set_key(socket, of, key)
-            });
+            let keys = keys(&self.passwords, *address);
+            let refused = listener.key(&keys, &self.passwords, |socket, of, key| tcp::set_key(socket, of, key));
             is_incomplete |= !refused.is_empty();
             failed.extend(listener.without_key(&refused, &self.passwords));
         }
@@ -263,7 +260,7 @@ mod tests {
         let password = Password::new("hush").expect("a password");
         let node = |number: u8| IpAddr::from([192, 0, 2, number]);
         let passwords: Passwords = (0..100).map(|number| (node(number), Some(password.clone()))).collect();
-        let keys = keys(&passwords, Family::V4);
+        let keys = keys(&passwords, ([192, 0, 2, 250], 179).into());
         assert_eq!(keys.len(), 1, "one for all");
         let refuse = |of: IpNet| Error::errno("set the password of", of.to_string(), Errno::NOPROTOOPT);
         let is_own = |of: IpNet| of.prefix_len() == 32;

@@ -7,7 +7,7 @@
 //! A set that leaves no room for a prefix cannot be sent to this peer; the caller then withdraws the routes, as RFC
 //! 8654 6 requires.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -22,7 +22,7 @@ use super::path_attribute::{
     ORIGINATOR_ID, TRANSITIVE,
 };
 use super::prefix;
-use crate::net::Family;
+use crate::net::{Family, LinkLocal};
 
 /// Consecutive UPDATEs.
 #[derive(Debug)]
@@ -185,21 +185,15 @@ fn put_length(bytes: &mut [u8], at: usize, length: usize) {
 fn reach(family: Family, attributes: &Attributes) -> Vec<u8> {
     let (afi, safi) = numbers_of(family);
     let mut out = vec![OPTIONAL | EXTENDED_LENGTH, MP_REACH, 0, 0, 0, afi as u8, safi];
-    match (attributes.next_hop, attributes.rare().link_local) {
-        (IpAddr::V6(next_hop), Some(link_local)) => {
-            out.push(32);
-            out.extend_from_slice(&next_hop.octets());
-            out.extend_from_slice(&link_local.octets());
-        }
-        (next_hop, _) => {
-            let next_hop = match next_hop {
-                IpAddr::V4(next_hop) => next_hop.to_ipv6_mapped(),
-                IpAddr::V6(next_hop) => next_hop,
-            };
-            out.push(16);
-            out.extend_from_slice(&next_hop.octets());
-        }
-    }
+    let addresses = match (attributes.next_hop, LinkLocal::within(attributes.next_hop)) {
+        // Twice: RFC 2545 3 asks for a global address before it, which we may not have on the link.
+        (_, Some(on_link)) => vec![on_link.address(), on_link.address()],
+        (IpAddr::V4(next_hop), None) => vec![next_hop.to_ipv6_mapped()],
+        (IpAddr::V6(next_hop), None) => std::iter::once(next_hop).chain(attributes.rare().link_local).collect(),
+    };
+    // The length of the next hops: 16 or 32.
+    out.push(addresses.len() as u8 * 16);
+    out.extend(addresses.iter().flat_map(Ipv6Addr::octets));
     out.push(0);
     out
 }

@@ -8,7 +8,7 @@
 //! | EBGP | our AS prepended | ours; kept for our own routes, and if configured | removed | only of our own routes | removed |
 //! | IBGP | kept | kept; ours for EBGP routes if configured | kept, or 100 | kept | added on reflection |
 //!
-//! Our own routes without a next hop get ours. Export policy is applied last, so that it sees and modifies what would
+//! Our own routes without a next hop get ours, and so do those whose next hop is a link-local address, to whomever they go. Export policy is applied last, so that it sees and modifies what would
 //! be sent.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use super::super::policy::{Applicable, Line, Outcome, Policy};
 use super::best_path::{Kind, Source};
 use super::intern::{Interned, Seed};
 use super::table::{Best, PeerId, Table};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, LinkLocal, PerFamily};
 
 /// Local identity, as far as it appears in routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,6 +175,10 @@ impl<'a> Renderer<'a> {
         // A link-local next hop has no meaning beyond its link.
         made.change_rare(|rare| rare.link_local = None);
         if source.kind == Kind::Local && made.next_hop.is_unspecified() {
+            made = made.with_next_hop((*self.view.own.of(family))?);
+        }
+        // Nor has one of another neighbour on a link, which nobody else is sure to reach: the route goes by us.
+        if LinkLocal::within(made.next_hop).is_some() {
             made = made.with_next_hop((*self.view.own.of(family))?);
         }
         if self.view.kind == Kind::External {

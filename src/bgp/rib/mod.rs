@@ -41,7 +41,7 @@ pub use import::Refusal;
 pub use inspection::{PathState, PrefixState, Standing};
 pub use table::{Best, Count, Path, PeerId, Selection, Table};
 
-use import::{imported, unusable};
+use import::{imported, placed, unplaced, unusable};
 
 /// Both address families.
 const ALL: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -245,6 +245,7 @@ impl Rib {
     /// Processes announced routes of a neighbour.
     fn announce(&mut self, peer: PeerId, attributes: Attributes, prefixes: Vec<IpNet>) {
         let (Some(session), Some(source)) = (self.sessions.get(&peer), self.table.source(peer)) else { return };
+        let attributes = placed(attributes, source.address);
         let usable = unusable(&self.rules, source, &attributes).is_none();
         let received = self.interned.intern(attributes);
         for prefix in prefixes {
@@ -262,6 +263,7 @@ impl Rib {
     /// Originates a route of our own, or an operator's. It passes import policy like the others; an operator's as if
     /// received from a neighbour with [`PeerId::OPERATOR_ADDRESS`].
     pub fn originate(&mut self, whose: PeerId, prefix: IpNet, attributes: Attributes) {
+        let attributes = if whose == PeerId::OPERATOR { unplaced(attributes) } else { attributes };
         let received = self.interned.intern(attributes);
         let operator = (whose == PeerId::OPERATOR).then_some(PeerId::OPERATOR_ADDRESS);
         let applicable = self.rules.policies.import.applicable(operator);

@@ -10,6 +10,7 @@ use super::super::message::{
 };
 use super::super::policy::{Change, Condition, Decision, Lengths, Matching, NeighbourSet, PrefixSet, Statement};
 use super::*;
+use crate::net::LinkLocal;
 use std::net::Ipv4Addr;
 
 const OWN: Own = Own { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 1), cluster: Ipv4Addr::new(192, 0, 2, 1) };
@@ -487,4 +488,21 @@ fn the_last_resort_loses_to_every_other_route_and_is_marked_for_who_knows_the_ma
         assert!(bench.routes.is_empty());
         bench.check();
     }
+}
+
+#[test]
+fn a_next_hop_on_a_link_is_used_there_and_told_to_nobody() {
+    let mut bench = Bench::new();
+    let on_link = LinkLocal::new("fe80::2".parse().unwrap(), 7).unwrap().combined();
+    let (outside, inner, kept) =
+        (bench.join(11, Kind::External), bench.join(12, Kind::Internal), bench.join(13, Kind::External));
+    bench.rib.originate(PeerId::LOCAL, prefix(NET), Attributes { next_hop: on_link, ..route(&[], 5) });
+    bench.flush();
+    for peer in [outside, inner, kept] {
+        assert_eq!(bench.has(peer, NET).map(|told| told.next_hop), Some(address(1)), "{peer:?}");
+    }
+    bench.rib.originate(PeerId::OPERATOR, prefix("203.0.113.0/24"), Attributes { next_hop: on_link, ..route(&[], 5) });
+    bench.flush();
+    let unplaced = vec!["fe80::2".parse::<IpAddr>().unwrap()];
+    assert_eq!(bench.routes.get(&prefix("203.0.113.0/24")), Some(&unplaced), "a client of gobgp knows no links");
 }

@@ -24,6 +24,8 @@ pub struct Settings {
     pub local: Local,
     /// Its AS number; `None` accepts any.
     pub asn: Option<u32>,
+    /// It has to be in another AS than ours, for one whose number is not given.
+    pub is_external: bool,
     /// Passive: only the neighbour dials.
     pub passive: bool,
     /// Proposed hold time, in seconds; 0 or at least 3.
@@ -107,6 +109,9 @@ impl Settings {
             return Err(Notification::new(Reason::BAD_PEER_AS));
         }
         let internal = open.asn == self.local.asn;
+        if internal && self.is_external {
+            return Err(Notification::new(Reason::BAD_PEER_AS));
+        }
         // RFC 6286 2.2: in another AS it may equal ours by chance.
         if internal && open.identifier == self.local.identifier {
             return Err(Notification::new(Reason::BAD_IDENTIFIER));

@@ -23,6 +23,7 @@ fn settings() -> Settings {
     Settings {
         local: LOCAL,
         asn: Some(65001),
+        is_external: false,
         passive: false,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),

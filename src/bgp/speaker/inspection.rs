@@ -15,12 +15,14 @@ use super::super::session::{Cause, Moment, State};
 use super::neighbour::Failure;
 use super::{Neighbour, Speaker};
 use crate::bfd;
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, LinkNames, PerFamily};
 
 /// A neighbour and its session.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NeighbourState {
     pub address: IpAddr,
+    /// The address for texts.
+    pub name: String,
     pub id: PeerId,
     /// AS number: the one of its OPEN while there is a session, else the configured one; `None` where any is accepted.
     pub asn: Option<u32>,
@@ -139,6 +141,12 @@ impl Speaker {
         next.map(|(_, neighbour)| self.neighbour_state(neighbour, now)).collect()
     }
 
+    /// Names of the links of neighbours behind interfaces.
+    pub fn link_names(&self) -> LinkNames {
+        let on_links = self.neighbours.values().filter(|neighbour| neighbour.wanted.transport.link.is_some());
+        LinkNames(on_links.flat_map(|neighbour| neighbour.wanted.link_names().0).collect())
+    }
+
     fn neighbour_state(&self, neighbour: &Neighbour, now: Instant) -> NeighbourState {
         let (wanted, peer) = (&neighbour.wanted, &neighbour.peer);
         let settings = &wanted.settings;
@@ -154,6 +162,7 @@ impl Speaker {
         });
         NeighbourState {
             address: wanted.address,
+            name: wanted.name(),
             id: neighbour.id,
             asn,
             is_internal: asn == Some(settings.local.asn),

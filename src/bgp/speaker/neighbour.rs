@@ -15,7 +15,7 @@ use super::again::Refreshes;
 use super::inspection::FailureCause;
 use super::liveness::{Liveness, PathState};
 use crate::bfd;
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, LinkLocal, LinkNames, PerFamily};
 
 /// Configured neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,6 +84,19 @@ pub(super) struct Failure {
 const AGAIN: Duration = Duration::from_secs(60);
 
 const UPDATE: usize = 2;
+
+impl WantedNeighbour {
+    /// Its address for texts: `192.0.2.1`, or `fe80::1%eth1` of one behind an interface.
+    pub fn name(&self) -> String {
+        self.link_names().text(self.address)
+    }
+
+    /// The name of its link.
+    pub fn link_names(&self) -> LinkNames {
+        let link = LinkLocal::within(self.address).map(LinkLocal::link);
+        LinkNames(link.zip(self.transport.link.clone()).into_iter().collect())
+    }
+}
 
 impl Neighbour {
     pub(super) fn new(id: PeerId, wanted: Arc<WantedNeighbour>, peer: Peer, now: Instant) -> Neighbour {

@@ -34,6 +34,7 @@ fn wanted(number: u8) -> WantedNeighbour {
     let settings = Settings {
         local: Local { asn: 65001, identifier: OWN },
         asn: Some(65001),
+        is_external: false,
         passive: true,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::DrainLabel;
-use crate::net::{Family, Password};
+use crate::net::{Family, Password, Remote, RemoteAs};
 
 /// The router's configuration, whether or not this build has a router.
 fn router(words: &[&str]) -> RouterConfig {
@@ -251,4 +251,19 @@ fn a_password_that_cannot_be_read_is_not_repeated() {
         "{sentence}"
     );
     assert_eq!(code, 2);
+}
+
+#[test]
+fn peers_may_be_behind_interfaces() {
+    let peers =
+        |words: &[&str]| router(words).peers.into_iter().map(|peer| (peer.remote, peer.asn)).collect::<Vec<_>>();
+    let link = |name: &str| Remote::Link(name.into());
+    assert_eq!(
+        peers(&["--peer-router-interfaces=eth1,eth2=65001", "--peer-router-interfaces=eth3=external"]),
+        [
+            (link("eth1"), RemoteAs::External),
+            (link("eth2"), RemoteAs::Number(65001)),
+            (link("eth3"), RemoteAs::External)
+        ]
+    );
 }

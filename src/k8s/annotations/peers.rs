@@ -21,6 +21,8 @@
 //!     maxprefixes: 1000         # of each family, or {ipv4: 1000, ipv6: 200}
 //!     nexthopself: false
 //!     llgrtime: 3600            # seconds
+//!   - interface: eth1           # in place of remoteip: whichever router advertises itself there
+//!     remoteasn: external       # or a number; external is any AS but ours
 //! ```
 //!
 //! The keys behind `bfd` are ours (`settings`).
@@ -35,6 +37,7 @@
 mod settings;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
@@ -45,7 +48,7 @@ use super::keys::{
 };
 use super::value::{address, system};
 use crate::k8s::warning::Warnings;
-use crate::net::{Bfd, ExternalPeer, Family, Password, Secret, asn, go};
+use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, Remote, RemoteAs, Secret, asn, go};
 
 /// The external peers that the annotations of a Node name.
 pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<ExternalPeer> {
@@ -60,9 +63,9 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
             warnings.odd(key, format_args!("peer {number}: {unknown} is not known; it is ignored"));
         }
         match written.and_then(Written::peer) {
-            Ok(peer) if peers.iter().any(|earlier| earlier.address == peer.address) => {
-                let address = peer.address;
-                warnings.odd(key, format_args!("peer {number}: {address} stands there twice; the first one counts"));
+            Ok(peer) if peers.iter().any(|earlier| earlier.remote == peer.remote) => {
+                let remote = peer.remote;
+                warnings.odd(key, format_args!("peer {number}: {remote} stands there twice; the first one counts"));
             }
             Ok(peer) => peers.push(peer),
             Err(why) => warnings.odd(key, format_args!("peer {number}: {why}; it is left out")),
@@ -75,6 +78,7 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
 #[derive(Default)]
 struct Written {
     address: String,
+    link: String,
     asn: String,
     port: String,
     password: String,
@@ -87,16 +91,8 @@ struct Written {
 
 impl Written {
     fn peer(self) -> Result<ExternalPeer, String> {
-        let Written { address: remote, asn, port, password, has_unknown_password, local, bfd, settings } = self;
-        if remote.is_empty() {
-            return Err("remoteip is absent".to_owned());
-        }
-        if asn.is_empty() {
-            return Err("remoteasn is absent".to_owned());
-        }
-        let remote = address(&remote).ok_or_else(|| format!("{remote:?} is not an address of a neighbour"))?;
-        let number = system(&asn).filter(|number| asn::is_peer(*number));
-        let number = number.ok_or_else(|| format!("the AS number {asn:?} is not in {}", asn::PEER_RANGES))?;
+        let (remote, asn) = (self.remote()?, self.remote_as()?);
+        let Written { port, password, has_unknown_password, local, bfd, settings, .. } = self;
         let port = match port.as_str() {
             "" => None,
             text => Some(self::port(text).ok_or_else(|| format!("the port {text:?} is not in 1-65535"))?),
@@ -105,7 +101,9 @@ impl Written {
             "" => None,
             text => Some(address(text).ok_or_else(|| format!("localip {text:?} is not an address of a host"))?),
         };
-        if let Some(local) = local.filter(|local| Family::from(*local) != Family::from(remote)) {
+        let is_of_other_family =
+            |local: &IpAddr| remote.address().is_some_and(|remote| Family::from(remote) != Family::from(*local));
+        if let Some(local) = local.filter(is_of_other_family) {
             return Err(format!("localip {local} is not of the family of {remote}"));
         }
         let password = match (Secret::from_base64(&password), settings.password_file) {
@@ -115,8 +113,8 @@ impl Written {
             (Err(why), None) => return Err(format!("its password, of length {}, is {why}", password.len())),
         };
         Ok(ExternalPeer {
-            address: remote,
-            asn: number,
+            remote,
+            asn,
             port,
             password,
             local,
@@ -127,6 +125,49 @@ impl Written {
             prefix_limits: settings.prefix_limits,
             next_hop_self: settings.next_hop_self,
         })
+    }
+}
+
+impl Written {
+    /// Reads how the peer is found. One behind an interface is on the link, and both ends of its session have link-local addresses.
+    fn remote(&self) -> Result<Remote, String> {
+        match (self.address.as_str(), self.link.as_str()) {
+            ("", "") => Err("remoteip is absent".to_owned()),
+            (text, "") => {
+                let remote = address(text).ok_or_else(|| format!("{text:?} is not an address of a neighbour"))?;
+                Ok(Remote::Address(remote))
+            }
+            ("", name) => {
+                let remote = Remote::link(name).ok_or_else(|| format!("{name:?} is not a name of an interface"))?;
+                if !self.local.is_empty() {
+                    return Err(
+                        "interface and localip exclude each other: the session has link-local addresses".to_owned()
+                    );
+                }
+                match self.settings.distance {
+                    Distance::Multihop(2..) | Distance::Secured(2..) => {
+                        Err("a neighbour behind an interface is one hop away; multihop and ttlsecurity may be 1"
+                            .to_owned())
+                    }
+                    Distance::Usual | Distance::Multihop(_) | Distance::Secured(_) => Ok(remote),
+                }
+            }
+            (_, _) => Err("remoteip and interface exclude each other".to_owned()),
+        }
+    }
+
+    fn remote_as(&self) -> Result<RemoteAs, String> {
+        match self.asn.as_str() {
+            "" => Err("remoteasn is absent".to_owned()),
+            "external" if self.link.is_empty() => {
+                Err("remoteasn may be external with interface alone; else it is a number".to_owned())
+            }
+            "external" => Ok(RemoteAs::External),
+            text => {
+                let number = system(text).filter(|number| asn::is_peer(*number)).map(RemoteAs::Number);
+                number.ok_or_else(|| format!("the AS number {text:?} is not in {}", asn::PEER_RANGES))
+            }
+        }
     }
 }
 
@@ -154,6 +195,7 @@ fn entry(entry: &Value) -> Result<Written, String> {
     };
     Ok(Written {
         address: text("remoteip")?,
+        link: text("interface")?,
         asn: text("remoteasn")?,
         port: text("port")?,
         password: text("password")?,

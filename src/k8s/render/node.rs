@@ -13,7 +13,7 @@ use crate::k8s::annotations::keys::{
 use crate::k8s::object::Kind;
 use crate::k8s::parse::node::SHUTTING_DOWN;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint};
-use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily};
+use crate::net::{Bfd, Distance, ExternalPeer, Password, PerFamily, Remote, RemoteAs};
 
 pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     let Node {
@@ -106,7 +106,7 @@ fn annotations(routing: &Routing) -> Fields {
 
 fn peer(peer: &ExternalPeer) -> Value {
     let ExternalPeer {
-        address,
+        remote,
         asn,
         port,
         password,
@@ -119,7 +119,15 @@ fn peer(peer: &ExternalPeer) -> Value {
         next_hop_self,
     } = peer;
     let mut fields = Fields::default();
-    fields.put("remoteip", address.to_string()).put("remoteasn", *asn).put_some("port", *port);
+    match remote {
+        Remote::Address(address) => drop(fields.put("remoteip", address.to_string())),
+        Remote::Link(name) => drop(fields.put("interface", name.as_str())),
+    }
+    match asn {
+        RemoteAs::Number(number) => drop(fields.put("remoteasn", *number)),
+        RemoteAs::External => drop(fields.put("remoteasn", "external")),
+    }
+    fields.put_some("port", *port);
     fields.put_some("localip", local.map(|address| address.to_string()));
     match password {
         Password::None => {}

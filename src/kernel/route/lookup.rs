@@ -18,7 +18,8 @@ use super::wire::{self, GET_ROUTE, NEW_ROUTE};
 use crate::kernel::Error;
 use crate::kernel::link::{self, LinkName};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Refusal, Socket};
-use crate::net::{Family, PerFamily};
+use crate::net::link_local::without_link;
+use crate::net::{Family, LinkLocal, PerFamily};
 
 /// Looks up routes in the network namespace of the thread that opened it.
 pub struct Lookup {
@@ -254,9 +255,12 @@ impl Lookup {
         let from_bits = if from.is_some() { family.host_bits() } else { 0 };
         let header = [family.number(), family.host_bits(), from_bits, 0, 0, 0, 0, 0, f0, f1, f2, f3];
         self.message.clear();
-        self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, to);
+        self.message.begin(GET_ROUTE, 0).header(&header).address(DESTINATION, without_link(to));
+        if let Some(on_link) = LinkLocal::within(to) {
+            self.message.u32(OUTPUT_LINK, on_link.link());
+        }
         if let Some(from) = from {
-            self.message.address(SOURCE, from);
+            self.message.address(SOURCE, without_link(from));
         }
         if let Some(link) = link {
             self.message.u32(INPUT_LINK, link);

@@ -54,7 +54,7 @@ fn of_neighbour(peers: &Peers, neighbour: &NeighbourState) -> Value {
     let counts = neighbour.counts;
     let announced = peers.announced.as_ref().map(|all| all.get(&neighbour.id).copied().unwrap_or_default());
     json!({
-        "address": neighbour.address.to_string(),
+        "address": neighbour.name.as_str(),
         "asn": neighbour.asn,
         "internal": neighbour.is_internal,
         "reflectorClient": neighbour.is_client,
@@ -133,7 +133,7 @@ fn of_route(routes: &Routes, prefix: &PrefixState, path: &PathState) -> Value {
     };
     json!({
         "from": routes.source(path.source),
-        "neighbour": routes.addresses.get(&path.source).map(ToString::to_string),
+        "neighbour": routes.addresses.get(&path.source).map(|address| routes.known.links.text(*address)),
         "ageSeconds": path.age.as_secs(),
         "stale": path.is_stale,
         "standing": standing,
@@ -187,7 +187,7 @@ fn of_told(routes: &Routes, told: &Advertisement, export: &Policy) -> Value {
     let of_neighbour = |(peer, sent): &(_, Result<_, Withheld>)| {
         let sent: Result<&std::sync::Arc<Attributes>, &Withheld> = sent.as_ref();
         json!({
-            "neighbour": routes.addresses.get(peer).map(ToString::to_string),
+            "neighbour": routes.addresses.get(peer).map(|address| routes.known.links.text(*address)),
             "announced": sent.is_ok(),
             "attributes": sent.ok().map(|sent| of_attributes(sent)),
             "reason": sent.err().map(|why| withheld(*why, export)),

@@ -26,7 +26,7 @@ use crate::bgp::rib::{PeerId, PrefixState};
 use crate::bgp::speaker::{NeighbourState, PrefixQuery, SpeakerState};
 use crate::config::NodeRoutes;
 use crate::model::Authority;
-use crate::net::PerFamily;
+use crate::net::{LinkNames, PerFamily};
 
 use super::apply::RouteInKernel;
 use super::drain::Outside;
@@ -60,6 +60,8 @@ pub struct PeersKnown {
     pub outside: Outside,
     /// Origins of the desired neighbours. The speaker's others were added with the GoBGP client.
     pub sources: BTreeMap<IpAddr, PeerSource>,
+    /// Names of links with neighbours.
+    pub links: LinkNames,
     /// Why BGP does not run, or why there is no session with a neighbour.
     pub problems: Vec<Problem>,
 }
@@ -128,7 +130,7 @@ impl PeersKnown {
     fn name(&self, address: IpAddr) -> String {
         match self.sources.get(&address) {
             Some(PeerSource::Node(node)) => format!("{address} (Node {node})"),
-            Some(PeerSource::Flags | PeerSource::Annotation) | None => address.to_string(),
+            Some(PeerSource::Flags | PeerSource::Annotation) | None => self.links.text(address),
         }
     }
 }

@@ -37,9 +37,9 @@ pub fn peers_text(peers: &Peers) -> String {
     for neighbour in &peers.neighbours {
         let why = why_down(neighbour);
         if !why.is_empty() {
-            text.push_str(&format!("{}: not established: {}\n", neighbour.address, why.join("; ")));
+            text.push_str(&format!("{}: not established: {}\n", neighbour.name, why.join("; ")));
         }
-        text.extend(beside(neighbour).map(|beside| format!("{}: {beside}\n", neighbour.address)));
+        text.extend(beside(neighbour).map(|beside| format!("{}: {beside}\n", neighbour.name)));
     }
     text.extend(peers.known.problems.iter().map(|problem| format!("{problem}\n")));
     text
@@ -100,7 +100,7 @@ fn row(peers: &Peers, neighbour: &NeighbourState) -> [String; 10] {
         false => "never".to_owned(),
     };
     [
-        neighbour.address.to_string(),
+        neighbour.name.clone(),
         neighbour.asn.map_or("any".to_owned(), |asn| asn.to_string()),
         state(neighbour.state).to_owned(),
         since,

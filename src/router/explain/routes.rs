@@ -47,7 +47,7 @@ fn table(routes: &Routes) -> String {
             rows.push([
                 prefix.prefix.to_string(),
                 routes.source(path.source),
-                path.received.next_hop.to_string(),
+                routes.known.links.text(path.received.next_hop),
                 if as_path.is_empty() { "-".to_owned() } else { as_path },
                 state.into_iter().flatten().collect::<Vec<_>>().join(", "),
             ]);

@@ -333,7 +333,14 @@ impl Inquiry {
             Inquiry::Peers(answer) => {
                 let (sources, problems) = (plan.peer_sources(), plan.peer_problems());
                 let node_routes = plan.node_routes();
-                let _ = answer.send(PeersKnown { authority, node_routes, outside, sources, problems });
+                let _ = answer.send(PeersKnown {
+                    authority,
+                    node_routes,
+                    outside,
+                    sources,
+                    links: plan.link_names(),
+                    problems,
+                });
             }
             Inquiry::Given(selected, answer) => {
                 let is_selected = |prefix: &IpNet| match selected {

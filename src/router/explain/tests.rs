@@ -13,6 +13,7 @@ use crate::bgp::session::{Cause, State};
 use crate::bgp::speaker::{FailureCause, Idle};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKind};
+use crate::net::LinkNames;
 use crate::router::drain::Stage;
 use crate::router::problem::About;
 
@@ -35,6 +36,7 @@ fn known() -> PeersKnown {
         node_routes: NodeRoutes::Bgp,
         outside: Outside { stage: Stage::Announced, is_sent: true, has_addresses: true },
         sources: sources.into(),
+        links: LinkNames::default(),
         problems: Vec::new(),
     }
 }
@@ -55,6 +57,7 @@ fn neighbour(text: &str, state: State) -> NeighbourState {
     let last = text.chars().last().and_then(|last| last.to_digit(16)).unwrap_or_default();
     NeighbourState {
         address: address(text),
+        name: text.to_owned(),
         id: PeerId(PeerId::FIRST.0 + last),
         asn: Some(65001),
         is_internal: true,

@@ -43,7 +43,8 @@ impl Plan {
     pub(super) fn session_addresses(&self) -> Vec<IpAddr> {
         let routers =
             external_peers::external_peers(&self.config, &self.own).iter().filter(|peer| peer.local.is_none());
-        let towards = routers.filter_map(|peer| *self.own.towards(peer.address).of(Family::from(peer.address)));
+        let addresses = routers.filter_map(|peer| peer.remote.address());
+        let towards = addresses.filter_map(|address| *self.own.towards(address).of(Family::from(address)));
         let mut all: Vec<IpAddr> = self.own.addresses.iter().filter_map(|(_, address)| *address).collect();
         for address in towards {
             if !all.contains(&address) {
@@ -61,7 +62,7 @@ impl Plan {
             Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        Some(if self.own.is_detected { unspecified } else { own })
+        Some(if self.own.is_detected || !self.wanted_links().is_empty() { unspecified } else { own })
     }
 
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
@@ -69,29 +70,38 @@ impl Plan {
         self.external_problems.clear();
         let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
         let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
+        let mut at: BTreeMap<IpAddr, &ExternalPeer> = BTreeMap::new();
         for (place, peer) in peers.iter().enumerate() {
             let Some(local) = self.local() else { continue };
+            let problem = |text: String| Problem::new(About::ExternalPeer(peer.remote.clone()), text);
             let read = self.passwords.get(place).unwrap_or(&Password::Unknown);
-            let password = if from_file { read } else { &peer.password };
+            // The file has passwords of addresses alone.
+            let password = if from_file && peer.remote.address().is_some() { read } else { &peer.password };
             let password = self.file_passwords.known(password);
-            match external_peers::peering(peer, password, &self.own, &self.config, local) {
-                Ok(_) if !*self.families.of(Family::from(peer.address)) => {
-                    let text = format!("{} is off; there is no session", Family::from(peer.address));
-                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+            let located = external_peers::located(peer, &self.links);
+            let peering = |located| external_peers::peering(located, password, &self.own, &self.config, local);
+            match located.and_then(peering) {
+                // A session over link-local addresses needs no other address of IPv6.
+                Ok(peering)
+                    if peering.transport.link.is_none() && !*self.families.of(Family::from(peering.address)) =>
+                {
+                    let family = Family::from(peering.address);
+                    self.external_problems.push(problem(format!("{family} is off; there is no session")));
                 }
-                Ok(_) if wanted.contains_key(&peer.address) => {
-                    let text = "it is named twice; the first one counts";
-                    self.external_problems.push(Problem::new(About::ExternalPeer(peer.address), text));
+                Ok(peering) if wanted.contains_key(&peering.address) => {
+                    self.external_problems.push(problem("it is named twice; the first one counts".to_owned()));
                 }
                 Ok(peering) => {
                     self.external_problems.extend(external_peers::idle_setting(peer, &self.config));
-                    wanted.insert(peer.address, Arc::new(peering));
+                    self.external_problems.extend(external_peers::not_alone(peer, &self.links));
+                    at.insert(peering.address, peer);
+                    wanted.insert(peering.address, Arc::new(peering));
                 }
                 Err(problem) => self.external_problems.push(problem),
             }
         }
         let external: Vec<IpAddr> = wanted.keys().copied().collect();
-        let first = |address: &&IpAddr| peers.iter().find(|peer| peer.address == **address);
+        let first = |address: &&IpAddr| at.get(*address).copied();
         let gets_own = |peer: &ExternalPeer| external_peers::gets_own_next_hop(peer, &self.config);
         let own_next_hop = external.iter().filter(|address| first(address).is_some_and(gets_own)).copied().collect();
         self.stale.own |= self.own_next_hop != own_next_hop;

@@ -6,7 +6,7 @@ use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
 use crate::kernel::route::{RouteKey, TABLE_MAIN};
-use crate::model::{Authority, Node, Prepend, Routing, Service};
+use crate::model::{Authority, Node, Prepend, Reflection, Routing, Service};
 use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::password_files;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sluice::kernel::route::{Leading, Lookup};
+use sluice::net::LinkLocal;
 
 use crate::namespace::{attempt, in_new, own_run, run};
 
@@ -60,8 +61,15 @@ fn the_kernel_says_where_an_address_leads() {
         ] {
             until(to, expected);
         }
+        // A neighbour with a link-local address is on its link, and on no other one.
+        let listed = run("ip -o link show one");
+        let index = listed.split(':').next().expect("a number").trim().parse().expect("a number");
+        let on_one = LinkLocal::new("fe80::9".parse().expect("an address"), index).expect("a link");
+        let neighbour = on_one.combined().to_string();
+        until(&neighbour, direct);
         // The link is up and has no carrier: its routes stay, and lead nowhere.
         run("ip link set far down");
+        until(&neighbour, Leading::Nowhere);
         for to in ["192.0.2.9", "2001:db8::9", "203.0.113.1", "2001:db8:113::1"] {
             until(to, Leading::Nowhere);
         }

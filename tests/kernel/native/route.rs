@@ -303,3 +303,49 @@ fn what_kube_router_leaves_in_the_table_of_direct_server_return_is_ours_and_goes
         assert_eq!(left, ["198.51.100.0/24 dev theirs scope link", "local 203.0.113.0/24 dev lo scope host"]);
     });
 }
+
+#[test]
+fn routes_of_both_families_by_a_link_local_gateway_are_as_ip_writes_them() {
+    in_new(|| {
+        // A link without any other address.
+        run("ip link add ours type veth peer name theirs");
+        run("ip link set ours up");
+        run("ip link set theirs up");
+        let ownership = Ownership::Protocols(vec![Protocol { table: TABLE_MAIN, protocol: PROTOCOL_OURS }]);
+        let mut routes = Routes::open(ownership).expect("sockets");
+        let gateway = |last: u16| Some(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last).into());
+        let by = |destination: &str, gateways: &[u16]| {
+            let hop = |last: &u16| NextHop { link: LinkName("ours".into()), gateway: gateway(*last), on_link: false };
+            let route = Route {
+                kind: RouteKind::Unicast,
+                protocol: PROTOCOL_OURS,
+                source: None,
+                next_hops: gateways.iter().map(hop).collect(),
+            };
+            (RouteKey::new(TABLE_MAIN, destination.parse().expect("a prefix")), Arc::new(route))
+        };
+        let one = BTreeMap::from([by("203.0.113.0/25", &[2]), by("2001:db8:113::/48", &[2])]);
+        let several = BTreeMap::from([by("203.0.113.128/25", &[2, 3]), by("2001:db8:114::/48", &[2, 3])]);
+        let all: BTreeMap<_, _> = one.clone().into_iter().chain(several).collect();
+        let failures = add(&mut routes, &all);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(routes.read().expect("a reading"), all);
+        let shown = run("ip route show 203.0.113.0/25");
+        assert!(shown.starts_with("203.0.113.0/25 via inet6 fe80::2 dev ours proto 17"), "{shown}");
+        let shown = run("ip -6 route show 2001:db8:113::/48");
+        assert!(shown.starts_with("2001:db8:113::/48 via fe80::2 dev ours proto 17"), "{shown}");
+        assert_eq!(run("ip route show 203.0.113.128/25").matches("via inet6 fe80::").count(), 2);
+        // The router gets another address.
+        let moved = BTreeMap::from([by("203.0.113.0/25", &[4]), by("2001:db8:113::/48", &[4])]);
+        let steps: Vec<_> = one
+            .iter()
+            .zip(moved.values())
+            .map(|((key, have), want)| Step { key, have: Some(have), want: Some(want) })
+            .collect();
+        assert!(routes.apply(Phase::Grow, &steps).is_empty());
+        assert!(run("ip route show 203.0.113.0/25").contains("via inet6 fe80::4 dev ours"));
+        let all = routes.read().expect("a reading");
+        assert!(delete(&mut routes, &all).is_empty());
+        assert!(routes.read().expect("a reading").is_empty());
+    });
+}

@@ -27,7 +27,8 @@ pub(super) struct Settings {
 /// Keys that kube-router knows, too.
 const KNOWN: [&str; 6] = ["remoteip", "remoteasn", "localip", "password", "port", "bfd"];
 /// Keys of ours.
-const OURS: [&str; 8] = [
+const OURS: [&str; 9] = [
+    "interface",
     "passwordfile",
     "password_unknown",
     "holdtime",

@@ -12,7 +12,11 @@ fn parsed(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         };
         let local = peer.local.map(|local| format!(" from {local}")).unwrap_or_default();
         let bfd = peer.bfd.map(|bfd| format!(" bfd {} {} {} {}", bfd.port, bfd.multiplier, bfd.send, bfd.receive));
-        format!("{}{port} AS{}{key}{local}{}", peer.address, peer.asn, bfd.unwrap_or_default())
+        let asn = match peer.asn {
+            RemoteAs::Number(number) => number.to_string(),
+            RemoteAs::External => " external".to_owned(),
+        };
+        format!("{}{port} AS{asn}{key}{local}{}", peer.remote, bfd.unwrap_or_default())
     };
     let peers = peers(&annotations, &mut warnings).into_iter().map(text).collect();
     (peers, warnings.take().into_iter().map(|warning| warning.to_string()).collect())
@@ -27,6 +31,46 @@ fn a_yaml_list_names_peers_with_what_they_need() {
     let (peers, warnings) = parsed(&[(NODE_PEERS, yaml), (NODE_PEER_IPS, "203.0.113.9"), (NODE_PEER_ASNS, "1")]);
     assert_eq!(peers, ["203.0.113.1 AS65001", "2001:db8:113::1:1179 AS4200000001 key pass from 2001:db8::1"]);
     assert_eq!(warnings, NOTHING);
+}
+
+#[test]
+fn a_peer_may_be_behind_an_interface_in_place_of_having_an_address() {
+    let yaml = "- {interface: eth1, remoteasn: external}\n- {interface: eth2, remoteasn: 65001, password: cGFzcw==, ttlsecurity: 1}\n";
+    let (peers, warnings) = parsed(&[(NODE_PEERS, yaml)]);
+    assert_eq!(
+        (peers, warnings.as_slice()),
+        (vec!["eth1 AS external".to_owned(), "eth2 AS65001 key pass".to_owned()], &[][..])
+    );
+    let one_hop = "a neighbour behind an interface is one hop away; multihop and ttlsecurity may be 1";
+    for (odd, why) in [
+        ("interface: eth1, remoteip: 203.0.113.1, remoteasn: 1", "remoteip and interface exclude each other"),
+        ("interface: eth1", "remoteasn is absent"),
+        (
+            "interface: eth1, remoteasn: internal",
+            "the AS number \"internal\" is not in 1-23455, 23457-63999, 64512-65534 or 131072-4294967294",
+        ),
+        ("interface: a/b, remoteasn: 1", "\"a/b\" is not a name of an interface"),
+        ("interface: sixteen-letters-, remoteasn: 1", "\"sixteen-letters-\" is not a name of an interface"),
+        (
+            "interface: eth1, remoteasn: 1, localip: 192.0.2.1",
+            "interface and localip exclude each other: the session has link-local addresses",
+        ),
+        ("interface: eth1, remoteasn: 1, multihop: 2", one_hop),
+        ("interface: eth1, remoteasn: 1, ttlsecurity: 2", one_hop),
+        ("Interface: eth1, remoteasn: 1", "Interface must be written as interface"),
+        (
+            "remoteip: 203.0.113.1, remoteasn: external",
+            "remoteasn may be external with interface alone; else it is a number",
+        ),
+        ("remoteip: fe80::1, remoteasn: 1", "\"fe80::1\" is not an address of a neighbour"),
+    ] {
+        let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("[{{{odd}}}]"))]);
+        assert_eq!((peers.len(), warnings), (0, vec![format!("kube-router.io/peers: peer 1: {why}; it is left out")]));
+    }
+    let twice = "[{interface: eth1, remoteasn: 1}, {interface: eth1, remoteasn: 2}]";
+    let (peers, warnings) = parsed(&[(NODE_PEERS, twice)]);
+    assert_eq!(peers, ["eth1 AS1"]);
+    assert_eq!(warnings, ["kube-router.io/peers: peer 2: eth1 stands there twice; the first one counts"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
 use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
-use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, PublicKey};
+use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, PublicKey, Remote, RemoteAs};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeRecord {
@@ -78,6 +78,7 @@ struct PrependRecord {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PeerRecord {
+    /// Empty where the peer is behind a link.
     #[prost(bytes = "vec", tag = "1")]
     address: Vec<u8>,
     #[prost(uint32, tag = "2")]
@@ -110,6 +111,13 @@ struct PeerRecord {
     password_file: String,
     #[prost(uint32, optional, tag = "14")]
     long_lived: Option<u32>,
+    /// Name of the link on which the peer advertises itself; empty where it has an address. A program without this field takes such a
+    /// record for one that makes no sense.
+    #[prost(string, tag = "15")]
+    link: String,
+    /// Its AS number is any but ours; `asn` is 0 then.
+    #[prost(bool, tag = "16")]
+    is_any_external: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -241,7 +249,7 @@ impl RoutingRecord {
 impl PeerRecord {
     fn of(peer: &ExternalPeer) -> PeerRecord {
         let ExternalPeer {
-            address,
+            remote,
             asn,
             port,
             password,
@@ -259,8 +267,16 @@ impl PeerRecord {
             Distance::Secured(hops) => (None, Some(hops.into())),
         };
         PeerRecord {
-            address: addresses([address]),
-            asn: *asn,
+            address: addresses(&remote.address()),
+            link: match remote {
+                Remote::Link(name) => name.to_string(),
+                Remote::Address(_) => String::new(),
+            },
+            asn: match asn {
+                RemoteAs::Number(number) => *number,
+                RemoteAs::External => 0,
+            },
+            is_any_external: *asn == RemoteAs::External,
             port: port.map(u32::from),
             has_password: *password != Password::None,
             local: addresses(local),
@@ -287,8 +303,11 @@ impl PeerRecord {
             (Some(_), Some(_)) => return None,
         };
         Some(ExternalPeer {
-            address: only_address(&self.address)?,
-            asn: self.asn,
+            remote: match self.link.as_str() {
+                "" => Remote::Address(only_address(&self.address)?),
+                name => Remote::link(name)?,
+            },
+            asn: if self.is_any_external { RemoteAs::External } else { RemoteAs::Number(self.asn) },
             port: optional_port(self.port)?,
             password: match (self.has_password, self.password_file.as_str()) {
                 (false, _) => Password::None,

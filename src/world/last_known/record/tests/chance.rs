@@ -1,7 +1,7 @@
 //! Objects of a cluster made by chance.
 
 use super::*;
-use crate::net::{Distance, PerFamily};
+use crate::net::{Distance, PerFamily, Remote, RemoteAs};
 
 pub(super) fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -148,8 +148,11 @@ pub(super) fn reflection() -> impl Strategy<Value = Reflection> {
 
 prop_compose! {
     pub(super) fn external_peer()(
-        address in address(),
-        (asn, port) in any::<(u32, Option<u16>)>(),
+        remote in prop_oneof![
+            address().prop_map(Remote::Address), "[a-z]{1,9}".prop_map(|name| Remote::Link(name.into())),
+        ],
+        asn in prop_oneof![any::<u32>().prop_map(RemoteAs::Number), Just(RemoteAs::External)],
+        port in any::<Option<u16>>(),
         password in prop_oneof![
             Just(Password::None), Just(Password::Unknown), "[a-z]{1,9}".prop_map(|name| Password::File(name.into())),
         ],
@@ -163,7 +166,7 @@ prop_compose! {
     ) -> ExternalPeer {
         let prefix_limits = PerFamily { v4, v6 };
         ExternalPeer {
-            address, asn, port, password, local, bfd, hold_time, distance, long_lived, prefix_limits, next_hop_self,
+            remote, asn, port, password, local, bfd, hold_time, distance, long_lived, prefix_limits, next_hop_self,
         }
     }
 }
