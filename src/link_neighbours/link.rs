@@ -5,7 +5,7 @@
 //!  not ready ───────────────────────► silent ─────────────► found
 //!      ▲            solicits, advertises │                    │ another one, and no answer of this one: the other one
 //!      └─────────────────────────────────┴────────────────────┘
-//!        gone, set down, made again, or no carrier for three seconds
+//!        gone, set down, made again, or no carrier or no address for three seconds
 //! ```
 
 use std::net::Ipv6Addr;
@@ -34,7 +34,9 @@ const BESIDE: Duration = Duration::from_secs(60);
 pub(super) struct Link {
     seen: Option<Seen>,
     is_known: bool,
-    /// Since when the carrier is lost.
+    /// Our address when it was last there.
+    own: Option<Ipv6Addr>,
+    /// Since when the carrier is lost, or our address: when a carrier comes back the kernel looks for duplicates of it again.
     cut_at: Option<Instant>,
     sending: Option<Sending>,
     neighbour: Option<Neighbour>,
@@ -70,15 +72,15 @@ struct Beside {
 impl Link {
     /// What is known.
     pub fn standing(&self) -> Standing {
-        let state = match (self.seen, self.neighbour) {
+        let state = match (self.seen, self.neighbour.zip(self.own)) {
             (None, _) if !self.is_known => State::Unknown,
             (None, _) => State::Missing,
             (Some(Seen { up: false, .. }), _) => State::Down,
-            (Some(Seen { link, own: Some(own), .. }), Some(neighbour)) => {
+            (Some(Seen { link, .. }), Some((neighbour, own))) => {
                 State::Found(Found { link, own, neighbour: neighbour.address })
             }
-            (Some(Seen { carrier: false, .. }), _) => State::Down,
-            (Some(Seen { own: None, .. }), _) => State::WithoutAddress,
+            (Some(Seen { carrier: false, .. }), None) => State::Down,
+            (Some(Seen { own: None, .. }), None) => State::WithoutAddress,
             (Some(_), None) => State::Silent,
         };
         Standing { state, beside: self.beside.map(|beside| beside.address) }
@@ -103,21 +105,21 @@ impl Link {
             *self = Link { seen, is_known: true, ..Link::default() };
         }
         let Some(seen) = seen.filter(|seen| seen.up) else { return };
-        if !seen.carrier {
+        let own = std::mem::replace(&mut self.own, seen.own.or(self.own));
+        if before.is_some_and(|before| before.carrier != seen.carrier) {
+            self.cut_at = None;
+        }
+        if !seen.carrier || seen.own.is_none() {
             self.cut_at.get_or_insert(now);
             self.sending = None;
             return;
         }
         self.cut_at = None;
-        let own = |seen: Option<Seen>| seen.and_then(|seen| seen.own);
-        if seen.own.is_none() {
-            self.sending = None;
-            self.neighbour = None;
-        } else if self.sending.is_none() {
+        if self.sending.is_none() {
             let begin =
                 Sending { advertise_at: now, advertised_at: None, first: 0, solicit_at: Some(now), solicited: 0 };
             self.sending = Some(begin);
-        } else if own(before) != seen.own {
+        } else if own != seen.own {
             // The neighbour learns the new address at once.
             self.advertise_soon(now);
         }
@@ -125,9 +127,8 @@ impl Link {
 
     /// Takes the advertisement of a router.
     pub fn advertised(&mut self, now: Instant, router: Ipv6Addr) {
-        let own = self.seen.and_then(|seen| seen.own);
         // What we send ourselves may come back.
-        if self.sending.is_none() || own == Some(router) {
+        if self.sending.is_none() || self.own == Some(router) {
             return;
         }
         let heard = Neighbour { address: router, heard_at: now };

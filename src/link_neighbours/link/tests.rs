@@ -165,9 +165,16 @@ fn a_carrier_may_be_lost_for_three_seconds() {
     assert_eq!(link.standing().state, found(FIRST_ROUTER));
     link.see(now + 2 * SECOND, up());
     assert_eq!(link.tick(now + 2 * SECOND), [Packet::Solicitation, Packet::Advertisement]);
+    // When it comes back the kernel looks for duplicates of our address first.
     link.see(now + 3 * SECOND, cut());
-    link.see(now + 4 * SECOND, cut());
-    run(&mut link, now, now + 6 * SECOND);
+    link.see(now + 5 * SECOND, seen(|seen| seen.own = None));
+    run(&mut link, now, now + 7 * SECOND);
+    assert_eq!((link.standing().state, link.is_ready()), (found(FIRST_ROUTER), false));
+    link.see(now + 7 * SECOND, up());
+    link.tick(now + 7 * SECOND);
+    link.see(now + 8 * SECOND, cut());
+    link.see(now + 9 * SECOND, cut());
+    run(&mut link, now, now + 11 * SECOND);
     assert_eq!((link.standing().state, link.deadline()), (State::Down, None));
 }
 
