@@ -205,6 +205,26 @@ fn refused_addresses_are_counted_and_of_thousands_only_a_few_are_named() {
 }
 
 #[test]
+fn an_endpoint_that_comes_back_while_it_drains_stays_when_its_time_would_be_over() {
+    let (config, families) = flags::proxy(&["--ipvs-graceful-termination=true", "--ipvs-graceful-period=30s"]);
+    let mut plan = Plan::new(config, families, KERNEL);
+    let (mut world, begun) = (served(), Instant::now());
+    let (name, service) = world.cluster.services.iter().next().expect("there are two");
+    let (name, service) = (name.clone(), Service { annotations: Default::default(), ..(**service).clone() });
+    world.cluster.services.insert(name.clone(), service);
+    plan.update(&world, begun);
+    let before = plan.desired().virtuals.clone();
+    let endpoints = world.cluster.endpoints.remove(&name).expect("it has one");
+    plan.update(&world, begun + Duration::from_secs(1));
+    assert!(plan.draining() > 0 && plan.desired().virtuals != before);
+    world.cluster.endpoints.insert_shared(name, endpoints);
+    plan.update(&world, begun + Duration::from_secs(2));
+    assert_eq!((plan.draining(), plan.desired().virtuals == before), (0, true));
+    plan.expire(begun + Duration::from_secs(60));
+    assert!(plan.desired().virtuals == before, "nobody's time is over");
+}
+
+#[test]
 fn an_external_address_that_is_not_served_is_logged_once_with_the_reason() {
     let (log, _guard) = logged();
     with_running(async |running| {

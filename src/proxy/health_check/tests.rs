@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::serve::{Inputs, run};
 use super::*;
-use crate::model::{Cause, Conditions, Endpoint, EndpointList, EndpointSlice, ServiceProblems};
+use crate::model::{Cause, Conditions, Endpoint, EndpointList, EndpointPort, EndpointSlice, ServiceProblems};
+use crate::net::Protocol;
 use crate::observe::health::Health;
 
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
@@ -75,6 +77,19 @@ fn ready_endpoints_on_this_node_count_once_whatever_slices_and_families_they_are
     let many: Vec<String> = (0..300).map(|number| format!("10.244.{}.{}", number / 200, 1 + number % 200)).collect();
     let many: Vec<(&str, &str, Conditions)> = many.iter().map(|address| (address.as_str(), "node1", ready)).collect();
     assert_eq!(count(&[&many]), Some(300));
+}
+
+#[test]
+fn endpoints_count_whatever_their_port_is_called_and_whichever_slice_came_first() {
+    let ready = Conditions::READY;
+    let all = endpoints(&[&[("10.244.1.3", "node2", ready)], &[("10.244.0.1", "node1", ready)], &[]]);
+    let with_port = |(number, (name, slice)): (usize, (&CompactString, &Arc<EndpointSlice>))| {
+        let port = EndpointPort { name: format!("port-{number}").into(), protocol: Protocol::Tcp, port: 8080 };
+        (name.clone(), Arc::new(EndpointSlice { ports: vec![port].into(), ..(**slice).clone() }))
+    };
+    let named = Endpoints { slices: all.slices.iter().enumerate().map(with_port).collect() };
+    let check = wanted(&name("web"), &balanced(30_777), &named, &node(), None);
+    assert_eq!(check.map(|check| check.local_endpoints), Some(1));
 }
 
 #[test]

@@ -447,6 +447,17 @@ fn a_change_that_comes_at_whatever_part_of_a_turn_is_taken_without_another_wake_
 }
 
 #[test]
+fn a_change_that_comes_while_the_first_cluster_is_being_done_is_taken_without_another_wake_up() {
+    for part in ["taking", "calculating", "programming", "telling"] {
+        Scene::new().run(async |scene| {
+            scene.yard.borrow_mut().comes_meanwhile = Some((part, cluster(Authority::Complete, &["a", "b"])));
+            scene.publish(Authority::Complete, &["a"]);
+            scene.until(part, |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        });
+    }
+}
+
+#[test]
 fn nothing_is_done_before_anything_is_known() {
     Scene::new().run(async |scene| {
         scene.yard.borrow_mut().signs.insert(Key("a".to_owned()));

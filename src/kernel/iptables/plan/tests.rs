@@ -88,6 +88,23 @@ fn every_copy_of_a_leftover_goes() {
     assert_eq!(plan.script, format!("*filter\n-D INPUT {rule}\n-D INPUT {rule}\nCOMMIT\n"));
 }
 
+#[test]
+fn every_leftover_of_a_chain_goes_and_not_the_first_one_alone() {
+    let verdicts = ["MASQUERADE", "MASQUERADE --random-fully", "SNAT --to-source 192.0.2.1"];
+    let all = verdicts
+        .map(|verdict| format!("-m ipvs --vdir ORIGINAL --vmethod MASQ -m comment --comment \"\" -j {verdict}"));
+    let of_verb = |verb: &str| all.iter().map(|rule| format!("{verb} INPUT {rule}\n")).collect::<String>();
+    let current = format!("*filter\n:INPUT ACCEPT [0:0]\n{}-A INPUT -j ACCEPT\nCOMMIT\n", of_verb("-A"));
+    let piece = |rule: &String| Piece::Leftover {
+        family: Family::V4,
+        table: Table::Filter,
+        from: "INPUT".into(),
+        rule: rule.as_str().into(),
+    };
+    let changes = all.each_ref().map(|rule| (piece(rule), None));
+    assert_eq!(planned(&current, &changes).script, format!("*filter\n{}COMMIT\n", of_verb("-D")));
+}
+
 /// A table as the kernel keeps it, with the kernel's own refusals.
 struct Kernel(SavedTable);
 
