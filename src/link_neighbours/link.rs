@@ -105,7 +105,8 @@ impl Link {
             *self = Link { seen, is_known: true, ..Link::default() };
         }
         let Some(seen) = seen.filter(|seen| seen.up) else { return };
-        let own = std::mem::replace(&mut self.own, seen.own.or(self.own));
+        let last = seen.own.or(self.own);
+        let own = std::mem::replace(&mut self.own, last);
         if before.is_some_and(|before| before.carrier != seen.carrier) {
             self.cut_at = None;
         }

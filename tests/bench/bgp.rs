@@ -127,6 +127,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
     let settings = Settings {
         local: Local { asn: OWN, identifier: Ipv4Addr::new(192, 0, 2, 1) },
         asn: Some(asn),
+        is_external: false,
         passive: true,
         hold_time: 90,
         connect_retry: Duration::from_secs(60),

@@ -170,8 +170,8 @@ fn external_peers_are_put_together_from_their_lists() {
     ];
     let config = router(&words);
     let [first, second] = config.peers.as_slice() else { panic!("two peers: {:?}", config.peers) };
-    assert_eq!((first.asn, first.port, &first.password), (65001, Some(179), &Password::None));
-    assert_eq!((second.asn, second.port), (4_200_000_001, Some(1179)));
+    assert_eq!((first.asn, first.port, &first.password), (RemoteAs::Number(65001), Some(179), &Password::None));
+    assert_eq!((second.asn, second.port), (RemoteAs::Number(4_200_000_001), Some(1179)));
     let Password::Key(secret) = &second.password else { panic!("a password: {:?}", second.password) };
     assert_eq!(secret.key(), b"pass");
     assert_eq!(config.passwords_file, None, "the flag wins over the file");

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::bfd::Path;
-use crate::net::Bfd;
+use crate::net::{Bfd, RemoteAs};
 use crate::router::given::{address, config, host, node};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
@@ -91,7 +91,7 @@ fn those_of_flags_come_before_those_of_annotations() {
         ..Identity::default()
     };
     let of = |words: &[&str]| external_peers(&config(words), &own).iter().map(|peer| peer.asn).collect::<Vec<_>>();
-    assert_eq!((of(&flags), of(&[])), (vec![65001], vec![65002]));
+    assert_eq!((of(&flags), of(&[])), (vec![RemoteAs::Number(65001)], vec![RemoteAs::Number(65002)]));
 }
 
 #[test]

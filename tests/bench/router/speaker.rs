@@ -53,6 +53,7 @@ fn wanted(measured: Measured, peer: &str) -> WantedNeighbour {
         settings: Settings {
             local: Local { asn: measured.asn, identifier: measured.address },
             asn: Some(number(asn) as u32),
+            is_external: false,
             passive: true,
             hold_time: 90,
             connect_retry: Duration::from_secs(120),
