@@ -22,7 +22,9 @@ use sluice::model::{
     Scheduler, SchedulerFlags, Selector, Service, ServiceCidr, ServicePort, ServiceProblems, ServiceType, Slices,
     Subject, Table, Taint, Tier, TrafficPolicy, World,
 };
-use sluice::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, Protocol, PublicKey, Secret};
+use sluice::net::{
+    Bfd, Distance, ExternalPeer, Family, Password, PerFamily, Protocol, PublicKey, Remote, RemoteAs, Secret,
+};
 use sluice::observe::health::Health;
 use sluice::observe::local::{self, Answerers};
 use sluice::observe::metrics::Registry;
@@ -465,17 +467,22 @@ fn external_peer(random: &mut Random) -> ExternalPeer {
         send: number(*Bfd::MILLISECONDS.end()) as u32,
         receive: number(*Bfd::MILLISECONDS.end()) as u32,
     };
+    // One behind an interface is on the link, has link-local addresses, and may be of any other system.
+    let link = random.chance(20).then(|| Remote::link(&format!("eth{}", random.below(1 << 16))).expect("a name"));
+    let number = RemoteAs::Number(64_600 + random.below(100) as u32);
+    let is_link = link.is_some();
+    let distances = [Distance::Usual, Distance::Multihop(4), Distance::Secured(2)];
     ExternalPeer {
-        address: address_of(random, family),
-        asn: 64_600 + random.below(100) as u32,
+        remote: link.unwrap_or_else(|| Remote::Address(address_of(random, family))),
+        asn: if is_link && random.chance(50) { RemoteAs::External } else { number },
         port: some(random, port),
         password: random
             .pick(&[Password::None, Password::Unknown, Password::Key(secret), Password::File("tor.key".into())])
             .clone(),
-        local: some(random, |random| address_of(random, family)),
+        local: some(random, |random| address_of(random, family)).filter(|_| !is_link),
         bfd: some(random, |_| bfd),
         hold_time: some(random, |random| 3 + random.below(100) as u16),
-        distance: *random.pick(&[Distance::Usual, Distance::Multihop(4), Distance::Secured(2)]),
+        distance: if is_link { Distance::Usual } else { *random.pick(&distances) },
         long_lived: some(random, |random| random.below(1 << 24) as u32),
         prefix_limits: PerFamily {
             v4: some(random, |random| 1 + random.below(1000) as u32),
