@@ -109,11 +109,29 @@ impl Remote {
         (fits && !is_taken && !name.contains(is_odd)).then(|| Remote::Link(name.into()))
     }
 
+    /// The name of the link, where that is what is configured.
+    pub fn link_name(&self) -> Option<CompactString> {
+        match self {
+            Remote::Link(name) => Some(name.clone()),
+            Remote::Address(_) => None,
+        }
+    }
+
     /// The address, where it is configured.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Remote::Address(address) => Some(*address),
             Remote::Link(_) => None,
+        }
+    }
+}
+
+impl RemoteAs {
+    /// The number, where it is configured.
+    pub fn number(self) -> Option<u32> {
+        match self {
+            RemoteAs::Number(number) => Some(number),
+            RemoteAs::External => None,
         }
     }
 }

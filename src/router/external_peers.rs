@@ -97,18 +97,7 @@ pub fn peering(
     if own.all.contains(&address) {
         return Err(problem("it is an address of this node; there is no session".to_owned()));
     }
-    let password = match password {
-        Password::None => None,
-        Password::Key(secret) => transport::Password::new(secret.key()).ok(),
-        Password::File(_) if config.passwords_dir.is_none() => {
-            let text =
-                "passwordfile needs --peer-router-passwords-dir, the directory of such files; there is no session";
-            return Err(problem(text.to_owned()));
-        }
-        Password::File(_) | Password::Unknown => {
-            return Err(problem("its password is not known (yet); there is no session".to_owned()));
-        }
-    };
+    let password = known(password, config).map_err(|text| problem(text.to_owned()))?;
     // On a link of its own a peer may know no other address of ours.
     let addresses = match own_on_link {
         Some(own) => PerFamily { v4: None, v6: Some(own) },
@@ -132,10 +121,7 @@ pub fn peering(
         address,
         settings: Settings {
             local,
-            asn: match peer.asn {
-                RemoteAs::Number(number) => Some(number),
-                RemoteAs::External => None,
-            },
+            asn: peer.asn.number(),
             is_external: peer.asn == RemoteAs::External,
             passive: false,
             hold_time: peer.hold_time.unwrap_or(config.hold_time),
@@ -152,10 +138,7 @@ pub fn peering(
             local: Some(here),
             password,
             time_to_live,
-            link: match &peer.remote {
-                Remote::Link(name) => Some(name.clone()),
-                Remote::Address(_) => None,
-            },
+            link: peer.remote.link_name(),
         },
         client: false,
         own: PerFamily::from_fn(|of| with_here(*addresses.of(of), of)),
@@ -164,6 +147,21 @@ pub fn peering(
         first_as: false,
         most: PerFamily::from_fn(|of| Some(peer.prefix_limits.of(of).unwrap_or(MOST))),
     })
+}
+
+/// Returns the password of a session.
+///
+/// # Errors
+/// There is one that is not known.
+fn known(password: &Password, config: &RouterConfig) -> Result<Option<transport::Password>, &'static str> {
+    match password {
+        Password::None => Ok(None),
+        Password::Key(secret) => Ok(transport::Password::new(secret.key()).ok()),
+        Password::File(_) if config.passwords_dir.is_none() => {
+            Err("passwordfile needs --peer-router-passwords-dir, the directory of such files; there is no session")
+        }
+        Password::File(_) | Password::Unknown => Err("its password is not known (yet); there is no session"),
+    }
 }
 
 /// Returns the problem of a setting that has no effect, although there is a session.

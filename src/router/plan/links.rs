@@ -10,7 +10,7 @@ use super::Plan;
 use crate::link_neighbours::{Found, Standings, State};
 use crate::model::OnLink;
 use crate::net::link_local::to_socket;
-use crate::net::{LinkLocal, LinkNames, Remote};
+use crate::net::{LinkLocal, LinkNames};
 use crate::router::desired::RouterChanges;
 use crate::router::external_peers::external_peers;
 
@@ -21,11 +21,7 @@ const NETWORK_LENGTH: u8 = 64;
 impl Plan {
     /// Returns the links behind which external peers are configured.
     pub fn wanted_links(&self) -> BTreeSet<CompactString> {
-        let link = |remote: &Remote| match remote {
-            Remote::Link(name) => Some(name.clone()),
-            Remote::Address(_) => None,
-        };
-        external_peers(&self.config, &self.own).iter().filter_map(|peer| link(&peer.remote)).collect()
+        external_peers(&self.config, &self.own).iter().filter_map(|peer| peer.remote.link_name()).collect()
     }
 
     /// Returns whether a router may still be found on a wanted link that is up.

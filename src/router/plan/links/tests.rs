@@ -4,7 +4,7 @@ use super::*;
 use crate::bgp::rib::{PeerId, RouteChange};
 use crate::kernel::route::{RouteKey, TABLE_MAIN};
 use crate::link_neighbours::Standing;
-use crate::net::{ExternalPeer, PerFamily, RemoteAs};
+use crate::net::{ExternalPeer, PerFamily, Remote, RemoteAs};
 use crate::router::given::{address, config, host, node, prefix, with, world};
 
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
