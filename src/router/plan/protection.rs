@@ -96,15 +96,22 @@ impl Plan {
     /// them to reach each other and the API server, whoever claims the range. An address of a node in its own range, if that is not refused, leads where the
     /// range does (clouds list that of the bridge), and a hole for it would put the parts around it in front of the range's route.
     ///
+    /// A prefix that was learned and has lost its tunnel is wider than others' networks: its parts refuse nothing that a route to a narrower one leads to.
+    ///
     /// # Errors
     /// There are too many addresses.
     pub(super) fn without_nodes(&self, range: IpNet) -> Result<BTreeSet<IpNet>, TooManyHoles> {
-        let is_used = !self.pod_ranges.is_refused(&range);
-        let is_its_own = |node: &CompactString| {
-            is_used && self.nodes.with_range(&range).any(|holder| self.nodes.are_one(holder, node))
+        let is_encrypted = self.is_encrypted(range);
+        let has = |pods: IpNet, node: &CompactString| {
+            !self.pod_ranges.is_refused(&pods)
+                && self.nodes.with_range(&pods).any(|holder| self.nodes.are_one(holder, node))
+        };
+        let is_its_own = |(address, node): &(IpAddr, &CompactString)| {
+            let inner = || self.pods_inside(range, Family::host_prefix(*address));
+            has(range, node) || !is_encrypted && inner().is_some_and(|inner| inner.is_none_or(|pods| has(pods, node)))
         };
         let mut holes: BTreeSet<IpAddr> = BTreeSet::new();
-        for (address, _) in self.nodes.with_address_in(range).filter(|(_, node)| !is_its_own(node)) {
+        for (address, _) in self.nodes.with_address_in(range).filter(|one| !is_its_own(one)) {
             holes.insert(address);
             if holes.len() > LEFT_OUT {
                 return Err(TooManyHoles);
@@ -114,24 +121,51 @@ impl Plan {
         // Parts of a default route would precede that of this host.
         let precedes = range.prefix_len() < narrowest_default(Family::from(range));
         // And parts of a network would precede the route of a router that has it as well.
-        let precedes = precedes || !self.is_encrypted(range) && self.routes.has_way(range);
+        let precedes = precedes || !is_encrypted && self.routes.has_way(range);
         if holes.is_empty() || !precedes {
             split(range, &holes, &mut parts);
+        }
+        if !is_encrypted && !holes.is_empty() {
+            // Pods have walls of their own.
+            let is_linked = |part: &IpNet| self.networks_in(range).any(|network| network.contains(part));
+            parts.retain(|part| !is_linked(part) && self.pods_inside(range, *part).is_none());
         }
         Ok(parts)
     }
 
-    /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.
-    pub(super) fn is_encrypted(&self, range: IpNet) -> bool {
-        let family = Family::from(range);
-        let is_on = self.encrypts() && *self.own.families.of(family);
+    /// Returns the narrowest pod CIDR around a part of a prefix that is narrower than that prefix: `Some(None)` for one of ours.
+    fn pods_inside(&self, range: IpNet, part: IpNet) -> Option<Option<IpNet>> {
+        let is_inside = |pods: &IpNet| range.contains(pods) && *pods != range;
+        if self.own.all_pod_cidrs().any(|ours| ours.contains(&part) && is_inside(&ours)) {
+            return Some(None);
+        }
+        self.pods_around(part).filter(is_inside).map(Some)
+    }
+
+    /// Returns the networks of our links that are a prefix, or parts of it.
+    fn networks_in(&self, range: IpNet) -> impl Iterator<Item = IpNet> {
+        let networks = self.on_link.iter().map(|network| network.prefix);
+        networks.filter(move |network| range.contains(network))
+    }
+
+    /// Returns whether a prefix was learned, and led to a node through a tunnel that it has lost: packets to it shall not leave unencrypted either.
+    pub(super) fn is_refused(&self, prefix: IpNet) -> bool {
+        self.routes.has_lost(prefix) && self.may_have_wall(prefix)
+    }
+
+    /// Returns whether walls may be in a range: it is no mistake.
+    fn may_have_wall(&self, range: IpNet) -> bool {
+        let is_on = self.encrypts() && *self.own.families.of(Family::from(range));
         // Without our own Node the addresses of this host tell which range is a mistake, or our own.
         let has_ours = || self.own.primary.is_none() && self.here.iter().any(|ours| range.contains(ours));
-        is_on
-            && !has_ours()
+        is_on && !has_ours() && self.is_believable(range)
+    }
+
+    /// Returns whether packets to a pod CIDR of other nodes shall never leave unencrypted.
+    pub(super) fn is_encrypted(&self, range: IpNet) -> bool {
+        self.may_have_wall(range)
             && !matches!(self.pod_ranges.refusal(&range), Some(Refusal::OwnPods(_)))
-            && self.is_believable(range)
-            && self.nodes.with_range(&range).any(|node| self.is_apart(node, family))
+            && self.nodes.with_range(&range).any(|node| self.is_apart(node, Family::from(range)))
     }
 
     /// Returns whether packets of a family to a node's pods shall go through a tunnel. Of a node without an address nobody knows where it is.

@@ -123,6 +123,9 @@ impl Plan {
             let has_wall = |range: &IpNet| self.wireguard.ranges.contains(*range) || self.routes.has_lost(*range);
             concerned.extend(around.map(|range| range.trunc()).filter(has_wall));
         }
+        let wider = |range: &IpNet| range.supernet();
+        let around = ranges.iter().flat_map(|range| std::iter::successors(range.supernet(), wider));
+        concerned.extend(around.filter(|prefix| self.routes.has_lost(*prefix)));
         self.mark_ranges(&concerned);
     }
 
@@ -181,6 +184,7 @@ impl Plan {
             let others = self.known.nodes.iter().map(|(name, _)| name.clone());
             self.wireguard.stale.extend(others.chain(self.wireguard.by_node.keys().cloned()));
             self.wireguard.stale_walls.extend(self.nodes.ranges());
+            self.wireguard.stale_walls.extend(self.routes.lost());
             self.wireguard.stale_addresses.extend(self.nodes.addresses());
         }
     }
@@ -222,7 +226,7 @@ impl Plan {
         let lost = std::mem::take(&mut changed.lost);
         let moved: Vec<IpNet> = changed.moved.iter().filter(|prefix| self.routes.has_lost(**prefix)).copied().collect();
         for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost).chain(moved) {
-            let is_wanted = self.is_encrypted(range) || self.routes.has_lost(range);
+            let is_wanted = self.is_encrypted(range) || self.is_refused(range);
             let walls = if is_wanted { self.without_nodes(range) } else { Ok(BTreeSet::new()) };
             is_otherwise |= match walls {
                 Err(TooManyHoles) => self.wireguard.open.insert(range),

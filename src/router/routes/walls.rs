@@ -119,6 +119,11 @@ impl Routes {
         self.behind.lost.contains(&prefix)
     }
 
+    /// Returns the prefixes of which that is so.
+    pub fn lost(&self) -> impl Iterator<Item = IpNet> {
+        self.behind.lost.iter().copied()
+    }
+
     fn refusing(&mut self, protocol: u8) -> Arc<Route> {
         let route = Route { kind: RouteKind::Unreachable, protocol, source: None, next_hops: [].into() };
         self.lists.routes.intern_owned(Arc::new(route))

@@ -8,6 +8,7 @@ use crate::router::given::{address, config, host, node, prefix, world};
 use crate::router::routes::wall;
 
 mod claims;
+mod lost;
 
 const HOST: &str = "192.0.2.1/24 2001:db8::1/64";
 const ENCRYPTED: [&str; 3] = ["--overlay-encap=wireguard", "--overlay-type=full", "--node-routes=api"];
