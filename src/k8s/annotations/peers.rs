@@ -135,7 +135,12 @@ impl Written {
             ("", "") => Err("remoteip is absent".to_owned()),
             (text, "") => {
                 let remote = address(text).ok_or_else(|| format!("{text:?} is not an address of a neighbour"))?;
-                Ok(Remote::Address(remote))
+                match remote {
+                    IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+                        Err(format!("{text} means nothing without a link; name that by interface"))
+                    }
+                    _ => Ok(Remote::Address(remote)),
+                }
             }
             ("", name) => {
                 let remote = Remote::link(name).ok_or_else(|| format!("{name:?} is not a name of an interface"))?;

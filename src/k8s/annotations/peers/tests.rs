@@ -62,7 +62,7 @@ fn a_peer_may_be_behind_an_interface_in_place_of_having_an_address() {
             "remoteip: 203.0.113.1, remoteasn: external",
             "remoteasn may be external with interface alone; else it is a number",
         ),
-        ("remoteip: fe80::1, remoteasn: 1", "\"fe80::1\" is not an address of a neighbour"),
+        ("remoteip: fe80::1, remoteasn: 1", "fe80::1 means nothing without a link; name that by interface"),
     ] {
         let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("[{{{odd}}}]"))]);
         assert_eq!((peers.len(), warnings), (0, vec![format!("kube-router.io/peers: peer 1: {why}; it is left out")]));
