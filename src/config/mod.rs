@@ -24,6 +24,7 @@ mod mistakes;
 mod netfilter;
 mod notices;
 mod observe;
+mod peers;
 mod proxy;
 mod refusal;
 mod router;
