@@ -70,7 +70,7 @@ struct Beside {
 }
 
 impl Link {
-    /// What is known.
+    /// The link as it is known.
     pub fn standing(&self) -> Standing {
         let state = match (self.seen, self.neighbour.zip(self.own)) {
             (None, _) if !self.is_known => State::Unknown,

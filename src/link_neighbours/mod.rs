@@ -23,10 +23,10 @@ use std::net::Ipv6Addr;
 
 use compact_str::CompactString;
 
-/// What is known of all wanted links, by name.
+/// All wanted links as they are known, by name.
 pub type Standings = BTreeMap<CompactString, Standing>;
 
-/// What is known of a wanted link.
+/// A wanted link as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Standing {
     pub state: State,

@@ -29,7 +29,7 @@ fn until_sent_by(cluster: &Cluster, number: usize, kind: &str) {
     until(&format!("node {number} by {kind}"), cluster, || {
         let is_led = |pod: &&str| attempt(&format!("ip -n {name} route get {pod}")).1.contains(device(kind));
         let has_port = kind != "fou" || run(&format!("ip -n {name} -d link show")).contains("encap gue");
-        PODS.iter().nth(2 - number).into_iter().flatten().all(is_led) && has_port
+        PODS.get(2 - number).into_iter().flatten().all(is_led) && has_port
     });
 }
 

@@ -248,7 +248,7 @@ pub fn node(cluster: &Cluster, number: usize) -> String {
 }
 
 pub fn until(what: &str, cluster: &Cluster, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(40);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}\n{}\n{}", cluster.log(1), cluster.log(2));
         thread::sleep(Duration::from_millis(50));
