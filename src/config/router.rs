@@ -14,11 +14,13 @@ use super::drain::DrainConfig;
 use super::encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
+use super::key_file::{key_file, key_period};
 use super::mesh::{MeshConfig, hold_time};
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
+use super::peers::{peers, port};
 use super::service_ranges::ServiceRanges;
-use crate::net::{Bfd, ExternalPeer, Family, NoSecret, Password, Remote, RemoteAs, Secret, asn};
+use crate::net::{Bfd, ExternalPeer, Family};
 
 /// The router's part of the configuration, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +39,8 @@ pub struct RouterConfig {
     pub overlay: Option<Overlay>,
     /// `--state-dir`: the file of this node's private key, where packets between nodes are encrypted.
     pub key_file: Option<PathBuf>,
+    /// `--overlay-wireguard-rotate-key`: the age at which that key changes; `None` for never by itself.
+    pub key_period: Option<Duration>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
     /// `--node-routes`: where routes to pods of other nodes come from.
@@ -228,7 +232,8 @@ impl RouterConfig {
             sync_period,
             routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
             overlay,
-            key_file: key_file(flags, overlay, mistakes),
+            key_file: key_file(flags, overlay.and_then(decrypting_flag), mistakes),
+            key_period: key_period(flags, mistakes),
             full_mesh: flags.nodes_full_mesh,
             node_routes,
             internal_peers: flags.enable_ibgp && node_routes == NodeRoutes::Bgp,
@@ -319,18 +324,10 @@ fn received(flags: &Flags, kinds: [Encapsulation; 4], sent: Encapsulation, mista
     received
 }
 
-/// The file of the private key in the directory of the state.
-pub const KEY_FILE: &str = "wireguard.key";
-
-fn key_file(flags: &Flags, overlay: Option<Overlay>, mistakes: &mut Mistakes) -> Option<PathBuf> {
-    let overlay = overlay.filter(|overlay| overlay.wireguard().is_some())?;
-    if flags.state_dir.is_empty() {
-        let flag = if overlay.encapsulation.wireguard().is_some() { "overlay-encap" } else { "overlay-encap-receive" };
-        mistakes.add(format!(
-            "--{flag}=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one."
-        ));
-    }
-    Some(PathBuf::from(&flags.state_dir).join(KEY_FILE))
+/// Returns the flag by which packets of other nodes are decrypted.
+fn decrypting_flag(overlay: Overlay) -> Option<&'static str> {
+    let sends = overlay.encapsulation.wireguard().is_some();
+    overlay.wireguard().map(|_| if sends { "overlay-encap" } else { "overlay-encap-receive" })
 }
 
 fn node_routes(flags: &Flags, mistakes: &mut Mistakes) -> NodeRoutes {
@@ -409,91 +406,7 @@ fn admin(flags: &Flags, mistakes: &mut Mistakes) -> Vec<SocketAddr> {
     all.filter(|_| port != 0).map(|address| SocketAddr::new(address, port)).collect()
 }
 
-const PORTS: RangeInclusive<u64> = 1..=65535;
 const PRIVATE_ASNS: [RangeInclusive<u64>; 2] = [64512..=65535, 4_200_000_000..=4_294_967_294];
-
-fn port(flag: &str, typed: u64, mistakes: &mut Mistakes) -> u16 {
-    mistakes.number_within(flag, typed, PORTS);
-    u16::try_from(typed).unwrap_or_default()
-}
-
-fn peers(flags: &Flags, bfd: Bfd, has_passwords_file: bool, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
-    let addresses: Vec<IpAddr> = flags.peer_router_ips.iter().flat_map(|list| list.0.iter().copied()).collect();
-    let asns: Vec<u64> = flags.peer_router_asns.iter().flat_map(|list| list.0.iter().copied()).collect();
-    let ports: Vec<u64> = flags.peer_router_ports.iter().flat_map(|list| list.0.iter().copied()).collect();
-    let passwords: Vec<&String> = flags.peer_router_passwords.iter().flat_map(|list| &list.0).collect();
-    let count = addresses.len();
-    if asns.len() != count {
-        mistakes.add(format!(
-            "--peer-router-asns must have one AS number for each of the {count} addresses of --peer-router-ips; it has {}.",
-            asns.len()
-        ));
-    }
-    for (flag, given) in [("peer-router-ports", ports.len()), ("peer-router-passwords", passwords.len())] {
-        if given != 0 && given != count {
-            mistakes.add(format!(
-                "--{flag} must be empty or have one value for each of the {count} addresses of --peer-router-ips; it has {given}."
-            ));
-        }
-    }
-    for wrong in asns.iter().filter(|typed| !u32::try_from(**typed).is_ok_and(asn::is_peer)) {
-        mistakes.add(format!("--peer-router-asns must be in {}; {wrong} is not.", asn::PEER_RANGES));
-    }
-    let ports: Vec<u16> = ports.into_iter().map(|typed| port("peer-router-ports", typed, mistakes)).collect();
-    let passwords: Vec<Password> =
-        passwords.into_iter().enumerate().map(|(place, typed)| password(place, typed, mistakes)).collect();
-    let unsaid = if has_passwords_file { Password::Unknown } else { Password::None };
-    let peer = |(place, (address, typed)): (usize, (IpAddr, u64))| ExternalPeer {
-        port: ports.get(place).copied(),
-        password: passwords.get(place).cloned().unwrap_or_else(|| unsaid.clone()),
-        bfd: Some(bfd).filter(|_| flags.enable_bfd),
-        ..ExternalPeer::new(address, u32::try_from(typed).unwrap_or_default())
-    };
-    let by_address = addresses.into_iter().zip(asns).enumerate().map(peer);
-    by_address.chain(peers_by_link(flags, bfd, mistakes)).collect()
-}
-
-/// Peers behind interfaces. They have no passwords, ports and the like of their own: for those there is the annotation.
-fn peers_by_link(flags: &Flags, bfd: Bfd, mistakes: &mut Mistakes) -> Vec<ExternalPeer> {
-    let mut peers: Vec<ExternalPeer> = Vec::new();
-    for typed in flags.peer_router_interfaces.iter().flat_map(|list| &list.0) {
-        let (name, asn) = typed.split_once('=').unwrap_or((typed, "external"));
-        let asn = match asn {
-            "external" => Some(RemoteAs::External),
-            number => number.parse().ok().filter(|number| asn::is_peer(*number)).map(RemoteAs::Number),
-        };
-        match (Remote::link(name), asn) {
-            (Some(remote), Some(asn)) if peers.iter().all(|earlier| earlier.remote != remote) => {
-                peers.push(ExternalPeer { bfd: Some(bfd).filter(|_| flags.enable_bfd), ..ExternalPeer::of(remote, asn) });
-            }
-            (Some(remote), Some(_)) => mistakes.add(format!("--peer-router-interfaces names {remote} twice.")),
-            (_, _) => mistakes.add(format!(
-                "--peer-router-interfaces must have the name of an interface, alone or with =external or = and an AS number in {}; {typed:?} is none.",
-                asn::PEER_RANGES
-            )),
-        }
-    }
-    peers
-}
-
-fn password(place: usize, typed: &str, mistakes: &mut Mistakes) -> Password {
-    match Secret::from_base64(typed) {
-        Ok(secret) => secret.map_or(Password::None, Password::Key),
-        Err(why) => {
-            // The password itself stays out of the sentence, because sentences end up in logs.
-            let (number, length) = (place + 1, typed.len());
-            mistakes.add(match why {
-                NoSecret::NotBase64 => {
-                    format!("--peer-router-passwords must be base64; number {number}, of length {length}, is not.")
-                }
-                NoSecret::TooLong => {
-                    format!("--peer-router-passwords must be of 80 bytes at most; number {number} is longer.")
-                }
-            });
-            Password::Unknown
-        }
-    }
-}
 
 fn bfd(flags: &Flags, mistakes: &mut Mistakes) -> Bfd {
     let mut number = |flag: &str, typed: u32, range: RangeInclusive<u64>| {

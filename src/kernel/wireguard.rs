@@ -29,6 +29,7 @@ mod wire;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -48,6 +49,8 @@ pub struct Wireguard {
     pub up: bool,
     /// It has the private key that it shall have, and no mark on what it sends. Always true of what is wanted.
     pub has_key: bool,
+    /// Packets may come by it whichever device leads back to their senders (`rp_filter` 2): peers alone decide. Always true of what is wanted.
+    pub is_loose: bool,
 }
 
 /// Another node on a device.
@@ -64,13 +67,61 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// Destinations of packets to it, and sources of packets from it; sorted, without host bits. Shared by copies.
     pub allowed: Arc<[IpNet]>,
-    /// It has no preshared key, and no packets keep the path open. Always true of what is wanted.
+    /// Packets keep the session with it alive at these intervals, in seconds; 0 for none.
+    pub keepalive: u16,
+    /// It has no preshared key. Always true of what is wanted.
     pub is_plain: bool,
+}
+
+/// How long ago the keys between a device and another node were last agreed upon; no time passes where nobody sends.
+///
+/// The kernel (include/net, drivers/net/wireguard/messages.h) agrees anew after 120 s in which packets were sent (`REKEY_AFTER_TIME`), 165 s at the latest
+/// in which they only came, and uses nothing that is older than 180 s (`REJECT_AFTER_TIME`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Session {
+    /// Both ends can send and receive.
+    Live,
+    /// It may be, or the clock was set meanwhile.
+    Uncertain,
+    /// No packet can be on its way in it, and none was sent for a while.
+    Over,
+}
+
+impl Session {
+    /// Returns the state of a session that began, and was looked at, at these times since 1970; it never began at 0.
+    pub fn at(last_handshake: Duration, now: Duration) -> Session {
+        const USED: Duration = Duration::from_secs(180);
+        // A handshake that is late is tried every five seconds (`REKEY_TIMEOUT`).
+        const OVER: Duration = Duration::from_secs(200);
+        match now.checked_sub(last_handshake) {
+            _ if last_handshake.is_zero() => Session::Over,
+            Some(age) if age < USED => Session::Live,
+            Some(age) if age >= OVER => Session::Over,
+            Some(_) | None => Session::Uncertain,
+        }
+    }
 }
 
 impl fmt::Display for PeerKey {
     /// The key and the device: `KEY dev sluice-wg0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev {}", self.key, self.link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_over_when_no_packet_can_be_sent_in_it_and_nothing_is_known_of_the_future() {
+        let now = Duration::from_secs(100_000);
+        for (ago, expected) in
+            [(0, Session::Live), (179, Session::Live), (180, Session::Uncertain), (200, Session::Over)]
+        {
+            assert_eq!(Session::at(now - Duration::from_secs(ago), now), expected, "{ago}");
+        }
+        assert_eq!(Session::at(now + Duration::from_secs(1), now), Session::Uncertain, "the clock was set back");
+        assert_eq!(Session::at(Duration::ZERO, now), Session::Over, "there was none");
     }
 }

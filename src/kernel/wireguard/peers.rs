@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::endpoints::Endpoints;
 use super::wire::{self, FAMILY, FoundPeer, Wanted};
-use super::{Peer, PeerKey};
+use super::{Peer, PeerKey, Session};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Bus, Fault, GenericSocket, Messages, Socket, failed_steps};
@@ -32,6 +32,27 @@ impl Peers {
             devices: devices.into_iter().collect(),
             endpoints: Endpoints::default(),
         })
+    }
+
+    /// Returns the state of the sessions with the peers of the devices that there are.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
+        let mut names = Names::default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut found = BTreeMap::new();
+        for link in self.devices.clone() {
+            if names.number(&self.links, &link).is_none() {
+                continue;
+            }
+            // A later piece of a peer has no time.
+            for peer in self.list(&link)? {
+                let session = Session::at(peer.last_handshake, now);
+                found.entry(PeerKey { link: link.clone(), key: peer.key }).or_insert(session);
+            }
+        }
+        Ok(found)
     }
 
     /// The peers of a device; none where it has gone, or is of another type.
@@ -74,7 +95,7 @@ impl Target for Peers {
             allowed.sort_unstable();
             allowed.dedup();
             let endpoint = self.endpoints.counted(&key, &peer, now);
-            (key, Peer { endpoint, allowed: Arc::from(allowed), is_plain: peer.is_plain })
+            (key, Peer { endpoint, allowed: Arc::from(allowed), keepalive: peer.keepalive, is_plain: peer.is_plain })
         };
         Ok(found.into_iter().map(peer).collect())
     }
@@ -94,7 +115,12 @@ impl Target for Peers {
             }
             match step.want {
                 Some(want) => {
-                    let wanted = Wanted { key: *key, endpoint: want.endpoint, allowed: &want.allowed };
+                    let wanted = Wanted {
+                        key: *key,
+                        endpoint: want.endpoint,
+                        keepalive: want.keepalive,
+                        allowed: &want.allowed,
+                    };
                     let count = wire::set_peer(&mut messages, link, wanted);
                     owners.extend(std::iter::repeat_n(index, count));
                 }
