@@ -13,8 +13,11 @@ impl Peer {
     /// Handles an acceptable OPEN. The consequences depend on the other connection, if there is one.
     pub(super) fn agreed(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
         if let Phase::Established { session, challenger: Some(challenger), .. } = &mut self.phase {
-            // RFC 4724 5: a peer with the R bit set has lost the session.
-            let restarted = agreement.restart.is_some_and(|restart| restart.restarting);
+            // RFC 4724 5: a peer with the R bit set has lost the session. Not where the session began with that bit, too: a peer that comes back dials and is
+            // dialled at once, and the second connection may be of the same start. To replace the session by it would count as a second restart, which ends
+            // what is retained of the first one.
+            let restarting = |agreement: &Agreement| agreement.restart.is_some_and(|restart| restart.restarting);
+            let restarted = restarting(&agreement) && !session.talk().is_some_and(|talk| restarting(&talk.agreement));
             challenger.connection.confirm(agreement, at);
             let session = session.link;
             match restarted {

@@ -197,6 +197,26 @@ fn who_says_that_it_has_restarted_replaces_its_session_at_once() {
 }
 
 #[test]
+fn a_second_connection_of_one_start_ends_no_session_and_drops_nothing_that_was_kept() {
+    let back = Some(GracefulRestart { restarting: true, ..restart() });
+    let mut bench = with(Some(restart()));
+    bench.step(Event::Closed(OURS));
+    bench.pass(2.0);
+    // Dialled as soon as it was there again, while it dials itself.
+    bench.step(Event::Dialled(THIRD));
+    come_back(&mut bench, THIRD, back);
+    bench.step(Event::Accepted(THEIRS));
+    let mut open = their_open();
+    open.capabilities.restart = back;
+    let effects = bench.receive(THEIRS, &message::open(&open));
+    assert_eq!(words(&effects), "KEEPALIVE on third", "the session is tried");
+    assert_eq!(bench.peer.stale(), ALL);
+    // Where it has lost that session this shows at once.
+    let effects = bench.step(Event::Closed(THIRD));
+    assert!(words(&effects).ends_with("KEEPALIVE on theirs"), "{}", words(&effects));
+}
+
+#[test]
 fn our_own_restart_is_said_until_it_is_over() {
     let said = |peer: &mut Peer| {
         let at = Moment { now: Instant::now(), jitter: 0 };
