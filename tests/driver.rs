@@ -3,6 +3,9 @@
 #[path = "driver/asked.rs"]
 mod asked;
 
+#[path = "driver/first_change.rs"]
+mod first_change;
+
 #[path = "driver/health.rs"]
 mod health;
 
@@ -105,7 +108,7 @@ fn what_somebody_takes_away_comes_back_when_the_kernel_tells_of_it() {
             machine.state.addresses.clear();
             machine.state.routes.clear();
         });
-        running.changes.send_replace(Changes { ours: 1, ..Changes::default() });
+        running.changes.send_replace(Changes { ours: 1, local_routes: 1, ..Changes::default() });
         running.until("the device and its routes are back", |state| state.routes == before.routes).await;
     });
 }

@@ -160,7 +160,7 @@ kinds! {
         passages: Passages after Rules,
         policy_rules: PolicyRules after Routes,
         virtuals: Virtuals in BlockMap,
-        routes: Routes in BlockMap after Ours,
+        routes: Routes in BlockMap after LocalRoutes,
     }
     with {
         excluded: Vec<IpNet>,
