@@ -3,8 +3,14 @@
 #[path = "driver/asked.rs"]
 mod asked;
 
+#[path = "driver/first_change.rs"]
+mod first_change;
+
 #[path = "driver/health.rs"]
 mod health;
+
+#[path = "driver/large_change.rs"]
+mod large_change;
 
 #[path = "driver/memory.rs"]
 mod memory;
@@ -64,6 +70,7 @@ const FLAGS: [&str; 2] = ["--enable-ipv6", "--service-cluster-ip-range=10.96.0.0
 struct Running {
     kernel: MemoryKernel,
     world: watch::Sender<World>,
+    clock: Arc<EventClock>,
     changes: watch::Sender<Changes>,
     believed: watch::Sender<Table<IpAddr, ()>>,
     tunnel_ends: watch::Sender<Arc<TunnelEnds>>,
@@ -101,7 +108,7 @@ fn what_somebody_takes_away_comes_back_when_the_kernel_tells_of_it() {
             machine.state.addresses.clear();
             machine.state.routes.clear();
         });
-        running.changes.send_replace(Changes { ours: 1, ..Changes::default() });
+        running.changes.send_replace(Changes { ours: 1, local_routes: 1, ..Changes::default() });
         running.until("the device and its routes are back", |state| state.routes == before.routes).await;
     });
 }
@@ -421,9 +428,10 @@ fn with_config(
     let (ask, questions) = mpsc::channel(1);
     let (ask_audit, audits) = mpsc::channel(1);
     let (registry, health) = (Registry::new("test", "test"), Health::default());
+    let clock = Arc::new(EventClock::new(Instant::now()));
     let inputs = Inputs {
         world: world_in,
-        clock: Arc::new(EventClock::new(Instant::now())),
+        clock: clock.clone(),
         disturbances,
         pulse: health.register("service proxy", Duration::from_secs(60), Instant::now()),
         account: Account::register(&registry, "sluice_proxy").expect("names are registered once"),
@@ -453,6 +461,7 @@ fn with_config(
     let running = Running {
         kernel,
         world,
+        clock,
         changes,
         believed,
         tunnel_ends,

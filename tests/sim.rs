@@ -22,6 +22,8 @@ mod cost;
 mod damage;
 #[path = "sim/flows.rs"]
 mod flows;
+#[path = "sim/portions.rs"]
+mod portions;
 #[path = "sim/routing_address.rs"]
 mod routing_address;
 #[path = "sim/source_ranges.rs"]

@@ -34,8 +34,11 @@ use crate::net::Prefixes;
 /// Numbers of changes by others since the monitor was started. Only differences count.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Changes {
-    /// One of the devices that are ours: itself, its addresses, its routes in the table of local addresses.
+    /// One of the devices that are ours: itself, or its addresses.
     pub ours: u64,
+    /// The routes of those devices in the table of local addresses: others made or deleted one, or some may have gone with their device or with an
+    /// address. A device that has just come had none, and the kernel's own route to an address that is added is no change.
+    pub local_routes: u64,
     /// Another device of this host or its addresses: what [`address::host_addresses`] returns.
     pub host: u64,
     /// The rules of nf_tables, to which iptables belongs in that flavour.
@@ -56,6 +59,8 @@ pub struct Changes {
 pub enum Notice {
     /// [`Changes::ours`].
     Ours,
+    /// [`Changes::local_routes`].
+    LocalRoutes,
     /// [`Changes::rules`].
     Rules,
     /// [`Changes::routes`].
@@ -71,6 +76,7 @@ impl Changes {
     pub fn count(&self, notice: Notice) -> u64 {
         match notice {
             Notice::Ours => self.ours,
+            Notice::LocalRoutes => self.local_routes,
             Notice::Rules => self.rules,
             Notice::Routes => self.routes,
             Notice::Ways => self.ways,
@@ -93,6 +99,7 @@ pub struct Watched {
 
 const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 const DELETE_LINK: u16 = 17;
+const NEW_ROUTE: u16 = 24;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
@@ -165,14 +172,14 @@ impl Monitor {
 
     fn hear_routing(&mut self, changes: &mut Changes) {
         let view = &mut self.view;
-        let heard = self.routing.receive(|answer| {
-            if !own::is_own(Bus::Route, answer.port) {
-                view.note(answer, changes);
-            }
+        let heard = self.routing.receive(|answer| match own::is_own(Bus::Route, answer.port) {
+            true => view.learn(answer),
+            false => view.note(answer, changes),
         });
         let Err(fault) = heard else { return };
         self.note_fault("rtnetlink", fault);
         changes.ours += 1;
+        changes.local_routes += 1;
         changes.host += 1;
         changes.routes += 1;
         changes.ways += 1;
@@ -221,6 +228,18 @@ impl View {
         View { watched, devices: BTreeMap::new() }
     }
 
+    /// Takes over how we have left a device of ours: what somebody else does to it is compared with that. The kernel says of some of our changes that
+    /// they are ours, and of others not (those of a device that comes, since Linux 6.2).
+    fn learn(&mut self, answer: &Answer<'_>) {
+        let Some(device) = link::device(answer).filter(|device| self.watched.ours.contains(&device.name)) else {
+            return;
+        };
+        match answer.kind == DELETE_LINK {
+            true => drop(self.devices.remove(&device.index)),
+            false => drop(self.devices.insert(device.index, device)),
+        }
+    }
+
     fn note(&mut self, answer: &Answer<'_>, changes: &mut Changes) {
         if let Some(device) = link::device(answer) {
             return self.note_device(device, answer.kind == DELETE_LINK, changes);
@@ -234,7 +253,9 @@ impl View {
         }
         if let Some(address::Listed { device: index, address, .. }) = address::address(answer) {
             if self.is_ours(index) {
-                changes.ours += u64::from(!address::is_link_local(address.addr()));
+                let is_told = u64::from(!address::is_link_local(address.addr()));
+                changes.ours += is_told;
+                changes.local_routes += is_told;
             } else {
                 let carries = u64::from(self.devices.get(&index).is_none_or(carries_routes));
                 changes.host += 1;
@@ -245,7 +266,9 @@ impl View {
         }
         let Some(RouteNotification { of, destination, to_host, devices }) = route::told(answer) else { return };
         if of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device)) {
-            changes.ours += 1;
+            // No program asked for it: it comes with an address, of which the kernel tells as well.
+            let comes_with_address = answer.kind == NEW_ROUTE && answer.port == 0;
+            changes.local_routes += u64::from(!comes_with_address);
         }
         let is_ours = self.watched.routes.contains(&of);
         let is_within = |prefixes: &watch::Receiver<Prefixes>| prefixes.borrow().around(destination).is_some();
@@ -280,6 +303,7 @@ impl View {
         }
         if is_ours {
             changes.ours += 1;
+            changes.local_routes += u64::from(may_lack_routes(before.as_ref(), self.devices.get(&index)));
         } else {
             changes.host += 1;
             changes.routes += u64::from(carries_routes);
@@ -297,6 +321,15 @@ const BRIDGE: &str = "bridge";
 /// Returns whether all but the carrier, and the device that it is a port of, is equal.
 fn is_same(one: &Device, other: &Device) -> bool {
     *one == Device { carrier: one.carrier, master: one.master, ..other.clone() }
+}
+
+/// Returns whether a device that was so may have fewer routes as it is now, or others. `before`: `None` where it has just come.
+fn may_lack_routes(before: Option<&Device>, now: Option<&Device>) -> bool {
+    match (before, now) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(before), Some(now)) => before.name != now.name || before.up && !now.up,
+    }
 }
 
 /// Devices of pods come and go all the time, and no route that is watched leads through them.
@@ -318,7 +351,7 @@ mod tests {
             let mut changes = Changes::default();
             let mut view = View::new(Watched { ours: vec![LinkName("ours".into())], ..Watched::default() });
             view.note(&Answer { kind, flags: 0, sequence: 0, port: 0, payload: &payload }, &mut changes);
-            prop_assert!(changes.ours + changes.host <= 1);
+            prop_assert!(changes.ours + changes.host <= 1 && changes.local_routes <= 1);
         }
     }
 
@@ -363,11 +396,15 @@ mod tests {
         };
         let mut changes = Changes::default();
         let mut view = View::new(Watched { ours: vec![LinkName("ours".into())], ..Watched::default() });
-        for (device, gone, told) in
-            [(device(true), false, 1), (device(true), false, 1), (device(false), false, 2), (device(false), true, 3)]
-        {
+        for (device, gone, ours, local_routes) in [
+            (device(true), false, 1, 0),
+            (device(true), false, 1, 0),
+            (device(false), false, 2, 1),
+            (device(true), false, 3, 1),
+            (device(true), true, 4, 2),
+        ] {
             view.note_device(device, gone, &mut changes);
-            assert_eq!(changes, Changes { ours: told, ..Changes::default() });
+            assert_eq!(changes, Changes { ours, local_routes, ..Changes::default() });
         }
     }
 }

@@ -20,10 +20,12 @@
 //! two is used and desired, and the latter changes in one transaction. What a run with the other one left stays in force, and says which virtual services are ours, until
 //! all that replaces it is in place ([`Kernel::remove_abandoned`]).
 
+mod backlog;
 mod dsr;
 mod elements;
 mod former_mode;
 mod looks;
+mod once;
 mod ownership;
 mod packet_marks;
 mod standing;
@@ -57,6 +59,8 @@ use crate::packed::BlockMap;
 use crate::reconcile::{Course, Found, Growth, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
+use self::backlog::Backlog;
+pub use self::backlog::PORTION;
 use self::elements::{TableLimits, drops_clients};
 pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
@@ -156,7 +160,7 @@ kinds! {
         passages: Passages after Rules,
         policy_rules: PolicyRules after Routes,
         virtuals: Virtuals in BlockMap,
-        routes: Routes in BlockMap after Ours,
+        routes: Routes in BlockMap after LocalRoutes,
     }
     with {
         excluded: Vec<IpNet>,
@@ -175,6 +179,8 @@ kinds! {
         seen_marks: BTreeSet<ServiceKey>,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
+        /// Changes of destinations that wait for their turn.
+        backlog: Backlog,
         /// Number of changes of desired virtual services.
         marks: u64,
         /// State of marks, elements and virtual services for which ownership was last passed on.
@@ -191,6 +197,8 @@ pub struct ProxyRound {
     pub steps: u64,
     /// Result of deleting stale UDP conntrack entries, where it was tried.
     pub flows: Option<Forgetting>,
+    /// Some of what was marked since the last round waits for its turn.
+    pub puts_off: bool,
 }
 
 impl<K: Kernel> Mirrors<K> {
@@ -214,14 +222,15 @@ impl<K: Kernel> Mirrors<K> {
         changed.table.iter().for_each(|key| self.table.mark(key.clone()));
         changed.passages.iter().for_each(|key| self.passages.mark(*key));
         changed.virtuals.iter().for_each(|key| self.virtuals.mark(*key));
+        self.backlog.mark(&changed.virtuals);
         changed.policy_rules.iter().for_each(|key| self.policy_rules.mark(*key));
         changed.routes.iter().for_each(|key| self.routes.mark(key.clone()));
         changed.virtuals.iter().for_each(|key| self.udp.mark(*key));
         self.marks += u64::from(!changed.virtuals.is_empty());
     }
 
-    /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed.
-    pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> ProxyRound {
+    /// Grows as far as `authority` allows, then shrinks where that is allowed.
+    fn grow_and_shrink(&mut self, desired: &Desired, authority: Authority, at: Moment) -> ProxyRound {
         let growth = match authority {
             Authority::Nothing => return ProxyRound::default(),
             Authority::Remembered => Growth::OnlyMissing,
@@ -293,7 +302,7 @@ impl<K: Kernel> Mirrors<K> {
         self.note_marks();
         let flows = self.forget_flows(desired, at);
         self.tell_ownership_after_many_changes(desired);
-        ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows }
+        ProxyRound { virtuals: changed.len(), steps: self.steps_done() - before, flows, puts_off: false }
     }
 
     /// The shrinking half of a round. Returns the virtual services that were changed or deleted.
@@ -381,29 +390,6 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
         self.first_retry().into_iter().chain(self.udp.retry_at()).min()
-    }
-
-    /// Keeps in memory once what is as desired.
-    pub fn share(&mut self, desired: &Desired) {
-        self.elements.share(&desired.elements);
-        self.table.share(&desired.table);
-        self.virtuals.share(&desired.virtuals);
-        self.routes.share(&desired.routes);
-        // Else the maps that were passed on would keep what nothing else holds any longer.
-        if self.told_for.is_some() && self.marks().are_known() {
-            self.tell_ownership(desired);
-        }
-    }
-
-    /// Returns the large kinds of which what is desired and what was last seen are two pieces of memory, by their names.
-    pub fn standing_twice(&self, desired: &Desired) -> Vec<&'static str> {
-        let once = [
-            (self.elements.name(), self.elements.seen().is_none_or(|seen| seen.is_one_with(&desired.elements))),
-            (self.table.name(), self.table.seen().is_none_or(|seen| seen.is_one_with(&desired.table))),
-            (self.virtuals.name(), self.virtuals.seen().is_none_or(|seen| seen.is_one_with(&desired.virtuals))),
-            (self.routes.name(), self.routes.seen().is_none_or(|seen| seen.is_one_with(&desired.routes))),
-        ];
-        once.into_iter().filter(|(_, is_once)| !is_once).map(|(name, _)| name).collect()
     }
 
     /// Returns whether all kinds are known to be as desired and no conntrack entries are left to be deleted.

@@ -22,8 +22,9 @@ use crate::subsystem::{
     self, Context, FirstSync, Inputs, Kinds as _, LookedAt, OthersCommands, Standing, Subsystem, Times,
 };
 
+use self::behind::Behind;
 use self::caution::Caution;
-use super::apply::{Kernel, Mirrors, ProxyRound, Targets};
+use super::apply::{Kernel, Mirrors, PORTION, ProxyRound, Targets};
 use super::desired::ProxyChanges;
 use super::dsr::TunnelEnds;
 use super::explain::serve::{Formatting, Sources};
@@ -37,6 +38,7 @@ use super::udp_flows::Forgetting;
 use super::unallocated::Judged;
 use super::unjudged::driver::FirewallWaits;
 
+mod behind;
 mod caution;
 
 /// Inputs and outputs of the service proxy besides those of every subsystem.
@@ -93,6 +95,7 @@ pub struct Driver<K: Kernel> {
     /// Whether others' IPVS commands are counted, or why not, as last logged.
     commands_counted: Option<Result<(), String>>,
     health_checks_changed: bool,
+    behind: Behind,
     pending: Pending,
     formatting: Formatting,
 }
@@ -122,6 +125,7 @@ impl<K: Kernel> Driver<K> {
             flows_stay: FlowsStay::default(),
             commands_counted: None,
             health_checks_changed: false,
+            behind: Behind::default(),
             pending: Pending::default(),
             formatting: Formatting::default(),
             config,
@@ -284,7 +288,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
     fn deadline(&self) -> Option<Instant> {
         let due =
             [self.mirrors.retry_at(), self.plan.deadline(), self.pending.deadline(), self.context.firewall.deadline()];
-        due.into_iter().flatten().min()
+        let at_once = self.behind.last_round.filter(|_| self.mirrors.goes_on());
+        due.into_iter().chain([at_once]).flatten().min()
     }
 
     /// Reads the addresses that routers may still send traffic for, and how far the firewall has come.
@@ -360,6 +365,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         self.mirrors.hold_back(self.context.firewall.waiting());
         let round = self.mirrors.round(self.plan.desired(), authority, at);
+        self.behind.last_round = Some(at.now);
         if let Some(flows) = &round.flows {
             self.tell_flows(flows);
         }
@@ -375,7 +381,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match notice {
             Notice::Rules => self.mirrors.look_for_host_chains(),
             Notice::Ports => self.mirrors.look_at_ports(),
-            Notice::Ours | Notice::Routes | Notice::Ways => {}
+            Notice::Ours | Notice::LocalRoutes | Notice::Routes | Notice::Ways => {}
         }
     }
 
@@ -396,10 +402,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn count(&mut self, round: ProxyRound, steps: u64, times: &Times) {
+        let Times { seen, begun, computed, done } = *times;
+        let seen = self.behind.done_since(seen, round.puts_off, self.mirrors.goes_on());
         if steps == 0 {
             return;
         }
-        let Times { seen, begun, computed, done } = *times;
         self.context.metrics.observe_round(done - begun);
         if let Some(seen) = seen {
             self.context.metrics.programming.observe((done - seen).as_secs_f64());
@@ -480,6 +487,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             let pending = self.pending.services();
             self.context.health_checks.send_replace(HealthChecks { pending, ..self.plan.health_checks() });
         }
+        self.mirrors.bound_rounds(standing.synced.then_some(PORTION));
         let serves = standing.synced && !self.mirrors.lacks_held_back(self.plan.desired());
         self.context.served.send_if_modified(|served| serves && !std::mem::replace(served, true));
         standing.synced

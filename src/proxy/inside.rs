@@ -13,6 +13,12 @@
 //! because the end of an IPVS connection deletes its entry. So they are no way in for a segment of an unknown connection either, which IPVS
 //! schedules while `vs/sloppy_tcp` is set (`settings`): it counts as new here. UDP has no end of connection, and its packets would be sent to another endpoint.
 //!
+//! Not by marks, which packets of pods and of the node could get, with virtual services of their own for these: every such address would be two virtual
+//! services with all their destinations, and two tables of clients with session affinity; its mark would have to be another than those of
+//! other programs, in all 32 bits, and be given by a rule or an element for each port, by which a process without memory knows the virtual
+//! service as ours; and what arrives with the mark of a Service could not get it from somebody else. Packets are dropped by one rule and one set in place of all that. What marks would give besides, all
+//! endpoints for clients on a node that has a local one, costs those clients a way to another node, and nothing asks for it.
+//!
 //! Clients on this node are known by the node's pod ranges. Where these are not known, its pods could not be told from others, and
 //! such an address is left out: packets for it go where routing says.
 //!

@@ -11,6 +11,7 @@ mod growing;
 mod inspected;
 mod kept;
 mod portions;
+mod postponed;
 mod reflection;
 mod transaction;
 
@@ -72,6 +73,8 @@ pub struct Mirror<T: Target, S = PackedMap<<T as Target>::Key, <T as Target>::Va
     /// Last seen state; `None` before the first read and after a failed one.
     seen: Option<S>,
     dirty: Dirty<T::Key>,
+    /// Keys that are dirty and that no round looks at for now. None of them is among the dirty ones.
+    postponed: BTreeSet<T::Key>,
     /// Keys whose last step failed. They are read back, when the delay is over, before they are compared.
     doubtful: BTreeSet<T::Key>,
     /// Keys whose last step failed, with the half of a round in which it did. They stay here while they are tried
@@ -133,6 +136,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             target,
             seen: None,
             dirty: Dirty::All,
+            postponed: BTreeSet::new(),
             doubtful: BTreeSet::new(),
             failing: BTreeMap::new(),
             forgotten: BTreeSet::new(),
@@ -146,6 +150,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Marks this key as possibly desired differently.
     pub fn mark(&mut self, key: T::Key) {
+        self.postponed.remove(&key);
         if let Dirty::Keys(keys) = &mut self.dirty {
             keys.insert(key);
         }
@@ -153,6 +158,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Marks everything as possibly desired differently.
     pub fn mark_all(&mut self) {
+        self.postponed.clear();
         self.dirty = Dirty::All;
     }
 
@@ -170,7 +176,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.seen.as_ref().map(S::form)
     }
 
-    /// Returns the keys whose objects may differ from what is desired, in doubt or not; `None` if any may.
+    /// Returns the keys whose objects may differ from what is desired, in doubt or not, beside those [postponed](Mirror::postponed); `None` if any may.
     pub fn unsettled(&self) -> Option<&BTreeSet<T::Key>> {
         match &self.dirty {
             Dirty::Keys(keys) if self.seen.is_some() => Some(keys),
@@ -307,7 +313,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             match self.target.read() {
                 Ok(found) => {
                     self.seen = Some(found.into());
-                    self.dirty = Dirty::All;
+                    self.mark_all();
                     self.doubtful.clear();
                     self.forgotten.clear();
                     self.backoff.tried();

@@ -97,7 +97,15 @@ impl<S: Subsystem> Loop<S> {
 
     /// Waits until something is to be done; returns false when the loop has to end.
     async fn wait(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
-        let deadline = tokio::time::Instant::from_std(self.deadline(Instant::now()));
+        let now = Instant::now();
+        let due = self.deadline(now);
+        let pause = async {
+            match due > now {
+                true => tokio::time::sleep_until(due.into()).await,
+                // The clock's timers would take a millisecond.
+                false => tokio::task::yield_now().await,
+            }
+        };
         let news = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return false,
@@ -115,7 +123,7 @@ impl<S: Subsystem> Loop<S> {
                 self.inputs.disturbances.mark_changed();
                 return true;
             }
-            () = tokio::time::sleep_until(deadline) => return true,
+            () = pause => return true,
         };
         let Inputs { world, account, .. } = &self.inputs;
         let context = Context { world, authority: self.authority, account };

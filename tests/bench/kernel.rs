@@ -2,7 +2,7 @@
 //! `docs/dependencies.md`.
 //!
 //! `cargo bench --bench kernel [-- PART...]`, as root; parts: routes, elements, ten, rules, ipvs, memory, looks,
-//! tables. Each part works in a network namespace of its own. The ways of one part take turns, and the best of each
+//! tables, inside. Each part works in a network namespace of its own. The ways of one part take turns, and the best of each
 //! counts, so that whatever else the machine does hits all of them. A ratio says how many times as fast as the first
 //! way of its part.
 //!
@@ -16,6 +16,8 @@ mod namespace;
 
 #[path = "kernel/elements.rs"]
 mod elements;
+#[path = "kernel/inside.rs"]
+mod inside;
 #[path = "kernel/ipvs.rs"]
 mod ipvs;
 #[path = "kernel/looks.rs"]
@@ -36,7 +38,7 @@ use std::process::ExitCode;
 /// A part's name and what it does; it fails with the reason why it cannot run here.
 type Part = (&'static str, fn() -> Result<(), String>);
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("routes", routes::measure),
     ("elements", elements::many),
     ("ten", elements::ten),
@@ -45,6 +47,7 @@ const PARTS: [Part; 8] = [
     ("memory", memory::measure),
     ("looks", looks::measure),
     ("tables", tables::measure),
+    ("inside", inside::measure),
 ];
 
 fn main() -> ExitCode {

@@ -242,7 +242,7 @@ fn what_is_missing_beside_a_virtual_service_is_named() {
             machine.state.routes.retain(|key, _| key.destination.addr() != address("10.96.0.9"));
             machine.faults.steps = 100;
         });
-        running.changes.send_replace(Changes { ours: 1, ..Changes::default() });
+        running.changes.send_replace(Changes { local_routes: 1, ..Changes::default() });
         let mut text = String::new();
         for _ in 0..500 {
             text = asked(&socket, "10.96.0.9", None).await.1;

@@ -111,7 +111,7 @@ fn a_kernel_that_cannot_be_read_at_the_start_has_nothing_and_one_that_could_be_r
         running.checked(1, &[]).await;
         running.refuses(false, true);
         for ours in 1..4 {
-            running.changes.send_replace(Changes { ours, rules: ours, ..Changes::default() });
+            running.changes.send_replace(Changes { ours, local_routes: ours, rules: ours, ..Changes::default() });
             running.stays_in_place().await;
         }
         running.refuses(false, false);

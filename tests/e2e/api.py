@@ -199,6 +199,25 @@ def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_thos
             expect.soon(lambda: not [k for k in kernel.ipvs(i) if k[1] in ours], 30, f"node {i} still serves it")
 
 
+def external_addresses_inside_a_service_cidr_are_served_before_it_comes_and_after_it_went_and_not_between(bed):
+    inside, beside = "198.51.100.91", "198.51.100.100"
+    with expect.service(bed, "strict", external_ips=[inside, beside]) as s:
+        def served(address):
+            return [i for i in bed.agents if ("TCP", address, 80) in kernel.ipvs(i)]
+        for address in (inside, beside):
+            expect.soon(lambda: served(address) == list(bed.agents), 30, address, "is not served:", served(address))
+        bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "around"},
+                                   "spec": {"cidrs": ["198.51.100.88/29"]}})
+        try:
+            expect.soon(lambda: not served(inside), 30, inside, "is a cluster IP now, and still served:", served(inside))
+            expect.that(served(beside) == list(bed.agents), beside, "is in no such range:", served(beside))
+            expect.share("n1p2", s.address(), 80, PODS)
+        finally:
+            bed.source.api.delete(f"{CIDRS}/around")
+        expect.soon(lambda: served(inside) == list(bed.agents), 60, inside, "is not served again:", served(inside))
+        expect.share("n1p2", inside, 80, PODS)
+
+
 def _refused(agent, since=0):
     return [line for line in agent.text(since).splitlines() if "forbidden" in line.lower() or "(403)" in line]
 

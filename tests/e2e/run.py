@@ -47,7 +47,7 @@ LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the
 # its own there: these modules and tests.
 WITH_IPTABLES = ["exposure", "host_input", "refused_packets_are_named_with_their_pods_and_the_policy_or_the_cluster_wide_one_that_refuses_them", "guard", "masquerade", "hairpin", "source_ranges",
                  "clients_are_served_from_their_own_zone", "each_node_says_how_many_endpoints_it_has_and_clients_of_those_it_names_are_answered",
-                 "policies_change_and_change_back", "a_service_is_explained_with_its_endpoints_and_connections_in_both_families",
+                 "where_no_endpoint_is_external_policy_local_serves_clients_on_the_node_from_all_and_no_others", "policies_change_and_change_back", "a_service_is_explained_with_its_endpoints_and_connections_in_both_families",
                  "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 

@@ -36,6 +36,9 @@ pub struct Agent {
     /// The newest World's number, and that of the newest one that the firewall has judged. Both stay 0 where it is not to be waited for.
     worlds: Worlds,
     pub waits_for_firewall: bool,
+    /// Commands about destinations that a round gives at most once everything was done; `None` for all.
+    pub portion: Option<usize>,
+    has_settled: bool,
 }
 
 impl Agent {
@@ -50,6 +53,8 @@ impl Agent {
             unjudged: Unjudged::default(),
             worlds: Worlds { number: 0, judged: 0 },
             waits_for_firewall: false,
+            portion: None,
+            has_settled: false,
         }
     }
 
@@ -132,7 +137,9 @@ impl Agent {
             self.adopt_marks(at);
         }
         self.mirrors.hold_back(self.unjudged.waiting());
+        self.mirrors.bound_rounds(self.portion.filter(|_| self.has_settled));
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
+        self.has_settled |= self.mirrors.is_settled();
         if self.authority == Authority::Complete && !self.cleared && self.mirrors.replaces_abandoned() {
             self.cleared = true;
             self.mirrors.remove_abandoned();

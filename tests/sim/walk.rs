@@ -49,6 +49,8 @@ pub struct Walk {
     remembered: World,
     /// Decides how far the firewall comes, where it has to be waited for.
     firewall: Option<Random>,
+    /// Commands about destinations that a round gives at most, as in [`Agent::portion`].
+    portion: Option<usize>,
     /// Whether a failure was injected, or something was damaged, since all was last well: until then the kernel may
     /// refuse something.
     disturbed: bool,
@@ -70,6 +72,8 @@ pub struct Counts {
     pub released_when_idle: u64,
     /// Rounds in which endpoints waited for the firewall.
     pub held_back: u64,
+    /// Rounds that left something to the next one.
+    pub gone_on: u64,
     pub by_authority: BTreeMap<String, u64>,
 }
 
@@ -85,6 +89,7 @@ impl Counts {
         self.flows_forgotten += other.flows_forgotten;
         self.released_when_idle += other.released_when_idle;
         self.held_back += other.held_back;
+        self.gone_on += other.gone_on;
         for (authority, rounds) in &other.by_authority {
             *self.by_authority.entry(authority.clone()).or_default() += rounds;
         }
@@ -104,6 +109,7 @@ impl Counts {
             self.cleanups,
             self.flows_forgotten,
             self.released_when_idle,
+            self.gone_on,
         ];
         assert!(
             all.iter().all(|count| *count > 0) && self.by_authority.len() == 4,
@@ -125,11 +131,16 @@ impl Walk {
             machine.observer = Some(Box::new(move |state, object| observer.acted(state, object)));
         });
         let (config, families) = configuration(&mut random);
-        let agent = Agent::start(&kernel, &config, families);
+        // Of its own, so that a seed's history stays what it was.
+        let mut of_portions = Random::new(!seed);
+        let portion = of_portions.chance(50).then(|| 1 + of_portions.below(4));
+        let mut agent = Agent::start(&kernel, &config, families);
+        agent.portion = portion;
         Walk {
             world: generate::empty_world(),
             remembered: generate::empty_world(),
             firewall: None,
+            portion,
             random,
             kernel,
             watch,
@@ -288,6 +299,7 @@ impl Walk {
         self.watch.begin(&state, &foreign, self.agent.desired(), self.agent.authority);
         self.watch.hold_back(held, &self.agent.desired().marked);
         let round = self.agent.round(at);
+        self.counts.gone_on += u64::from(self.agent.mirrors.goes_on());
         if let Some(flows) = &round.flows {
             self.counts.flows_forgotten += flows.forgotten as u64;
         }
@@ -405,6 +417,7 @@ impl Walk {
         }
         self.agent = Agent::start(&self.kernel, &self.config, self.families);
         self.agent.waits_for_firewall = self.firewall.is_some();
+        self.agent.portion = self.portion;
         self.tell("the program starts again");
         if complete && self.random.chance(70) {
             self.world.authority.proxy = Authority::Complete;
@@ -477,9 +490,20 @@ impl Walk {
             self.clock.pass_until(self.agent.mirrors.retry_at());
             self.agent.expire(self.clock.now);
             self.round();
+            self.go_on();
             if self.agent.mirrors.is_settled() {
                 break;
             }
+        }
+    }
+
+    /// Makes the rounds that follow each other at once.
+    fn go_on(&mut self) {
+        let mut rounds = 0;
+        while self.agent.mirrors.goes_on() {
+            rounds += 1;
+            assert!(rounds < 1000, "it never comes to an end");
+            self.round();
         }
     }
 

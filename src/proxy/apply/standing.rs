@@ -191,9 +191,10 @@ impl<K: Kernel> Mirrors<K> {
             return None;
         }
         let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);
+        let virtuals = virtuals.iter().chain(self.virtuals.postponed());
         let addresses = routes.iter().map(|route| route.destination.addr());
         let of_routes = addresses.flat_map(|address| desired.virtuals_on(address)).map(|(port, _)| port);
-        Some(virtuals.iter().filter_map(|key| desired.port_of(key)).chain(of_routes).collect())
+        Some(virtuals.filter_map(|key| desired.port_of(key)).chain(of_routes).collect())
     }
 }
 

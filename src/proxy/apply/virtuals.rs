@@ -106,6 +106,8 @@ impl<K: Kernel> Mirrors<K> {
         let tunnels = LazyCell::new(|| Tunnels::seen(&marks, &self.rules, self.marked_elsewhere.as_ref()));
         let (routes, keeps_marked) = (&self.routes, self.lacks_rules);
         let is_known = |key: &ServiceKey| !keeps_marked || matches!(key, ServiceKey::Address { .. });
+        let backlog = &self.backlog;
+        let may_lessen = |key: &ServiceKey| is_known(key) && !backlog.keeps_former(key);
         let may_go = |key: &ServiceKey, seen: &BlockMap<ServiceKey, Virtual>| {
             let is_free = |address: IpAddr| {
                 let mut others = desired.virtuals_on(address).map(|(port, _)| desired.kernel_key(&port));
@@ -115,7 +117,7 @@ impl<K: Kernel> Mirrors<K> {
             };
             is_known(key) && tunnels.lets_go(desired, seen, key) && tunnels.addresses_of(key).into_iter().all(is_free)
         };
-        let gone = self.virtuals.shrink_those(&for_now, at, may_go, is_known);
+        let gone = self.virtuals.shrink_those(&for_now, at, may_go, may_lessen);
         self.mark_held_back(desired);
         gone
     }

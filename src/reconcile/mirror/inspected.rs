@@ -122,7 +122,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             noted.note(|| Difference { object: key.to_string(), state, desired: None, seen: None });
         }
         if let Dirty::Keys(keys) = &self.dirty {
-            noted.inspected.waiting = keys.iter().filter(|key| !failed.contains(key)).count();
+            noted.inspected.waiting = keys.iter().chain(&self.postponed).filter(|key| !failed.contains(key)).count();
         }
     }
 
@@ -161,7 +161,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             // What is desired has not been compared with what was seen; what others did since is found all the same.
             Dirty::All => false,
         };
-        is_dirty || self.doubtful.contains(key)
+        is_dirty || self.postponed.contains(key) || self.doubtful.contains(key)
     }
 }
 

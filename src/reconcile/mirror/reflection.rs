@@ -33,7 +33,8 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
 
     /// Returns whether the kernel is known to hold what was desired in the last round.
     fn is_settled(&self) -> bool {
-        matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty()) && self.seen.is_some()
+        let is_clean = matches!(&self.dirty, Dirty::Keys(keys) if keys.is_empty());
+        is_clean && self.postponed.is_empty() && self.seen.is_some()
     }
 
     /// The present trouble; `None` while all is well.
@@ -60,7 +61,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
     fn forget(&mut self) {
         self.forgotten.extend(self.seen.take().into_iter().flat_map(S::into_keys));
         self.forgotten.append(&mut self.doubtful);
-        self.dirty = Dirty::All;
+        self.mark_all();
         self.audit_from = None;
     }
 

@@ -1,6 +1,7 @@
 //! The mirror on a shelf of jars: each key holds a set of letters, which grow and shrink.
 
 mod audited;
+mod postponed;
 
 use std::time::Duration;
 

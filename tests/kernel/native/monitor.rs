@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use sluice::kernel::Name;
+use sluice::kernel::address::{AddressKey, Addresses, KEEPER};
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
-use sluice::kernel::link::LinkName;
+use sluice::kernel::link::{Link, LinkKind, LinkName, Links};
 use sluice::kernel::monitor::{Changes, Monitor, Watched, start};
 use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
 use sluice::kernel::route::{
@@ -106,25 +107,47 @@ fn routes_of_others_within_watched_prefixes_are_told_and_those_beside_them_are_n
 fn changes_of_our_device_its_addresses_and_its_local_routes_are_told() {
     in_new(|| {
         let changes = monitor();
-        for command in [
-            "ip route add local 10.96.0.1 dev ours table local",
-            "ip -6 route add local fd00:10:96::1 dev ours table local",
-            "ip route del local 10.96.0.1 dev ours table local",
-            "ip -6 route del local fd00:10:96::1 dev ours table local",
-            "ip address add 10.96.0.2/32 dev ours",
-            "ip address del 10.96.0.2/32 dev ours",
-            "ip address add fd00:10:96::2/128 dev ours nodad",
-            "ip link set ours down",
-            "ip link set ours name away",
-            "ip link set away name ours",
-            "ip link set ours up",
-            "ip link del ours",
+        let mut before = quiet(&changes);
+        // Whether the device is told of, and whether its local routes are.
+        for (command, ours, local_routes) in [
+            ("ip route add local 10.96.0.1 dev ours table local", false, true),
+            ("ip -6 route add local fd00:10:96::1 dev ours table local", false, true),
+            ("ip route del local 10.96.0.1 dev ours table local", false, true),
+            ("ip -6 route del local fd00:10:96::1 dev ours table local", false, true),
+            ("ip address add 10.96.0.2/32 dev ours", true, true),
+            ("ip address del 10.96.0.2/32 dev ours", true, true),
+            ("ip address add fd00:10:96::2/128 dev ours nodad", true, true),
+            ("ip link set ours down", true, true),
+            ("ip link set ours name away", true, true),
+            ("ip link set away name ours", true, true),
+            ("ip link set ours up", true, false),
+            ("ip link del ours", true, true),
         ] {
-            let before = quiet(&changes);
             run(command);
-            let now = until(&changes, |now| now.ours > before.ours);
-            assert_eq!(now.rules, before.rules, "{command}");
+            until(&changes, |now| now.ours + now.local_routes > before.ours + before.local_routes);
+            let now = quiet(&changes);
+            let told = (now.ours > before.ours, now.local_routes > before.local_routes, now.rules);
+            assert_eq!(told, (ours, local_routes, before.rules), "{command}");
+            before = now;
         }
+    });
+}
+
+#[test]
+fn our_device_that_comes_with_its_address_gives_no_reason_to_compare_local_routes_and_what_is_done_to_it_then_does() {
+    in_new(|| {
+        let changes = start(watched()).expect("a monitor");
+        let before = quiet(&changes);
+        let (ours, at) = (LinkName("ours".into()), moment());
+        let mut links = Mirror::<Links>::new(Links::open([ours.clone()]).expect("sockets"));
+        let link = Link { kind: LinkKind::Dummy, up: true };
+        assert_eq!(links.grow(&BTreeMap::from([(ours.clone(), link)]), Growth::Full, at).len(), 1);
+        let mut addresses = Mirror::<Addresses>::new(Addresses::open([ours.clone()]).expect("sockets"));
+        let keeper = AddressKey { link: ours.clone(), address: KEEPER };
+        assert_eq!(addresses.grow(&BTreeMap::from([(keeper, ())]), Growth::Full, at).len(), 1);
+        assert_eq!(quiet(&changes).local_routes, before.local_routes);
+        run("ip link set ours down");
+        until(&changes, |now| now.local_routes > before.local_routes && now.ours > before.ours);
     });
 }
 
@@ -233,8 +256,8 @@ fn our_own_changes_are_not_told() {
         let delete: Vec<_> = wanted.iter().map(|(key, have)| Step { key, have: Some(have), want: None }).collect();
         assert!(routes.apply(Phase::Shrink, &delete).is_empty());
         run("ip route add local 10.97.0.1 dev ours table local");
-        let now = until(&changes, |now| now.ours > before.ours);
-        assert_eq!(now, Changes { ours: before.ours + 1, ..before });
+        let now = until(&changes, |now| now.local_routes > before.local_routes);
+        assert_eq!(now, Changes { local_routes: before.local_routes + 1, ..before });
     });
 }
 
@@ -299,8 +322,14 @@ fn after_an_overrun_everything_is_told() {
             messages.begin(24, flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 });
-        assert_eq!(monitor.hear(), Changes { ours: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 });
+        assert_eq!(
+            monitor.hear(),
+            Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 }
+        );
+        assert_eq!(
+            monitor.hear(),
+            Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 }
+        );
         run("ip link add more type bridge");
         assert!(monitor.hear().host > 1, "it goes on listening");
     });

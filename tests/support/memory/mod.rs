@@ -69,6 +69,8 @@ pub struct Machine {
     pub abandoned_removed: u32,
     /// How many acts were performed.
     pub acts: u64,
+    /// How many objects were read, by the names of their kinds.
+    pub read: BTreeMap<&'static str, usize>,
     /// Steps that the kernel refused by its own rules, not by an injected fault.
     pub refused: Vec<String>,
     /// The tables of frames, by the names of their kinds.
@@ -173,6 +175,7 @@ impl MemoryKernel {
             router_backend: None,
             abandoned_removed: 0,
             acts: 0,
+            read: BTreeMap::new(),
             refused: Vec::new(),
             frames: BTreeMap::new(),
             frames_fail: false,
@@ -458,8 +461,10 @@ impl<F: Rows> Target for Memory<F> {
     fn read(&mut self) -> Result<BTreeMap<F::Key, F::Value>, Error> {
         self.readable()?;
         Ok(self.machine.with(|machine| {
-            let rows = F::rows(&mut machine.state).iter();
-            rows.filter(|(key, value)| (self.ours)(key, value)).map(|(k, v)| (k.clone(), v.clone())).collect()
+            let rows = F::rows(&mut machine.state).iter().filter(|(key, value)| (self.ours)(key, value));
+            let found: BTreeMap<F::Key, F::Value> = rows.map(|(k, v)| (k.clone(), v.clone())).collect();
+            *machine.read.entry(F::NAME).or_default() += found.len();
+            found
         }))
     }
 
