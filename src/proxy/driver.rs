@@ -375,7 +375,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match notice {
             Notice::Rules => self.mirrors.look_for_host_chains(),
             Notice::Ports => self.mirrors.look_at_ports(),
-            Notice::Ours | Notice::Routes | Notice::Ways => {}
+            Notice::Ours | Notice::Routes | Notice::RoutingRules | Notice::Ways => {}
         }
     }
 
