@@ -58,7 +58,7 @@ use crate::observe::local::Answerers;
 use crate::observe::metrics::Registry;
 use crate::observe::recent::Recent;
 use crate::pod_tunnels::places::Announced;
-use crate::proxy::names::{BRIDGE, DEVICE};
+use crate::proxy::names::{BRIDGE, DEVICE, DSR_TABLE, EMPTY_TABLE};
 use crate::router;
 use crate::router::drain::ClientLook;
 use crate::router::explain::serve::Inquiry;
@@ -329,7 +329,12 @@ fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Rec
     let (pod_ranges, prefixes) = watch::channel(Prefixes::default());
     let routes = config.router.as_ref().map(|_| router::linux::learned_routes().to_vec()).unwrap_or_default();
     let bridges = config.proxy.as_ref().map(|_| vec![LinkName(BRIDGE.into())]).unwrap_or_default();
-    let watched = Watched { ours: vec![LinkName(DEVICE.into())], routes, bridges, prefixes: Some(prefixes) };
+    let tables = config.proxy.as_ref().map(|_| vec![DSR_TABLE.table]).unwrap_or_default();
+    let of_proxy = config.proxy.as_ref().map(|_| [DSR_TABLE, EMPTY_TABLE].map(|place| place.table));
+    let of_router = config.router.as_ref().map(|_| router::names::TUNNEL_TABLE);
+    let led_to = of_proxy.into_iter().flatten().chain(of_router).collect();
+    let ours = vec![LinkName(DEVICE.into())];
+    let watched = Watched { ours, routes, tables, led_to, bridges, prefixes: Some(prefixes) };
     Ok((pod_ranges, monitor::start(watched)?))
 }
 

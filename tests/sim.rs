@@ -107,6 +107,11 @@ fn what_kube_router_left_is_taken_over_and_no_connection_ends() {
 }
 
 #[test]
+fn a_cleanup_leaves_nothing_of_kube_routers_direct_server_return() {
+    (0..20).for_each(|seed| Walk::new(seed).cleans_up_behind_kube_router());
+}
+
+#[test]
 fn the_other_backend_takes_over_and_no_connection_ends() {
     for seed in 0..10 {
         let [iptables, nftables] = BACKENDS;

@@ -22,7 +22,7 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
     }
     if config.firewall.is_some() {
         wanted.extend([Wanted::Pods, Wanted::Namespaces, Wanted::NetworkPolicies, Wanted::ClusterNetworkPolicies]);
-    } else if config.proxy.as_ref().is_some_and(|proxy| proxy.tunnel_mode) {
+    } else if config.proxy.is_some() && config.serves_through_tunnels() {
         // They say whose pods get service addresses (direct server return).
         wanted.push(Wanted::Pods);
     }

@@ -118,16 +118,24 @@ fn is_dsr(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> bo
     true
 }
 
-/// Warns of annotations of a Service that look like ours and are none.
+/// Warns of annotations of a Service that look like ours and are none: whatever begins as ours do, and what is not far from one of ours where the
+/// letters that differ are in front. Anything else is somebody else's, also in the domain, where there are annotations of other objects.
 fn warn_of_unknown(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) {
-    let ours = annotations.range(SERVICE_PREFIX.to_owned()..).map(|(key, _)| key);
-    let ours = ours.take_while(|key| key.starts_with(SERVICE_PREFIX));
     let known = || TABLE.iter().filter(|row| row.on == On::Service).map(|row| row.key);
-    // An object may have thousands of annotations, and is read again at each change.
-    for key in ours.filter(|key| known().all(|known| known != *key)).take(UNKNOWN_KEYS) {
+    let meant = |key: &str| {
         let near = known().filter(|known| known.len().abs_diff(key.len()) <= NEAR);
-        let nearest = near.map(|known| (distance(key, known), known)).min().filter(|(far, _)| *far <= NEAR);
-        let meant = nearest.map(|(_, known)| format!("; {known} may be meant")).unwrap_or_default();
+        near.map(|known| (distance(key, known), known)).min().filter(|(far, _)| *far <= NEAR).map(|(_, known)| known)
+    };
+    let begins_so = |key: &&String| key.starts_with(SERVICE_PREFIX);
+    let ours = annotations.range(SERVICE_PREFIX.to_owned()..).map(|(key, _)| key).take_while(begins_so);
+    // An object may have thousands of annotations, and is read again at each change.
+    let unknown = ours.filter(|key| known().all(|known| known != *key)).take(UNKNOWN_KEYS);
+    let mut named: Vec<(&String, Option<&str>)> = unknown.map(|key| (key, meant(key))).collect();
+    let others = annotations.keys().filter(|key| !begins_so(key) && key.contains(WORD)).take(COMPARED_KEYS);
+    let others = others.filter_map(|key| Some((key, Some(meant(key)?))));
+    named.extend(others.take(UNKNOWN_KEYS.saturating_sub(named.len())));
+    for (key, meant) in named {
+        let meant = meant.map(|known| format!("; {known} may be meant")).unwrap_or_default();
         warnings.odd(key.clone(), format_args!("no annotation of a Service is called so, and it has no effect{meant}"));
     }
 }
@@ -136,6 +144,10 @@ fn warn_of_unknown(annotations: &BTreeMap<String, String>, warnings: &mut Warnin
 const NEAR: usize = 2;
 /// Most unknown keys of one object that are named.
 const UNKNOWN_KEYS: usize = 8;
+/// A key that does not begin as ours do, and does not have this word, is not looked at any further.
+const WORD: &str = "router";
+/// Most keys with that word of one object that are compared with those that are known.
+const COMPARED_KEYS: usize = 64;
 
 /// Returns the number of letters to be put in, taken out or replaced to make one key of another (Levenshtein).
 pub fn distance(one: &str, other: &str) -> usize {
@@ -322,7 +334,13 @@ mod tests {
         );
         let far = "kube-router.io/service.something.else.altogether";
         assert_eq!(parsed(&[(far, "")]).1, [format!("{far}: {none}")]);
-        assert_eq!(parsed(&[("kube-router.io/servicex", ""), ("example.net/service.dsr", "")]).1, [""; 0]);
+        for near in ["kube-router.io/servise.dsr", "kube-router.io/service-dsr", "kube-routers.io/service.dsr"] {
+            let text = format!("{near}: {none}; kube-router.io/service.dsr may be meant");
+            assert_eq!(parsed(&[(near, "tunnel")]), (ProxyAnnotations::default(), vec![text]));
+        }
+        // What is far from all that is known may be anybody's, and the domain has annotations of other objects.
+        let others = ["kube-router.io/servicex", "kube-router.io/pod-cidr", "example.net/service.dsr", "router"];
+        assert_eq!(parsed(&others.map(|key| (key, ""))).1, [""; 0]);
         for row in TABLE.iter().filter(|row| row.on == On::Service && row.key != SERVICE_DSR) {
             let named = parsed(&[(row.key, "rr")]).1.iter().any(|warning| warning.contains("is called so"));
             assert!(!named, "{}", row.key);
@@ -336,6 +354,11 @@ mod tests {
         assert_eq!(parsed(&all).1.len(), UNKNOWN_KEYS);
         let long = format!("kube-router.io/service.{}", "x".repeat(200_000));
         assert_eq!(parsed(&[(&long, "")]).1.len(), 1);
+        let keys: Vec<String> = (0..10_000).map(|number| format!("kube-router.io/service{number:05}")).collect();
+        let mut all: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), "")).collect();
+        assert_eq!(parsed(&all).1, [""; 0], "they are compared, and the first of them alone");
+        all.push(("kube-router.io/servise.dsr", ""));
+        assert_eq!(parsed(&all).1, [""; 0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! A thread of its own listens. It ends when nobody listens to it any more, within a second.
 //!
-//! Kernel: rtnetlink groups `LINK`, `IPV4_IFADDR`, `IPV6_IFADDR`, `IPV4_ROUTE`, `IPV6_ROUTE`
+//! Kernel: rtnetlink groups `LINK`, `IPV4_IFADDR`, `IPV4_ROUTE`, `IPV4_RULE`, `IPV6_IFADDR`, `IPV6_ROUTE`, `IPV6_RULE`
 //! (include/uapi/linux/rtnetlink.h); `NFNLGRP_NFTABLES`, of which only the end of a change is looked at.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use super::link::{self, Device, LinkKind, LinkName};
 use super::netlink::{Answer, Bus, Fault, Listener, Socket};
 use super::nftables::listener::RuleListener;
 use super::route::{self, Protocol, RouteNotification, TABLE_LOCAL, TABLE_MAIN};
-use super::{Cause, Error, own};
+use super::{Cause, Error, own, rule};
 use crate::net::Prefixes;
 
 /// Numbers of changes by others since the monitor was started. Only differences count.
@@ -37,7 +37,8 @@ pub struct Changes {
     /// One of the devices that are ours: itself, or its addresses.
     pub ours: u64,
     /// The routes of those devices in the table of local addresses: others made or deleted one, or some may have gone with their device or with an
-    /// address. A device that has just come had none, and the kernel's own route to an address that is added is no change.
+    /// address. A device that has just come had none, and the kernel's own route to an address that is added is no change. Also all routes in
+    /// [tables of such routes](Watched::tables).
     pub local_routes: u64,
     /// Another device of this host or its addresses: what [`address::host_addresses`] returns.
     pub host: u64,
@@ -46,6 +47,8 @@ pub struct Changes {
     /// Routes that are watched, others' routes within watched prefixes, and devices that may carry them: all but those of pods (`veth`). A device that is set down or
     /// goes, or loses an address, takes routes along without a notification.
     pub routes: u64,
+    /// Rules of routing that lead to [watched tables](Watched::led_to), whoever made them.
+    pub routing_rules: u64,
     /// The ways to other hosts may have changed: routes of the main table that we do not watch and that do not lead to
     /// pods; devices, their carriers and addresses.
     pub ways: u64,
@@ -65,6 +68,8 @@ pub enum Notice {
     Rules,
     /// [`Changes::routes`].
     Routes,
+    /// [`Changes::routing_rules`].
+    RoutingRules,
     /// [`Changes::ways`].
     Ways,
     /// [`Changes::ports`].
@@ -79,6 +84,7 @@ impl Changes {
             Notice::LocalRoutes => self.local_routes,
             Notice::Rules => self.rules,
             Notice::Routes => self.routes,
+            Notice::RoutingRules => self.routing_rules,
             Notice::Ways => self.ways,
             Notice::Ports => self.ports,
         }
@@ -91,13 +97,18 @@ pub struct Watched {
     /// Devices that are watched in detail.
     pub ours: Vec<LinkName>,
     pub routes: Vec<Protocol>,
+    /// Tables for routes through devices of ours, besides that of local addresses. All routes in them are watched: who replaces one of ours is told of by
+    /// the new one alone, which need not be ours.
+    pub tables: Vec<u32>,
+    /// Tables that rules of routing of ours lead to.
+    pub led_to: Vec<u32>,
     /// Bridges whose ports are to have hairpin mode.
     pub bridges: Vec<LinkName>,
     /// Prefixes within which all routes of the main table are watched, whoever made them.
     pub prefixes: Option<watch::Receiver<Prefixes>>,
 }
 
-const LINK_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+const ROUTING_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 const DELETE_LINK: u16 = 17;
 const NEW_ROUTE: u16 = 24;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
@@ -138,7 +149,7 @@ impl Monitor {
     /// The kernel refuses a socket or a listing of devices.
     pub fn open(watched: Watched) -> Result<Monitor, Error> {
         let mut monitor = Monitor {
-            routing: Listener::open(Bus::Route, &LINK_GROUPS)?,
+            routing: Listener::open(Bus::Route, &ROUTING_GROUPS)?,
             rules: RuleListener::open()?,
             socket: Socket::open(Bus::Route)?,
             view: View::new(watched),
@@ -182,6 +193,7 @@ impl Monitor {
         changes.local_routes += 1;
         changes.host += 1;
         changes.routes += 1;
+        changes.routing_rules += 1;
         changes.ways += 1;
         changes.ports += 1;
         if let Err(error) = self.look_around() {
@@ -264,12 +276,16 @@ impl View {
             }
             return;
         }
-        let Some(RouteNotification { of, destination, to_host, devices }) = route::told(answer) else { return };
-        if of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device)) {
-            // No program asked for it: it comes with an address, of which the kernel tells as well.
-            let comes_with_address = answer.kind == NEW_ROUTE && answer.port == 0;
-            changes.local_routes += u64::from(!comes_with_address);
+        if let Some(table) = rule::told_table(answer) {
+            changes.routing_rules += u64::from(self.watched.led_to.contains(&table));
+            return;
         }
+        let Some(RouteNotification { of, destination, to_host, devices }) = route::told(answer) else { return };
+        let is_local = of.table == TABLE_LOCAL && devices.iter().any(|device| self.is_ours(*device));
+        // No program asked for it: it comes with an address, of which the kernel tells as well.
+        let comes_with_address = answer.kind == NEW_ROUTE && answer.port == 0;
+        let is_changed = is_local && !comes_with_address || self.watched.tables.contains(&of.table);
+        changes.local_routes += u64::from(is_changed);
         let is_ours = self.watched.routes.contains(&of);
         let is_within = |prefixes: &watch::Receiver<Prefixes>| prefixes.borrow().around(destination).is_some();
         // `ip route replace` over a route of ours notifies only of the new one, which is not ours.
@@ -345,13 +361,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_notification_makes_the_view_panic(
-            kind in proptest::sample::select(vec![16_u16, 17, 20, 21, 24, 25, NEW_GENERATION]),
+            kind in proptest::sample::select(vec![16_u16, 17, 20, 21, 24, 25, 32, 33, NEW_GENERATION]),
             payload in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             let mut changes = Changes::default();
-            let mut view = View::new(Watched { ours: vec![LinkName("ours".into())], ..Watched::default() });
+            let ours = vec![LinkName("ours".into())];
+            let mut view = View::new(Watched { ours, tables: vec![78], led_to: vec![0, 78], ..Watched::default() });
             view.note(&Answer { kind, flags: 0, sequence: 0, port: 0, payload: &payload }, &mut changes);
-            prop_assert!(changes.ours + changes.host <= 1 && changes.local_routes <= 1);
+            prop_assert!(changes.ours + changes.host + changes.routing_rules <= 1 && changes.local_routes <= 1);
         }
     }
 

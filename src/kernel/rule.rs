@@ -17,8 +17,22 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::netlink::Answer;
+
 pub use policy::{Packets, Place, PolicyRule, PolicyRules};
 pub use target::SourceRules;
+
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+/// Length of `struct fib_rule_hdr`.
+const HEADER: usize = 12;
+const TABLE: u16 = 15;
+const PROTOCOL: u16 = 21;
+/// `FR_ACT_TO_TBL`.
+const TO_TABLE: u8 = 1;
+/// `RTPROT_BOOT`, as `ip rule` and kube-router set it.
+const BOOT: u8 = 3;
 
 /// Key of a rule, which is all there is to it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -33,4 +47,14 @@ impl fmt::Display for RuleKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "from {} lookup {}", self.source, self.table)
     }
+}
+
+/// Returns the table that a notification of a rule says it leads to, whatever else the rule asks; `None` of anything else.
+pub(super) fn told_table(answer: &Answer<'_>) -> Option<u32> {
+    if answer.kind != NEW_RULE && answer.kind != DELETE_RULE {
+        return None;
+    }
+    let [_, _, _, _, table, _, _, action, ..] = *answer.header::<HEADER>()?;
+    let table = answer.attributes(HEADER).get(TABLE).and_then(|table| table.u32()).unwrap_or_else(|| table.into());
+    (action == TO_TABLE).then_some(table)
 }

@@ -158,7 +158,7 @@ kinds! {
         elements: Elements in BlockMap,
         table: Table in BlockMap after Rules,
         passages: Passages after Rules,
-        policy_rules: PolicyRules after Routes,
+        policy_rules: PolicyRules after RoutingRules,
         virtuals: Virtuals in BlockMap,
         routes: Routes in BlockMap after LocalRoutes,
     }

@@ -381,7 +381,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         match notice {
             Notice::Rules => self.mirrors.look_for_host_chains(),
             Notice::Ports => self.mirrors.look_at_ports(),
-            Notice::Ours | Notice::LocalRoutes | Notice::Routes | Notice::Ways => {}
+            Notice::Ours | Notice::LocalRoutes | Notice::Routes | Notice::RoutingRules | Notice::Ways => {}
         }
     }
 

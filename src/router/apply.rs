@@ -146,7 +146,7 @@ kinds! {
         wireguard_devices: WireguardDevices after Routes,
         wireguard_peers: WireguardPeers after Routes,
         routes: Routes in BlockMap after Routes,
-        source_rules: SourceRules after Routes,
+        source_rules: SourceRules after RoutingRules,
     }
     with {
         /// Routes that this run has learned and given up since learned routes were last complete.

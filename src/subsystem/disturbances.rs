@@ -21,7 +21,7 @@ struct Waiting {
 /// Time for which the objects of a notice are left alone.
 fn settle(notice: Notice) -> Duration {
     match notice {
-        Notice::Ours | Notice::LocalRoutes | Notice::Routes => Duration::from_millis(20),
+        Notice::Ours | Notice::LocalRoutes | Notice::Routes | Notice::RoutingRules => Duration::from_millis(20),
         // All links are listed; a pod that starts changes its own several times.
         Notice::Ports => Duration::from_millis(100),
         // Reading them starts programs.

@@ -6,6 +6,7 @@ use sluice::config::ProxyConfig;
 use sluice::observe::health::Health;
 use sluice::proxy::dsr::{TunnelEnds, Untunnelled};
 use sluice::proxy::explain::{Place, Question as Asked, Role, Standing, explanation};
+use sluice::proxy::names::DSR_TABLE;
 use sluice::proxy::unjudged::PATIENCE;
 
 use super::*;
@@ -401,5 +402,24 @@ fn a_health_check_answers_on_while_what_served_before_serves() {
                 behind_tunnels(state).is_none() && with_nat(state) == Some(vec![6])
             })
             .await;
+    });
+}
+
+#[test]
+fn a_rule_of_routing_and_routes_that_somebody_deletes_are_back_when_the_kernel_tells_of_it() {
+    with_firewall(async |running, judge| {
+        judge.send_replace(1);
+        running.world.send_replace(tunnelled(1, &[5]));
+        running.until("the tunnel is there", |state| behind_tunnels(state) == Some(vec![5])).await;
+        running.until("packets are led to it", |state| !state.policy_rules.is_empty()).await;
+        let before = running.kernel.state();
+        running.kernel.with(|machine| machine.state.policy_rules.clear());
+        let mut told = Changes { routing_rules: 1, ..Changes::default() };
+        running.changes.send_replace(told);
+        running.until("the rule is back", |state| state.policy_rules == before.policy_rules).await;
+        running.kernel.with(|machine| machine.state.routes.retain(|key, _| key.table != DSR_TABLE.table));
+        told.ours = 1;
+        running.changes.send_replace(told);
+        running.until("the routes are back", |state| state.routes == before.routes).await;
     });
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables};
 use sluice::kernel::netlink::{Bus, Socket};
 use sluice::kernel::nftables::host_chains::{self, HostTable};
-use sluice::kernel::nftables::host_masquerades::Masqueraded;
+use sluice::kernel::nftables::host_masquerades::{Masqueraded, masquerade};
 use sluice::kernel::{Name, module};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
@@ -175,7 +175,7 @@ fn kube_routers_masquerading_goes_without_programs_of_iptables_and_foreign_rules
         let foreign = postrouting(flavour, family).split_off(its);
         let table = HostTable { family, name: "nat" };
         let mut socket = Socket::open(Bus::Netfilter).expect("the kernel has netfilter");
-        let removed = host_chains::remove_masquerades(&mut socket, table, "POSTROUTING", |_, found| {
+        let removed = host_chains::remove_read(&mut socket, table, "POSTROUTING", masquerade, |_, found| {
             let by_ipvs = found.iter().filter(|one| one.packets == Masqueraded::ByIpvs);
             by_ipvs.map(|one| one.handle).collect()
         });

@@ -447,8 +447,9 @@ impl<'r> Walk<'r> {
         if self.random.chance(50) {
             self.tell("the monitor notices");
             let at = self.moment();
-            self.agent.mirrors.audit_after(Notice::Routes, at);
-            self.agent.mirrors.audit_after(Notice::Rules, at);
+            for notice in [Notice::Routes, Notice::Rules, Notice::RoutingRules] {
+                self.agent.mirrors.audit_after(notice, at);
+            }
         }
     }
 

@@ -334,8 +334,21 @@ fn as_kube_router_leaves_it(state: &mut State) {
     }
 }
 
-/// What kube-router's direct server return leaves: virtual services for marks of packets, the rules that mark, rules of routing, and a route that
-/// makes everything local.
+impl Walk {
+    /// `--cleanup-config` where kube-router had direct server return, and nothing of this program ever ran: nothing of it is left, and all of others is.
+    pub fn cleans_up_behind_kube_router(&mut self) {
+        self.kernel.with(|machine| leave_direct_server_return(&mut machine.state));
+        let (left, foreign) = self.kernel.with(|machine| (machine.state.clone(), machine.foreign.clone()));
+        let more = |count: usize, of_others: usize| count > of_others;
+        assert!(more(left.virtuals.len(), foreign.virtuals.len()) && more(left.rules.len(), foreign.rules.len()));
+        assert!(more(left.policy_rules.len(), foreign.policy_rules.len()));
+        assert!(more(left.routes.len(), foreign.routes.len()));
+        self.clean_up();
+    }
+}
+
+/// What kube-router's direct server return leaves: virtual services for marks of packets, the rules that mark and that have answers announce smaller segments,
+/// rules of routing, and a route that makes everything local.
 pub fn leave_direct_server_return(state: &mut State) {
     let addresses: [(Family, &str, u16); 2] =
         [(Family::V4, "203.0.113.250", 80), (Family::V6, "2001:db8:113::250", 80)];
@@ -353,6 +366,13 @@ pub fn leave_direct_server_return(state: &mut State) {
             let piece = Piece::Leftover { family, table: Table::Mangle, from: from.into(), rule };
             state.rules.insert(piece, Rules(vec![marks.as_str().into()]));
         }
+        let segments = format!(
+            "-s {} -i kube-bridge -p tcp -m tcp --sport {port} --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1440",
+            Family::host_prefix(address)
+        );
+        let (from, rule) = ("PREROUTING".into(), segments.as_str().into());
+        let piece = Piece::Leftover { family, table: Table::Mangle, from, rule };
+        state.rules.insert(piece, Rules(vec![segments.as_str().into()]));
         for (place, packets) in
             [(DSR_TABLE, Packets::Marked { value: mark, mask: u32::MAX }), (EMPTY_TABLE, Packets::All)]
         {

@@ -355,8 +355,9 @@ impl Walk {
         if self.random.chance(30) {
             self.tell("the monitors notice");
             let at = self.moment();
-            self.agent.mirrors.audit_after(Notice::Ours, at);
-            self.agent.mirrors.audit_after(Notice::Rules, at);
+            for notice in [Notice::Ours, Notice::Rules, Notice::RoutingRules] {
+                self.agent.mirrors.audit_after(notice, at);
+            }
         }
         if self.random.chance(50) {
             self.work();
@@ -617,7 +618,7 @@ impl Walk {
     }
 
     /// The end: the program is asked to take everything away, at first with failures, and ended in the middle.
-    fn clean_up(&mut self) {
+    pub fn clean_up(&mut self) {
         self.tell("cleaning up");
         let nothing = Desired::default();
         for attempt in 0..4 {

@@ -6,12 +6,13 @@ use std::time::Instant;
 use tracing::info;
 
 use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables};
-use super::rule::{SetSides, Side};
+use super::rule::{IpProtocol, Mark, SetSides, Side};
 use super::{Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
 use crate::kernel::ipset::{self, Ipset};
 use crate::kernel::netlink::Socket;
 use crate::kernel::nftables::host_chains::{self, HostTable};
-use crate::kernel::nftables::host_masquerades::{InSet, Masquerade, Masqueraded};
+use crate::kernel::nftables::host_masquerades::{InSet, Masquerade, Masqueraded, masquerade};
+use crate::kernel::nftables::host_service_rules::{Does, ServiceRule, service_rule};
 use crate::kernel::{Error, Name, nftables};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Mirror, Moment, Reflection};
@@ -193,20 +194,27 @@ fn remove_by_netlink(ownership: &Ownership, family: Family, socket: &mut Socket)
     failed
 }
 
-/// Removes the rules of `POSTROUTING` by which kube-router masqueraded: its router's are known by the names of their sets, its proxy's by
-/// their shape.
+/// Removes the rules that kube-router left in chains of the host: those by which it masqueraded, and those of its direct server return.
 fn remove_leftovers(ownership: &Ownership, family: Family, socket: &mut Socket) -> Result<(), Error> {
-    const CHAIN: &str = "POSTROUTING";
-    if ownership.leftovers == Leftovers::None {
-        return Ok(());
+    for (table, chain) in ownership.leftovers.places() {
+        match table {
+            Table::Nat => remove_masquerades(ownership, family, chain, socket)?,
+            Table::Mangle => remove_service_rules(ownership, family, chain, socket)?,
+            Table::Filter => {}
+        }
     }
+    Ok(())
+}
+
+/// Removes the rules by which kube-router masqueraded: its router's are known by the names of their sets, its proxy's by their shape.
+fn remove_masquerades(ownership: &Ownership, family: Family, chain: &str, socket: &mut Socket) -> Result<(), Error> {
     let table = HostTable { family, name: Table::Nat.name() };
-    let removed = host_chains::remove_masquerades(socket, table, CHAIN, |socket, found| {
+    let removed = host_chains::remove_read(socket, table, chain, masquerade, |socket, found| {
         let mut is_leftover = |found: &Masquerade| match &found.packets {
             Masqueraded::ByIpvs => ownership.leftovers == Leftovers::Proxy,
             Masqueraded::InSets(sets) => {
                 let rule = rule_of_sets(sets, socket);
-                rule.is_some_and(|rule| ownership.leftovers.include(Table::Nat, CHAIN, &rule))
+                rule.is_some_and(|rule| ownership.leftovers.include(Table::Nat, chain, &rule))
             }
         };
         found.iter().filter(|one| is_leftover(one)).map(|one| one.handle).collect()
@@ -215,6 +223,40 @@ fn remove_leftovers(ownership: &Ownership, family: Family, socket: &mut Socket) 
         info!(%family, rules = removed, "Masquerade rules that kube-router left in iptables are removed");
     }
     Ok(())
+}
+
+/// Removes the rules by which kube-router marked packets for direct server return, and had answers announce smaller segments.
+fn remove_service_rules(ownership: &Ownership, family: Family, chain: &str, socket: &mut Socket) -> Result<(), Error> {
+    let table = HostTable { family, name: Table::Mangle.name() };
+    let removed = host_chains::remove_read(socket, table, chain, service_rule, |_, found| {
+        let is_leftover = |one: &&ServiceRule| ownership.leftovers.include(Table::Mangle, chain, &rule_of_service(one));
+        found.iter().filter(is_leftover).map(|one| one.handle).collect()
+    })?;
+    if removed > 0 {
+        info!(%family, chain, rules = removed, "Rules of direct server return that kube-router left in iptables are removed");
+    }
+    Ok(())
+}
+
+/// Returns the rule as iptables would tell it.
+fn rule_of_service(ServiceRule { address, protocol, port, does, .. }: &ServiceRule) -> Rule {
+    let (range, protocol, port) = (Family::host_prefix(*address), *protocol, *port);
+    let of = Match::Protocol(IpProtocol::Transport(protocol));
+    match does {
+        Does::Mark { value, mask } => Rule::new(
+            [Match::Destination { range, negated: false }, of, Match::Port { protocol, side: Side::Destination, port }],
+            Verdict::SetMark(Mark { value: *value, mask: *mask }),
+        ),
+        Does::SmallerSegments { link, size } => Rule::new(
+            [
+                Match::Source { range, negated: false },
+                Match::InputLink(link.as_str().into()),
+                of,
+                Match::OpeningFrom { port },
+            ],
+            Verdict::SetMss(*size),
+        ),
+    }
 }
 
 /// Returns the rule that masquerades what these look-ups find, with the names of the sets; `None` if the kernel does not tell one.

@@ -7,19 +7,19 @@
 //! Rules go by their numbers, which another rule has once somebody has made the table anew. So what is removed is bound to the generation of nf_tables in which it
 //! was read (`NFTA_GEN_ID`): where anything has changed since, the kernel refuses all of it.
 //!
-//! Of rules that stand in a chain of the host alone, those that masquerade what sets of ipset name, or what IPVS sends, are read
-//! ([`remove_masquerades`]): their owner knows the ones by the names of the sets, which the kernel tells by their numbers, and the others by their shape.
+//! Of rules that stand in a chain of the host alone, two kinds are read ([`remove_read`]). Those that masquerade what sets of ipset name, or what IPVS sends ([`host_masquerades`](super::host_masquerades)): their owner knows the ones by the names
+//! of the sets, which the kernel tells by their numbers, and the others by their shape. And those about one service port ([`host_service_rules`](super::host_service_rules)), which their owner knows by the mark that they give.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use super::host_masquerades::{HANDLE, Masquerade, masquerade};
+use super::host_masquerades::HANDLE;
 use super::listener::transaction;
 use super::passages::jumps_to;
 use super::read::Reader;
 use super::wire::{self, HEADER, TABLE, batch, chain, message, rule};
-use crate::kernel::netlink::{Answer, Fault, Messages, Socket};
+use crate::kernel::netlink::{Answer, Attributes, Fault, Messages, Socket};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
 
@@ -106,20 +106,21 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
     Ok(ours.len())
 }
 
-/// Removes rules of a chain that only masquerade, in one transaction: those whose numbers `ours` returns. It is asked again
+/// Removes rules of a chain, of those that `read` understands, in one transaction: those whose numbers `ours` returns. It is asked again
 /// where something has changed meanwhile, and not where there are none. Returns how many were removed.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove_masquerades(
+pub fn remove_read<R>(
     socket: &mut Socket,
     table: HostTable<'_>,
     chain: &str,
-    mut ours: impl FnMut(&mut Socket, &[Masquerade]) -> Vec<u64>,
+    read: fn(&Attributes<'_>) -> Option<R>,
+    mut ours: impl FnMut(&mut Socket, &[R]) -> Vec<u64>,
 ) -> Result<usize, Error> {
     let failed = |fault: Fault| Error::new("remove rules of iptables", table.name, Cause::from(fault));
     until_unchanged(|| {
-        let Some((generation, found)) = masquerades(socket, table, chain)? else { return Ok(0) };
+        let Some((generation, found)) = rules(socket, table, chain, read)? else { return Ok(0) };
         let handles = ours(socket, &found);
         if handles.is_empty() {
             return Ok(0);
@@ -136,17 +137,18 @@ pub fn remove_masquerades(
     .map_err(failed)
 }
 
-/// Returns the rules of a chain that only masquerade, and when they were read; `None` where there is none.
-fn masquerades(
+/// Returns the rules of a chain that `read` understands, and when they were read; `None` where there is none.
+fn rules<R>(
     socket: &mut Socket,
     table: HostTable<'_>,
     chain: &str,
-) -> Result<Option<(Generation, Vec<Masquerade>)>, Fault> {
+    read: fn(&Attributes<'_>) -> Option<R>,
+) -> Result<Option<(Generation, Vec<R>)>, Fault> {
     let Some(generation) = unless_absent(generation(socket))? else { return Ok(None) };
     let mut message = Messages::new();
     about(&mut message, message::GET_RULE, 0, table);
     let found = socket.dump(&mut message, |answer| {
-        (of_table(answer, table, rule::CHAIN)? == chain).then(|| masquerade(&answer.attributes(HEADER))).flatten()
+        (of_table(answer, table, rule::CHAIN)? == chain).then(|| read(&answer.attributes(HEADER))).flatten()
     });
     Ok(unless_absent(found)?.filter(|found| !found.is_empty()).map(|found| (generation, found)))
 }
@@ -225,6 +227,7 @@ fn number_of(family: Family) -> u8 {
 mod tests {
     use super::*;
     use crate::kernel::netlink::Bus;
+    use crate::kernel::nftables::host_masquerades::masquerade;
 
     /// Of messages of nf_tables rtnetlink says what netfilter says where the kernel has no nf_tables: that it knows none.
     #[test]
@@ -233,7 +236,7 @@ mod tests {
         let mut socket = Socket::open(Bus::Route).expect("any kernel has rtnetlink");
         assert_eq!(generation(&mut socket).expect_err("rtnetlink has no generation").errno(), Some(libc::EOPNOTSUPP));
         assert_eq!(remove_once(&mut socket, table, |_| true).expect("that is no failure"), 0);
-        assert_eq!(masquerades(&mut socket, table, "POSTROUTING").expect("that is no failure"), None);
+        assert_eq!(rules(&mut socket, table, "POSTROUTING", masquerade).expect("that is no failure"), None);
         assert!(!has_chain(&mut socket, Family::V4, |_, _| true).expect("that is no failure"));
         assert!(!has_rule(&mut socket, table, "FORWARD").expect("that is no failure"));
     }

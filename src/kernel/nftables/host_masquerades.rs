@@ -95,7 +95,7 @@ struct Range<'a> {
 }
 
 /// Reads a rule; `None` if it asks or does anything else.
-pub(super) fn masquerade(of_rule: &Attributes<'_>) -> Option<Masquerade> {
+pub fn masquerade(of_rule: &Attributes<'_>) -> Option<Masquerade> {
     let mut reading = Reading::default();
     for item in of_rule.get(rule::EXPRESSIONS)?.attributes() {
         reading.expression(&item.attributes())?;

@@ -9,7 +9,7 @@
 //! in transactions that [`plan`] orders; what one that failed left behind [`unreached`] finds. [`encode`] and [`decode`] translate between rules and the kernel's expressions.
 //! [`listener`] hears of changes, and does not have large ones of our own described. [`probe`] tells what a kernel lacks, [`foreign`] removes tables of other programs, [`abandoned`] those of ours, [`dropping_chains`]
 //! tells which chains of others drop what ours accept, [`forward`]
-//! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing, and the rules that [`host_masquerades`] reads.
+//! keeps rules in a chain of the host's own, [`host_chains`] removes chains of iptables where its programs are missing, and the rules that [`host_masquerades`] and [`host_service_rules`] read.
 
 pub mod abandoned;
 mod batch;
@@ -23,6 +23,7 @@ mod expression;
 pub mod foreign;
 pub mod host_chains;
 pub mod host_masquerades;
+pub mod host_service_rules;
 pub mod listener;
 mod notified;
 mod numbers;

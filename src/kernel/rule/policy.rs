@@ -14,6 +14,7 @@ use std::fmt;
 
 use rustix::io::Errno;
 
+use super::{BOOT, DELETE_RULE, GET_RULE, HEADER, NEW_RULE, PROTOCOL, TABLE, TO_TABLE};
 use crate::kernel::Error;
 use crate::kernel::error::Cause;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, flag};
@@ -60,26 +61,15 @@ struct Listed {
     rule: Option<PolicyRule>,
 }
 
-const NEW_RULE: u16 = 32;
-const DELETE_RULE: u16 = 33;
-const GET_RULE: u16 = 34;
-/// Length of `struct fib_rule_hdr`.
-const HEADER: usize = 12;
 const PRIORITY: u16 = 6;
 const MARK: u16 = 10;
 const SUPPRESS_LENGTH: u16 = 14;
-const TABLE: u16 = 15;
 const MASK: u16 = 16;
-const PROTOCOL: u16 = 21;
 /// Attributes that ask something else of a packet, or do something else with it: addresses, links, a rule to go to, realms, a tunnel's number, groups of
 /// links, a VRF, users, protocol and ports, and what came later.
 const OTHERS: [u16; 15] = [1, 2, 3, 4, 11, 12, 13, 17, 19, 20, 22, 23, 24, 25, 26];
-/// `FR_ACT_TO_TBL`.
-const TO_TABLE: u8 = 1;
 /// `FIB_RULE_INVERT`.
 const INVERT: u8 = 2;
-/// `RTPROT_BOOT`, as `ip rule` and kube-router set it.
-const BOOT: u8 = 3;
 
 impl PolicyRules {
     /// Opens a socket in the network namespace of the calling thread.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::RuleKey;
+use super::{BOOT, DELETE_RULE, GET_RULE, HEADER, NEW_RULE, PROTOCOL, RuleKey, TABLE, TO_TABLE};
 use crate::kernel::Error;
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, flag};
 use crate::net::Family;
@@ -16,18 +16,7 @@ pub struct SourceRules {
     tables: Vec<u32>,
 }
 
-const NEW_RULE: u16 = 32;
-const DELETE_RULE: u16 = 33;
-const GET_RULE: u16 = 34;
-/// Length of `struct fib_rule_hdr`.
-const HEADER: usize = 12;
 const SOURCE: u16 = 2;
-const TABLE: u16 = 15;
-const PROTOCOL: u16 = 21;
-/// `FR_ACT_TO_TBL`.
-const TO_TABLE: u8 = 1;
-/// `RTPROT_BOOT`, as `ip rule` and kube-router set it.
-const BOOT: u8 = 3;
 /// More equal rules than anybody makes.
 const MOST_ALIKE: usize = 100;
 

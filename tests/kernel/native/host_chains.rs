@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use sluice::kernel::netlink::{Bus, Socket};
 use sluice::kernel::nftables::host_chains::{self, HostTable};
+use sluice::kernel::nftables::host_masquerades::masquerade as masquerades;
 use sluice::net::Family;
 
 use crate::namespace::{in_new, run};
@@ -31,7 +32,7 @@ fn a_rule_that_got_the_number_of_one_of_ours_meanwhile_stays() {
         run("ipset create theirs hash:net");
         masquerade("ours");
         let mut numbers = Vec::new();
-        let removed = host_chains::remove_masquerades(&mut socket(), NAT, CHAIN, |_, found| {
+        let removed = host_chains::remove_read(&mut socket(), NAT, CHAIN, masquerades, |_, found| {
             numbers.push(found.iter().map(|one| one.handle).collect::<Vec<_>>());
             if numbers.len() > 1 {
                 return Vec::new();
@@ -60,7 +61,7 @@ fn rules_and_chains_of_ours_go_although_others_change_tables_meanwhile() {
                 run(&format!("nft add table ip others{}", times.get()));
             }
         };
-        let removed = host_chains::remove_masquerades(&mut socket(), NAT, CHAIN, |_, found| {
+        let removed = host_chains::remove_read(&mut socket(), NAT, CHAIN, masquerades, |_, found| {
             others_change();
             found.iter().map(|one| one.handle).collect()
         });

@@ -4,6 +4,7 @@ mod address;
 mod agent;
 mod bridge;
 mod bundle;
+mod cleanup;
 mod conntrack;
 mod enforcer;
 pub mod firewall;

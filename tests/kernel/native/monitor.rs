@@ -14,7 +14,10 @@ use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
 use sluice::kernel::route::{
     NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
 };
+use sluice::kernel::rule::PolicyRules;
 use sluice::net::{Family, PerFamily, Prefixes};
+use sluice::proxy::dsr::rules::policy_rule;
+use sluice::proxy::marks::is_rule_of_ours;
 use sluice::reconcile::{Growth, Mirror, Phase, Step, Target};
 use tokio::sync::watch;
 
@@ -100,6 +103,50 @@ fn routes_of_others_within_watched_prefixes_are_told_and_those_beside_them_are_n
         ] {
             assert_eq!(routes_told(command, told), told, "{command}");
         }
+    });
+}
+
+#[test]
+fn rules_that_lead_to_a_table_of_ours_and_routes_in_one_are_told_in_both_families() {
+    in_new(|| {
+        run("ip link add ours type bridge");
+        run("ip link add other type bridge");
+        for device in ["ours", "other"] {
+            run(&format!("ip link set {device} addrgenmode none"));
+            run(&format!("ip link set {device} up"));
+        }
+        let of_table = Watched { tables: vec![78], led_to: vec![77, 78], ..watched() };
+        let mut monitor = Monitor::open(of_table).expect("a monitor");
+        let mut told = |command: &str| {
+            let before = monitor.hear();
+            run(command);
+            let now = monitor.hear();
+            (now.routing_rules - before.routing_rules, now.local_routes - before.local_routes)
+        };
+        for (family, pods, service) in
+            [("-4", "10.244.1.0/24", "203.0.113.7"), ("-6", "fd00:10:244:1::/64", "2001:db8:113::7")]
+        {
+            for (command, expected) in [
+                ("rule add not fwmark 0/0x3fff lookup 78 priority 32764".to_owned(), (1, 0)),
+                ("rule delete not fwmark 0/0x3fff lookup 78 priority 32764".to_owned(), (1, 0)),
+                (format!("rule add from {pods} lookup 77"), (1, 0)),
+                (format!("rule delete from {pods} lookup 77"), (1, 0)),
+                (format!("rule add from {pods} lookup 100"), (0, 0)),
+                ("rule delete lookup 100".to_owned(), (0, 0)),
+                (format!("route add local {service} dev ours table 78"), (0, 1)),
+                (format!("route replace local {service} dev other table 78"), (0, 1)),
+                ("route add local default dev lo table 78".to_owned(), (0, 1)),
+                ("route flush table 78".to_owned(), (0, 2)),
+                (format!("route add {pods} dev other table 79"), (0, 0)),
+            ] {
+                assert_eq!(told(&format!("ip {family} {command}")), expected, "{family} {command}");
+            }
+        }
+        let keys = Family::BOTH.map(policy_rule);
+        let mut rules = PolicyRules::open(is_rule_of_ours).expect("a socket");
+        let make: Vec<_> = keys.iter().map(|key| Step { key, have: None, want: Some(&()) }).collect();
+        assert!(rules.apply(Phase::Grow, &make).is_empty());
+        assert_eq!(told("ip rule add from 10.244.2.0/24 lookup 100"), (0, 0), "our own are not told");
     });
 }
 
@@ -322,14 +369,9 @@ fn after_an_overrun_everything_is_told() {
             messages.begin(24, flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
-        assert_eq!(
-            monitor.hear(),
-            Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 }
-        );
-        assert_eq!(
-            monitor.hear(),
-            Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, ways: 1, ports: 1 }
-        );
+        let all = Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, routing_rules: 1, ways: 1, ports: 1 };
+        assert_eq!(monitor.hear(), all);
+        assert_eq!(monitor.hear(), all);
         run("ip link add more type bridge");
         assert!(monitor.hear().host > 1, "it goes on listening");
     });

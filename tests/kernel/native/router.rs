@@ -431,6 +431,25 @@ fn pods_reach_each_other_through_vxlan_and_a_restart_a_deleted_device_and_a_clea
     }
 }
 
+/// As `systemd-networkd` takes them away when it starts (`ManageForeignRoutingPolicyRules=`).
+#[test]
+fn rules_of_routing_that_somebody_deletes_come_back_at_once() {
+    in_new(|| {
+        let mut cluster = Cluster::new(2);
+        let flags = ["--enable-overlay", "--overlay-type=full", "--overlay-encap=vxlan"];
+        cluster.flags.insert(1, flags.map(str::to_owned).into());
+        cluster.start(1);
+        let name = cluster.name(1);
+        for (family, source) in [("-4", "10.244.1.0/24"), ("-6", "fd00:10:244:1::/64")] {
+            let rule = format!("from {source} lookup 77");
+            let is_there = || run(&format!("ip -n {name} {family} rule")).contains(&rule);
+            until(is_there, &cluster.log(1));
+            run(&format!("ip -n {name} {family} rule delete {rule}"));
+            until(is_there, "the rule is back");
+        }
+    });
+}
+
 #[test]
 fn a_node_that_comes_is_learned_and_one_that_goes_is_forgotten() {
     in_new(|| {

@@ -155,5 +155,8 @@ fn nothing_is_asked_for_that_no_subsystem_needs() {
         ["nodes", "pods", "namespaces", "networkpolicies", "clusternetworkpolicies", "servicecidrs", "events"]
     );
     assert!(!resources(&PROXY).contains(&"pods".to_owned()));
+    // Whose pods get service addresses is to be known, also by the proxy alone.
+    assert!(resources(&[&PROXY[..], &["--enable-direct-server-return"]].concat()).contains(&"pods".to_owned()));
+    assert!(!resources(&[&ROUTER[..], &["--enable-direct-server-return"]].concat()).contains(&"pods".to_owned()));
     assert_eq!(resources(&["--manifests=/srv/cluster"]), [""; 0]);
 }
