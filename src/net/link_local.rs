@@ -80,11 +80,13 @@ pub fn to_socket(address: IpAddr, port: u16) -> SocketAddr {
     }
 }
 
-/// Returns the address that a socket has: an IPv4 address as such, a link-local one in the combined form.
+/// Returns the address that a socket has: an IPv4 address as such, a link-local one in the combined form. An address that has other bits in the place of zeros on the
+/// wire is nobody's, `::`: as it is it would be the address of somebody else on the link that those bits name, without having that one's password or place.
 pub fn of_socket(socket: SocketAddr) -> IpAddr {
     match socket {
         SocketAddr::V6(socket) => match LinkLocal::new(*socket.ip(), socket.scope_id()) {
             Some(on_link) => on_link.combined(),
+            None if LinkLocal::within(IpAddr::V6(*socket.ip())).is_some() => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             None => IpAddr::V6(*socket.ip()).to_canonical(),
         },
         SocketAddr::V4(socket) => IpAddr::V4(*socket.ip()),
@@ -156,6 +158,19 @@ mod tests {
         let unplaced = ["fe80::1", "fe80:0:0:1::1", "febf::1"].map(|text| is_unplaced(address(text)));
         assert_eq!(unplaced, [true; 3]);
         assert!(!is_unplaced(address("fe80:0:5::1")) && !is_unplaced(address("2001:db8::1")));
+    }
+
+    #[test]
+    fn an_address_of_a_socket_with_a_link_in_its_bits_is_no_neighbour_on_that_link() {
+        let neighbour = on_link("fe80::2", 9).unwrap().combined();
+        for scope in [0, 9, 5] {
+            let socket = SocketAddrV6::new("fe80:0:9::2".parse().unwrap(), 179, 0, scope);
+            assert_eq!(
+                of_socket(socket.into()),
+                address("::"),
+                "it is {neighbour} in here, and no {neighbour} on the wire"
+            );
+        }
     }
 
     #[test]
