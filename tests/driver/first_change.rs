@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sluice::kernel::monitor::Changes;
 
 use super::large_change::all_of;
+use super::support::memory::State;
 use super::{Running, with_running};
 
 impl Running {
@@ -17,6 +18,7 @@ impl Running {
 #[test]
 fn the_first_change_after_a_cold_start_waits_for_no_comparison_of_all_local_routes() {
     with_running(async |running| {
+        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         let mut world = all_of(0);
         running.world.send_replace(world.clone());
         running.settles(&world).await;

@@ -7,6 +7,7 @@ use sluice::net::{Family, Protocol};
 use sluice::proxy::apply::PORTION;
 
 use super::support::generate;
+use super::support::memory::State;
 use super::{Running, served, with_running};
 
 /// Each with one endpoint, so that exchanging all of them takes several portions.
@@ -48,6 +49,8 @@ impl Running {
 #[test]
 fn a_change_that_takes_several_rounds_comes_to_its_end_without_another_wake_up_and_counts_as_one() {
     with_running(async |running| {
+        // Routes have this host's address as source, and without them there is no first sync.
+        running.kernel.with(|machine| machine.state.addresses = State::of_others().addresses);
         running.world.send_replace(all_of(0));
         running.settles(&all_of(0)).await;
         let (rounds, programmed) =
