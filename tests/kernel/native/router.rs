@@ -440,10 +440,13 @@ fn rules_of_routing_that_somebody_deletes_come_back_at_once() {
         cluster.flags.insert(1, flags.map(str::to_owned).into());
         cluster.start(1);
         let name = cluster.name(1);
+        cluster.until_said(1, "First sync of the router finished", 1);
+        // Devices of its own that come, and their addresses, are reasons to look at everything.
+        thread::sleep(Duration::from_secs(5));
         for (family, source) in [("-4", "10.244.1.0/24"), ("-6", "fd00:10:244:1::/64")] {
             let rule = format!("from {source} lookup 77");
             let is_there = || run(&format!("ip -n {name} {family} rule")).contains(&rule);
-            until(is_there, &cluster.log(1));
+            assert!(is_there(), "{}", cluster.log(1));
             run(&format!("ip -n {name} {family} rule delete {rule}"));
             until(is_there, "the rule is back");
         }
