@@ -203,8 +203,11 @@ def ours(plan, source):
         peers = changes(agent, source, [(index, app) for index in changing(plan) for app in (0, objects.application(index))])
         here = [index for index in range(2, objects.LOCAL) if objects.application(index) == 0][:plan["changes"] // 8 or 1]
         local = changes(agent, source, [(index, app) for index in here for app in (1, 0)])
-        new = policies(agent, source, plan["changes"] // 8 or 1, [0])
-        wide = policies(agent, source, plan["changes"] // 16 or 1, range(objects.NAMESPACES))
+        new = policies(agent, source, plan["changes"] // 8 or 1, lambda turn: [objects.everybody(0, turn)])
+        all_spaces = range(objects.NAMESPACES)
+        wide = policies(agent, source, plan["changes"] // 16 or 1, lambda turn: [objects.everybody(space, turn) for space in all_spaces])
+        # An API server has no such objects unless somebody brings their definition.
+        one = policies(agent, source, plan["changes"] // 16 or 1, lambda turn: [objects.cluster_wide(turn)]) if isinstance(source, Manifests) else []
         outside = observed(source, plan["changes"] // 4)
         asked = question(plan)
         memory = agent.memory()
@@ -218,9 +221,12 @@ def ours(plan, source):
     middle = {word: sorted(t[word] for t in local)[len(local) // 2] for word in ("compute", "sets", "rules")}
     print(f"  label of a pod here, ms {spread(local, 'since_seen')}; " + ", ".join(f"{word} {ms(middle[word])}" for word in middle))
     print(f"    beside input          {beside(local)}")
-    print(f"  new policy, ms          {spread(new, 'since_seen')}; for all pods here {spread(wide, 'since_seen')}")
+    print(f"  new policy, ms          {spread(new, 'since_seen')}; {objects.NAMESPACES} for all pods here {spread(wide, 'since_seen')}")
     print(f"    beside input          {beside(new)}")
-    print(f"      for all pods here   {beside(wide)}")
+    print(f"      {objects.NAMESPACES} for all pods here {beside(wide)}")
+    if one:
+        print(f"  one ClusterNetworkPolicy for all pods here, ms {spread(one, 'since_seen')}")
+        print(f"    beside input          {beside(one)}")
     print(f"  policy explain, ms      {ms(asked)}")
     print(f"  resident memory, MiB    {memory[0]:.1f} (at most {memory[1]:.1f})")
     for what, (count, bytes_in) in counted(plan, source, Ours, here).items() if plan["netfilter"] == "iptables" else ():
@@ -270,12 +276,11 @@ def taken(agent, change):
     return {word: line[f"{word}_us"] / 1e3 for word in ("since_seen", "compute", "sets", "rules")}
 
 
-def policies(agent, source, count, spaces):
-    """What new policies took, one in each of these namespaces at once, which concern all pods there."""
+def policies(agent, source, count, made):
+    """What new policies took, all that are `made` for a turn at once."""
     took = []
     for turn in range(count):
-        made = [objects.everybody(space, turn) for space in spaces]
-        took.append(taken(agent, lambda: source.more(made)))
+        took.append(taken(agent, lambda: source.more(made(turn))))
         taken(agent, lambda: source.more([]))
     return took
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The part of scripts/bench memory that runs where the node is: what whole agents occupy.
 
-Each row is one process. What it occupies is read from the kernel: when nothing has changed for a while, and the highest until then. Of the router alone,
+Each row is one process; those with the firewall one for each packet filter that is asked for, else with the one that the program takes. What it occupies is read from the kernel: when nothing has changed for a while, and the highest until then. Of the router alone,
 which dials 5,000 nodes that do not answer, also what it takes of a core then.
 """
 import ipaddress
@@ -148,11 +148,17 @@ def tables(plan, kind):
         show(f"2 x {PREFIXES:,} learned routes, {daemon.name}", pid)
 
 
+def with_firewall(plan, what, *flags):
+    for netfilter in plan["netfilters"] or [None]:
+        chosen = [f"--netfilter={netfilter}"] if netfilter else []
+        whole_agent(plan, f"{what}, {netfilter}" if netfilter else what, "--run-firewall" + ON, *flags, *chosen)
+
+
 ON, OFF = "=true", "=false"
 ROWS = {
-    "a": lambda plan: whole_agent(plan, "the firewall alone", "--run-firewall" + ON, "--run-router" + OFF),
+    "a": lambda plan: with_firewall(plan, "the firewall alone", "--run-router" + OFF),
     "b": lambda plan: whole_agent(plan, "the router alone", "--run-firewall" + OFF, "--run-router" + ON, seconds=plan["rest"]),
-    "c": lambda plan: whole_agent(plan, "firewall and router", "--run-firewall" + ON, "--run-router" + ON),
+    "c": lambda plan: with_firewall(plan, "firewall and router", "--run-router" + ON),
     "d": lambda plan: [tables(plan, kind) for kind in (Sluice, Speaker, Bird)],
 }
 

@@ -101,6 +101,14 @@ def passing(count):
             "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": rules}}
 
 
+def cluster_wide(turn):
+    """One ClusterNetworkPolicy of the Admin tier that concerns all pods of all namespaces."""
+    of = lambda index: [{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": namespace(index)}}}]  # noqa: E731
+    rules = [{"name": "accepted", "action": "Accept", "from": of(turn)}, {"name": "denied", "action": "Deny", "from": of(turn + 1)}]
+    return {"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy", "metadata": {"name": f"cluster-wide-{turn:04}"},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": rules}}
+
+
 def blocks(count):
     """One policy for the server with so many blocks, of which the last is the client's."""
     own = f"{net.pod_addresses(CLIENT)[0]}/32"

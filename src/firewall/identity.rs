@@ -55,6 +55,11 @@ pub fn letters(bytes: &[u8]) -> String {
     (0..16).filter_map(letter).collect()
 }
 
+/// Returns the first 32 bits of the SHA-256.
+pub fn number_of(bytes: &[u8]) -> u32 {
+    digest(&SHA256, bytes).as_ref().iter().take(4).fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
 fn add_owners(text: &mut String, pods: &PortOwners) {
     match pods {
         PortOwners::Local => text.push_str(" local"),

@@ -1,8 +1,10 @@
 //! The loop of the firewall, from a World to a kernel in memory that fails, is slow to be known, or is flushed: what is in
-//! force meanwhile, and what health, metrics and log say.
+//! force meanwhile, and what health, metrics and log say. With both backends, but for what is about the objects of one.
 
 #[path = "driver/audits.rs"]
 mod audits;
+#[path = "driver/in_force.rs"]
+mod in_force;
 #[path = "driver/judging.rs"]
 mod judging;
 
@@ -12,19 +14,15 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sluice::config::{FirewallConfig, ServiceRanges};
+use sluice::config::{Backend, FirewallConfig, ServiceRanges};
 use sluice::firewall::driver::{Driver, FirewallContext};
 use sluice::firewall::established::ENDED;
 use sluice::firewall::explain::DIFF;
 use sluice::firewall::flows::{Flows, Log as PacketLog};
-use sluice::firewall::iptables::Iptables;
-use sluice::firewall::iptables::dispatch;
-use sluice::firewall::iptables::lowering::Lowering;
-use sluice::firewall::iptables::names::{self, CHAIN_TAIL};
+use sluice::firewall::iptables::{Iptables, names};
 use sluice::firewall::judging::Judging;
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::nftables::Nftables;
-use sluice::firewall::plan::Plan;
 use sluice::firewall::starting_pod::StartingPod;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
@@ -46,11 +44,16 @@ use super::cases::{Case, HERE, pods, port, rule};
 use super::support::memory::{MemoryKernel, State};
 use super::table_walk::Machine;
 
+use in_force::InForce;
+
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
+const BACKENDS: [Backend; 2] = [Backend::Iptables, Backend::Nftables];
 
 /// A running loop: what it is fed with, and where it tells how it stands.
 struct Running {
     kernel: MemoryKernel,
+    /// The table of the nftables backend; empty with the other one.
+    table: Machine,
     world: watch::Sender<World>,
     changes: watch::Sender<Changes>,
     stop: watch::Sender<bool>,
@@ -68,8 +71,6 @@ struct Running {
     flows: Tracking,
     /// The number of the World that is judged.
     judged: watch::Sender<u64>,
-    /// The table of the nftables backend, if it is that one that runs.
-    table: Option<Machine>,
 }
 
 /// Captured log.
@@ -78,11 +79,11 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 #[test]
 fn a_policy_is_compared_before_it_is_applied_and_the_kernel_stays_as_it_is() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         let file = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: none, namespace: shop}, spec: {podSelector: {}}}";
         assert_eq!(running.compared(file).await, Err("nothing is known of the cluster yet".to_owned()));
         running.settles(&shop()).await;
-        let before = running.kernel.state();
+        let before = running.in_force();
         let answer = running.compared(file).await.expect("the file is sound");
         assert!(
             answer.starts_with(
@@ -99,7 +100,7 @@ fn a_policy_is_compared_before_it_is_applied_and_the_kernel_stays_as_it_is() {
         let none = file.replace("{podSelector: {}}", "{podSelector: {}, policyTypes: [Sideways]}");
         let odd = running.compared(&none).await.expect_err("a type that does not exist");
         assert!(odd.ends_with("\"Sideways\" is not known; the policy cannot be read"), "{odd}");
-        assert_eq!(ours(&running.kernel.state()), ours(&before));
+        assert_eq!(running.in_force(), before);
     });
 }
 
@@ -107,7 +108,7 @@ fn a_policy_is_compared_before_it_is_applied_and_the_kernel_stays_as_it_is() {
 fn a_policy_that_newly_denies_a_connection_ends_it_where_that_is_asked_for() {
     for flush_established in [true, false] {
         let config = FirewallConfig { flush_established, ..config(false) };
-        with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+        with_each_of(config, async |running| {
             let to_web = |source| tcp(source, "10.244.0.1", "10.244.0.1");
             let left = || running.left();
             running.tracks([to_web("10.244.0.2"), to_web("203.0.113.1")]);
@@ -135,7 +136,7 @@ fn a_policy_that_newly_denies_a_connection_ends_it_where_that_is_asked_for() {
 #[test]
 fn what_a_start_learns_after_what_it_remembered_ends_no_connection() {
     let config = FirewallConfig { flush_established: true, ..config(false) };
-    with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+    with_each_of(config, async |running| {
         running.tracks([tcp("10.244.0.2", "10.244.0.1", "10.244.0.1")]);
         for authority in [Authority::Remembered, Authority::Partial] {
             let authority = Authorities { firewall: authority, ..Authorities::default() };
@@ -157,7 +158,7 @@ fn a_flow_to_an_address_of_a_service_that_is_not_translated_goes_on() {
     let cluster_ips = vec!["10.96.0.0/12".parse().expect("a range")];
     let ranges = ServiceRanges { cluster_ips, ..ServiceRanges::default() };
     let config = FirewallConfig { flush_established: true, ranges, ..config(false) };
-    with_config(MemoryKernel::new(State::default()), config, BOTH, async |running| {
+    with_each_of(config, async |running| {
         let untranslated = tcp("10.244.0.2", "10.96.0.10", "10.96.0.10");
         running.tracks([untranslated.clone(), tcp("10.244.0.2", "10.96.0.11", "10.244.0.1")]);
         running.settles(&shop()).await;
@@ -170,38 +171,45 @@ fn a_flow_to_an_address_of_a_service_that_is_not_translated_goes_on() {
 
 #[test]
 fn what_others_flushed_comes_back_when_the_kernel_tells_of_it() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.settles(&shop()).await;
-        let before = running.kernel.state();
-        running.kernel.with(|machine| machine.state.rules.clear());
+        let before = running.in_force();
+        running.flush();
+        assert_ne!(running.in_force(), before);
         running.changes.send_replace(Changes { rules: 1, ..Changes::default() });
-        running.until("the rules are back", |state| ours(state) == ours(&before)).await;
+        running.until("the rules are back", || running.in_force() == before).await;
         running.until_told(|text| text.contains("sluice_firewall_drift_total{drift=\"missing\",kind=\"rules\"}")).await;
         assert!(running.log.lines("Drift detected").len() > 4);
     });
 }
 
 #[test]
-fn a_family_that_fails_is_told_and_the_other_one_goes_on() {
-    with_running(false, async |running| {
+fn what_fails_is_told_once_and_done_when_the_kernel_takes_it_and_the_other_family_goes_on_where_it_can() {
+    with_each(false, async |running| {
         running.settles(&shop()).await;
         running.until_ready().await;
-        running.kernel.with(|machine| machine.broken = Some(Family::V6));
+        let before = running.in_force();
+        running.breaks(true);
         let world = Case(shop()).policy("shop/web", "app=web", [Some(&[]), Some(&[])]).0;
         running.world.send_replace(world.clone());
-        let wanted = desired(&running.config, &world);
-        let of = |state: &State, family| {
-            ours(state).into_iter().filter(|(piece, _)| piece.family() == family).collect::<Vec<_>>()
-        };
-        let v4: Vec<_> = wanted.clone().into_iter().filter(|(piece, _)| piece.family() == Family::V4).collect();
-        running.until("IPv4 is as wanted", |state| of(state, Family::V4) == v4).await;
+        let wanted = running.desired(&world);
         running.until_unready("network policies", "rules: ").await;
-        running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"rules\"} 1")).await;
+        match (&before, &wanted) {
+            (InForce::Chains(_), wanted) => {
+                let v4 = wanted.of(Family::V4);
+                running.until("IPv4 is as wanted", || running.in_force().of(Family::V4) == v4).await;
+                assert_ne!(running.in_force(), *wanted, "IPv6 fails");
+            }
+            // Both families are one transaction.
+            (InForce::Table(_), _) => assert_eq!(running.in_force(), before),
+        }
+        running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"rules\"} ")).await;
+        running.until_told(|text| !text.contains("sluice_firewall_failing{kind=\"rules\"} 0")).await;
         running.beats(5).await;
         assert!(running.health.stuck(Instant::now()).is_empty(), "a failure kills nobody");
         assert_eq!(running.log.lines("Kernel update failed").len(), 1, "{}", running.log.text());
-        running.kernel.with(|machine| machine.broken = None);
-        running.until("both are as wanted", |state| ours(state) == wanted).await;
+        running.breaks(false);
+        running.until("both are as wanted", || running.in_force() == wanted).await;
         running.until_ready().await;
         running.until_told(|text| text.contains("sluice_firewall_failing{kind=\"rules\"} 0")).await;
         assert_eq!(running.log.lines("Kernel update recovered").len(), 1);
@@ -210,7 +218,7 @@ fn a_family_that_fails_is_told_and_the_other_one_goes_on() {
 
 #[test]
 fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
-    with_running(false, async |running| {
+    with(Backend::Iptables, async |running| {
         let refused = names::policy_chain(&sluice::firewall::rules::PolicyKey {
             policy: sluice::model::ObjectName::new("shop", "web"),
             direction: sluice::firewall::rules::Direction::Ingress,
@@ -221,15 +229,14 @@ fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
         running.until_told(|text| text.contains("sluice_firewall_refused_chains 2")).await;
         running.beats(5).await;
         assert_eq!(running.log.lines("Kernel rejected a chain").len(), 2, "once for each family");
-        let has_chain = running.kernel.state().rules.keys().any(|piece| piece.to_string().contains(names::POD_CHAINS));
-        assert!(has_chain, "the pod stays isolated");
+        assert!(running.in_force().isolates(), "the pod stays isolated");
     });
 }
 
 #[test]
 fn an_object_of_nftables_that_the_kernel_refuses_is_told_with_what_it_closes() {
-    let machine = Machine::empty(1);
-    with_table(machine.clone(), async |running| {
+    with(Backend::Nftables, async |running| {
+        let machine = &running.table;
         running.world.send_replace(shop());
         running.until_ready().await;
         let is_set = |object: &Object| matches!(object, Object::Set(set) if set.as_str().starts_with("pods_shop_"));
@@ -262,7 +269,7 @@ fn an_object_of_nftables_that_the_kernel_refuses_is_told_with_what_it_closes() {
 
 #[test]
 fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.kernel.with(|machine| machine.state.lacks_bridge_filter = true);
         running.settles(&shop()).await;
         running.until_ready().await;
@@ -279,8 +286,8 @@ fn a_bridge_of_pods_whose_packets_no_rule_sees_is_trouble_until_they_are_seen() 
 }
 
 #[test]
-fn rules_of_the_other_iptables_backend_go_although_a_setting_is_refused_for_ever() {
-    with_running(false, async |running| {
+fn rules_of_an_earlier_run_in_another_place_go_although_a_setting_is_refused_for_ever() {
+    with_each(false, async |running| {
         running.kernel.with(|machine| machine.state.lacks_bridge_filter = true);
         let mut world = shop();
         let mut host = (*world.host).clone();
@@ -298,7 +305,7 @@ fn rules_of_the_other_iptables_backend_go_although_a_setting_is_refused_for_ever
 #[test]
 fn rules_of_the_other_backend_stay_until_services_are_known() {
     for authority in [Authority::Nothing, Authority::Remembered, Authority::Partial] {
-        with_running(false, async |running| {
+        with_each(false, async |running| {
             let mut world = shop();
             world.authority.proxy = authority;
             running.settles(&world).await;
@@ -307,83 +314,88 @@ fn rules_of_the_other_backend_stay_until_services_are_known() {
             assert_eq!(running.kernel.with(|machine| machine.abandoned_removed), 0, "{authority:?}");
             world.authority.proxy = Authority::Complete;
             running.world.send_replace(world);
-            running.waits("they are removed", || running.kernel.with(|machine| machine.abandoned_removed) == 1).await;
+            running.until("they are removed", || running.kernel.with(|machine| machine.abandoned_removed) == 1).await;
         });
     }
 }
 
 #[test]
 fn pods_are_isolated_where_nobody_wants_ipv6_and_its_rules_cannot_be_written() {
-    let kernel = MemoryKernel::new(State::default());
-    kernel.with(|machine| machine.broken = Some(Family::V6));
-    with_kernel(kernel, (false, PerFamily { v4: true, v6: false }), async |running| {
-        let world = Case(shop()).policy("shop/web", "app=web", [Some(&[]), Some(&[])]).0;
-        running.world.send_replace(world);
-        running.until_ready().await;
-        let state = running.kernel.state();
-        assert!(ours(&state).keys().any(|piece| piece.to_string().contains(names::POD_CHAINS)), "pods are isolated");
-        assert!(ours(&state).keys().all(|piece| piece.family() == Family::V4));
-    });
+    for backend in BACKENDS {
+        let running = Running::new(FirewallConfig { backend, ..config(false) }, PerFamily { v4: true, v6: false });
+        // Before it asks the kernel what it can do.
+        running.breaks_v6();
+        run_to_its_end(running, async |running| {
+            let world = Case(shop()).policy("shop/web", "app=web", [Some(&[]), Some(&[])]).0;
+            running.world.send_replace(world);
+            running.until_ready().await;
+            let in_force = running.in_force();
+            assert!(in_force.isolates(), "pods are isolated");
+            assert_eq!(in_force.of(Family::V4), in_force, "nothing of IPv6 is there");
+        });
+    }
 }
 
 #[test]
 fn a_pod_that_starts_is_let_go_when_the_kernel_judges_it_and_not_before() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.settles(&shop()).await;
         let late = |world: World| Case(world).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=late", ""]).0;
         let denied = |world: World| Case(world).policy("shop/late", "app=late", [Some(&[]), Some(&[])]).0;
-        let mut outcome = running.announces("shop/late", &["10.244.0.9", "fd00:10:244::9"]).await;
+        let outcome = running.announces("shop/late", &["10.244.0.9", "fd00:10:244::9"]).await;
         running.until_missing(&outcome, "does not tell yet that shop/late runs on this node").await;
-        running.kernel.with(|machine| machine.broken = Some(Family::V6));
+        running.breaks(true);
         running.world.send_replace(denied(late(shop())));
-        running.until_missing(&outcome, "does not hold fd00:10:244::9").await;
-        running.kernel.with(|machine| machine.broken = None);
-        outcome.wait_for(Result::is_ok).await.expect("it may start");
-        let state = running.kernel.state();
-        assert_eq!(ours(&state), desired(&running.config, &denied(late(shop()))));
-        // A pod that is in force already waits for nothing, also where another pod's chain cannot be written.
-        let refused = names::pod_chain(
-            &sluice::model::ObjectName::new("shop", "late"),
-            sluice::firewall::rules::Direction::Ingress,
-        );
-        running.kernel.with(|machine| machine.unloadable = [refused.clone()].into());
-        let mut outcome = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
-        outcome.wait_for(Result::is_ok).await.expect("it may start");
+        let lacking = match running.config.backend {
+            Backend::Iptables => "does not hold fd00:10:244::9",
+            Backend::Nftables => "is not as it must be",
+        };
+        running.until_missing(&outcome, lacking).await;
+        running.breaks(false);
+        running.until_let_go(&outcome).await;
+        assert_eq!(running.in_force(), running.desired(&denied(late(shop()))));
+        // A pod that is in force already waits for nothing, also where the kernel refuses what another one needs.
+        running.refuses_late();
+        let web = [rule(&[pods("app=web")], &[])];
+        running.world.send_replace(Case(late(shop())).policy("shop/late", "app=late", [Some(&web), Some(&[])]).0);
+        running.until_unready("network policies", "refused: ").await;
+        let outcome = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
+        running.until_let_go(&outcome).await;
     });
 }
 
 /// A table of frames that fails holds up nobody whom no policy isolates.
 #[test]
 fn an_isolated_pod_that_starts_waits_for_what_drops_frames_and_others_do_not() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.kernel.with(|machine| machine.frames_fail = true);
         running.settles(&shop()).await;
         let isolated = running.announces("shop/web", &["10.244.0.1", "fd00:10:244::1"]).await;
         running.until_missing(&isolated, "which drops frames, is not as it must be: change bridge rules: ").await;
-        let mut open = running.announces("shop/db", &["10.244.0.2", "fd00:10:244::2"]).await;
-        open.wait_for(Result::is_ok).await.expect("it may start");
+        let open = running.announces("shop/db", &["10.244.0.2", "fd00:10:244::2"]).await;
+        running.until_let_go(&open).await;
         running.until_missing(&isolated, "which drops frames, is not as it must be").await;
         running.kernel.with(|machine| machine.frames_fail = false);
-        let mut isolated = isolated;
-        isolated.wait_for(Result::is_ok).await.expect("it may start");
+        running.until_let_go(&isolated).await;
     });
 }
 
 #[test]
 fn what_drops_frames_comes_although_the_kernel_is_newer_than_a_remembered_cluster() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.settles(&shop()).await;
         let tables = |running: &Running| running.kernel.with(|machine| machine.frames.clone());
-        running.waits("both tables are there", || tables(running).values().all(|table| !table.is_empty())).await;
+        running.until("both tables are there", || tables(running).values().all(|table| !table.is_empty())).await;
         let before = tables(running);
-        let (removed, acts) = running.kernel.with(|machine| (std::mem::take(&mut machine.frames), machine.acts));
+        let removed = running.kernel.with(|machine| std::mem::take(&mut machine.frames));
+        let acts = running.acts();
         assert_eq!(removed.len(), 2);
         let again = running.parts();
         run(&again, async |again| {
             let remembered = Authorities { firewall: Authority::Remembered, ..Authorities::default() };
             again.world.send_replace(World { authority: remembered, ..shop() });
-            again.waits("both are there again", || tables(again) == before).await;
-            assert_eq!(again.kernel.with(|machine| machine.acts), acts, "nothing else is written");
+            again.until("both are there again", || tables(again) == before).await;
+            assert_eq!(again.acts(), acts, "nothing else is written");
         })
         .await;
     });
@@ -391,15 +403,13 @@ fn what_drops_frames_comes_although_the_kernel_is_newer_than_a_remembered_cluste
 
 #[test]
 fn addresses_are_closed_before_pods_and_policies_are_known() {
-    with_running(true, async |running| {
+    with_each(true, async |running| {
         let world = World {
             authority: Authorities { firewall: Authority::Nothing, ..Authorities::default() },
             ..Case::new().0
         };
         running.world.send_replace(with_node(world));
-        running
-            .until("unknown addresses are closed", |state| closes(state, Family::V4) && closes(state, Family::V6))
-            .await;
+        running.until("unknown addresses are closed", || running.in_force().closes_both()).await;
         running.beats(3).await;
         assert!(!running.health.unready(Instant::now()).is_empty(), "nothing is said of policies yet");
         // A pod that comes then is known to the set, and the range stays closed when the Node goes.
@@ -410,18 +420,16 @@ fn addresses_are_closed_before_pods_and_policies_are_known() {
         gone.cluster.nodes.remove(&HERE.into());
         gone = Case(gone).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=late", ""]).0;
         running.world.send_replace(gone);
-        let late = |state: &State| state.elements.keys().any(|key| key.to_string().contains("10.244.0.9"));
-        running.until("the World behind it is in force", late).await;
-        let state = running.kernel.state();
-        assert!(closes(&state, Family::V4) && closes(&state, Family::V6), "a Node that goes opens nothing");
+        running.until("the World behind it is in force", || running.has_element("10.244.0.9")).await;
+        assert!(running.in_force().closes_both(), "a Node that goes opens nothing");
     });
 }
 
 #[test]
 fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
-    with_running(true, async |running| {
+    with_each(true, async |running| {
         running.settles(&with_node(shop())).await;
-        let acts = running.kernel.with(|machine| machine.acts);
+        let acts = running.acts();
         let again = running.parts();
         run(&again, async |again| {
             let world = World {
@@ -430,7 +438,7 @@ fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
             };
             again.world.send_replace(world);
             again.beats(3).await;
-            assert_eq!(again.kernel.with(|machine| machine.acts), acts, "nothing is written");
+            assert_eq!(again.acts(), acts, "nothing is written");
         })
         .await;
     });
@@ -438,7 +446,7 @@ fn what_an_earlier_run_left_is_not_closed_before_its_pods_are_known() {
 
 #[test]
 fn a_loop_that_has_nothing_left_to_do_sleeps() {
-    with_running(true, async |running| {
+    with_each(true, async |running| {
         running.settles(&with_node(shop())).await;
         // The addresses of pods are added last, behind the change of the rules.
         let more = Case(with_node(shop())).pod("shop/late", HERE, ["10.244.0.9 fd00:10:244::9", "app=web", ""]).0;
@@ -474,47 +482,26 @@ fn with_node(mut world: World) -> World {
     world
 }
 
-fn desired(config: &Arc<FirewallConfig>, world: &World) -> Ours {
-    let mut plan = Plan::new();
-    let changed = plan.update(world);
-    let mut lowering = Lowering::new(config.clone(), BOTH);
-    lowering.update(plan.rules(), world, &changed);
-    lowering.desired().rules.clone()
+/// Runs the loop with each backend, on an empty kernel for as long as the test does.
+fn with_each(default_deny: bool, test: impl AsyncFn(&Running)) {
+    with_each_of(config(default_deny), test);
 }
 
-type Ours = std::collections::BTreeMap<sluice::kernel::iptables::Piece, sluice::kernel::iptables::Rules>;
-
-fn ours(state: &State) -> Ours {
-    let ours = state.rules.iter().filter(|(piece, _)| piece.to_string().contains("KUBE-"));
-    ours.map(|(piece, rules)| (piece.clone(), rules.clone())).collect()
+fn with_each_of(config: FirewallConfig, test: impl AsyncFn(&Running)) {
+    for backend in BACKENDS {
+        eprintln!("with {backend:?}");
+        run_to_its_end(Running::new(FirewallConfig { backend, ..config.clone() }, BOTH), &test);
+    }
 }
 
-fn closes(state: &State, family: Family) -> bool {
-    state.rules.get(&dispatch::chain(family, CHAIN_TAIL)).is_some_and(dispatch::closes)
-}
-
-/// Runs the loop on an empty kernel for as long as the test does.
-fn with_running(default_deny: bool, test: impl AsyncFnOnce(&Running)) {
-    with_kernel(MemoryKernel::new(State::default()), (default_deny, BOTH), test);
-}
-
-fn with_kernel(
-    kernel: MemoryKernel,
-    (default_deny, families): (bool, PerFamily<bool>),
-    test: impl AsyncFnOnce(&Running),
-) {
-    with_config(kernel, config(default_deny), families, test);
-}
-
-/// The same with the nftables backend.
-fn with_table(table: Machine, test: impl AsyncFnOnce(&Running)) {
-    let running = Running::new(MemoryKernel::new(State::default()), config(false), BOTH);
-    run_to_its_end(Running { table: Some(table), ..running }, test);
+/// Runs it with one backend, where a test is about the objects of that one.
+fn with(backend: Backend, test: impl AsyncFnOnce(&Running)) {
+    run_to_its_end(Running::new(FirewallConfig { backend, ..config(false) }, BOTH), test);
 }
 
 fn config(default_deny: bool) -> FirewallConfig {
     FirewallConfig {
-        backend: sluice::config::Backend::default(),
+        backend: Backend::default(),
         sync_period: Duration::from_secs(300),
         default_deny,
         flush_established: false,
@@ -523,15 +510,6 @@ fn config(default_deny: bool) -> FirewallConfig {
         tunnel_mode: true,
         service_node_port_range: 30000..=32767,
     }
-}
-
-fn with_config(
-    kernel: MemoryKernel,
-    config: FirewallConfig,
-    families: PerFamily<bool>,
-    test: impl AsyncFnOnce(&Running),
-) {
-    run_to_its_end(Running::new(kernel, config, families), test);
 }
 
 fn run_to_its_end(running: Running, test: impl AsyncFnOnce(&Running)) {
@@ -564,13 +542,13 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let context =
         FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies, note, judging };
     let (config, families, stop) = (running.config.clone(), running.families, running.stop.subscribe());
-    let task = match &running.table {
-        Some(table) => {
+    let task = match config.backend {
+        Backend::Nftables => {
             let (owners, _) = watch::channel(Arc::default());
-            let backend = Nftables::new(config.clone(), families, table.targets(&running.kernel), owners);
+            let backend = Nftables::new(config.clone(), families, running.table.targets(&running.kernel), owners);
             tokio::task::spawn_local(Driver::new(families, backend, context).run(inputs, stop))
         }
-        None => {
+        Backend::Iptables => {
             let backend = Iptables::new(config.clone(), families, running.kernel.firewall_targets(), owners);
             tokio::task::spawn_local(Driver::new(families, backend, context).run(inputs, stop))
         }
@@ -626,9 +604,10 @@ impl Tracking {
 }
 
 impl Running {
-    fn new(kernel: MemoryKernel, config: FirewallConfig, families: PerFamily<bool>) -> Running {
+    fn new(config: FirewallConfig, families: PerFamily<bool>) -> Running {
         Running {
-            kernel,
+            kernel: MemoryKernel::new(State::default()),
+            table: Machine::empty(1),
             world: watch::channel(World::empty()).0,
             changes: watch::channel(Changes::default()).0,
             stop: watch::channel(false).0,
@@ -642,7 +621,6 @@ impl Running {
             auditing: RefCell::default(),
             flows: Tracking::default(),
             judged: watch::channel(0).0,
-            table: None,
         }
     }
 
@@ -667,23 +645,8 @@ impl Running {
 
     /// The same kernel for another run of the program.
     fn parts(&self) -> Running {
-        Running {
-            kernel: self.kernel.clone(),
-            world: watch::channel(World::empty()).0,
-            changes: watch::channel(Changes::default()).0,
-            stop: watch::channel(false).0,
-            health: Health::default(),
-            registry: Registry::new("test", "test"),
-            log: self.log.clone(),
-            config: self.config.clone(),
-            families: self.families,
-            starting: Arc::default(),
-            asking: RefCell::default(),
-            auditing: RefCell::default(),
-            flows: Tracking::default(),
-            judged: watch::channel(0).0,
-            table: self.table.clone(),
-        }
+        let (kernel, table, log) = (self.kernel.clone(), self.table.clone(), self.log.clone());
+        Running { kernel, table, log, ..Running::new((*self.config).clone(), self.families) }
     }
 
     /// Announces a pod that starts; gives what it is told.
@@ -699,21 +662,21 @@ impl Running {
 
     async fn until_missing(&self, told: &watch::Receiver<Result<(), String>>, words: &str) {
         let misses = || told.borrow().as_ref().is_err_and(|why| why.contains(words));
-        self.waits(&format!("{words:?} is missing: {:?}", told.borrow()), misses).await;
+        self.until(&format!("{words:?} is missing: {:?}", told.borrow()), misses).await;
+    }
+
+    async fn until_let_go(&self, told: &watch::Receiver<Result<(), String>>) {
+        self.until("it may start", || told.borrow().is_ok()).await;
     }
 
     async fn settles(&self, world: &World) {
         self.world.send_replace(world.clone());
-        let wanted = desired(&self.config, world);
-        self.until("the kernel holds the newest World", |state| ours(state) == wanted).await;
-    }
-
-    async fn until(&self, what: &str, holds: impl Fn(&State) -> bool) {
-        self.waits(what, || holds(&self.kernel.state())).await;
+        let wanted = self.desired(world);
+        self.until("the kernel holds the newest World", || self.in_force() == wanted).await;
     }
 
     async fn until_ready(&self) {
-        self.waits("it is ready", || self.health.unready(Instant::now()).is_empty()).await;
+        self.until("it is ready", || self.health.unready(Instant::now()).is_empty()).await;
     }
 
     async fn until_unready(&self, component: &str, words: &str) {
@@ -721,12 +684,12 @@ impl Running {
             let reasons = self.health.unready(Instant::now());
             reasons.iter().any(|reason| reason.component == component && reason.text.contains(words))
         };
-        self.waits(&format!("{component} says {words:?}: {:?}", self.health.unready(Instant::now())), tells).await;
+        self.until(&format!("{component} says {words:?}: {:?}", self.health.unready(Instant::now())), tells).await;
     }
 
     /// Waits for words in the metrics.
     async fn until_told(&self, holds: impl Fn(&str) -> bool) {
-        self.waits("the metrics say so", || holds(&self.registry.text())).await;
+        self.until("the metrics say so", || holds(&self.registry.text())).await;
     }
 
     /// Lets the loop turn, told that others changed rules each time.
@@ -737,7 +700,7 @@ impl Running {
         }
     }
 
-    async fn waits(&self, what: &str, holds: impl Fn() -> bool) {
+    async fn until(&self, what: &str, holds: impl Fn() -> bool) {
         for _ in 0..2000 {
             if holds() {
                 return;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use sluice::config::FirewallConfig;
 use sluice::firewall::backend::Backend;
-use sluice::firewall::frames::{self, FrameTable};
 use sluice::firewall::nftables::Nftables;
 use sluice::firewall::nftables::apply::{Kernel, Mirrors, Refusing, Targets};
 use sluice::firewall::nftables::desired;
@@ -29,12 +28,13 @@ use sluice::model::{
     Action, Authority, ClusterNetworkPolicy, ClusterRule, Peer, PolicyRule, Selector, Subject, Tier, World,
 };
 use sluice::net::Protocol;
-use sluice::reconcile::{Failure, Moment, Optional, Phase, Step, Target};
+use sluice::reconcile::{Failure, Glance, Moment, Optional, Phase, Sorted, Step, Target};
 use sluice::subsystem::Kinds;
 
 use super::cases::{Case, HERE, pods_in, port, rule};
 use super::lowered::{BOTH, config};
 use super::support::chains::State;
+use super::support::memory::frames::Frames;
 use super::support::memory::{self, Memory, MemoryKernel};
 use super::support::random::{Random, for_many};
 use super::support::tables::{Table, refusal};
@@ -43,7 +43,7 @@ use super::{clusters, services};
 const STEPS: usize = 50;
 
 /// The contents of a table, as the backend keeps them.
-type Contents = desired::Table;
+pub type Contents = desired::Table;
 
 /// Which objects are refused.
 pub type Refuses = Rc<dyn Fn(&Object, &Content) -> bool>;
@@ -57,6 +57,8 @@ struct Inside {
     random: Random,
     /// How often a transaction or a reading fails, in percent.
     faults: u32,
+    /// No transaction is done, whatever is tried.
+    is_broken: bool,
     /// The objects that the kernel does not take in this form, and with them no transaction.
     refuses: Option<Refuses>,
     refused: BTreeMap<Object, String>,
@@ -105,14 +107,29 @@ impl Machine {
         self.0.borrow_mut().refuses = refuses;
     }
 
-    /// Has transactions and readings fail, so often of a hundred.
-    pub fn fail(&self, faults: u32) {
-        self.0.borrow_mut().faults = faults;
+    /// Has no transaction be done from now on, or all of them again.
+    pub fn breaks(&self, is_broken: bool) {
+        self.0.borrow_mut().is_broken = is_broken;
     }
 
-    pub fn targets(&self, settings: &MemoryKernel) -> Targets<Tables> {
-        let (frames, groups) = (Optional::unused(frames::NAME), Optional::unused(frames::GROUPS_NAME));
-        Targets { kernel: Tables, settings: Memory::new(settings), frames, groups, table: self.clone() }
+    pub fn contents(&self) -> Contents {
+        self.0.borrow().table.clone()
+    }
+
+    /// Changes the table behind everybody's back.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Contents) -> R) -> R {
+        change(&mut self.0.borrow_mut().table)
+    }
+
+    /// The number of transactions that were done.
+    pub fn transactions(&self) -> u64 {
+        self.0.borrow().transactions
+    }
+
+    /// Targets of the table, and of what else the firewall keeps on that kernel.
+    pub fn targets(&self, others: &MemoryKernel) -> Targets<Tables> {
+        let [frames, groups] = Frames::of(others).map(Optional::used);
+        Targets { kernel: Tables(others.clone()), settings: Memory::new(others), frames, groups, table: self.clone() }
     }
 
     pub fn empty(seed: u64) -> Machine {
@@ -120,6 +137,7 @@ impl Machine {
             table: Contents::default(),
             random: Random::new(seed),
             faults: 0,
+            is_broken: false,
             refuses: None,
             refused: BTreeMap::new(),
             transactions: 0,
@@ -147,6 +165,14 @@ impl Target for Machine {
         Ok(copied(&inside.table).collect())
     }
 
+    /// The kernel tells of what others change.
+    fn glance(&mut self, seen: &impl Sorted<Object, Content>) -> Glance<Object> {
+        match self.0.borrow().table.iter().eq(seen.entries()) {
+            true => Glance::Alike,
+            false => Glance::Somewhere,
+        }
+    }
+
     fn apply(&mut self, _: Phase, steps: &[Step<'_, Object, Content>]) -> Vec<Failure<String>> {
         let inside = &mut *self.0.borrow_mut();
         inside.refused.clear();
@@ -169,6 +195,9 @@ impl Target for Machine {
 impl Inside {
     /// One transaction of a change.
     fn transact<'s>(&mut self, steps: impl Iterator<Item = &'s Step<'s, Object, Content>>) -> Result<(), &'static str> {
+        if self.is_broken {
+            return Err("it failed");
+        }
         let faults = self.faults;
         let (fails, after) = (self.random.chance(faults), self.random.chance(50));
         if fails && !after {
@@ -205,15 +234,16 @@ impl Refusing for Machine {
     }
 }
 
-/// A kernel with such a table.
-pub struct Tables;
+/// A kernel with such a table; all else is on the one inside.
+pub struct Tables(MemoryKernel);
 
 impl Kernel for Tables {
     type Settings = Memory<memory::Settings>;
-    type Frames = FrameTable;
+    type Frames = Optional<Frames>;
     type Table = Machine;
 
     fn remove_abandoned(&mut self) -> Vec<String> {
+        self.0.with(|machine| machine.abandoned_removed += 1);
         Vec::new()
     }
 }

@@ -304,7 +304,11 @@ fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
         (Fields::Mark, Key::Mark(_)) => !spec.intervals,
         _ => false,
     };
-    is_its && matches!((spec.kind, content), (Kind::Set, Content::Element) | (Kind::Verdicts, Content::Verdict(_)))
+    let is_of_kind = matches!(
+        (spec.kind, content),
+        (Kind::Set, Content::Element) | (Kind::Verdicts, Content::Verdict(_)) | (Kind::Marks, Content::Mark(_))
+    );
+    is_its && is_of_kind
 }
 
 /// Two ranges of a set that overlap.

@@ -20,6 +20,7 @@ pub fn text(table: &Table) -> String {
             },
             Content::Element => format!("{object}"),
             Content::Verdict(one) => format!("{object} : {}", verdict(one)),
+            Content::Mark(number) => format!("{object} : {number:#010x}"),
             other => format!("{object} {other:?}"),
         };
         writeln!(text, "{line}").expect("a text takes in any text");

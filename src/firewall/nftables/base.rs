@@ -121,7 +121,8 @@ impl BaseChainInputs<'_> {
         let maps = Direction::BOTH.into_iter().flat_map(of).map(|name| (name, map));
         let others = [(names::to_itself(family), itself), (names::host_endpoints(family), map)];
         let pods = self.config.default_deny.then(|| (names::pods(family), address));
-        for (name, spec) in maps.chain(others).chain(pods) {
+        let ids = (names::pod_ids(family), SetSpec { kind: Kind::Marks, ..address });
+        for (name, spec) in maps.chain(others).chain(pods).chain([ids]) {
             lowered.map(&name, spec);
         }
     }

@@ -396,7 +396,7 @@ impl Lowering {
         }
     }
 
-    /// Returns the elements of an address of pods of this node, which together decide how it is judged.
+    /// Returns the elements of an address of pods of this node, which together decide how it is judged, and say whose it is.
     fn address(&self, address: IpAddr, rules: &RuleSet) -> Lowered {
         let (family, key) = (Family::from(address), Key::Address(address));
         let mut lowered = Lowered::default();
@@ -423,6 +423,7 @@ impl Lowering {
             let itself = Object::Element(names::to_itself(family), Key::Itself(address));
             lowered.objects.insert(itself, Content::Element);
         }
+        lowered.pod_id(address, rules);
         if self.config.default_deny {
             lowered.objects.insert(Object::Element(names::pods(family), key), Content::Element);
         }

@@ -14,7 +14,7 @@ use crate::model::{ObjectName, Tier};
 use crate::net::{Family, PortRange, Protocol};
 
 use super::super::host_endpoints::HostEndpoint;
-use super::super::identity::{identity, joined, letters};
+use super::super::identity::{identity, joined, letters, number_of};
 use super::super::rules::{ClusterPolicyKey, Direction, PortOwners, Scope, SetKey};
 use super::class::Class;
 use super::peers::{Outcome, Peers, Union};
@@ -136,6 +136,17 @@ pub fn to_itself(family: Family) -> Name {
 /// Returns the set of addresses of this node's pods, for `--netpol-default-deny`.
 pub fn pods(family: Family) -> Name {
     of_family("pods", family)
+}
+
+/// Returns the map from the address of a pod of this node to the number that stands for the pod ([`pod_id`]). No packet is looked up in it: it is for who reads the
+/// table, and for the next run of the program, to which it says whose address something is.
+pub fn pod_ids(family: Family) -> Name {
+    of_family("pod_ids", family)
+}
+
+/// Returns the number that stands for a pod. Two pods have the same one by a chance of one in 2³². A pod that is made anew under its name keeps it.
+pub fn pod_id(pod: &ObjectName) -> u32 {
+    number_of(joined(&["pod", &pod.namespace, &pod.name]).as_bytes())
 }
 
 /// Returns the map from the address of a pod to the chain that refuses it Services (`host_endpoints`).

@@ -5,6 +5,9 @@
 //! its former addresses as the memory says of the new one. Then the new address leads to the same chains, and becomes an element
 //! of the sets in which both have it. Nothing else changes, and nothing is taken from an address: what was left to it by
 //! another pod keeps the new one waiting.
+//!
+//! That nothing judges an address is no proof that its pod is open: the pod may have moved since, and be isolated elsewhere. So the table says whose an
+//! address is ([`names::pod_ids`]), and has to say it of the former ones. One that an earlier version wrote does not: there a pod that no policy selects waits.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,9 +40,13 @@ struct Places {
 impl Places {
     fn additions(&self, desired: &Table, seen: &Table) -> Result<Additions, String> {
         let mut additions = Additions::new();
-        let pods = names::pods(Family::from(self.new));
-        let is_needed =
-            |object: &Object| names::closes(object) || matches!(object, Object::Element(set, _) if *set == pods);
+        let family = Family::from(self.new);
+        let (pods, ids) = (names::pods(family), names::pod_ids(family));
+        let says_whose = seen.contains_key(&Object::Set(ids.clone()));
+        let is_needed = |object: &Object| {
+            let is_of_pod = matches!(object, Object::Element(set, _) if *set == pods || *set == ids && says_whose);
+            names::closes(object) || is_of_pod
+        };
         for (object, content) in seen.iter() {
             let Some(new) = self.renamed(object) else { continue };
             let content = self.content(content);
@@ -56,7 +63,7 @@ impl Places {
             }
         }
         if additions.is_empty() {
-            // Without --netpol-default-deny the table does not list pods that no policy selects: nothing is no proof of being open.
+            // A table of an earlier version.
             return Err(format!("the kernel has nothing at {}, which proves nothing", self.former));
         }
         for (object, content) in seen.iter().filter(|(object, _)| is_at(object, self.new)) {
@@ -131,10 +138,15 @@ mod tests {
 
     /// `db` takes from `web`; both have these last parts of addresses.
     fn desired(db: &[u8], web: &[u8]) -> Table {
+        desired_with(db, web, &[])
+    }
+
+    /// The same with a pod that no policy selects or names.
+    fn desired_with(db: &[u8], web: &[u8], free: &[u8]) -> Table {
         let mut world = World::empty();
         world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         world.cluster.namespaces.insert("shop".into(), Namespace::default());
-        for (name, places) in [("db", db), ("web", web)] {
+        for (name, places) in [("db", db), ("web", web), ("free", free)] {
             let addresses: Vec<String> =
                 places.iter().map(|last| format!("10.244.1.{last} fd00:10:244:1::{last}")).collect();
             let labels = format!("app={name}");
@@ -166,6 +178,10 @@ mod tests {
         };
         let (pod, former) = (object(&format!("shop/{name}")), [address(former, family)]);
         additions(&NewAddress { pod: &pod, address: address(70, family), former: &former }, &wanted, Some(kernel))
+    }
+
+    fn id(last: u8, family: Family) -> Object {
+        Object::Element(names::pod_ids(family), Key::Address(address(last, family)))
     }
 
     fn judging(last: u8, family: Family) -> Object {
@@ -212,6 +228,70 @@ mod tests {
             let mut kernel = desired(&[8], &[7]);
             kernel.retain(|object, _| !is_at(object, address(7, family)));
             assert!(told("web", &kernel, family).is_err(), "it may be isolated at another address since");
+        }
+    }
+
+    /// `free` is neither isolated nor named by a policy.
+    #[test]
+    fn a_pod_that_no_policy_selects_is_open_at_a_new_address_where_the_kernel_says_that_the_former_one_was_its_own() {
+        let table = |free: &[u8]| desired_with(&[8], &[7], free);
+        let told = |kernel: &Table, family| {
+            let (pod, former) = (object("shop/free"), [address(9, family)]);
+            let starting = NewAddress { pod: &pod, address: address(70, family), former: &former };
+            additions(&starting, &table(&[9, 70]), Some(kernel))
+        };
+        for family in Family::BOTH {
+            let mut kernel = table(&[9]);
+            let additions = told(&kernel, family).expect("kernel and memory agree");
+            assert_eq!(additions.keys().collect::<Vec<_>>(), [&id(70, family)], "no packet is looked up there");
+            kernel.extend(additions);
+            assert_eq!(told(&kernel, family), Ok(Additions::new()));
+
+            let waits = |change: &dyn Fn(&mut Table)| {
+                let mut kernel = table(&[9]);
+                change(&mut kernel);
+                assert!(told(&kernel, family).is_err());
+            };
+            let others = || Content::Mark(names::pod_id(&object("shop/other")));
+            waits(&|kernel| drop(kernel.remove(&id(9, family))));
+            waits(&|kernel| drop(kernel.insert(id(9, family), others())));
+            waits(&|kernel| drop(kernel.insert(id(70, family), others())));
+            // Isolated since.
+            let isolated = Content::Verdict(Arc::new(Verdict::Jump("in_shop_free_X".into())));
+            waits(&|kernel| drop(kernel.insert(judging(9, family), isolated.clone())));
+            waits(&|kernel| drop(kernel.insert(judging(70, family), isolated.clone())));
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_another_pod_does_not_go_for_a_pod_that_had_the_address_before() {
+        for (pod, last) in [("db", 8), ("web", 7)] {
+            for family in Family::BOTH {
+                let mut kernel = desired(&[8], &[7]);
+                kernel.insert(id(last, family), Content::Mark(names::pod_id(&object("shop/other"))));
+                assert!(told(pod, &kernel, family).is_err());
+            }
+        }
+    }
+
+    /// An earlier version of the program wrote it.
+    #[test]
+    fn by_a_table_that_does_not_say_whose_addresses_are_a_pod_starts_that_is_in_it_and_no_other() {
+        for family in Family::BOTH {
+            let of_ids = |object: &Object| match object {
+                Object::Set(set) | Object::Element(set, _) => *set == names::pod_ids(family),
+                _ => false,
+            };
+            let mut kernel = desired_with(&[8], &[7], &[9]);
+            kernel.retain(|object, _| !of_ids(object));
+            for pod in ["db", "web"] {
+                let additions = told(pod, &kernel, family).expect("kernel and memory agree");
+                assert!(!additions.is_empty() && !additions.keys().any(of_ids), "{pod}: {additions:?}");
+            }
+            let (pod, former) = (object("shop/free"), [address(9, family)]);
+            let starting = NewAddress { pod: &pod, address: address(70, family), former: &former };
+            let waits = additions(&starting, &desired_with(&[8], &[7], &[9, 70]), Some(&kernel));
+            assert!(waits.as_ref().is_err_and(|why| why.ends_with("which proves nothing")), "{waits:?}");
         }
     }
 

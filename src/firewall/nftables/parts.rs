@@ -12,8 +12,9 @@ use crate::kernel::nftables::{Chain, Content, Key, Name, Object, Rule, SetSpec, 
 use crate::net::Family;
 
 use super::super::host_endpoints::HostEndpoint;
-use super::super::rules::{ClusterPolicyKey, SetKey};
+use super::super::rules::{ClusterPolicyKey, RuleSet, SetKey};
 use super::class::Class;
+use super::names;
 use super::peers::{Peers, Union};
 use super::tiers::{EachTier, Judged, TierPolicies};
 
@@ -74,6 +75,15 @@ impl Lowered {
     /// Adds a verdict map.
     pub fn map(&mut self, name: &Name, spec: SetSpec) {
         self.objects.insert(Object::Set(name.clone()), Content::Set(spec));
+    }
+
+    /// Adds the element that says whose an address is, where one pod has it alone.
+    pub fn pod_id(&mut self, address: IpAddr, rules: &RuleSet) {
+        let mut pods = rules.local_pods_at(address);
+        if let (Some((pod, _)), None) = (pods.next(), pods.next()) {
+            let element = Object::Element(names::pod_ids(Family::from(address)), Key::Address(address));
+            self.objects.insert(element, Content::Mark(names::pod_id(pod)));
+        }
     }
 
     /// Adds an element of a verdict map.

@@ -34,28 +34,22 @@ impl Running {
 
 #[test]
 fn an_audit_of_the_firewall_names_what_is_missing_and_puts_it_back_only_when_asked_for() {
-    with_running(false, async |running| {
+    with_each(false, async |running| {
         running.settles(&shop()).await;
         running.until_ready().await;
         assert_eq!(running.audited().await, Vec::<String>::new());
-        let whole = running.kernel.state();
-        let gone = running.kernel.with(|machine| {
-            let (element, ()) = machine.state.elements.pop_first().expect("there are some");
-            let piece = ours(&machine.state).into_keys().next_back().expect("there are some");
-            machine.state.rules.remove(&piece);
-            [element.to_string(), piece.to_string()]
-        });
-        let damaged = running.kernel.state();
+        let (whole, elements) = (running.in_force(), running.kernel.state().elements);
+        let gone = running.damage();
+        let damaged = (running.in_force(), running.kernel.state().elements);
         let found = running.audited().await;
         for object in &gone {
             let named = found.iter().filter(|line| line.contains(object) && line.ends_with(" missing"));
             assert_eq!(named.count(), 1, "{object}: {found:?}");
         }
-        assert_eq!(running.kernel.state(), damaged, "a question changes nothing");
+        assert_eq!((running.in_force(), running.kernel.state().elements), damaged, "a question changes nothing");
         assert_eq!(running.asked(true).await["found"], 2);
-        running
-            .until("all of it is back", |state| ours(state) == ours(&whole) && state.elements == whole.elements)
-            .await;
+        let is_back = || running.in_force() == whole && running.kernel.state().elements == elements;
+        running.until("all of it is back", is_back).await;
         assert_eq!(running.audited().await, Vec::<String>::new());
     });
 }

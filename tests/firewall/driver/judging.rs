@@ -1,5 +1,7 @@
 //! How far the firewall has come, as the service proxy is told: the number of the World whose refusals the kernel holds.
 
+use sluice::kernel::iptables::Piece;
+
 use super::*;
 
 /// The shop, in which `db` may send nowhere but to itself, as the World of this number.
@@ -13,12 +15,12 @@ fn told(running: &Running) -> u64 {
 }
 
 async fn judges(running: &Running, number: u64) {
-    running.waits(&format!("World {number} is judged, not {}", told(running)), || told(running) == number).await;
+    running.until(&format!("World {number} is judged, not {}", told(running)), || told(running) == number).await;
 }
 
 #[test]
 fn each_world_is_told_when_it_is_in_the_kernel_and_worlds_that_change_nothing_are() {
-    with_both(async |running| {
+    with_each(false, async |running| {
         running.world.send_replace(isolated(1));
         judges(running, 1).await;
         running.world.send_replace(World { number: 2, ..shop() });
@@ -30,7 +32,7 @@ fn each_world_is_told_when_it_is_in_the_kernel_and_worlds_that_change_nothing_ar
 
 #[test]
 fn nothing_is_told_of_a_world_of_which_nothing_is_done() {
-    with_both(async |running| {
+    with_each(false, async |running| {
         running.world.send_replace(World { authority: Authorities::default(), ..isolated(1) });
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(told(running), 0);
@@ -39,7 +41,7 @@ fn nothing_is_told_of_a_world_of_which_nothing_is_done() {
 
 #[test]
 fn a_world_that_is_known_in_part_is_told_although_what_absence_does_not_prove_stays() {
-    with_both(async |running| {
+    with_each(false, async |running| {
         running.world.send_replace(isolated(1));
         judges(running, 1).await;
         let firewall = Authority::Partial;
@@ -54,46 +56,35 @@ fn a_world_that_is_known_in_part_is_told_although_what_absence_does_not_prove_st
 
 #[test]
 fn chains_that_are_to_be_removed_later_hold_up_nobody() {
-    with_running(false, async |running| {
+    with(Backend::Iptables, async |running| {
         running.world.send_replace(isolated(1));
         judges(running, 1).await;
-        let is_left = |state: &State| {
-            ours(state).keys().any(|piece| {
-                piece.to_string().contains("KUBE-NWPLCY-") && !desired(&running.config, &shop()).contains_key(piece)
-            })
+        let chains = |in_force: InForce| match in_force {
+            InForce::Chains(chains) => chains,
+            InForce::Table(table) => panic!("{table:?}"),
         };
-        assert!(is_left(&running.kernel.state()));
+        let wanted = chains(running.desired(&shop()));
+        let is_left = || {
+            let of_policies = |piece: &&Piece| piece.to_string().contains("KUBE-NWPLCY-");
+            chains(running.in_force()).keys().filter(of_policies).any(|piece| !wanted.contains_key(piece))
+        };
+        assert!(is_left());
         let mut judged = running.judged.subscribe();
         running.world.send_replace(World { number: 2, ..shop() });
         judged.wait_for(|number| *number == 2).await.expect("it runs");
-        assert!(is_left(&running.kernel.state()), "it was told before they were removed");
-        running.until("they are removed", |state| !is_left(state)).await;
+        assert!(is_left(), "it was told before they were removed");
+        running.until("they are removed", || !is_left()).await;
     });
 }
 
 #[test]
 fn nothing_is_told_while_the_kernel_does_not_take_the_rules() {
-    with_running(false, async |running| {
-        running.kernel.with(|machine| machine.broken = Some(Family::V4));
+    with_each(false, async |running| {
+        running.breaks(true);
         running.world.send_replace(isolated(1));
         running.until_unready("network policies", "rules: ").await;
         assert_eq!(told(running), 0);
-        running.kernel.with(|machine| machine.broken = None);
+        running.breaks(false);
         judges(running, 1).await;
     });
-    let machine = Machine::empty(1);
-    machine.fail(100);
-    with_table(machine.clone(), async |running| {
-        running.world.send_replace(isolated(1));
-        running.until_unready("network policies", "rules: ").await;
-        assert_eq!(told(running), 0);
-        machine.fail(0);
-        judges(running, 1).await;
-    });
-}
-
-/// Runs the loop with each backend.
-fn with_both(test: impl AsyncFn(&Running)) {
-    with_running(false, &test);
-    with_table(Machine::empty(1), &test);
 }

@@ -125,6 +125,16 @@ impl Node {
         self.start_agent_with(&[self.argument("manifests", "manifests"), format!("--netfilter={backend}")]);
     }
 
+    /// With an API server that does not answer.
+    fn start_agent_in_outage(&mut self, netfilter: &str) {
+        // Nobody listens on this port.
+        let server = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+            contexts: [{name: c, context: {cluster: c, user: u}}]\n\
+            clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n";
+        fs::write(self.path("kubeconfig"), server).unwrap();
+        self.start_agent_with(&[self.argument("kubeconfig", "kubeconfig"), netfilter.to_owned()]);
+    }
+
     fn argument(&self, name: &str, file: &str) -> String {
         format!("--{name}={}", self.path(file).display())
     }
@@ -515,7 +525,7 @@ fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
     for backend in ["iptables", "nftables"] {
         with_node(|node| {
             let backend = format!("--netfilter={backend}");
-            let (patient, short) = (Duration::from_secs(25), Duration::from_secs(2));
+            let patient = Duration::from_secs(25);
             node.put("jobs", &format!("{}---\n{}", pod("jobs", 10, true), pod("jobs", 11, false)));
             node.put("open", &pod("open", 2000, true));
             node.start_agent_with(&[node.argument("manifests", "manifests"), backend.clone()]);
@@ -523,13 +533,7 @@ fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
             node.starts("open", 2000);
             node.end_agent();
 
-            // Nobody answers on this port.
-            let server = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-                contexts: [{name: c, context: {cluster: c, user: u}}]\n\
-                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n";
-            fs::write(node.path("kubeconfig"), server).unwrap();
-            let lists_open_pods = backend.contains("iptables");
-            node.start_agent_with(&[node.argument("kubeconfig", "kubeconfig"), backend]);
+            node.start_agent_in_outage(&backend);
             for (namespace, number) in [("jobs", 10), ("open", 2000)] {
                 let (ok, answer) = node.called("CHECK", namespace, number, at(number, patient));
                 assert!(ok, "nothing about a pod that runs has changed: {answer}");
@@ -540,21 +544,12 @@ fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
             assert!(ok, "{answer}");
             assert_eq!(node.wires.begin(60), NOTHING, "the pod is isolated at its new address");
             assert_eq!(node.wires.begin(10), NOTHING, "and at its former one");
-            // A table has nothing of a pod that no policy selects, as it has nothing of one that it does not know.
-            let (ok, answer) =
-                node.called("ADD", "open", 2000, at(2060, if lists_open_pods { patient } else { short }));
-            assert_eq!(ok, lists_open_pods, "{answer}");
-            if lists_open_pods {
-                let open = node.wires.begin_until_all_arrive(2060);
-                assert!(open.iter().flatten().all(|packets| *packets > 0), "no policy: {open:?}");
-            }
+            let (ok, answer) = node.called("ADD", "open", 2000, at(2060, patient));
+            assert!(ok, "{answer}");
+            let open = node.wires.begin_until_all_arrive(2060);
+            assert!(open.iter().flatten().all(|packets| *packets > 0), "no policy: {open:?}");
             // The kernel has never judged this one, so it may be older than what the kernel holds.
-            // Where the agent's word comes late, the plugin has another one for it.
-            let (ok, answer) = (0..5)
-                .map(|_| node.called("ADD", "jobs", 11, at(61, short)))
-                .find(|(ok, answer)| *ok || !answer.to_string().contains("did not answer in time"))
-                .expect("the agent answers");
-            assert!(!ok && answer["details"].as_str().unwrap().contains("at no former address"), "{answer}");
+            assert_waits(node, ("jobs", 11), 61, "at no former address");
 
             // The cluster is back, and tells the new addresses.
             node.kill_agent();
@@ -572,6 +567,73 @@ fn a_pod_gets_a_new_sandbox_after_a_restart_while_the_api_server_is_away() {
             assert_eq!([60, 61].map(|place| node.wires.begin(place)), [NOTHING; 2]);
         });
     }
+}
+
+/// Asserts that ADD of this pod at another place is refused with these words.
+fn assert_waits(node: &Node, (namespace, number): (&str, usize), place: usize, words: &str) {
+    // Where the agent's word comes late, the plugin has another one for it.
+    let (ok, answer) = (0..5)
+        .map(|_| node.called("ADD", namespace, number, at(place, Duration::from_secs(2))))
+        .find(|(ok, answer)| *ok || !answer.to_string().contains("did not answer in time"))
+        .expect("the agent answers");
+    assert!(!ok && answer["details"].as_str().unwrap().contains(words), "{answer}");
+}
+
+/// The kernel is newer than what the agent remembers.
+#[test]
+fn a_pod_that_policies_isolate_since_the_last_known_state_was_written_does_not_start_as_an_open_one() {
+    for (backend, words) in [("iptables", "than were remembered"), ("nftables", "is not what was remembered")] {
+        with_node(|node| {
+            let netfilter = format!("--netfilter={backend}");
+            node.put("open", &pod("open", 2000, true));
+            node.start_agent_on(backend);
+            node.starts("open", 2000);
+            let open = node.wires.begin_until_all_arrive(2000);
+            assert!(open.iter().flatten().all(|packets| *packets > 0), "no policy: {open:?}");
+            node.end_agent();
+            run(&format!("cp -a {} {}", node.path("state").display(), node.path("older").display()));
+            node.put(
+                "policy",
+                "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny-all, namespace: open}, \
+                 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}\n",
+            );
+            node.start_agent_on(backend);
+            node.starts("open", 2000);
+            assert_eq!(node.wires.begin(2000), NOTHING, "it is isolated");
+            node.end_agent();
+            fs::remove_dir_all(node.path("state")).unwrap();
+            fs::rename(node.path("older"), node.path("state")).unwrap();
+            node.start_agent_in_outage(&netfilter);
+            assert_waits(node, ("open", 2000), 2060, words);
+            assert_eq!(node.wires.begin(2000), NOTHING, "it stays isolated");
+        });
+    }
+}
+
+#[test]
+fn by_a_table_of_an_earlier_version_a_pod_that_no_policy_selects_waits_in_an_outage_and_others_do_not() {
+    with_node(|node| {
+        node.put("jobs", &pod("jobs", 10, true));
+        node.put("open", &pod("open", 2000, true));
+        node.start_agent_on("nftables");
+        node.starts("jobs", 10);
+        node.starts("open", 2000);
+        node.end_agent();
+        for map in ["pod_ids4", "pod_ids6"] {
+            run(&format!("nft delete map inet sluice_policy {map}"));
+        }
+        node.start_agent_in_outage("--netfilter=nftables");
+        let (ok, answer) = node.called("ADD", "jobs", 10, at(60, Duration::from_secs(25)));
+        assert!(ok, "{answer}");
+        assert_eq!(node.wires.begin(60), NOTHING, "the pod is isolated at its new address");
+        assert_waits(node, ("open", 2000), 2060, "which proves nothing");
+        // The cluster is back.
+        node.kill_agent();
+        node.start_agent_on("nftables");
+        let (ok, answer) = node.called("ADD", "open", 2000, at(2060, Duration::from_secs(25)));
+        assert!(ok, "{answer}");
+        assert!(run("nft list map inet sluice_policy pod_ids4").contains(&addresses(2060)[0].to_string()));
+    });
 }
 
 #[test]

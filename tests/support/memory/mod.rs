@@ -6,7 +6,7 @@
 //! a restart of the program. What belongs to others stands in the same tables; [`Machine::foreign`] remembers it.
 
 mod kinds;
-mod frames;
+pub mod frames;
 mod state;
 mod table;
 pub mod ways;

@@ -84,6 +84,14 @@ fn maps_and_sets_of_ports_are_called_by_what_they_hold() {
     }
 }
 
+/// A table in the kernel is read by the next run, also by one of another version.
+#[test]
+fn the_number_of_a_pod_is_stable_and_each_pod_has_its_own() {
+    assert_eq!(pod_id(&object("shop/db")), 919_323_059);
+    assert_ne!(pod_id(&object("shop/db")), pod_id(&object("shop/web")));
+    assert_ne!(pod_id(&ObjectName::new("a", "bc")), pod_id(&ObjectName::new("ab", "c")));
+}
+
 #[test]
 fn the_purpose_of_a_chain_follows_from_its_name() {
     for direction in Direction::BOTH {
