@@ -185,6 +185,11 @@ impl Peer {
         self.received
     }
 
+    /// Returns whether it has a session, or stale routes of an earlier one.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.phase, Phase::Established { .. }) || self.stale() != PerFamily::default()
+    }
+
     /// Address families with stale routes.
     pub fn stale(&self) -> PerFamily<bool> {
         self.retention.families()

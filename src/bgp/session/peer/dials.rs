@@ -10,7 +10,7 @@ use super::{Connection, Dial, Peer, Phase};
 /// Initial time between two dials; every failure doubles it.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Time limit for a dial.
-const DIAL: Duration = Duration::from_secs(10);
+pub(super) const DIAL: Duration = Duration::from_secs(10);
 /// Time by which a scheduled dial of many may be early; less than [`SLACK`](super::super::SLACK).
 const EARLY: Duration = Duration::from_secs(1);
 /// Number of consecutive failures, half a minute of dials, after which a neighbour counts as unanswering.

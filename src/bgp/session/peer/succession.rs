@@ -6,18 +6,21 @@
 use super::super::super::message::{self, Notification, Reason};
 use super::super::connection::Connection;
 use super::super::{Agreement, Cause, Effect, LinkId, Local, Moment, Side, State, rank};
+use super::dials::DIAL;
 use super::{CHALLENGE, Challenger, Dial, GOOD, Peer, Phase};
 use crate::net::PerFamily;
 
 impl Peer {
     /// Handles an acceptable OPEN. The consequences depend on the other connection, if there is one.
     pub(super) fn agreed(&mut self, at: Moment, link: LinkId, agreement: Box<Agreement>) {
-        if let Phase::Established { session, challenger: Some(challenger), .. } = &mut self.phase {
-            // RFC 4724 5: a peer with the R bit set has lost the session. Not where the session began with that bit, too: a peer that comes back dials and is
-            // dialled at once, and the second connection may be of the same start. To replace the session by it would count as a second restart, which ends
-            // what is retained of the first one.
+        if let Phase::Established { since, session, challenger: Some(challenger) } = &mut self.phase {
+            // RFC 4724 5: a peer with the R bit set has lost the session. Not where the session has just begun with that bit, too: a peer that comes back dials and
+            // is dialled at once, and the second connection may be of the same start. To replace the session by it would count as a second restart, which ends
+            // what is retained of the first one. A peer that has a session does not dial, so one of the same start came within the time of a dial.
             let restarting = |agreement: &Agreement| agreement.restart.is_some_and(|restart| restart.restarting);
-            let restarted = restarting(&agreement) && !session.talk().is_some_and(|talk| restarting(&talk.agreement));
+            let began_with_it = session.talk().is_some_and(|talk| restarting(&talk.agreement));
+            let is_of_one_start = began_with_it && challenger.until <= *since + DIAL + CHALLENGE;
+            let restarted = restarting(&agreement) && !is_of_one_start;
             challenger.connection.confirm(agreement, at);
             let session = session.link;
             match restarted {

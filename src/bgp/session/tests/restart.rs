@@ -217,6 +217,46 @@ fn a_second_connection_of_one_start_ends_no_session_and_drops_nothing_that_was_k
 }
 
 #[test]
+fn who_restarts_once_more_replaces_its_session_at_once_however_that_began() {
+    let back = Some(GracefulRestart { restarting: true, ..restart() });
+    let after = |seconds: u8| {
+        let mut bench = with(Some(restart()));
+        bench.step(Event::Closed(OURS));
+        bench.pass(2.0);
+        bench.step(Event::Dialled(THIRD));
+        come_back(&mut bench, THIRD, back);
+        for _ in 0..seconds {
+            bench.pass(1.0);
+            bench.keepalive(THIRD);
+        }
+        bench.step(Event::Accepted(THEIRS));
+        let mut open = their_open();
+        open.capabilities.restart = back;
+        words(&bench.receive(THEIRS, &message::open(&open)))
+    };
+    assert_eq!(after(9), "KEEPALIVE on third", "it may have been dialled before there was a session");
+    let replaced = "close third, drop what is stale of all, DOWN keeping all (replaced), KEEPALIVE on theirs";
+    for later in [11, 60] {
+        assert_eq!(after(later), replaced, "{later} s");
+    }
+}
+
+#[test]
+fn a_neighbour_is_kept_while_it_has_a_session_or_its_routes_are() {
+    let mut bench = with(Some(restart()));
+    assert!(bench.peer.is_kept());
+    bench.step(Event::Closed(OURS));
+    bench.pass(119.0);
+    assert!(bench.peer.is_kept(), "it may come back");
+    bench.pass(2.0);
+    assert!(!bench.peer.is_kept(), "its routes are gone");
+    let mut bench = gone(130.0);
+    assert!(bench.peer.is_kept(), "as the last resort");
+    bench.step(Event::Stop(Notification::new(Reason::DECONFIGURED)));
+    assert!(!bench.peer.is_kept());
+}
+
+#[test]
 fn our_own_restart_is_said_until_it_is_over() {
     let said = |peer: &mut Peer| {
         let at = Moment { now: Instant::now(), jitter: 0 };
