@@ -10,7 +10,7 @@
 //! Neighbours that do not answer share a pace of dials (`dialling`).
 //!
 //! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
-//! Other neighbours are waited for as long as new ones connect, and a moment more; the whole wait has a bound. Only
+//! Other neighbours are waited for as long as new ones connect, and a moment more, and so are those that are still being looked for; the whole wait has a bound. Only
 //! neighbours without graceful restart, which have removed our routes, are sent our own ones at once.
 
 mod again;
@@ -42,6 +42,7 @@ pub use fact::Fact;
 pub use inspection::{FailureCause, Idle, NeighbourState, PathStatus, Portion, Position, PrefixQuery, SpeakerState};
 pub use liveness::Liveness;
 pub use neighbour::{Messages, Neighbour, WantedNeighbour};
+use restarting::Restart;
 pub use restarting::Restarting;
 
 /// Time in Idle of a neighbour that has exceeded a limit on its routes.
@@ -77,6 +78,8 @@ pub enum Order {
     OwnAddresses(BTreeSet<IpAddr>),
     /// Sets the unreachable next hops; all others are reachable, as far as is known.
     Unreachable(BTreeSet<IpAddr>),
+    /// Whether neighbours that are not configured yet are being looked for: after a local restart they are waited for, too, for a while.
+    ExpectMore(bool),
 }
 
 /// Event.
@@ -130,34 +133,18 @@ pub struct Speaker {
     timers: BTreeSet<(Instant, IpAddr)>,
     next: u32,
     unanswering: dialling::Unanswering,
-    /// Until the local restart is over: the ends of its two waits.
+    /// Until the local restart is over.
     restart: Option<Restart>,
     /// See [`Speaker::begins_without_state`].
     is_new: bool,
     outputs: Vec<Output>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Restart {
-    quiet: Duration,
-    patience: Instant,
-    deferral: Instant,
-    /// The earlier one of the two.
-    next: Instant,
-    held: PerFamily<bool>,
-}
-
 impl Speaker {
     /// Builds a speaker without neighbours. `restarting`: an earlier run of ours has left routes in the kernel.
     pub fn new(mut rules: Rules, restarting: Option<Restarting>, now: Instant) -> Speaker {
         rules.held = if restarting.is_some() { ALL } else { PerFamily::default() };
-        let restart = restarting.map(|Restarting { patience, deferral }| Restart {
-            quiet: patience,
-            patience: now + patience,
-            deferral: now + deferral,
-            next: now + patience.min(deferral),
-            held: ALL,
-        });
+        let restart = restarting.map(|restarting| Restart::begin(restarting, now));
         Speaker {
             rib: Rib::new(rules, now),
             neighbours: BTreeMap::new(),
@@ -279,6 +266,7 @@ impl Speaker {
             Order::Policies(policies) => self.rib.set_policies(policies),
             Order::OwnAddresses(addresses) => self.rib.set_addresses(addresses),
             Order::Unreachable(next_hops) => self.rib.set_unreachable(next_hops),
+            Order::ExpectMore(expects) => self.restart.iter_mut().for_each(|restart| restart.expects_more = expects),
         }
     }
 
@@ -305,6 +293,7 @@ impl Speaker {
         if self.is_new {
             peer.begins_without_state();
         }
+        self.restart.iter_mut().for_each(|restart| restart.note_new(at.now));
         self.neighbours.insert(address, Box::new(Neighbour::new(id, wanted, peer, at.now)));
         self.addresses.insert(id, address);
         self.event(at, address, Event::Start);
@@ -431,9 +420,7 @@ impl Speaker {
         self.unanswering.answered(address, neighbour.ended(), at.now);
         neighbour.path.begin(neighbour.ended());
         neighbour.begin(at.now);
-        if let Some(restart) = &mut self.restart {
-            restart.patience = at.now + restart.quiet;
-        }
+        self.restart.iter_mut().for_each(|restart| restart.note_up(at.now));
         let (source, view) = neighbour.looks(&agreement);
         // One that has restarted itself has retained nothing.
         let retains = agreement.restart.is_some_and(|restart| !restart.restarting);

@@ -27,7 +27,8 @@ pub fn text(order: &Order) -> String {
         | Order::Retract(_)
         | Order::Policies(_)
         | Order::OwnAddresses(_)
-        | Order::Unreachable(_) => "another change".to_owned(),
+        | Order::Unreachable(_)
+        | Order::ExpectMore(_) => "another change".to_owned(),
     }
 }
 

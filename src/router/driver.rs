@@ -176,7 +176,7 @@ impl<K: Kernel> Driver<K> {
                 self.sessions.listen(self.plan.desired()).await;
             }
         }
-        self.sessions.note_lack_of_peers(self.plan.lacks_password() || self.plan.awaits_routers());
+        self.sessions.note_lack_of_peers(self.plan.lacks_password() || self.plan.awaits_routers()).await;
         if !changed.peers.is_empty() {
             self.told.forget(&changed.peers);
             self.context.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());

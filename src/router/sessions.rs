@@ -190,7 +190,8 @@ impl Sessions {
                 self.complete = restarting.is_none();
                 self.running = Some(Running { handle, events, stop, thread, writing: VecDeque::new() });
                 self.listen(desired).await;
-                self.order(desired.all_orders()).await;
+                let expected = self.lacks_peers.then_some(Order::ExpectMore(true));
+                self.order(expected.into_iter().chain(desired.all_orders()).collect()).await;
             }
             Err(reason) => {
                 error!(%reason, "Starting the BGP speaker failed; retrying");
@@ -200,8 +201,11 @@ impl Sessions {
     }
 
     /// Records whether neighbours are missing for want of a password, or because they are not found on their link yet; those that the orders before have added are awaited.
-    pub fn note_lack_of_peers(&mut self, lacks_peers: bool) {
-        self.lacks_peers = lacks_peers;
+    /// The speaker is told as well: what it says to others first counts as all that it has.
+    pub async fn note_lack_of_peers(&mut self, lacks_peers: bool) {
+        if std::mem::replace(&mut self.lacks_peers, lacks_peers) != lacks_peers && !self.complete {
+            self.order(vec![Order::ExpectMore(lacks_peers)]).await;
+        }
     }
 
     /// Passes orders to the speaker. If it has ended, its successor gets all of them.
@@ -407,11 +411,11 @@ mod tests {
         );
         sessions.until = Some(now + USUAL_RESTART);
         assert!(sessions.nobody_is_awaited(now), "it has no neighbours");
-        sessions.note_lack_of_peers(true);
+        sessions.lacks_peers = true;
         assert!(!sessions.nobody_is_awaited(now));
         let orders: Vec<Order> = nodes().into_iter().map(Order::Want).collect();
         sessions.follow(&orders);
-        sessions.note_lack_of_peers(false);
+        sessions.lacks_peers = false;
         assert!(!sessions.nobody_is_awaited(now), "they have said nothing");
         for node in nodes() {
             for family in Family::BOTH {

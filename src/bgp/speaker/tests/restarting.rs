@@ -87,6 +87,43 @@ fn a_restart_is_not_over_before_the_neighbours_are_known() {
 }
 
 #[test]
+fn a_restart_waits_for_neighbours_that_are_still_looked_for_and_then_for_their_sessions() {
+    let begin = || {
+        let mut bench = Bench::new(RESTARTING);
+        bench.want(wanted(2));
+        bench.step(Order::ExpectMore(true));
+        let one = bench.come(2, Some(false));
+        bench.ends(one);
+        bench.pass(Duration::from_secs(5));
+        assert!(bench.speaker.is_restarting(), "another one is expected");
+        (bench, one)
+    };
+    let (mut bench, one) = begin();
+    bench.want(wanted(3));
+    bench.step(Order::ExpectMore(false));
+    bench.pass(Duration::from_millis(700));
+    assert!(bench.speaker.is_restarting(), "it has not had the time to connect");
+    let two = bench.come(3, Some(false));
+    assert!(!bench.said(one).contains(&"update".to_owned()), "its routes are waited for");
+    bench.ends(two);
+    assert!(!bench.speaker.is_restarting());
+    // One that does not come once it is found, and one that is never found.
+    let (mut bench, _) = begin();
+    bench.want(wanted(3));
+    bench.step(Order::ExpectMore(false));
+    bench.pass(Duration::from_millis(900));
+    assert!(!bench.speaker.is_restarting());
+    let (mut bench, _) = begin();
+    bench.step(Order::ExpectMore(false));
+    assert!(!bench.speaker.is_restarting(), "nobody is looked for any more");
+    let (mut bench, _) = begin();
+    bench.pass(Duration::from_millis(6900));
+    assert!(bench.speaker.is_restarting());
+    bench.pass(Duration::from_millis(200));
+    assert!(!bench.speaker.is_restarting(), "twelve seconds are enough");
+}
+
+#[test]
 fn a_neighbour_that_never_ends_delays_a_restart_within_bounds() {
     let mut bench = Bench::new(RESTARTING);
     bench.want(wanted(2));
