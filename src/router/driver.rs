@@ -335,13 +335,13 @@ impl<K: Kernel> Subsystem for Driver<K> {
             return;
         }
         self.next_look = now + LOOK_AROUND;
-        if let Some(passwords) = self.files.passwords(self.config.peers.len()) {
+        if let Some(passwords) = self.files.passwords(&self.config.peers) {
             let changed = self.plan.set_passwords(passwords);
             self.carry_out(&changed).await;
         }
         self.look_at_passwords().await;
-        self.want_links().await;
         self.sessions.show(&self.context.metrics.peers).await;
+        self.want_links().await;
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {

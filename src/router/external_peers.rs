@@ -185,10 +185,11 @@ fn time_to_live(distance: Distance, is_external: bool, config: &RouterConfig) ->
     }
 }
 
-/// Parses a password file: base64 separated by commas, one for each of so many peers, blank for none. White space
-/// around one is ignored. An unreadable password is unknown, so that its peer waits; the sentences say which.
-pub fn passwords(text: &str, peers: usize) -> (Vec<Password>, Vec<String>) {
+/// Parses a password file: base64 separated by commas, one for each of these peers that has an address, blank for none. Peers behind interfaces have none in it, and
+/// stand behind the others. White space around one is ignored. An unreadable password is unknown, so that its peer waits; the sentences say which.
+pub fn passwords(text: &str, peers: &[ExternalPeer]) -> (Vec<Password>, Vec<String>) {
     let items: Vec<&str> = text.trim().split(',').map(str::trim).collect();
+    let peers = peers.iter().filter(|peer| peer.remote.address().is_some()).count();
     if items.len() != peers {
         let sentence = format!(
             "the file of passwords must have one for each of the {peers} addresses of --peer-router-ips; it has {}",

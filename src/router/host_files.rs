@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::config::RouterConfig;
 use crate::model::Authority;
-use crate::net::Password;
+use crate::net::{ExternalPeer, Password};
 
 use super::cni::{CniFileForm, Conf, Other, is_conf, is_ours, text};
 use super::external_peers;
@@ -89,8 +89,8 @@ impl HostFiles {
         }
     }
 
-    /// Returns the passwords of the password file, if they have changed.
-    pub fn passwords(&mut self, peers: usize) -> Option<Vec<Password>> {
+    /// Returns the passwords of the password file for these peers, if they have changed.
+    pub fn passwords(&mut self, peers: &[ExternalPeer]) -> Option<Vec<Password>> {
         let path = self.passwords.as_ref()?;
         let found = read_when_newer(path, self.read.as_ref());
         let (stamp, text) = match found {

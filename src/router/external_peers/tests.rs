@@ -97,7 +97,8 @@ fn those_of_flags_come_before_those_of_annotations() {
 #[test]
 fn a_file_of_passwords_has_one_for_each_peer_and_a_bad_one_stops_only_its_own() {
     let read = |text: &str, peers| {
-        let (passwords, sentences) = passwords(text, peers);
+        let peers: Vec<ExternalPeer> = (1..=peers).map(|number| peer(&format!("203.0.113.{number}"), 65001)).collect();
+        let (passwords, sentences) = passwords(text, &peers);
         let shown = passwords.iter().map(|password| match password {
             Password::None => "-".to_owned(),
             Password::Key(secret) => String::from_utf8_lossy(secret.key()).into_owned(),
@@ -113,6 +114,16 @@ fn a_file_of_passwords_has_one_for_each_peer_and_a_bad_one_stops_only_its_own() 
     let (shown, sentences) = read("cGFzcw==", 2);
     assert_eq!((shown.as_str(), sentences.len()), ("? ?", 1));
     assert!(!sentences[0].contains("cGFz"));
+}
+
+#[test]
+fn peers_behind_interfaces_have_no_passwords_in_the_file_and_take_none_from_the_others() {
+    let addresses = ["--peer-router-ips=203.0.113.1,203.0.113.2", "--peer-router-asns=65001,65002"];
+    let words = [&addresses[..], &["--peer-router-interfaces=eth1", "--peer-router-passwords-file=/p"]].concat();
+    let peers = config(&words).peers;
+    let (read, sentences) = passwords("cGFzcw==,cGFzcw==", &peers);
+    assert_eq!((peers.len(), sentences), (3, vec![]));
+    assert!(read.len() == 2 && read.iter().all(|password| matches!(password, Password::Key(_))), "{}", read.len());
 }
 
 #[test]
