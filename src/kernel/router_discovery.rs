@@ -1,7 +1,7 @@
 //! The socket for Router Solicitations and Router Advertisements (RFC 4861), and what a link looks like to who sends them.
 //!
-//! raw(7), ipv6(7): ICMPv6 with a filter of these two types (`ICMP6_FILTER`, RFC 3542 3.2), `IPV6_RECVHOPLIMIT`, `IPV6_RECVPKTINFO`. The kernel calculates and checks the
-//! checksum (RFC 3542 3.1). What is sent has a hop limit of 255, and does not come back to this host. The kernel itself takes part in router discovery as `accept_ra` says,
+//! raw(7), ipv6(7), socket(7): ICMPv6 of one link (`SO_BINDTODEVICE`: what pods send on others takes no place in its buffer) with a filter of these two types
+//! (`ICMP6_FILTER`, RFC 3542 3.2), `IPV6_RECVHOPLIMIT`, `IPV6_RECVPKTINFO`. The kernel calculates and checks the checksum (RFC 3542 3.1). What is sent has a hop limit of 255, and does not come back to this host. The kernel itself takes part in router discovery as `accept_ra` says,
 //! beside this and without regard to it.
 //!
 //! Nothing of this outlives the process: sockets go with it, and so do the memberships in groups.
@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, se
 use super::link::{self, LinkName};
 use super::{Error, udp};
 
-/// A raw socket for router discovery on all links.
+/// A raw socket for router discovery on one link.
 #[derive(Debug)]
 pub struct RouterDiscovery(OwnedFd);
 
@@ -41,15 +41,16 @@ const HOPS: libc::c_int = 255;
 const DISCARD: u16 = 9;
 
 impl RouterDiscovery {
-    /// Opens a socket for these types of ICMPv6 alone, without waiting.
+    /// Opens a socket for these types of ICMPv6 on the link of this name alone, without waiting.
     ///
     /// # Errors
-    /// The right is missing (`CAP_NET_RAW`), or the kernel lacks IPv6.
-    pub fn open(kinds: &[u8]) -> Result<RouterDiscovery, Error> {
+    /// The right is missing (`CAP_NET_RAW`), the kernel lacks IPv6, or the link has gone.
+    pub fn open(link: &str, kinds: &[u8]) -> Result<RouterDiscovery, Error> {
         let open = || -> rustix::io::Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::INET6, SocketType::RAW, flags, Some(ipproto::ICMPV6))?;
-            // The filter is there before anything is read.
+            // Link and filter are there before anything is read.
+            set(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, link.as_bytes())?;
             set(&socket, libc::IPPROTO_ICMPV6, FILTER, &filter(kinds))?;
             set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &1_i32.to_ne_bytes())?;
             set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1_i32.to_ne_bytes())?;
@@ -58,10 +59,10 @@ impl RouterDiscovery {
             Ok(socket)
         };
         let opened = open().map(RouterDiscovery);
-        opened.map_err(|errno| Error::errno("listen for", "router advertisements", errno))
+        opened.map_err(|errno| Error::errno("listen for", format!("router advertisements on {link}"), errno))
     }
 
-    /// Hears solicitations on a link: they go to all routers.
+    /// Hears solicitations on its link, which has this index: they go to all routers.
     ///
     /// # Errors
     /// The link has gone.
@@ -72,12 +73,7 @@ impl RouterDiscovery {
         }
     }
 
-    /// Takes no part any more. A link that has gone has nobody to leave.
-    pub fn leave(&self, link: u32) {
-        let _ = sockopt::set_ipv6_drop_membership(&self.0, &ALL_ROUTERS, link);
-    }
-
-    /// Sends a packet over a link; the kernel puts the checksum in.
+    /// Sends a packet over its link, which has this index; the kernel puts the checksum in.
     ///
     /// # Errors
     /// The link is down or has gone.

@@ -1,17 +1,17 @@
 //! Router discovery with a socket and a clock: the only part of `link_neighbours` with side effects.
 //!
-//! One thread has the socket and all links. It waits in one place: for packets, for a call, or for the next deadline. It looks at the links when it is called, which its
+//! One thread has all links, and a socket for each: what others send on one link is no load for another. It waits in one place: for packets, for a call, or for the next deadline. It looks at the links when it is called, which its
 //! owner does whenever the kernel tells of a change of links, addresses or routes, and every few seconds besides. A socket that cannot be had is tried for again.
 //!
 //! The thread ends with its [`Handle`]. Nothing has to be told then: what was advertised has made nobody a router.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use compact_str::CompactString;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::os::fd::OwnedFd;
 use tokio::sync::watch;
@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 
 use super::links::Links;
 use super::packet::{ADVERTISEMENT, SOLICITATION, read};
-use super::{Seen, Standings};
+use super::{Seen, Standings, WantedLinks};
+use crate::kernel::Error;
 use crate::kernel::router_discovery::{RouterDiscovery, link_state};
 use crate::kernel::udp::Batch;
 
@@ -27,7 +28,7 @@ use crate::kernel::udp::Batch;
 #[derive(Debug)]
 pub struct Handle {
     /// `None` while it ends.
-    wanted: Option<watch::Sender<BTreeSet<CompactString>>>,
+    wanted: Option<watch::Sender<WantedLinks>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,23 +36,29 @@ pub struct Handle {
 /// Time between two looks at links that are all ready, and at others: an address becomes usable without a notice to anybody who waits for it here.
 const LOOK: Duration = Duration::from_secs(10);
 const LOOK_SOON: Duration = Duration::from_secs(1);
-/// Number of times that the socket is read in one turn.
+/// Number of times that a socket is read in one turn.
 const READS: usize = 4;
 /// Least time between two turns: a link full of advertisements costs little.
 const PAUSE: Duration = Duration::from_millis(5);
 
 struct Driver {
     links: Links,
-    wanted: watch::Receiver<BTreeSet<CompactString>>,
+    wanted: watch::Receiver<WantedLinks>,
     wake: Arc<OwnedFd>,
     standings: watch::Sender<Standings>,
-    socket: Option<RouterDiscovery>,
-    /// The socket cannot be had, which has been said.
+    /// By indexes of links.
+    sockets: BTreeMap<u32, Socket>,
+    /// A socket cannot be had, which has been said.
     is_troubled: bool,
-    /// Links on which solicitations are heard.
-    joined: BTreeSet<u32>,
     batch: Batch,
     look_at: Instant,
+}
+
+/// The socket of a link.
+struct Socket {
+    discovery: RouterDiscovery,
+    /// Solicitations are heard.
+    has_joined: bool,
 }
 
 /// Starts the thread, in the caller's network namespace.
@@ -60,16 +67,15 @@ struct Driver {
 /// The system provides no thread, or no descriptor to wake it.
 pub fn spawn() -> io::Result<(Handle, watch::Receiver<Standings>)> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let (wanted, wanted_in) = watch::channel(BTreeSet::new());
+    let (wanted, wanted_in) = watch::channel(WantedLinks::new());
     let (standings, standings_out) = watch::channel(Standings::new());
     let driver = Driver {
         links: Links::default(),
         wanted: wanted_in,
         wake: wake.clone(),
         standings,
-        socket: None,
+        sockets: BTreeMap::new(),
         is_troubled: false,
-        joined: BTreeSet::new(),
         batch: Batch::default(),
         look_at: Instant::now(),
     };
@@ -79,7 +85,7 @@ pub fn spawn() -> io::Result<(Handle, watch::Receiver<Standings>)> {
 
 impl Handle {
     /// Sets the wanted links in place of all others.
-    pub fn want(&self, links: BTreeSet<CompactString>) {
+    pub fn want(&self, links: WantedLinks) {
         if let Some(wanted) = &self.wanted {
             wanted.send_replace(links);
         }
@@ -135,15 +141,20 @@ impl Driver {
         if self.look_at > now {
             return;
         }
-        self.open();
-        // Without a socket nobody can be found, and nothing is known.
-        let Some(socket) = &self.socket else {
-            self.look_at = now + LOOK_SOON;
-            return;
-        };
+        let mut is_troubled = false;
         for name in self.links.names() {
             match link_state(&name) {
                 Ok(state) => {
+                    // Without a socket nobody can be found, and nothing is known.
+                    if let Some(state) = &state
+                        && let Err(error) = self.listen(&name, state.index)
+                    {
+                        is_troubled = true;
+                        if !self.is_troubled {
+                            warn!(%error, "Routers behind interfaces cannot be found; retrying");
+                        }
+                        continue;
+                    }
                     let seen = state.map(|state| Seen {
                         link: state.index,
                         up: state.up,
@@ -156,56 +167,48 @@ impl Driver {
                 Err(error) => debug!(%error, "Reading a link failed"),
             }
         }
+        self.is_troubled = is_troubled;
         let indexes = self.links.indexes();
-        self.joined.difference(&indexes).for_each(|gone| socket.leave(*gone));
-        self.joined.retain(|index| indexes.contains(index));
-        for index in indexes {
-            if !self.joined.contains(&index) && socket.join(index).is_ok() {
-                self.joined.insert(index);
-            }
-        }
-        self.look_at = now + if self.links.are_ready() { LOOK } else { LOOK_SOON };
+        self.sockets.retain(|index, _| indexes.contains(index));
+        let is_ready = self.links.are_ready() && !is_troubled;
+        self.look_at = now + if is_ready { LOOK } else { LOOK_SOON };
     }
 
-    fn open(&mut self) {
-        if self.socket.is_some() {
-            return;
-        }
-        match RouterDiscovery::open(&[SOLICITATION, ADVERTISEMENT]) {
-            Ok(socket) => {
-                self.socket = Some(socket);
-                self.is_troubled = false;
+    /// Has a socket on a link, on which solicitations are heard as soon as the link lets them be.
+    fn listen(&mut self, name: &str, index: u32) -> Result<(), Error> {
+        let socket = match self.sockets.entry(index) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let discovery = RouterDiscovery::open(name, &[SOLICITATION, ADVERTISEMENT])?;
+                place.insert(Socket { discovery, has_joined: false })
             }
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_troubled, true) {
-                    warn!(%error, "Routers behind interfaces cannot be found; retrying");
-                }
-            }
-        }
+        };
+        socket.has_joined = socket.has_joined || socket.discovery.join(index).is_ok();
+        Ok(())
     }
 
     fn read(&mut self) {
-        let Some(socket) = &self.socket else { return };
         let now = Instant::now();
-        for _ in 0..READS {
-            let more = socket.read(&mut self.batch);
-            for one in self.batch.datagrams() {
-                if let (Some(link), Some(heard)) = (one.link, read(one.from, one.ttl, one.bytes)) {
-                    self.links.hear(now, link, heard);
+        for socket in self.sockets.values() {
+            for _ in 0..READS {
+                let more = socket.discovery.read(&mut self.batch);
+                for one in self.batch.datagrams() {
+                    if let (Some(link), Some(heard)) = (one.link, read(one.from, one.ttl, one.bytes)) {
+                        self.links.hear(now, link, heard);
+                    }
                 }
-            }
-            if !more {
-                break;
+                if !more {
+                    break;
+                }
             }
         }
     }
 
     fn send(&mut self) {
-        let due = self.links.tick(Instant::now());
-        let Some(socket) = &self.socket else { return };
-        for (link, packet) in due {
+        for (link, packet) in self.links.tick(Instant::now()) {
+            let Some(socket) = self.sockets.get(&link) else { continue };
             // A link that is going down loses it, and has a look soon.
-            if let Err(error) = socket.send(packet.destination(), link, &packet.encode()) {
+            if let Err(error) = socket.discovery.send(packet.destination(), link, &packet.encode()) {
                 debug!(%error, "Sending a packet of router discovery failed");
             }
         }
@@ -218,7 +221,7 @@ impl Driver {
         let left = until.saturating_duration_since(Instant::now());
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut all: Vec<PollFd> = vec![PollFd::new(&*self.wake, PollFlags::IN)];
-        all.extend(self.socket.as_ref().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        all.extend(self.sockets.values().map(|socket| PollFd::new(&socket.discovery, PollFlags::IN)));
         let _ = poll(&mut all, Some(&time));
         if rustix::io::read(&*self.wake, &mut [0; 8]).is_ok() {
             self.look_at = Instant::now();

@@ -3,7 +3,7 @@
 //! ```text
 //!            up, carrier, own address           advertised
 //!  not ready ───────────────────────► silent ─────────────► found
-//!      ▲            solicits, advertises │                    │ another one, and no answer of this one: the other one
+//!      ▲            solicits, advertises │                    │ another one, and no answer and no session of this one: the other one
 //!      └─────────────────────────────────┴────────────────────┘
 //!        gone, set down, made again, or no carrier or no address for three seconds
 //! ```
@@ -40,6 +40,8 @@ pub(super) struct Link {
     cut_at: Option<Instant>,
     sending: Option<Sending>,
     neighbour: Option<Neighbour>,
+    /// A neighbour whose place no other router takes, if it is the neighbour.
+    kept: Option<Ipv6Addr>,
     beside: Option<Beside>,
 }
 
@@ -96,13 +98,18 @@ impl Link {
         self.sending.is_some()
     }
 
+    /// Sets the neighbour whose place no other router takes.
+    pub fn keep(&mut self, neighbour: Option<Ipv6Addr>) {
+        self.kept = neighbour;
+    }
+
     /// Takes the state of the link as the kernel has it; `None` where there is no such link.
     pub fn see(&mut self, now: Instant, seen: Option<Seen>) {
         self.is_known = true;
         let before = std::mem::replace(&mut self.seen, seen);
         let index = |seen: Option<Seen>| seen.filter(|seen| seen.up).map(|seen| seen.link);
         if index(before) != index(seen) || index(seen).is_none() {
-            *self = Link { seen, is_known: true, ..Link::default() };
+            *self = Link { seen, is_known: true, kept: self.kept, ..Link::default() };
         }
         let Some(seen) = seen.filter(|seen| seen.up) else { return };
         let last = seen.own.or(self.own);
@@ -204,8 +211,10 @@ impl Link {
         self.beside = Some(Beside { address: router, heard_at: now, asked });
     }
 
-    /// Returns whether the neighbour has to be asked now. When it has not answered, the router beside it takes its place.
+    /// Returns whether the neighbour has to be asked now. When it has not answered, the router beside it takes its place, unless the neighbour is to be kept: then that
+    /// one waits, for as long as it is there itself.
     fn ask_neighbour(&mut self, now: Instant) -> bool {
+        let is_kept = self.kept.is_some() && self.neighbour.map(|neighbour| neighbour.address) == self.kept;
         let Some(beside) = &mut self.beside else { return false };
         let Some((asked, at)) = beside.asked else { return false };
         if at > now {
@@ -215,7 +224,13 @@ impl Link {
             beside.asked = Some((asked + 1, now + ASK));
             return true;
         }
-        self.neighbour = Some(Neighbour { address: beside.address, heard_at: beside.heard_at });
+        if is_kept && now < beside.heard_at + BESIDE {
+            beside.asked = Some((asked, now + ASK));
+            return false;
+        }
+        if !is_kept {
+            self.neighbour = Some(Neighbour { address: beside.address, heard_at: beside.heard_at });
+        }
         self.beside = None;
         false
     }

@@ -7,7 +7,7 @@ use compact_str::CompactString;
 
 use super::link::Link;
 use super::packet::{Heard, Packet};
-use super::{Seen, Standings};
+use super::{Seen, Standings, WantedLinks};
 
 /// All wanted links, by name.
 #[derive(Default, Debug)]
@@ -15,10 +15,10 @@ pub(super) struct Links(BTreeMap<CompactString, Link>);
 
 impl Links {
     /// Sets the wanted links in place of all others.
-    pub fn want(&mut self, names: &BTreeSet<CompactString>) {
-        self.0.retain(|name, _| names.contains(name));
-        for name in names {
-            self.0.entry(name.clone()).or_default();
+    pub fn want(&mut self, wanted: &WantedLinks) {
+        self.0.retain(|name, _| wanted.contains_key(name));
+        for (name, kept) in wanted {
+            self.0.entry(name.clone()).or_default().keep(*kept);
         }
     }
 
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn a_packet_belongs_to_the_link_over_which_it_came() {
         let (mut links, now) = (Links::default(), Instant::now());
-        links.want(&["eth1".into(), "eth2".into()].into());
+        links.want(&[("eth1".into(), None), ("eth2".into(), None)].into());
         for (name, link) in [("eth1", 7), ("eth2", 8), ("eth3", 9)] {
             let own = Some("fe80::1".parse().unwrap());
             links.see(now, name, Some(Seen { link, up: true, carrier: true, own }));
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(state(&links, "eth1"), State::Silent);
         assert!(matches!(state(&links, "eth2"), State::Found(found) if found.link == 8));
         assert_eq!(links.tick(now).len(), 3, "one has no neighbour to ask for");
-        links.want(&["eth1".into()].into());
+        links.want(&[("eth1".into(), None)].into());
         assert_eq!(links.standings(), [("eth1".into(), Standing { state: State::Silent, beside: None })].into());
     }
 }

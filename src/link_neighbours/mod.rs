@@ -7,8 +7,8 @@
 //! or a limit of hops from it. It solicits advertisements when the link comes up, so that nobody waits for the next one, and answers solicitations.
 //!
 //! The first router that is heard is the neighbour, and it stays until the link goes: silence ends nothing, because the session itself says whether the neighbour is alive.
-//! Another router beside it is told to the administrator, and takes its place only when the first one does not answer three solicitations: then it has gone, or has
-//! another address.
+//! Another router beside it is told to the administrator, and takes its place only when the first one does not answer three solicitations and has neither a session nor
+//! routes that were retained of it: then it has gone, or has another address. One that restarts gracefully is silent, too.
 //!
 //! `packet` is the wire format, `link` the machine of one link, `links` all of them: pure, events and the time go in, packets and what is known come out. `driver` has the
 //! socket and the clock. Nothing runs and no socket is open unless a link is wanted.
@@ -22,6 +22,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use compact_str::CompactString;
+
+/// All wanted links by name, with the neighbours whose place no other router takes: they have a session, or routes were retained of them.
+pub type WantedLinks = BTreeMap<CompactString, Option<Ipv6Addr>>;
 
 /// All wanted links as they are known, by name.
 pub type Standings = BTreeMap<CompactString, Standing>;

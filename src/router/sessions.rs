@@ -3,7 +3,7 @@
 //! A speaker's own parameters cannot change: it is replaced when they do. Learned routes count as complete after
 //! End-of-RIB from all neighbours, or after the time for which they keep our routes (RFC 4724 4.2).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::thread::JoinHandle;
@@ -58,6 +58,8 @@ pub struct Sessions {
     lacks_peers: bool,
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
+    /// Neighbours that had a session, or of which routes were retained, when last looked at.
+    kept: BTreeSet<IpAddr>,
     complete: bool,
     /// End of the wait for neighbours.
     until: Option<Instant>,
@@ -94,6 +96,7 @@ impl Sessions {
             awaited: BTreeMap::new(),
             lacks_peers: false,
             up: BTreeMap::new(),
+            kept: BTreeSet::new(),
             complete: false,
             until: None,
             retry_at: None,
@@ -325,27 +328,35 @@ impl Sessions {
         }
     }
 
+    /// Neighbours that had a session, or of which routes were retained, at the last [`Sessions::show`].
+    pub fn kept(&self) -> &BTreeSet<IpAddr> {
+        &self.kept
+    }
+
     /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours.
     pub async fn show(&mut self, shown: &Shown) {
         let mut rows = Vec::new();
         if let Some(running) = &self.running {
             let asked = running.handle.ask(|speaker| {
-                let row = |(_, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
+                let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
                     let settings = &neighbour.wanted().settings;
-                    Row {
+                    let is_kept = neighbour.peer().is_kept();
+                    let row = Row {
                         name: neighbour.wanted().name(),
                         asn: settings.asn.unwrap_or_default(),
                         is_internal: settings.asn == Some(settings.local.asn),
                         state: neighbour.peer().state(),
                         path_is_up: neighbour.watched_path_is_up(),
                         path_failures: neighbour.path_failures(),
-                    }
+                    };
+                    (row, is_kept.then_some(address))
                 };
                 speaker.neighbours().map(row).collect::<Vec<_>>()
             });
             rows = asked.await.unwrap_or_default();
         }
-        shown.set(rows.into_iter());
+        self.kept = rows.iter().filter_map(|(_, kept)| *kept).collect();
+        shown.set(rows.into_iter().map(|(row, _)| row));
     }
 
     /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).
@@ -427,7 +438,7 @@ mod tests {
         // One that changes later is not awaited once more.
         sessions.follow(&orders);
         assert!(sessions.nobody_is_awaited(now));
-        sessions.note_lack_of_peers(true);
+        sessions.lacks_peers = true;
         assert!(sessions.nobody_is_awaited(now + USUAL_RESTART), "a password that never comes");
     }
 }

@@ -129,6 +129,44 @@ fn a_second_router_takes_over_from_a_first_one_that_has_gone() {
 }
 
 #[test]
+fn a_neighbour_with_a_session_or_retained_routes_keeps_its_place_however_silent_it_is() {
+    let (mut link, now) = settled();
+    link.keep(Some(FIRST_ROUTER));
+    link.advertised(now, SECOND_ROUTER);
+    for round in 1..30 {
+        run(&mut link, now, now + round * PERIOD);
+        link.advertised(now + round * PERIOD, SECOND_ROUTER);
+        assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
+    }
+    let later = now + 29 * PERIOD;
+    link.keep(None);
+    run(&mut link, later, later + ASK);
+    assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None }, "its routes are gone");
+    // One that has come back is asked as before, and another one that has gone meanwhile takes no place.
+    let (mut link, now) = settled();
+    link.keep(Some(FIRST_ROUTER));
+    link.advertised(now, SECOND_ROUTER);
+    run(&mut link, now, now + 20 * SECOND);
+    link.advertised(now + 20 * SECOND, FIRST_ROUTER);
+    link.keep(None);
+    run(&mut link, now, now + 30 * SECOND);
+    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
+    let (mut link, now) = settled();
+    link.keep(Some(FIRST_ROUTER));
+    link.advertised(now, SECOND_ROUTER);
+    run(&mut link, now, now + BESIDE + ASK);
+    link.keep(None);
+    run(&mut link, now, now + 2 * BESIDE);
+    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: None });
+    // That of another one, which had the link before, keeps nobody.
+    let (mut link, now) = settled();
+    link.keep(Some(OWN));
+    link.advertised(now, SECOND_ROUTER);
+    run(&mut link, now, now + 12 * SECOND);
+    assert_eq!(link.standing().state, found(SECOND_ROUTER));
+}
+
+#[test]
 fn many_routers_on_a_link_are_two_in_memory() {
     let (mut link, now) = settled();
     for number in 3..1000 {

@@ -2,23 +2,21 @@
 //!
 //! The thread that looks for routers runs while external peers are configured by interface.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
-use compact_str::CompactString;
 use tokio::sync::watch;
 use tracing::warn;
 
 use super::super::apply::Kernel;
 use super::{Driver, NAMED};
 use crate::bgp::speaker::Order;
-use crate::link_neighbours::Standings;
 use crate::link_neighbours::driver::{Handle, spawn};
+use crate::link_neighbours::{Standings, WantedLinks};
 
 /// The thread, and what it looks for.
 #[derive(Default)]
 pub(super) struct LinkWatch {
-    wanted: BTreeSet<CompactString>,
+    wanted: WantedLinks,
     running: Option<(Handle, watch::Receiver<Standings>)>,
     /// It could not be started, which has been said.
     is_troubled: bool,
@@ -40,7 +38,7 @@ impl LinkWatch {
     }
 
     /// Sets the links to look at; to be called every few seconds. Returns whether nothing is known of any link from now on.
-    fn want(&mut self, wanted: BTreeSet<CompactString>) -> bool {
+    fn want(&mut self, wanted: WantedLinks) -> bool {
         if wanted.is_empty() {
             self.wanted.clear();
             return self.running.take().is_some();
@@ -74,9 +72,9 @@ impl LinkWatch {
 }
 
 impl<K: Kernel> Driver<K> {
-    /// Looks for routers on the links that the plan wants.
+    /// Looks for routers on the links that the plan wants, where those that have a session, or had one, are to stay.
     pub(super) async fn want_links(&mut self) {
-        if self.links.want(self.plan.wanted_links()) {
+        if self.links.want(self.plan.watched_links(self.sessions.kept())) {
             self.take_links(Standings::new()).await;
         }
     }

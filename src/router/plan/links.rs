@@ -7,7 +7,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::Plan;
-use crate::link_neighbours::{Found, Standings, State};
+use crate::link_neighbours::{Found, Standings, State, WantedLinks};
 use crate::model::OnLink;
 use crate::net::link_local::to_socket;
 use crate::net::{LinkLocal, LinkNames};
@@ -22,6 +22,16 @@ impl Plan {
     /// Returns the links behind which external peers are configured.
     pub fn wanted_links(&self) -> BTreeSet<CompactString> {
         external_peers(&self.config, &self.own).iter().filter_map(|peer| peer.remote.link_name()).collect()
+    }
+
+    /// Returns the wanted links, with the routers on them that are among these neighbours.
+    pub fn watched_links(&self, kept: &BTreeSet<IpAddr>) -> WantedLinks {
+        let kept_on = |name: &CompactString| {
+            let State::Found(found) = self.links.get(name)?.state else { return None };
+            let neighbour = LinkLocal::new(found.neighbour, found.link)?;
+            kept.contains(&neighbour.combined()).then(|| neighbour.address())
+        };
+        self.wanted_links().into_iter().map(|name| (name.clone(), kept_on(&name))).collect()
     }
 
     /// Returns whether a router may still be found on a wanted link that is up.

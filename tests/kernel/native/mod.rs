@@ -43,6 +43,7 @@ mod next_hop;
 mod passages;
 mod preflight;
 pub mod router;
+mod router_discovery;
 mod rule;
 mod source_ranges;
 mod sandboxes;

@@ -64,6 +64,20 @@ fn a_router_on_a_link_is_a_neighbour_when_it_is_found_and_none_when_it_goes() {
 }
 
 #[test]
+fn a_router_that_has_a_session_or_had_one_is_to_stay_on_its_link() {
+    let mut plan = plan();
+    let watched = |plan: &Plan, kept: &[IpAddr]| plan.watched_links(&kept.iter().copied().collect());
+    let with = |neighbour: Option<&str>| -> WantedLinks {
+        [("eth1".into(), neighbour.map(|text| text.parse().expect("an address")))].into()
+    };
+    let peer = on_link("fe80::2", 7);
+    assert_eq!(watched(&plan, &[peer]), with(None), "it is not found yet");
+    plan.set_links(found_at(7, "fe80::2"));
+    assert_eq!(watched(&plan, &[peer]), with(Some("fe80::2")));
+    assert_eq!(watched(&plan, &[on_link("fe80::2", 8), on_link("fe80::3", 7)]), with(None), "these are others");
+}
+
+#[test]
 fn more_routers_than_one_are_told_and_the_first_one_is_the_neighbour() {
     let mut plan = plan();
     let mut standings = found_at(7, "fe80::2");
