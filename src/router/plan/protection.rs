@@ -128,7 +128,14 @@ impl Plan {
         if !is_encrypted && !holes.is_empty() {
             // Pods have walls of their own.
             let is_linked = |part: &IpNet| self.networks_in(range).any(|network| network.contains(part));
-            parts.retain(|part| !is_linked(part) && self.pods_inside(range, *part).is_none());
+            // A part is narrower than that route, so that it would precede it, whatever its metric.
+            let is_routed = |part: &IpNet| {
+                let wider = std::iter::successors(part.supernet(), IpNet::supernet);
+                wider
+                    .take_while(|wider| wider.prefix_len() > range.prefix_len())
+                    .any(|wider| self.routes.has_way(wider))
+            };
+            parts.retain(|part| !is_linked(part) && !is_routed(part) && self.pods_inside(range, *part).is_none());
         }
         Ok(parts)
     }

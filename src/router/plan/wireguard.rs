@@ -224,7 +224,12 @@ impl Plan {
         }
         let mut is_otherwise = false;
         let lost = std::mem::take(&mut changed.lost);
-        let moved: Vec<IpNet> = changed.moved.iter().filter(|prefix| self.routes.has_lost(**prefix)).copied().collect();
+        // The walls of a prefix leave out narrower ones that have a way.
+        let around = |prefix: &IpNet| std::iter::successors(Some(*prefix), IpNet::supernet);
+        let moved: BTreeSet<IpNet> = match self.routes.lost().next() {
+            Some(_) => changed.moved.iter().flat_map(around).filter(|prefix| self.routes.has_lost(*prefix)).collect(),
+            None => BTreeSet::new(),
+        };
         for range in std::mem::take(&mut self.wireguard.stale_walls).into_iter().chain(lost).chain(moved) {
             let is_wanted = self.is_encrypted(range) || self.is_refused(range);
             let walls = if is_wanted { self.without_nodes(range) } else { Ok(BTreeSet::new()) };

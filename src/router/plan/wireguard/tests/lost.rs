@@ -71,3 +71,36 @@ fn what_was_lost_is_not_refused_once_our_own_address_is_inside() {
         assert!(walls(&plan).contains(&format!("{network} Unreachable")), "{:?}", walls(&plan));
     }
 }
+
+#[test]
+fn what_was_lost_is_not_refused_in_front_of_a_narrower_route_to_another_router_in_either_order_until_that_goes() {
+    for ((network, hop, elsewhere), (narrower, router), (node, beside)) in [
+        (("10.16.0.0/12", "192.0.2.2", "10.17.0.1"), ("10.20.0.0/16", "192.0.2.254"), ("10.20.0.7", "10.20.0.9")),
+        (
+            ("2001:db8:70::/44", "2001:db8::2", "2001:db8:71::1"),
+            ("2001:db8:74::/48", "2001:db8::fe"),
+            ("2001:db8:74::7", "2001:db8:74::9"),
+        ),
+    ] {
+        for is_first in [true, false] {
+            let mut plan = plan_of(&ENCRYPTED[..2], &[own(), second()]);
+            learn(&mut plan, network, &[hop]);
+            assert_eq!(main_route(&plan, network), through_tunnel(), "{network}");
+            if is_first {
+                learn(&mut plan, narrower, &[router]);
+            }
+            plan.update(&with(&[own(), second(), ("node-7", with_key(7, &format!("10.9.0.7 {node}"), ""))]));
+            assert_eq!(main_route(&plan, network), None, "{network}");
+            assert!(is_walled(&plan, elsewhere), "{network}: {:?}", walls(&plan));
+            if !is_first {
+                assert!(is_walled(&plan, beside), "{network}: {:?}", walls(&plan));
+                learn(&mut plan, narrower, &[router]);
+            }
+            assert!(main_route(&plan, narrower).is_some(), "{narrower}");
+            assert!(!is_walled(&plan, beside), "what the router leads to: {:?}", walls(&plan));
+            assert!(is_walled(&plan, elsewhere), "{network}: {:?}", walls(&plan));
+            learn(&mut plan, narrower, &[]);
+            assert!(is_walled(&plan, beside), "{narrower} has gone: {:?}", walls(&plan));
+        }
+    }
+}
