@@ -53,7 +53,7 @@ trait Removable {
 /// # Errors
 /// Failures to remove, a line for each kind of kernel objects, subsystem and file.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    let tunnel_port = config.router.as_ref().and_then(|router| router.overlay?.gue_port());
+    let tunnel_port = config.router.as_ref().map(|router| router.encap_port);
     // All are opened before anything goes: the rules that are there tell which programs keep them.
     let firewall = firewall::iptables::linux::open_for_cleanup()
         .map(|(targets, _)| without_ipset(targets))

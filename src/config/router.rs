@@ -36,6 +36,8 @@ pub struct RouterConfig {
     pub pod_egress: bool,
     /// `--enable-overlay`, `--overlay-type`, `--overlay-encap` and its ports, `--overlay-encap-receive`; `None` for no tunnels.
     pub overlay: Option<Overlay>,
+    /// `--overlay-encap-port`, whether or not there are such tunnels: a port that is received at, and that is ours also after a change to another kind.
+    pub encap_port: u16,
     /// `--state-dir`: the file of this node's private key, where packets between nodes are encrypted.
     pub key_file: Option<PathBuf>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
@@ -229,6 +231,7 @@ impl RouterConfig {
             sync_period,
             routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
             overlay,
+            encap_port: flags.overlay_encap_port,
             key_file: key_file(flags, overlay, mistakes),
             full_mesh: flags.nodes_full_mesh,
             node_routes,

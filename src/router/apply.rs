@@ -433,9 +433,9 @@ impl<K: Kernel> Mirrors<K> {
         });
     }
 
-    /// Deletes rules, sets and elements. What guards a device of `vxlan` stays as long as the device.
+    /// Deletes rules, sets and elements. What guards a device of `vxlan`, or a port of `fou`, stays as long as that: a process that comes later knows the port by it.
     fn shrink_filter(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let is_guarded = self.has_former_device(desired);
+        let is_guarded = self.receives_formerly(desired);
         self.rules.shrink_where(&desired.rules, at, |piece, _| !is_guarded || !overlay_guard::is_piece(piece));
         self.shrink_sets(desired, at);
         let may_go = |object: &Object| !is_guarded || !overlay_guard::needs(object);

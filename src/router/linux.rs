@@ -3,7 +3,7 @@
 mod learned;
 mod wireguard;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -21,7 +21,7 @@ use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN, Taken};
 use crate::kernel::rule::SourceRules;
 use crate::kernel::sysctl::Settings;
-use crate::kernel::tunnel::{ReceivePorts, Tunnels};
+use crate::kernel::tunnel::{ReceivePorts, Tunnel, Tunnels};
 use crate::kernel::vxlan::{Devices, Entries};
 use crate::kernel::wireguard::Peers;
 use crate::kernel::{Error, Name, module};
@@ -33,6 +33,7 @@ use super::forward::{AnswersBy, COMMENTS};
 use super::names::{
     BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, is_tunnel, is_vxlan, vxlan,
 };
+use super::overlay_guard;
 use super::reachable::Lead;
 use super::settings;
 
@@ -72,8 +73,7 @@ pub fn open(
     if let Some(overlay) = config.overlay {
         notice_received(overlay);
     }
-    let port = config.overlay.and_then(Overlay::gue_port);
-    let targets = opened(Some(config.backend), port, config.auto_mtu, pod_ranges)?;
+    let targets = opened(Some(config.backend), config.encap_port, config.auto_mtu, pod_ranges)?;
     let wireguard_devices = KeyedDevices::open(config.key_file.clone(), config.auto_mtu)?;
     Ok(Targets { wireguard_devices, ..targets })
 }
@@ -94,25 +94,24 @@ fn notice_received(overlay: Overlay) {
     }
 }
 
-/// Like [`open`], without loading anything. `port`: the value of [`Overlay::gue_port`], if any.
+/// Like [`open`], without loading anything. `port`: the value of [`RouterConfig::encap_port`], if any.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_for_cleanup(port: Option<u16>) -> Result<Targets<Linux>, Error> {
-    opened(None, port, false, watch::Sender::default())
+    opened(None, port.unwrap_or(USUAL_PORT), false, watch::Sender::default())
 }
 
-/// Returns the receive ports that are ours: the configured or default one, and those that tunnels of ours send to,
-/// because an earlier run may have used another one.
-fn receive_ports(port: Option<u16>, tunnels: &mut Tunnels) -> Result<BTreeSet<u16>, Error> {
-    let there = tunnels.read()?;
-    Ok(there.values().filter_map(|tunnel| tunnel.udp_port).chain([port.unwrap_or(USUAL_PORT)]).collect())
+/// Returns the receive ports that are ours: the configured and the default one, and those that tunnels of ours send to, because an earlier run may have used
+/// another one. The configured one is ours also where no tunnel sends to it any more: in a change to `ipip` the tunnels send otherwise before the port goes.
+fn receive_ports(configured: u16, there: &BTreeMap<LinkName, Tunnel>) -> BTreeSet<u16> {
+    there.values().filter_map(|tunnel| tunnel.udp_port).chain([configured, USUAL_PORT]).collect()
 }
 
 /// Opens all kinds, of the packet filter those of one backend or of both.
 fn opened(
     used: Option<Backend>,
-    port: Option<u16>,
+    port: u16,
     compares_mtu: bool,
     pod_ranges: watch::Sender<Prefixes>,
 ) -> Result<Targets<Linux>, Error> {
@@ -130,7 +129,7 @@ fn opened(
         rules: Optional::unused("iptables rules"),
         table: Optional::unused("nf_tables rules"),
         passages: Optional::unused(HostChain::Forward.kind()),
-        receive_ports: ReceivePorts::open(receive_ports(port, &mut tunnels)?)?,
+        receive_ports: ReceivePorts::open(receive_ports(port, &tunnels.read()?))?,
         tunnels,
         overlay_devices: Devices::open(is_vxlan, compares_mtu)?,
         overlay_entries: Entries::open(Family::BOTH.map(vxlan))?,
@@ -162,7 +161,25 @@ fn opened(
         targets.elements = Optional::used(elements);
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
+    own_guarded_ports(&mut targets);
     Ok(targets)
+}
+
+/// Counts the receive ports that our rules guard as ours: an earlier run had them, and in a change from `fou` to `ipip` nothing else tells any more. Nobody asks for the rules
+/// where there is no such port.
+fn own_guarded_ports(targets: &mut Targets<Linux>) {
+    if !targets.receive_ports.has_others().unwrap_or_default() {
+        return;
+    }
+    match (targets.rules.view(), targets.table.view()) {
+        (Ok(rules), Ok(table)) => {
+            targets.receive_ports.own(overlay_guard::guarded_ports(&rules));
+            targets.receive_ports.own(overlay_guard::guarded_ports_of_table(&table));
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            warn!(%error, "Reading which ports an earlier run has received tunnels at failed");
+        }
+    }
 }
 
 /// Both families have the same module.
@@ -290,5 +307,25 @@ pub fn ownership() -> Ownership {
     Ownership {
         chains: CHAINS.map(|(table, chain)| (table, Name::Exact(chain.into()))).into(),
         leftovers: Leftovers::Router,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::given::config;
+
+    #[test]
+    fn a_port_that_was_received_at_is_still_ours_when_all_tunnels_send_otherwise_and_no_kind_needs_it() {
+        let tunnel = |udp_port| {
+            let end = IpAddr::from([192, 0, 2, 1]);
+            Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true }
+        };
+        let there = |udp_port| BTreeMap::from([(LinkName("tun-1".into()), tunnel(udp_port))]);
+        let third_rollout = config(&["--overlay-encap=ipip", "--overlay-encap-port=6000"]);
+        assert_eq!(receive_ports(third_rollout.encap_port, &there(None)), [USUAL_PORT, 6000].into());
+        assert_eq!(receive_ports(third_rollout.encap_port, &there(Some(7000))), [USUAL_PORT, 6000, 7000].into());
+        let off = config(&["--enable-overlay=false", "--overlay-encap-port=6000"]);
+        assert_eq!(receive_ports(off.encap_port, &BTreeMap::new()), [USUAL_PORT, 6000].into());
     }
 }

@@ -43,7 +43,7 @@
 //! its node, and a network in which hosts can take nodes' addresses is not closed by this. `ipip` has no such rules: the kernel compares the
 //! sender, and to send packets of that protocol takes a privilege (`CAP_NET_RAW`) with which the sender can be forged as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -156,6 +156,29 @@ pub fn needs(object: &Object) -> bool {
         Object::Chain(name) => DROPPING.iter().any(|of| name.as_str().starts_with(of)),
         _ => false,
     }
+}
+
+/// Returns the ports of `fou` that rules of iptables guard: at these packets are, or were, received.
+pub fn guarded_ports(rules: &BTreeMap<Piece, Rules>) -> BTreeSet<u16> {
+    let entries =
+        rules.iter().filter(|(piece, _)| matches!(piece, Piece::Jump { to, .. } if to.as_str() == CHAIN_FOU_PODS));
+    let matches = entries.flat_map(|(_, Rules(rules))| rules).flat_map(|rule| rule.matches());
+    matches.filter_map(|one| if let Match::Port { port, .. } = one { Some(*port) } else { None }).collect()
+}
+
+/// Returns the ports of `fou` that chains of our table of nf_tables guard.
+pub fn guarded_ports_of_table(table: &BTreeMap<Object, Content>) -> BTreeSet<u16> {
+    let any = Carrier::Fou(Fou { port: 0 });
+    let chains = Family::BOTH.map(|family| any.chain(NFT_OVERLAY_PODS, family));
+    let rules = chains.iter().filter_map(|chain| table.get(chain)).flat_map(|content| match content {
+        Content::Chain(chain) => chain.rules.as_slice(),
+        _ => &[],
+    });
+    let port = |one: &nftables::Match| match one {
+        nftables::Match::DestinationPort { range, .. } => Some(range.first),
+        _ => None,
+    };
+    rules.flat_map(|rule| rule.matches()).filter_map(port).collect()
 }
 
 /// Returns the chains and the jumps to them, for one family; none where no tunnel of it ends here.

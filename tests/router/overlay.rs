@@ -10,6 +10,7 @@ use sluice::model::Authority;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
 use sluice::router::names::is_vxlan;
+use sluice::router::overlay_guard::{guarded_ports, guarded_ports_of_table};
 use sluice::router::plan::Plan;
 
 use crate::cluster::{Cluster, prefix};
@@ -69,5 +70,48 @@ fn when_a_device_can_be_made_at_last_what_needs_it_comes_in_the_same_round() {
             };
             assert_eq!((ours, all(true), all(false)), (4, true, true), "{backend}");
         });
+    }
+}
+
+/// A process that starts in between knows the port by the rules alone.
+#[test]
+fn a_port_of_fou_is_guarded_until_it_has_gone() {
+    for backend in ["iptables", "nftables"] {
+        let netfilter = format!("--netfilter={backend}");
+        let with = |words: &[&str]| {
+            let mut cluster =
+                Cluster::new(&[&["--node-routes=bgp", "--overlay-type=full", &netfilter], words].concat());
+            for number in 1..=2 {
+                cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
+            }
+            let (config, families) = cluster.config();
+            let mut plan = Plan::new(config, families);
+            let changed = plan.update(&cluster.world(1));
+            (plan, changed)
+        };
+        let (former, _) = with(&["--overlay-encap=ipip", "--overlay-encap-receive=fou"]);
+        let mut state = State::of_others();
+        let foreign_ports = state.receive_ports.len();
+        state.receive_ports.extend(former.desired().receive_ports.clone());
+        state.rules.extend(former.desired().rules.clone());
+        state.router_table.extend(former.desired().table.clone());
+        let kernel = MemoryKernel::new(state);
+        let (plan, changed) = with(&["--overlay-encap=ipip"]);
+        let backend_of = if backend == "iptables" { Backend::Iptables } else { Backend::Nftables };
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(backend_of));
+        mirrors.mark(&changed);
+        let mut there = |routes_are_complete| {
+            for _ in 0..3 {
+                let leave = Leave { authority: Authority::Complete, routes_are_complete };
+                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now: Instant::now(), jitter: 0 });
+            }
+            kernel.with(|machine| {
+                let guards = guarded_ports(&machine.state.rules).len()
+                    + guarded_ports_of_table(&machine.state.router_table).len();
+                (machine.state.receive_ports.len() > foreign_ports, guards > 0)
+            })
+        };
+        assert_eq!(there(false), (true, true), "{backend}");
+        assert_eq!(there(true), (false, false), "{backend}");
     }
 }

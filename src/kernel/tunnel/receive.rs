@@ -37,6 +37,29 @@ impl ReceivePorts {
     pub fn open(ours: BTreeSet<u16>) -> Result<ReceivePorts, Error> {
         Ok(ReceivePorts { socket: GenericSocket::open("fou")?, ours })
     }
+
+    /// Counts these as ours, too.
+    pub fn own(&mut self, ports: impl IntoIterator<Item = u16>) {
+        self.ours.extend(ports);
+    }
+
+    /// Returns whether there are any that do not count as ours.
+    ///
+    /// # Errors
+    /// The kernel does not list them.
+    pub fn has_others(&mut self) -> Result<bool, Error> {
+        Ok(self.all()?.iter().any(|found| !self.ours.contains(&found.port)))
+    }
+
+    fn all(&mut self) -> Result<Vec<ReceivePort>, Error> {
+        let wrong = |fault: Fault| Error::new("list receive ports of tunnels", "", fault.into());
+        if !self.socket.exists().map_err(wrong)? {
+            return Ok(Vec::new());
+        }
+        let mut message = Messages::new();
+        message.begin_generic(GET, VERSION, 0);
+        self.socket.dump(&mut message, receive_port).map_err(wrong)
+    }
 }
 
 impl Target for ReceivePorts {
@@ -49,14 +72,8 @@ impl Target for ReceivePorts {
     }
 
     fn read(&mut self) -> Result<BTreeMap<ReceivePort, ()>, Error> {
-        let wrong = |fault: Fault| Error::new("list receive ports of tunnels", "", fault.into());
-        if !self.socket.exists().map_err(wrong)? {
-            return Ok(BTreeMap::new());
-        }
-        let mut message = Messages::new();
-        message.begin_generic(GET, VERSION, 0);
-        let listed = self.socket.dump(&mut message, receive_port).map_err(wrong)?;
-        Ok(listed.into_iter().filter(|found| self.ours.contains(&found.port)).map(|found| (found, ())).collect())
+        let listed = self.all()?.into_iter();
+        Ok(listed.filter(|found| self.ours.contains(&found.port)).map(|found| (found, ())).collect())
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ReceivePort, ()>]) -> Vec<Failure<Error>> {

@@ -182,10 +182,12 @@ impl<K: Kernel> Mirrors<K> {
             })
     }
 
-    /// Returns whether there is, or may be, a device of `vxlan` that is not wanted any more.
-    pub(super) fn has_former_device(&self, desired: &Desired) -> bool {
-        let mut known = self.overlay_devices.known_keys();
-        self.overlay_devices.seen().is_none() || known.any(|name| !desired.overlay_devices.contains_key(name))
+    /// Returns whether packets are, or may be, received where none are wanted any more: by a device of `vxlan`, or at a port of `fou`.
+    pub(super) fn receives_formerly(&self, desired: &Desired) -> bool {
+        let (mut devices, mut ports) = (self.overlay_devices.known_keys(), self.receive_ports.known_keys());
+        self.overlay_devices.seen().is_none()
+            || devices.any(|name| !desired.overlay_devices.contains_key(name))
+            || ports.any(|port| !desired.receive_ports.contains_key(port))
     }
 
     /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.

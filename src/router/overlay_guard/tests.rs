@@ -133,3 +133,20 @@ fn with_nftables_packets_of_our_number_alone_are_judged_and_those_between_nodes_
         }
     }
 }
+
+#[test]
+fn the_rules_say_at_which_port_an_earlier_run_has_received_fou() {
+    let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
+    for (words, expected) in [
+        (&["--overlay-encap=fou", "--overlay-encap-port=6000"][..], &[6000][..]),
+        (&["--overlay-encap=ipip", "--overlay-encap-receive=fou,vxlan", "--overlay-encap-port=6000"], &[6000]),
+        (&["--overlay-encap=vxlan"], &[]),
+        (&["--overlay-encap=ipip", "--overlay-encap-port=6000"], &[]),
+    ] {
+        let expected = expected.iter().copied().collect();
+        for family in Family::BOTH {
+            assert_eq!(guarded_ports(&rules(&own, overlay(words), family)), expected, "{words:?}");
+            assert_eq!(guarded_ports_of_table(&table_chains(&own, overlay(words), &[family])), expected, "{words:?}");
+        }
+    }
+}
