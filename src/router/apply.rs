@@ -9,7 +9,8 @@
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
 //! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
-//! complete: routes of an earlier run serve until then, but for those by which packets would leave unencrypted that shall not. The bridge stays: pods may be attached to it.
+//! complete: routes of an earlier run serve until then, but for those by which packets would leave unencrypted that shall not
+//! (in a change to `wireguard` those through the tunnels of before serve as well). The bridge stays: pods may be attached to it.
 
 mod asked;
 mod overlay;
@@ -340,7 +341,8 @@ impl<K: Kernel> Mirrors<K> {
         let routes_grown = self.routes.grow_those(learned.routes(), Growth::Full, at, may).len();
         self.source_rules.grow(&desired.source_rules, growth, at);
 
-        let mut gone = self.routes.delete_among(learned.routes(), at, |key| past_walls.contains(key));
+        let going = self.without_received(past_walls, desired, leave);
+        let mut gone = self.routes.delete_among(learned.routes(), at, |key| going.contains(key));
         if leave.authority == Authority::Complete {
             self.source_rules.shrink(&desired.source_rules, at);
             // A learned route that is no longer desired was withdrawn: deleting it need not wait for peers.

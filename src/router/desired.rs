@@ -49,6 +49,8 @@ pub struct Desired {
     /// Rules that select a table by source address.
     pub source_rules: BTreeMap<RuleKey, ()>,
     pub receive_ports: BTreeMap<ReceivePort, ()>,
+    /// Packets are received by devices for single nodes (`ipip`, `fou`), whether or not a route leads through one yet.
+    pub has_tunnels: bool,
     /// The devices of `vxlan`, which receive whether or not routes lead through them.
     pub overlay_devices: BTreeMap<LinkName, Vxlan>,
     /// The device of `wireguard`, and the other nodes on it.

@@ -37,7 +37,7 @@ use sluice::net::Family;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::desired::RouterChanges;
-use sluice::router::names::{BRIDGE, WIREGUARD, is_vxlan, vxlan};
+use sluice::router::names::{BRIDGE, WIREGUARD, is_tunnel, is_vxlan, vxlan};
 use sluice::router::overlay_guard;
 use sluice::router::plan::Plan;
 use sluice::subsystem::Kinds;
@@ -107,6 +107,8 @@ struct Watch {
     leave: Option<Leave>,
     /// Ranges to which nothing may be sent unencrypted.
     walled: Vec<IpNet>,
+    /// Devices of plain tunnels by which packets are received: what led through them in front of a wall serves until all routes are known.
+    received: BTreeSet<LinkName>,
     heard: BTreeSet<String>,
     /// Tunnels are of another kind from now on, or somebody has damaged something.
     excused: bool,
@@ -245,9 +247,14 @@ impl Watch {
         self.last = state.clone();
     }
 
-    /// Returns whether a route was there by which packets would leave unencrypted that shall not: it goes, whatever is known.
+    /// Returns whether a route was there by which packets would leave unencrypted that shall not: it goes, whatever is known, unless its tunnel is one of those by which
+    /// packets are received still.
     fn is_past_wall(&self, key: &RouteKey) -> bool {
-        let is_plain = |route: &Arc<Route>| route.next_hops.iter().any(|hop| hop.link.0 != WIREGUARD);
+        let serves = |route: &Arc<Route>| route.next_hops.iter().all(|hop| self.received.contains(&hop.link));
+        let is_complete = self.leave.is_some_and(|leave| leave.routes_are_complete);
+        let is_plain = |route: &Arc<Route>| {
+            route.next_hops.iter().any(|hop| hop.link.0 != WIREGUARD) && (is_complete || !serves(route))
+        };
         key.table == TABLE_MAIN
             && self.last.routes.get(key).is_some_and(is_plain)
             && self.walled.iter().any(|range| range.contains(&key.destination))
@@ -393,12 +400,16 @@ impl<'r> Walk<'r> {
         let at = self.moment();
         let before = self.kernel.state();
         let wanted = self.agent.wanted();
+        let there: Vec<LinkName> = before.tunnels.keys().cloned().collect();
         {
             let mut watch = self.watch.borrow_mut();
             watch.stays = both(&before, &wanted);
             watch.last = before;
             watch.leave = Some(self.agent.leave());
             watch.walled = self.agent.plan.routes().walled().collect();
+            let has_tunnels = self.setup.config.overlay.is_some_and(|overlay| overlay.device_of_each_node().is_some());
+            let tunnels = there.into_iter().filter(|name| has_tunnels && is_tunnel(&name.0));
+            watch.received = tunnels.chain(wanted.overlay_devices.keys().cloned()).collect();
             watch.heard.clone_from(&self.agent.heard);
             watch.excused |= self.damaged;
         }

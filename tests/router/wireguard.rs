@@ -209,3 +209,49 @@ fn a_plain_route_that_a_run_with_other_flags_has_left_does_not_stay_in_front_of_
         assert_eq!(leaves("198.51.100.0/24"), Some("eth0".to_owned()), "it may be learned again");
     }
 }
+
+#[test]
+fn in_a_change_to_encryption_the_tunnels_of_before_serve_until_all_routes_are_learned_and_plain_routes_over_a_link_do_not()
+ {
+    for (before, device) in [("ipip", "tun-"), ("fou", "tun-"), ("vxlan", "sluice-vxlan4")] {
+        let former = ["--overlay-type=full", &format!("--overlay-encap={before}"), "--overlay-encap-receive=wireguard"];
+        let receives = format!("--overlay-encap-receive={before}");
+        let words = ["--overlay-type=full", "--overlay-encap=wireguard", &receives];
+        let mut run = Run::new(&words, &[]);
+        let (config, families) = Cluster::new(&[&former[..], &["--node-routes=api"]].concat()).config();
+        let (_cluster, world) = seen_by_first(&former, "10.244.2.0/24", "10.244.3.0/24");
+        let mut plan = Plan::new(config, families);
+        plan.update(&world);
+        let over_link = RouteKey::new(TABLE_MAIN, prefix("10.244.3.0/24"));
+        run.kernel.with(|machine| {
+            let own = AddressKey { link: LinkName("eth0".into()), address: prefix("192.0.2.1/24") };
+            machine.state.addresses.insert(own, ());
+            machine.state.tunnels.extend(plan.routes().tunnels().clone());
+            machine.state.overlay_devices.extend(plan.desired().overlay_devices.clone());
+            machine.state.overlay_entries.extend(plan.routes().entries().clone());
+            machine.state.router_table.extend(plan.desired().table.clone());
+            machine.state.rules.extend(plan.desired().rules.clone());
+            machine.state.routes.extend(plan.routes().routes().iter().map(|(key, route)| (key.clone(), route.clone())));
+            let hop = NextHop { link: LinkName("eth0".into()), gateway: Some(address("192.0.2.3")), on_link: false };
+            let route = Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source: None, next_hops: [hop].into() };
+            machine.state.routes.insert(over_link.clone(), Arc::new(route));
+        });
+        let through_tunnel = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
+        let leads = |run: &Run, key: &RouteKey| {
+            let route = run.kernel.with(|machine| machine.state.routes.get(key).cloned())?;
+            Some(route.next_hops.iter().map(|hop| hop.link.to_string()).collect::<String>())
+        };
+        assert!(leads(&run, &through_tunnel).is_some_and(|link| link.starts_with(device)), "{before}");
+        let (_cluster, world) = seen_by_first(&words, "10.244.2.0/24", "10.244.3.0/24");
+        for authority in [Authority::Remembered, Authority::Complete] {
+            run.take(&world, authority, false);
+            let served = leads(&run, &through_tunnel);
+            assert!(served.as_ref().is_some_and(|link| link.starts_with(device)), "{before} {authority:?}: {served:?}");
+            assert_eq!(leads(&run, &over_link), None, "{before} {authority:?}: it is no tunnel of nodes");
+            let walls = run.kernel.with(|machine| machine.state.routes.contains_key(&wall(prefix("10.244.2.0/24"))));
+            assert!(walls, "{before} {authority:?}: behind it, already");
+        }
+        run.take(&world, Authority::Complete, true);
+        assert_eq!(leads(&run, &through_tunnel), None, "{before}: nobody has announced it");
+    }
+}

@@ -15,7 +15,7 @@ use crate::kernel::wireguard::{Peer, PeerKey};
 use crate::net::{Family, PerFamily, PublicKey};
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
 use crate::router::desired::Desired;
-use crate::router::names::{WIREGUARD, vxlan};
+use crate::router::names::{WIREGUARD, is_tunnel, vxlan};
 use crate::router::routes::Routes;
 use crate::router::{overlay_guard, settings};
 
@@ -146,6 +146,27 @@ impl<K: Kernel> Mirrors<K> {
         past.filter(|(key, route)| is_plain(route) && learned.is_walled(key.destination))
             .map(|(key, _)| key.clone())
             .collect()
+    }
+
+    /// Returns those of these routes that go at once. A route through a device of ours by which packets are received still (`--overlay-encap-receive`) is the way
+    /// of the run before in a change to encryption: it serves until all routes are learned, as in every other change, because pods would be cut off from nodes
+    /// whose session is not up yet. Nothing is certain to be encrypted before the change has reached all nodes.
+    pub(super) fn without_received(
+        &self,
+        mut past_walls: BTreeSet<RouteKey>,
+        desired: &Desired,
+        leave: Leave,
+    ) -> BTreeSet<RouteKey> {
+        if !leave.routes_are_complete {
+            // A device for a single node is wanted once a route leads through it; until then it is that of the run before.
+            let is_received = |name: &LinkName| {
+                desired.has_tunnels && is_tunnel(&name.0) || desired.overlay_devices.contains_key(name)
+            };
+            let serves = |route: &Arc<Route>| route.next_hops.iter().all(|hop| is_received(&hop.link));
+            let seen = self.routes.seen();
+            past_walls.retain(|key| !seen.and_then(|seen| seen.get(key)).is_some_and(serves));
+        }
+        past_walls
     }
 
     /// Returns the peers that have ranges in the kernel, as last seen.

@@ -24,6 +24,7 @@ impl Plan {
         let capable = || self.own.addresses.iter().filter_map(|(family, address)| Some((family, (*address)?)));
         let ports = capable().filter_map(|(family, _)| Some((ReceivePort { family, port: port? }, ()))).collect();
         let devices = capable().filter_map(|(family, _)| self.vxlan_device(family)).collect();
+        self.desired.has_tunnels = overlay.and_then(Overlay::device_of_each_node).is_some();
         changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
         changed.overlay_devices.extend(replace(&mut self.desired.overlay_devices, devices));
         let devices = self.wireguard_device().into_iter().collect();
