@@ -34,11 +34,15 @@ RUNTIME = ("containerd", "containerd-shim-runc-v2", "ctr")
 # What is built in the same way for other tests, and to be measured beside ours.
 NEWER_GOBGP, KUBE_PROXY, KUBELET, SCHEDULER, HELM, DNS = "gobgp", "kube-proxy", "kubelet", "kube-scheduler", "helm", "coredns"
 NEWER_GOBGPD, GOBGP_VERSION = "gobgpd", "4.8.0"
+# Kubernetes' own tests of a cluster, as one program, and what their pods run.
+E2E, AGNHOST = "e2e.test", "agnhost"
 OTHERS = {
     **{name: ("gobgp", f"github.com/osrg/gobgp/v4/cmd/{name}", f"gobgp-{GOBGP_VERSION}") for name in (NEWER_GOBGP, NEWER_GOBGPD)},
     DNS: ("coredns", ".", "coredns-1.14.7"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
+    E2E: ("kubernetes", "k8s.io/kubernetes/test/e2e", f"kubernetes-{KUBERNETES}"),
+    AGNHOST: ("kubernetes", "k8s.io/kubernetes/test/images/agnhost", f"kubernetes-{KUBERNETES}"),
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
 SECONDS = 7200  # a forgotten cluster ends by itself
@@ -128,6 +132,11 @@ def other(name):
     return path
 
 
+def folder_of_module(pins, module):
+    """Where the files of a module are that a folder of scripts/cluster pins."""
+    return own.run("go", "list", "-m", "-f", "{{.Dir}}", module, cwd=os.path.join(own.TREE, "scripts", "cluster", pins)).strip()
+
+
 def compile_program(name):
     if not shutil.which("go"):
         raise own.LabError(f"{name} is not in PATH, and to build it a Go toolchain is needed: Go 1.26 or newer in PATH")
@@ -142,8 +151,9 @@ def compile_program(name):
     target = f"{own.cache()}/cluster/{folder}/{name}"
     os.makedirs(os.path.dirname(target), exist_ok=True)
     work = f"{target}.{os.getpid()}.new"
+    action = ["test", "-c"] if name.endswith(".test") else ["build"]
     for _ in range(3):  # the server of modules may fail once
-        done = subprocess.run(["nice", "-n", "10", "go", "build", "-trimpath", "-ldflags", flags, "-o", work, package],
+        done = subprocess.run(["nice", "-n", "10", "go", *action, "-trimpath", "-ldflags", flags, "-o", work, package],
                               cwd=os.path.join(own.TREE, "scripts", "cluster", module), env=dict(os.environ, CGO_ENABLED="0"),
                               stdin=subprocess.DEVNULL)
         if not done.returncode:
@@ -163,8 +173,9 @@ def facts(name):
     return found if found and own.is_alive(found["keeper"]) else None
 
 
-def up(name, kubelets=0):
-    """Starts the cluster of this name. `kubelets`: how many nodes (`node1`, …) real kubelets will be; without any the lab plays them."""
+def up(name, kubelets=0, tunnel=None):
+    """Starts the cluster of this name. `kubelets`: how many nodes (`node1`, …) real kubelets will be; without any the lab plays them. `tunnel`: the socket
+    by which the API server will reach them (`outside.tunnel`); without one nobody runs a command in a pod."""
     programs = dict(zip(PROGRAMS, build()))
     if kubelets:
         programs[SCHEDULER] = other(SCHEDULER)
@@ -175,10 +186,11 @@ def up(name, kubelets=0):
         found = {"name": name, "programs": programs, "token": secrets.token_hex(16),
                  **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager", "scheduler")},
                  "kubelet_tokens": [secrets.token_hex(16) for _ in range(kubelets)],
-                 "kubeconfig": f"{folder}/kubeconfig"}
+                 "kubeconfig": f"{folder}/kubeconfig", "tunnel": tunnel}
         found["authority"] = certificates(folder)
         nodes = "".join(f'{token},system:node:node{i},node{i},"system:nodes"\n' for i, token in enumerate(found["kubelet_tokens"], 1))
         own.write(f"{folder}/audit.json", json.dumps(AUDIT))
+        own.write(f"{folder}/tunnel.json", json.dumps(way_to_nodes(tunnel)))
         own.write(f"{folder}/tokens.csv", f'{found["token"]},admin,admin,"system:masters"\n{nodes}', 0o600)
         own.write(found["kubeconfig"], kubeconfig(f"https://127.0.0.1:{found['port']}", found["token"], found["authority"]), 0o600)
         with open(f"{folder}/keeper.log", "wb") as log:
@@ -194,6 +206,12 @@ def up(name, kubelets=0):
             raise
         own.write(f"{folder}/cluster.json", json.dumps(found), 0o600)
     return found
+
+
+def way_to_nodes(tunnel):
+    """What tells the API server to reach nodes by a socket of the machine."""
+    way = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": tunnel}}}
+    return {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration", "egressSelections": [{"name": "cluster", "connection": way}]}
 
 
 def prepare(found, keeper, folder):
@@ -301,6 +319,8 @@ def commands(folder, found):
     # Who has a certificate of the authority is whom it names, and pods find the server by its Service where a proxy serves that.
     for_kubelets = [f"--client-ca-file={folder}/authority.pem", f"--advertise-address={net.CONTROL[0]}", f"--audit-policy-file={folder}/audit.json",
                     f"--audit-log-path={audit_log(found['name'])}"]
+    if found["tunnel"]:
+        for_kubelets += [f"--egress-selector-config-file={folder}/tunnel.json", "--kubelet-preferred-address-types=InternalIP"]
     etcd, peer = f"http://127.0.0.1:{found['etcd']}", f"http://127.0.0.1:{found['etcd_peer']}"
     return {
         "etcd": [

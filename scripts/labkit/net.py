@@ -225,16 +225,17 @@ def keep_namespaces(i):
             pass
     os.makedirs("/etc/cni/net.d", exist_ok=True)
     os.makedirs("/var/lib/cni", exist_ok=True)
+    processors = sorted(os.sched_getaffinity(0))
     for patience in reversed(range(40)):
         try:
-            own.run("nsenter", f"--net=/run/netns/n{i}", "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts",
-                    "--propagation", "slave", "sh", "-ec",
+            # Numbers of namespaces come from a stock of each processor's, and a kernel of 6.15 or later binds only one that has a greater number than ours.
+            own.run("nsenter", f"--net=/run/netns/n{i}", "taskset", "-c", str(processors[patience % len(processors)]),
+                    "unshare", f"--mount={folder}/mnt", f"--uts={folder}/uts", "--propagation", "slave", "sh", "-ec",
                     f"hostname node{i}; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; "
                     f"mount --bind {folder}/xtables.lock /run/xtables.lock; mount --bind {folder}/cni /etc/cni/net.d; "
                     f"mount --bind {folder}/networks /var/lib/cni")
             return
         except own.LabError as error:
-            # Newer kernels refuse at times to bind a namespace that has just been made, several times in a row too.
             if "Invalid argument" not in str(error) or not patience:
                 raise
 

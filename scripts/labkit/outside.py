@@ -1,7 +1,7 @@
 """The machine's own loopback, seen from where the nodes are: the API server listens there.
 
 In a guest it is 10.0.2.2; beside the nodes on this machine it is 127.0.0.1 in the network namespace that we came from.
-Nodes themselves reach none of it: for them `relay` answers on an address of the underlay.
+Nodes themselves reach none of it: for them `relay` answers on an address of the underlay, and `tunnel` is the API server's way to them.
 """
 import json
 import os
@@ -29,6 +29,20 @@ def relay(port, addresses=net.CONTROL, at=6443, namespace="cp"):
         for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             listeners.append(socket.create_server((address, at), family=family, backlog=64))
+    return beside(listeners, lambda client: carry_both(client, port))
+
+
+def tunnel(path, namespace="n1"):
+    """Starts a process that connects who asks at a socket of this machine (`path`) with an address that a node reaches, as if he ran on that node: HTTP's CONNECT,
+    as the API server speaks with what leads to its kubelets, and to pods and Services that it is asked to be a proxy for; its number."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(64)
+    return beside([listener], lambda client: connected(client, namespace))
+
+
+def beside(listeners, served):
+    """Starts a process that serves each client of the listeners in a thread of its own; its number."""
     pid = os.fork()
     if pid:
         for listener in listeners:
@@ -36,7 +50,7 @@ def relay(port, addresses=net.CONTROL, at=6443, namespace="cp"):
         return pid
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threads = [threading.Thread(target=accept, args=(listener, port)) for listener in listeners]
+    threads = [threading.Thread(target=accept, args=(listener, served)) for listener in listeners]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -44,10 +58,35 @@ def relay(port, addresses=net.CONTROL, at=6443, namespace="cp"):
     os._exit(0)
 
 
-def accept(listener, port):
+def accept(listener, served):
     while True:
         client, _ = listener.accept()
-        threading.Thread(target=carry_both, args=(client, port), daemon=True).start()
+        threading.Thread(target=served, args=(client,), daemon=True).start()
+
+
+def connected(client, namespace):
+    """Reads one request (`CONNECT address:port`), connects, answers, and carries until both have ended."""
+    asked = b""
+    while b"\r\n\r\n" not in asked and len(asked) < 4096:
+        chunk = client.recv(4096)
+        if not chunk:
+            break
+        asked += chunk
+    head, _, early = asked.partition(b"\r\n\r\n")
+    words = head.split(b"\r\n")[0].decode(errors="replace").split()
+    try:
+        if len(words) != 3 or words[0] != "CONNECT":
+            raise OSError("this is no CONNECT")
+        address, _, port = words[1].rpartition(":")
+        with net.Inside(namespace):
+            server = socket.create_connection((address.strip("[]"), int(port)), 10)
+    except (OSError, ValueError) as error:
+        client.sendall(f"HTTP/1.1 502 {error}\r\n\r\n".encode())
+        client.close()
+        return
+    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    server.sendall(early)
+    between(client, server)
 
 
 def carry_both(client, port):
@@ -58,6 +97,11 @@ def carry_both(client, port):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()
         return
+    between(client, server)
+
+
+def between(client, server):
+    """Carries what each sends to the other, until both have ended."""
     server.settimeout(None)
     back = threading.Thread(target=carry, args=(server, client), daemon=True)
     back.start()

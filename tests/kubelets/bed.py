@@ -1,4 +1,4 @@
-"""A cluster whose nodes are real kubelets: the control plane here, the nodes in a guest, images imported and never pulled."""
+"""A cluster whose nodes are real kubelets: the control plane here, the nodes in a guest or beside it, images imported and never pulled."""
 import base64
 import json
 import os
@@ -6,41 +6,51 @@ import shutil
 import subprocess
 import time
 
-from labkit import charts, cluster, image, own, packages
-from labkit.guest import Guest
+from labkit import charts, cluster, image, net, own, packages, place
 from labkit.image_oci import Image, Layer
 from labkit.image_tree import Tree
+
+import groups
 
 NODES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "nodes.py")
 NAME = f"kubelets-{os.getpid()}"
 APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc")
 NEXT = "-next"  # of the tag of the image that an update brings
 MANIFEST = "kubeadm-kuberouter-all-features"
+DNS_ADDRESS = "10.96.0.10"  # of the Service that pods ask for names, where one is made
+# What differs between the places of nodes. This machine's own kernel is many times faster than that of a guest, and may have neither IPVS nor cgroups of version 2;
+# its nodes are reached by the API server, so that somebody may run commands in pods.
+PLACES = {"guest": {"kubelet": {}, "proxy_mode": "iptables"},
+          "native": {"kubelet": {"failCgroupV1": False, "clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "nftables"}}
 
 
 class Bed:
     """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
-    more may join later."""
+    more may join later. `kind`: the place of the nodes (`PLACES`). `archives`: the paths of more images that nodes have."""
 
-    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0):
+    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest"):
         self.binary, self.nodes, self.joining = binary, nodes, joining
         self.name, self.values = name, list(values)
         self.has_ipv6 = "ipv6=true" in self.values
-        self.guest = Guest(NAME)
+        self.kind, self.place = kind, place.choose(NAME, kind)
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
+        self.archives, self.groups = [], []
 
     def up(self):
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
         programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, cluster.DNS, *cluster.RUNTIME)}
         every = self.nodes + self.joining
-        self.cluster = cluster.up(NAME, kubelets=every)
+        tunnel = f"{self.folder}/tunnel" if self.kind == "native" else None
+        self.cluster = cluster.up(NAME, kubelets=every, tunnel=tunnel)
         # The server makes it when it is asked first, which on a busy machine takes longer than the 32 s that `apply` waits.
         self.kubectl("get", "--raw", "/openapi/v2")
-        self.store(programs, self.images(programs))
-        facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store"}
+        self.store(programs, [*self.images(programs), *self.archives])
+        facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store",
+                 "tunnel": tunnel, **PLACES[self.kind]}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
-        self.guest.up(memory=2048 + 1536 * every, shares=shares, processors=1)
+        self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1)
+        self.groups = self.inside("groups", str(every)).split() if self.kind == "native" else []
         self.inside("up", f"{self.folder}/facts.json", timeout=1200)
         self.has_kube_proxy = False
         return self
@@ -60,6 +70,10 @@ class Bed:
         for i in range(1, self.nodes + 1) if wanted != self.has_kube_proxy else ():
             self.inside("proxy", str(i), f"{self.folder}/facts.json", "on" if wanted else "off", timeout=600)
         self.has_kube_proxy = wanted
+        for i in range(1, self.nodes + 1) if wanted else ():
+            # Hosts have a default route: where nothing leads to an address nobody translates it.
+            self.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
+            self.wait(f"the API server's Service answers node {i}", lambda i=i: "ok" in self.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
 
     def manifest(self):
         """The path of what is applied."""
@@ -174,6 +188,9 @@ address = "{state}/socket"
         return "\n".join(text)
 
     def down(self):
-        self.guest.down()
+        self.place.down()
         cluster.down(NAME)
+        for path in self.groups:
+            if not own.wait(lambda path=path: groups.remove(path), 30, 0.2):
+                own.say(f"{path} is left: a process is still in it")
         shutil.rmtree(self.folder, ignore_errors=True)

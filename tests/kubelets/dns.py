@@ -3,10 +3,10 @@ import json
 
 from labkit import net
 
+from bed import DNS_ADDRESS
 from integrators import READ
 from newcomer import condition, ready_pods, that, web_addresses
 
-ADDRESS = "10.96.0.10"
 COREFILE = """.:53 {
   errors
   health
@@ -70,7 +70,7 @@ def put(bed):
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": account, "data": {"Corefile": COREFILE}},
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": account, "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": pod}},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"}, "spec": {
-            "selector": labels, "clusterIP": ADDRESS,
+            "selector": labels, "clusterIP": DNS_ADDRESS,
             "ports": [{"name": name.lower(), "port": 53, "protocol": name} for name in ("UDP", "TCP")]}}]
     bed.apply(*items)
     return items
@@ -83,7 +83,7 @@ def names_of_services_are_found(bed):
     expected = [web_addresses(bed)[0]] * 2
     for i in range(1, bed.nodes + 1):
         bed.put(i, f"{net.RUN}/n{i}/ask.py", ASK)
-        asking = f"/usr/bin/python3 -B {net.RUN}/n{i}/ask.py {ADDRESS} web.default.svc.cluster.local"
+        asking = f"/usr/bin/python3 -B {net.RUN}/n{i}/ask.py {DNS_ADDRESS} web.default.svc.cluster.local"
         spaces = [None, *bed.on(i, "ls /run/netns").split()]
         that(len(spaces) > 1, "no pod on node", i)
         for space in spaces:

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off | join I FACTS | reboot I FACTS.
+proxy I FACTS on|off | join I FACTS | reboot I FACTS | groups NODES.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
-cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later.
+cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later; `kubelet`, more of its
+configuration; `proxy_mode` of kube-proxy; `tunnel`, a socket by which the API server reaches the nodes, if any.
 """
 import json
 import os
@@ -14,13 +15,15 @@ TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__
 sys.path.insert(0, os.path.join(TREE, "scripts"))
 sys.dont_write_bytecode = True
 from labkit import net, own  # noqa: E402
-from labkit.outside import relay  # noqa: E402
+from labkit.outside import relay, tunnel  # noqa: E402
 from labkit.source import kubeconfig  # noqa: E402
+import groups  # noqa: E402
 
 PAUSE = "docker.io/library/pause:lab"
 # What each node has alone, of the folders that a kubelet, a container runtime and their DaemonSets write.
 OWN = ("/opt", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/sluice", "/var/lib/kube-router", "/var/log/pods", "/var/log/containers")
-CONTROLLERS = "+cpuset +cpu +io +memory +pids"
+# Settings of the whole kernel that a kubelet writes. A node has copies: those of the machine are not its own where nodes share its kernel.
+OF_THE_KERNEL = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
 SOCKET = "unix:///run/containerd/containerd.sock"
 
 
@@ -39,22 +42,21 @@ def prepare(i):
     for path in OWN:  # a file system each: a kubelet asks which one a folder is on
         os.makedirs(path, exist_ok=True)
         lines += [f"mount -t tmpfs tmpfs {path}"]
+    if groups.hierarchies():  # what lies below would be listed among the node's mounts
+        lines += ["while umount -l /sys 2>/dev/null; do :; done", "mount -t sysfs sysfs /sys"]
+    for number, name in enumerate(name for name in OF_THE_KERNEL if os.path.exists(f"/proc/sys/{name}")):
+        lines += [f"cat /proc/sys/{name} > {folder(i)}/setting{number}", f"mount --bind {folder(i)}/setting{number} /proc/sys/{name}"]
+    if not os.path.exists("/lib/modules"):  # a container runtime would make what a DaemonSet mounts, in the machine's own folder
+        layer = f"{folder(i)}/lib"
+        lines += [f"mkdir -p {layer}/upper/modules {layer}/work", f"mount -t overlay overlay -o lowerdir=/usr/lib,upperdir={layer}/upper,workdir={layer}/work /usr/lib"]
     net.node(i, "sh", "-ec", "\n".join(lines + KEEP_LAB + FRESH_RUN))
-    group = f"/sys/fs/cgroup/node{i}"
-    os.makedirs(group, exist_ok=True)
-    with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as handle:
-        handle.write(CONTROLLERS)
-    with open(f"{folder(i)}/cgroup", "w"):
-        pass
-    inner = (f"umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir -p /sys/fs/cgroup/init; echo 0 > /sys/fs/cgroup/init/cgroup.procs; "
-             f"echo {CONTROLLERS} > /sys/fs/cgroup/cgroup.subtree_control")
-    own.run("sh", "-ec", f"echo 0 > {group}/cgroup.procs; exec unshare --cgroup={folder(i)}/cgroup nsenter --mount={folder(i)}/mnt sh -ec '{inner}'")
+    groups.make(i, f"{folder(i)}/cgroup", f"{folder(i)}/mnt")
 
 
 def command(i, *words):
     """The command line of a program in the node, in its cgroup."""
     inside = ["nsenter", f"--net=/run/netns/n{i}", f"--mount={folder(i)}/mnt", f"--uts={folder(i)}/uts", f"--cgroup={folder(i)}/cgroup", "--", *words]
-    return ["sh", "-c", f'echo 0 > /sys/fs/cgroup/node{i}/init/cgroup.procs; exec "$@"', "sh", *inside]
+    return ["sh", "-c", f'{groups.entering(i)}; exec "$@"', "sh", *inside]
 
 
 def start(i, name, words, path):
@@ -96,7 +98,7 @@ def kubelet(i, facts):
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}}, "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs", "cgroupRoot": "/", "failSwapOn": False, "resolvConf": "", "clusterDomain": "cluster.local",
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}, "imageGCHighThresholdPercent": 100,
-        "runtimeRequestTimeout": "10m", "nodeStatusUpdateFrequency": "5s", "volumeStatsAggPeriod": "0s", "enforceNodeAllocatable": []}))
+        "runtimeRequestTimeout": "10m", "nodeStatusUpdateFrequency": "5s", "volumeStatsAggPeriod": "0s", "enforceNodeAllocatable": [], **facts["kubelet"]}))
     node_ips = ",".join(net.load().addresses(i))
     start(i, "kubelet", [facts["programs"]["kubelet"], f"--config={folder(i)}/kubelet.json", f"--kubeconfig={folder(i)}/kubeconfig",
                          f"--hostname-override=node{i}", f"--node-ip={node_ips}", "--v=2"], os.path.dirname(facts["programs"]["containerd"]))
@@ -110,6 +112,7 @@ def kube_proxy(i, facts, wanted):
         own.write(f"{folder(i)}/kube-proxy.conf", admin, 0o600)
         return start(i, "kube-proxy", [
             program, f"--kubeconfig={folder(i)}/kube-proxy.conf", f"--hostname-override=node{i}", f"--cluster-cidr={','.join(net.POD_RANGES)}",
+            f"--proxy-mode={facts['proxy_mode']}",
             "--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s"], "/usr/sbin")
     if not os.path.exists(f"{folder(i)}/kube-proxy.pid"):
         return
@@ -130,6 +133,8 @@ def up(path):
     relay(facts["cluster"]["port"])
     # Where the Service of the API server leads to.
     relay(facts["cluster"]["port"], net.CONTROL[:1], facts["cluster"]["port"])
+    if facts["tunnel"]:
+        tunnel(facts["tunnel"])
     first = range(1, facts["nodes"] - facts["join"] + 1)
     for i in first:
         install(i, facts)
@@ -158,7 +163,7 @@ MOUNTED = "awk '{print $2}' /proc/self/mounts | grep -E '^/var/lib/(kubelet|cont
 
 def reboot(i, facts):
     """As after a loss of power: all processes end at once, and what the kernel, /run and mounts held is gone. What is on disks stays, and so do loaded modules, which all nodes share."""
-    group = f"/sys/fs/cgroup/node{i}"
+    group, = groups.folders(i)  # of version 2, which alone can end all that is in one
     with open(f"{group}/cgroup.kill", "w") as handle:
         handle.write("1")
 
@@ -191,6 +196,8 @@ def main(verb, *words):
         return {"join": join, "reboot": reboot}[verb](int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
         return kube_proxy(int(words[0]), own.read_json(words[1]), words[2] == "on")
+    if verb == "groups":
+        return print(*[path for i in range(1, int(words[0]) + 1) for path in groups.folders(i)], sep="\n")
     if verb == "run":
         os.execvp("sh", command(int(words[0]), *words[1:]))
     raise own.LabError(f"{verb}?")

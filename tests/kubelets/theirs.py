@@ -71,11 +71,6 @@ class Theirs:
                 bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "hairpinMode": True, "ipam": {"type": "host-local", "subnet": mine}}
                 bed.put(i, OTHERS, json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
         bed.kube_proxy(not self.made.serves_services())
-        if bed.has_kube_proxy:
-            for i in range(1, bed.nodes + 1):
-                # Hosts have a default route: where nothing leads to an address nobody translates it.
-                bed.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
-                bed.wait(f"the API server's Service answers node {i}", lambda i=i: "ok" in bed.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
 
     def its_agents_become_ready(self, bed):
         self.before = len(bed.refused())
