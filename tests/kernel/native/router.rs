@@ -250,6 +250,7 @@ impl Cluster {
             let said = ping.wait_with_output().expect("ping has ended").stdout;
             let said = String::from_utf8_lossy(&said).into_owned();
             let summary = said.lines().find(|line| line.contains("packets transmitted")).expect("a summary");
+            println!("{summary}");
             let number = |word: usize| summary.split_whitespace().nth(word).and_then(|n| n.parse::<u32>().ok());
             let (sent, received) = (number(0).expect("a number"), number(3).expect("a number"));
             let numbers =
