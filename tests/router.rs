@@ -10,6 +10,8 @@ mod cluster;
 mod node_routes;
 #[path = "router/overlay.rs"]
 mod overlay;
+#[path = "router/rotation.rs"]
+mod rotation;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "router/wireguard.rs"]

@@ -40,6 +40,13 @@ pub struct Encryption {
     pub port: u16,
 }
 
+impl Encryption {
+    /// Returns the second UDP port of all nodes, at which they receive besides while the key of any of them changes: the next one.
+    pub fn second_port(self) -> u16 {
+        self.port.checked_add(1).unwrap_or(self.port - 1)
+    }
+}
+
 /// `--overlay-encap-receive`: other kinds of tunnels in which packets of nodes are taken, by which nothing is sent. In the order of the kinds, each once.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Received([Option<Encapsulation>; 3]);
@@ -141,6 +148,12 @@ impl Encapsulation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_second_port_is_beside_the_first() {
+        let second = |port| Encryption { port }.second_port();
+        assert_eq!((second(51820), second(65535)), (51821, 65534));
+    }
 
     #[test]
     fn each_kind_adds_its_headers() {

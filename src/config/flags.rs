@@ -216,6 +216,9 @@ pub struct Flags {
     /// UDP port of wireguard, 1024 or higher
     #[arg(long, default_value = "51820")]
     pub overlay_wireguard_port: u16,
+    /// Age at which a node changes its wireguard key, without losing a packet; 0 for never
+    #[arg(long, default_value = "0s")]
+    pub overlay_wireguard_rotate_key: GoDuration,
     /// On AWS, switch off the source and destination check of this instance, which drops packets of pods
     #[arg(long, default_value = "true")]
     pub disable_source_dest_check: bool,

@@ -14,6 +14,7 @@ use super::drain::DrainConfig;
 use super::encapsulation::{Encapsulation, Encryption, Fou, Received, VxlanNetwork};
 use super::environment::Environment;
 use super::flags::Flags;
+use super::key_file::{changes_keys, key_file, key_period};
 use super::mesh::{MeshConfig, hold_time};
 use super::mistakes::Mistakes;
 use super::netfilter::Backend;
@@ -40,6 +41,8 @@ pub struct RouterConfig {
     pub encap_port: u16,
     /// `--state-dir`: the file of this node's private key, where packets between nodes are encrypted.
     pub key_file: Option<PathBuf>,
+    /// `--overlay-wireguard-rotate-key`: the age at which that key changes; `None` for never by itself.
+    pub key_period: Option<Duration>,
     /// `--nodes-full-mesh`: all nodes have [`cluster_asn`](RouterConfig::cluster_asn); otherwise each has its own.
     pub full_mesh: bool,
     /// `--node-routes`: where routes to pods of other nodes come from.
@@ -232,7 +235,8 @@ impl RouterConfig {
             routes_sync_period: mistakes.longer_than_zero(routes.0, routes.1, "1m"),
             overlay,
             encap_port: flags.overlay_encap_port,
-            key_file: key_file(flags, overlay, mistakes),
+            key_file: key_file(flags, overlay.and_then(decrypting_flag), mistakes),
+            key_period: key_period(flags, mistakes),
             full_mesh: flags.nodes_full_mesh,
             node_routes,
             internal_peers: flags.enable_ibgp && node_routes == NodeRoutes::Bgp,
@@ -314,27 +318,26 @@ fn received(flags: &Flags, kinds: [Encapsulation; 4], sent: Encapsulation, mista
     }
     let is_typed = |kind: &Encapsulation| typed().any(|typed| typed == kind.name());
     let received = Received::besides(sent, kinds.into_iter().filter(is_typed));
-    let ports: Vec<u16> = std::iter::once(sent).chain(received.kinds()).filter_map(Encapsulation::port).collect();
+    let used = || std::iter::once(sent).chain(received.kinds());
+    let ports: Vec<u16> = used().filter_map(Encapsulation::port).collect();
     if let Some(port) = ports.iter().find(|port| ports.iter().filter(|other| other == port).count() > 1) {
         mistakes.add(format!(
             "--overlay-encap and --overlay-encap-receive need a UDP port for each kind of tunnels; {port} is that of two."
         ));
     }
+    let second = used().find_map(Encapsulation::wireguard).filter(|_| changes_keys(flags)).map(Encryption::second_port);
+    if let Some(port) = second.filter(|port| ports.contains(port)) {
+        mistakes.add(format!(
+            "--overlay-wireguard-rotate-key has nodes receive at the port beside that of wireguard too; {port} is that of other tunnels."
+        ));
+    }
     received
 }
 
-/// The file of the private key in the directory of the state.
-pub const KEY_FILE: &str = "wireguard.key";
-
-fn key_file(flags: &Flags, overlay: Option<Overlay>, mistakes: &mut Mistakes) -> Option<PathBuf> {
-    let overlay = overlay.filter(|overlay| overlay.wireguard().is_some())?;
-    if flags.state_dir.is_empty() {
-        let flag = if overlay.encapsulation.wireguard().is_some() { "overlay-encap" } else { "overlay-encap-receive" };
-        mistakes.add(format!(
-            "--{flag}=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one."
-        ));
-    }
-    Some(PathBuf::from(&flags.state_dir).join(KEY_FILE))
+/// Returns the flag by which packets of other nodes are decrypted.
+fn decrypting_flag(overlay: Overlay) -> Option<&'static str> {
+    let sends = overlay.encapsulation.wireguard().is_some();
+    overlay.wireguard().map(|_| if sends { "overlay-encap" } else { "overlay-encap-receive" })
 }
 
 fn node_routes(flags: &Flags, mistakes: &mut Mistakes) -> NodeRoutes {

@@ -13,7 +13,7 @@ use self::keys::{
     NAMESPACE_ISOLATION, NODE_ADDRESS, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT,
     NODE_PEER_ASNS, NODE_PEER_IPS, NODE_PEER_LOCAL_IPS, NODE_PEER_PASSWORDS, NODE_PEER_PORTS, NODE_PEERS,
     NODE_POD_CIDR, NODE_POD_CIDRS, NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER,
-    NODE_WIREGUARD_KEY, SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP,
+    NODE_WIREGUARD_KEY, NODE_WIREGUARD_NEXT_KEY, SERVICE_ADVERTISE_CLUSTER_IP, SERVICE_ADVERTISE_EXTERNAL_IP,
     SERVICE_ADVERTISE_LOAD_BALANCER_IP, SERVICE_DSR, SERVICE_HAIRPIN, SERVICE_HAIRPIN_EXTERNAL, SERVICE_LOCAL,
     SERVICE_PREFIX, SERVICE_SCHEDFLAGS, SERVICE_SCHEDULER, SERVICE_SKIP_LB_IPS,
 };
@@ -80,6 +80,12 @@ pub const TABLE: &[Annotation] = &[
     row(On::Node, NODE_PEER_LOCAL_IPS, "list of addresses", "our address towards each of them"),
     row(On::Node, NODE_BGP_LOCAL_ADDRESSES, "list of addresses", "addresses to listen on for BGP"),
     row(On::Node, NODE_WIREGUARD_KEY, "base64 of 32 bytes", "public key of the node; written by its own agent"),
+    row(
+        On::Node,
+        NODE_WIREGUARD_NEXT_KEY,
+        "base64 of 32 bytes",
+        "the public key that follows, while it changes; written by its own agent",
+    ),
     row(
         On::Node,
         NODE_ADDRESS,
@@ -203,8 +209,16 @@ pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings
 
 /// Returns the public key of a Node for WireGuard. One that is not understood counts as none: nothing is sent to that node then.
 pub fn wireguard_key(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Option<PublicKey> {
-    let text = annotations.get(NODE_WIREGUARD_KEY)?;
-    text.parse().map_err(|why| warnings.odd(NODE_WIREGUARD_KEY, format_args!("{why}"))).ok()
+    public_key(NODE_WIREGUARD_KEY, annotations, warnings)
+}
+
+/// Returns the public key that follows that one; none where it is not understood.
+pub fn wireguard_next_key(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Option<PublicKey> {
+    public_key(NODE_WIREGUARD_NEXT_KEY, annotations, warnings)
+}
+
+fn public_key(key: &'static str, annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Option<PublicKey> {
+    annotations.get(key)?.parse().map_err(|why| warnings.odd(key, format_args!("{why}"))).ok()
 }
 
 /// Returns whether a Namespace's annotation requests the isolation of all its pods. One that does not parse does:

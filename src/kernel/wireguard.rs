@@ -19,6 +19,8 @@
 //! - A packet to an address that no peer has, or whose peer cannot be reached, is answered with "host unreachable": nothing leaves unencrypted.
 //! - The kernel sends to where the last authenticated packet of a peer came from, whatever endpoint was set (`endpoints.rs`).
 //! - A peer with our own public key is silently left out by the kernel.
+//! - A peer whose allowed IPs are replaced has none for a moment, in which its packets are refused: so where nothing goes they are only added to.
+//! - A device that gets another private key gives up all its sessions.
 //! - The kernel says nothing of what others change here: an audit finds it.
 
 mod device;
@@ -29,6 +31,7 @@ mod wire;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -64,13 +67,61 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// Destinations of packets to it, and sources of packets from it; sorted, without host bits. Shared by copies.
     pub allowed: Arc<[IpNet]>,
-    /// It has no preshared key, and no packets keep the path open. Always true of what is wanted.
+    /// Packets keep the session with it alive at these intervals, in seconds; 0 for none.
+    pub keepalive: u16,
+    /// It has no preshared key. Always true of what is wanted.
     pub is_plain: bool,
+}
+
+/// How long ago the keys between a device and another node were last agreed upon; no time passes where nobody sends.
+///
+/// The kernel (include/net, drivers/net/wireguard/messages.h) agrees anew after 120 s in which packets were sent (`REKEY_AFTER_TIME`), 165 s at the latest
+/// in which they only came, and uses nothing that is older than 180 s (`REJECT_AFTER_TIME`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Session {
+    /// Both ends can send and receive.
+    Live,
+    /// It may be, or the clock was set meanwhile.
+    Uncertain,
+    /// No packet can be on its way in it, and none was sent for a while.
+    Over,
+}
+
+impl Session {
+    /// Returns the state of a session that began, and was looked at, at these times since 1970; it never began at 0.
+    pub fn at(last_handshake: Duration, now: Duration) -> Session {
+        const USED: Duration = Duration::from_secs(180);
+        // A handshake that is late is tried every five seconds (`REKEY_TIMEOUT`).
+        const OVER: Duration = Duration::from_secs(200);
+        match now.checked_sub(last_handshake) {
+            _ if last_handshake.is_zero() => Session::Over,
+            Some(age) if age < USED => Session::Live,
+            Some(age) if age >= OVER => Session::Over,
+            Some(_) | None => Session::Uncertain,
+        }
+    }
 }
 
 impl fmt::Display for PeerKey {
     /// The key and the device: `KEY dev sluice-wg0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev {}", self.key, self.link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_over_when_no_packet_can_be_sent_in_it_and_nothing_is_known_of_the_future() {
+        let now = Duration::from_secs(100_000);
+        for (ago, expected) in
+            [(0, Session::Live), (179, Session::Live), (180, Session::Uncertain), (200, Session::Over)]
+        {
+            assert_eq!(Session::at(now - Duration::from_secs(ago), now), expected, "{ago}");
+        }
+        assert_eq!(Session::at(now + Duration::from_secs(1), now), Session::Uncertain, "the clock was set back");
+        assert_eq!(Session::at(Duration::ZERO, now), Session::Over, "there was none");
     }
 }

@@ -40,7 +40,7 @@ pub use interner::{Counted, Interner};
 pub use name::{NamespaceName, ObjectName, OwnName, Words};
 pub use node::{
     NODE_ADDRESS_ANNOTATION, Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint,
-    WIREGUARD_KEY_ANNOTATION,
+    WIREGUARD_KEY_ANNOTATION, WIREGUARD_NEXT_KEY_ANNOTATION,
 };
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;

@@ -16,6 +16,9 @@ use crate::net::{ExternalPeer, Family, PerFamily, PublicKey};
 /// The annotation of a Node with its public key for WireGuard. Its own agent writes it.
 pub const WIREGUARD_KEY_ANNOTATION: &str = "kube-router.io/wireguard-public-key";
 
+/// The annotation of a Node with the public key that is to follow that one. Its own agent writes it, while the key changes.
+pub const WIREGUARD_NEXT_KEY_ANNOTATION: &str = "kube-router.io/wireguard-next-public-key";
+
 /// The annotation of a Node with the addresses that its own agent has found for routing (`--node-ip-autodetect`): one of each family,
 /// separated by a comma.
 pub const NODE_ADDRESS_ANNOTATION: &str = "kube-router.io/node-address";
@@ -45,6 +48,8 @@ pub struct Node {
     pub taints: Vec<Taint>,
     /// `kube-router.io/wireguard-public-key`: others encrypt with it what they send to this node.
     pub wireguard_key: Option<PublicKey>,
+    /// `kube-router.io/wireguard-next-public-key`: the same at its second port, while its key changes.
+    pub wireguard_next_key: Option<PublicKey>,
     /// Present on few nodes.
     pub routing: Option<Box<Routing>>,
 }

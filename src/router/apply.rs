@@ -18,7 +18,7 @@ mod overlay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -33,7 +33,7 @@ use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
-use crate::kernel::wireguard::{Peer, PeerKey, Wireguard};
+use crate::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
 use crate::model::Authority;
 use crate::net::PublicKey;
 use crate::packed::BlockMap;
@@ -66,7 +66,7 @@ pub trait Kernel {
     type OverlayDevices: Target<Key = LinkName, Value = Vxlan>;
     type OverlayEntries: Target<Key = EntryKey, Value = Entry>;
     type WireguardDevices: Target<Key = LinkName, Value = Wireguard> + HasKeys;
-    type WireguardPeers: Target<Key = PeerKey, Value = Peer>;
+    type WireguardPeers: Target<Key = PeerKey, Value = Peer> + HasSessions;
     type Routes: Target<Key = RouteKey, Value = Arc<Route>> + PodRoutes;
     type SourceRules: Target<Key = RuleKey, Value = ()>;
 
@@ -110,6 +110,39 @@ pub trait Kernel {
 pub trait HasKeys: Target {
     /// Returns the public key of a device that has its private one.
     fn public_key(&self, link: &LinkName) -> Option<PublicKey>;
+
+    /// Returns the public one of the key that follows the first one, once the second device was seen to have it.
+    fn next_key(&self) -> Option<PublicKey>;
+
+    /// Returns whether there is a key that follows the first one.
+    fn has_next(&self) -> bool;
+
+    /// Returns whether the second device was seen to have that key.
+    fn is_changing(&self) -> bool;
+
+    /// Returns the time since the first key was made; `None` where that is not known.
+    fn key_age(&self) -> Option<Duration>;
+
+    /// Makes the key that follows the first one, where there is none, for the second device, which is not there yet.
+    ///
+    /// # Errors
+    /// It cannot be written, or nobody knows whether it was; the files are read again before they are used.
+    fn make_next(&mut self) -> Result<(), Self::Error>;
+
+    /// Has the key that follows take the place of the first one.
+    ///
+    /// # Errors
+    /// It cannot be written, or nobody knows whether it was; the files are read again before they are used.
+    fn take_next(&mut self) -> Result<(), Self::Error>;
+}
+
+/// Other nodes on devices of `wireguard`.
+pub trait HasSessions: Target {
+    /// Returns the state of the sessions with all of them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Self::Error>;
 }
 
 /// Routes; those to pods of known nodes precede other programs' routes to the same range (flannel's, static ones).

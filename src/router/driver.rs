@@ -12,6 +12,7 @@ mod keys;
 mod links;
 mod passwords;
 mod pods;
+mod rotation;
 mod services;
 
 use std::collections::BTreeSet;
@@ -27,13 +28,14 @@ use crate::config::{NodeRoutes, RouterConfig};
 use crate::kernel::monitor::Notice;
 use crate::link_neighbours::Standings;
 use crate::model::{Authority, News, Report, Table, World};
-use crate::net::{PerFamily, PublicKey};
+use crate::net::PerFamily;
 use crate::observe::health::{Note, Pulse};
 use crate::reconcile::{Account, Moment, Moments};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use self::keys::Untold;
 use self::links::LinkWatch;
+use self::rotation::KeyChange;
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::awaited_services::AwaitedServices;
 use super::desired::RouterChanges;
@@ -77,9 +79,6 @@ pub struct RouterContext {
 /// Interval of checking sessions and files.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
-/// Maximum number of them named in a log message.
-const NAMED: usize = 5;
-
 /// State of the router between two turns.
 pub struct Driver<K: Kernel> {
     config: Arc<RouterConfig>,
@@ -104,8 +103,7 @@ pub struct Driver<K: Kernel> {
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
     untold: Untold,
-    /// The key of this node that was logged last.
-    told_key: Option<PublicKey>,
+    key_change: KeyChange,
     moments: Moments,
     reached: bool,
     started: Instant,
@@ -144,7 +142,7 @@ impl<K: Kernel> Driver<K> {
             unreached: Unreached::default(),
             rivals: Vec::new(),
             untold: Untold::default(),
-            told_key: None,
+            key_change: KeyChange::default(),
             moments: Moments::since(now),
             reached: false,
             started: now,
@@ -324,6 +322,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.reachable.deadline(),
             self.drain.deadline(),
             self.awaited_services.deadline(),
+            self.next_session_look(),
             Some(self.next_look),
         ];
         due.into_iter().flatten().min()
@@ -331,6 +330,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     /// Polls what sends no events: files, and the state of sessions.
     async fn look_around(&mut self, now: Instant) {
+        self.look_at_sessions_if_due(now);
         if now < self.next_look {
             return;
         }
@@ -340,6 +340,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.carry_out(&changed).await;
         }
         self.look_at_passwords().await;
+        self.step_rotation(self.moments.at(now));
         self.sessions.show(&self.context.metrics.peers).await;
         self.want_links().await;
     }
@@ -349,9 +350,11 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.look_at_own_node(world, at.now).await;
             self.look_at_passwords_of(world).await;
             self.look_for_services(world, at);
+            self.look_at_sessions_first(at);
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
             self.want_links().await;
+            self.step_rotation_in(world.authority.router, at);
         }
         world.authority.router
     }

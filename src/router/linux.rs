@@ -1,5 +1,7 @@
 //! The router's kinds of kernel objects on Linux, and which of them are ours.
 
+mod key_files;
+mod keyring;
 mod learned;
 mod wireguard;
 
@@ -31,14 +33,16 @@ use crate::reconcile::{Optional, Target};
 use super::apply::{Kernel, Targets, set_names};
 use super::forward::{AnswersBy, COMMENTS};
 use super::names::{
-    BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, is_tunnel, is_vxlan, vxlan,
+    BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, WIREGUARD_SECOND, is_tunnel, is_vxlan,
+    vxlan,
 };
 use super::overlay_guard;
 use super::reachable::Lead;
 use super::settings;
 
+pub use key_files::remove_key;
 pub use learned::Learned;
-pub use wireguard::{KeyedDevices, remove_key};
+pub use wireguard::KeyedDevices;
 
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
@@ -134,7 +138,7 @@ fn opened(
         overlay_devices: Devices::open(is_vxlan, compares_mtu)?,
         overlay_entries: Entries::open(Family::BOTH.map(vxlan))?,
         wireguard_devices: KeyedDevices::open(None, compares_mtu)?,
-        wireguard_peers: Peers::open([LinkName(WIREGUARD.into())])?,
+        wireguard_peers: Peers::open([WIREGUARD, WIREGUARD_SECOND].map(|name| LinkName(name.into())))?,
         routes: Learned::open(pod_ranges)?,
         source_rules: SourceRules::open([TUNNEL_TABLE])?,
     };

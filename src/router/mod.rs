@@ -27,6 +27,7 @@ pub mod names;
 pub mod desired;
 pub mod problem;
 pub mod identity;
+pub mod rotation;
 pub mod router_id;
 pub mod mesh;
 pub mod external_peers;

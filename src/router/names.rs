@@ -35,6 +35,8 @@ const VXLAN: PerFamily<&str> = PerFamily { v4: "sluice-vxlan4", v6: "sluice-vxla
 
 /// The device of `--overlay-encap=wireguard`, for both families.
 pub const WIREGUARD: &str = "sluice-wg0";
+/// The second one, while the key of a node changes.
+pub const WIREGUARD_SECOND: &str = "sluice-wg1";
 /// The metric of routes that refuse packets which would leave unencrypted: behind all others.
 pub const WALL_METRIC: u32 = u32::MAX;
 
@@ -167,9 +169,9 @@ pub fn is_vxlan(name: &str) -> bool {
     VXLAN.iter().any(|(_, ours)| *ours == name)
 }
 
-/// Returns whether a device is ours for `wireguard`, by its name.
+/// Returns whether a device is one of ours for `wireguard`, by its name.
 pub fn is_wireguard(name: &str) -> bool {
-    name == WIREGUARD
+    [WIREGUARD, WIREGUARD_SECOND].contains(&name)
 }
 
 /// Returns the prefix and eleven hexadecimal digits of the SHA-256: the fifteen characters of a device name.

@@ -28,6 +28,7 @@ use super::node_sets;
 use super::router_id::router_id;
 
 mod claimants;
+mod keys;
 mod problems;
 
 use claimants::{COUNTED, Claimant};
@@ -48,6 +49,10 @@ pub struct Nodes {
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
     /// The public keys of all nodes, ours too.
     keys: Claims<PublicKey, Claimant, ()>,
+    /// The public keys of their second devices.
+    second_keys: Claims<PublicKey, Claimant, ()>,
+    /// The nodes whose keys change.
+    changing: BTreeSet<CompactString>,
     /// The nodes that should be peers and cannot be.
     obstacles: BTreeMap<CompactString, Obstacle>,
     /// The nodes with more addresses than count.
@@ -75,6 +80,8 @@ struct Part {
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
     key: Option<PublicKey>,
+    /// The key that follows it.
+    next_key: Option<PublicKey>,
 }
 
 /// Changes caused by a change of one node.
@@ -114,6 +121,7 @@ impl Nodes {
         self.peering.pack();
         self.identifiers.pack();
         self.keys.pack();
+        self.second_keys.pack();
     }
 
     /// Updates one node; `None` removes it.
@@ -182,6 +190,14 @@ impl Nodes {
             let claim = |part: &Part| (part.key == Some(key)).then(|| (part.key_claim(name), ()));
             self.keys.replace(&key, claim(&old), claim(&new));
         }
+        for key in [old.second_key(), new.second_key()].into_iter().flatten() {
+            let claim = |part: &Part| (part.second_key() == Some(key)).then(|| (part.key_claim(name), ()));
+            self.second_keys.replace(&key, claim(&old), claim(&new));
+        }
+        match new.is_changing() {
+            true => self.changing.insert(name.clone()),
+            false => self.changing.remove(name),
+        };
         changed.ends.extend(moved);
         // Nodes with one key may have one range.
         changed.policies |= old.key != new.key;
@@ -313,16 +329,6 @@ impl Nodes {
         self.parts.get(node).map(|part| part.both).unwrap_or_default()
     }
 
-    /// Returns the public key of a node.
-    pub fn key_of(&self, node: &CompactString) -> Option<PublicKey> {
-        self.parts.get(node)?.key
-    }
-
-    /// Returns the nodes with this public key: those with an address first, and of them the oldest.
-    pub fn with_key(&self, key: &PublicKey) -> impl Iterator<Item = &CompactString> {
-        self.keys.owners(key).map(|claimant| &claimant.node)
-    }
-
     /// Returns the nodes with this address, the one that has it first.
     pub fn with_address(&self, address: &IpAddr) -> impl Iterator<Item = &CompactString> {
         self.addresses.owners(address).map(|claimant| &claimant.node)
@@ -380,20 +386,6 @@ impl Nodes {
     pub fn any_in(&self, prefix: IpNet) -> bool {
         let last = Family::host_prefix(prefix.broadcast());
         self.with_address_in(prefix).next().is_some() || self.ranges.within(prefix, last).next().is_some()
-    }
-
-    /// Returns whether two Nodes are of one machine, because they have one public key.
-    pub fn are_one(&self, one: &CompactString, other: &CompactString) -> bool {
-        one == other || self.key_of(one).is_some_and(|key| self.key_of(other) == Some(key))
-    }
-
-    /// Returns the first node in a list that is of another machine than this one.
-    pub fn another<'a>(
-        &self,
-        one: &CompactString,
-        mut all: impl Iterator<Item = &'a CompactString>,
-    ) -> Option<&'a CompactString> {
-        all.find(|other| !self.are_one(one, other))
     }
 }
 
@@ -457,6 +449,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),
         neighbour,
         key: node.wireguard_key,
+        next_key: node.wireguard_next_key,
     };
     (part, peering)
 }

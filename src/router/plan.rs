@@ -57,6 +57,7 @@ pub use inspection::PeerSource;
 use known::Known;
 pub use pod_ranges::{Circumstances, PATIENCE, Refusal, Unreached};
 pub use way::{Masquerade, Owner, TunnelEnds};
+pub use wireguard::OwnKeys;
 
 /// The desired state, with what is needed to update it by parts.
 pub struct Plan {
@@ -450,6 +451,7 @@ impl Plan {
 
     fn settle_routes(&mut self, changed: &mut RouterChanges) {
         self.settle_given();
+        self.settle_second(changed);
         self.pod_ranges.mark_routes(self.routes.dirty(), &self.nodes);
         self.mark_peers_of_routes();
         let mut routes = std::mem::take(&mut self.routes);

@@ -85,6 +85,8 @@ pub struct Place<'a> {
     pub contested: &'a dyn Fn(IpAddr) -> bool,
     /// Returns what a destination asks of a next hop.
     pub protection: &'a dyn Fn(IpNet, IpAddr) -> Protection,
+    /// Returns the device of `wireguard` by which packets to a node with this address are sent.
+    pub device: &'a dyn Fn(IpAddr) -> LinkName,
 }
 
 impl Place<'_> {

@@ -26,7 +26,7 @@ pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, WantedSetting> {
     settings
 }
 
-/// Returns the setting of a device by which packets arrive and none are sent (`--overlay-encap-receive`): the route back to their source leads elsewhere, and
+/// Returns the setting of a device by which packets arrive and none are sent (`--overlay-encap-receive`, or another one while a key of WireGuard changes): the route back to their source leads elsewhere, and
 /// strict filtering of IPv4 (RFC 3704 2.2) would drop them. 2 is the loose kind, also where `all` is 1: of both the larger number counts. IPv6 has none.
 pub fn received_by(link: &LinkName) -> (Setting, WantedSetting) {
     let setting = Setting(format_compact!("net/ipv4/conf/{link}/rp_filter"));

@@ -23,6 +23,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 
+#[path = "rotation.rs"]
+mod rotation;
+
 const OURS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const THEIRS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 

@@ -22,6 +22,9 @@ use sluice::reconcile::{Phase, Step, Target};
 use crate::namespace::{attempt, in_new, own_run, run};
 use crate::native::router::{Cluster, passes};
 
+#[path = "wireguard/rotation.rs"]
+mod rotation;
+
 const LINK: &str = "sluice-wg0";
 const DEVICE: Wireguard = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true };
 
@@ -31,7 +34,7 @@ fn name() -> LinkName {
 
 fn devices(key: u8) -> Devices {
     let mut devices = Devices::open(|name| name == LINK, true).expect("sockets");
-    devices.set_keys(BTreeMap::from([(name(), Secret::private_key([key; 32]))]));
+    devices.set_keys(BTreeMap::from([(name(), vec![Secret::private_key([key; 32])])]));
     devices
 }
 
@@ -46,7 +49,12 @@ fn key(of: PublicKey) -> PeerKey {
 fn peer(endpoint: &str, allowed: &str) -> Peer {
     let mut allowed: Vec<IpNet> = allowed.split_whitespace().map(|range| range.parse().expect("a prefix")).collect();
     allowed.sort_unstable();
-    Peer { endpoint: Some(endpoint.parse().expect("an endpoint")), allowed: Arc::from(allowed), is_plain: true }
+    Peer {
+        endpoint: Some(endpoint.parse().expect("an endpoint")),
+        allowed: Arc::from(allowed),
+        keepalive: 0,
+        is_plain: true,
+    }
 }
 
 fn step<T: Target>(target: &mut T, key: &T::Key, have: Option<&T::Value>, want: Option<&T::Value>)
@@ -75,7 +83,7 @@ fn devices_and_peers_read_back_as_they_were_written_and_others_stay() {
         // RFC 7748: the public key of a private one of such bytes, as `wg pubkey` prints it.
         let own = devices.public_keys()[&name()];
         let mut again = Devices::open(|name| name == LINK, true).expect("sockets");
-        again.set_keys(BTreeMap::from([(name(), Secret::private_key([8; 32]))]));
+        again.set_keys(BTreeMap::from([(name(), vec![Secret::private_key([8; 32])])]));
         let other = Wireguard { has_key: false, ..DEVICE };
         assert_eq!(again.read().expect("a list"), BTreeMap::from([(name(), other)]), "it has another key");
         assert!(again.public_keys().is_empty());
@@ -106,6 +114,24 @@ fn devices_and_peers_read_back_as_they_were_written_and_others_stay() {
 }
 
 #[test]
+fn a_device_that_shall_be_loose_is_made_so_and_another_one_is_as_the_host_has_it() {
+    in_new(|| {
+        run("sysctl -qw net.ipv4.conf.default.rp_filter=1");
+        let filter = || run(&format!("sysctl -n net.ipv4.conf.{LINK}.rp_filter"));
+        let mut strict = devices(8);
+        step(&mut strict, &name(), None, Some(&DEVICE));
+        assert_eq!(filter().trim(), "1");
+        step(&mut strict, &name(), Some(&DEVICE), None);
+        let mut loose = devices(8).with_loose(|name| name == LINK);
+        step(&mut loose, &name(), None, Some(&DEVICE));
+        assert_eq!(filter().trim(), "2");
+        run(&format!("sysctl -qw net.ipv4.conf.{LINK}.rp_filter=1"));
+        step(&mut loose, &name(), Some(&Wireguard { up: false, ..DEVICE }), Some(&DEVICE));
+        assert_eq!(filter().trim(), "2");
+    });
+}
+
+#[test]
 fn thousands_of_peers_and_one_with_thousands_of_ranges_read_back() {
     in_new(|| {
         let (mut devices, mut peers) = (devices(7), peers());
@@ -116,7 +142,7 @@ fn thousands_of_peers_and_one_with_thousands_of_ranges_read_back() {
             let ranges = if number == 0 { 0..3000 } else { 3000 + u32::from(number)..3001 + u32::from(number) };
             let allowed: Vec<IpNet> = ranges.map(range).collect();
             let endpoint = Some("192.0.2.2:51820".parse().expect("an endpoint"));
-            (key(any_key(number)), Peer { endpoint, allowed: Arc::from(allowed), is_plain: true })
+            (key(any_key(number)), Peer { endpoint, allowed: Arc::from(allowed), keepalive: 0, is_plain: true })
         };
         let wanted: BTreeMap<PeerKey, Peer> = (0..3000).map(of).collect();
         let steps: Vec<_> = wanted.iter().map(|(key, want)| Step { key, have: None, want: Some(want) }).collect();

@@ -431,6 +431,7 @@ fn node(random: &mut Random) -> Node {
         is_shutting_down: !should_announce && random.chance(50),
         ec2_instance: some(random, |_| "i-0123456789abcdef0".into()),
         wireguard_key: some(random, |random| PublicKey::new(&[1 + random.below(255) as u8; 32])).flatten(),
+        wireguard_next_key: some(random, |random| PublicKey::new(&[1 + random.below(255) as u8; 32])).flatten(),
         labels: all.iter().chain(own).collect(),
         zone,
         taints: (0..random.below(3))

@@ -239,6 +239,7 @@ fn node(random: &mut Random) -> Node {
         should_announce: random.chance(50),
         // Sometimes that of another node.
         wireguard_key: random.chance(70).then(|| PublicKey::new(&[1 + random.below(6) as u8; 32])).flatten(),
+        wireguard_next_key: random.chance(20).then(|| PublicKey::new(&[1 + random.below(9) as u8; 32])).flatten(),
         routing: routing.filter(|routing| **routing != Routing::default()),
         ..Node::default()
     }

@@ -33,7 +33,7 @@ fn peer(number: usize, ranges: &str) -> Peer {
     let mut allowed: Vec<IpNet> = hosts.split_whitespace().map(prefix).collect();
     allowed.sort_unstable();
     let endpoint = Some(SocketAddr::new([192, 0, 2, u8::try_from(number).expect("a small one")].into(), 51820));
-    Peer { endpoint, allowed: Arc::from(allowed), is_plain: true }
+    Peer { endpoint, allowed: Arc::from(allowed), keepalive: 0, is_plain: true }
 }
 
 fn ranges(number: usize) -> String {

@@ -106,6 +106,11 @@ fn words_are_out_of_their_few() {
             "--overlay-encap=wireguard keeps this node's private key in the directory of --state-dir, which is empty: name one.",
         ],
     );
+    check_mistakes(&["--overlay-wireguard-rotate-key=1h"], &[]);
+    for short in ["59m0s", "-1h0m0s"] {
+        let sentence = format!("--overlay-wireguard-rotate-key must be 0 or at least 1h; it is {short}.");
+        check_mistakes(&[&format!("--overlay-wireguard-rotate-key={short}")], &[&sentence]);
+    }
     check_mistakes(
         &["--overlay-encap=gre"],
         &["--overlay-encap must be ipip, fou, vxlan or wireguard; it is \"gre\"."],

@@ -85,7 +85,7 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 31] = [
+const MORE: [&str; 32] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
     "bgp-mesh-holdtime",
@@ -113,6 +113,7 @@ const MORE: [&str; 31] = [
     "overlay-vxlan-id",
     "overlay-vxlan-port",
     "overlay-wireguard-port",
+    "overlay-wireguard-rotate-key",
     "peer-router-interfaces",
     "peer-router-passwords-dir",
     "socket",

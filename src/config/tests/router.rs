@@ -96,6 +96,14 @@ fn other_kinds_of_tunnels_are_received_beside_the_one_that_is_sent_by() {
         &["--overlay-encap=fou", "--overlay-encap-receive=vxlan", "--overlay-encap-port=4789"],
         &["--overlay-encap and --overlay-encap-receive need a UDP port for each kind of tunnels; 4789 is that of two."],
     );
+    let beside = ["--overlay-encap=wireguard", "--overlay-encap-receive=vxlan", "--overlay-wireguard-port=4788"];
+    check_mistakes(&beside, &[]);
+    check_mistakes(
+        &[&beside[..], &["--overlay-wireguard-rotate-key=720h"]].concat(),
+        &[
+            "--overlay-wireguard-rotate-key has nodes receive at the port beside that of wireguard too; 4789 is that of other tunnels.",
+        ],
+    );
     check_mistakes(
         &["--overlay-encap-receive=wireguard", "--state-dir="],
         &[

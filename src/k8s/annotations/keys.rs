@@ -28,6 +28,7 @@ pub const NODE_PEER_PORTS: &str = "kube-router.io/peer.ports";
 pub const NODE_PEER_PASSWORDS: &str = "kube-router.io/peer.passwords";
 pub const NODE_PEER_LOCAL_IPS: &str = "kube-router.io/peer.localips";
 pub const NODE_WIREGUARD_KEY: &str = crate::model::WIREGUARD_KEY_ANNOTATION;
+pub const NODE_WIREGUARD_NEXT_KEY: &str = crate::model::WIREGUARD_NEXT_KEY_ANNOTATION;
 pub const NODE_ADDRESS: &str = crate::model::NODE_ADDRESS_ANNOTATION;
 pub const NODE_BGP_LOCAL_ADDRESSES: &str = "kube-router.io/bgp-local-addresses";
 

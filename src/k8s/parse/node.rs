@@ -47,6 +47,7 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
         labels: object.metadata.labels.iter().flatten().collect(),
         taints: taints(object),
         wireguard_key: annotations::wireguard_key(annotations, &mut warnings),
+        wireguard_next_key: annotations::wireguard_next_key(annotations, &mut warnings),
         routing: Some(Box::new(routing(annotations, &mut warnings))).filter(|routing| **routing != Routing::default()),
     };
     node.set_detected(detected(annotations, &mut warnings));

@@ -9,6 +9,7 @@ use super::{Fields, object, texts};
 use crate::k8s::annotations::keys::{
     NODE_ADDRESS, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS,
     NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER, NODE_WIREGUARD_KEY,
+    NODE_WIREGUARD_NEXT_KEY,
 };
 use crate::k8s::object::Kind;
 use crate::k8s::parse::node::SHUTTING_DOWN;
@@ -31,6 +32,7 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         taints,
         routing,
         wireguard_key,
+        wireguard_next_key,
     } = node;
     let (mut metadata, mut spec) = (Fields::default(), Fields::default());
     metadata.put("name", name.as_str()).put_filled("labels", labels_of(labels));
@@ -39,6 +41,7 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     }
     let mut annotations = routing.as_deref().map(annotations).unwrap_or_default();
     annotations.put_some(NODE_WIREGUARD_KEY, wireguard_key.map(|key| key.to_string()));
+    annotations.put_some(NODE_WIREGUARD_NEXT_KEY, wireguard_next_key.map(|key| key.to_string()));
     annotations.put_some(NODE_ADDRESS, detected(addresses));
     metadata.put_filled("annotations", annotations.value());
     spec.put_filled("podCIDRs", texts(pod_cidrs));

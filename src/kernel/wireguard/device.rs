@@ -1,12 +1,18 @@
 //! Devices of the type `wireguard`, over netlink.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
 
 use super::Wireguard;
 use super::wire::{self, FAMILY, Head};
 use crate::kernel::Error;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Bus, Fault, GenericSocket, Messages, Socket, flag};
+use crate::kernel::sysctl;
 use crate::net::{PublicKey, Secret};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -15,9 +21,12 @@ pub struct Devices {
     links: Socket,
     wireguard: GenericSocket,
     is_ours: fn(&str) -> bool,
+    is_loose: fn(&str) -> bool,
     compares_mtu: bool,
-    /// The private keys of the devices that there shall be.
-    keys: BTreeMap<LinkName, Secret>,
+    /// The private keys that the devices may have: one that has none of them gets the first.
+    keys: BTreeMap<LinkName, Vec<Secret>>,
+    /// Those that devices were seen to have.
+    held: BTreeMap<LinkName, Secret>,
     /// The public keys of devices that have theirs.
     public_keys: BTreeMap<LinkName, PublicKey>,
 }
@@ -33,6 +42,10 @@ const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const KIND: &str = "wireguard";
 const UP: u32 = 0x1;
+/// RFC 3704 2.4: a packet passes where any route leads back to its sender. The larger of this value and that of `all` counts.
+const LOOSE: &str = "2";
+/// RFC 3704 2.2: a packet passes by the device alone that leads back to its sender.
+const STRICT: &str = "1";
 
 /// A device as rtnetlink describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,15 +66,27 @@ impl Devices {
             links: Socket::open(Bus::Route)?,
             wireguard: GenericSocket::open(FAMILY)?,
             is_ours,
+            is_loose: |_| false,
             compares_mtu,
             keys: BTreeMap::new(),
+            held: BTreeMap::new(),
             public_keys: BTreeMap::new(),
         })
     }
 
-    /// Sets the private keys that devices shall have.
-    pub fn set_keys(&mut self, keys: BTreeMap<LinkName, Secret>) {
+    /// The same, where devices of some names take packets whichever device leads back to their senders, from the first one on.
+    pub fn with_loose(self, is_loose: fn(&str) -> bool) -> Devices {
+        Devices { is_loose, ..self }
+    }
+
+    /// Sets the private keys that devices may have. One that has any of its own keeps it; another one gets the first.
+    pub fn set_keys(&mut self, keys: BTreeMap<LinkName, Vec<Secret>>) {
         self.keys = keys;
+    }
+
+    /// Returns the private key that a device was seen to have, if it is one of those that it may have.
+    pub fn held(&self, name: &LinkName) -> Option<&Secret> {
+        self.held.get(name)
     }
 
     /// Returns the public keys of the devices that were seen to have their private ones.
@@ -89,12 +114,22 @@ impl Devices {
 
     /// Reads whether a device has its key, and takes down the public one.
     fn has_key(&mut self, name: &LinkName, head: &Head) -> bool {
-        let has_key = self.keys.get(name).is_some_and(|key| *key.key() == head.private_key) && head.mark == 0;
-        match head.public_key.filter(|_| has_key) {
-            Some(public) => drop(self.public_keys.insert(name.clone(), public)),
-            None => drop(self.public_keys.remove(name)),
+        let mut keys = self.keys.get(name).into_iter().flatten();
+        let held = keys.find(|key| *key.key() == head.private_key).filter(|_| head.mark == 0).cloned();
+        let has_key = held.is_some();
+        match head.public_key.zip(held) {
+            Some((public, held)) => {
+                self.public_keys.insert(name.clone(), public);
+                self.held.insert(name.clone(), held);
+            }
+            None => self.forget(name),
         }
         has_key
+    }
+
+    fn forget(&mut self, name: &LinkName) {
+        self.public_keys.remove(name);
+        self.held.remove(name);
     }
 
     fn perform(&mut self, step: &Step<'_, LinkName, Wireguard>) -> Result<(), Error> {
@@ -114,6 +149,7 @@ impl Devices {
     fn add(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
         self.send(link(name, None, false, flag::CREATE | flag::EXCLUSIVE))?;
         self.configure(name, want)?;
+        self.loosen(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -121,11 +157,16 @@ impl Devices {
         if (have.port, have.has_key) != (want.port, want.has_key) {
             self.configure(name, want)?;
         }
+        self.loosen(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
     fn configure(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
-        let key = self.keys.get(name).ok_or(Fault::Malformed("this node has no private key yet"))?;
+        let key = self
+            .keys
+            .get(name)
+            .and_then(|keys| keys.first())
+            .ok_or(Fault::Malformed("this node has no private key yet"))?;
         let mut message = wire::configure(name, key, want.port);
         if let Some(refusal) = self.wireguard.batch(&mut message)?.into_iter().next() {
             return Err(Fault::Refused(refusal));
@@ -136,9 +177,13 @@ impl Devices {
         Ok(())
     }
 
+    fn loosen(&self, name: &LinkName) -> Result<(), Fault> {
+        if (self.is_loose)(&name.0) { set_loose(name) } else { Ok(()) }
+    }
+
     // ip link delete NAME
     fn delete(&mut self, name: &LinkName) -> Result<(), Fault> {
-        self.public_keys.remove(name);
+        self.forget(name);
         let mut message = Messages::new();
         message.begin(DELETE_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
         match self.send(message) {
@@ -168,6 +213,7 @@ impl Target for Devices {
     fn read(&mut self) -> Result<BTreeMap<LinkName, Wireguard>, Error> {
         let mut found = BTreeMap::new();
         self.public_keys.clear();
+        self.held.clear();
         for Listed { name, mtu, up } in self.list()? {
             let head = self.head(&name).map_err(|fault| Error::new("read device", name.to_string(), fault.into()))?;
             let Some(head) = head else { continue };
@@ -181,6 +227,26 @@ impl Target for Devices {
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Wireguard>]) -> Vec<Failure<Error>> {
         let failed = |(index, step)| self.perform(step).err().map(|error| Failure { step: index, error });
         steps.iter().enumerate().filter_map(failed).collect()
+    }
+}
+
+fn rp_filter(name: &str) -> PathBuf {
+    sysctl::root().join("net/ipv4/conf").join(name).join("rp_filter")
+}
+
+/// Where it cannot be written that is a failure if something filters, because packets would be lost.
+// sysctl -w net.ipv4.conf.NAME.rp_filter=2
+fn set_loose(name: &LinkName) -> Result<(), Fault> {
+    let value = |name: &str| fs::read_to_string(rp_filter(name)).unwrap_or_default().trim().to_owned();
+    if value(&name.0) == LOOSE {
+        return Ok(());
+    }
+    let is_strict = || ["all", &*name.0].into_iter().any(|name| value(name) == STRICT);
+    match fs::write(rp_filter(&name.0), LOOSE) {
+        Err(error) if error.kind() != ErrorKind::NotFound && is_strict() => {
+            Err(Fault::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+        }
+        _ => Ok(()),
     }
 }
 

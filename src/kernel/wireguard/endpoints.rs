@@ -74,6 +74,7 @@ mod tests {
             key: key().key,
             endpoint: address(endpoint),
             allowed: Vec::new(),
+            keepalive: 0,
             is_plain: true,
             last_handshake: NOW - Duration::from_secs(heard_before),
             sent,

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
+
 use super::endpoints::Endpoints;
 use super::wire::{self, FAMILY, FoundPeer, Wanted};
-use super::{Peer, PeerKey};
+use super::{Peer, PeerKey, Session};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Bus, Fault, GenericSocket, Messages, Socket, failed_steps};
@@ -32,6 +34,27 @@ impl Peers {
             devices: devices.into_iter().collect(),
             endpoints: Endpoints::default(),
         })
+    }
+
+    /// Returns the state of the sessions with the peers of the devices that there are.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
+        let mut names = Names::default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut found = BTreeMap::new();
+        for link in self.devices.clone() {
+            if names.number(&self.links, &link).is_none() {
+                continue;
+            }
+            // A later piece of a peer has no time.
+            for peer in self.list(&link)? {
+                let session = Session::at(peer.last_handshake, now);
+                found.entry(PeerKey { link: link.clone(), key: peer.key }).or_insert(session);
+            }
+        }
+        Ok(found)
     }
 
     /// The peers of a device; none where it has gone, or is of another type.
@@ -74,7 +97,7 @@ impl Target for Peers {
             allowed.sort_unstable();
             allowed.dedup();
             let endpoint = self.endpoints.counted(&key, &peer, now);
-            (key, Peer { endpoint, allowed: Arc::from(allowed), is_plain: peer.is_plain })
+            (key, Peer { endpoint, allowed: Arc::from(allowed), keepalive: peer.keepalive, is_plain: peer.is_plain })
         };
         Ok(found.into_iter().map(peer).collect())
     }
@@ -94,7 +117,14 @@ impl Target for Peers {
             }
             match step.want {
                 Some(want) => {
-                    let wanted = Wanted { key: *key, endpoint: want.endpoint, allowed: &want.allowed };
+                    let more = step.have.and_then(|have| added(&have.allowed, &want.allowed));
+                    let wanted = Wanted {
+                        key: *key,
+                        endpoint: want.endpoint,
+                        keepalive: want.keepalive,
+                        allowed: more.as_deref().unwrap_or(&want.allowed),
+                        replaces: more.is_none(),
+                    };
                     let count = wire::set_peer(&mut messages, link, wanted);
                     owners.extend(std::iter::repeat_n(index, count));
                 }
@@ -121,10 +151,37 @@ impl Target for Peers {
     }
 }
 
+/// Returns what a peer may use besides what it has; `None` where it loses something. Both are sorted.
+fn added(have: &[IpNet], want: &[IpNet]) -> Option<Vec<IpNet>> {
+    let is_kept = |range: &IpNet| want.binary_search(range).is_ok();
+    let is_new = |range: &&IpNet| have.binary_search(range).is_err();
+    have.iter().all(is_kept).then(|| want.iter().filter(is_new).copied().collect())
+}
+
 fn operation(step: &Step<'_, PeerKey, Peer>) -> &'static str {
     match (step.have, step.want) {
         (None, _) => "add peer",
         (_, None) => "remove peer",
         _ => "change peer",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_loses_nothing_keeps_what_it_has() {
+        let ranges = |text: &str| -> Vec<IpNet> {
+            text.split_whitespace().map(|range| range.parse().expect("a prefix")).collect()
+        };
+        for (have, want, expected) in [
+            ("10.0.0.0/24 10.0.2.0/24", "10.0.0.0/24 10.0.2.0/24", Some("")),
+            ("10.0.0.0/24 10.0.2.0/24", "10.0.0.0/24 10.0.1.0/24 10.0.2.0/24", Some("10.0.1.0/24")),
+            ("", "10.0.0.0/24", Some("10.0.0.0/24")),
+            ("10.0.0.0/24 10.0.2.0/24", "10.0.2.0/24", None),
+        ] {
+            assert_eq!(added(&ranges(have), &ranges(want)), expected.map(ranges), "{have} -> {want}");
+        }
     }
 }

@@ -79,6 +79,7 @@ pub struct FoundPeer {
     pub key: PublicKey,
     pub endpoint: Option<SocketAddr>,
     pub allowed: Vec<IpNet>,
+    pub keepalive: u16,
     pub is_plain: bool,
     /// When a packet of it was last authenticated by a handshake, since 1970; zero for never.
     pub last_handshake: Duration,
@@ -91,7 +92,10 @@ pub struct FoundPeer {
 pub struct Wanted<'a> {
     pub key: PublicKey,
     pub endpoint: Option<SocketAddr>,
+    pub keepalive: u16,
     pub allowed: &'a [IpNet],
+    /// It loses what else it may use. The kernel takes everything first and gives it back then, between which packets meet nobody.
+    pub replaces: bool,
 }
 
 /// The question for everything of a device, which is asked as a dump.
@@ -110,11 +114,14 @@ pub fn configure(name: &LinkName, key: &Secret, port: u16) -> Messages {
 }
 
 /// Appends the messages that make a peer what it shall be; returns how many there are.
-// wg set NAME peer KEY endpoint ENDPOINT persistent-keepalive 0 allowed-ips LIST
+// wg set NAME peer KEY endpoint ENDPOINT persistent-keepalive SECONDS allowed-ips LIST
 pub fn set_peer(messages: &mut Messages, name: &LinkName, wanted: Wanted<'_>) -> usize {
     let (first, rest) = wanted.allowed.split_at(wanted.allowed.len().min(ALLOWED_AT_ONCE));
     begin_peer(messages, name, wanted.key);
-    messages.u32(peer::FLAGS, REPLACE_ALLOWED).attribute(peer::PRESHARED_KEY, &[0; 32]).u16(peer::KEEPALIVE, 0);
+    if wanted.replaces {
+        messages.u32(peer::FLAGS, REPLACE_ALLOWED);
+    }
+    messages.attribute(peer::PRESHARED_KEY, &[0; 32]).u16(peer::KEEPALIVE, wanted.keepalive);
     if let Some(endpoint) = wanted.endpoint {
         messages.attribute(peer::ENDPOINT, &sockaddr(endpoint));
     }
@@ -195,7 +202,8 @@ fn found(attributes: &Attributes<'_>) -> Option<FoundPeer> {
         key,
         endpoint: attributes.get(peer::ENDPOINT).and_then(|endpoint| socket_address(endpoint.value)),
         allowed: allowed.filter_map(|one| range(&one.attributes())).collect(),
-        is_plain: is_zero(peer::PRESHARED_KEY) && is_zero(peer::KEEPALIVE),
+        keepalive: attributes.get(peer::KEEPALIVE).and_then(|seconds| seconds.u16()).unwrap_or_default(),
+        is_plain: is_zero(peer::PRESHARED_KEY),
         last_handshake: attributes.get(peer::LAST_HANDSHAKE).map(|time| since_1970(time.value)).unwrap_or_default(),
         sent: attributes.get(peer::SENT).and_then(|sent| sent.u64()).unwrap_or_default(),
     })
@@ -260,7 +268,11 @@ mod tests {
     fn a_peer_is_written_as_the_kernel_wants_it() {
         let mut messages = Messages::new();
         let (endpoint, allowed) = (Some("192.0.2.2:51820".parse().expect("an endpoint")), ranges("10.244.2.0/24"));
-        set_peer(&mut messages, &name(), Wanted { key: key(7), endpoint, allowed: &allowed });
+        set_peer(
+            &mut messages,
+            &name(),
+            Wanted { key: key(7), endpoint, keepalive: 5, allowed: &allowed, replaces: true },
+        );
         let attribute = |kind: u16, value: &[u8]| {
             let length = u16::try_from(value.len() + 4).expect("it is short");
             let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
@@ -275,7 +287,7 @@ mod tests {
             attribute(1, &[7; 32]),
             attribute(3, &2_u32.to_ne_bytes()),
             attribute(2, &[0; 32]),
-            attribute(5, &0_u16.to_ne_bytes()),
+            attribute(5, &5_u16.to_ne_bytes()),
             attribute(4, &address),
             attribute(0x8009, &attribute(0x8000, &range)),
         ]
@@ -303,11 +315,12 @@ mod tests {
             let endpoint = Some(endpoint.parse().expect("an endpoint"));
             let allowed = ranges("10.244.2.0/24 192.0.2.2/32 2001:db8::2/128 fd00:10:244:2::/64");
             let mut messages = Messages::new();
-            assert_eq!(set_peer(&mut messages, &name(), Wanted { key: key(1), endpoint, allowed: &allowed }), 1);
+            let wanted = Wanted { key: key(1), endpoint, keepalive: 25, allowed: &allowed, replaces: true };
+            assert_eq!(set_peer(&mut messages, &name(), wanted), 1);
             let last_handshake = Duration::ZERO;
             assert_eq!(
                 read(&messages),
-                [FoundPeer { key: key(1), endpoint, allowed, is_plain: true, last_handshake, sent: 0 }]
+                [FoundPeer { key: key(1), endpoint, allowed, keepalive: 25, is_plain: true, last_handshake, sent: 0 }]
             );
         }
     }
@@ -317,7 +330,8 @@ mod tests {
         let range = |number: u16| IpNet::from(IpAddr::from([10, (number >> 8) as u8, number as u8, 0])).trunc();
         let allowed: Vec<IpNet> = (0..2500).map(range).collect();
         let mut messages = Messages::new();
-        assert_eq!(set_peer(&mut messages, &name(), Wanted { key: key(1), endpoint: None, allowed: &allowed }), 3);
+        let wanted = Wanted { key: key(1), endpoint: None, keepalive: 0, allowed: &allowed, replaces: true };
+        assert_eq!(set_peer(&mut messages, &name(), wanted), 3);
         assert_eq!(messages.len(), 3);
         let parts = read(&messages);
         assert_eq!(parts.iter().flat_map(|part| part.allowed.clone()).collect::<Vec<_>>(), allowed);
@@ -325,5 +339,11 @@ mod tests {
         if cfg!(target_endian = "little") {
             assert_eq!([flags(0), flags(1), flags(2)], [true, false, false]);
         }
+        let mut messages = Messages::new();
+        set_peer(&mut messages, &name(), Wanted { replaces: false, allowed: &[], ..wanted });
+        assert!(
+            !messages.range(0, 1).windows(8).any(|bytes| bytes == [8, 0, 3, 0, 2, 0, 0, 0]),
+            "it keeps what it has"
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::cni::{self, CniFileForm};
-use crate::router::names::{TUNNELS, is_vxlan, is_wireguard};
+use crate::router::names::{TUNNELS, WIREGUARD_SECOND, is_vxlan, is_wireguard};
 
 /// Judges addresses, ranges and ports.
 pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
@@ -252,7 +252,11 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
     let vxlan = vxlan.map(|network| udp("--overlay-vxlan-port", network.port, why));
     let wireguard = overlay.wireguard().filter(|_| !has(is_wireguard));
     let wireguard = wireguard.map(|encryption| udp("--overlay-wireguard-port", encryption.port, why));
-    gue.into_iter().chain(vxlan).chain(wireguard).collect()
+    let changes = router.key_period.is_some() && !has(|link| link == WIREGUARD_SECOND);
+    let second = overlay.wireguard().filter(|_| changes);
+    let why = "nodes receive there as well while the key of one changes, which waits for this node";
+    let second = second.map(|encryption| udp("--overlay-wireguard-port", encryption.second_port(), why));
+    gue.into_iter().chain(vxlan).chain(wireguard).chain(second).collect()
 }
 
 /// Devices of others that have the number and the port of ours: of each address family the kernel makes one.

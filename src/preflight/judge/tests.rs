@@ -424,6 +424,23 @@ fn the_port_of_wireguard_is_that_of_our_device_alone() {
 }
 
 #[test]
+fn the_port_behind_that_of_wireguard_has_to_be_free_where_keys_change() {
+    let taken = |link: Option<&'static str>| {
+        move |facts: &mut Facts| {
+            facts.network.links.extend(link.map(str::to_owned));
+            facts.network.listening.insert((Transport::Udp, 51821));
+            modules(facts, ModuleState::Present, &["wireguard"]);
+        }
+    };
+    let words = ["--overlay-encap=wireguard", "--overlay-wireguard-rotate-key=720h"];
+    for of_others in [None, Some("wg0"), Some("sluice-wg0")] {
+        check(&words, taken(of_others), Level::Degraded, &["port 51821 (--overlay-wireguard-port)", "key"]);
+    }
+    check_ok(&words, taken(Some("sluice-wg1")), "nobody listens on 20244");
+    check_ok(&words[..1], taken(None), "nobody listens on 20244");
+}
+
+#[test]
 fn bfd_listens_on_ports_of_its_own() {
     let taken = |number| {
         move |facts: &mut Facts| {

@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{HasKeys, Kernel, Leave, Mirrors};
+use super::{HasKeys, HasSessions, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::sysctl;
 use crate::kernel::vxlan::gateway;
-use crate::kernel::wireguard::{Peer, PeerKey};
+use crate::kernel::wireguard::{Peer, PeerKey, Session};
 use crate::net::{Family, PerFamily, PublicKey};
-use crate::reconcile::{Growth, MayGrow, Moment, Reflection};
+use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::router::desired::Desired;
-use crate::router::names::{WIREGUARD, is_tunnel, vxlan};
+use crate::router::names::{WIREGUARD, WIREGUARD_SECOND, is_tunnel, is_wireguard, vxlan};
+use crate::router::plan::OwnKeys;
 use crate::router::routes::Routes;
 use crate::router::{overlay_guard, settings};
 
@@ -141,7 +143,7 @@ impl<K: Kernel> Mirrors<K> {
             let first = RouteKey { metric: 0, ..RouteKey::new(TABLE_MAIN, range) };
             seen.range(first..=RouteKey { metric: u32::MAX, ..last })
         };
-        let is_plain = |route: &Route| route.next_hops.iter().any(|hop| hop.link.0 != WIREGUARD);
+        let is_plain = |route: &Route| route.next_hops.iter().any(|hop| !is_wireguard(&hop.link.0));
         let past = learned.walled().flat_map(inside);
         past.filter(|(key, route)| is_plain(route) && learned.is_walled(key.destination))
             .map(|(key, _)| key.clone())
@@ -184,9 +186,62 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Returns the public key of this node, which others encrypt with.
-    pub fn own_key(&self) -> Option<PublicKey> {
-        self.wireguard_devices.peek().public_key(&LinkName(WIREGUARD.into()))
+    /// Returns the keys of this node, with which others encrypt.
+    pub fn own_keys(&self) -> OwnKeys {
+        let devices = self.wireguard_devices.peek();
+        let key = |name: &str| devices.public_key(&LinkName(name.into()));
+        OwnKeys {
+            first: key(WIREGUARD),
+            second: key(WIREGUARD_SECOND),
+            has_next: devices.has_next(),
+            is_changing: devices.is_changing(),
+        }
+    }
+
+    /// Returns the public one of the key that follows the first one, once it is known.
+    pub fn next_key(&self) -> Option<PublicKey> {
+        self.wireguard_devices.peek().next_key()
+    }
+
+    /// Returns the time since the first key was made; `None` where that is not known.
+    pub fn key_age(&self) -> Option<Duration> {
+        self.wireguard_devices.peek().key_age()
+    }
+
+    /// Reads the devices of `wireguard` where they are not known; returns whether they are.
+    pub fn learn_wireguard(&mut self, at: Moment) -> bool {
+        self.wireguard_devices.learn(at)
+    }
+
+    /// Returns whether there is a second device of `wireguard`, as last seen.
+    pub fn has_second(&self) -> bool {
+        self.wireguard_devices.has(&LinkName(WIREGUARD_SECOND.into()))
+    }
+
+    /// Returns the state of the sessions with other nodes.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, <K::WireguardPeers as Target>::Error> {
+        self.wireguard_peers.target().sessions()
+    }
+
+    /// Has the key made that follows the first one, for the second device.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn make_next_key(&mut self) -> Result<(), <K::WireguardDevices as Target>::Error> {
+        self.wireguard_devices.forget();
+        self.wireguard_devices.target().make_next()
+    }
+
+    /// Has the key that follows take the place of the first one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn take_next_key(&mut self) -> Result<(), <K::WireguardDevices as Target>::Error> {
+        self.wireguard_devices.forget();
+        self.wireguard_devices.target().take_next()
     }
 
     /// Returns whether all rules that guard the device of a family were seen in the kernel.

@@ -8,8 +8,10 @@ use tracing::info;
 use super::{Driver, Kernel};
 use crate::model::{
     NODE_ADDRESS_ANNOTATION as ADDRESS_ANNOTATION, OwnAnnotation, WIREGUARD_KEY_ANNOTATION as KEY_ANNOTATION,
+    WIREGUARD_NEXT_KEY_ANNOTATION as NEXT_KEY_ANNOTATION,
 };
 use crate::net::PublicKey;
+use crate::router::rotation::{Told, next_to_tell};
 
 /// Time that an annotation has to follow what it is about before other nodes are said not to know it.
 const UNTOLD: Duration = Duration::from_secs(15);
@@ -24,13 +26,17 @@ pub(super) struct Untold {
 impl<K: Kernel> Driver<K> {
     /// Takes over the key that the kernel tells, and has it written where the Node has another one, or where none is used any more.
     pub(super) fn tell_key(&mut self, now: Instant) {
-        let key = self.mirrors.own_key().filter(|_| self.config.key_file.is_some());
-        if let Some(key) = key.filter(|key| self.told_key != Some(*key)) {
+        let key = self.mirrors.own_keys().first.filter(|_| self.config.key_file.is_some());
+        if let Some(key) = key.filter(|key| self.key_change.told_first != Some(*key)) {
             info!(%key, "Public key of this node for WireGuard");
-            self.told_key = Some(key);
+            self.key_change.told_first = Some(key);
         }
-        let changed = self.plan.set_own_key(key);
-        self.mirrors.mark(&changed);
+        let next = self.mirrors.next_key().filter(|_| self.config.key_file.is_some());
+        if let Some(key) = next.filter(|next| self.key_change.told_next != Some(*next)) {
+            info!(%key, "Next public key of this node for WireGuard");
+            self.key_change.told_next = Some(key);
+        }
+        self.follow_keys();
         // A Node that is not known may have the key already.
         if self.plan.own().primary.is_none() {
             return;
@@ -42,12 +48,21 @@ impl<K: Kernel> Driver<K> {
         if self.config.key_file.is_some() && key.is_none() {
             return;
         }
+        self.report(KEY_ANNOTATION, key, seen);
+        let seen_next = self.plan.next_key_in_node(&self.plan.own().name);
+        let told = Told { first: seen, next: seen_next };
+        let wanted = || next_to_tell(self.mirrors.own_keys(), self.mirrors.next_key(), told);
+        let wanted = self.config.key_file.as_ref().and_then(|_| wanted());
+        self.report(NEXT_KEY_ANNOTATION, wanted, seen_next);
+    }
+
+    fn report(&self, annotation: &'static str, wanted: Option<PublicKey>, seen: Option<PublicKey>) {
         let text = |key: Option<PublicKey>| key.map(|key| key.to_string());
-        let annotation = OwnAnnotation { wanted: text(key), seen: text(seen) };
+        let told = OwnAnnotation { wanted: text(wanted), seen: text(seen) };
         self.context.report.send_if_modified(|report| {
-            let is_other = report.annotations.get(KEY_ANNOTATION).unwrap_or(&OwnAnnotation::default()) != &annotation;
+            let is_other = report.annotations.get(annotation).unwrap_or(&OwnAnnotation::default()) != &told;
             if is_other {
-                report.annotations.insert(KEY_ANNOTATION, annotation.clone());
+                report.annotations.insert(annotation, told.clone());
             }
             is_other
         });
@@ -60,7 +75,7 @@ impl<K: Kernel> Driver<K> {
             format!(
                 "other nodes send nothing to this one: the annotation {KEY_ANNOTATION} of its Node is not {}; the agent writes it where it \
                  has the right to patch nodes, and with --manifests whoever writes them",
-                self.mirrors.own_key().map(|key| key.to_string()).unwrap_or_default()
+                self.mirrors.own_keys().first.map(|key| key.to_string()).unwrap_or_default()
             )
         })
     }

@@ -8,10 +8,13 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::super::apply::Kernel;
-use super::{Driver, NAMED};
+use super::Driver;
 use crate::bgp::speaker::Order;
 use crate::link_neighbours::driver::{Handle, spawn};
 use crate::link_neighbours::{Standings, WantedLinks};
+
+/// Maximum number of lost next hops named in a log message.
+const NAMED: usize = 5;
 
 /// The thread, and what it looks for.
 #[derive(Default)]

@@ -36,6 +36,7 @@ impl<K: Kernel> Driver<K> {
         let noted = self.unreached.missing.clone().filter(|_| self.reached);
         let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.outside().note());
         let notes = notes.chain(self.awaited_services.note_text());
+        let notes = notes.chain(self.key_change.notes());
         self.context.notes.set(notes.collect());
     }
 

@@ -1,6 +1,8 @@
 //! Tunnels as far as our own node needs them of the kernel, whether or not a route leads through one: it receives in any case, by the kind that it sends by
 //! and by those of `--overlay-encap-receive`.
 
+use std::collections::BTreeMap;
+
 use super::{Plan, replace};
 use crate::config::{Encapsulation, Overlay};
 use crate::kernel::link::LinkName;
@@ -10,7 +12,7 @@ use crate::kernel::vxlan::{Vxlan, link_address};
 use crate::kernel::wireguard::Wireguard;
 use crate::net::Family;
 use crate::router::desired::RouterChanges;
-use crate::router::names::{TUNNEL_TABLE, WIREGUARD, vxlan};
+use crate::router::names::{TUNNEL_TABLE, WIREGUARD, WIREGUARD_SECOND, vxlan};
 use crate::router::{mtu, settings};
 
 impl Plan {
@@ -27,7 +29,7 @@ impl Plan {
         self.desired.has_tunnels = overlay.and_then(Overlay::device_of_each_node).is_some();
         changed.receive_ports.extend(replace(&mut self.desired.receive_ports, ports));
         changed.overlay_devices.extend(replace(&mut self.desired.overlay_devices, devices));
-        let devices = self.wireguard_device().into_iter().collect();
+        let devices = self.wireguard_devices();
         changed.wireguard_devices.extend(replace(&mut self.desired.wireguard_devices, devices));
     }
 
@@ -41,6 +43,17 @@ impl Plan {
 }
 
 impl Plan {
+    /// Returns the devices of `wireguard`: one, and a second one while the key of any node changes.
+    pub(super) fn wireguard_devices(&self) -> BTreeMap<LinkName, Wireguard> {
+        let second = |(_, device): &(LinkName, Wireguard)| {
+            let encryption = self.config.overlay?.wireguard().filter(|_| self.wants_second())?;
+            Some((LinkName(WIREGUARD_SECOND.into()), Wireguard { port: encryption.second_port(), ..*device }))
+        };
+        let first = self.wireguard_device();
+        let second = first.as_ref().and_then(second);
+        first.into_iter().chain(second).collect()
+    }
+
     /// The device has room for what the larger of the families adds in which this node has an address.
     fn wireguard_device(&self) -> Option<(LinkName, Wireguard)> {
         let encryption = self.config.overlay?.wireguard()?;
@@ -54,7 +67,7 @@ impl Plan {
 
 /// Settings.
 impl Plan {
-    /// Updates all settings: those of every node, and those of devices by which packets are received alone.
+    /// Updates all settings: those of every node, and those of devices by which packets are received alone, or may be although another one leads back.
     pub(super) fn replace_settings(&mut self, changed: &mut RouterChanges) {
         let mut wanted = settings::settings(self.families);
         if let Some(overlay) = self.config.overlay.filter(|_| self.families.v4) {
@@ -63,7 +76,10 @@ impl Plan {
                 self.desired.overlay_devices.iter().filter(|_| !is_sent(overlay.vxlan().map(Encapsulation::Vxlan)));
             let vxlan = vxlan.filter(|(_, device)| device.local.is_ipv4()).map(|(name, _)| name);
             let wireguard = overlay.wireguard().map(Encapsulation::Wireguard);
-            let wireguard = self.desired.wireguard_devices.keys().filter(|_| !is_sent(wireguard));
+            let has_two = self.desired.wireguard_devices.len() > 1;
+            let wireguard = self.desired.wireguard_devices.keys().filter(|_| has_two || !is_sent(wireguard));
+            // The second one is made so (`kernel::wireguard`): a setting would come after the device.
+            let wireguard = wireguard.filter(|name| name.0 == WIREGUARD);
             let tunnels = self.routes.tunnels().keys().filter(|name| self.receives_alone_by(name));
             wanted.extend(vxlan.chain(wireguard).chain(tunnels).map(settings::received_by));
         }

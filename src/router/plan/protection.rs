@@ -37,6 +37,7 @@ impl Plan {
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             contested: &|end| self.nodes.is_contested(end),
             protection: &|prefix, next_hop| self.protection(prefix, next_hop),
+            device: &|remote| self.device_to(remote),
         })
     }
 

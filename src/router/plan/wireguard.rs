@@ -34,16 +34,22 @@ use crate::router::names::WIREGUARD;
 use crate::router::problem::{About, Problem};
 use crate::router::routes::RouteTableChanges;
 
+mod second;
+
+pub use second::OwnKeys;
+use second::Second;
+
 /// Maximum number of ranges without a wall that are problems: each is a log message and an Event.
 const NAMED: usize = 10;
 
 /// State of the peers, kept up to date at the cost of what changed.
 #[derive(Default, Debug)]
 pub(super) struct Peers {
-    /// The peer of each node that has one.
-    by_node: BTreeMap<CompactString, PeerKey>,
-    /// The key of our own device, once the kernel has told it.
-    own: Option<PublicKey>,
+    /// The peers of each node that has any: the one on the first device, and that on the second where there is one.
+    by_node: BTreeMap<CompactString, Vec<PeerKey>>,
+    /// The keys of our own devices, once the kernel has told them.
+    own: OwnKeys,
+    second: Second,
     /// Nodes whose peers may be others.
     stale: BTreeSet<CompactString>,
     /// Destinations whose walls may be others: pod CIDRs, and what has lost its tunnel.
@@ -85,17 +91,9 @@ impl Plan {
         self.known.nodes.get(node)?.wireguard_key
     }
 
-    /// Sets the public key of our own device, as the kernel tells it.
-    pub fn set_own_key(&mut self, key: Option<PublicKey>) -> RouterChanges {
-        let mut changed = RouterChanges::default();
-        let before = std::mem::replace(&mut self.wireguard.own, key);
-        if before != key {
-            let concerned: Vec<CompactString> =
-                before.iter().chain(&key).flat_map(|key| self.nodes.with_key(key)).cloned().collect();
-            self.wireguard.stale.extend(concerned);
-            self.settle_peers(&mut changed);
-        }
-        changed
+    /// Returns the public key of a Node that follows that one.
+    pub fn next_key_in_node(&self, node: &CompactString) -> Option<PublicKey> {
+        self.known.nodes.get(node)?.wireguard_next_key
     }
 
     /// Has the peer of a node looked at again, and those of nodes with which it shares anything. Called before and after a change of the node.
@@ -108,6 +106,8 @@ impl Plan {
         let sharing = ranges.iter().flat_map(|range| self.nodes.with_range(range));
         let sharing = sharing.chain(addresses.iter().flat_map(|one| self.nodes.with_address(one)));
         let sharing = sharing.chain(key.iter().flat_map(|key| self.nodes.with_key(key)));
+        let second = self.nodes.second_key_of(node);
+        let sharing = sharing.chain(second.iter().flat_map(|key| self.nodes.with_second_key(key)));
         for node in sharing.chain([node]) {
             self.wireguard.stale_walls.extend(self.nodes.ranges_of(node));
             self.wireguard.stale.insert(node.clone());
@@ -197,19 +197,24 @@ impl Plan {
         stale.extend(of_one_peer);
         let mut before: BTreeMap<PeerKey, Peer> = BTreeMap::new();
         for node in &stale {
-            if let Some(key) = self.wireguard.by_node.remove(node)
-                && let Some(peer) = self.desired.wireguard_peers.remove(&key)
-            {
-                before.insert(key, peer);
+            for key in self.wireguard.by_node.remove(node).into_iter().flatten() {
+                if let Some(peer) = self.desired.wireguard_peers.remove(&key) {
+                    before.insert(key, peer);
+                }
             }
         }
         let mut keys: BTreeSet<PeerKey> = before.keys().cloned().collect();
         for node in stale {
             self.pod_ranges.mark(&node, &self.nodes);
-            let Some((key, peer)) = self.peer(&node) else { continue };
-            keys.insert(key.clone());
-            self.desired.wireguard_peers.insert(key.clone(), peer);
-            self.wireguard.by_node.insert(node, key);
+            let peers = self.peers(&node);
+            if peers.is_empty() {
+                continue;
+            }
+            self.wireguard.by_node.insert(node, peers.iter().map(|(key, _)| key.clone()).collect());
+            for (key, peer) in peers {
+                keys.insert(key.clone());
+                self.desired.wireguard_peers.insert(key, peer);
+            }
         }
         let differs = |key: &PeerKey| before.get(key) != self.desired.wireguard_peers.get(key);
         changed.wireguard_peers.extend(keys.into_iter().filter(differs));
@@ -243,7 +248,8 @@ impl Plan {
             let is_walled = self.is_encrypted_node(address);
             // Without an address of our own there is no device.
             let is_led = is_walled && self.own.primary.is_some();
-            self.routes.put_encrypted_node(address, is_led, is_walled, changed);
+            let device = is_led.then(|| self.device_to(address));
+            self.routes.put_encrypted_node(address, device, is_walled, changed);
         }
         is_otherwise
     }
@@ -269,10 +275,18 @@ impl Plan {
         })
     }
 
+    /// Returns the peers of a node on our devices: on the second one with the same ranges, at its second port.
+    fn peers(&self, node: &CompactString) -> Vec<(PeerKey, Peer)> {
+        let Some((key, peer)) = self.peer(node) else { return Vec::new() };
+        let second = self.second_peer(node, &peer);
+        let first = (key, Peer { keepalive: self.keepalive_of_first(node), ..peer });
+        [first].into_iter().chain(second).collect()
+    }
+
     fn peer(&self, node: &CompactString) -> Option<(PeerKey, Peer)> {
         let encryption = self.config.overlay?.wireguard()?;
         let key = self.nodes.key_of(node)?;
-        let is_its = self.nodes.with_key(&key).next() == Some(node) && self.wireguard.own != Some(key);
+        let is_its = self.nodes.with_key(&key).next() == Some(node) && self.wireguard.own.first != Some(key);
         if *node == self.own.name || !is_its {
             return None;
         }
@@ -286,7 +300,10 @@ impl Plan {
         let of_machine = self.nodes.with_key(&key).filter(|name| **name != self.own.name);
         let allowed: BTreeSet<IpNet> = of_machine.flat_map(|name| self.allowed(name)).collect();
         let allowed = Arc::from_iter(allowed);
-        Some((PeerKey { link: LinkName(WIREGUARD.into()), key }, Peer { endpoint, allowed, is_plain: true }))
+        Some((
+            PeerKey { link: LinkName(WIREGUARD.into()), key },
+            Peer { endpoint, allowed, keepalive: 0, is_plain: true },
+        ))
     }
 
     fn allowed(&self, node: &CompactString) -> BTreeSet<IpNet> {

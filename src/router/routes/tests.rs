@@ -54,6 +54,7 @@ impl Rig {
             internal: &|_| None,
             contested: &|_| false,
             protection: &|_, _| Protection::None,
+            device: &|_| LinkName(crate::router::names::WIREGUARD.into()),
         };
         self.routes.settle(place)
     }

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 
 use super::ways::{encrypted, is_lost};
 use super::{Place, RouteTableChanges, Routes};
+use crate::kernel::link::LinkName;
 use crate::kernel::route::{Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::net::Family;
 use crate::router::claims::Claims;
@@ -94,21 +95,21 @@ impl Routes {
         self.walls.of.contains_key(&destination) || around.any(|prefix| self.walls.walls.contains(&prefix))
     }
 
-    /// Updates the route of pods to an address of a node itself through the device of `wireguard`, and the wall behind it.
+    /// Updates the route of pods to an address of a node itself through a device of `wireguard`, and the wall behind it.
     pub fn put_encrypted_node(
         &mut self,
         address: IpAddr,
-        is_wanted: bool,
+        device: Option<LinkName>,
         is_walled: bool,
         changed: &mut RouteTableChanges,
     ) {
-        let through = || Route {
+        let through = |device| Route {
             kind: RouteKind::Unicast,
             protocol: TUNNEL_PROTOCOL,
             source: None,
-            next_hops: [super::ways::device()].into(),
+            next_hops: [super::ways::device(device)].into(),
         };
-        let route = is_wanted.then(|| self.lists.routes.intern_owned(Arc::new(through())));
+        let route = device.map(|device| self.lists.routes.intern_owned(Arc::new(through(device))));
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(address)), route, changed);
         let refusing = is_walled.then(|| self.refusing(TUNNEL_PROTOCOL));
         self.put_route(wall_before_node(address), refusing, changed);

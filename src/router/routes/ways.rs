@@ -14,7 +14,7 @@ use crate::kernel::tunnel::Tunnel;
 use crate::kernel::vxlan::gateway;
 use crate::net::{Family, PerFamily};
 use crate::router::mtu;
-use crate::router::names::{WIREGUARD, other_tunnel, tunnel, vxlan};
+use crate::router::names::{other_tunnel, tunnel, vxlan};
 
 /// Reason for which there is no path to a next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,14 +54,14 @@ pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
             let gateway = gateway(remote);
             NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() }
         }
-        Some(Encapsulation::Wireguard(_)) => device(),
+        Some(Encapsulation::Wireguard(_)) => device((place.device)(remote)),
         _ => NextHop { link: name(remote, place), gateway: None, on_link: false },
     }
 }
 
-/// Returns the next hop of all packets that are encrypted.
-pub(super) fn device() -> NextHop {
-    NextHop { link: LinkName(WIREGUARD.into()), gateway: None, on_link: false }
+/// Returns the next hop of packets that a device encrypts.
+pub(super) fn device(link: LinkName) -> NextHop {
+    NextHop { link, gateway: None, on_link: false }
 }
 
 /// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether

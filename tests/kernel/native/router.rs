@@ -241,15 +241,27 @@ impl Cluster {
             stream(format!("10.244.{to}.5"), format!("10.244.{from}.5")),
             stream(format!("fd00:10:244:{to}::5"), format!("fd00:10:244:{from}::5")),
         ];
+        // Who does not read lets ping wait when the pipe is full, and then nothing is sent.
+        let streams = streams.map(|mut ping| {
+            let mut output = ping.stdout.take().expect("a pipe");
+            let reader = thread::spawn(move || {
+                let mut said = Vec::new();
+                std::io::Read::read_to_end(&mut output, &mut said).expect("it is read");
+                said
+            });
+            (ping, reader)
+        });
         thread::sleep(Duration::from_millis(200));
         what(self);
         // More packets than may be under way at the end.
         thread::sleep(Duration::from_secs(1));
-        for ping in streams {
+        for (mut ping, reader) in streams {
             run(&format!("kill -INT {}", ping.id()));
-            let said = ping.wait_with_output().expect("ping has ended").stdout;
+            ping.wait().expect("ping has ended");
+            let said = reader.join().expect("it has read");
             let said = String::from_utf8_lossy(&said).into_owned();
             let summary = said.lines().find(|line| line.contains("packets transmitted")).expect("a summary");
+            println!("{summary}");
             let number = |word: usize| summary.split_whitespace().nth(word).and_then(|n| n.parse::<u32>().ok());
             let (sent, received) = (number(0).expect("a number"), number(3).expect("a number"));
             let numbers =

@@ -87,8 +87,22 @@ pub struct Machine {
     pub unreadable: Option<&'static str>,
     /// Those chains that were tried since somebody asked.
     pub tried_in_vain: Vec<Refusal>,
+    /// The keys of WireGuard in files.
+    pub key_files: KeyFiles,
     /// Called after every single act.
     pub observer: Option<Observer>,
+}
+
+/// The files of private keys, as far as they have to do with a change.
+#[derive(Default, Debug)]
+pub struct KeyFiles {
+    /// Time since the first one was made.
+    pub age: Option<Duration>,
+    /// There is one that follows.
+    pub has_next: bool,
+    /// It cannot be made, which was tried so often.
+    pub fail: bool,
+    pub failed: u32,
 }
 
 /// Whom every act is told.
@@ -184,6 +198,7 @@ impl MemoryKernel {
             broken_object: None,
             unreadable: None,
             tried_in_vain: Vec::new(),
+            key_files: KeyFiles::default(),
             observer: None,
         };
         MemoryKernel(Rc::new(RefCell::new(machine)))

@@ -156,7 +156,7 @@ impl State {
         let office = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true };
         self.wireguard_devices.insert(LinkName("wg0".into()), office);
         let key = PublicKey::new(&[9; 32]).expect("a key");
-        let peer = Peer { endpoint: None, allowed: [].into(), is_plain: true };
+        let peer = Peer { endpoint: None, allowed: [].into(), keepalive: 0, is_plain: true };
         self.wireguard_peers.insert(PeerKey { link: LinkName("wg0".into()), key }, peer);
         self.bridges.insert(LinkName("docker0".into()), Bridge { mtu: Some(1400), up: true });
         self.receive_ports.insert(ReceivePort { family: Family::V4, port: 6000 }, ());

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
 use sluice::config::Backend;
+use sluice::kernel::Error;
 use sluice::kernel::bridge::Bridge;
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Table};
@@ -16,12 +18,12 @@ use sluice::kernel::route::{Fate, Route, RouteKey, TABLE_MAIN, Taken};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
-use sluice::kernel::wireguard::{Peer, PeerKey, Wireguard};
+use sluice::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
 use sluice::net::{Family, PublicKey};
 use sluice::reconcile::Optional;
-use sluice::router::apply::{HasKeys, Kernel, PodRoutes, Targets, set_names};
+use sluice::router::apply::{HasKeys, HasSessions, Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
-use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, is_tunnel, is_vxlan, is_wireguard};
+use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, WIREGUARD_SECOND, is_tunnel, is_vxlan, is_wireguard};
 
 use super::kinds::{Elements, Routes, Rows, RuleRows, Sets, Settings};
 use super::table::RouterTable;
@@ -204,10 +206,51 @@ impl Rows for WireguardPeers {
     }
 }
 
-/// Memory makes a public key of nothing: all its devices have the same.
+/// Memory makes a public key of nothing: all its devices have the same, but for a second one where a key follows.
 impl HasKeys for Memory<WireguardDevices> {
-    fn public_key(&self, _: &LinkName) -> Option<PublicKey> {
-        PublicKey::new(&[1; 32])
+    fn public_key(&self, link: &LinkName) -> Option<PublicKey> {
+        let is_there = self.machine.with(|machine| machine.state.wireguard_devices.contains_key(link));
+        self.next_key().filter(|_| link.0 == WIREGUARD_SECOND).or(PublicKey::new(&[1; 32])).filter(|_| is_there)
+    }
+
+    fn next_key(&self) -> Option<PublicKey> {
+        PublicKey::new(&[2; 32]).filter(|_| self.is_changing())
+    }
+
+    fn has_next(&self) -> bool {
+        self.machine.with(|machine| machine.key_files.has_next)
+    }
+
+    fn is_changing(&self) -> bool {
+        let second = LinkName(WIREGUARD_SECOND.into());
+        self.has_next() && self.machine.with(|machine| machine.state.wireguard_devices.contains_key(&second))
+    }
+
+    fn key_age(&self) -> Option<Duration> {
+        self.machine.with(|machine| machine.key_files.age)
+    }
+
+    fn make_next(&mut self) -> Result<(), Error> {
+        self.machine.with(|machine| {
+            if machine.key_files.fail {
+                machine.key_files.failed += 1;
+                return Err(Error::errno("make private key", "wireguard.key", Errno::NOSPC));
+            }
+            machine.key_files.has_next = true;
+            Ok(())
+        })
+    }
+
+    fn take_next(&mut self) -> Result<(), Error> {
+        self.machine.with(|machine| machine.key_files.has_next = false);
+        Ok(())
+    }
+}
+
+/// Nobody is at the other ends.
+impl HasSessions for Memory<WireguardPeers> {
+    fn sessions(&mut self) -> Result<BTreeMap<PeerKey, Session>, Error> {
+        Ok(BTreeMap::new())
     }
 }
 

@@ -396,7 +396,7 @@ fn a_key_is_one_nodes_alone_and_never_ours() {
     assert_eq!(peers(&plan), ["2 192.0.2.4:51820 10.244.4.0/24 192.0.2.4/32"]);
     plan.update(&with(&[own(), second(), copied(5)]));
     assert_eq!(peers(&plan).len(), 2);
-    let changed = plan.set_own_key(Some(key(5)));
+    let changed = plan.set_own_keys(OwnKeys { first: Some(key(5)), ..OwnKeys::default() });
     assert_eq!(changed.wireguard_peers.len(), 1);
     assert_eq!(peers(&plan).len(), 1, "the kernel would leave out a peer with our own key");
 }

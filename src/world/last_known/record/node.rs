@@ -44,6 +44,9 @@ pub struct NodeRecord {
     /// One of each family at most.
     #[prost(bytes = "vec", tag = "11")]
     detected: Vec<u8>,
+    /// Empty where there is none.
+    #[prost(bytes = "vec", tag = "12")]
+    wireguard_next_key: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -147,6 +150,7 @@ impl NodeRecord {
             labels,
             taints,
             wireguard_key,
+            wireguard_next_key,
             routing,
         } = node;
         let number = |known: &'a NodeAddress| match known.kind {
@@ -167,6 +171,7 @@ impl NodeRecord {
             labels: collected.labels(labels),
             taints: taints.iter().map(ToString::to_string).collect(),
             wireguard_key: wireguard_key.map(|key| key.bytes().to_vec()).unwrap_or_default(),
+            wireguard_next_key: wireguard_next_key.map(|key| key.bytes().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -192,6 +197,7 @@ impl NodeRecord {
             labels: lists.labels(self.labels)?,
             taints: self.taints.iter().filter_map(|text| text.parse().ok()).collect(),
             wireguard_key: PublicKey::new(&self.wireguard_key),
+            wireguard_next_key: PublicKey::new(&self.wireguard_next_key),
             routing: match self.routing {
                 Some(record) => Some(Box::new(record.routing()?)),
                 None => None,

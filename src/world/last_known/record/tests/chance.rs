@@ -117,6 +117,7 @@ prop_compose! {
         labels in labels(),
         taints in vec("[a-c]{1,3}(=[a-c]{1,2})?:No(Schedule|Execute)".prop_map(|text| text.parse::<Taint>().expect("a taint")), 0..2),
         wireguard_key in proptest::option::of(any::<[u8; 32]>().prop_filter_map("none", |key| crate::net::PublicKey::new(&key))),
+        wireguard_next_key in proptest::option::of(any::<[u8; 32]>().prop_filter_map("none", |key| crate::net::PublicKey::new(&key))),
         routing in proptest::option::of(routing()),
         detected in proptest::option::of(address()),
     ) -> Node {
@@ -129,6 +130,7 @@ prop_compose! {
             labels,
             taints,
             wireguard_key,
+            wireguard_next_key,
             routing: routing.map(Box::new),
             ..Node::default()
         };

@@ -1,0 +1,197 @@
+//! The files with this node's private keys, in `--state-dir`: the present one, and while it changes the one that follows.
+//!
+//! A key is made where there is no file, of the kernel's randomness, and written before it is used: a device never has a key that a restart
+//! would not find again. The next one takes the place of the present one by a rename. Files are written as `wg` takes them, in base64, for root alone.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use tracing::info;
+
+use crate::net::{Secret, base64};
+
+/// Most bytes that are read of a file that should hold 45.
+const MOST: u64 = 4096;
+
+/// Removes the files of the private keys, and what an interrupted write has left; returns what was removed.
+///
+/// # Errors
+/// One of them is there and cannot be removed.
+pub fn remove_key(file: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    let next = next_file(file);
+    for path in [file.to_owned(), unfinished(file), unfinished(&next), next] {
+        match fs::remove_file(&path) {
+            Ok(()) => removed.push(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+/// Reads the private key, or makes one where there is no file. Of several agents with one directory the first one makes it, and the others read it.
+pub(super) fn key_of(path: &Path) -> io::Result<Secret> {
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let directory = File::open(directory)?;
+    // It ends with the file, or with the process. A file system without locks has one agent.
+    match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
+        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match read(path)? {
+        Some(key) => Ok(key),
+        None => made(path, &directory),
+    }
+}
+
+/// Returns the file of the key that follows the one in this file.
+fn next_file(path: &Path) -> PathBuf {
+    path.with_extension("key.next")
+}
+
+/// Reads the key that follows the one in this file; `None` where there is none.
+pub(super) fn next_of(path: &Path) -> io::Result<Option<Secret>> {
+    read(&next_file(path))
+}
+
+/// Returns the time since the key in this file was made, as far as the file tells; `None` for one in the future.
+pub(super) fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).and_then(|file| file.modified()).ok()?.elapsed().ok()
+}
+
+/// Makes the key that follows the one in this file, in the place of what cannot be read of an earlier one.
+pub(super) fn make_next(path: &Path) -> io::Result<Secret> {
+    let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    made(&next_file(path), &directory)
+}
+
+/// Has the key that follows take the place of the one in this file.
+pub(super) fn take_next(path: &Path) -> io::Result<()> {
+    fs::rename(next_file(path), path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// Reads the private key; `None` where there is no file.
+fn read(path: &Path) -> io::Result<Option<Secret>> {
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(file) => file.take(MOST).read_to_string(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let bytes = base64::decoded(text.trim_end()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let is_none = || io::Error::other("the file holds no private key; delete it, and another one is made");
+    bytes.map(Secret::private_key).ok_or_else(is_none).map(Some)
+}
+
+fn made(path: &Path, directory: &File) -> io::Result<Secret> {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random bytes"))?;
+    let key = Secret::private_key(bytes);
+    let new = unfinished(path);
+    // One left behind by an earlier try may have other permissions.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(format!("{}\n", base64::encoded(key.key())).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    directory.sync_all()?;
+    info!(path = %path.display(), "Private key of this node for WireGuard made");
+    Ok(key)
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_key_is_made_once_for_root_alone_and_found_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state").join("wireguard.key");
+        fs::create_dir(directory.path().join("state")).expect("a directory");
+        fs::write(unfinished(&path), "cut off").expect("it is written");
+        let made = key_of(&path).expect("it is made");
+        assert_eq!(key_of(&path).expect("it is read"), made);
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!unfinished(&path).exists());
+        assert_eq!(remove_key(&path).expect("it goes"), std::slice::from_ref(&path));
+        assert_ne!(key_of(&path).expect("another one"), made);
+    }
+
+    #[test]
+    fn the_next_key_is_for_root_alone_and_takes_the_place_of_the_first_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        let first = key_of(&path).expect("it is made");
+        assert_eq!(next_of(&path).expect("it is looked for"), None);
+        fs::write(next_file(&path), "cut off").expect("it is written");
+        assert!(next_of(&path).is_err(), "what cannot be read is no key");
+        let next = make_next(&path).expect("it is made");
+        assert_ne!(next, first);
+        assert_eq!(
+            (next_of(&path).expect("it is read"), key_of(&path).expect("it stays")),
+            (Some(next.clone()), first)
+        );
+        let mode = fs::metadata(next_file(&path)).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        take_next(&path).expect("it is renamed");
+        assert_eq!((next_of(&path).expect("it is looked for"), key_of(&path).expect("it is read")), (None, next));
+        assert!(age(&path).is_some_and(|age| age < Duration::from_secs(60)));
+        make_next(&path).expect("it is made");
+        assert_eq!(remove_key(&path).expect("they go").len(), 2);
+        assert!(fs::read_dir(directory.path()).expect("a directory").next().is_none(), "nothing is left");
+    }
+
+    #[test]
+    fn agents_that_start_at_one_moment_on_one_directory_have_one_key() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("state").join("wireguard.key");
+            let start = std::sync::Barrier::new(8);
+            let take = || {
+                start.wait();
+                key_of(&path).expect("there is one")
+            };
+            let keys: Vec<Secret> = std::thread::scope(|scope| {
+                let agents: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+                agents.into_iter().map(|agent| agent.join().expect("a key")).collect()
+            });
+            let there = key_of(&path).expect("it is read");
+            assert!(keys.iter().all(|key| *key == there), "they have different ones");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_key_is_left_as_it_is_and_named_without_its_content() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        for text in ["", "cGFzcw==", "not base64 at all, of a length that somebody may have written by hand"] {
+            fs::write(&path, text).expect("it is written");
+            let error = key_of(&path).expect_err("it is none").to_string();
+            assert!(error.contains("delete it") && (text.is_empty() || !error.contains(text)), "{error}");
+            assert_eq!(fs::read_to_string(&path).expect("it is there"), text);
+        }
+    }
+}
