@@ -49,6 +49,10 @@ def beside(listeners, served):
             listener.close()
         return pid
     os.setsid()
+    # Who reads what our parent prints reads to the end, which would not come before ours.
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threads = [threading.Thread(target=accept, args=(listener, served)) for listener in listeners]
     for thread in threads:

@@ -74,6 +74,7 @@ state = "/run/containerd"
 sandbox = "{PAUSE}"
 [plugins.'io.containerd.cri.v1.runtime']
 disable_apparmor = true
+restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ["/opt/cni/bin"]
 conf_dir = "/etc/cni/net.d"
