@@ -186,18 +186,7 @@ impl Nodes {
             let is_its = new.identifier == Some(identifier);
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
-        for key in [old.key, new.key].into_iter().flatten() {
-            let claim = |part: &Part| (part.key == Some(key)).then(|| (part.key_claim(name), ()));
-            self.keys.replace(&key, claim(&old), claim(&new));
-        }
-        for key in [old.second_key(), new.second_key()].into_iter().flatten() {
-            let claim = |part: &Part| (part.second_key() == Some(key)).then(|| (part.key_claim(name), ()));
-            self.second_keys.replace(&key, claim(&old), claim(&new));
-        }
-        match new.is_changing() {
-            true => self.changing.insert(name.clone()),
-            false => self.changing.remove(name),
-        };
+        self.update_keys(name, &old, &new);
         changed.ends.extend(moved);
         // Nodes with one key may have one range.
         changed.policies |= old.key != new.key;

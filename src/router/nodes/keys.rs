@@ -8,6 +8,22 @@ use super::{Nodes, Part};
 use crate::net::PublicKey;
 
 impl Nodes {
+    /// Updates whose the public keys of one node are, and whether its key changes.
+    pub(super) fn update_keys(&mut self, name: &CompactString, old: &Part, new: &Part) {
+        for key in [old.key, new.key].into_iter().flatten() {
+            let claim = |part: &Part| (part.key == Some(key)).then(|| (part.key_claim(name), ()));
+            self.keys.replace(&key, claim(old), claim(new));
+        }
+        for key in [old.second_key(), new.second_key()].into_iter().flatten() {
+            let claim = |part: &Part| (part.second_key() == Some(key)).then(|| (part.key_claim(name), ()));
+            self.second_keys.replace(&key, claim(old), claim(new));
+        }
+        match new.is_changing() {
+            true => self.changing.insert(name.clone()),
+            false => self.changing.remove(name),
+        };
+    }
+
     /// Returns the public key of a node.
     pub fn key_of(&self, node: &CompactString) -> Option<PublicKey> {
         self.parts.get(node)?.key
@@ -49,11 +65,11 @@ impl Nodes {
 }
 
 impl Part {
-    pub(super) fn second_key(&self) -> Option<PublicKey> {
+    fn second_key(&self) -> Option<PublicKey> {
         self.next_key.filter(|_| self.key.is_some()).or(self.key)
     }
 
-    pub(super) fn is_changing(&self) -> bool {
+    fn is_changing(&self) -> bool {
         self.key.is_some() && self.next_key.is_some_and(|next| Some(next) != self.key)
     }
 }
