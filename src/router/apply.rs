@@ -1,16 +1,15 @@
 //! Applies a `Desired` router to the kernel.
 //!
 //! Order of growing; each needs those before it:
-//!
 //! 1. settings, the bridge;
 //! 2. sets, their elements, the rules that use the sets: pods keep their addresses among each other from the start;
 //! 3. receive ports of tunnels, tunnels; devices of `vxlan` that are guarded, and of `wireguard`, what they know of other nodes;
 //! 4. routes;
 //! 5. rules that select the tunnel table: an empty table has no effect, so no packet is misrouted before.
 //!
-//! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are
-//! complete: routes of an earlier run serve until then, but for those by which packets would leave unencrypted that shall not
-//! (in a change to `wireguard` those through the tunnels of before serve as well). The bridge stays: pods may be attached to it.
+//! Shrinking goes the other way. Routes that this run has not learned are not deleted before learned routes are complete: routes of an earlier run serve until
+//! then, but for those by which packets would leave unencrypted that shall not (in a change to `wireguard` those through the tunnels of before serve as well).
+//! The bridge stays: pods may be attached to it.
 
 mod asked;
 mod overlay;
