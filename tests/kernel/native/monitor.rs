@@ -369,7 +369,8 @@ fn after_an_overrun_everything_is_told() {
             messages.begin(24, flag::CREATE).header(&header).attribute(1, &[10, 100, high, low]);
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
-        let all = Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, routing_rules: 1, ways: 1, ports: 1 };
+        let all =
+            Changes { ours: 1, local_routes: 1, host: 1, rules: 0, routes: 1, routing_rules: 1, ways: 1, ports: 1 };
         assert_eq!(monitor.hear(), all);
         assert_eq!(monitor.hear(), all);
         run("ip link add more type bridge");
