@@ -11,7 +11,7 @@ pub(super) struct Behind {
     pub last_round: Option<Instant>,
 }
 
-/// What a round did, and what it left.
+/// Outcome of a round, for whoever waits for a change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
     /// It changed anything in the kernel.
