@@ -452,10 +452,16 @@ impl<K: Kernel> Mirrors<K> {
 
     fn forget_flows(&mut self, desired: &Desired, at: Moment) -> Option<Forgetting> {
         let virtuals = &self.virtuals;
-        self.udp.note_after(&desired.virtuals, |key| match virtuals.seen().and_then(|seen| seen.get(key)) {
-            Some(existing) => Ok(Some(existing)),
-            None if virtuals.lacks(*key..=*key) => Ok(None),
-            None => Err(()),
+        self.udp.note_after(&desired.virtuals, |key| {
+            if virtuals.postponed().contains(key) {
+                // It is not as desired yet.
+                return Err(());
+            }
+            match virtuals.seen().and_then(|seen| seen.get(key)) {
+                Some(existing) => Ok(Some(existing)),
+                None if virtuals.lacks(*key..=*key) => Ok(None),
+                None => Err(()),
+            }
         });
         self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
     }

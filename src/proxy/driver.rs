@@ -22,7 +22,7 @@ use crate::subsystem::{
     self, Context, FirstSync, Inputs, Kinds as _, LookedAt, OthersCommands, Standing, Subsystem, Times,
 };
 
-use self::behind::Behind;
+use self::behind::{Behind, Left};
 use self::caution::Caution;
 use super::apply::{Kernel, Mirrors, PORTION, ProxyRound, Targets};
 use super::desired::ProxyChanges;
@@ -403,14 +403,17 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn count(&mut self, round: ProxyRound, steps: u64, times: &Times) {
         let Times { seen, begun, computed, done } = *times;
-        let seen = self.behind.done_since(seen, round.puts_off, self.mirrors.goes_on());
+        let left = Left { changed: steps > 0, puts_off: round.puts_off, goes_on: self.mirrors.goes_on() };
+        let seen = self.behind.done_since(seen, left);
+        if let Some(seen) = seen {
+            // A look that found drift may have made the last round.
+            let done = self.behind.last_round.filter(|_| steps == 0).unwrap_or(done);
+            self.context.metrics.programming.observe((done - seen).as_secs_f64());
+        }
         if steps == 0 {
             return;
         }
         self.context.metrics.observe_round(done - begun);
-        if let Some(seen) = seen {
-            self.context.metrics.programming.observe((done - seen).as_secs_f64());
-        }
         debug!(
             virtual_services = round.virtuals,
             steps,

@@ -44,6 +44,8 @@ struct Before {
     destinations: BTreeSet<SocketAddr>,
     /// It was without a destination at some time, so clients may have flows that are not translated.
     was_unserved: bool,
+    /// It has been looked at.
+    is_known: bool,
 }
 
 /// Outcome of one try.
@@ -79,12 +81,17 @@ impl UdpFlows {
         for key in seen.keys().filter(|key| is_udp(key)) {
             self.changed.entry(*key).or_default().was_unserved = true;
         }
-        self.note_before(seen);
+        self.note_before(seen, &BTreeSet::new());
     }
 
-    /// Records the destinations of changed services in the kernel before they are changed there.
-    pub fn note_before(&mut self, seen: &BlockMap<ServiceKey, Virtual>) {
+    /// Records the destinations of changed services in the kernel before they are changed there. Those of services that wait for a later round stay as they are, and
+    /// are looked at once.
+    pub fn note_before(&mut self, seen: &BlockMap<ServiceKey, Virtual>, waiting: &BTreeSet<ServiceKey>) {
         for (key, before) in &mut self.changed {
+            if before.is_known && waiting.contains(key) {
+                continue;
+            }
+            before.is_known = true;
             let existing = seen.get(key);
             before.was_unserved |= !existing.is_some_and(serves);
             let destinations = existing.into_iter().flat_map(|existing| existing.destinations.iter());
@@ -264,7 +271,7 @@ mod tests {
                 [(key, Virtual { service, destinations })].into_iter().collect()
             };
             self.udp.mark(key);
-            self.udp.note_before(&served(before));
+            self.udp.note_before(&served(before), &BTreeSet::new());
             let after = served(after);
             self.udp.note_after(&after, |key| Ok(after.get(key)));
         }
@@ -283,6 +290,27 @@ mod tests {
             });
             (tried, outcome.unwrap_or_default())
         }
+    }
+
+    #[test]
+    fn a_service_that_waits_is_looked_at_once_and_again_when_its_turn_has_come() {
+        let key = ServiceKey::Address { address: parsed("10.96.0.1:53").ip(), protocol: Protocol::Udp, port: 53 };
+        let with = |backend: &str| -> BlockMap<ServiceKey, Virtual> {
+            let destination = Destination { address: parsed(backend), weight: 1, forwarding: Forwarding::Nat };
+            let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+            [(key, Virtual { service, destinations: [destination].into() })].into_iter().collect()
+        };
+        let (first, second, third) = (with("10.244.0.1:53"), with("10.244.0.2:53"), with("10.244.0.3:53"));
+        let (waiting, none) = (BTreeSet::from([key]), BTreeSet::new());
+        let mut udp = UdpFlows::default();
+        udp.mark(key);
+        udp.note_before(&first, &waiting);
+        udp.note_before(&second, &waiting);
+        let known = |udp: &UdpFlows| udp.changed.get(&key).map(|before| before.destinations.len());
+        assert_eq!(known(&udp), Some(1), "nobody changes what waits");
+        udp.note_before(&third, &none);
+        udp.note_after(&third, |_| Err(()));
+        assert_eq!(known(&udp), Some(2));
     }
 
     #[test]

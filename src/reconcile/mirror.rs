@@ -430,7 +430,10 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     }
 
     fn note_trouble(&mut self, error: String, at: Moment) {
-        self.backoff.failed(at.now, at.jitter);
+        // What fails while a try waits has not been tried again: it waits for the same one.
+        if self.backoff.is_due(at.now) {
+            self.backoff.failed(at.now, at.jitter);
+        }
         let since = self.trouble.as_ref().map_or(at.now, |trouble| trouble.since);
         self.trouble = Some(Trouble { objects: self.doubtful.len(), error, since });
     }

@@ -2,16 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, Service, ServicePort, World,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Node, ObjectName, Service, ServicePort,
+    ServiceType, TrafficPolicy, World,
 };
 use sluice::net::{Family, Protocol};
+use sluice::proxy::apply::ProxyRound;
+use sluice::proxy::health_check::pending::Pending;
+use sluice::proxy::names::Set;
 use sluice::reconcile::Moment;
 
 use crate::BACKENDS;
@@ -101,6 +106,29 @@ impl Scene {
         self.acts.borrow().clone()
     }
 
+    /// Makes a round of all that is new in a World, and as many as it takes after it.
+    fn settle(&mut self, world: &World) {
+        self.take(world);
+        self.round();
+        while self.agent.mirrors.goes_on() {
+            self.round();
+        }
+        assert!(self.agent.mirrors.is_settled());
+        assert_eq!(self.virtuals(), wanted(&self.agent));
+    }
+
+    /// Makes a round, which leaves the program's account of it.
+    fn account_of_round(&mut self) -> ProxyRound {
+        self.agent.round(Moment { now: self.now, jitter: 0 })
+    }
+
+    /// Makes a round; returns how many destinations came and went.
+    fn exchanged(&mut self) -> usize {
+        let before = destinations(&self.virtuals());
+        self.round();
+        before.symmetric_difference(&destinations(&self.virtuals())).count()
+    }
+
     /// Makes rounds until one leaves nothing; returns how many.
     fn finish(&mut self) -> usize {
         let mut rounds = 0;
@@ -129,6 +157,12 @@ impl Scene {
 
 fn key_of(number: u8) -> ServiceKey {
     ServiceKey::Address { address: address(number), protocol: Protocol::Tcp, port: 80 }
+}
+
+fn destinations(virtuals: &BTreeMap<ServiceKey, Virtual>) -> BTreeSet<(ServiceKey, SocketAddr)> {
+    let of =
+        |(key, it): (&ServiceKey, &Virtual)| it.destinations.iter().map(|it| (*key, it.address)).collect::<Vec<_>>();
+    virtuals.iter().flat_map(of).collect()
 }
 
 fn wanted(agent: &Agent) -> BTreeMap<ServiceKey, Virtual> {
@@ -233,4 +267,156 @@ fn what_waits_is_done_whole_when_the_cluster_is_only_known_in_part() {
     scene.take(&all_of(1));
     scene.round();
     assert_eq!(scene.virtuals(), wanted(&scene.agent));
+}
+
+#[test]
+fn what_is_marked_again_after_it_has_grown_is_done_whole_and_counts_as_such() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        scene.take(&all_of(1));
+        scene.round();
+        let has_grown = |scene: &Scene| scene.sizes().is_subset(&BTreeSet::from([4, 8])) && scene.sizes().contains(&8);
+        let all_have = |scene: &Scene| {
+            let found = destinations(&scene.virtuals());
+            destinations(&wanted(&scene.agent)).is_subset(&found)
+        };
+        while !all_have(&scene) {
+            scene.round();
+        }
+        assert!(scene.agent.mirrors.goes_on() && has_grown(&scene), "the former ones have still to go");
+        scene.take(&all_of(2));
+        scene.round();
+        // One Service more than a portion, with four endpoints to come and eight to go.
+        let most = PORTION + 3 * usize::from(ENDPOINTS);
+        while scene.agent.mirrors.goes_on() {
+            let exchanged = scene.exchanged();
+            assert!(exchanged < most, "{exchanged} destinations came and went in a round");
+        }
+        assert_eq!(scene.virtuals(), wanted(&scene.agent));
+    }
+}
+
+#[test]
+fn a_large_change_of_what_waits_already_waits_too() {
+    let mut scene = Scene::new(BACKENDS[0]);
+    for turn in 1..8 {
+        scene.take(&all_of(turn));
+        assert!(scene.account_of_round().puts_off, "turn {turn}");
+    }
+    assert!(!scene.account_of_round().puts_off, "nothing is new");
+    scene.finish();
+}
+
+const NODE_PORT: u16 = 30_080;
+
+/// Gives the Service whose turn comes last in a portion a health check, this external policy and these endpoints, on this node or on another one.
+fn balance(mut world: World, policy: TrafficPolicy, endpoints: &[(&str, u8, Conditions)]) -> World {
+    let pod_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
+    world.cluster.nodes.insert("node1".into(), Node { pod_cidrs, ..Node::default() });
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(NODE_PORT) };
+    let service = Service {
+        kind: ServiceType::LoadBalancer,
+        external_traffic_policy: policy,
+        health_check_node_port: (policy == TrafficPolicy::Local).then_some(30_777),
+        ..Service::new(vec![address(OTHER)], vec![port])
+    };
+    world.cluster.services.insert(name(OTHER), service);
+    let endpoint = |(node, host, conditions): &(&str, u8, Conditions)| Endpoint {
+        address: [10, 244, OTHER, *host].into(),
+        node: Some((*node).into()),
+        conditions: *conditions,
+        hints: None,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    world.cluster.endpoints.insert(name(OTHER), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+    world
+}
+
+impl Scene {
+    /// Returns whether the virtual services of the node port are as they are to be.
+    fn has_balanced(&self) -> bool {
+        let is_its = |key: &ServiceKey| matches!(key, ServiceKey::Address { port: NODE_PORT, .. });
+        let of =
+            |all: BTreeMap<ServiceKey, Virtual>| all.into_iter().filter(|(key, _)| is_its(key)).collect::<Vec<_>>();
+        let found = of(self.virtuals());
+        assert!(!found.is_empty());
+        found == of(wanted(&self.agent))
+    }
+
+    /// Returns whether clients outside are dropped at the node port.
+    fn keeps_out(&self) -> bool {
+        let state = self.kernel.state();
+        let elements = state.elements.keys().filter_map(Set::of_element);
+        let mut places = elements.chain(state.proxy_table.keys().filter_map(Set::of_object));
+        places.any(|(set, entry)| set == Set::InsideOnly && matches!(entry, Entry::IpPort(_, _, NODE_PORT)))
+    }
+
+    fn is_pending(&mut self, pending: &mut Pending) -> bool {
+        pending.follow(&self.agent.plan, &mut self.agent.mirrors, self.now);
+        !pending.services().is_empty()
+    }
+}
+
+const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+
+#[test]
+fn a_service_whose_former_endpoints_serve_while_it_waits_passes_its_health_check() {
+    for backend in BACKENDS {
+        let (mut scene, mut pending) = (Scene::new(backend), Pending::default());
+        scene.settle(&balance(all_of(0), TrafficPolicy::Local, &[("node1", 1, Conditions::READY)]));
+        assert!(!scene.is_pending(&mut pending));
+        let both = [("node1", 1, LEAVING), ("node1", 2, Conditions::READY)];
+        scene.take(&balance(all_of(1), TrafficPolicy::Local, &both));
+        scene.round();
+        assert!(!scene.has_balanced(), "its turn is to come");
+        while scene.agent.mirrors.goes_on() {
+            assert!(!scene.is_pending(&mut pending), "the former endpoint takes connections all the time");
+            scene.round();
+        }
+        assert!(scene.has_balanced() && !scene.is_pending(&mut pending));
+        // One that has no endpoint that takes connections is pending, whatever waits.
+        scene.settle(&balance(all_of(2), TrafficPolicy::Local, &[]));
+        assert!(!scene.is_pending(&mut pending), "there is nothing to serve");
+        scene.take(&balance(all_of(3), TrafficPolicy::Local, &[("node1", 3, Conditions::READY)]));
+        let round = scene.account_of_round();
+        assert!(round.puts_off && !scene.has_balanced());
+        assert!(scene.is_pending(&mut pending));
+        scene.finish();
+        assert!(!scene.is_pending(&mut pending));
+    }
+}
+
+#[test]
+fn a_service_that_gets_its_first_endpoint_on_this_node_in_a_large_change_is_open_after_one_round() {
+    for backend in BACKENDS {
+        let (mut scene, mut pending) = (Scene::new(backend), Pending::default());
+        scene.settle(&balance(all_of(0), TrafficPolicy::Local, &[("node2", 1, Conditions::READY)]));
+        assert!(scene.keeps_out(), "no endpoint is on this node");
+        scene.take(&balance(all_of(1), TrafficPolicy::Local, &[("node1", 2, Conditions::READY)]));
+        scene.round();
+        assert!(scene.agent.mirrors.goes_on(), "the others have still to be done");
+        assert!(!scene.keeps_out() && scene.has_balanced() && !scene.is_pending(&mut pending));
+        scene.finish();
+    }
+}
+
+#[test]
+fn a_service_that_waits_is_opened_at_once_when_its_endpoints_need_no_longer_be_on_this_node() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        scene.settle(&balance(all_of(0), TrafficPolicy::Local, &[("node2", 1, Conditions::READY)]));
+        let other = [("node2", 2, Conditions::READY)];
+        scene.take(&balance(all_of(1), TrafficPolicy::Local, &other));
+        scene.round();
+        assert!(scene.keeps_out() && !scene.has_balanced(), "its turn is to come");
+        scene.take(&balance(all_of(1), TrafficPolicy::Cluster, &other));
+        scene.round();
+        assert!(scene.agent.mirrors.goes_on(), "the others have still to be done");
+        assert!(!scene.keeps_out() && scene.has_balanced());
+        scene.finish();
+    }
 }

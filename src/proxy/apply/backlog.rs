@@ -5,11 +5,13 @@
 //! parted, and whatever else a World changes (virtual services that come or go, elements, routes, rules) is done whole.
 //!
 //! - What was marked since the last round comes first, and is done at once where it is little. What is too much waits.
+//! - What shall no longer be closed to clients outside never waits, however much that is: it is announced already, and its clients are dropped until the
+//!   destinations of the closed Service are gone.
 //! - All that waits becomes one batch when the one before is done. Its rounds add destinations while any are to come, and then take the former ones away. To
 //!   take these away with each round would cost more: the kernel keeps deleted destinations for two minutes, and looks through all of
 //!   them for each new one (`ip_vs_trash_get_dest`). And a batch that took in what comes meanwhile might never come to its second half.
 //!
-//! What is marked again while it waits is new. What a batch has come to and could not do (the kernel refused, or an element is missing) stays as any other change
+//! What is marked again while it waits is new; where it has grown and waits to shrink, both are done with its turn. What a batch has come to and could not do (the kernel refused, or an element is missing) stays as any other change
 //! that failed: a batch ends, whatever happens.
 //!
 //! Rounds are whole until the first sync, which says that all is done; while not all of the cluster is known; with virtual services in tunnel mode, which come and
@@ -17,10 +19,14 @@
 
 use std::collections::BTreeSet;
 
+use super::elements::has_element;
 use super::{Kernel, Mirrors, ProxyRound};
-use crate::kernel::ipvs::{ServiceKey, Virtual};
+use crate::kernel::ipset::Entry;
+use crate::kernel::ipvs::{Service, ServiceKey, Virtual, flags};
 use crate::model::Authority;
 use crate::proxy::desired::Desired;
+use crate::proxy::marks::port;
+use crate::proxy::names::Set;
 use crate::reconcile::Moment;
 
 /// Commands about destinations that a round gives for what is new, and as many for a batch. Each takes the kernel some microseconds.
@@ -46,7 +52,7 @@ pub(super) struct Backlog {
 /// Number of commands about destinations that one change takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Commands {
-    /// To add one, or to change its weight.
+    /// To add one, to change its weight, or to change flags of the virtual service.
     grow: usize,
     /// To delete one.
     shrink: usize,
@@ -97,22 +103,43 @@ impl<K: Kernel> Mirrors<K> {
             self.virtuals.take_up_all();
             return false;
         };
-        let puts_off = self.put_off(desired, new, portion);
+        let opening = self.opening(desired);
+        opening.iter().for_each(|key| {
+            self.virtuals.take_up(key);
+        });
+        let puts_off = self.put_off(desired, new, &opening, portion);
         self.take_portion(desired, portion);
         puts_off
     }
 
-    /// Has what is new wait, but for one portion. Returns whether any of it waits.
-    fn put_off(&mut self, desired: &Desired, new: BTreeSet<ServiceKey>, portion: usize) -> bool {
+    /// Returns the virtual services that are to be open to clients outside to whom they are closed.
+    fn opening(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
+        let elements = self.elements.unsettled().into_iter().flatten().filter_map(Set::of_element);
+        let objects = self.table.unsettled().into_iter().flatten().filter_map(Set::of_object);
+        let opens = |(set, entry): &(Set, Entry)| Set::CLOSING.contains(set) && !has_element(desired, *set, entry);
+        let ports = elements.chain(objects).filter(opens).filter_map(|(_, entry)| port(&entry));
+        ports.map(|port| desired.kernel_key(&port)).collect()
+    }
+
+    /// Has what is new wait, but for one portion and what is opened. Returns whether any of it waits.
+    fn put_off(
+        &mut self,
+        desired: &Desired,
+        new: BTreeSet<ServiceKey>,
+        opening: &BTreeSet<ServiceKey>,
+        portion: usize,
+    ) -> bool {
         let mut given = 0;
         let mut puts_off = false;
         for key in new {
             let Some(Commands { grow, shrink }) = self.commands(desired, &key) else { continue };
             // The first one is done whatever it takes.
-            if given == 0 || given + grow + shrink <= portion {
+            if given == 0 || given + grow + shrink <= portion || opening.contains(&key) {
                 given += grow + shrink;
             } else if self.virtuals.postpone(&key, &desired.virtuals) {
-                puts_off |= self.backlog.waiting.insert(key);
+                // It may be there since an earlier change.
+                self.backlog.waiting.insert(key);
+                puts_off = true;
             }
         }
         puts_off
@@ -132,8 +159,9 @@ impl<K: Kernel> Mirrors<K> {
             if !self.virtuals.take_up(&key) {
                 continue;
             }
+            // One that waits to shrink may have been marked since it grew: it grows once more.
             let commands = self.commands(desired, &key);
-            given += commands.map_or(1, |commands| if grows { commands.grow } else { commands.shrink }).max(1);
+            given += commands.map_or(1, |it| if grows { it.grow } else { it.grow + it.shrink }).max(1);
             if grows {
                 self.backlog.keeping.insert(key);
             }
@@ -152,37 +180,58 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the commands that a virtual service takes of which the destinations alone are desired differently.
     fn commands(&self, desired: &Desired, key: &ServiceKey) -> Option<Commands> {
         let (have, want) = (self.virtuals.seen()?.get(key)?, desired.virtuals.get(key)?);
-        (have.service == want.service).then(|| commands(have, want))
+        commands(have, want)
     }
 }
 
-fn commands(have: &Virtual, want: &Virtual) -> Commands {
+/// `None` where the virtual service itself is to be another one, beside the flag that comes and goes with destinations that drain (`scheduler`).
+fn commands(have: &Virtual, want: &Virtual) -> Option<Commands> {
+    let without = |service: &Service| Service { flags: service.flags & !flags::SCHEDULER_1, ..service.clone() };
+    if without(&have.service) != without(&want.service) {
+        return None;
+    }
+    let of_flags = usize::from(have.service != want.service);
     let (have, want) = (&have.destinations, &want.destinations);
     let grow = want.iter().filter(|it| have.find(it.address) != Some(*it)).count();
     let shrink = have.iter().filter(|it| want.find(it.address).is_none()).count();
-    Commands { grow, shrink }
+    Some(Commands { grow: grow + of_flags, shrink })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::ipvs::{Destination, Forwarding, Service};
+    use crate::kernel::ipvs::{Destination, Forwarding};
 
     #[test]
     fn destinations_that_come_or_have_another_weight_are_counted_and_so_are_those_that_go() {
-        let of = |hosts: &[(u8, u32)]| {
-            let destination = |(host, weight): &(u8, u32)| Destination {
-                address: ([10, 244, 1, *host], 80).into(),
-                weight: *weight,
-                forwarding: Forwarding::Nat,
-            };
-            let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
-            Virtual { service, destinations: hosts.iter().map(destination).collect() }
-        };
         let counted = |have: &[(u8, u32)], want: &[(u8, u32)]| commands(&of(have), &of(want));
-        assert_eq!(counted(&[(1, 1), (2, 1)], &[(1, 1), (2, 1)]), Commands { grow: 0, shrink: 0 });
-        assert_eq!(counted(&[(1, 1), (2, 1)], &[(2, 0), (3, 1)]), Commands { grow: 2, shrink: 1 });
-        assert_eq!(counted(&[], &[(1, 1)]), Commands { grow: 1, shrink: 0 });
-        assert_eq!(counted(&[(1, 1), (2, 1)], &[]), Commands { grow: 0, shrink: 2 });
+        let some = |grow, shrink| Some(Commands { grow, shrink });
+        assert_eq!(counted(&[(1, 1), (2, 1)], &[(1, 1), (2, 1)]), some(0, 0));
+        assert_eq!(counted(&[(1, 1), (2, 1)], &[(2, 0), (3, 1)]), some(2, 1));
+        assert_eq!(counted(&[], &[(1, 1)]), some(1, 0));
+        assert_eq!(counted(&[(1, 1), (2, 1)], &[]), some(0, 2));
+    }
+
+    #[test]
+    fn the_flag_that_comes_and_goes_with_draining_is_one_command_and_another_virtual_service_is_none_that_waits() {
+        let with = |scheduler: &str, flags| Virtual {
+            service: Service { scheduler: scheduler.into(), flags, persistence_seconds: 0 },
+            ..of(&[(1, 1)])
+        };
+        let (plain, falls_back) = (with("sh", flags::SCHEDULER_2), with("sh", flags::SCHEDULER_1 | flags::SCHEDULER_2));
+        assert_eq!(commands(&plain, &falls_back), Some(Commands { grow: 1, shrink: 0 }));
+        assert_eq!(commands(&falls_back, &plain), Some(Commands { grow: 1, shrink: 0 }));
+        assert_eq!(commands(&plain, &with("sh", 0)), None);
+        assert_eq!(commands(&plain, &with("mh", flags::SCHEDULER_2)), None);
+    }
+
+    fn of(hosts: &[(u8, u32)]) -> Virtual {
+        let destination = |(host, weight): &(u8, u32)| Destination {
+            address: ([10, 244, 1, *host], 80).into(),
+            weight: *weight,
+            forwarding: Forwarding::Nat,
+        };
+        let service = Service { scheduler: "rr".into(), flags: 0, persistence_seconds: 0 };
+        Virtual { service, destinations: hosts.iter().map(destination).collect() }
     }
 }

@@ -132,7 +132,8 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether clients that shall be are served at a desired virtual service: it has an endpoint that it is to have, and nothing keeps them out.
     /// What is in the kernel too much does no harm here, nor do missing endpoints while others serve. One that waits to change between NAT and tunnels, or to get another mark, is judged by what serves it meanwhile
     /// ([`former_of`](Self::former_of)). A remembered cluster changes nothing that exists,
-    /// so with `any_endpoint` those in the kernel count. `None` while that cannot be known, because something cannot be read or a step beside it has failed.
+    /// so with `any_endpoint` those in the kernel count. `None` while that cannot be known, because something cannot be read or a step beside it has failed, and
+    /// while one whose turn is to come (`backlog`) takes connections as before.
     pub fn serves(
         &mut self,
         desired: &Desired,
@@ -155,9 +156,14 @@ impl<K: Kernel> Mirrors<K> {
             }
             None => stands(&found, desired.virtual_of(key), any_endpoint),
         };
-        match stands && lacks.into_iter().all(|lack| !lack.keeps_out()) {
+        let lets_in = lacks.into_iter().all(|lack| !lack.keeps_out());
+        // Its former endpoints are to serve until then. All nodes have the same large change at the same time, and not one of them may say that it serves no more.
+        let takes_meanwhile =
+            || self.virtuals.postponed().contains(&desired.kernel_key(key)) && self::stands(&found, None, true);
+        match stands && lets_in {
             true => Some(true),
             false if stands && is_doubtful => None,
+            false if lets_in && takes_meanwhile() => None,
             false => Some(false),
         }
     }

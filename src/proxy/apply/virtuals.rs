@@ -33,7 +33,7 @@ impl<K: Kernel> Mirrors<K> {
             return Vec::new();
         }
         if let Some(seen) = self.virtuals.seen() {
-            self.udp.note_before(seen);
+            self.udp.note_before(seen, self.virtuals.postponed());
         }
         let for_now = self.virtuals_for_now(desired);
         let mut waiting = self.waiting_for_routes(desired);

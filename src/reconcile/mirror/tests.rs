@@ -418,3 +418,24 @@ fn a_transaction_waits_while_anything_is_in_doubt_and_goes_on_when_what_was_at_f
     assert_eq!(scene.mirror.transact(&jars(&[("good", "g"), ("old", "a")]), Growth::Full, true, at), ["good"]);
     assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none());
 }
+
+#[test]
+fn what_fails_while_a_try_waits_is_no_further_failed_try() {
+    let mut scene = Scene::new(&[]);
+    let mut want = jars(&[]);
+    scene.round(&want);
+    for key in ["x", "y", "z"] {
+        scene.shelf().failing.insert(key, false);
+        want.insert(key, "a");
+        scene.mirror.mark(key);
+        scene.round(&want);
+        scene.now += Duration::from_millis(10);
+    }
+    assert_eq!(scene.mirror.trouble().map(|trouble| trouble.objects), Some(3));
+    assert_eq!(scene.wait(), 70, "as if all had failed with the first one");
+    scene.round(&want);
+    assert_eq!(scene.wait(), 200, "the second try of all of them");
+    scene.shelf().failing.clear();
+    scene.round(&want);
+    assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none());
+}
