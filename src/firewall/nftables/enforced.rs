@@ -2,7 +2,8 @@
 //!
 //! A verdict is traced through the rule set; the kernel does the same if it holds the base chains, and what the addresses of the
 //! pods concerned lead to, as it is desired. What was last seen is compared with the desired table, where it may differ: a pod costs
-//! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count.
+//! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count, and neither does what judges no packet
+//! ([`names::pod_ids`]): a pod that is judged as it must be starts also while nothing more can be written.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -107,7 +108,11 @@ impl Concerned<'_> {
 fn concerned<'a>(addresses: &BTreeSet<IpAddr>, lowering: &'a Lowering) -> Concerned<'a> {
     let mut concerned = Concerned { objects: BTreeSet::new(), sets: BTreeSet::new() };
     let of_addresses = addresses.iter().flat_map(|address| [Part::Address(*address), Part::RefusedServices(*address)]);
+    let ids = Family::BOTH.map(names::pod_ids);
     lowering.reached([Part::Base].into_iter().chain(of_addresses), |part, object| {
+        if matches!(object, Object::Set(set) | Object::Element(set, _) if ids.contains(set)) {
+            return;
+        }
         concerned.objects.insert(object.clone());
         match object {
             Object::Set(set) if part.fills_its_sets() => drop(concerned.sets.insert(set)),
@@ -201,6 +206,14 @@ mod tests {
             table.insert(element, Content::Element);
         });
         assert!(more.as_ref().is_err_and(|words| words.contains("10.244.1.99")), "{more:?}");
+    }
+
+    #[test]
+    fn a_pod_does_not_wait_for_an_element_that_judges_no_packet() {
+        let says_whose = at("pod_ids4", 8);
+        assert_eq!(told(|table| drop(table.remove(&says_whose).expect("it is there"))), Ok(()));
+        let of_ids = |object: &Object| matches!(object, Object::Set(set) | Object::Element(set, _) if set.as_str() == "pod_ids4");
+        assert_eq!(told(|table| table.retain(|object, _| !of_ids(object))), Ok(()), "a table of an earlier version");
     }
 
     #[test]

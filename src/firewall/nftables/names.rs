@@ -144,7 +144,8 @@ pub fn pod_ids(family: Family) -> Name {
     of_family("pod_ids", family)
 }
 
-/// Returns the number that stands for a pod. Two pods have the same one by a chance of one in 2³². A pod that is made anew under its name keeps it.
+/// Returns the number that stands for a pod. Two pods have the same one by a chance of one in 2³², or by a name that somebody searched for minutes, which may
+/// keep a pod waiting by an address of another one. A pod that is made anew under its name keeps it.
 pub fn pod_id(pod: &ObjectName) -> u32 {
     number_of(joined(&["pod", &pod.namespace, &pod.name]).as_bytes())
 }

@@ -8,6 +8,8 @@
 //!
 //! That nothing judges an address is no proof that its pod is open: the pod may have moved since, and be isolated elsewhere. So the table says whose an
 //! address is ([`names::pod_ids`]), and has to say it of the former ones. One that an earlier version wrote does not: there a pod that no policy selects waits.
+//! And what it says of a former address may be stale: while the cluster was known in part the pod may have got another address, and kept this one in the kernel.
+//! So each address that the table gives to the pod counts as a former one, and all of them have to agree.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,7 +19,7 @@ use crate::kernel::nftables::{Content, Key, Object, Verdict};
 use crate::net::Family;
 
 use super::super::backend::NewAddress;
-use super::desired::Table;
+use super::desired::{Table, elements_of};
 use super::names;
 
 /// Objects that the kernel lacks.
@@ -29,7 +31,28 @@ pub type Additions = BTreeMap<Object, Content>;
 /// Why the address has to wait until the cluster is known, as a sentence without its end.
 pub fn additions(starting: &NewAddress<'_>, desired: &Table, seen: Option<&Table>) -> Result<Additions, String> {
     let seen = seen.ok_or_else(|| "what the kernel holds is not known at the moment".to_owned())?;
+    let former = former_addresses(starting, seen);
+    let starting = NewAddress { pod: starting.pod, address: starting.address, former: &former };
     starting.agreed(|former| Places { former, new: starting.address }.additions(desired, seen))
+}
+
+/// Returns the former addresses that are remembered, and where there are any, those at which the kernel knows the pod besides. A pod that has the number of another one by
+/// chance, or by a name that was chosen for it, can only wait for that.
+fn former_addresses(starting: &NewAddress<'_>, seen: &Table) -> Vec<IpAddr> {
+    let mut former = starting.former.to_vec();
+    if former.is_empty() {
+        return former;
+    }
+    let (ids, own) = (names::pod_ids(Family::from(starting.address)), Content::Mark(names::pod_id(starting.pod)));
+    let known = elements_of(seen, &ids).filter(|(_, content)| **content == own);
+    let known = known.filter_map(|(object, _)| match object {
+        Object::Element(_, key) => address(key),
+        _ => None,
+    });
+    let more: Vec<IpAddr> =
+        known.filter(|known| *known != starting.address && !starting.former.contains(known)).collect();
+    former.extend(more);
+    former
 }
 
 struct Places {
@@ -260,6 +283,36 @@ mod tests {
             let isolated = Content::Verdict(Arc::new(Verdict::Jump("in_shop_free_X".into())));
             waits(&|kernel| drop(kernel.insert(judging(9, family), isolated.clone())));
             waits(&|kernel| drop(kernel.insert(judging(70, family), isolated.clone())));
+        }
+    }
+
+    /// While the cluster was known in part the pod was made anew at 60 and is isolated there; the memory is older, and its former address stayed in the kernel.
+    #[test]
+    fn a_pod_that_the_kernel_isolates_at_an_address_that_is_not_remembered_does_not_start_as_an_open_one() {
+        for family in Family::BOTH {
+            let (pod, former) = (object("shop/free"), [address(9, family)]);
+            let starting = NewAddress { pod: &pod, address: address(70, family), former: &former };
+            let told = |kernel: &Table| additions(&starting, &desired_with(&[8], &[7], &[9, 70]), Some(kernel));
+            // An earlier sandbox of the same outage.
+            let mut kernel = desired_with(&[8], &[7], &[9, 60]);
+            let additions = told(&kernel).expect("all addresses of the pod agree");
+            assert_eq!(additions.keys().collect::<Vec<_>>(), [&id(70, family)]);
+            let isolated = Content::Verdict(Arc::new(Verdict::Jump("in_shop_free_X".into())));
+            kernel.insert(judging(60, family), isolated);
+            let waits = format!("{} is not what was remembered", judging(60, family));
+            assert_eq!(told(&kernel), Err(waits));
+            kernel.insert(id(60, family), Content::Mark(names::pod_id(&object("shop/other"))));
+            assert!(told(&kernel).is_ok(), "that of another pod does not count");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_policies_judge_gets_a_third_sandbox_in_an_outage_as_it_got_the_second() {
+        for (pod, kernel) in [("db", desired(&[8, 60], &[7])), ("web", desired(&[8], &[7, 60]))] {
+            for family in Family::BOTH {
+                let additions = told(pod, &kernel, family).expect("all addresses of the pod agree");
+                assert!(additions.contains_key(&id(70, family)), "{pod}: {additions:?}");
+            }
         }
     }
 

@@ -179,8 +179,7 @@ pub fn remove_without_programs(ownership: &Ownership) -> Vec<String> {
 
 /// Removes chains of ours, and rules that kube-router left, that are in the tables of nf_tables because a program is missing.
 fn remove_by_netlink(ownership: &Ownership, family: Family, socket: &mut Socket) -> Vec<String> {
-    let mut failed = Vec::new();
-    failed.extend(remove_leftovers(ownership, family, socket).err().map(|error| error.to_string()));
+    let mut failed = remove_leftovers(ownership, family, socket);
     for table in ownership.tables() {
         let of_host = HostTable { family, name: table.name() };
         match host_chains::remove(socket, of_host, |chain| ownership.owns_in(table.name(), chain)) {
@@ -194,16 +193,22 @@ fn remove_by_netlink(ownership: &Ownership, family: Family, socket: &mut Socket)
     failed
 }
 
-/// Removes the rules that kube-router left in chains of the host: those by which it masqueraded, and those of its direct server return.
-fn remove_leftovers(ownership: &Ownership, family: Family, socket: &mut Socket) -> Result<(), Error> {
-    for (table, chain) in ownership.leftovers.places() {
-        match table {
-            Table::Nat => remove_masquerades(ownership, family, chain, socket)?,
-            Table::Mangle => remove_service_rules(ownership, family, chain, socket)?,
-            Table::Filter => {}
-        }
-    }
-    Ok(())
+/// Removes the rules that kube-router left in chains of the host: those by which it masqueraded, and those of its direct server return. Returns why
+/// some could not be removed.
+fn remove_leftovers(ownership: &Ownership, family: Family, socket: &mut Socket) -> Vec<String> {
+    failures_of(ownership.leftovers.places(), |table, chain| match table {
+        Table::Nat => remove_masquerades(ownership, family, chain, socket),
+        Table::Mangle => remove_service_rules(ownership, family, chain, socket),
+        Table::Filter => Ok(()),
+    })
+}
+
+/// Does something in each of these chains, also behind one in which it fails: `--cleanup-config` tries once. Returns the failures.
+fn failures_of(
+    places: &'static [(Table, &'static str)],
+    mut remove: impl FnMut(Table, &'static str) -> Result<(), Error>,
+) -> Vec<String> {
+    places.iter().filter_map(|(table, chain)| Some(remove(*table, chain).err()?.to_string())).collect()
 }
 
 /// Removes the rules by which kube-router masqueraded: its router's are known by the names of their sets, its proxy's by their shape.
@@ -267,4 +272,27 @@ fn rule_of_sets(sets: &[InSet], socket: &mut Socket) -> Option<Rule> {
     });
     let asked: Vec<Match> = asked.collect::<Option<_>>()?;
     Some(Rule::new(asked, Verdict::Masquerade { random_ports: false }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Cause;
+
+    #[test]
+    fn a_failure_in_one_chain_keeps_no_other_from_being_tried() {
+        let places = Leftovers::Proxy.places();
+        let mut tried = Vec::new();
+        let failed = failures_of(places, |table, chain| {
+            tried.push((table, chain));
+            let fails = table == Table::Nat || chain == "PREROUTING";
+            if fails { Err(Error::new("remove rules of iptables", chain, Cause::Timeout)) } else { Ok(()) }
+        });
+        assert_eq!(tried, places);
+        assert_eq!(failed.len(), 2, "each failure is told: {failed:?}");
+        assert!(
+            failed.iter().zip(["POSTROUTING", "PREROUTING"]).all(|(words, chain)| words.contains(chain)),
+            "{failed:?}"
+        );
+    }
 }
