@@ -53,13 +53,12 @@ trait Removable {
 /// # Errors
 /// Failures to remove, a line for each kind of kernel objects, subsystem and file.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    let tunnel_port = config.router.as_ref().map(|router| router.encap_port);
     // All are opened before anything goes: the rules that are there tell which programs keep them.
     let firewall = firewall::iptables::linux::open_for_cleanup()
         .map(|(targets, _)| without_ipset(targets))
         .map(firewall::iptables::apply::Mirrors::new);
     let proxy = proxy::linux::open_for_cleanup().map(|targets| proxy::apply::Mirrors::new(targets, Vec::new()));
-    let router = router::linux::open_for_cleanup(tunnel_port).map(router::apply::Mirrors::new);
+    let router = router::linux::open_for_cleanup(config.router.as_ref()).map(router::apply::Mirrors::new);
     // What the programs that are there do not reach, before the sets that it names.
     let mut left: Vec<String> =
         [firewall::iptables::linux::ownership(), proxy::linux::ownership(), router::linux::ownership()]

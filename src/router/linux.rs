@@ -77,7 +77,7 @@ pub fn open(
     if let Some(overlay) = config.overlay {
         notice_received(overlay);
     }
-    let targets = opened(Some(config.backend), config.encap_port, config.auto_mtu, pod_ranges)?;
+    let targets = opened(Some(config.backend), &configured_ports(config), config.auto_mtu, pod_ranges)?;
     let wireguard_devices = KeyedDevices::open(config.key_file.clone(), config.auto_mtu)?;
     Ok(Targets { wireguard_devices, ..targets })
 }
@@ -98,24 +98,34 @@ fn notice_received(overlay: Overlay) {
     }
 }
 
-/// Like [`open`], without loading anything. `port`: the value of [`RouterConfig::encap_port`], if any.
+/// Like [`open`], without loading anything. `config`: that of the router, if there is any.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_for_cleanup(port: Option<u16>) -> Result<Targets<Linux>, Error> {
-    opened(None, port.unwrap_or(USUAL_PORT), false, watch::Sender::default())
+pub fn open_for_cleanup(config: Option<&RouterConfig>) -> Result<Targets<Linux>, Error> {
+    let ports = config.map_or_else(|| vec![USUAL_PORT], configured_ports);
+    opened(None, &ports, false, watch::Sender::default())
 }
 
-/// Returns the receive ports that are ours: the configured and the default one, and those that tunnels of ours send to, because an earlier run may have used
-/// another one. The configured one is ours also where no tunnel sends to it any more: in a change to `ipip` the tunnels send otherwise before the port goes.
-fn receive_ports(configured: u16, there: &BTreeMap<LinkName, Tunnel>) -> BTreeSet<u16> {
-    there.values().filter_map(|tunnel| tunnel.udp_port).chain([configured, USUAL_PORT]).collect()
+/// Returns the receive ports that are ours by the flags: the configured one also where no tunnel sends to it any more, because in a change to `ipip` the tunnels
+/// send otherwise before the port goes. The default one is that of an earlier run where no port is wanted; where another one is, somebody may have chosen that
+/// because the default one is another program's.
+fn configured_ports(config: &RouterConfig) -> Vec<u16> {
+    match config.overlay.and_then(Overlay::gue_port) {
+        Some(port) => vec![port],
+        None => vec![config.encap_port, USUAL_PORT],
+    }
+}
+
+/// Returns the receive ports that are ours: those by the flags, and those that tunnels of ours send to, because an earlier run may have used another one.
+fn receive_ports(configured: &[u16], there: &BTreeMap<LinkName, Tunnel>) -> BTreeSet<u16> {
+    there.values().filter_map(|tunnel| tunnel.udp_port).chain(configured.iter().copied()).collect()
 }
 
 /// Opens all kinds, of the packet filter those of one backend or of both.
 fn opened(
     used: Option<Backend>,
-    port: u16,
+    ports: &[u16],
     compares_mtu: bool,
     pod_ranges: watch::Sender<Prefixes>,
 ) -> Result<Targets<Linux>, Error> {
@@ -133,7 +143,7 @@ fn opened(
         rules: Optional::unused("iptables rules"),
         table: Optional::unused("nf_tables rules"),
         passages: Optional::unused(HostChain::Forward.kind()),
-        receive_ports: ReceivePorts::open(receive_ports(port, &tunnels.read()?))?,
+        receive_ports: ReceivePorts::open(receive_ports(ports, &tunnels.read()?))?,
         tunnels,
         overlay_devices: Devices::open(is_vxlan, compares_mtu)?,
         overlay_entries: Entries::open(Family::BOTH.map(vxlan))?,
@@ -326,10 +336,21 @@ mod tests {
             Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true }
         };
         let there = |udp_port| BTreeMap::from([(LinkName("tun-1".into()), tunnel(udp_port))]);
-        let third_rollout = config(&["--overlay-encap=ipip", "--overlay-encap-port=6000"]);
-        assert_eq!(receive_ports(third_rollout.encap_port, &there(None)), [USUAL_PORT, 6000].into());
-        assert_eq!(receive_ports(third_rollout.encap_port, &there(Some(7000))), [USUAL_PORT, 6000, 7000].into());
-        let off = config(&["--enable-overlay=false", "--overlay-encap-port=6000"]);
-        assert_eq!(receive_ports(off.encap_port, &BTreeMap::new()), [USUAL_PORT, 6000].into());
+        let ports = |words: &[&str], udp_port| receive_ports(&configured_ports(&config(words)), &there(udp_port));
+        let third_rollout = ["--overlay-encap=ipip", "--overlay-encap-port=6000"];
+        assert_eq!(ports(&third_rollout, None), [USUAL_PORT, 6000].into());
+        assert_eq!(ports(&third_rollout, Some(7000)), [USUAL_PORT, 6000, 7000].into());
+        assert_eq!(ports(&["--enable-overlay=false", "--overlay-encap-port=6000"], None), [USUAL_PORT, 6000].into());
+    }
+
+    #[test]
+    fn the_usual_port_is_another_programs_where_we_were_told_to_receive_at_another_one() {
+        let none = BTreeMap::new();
+        let ports = |words: &[&str]| receive_ports(&configured_ports(&config(words)), &none);
+        for also in [&[][..], &["--overlay-encap=vxlan", "--overlay-encap-receive=fou"]] {
+            let words = [&["--overlay-encap=fou", "--overlay-encap-port=6000"], also].concat();
+            assert_eq!(ports(&words), [6000].into(), "{words:?}");
+        }
+        assert_eq!(ports(&["--overlay-encap=fou"]), [USUAL_PORT].into());
     }
 }

@@ -17,7 +17,7 @@
 //! **Who has done what is told by the kernel.** A session on `sluice-wg1` proves that the other node has that device and the next key, and that the network lets the port pass. One that
 //! is used is agreed upon anew every two minutes, and may be used for three (`kernel::wireguard::Session`); packets every five seconds keep alive those that are used, and nothing else
 //! does. So where no session is left on a device nobody sends by it, whether or not an agent runs there. A node whose key changes sends such packets by `sluice-wg0` to all nodes that have no session on `sluice-wg1`:
-//! so there is a session with each that can be reached, also with one that had nothing to send, and step 4 waits for it.
+//! so there is a session with each that can be reached, also with one that had nothing to send, and step 4 waits for it. A session is kept alive until all routes have left it.
 //!
 //! **Nothing is remembered.** Files, devices, sessions and annotations say where a change stands: a process that is killed anywhere is followed by one that goes on, and an API server that
 //! does not answer makes it wait: other nodes know both keys as the annotations had them, and the second device stays while they do. The second device
@@ -26,7 +26,8 @@
 //!
 //! **Limits.** A node that has no session by the next key, but one by the former, holds up the change, and is named: one of a version that knows nothing of this, one whose agent does not run,
 //! and one to which the second port is closed. Others whose keys are to change wait meanwhile. Who cannot be reached at all is not waited for. A machine that is known by two Nodes keeps its
-//! key until one of them is deleted, and all do while not all Nodes could be read.
+//! key until one of them is deleted, and all do while not all Nodes could be read. A next key that another Node copies is received with the ranges of both, nobody begins to send by it, and
+//! both Nodes are named.
 //!
 //! **What else could do.** With one device on each side the receiver has to move the addresses of a node from one key to the other at the moment at which that node begins to send with the
 //! next one, of which the kernel tells nobody; that loses packets for as long as it takes to notice, or for as long as an agent is away. With a second device on the node whose key
@@ -63,6 +64,8 @@ pub struct Standing {
     pub namesakes: Vec<CompactString>,
     /// The nodes with which there is a session by the first key, each with whether there is one by the next.
     pub by_first_key: Vec<(CompactString, bool)>,
+    /// Nodes of which several machines say that one key of a second device is theirs.
+    pub disputed: Vec<CompactString>,
     /// Other nodes whose keys change.
     pub others: Vec<CompactString>,
 }
@@ -130,6 +133,12 @@ fn note(standing: &Standing, waited: Duration) -> Option<String> {
     let named = |nodes: &mut dyn Iterator<Item = &CompactString>| {
         nodes.take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
+    if standing.is_changing && !standing.disputed.is_empty() {
+        let nodes = named(&mut standing.disputed.iter());
+        return Some(format!(
+            "the WireGuard key of this node changes when no key is that of several machines any more; those of Nodes {nodes} are, by their annotations"
+        ));
+    }
     if standing.is_changing {
         let is_lacking = |(_, has_next): &&(CompactString, bool)| !has_next || waited >= LATE;
         let lacking = || standing.by_first_key.iter().filter(is_lacking).map(|(node, _)| node);
@@ -236,6 +245,9 @@ mod tests {
         let late = rotation.note().unwrap_or_default();
         assert!(late.contains("when 2 nodes have") && late.contains("them node-2, node-3: "), "{late}");
         assert_eq!((rotation.step(&told, after(start, 642)), rotation.note()), (Some(Step::Take), None));
+        let copied = Standing { disputed: vec!["node-1".into(), "node-8".into()], ..old };
+        assert_eq!(rotation.step(&copied, after(start, 641)), None);
+        assert!(rotation.note().is_some_and(|note| note.contains("those of Nodes node-1, node-8 are")));
         let blind = Standing { is_seen: false, ..told.clone() };
         assert_eq!(rotation.step(&blind, after(start, 642)), None);
         // The next process waits anew: it does not know what nodes have had time for.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
 use sluice::kernel::sysctl::Setting;
-use sluice::kernel::wireguard::{Peer, PeerKey, Session};
+use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session};
 use sluice::model::World;
 use sluice::net::PublicKey;
+use sluice::reconcile::Target;
 use sluice::router::names::{WIREGUARD, WIREGUARD_SECOND};
 use sluice::router::plan::{OwnKeys, Plan};
 use sluice::router::rotation::{Rotation, Standing, Step, Told, next_to_tell};
@@ -224,8 +225,9 @@ impl Simulation {
             agent.next_key = machine.next_file;
         }
         for (key, peer) in &desired.wireguard_peers {
-            if machine.peers.get(key) != Some(peer) {
-                machine.set_peer(key, peer);
+            let grown = machine.peers.get(key).map_or_else(|| peer.clone(), |have| Peers::grown(have, peer));
+            if machine.peers.get(key) != Some(&grown) {
+                machine.set_peer(key, &grown);
                 survives()?;
             }
         }
@@ -234,6 +236,12 @@ impl Simulation {
             if let Some(hop) = agent.plan.routes().routes().get(&key).and_then(|route| route.next_hops.first().cloned())
             {
                 machine.routes.insert(other, hop.link);
+                survives()?;
+            }
+        }
+        for (key, peer) in &desired.wireguard_peers {
+            if machine.peers.get(key) != Some(peer) {
+                machine.set_peer(key, peer);
                 survives()?;
             }
         }
@@ -263,6 +271,7 @@ impl Simulation {
             has_second: machine.devices.contains_key(WIREGUARD_SECOND),
             namesakes: agent.plan.namesakes().cloned().collect(),
             by_first_key: agent.plan.by_first_key().map(|(node, has_next)| (node.clone(), has_next)).collect(),
+            disputed: agent.plan.disputed().cloned().collect(),
             others,
         };
         match agent.rotation.step(&standing, self.start + Duration::from_secs(self.now)) {

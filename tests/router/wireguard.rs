@@ -2,24 +2,24 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
-use sluice::kernel::wireguard::{Peer, PeerKey};
+use sluice::kernel::wireguard::{Peer, PeerKey, Session};
 use sluice::model::{Authority, World};
 use sluice::net::PublicKey;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
-use sluice::router::names::{PROTOCOL, WIREGUARD};
-use sluice::router::plan::Plan;
+use sluice::router::names::{PROTOCOL, WIREGUARD, WIREGUARD_SECOND};
+use sluice::router::plan::{OwnKeys, Plan};
 use sluice::router::routes::wall;
 
 use crate::cluster::{Cluster, address, prefix};
-use crate::support::memory::{MemoryKernel, State};
+use crate::support::memory::{MemoryKernel, Object, State};
 
 const ENCRYPTED: [&str; 3] = ["--enable-ipv6", "--overlay-type=full", "--overlay-encap=wireguard"];
 
@@ -132,6 +132,34 @@ fn what_node_objects_say_of_a_known_peer_counts_at_once_where_nothing_is_learned
         run.take(&less, Authority::Complete, true);
         assert_eq!(run.peer(2), Some(peer(2, "10.244.2.0/24")), "{source}");
     }
+}
+
+#[test]
+fn a_session_is_kept_alive_until_the_route_that_leads_by_it_has_gone_to_the_other_one() {
+    let words = [&ENCRYPTED[..], &["--node-routes=api"]].concat();
+    let (_cluster, mut world) = seen_by_first(&words, &ranges(2), &ranges(3));
+    let mut node = (**world.cluster.nodes.get("node-2").expect("it is there")).clone();
+    node.wireguard_next_key = Some(key(7).key);
+    world.cluster.nodes.insert("node-2".into(), node);
+    let mut run = Run::new(&words, &[]);
+    run.plan.set_own_keys(OwnKeys { first: Some(key(1).key), second: Some(key(1).key), ..OwnKeys::default() });
+    run.take(&world, Authority::Complete, true);
+    let of_next = PeerKey { link: LinkName(WIREGUARD_SECOND.into()), ..key(7) };
+    let kept = |run: &Run| run.peer(2).map(|peer| peer.keepalive);
+    assert_eq!(kept(&run), Some(5), "the key changes");
+    let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
+    run.kernel.with(|machine| machine.broken_object = Some(Object::Route(route.clone())));
+    let changed = run.plan.set_sessions([(of_next, Session::Live)].into());
+    run.mirrors.mark(&changed);
+    run.take(&world, Authority::Complete, true);
+    assert_eq!(kept(&run), Some(5), "packets are sent in it still");
+    run.kernel.with(|machine| machine.broken_object = None);
+    let at = Moment { now: Instant::now() + Duration::from_secs(3600), jitter: 0 };
+    let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+    run.mirrors.round(run.plan.desired(), run.plan.routes(), leave, at);
+    assert_eq!(kept(&run), Some(0));
+    let led = run.kernel.with(|machine| machine.state.routes.get(&route).cloned()).expect("it is there");
+    assert_eq!(led.next_hops.first().map(|hop| &*hop.link.0), Some(WIREGUARD_SECOND));
 }
 
 #[test]

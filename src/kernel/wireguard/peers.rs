@@ -12,6 +12,7 @@ use super::{Peer, PeerKey, Session};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Bus, Fault, GenericSocket, Messages, Socket, failed_steps};
+use crate::net::PublicKey;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
 /// The peers of some devices of one network namespace.
@@ -117,15 +118,7 @@ impl Target for Peers {
             }
             match step.want {
                 Some(want) => {
-                    let more = step.have.and_then(|have| added(&have.allowed, &want.allowed));
-                    let wanted = Wanted {
-                        key: *key,
-                        endpoint: want.endpoint,
-                        keepalive: want.keepalive,
-                        allowed: more.as_deref().unwrap_or(&want.allowed),
-                        replaces: more.is_none(),
-                    };
-                    let count = wire::set_peer(&mut messages, link, wanted);
+                    let count = wire::set_peer(&mut messages, link, written(*key, step.have, want));
                     owners.extend(std::iter::repeat_n(index, count));
                 }
                 None => {
@@ -149,13 +142,19 @@ impl Target for Peers {
         }
         failures
     }
+
+    /// A session that is kept alive is kept so until what led by it leads elsewhere: to the other end it is what says that somebody may send in it.
+    fn grown(have: &Peer, want: &Peer) -> Peer {
+        Peer { keepalive: have.keepalive.max(want.keepalive), ..want.clone() }
+    }
 }
 
-/// Returns what a peer may use besides what it has; `None` where it loses something. Both are sorted.
-fn added(have: &[IpNet], want: &[IpNet]) -> Option<Vec<IpNet>> {
-    let is_kept = |range: &IpNet| want.binary_search(range).is_ok();
-    let is_new = |range: &&IpNet| have.binary_search(range).is_err();
-    have.iter().all(is_kept).then(|| want.iter().filter(is_new).copied().collect())
+/// Returns how a peer is written, with all that it may use also where it has that already: somebody else may have removed it since it was read, and what it has
+/// is no other for being given once more.
+fn written<'a>(key: PublicKey, have: Option<&Peer>, want: &'a Peer) -> Wanted<'a> {
+    let is_kept = |range: &IpNet| want.allowed.binary_search(range).is_ok();
+    let replaces = !have.is_some_and(|have| have.allowed.iter().all(is_kept));
+    Wanted { key, endpoint: want.endpoint, keepalive: want.keepalive, allowed: &want.allowed, replaces }
 }
 
 fn operation(step: &Step<'_, PeerKey, Peer>) -> &'static str {
@@ -171,17 +170,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_loses_nothing_keeps_what_it_has() {
-        let ranges = |text: &str| -> Vec<IpNet> {
-            text.split_whitespace().map(|range| range.parse().expect("a prefix")).collect()
+    fn a_peer_that_loses_nothing_keeps_what_it_has_and_one_that_somebody_has_removed_gets_all_of_it() {
+        let peer = |text: &str| {
+            let allowed = text.split_whitespace().map(|range| range.parse().expect("a prefix")).collect();
+            Peer { endpoint: None, allowed, keepalive: 0, is_plain: true }
         };
-        for (have, want, expected) in [
-            ("10.0.0.0/24 10.0.2.0/24", "10.0.0.0/24 10.0.2.0/24", Some("")),
-            ("10.0.0.0/24 10.0.2.0/24", "10.0.0.0/24 10.0.1.0/24 10.0.2.0/24", Some("10.0.1.0/24")),
-            ("", "10.0.0.0/24", Some("10.0.0.0/24")),
-            ("10.0.0.0/24 10.0.2.0/24", "10.0.2.0/24", None),
+        for (have, want, replaces) in [
+            (Some("10.0.0.0/24 10.0.2.0/24"), "10.0.0.0/24 10.0.2.0/24", false),
+            (Some("10.0.0.0/24 10.0.2.0/24"), "10.0.0.0/24 10.0.1.0/24 10.0.2.0/24", false),
+            (Some(""), "10.0.0.0/24", false),
+            (Some("10.0.0.0/24 10.0.2.0/24"), "10.0.2.0/24", true),
+            (None, "10.0.2.0/24", true),
         ] {
-            assert_eq!(added(&ranges(have), &ranges(want)), expected.map(ranges), "{have} -> {want}");
+            let (have, want) = (have.map(peer), peer(want));
+            let key = PublicKey::new(&[1; 32]).expect("a key");
+            let written = written(key, have.as_ref(), &want);
+            assert_eq!((written.allowed, written.replaces), (&*want.allowed, replaces), "{have:?} -> {want:?}");
         }
     }
 }

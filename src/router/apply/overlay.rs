@@ -179,10 +179,14 @@ impl<K: Kernel> Mirrors<K> {
     }
 
     /// Deletes peers of nodes that are none any more, which no learned route can change. Without an address of our own no device is wanted: where
-    /// routes still lead to it, it stays with its peers.
+    /// routes still lead to it, it stays with its peers. A session is not kept alive any more once all routes have left it.
     pub(super) fn shrink_wireguard(&mut self, desired: &Desired, leave: Leave, at: Moment) {
         if leave.routes_are_complete || !desired.wireguard_devices.is_empty() {
-            self.wireguard_peers.shrink(&desired.wireguard_peers, at);
+            let wanted = &desired.wireguard_peers;
+            let failing: BTreeSet<IpNet> = self.routes.failing_to_grow().map(|key| key.destination).collect();
+            let is_led_to = |peer: &Peer| peer.allowed.iter().any(|range| failing.contains(range));
+            let may_lessen = |key: &PeerKey| !wanted.get(key).is_some_and(is_led_to);
+            self.wireguard_peers.shrink_those(wanted, at, |_, _| true, may_lessen);
         }
     }
 

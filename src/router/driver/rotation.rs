@@ -136,6 +136,7 @@ impl<K: Kernel> Driver<K> {
         // Of all nodes: only where it matters.
         let by_first_key = self.plan.by_first_key().filter(|_| keys.is_changing);
         let by_first_key = by_first_key.map(|(node, has_next)| (node.clone(), has_next)).collect();
+        let disputed = self.plan.disputed().filter(|_| keys.is_changing).cloned().collect();
         Standing {
             // Without an address of our own there is no device.
             is_due: self.plan.own().primary.is_some() && is_due(age, period, !others.is_empty()),
@@ -145,6 +146,7 @@ impl<K: Kernel> Driver<K> {
             has_second: self.mirrors.has_second(),
             namesakes: self.plan.namesakes().cloned().collect(),
             by_first_key,
+            disputed,
             others,
         }
     }

@@ -37,21 +37,34 @@ pub fn remove_key(file: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Reads the private key, or makes one where there is no file. Of several agents with one directory the first one makes it, and the others read it.
+/// A key that follows goes before the first one is made: it followed another one, which somebody has deleted because others may have the files.
 pub(super) fn key_of(path: &Path) -> io::Result<Secret> {
     if let Some(key) = read(path)? {
         return Ok(key);
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let directory = File::open(directory)?;
+    let directory = locked(path)?;
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    match fs::remove_file(next_file(path)) {
+        Ok(()) => {
+            info!(path = %path.display(), "Next private key of this node for WireGuard removed, as the first one was")
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    made(path, &directory)
+}
+
+/// Opens the directory of a file, and keeps other agents from changing what is in it for as long as that is open.
+fn locked(path: &Path) -> io::Result<File> {
+    let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
     // It ends with the file, or with the process. A file system without locks has one agent.
     match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
-        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => {}
-        Err(error) => return Err(error.into()),
-    }
-    match read(path)? {
-        Some(key) => Ok(key),
-        None => made(path, &directory),
+        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(directory),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -70,16 +83,26 @@ pub(super) fn age(path: &Path) -> Option<Duration> {
     fs::metadata(path).and_then(|file| file.modified()).ok()?.elapsed().ok()
 }
 
-/// Makes the key that follows the one in this file, in the place of what cannot be read of an earlier one.
+/// Makes the key that follows the one in this file, in the place of what cannot be read of an earlier one. One that another agent has made meanwhile is read.
 pub(super) fn make_next(path: &Path) -> io::Result<Secret> {
-    let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
-    made(&next_file(path), &directory)
+    let directory = locked(path)?;
+    match next_of(path) {
+        Ok(Some(key)) => Ok(key),
+        Ok(None) | Err(_) => made(&next_file(path), &directory),
+    }
 }
 
-/// Has the key that follows take the place of the one in this file.
-pub(super) fn take_next(path: &Path) -> io::Result<()> {
+/// Has the key that follows, which is this one, take the place of the one in this file.
+pub(super) fn take_next(path: &Path, next: &Secret) -> io::Result<()> {
+    let directory = locked(path)?;
+    // Others know the key of this process; another one in its place would be known by nobody.
+    if next_of(path)?.as_ref() != Some(next) {
+        return Err(io::Error::other(
+            "the next private key is not the one that this process has told; it is read anew",
+        ));
+    }
     fs::rename(next_file(path), path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    directory.sync_all()
 }
 
 /// Reads the private key; `None` where there is no file.
@@ -156,12 +179,38 @@ mod tests {
         );
         let mode = fs::metadata(next_file(&path)).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        take_next(&path).expect("it is renamed");
+        take_next(&path, &next).expect("it is renamed");
         assert_eq!((next_of(&path).expect("it is looked for"), key_of(&path).expect("it is read")), (None, next));
         assert!(age(&path).is_some_and(|age| age < Duration::from_secs(60)));
         make_next(&path).expect("it is made");
         assert_eq!(remove_key(&path).expect("they go").len(), 2);
         assert!(fs::read_dir(directory.path()).expect("a directory").next().is_none(), "nothing is left");
+    }
+
+    #[test]
+    fn a_first_key_that_was_deleted_takes_the_next_one_along() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        let first = key_of(&path).expect("it is made");
+        let next = make_next(&path).expect("it is made");
+        fs::remove_file(&path).expect("it is deleted");
+        let anew = key_of(&path).expect("another one is made");
+        assert!(anew != first && anew != next);
+        assert_eq!(next_of(&path).expect("it is looked for"), None, "somebody else may have it");
+    }
+
+    #[test]
+    fn of_several_agents_none_takes_a_next_key_that_is_not_the_one_that_it_tells() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        let first = key_of(&path).expect("it is made");
+        let next = make_next(&path).expect("it is made");
+        assert_eq!(make_next(&path).expect("it is there"), next, "another agent has made it");
+        let other = made(&next_file(&path), &locked(&path).expect("it is open")).expect("it is made");
+        take_next(&path, &next).expect_err("it is another one");
+        assert_eq!((key_of(&path).expect("it stays"), next_of(&path).expect("it stays")), (first, Some(other.clone())));
+        take_next(&path, &other).expect("it is renamed");
+        assert_eq!(key_of(&path).expect("it is read"), other);
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Keyring {
     pub(super) fn take_next(&mut self) -> io::Result<()> {
         let Some(next) = self.next().cloned() else { return Ok(()) };
         self.is_doubtful = true;
-        key_files::take_next(&self.file)?;
+        key_files::take_next(&self.file, &next)?;
         self.is_doubtful = false;
         info!(path = %self.file.display(), "Next private key of this node for WireGuard took the place of the first");
         self.keys = Some(Keys { first: next, next: None });

@@ -195,6 +195,10 @@ impl Plan {
         let keys: Vec<PublicKey> = stale.iter().filter_map(|node| self.nodes.key_of(node)).collect();
         let of_one_peer: Vec<CompactString> = keys.iter().flat_map(|key| self.nodes.with_key(key)).cloned().collect();
         stale.extend(of_one_peer);
+        let seconds: BTreeSet<PublicKey> = stale.iter().filter_map(|node| self.nodes.second_key_of(node)).collect();
+        let of_one_peer: Vec<CompactString> =
+            seconds.iter().flat_map(|key| self.nodes.with_second_key(key)).cloned().collect();
+        stale.extend(of_one_peer);
         let mut before: BTreeMap<PeerKey, Peer> = BTreeMap::new();
         for node in &stale {
             for key in self.wireguard.by_node.remove(node).into_iter().flatten() {

@@ -18,9 +18,9 @@ use sluice::kernel::route::{Fate, Route, RouteKey, TABLE_MAIN, Taken};
 use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
-use sluice::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
+use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session, Wireguard};
 use sluice::net::{Family, PublicKey};
-use sluice::reconcile::Optional;
+use sluice::reconcile::{Optional, Target};
 use sluice::router::apply::{HasKeys, HasSessions, Kernel, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, WIREGUARD_SECOND, is_tunnel, is_vxlan, is_wireguard};
@@ -194,6 +194,10 @@ impl Rows for WireguardPeers {
 
     fn refusal(state: &State, key: &PeerKey, want: Option<&Peer>) -> Option<Errno> {
         want.filter(|_| !state.wireguard_devices.contains_key(&key.link)).map(|_| Errno::NODEV)
+    }
+
+    fn grown(have: &Peer, want: &Peer) -> Peer {
+        <Peers as Target>::grown(have, want)
     }
 
     /// A range belongs to the peer of a device that was given it last.

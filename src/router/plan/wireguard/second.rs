@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use compact_str::CompactString;
+use ipnet::IpNet;
 
 use super::Plan;
 use crate::kernel::link::LinkName;
@@ -165,7 +167,9 @@ impl Plan {
         let is_live = |link: &str, key| self.session(&PeerKey { link: LinkName(link.into()), key }) == Session::Live;
         // A session on the first device that ends because nobody sends is no reason to go back.
         let may_have_gone = self.wireguard.second.used.contains(node) || !self.wireguard.by_node.contains_key(node);
-        is_live(WIREGUARD_SECOND, second) && (self.is_changing(node) || may_have_gone && !is_live(WIREGUARD, first))
+        let may_go = may_have_gone || !self.is_disputed(node, &second);
+        let is_wanted = self.is_changing(node) && may_go || may_have_gone && !is_live(WIREGUARD, first);
+        is_live(WIREGUARD_SECOND, second) && is_wanted
     }
 
     fn session(&self, key: &PeerKey) -> Session {
@@ -179,21 +183,48 @@ impl Plan {
         self.wireguard.own.is_changing || changing.contains(&self.own.name) || changing.contains(node)
     }
 
-    /// The key of the second device of a node's machine; none where another machine comes first that has it, and where it is ours.
+    /// The key of the second device of a node's machine; none where it is ours.
     fn second_key(&self, node: &CompactString) -> Option<PublicKey> {
-        let key = self.nodes.second_key_of(node)?;
-        let first = self.nodes.with_second_key(&key).next()?;
-        (self.nodes.are_one(first, node) && self.wireguard.own.second != Some(key)).then_some(key)
+        self.nodes.second_key_of(node).filter(|key| self.wireguard.own.second != Some(*key))
     }
 
-    /// Returns the peer on the second device for one on the first.
+    /// Returns whether another machine than a node's says that this key of its second device is its own: whoever may write a Node can copy a key.
+    fn is_disputed(&self, node: &CompactString, key: &PublicKey) -> bool {
+        self.nodes.another(node, self.nodes.with_second_key(key)).is_some()
+    }
+
+    /// Returns the nodes, this one among them, of which several machines say that one key of a second device is theirs.
+    pub fn disputed(&self) -> impl Iterator<Item = &CompactString> {
+        let nodes = self.wireguard.by_node.keys().chain([&self.own.name]);
+        let disputed = |node: &&CompactString| {
+            self.nodes.second_key_of(node).is_some_and(|second| self.is_disputed(node, &second))
+        };
+        nodes.filter(disputed)
+    }
+
+    /// Returns the peer on the second device for one on the first. What several machines say is theirs has one peer, at the first of them that has one, with the ranges
+    /// of all: only who has the private key can use them, and which of them that is nobody knows.
     pub(super) fn second_peer(&self, node: &CompactString, first: &Peer) -> Option<(PeerKey, Peer)> {
         let encryption = self.config.overlay?.wireguard().filter(|_| self.wants_second())?;
         let key = self.second_key(node)?;
+        let peer_of =
+            |other: &CompactString| if other == node { Some(first.clone()) } else { Some(self.peer(other)?.1) };
+        let claimants = self.nodes.with_second_key(&key).filter_map(|other| Some((other, peer_of(other)?)));
+        let claimants: Vec<(&CompactString, Peer)> = claimants.collect();
+        if claimants.first().is_none_or(|(other, _)| *other != node) {
+            return None;
+        }
+        let allowed = match &*claimants {
+            [_] => Arc::clone(&first.allowed),
+            all => {
+                let ranges: BTreeSet<IpNet> = all.iter().flat_map(|(_, peer)| peer.allowed.iter().copied()).collect();
+                Arc::from_iter(ranges)
+            }
+        };
         let at_second = |endpoint: SocketAddr| SocketAddr::new(endpoint.ip(), encryption.second_port());
-        let is_shown = self.is_changing(node) || self.wireguard.second.used.contains(node);
-        let keepalive = if is_shown { KEEPALIVE } else { 0 };
-        let peer = Peer { endpoint: first.endpoint.map(at_second), keepalive, ..first.clone() };
+        let is_shown = |node: &CompactString| self.is_changing(node) || self.wireguard.second.used.contains(node);
+        let keepalive = if claimants.iter().any(|(node, _)| is_shown(node)) { KEEPALIVE } else { 0 };
+        let peer = Peer { endpoint: first.endpoint.map(at_second), allowed, keepalive, is_plain: true };
         Some((PeerKey { link: LinkName(WIREGUARD_SECOND.into()), key }, peer))
     }
 

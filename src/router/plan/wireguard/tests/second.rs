@@ -1,0 +1,68 @@
+//! The second device, where several machines say that one key of it is theirs.
+
+use super::*;
+use crate::kernel::wireguard::Session;
+
+fn of_second() -> Node {
+    Node { wireguard_next_key: Some(key(7)), ..created(10, second()).1 }
+}
+
+/// A node that was there before, whose annotations are copies.
+fn copies() -> [Node; 2] {
+    let node = |number, ranges: &str| Node { created: 1, ..with_key(number, "192.0.2.9", ranges) };
+    [Node { wireguard_next_key: Some(key(7)), ..node(9, "10.244.9.0/24") }, node(7, "10.244.9.0/24")]
+}
+
+fn at_second(plan: &Plan, number: u8) -> Option<String> {
+    let peer =
+        plan.desired().wireguard_peers.get(&PeerKey { link: LinkName("sluice-wg1".into()), key: key(number) })?;
+    let allowed: Vec<String> = peer.allowed.iter().map(ToString::to_string).collect();
+    Some(format!("{} {}", peer.keepalive, allowed.join(" ")))
+}
+
+fn has_sessions(plan: &mut Plan) {
+    let live = [("sluice-wg0", 2), ("sluice-wg1", 7)];
+    let live = live.map(|(link, number)| (PeerKey { link: LinkName(link.into()), key: key(number) }, Session::Live));
+    plan.set_sessions(BTreeMap::from(live));
+}
+
+fn plan_with(nodes: &[(&str, Node)]) -> Plan {
+    let mut plan = plan_of(&ENCRYPTED, nodes);
+    plan.set_own_keys(OwnKeys { first: Some(key(1)), second: Some(key(1)), ..OwnKeys::default() });
+    plan.set_sessions(BTreeMap::new());
+    plan
+}
+
+const OF_SECOND: &str = "192.0.2.2/32 2001:db8::2/128 fd00:10:244:2::/64";
+
+#[test]
+fn who_copies_the_next_key_of_a_younger_node_takes_none_of_its_packets() {
+    for copy in copies() {
+        let mut plan = plan_with(&[own(), ("node-2", of_second()), ("node-9", copy.clone())]);
+        let both = format!("5 10.244.2.0/24 10.244.9.0/24 192.0.2.2/32 192.0.2.9/32 {}", &OF_SECOND[13..]);
+        assert_eq!(at_second(&plan, 7).as_ref(), Some(&both), "what comes by the key is taken, whose ever it is");
+        has_sessions(&mut plan);
+        assert_eq!(main_route(&plan, "10.244.2.0/24"), through_tunnel(), "whose session it is nobody knows");
+        assert_eq!(plan.disputed().collect::<Vec<_>>(), ["node-2", "node-9"]);
+        // What the copy has changes, and it goes.
+        let other = Node { pod_cidrs: with_key(9, "", "10.244.8.0/24").pod_cidrs, ..copy };
+        plan.update(&with(&[own(), ("node-2", of_second()), ("node-9", other)]));
+        assert_eq!(at_second(&plan, 7), Some(both.replace(".9.0/24", ".8.0/24")));
+        plan.update(&with(&[own(), ("node-2", of_second())]));
+        assert_eq!(at_second(&plan, 7), Some(format!("5 10.244.2.0/24 {OF_SECOND}")));
+        assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec!["sluice-wg1".to_owned()]));
+        assert_eq!(plan.disputed().count(), 0);
+    }
+}
+
+#[test]
+fn a_copy_of_a_next_key_that_is_used_turns_nobody_back() {
+    for copy in copies() {
+        let mut plan = plan_with(&[own(), ("node-2", of_second())]);
+        has_sessions(&mut plan);
+        assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec!["sluice-wg1".to_owned()]));
+        plan.update(&with(&[own(), ("node-2", of_second()), ("node-9", copy)]));
+        assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec!["sluice-wg1".to_owned()]));
+        assert!(at_second(&plan, 7).is_some_and(|peer| peer.contains("10.244.2.0/24")));
+    }
+}
