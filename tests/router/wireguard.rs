@@ -138,9 +138,10 @@ fn what_node_objects_say_of_a_known_peer_counts_at_once_where_nothing_is_learned
 fn a_session_is_kept_alive_until_the_route_that_leads_by_it_has_gone_to_the_other_one() {
     let words = [&ENCRYPTED[..], &["--node-routes=api"]].concat();
     let (_cluster, mut world) = seen_by_first(&words, &ranges(2), &ranges(3));
-    let mut node = (**world.cluster.nodes.get("node-2").expect("it is there")).clone();
+    let name = "node-2".into();
+    let mut node = (**world.cluster.nodes.get(&name).expect("it is there")).clone();
     node.wireguard_next_key = Some(key(7).key);
-    world.cluster.nodes.insert("node-2".into(), node);
+    world.cluster.nodes.insert(name, node);
     let mut run = Run::new(&words, &[]);
     run.plan.set_own_keys(OwnKeys { first: Some(key(1).key), second: Some(key(1).key), ..OwnKeys::default() });
     run.take(&world, Authority::Complete, true);
