@@ -8,7 +8,7 @@ use std::time::Duration;
 use sluice::kernel::Name;
 use sluice::kernel::address::{AddressKey, Addresses, KEEPER};
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
-use sluice::kernel::link::{Link, LinkKind, LinkName, Links};
+use sluice::kernel::link::LinkName;
 use sluice::kernel::monitor::{Changes, Monitor, Watched, start};
 use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
 use sluice::kernel::route::{
@@ -185,13 +185,14 @@ fn our_device_that_comes_with_its_address_gives_no_reason_to_compare_local_route
     in_new(|| {
         let changes = start(watched()).expect("a monitor");
         let before = quiet(&changes);
-        let (ours, at) = (LinkName("ours".into()), moment());
-        let mut links = Mirror::<Links>::new(Links::open([ours.clone()]).expect("sockets"));
-        let link = Link { kind: LinkKind::Dummy, up: true };
-        assert_eq!(links.grow(&BTreeMap::from([(ours.clone(), link)]), Growth::Full, at).len(), 1);
-        let mut addresses = Mirror::<Addresses>::new(Addresses::open([ours.clone()]).expect("sockets"));
-        let keeper = AddressKey { link: ours.clone(), address: KEEPER };
-        assert_eq!(addresses.grow(&BTreeMap::from([(keeper, ())]), Growth::Full, at).len(), 1);
+        run("ip link add ours type veth peer name theirs");
+        for device in ["ours", "theirs"] {
+            run(&format!("ip link set {device} addrgenmode none"));
+            run(&format!("ip link set {device} up"));
+        }
+        let mut addresses = Mirror::<Addresses>::new(Addresses::open([LinkName("ours".into())]).expect("sockets"));
+        let keeper = AddressKey { link: LinkName("ours".into()), address: KEEPER };
+        assert_eq!(addresses.grow(&BTreeMap::from([(keeper, ())]), Growth::Full, moment()).len(), 1);
         assert_eq!(quiet(&changes).local_routes, before.local_routes);
         run("ip link set ours down");
         until(&changes, |now| now.local_routes > before.local_routes && now.ours > before.ours);
