@@ -305,10 +305,12 @@ impl Simulation {
         }
     }
 
-    /// Sends something from one node to another by a device; returns whether it is taken in. An empty packet keeps a session alive, and has no source.
-    fn send(&mut self, from: usize, to: usize, device: &str, peer: &PeerKey, is_empty: bool) -> Result<(), String> {
+    /// Sends something from one node to a peer by its device; returns whether it is taken in. An empty packet keeps a session alive, and has no source.
+    fn send(&mut self, from: usize, to: usize, peer: &PeerKey, is_empty: bool) -> Result<(), String> {
         let now = self.now;
-        let Some(device) = DEVICES.into_iter().find(|one| *one == device) else { return Err("no device".to_owned()) };
+        let Some(device) = DEVICES.into_iter().find(|one| **one == *peer.link.0) else {
+            return Err("no device".to_owned());
+        };
         let sender = &self.machines[&from];
         let own = *sender.devices.get(device).ok_or("the device is gone")?;
         let age = sender.sessions.get(&(device, own, peer.key)).map(|at| now - at);
@@ -353,7 +355,7 @@ impl Simulation {
                 };
                 let others: Vec<usize> = (1..=NODES).filter(has_it).collect();
                 for to in others {
-                    let _ = self.send(from, to, &key.link.0.clone(), &key, true);
+                    let _ = self.send(from, to, &key, true);
                 }
             }
             for to in (1..=NODES).filter(|to| *to != from) {
@@ -363,7 +365,7 @@ impl Simulation {
                     continue;
                 };
                 let peer = machine.peer_for(&device, to).cloned();
-                let sent = peer.ok_or("no peer".to_owned()).and_then(|peer| self.send(from, to, &device, &peer, false));
+                let sent = peer.ok_or("no peer".to_owned()).and_then(|peer| self.send(from, to, &peer, false));
                 lost.extend(sent.err().map(|why| format!("{from} to {to} by {device}: {why}")));
             }
         }
