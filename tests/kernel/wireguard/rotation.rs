@@ -12,7 +12,7 @@ struct Manifests {
 /// The last key that an agent has said with these words.
 fn said(cluster: &Cluster, number: usize, words: &str) -> Option<String> {
     let log = cluster.log(number);
-    let line = log.lines().filter(|line| line.contains(words)).next_back()?;
+    let line = log.lines().rfind(|line| line.contains(words))?;
     Some(line.split("key=").nth(1)?.trim().trim_matches('"').to_owned())
 }
 
