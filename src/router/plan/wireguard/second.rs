@@ -66,8 +66,10 @@ impl Plan {
         let mut changed = RouterChanges::default();
         if self.wireguard.second.sessions.as_ref() != Some(&sessions) && self.decrypts() {
             if self.wireguard.second.sessions.replace(sessions).is_none() {
-                // By which device the kernel's routes lead that an earlier process has left is not known.
-                self.wireguard.second.used.extend(self.wireguard.by_node.keys().cloned());
+                // By which device the kernel's routes lead that an earlier process has left is not known; those that are desired so far lead by the first.
+                let all: Vec<CompactString> = self.wireguard.by_node.keys().cloned().collect();
+                all.iter().for_each(|node| self.look_at_ways_to(node));
+                self.wireguard.second.used.extend(all);
             }
             self.settle_routes(&mut changed);
         }
@@ -147,15 +149,17 @@ impl Plan {
         let used: BTreeSet<CompactString> = candidates.filter(|node| self.goes_by_second(node)).cloned().collect();
         let before = std::mem::replace(&mut self.wireguard.second.used, used);
         let others: Vec<CompactString> = before.symmetric_difference(&self.wireguard.second.used).cloned().collect();
-        for owner in others {
-            let key = self.nodes.key_of(&owner);
-            let of_machine = key.iter().flat_map(|key| self.nodes.with_key(key)).chain([&owner]);
-            let addresses: BTreeSet<IpAddr> =
-                of_machine.flat_map(|node| self.nodes.addresses_of(node)).copied().collect();
-            addresses.iter().for_each(|address| self.routes.look_again(*address));
-            self.wireguard.stale_addresses.extend(addresses);
-            self.wireguard.stale.insert(owner);
-        }
+        others.iter().for_each(|owner| self.look_at_ways_to(owner));
+    }
+
+    /// Has the routes to the machine of a node, and its peers, decided anew.
+    fn look_at_ways_to(&mut self, owner: &CompactString) {
+        let key = self.nodes.key_of(owner);
+        let of_machine = key.iter().flat_map(|key| self.nodes.with_key(key)).chain([owner]);
+        let addresses: BTreeSet<IpAddr> = of_machine.flat_map(|node| self.nodes.addresses_of(node)).copied().collect();
+        addresses.iter().for_each(|address| self.routes.look_again(*address));
+        self.wireguard.stale_addresses.extend(addresses);
+        self.wireguard.stale.insert(owner.clone());
     }
 
     /// Returns whether packets to the machine of a node are sent by the second device: while its key or ours changes, as soon as there is a session, and behind that
