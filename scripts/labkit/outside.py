@@ -1,10 +1,12 @@
 """The machine's own loopback, seen from where the nodes are: the API server listens there.
 
 In a guest it is 10.0.2.2; beside the nodes on this machine it is 127.0.0.1 in the network namespace that we came from.
-Nodes themselves reach none of it: for them `relay` answers on an address of the underlay, and `tunnel` is the API server's way to them.
+Nodes themselves reach none of it: for them `relay` answers on an address of the underlay. The API server's way to them is `tunnel`, and from outside of a guest, which
+nobody reaches, `meeting` and `waiting`.
 """
 import json
 import os
+import queue
 import signal
 import socket
 import threading
@@ -41,12 +43,40 @@ def tunnel(path, namespace="n1"):
     return beside([listener], lambda client: connected(client, namespace))
 
 
+def meeting(path):
+    """Starts threads that join who asks at a socket of this machine (`path`) with a connection that `waiting` has made; the port where those come in."""
+    idle = queue.Queue()
+    asked, offered = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), socket.create_server(("127.0.0.1", 0), backlog=64)
+    asked.bind(path)
+    asked.listen(64)
+    for listener, served in ((asked, lambda client: between(client, idle.get())), (offered, idle.put)):
+        threading.Thread(target=accept, args=(listener, served), daemon=True).start()
+    return offered.getsockname()[1]
+
+
+def waiting(port, count=16, namespace="n1"):
+    """Starts a process that keeps this many connections to a port of the machine (`meeting`) until somebody asks by them what `tunnel` is asked; its number."""
+    def wait(_):
+        while True:
+            client = connect(port)
+            client.settimeout(None)
+            client.recv(1, socket.MSG_PEEK)
+            threading.Thread(target=connected, args=(client, namespace), daemon=True).start()
+    return apart([(wait, None)] * count)
+
+
 def beside(listeners, served):
     """Starts a process that serves each client of the listeners in a thread of its own; its number."""
+    pid = apart([(lambda listener: accept(listener, served), listener) for listener in listeners])
+    for listener in listeners:
+        listener.close()
+    return pid
+
+
+def apart(works):
+    """Starts a process that does each of these, a function and its argument, in a thread of its own; its number."""
     pid = os.fork()
     if pid:
-        for listener in listeners:
-            listener.close()
         return pid
     os.setsid()
     # Who reads what our parent prints reads to the end, which would not come before ours.
@@ -54,7 +84,7 @@ def beside(listeners, served):
     for stream in range(3):
         os.dup2(null, stream)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threads = [threading.Thread(target=accept, args=(listener, served)) for listener in listeners]
+    threads = [threading.Thread(target=work, args=(of,)) for work, of in works]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -9,6 +9,7 @@ import time
 from labkit import charts, cluster, image, net, own, packages, place
 from labkit.image_oci import Image, Layer
 from labkit.image_tree import Tree
+from labkit.outside import meeting
 
 import groups
 
@@ -19,8 +20,7 @@ NEXT = "-next"  # of the tag of the image that an update brings
 MANIFEST = "kubeadm-kuberouter-all-features"
 DNS_ADDRESS = "10.96.0.10"  # of the Service that pods ask for names, where one is made
 # What differs between the places of nodes. This machine's own kernel is many times faster than that of a guest, and may have neither IPVS nor cgroups of version 2;
-# its nodes are reached by the API server, so that somebody may run commands in pods.
-PLACES = {"guest": {"kubelet": {}, "proxy_mode": "iptables"},
+PLACES = {"guest": {"kubelet": {"clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "iptables"},
           "native": {"kubelet": {"failCgroupV1": False, "clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "nftables"}}
 
 
@@ -40,13 +40,13 @@ class Bed:
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
         programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, cluster.DNS, *cluster.RUNTIME)}
         every = self.nodes + self.joining
-        tunnel = f"{self.folder}/tunnel" if self.kind == "native" else None
+        tunnel = f"{self.folder}/tunnel"
         self.cluster = cluster.up(NAME, kubelets=every, tunnel=tunnel)
         # The server makes it when it is asked first, which on a busy machine takes longer than the 32 s that `apply` waits.
         self.kubectl("get", "--raw", "/openapi/v2")
         self.store(programs, [*self.images(programs), *self.archives])
         facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store",
-                 "tunnel": tunnel, **PLACES[self.kind]}
+                 "tunnel": tunnel if self.kind == "native" else meeting(tunnel), **PLACES[self.kind]}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
         self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1)

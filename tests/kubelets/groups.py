@@ -40,7 +40,7 @@ def make(i, kept, mounts):
     version_1, paths = hierarchies(), folders(i)
     for path in paths:
         os.makedirs(path, exist_ok=True)
-        for name in INHERITED:
+        for name in INHERITED if version_1 else ():
             if os.path.exists(f"{path}/{name}"):
                 with open(f"{os.path.dirname(path)}/{name}") as above:
                     own_value = above.read()

@@ -4,7 +4,7 @@ proxy I FACTS on|off | join I FACTS | reboot I FACTS | groups NODES.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
 cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later; `kubelet`, more of its
-configuration; `proxy_mode` of kube-proxy; `tunnel`, a socket by which the API server reaches the nodes, if any.
+configuration; `proxy_mode` of kube-proxy; `tunnel`, the socket by which the API server reaches the nodes, or the port of the machine where somebody has it for us (`labkit.outside`).
 """
 import json
 import os
@@ -15,7 +15,7 @@ TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__
 sys.path.insert(0, os.path.join(TREE, "scripts"))
 sys.dont_write_bytecode = True
 from labkit import net, own  # noqa: E402
-from labkit.outside import relay, tunnel  # noqa: E402
+from labkit.outside import relay, tunnel, waiting  # noqa: E402
 from labkit.source import kubeconfig  # noqa: E402
 import groups  # noqa: E402
 
@@ -134,8 +134,7 @@ def up(path):
     relay(facts["cluster"]["port"])
     # Where the Service of the API server leads to.
     relay(facts["cluster"]["port"], net.CONTROL[:1], facts["cluster"]["port"])
-    if facts["tunnel"]:
-        tunnel(facts["tunnel"])
+    (waiting if isinstance(facts["tunnel"], int) else tunnel)(facts["tunnel"])
     first = range(1, facts["nodes"] - facts["join"] + 1)
     for i in first:
         install(i, facts)
