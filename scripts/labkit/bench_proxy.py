@@ -124,9 +124,9 @@ def rest(plan, source, _least):
         before = agent.threads()
         share = agent.share_of_a_core(plan["rest"])
         used = {name: seconds - before.get(name, 0) for name, seconds in agent.threads().items()}
-        memory = agent.memory()
+        memory, shares = agent.memory(), agent.shares()
     say("processor at rest", f"{share:.2%} of a core in {plan['rest']} s")
-    say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f})")
+    say("  resident memory, MiB", f"{memory[0]:.1f} (at most {memory[1]:.1f}; {shares})")
     most = sorted(used.items(), key=lambda thread: -thread[1])[:SLOWEST]
     say("  of it by threads", ", ".join(f"{name} {seconds / plan['rest']:.2%}" for name, seconds in most))
 

@@ -598,7 +598,7 @@ impl Nodes {
                 if found == Ok(expected) {
                     break;
                 }
-                assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {found:?}\n{}", self.shown());
+                assert!(begun.elapsed() < Duration::from_secs(180), "{what}: {found:?}\n{}", self.shown());
                 sleep(Duration::from_millis(100));
             }
         }

@@ -75,11 +75,21 @@ fn assert_done(failures: &[Failure<Error>]) {
     assert!(failures.is_empty(), "{failures:?}");
 }
 
-/// Lines of `ipvsadm -Sn`, sorted.
+/// Lines of `ipvsadm -Sn`, sorted, each once.
+///
+/// The kernel keeps the services of all namespaces in one table and goes on with a list by its place there. A test
+/// beside this one that adds a service between two parts of the list has one of ours listed again, and one that
+/// removes a service has one of ours left out. So the list is read until two readings agree.
 fn saved() -> Vec<String> {
-    let mut lines: Vec<String> = run("ipvsadm -Sn").lines().map(|line| line.trim().to_owned()).collect();
-    lines.sort();
-    lines
+    let read = || -> BTreeSet<String> { run("ipvsadm -Sn").lines().map(|line| line.trim().to_owned()).collect() };
+    let mut before = read();
+    loop {
+        let now = read();
+        if now == before {
+            return now.into_iter().collect();
+        }
+        before = now;
+    }
 }
 
 fn examples() -> BTreeMap<ServiceKey, Virtual> {
