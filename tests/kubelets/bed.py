@@ -26,13 +26,15 @@ PLACES = {"guest": {"kubelet": {"clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "ipt
 
 class Bed:
     """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
-    more may join later. `kind`: the place of the nodes (`PLACES`). `archives`: the paths of more images that nodes have."""
+    more may join later. `kind`: the place of the nodes (`PLACES`). `proxy_mode`: of kube-proxy, where it is not the place's.
+    `archives`: the paths of more images that nodes have."""
 
-    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest"):
+    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None):
         self.binary, self.nodes, self.joining = binary, nodes, joining
         self.name, self.values = name, list(values)
         self.has_ipv6 = "ipv6=true" in self.values
         self.kind, self.place = kind, place.choose(NAME, kind)
+        self.proxy_mode = proxy_mode or PLACES[kind]["proxy_mode"]
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
         self.archives, self.groups = [], []
 
@@ -46,7 +48,7 @@ class Bed:
         self.kubectl("get", "--raw", "/openapi/v2")
         self.store(programs, [*self.images(programs), *self.archives])
         facts = {"cluster": self.cluster, "programs": programs, "nodes": every, "join": self.joining, "store": f"{self.folder}/store",
-                 "tunnel": tunnel if self.kind == "native" else meeting(tunnel), **PLACES[self.kind]}
+                 "tunnel": tunnel if self.kind == "native" else meeting(tunnel), "kubelet": PLACES[self.kind]["kubelet"], "proxy_mode": self.proxy_mode}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
         self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1)

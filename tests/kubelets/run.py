@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
+"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--move KIND] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
-one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they.
+one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. KIND is another network that two nodes on
+this machine leave and get back (moves.py), beside kube-proxy in its MODE.
 """
 import argparse
 import os
@@ -19,6 +20,7 @@ from bed import MANIFEST, Bed  # noqa: E402
 import dns  # noqa: E402
 import integrators  # noqa: E402
 import joining  # noqa: E402
+import moves  # noqa: E402
 import newcomer  # noqa: E402
 import reboots  # noqa: E402
 import theirs  # noqa: E402
@@ -41,12 +43,16 @@ def main():
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
     parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
+    parser.add_argument("--move", choices=moves.KINDS)
+    parser.add_argument("--proxy-mode", choices=("iptables", "nftables"), default="nftables", help="of kube-proxy beside a move")
     parser.add_argument("--keep", action="store_true", help="leave cluster and guest up after a failure, until a key is pressed")
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
-    if any(name in integrators.RENDERINGS for name in names):
+    if known.move:
+        bed, tests = Bed(known.binary, max(2, known.nodes), "kubeadm-kuberouter", kind="native", proxy_mode=known.proxy_mode), moves.Move(known.move).tests()
+    elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes), theirs.tests(names)
     elif len(names) == 1:
         bed, tests = Bed(known.binary, known.nodes, names[0], known.values, known.joining), [(test.__name__, test) for test in NEWCOMER]

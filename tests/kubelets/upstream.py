@@ -11,10 +11,10 @@ from labkit.image_tree import Tree
 LIST = os.path.join(os.path.dirname(os.path.realpath(__file__)), "upstream.txt")
 # What all names begin with that the list must name.
 GROUP = "[sig-network] "
-# What the tests call in pods. Debian's name of netcat is another one.
-TOOLS = {"curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash"}
-# Images by the last word of their names: what a container of them runs.
-IMAGES = {"agnhost": ["/agnhost"], "glibc-dns-testing": ["/agnhost", "pause"], "pause": ["/agnhost", "pause"], "nginx": ["/agnhost", "test-webserver"]}
+# What the tests call in pods. Debian's name of netcat is another one, and its busybox as a shell takes its own netcat whatever PATH says.
+TOOLS = {"sh": "/bin/dash", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash"}
+# Images by the last word of their names: what a container of them runs, and with which words where its pod has none.
+IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], [])}
 MOST_MINUTES = 20  # for one test
 PASSED, SKIPPED = "passed", "skipped"
 NOT_RUN = re.compile(r"not run(?: without (\S+))?: (.+)")
@@ -59,9 +59,9 @@ class Tests:
         found = []
         for full in own.run(self.program, "--list-images").split():
             name, _, tag = full.rpartition(":")
-            entry = IMAGES.get(os.path.basename(name))
-            if entry:
-                made = Image([layer], {"Entrypoint": entry, "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}, "amd64", 0)
+            if os.path.basename(name) in IMAGES:
+                entry, words = IMAGES[os.path.basename(name)]
+                made = Image([layer], {"Entrypoint": entry, "Cmd": words, "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}, "amd64", 0)
                 found.append(f"{folder}/{os.path.basename(name)}-{tag}.tar")
                 with open(found[-1], "wb") as handle:
                     handle.write(made.archive(name, tag))

@@ -1,0 +1,221 @@
+"""A move from flannel to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node. kube-proxy stays, in one of its modes.
+
+There is no flannel here: nodes have what it makes in kernel and files, and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
+servers behind a Service do.
+"""
+import json
+
+from labkit import image, net, own
+
+import newcomer
+from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
+from theirs import OTHERS, PLUGINS
+
+KINDS = ("flannel-vxlan", "flannel-host-gw")
+OURS = "/etc/cni/net.d/10-kuberouter.conflist"
+MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
+              "-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN", "-A FLANNEL-POSTRTG -s {mine} -d {all} -j RETURN", "-A FLANNEL-POSTRTG -s {all} -d {mine} -j RETURN",
+              "-A FLANNEL-POSTRTG ! -s {all} -d {mine} -j RETURN", "-A FLANNEL-POSTRTG -s {all} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
+              "-A FLANNEL-POSTRTG ! -s {all} -d {all} -j MASQUERADE --random-fully"]
+LOG = "/var/lib/kubelet/requests"
+GRACE = 10
+
+
+class Move:
+    """`kind`: how flannel's nodes reach each other."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def tests(self):
+        every = [self.nodes_have_flannel, self.requests_go_on, self.agents_start_beside_it, self.node_after_node_gets_our_network, self.flannel_goes,
+                 self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, self.agents_go_and_leave_nothing]
+        return [(f"{self.kind}: {test.__name__}", test) for test in every]
+
+    def nodes(self, bed):
+        return range(1, bed.nodes + 1)
+
+    # ------------------------------------------------------------------ flannel
+
+    def nodes_have_flannel(self, bed):
+        newcomer.nodes_wait_for_a_network(bed)
+        newcomer.put_what_kubeadm_leaves(bed)
+        ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
+        self.ranges = {i: next(one for one in ranges[f"node{i}"] if ":" not in one) for i in self.nodes(bed)}
+        for i in self.nodes(bed):
+            bed.on(i, f"mkdir -p /opt/cni/bin; cd {net.CNI}; cp {PLUGINS} /opt/cni/bin/")
+            self.put_flannel(bed, i)
+            self.put_conf(bed, i)
+        bed.kube_proxy(True)
+        bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+
+    def put_conf(self, bed, i):
+        bridge = {"type": "bridge", "bridge": "cni0", "mtu": 1450, "isDefaultGateway": True, "hairpinMode": True, "ipMasq": False,
+                  "ipam": {"type": "host-local", "subnet": self.ranges[i], "dataDir": "/var/lib/cni/flannel", "routes": [{"dst": net.POD_RANGES[0]}]}}
+        bed.put(i, OTHERS, json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+
+    def put_flannel(self, bed, i):
+        """What its daemon makes when it starts."""
+        plan = net.Plan(bed.nodes, 0, 1, True)
+        lines = [f"iptables -t nat {rule.format(mine=self.ranges[i], all=net.POD_RANGES[0])}" for rule in MASQUERADE]
+        if self.kind == "flannel-vxlan":
+            lines += [f"ip link add flannel.1 type vxlan id 1 local {plan.addresses(i)[0]} dev eth0 dstport 8472 nolearning", f"ip link set flannel.1 address {self.mac(i)}",
+                      f"ip addr add {self.gateway(i)}/32 dev flannel.1", "ip link set flannel.1 up"]
+        bed.on(i, "set -e; " + "; ".join(lines))
+        self.put_routes(bed, i)
+
+    def put_routes(self, bed, i):
+        """What it looks after."""
+        plan, lines = net.Plan(bed.nodes, 0, 1, True), ["set -e"]
+        for j in self.nodes(bed):
+            if j == i:
+                continue
+            if self.kind == "flannel-vxlan":
+                lines += [f"bridge fdb replace {self.mac(j)} dev flannel.1 dst {plan.addresses(j)[0]}", f"ip neigh replace {self.gateway(j)} lladdr {self.mac(j)} dev flannel.1 nud permanent",
+                          f"ip route replace {self.ranges[j]} via {self.gateway(j)} dev flannel.1 onlink"]
+            else:
+                lines += [f"ip route replace {self.ranges[j]} via {plan.addresses(j)[0]}"]
+        bed.on(i, "; ".join(lines))
+
+    def mac(self, i):
+        return f"02:00:00:00:01:{i:02x}"
+
+    def gateway(self, i):
+        return self.ranges[i].partition("/")[0]
+
+    # ------------------------------------------------------------------ traffic
+
+    def requests_go_on(self, bed):
+        pod = {"metadata": {"labels": {"app": "web"}}, "spec": {
+            "terminationGracePeriodSeconds": GRACE, "automountServiceAccountToken": False,
+            "containers": [container("web", 'echo "$NAME" > /www/name; exec httpd -f -p 8080 -h /www',
+                                     env=[{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                                     readinessProbe={"httpGet": {"path": "/name", "port": 8080}, "periodSeconds": 1},
+                                     lifecycle={"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}})]}}
+        budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
+        self.pods = bed.nodes + 2
+        bed.apply(
+            {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+             "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}})
+        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        for i in self.nodes(bed):
+            loop = f"while :; do curl -s -m 5 -o /dev/null http://{web_address(bed)}/name && echo ok || echo failed $(date +%T); sleep 0.2; done >> {LOG} 2>&1"
+            bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 &")
+        self.no_request_failed(bed)
+
+    def no_request_failed(self, bed):
+        """Since the test before."""
+        for i in self.nodes(bed):
+            before = len(bed.on(i, f"cat {LOG} 2>/dev/null; true").splitlines())
+            bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 120)
+        outcomes = {i: bed.on(i, f"cat {LOG}; : > {LOG}").splitlines() for i in self.nodes(bed)}
+        failed = {i: [one for one in found if one != "ok"] for i, found in outcomes.items()}
+        own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}")
+        that(not any(failed.values()), "failed requests, by node:", failed)
+
+    def all_reach_all(self, bed, bridges):
+        """Nodes and pods reach each pod by its address and all by the Service. `bridges`: where the pods of each node are."""
+        bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods and len(bed.get("pods", "-l", "app=web")["items"]) == self.pods)
+        pods = ready_pods(bed, "-l", "app=web")
+        addresses = sorted(pod["status"]["podIP"] for pod in pods)
+        for i in self.nodes(bed):
+            mine = [pod for pod in pods if pod["spec"]["nodeName"] == f"node{i}"]
+            ports = bed.on(i, f"ls /sys/class/net/{bridges[i]}/brif 2>/dev/null; true").split()
+            that(len(ports) == len(mine), "node", i, "has", len(mine), "pods, and on", bridges[i], ports)
+            ask = "; ".join(f"curl -s -m 5 -o /dev/null http://{one} || echo {one}" for one in [*(f"{address}:8080/name" for address in addresses), f"{web_address(bed)}/name"])
+            for space in [None, *bed.on(i, "ls /run/netns").split()]:
+                script = f"nsenter --net=/run/netns/{space} sh -c '{ask}'" if space else ask
+                silent = bed.on(i, f"{script}; true").split()
+                that(not silent, f"node {i}, {space or 'itself'}, does not reach", silent, "\n" + bed.on(i, "ip route; ip -br addr"))
+
+    # ------------------------------------------------------------------ the steps
+
+    def agents_start_beside_it(self, bed):
+        bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
+
+        def says_why(i):
+            return "10-flannel.conflist sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
+        for i in self.nodes(bed):
+            bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 120)
+            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 120)
+            own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {net.POD_RANGES[0]}").splitlines()))
+        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+
+    def each_node(self, bed, commands, former, later):
+        """Pods leave a node, its network is another one, and pods come back."""
+        bridges = {i: former for i in self.nodes(bed)}
+        for i in self.nodes(bed):
+            bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
+            bed.wait("no pod is there", lambda i=i: not bed.on(i, f"ls /sys/class/net/{former}/brif 2>/dev/null; true").split(), 120)
+            commands(i)
+            bed.kubectl("uncordon", f"node{i}")
+            bridges[i] = later
+            bed.wait("the node is ready", lambda: len(ready_nodes(bed)) == bed.nodes)
+            # Some pods of nodes that are not through yet, or are through already, come to this one.
+            bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods)
+            for pod in ready_pods(bed, "-l", "app=web")[:bed.nodes]:
+                bed.kubectl("delete", "pod", pod["metadata"]["name"])
+            self.all_reach_all(bed, bridges)
+            that(any(pod["spec"]["nodeName"] == f"node{i}" for pod in ready_pods(bed, "-l", "app=web")), "no pod came to node", i)
+            self.no_request_failed(bed)
+
+    def node_after_node_gets_our_network(self, bed):
+        """Its agent is ready from then on."""
+        self.each_node(bed, lambda i: bed.on(i, f"rm {OTHERS}; ip link delete cni0"), "cni0", "kube-bridge")
+        bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
+
+    def flannel_goes(self, bed):
+        if self.kind == "flannel-vxlan":
+            for i in self.nodes(bed):
+                bed.on(i, "ip link delete flannel.1")
+        self.all_reach_all(bed, {i: "kube-bridge" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+
+    def a_policy_is_enforced(self, bed):
+        """A node reaches its own pods, as probes come from there, and not those of others: requests may fail."""
+        policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "closed"}, "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}}
+        bed.apply(policy)
+        pods = ready_pods(bed, "-l", "app=web")
+
+        def silent():
+            found = []
+            for i in self.nodes(bed):
+                others = [pod["status"]["podIP"] for pod in pods if pod["spec"]["nodeName"] != f"node{i}"]
+                for space in bed.on(i, "ls /run/netns").split():
+                    found += [bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m 2 -o /dev/null http://{one}:8080/name || echo silent").split() for one in others]
+            return bool(found) and all(one == ["silent"] for one in found)
+        bed.wait("pods do not reach pods", silent, 120)
+        bed.kubectl("delete", "networkpolicy", "closed")
+        bed.wait("pods reach pods", lambda: not silent(), 120)
+        for i in self.nodes(bed):
+            bed.on(i, f": > {LOG}")
+
+    def node_after_node_gets_flannels_network_back(self, bed):
+        """The way back: flannel's daemon runs again on all nodes at first, and agents go when no pod has their network any more."""
+        for i in self.nodes(bed):
+            bed.on(i, "iptables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables -t nat -F FLANNEL-POSTRTG; iptables -t nat -X FLANNEL-POSTRTG")
+            self.put_flannel(bed, i)
+
+        def commands(i):
+            self.put_conf(bed, i)
+            bed.on(i, "ip link delete kube-bridge")
+        self.each_node(bed, commands, "kube-bridge", "cni0")
+
+    def agents_go_and_leave_nothing(self, bed):
+        bed.kubectl("delete", "-f", bed.manifest())
+        bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+        name = f"docker.io/library/sluice:{image.version()}"
+        ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
+        for i in self.nodes(bed):
+            mounts = " ".join(f"--mount type=bind,src={path},dst={path},options=rbind:{how}" for path, how in
+                              (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/opt/cni/bin", "rw"), ("/var/lib/sluice", "rw"), ("/run/sluice", "rw")))
+            bed.on(i, f"{ctr} -n k8s.io run --rm --privileged --net-host {mounts} --env KUBE_ROUTER_CNI_CONF_FILE={OURS} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+            self.put_routes(bed, i)
+            left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
+                             f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
+            that(not any(left), f"left on node {i}:", left)
+        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+        that(all(condition(node, "Ready") for node in bed.get("nodes")["items"]), "nodes are not ready")
