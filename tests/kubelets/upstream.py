@@ -14,7 +14,7 @@ GROUP = "[sig-network] "
 # What the tests call in pods. Debian's name of netcat is another one, and its busybox as a shell takes its own netcat whatever PATH says.
 TOOLS = {"sh": "/bin/dash", "curl": "/usr/bin/curl", "dig": "/usr/bin/dig", "nc": "/bin/nc.openbsd", "getent": "/usr/bin/getent", "ss": "/bin/ss", "ip": "/sbin/ip", "bash": "/bin/bash"}
 # Images by the last word of their names: what a container of them runs, and with which words where its pod has none.
-IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], [])}
+IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "busybox": ([], ["sh"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], [])}
 MOST_MINUTES = 20  # for one test
 PASSED, SKIPPED = "passed", "skipped"
 NOT_RUN = re.compile(r"not run(?: without (\S+))?: (.+)")
