@@ -60,8 +60,8 @@ class Testbed:
         def names_ranges():
             plugins = (own.read_json(net.cni_file(i)) or {}).get("plugins", [])
             return any(plugin.get("ipam", {}).get("ranges") for plugin in plugins)
-        if not own.wait(names_ranges, 60, 0.1):
-            raise own.LabError(f"the agent of node {i} has put no ranges into the CNI file after 60 s\n{self.tail(i)}")
+        if not own.wait(names_ranges, 180, 0.1):
+            raise own.LabError(f"the agent of node {i} has put no ranges into the CNI file after 180 s\n{self.tail(i)}")
         for pod in self.plan.pod_names():
             if net.node_of(pod) == i:
                 net.pod_add(i, pod)
@@ -126,7 +126,7 @@ class Testbed:
                     return f"{key[1]} has {sorted(live)}, not {sorted(want)}"
         return ""
 
-    def ready(self, *nodes, seconds=60):
+    def ready(self, *nodes, seconds=180):
         """Until the agents say that everything asked for is done."""
         for i in nodes or self.agents:
             if not own.wait(lambda: kernel.http_get(i, "/readyz")[0] == 200, seconds, 0.1):

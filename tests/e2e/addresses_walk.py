@@ -1,5 +1,7 @@
 """Addresses for Services of type LoadBalancer, given by three agents that have a bad way to a real API server, while Services and pools change by chance."""
+import collections
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -27,6 +29,9 @@ FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=fals
          "--metrics-port=0", "--socket=", "--loadbalancer-sync-period=5s", f"--loadbalancer-ip-range={','.join(RANGES)}",
          f"--service-cluster-ip-range={','.join(net.SERVICE_RANGES)}"]
 STORM, LONG_STORM = 20, 40  # seconds
+# Two Services with it may have one address, if their ports differ; nobody's class but ours gets one.
+KEY, SHARED, OTHERS = "metallb.io/allow-shared-ip", "web", "example.com/balancer"
+FEW = 3  # statuses written in a storm
 QUIET, REST = 60, 7  # at most; and for how long nothing may be written then, which is more than the period of the audits
 
 
@@ -76,8 +81,8 @@ class Watch:
     def __init__(self, facts):
         self.api = Api(facts)
         listed = self.api.get(SERVICES)
-        self.now = {item["metadata"]["name"]: _addresses(item) for item in listed["items"]}
-        self.twice, self.written, self.failed = [], 0, None
+        self.now = {item["metadata"]["name"]: item for item in listed["items"]}
+        self.twice, self.written, self.shared, self.failed = [], 0, 0, None
         self.thread = threading.Thread(target=self.follow, args=(facts, listed["metadata"]["resourceVersion"]), daemon=True)
         self.thread.start()
 
@@ -97,13 +102,28 @@ class Watch:
 
     def see(self, kind, item):
         name = item["metadata"]["name"]
-        had, has = self.now.get(name, []), _addresses(item) if kind != "DELETED" else []
+        had, has = _addresses(self.now.get(name, {})), _addresses(item) if kind != "DELETED" else []
         self.written += had != has and bool(has)
         for address in set(has) - set(had):
-            self.twice += [f"{address} of {other} is given to {name}" for other, theirs in self.now.items() if other != name and address in theirs]
-        self.now[name] = has
+            owners = [other for other, theirs in self.now.items() if other != name and address in _addresses(theirs)]
+            self.twice += [f"{address} of {other} is given to {name}" for other in owners if not _may_share(item, self.now[other])]
+            self.shared += any(_may_share(item, self.now[other]) for other in owners)
+        self.now[name] = item
         if kind == "DELETED":
             del self.now[name]
+
+
+def _key(item):
+    return item["metadata"].get("annotations", {}).get(KEY)
+
+
+def _may_share(one, other):
+    return _key(one) is not None and _key(one) == _key(other) and _ports(one) != _ports(other)
+
+
+def _ports(item):
+    """Each Service of the walk has one."""
+    return [(port.get("protocol", "TCP"), port["port"]) for port in item["spec"]["ports"]]
 
 
 def _addresses(item):
@@ -111,12 +131,15 @@ def _addresses(item):
 
 
 def _change(api, dice):
-    """What a user may do with a Service: make it, take it away, ask for another address, or for none."""
+    """What a user may do with a Service: make it, take it away, ask for another address, or for none. Its port, its key and its class stay: what
+    changes while an agent has an older view of it is shown on an API in memory."""
     name = dice.choice(NAMES)
     asked = {"metallb.io/loadBalancerIPs": dice.choice([*V4, "198.18.0.9"])} if dice.random() < 0.2 else {}
+    shares = {KEY: SHARED} if dice.random() < 0.4 else {}
     body = {"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": asked, "labels": {"tier": dice.choice(["gold", "plain"])}},
-            "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "ports": [{"port": 80}],
+            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {**asked, **shares}, "labels": {"tier": dice.choice(["gold", "plain"])}},
+            "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False, "ports": [{"port": dice.choice([80, 443])}],
+                     **({"loadBalancerClass": OTHERS} if dice.random() < 0.1 else {}),
                      "ipFamilyPolicy": dice.choice(["SingleStack", "PreferDualStack", "RequireDualStack"])}}
     kind = dice.random()
     try:
@@ -135,10 +158,15 @@ def _change(api, dice):
 def _wrong(api):
     """What is not as it should be when nothing has happened for long, or nothing."""
     services = {item["metadata"]["name"]: item for item in api.get(SERVICES)["items"]}
-    wanting = {name: item for name, item in services.items() if item["spec"]["type"] == "LoadBalancer"}
-    used = [address for item in services.values() for address in _addresses(item)]
-    if len(used) != len(set(used)):
-        return f"two owners: {sorted(used)}"
+    wanting = {name: item for name, item in services.items()
+               if item["spec"]["type"] == "LoadBalancer" and item["spec"].get("loadBalancerClass") != OTHERS}
+    owners = collections.defaultdict(list)
+    for item in services.values():
+        for address in _addresses(item):
+            owners[address].append(item)
+    for address, its in owners.items():
+        if any(not _may_share(one, other) for one, other in itertools.combinations(its, 2)):
+            return f"{address} has owners that may not share it: {[one['metadata']['name'] for one in its]}"
     for name, item in services.items():
         has = _addresses(item)
         if name not in wanting:
@@ -156,7 +184,7 @@ def _wrong(api):
             if asked and family == "IPv4" and mine and mine != [asked]:
                 return f"{name} has {mine}, not {asked}"
             if family in families and not mine:
-                free[family] = [address for address in addresses if address not in used]
+                free[family] = [address for address in addresses if all(_may_share(item, other) for other in owners[address])]
         if is_whole and has and len(has) < len(families):
             return f"{name} has a part: {has}"
         if asked and not is_whole and not has and families == ["IPv4"] and asked in free["IPv4"]:
@@ -217,11 +245,13 @@ def _put_pools(api, data):
     api.put(POOLS, body)
 
 
-def _storm(bed, dice, allocators, seconds, changed):
-    """Changes by chance; the holder of the Lease is killed once, at a step, and comes back after a while."""
+def _storm(bed, dice, allocators, seconds, changed, is_enough):
+    """Changes by chance, for so long and until they are enough, which takes longer on a busy machine; the holder of the Lease is killed once, at a step,
+    and comes back after a while."""
     api, until, back = bed.source.api, time.monotonic() + seconds, []
+    latest = until + 3 * seconds
     kill_at = time.monotonic() + min(seconds / 3, 15)
-    while time.monotonic() < until:
+    while time.monotonic() < until or not is_enough() and time.monotonic() < latest:
         now = time.monotonic()
         _change(api, dice)
         changed["count"] += 1
@@ -269,17 +299,17 @@ def _go(bed, dice, allocators, watch, seconds, old_lists):
     for way in ways:
         way.done.clear()
         way.is_quiet, way.gives_old_lists = False, old_lists
-    written, twice = watch.written, len(watch.twice)
-    _storm(bed, dice, allocators, seconds, changed)
+    written, twice, shared = watch.written, len(watch.twice), watch.shared
+    _storm(bed, dice, allocators, seconds, changed, lambda: watch.written - written > FEW)
     for way in ways:
         way.is_quiet, way.gives_old_lists = True, False
     _put_pools(api, {})
     took = _settle(api, watch)
     done = sum((way.done for way in ways), start=type(ways[0].done)())
     print(f"       {changed['count']} changes, killed: {changed['killed']}; {watch.written - written} statuses written, "
-          f"{len(watch.twice) - twice} of them with an address of others; settled after {took:.1f} s; {dict(sorted(done.items()))}", flush=True)
+          f"{watch.shared - shared} of them with an address that is shared, {len(watch.twice) - twice} with one of others; settled after {took:.1f} s; {dict(sorted(done.items()))}", flush=True)
     expect.that(sum(done.values()) > 10, "the way is not bad:", dict(done))
-    expect.that(watch.written - written > 3, "few addresses were given:", watch.written - written)
+    expect.that(watch.written - written > FEW, "few addresses were given:", watch.written - written)
     return watch.twice[twice:]
 
 

@@ -4,6 +4,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
+#[path = "direct_server_return/announced.rs"]
+mod announced;
 #[path = "direct_server_return/clients.rs"]
 mod clients;
 #[path = "direct_server_return/container.rs"]
@@ -557,7 +559,7 @@ impl Nodes {
             || waiting.iter_mut().any(|it: &mut Child| it.try_wait().expect("it is ours").is_none())
         {
             if waiting.is_empty() && sockets() {
-                waiting = [1, 2].map(|node| self.waits_for(node, 60)).into();
+                waiting = [1, 2].map(|node| self.waits_for(node, 180)).into();
             }
             for service in parsed(SERVICES) {
                 let begun = Instant::now();

@@ -156,11 +156,14 @@ fn a_pod_that_is_deleted_while_it_is_set_up_leaves_nothing_behind_and_the_next_o
         nodes.start(DIRECTOR);
         nodes.until("with direct server return", SERVICES);
         for changes in 1..=4 {
-            nodes.put_service(false);
-            nodes.until("with NAT", PODS);
-            until(&nodes, &place, "no tunnel", &[]);
-            let found = behind(&place, (changes, Duration::from_secs(20)), || nodes.put_service(true), || {});
-            assert!(found.is_some(), "there are more changes than {changes}: {}", nodes.shown());
+            // The pod is looked at time and again: on a busy machine two changes may be seen as one.
+            let found = (0..5).find_map(|_| {
+                nodes.put_service(false);
+                nodes.until("with NAT", PODS);
+                until(&nodes, &place, "no tunnel", &[]);
+                behind(&place, (changes, Duration::from_secs(20)), || nodes.put_service(true), || {})
+            });
+            assert!(found.is_some(), "there are never {changes} changes: {}", nodes.shown());
             drop(server);
             runtime.end_sandbox(&id);
             println!("deleted behind change {changes}: {found:?}");
