@@ -50,6 +50,7 @@ fn start(words: &[OsString]) -> Result<ExitCode, Refusal> {
         }
     };
     memory::keep_little();
+    memory::use_small_pages();
     let config = Config::from_flags(&flags, verbosity, &environment()).map_err(refused)?;
     manifests_can_be_read(&config)?;
     let form = match config.log_format {

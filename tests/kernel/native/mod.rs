@@ -2,6 +2,7 @@
 
 mod address;
 mod agent;
+mod agent_memory;
 mod bridge;
 mod bundle;
 mod cleanup;
