@@ -100,7 +100,8 @@ class Move:
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}})
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
         for i in self.nodes(bed):
-            loop = f"while :; do curl -s -m 5 -o /dev/null http://{web_address(bed)}/name && echo ok || echo failed $(date +%T); sleep 0.2; done >> {LOG} 2>&1"
+            ask = f"curl -sS -m 5 -o /dev/null http://{web_address(bed)}/name 2>&1"
+            loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep 0.2; done >> {LOG} 2>&1"
             bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 &")
         self.no_request_failed(bed)
 

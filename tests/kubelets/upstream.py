@@ -114,7 +114,7 @@ def name_of(spec):
 
 
 def files():
-    """What pods of the tests have: agnhost as its own image lays it out, a busybox, and tools with their libraries."""
+    """What pods of the tests have: agnhost as its own image lays it out with a CoreDNS, a busybox, and tools with their libraries."""
     tree = Tree()
     for name in ("bin", "sbin", "lib", "lib64"):
         tree.link(name, f"usr/{name}")
@@ -127,6 +127,7 @@ def files():
         for library in re.findall(r"(/\S+) \(0x", own.run("ldd", path)):
             tree.copy(library, library)
     tree.copy("agnhost", cluster.other(cluster.AGNHOST))
+    tree.copy("coredns", cluster.other(cluster.DNS))  # pods that are a DNS of a test's own start it
     tree.link("agnhost-2", "agnhost")
     module = cluster.folder_of_module("kubernetes", "k8s.io/kubernetes")
     for name in ("localhost.crt", "localhost.key"):
