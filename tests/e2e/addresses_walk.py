@@ -32,7 +32,7 @@ STORM, LONG_STORM = 20, 40  # seconds
 # Two Services with it may have one address, if their ports differ; nobody's class but ours gets one.
 KEY, SHARED, OTHERS = "metallb.io/allow-shared-ip", "web", "example.com/balancer"
 FEW = 3  # statuses written in a storm
-QUIET, REST = 60, 7  # at most; and for how long nothing may be written then, which is more than the period of the audits
+QUIET, REST = 120, 7  # at most; and for how long nothing may be written then, which is more than the period of the audits
 
 
 class Allocator:
@@ -284,7 +284,7 @@ def _walk(bed):
         watch = Watch(bed.facts)
         with _allocators(bed, dice) as allocators:
             # The Lease may still have the name of one that was killed.
-            expect.soon(lambda: any(ACQUIRED in one.text() for one in allocators.values()), 40, "nobody holds the Lease")
+            expect.soon(lambda: any(ACQUIRED in one.text() for one in allocators.values()), 120, "nobody holds the Lease")
             yield dice, allocators, watch
     finally:
         for item in api.get(SERVICES)["items"]:
