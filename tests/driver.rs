@@ -58,6 +58,7 @@ use sluice::subsystem::Inputs;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use support::endpoints::{in_one_slice, ready};
 use support::logged::logged;
 use support::memory::{MemoryKernel, State};
 use support::random::Random;
@@ -378,27 +379,28 @@ const OTHER: &str = "10.96.0.2";
 fn served() -> World {
     let mut world = generate::empty_world();
     for (name, address) in [("one", ADDRESS), ("other", OTHER)] {
-        let name = ObjectName::new("default", name);
-        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
-        let cluster_ips = vec![address.parse().expect("an address")];
-        let service = Service {
-            kind: ServiceType::ClusterIp,
-            ports: [port].into(),
-            cluster_ips,
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            ..generate::service(&mut Random::new(1))
-        };
-        world.cluster.services.insert(name.clone(), service);
-        let endpoint =
-            Endpoint { address: [10, 244, 1, 5].into(), node: None, conditions: Conditions::READY, hints: None };
-        let slice = EndpointSlice {
-            family: Family::V4,
-            ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-            endpoints: vec![endpoint].into(),
-        };
-        world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+        let service = service_at(address.parse().expect("an address"));
+        put(&mut world, ObjectName::new("default", name), service, [10, 244, 1, 5]);
     }
     world
+}
+
+/// A Service with one port at this cluster IP.
+fn service_at(address: IpAddr) -> Service {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    Service {
+        kind: ServiceType::ClusterIp,
+        ports: [port].into(),
+        cluster_ips: vec![address],
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        ..generate::service(&mut Random::new(1))
+    }
+}
+
+/// Puts a Service with this endpoint into a World.
+fn put(world: &mut World, name: ObjectName, service: Service, endpoint: [u8; 4]) {
+    world.cluster.services.insert(name.clone(), service);
+    world.cluster.endpoints.insert(name, in_one_slice(8080, [ready(endpoint, None)]));
 }
 
 /// Runs the loop on an empty kernel for as long as the test does.

@@ -33,18 +33,11 @@ fn balanced(nodes: &[&str]) -> World {
         ..service
     };
     world.cluster.services.insert(name(), service);
-    let endpoints = nodes.iter().enumerate().map(|(number, node)| Endpoint {
-        address: [10, 244, if *node == NODE { 1 } else { 2 }, 10 + number as u8].into(),
-        node: Some((*node).into()),
-        conditions: Conditions::READY,
-        hints: None,
+    let endpoints = nodes.iter().enumerate().map(|(number, node)| {
+        let network = if *node == NODE { 1 } else { 2 };
+        ready([10, 244, network, 10 + number as u8], Some(node))
     });
-    let slice = EndpointSlice {
-        family: Family::V4,
-        ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-        endpoints: endpoints.collect(),
-    };
-    world.cluster.endpoints.insert(name(), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+    world.cluster.endpoints.insert(name(), in_one_slice(8080, endpoints));
     world
 }
 

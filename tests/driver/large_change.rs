@@ -1,14 +1,11 @@
 //! A change of many Services' endpoints, which takes more than one round.
 
-use std::sync::Arc;
-
-use sluice::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, World};
-use sluice::net::{Family, Protocol};
+use sluice::model::{ObjectName, Service, World};
 use sluice::proxy::apply::PORTION;
 
 use super::support::generate;
 use super::support::memory::State;
-use super::{Running, served, with_running};
+use super::{Running, put, service_at, with_running};
 
 /// Each with one endpoint, so that exchanging all of them takes several portions.
 const SERVICES: usize = 2 * PORTION;
@@ -16,23 +13,12 @@ const SERVICES: usize = 2 * PORTION;
 /// Services whose endpoints are those of this turn.
 pub fn all_of(turn: u8) -> World {
     let mut world = generate::empty_world();
-    let of_two = served();
-    let (_, service) = of_two.cluster.services.iter().next().expect("there are two");
     for number in 0..SERVICES {
         let [high, low] = u16::try_from(number).expect("a small number").to_be_bytes();
         let name = ObjectName::new("shop", &format!("s{number}"));
-        let mut service = (**service).clone();
-        (service.cluster_ips, service.external_ips) = (vec![[10, 97, high, low].into()], Vec::new());
-        service.annotations = Default::default();
-        world.cluster.services.insert(name.clone(), service);
-        let address = [10, 100 + turn, high, low].into();
-        let endpoint = Endpoint { address, node: None, conditions: Conditions::READY, hints: None };
-        let slice = EndpointSlice {
-            family: Family::V4,
-            ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-            endpoints: vec![endpoint].into(),
-        };
-        world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+        let service = service_at([10, 97, high, low].into());
+        let service = Service { external_ips: Vec::new(), annotations: Default::default(), ..service };
+        put(&mut world, name, service, [10, 100 + turn, high, low]);
     }
     world
 }

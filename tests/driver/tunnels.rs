@@ -36,19 +36,8 @@ fn tunnelled(number: u64, endpoints: &[u8]) -> World {
         }
         world.cluster.services.insert(ObjectName::new("default", name), service);
     }
-    let endpoint = |last: &u8| Endpoint {
-        address: [10, 244, 1, *last].into(),
-        node: None,
-        conditions: Conditions::READY,
-        hints: None,
-    };
-    let slice = EndpointSlice {
-        family: Family::V4,
-        ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
-        endpoints: endpoints.iter().map(endpoint).collect(),
-    };
-    let slices = [("one".into(), Arc::new(slice))].into();
-    world.cluster.endpoints.insert(ObjectName::new("default", "one"), Endpoints { slices });
+    let endpoints = endpoints.iter().map(|last| ready([10, 244, 1, *last], None));
+    world.cluster.endpoints.insert(ObjectName::new("default", "one"), in_one_slice(80, endpoints));
     world
 }
 

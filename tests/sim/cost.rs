@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sluice::config::ProxyConfig;
-use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ObjectName, ProxyAnnotations, Service,
-    ServicePort, ServiceType,
-};
-use sluice::net::{Family, Protocol};
+use sluice::model::{Authority, Endpoints, ObjectName, ProxyAnnotations, Service, ServicePort, ServiceType};
+use sluice::net::Protocol;
 use sluice::reconcile::Moment;
 
 use crate::agent::{Agent, known};
+use crate::support::endpoints::{in_one_slice, ready};
 use crate::support::memory::{MemoryKernel, State};
 use crate::support::{flags, generate};
 
@@ -65,16 +63,11 @@ pub fn of_an_endpoint_among(count: u32) -> Duration {
     let mut world = known(Authority::Complete, &generate::empty_world());
     world.cluster.services.insert(name(0), service(0, false));
     let times = (0..12).map(|turn| {
-        let mut those = endpoints(0);
-        let slice = those.slices.values().next().expect("there is one");
-        let first = slice.endpoints.iter().next().expect("there is one");
         let all = (0..count - turn % 2).map(|number| {
             let [_, high, middle, low] = number.to_be_bytes();
-            Endpoint { address: [10, 128 + high, middle, low].into(), ..first.clone() }
+            ready([10, 128 + high, middle, low], Some("node1"))
         });
-        let slice = EndpointSlice { endpoints: all.collect(), ..(**slice).clone() };
-        those.slices = [("one".into(), Arc::new(slice))].into();
-        world.cluster.endpoints.insert(name(0), those);
+        world.cluster.endpoints.insert(name(0), in_one_slice(80, all));
         let begin = clock_gettime(ClockId::ThreadCPUTime);
         agent.take_world(&world, Instant::now());
         let end = clock_gettime(ClockId::ThreadCPUTime);
@@ -108,16 +101,5 @@ fn service(number: u32, dsr: bool) -> Service {
 
 fn endpoints(number: u32) -> Endpoints {
     let [.., high, low] = number.to_be_bytes();
-    let endpoint = Endpoint {
-        address: [10, 244, high, low].into(),
-        node: Some("node1".into()),
-        conditions: Conditions::READY,
-        hints: None,
-    };
-    let slice = EndpointSlice {
-        family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
-        endpoints: [endpoint].into_iter().collect(),
-    };
-    Endpoints { slices: [("one".into(), Arc::new(slice))].into() }
+    in_one_slice(80, [ready([10, 244, high, low], Some("node1"))])
 }

@@ -4,16 +4,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Node, ObjectName, Service, ServicePort,
-    ServiceType, TrafficPolicy, World,
+    Authority, Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy, World,
 };
-use sluice::net::{Family, Protocol};
+use sluice::net::Protocol;
 use sluice::proxy::apply::ProxyRound;
 use sluice::proxy::health_check::pending::Pending;
 use sluice::proxy::names::Set;
@@ -21,6 +19,7 @@ use sluice::reconcile::Moment;
 
 use crate::BACKENDS;
 use crate::agent::{Agent, known};
+use crate::support::endpoints::{in_one_slice, ready};
 use crate::support::memory::{MemoryKernel, Object, State};
 use crate::support::{flags, generate};
 
@@ -43,18 +42,8 @@ fn address(number: u8) -> IpAddr {
 fn put(world: &mut World, number: u8, turn: u8) {
     let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     world.cluster.services.insert(name(number), Service::new(vec![address(number)], vec![port]));
-    let endpoint = |host| Endpoint {
-        address: [10, 244, number, turn * ENDPOINTS + host].into(),
-        node: Some("node1".into()),
-        conditions: Conditions::READY,
-        hints: None,
-    };
-    let slice = EndpointSlice {
-        family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
-        endpoints: (1..=ENDPOINTS).map(endpoint).collect(),
-    };
-    world.cluster.endpoints.insert(name(number), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+    let endpoints = (1..=ENDPOINTS).map(|host| ready([10, 244, number, turn * ENDPOINTS + host], Some("node1")));
+    world.cluster.endpoints.insert(name(number), in_one_slice(80, endpoints));
 }
 
 /// Each Service with endpoints of this turn.
@@ -321,18 +310,11 @@ fn balance(mut world: World, policy: TrafficPolicy, endpoints: &[(&str, u8, Cond
         ..Service::new(vec![address(OTHER)], vec![port])
     };
     world.cluster.services.insert(name(OTHER), service);
-    let endpoint = |(node, host, conditions): &(&str, u8, Conditions)| Endpoint {
-        address: [10, 244, OTHER, *host].into(),
-        node: Some((*node).into()),
+    let endpoints = endpoints.iter().map(|(node, host, conditions)| Endpoint {
         conditions: *conditions,
-        hints: None,
-    };
-    let slice = EndpointSlice {
-        family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into(),
-        endpoints: endpoints.iter().map(endpoint).collect(),
-    };
-    world.cluster.endpoints.insert(name(OTHER), Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+        ..ready([10, 244, OTHER, *host], Some(node))
+    });
+    world.cluster.endpoints.insert(name(OTHER), in_one_slice(80, endpoints));
     world
 }
 

@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "every test program uses its own part of this module")]
 
 pub mod chains;
+pub mod endpoints;
 pub mod flags;
 pub mod generate;
 #[path = "../../src/observe/given.rs"]

@@ -127,6 +127,13 @@ impl Directory {
     pub fn read(&mut self, name: &str, look: Look) -> io::Result<Reading> {
         self.unsettled.remove(name);
         let path = self.path.join(name);
+        // All files are looked at again and again while nothing changes, and opening one takes several times as long as asking for its properties.
+        let known = self.read.get(name).filter(|_| look == Look::WhenStill);
+        let is_as_read = |stamp: &Stamp| fs::metadata(&path).is_ok_and(|it| it.is_file() && Stamp::of(&it) == *stamp);
+        if known.is_some_and(is_as_read) {
+            self.missing.remove(name);
+            return Ok(Reading::Same);
+        }
         let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -260,4 +267,31 @@ impl Stamp {
 fn is_still(metadata: &Metadata) -> bool {
     let age = metadata.modified().ok().map(|at| SystemTime::now().duration_since(at));
     !matches!(age, Some(Ok(age)) if age < STILL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_as_it_was_read_is_not_opened_again() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        fs::write(folder.path().join("a.yaml"), "a: 1\n").expect("writable");
+        let mut directory = Directory::open(folder.path()).expect("it is there");
+        let opened = inotify::init(CreateFlags::NONBLOCK).expect("a descriptor");
+        inotify::add_watch(&opened, folder.path(), WatchFlags::OPEN).expect("it can be watched");
+        let mut buffer = [MaybeUninit::uninit(); 4 << 10];
+        let mut was_opened = || inotify::Reader::new(&opened, &mut buffer).next().is_ok();
+        let mut text = |look| match directory.read("a.yaml", look).expect("it can be read") {
+            Reading::Text(bytes) => Some(bytes),
+            Reading::Same => None,
+            Reading::Absent => panic!("it is there"),
+        };
+        assert_eq!((text(Look::Now).as_deref(), was_opened()), (Some(&b"a: 1\n"[..]), true));
+        assert_eq!((text(Look::WhenStill), was_opened()), (None, false));
+        fs::write(folder.path().join("a.yaml"), "a: 12\n").expect("writable");
+        assert!(was_opened(), "by the line above");
+        std::thread::sleep(STILL + STILL);
+        assert_eq!((text(Look::WhenStill).as_deref(), was_opened()), (Some(&b"a: 12\n"[..]), true));
+    }
 }

@@ -1,7 +1,10 @@
 //! Division of a file into documents, before anything is parsed: at lines that begin with `---` in YAML, and between values in JSON.
 
-use serde::Deserialize;
+mod json_object;
+
 use serde::de::IgnoredAny;
+
+use self::json_object::json_object;
 
 /// Format of a file; decided by the end of its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,12 +25,9 @@ pub struct Document<'a> {
 }
 
 /// The version and the kind of an object, as they stand in the text.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Named<'a> {
-    #[serde(borrow)]
     pub api_version: Option<&'a str>,
-    #[serde(borrow)]
     pub kind: Option<&'a str>,
 }
 
@@ -102,11 +102,10 @@ fn json_documents(text: &str) -> Vec<Document<'_>> {
 /// Returns where the first value of a text ends, and the version and kind of an object, so that nobody looks through it for these again. `None` where no
 /// value is left.
 fn json_value(text: &str) -> Option<(usize, Option<Named<'_>>)> {
-    let mut objects = serde_json::Deserializer::from_str(text).into_iter::<Named<'_>>();
-    if let Ok(named) = objects.next()? {
-        return Some((objects.byte_offset(), Some(named)));
+    if let Some(object) = json_object(text) {
+        return Some(object);
     }
-    // No object, or one that names its kind in another way.
+    // No object, or one without an end.
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     let value = values.next()?;
     // A value that does not parse is a document too: the last one, and its own parser reports the error.
@@ -114,7 +113,9 @@ fn json_value(text: &str) -> Option<(usize, Option<Named<'_>>)> {
 }
 
 pub fn newlines(text: &str) -> usize {
-    text.bytes().filter(|byte| *byte == b'\n').count()
+    // Counted in bytes, which takes an eighth of the instructions of counting each in a word.
+    let of = |bytes: &[u8]| usize::from(bytes.iter().map(|byte| u8::from(*byte == b'\n')).sum::<u8>());
+    text.as_bytes().chunks(usize::from(u8::MAX)).map(of).sum()
 }
 
 #[cfg(test)]
@@ -133,6 +134,20 @@ mod tests {
         let text = "\n{\"a\": 1}\n\n{\"b\":\n 2} [3] oops\n{}";
         let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
         assert_eq!(found, [(2, "{\"a\": 1}"), (4, "{\"b\":\n 2}"), (5, "[3]"), (5, "oops\n{}")]);
+    }
+
+    #[test]
+    fn an_object_of_json_that_does_not_parse_leaves_those_behind_it_alone() {
+        let text = "{\"a\": }\n{\"b\": 2}\n{\"c\": ";
+        let found: Vec<(usize, &str)> = documents(Format::Json, text).iter().map(|d| (d.line, d.text)).collect();
+        assert_eq!(found, [(1, "{\"a\": }"), (2, "{\"b\": 2}"), (3, "{\"c\": ")]);
+    }
+
+    #[test]
+    fn lines_are_counted_in_texts_of_any_length() {
+        for length in [0, 1, 254, 255, 256, 511, 2_000] {
+            assert_eq!((newlines(&"\n".repeat(length)), newlines(&"a\n".repeat(length))), (length, length));
+        }
     }
 
     #[test]
