@@ -9,6 +9,8 @@ import ipaddress
 import json
 import os
 import select
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -54,10 +56,10 @@ class Ground:
 class Neighbours:
     """The program that plays them."""
 
-    def __init__(self, plan, *words):
+    def __init__(self, plan, *words, where="theirs"):
         command = [plan["program"], words[0], ADDRESS, str(ASN), *map(str, words[1:])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                                        preexec_fn=lambda: net.enter("theirs"))
+                                        preexec_fn=lambda: net.enter(where))
         self.rest = b""
         self.waiting = []
 
@@ -256,6 +258,8 @@ def kernel(kind, plan):
         time.sleep(2)
         before, began = daemon.processor_seconds(), time.monotonic()
         neighbours.tell("send")
+        # Counting walks through all routes, and would take a processor from the daemon: the last one is looked for first.
+        has_route(ROUTES - 1)
         found = {"s": in_kernel(daemon, ROUTES, 0, pause=0.001) - began}
         found["CPU s"] = daemon.processor_seconds() - before
         found["MiB"], found["anonymous"] = daemon.memory()
@@ -307,15 +311,43 @@ class Batch:
     """The same routes by `ip -batch`."""
     name = "ip -batch"
 
+    @staticmethod
+    def measure(_plan):
+        with Ground(1):
+            path = f"{net.RUN}/bench.batch"
+            own.write(path, "".join(f"route add {prefix(number)} via {address(0)} dev eth0 proto 17\n" for number in range(ROUTES)))
+            with net.Inside(NAMESPACE):
+                began = time.monotonic()
+                own.run("/sbin/ip", "-batch", path)
+                return {"s": time.monotonic() - began}
 
-def batch(_kind, _plan):
-    with Ground(1):
-        path = f"{net.RUN}/bench.batch"
-        own.write(path, "".join(f"route add {prefix(number)} via {address(0)} dev eth0 proto 17\n" for number in range(ROUTES)))
-        with net.Inside(NAMESPACE):
-            began = time.monotonic()
-            own.run("/sbin/ip", "-batch", path)
-            return {"s": time.monotonic() - began}
+
+class Floor:
+    """The same routes by a loop that does nothing else: many messages in a send, of which the last one is acknowledged."""
+    name, words = "floor", []
+
+    @classmethod
+    def measure(cls, plan):
+        with Ground(1), Neighbours(plan, "floor", "routes", ROUTES, *cls.words, where=NAMESPACE) as floor:
+            return {"s": floor.hear("floor")["ms"] / 1e3}
+
+
+class Acknowledged(Floor):
+    """The same with an acknowledgement of each."""
+    name, words = "floor, each acked", ["each"]
+
+
+class Packets:
+    """As many packets as BFD sends and receives, by a loop that does nothing else."""
+    name = "floor"
+
+    @staticmethod
+    def measure(plan):
+        with Ground(MESH), Neighbours(plan, "floor", "packets", MESH, "there"), \
+                Neighbours(plan, "floor", "packets", MESH, "here", where=NAMESPACE) as here:
+            time.sleep(5)
+            here.tell(f"measure {plan['rest']}")
+            return {"BFD %": here.hear("floor", AT_MOST + plan["rest"])["percent"]}
 
 
 class Watch:
@@ -360,6 +392,24 @@ def in_kernel(daemon, four, six, pause=0.005, patience=AT_MOST):
     raise Late
 
 
+def has_route(number):
+    """Waits until the kernel has the route to this prefix, by asking for it alone."""
+    # struct rtmsg: IPv4, a whole address, RTM_F_FIB_MATCH; RTA_DST. RTM_GETROUTE, NLM_F_REQUEST.
+    wanted = ipaddress.ip_network(prefix(number)).network_address.packed
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0x2000) + struct.pack("=HH", 8, 1) + wanted
+    question = struct.pack("=IHHII", 16 + len(body), 26, 1, 1, 0) + body
+    deadline = time.monotonic() + AT_MOST
+    with net.Inside(NAMESPACE), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel_socket:
+        while time.monotonic() < deadline:
+            kernel_socket.send(question)
+            answer = kernel_socket.recv(1 << 16)
+            # RTM_NEWROUTE with the whole prefix; a shorter one is the route of the link, and an error that there is none.
+            if answer[4] == 24 and answer[17] == 24:
+                return
+            time.sleep(0.001)
+    raise Late
+
+
 def counted_four():
     with open("/proc/thread-self/net/fib_triestat") as handle:
         return next(int(line.split()[1]) for line in handle if line.strip().startswith("Prefixes:"))
@@ -374,6 +424,8 @@ def listed(family, daemon):
     return own.run("/sbin/ip", family, "-o", "route", "show", "proto", daemon.protocol).count("\n")
 
 
+# What is no daemon, and measured beside whichever is asked for.
+BESIDE = [Batch, Floor, Acknowledged, Packets]
 ALL = [Sluice, Bird, Frr, Gobgp, NewerGobgp]
 # Each row: its letter, title, how it is measured, with whom, and what its columns say.
 ROWS = [
@@ -386,8 +438,8 @@ ROWS = [
     ("d", f"a reflector, {CLIENTS} clients x {EACH} routes", reflector, ALL),
     ("e", "kill -9 with graceful restart, last route sent to the last End-of-RIB, all there", lambda kind, plan: restart(kind, plan, 0), ALL),
     ("e", "the same with one neighbour away", lambda kind, plan: restart(kind, plan, 1), ALL),
-    ("f", f"{ROUTES:,} routes of one neighbour into the kernel", kernel, [Batch, Sluice, Bird, Frr]),
-    ("g", f"{MESH:,} neighbours inside with BFD every {BFD_INTERVAL} ms, until all ways are up", watched, [Sluice]),
+    ("f", f"{ROUTES:,} routes of one neighbour into the kernel", kernel, [Batch, Floor, Acknowledged, Sluice, Bird, Frr]),
+    ("g", f"{MESH:,} neighbours inside with BFD every {BFD_INTERVAL} ms, until all ways are up", watched, [Packets, Sluice]),
     ("h", f"{NODES:,} nodes by their objects, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "api"), [Sluice]),
     ("h", f"{NODES:,} nodes by BGP, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "bgp"), [Sluice]),
 ]
@@ -399,7 +451,7 @@ def measure(how, kind, plan):
     best, spent = None, time.monotonic()
     for _ in range(plan["repeat"]):
         try:
-            found = batch(kind, plan) if kind is Batch else how(kind, plan)
+            found = kind.measure(plan) if kind in BESIDE else how(kind, plan)
         except Late:
             found = {"said": f"not within {AT_MOST} s"}
         if best is None or found.get("s", AT_MOST) < best.get("s", AT_MOST):
@@ -442,7 +494,7 @@ def main():
             continue
         rows = []
         for kind in kinds:
-            if kind is Batch or is_asked_for(kind, plan):
+            if kind in BESIDE or is_asked_for(kind, plan):
                 name = f"{kind.name} (reflects)" if letter == "a" and kind is Sluice else kind.name
                 rows.append((name, measure(how, kind, plan)))
         report(f"({letter}) {title}", rows)

@@ -1,19 +1,22 @@
 //! BFD with sockets and a clock: the only part of `bfd` with side effects.
 //!
 //! One thread has all sessions. It waits in one place, for packets, for other desired sessions, or for the next deadline; where there are
-//! many sessions it waits for packets only every few milliseconds, and reads all that have come. Before anybody is declared lost, all
+//! many sessions packets do not wake it, and every few milliseconds it reads all that have come (`turns`). Before anybody is declared lost, all
 //! packets that have arrived are read: a thread that was not scheduled for a while says nothing about a neighbour.
 //!
 //! Sockets exist while a session needs them: one that receives for each local address and kind of path, and one that sends for each
-//! session, with a source port of its own (RFC 5881 4). A socket that cannot be had is tried for again; the session stays down meanwhile.
+//! session (`senders`). A socket that cannot be had is tried for again; the session stays down meanwhile.
 //! The kernel is asked over which link the route to a neighbour on our link goes, and again when a packet of it has come over another one.
 //!
 //! The thread ends with its [`Handle`], and tells all neighbours first that the sessions end administratively, which harms nobody
 //! (RFC 5880 6.8.16). A process that is killed is found out as any failure is.
 
+mod senders;
+mod turns;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,9 +24,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
 use tokio::sync::{mpsc, watch};
 
+use self::senders::Senders;
+use self::turns::Turns;
 use super::packet::Packet;
 use super::session::Status;
 use super::sessions::{Arrival, Ignored, Output, Sessions};
@@ -55,15 +59,8 @@ pub struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Source ports (RFC 5881 4).
-const FIRST_PORT: u16 = 49152;
-const PORTS: u16 = u16::MAX - FIRST_PORT;
-/// Number of ports that are tried, as some are in use.
-const TRIES: u16 = 64;
 /// Number of times that a socket is read in one turn.
 const READS: usize = 64;
-/// Time for which the pause between two turns is not calculated again.
-const SAME_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two tries to open a socket that receives.
 const RETRY: Duration = Duration::from_secs(5);
 /// Time between two tries to deliver a report.
@@ -72,8 +69,6 @@ const UNDELIVERED: Duration = Duration::from_millis(10);
 const BETWEEN_COUNTS: Duration = Duration::from_secs(1);
 /// Least time between two questions for the link to one neighbour.
 const SAME_LINK: Duration = Duration::from_millis(100);
-/// Number of packets in a row that could not be sent, from which on it is told: a neighbour that is away costs every other one.
-const UNSENT: u32 = 5;
 /// Reports that may wait for their reader, beside the newest status of each session.
 const REPORTS: usize = 256;
 /// Longest wait.
@@ -96,12 +91,14 @@ pub fn spawn() -> io::Result<(Handle, mpsc::Receiver<Report>)> {
         wanted: wanted_in,
         wake: wake.clone(),
         receivers: BTreeMap::new(),
-        senders: BTreeMap::new(),
+        senders: Senders::new(RandomState::new().hash_one(())),
         links: BTreeMap::new(),
         lookup: None,
-        port: (RandomState::new().hash_one(()) % u64::from(PORTS)) as u16,
         batch: Batch::default(),
+        outputs: Vec::new(),
         is_changed: false,
+        is_called: true,
+        is_busy: false,
         turns: Turns::new(Instant::now()),
         pending: BTreeMap::new(),
         ignored: BTreeMap::new(),
@@ -143,17 +140,20 @@ struct Driver {
     wanted: watch::Receiver<BTreeMap<Key, Request>>,
     wake: Arc<OwnedFd>,
     receivers: BTreeMap<(IpAddr, Path), Receiver>,
-    /// By our discriminator.
-    senders: BTreeMap<u32, Sender>,
+    senders: Senders,
     /// When the kernel was asked for the link to each neighbour on our link.
     links: BTreeMap<Key, Instant>,
     /// `None` before the first question, and after one that failed.
     lookup: Option<Lookup>,
-    /// Last source port, counted from the first one that is allowed.
-    port: u16,
     batch: Batch,
+    /// Space for what the sessions ask for in a turn.
+    outputs: Vec<Output>,
     /// Other sockets may be needed than there are.
     is_changed: bool,
+    /// Somebody has called.
+    is_called: bool,
+    /// This turn has received or sent something.
+    is_busy: bool,
     turns: Turns,
     /// Reports that are not delivered.
     pending: BTreeMap<Key, Status>,
@@ -161,23 +161,6 @@ struct Driver {
     ignored: BTreeMap<Ignored, u64>,
     counts_at: Instant,
     reports: mpsc::Sender<Report>,
-}
-
-/// When turns began, and how much time is to be between two of them.
-struct Turns {
-    last: Instant,
-    this: Instant,
-    pause: Duration,
-    calculated_at: Instant,
-}
-
-struct Sender {
-    to: SocketAddr,
-    socket: Option<UdpSocket>,
-    /// Number of packets in a row that could not be sent.
-    unsent: u32,
-    /// It is known to be in trouble.
-    is_told: bool,
 }
 
 struct Receiver {
@@ -193,13 +176,17 @@ impl Driver {
         // Without the right to do so it goes on as everybody.
         let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
-            match self.wanted.has_changed() {
-                Ok(false) => {}
-                Ok(true) => {
-                    let wanted = self.wanted.borrow_and_update().clone();
-                    self.follow(&wanted);
+            self.turns.begin(Instant::now());
+            self.is_busy = false;
+            if std::mem::take(&mut self.is_called) {
+                match self.wanted.has_changed() {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        let wanted = self.wanted.borrow_and_update().clone();
+                        self.follow(&wanted);
+                    }
+                    Err(_) => return self.say_goodbye(),
                 }
-                Err(_) => return self.say_goodbye(),
             }
             self.open_receivers();
             self.read();
@@ -213,6 +200,9 @@ impl Driver {
     fn follow(&mut self, wanted: &BTreeMap<Key, Request>) {
         let now = Instant::now();
         self.sessions.want(now, wanted);
+        let sessions = &self.sessions;
+        self.senders
+            .keep(|id, to| sessions.destination(id).is_some_and(|(key, port)| to == to_socket(key.remote, port)));
         self.is_changed = true;
         self.links.retain(|key, _| wanted.contains_key(key));
         for key in wanted.keys().filter(|key| key.path == Path::SingleHop) {
@@ -235,36 +225,37 @@ impl Driver {
         true
     }
 
-    /// Waits for something to do. Errors are short: a signal, or no memory.
+    /// Waits for something to do.
     fn wait(&mut self) {
-        if let Some(until) = self.turns.rest(|| self.sessions.pause()) {
-            self.poll(false, until);
+        let now = Instant::now();
+        if let Some(until) = self.turns.rest(self.is_busy, || self.sessions.pause()) {
+            return self.poll(false, until);
         }
-        if !self.is_called() {
-            let now = Instant::now();
-            let retries = self.receivers.values().filter(|one| one.socket.is_none()).map(|one| one.retry_at);
-            let undelivered = (!self.pending.is_empty()).then(|| now + UNDELIVERED);
-            let uncounted = (!self.ignored.is_empty()).then(|| self.counts_at.max(now + UNDELIVERED));
-            let until = retries.chain(undelivered).chain(uncounted).chain(self.sessions.deadline()).min();
-            self.poll(true, until.unwrap_or(now + NEVER));
-            self.is_called();
-        }
-        self.turns.begin(Instant::now());
+        let retries = self.receivers.values().filter(|one| one.socket.is_none()).map(|one| one.retry_at);
+        let undelivered = (!self.pending.is_empty()).then(|| now + UNDELIVERED);
+        let uncounted = (!self.ignored.is_empty()).then(|| self.counts_at.max(now + UNDELIVERED));
+        let until = retries.chain(undelivered).chain(uncounted).chain(self.sessions.deadline()).min();
+        self.poll(true, until.unwrap_or(now + NEVER));
     }
 
-    /// Waits until an instant, for a call, and for packets if asked to.
-    fn poll(&self, packets: bool, until: Instant) {
+    /// Waits until an instant, for a call, and for packets if asked to. Errors are short: a signal, or no memory.
+    fn poll(&mut self, packets: bool, until: Instant) {
         let left = until.saturating_duration_since(Instant::now());
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let sockets = self.receivers.values().filter(|_| packets).filter_map(|one| one.socket.as_ref());
-        let mut all: Vec<PollFd> = vec![PollFd::new(&*self.wake, PollFlags::IN)];
-        all.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
-        let _ = poll(&mut all, Some(&time));
-    }
-
-    /// Returns whether somebody has called, and forgets it.
-    fn is_called(&self) -> bool {
-        rustix::io::read(&*self.wake, &mut [0; 8]).is_ok()
+        let mut call = [PollFd::new(&*self.wake, PollFlags::IN)];
+        let mut all = Vec::new();
+        let polled = if packets {
+            let sockets = self.receivers.values().filter_map(|one| one.socket.as_ref());
+            all.push(PollFd::new(&*self.wake, PollFlags::IN));
+            all.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
+            &mut all[..]
+        } else {
+            &mut call[..]
+        };
+        let _ = poll(polled, Some(&time));
+        if polled.first().is_some_and(|call| !call.revents().is_empty()) {
+            self.is_called = rustix::io::read(&*self.wake, &mut [0; 8]).is_ok();
+        }
     }
 
     fn read(&mut self) {
@@ -274,6 +265,7 @@ impl Driver {
             let Some(socket) = &receiver.socket else { continue };
             for _ in 0..READS {
                 let more = self.batch.read(socket);
+                self.is_busy |= self.batch.count() > 0;
                 for one in self.batch.datagrams() {
                     let (ttl, link, datagram) = (one.ttl, one.link, one.bytes);
                     let arrival = Arrival { from: one.from, to: *to, path: *path, ttl, link, datagram };
@@ -297,71 +289,33 @@ impl Driver {
     }
 
     fn act(&mut self) {
-        for output in self.sessions.outputs() {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.sessions.take_outputs(&mut outputs);
+        for output in outputs.drain(..) {
             match output {
                 Output::Send(id, packet) => self.send(id, &packet),
                 Output::Changed(key, status) => drop(self.pending.insert(key, status)),
                 Output::Ended(id) => {
-                    if let Some(sender) = self.senders.remove(&id).filter(|sender| sender.is_told) {
+                    if let Some(to) = self.senders.close(id) {
                         // A reader that is far behind misses the end of a trouble that concerns no session.
-                        let _ = self.reports.try_send(Report::Unsent(sender.to, None));
+                        let _ = self.reports.try_send(Report::Unsent(to, None));
                     }
                     self.is_changed = true;
                 }
             }
         }
+        self.outputs = outputs;
     }
 
-    /// Sends a packet, or loses it where there is no way, which is told when it lasts.
     fn send(&mut self, id: u32, packet: &Packet) {
-        let Some((key, port)) = self.sessions.destination(id) else { return };
-        let to = to_socket(key.remote, port);
-        let unopened = Sender { to, socket: None, unsent: 0, is_told: false };
-        let mut sender = self.senders.remove(&id).filter(|sender| sender.to == to).unwrap_or(unopened);
-        let sent = self.send_by(&mut sender, key.local, packet);
-        sender.unsent = if sent.is_ok() { 0 } else { sender.unsent.saturating_add(1) };
-        let report = match sent {
-            Ok(()) if sender.is_told => Some(Report::Unsent(to, None)),
-            Err(error) if sender.unsent >= UNSENT && !sender.is_told => Some(Report::Unsent(to, Some(error))),
-            Ok(()) | Err(_) => None,
-        };
-        if report.is_some_and(|report| self.reports.try_send(report).is_ok()) {
-            sender.is_told = !sender.is_told;
-        }
-        self.senders.insert(id, sender);
-    }
-
-    fn send_by(&mut self, sender: &mut Sender, local: IpAddr, packet: &Packet) -> Result<(), Error> {
-        let socket = match &sender.socket {
-            Some(socket) => socket,
-            // The next packet tries again where there is none.
-            None => sender.socket.insert(self.open_sender(local, sender.to)?),
-        };
-        let bytes = packet.encode();
-        let is_refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
-        let sent = match socket.send(&bytes) {
-            // A neighbour that did not listen to an earlier packet has refused it, which is told now, in place of sending.
-            Err(error) if is_refused(&error) => socket.send(&bytes),
-            sent => sent,
-        };
-        match sent {
-            Err(error) if !is_refused(&error) => {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                Err(Error::errno("send UDP to", sender.to.to_string(), errno))
-            }
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-
-    fn open_sender(&mut self, local: IpAddr, to: SocketAddr) -> Result<UdpSocket, Error> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            self.port = (self.port + 1) % PORTS;
-            match udp::sending(to_socket(local, FIRST_PORT + self.port), to) {
-                Err(error) if error.is_port_taken() && tries < TRIES => {}
-                opened => return opened,
-            }
+        self.is_busy = true;
+        let sessions = &self.sessions;
+        let ends = || sessions.destination(id).map(|(key, port)| (key.local, to_socket(key.remote, port)));
+        let told = self.senders.send(id, packet, ends);
+        if let Some(news) = told
+            && self.reports.try_send(Report::Unsent(news.to, news.error.clone())).is_ok()
+        {
+            news.is_delivered();
         }
     }
 
@@ -388,7 +342,7 @@ impl Driver {
                 continue;
             }
             let on = to_socket(address, path.port());
-            let report = match udp::receiving(on) {
+            let report = match udp::receiving(on, path == Path::SingleHop) {
                 Ok(socket) => {
                     receiver.socket = Some(socket);
                     std::mem::take(&mut receiver.is_told).then_some(Report::Trouble(on, None))
@@ -437,23 +391,5 @@ impl Driver {
         for _ in 0..GOODBYES {
             last.iter().for_each(|(id, packet)| self.send(*id, packet));
         }
-    }
-}
-
-impl Turns {
-    fn new(now: Instant) -> Turns {
-        Turns { last: now, this: now, pause: Duration::ZERO, calculated_at: now }
-    }
-
-    fn begin(&mut self, now: Instant) {
-        (self.last, self.this) = (self.this, now);
-    }
-
-    /// Time until which packets can wait: where turns follow each other closely, one serves many.
-    fn rest(&mut self, pause: impl FnOnce() -> Duration) -> Option<Instant> {
-        if self.this.saturating_duration_since(self.calculated_at) >= SAME_PAUSE || self.pause.is_zero() {
-            (self.pause, self.calculated_at) = (pause(), self.this);
-        }
-        (self.this.saturating_duration_since(self.last) < 2 * self.pause).then(|| self.this + self.pause)
     }
 }

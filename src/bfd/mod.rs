@@ -9,6 +9,7 @@
 //! Not supported: authentication, the echo function, and demand mode of ours. A neighbour's demand mode is honoured: nothing is sent
 //! while the session is up, and its polls are answered.
 
+pub mod discriminators;
 pub mod driver;
 pub mod packet;
 pub mod session;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::discriminators::ByDiscriminator;
 use super::packet::{Discarded, Packet, State};
 use super::session::{Moment, Session, Status};
 use super::{Key, Path, Request};
@@ -75,7 +76,7 @@ impl Ignored {
 #[derive(Debug)]
 pub struct Sessions {
     /// By our discriminator.
-    sessions: BTreeMap<u32, Entry>,
+    sessions: ByDiscriminator<Entry>,
     keys: BTreeMap<Key, u32>,
     /// Earliest time at which each session may have something to do.
     timers: BTreeSet<(Instant, u32)>,
@@ -98,15 +99,16 @@ struct Entry {
 }
 
 /// Time between two wake-ups, as a part of the shortest interval: what the jitter leaves to a periodic packet that is late is more.
-const PARTS: u32 = 32;
+const PARTS: u32 = 16;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+/// The answer to a poll waits no longer.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 impl Sessions {
     /// Builds none. `seed` makes discriminators and jitter unpredictable.
     pub fn new(seed: u64) -> Sessions {
         Sessions {
-            sessions: BTreeMap::new(),
+            sessions: ByDiscriminator::default(),
             keys: BTreeMap::new(),
             timers: BTreeSet::new(),
             chance: seed,
@@ -236,8 +238,9 @@ impl Sessions {
         if packet.yours == 0 && entry.key.path == Path::Multihop && entry.session.status().state == State::Up {
             return Err(Ignored::Unproven);
         }
-        entry.session.receive(at, &packet);
-        self.follow_up(now, id);
+        if entry.session.receive(at, &packet) {
+            self.follow_up(now, id);
+        }
         Ok(())
     }
 
@@ -271,6 +274,11 @@ impl Sessions {
     /// Takes the pending outputs, in order.
     pub fn outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.outputs)
+    }
+
+    /// As [`Sessions::outputs`], into an empty space, which is used again.
+    pub fn take_outputs(&mut self, into: &mut Vec<Output>) {
+        into.append(&mut self.outputs);
     }
 
     /// Time for which nobody needs to be woken again: many sessions share one wake-up.

@@ -111,6 +111,7 @@ pub struct Watched {
 const ROUTING_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 const DELETE_LINK: u16 = 17;
 const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: a change of the rules is complete.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
@@ -140,6 +141,8 @@ pub struct Monitor {
     socket: Socket,
     view: View,
     changes: Changes,
+    /// Ports of ours whose routes are not heard of.
+    hidden: Vec<u32>,
 }
 
 impl Monitor {
@@ -154,6 +157,7 @@ impl Monitor {
             socket: Socket::open(Bus::Route)?,
             view: View::new(watched),
             changes: Changes::default(),
+            hidden: Vec::new(),
         };
         monitor.look_around()?;
         Ok(monitor)
@@ -170,6 +174,7 @@ impl Monitor {
 
     fn run(mut self, told: &watch::Sender<Changes>) {
         while !told.is_closed() {
+            self.hide_own_routes();
             let rules = &self.rules;
             let missed = PollFd::from_borrowed_fd(rules.missed(), PollFlags::IN);
             let (routing, rules) = (PollFd::new(&self.routing, PollFlags::IN), PollFd::new(rules, PollFlags::IN));
@@ -179,6 +184,20 @@ impl Monitor {
             let changes = self.hear();
             told.send_if_modified(|told| std::mem::replace(told, changes) != changes);
         }
+    }
+
+    /// Has the kernel keep to itself what it would tell of routes that we make and delete: thousands at once, each of which would wake this
+    /// thread. Sockets that open or close are taken notice of with the next notification, or after a while.
+    fn hide_own_routes(&mut self) {
+        let ports = own::ports(Bus::Route);
+        if ports == self.hidden {
+            return;
+        }
+        // Without it they are heard, and known by their ports.
+        if let Err(errno) = self.routing.ignore(&[NEW_ROUTE, DELETE_ROUTE], &ports) {
+            debug!(%errno, "The kernel takes no filter of notifications");
+        }
+        self.hidden = ports;
     }
 
     fn hear_routing(&mut self, changes: &mut Changes) {

@@ -2,7 +2,8 @@
 //!
 //! A notification carries the port of the socket whose request caused it. Every socket of ours is listed here
 //! while it is open, and the last programs that we started, whose sockets have their process number as port.
-//! Without this list every change of ours would look like somebody's, and be followed by a reading.
+//! Without this list every change of ours would look like somebody's, and be followed by a reading. Notifications of our own routes, of which
+//! there may be thousands at once, the monitor does not even receive.
 //!
 //! Numbers of ports belong to a network namespace, and sockets in pods' namespaces are listed too: a number counts as often as it is open.
 
@@ -65,6 +66,11 @@ pub(super) fn start_program(start: impl FnOnce() -> io::Result<Child>) -> io::Re
 /// Returns whether we caused a notification with this port.
 pub(super) fn is_own(bus: Bus, port: u32) -> bool {
     lock(&PORTS).contains_key(&(bus, port)) || (bus == Bus::Netfilter && lock(&PROGRAMS).contains(&port))
+}
+
+/// Returns the ports of all open sockets of ours on a bus, in order.
+pub(super) fn ports(bus: Bus) -> Vec<u32> {
+    lock(&PORTS).keys().filter(|(of, _)| *of == bus).map(|(_, port)| *port).collect()
 }
 
 /// A panic elsewhere leaves these lists whole.

@@ -54,14 +54,16 @@ struct Slot {
     control_length: usize,
 }
 
-/// Opens a socket that receives on this address, without waiting. An address that is not there yet will do.
+/// Opens a socket that receives on this address, without waiting. An address that is not there yet will do. `tells_way`: TTL and link of
+/// each datagram are told, which costs the kernel time for each.
 ///
 /// # Errors
 /// The port is in use, or the kernel lacks the family.
-pub fn receiving(on: SocketAddr) -> Result<UdpSocket, Error> {
+pub fn receiving(on: SocketAddr, tells_way: bool) -> Result<UdpSocket, Error> {
     let opened = || -> rustix::io::Result<OwnedFd> {
         let socket = open(on.ip())?;
         match on {
+            _ if !tells_way => {}
             SocketAddr::V4(_) => {
                 set(&socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
                 set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
@@ -179,6 +181,11 @@ impl Batch {
         read == AT_ONCE
     }
 
+    /// Number of datagrams that the last [`Batch::read`] has read.
+    pub fn count(&self) -> usize {
+        self.filled
+    }
+
     /// Datagrams of the last [`Batch::read`].
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
         self.slots.iter().take(self.filled).filter_map(Slot::datagram)
@@ -209,6 +216,9 @@ impl Slot {
     /// Reads TTL and link from the control messages (cmsg(3)): each has a length that counts the header, level, type, and its data, and is
     /// aligned to 8 bytes.
     fn control(&self) -> (Option<u8>, Option<u32>) {
+        if self.control_length == 0 {
+            return (None, None);
+        }
         let mut bytes = [0; size_of::<[u64; CONTROL]>()];
         bytes.chunks_exact_mut(8).zip(&self.control).for_each(|(to, word)| to.copy_from_slice(&word.to_ne_bytes()));
         let (mut ttl, mut link) = (None, None);
@@ -238,7 +248,7 @@ mod tests {
     use super::*;
 
     fn check(local: &str) {
-        let receiver = receiving(SocketAddr::new(local.parse().unwrap(), 0)).unwrap();
+        let receiver = receiving(SocketAddr::new(local.parse().unwrap(), 0), true).unwrap();
         let to = receiver.local_addr().unwrap();
         let sender = sending(SocketAddr::new(to.ip(), 0), to).unwrap();
         let mut batch = Batch::default();
@@ -270,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_port_that_somebody_has_is_refused() {
-        let first = receiving("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert!(receiving(first.local_addr().unwrap()).is_err_and(|error| error.is_port_taken()));
+        let first = receiving("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        assert!(receiving(first.local_addr().unwrap(), true).is_err_and(|error| error.is_port_taken()));
     }
 }

@@ -5,11 +5,13 @@
 //! come in order, and is shared by the copies of a map until one of them changes it: what the kernel shall hold and what it was
 //! seen to hold are in memory once.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering as Memory};
 
 /// An ordered map in blocks. Copying it shares all of them.
 #[derive(Clone)]
@@ -21,7 +23,12 @@ pub struct BlockMap<K, V> {
     len: usize,
     /// Entries that came since the map was packed.
     loose: usize,
+    last: Last,
 }
+
+/// Place that was found last. Keys are asked for in order, and each of them several times: it is tried first, whatever has become of it since.
+#[derive(Default)]
+struct Last(AtomicUsize);
 
 /// As many values as keys.
 #[derive(Clone)]
@@ -318,9 +325,49 @@ impl<K: Ord, V> BlockMap<K, V> {
 
     /// Place of a key; as an error, where it belongs.
     fn find(&self, key: &K) -> Result<Place, Place> {
+        let found = self.find_near(self.last.get(), key).unwrap_or_else(|| self.search(key));
+        self.last.set(found.unwrap_or_else(|place| place));
+        found
+    }
+
+    /// As `find`, where the key is at this place, or belongs right behind it.
+    fn find_near(&self, (at, index): Place, key: &K) -> Option<Result<Place, Place>> {
+        let block = self.blocks.get(at)?;
+        match block.keys.get(index)?.cmp(key) {
+            Ordering::Equal => return Some(Ok((at, index))),
+            Ordering::Greater => return None,
+            Ordering::Less => {}
+        }
+        let behind = (at, index + 1);
+        match block.keys.get(index + 1).map(|next| next.cmp(key)) {
+            Some(Ordering::Equal) => Some(Ok(behind)),
+            Some(Ordering::Greater) => Some(Err(behind)),
+            Some(Ordering::Less) => None,
+            None => self.bounds.get(at + 1).is_none_or(|bound| key < bound).then_some(Err(behind)),
+        }
+    }
+
+    fn search(&self, key: &K) -> Result<Place, Place> {
         let at = self.bounds.partition_point(|bound| bound.cmp(key).is_le()).saturating_sub(1);
         let Some(block) = self.blocks.get(at) else { return Err((at, 0)) };
         block.keys.binary_search(key).map(|index| (at, index)).map_err(|index| (at, index))
+    }
+}
+
+impl Last {
+    fn get(&self) -> Place {
+        let packed = self.0.load(Memory::Relaxed);
+        (packed / (BLOCK + 1), packed % (BLOCK + 1))
+    }
+
+    fn set(&self, (at, index): Place) {
+        self.0.store(at * (BLOCK + 1) + index, Memory::Relaxed);
+    }
+}
+
+impl Clone for Last {
+    fn clone(&self) -> Last {
+        Last(AtomicUsize::new(self.0.load(Memory::Relaxed)))
     }
 }
 
@@ -380,7 +427,7 @@ impl<K, V> Block<K, V> {
 
 impl<K, V> Default for BlockMap<K, V> {
     fn default() -> Self {
-        BlockMap { blocks: Vec::new(), bounds: Vec::new(), len: 0, loose: 0 }
+        BlockMap { blocks: Vec::new(), bounds: Vec::new(), len: 0, loose: 0, last: Last::default() }
     }
 }
 

@@ -6,12 +6,15 @@
 //! router tables ADDRESS ASN PREFIXES (turn|once) [internal]       two tell whole tables, others hear them
 //! router group ADDRESS ASN COUNT ROUTES [WORD...]                 many neighbours inside with some routes each
 //! router speaker ADDRESS ASN PEER=ASN...                          our speaker and its driver, without the agent
+//! router floor ADDRESS ASN (routes COUNT [each]|packets COUNT SIDE)   the least that routes in the kernel, and packets of BFD, cost
 //! ```
 //!
 //! The first two dial from addresses of their own, which this host must have, speak from buffers that were made before, and say what they
 //! see in one JSON object a line, times in ms since the last command. Commands come on standard input, whose end is theirs.
 #![expect(clippy::indexing_slicing, reason = "a measurement may end with a crash")]
 
+#[path = "router/floor.rs"]
+mod floor;
 #[path = "router/group.rs"]
 mod group;
 #[path = "router/paths.rs"]
@@ -40,13 +43,16 @@ struct Measured {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let [what, address, asn, rest @ ..] = &words[..] else { panic!("router tables|group|speaker ADDRESS ASN ...") };
+    let [what, address, asn, rest @ ..] = &words[..] else {
+        panic!("router tables|group|speaker|floor ADDRESS ASN ...")
+    };
     let measured = Measured { address: address.parse().expect("an address"), asn: number(asn) as u32 };
     match *what {
         "tables" => tables::run(measured, rest),
         "group" => group::run(measured, rest),
         "speaker" => speaker::run(measured, rest),
-        _ => panic!("{what} is none of tables, group and speaker"),
+        "floor" => floor::run(measured, rest),
+        _ => panic!("{what} is none of tables, group, speaker and floor"),
     }
 }
 

@@ -295,6 +295,16 @@ impl Links {
     }
 }
 
+impl Drop for Links {
+    /// Ends all connections at once, also those that a program which is being started at this moment holds as well until it has become another one.
+    fn drop(&mut self) {
+        for one in self.links.values() {
+            // One that the neighbour has ended needs no end.
+            let _ = rustix::net::shutdown(&*one.stream, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
 impl Link {
     /// Writes one portion; returns the number of bytes that the socket has accepted.
     fn write(&mut self) -> usize {
@@ -341,6 +351,23 @@ pub(super) fn hops(time_to_live: TimeToLive) -> Hops {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_all_ends_a_connection_that_somebody_else_holds_as_well() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (mut theirs, _) = listener.accept().await.expect("a connection");
+        // As a child has it before it runs another program.
+        let held = rustix::io::dup(&stream).expect("a descriptor");
+        let (mut links, waits) = (Links::default(), Waits::new());
+        links.add(&waits, IpAddr::from([127, 0, 0, 1]), stream);
+        drop((links, waits));
+        let mut buffer = [0; 8];
+        let read = tokio::io::AsyncReadExt::read(&mut theirs, &mut buffer);
+        let read = tokio::time::timeout(Duration::from_secs(5), read).await.expect("it has ended");
+        assert_eq!(read.expect("no error"), 0);
+        drop(held);
+    }
 
     #[tokio::test]
     async fn a_connection_that_is_closing_keeps_its_key() {

@@ -20,6 +20,7 @@
 mod answer;
 mod attribute;
 mod fault;
+mod filter;
 mod generic;
 mod group;
 mod message;

@@ -14,6 +14,7 @@ use rustix::net::{SocketAddrAny, getsockname, socket_with};
 
 use super::answer::{Answer, INTERRUPTED, answers, kind};
 use super::fault::{Fault, Refusal};
+use super::filter;
 use super::message::{Messages, flag};
 use super::option;
 use super::receive_buffer::ReceiveBuffer;
@@ -239,6 +240,15 @@ impl Listener {
     /// As [`Socket::namespace_cookie`].
     pub fn namespace_cookie(&self) -> Option<u64> {
         option::namespace_cookie(self.as_fd()).ok()
+    }
+
+    /// Has the kernel drop notifications of these types that these ports have caused, before they wake anybody. Another call replaces this one;
+    /// ports that do not fit into the filter are heard.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter.
+    pub fn ignore(&mut self, types: &[u16], ports: &[u32]) -> Result<(), Errno> {
+        filter::attach(self.as_fd(), &filter::ignoring(types, ports))
     }
 
     /// Sends messages that set up what this socket receives, and returns those that the kernel refused.

@@ -48,6 +48,10 @@ proptest! {
                     None => prop_assert_eq!(map.remove(&key), model.remove(&key)),
                 }
                 prop_assert_eq!(map.get(&key), model.get(&key));
+                // What was found last changes no answer, be the next key near to it or not.
+                for next in [key, key.wrapping_add(1), key.wrapping_sub(1), key / 2] {
+                    prop_assert_eq!(map.find(&next), map.search(&next));
+                }
             }
             map.update(500..=900, |value| (*value == 1).then_some(7));
             model.range_mut(500..=900).filter(|(_, value)| **value == 1).for_each(|(_, value)| *value = 7);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use sluice::kernel::Name;
 use sluice::kernel::address::{AddressKey, Addresses, KEEPER};
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership as RuleOwnership, Piece, Programs, Rules, Table, Tables};
-use sluice::kernel::link::LinkName;
+use sluice::kernel::link::{self, LinkName};
 use sluice::kernel::monitor::{Changes, Monitor, Watched, start};
-use sluice::kernel::netlink::{Bus, Messages, Socket, flag};
+use sluice::kernel::netlink::{Bus, Listener, Messages, Socket, flag};
 use sluice::kernel::route::{
     NextHop, Ownership, Protocol, Route, RouteKey, RouteKind, Routes, TABLE_LOCAL, TABLE_MAIN,
 };
@@ -306,6 +306,40 @@ fn our_own_changes_are_not_told() {
         run("ip route add local 10.97.0.1 dev ours table local");
         let now = until(&changes, |now| now.local_routes > before.local_routes);
         assert_eq!(now, Changes { local_routes: before.local_routes + 1, ..before });
+    });
+}
+
+#[test]
+fn what_a_listener_ignores_is_not_received_and_the_same_of_others_is() {
+    in_new(|| {
+        run("ip link add ours type veth peer name theirs");
+        run("ip link set ours up");
+        let device = link::named(&LinkName("ours".into())).expect("a listing").expect("it is there").index;
+        let mut sockets = [(); 2].map(|()| Socket::open(Bus::Route).expect("sockets"));
+        // IPv4 routes.
+        let mut listener = Listener::open(Bus::Route, &[7]).expect("a listener");
+        let ports = [sockets[0].port(), sockets[1].port()];
+        for ignored in [&[][..], &ports[..1], &ports[1..], &ports] {
+            listener.ignore(&[24, 25], ignored).expect("the kernel takes the filter");
+            for socket in &mut sockets {
+                // ip route add 10.1.0.0/16 dev ours proto 17; ip route delete
+                for (kind, flags) in [(24, flag::CREATE | flag::EXCLUSIVE), (25, 0)] {
+                    let mut messages = Messages::new();
+                    messages.begin(kind, flags).header(&[2, 16, 0, 0, 254, 17, 253, 1, 0, 0, 0, 0]);
+                    messages.address(1, [10, 1, 0, 0].into()).u32(4, device);
+                    assert_eq!(socket.batch(&mut messages).expect("the kernel answers"), []);
+                }
+            }
+            run("ip route add 10.2.0.0/16 dev ours");
+            run("ip route delete 10.2.0.0/16 dev ours");
+            let mut heard = Vec::new();
+            listener.receive(|answer| heard.push((answer.kind, answer.port))).expect("nothing is lost");
+            let expected =
+                ports.iter().filter(|port| !ignored.contains(port)).flat_map(|port| [(24, *port), (25, *port)]);
+            let of_ours = heard.iter().copied().filter(|(_, port)| ports.contains(port));
+            assert!(of_ours.eq(expected), "{heard:?}");
+            assert_eq!(heard.iter().filter(|(_, port)| !ports.contains(port)).count(), 2, "{heard:?}");
+        }
     });
 }
 
