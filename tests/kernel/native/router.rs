@@ -270,7 +270,8 @@ impl Cluster {
             let last = numbers.last().copied();
             let missing: Vec<u32> = (1..last.unwrap_or_default()).filter(|number| !numbers.contains(number)).collect();
             // Some may be under way when ping is told to end, on a busy machine; before those none is missing.
-            assert!(sent > 10 && last == Some(received) && sent - received < 50, "{summary}, without {missing:?}");
+            let is_whole = sent > 10 && last == Some(received) && sent - received < 50;
+            assert!(is_whole, "{summary}, without {missing:?}\n{}\n{}", self.log(from), self.log(to));
         }
     }
 }
