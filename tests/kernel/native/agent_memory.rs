@@ -1,4 +1,4 @@
-//! What the kernel gives to the agent's process beyond what it asks for.
+//! Memory of the agent's process beyond what it asks for.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is how a test says so")]
 
