@@ -33,6 +33,26 @@ fn until_sent_by(cluster: &Cluster, number: usize, kind: &str) {
     });
 }
 
+/// Pods of node 2 reach those of node 1 in both families, however each node sends.
+fn reach(cluster: &Cluster, what: &str) {
+    for pod in PODS[0] {
+        let name = cluster.name(2);
+        let found = attempt(&format!("ip netns exec {name} ping -c 3 -i 0.2 -W 2 {pod}")).1;
+        let shown = |number: usize| {
+            let inside = format!("ip netns exec {}", cluster.name(number));
+            let of = |command: &str| attempt(&format!("{inside} {command}")).1;
+            let looks = [
+                "sysctl -ar \\.rp_filter",
+                "nstat -az TcpExtIPReversePathFilter",
+                "ip route show table all",
+                "ip -d -s link",
+            ];
+            looks.map(of).join("\n")
+        };
+        assert!(found.contains(" 0% packet loss"), "{what}: {found}\n{}\n{}", shown(1), shown(2));
+    }
+}
+
 /// Starts the agent of a node with other flags in the place of the one before.
 fn step(cluster: &mut Cluster, number: usize, [sent, received, source]: [&str; 3]) {
     let before = cluster.log(number).matches(SYNCED).count();
@@ -93,6 +113,7 @@ fn changes(from: &str, to: &str, source: &str) {
         let before = links(cluster);
         for number in 1..=2 {
             step(cluster, number, [to, from, source]);
+            reach(cluster, &format!("nodes up to {number} send by {to}"));
         }
         assert_eq!(links(cluster), before, "no device is made anew");
         for number in 1..=2 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{planned, prefix};
+use super::{learned, planned, prefix};
 use crate::config::Encapsulation;
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{RouteKey, RouteKind, TABLE_MAIN};
@@ -103,6 +103,16 @@ fn devices_that_no_route_leads_through_filter_loosely() {
     assert_eq!(loose(&of("vxlan", "ipip", "full")), both);
     assert_eq!(loose(&of("vxlan", "ipip", "subnet")), [far]);
     assert_eq!(loose(&of("wireguard", "fou,vxlan", "full")), [&["sluice-vxlan4".to_owned()], &both[..]].concat());
+}
+
+#[test]
+fn a_device_whose_node_is_learned_by_a_session_filters_loosely_as_well() {
+    let words = ["--overlay-encap=vxlan", "--overlay-encap-receive=ipip", "--overlay-type=full"];
+    let mut plan = planned(&words, &nodes());
+    let changed = plan.learn(&[learned("10.244.2.0/24", "192.0.2.2"), learned("fd00:10:244:2::/64", "192.0.2.2")]);
+    let tunnel = crate::router::names::tunnel("192.0.2.2".parse().expect("an address")).to_string();
+    assert!(plan.routes().tunnels().contains_key(&LinkName(tunnel.as_str().into())), "{:?}", plan.routes().tunnels());
+    assert_eq!((changed.settings, loose(&plan)), (true, vec![tunnel]));
 }
 
 #[test]
