@@ -383,6 +383,12 @@ fn a_service_of_many_endpoints_costs_as_much_for_each_as_one_of_few() {
 }
 
 #[test]
+fn a_look_at_health_checks_costs_the_same_while_few_services_wait_for_their_turn_and_while_many_do() {
+    let [few, many] = [200, 6_000].map(cost::of_a_look_at_health_checks);
+    assert!(many < few * 4, "{few:?} while 200 wait, {many:?} while 6,000 do");
+}
+
+#[test]
 fn a_service_that_goes_costs_the_same_among_few_and_among_many() {
     for tunnel_mode in [false, true] {
         let [few, many] = [200, 6_000].map(|count| cost::of_a_service_that_goes(count, tunnel_mode));

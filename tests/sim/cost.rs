@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sluice::config::ProxyConfig;
-use sluice::model::{Authority, Endpoints, ObjectName, ProxyAnnotations, Service, ServicePort, ServiceType};
+use sluice::model::{
+    Authority, Endpoints, ObjectName, ProxyAnnotations, Service, ServicePort, ServiceType, TrafficPolicy,
+};
 use sluice::net::Protocol;
+use sluice::proxy::health_check::pending::Pending;
 use sluice::reconcile::Moment;
 
 use crate::agent::{Agent, known};
@@ -74,6 +77,45 @@ pub fn of_an_endpoint_among(count: u32) -> Duration {
         Duration::try_from(end - begin).expect("time passes")
     });
     times.skip(2).min().expect("there are some")
+}
+
+/// Returns the shortest time of the processor that a look at the health check of one Service took while so many others wait for their turn in a large
+/// change.
+pub fn of_a_look_at_health_checks(waiting: u32) -> Duration {
+    let (config, families) = flags::proxy(&["--netfilter=nftables"]);
+    let kernel = MemoryKernel::new(State::of_others());
+    let mut agent = Agent::start(&kernel, &config, families);
+    agent.portion = Some(1);
+    let at = Moment { now: Instant::now(), jitter: 0 };
+    let mut world = known(Authority::Complete, &generate::empty_world());
+    let balanced = Service {
+        kind: ServiceType::LoadBalancer,
+        external_traffic_policy: TrafficPolicy::Local,
+        health_check_node_port: Some(30_777),
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30_080) }].into(),
+        ..service(0, false)
+    };
+    for turn in 0..2 {
+        for number in 0..=waiting {
+            let its = if number == 0 { balanced.clone() } else { service(number, false) };
+            world.cluster.services.insert(name(number), its);
+            world.cluster.endpoints.insert(name(number), endpoints(number + turn * (1 + waiting)));
+        }
+        agent.take_world(&world, at.now);
+        agent.round(at);
+        // Rounds are bounded once all was done.
+        agent.round(at);
+    }
+    assert!(agent.mirrors.goes_on(), "they wait");
+    let mut pending = Pending::default();
+    pending.follow(&agent.plan, &mut agent.mirrors, at.now);
+    let looks = (0..20).map(|_| {
+        let begin = clock_gettime(ClockId::ThreadCPUTime);
+        pending.follow(&agent.plan, &mut agent.mirrors, at.now);
+        let end = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::try_from(end - begin).expect("time passes")
+    });
+    looks.min().expect("there are some")
 }
 
 fn name(number: u32) -> ObjectName {

@@ -158,8 +158,7 @@ impl<K: Kernel> Mirrors<K> {
         };
         let lets_in = lacks.into_iter().all(|lack| !lack.keeps_out());
         // Its former endpoints are to serve until then. All nodes have the same large change at the same time, and not one of them may say that it serves no more.
-        let takes_meanwhile =
-            || self.virtuals.postponed().contains(&desired.kernel_key(key)) && self::stands(&found, None, true);
+        let takes_meanwhile = || self.waits_for_its_turn(desired, key) && self::stands(&found, None, true);
         match stands && lets_in {
             true => Some(true),
             false if stands && is_doubtful => None,
@@ -185,7 +184,8 @@ impl<K: Kernel> Mirrors<K> {
         [local_route_key(address), marked_route_key(address)].iter().any(|route| seen.contains_key(route))
     }
 
-    /// Returns the virtual services that may differ from what is desired, and those whose address may, by address, protocol and port; `None` if any may.
+    /// Returns the virtual services that may differ from what is desired, and those whose address may, by address, protocol and port, beside those that
+    /// [wait for their turn](Self::waits_for_its_turn); `None` if any may.
     pub fn unsettled_virtuals(&self, desired: &Desired) -> Option<Vec<ServiceKey>> {
         let marks = Marks::<K> { elements: &self.elements, table: &self.table };
         // Those that kube-router left may stay for long, and concern nobody who is served with NAT.
@@ -197,10 +197,14 @@ impl<K: Kernel> Mirrors<K> {
             return None;
         }
         let (virtuals, routes) = (self.virtuals.unsettled()?, self.routes.unsettled()?);
-        let virtuals = virtuals.iter().chain(self.virtuals.postponed());
         let addresses = routes.iter().map(|route| route.destination.addr());
         let of_routes = addresses.flat_map(|address| desired.virtuals_on(address)).map(|(port, _)| port);
-        Some(virtuals.filter_map(|key| desired.port_of(key)).chain(of_routes).collect())
+        Some(virtuals.iter().filter_map(|key| desired.port_of(key)).chain(of_routes).collect())
+    }
+
+    /// Returns whether a virtual service is desired differently and its turn in a large change is to come (`backlog`).
+    pub fn waits_for_its_turn(&self, desired: &Desired, key: &ServiceKey) -> bool {
+        self.virtuals.postponed().contains(&desired.kernel_key(key))
     }
 }
 

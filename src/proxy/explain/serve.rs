@@ -149,7 +149,8 @@ fn explained<K: Kernel>(
     let unsettled = if *asked == Question::All { mirrors.unsettled_virtuals(desired) } else { None };
     let unsettled: Option<BTreeSet<ServiceKey>> = unsettled.map(|keys| keys.into_iter().collect());
     for (key, served) in explanation.served_mut() {
-        if unsettled.as_ref().is_none_or(|keys| keys.contains(&key)) {
+        let may_differ = |keys: &BTreeSet<ServiceKey>| keys.contains(&key) || mirrors.waits_for_its_turn(desired, &key);
+        if unsettled.as_ref().is_none_or(may_differ) {
             served.beside = mirrors.beside(desired, &key, &served.clients);
         }
     }

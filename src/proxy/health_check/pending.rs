@@ -70,7 +70,14 @@ impl Pending {
         self.next = unsettled.is_none().then(|| now + PAUSE);
         let named: BTreeSet<&ObjectName> = match &unsettled {
             Some(keys) => {
-                keys.iter().filter_map(|key| plan.owner(key)).filter(|name| plan.has_health_check(name)).collect()
+                let owners = keys.iter().filter_map(|key| plan.owner(key));
+                // Most of those that wait for their turn in a large change may be of Services without a health check, and a look follows each of its rounds.
+                let waits = |name: &&ObjectName| {
+                    plan.claims_outside(name).any(|it| mirrors.waits_for_its_turn(plan.desired(), &it.key))
+                };
+                let any_waits = mirrors.goes_on();
+                let waiting = checks.iter().map(|(_, check)| &check.service).filter(|name| any_waits && waits(name));
+                owners.filter(|name| plan.has_health_check(name)).chain(waiting).collect()
             }
             None => checks.iter().map(|(_, check)| &check.service).collect(),
         };
