@@ -315,7 +315,7 @@ impl Driver {
         if let Some(news) = told
             && self.reports.try_send(Report::Unsent(news.to, news.error.clone())).is_ok()
         {
-            news.is_delivered();
+            news.delivered();
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) struct News<'a> {
 
 impl News<'_> {
     /// Notes that it was told: it is told no more until it changes.
-    pub(super) fn is_delivered(self) {
+    pub(super) fn delivered(self) {
         *self.is_told = !*self.is_told;
     }
 }
