@@ -38,7 +38,7 @@ NEWER_GOBGPD, GOBGP_VERSION = "gobgpd", "4.8.0"
 E2E, AGNHOST = "e2e.test", "agnhost"
 OTHERS = {
     **{name: ("gobgp", f"github.com/osrg/gobgp/v4/cmd/{name}", f"gobgp-{GOBGP_VERSION}") for name in (NEWER_GOBGP, NEWER_GOBGPD)},
-    DNS: ("coredns", ".", "coredns-1.14.7"),
+    DNS: ("coredns", ".", "coredns-1.14.7-hosts-log"),
     HELM: ("helm", "helm.sh/helm/v4/cmd/helm", "helm-4.3.1"),
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}", f"kubernetes-{KUBERNETES}") for name in (KUBE_PROXY, KUBELET, SCHEDULER)},
     E2E: ("kubernetes", "k8s.io/kubernetes/test/e2e", f"kubernetes-{KUBERNETES}"),
