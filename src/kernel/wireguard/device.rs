@@ -42,10 +42,9 @@ const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const KIND: &str = "wireguard";
 const UP: u32 = 0x1;
-/// RFC 3704 2.4: a packet passes where any route leads back to its sender. The larger of this value and that of `all` counts.
-const LOOSE: &str = "2";
-/// RFC 3704 2.2: a packet passes by the device alone that leads back to its sender.
-const STRICT: &str = "1";
+/// No check of sources (RFC 3704). On a device without an IPv4 address Linux takes only what leads back through it also where the check is loose. The larger of this value and
+/// that of `all` counts.
+const OFF: &str = "0";
 
 /// A device as rtnetlink describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -178,7 +177,7 @@ impl Devices {
     }
 
     fn loosen(&self, name: &LinkName) -> Result<(), Fault> {
-        if (self.is_loose)(&name.0) { set_loose(name) } else { Ok(()) }
+        if (self.is_loose)(&name.0) { set_unfiltered(name) } else { Ok(()) }
     }
 
     // ip link delete NAME
@@ -235,15 +234,15 @@ fn rp_filter(name: &str) -> PathBuf {
 }
 
 /// Where it cannot be written that is a failure if something filters, because packets would be lost.
-// sysctl -w net.ipv4.conf.NAME.rp_filter=2
-fn set_loose(name: &LinkName) -> Result<(), Fault> {
+// sysctl -w net.ipv4.conf.NAME.rp_filter=0
+fn set_unfiltered(name: &LinkName) -> Result<(), Fault> {
     let value = |name: &str| fs::read_to_string(rp_filter(name)).unwrap_or_default().trim().to_owned();
-    if value(&name.0) == LOOSE {
+    if value(&name.0) == OFF {
         return Ok(());
     }
-    let is_strict = || ["all", &*name.0].into_iter().any(|name| value(name) == STRICT);
-    match fs::write(rp_filter(&name.0), LOOSE) {
-        Err(error) if error.kind() != ErrorKind::NotFound && is_strict() => {
+    let filters = || ["all", &*name.0].into_iter().any(|name| matches!(value(name).as_str(), "1" | "2"));
+    match fs::write(rp_filter(&name.0), OFF) {
+        Err(error) if error.kind() != ErrorKind::NotFound && filters() => {
             Err(Fault::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
         }
         _ => Ok(()),
