@@ -266,6 +266,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn receives_formerly(&self, desired: &Desired) -> bool {
         let (mut devices, mut ports) = (self.overlay_devices.known_keys(), self.receive_ports.known_keys());
         self.overlay_devices.seen().is_none()
+            || self.receive_ports.seen().is_none()
             || devices.any(|name| !desired.overlay_devices.contains_key(name))
             || ports.any(|port| !desired.receive_ports.contains_key(port))
     }
