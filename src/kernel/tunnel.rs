@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Ours: the devices whose names begin with `tun-` and eleven hexadecimal digits (`router::names`), of these two types; and the
-//! receiving ports of the number that is configured, and of those that these devices send to.
+//! receiving ports of the number that is configured, of those that these devices send to, and of those that our rules guard (`router::apply::filter`).
 //!
 //! Limits and surprises:
 //! - Path MTU discovery is on, so that a packet that does not fit is answered and not cut. IPv6 tunnels are made without the

@@ -63,7 +63,7 @@ pub struct PeerKey {
 /// Everything else about another node on a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Peer {
-    /// Where packets to it are sent; `None` of one that is only heard.
+    /// Where packets to it are sent; `None` leaves that to the kernel: to where its last packet came from, or nowhere before there was one.
     pub endpoint: Option<SocketAddr>,
     /// Destinations of packets to it, and sources of packets from it; sorted, without host bits. Shared by copies.
     pub allowed: Arc<[IpNet]>,

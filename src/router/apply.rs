@@ -12,6 +12,7 @@
 //! The bridge stays: pods may be attached to it.
 
 mod asked;
+mod filter;
 mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::InHostChain;
-use crate::kernel::nftables::{Content, Key, Name, Object};
+use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN, Taken};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::sysctl::{self, Ruled};
@@ -42,7 +43,6 @@ use crate::subsystem::{Kinds, kinds};
 use super::desired::{Desired, RouterChanges};
 use super::forward::AnswersBy;
 use super::names::{BRIDGE, Set};
-use super::overlay_guard;
 use super::problem::{About, Problem};
 use super::reachable::Lead;
 use super::rivals::Rival;
@@ -60,7 +60,7 @@ pub trait Kernel {
     type Rules: Target<Key = Piece, Value = Rules>;
     type Table: Target<Key = Object, Value = Content>;
     type Passages: InHostChain;
-    type ReceivePorts: Target<Key = ReceivePort, Value = ()>;
+    type ReceivePorts: Target<Key = ReceivePort, Value = ()> + OwnsPorts;
     type Tunnels: Target<Key = LinkName, Value = Tunnel>;
     type OverlayDevices: Target<Key = LinkName, Value = Vxlan>;
     type OverlayEntries: Target<Key = EntryKey, Value = Entry>;
@@ -103,6 +103,12 @@ pub trait Kernel {
     fn removal_goes_on(&self) -> bool {
         false
     }
+}
+
+/// Ports of which it may turn out that they are ours.
+pub trait OwnsPorts: Target {
+    /// Counts the ports of these numbers as ours, too; returns whether one of them did not.
+    fn own(&mut self, ports: &BTreeSet<u16>) -> bool;
 }
 
 /// Devices with private keys, of which the kernel makes the public ones.
@@ -348,17 +354,7 @@ impl<K: Kernel> Mirrors<K> {
         sysctl::keep(&mut self.settings, &desired.settings, at);
         let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
         self.bridges.grow(&bridges, growth, at);
-        if !self.sets.grow(&desired.sets, growth, at).is_empty() {
-            // A recreated set may have lost its elements.
-            self.elements.forget();
-        }
-        self.elements.grow(&desired.elements, growth, at);
-        // Rules that know only some of the nodes would hide pods from the others, and the other backend's rules know all.
-        let may_translate = leave.authority == Authority::Complete || !self.takes_over();
-        if may_translate {
-            self.rules.grow(&desired.rules, growth, at);
-        }
-        self.grow_table(desired, growth, may_translate, at);
+        let guards_more = self.grow_filter(desired, leave.authority, growth, at);
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
         self.receive_ports.grow(&desired.receive_ports, growth, at);
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
@@ -389,7 +385,7 @@ impl<K: Kernel> Mirrors<K> {
                 self.shrink_tunnels(desired, learned, at);
                 self.receive_ports.shrink(&desired.receive_ports, at);
             }
-            self.shrink_filter(desired, growth, at);
+            self.shrink_filter(desired, guards_more, growth, at);
             self.passages.shrink(&desired.passages, at);
         }
         RouterRound { steps: self.steps_done() - before, routes_grown, routes_gone: gone.len() }
@@ -446,51 +442,6 @@ impl<K: Kernel> Mirrors<K> {
     pub fn look_for_host_chains(&mut self) {
         self.passages.mark_all();
     }
-
-    /// Grows our table; a range waits for those that it overlaps and that shall go, because ranges of a set must be apart: they
-    /// change places in the transaction that shrinks. `may_translate`: base chains may come.
-    fn grow_table(&mut self, desired: &Desired, growth: Growth, may_translate: bool, at: Moment) {
-        if self.table.is_settled() || !self.table.learn(at) {
-            return;
-        }
-        let range = |object: &Object| match object {
-            Object::Element(set, Key::Prefix(range)) => Some((set.clone(), *range)),
-            _ => None,
-        };
-        let going: Vec<_> = self.table.differing(&desired.table).surplus.iter().filter_map(range).collect();
-        self.table.grow_where(&desired.table, growth, at, |object| {
-            let overlaps = |(set, range): (Name, IpNet)| {
-                let is_met = |other: &IpNet| other.contains(&range) || range.contains(other);
-                going.iter().any(|(of, other)| *of == set && is_met(other))
-            };
-            (may_translate || !is_base(desired, object)) && !range(object).is_some_and(overlaps)
-        });
-    }
-
-    /// Deletes rules, sets and elements. What guards a device of `vxlan`, or a port of `fou`, stays as long as that: a process that comes later knows the port by it.
-    fn shrink_filter(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let is_guarded = self.receives_formerly(desired);
-        self.rules.shrink_where(&desired.rules, at, |piece, _| !is_guarded || !overlay_guard::is_piece(piece));
-        self.shrink_sets(desired, at);
-        let may_go = |object: &Object| !is_guarded || !overlay_guard::needs(object);
-        self.table.transact_where(&desired.table, growth, at, may_go);
-    }
-
-    /// Deletes elements if no rule uses their set any more, or if the set stays; deletes sets once they are empty.
-    fn shrink_sets(&mut self, desired: &Desired, at: Moment) {
-        let rules_are_settled = self.rules.is_settled();
-        self.elements
-            .shrink_where(&desired.elements, at, |key, _| rules_are_settled || desired.sets.contains_key(&key.set));
-        let elements = &self.elements;
-        let is_empty = |set: &SetName| {
-            elements.is_settled() && elements.seen().is_some_and(|seen| seen.keys().all(|key| key.set != *set))
-        };
-        self.sets.shrink_where(&desired.sets, at, |set, _| rules_are_settled && is_empty(set));
-    }
-}
-
-fn is_base(desired: &Desired, object: &Object) -> bool {
-    matches!(desired.table.get(object), Some(Content::Chain(chain)) if chain.base.is_some())
 }
 
 /// Returns the names of all sets of the router.

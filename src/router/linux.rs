@@ -30,13 +30,12 @@ use crate::kernel::{Error, Name, module};
 use crate::net::{Family, PerFamily, Prefixes};
 use crate::reconcile::{Optional, Target};
 
-use super::apply::{Kernel, Targets, set_names};
+use super::apply::{Kernel, OwnsPorts, Targets, set_names};
 use super::forward::{AnswersBy, COMMENTS};
 use super::names::{
     BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, WIREGUARD_SECOND, is_tunnel, is_vxlan,
     vxlan,
 };
-use super::overlay_guard;
 use super::reachable::Lead;
 use super::settings;
 
@@ -117,7 +116,8 @@ fn configured_ports(config: &RouterConfig) -> Vec<u16> {
     }
 }
 
-/// Returns the receive ports that are ours: those by the flags, and those that tunnels of ours send to, because an earlier run may have used another one.
+/// Returns the receive ports that are ours: those by the flags, and those that tunnels of ours send to, because an earlier run may have used another one. Rules tell more, when
+/// they are read first (`apply::filter`).
 fn receive_ports(configured: &[u16], there: &BTreeMap<LinkName, Tunnel>) -> BTreeSet<u16> {
     there.values().filter_map(|tunnel| tunnel.udp_port).chain(configured.iter().copied()).collect()
 }
@@ -175,24 +175,12 @@ fn opened(
         targets.elements = Optional::used(elements);
         targets.rules = Optional::used(Tables::detected(detected, ownership()));
     }
-    own_guarded_ports(&mut targets);
     Ok(targets)
 }
 
-/// Counts the receive ports that our rules guard as ours: an earlier run had them, and in a change from `fou` to `ipip` nothing else tells any more. Nobody asks for the rules
-/// where there is no such port.
-fn own_guarded_ports(targets: &mut Targets<Linux>) {
-    if !targets.receive_ports.has_others().unwrap_or_default() {
-        return;
-    }
-    match (targets.rules.view(), targets.table.view()) {
-        (Ok(rules), Ok(table)) => {
-            targets.receive_ports.own(overlay_guard::guarded_ports(&rules));
-            targets.receive_ports.own(overlay_guard::guarded_ports_of_table(&table));
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            warn!(%error, "Reading which ports an earlier run has received tunnels at failed");
-        }
+impl OwnsPorts for ReceivePorts {
+    fn own(&mut self, ports: &BTreeSet<u16>) -> bool {
+        ReceivePorts::own(self, ports)
     }
 }
 

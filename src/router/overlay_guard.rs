@@ -39,7 +39,8 @@
 //!     ip saddr != @nodes4 drop }
 //! ```
 //!
-//! The rules are there before a device is, and as long as one is (`apply::overlay`); they outlive the agent. Limits: a process in the host's network is
+//! The rules are there before a device is, and as long as one is (`apply::overlay`); they outlive the agent. A port of `fou` that is a former one is guarded beside the one that is wanted until
+//! it is deleted, by a second jump to each chain, or a second rule in it (`apply::filter`). Limits: a process in the host's network is
 //! its node, and a network in which hosts can take nodes' addresses is not closed by this. `ipip` has no such rules: the kernel compares the
 //! sender, and to send packets of that protocol takes a privilege (`CAP_NET_RAW`) with which the sender can be forged as well.
 
@@ -179,6 +180,52 @@ pub fn guarded_ports_of_table(table: &BTreeMap<Object, Content>) -> BTreeSet<u16
         _ => None,
     };
     rules.flat_map(|rule| rule.matches()).filter_map(port).collect()
+}
+
+/// Returns those of these pieces that guard the port of `fou`, each for these ports as well, the former ones of tunnels that have another one now.
+pub fn guarding_also(ports: &BTreeSet<u16>, wanted: &BTreeMap<Piece, Rules>) -> BTreeMap<Piece, Rules> {
+    let is_of_fou = |piece: &Piece| [CHAIN_FOU_PODS, CHAIN_FOU_OUT].contains(&chain_of(piece));
+    let is_entry = |piece: &Piece| matches!(piece, Piece::Jump { .. }) && is_of_fou(piece);
+    let at_port = |rule: &Rule, port: u16| {
+        let matches = rule.matches().iter().map(|one| match one {
+            Match::Port { protocol, side, .. } => Match::Port { protocol: *protocol, side: *side, port },
+            other => other.clone(),
+        });
+        Some(Rule::new(matches.collect::<Vec<_>>(), rule.verdict()?.clone()))
+    };
+    let also = |(piece, Rules(rules)): (&Piece, &Rules)| {
+        let others = ports.iter().flat_map(|port| rules.iter().filter_map(|rule| at_port(rule, *port)));
+        (piece.clone(), Rules(rules.iter().cloned().chain(others).collect()))
+    };
+    let entries = wanted.iter().filter(|(piece, _)| !ports.is_empty() && is_entry(piece));
+    entries.map(also).collect()
+}
+
+/// Like [`guarding_also`], of the chains of our table of nf_tables.
+pub fn guarding_also_in_table(ports: &BTreeSet<u16>, wanted: &BTreeMap<Object, Content>) -> BTreeMap<Object, Content> {
+    let any = Carrier::Fou(Fou { port: 0 });
+    let names =
+        Family::BOTH.into_iter().flat_map(|family| [NFT_OVERLAY_PODS, NFT_OVERLAY_OUT].map(|of| any.chain(of, family)));
+    let at_port = |rule: &nftables::Rule, port: u16| {
+        let matches = rule.matches().iter().map(|one| match one {
+            nftables::Match::DestinationPort { protocol, .. } => {
+                nftables::Match::DestinationPort { protocol: *protocol, range: PortRange { first: port, last: port } }
+            }
+            other => other.clone(),
+        });
+        let copy = nftables::Rule::new(matches.collect::<Vec<_>>(), rule.verdict()?.clone());
+        Some(rule.comment().map_or(copy.clone(), |comment| copy.commented(comment)))
+    };
+    let also = |chain: &Chain| {
+        let others = ports.iter().flat_map(|port| chain.rules.iter().filter_map(|rule| at_port(rule, *port)));
+        let rules = chain.rules.iter().cloned().chain(others).collect();
+        Content::Chain(Arc::new(Chain { base: chain.base, rules }))
+    };
+    let chains = names.filter(|_| !ports.is_empty()).filter_map(|name| match wanted.get(&name)? {
+        Content::Chain(chain) => Some((name, also(chain))),
+        _ => None,
+    });
+    chains.collect()
 }
 
 /// Returns the chains and the jumps to them, for one family; none where no tunnel of it ends here.

@@ -1,5 +1,6 @@
 //! Devices of `vxlan` that cannot be made for a while, on a kernel in memory.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice::config::Backend;
@@ -113,5 +114,58 @@ fn a_port_of_fou_is_guarded_until_it_has_gone() {
         };
         assert_eq!(there(false), (true, true), "{backend}");
         assert_eq!(there(true), (false, false), "{backend}");
+    }
+}
+
+/// A change of `--overlay-encap-port` that is cut off before routes are complete, after which neither flags nor tunnels name the former port.
+#[test]
+fn a_former_port_of_fou_is_guarded_beside_the_new_one_and_known_to_whoever_starts_until_it_has_gone() {
+    for backend in ["iptables", "nftables"] {
+        let netfilter = format!("--netfilter={backend}");
+        let with = |words: &[&str]| {
+            let words =
+                [&["--node-routes=bgp", "--overlay-type=full", "--overlay-encap=fou", &netfilter], words].concat();
+            let mut cluster = Cluster::new(&words);
+            for number in 1..=2 {
+                cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
+            }
+            let (config, families) = cluster.config();
+            let mut plan = Plan::new(config.clone(), families);
+            let changed = plan.update(&cluster.world(1));
+            (plan, changed, config.backend)
+        };
+        let (former, ..) = with(&["--overlay-encap-port=7000"]);
+        let mut state = State::of_others();
+        let of_others: BTreeSet<u16> = state.receive_ports.keys().map(|port| port.port).collect();
+        state.receive_ports.extend(former.desired().receive_ports.clone());
+        state.rules.extend(former.desired().rules.clone());
+        state.router_table.extend(former.desired().table.clone());
+        let kernel = MemoryKernel::new(state);
+        // The ports that are there, and those that are guarded, after the rounds of a new process.
+        let run = |routes_are_complete: bool, unreadable: Option<&'static str>| {
+            let (plan, changed, backend) = with(&[]);
+            let mut mirrors = Mirrors::new(kernel.router_targets_of(backend));
+            mirrors.mark(&changed);
+            let leave = Leave { authority: Authority::Complete, routes_are_complete };
+            kernel.with(|machine| machine.unreadable = unreadable);
+            for later in 0..3 {
+                let at = Moment { now: Instant::now() + Duration::from_secs(60 * later), jitter: 0 };
+                mirrors.round(plan.desired(), plan.routes(), leave, at);
+            }
+            let state = kernel.with(|machine| {
+                machine.unreadable = None;
+                machine.state.clone()
+            });
+            let there = state.receive_ports.keys().map(|port| port.port);
+            let there: BTreeSet<u16> = there.filter(|port| !of_others.contains(port)).collect();
+            let guarded = guarded_ports(&state.rules).into_iter().chain(guarded_ports_of_table(&state.router_table));
+            (there, guarded.collect::<BTreeSet<u16>>(), mirrors.is_settled())
+        };
+        let ports = |numbers: &[u16]| numbers.iter().copied().collect::<BTreeSet<u16>>();
+        assert_eq!(run(true, Some("receiving ports")), (ports(&[7000]), ports(&[5555, 7000]), false), "{backend}");
+        for _ in 0..2 {
+            assert_eq!(run(false, None), (ports(&[5555, 7000]), ports(&[5555, 7000]), false), "{backend}");
+        }
+        assert_eq!(run(true, None), (ports(&[5555]), ports(&[5555]), true), "{backend}");
     }
 }

@@ -1,5 +1,6 @@
 //! Peers of `wireguard` that an earlier run has left, on a kernel in memory where a range belongs to the peer that was given it last.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use ipnet::IpNet;
 
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
+use sluice::kernel::monitor::Notice;
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use sluice::kernel::wireguard::{Peer, PeerKey, Session};
 use sluice::model::{Authority, World};
@@ -17,6 +19,7 @@ use sluice::router::apply::{Leave, Mirrors};
 use sluice::router::names::{PROTOCOL, WIREGUARD, WIREGUARD_SECOND};
 use sluice::router::plan::{OwnKeys, Plan};
 use sluice::router::routes::wall;
+use sluice::subsystem::Kinds;
 
 use crate::cluster::{Cluster, address, prefix};
 use crate::support::memory::{MemoryKernel, Object, State};
@@ -91,6 +94,11 @@ impl Run {
     fn peer(&self, number: usize) -> Option<Peer> {
         self.kernel.with(|machine| machine.state.wireguard_peers.get(&key(number)).cloned())
     }
+
+    /// Returns the interval of the packets that keep the session by the first key of the second node alive.
+    fn kept_alive(&self) -> Option<u16> {
+        self.peer(2).map(|peer| peer.keepalive)
+    }
 }
 
 #[test]
@@ -134,8 +142,8 @@ fn what_node_objects_say_of_a_known_peer_counts_at_once_where_nothing_is_learned
     }
 }
 
-#[test]
-fn a_session_is_kept_alive_until_the_route_that_leads_by_it_has_gone_to_the_other_one() {
+/// A run in which the key of the second node changes, the World that it has followed, and the session by the next key that begins then.
+fn in_a_change_of_the_second_key() -> (Run, World, BTreeMap<PeerKey, Session>) {
     let words = [&ENCRYPTED[..], &["--node-routes=api"]].concat();
     let (_cluster, mut world) = seen_by_first(&words, &ranges(2), &ranges(3));
     let name = "node-2".into();
@@ -146,21 +154,45 @@ fn a_session_is_kept_alive_until_the_route_that_leads_by_it_has_gone_to_the_othe
     run.plan.set_own_keys(OwnKeys { first: Some(key(1).key), second: Some(key(1).key), ..OwnKeys::default() });
     run.take(&world, Authority::Complete, true);
     let of_next = PeerKey { link: LinkName(WIREGUARD_SECOND.into()), ..key(7) };
-    let kept = |run: &Run| run.peer(2).map(|peer| peer.keepalive);
-    assert_eq!(kept(&run), Some(5), "the key changes");
-    let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
-    run.kernel.with(|machine| machine.broken_object = Some(Object::Route(route.clone())));
-    let changed = run.plan.set_sessions([(of_next, Session::Live)].into());
-    run.mirrors.mark(&changed);
-    run.take(&world, Authority::Complete, true);
-    assert_eq!(kept(&run), Some(5), "packets are sent in it still");
-    run.kernel.with(|machine| machine.broken_object = None);
+    assert_eq!(run.kept_alive(), Some(5), "the key changes");
+    (run, world, [(of_next, Session::Live)].into())
+}
+
+/// Makes a round long after the tries that have failed; the session by the first key is not kept alive any more, and the route leads by the next one.
+fn moves_by_the_next_key(run: &mut Run) {
     let at = Moment { now: Instant::now() + Duration::from_secs(3600), jitter: 0 };
     let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
     run.mirrors.round(run.plan.desired(), run.plan.routes(), leave, at);
-    assert_eq!(kept(&run), Some(0));
+    assert_eq!(run.kept_alive(), Some(0));
+    let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
     let led = run.kernel.with(|machine| machine.state.routes.get(&route).cloned()).expect("it is there");
     assert_eq!(led.next_hops.first().map(|hop| &*hop.link.0), Some(WIREGUARD_SECOND));
+}
+
+#[test]
+fn a_session_is_kept_alive_until_the_route_that_leads_by_it_has_gone_to_the_other_one() {
+    let (mut run, world, sessions) = in_a_change_of_the_second_key();
+    let route = RouteKey::new(TABLE_MAIN, prefix("10.244.2.0/24"));
+    run.kernel.with(|machine| machine.broken_object = Some(Object::Route(route)));
+    let changed = run.plan.set_sessions(sessions);
+    run.mirrors.mark(&changed);
+    run.take(&world, Authority::Complete, true);
+    assert_eq!(run.kept_alive(), Some(5), "packets are sent in it still");
+    run.kernel.with(|machine| machine.broken_object = None);
+    moves_by_the_next_key(&mut run);
+}
+
+#[test]
+fn a_session_is_kept_alive_while_routes_cannot_be_read_and_so_do_not_go_to_the_other_one() {
+    let (mut run, world, sessions) = in_a_change_of_the_second_key();
+    run.kernel.with(|machine| machine.unreadable = Some("routes"));
+    run.mirrors.audit_after(Notice::Routes, Moment { now: Instant::now(), jitter: 0 });
+    let changed = run.plan.set_sessions(sessions);
+    run.mirrors.mark(&changed);
+    run.take(&world, Authority::Complete, true);
+    assert_eq!(run.kept_alive(), Some(5), "packets are sent in it still");
+    run.kernel.with(|machine| machine.unreadable = None);
+    moves_by_the_next_key(&mut run);
 }
 
 #[test]

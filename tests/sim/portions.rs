@@ -346,6 +346,21 @@ impl Scene {
 const LEAVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
 
 #[test]
+fn a_service_that_waits_passes_a_health_check_that_begins_then_by_its_former_endpoints() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        scene.settle(&balance(all_of(0), TrafficPolicy::Local, &[("node1", 1, Conditions::READY)]));
+        let both = [("node1", 1, LEAVING), ("node1", 2, Conditions::READY)];
+        scene.take(&balance(all_of(1), TrafficPolicy::Local, &both));
+        scene.round();
+        assert!(!scene.has_balanced(), "its turn is to come");
+        // Each check begins as pending.
+        assert!(!scene.is_pending(&mut Pending::default()), "the former endpoint takes connections");
+        scene.finish();
+    }
+}
+
+#[test]
 fn a_service_whose_former_endpoints_serve_while_it_waits_passes_its_health_check() {
     for backend in BACKENDS {
         let (mut scene, mut pending) = (Scene::new(backend), Pending::default());

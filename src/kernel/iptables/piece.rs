@@ -21,7 +21,7 @@ pub enum Table {
 pub enum Piece {
     /// A chain of ours. Sorted before the jumps, which need it.
     Chain { family: Family, table: Table, chain: CompactString },
-    /// A rule of ours in a built-in chain (`INPUT`, `POSTROUTING`, …) that jumps to a chain of ours. Its place
+    /// A rule of ours in a built-in chain (`INPUT`, `POSTROUTING`, …) that jumps to a chain of ours, or several that do. Its place
     /// among other jumps of ours is fixed by one list in `slots`; foreign rules keep their places. A jump
     /// that is not in its place reads as no rules at all.
     Jump { family: Family, table: Table, from: CompactString, to: CompactString },
@@ -29,7 +29,7 @@ pub enum Piece {
     Leftover { family: Family, table: Table, from: CompactString, rule: Rule },
 }
 
-/// The rules of a chain, or the one rule that is a jump.
+/// The rules of a chain, or those that jump from one place to another chain: one for each port, say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rules(pub Vec<Rule>);
 

@@ -38,17 +38,11 @@ impl ReceivePorts {
         Ok(ReceivePorts { socket: GenericSocket::open("fou")?, ours })
     }
 
-    /// Counts these as ours, too.
-    pub fn own(&mut self, ports: impl IntoIterator<Item = u16>) {
+    /// Counts these as ours, too; returns whether one of them did not.
+    pub fn own(&mut self, ports: &BTreeSet<u16>) -> bool {
+        let before = self.ours.len();
         self.ours.extend(ports);
-    }
-
-    /// Returns whether there are any that do not count as ours.
-    ///
-    /// # Errors
-    /// The kernel does not list them.
-    pub fn has_others(&mut self) -> Result<bool, Error> {
-        Ok(self.all()?.iter().any(|found| !self.ours.contains(&found.port)))
+        self.ours.len() > before
     }
 
     fn all(&mut self) -> Result<Vec<ReceivePort>, Error> {

@@ -138,7 +138,7 @@ impl Target for Peers {
         // What was refused is as it was, so the next reading has to see a difference.
         let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.step).collect();
         for (_, step) in steps.iter().enumerate().filter(|(index, _)| !failed.contains(index)) {
-            self.endpoints.taken(step.key, step.want.and_then(|want| want.endpoint));
+            self.endpoints.taken(step.key, step.want.map(|want| want.endpoint));
         }
         failures
     }

@@ -5,8 +5,9 @@
 //! parted, and whatever else a World changes (virtual services that come or go, elements, routes, rules) is done whole.
 //!
 //! - What was marked since the last round comes first, and is done at once where it is little. What is too much waits.
-//! - What shall no longer be closed to clients outside never waits, however much that is: it is announced already, and its clients are dropped until the
-//!   destinations of the closed Service are gone.
+//! - What shall no longer be closed to clients outside does not wait, however much that is: it is announced already, and its clients are dropped until the
+//!   destinations of the closed Service are gone. That it is closed is told by elements: while they are not known (a reading has failed, a set was made anew) it waits as
+//!   all else does, and is done in the round after the one that has read them.
 //! - All that waits becomes one batch when the one before is done. Its rounds add destinations while any are to come, and then take the former ones away. To
 //!   take these away with each round would cost more: the kernel keeps deleted destinations for two minutes, and looks through all of
 //!   them for each new one (`ip_vs_trash_get_dest`). And a batch that took in what comes meanwhile might never come to its second half.
@@ -112,7 +113,7 @@ impl<K: Kernel> Mirrors<K> {
         puts_off
     }
 
-    /// Returns the virtual services that are to be open to clients outside to whom they are closed.
+    /// Returns the virtual services that are to be open to clients outside to whom they are closed; none while elements are not known.
     fn opening(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
         let elements = self.elements.unsettled().into_iter().flatten().filter_map(Set::of_element);
         let objects = self.table.unsettled().into_iter().flatten().filter_map(Set::of_object);

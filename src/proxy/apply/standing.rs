@@ -132,8 +132,8 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether clients that shall be are served at a desired virtual service: it has an endpoint that it is to have, and nothing keeps them out.
     /// What is in the kernel too much does no harm here, nor do missing endpoints while others serve. One that waits to change between NAT and tunnels, or to get another mark, is judged by what serves it meanwhile
     /// ([`former_of`](Self::former_of)). A remembered cluster changes nothing that exists,
-    /// so with `any_endpoint` those in the kernel count. `None` while that cannot be known, because something cannot be read or a step beside it has failed, and
-    /// while one whose turn is to come (`backlog`) takes connections as before.
+    /// so with `any_endpoint` those in the kernel count. One whose turn is to come (`backlog`) serves by its former endpoints.
+    /// `None` while that cannot be known, because something cannot be read or a step beside it has failed.
     pub fn serves(
         &mut self,
         desired: &Desired,
@@ -162,7 +162,7 @@ impl<K: Kernel> Mirrors<K> {
         match stands && lets_in {
             true => Some(true),
             false if stands && is_doubtful => None,
-            false if lets_in && takes_meanwhile() => None,
+            false if lets_in && takes_meanwhile() => (!is_doubtful).then_some(true),
             false => Some(false),
         }
     }

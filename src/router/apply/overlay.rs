@@ -184,7 +184,9 @@ impl<K: Kernel> Mirrors<K> {
         if leave.routes_are_complete || !desired.wireguard_devices.is_empty() {
             let wanted = &desired.wireguard_peers;
             let failing: BTreeSet<IpNet> = self.routes.failing_to_grow().map(|key| key.destination).collect();
-            let is_led_to = |peer: &Peer| peer.allowed.iter().any(|range| failing.contains(range));
+            // Where routes cannot be read none was changed in this round, and none fails.
+            let are_known = self.routes.seen().is_some();
+            let is_led_to = |peer: &Peer| !are_known || peer.allowed.iter().any(|range| failing.contains(range));
             let may_lessen = |key: &PeerKey| !wanted.get(key).is_some_and(is_led_to);
             self.wireguard_peers.shrink_those(wanted, at, |_, _| true, may_lessen);
         }
@@ -266,6 +268,7 @@ impl<K: Kernel> Mirrors<K> {
     pub(super) fn receives_formerly(&self, desired: &Desired) -> bool {
         let (mut devices, mut ports) = (self.overlay_devices.known_keys(), self.receive_ports.known_keys());
         self.overlay_devices.seen().is_none()
+            || self.receive_ports.seen().is_none()
             || devices.any(|name| !desired.overlay_devices.contains_key(name))
             || ports.any(|port| !desired.receive_ports.contains_key(port))
     }

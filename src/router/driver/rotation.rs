@@ -133,10 +133,10 @@ impl<K: Kernel> Driver<K> {
         let others: Vec<_> = self.plan.others_change().cloned().collect();
         let period = self.config.key_period;
         let age = period.filter(|_| !keys.has_next).and_then(|_| self.mirrors.key_age());
-        // Of all nodes: only where it matters.
-        let by_first_key = self.plan.by_first_key().filter(|_| keys.is_changing);
-        let by_first_key = by_first_key.map(|(node, has_next)| (node.clone(), has_next)).collect();
-        let disputed = self.plan.disputed().filter(|_| keys.is_changing).cloned().collect();
+        // All nodes are gone over only where it matters, because this is done with each World.
+        let by_first_key = || self.plan.by_first_key().map(|(node, has_next)| (node.clone(), has_next)).collect();
+        let by_first_key = keys.is_changing.then(by_first_key).unwrap_or_default();
+        let disputed = keys.is_changing.then(|| self.plan.disputed().cloned().collect()).unwrap_or_default();
         Standing {
             // Without an address of our own there is no device.
             is_due: self.plan.own().primary.is_some() && is_due(age, period, !others.is_empty()),

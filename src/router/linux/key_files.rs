@@ -84,17 +84,20 @@ pub(super) fn age(path: &Path) -> Option<Duration> {
 }
 
 /// Makes the key that follows the one in this file, in the place of what cannot be read of an earlier one. One that another agent has made meanwhile is read.
-pub(super) fn make_next(path: &Path) -> io::Result<Secret> {
+/// `first`: the one in this file, as this process knows it.
+pub(super) fn make_next(path: &Path, first: &Secret) -> io::Result<Secret> {
     let directory = locked(path)?;
+    has_first(path, first)?;
     match next_of(path) {
         Ok(Some(key)) => Ok(key),
         Ok(None) | Err(_) => made(&next_file(path), &directory),
     }
 }
 
-/// Has the key that follows, which is this one, take the place of the one in this file.
-pub(super) fn take_next(path: &Path, next: &Secret) -> io::Result<()> {
+/// Has the key that follows, which is `next`, take the place of the one in this file, which is `first`.
+pub(super) fn take_next(path: &Path, first: &Secret, next: &Secret) -> io::Result<()> {
     let directory = locked(path)?;
+    has_first(path, first)?;
     // Others know the key of this process; another one in its place would be known by nobody.
     if next_of(path)?.as_ref() != Some(next) {
         return Err(io::Error::other(
@@ -103,6 +106,14 @@ pub(super) fn take_next(path: &Path, next: &Secret) -> io::Result<()> {
     }
     fs::rename(next_file(path), path)?;
     directory.sync_all()
+}
+
+/// Fails where the key in this file is not the one that this process knows: whoever has deleted it meanwhile wants neither that one nor the one that follows.
+fn has_first(path: &Path, first: &Secret) -> io::Result<()> {
+    if read(path)?.as_ref() == Some(first) {
+        return Ok(());
+    }
+    Err(io::Error::other("the private key is not the one that this process has read, or is gone; it is read anew"))
 }
 
 /// Reads the private key; `None` where there is no file.
@@ -171,18 +182,19 @@ mod tests {
         assert_eq!(next_of(&path).expect("it is looked for"), None);
         fs::write(next_file(&path), "cut off").expect("it is written");
         assert!(next_of(&path).is_err(), "what cannot be read is no key");
-        let next = make_next(&path).expect("it is made");
+        let next = make_next(&path, &first).expect("it is made");
         assert_ne!(next, first);
         assert_eq!(
             (next_of(&path).expect("it is read"), key_of(&path).expect("it stays")),
-            (Some(next.clone()), first)
+            (Some(next.clone()), first.clone())
         );
         let mode = fs::metadata(next_file(&path)).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        take_next(&path, &next).expect("it is renamed");
-        assert_eq!((next_of(&path).expect("it is looked for"), key_of(&path).expect("it is read")), (None, next));
+        take_next(&path, &first, &next).expect("it is renamed");
+        let now = (next_of(&path).expect("it is looked for"), key_of(&path).expect("it is read"));
+        assert_eq!(now, (None, next.clone()));
         assert!(age(&path).is_some_and(|age| age < Duration::from_secs(60)));
-        make_next(&path).expect("it is made");
+        make_next(&path, &next).expect("it is made");
         assert_eq!(remove_key(&path).expect("they go").len(), 2);
         assert!(fs::read_dir(directory.path()).expect("a directory").next().is_none(), "nothing is left");
     }
@@ -192,7 +204,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("wireguard.key");
         let first = key_of(&path).expect("it is made");
-        let next = make_next(&path).expect("it is made");
+        let next = make_next(&path, &first).expect("it is made");
         fs::remove_file(&path).expect("it is deleted");
         let anew = key_of(&path).expect("another one is made");
         assert!(anew != first && anew != next);
@@ -204,12 +216,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("wireguard.key");
         let first = key_of(&path).expect("it is made");
-        let next = make_next(&path).expect("it is made");
-        assert_eq!(make_next(&path).expect("it is there"), next, "another agent has made it");
+        let next = make_next(&path, &first).expect("it is made");
+        assert_eq!(make_next(&path, &first).expect("it is there"), next, "another agent has made it");
         let other = made(&next_file(&path), &locked(&path).expect("it is open")).expect("it is made");
-        take_next(&path, &next).expect_err("it is another one");
-        assert_eq!((key_of(&path).expect("it stays"), next_of(&path).expect("it stays")), (first, Some(other.clone())));
-        take_next(&path, &other).expect("it is renamed");
+        take_next(&path, &first, &next).expect_err("it is another one");
+        let now = (key_of(&path).expect("it stays"), next_of(&path).expect("it stays"));
+        assert_eq!(now, (first.clone(), Some(other.clone())));
+        take_next(&path, &first, &other).expect("it is renamed");
         assert_eq!(key_of(&path).expect("it is read"), other);
     }
 

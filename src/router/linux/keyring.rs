@@ -67,11 +67,11 @@ impl Keyring {
     /// Makes the key that follows, where the keys are known and there is none.
     ///
     /// # Errors
-    /// It cannot be written, or nobody knows whether it was.
+    /// It cannot be written, or nobody knows whether it was, or the first one is not the one that is known.
     pub(super) fn make_next(&mut self) -> io::Result<()> {
         if let Some(keys) = self.keys.as_mut().filter(|keys| keys.next.is_none()) {
             self.is_doubtful = true;
-            keys.next = Some(key_files::make_next(&self.file)?);
+            keys.next = Some(key_files::make_next(&self.file, &keys.first)?);
             self.is_doubtful = false;
         }
         Ok(())
@@ -80,11 +80,11 @@ impl Keyring {
     /// Has the key that follows take the place of the first one, where there is one.
     ///
     /// # Errors
-    /// It cannot be written, or nobody knows whether it was.
+    /// It cannot be written, or nobody knows whether it was, or the keys in the files are not those that are known.
     pub(super) fn take_next(&mut self) -> io::Result<()> {
-        let Some(next) = self.next().cloned() else { return Ok(()) };
+        let Some((first, next)) = self.first().cloned().zip(self.next().cloned()) else { return Ok(()) };
         self.is_doubtful = true;
-        key_files::take_next(&self.file, &next)?;
+        key_files::take_next(&self.file, &first, &next)?;
         self.is_doubtful = false;
         info!(path = %self.file.display(), "Next private key of this node for WireGuard took the place of the first");
         self.keys = Some(Keys { first: next, next: None });
@@ -117,6 +117,33 @@ mod tests {
         let after = loaded();
         for keys in [keys, after] {
             assert_eq!((keys.first(), keys.next()), (Some(&next), None));
+        }
+    }
+
+    #[test]
+    fn a_first_key_that_was_deleted_before_the_next_step_of_a_change_is_replaced_by_another_one_and_ends_the_change() {
+        for is_made in [false, true] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let file = directory.path().join("wireguard.key");
+            let mut keys = Keyring::new(file.clone());
+            keys.load().expect("they are made");
+            if is_made {
+                keys.make_next().expect("it is made");
+            }
+            let (first, next) = (keys.first().cloned(), keys.next().cloned());
+            fs::remove_file(&file).expect("it is deleted");
+            let done = if is_made { keys.take_next() } else { keys.make_next() };
+            done.expect_err("somebody else may have both");
+            assert!(!file.exists());
+            assert_eq!(
+                (keys.first().cloned(), keys.next().cloned()),
+                (first.clone(), next.clone()),
+                "they serve still"
+            );
+            keys.load().expect("they are read");
+            let now = keys.first().cloned();
+            assert!(now.is_some() && now != first && now != next && keys.next().is_none(), "is made: {is_made}");
+            assert!(!file.with_extension("key.next").exists());
         }
     }
 

@@ -150,3 +150,35 @@ fn the_rules_say_at_which_port_an_earlier_run_has_received_fou() {
         }
     }
 }
+
+#[test]
+fn a_former_port_of_fou_is_guarded_as_it_was_beside_the_one_that_is_wanted() {
+    let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
+    let at = |port: &str| overlay(&["--overlay-encap=fou", "--overlay-encap-receive=vxlan", port]);
+    let (before, now) = (at("--overlay-encap-port=6000"), at("--overlay-encap-port=7000"));
+    let former = BTreeSet::from([6000]);
+    for family in Family::BOTH {
+        let (was, wanted) = (rules(&own, before, family), rules(&own, now, family));
+        let also = guarding_also(&former, &wanted);
+        assert_eq!(also.len(), 2, "{also:?}");
+        for (piece, Rules(all)) in &also {
+            assert_eq!(*all, [&wanted[piece].0[..], &was[piece].0[..]].concat(), "{piece}");
+        }
+        assert_eq!(guarded_ports(&also), BTreeSet::from([6000, 7000]));
+        assert!(guarding_also(&BTreeSet::new(), &wanted).is_empty());
+    }
+    let chains = |overlay| table_chains(&own, overlay, &Family::BOTH);
+    let (was, wanted) = (chains(before), chains(now));
+    let also = guarding_also_in_table(&former, &wanted);
+    assert_eq!(also.len(), 4, "{also:?}");
+    let rules_of = |chains: &BTreeMap<Object, Content>, object: &Object| match &chains[object] {
+        Content::Chain(chain) => (chain.base, chain.rules.clone()),
+        other => panic!("{other:?}"),
+    };
+    for object in also.keys() {
+        let (base, both) = rules_of(&wanted, object);
+        let both = [both, rules_of(&was, object).1].concat();
+        assert_eq!(rules_of(&also, object), (base, both), "{object}");
+    }
+    assert!(guarding_also_in_table(&BTreeSet::new(), &wanted).is_empty());
+}

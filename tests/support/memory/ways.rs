@@ -1,6 +1,6 @@
 //! The families of the router: devices that packets go through, routes that were learned, and rules that choose a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
 use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session, Wireguard};
 use sluice::net::{Family, PublicKey};
 use sluice::reconcile::{Optional, Target};
-use sluice::router::apply::{HasKeys, HasSessions, Kernel, PodRoutes, Targets, set_names};
+use sluice::router::apply::{HasKeys, HasSessions, Kernel, OwnsPorts, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
 use sluice::router::names::{BRIDGE, CHAINS, TUNNEL_TABLE, WIREGUARD_SECOND, is_tunnel, is_vxlan, is_wireguard};
 
@@ -285,6 +285,19 @@ impl Rows for ReceivePorts {
 
     fn is_ours(key: &ReceivePort, (): &()) -> bool {
         key.port == PORT
+    }
+}
+
+impl OwnsPorts for Memory<ReceivePorts> {
+    fn own(&mut self, ports: &BTreeSet<u16>) -> bool {
+        let is_new = |port: &u16| !(self.ours)(&ReceivePort { family: Family::V4, port: *port }, &());
+        let new: BTreeSet<u16> = ports.iter().copied().filter(is_new).collect();
+        if new.is_empty() {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.ours, Box::new(|_: &ReceivePort, _: &()| false));
+        self.ours = Box::new(move |key: &ReceivePort, value: &()| new.contains(&key.port) || before(key, value));
+        true
     }
 }
 

@@ -206,8 +206,9 @@ impl Plan {
         nodes.filter(disputed)
     }
 
-    /// Returns the peer on the second device for one on the first. What several machines say is theirs has one peer, at the first of them that has one, with the ranges
-    /// of all: only who has the private key can use them, and which of them that is nobody knows.
+    /// Returns the peer on the second device for one on the first. What several machines say is theirs has one peer, of the first of them that has one, with the ranges
+    /// of all: only who has the private key can use them, and which of them that is nobody knows. It has no endpoint but the one that the kernel has, which is where packets with that
+    /// key come from: its holder knows our endpoint, and sends every five seconds.
     pub(super) fn second_peer(&self, node: &CompactString, first: &Peer) -> Option<(PeerKey, Peer)> {
         let encryption = self.config.overlay?.wireguard().filter(|_| self.wants_second())?;
         let key = self.second_key(node)?;
@@ -218,17 +219,17 @@ impl Plan {
         if claimants.first().is_none_or(|(other, _)| *other != node) {
             return None;
         }
-        let allowed = match &*claimants {
-            [_] => Arc::clone(&first.allowed),
+        let at_second = |endpoint: SocketAddr| SocketAddr::new(endpoint.ip(), encryption.second_port());
+        let (endpoint, allowed) = match &*claimants {
+            [_] => (first.endpoint.map(at_second), Arc::clone(&first.allowed)),
             all => {
                 let ranges: BTreeSet<IpNet> = all.iter().flat_map(|(_, peer)| peer.allowed.iter().copied()).collect();
-                Arc::from_iter(ranges)
+                (None, Arc::from_iter(ranges))
             }
         };
-        let at_second = |endpoint: SocketAddr| SocketAddr::new(endpoint.ip(), encryption.second_port());
         let is_shown = |node: &CompactString| self.is_changing(node) || self.wireguard.second.used.contains(node);
         let keepalive = if claimants.iter().any(|(node, _)| is_shown(node)) { KEEPALIVE } else { 0 };
-        let peer = Peer { endpoint: first.endpoint.map(at_second), allowed, keepalive, is_plain: true };
+        let peer = Peer { endpoint, allowed, keepalive, is_plain: true };
         Some((PeerKey { link: LinkName(WIREGUARD_SECOND.into()), key }, peer))
     }
 

@@ -20,6 +20,12 @@ fn at_second(plan: &Plan, number: u8) -> Option<String> {
     Some(format!("{} {}", peer.keepalive, allowed.join(" ")))
 }
 
+fn endpoint_at_second(plan: &Plan) -> Option<String> {
+    let key = PeerKey { link: LinkName("sluice-wg1".into()), key: key(7) };
+    let peer = plan.desired().wireguard_peers.get(&key).expect("there is a peer");
+    peer.endpoint.map(|endpoint| endpoint.to_string())
+}
+
 fn has_sessions(plan: &mut Plan) {
     let live = [("sluice-wg0", 2), ("sluice-wg1", 7)];
     let live = live.map(|(link, number)| (PeerKey { link: LinkName(link.into()), key: key(number) }, Session::Live));
@@ -64,5 +70,25 @@ fn a_copy_of_a_next_key_that_is_used_turns_nobody_back() {
         plan.update(&with(&[own(), ("node-2", of_second()), ("node-9", copy)]));
         assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec!["sluice-wg1".to_owned()]));
         assert!(at_second(&plan, 7).is_some_and(|peer| peer.contains("10.244.2.0/24")));
+    }
+}
+
+#[test]
+fn what_several_machines_say_is_theirs_is_sent_to_where_its_packets_come_from_also_after_a_restart() {
+    for copy in copies() {
+        let nodes = [own(), ("node-2", of_second()), ("node-9", copy)];
+        let mut plan = plan_of(&ENCRYPTED, &nodes);
+        plan.set_own_keys(OwnKeys { first: Some(key(1)), second: Some(key(1)), ..OwnKeys::default() });
+        has_sessions(&mut plan);
+        assert_eq!(
+            main_route(&plan, "10.244.2.0/24"),
+            Some(vec!["sluice-wg1".to_owned()]),
+            "it may have been so before"
+        );
+        assert_eq!(endpoint_at_second(&plan), None, "no Node says where its holder is");
+        plan.update(&with(&nodes[..2]));
+        assert_eq!(endpoint_at_second(&plan).as_deref(), Some("192.0.2.2:51821"));
+        plan.update(&with(&nodes));
+        assert_eq!(endpoint_at_second(&plan), None);
     }
 }
