@@ -134,9 +134,12 @@ impl<K: Kernel> Driver<K> {
         let period = self.config.key_period;
         let age = period.filter(|_| !keys.has_next).and_then(|_| self.mirrors.key_age());
         // All nodes are gone over only where it matters, because this is done with each World.
-        let by_first_key = || self.plan.by_first_key().map(|(node, has_next)| (node.clone(), has_next)).collect();
-        let by_first_key = keys.is_changing.then(by_first_key).unwrap_or_default();
-        let disputed = keys.is_changing.then(|| self.plan.disputed().cloned().collect()).unwrap_or_default();
+        let (by_first_key, disputed) = if keys.is_changing {
+            let by_first_key = self.plan.by_first_key().map(|(node, has_next)| (node.clone(), has_next));
+            (by_first_key.collect(), self.plan.disputed().cloned().collect())
+        } else {
+            Default::default()
+        };
         Standing {
             // Without an address of our own there is no device.
             is_due: self.plan.own().primary.is_some() && is_due(age, period, !others.is_empty()),
