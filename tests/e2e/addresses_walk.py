@@ -203,12 +203,14 @@ def _settle(api, watch):
         found = _wrong(api)
     took = time.monotonic() - began
 
-    def versions():
-        return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in api.get(SERVICES)["items"]}
-
-    before = versions()
+    before = {item["metadata"]["name"]: item for item in api.get(SERVICES)["items"]}
     time.sleep(REST)
-    expect.that(versions() == before, "statuses are written without a cause")
+    after = {item["metadata"]["name"]: item for item in api.get(SERVICES)["items"]}
+    written = [(before.get(name), item) for name, item in after.items()
+               if item["metadata"]["resourceVersion"] != before.get(name, item)["metadata"]["resourceVersion"]]
+    expect.that(not written and set(before) == set(after), "statuses are written without a cause:",
+                [[(one["metadata"].get("annotations"), one["spec"], one["status"]) for one in both] for both in written], "beside",
+                {name: (_key(item), _ports(item), _addresses(item)) for name, item in after.items()})
     expect.that(_wrong(api) is None, "what was settled is not any more:", _wrong(api))
     expect.that(watch.failed is None, "the watch failed:", watch.failed)
     return took
