@@ -122,11 +122,11 @@ fn a_device_that_shall_not_check_sources_is_made_so_and_another_one_is_as_the_ho
         step(&mut strict, &name(), None, Some(&DEVICE));
         assert_eq!(filter().trim(), "1");
         step(&mut strict, &name(), Some(&DEVICE), None);
-        let mut loose = devices(8).with_loose(|name| name == LINK);
-        step(&mut loose, &name(), None, Some(&DEVICE));
+        let mut unfiltered = devices(8).with_unfiltered(|name| name == LINK);
+        step(&mut unfiltered, &name(), None, Some(&DEVICE));
         assert_eq!(filter().trim(), "0");
         run(&format!("sysctl -qw net.ipv4.conf.{LINK}.rp_filter=1"));
-        step(&mut loose, &name(), Some(&Wireguard { up: false, ..DEVICE }), Some(&DEVICE));
+        step(&mut unfiltered, &name(), Some(&Wireguard { up: false, ..DEVICE }), Some(&DEVICE));
         assert_eq!(filter().trim(), "0");
     });
 }

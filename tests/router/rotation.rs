@@ -205,10 +205,10 @@ impl Simulation {
         let mut survives = || (!random.chance(kills)).then_some(());
         survives()?;
         let desired = agent.plan.desired();
-        let loose = Setting(format!("net/ipv4/conf/{WIREGUARD}/rp_filter").into());
+        let unfiltered = Setting(format!("net/ipv4/conf/{WIREGUARD}/rp_filter").into());
         let has_two = desired.wireguard_devices.len() == 2;
         assert_eq!(
-            desired.settings.contains_key(&loose),
+            desired.settings.contains_key(&unfiltered),
             has_two,
             "packets come by both, and it is as it was otherwise"
         );

@@ -21,7 +21,7 @@ pub struct Devices {
     links: Socket,
     wireguard: GenericSocket,
     is_ours: fn(&str) -> bool,
-    is_loose: fn(&str) -> bool,
+    is_unfiltered: fn(&str) -> bool,
     compares_mtu: bool,
     /// The private keys that the devices may have: one that has none of them gets the first.
     keys: BTreeMap<LinkName, Vec<Secret>>,
@@ -65,7 +65,7 @@ impl Devices {
             links: Socket::open(Bus::Route)?,
             wireguard: GenericSocket::open(FAMILY)?,
             is_ours,
-            is_loose: |_| false,
+            is_unfiltered: |_| false,
             compares_mtu,
             keys: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -74,8 +74,8 @@ impl Devices {
     }
 
     /// The same, where devices of some names take packets whichever device leads back to their senders, from the first one on.
-    pub fn with_loose(self, is_loose: fn(&str) -> bool) -> Devices {
-        Devices { is_loose, ..self }
+    pub fn with_unfiltered(self, is_unfiltered: fn(&str) -> bool) -> Devices {
+        Devices { is_unfiltered, ..self }
     }
 
     /// Sets the private keys that devices may have. One that has any of its own keeps it; another one gets the first.
@@ -148,7 +148,7 @@ impl Devices {
     fn add(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
         self.send(link(name, None, false, flag::CREATE | flag::EXCLUSIVE))?;
         self.configure(name, want)?;
-        self.loosen(name)?;
+        self.leave_unfiltered(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -156,7 +156,7 @@ impl Devices {
         if (have.port, have.has_key) != (want.port, want.has_key) {
             self.configure(name, want)?;
         }
-        self.loosen(name)?;
+        self.leave_unfiltered(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -176,8 +176,8 @@ impl Devices {
         Ok(())
     }
 
-    fn loosen(&self, name: &LinkName) -> Result<(), Fault> {
-        if (self.is_loose)(&name.0) { set_unfiltered(name) } else { Ok(()) }
+    fn leave_unfiltered(&self, name: &LinkName) -> Result<(), Fault> {
+        if (self.is_unfiltered)(&name.0) { set_unfiltered(name) } else { Ok(()) }
     }
 
     // ip link delete NAME
