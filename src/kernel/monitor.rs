@@ -189,15 +189,15 @@ impl Monitor {
     /// Has the kernel keep to itself what it would tell of routes that we make and delete: thousands at once, each of which would wake this
     /// thread. Sockets that open or close are taken notice of with the next notification, or after a while.
     fn hide_own_routes(&mut self) {
-        let ports = own::ports(Bus::Route);
+        let ports = own::ports(Bus::Route, self.routing.namespace_cookie());
         if ports == self.hidden {
             return;
         }
-        // Without it they are heard, and known by their ports.
-        if let Err(errno) = self.routing.ignore(&[NEW_ROUTE, DELETE_ROUTE], &ports) {
-            debug!(%errno, "The kernel takes no filter of notifications");
+        // Without it they are heard, and known by their ports; a former filter that is left in place is replaced with the next notification.
+        match self.routing.ignore(&[NEW_ROUTE, DELETE_ROUTE], &ports) {
+            Ok(()) => self.hidden = ports,
+            Err(errno) => debug!(%errno, "The kernel takes no filter of notifications"),
         }
-        self.hidden = ports;
     }
 
     fn hear_routing(&mut self, changes: &mut Changes) {

@@ -356,7 +356,7 @@ impl<K: Kernel> Mirrors<K> {
         self.bridges.grow(&bridges, growth, at);
         let guards_more = self.grow_filter(desired, leave.authority, growth, at);
         self.passages.grow_in_host_chain(&desired.passages, growth, at);
-        self.receive_ports.grow(&desired.receive_ports, growth, at);
+        self.open_receive_ports(desired, growth, at);
         // Learned routes are current, however old the remembered cluster is. Those that Node objects give are as old as it is.
         let mut came = self.grow_tunnels(learned, at);
         came.extend(self.grow_overlay(desired, learned, at));

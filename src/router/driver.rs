@@ -168,8 +168,9 @@ impl<K: Kernel> Driver<K> {
         } else {
             let orders = self.plan.desired().orders(changed);
             self.context.metrics.count(&orders, self.plan.own());
+            self.believe_announced(changed);
             self.sessions.order(orders).await;
-            self.follow_announcements(changed).await;
+            self.follow_withdrawn(changed).await;
             if changed.listen {
                 self.sessions.listen(self.plan.desired()).await;
             }
@@ -194,28 +195,38 @@ impl<K: Kernel> Driver<K> {
         let routes = self.plan.keep_routes_as_stale() || self.mirrors.has_routes(at);
         let left = Left { routes, anything: routes || self.mirrors.had_sets(at) || self.sessions.have_run() };
         self.reachable.forget();
+        self.withdrawals.end();
+        let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));
+        self.publish_believed();
         self.sessions.replace(self.plan.desired(), left, &self.config).await;
         self.plan.look_at_all_peers();
-        self.withdrawals.end();
-        if self.sessions.is_running() {
-            let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));
+        if !self.sessions.is_running() {
+            self.withdrawals.end();
+            self.publish_believed();
         }
-        self.publish_believed();
     }
 
-    /// Updates and publishes the addresses that neighbours may still have routes for.
-    async fn follow_announcements(&mut self, changed: &RouterChanges) {
-        if !self.sessions.is_running() || changed.announcements.is_empty() {
-            return;
-        }
+    /// Publishes that neighbours may have routes for what is about to be announced. It comes before the order to the speaker: a
+    /// neighbour may have the route before this thread goes on, and the proxy would close the address at once otherwise.
+    fn believe_announced(&mut self, changed: &RouterChanges) {
         let announced = &self.plan.desired().announcements;
-        let now = changed.announcements.iter().map(|prefix| (*prefix, announced.contains_key(prefix)));
-        if let Some(number) = self.withdrawals.update(now)
+        let mut new = changed.announcements.iter().filter(|prefix| announced.contains_key(*prefix)).peekable();
+        if self.sessions.is_running() && new.peek().is_some() {
+            let _ = self.withdrawals.update(new.map(|prefix| (*prefix, true)));
+            self.publish_believed();
+        }
+    }
+
+    /// Follows what the speaker has been ordered to withdraw, until it is written to all neighbours.
+    async fn follow_withdrawn(&mut self, changed: &RouterChanges) {
+        let announced = &self.plan.desired().announcements;
+        let gone = changed.announcements.iter().filter(|prefix| !announced.contains_key(*prefix));
+        if let Some(number) = self.withdrawals.update(gone.map(|prefix| (*prefix, false)))
             && !self.sessions.ask_written(number).await
         {
             self.withdrawals.written(number);
+            self.publish_believed();
         }
-        self.publish_believed();
     }
 
     fn publish_believed(&self) {

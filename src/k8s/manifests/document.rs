@@ -248,8 +248,9 @@ fn object(kind: Kind, piece: &Piece<'_>, pool: &mut Pool) -> Result<(Object, Vec
 /// in block style: a key of the outermost mapping is the only thing that can. It spares parsing twice.
 fn scanned_head(document: &Document<'_>) -> Option<Head> {
     if document.format == Format::Json {
-        let owned = |word: Option<&str>| word.map(str::to_owned);
-        return document.named.map(|it| Head { api_version: owned(it.api_version), kind: owned(it.kind) });
+        // A comma that is missing before one of the two hides it: only a parser tells that from an object without it.
+        let named = document.named?;
+        return Some(Head { api_version: Some(named.api_version?.to_owned()), kind: Some(named.kind?.to_owned()) });
     }
     let value = |key: &str| {
         let mut lines = document.text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
@@ -333,6 +334,22 @@ mod tests {
             ),
         ] {
             assert_eq!(names(&all(format, &text)[0].1), ["Service default/web"], "{text}");
+        }
+    }
+
+    #[test]
+    fn json_whose_brackets_match_and_that_is_none_is_broken_and_not_of_no_kind() {
+        for text in [
+            r#"{"apiVersion": "v1", "items": [] "kind": "List", "metadata": {}}"#,
+            r#"{"metadata": {} "kind": "Service", "apiVersion": "v1"}"#,
+            r#"{"metadata": {} "apiVersion": "v1", "kind": "Service"}"#,
+            r#"{"apiVersion": "v1", kind: "Service"}"#,
+            r#"{"apiVersion": "v1", 'kind': 'Service'}"#,
+            r#"{"apiVersion": "v1", "kind", "Service"}"#,
+            r#"{"apiVersion": "v1", "kind": Service}"#,
+        ] {
+            let (_, content) = all(Format::Json, text).remove(0);
+            assert_eq!((content.broken.len(), content.skipped.len()), (1, 0), "{text}");
         }
     }
 

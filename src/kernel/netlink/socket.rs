@@ -262,13 +262,21 @@ impl Listener {
     }
 
     /// Passes every notification that has arrived to `each`, without waiting. [`Fault::Lost`] means that the
-    /// kernel sent more than the socket could hold.
+    /// kernel sent more than the socket could hold. It says so once, and goes on to drop what comes until the socket is empty (`netlink_rcv_wake` of
+    /// Linux): so all that has arrived is passed on first.
     ///
     /// # Errors
     /// Notifications were lost, or the socket failed.
     pub fn receive(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<(), Fault> {
-        while self.receive_one(&mut each)? {}
-        Ok(())
+        let mut result = Ok(());
+        loop {
+            match self.receive_one(&mut each) {
+                Ok(true) => {}
+                Ok(false) => return result,
+                Err(Fault::Lost) => result = Err(Fault::Lost),
+                Err(fault) => return Err(fault),
+            }
+        }
     }
 
     /// Passes the notifications of one datagram to `each`, without waiting; returns whether one had arrived.
@@ -316,7 +324,7 @@ impl Wire {
             option::set(socket.as_fd(), option::ADD_MEMBERSHIP, group)?;
         }
         let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
-        let own = own::Port::new(bus, address.pid());
+        let own = own::Port::new(bus, address.pid(), option::namespace_cookie(socket.as_fd()).ok());
         Ok(Wire { socket, own, sequence: 0, room: BUFFER_BYTES })
     }
 

@@ -127,6 +127,12 @@ impl<K: Kernel> Mirrors<K> {
         self.receive_ports.learn(at);
     }
 
+    /// Opens ports of `fou` that are guarded. With a remembered cluster rules that are there keep their former content, and so the port that they guard.
+    pub(super) fn open_receive_ports(&mut self, desired: &Desired, growth: Growth, at: Moment) {
+        let guarded = self.guarded_ports();
+        self.receive_ports.grow_among(&desired.receive_ports, growth, at, |key| guarded.contains(&key.port));
+    }
+
     /// Returns the ports of `fou` that rules in the kernel guard, as last seen.
     fn guarded_ports(&self) -> BTreeSet<u16> {
         let by_rules = self.rules.seen().map(overlay_guard::guarded_ports).unwrap_or_default();
