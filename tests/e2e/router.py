@@ -82,6 +82,9 @@ def run_encrypted(bed, *flags, families="46"):
     expect.soon(lambda: all(_keys(bed, since).values()), 60, "an agent has not said its key")
     notes = {i: {"kube-router.io/wireguard-public-key": key} for i, key in _keys(bed, since).items()}
     bed.source.nodes(bed.plan, families=families, annotations=notes)
+    # An agent that has not yet read them is ready without its peers: whose key is not there nothing is sent to.
+    reached = "Routes to pods of other nodes programmed"
+    expect.soon(lambda: all(reached in agent.text(since[i]) for i, agent in bed.agents.items()), 60, "an agent has no way to other nodes' pods")
     bed.ready()
 
 
