@@ -39,6 +39,8 @@ COUNTED = "clocksource=tsc tsc=reliable"
 # itself makes such failures where the guest has several processors: one may go on with a byte of code that another has replaced since (a
 # breakpoint, while a kprobe comes or goes), where a processor would not. Then the kernel fails, or a process meets the breakpoint without end.
 STALL = "rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 oops=panic"
+# Folders below the root of which the guest has its own.
+HIDDEN = {"tmp", "run", "proc", "sys", "dev"}
 HERE = os.path.dirname(os.path.realpath(__file__))
 LOST = 125  # exit status of an exec whose guest is gone, as in `env` and `nice`
 TIMED_OUT = 124
@@ -114,9 +116,9 @@ class Guest:
             raise
 
     def shares(self, shares):
-        """[(tag, folder, rw or ro)]; the kernels' folder comes along when it is not on the root file system."""
+        """[(tag, folder, rw or ro)]; the kernels' folder comes along when the root file system of the guest does not show it."""
         wanted = [s if s.endswith((":ro", ":rw")) else s + ":rw" for s in shares]
-        if os.stat(own.cache()).st_dev != os.stat("/").st_dev:
+        if os.stat(own.cache()).st_dev != os.stat("/").st_dev or os.path.realpath(own.cache()).split("/")[1] in HIDDEN:
             wanted.append(f"{own.cache()}:ro")
         return [(f"share{n}", os.path.realpath(s[:-3]), s[-2:]) for n, s in enumerate(wanted)]
 

@@ -165,12 +165,15 @@ impl Case<'_> {
         pool.is_some_and(|pool| self.pools.is_offered(pool, self.recipient()))
     }
 
-    /// The address of a family that the Service has and that still fits.
+    /// The address of a family that the Service has and that still fits. What stands, or stood after a write of this tenure and was undone, comes before what
+    /// was only decided: where the cause of a move is gone before it is written, or was in an older list of Services, nothing moves.
     fn kept(&self, family: Family) -> Option<IpAddr> {
         let request = &self.service().request;
         // A request that cannot be understood takes nothing away.
         let asked = request.addresses.of(family).filter(|_| request.mistake.is_none());
-        let has = self.entry.given.iter().chain(&self.service().status).copied();
+        let (given, status) = (&self.entry.given, &self.service().status);
+        let stands = given.iter().filter(|address| status.contains(address) || self.entry.has_written(**address));
+        let has = stands.chain(status).chain(given).copied();
         let mut of_family = has.filter(|address| Family::from(*address) == family);
         of_family.find(|address| {
             asked.is_none_or(|asked| asked == *address)

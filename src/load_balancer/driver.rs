@@ -53,6 +53,8 @@ pub struct Driver {
     pub timing: Timing,
 }
 
+/// An admission webhook or a policy engine may put back what a write has asked for.
+const UNCHANGED: &str = "the API server took the write and changed nothing";
 /// Writes at a time.
 const WRITES: usize = 8;
 /// How much news may wait; a source that is faster waits itself.
@@ -348,6 +350,7 @@ impl Work {
     fn finish(&mut self, done: Option<(Write, Result<Status, Failure>)>, allocator: &mut Allocator) {
         let Some((write, status)) = done else { return };
         let (label, outcome) = match &status {
+            Ok(Status::Written(service)) if service.version == write.version => ("unchanged", Outcome::Refused),
             Ok(Status::Written(service)) => ("written", Outcome::Written(Arc::new(service.clone()))),
             Ok(Status::Newer(service)) => ("newer", Outcome::Newer(Arc::new(service.clone()))),
             // The watch says so, too.
@@ -363,11 +366,16 @@ impl Work {
             self.unknown = Some(now);
         }
         let service = &write.service;
-        match &status {
-            Ok(_) | Err(Failure::NotFound | Failure::Conflict) => self.mended(service),
-            Err(failure) => {
-                if self.failures.failed(service, failure.to_string(), now) {
-                    warn!(%service, ?failure, rules = RULES, "Writing a load balancer address failed; retrying");
+        let failure = match &status {
+            Ok(_) if label == "unchanged" => Some(UNCHANGED.to_owned()),
+            Ok(_) | Err(Failure::NotFound | Failure::Conflict) => None,
+            Err(failure) => Some(failure.to_string()),
+        };
+        match failure {
+            None => self.mended(service),
+            Some(reason) => {
+                if self.failures.failed(service, reason.clone(), now) {
+                    warn!(%service, failure = reason, rules = RULES, "Writing a load balancer address failed; retrying");
                 }
                 self.note();
             }

@@ -37,6 +37,8 @@ pub struct Wanted {
     pub pods: KnownPods,
     /// Whether the cluster is known completely: before that nothing is taken away.
     pub complete: bool,
+    /// Whether all policies are: what they close goes at once.
+    pub policies_known: bool,
 }
 
 /// Inputs and outputs of the driver.
@@ -154,7 +156,9 @@ impl Driver {
 
     fn take_wanted(&mut self) {
         let wanted = self.inputs.wanted.borrow_and_update().clone();
-        self.machine.want(&wanted.tunnels, wanted.complete, Instant::now());
+        let now = Instant::now();
+        self.machine.set_policies_known(wanted.policies_known, now);
+        self.machine.want(&wanted.tunnels, wanted.complete, now);
         // No search has to end before.
         let lost = self.machine.lost();
         self.use_announced(lost);

@@ -121,6 +121,8 @@ pub struct Standing {
 pub struct Machine {
     pods: BTreeMap<IpAddr, Pod>,
     complete: bool,
+    /// All policies are known, and so which pods are closed to tunnels.
+    policies_known: bool,
     /// A search or a survey is on its way.
     searching: bool,
     look_at: Option<Instant>,
@@ -187,7 +189,17 @@ impl Pod {
 }
 
 impl Machine {
-    /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away. A pod without any services is to have no tunnel: it is looked
+    /// Notes whether all policies are known. A pod that they close loses its tunnel from then on, also where not all Services are known: none of these would
+    /// be answered by it.
+    pub fn set_policies_known(&mut self, known: bool, now: Instant) {
+        if known && !self.policies_known {
+            self.policies_known = true;
+            let closed = self.pods.values_mut().filter(|pod| pod.services.is_empty() && !pod.is_lost);
+            closed.filter(|pod| matches!(pod.state, State::Settled { .. })).for_each(|pod| pod.due = Some(now));
+        }
+    }
+
+    /// Replaces the desired tunnels. Before the cluster is known completely nothing is taken away but what policies close. A pod without any services is to have no tunnel: it is looked
     /// for too, because an earlier run may have made one, and its place stays known.
     pub fn want(&mut self, wanted: &WantedTunnels, complete: bool, now: Instant) {
         let becomes_complete = complete && !self.complete;
@@ -201,7 +213,8 @@ impl Machine {
             let is_new = !self.pods.contains_key(address);
             let pod = self.pods.entry(*address).or_default();
             let mut services = services.clone();
-            if !complete {
+            let is_closed = services.is_empty() && self.policies_known;
+            if !complete && !is_closed {
                 services.extend(pod.services.iter());
             }
             if is_new {
@@ -397,7 +410,8 @@ impl Machine {
     pub fn next(&mut self, now: Instant) -> Next {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some((address, pod)) = self.pods.iter().find(|(_, pod)| !pod.is_lost && is_due(pod.due)) {
-            let want = WantedTunnel { pod: *address, services: pod.services.clone(), shrinks: self.complete };
+            let shrinks = self.complete || pod.services.is_empty() && self.policies_known;
+            let want = WantedTunnel { pod: *address, services: pod.services.clone(), shrinks };
             return Next::Act(Act::Bring { want, places: pod.places.clone() });
         }
         if is_due(self.look_at) {

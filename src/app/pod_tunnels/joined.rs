@@ -84,14 +84,15 @@ impl Joined {
         }
         let complete = authorities == [Authority::Complete; 2];
         let closes = self.closed.follow(world, &self.followed, is_stale);
-        if !is_stale && !closes && complete == self.complete {
+        let policies_known = world.authority.firewall == Authority::Complete;
+        if !is_stale && !closes && complete == self.complete && policies_known == former.policies_known {
             return None;
         }
         (self.complete, self.is_changed) = (complete, true);
         let mut tunnels = self.allowed.tunnels.clone();
         let closed = tunnels.iter_mut().filter(|(pod, _)| self.closed.has(pod));
         closed.for_each(|(_, services)| services.clear());
-        let wanted = Wanted { tunnels, pods: self.followed.clone(), complete };
+        let wanted = Wanted { tunnels, pods: self.followed.clone(), complete, policies_known };
         (wanted != *former).then_some(wanted)
     }
 

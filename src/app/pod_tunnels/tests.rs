@@ -77,7 +77,7 @@ fn nothing_is_wanted_without_the_annotation_and_of_pods_that_are_not_known() {
     let (mut joined, nothing) = (joined(), Wanted::default());
     assert_eq!(joined.wanted(&World::empty(), &nothing), None, "nothing is known");
     let wanted = joined.wanted(&world(false), &nothing).expect("now the cluster is");
-    assert_eq!(wanted, Wanted { complete: true, ..Wanted::default() });
+    assert_eq!(wanted, Wanted { complete: true, policies_known: true, ..Wanted::default() });
     let mut world = world(true);
     assert_eq!(joined.wanted(&world, &wanted), None, "nobody knows whose address it is");
     let strangers = joined.problems(&Standing::default());
@@ -101,7 +101,7 @@ fn nothing_is_wanted_without_the_annotation_and_of_pods_that_are_not_known() {
     assert_eq!(known(&wanted), ["c Some(4)"]);
     world.cluster.services.remove(&web());
     world.authority.proxy = Authority::Partial;
-    assert_eq!(joined.wanted(&world, &wanted), Some(Wanted::default()));
+    assert_eq!(joined.wanted(&world, &wanted), Some(Wanted { policies_known: true, ..Wanted::default() }));
 }
 
 /// The same with the annotation and the pod.

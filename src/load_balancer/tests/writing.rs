@@ -96,6 +96,49 @@ fn an_older_observation_changes_nothing() {
 }
 
 #[test]
+fn where_the_cause_of_a_move_is_gone_before_it_is_written_nothing_is_written() {
+    let both = || pools(&["203.0.113.0/29", "198.51.100.0/29"], Vec::new());
+    for is_another_tenure in [false, true] {
+        let mut bed = Bed::with(both());
+        bed.put("a", service());
+        bed.settle();
+        let before = bed.status("a");
+        if is_another_tenure {
+            bed.begin(both());
+        }
+        bed.allocator.set_pools(Some(pools(&["198.51.100.0/29"], Vec::new())), bed.now);
+        assert!(bed.allocator.is_to_be_written(&name("a")), "it is to move");
+        bed.allocator.set_pools(Some(both()), bed.now);
+        bed.settle();
+        assert_eq!((bed.status("a"), bed.writes), (before, 1), "{is_another_tenure}");
+    }
+}
+
+#[test]
+fn what_an_older_list_had_does_not_move_a_service_whose_status_is_right() {
+    let address = |text: &str| vec![text.parse().expect("an address")];
+    for older in [Vec::new(), address("203.0.113.5")] {
+        for is_told_by_the_watch in [true, false] {
+            let mut bed = Bed::new(&["203.0.113.0/29"]);
+            bed.put("a", BalancedService { status: older.clone(), ..service() });
+            // The list of a new tenure is of before that.
+            let mut newest = bed.services.get(&name("a")).cloned().expect("it exists");
+            newest.status = address("203.0.113.3");
+            bed.put_unseen("a", newest);
+            if is_told_by_the_watch {
+                bed.see("a");
+            }
+            bed.settle();
+            assert_eq!(
+                (bed.status("a"), bed.writes),
+                ("203.0.113.3".to_owned(), 0),
+                "{older:?} {is_told_by_the_watch}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_others_undo_is_written_again_later_and_later() {
     let mut bed = Bed::new(&["203.0.113.0/29"]);
     bed.put("a", service());

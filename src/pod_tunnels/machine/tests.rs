@@ -279,6 +279,26 @@ fn nothing_is_taken_away_before_the_cluster_is_known_completely_and_what_an_earl
 }
 
 #[test]
+fn a_pod_that_policies_close_loses_the_tunnel_of_an_earlier_run_also_where_not_all_services_are_known() {
+    for is_late in [false, true] {
+        let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
+        node.start(POD);
+        node.start("10.244.1.6");
+        for inside in node.namespaces.values_mut() {
+            inside.services = Some(addresses("203.0.113.9"));
+        }
+        machine.set_policies_known(!is_late, now);
+        machine.want(&wanted(&[(POD, ""), ("10.244.1.6", "203.0.113.9")]), false, now);
+        node.pass(&mut machine, &mut now, MOMENT);
+        let before = if is_late { "203.0.113.9" } else { "none" };
+        assert_eq!(node.shown(), format!("10.244.1.5: {before}; 10.244.1.6: 203.0.113.9"));
+        machine.set_policies_known(true, now);
+        node.pass(&mut machine, &mut now, MOMENT);
+        assert_eq!(node.shown(), "10.244.1.5: none; 10.244.1.6: 203.0.113.9", "{is_late}");
+    }
+}
+
+#[test]
 fn a_pod_whose_namespace_refuses_is_tried_no_more_often_however_often_its_services_change() {
     for pod in [POD, POD_V6] {
         let (mut node, mut machine, mut now) = (node(), Machine::default(), Instant::now());
