@@ -106,7 +106,8 @@ fn where_the_cause_of_a_move_is_gone_before_it_is_written_nothing_is_written() {
         if is_another_tenure {
             bed.begin(both());
         }
-        bed.allocator.set_pools(Some(pools(&["198.51.100.0/29"], Vec::new())), bed.now);
+        let other = if before.starts_with("203.") { "198.51.100.0/29" } else { "203.0.113.0/29" };
+        bed.allocator.set_pools(Some(pools(&[other], Vec::new())), bed.now);
         assert!(bed.allocator.is_to_be_written(&name("a")), "it is to move");
         bed.allocator.set_pools(Some(both()), bed.now);
         bed.settle();
