@@ -94,7 +94,22 @@ pub struct Sizes {
     pub used: u64,
 }
 
+/// Maximum number of prefixes in one request.
+const PREFIXES: usize = 1000;
+
 impl Lookup {
+    /// Reads the lookups of a request; without any prefix it is about all of them.
+    ///
+    /// # Errors
+    /// There are too many, or one of them is none, as a sentence for the client.
+    pub fn all(version: Version, wanted: &[TableLookupPrefix]) -> Result<Vec<Lookup>, String> {
+        match wanted.len() {
+            0 => Ok(vec![Lookup::All]),
+            ..=PREFIXES => wanted.iter().map(|prefix| Lookup::read(version, prefix)).collect(),
+            _ => Err(format!("one request may ask for {PREFIXES} prefixes at the most")),
+        }
+    }
+
     /// Reads the lookup of a client.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Calls on a port may only read: any process in the host's network can open it. Changes are accepted on the unix
 //! socket, which only root may open, and on ports only with `--gobgp-admin-write`. Every listener has a connection
-//! limit of its own, so that many connections to a port do not block the socket.
+//! limit of its own, so that many connections to a port do not block the socket; and so is it with what is watched ([`Places`]).
 //!
 //! HTTP/2 without encryption and with prior knowledge, as gRPC clients begin. Listening that fails (a port in use, an
 //! address that does not exist yet) is retried; the other listeners work meanwhile.
@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 
 use super::service::Service;
 use super::stubs::{Four, Three};
+use super::watch::Places;
 use super::wire::api::go_bgp_service_server::GoBgpServiceServer;
 use super::wire::apipb::gobgp_api_server::GobgpApiServer;
 use crate::observe::local;
@@ -46,6 +47,8 @@ pub enum Place {
 const CONNECTIONS: usize = 16;
 /// Limit of concurrent calls on one connection.
 const CALLS: u32 = 32;
+/// Limit of a request that reads, in bytes: what it names is short, and one that came in full becomes many times its size in memory.
+const QUESTION: usize = 64 << 10;
 /// Interval between retries.
 const RETRY: Duration = Duration::from_secs(5);
 /// Keepalive: idle time before a probe, and the time limit for its answer.
@@ -105,6 +108,7 @@ impl Listener {
 
 async fn listen(place: Place, service: Service, ports: Ports) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::default();
     let mut has_failed = false;
     let listener = loop {
         match place.bind().await {
@@ -123,11 +127,11 @@ async fn listen(place: Place, service: Service, ports: Ports) {
         let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok(Accepted::Port(stream, from)) => {
-                let services = Services::new(service.of_client(from.to_string()), ports == Ports::Writable);
+                let services = Services::new(service.of_client(from.to_string()), &places, ports == Ports::Writable);
                 drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Ok(Accepted::Socket(stream)) => {
-                let services = Services::new(service.of_client(credentials(&stream)), true);
+                let services = Services::new(service.of_client(credentials(&stream)), &places, true);
                 drop(tokio::spawn(connection(TokioIo::new(stream), services, permit)));
             }
             Err(error) => {
@@ -172,14 +176,17 @@ struct Services {
 }
 
 impl Services {
-    fn new(service: Service, writes: bool) -> Services {
-        let (three, four) = (GobgpApiServer::new(Three(service.clone())), GoBgpServiceServer::new(Four(service)));
-        Services { three, four, writes }
+    fn new(service: Service, places: &Places, writes: bool) -> Services {
+        let three = GobgpApiServer::new(Three(service.clone(), places.clone()));
+        Services { three, four: GoBgpServiceServer::new(Four(service, places.clone())), writes }
     }
 
     async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let path = request.uri().path().to_owned();
-        if !self.writes && !only_reads(&path) {
+        if only_reads(&path) {
+            self.three = self.three.max_decoding_message_size(QUESTION);
+            self.four = self.four.max_decoding_message_size(QUESTION);
+        } else if !self.writes {
             return Ok(refused(&path));
         }
         let called = path.trim_start_matches('/').split('/').next().unwrap_or_default();
@@ -222,7 +229,7 @@ fn unimplemented(path: &str) -> Response<Body> {
 mod tests {
     use std::time::Instant;
 
-    use http_body_util::{BodyExt, Empty};
+    use http_body_util::{BodyExt, Empty, Full};
     use hyper::body::Bytes;
     use hyper::client::conn::http2::handshake;
     use tokio::sync::watch;
@@ -263,6 +270,49 @@ mod tests {
         for _ in 0..3 {
             let status = timeout(Duration::from_secs(10), asked()).await.expect("root is served meanwhile");
             assert_eq!(status.expect("a status").as_bytes(), b"12", "a procedure that is not there");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_only_reads_may_not_be_long() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = directory.path().join("gobgp.sock");
+        let (_access, access) = watch::channel(None);
+        spawn(Service::new(access), vec![Place::Socket(socket.clone())], Ports::ReadOnly);
+        let until = Instant::now() + PATIENCE;
+        while !socket.exists() && Instant::now() < until {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let asked = async |call: &str, length: usize| {
+            let stream = UnixStream::connect(&socket).await.expect("the socket is there");
+            let (mut sender, connection) =
+                handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("it speaks HTTP/2");
+            tokio::spawn(connection);
+            // A message of gRPC: not compressed, its length, and one field that nobody knows, with bytes.
+            let field = length.checked_sub(4).expect("room for the field's head");
+            let head = [0, 0, (length >> 16) as u8, (length >> 8) as u8, length as u8];
+            let head =
+                head.into_iter().chain([0x7a, field as u8 | 0x80, (field >> 7) as u8 | 0x80, (field >> 14) as u8]);
+            let body = Full::new(head.chain(std::iter::repeat_n(0, field)).collect::<Bytes>());
+            let request = Request::post(format!("http://localhost/{call}")).body(body).expect("a request");
+            let answer = sender.send_request(request).await.expect("an answer");
+            // Behind an answer that is a stream.
+            let first = answer.headers().get("grpc-status").cloned();
+            let last = answer.into_body().collect().await.expect("an answer").trailers().cloned();
+            let status = first.or_else(|| last?.get("grpc-status").cloned()).expect("a status");
+            tonic::Code::from_bytes(status.as_bytes())
+        };
+        for (call, length, code) in [
+            ("apipb.GobgpApi/ListPath", QUESTION, tonic::Code::FailedPrecondition),
+            ("apipb.GobgpApi/ListPath", QUESTION + 1, tonic::Code::OutOfRange),
+            ("apipb.GobgpApi/WatchEvent", QUESTION + 1, tonic::Code::OutOfRange),
+            ("api.GoBgpService/WatchEvent", QUESTION + 1, tonic::Code::OutOfRange),
+            ("api.GoBgpService/GetTable", QUESTION + 1, tonic::Code::OutOfRange),
+            // It says no table, which is found out where the request was read.
+            ("api.GoBgpService/DeletePath", QUESTION + 1, tonic::Code::Unimplemented),
+        ] {
+            let found = timeout(Duration::from_secs(10), asked(call, length)).await.expect("an answer");
+            assert_eq!(found, code, "{call} with {length} bytes");
         }
     }
 

@@ -299,15 +299,10 @@ impl Service {
         version: Version,
         request: ListPathRequest,
     ) -> Result<Many<ListPathResponse>, Status> {
+        // Before anything is waited for, so that what a client has sent is not kept meanwhile.
+        let lookups = Lookup::all(version, &request.prefixes).map_err(Status::invalid_argument)?;
         let which = self.which(version, request.table_type, &request.name).await?;
         let family = meant(request.family.as_ref()).ok_or_else(|| Status::invalid_argument(ONLY_UNICAST))?;
-        let mut lookups = Vec::new();
-        for prefix in &request.prefixes {
-            lookups.push(Lookup::read(version, prefix).map_err(Status::invalid_argument)?);
-        }
-        if lookups.is_empty() {
-            lookups.push(Lookup::All);
-        }
         let marks = request.enable_filtered;
         let rows = self.rows(which, family, lookups);
         let response =

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::service::{Many, Service, many};
 use super::version::Version;
-use super::watch;
+use super::watch::{self, Places};
 use super::wire::messages::{
     AddPathRequest, AddPathResponse, AddPeerRequest, DeletePathRequest, DeletePeerRequest, DisablePeerRequest,
     EnablePeerRequest, GetBgpResponse, GetTableRequest, GetTableResponse, ListDefinedSetRequest,
@@ -17,10 +17,10 @@ use super::wire::{api, apipb};
 use crate::bgp::message::Reason;
 
 /// The service of 3.x.
-pub struct Three(pub Service);
+pub struct Three(pub Service, pub Places);
 
 /// The service of 4.x.
-pub struct Four(pub Service);
+pub struct Four(pub Service, pub Places);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -126,7 +126,7 @@ macro_rules! serves {
             }
 
             async fn watch_event(&self, request: Request<WatchEventRequest>) -> Answer<Many<WatchEventResponse>> {
-                Ok(Response::new(watch::watch(self.0.clone(), $version, request.into_inner())?))
+                Ok(Response::new(watch::watch(self.0.clone(), $version, &self.1, request.into_inner())?))
             }
 
             async fn list_bmp(&self, _: Request<Nothing>) -> Answer<Many<Nothing>> {

@@ -3,13 +3,18 @@
 //! The speaker is polled, and differences are sent. So it costs nothing without watchers, misses no lasting change, and
 //! works alike for all tables; changes within the same second are sent as one, and a watcher of a large table makes the
 //! speaker walk over it every time, in portions.
+//!
+//! Each watched table is kept in memory as it was last sent, so that one listener has few of them ([`Places`]): who may open a port
+//! is not to have the agent's memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use ipnet::IpNet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 use super::routes::{self, Lookup, Row, Shown, Which};
@@ -23,6 +28,11 @@ use crate::net::Family;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Number of routes in one message.
 const TOGETHER: usize = 500;
+
+/// Maximum number of tables in one request. The clients of GoBGP ask for one.
+const FILTERS: usize = 8;
+/// Number of tables, and of lists of neighbours, that are watched by one listener at the same time.
+const WATCHED: usize = 16;
 
 /// Filters of a watched table.
 const BEST: i32 = 0;
@@ -41,10 +51,35 @@ type Standing = (i32, i32, u32, String);
 /// Key of a watched route: its prefix, and its source.
 type Key = (IpNet, Option<IpAddr>, Ipv4Addr);
 
+/// Room for everything that is watched by one listener. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Places {
+        Places(Arc::new(Semaphore::new(WATCHED)))
+    }
+}
+
+impl Places {
+    /// Takes room for so many tables and lists, as long as the permit lives.
+    fn take(&self, count: usize) -> Result<OwnedSemaphorePermit, Status> {
+        // A watch of nothing is a call that never ends, too.
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        self.0.clone().try_acquire_many_owned(count).map_err(|_| {
+            Status::resource_exhausted(format!(
+                "clients watch too much by this address already: {WATCHED} tables at the same time are served"
+            ))
+        })
+    }
+}
+
 /// Everything that one client watches.
 struct Watching {
     service: Service,
     version: Version,
+    /// Given back with the stream, when the client goes.
+    _places: OwnedSemaphorePermit,
     peers: Option<Option<BTreeMap<IpAddr, Standing>>>,
     tables: Vec<TableWatch>,
     waiting: VecDeque<WatchEventResponse>,
@@ -64,14 +99,20 @@ struct TableWatch {
 /// Starts to watch.
 ///
 /// # Errors
-/// An unsupported or unknown table is requested.
+/// An unsupported or unknown table is requested, or more than there is room for.
 pub fn watch(
     service: Service,
     version: Version,
+    places: &Places,
     request: WatchEventRequest,
 ) -> Result<Many<WatchEventResponse>, Status> {
+    let filters = request.table.map(|table| table.filters).unwrap_or_default();
+    if filters.len() > FILTERS {
+        return Err(Status::invalid_argument(format!("one request may watch {FILTERS} tables at the most")));
+    }
+    let watches_peers = request.peer.is_some();
     let mut tables = Vec::new();
-    for filter in request.table.map(|table| table.filters).unwrap_or_default() {
+    for filter in filters {
         let kind = version.place(filter.r#type).filter(|kind| (BEST..=POST_POLICY).contains(kind));
         let kind =
             kind.ok_or_else(|| Status::unimplemented("best, adj-in and post-policy can be watched, nothing else"))?;
@@ -81,8 +122,9 @@ pub fn watch(
         };
         tables.push(TableWatch { kind, of, initial: filter.init, known: None });
     }
-    let peers = request.peer.is_some().then_some(None);
-    let watching = Watching { service, version, peers, tables, waiting: VecDeque::new() };
+    let _places = places.take(tables.len() + usize::from(watches_peers))?;
+    let peers = watches_peers.then_some(None);
+    let watching = Watching { service, version, _places, peers, tables, waiting: VecDeque::new() };
     let events = stream::try_unfold((watching, true), |(mut watching, mut at_once)| async move {
         loop {
             if let Some(event) = watching.waiting.pop_front() {
@@ -197,5 +239,42 @@ impl TableWatch {
                 newest.insert((row.prefix, of.0, of.1), shown);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch as channel;
+
+    use super::*;
+    use crate::gobgp::wire::messages::watch_event_request::{Peer as PeerFilters, Table, table::Filter};
+
+    fn request(tables: usize, peers: bool) -> WatchEventRequest {
+        let filters = vec![Filter::default(); tables];
+        WatchEventRequest {
+            peer: peers.then(PeerFilters::default),
+            table: Some(Table { filters }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn one_request_watches_few_tables_and_all_of_a_listener_together_not_many_more() {
+        let service = Service::new(channel::channel(None).1);
+        let places = Places::default();
+        let ask = |request| watch(service.clone(), Version::V3, &places, request).map_err(|status| status.code());
+        // The messages of a request of 4 MiB would be two million.
+        assert_eq!(ask(request(FILTERS + 1, false)).err(), Some(tonic::Code::InvalidArgument));
+        let first = ask(request(FILTERS, false)).expect("there is room");
+        let second = ask(request(FILTERS - 1, true)).expect("there is room");
+        for (tables, peers) in [(1, false), (0, true), (0, false)] {
+            assert_eq!(ask(request(tables, peers)).err(), Some(tonic::Code::ResourceExhausted), "{tables} {peers}");
+        }
+        assert!(watch(service.clone(), Version::V3, &Places::default(), request(1, false)).is_ok(), "another listener");
+        drop(first);
+        let nothing: Vec<_> = (0..FILTERS).map(|_| ask(request(0, false)).expect("there is room again")).collect();
+        assert_eq!(ask(request(0, false)).err(), Some(tonic::Code::ResourceExhausted));
+        drop((second, nothing));
+        assert!(ask(request(FILTERS, true)).is_ok());
     }
 }

@@ -54,6 +54,17 @@ fn found(lookup: Lookup, family: Family, most: usize) -> Vec<String> {
     }
 }
 
+#[test]
+fn a_request_asks_for_everything_or_for_a_bounded_number_of_prefixes() {
+    let all = |count| {
+        let wanted = TableLookupPrefix { prefix: "10.0.0.0/8".to_owned(), r#type: 0 };
+        Lookup::all(Version::V3, &vec![wanted; count]).map(|lookups| lookups.len())
+    };
+    assert_eq!(Lookup::all(Version::V3, &[]), Ok(vec![Lookup::All]));
+    assert_eq!((all(1), all(PREFIXES)), (Ok(1), Ok(PREFIXES)));
+    assert!(all(PREFIXES + 1).is_err());
+}
+
 fn read(text: &str, place: i32) -> Lookup {
     let wanted = TableLookupPrefix { prefix: text.to_owned(), r#type: place };
     Lookup::read(Version::V3, &wanted).unwrap()
