@@ -14,6 +14,7 @@ mod passwords;
 mod pods;
 mod rotation;
 mod services;
+mod speaker;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::bgp::driver::{Access, Event};
+use crate::bgp::driver::Access;
 use crate::config::{NodeRoutes, RouterConfig};
 use crate::kernel::monitor::Notice;
 use crate::link_neighbours::Standings;
@@ -47,7 +48,7 @@ use super::password_files::read::PasswordFiles;
 use super::plan::{Plan, Unreached};
 use super::problem::Problem;
 use super::reachable::Reachable;
-use super::sessions::{self, Left, Sessions};
+use super::sessions::{self, Sessions};
 use super::told::ReportedState;
 use super::withdrawals::Withdrawals;
 
@@ -175,85 +176,11 @@ impl<K: Kernel> Driver<K> {
                 self.sessions.listen(self.plan.desired()).await;
             }
         }
-        self.sessions.note_lack_of_peers(self.plan.lacks_password() || self.plan.awaits_routers()).await;
+        let lacks_peers = self.plan.lacks_password() || self.plan.awaits_routers();
+        self.sessions.note_lack_of_peers(lacks_peers, self.plan.routers_without_password()).await;
         if !changed.peers.is_empty() {
             self.told.forget(&changed.peers);
             self.context.metrics.peers_sync.observe(begun.elapsed().as_secs_f64());
-        }
-    }
-
-    /// Starts or replaces the speaker. Routes in the kernel serve until learned routes are complete. Peers take its
-    /// first announcements for complete: so it starts once the addresses are served.
-    async fn start_speaker(&mut self) {
-        let now = Instant::now();
-        let is_served = *self.context.served.borrow();
-        if let (false, Some(until)) = (self.sessions.is_running(), services::waits(is_served, self.started, now)) {
-            self.sessions.try_at(until);
-            return;
-        }
-        let at = self.moments.at(Instant::now());
-        let routes = self.plan.keep_routes_as_stale() || self.mirrors.has_routes(at);
-        let left = Left { routes, anything: routes || self.mirrors.had_sets(at) || self.sessions.have_run() };
-        self.reachable.forget();
-        self.withdrawals.end();
-        let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));
-        self.publish_believed();
-        self.sessions.replace(self.plan.desired(), left, &self.config).await;
-        self.plan.look_at_all_peers();
-        if !self.sessions.is_running() {
-            self.withdrawals.end();
-            self.publish_believed();
-        }
-    }
-
-    /// Publishes that neighbours may have routes for what is about to be announced. It comes before the order to the speaker: a
-    /// neighbour may have the route before this thread goes on, and the proxy would close the address at once otherwise.
-    fn believe_announced(&mut self, changed: &RouterChanges) {
-        let announced = &self.plan.desired().announcements;
-        let mut new = changed.announcements.iter().filter(|prefix| announced.contains_key(*prefix)).peekable();
-        if self.sessions.is_running() && new.peek().is_some() {
-            let _ = self.withdrawals.update(new.map(|prefix| (*prefix, true)));
-            self.publish_believed();
-        }
-    }
-
-    /// Follows what the speaker has been ordered to withdraw, until it is written to all neighbours.
-    async fn follow_withdrawn(&mut self, changed: &RouterChanges) {
-        let announced = &self.plan.desired().announcements;
-        let gone = changed.announcements.iter().filter(|prefix| !announced.contains_key(*prefix));
-        if let Some(number) = self.withdrawals.update(gone.map(|prefix| (*prefix, false)))
-            && !self.sessions.ask_written(number).await
-        {
-            self.withdrawals.written(number);
-            self.publish_believed();
-        }
-    }
-
-    fn publish_believed(&self) {
-        self.context.believed.send_replace(self.withdrawals.believed().clone());
-    }
-
-    /// Handles the speaker's events.
-    fn take_events(&mut self, events: Vec<Event>) {
-        for event in events {
-            if let Some(peer) = self.sessions.note(&event) {
-                self.plan.look_at_peer(peer);
-            }
-            match &event {
-                Event::Routes(changes) => {
-                    self.context.metrics.received.inc_by(changes.len() as u64);
-                    self.reachable.look_at(changes);
-                    let changed = self.plan.learn(changes);
-                    self.mirrors.mark(&changed);
-                }
-                Event::Complete => {
-                    info!("End-of-RIB received from all peers");
-                    let changed = self.plan.drop_stale_routes();
-                    self.mirrors.mark(&changed);
-                }
-                Event::Ignored(counts) => self.context.metrics.count_ignored(counts),
-                _ => self.told.event(&event),
-            }
         }
     }
 }
@@ -376,6 +303,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.start_speaker().await;
         }
         self.look_at_next_hops(at.now).await;
+        self.drop_stale_routes(at.now);
         self.step_drain(drain::Event::Tick, at.now).await;
     }
 

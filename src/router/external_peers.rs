@@ -164,6 +164,15 @@ fn known(password: &Password, config: &RouterConfig) -> Result<Option<transport:
     }
 }
 
+/// Returns whether a session has a password that is not known, and may become known.
+pub fn awaits_password(password: &Password, config: &RouterConfig) -> bool {
+    match password {
+        Password::None | Password::Key(_) => false,
+        Password::File(_) => config.passwords_dir.is_some(),
+        Password::Unknown => true,
+    }
+}
+
 /// Returns the problem of a setting that has no effect, although there is a session.
 pub fn idle_setting(peer: &ExternalPeer, config: &RouterConfig) -> Option<Problem> {
     let is_idle = config.graceful_restart.is_none() && peer.long_lived.is_some_and(|seconds| seconds > 0);

@@ -16,7 +16,8 @@ use crate::model::Authority;
 use crate::net::{ExternalPeer, Password};
 
 use super::cni::{CniFileForm, Conf, Other, is_conf, is_ours, text};
-use super::external_peers;
+use super::password_files::list::PasswordList;
+use super::password_files::read::text as text_of_passwords;
 use super::problem::{About, Problem};
 
 /// State of these files when last handled.
@@ -29,10 +30,14 @@ pub struct HostFiles {
     /// Another program's file that container runtimes use in place of ours.
     preferred: Option<PathBuf>,
     passwords: Option<PathBuf>,
-    /// Modification time of the password file that was read, or why it could not be read.
-    read: Option<Result<SystemTime, String>>,
+    /// The passwords of that file.
+    list: PasswordList,
+    /// Why it cannot be read now.
+    unread: Option<String>,
 }
 
+/// Longest text of the password file: as much as a few hundred routers with the longest password need.
+const LONGEST: u64 = 64 << 10;
 const RETRY: Duration = Duration::from_secs(5);
 
 impl HostFiles {
@@ -44,7 +49,8 @@ impl HostFiles {
             trouble: None,
             preferred: None,
             passwords: config.passwords_file.clone(),
-            read: None,
+            list: PasswordList::default(),
+            unread: None,
         }
     }
 
@@ -92,25 +98,26 @@ impl HostFiles {
     /// Returns the passwords of the password file for these peers, if they have changed.
     pub fn passwords(&mut self, peers: &[ExternalPeer]) -> Option<Vec<Password>> {
         let path = self.passwords.as_ref()?;
-        let found = read_when_newer(path, self.read.as_ref());
-        let (stamp, text) = match found {
-            Ok(None) => return None,
-            Ok(Some(found)) => found,
+        // Each time, as its modification time may be the same although somebody has gone on writing.
+        let text = match text_of_passwords(path, LONGEST) {
+            Ok(text) => text,
             Err(error) => {
-                let error = error.to_string();
-                if self.read != Some(Err(error.clone())) {
-                    warn!(path = %path.display(), error, "Reading the peer passwords file failed; its peers stay down");
-                    self.read = Some(Err(error));
+                let error = Some(error.to_string());
+                if self.unread != error {
+                    warn!(path = %path.display(), error, "Reading the peer passwords file failed; the last known passwords stay in force");
+                    self.unread = error;
                 }
                 return None;
             }
         };
-        self.read = Some(Ok(stamp));
-        let (passwords, sentences) = external_peers::passwords(&text, peers);
+        if self.unread.take().is_some() {
+            info!(path = %path.display(), "Reading the peer passwords file recovered");
+        }
+        let (passwords, sentences) = self.list.look(&text, peers);
         for sentence in sentences {
             warn!(path = %path.display(), reason = sentence, "Peer passwords file is invalid");
         }
-        Some(passwords)
+        passwords
     }
 }
 
@@ -139,14 +146,6 @@ pub fn preferred(path: &Path) -> Option<PathBuf> {
     let before: BTreeSet<PathBuf> = before.filter(|one| is_conf(one)).collect();
     let takes_pods = |text: &str| Other::of(text) == Other::Network;
     before.into_iter().find(|one| fs::read_to_string(one).is_ok_and(|text| takes_pods(&text)))
-}
-
-fn read_when_newer(path: &Path, read: Option<&Result<SystemTime, String>>) -> io::Result<Option<(SystemTime, String)>> {
-    let stamp = fs::metadata(path)?.modified()?;
-    if read == Some(&Ok(stamp)) {
-        return Ok(None);
-    }
-    Ok(Some((stamp, fs::read_to_string(path)?)))
 }
 
 /// Writes the desired file. Returns what keeps a part of it from being written.
@@ -241,7 +240,8 @@ mod tests {
             trouble: None,
             preferred: None,
             passwords: None,
-            read: None,
+            list: PasswordList::default(),
+            unread: None,
         }
     }
 

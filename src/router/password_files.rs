@@ -6,8 +6,9 @@
 //! A file has what `password` has: base64 of up to 80 bytes, with white space around it ignored. As long as the file of the
 //! nodes is empty their sessions have no password, so that one can be brought to a running cluster: the flag first, with an
 //! empty file everywhere, and then the password. A password that was there is given up when the file is empty twice in a row.
-//! An empty file of a peer is a mistake. `read` reads them.
+//! An empty file of a peer is a mistake. `read` reads them. `list` is about the one file with the passwords of all routers of the flags.
 
+pub mod list;
 pub mod read;
 
 use std::collections::{BTreeMap, BTreeSet};

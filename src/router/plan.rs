@@ -86,6 +86,8 @@ pub struct Plan {
     external: Vec<IpAddr>,
     /// Those of them that get our address as the next hop of everything.
     own_next_hop: Vec<IpAddr>,
+    /// External peers that are left out because their password is not known yet.
+    without_password: BTreeSet<IpAddr>,
     external_problems: Vec<Problem>,
     /// Announced addresses of each Service.
     services: HashMap<ObjectName, Vec<IpAddr>>,
@@ -135,6 +137,7 @@ impl Plan {
             peers: Claims::default(),
             external: Vec::new(),
             own_next_hop: Vec::new(),
+            without_password: BTreeSet::new(),
             external_problems: Vec::new(),
             services: HashMap::new(),
             announced: Claims::default(),
@@ -219,6 +222,10 @@ impl Plan {
     /// Marks learned routes as stale when the speaker is replaced: they stay until [`Plan::drop_stale_routes`].
     pub fn keep_routes_as_stale(&mut self) -> bool {
         self.routes.mark_stale()
+    }
+
+    pub fn has_stale_routes(&self) -> bool {
+        self.routes.has_stale()
     }
 
     /// Drops stale routes: learned routes are complete.

@@ -75,7 +75,7 @@ pub struct Sets {
     node_addresses: PerFamily<Arc<PrefixSet>>,
     /// `linkdefinedset`: the networks of our links, and all more specific prefixes.
     links: PerFamily<Arc<PrefixSet>>,
-    /// `iBGPpeerset`.
+    /// `iBGPpeerset`: without external peers.
     nodes: PerFamily<Arc<NeighbourSet>>,
     /// `externalpeerset`.
     external: PerFamily<Arc<NeighbourSet>>,
@@ -179,9 +179,9 @@ impl Sets {
             let hosts = || addresses.iter().map(|one| IpNet::from(*one));
             self.node_addresses = per_family(|f| exactly(NODE_ADDRESSES, hosts(), f));
             self.links = per_family(|f| inside(LINKS, on_link.iter().copied(), f));
-            self.nodes = per_family(|f| {
-                neighbours_of("iBGPpeerset", peers.iter().copied().filter(|_| config.internal_peers), f)
-            });
+            // A session with an address that is configured as an external peer's is that peer's, whichever Node lists the address as its own.
+            let nodes = || peers.iter().filter(|peer| config.internal_peers && !external.contains(peer)).copied();
+            self.nodes = per_family(|f| neighbours_of("iBGPpeerset", nodes(), f));
         }
     }
 

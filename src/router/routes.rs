@@ -282,6 +282,11 @@ impl Routes {
         !self.stale.is_empty()
     }
 
+    /// Returns whether any are marked as stale and were not learned again.
+    pub fn has_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
     /// Drops the stale routes that were not learned again: learned routes are complete.
     pub fn drop_stale(&mut self) {
         let gone = std::mem::take(&mut self.stale).into_iter();

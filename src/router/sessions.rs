@@ -52,10 +52,11 @@ pub struct Sessions {
     pulse: Pulse,
     /// Maximum wait for neighbours.
     patience: Duration,
-    /// Families in which End-of-RIB of a neighbour is awaited.
-    awaited: BTreeMap<IpAddr, PerFamily<bool>>,
-    /// Nodes are no neighbours yet for want of a password: what they have is awaited, too.
+    awaited: BTreeMap<IpAddr, Awaited>,
+    /// Nodes or routers are no neighbours yet for want of a password: what they have is awaited, too.
     lacks_peers: bool,
+    /// Those of the routers, by their addresses. They are awaited however late they come: their routes of an earlier run are kept as long.
+    without_password: BTreeSet<IpAddr>,
     /// Neighbours with a session, and by family whether all routes were sent. A family that it does not speak has none.
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     /// Neighbours that had a session, or of which routes were retained, when last looked at.
@@ -65,6 +66,15 @@ pub struct Sessions {
     until: Option<Instant>,
     /// Time of the next try to start a speaker.
     retry_at: Option<Instant>,
+}
+
+/// A neighbour that has not sent everything since the speaker started.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    /// Families in which its End-of-RIB is missing.
+    families: PerFamily<bool>,
+    /// End of the wait for it.
+    until: Instant,
 }
 
 struct Running {
@@ -95,6 +105,7 @@ impl Sessions {
             patience: seconds.unwrap_or(USUAL_RESTART),
             awaited: BTreeMap::new(),
             lacks_peers: false,
+            without_password: BTreeSet::new(),
             up: BTreeMap::new(),
             kept: BTreeSet::new(),
             complete: false,
@@ -158,8 +169,8 @@ impl Sessions {
     /// Returns when something is due: a try to start a desired speaker, or the end of waiting for neighbours.
     pub fn deadline(&self, desired: &Desired) -> Option<Instant> {
         let retry = self.retry_at.filter(|_| desired.speaker.is_some() && self.running.is_none());
-        let end = self.until.filter(|_| self.lacks_peers || !self.awaited.is_empty());
-        retry.into_iter().chain(end).min()
+        let end = self.until.filter(|_| self.lacks_peers);
+        retry.into_iter().chain(end).chain(self.awaited.values().map(|awaited| awaited.until)).min()
     }
 
     /// Replaces the speaker.
@@ -186,15 +197,17 @@ impl Sessions {
         match driver::spawn(setup, stopped) {
             Ok((handle, events, thread)) => {
                 info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP speaker starting");
-                self.awaited = desired.peers.keys().map(|peer| (*peer, PerFamily { v4: true, v6: true })).collect();
-                self.until = Some(Instant::now() + self.patience);
+                let until = Instant::now() + self.patience;
+                self.awaited = desired.peers.keys().map(|peer| (*peer, Awaited::everything(until))).collect();
+                self.until = Some(until);
                 self.have_run = true;
                 // Without graceful restart nothing is held back, and routes are never reported to be complete.
                 self.complete = restarting.is_none();
                 self.running = Some(Running { handle, events, stop, thread, writing: VecDeque::new() });
-                self.listen(desired).await;
                 let expected = self.lacks_peers.then_some(Order::ExpectMore(true));
                 self.order(expected.into_iter().chain(desired.all_orders()).collect()).await;
+                // Behind the neighbours: a socket has their passwords before anybody connects to it.
+                self.listen(desired).await;
             }
             Err(reason) => {
                 error!(%reason, "Starting the BGP speaker failed; retrying");
@@ -204,8 +217,11 @@ impl Sessions {
     }
 
     /// Records whether neighbours are missing for want of a password, or because they are not found on their link yet; those that the orders before have added are awaited.
-    /// The speaker is told as well: what it says to others first counts as all that it has.
-    pub async fn note_lack_of_peers(&mut self, lacks_peers: bool) {
+    /// The speaker is told as well: what it says to others first counts as all that it has. `routers` are those outside without a password.
+    pub async fn note_lack_of_peers(&mut self, lacks_peers: bool, routers: &BTreeSet<IpAddr>) {
+        if self.without_password != *routers {
+            self.without_password.clone_from(routers);
+        }
         if std::mem::replace(&mut self.lacks_peers, lacks_peers) != lacks_peers && !self.complete {
             self.order(vec![Order::ExpectMore(lacks_peers)]).await;
         }
@@ -213,19 +229,25 @@ impl Sessions {
 
     /// Passes orders to the speaker. If it has ended, its successor gets all of them.
     pub async fn order(&mut self, orders: Vec<Order>) {
-        self.follow(&orders);
+        self.follow(&orders, Instant::now());
         if let (Some(running), false) = (&self.running, orders.is_empty()) {
             // An ended speaker is reported by its events.
             let _ = running.handle.order(orders).await;
         }
     }
 
-    fn follow(&mut self, orders: &[Order]) {
+    fn follow(&mut self, orders: &[Order], now: Instant) {
         for order in orders {
             match order {
                 Order::Remove(peer, _) => drop(self.awaited.remove(peer)),
-                Order::Want(wanted) if self.lacks_peers && !self.up.contains_key(&wanted.address) => {
-                    self.awaited.insert(wanted.address, PerFamily { v4: true, v6: true });
+                Order::Want(wanted) if !self.up.contains_key(&wanted.address) => {
+                    // One whose password was not known has as long as others, from now on: the cluster, or its file, may have been away for
+                    // longer than neighbours are waited for.
+                    let is_late = self.without_password.contains(&wanted.address);
+                    let end = if is_late { Some(now + self.patience) } else { self.until.filter(|_| self.lacks_peers) };
+                    if let Some(until) = end {
+                        self.awaited.insert(wanted.address, Awaited::everything(until));
+                    }
                 }
                 _ => {}
             }
@@ -291,8 +313,8 @@ impl Sessions {
 
     fn awaits(&mut self, peer: IpAddr, change: impl FnOnce(PerFamily<bool>) -> PerFamily<bool>) {
         let Some(awaited) = self.awaited.get_mut(&peer) else { return };
-        *awaited = change(*awaited);
-        if !awaited.v4 && !awaited.v6 {
+        awaited.families = change(awaited.families);
+        if awaited.families == PerFamily::default() {
             self.awaited.remove(&peer);
         }
     }
@@ -304,8 +326,8 @@ impl Sessions {
     }
 
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
+        self.awaited.retain(|_, awaited| awaited.until > now);
         if self.patience_is_over(now) {
-            self.awaited.clear();
             self.lacks_peers = false;
         }
         self.awaited.is_empty() && !self.lacks_peers
@@ -386,6 +408,12 @@ impl Sessions {
     }
 }
 
+impl Awaited {
+    fn everything(until: Instant) -> Awaited {
+        Awaited { families: PerFamily { v4: true, v6: true }, until }
+    }
+}
+
 /// Returns the number of the first question once it is answered, or cannot be: then no neighbour is left to tell.
 async fn first_written(writing: &mut VecDeque<(u64, oneshot::Receiver<()>)>) -> u64 {
     let Some((number, answer)) = writing.front_mut() else { return std::future::pending().await };
@@ -425,7 +453,7 @@ mod tests {
         sessions.lacks_peers = true;
         assert!(!sessions.nobody_is_awaited(now));
         let orders: Vec<Order> = nodes().into_iter().map(Order::Want).collect();
-        sessions.follow(&orders);
+        sessions.follow(&orders, now);
         sessions.lacks_peers = false;
         assert!(!sessions.nobody_is_awaited(now), "they have said nothing");
         for node in nodes() {
@@ -436,9 +464,36 @@ mod tests {
         }
         assert!(sessions.nobody_is_awaited(now));
         // One that changes later is not awaited once more.
-        sessions.follow(&orders);
+        sessions.follow(&orders, now);
         assert!(sessions.nobody_is_awaited(now));
         sessions.lacks_peers = true;
         assert!(sessions.nobody_is_awaited(now + USUAL_RESTART), "a password that never comes");
+    }
+
+    #[test]
+    fn a_router_whose_password_comes_after_the_wait_for_neighbours_is_awaited_from_then_on() {
+        let now = Instant::now();
+        let mut sessions = Sessions::new(
+            &config(&[]),
+            Health::default().register("speaker", USUAL_RESTART, now),
+            watch::channel(None).0,
+        );
+        sessions.until = Some(now + USUAL_RESTART);
+        let wanted = nodes();
+        let (late, other) = (wanted.first().expect("a neighbour"), wanted.last().expect("another one"));
+        sessions.without_password = [late.address].into();
+        let (later, order) = (now + 10 * USUAL_RESTART, |one: &Arc<WantedNeighbour>| [Order::Want(one.clone())]);
+        assert!(sessions.nobody_is_awaited(later));
+        sessions.follow(&order(other), later);
+        assert!(sessions.nobody_is_awaited(later), "nobody has kept routes of one that is new");
+        sessions.follow(&order(late), later);
+        assert!(!sessions.nobody_is_awaited(later), "the cluster was away for that long");
+        assert!(!sessions.nobody_is_awaited(later + USUAL_RESTART / 2));
+        for family in Family::BOTH {
+            sessions.note(&Event::Fact(late.address, Fact::Complete(family)));
+        }
+        assert!(sessions.nobody_is_awaited(later));
+        sessions.follow(&order(late), later);
+        assert!(!sessions.nobody_is_awaited(later) && sessions.nobody_is_awaited(later + USUAL_RESTART));
     }
 }

@@ -23,6 +23,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 
+#[path = "retained.rs"]
+mod retained;
+
 #[path = "rotation.rs"]
 mod rotation;
 

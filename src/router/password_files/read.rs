@@ -101,7 +101,7 @@ impl PasswordFiles {
     }
 
     fn read(&mut self, path: &Path, empty: Option<Password>) -> Option<Password> {
-        let read = text(path).map_err(|error| error.to_string()).and_then(|text| password(&text, empty));
+        let read = text(path, LONGEST).map_err(|error| error.to_string()).and_then(|text| password(&text, empty));
         match read {
             Ok(read) => {
                 if self.failing.remove(path).is_some() {
@@ -120,17 +120,20 @@ impl PasswordFiles {
     }
 }
 
-/// The text of a file: of nothing that would make a reader wait, and not more than a password may have.
-fn text(path: &Path) -> io::Result<String> {
+/// Returns the text of a file with passwords of at most so many bytes: of nothing that would make a reader wait.
+///
+/// # Errors
+/// It cannot be read, or is longer.
+pub fn text(path: &Path, longest: u64) -> io::Result<String> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut text = String::new();
-    file.take(LONGEST + 1).read_to_string(&mut text)?;
-    match text.len() as u64 {
-        0..=LONGEST => Ok(text),
-        _ => Err(io::Error::other("it is longer than any password")),
+    file.take(longest + 1).read_to_string(&mut text)?;
+    match text.len() as u64 <= longest {
+        true => Ok(text),
+        false => Err(io::Error::other("it is longer than any password")),
     }
 }
 

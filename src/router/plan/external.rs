@@ -1,6 +1,6 @@
 //! External peers in the plan: which of those that flags or annotations name are desired, and why others are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -34,9 +34,14 @@ impl Plan {
         }
     }
 
-    /// Returns whether nodes are no peers because the password of sessions between nodes is not known.
+    /// Returns whether nodes or external peers are no peers because a password is not known.
     pub fn lacks_password(&self) -> bool {
-        self.nodes.lack_password()
+        self.nodes.lack_password() || !self.without_password.is_empty()
+    }
+
+    /// Returns the external peers that are left out because their password is not known yet.
+    pub fn routers_without_password(&self) -> &BTreeSet<IpAddr> {
+        &self.without_password
     }
 
     /// Returns the addresses at which our sessions begin: those for other nodes, then others for routers outside.
@@ -68,6 +73,7 @@ impl Plan {
     pub(super) fn update_external_peers(&mut self, changed: &mut RouterChanges) {
         let mut wanted: BTreeMap<IpAddr, Arc<WantedNeighbour>> = BTreeMap::new();
         self.external_problems.clear();
+        self.without_password.clear();
         let from_file = self.config.passwords_file.is_some() && !self.config.peers.is_empty();
         let peers: Vec<ExternalPeer> = external_peers::external_peers(&self.config, &self.own).to_vec();
         let mut at: BTreeMap<IpAddr, &ExternalPeer> = BTreeMap::new();
@@ -79,6 +85,11 @@ impl Plan {
             let password = if from_file && peer.remote.address().is_some() { read } else { &peer.password };
             let password = self.file_passwords.known(password);
             let located = external_peers::located(peer, &self.links);
+            if let Ok(located) = &located
+                && external_peers::awaits_password(password, &self.config)
+            {
+                self.without_password.insert(located.address);
+            }
             let peering = |located| external_peers::peering(located, password, &self.own, &self.config, local);
             match located.and_then(peering) {
                 // A session over link-local addresses needs no other address of IPv6.

@@ -286,12 +286,16 @@ fn a_peer_with_its_password_in_a_file_waits_for_that_file() {
     change_node(&mut world, "node-1", |routing| routing.peers = vec![peer]);
     let mut plan = planned(&["--peer-router-passwords-dir=/peers"], &world);
     assert_eq!(peers(&plan).len(), 2);
+    assert!(plan.lacks_password());
+    assert_eq!(*plan.routers_without_password(), [address("203.0.113.1")].into(), "it is awaited");
+    let nowhere = planned(&[], &world);
+    assert!(!nowhere.lacks_password(), "without the directory it never is");
     assert_eq!(password_files::names(&plan.own().routing.peers), ["tor".into()].into());
     let secret = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
     let named = [("tor".into(), Password::Key(secret))].into();
     let changed = plan.set_file_passwords(FilePasswords { named, ..FilePasswords::default() });
     assert_eq!(changed.peers, [address("203.0.113.1")].into());
-    assert!(plan.desired().peers[&address("203.0.113.1")].transport.password.is_some());
+    assert!(plan.desired().peers[&address("203.0.113.1")].transport.password.is_some() && !plan.lacks_password());
     let changed = plan.set_file_passwords(FilePasswords::default());
     assert_eq!((changed.peers.len(), peers(&plan).len()), (1, 2));
 }

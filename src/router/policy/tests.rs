@@ -329,6 +329,26 @@ fn a_reflector_passes_on_what_it_learned_and_has_policies_like_everybody() {
 }
 
 #[test]
+fn an_external_peer_is_told_what_external_peers_are_also_where_a_node_lists_its_address() {
+    let mut world = announcing();
+    let of = |world: &World, name: &str| (**world.cluster.nodes.get(&name.into()).expect("it is there")).clone();
+    let own = with(of(&world, "node-1"), |routing| routing.reflection = Reflection::Server([0, 0, 0, 1].into()));
+    world.cluster.nodes.insert("node-1".into(), own);
+    let told = |world: &World| {
+        let routes = ["10.96.0.9/32", OWN_PODS, "10.244.2.0/24", "198.51.100.0/24"];
+        [&[][..], &["--advertise-pod-cidr=false"]].map(|words| {
+            let export = policies(words, world).export;
+            routes.map(|route| passes(&export, EXTERNAL, route))
+        })
+    };
+    let before = told(&world);
+    world.cluster.nodes.insert("node-3".into(), node("203.0.113.1 10.0.0.3", "10.244.3.0/24"));
+    assert_eq!(told(&world), before, "a kubelet writes the addresses of its Node");
+    let export = policies(&[], &world).export;
+    assert!(passes(&export, NODE, OWN_PODS) && !passes(&export, NODE, "10.96.0.9/32"), "other nodes are nodes");
+}
+
+#[test]
 fn without_sessions_between_nodes_there_are_no_statements_about_them() {
     let Policies { import, export } = policies(&["--enable-ibgp=false"], &announcing());
     assert!(names(&export).iter().chain(&names(&import)).all(|name| !name.contains("iBGP")));

@@ -1,0 +1,94 @@
+//! The speaker in the router's loop: when it starts, what it says, and what neighbours may still believe.
+
+use std::time::Instant;
+
+use tracing::info;
+
+use super::super::apply::Kernel;
+use super::super::desired::RouterChanges;
+use super::super::sessions::Left;
+use super::{Driver, services};
+use crate::bgp::driver::Event;
+
+impl<K: Kernel> Driver<K> {
+    /// Starts or replaces the speaker. Routes in the kernel serve until learned routes are complete. Peers take its
+    /// first announcements for complete: so it starts once the addresses are served.
+    pub(super) async fn start_speaker(&mut self) {
+        let now = Instant::now();
+        let is_served = *self.context.served.borrow();
+        if let (false, Some(until)) = (self.sessions.is_running(), services::waits(is_served, self.started, now)) {
+            self.sessions.try_at(until);
+            return;
+        }
+        let at = self.moments.at(Instant::now());
+        let routes = self.plan.keep_routes_as_stale() || self.mirrors.has_routes(at);
+        let left = Left { routes, anything: routes || self.mirrors.had_sets(at) || self.sessions.have_run() };
+        self.reachable.forget();
+        self.withdrawals.end();
+        let _ = self.withdrawals.update(self.plan.desired().announcements.keys().map(|prefix| (*prefix, true)));
+        self.publish_believed();
+        self.sessions.replace(self.plan.desired(), left, &self.config).await;
+        self.plan.look_at_all_peers();
+        if !self.sessions.is_running() {
+            self.withdrawals.end();
+            self.publish_believed();
+        }
+    }
+
+    /// Publishes that neighbours may have routes for what is about to be announced. It comes before the order to the speaker: a
+    /// neighbour may have the route before this thread goes on, and the proxy would close the address at once otherwise.
+    pub(super) fn believe_announced(&mut self, changed: &RouterChanges) {
+        let announced = &self.plan.desired().announcements;
+        let mut new = changed.announcements.iter().filter(|prefix| announced.contains_key(*prefix)).peekable();
+        if self.sessions.is_running() && new.peek().is_some() {
+            let _ = self.withdrawals.update(new.map(|prefix| (*prefix, true)));
+            self.publish_believed();
+        }
+    }
+
+    /// Follows what the speaker has been ordered to withdraw, until it is written to all neighbours.
+    pub(super) async fn follow_withdrawn(&mut self, changed: &RouterChanges) {
+        let announced = &self.plan.desired().announcements;
+        let gone = changed.announcements.iter().filter(|prefix| !announced.contains_key(*prefix));
+        if let Some(number) = self.withdrawals.update(gone.map(|prefix| (*prefix, false)))
+            && !self.sessions.ask_written(number).await
+        {
+            self.withdrawals.written(number);
+            self.publish_believed();
+        }
+    }
+
+    pub(super) fn publish_believed(&self) {
+        self.context.believed.send_replace(self.withdrawals.believed().clone());
+    }
+
+    /// Handles the speaker's events.
+    pub(super) fn take_events(&mut self, events: Vec<Event>) {
+        for event in events {
+            if let Some(peer) = self.sessions.note(&event) {
+                self.plan.look_at_peer(peer);
+            }
+            match &event {
+                Event::Routes(changes) => {
+                    self.context.metrics.received.inc_by(changes.len() as u64);
+                    self.reachable.look_at(changes);
+                    let changed = self.plan.learn(changes);
+                    self.mirrors.mark(&changed);
+                }
+                // Of those that are connected: what others had said before counts until `drop_stale_routes`.
+                Event::Complete => info!("End-of-RIB received from the connected peers"),
+                Event::Ignored(counts) => self.context.metrics.count_ignored(counts),
+                _ => self.told.event(&event),
+            }
+        }
+    }
+
+    /// Drops the routes that an earlier speaker of this process has learned and this one has not, when those of an earlier process
+    /// may go as well: neighbours that are not back yet have not said that theirs are gone.
+    pub(super) fn drop_stale_routes(&mut self, now: Instant) {
+        if self.plan.has_stale_routes() && self.sessions.have_said_all(now, self.plan.desired()) {
+            let changed = self.plan.drop_stale_routes();
+            self.mirrors.mark(&changed);
+        }
+    }
+}
