@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen as listen_on, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, ipproto, listen as listen_on, socket_with, sockopt,
+};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::Error;
@@ -42,12 +44,13 @@ const KEY: usize = libc::TCP_MD5SIG_MAXKEYLEN;
 /// `TCP_MD5SIG_FLAG_PREFIX` of `linux/tcp.h`.
 const BY_PREFIX: u8 = 1;
 
-/// Listens, without waiting. An address that is not there yet will do: IPv6 addresses need a moment when they are new.
+/// A socket that is to listen, so that it can have keys before anybody connects. An address that is not there yet will do: IPv6 addresses need
+/// a moment when they are new.
 ///
 /// # Errors
 /// The port is in use, or the kernel lacks the family.
-pub fn listen(on: SocketAddr) -> Result<TcpListener, Error> {
-    let listen = || -> rustix::io::Result<OwnedFd> {
+pub fn bound(on: SocketAddr) -> Result<TcpListener, Error> {
+    let bound = || -> rustix::io::Result<OwnedFd> {
         let socket = open(on.ip())?;
         sockopt::set_socket_reuseaddr(&socket, true)?;
         match on {
@@ -60,10 +63,38 @@ pub fn listen(on: SocketAddr) -> Result<TcpListener, Error> {
         // A neighbour that counts hops does so from the first answer on; for the others it is more than enough.
         set(&socket, on.ip(), Hops { sent: Some(u8::MAX), least: None })?;
         bind(&socket, &on)?;
-        listen_on(&socket, BACKLOG)?;
         Ok(socket)
     };
-    listen().map(TcpListener::from).map_err(|errno| Error::errno("listen on", on.to_string(), errno))
+    bound().map(TcpListener::from).map_err(|errno| Error::errno("listen on", on.to_string(), errno))
+}
+
+/// Listens, without waiting. `on` is the socket's address.
+///
+/// # Errors
+/// The port is in use.
+pub fn listen(socket: impl AsFd, on: SocketAddr) -> Result<(), Error> {
+    listen_on(socket, BACKLOG).map_err(|errno| Error::errno("listen on", on.to_string(), errno))
+}
+
+/// Takes one of the connections that wait to be accepted, and whose it is; `None` where there is none.
+///
+/// # Errors
+/// Others may wait, and cannot be accepted.
+pub fn waiting(socket: impl AsFd) -> Result<Option<(TcpStream, SocketAddr)>, Error> {
+    loop {
+        match acceptfrom_with(&socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok((stream, from)) => {
+                let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+                // Without an address it is nobody's.
+                let Some(from) = from else { continue };
+                return Ok(Some((TcpStream::from(stream), from)));
+            }
+            Err(Errno::AGAIN) => return Ok(None),
+            // It was gone before it was accepted.
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(errno) => return Err(Error::errno("accept connections on", "a socket", errno)),
+        }
+    }
 }
 
 /// A socket that is to connect to a neighbour, without waiting. `local` is the address that it connects from.
@@ -127,6 +158,22 @@ pub fn since_received(socket: impl AsFd) -> Result<Duration, Error> {
     }
     let [.., last] = info;
     Ok(Duration::from_millis(u64::from(last)))
+}
+
+/// Has the kernel end a connection whose other end acknowledges nothing for 90 seconds, also while nothing is sent (`SO_KEEPALIVE`,
+/// `TCP_USER_TIMEOUT`, tcp(7)).
+///
+/// # Errors
+/// The socket is none of TCP.
+pub fn watch(socket: impl AsFd) -> Result<(), Error> {
+    let set = || {
+        sockopt::set_tcp_keepidle(&socket, Duration::from_secs(30))?;
+        sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10))?;
+        sockopt::set_tcp_keepcnt(&socket, 6)?;
+        sockopt::set_tcp_user_timeout(&socket, 90_000)?;
+        sockopt::set_socket_keepalive(&socket, true)
+    };
+    set().map_err(|errno| Error::errno("watch", "a connection", errno))
 }
 
 /// From now on packets from these addresses need this key, or none. On a connection that stands, what is sent again has the new
@@ -257,6 +304,31 @@ mod tests {
         assert!(!readable(0));
         drop(ours);
         assert!(readable(10));
+    }
+
+    /// A client at one of the addresses of the loopback.
+    fn dial(from: [u8; 4], to: SocketAddr) -> rustix::io::Result<TcpStream> {
+        let socket = open(from.into())?;
+        bind(&socket, &SocketAddr::new(from.into(), 0))?;
+        match rustix::net::connect(&socket, &to) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    #[test]
+    fn a_socket_that_gets_its_keys_before_it_listens_never_takes_a_connection_without_them() {
+        let socket = bound("127.0.0.1:0".parse().unwrap()).unwrap();
+        let on = socket.local_addr().unwrap();
+        set_key(&socket, "127.0.0.3/32".parse().unwrap(), Some(b"hush")).unwrap();
+        listen(&socket, on).unwrap();
+        let without_key = dial([127, 0, 0, 3], on).unwrap();
+        let other = dial([127, 0, 0, 4], on).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let from = |taken: Option<(TcpStream, SocketAddr)>| taken.map(|(_, from)| from);
+        assert_eq!(from(waiting(&socket).unwrap()), Some(other.local_addr().unwrap()));
+        assert_eq!(from(waiting(&socket).unwrap()), None);
+        drop(without_key);
     }
 
     #[test]

@@ -67,6 +67,22 @@ fn two_that_dial_each_other_at_the_same_moment_have_one_session_and_keep_it() {
 }
 
 #[test]
+fn the_kernel_watches_the_connection_of_a_session_whose_neighbour_wants_no_hold_time() {
+    with_hosts(2, Topology::Link, |hosts| {
+        for (hold_time, is_watched) in [(0, true), (90, false)] {
+            let [one, other] = [0, 1].map(|number| Ours::start(&hosts[number], 65001, false));
+            one.want(plain(&hosts[0], &hosts[1]));
+            let mut theirs = plain(&hosts[1], &hosts[0]);
+            theirs.settings.hold_time = hold_time;
+            other.want(theirs);
+            one.is_up(hosts[1].address(Family::V4));
+            let sockets = || hosts[0].ask(&["ss", "-tnoH", "state", "established"]).expect("ss is here");
+            eventually("whether it is watched", &is_watched, || sockets().contains("timer:(keepalive"));
+        }
+    });
+}
+
+#[test]
 fn one_that_dies_without_a_word_and_comes_back_is_spoken_with_again() {
     with_hosts(2, Topology::Link, |hosts| {
         let cell = inside();

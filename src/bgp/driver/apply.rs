@@ -154,6 +154,14 @@ impl Links {
         standing.filter_map(refusal).collect()
     }
 
+    /// Has the kernel watch the connections with a neighbour, where the session itself does not: it has no KEEPALIVEs.
+    pub fn watch(&self, address: IpAddr) {
+        for link in self.links.values().filter(|link| link.address == address) {
+            // Sockets of TCP take it; without it such a session is as it was agreed.
+            let _ = tcp::watch(&*link.stream);
+        }
+    }
+
     /// Number of connections with a neighbour, including those that are closing.
     pub fn count(&self, address: IpAddr) -> usize {
         self.links.values().filter(|link| link.address == address).count()

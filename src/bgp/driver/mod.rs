@@ -304,6 +304,9 @@ impl Driver {
         self.links.expire(now);
         let at = self.moments.at(now);
         self.listeners.open(&self.waits, at, &mut self.news);
+        for (on, stream, from) in self.listeners.take_accepted() {
+            self.accept(on, stream, of_socket(from));
+        }
         for (link, bytes) in self.links.write(&self.waits) {
             self.step(Input::Taken(link, bytes));
         }
@@ -476,6 +479,10 @@ impl Driver {
                 Output::Close(link) => self.links.close(link, Instant::now()),
                 Output::Routes(prefixes) => self.news.routes(prefixes),
                 Output::Fact(address, fact) => {
+                    // RFC 4271 4.4: without a hold time nobody would find out that the neighbour is gone.
+                    if matches!(&fact, Fact::Up(agreement) if agreement.hold_time == 0) {
+                        self.links.watch(address);
+                    }
                     // However the session came about, the neighbour's trouble is over.
                     if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {
                         self.news.push(Event::Trouble(Subject::Dialling(address), None));

@@ -3,6 +3,9 @@
 //! Each address has a socket of its own; those of IPv6 accept no IPv4. Listening that fails is retried, at first soon
 //! and then every 30 seconds. Passwords of neighbours are keys on all sockets of their address family, and a neighbour
 //! whose key a socket has not accepted is not admitted over it. Which keys there are is in `keys`.
+//!
+//! A key does not judge what a connection has received before. So a socket has its keys before it listens; and where one that listens gets
+//! the key of an address, the connections that wait are accepted at once, and those from there are closed: they have come without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::super::transport::Password;
 use super::apply::{Happened, Wait, Waits};
@@ -29,7 +32,12 @@ pub(super) struct Listeners {
     refused: BTreeSet<IpAddr>,
     /// Time to try their passwords again.
     keying: Backoff,
+    /// Connections that had waited when a socket got keys, and need none.
+    accepted: Vec<Accepted>,
 }
+
+/// A connection that was accepted: on which address, and from where.
+pub(super) type Accepted = (SocketAddr, TcpStream, SocketAddr);
 
 #[derive(Debug, Default)]
 struct Listener {
@@ -82,7 +90,7 @@ impl Listeners {
             if listener.accepting.is_some() || listener.backoff.retry_at().is_some_and(|retry| retry > at.now) {
                 continue;
             }
-            match listener.listen(*address) {
+            match listener.listen(*address, &self.passwords) {
                 Ok(new) => {
                     opened |= new;
                     listener.backoff.tried();
@@ -98,6 +106,11 @@ impl Listeners {
         if opened || self.keying.retry_at().is_some_and(|retry| retry <= at.now) {
             self.key_all(at, news);
         }
+    }
+
+    /// Takes the connections that had waited when a socket got keys.
+    pub fn take_accepted(&mut self) -> Vec<Accepted> {
+        std::mem::take(&mut self.accepted)
     }
 
     /// Handles the completion of an accept.
@@ -134,8 +147,12 @@ impl Listeners {
         let mut failed: BTreeMap<IpAddr, Error> = BTreeMap::new();
         let mut is_incomplete = false;
         for (address, listener) in &mut self.all {
-            let keys = keys(&self.passwords, *address);
-            let refused = listener.key(&keys, &self.passwords, |socket, of, key| tcp::set_key(socket, of, key));
+            let Some(socket) = listener.socket.clone() else { continue };
+            let (keys, before) = (keys(&self.passwords, *address), listener.keys.clone());
+            let refused = listener.key(&keys, &self.passwords, |of, key| tcp::set_key(&socket, of, key));
+            if listener.keys.keys().any(|prefix| !before.contains_key(prefix)) {
+                self.accepted.extend(listener.take_waiting(*address, &before));
+            }
             is_incomplete |= !refused.is_empty();
             failed.extend(listener.without_key(&refused, &self.passwords));
         }
@@ -160,17 +177,38 @@ impl Listeners {
 
 impl Listener {
     /// Opens the socket unless it is open; returns whether it is new.
-    fn listen(&mut self, on: SocketAddr) -> Result<bool, Error> {
+    fn listen(&mut self, on: SocketAddr, passwords: &Passwords) -> Result<bool, Error> {
         if self.socket.is_some() {
             return Ok(false);
         }
-        let socket = TcpListener::from_std(tcp::listen(on)?).map_err(|error| {
-            let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
-            Error::errno("wait for", on.to_string(), errno)
-        })?;
-        self.socket = Some(Arc::new(socket));
+        let socket = tcp::bound(on)?;
         self.keys = Keys::new();
+        // What the kernel refuses is tried again, and told, when the socket listens.
+        let _ = self.key(&keys(passwords, on), passwords, |of, key| tcp::set_key(&socket, of, key));
+        tcp::listen(&socket, on)?;
+        let socket = TcpListener::from_std(socket).map_err(|error| failed_wait(on, &error))?;
+        self.socket = Some(Arc::new(socket));
         Ok(true)
+    }
+
+    /// Accepts the connections that wait, and closes those from addresses that had no key before and have one now. A socket whose connections
+    /// cannot be accepted is closed with them, and opened again.
+    fn take_waiting(&mut self, on: SocketAddr, before: &Keys) -> Vec<Accepted> {
+        let mut accepted = Vec::new();
+        while let Some(socket) = &self.socket {
+            match tcp::waiting(socket) {
+                Ok(None) => break,
+                Ok(Some((stream, from))) => {
+                    let of = crate::net::link_local::of_socket(from);
+                    let came_without = key_of(before, of).is_none() && key_of(&self.keys, of).is_some();
+                    if let (false, Ok(stream)) = (came_without, TcpStream::from_std(stream)) {
+                        accepted.push((on, stream, from));
+                    }
+                }
+                Err(_) => (self.socket, self.accepting) = (None, None),
+            }
+        }
+        accepted
     }
 
     fn accept(&mut self, waits: &Waits, on: SocketAddr) {
@@ -202,14 +240,13 @@ impl Listener {
         &mut self,
         keys: &Keys,
         passwords: &Passwords,
-        set: impl Fn(&Arc<TcpListener>, IpNet, Option<&[u8]>) -> Result<(), Error>,
+        set: impl Fn(IpNet, Option<&[u8]>) -> Result<(), Error>,
     ) -> BTreeMap<IpNet, Error> {
-        let Some(socket) = &self.socket else { return BTreeMap::new() };
         let mut failed = BTreeMap::new();
         let is_own = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
         let gone: Vec<IpNet> = self.keys.keys().filter(|known| !keys.contains_key(known)).copied().collect();
         for prefix in gone {
-            match set(socket, prefix, None) {
+            match set(prefix, None) {
                 Ok(()) => drop(self.keys.remove(&prefix)),
                 Err(error) => drop(failed.insert(prefix, error)),
             }
@@ -218,7 +255,7 @@ impl Listener {
             if self.keys.get(prefix) == Some(password) {
                 continue;
             }
-            let Err(error) = set(socket, *prefix, Some(password.key())) else {
+            let Err(error) = set(*prefix, Some(password.key())) else {
                 self.keys.insert(*prefix, password.clone());
                 continue;
             };
@@ -227,7 +264,7 @@ impl Listener {
             let inside = passwords.iter().filter(|(_, wanted)| wanted.as_ref() == Some(password));
             let inside = inside.map(|(neighbour, _)| own(neighbour));
             for neighbour in inside.filter(|own| !is_own(prefix) && prefix.contains(own)) {
-                match set(socket, neighbour, Some(password.key())) {
+                match set(neighbour, Some(password.key())) {
                     Ok(()) => drop(self.keys.insert(neighbour, password.clone())),
                     Err(_) => break,
                 }
@@ -248,10 +285,57 @@ impl Listener {
     }
 }
 
+fn failed_wait(on: SocketAddr, error: &std::io::Error) -> Error {
+    let errno = rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
+    Error::errno("wait for", on.to_string(), errno)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
     use super::*;
     use rustix::io::Errno;
+
+    #[tokio::test]
+    async fn what_waits_when_its_address_gets_a_key_is_closed_and_what_needs_none_is_accepted() {
+        let (mut listeners, mut news, waits) = (Listeners::default(), News::default(), Waits::new());
+        let at = Moment { now: Instant::now(), jitter: 0 };
+        let on: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        listeners.set([on].into());
+        listeners.open(&waits, at, &mut news);
+        let socket = listeners.all.get(&on).and_then(|listener| listener.socket.clone()).expect("it listens");
+        let to = socket.local_addr().expect("it is bound");
+        let dial = |from: &str| {
+            let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+            let socket = socket.expect("a socket");
+            let from: IpAddr = from.parse().expect("an address");
+            rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("it is on the loopback");
+            rustix::net::connect(&socket, &to).expect("somebody listens");
+            let mut stream = std::net::TcpStream::from(socket);
+            stream.write_all(b"OPEN").expect("it is connected");
+            stream
+        };
+        let (mut unsigned, _plain) = (dial("127.0.0.3"), dial("127.0.0.4"));
+        let passwords = |password| {
+            Passwords::from([
+                ("127.0.0.3".parse().expect("an address"), password),
+                ("127.0.0.4".parse().expect("an address"), None),
+            ])
+        };
+        listeners.set_passwords(passwords(Password::new("hush").ok()), at, &mut news);
+        let accepted = listeners.take_accepted();
+        let from: Vec<String> = accepted.iter().map(|(_, _, from)| from.ip().to_string()).collect();
+        assert_eq!(from, ["127.0.0.4"], "what the other one has sent is not read");
+        unsigned.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+        let end = unsigned.read(&mut [0; 1]).map_err(|error| error.kind());
+        assert!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
+        // Another password is no reason: what waits has come with the one before.
+        let _later = dial("127.0.0.4");
+        listeners.set_passwords(passwords(Password::new("quiet").ok()), at, &mut news);
+        assert!(listeners.take_accepted().is_empty());
+    }
 
     #[tokio::test]
     async fn where_the_key_of_a_prefix_is_refused_its_neighbours_have_their_own_or_are_named() {
@@ -264,16 +348,16 @@ mod tests {
         assert_eq!(keys.len(), 1, "one for all");
         let refuse = |of: IpNet| Error::errno("set the password of", of.to_string(), Errno::NOPROTOOPT);
         let is_own = |of: IpNet| of.prefix_len() == 32;
-        let refused = listener.key(&keys, &passwords, |_, of, _| is_own(of).then_some(()).ok_or(refuse(of)));
+        let refused = listener.key(&keys, &passwords, |of, _| is_own(of).then_some(()).ok_or(refuse(of)));
         assert_eq!((refused.len(), listener.keys.len()), (1, 100));
         assert!(listener.without_key(&refused, &passwords).is_empty());
-        let refused = listener.key(&keys, &passwords, |_, of, key| match key {
+        let refused = listener.key(&keys, &passwords, |of, key| match key {
             Some(_) if !is_own(of) || of.addr() >= node(70) => Err(refuse(of)),
             _ => Ok(()),
         });
         let without = listener.without_key(&refused, &passwords);
         assert_eq!(without.keys().copied().collect::<Vec<_>>(), (70..100).map(node).collect::<Vec<_>>());
-        let refused = listener.key(&keys, &passwords, |_, _, _| Ok(()));
+        let refused = listener.key(&keys, &passwords, |_, _| Ok(()));
         assert_eq!((refused.len(), listener.keys.len()), (0, 1));
         assert!(listener.without_key(&refused, &passwords).is_empty());
     }
