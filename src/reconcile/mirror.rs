@@ -82,7 +82,10 @@ pub struct Mirror<T: Target, S = PackedMap<<T as Target>::Key, <T as Target>::Va
     failing: BTreeMap<T::Key, Phase>,
     /// Keys that were known before the last seen state was given up, until it is read again.
     forgotten: BTreeSet<T::Key>,
+    /// Tries of failed steps.
     backoff: Backoff,
+    /// Tries of reading all. A step that fails for good must not have it wait: nothing is done while nothing is known.
+    reading: Backoff,
     trouble: Option<Trouble>,
     steps_done: u64,
     /// Start of the next portion of an audit; `None` at the beginning.
@@ -141,6 +144,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
             failing: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             backoff: Backoff::default(),
+            reading: Backoff::default(),
             trouble: None,
             steps_done: 0,
             audit_from: None,
@@ -285,12 +289,15 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     /// Returns whether [`learn`](Mirror::learn) would read now.
     pub fn would_read(&self, at: Moment) -> bool {
-        (self.seen.is_none() || !self.doubtful.is_empty()) && self.backoff.is_due(at.now)
+        match self.seen {
+            None => self.reading.is_due(at.now),
+            Some(_) => !self.doubtful.is_empty() && self.backoff.is_due(at.now),
+        }
     }
 
     /// Makes the next try wait for another kind, whose own retry will bring it about.
     pub fn wait_for_others(&mut self) {
-        self.backoff.tried();
+        self.try_at_once();
     }
 
     /// Notes that what has to be known before this kind can be read is not: trouble, as if the kernel had not listed it.
@@ -298,16 +305,16 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         self.unreadable(error, at);
     }
 
-    /// Makes failed steps due at once: something else is desired in their place.
+    /// Makes failed steps due at once, and reading where that has failed: something else is desired in their place.
     pub fn try_at_once(&mut self) {
         self.backoff.tried();
+        self.reading.tried();
     }
 
     /// Reads what is about to be compared where it is not known; returns false while nothing can be compared.
     pub fn learn(&mut self, at: Moment) -> bool {
-        let due = self.backoff.is_due(at.now);
         if self.seen.is_none() {
-            if !due {
+            if !self.reading.is_due(at.now) {
                 return false;
             }
             match self.target.read() {
@@ -316,6 +323,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
                     self.mark_all();
                     self.doubtful.clear();
                     self.forgotten.clear();
+                    self.reading.succeeded();
                     self.backoff.tried();
                 }
                 Err(error) => {
@@ -323,7 +331,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
                     return false;
                 }
             }
-        } else if due && !self.doubtful.is_empty() {
+        } else if self.backoff.is_due(at.now) && !self.doubtful.is_empty() {
             let keys: Vec<T::Key> = self.doubtful.iter().cloned().collect();
             match self.target.read_some(&keys) {
                 Ok(found) => {
@@ -396,7 +404,7 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         }
         self.steps_done += done.len() as u64;
         if let Some(error) = first_error {
-            self.note_trouble(error, at);
+            self.step_failed(error, at);
         }
         done
     }
@@ -426,14 +434,21 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
 
     fn unreadable(&mut self, error: String, at: Moment) {
         self.forget();
+        if self.reading.is_due(at.now) {
+            self.reading.failed(at.now, at.jitter);
+        }
         self.note_trouble(error, at);
     }
 
-    fn note_trouble(&mut self, error: String, at: Moment) {
+    fn step_failed(&mut self, error: String, at: Moment) {
         // What fails while a try waits has not been tried again: it waits for the same one.
         if self.backoff.is_due(at.now) {
             self.backoff.failed(at.now, at.jitter);
         }
+        self.note_trouble(error, at);
+    }
+
+    fn note_trouble(&mut self, error: String, at: Moment) {
         let since = self.trouble.as_ref().map_or(at.now, |trouble| trouble.since);
         self.trouble = Some(Trouble { objects: self.doubtful.len(), error, since });
     }

@@ -42,14 +42,14 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
         self.trouble.as_ref()
     }
 
-    /// Returns when a failed step is due again.
+    /// Returns when a failed step or a failed reading is due again. While nothing is known steps wait for the reading.
     fn retry_at(&self) -> Option<Instant> {
-        self.backoff.retry_at()
+        self.reading.retry_at().or(self.backoff.retry_at())
     }
 
-    /// Returns how many tries have failed in a row.
+    /// Returns how many tries have failed in a row, of steps or of reading.
     fn failures(&self) -> u32 {
-        self.backoff.failures()
+        self.backoff.failures().max(self.reading.failures())
     }
 
     /// Returns the number of steps since the start: a restart with everything in place performs none.
@@ -109,9 +109,9 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Reflection for Mirror<T, S> {
         })
     }
 
-    /// Makes failed steps due now.
+    /// Makes failed steps and failed readings due now.
     fn retry_now(&mut self) {
-        self.backoff.tried();
+        self.try_at_once();
     }
 
     /// Looks for every change by others, reads what may have changed, and marks what did as dirty.

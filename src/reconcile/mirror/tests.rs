@@ -439,3 +439,33 @@ fn what_fails_while_a_try_waits_is_no_further_failed_try() {
     scene.round(&want);
     assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none());
 }
+
+#[test]
+fn a_reading_that_fails_while_a_step_fails_for_good_is_tried_again_soon_and_others_go_on() {
+    let mut scene = Scene::new(&[]);
+    let mut want = jars(&[("bad", "a")]);
+    scene.shelf().failing.insert("bad", false);
+    scene.round(&want);
+    while scene.wait() < 30_000 {
+        scene.round(&want);
+    }
+    scene.round(&want);
+    scene.shelf().unreadable = true;
+    let at = scene.at();
+    scene.mirror.audit(at);
+    want.insert("good", "b");
+    scene.mirror.mark("good");
+    scene.round(&want);
+    let waited = [scene.wait(), {
+        scene.round(&want);
+        scene.wait()
+    }];
+    assert_eq!(waited, [100, 200], "readings that fail again wait longer");
+    scene.shelf().unreadable = false;
+    scene.round(&want);
+    assert_eq!(scene.acts(), "good ->b");
+    assert_eq!(scene.wait(), 30_000, "what fails for good has waited no less for its next try");
+    scene.shelf().failing.clear();
+    scene.round(&want);
+    assert!(scene.mirror.is_settled() && scene.mirror.trouble().is_none() && scene.mirror.retry_at().is_none());
+}
