@@ -18,6 +18,9 @@ mod memory;
 #[path = "driver/problems.rs"]
 mod problems;
 
+#[path = "driver/refused.rs"]
+mod refused;
+
 #[path = "driver/router.rs"]
 mod router;
 
@@ -38,7 +41,7 @@ use sluice::kernel::monitor::Changes;
 use sluice::kernel::sysctl::Setting;
 use sluice::model::{
     Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, EventClock, HostLink, ObjectName, Service,
-    ServicePort, ServiceType, Table, TrafficPolicy, World,
+    ServicePort, ServiceProblems, ServiceType, Table, TrafficPolicy, World,
 };
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::health::Health;
@@ -77,6 +80,7 @@ struct Running {
     tunnel_ends: watch::Sender<Arc<TunnelEnds>>,
     owners: watch::Receiver<Owned>,
     health_checks: watch::Receiver<HealthChecks>,
+    problems: watch::Receiver<ServiceProblems>,
     ask: mpsc::Sender<Question>,
     ask_audit: mpsc::Sender<Question>,
     health: Health,
@@ -427,6 +431,7 @@ fn with_config(
     let (tunnel_ends, tunnel_ends_in) = watch::channel(Arc::default());
     let (owners, owners_in) = watch::channel(Owned::default());
     let (health_checks, health_checks_in) = watch::channel(HealthChecks::default());
+    let (problems, problems_in) = watch::channel(ServiceProblems::default());
     let (ask, questions) = mpsc::channel(1);
     let (ask_audit, audits) = mpsc::channel(1);
     let (registry, health) = (Registry::new("test", "test"), Health::default());
@@ -448,7 +453,7 @@ fn with_config(
         served: watch::channel(false).0,
         owners,
         health_checks,
-        problems: watch::channel(Default::default()).0,
+        problems,
         problems_of_others: Vec::new(),
         metrics: Metrics::register(&registry).expect("names are registered once"),
         questions,
@@ -469,6 +474,7 @@ fn with_config(
         tunnel_ends,
         owners,
         health_checks,
+        problems: problems_in,
         ask,
         ask_audit,
         health,

@@ -24,12 +24,14 @@ use sluice::config::ProxyConfig;
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{Forwarding, ServiceKey, Virtual};
 use sluice::kernel::sysctl::Setting;
-use sluice::model::{Change, Cluster, Endpoint, Endpoints, ObjectName, Scheduler, Table, World};
+use sluice::model::{Change, Cluster, Endpoint, Endpoints, ExternalField, ObjectName, Scheduler, Table, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::proxy::desired::Desired;
 use sluice::proxy::dsr::Untunnelled;
+use sluice::proxy::external_ip;
 use sluice::proxy::health_check::HealthChecks;
 use sluice::proxy::names::{DSR_TABLE, Set};
+use sluice::proxy::part::{Claim, Rank};
 use sluice::proxy::plan::{Plan, local_route_key, marked_route_key};
 use sluice::reconcile::Sorted;
 
@@ -394,6 +396,7 @@ fn who_has_an_address_does_not_depend_on_who_came_first() {
         }
         let mut names: Vec<ObjectName> = complete.cluster.services.iter().map(|(name, _)| name.clone()).collect();
         let expected = at_once(&setup, &complete, now);
+        nobody_takes_what_a_load_balancer_gave(&expected, &complete);
         for _ in 0..3 {
             let mut plan = plan(&setup);
             let mut world = World { cluster: Cluster::default(), ..complete.clone() };
@@ -419,6 +422,28 @@ fn who_has_an_address_does_not_depend_on_who_came_first() {
         }
     });
     assert!(compared.load(Ordering::Relaxed) > 0, "worlds were compared");
+}
+
+/// Whoever has an address and port of a Service's load balancer has it from the control plane, too, or from a Service's type.
+fn nobody_takes_what_a_load_balancer_gave(plan: &Plan, world: &World) {
+    for (name, service) in world.cluster.services.iter() {
+        let given = service.external_addresses().filter(|(_, field)| *field == ExternalField::LoadBalancer);
+        let given: BTreeSet<IpAddr> = given.map(|(address, _)| address).collect();
+        let is_given = |key: &ServiceKey| address_of(key).is_some_and(|address| given.contains(&address));
+        for claim in plan.claims_of(name).iter().filter(|claim| is_given(&claim.key)) {
+            let owner = plan.owners().get(&claim.key).expect("what is claimed has an owner");
+            assert!(owner.rank < Rank::External || is_refused(plan, name, claim), "{} of {name}: {owner:?}", claim.key);
+        }
+    }
+}
+
+/// Returns whether the load balancer's field is not served, and the other one is.
+fn is_refused(plan: &Plan, name: &ObjectName, claim: &Claim) -> bool {
+    let (ServiceKey::Address { address, .. }, service) = (claim.key, plan.world().cluster.services.get(name)) else {
+        return false;
+    };
+    let refused = external_ip::refusal(address, ExternalField::LoadBalancer, plan.part_inputs()).is_some();
+    refused && service.is_some_and(|service| service.external_ips.contains(&address))
 }
 
 /// Returns whether Services of several namespaces ask for one address and one of them for tunnel mode: an address keeps the mode that it has.

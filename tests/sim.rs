@@ -24,6 +24,8 @@ mod damage;
 mod flows;
 #[path = "sim/portions.rs"]
 mod portions;
+#[path = "sim/refused.rs"]
+mod refused;
 #[path = "sim/routing_address.rs"]
 mod routing_address;
 #[path = "sim/source_ranges.rs"]

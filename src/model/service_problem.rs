@@ -100,6 +100,8 @@ pub enum Cause {
     NoTunnel,
     /// As before, at an address of this node alone.
     NoTunnelHere,
+    /// The kernel of the node refuses the scheduler or an endpoint.
+    Kernel,
     /// A part of a policy is not understood, or not supported.
     Policy,
 }
@@ -118,13 +120,20 @@ impl Cause {
             Cause::HealthCheckPort => "HealthCheckPortInUse",
             Cause::PodTunnel => "PodTunnelMissing",
             Cause::NoTunnel | Cause::NoTunnelHere => "TunnelNotUsed",
+            Cause::Kernel => "RefusedByKernel",
             Cause::Policy => "InvalidPolicyField",
         }
     }
 
     /// Returns whether each node has to find it out for itself. Everything else follows from the cluster, and all nodes find the same.
     pub fn is_of_one_node(self) -> bool {
-        matches!(self, Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel | Cause::NoTunnelHere)
+        match self {
+            Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel | Cause::NoTunnelHere | Cause::Kernel => {
+                true
+            }
+            Cause::Conflict | Cause::Refused | Cause::Field | Cause::SourceRanges | Cause::NoLocalEndpoint => false,
+            Cause::NoEndpointPort | Cause::Endpoints | Cause::NoTunnel | Cause::Policy => false,
+        }
     }
 }
 

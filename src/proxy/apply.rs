@@ -23,11 +23,13 @@
 mod backlog;
 mod dsr;
 mod elements;
+mod flows;
 mod former_mode;
 mod looks;
 mod once;
 mod ownership;
 mod packet_marks;
+mod refused;
 mod standing;
 mod unallocated;
 mod unjudged;
@@ -46,7 +48,7 @@ use crate::kernel::bridge::Hairpin;
 use crate::kernel::conntrack::{Flows, Remaining};
 use crate::kernel::ipset::{ElementKey, SetName, SetSpec};
 use crate::kernel::iptables::{Piece, Rules};
-use crate::kernel::ipvs::{Counted, Destination, Observed, Ownership, ServiceKey, Virtual};
+use crate::kernel::ipvs::{Counted, Destination, Observed, Ownership, RefusedPart, ServiceKey, Virtual};
 use crate::kernel::link::{Link, LinkName};
 use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
@@ -62,6 +64,8 @@ use crate::subsystem::{Kinds, kinds};
 use self::backlog::Backlog;
 pub use self::backlog::PORTION;
 use self::elements::{TableLimits, drops_clients};
+pub use self::refused::Refused;
+use self::refused::RefusedParts;
 pub use self::standing::{Beside, Lack};
 use super::desired::{Desired, ProxyChanges};
 use super::endpoints::DRAINING;
@@ -127,6 +131,9 @@ pub trait Connected: Target<Key = ServiceKey, Value = Virtual> {
     /// The kernel did not describe it.
     fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Self::Error>;
 
+    /// Returns the parts of virtual services that were refused because of what is in them, since the last call.
+    fn take_refused(&mut self) -> Vec<RefusedPart>;
+
     /// Prepares a portion of comparing all IPv6 services at once. Returns whether that can be done now; `None` where reading each costs no more.
     fn list_some(&mut self) -> Option<bool> {
         None
@@ -179,6 +186,8 @@ kinds! {
         seen_marks: BTreeSet<ServiceKey>,
         /// True if a remembered cluster is applied; `None` until the kernel could be read.
         uses_memory: Option<bool>,
+        /// Parts of virtual services that the kernel refuses because of what is in them.
+        refused: RefusedParts,
         /// Changes of destinations that wait for their turn.
         backlog: Backlog,
         /// Number of changes of desired virtual services.
@@ -389,7 +398,7 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Returns when the next retry of a failed step is due.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.first_retry().into_iter().chain(self.udp.retry_at()).min()
+        [self.first_retry(), self.udp.retry_at(), self.refused_retry_at()].into_iter().flatten().min()
     }
 
     /// Returns whether all kinds are known to be as desired and no conntrack entries are left to be deleted.
@@ -448,22 +457,6 @@ impl<K: Kernel> Mirrors<K> {
         let elements = &self.elements;
         let is_empty = |set: &SetName| elements.seen().is_some() && !elements.known_keys().any(|key| key.set == *set);
         self.sets.shrink_where(&desired.sets, at, |set, _| is_empty(set));
-    }
-
-    fn forget_flows(&mut self, desired: &Desired, at: Moment) -> Option<Forgetting> {
-        let virtuals = &self.virtuals;
-        self.udp.note_after(&desired.virtuals, |key| {
-            if virtuals.postponed().contains(key) {
-                // It is not as desired yet.
-                return Err(());
-            }
-            match virtuals.seen().and_then(|seen| seen.get(key)) {
-                Some(existing) => Ok(Some(existing)),
-                None if virtuals.lacks(*key..=*key) => Ok(None),
-                None => Err(()),
-            }
-        });
-        self.udp.forget(at.now, |flows| self.kernel.forget_flows(flows))
     }
 
     /// Returns whether a remembered cluster is applied as a whole: only if the kernel holds no virtual service of ours,

@@ -33,6 +33,7 @@ use super::health_check::pending::Pending;
 use super::metrics::Metrics;
 use super::owners::Owned;
 use super::plan::Plan;
+use super::problems;
 use super::source_ranges::serve::OutsideSources;
 use super::udp_flows::Forgetting;
 use super::unallocated::Judged;
@@ -347,7 +348,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
     }
 
     fn round(&mut self, authority: Authority, at: Moment) -> ProxyRound {
-        if authority == Authority::Nothing || self.mirrors.is_settled() {
+        if authority == Authority::Nothing || self.mirrors.is_settled() && !self.mirrors.is_refused_due(at) {
             return ProxyRound::default();
         }
         self.adopt_marks(at);
@@ -483,6 +484,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.context.metrics.services.set(count(self.plan.desired().virtuals.len()));
         self.context.metrics.draining.set(count(self.plan.draining()));
         self.context.metrics.refused.set(count(self.plan.refused()));
+        problems::driver::tell_refused(&mut self.plan, &self.mirrors, &self.context);
         let ranged = self.plan.ranged();
         self.context.ranged.send_if_modified(|told| std::mem::replace(told, ranged) != ranged);
         let pending = self.pending.follow(&self.plan, &mut self.mirrors, standing.now);

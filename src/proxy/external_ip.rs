@@ -56,30 +56,41 @@ pub const NAMED: usize = 10;
 
 /// Returns the external and load balancer addresses that are served.
 pub fn served<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = IpAddr> + 'a {
-    judged(service, inputs).filter(|(_, reason)| reason.is_none()).map(|(address, _)| address)
+    served_with_fields(service, inputs).map(|(address, _)| address)
+}
+
+/// As before, with the fields that name them: an address that both name comes twice, if both may.
+pub fn served_with_fields<'a>(
+    service: &'a Service,
+    inputs: PartInputs<'a>,
+) -> impl Iterator<Item = (IpAddr, ExternalField)> + 'a {
+    judged(service, inputs).filter(|(.., reason)| reason.is_none()).map(|(address, field, _)| (address, field))
 }
 
 /// Returns the external and load balancer addresses that are allowed, also those that another node alone serves, because they are its own.
 pub fn allowed<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = IpAddr> + 'a {
     let is_allowed = |reason: &Option<Reason>| matches!(reason, None | Some(Reason::NodeAddress(_)));
-    judged(service, inputs).filter(move |(_, reason)| is_allowed(reason)).map(|(address, _)| address)
+    judged(service, inputs).filter(move |(.., reason)| is_allowed(reason)).map(|(address, ..)| address)
 }
 
 /// Returns the external and load balancer addresses that are refused. Those of other nodes are not among them: these serve them, as load balancers want it
 /// whose addresses are the nodes' own.
 pub fn refused(service: &Service, inputs: PartInputs<'_>) -> Vec<Refused> {
-    let not_here = |(address, reason): (IpAddr, Option<Reason>)| match reason? {
+    let not_here = |(address, _, reason): (IpAddr, ExternalField, Option<Reason>)| match reason? {
         Reason::NodeAddress(_) => None,
         reason => Some(Refused { address, reason }),
     };
     judged(service, inputs).filter_map(not_here).collect()
 }
 
-/// Returns every address that the Service asks for, in enabled families, with the reason if it is refused.
-fn judged<'a>(service: &'a Service, inputs: PartInputs<'a>) -> impl Iterator<Item = (IpAddr, Option<Reason>)> + 'a {
+/// Returns every address that the Service asks for, in enabled families, with its field and the reason if it is refused.
+fn judged<'a>(
+    service: &'a Service,
+    inputs: PartInputs<'a>,
+) -> impl Iterator<Item = (IpAddr, ExternalField, Option<Reason>)> + 'a {
     let is_on = move |address: IpAddr| *inputs.node.families.of(Family::from(address));
     let asked = service.external_addresses().filter(move |(address, _)| is_on(*address));
-    asked.map(move |(address, field)| (address, refusal(address, field, inputs)))
+    asked.map(move |(address, field)| (address, field, refusal(address, field, inputs)))
 }
 
 /// Returns why an address that a field names is refused; `None` if it is served.

@@ -12,7 +12,9 @@ use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Programs, Table, Tables};
-use crate::kernel::ipvs::{self, Connections, Counted, Destination, Observed, ServiceKey, Services, Timeouts};
+use crate::kernel::ipvs::{
+    self, Connections, Counted, Destination, Observed, RefusedPart, ServiceKey, Services, Timeouts,
+};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
@@ -228,6 +230,10 @@ impl Connected for Services {
 
     fn observe(&mut self, key: &ServiceKey) -> Result<Option<Observed>, Error> {
         Services::observe(self, key)
+    }
+
+    fn take_refused(&mut self) -> Vec<RefusedPart> {
+        Services::take_refused(self)
     }
 
     fn list_some(&mut self) -> Option<bool> {

@@ -23,6 +23,8 @@ pub struct Metrics {
     pub draining: IntGauge,
     /// External and load balancer addresses that are not served.
     pub refused: IntGauge,
+    /// Virtual services of which the kernel refuses the scheduler or a destination.
+    pub refused_by_kernel: IntGauge,
     /// 1 while the kernel counts others' IPVS commands.
     pub commands_counted: IntGauge,
     /// Destinations in tunnel mode that were used before the firewall had judged them.
@@ -61,6 +63,10 @@ impl Metrics {
                 "sluice_proxy_refused_addresses",
                 "External and load balancer addresses of Services that are not served here, but for those of other Nodes, which serve them",
             )?,
+            refused_by_kernel: IntGauge::new(
+                "sluice_proxy_refused_by_kernel",
+                "Virtual services whose scheduler this kernel has not, or of which it takes an endpoint not",
+            )?,
             commands_counted: IntGauge::new(
                 "sluice_proxy_ipvs_commands_counted",
                 "1 while a kprobe counts the IPVS commands of other programs; 0 while drift is looked for at intervals",
@@ -80,6 +86,7 @@ impl Metrics {
         registry.register(Box::new(metrics.parts.clone()))?;
         registry.register(Box::new(metrics.draining.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.refused_by_kernel.clone()))?;
         registry.register(Box::new(metrics.commands_counted.clone()))?;
         registry.register(Box::new(metrics.unjudged.clone()))?;
         registry.register(Box::new(metrics.untunnelled.clone()))?;

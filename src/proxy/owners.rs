@@ -89,7 +89,7 @@ impl Owners {
         let rivals = self.0.rivals(&key);
         if let ([first, second, ..], false) = (rivals, was_shared) {
             notes.push(format!(
-                "{key} is claimed by {} and by {}; {} has it, because cluster addresses come before others and older Services before newer ones",
+                "{key} is claimed by {} and by {}; {} has it, because cluster addresses come before others, load balancer addresses before external ones, and older Services before newer ones",
                 first.name, second.name, first.name
             ));
         }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::ProxyConfig;
 use crate::kernel::ipvs::{Destination, Destinations, Forwarding, Service as VirtualService, ServiceKey, Virtual};
-use crate::model::{Endpoints, Service, ServicePort, TrafficPolicy};
+use crate::model::{Endpoints, ExternalField, Service, ServicePort, TrafficPolicy};
 use crate::net::{Family, Protocol};
 
 use super::clients::Clients;
@@ -61,14 +61,16 @@ impl Claim {
 }
 
 /// Precedence of a claim to an address. Addresses allocated by the control plane precede addresses that anybody may
-/// write into a Service, so no tenant can take a cluster IP by naming it.
+/// write into a Service, so no tenant can take a cluster IP, or the address that a load balancer has given to a younger Service, by naming it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rank {
     /// A cluster IP: made local by a route.
     Cluster,
     /// A node port: the address is the host's own.
     NodePort,
-    /// An external or load balancer address: made local by a route.
+    /// A load balancer address, which stands in the status, where controllers write: made local by a route.
+    LoadBalancer,
+    /// An external address, which stands in the spec: made local by a route.
     External,
 }
 
@@ -142,9 +144,10 @@ fn claims_of_port(
             claim(Rank::NodePort, address, number, served);
         }
     }
-    let external: Vec<IpAddr> = external_ip::served(service, inputs).filter(|ip| Family::from(*ip) == family).collect();
-    let is_tunnelled = |address: &IpAddr| tunnels::uses_tunnel(service, endpoints, port, *address, inputs);
-    let through_tunnels = external.iter().any(is_tunnelled).then(|| {
+    let external = external_ip::served_with_fields(service, inputs);
+    let external: Vec<(IpAddr, ExternalField)> = external.filter(|(ip, _)| Family::from(*ip) == family).collect();
+    let is_tunnelled = |address: IpAddr| tunnels::uses_tunnel(service, endpoints, port, address, inputs);
+    let through_tunnels = external.iter().any(|(address, _)| is_tunnelled(*address)).then(|| {
         let those = tunnels::that_end_tunnels(endpoints, inputs);
         outside(service, family, inputs, |policy| chosen_of(&those, policy)).map(Served::through_tunnels)
     });
@@ -152,12 +155,16 @@ fn claims_of_port(
     // this node answers whatever became of its tunnel, because its answers pass here anyway.
     let serves = |served: &Option<Served>| served.as_ref().is_some_and(Served::has_clients_outside);
     let through_tunnels = through_tunnels.filter(|tunnelled| serves(tunnelled) || !serves(&with_nat));
-    for address in external {
+    for (address, field) in external {
         let served = match &through_tunnels {
-            Some(tunnelled) if is_tunnelled(&address) => tunnelled.as_ref(),
+            Some(tunnelled) if is_tunnelled(address) => tunnelled.as_ref(),
             _ => with_nat.as_ref(),
         };
-        served.into_iter().for_each(|served| claim(Rank::External, address, port.port, served));
+        let rank = match field {
+            ExternalField::LoadBalancer => Rank::LoadBalancer,
+            ExternalField::ExternalIps => Rank::External,
+        };
+        served.into_iter().for_each(|served| claim(rank, address, port.port, served));
     }
     claims
 }

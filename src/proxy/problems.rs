@@ -1,13 +1,20 @@
 //! Problems that keep a Service from being served as its object asks, for Events and for `sluice svc`.
 //!
-//! Only what all nodes find alike, and what lasts: that no endpoint is ready is no problem of the Service object, and that a node has no
+//! Only what all nodes find alike, or what the kernel of one refuses, and what lasts: that no endpoint is ready is no problem of the Service object, and that a node has no
 //! local endpoint is what the traffic policy Local is about. Where no endpoint says its node, no node ever has one.
+
+pub mod driver;
+
+use std::net::SocketAddr;
 
 use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::kernel::ipvs::ServiceKey;
-use crate::model::{Cause, Endpoints, Listed, Service, ServicePort, ServiceProblem, TrafficPolicy, Use};
+use crate::model::{
+    Cause, Endpoints, Listed, MOST_OF_A_SERVICE, Service, ServicePort, ServiceProblem, TrafficPolicy, Use,
+};
 
+use super::apply::Refused;
 use super::dsr::tunnels::{self, Obstacle, Unmarked};
 use super::external_ip::{self, Reason};
 use super::owners::Owner;
@@ -89,6 +96,25 @@ pub fn lost(key: &ServiceKey, owner: &Owner, rank: Rank, is_own: bool) -> Servic
         _ => (if is_own { Cause::NodeConflict } else { Cause::Conflict }, key.to_compact_string()),
     };
     problem(cause, subject, text)
+}
+
+/// Returns what the kernel refuses of one virtual service.
+pub fn refused_by_kernel(refused: &Refused) -> Vec<ServiceProblem> {
+    let Refused { scheduler, destinations } = refused;
+    let of_scheduler = scheduler.map(|name| {
+        let text = format!(
+            "the kernel of this node has no scheduler {name} (module ip_vs_{name}): addresses that it served before keep the \
+             scheduler that they had, and others are not served"
+        );
+        problem(Cause::Kernel, format_compact!("scheduler {name}"), text)
+    });
+    let of_destination = |address: &SocketAddr| {
+        let text = format!(
+            "the kernel of this node takes no endpoint at {address}, which is left out: it may be a broadcast address of this host"
+        );
+        problem(Cause::Kernel, format_compact!("endpoint {address}"), text)
+    };
+    of_scheduler.into_iter().chain(destinations.iter().take(MOST_OF_A_SERVICE).map(of_destination)).collect()
 }
 
 fn problem(cause: Cause, subject: CompactString, text: String) -> ServiceProblem {

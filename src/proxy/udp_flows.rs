@@ -10,6 +10,8 @@
 //! A failed deletion is retried, with growing delays, and given up in the end: by then an entry without traffic has
 //! expired, and one more try will not help a client that still sends. Other flows do not wait for it.
 //!
+//! Listing the flows of a host with many takes long, and all other changes wait meanwhile: after such a listing the next one rests, and what is due collects.
+//!
 //! Each start lists all UDP flows once: an earlier run may have been killed before it deleted any. Flows to a destination that it had already deleted are known to
 //! nobody then; they are the kernel's to end, which drops the entry together with IPVS' connection at the next packet (`net.ipv4.vs.expire_nodest_conn`).
 
@@ -36,6 +38,8 @@ pub struct UdpFlows {
     failures: u32,
     /// Time of their next try; `None` while none fails.
     again_at: Option<Instant>,
+    /// Until then what is due collects, because the last listing took long.
+    rests_until: Option<Instant>,
 }
 
 /// State of a virtual service since it was marked.
@@ -67,6 +71,11 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// Maximum time of retrying a flow. Kernels keep a UDP conntrack entry without traffic for 180 s at most by default
 /// (`net.netfilter.nf_conntrack_udp_timeout_stream`).
 const GIVE_UP: Duration = Duration::from_secs(180);
+/// The longest listing that is followed by no rest. Other ones rest [`REST`] times as long, so that they take a tenth of the thread's time at most, up to [`LONGEST_REST`]: clients whose
+/// endpoint has gone wait no longer.
+const QUICK: Duration = Duration::from_millis(5);
+const REST: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 impl UdpFlows {
     /// Marks a virtual service whose desired state has changed.
@@ -144,6 +153,9 @@ impl UdpFlows {
         forget: impl FnOnce(&[Flows]) -> Result<usize, Remaining>,
     ) -> Option<Forgetting> {
         let retries = self.again_at.is_some_and(|again_at| again_at <= now);
+        if !retries && self.rests_until.is_some_and(|until| until > now) {
+            return None;
+        }
         let mut flows = std::mem::take(&mut self.due);
         if retries {
             flows.extend(self.failing.keys());
@@ -179,6 +191,11 @@ impl UdpFlows {
         Some(outcome)
     }
 
+    /// Notes how much time of the processor a try took that was made at `now`.
+    pub fn took(&mut self, took: Duration, now: Instant) {
+        self.rests_until = (took > QUICK).then(|| now + took + took.saturating_mul(REST).min(LONGEST_REST));
+    }
+
     /// Removes the flows that have failed for too long, and returns them.
     fn give_up(&mut self, now: Instant) -> Vec<Flows> {
         let mut given_up = Vec::new();
@@ -207,9 +224,10 @@ impl UdpFlows {
         self.due.is_empty() && self.failing.is_empty()
     }
 
-    /// Returns when the next try is due, after a failure.
+    /// Returns when the next try is due, after a failure or a rest.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.again_at.filter(|_| !self.failing.is_empty())
+        let rested = self.rests_until.filter(|_| !self.due.is_empty());
+        rested.into_iter().chain(self.again_at.filter(|_| !self.failing.is_empty())).min()
     }
 }
 
@@ -334,6 +352,29 @@ mod tests {
         assert_eq!(tried, [flow("10.96.0.1:53", "10.244.0.1:53")]);
         assert_eq!(outcome.forgotten, 1);
         assert!(scene.udp.is_settled());
+    }
+
+    #[test]
+    fn after_a_listing_that_took_long_what_is_due_collects_for_a_second_at_most() {
+        let mut scene = Scene::new(&[]);
+        let services = ["10.96.0.1:53", "10.96.0.2:53", "10.96.0.3:53"];
+        let change = |scene: &mut Scene, number: usize| {
+            scene.changes(services[number], [&["10.244.0.1:53"], &["10.244.0.2:53"]]);
+        };
+        change(&mut scene, 0);
+        assert_eq!(scene.forget(START).1.forgotten, 1, "the first one at once");
+        let (took, begun) = (Duration::from_millis(200), scene.begun);
+        scene.udp.took(took, begun);
+        for number in [1, 2] {
+            change(&mut scene, number);
+            assert_eq!(scene.forget(START + took).0, []);
+        }
+        let rested = took + LONGEST_REST;
+        assert_eq!(scene.udp.retry_at(), Some(scene.begun + rested));
+        assert_eq!(scene.forget(rested).1.forgotten, 2, "by one listing");
+        scene.udp.took(Duration::from_millis(1), begun + rested);
+        change(&mut scene, 0);
+        assert_eq!(scene.forget(rested).1.forgotten, 1, "one that was quick has none wait");
     }
 
     #[test]

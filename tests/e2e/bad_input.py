@@ -128,6 +128,9 @@ def a_scheduler_that_the_kernel_lacks_is_said_and_the_others_go_on(bed):
         with expect.service(bed, "lacking", annotations={SCHEDULER: "ovf"}, settle=False), expect.service(bed, "not-lacking") as other:
             expect.share("n1p2", other.address(), 80, PODS)
             expect.logged(bed, 1, since, "ovf")
+            # It is a note: one Service must not make all nodes unready.
+            ready = lambda: kernel.http_get(1, "/readyz")  # noqa: E731
+            expect.soon(lambda: ready()[0] == 200 and "no scheduler ovf" in ready()[1], 30, "not ready, or nothing said")
             expect.that(bed.agents[1].is_alive(), "the agent died")
     finally:
         os.unlink(path)

@@ -2,14 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{
-    Authority, Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy, World,
+    Authority, Conditions, Endpoint, LoadBalancerAddress, Node, ObjectName, Service, ServicePort, ServiceType,
+    TrafficPolicy, World,
 };
 use sluice::net::Protocol;
 use sluice::proxy::apply::ProxyRound;
@@ -414,6 +415,50 @@ fn a_service_that_waits_is_opened_at_once_when_its_endpoints_need_no_longer_be_o
         scene.round();
         assert!(scene.agent.mirrors.goes_on(), "the others have still to be done");
         assert!(!scene.keeps_out() && scene.has_balanced());
+        scene.finish();
+    }
+}
+
+/// A Service of this age with a load balancer address that another one may have too, and one endpoint.
+fn put_restricted(world: &mut World, number: u8, range: &str) {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    let service = Service {
+        kind: ServiceType::LoadBalancer,
+        load_balancer: vec![LoadBalancerAddress { address: SHARED, through_balancer: false }],
+        source_ranges: Some([range.parse().expect("a range")].into()),
+        created: number.into(),
+        ..Service::new(vec![address(number)], vec![port])
+    };
+    world.cluster.services.insert(name(number), service);
+    world.cluster.endpoints.insert(name(number), in_one_slice(80, [ready([10, 244, number, 1], None)]));
+}
+
+/// Its turn comes last.
+const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 50));
+
+#[test]
+fn clients_of_a_service_that_takes_over_an_address_in_a_large_change_do_not_come_to_the_former_ones_endpoints() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let shared = |turn: u8, first: bool| {
+            let mut world = all_of(turn);
+            if first {
+                put_restricted(&mut world, 210, "10.0.0.0/8");
+            }
+            put_restricted(&mut world, 211, "198.51.100.0/24");
+            world
+        };
+        let key = ServiceKey::Address { address: SHARED, protocol: Protocol::Tcp, port: 80 };
+        let served_by = |scene: &Scene| scene.virtuals().get(&key).map(|it| it.destinations.to_vec());
+        scene.settle(&shared(0, true));
+        let former = served_by(&scene);
+        assert!(former.is_some());
+        scene.take(&shared(1, false));
+        scene.round();
+        assert!(scene.agent.mirrors.goes_on(), "the others have still to be done");
+        assert!(served_by(&scene).is_some() && served_by(&scene) != former, "{backend}");
+        let [its, ours] = [served_by(&scene), wanted(&scene.agent).get(&key).map(|it| it.destinations.to_vec())];
+        assert_eq!(its, ours);
         scene.finish();
     }
 }

@@ -38,7 +38,7 @@ pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
 pub use scheduler_name::SchedulerName;
 pub use service_key::ServiceKey;
-pub use target::Services;
+pub use target::{Part, RefusedPart, Services};
 
 /// A virtual service with its destinations: the unit that is compared and changed.
 #[derive(Clone, PartialEq, Eq, Debug)]

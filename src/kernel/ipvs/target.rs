@@ -1,6 +1,7 @@
 //! Virtual services as a kind of kernel objects: ours are read, compared and changed.
 
 mod looks;
+mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
@@ -8,6 +9,7 @@ use std::net::SocketAddr;
 
 use foldhash::quality::RandomState;
 
+use self::refusals::{Act, explain};
 use super::commands::Commands;
 use super::glance::{self, Glancer};
 use super::listing::Listing;
@@ -18,9 +20,11 @@ use super::{
     Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts,
     Virtual,
 };
-use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, Refusal, failed_steps};
+use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, failed_steps};
 use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
+
+pub use self::refusals::{Part, RefusedPart};
 
 /// The virtual services of one network namespace that are ours.
 pub struct Services {
@@ -37,6 +41,8 @@ pub struct Services {
     /// All IPv6 services, as a file lists them, until they have been compared.
     listing: Option<Listing>,
     ordered: Ordered,
+    /// Parts that were refused since somebody asked.
+    refused: Vec<RefusedPart>,
 }
 
 /// Each service costs a request and a dump, some ten system calls.
@@ -65,6 +71,7 @@ impl Services {
             missed: false,
             listing: None,
             ordered: Ordered::default(),
+            refused: Vec::new(),
         })
     }
 
@@ -166,12 +173,19 @@ impl Services {
         Ok(true)
     }
 
+    /// Returns the parts of virtual services that the kernel has refused because of what is in them, since the last call.
+    pub fn take_refused(&mut self) -> Vec<RefusedPart> {
+        std::mem::take(&mut self.refused)
+    }
+
     /// Sends what is planned so far and empties the plan.
-    fn send(&mut self, plan: &mut Plan<'_>, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
+    fn send(&mut self, plan: &mut Plan, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
         let result = self.socket.batch(&mut plan.messages).map(|mut refusals| {
             self.commands.gave(plan.owners.len().saturating_sub(refusals.len()));
             for refusal in &mut refusals {
-                explain(refusal, &plan.acts);
+                let owner = plan.owners.get(refusal.message).and_then(|step| steps.get(*step));
+                let refused = explain(refusal, &plan.acts).zip(owner);
+                self.refused.extend(refused.map(|(part, step)| RefusedPart { key: *step.key, part }));
             }
             refusals
         });
@@ -378,12 +392,12 @@ impl Target for Services {
 }
 
 /// The messages of a round.
-struct Plan<'a> {
+struct Plan {
     messages: Messages,
     /// The step of each message.
     owners: Vec<usize>,
     /// Action of each message.
-    acts: Vec<Act<'a>>,
+    acts: Vec<Act>,
     /// Randomness, different in every process.
     spread: RandomState,
 }
@@ -395,18 +409,9 @@ struct Former<'a> {
     is_ordered: bool,
 }
 
-enum Act<'a> {
-    /// Adds or changes a service with this scheduler.
-    Describe(&'a str),
-    /// Deletes a service.
-    Delete,
-    /// Changes this destination of a service.
-    Destination(SocketAddr),
-}
-
-impl<'a> Plan<'a> {
+impl Plan {
     /// `is_ordered`: the destinations that the kernel has are known to be in order.
-    fn add(&mut self, index: usize, step: &Step<'a, ServiceKey, Virtual>, is_ordered: bool) {
+    fn add(&mut self, index: usize, step: &Step<'_, ServiceKey, Virtual>, is_ordered: bool) {
         match (step.have, step.want) {
             (_, None) => {
                 wire::name_service(&mut self.messages, Command::DeleteService, Some(step.key));
@@ -431,9 +436,9 @@ impl<'a> Plan<'a> {
         chance.checked_rem(count).unwrap_or_default()
     }
 
-    fn describe(&mut self, index: usize, command: Command, key: &ServiceKey, want: &'a Virtual) {
+    fn describe(&mut self, index: usize, command: Command, key: &ServiceKey, want: &Virtual) {
         wire::describe_service(&mut self.messages, command, key, &want.service);
-        self.note(index, Act::Describe(&want.service.scheduler));
+        self.note(index, Act::Describe(want.service.scheduler));
     }
 
     /// New destinations come before old ones go. They come in an order that begins at another place on each
@@ -467,21 +472,10 @@ impl<'a> Plan<'a> {
         self.note(index, Act::Destination(destination.address));
     }
 
-    fn note(&mut self, index: usize, act: Act<'a>) {
+    fn note(&mut self, index: usize, act: Act) {
         self.owners.push(index);
         self.acts.push(act);
     }
-}
-
-/// Adds an explanation to the refusals that can be told apart: the kernel gives none.
-fn explain(refusal: &mut Refusal, acts: &[Act<'_>]) {
-    refusal.text = match acts.get(refusal.message) {
-        Some(Act::Describe(scheduler)) if refusal.errno == libc::ENOENT => {
-            Some(format!("the kernel has no scheduler {scheduler} (module ip_vs_{scheduler})"))
-        }
-        Some(Act::Destination(address)) => Some(format!("destination {address}")),
-        _ => refusal.text.take(),
-    };
 }
 
 /// The destination with this address, of those sorted by address.

@@ -5,6 +5,7 @@
 //! parted, and whatever else a World changes (virtual services that come or go, elements, routes, rules) is done whole.
 //!
 //! - What was marked since the last round comes first, and is done at once where it is little. What is too much waits.
+//! - What gets more source ranges does not wait either: the clients of a Service that takes over an address must not come to the former one's endpoints.
 //! - What shall no longer be closed to clients outside does not wait, however much that is: it is announced already, and its clients are dropped until the
 //!   destinations of the closed Service are gone. That it is closed is told by elements: while they are not known (a reading has failed, a set was made anew) it waits as
 //!   all else does, and is done in the round after the one that has read them.
@@ -28,6 +29,7 @@ use crate::model::Authority;
 use crate::proxy::desired::Desired;
 use crate::proxy::marks::port;
 use crate::proxy::names::Set;
+use crate::proxy::source_ranges;
 use crate::reconcile::Moment;
 
 /// Commands about destinations that a round gives for what is new, and as many for a batch. Each takes the kernel some microseconds.
@@ -77,9 +79,11 @@ impl<K: Kernel> Mirrors<K> {
     /// Runs one round: grows as far as `authority` allows, then shrinks where that is allowed. Of many changes of destinations it leaves some to the
     /// next round where it may ([`bound_rounds`](Self::bound_rounds)).
     pub fn round(&mut self, desired: &Desired, authority: Authority, at: Moment) -> ProxyRound {
+        self.try_refused(desired, at);
         let puts_off = self.begin_portion(desired, authority);
         let round = self.grow_and_shrink(desired, authority, at);
         self.end_portion(desired);
+        self.end_refused();
         ProxyRound { puts_off, ..round }
     }
 
@@ -113,12 +117,17 @@ impl<K: Kernel> Mirrors<K> {
         puts_off
     }
 
-    /// Returns the virtual services that are to be open to clients outside to whom they are closed; none while elements are not known.
+    /// Returns the virtual services that are to be open to clients outside to whom they are closed, to all or to those of some ranges; none while elements are
+    /// not known.
     fn opening(&self, desired: &Desired) -> BTreeSet<ServiceKey> {
         let elements = self.elements.unsettled().into_iter().flatten().filter_map(Set::of_element);
         let objects = self.table.unsettled().into_iter().flatten().filter_map(Set::of_object);
-        let opens = |(set, entry): &(Set, Entry)| Set::CLOSING.contains(set) && !has_element(desired, *set, entry);
-        let ports = elements.chain(objects).filter(opens).filter_map(|(_, entry)| port(&entry));
+        let opened = |(set, entry): (Set, Entry)| match set {
+            Set::AllowedSources if has_element(desired, set, &entry) => port(&source_ranges::restricted_by(&entry)?),
+            _ if Set::CLOSING.contains(&set) && !has_element(desired, set, &entry) => port(&entry),
+            _ => None,
+        };
+        let ports = elements.chain(objects).filter_map(opened);
         ports.map(|port| desired.kernel_key(&port)).collect()
     }
 

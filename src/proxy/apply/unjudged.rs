@@ -18,12 +18,12 @@ impl<K: Kernel> Mirrors<K> {
         self.held_back = waiting;
     }
 
-    /// Returns the desired virtual services without what has to wait, as far as the kernel does not have it. Virtual services have to be known.
+    /// Returns the desired virtual services without what the kernel refuses and what has to wait, as far as the kernel does not have it. Virtual services have to be known.
     pub(super) fn virtuals_for_now<'a>(&self, desired: &'a Desired) -> Cow<'a, BlockMap<ServiceKey, Virtual>> {
-        let mut virtuals = Cow::Borrowed(&desired.virtuals);
+        let mut virtuals = self.virtuals_it_takes(desired);
         for (port, held) in &self.held_back {
             let key = desired.kernel_key(port);
-            let Some(wanted) = desired.virtuals.get(&key) else { continue };
+            let Some(wanted) = virtuals.get(&key) else { continue };
             let seen = self.virtuals.seen().and_then(|seen| seen.get(&key));
             let for_now = held_to(wanted, seen, held);
             match seen.is_none() && waits(wanted, &for_now) {

@@ -21,8 +21,22 @@ use crate::proxy::plan::{local_route_key, marked_route_key, services_on};
 use crate::reconcile::{Growth, MayGrow, Mirror, Moment, Reflection};
 
 impl<K: Kernel> Mirrors<K> {
-    /// Creates a virtual service once its element marks it as ours, of these alone.
+    /// Creates a virtual service once its element marks it as ours, of these alone. What the kernel refuses of one because of what is in it is left out.
     pub(super) fn grow_virtuals(
+        &mut self,
+        desired: &Desired,
+        growth: Growth,
+        at: Moment,
+        among: impl Fn(&ServiceKey) -> bool,
+    ) -> Vec<ServiceKey> {
+        let mut changed = self.grow_virtuals_whole(desired, growth, at, &among);
+        if self.note_refused(desired, at) {
+            changed.extend(self.grow_virtuals_whole(desired, growth, at, &among));
+        }
+        changed
+    }
+
+    fn grow_virtuals_whole(
         &mut self,
         desired: &Desired,
         growth: Growth,

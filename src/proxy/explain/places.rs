@@ -57,9 +57,11 @@ pub fn places(
             }
             let standing = standing(service_asked, &wanted);
             let is_served = matches!(standing, Standing::Served(_));
-            // An address may stand in two fields; one of them is why it is served.
+            // An address may stand in two fields; one of them is why it is served. Of an external and a load balancer address it is the latter, which comes first.
             match places.get_mut(index) {
-                Some(known) if is_served && !matches!(known.standing, Standing::Served(_)) => {
+                Some(known)
+                    if is_served && (!matches!(known.standing, Standing::Served(_)) || role == Role::LoadBalancer) =>
+                {
                     (known.role, known.standing) = (role, standing);
                 }
                 Some(_) => {}
@@ -145,7 +147,7 @@ fn served(asked: ServiceQuestion<'_>, port: &ServicePort, claim: &Claim) -> Serv
     let desired = plan.desired().virtual_of(&claim.key).unwrap_or(&claim.wanted.virtual_service).clone();
     let policy = match claim.rank {
         Rank::Cluster => traffic_policy::internal(service),
-        Rank::NodePort | Rank::External => traffic_policy::external(service),
+        Rank::NodePort | Rank::LoadBalancer | Rank::External => traffic_policy::external(service),
     };
     // Clients on this node are served from all endpoints where none is here.
     let is_local = policy == TrafficPolicy::Local && !claim.wanted.clients.inside_only;

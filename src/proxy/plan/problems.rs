@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Plan;
+use super::{Plan, different_keys};
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{Endpoints, MOST_OF_A_SERVICE, ObjectName, Service, ServiceProblem, ServiceProblems, put_problems};
 use crate::proxy::desired::ProxyChanges;
@@ -15,6 +15,8 @@ pub struct Problems {
     all: ServiceProblems,
     /// The virtual services that each Service claims and another one has.
     lost: BTreeMap<ObjectName, BTreeSet<ServiceKey>>,
+    /// Those that come of what the kernel refuses of them.
+    refused_by_kernel: BTreeMap<ObjectName, Vec<ServiceProblem>>,
 }
 
 impl Problems {
@@ -58,6 +60,27 @@ impl Plan {
         &self.problems.all
     }
 
+    /// Returns what the kernel refuses of Services, as it was last told.
+    pub fn refused_by_kernel(&self) -> &BTreeMap<ObjectName, Vec<ServiceProblem>> {
+        &self.problems.refused_by_kernel
+    }
+
+    /// Takes what the kernel refuses of Services. Returns what it refused before, and what follows; `None` where that is the same.
+    pub fn set_refused_by_kernel(
+        &mut self,
+        refused: BTreeMap<ObjectName, Vec<ServiceProblem>>,
+    ) -> Option<(BTreeMap<ObjectName, Vec<ServiceProblem>>, ProxyChanges)> {
+        if refused == self.problems.refused_by_kernel {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.problems.refused_by_kernel, refused);
+        let mut changed = ProxyChanges::default();
+        for name in different_keys(&before, &self.problems.refused_by_kernel) {
+            self.find_problems(&name, &mut changed);
+        }
+        Some((before, changed))
+    }
+
     /// Finds the problems of a Service anew.
     pub(super) fn find_problems(&mut self, name: &ObjectName, changed: &mut ProxyChanges) {
         let cluster = &self.world.cluster;
@@ -76,6 +99,8 @@ impl Plan {
         let none = Endpoints::default();
         let mut problems = problems::of_service(service, endpoints.unwrap_or(&none), self.inputs());
         problems.extend(self.lost(name));
+        let by_kernel = self.problems.refused_by_kernel.get(name).into_iter().flatten();
+        problems.extend(by_kernel.map(|problem| problem.clone().of(service.created)));
         problems.extend(self.unmarked(name).map(|it| problems::unmarked(&it).of(service.created)));
         problems
     }

@@ -12,7 +12,7 @@ use sluice::kernel::address::AddressKey;
 use sluice::kernel::bridge::Hairpin;
 use sluice::kernel::ipset::{self, ElementKey, SetKind, SetName, SetSpec};
 use sluice::kernel::iptables::{Piece, Refusal, Rule, Rules, Verdict};
-use sluice::kernel::ipvs::{Destination, ServiceKey, Services, Virtual};
+use sluice::kernel::ipvs::{Destination, Part, RefusedPart, ServiceKey, Services, Virtual};
 use sluice::kernel::link::{Link, LinkName};
 use sluice::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use sluice::kernel::rule::PolicyRule;
@@ -393,6 +393,49 @@ impl Rows for Virtuals {
     /// Nothing, until its owner says which are.
     fn is_ours(_: &ServiceKey, _: &Virtual) -> bool {
         false
+    }
+
+    /// A scheduler that is not there makes no virtual service, and leaves one as it was; a destination that is not taken is not added. Both fail the step, the
+    /// rest of which is done.
+    fn perform(machine: &mut Machine, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
+        let mut refusals: BTreeMap<usize, Errno> = BTreeMap::new();
+        let mut wants: Vec<Option<Virtual>> = steps.iter().map(|step| step.want.cloned()).collect();
+        for (index, (step, wanted)) in steps.iter().zip(&mut wants).enumerate() {
+            let Some(want) = wanted else { continue };
+            let had = |address| step.have.is_some_and(|have| have.destinations.find(address).is_some());
+            let is_refused = |it: &Destination| machine.refused_destinations.contains(&it.address) && !had(it.address);
+            let mut refuse = |part, errno| {
+                machine.refused_parts.push(RefusedPart { key: *step.key, part });
+                refusals.entry(index).or_insert(errno);
+            };
+            let is_described = step.have.is_none_or(|have| have.service != want.service);
+            if is_described && machine.lacking_schedulers.contains(&*want.service.scheduler) {
+                refuse(Part::Scheduler(want.service.scheduler), Errno::NOENT);
+                match step.have {
+                    Some(have) => want.service = have.service.clone(),
+                    None => {
+                        *wanted = None;
+                        continue;
+                    }
+                }
+            }
+            let (refused, taken): (Vec<Destination>, Vec<Destination>) = want.destinations.iter().partition(is_refused);
+            refused.iter().for_each(|it| refuse(Part::Destination(it.address), Errno::INVAL));
+            want.destinations = taken.into();
+        }
+        let is_left = |index: &usize| steps[*index].have.is_some() || wants[*index].is_some();
+        let left: Vec<usize> = (0..steps.len()).filter(is_left).collect();
+        let step = |index: &usize| Step { want: wants[*index].as_ref(), ..steps[*index] };
+        let steps_left: Vec<_> = left.iter().map(step).collect();
+        let mut failures = machine.perform_each::<Virtuals>(&steps_left);
+        failures.iter_mut().for_each(|failure| failure.step = left[failure.step]);
+        for (index, errno) in refusals {
+            if failures.iter().all(|failure| failure.step != index) {
+                let error = Error::errno("change virtual service", steps[index].key.to_string(), errno);
+                failures.push(Failure { step: index, error });
+            }
+        }
+        failures
     }
 
     /// Destinations are added, changed and removed one by one, each as the caller believes it to be; what the

@@ -28,7 +28,7 @@ use sluice::kernel::conntrack::{Flows, Remaining};
 use sluice::kernel::ipset::SetName;
 use sluice::kernel::iptables::{Piece, Refusal, Rules, Timing};
 use sluice::kernel::ipvs::{
-    Connections, Counted, Destination, Observed, ObservedDestination, Ownership, ServiceKey, Stats,
+    Connections, Counted, Destination, Observed, ObservedDestination, Ownership, RefusedPart, ServiceKey, Stats,
 };
 use sluice::kernel::sysctl::{Ruled, Setting, WantedSetting};
 use sluice::net::{Family, PerFamily};
@@ -77,6 +77,12 @@ pub struct Machine {
     pub frames: BTreeMap<&'static str, firewall::frames::Contents>,
     /// These tables cannot be changed, whatever is tried.
     pub frames_fail: bool,
+    /// Schedulers that this kernel has not.
+    pub lacking_schedulers: BTreeSet<CompactString>,
+    /// Destinations that this kernel does not take.
+    pub refused_destinations: BTreeSet<SocketAddr>,
+    /// The parts of virtual services that it did not take since somebody asked.
+    pub refused_parts: Vec<RefusedPart>,
     /// Chains that this kernel does not take, because it lacks what their rules need.
     pub unloadable: BTreeSet<CompactString>,
     /// The address family whose rules cannot be changed, whatever is tried.
@@ -193,6 +199,9 @@ impl MemoryKernel {
             refused: Vec::new(),
             frames: BTreeMap::new(),
             frames_fail: false,
+            lacking_schedulers: BTreeSet::new(),
+            refused_destinations: BTreeSet::new(),
+            refused_parts: Vec::new(),
             unloadable: BTreeSet::new(),
             broken: None,
             broken_object: None,
@@ -414,6 +423,10 @@ impl Connected for Memory<Virtuals> {
         };
         let destinations = listed.into_iter().map(observed).collect();
         Ok(service.map(|service| Observed { service, stats: Stats::default(), destinations }))
+    }
+
+    fn take_refused(&mut self) -> Vec<RefusedPart> {
+        self.machine.with(|machine| std::mem::take(&mut machine.refused_parts))
     }
 
     fn others_commands(&mut self, _now: Instant) -> Counted {

@@ -1,0 +1,184 @@
+//! Parts of virtual services that this kernel refuses because of what is in them: a scheduler whose module the host lacks, an endpoint that is a
+//! broadcast address of the host.
+//!
+//! Anybody who may write a Service can name one, so it must harm that Service alone: it is left out of what the kernel is given, the rest goes on as if
+//! it were not asked for, and it is no trouble of the node but a problem of the Service. It is tried again at times, because a module may be loaded later.
+//! The scheduler that Services have without asking for one is another matter: a node without it serves nobody, which is trouble as any failure is.
+//!
+//! Where the kernel has the virtual service, it keeps the scheduler that it has; where it has not, there is none.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{Connected, Kernel, Mirrors};
+use crate::kernel::ipvs::{Part, RefusedPart, SchedulerName, Service, ServiceKey, Virtual, flags};
+use crate::model::Scheduler;
+use crate::packed::BlockMap;
+use crate::proxy::desired::Desired;
+use crate::proxy::scheduler;
+use crate::reconcile::{Backoff, Moment};
+
+/// The refused parts, by the keys of the kernel.
+#[derive(Default, Debug)]
+pub(super) struct RefusedParts {
+    all: BTreeMap<ServiceKey, Refused>,
+    backoff: Backoff,
+}
+
+/// Parts of one virtual service that the kernel refuses.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Refused {
+    pub scheduler: Option<SchedulerName>,
+    pub destinations: BTreeSet<SocketAddr>,
+}
+
+/// The bits that schedulers read.
+const OF_SCHEDULERS: u32 = flags::SCHEDULER_1 | flags::SCHEDULER_2 | flags::SCHEDULER_3;
+
+impl<K: Kernel> Mirrors<K> {
+    /// Returns the virtual services of which the kernel refuses something, by address, protocol and port.
+    pub fn refused_parts<'a>(&'a self, desired: &'a Desired) -> impl Iterator<Item = (ServiceKey, &'a Refused)> {
+        self.refused.all.iter().filter_map(|(key, refused)| Some((desired.port_of(key)?, refused)))
+    }
+
+    /// Returns whether what was refused is to be tried again.
+    pub fn is_refused_due(&self, at: Moment) -> bool {
+        self.refused_retry_at().is_some_and(|due| due <= at.now)
+    }
+
+    pub(super) fn refused_retry_at(&self) -> Option<Instant> {
+        self.refused.backoff.retry_at()
+    }
+
+    /// Has this round try again what was refused, where that is due. What is not desired any more is forgotten.
+    pub(super) fn try_refused(&mut self, desired: &Desired, at: Moment) {
+        self.refused.all.retain(|key, refused| desired.virtuals.get(key).is_some_and(|wanted| refused.is_of(wanted)));
+        if !self.is_refused_due(at) {
+            return;
+        }
+        self.refused.backoff.tried();
+        for key in std::mem::take(&mut self.refused.all).into_keys() {
+            self.virtuals.mark(key);
+            self.udp.mark(key);
+        }
+    }
+
+    /// Notes what the kernel has refused since the last call. Returns whether anything is to be done anew without it.
+    pub(super) fn note_refused(&mut self, desired: &Desired, at: Moment) -> bool {
+        let mut is_any = false;
+        for RefusedPart { key, part } in self.virtuals.target().take_refused() {
+            let refused = Refused::of(part);
+            let is_wanted = desired.virtuals.get(&key).is_some_and(|wanted| refused.clone().is_of(wanted));
+            if is_wanted && !refused.is_everybodys() {
+                self.refused.all.entry(key).or_default().join(refused);
+                is_any = true;
+            }
+        }
+        if is_any {
+            if self.refused.backoff.is_due(at.now) {
+                self.refused.backoff.failed(at.now, at.jitter);
+            }
+            self.virtuals.try_at_once();
+        }
+        is_any
+    }
+
+    /// Ends the tries where nothing is refused any more.
+    pub(super) fn end_refused(&mut self) {
+        if self.refused.all.is_empty() {
+            self.refused.backoff.succeeded();
+        }
+    }
+
+    /// Returns the desired virtual services without what the kernel refuses. Virtual services have to be known.
+    pub(super) fn virtuals_it_takes<'a>(&self, desired: &'a Desired) -> Cow<'a, BlockMap<ServiceKey, Virtual>> {
+        let mut virtuals = Cow::Borrowed(&desired.virtuals);
+        for (key, refused) in &self.refused.all {
+            let Some(wanted) = desired.virtuals.get(key) else { continue };
+            let seen = self.virtuals.seen().and_then(|seen| seen.get(key));
+            match refused.left_of(wanted, seen) {
+                Some(taken) => drop(virtuals.to_mut().insert(*key, taken)),
+                None => drop(virtuals.to_mut().remove(key)),
+            }
+        }
+        virtuals
+    }
+}
+
+impl Refused {
+    fn of(part: Part) -> Refused {
+        match part {
+            Part::Scheduler(name) => Refused { scheduler: Some(name), ..Refused::default() },
+            Part::Destination(address) => Refused { destinations: [address].into(), ..Refused::default() },
+        }
+    }
+
+    fn join(&mut self, other: Refused) {
+        self.scheduler = other.scheduler.or(self.scheduler);
+        self.destinations.extend(other.destinations);
+    }
+
+    /// Keeps what a virtual service still asks for; returns whether that is anything.
+    fn is_of(&mut self, wanted: &Virtual) -> bool {
+        self.scheduler = self.scheduler.filter(|name| wanted.service.scheduler == *name);
+        self.destinations.retain(|address| wanted.destinations.find(*address).is_some());
+        self.scheduler.is_some() || !self.destinations.is_empty()
+    }
+
+    /// Returns whether it is what Services have without asking for it.
+    fn is_everybodys(&self) -> bool {
+        self.scheduler.is_some_and(|name| name == Scheduler::default().name())
+    }
+
+    /// Returns what is left of a virtual service; `None` where nothing can be made of it. `seen`: as the kernel has it.
+    fn left_of(&self, wanted: &Virtual, seen: Option<&Virtual>) -> Option<Virtual> {
+        let destinations = wanted.destinations.iter().filter(|it| !self.destinations.contains(&it.address)).collect();
+        let mut left = Virtual { service: wanted.service.clone(), destinations };
+        if self.scheduler.is_some() {
+            let Service { scheduler: kept, flags, .. } = seen?.service;
+            let its = (flags & OF_SCHEDULERS) | scheduler::draining_flags(&kept, left.destinations.iter());
+            left.service =
+                Service { scheduler: kept, flags: (left.service.flags & !OF_SCHEDULERS) | its, ..left.service };
+        }
+        Some(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::ipvs::{Destination, Forwarding};
+
+    fn endpoint(last: u8) -> SocketAddr {
+        ([10, 244, 1, last], 80).into()
+    }
+
+    fn of(scheduler: &str, flags: u32, endpoints: &[u8]) -> Virtual {
+        let destination = |last: &u8| Destination { address: endpoint(*last), weight: 1, forwarding: Forwarding::Nat };
+        let service = Service { scheduler: scheduler.into(), flags, persistence_seconds: 60 };
+        Virtual { service, destinations: endpoints.iter().map(destination).collect() }
+    }
+
+    #[test]
+    fn a_virtual_service_keeps_its_scheduler_and_gets_all_else_where_the_new_one_is_refused() {
+        let refused = Refused::of(Part::Scheduler("mh".into()));
+        let wanted = of("mh", flags::PERSISTENT | flags::SCHEDULER_2, &[1, 2]);
+        assert_eq!(refused.left_of(&wanted, Some(&of("rr", 0, &[3]))), Some(of("rr", flags::PERSISTENT, &[1, 2])));
+        assert_eq!(refused.left_of(&wanted, None), None, "there is none with another one");
+    }
+
+    #[test]
+    fn refused_destinations_are_left_out_and_forgotten_with_the_endpoints() {
+        let mut refused = Refused::of(Part::Destination(endpoint(255)));
+        assert_eq!(refused.left_of(&of("rr", 0, &[1, 255]), None), Some(of("rr", 0, &[1])));
+        assert!(refused.is_of(&of("rr", 0, &[1, 255])) && !refused.is_of(&of("rr", 0, &[1])));
+    }
+
+    #[test]
+    fn the_scheduler_that_nobody_asks_for_is_no_part_that_may_be_left_out() {
+        assert!(Refused::of(Part::Scheduler("rr".into())).is_everybodys());
+        assert!(!Refused::of(Part::Scheduler("ovf".into())).is_everybodys());
+    }
+}

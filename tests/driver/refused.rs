@@ -1,0 +1,85 @@
+//! Services of which the kernel refuses a part, as the running loop tells of them.
+
+use sluice::model::{Cause, Scheduler};
+
+use super::*;
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("default", name)
+}
+
+/// Two Services: one asks for a scheduler, the other one has an endpoint that is a broadcast address here.
+fn odd() -> World {
+    let mut world = generate::empty_world();
+    for (of, address, scheduler, last) in [("one", ADDRESS, Scheduler::Mh, 5), ("other", OTHER, Scheduler::Rr, 255)] {
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let mut service = Service::new(vec![address.parse().expect("an address")], vec![port]);
+        service.annotations.scheduler = scheduler;
+        world.cluster.services.insert(name(of), service);
+        let endpoints = [ready([10, 244, 1, 6], None), ready([10, 244, 1, last], None)];
+        world.cluster.endpoints.insert(name(of), in_one_slice(8080, endpoints));
+    }
+    world
+}
+
+#[test]
+fn what_the_kernel_refuses_of_a_service_is_that_services_problem_and_the_node_is_ready_and_synced() {
+    with_running(async |running| {
+        running.kernel.with(|machine| {
+            machine.state.addresses = State::of_others().addresses;
+            machine.lacking_schedulers = ["mh".into()].into();
+            machine.refused_destinations = [([10, 244, 1, 255], 8080).into()].into();
+        });
+        running.world.send_replace(odd());
+        let is_ready = || running.health.unready(Instant::now()).is_empty();
+        running.until("it is ready", |_| is_ready()).await;
+        let said = || {
+            let problems = running.problems.borrow();
+            let all =
+                problems.iter().flat_map(|(name, its)| its.iter().map(|one| (name.name.to_string(), one.clone())));
+            all.map(|(name, one)| (name, one.cause, one.subject.to_string())).collect::<Vec<_>>()
+        };
+        let expected = [
+            ("one".to_owned(), Cause::Kernel, "scheduler mh".to_owned()),
+            ("other".to_owned(), Cause::Kernel, "endpoint 10.244.1.255:8080".to_owned()),
+        ];
+        assert_eq!(said(), expected);
+        let notes: Vec<String> = running.health.notes().iter().map(ToString::to_string).collect();
+        assert!(
+            notes[0].starts_with("virtual services: Service default/one: the kernel of this node has no scheduler mh"),
+            "{notes:?}"
+        );
+        assert!(
+            notes.len() == 2
+                && notes[1]
+                    .contains("Service default/other: the kernel of this node takes no endpoint at 10.244.1.255:8080"),
+            "{notes:?}"
+        );
+        // It stays ready while it is tried again.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            assert!(is_ready(), "{:?}", running.health.unready(Instant::now()));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        running.kernel.with(|machine| {
+            machine.lacking_schedulers.clear();
+            machine.refused_destinations.clear();
+        });
+        running.settles(&odd()).await;
+        running.until("nothing is said any more", |_| said().is_empty() && running.health.notes().is_empty()).await;
+    });
+}
+
+#[test]
+fn a_kernel_that_has_no_virtual_services_at_all_is_trouble() {
+    with_running(async |running| {
+        running.kernel.with(|machine| {
+            machine.state.addresses = State::of_others().addresses;
+            machine.unreadable = Some("virtual services");
+        });
+        running.world.send_replace(odd());
+        let unready = || running.health.unready(Instant::now()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        running.until("it says so", |_| unready().iter().any(|line| line.contains("virtual services"))).await;
+        assert!(running.health.notes().is_empty());
+    });
+}

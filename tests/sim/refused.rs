@@ -1,0 +1,155 @@
+//! A kernel that refuses a part of a Service because of what is in it: everything else goes on, of other Services and of the same.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice::kernel::conntrack::Flows;
+use sluice::kernel::ipvs::{ServiceKey, Virtual};
+use sluice::model::{
+    Authority, EndpointPort, EndpointSlice, Endpoints, ObjectName, Scheduler, Service, ServicePort, World,
+};
+use sluice::net::{Family, Protocol};
+use sluice::reconcile::Moment;
+use sluice::subsystem::Kinds;
+
+use crate::agent::{Agent, known};
+use crate::support::endpoints::ready;
+use crate::support::memory::{Machine, MemoryKernel, State};
+use crate::support::{flags, generate};
+
+const ADDRESS: [u8; 4] = [10, 96, 0, 53];
+
+fn endpoint(last: u8) -> SocketAddr {
+    ([10, 244, 1, last], 53).into()
+}
+
+fn key() -> ServiceKey {
+    ServiceKey::Address { address: ADDRESS.into(), protocol: Protocol::Udp, port: 53 }
+}
+
+/// A Service of UDP with this scheduler and these endpoints.
+fn world(scheduler: Scheduler, endpoints: &[u8]) -> World {
+    let mut world = known(Authority::Complete, &generate::empty_world());
+    let (name, port) = (
+        ObjectName::new("shop", "dns"),
+        ServicePort { name: "".into(), protocol: Protocol::Udp, port: 53, node_port: None },
+    );
+    let mut service = Service::new(vec![ADDRESS.into()], vec![port]);
+    service.annotations.scheduler = scheduler;
+    world.cluster.services.insert(name.clone(), service);
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: [EndpointPort { name: "".into(), protocol: Protocol::Udp, port: 53 }].into(),
+        endpoints: endpoints.iter().map(|last| ready([10, 244, 1, *last], None)).collect(),
+    };
+    world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+    world
+}
+
+struct Scene {
+    agent: Agent,
+    kernel: MemoryKernel,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(broken: impl FnOnce(&mut Machine)) -> Scene {
+        let (config, families) = flags::proxy(&[]);
+        let kernel = MemoryKernel::new(State::of_others());
+        kernel.with(broken);
+        Scene { agent: Agent::start(&kernel, &config, families), kernel, now: Instant::now() }
+    }
+
+    fn put(&mut self, scheduler: Scheduler, endpoints: &[u8]) {
+        self.agent.take_world(&world(scheduler, endpoints), self.now);
+        self.round();
+    }
+
+    fn round(&mut self) {
+        self.agent.round(Moment { now: self.now, jitter: 0 });
+    }
+
+    /// The scheduler and the endpoints that the kernel has.
+    fn served(&self) -> Option<(String, Vec<SocketAddr>)> {
+        let found = self.kernel.state().virtuals.get(&key()).cloned();
+        let of = |Virtual { service, destinations }| {
+            (service.scheduler.to_string(), destinations.iter().map(|it| it.address).collect())
+        };
+        found.map(of)
+    }
+
+    fn has(&self, scheduler: &str, endpoints: &[u8]) {
+        assert_eq!(self.served(), Some((scheduler.to_owned(), endpoints.iter().map(|last| endpoint(*last)).collect())));
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        let kinds = self.agent.mirrors.reflections();
+        kinds.iter().filter_map(|kind| kind.trouble()).map(|trouble| trouble.error.clone()).collect()
+    }
+}
+
+#[test]
+fn endpoints_come_and_go_beside_one_that_the_kernel_refuses_and_flows_to_those_that_went_are_forgotten() {
+    let mut scene = Scene::new(|machine| machine.refused_destinations = [endpoint(255)].into());
+    scene.put(Scheduler::Rr, &[5, 255]);
+    scene.has("rr", &[5]);
+    assert!(scene.agent.mirrors.is_settled(), "{:?}", scene.troubles());
+    let flow = Flows { protocol: Protocol::Udp, original_destination: (ADDRESS, 53).into(), reply_source: endpoint(5) };
+    scene.kernel.with(|machine| machine.state.flows = [flow].into());
+    scene.put(Scheduler::Rr, &[6, 255]);
+    scene.has("rr", &[6]);
+    assert!(scene.kernel.state().flows.is_empty() && scene.agent.mirrors.is_settled());
+    assert_eq!(scene.troubles(), [""; 0]);
+    // It is tried again, ever later, and taken when the kernel takes it.
+    let begun = scene.now;
+    for _ in 0..12 {
+        scene.now = scene.agent.mirrors.retry_at().expect("it is tried again");
+        scene.round();
+        scene.has("rr", &[6]);
+        assert!(scene.troubles().is_empty() && scene.agent.mirrors.is_settled());
+    }
+    assert!(scene.now - begun > Duration::from_secs(60));
+    scene.kernel.with(|machine| machine.refused_destinations.clear());
+    scene.now = scene.agent.mirrors.retry_at().expect("it is tried again");
+    scene.round();
+    scene.has("rr", &[6, 255]);
+    assert_eq!(scene.agent.mirrors.retry_at(), None);
+}
+
+#[test]
+fn a_scheduler_that_the_kernel_has_not_leaves_a_service_with_its_former_one_and_is_used_when_it_is_there() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into()].into());
+    scene.put(Scheduler::Rr, &[5]);
+    scene.put(Scheduler::Mh, &[6]);
+    scene.has("rr", &[6]);
+    assert_eq!(scene.troubles(), [""; 0]);
+    // Another one is tried at once.
+    scene.put(Scheduler::Wrr, &[6, 7]);
+    scene.has("wrr", &[6, 7]);
+    assert!(scene.agent.mirrors.is_settled() && scene.agent.mirrors.retry_at().is_none());
+    scene.put(Scheduler::Mh, &[7]);
+    scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+    scene.now = scene.agent.mirrors.retry_at().expect("it is tried again");
+    scene.round();
+    scene.has("mh", &[7]);
+}
+
+#[test]
+fn a_new_service_whose_scheduler_the_kernel_has_not_is_not_served_until_it_is_there_and_is_no_trouble() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into()].into());
+    scene.put(Scheduler::Mh, &[5, 6]);
+    assert_eq!((scene.served(), scene.troubles()), (None, Vec::new()));
+    scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+    scene.now = scene.agent.mirrors.retry_at().expect("it is tried again");
+    scene.round();
+    scene.has("mh", &[5, 6]);
+    assert!(scene.agent.mirrors.is_settled());
+}
+
+#[test]
+fn a_kernel_without_the_scheduler_that_nobody_asked_for_is_trouble() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["rr".into()].into());
+    scene.put(Scheduler::Rr, &[5]);
+    assert!(scene.served().is_none() && !scene.troubles().is_empty());
+}
