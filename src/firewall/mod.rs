@@ -15,7 +15,7 @@
 //! connections that a policy newly denies.
 //!
 //! [`link_local`] and [`multicast`] are about addresses that policies cannot name, on the [`bridges`] of pods, and [`frames`] about frames there
-//! that no rule sees;
+//! that no rule sees; [`own_source`] about packets with this host's address that it has not sent;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself ([`service_addresses`] says at which addresses they are reached), and [`denials`] says which pods are refused them.
 //! [`lost`] is about ClusterNetworkPolicies that are not known and may be in force.
 //! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
@@ -49,6 +49,7 @@ pub mod bridges;
 pub mod frames;
 pub mod link_local;
 pub mod multicast;
+pub mod own_source;
 pub mod host_endpoints;
 pub mod service_addresses;
 mod starting;

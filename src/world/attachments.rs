@@ -1,8 +1,8 @@
 //! Pods' addresses as the container runtime announced them, put into the pods that the cluster tells of.
 //!
 //! A pod's object is known since it was scheduled; its addresses follow when the kubelet has written its status, some time after the
-//! pod has begun to send. Until then what was announced counts like `status.podIPs`. An attachment is forgotten when the status has
-//! its addresses, when the pod has been attached anew, or is detached. The end of the pod's object does not end it: the object may be
+//! pod has begun to send. Until then what was announced counts like `status.podIPs`. An attachment counts nothing more when the status has
+//! its addresses, when the pod has been attached anew, or is detached. It is kept until the last of these for the case that the object goes first ([`remaining`]). The end of the pod's object does not end it: the object may be
 //! that of a former pod of this name (StatefulSets use names again), and the runtime was told of the new one first. Where both tell the
 //! pod's UID, an attachment counts for the object of its own pod alone, and takes its addresses from the object of another. For a
 //! finished pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room.
@@ -17,6 +17,10 @@ use compact_str::CompactString;
 
 use crate::model::{Attachment, AttachmentChange, AttachmentId, ObjectName, Pod, Table};
 
+use self::remaining::Remaining;
+
+mod remaining;
+
 /// More pods than a node can have.
 const MOST: usize = 4096;
 
@@ -30,6 +34,8 @@ pub struct Attachments {
     node: CompactString,
     /// Those that were announced to an earlier run: a listing that does not name their pod proves that it is gone.
     restored: BTreeSet<AttachmentId>,
+    /// Those of which the cluster tells, or told before the pod was gone.
+    remaining: Remaining,
     changed: bool,
 }
 
@@ -83,7 +89,8 @@ impl Attachments {
 
     /// Those to be kept on disk, if they have changed since the last call.
     pub fn take_changed(&mut self) -> Option<Vec<Attachment>> {
-        std::mem::take(&mut self.changed).then(|| self.all.values().cloned().collect())
+        std::mem::take(&mut self.changed)
+            .then(|| self.all.values().chain(self.remaining.attachments()).cloned().collect())
     }
 
     /// Notes that they could not be kept on disk.
@@ -94,23 +101,59 @@ impl Attachments {
     /// Applies a call. Returns the pods that it concerns as they are now. `known`: the pods as published.
     pub fn apply(&mut self, change: AttachmentChange, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
         let mut concerned = BTreeSet::new();
-        match change {
-            AttachmentChange::Add(attachment) => self.add(attachment, known, &mut concerned),
-            AttachmentChange::Delete(id) => self.remove(&id, &mut concerned),
+        let (has_ended, ended) = match change {
+            AttachmentChange::Add(attachment) => {
+                let displaced = self.remaining.displaced_by(&attachment);
+                self.add(attachment, known, &mut concerned);
+                displaced
+            }
+            AttachmentChange::Delete(id) => {
+                self.remove(&id, &mut concerned);
+                self.remaining.end(|one| one.id == id)
+            }
             AttachmentChange::Retain { network, ids } => {
                 let is_of = |one: &Attachment| {
                     [&one.network, &network].iter().any(|name| name.is_empty()) || one.network == network
                 };
-                let gone = self.all.iter().filter(|(id, one)| is_of(one) && !ids.contains(*id));
+                let is_over = |one: &Attachment| is_of(one) && !ids.contains(&one.id);
+                let gone = self.all.iter().filter(|(_, one)| is_over(one));
                 let gone: Vec<AttachmentId> = gone.map(|(id, _)| id.clone()).collect();
                 gone.iter().for_each(|id| self.remove(id, &mut concerned));
+                self.remaining.end(is_over)
             }
-        }
-        self.all_shown(concerned)
+        };
+        self.changed |= has_ended;
+        let mut shown = self.all_shown(concerned);
+        shown.extend(ended);
+        shown
     }
 
-    /// Merges a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published.
-    pub fn put(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
+    /// Merges a pod as the cluster tells it, `None` where it is gone. Returns it as it is to be published, and those of which it tells no more and that go on.
+    pub fn put(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Vec<Shown> {
+        self.keep_unsettled(name, told.as_ref());
+        let mut shown = self.remaining.told(name, told.as_ref(), &self.node);
+        // A listing names no pod that goes on.
+        let told = told.or_else(|| self.remaining.of_name(name));
+        shown.push((name.clone(), self.merge(name, told)));
+        shown
+    }
+
+    /// Keeps what is known to be of a pod that goes before its status had the addresses.
+    fn keep_unsettled(&mut self, name: &ObjectName, told: Option<&Arc<Pod>>) {
+        let Some(attached) = self.pods.get(name) else { return };
+        let Some(before) = attached.told.as_ref().filter(|before| told.is_none_or(|pod| pod.uid != before.uid)) else {
+            return;
+        };
+        let its = attached.ids.iter().filter_map(|id| self.all.get(id));
+        let its = its.filter(|one| one.uid.is_some() && one.uid == before.uid && attached.is_on(&self.node));
+        let its: Vec<AttachmentId> =
+            its.inspect(|one| self.remaining.keep(one, before)).map(|one| one.id.clone()).collect();
+        for id in its {
+            self.remove(&id, &mut BTreeSet::new());
+        }
+    }
+
+    fn merge(&mut self, name: &ObjectName, told: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         let Some(attached) = self.pods.get_mut(name) else { return told };
         attached.told = told;
         let addresses: &[IpAddr] = match &attached.told {
@@ -121,7 +164,11 @@ impl Attachments {
             let has_all = |one: &Attachment| one.addresses.iter().all(|address| addresses.contains(address));
             self.all.get(*id).is_none_or(|one| attached.is_of(one) && has_all(one))
         };
-        for id in attached.ids.iter().filter(is_told).cloned().collect::<Vec<_>>() {
+        let settled: Vec<AttachmentId> = attached.ids.iter().filter(is_told).cloned().collect();
+        if let Some(pod) = attached.told.as_ref().filter(|_| attached.is_on(&self.node)) {
+            settled.iter().filter_map(|id| self.all.get(id)).for_each(|one| self.remaining.keep(one, pod));
+        }
+        for id in settled {
             self.remove(&id, &mut BTreeSet::new());
         }
         self.shown(name).flatten()
@@ -169,7 +216,7 @@ impl Attachments {
         let formers: Vec<AttachmentId> =
             attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned()).collect();
         formers.iter().for_each(|id| self.remove(id, concerned));
-        if self.all.len() >= MOST {
+        if self.all.len() + self.remaining.len() >= MOST {
             let unknown = self.pods.values().find(|pod| pod.is_unknown());
             let Some(unknown) = unknown.and_then(|pod| pod.ids.first().cloned()) else { return };
             self.remove(&unknown, concerned);

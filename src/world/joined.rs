@@ -371,8 +371,8 @@ impl Joined {
             }
             Object::Node(name, value) => set(&mut own.nodes, name, value),
             Object::Pod(name, value) => {
-                let pod = self.attachments.put(&name, value.map(|pod| of_node(pod, &self.host.node_name)));
-                set(&mut own.pods, name, pod)
+                let shown = self.attachments.put(&name, value.map(|pod| of_node(pod, &self.host.node_name)));
+                shown.into_iter().fold(false, |changed, (name, pod)| set(&mut own.pods, name, pod) | changed)
             }
             Object::Namespace(name, value) => set(&mut own.namespaces, name, value),
             Object::NetworkPolicy(name, value) => set(&mut own.policies, name, value),

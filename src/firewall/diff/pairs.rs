@@ -77,6 +77,8 @@ pub const RANGES: usize = 50;
 pub const BUDGET: u64 = 10_000_000;
 /// Looking up one address costs about so much less than asking one policy.
 const LOOKUPS: usize = 8;
+/// Number of matches that cost a trace as much as a policy does.
+const MATCHES_LIKE_A_POLICY: u64 = 8;
 /// The most addresses of a range that are tried for one that is no pod's.
 const TRIES: u128 = 64;
 
@@ -210,7 +212,7 @@ impl<'a> Comparison<'a> {
         let Some(name) = pods.first().copied() else { return };
         let (Some(old), Some(new)) = (before.pods.get(name), after.pods.get(name)) else { return };
         let sets = [(before, old), (after, new)].map(|(rules, pod)| (rules, sets(rules, pod, direction)));
-        let cost = [old, new].iter().map(|pod| Judges::of(pod, direction).number() + 1).sum();
+        let cost = [(before, old), (after, new)].iter().map(|(rules, pod)| cost(rules, pod, direction)).sum();
         for family in Family::BOTH {
             let Some(address) = address_of(new, family) else { continue };
             let one = One { name, pods: [old, new], address, direction };
@@ -426,6 +428,13 @@ fn rules_of<'a>(rules: &'a RuleSet, pod: &'a LocalPod, direction: Direction) -> 
 /// Returns the sets that the rules of a pod's policies use.
 fn sets(rules: &RuleSet, pod: &LocalPod, direction: Direction) -> BTreeSet<Arc<SetKey>> {
     rules_of(rules, pod, direction).flat_map(|rule| rule.sets()).cloned().collect()
+}
+
+/// Returns what a trace through the rules of a pod costs: each policy, and each of its matches a small part of that.
+pub(super) fn cost(rules: &RuleSet, pod: &LocalPod, direction: Direction) -> u64 {
+    let matches: usize = rules_of(rules, pod, direction).map(|rule| rule.matches.len()).sum();
+    let matches = u64::try_from(matches).unwrap_or(u64::MAX);
+    Judges::of(pod, direction).number() + 1 + matches / MATCHES_LIKE_A_POLICY
 }
 
 /// Returns the ports that a set of named ports has at an address.

@@ -267,6 +267,18 @@ fn policies_that_need_larger_sets_than_the_bound_are_refused_before_the_sets_are
 }
 
 #[test]
+fn a_trace_costs_by_the_matches_of_the_policies_and_not_by_their_number_alone() {
+    let cost = |rules: usize| {
+        let rules: Vec<PolicyRule> = (0..rules).map(|number| rule(&[], &[&format!("tcp/{}", 1000 + number)])).collect();
+        let one = policy("app=web", Some(&rules), None);
+        let compared = compared(&world(), &candidates([("shop/web", one)], false));
+        super::pairs::cost(&compared.after, &compared.after.pods[&object("shop/web-1")], Direction::Ingress)
+    };
+    let (few, many) = (cost(1), cost(2_000));
+    assert!(many > 100 * few, "{few} {many}");
+}
+
+#[test]
 fn sets_that_policies_in_force_use_already_do_not_count() {
     let everybody = rule(&[pods_in("", "")], &[]);
     let one = policy("app=web", Some(&[everybody]), None);

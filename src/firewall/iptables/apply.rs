@@ -215,6 +215,10 @@ impl<K: Kernel> Mirrors<K> {
         let mut left = std::mem::take(&mut self.left);
         left.retain(|key| authority != Authority::Complete && !desired.elements.contains_key(key));
         let mut round = self.acts(&RoundInputs { desired, authority, at, left: &left }, begun);
+        // What the kernel has lost has left it.
+        if self.elements.seen().is_some() {
+            left.retain(|key| self.elements.has(key) || self.elements.is_doubtful(key));
+        }
         self.left = left;
         round.steps = self.steps_done() - before;
         round.elements_took = self.elements.target().take_took();

@@ -5,7 +5,8 @@
 //! OUTPUT  → KUBE-ROUTER-OUTPUT     packets of the host, and of pods that IPVS gave their real destination
 //! INPUT   → KUBE-ROUTER-INPUT      packets of pods to the host: only what they send is judged
 //!
-//! each:  to a bridge of pods: multicast and broadcast, in FORWARD only (`multicast`)
+//! each:  IPv6 that comes from elsewhere with an address of this host, in INPUT only (`own_source`)
+//!        to a bridge of pods: multicast and broadcast, in FORWARD only (`multicast`)
 //!        IPv6 from a bridge of pods: what has a link-local address, not in OUTPUT (`link_local`)
 //!        Services with a denied endpoint on this node, in INPUT only (`host_endpoints`)
 //!        exemptions, in INPUT only (`exemptions`)
@@ -38,6 +39,9 @@ use crate::net::{Family, Protocol, icmp};
 
 use super::super::bridges::ClosedBridges;
 use super::super::established::ENDED;
+use super::super::link_local::UNICAST;
+use super::super::multicast::GROUPS_V6;
+use super::super::own_source::{LOOPBACK, SAID};
 use super::super::rules::{Direction, RuleSet};
 use super::comment::comment;
 use super::names::{
@@ -58,7 +62,8 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
     let said = comment("rule to explicitly handle traffic for network policies ACCEPT/REJECT decision");
     let tail = Rule::new([said], Verdict::Jump(CHAIN_TAIL.into()));
 
-    let mut input = of_bridges(closed, family, CHAIN_INPUT);
+    let mut input: Vec<Rule> = own_source(family).collect();
+    input.extend(of_bridges(closed, family, CHAIN_INPUT));
     input.extend(config.tunnel_mode.then(host_endpoints::jump_in_tunnel_mode));
     input.push(host_endpoints::jump());
     input.extend(exemptions::rules(config, family));
@@ -97,6 +102,22 @@ pub fn chains(rules: &RuleSet, config: &FirewallConfig, family: Family, closed: 
 
     [(CHAIN_INPUT, input), (CHAIN_FORWARD, forward), (CHAIN_OUTPUT, output)]
         .map(|(name, rules)| (chain(family, name), Rules(rules)))
+}
+
+/// Returns the rules that drop what no host but this one sends ([`own_source`](super::super::own_source)). What the host sends to itself is
+/// no pod's, and meets no other rule of the chain for INPUT.
+fn own_source(family: Family) -> impl Iterator<Item = Rule> {
+    let known = States::RELATED.or(States::ESTABLISHED);
+    let itself = [Match::InputLink(LOOPBACK.into()), comment("from the host to itself")];
+    let refused = [
+        Match::Source { range: UNICAST, negated: true },
+        Match::Destination { range: GROUPS_V6, negated: true },
+        comment(SAID),
+        Match::State { states: known, negated: true },
+        Match::HostAddress { of: Side::Source, negated: false },
+    ];
+    let rules = [Rule::new(itself, Verdict::Return), Rule::new(refused, Verdict::Drop)];
+    rules.into_iter().filter(move |_| family == Family::V6)
 }
 
 /// Returns the first rules of the chains for INPUT and FORWARD: what is closed on bridges comes before what any address

@@ -3,9 +3,10 @@
 //! Only that pod's objects count: its addresses in the set of local pods, the jumps to its chains, these chains, those of the
 //! policies that isolate it and of the ClusterNetworkPolicies that select it, the sets that they use, and the fixed chains. What the kernel refuses does not count
 //! (`overlay`): it closes more than is desired, and may be refused for ever. Neither do elements that it does not take, where
-//! they only open a path. What is desired of other pods may be late or fail.
+//! they only open a path. What is desired of other pods may be late or fail, but for what their rules hold of the addresses of one that starts, where it lets the pod
+//! do more than it may ([`favouring`]): whoever had the address before may have been allowed, or not denied, what this pod is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::kernel::ipset::{ElementKey, Entry, SetName};
@@ -88,7 +89,40 @@ pub fn pod_enforced(
             }
         }
     }
-    Ok(())
+    let addresses: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
+    let favouring = favouring(&addresses, desired, applied, seen_rules);
+    favouring.map_or(Ok(()), |element| Err(format!("{element} is still that of another pod")))
+}
+
+/// Returns an element by which the kernel may allow one of these addresses more than it may, in whatever set: one that is too much where it opens, one that is missing
+/// where it closes. A set that no rule names allows nothing.
+fn favouring<'a>(
+    addresses: &BTreeSet<IpAddr>,
+    desired: &Desired,
+    applied: &'a Applied<'_>,
+    seen_rules: &BTreeMap<Piece, Rules>,
+) -> Option<&'a ElementKey> {
+    let Applied { differing, failing, doubts, keeps_surplus, .. } = applied;
+    let is_there = |key: &ElementKey| applied.seen.elements.is_some_and(|seen| seen.contains_key(key));
+    let is_named = |key: &ElementKey| {
+        let names_it = |rule: &Rule| rule.sets().any(|set| *set == key.set);
+        desired.sets.contains_key(&key.set) || seen_rules.values().any(|rules| rules.0.iter().any(names_it))
+    };
+    let is_concerned = |key: &&ElementKey| {
+        let is_its = match &key.entry {
+            Entry::Ip(address) | Entry::IpPort(address, ..) => addresses.contains(address),
+            _ => false,
+        };
+        is_its && key.set != *names::local_pods(key.entry.family())
+    };
+    let all = || differing.missing.iter().chain(failing.iter().copied()).chain(doubts.iter().copied());
+    let lacks = |key: &&ElementKey| {
+        desired.closes(key) && desired.elements.contains_key(*key) && (!is_there(key) || doubts.contains(*key))
+    };
+    let may_be_left = |key: &&ElementKey| !desired.elements.contains_key(*key) && !desired.closes(key) && is_named(key);
+    let surplus = differing.surplus.iter().filter(|_| !keeps_surplus);
+    let left = || surplus.chain(doubts.iter().copied()).filter(is_concerned).find(may_be_left);
+    all().filter(is_concerned).find(lacks).or_else(left)
 }
 
 /// The chains of pods that share an address.
@@ -354,6 +388,41 @@ mod tests {
         };
         assert!(!told(&more, BTreeSet::new(), false) && told(&more, BTreeSet::new(), true));
         assert!(!told(&less, BTreeSet::new(), false) && told(&less, [&peer].into(), false));
+    }
+
+    #[test]
+    fn a_pod_does_not_start_while_the_rules_of_another_pod_take_it_for_its_predecessor() {
+        let Fixture { plan, lowering } = given();
+        let desired = lowering.desired();
+        let at_free = |set: &SetName| ElementKey { set: set.clone(), entry: Entry::Ip([10, 244, 1, 10].into()) };
+        let mut sets = desired.elements.keys().map(|key| &key.set);
+        let opens = |set: &&SetName| set.0.starts_with("KUBE-SRC-") && !desired.denied.contains(*set);
+        let admitted = at_free(sets.find(opens).expect("`db` admits `web`"));
+        let denied = ElementKey {
+            entry: Entry::Ip([10, 244, 1, 7].into()),
+            ..at_free(desired.denied.first().expect("`free` denies `web`"))
+        };
+        assert!(desired.elements.contains_key(&denied) && !desired.elements.contains_key(&admitted));
+        let (refusals, overlay) = (Refusals::default(), Overlay::default());
+        let told = |of: &str, doubts: BTreeSet<&ElementKey>, keeps_surplus, change: &dyn Fn(&mut Desired)| {
+            let mut kernel = desired.clone();
+            change(&mut kernel);
+            let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
+            let (differing, failing) = (differing(&kernel, desired), BTreeSet::new());
+            let applied = Applied { seen, overlay: &overlay, differing, failing, doubts, keeps_surplus };
+            pod_enforced(plan.rules(), &object(of), desired, &applied)
+        };
+        let anothers = |key: &ElementKey| Err(format!("{key} is still that of another pod"));
+        let more = |kernel: &mut Desired| assert!(kernel.elements.insert(admitted.clone(), ()).is_none());
+        assert_eq!(told("shop/free", BTreeSet::new(), false, &more), anothers(&admitted));
+        assert_eq!(told("shop/free", BTreeSet::new(), true, &more), Ok(()), "while the cluster is known in part");
+        assert_eq!(told("shop/free", [&admitted].into(), true, &|_| {}), anothers(&admitted), "it was not deleted");
+        let unnamed = ElementKey { set: SetName("KUBE-SRC-GONE".into()), ..admitted.clone() };
+        let abandoned = |kernel: &mut Desired| assert!(kernel.elements.insert(unnamed.clone(), ()).is_none());
+        assert_eq!(told("shop/free", BTreeSet::new(), false, &abandoned), Ok(()), "no rule names the set");
+        let less = |kernel: &mut Desired| assert!(kernel.elements.remove(&denied).is_some());
+        assert_eq!(told("shop/web", BTreeSet::new(), false, &less), anothers(&denied));
+        assert_eq!(told("shop/other", BTreeSet::new(), false, &less), Ok(()), "the element is not about it");
     }
 
     #[test]

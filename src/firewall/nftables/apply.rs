@@ -171,6 +171,11 @@ impl<K: Kernel> Mirrors<K> {
         let whole = merged.as_ref().unwrap_or(&desired.table);
         let turned = self.refused.update(whole);
         self.transact_until_taken(turned, Wanted { whole, desired }, authority, at);
+        // What the kernel has lost has left it.
+        if self.table.seen().is_some() {
+            let table = &self.table;
+            self.left.retain(|object| table.has(object) || table.is_doubtful(object));
+        }
         begun.elapsed()
     }
 
@@ -329,7 +334,8 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns the last seen state of the kernel.
     pub fn applied(&self) -> Applied<'_> {
         let Mirrors { table, kept, refused, keeps_surplus, .. } = self;
-        Applied { seen: table.seen(), unsettled: table.unsettled(), kept, refused, keeps_surplus: *keeps_surplus }
+        let (seen, unsettled, doubts) = (table.seen(), table.unsettled(), table.doubts().collect());
+        Applied { seen, unsettled, doubts, kept, refused, keeps_surplus: *keeps_surplus }
     }
 
     /// Returns when the next retry of a failed step is due.

@@ -9,6 +9,7 @@
 //!        with --netpol-flush-established, in the chains for egress: connections that policies newly deny (`established`)
 //!        with direct server return, packets to ports in tunnel mode: Services with a denied endpoint, in input only
 //!        ct state established,related accept
+//!        IPv6 that comes from elsewhere with an address of this host, in input only (`own_source`)
 //!        IPv6 from a bridge of pods: what has a link-local address, not in output (`link_local`)
 //!        Services with a denied endpoint on this node, and addresses of Services, in input only
 //!        ICMP that always passes; in output, what the host itself sends
@@ -50,6 +51,7 @@ use super::super::bridges::ClosedBridges;
 use super::super::established::ENDED;
 use super::super::link_local::{MULTICAST as MULTICAST_OF_LINKS, UNICAST};
 use super::super::multicast::{DHCP, EVERYBODY, GROUPS_V6};
+use super::super::own_source::{self, LOOPBACK};
 use super::super::rules::Direction;
 use super::class::{IS_INVALID, LOG_LIMIT, log};
 use super::names::{
@@ -159,6 +161,7 @@ impl BaseChainInputs<'_> {
             rules.extend(refusing([0, MASK].map(of_port).to_vec()));
         }
         rules.push(established());
+        rules.extend(self.families.v6.then(own_source));
         rules.extend(self.jumps_to_link_local());
         // Also what connection tracking cannot assign: the addresses of Services are accepted before that is dropped.
         rules.extend(refusing(Vec::new()));
@@ -316,6 +319,18 @@ fn ended() -> Rule {
 fn established() -> Rule {
     let states = States::RELATED.or(States::ESTABLISHED);
     Rule::new([Match::State { states, negated: false }], Verdict::Accept)
+}
+
+/// Returns the rule that drops what no host but this one sends ([`own_source`](super::super::own_source)).
+fn own_source() -> Rule {
+    let refused = [
+        Match::Family(Family::V6),
+        Match::InputLink { name: LOOPBACK.into(), negated: true },
+        Match::Address { of: Side::Source, range: UNICAST, negated: true },
+        Match::Address { of: Side::Destination, range: GROUPS_V6, negated: true },
+        Match::HostAddress { of: Side::Source, negated: false },
+    ];
+    Rule::new(refused, Verdict::Drop).commented(own_source::SAID)
 }
 
 fn link_local() -> Vec<Rule> {

@@ -2,8 +2,9 @@
 //!
 //! A verdict is traced through the rule set; the kernel does the same if it holds the base chains, and what the addresses of the
 //! pods concerned lead to, as it is desired. What was last seen is compared with the desired table, where it may differ: a pod costs
-//! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count, and neither does what judges no packet
-//! ([`names::pod_ids`]): a pod that is judged as it must be starts also while nothing more can be written.
+//! its own chains and what is not applied yet, whatever its sets hold. Objects of other pods do not count, but what their rules hold of the addresses of one
+//! that starts does, where it lets the pod do more than it may ([`favours`]): whoever had the address before may have been allowed, or not denied, what this
+//! pod is. What judges no packet counts nothing ([`names::pod_ids`]): a pod that is judged as it must be starts also while nothing more can be written.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,6 +28,8 @@ pub struct Applied<'a> {
     pub seen: Option<&'a Table>,
     /// The objects in which it may differ from the desired one; `None` if in any.
     pub unsettled: Option<&'a BTreeSet<Object>>,
+    /// Objects that may be there or not: the last attempt to change them failed.
+    pub doubts: BTreeSet<&'a Object>,
     pub kept: &'a Kept,
     pub refused: &'a Refused,
     /// The last round was one in which absence proves nothing.
@@ -64,7 +67,33 @@ pub fn pod_enforced(
     lowering: &Lowering,
     applied: &Applied<'_>,
 ) -> Result<(), String> {
-    check(&concerned(&addresses(rules, pod).collect(), lowering), lowering, applied)
+    let addresses = addresses(rules, pod).collect();
+    check(&concerned(&addresses, lowering), lowering, applied)?;
+    let desired = &lowering.desired().table;
+    let seen = applied.seen.into_iter().flat_map(|seen| seen.keys());
+    let favours = |object: &&Object| favours(object, &addresses, desired, applied);
+    let first = match applied.unsettled {
+        Some(unsettled) => unsettled.iter().find(favours),
+        None => desired.keys().chain(seen).chain(applied.doubts.iter().copied()).find(favours),
+    };
+    first.map_or(Ok(()), |object| Err(format!("{object} is still that of another pod")))
+}
+
+/// Returns whether the kernel may go by an element, in sets of other pods' rules, that allows one of these addresses more than it may: one that is too much where it
+/// opens, one that is missing where it closes.
+fn favours(object: &Object, addresses: &BTreeSet<IpAddr>, desired: &Table, applied: &Applied<'_>) -> bool {
+    let Object::Element(set, Key::Address(address) | Key::Service(address, ..)) = object else { return false };
+    if !addresses.contains(address) || names::is_of_base(set) || Family::BOTH.map(names::pod_ids).contains(set) {
+        return false;
+    }
+    let is_there = applied.seen.is_some_and(|seen| seen.contains_key(object));
+    let is_in_doubt = applied.doubts.contains(object);
+    let wanted = applied.kept.get(object).or_else(|| desired.get(object));
+    let wanted = applied.refused.substitutes().get(object).unwrap_or(wanted);
+    match names::closes(object) {
+        true => wanted.is_some() && (!is_there || is_in_doubt),
+        false => wanted.is_none() && (is_in_doubt || is_there && !applied.keeps_surplus),
+    }
 }
 
 fn addresses(rules: &RuleSet, pod: &ObjectName) -> impl Iterator<Item = IpAddr> {
@@ -142,14 +171,22 @@ fn of_address(address: IpAddr) -> impl Iterator<Item = Object> {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::super::given::{config, labels, object, pod, pods, policy, rule};
+    use super::super::super::given::{config, labels, object, pod, pods, pods_in, policy, rule, selector};
     use super::super::super::plan::Plan;
     use super::*;
-    use crate::model::{Host, Namespace, World};
+    use crate::model::{
+        Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector, Subject, Tier,
+        World,
+    };
     use crate::net::PerFamily;
 
     /// Returns whether the pod that one policy isolates is judged as it must be by a kernel that differs by `change`.
     fn told(change: impl FnOnce(&mut Table)) -> Result<(), String> {
+        told_of("shop/db", &[], change)
+    }
+
+    /// The same of one of the pods, where these objects are in doubt. A policy of the cluster keeps `other` from `db`.
+    fn told_of(of: &str, doubts: &[Object], change: impl FnOnce(&mut Table)) -> Result<(), String> {
         let mut world = World::empty();
         world.host = Arc::new(Host { node_name: "node1".into(), ..Host::default() });
         world.cluster.namespaces.insert("shop".into(), Namespace { labels: labels(""), isolated: false });
@@ -159,6 +196,12 @@ mod tests {
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
         world.cluster.policies.insert(object("shop/other"), policy("app=other", Some(&[]), None));
+        let matches = PolicyRule { peers: Peers::Of([pods_in("", "app=other")].into()), ports: Ports::Any };
+        let deny = ClusterRule { name: "".into(), action: Action::Deny, matches };
+        let subject = Subject { namespaces: Selector::everything(), pods: selector("app=db") };
+        let guard =
+            ClusterNetworkPolicy { tier: Tier::Admin, priority: 1, subject, ingress: [deny].into(), egress: [].into() };
+        world.cluster.cluster_policies.insert("guard".into(), guard);
         let mut lowering = Lowering::new(Arc::new(config()), PerFamily { v4: true, v6: true });
         let mut plan = Plan::new();
         let changed = plan.update(&world);
@@ -168,12 +211,18 @@ mod tests {
         let (kept, refused) = (Kept::default(), Refused::default());
         let different = |object: &&Object| seen.get(*object) != lowering.desired().table.get(*object);
         let unsettled: BTreeSet<Object> =
-            seen.keys().chain(lowering.desired().table.keys()).filter(different).cloned().collect();
+            seen.keys().chain(lowering.desired().table.keys()).filter(different).chain(doubts).cloned().collect();
         // Also where it is not known what differs.
         let [told, also] = [Some(&unsettled), None].map(|unsettled| {
-            let applied =
-                Applied { seen: Some(&seen), unsettled, kept: &kept, refused: &refused, keeps_surplus: false };
-            pod_enforced(plan.rules(), &object("shop/db"), &lowering, &applied)
+            let applied = Applied {
+                seen: Some(&seen),
+                unsettled,
+                doubts: doubts.iter().collect(),
+                kept: &kept,
+                refused: &refused,
+                keeps_surplus: false,
+            };
+            pod_enforced(plan.rules(), &object(of), &lowering, &applied)
         });
         assert_eq!(told, also);
         told
@@ -219,5 +268,47 @@ mod tests {
     #[test]
     fn what_concerns_other_pods_does_not_count() {
         assert_eq!(told(|table| drop(table.remove(&at("ingress4", 9)).expect("it is there"))), Ok(()));
+    }
+    /// The set whose name begins so, of IPv4.
+    fn set(table: &Table, head: &str) -> Name {
+        let is_it = |name: &Name| name.as_str().starts_with(head) && name.as_str().ends_with("_4");
+        let mut sets = table.keys().filter_map(|object| match object {
+            Object::Set(set) if is_it(set) => Some(set.clone()),
+            _ => None,
+        });
+        sets.next().unwrap_or_else(|| panic!("a set of {head}"))
+    }
+
+    #[test]
+    fn a_pod_does_not_start_while_its_address_is_in_the_set_of_another_pods_peers() {
+        let mut found = None;
+        let left = told_of("shop/other", &[], |table| {
+            let element = Object::Element(set(table, "pods_shop"), Key::Address([10, 244, 1, 9].into()));
+            assert!(table.insert(element.clone(), Content::Element).is_none(), "`db` admits `web` alone");
+            found = Some(element);
+        });
+        let element = found.expect("it was put there");
+        assert_eq!(left, Err(format!("{element} is still that of another pod")));
+        let in_doubt = told_of("shop/other", std::slice::from_ref(&element), |_| {});
+        assert_eq!(in_doubt, left, "the kernel has refused to delete it, so it may be there");
+        assert_eq!(told_of("shop/web", &[], |table| drop(table.insert(element, Content::Element))), Ok(()));
+    }
+
+    #[test]
+    fn a_pod_does_not_start_while_its_address_is_missing_in_the_set_of_those_whom_another_pod_denies() {
+        let missing = told_of("shop/other", &[], |table| {
+            let element = Object::Element(set(table, "denied_"), Key::Address([10, 244, 1, 9].into()));
+            table.remove(&element).expect("`db` denies `other`");
+        });
+        assert!(missing.as_ref().is_err_and(|words| words.contains("10.244.1.9")), "{missing:?}");
+    }
+
+    #[test]
+    fn a_pod_starts_although_another_one_does_not_admit_it_yet() {
+        let less = told_of("shop/web", &[], |table| {
+            let element = Object::Element(set(table, "pods_shop"), Key::Address([10, 244, 1, 7].into()));
+            table.remove(&element).expect("`db` admits `web`");
+        });
+        assert_eq!(less, Ok(()));
     }
 }

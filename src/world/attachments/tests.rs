@@ -64,8 +64,9 @@ impl Node {
     }
 
     fn told(&mut self, of: &str, pod: Option<Pod>) {
-        let shown = self.attachments.put(&name(of), pod.map(Arc::new));
-        self.publish(name(of), shown);
+        for (name, pod) in self.attachments.put(&name(of), pod.map(Arc::new)) {
+            self.publish(name, pod);
+        }
     }
 
     fn listed(&mut self) {
@@ -302,4 +303,104 @@ fn however_many_are_announced_there_is_a_bound_and_known_pods_are_kept() {
         node.call(add(&format!("unknown-{number}"), &format!("pod-{number}"), &["10.244.1.9"]));
     }
     assert_eq!((node.kept(), node.addresses("web").len()), (MOST, 2));
+}
+
+/// The names of the pods at an address.
+fn at(node: &Node, address: &str) -> Vec<String> {
+    let address = address.parse().expect("an address");
+    node.pods
+        .iter()
+        .filter(|(_, pod)| pod.addresses.contains(&address))
+        .map(|(name, _)| name.name.to_string())
+        .collect()
+}
+
+#[test]
+fn a_pod_whose_object_is_deleted_by_force_is_there_until_its_sandbox_is_detached() {
+    let own = PodUid::from_number(1);
+    for settled in [true, false] {
+        for end in [AttachmentChange::Delete(id("a")), retain("mynet", &[]), add_of(own, "a", "next", &BOTH)] {
+            let mut node = Node::default();
+            let told = Pod { uid: own, ..pod(if settled { &BOTH } else { &[] }) };
+            node.told("web", Some(Pod { uid: own, ..pod(&[]) }));
+            node.call(add_of(own, "a", "web", &BOTH));
+            node.told("web", Some(told.clone()));
+            assert_eq!(at(&node, BOTH[0]), ["web"]);
+            node.told("web", None);
+            let remaining = at(&node, BOTH[0]);
+            assert_eq!((remaining.len(), at(&node, BOTH[1]).len()), (1, 1), "settled: {settled}");
+            let shown = node.pods.get(&name(&remaining[0])).expect("it is published");
+            assert_eq!((&shown.labels, &shown.node), (&told.labels, &told.node), "policies select it as before");
+            // A listing names it no more than any other that is gone.
+            node.told(&remaining[0], None);
+            assert_eq!(at(&node, BOTH[0]), remaining);
+            node.call(end.clone());
+            assert!(at(&node, BOTH[0]).is_empty(), "{end:?}, settled: {settled}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_is_made_anew_by_force_is_judged_beside_its_predecessor() {
+    let [old, new] = [1, 2].map(PodUid::from_number);
+    let mut node = Node::default();
+    node.call(add_of(old, "a", "web", &BOTH));
+    node.told("web", Some(Pod { uid: old, ..pod(&BOTH) }));
+    node.told("web", Some(Pod { uid: new, ..pod(&[]) }));
+    node.call(add_of(new, "b", "web", &["10.244.1.9"]));
+    node.told("web", Some(Pod { uid: new, ..pod(&["10.244.1.9"]) }));
+    assert_eq!((at(&node, BOTH[0]).len(), at(&node, "10.244.1.9")), (1, vec!["web".to_owned()]));
+    node.told("web", Some(Pod { uid: new, labels: [("app", "evil")].into_iter().collect(), ..pod(&["10.244.1.9"]) }));
+    let former = node.pods.get(&name(&at(&node, BOTH[0])[0])).expect("it is published");
+    assert_eq!(former.labels, pod(&[]).labels);
+    node.call(AttachmentChange::Delete(id("a")));
+    assert_eq!((at(&node, BOTH[0]).len(), at(&node, "10.244.1.9").len()), (0, 1));
+}
+
+#[test]
+fn a_pod_that_is_made_anew_by_force_on_another_node_leaves_its_predecessor_here() {
+    let own = PodUid::from_number(1);
+    let mut node = Node::default();
+    node.call(add_of(own, "a", "web", &BOTH));
+    node.told("web", Some(Pod { uid: own, ..pod(&BOTH) }));
+    node.told("web", None);
+    node.told("web", Some(Pod { node: Some("node-2".into()), ..pod(&["10.244.2.7"]) }));
+    assert_eq!(at(&node, BOTH[0]).len(), 1);
+    assert_eq!(at(&node, "10.244.2.7"), ["web"]);
+}
+
+#[test]
+fn a_pod_that_is_finished_or_has_no_known_uid_or_comes_back_is_not_there_twice() {
+    let own = PodUid::from_number(1);
+    let mut node = Node::default();
+    let told = || Some(Pod { uid: own, ..pod(&BOTH) });
+    node.call(add_of(own, "a", "web", &BOTH));
+    node.told("web", told());
+    node.told("web", None);
+    node.told("web", told());
+    assert_eq!(at(&node, BOTH[0]), ["web"]);
+    node.told("web", Some(Pod { finished: true, ..told().expect("a pod") }));
+    node.told("web", None);
+    assert!(at(&node, BOTH[0]).is_empty(), "its containers have ended");
+    node.call(add("b", "static", &BOTH));
+    node.told("static", Some(pod(&BOTH)));
+    node.told("static", None);
+    assert!(at(&node, BOTH[0]).is_empty(), "whose the sandbox is cannot be told");
+}
+
+#[test]
+fn a_pod_that_is_deleted_by_force_after_a_restart_is_there_until_its_sandbox_is_detached() {
+    let own = PodUid::from_number(1);
+    let told = || Some(Pod { uid: own, ..pod(&BOTH) });
+    let mut before = Node::default();
+    before.call(add_of(own, "a", "web", &BOTH));
+    before.told("web", told());
+    let mut node = Node::with(Attachments::restored(before.attachments.take_changed().expect("there is news")));
+    node.told("web", told());
+    node.listed();
+    node.told("web", None);
+    assert_eq!(at(&node, BOTH[0]).len(), 1);
+    node.call(AttachmentChange::Delete(id("a")));
+    assert!(at(&node, BOTH[0]).is_empty());
+    assert_eq!(node.attachments.take_changed(), Some(Vec::new()));
 }

@@ -16,6 +16,7 @@ mod firewall_failures;
 mod firewall_host_endpoints;
 pub mod firewall_link_local;
 pub mod firewall_multicast;
+mod firewall_own_source;
 mod first_packet;
 mod firewall_table_failures;
 mod firewall_turns;
