@@ -135,8 +135,8 @@ fn routes_of_a_router_stay_when_its_password_becomes_known_long_after_the_start_
     let key = RouteKey::new(TABLE_MAIN, range.parse().expect("a range"));
     let state = State { routes: BTreeMap::from([(key, route.into())]), ..State::default() };
     setup.run(state, async |seen| {
-        // The wait for neighbours is over, and the speaker has said that it is complete.
-        tokio::time::sleep(Duration::from_secs(8)).await;
+        // The wait for neighbours is over, and the speaker, which waits 12 s for those that are missing, has said that it is complete.
+        tokio::time::sleep(Duration::from_secs(15)).await;
         assert!(has_route(&seen, range), "a remembered cluster takes nothing away");
         let known = Secret::from_base64("cGFzcw==").expect("base64").expect("a secret");
         seen.world.send_modify(|world| {
