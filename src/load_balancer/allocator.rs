@@ -448,15 +448,11 @@ impl Entry {
         }
     }
 
-    /// Returns whether the last write that took effect had an address.
-    pub(super) fn has_written(&self, address: IpAddr) -> bool {
-        self.written.as_ref().is_some_and(|(_, addresses)| addresses.contains(&address))
-    }
-
     /// Returns whether an address of the status was brought there by a write that is known, or is to leave it. What was only found there may be another
     /// allocator's.
     pub(super) fn is_from_here(&self, address: IpAddr) -> bool {
-        let is_ours = self.has_written(address) || self.brought.contains(&address);
+        let is_written = self.written.as_ref().is_some_and(|(_, addresses)| addresses.contains(&address));
+        let is_ours = is_written || self.brought.contains(&address);
         is_ours && self.given.contains(&address) || self.to_clear.contains(&address)
     }
 

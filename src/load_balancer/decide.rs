@@ -172,7 +172,8 @@ impl Case<'_> {
         // A request that cannot be understood takes nothing away.
         let asked = request.addresses.of(family).filter(|_| request.mistake.is_none());
         let (given, status) = (&self.entry.given, &self.service().status);
-        let stands = given.iter().filter(|address| status.contains(address) || self.entry.has_written(**address));
+        let written = self.entry.written.as_ref().map_or(&[][..], |(_, addresses)| addresses);
+        let stands = given.iter().filter(|address| status.contains(address) || written.contains(address));
         let has = stands.chain(status).chain(given).copied();
         let mut of_family = has.filter(|address| Family::from(*address) == family);
         of_family.find(|address| {

@@ -189,8 +189,7 @@ impl Pod {
 }
 
 impl Machine {
-    /// Notes whether all policies are known. A pod that they close loses its tunnel from then on, also where not all Services are known: none of these would
-    /// be answered by it.
+    /// Notes whether all policies are known. A pod that they close loses its tunnel from then on, also where not all Services are known.
     pub fn set_policies_known(&mut self, known: bool, now: Instant) {
         if known && !self.policies_known {
             self.policies_known = true;
@@ -213,8 +212,7 @@ impl Machine {
             let is_new = !self.pods.contains_key(address);
             let pod = self.pods.entry(*address).or_default();
             let mut services = services.clone();
-            let is_closed = services.is_empty() && self.policies_known;
-            if !complete && !is_closed {
+            if !complete && !(services.is_empty() && self.policies_known) {
                 services.extend(pod.services.iter());
             }
             if is_new {

@@ -103,3 +103,19 @@ pub fn failed_steps(
     }
     failed.into_iter().map(|(step, cause)| Failure { step, error: error(step, cause) }).collect()
 }
+
+/// Receives until nothing is left. That notifications were lost is said at the end.
+///
+/// # Errors
+/// Notifications were lost, or the socket failed.
+pub(super) fn until_empty(mut receive_one: impl FnMut() -> Result<bool, Fault>) -> Result<(), Fault> {
+    let mut result = Ok(());
+    loop {
+        match receive_one() {
+            Ok(true) => {}
+            Ok(false) => return result,
+            Err(Fault::Lost) => result = Err(Fault::Lost),
+            Err(fault) => return Err(fault),
+        }
+    }
+}

@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use rustix::net::{SocketAddrAny, getsockname, socket_with};
 
 use super::answer::{Answer, INTERRUPTED, answers, kind};
-use super::fault::{Fault, Refusal};
+use super::fault::{Fault, Refusal, until_empty};
 use super::filter;
 use super::message::{Messages, flag};
 use super::option;
@@ -261,22 +261,13 @@ impl Listener {
         Ok(refusals)
     }
 
-    /// Passes every notification that has arrived to `each`, without waiting. [`Fault::Lost`] means that the
-    /// kernel sent more than the socket could hold. It says so once, and goes on to drop what comes until the socket is empty (`netlink_rcv_wake` of
-    /// Linux): so all that has arrived is passed on first.
+    /// Passes every notification that has arrived to `each`, without waiting. [`Fault::Lost`] means that the kernel sent more than the socket could hold: it
+    /// says so once, and drops what comes until the socket is empty (`netlink_rcv_wake` of Linux).
     ///
     /// # Errors
     /// Notifications were lost, or the socket failed.
     pub fn receive(&mut self, mut each: impl FnMut(&Answer<'_>)) -> Result<(), Fault> {
-        let mut result = Ok(());
-        loop {
-            match self.receive_one(&mut each) {
-                Ok(true) => {}
-                Ok(false) => return result,
-                Err(Fault::Lost) => result = Err(Fault::Lost),
-                Err(fault) => return Err(fault),
-            }
-        }
+        until_empty(|| self.receive_one(&mut each))
     }
 
     /// Passes the notifications of one datagram to `each`, without waiting; returns whether one had arrived.
