@@ -212,7 +212,7 @@ impl Machine {
             let is_new = !self.pods.contains_key(address);
             let pod = self.pods.entry(*address).or_default();
             let mut services = services.clone();
-            if !complete && !(services.is_empty() && self.policies_known) {
+            if !(complete || services.is_empty() && self.policies_known) {
                 services.extend(pod.services.iter());
             }
             if is_new {
