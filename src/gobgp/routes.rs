@@ -105,7 +105,7 @@ impl Lookup {
     pub fn all(version: Version, wanted: &[TableLookupPrefix]) -> Result<Vec<Lookup>, String> {
         match wanted.len() {
             0 => Ok(vec![Lookup::All]),
-            ..=PREFIXES => wanted.iter().map(|prefix| Lookup::read(version, prefix)).collect(),
+            1..=PREFIXES => wanted.iter().map(|prefix| Lookup::read(version, prefix)).collect(),
             _ => Err(format!("one request may ask for {PREFIXES} prefixes at the most")),
         }
     }
