@@ -50,7 +50,7 @@ use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
 use crate::kernel::route::sources_to;
-use crate::model::{EventClock, Host, Report, ServiceProblems, Table, World};
+use crate::model::{EventClock, Host, PolicyProblems, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
 use crate::observe::health::{Health, Pulse};
 use crate::observe::http::{self, Site};
@@ -123,7 +123,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
-    let (stop, stopped) = watch::channel(false);
+    let ((stop, stopped), (oversized_out, oversized)) = (watch::channel(false), watch::channel(Table::default()));
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
     let host = with_awaited(&config, published_host(&config, &changes).await?, &health);
@@ -134,8 +134,8 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let ((parsed_problems, problems_out), problems) = service_problems();
     let ((guard, guard_calls), (pods, announced)) = (mpsc::channel(STARTING), mpsc::channel(STARTING));
     let pod_tunnels = pod_tunnels::settings(&config);
-    let (outages, messages, events) =
-        start_source(&config, &registry, &health, ToldToCluster { reports, problems, world: world.clone() }).await?;
+    let told = ToldToCluster { reports, problems, oversized, world: world.clone() };
+    let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
     // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
     let config = config.decided(packet_filter.decided().await?);
     let asked = QuestionContext::new(&config, started, recent, outages.unread_since());
@@ -160,7 +160,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let ((served_out, served), clients) = (watch::channel(config.proxy.is_none()), client_look(&config));
-    let (channels_of_firewall, judged) = channels_of_firewall(&config, starting);
+    let (channels_of_firewall, judged) = channels_of_firewall(&config, starting, oversized_out);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
@@ -199,9 +199,10 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
 fn channels_of_firewall(
     config: &Config,
     starting: mpsc::Receiver<StartingPod>,
+    oversized: watch::Sender<PolicyProblems>,
 ) -> (FirewallChannels, Option<watch::Receiver<u64>>) {
     let (judged_out, judged) = watch::channel(0);
-    let channels = FirewallChannels { starting, judged: judged_out };
+    let channels = FirewallChannels { starting, judged: judged_out, oversized };
     (channels, config.firewall.as_ref().filter(|firewall| firewall.tunnel_mode).map(|_| judged))
 }
 
@@ -343,6 +344,8 @@ struct ToldToCluster {
     reports: watch::Receiver<Report>,
     /// From all who find problems of Services.
     problems: Vec<watch::Receiver<ServiceProblems>>,
+    /// Of policies with too many blocks, from the firewall.
+    oversized: watch::Receiver<PolicyProblems>,
     world: watch::Receiver<World>,
 }
 
@@ -383,7 +386,7 @@ async fn start_source(
             let client = client::client(&access).await?;
             tokio::spawn(watch_api::run(client.clone(), wanted(config), outages.clone(), out));
             let events = Events::spawn(client.clone(), config.node_name.clone(), events::TIMING);
-            let ToldToCluster { reports, problems, world } = told;
+            let ToldToCluster { reports, problems, oversized, world } = told;
             if config.router.is_some() {
                 tokio::spawn(own_annotations::run(client.clone(), config.node_name.clone(), reports.clone()));
                 tokio::spawn(report::run(client, events.clone(), config.node_name.clone(), reports));
@@ -397,7 +400,7 @@ async fn start_source(
             }
             if config.firewall.is_some() {
                 let (of, node, settle) = (Subjects::Policies, config.node_name.clone(), service_events::SETTLE);
-                let sources = vec![service_events::of_policies(world.clone())];
+                let sources = vec![service_events::of_policies(world.clone()), oversized];
                 let inputs = service_events::Inputs { of, world, sources, node, knows_nodes: true, settle };
                 tokio::spawn(service_events::run(inputs, events.clone()));
             }

@@ -33,6 +33,8 @@ mod lowered;
 mod mistakes;
 #[path = "firewall/oracle.rs"]
 mod oracle;
+#[path = "firewall/oversized.rs"]
+mod oversized;
 #[path = "firewall/rendered.rs"]
 mod rendered;
 #[path = "firewall/services.rs"]

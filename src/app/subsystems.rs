@@ -14,6 +14,7 @@ use crate::bgp::driver::Access as SpeakerAccess;
 use crate::config::{Backend, FirewallConfig, LoadBalancerConfig, ProxyConfig, RouterConfig, Source};
 use crate::firewall::explain;
 use crate::firewall::judging::Judging;
+use crate::firewall::oversized_policies::OversizedPolicies;
 use crate::firewall::starting_pod::StartingPod;
 use crate::firewall::{self, iptables, nftables};
 use crate::k8s::allocation::Api;
@@ -23,7 +24,7 @@ use crate::k8s::manifests;
 use crate::kernel::Error;
 use crate::kernel::monitor::Changes;
 use crate::load_balancer;
-use crate::model::{EventClock, ServiceProblems, Table, World};
+use crate::model::{EventClock, PolicyProblems, ServiceProblems, Table, World};
 use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
@@ -75,6 +76,8 @@ pub struct FirewallChannels {
     pub starting: mpsc::Receiver<StartingPod>,
     /// Told the number of the World that the firewall has judged.
     pub judged: watch::Sender<u64>,
+    /// Told the problems of policies with too many blocks.
+    pub oversized: watch::Sender<PolicyProblems>,
 }
 
 /// Channels of the service proxy, from and to the rest of the program.
@@ -180,6 +183,7 @@ impl Common {
             read_policies: manifests::policies,
             note: self.health.note("firewall"),
             judging: Judging::new(channels.judged),
+            oversized: OversizedPolicies::new(channels.oversized),
         };
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         if config.backend == Backend::Nftables {

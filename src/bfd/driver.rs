@@ -4,20 +4,21 @@
 //! many sessions packets do not wake it, and every few milliseconds it reads all that have come (`turns`). Before anybody is declared lost, all
 //! packets that have arrived are read: a thread that was not scheduled for a while says nothing about a neighbour.
 //!
-//! Sockets exist while a session needs them: one that receives for each local address and kind of path, and one that sends for each
-//! session (`senders`). A socket that cannot be had is tried for again; the session stays down meanwhile.
-//! The kernel is asked over which link the route to a neighbour on our link goes, and again when a packet of it has come over another one.
+//! Sockets exist while a session needs them: one that receives for each local address and kind of path (`receivers`), and one that sends for
+//! each session (`senders`). A socket that cannot be had is tried for again; the session stays down meanwhile.
+//! The kernel is asked over which link the route to a neighbour on our link goes, and again when packets of it are missing: those that come over another link are dropped.
 //!
 //! The thread ends with its [`Handle`], and tells all neighbours first that the sessions end administratively, which harms nobody
 //! (RFC 5880 6.8.16). A process that is killed is found out as any failure is.
 
+mod receivers;
 mod senders;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::{mpsc, watch};
 
+use self::receivers::Receiver;
 use self::senders::Senders;
 use self::turns::Turns;
 use super::packet::Packet;
@@ -34,7 +36,7 @@ use super::sessions::{Arrival, Ignored, Output, Sessions};
 use super::{Key, Path, Request};
 use crate::kernel::Error;
 use crate::kernel::route::Lookup;
-use crate::kernel::udp::{self, Batch};
+use crate::kernel::udp::Batch;
 use crate::net::link_local::to_socket;
 
 /// News of the sessions.
@@ -148,7 +150,7 @@ struct Driver {
     batch: Batch,
     /// Space for what the sessions ask for in a turn.
     outputs: Vec<Output>,
-    /// Other sockets may be needed than there are.
+    /// Other sockets may be needed than there are, or others may be heard.
     is_changed: bool,
     /// Somebody has called.
     is_called: bool,
@@ -161,14 +163,6 @@ struct Driver {
     ignored: BTreeMap<Ignored, u64>,
     counts_at: Instant,
     reports: mpsc::Sender<Report>,
-}
-
-struct Receiver {
-    socket: Option<UdpSocket>,
-    /// Next try, while there is no socket.
-    retry_at: Instant,
-    /// It is known to be in trouble.
-    is_told: bool,
 }
 
 impl Driver {
@@ -189,9 +183,12 @@ impl Driver {
                 }
             }
             self.open_receivers();
-            self.read();
-            self.sessions.tick(Instant::now());
-            self.act();
+            // Who is lost is judged by the time up to which everything is read, also by a thread that had no processor behind that.
+            let now = Instant::now();
+            self.read(now);
+            self.sessions.tick(now);
+            self.act(now);
+            self.open_receivers();
             self.deliver();
             self.wait();
         }
@@ -201,8 +198,10 @@ impl Driver {
         let now = Instant::now();
         self.sessions.want(now, wanted);
         let sessions = &self.sessions;
-        self.senders
-            .keep(|id, to| sessions.destination(id).is_some_and(|(key, port)| to == to_socket(key.remote, port)));
+        let stays = |id, to| sessions.destination(id).is_some_and(|(key, port)| to == to_socket(key.remote, port));
+        for to in self.senders.keep(stays) {
+            self.tell(Report::Unsent(to, None));
+        }
         self.is_changed = true;
         self.links.retain(|key, _| wanted.contains_key(key));
         for key in wanted.keys().filter(|key| key.path == Path::SingleHop) {
@@ -210,19 +209,23 @@ impl Driver {
         }
     }
 
-    /// Asks the kernel over which link the route to a neighbour goes, unless it was asked a moment ago; returns whether it has answered.
-    fn look_for_link(&mut self, now: Instant, key: Key) -> bool {
+    /// Asks the kernel over which link the route to a neighbour goes, unless it was asked a moment ago.
+    fn look_for_link(&mut self, now: Instant, key: Key) {
         if self.links.get(&key).is_some_and(|asked| now.saturating_duration_since(*asked) < SAME_LINK) {
-            return false;
+            return;
         }
         self.links.insert(key, now);
         let lookup = self.lookup.take().or_else(|| Lookup::open().ok());
-        let Some(mut lookup) = lookup else { return false };
-        // A question that failed is asked again with the next packet, over another socket.
-        let Ok(link) = lookup.link_to(key.remote, key.local) else { return false };
+        let Some(mut lookup) = lookup else { return };
+        // A question that failed is asked again while packets are missing, over another socket.
+        let Ok(link) = lookup.link_to(key.remote, key.local) else { return };
         self.lookup = Some(lookup);
-        self.sessions.set_link(&key, link);
-        true
+        self.is_changed |= self.sessions.set_link(&key, link);
+    }
+
+    /// Tells of the end of a trouble that concerns no session. A reader that is far behind misses it.
+    fn tell(&self, end: Report) {
+        let _ = self.reports.try_send(end);
     }
 
     /// Waits for something to do.
@@ -231,7 +234,7 @@ impl Driver {
         if let Some(until) = self.turns.rest(self.is_busy, || self.sessions.pause()) {
             return self.poll(false, until);
         }
-        let retries = self.receivers.values().filter(|one| one.socket.is_none()).map(|one| one.retry_at);
+        let retries = self.receivers.values().filter_map(Receiver::retry_at);
         let undelivered = (!self.pending.is_empty()).then(|| now + UNDELIVERED);
         let uncounted = (!self.ignored.is_empty()).then(|| self.counts_at.max(now + UNDELIVERED));
         let until = retries.chain(undelivered).chain(uncounted).chain(self.sessions.deadline()).min();
@@ -245,7 +248,7 @@ impl Driver {
         let mut call = [PollFd::new(&*self.wake, PollFlags::IN)];
         let mut all = Vec::new();
         let polled = if packets {
-            let sockets = self.receivers.values().filter_map(|one| one.socket.as_ref());
+            let sockets = self.receivers.values().filter_map(Receiver::socket);
             all.push(PollFd::new(&*self.wake, PollFlags::IN));
             all.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
             &mut all[..]
@@ -258,11 +261,10 @@ impl Driver {
         }
     }
 
-    fn read(&mut self) {
-        let now = Instant::now();
+    fn read(&mut self, now: Instant) {
         let mut strayed = BTreeSet::new();
         for ((to, path), receiver) in &self.receivers {
-            let Some(socket) = &receiver.socket else { continue };
+            let Some(socket) = receiver.socket() else { continue };
             for _ in 0..READS {
                 let more = self.batch.read(socket);
                 self.is_busy |= self.batch.count() > 0;
@@ -282,13 +284,13 @@ impl Driver {
                 }
             }
         }
-        // The route may have moved; then the next packet is taken.
+        // The route may have moved to a link that is another neighbour's; then the next packet is taken.
         for key in strayed {
             self.look_for_link(now, key);
         }
     }
 
-    fn act(&mut self) {
+    fn act(&mut self, now: Instant) {
         let mut outputs = std::mem::take(&mut self.outputs);
         self.sessions.take_outputs(&mut outputs);
         for output in outputs.drain(..) {
@@ -297,11 +299,12 @@ impl Driver {
                 Output::Changed(key, status) => drop(self.pending.insert(key, status)),
                 Output::Ended(id) => {
                     if let Some(to) = self.senders.close(id) {
-                        // A reader that is far behind misses the end of a trouble that concerns no session.
-                        let _ = self.reports.try_send(Report::Unsent(to, None));
+                        self.tell(Report::Unsent(to, None));
                     }
                     self.is_changed = true;
                 }
+                Output::OtherInterval => self.turns.forget(),
+                Output::Overdue(key) => self.look_for_link(now, key),
             }
         }
         self.outputs = outputs;
@@ -319,40 +322,25 @@ impl Driver {
         }
     }
 
-    /// Opens sockets that are needed, and closes others.
+    /// Opens sockets that are needed, closes others, and has each hear its neighbours.
     fn open_receivers(&mut self) {
         let now = Instant::now();
-        let is_due = |receiver: &Receiver| receiver.socket.is_none() && receiver.retry_at <= now;
+        let is_due = |receiver: &Receiver| receiver.retry_at().is_some_and(|at| at <= now);
         if !std::mem::take(&mut self.is_changed) && !self.receivers.values().any(is_due) {
             return;
         }
         let needed = self.sessions.listening();
-        self.receivers.retain(|at, receiver| {
-            let stays = needed.contains(at);
-            if !stays && receiver.is_told {
-                // A reader that is far behind misses the end of a trouble that concerns no session.
-                let _ = self.reports.try_send(Report::Trouble(to_socket(at.0, at.1.port()), None));
-            }
-            stays
-        });
-        for (address, path) in needed {
-            let unopened = Receiver { socket: None, retry_at: now, is_told: false };
-            let receiver = self.receivers.entry((address, path)).or_insert(unopened);
-            if receiver.socket.is_some() || receiver.retry_at > now {
-                continue;
-            }
-            let on = to_socket(address, path.port());
-            let report = match udp::receiving(on, path == Path::SingleHop) {
-                Ok(socket) => {
-                    receiver.socket = Some(socket);
-                    std::mem::take(&mut receiver.is_told).then_some(Report::Trouble(on, None))
-                }
-                Err(error) => {
-                    receiver.retry_at = now + RETRY;
-                    (!receiver.is_told).then_some(Report::Trouble(on, Some(error)))
-                }
-            };
-            if let Some(report) = report {
+        let unneeded = self.receivers.extract_if(.., |at, _| !needed.contains_key(at));
+        let troubled =
+            unneeded.filter(|(_, receiver)| receiver.is_told).map(|((on, path), _)| to_socket(on, path.port()));
+        for on in troubled.collect::<Vec<_>>() {
+            self.tell(Report::Trouble(on, None));
+        }
+        for ((address, path), neighbours) in needed {
+            let receiver = self.receivers.entry((address, path)).or_insert_with(|| Receiver::new(now));
+            let Some(heard) = receiver.hear(now, address, path, neighbours) else { continue };
+            if heard.is_err() != receiver.is_told {
+                let report = Report::Trouble(to_socket(address, path.port()), heard.err());
                 let is_trouble = matches!(report, Report::Trouble(_, Some(_)));
                 let is_delivered = self.reports.try_send(report).is_ok();
                 receiver.is_told = is_trouble && is_delivered;
@@ -369,8 +357,15 @@ impl Driver {
             }
         }
         let now = Instant::now();
-        if !self.ignored.is_empty() && self.counts_at <= now {
+        if self.counts_at <= now {
             self.counts_at = now + BETWEEN_COUNTS;
+            let dropped: u64 = self.receivers.values_mut().map(|receiver| u64::from(receiver.newly_dropped())).sum();
+            if dropped > 0 {
+                *self.ignored.entry(Ignored::Dropped).or_default() += dropped;
+            }
+            if self.ignored.is_empty() {
+                return;
+            }
             if self.reports.try_send(Report::Ignored(self.ignored.clone())).is_ok() {
                 self.ignored.clear();
             }
@@ -385,7 +380,7 @@ impl Driver {
             .into_iter()
             .filter_map(|output| match output {
                 Output::Send(id, packet) => Some((id, packet)),
-                Output::Changed(..) | Output::Ended(_) => None,
+                Output::Changed(..) | Output::Ended(_) | Output::OtherInterval | Output::Overdue(_) => None,
             })
             .collect();
         for _ in 0..GOODBYES {

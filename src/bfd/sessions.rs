@@ -26,6 +26,18 @@ pub enum Output {
     Changed(Key, Status),
     /// The session with this discriminator is gone.
     Ended(u32),
+    /// The interval of a session is another one: [`Sessions::pause`] may be.
+    OtherInterval,
+    /// Packets of a neighbour on our link are missing: they may come over another link than the one that is known ([`Sessions::set_link`]).
+    Overdue(Key),
+}
+
+/// Whose packets are expected on a local address.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Neighbours {
+    pub remotes: BTreeSet<IpAddr>,
+    /// Links over which routes to them go, so far as they are known and they are to be on our link.
+    pub links: BTreeSet<u32>,
 }
 
 /// Datagram as it was received.
@@ -56,6 +68,8 @@ pub enum Ignored {
     Elsewhere,
     /// It names no discriminator of ours, may come from anywhere, and the session is up.
     Unproven,
+    /// The kernel has dropped it before it was read: nobody who is expected has sent it, or too many waited.
+    Dropped,
 }
 
 impl Ignored {
@@ -68,6 +82,7 @@ impl Ignored {
             Ignored::Unknown => "unknown",
             Ignored::Elsewhere => "elsewhere",
             Ignored::Unproven => "unproven",
+            Ignored::Dropped => "dropped",
         }
     }
 }
@@ -93,6 +108,8 @@ struct Entry {
     /// Index of the link over which the route to the neighbour goes; `None` where it is not known, or there is none.
     link: Option<u32>,
     session: Session,
+    /// As last reported.
+    interval: Duration,
     timer: Option<Instant>,
     /// As last reported.
     status: Status,
@@ -170,6 +187,10 @@ impl Sessions {
         if status != std::mem::replace(&mut entry.status, status) && self.keys.get(&entry.key) == Some(&id) {
             self.outputs.push(Output::Changed(entry.key, status));
         }
+        let interval = entry.session.interval();
+        if interval != std::mem::replace(&mut entry.interval, interval) {
+            self.outputs.push(Output::OtherInterval);
+        }
         let deadline = entry.session.deadline();
         // A later deadline is looked up when the timer ends.
         if entry.timer.is_none_or(|timer| deadline.is_some_and(|deadline| deadline < timer)) {
@@ -189,8 +210,9 @@ impl Sessions {
         let Request { wanted, number } = request;
         let session = Session::new(wanted.settings, id, at);
         let status = session.status();
-        self.sessions
-            .insert(id, Entry { key, port: wanted.port, request: number, link: None, session, timer: None, status });
+        let (port, interval) = (wanted.port, Duration::ZERO);
+        let entry = Entry { key, port, request: number, link: None, session, interval, timer: None, status };
+        self.sessions.insert(id, entry);
         self.keys.insert(key, id);
         // What was told of an earlier session holds no longer.
         self.outputs.push(Output::Changed(key, status));
@@ -245,10 +267,10 @@ impl Sessions {
     }
 
     /// Sets the link over which the route to a neighbour goes. Packets of a session with a neighbour on our link are taken from there alone.
-    pub fn set_link(&mut self, key: &Key, link: Option<u32>) {
-        if let Some(entry) = self.keys.get(key).and_then(|id| self.sessions.get_mut(id)) {
-            entry.link = link;
-        }
+    /// Returns whether it is another one.
+    pub fn set_link(&mut self, key: &Key, link: Option<u32>) -> bool {
+        let entry = self.keys.get(key).and_then(|id| self.sessions.get_mut(id));
+        entry.is_some_and(|entry| std::mem::replace(&mut entry.link, link) != link)
     }
 
     /// Does what is due.
@@ -261,6 +283,10 @@ impl Sessions {
             if let Some(entry) = self.sessions.get_mut(&id) {
                 entry.timer = None;
                 entry.session.tick(at);
+                let is_open = self.keys.get(&entry.key) == Some(&id);
+                if entry.key.path == Path::SingleHop && is_open && entry.session.is_overdue(now) {
+                    self.outputs.push(Output::Overdue(entry.key));
+                }
             }
             self.follow_up(now, id);
         }
@@ -292,9 +318,15 @@ impl Sessions {
         self.sessions.len()
     }
 
-    /// Local addresses and kinds of ports on which packets are expected.
-    pub fn listening(&self) -> BTreeSet<(IpAddr, Path)> {
-        self.sessions.values().map(|entry| (entry.key.local, entry.key.path)).collect()
+    /// Local addresses and kinds of ports on which packets are expected, and from whom.
+    pub fn listening(&self) -> BTreeMap<(IpAddr, Path), Neighbours> {
+        let mut all: BTreeMap<_, Neighbours> = BTreeMap::new();
+        for Entry { key, link, .. } in self.sessions.values() {
+            let neighbours = all.entry((key.local, key.path)).or_default();
+            neighbours.remotes.insert(key.remote);
+            neighbours.links.extend(link);
+        }
+        all
     }
 
     /// Key and destination port of the session with this discriminator.

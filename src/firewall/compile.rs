@@ -18,24 +18,27 @@ use crate::model::{
 
 use super::node_peers::{Nodes, is_about_nodes};
 use super::rules::{Block, ClusterRule, Direction, Match, PortMatch, PortOwners, Rule, Scope, Selection, SetKey};
-use super::{ip_block, named_port, port_number, selection};
+use super::{ip_block, named_port, oversized, port_number, selection};
 
-/// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction.
-pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction) -> Option<Arc<[Rule]>> {
+/// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction. The blocks of one that has
+/// too many of them match nothing (`oversized`).
+pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction, is_oversized: bool) -> Option<Arc<[Rule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
-    let own = Own { namespace, nodes: None };
+    let own = Own { namespace, nodes: None, takes_blocks: !is_oversized };
     let rules = rules.as_ref()?.iter().map(|one| rule(&own, one, direction));
     Some(rules.collect())
 }
 
-/// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none.
+/// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none. Those with networks of one that has too many
+/// of them are closed (`oversized`).
 pub fn cluster_rules(
     policy: &ClusterNetworkPolicy,
     direction: Direction,
     nodes: Nodes<'_>,
+    is_oversized: bool,
 ) -> Option<Arc<[ClusterRule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
@@ -44,10 +47,10 @@ pub fn cluster_rules(
     // Their peers name the namespaces that they are in.
     let rules = rules.iter().map(|one| {
         let none = Rule { matches: [].into() };
-        if !nodes.are_known && is_about_nodes(one) {
+        if !nodes.are_known && is_about_nodes(one) || is_oversized && oversized::has_blocks(&one.matches) {
             return closed(one);
         }
-        let own = Own { namespace: "", nodes: Some((nodes, one.action)) };
+        let own = Own { namespace: "", nodes: Some((nodes, one.action)), takes_blocks: true };
         let rule = rule(&own, &one.matches, direction);
         let (rule, contested) = match one.action {
             Action::Accept => (rule, none),
@@ -63,7 +66,7 @@ pub fn cluster_rules(
     Some(rules.collect()).filter(|rules: &Arc<[ClusterRule]>| !rules.is_empty())
 }
 
-/// Returns what a rule stands for whose peers are not known: it accepts nothing, or denies everything.
+/// Returns what a rule stands for whose peers are not known, or too many: it accepts nothing, or denies everything.
 fn closed(rule: &model::ClusterRule) -> ClusterRule {
     let none = Rule { matches: [].into() };
     let (action, rule_closed) = match rule.action {
@@ -110,6 +113,7 @@ struct Own<'a> {
     namespace: &'a str,
     /// With the action of the rule; `None` for a NetworkPolicy, which has no such peers.
     nodes: Option<(Nodes<'a>, Action)>,
+    takes_blocks: bool,
 }
 
 fn rule(own: &Own<'_>, rule: &PolicyRule, direction: Direction) -> Rule {
@@ -133,6 +137,7 @@ fn peers(own: &Own<'_>, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
             Peer::Pods { namespaces, pods } => {
                 sets.push(SetKey::Pods(selection::selection(own.namespace, namespaces, pods)));
             }
+            Peer::Block { .. } if !own.takes_blocks => {}
             Peer::Block { cidr, except } => blocks.push(ip_block::block(*cidr, except)),
             Peer::Nodes(selector) => {
                 blocks.extend(own.nodes.into_iter().flat_map(|(nodes, action)| nodes.blocks(selector, action)));
@@ -179,7 +184,7 @@ mod tests {
     fn compiled(rule: PolicyRule, direction: Direction) -> Vec<Match> {
         let list = Some(std::slice::from_ref(&rule));
         let both = policy("", list, list);
-        let rules = rules("shop", &both, direction).unwrap();
+        let rules = rules("shop", &both, direction, false).unwrap();
         assert_eq!(rules.len(), 1);
         rules[0].matches.to_vec()
     }
@@ -256,7 +261,7 @@ mod tests {
     #[test]
     fn a_direction_that_is_left_alone_has_no_rules_and_one_without_rules_has_none_either() {
         let ingress = policy("", Some(&[]), None);
-        assert_eq!(rules("shop", &ingress, Direction::Ingress).as_deref(), Some(&[][..]));
-        assert_eq!(rules("shop", &ingress, Direction::Egress), None);
+        assert_eq!(rules("shop", &ingress, Direction::Ingress, false).as_deref(), Some(&[][..]));
+        assert_eq!(rules("shop", &ingress, Direction::Egress, false), None);
     }
 }

@@ -29,7 +29,7 @@ use super::plan::{self, Plan};
 use super::refused::serve::RefusedPackets;
 use super::starting::{self, Places};
 use super::starting_pod::StartingPod;
-use super::{established, explain};
+use super::{established, explain, oversized_policies};
 
 /// Inputs and outputs of the firewall besides those of every subsystem.
 pub struct FirewallContext {
@@ -43,6 +43,7 @@ pub struct FirewallContext {
     pub read_policies: PolicyReader,
     pub note: Note,
     pub judging: Judging,
+    pub oversized: oversized_policies::OversizedPolicies,
 }
 
 /// Connections are judged for so long between two turns of the loop.
@@ -79,7 +80,7 @@ pub struct Driver<B: Backend> {
 impl<B: Backend> Driver<B> {
     pub fn new(families: PerFamily<bool>, backend: B, context: FirewallContext) -> Driver<B> {
         Driver {
-            plan: Plan::new(),
+            plan: Plan::of(backend.config().backend),
             backend,
             context,
             comparisons: Comparisons::default(),
@@ -126,7 +127,7 @@ impl<B: Backend> Driver<B> {
             let family = Family::from(answer.packet.source);
             answer.enforced = Some(self.backend.enforced(self.plan.rules(), &answer.verdict, family));
         }
-        let policies = explain::odd_policies(self.known(&world), &explanation);
+        let policies = explain::odd_policies(self.known(&world), &self.context.oversized.problems(), &explanation);
         let circumstances = Circumstances { authority: context.authority, policies, notes: self.backend.notes() };
         Ok(circumstances.answer(&explanation, question.form))
     }
@@ -474,6 +475,7 @@ impl<B: Backend> Subsystem for Driver<B> {
             self.answer_starting(standing.authority);
         }
         self.context.judging.tell(self.backend.holds_refusals());
+        self.context.oversized.tell(self.plan.oversized(), &self.context.metrics.oversized);
         let metrics = &self.context.metrics;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.sets.set(count(self.backend.count().sets));

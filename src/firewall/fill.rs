@@ -49,11 +49,14 @@ pub fn contents(sets: &BTreeSet<Arc<SetKey>>, inputs: FillInputs<'_>) -> Filled 
         is_cut: false,
         template: None,
     };
-    filling.add_blocks();
+    filling.make_room_for_blocks();
     filling.ask_pods_of_this_node();
     filling.ask_pods_of_the_cluster();
     let Filling { sets, elements, asked, is_cut, .. } = filling;
-    let filled = |(set, elements): (&Arc<SetKey>, Vec<Element>)| (set.clone(), elements.into_iter().collect());
+    let filled = |(set, elements): (&Arc<SetKey>, Vec<Element>)| match &**set {
+        SetKey::Blocks(blocks) if !is_cut => (set.clone(), Contents::of_blocks(blocks)),
+        _ => (set.clone(), elements.into_iter().collect()),
+    };
     Filled { sets: sets.into_iter().zip(elements).map(filled).collect(), asked, is_cut }
 }
 
@@ -95,16 +98,17 @@ impl Template<'_> {
 }
 
 impl<'a> Filling<'a> {
-    fn add_blocks(&mut self) {
-        for (set, elements) in self.sets.iter().zip(&mut self.elements) {
+    /// Takes room for blocks, which are not among the elements.
+    fn make_room_for_blocks(&mut self) {
+        for set in &self.sets {
             let SetKey::Blocks(blocks) = &***set else { continue };
-            // Before the prefixes are made: each hole may cost one for each bit of an address.
-            if self.inputs.room.is_some() && ip_block::most_prefixes(blocks) > self.room {
+            // Before the ranges are made.
+            let most = ip_block::most_spans(blocks);
+            if self.inputs.room.is_some() && most > self.room {
                 self.is_cut = true;
                 return;
             }
-            elements.extend(ip_block::prefixes(blocks).into_iter().map(Element::Prefix));
-            self.room -= elements.len().min(self.room);
+            self.room -= most.min(self.room);
         }
     }
 

@@ -4,10 +4,11 @@
 //! `except`. The blocks of one rule are alternatives: one match is enough, so a hole is a hole in its own block only and
 //! another block may fill it.
 //!
-//! In the kernel the blocks of a rule are one set of disjoint prefixes. Excluding elements (`nomatch`) would be shorter,
-//! but they cut a hole into every block of the set. A hole costs at most 32 prefixes (128 for IPv6).
+//! In the kernel the blocks of a rule are one set. Excluding elements (`nomatch`) would be shorter, but they cut a hole into every block of the
+//! set. So the blocks are ranges here that neither overlap nor touch: a hole is one range more. Where the kernel's sets know prefixes alone, a range becomes several, and a hole
+//! costs at most 32 of them (128 for IPv6); how many a policy may have `oversized` says.
 //!
-//! A whole family (`0.0.0.0/0`, `::/0`) is one prefix of length 0 here; that `hash:net` refuses it is the backend's
+//! A whole family (`0.0.0.0/0`, `::/0`) is one prefix of length 0; that `hash:net` refuses it is the backend's
 //! concern. Addresses are compared as they are seen on this node: blocks match pods of the cluster too, and traffic
 //! whose source was translated on its way matches by the translated address.
 
@@ -19,15 +20,39 @@ use crate::net::Family;
 
 use super::rules::Block;
 
-/// Returns the addresses of all blocks as the minimal list of disjoint prefixes, sorted, IPv4 first.
-pub fn prefixes(blocks: &[Block]) -> Vec<IpNet> {
-    Family::BOTH.into_iter().flat_map(|family| prefixes_of(blocks, family)).collect()
+/// Addresses of one family from the first to the last, both included, as numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Span {
+    pub first: u128,
+    pub last: u128,
 }
 
-/// Returns the most prefixes that [`prefixes`] may have.
-pub fn most_prefixes(blocks: &[Block]) -> usize {
-    let most = |block: &Block| 1 + block.except.len() * usize::from(block.cidr.max_prefix_len());
-    blocks.iter().map(most).sum()
+/// Returns the addresses of one family in all blocks, as spans that neither overlap nor touch; sorted.
+pub fn spans(blocks: &[Block], family: Family) -> Vec<Span> {
+    let of_family = blocks.iter().filter(|block| Family::from(block.cidr) == family);
+    let mut spans: Vec<Span> = of_family.flat_map(without_holes).collect();
+    spans.sort();
+    let mut joined: Vec<Span> = Vec::new();
+    for span in spans {
+        match joined.last_mut() {
+            // The first address behind the last span; none if that span reaches the end of the address space.
+            Some(last) if last.last.checked_add(1).is_none_or(|behind| span.first <= behind) => {
+                last.last = last.last.max(span.last);
+            }
+            _ => joined.push(span),
+        }
+    }
+    joined
+}
+
+/// Returns the most spans that the blocks may have, of both families together.
+pub fn most_spans(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| 1 + block.except.len()).sum()
+}
+
+/// Returns whether a block of this family has exceptions. Without them the blocks have at most as many prefixes as they are.
+pub fn has_holes(blocks: &[Block], family: Family) -> bool {
+    blocks.iter().any(|block| Family::from(block.cidr) == family && !block.except.is_empty())
 }
 
 /// Returns whether an address lies in one of the blocks and not in an exception of that block.
@@ -49,30 +74,6 @@ pub fn block(cidr: IpNet, except: &[IpNet]) -> Block {
     Block { cidr, except: except.into() }
 }
 
-fn prefixes_of(blocks: &[Block], family: Family) -> Vec<IpNet> {
-    let of_family = blocks.iter().filter(|block| Family::from(block.cidr) == family);
-    let mut spans: Vec<Span> = of_family.flat_map(without_holes).collect();
-    spans.sort();
-    let mut joined: Vec<Span> = Vec::new();
-    for span in spans {
-        match joined.last_mut() {
-            // The first address behind the last span; none if that span reaches the end of the address space.
-            Some(last) if last.last.checked_add(1).is_none_or(|behind| span.first <= behind) => {
-                last.last = last.last.max(span.last);
-            }
-            _ => joined.push(span),
-        }
-    }
-    joined.into_iter().flat_map(|span| span.prefixes(family)).collect()
-}
-
-/// Addresses from `first` to `last`, both included, as numbers.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Span {
-    first: u128,
-    last: u128,
-}
-
 impl From<IpNet> for Span {
     fn from(prefix: IpNet) -> Span {
         Span { first: number(prefix.network()), last: number(prefix.broadcast()) }
@@ -80,20 +81,31 @@ impl From<IpNet> for Span {
 }
 
 impl Span {
-    /// Returns the fewest prefixes that cover exactly this span: each as large as its first address and the end allow.
-    fn prefixes(self, family: Family) -> Vec<IpNet> {
-        let mut prefixes = Vec::new();
+    /// Returns the first and the last address.
+    pub fn ends(self, family: Family) -> (IpAddr, IpAddr) {
+        (address(self.first, family), address(self.last, family))
+    }
+
+    /// Returns the fewest prefixes that cover exactly this span, sorted: each as large as its first address and the end allow.
+    pub fn prefixes(self, family: Family) -> impl Iterator<Item = IpNet> {
         let mut next = Some(self.first).filter(|first| *first <= self.last);
-        while let Some(first) = next {
+        std::iter::from_fn(move || {
+            let first = next?;
             let left = (self.last - first).checked_add(1).map_or(u128::BITS, u128::ilog2);
             let host_bits = first.trailing_zeros().min(left).min(u32::from(family.host_bits()));
             let last = first + u128::MAX.checked_shr(u128::BITS - host_bits).unwrap_or(0);
             let length = family.host_bits() - u8::try_from(host_bits).expect("at most 128 bits");
-            prefixes.push(IpNet::new(address(first, family), length).expect("no longer than the family's addresses"));
             next = last.checked_add(1).filter(|next| *next <= self.last);
-        }
-        prefixes
+            Some(IpNet::new(address(first, family), length).expect("no longer than the family's addresses"))
+        })
     }
+}
+
+/// Returns whether one of these spans, which are sorted and apart, has an address of their family.
+pub fn any_holds(spans: &[Span], address: IpAddr) -> bool {
+    let number = number(address);
+    let behind = spans.partition_point(|span| span.first <= number);
+    spans.get(..behind).and_then(<[Span]>::last).is_some_and(|span| number <= span.last)
 }
 
 /// Returns the spans of one block without its exceptions.
@@ -134,6 +146,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The addresses of all blocks as prefixes, IPv4 first.
+    fn prefixes(blocks: &[Block]) -> Vec<IpNet> {
+        let of_family = |family| spans(blocks, family).into_iter().flat_map(move |span| span.prefixes(family));
+        Family::BOTH.into_iter().flat_map(of_family).collect()
+    }
 
     fn check(blocks: &[(&str, &[&str])], expected: &str) {
         let net = |text: &&str| text.parse::<IpNet>().unwrap();
@@ -199,6 +217,18 @@ mod tests {
         check(&[("10.0.0.3/30", &["10.0.0.1/31"])], "10.0.0.2/31");
     }
 
+    #[test]
+    fn a_hole_is_one_span_more_whatever_prefixes_it_takes() {
+        let holes: Vec<IpNet> =
+            (1..=1000_u128).map(|number| Family::host_prefix(address(number << 100 | 1 << 50, Family::V6))).collect();
+        let blocks = [block("::/0".parse().unwrap(), &holes)];
+        let found = spans(&blocks, Family::V6);
+        assert_eq!((found.len(), most_spans(&blocks)), (1001, 1001));
+        assert!(prefixes(&blocks).len() > 100 * 1000);
+        assert!(spans(&blocks, Family::V4).is_empty());
+        assert!(has_holes(&blocks, Family::V6) && !has_holes(&blocks, Family::V4));
+    }
+
     proptest! {
         /// A small corner of either family is small enough to test every address.
         #[test]
@@ -222,6 +252,9 @@ mod tests {
                 .collect();
             let canonical: Vec<Block> = blocks.iter().map(|(cidr, except)| block(*cidr, except)).collect();
             let found = prefixes(&canonical);
+            let apart = spans(&canonical, family);
+            prop_assert!(apart.windows(2).all(|two| two[0].last + 1 < two[1].first), "apart and sorted");
+            prop_assert!(apart.len() <= most_spans(&canonical));
             for low in 0..32 {
                 let address = address(start + low, family);
                 let wanted = blocks.iter().any(|(cidr, except)| {
@@ -229,6 +262,7 @@ mod tests {
                 });
                 prop_assert_eq!(found.iter().filter(|prefix| prefix.contains(&address)).count(), usize::from(wanted));
                 prop_assert_eq!(holds(&canonical, address), wanted);
+                prop_assert_eq!(any_holds(&apart, address), wanted);
             }
             prop_assert_eq!(&found, &IpNet::aggregate(&found), "as few as can be, and sorted");
         }

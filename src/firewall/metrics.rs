@@ -35,6 +35,8 @@ pub struct Metrics {
     pub ended: IntCounter,
     /// Chains that the kernel refuses.
     pub refused: IntGauge,
+    /// Policies with more blocks than the kernel is given.
+    pub oversized: IntGauge,
     /// Time when the kernel was last known to be as desired, in seconds since 1970.
     pub last_success: IntGauge,
 }
@@ -46,10 +48,6 @@ impl Metrics {
     /// If a name is already registered.
     pub fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
         let histogram = |name: &str, help: &str| Histogram::with_opts(HistogramOpts::new(name, help));
-        let programming = HistogramOpts::new(
-            "sluice_firewall_programming_seconds",
-            "Time from seeing a change of the cluster to the kernel's last acknowledgement, in seconds",
-        );
         let metrics = Metrics {
             round: histogram(
                 "kube_router_controller_iptables_sync_time",
@@ -95,7 +93,7 @@ impl Metrics {
             )?,
             chains: IntGauge::new("kube_router_controller_policy_chains", "Chains of policies, of both families")?,
             sets: IntGauge::new("kube_router_controller_policy_ipsets", "Sets of addresses, of both families")?,
-            programming: Histogram::with_opts(programming.buckets(prometheus::exponential_buckets(0.000_1, 2.0, 16)?))?,
+            programming: programming()?,
             asked: IntCounter::new(
                 "sluice_firewall_pods_asked_total",
                 "How often a pod was asked whether a policy or a set selects it",
@@ -107,6 +105,10 @@ impl Metrics {
             refused: IntGauge::new(
                 "sluice_firewall_refused_chains",
                 "Chains, and with nftables other objects, that the kernel refuses; what only they would allow is refused",
+            )?,
+            oversized: IntGauge::new(
+                "sluice_firewall_oversized_policies",
+                "Policies with more address ranges than the kernel is given: these match nothing, or their rules are closed",
             )?,
             last_success: IntGauge::new(
                 "sluice_firewall_last_success_timestamp_seconds",
@@ -138,10 +140,18 @@ impl Metrics {
         for (_, histogram) in self.save.iter().chain(self.restore.iter()).chain(self.elements.iter()) {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.chains, &self.sets, &self.refused, &self.last_success] {
+        for gauge in [&self.chains, &self.sets, &self.refused, &self.oversized, &self.last_success] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(self.ended.clone()))?;
         registry.register(Box::new(self.asked.clone()))
     }
+}
+
+fn programming() -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(
+        "sluice_firewall_programming_seconds",
+        "Time from seeing a change of the cluster to the kernel's last acknowledgement, in seconds",
+    );
+    Histogram::with_opts(options.buckets(prometheus::exponential_buckets(0.000_1, 2.0, 16)?))
 }

@@ -8,6 +8,7 @@
 //!   in them the pods of that namespace;
 //! - a pod of this node, or a policy of its namespace, may change which policies select the pod (`isolation`);
 //! - a Node whose labels or addresses changed has the ClusterNetworkPolicies compiled that have Nodes as peers;
+//! - a policy with more blocks than the kernel is given is noted when it changes (`oversized`), wherever its pods are;
 //! - a policy is compiled (`compile`) while it selects a pod of this node, and its sets exist while a rule uses them. A
 //!   new set is filled in one pass over the pods of the namespaces that it selects.
 //!
@@ -27,10 +28,12 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use crate::model::{Change, Cluster, Host, Labels, Namespace, ObjectName, Pod, World};
+use crate::config::Backend;
+use crate::model::{Change, Cluster, Host, Labels, Namespace, ObjectName, Pod, PolicyRule, World};
 
 use super::claims::Claims;
 use super::index::{Index, SetIndex};
+use super::oversized::Bound;
 use super::rules::{ClusterPolicyKey, Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
 use super::{fill, selection};
 
@@ -64,6 +67,10 @@ pub struct Plan {
     cluster_selected: BTreeMap<ClusterPolicyKey, usize>,
     /// The most elements that the new sets of one update may have together; `None`: as many as there are.
     room: Option<usize>,
+    /// Of the blocks of one policy.
+    bound: Bound,
+    /// The policies that exceed it; those of the cluster without a namespace.
+    oversized: BTreeSet<ObjectName>,
 }
 
 /// Changes of the rule set.
@@ -98,6 +105,21 @@ impl Plan {
         Plan::default()
     }
 
+    /// Makes one for a backend, on which it depends how many blocks a policy may have.
+    pub fn of(backend: Backend) -> Plan {
+        Plan::with_bound(Bound::of(backend))
+    }
+
+    /// Makes one with this bound for the blocks of one policy.
+    pub fn with_bound(bound: Bound) -> Plan {
+        Plan { bound, ..Plan::default() }
+    }
+
+    /// Returns the policies with more blocks than the kernel is given, those of the cluster without a namespace; and how many that are.
+    pub fn oversized(&self) -> (&BTreeSet<ObjectName>, Bound) {
+        (&self.oversized, self.bound)
+    }
+
     /// Bounds the memory of the next updates, for a rule set that is made for a question alone.
     pub fn set_room(&mut self, elements: usize) {
         self.room = Some(elements);
@@ -127,7 +149,8 @@ impl Plan {
         let mut changed = RuleSetChanges::default();
         if self.node != world.host.node_name {
             // A new node name changes which pods are local, so start over.
-            let fresh = Plan { node: world.host.node_name.clone(), room: self.room, ..Plan::default() };
+            let (node, room, bound) = (world.host.node_name.clone(), self.room, self.bound);
+            let fresh = Plan { node, room, bound, ..Plan::default() };
             let before = std::mem::replace(self, fresh).rules;
             changed.pods.extend(before.pods.into_names());
             changed.policies.extend(before.policies.into_keys());
@@ -234,6 +257,14 @@ impl Plan {
     /// Returns whether the Namespace of a pod is not known, on which it depends what ClusterNetworkPolicies say of the pod.
     pub fn lacks_namespace(&self, pod: &ObjectName) -> bool {
         !self.cluster_policies.is_empty() && self.cluster.namespaces.get(&pod.namespace).is_none()
+    }
+
+    /// Notes whether a policy with these rules, or without any because it is gone, has more blocks than the kernel is given.
+    fn note_size<'a>(&mut self, policy: ObjectName, rules: impl Iterator<Item = &'a PolicyRule> + Clone) {
+        match self.bound.is_exceeded_by(rules) {
+            true => self.oversized.insert(policy),
+            false => self.oversized.remove(&policy),
+        };
     }
 
     fn is_local(&self, pod: &Pod) -> bool {

@@ -31,6 +31,7 @@ use ipnet::IpNet;
 use crate::model::{Action, ObjectName, PodUid, Selector, Tier};
 use crate::net::{Family, PerFamily, Protocol};
 
+use super::ip_block::{self, Span};
 use super::local_pods::LocalPods;
 
 pub use crate::net::PortRange;
@@ -148,8 +149,7 @@ pub enum PortMatch {
 pub enum SetKey {
     /// The addresses of the selected pods: elements are [`Element::Address`].
     Pods(Selection),
-    /// The addresses of these blocks, without their exceptions: elements are [`Element::Prefix`], as few as possible,
-    /// disjoint. Sorted, without duplicates, at least one.
+    /// The addresses of these blocks, without their exceptions: [`Contents::ranges`]. Sorted, without duplicates, at least one.
     Blocks(Box<[Block]>),
     /// The destinations of a port name: elements are [`Element::Port`], pods' addresses with the number that the pod
     /// gives to the name in this protocol.
@@ -195,10 +195,13 @@ pub enum PortOwners {
     Inside(Box<[Block]>),
 }
 
-/// The elements of a set, by family.
+/// The elements of a set, or its ranges of addresses, by family.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Contents {
+    /// Of every set but [`SetKey::Blocks`].
     pub elements: PerFamily<BTreeSet<Element>>,
+    /// Of [`SetKey::Blocks`]: sorted, neither overlapping nor touching.
+    pub ranges: PerFamily<Box<[Span]>>,
 }
 
 /// One element of a set. All elements of a set have the same variant, which follows from the set's key.
@@ -206,8 +209,6 @@ pub struct Contents {
 pub enum Element {
     Address(IpAddr),
     Port(IpAddr, u16),
-    /// Host bits are zero; a whole family is a prefix of length 0.
-    Prefix(IpNet),
 }
 
 impl RuleSet {
@@ -337,14 +338,17 @@ impl SetKey {
 }
 
 impl Contents {
-    /// Returns whether an address belongs to a set of addresses or prefixes.
+    /// Returns what these blocks hold.
+    pub fn of_blocks(blocks: &[Block]) -> Contents {
+        let ranges = PerFamily::from_fn(|family| ip_block::spans(blocks, family).into());
+        Contents { ranges, ..Contents::default() }
+    }
+
+    /// Returns whether an address belongs to a set of addresses or blocks.
     pub fn holds_address(&self, address: IpAddr) -> bool {
-        let elements = self.elements.of(Family::from(address));
-        let host = Element::Prefix(Family::host_prefix(address));
-        // Prefixes of a set are disjoint, so only the last one that does not begin behind the address can contain it.
-        let around = elements.range(..=host).next_back();
-        let in_prefix = matches!(around, Some(Element::Prefix(prefix)) if prefix.contains(&address));
-        in_prefix || elements.contains(&Element::Address(address))
+        let family = Family::from(address);
+        ip_block::any_holds(self.ranges.of(family), address)
+            || self.elements.of(family).contains(&Element::Address(address))
     }
 
     /// Returns whether an address and a port are an element of a set of named ports.
@@ -352,9 +356,10 @@ impl Contents {
         self.elements.of(Family::from(address)).contains(&Element::Port(address, port))
     }
 
-    /// Returns the number of elements of both families together.
+    /// Returns the number of elements and ranges of both families together.
     pub fn len(&self) -> usize {
-        self.elements.iter().map(|(_, elements)| elements.len()).sum()
+        let elements: usize = self.elements.iter().map(|(_, elements)| elements.len()).sum();
+        elements + self.ranges.iter().map(|(_, ranges)| ranges.len()).sum::<usize>()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -366,15 +371,13 @@ impl Element {
     pub fn family(&self) -> Family {
         match self {
             Element::Address(address) | Element::Port(address, _) => Family::from(*address),
-            Element::Prefix(prefix) => Family::from(*prefix),
         }
     }
 
-    /// Returns the address, or the first one of a prefix.
+    /// Returns the address.
     pub fn address(&self) -> IpAddr {
         match self {
             Element::Address(address) | Element::Port(address, _) => *address,
-            Element::Prefix(prefix) => prefix.addr(),
         }
     }
 }
@@ -384,7 +387,8 @@ impl FromIterator<Element> for Contents {
         let (v4, v6): (Vec<Element>, Vec<Element>) =
             elements.into_iter().partition(|element| element.family() == Family::V4);
         // Collecting sorted elements packs them densely, which inserting one by one does not.
-        Contents { elements: PerFamily { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() } }
+        let elements = PerFamily { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() };
+        Contents { elements, ..Contents::default() }
     }
 }
 
@@ -393,7 +397,8 @@ mod tests {
     use super::*;
 
     fn contents(prefixes: &[&str]) -> Contents {
-        prefixes.iter().map(|prefix| Element::Prefix(prefix.parse().unwrap())).collect()
+        let block = |prefix: &&str| ip_block::block(prefix.parse().unwrap(), &[]);
+        Contents::of_blocks(&prefixes.iter().map(block).collect::<Vec<_>>())
     }
 
     fn holds(contents: &Contents, address: &str) -> bool {

@@ -2,17 +2,18 @@
 //!
 //! Ours: every address on the devices whose names the owner of an [`Addresses`] target lists, but for the
 //! link-local ones (`fe80::/10`) that the kernel puts there by itself. Addresses that we add have the scope of
-//! their length: a host address is of scope link, as kube-router makes them, any other is global.
+//! their length: a host address is of scope link, as kube-router makes them, or of scope host in `127.0.0.0/8`, any other is global.
 //!
 //! The kernel walks the addresses of a device for every new one, so this is for devices with few of them.
 //!
 //! Kernel: rtnetlink `RTM_*ADDR` (include/uapi/linux/if_addr.h).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use rustix::io::Errno;
 
 use super::Error;
 use super::link::{self, LinkKind, LinkName, Names, no_device};
@@ -37,6 +38,13 @@ impl fmt::Display for AddressKey {
 /// Placeholder address (the dummy address of RFC 7600), for a device whose IPv4 routes must stay while
 /// its other addresses come and go: with the last address the kernel drops all IPv4 routes of the device.
 pub const KEEPER: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 0, 8), 32));
+
+/// The IPv4 address of our devices for tunnels, which would be unnumbered (RFC 1812 2.2.7) without one. On an unnumbered device Linux takes only what leads back through it, also where
+/// it filters sources loosely (RFC 3704 2.4, `rp_filter` 2; `__fib_validate_source` in net/ipv4/fib_frontend.c).
+///
+/// It is one of `127.0.0.0/8`, of scope host: each host has that range at `lo` already, so nothing becomes local by it; what comes from outside to such an address, or from one, is
+/// dropped; and the kernel chooses no address of this scope as the source of packets to other hosts, but through a route of scope link without a source where `route_localnet` is 1.
+pub const STAND_IN: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 8), 32));
 
 /// The addresses of some devices.
 pub struct Addresses {
@@ -220,7 +228,11 @@ fn operation(step: &Step<'_, AddressKey, ()>) -> &'static str {
 fn write(messages: &mut Messages, device: u32, address: IpNet, wanted: bool) {
     let family = Family::from(address);
     let flags = if family == Family::V6 { NO_DUPLICATE_DETECTION } else { 0 };
-    let scope = if address.prefix_len() == family.host_bits() { SCOPE_LINK } else { SCOPE_GLOBAL };
+    let scope = match address.prefix_len() == family.host_bits() {
+        true if address.addr().is_loopback() => SCOPE_HOST,
+        true => SCOPE_LINK,
+        false => SCOPE_GLOBAL,
+    };
     if wanted {
         messages.begin(NEW_ADDRESS, flag::CREATE | flag::EXCLUSIVE);
         messages.header(&header([family.number(), address.prefix_len(), flags, scope], device));
@@ -242,6 +254,27 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<Listed>,
         Ok(listed) => Ok(listed),
         Err(Fault::Refused(refusal)) if matches!(refusal.errno, libc::ENODEV | libc::EAFNOSUPPORT) => Ok(Vec::new()),
         Err(fault) => Err(Error::new("list addresses", "", fault.into())),
+    }
+}
+
+/// Returns the numbers of the devices of the socket's network namespace that have the [`STAND_IN`].
+pub(super) fn numbered(socket: &mut Socket) -> Result<BTreeSet<u32>, Fault> {
+    let mut message = Messages::new();
+    message.begin(GET_ADDRESS, 0).header(&header([Family::V4.number(), 0, 0, 0], 0));
+    let has_it = |answer: &Answer<'_>| address(answer).filter(|one| one.address == STAND_IN);
+    let listed = socket.dump(&mut message, |answer| has_it(answer).map(|one| one.device))?;
+    Ok(listed.into_iter().collect())
+}
+
+/// Gives a device the [`STAND_IN`], where it does not have it.
+// ip address add 127.0.0.8/32 dev NAME scope host
+pub(super) fn number(socket: &mut Socket, link: &LinkName) -> Result<(), Fault> {
+    let device = Names::default().number(socket, link).ok_or(Fault::System(Errno::NODEV))?;
+    let mut messages = Messages::new();
+    write(&mut messages, device, STAND_IN, true);
+    match socket.batch(&mut messages)?.into_iter().next() {
+        Some(refusal) if refusal.errno != libc::EEXIST => Err(Fault::Refused(refusal)),
+        _ => Ok(()),
     }
 }
 

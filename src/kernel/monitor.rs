@@ -283,6 +283,10 @@ impl View {
             return;
         }
         if let Some(address::Listed { device: index, address, .. }) = address::address(answer) {
+            // The kernel by itself takes it away with its device alone, of which it tells as well.
+            if address == address::STAND_IN && answer.port == 0 {
+                return;
+            }
             if self.is_ours(index) {
                 let is_told = u64::from(!address::is_link_local(address.addr()));
                 changes.ours += is_told;

@@ -240,7 +240,8 @@ fn end(local: IpAddr) -> Tunnel {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    Tunnel { local, remote, udp_port: None, ttl: 0, mtu: None, up: true }
+    // It has the addresses of services.
+    Tunnel { local, remote, udp_port: None, ttl: 0, mtu: None, up: true, is_numbered: false }
 }
 
 fn outcome(failures: Vec<Failure<Error>>) -> Result<(), Error> {

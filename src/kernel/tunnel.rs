@@ -16,6 +16,7 @@
 //! - Path MTU discovery is on, so that a packet that does not fit is answered and not cut. IPv6 tunnels are made without the
 //!   option that limits encapsulation, which would take eight bytes of every packet.
 //! - The type cannot be changed in place; addresses, TTL, the MTU, the port and whether there is UDP can.
+//! - A device over IPv4 has an IPv4 address that nobody uses ([`address::STAND_IN`](super::address::STAND_IN)): `ip address add 127.0.0.8/32 dev tun-e443169117a scope host`.
 //! - Whether a device sends inside UDP or not, it takes what comes by either from its other end.
 
 mod receive;
@@ -42,6 +43,8 @@ pub struct Tunnel {
     /// MTU inside the tunnel, in bytes; `None` leaves it to the kernel.
     pub mtu: Option<u32>,
     pub up: bool,
+    /// It has the address without which sources are filtered strictly ([`address::STAND_IN`](super::address::STAND_IN)), or it is one over IPv6, which needs none.
+    pub is_numbered: bool,
 }
 
 /// A UDP port at which packets inside GUE arrive, and are unpacked.

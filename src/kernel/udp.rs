@@ -6,6 +6,8 @@
 //! else has it is told.
 #![expect(unsafe_code, reason = "neither the standard library nor rustix knows recvmmsg")]
 
+mod expected;
+
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt};
 
+pub use self::expected::{Expected, MOST, expect};
 use super::Error;
 use crate::net::link_local::of_socket;
 
@@ -24,6 +27,8 @@ const WAITING: usize = 1 << 20;
 const AT_ONCE: usize = 64;
 /// Number of bytes read of a datagram; the rest is lost.
 const LONGEST: usize = 64;
+/// `SK_MEMINFO_DROPS`, the place of a number in what `SO_MEMINFO` tells.
+const DROPS: usize = 8;
 /// Space for the control messages of one datagram.
 const CONTROL: usize = 16;
 
@@ -105,6 +110,27 @@ pub fn sending(from: SocketAddr, to: SocketAddr) -> Result<UdpSocket, Error> {
         Ok(socket)
     };
     opened().map(UdpSocket::from).map_err(|errno| Error::errno("send UDP to", to.to_string(), errno))
+}
+
+/// Returns how many datagrams the kernel has dropped that came to this socket, since it was opened: others than expected ([`expect`]), damaged ones, and those for which
+/// there was no space. It counts modulo 2^32.
+///
+/// # Errors
+/// The kernel does not tell (before Linux 4.12).
+pub fn dropped(socket: &UdpSocket) -> Result<u32, Errno> {
+    let mut numbers = [0_u32; DROPS + 1];
+    let mut size = size_of_val(&numbers) as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as it is borrowed, and the kernel writes no more than the size that is given, which is that of the numbers.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            numbers.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    if result == 0 { Ok(numbers.last().copied().unwrap_or_default()) } else { Err(last_errno()) }
 }
 
 fn open(family_of: IpAddr) -> rustix::io::Result<OwnedFd> {

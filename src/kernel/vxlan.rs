@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! ip link add sluice-vxlan4 address 02:53:c0:00:02:01 type vxlan id 1 dstport 4789 local 192.0.2.1 nolearning
+//! ip address add 127.0.0.8/32 dev sluice-vxlan4 scope host
 //! ip neigh replace 192.0.2.2 lladdr 02:53:c0:00:02:02 dev sluice-vxlan4 nud permanent
 //! bridge fdb replace 02:53:c0:00:02:02 dev sluice-vxlan4 dst 192.0.2.2 self permanent
 //! ```
@@ -47,6 +48,9 @@ pub struct Vxlan {
     pub up: bool,
     /// It learns nothing and sends nothing to a group. Always true of what is wanted.
     pub is_fixed: bool,
+    /// It has the address without which sources are filtered strictly ([`address::STAND_IN`](super::address::STAND_IN)), or it is the one over IPv6, which needs none. Always true of
+    /// what is wanted.
+    pub is_numbered: bool,
 }
 
 /// Another node on a device.

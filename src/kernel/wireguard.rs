@@ -7,6 +7,7 @@
 //! ip link add sluice-wg0 type wireguard
 //! wg set sluice-wg0 listen-port 51820 private-key FILE
 //! wg set sluice-wg0 peer KEY endpoint 192.0.2.2:51820 allowed-ips 10.244.2.0/24,192.0.2.2/32
+//! ip address add 127.0.0.8/32 dev sluice-wg0 scope host
 //! ip link set sluice-wg0 mtu 1420 up
 //! ```
 //!
@@ -51,6 +52,8 @@ pub struct Wireguard {
     pub up: bool,
     /// It has the private key that it shall have, and no mark on what it sends. Always true of what is wanted.
     pub has_key: bool,
+    /// It has the address without which sources are filtered strictly ([`address::STAND_IN`](super::address::STAND_IN)). Always true of what is wanted.
+    pub is_numbered: bool,
 }
 
 /// Another node on a device.

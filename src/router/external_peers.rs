@@ -16,6 +16,7 @@
 
 use std::net::IpAddr;
 
+use crate::bfd::Path;
 use crate::bgp::rib::NextHops;
 use crate::bgp::session::{Local, Restart, Settings};
 use crate::bgp::speaker::WantedNeighbour;
@@ -42,6 +43,8 @@ pub struct Located<'a> {
     pub address: IpAddr,
     /// Our address on the link of a peer behind an interface.
     pub own: Option<IpAddr>,
+    /// Kind of the BFD session that it has; `None` without one.
+    pub path: Option<Path>,
 }
 
 /// Returns where an external peer is.
@@ -50,14 +53,14 @@ pub struct Located<'a> {
 /// It is behind an interface, and not found there.
 pub fn located<'a>(peer: &'a ExternalPeer, links: &Standings) -> Result<Located<'a>, Problem> {
     let name = match &peer.remote {
-        Remote::Address(address) => return Ok(Located { peer, address: *address, own: None }),
+        Remote::Address(address) => return Ok(Located { peer, address: *address, own: None, path: None }),
         Remote::Link(name) => name,
     };
     let text = match links.get(name).copied().unwrap_or_default().state {
         State::Found(found) => {
             let on_link = |address| LinkLocal::new(address, found.link).map(LinkLocal::combined);
             if let (Some(address), Some(own)) = (on_link(found.neighbour), on_link(found.own)) {
-                return Ok(Located { peer, address, own: Some(own) });
+                return Ok(Located { peer, address, own: Some(own), path: None });
             }
             "its link-local address, or ours, is not within fe80::/64; there is no session"
         }
@@ -86,7 +89,7 @@ pub fn not_alone(peer: &ExternalPeer, links: &Standings) -> Option<Problem> {
 /// There can be no session: it is an address of this node, its password is not known, or this node has no address of its
 /// family.
 pub fn peering(
-    Located { peer, address, own: own_on_link }: Located<'_>,
+    Located { peer, address, own: own_on_link, path }: Located<'_>,
     password: &Password,
     own: &Identity,
     config: &RouterConfig,
@@ -108,9 +111,13 @@ pub fn peering(
     };
     let external = peer.asn != RemoteAs::Number(local.asn);
     let time_to_live = time_to_live(peer.distance, external, config);
-    // Without a network at our address (a link that is down, an address of host length) it may be on the link as well.
+    // Without a network at our address (a link that is down, an address of host length) it may be on the link as well. A session that is there keeps its
+    // kind then: it is there to notice that the link is down, and a link that is back soon must not find another one.
     let mut around = own.networks.iter().filter(|network| network.prefix.contains(&here)).peekable();
-    let is_near = around.peek().is_none() || around.any(|network| network.prefix.contains(&address));
+    let is_near = match around.peek() {
+        None => path.is_none_or(|path| path == Path::SingleHop),
+        Some(_) => around.any(|network| network.prefix.contains(&address)),
+    };
     let is_on_link = match time_to_live {
         _ if own_on_link.is_some() => true,
         TimeToLive::System => is_near,

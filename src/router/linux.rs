@@ -321,7 +321,7 @@ mod tests {
     fn a_port_that_was_received_at_is_still_ours_when_all_tunnels_send_otherwise_and_no_kind_needs_it() {
         let tunnel = |udp_port| {
             let end = IpAddr::from([192, 0, 2, 1]);
-            Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true }
+            Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true, is_numbered: true }
         };
         let there = |udp_port| BTreeMap::from([(LinkName("tun-1".into()), tunnel(udp_port))]);
         let ports = |words: &[&str], udp_port| receive_ports(&configured_ports(&config(words)), &there(udp_port));

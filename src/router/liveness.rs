@@ -4,7 +4,7 @@
 //! `--enable-bfd-mesh` for other nodes; `--peer-router-multihop-ttl`.
 //!
 //! An external peer in another AS is on our link unless the multihop flag says that it may be farther. The flag is not about peers in our AS: such
-//! a one is on our link if its address is in a network there. The port of RFC 5883 makes a peer one that may be farther. Nodes may have routers between them, and both ends
+//! a one is on our link if its address is in a network there, and keeps its kind of session while there is none. The port of RFC 5883 makes a peer one that may be farther. Nodes may have routers between them, and both ends
 //! must choose the same kind, so sessions between nodes are always those of RFC 5883.
 
 use std::time::Duration;

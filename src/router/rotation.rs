@@ -54,6 +54,8 @@ pub struct Standing {
     pub is_due: bool,
     /// The second device has that key.
     pub is_changing: bool,
+    /// There is a key that follows, and the second device has another one.
+    pub is_held_up: bool,
     /// Our Node tells both keys.
     pub is_told: bool,
     /// The kernel has just told the sessions.
@@ -139,6 +141,13 @@ fn note(standing: &Standing, waited: Duration) -> Option<String> {
             "the WireGuard key of this node changes when no key is that of several machines any more; those of Nodes {nodes} are, by their annotations"
         ));
     }
+    if standing.is_changing && !standing.namesakes.is_empty() {
+        let nodes = named(&mut standing.namesakes.iter());
+        return Some(format!(
+            "the WireGuard key of this node changes, and is that of Node {nodes} too, by its annotation: what either Node has may not be reached, and the change may not end, before one of \
+             them is gone or has another key"
+        ));
+    }
     if standing.is_changing {
         let is_lacking = |(_, has_next): &&(CompactString, bool)| !has_next || waited >= LATE;
         let lacking = || standing.by_first_key.iter().filter(is_lacking).map(|(node, _)| node);
@@ -150,6 +159,9 @@ fn note(standing: &Standing, waited: Duration) -> Option<String> {
                 named(&mut lacking())
             )
         });
+    }
+    if standing.is_held_up {
+        return Some("the WireGuard key of this node changes when all nodes are done with the last change: the next one is there, and the second device has another one".to_owned());
     }
     if !standing.is_due {
         return None;
@@ -222,6 +234,9 @@ mod tests {
         let last = Standing { has_second: true, ..due.clone() };
         assert_eq!(rotation.step(&last, now), None);
         assert!(rotation.note().is_some_and(|note| note.ends_with("done with the last change")));
+        let held_up = Standing { is_held_up: true, has_second: true, ..Standing::default() };
+        assert_eq!(rotation.step(&held_up, now), None);
+        assert!(rotation.note().is_some_and(|note| note.contains("the next one is there")));
         let doubled = Standing { namesakes: vec!["node-9".into()], ..due };
         assert_eq!(rotation.step(&doubled, now), None);
         assert!(rotation.note().is_some_and(|note| note.ends_with("of Node node-9 too")));
@@ -245,9 +260,12 @@ mod tests {
         let late = rotation.note().unwrap_or_default();
         assert!(late.contains("when 2 nodes have") && late.contains("them node-2, node-3: "), "{late}");
         assert_eq!((rotation.step(&told, after(start, 642)), rotation.note()), (Some(Step::Take), None));
-        let copied = Standing { disputed: vec!["node-1".into(), "node-8".into()], ..old };
+        let copied = Standing { disputed: vec!["node-1".into(), "node-8".into()], ..old.clone() };
         assert_eq!(rotation.step(&copied, after(start, 641)), None);
         assert!(rotation.note().is_some_and(|note| note.contains("those of Nodes node-1, node-8 are")));
+        let namesake = Standing { namesakes: vec!["node-9".into()], ..old.clone() };
+        assert_eq!(rotation.step(&namesake, after(start, 641)), None);
+        assert!(rotation.note().is_some_and(|note| note.contains("that of Node node-9 too")));
         let blind = Standing { is_seen: false, ..told.clone() };
         assert_eq!(rotation.step(&blind, after(start, 642)), None);
         // The next process waits anew: it does not know what nodes have had time for.

@@ -2,7 +2,7 @@
 //!
 //! Packets between pods of one node over the bridge shall pass the same rules as everything else
 //! (`bridge-nf-call-iptables`, which the module `br_netfilter` provides). Where IPv6 is enabled, the kernel shall not
-//! have it disabled. Devices by which packets are received alone do not filter. Forwarding itself is enabled by the CNI plugin, with the first pod.
+//! have it disabled. Devices by which packets are received alone filter loosely. Forwarding itself is enabled by the CNI plugin, with the first pod.
 
 use std::collections::BTreeMap;
 
@@ -27,11 +27,11 @@ pub fn settings(families: PerFamily<bool>) -> BTreeMap<Setting, WantedSetting> {
 }
 
 /// Returns the setting of a device by which packets arrive and none are sent (`--overlay-encap-receive`, or another one while a key of WireGuard changes): the route back to their source leads elsewhere, and
-/// filtering of IPv4 (RFC 3704 2.2) would drop them. That goes for the loose kind (2), too: of a device without an IPv4 address, as these are, Linux takes only what leads back through it
-/// (`__fib_validate_source`). So it is off, which counts where `all` is 0 as well: of both the larger number does. IPv6 has none.
+/// strict filtering of IPv4 (RFC 3704 2.2) would drop them. So it is loose (RFC 3704 2.4), which passes because the device has an address ([`STAND_IN`](crate::kernel::address::STAND_IN)),
+/// and which counts whatever `all` is: of both the larger number does. IPv6 has none.
 pub fn received_by(link: &LinkName) -> (Setting, WantedSetting) {
     let setting = Setting(format_compact!("net/ipv4/conf/{link}/rp_filter"));
-    (setting, WantedSetting::Always("0".into()))
+    (setting, WantedSetting::Always("2".into()))
 }
 
 /// Returns the modules that are loaded at the start.

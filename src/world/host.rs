@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::detection::Detection;
 use crate::kernel::Error;
-use crate::kernel::address::{HostAddress as Found, Scope};
+use crate::kernel::address::{HostAddress as Found, STAND_IN, Scope};
 use crate::kernel::link::LinkKind;
 use crate::kernel::monitor::Changes;
 use crate::model::{Host, HostAddress, HostLink, OnLink};
@@ -181,7 +181,8 @@ async fn follow(
 pub fn host(node_name: &str, found: Vec<Found>) -> Host {
     let own = found.into_iter().filter(|found| {
         let link_local = matches!(found.address.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
-        !link_local && !CARRY_SERVICE_ADDRESSES.contains(&found.link.0.as_str())
+        // The devices for tunnels, of which there may be one for each node, carry one that is nobody's.
+        !link_local && found.address != STAND_IN && !CARRY_SERVICE_ADDRESSES.contains(&found.link.0.as_str())
     });
     let own: Vec<Found> = own.collect();
     let (on_link, links) = (on_link(&own), links(&own));
@@ -246,6 +247,14 @@ mod tests {
         ];
         let kept: Vec<String> = host("node1", listed).addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(kept, ["192.0.2.7"]);
+    }
+
+    #[test]
+    fn a_device_for_tunnels_that_comes_does_not_change_the_host() {
+        let before = vec![found("eth0", "192.0.2.1/24", Scope::Global), found("lo", "127.0.0.1/8", Scope::Host)];
+        let mut after = before.clone();
+        after.push(found("tun-e443169117a", &STAND_IN.to_string(), Scope::Host));
+        assert_eq!(host("node1", before), host("node1", after));
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Network {
                     }
                 }
                 Output::Changed(key, status) => self.step(host, Input::Path(key.remote, status)),
-                Output::Ended(_) => {}
+                Output::Ended(_) | Output::OtherInterval | Output::Overdue(_) => {}
             }
         }
     }

@@ -7,6 +7,8 @@ mod audits;
 mod in_force;
 #[path = "driver/judging.rs"]
 mod judging;
+#[path = "driver/oversized.rs"]
+mod oversized;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ use sluice::firewall::iptables::{Iptables, names};
 use sluice::firewall::judging::Judging;
 use sluice::firewall::metrics::Metrics;
 use sluice::firewall::nftables::Nftables;
+use sluice::firewall::oversized_policies::OversizedPolicies;
 use sluice::firewall::starting_pod::StartingPod;
 use sluice::k8s::manifests;
 use sluice::kernel::Error;
@@ -30,7 +33,7 @@ use sluice::kernel::conntrack::{Connection, ConnectionFilter, TrackedConnection,
 use sluice::kernel::monitor::Changes;
 use sluice::kernel::nflog::OpenError;
 use sluice::kernel::nftables::Object;
-use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, World};
+use sluice::model::{Authorities, Authority, EventClock, HostLink, Node, PolicyProblems, World};
 use sluice::net::{Family, PerFamily, Protocol};
 use sluice::observe::health::Health;
 use sluice::observe::local::{Answer, AnswerFormat, Question};
@@ -71,6 +74,8 @@ struct Running {
     flows: Tracking,
     /// The number of the World that is judged.
     judged: watch::Sender<u64>,
+    /// The problems of policies with too many blocks.
+    oversized: watch::Sender<PolicyProblems>,
 }
 
 /// Captured log.
@@ -539,8 +544,9 @@ async fn run(running: &Running, test: impl AsyncFnOnce(&Running)) {
     let flows = Arc::new(running.flows.clone());
     let note = running.health.note("firewall");
     let judging = Judging::new(running.judged.clone());
-    let context =
-        FirewallContext { questions, starting, metrics, flows, read_policies: manifests::policies, note, judging };
+    let oversized = OversizedPolicies::new(running.oversized.clone());
+    let read_policies = manifests::policies;
+    let context = FirewallContext { questions, starting, metrics, flows, read_policies, note, judging, oversized };
     let (config, families, stop) = (running.config.clone(), running.families, running.stop.subscribe());
     let task = match config.backend {
         Backend::Nftables => {
@@ -621,6 +627,7 @@ impl Running {
             auditing: RefCell::default(),
             flows: Tracking::default(),
             judged: watch::channel(0).0,
+            oversized: watch::channel(PolicyProblems::default()).0,
         }
     }
 

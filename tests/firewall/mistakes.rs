@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sluice::firewall::ip_block::Span;
 use sluice::firewall::rules::{
     ClusterPolicyKey, ClusterRule, Contents, Direction, Element, Isolation, Match, PolicyKey, PortMatch, PortOwners,
     PortRange, Rule, RuleSet, Scope, Selection, SetKey,
@@ -16,7 +17,7 @@ use sluice::model::{
     Action, NetworkPolicy, Node, ObjectName, Operator, Peer, Peers, Pod, PolicyPort, PolicyRule,
     PortMatch as PolicyPortMatch, Ports, Requirement, Selector, Tier, World,
 };
-use sluice::net::Family;
+use sluice::net::{Family, PerFamily};
 
 use super::support::random::Random;
 use super::{clusters, histories};
@@ -272,17 +273,24 @@ fn edit_blocks(rules: &mut RuleSet, edit: impl Fn(&[(IpNet, Vec<IpNet>)], &Conte
 }
 
 fn prefixes(contents: &Contents) -> impl Iterator<Item = IpNet> {
-    contents.elements.iter().flat_map(|(_, elements)| elements).filter_map(|element| match element {
-        Element::Prefix(prefix) => Some(*prefix),
-        _ => None,
-    })
+    let of_family = |(family, ranges): (Family, &Box<[Span]>)| {
+        ranges.iter().flat_map(|range| range.prefixes(family)).collect::<Vec<_>>()
+    };
+    contents.ranges.iter().flat_map(of_family)
+}
+
+/// These prefixes as they are, joined to nothing.
+fn of_prefixes(prefixes: impl Iterator<Item = IpNet>) -> Contents {
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = prefixes.partition(|prefix| Family::from(*prefix) == Family::V4);
+    let spans = |prefixes: Vec<IpNet>| prefixes.into_iter().map(Span::from).collect();
+    Contents { ranges: PerFamily { v4: spans(v4), v6: spans(v6) }, ..Contents::default() }
 }
 
 fn cut_all_blocks(rules: &mut RuleSet) {
     edit_blocks(rules, |blocks, contents| {
         let holes: Vec<IpNet> = blocks.iter().flat_map(|(_, holes)| holes).copied().collect();
         let left = prefixes(contents).filter(|prefix| !holes.iter().any(|hole| hole.contains(prefix)));
-        left.map(Element::Prefix).collect()
+        of_prefixes(left)
     });
 }
 
@@ -301,7 +309,7 @@ fn shrink_everything(rules: &mut RuleSet) {
         let usual = || ["2000::/3", "fd00::/8"].map(|text| text.parse::<IpNet>().expect("a prefix"));
         let shrunk =
             prefixes(contents).flat_map(|prefix| if prefix == everything { usual().to_vec() } else { vec![prefix] });
-        shrunk.map(Element::Prefix).collect()
+        of_prefixes(shrunk)
     });
 }
 

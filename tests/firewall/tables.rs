@@ -632,6 +632,7 @@ fn a_family_that_is_off_has_nothing_but_what_links_need_and_nothing_is_there_wit
                     !*families.of(Family::from(*one))
                 }
                 Object::Element(_, Key::Prefix(one)) => !*families.of(Family::from(*one)),
+                Object::Element(_, Key::Range(ends)) => !*families.of(Family::from(ends.0)),
                 _ => false,
             };
             assert_eq!(desired.table.keys().find(of_other), None, "{families:?}");

@@ -442,7 +442,7 @@ fn a_pod_cannot_speak_for_a_router_on_the_link() {
         let arrives = || {
             let sent = std::process::Command::new("ip").args(["netns", "exec", "pod", "bash", "-c", &send]).status();
             assert!(sent.expect("it runs").success());
-            watcher.ignored(Ignored::OtherLink) > 0
+            watcher.ignored(Ignored::Dropped) > 0
         };
         eventually("that they arrive", &true, arrives);
         assert_eq!(watcher.state(router), State::Down);
@@ -470,7 +470,7 @@ fn what_is_not_sent_and_what_is_not_taken_is_told() {
             let socket = UdpSocket::bind(SocketAddr::new(keys[0].remote, 0)).expect("a socket");
             socket.send_to(b"?", SocketAddr::new(keys[0].local, 3784)).expect("it is sent");
         });
-        eventually("what it was", &1, || watcher.ignored(Ignored::Distant));
+        eventually("that it was dropped", &1, || watcher.ignored(Ignored::Dropped));
     });
 }
 

@@ -76,8 +76,10 @@ fn changes(from: &str, to: &str, source: &str) {
     let mut cluster = Cluster::new(2);
     for number in 1..=2 {
         let name = cluster.name(number);
-        // Strict filtering on all links that will be.
-        run(&format!("ip netns exec {name} sysctl -qw net.ipv4.conf.default.rp_filter=1"));
+        // Strict filtering on all links that will be, and on all others of one node, as hosts have it; the other one is as direct server return leaves it.
+        run(&format!(
+            "ip netns exec {name} sysctl -qw net.ipv4.conf.default.rp_filter=1 net.ipv4.conf.all.rp_filter={number}"
+        ));
         cluster.flags.insert(number, flags(from, "", source));
         cluster.start(number);
     }

@@ -32,7 +32,7 @@ fn is_ours(name: &str) -> bool {
 
 fn tunnel(local: &str, remote: &str, udp_port: Option<u16>) -> Tunnel {
     let end = |text: &str| text.parse().expect("an address");
-    Tunnel { local: end(local), remote: end(remote), udp_port, ttl: 0, mtu: Some(1400), up: true }
+    Tunnel { local: end(local), remote: end(remote), udp_port, ttl: 0, mtu: Some(1400), up: true, is_numbered: true }
 }
 
 fn name(number: usize) -> LinkName {
@@ -120,8 +120,17 @@ fn a_tunnel_that_kube_router_made_is_ours_and_kept() {
         run("ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl inherit nopmtudisc");
         run("ip link set tun-e443169117a up");
         let mut tunnels = Tunnels::open(is_ours, false).expect("a socket");
-        let want = Tunnel { mtu: None, ..tunnel("192.0.2.1", "10.0.0.1", None) };
-        assert_eq!(only(&mut tunnels, &LinkName("tun-e443169117a".into())), want);
+        let want = Tunnel { mtu: None, is_numbered: false, ..tunnel("192.0.2.1", "10.0.0.1", None) };
+        let key = LinkName("tun-e443169117a".into());
+        let have = only(&mut tunnels, &key);
+        assert_eq!(have, want);
+        // It gets its address, and keeps its routes.
+        run("ip route add 10.244.2.0/24 dev tun-e443169117a");
+        let numbered = Tunnel { is_numbered: true, ..want };
+        assert!(tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&numbered) }]).is_empty());
+        assert_eq!(only(&mut tunnels, &key), numbered);
+        assert!(run("ip -4 -o address show dev tun-e443169117a").contains("127.0.0.8/32 scope host"));
+        assert!(run("ip -4 route show 10.244.2.0/24").contains("tun-e443169117a"));
     });
 }
 

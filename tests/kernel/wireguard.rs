@@ -26,7 +26,7 @@ use crate::native::router::{Cluster, passes};
 mod rotation;
 
 const LINK: &str = "sluice-wg0";
-const DEVICE: Wireguard = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true };
+const DEVICE: Wireguard = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true, is_numbered: true };
 
 fn name() -> LinkName {
     LinkName(LINK.into())
@@ -114,7 +114,7 @@ fn devices_and_peers_read_back_as_they_were_written_and_others_stay() {
 }
 
 #[test]
-fn a_device_that_shall_not_check_sources_is_made_so_and_another_one_is_as_the_host_has_it() {
+fn a_device_that_shall_check_sources_loosely_is_made_so_and_another_one_is_as_the_host_has_it() {
     in_new(|| {
         run("sysctl -qw net.ipv4.conf.default.rp_filter=1");
         let filter = || run(&format!("sysctl -n net.ipv4.conf.{LINK}.rp_filter"));
@@ -122,12 +122,20 @@ fn a_device_that_shall_not_check_sources_is_made_so_and_another_one_is_as_the_ho
         step(&mut strict, &name(), None, Some(&DEVICE));
         assert_eq!(filter().trim(), "1");
         step(&mut strict, &name(), Some(&DEVICE), None);
-        let mut unfiltered = devices(8).with_unfiltered(|name| name == LINK);
-        step(&mut unfiltered, &name(), None, Some(&DEVICE));
-        assert_eq!(filter().trim(), "0");
+        let mut loose = devices(8).with_loose(|name| name == LINK);
+        step(&mut loose, &name(), None, Some(&DEVICE));
+        assert_eq!(filter().trim(), "2");
         run(&format!("sysctl -qw net.ipv4.conf.{LINK}.rp_filter=1"));
-        step(&mut unfiltered, &name(), Some(&Wireguard { up: false, ..DEVICE }), Some(&DEVICE));
-        assert_eq!(filter().trim(), "0");
+        step(&mut loose, &name(), Some(&Wireguard { up: false, ..DEVICE }), Some(&DEVICE));
+        assert_eq!(filter().trim(), "2");
+        let addresses = || run(&format!("ip -4 -o address show dev {LINK}"));
+        assert!(addresses().contains("127.0.0.8/32 scope host"), "{}", addresses());
+        run(&format!("ip address delete 127.0.0.8/32 dev {LINK}"));
+        let have = loose.read().expect("a list").remove(&name()).expect("it is there");
+        assert_eq!(have, Wireguard { is_numbered: false, ..DEVICE });
+        step(&mut loose, &name(), Some(&have), Some(&DEVICE));
+        assert_eq!(loose.read().expect("a list").remove(&name()), Some(DEVICE));
+        assert!(addresses().contains("127.0.0.8/32 scope host"), "{}", addresses());
     });
 }
 

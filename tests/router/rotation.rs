@@ -205,13 +205,15 @@ impl Simulation {
         let mut survives = || (!random.chance(kills)).then_some(());
         survives()?;
         let desired = agent.plan.desired();
-        let unfiltered = Setting(format!("net/ipv4/conf/{WIREGUARD}/rp_filter").into());
         let has_two = desired.wireguard_devices.len() == 2;
-        assert_eq!(
-            desired.settings.contains_key(&unfiltered),
-            has_two,
-            "packets come by both, and it is as it was otherwise"
-        );
+        for device in DEVICES {
+            let loose = Setting(format!("net/ipv4/conf/{device}/rp_filter").into());
+            assert_eq!(
+                desired.settings.contains_key(&loose),
+                has_two,
+                "packets come by both, and it is as it was otherwise"
+            );
+        }
         for device in DEVICES.into_iter().filter(|device| desired.wireguard_devices.contains_key(&link(device))) {
             let next = machine.next_file.filter(|_| device == WIREGUARD_SECOND);
             let may_have = [next, Some(machine.file)];
@@ -266,6 +268,7 @@ impl Simulation {
         let standing = Standing {
             is_due: self.due.contains(&number) && !keys.has_next,
             is_changing: keys.is_changing,
+            is_held_up: keys.has_next && !keys.is_changing,
             is_told: agent.next_key.is_some() && own == Told { first: keys.first, next: agent.next_key },
             is_seen: true,
             has_second: machine.devices.contains_key(WIREGUARD_SECOND),

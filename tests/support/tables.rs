@@ -208,7 +208,8 @@ impl Table<'_> {
         };
         let key = match lookup {
             Lookup::Address(_, side) if spec.intervals => {
-                return self.around(set, |key| matches!(key, Key::Prefix(range) if range.contains(&address(side))));
+                return self
+                    .around(set, |key| ends(key).is_some_and(|(first, last)| (first..=last).contains(&address(side))));
             }
             Lookup::DestinationPort(wanted) => {
                 let port = port.filter(|(protocol, _)| *protocol == wanted)?.1;
@@ -295,7 +296,9 @@ fn named_by(verdict: &Verdict) -> Option<Object> {
 fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
     let is_its = match (spec.fields, key) {
         (Fields::Address(family), Key::Address(address)) => !spec.intervals && Family::from(*address) == family,
-        (Fields::Address(family), Key::Prefix(range)) => spec.intervals && Family::from(*range) == family,
+        (Fields::Address(family), Key::Prefix(_) | Key::Range(_)) => {
+            spec.intervals && ends(key).is_some_and(|(first, last)| first <= last && Family::from(first) == family)
+        }
         (Fields::Addresses(family), Key::Itself(address)) => Family::from(*address) == family,
         (Fields::Service(family), Key::Service(address, ..)) => Family::from(*address) == family,
         (Fields::ServiceSource(family), Key::ServiceSource(fields)) => Family::from(fields.0) == family,
@@ -311,23 +314,31 @@ fn fits(spec: SetSpec, key: &Key, content: &Content) -> bool {
     is_its && is_of_kind
 }
 
+/// The first and the last address of a range.
+fn ends(key: &Key) -> Option<(IpAddr, IpAddr)> {
+    match key {
+        Key::Prefix(range) => Some((range.network(), range.broadcast())),
+        Key::Range(ends) => Some(**ends),
+        _ => None,
+    }
+}
+
 /// Two ranges of a set that overlap.
 fn overlapping(table: &desired::Table, set: &Name) -> Option<String> {
-    let meet = |one: &Key, other: &Key| match (one, other) {
-        (Key::Prefix(one), Key::Prefix(other)) => one.contains(other) || other.contains(one),
-        (Key::Ports(one), Key::Ports(other)) => one.first <= other.last && other.first <= one.last,
-        _ => false,
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
     };
-    let keys: Vec<&Key> = elements_of(table, set)
+    let mut ranges: Vec<(u128, u128, &Key)> = elements_of(table, set)
         .filter_map(|(object, _)| match object {
-            Object::Element(_, key) => Some(key),
+            Object::Element(_, key @ Key::Ports(range)) => Some((range.first.into(), range.last.into(), key)),
+            Object::Element(_, key) => ends(key).map(|(first, last)| (number(first), number(last), key)),
             _ => None,
         })
         .collect();
-    keys.iter()
-        .enumerate()
-        .find_map(|(place, one)| keys[place + 1..].iter().find(|other| meet(one, other)).map(|other| (one, other)))
-        .map(|(one, other)| format!("{one} and {other} overlap"))
+    ranges.sort();
+    let meeting = ranges.windows(2).find(|two| two[0].1 >= two[1].0)?;
+    Some(format!("{} and {} overlap", meeting[0].2, meeting[1].2))
 }
 
 fn fields(lookup: Lookup) -> Fields {

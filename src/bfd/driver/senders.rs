@@ -90,9 +90,10 @@ impl Senders {
         Some(News { to: sender.to, error, is_told: &mut sender.is_told })
     }
 
-    /// Closes the sockets of sessions whose packets go elsewhere now.
-    pub(super) fn keep(&mut self, mut goes_to: impl FnMut(u32, SocketAddr) -> bool) {
-        self.sockets.retain(|id, sender| goes_to(*id, sender.to));
+    /// Closes the sockets of sessions whose packets go elsewhere now. Returns where packets were sent to, of those of which it was told that they could not be.
+    pub(super) fn keep(&mut self, mut goes_to: impl FnMut(u32, SocketAddr) -> bool) -> Vec<SocketAddr> {
+        let gone = self.sockets.extract_if(|id, sender| !goes_to(*id, sender.to));
+        gone.filter(|(_, sender)| sender.is_told).map(|(_, sender)| sender.to).collect()
     }
 
     /// Closes the socket of a session. Returns where packets were sent to, if it was told that they could not be.

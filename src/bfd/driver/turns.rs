@@ -31,6 +31,11 @@ impl Turns {
         self.is_close = self.rests || now.saturating_duration_since(self.last) < self.pause;
     }
 
+    /// Has the pause calculated anew with this turn: sessions with shorter intervals cannot wait as long.
+    pub(super) fn forget(&mut self) {
+        self.pause = Duration::ZERO;
+    }
+
     /// Ends the turn. Returns the time until which packets can wait; `None` where the next one wakes the thread. `is_busy`: the turn
     /// has received or sent something. `pause`: the time for which nobody needs to be woken again.
     pub(super) fn rest(&mut self, is_busy: bool, pause: impl FnOnce() -> Duration) -> Option<Instant> {
@@ -94,5 +99,16 @@ mod tests {
         assert_eq!(rest(1, PAUSE), Some(begin + millis(19)));
         assert_eq!(rest(20, millis(3)), Some(begin + millis(38)), "it is not calculated in every turn");
         assert_eq!(rest(1020, millis(3)), Some(begin + millis(1023)));
+    }
+
+    #[test]
+    fn the_pause_follows_another_interval_in_the_same_turn() {
+        let begin = Instant::now();
+        let mut turns = Turns::new(begin);
+        turns.begin(begin);
+        assert_eq!(turns.rest(true, || PAUSE), None);
+        turns.begin(begin + millis(1));
+        turns.forget();
+        assert_eq!(turns.rest(true, || millis(1)), Some(begin + millis(2)), "packets come every 5 ms from now on");
     }
 }

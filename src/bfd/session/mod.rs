@@ -306,6 +306,12 @@ impl Session {
         self.heard.map(|_| interval * u32::from(self.remote.multiplier))
     }
 
+    /// Returns whether a packet of the neighbour is missing: none was received for the time between two of them, or ever.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        let interval = self.receive.max(self.remote.send);
+        self.heard.is_none_or(|heard| now.saturating_duration_since(heard) > interval)
+    }
+
     fn silent_at(&self) -> Option<Instant> {
         Some(self.heard? + self.detection_time()?)
     }

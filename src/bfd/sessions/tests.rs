@@ -44,13 +44,15 @@ const LINK: u32 = 2;
 /// Sessions that are wanted, with what is known of the routes to their neighbours.
 fn want(sessions: &mut Sessions, now: Instant, requests: &BTreeMap<Key, Request>) {
     sessions.want(now, requests);
-    requests.keys().for_each(|key| sessions.set_link(key, Some(LINK)));
+    for key in requests.keys() {
+        sessions.set_link(key, Some(LINK));
+    }
 }
 
 fn sent(outputs: &[Output]) -> Vec<(u32, State)> {
     let packet = |output: &Output| match output {
         Output::Send(id, packet) => Some((*id, packet.state)),
-        Output::Changed(..) | Output::Ended(_) => None,
+        _ => None,
     };
     outputs.iter().filter_map(packet).collect()
 }
@@ -194,7 +196,7 @@ fn a_change_is_told_once_and_a_failure_counted() {
     let mut note = |sessions: &mut Sessions| {
         let changed = sessions.outputs().into_iter().filter_map(|output| match output {
             Output::Changed(_, status) => Some((status.state, status.failures)),
-            Output::Send(..) | Output::Ended(_) => None,
+            _ => None,
         });
         told.extend(changed);
     };
@@ -220,7 +222,7 @@ fn a_change_is_told_once_and_a_failure_counted() {
 fn changes(outputs: &[Output]) -> Vec<Status> {
     let status = |output: &Output| match output {
         Output::Changed(_, status) => Some(*status),
-        Output::Send(..) | Output::Ended(_) => None,
+        _ => None,
     };
     outputs.iter().filter_map(status).collect()
 }
@@ -288,6 +290,84 @@ fn one_that_is_wanted_again_during_its_farewell_comes_up_once_and_stays_up() {
         assert!(states.iter().all(|(_, failures)| *failures == 0), "{one}: {states:?}");
     }
     assert_eq!([both[0].count(), both[1].count()], [1, 1]);
+}
+
+/// Outputs but packets and changes of the status.
+fn rest(outputs: Vec<Output>) -> Vec<Output> {
+    outputs.into_iter().filter(|output| !matches!(output, Output::Send(..) | Output::Changed(..))).collect()
+}
+
+/// Brings a session up whose neighbour says nothing else from then on.
+fn up(sessions: &mut Sessions, now: Instant, one: Key) {
+    let mine = status(sessions, one).mine;
+    for (state, yours) in [(State::Down, 0), (State::Init, mine), (State::Up, mine)] {
+        sessions.receive(now, arrival(one, 255, &said(state, yours))).expect("it is taken");
+    }
+    assert_eq!(status(sessions, one).state, State::Up);
+}
+
+#[test]
+fn a_session_that_comes_up_says_that_its_interval_is_another_one() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let one = key(2, Path::SingleHop);
+    want(&mut sessions, now, &wanted([one]));
+    assert!(sessions.outputs().contains(&Output::OtherInterval), "there was none");
+    assert_eq!(sessions.pause(), LONGEST_PAUSE);
+    up(&mut sessions, now, one);
+    assert_eq!(rest(sessions.outputs()), [Output::OtherInterval], "300 ms in place of a second");
+    assert!(sessions.pause() < LONGEST_PAUSE);
+    sessions.receive(now, arrival(one, 255, &said(State::Up, status(&sessions, one).mine))).expect("it is taken");
+    assert_eq!(rest(sessions.outputs()), []);
+}
+
+#[test]
+fn the_link_of_a_neighbour_is_asked_for_again_while_its_packets_are_missing_and_before_it_is_lost() {
+    let (begin, mut sessions) = (Instant::now(), Sessions::new(1));
+    let (near, far) = (key(2, Path::SingleHop), key(3, Path::Multihop));
+    want(&mut sessions, begin, &wanted([near, far]));
+    [near, far].into_iter().for_each(|one| up(&mut sessions, begin, one));
+    sessions.outputs();
+    let mut asked = Vec::new();
+    for time in (0..900).step_by(10) {
+        sessions.tick(begin + Duration::from_millis(time));
+        if rest(sessions.outputs()).contains(&Output::Overdue(near)) {
+            asked.push(time);
+        }
+    }
+    assert_eq!(status(&sessions, near).state, State::Up);
+    assert!(asked.len() >= 2 && asked[0] > 300 && asked[0] <= 600, "two of three packets are missing: {asked:?}");
+    sessions.tick(begin + Duration::from_secs(1));
+    assert_eq!(status(&sessions, near).state, State::Down);
+    sessions.outputs();
+    let outputs: Vec<Output> = (1..4)
+        .flat_map(|second| {
+            sessions.tick(begin + Duration::from_secs(1 + second));
+            rest(sessions.outputs())
+        })
+        .collect();
+    assert_eq!(outputs, [Output::Overdue(near); 3], "once a second, and none for one that may be anywhere");
+}
+
+#[test]
+fn packets_are_expected_from_neighbours_and_over_the_links_to_those_on_our_link() {
+    let (now, mut sessions) = (Instant::now(), Sessions::new(1));
+    let keys = [key(2, Path::SingleHop), key(3, Path::SingleHop), key(4, Path::Multihop)];
+    sessions.want(now, &wanted(keys));
+    assert!(sessions.set_link(&keys[0], Some(LINK)) && !sessions.set_link(&keys[0], Some(LINK)));
+    let expected = |last: &[u8], links: &[u32]| Neighbours {
+        remotes: last.iter().map(|last| key(*last, Path::SingleHop).remote).collect(),
+        links: links.iter().copied().collect(),
+    };
+    let all = |near: Neighbours| {
+        let of = |at: Key, neighbours| ((at.local, at.path), neighbours);
+        BTreeMap::from([of(keys[0], near), of(keys[2], expected(&[4], &[]))])
+    };
+    assert_eq!(sessions.listening(), all(expected(&[2, 3], &[LINK])));
+    assert!(sessions.set_link(&keys[0], Some(7)), "the link was made anew");
+    assert!(sessions.set_link(&keys[1], Some(LINK)));
+    assert_eq!(sessions.listening(), all(expected(&[2, 3], &[LINK, 7])));
+    assert!(sessions.set_link(&keys[0], None), "the route has gone");
+    assert_eq!(sessions.listening(), all(expected(&[2, 3], &[LINK])));
 }
 
 /// Two machines with so many sessions between them, woken as seldom as they allow; returns the wake-ups and packets of one.

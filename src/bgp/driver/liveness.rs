@@ -1,6 +1,6 @@
 //! BFD beside the speaker: its thread runs while some neighbour wants it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub(super) struct Watching {
     /// Number of the last request.
     last: u64,
     running: Option<(Handle, Receiver<Report>)>,
+    /// Troubles of the thread of which the end was not told.
+    troubles: BTreeSet<Subject>,
     /// Next try to start the thread, after one that failed.
     retry_at: Option<Instant>,
     /// Next look at what does not come up.
@@ -48,8 +50,8 @@ impl Watching {
     }
 
     /// Sets the desired sessions, each with the neighbour that it is for. The thread ends with the last of them, when its neighbour has been
-    /// told.
-    fn want(&mut self, now: Instant, wanted: BTreeMap<Key, (Wanted, PeerId)>) {
+    /// told. Returns what there is to tell.
+    fn want(&mut self, now: Instant, wanted: BTreeMap<Key, (Wanted, PeerId)>) -> Vec<Event> {
         let mut requests = BTreeMap::new();
         for (key, (wanted, neighbour)) in &wanted {
             let known = self.requests.get(key).filter(|_| self.neighbours.get(key) == Some(neighbour));
@@ -61,17 +63,32 @@ impl Watching {
             requests.insert(*key, Request { wanted: *wanted, number });
         }
         if requests == self.requests {
-            return;
+            return Vec::new();
         }
         self.neighbours = wanted.into_iter().map(|(key, (_, neighbour))| (key, neighbour)).collect();
         self.unseen.retain(|key, _| requests.contains_key(key));
         self.requests = requests;
-        if self.requests.is_empty() {
-            self.running = None;
-        }
-        if let Some((handle, _)) = &self.running {
+        if let Some((handle, _)) = self.running.as_ref().filter(|_| !self.requests.is_empty()) {
             handle.want(self.requests.clone());
+            return Vec::new();
         }
+        self.stop()
+    }
+
+    /// Ends the thread, and with it what troubles it, which is returned.
+    fn stop(&mut self) -> Vec<Event> {
+        self.running = None;
+        std::mem::take(&mut self.troubles).into_iter().map(|subject| Event::Trouble(subject, None)).collect()
+    }
+
+    /// Returns the trouble of the thread, or its end, as news.
+    fn trouble(&mut self, subject: Subject, error: Option<Error>) -> Event {
+        if error.is_some() {
+            self.troubles.insert(subject);
+        } else {
+            self.troubles.remove(&subject);
+        }
+        Event::Trouble(subject, error)
     }
 
     /// Starts the thread where it is wanted, does not run, and was not tried a moment ago. Returns what there is to tell.
@@ -114,7 +131,8 @@ impl Driver {
     /// Watches the paths to the neighbours that want it.
     pub(super) fn set_liveness(&mut self) {
         let wanted = self.speaker.neighbours().filter_map(|(_, neighbour)| session(neighbour)).collect();
-        self.liveness.want(Instant::now(), wanted);
+        let told = self.liveness.want(Instant::now(), wanted);
+        told.into_iter().for_each(|event| self.news.push(event));
         self.keep_watching(Instant::now());
     }
 
@@ -141,12 +159,12 @@ impl Driver {
                     self.step(Input::Path(key.remote, status));
                 }
             }
-            Some(Report::Trouble(on, error)) => self.news.push(Event::Trouble(Subject::Bfd(on), error)),
-            Some(Report::Unsent(to, error)) => self.news.push(Event::Trouble(Subject::BfdTo(to), error)),
+            Some(Report::Trouble(on, error)) => self.news.push(self.liveness.trouble(Subject::Bfd(on), error)),
+            Some(Report::Unsent(to, error)) => self.news.push(self.liveness.trouble(Subject::BfdTo(to), error)),
             Some(Report::Ignored(counts)) => self.news.push(Event::Ignored(counts)),
             None => {
                 // One that dies again and again must not take all of a processor.
-                self.liveness.running = None;
+                self.liveness.stop().into_iter().for_each(|event| self.news.push(event));
                 self.liveness.retry_at = Some(Instant::now() + RETRY);
                 let error = Error::errno("run the thread of", "BFD".to_owned(), Errno::IO);
                 self.news.push(Event::Trouble(Subject::BfdThread, Some(error)));
@@ -164,6 +182,8 @@ fn session(neighbour: &Neighbour) -> Option<(Key, (Wanted, PeerId))> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::bfd::{Path, Settings};
 
@@ -208,6 +228,22 @@ mod tests {
         let told = watching.start(now + 2 * RETRY, driver::spawn);
         assert!(matches!(told, Some(Event::Trouble(Subject::BfdThread, None))), "{told:?}");
         assert!(watching.running.is_some() && watching.start(now + 3 * RETRY, || panic!("it runs")).is_none());
+    }
+
+    #[test]
+    fn troubles_of_the_thread_end_with_it_and_others_have_ended_before() {
+        let (mut watching, now) = (Watching::default(), Instant::now());
+        watching.want(now, wanted(&[(2, 20), (3, 30)]));
+        let to = |last| Subject::BfdTo(SocketAddr::new(key(last).remote, 3784));
+        let error = || Some(Error::errno("send UDP to", "127.0.3.2".to_owned(), Errno::NETUNREACH));
+        for (subject, error) in [(to(2), error()), (to(3), error()), (to(3), None)] {
+            assert!(
+                matches!(watching.trouble(subject, error.clone()), Event::Trouble(one, told) if one == subject && told.is_some() == error.is_some())
+            );
+        }
+        let ended = watching.want(now, BTreeMap::new());
+        assert!(matches!(ended[..], [Event::Trouble(subject, None)] if subject == to(2)), "{ended:?}");
+        assert!(watching.want(now, wanted(&[(2, 20)])).is_empty() && watching.stop().is_empty(), "it is told once");
     }
 
     #[test]

@@ -20,9 +20,11 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
+use crate::config::Backend;
 use crate::kernel::conntrack::Connection;
 use crate::model::{ObjectName, Policies, Table, World};
 
+use super::oversized::Bound;
 use super::plan::Plan;
 use super::rules::{Direction, Isolation, RuleSet};
 use super::verdict::{Decision, Verdict};
@@ -116,10 +118,13 @@ pub struct Bounds {
     pub policies: usize,
     /// The most elements of the sets that the policies need and nobody else uses: of some 150 bytes, while they are sorted.
     pub elements: usize,
+    /// For the blocks of one policy, as where the rules are in force.
+    pub blocks: Bound,
 }
 
 /// Some seconds, and some 300 MiB beside the rule set of now.
-pub const BOUNDS: Bounds = Bounds { budget: pairs::BUDGET, policies: 5_000, elements: 2_000_000 };
+pub const BOUNDS: Bounds =
+    Bounds { budget: pairs::BUDGET, policies: 5_000, elements: 2_000_000, blocks: Bound::of(Backend::Iptables) };
 
 impl Compared {
     /// Compiles both rule sets and compares them.
@@ -134,7 +139,7 @@ impl Compared {
                 "the file has {all} policies and at most {most} can be compared at once; ask about a part of them"
             ));
         }
-        let mut plan = Plan::new();
+        let mut plan = Plan::with_bound(bounds.blocks);
         plan.update(world);
         let before = plan.rules().clone();
         let mut newer = world.clone();

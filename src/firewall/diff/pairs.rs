@@ -295,7 +295,7 @@ impl<'a> Comparison<'a> {
             for element in contents.elements.of(family) {
                 let port = match element {
                     Element::Port(_, port) => set.protocol().map(|protocol| (protocol, *port)),
-                    Element::Address(_) | Element::Prefix(_) => None,
+                    Element::Address(_) => None,
                 };
                 held.entry(element.address()).or_default().push((number, port));
             }
@@ -322,14 +322,7 @@ impl<'a> Comparison<'a> {
 
     fn ranges(&self, sets: &[(&RuleSet, BTreeSet<Arc<SetKey>>)], family: Family) -> Vec<AddressRange> {
         let contents = sets.iter().flat_map(|(rules, sets)| sets.iter().filter_map(|set| rules.sets.get(set)));
-        let elements = contents.flat_map(|contents| contents.elements.of(family));
-        cut(
-            family,
-            elements.filter_map(|element| match element {
-                Element::Prefix(prefix) => Some(*prefix),
-                Element::Address(_) | Element::Port(..) => None,
-            }),
-        )
+        cut(family, contents.flat_map(|contents| contents.ranges.of(family)).copied())
     }
 
     fn address(&self, number: u32, family: Family) -> Option<IpAddr> {
@@ -445,7 +438,7 @@ fn numbers(rules: &RuleSet, set: &SetKey, address: IpAddr) -> Vec<u16> {
     });
     let port = |element: &Element| match element {
         Element::Port(_, port) => Some(*port),
-        Element::Address(_) | Element::Prefix(_) => None,
+        Element::Address(_) => None,
     };
     elements.filter_map(port).collect()
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 
+use super::super::ip_block::Span;
 use crate::net::Family;
 
 /// A range of addresses of one family, both ends included.
@@ -15,16 +16,16 @@ pub struct AddressRange {
     pub last: u128,
 }
 
-/// Returns all addresses of a family as ranges that are cut wherever one of these prefixes begins or ends; sorted.
-pub fn cut(family: Family, prefixes: impl Iterator<Item = IpNet>) -> Vec<AddressRange> {
+/// Returns all addresses of a family as ranges that are cut wherever one of these spans begins or ends; sorted.
+pub fn cut(family: Family, spans: impl Iterator<Item = Span>) -> Vec<AddressRange> {
     let end = match family {
         Family::V4 => u128::from(u32::MAX),
         Family::V6 => u128::MAX,
     };
     let mut starts = BTreeSet::from([0]);
-    for prefix in prefixes.filter(|prefix| Family::from(*prefix) == family) {
-        starts.insert(number(prefix.network()));
-        starts.extend(number(prefix.broadcast()).checked_add(1).filter(|next| *next <= end));
+    for span in spans {
+        starts.insert(span.first);
+        starts.extend(span.last.checked_add(1).filter(|next| *next <= end));
     }
     let ends = starts.iter().skip(1).map(|next| next - 1).chain([end]);
     starts.iter().zip(ends).map(|(first, last)| AddressRange { family, first: *first, last }).collect()
@@ -66,13 +67,6 @@ pub fn is_everywhere(prefix: &IpNet) -> bool {
     *prefix == IpNet::V4(Ipv4Net::default()) || *prefix == IpNet::V6(Ipv6Net::default())
 }
 
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => u128::from(address),
-    }
-}
-
 fn address(family: Family, number: u128) -> IpAddr {
     match family {
         // The number of a range of IPv4 has 32 bits.
@@ -91,13 +85,14 @@ mod tests {
 
     #[test]
     fn a_family_is_cut_at_both_ends_of_each_prefix_and_joined_to_the_whole() {
-        let prefixes =
-            || ["0.0.0.0/1", "192.0.2.0/24", "255.255.255.255/32", "2001:db8::/32"].map(|text| text.parse().unwrap());
-        let v4 = cut(Family::V4, prefixes().into_iter());
+        let spans = |prefixes: &[&str]| -> Vec<Span> {
+            prefixes.iter().map(|text| Span::from(text.parse::<IpNet>().unwrap())).collect()
+        };
+        let v4 = cut(Family::V4, spans(&["0.0.0.0/1", "192.0.2.0/24", "255.255.255.255/32"]).into_iter());
         assert_eq!(v4.len(), 5);
         assert_eq!(texts(&joined(v4.clone())), ["0.0.0.0/0"]);
         assert_eq!(texts(&v4[2..3]), ["192.0.2.0/24"]);
-        let v6 = cut(Family::V6, prefixes().into_iter());
+        let v6 = cut(Family::V6, spans(&["2001:db8::/32"]).into_iter());
         assert_eq!((v6.len(), texts(&v6[1..2])), (3, vec!["2001:db8::/32".to_owned()]));
         assert!(is_everywhere(&joined(v6)[0].prefixes()[0]));
         assert_eq!(v4[4].first_addresses(9).count(), 1);

@@ -16,7 +16,8 @@ use crate::observe::local::{Answer, AnswerFormat, Question};
 
 use super::super::explain::circumstances;
 use super::super::flows::{Flows, verdict_on};
-use super::{BOUNDS, CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
+use super::super::oversized::Bound;
+use super::{BOUNDS, Bounds, CONNECTIONS, Candidates, Compared, Refused, RefusedConnection, json, text};
 
 /// Reads the policies in the text of a manifest file; an error is a sentence without its end.
 pub type PolicyReader = fn(&str) -> Result<Policies, String>;
@@ -63,7 +64,8 @@ impl Comparisons {
 
 fn answer(inputs: &Comparing, form: AnswerFormat) -> Answer {
     let candidates = Candidates { policies: (inputs.read)(&inputs.file)?, deleted: inputs.deleted };
-    let compared = Compared::of(&inputs.world, &candidates, BOUNDS)?;
+    let bounds = Bounds { blocks: Bound::of(inputs.config.backend), ..BOUNDS };
+    let compared = Compared::of(&inputs.world, &candidates, bounds)?;
     let connections = refused(inputs, &compared);
     let difference = compared.into_difference(connections);
     let authority = inputs.world.authority.firewall;

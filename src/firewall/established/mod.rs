@@ -59,11 +59,8 @@ impl Concerned {
         }
         // Of NetworkPolicies only what leaves a set can be refused; rules that deny refuse what enters one.
         let only_leaving = rules.cluster_policies.is_empty();
-        // An address that nobody has any more sends nothing; a prefix is nobody's.
-        let is_gone = |element: &Element| match element {
-            Element::Address(address) | Element::Port(address, _) => plan.claims().of(*address).is_empty(),
-            Element::Prefix(_) => false,
-        };
+        // An address that nobody has any more sends nothing.
+        let is_gone = |element: &Element| plan.claims().of(element.address()).is_empty();
         let there = changed.elements.iter().filter(|(_, element)| !is_gone(element));
         let left = there.filter(|(set, element)| {
             let contents = rules.sets.get(set);

@@ -29,7 +29,7 @@ use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::config::{FirewallConfig, ServiceRanges};
-use crate::model::{ObjectName, World};
+use crate::model::{ObjectName, PolicyProblems, World};
 use crate::net::{Family, Protocol};
 
 use super::bridges::ClosedBridges;
@@ -186,8 +186,8 @@ pub fn explanation(known: Known<'_>, question: &Question) -> Result<Explanation,
 }
 
 /// Returns what is not understood of the policies that select the pods of this node in the answers, as sentences without their ends: why a rule does not do what its
-/// author may expect.
-pub fn odd_policies(known: Known<'_>, explanation: &Explanation) -> Vec<String> {
+/// author may expect. `oversized` are those with too many blocks.
+pub fn odd_policies(known: Known<'_>, oversized: &PolicyProblems, explanation: &Explanation) -> Vec<String> {
     let Known { rules, world, .. } = known;
     let whole = explanation.served.iter().filter_map(|served| served.refused.as_ref());
     let parties = whole.chain(&explanation.answers).flat_map(|answer| [&answer.from, &answer.to]);
@@ -201,7 +201,8 @@ pub fn odd_policies(known: Known<'_>, explanation: &Explanation) -> Vec<String> 
             }
         }
     }
-    let problems = policies.iter().filter_map(|name| Some((name, world.policy_problems.get(name)?)));
+    let found = [&world.policy_problems, oversized];
+    let problems = policies.iter().flat_map(|name| found.map(|of| Some((name, of.get(name)?)))).flatten();
     let said = problems.flat_map(|(name, problems)| {
         let of = if name.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" };
         let name = if name.namespace.is_empty() { name.name.to_string() } else { name.to_string() };

@@ -9,8 +9,8 @@ use super::super::verdict::Decision;
 use super::*;
 use crate::model::{
     Action, Cause, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints,
-    Host, HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Peer, Selector, Service,
-    ServicePort, ServiceProblem, Subject, Tier,
+    Host, HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Peer, PolicyProblems, Selector,
+    Service, ServicePort, ServiceProblem, Subject, Tier,
 };
 
 fn world() -> World {
@@ -159,7 +159,7 @@ fn what_is_not_understood_of_the_policies_of_a_pod_is_part_of_the_answer() {
     let told = |from: &str, to: &str| {
         with_known(&world, |known| {
             let explanation = explanation(known, &Question::parse(from, to).unwrap()).unwrap();
-            odd_policies(known, &explanation)
+            odd_policies(known, &PolicyProblems::default(), &explanation)
         })
     };
     let (guard, db) =

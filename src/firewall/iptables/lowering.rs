@@ -267,22 +267,21 @@ impl Lowering {
         let set_names = names::set(key);
         for family in self.enabled() {
             let contents = contents.filter(|_| key.is_of(family));
-            let elements = contents.map(|contents| contents.elements.of(family));
-            let spec = elements.map(|elements| spec(kind(key), family, elements.len()));
+            let entries: Option<Vec<Entry>> = contents.map(|contents| entries(key, contents, family).collect());
+            let spec = entries.as_ref().map(|entries| spec(kind(key), family, entries.len()));
             let name = self.put_set(set_names.of(family), spec, told);
             match key.plain() {
-                SetKey::NamedPort { pods: PortOwners::Local, .. } if elements.is_some() => {
+                SetKey::NamedPort { pods: PortOwners::Local, .. } if entries.is_some() => {
                     self.desired.ports_here.insert(name.clone());
                 }
                 _ => drop(self.desired.ports_here.remove(&name)),
             }
-            match key.closes() && elements.is_some() {
+            match key.closes() && entries.is_some() {
                 true => drop(self.desired.denied.insert(name.clone())),
                 false => drop(self.desired.denied.remove(&name)),
             }
-            let entries = elements.into_iter().flatten().filter_map(|element| entry(key, *element));
-            let after = entries.map(|entry| ElementKey { set: name.clone(), entry }).collect();
-            self.put_elements(&name, after, told);
+            let keys = entries.into_iter().flatten().map(|entry| ElementKey { set: name.clone(), entry });
+            self.put_elements(&name, keys.collect(), told);
         }
     }
 
@@ -486,10 +485,16 @@ fn kind(key: &SetKey) -> SetKind {
     }
 }
 
+/// Returns the entries of a set in one family. A range is as few prefixes as cover it.
+fn entries(key: &SetKey, contents: &Contents, family: Family) -> impl Iterator<Item = Entry> {
+    let elements = contents.elements.of(family).iter().filter_map(|element| entry(key, *element));
+    let ranges = contents.ranges.of(family).iter().flat_map(move |range| range.prefixes(family));
+    elements.chain(ranges.map(Entry::Net))
+}
+
 fn entry(key: &SetKey, element: Element) -> Option<Entry> {
     match element {
         Element::Address(address) => Some(Entry::Ip(address)),
-        Element::Prefix(prefix) => Some(Entry::Net(prefix)),
         Element::Port(address, port) => Some(Entry::IpPort(address, key.protocol()?, port)),
     }
 }

@@ -15,6 +15,7 @@ use crate::net::{Family, PortRange, Protocol};
 
 use super::super::host_endpoints::HostEndpoint;
 use super::super::identity::{identity, joined, letters, number_of};
+use super::super::ip_block;
 use super::super::rules::{ClusterPolicyKey, Direction, PortOwners, Scope, SetKey};
 use super::class::Class;
 use super::peers::{Outcome, Peers, Union};
@@ -54,6 +55,7 @@ const ANY_OF: &str = "any_of_";
 const ANY_DENIED_OF: &str = "any_denied_of_";
 const CLOSED: &str = "closed_";
 const ICMP: &str = "icmp";
+const RANGES: &str = "ranges";
 /// Of maps and sets of single ports, behind the name of the chain; those of ranges have the name of the protocol in its place.
 const PORTS: &str = "ports";
 
@@ -342,7 +344,12 @@ pub fn peers(peers: &Peers) -> Name {
 
 /// Returns a set of the rule set in one family.
 pub fn set(key: &SetKey, family: Family) -> Name {
-    format!("{}_{}_{}", shown(key), letters(identity(key).as_bytes()), number(family)).into()
+    let shown = match key {
+        // The elements of one name are in one form, whichever version wrote them: see `sets`.
+        SetKey::Blocks(blocks) if ip_block::has_holes(blocks, family) => RANGES.to_owned(),
+        key => shown(key),
+    };
+    format!("{shown}_{}_{}", letters(identity(key).as_bytes()), number(family)).into()
 }
 
 /// Returns the union of several sets.

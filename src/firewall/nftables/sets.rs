@@ -2,12 +2,16 @@
 //!
 //! ```text
 //! set pods_shop_…_4      { type ipv4_addr; }                                  addresses of pods
-//! set blocks_…_6         { type ipv6_addr; flags interval; }                  blocks, disjoint, without their exceptions
+//! set blocks_…_6         { type ipv6_addr; flags interval; }                  blocks, disjoint
+//! set ranges_…_6         { type ipv6_addr; flags interval; }                  blocks with exceptions, which are cut out
 //! set port_http_tcp_…_4  { type ipv4_addr . inet_proto . inet_service; }      destinations of a named port
 //! ```
 //!
 //! Pods that come and go, and labels, are plain elements here: the kernel checks no rule for them, so they cost some
 //! microseconds whatever else there is. What blocks hold depends on their definition alone, which is their name.
+//!
+//! Blocks are prefixes, at most as many as they are. With exceptions they are ranges, so that a hole is one element more, and not up to 128. Earlier versions
+//! called both `blocks` and wrote prefixes: a set of theirs is left as it is until no rule looks it up, since prefixes and ranges overlap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +34,15 @@ pub fn set(key: &SetKey, family: Family, rules: &RuleSet) -> Lowered {
     let put = |element| Some((Object::Element(name.clone(), element), Content::Element));
     match key {
         SetKey::Blocks(blocks) => {
-            let prefixes = ip_block::prefixes(blocks).into_iter().filter(|one| Family::from(*one) == family);
-            lowered.objects.extend(prefixes.filter_map(|prefix| put(Key::prefix(prefix))));
+            let spans = ip_block::spans(blocks, family).into_iter();
+            match ip_block::has_holes(blocks, family) {
+                true => lowered.objects.extend(
+                    spans.map(|span| span.ends(family)).filter_map(|(first, last)| put(Key::range(first, last))),
+                ),
+                false => lowered
+                    .objects
+                    .extend(spans.flat_map(|span| span.prefixes(family)).filter_map(|prefix| put(Key::prefix(prefix)))),
+            }
         }
         SetKey::Pods(_) | SetKey::NamedPort { .. } | SetKey::Denied(_) => {
             let elements = rules.sets.get(key).into_iter().flat_map(|contents| contents.elements.of(family));
@@ -51,7 +62,6 @@ pub fn parts(key: &Arc<SetKey>, families: PerFamily<bool>) -> impl Iterator<Item
 pub fn key(set: &SetKey, element: Element) -> Option<Key> {
     match element {
         Element::Address(address) => Some(Key::Address(address)),
-        Element::Prefix(prefix) => Some(Key::prefix(prefix)),
         Element::Port(address, port) => Some(Key::Service(address, set.protocol()?, port)),
     }
 }

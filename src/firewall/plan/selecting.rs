@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Dirty, Plan, RuleSetChanges};
 use crate::firewall::isolation;
 use crate::firewall::rules::{Direction, Isolation, LocalPod, Scope, Selection};
-use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod};
+use crate::model::{Cluster, NetworkPolicy, ObjectName, Pod, PolicyRule};
 
 impl Plan {
     /// Updates the index of policies, and the isolation by each of them. Dirty pods are recomputed separately; for the
@@ -19,6 +19,7 @@ impl Plan {
             let name = change.key();
             let (before, after) = (older.policies.get(name), newer.policies.get(name));
             dirty.policies.insert(name.clone());
+            self.note_size(name.clone(), after.into_iter().flat_map(|policy| rules(policy)));
             let isolates = |policy: &NetworkPolicy| Direction::BOTH.map(|side| isolation::isolates(policy, side));
             let same = |(one, other): (&Arc<NetworkPolicy>, &Arc<NetworkPolicy>)| {
                 one.pods == other.pods && isolates(one) == isolates(other)
@@ -146,6 +147,11 @@ impl Plan {
         let all = self.rules.pods.range(ObjectName::new(namespace, "")..).map(|(name, _)| name);
         all.take_while(move |name| name.namespace == namespace)
     }
+}
+
+/// Returns the rules of both directions.
+fn rules(policy: &NetworkPolicy) -> impl Iterator<Item = &PolicyRule> + Clone {
+    policy.ingress.iter().chain(&policy.egress).flatten()
 }
 
 /// Returns whether a name is in a sorted list.

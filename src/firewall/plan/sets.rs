@@ -12,6 +12,7 @@ use crate::firewall::claims::Claimant;
 use crate::firewall::node_peers::Nodes;
 use crate::firewall::rules::{ClusterPolicyKey, ClusterRule, Contents, Direction, Element, PolicyKey, Rule, SetKey};
 use crate::firewall::{compile, fill, membership};
+use crate::model::ObjectName;
 use crate::net::Family;
 
 impl Plan {
@@ -60,14 +61,16 @@ impl Plan {
     fn compiled(&self, key: &PolicyKey) -> Option<Arc<[Rule]>> {
         let policy = self.cluster.policies.get(&key.policy)?;
         let is_needed = self.selected.contains_key(&key.policy);
-        is_needed.then(|| compile::rules(&key.policy.namespace, policy, key.direction))?
+        let is_oversized = self.oversized.contains(&key.policy);
+        is_needed.then(|| compile::rules(&key.policy.namespace, policy, key.direction, is_oversized))?
     }
 
     fn cluster_compiled(&self, key: &ClusterPolicyKey) -> Option<Arc<[ClusterRule]>> {
         let policy = self.cluster.cluster_policies.get(&key.policy)?;
         let is_needed = self.cluster_selected.contains_key(key);
         let nodes = Nodes { all: &self.cluster.nodes, host: &self.host, are_known: self.knows_nodes };
-        is_needed.then(|| compile::cluster_rules(policy, key.direction, nodes))?
+        let is_oversized = self.oversized.contains(&ObjectName::new("", &key.policy));
+        is_needed.then(|| compile::cluster_rules(policy, key.direction, nodes, is_oversized))?
     }
 
     fn use_sets<'a>(&mut self, sets: impl Iterator<Item = &'a Arc<SetKey>>, fresh: &mut BTreeSet<Arc<SetKey>>) {

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::{Dirty, Plan};
-use crate::firewall::node_peers;
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
-use crate::model::{Action, Cluster, ClusterNetworkPolicy, ObjectName, Pod, Requirement, Selector, World};
+use crate::firewall::{node_peers, oversized};
+use crate::model::{Action, Cluster, ClusterNetworkPolicy, ClusterRule, ObjectName, Pod, Requirement, Selector, World};
 
 /// The label that every Namespace has, with its own name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -30,6 +30,8 @@ impl Plan {
                 self.cluster_policies.remove(&subject(policy), name);
                 dirty.cluster_policies.extend(keys(name, policy));
             }
+            let rules = after.into_iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+            self.note_size(ObjectName::new("", name), rules.map(|rule| &rule.matches));
             self.node_policies.remove(name);
             if let Some(policy) = after {
                 if node_peers::asks(policy) {
@@ -126,12 +128,17 @@ impl Plan {
                 (known.selects(&labels), wanted.requirements.iter().all(|requirement| is_known(&requirement)))
             }
         };
-        let denies = |direction| {
+        let is_oversized = !self.oversized.is_empty() && self.oversized.contains(&ObjectName::new("", name));
+        let denies = move |direction| {
             let rules = match direction {
                 Direction::Ingress => &policy.ingress,
                 Direction::Egress => &policy.egress,
             };
-            rules.iter().any(|rule| rule.action == Action::Deny)
+            // Of one with too many blocks, what passes them on denies everything.
+            let is_closed = move |rule: &ClusterRule| {
+                is_oversized && rule.action == Action::Pass && oversized::has_blocks(&rule.matches)
+            };
+            rules.iter().any(|rule| rule.action == Action::Deny || is_closed(rule))
         };
         let is_subject = selects && policy.subject.pods.selects(&pod.labels);
         keys(name, policy).filter(move |key| is_subject && (is_certain || denies(key.direction)))

@@ -235,6 +235,20 @@ impl<'s> Plan<'s> {
         portions
     }
 
+    /// Returns how many elements each set is given by these transactions together.
+    pub fn sizes(all: &[Plan<'s>]) -> BTreeMap<&'s Name, usize> {
+        let mut sizes = BTreeMap::new();
+        for (set, (_, elements)) in all.iter().flat_map(|plan| &plan.added) {
+            *sizes.entry(*set).or_default() += elements.len();
+        }
+        sizes
+    }
+
+    /// Returns the set that this transaction fills and that has the most elements in all of them.
+    pub fn largest_set(&self, sizes: &BTreeMap<&'s Name, usize>) -> Option<&'s Name> {
+        self.added.keys().copied().max_by_key(|set| sizes.get(set))
+    }
+
     /// Takes out everything new that nothing leads to yet, where a packet could meet it before it is all there.
     fn take_unreachable(&mut self, unreached: &Unreached) -> Option<Plan<'s>> {
         let loses_verdicts = self.deleted.values().any(|(spec, _)| spec.kind == Kind::Verdicts);

@@ -189,7 +189,8 @@ impl OwnTable {
     }
 
     /// The objects that the kernel refused in the last transaction, if it refused that and named them. Without them the rest may be
-    /// taken. Of several elements it names the set; the same transaction names the element when it is performed again.
+    /// taken. Of several elements it names the set; the same transaction names the element when it is performed again. Where it has no memory
+    /// for sets that are filled before they are used, the largest of them is at fault.
     pub fn take_refused(&mut self) -> BTreeMap<Object, Error> {
         std::mem::take(&mut self.refused)
     }
@@ -281,11 +282,15 @@ impl OwnTable {
         {
             late.as_mut().unwrap_or(&mut main).take_back(leftovers);
         }
+        let sizes = Plan::sizes(&early);
         let turns = early.into_iter().map(|plan| (Turn::Early, plan));
         let turns = turns.chain([(Turn::Main, main)]).chain(late.map(|plan| (Turn::Late, plan)));
         let mut turns = turns.collect::<Vec<_>>().into_iter();
         while let Some((turn, plan)) = turns.next() {
             if let Err(error) = self.take(&plan) {
+                if matches!(turn, Turn::Early) {
+                    self.blame_largest(&plan, &sizes, &error);
+                }
                 let undone: Vec<Plan<'_>> = [plan].into_iter().chain(turns.map(|(_, plan)| plan)).collect();
                 return Err(Undone { steps: Some(places(steps, &undone)), error });
             }

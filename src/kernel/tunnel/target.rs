@@ -1,12 +1,12 @@
 //! Tunnels, over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Tunnel;
-use crate::kernel::Error;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
+use crate::kernel::{Error, address};
 use crate::net::Family;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -62,7 +62,8 @@ impl Tunnels {
         Ok(Tunnels { socket: Socket::open(Bus::Route)?, is_ours, compares_mtu })
     }
 
-    /// Returns one tunnel; `None` where there is no device of this name, or none of these types. The other devices are not looked at, however many there are.
+    /// Returns one tunnel; `None` where there is no device of this name, or none of these types. The other devices are not looked at, however many there are, and no addresses: it reads
+    /// as one that is not numbered.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -70,8 +71,7 @@ impl Tunnels {
         let mut message = Messages::new();
         message.begin(GET_LINK, 0).header(&[0; HEADER]).text(NAME, &name.0);
         let compares_mtu = self.compares_mtu;
-        match self.socket.request(&mut message, |answer| tunnel(answer).map(|(_, found)| decided(found, compares_mtu)))
-        {
+        match self.socket.request(&mut message, |answer| Some(decided(listed(answer)?.tunnel, compares_mtu))) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(Fault::Refused(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
             Err(fault) => Err(Error::new("read tunnel", name.to_string(), fault.into())),
@@ -83,19 +83,36 @@ impl Tunnels {
         let name = step.key;
         let stays = |have: &&Tunnel, want: &Tunnel| is_same_device(have, want);
         let (operation, result) = match (step.have, step.want) {
-            (Some(have), Some(want)) if stays(&have, want) => ("change tunnel", self.send(change(name, want))),
+            (Some(have), Some(want)) if stays(&have, want) => ("change tunnel", self.change(name, have, want)),
             (Some(_), Some(want)) => {
                 // Its routes go with it; they are read back and made again in the same round.
                 let deleted = self.send(delete(name)).or_else(already_gone);
-                ("replace tunnel", deleted.and_then(|()| self.send(add(name, want))))
+                ("replace tunnel", deleted.and_then(|()| self.add(name, want)))
             }
-            (None, Some(want)) => ("add tunnel", self.send(add(name, want))),
+            (None, Some(want)) => ("add tunnel", self.add(name, want)),
             (Some(_), None) => ("delete tunnel", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
         result.map_err(|fault| Error::new(operation, name.to_string(), fault.into()))?;
         self.compares_mtu = step.want.map_or(self.compares_mtu, |want| want.mtu.is_some());
         Ok(())
+    }
+
+    fn add(&mut self, name: &LinkName, want: &Tunnel) -> Result<(), Fault> {
+        self.send(add(name, want))?;
+        let is_over_ipv4 = Family::from(want.local) == Family::V4;
+        if want.is_numbered && is_over_ipv4 { address::number(&mut self.socket, name) } else { Ok(()) }
+    }
+
+    fn change(&mut self, name: &LinkName, have: &Tunnel, want: &Tunnel) -> Result<(), Fault> {
+        if want.is_numbered && !have.is_numbered {
+            address::number(&mut self.socket, name)?;
+        }
+        // A device that lacks the address alone is not touched otherwise.
+        if (Tunnel { is_numbered: want.is_numbered, ..*have }) == *want && have != want {
+            return Ok(());
+        }
+        self.send(change(name, want))
     }
 
     fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
@@ -119,11 +136,19 @@ impl Target for Tunnels {
         let (is_ours, compares_mtu) = (self.is_ours, self.compares_mtu);
         let mut message = Messages::new();
         message.begin(GET_LINK, 0).header(&[0; HEADER]);
-        let listed = self
-            .socket
-            .dump(&mut message, |answer| tunnel(answer).filter(|(name, _)| is_ours(&name.0)))
-            .map_err(|fault| Error::new("list tunnels", "", fault.into()))?;
-        Ok(listed.into_iter().map(|(name, tunnel)| (name, decided(tunnel, compares_mtu))).collect())
+        let failed = |fault: Fault| Error::new("list tunnels", "", fault.into());
+        let listed = self.socket.dump(&mut message, |answer| listed(answer).filter(|device| is_ours(&device.name.0)));
+        let listed = listed.map_err(failed)?;
+        let needs_address = |device: &Listed| device.tunnel.local.is_ipv4();
+        let numbered = match listed.iter().any(needs_address) {
+            true => address::numbered(&mut self.socket).map_err(failed)?,
+            false => BTreeSet::new(),
+        };
+        let read = |device: Listed| {
+            let is_numbered = !needs_address(&device) || numbered.contains(&device.index);
+            (device.name, Tunnel { is_numbered, ..decided(device.tunnel, compares_mtu) })
+        };
+        Ok(listed.into_iter().map(read).collect())
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Tunnel>]) -> Vec<Failure<Error>> {
@@ -215,9 +240,17 @@ fn header(up: bool) -> [u8; HEADER] {
     [0, 0, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3, c0, c1, c2, c3]
 }
 
+/// A tunnel as rtnetlink describes it: its addresses are not part of that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Listed {
+    index: u32,
+    name: LinkName,
+    tunnel: Tunnel,
+}
+
 /// The tunnel that an answer describes; `None` for a device of another type, and for a tunnel without two ends.
-fn tunnel(answer: &Answer<'_>) -> Option<(LinkName, Tunnel)> {
-    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+fn listed(answer: &Answer<'_>) -> Option<Listed> {
+    let [family, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
     if family != 0 {
         return None;
     }
@@ -237,8 +270,10 @@ fn tunnel(answer: &Answer<'_>) -> Option<(LinkName, Tunnel)> {
         ttl: inside.get(data::TTL).and_then(|ttl| ttl.u8()).unwrap_or_default(),
         mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
         up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+        is_numbered: false,
     };
-    Some((LinkName(attributes.get(NAME)?.text()?.into()), tunnel))
+    let name = LinkName(attributes.get(NAME)?.text()?.into());
+    Some(Listed { index: u32::from_ne_bytes([i0, i1, i2, i3]), name, tunnel })
 }
 
 /// Encapsulation that is not GUE reads as a port that nobody wants, so that it is put right.
@@ -259,7 +294,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = tunnel(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            let _ = listed(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
         }
     }
 
@@ -273,11 +308,11 @@ mod tests {
         ] {
             let end = |text: &str| text.parse().expect("an address");
             let (local, remote) = (end(local), end(remote));
-            let written = Tunnel { local, remote, udp_port, ttl: 225, mtu: Some(1400), up: true };
+            let written = Tunnel { local, remote, udp_port, ttl: 225, mtu: Some(1400), up: true, is_numbered: false };
             let name = LinkName("tun-0123456789a".into());
             let bytes = add(&name, &written).bytes().to_vec();
-            let read: Vec<_> = answers(&bytes).filter_map(|answer| tunnel(&answer)).collect();
-            assert_eq!(read, [(name, written)]);
+            let read: Vec<_> = answers(&bytes).filter_map(|answer| listed(&answer)).collect();
+            assert_eq!(read, [Listed { index: 0, name, tunnel: written }]);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Devices of the type `vxlan`, over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Vxlan;
-use crate::kernel::Error;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Attributes, Bus, Fault, Messages, Socket, flag};
+use crate::kernel::{Error, address};
 use crate::net::LinkAddress;
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -58,7 +58,7 @@ impl Devices {
         let (operation, result) = match (step.have, step.want) {
             (Some(have), Some(want)) if is_same_device(have, want) => {
                 let moves = have.local != want.local;
-                match self.send(change(name, want, moves)) {
+                match self.change(name, have, want) {
                     // A kernel that cannot change the local address.
                     Err(Fault::Refused(refusal)) if moves && refusal.errno == libc::EOPNOTSUPP => {
                         ("replace device", self.replace(name, want))
@@ -67,7 +67,7 @@ impl Devices {
                 }
             }
             (Some(_), Some(want)) => ("replace device", self.replace(name, want)),
-            (None, Some(want)) => ("add device", self.send(add(name, want))),
+            (None, Some(want)) => ("add device", self.add(name, want)),
             (Some(_), None) => ("delete device", self.send(delete(name)).or_else(already_gone)),
             (None, None) => return Ok(()),
         };
@@ -78,7 +78,23 @@ impl Devices {
 
     /// Its routes and entries go with it; they are read back and made again in the same round.
     fn replace(&mut self, name: &LinkName, want: &Vxlan) -> Result<(), Fault> {
-        self.send(delete(name)).or_else(already_gone).and_then(|()| self.send(add(name, want)))
+        self.send(delete(name)).or_else(already_gone).and_then(|()| self.add(name, want))
+    }
+
+    fn add(&mut self, name: &LinkName, want: &Vxlan) -> Result<(), Fault> {
+        self.send(add(name, want))?;
+        if want.local.is_ipv4() { address::number(&mut self.socket, name) } else { Ok(()) }
+    }
+
+    fn change(&mut self, name: &LinkName, have: &Vxlan, want: &Vxlan) -> Result<(), Fault> {
+        if !have.is_numbered {
+            address::number(&mut self.socket, name)?;
+        }
+        // A device that lacks the address alone is not touched otherwise.
+        if (Vxlan { is_numbered: want.is_numbered, ..*have }) == *want && have != want {
+            return Ok(());
+        }
+        self.send(change(name, want, have.local != want.local))
     }
 
     fn send(&mut self, mut messages: Messages) -> Result<(), Fault> {
@@ -102,12 +118,19 @@ impl Target for Devices {
         let (is_ours, compares_mtu) = (self.is_ours, self.compares_mtu);
         let mut message = Messages::new();
         message.begin(GET_LINK, 0).header(&[0; HEADER]);
-        let listed = self
-            .socket
-            .dump(&mut message, |answer| device(answer).filter(|(name, _)| is_ours(&name.0)))
-            .map_err(|fault| Error::new("list overlay devices", "", fault.into()))?;
-        let decided = |device: Vxlan| Vxlan { mtu: device.mtu.filter(|_| compares_mtu), ..device };
-        Ok(listed.into_iter().map(|(name, device)| (name, decided(device))).collect())
+        let failed = |fault: Fault| Error::new("list overlay devices", "", fault.into());
+        let listed = self.socket.dump(&mut message, |answer| listed(answer).filter(|one| is_ours(&one.name.0)));
+        let listed = listed.map_err(failed)?;
+        let needs_address = |one: &Listed| one.device.local.is_ipv4();
+        let numbered = match listed.iter().any(needs_address) {
+            true => address::numbered(&mut self.socket).map_err(failed)?,
+            false => BTreeSet::new(),
+        };
+        let read = |one: Listed| {
+            let is_numbered = !needs_address(&one) || numbered.contains(&one.index);
+            (one.name, Vxlan { is_numbered, mtu: one.device.mtu.filter(|_| compares_mtu), ..one.device })
+        };
+        Ok(listed.into_iter().map(read).collect())
     }
 
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, LinkName, Vxlan>]) -> Vec<Failure<Error>> {
@@ -187,9 +210,17 @@ fn header(up: bool) -> [u8; HEADER] {
     [0, 0, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3, c0, c1, c2, c3]
 }
 
+/// A device as rtnetlink describes it: its addresses are not part of that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Listed {
+    index: u32,
+    name: LinkName,
+    device: Vxlan,
+}
+
 /// The device that an answer describes; `None` for one of another type.
-fn device(answer: &Answer<'_>) -> Option<(LinkName, Vxlan)> {
-    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+fn listed(answer: &Answer<'_>) -> Option<Listed> {
+    let [family, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
     if family != 0 {
         return None;
     }
@@ -208,8 +239,10 @@ fn device(answer: &Answer<'_>) -> Option<(LinkName, Vxlan)> {
         mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
         up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
         is_fixed: is_fixed(&inside),
+        is_numbered: false,
     };
-    Some((LinkName(attributes.get(NAME)?.text()?.into()), device))
+    let name = LinkName(attributes.get(NAME)?.text()?.into());
+    Some(Listed { index: u32::from_ne_bytes([i0, i1, i2, i3]), name, device })
 }
 
 /// A device without a local address reads as one that nobody wants, so that it is put right.
@@ -234,7 +267,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = device(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            let _ = listed(&Answer { kind: NEW_LINK, flags: 0, sequence: 0, port: 0, payload: &bytes });
         }
     }
 
@@ -243,11 +276,12 @@ mod tests {
         for local in ["192.0.2.1", "2001:db8::1"] {
             let local: IpAddr = local.parse().expect("an address");
             let address = link_address(local);
-            let written = Vxlan { local, id: 7, port: 4789, address, mtu: Some(1450), up: true, is_fixed: true };
+            let (mtu, is_fixed, is_numbered) = (Some(1450), true, false);
+            let device = Vxlan { local, id: 7, port: 4789, address, mtu, up: true, is_fixed, is_numbered };
             let name = LinkName("sluice-vxlan4".into());
-            let bytes = add(&name, &written).bytes().to_vec();
-            let read: Vec<_> = answers(&bytes).filter_map(|answer| device(&answer)).collect();
-            assert_eq!(read, [(name, written)]);
+            let bytes = add(&name, &device).bytes().to_vec();
+            let read: Vec<_> = answers(&bytes).filter_map(|answer| listed(&answer)).collect();
+            assert_eq!(read, [Listed { index: 0, name, device }]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Devices of the type `wireguard`, over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -9,10 +9,9 @@ use rustix::io::Errno;
 
 use super::Wireguard;
 use super::wire::{self, FAMILY, Head};
-use crate::kernel::Error;
 use crate::kernel::link::LinkName;
 use crate::kernel::netlink::{Answer, Bus, Fault, GenericSocket, Messages, Socket, flag};
-use crate::kernel::sysctl;
+use crate::kernel::{Error, address, sysctl};
 use crate::net::{PublicKey, Secret};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -21,7 +20,7 @@ pub struct Devices {
     links: Socket,
     wireguard: GenericSocket,
     is_ours: fn(&str) -> bool,
-    is_unfiltered: fn(&str) -> bool,
+    is_loose: fn(&str) -> bool,
     compares_mtu: bool,
     /// The private keys that the devices may have: one that has none of them gets the first.
     keys: BTreeMap<LinkName, Vec<Secret>>,
@@ -42,13 +41,15 @@ const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
 const KIND: &str = "wireguard";
 const UP: u32 = 0x1;
-/// No check of sources (RFC 3704). On a device without an IPv4 address Linux takes only what leads back through it also where the check is loose. The larger of this value and
-/// that of `all` counts.
-const OFF: &str = "0";
+/// RFC 3704 2.4: a packet passes where any route leads back to its sender. The larger of this value and that of `all` counts.
+const LOOSE: &str = "2";
+/// RFC 3704 2.2: a packet passes by the device alone that leads back to its sender.
+const STRICT: &str = "1";
 
 /// A device as rtnetlink describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Listed {
+    index: u32,
     name: LinkName,
     mtu: Option<u32>,
     up: bool,
@@ -65,7 +66,7 @@ impl Devices {
             links: Socket::open(Bus::Route)?,
             wireguard: GenericSocket::open(FAMILY)?,
             is_ours,
-            is_unfiltered: |_| false,
+            is_loose: |_| false,
             compares_mtu,
             keys: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -74,8 +75,8 @@ impl Devices {
     }
 
     /// The same, where devices of some names take packets whichever device leads back to their senders, from the first one on.
-    pub fn with_unfiltered(self, is_unfiltered: fn(&str) -> bool) -> Devices {
-        Devices { is_unfiltered, ..self }
+    pub fn with_loose(self, is_loose: fn(&str) -> bool) -> Devices {
+        Devices { is_loose, ..self }
     }
 
     /// Sets the private keys that devices may have. One that has any of its own keeps it; another one gets the first.
@@ -148,7 +149,8 @@ impl Devices {
     fn add(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
         self.send(link(name, None, false, flag::CREATE | flag::EXCLUSIVE))?;
         self.configure(name, want)?;
-        self.leave_unfiltered(name)?;
+        self.loosen(name)?;
+        address::number(&mut self.links, name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -156,7 +158,10 @@ impl Devices {
         if (have.port, have.has_key) != (want.port, want.has_key) {
             self.configure(name, want)?;
         }
-        self.leave_unfiltered(name)?;
+        self.loosen(name)?;
+        if !have.is_numbered {
+            address::number(&mut self.links, name)?;
+        }
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -176,8 +181,8 @@ impl Devices {
         Ok(())
     }
 
-    fn leave_unfiltered(&self, name: &LinkName) -> Result<(), Fault> {
-        if (self.is_unfiltered)(&name.0) { set_unfiltered(name) } else { Ok(()) }
+    fn loosen(&self, name: &LinkName) -> Result<(), Fault> {
+        if (self.is_loose)(&name.0) { set_loose(name) } else { Ok(()) }
     }
 
     // ip link delete NAME
@@ -213,12 +218,19 @@ impl Target for Devices {
         let mut found = BTreeMap::new();
         self.public_keys.clear();
         self.held.clear();
-        for Listed { name, mtu, up } in self.list()? {
+        let listed = self.list()?;
+        let numbered = match listed.is_empty() {
+            true => BTreeSet::new(),
+            false => address::numbered(&mut self.links)
+                .map_err(|fault| Error::new("list addresses of wireguard devices", "", fault.into()))?,
+        };
+        for Listed { index, name, mtu, up } in listed {
             let head = self.head(&name).map_err(|fault| Error::new("read device", name.to_string(), fault.into()))?;
             let Some(head) = head else { continue };
             let has_key = self.has_key(&name, &head);
             let mtu = mtu.filter(|_| self.compares_mtu);
-            found.insert(name, Wireguard { port: head.port, mtu, up, has_key });
+            let is_numbered = numbered.contains(&index);
+            found.insert(name, Wireguard { port: head.port, mtu, up, has_key, is_numbered });
         }
         Ok(found)
     }
@@ -233,16 +245,16 @@ fn rp_filter(name: &str) -> PathBuf {
     sysctl::root().join("net/ipv4/conf").join(name).join("rp_filter")
 }
 
-/// Where it cannot be written that is a failure if something filters, because packets would be lost.
-// sysctl -w net.ipv4.conf.NAME.rp_filter=0
-fn set_unfiltered(name: &LinkName) -> Result<(), Fault> {
+/// Where it cannot be written that is a failure if it is strict, because packets would be lost.
+// sysctl -w net.ipv4.conf.NAME.rp_filter=2
+fn set_loose(name: &LinkName) -> Result<(), Fault> {
     let value = |name: &str| fs::read_to_string(rp_filter(name)).unwrap_or_default().trim().to_owned();
-    if value(&name.0) == OFF {
+    if value(&name.0) == LOOSE {
         return Ok(());
     }
-    let filters = || ["all", &*name.0].into_iter().any(|name| matches!(value(name).as_str(), "1" | "2"));
-    match fs::write(rp_filter(&name.0), OFF) {
-        Err(error) if error.kind() != ErrorKind::NotFound && filters() => {
+    let is_strict = || ["all", &*name.0].into_iter().any(|name| value(name) == STRICT);
+    match fs::write(rp_filter(&name.0), LOOSE) {
+        Err(error) if error.kind() != ErrorKind::NotFound && is_strict() => {
             Err(Fault::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
         }
         _ => Ok(()),
@@ -270,7 +282,7 @@ fn link(name: &LinkName, mtu: Option<u32>, up: bool, flags: u16) -> Messages {
 
 /// The device that an answer describes; `None` for one of another type.
 fn listed(answer: &Answer<'_>) -> Option<Listed> {
-    let [family, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
+    let [family, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *answer.header::<HEADER>()?;
     if family != 0 {
         return None;
     }
@@ -279,6 +291,7 @@ fn listed(answer: &Answer<'_>) -> Option<Listed> {
         return None;
     }
     Some(Listed {
+        index: u32::from_ne_bytes([i0, i1, i2, i3]),
         name: LinkName(attributes.get(NAME)?.text()?.into()),
         mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
         up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
@@ -303,6 +316,6 @@ mod tests {
         let name = LinkName("sluice-wg0".into());
         let bytes = link(&name, Some(1420), true, flag::CREATE).bytes().to_vec();
         let read: Vec<_> = answers(&bytes).filter_map(|answer| listed(&answer)).collect();
-        assert_eq!(read, [Listed { name, mtu: Some(1420), up: true }]);
+        assert_eq!(read, [Listed { index: 0, name, mtu: Some(1420), up: true }]);
     }
 }

@@ -383,7 +383,7 @@ fn the_port_of_vxlan_may_be_that_of_a_device_of_others_but_not_the_number_too() 
         move |facts: &mut Facts| {
             let local: IpAddr = [192, 0, 2, 1].into();
             let address = link_address(local);
-            let device = Vxlan { local, id, port, address, mtu: None, up: true, is_fixed: true };
+            let device = Vxlan { local, id, port, address, mtu: None, up: true, is_fixed: true, is_numbered: true };
             facts.network.vxlan.insert(name.to_owned(), device);
             modules(facts, ModuleState::Present, &["vxlan"]);
             facts.network.links.insert(name.to_owned());

@@ -144,6 +144,7 @@ impl<K: Kernel> Driver<K> {
             // Without an address of our own there is no device.
             is_due: self.plan.own().primary.is_some() && is_due(age, period, !others.is_empty()),
             is_changing: keys.is_changing,
+            is_held_up: keys.has_next && !keys.is_changing && self.mirrors.has_second(),
             is_told,
             is_seen: self.key_change.sees_sessions && self.key_change.looked_at == Some(at.now),
             has_second: self.mirrors.has_second(),

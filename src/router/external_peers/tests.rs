@@ -2,7 +2,6 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
-use crate::bfd::Path;
 use crate::net::{Bfd, RemoteAs};
 use crate::router::given::{address, config, host, node};
 

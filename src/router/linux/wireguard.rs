@@ -30,7 +30,7 @@ pub struct KeyedDevices {
 impl KeyedDevices {
     /// Opens sockets in the network namespace of the calling thread. `file`: where the private key is, where a device is wanted.
     pub(super) fn open(file: Option<PathBuf>, compares_mtu: bool) -> Result<KeyedDevices, Error> {
-        let devices = Devices::open(is_wireguard, compares_mtu)?.with_unfiltered(|name| name == WIREGUARD_SECOND);
+        let devices = Devices::open(is_wireguard, compares_mtu)?.with_loose(|name| name == WIREGUARD_SECOND);
         Ok(KeyedDevices { devices, keys: file.map(Keyring::new), next: None })
     }
 

@@ -8,7 +8,7 @@ use super::{PeerOwner, Plan};
 use crate::bgp::speaker::WantedNeighbour;
 use crate::net::{ExternalPeer, Family, Password};
 use crate::router::desired::RouterChanges;
-use crate::router::external_peers;
+use crate::router::external_peers::{self, Located};
 use crate::router::password_files::FilePasswords;
 use crate::router::problem::{About, Problem};
 
@@ -90,7 +90,10 @@ impl Plan {
             {
                 self.without_password.insert(located.address);
             }
-            let peering = |located| external_peers::peering(located, password, &self.own, &self.config, local);
+            let peering = |located: Located<'_>| {
+                let path = self.desired.peers.get(&located.address).and_then(|wanted| Some(wanted.liveness?.path));
+                external_peers::peering(Located { path, ..located }, password, &self.own, &self.config, local)
+            };
             match located.and_then(peering) {
                 // A session over link-local addresses needs no other address of IPv6.
                 Ok(peering)

@@ -38,7 +38,8 @@ impl Plan {
         let local = (*self.own.addresses.of(family))?;
         let mtu = mtu::tunnel(self.own.mtu, &self.config, Encapsulation::Vxlan(network), local);
         let (id, port, address) = (network.id, network.port, link_address(local));
-        Some((vxlan(family), Vxlan { local, id, port, address, mtu, up: true, is_fixed: true }))
+        let device = Vxlan { local, id, port, address, mtu, up: true, is_fixed: true, is_numbered: true };
+        Some((vxlan(family), device))
     }
 }
 
@@ -60,7 +61,7 @@ impl Plan {
         let kind = Encapsulation::Wireguard(encryption);
         let ends = self.own.addresses.iter().filter_map(|(_, address)| *address);
         let mtu = ends.map(|end| mtu::tunnel(self.own.mtu, &self.config, kind, end)).min()?;
-        let device = Wireguard { port: encryption.port, mtu, up: true, has_key: true };
+        let device = Wireguard { port: encryption.port, mtu, up: true, has_key: true, is_numbered: true };
         Some((LinkName(WIREGUARD.into()), device))
     }
 }
@@ -77,9 +78,8 @@ impl Plan {
             let vxlan = vxlan.filter(|(_, device)| device.local.is_ipv4()).map(|(name, _)| name);
             let wireguard = overlay.wireguard().map(Encapsulation::Wireguard);
             let has_two = self.desired.wireguard_devices.len() > 1;
+            // The second one is made so (`kernel::wireguard`), since a setting comes after the device; this is for what others write later.
             let wireguard = self.desired.wireguard_devices.keys().filter(|_| has_two || !is_sent(wireguard));
-            // The second one is made so (`kernel::wireguard`): a setting would come after the device.
-            let wireguard = wireguard.filter(|name| name.0 == WIREGUARD);
             let tunnels = self.routes.tunnels().keys().filter(|name| self.receives_alone_by(name));
             wanted.extend(vxlan.chain(wireguard).chain(tunnels).map(settings::received_by));
         }

@@ -2,11 +2,12 @@ use std::sync::Arc as Shared;
 use std::time::Instant;
 
 use super::*;
+use crate::bfd::Path;
 use crate::bgp::rib::{Best, PeerId};
 use crate::bgp::speaker::Order;
 use crate::config::RouterConfig;
 use crate::kernel::route::{RouteKey, TABLE_MAIN};
-use crate::model::{Authority, Node, Prepend, Reflection, Routing, Service};
+use crate::model::{Authority, Host, Node, Prepend, Reflection, Routing, Service};
 use crate::net::{ExternalPeer, Secret};
 use crate::router::given::{address, config, host, node, prefix, three_nodes, with, world};
 use crate::router::password_files;
@@ -157,6 +158,30 @@ fn another_address_of_ours_leaves_the_sessions_as_they_are() {
     assert!(changed.addresses && !changed.speaker && !changed.listen && changed.peers.is_empty(), "{changed:?}");
     let orders = plan.desired().orders(&changed);
     assert!(matches!(&orders[0], Order::OwnAddresses(all) if all.contains(&address("198.51.100.1"))), "{orders:?}");
+}
+
+#[test]
+fn the_kind_of_a_bfd_session_outlives_the_networks_of_a_link_that_is_down() {
+    let words = ["--peer-router-ips=203.0.113.1,192.0.2.254", "--peer-router-asns=64512,64512", "--enable-bfd"];
+    let mut world = three_nodes();
+    let mut plan = planned(&words, &world);
+    let kinds = |plan: &Plan| {
+        let peers = &plan.desired().peers;
+        ["203.0.113.1", "192.0.2.254"].map(|text| peers[&address(text)].liveness.expect("it is watched").path)
+    };
+    let before = kinds(&plan);
+    assert_eq!(before, [Path::Multihop, Path::SingleHop]);
+    let host_of = |addresses: &str| Shared::new(Host { node_name: world.host.node_name.clone(), ..host(addresses) });
+    let (down, up) = (host_of("192.0.2.1/32"), world.host.clone());
+    assert!(down.on_link.is_empty(), "addresses of IPv4 stay where a link is set down");
+    for (host, kinds_then) in [(down.clone(), before), (up, before)] {
+        world.host = host;
+        plan.update(&world);
+        assert_eq!(kinds(&plan), kinds_then);
+    }
+    world.host = down;
+    let fresh = planned(&words, &world);
+    assert_eq!(kinds(&fresh), [Path::SingleHop; 2], "without an earlier session they may be on the link");
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn family_of(object: &Object, content: &Content) -> Option<Family> {
             Some(Family::from(*address))
         }
         (Object::Element(_, Key::Prefix(range)), _) => Some(Family::from(*range)),
+        (Object::Element(_, Key::Range(ends)), _) => Some(Family::from(ends.0)),
         _ => None,
     }
 }
@@ -98,7 +99,7 @@ impl Running {
 
     /// What shall be in force of a World.
     pub fn desired(&self, world: &World) -> InForce {
-        let mut plan = Plan::new();
+        let mut plan = Plan::of(self.config.backend);
         let changed = plan.update(world);
         let config = self.config.clone();
         match self.config.backend {

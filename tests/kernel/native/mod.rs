@@ -3,6 +3,7 @@
 mod address;
 mod agent;
 mod agent_memory;
+mod bfd;
 mod bridge;
 mod bundle;
 mod cleanup;

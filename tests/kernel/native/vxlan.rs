@@ -43,7 +43,7 @@ impl Side {
     fn device(&self) -> Vxlan {
         let local = address(self.here);
         let (mtu, address) = (Some(self.largest), link_address(local));
-        Vxlan { local, id: 1, port: 4789, address, mtu, up: true, is_fixed: true }
+        Vxlan { local, id: 1, port: 4789, address, mtu, up: true, is_fixed: true, is_numbered: true }
     }
 
     fn key(&self) -> EntryKey {
@@ -182,6 +182,50 @@ fn what_is_lost_of_an_entry_is_found_and_put_back_and_goes_again() {
     });
 }
 
+/// Somebody takes the address without which sources are filtered strictly, and it comes back.
+fn take_address_of(devices: &mut Devices, name: &LinkName, wanted: Vxlan) {
+    let addresses = || run(&format!("ip -4 -o address show dev {name}"));
+    assert!(addresses().contains("127.0.0.8/32 scope host"), "{}", addresses());
+    run(&format!("ip address delete 127.0.0.8/32 dev {name}"));
+    let have = devices.read().expect("a reading").remove(name).expect("it is there");
+    assert_eq!(have, Vxlan { is_numbered: false, ..wanted });
+    step(devices, name, Some(&have), Some(&wanted));
+    assert_eq!(devices.read().expect("a reading").remove(name), Some(wanted));
+    assert!(addresses().contains("127.0.0.8/32 scope host"), "{}", addresses());
+}
+
+#[test]
+fn loose_filtering_takes_what_leads_back_elsewhere_and_strict_filtering_does_not() {
+    in_two(|| {
+        step(&mut devices(), &V4.name(), None, Some(&V4.device()));
+        step(&mut entries(), &V4.key(), None, Some(&V4.entry()));
+        set_up_far(&V4);
+        // The way back leads by the link.
+        run("ip route add 10.244.2.0/24 via 192.0.2.2 dev eth0 src 192.0.2.1");
+        run("ip link set lo up");
+        let reaches = |all: u8, device: u8| {
+            let conf = "net.ipv4.conf";
+            run(&format!(
+                "sysctl -qw {conf}.eth0.rp_filter=0 {conf}.all.rp_filter={all} {conf}.{}.rp_filter={device}",
+                V4.link
+            ));
+            attempt("ip netns exec far ping -c 1 -W 1 -I 10.244.2.1 10.244.1.1").0
+        };
+        for (all, device) in [(0, 0), (0, 2), (1, 2), (2, 0), (2, 1), (2, 2)] {
+            assert!(reaches(all, device), "all {all}, device {device}");
+        }
+        for (all, device) in [(0, 1), (1, 0), (1, 1)] {
+            assert!(!reaches(all, device), "all {all}, device {device}");
+        }
+        run(&format!("ip address delete 127.0.0.8/32 dev {}", V4.link));
+        assert!(!reaches(0, 2), "without the address loose is strict");
+        // What comes to the address from outside is for nobody.
+        step(&mut devices(), &V4.name(), Some(&Vxlan { is_numbered: false, ..V4.device() }), Some(&V4.device()));
+        let looked_up = attempt("ip route get 127.0.0.8 from 192.0.2.2 iif eth0");
+        assert!(!looked_up.0, "{looked_up:?}");
+    });
+}
+
 #[test]
 fn a_device_is_changed_in_place_where_that_can_be_and_replaced_otherwise_and_those_of_others_stay() {
     in_two(|| {
@@ -199,6 +243,9 @@ fn a_device_is_changed_in_place_where_that_can_be_and_replaced_otherwise_and_tho
             let before = number(side);
             step(&mut devices, &name, Some(&have), Some(&first));
             assert_eq!((number(side), devices.read().expect("a reading").remove(&name)), (before, Some(first)));
+            if first.local.is_ipv4() {
+                take_address_of(&mut devices, &name, first);
+            }
             let elsewhere = address(if first.local.is_ipv4() { "192.0.2.7" } else { "2001:db8::7" });
             let moved = Vxlan { local: elsewhere, address: link_address(elsewhere), ..first };
             step(&mut devices, &name, Some(&first), Some(&moved));

@@ -146,14 +146,15 @@ impl State {
     fn add_ways_of_others(&mut self, device: LinkName) {
         let end = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
         let (local, remote) = (end(1), end(200));
-        let tunnel = Tunnel { local, remote, udp_port: None, ttl: 64, mtu: Some(1400), up: true };
+        let tunnel = Tunnel { local, remote, udp_port: None, ttl: 64, mtu: Some(1400), up: true, is_numbered: false };
         self.tunnels.insert(LinkName("tun-office".into()), tunnel);
-        let (address, is_fixed) = (overlay::link_address(local), true);
-        let calico = Vxlan { local, id: 4096, port: 4789, address, mtu: Some(1400), up: true, is_fixed };
+        let (address, mtu) = (overlay::link_address(local), Some(1400));
+        let (is_fixed, is_numbered) = (true, false);
+        let calico = Vxlan { local, id: 4096, port: 4789, address, mtu, up: true, is_fixed, is_numbered };
         self.overlay_devices.insert(LinkName("vxlan.calico".into()), calico);
         let node = EntryKey { link: LinkName("vxlan.calico".into()), remote };
         self.overlay_entries.insert(node, overlay::Entry::of(remote));
-        let office = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true };
+        let office = Wireguard { port: 51820, mtu: Some(1420), up: true, has_key: true, is_numbered: false };
         self.wireguard_devices.insert(LinkName("wg0".into()), office);
         let key = PublicKey::new(&[9; 32]).expect("a key");
         let peer = Peer { endpoint: None, allowed: [].into(), keepalive: 0, is_plain: true };

@@ -220,3 +220,25 @@ fn a_new_set_with_intervals_comes_before_the_change_without_the_new_chains() {
     let turns = transactions(&steps, &Sets::new(), true).expect("there are no elements");
     assert_eq!(turns.into_iter().map(|turn| turn.steps).collect::<Vec<_>>(), [[0], [1]]);
 }
+
+#[test]
+fn where_memory_lacks_the_largest_set_is_at_fault_also_where_another_one_has_more_elements_in_that_portion() {
+    let spec = SetSpec { fields: Fields::Mark, kind: Kind::Set, intervals: false };
+    let count = [("large", PORTION as u32 + 10), ("small", 1000), ("tiny", 3)];
+    let made = count.map(|(set, _)| (Object::Set(set.into()), Content::Set(spec)));
+    let elements: Vec<Object> = count
+        .iter()
+        .flat_map(|(set, count)| (0..*count).map(|mark| Object::Element((*set).into(), Key::Mark(mark))))
+        .collect();
+    let of_sets = made.iter().map(|(key, want)| Step { key, have: None, want: Some(want) });
+    let of_elements = elements.iter().map(|key| Step { key, have: None, want: Some(&Content::Element) });
+    let steps: Vec<_> = of_sets.chain(of_elements).collect();
+    let plan = Plan::of(&steps, &Sets::new()).expect("its sets are made");
+    let InTurn { early, .. } = plan.in_turn(&Unreached::new());
+    let sizes = Plan::sizes(&early);
+    assert_eq!(sizes.values().copied().collect::<Vec<_>>(), count.map(|(_, count)| count as usize));
+    let last = early.last().expect("two portions");
+    assert_eq!(last.added.values().map(|(_, elements)| elements.len()).collect::<Vec<_>>(), [10, 1000, 3]);
+    assert_eq!(last.largest_set(&sizes).map(Name::as_str), Some("large"));
+    assert_eq!(Plan::default().largest_set(&sizes), None, "nothing is filled");
+}

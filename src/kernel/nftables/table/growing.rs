@@ -1,9 +1,14 @@
 //! Steps as transactions; where objects only grow, without the elements that the kernel refuses: one bad entry keeps no other out.
 
-use crate::kernel::Error;
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use crate::kernel::{Cause, Error};
 use crate::reconcile::{Failure, Step};
 
-use super::super::object::{Content, Object};
+use super::super::object::{Content, Name, Object};
+use super::super::plan::Plan;
 use super::{OwnTable, Undone};
 
 /// Elements of one set come in one message, so which of them are refused is found out by the second try, and the third is without them. Where sets are filled
@@ -36,6 +41,16 @@ impl OwnTable {
             left = others.into_iter().map(|failure| failure.step).collect();
         }
         refused
+    }
+
+    /// Blames the largest of the sets that were to be filled before the rest, where the kernel lacks memory for that: it blames nobody itself, and the
+    /// set would keep out all that comes behind it, each time anew.
+    pub(super) fn blame_largest(&mut self, filling: &Plan<'_>, sizes: &BTreeMap<&Name, usize>, error: &Error) {
+        if matches!(error.cause, Cause::Errno(Errno::NOMEM | Errno::NOBUFS, _))
+            && let Some(set) = filling.largest_set(sizes)
+        {
+            self.refused.insert(Object::Set(set.clone()), error.clone());
+        }
     }
 
     /// Performs steps. All that change something for packets are one transaction, so all of them fail together. What came before it is done

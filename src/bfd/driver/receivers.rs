@@ -1,0 +1,87 @@
+//! Sockets that receive: one for each local address and kind of path, each with a filter of those who are expected there.
+//!
+//! The queue of a socket is all its neighbours' together. So the kernel drops what others send before it takes a place there: a pod that sends
+//! as fast as it can costs no neighbour a packet.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::Instant;
+
+use super::RETRY;
+use crate::bfd::Path;
+use crate::bfd::sessions::Neighbours;
+use crate::kernel::Error;
+use crate::kernel::udp::{self, Expected};
+use crate::net::link_local::to_socket;
+
+/// A socket that receives, or that is still to be had.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    socket: Option<UdpSocket>,
+    /// Those whom its filter lets through; `None` while it has none.
+    heard: Option<Neighbours>,
+    /// Next try, while socket or filter are missing.
+    retry_at: Instant,
+    /// It is known to be in trouble.
+    pub(super) is_told: bool,
+    /// Number of dropped datagrams as the kernel has last told.
+    dropped: u32,
+}
+
+impl Receiver {
+    /// Builds one whose socket is to be opened.
+    pub(super) fn new(now: Instant) -> Receiver {
+        Receiver { socket: None, heard: None, retry_at: now, is_told: false, dropped: 0 }
+    }
+
+    /// Its socket, once there is one.
+    pub(super) fn socket(&self) -> Option<&UdpSocket> {
+        self.socket.as_ref()
+    }
+
+    /// Time of the next try for what is missing; `None` while nothing is.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        (self.socket.is_none() || self.heard.is_none()).then_some(self.retry_at)
+    }
+
+    /// Opens the socket where there is none, and has it hear these neighbours; `None` while another try is not due.
+    ///
+    /// # Errors
+    /// The kernel refuses either, which is tried again then.
+    pub(super) fn hear(
+        &mut self,
+        now: Instant,
+        on: IpAddr,
+        path: Path,
+        neighbours: Neighbours,
+    ) -> Option<Result<(), Error>> {
+        let is_early = self.retry_at().is_some_and(|at| at > now);
+        if is_early || self.heard.as_ref() == Some(&neighbours) {
+            return None;
+        }
+        let done = self.try_to_hear(on, path, neighbours);
+        if done.is_err() {
+            self.retry_at = now + RETRY;
+        }
+        Some(done)
+    }
+
+    fn try_to_hear(&mut self, on: IpAddr, path: Path, neighbours: Neighbours) -> Result<(), Error> {
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => self.socket.insert(udp::receiving(to_socket(on, path.port()), path == Path::SingleHop)?),
+        };
+        self.heard = None;
+        // A datagram does not say by which link the address of its source is meant.
+        let sources = neighbours.remotes.iter().map(|remote| to_socket(*remote, 0).ip()).collect();
+        let links = (path == Path::SingleHop).then(|| neighbours.links.clone());
+        udp::expect(socket, &Expected { sources, links })?;
+        self.heard = Some(neighbours);
+        Ok(())
+    }
+
+    /// Returns how many datagrams the kernel has dropped since the last question.
+    pub(super) fn newly_dropped(&mut self) -> u32 {
+        let Some(Ok(dropped)) = self.socket.as_ref().map(udp::dropped) else { return 0 };
+        dropped.wrapping_sub(std::mem::replace(&mut self.dropped, dropped))
+    }
+}

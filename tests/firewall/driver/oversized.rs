@@ -1,0 +1,66 @@
+//! A policy with more blocks than the kernel is given: what is in force, and what log, metrics, Events and answers say of it.
+
+use sluice::firewall::explain::EXPLAIN;
+use sluice::model::{ObjectName, Peer};
+
+use super::*;
+
+/// Everything without so many single addresses, far apart: more than 100 prefixes for each.
+fn everything_but(holes: u128) -> Peer {
+    let hole = |number: u128| format!("{}/128", std::net::Ipv6Addr::from(number << 96 | 1 << 48)).parse().unwrap();
+    Peer::Block { cidr: "::/0".parse().unwrap(), except: (1..=holes).map(hole).collect() }
+}
+
+fn with_blocks(peer: Peer) -> World {
+    Case(shop()).policy("shop/db", "app=db", [Some(&[rule(&[peer], &[])]), None]).0
+}
+
+async fn explained(running: &Running) -> String {
+    let (answer, answered) = oneshot::channel();
+    let words = [("from", "2001:db8::1"), ("to", "shop/db:80")];
+    let about = words.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let question = Question { path: EXPLAIN, about, form: AnswerFormat::Text, answer };
+    let asking = running.asking.borrow().clone().expect("the loop runs");
+    asking.send(question).await.expect("the loop runs");
+    answered.await.expect("the loop answers").expect("it is a question")
+}
+
+#[test]
+fn with_iptables_a_policy_of_too_many_prefixes_matches_nothing_and_is_told_once() {
+    with(Backend::Iptables, async |running| {
+        running.settles(&with_blocks(everything_but(6000))).await;
+        running.until_told(|text| text.contains("sluice_firewall_oversized_policies 1")).await;
+        running.beats(5).await;
+        let words = "NetworkPolicy has more address ranges than the kernel is given";
+        assert_eq!(running.log.lines(words).len(), 1, "{}", running.log.text());
+        let problems = running.oversized.borrow().clone();
+        let texts: Vec<String> = problems.iter().flat_map(|(_, all)| all.iter()).map(ToString::to_string).collect();
+        assert_eq!(problems.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), [ObjectName::new("shop", "db")]);
+        assert!(
+            texts[0].contains("more than 524288 prefixes") && texts[0].ends_with("these match nothing"),
+            "{texts:?}"
+        );
+        let answer = explained(running).await;
+        assert!(answer.contains(&format!("policy: NetworkPolicy shop/db: {}", texts[0])), "{answer}");
+        assert!(running.kernel.state().elements.len() < 100, "none of it is in the kernel");
+        running.settles(&shop()).await;
+        running.until_told(|text| text.contains("sluice_firewall_oversized_policies 0")).await;
+        assert_eq!(running.log.lines("NetworkPolicy no longer has more address ranges").len(), 1);
+        assert_eq!(running.oversized.borrow().iter().count(), 0);
+    });
+}
+
+#[test]
+fn with_nftables_the_same_policy_is_in_force_with_one_element_for_each_hole() {
+    with(Backend::Nftables, async |running| {
+        running.settles(&with_blocks(everything_but(6000))).await;
+        running.until_ready().await;
+        running.until_told(|text| text.contains("sluice_firewall_oversized_policies 0")).await;
+        let table = running.table.contents();
+        let is_range =
+            |object: &&Object| matches!(object, Object::Element(set, _) if set.as_str().starts_with("ranges_"));
+        assert_eq!(table.keys().filter(is_range).count(), 6001);
+        let answer = explained(running).await;
+        assert!(!answer.contains("policy:"), "{answer}");
+    });
+}
