@@ -92,7 +92,7 @@ fn addresses(is_v4: bool) -> (IpAddr, IpAddr) {
 }
 
 fn index(link: &str) -> u32 {
-    let text = std::fs::read_to_string(format!("/proc/thread-self/net/dev_mcast")).expect("links");
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev_mcast").expect("links");
     let line = text.lines().find(|line| line.split_whitespace().nth(1) == Some(link)).expect("it is there");
     line.split_whitespace().next().and_then(|index| index.parse().ok()).expect("a number")
 }
