@@ -251,11 +251,7 @@ mod tests {
 
     fn request(tables: usize, peers: bool) -> WatchEventRequest {
         let filters = vec![Filter::default(); tables];
-        WatchEventRequest {
-            peer: peers.then(PeerFilters::default),
-            table: Some(Table { filters }),
-            ..Default::default()
-        }
+        WatchEventRequest { peer: peers.then(PeerFilters::default), table: Some(Table { filters }) }
     }
 
     #[test]

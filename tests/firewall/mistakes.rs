@@ -273,10 +273,9 @@ fn edit_blocks(rules: &mut RuleSet, edit: impl Fn(&[(IpNet, Vec<IpNet>)], &Conte
 }
 
 fn prefixes(contents: &Contents) -> impl Iterator<Item = IpNet> {
-    let of_family = |(family, ranges): (Family, &Box<[Span]>)| {
-        ranges.iter().flat_map(|range| range.prefixes(family)).collect::<Vec<_>>()
-    };
-    contents.ranges.iter().flat_map(of_family)
+    let of_family =
+        |family: Family, ranges: &[Span]| ranges.iter().flat_map(|range| range.prefixes(family)).collect::<Vec<_>>();
+    contents.ranges.iter().flat_map(move |(family, ranges)| of_family(family, ranges))
 }
 
 /// These prefixes as they are, joined to nothing.

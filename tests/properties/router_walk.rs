@@ -749,21 +749,22 @@ fn one<K: Ord + Clone, V>(of: &BTreeMap<K, V>, foreign: &BTreeMap<K, V>, random:
     random.pick_from(of.keys().filter(|key| !foreign.contains_key(key)).cloned())
 }
 
-/// Changes a tunnel, or sets it down.
+/// Changes a tunnel, or sets it down, or takes its address.
 fn change_tunnel(state: &mut State, foreign: &State, random: &mut Random) -> Option<String> {
     let key = one(&state.tunnels, &foreign.tunnels, random)?;
     let tunnel = state.tunnels.get_mut(&key)?;
     tunnel.ttl = 7;
     tunnel.up = random.chance(50);
-    if !tunnel.up {
+    tunnel.is_numbered = random.chance(50);
+    if !tunnel.up || !tunnel.is_numbered {
         lose_routes(state, &key);
     }
     Some(format!("changes the tunnel {key}"))
 }
 
-/// Deletes a device of `wireguard`, or takes its key, or sets it down.
+/// Deletes a device of `wireguard`, or takes its key or its address, or sets it down.
 fn hurt_wireguard(state: &mut State, key: &LinkName, random: &mut Random) -> Option<String> {
-    match random.below(3) {
+    match random.below(4) {
         0 => {
             state.wireguard_devices.remove(key);
             state.wireguard_peers.retain(|peer, _| peer.link != *key);
@@ -773,6 +774,12 @@ fn hurt_wireguard(state: &mut State, key: &LinkName, random: &mut Random) -> Opt
         1 => {
             state.wireguard_devices.get_mut(key)?.has_key = false;
             Some(format!("gives {key} another key"))
+        }
+        2 => {
+            // With its last address a device loses its routes.
+            state.wireguard_devices.get_mut(key)?.is_numbered = false;
+            lose_routes(state, key);
+            Some(format!("takes the address of {key}"))
         }
         _ => {
             state.wireguard_devices.get_mut(key)?.up = false;
@@ -817,7 +824,12 @@ fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<Strin
         }
         2 => {
             if let Some(key) = one(&state.overlay_devices, &foreign.overlay_devices, random) {
-                return Some(delete_overlay_device(state, &key));
+                if random.chance(50) {
+                    return Some(delete_overlay_device(state, &key));
+                }
+                state.overlay_devices.get_mut(&key)?.is_numbered = false;
+                lose_routes(state, &key);
+                return Some(format!("takes the address of {key}"));
             }
             if let Some(key) = one(&state.wireguard_devices, &foreign.wireguard_devices, random) {
                 return hurt_wireguard(state, &key, random);

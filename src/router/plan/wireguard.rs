@@ -279,19 +279,29 @@ impl Plan {
         })
     }
 
-    /// Returns the peers of a node on our devices: on the second one with the same ranges, at its second port.
+    /// Returns the peers of a node on our devices.
     fn peers(&self, node: &CompactString) -> Vec<(PeerKey, Peer)> {
-        let Some((key, peer)) = self.peer(node) else { return Vec::new() };
-        let second = self.second_peer(node, &peer);
-        let first = (key, Peer { keepalive: self.keepalive_of_first(node), ..peer });
-        [first].into_iter().chain(second).collect()
+        self.peer(node).into_iter().chain(self.second_peer(node)).collect()
     }
 
     fn peer(&self, node: &CompactString) -> Option<(PeerKey, Peer)> {
         let encryption = self.config.overlay?.wireguard()?;
         let key = self.nodes.key_of(node)?;
-        let is_its = self.nodes.with_key(&key).next() == Some(node) && self.wireguard.own.first != Some(key);
-        if *node == self.own.name || !is_its {
+        let address = self.reached_at(node).filter(|_| self.nodes.with_key(&key).next() == Some(node))?;
+        let endpoint = Some(SocketAddr::new(address, encryption.port));
+        let of_machine = self.nodes.with_key(&key).filter(|name| **name != self.own.name);
+        let allowed: BTreeSet<IpNet> = of_machine.flat_map(|name| self.allowed(name)).collect();
+        let allowed = Arc::from_iter(allowed);
+        Some((
+            PeerKey { link: LinkName(WIREGUARD.into()), key },
+            Peer { endpoint, allowed, keepalive: self.keepalive_of_first(&key), is_plain: true },
+        ))
+    }
+
+    /// Returns the address that packets of the tunnel to a node with a key are sent to; `None` for this machine, and where there is no way.
+    fn reached_at(&self, node: &CompactString) -> Option<IpAddr> {
+        let key = self.nodes.key_of(node)?;
+        if *node == self.own.name || self.wireguard.own.first == Some(key) {
             return None;
         }
         let both = self.nodes.both_of(node);
@@ -299,15 +309,7 @@ impl Plan {
             let address = (*both.of(*family)).filter(|address| !self.is_here(address));
             address.filter(|_| self.own.addresses.of(*family).is_some())
         };
-        let address = Family::BOTH.iter().find_map(reached)?;
-        let endpoint = Some(SocketAddr::new(address, encryption.port));
-        let of_machine = self.nodes.with_key(&key).filter(|name| **name != self.own.name);
-        let allowed: BTreeSet<IpNet> = of_machine.flat_map(|name| self.allowed(name)).collect();
-        let allowed = Arc::from_iter(allowed);
-        Some((
-            PeerKey { link: LinkName(WIREGUARD.into()), key },
-            Peer { endpoint, allowed, keepalive: 0, is_plain: true },
-        ))
+        Family::BOTH.iter().find_map(reached)
     }
 
     fn allowed(&self, node: &CompactString) -> BTreeSet<IpNet> {

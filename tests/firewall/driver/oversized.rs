@@ -7,8 +7,10 @@ use super::*;
 
 /// Everything without so many single addresses, far apart: more than 100 prefixes for each.
 fn everything_but(holes: u128) -> Peer {
-    let hole = |number: u128| format!("{}/128", std::net::Ipv6Addr::from(number << 96 | 1 << 48)).parse().unwrap();
-    Peer::Block { cidr: "::/0".parse().unwrap(), except: (1..=holes).map(hole).collect() }
+    let hole = |number: u128| {
+        format!("{}/128", std::net::Ipv6Addr::from(number << 96 | 1 << 48)).parse().expect("it is well-formed")
+    };
+    Peer::Block { cidr: "::/0".parse().expect("it is well-formed"), except: (1..=holes).map(hole).collect() }
 }
 
 fn with_blocks(peer: Peer) -> World {

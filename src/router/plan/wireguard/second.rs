@@ -2,6 +2,9 @@
 //!
 //! Why, and what follows from it: [`rotation`](crate::router::rotation). All of it is a function of Node objects, of our own keys and of the sessions that the kernel
 //! tells, so a process that has just started decides as the one before.
+//!
+//! On the first device the Nodes with one key are one machine, with one peer that has the ranges of all. Here each Node is for itself: whoever may write an older Node can copy the first key of another one
+//! and tell a next key of its own, which it can decrypt with. So a key has the ranges of the Nodes alone that say that it is theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -51,7 +54,7 @@ impl Plan {
         let mut changed = RouterChanges::default();
         let before = std::mem::replace(&mut self.wireguard.own, keys);
         if before != keys && self.decrypts() {
-            self.wireguard.stale.extend(self.wireguard.by_node.keys().cloned());
+            self.mark_all_keys();
             let own = [before.first, keys.first];
             let others: Vec<CompactString> =
                 own.iter().flatten().flat_map(|key| self.nodes.with_key(key)).cloned().collect();
@@ -59,6 +62,13 @@ impl Plan {
             self.settle_routes(&mut changed);
         }
         changed
+    }
+
+    /// Has the peers of all nodes looked at again: one that has none yet may get one on the second device, where another Node has its first key.
+    fn mark_all_keys(&mut self) {
+        let others = self.known.nodes.iter().map(|(name, _)| name);
+        let all: Vec<CompactString> = others.chain(self.wireguard.by_node.keys()).cloned().collect();
+        self.wireguard.stale.extend(all);
     }
 
     /// Sets the state of the sessions with peers, as the kernel tells it.
@@ -109,20 +119,16 @@ impl Plan {
     pub fn by_first_key(&self) -> impl Iterator<Item = (&CompactString, bool)> {
         let by_node = self.wireguard.by_node.iter();
         by_node.filter_map(|(node, keys)| {
-            let of = |link: &str| keys.iter().find(|key| key.link.0 == link).map(|key| self.session(key));
-            let is_used = of(WIREGUARD).is_some_and(|session| session != Session::Over);
-            is_used.then(|| (node, of(WIREGUARD_SECOND) == Some(Session::Live)))
+            let first = keys.iter().find(|key| key.link.0 == WIREGUARD)?;
+            let has_next = || self.nodes.with_key(&first.key).any(|node| self.is_live_by_second(node));
+            (self.session(first) != Session::Over).then(|| (node, has_next()))
         })
     }
 
     /// Returns the device by which packets to a node with this address are sent.
     pub(in crate::router::plan) fn device_to(&self, remote: IpAddr) -> LinkName {
-        let of_second = |node: &CompactString| {
-            let key = self.nodes.key_of(node);
-            let owner = key.and_then(|key| self.nodes.with_key(&key).next());
-            owner.is_some_and(|owner| self.wireguard.second.used.contains(owner))
-        };
-        let is_second = !self.wireguard.second.used.is_empty() && self.holder_of(&remote).is_some_and(of_second);
+        let used = &self.wireguard.second.used;
+        let is_second = !used.is_empty() && self.holder_of(&remote).is_some_and(|node| used.contains(node));
         LinkName(if is_second { WIREGUARD_SECOND } else { WIREGUARD }.into())
     }
 
@@ -136,7 +142,7 @@ impl Plan {
         let has_other_second = differing.iter().any(|name| name.0 == WIREGUARD_SECOND);
         let is_known = self.nodes.changing().contains(&self.own.name);
         if std::mem::replace(&mut self.wireguard.second.is_known, is_known) != is_known || has_other_second {
-            self.wireguard.stale.extend(self.wireguard.by_node.keys().cloned());
+            self.mark_all_keys();
         }
         if has_other_second {
             self.replace_settings(changed);
@@ -162,18 +168,23 @@ impl Plan {
         self.wireguard.stale.insert(owner.clone());
     }
 
-    /// Returns whether packets to the machine of a node are sent by the second device: while its key or ours changes, as soon as there is a session, and behind that
+    /// Returns whether packets to a node are sent by the second device: while its key or ours changes, as soon as there is a session, and behind that
     /// until there is one on the first device. That it went by the second one before has to be known of no node that was never looked at: then the kernel's routes may.
     fn goes_by_second(&self, node: &CompactString) -> bool {
         let Some(first) = self.nodes.key_of(node) else { return false };
-        let is_owner = *node != self.own.name && self.nodes.with_key(&first).next() == Some(node);
-        let Some(second) = self.second_key(node).filter(|_| is_owner && self.wants_second()) else { return false };
-        let is_live = |link: &str, key| self.session(&PeerKey { link: LinkName(link.into()), key }) == Session::Live;
+        let is_other = *node != self.own.name && self.wireguard.own.first != Some(first);
+        let Some(second) = self.second_key(node).filter(|_| is_other && self.wants_second()) else { return false };
+        let by_first = PeerKey { link: LinkName(WIREGUARD.into()), key: first };
         // A session on the first device that ends because nobody sends is no reason to go back.
         let may_have_gone = self.wireguard.second.used.contains(node) || !self.wireguard.by_node.contains_key(node);
         let may_go = may_have_gone || !self.is_disputed(node, &second);
-        let is_wanted = self.is_changing(node) && may_go || may_have_gone && !is_live(WIREGUARD, first);
-        is_live(WIREGUARD_SECOND, second) && is_wanted
+        let is_wanted = self.is_changing(node) && may_go || may_have_gone && self.session(&by_first) != Session::Live;
+        is_wanted && self.is_live_by_second(node)
+    }
+
+    fn is_live_by_second(&self, node: &CompactString) -> bool {
+        let key = self.second_key(node).map(|key| PeerKey { link: LinkName(WIREGUARD_SECOND.into()), key });
+        key.is_some_and(|key| self.session(&key) == Session::Live)
     }
 
     fn session(&self, key: &PeerKey) -> Session {
@@ -187,7 +198,7 @@ impl Plan {
         self.wireguard.own.is_changing || changing.contains(&self.own.name) || changing.contains(node)
     }
 
-    /// The key of the second device of a node's machine; none where it is ours.
+    /// The key of a node's second device; none where it is ours.
     fn second_key(&self, node: &CompactString) -> Option<PublicKey> {
         self.nodes.second_key_of(node).filter(|key| self.wireguard.own.second != Some(*key))
     }
@@ -206,36 +217,43 @@ impl Plan {
         nodes.filter(disputed)
     }
 
-    /// Returns the peer on the second device for one on the first. What several machines say is theirs has one peer, of the first of them that has one, with the ranges
-    /// of all: only who has the private key can use them, and which of them that is nobody knows. It has no endpoint but the one that the kernel has, which is where packets with that
+    /// Returns the peer of a node on the second device. A key that several Nodes say is theirs has one peer, of the first of them that is reached, with the ranges of all: only who has
+    /// the private key can use them, and which of them that is nobody knows. Where it is the next key of any of them it has no endpoint but the one that the kernel has, which is where packets with that
     /// key come from: its holder knows our endpoint, and sends every five seconds.
-    pub(super) fn second_peer(&self, node: &CompactString, first: &Peer) -> Option<(PeerKey, Peer)> {
+    pub(super) fn second_peer(&self, node: &CompactString) -> Option<(PeerKey, Peer)> {
         let encryption = self.config.overlay?.wireguard().filter(|_| self.wants_second())?;
         let key = self.second_key(node)?;
-        let peer_of =
-            |other: &CompactString| if other == node { Some(first.clone()) } else { Some(self.peer(other)?.1) };
-        let claimants = self.nodes.with_second_key(&key).filter_map(|other| Some((other, peer_of(other)?)));
-        let claimants: Vec<(&CompactString, Peer)> = claimants.collect();
-        if claimants.first().is_none_or(|(other, _)| *other != node) {
-            return None;
-        }
-        let at_second = |endpoint: SocketAddr| SocketAddr::new(endpoint.ip(), encryption.second_port());
-        let (endpoint, allowed) = match &*claimants {
-            [_] => (first.endpoint.map(at_second), Arc::clone(&first.allowed)),
-            all => {
-                let ranges: BTreeSet<IpNet> = all.iter().flat_map(|(_, peer)| peer.allowed.iter().copied()).collect();
-                (None, Arc::from_iter(ranges))
-            }
-        };
+        let claimants = self.nodes.with_second_key(&key).filter_map(|other| Some((other, self.reached_at(other)?)));
+        let claimants: Vec<(&CompactString, IpAddr)> = claimants.collect();
+        let address = claimants.first().filter(|(first, _)| *first == node).map(|(_, address)| *address)?;
+        let is_next = |(node, _): &(&CompactString, IpAddr)| self.nodes.key_of(node) != Some(key);
+        let is_sure = claimants.len() == 1 || !claimants.iter().any(is_next);
+        let endpoint = is_sure.then(|| SocketAddr::new(address, encryption.second_port()));
+        let allowed: BTreeSet<IpNet> = claimants.iter().flat_map(|(node, _)| self.allowed_by_second(node)).collect();
         let is_shown = |node: &CompactString| self.is_changing(node) || self.wireguard.second.used.contains(node);
         let keepalive = if claimants.iter().any(|(node, _)| is_shown(node)) { KEEPALIVE } else { 0 };
-        let peer = Peer { endpoint, allowed, keepalive, is_plain: true };
+        let peer = Peer { endpoint, allowed: Arc::from_iter(allowed), keepalive, is_plain: true };
         Some((PeerKey { link: LinkName(WIREGUARD_SECOND.into()), key }, peer))
     }
 
-    /// Returns the interval at which a node is shown that the session on the first device is used although a key changes, or is wanted again.
-    pub(super) fn keepalive_of_first(&self, node: &CompactString) -> u16 {
-        let is_shown = self.wants_second() && self.is_changing(node) != self.wireguard.second.used.contains(node);
-        if is_shown { KEEPALIVE } else { 0 }
+    /// Returns what a node's peer on the second device may use: nothing that touches what another Node with the same first key has whose second device has another key.
+    fn allowed_by_second(&self, node: &CompactString) -> BTreeSet<IpNet> {
+        let second = self.nodes.second_key_of(node);
+        let first = self.nodes.key_of(node);
+        let of_machine = first.iter().flat_map(|key| self.nodes.with_key(key));
+        let others = of_machine.filter(|other| self.nodes.second_key_of(other) != second);
+        let of_others: BTreeSet<IpNet> = others.flat_map(|other| self.allowed(other)).collect();
+        let touches = |range: &IpNet| of_others.iter().any(|other| other.contains(range) || range.contains(other));
+        self.allowed(node).into_iter().filter(|range| !touches(range)).collect()
+    }
+
+    /// Returns the interval at which the machine with this first key is shown that the session on the first device is used although a key changes, or is wanted again. Of several Nodes those
+    /// without a next key do not count beside one that has it: nobody has their key on the second device.
+    pub(super) fn keepalive_of_first(&self, key: &PublicKey) -> u16 {
+        let has_next = |node: &&CompactString| self.nodes.second_key_of(node) != Some(*key);
+        let any_has_next = self.nodes.with_key(key).any(|node| has_next(&node));
+        let is_turned = |node: &CompactString| self.is_changing(node) != self.wireguard.second.used.contains(node);
+        let mut counted = self.nodes.with_key(key).filter(|node| !any_has_next || has_next(node));
+        if self.wants_second() && counted.any(is_turned) { KEEPALIVE } else { 0 }
     }
 }

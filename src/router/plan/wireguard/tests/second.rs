@@ -92,3 +92,64 @@ fn what_several_machines_say_is_theirs_is_sent_to_where_its_packets_come_from_al
         assert_eq!(endpoint_at_second(&plan), None);
     }
 }
+
+/// An older Node that says that node-2's first key is its own, with this next key; 0 for none.
+fn copy_of_first(next: u8, addresses: &str, ranges: &str) -> (&'static str, Node) {
+    let node = Node { created: 1, ..with_key(2, addresses, ranges) };
+    ("node-9", Node { wireguard_next_key: PublicKey::new(&[next; 32]).filter(|_| next > 0), ..node })
+}
+
+fn has_live(plan: &mut Plan, live: &[(&str, u8)]) {
+    let session =
+        |(link, number): &(&str, u8)| (PeerKey { link: LinkName((*link).into()), key: key(*number) }, Session::Live);
+    plan.set_sessions(live.iter().map(session).collect());
+}
+
+#[test]
+fn a_copy_of_the_first_key_of_a_node_whose_key_changes_cuts_nobody_off() {
+    let mut plan = plan_with(&[own(), ("node-2", of_second())]);
+    has_sessions(&mut plan);
+    let by_second = Some(vec!["sluice-wg1".to_owned()]);
+    assert_eq!(main_route(&plan, "10.244.2.0/24"), by_second);
+    plan.update(&with(&[own(), ("node-2", of_second()), copy_of_first(0, "192.0.2.9", "10.244.9.0/24")]));
+    assert_eq!(at_second(&plan, 7), Some(format!("5 10.244.2.0/24 {OF_SECOND}")));
+    assert_eq!(endpoint_at_second(&plan).as_deref(), Some("192.0.2.2:51821"));
+    assert_eq!(main_route(&plan, "10.244.2.0/24"), by_second);
+    assert_eq!(main_route(&plan, "10.244.9.0/24"), through_tunnel(), "nobody has that key at the second device");
+    let by_first: Vec<bool> = plan.by_first_key().map(|(_, has_next)| has_next).collect();
+    assert_eq!(by_first, [true], "the session by the first key is that of the same machine");
+}
+
+#[test]
+fn who_copies_the_first_key_of_a_younger_node_gets_none_of_its_packets_by_a_next_key_of_its_own() {
+    let younger = || created(10, second());
+    for ranges in
+        ["10.244.9.0/24", "10.244.9.0/24 10.244.2.0/24", "10.244.9.0/24 10.244.2.0/25", "10.244.9.0/24 10.244.2.0/23"]
+    {
+        for addresses in ["192.0.2.9", "192.0.2.9 192.0.2.2"] {
+            let copy = copy_of_first(9, addresses, ranges);
+            let mut plan = plan_with(&[own(), younger(), copy]);
+            has_live(&mut plan, &[("sluice-wg0", 2), ("sluice-wg1", 2), ("sluice-wg1", 9)]);
+            let its = at_second(&plan, 9).expect("it is a peer");
+            assert!(its.contains("10.244.9.0/24") && its.contains("192.0.2.9/32"), "{its}");
+            assert!(!its.contains("10.244.2.") && !its.contains("192.0.2.2/32"), "{ranges}, {addresses}: {its}");
+        }
+    }
+    let mut plan = plan_with(&[own(), younger(), copy_of_first(9, "192.0.2.9", "10.244.9.0/24")]);
+    has_live(&mut plan, &[("sluice-wg0", 2), ("sluice-wg1", 9)]);
+    assert_eq!(main_route(&plan, "10.244.2.0/24"), through_tunnel());
+    assert_eq!(main_route(&plan, "10.244.9.0/24"), Some(vec!["sluice-wg1".to_owned()]));
+}
+
+#[test]
+fn a_node_whose_first_key_is_another_ones_gets_its_peer_when_the_second_device_comes() {
+    // There is no way to the older one, so neither has a peer on the first device.
+    let (unreached, younger) = (copy_of_first(0, "192.0.2.1", "10.244.9.0/24"), created(10, second()));
+    let changing = || ("node-3", Node { wireguard_next_key: Some(key(8)), ..third().1 });
+    let mut plan = plan_of(&ENCRYPTED, &[own(), younger.clone(), unreached.clone(), third()]);
+    assert_eq!(at_second(&plan, 2), None);
+    plan.update(&with(&[own(), younger.clone(), unreached.clone(), changing()]));
+    let at_once = plan_of(&ENCRYPTED, &[own(), younger, unreached, changing()]);
+    assert!(at_second(&plan, 2).is_some_and(|peer| peer.contains("10.244.2.0/24")), "{:?}", peers(&plan));
+    assert_eq!(plan.desired().wireguard_peers, at_once.desired().wireguard_peers);
+}
