@@ -808,6 +808,7 @@ fn delete_overlay_device(state: &mut State, key: &LinkName) -> String {
 }
 
 /// Changes one thing of ours, and says what.
+#[expect(clippy::too_many_lines, reason = "each kind of damage is a few lines of its own")]
 fn hurt(state: &mut State, foreign: &State, random: &mut Random) -> Option<String> {
     match random.below(9) {
         0 => {
