@@ -75,7 +75,8 @@ use self::pod_tunnels::PodTunnelsOut;
 use self::pod_tunnels::awaited::with_awaited;
 use self::questions::{QuestionContext, answer_questions};
 use self::subsystems::{
-    Common, FIREWALL, FirewallChannels, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, answer_for_router,
+    Common, FIREWALL, FirewallChannels, PROXY, ProblemsOut, ProxyChannels, ROUTER, Running, ToldToCluster,
+    answer_for_router,
 };
 
 mod addresses_in_memory;
@@ -123,18 +124,17 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let (config, started) = (pod_tunnels::with_tunnels(config), Instant::now());
     let (health, registry) = (Health::default(), Registry::new(VERSION, TOOLCHAIN));
     let main = listen(&config.observe, &health, &registry).await?;
-    let ((stop, stopped), (oversized_out, oversized)) = (watch::channel(false), watch::channel(Table::default()));
+    let (stop, stopped) = watch::channel(false);
 
     let (pod_ranges, changes) = start_monitor(&config).context("the kernel cannot be listened to")?;
     let host = with_awaited(&config, published_host(&config, &changes).await?, &health);
     let (world_out, world) = watch::channel(World::empty());
     let clocks = event_clocks();
     let [for_proxy, for_firewall, for_router, for_guard] = clocks.clone();
-    let (report, reports) = watch::channel(Report::default());
     let ((parsed_problems, problems_out), problems) = service_problems();
     let ((guard, guard_calls), (pods, announced)) = (mpsc::channel(STARTING), mpsc::channel(STARTING));
     let pod_tunnels = pod_tunnels::settings(&config);
-    let told = ToldToCluster { reports, problems, oversized, world: world.clone() };
+    let (told, report, oversized) = ToldToCluster::new(problems, world.clone());
     let (outages, messages, events) = start_source(&config, &registry, &health, told).await?;
     // The cluster is read meanwhile. Where there is none that can be used, nothing was written yet.
     let config = config.decided(packet_filter.decided().await?);
@@ -160,7 +160,7 @@ async fn serve(config: Config, recent: Recent, packet_filter: &mut Deciding) -> 
     let (believed_out, believed) = watch::channel(Table::default());
     // And a router begins to announce when the service proxy serves.
     let ((served_out, served), clients) = (watch::channel(config.proxy.is_none()), client_look(&config));
-    let (channels_of_firewall, judged) = channels_of_firewall(&config, starting, oversized_out);
+    let (channels_of_firewall, judged) = channels_of_firewall(&config, starting, oversized);
     let (mut running, mut answerers) = (Vec::new(), Answerers::new());
     if let Some(settings) = config.proxy {
         let inputs = common.inputs(PROXY, for_proxy, &mut answerers)?;
@@ -337,16 +337,6 @@ fn start_monitor(config: &Config) -> Result<(watch::Sender<Prefixes>, watch::Rec
     let ours = vec![LinkName(DEVICE.into())];
     let watched = Watched { ours, routes, tables, led_to, bridges, prefixes: Some(prefixes) };
     Ok((pod_ranges, monitor::start(watched)?))
-}
-
-/// Sources of what the API server is told.
-struct ToldToCluster {
-    reports: watch::Receiver<Report>,
-    /// From all who find problems of Services.
-    problems: Vec<watch::Receiver<ServiceProblems>>,
-    /// Of policies with too many blocks, from the firewall.
-    oversized: watch::Receiver<PolicyProblems>,
-    world: watch::Receiver<World>,
 }
 
 /// Makes the ways of problems of Services, from those who find them to who tells the cluster: from the World's parsing, from the service proxy, and

@@ -24,7 +24,7 @@ use crate::k8s::manifests;
 use crate::kernel::Error;
 use crate::kernel::monitor::Changes;
 use crate::load_balancer;
-use crate::model::{EventClock, PolicyProblems, ServiceProblems, Table, World};
+use crate::model::{EventClock, PolicyProblems, Report, ServiceProblems, Table, World};
 use crate::net::{PerFamily, Prefixes};
 use crate::observe::health::{Health, Pulse};
 use crate::observe::local;
@@ -78,6 +78,28 @@ pub struct FirewallChannels {
     pub judged: watch::Sender<u64>,
     /// Told the problems of policies with too many blocks.
     pub oversized: watch::Sender<PolicyProblems>,
+}
+
+/// Sources of what the API server is told.
+pub struct ToldToCluster {
+    pub reports: watch::Receiver<Report>,
+    /// From all who find problems of Services.
+    pub problems: Vec<watch::Receiver<ServiceProblems>>,
+    /// Of policies with too many blocks, from the firewall.
+    pub oversized: watch::Receiver<PolicyProblems>,
+    pub world: watch::Receiver<World>,
+}
+
+impl ToldToCluster {
+    /// Builds it from the problems of Services and the World. Also returns where reports, and the problems of policies with too many blocks, are to be sent.
+    pub fn new(
+        problems: Vec<watch::Receiver<ServiceProblems>>,
+        world: watch::Receiver<World>,
+    ) -> (ToldToCluster, watch::Sender<Report>, watch::Sender<PolicyProblems>) {
+        let (report, reports) = watch::channel(Report::default());
+        let (oversized_out, oversized) = watch::channel(PolicyProblems::default());
+        (ToldToCluster { reports, problems, oversized, world }, report, oversized_out)
+    }
 }
 
 /// Channels of the service proxy, from and to the rest of the program.

@@ -18,7 +18,7 @@
 //! that no rule sees; [`own_source`] about packets with this host's address that it has not sent;
 //! [`host_endpoints`] is about Services whose endpoints are on this node itself ([`service_addresses`] says at which addresses they are reached), and [`denials`] says which pods are refused them.
 //! [`lost`] is about ClusterNetworkPolicies that are not known and may be in force.
-//! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`settings`] is
+//! [`closed_ranges`] are those of `--netpol-default-deny`, [`identity`] is what names in the kernel are derived from, [`policy_name`] what users are told, [`settings`] is
 //! what rules need to see packets. [`backend`] is the interface to the kernel, [`drop_sums`] what both make of its counters; [`iptables`] has chains and sets, [`nftables`] a table.
 //! [`starting`] is about pods that start only when their rules are in force, [`judging`] about tunnels that wait for theirs. [`driver`] is the firewall's part of the loop
 //! (`subsystem`);
@@ -60,6 +60,7 @@ pub mod denials;
 pub mod lost;
 pub mod closed_ranges;
 pub mod identity;
+pub mod policy_name;
 pub mod settings;
 pub mod backend;
 pub mod drop_sums;

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use crate::model::{ObjectName, PolicyProblems};
 
 use super::oversized::Bound;
+use super::policy_name::PolicyName;
 
 /// The policies that were told of.
 pub struct OversizedPolicies {
@@ -29,13 +30,13 @@ impl OversizedPolicies {
             return;
         }
         for policy in policies.difference(&self.told) {
-            let (of, name) = described(policy);
+            let name = PolicyName::from(policy);
             let problem = bound.problem(policy.namespace.is_empty());
-            warn!(policy = %name, %problem, "{of} has more address ranges than the kernel is given");
+            warn!(policy = %name, %problem, "{} has more address ranges than the kernel is given", name.kind());
         }
         for policy in self.told.difference(policies) {
-            let (of, name) = described(policy);
-            info!(policy = %name, "{of} no longer has more address ranges than the kernel is given");
+            let name = PolicyName::from(policy);
+            info!(policy = %name, "{} no longer has more address ranges than the kernel is given", name.kind());
         }
         self.told.clone_from(policies);
         number.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
@@ -49,12 +50,5 @@ impl OversizedPolicies {
     /// Returns the problems that were told.
     pub fn problems(&self) -> PolicyProblems {
         self.problems.borrow().clone()
-    }
-}
-
-fn described(policy: &ObjectName) -> (&'static str, String) {
-    match policy.namespace.is_empty() {
-        true => ("ClusterNetworkPolicy", policy.name.to_string()),
-        false => ("NetworkPolicy", policy.to_string()),
     }
 }

@@ -257,11 +257,16 @@ fn list(socket: &mut Socket, family: Family, device: u32) -> Result<Vec<Listed>,
     }
 }
 
-/// Returns the numbers of the devices of the socket's network namespace that have the [`STAND_IN`].
-pub(super) fn numbered(socket: &mut Socket) -> Result<BTreeSet<u32>, Fault> {
+/// Returns which of these devices of the socket's network namespace have the [`STAND_IN`], by their numbers. Without any the kernel is not asked.
+pub(super) fn numbered(socket: &mut Socket, devices: impl Iterator<Item = u32>) -> Result<BTreeSet<u32>, Fault> {
+    let devices: BTreeSet<u32> = devices.collect();
+    if devices.is_empty() {
+        return Ok(devices);
+    }
     let mut message = Messages::new();
     message.begin(GET_ADDRESS, 0).header(&header([Family::V4.number(), 0, 0, 0], 0));
-    let has_it = |answer: &Answer<'_>| address(answer).filter(|one| one.address == STAND_IN);
+    let has_it =
+        |answer: &Answer<'_>| address(answer).filter(|one| one.address == STAND_IN && devices.contains(&one.device));
     let listed = socket.dump(&mut message, |answer| has_it(answer).map(|one| one.device))?;
     Ok(listed.into_iter().collect())
 }

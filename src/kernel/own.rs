@@ -44,6 +44,10 @@ impl Port {
     pub fn number(&self) -> u32 {
         self.number
     }
+
+    pub fn namespace(&self) -> Option<u64> {
+        self.namespace
+    }
 }
 
 impl Drop for Port {

@@ -349,16 +349,19 @@ impl Work {
 
     fn finish(&mut self, done: Option<(Write, Result<Status, Failure>)>, allocator: &mut Allocator) {
         let Some((write, status)) = done else { return };
-        let (label, outcome) = match &status {
-            Ok(Status::Written(service)) if service.version == write.version => ("unchanged", Outcome::Refused),
-            Ok(Status::Written(service)) => ("written", Outcome::Written(Arc::new(service.clone()))),
-            Ok(Status::Newer(service)) => ("newer", Outcome::Newer(Arc::new(service.clone()))),
+        let failed = |failure: &Failure| Some(failure.to_string());
+        let (label, outcome, failure) = match &status {
+            Ok(Status::Written(service)) if service.version == write.version => {
+                ("unchanged", Outcome::Refused, Some(UNCHANGED.to_owned()))
+            }
+            Ok(Status::Written(service)) => ("written", Outcome::Written(Arc::new(service.clone())), None),
+            Ok(Status::Newer(service)) => ("newer", Outcome::Newer(Arc::new(service.clone())), None),
             // The watch says so, too.
-            Err(Failure::NotFound) => ("gone", Outcome::Refused),
-            Err(Failure::Conflict) => ("conflict", Outcome::Refused),
-            Err(Failure::Forbidden(_)) => ("refused", Outcome::Forbidden),
-            Err(Failure::Refused(_)) => ("refused", Outcome::Refused),
-            Err(Failure::Unknown(_)) => ("unknown", Outcome::Unknown),
+            Err(Failure::NotFound) => ("gone", Outcome::Refused, None),
+            Err(Failure::Conflict) => ("conflict", Outcome::Refused, None),
+            Err(failure @ Failure::Forbidden(_)) => ("refused", Outcome::Forbidden, failed(failure)),
+            Err(failure @ Failure::Refused(_)) => ("refused", Outcome::Refused, failed(failure)),
+            Err(failure @ Failure::Unknown(_)) => ("unknown", Outcome::Unknown, failed(failure)),
         };
         self.driver.metrics.writes.with_label_values(&[label]).inc();
         let now = Instant::now();
@@ -366,11 +369,6 @@ impl Work {
             self.unknown = Some(now);
         }
         let service = &write.service;
-        let failure = match &status {
-            Ok(_) if label == "unchanged" => Some(UNCHANGED.to_owned()),
-            Ok(_) | Err(Failure::NotFound | Failure::Conflict) => None,
-            Err(failure) => Some(failure.to_string()),
-        };
         match failure {
             None => self.mended(service),
             Some(reason) => {

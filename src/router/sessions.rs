@@ -440,15 +440,18 @@ mod tests {
         plan.desired().peers.values().cloned().collect()
     }
 
+    /// Sessions that wait for neighbours from now on.
+    fn waiting(now: Instant) -> Sessions {
+        let pulse = Health::default().register("speaker", USUAL_RESTART, now);
+        let mut sessions = Sessions::new(&config(&[]), pulse, watch::channel(None).0);
+        sessions.until = Some(now + USUAL_RESTART);
+        sessions
+    }
+
     #[test]
     fn nodes_whose_password_comes_late_are_awaited_as_others_and_not_for_ever() {
         let now = Instant::now();
-        let mut sessions = Sessions::new(
-            &config(&[]),
-            Health::default().register("speaker", USUAL_RESTART, now),
-            watch::channel(None).0,
-        );
-        sessions.until = Some(now + USUAL_RESTART);
+        let mut sessions = waiting(now);
         assert!(sessions.nobody_is_awaited(now), "it has no neighbours");
         sessions.lacks_peers = true;
         assert!(!sessions.nobody_is_awaited(now));
@@ -473,12 +476,7 @@ mod tests {
     #[test]
     fn a_router_whose_password_comes_after_the_wait_for_neighbours_is_awaited_from_then_on() {
         let now = Instant::now();
-        let mut sessions = Sessions::new(
-            &config(&[]),
-            Health::default().register("speaker", USUAL_RESTART, now),
-            watch::channel(None).0,
-        );
-        sessions.until = Some(now + USUAL_RESTART);
+        let mut sessions = waiting(now);
         let wanted = nodes();
         let (late, other) = (wanted.first().expect("a neighbour"), wanted.last().expect("another one"));
         sessions.without_password = [late.address].into();

@@ -15,10 +15,7 @@ pub mod serve;
 mod json;
 mod text;
 
-use std::fmt;
 use std::sync::Arc;
-
-use compact_str::CompactString;
 
 use crate::config::Backend;
 use crate::kernel::conntrack::Connection;
@@ -26,6 +23,7 @@ use crate::model::{ObjectName, Policies, Table, World};
 
 use super::oversized::Bound;
 use super::plan::Plan;
+use super::policy_name::PolicyName;
 use super::rules::{Direction, Isolation, RuleSet};
 use super::verdict::{Decision, Verdict};
 
@@ -61,13 +59,6 @@ pub struct Difference {
     pub pairs: Pairs,
     /// Connections that would be refused; an error is a sentence without its end.
     pub connections: Result<Refused, String>,
-}
-
-/// A policy of either kind.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum PolicyName {
-    Namespaced(ObjectName),
-    Cluster(CompactString),
 }
 
 /// The change of a policy.
@@ -214,25 +205,6 @@ fn isolation(before: &RuleSet, after: &RuleSet) -> Vec<IsolationChange> {
         }
     }
     changes
-}
-
-impl PolicyName {
-    /// Returns the name of the policy's kind.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            PolicyName::Namespaced(_) => "NetworkPolicy",
-            PolicyName::Cluster(_) => "ClusterNetworkPolicy",
-        }
-    }
-}
-
-impl fmt::Display for PolicyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PolicyName::Namespaced(name) => write!(f, "{name}"),
-            PolicyName::Cluster(name) => write!(f, "{name}"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use crate::net::{Family, Protocol};
 use super::bridges::ClosedBridges;
 use super::claims::Claims;
 use super::host_endpoints::HostEndpoints;
+use super::policy_name::PolicyName;
 use super::rules::{Direction, Isolation, RuleSet};
 use super::verdict::{Packet, Traffic, Verdict};
 
@@ -204,9 +205,8 @@ pub fn odd_policies(known: Known<'_>, oversized: &PolicyProblems, explanation: &
     let found = [&world.policy_problems, oversized];
     let problems = policies.iter().flat_map(|name| found.map(|of| Some((name, of.get(name)?)))).flatten();
     let said = problems.flat_map(|(name, problems)| {
-        let of = if name.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" };
-        let name = if name.namespace.is_empty() { name.name.to_string() } else { name.to_string() };
-        problems.iter().map(move |problem| format!("{of} {name}: {problem}"))
+        let name = PolicyName::from(name);
+        problems.iter().map(move |problem| format!("{} {name}: {problem}", name.kind()))
     });
     said.collect()
 }

@@ -102,7 +102,7 @@ impl Socket {
 
     /// The number of the network namespace, which no other one has had since the boot; `None` before Linux 5.14.
     pub fn namespace_cookie(&self) -> Option<u64> {
-        option::namespace_cookie(self.as_fd()).ok()
+        self.acts.own.namespace()
     }
 
     /// Sends the messages and returns those that the kernel refused; every other one was carried out. A
@@ -239,7 +239,7 @@ impl Listener {
 
     /// As [`Socket::namespace_cookie`].
     pub fn namespace_cookie(&self) -> Option<u64> {
-        option::namespace_cookie(self.as_fd()).ok()
+        self.wire.own.namespace()
     }
 
     /// Has the kernel drop notifications of these types that these ports have caused, before they wake anybody. Another call replaces this one;

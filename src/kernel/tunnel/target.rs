@@ -1,6 +1,6 @@
 //! Tunnels, over netlink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Tunnel;
@@ -140,10 +140,8 @@ impl Target for Tunnels {
         let listed = self.socket.dump(&mut message, |answer| listed(answer).filter(|device| is_ours(&device.name.0)));
         let listed = listed.map_err(failed)?;
         let needs_address = |device: &Listed| device.tunnel.local.is_ipv4();
-        let numbered = match listed.iter().any(needs_address) {
-            true => address::numbered(&mut self.socket).map_err(failed)?,
-            false => BTreeSet::new(),
-        };
+        let unsure = listed.iter().filter(|device| needs_address(device)).map(|device| device.index);
+        let numbered = address::numbered(&mut self.socket, unsure).map_err(failed)?;
         let read = |device: Listed| {
             let is_numbered = !needs_address(&device) || numbered.contains(&device.index);
             (device.name, Tunnel { is_numbered, ..decided(device.tunnel, compares_mtu) })

@@ -1,6 +1,6 @@
 //! Devices of the type `vxlan`, over netlink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Vxlan;
@@ -122,10 +122,8 @@ impl Target for Devices {
         let listed = self.socket.dump(&mut message, |answer| listed(answer).filter(|one| is_ours(&one.name.0)));
         let listed = listed.map_err(failed)?;
         let needs_address = |one: &Listed| one.device.local.is_ipv4();
-        let numbered = match listed.iter().any(needs_address) {
-            true => address::numbered(&mut self.socket).map_err(failed)?,
-            false => BTreeSet::new(),
-        };
+        let unsure = listed.iter().filter(|one| needs_address(one)).map(|one| one.index);
+        let numbered = address::numbered(&mut self.socket, unsure).map_err(failed)?;
         let read = |one: Listed| {
             let is_numbered = !needs_address(&one) || numbered.contains(&one.index);
             (one.name, Vxlan { is_numbered, mtu: one.device.mtu.filter(|_| compares_mtu), ..one.device })

@@ -1,6 +1,6 @@
 //! Devices of the type `wireguard`, over netlink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -219,11 +219,8 @@ impl Target for Devices {
         self.public_keys.clear();
         self.held.clear();
         let listed = self.list()?;
-        let numbered = match listed.is_empty() {
-            true => BTreeSet::new(),
-            false => address::numbered(&mut self.links)
-                .map_err(|fault| Error::new("list addresses of wireguard devices", "", fault.into()))?,
-        };
+        let numbered = address::numbered(&mut self.links, listed.iter().map(|device| device.index))
+            .map_err(|fault| Error::new("list addresses of wireguard devices", "", fault.into()))?;
         for Listed { index, name, mtu, up } in listed {
             let head = self.head(&name).map_err(|fault| Error::new("read device", name.to_string(), fault.into()))?;
             let Some(head) = head else { continue };
