@@ -107,11 +107,12 @@ def main():
     extent.add_argument("--long", dest="extent", action="store_const", const="long", help="and what takes minutes")
     known = parser.parse_args()
     long = known.extent == "long"
-    passed, failed = 0, []
+    passed, failed, asked = 0, [], bool(known.only)
     for bed, netfilter in itertools.product(known.bed or BEDS, known.netfilter or ("nftables", "iptables")):
         tests = chosen(tests_of(bed, netfilter, known.only, known.extent), known.leave_out, known.of_each)
         if not tests:
             continue
+        asked = True
         print(f"-- {bed}, {netfilter}: {len(tests)} tests", flush=True)
         with bounded(long):
             here = make(bed, netfilter, known.binary)
@@ -126,7 +127,8 @@ def main():
     for name in failed:
         print(f"FAILED {name}", flush=True)
     print(f"e2e: {passed} passed, {len(failed)} failed", flush=True)
-    return 1 if failed or not passed else 0
+    # With iptables alone a bed may have no test of each day.
+    return 1 if failed or asked and not passed else 0
 
 
 @contextlib.contextmanager

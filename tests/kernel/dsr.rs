@@ -620,10 +620,14 @@ impl Lan {
     fn connect(&self, client: usize, service: IpAddr) -> Option<(TcpStream, TcpStream, usize)> {
         let to = SocketAddr::new(service, PORT);
         let stream = inside(self.clients.get(client)?, || TcpStream::connect_timeout(&to, PATIENCE)).ok()?;
+        let from = stream.local_addr().ok();
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             for (pod, server) in self.servers.iter().enumerate() {
-                if let Ok((accepted, _)) = server.accept() {
+                // One that was given up may be made all the same, later.
+                if let Ok((accepted, peer)) = server.accept()
+                    && Some(peer) == from
+                {
                     accepted.set_nonblocking(false).expect("it may wait");
                     return Some((stream, accepted, pod));
                 }

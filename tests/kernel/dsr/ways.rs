@@ -146,7 +146,13 @@ fn when_a_director_is_lost_connections_to_a_pod_that_terminates_end_and_all_othe
         endpoints[terminating].conditions = Conditions { ready: false, serving: true, terminating: true };
         put(&endpoints);
         for one in &mut open {
-            exchange(one).unwrap_or_else(|error| panic!("{family}: at the director that knows it: {error}"));
+            let (pod, served) = (one.2, exchange(one));
+            let known = || inside(&lan.directors[0], || run("ipvsadm -Lnc; ipvsadm -Ln --stats"));
+            assert!(
+                served.is_ok(),
+                "{family}: pod {pod}, {terminating} terminates, its director knows it: {served:?}\n{}",
+                known()
+            );
         }
         assert!(!different(&pods_of(lan, 0, service, 2)).contains(&terminating), "{family}: a new one of its client");
         Lan::lead_to(family, service, DIRECTORS[1]);
