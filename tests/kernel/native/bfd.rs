@@ -97,6 +97,15 @@ fn index(link: &str) -> u32 {
     line.split_whitespace().next().and_then(|index| index.parse().ok()).expect("a number")
 }
 
+/// What waits for the address of the receiver's link fills the queue of the sender.
+fn send(socket: &UdpSocket, byte: u8) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = socket.send(&[byte; 24]) {
+        assert!(error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < until, "it is sent: {error}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A socket there. The last one is still open for a moment where a program was being started as it was closed.
 fn listening(on: SocketAddr, is_single_hop: bool) -> UdpSocket {
     let until = Instant::now() + Duration::from_secs(10);
@@ -124,9 +133,9 @@ fn received(others: &Others, path: Path, is_v4: bool, is_filtered: bool) -> (usi
         |name, from| others.inside(name, move || udp::sending(SocketAddr::new(from, 0), on).expect("a socket"));
     let (neighbour, flood) = (sender("router", them), sender("pod", pod));
     for number in 0..MANY {
-        flood.send(&[7; 24]).expect("it is sent");
+        send(&flood, 7);
         if number % (MANY / NEIGHBOURS) == 0 {
-            neighbour.send(&[1; 24]).expect("it is sent");
+            send(&neighbour, 1);
         }
     }
     // What is sent over a pair of devices arrives on its way back from the system call, or a moment later.
