@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice::config::ProxyConfig;
 use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipvs::{ServiceKey, Virtual};
 use sluice::model::{
     Authority, EndpointPort, EndpointSlice, Endpoints, ObjectName, Scheduler, Service, ServicePort, World,
 };
-use sluice::net::{Family, Protocol};
+use sluice::net::{Family, PerFamily, Protocol};
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
 use crate::agent::{Agent, known};
-use crate::support::endpoints::ready;
+use crate::support::endpoints::{in_one_slice, ready};
 use crate::support::memory::{Machine, MemoryKernel, State};
 use crate::support::{flags, generate};
 
@@ -47,6 +48,28 @@ fn world(scheduler: Scheduler, endpoints: &[u8]) -> World {
     world
 }
 
+/// The address and the port at which a Service of TCP may be served through tunnels.
+const EXTERNAL: ServiceKey = ServiceKey::Address {
+    address: std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 53)),
+    protocol: Protocol::Tcp,
+    port: 80,
+};
+
+/// A Service of TCP with this scheduler and these endpoints at [`EXTERNAL`], which asks for tunnels or does not.
+fn world_with_tunnels(authority: Authority, asks: bool, scheduler: Scheduler, endpoints: &[u8]) -> World {
+    let mut world = known(authority, &generate::empty_world());
+    let (ServiceKey::Address { address, protocol, port }, name) = (EXTERNAL, ObjectName::new("shop", "web")) else {
+        panic!("it is an address")
+    };
+    let ports = vec![ServicePort { name: "".into(), protocol, port, node_port: None }];
+    let mut service = Service { external_ips: vec![address], ..Service::new(vec![ADDRESS.into()], ports) };
+    (service.annotations.scheduler, service.annotations.dsr) = (scheduler, asks);
+    world.cluster.services.insert(name.clone(), service);
+    let endpoints = endpoints.iter().map(|last| ready([10, 244, 1, *last], None));
+    world.cluster.endpoints.insert(name, in_one_slice(port, endpoints));
+    world
+}
+
 struct Scene {
     agent: Agent,
     kernel: MemoryKernel,
@@ -55,14 +78,32 @@ struct Scene {
 
 impl Scene {
     fn new(broken: impl FnOnce(&mut Machine)) -> Scene {
-        let (config, families) = flags::proxy(&[]);
+        Scene::with(flags::proxy(&[]), broken)
+    }
+
+    fn with_tunnels(broken: impl FnOnce(&mut Machine)) -> Scene {
+        let (config, families) = flags::proxy(&["--strict-external-ip-validation=false"]);
+        Scene::with((Arc::new(ProxyConfig { tunnel_mode: true, ..(*config).clone() }), families), broken)
+    }
+
+    fn with((config, families): (Arc<ProxyConfig>, PerFamily<bool>), broken: impl FnOnce(&mut Machine)) -> Scene {
         let kernel = MemoryKernel::new(State::of_others());
         kernel.with(broken);
         Scene { agent: Agent::start(&kernel, &config, families), kernel, now: Instant::now() }
     }
 
     fn put(&mut self, scheduler: Scheduler, endpoints: &[u8]) {
-        self.agent.take_world(&world(scheduler, endpoints), self.now);
+        self.take(&world(scheduler, endpoints));
+    }
+
+    fn take(&mut self, world: &World) {
+        self.agent.take_world(world, self.now);
+        self.round();
+    }
+
+    /// Lets time pass until something is tried again.
+    fn try_again(&mut self) {
+        self.now = self.agent.mirrors.retry_at().expect("it is tried again");
         self.round();
     }
 
@@ -72,7 +113,11 @@ impl Scene {
 
     /// The scheduler and the endpoints that the kernel has.
     fn served(&self) -> Option<(String, Vec<SocketAddr>)> {
-        let found = self.kernel.state().virtuals.get(&key()).cloned();
+        self.served_by(&key())
+    }
+
+    fn served_by(&self, key: &ServiceKey) -> Option<(String, Vec<SocketAddr>)> {
+        let found = self.kernel.state().virtuals.get(key).cloned();
         let of = |Virtual { service, destinations }| {
             (service.scheduler.to_string(), destinations.iter().map(|it| it.address).collect())
         };
@@ -152,4 +197,30 @@ fn a_kernel_without_the_scheduler_that_nobody_asked_for_is_trouble() {
     let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["rr".into()].into());
     scene.put(Scheduler::Rr, &[5]);
     assert!(scene.served().is_none() && !scene.troubles().is_empty());
+}
+
+/// What serves [`EXTERNAL`], with NAT or through a tunnel.
+fn served_at_all(scene: &Scene) -> Option<(String, Vec<SocketAddr>)> {
+    let tunnel = scene.agent.desired().kernel_key(&EXTERNAL);
+    [tunnel, EXTERNAL].iter().find_map(|key| scene.served_by(key))
+}
+
+#[test]
+fn a_service_that_waits_for_its_tunnel_keeps_its_scheduler_where_the_kernel_has_not_the_new_one() {
+    for authority in [Authority::Partial, Authority::Complete] {
+        let mut scene = Scene::with_tunnels(|machine| machine.lacking_schedulers = ["mh".into()].into());
+        scene.take(&world_with_tunnels(Authority::Complete, false, Scheduler::Rr, &[5]));
+        scene.take(&world_with_tunnels(authority, true, Scheduler::Mh, &[5, 6]));
+        let with =
+            |scheduler: &str| Some((scheduler.to_owned(), [5, 6].map(|last| ([10, 244, 1, last], 80).into()).into()));
+        let begun = scene.now;
+        for _ in 0..12 {
+            assert_eq!((served_at_all(&scene), scene.troubles()), (with("rr"), Vec::new()), "{authority:?}");
+            scene.try_again();
+        }
+        assert!(scene.now - begun > Duration::from_secs(60), "{authority:?}: it is tried ever later");
+        scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+        scene.try_again();
+        assert_eq!((served_at_all(&scene), scene.troubles()), (with("mh"), Vec::new()), "{authority:?}");
+    }
 }

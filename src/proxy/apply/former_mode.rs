@@ -1,10 +1,12 @@
 //! A Service that waits to change between NAT and tunnels, or to get another mark, is served as before, and follows its endpoints meanwhile.
 //!
-//! It may wait for long: while not everything is known, or as long as somebody else has the mark that it is to have.
+//! It may wait for long: while not everything is known, or as long as somebody else has the mark that it is to have. What the kernel refuses of its successor
+//! it is not given either ([`refused`](super::refused)), and what it is refused first is noted as the successor's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::packet_marks::Tunnels;
+use super::refused::RefusedParts;
 use super::unjudged::held_to;
 use super::{Kernel, Mirrors};
 use crate::kernel::ipvs::{Destination, Forwarding, ServiceKey, Virtual};
@@ -22,15 +24,28 @@ impl<K: Kernel> Mirrors<K> {
     /// Gives virtual services whose successors do not stand yet the destinations that these shall have. Returns those that were changed.
     pub(super) fn follow_as_before(&mut self, desired: &Desired, authority: Authority, at: Moment) -> Vec<ServiceKey> {
         let may_follow = matches!(authority, Authority::Partial | Authority::Complete) && !self.virtuals.is_settled();
-        let waiting = match self.virtuals.seen().filter(|_| may_follow) {
-            Some(seen) => as_before(desired, seen, &self.tunnels(), &self.held_back),
-            None => return Vec::new(),
-        };
+        let waiting = if may_follow { self.as_before(desired) } else { AsBefore::new() };
+        let mut changed = self.follow_those(desired, &waiting, authority, at);
+        let successor = |key: &ServiceKey| waiting.get(key).map_or(*key, |(port, _)| desired.kernel_key(port));
+        if self.note_refused(desired, at, successor) && self.learn_virtuals(desired, at) {
+            let waiting = self.as_before(desired);
+            changed.extend(self.follow_those(desired, &waiting, authority, at));
+        }
+        changed
+    }
+
+    fn follow_those(
+        &mut self,
+        desired: &Desired,
+        waiting: &AsBefore,
+        authority: Authority,
+        at: Moment,
+    ) -> Vec<ServiceKey> {
         if waiting.is_empty() {
             return Vec::new();
         }
         let mut want = self.virtuals_for_now(desired).into_owned();
-        for (key, (_, wanted)) in &waiting {
+        for (key, (_, wanted)) in waiting {
             want.insert(*key, wanted.clone());
             self.virtuals.mark(*key);
         }
@@ -45,6 +60,11 @@ impl<K: Kernel> Mirrors<K> {
         waiting.keys().for_each(|key| self.virtuals.mark(*key));
         self.mark_held_back(desired);
         changed
+    }
+
+    fn as_before(&self, desired: &Desired) -> AsBefore {
+        let as_before = |seen| as_before(desired, seen, &self.tunnels(), &self.held_back, &self.refused);
+        self.virtuals.seen().map(as_before).unwrap_or_default()
     }
 
     /// Returns the virtual service that serves a port as long as the one that it shall have does not stand, and what is wanted there: that for the mark which its packets are given, else that with NAT.
@@ -65,6 +85,7 @@ fn as_before(
     seen: &BlockMap<ServiceKey, Virtual>,
     tunnels: &Tunnels,
     held_back: &Waiting,
+    refused: &RefusedParts,
 ) -> AsBefore {
     let by_address = desired.marks.keys().map(|port| (*port, *port));
     let by_mark = tunnels.given().iter().map(|(port, mark)| (*port, keyed(port, Some(*mark))));
@@ -73,7 +94,8 @@ fn as_before(
         let wanted = desired.virtuals.get(&after)?;
         let is_former = before != after && !desired.virtuals.contains_key(&before);
         let waits = is_former && seen.contains_key(&before) && !seen.contains_key(&after);
-        let mut as_before = in_former_mode(&port, &before, wanted).filter(|_| waits)?;
+        let as_before = in_former_mode(&port, &before, wanted).filter(|_| waits)?;
+        let mut as_before = refused.left_of(&after, as_before, seen.get(&before));
         if let (ServiceKey::Mark { .. }, Some(held)) = (before, held_back.get(&port)) {
             as_before = held_to(&as_before, seen.get(&before), held);
         }

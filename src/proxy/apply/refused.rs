@@ -65,11 +65,17 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Notes what the kernel has refused since the last call. Returns whether anything is to be done anew without it.
-    pub(super) fn note_refused(&mut self, desired: &Desired, at: Moment) -> bool {
+    /// Notes what the kernel has refused since the last call. Returns whether anything is to be done anew without it. `successor`: what is desired in place of
+    /// a virtual service that stays for a while, or the same.
+    pub(super) fn note_refused(
+        &mut self,
+        desired: &Desired,
+        at: Moment,
+        successor: impl Fn(&ServiceKey) -> ServiceKey,
+    ) -> bool {
         let mut is_any = false;
         for RefusedPart { key, part } in self.virtuals.target().take_refused() {
-            let refused = Refused::of(part);
+            let (key, refused) = (successor(&key), Refused::of(part));
             let is_wanted = desired.virtuals.get(&key).is_some_and(|wanted| refused.clone().is_of(wanted));
             if is_wanted && !refused.is_everybodys() {
                 self.refused.all.entry(key).or_default().join(refused);
@@ -104,6 +110,13 @@ impl<K: Kernel> Mirrors<K> {
             }
         }
         virtuals
+    }
+}
+
+impl RefusedParts {
+    /// Returns a virtual service without what the kernel refuses of it, or of the one that is to take its place (`key`). `seen`: as the kernel has it.
+    pub(super) fn left_of(&self, key: &ServiceKey, wanted: Virtual, seen: Option<&Virtual>) -> Virtual {
+        self.all.get(key).and_then(|refused| refused.left_of(&wanted, seen)).unwrap_or(wanted)
     }
 }
 

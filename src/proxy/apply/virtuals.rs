@@ -30,7 +30,7 @@ impl<K: Kernel> Mirrors<K> {
         among: impl Fn(&ServiceKey) -> bool,
     ) -> Vec<ServiceKey> {
         let mut changed = self.grow_virtuals_whole(desired, growth, at, &among);
-        if self.note_refused(desired, at) {
+        if self.note_refused(desired, at, |key| *key) {
             changed.extend(self.grow_virtuals_whole(desired, growth, at, &among));
         }
         changed
