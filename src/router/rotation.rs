@@ -28,6 +28,8 @@
 //! and one to which the second port is closed. Others whose keys are to change wait meanwhile. Who cannot be reached at all is not waited for. A machine that is known by two Nodes keeps its
 //! key until one of them is deleted, and all do while not all Nodes could be read. A next key that another Node copies is received with the ranges of both, and
 //! sent to where its packets come from, whatever either Node has as its address; nobody begins to send by it but an agent that has just started, and both Nodes are named.
+//! To a Node of which another one with the same first key, and another key of the second device, says that an address or a range is its own, everything is sent by the first
+//! device, and so does it: a change waits until one of the two is gone or has another key.
 //!
 //! **What else could do.** With one device on each side the receiver has to move the addresses of a node from one key to the other at the moment at which that node begins to send with the
 //! next one, of which the kernel tells nobody; that loses packets for as long as it takes to notice, or for as long as an agent is away. With a second device on the node whose key

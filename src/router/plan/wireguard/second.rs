@@ -4,7 +4,8 @@
 //! tells, so a process that has just started decides as the one before.
 //!
 //! On the first device the Nodes with one key are one machine, with one peer that has the ranges of all. Here each Node is for itself: whoever may write an older Node can copy the first key of another one
-//! and tell a next key of its own, which it can decrypt with. So a key has the ranges of the Nodes alone that say that it is theirs.
+//! and tell a next key of its own, which it can decrypt with. So a key has the ranges of the Nodes alone that say that it is theirs, and what several of them say is theirs
+//! is sent by the first device, where who has the first key alone can decrypt it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,7 @@ use ipnet::IpNet;
 use super::Plan;
 use crate::kernel::link::LinkName;
 use crate::kernel::wireguard::{Peer, PeerKey, Session};
-use crate::net::PublicKey;
+use crate::net::{Family, PublicKey};
 use crate::router::desired::RouterChanges;
 use crate::router::names::{WIREGUARD, WIREGUARD_SECOND};
 use crate::router::plan::replace;
@@ -171,6 +172,10 @@ impl Plan {
     /// Returns whether packets to a node are sent by the second device: while its key or ours changes, as soon as there is a session, and behind that
     /// until there is one on the first device. That it went by the second one before has to be known of no node that was never looked at: then the kernel's routes may.
     fn goes_by_second(&self, node: &CompactString) -> bool {
+        // Neither end sends by it what the other one does not take there.
+        if self.is_contested(node) || self.is_contested(&self.own.name) {
+            return false;
+        }
         let Some(first) = self.nodes.key_of(node) else { return false };
         let is_other = *node != self.own.name && self.wireguard.own.first != Some(first);
         let Some(second) = self.second_key(node).filter(|_| is_other && self.wants_second()) else { return false };
@@ -236,24 +241,45 @@ impl Plan {
         Some((PeerKey { link: LinkName(WIREGUARD_SECOND.into()), key }, peer))
     }
 
-    /// Returns what a node's peer on the second device may use: nothing that touches what another Node with the same first key has whose second device has another key.
+    /// Returns what a node's peer on the second device may use: nothing that touches what a rival there says is its own, and nothing that is reached by an address of both.
     fn allowed_by_second(&self, node: &CompactString) -> BTreeSet<IpNet> {
-        let second = self.nodes.second_key_of(node);
-        let first = self.nodes.key_of(node);
-        let of_machine = first.iter().flat_map(|key| self.nodes.with_key(key));
-        let others = of_machine.filter(|other| self.nodes.second_key_of(other) != second);
-        let of_others: BTreeSet<IpNet> = others.flat_map(|other| self.allowed(other)).collect();
-        let touches = |range: &IpNet| of_others.iter().any(|other| other.contains(range) || range.contains(other));
-        self.allowed(node).into_iter().filter(|range| !touches(range)).collect()
+        let mut of_rivals = self.claims_of_rivals(node);
+        let addresses = self.nodes.addresses_of(node).iter();
+        let of_both = addresses.filter(|address| of_rivals.contains(&Family::host_prefix(**address)));
+        let behind: Vec<IpNet> = of_both.flat_map(|address| self.routes.through_tunnel(*address)).collect();
+        of_rivals.extend(behind);
+        self.allowed(node).into_iter().filter(|range| !touches(&of_rivals, range)).collect()
     }
 
-    /// Returns the interval at which the machine with this first key is shown that the session on the first device is used although a key changes, or is wanted again. Of several Nodes those
-    /// without a next key do not count beside one that has it: nobody has their key on the second device.
-    pub(super) fn keepalive_of_first(&self, key: &PublicKey) -> u16 {
-        let has_next = |node: &&CompactString| self.nodes.second_key_of(node) != Some(*key);
-        let any_has_next = self.nodes.with_key(key).any(|node| has_next(&node));
-        let is_turned = |node: &CompactString| self.is_changing(node) != self.wireguard.second.used.contains(node);
-        let mut counted = self.nodes.with_key(key).filter(|node| !any_has_next || has_next(node));
-        if self.wants_second() && counted.any(is_turned) { KEEPALIVE } else { 0 }
+    /// Returns what rivals of a node say is their own: Nodes that are one machine with it by the first key, and another one by that of the second device. One of them may be a copy.
+    fn claims_of_rivals(&self, node: &CompactString) -> BTreeSet<IpNet> {
+        let (first, second) = (self.nodes.key_of(node), self.nodes.second_key_of(node));
+        let of_machine = first.iter().flat_map(|key| self.nodes.with_key(key));
+        let rivals = of_machine.filter(|other| self.nodes.second_key_of(other) != second);
+        rivals.flat_map(|rival| self.claims(rival)).collect()
     }
+
+    /// Returns whether an address or a pod CIDR of a node is a rival's as well, in part or whole.
+    fn is_contested(&self, node: &CompactString) -> bool {
+        let of_rivals = self.claims_of_rivals(node);
+        !of_rivals.is_empty() && self.claims(node).any(|range| touches(&of_rivals, &range))
+    }
+
+    /// Returns what a Node says is its own: addresses and pod CIDRs.
+    fn claims(&self, node: &CompactString) -> impl Iterator<Item = IpNet> {
+        let ours = (*node == self.own.name).then(|| self.own.all_pod_cidrs());
+        let hosts = self.nodes.addresses_of(node).iter().map(|address| Family::host_prefix(*address));
+        hosts.chain(self.nodes.ranges_of(node).iter().copied()).chain(ours.into_iter().flatten())
+    }
+
+    /// Returns the interval at which the machine with this first key is shown that the session on the first device is used although a key changes, or is wanted again. All Nodes with the
+    /// key count: which of them are copies nobody knows, and one that is none may have nothing but that session.
+    pub(super) fn keepalive_of_first(&self, key: &PublicKey) -> u16 {
+        let is_turned = |node: &CompactString| self.is_changing(node) != self.wireguard.second.used.contains(node);
+        if self.wants_second() && self.nodes.with_key(key).any(is_turned) { KEEPALIVE } else { 0 }
+    }
+}
+
+fn touches(ranges: &BTreeSet<IpNet>, range: &IpNet) -> bool {
+    ranges.iter().any(|other| other.contains(range) || range.contains(other))
 }

@@ -142,6 +142,70 @@ fn who_copies_the_first_key_of_a_younger_node_gets_none_of_its_packets_by_a_next
 }
 
 #[test]
+fn what_a_copy_of_the_first_key_claims_of_its_node_goes_by_the_first_device_and_that_change_waits() {
+    let younger = |next: u8| ("node-2", Node { wireguard_next_key: PublicKey::new(&[next; 32]), ..of_second() });
+    let without = || ("node-2", created(10, second()).1);
+    let changing = OwnKeys { first: Some(key(1)), second: Some(key(6)), has_next: true, is_changing: true };
+    let ours_stays = OwnKeys { first: Some(key(1)), second: Some(key(1)), ..OwnKeys::default() };
+    for (addresses, ranges) in [
+        ("192.0.2.2", "10.244.9.0/24"),
+        ("192.0.2.9 192.0.2.2", "10.244.9.0/24"),
+        ("192.0.2.9", "10.244.9.0/24 10.244.2.128/25"),
+    ] {
+        for (node, number, keys) in [(without(), 2, ours_stays), (without(), 2, changing), (younger(7), 7, ours_stays)]
+        {
+            let case = format!("{addresses}, {ranges}, {number}, {}", keys.is_changing);
+            let words = &ENCRYPTED[..2];
+            let mut plan = plan_of(words, &[own(), node.clone()]);
+            plan.set_own_keys(keys);
+            let networks = [("10.244.2.0/24", "192.0.2.2"), ("198.51.100.0/24", "192.0.2.2")];
+            networks.iter().for_each(|(network, hop)| drop(learn(&mut plan, network, &[hop])));
+            let all = [("sluice-wg0", 2), ("sluice-wg1", number), ("sluice-wg1", 9)];
+            has_live(&mut plan, &all);
+            plan.update(&with(&[own(), node, copy_of_first(9, addresses, ranges)]));
+            let its = at_second(&plan, 9).expect("it is a peer");
+            assert!(!its.contains("198.51.100.") && !its.contains("192.0.2.2/32"), "{case}: {its}");
+            for (network, _) in networks {
+                assert_eq!(main_route(&plan, network), through_tunnel(), "{case}");
+            }
+            assert_eq!(of_pods(&plan).first().map(String::as_str), Some("192.0.2.2/32 sluice-wg0"), "{case}");
+            let first = plan.desired().wireguard_peers.get(&PeerKey { link: LinkName(WIREGUARD.into()), key: key(2) });
+            let first = first.expect("it is a peer");
+            assert!(
+                first.allowed.contains(&prefix("192.0.2.2/32")) && first.allowed.contains(&prefix("198.51.100.0/24"))
+            );
+            // Its machine does not take another key while packets are sent by this one.
+            let is_kept = keys.is_changing || number == 7;
+            assert!(!is_kept || first.keepalive > 0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_node_whose_own_key_is_copied_with_what_it_has_sends_nothing_by_the_second_device() {
+    let copy = |ranges: &str| {
+        let node = created(1, ("node-9", with_key(1, "192.0.2.9", ranges))).1;
+        ("node-9", Node { wireguard_next_key: Some(key(9)), ..node })
+    };
+    for (ranges, expected) in [("10.244.9.0/24", "sluice-wg1"), ("10.244.9.0/24 10.244.1.0/24", WIREGUARD)] {
+        let mut plan = plan_with(&[own(), ("node-2", of_second()), copy(ranges)]);
+        has_sessions(&mut plan);
+        assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec![expected.to_owned()]), "others take none of it there");
+    }
+}
+
+#[test]
+fn a_change_waits_for_a_node_without_a_next_key_also_where_a_copy_of_its_first_key_has_one() {
+    for addresses in ["192.0.2.9", "192.0.2.2"] {
+        let mut plan = plan_with(&[own(), created(10, second()), copy_of_first(9, addresses, "10.244.9.0/24")]);
+        plan.set_own_keys(OwnKeys { first: Some(key(1)), second: Some(key(6)), has_next: true, is_changing: true });
+        has_live(&mut plan, &[("sluice-wg0", 2), ("sluice-wg1", 9)]);
+        let first = plan.desired().wireguard_peers.get(&PeerKey { link: LinkName(WIREGUARD.into()), key: key(2) });
+        assert_eq!(first.map(|peer| peer.keepalive), Some(5), "{addresses}: its agent may not run");
+    }
+}
+
+#[test]
 fn a_node_whose_first_key_is_another_ones_gets_its_peer_when_the_second_device_comes() {
     // There is no way to the older one, so neither has a peer on the first device.
     let (unreached, younger) = (copy_of_first(0, "192.0.2.1", "10.244.9.0/24"), created(10, second()));
