@@ -332,19 +332,15 @@ impl Driver {
         let needed = self.sessions.listening();
         let unneeded = self.receivers.extract_if(.., |at, _| !needed.contains_key(at));
         let troubled =
-            unneeded.filter(|(_, receiver)| receiver.is_told).map(|((on, path), _)| to_socket(on, path.port()));
+            unneeded.filter(|(_, receiver)| receiver.is_told()).map(|((on, path), _)| to_socket(on, path.port()));
         for on in troubled.collect::<Vec<_>>() {
             self.tell(Report::Trouble(on, None));
         }
         for ((address, path), neighbours) in needed {
             let receiver = self.receivers.entry((address, path)).or_insert_with(|| Receiver::new(now));
-            let Some(heard) = receiver.hear(now, address, path, neighbours) else { continue };
-            if heard.is_err() != receiver.is_told {
-                let report = Report::Trouble(to_socket(address, path.port()), heard.err());
-                let is_trouble = matches!(report, Report::Trouble(_, Some(_)));
-                let is_delivered = self.reports.try_send(report).is_ok();
-                receiver.is_told = is_trouble && is_delivered;
-            }
+            let Some(done) = receiver.hear(now, address, path, neighbours) else { continue };
+            let on = to_socket(address, path.port());
+            receiver.tell(done, |trouble| self.reports.try_send(Report::Trouble(on, trouble)).is_ok());
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) struct Receiver {
     /// Next try, while socket or filter are missing.
     retry_at: Instant,
     /// It is known to be in trouble.
-    pub(super) is_told: bool,
+    is_told: bool,
     /// Number of dropped datagrams as the kernel has last told.
     dropped: u32,
 }
@@ -38,12 +38,29 @@ impl Receiver {
         self.socket.as_ref()
     }
 
-    /// Time of the next try for what is missing; `None` while nothing is.
+    /// Time of the next try for what is missing, or to tell that nothing is; `None` where neither is to be done.
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        (self.socket.is_none() || self.heard.is_none()).then_some(self.retry_at)
+        (self.is_lacking() || self.is_told).then_some(self.retry_at)
     }
 
-    /// Opens the socket where there is none, and has it hear these neighbours; `None` while another try is not due.
+    fn is_lacking(&self) -> bool {
+        self.socket.is_none() || self.heard.is_none()
+    }
+
+    /// Returns whether others know it to be in trouble.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Tells others how a try went, where that is another thing than they know. What they do not take is told again with the next try.
+    pub(super) fn tell(&mut self, done: Result<(), Error>, deliver: impl FnOnce(Option<Error>) -> bool) {
+        let is_trouble = done.is_err();
+        if is_trouble != self.is_told && deliver(done.err()) {
+            self.is_told = is_trouble;
+        }
+    }
+
+    /// Opens the socket where there is none, and has it hear these neighbours; `None` while another try is not due, and where nothing is to be done or told.
     ///
     /// # Errors
     /// The kernel refuses either, which is tried again then.
@@ -54,12 +71,19 @@ impl Receiver {
         path: Path,
         neighbours: Neighbours,
     ) -> Option<Result<(), Error>> {
-        let is_early = self.retry_at().is_some_and(|at| at > now);
-        if is_early || self.heard.as_ref() == Some(&neighbours) {
+        let is_early = self.retry_at > now;
+        if self.heard.as_ref() == Some(&neighbours) {
+            if is_early || !self.is_told {
+                return None;
+            }
+            self.retry_at = now + RETRY;
+            return Some(Ok(()));
+        }
+        if is_early && self.is_lacking() {
             return None;
         }
         let done = self.try_to_hear(on, path, neighbours);
-        if done.is_err() {
+        if done.is_err() || self.is_told {
             self.retry_at = now + RETRY;
         }
         Some(done)
@@ -83,5 +107,34 @@ impl Receiver {
     pub(super) fn newly_dropped(&mut self) -> u32 {
         let Some(Ok(dropped)) = self.socket.as_ref().map(udp::dropped) else { return 0 };
         dropped.wrapping_sub(std::mem::replace(&mut self.dropped, dropped))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_trouble_is_told_until_it_is_taken() {
+        let now = Instant::now();
+        let on: IpAddr = "127.0.0.1".parse().expect("an address");
+        let mut receiver = Receiver::new(now);
+        receiver.tell(Err(Error::errno("bind", "a port", Errno::ADDRINUSE)), |trouble| trouble.is_some());
+        assert!(receiver.is_told());
+        // It has all that it needs; nobody takes the report.
+        let neighbours = Neighbours::default();
+        receiver.socket = Some(UdpSocket::bind((on, 0)).expect("a port"));
+        receiver.heard = Some(neighbours.clone());
+        let hear = |receiver: &mut Receiver, at| receiver.hear(at, on, Path::Multihop, neighbours.clone());
+        let done = hear(&mut receiver, now).expect("the end is told");
+        receiver.tell(done, |_| false);
+        assert!(receiver.is_told() && hear(&mut receiver, now).is_none(), "not at once again");
+        assert_eq!(receiver.retry_at(), Some(now + RETRY));
+        let done = hear(&mut receiver, now + RETRY).expect("it is told again");
+        receiver.tell(done, |trouble| trouble.is_none());
+        assert!(!receiver.is_told() && hear(&mut receiver, now + RETRY * 2).is_none());
+        assert_eq!(receiver.retry_at(), None);
     }
 }
