@@ -5,7 +5,8 @@
 //! whose key a socket has not accepted is not admitted over it. Which keys there are is in `keys`.
 //!
 //! A key does not judge what a connection has received before. So a socket has its keys before it listens; and where one that listens gets
-//! the key of an address, the connections that wait are accepted at once, and those from there are closed: they have come without it.
+//! the key of an address, the connections that wait are accepted at once, and those from there are closed: they have come without it. A key that takes the
+//! place of another one comes before that goes; where there is no room for both its addresses count as those without.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -148,8 +149,9 @@ impl Listeners {
         let mut is_incomplete = false;
         for (address, listener) in &mut self.all {
             let Some(socket) = listener.socket.clone() else { continue };
-            let (keys, before) = (keys(&self.passwords, *address), listener.keys.clone());
-            let refused = listener.key(&keys, &self.passwords, |of, key| tcp::set_key(&socket, of, key));
+            let (keys, mut before) = (keys(&self.passwords, *address), listener.keys.clone());
+            let (refused, bare) = listener.key(&keys, &self.passwords, |of, key| tcp::set_key(&socket, of, key));
+            before.retain(|prefix, _| !bare.contains(prefix));
             if listener.keys.keys().any(|prefix| !before.contains_key(prefix)) {
                 self.accepted.extend(listener.take_waiting(*address, &before));
             }
@@ -234,23 +236,46 @@ impl Listener {
         }
     }
 
-    /// Installs keys on the socket and removes others; returns those that could not be set or removed. Where the kernel refuses the
-    /// key of a prefix, as before Linux 4.13, the neighbours in it get keys of their own, as far as there is room.
+    /// Installs keys on the socket and then removes others: of two the longer prefix counts, so that no address is without one in between. Returns those that could not be
+    /// set or removed, and those that were removed before all new ones were there, because the kernel may have no room for both.
     fn key(
         &mut self,
         keys: &Keys,
         passwords: &Passwords,
         set: impl Fn(IpNet, Option<&[u8]>) -> Result<(), Error>,
-    ) -> BTreeMap<IpNet, Error> {
-        let mut failed = BTreeMap::new();
-        let is_own = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-        let gone: Vec<IpNet> = self.keys.keys().filter(|known| !keys.contains_key(known)).copied().collect();
-        for prefix in gone {
+    ) -> (BTreeMap<IpNet, Error>, BTreeSet<IpNet>) {
+        let (mut failed, own) = self.put(keys, passwords, &set);
+        let (mut bare, mut staying) = (BTreeSet::new(), BTreeMap::new());
+        let is_other = |known: &&IpNet| !keys.contains_key(known) && !own.contains(known);
+        let others: Vec<IpNet> = self.keys.keys().filter(is_other).copied().collect();
+        for prefix in others {
             match set(prefix, None) {
-                Ok(()) => drop(self.keys.remove(&prefix)),
-                Err(error) => drop(failed.insert(prefix, error)),
+                Ok(()) => {
+                    self.keys.remove(&prefix);
+                    bare.insert(prefix);
+                }
+                Err(error) => drop(staying.insert(prefix, error)),
             }
         }
+        if failed.is_empty() {
+            bare.clear();
+        } else if !bare.is_empty() {
+            (failed, _) = self.put(keys, passwords, &set);
+        }
+        failed.extend(staying);
+        (failed, bare)
+    }
+
+    /// Installs keys on the socket; returns those that could not be set. Where the kernel refuses the key of a prefix, as before Linux 4.13, the neighbours in it get
+    /// keys of their own, as far as there is room; where that is enough for all of them these are returned as well.
+    fn put(
+        &mut self,
+        keys: &Keys,
+        passwords: &Passwords,
+        set: impl Fn(IpNet, Option<&[u8]>) -> Result<(), Error>,
+    ) -> (BTreeMap<IpNet, Error>, BTreeSet<IpNet>) {
+        let (mut failed, mut own_keys) = (BTreeMap::new(), BTreeSet::new());
+        let is_own = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
         for (prefix, password) in keys {
             if self.keys.get(prefix) == Some(password) {
                 continue;
@@ -263,14 +288,15 @@ impl Listener {
             let own = |neighbour: &IpAddr| IpNet::from(*neighbour);
             let inside = passwords.iter().filter(|(_, wanted)| wanted.as_ref() == Some(password));
             let inside = inside.map(|(neighbour, _)| own(neighbour));
-            for neighbour in inside.filter(|own| !is_own(prefix) && prefix.contains(own)) {
-                match set(neighbour, Some(password.key())) {
-                    Ok(()) => drop(self.keys.insert(neighbour, password.clone())),
-                    Err(_) => break,
-                }
+            let inside: BTreeSet<IpNet> = inside.filter(|own| !is_own(prefix) && prefix.contains(own)).collect();
+            let has_room = |neighbour: &&IpNet| set(**neighbour, Some(password.key())).is_ok();
+            let done: BTreeSet<IpNet> = inside.iter().take_while(has_room).copied().collect();
+            self.keys.extend(done.iter().map(|neighbour| (*neighbour, password.clone())));
+            if done == inside {
+                own_keys.extend(done);
             }
         }
-        failed
+        (failed, own_keys)
     }
 
     /// Returns the neighbours that these refused keys were for, and that have no other, each with the reason.
@@ -348,17 +374,58 @@ mod tests {
         assert_eq!(keys.len(), 1, "one for all");
         let refuse = |of: IpNet| Error::errno("set the password of", of.to_string(), Errno::NOPROTOOPT);
         let is_own = |of: IpNet| of.prefix_len() == 32;
-        let refused = listener.key(&keys, &passwords, |of, _| is_own(of).then_some(()).ok_or(refuse(of)));
+        let (refused, _) = listener.key(&keys, &passwords, |of, _| is_own(of).then_some(()).ok_or(refuse(of)));
         assert_eq!((refused.len(), listener.keys.len()), (1, 100));
         assert!(listener.without_key(&refused, &passwords).is_empty());
-        let refused = listener.key(&keys, &passwords, |of, key| match key {
+        let (refused, _) = listener.key(&keys, &passwords, |of, key| match key {
             Some(_) if !is_own(of) || of.addr() >= node(70) => Err(refuse(of)),
             _ => Ok(()),
         });
         let without = listener.without_key(&refused, &passwords);
         assert_eq!(without.keys().copied().collect::<Vec<_>>(), (70..100).map(node).collect::<Vec<_>>());
-        let refused = listener.key(&keys, &passwords, |_, _| Ok(()));
+        let (refused, _) = listener.key(&keys, &passwords, |_, _| Ok(()));
         assert_eq!((refused.len(), listener.keys.len()), (0, 1));
         assert!(listener.without_key(&refused, &passwords).is_empty());
+    }
+
+    #[test]
+    fn a_neighbour_is_never_without_a_key_while_prefixes_are_regrouped_unless_there_is_no_room_for_both() {
+        use std::cell::RefCell;
+        let password = Password::new("hush").expect("a password");
+        let node = |number: u8| IpAddr::from([192, 0, 2, number]);
+        let of = |below: u8, more: Option<u8>| -> Passwords {
+            (0..below).chain(more).map(|number| (node(number), Some(password.clone()))).collect()
+        };
+        let socket: SocketAddr = ([192, 0, 2, 250], 179).into();
+        // A key of its own for each, one for the lower half, and one for all.
+        let steps = [of(64, None), of(100, None), of(100, Some(200)), of(100, None), of(3, None)];
+        for room in [1000, 64] {
+            let (mut listener, there) = (Listener::default(), RefCell::new(Keys::new()));
+            let mut had_none = BTreeSet::new();
+            for (step, passwords) in steps.iter().enumerate() {
+                let (keys, before) = (keys(passwords, socket), listener.keys.clone());
+                let stays = |address: &&IpAddr| key_of(&before, **address).is_some();
+                let stay: Vec<IpAddr> = passwords.keys().filter(stays).copied().collect();
+                let missed = RefCell::new(BTreeSet::new());
+                let (refused, bare) = listener.key(&keys, passwords, |prefix, key| {
+                    let mut there = there.borrow_mut();
+                    match key {
+                        Some(_) if !there.contains_key(&prefix) && there.len() >= room => {
+                            return Err(Error::errno("set the password of", prefix.to_string(), Errno::NOMEM));
+                        }
+                        Some(_) => drop(there.insert(prefix, password.clone())),
+                        None => drop(there.remove(&prefix)),
+                    }
+                    missed.borrow_mut().extend(stay.iter().filter(|one| key_of(&there, **one).is_none()));
+                    Ok(())
+                });
+                assert_eq!((refused.len(), &listener.keys), (0, &keys), "{room}, {step}");
+                assert_eq!(*there.borrow(), keys, "{room}, {step}");
+                let is_bare = |one: &&IpAddr| !bare.iter().any(|prefix| prefix.contains(*one));
+                assert_eq!(missed.borrow().iter().find(is_bare), None, "{room}, {step}");
+                had_none.extend(missed.into_inner());
+            }
+            assert_eq!(had_none.is_empty(), room == 1000, "the room was too small for both, or was not");
+        }
     }
 }
