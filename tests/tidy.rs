@@ -593,6 +593,18 @@ fn texts_speak_of_the_project_alone() {
 }
 
 #[test]
+fn no_text_holds_two_sides_of_a_merge() {
+    let marks = ["<", "|", ">"].map(|sign| format!("{} ", sign.repeat(7)));
+    let mut offences = Vec::new();
+    for path in every_text() {
+        let text = read(&path);
+        let left = text.lines().enumerate().filter(|(_, line)| marks.iter().any(|mark| line.starts_with(mark)));
+        offences.extend(left.map(|(number, _)| format!("{path}:{}", number + 1)));
+    }
+    none(offences);
+}
+
+#[test]
 fn no_limit_is_lifted_without_a_reason() {
     let mut offences = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {
@@ -711,10 +723,13 @@ fn sources(below: &str) -> Vec<Source> {
 /// All texts of the project.
 fn every_text() -> Vec<String> {
     let mut files = Vec::new();
-    for directory in ["src", "tests", "docs", "scripts", "daemonset", "charts", "kustomize", "cni", ".ci"] {
+    for directory in
+        ["src", "tests", "docs", "scripts", "daemonset", "charts", "kustomize", "cni", "image", "proto", ".ci"]
+    {
         collect(&top().join(directory), &mut files);
     }
-    files.extend(["Cargo.toml", "README.md", "clippy.toml", "rustfmt.toml"].map(|name| top().join(name)));
+    let others = ["Cargo.toml", "CHANGELOG.md", "README.md", "SECURITY.md", "build.rs", "clippy.toml", "deny.toml"];
+    files.extend(others.into_iter().chain(["rustfmt.toml", "rust-toolchain.toml"]).map(|name| top().join(name)));
     let readable = files.into_iter().filter(|path| fs::read_to_string(path).is_ok());
     readable.map(|path| relative(&path)).collect()
 }

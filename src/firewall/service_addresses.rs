@@ -3,8 +3,9 @@
 //! External and load balancer addresses count only where the service proxy may serve them (the ranges of the flags), and only for
 //! the Service that it gives the address and port to, where that is certain: else whoever may write a Service could cut pods off
 //! from a Service of others by naming its address. It is certain where another Service has the address as cluster IP with the
-//! same port, and where an older Service (by name, if both are of one second) has them with external traffic policy Cluster; with
-//! Local the older one may be left out here (`proxy/inside.rs`), and then the younger one is served. A cluster IP that no Service has with this
+//! same port, and where a Service that comes before it (one that a load balancer gave the address to before one that names it itself, then the older one,
+//! then by name) has them with external traffic policy Cluster; with
+//! Local that one may be left out here (`proxy/inside.rs`), and then the other one is served. A cluster IP that no Service has with this
 //! port is served for whoever names it (`--strict-external-ip-validation=false`), so it counts like any other address.
 
 use std::cmp::Ordering;
@@ -43,8 +44,8 @@ pub struct Entrance {
 /// The claim of one Service to an external entrance, in the order in which the service proxy gives it (`proxy::owners`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct ExternalClaim {
-    /// Whether it is an external or load balancer address of the Service, and not its cluster IP.
-    is_external: bool,
+    /// The field of the Service that has the address; `None` for its cluster IP, which comes first.
+    field: Option<ExternalField>,
     /// Seconds since 1970.
     created: i64,
     service: ObjectName,
@@ -60,7 +61,7 @@ impl Claim for ExternalClaim {
     }
 
     fn order(&self, other: &ExternalClaim) -> Ordering {
-        (self.is_external, self.created, &self.service).cmp(&(other.is_external, other.created, &other.service))
+        (self.field, self.created, &self.service).cmp(&(other.field, other.created, &other.service))
     }
 }
 
@@ -147,18 +148,30 @@ impl ServiceAddresses {
     }
 }
 
-/// Returns the addresses of a Service that the service proxy may serve.
-pub fn addresses<'a>(service: &'a Service, ranges: &'a ServiceRanges) -> impl Iterator<Item = IpAddr> + 'a {
-    service.cluster_ips.iter().copied().chain(external_addresses(service, ranges))
-}
-
 /// Returns the external and load balancer addresses of a Service that the service proxy may serve.
 pub fn external_addresses<'a>(service: &'a Service, ranges: &'a ServiceRanges) -> impl Iterator<Item = IpAddr> + 'a {
+    with_fields(service, ranges).map(|(address, _)| address)
+}
+
+/// Returns the addresses of a Service that the service proxy may serve, each with the field that has it, `None` for a cluster IP. Where several fields have
+/// one address, the one that comes before the others when Services claim it comes last.
+pub fn addresses<'a>(
+    service: &'a Service,
+    ranges: &'a ServiceRanges,
+) -> impl Iterator<Item = (IpAddr, Option<ExternalField>)> + 'a {
+    let own = service.cluster_ips.iter().map(|address| (*address, None));
+    with_fields(service, ranges).map(|(address, field)| (address, Some(field))).chain(own)
+}
+
+fn with_fields<'a>(
+    service: &'a Service,
+    ranges: &'a ServiceRanges,
+) -> impl Iterator<Item = (IpAddr, ExternalField)> + 'a {
     let allowed = |(address, field): &(IpAddr, ExternalField)| match field {
         ExternalField::ExternalIps => ranges.allow_external_ip(*address),
         ExternalField::LoadBalancer => ranges.allow_load_balancer_ip(*address),
     };
-    service.external_addresses().filter(allowed).map(|(address, _)| address)
+    service.external_addresses().filter(allowed)
 }
 
 /// Returns the claims of a Service: to its external and load balancer addresses, and to its cluster IPs where others may name them.
@@ -167,20 +180,18 @@ fn claims(
     service: &Service,
     ranges: &ServiceRanges,
 ) -> BTreeMap<(Entrance, Protocol), ExternalClaim> {
-    let may_be_named = |address: &IpAddr| ranges.allow_external_ip(*address) || ranges.allow_load_balancer_ip(*address);
-    let external = external_addresses(service, ranges).map(|address| (address, true));
-    let own = service.cluster_ips.iter().copied().filter(may_be_named).map(|address| (address, false));
-    let claim = |is_external| ExternalClaim {
-        is_external,
+    let may_be_named = |address: IpAddr| ranges.allow_external_ip(address) || ranges.allow_load_balancer_ip(address);
+    let counts = |(address, field): &(IpAddr, Option<ExternalField>)| field.is_some() || may_be_named(*address);
+    let claim = |field: Option<ExternalField>| ExternalClaim {
+        field,
         created: service.created,
         service: name.clone(),
-        always: !is_external || service.external_policy() == TrafficPolicy::Cluster,
+        always: field.is_none() || service.external_policy() == TrafficPolicy::Cluster,
     };
-    // The claim to a cluster IP comes before one to the same address as an external one.
-    let all = external.chain(own);
-    let ports = |(address, is_external)| {
-        let at = move |one: &ServicePort| ((Entrance { address, port: one.port }, one.protocol), claim(is_external));
+    let ports = |(address, field)| {
+        let at = move |one: &ServicePort| ((Entrance { address, port: one.port }, one.protocol), claim(field));
         service.ports.iter().map(at)
     };
-    all.flat_map(ports).collect()
+    // Of the fields that have one address the last one counts.
+    addresses(service, ranges).filter(counts).flat_map(ports).collect()
 }

@@ -40,13 +40,14 @@ pub struct Service {
     pub created: i64,
 }
 
-/// The field that names an external address of a Service, which decides by which flag it is allowed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The field that names an external address of a Service, which decides by which flag it is allowed, and who has it where several Services name it: the
+/// status, where controllers write, comes before the spec, where anybody may write what he likes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ExternalField {
-    /// `spec.externalIPs`.
-    ExternalIps,
     /// `status.loadBalancer.ingress[]`.
     LoadBalancer,
+    /// `spec.externalIPs`.
+    ExternalIps,
 }
 
 /// `spec.type`. ExternalName is absent: such a Service has no cluster address.

@@ -3,8 +3,8 @@ mod found_pods;
 use super::*;
 use crate::config::{Environment, Mistakes, Request, request};
 use crate::model::{
-    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, Node, NodeAddress,
-    NodeAddressKind, Pod, PodUid, ProxyAnnotations, Service, ServicePort, ServiceType,
+    Authority, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, Host, HostAddress, LoadBalancerAddress,
+    Node, NodeAddress, NodeAddressKind, Pod, PodUid, ProxyAnnotations, Service, ServicePort, ServiceType,
 };
 use crate::net::{Family, Protocol};
 use crate::observe::health::Health;
@@ -173,8 +173,14 @@ fn a_service_puts_no_address_into_its_pods_whose_ports_an_older_one_has() {
     assert_eq!(tunnels(&world), ["10.244.1.5: 203.0.113.7"], "another port");
     world.cluster.services.insert(name.clone(), Service { created: 9, ..older(80) });
     assert_eq!(tunnels(&world), ["10.244.1.5: 203.0.113.7"], "a younger one has nothing of it");
-    world.cluster.services.insert(name, Service { cluster_ips: vec![at("203.0.113.7")], ..older(80) });
+    let own = Service { cluster_ips: vec![at("203.0.113.7")], ..older(80) };
+    world.cluster.services.insert(name.clone(), own);
     assert_eq!(tunnels(&world), [""; 0], "its cluster IP");
+    world.cluster.services.insert(name, older(80));
+    let given = vec![LoadBalancerAddress { address: at("203.0.113.7"), through_balancer: false }];
+    let balanced = Service { load_balancer: given, external_ips: Vec::new(), ..service(true) };
+    world.cluster.services.insert(web(), balanced);
+    assert_eq!(tunnels(&world), ["10.244.1.5: 203.0.113.7"], "a load balancer has given it to the younger one");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Endpoints, ObjectName, Pod, Service, ServicePort, Shared};
+use crate::model::{EndpointSlice, Endpoints, ExternalField, ObjectName, Pod, Service, ServicePort, Shared};
 use crate::net::{Family, Protocol};
 
 use super::super::fill::pods_of;
@@ -42,6 +42,14 @@ pub struct EndpointState {
     pub usable: bool,
 }
 
+/// What leads to a Service at an address and port, in the order in which Services have it (`proxy::part::Rank`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    ClusterIp,
+    NodePort,
+    External(ExternalField),
+}
+
 /// The most endpoints that are answered for: the answer is read by people, and made on the firewall's thread.
 pub const MOST: usize = 100;
 
@@ -66,22 +74,27 @@ pub(super) fn explanation(known: Known<'_>, from: &Party, to: SocketAddr, protoc
     Some(Explanation { served: Some(served), answers })
 }
 
-/// Returns the Service that the service proxy reaches there: one with this cluster IP before others, then the older one,
-/// then by name.
+/// Returns the Service that the service proxy reaches there: one with this cluster IP, then one with this node port, one that a load balancer has given the
+/// address to, and one that names it itself; of these the older one, then by name.
 fn owner<'a>(known: Known<'a>, to: SocketAddr, protocol: Protocol) -> Option<(&'a ObjectName, &'a ServicePort)> {
     let Known { world, config, host_endpoints, .. } = known;
     let is_own = host_endpoints.is_own(to.ip());
     let serves = |service: &'a Service| {
-        service.ports.iter().filter(move |port| port.protocol == protocol).find(|port| {
-            let at_node = is_own && port.node_port == Some(to.port());
-            at_node
-                || port.port == to.port()
-                    && service_addresses::addresses(service, &config.ranges).any(|own| own == to.ip())
-        })
+        let ports = service.ports.iter().filter(move |port| port.protocol == protocol);
+        let by_address = service_addresses::addresses(service, &config.ranges).filter(|(own, _)| *own == to.ip());
+        let field = by_address.map(|(_, field)| field.map_or(Place::ClusterIp, Place::External)).min();
+        let at = |port: &'a ServicePort| {
+            let at_node = (is_own && port.node_port == Some(to.port())).then_some(Place::NodePort);
+            let place = at_node.into_iter().chain(field.filter(|_| port.port == to.port())).min()?;
+            Some((place, port))
+        };
+        ports.filter_map(at).min_by_key(|(place, _)| *place)
     };
-    let all = world.cluster.services.iter().filter_map(|(name, service)| Some((name, service, serves(service)?)));
-    let first = all.min_by_key(|(name, service, _)| (!service.cluster_ips.contains(&to.ip()), service.created, *name));
-    first.map(|(name, _, port)| (name, port))
+    let all = world.cluster.services.iter().filter_map(|(name, service)| {
+        let (place, port) = serves(service)?;
+        Some(((place, service.created, name), port))
+    });
+    all.min_by_key(|(order, _)| *order).map(|((.., name), port)| (name, port))
 }
 
 /// Returns the endpoints of a port in a family, each once; its better condition counts.

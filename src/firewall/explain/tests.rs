@@ -9,8 +9,8 @@ use super::super::verdict::Decision;
 use super::*;
 use crate::model::{
     Action, Cause, ClusterNetworkPolicy, ClusterRule, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints,
-    Host, HostAddress, HostLink, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Peer, PolicyProblems, Selector,
-    Service, ServicePort, ServiceProblem, Subject, Tier,
+    Host, HostAddress, HostLink, LoadBalancerAddress, Namespace, Node, NodeAddress, NodeAddressKind, OnLink, Peer,
+    PolicyProblems, Selector, Service, ServicePort, ServiceProblem, Subject, Tier,
 };
 
 fn world() -> World {
@@ -54,7 +54,7 @@ fn with_known<R>(world: &World, ask: impl FnOnce(Known<'_>) -> R) -> R {
             strict: true,
             cluster_ips: ranges("10.96.0.0/12"),
             external_ips: ranges("203.0.113.128/25"),
-            load_balancer_ips: Vec::new(),
+            load_balancer_ips: ranges("203.0.113.128/25"),
         },
         knows_services: true,
         tunnel_mode: false,
@@ -295,6 +295,24 @@ fn a_service_is_answered_for_each_endpoint_at_all_its_addresses() {
              \x20 endpoint: on node node2, not ready\n"
         );
     }
+}
+
+#[test]
+fn an_address_of_a_load_balancer_leads_to_its_service_and_not_to_an_older_one_that_names_it() {
+    let mut world = with_service(&[("10.244.1.7", Some("node1"), true)]);
+    let api = Service::clone(world.cluster.services.get(&object("shop/api")).unwrap());
+    let greedy = Service { cluster_ips: vec![[10, 96, 0, 2].into()], created: -1, ..api.clone() };
+    world.cluster.services.insert(object("shop/greedy"), greedy);
+    let first = |world: &World, to| {
+        let answer = text(&asked_in(world, "shop/web", to).unwrap());
+        answer.split(" at ").next().unwrap().to_owned()
+    };
+    assert_eq!(first(&world, "203.0.113.200:443"), "Service shop/greedy", "both name it: the older one");
+    let given = vec![LoadBalancerAddress { address: [203, 0, 113, 200].into(), through_balancer: false }];
+    world.cluster.services.insert(object("shop/api"), Service { load_balancer: given, ..api });
+    assert_eq!(first(&world, "203.0.113.200:443"), "Service shop/api");
+    assert_eq!(first(&world, "192.0.2.11:30443"), "Service shop/greedy", "node ports of both: the older one");
+    assert_eq!(first(&world, "10.96.0.1:443"), "Service shop/api");
 }
 
 #[test]
