@@ -11,7 +11,7 @@ use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::kernel::ipvs::ServiceKey;
 use crate::model::{
-    Cause, Endpoints, Listed, MOST_OF_A_SERVICE, Service, ServicePort, ServiceProblem, TrafficPolicy, Use,
+    Cause, Endpoints, Listed, MOST_OF_A_SERVICE, Scheduler, Service, ServicePort, ServiceProblem, TrafficPolicy, Use,
 };
 
 use super::apply::Refused;
@@ -103,8 +103,9 @@ pub fn refused_by_kernel(refused: &Refused) -> Vec<ServiceProblem> {
     let Refused { scheduler, destinations } = refused;
     let of_scheduler = scheduler.map(|name| {
         let text = format!(
-            "the kernel of this node has no scheduler {name} (module ip_vs_{name}): addresses that it served before keep the \
-             scheduler that they had, and others are not served"
+            "the kernel of this node has no scheduler {name} (module ip_vs_{name}): virtual services keep the scheduler that they \
+             have, and new ones get {}",
+            Scheduler::default().name()
         );
         problem(Cause::Kernel, format_compact!("scheduler {name}"), text)
     });

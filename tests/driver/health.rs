@@ -95,6 +95,23 @@ fn a_service_that_the_kernel_has_not_got_is_pending_until_it_has() {
 }
 
 #[test]
+fn a_service_whose_only_endpoint_here_the_kernel_refuses_is_pending_although_all_else_is_settled() {
+    with_running(async |running| {
+        running.world.send_replace(balanced(&[NODE]));
+        running.checked(1, &[]).await;
+        running.kernel.with(|machine| machine.refused_destinations = [([10, 244, 1, 11], 8080).into()].into());
+        running.world.send_replace(balanced(&[OTHER_NODE, NODE]));
+        running.checked(1, &[name()]).await;
+        for _ in 0..150 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(running.health_checks.borrow().pending.contains(&name()), "nobody serves");
+        }
+        running.kernel.with(|machine| machine.refused_destinations.clear());
+        running.checked(1, &[]).await;
+    });
+}
+
+#[test]
 fn a_kernel_that_cannot_be_read_at_the_start_has_nothing_and_one_that_could_be_read_before_keeps_what_it_had() {
     with_running(async |running| {
         running.refuses(false, true);

@@ -11,6 +11,9 @@ use sluice::model::{
     Authority, EndpointPort, EndpointSlice, Endpoints, ObjectName, Scheduler, Service, ServicePort, World,
 };
 use sluice::net::{Family, PerFamily, Protocol};
+use sluice::proxy::marks::services;
+use sluice::proxy::names::Set;
+use sluice::proxy::plan::services_on;
 use sluice::reconcile::Moment;
 use sluice::subsystem::Kinds;
 
@@ -73,6 +76,8 @@ fn world_with_tunnels(authority: Authority, asks: bool, scheduler: Scheduler, en
 struct Scene {
     agent: Agent,
     kernel: MemoryKernel,
+    config: Arc<ProxyConfig>,
+    families: PerFamily<bool>,
     now: Instant,
 }
 
@@ -89,7 +94,7 @@ impl Scene {
     fn with((config, families): (Arc<ProxyConfig>, PerFamily<bool>), broken: impl FnOnce(&mut Machine)) -> Scene {
         let kernel = MemoryKernel::new(State::of_others());
         kernel.with(broken);
-        Scene { agent: Agent::start(&kernel, &config, families), kernel, now: Instant::now() }
+        Scene { agent: Agent::start(&kernel, &config, families), kernel, config, families, now: Instant::now() }
     }
 
     fn put(&mut self, scheduler: Scheduler, endpoints: &[u8]) {
@@ -181,15 +186,59 @@ fn a_scheduler_that_the_kernel_has_not_leaves_a_service_with_its_former_one_and_
 }
 
 #[test]
-fn a_new_service_whose_scheduler_the_kernel_has_not_is_not_served_until_it_is_there_and_is_no_trouble() {
+fn a_new_service_whose_scheduler_the_kernel_has_not_has_the_usual_one_until_it_is_there_and_is_no_trouble() {
     let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into()].into());
-    scene.put(Scheduler::Mh, &[5, 6]);
-    assert_eq!((scene.served(), scene.troubles()), (None, Vec::new()));
+    // The second run finds it so.
+    for _ in 0..2 {
+        scene.agent = Agent::start(&scene.kernel, &scene.config, scene.families);
+        scene.put(Scheduler::Mh, &[5, 6]);
+        for _ in 0..4 {
+            scene.has("rr", &[5, 6]);
+            assert!(scene.troubles().is_empty() && scene.agent.mirrors.is_settled());
+            scene.try_again();
+        }
+    }
     scene.kernel.with(|machine| machine.lacking_schedulers.clear());
-    scene.now = scene.agent.mirrors.retry_at().expect("it is tried again");
-    scene.round();
+    scene.try_again();
     scene.has("mh", &[5, 6]);
-    assert!(scene.agent.mirrors.is_settled());
+    assert!(scene.agent.mirrors.is_settled() && scene.agent.mirrors.retry_at().is_none());
+}
+
+/// The ports of [`ADDRESS`] that the guard lets in: whether each has a virtual service.
+fn let_in(state: &State) -> Vec<bool> {
+    let elements = state.elements.keys().filter_map(Set::of_element);
+    let elements = elements.chain(state.proxy_table.keys().filter_map(Set::of_object));
+    let ports = elements.flat_map(services).filter(|key| services_on(ADDRESS.into()).contains(key));
+    ports.map(|key| state.virtuals.contains_key(&key)).collect()
+}
+
+#[test]
+fn every_port_that_the_guard_lets_in_has_a_virtual_service_also_where_the_kernel_refuses_its_scheduler() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into()].into());
+    let has_ports = |scene: &mut Scene, scheduler, numbers: &[u16]| {
+        let mut world = world(scheduler, &[5]);
+        let name = ObjectName::new("shop", "dns");
+        let port = |number: &u16| ServicePort {
+            name: number.to_string().as_str().into(),
+            protocol: Protocol::Tcp,
+            port: *number,
+            node_port: None,
+        };
+        let mut service = (**world.cluster.services.get(&name).expect("it is there")).clone();
+        service.ports = numbers.iter().map(port).collect();
+        world.cluster.services.insert(name, service);
+        scene.take(&world);
+    };
+    has_ports(&mut scene, Scheduler::Rr, &[80]);
+    assert_eq!(let_in(&scene.kernel.state()), [true]);
+    // The address is local because of the first port, and a program of the host may listen at the second one.
+    has_ports(&mut scene, Scheduler::Mh, &[80, 10250]);
+    assert_eq!(let_in(&scene.kernel.state()), [true, true]);
+    // Somebody takes all of them away.
+    scene.kernel.with(|machine| machine.state.virtuals.clear());
+    scene.agent.audit(Moment { now: scene.now, jitter: 0 });
+    scene.round();
+    assert_eq!(let_in(&scene.kernel.state()), [true, true]);
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! it were not asked for, and it is no trouble of the node but a problem of the Service. It is tried again at times, because a module may be loaded later.
 //! The scheduler that Services have without asking for one is another matter: a node without it serves nobody, which is trouble as any failure is.
 //!
-//! Where the kernel has the virtual service, it keeps the scheduler that it has; where it has not, there is none.
+//! Where the kernel has the virtual service, it keeps the scheduler that it has; where it has not, it gets the one that Services have without asking. So there is
+//! a virtual service wherever the guard lets packets in, and none of them comes to a program of the host. It has its endpoints: a try gives them to one without any
+//! (the kernel takes the rest of what is refused in part), and a process without memory cannot tell a stand-in from one that keeps its scheduler.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,10 +106,7 @@ impl<K: Kernel> Mirrors<K> {
         for (key, refused) in &self.refused.all {
             let Some(wanted) = desired.virtuals.get(key) else { continue };
             let seen = self.virtuals.seen().and_then(|seen| seen.get(key));
-            match refused.left_of(wanted, seen) {
-                Some(taken) => drop(virtuals.to_mut().insert(*key, taken)),
-                None => drop(virtuals.to_mut().remove(key)),
-            }
+            virtuals.to_mut().insert(*key, refused.left_of(wanted, seen));
         }
         virtuals
     }
@@ -116,7 +115,10 @@ impl<K: Kernel> Mirrors<K> {
 impl RefusedParts {
     /// Returns a virtual service without what the kernel refuses of it, or of the one that is to take its place (`key`). `seen`: as the kernel has it.
     pub(super) fn left_of(&self, key: &ServiceKey, wanted: Virtual, seen: Option<&Virtual>) -> Virtual {
-        self.all.get(key).and_then(|refused| refused.left_of(&wanted, seen)).unwrap_or(wanted)
+        match self.all.get(key) {
+            Some(refused) => refused.left_of(&wanted, seen),
+            None => wanted,
+        }
     }
 }
 
@@ -145,17 +147,20 @@ impl Refused {
         self.scheduler.is_some_and(|name| name == Scheduler::default().name())
     }
 
-    /// Returns what is left of a virtual service; `None` where nothing can be made of it. `seen`: as the kernel has it.
-    fn left_of(&self, wanted: &Virtual, seen: Option<&Virtual>) -> Option<Virtual> {
+    /// Returns what is left of a virtual service. `seen`: as the kernel has it.
+    fn left_of(&self, wanted: &Virtual, seen: Option<&Virtual>) -> Virtual {
         let destinations = wanted.destinations.iter().filter(|it| !self.destinations.contains(&it.address)).collect();
         let mut left = Virtual { service: wanted.service.clone(), destinations };
         if self.scheduler.is_some() {
-            let Service { scheduler: kept, flags, .. } = seen?.service;
+            let (kept, flags) = match seen {
+                Some(Virtual { service: Service { scheduler, flags, .. }, .. }) => (*scheduler, *flags),
+                None => (Scheduler::default().name().into(), 0),
+            };
             let its = (flags & OF_SCHEDULERS) | scheduler::draining_flags(&kept, left.destinations.iter());
             left.service =
                 Service { scheduler: kept, flags: (left.service.flags & !OF_SCHEDULERS) | its, ..left.service };
         }
-        Some(left)
+        left
     }
 }
 
@@ -178,14 +183,20 @@ mod tests {
     fn a_virtual_service_keeps_its_scheduler_and_gets_all_else_where_the_new_one_is_refused() {
         let refused = Refused::of(Part::Scheduler("mh".into()));
         let wanted = of("mh", flags::PERSISTENT | flags::SCHEDULER_2, &[1, 2]);
-        assert_eq!(refused.left_of(&wanted, Some(&of("rr", 0, &[3]))), Some(of("rr", flags::PERSISTENT, &[1, 2])));
-        assert_eq!(refused.left_of(&wanted, None), None, "there is none with another one");
+        assert_eq!(refused.left_of(&wanted, Some(&of("wlc", 0, &[3]))), of("wlc", flags::PERSISTENT, &[1, 2]));
+    }
+
+    #[test]
+    fn a_new_virtual_service_has_the_scheduler_that_nobody_asks_for_where_its_own_is_refused() {
+        let refused = Refused::of(Part::Scheduler("mh".into()));
+        let wanted = of("mh", flags::PERSISTENT | flags::SCHEDULER_1 | flags::SCHEDULER_2, &[1, 2]);
+        assert_eq!(refused.left_of(&wanted, None), of("rr", flags::PERSISTENT, &[1, 2]));
     }
 
     #[test]
     fn refused_destinations_are_left_out_and_forgotten_with_the_endpoints() {
         let mut refused = Refused::of(Part::Destination(endpoint(255)));
-        assert_eq!(refused.left_of(&of("rr", 0, &[1, 255]), None), Some(of("rr", 0, &[1])));
+        assert_eq!(refused.left_of(&of("rr", 0, &[1, 255]), None), of("rr", 0, &[1]));
         assert!(refused.is_of(&of("rr", 0, &[1, 255])) && !refused.is_of(&of("rr", 0, &[1])));
     }
 

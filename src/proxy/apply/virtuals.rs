@@ -30,7 +30,11 @@ impl<K: Kernel> Mirrors<K> {
         among: impl Fn(&ServiceKey) -> bool,
     ) -> Vec<ServiceKey> {
         let mut changed = self.grow_virtuals_whole(desired, growth, at, &among);
-        if self.note_refused(desired, at, |key| *key) {
+        // A destination of a new one is refused after its scheduler.
+        for _ in 0..2 {
+            if !self.note_refused(desired, at, |key| *key) {
+                break;
+            }
             changed.extend(self.grow_virtuals_whole(desired, growth, at, &among));
         }
         changed

@@ -1,6 +1,6 @@
 //! The Services that are not in place in the kernel, and whose health checks answer 503 for that reason.
 //!
-//! A Service is pending from its first health check on until the kernel was seen to serve it, and again when the kernel was seen not to. That something
+//! A Service is pending from its first health check on until the kernel was seen to serve it, and again when the kernel was seen not to, also because it refuses something of the Service. That something
 //! cannot be read, or that a step for its route or its elements has failed, says nothing: what was in place stays so, because a load balancer that loses all its nodes at once serves nobody.
 //! A Service of two families serves when one of those with endpoints here does.
 
@@ -77,7 +77,9 @@ impl Pending {
                 };
                 let any_waits = mirrors.goes_on();
                 let waiting = checks.iter().map(|(_, check)| &check.service).filter(|name| any_waits && waits(name));
-                owners.filter(|name| plan.has_health_check(name)).chain(waiting).collect()
+                // What the kernel refuses is settled without it, and may be all that would serve.
+                let refused = mirrors.refused_parts(plan.desired()).filter_map(|(port, _)| plan.owner(&port));
+                owners.chain(refused).filter(|name| plan.has_health_check(name)).chain(waiting).collect()
             }
             None => checks.iter().map(|(_, check)| &check.service).collect(),
         };
