@@ -242,6 +242,46 @@ fn every_port_that_the_guard_lets_in_has_a_virtual_service_also_where_the_kernel
 }
 
 #[test]
+fn what_cannot_be_tried_again_for_now_is_still_refused_and_tried_ever_later() {
+    let mut scene = Scene::new(|machine| {
+        machine.lacking_schedulers = ["mh".into()].into();
+        machine.refused_destinations = [endpoint(255)].into();
+    });
+    let wanted = world(Scheduler::Mh, &[5, 255]);
+    scene.take(&wanted);
+    let refused = |scene: &Scene| {
+        scene.agent.mirrors.refused_parts(scene.agent.desired()).map(|(_, it)| it.clone()).collect::<Vec<_>>()
+    };
+    let found = refused(&scene);
+    assert_eq!((found.len(), scene.troubles()), (1, Vec::new()));
+    // Virtual services cannot be read.
+    let begun = scene.now;
+    scene.kernel.with(|machine| {
+        machine.unreadable = Some("virtual services");
+        machine.lacking_schedulers.clear();
+        machine.refused_destinations.clear();
+    });
+    scene.agent.audit(Moment { now: scene.now, jitter: 0 });
+    while scene.now - begun < Duration::from_secs(60) {
+        scene.try_again();
+        assert_eq!(refused(&scene), found);
+    }
+    // What is known is a memory, so that nothing that is there is changed.
+    scene.kernel.with(|machine| machine.unreadable = None);
+    scene.now += Duration::from_secs(60);
+    scene.take(&known(Authority::Remembered, &wanted));
+    for _ in 0..3 {
+        scene.try_again();
+        assert_eq!((refused(&scene), scene.troubles()), (found.clone(), Vec::new()));
+    }
+    scene.take(&wanted);
+    scene.try_again();
+    scene.has("mh", &[5, 255]);
+    assert_eq!(refused(&scene), []);
+    assert_eq!(scene.agent.mirrors.retry_at(), None);
+}
+
+#[test]
 fn a_kernel_without_the_scheduler_that_nobody_asked_for_is_trouble() {
     let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["rr".into()].into());
     scene.put(Scheduler::Rr, &[5]);

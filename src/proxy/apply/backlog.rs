@@ -83,7 +83,7 @@ impl<K: Kernel> Mirrors<K> {
         let puts_off = self.begin_portion(desired, authority);
         let round = self.grow_and_shrink(desired, authority, at);
         self.end_portion(desired);
-        self.end_refused();
+        self.end_refused(desired, at);
         ProxyRound { puts_off, ..round }
     }
 

@@ -26,6 +26,8 @@ use crate::reconcile::{Backoff, Moment};
 #[derive(Default, Debug)]
 pub(super) struct RefusedParts {
     all: BTreeMap<ServiceKey, Refused>,
+    /// Those that this round tries again, and of which nothing was refused in it.
+    tried: BTreeMap<ServiceKey, Refused>,
     backoff: Backoff,
 }
 
@@ -61,9 +63,10 @@ impl<K: Kernel> Mirrors<K> {
             return;
         }
         self.refused.backoff.tried();
-        for key in std::mem::take(&mut self.refused.all).into_keys() {
-            self.virtuals.mark(key);
-            self.udp.mark(key);
+        self.refused.tried = std::mem::take(&mut self.refused.all);
+        for key in self.refused.tried.keys() {
+            self.virtuals.mark(*key);
+            self.udp.mark(*key);
         }
     }
 
@@ -80,24 +83,36 @@ impl<K: Kernel> Mirrors<K> {
             let (key, refused) = (successor(&key), Refused::of(part));
             let is_wanted = desired.virtuals.get(&key).is_some_and(|wanted| refused.clone().is_of(wanted));
             if is_wanted && !refused.is_everybodys() {
+                self.refused.tried.remove(&key);
                 self.refused.all.entry(key).or_default().join(refused);
                 is_any = true;
             }
         }
         if is_any {
-            if self.refused.backoff.is_due(at.now) {
-                self.refused.backoff.failed(at.now, at.jitter);
-            }
+            self.refused.try_later(at);
             self.virtuals.try_at_once();
         }
         is_any
     }
 
-    /// Ends the tries where nothing is refused any more.
-    pub(super) fn end_refused(&mut self) {
+    /// Ends the tries where nothing is refused any more. What could not be tried in this round is still refused: nothing could be read, say, or nothing that exists may change.
+    pub(super) fn end_refused(&mut self, desired: &Desired, at: Moment) {
+        let mut tried = std::mem::take(&mut self.refused.tried);
+        tried.retain(|key, refused| !self.has_taken(desired, key, refused));
+        if !tried.is_empty() {
+            self.refused.all.extend(tried);
+            self.refused.try_later(at);
+        }
         if self.refused.all.is_empty() {
             self.refused.backoff.succeeded();
         }
+    }
+
+    /// Returns whether the kernel was seen to have what it refused, where it is to be or in what is there before.
+    fn has_taken(&self, desired: &Desired, key: &ServiceKey, refused: &Refused) -> bool {
+        let Some(seen) = self.virtuals.seen() else { return false };
+        let former = || seen.get(&self.former_of(desired, &desired.port_of(key)?)?.0);
+        seen.get(key).or_else(former).is_some_and(|found| refused.is_all_in(found))
     }
 
     /// Returns the desired virtual services without what the kernel refuses. Virtual services have to be known.
@@ -113,6 +128,12 @@ impl<K: Kernel> Mirrors<K> {
 }
 
 impl RefusedParts {
+    fn try_later(&mut self, at: Moment) {
+        if self.backoff.is_due(at.now) {
+            self.backoff.failed(at.now, at.jitter);
+        }
+    }
+
     /// Returns a virtual service without what the kernel refuses of it, or of the one that is to take its place (`key`). `seen`: as the kernel has it.
     pub(super) fn left_of(&self, key: &ServiceKey, wanted: Virtual, seen: Option<&Virtual>) -> Virtual {
         match self.all.get(key) {
@@ -140,6 +161,11 @@ impl Refused {
         self.scheduler = self.scheduler.filter(|name| wanted.service.scheduler == *name);
         self.destinations.retain(|address| wanted.destinations.find(*address).is_some());
         self.scheduler.is_some() || !self.destinations.is_empty()
+    }
+
+    fn is_all_in(&self, found: &Virtual) -> bool {
+        self.scheduler.is_none_or(|name| found.service.scheduler == name)
+            && self.destinations.iter().all(|address| found.destinations.find(*address).is_some())
     }
 
     /// Returns whether it is what Services have without asking for it.
