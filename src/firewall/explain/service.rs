@@ -42,7 +42,7 @@ pub struct EndpointState {
     pub usable: bool,
 }
 
-/// What leads to a Service at an address and port, in the order in which Services have it (`proxy::part::Rank`).
+/// Field that leads to a Service at an address and port, in the order in which Services have it (`proxy::part::Rank`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     ClusterIp,
