@@ -30,7 +30,7 @@ use crate::kernel::nftables::passages::InHostChain;
 use crate::kernel::nftables::{Content, Object};
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN, Taken};
 use crate::kernel::rule::RuleKey;
-use crate::kernel::sysctl::{self, Ruled};
+use crate::kernel::sysctl::Ruled;
 use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
 use crate::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
@@ -351,7 +351,7 @@ impl<K: Kernel> Mirrors<K> {
         let Some(growth) = leave.growth() else { return RouterRound::default() };
         let before = self.steps_done();
         let _ = self.had_sets(at);
-        sysctl::keep(&mut self.settings, &desired.settings, at);
+        self.keep_settings(desired, at);
         let bridges = desired.bridge.map(|bridge| (LinkName(BRIDGE.into()), bridge)).into_iter().collect();
         self.bridges.grow(&bridges, growth, at);
         let guards_more = self.grow_filter(desired, leave.authority, growth, at);

@@ -1,12 +1,16 @@
-//! Devices of `vxlan` that cannot be made for a while, on a kernel in memory.
+//! Devices of tunnels that cannot be made, or changed, for a while, on a kernel in memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sluice::config::Backend;
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
 use sluice::kernel::route::TABLE_MAIN;
+use sluice::kernel::sysctl::Setting;
+use sluice::kernel::tunnel::Tunnel;
+use sluice::kernel::vxlan::Vxlan;
+use sluice::kernel::wireguard::Wireguard;
 use sluice::model::Authority;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
@@ -15,7 +19,7 @@ use sluice::router::overlay_guard::{guarded_ports, guarded_ports_of_table};
 use sluice::router::plan::Plan;
 
 use crate::cluster::{Cluster, prefix};
-use crate::support::memory::{MemoryKernel, State};
+use crate::support::memory::{MemoryKernel, Object, State};
 
 /// Somebody's device has the number and the port of ours, for minutes.
 #[test]
@@ -167,5 +171,74 @@ fn a_former_port_of_fou_is_guarded_beside_the_new_one_and_known_to_whoever_start
             assert_eq!(run(false, None), (ports(&[5555, 7000]), ports(&[5555, 7000]), false), "{backend}");
         }
         assert_eq!(run(true, None), (ports(&[5555]), ports(&[5555]), true), "{backend}");
+    }
+}
+
+/// The version before gave them none. Loose filtering of a device without an address drops what another device leads back to.
+#[test]
+fn a_device_that_is_there_filters_loosely_only_once_it_has_an_address() {
+    for (words, broken) in [
+        (["--overlay-encap=ipip", "--overlay-encap-receive=wireguard,vxlan"], "sluice-wg0"),
+        (["--overlay-encap=wireguard", "--overlay-encap-receive=vxlan,ipip"], "sluice-vxlan4"),
+    ] {
+        let mut cluster = Cluster::new(&[&["--node-routes=api", "--overlay-type=full"], &words[..]].concat());
+        for number in 1..=2 {
+            cluster.add_node(number, "192.0.2", "v4", &format!("10.244.{number}.0/24"));
+        }
+        let (config, families) = cluster.config();
+        let mut plan = Plan::new(config.clone(), families);
+        let changed = plan.update(&cluster.world(1));
+        let desired = plan.desired();
+        let of_device = |setting: &Setting| {
+            let name = setting.0.strip_prefix("net/ipv4/conf/").and_then(|rest| rest.strip_suffix("/rp_filter"));
+            name.map(|name| LinkName(name.into()))
+        };
+        let loose: BTreeMap<LinkName, Setting> =
+            desired.settings.keys().filter_map(|setting| Some((of_device(setting)?, setting.clone()))).collect();
+        assert_eq!(loose.len(), 2, "{loose:?}");
+        let mut state = State::of_others();
+        state.settings.extend(loose.values().map(|setting| (setting.clone(), "0".into())));
+        let devices = desired.overlay_devices.iter();
+        state.overlay_devices.extend(devices.map(|(name, one)| (name.clone(), Vxlan { is_numbered: false, ..*one })));
+        let devices = desired.wireguard_devices.iter();
+        let without = |(name, one): (&LinkName, &Wireguard)| (name.clone(), Wireguard { is_numbered: false, ..*one });
+        state.wireguard_devices.extend(devices.map(without));
+        let tunnels = plan.routes().tunnels().iter();
+        state.tunnels.extend(tunnels.map(|(name, one)| (name.clone(), Tunnel { is_numbered: false, ..*one })));
+        let kernel = MemoryKernel::new(state);
+        let is_numbered = |state: &State, name: &LinkName| {
+            let tunnel = state.tunnels.get(name).map(|one| one.is_numbered);
+            let overlay = || state.overlay_devices.get(name).map(|one| one.is_numbered);
+            tunnel.or_else(overlay).or_else(|| state.wireguard_devices.get(name).map(|one| one.is_numbered))
+        };
+        kernel.with(|machine| {
+            let name = LinkName(broken.into());
+            let is_vxlan = is_vxlan(broken);
+            let object = if is_vxlan { Object::OverlayDevice(name) } else { Object::WireguardDevice(name) };
+            machine.broken_object = Some(object);
+            machine.observer = Some(Box::new(move |state, object| {
+                let Object::Setting(setting) = object else { return };
+                let device = of_device(setting);
+                assert!(device.is_none_or(|device| is_numbered(state, &device) == Some(true)), "{setting}");
+            }));
+        });
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        mirrors.mark(&changed);
+        let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+        let mut now = Instant::now();
+        let mut rounds = || {
+            for _ in 0..4 {
+                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+                now += Duration::from_secs(600);
+            }
+            let value = |setting: &Setting| kernel.with(|machine| machine.state.settings.get(setting).cloned());
+            loose.iter().map(|(name, setting)| (name.0.to_string(), value(setting))).collect::<BTreeMap<_, _>>()
+        };
+        let (loosened, same): (BTreeMap<_, _>, _) =
+            rounds().into_iter().partition(|(_, value)| value.as_deref() == Some("2"));
+        assert_eq!((loosened.len(), same), (1, BTreeMap::from([(broken.to_owned(), Some("0".into()))])));
+        kernel.with(|machine| machine.broken_object = None);
+        assert!(rounds().values().all(|value| value.as_deref() == Some("2")));
+        assert!(mirrors.is_settled());
     }
 }

@@ -149,8 +149,8 @@ impl Devices {
     fn add(&mut self, name: &LinkName, want: &Wireguard) -> Result<(), Fault> {
         self.send(link(name, None, false, flag::CREATE | flag::EXCLUSIVE))?;
         self.configure(name, want)?;
-        self.loosen(name)?;
         address::number(&mut self.links, name)?;
+        self.loosen(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 
@@ -158,10 +158,11 @@ impl Devices {
         if (have.port, have.has_key) != (want.port, want.has_key) {
             self.configure(name, want)?;
         }
-        self.loosen(name)?;
+        // Without an address loose filtering drops what another device leads back to (`address::STAND_IN`), and none does not.
         if !have.is_numbered {
             address::number(&mut self.links, name)?;
         }
+        self.loosen(name)?;
         self.send(link(name, want.mtu, want.up, 0))
     }
 

@@ -34,12 +34,40 @@ impl<K: Kernel> Mirrors<K> {
         grown
     }
 
+    /// Writes settings that differ, those of devices aside that have no address yet: loose filtering drops there what another device leads back to
+    /// ([`STAND_IN`](crate::kernel::address::STAND_IN)), which none does not. They get theirs with the address.
+    pub(super) fn keep_settings(&mut self, desired: &Desired, at: Moment) {
+        if self.settings.is_settled() {
+            return;
+        }
+        let mut rules = desired.settings.clone();
+        for name in self.without_address(at) {
+            rules.remove(&settings::received_by(&name).0);
+        }
+        sysctl::keep(&mut self.settings, &rules, at);
+        if rules != desired.settings {
+            self.settings.forget();
+        }
+    }
+
+    /// Returns the devices of tunnels that have no address as last seen, and those of which that is not known.
+    fn without_address(&mut self, at: Moment) -> BTreeSet<LinkName> {
+        let _ = (self.tunnels.learn(at), self.overlay_devices.learn(at), self.wireguard_devices.learn(at));
+        let tunnels = self.tunnels.seen().into_iter().flatten().map(|(name, one)| (name, one.is_numbered));
+        let overlay = self.overlay_devices.seen().into_iter().flatten().map(|(name, one)| (name, one.is_numbered));
+        let wireguard = self.wireguard_devices.seen().into_iter().flatten().map(|(name, one)| (name, one.is_numbered));
+        let without = tunnels.chain(overlay).chain(wireguard).filter(|(_, is_numbered)| !is_numbered);
+        let uncertain = self.tunnels.uncertain_keys().chain(self.overlay_devices.uncertain_keys());
+        let uncertain = uncertain.chain(self.wireguard_devices.uncertain_keys());
+        without.map(|(name, _)| name).chain(uncertain).cloned().collect()
+    }
+
     /// Writes the settings of devices that have just come: they have those of new devices, by which packets might be dropped that arrive there.
     pub(super) fn keep_settings_of(&mut self, came: &[LinkName], desired: &Desired, at: Moment) {
         let has_setting = |name: &LinkName| desired.settings.contains_key(&settings::received_by(name).0);
         if came.iter().any(has_setting) {
             self.settings.forget();
-            sysctl::keep(&mut self.settings, &desired.settings, at);
+            self.keep_settings(desired, at);
         }
     }
 
