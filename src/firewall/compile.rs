@@ -10,35 +10,48 @@
 //!   a rule is only evaluated for packets to the pod that it isolates;
 //! - a named port of egress is looked up at the peer: the set of its addresses and numbers matches both peer and port.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use compact_str::CompactString;
 
 use crate::model::{
     self, Action, ClusterNetworkPolicy, NetworkPolicy, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector,
 };
+use crate::net::Protocol;
 
 use super::node_peers::{Nodes, is_about_nodes};
+use super::oversized::Excess;
 use super::rules::{Block, ClusterRule, Direction, Match, PortMatch, PortOwners, Rule, Scope, Selection, SetKey};
-use super::{ip_block, named_port, oversized, port_number, selection};
+use super::{ip_block, named_port, port_number, selection};
 
-/// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction. The blocks of one that has
-/// too many of them match nothing (`oversized`).
-pub fn rules(namespace: &str, policy: &NetworkPolicy, direction: Direction, is_oversized: bool) -> Option<Arc<[Rule]>> {
+/// Returns the rules of one direction of a policy in this namespace; `None` if it does not affect the direction. Of one that has
+/// too much (`oversized`), the blocks or all rules match nothing.
+pub fn rules(
+    namespace: &str,
+    policy: &NetworkPolicy,
+    direction: Direction,
+    excess: Option<Excess>,
+) -> Option<Arc<[Rule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,
     };
-    let own = Own { namespace, nodes: None, takes_blocks: !is_oversized };
-    let rules = rules.as_ref()?.iter().map(|one| rule(&own, one, direction));
+    let own = Own { namespace, nodes: None, takes_blocks: excess.is_none() };
+    let rules = rules.as_ref()?.iter().map(|one| match excess {
+        Some(Excess::Combinations) => Rule { matches: [].into() },
+        Some(Excess::Blocks) | None => rule(&own, one, direction),
+    });
     Some(rules.collect())
 }
 
-/// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none. Those with networks of one that has too many
-/// of them are closed (`oversized`).
+/// Returns the rules of one direction of a ClusterNetworkPolicy; `None` if it has none. Of one that has too
+/// much (`oversized`), those with networks or all are closed.
 pub fn cluster_rules(
     policy: &ClusterNetworkPolicy,
     direction: Direction,
     nodes: Nodes<'_>,
-    is_oversized: bool,
+    excess: Option<Excess>,
 ) -> Option<Arc<[ClusterRule]>> {
     let rules = match direction {
         Direction::Ingress => &policy.ingress,
@@ -47,7 +60,7 @@ pub fn cluster_rules(
     // Their peers name the namespaces that they are in.
     let rules = rules.iter().map(|one| {
         let none = Rule { matches: [].into() };
-        if !nodes.are_known && is_about_nodes(one) || is_oversized && oversized::has_blocks(&one.matches) {
+        if !nodes.are_known && is_about_nodes(one) || excess.is_some_and(|excess| excess.closes(&one.matches)) {
             return closed(one);
         }
         let own = Own { namespace: "", nodes: Some((nodes, one.action)), takes_blocks: true };
@@ -117,14 +130,12 @@ struct Own<'a> {
 }
 
 fn rule(own: &Own<'_>, rule: &PolicyRule, direction: Direction) -> Rule {
-    let mut matches = Vec::new();
-    for peer in peers(own, &rule.peers) {
-        match &rule.ports {
-            Ports::Any => matches.push(Match { peer, port: PortMatch::Any }),
-            Ports::Of(ports) => matches.extend(with_ports(peer, ports, direction)),
-        }
-    }
-    Rule { matches: matches.into() }
+    let peers = peers(own, &rule.peers);
+    let matches = match &rule.ports {
+        Ports::Any => peers.into_iter().map(|peer| Match { peer, port: PortMatch::Any }).collect(),
+        Ports::Of(ports) => with_ports(&peers, ports, direction).into(),
+    };
+    Rule { matches }
 }
 
 /// Returns the sets of peers, any of which may match; `None` matches every peer.
@@ -154,25 +165,29 @@ fn peers(own: &Own<'_>, peers: &Peers) -> Vec<Option<Arc<SetKey>>> {
     sets.into_iter().map(|set| Some(Arc::new(set))).collect()
 }
 
-fn with_ports(peer: Option<Arc<SetKey>>, ports: &[PolicyPort], direction: Direction) -> Vec<Match> {
+fn with_ports(peers: &[Option<Arc<SetKey>>], ports: &[PolicyPort], direction: Direction) -> Vec<Match> {
     let by_number = port_number::by_number(ports);
-    let mut matches: Vec<Match> = by_number.into_iter().map(|port| Match { peer: peer.clone(), port }).collect();
-    let mut named: Vec<SetKey> = named_port::names(ports)
-        .map(|(name, protocol)| {
-            let pods = match direction {
-                Direction::Ingress => PortOwners::Local,
-                Direction::Egress => named_port::owners(peer.as_deref()),
-            };
-            SetKey::NamedPort { pods, name: name.clone(), protocol }
-        })
-        .collect();
-    named.sort();
-    named.dedup();
-    matches.extend(named.into_iter().map(|set| Match {
-        // For egress the set of ports already implies the peers.
-        peer: peer.clone().filter(|_| direction == Direction::Ingress),
-        port: PortMatch::Named(Arc::new(set)),
-    }));
+    let names: BTreeSet<(&CompactString, Protocol)> = named_port::names(ports).collect();
+    let of = |pods: &PortOwners| -> Vec<PortMatch> {
+        let all = names.iter().map(|(name, protocol)| (pods.clone(), (*name).clone(), *protocol));
+        let set = |(pods, name, protocol)| SetKey::NamedPort { pods, name, protocol };
+        all.map(|one| PortMatch::Named(Arc::new(set(one)))).collect()
+    };
+    // What is looked up at the isolated pod is the same for all peers.
+    let here = match direction {
+        Direction::Ingress => of(&PortOwners::Local),
+        Direction::Egress => Vec::new(),
+    };
+    let mut matches = Vec::new();
+    for peer in peers {
+        let of_peer = by_number.iter().chain(&here).cloned();
+        matches.extend(of_peer.map(|port| Match { peer: peer.clone(), port }));
+        if direction == Direction::Egress && !names.is_empty() {
+            // The set of ports already implies the peers.
+            let at_peer = of(&named_port::owners(peer.as_deref()));
+            matches.extend(at_peer.into_iter().map(|port| Match { peer: None, port }));
+        }
+    }
     matches
 }
 
@@ -184,7 +199,7 @@ mod tests {
     fn compiled(rule: PolicyRule, direction: Direction) -> Vec<Match> {
         let list = Some(std::slice::from_ref(&rule));
         let both = policy("", list, list);
-        let rules = rules("shop", &both, direction, false).unwrap();
+        let rules = rules("shop", &both, direction, None).unwrap();
         assert_eq!(rules.len(), 1);
         rules[0].matches.to_vec()
     }
@@ -238,6 +253,48 @@ mod tests {
     }
 
     #[test]
+    fn a_port_name_of_ingress_is_one_set_in_memory_whatever_the_number_of_peers() {
+        let matches = compiled(rule(&[pods("app=a"), pods("app=b")], &["tcp/http"]), Direction::Ingress);
+        let [Match { port: PortMatch::Named(one), .. }, Match { port: PortMatch::Named(other), .. }] = &*matches else {
+            panic!("{matches:?}")
+        };
+        assert!(Arc::ptr_eq(one, other));
+    }
+
+    #[test]
+    fn of_a_policy_with_too_many_combinations_nothing_matches() {
+        let one = rule(&[pods("app=a"), block("10.0.0.0/8")], &["tcp/80"]);
+        let list = Some(std::slice::from_ref(&one));
+        for direction in Direction::BOTH {
+            let found = |excess| rules("shop", &policy("", list, list), direction, excess).expect("it has rules");
+            assert_eq!(found(Some(Excess::Blocks))[0].matches.len(), 1);
+            let nothing = found(Some(Excess::Combinations));
+            assert_eq!((nothing.len(), nothing[0].matches.len()), (1, 0));
+        }
+    }
+
+    #[test]
+    fn of_a_policy_of_the_cluster_with_too_many_combinations_all_rules_are_closed() {
+        let rule = |action| model::ClusterRule {
+            name: "".into(),
+            action,
+            matches: rule(&[pods_in("", "app=a")], &["tcp/80"]),
+        };
+        let rules = [Action::Accept, Action::Deny, Action::Pass].map(rule);
+        let subject = model::Subject { namespaces: Selector::everything(), pods: Selector::everything() };
+        let tier = model::Tier::Admin;
+        let policy = ClusterNetworkPolicy { tier, priority: 1, subject, ingress: rules.into(), egress: [].into() };
+        let (all, host) = (model::Table::default(), model::Host::default());
+        let nodes = Nodes { all: &all, host: &host, are_known: true };
+        let excess = Some(Excess::Combinations);
+        let rules = cluster_rules(&policy, Direction::Ingress, nodes, excess).expect("it has rules");
+        let found: Vec<(Action, usize)> = rules.iter().map(|one| (one.action, one.rule.matches.len())).collect();
+        assert_eq!(found, [(Action::Accept, 0), (Action::Deny, 1), (Action::Deny, 1)]);
+        let is_all = |one: &ClusterRule| one.rule.matches.iter().all(|one| one.peer.is_none());
+        assert!(rules.iter().all(is_all), "{rules:?}");
+    }
+
+    #[test]
     fn the_order_of_peers_and_ports_does_not_matter() {
         let one = rule(&[pods("app=a"), pods("app=b"), block("10.0.0.0/8"), block("::/0")], &["tcp/80", "tcp/http"]);
         let other = rule(
@@ -261,7 +318,7 @@ mod tests {
     #[test]
     fn a_direction_that_is_left_alone_has_no_rules_and_one_without_rules_has_none_either() {
         let ingress = policy("", Some(&[]), None);
-        assert_eq!(rules("shop", &ingress, Direction::Ingress, false).as_deref(), Some(&[][..]));
-        assert_eq!(rules("shop", &ingress, Direction::Egress, false), None);
+        assert_eq!(rules("shop", &ingress, Direction::Ingress, None).as_deref(), Some(&[][..]));
+        assert_eq!(rules("shop", &ingress, Direction::Egress, None), None);
     }
 }

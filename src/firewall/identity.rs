@@ -10,6 +10,7 @@ use std::fmt::Write;
 use ring::digest::{SHA256, digest};
 
 use crate::model::{Operator, Selector};
+use crate::net::Family;
 
 use super::rules::{Block, PortOwners, Scope, Selection, SetKey};
 
@@ -68,9 +69,16 @@ fn add_owners(text: &mut String, pods: &PortOwners) {
             text.push_str(" selected");
             add_selection(text, selection);
         }
-        PortOwners::Inside(blocks) => {
+        PortOwners::Inside(ranges) => {
             text.push_str(" inside");
-            add_blocks(text, blocks);
+            for family in Family::BOTH {
+                let ranges = ranges.of(family);
+                add_count(text, ranges.len());
+                for (first, last) in ranges.iter().map(|range| range.ends(family)) {
+                    add_word(text, &first.to_string());
+                    add_word(text, &last.to_string());
+                }
+            }
         }
     }
 }
@@ -127,7 +135,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::given::selector;
-    use super::super::ip_block;
+    use super::super::{ip_block, named_port};
     use super::*;
     use crate::net::Protocol;
 
@@ -150,11 +158,11 @@ mod tests {
             questions.push(http("http", Protocol::Tcp, PortOwners::Selected(selection)));
         }
         let net = |text: &str| text.parse().unwrap();
-        let (small, large) = (net("10.0.0.0/16"), net("10.0.0.0/8"));
-        for blocks in [vec![(large, vec![])], vec![(large, vec![small])], vec![(large, vec![]), (small, vec![])]] {
+        let (small, large, other) = (net("10.0.0.0/16"), net("10.0.0.0/8"), net("2001:db8::/32"));
+        for blocks in [vec![(large, vec![])], vec![(large, vec![small])], vec![(large, vec![]), (other, vec![])]] {
             let blocks: Box<[Block]> = blocks.iter().map(|(cidr, except)| ip_block::block(*cidr, except)).collect();
             questions.push(SetKey::Blocks(blocks.clone()));
-            questions.push(http("http", Protocol::Tcp, PortOwners::Inside(blocks)));
+            questions.push(http("http", Protocol::Tcp, named_port::inside(&blocks)));
         }
         for (name, protocol) in [("http", Protocol::Tcp), ("http", Protocol::Udp), ("dns", Protocol::Udp)] {
             questions.push(http(name, protocol, PortOwners::Local));

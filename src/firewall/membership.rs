@@ -212,6 +212,6 @@ mod tests {
     fn a_set_of_blocks_asks_nobody() {
         let blocks = [super::super::ip_block::block("10.0.0.0/8".parse().unwrap(), &[])];
         check(&SetKey::Blocks(blocks.clone().into()), &[("shop/a", "", "http/tcp/80")], &[]);
-        check(&http(PortOwners::Inside(blocks.into())), &[("shop/a", "", "http/tcp/80")], &[at(80)]);
+        check(&http(named_port::inside(&blocks)), &[("shop/a", "", "http/tcp/80")], &[at(80)]);
     }
 }

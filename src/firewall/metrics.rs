@@ -108,7 +108,7 @@ impl Metrics {
             )?,
             oversized: IntGauge::new(
                 "sluice_firewall_oversized_policies",
-                "Policies with more address ranges than the kernel is given: these match nothing, or their rules are closed",
+                "Policies with more address ranges, or peers times ports, than the kernel is given: these match nothing, or their rules are closed",
             )?,
             last_success: IntGauge::new(
                 "sluice_firewall_last_success_timestamp_seconds",

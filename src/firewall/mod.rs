@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`rules`] is the compiled form, independent of any backend, in which [`local_pods`] are found by their addresses; [`compile`] makes the rules of one
 //! policy, with one file for each feature that decides about them: [`selection`] (pods and namespaces by labels),
-//! [`ip_block`] (address ranges with exceptions), [`oversized`] (policies with too many of them, of which [`oversized_policies`] tells), [`node_peers`] (Nodes by labels), [`port_number`], [`named_port`]; [`isolation`] decides whether a pod
+//! [`ip_block`] (address ranges with exceptions), [`oversized`] (policies with too much for the kernel, of which [`oversized_policies`] tells), [`node_peers`] (Nodes by labels), [`port_number`], [`named_port`]; [`isolation`] decides whether a pod
 //! is restricted at all (default deny). [`plan`] keeps the rule set up to date: [`claims`] lists the pods of an
 //! address, [`membership`] the elements of a set there, [`index`] the selectors to evaluate for a pod, [`fill`] the
 //! contents of a new set. [`verdict`] traces a packet through the rule set and so defines its meaning, and [`explain`]

@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use crate::model::{Pod, PolicyPort, PortMatch as PolicyPortMatch};
-use crate::net::Protocol;
+use crate::net::{Family, PerFamily, Protocol};
 
 use super::ip_block;
-use super::rules::{Element, PortOwners, Selection, SetKey};
+use super::rules::{Block, Element, PortOwners, Selection, SetKey};
 
 /// Returns the port names in `ports[]`.
 pub fn names(ports: &[PolicyPort]) -> impl Iterator<Item = (&CompactString, Protocol)> {
@@ -31,10 +31,15 @@ pub fn owners(peer: Option<&SetKey>) -> PortOwners {
     match peer {
         None => PortOwners::All,
         Some(SetKey::Pods(selection)) => PortOwners::Selected(selection.clone()),
-        Some(SetKey::Blocks(blocks)) => PortOwners::Inside(blocks.clone()),
+        Some(SetKey::Blocks(blocks)) => inside(blocks),
         Some(SetKey::NamedPort { pods, .. }) => pods.clone(),
         Some(SetKey::Denied(set)) => owners(Some(set)),
     }
+}
+
+/// Returns the pods inside these blocks. Each pod of the cluster with the name is looked for in them, so they are spans, in which that is quick.
+pub fn inside(blocks: &[Block]) -> PortOwners {
+    PortOwners::Inside(PerFamily::from_fn(|family| ip_block::spans(blocks, family).into()))
 }
 
 /// Returns whether a pod with this address is among these, where `is_selected` evaluates selectors. Does not check that
@@ -43,7 +48,7 @@ pub fn is_among(owners: &PortOwners, address: IpAddr, is_selected: impl FnOnce(&
     match owners {
         PortOwners::Local | PortOwners::All => true,
         PortOwners::Selected(selection) => is_selected(selection),
-        PortOwners::Inside(blocks) => ip_block::holds(blocks, address),
+        PortOwners::Inside(ranges) => ip_block::any_holds(ranges.of(Family::from(address)), address),
     }
 }
 
@@ -94,8 +99,8 @@ mod tests {
         assert_eq!(owners(Some(&SetKey::Pods(selection.clone()))), PortOwners::Selected(selection.clone()));
         let blocks: Box<[_]> =
             Box::new([ip_block::block("10.0.0.0/8".parse().unwrap(), &["10.1.0.0/16".parse().unwrap()])]);
-        assert_eq!(owners(Some(&SetKey::Blocks(blocks.clone()))), PortOwners::Inside(blocks.clone()));
-        let is_among = |text| is_among(&PortOwners::Inside(blocks.clone()), address(text), |_| true);
+        assert_eq!(owners(Some(&SetKey::Blocks(blocks.clone()))), inside(&blocks));
+        let is_among = |text| is_among(&inside(&blocks), address(text), |_| true);
         assert!(is_among("10.0.0.1") && !is_among("10.1.0.1") && !is_among("192.0.2.1"));
     }
 }

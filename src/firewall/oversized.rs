@@ -1,4 +1,4 @@
-//! Policies whose blocks are more than the kernel is given.
+//! Policies of which more would come than the kernel is given: of their blocks, or of their peers and ports together.
 //!
 //! Who may write one policy may write some 60,000 exceptions into it. As ranges they are as many elements. As prefixes, which are all that an ipset knows, each of them may be 112
 //! elements of IPv6 that lie far apart, or 17 of IPv4: gigabytes on each node with a pod that the policy selects. So the elements of one policy have a bound.
@@ -7,21 +7,37 @@
 //!
 //! Blocks that several rules of a policy have alike are one set, and count once. The addresses of Nodes, which are peers too, do not count: who writes a
 //! policy does not decide how many there are.
+//!
+//! A rule is the product of its peers and its ports, and an object has room for ten thousand of either. So the combinations of one policy have a bound too,
+//! as written: ports by number share a rule of the kernel only some at a time. Beside that each port name of egress has a set of its own for each peer, whose definition
+//! names the selector or the blocks again: what is named so has the bound of elements. Above one of them no rule of a NetworkPolicy matches anything, and all rules of a
+//! ClusterNetworkPolicy are closed as above.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 use crate::config::Backend;
-use crate::model::{Cause, Peer, Peers, PolicyRule, ServiceProblem};
+use crate::model::{Cause, Namespaces, Operator, Peer, Peers, PolicyPort, PolicyRule, Ports, Selector, ServiceProblem};
 use crate::net::Family;
 
-use super::ip_block;
 use super::rules::Block;
+use super::{ip_block, named_port};
 
 /// Most elements of all blocks of one policy: some 30,000 single addresses of IPv4 cut out of everything as prefixes, and far more than an object of the API has room for as ranges.
 /// In memory they are some 100 MB with iptables.
 const MOST: usize = 524_288;
+/// Most combinations of a peer with a port in the rules of one policy. Each is a rule of the kernel, and may be a set: half of the sets that an ipset can have.
+const MOST_COMBINATIONS: usize = 32_768;
+
+/// The part of a policy that is more than the kernel is given.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Excess {
+    /// The elements of its blocks.
+    Blocks,
+    /// The combinations of its peers and ports.
+    Combinations,
+}
 
 /// How many elements the blocks of one policy may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +63,17 @@ impl Bound {
         Bound { backend, most }
     }
 
-    /// Returns whether the blocks of these rules, which are all those of one policy, are more. They are counted without being kept.
-    pub fn is_exceeded_by<'a>(self, rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
+    /// Returns what of these rules, which are all those of one policy, is more.
+    pub fn excess<'a>(self, rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> Option<Excess> {
+        let combined: Combined = rules.clone().map(Combined::of).sum();
+        if combined.combinations > MOST_COMBINATIONS || combined.named_again > MOST {
+            return Some(Excess::Combinations);
+        }
+        self.is_exceeded_by(rules).then_some(Excess::Blocks)
+    }
+
+    /// Returns whether the blocks of these rules are more. They are counted without being kept.
+    fn is_exceeded_by<'a>(self, rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
         let of_bits = |bits: usize| match self.backend {
             Backend::Iptables => bits,
             Backend::Nftables => 1,
@@ -72,7 +97,25 @@ impl Bound {
     }
 
     /// Returns what is told of a policy that exceeds the bound. `is_of_cluster`: a ClusterNetworkPolicy.
-    pub fn problem(self, is_of_cluster: bool) -> ServiceProblem {
+    pub fn problem(self, excess: Excess, is_of_cluster: bool) -> ServiceProblem {
+        let (cause, text) = match excess {
+            // Nodes with another packet filter may take them.
+            Excess::Blocks => (Cause::PolicyHere, self.of_blocks(is_of_cluster)),
+            Excess::Combinations => {
+                let rules = match is_of_cluster {
+                    true => "its rules accept nothing, or deny everything",
+                    false => "its rules match nothing",
+                };
+                let text = format!(
+                    "spec: peers times ports of all rules are more than {MOST_COMBINATIONS}, or port names times what their peers list more than {MOST}; {rules}"
+                );
+                (Cause::Policy, text)
+            }
+        };
+        ServiceProblem::new(cause, "spec", text)
+    }
+
+    fn of_blocks(self, is_of_cluster: bool) -> String {
         let (blocks, elements) = match is_of_cluster {
             true => ("networks", "its rules with networks accept nothing, or deny everything"),
             false => ("ipBlocks", "these match nothing"),
@@ -82,13 +125,89 @@ impl Bound {
             Backend::Nftables => "ranges of addresses",
         };
         let most = self.most;
-        let text = format!("spec: all {blocks} together are more than {most} {unit}; {elements}");
-        ServiceProblem::new(Cause::Policy, "spec", text)
+        format!("spec: all {blocks} together are more than {most} {unit}; {elements}")
     }
 }
 
+impl Excess {
+    /// Returns whether a rule of a policy that exceeds the bound so is closed, if a ClusterNetworkPolicy has it.
+    pub fn closes(self, rule: &PolicyRule) -> bool {
+        match self {
+            Excess::Blocks => has_blocks(rule),
+            Excess::Combinations => true,
+        }
+    }
+
+    /// Returns what there is too much of, for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Excess::Blocks => "address ranges",
+            Excess::Combinations => "combinations of peers and ports",
+        }
+    }
+}
+
+/// The counts of the peers and ports of rules when they are combined.
+#[derive(Clone, Copy, Default)]
+struct Combined {
+    combinations: usize,
+    /// Number of things that the definitions of the sets of port names would repeat: values of selectors, blocks and exceptions.
+    named_again: usize,
+}
+
+impl Combined {
+    fn of(rule: &PolicyRule) -> Combined {
+        let ports: &[PolicyPort] = match &rule.ports {
+            Ports::Of(ports) => ports,
+            Ports::Any => return Combined { combinations: peers(rule), named_again: 0 },
+        };
+        let names = named_port::names(ports).count();
+        Combined {
+            combinations: peers(rule).saturating_mul(ports.len()),
+            named_again: listed(rule).saturating_mul(names),
+        }
+    }
+}
+
+impl std::iter::Sum for Combined {
+    fn sum<I: Iterator<Item = Combined>>(all: I) -> Combined {
+        all.fold(Combined::default(), |sum, one| Combined {
+            combinations: sum.combinations.saturating_add(one.combinations),
+            named_again: sum.named_again.saturating_add(one.named_again),
+        })
+    }
+}
+
+/// Returns the number of peers of a rule; all blocks and Nodes are one.
+fn peers(rule: &PolicyRule) -> usize {
+    let Peers::Of(all) = &rule.peers else { return 1 };
+    let selected = all.iter().filter(|peer| matches!(peer, Peer::Pods { .. })).count();
+    selected + usize::from(selected < all.len())
+}
+
+/// Returns the number of values, blocks and exceptions that the peers of a rule list.
+fn listed(rule: &PolicyRule) -> usize {
+    let Peers::Of(all) = &rule.peers else { return 0 };
+    let of_peer = |peer: &Peer| match peer {
+        Peer::Block { except, .. } => 1 + except.len(),
+        Peer::Pods { namespaces: Namespaces::Own, pods } => values(pods),
+        Peer::Pods { namespaces: Namespaces::Selected(namespaces), pods } => values(namespaces) + values(pods),
+        // How many these are follows from the cluster.
+        Peer::Nodes(_) => 0,
+    };
+    all.iter().map(of_peer).sum()
+}
+
+fn values(selector: &Selector) -> usize {
+    let of_requirement = |operator: &Operator| match operator {
+        Operator::In(values) | Operator::NotIn(values) => 1 + values.len(),
+        Operator::Exists | Operator::DoesNotExist => 1,
+    };
+    selector.requirements.iter().map(|requirement| of_requirement(&requirement.operator)).sum()
+}
+
 /// Returns whether a rule has blocks among its peers.
-pub fn has_blocks(rule: &PolicyRule) -> bool {
+fn has_blocks(rule: &PolicyRule) -> bool {
     written(rule).next().is_some()
 }
 
@@ -112,7 +231,7 @@ fn blocks(rule: &PolicyRule) -> Vec<Block> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::given::{pods, rule};
+    use super::super::given::{block, pods, rule};
     use super::*;
 
     /// So many single addresses cut out of everything, far apart.
@@ -122,7 +241,7 @@ mod tests {
     }
 
     fn exceeds(bound: Bound, rules: &[PolicyRule]) -> bool {
-        bound.is_exceeded_by(rules.iter())
+        bound.excess(rules.iter()) == Some(Excess::Blocks)
     }
 
     #[test]
@@ -154,6 +273,52 @@ mod tests {
         for backend in [Backend::Nftables, Backend::Iptables] {
             assert!(!exceeds(Bound::of(backend), &rules));
             assert!(exceeds(Bound::new(backend, 99_999), &rules), "each is one");
+        }
+    }
+
+    /// A rule with so many peers and so many ports, each named if `is_named`.
+    fn combined(peers: usize, ports: usize, is_named: bool) -> PolicyRule {
+        let peers: Vec<Peer> = (0..peers).map(|number| pods(&format!("app=a{number}"))).collect();
+        let ports: Vec<String> = (0..ports)
+            .map(|number| if is_named { format!("tcp/a{number}") } else { format!("tcp/{number}") })
+            .collect();
+        rule(&peers, &ports.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn peers_times_ports_of_all_rules_have_a_bound_whether_named_or_not() {
+        let bound = Bound::default();
+        for is_named in [false, true] {
+            let [taken, more] = [(128, 256), (128, 257)].map(|(peers, ports)| combined(peers, ports, is_named));
+            assert_eq!(bound.excess([&taken].into_iter()), None);
+            assert_eq!(bound.excess([&more].into_iter()), Some(Excess::Combinations));
+            let one = combined(1, 1, is_named);
+            assert_eq!(bound.excess([&taken, &one].into_iter()), Some(Excess::Combinations), "of all rules");
+        }
+        let blocks: Vec<Peer> = (0..200).map(|number| block(&format!("10.0.{number}.0/24"))).collect();
+        let ports: Vec<String> = (0..300).map(|number| format!("tcp/a{number}")).collect();
+        let rule = rule(&blocks, &ports.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(bound.excess([&rule].into_iter()), None, "all blocks are one peer");
+    }
+
+    #[test]
+    fn each_node_tells_of_blocks_that_its_own_packet_filter_does_not_take() {
+        let is_of_one_node = |excess| Bound::default().problem(excess, false).cause.is_of_one_node();
+        assert!(is_of_one_node(Excess::Blocks) && !is_of_one_node(Excess::Combinations));
+    }
+
+    #[test]
+    fn what_each_port_name_would_name_again_has_a_bound() {
+        let names = |count: usize| (0..count).map(|number| format!("tcp/a{number}")).collect::<Vec<_>>();
+        let values: Vec<String> = (0..60_000).map(|number| format!("v{number}")).collect();
+        let long = pods(&format!("app={}", values.join(",")));
+        for peer in [everything_but(60_000), long] {
+            let excess = |count: usize| {
+                let names = names(count);
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                Bound::of(Backend::Nftables).excess([&rule(std::slice::from_ref(&peer), &names)].into_iter())
+            };
+            assert_eq!([excess(8), excess(9)], [None, Some(Excess::Combinations)]);
         }
     }
 

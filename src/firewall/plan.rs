@@ -33,7 +33,7 @@ use crate::model::{Change, Cluster, Host, Labels, Namespace, ObjectName, Pod, Po
 
 use super::claims::Claims;
 use super::index::{Index, SetIndex};
-use super::oversized::Bound;
+use super::oversized::{Bound, Excess};
 use super::rules::{ClusterPolicyKey, Element, PolicyKey, PortOwners, RuleSet, Selection, SetKey};
 use super::{fill, selection};
 
@@ -67,10 +67,10 @@ pub struct Plan {
     cluster_selected: BTreeMap<ClusterPolicyKey, usize>,
     /// The most elements that the new sets of one update may have together; `None`: as many as there are.
     room: Option<usize>,
-    /// Of the blocks of one policy.
+    /// Of what one policy may have.
     bound: Bound,
     /// The policies that exceed it; those of the cluster without a namespace.
-    oversized: BTreeSet<ObjectName>,
+    oversized: BTreeMap<ObjectName, Excess>,
 }
 
 /// Changes of the rule set.
@@ -115,8 +115,8 @@ impl Plan {
         Plan { bound, ..Plan::default() }
     }
 
-    /// Returns the policies with more blocks than the kernel is given, those of the cluster without a namespace; and how many that are.
-    pub fn oversized(&self) -> (&BTreeSet<ObjectName>, Bound) {
+    /// Returns the policies with more than the kernel is given, those of the cluster without a namespace; and how much that is.
+    pub fn oversized(&self) -> (&BTreeMap<ObjectName, Excess>, Bound) {
         (&self.oversized, self.bound)
     }
 
@@ -259,11 +259,11 @@ impl Plan {
         !self.cluster_policies.is_empty() && self.cluster.namespaces.get(&pod.namespace).is_none()
     }
 
-    /// Notes whether a policy with these rules, or without any because it is gone, has more blocks than the kernel is given.
+    /// Notes whether a policy with these rules, or without any because it is gone, has more than the kernel is given.
     fn note_size<'a>(&mut self, policy: ObjectName, rules: impl Iterator<Item = &'a PolicyRule> + Clone) {
-        match self.bound.is_exceeded_by(rules) {
-            true => self.oversized.insert(policy),
-            false => self.oversized.remove(&policy),
+        match self.bound.excess(rules) {
+            Some(excess) => self.oversized.insert(policy, excess),
+            None => self.oversized.remove(&policy),
         };
     }
 

@@ -191,8 +191,8 @@ pub enum PortOwners {
     All,
     /// The pods that a peer selects.
     Selected(Selection),
-    /// Pods whose address lies in one of these blocks; canonical as in [`SetKey::Blocks`].
-    Inside(Box<[Block]>),
+    /// Pods whose address lies in one of these ranges; as in [`Contents::ranges`].
+    Inside(PerFamily<Arc<[Span]>>),
 }
 
 /// The elements of a set, or its ranges of addresses, by family.
@@ -330,7 +330,8 @@ impl SetKey {
     pub fn is_of(&self, family: Family) -> bool {
         let among = |blocks: &[Block]| blocks.iter().any(|block| Family::from(block.cidr) == family);
         match self {
-            SetKey::Blocks(blocks) | SetKey::NamedPort { pods: PortOwners::Inside(blocks), .. } => among(blocks),
+            SetKey::Blocks(blocks) => among(blocks),
+            SetKey::NamedPort { pods: PortOwners::Inside(ranges), .. } => !ranges.of(family).is_empty(),
             SetKey::Denied(set) => set.is_of(family),
             SetKey::Pods(_) | SetKey::NamedPort { .. } => true,
         }

@@ -104,6 +104,8 @@ pub enum Cause {
     Kernel,
     /// A part of a policy is not understood, or not supported.
     Policy,
+    /// A policy has more than this node's packet filter is given; those of other nodes may take it.
+    PolicyHere,
 }
 
 impl Cause {
@@ -121,16 +123,15 @@ impl Cause {
             Cause::PodTunnel => "PodTunnelMissing",
             Cause::NoTunnel | Cause::NoTunnelHere => "TunnelNotUsed",
             Cause::Kernel => "RefusedByKernel",
-            Cause::Policy => "InvalidPolicyField",
+            Cause::Policy | Cause::PolicyHere => "InvalidPolicyField",
         }
     }
 
     /// Returns whether each node has to find it out for itself. Everything else follows from the cluster, and all nodes find the same.
     pub fn is_of_one_node(self) -> bool {
         match self {
-            Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel | Cause::NoTunnelHere | Cause::Kernel => {
-                true
-            }
+            Cause::NodeConflict | Cause::HealthCheckPort | Cause::PodTunnel | Cause::NoTunnelHere => true,
+            Cause::Kernel | Cause::PolicyHere => true,
             Cause::Conflict | Cause::Refused | Cause::Field | Cause::SourceRanges | Cause::NoLocalEndpoint => false,
             Cause::NoEndpointPort | Cause::Endpoints | Cause::NoTunnel | Cause::Policy => false,
         }

@@ -187,7 +187,7 @@ pub fn explanation(known: Known<'_>, question: &Question) -> Result<Explanation,
 }
 
 /// Returns what is not understood of the policies that select the pods of this node in the answers, as sentences without their ends: why a rule does not do what its
-/// author may expect. `oversized` are those with too many blocks.
+/// author may expect. `oversized` are those with more than the kernel is given.
 pub fn odd_policies(known: Known<'_>, oversized: &PolicyProblems, explanation: &Explanation) -> Vec<String> {
     let Known { rules, world, .. } = known;
     let whole = explanation.served.iter().filter_map(|served| served.refused.as_ref());

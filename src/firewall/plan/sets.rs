@@ -61,16 +61,16 @@ impl Plan {
     fn compiled(&self, key: &PolicyKey) -> Option<Arc<[Rule]>> {
         let policy = self.cluster.policies.get(&key.policy)?;
         let is_needed = self.selected.contains_key(&key.policy);
-        let is_oversized = self.oversized.contains(&key.policy);
-        is_needed.then(|| compile::rules(&key.policy.namespace, policy, key.direction, is_oversized))?
+        let excess = self.oversized.get(&key.policy).copied();
+        is_needed.then(|| compile::rules(&key.policy.namespace, policy, key.direction, excess))?
     }
 
     fn cluster_compiled(&self, key: &ClusterPolicyKey) -> Option<Arc<[ClusterRule]>> {
         let policy = self.cluster.cluster_policies.get(&key.policy)?;
         let is_needed = self.cluster_selected.contains_key(key);
         let nodes = Nodes { all: &self.cluster.nodes, host: &self.host, are_known: self.knows_nodes };
-        let is_oversized = self.oversized.contains(&ObjectName::new("", &key.policy));
-        is_needed.then(|| compile::cluster_rules(policy, key.direction, nodes, is_oversized))?
+        let excess = self.oversized.get(&ObjectName::new("", &key.policy)).copied();
+        is_needed.then(|| compile::cluster_rules(policy, key.direction, nodes, excess))?
     }
 
     fn use_sets<'a>(&mut self, sets: impl Iterator<Item = &'a Arc<SetKey>>, fresh: &mut BTreeSet<Arc<SetKey>>) {

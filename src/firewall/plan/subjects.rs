@@ -12,8 +12,8 @@ use std::sync::Arc;
 use compact_str::CompactString;
 
 use super::{Dirty, Plan};
+use crate::firewall::node_peers;
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
-use crate::firewall::{node_peers, oversized};
 use crate::model::{Action, Cluster, ClusterNetworkPolicy, ClusterRule, ObjectName, Pod, Requirement, Selector, World};
 
 /// The label that every Namespace has, with its own name.
@@ -128,15 +128,16 @@ impl Plan {
                 (known.selects(&labels), wanted.requirements.iter().all(|requirement| is_known(&requirement)))
             }
         };
-        let is_oversized = !self.oversized.is_empty() && self.oversized.contains(&ObjectName::new("", name));
+        let oversized = Some(&self.oversized).filter(|all| !all.is_empty());
+        let excess = oversized.and_then(|all| all.get(&ObjectName::new("", name)).copied());
         let denies = move |direction| {
             let rules = match direction {
                 Direction::Ingress => &policy.ingress,
                 Direction::Egress => &policy.egress,
             };
-            // Of one with too many blocks, what passes them on denies everything.
+            // Of one with too much, what passes it on denies everything.
             let is_closed = move |rule: &ClusterRule| {
-                is_oversized && rule.action == Action::Pass && oversized::has_blocks(&rule.matches)
+                rule.action == Action::Pass && excess.is_some_and(|excess| excess.closes(&rule.matches))
             };
             rules.iter().any(|rule| rule.action == Action::Deny || is_closed(rule))
         };
