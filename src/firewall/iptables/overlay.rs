@@ -200,6 +200,11 @@ impl Overlay {
         }
     }
 
+    /// Returns whether a chain is not desired and kept.
+    pub fn keeps(&self, piece: &Piece) -> bool {
+        self.kept_chains.contains_key(piece)
+    }
+
     /// Returns the sets that kept rules use.
     pub fn sets_of_kept(&self) -> BTreeSet<SetName> {
         let chains = self.kept_chains.values().flat_map(|rules| &rules.0);
