@@ -222,6 +222,9 @@ impl Builder {
         for call in calls.drain(..) {
             changed |= self.joined.attach(call);
         }
+        for pod in self.joined.take_displaced() {
+            warn!(%pod, "Too many pods that are gone have not been detached by the container runtime; the oldest is judged no more");
+        }
         self.keep_attachments();
         self.publish(changed.then_some(seen));
     }

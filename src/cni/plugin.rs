@@ -1,7 +1,8 @@
 //! The plugin: one call of the container runtime, from its environment to its answer.
 //!
 //! The socket is away while the agent restarts, so an agent that cannot be reached is tried again until the time is over. DEL and GC try
-//! for less long: what they would withdraw counts nothing without the pod's object, and the next start of the agent forgets it.
+//! for less long, because a pod has to go. What is lost so goes on where the pod's object is gone: its sandbox is taken for one that sends, until its address is used again, a collection (GC) does not name
+//! it, the agent is started anew, or too many of them are there (`world::attachments`).
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};

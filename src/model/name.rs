@@ -54,6 +54,11 @@ impl ObjectName {
     pub fn of(namespace: NamespaceName, name: &str) -> ObjectName {
         ObjectName(Arc::new(Words { namespace, name: OwnName::from(name) }))
     }
+
+    /// Returns whether it is that of a pod that is gone while its sandbox is there (`world::attachments`): no object can have a name with a tilde.
+    pub fn is_of_gone_pod(&self) -> bool {
+        self.name.contains('~')
+    }
 }
 
 impl Deref for ObjectName {

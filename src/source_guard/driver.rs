@@ -286,7 +286,9 @@ impl<K: Kernel> Driver<K> {
     fn count_unguarded(&mut self) {
         let guarded = self.ports.addresses();
         let is_open = |addresses: &[IpAddr]| addresses.iter().any(|address| !guarded.contains(address));
-        let unguarded = self.local.values().filter(|addresses| is_open(addresses)).count();
+        // One that is gone cannot be made anew, and may have ended: the container runtime's word of that may have been lost.
+        let there = self.local.iter().filter(|(name, _)| !name.is_of_gone_pod());
+        let unguarded = there.filter(|(_, addresses)| is_open(addresses)).count();
         if unguarded == self.unguarded {
             return;
         }

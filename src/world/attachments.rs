@@ -5,7 +5,7 @@
 //! its addresses, when the pod has been attached anew, or is detached. It is kept until the last of these for the case that the object goes first ([`remaining`]). The end of the pod's object does not end it: the object may be
 //! that of a former pod of this name (StatefulSets use names again), and the runtime was told of the new one first. Where both tell the
 //! pod's UID, an attachment counts for the object of its own pod alone, and takes its addresses from the object of another. For a
-//! finished pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room.
+//! finished pod and for one on another node it counts nothing. The number of attachments has a bound: those of pods that nobody knows make room, then those of pods that are gone.
 //!
 //! Pure: calls and pods in, pods out. `world` keeps the attachments on disk, so that a restart between the two loses none.
 
@@ -36,6 +36,8 @@ pub struct Attachments {
     restored: BTreeSet<AttachmentId>,
     /// Those of which the cluster tells, or told before the pod was gone.
     remaining: Remaining,
+    /// Pods that were gone and had to make room.
+    displaced: Vec<ObjectName>,
     changed: bool,
 }
 
@@ -93,6 +95,11 @@ impl Attachments {
             .then(|| self.all.values().chain(self.remaining.attachments()).cloned().collect())
     }
 
+    /// Returns the pods that are gone and of which the container runtime has not said that they have ended, which made room for others since the last call: they are not judged any more.
+    pub fn take_displaced(&mut self) -> Vec<ObjectName> {
+        std::mem::take(&mut self.displaced)
+    }
+
     /// Notes that they could not be kept on disk.
     pub fn not_kept(&mut self) {
         self.changed = true;
@@ -103,9 +110,9 @@ impl Attachments {
         let mut concerned = BTreeSet::new();
         let (has_ended, ended) = match change {
             AttachmentChange::Add(attachment) => {
-                let displaced = self.remaining.displaced_by(&attachment);
-                self.add(attachment, known, &mut concerned);
-                displaced
+                let (has_ended, mut ended) = self.remaining.displaced_by(&attachment);
+                ended.extend(self.add(attachment, known, &mut concerned));
+                (has_ended, ended)
             }
             AttachmentChange::Delete(id) => {
                 self.remove(&id, &mut concerned);
@@ -138,10 +145,12 @@ impl Attachments {
         shown
     }
 
-    /// Keeps what is known to be of a pod that goes before its status had the addresses.
+    /// Keeps what is known to be of a pod that goes or is finished before its status had the addresses.
     fn keep_unsettled(&mut self, name: &ObjectName, told: Option<&Arc<Pod>>) {
         let Some(attached) = self.pods.get(name) else { return };
-        let Some(before) = attached.told.as_ref().filter(|before| told.is_none_or(|pod| pod.uid != before.uid)) else {
+        let Some(before) =
+            attached.told.as_ref().filter(|before| told.is_none_or(|pod| pod.uid != before.uid || pod.finished))
+        else {
             return;
         };
         let its = attached.ids.iter().filter_map(|id| self.all.get(id));
@@ -195,9 +204,14 @@ impl Attachments {
     /// Merges the pods of the last known state, which are in place. Returns those that it concerns. Nothing ends by them: they have
     /// been published with what had been announced, so their addresses are not proof of what the status says.
     pub fn recall(&mut self, known: &Table<ObjectName, Pod>) -> Vec<Shown> {
+        let restored = self.restored.iter().filter_map(|id| self.all.get(id));
+        let (found, left) = self.remaining.recall(known, restored);
+        for id in found {
+            self.remove(&id, &mut BTreeSet::new());
+        }
         let unknown: Vec<ObjectName> =
             self.pods.iter().filter(|(_, pod)| pod.told.is_none()).map(|(name, _)| name.clone()).collect();
-        let mut recalled = Vec::new();
+        let mut recalled: Vec<Shown> = left.into_iter().map(|name| (name, None)).collect();
         for name in unknown {
             let Some(pod) = known.get(&name) else { continue };
             if let Some(attached) = self.pods.get_mut(&name) {
@@ -208,18 +222,38 @@ impl Attachments {
         recalled
     }
 
-    fn add(&mut self, attachment: Attachment, known: &Table<ObjectName, Pod>, concerned: &mut BTreeSet<ObjectName>) {
+    /// Adds an attachment. Returns the pod that is gone and had to make room for it.
+    fn add(
+        &mut self,
+        attachment: Attachment,
+        known: &Table<ObjectName, Pod>,
+        concerned: &mut BTreeSet<ObjectName>,
+    ) -> Option<Shown> {
         // A repeated call may name another pod or other addresses.
         self.remove(&attachment.id, concerned);
         let attached = self.pods.get(&attachment.pod);
-        let is_former = |id: &&AttachmentId| id.interface == attachment.id.interface;
+        // One that is known to be of another pod of this name goes on until the cluster tells of that pod's end, or the runtime of its own: it gives no
+        // address to two.
+        let goes_on = |former: &Attachment| {
+            let mut shared = former.addresses.iter().filter(|address| attachment.addresses.contains(address));
+            former.uid.zip(attachment.uid).is_some_and(|(one, other)| one != other) && shared.next().is_none()
+        };
+        let is_former =
+            |id: &&AttachmentId| id.interface == attachment.id.interface && !self.all.get(*id).is_some_and(goes_on);
         let formers: Vec<AttachmentId> =
             attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned()).collect();
         formers.iter().for_each(|id| self.remove(id, concerned));
+        let mut ended = None;
         if self.all.len() + self.remaining.len() >= MOST {
-            let unknown = self.pods.values().find(|pod| pod.is_unknown());
-            let Some(unknown) = unknown.and_then(|pod| pod.ids.first().cloned()) else { return };
-            self.remove(&unknown, concerned);
+            let is_nobodys = |(_, one): &(&AttachmentId, &Attachment)| {
+                self.pods.get(&one.pod).is_none_or(|pod| pod.is_unknown() || !pod.is_of(one))
+            };
+            if let Some(unknown) = self.all.iter().find(is_nobodys).map(|(id, _)| id.clone()) {
+                self.remove(&unknown, concerned);
+            } else {
+                ended = Some(self.remaining.end_oldest()?);
+                self.displaced.extend(ended.iter().map(|(name, _)| name.clone()));
+            }
         }
         let name = attachment.pod.clone();
         let is_new = !self.pods.contains_key(&name);
@@ -228,6 +262,7 @@ impl Attachments {
             attached.told = known.get(&name).cloned();
         }
         concerned.insert(name);
+        ended
     }
 
     fn insert(&mut self, attachment: Attachment) {

@@ -1,6 +1,6 @@
 //! The announced attachments of pods on disk, beside the sockets: what a restart must not lose until the cluster tells it.
 //!
-//! It is small: attachments leave it within seconds.
+//! It is small: as many as there are pods on the node, and those of which the container runtime's DEL was lost (at most 4,096 together).
 
 use std::io;
 use std::net::IpAddr;

@@ -219,6 +219,11 @@ impl Joined {
         self.attachments.take_changed()
     }
 
+    /// Returns the pods that were gone and had to make room for others since the last call.
+    pub fn take_displaced(&mut self) -> Vec<ObjectName> {
+        self.attachments.take_displaced()
+    }
+
     /// Notes that these could not be written: the next call returns them again.
     pub fn attachments_not_kept(&mut self) {
         self.attachments.not_kept();

@@ -370,7 +370,7 @@ fn a_pod_that_is_made_anew_by_force_on_another_node_leaves_its_predecessor_here(
 }
 
 #[test]
-fn a_pod_that_is_finished_or_has_no_known_uid_or_comes_back_is_not_there_twice() {
+fn a_pod_that_has_no_known_uid_or_comes_back_is_not_there_twice() {
     let own = PodUid::from_number(1);
     let mut node = Node::default();
     let told = || Some(Pod { uid: own, ..pod(&BOTH) });
@@ -379,9 +379,8 @@ fn a_pod_that_is_finished_or_has_no_known_uid_or_comes_back_is_not_there_twice()
     node.told("web", None);
     node.told("web", told());
     assert_eq!(at(&node, BOTH[0]), ["web"]);
-    node.told("web", Some(Pod { finished: true, ..told().expect("a pod") }));
+    node.call(AttachmentChange::Delete(id("a")));
     node.told("web", None);
-    assert!(at(&node, BOTH[0]).is_empty(), "its containers have ended");
     node.call(add("b", "static", &BOTH));
     node.told("static", Some(pod(&BOTH)));
     node.told("static", None);
@@ -403,4 +402,98 @@ fn a_pod_that_is_deleted_by_force_after_a_restart_is_there_until_its_sandbox_is_
     node.call(AttachmentChange::Delete(id("a")));
     assert!(at(&node, BOTH[0]).is_empty());
     assert_eq!(node.attachments.take_changed(), Some(Vec::new()));
+}
+
+#[test]
+fn a_pod_that_is_finished_for_the_cluster_is_judged_until_its_sandbox_is_detached() {
+    let own = PodUid::from_number(1);
+    for settled in [true, false] {
+        let told = Pod { uid: own, ..pod(if settled { &BOTH } else { &[] }) };
+        let mut node = Node::default();
+        node.told("web", Some(told.clone()));
+        node.call(add_of(own, "a", "web", &BOTH));
+        node.told("web", Some(told.clone()));
+        // The garbage collection of pods, where a Node object was deleted: first the phase, then the pod.
+        node.told("web", Some(Pod { finished: true, ..told.clone() }));
+        let sends = |node: &Node| {
+            let gone = at(node, BOTH[0]).into_iter().find(|name| name.contains('~'));
+            gone.and_then(|of| node.pods.get(&name(&of)).map(|pod| pod.takes_part()))
+        };
+        assert_eq!(sends(&node), Some(true), "settled: {settled}");
+        node.told("web", Some(Pod { finished: true, ..told }));
+        assert_eq!(sends(&node), Some(true), "settled: {settled}");
+        node.told("web", None);
+        assert_eq!(sends(&node), Some(true), "settled: {settled}");
+        node.call(AttachmentChange::Delete(id("a")));
+        assert!(at(&node, BOTH[0]).is_empty());
+    }
+}
+
+#[test]
+fn a_pod_of_whose_end_is_told_late_keeps_its_address_when_the_next_of_its_name_is_announced() {
+    let [old, new] = [1, 2].map(PodUid::from_number);
+    let mut node = Node::default();
+    node.told("web", Some(Pod { uid: old, ..pod(&[]) }));
+    node.call(add_of(old, "a", "web", &BOTH));
+    node.call(add_of(new, "b", "web", &["10.244.1.9"]));
+    assert_eq!((at(&node, BOTH[0]), at(&node, "10.244.1.9").len()), (vec!["web".to_owned()], 0));
+    node.told("web", Some(Pod { uid: new, ..pod(&[]) }));
+    let former = at(&node, BOTH[0]);
+    assert!(former.len() == 1 && former[0].contains('~'), "{former:?}");
+    assert_eq!(at(&node, "10.244.1.9"), ["web"]);
+    node.call(AttachmentChange::Delete(id("a")));
+    assert!(at(&node, BOTH[0]).is_empty());
+}
+
+#[test]
+fn when_there_are_too_many_the_pod_that_was_kept_first_of_those_that_are_gone_makes_room_and_is_named() {
+    let own = PodUid::from_number(1);
+    let mut node = Node::default();
+    for number in 0..MOST {
+        let (name, address) = (format!("web-{number}"), format!("fd00::{number:x}"));
+        node.call(add_of(own, &number.to_string(), &name, &[&address]));
+        node.told(&name, Some(Pod { uid: own, ..pod(&[&address]) }));
+        if number + 1 < MOST {
+            node.told(&name, None);
+        }
+    }
+    assert!(node.attachments.take_displaced().is_empty());
+    for round in 0..2 {
+        let (next, address) = (format!("next-{round}"), format!("10.244.1.{round}"));
+        node.told(&next, Some(Pod { uid: own, ..pod(&[]) }));
+        node.call(add_of(own, &next, &next, &[&address]));
+        let first = name(&format!("web-{round}~{round}~eth0"));
+        assert_eq!(node.attachments.take_displaced(), [first.clone()]);
+        assert!(node.pods.get(&first).is_none());
+        assert_eq!(at(&node, &address), [next], "it is taken in");
+    }
+}
+
+#[test]
+fn a_pod_that_was_gone_in_the_last_known_state_ends_with_its_sandbox_and_one_whose_sandbox_is_gone_is_left_out() {
+    let own = PodUid::from_number(1);
+    let mut before = Node::default();
+    before.call(add_of(own, "a", "web", &BOTH));
+    before.told("web", Some(Pod { uid: own, ..pod(&BOTH) }));
+    before.told("web", None);
+    let gone = at(&before, BOTH[0]);
+    let start = |kept: Vec<Attachment>| {
+        let mut node = Node::with(Attachments::restored(kept));
+        // As it is on disk, without UIDs.
+        node.pods.insert(name(&gone[0]), pod(&BOTH));
+        for (name, pod) in node.attachments.recall(&node.pods.clone()) {
+            node.publish(name, pod);
+        }
+        node
+    };
+    assert!(at(&start(Vec::new()), BOTH[0]).is_empty(), "nobody could end it");
+    let kept = before.attachments.take_changed().expect("there is news");
+    for end in [AttachmentChange::Delete(id("a")), add_of(PodUid::from_number(2), "b", "next", &BOTH)] {
+        let mut node = start(kept.clone());
+        node.listed();
+        node.told(&gone[0], None);
+        assert_eq!(at(&node, BOTH[0]), gone, "a listing does not name it, and it may send");
+        node.call(end);
+        assert!(at(&node, BOTH[0]).is_empty());
+    }
 }
