@@ -195,7 +195,7 @@ fn a_policy_with_too_many_peers_times_ports_lets_nothing_pass_and_makes_no_sets(
     let with = |ports: usize| {
         let case = Case::new().namespace("shop", "").pod("shop/a", HERE, ["10.244.0.1", "app=a", ""]);
         let rule = rule(&peers, &names(ports));
-        case.policy("shop/a", "app=a", [Some(std::slice::from_ref(&rule)), Some(&[rule.clone()])]).0
+        case.policy("shop/a", "app=a", [Some(std::slice::from_ref(&rule)), Some(std::slice::from_ref(&rule))]).0
     };
     let mut plan = Plan::new();
     plan.update(&with(5_000));

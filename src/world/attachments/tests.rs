@@ -463,7 +463,7 @@ fn when_there_are_too_many_the_pod_that_was_kept_first_of_those_that_are_gone_ma
         node.told(&next, Some(Pod { uid: own, ..pod(&[]) }));
         node.call(add_of(own, &next, &next, &[&address]));
         let first = name(&format!("web-{round}~{round}~eth0"));
-        assert_eq!(node.attachments.take_displaced(), [first.clone()]);
+        assert_eq!(node.attachments.take_displaced(), std::slice::from_ref(&first));
         assert!(node.pods.get(&first).is_none());
         assert_eq!(at(&node, &address), [next], "it is taken in");
     }
