@@ -27,8 +27,11 @@ use super::{ip_block, named_port};
 /// Most elements of all blocks of one policy: some 30,000 single addresses of IPv4 cut out of everything as prefixes, and far more than an object of the API has room for as ranges.
 /// In memory they are some 100 MB with iptables.
 const MOST: usize = 524_288;
-/// Most combinations of a peer with a port in the rules of one policy. Each is a rule of the kernel, and may be a set: half of the sets that an ipset can have.
+/// Most combinations of a peer with a port in the rules of one policy. Each is a rule of the kernel at most.
 const MOST_COMBINATIONS: usize = 32_768;
+/// Most combinations of a peer with a port's name in the rules of one policy with iptables, where each may be a set of each family, also without an element: 16 kB of the kernel, and one
+/// of the 65,472 sets that all programs of a node can have together. nftables has one set for all of them.
+const MOST_NAMED: usize = 2_048;
 
 /// The part of a policy that is more than the kernel is given.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -66,7 +69,8 @@ impl Bound {
     /// Returns what of these rules, which are all those of one policy, is more.
     pub fn excess<'a>(self, rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> Option<Excess> {
         let combined: Combined = rules.clone().map(Combined::of).sum();
-        if combined.combinations > MOST_COMBINATIONS || combined.named_again > MOST {
+        let named = if self.backend == Backend::Iptables { combined.named } else { 0 };
+        if combined.combinations > MOST_COMBINATIONS || combined.named_again > MOST || named > MOST_NAMED {
             return Some(Excess::Combinations);
         }
         self.is_exceeded_by(rules).then_some(Excess::Blocks)
@@ -98,21 +102,24 @@ impl Bound {
 
     /// Returns what is told of a policy that exceeds the bound. `is_of_cluster`: a ClusterNetworkPolicy.
     pub fn problem(self, excess: Excess, is_of_cluster: bool) -> ServiceProblem {
-        let (cause, text) = match excess {
-            // Nodes with another packet filter may take them.
-            Excess::Blocks => (Cause::PolicyHere, self.of_blocks(is_of_cluster)),
+        let text = match excess {
+            Excess::Blocks => self.of_blocks(is_of_cluster),
             Excess::Combinations => {
                 let rules = match is_of_cluster {
                     true => "its rules accept nothing, or deny everything",
                     false => "its rules match nothing",
                 };
-                let text = format!(
-                    "spec: peers times ports of all rules are more than {MOST_COMBINATIONS}, or port names times what their peers list more than {MOST}; {rules}"
-                );
-                (Cause::Policy, text)
+                let sets = match self.backend {
+                    Backend::Iptables => format!(" (with port names more than {MOST_NAMED}, which are sets each)"),
+                    Backend::Nftables => String::new(),
+                };
+                format!(
+                    "spec: peers times ports of all rules are more than {MOST_COMBINATIONS}{sets}, or port names times what their peers list more than {MOST}; {rules}"
+                )
             }
         };
-        ServiceProblem::new(cause, "spec", text)
+        // Nodes with another packet filter may take it.
+        ServiceProblem::new(Cause::PolicyHere, "spec", text)
     }
 
     fn of_blocks(self, is_of_cluster: bool) -> String {
@@ -151,6 +158,8 @@ impl Excess {
 #[derive(Clone, Copy, Default)]
 struct Combined {
     combinations: usize,
+    /// Number of combinations with a port that has a name.
+    named: usize,
     /// Number of things that the definitions of the sets of port names would repeat: values of selectors, blocks and exceptions.
     named_again: usize,
 }
@@ -159,11 +168,12 @@ impl Combined {
     fn of(rule: &PolicyRule) -> Combined {
         let ports: &[PolicyPort] = match &rule.ports {
             Ports::Of(ports) => ports,
-            Ports::Any => return Combined { combinations: peers(rule), named_again: 0 },
+            Ports::Any => return Combined { combinations: peers(rule), ..Combined::default() },
         };
         let names = named_port::names(ports).count();
         Combined {
             combinations: peers(rule).saturating_mul(ports.len()),
+            named: peers(rule).saturating_mul(names),
             named_again: listed(rule).saturating_mul(names),
         }
     }
@@ -173,6 +183,7 @@ impl std::iter::Sum for Combined {
     fn sum<I: Iterator<Item = Combined>>(all: I) -> Combined {
         all.fold(Combined::default(), |sum, one| Combined {
             combinations: sum.combinations.saturating_add(one.combinations),
+            named: sum.named.saturating_add(one.named),
             named_again: sum.named_again.saturating_add(one.named_again),
         })
     }
@@ -287,7 +298,7 @@ mod tests {
 
     #[test]
     fn peers_times_ports_of_all_rules_have_a_bound_whether_named_or_not() {
-        let bound = Bound::default();
+        let bound = Bound::of(Backend::Nftables);
         for is_named in [false, true] {
             let [taken, more] = [(128, 256), (128, 257)].map(|(peers, ports)| combined(peers, ports, is_named));
             assert_eq!(bound.excess([&taken].into_iter()), None);
@@ -302,9 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn each_node_tells_of_blocks_that_its_own_packet_filter_does_not_take() {
-        let is_of_one_node = |excess| Bound::default().problem(excess, false).cause.is_of_one_node();
-        assert!(is_of_one_node(Excess::Blocks) && !is_of_one_node(Excess::Combinations));
+    fn port_names_times_peers_are_sets_with_iptables_and_have_a_bound_of_their_own() {
+        let bound = Bound::of(Backend::Iptables);
+        let [taken, more] = [(16, 128), (16, 129)].map(|(peers, ports)| combined(peers, ports, true));
+        assert_eq!(bound.excess([&taken].into_iter()), None);
+        assert_eq!(bound.excess([&more].into_iter()), Some(Excess::Combinations));
+        assert_eq!(bound.excess([&taken, &combined(1, 1, true)].into_iter()), Some(Excess::Combinations));
+        assert_eq!(bound.excess([&combined(128, 256, false)].into_iter()), None, "numbers are no sets");
+        assert!(bound.problem(Excess::Combinations, false).text.contains("2048"));
+    }
+
+    #[test]
+    fn each_node_tells_of_what_its_own_packet_filter_does_not_take() {
+        for excess in [Excess::Blocks, Excess::Combinations] {
+            assert!(Bound::default().problem(excess, false).cause.is_of_one_node(), "{excess:?}");
+        }
     }
 
     #[test]

@@ -175,14 +175,16 @@ pub fn translated(world: &World, packet: &Packet) -> Vec<Packet> {
 fn ways(world: &World, packet: &Packet) -> Vec<(Packet, bool)> {
     let Traffic::Port { protocol, port } = packet.traffic else { return Vec::new() };
     let mut all = Vec::new();
+    let is_balanced = |service: &Service| service.load_balancer.iter().any(|one| one.address == packet.destination);
     let is_outside = |service: &Service| {
-        let mut balanced = service.load_balancer.iter().map(|one| one.address);
-        let is_named =
-            service.external_ips.contains(&packet.destination) || balanced.any(|address| address == packet.destination);
+        let is_named = service.external_ips.contains(&packet.destination) || is_balanced(service);
         is_named && service.ports.iter().any(|one| one.protocol == protocol && one.port == port)
     };
     let outside = world.cluster.services.iter().filter(|(_, service)| is_outside(service));
-    let has_outside = outside.min_by_key(|(name, service)| (service.created, *name)).map(|(name, _)| name);
+    // What a load balancer gave comes before what somebody wrote.
+    let order =
+        |(name, service): &(&ObjectName, &Arc<Service>)| (!is_balanced(service), service.created, (*name).clone());
+    let has_outside = outside.min_by_key(order).map(|(name, _)| name);
     for (name, service) in world.cluster.services.iter() {
         let is_inside = service.cluster_ips.contains(&packet.destination);
         let is_its = is_inside || has_outside == Some(name);
