@@ -234,26 +234,28 @@ impl Attachments {
         let attached = self.pods.get(&attachment.pod);
         // One that is known to be of another pod of this name goes on until the cluster tells of that pod's end, or the runtime of its own: it gives no
         // address to two.
-        let goes_on = |former: &Attachment| {
-            let mut shared = former.addresses.iter().filter(|address| attachment.addresses.contains(address));
-            former.uid.zip(attachment.uid).is_some_and(|(one, other)| one != other) && shared.next().is_none()
-        };
+        let goes_on = |former: &Attachment| former.uid.zip(attachment.uid).is_some_and(|(one, other)| one != other);
         let is_former =
             |id: &&AttachmentId| id.interface == attachment.id.interface && !self.all.get(*id).is_some_and(goes_on);
-        let formers: Vec<AttachmentId> =
-            attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned()).collect();
+        let its = attached.into_iter().flat_map(|pod| pod.ids.iter().filter(is_former).cloned());
+        // Whoever had one of the addresses is over, of whatever pod: its DEL was lost, or else nobody would have been given it again.
+        let shares =
+            |former: &Attachment| former.addresses.iter().any(|address| attachment.addresses.contains(address));
+        let before = self.all.iter().filter(|(_, former)| shares(former)).map(|(id, _)| id.clone());
+        let formers: BTreeSet<AttachmentId> = its.chain(before).collect();
         formers.iter().for_each(|id| self.remove(id, concerned));
         let mut ended = None;
         if self.all.len() + self.remaining.len() >= MOST {
             let is_nobodys = |(_, one): &(&AttachmentId, &Attachment)| {
                 self.pods.get(&one.pod).is_none_or(|pod| pod.is_unknown() || !pod.is_of(one))
             };
-            if let Some(unknown) = self.all.iter().find(is_nobodys).map(|(id, _)| id.clone()) {
+            // Of what is nobody's some may be told a moment later, so that pods that start together would push each other out.
+            ended = self.remaining.end_oldest();
+            if ended.is_none() {
+                let unknown = self.all.iter().find(is_nobodys).map(|(id, _)| id.clone())?;
                 self.remove(&unknown, concerned);
-            } else {
-                ended = Some(self.remaining.end_oldest()?);
-                self.displaced.extend(ended.iter().map(|(name, _)| name.clone()));
             }
+            self.displaced.extend(ended.iter().map(|(name, _)| name.clone()));
         }
         let name = attachment.pod.clone();
         let is_new = !self.pods.contains_key(&name);

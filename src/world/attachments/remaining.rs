@@ -72,8 +72,10 @@ impl Remaining {
     /// Returns the pod of this name if it is one that is gone.
     pub fn of_name(&self, name: &ObjectName) -> Option<Arc<Pod>> {
         // No object has such a name, so that others cost nothing.
-        let gone = || self.all.values().filter(|sandbox| sandbox.is_gone);
-        name.is_of_gone_pod().then(|| gone().find(|sandbox| sandbox.name() == *name))??.shown().1
+        let (of, _) = name.name.split_once('~')?;
+        let ids = self.pods.get(&ObjectName::new(&name.namespace, of))?;
+        let mut gone = ids.iter().filter_map(|id| self.all.get(id)).filter(|sandbox| sandbox.is_gone);
+        gone.find(|sandbox| sandbox.name() == *name)?.shown().1
     }
 
     /// Keeps an attachment of this pod, where it is certain that it is.

@@ -300,7 +300,8 @@ fn however_many_are_announced_there_is_a_bound_and_known_pods_are_kept() {
     node.told("web", Some(pod(&[])));
     node.call(add("a", "web", &BOTH));
     for number in 0..MOST + 10 {
-        node.call(add(&format!("unknown-{number}"), &format!("pod-{number}"), &["10.244.1.9"]));
+        let address = format!("fd00::{number:x}");
+        node.call(add(&format!("unknown-{number}"), &format!("pod-{number}"), &[&address]));
     }
     assert_eq!((node.kept(), node.addresses("web").len()), (MOST, 2));
 }
@@ -426,6 +427,28 @@ fn a_pod_that_is_finished_for_the_cluster_is_judged_until_its_sandbox_is_detache
         assert_eq!(sends(&node), Some(true), "settled: {settled}");
         node.call(AttachmentChange::Delete(id("a")));
         assert!(at(&node, BOTH[0]).is_empty());
+    }
+}
+
+#[test]
+fn a_pod_whose_end_was_missed_while_no_agent_ran_is_not_at_an_address_that_another_pod_has_since() {
+    let [own, others] = [1, 2].map(PodUid::from_number);
+    let mut before = Node::default();
+    before.call(add_of(own, "a", "job", &BOTH));
+    let all = before.attachments.take_changed().expect("there is news");
+    for is_deleted in [false, true] {
+        let mut node = Node::with(Attachments::restored(all.clone()));
+        node.call(add_of(others, "b", "next", &BOTH));
+        let told = Pod { uid: own, ..pod(&BOTH) };
+        node.told("job", Some(told.clone()));
+        node.told("next", Some(Pod { uid: others, ..pod(&BOTH) }));
+        node.listed();
+        node.told("job", (!is_deleted).then(|| Pod { finished: true, ..told }));
+        let there: Vec<String> = at(&node, BOTH[0])
+            .into_iter()
+            .filter(|of| node.pods.get(&name(of)).is_some_and(|pod| pod.takes_part()))
+            .collect();
+        assert_eq!(there, ["next"], "deleted: {is_deleted}");
     }
 }
 
