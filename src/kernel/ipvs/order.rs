@@ -8,8 +8,11 @@
 //!
 //! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1, and has its own right behind.
 //!
-//! The kernel lists destinations in this order, but what is read of them is sorted. So the order is known ([`Ordered`]) of what this process has put in order and no failed step has left half done since: of all others the
-//! first change puts all in order. Until there is one, another order, in which another program or a former run added them, is not found.
+//! One that is out for a moment may lose the connections that it has at this node: with `net.ipv4.vs.expire_nodest_conn` the kernel forgets those of destinations that are gone, from a work queue that
+//! runs at the next tick. With weight 0 they do not come back, because the table leads elsewhere. So nothing is taken out that is in its place.
+//!
+//! The kernel lists destinations in this order, but what is read of them is sorted. So the order is noted when they are read, or put in order, by a step that has not failed ([`Ordered`]): where it is another one, in which
+//! another program added them, the first change puts all in order. Until there is one nothing happens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -31,6 +34,15 @@ impl Ordered {
     /// Returns whether the destinations of a virtual service that the kernel has are known to be in order, as one alone always is. `have`: `None` where it is new.
     pub fn has(&self, key: &ServiceKey, have: Option<&Virtual>) -> bool {
         have.is_none_or(|have| have.destinations.len() < 2 || self.left.get(key) == Some(&self.hash(have)))
+    }
+
+    /// Notes what was read of a virtual service, and whether the kernel listed its destinations in the order of addresses.
+    pub fn found(&mut self, key: &ServiceKey, found: &Virtual, is_in_order: bool) {
+        if is_in_order && is_one(found) {
+            self.left.insert(*key, self.hash(found));
+        } else {
+            self.left.remove(key);
+        }
     }
 
     /// Notes that these steps were performed, but for those with the `failed` indexes: nobody knows how far such a one has come.
@@ -176,6 +188,27 @@ mod tests {
         assert!(known(Some(&one), None, true));
         assert!(known(None, Some(&one), true), "it is new");
         assert!(known(Some(&one), Some(&two), true));
+    }
+
+    /// Destinations that are taken out lose those connections that the table no longer leads to them.
+    #[test]
+    fn nothing_is_taken_out_where_a_former_run_left_the_destinations_in_order() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V6 };
+        let service = Service { scheduler: "mh".into(), flags: 0, persistence_seconds: 0 };
+        let have = Virtual { service, destinations: list(&[(1, 1), (2, 1), (3, 1)]).into() };
+        let terminating = list(&[(1, 1), (2, 0), (3, 1)]);
+        for (is_in_order, taken_out) in [(true, 0), (false, 3)] {
+            let mut ordered = Ordered::default();
+            ordered.found(&key, &have, true);
+            ordered.found(&key, &have, is_in_order);
+            let changes = changes(&have.destinations.to_vec(), &terminating, ordered.has(&key, Some(&have)));
+            let out = changes.iter().filter(|(command, _)| *command == Command::DeleteDestination).count();
+            assert_eq!(out, taken_out, "in order: {is_in_order}");
+        }
+        let plain = Virtual { service: Service { scheduler: "rr".into(), ..have.service.clone() }, ..have.clone() };
+        let mut ordered = Ordered::default();
+        ordered.found(&key, &plain, true);
+        assert!(!ordered.has(&key, Some(&plain)), "another scheduler takes any order");
     }
 
     #[test]

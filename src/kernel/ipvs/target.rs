@@ -17,8 +17,8 @@ use super::order::{self, Ordered};
 use super::ownership::{Ours, Ownership, Whose, of_predicate};
 use super::wire::{self, Command};
 use super::{
-    Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, ServiceKey, Stats, Timeouts,
-    Virtual,
+    Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, Service, ServiceKey, Stats,
+    Timeouts, Virtual,
 };
 use crate::kernel::netlink::{Answer, Fault, GenericSocket, Messages, failed_steps};
 use crate::kernel::{Cause, Error};
@@ -211,11 +211,15 @@ impl Services {
             .map_err(|fault| Error::new("list destinations of", key.to_string(), fault.into()))
     }
 
-    fn destinations(&mut self, key: &ServiceKey) -> Result<Destinations, Error> {
+    /// Reads the destinations of a service, and notes in what order the kernel has them.
+    fn with_destinations(&mut self, key: &ServiceKey, service: Service) -> Result<Virtual, Error> {
         let mut listed: Vec<Destination> =
             self.list_destinations(key)?.into_iter().map(|(destination, _)| destination).collect();
+        let is_in_order = listed.is_sorted_by_key(|destination| destination.address);
         listed.sort_unstable();
-        Ok(listed.into())
+        let found = Virtual { service, destinations: listed.into() };
+        self.ordered.found(key, &found, is_in_order);
+        Ok(found)
     }
 }
 
@@ -242,8 +246,7 @@ impl Target for Services {
             .map_err(of_all)?;
         let mut found = BTreeMap::new();
         for (key, service) in services {
-            let destinations = self.destinations(&key)?;
-            found.insert(key, Virtual { service, destinations });
+            found.insert(key, self.with_destinations(&key, service)?);
         }
         found.retain(|key, found| (self.whose)(key).is_ours(found));
         Ok(found)
@@ -261,8 +264,7 @@ impl Target for Services {
                 Err(fault) => return Err(Error::new("read virtual service", key.to_string(), fault.into())),
             };
             if let Some(service) = service {
-                let destinations = self.destinations(&key)?;
-                found.insert(key, Virtual { service, destinations });
+                found.insert(key, self.with_destinations(&key, service)?);
             }
         }
         found.retain(|key, found| (self.whose)(key).is_ours(found));

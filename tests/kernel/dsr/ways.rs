@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use super::*;
+use crate::namespace::shell;
 use crate::native::frame::Capture;
 use sluice::model::TrafficPolicy;
 
@@ -147,7 +148,21 @@ fn when_a_director_is_lost_connections_to_a_pod_that_terminates_end_and_all_othe
         put(&endpoints);
         for one in &mut open {
             let (pod, served) = (one.2, exchange(one));
-            let known = || inside(&lan.directors[0], || run("ipvsadm -Lnc; ipvsadm -Ln --stats"));
+            let ends = [one.0.local_addr(), one.1.local_addr()];
+            let known = || {
+                let shown = |place: &File, what: &str| inside(place, || shell(what));
+                let place = |number: usize| File::open(format!("/run/netns/h{number}")).expect("a host");
+                let neighbours = "ip neigh show; ss -tnie; true";
+                let at_director = shown(
+                    &lan.directors[0],
+                    "ipvsadm -Lnc; ipvsadm -Ln --stats; ip neigh show; nft list ruleset; ip route show table all; ip -6 route show table all; nstat -az | grep -v ' 0 '; true",
+                );
+                format!(
+                    "{ends:?}\ndirector:\n{at_director}\nclients:\n{}\npod:\n{}",
+                    (0..CLIENTS).map(|client| shown(&lan.clients[client], neighbours)).collect::<String>(),
+                    shown(&place(FIRST_POD + pod), neighbours)
+                )
+            };
             assert!(
                 served.is_ok(),
                 "{family}: pod {pod}, {terminating} terminates, its director knows it: {served:?}\n{}",
