@@ -176,6 +176,12 @@ impl Plan {
         if self.is_contested(node) || self.is_contested(&self.own.name) {
             return false;
         }
+        // Tunnels lead to addresses. One that two machines say is theirs leads by the first device, whose session is to last until that is settled.
+        let both = self.nodes.both_of(node);
+        if Family::BOTH.iter().filter_map(|family| *both.of(*family)).any(|address| self.holder_of(&address).is_none())
+        {
+            return false;
+        }
         let Some(first) = self.nodes.key_of(node) else { return false };
         let is_other = *node != self.own.name && self.wireguard.own.first != Some(first);
         let Some(second) = self.second_key(node).filter(|_| is_other && self.wants_second()) else { return false };

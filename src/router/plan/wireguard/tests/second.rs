@@ -182,6 +182,22 @@ fn what_a_copy_of_the_first_key_claims_of_its_node_goes_by_the_first_device_and_
 }
 
 #[test]
+fn a_change_waits_without_loss_while_the_node_of_a_former_machine_has_the_same_address() {
+    let former = |address: &str| ("node-9", Node { created: 1, ..with_key(9, address, "10.244.9.0/24") });
+    let mut plan = plan_with(&[own(), ("node-2", of_second()), former("192.0.2.2")]);
+    has_sessions(&mut plan);
+    assert_eq!(main_route(&plan, "10.244.2.0/24"), through_tunnel());
+    let first = |plan: &Plan| {
+        let key = PeerKey { link: LinkName(WIREGUARD.into()), key: key(2) };
+        plan.desired().wireguard_peers.get(&key).map(|peer| peer.keepalive)
+    };
+    assert_eq!(first(&plan), Some(5), "its machine is shown that the session is used");
+    plan.update(&with(&[own(), ("node-2", of_second()), former("192.0.2.9")]));
+    assert_eq!(main_route(&plan, "10.244.2.0/24"), Some(vec!["sluice-wg1".to_owned()]));
+    assert_eq!(first(&plan), Some(0));
+}
+
+#[test]
 fn a_node_whose_own_key_is_copied_with_what_it_has_sends_nothing_by_the_second_device() {
     let copy = |ranges: &str| {
         let node = created(1, ("node-9", with_key(1, "192.0.2.9", ranges))).1;
