@@ -98,18 +98,17 @@ fn pieces(rules: &RuleSet, verdict: &Verdict, family: Family) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
     use std::sync::Arc;
     use std::time::Instant;
 
     use super::super::super::explain::{Known, Question, explanation};
     use super::super::super::given::{labels, object, pod, pods, policy, rule};
     use super::super::super::plan::Plan;
+    use super::super::given::lowered;
     use super::super::lowering::Lowering;
     use super::*;
-    use crate::config::{Config, Environment, FirewallConfig, Request, request};
+    use crate::config::FirewallConfig;
     use crate::model::{Host, Namespace, World};
-    use crate::net::PerFamily;
     use crate::reconcile::Moment;
 
     struct Fixture {
@@ -128,15 +127,7 @@ mod tests {
         cluster.pods.insert(object("shop/db"), pod("10.244.1.8", "app=db", ""));
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
-        let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(OsString::from);
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
-        let both = PerFamily { v4: true, v6: true };
-        let config = Arc::new(config.firewall.expect("the firewall runs"));
-        let mut lowering = Lowering::new(config.clone(), both);
-        let mut plan = Plan::new();
-        let changed = plan.update(&world);
-        lowering.update(plan.rules(), &world, &changed);
+        let (plan, lowering, config) = lowered(&world);
         Fixture { world, plan, lowering, config }
     }
 

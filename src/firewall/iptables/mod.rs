@@ -29,6 +29,8 @@ pub mod new_address;
 pub mod pod_enforced;
 pub mod drops;
 pub mod serve;
+#[cfg(test)]
+mod given;
 
 use std::sync::Arc;
 use std::time::Instant;

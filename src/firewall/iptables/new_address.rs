@@ -176,13 +176,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::super::given::{object, pod, pods, policy, rule};
-    use super::super::super::plan::Plan;
-    use super::super::lowering::Lowering;
+    use super::super::given::lowered;
     use super::super::overlay::Refusals;
     use super::*;
-    use crate::config::{Config, Environment, Request, request};
     use crate::model::{Host, Namespace, World};
-    use crate::net::PerFamily;
 
     /// `db` takes from `web`; both have these last parts of addresses.
     fn desired(db: &[u8], web: &[u8]) -> Desired {
@@ -197,13 +194,7 @@ mod tests {
         }
         let allows = [rule(&[pods("app=web")], &["tcp/5432"])];
         world.cluster.policies.insert(object("shop/db"), policy("app=db", Some(&allows), None));
-        let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(std::ffi::OsString::from);
-        let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-        let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
-        let config = Arc::new(config.firewall.expect("the firewall runs"));
-        let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config, PerFamily { v4: true, v6: true }));
-        let changed = plan.update(&world);
-        lowering.update(plan.rules(), &world, &changed);
+        let (_, lowering, _) = lowered(&world);
         lowering.desired().clone()
     }
 

@@ -4,15 +4,14 @@ use super::super::super::given::{object, pod, pods, pods_in, policy, rule, selec
 use super::super::super::lost::LostChains;
 use super::super::super::plan::Plan;
 use super::super::desired::Lost;
+use super::super::given::lowered;
 use super::super::lowering::Lowering;
 use super::super::overlay::Refusals;
 use super::*;
-use crate::config::{Config, Environment, Request, request};
 use crate::model::{
     Action, ClusterNetworkPolicy, ClusterRule, Host, Namespace, Peers, PolicyRule, Ports, Selector, Subject, Tier,
     World,
 };
-use crate::net::PerFamily;
 use std::sync::Arc;
 
 struct Fixture {
@@ -42,13 +41,7 @@ fn given() -> Fixture {
     let guard =
         ClusterNetworkPolicy { tier: Tier::Admin, priority: 1, subject, ingress: [deny].into(), egress: [].into() };
     cluster.cluster_policies.insert("guard".into(), guard);
-    let words = ["sluice", "--run-router=false", "--hostname-override=node1"].map(std::ffi::OsString::from);
-    let Ok(Request::Run { flags, verbosity }) = request(&words) else { panic!("these words ask for a run") };
-    let config = Config::from_flags(&flags, verbosity, &Environment::default()).expect("the flags are sound");
-    let config = Arc::new(config.firewall.expect("the firewall runs"));
-    let (mut plan, mut lowering) = (Plan::new(), Lowering::new(config, PerFamily { v4: true, v6: true }));
-    let changed = plan.update(&world);
-    lowering.update(plan.rules(), &world, &changed);
+    let (plan, lowering, _) = lowered(&world);
     Fixture { plan, lowering }
 }
 
@@ -60,6 +53,11 @@ fn differing(kernel: &Desired, desired: &Desired) -> Differing<ElementKey> {
     Differing { missing: lacking(desired, kernel), surplus: lacking(kernel, desired) }
 }
 
+/// The state of a kernel in which every change was made.
+fn applied<'a>(seen: Seen<'a>, overlay: &'a Overlay, differing: Differing<ElementKey>) -> Applied<'a> {
+    Applied { seen, overlay, differing, failing: BTreeSet::new(), doubts: BTreeSet::new(), keeps_surplus: false }
+}
+
 /// Returns whether this pod is enforced by a kernel that differs from the desired state by `change`.
 fn told(of: &str, change: impl FnOnce(&mut Desired)) -> Result<(), String> {
     let Fixture { plan, lowering } = given();
@@ -68,14 +66,7 @@ fn told(of: &str, change: impl FnOnce(&mut Desired)) -> Result<(), String> {
     let (refusals, overlay) = (Refusals::default(), Overlay::default());
     let seen = Seen { rules: Some(&kernel.rules), elements: Some(&kernel.elements), refusals: &refusals };
     let differing = differing(&kernel, lowering.desired());
-    let applied = Applied {
-        seen,
-        overlay: &overlay,
-        differing,
-        failing: BTreeSet::new(),
-        doubts: BTreeSet::new(),
-        keeps_surplus: false,
-    };
+    let applied = applied(seen, &overlay, differing);
     pod_enforced(plan.rules(), &object(of), lowering.desired(), &applied)
 }
 
@@ -270,14 +261,7 @@ fn what_the_kernel_refuses_for_ever_does_not_keep_a_pod_from_starting() {
     assert!(!kernel.contains_key(&refused));
     let seen = Seen { rules: Some(&kernel), elements: Some(&lowering.desired().elements), refusals: &refusals };
     let differing = Differing { missing: Vec::new(), surplus: Vec::new() };
-    let applied = Applied {
-        seen,
-        overlay: &overlay,
-        differing,
-        failing: BTreeSet::new(),
-        doubts: BTreeSet::new(),
-        keeps_surplus: false,
-    };
+    let applied = applied(seen, &overlay, differing);
     assert_eq!(pod_enforced(plan.rules(), &object("shop/db"), lowering.desired(), &applied), Ok(()));
     let seen = Seen { rules: Some(&lowering.desired().rules), ..seen };
     let applied = Applied { seen, ..applied };
