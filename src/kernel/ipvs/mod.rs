@@ -24,6 +24,7 @@ mod listing;
 mod old_interface;
 mod order;
 mod ownership;
+mod replacement;
 mod scheduler_name;
 mod service_key;
 mod target;

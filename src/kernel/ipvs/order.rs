@@ -6,7 +6,8 @@
 //! by the same table; which is so in tunnel mode alone, where nothing is translated and `net.ipv4.vs.sloppy_tcp` is on. With NAT it would end the
 //! connection, and there another node cannot take it over anyway.
 //!
-//! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1, and has its own right behind.
+//! A destination keeps its place in the table with weight 0, but gets none where it comes with it: so it comes with weight 1, and has its own right behind, or, where it served before,
+//! when all others are there (`replacement`).
 //!
 //! One that is out for a moment may lose the connections that it has at this node: with `net.ipv4.vs.expire_nodest_conn` the kernel forgets those of destinations that are gone, from a work queue that
 //! runs at the next tick. With weight 0 they do not come back, because the table leads elsewhere. So nothing is taken out that is in its place.
@@ -17,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 
+use super::replacement::loses_weight;
 use super::target::find;
 use super::wire::Command;
 use super::{Destination, Forwarding, ServiceKey, Virtual};
@@ -68,27 +70,34 @@ pub fn is_one(want: &Virtual) -> bool {
     want.service.scheduler == "mh" && destinations.all(|destination| destination.forwarding == Forwarding::Tunnel)
 }
 
-/// Returns the changes by which these destinations, of which the kernel has those, come to be in the order of addresses. Both are sorted. Those that
-/// go are not among them. `is_kept`: those that the kernel has are in that order. The service has never more than one destination less than before.
+/// Returns the changes by which these destinations, of which the kernel has those, come to be the wanted ones in the order of addresses. Both are sorted.
+/// `is_kept`: those that the kernel has are in that order. The service has never more than one destination less than before. Those that serve now lose their
+/// weight, and then others go, when all that replace them are there.
 pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec<(Command, Destination)> {
     let is_new = |destination: &&Destination| find(have, destination.address).is_none();
     // All up to this one are put in front of it, where each comes that is added.
     let last = want.iter().rev().find(|destination| !is_kept || is_new(destination));
     let is_placed = |destination: &Destination| last.is_some_and(|last| destination.address <= last.address);
-    let mut changes = Vec::new();
+    let (mut changes, mut falling) = (Vec::new(), Vec::new());
     for destination in want.iter().rev() {
         let old = find(have, destination.address);
+        let falls = old.is_some_and(|old| loses_weight(old, destination));
         if is_placed(destination) {
             let weight = destination.weight.max(1);
             changes.extend(old.map(|old| (Command::DeleteDestination, *old)));
             changes.push((Command::NewDestination, Destination { weight, ..*destination }));
             if weight != destination.weight {
-                changes.push((Command::SetDestination, *destination));
+                let last = if falls { &mut falling } else { &mut changes };
+                last.push((Command::SetDestination, *destination));
             }
         } else if old != Some(destination) {
-            changes.push((Command::SetDestination, *destination));
+            let last = if falls { &mut falling } else { &mut changes };
+            last.push((Command::SetDestination, *destination));
         }
     }
+    let gone = have.iter().filter(|old| find(want, old.address).is_none());
+    changes.extend(falling);
+    changes.extend(gone.map(|old| (Command::DeleteDestination, *old)));
     changes
 }
 
@@ -150,6 +159,9 @@ mod tests {
             (&[(2, 1)], &[(1, 1), (2, 1), (3, 1)], "+3w1 -2w1 +2w1 +1w1"),
             (&[(1, 1), (2, 0)], &[(1, 1), (2, 0), (3, 1)], "+3w1 -2w0 +2w1 =2w0 -1w1 +1w1"),
             (&[(1, 1), (2, 1)], &[(1, 0), (2, 1)], "=1w0"),
+            (&[(2, 1)], &[(1, 1), (2, 0)], "+1w1 =2w0"),
+            (&[(2, 1)], &[(1, 1), (2, 0), (3, 0)], "+3w1 =3w0 -2w1 +2w1 +1w1 =2w0"),
+            (&[(1, 1), (2, 0)], &[(2, 1)], "=2w1 -1w1"),
             (&[], &[(1, 0)], "+1w1 =1w0"),
             (&[(1, 1)], &[(1, 1)], ""),
         ] {

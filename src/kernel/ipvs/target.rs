@@ -15,6 +15,7 @@ use super::glance::{self, Glancer};
 use super::listing::Listing;
 use super::order::{self, Ordered};
 use super::ownership::{Ours, Ownership, Whose, of_predicate};
+use super::replacement;
 use super::wire::{self, Command};
 use super::{
     Connections, Destination, Destinations, Forwarding, Observed, ObservedDestination, Service, ServiceKey, Stats,
@@ -443,7 +444,7 @@ impl Plan {
         self.note(index, Act::Describe(want.service.scheduler));
     }
 
-    /// New destinations come before old ones go. They come in an order that begins at another place on each
+    /// New destinations come before old ones lose their weight or go. They come in an order that begins at another place on each
     /// node: a scheduler that goes around begins with the first, and all nodes' first clients would go to one. `former`: `None` where
     /// the service is new.
     fn change_destinations(&mut self, index: usize, key: &ServiceKey, former: Option<Former<'_>>, want: &Virtual) {
@@ -454,18 +455,10 @@ impl Plan {
             let changes = order::changes(&had, &wanted.to_vec(), is_ordered);
             changes.into_iter().for_each(|(command, destination)| self.change_one(index, command, key, &destination));
         } else {
-            for destination in wanted.iter_from(self.start(key, wanted.len())) {
-                let command = match had.and_then(|had| had.find(destination.address)) {
-                    None => Command::NewDestination,
-                    Some(old) if old != destination => Command::SetDestination,
-                    Some(_) => continue,
-                };
-                self.change_one(index, command, key, &destination);
-            }
-        }
-        let gone = had.into_iter().flat_map(Destinations::iter).filter(|it| wanted.find(it.address).is_none());
-        for destination in gone {
-            self.change_one(index, Command::DeleteDestination, key, &destination);
+            let first = self.start(key, wanted.len());
+            replacement::replace(had, wanted, first, |command, destination| {
+                self.change_one(index, command, key, destination);
+            });
         }
     }
 
