@@ -12,6 +12,8 @@
 //! One that is out for a moment may lose the connections that it has at this node: with `net.ipv4.vs.expire_nodest_conn` the kernel forgets those of destinations that are gone, from a work queue that
 //! runs at the next tick. With weight 0 they do not come back, because the table leads elsewhere. So nothing is taken out that is in its place.
 //!
+//! Where the only one that serves is to be put in front of others, nobody serves while it is out.
+//!
 //! The kernel lists destinations in this order, but what is read of them is sorted. So the order is noted when they are read, or put in order, by a step that has not failed ([`Ordered`]): where it is another one, in which
 //! another program added them, the first change puts all in order. Until there is one nothing happens.
 
@@ -39,8 +41,10 @@ impl Ordered {
     }
 
     /// Notes what was read of a virtual service, and whether the kernel listed its destinations in the order of addresses.
+    ///
+    /// Whatever its scheduler: the kernel may lack `mh`, and another one stands in for it.
     pub fn found(&mut self, key: &ServiceKey, found: &Virtual, is_in_order: bool) {
-        if is_in_order && is_one(found) {
+        if is_in_order && is_tunnels(found) {
             self.left.insert(*key, self.hash(found));
         } else {
             self.left.remove(key);
@@ -66,8 +70,11 @@ impl Ordered {
 
 /// Returns whether a virtual service is to have its destinations in one order on all nodes.
 pub fn is_one(want: &Virtual) -> bool {
-    let mut destinations = want.destinations.iter();
-    want.service.scheduler == "mh" && destinations.all(|destination| destination.forwarding == Forwarding::Tunnel)
+    want.service.scheduler == "mh" && is_tunnels(want)
+}
+
+fn is_tunnels(service: &Virtual) -> bool {
+    service.destinations.iter().all(|destination| destination.forwarding == Forwarding::Tunnel)
 }
 
 /// Returns the changes by which these destinations, of which the kernel has those, come to be the wanted ones in the order of addresses. Both are sorted.
@@ -217,10 +224,25 @@ mod tests {
             let out = changes.iter().filter(|(command, _)| *command == Command::DeleteDestination).count();
             assert_eq!(out, taken_out, "in order: {is_in_order}");
         }
-        let plain = Virtual { service: Service { scheduler: "rr".into(), ..have.service.clone() }, ..have.clone() };
+    }
+
+    #[test]
+    fn nothing_is_taken_out_again_and_again_where_another_scheduler_stands_in_for_a_refused_one() {
+        let key = ServiceKey::Mark { mark: 7, family: Family::V6 };
+        let of = |scheduler: &str, forwarding| {
+            let service = Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 };
+            let destinations = list(&[(1, 1), (2, 1)]).into_iter().map(|it| Destination { forwarding, ..it });
+            Virtual { service, destinations: destinations.collect() }
+        };
+        let (stands_in, wanted) = (of("rr", Forwarding::Tunnel), of("mh", Forwarding::Tunnel));
         let mut ordered = Ordered::default();
-        ordered.found(&key, &plain, true);
-        assert!(!ordered.has(&key, Some(&plain)), "another scheduler takes any order");
+        ordered.note(&[Step { key: &key, have: Some(&stands_in), want: Some(&wanted) }], &[0].into());
+        assert!(!ordered.has(&key, Some(&stands_in)), "the step was refused");
+        ordered.found(&key, &stands_in, true);
+        assert!(ordered.has(&key, Some(&stands_in)));
+        let by_nat = of("rr", Forwarding::Nat);
+        ordered.found(&key, &by_nat, true);
+        assert!(!ordered.has(&key, Some(&by_nat)), "their order matters to nobody");
     }
 
     #[test]

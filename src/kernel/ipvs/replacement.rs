@@ -1,10 +1,11 @@
 //! The commands by which the destinations of a virtual service are replaced, in an order in which one that serves is always there.
 //!
-//! Kernel: each command counts for the next packet, and a packet that begins a connection while no destination has a weight is refused (`ip_vs_leave`). So those that
-//! come and those that get more weight are first, then others lose weight, and at last those go that are no longer wanted.
+//! Kernel: each command counts for the next packet, and a packet that begins a connection is refused while no destination has a weight, or while the scheduler leads it to one
+//! with weight 0 (`ip_vs_leave`). So those that come with a weight and those that get more are first, then others lose weight, and at last those go that are no longer wanted. The
+//! virtual service itself is changed before all of them, or after all of them where it comes to be led to destinations with weight 0.
 
 use super::wire::Command;
-use super::{Destination, Destinations};
+use super::{Destination, Destinations, Service, flags};
 
 /// Gives the commands; none for what is as wanted. `had`: the destinations that the kernel has, `None` where the virtual service is new. `first`: the number of the wanted one to begin with.
 pub fn replace(
@@ -13,16 +14,17 @@ pub fn replace(
     first: usize,
     mut give: impl FnMut(Command, &Destination),
 ) {
-    let mut falling = Vec::new();
+    let mut later = Vec::new();
     for one in want.iter_from(first) {
         match had.and_then(|had| had.find(one.address)) {
+            None if one.weight == 0 => later.push((Command::NewDestination, one)),
             None => give(Command::NewDestination, &one),
-            Some(old) if loses_weight(&old, &one) => falling.push(one),
+            Some(old) if loses_weight(&old, &one) => later.push((Command::SetDestination, one)),
             Some(old) if old != one => give(Command::SetDestination, &one),
             Some(_) => {}
         }
     }
-    falling.iter().for_each(|one| give(Command::SetDestination, one));
+    later.iter().for_each(|(command, one)| give(*command, one));
     let gone = had.into_iter().flat_map(Destinations::iter).filter(|old| want.find(old.address).is_none());
     gone.for_each(|one| give(Command::DeleteDestination, &one));
 }
@@ -30,6 +32,17 @@ pub fn replace(
 /// Returns whether a destination is to get fewer connections than it gets now.
 pub fn loses_weight(old: &Destination, new: &Destination) -> bool {
     new.weight < old.weight
+}
+
+/// Returns whether a virtual service begins to lead clients to destinations with weight 0, which refuses them: it is changed when those have gone.
+pub fn is_changed_last(have: &Service, want: &Service) -> bool {
+    passes_over(have) && !passes_over(want)
+}
+
+/// Returns whether the scheduler passes over destinations with weight 0. Kernel: `dh` never does, `sh` and `mh` where they may fall back (`ip_vs_sh_get`, `ip_vs_mh_get`).
+fn passes_over(service: &Service) -> bool {
+    let hashes = service.scheduler == "sh" || service.scheduler == "mh";
+    service.scheduler != "dh" && (!hashes || service.flags & flags::SCHEDULER_1 != 0)
 }
 
 #[cfg(test)]

@@ -348,7 +348,7 @@ impl Target for Services {
         AUDIT_PORTION
     }
 
-    /// Messages of a service stand together, its own before those of its destinations. An object that exists already,
+    /// Messages of a service stand together, in the order of [`replacement`]. An object that exists already,
     /// or is gone already, fails its step: the last seen state is wrong, so the kernel is read again.
     fn apply(&mut self, _phase: Phase, steps: &[Step<'_, ServiceKey, Virtual>]) -> Vec<Failure<Error>> {
         let mut plan = Plan {
@@ -377,9 +377,14 @@ impl Target for Services {
 
     fn grown(have: &Virtual, want: &Virtual) -> Virtual {
         let (mut service, destinations) = (want.service.clone(), have.destinations.joined_with(&want.destinations));
-        // A destination of weight 0 that has still to go refuses the clients that `sh` and `mh` lead to it, unless they may fall back.
-        if service.scheduler == have.service.scheduler && destinations.iter().any(|one| one.weight == 0) {
-            service.flags |= have.service.flags & super::flags::SCHEDULER_1;
+        // A destination of weight 0 that has still to go refuses the clients that are led to it.
+        let is_last = replacement::is_changed_last(&have.service, &want.service);
+        if is_last && destinations.iter().any(|one| one.weight == 0) {
+            if service.scheduler == have.service.scheduler {
+                service.flags |= super::flags::SCHEDULER_1;
+            } else {
+                service = have.service.clone();
+            }
         }
         Virtual { service, destinations }
     }
@@ -425,10 +430,14 @@ impl Plan {
                 self.change_destinations(index, step.key, None, want);
             }
             (Some(have), Some(want)) => {
-                if have.service != want.service {
+                let is_last = replacement::is_changed_last(&have.service, &want.service);
+                if have.service != want.service && !is_last {
                     self.describe(index, Command::SetService, step.key, want);
                 }
                 self.change_destinations(index, step.key, Some(Former { service: have, is_ordered }), want);
+                if is_last {
+                    self.describe(index, Command::SetService, step.key, want);
+                }
             }
         }
     }

@@ -13,6 +13,57 @@ fn virtual_service(scheduler: &str, destinations: &[(&str, u32)]) -> Virtual {
     }
 }
 
+/// The messages of one step: `S` for the virtual service, else the host's number in the address of a destination.
+fn messages(have: Option<&Virtual>, want: &Virtual) -> String {
+    let key = ServiceKey::Address { address: [10, 96, 0, 1].into(), protocol: crate::net::Protocol::Tcp, port: 80 };
+    let (messages, owners, acts) = (Messages::new(), Vec::new(), Vec::new());
+    let mut plan = Plan { messages, owners, acts, spread: RandomState::default() };
+    plan.add(0, &Step { key: &key, have, want: Some(want) }, true);
+    let words = plan.acts.iter().map(|act| match act {
+        Act::Destination(address) => address.to_string().split(['.', ':']).nth(3).map(str::to_owned),
+        _ => Some("S".to_owned()),
+    });
+    words.collect::<Option<Vec<_>>>().expect("IPv4 addresses").join(" ")
+}
+
+#[test]
+fn a_scheduler_that_refuses_clients_of_destinations_with_weight_0_comes_when_those_have_gone() {
+    let with = |scheduler: &str, flags, destinations: &[(&str, u32)]| {
+        let mut made = virtual_service(scheduler, destinations);
+        made.service.flags = flags;
+        made
+    };
+    let (one, terminating, back) = (("10.244.1.1:80", 1), ("10.244.1.2:80", 0), ("10.244.1.2:80", 1));
+    for scheduler in ["sh", "mh"] {
+        let falls_back = with(scheduler, flags::SCHEDULER_1, &[one, terminating]);
+        for (want, order) in [(with(scheduler, 0, &[one]), "2 S"), (with(scheduler, 0, &[one, back]), "2 S")] {
+            assert_eq!(messages(Some(&falls_back), &want), order, "{scheduler}");
+        }
+        let plain = with(scheduler, 0, &[one, back]);
+        assert_eq!(messages(Some(&plain), &falls_back), "S 2", "{scheduler}: it may fall back before one has weight 0");
+        let around = with("rr", 0, &[one, terminating]);
+        assert_eq!(messages(Some(&plain), &around), "S 2", "{scheduler}");
+    }
+    let around = with("rr", 0, &[one, terminating]);
+    let by_address = with("dh", 0, &[one]);
+    let for_now = Services::grown(&around, &by_address);
+    assert_eq!(for_now, around, "the terminating one has still to go");
+    assert_eq!(Services::grown(&for_now, &by_address), for_now);
+    assert_eq!(messages(Some(&for_now), &by_address), "2 S");
+    assert_eq!(
+        Services::grown(&with("rr", 0, &[one, back]), &by_address).service.scheduler,
+        "dh",
+        "nobody is refused by it"
+    );
+}
+
+#[test]
+fn a_new_virtual_service_has_first_who_serves() {
+    let want = virtual_service("rr", &[("10.244.1.1:80", 0), ("10.244.1.2:80", 1), ("10.244.1.3:80", 0)]);
+    let all: BTreeSet<String> = (0..50).map(|_| messages(None, &want)).collect();
+    assert!(all.iter().all(|order| order.starts_with("S 2 ")), "{all:?}");
+}
+
 #[test]
 fn destinations_do_not_begin_with_the_same_one_on_all_nodes() {
     let want = virtual_service("rr", &[("10.244.1.1:80", 1), ("10.244.1.2:80", 1), ("10.244.1.3:80", 1)]);
