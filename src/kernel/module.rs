@@ -42,7 +42,16 @@ pub fn load_beside<T>(names: &[&str], other: impl FnOnce() -> T) -> (Vec<Error>,
 /// Returns whether the kernel has this module, loaded or compiled in. A module that could be loaded is not present.
 pub fn is_present(name: &str) -> bool {
     let name = name.replace('-', "_");
-    Path::new("/sys/module").join(&name).exists() || is_builtin(&name, &builtin_list())
+    is_loaded(&name, Path::exists) || is_builtin(&name, &builtin_list())
+}
+
+/// Returns whether the kernel shows a module, by its directory or by settings of its own. `exists`: whether there is something at a path.
+fn is_loaded(name: &str, exists: impl Fn(&Path) -> bool) -> bool {
+    exists(&Path::new("/sys/module").join(name)) || settings_of(name).is_some_and(|path| exists(Path::new(path)))
+}
+
+fn settings_of(name: &str) -> Option<&'static str> {
+    SETTINGS_OF.iter().find(|(module, _)| *module == name).map(|(_, path)| *path)
 }
 
 /// Modules that this host has, read once: loading one of them is not tried.
@@ -81,10 +90,7 @@ impl Modules {
     /// Returns the state of one of them now.
     pub fn state(&self, name: &str) -> ModuleState {
         let name = name.replace('-', "_");
-        let settings = SETTINGS_OF.iter().find(|(module, _)| *module == name);
-        let has_settings = settings.map(|(_, path)| Path::new(path).exists());
-        let is_loaded = Path::new("/sys/module").join(&name).exists() || has_settings == Some(true);
-        self.state_of(&name, is_loaded, has_settings.is_some())
+        self.state_of(&name, is_loaded(&name, Path::exists), settings_of(&name).is_some())
     }
 
     /// `tells`: one that is compiled in would have been seen as loaded.
@@ -253,6 +259,15 @@ mod tests {
         assert_eq!(texts.len(), 2, "{texts:?}");
         assert!(texts.iter().all(|text| text.starts_with("load kernel module ")), "{texts:?}");
         assert!(texts[1].ends_with(&remedy("nor-this-one")), "the package is named: {texts:?}");
+    }
+
+    /// A kernel that has it compiled in may come without any list and without a directory for it.
+    #[test]
+    fn a_module_with_settings_of_its_own_is_there_without_a_directory() {
+        let with = |path: &'static str| move |it: &Path| it == Path::new(path);
+        assert!(is_loaded("br_netfilter", with("/proc/sys/net/bridge")));
+        assert!(is_loaded("br_netfilter", with("/sys/module/br_netfilter")));
+        assert!(!is_loaded("ip_vs", with("/proc/sys/net/bridge")) && !is_loaded("ipip", with("/sys/module/bridge")));
     }
 
     #[test]

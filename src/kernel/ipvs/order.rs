@@ -42,9 +42,10 @@ impl Ordered {
 
     /// Notes what was read of a virtual service, and whether the kernel listed its destinations in the order of addresses.
     ///
-    /// Whatever its scheduler: the kernel may lack `mh`, and another one stands in for it.
+    /// Whatever its scheduler: the kernel may lack `mh`, and another one stands in for it. But there a destination with weight 0 may have come with it.
     pub fn found(&mut self, key: &ServiceKey, found: &Virtual, is_in_order: bool) {
-        if is_in_order && is_tunnels(found) {
+        let is_certain = is_one(found) || found.destinations.iter().all(|destination| destination.weight > 0);
+        if is_in_order && is_tunnels(found) && is_certain && found.destinations.len() > 1 {
             self.left.insert(*key, self.hash(found));
         } else {
             self.left.remove(key);
@@ -243,6 +244,9 @@ mod tests {
         let by_nat = of("rr", Forwarding::Nat);
         ordered.found(&key, &by_nat, true);
         assert!(!ordered.has(&key, Some(&by_nat)), "their order matters to nobody");
+        let terminating = Virtual { destinations: list(&[(1, 0), (2, 1)]).into(), ..stands_in };
+        ordered.found(&key, &terminating, true);
+        assert!(!ordered.has(&key, Some(&terminating)), "who came with weight 0 has no place in the table of mh");
     }
 
     #[test]

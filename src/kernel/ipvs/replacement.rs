@@ -2,7 +2,8 @@
 //!
 //! Kernel: each command counts for the next packet, and a packet that begins a connection is refused while no destination has a weight, or while the scheduler leads it to one
 //! with weight 0 (`ip_vs_leave`). So those that come with a weight and those that get more are first, then others lose weight, and at last those go that are no longer wanted. The
-//! virtual service itself is changed before all of them, or after all of them where it comes to be led to destinations with weight 0.
+//! virtual service itself is changed before all of them, or after all of them where it stops falling back. (Another scheduler refuses connections in any order: `ip_vs_edit_service` takes the
+//! former one off first.)
 
 use super::wire::Command;
 use super::{Destination, Destinations, Service, flags};
@@ -34,15 +35,9 @@ pub fn loses_weight(old: &Destination, new: &Destination) -> bool {
     new.weight < old.weight
 }
 
-/// Returns whether a virtual service begins to lead clients to destinations with weight 0, which refuses them: it is changed when those have gone.
-pub fn is_changed_last(have: &Service, want: &Service) -> bool {
-    passes_over(have) && !passes_over(want)
-}
-
-/// Returns whether the scheduler passes over destinations with weight 0. Kernel: `dh` never does, `sh` and `mh` where they may fall back (`ip_vs_sh_get`, `ip_vs_mh_get`).
-fn passes_over(service: &Service) -> bool {
-    let hashes = service.scheduler == "sh" || service.scheduler == "mh";
-    service.scheduler != "dh" && (!hashes || service.flags & flags::SCHEDULER_1 != 0)
+/// Returns whether a virtual service stops leading clients of destinations with weight 0 elsewhere. Kernel: `sh` and `mh` do so with their first flag (`ip_vs_sh_get_fallback`, `ip_vs_mh_get_fallback`).
+pub fn stops_falling_back(have: &Service, want: &Service) -> bool {
+    have.scheduler == want.scheduler && have.flags & !want.flags & flags::SCHEDULER_1 != 0
 }
 
 #[cfg(test)]

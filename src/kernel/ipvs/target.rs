@@ -377,14 +377,9 @@ impl Target for Services {
 
     fn grown(have: &Virtual, want: &Virtual) -> Virtual {
         let (mut service, destinations) = (want.service.clone(), have.destinations.joined_with(&want.destinations));
-        // A destination of weight 0 that has still to go refuses the clients that are led to it.
-        let is_last = replacement::is_changed_last(&have.service, &want.service);
-        if is_last && destinations.iter().any(|one| one.weight == 0) {
-            if service.scheduler == have.service.scheduler {
-                service.flags |= super::flags::SCHEDULER_1;
-            } else {
-                service = have.service.clone();
-            }
+        // A destination of weight 0 that has still to go refuses the clients that `sh` and `mh` lead to it, unless they may fall back.
+        if replacement::stops_falling_back(&have.service, &service) && destinations.iter().any(|one| one.weight == 0) {
+            service.flags |= super::flags::SCHEDULER_1;
         }
         Virtual { service, destinations }
     }
@@ -430,7 +425,7 @@ impl Plan {
                 self.change_destinations(index, step.key, None, want);
             }
             (Some(have), Some(want)) => {
-                let is_last = replacement::is_changed_last(&have.service, &want.service);
+                let is_last = replacement::stops_falling_back(&have.service, &want.service);
                 if have.service != want.service && !is_last {
                     self.describe(index, Command::SetService, step.key, want);
                 }

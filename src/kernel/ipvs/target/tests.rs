@@ -27,7 +27,7 @@ fn messages(have: Option<&Virtual>, want: &Virtual) -> String {
 }
 
 #[test]
-fn a_scheduler_that_refuses_clients_of_destinations_with_weight_0_comes_when_those_have_gone() {
+fn clients_may_fall_back_until_no_destination_has_weight_0() {
     let with = |scheduler: &str, flags, destinations: &[(&str, u32)]| {
         let mut made = virtual_service(scheduler, destinations);
         made.service.flags = flags;
@@ -44,17 +44,6 @@ fn a_scheduler_that_refuses_clients_of_destinations_with_weight_0_comes_when_tho
         let around = with("rr", 0, &[one, terminating]);
         assert_eq!(messages(Some(&plain), &around), "S 2", "{scheduler}");
     }
-    let around = with("rr", 0, &[one, terminating]);
-    let by_address = with("dh", 0, &[one]);
-    let for_now = Services::grown(&around, &by_address);
-    assert_eq!(for_now, around, "the terminating one has still to go");
-    assert_eq!(Services::grown(&for_now, &by_address), for_now);
-    assert_eq!(messages(Some(&for_now), &by_address), "2 S");
-    assert_eq!(
-        Services::grown(&with("rr", 0, &[one, back]), &by_address).service.scheduler,
-        "dh",
-        "nobody is refused by it"
-    );
 }
 
 #[test]
