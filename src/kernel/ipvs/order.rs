@@ -44,8 +44,8 @@ impl Ordered {
     ///
     /// Whatever its scheduler: the kernel may lack `mh`, and another one stands in for it. But there a destination with weight 0 may have come with it.
     pub fn found(&mut self, key: &ServiceKey, found: &Virtual, is_in_order: bool) {
-        let is_certain = is_one(found) || found.destinations.iter().all(|destination| destination.weight > 0);
-        if is_in_order && is_tunnels(found) && is_certain && found.destinations.len() > 1 {
+        let is_certain = || is_one(found) || found.destinations.iter().all(|destination| destination.weight > 0);
+        if is_in_order && found.destinations.len() > 1 && is_tunnels(found) && is_certain() {
             self.left.insert(*key, self.hash(found));
         } else {
             self.left.remove(key);
@@ -89,18 +89,17 @@ pub fn changes(have: &[Destination], want: &[Destination], is_kept: bool) -> Vec
     let (mut changes, mut falling) = (Vec::new(), Vec::new());
     for destination in want.iter().rev() {
         let old = find(have, destination.address);
-        let falls = old.is_some_and(|old| loses_weight(old, destination));
+        let mut now = old.copied();
         if is_placed(destination) {
-            let weight = destination.weight.max(1);
             changes.extend(old.map(|old| (Command::DeleteDestination, *old)));
-            changes.push((Command::NewDestination, Destination { weight, ..*destination }));
-            if weight != destination.weight {
-                let last = if falls { &mut falling } else { &mut changes };
-                last.push((Command::SetDestination, *destination));
-            }
-        } else if old != Some(destination) {
-            let last = if falls { &mut falling } else { &mut changes };
-            last.push((Command::SetDestination, *destination));
+            let comes = Destination { weight: destination.weight.max(1), ..*destination };
+            changes.push((Command::NewDestination, comes));
+            now = Some(comes);
+        }
+        if now != Some(*destination) {
+            let falls = old.is_some_and(|old| loses_weight(old, destination));
+            let place = if falls { &mut falling } else { &mut changes };
+            place.push((Command::SetDestination, *destination));
         }
     }
     let gone = have.iter().filter(|old| find(want, old.address).is_none());
