@@ -14,6 +14,7 @@
 //! neighbours without graceful restart, which have removed our routes, are sent our own ones at once.
 
 mod again;
+mod changed;
 mod dialling;
 mod excess;
 mod fact;
@@ -38,6 +39,7 @@ use super::session::{Agreement, Cause, Effect, Event, LinkId, Moment, Peer, SLAC
 use crate::bfd;
 use crate::net::PerFamily;
 
+pub use changed::Summary;
 pub use fact::Fact;
 pub use inspection::{FailureCause, Idle, NeighbourState, PathStatus, Portion, Position, PrefixQuery, SpeakerState};
 pub use liveness::Liveness;
@@ -131,6 +133,8 @@ pub struct Speaker {
     links: BTreeMap<LinkId, IpAddr>,
     /// Deadlines of the neighbours.
     timers: BTreeSet<(Instant, IpAddr)>,
+    /// See [`Speaker::take_changed`]: at most the neighbours that there are, and those removed since.
+    changed: BTreeSet<IpAddr>,
     next: u32,
     unanswering: dialling::Unanswering,
     /// Until the local restart is over.
@@ -151,6 +155,7 @@ impl Speaker {
             addresses: BTreeMap::new(),
             links: BTreeMap::new(),
             timers: BTreeSet::new(),
+            changed: BTreeSet::new(),
             next: PeerId::FIRST.0,
             unanswering: dialling::Unanswering::default(),
             restart,
@@ -222,7 +227,7 @@ impl Speaker {
             }
             Input::Taken(link, bytes) => self.taken(at, link, bytes),
             Input::Path(address, status) => self.path(at, address, status),
-            Input::PathsUnknown => self.neighbours.values_mut().for_each(|neighbour| neighbour.path.status = None),
+            Input::PathsUnknown => self.forget_paths(),
             Input::Tick => self.tick(at),
         }
         self.finish(at)
@@ -245,7 +250,7 @@ impl Speaker {
         {
             let effects = neighbour.peer.receive(at, link, bytes);
             self.take(at, address, effects);
-            self.set_timer(address);
+            self.settle(address);
         }
         self.finish(at)
     }
@@ -272,6 +277,7 @@ impl Speaker {
 
     fn want(&mut self, at: Moment, wanted: Arc<WantedNeighbour>) {
         let address = wanted.address;
+        self.changed.insert(address);
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             let was_held = neighbour.path.is_holding;
             let most = neighbour.wanted.most;
@@ -283,7 +289,7 @@ impl Speaker {
                 Some(event) => self.event(at, address, event),
                 None if is_free => self.start_if_idle(at, address),
                 None if is_bound_otherwise => self.apply_prefix_limits(at, address),
-                None => self.set_timer(address),
+                None => self.settle(address),
             }
             return;
         }
@@ -304,6 +310,7 @@ impl Speaker {
         if let Some(neighbour) = self.neighbours.remove(&address) {
             self.timers.retain(|(_, one)| *one != address);
             self.addresses.remove(&neighbour.id);
+            self.changed.insert(address);
             self.rib.forget(neighbour.id);
         }
     }
@@ -325,7 +332,7 @@ impl Speaker {
         if neighbour.peer.session().is_some_and(|(session, _)| session == link) {
             self.rib.taken(neighbour.id, bytes);
             neighbour.has_taken(self.rib.on_the_way(neighbour.id), at.now);
-            self.set_timer(address);
+            self.settle(address);
         }
     }
 
@@ -348,8 +355,9 @@ impl Speaker {
         }
     }
 
-    /// Records the deadline of a neighbour.
-    fn set_timer(&mut self, address: IpAddr) {
+    /// Records what follows from a step of a neighbour: its deadline, and whether its summary has changed.
+    fn settle(&mut self, address: IpAddr) {
+        self.note_summary(address);
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         let deadline = neighbour.deadline();
         let before = std::mem::replace(&mut neighbour.timer, deadline);
@@ -371,7 +379,7 @@ impl Speaker {
             }
             let effects = neighbour.peer.step(at, event);
             self.take(at, address, effects);
-            self.set_timer(address);
+            self.settle(address);
         }
     }
 
@@ -476,7 +484,7 @@ impl Speaker {
                 self.outputs.push(Output::Fact(address, Fact::Unfit(unfit)));
             }
             self.outputs.push(Output::Send(link, parcel.bytes));
-            self.set_timer(address);
+            self.settle(address);
         }
         if !flushed.routes.is_empty() {
             self.outputs.push(Output::Routes(flushed.routes));

@@ -2,12 +2,15 @@
 //!
 //! Series are made on request: there may be thousands of neighbours, and a series that is kept takes half a kilobyte.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::bgp::session::State;
+use crate::bgp::speaker::{Neighbour, Summary};
 
 /// The state of each session, as it was last shown. Clones refer to the same.
 #[derive(Clone)]
@@ -15,7 +18,7 @@ pub struct Shown {
     description: Desc,
     paths: Desc,
     failures: Desc,
-    rows: Arc<Mutex<Box<[Row]>>>,
+    rows: Arc<Mutex<BTreeMap<IpAddr, Row>>>,
 }
 
 /// One neighbour.
@@ -26,11 +29,7 @@ pub struct Row {
     /// 0 where any AS number is accepted.
     pub asn: u32,
     pub is_internal: bool,
-    pub state: State,
-    /// Whether BFD is up; `None` where the path is not watched.
-    pub path_is_up: Option<bool>,
-    /// Number of failures of the path that BFD has found; `None` where it is not watched.
-    pub path_failures: Option<u64>,
+    pub summary: Summary,
 }
 
 const NAME: &str = "kube_router_bgp_peer_info";
@@ -56,9 +55,36 @@ impl Shown {
         Ok(Shown { description, paths, failures, rows: Arc::default() })
     }
 
-    /// Shows these neighbours in place of all others.
-    pub fn set(&self, rows: impl Iterator<Item = Row>) {
-        *self.rows.lock().unwrap_or_else(PoisonError::into_inner) = rows.collect();
+    /// Shows these neighbours as they are now, or no longer, beside the others.
+    pub fn change(&self, changes: impl IntoIterator<Item = (IpAddr, Option<Row>)>) {
+        let mut rows = self.rows();
+        for (address, row) in changes {
+            match row {
+                Some(row) => rows.insert(address, row),
+                None => rows.remove(&address),
+            };
+        }
+    }
+
+    /// Shows no neighbours.
+    pub fn clear(&self) {
+        self.rows().clear();
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Row>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    pub fn of(neighbour: &Neighbour) -> Row {
+        let settings = &neighbour.wanted().settings;
+        Row {
+            name: neighbour.wanted().name(),
+            asn: settings.asn.unwrap_or_default(),
+            is_internal: settings.asn == Some(settings.local.asn),
+            summary: neighbour.summary(),
+        }
     }
 }
 
@@ -68,7 +94,7 @@ impl Collector for Shown {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rows: Vec<Row> = self.rows().values().cloned().collect();
         let paths = family(PATH_NAME, PATH_HELP, rows.iter().filter_map(path).collect());
         let mut failures = family(FAILURES_NAME, FAILURES_HELP, rows.iter().filter_map(failures).collect());
         failures.set_field_type(MetricType::COUNTER);
@@ -86,21 +112,21 @@ fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
 }
 
 fn path(row: &Row) -> Option<Metric> {
-    let is_up = row.path_is_up?;
+    let is_up = row.summary.path_is_up?;
     Some(series([row.name.clone()], if is_up { 1.0 } else { 0.0 }))
 }
 
 fn failures(row: &Row) -> Option<Metric> {
     let mut metric = series([row.name.clone()], 0.0);
     let mut counter = Counter::default();
-    counter.set_value(row.path_failures? as f64);
+    counter.set_value(row.summary.path_failures? as f64);
     metric.set_counter(counter);
     Some(metric)
 }
 
 fn metric(row: &Row) -> Metric {
     let kind = if row.is_internal { "internal" } else { "external" };
-    let values = [row.name.clone(), row.asn.to_string(), word(row.state).to_owned(), kind.to_owned()];
+    let values = [row.name.clone(), row.asn.to_string(), word(row.summary.state).to_owned(), kind.to_owned()];
     series(values, 1.0)
 }
 
@@ -140,37 +166,37 @@ mod tests {
         let registry = Registry::new("v0.1.0", "rustc");
         let shown = Shown::new().expect("the metric is valid");
         registry.register(Box::new(shown.clone())).expect("its name is free");
-        let row = |last: u8, state| Row {
-            name: format!("192.0.2.{last}"),
-            asn: 64512,
-            is_internal: last < 3,
-            state,
-            path_is_up: None,
-            path_failures: None,
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let watched = |last: u8, state, path_is_up: Option<bool>| {
+            let path_failures = path_is_up.map(|_| 5);
+            let summary = Summary { state, is_kept: false, path_is_up, path_failures };
+            let row = Row { name: address(last).to_string(), asn: 64512, is_internal: last < 3, summary };
+            (address(last), Some(row))
         };
+        let row = |last: u8, state| watched(last, state, None);
         let series = || -> Vec<String> {
             registry.text().lines().filter(|line| line.starts_with(NAME)).map(str::to_owned).collect()
         };
         let line = |last: u8, state: &str, kind: &str| {
             format!("{NAME}{{address=\"192.0.2.{last}\",asn=\"64512\",state=\"{state}\",type=\"{kind}\"}} 1")
         };
-        shown.set([row(2, State::Connect), row(3, State::Established)].into_iter());
+        shown.change([row(2, State::Connect), row(3, State::Established)]);
         assert_eq!(series(), [line(2, "connect", "internal"), line(3, "established", "external")]);
-        shown.set([row(2, State::Established)].into_iter());
+        shown.change([row(2, State::Established), (address(3), None)]);
         assert_eq!(series(), [line(2, "established", "internal")]);
-        let watched = |is_up| Row { path_is_up: Some(is_up), path_failures: Some(5), ..row(4, State::Established) };
         let paths =
             || registry.text().lines().filter(|line| line.starts_with(PATH_NAME)).collect::<Vec<_>>().join("\n");
         assert_eq!(paths(), "", "nobody is watched");
         for (is_up, number) in [(true, 1), (false, 0)] {
-            shown.set([row(2, State::Established), watched(is_up)].into_iter());
+            shown.change([watched(4, State::Established, Some(is_up))]);
             assert_eq!(paths(), format!("{PATH_NAME}{{address=\"192.0.2.4\"}} {number}"));
+            assert_eq!(series().len(), 2, "the other one stays");
         }
         let failed = |line: &str| line.starts_with(FAILURES_NAME) || line.starts_with("# TYPE sluice_router_bfd_f");
         let failures = || registry.text().lines().filter(|line| failed(line)).collect::<Vec<_>>().join("\n");
         let counter = format!("# TYPE {FAILURES_NAME} counter\n{FAILURES_NAME}{{address=\"192.0.2.4\"}} 5");
         assert_eq!(failures(), counter);
-        shown.set([].into_iter());
+        shown.clear();
         assert_eq!(series(), Vec::<String>::new());
         assert_eq!(failures(), "", "a neighbour that is gone has no series");
     }

@@ -61,6 +61,8 @@ pub struct Sessions {
     up: BTreeMap<IpAddr, PerFamily<bool>>,
     /// Neighbours that had a session, or of which routes were retained, when last looked at.
     kept: BTreeSet<IpAddr>,
+    /// The speaker whose neighbours are shown, by its generation: later changes of these are all there is to show.
+    shown: Option<u64>,
     complete: bool,
     /// End of the wait for neighbours.
     until: Option<Instant>,
@@ -108,6 +110,7 @@ impl Sessions {
             without_password: BTreeSet::new(),
             up: BTreeMap::new(),
             kept: BTreeSet::new(),
+            shown: None,
             complete: false,
             until: None,
             retry_at: None,
@@ -355,30 +358,28 @@ impl Sessions {
         &self.kept
     }
 
-    /// Exports the state of each session. Without a speaker, or without an answer of it, there are no neighbours.
+    /// Exports the neighbours that have changed since the last time. Without a speaker, or without an answer of it, there are none.
     pub async fn show(&mut self, shown: &Shown) {
-        let mut rows = Vec::new();
-        if let Some(running) = &self.running {
-            let asked = running.handle.ask(|speaker| {
-                let row = |(address, neighbour): (IpAddr, &crate::bgp::speaker::Neighbour)| {
-                    let settings = &neighbour.wanted().settings;
-                    let is_kept = neighbour.peer().is_kept();
-                    let row = Row {
-                        name: neighbour.wanted().name(),
-                        asn: settings.asn.unwrap_or_default(),
-                        is_internal: settings.asn == Some(settings.local.asn),
-                        state: neighbour.peer().state(),
-                        path_is_up: neighbour.watched_path_is_up(),
-                        path_failures: neighbour.path_failures(),
-                    };
-                    (row, is_kept.then_some(address))
-                };
-                speaker.neighbours().map(row).collect::<Vec<_>>()
-            });
-            rows = asked.await.unwrap_or_default();
+        if self.shown != Some(self.generation) {
+            shown.clear();
+            self.kept.clear();
         }
-        self.kept = rows.iter().filter_map(|(_, kept)| *kept).collect();
-        shown.set(rows.into_iter().map(|(row, _)| row));
+        self.shown = None;
+        let Some(running) = &self.running else { return };
+        let asked = running.handle.ask(|speaker| {
+            let changed = speaker.take_changed();
+            let row = |address| (address, speaker.neighbour(address).map(Row::of));
+            changed.into_iter().map(row).collect::<Vec<_>>()
+        });
+        let Ok(changes) = asked.await else { return };
+        self.shown = Some(self.generation);
+        for (address, row) in &changes {
+            match row.as_ref().is_some_and(|row| row.summary.is_kept) {
+                true => self.kept.insert(*address),
+                false => self.kept.remove(address),
+            };
+        }
+        shown.change(changes);
     }
 
     /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).

@@ -14,7 +14,7 @@ use sluice::bgp::message::Attributes;
 use sluice::bgp::policy::{Condition, Decision, Matching, Policy, PrefixSet, Statement};
 use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Restart, Settings};
-use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, WantedNeighbour};
+use sluice::bgp::speaker::{Fact, Input, Order, Output, Restarting, Speaker, Summary, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::net::PerFamily;
 
@@ -42,6 +42,8 @@ pub struct Plan {
 pub struct Host {
     pub plan: Plan,
     pub speaker: Option<Speaker>,
+    /// What somebody shows of its neighbours who follows the changes alone.
+    shown: BTreeMap<IpAddr, Summary>,
     /// BFD of its process.
     pub paths: Option<Sessions>,
     /// Routes given to the kernel, with their next hops.
@@ -49,6 +51,18 @@ pub struct Host {
     /// How often it was told to take a route away.
     pub removed: usize,
     dials: BTreeMap<usize, u64>,
+}
+
+impl Host {
+    /// Checks that the changes tell everything that is shown of the neighbours.
+    fn check_shown(&mut self) {
+        let Some(speaker) = &mut self.speaker else { return };
+        for address in speaker.take_changed() {
+            self.shown.remove(&address);
+            self.shown.extend(speaker.neighbour(address).map(|one| (address, one.summary())));
+        }
+        assert_eq!(self.shown, speaker.neighbours().map(|(address, one)| (address, one.summary())).collect());
+    }
 }
 
 struct Wire {
@@ -134,6 +148,7 @@ impl Network {
         let host = |plan| Host {
             plan,
             speaker: None,
+            shown: BTreeMap::new(),
             paths: None,
             kernel: BTreeMap::new(),
             removed: 0,
@@ -184,6 +199,7 @@ impl Network {
         let restarting = Restarting { patience: Duration::from_millis(800), deferral: Duration::from_secs(60) };
         let restarting = (again && plan.restarts_gracefully).then_some(restarting);
         self.hosts[host].speaker = Some(Speaker::new(rules, restarting, self.now));
+        self.hosts[host].shown.clear();
         self.hosts[host].kernel.clear();
         self.hosts[host].dials.clear();
         self.hosts[host].paths = Some(Sessions::new(self.random.next()));
@@ -314,6 +330,7 @@ impl Network {
         let at = Moment { now: self.now, jitter: self.random.next() as u8 };
         let Some(speaker) = &mut self.hosts[host].speaker else { return };
         let outputs = speaker.step(at, input);
+        self.hosts[host].check_shown();
         self.take(host, outputs);
     }
 
@@ -480,6 +497,7 @@ impl Network {
                     Item::Bytes(bytes) => {
                         let Some(speaker) = &mut self.hosts[host].speaker else { return };
                         let outputs = speaker.receive(at, link, &bytes);
+                        self.hosts[host].check_shown();
                         self.take(host, outputs);
                     }
                     Item::End => {

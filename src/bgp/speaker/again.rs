@@ -71,7 +71,7 @@ impl Speaker {
             let owed = self.neighbours.get(&address).and_then(|neighbour| neighbour.refreshes.of(family).owed_at());
             if owed.is_some_and(|owed| owed <= at.now) {
                 self.refresh(at, address, Refresh { family, kind: RefreshKind::Request });
-                self.set_timer(address);
+                self.settle(address);
             }
         }
     }

@@ -68,7 +68,7 @@ impl Speaker {
     /// Applies limits that have changed: a neighbour that exceeds them is refused, and one that was refused for the earlier ones may
     /// have a session at once. What is retained of earlier sessions goes where that alone exceeds them, and does not count against the session.
     pub(super) fn apply_prefix_limits(&mut self, at: Moment, address: IpAddr) {
-        self.set_timer(address);
+        self.settle(address);
         let Some(retained) = self.neighbours.get(&address).map(|neighbour| neighbour.peer.stale()) else { return };
         self.drop_stale_above(address, retained, |count| count.stale);
         let Some(neighbour) = self.neighbours.get(&address) else { return };

@@ -132,6 +132,14 @@ impl Speaker {
             self.outputs.push(Output::Fact(address, Fact::PathUp));
         }
         self.release_by(at, address, &status);
+        self.note_summary(address);
+    }
+
+    /// Forgets the status of all paths: BFD has died.
+    pub(super) fn forget_paths(&mut self) {
+        self.neighbours.values_mut().for_each(|neighbour| neighbour.path.status = None);
+        let addresses: Vec<IpAddr> = self.neighbours.keys().copied().collect();
+        addresses.into_iter().for_each(|address| self.note_summary(address));
     }
 
     fn path_failed(&mut self, at: Moment, address: IpAddr, is_independent: bool) {
@@ -156,7 +164,7 @@ impl Speaker {
             (bfd::State::AdminDown | bfd::State::Down | bfd::State::Init, _) => None,
         };
         self.release_if_due(at, address);
-        self.set_timer(address);
+        self.settle(address);
     }
 
     /// Forgets that a path keeps its neighbour from having a session, where the time for that is over: what keeps it later is another matter.
@@ -164,7 +172,7 @@ impl Speaker {
         let held = self.neighbours.get_mut(&address).filter(|one| one.path.is_holding);
         if let Some(neighbour) = held.filter(|one| one.peer.state() != State::Idle) {
             neighbour.path.let_go();
-            self.set_timer(address);
+            self.settle(address);
         }
     }
 
@@ -182,7 +190,7 @@ impl Speaker {
     pub(super) fn start_if_idle(&mut self, at: Moment, address: IpAddr) {
         let Some(neighbour) = self.neighbours.get(&address) else { return };
         let is_idle = neighbour.peer.state() == State::Idle && !neighbour.peer.is_stopped();
-        self.set_timer(address);
+        self.settle(address);
         if is_idle {
             self.event(at, address, Event::Start);
         }

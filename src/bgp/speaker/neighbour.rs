@@ -12,6 +12,7 @@ use super::super::session::{Agreement, Event, Peer, Settings};
 use super::super::transport::Transport;
 use super::SEND_HOLD;
 use super::again::Refreshes;
+use super::changed::Summary;
 use super::inspection::FailureCause;
 use super::liveness::{Liveness, PathState};
 use crate::bfd;
@@ -50,6 +51,8 @@ pub struct Neighbour {
     pub(super) peer: Peer,
     /// Its deadline, as the speaker has recorded it.
     pub(super) timer: Option<Instant>,
+    /// Its summary, as the speaker has recorded it.
+    pub(super) noted: Option<Summary>,
     /// Last time that its socket accepted output.
     progress: Instant,
     /// Number of bytes that its socket has still to accept.
@@ -105,6 +108,7 @@ impl Neighbour {
             wanted,
             peer,
             timer: None,
+            noted: None,
             progress: now,
             on_the_way: 0,
             complete: PerFamily::default(),

@@ -18,7 +18,7 @@ impl Speaker {
         let Some(address) = self.links.get(&link).copied() else { return };
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             neighbour.peer.heard_last(link, then);
-            self.set_timer(address);
+            self.settle(address);
         }
     }
 

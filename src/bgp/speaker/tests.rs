@@ -64,6 +64,9 @@ struct Bench {
     now: Instant,
     outputs: Vec<Output>,
     next: u64,
+    /// What somebody shows who follows the changes alone.
+    shown: BTreeMap<IpAddr, (Arc<WantedNeighbour>, Summary)>,
+    steps: usize,
 }
 
 impl Bench {
@@ -83,17 +86,35 @@ impl Bench {
             bounds,
             seed: 1,
         };
-        Bench { speaker: Speaker::new(rules, restarting, now), now, outputs: Vec::new(), next: 0 }
+        let speaker = Speaker::new(rules, restarting, now);
+        Bench { speaker, now, outputs: Vec::new(), next: 0, shown: BTreeMap::new(), steps: 0 }
     }
 
     fn step(&mut self, input: impl Into<Input>) {
         let outputs = self.speaker.step(Moment { now: self.now, jitter: 0 }, input);
         self.outputs.extend(outputs);
+        self.check_shown();
+    }
+
+    /// Checks that the changes tell everything that is shown of the neighbours.
+    fn check_shown(&mut self) {
+        let row = |one: &Neighbour| (one.wanted.clone(), one.summary());
+        for address in self.speaker.take_changed() {
+            self.shown.remove(&address);
+            self.shown.extend(self.speaker.neighbour(address).map(|one| (address, row(one))));
+        }
+        self.steps += 1;
+        // With thousands of neighbours not after each step: the comparison is all that takes time then.
+        if self.steps.is_multiple_of(1 + self.shown.len() / 8) {
+            let all = self.speaker.neighbours().map(|(address, one)| (address, row(one)));
+            assert_eq!(self.shown, all.collect());
+        }
     }
 
     fn receive(&mut self, link: LinkId, bytes: &[u8]) {
         let outputs = self.speaker.receive(Moment { now: self.now, jitter: 0 }, link, bytes);
         self.outputs.extend(outputs);
+        self.check_shown();
     }
 
     fn want(&mut self, wanted: WantedNeighbour) {

@@ -1,0 +1,46 @@
+//! Neighbours that have changed, for an owner that shows all of them: what it asks for follows from the changes, not from their number.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::super::session::State;
+use super::{Neighbour, Speaker};
+
+/// What is shown of a neighbour beside its settings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Summary {
+    pub state: State,
+    /// Whether it has a session, or routes of it are retained.
+    pub is_kept: bool,
+    /// Whether BFD is up; `None` where the path is not watched.
+    pub path_is_up: Option<bool>,
+    /// Number of failures of the path that BFD has found; `None` where it is not watched.
+    pub path_failures: Option<u64>,
+}
+
+impl Speaker {
+    /// Takes the neighbours that were added or removed, or whose settings or [`Summary`] have changed, since this was last called.
+    pub fn take_changed(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Records whether the summary of a neighbour has changed.
+    pub(super) fn note_summary(&mut self, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        let summary = neighbour.summary();
+        if neighbour.noted.replace(summary) != Some(summary) {
+            self.changed.insert(address);
+        }
+    }
+}
+
+impl Neighbour {
+    pub fn summary(&self) -> Summary {
+        Summary {
+            state: self.peer.state(),
+            is_kept: self.peer.is_kept(),
+            path_is_up: self.watched_path_is_up(),
+            path_failures: self.path_failures(),
+        }
+    }
+}
