@@ -1,0 +1,100 @@
+//! Findings about addresses and networks of the host, and the ranges of pods and Services.
+
+use super::*;
+
+#[test]
+fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
+    let network = |link: &'static str, address: &'static str| {
+        move |facts: &mut Facts| facts.network.addresses.push(host_address(link, address))
+    };
+    check(
+        &[],
+        network("eth1", "10.244.1.7/16"),
+        Level::Fatal,
+        &["pod range 10.244.1.0/24", "10.244.0.0/16 of the device eth1"],
+    );
+    check(&[], network("cni0", "10.244.1.1/24"), Level::Fatal, &["ip address delete 10.244.1.1/24 dev cni0"]);
+    check_ok(&[], network("kube-bridge", "10.244.1.1/24"), "no network of this host is in 10.244.1.0/24, 10.96.0.0/12");
+    check_ok(&PROXY, network("eth1", "10.244.1.7/16"), "no network of this host");
+    check(
+        &[],
+        network("eth1", "10.100.0.7/24"),
+        Level::Degraded,
+        &["range of Services 10.96.0.0/12", "10.100.0.0/24 of the device eth1"],
+    );
+    check_ok(&ROUTER, network("eth1", "10.100.0.7/24"), "no network of this host");
+    let route = |to: &'static str| {
+        move |facts: &mut Facts| {
+            let (to, text) = (to.parse().expect("a range"), format!("{to} via 192.0.2.9 dev eth0"));
+            facts.network.routes.push(FoundRoute { to, links: vec!["eth0".to_owned()], text });
+        }
+    };
+    check(&[], route("10.244.1.128/25"), Level::Degraded, &["route leads into it: 10.244.1.128/25 via 192.0.2.9"]);
+    check(&[], route("10.97.0.0/16"), Level::Degraded, &["range of Services"]);
+    check_ok(&[], route("10.0.0.0/8"), "no network of this host");
+    let overlapping = |facts: &mut Facts| {
+        let node = api(facts).node.as_mut().expect("it is known");
+        node.pod_cidrs = vec!["10.98.1.0/24".parse().expect("a range")];
+    };
+    check(&[], overlapping, Level::Fatal, &["10.96.0.0/12", "10.98.1.0/24", "overlap"]);
+}
+
+#[test]
+fn devices_by_which_pods_of_this_node_are_attached_are_no_conflict() {
+    let conf = r#"{"type":"bridge","bridge":"cni0"}"#;
+    let route = |to: &str, link: &str| FoundRoute {
+        to: to.parse().expect("a range"),
+        links: vec![link.to_owned()],
+        text: format!("{to} dev {link}"),
+    };
+    let of_bridge = |facts: &mut Facts| {
+        facts.files.cni_text = Some(Ok(conf.to_owned()));
+        facts.network.addresses.push(host_address("cni0", "10.244.1.1/24"));
+        facts.network.routes.push(route("10.244.1.0/25", "cni0"));
+    };
+    check_ok(&[], of_bridge, "no network of this host is in 10.244.1.0/24");
+    let of_another_bridge = |facts: &mut Facts| {
+        of_bridge(facts);
+        facts.network.addresses.push(host_address("docker0", "10.244.1.1/24"));
+    };
+    check(&[], of_another_bridge, Level::Fatal, &["10.244.1.0/24 of the device docker0"]);
+    let of_pairs = |facts: &mut Facts| {
+        facts.files.cni_text = Some(Ok(r#"{"type":"ptp"}"#.to_owned()));
+        facts.network.pairs = ["veth1", "eth0"].map(str::to_owned).into();
+        facts.network.addresses.push(host_address("veth1", "10.244.1.1/32"));
+        facts.network.routes.push(route("10.244.1.5/32", "veth1"));
+    };
+    check_ok(&[], of_pairs, "no network of this host is in 10.244.1.0/24");
+    // The host may be a container, whose own device is one end of a pair.
+    let of_container = |facts: &mut Facts| {
+        of_pairs(facts);
+        facts.network.addresses.push(host_address("eth0", "10.244.1.9/24"));
+    };
+    check(&[], of_container, Level::Fatal, &["10.244.1.0/24 of the device eth0"]);
+}
+
+#[test]
+fn a_family_needs_an_address_and_a_range() {
+    let found = found(&["--enable-ipv6"], |_| {});
+    let fatal: Vec<&str> = found.iter().filter(|one| one.level == Level::Fatal).map(|one| one.what.as_str()).collect();
+    assert_eq!(fatal.len(), 2, "{fatal:?}");
+    assert!(fatal.iter().any(|what| what.contains("no device of this host has a global IPv6 address")), "{fatal:?}");
+    assert!(fatal.iter().any(|what| what.contains("it has no IPv6 range for pods")), "{fatal:?}");
+}
+
+#[test]
+fn the_addresses_that_would_be_detected_are_named_and_those_that_would_not_are_too() {
+    let with_back = |facts: &mut Facts| {
+        facts.network.addresses.push(host_address("eth1", "198.51.100.1/24"));
+        facts.network.sources.v4 = Some([198, 51, 100, 1].into());
+    };
+    let found = "other nodes route to 198.51.100.1 (--node-ip-autodetect=cidr=198.51.100.0/24)";
+    check_ok(&["--node-ip-autodetect=cidr=198.51.100.0/24"], with_back, found);
+    let found = "other nodes route to 198.51.100.1 (--node-ip-autodetect=can-reach=203.0.113.1)";
+    check_ok(&["--node-ip-autodetect=can-reach=203.0.113.1"], with_back, found);
+    let lacking = [
+        "--node-ip-autodetect=interface=eth7 finds no IPv4 address",
+        "other nodes route to the InternalIP of its Node",
+    ];
+    check(&["--node-ip-autodetect=interface=eth7"], with_back, Level::Degraded, &lacking);
+}

@@ -1,0 +1,113 @@
+//! Findings about ports that others listen on.
+
+use super::*;
+
+#[test]
+fn a_port_that_others_have_ends_the_agent_or_makes_it_wait() {
+    let taken = |number| {
+        move |facts: &mut Facts| {
+            facts.network.listening.insert((Transport::Tcp, number));
+        }
+    };
+    check(&[], taken(20244), Level::Fatal, &["port 20244 (--health-port)"]);
+    check(&[], taken(179), Level::Degraded, &["port 179 (--bgp-port)", "another BGP speaker"]);
+    check_ok(&PROXY, taken(179), "nobody listens on 20244");
+    let of_agent = |facts: &mut Facts| {
+        facts.network.listening.insert((Transport::Tcp, 20244));
+        facts.process.agent_answers = true;
+    };
+    check_ok(&[], of_agent, "an agent runs on this host already, and somebody listens on 20244");
+    let of_both = |facts: &mut Facts| {
+        of_agent(facts);
+        facts.network.listening.insert((Transport::Tcp, 179));
+        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+    };
+    check(&[], of_both, Level::Degraded, &["port 179 (--bgp-port)"]);
+    let of_agent_alone = |facts: &mut Facts| {
+        of_agent(facts);
+        facts.network.of_agent = Some([(Transport::Tcp, 20244)].into());
+    };
+    check_ok(&[], of_agent_alone, "nobody but the agent that runs on this host listens on 20244");
+}
+
+#[test]
+fn the_port_of_vxlan_may_be_that_of_a_device_of_others_but_not_the_number_too() {
+    let device = |name: &'static str, id, port| {
+        move |facts: &mut Facts| {
+            let local: IpAddr = [192, 0, 2, 1].into();
+            let address = link_address(local);
+            let device = Vxlan { local, id, port, address, mtu: None, up: true, is_fixed: true, is_numbered: true };
+            facts.network.vxlan.insert(name.to_owned(), device);
+            modules(facts, ModuleState::Present, &["vxlan"]);
+            facts.network.links.insert(name.to_owned());
+            facts.network.listening.insert((Transport::Udp, port));
+        }
+    };
+    let words = ["--overlay-encap=vxlan"];
+    let program = |facts: &mut Facts| {
+        facts.network.listening.insert((Transport::Udp, 4789));
+        modules(facts, ModuleState::Present, &["vxlan"]);
+    };
+    check(&words, program, Level::Degraded, &["port 4789 (--overlay-vxlan-port)"]);
+    check_ok(&words, device("of-others", 4096, 4789), "nobody listens on 20244");
+    check_ok(&words, device("sluice-vxlan4", 1, 4789), "nobody listens on 20244");
+    let both = ["vxlan device of-others has number 1 and port 4789", "--overlay-vxlan-id"];
+    check(&words, device("of-others", 1, 4789), Level::Degraded, &both);
+    check_ok(&[], device("of-others", 1, 4789), "nobody listens on");
+}
+
+#[test]
+fn the_port_of_wireguard_is_that_of_our_device_alone() {
+    let taken = |link: Option<&'static str>| {
+        move |facts: &mut Facts| {
+            facts.network.links.extend(link.map(str::to_owned));
+            facts.network.listening.insert((Transport::Udp, 51820));
+            modules(facts, ModuleState::Present, &["wireguard"]);
+        }
+    };
+    // Packets arrive there whether or not any are sent by it.
+    for words in [["--overlay-encap=wireguard"], ["--overlay-encap-receive=wireguard"]] {
+        for of_others in [None, Some("wg0")] {
+            check(&words, taken(of_others), Level::Degraded, &["port 51820 (--overlay-wireguard-port)"]);
+        }
+        check(&words, |_: &mut Facts| {}, Level::Degraded, &["wireguard"]);
+        check_ok(&words, taken(Some("sluice-wg0")), "nobody listens on 20244");
+    }
+    check_ok(&[], taken(None), "nobody listens on");
+}
+
+#[test]
+fn the_port_behind_that_of_wireguard_has_to_be_free_where_keys_change() {
+    let taken = |link: Option<&'static str>| {
+        move |facts: &mut Facts| {
+            facts.network.links.extend(link.map(str::to_owned));
+            facts.network.listening.insert((Transport::Udp, 51821));
+            modules(facts, ModuleState::Present, &["wireguard"]);
+        }
+    };
+    let words = ["--overlay-encap=wireguard", "--overlay-wireguard-rotate-key=720h"];
+    for of_others in [None, Some("wg0"), Some("sluice-wg0")] {
+        check(&words, taken(of_others), Level::Degraded, &["port 51821 (--overlay-wireguard-port)", "key"]);
+    }
+    check_ok(&words, taken(Some("sluice-wg1")), "nobody listens on 20244");
+    check_ok(&words[..1], taken(None), "nobody listens on 20244");
+}
+
+#[test]
+fn bfd_listens_on_ports_of_its_own() {
+    let taken = |number| {
+        move |facts: &mut Facts| {
+            facts.network.listening.insert((Transport::Udp, number));
+        }
+    };
+    check_ok(&[], taken(3784), "nobody listens on");
+    let mesh = ["--enable-bfd-mesh"];
+    check(&mesh, taken(3784), Level::Degraded, &["port 3784 (--enable-bfd-mesh)", "start without"]);
+    check(&mesh, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd-mesh)"]);
+    let peer = ["--peer-router-ips=192.0.2.254", "--peer-router-asns=64513", "--cluster-asn=64512", "--enable-bfd"];
+    check(&peer, taken(3784), Level::Degraded, &["port 3784 (--enable-bfd)"]);
+    check_ok(&peer, taken(4784), "nobody listens on");
+    let distant = [&peer[..], &["--peer-router-multihop-ttl=3"]].concat();
+    check(&distant, taken(4784), Level::Degraded, &["port 4784 (--enable-bfd)"]);
+    check_ok(&distant, taken(3784), "nobody listens on");
+}
