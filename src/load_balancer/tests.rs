@@ -1,7 +1,11 @@
 //! Tests of the allocator on Services as the API has them.
 
 mod deciding;
+mod leaving;
 mod many;
+mod observing;
+mod others;
+mod pauses;
 mod sharing;
 mod walk;
 mod writing;
