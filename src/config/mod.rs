@@ -167,6 +167,7 @@ impl Config {
         let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
         if let Some(overlay) = router.overlay.filter(|_| flags.run_router) {
             proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
+            proxy.vxlan_port = overlay.vxlan().map(|network| network.port);
         }
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {

@@ -16,7 +16,7 @@ use super::dsr::tunnels;
 use super::endpoints::{self, Reach};
 use super::local_node::LocalNode;
 use super::other_nodes::OtherNodes;
-use super::{external_ip, inside, node_port, scheduler, session_affinity, source_ranges, traffic_policy};
+use super::{external_ip, inside, node_port, overlay_port, scheduler, session_affinity, source_ranges, traffic_policy};
 
 /// The virtual services that one Service claims, in the order in which they were computed; a key may occur twice if a
 /// Service names one address twice.
@@ -97,9 +97,10 @@ pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) ->
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     let mut own_endpoints = Vec::new();
     for port in &service.ports {
+        let endpoints = overlay_port::without(endpoints, port, inputs.config, inputs.node);
         for family in inputs.node.enabled_families() {
-            claims.extend(claims_of_port(service, endpoints, port, family, inputs));
-            let on_node = endpoints::on_node(endpoints, port, family, inputs.node);
+            claims.extend(claims_of_port(service, &endpoints, port, family, inputs));
+            let on_node = endpoints::on_node(&endpoints, port, family, inputs.node);
             own_endpoints.extend(on_node.into_iter().map(|endpoint| (endpoint, port.protocol)));
         }
     }

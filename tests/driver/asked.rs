@@ -101,6 +101,29 @@ async fn asked(socket: &Path, what: &str, accept: Option<&'static str>) -> (u16,
 }
 
 #[test]
+fn an_endpoint_at_the_port_of_this_nodes_tunnels_is_out_and_said_to_be() {
+    let vxlan = ["--run-router=true", "--overlay-encap=vxlan"];
+    let flags: Vec<&str> = FLAGS.into_iter().chain(vxlan).collect();
+    with_socket_of(&flags, async |socket, running| {
+        let mut world = shop();
+        let name = ObjectName::new("shop", "lead");
+        let port = ServicePort { name: "http".into(), protocol: Protocol::Udp, port: 53, node_port: None };
+        world.cluster.services.insert(name.clone(), Service::new(vec![address("10.96.0.11")], vec![port]));
+        let own = world.host.addresses.iter().map(|own| own.address.to_string()).find(|own| own.contains('.'));
+        let own = own.expect("the host has an IPv4 address");
+        let ports = [EndpointPort { name: "http".into(), protocol: Protocol::Udp, port: 4789 }].into();
+        let lead = EndpointSlice { ports, ..slice(&[(&own, HERE, READY), ("10.244.2.8", "node2", READY)]) };
+        world.cluster.endpoints.insert(name, Endpoints { slices: [("lead".into(), Arc::new(lead))].into() });
+        running.world.send_replace(world);
+        running.until("the virtual service is there", |state| state.virtuals.iter().next().is_some()).await;
+        let (_, text) = asked(&socket, "shop/lead", None).await;
+        assert!(text.contains("10.244.2.8:4789 on node2: in;"), "{text}");
+        let out = format!("{own}:4789 on node1: out: it is the port of this node at which tunnels between nodes end");
+        assert!(text.contains(&out), "{text}");
+    });
+}
+
+#[test]
 fn a_service_is_answered_with_every_address_and_every_endpoint_and_the_reasons() {
     with_socket(async |socket, running| {
         running.world.send_replace(shop());

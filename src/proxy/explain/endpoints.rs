@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use crate::config::ProxyConfig;
 use crate::kernel::ipvs::{Observed, Virtual};
 use crate::model::{self, Endpoints, ServicePort, Shared, Use};
 use crate::net::Family;
 
 use super::super::endpoints::{DRAINING, of_port};
+use super::super::local_node::LocalNode;
+use super::super::overlay_port;
 use super::{EndpointState, MOST_ENDPOINTS};
 
 /// Whether an endpoint is a destination of a virtual service.
@@ -35,6 +38,8 @@ pub enum Standing {
     NodeUnknown,
     /// Out: hints keep it for other nodes or zones.
     Hinted,
+    /// Out: it is the port of this host at which tunnels between nodes end.
+    OverlayPort,
     /// Out: it would get packets through tunnels, and none ends in it.
     Untunnelled,
     /// As before, and it keeps the connections that it has.
@@ -61,6 +66,8 @@ pub struct Choice<'a> {
     pub here: Option<&'a str>,
     /// The endpoints in which no tunnel ends, where packets go through tunnels.
     pub untunnelled: Option<&'a BTreeSet<IpAddr>>,
+    /// The settings and this node, where an endpoint may be its port of tunnels.
+    pub overlay_port: Option<(&'a ProxyConfig, &'a LocalNode)>,
 }
 
 /// Returns the endpoints of one port in one family.
@@ -86,8 +93,17 @@ pub fn states(
         standing,
         traffic: None,
     };
+    let is_overlay_port = |at: &SocketAddr| {
+        choice
+            .overlay_port
+            .is_some_and(|(config, node)| overlay_port::is_it(config, node, port.protocol, at.ip(), at.port()))
+    };
     let in_slices = known.iter().map(|(address, endpoint)| {
-        state(*address, endpoint.node.cloned(), standing(*endpoint, weights.get(address).copied(), choice))
+        let standing = match standing(*endpoint, weights.get(address).copied(), choice) {
+            one if one.is_out() && is_overlay_port(address) => Standing::OverlayPort,
+            one => one,
+        };
+        state(*address, endpoint.node.cloned(), standing)
     });
     let left = weights.keys().filter(|address| !known.contains_key(address));
     let mut states: Vec<EndpointState> =
@@ -148,7 +164,7 @@ impl Standing {
     pub fn is_out(self) -> bool {
         match self {
             Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
-            Standing::NodeUnknown | Standing::Hinted | Standing::Untunnelled => true,
+            Standing::NodeUnknown | Standing::Hinted | Standing::OverlayPort | Standing::Untunnelled => true,
             Standing::Serving | Standing::ServingWhileTerminating => false,
             Standing::Draining | Standing::DrainingUnready | Standing::DrainingUnchosen => false,
             Standing::DrainingUntunnelled | Standing::Leaving | Standing::Unexpected => false,
@@ -169,6 +185,7 @@ impl Standing {
             Standing::NotLocal => "notLocal",
             Standing::NodeUnknown => "nodeUnknown",
             Standing::Hinted => "hinted",
+            Standing::OverlayPort => "overlayPort",
             Standing::Untunnelled => "untunnelled",
             Standing::DrainingUntunnelled => "drainingUntunnelled",
             Standing::Unexpected => "unexpected",
@@ -191,6 +208,7 @@ impl Standing {
             Standing::NotLocal => "out: on another node, and the traffic policy is Local",
             Standing::NodeUnknown => "out: its slice names no node, and the traffic policy is Local",
             Standing::Hinted => "out: its hints are for other nodes or zones",
+            Standing::OverlayPort => "out: it is the port of this node at which tunnels between nodes end",
             Standing::Untunnelled => {
                 "out: its pod does not answer what comes through a tunnel; the Service's problems say why"
             }
