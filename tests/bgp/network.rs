@@ -42,7 +42,7 @@ pub struct Plan {
 pub struct Host {
     pub plan: Plan,
     pub speaker: Option<Speaker>,
-    /// What somebody shows of its neighbours who follows the changes alone.
+    /// Its neighbours as somebody knows them who follows the changes alone.
     shown: BTreeMap<IpAddr, Summary>,
     /// BFD of its process.
     pub paths: Option<Sessions>,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::super::session::State;
 use super::{Neighbour, Speaker};
 
-/// What is shown of a neighbour beside its settings.
+/// State of a neighbour that is shown beside its settings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
     pub state: State,

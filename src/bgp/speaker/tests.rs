@@ -64,7 +64,7 @@ struct Bench {
     now: Instant,
     outputs: Vec<Output>,
     next: u64,
-    /// What somebody shows who follows the changes alone.
+    /// The neighbours as somebody knows them who follows the changes alone.
     shown: BTreeMap<IpAddr, (Arc<WantedNeighbour>, Summary)>,
     steps: usize,
 }
