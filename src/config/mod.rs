@@ -167,8 +167,9 @@ impl Config {
         let mut router = RouterConfig::from_flags(flags, environment, &proxy.ranges, mistakes);
         if let Some(overlay) = router.overlay.filter(|_| flags.run_router) {
             proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
-            proxy.vxlan_port = overlay.vxlan().map(|network| network.port);
         }
+        // Also where another process of this node is the router.
+        proxy.vxlan_port = router.overlay.and_then(Overlay::vxlan).map(|network| network.port);
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);

@@ -51,7 +51,7 @@ pub struct ProxyConfig {
     pub tunnel_mode: bool,
     /// The largest number of bytes that the router's overlay adds to a packet between nodes, by any kind of tunnels; 0 where this program runs none.
     pub overlay_overhead: PerFamily<u32>,
-    /// The UDP port at which the router's overlay takes packets from whoever sends them (`vxlan`); `None` where this program runs none.
+    /// The UDP port at which the router's overlay takes packets from whoever sends them (`vxlan`); `None` where it has no such tunnels.
     pub vxlan_port: Option<u16>,
 }
 

@@ -1,47 +1,33 @@
-//! No Service leads into the tunnels between nodes that end on this host.
+//! No Service leads into the tunnels between nodes.
 //!
 //! A device of `vxlan` takes packets from whoever sends to its port (`router::overlay_guard`). With nftables, rules judge what comes behind IPVS. With iptables none can: the last chain that may drop what
-//! arrives is before IPVS, where the packet still has the Service's port. So an endpoint at this host's own port of tunnels gets nothing; pods of the host's network cannot have that port anyway, because the
-//! kernel has it. What IPVS sends to the port of another node is judged on its way out (`KUBE-ROUTER-OVERLAY-OUT`).
+//! arrives is before IPVS, where the packet still has the Service's port. So an endpoint of UDP at that port gets nothing there, whatever its address: this host has many that are listed nowhere (those of
+//! Services, the anycast address of each IPv6 network, routes of others), and IPVS delivers at each of them.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{Backend, ProxyConfig};
 use crate::model::{EndpointSlice, Endpoints, ServicePort};
 use crate::net::Protocol;
 
-use super::local_node::LocalNode;
-
-/// Returns whether an endpoint is the port of this host at which tunnels end, and nothing else keeps others' packets from it.
-pub fn is_it(config: &ProxyConfig, node: &LocalNode, protocol: Protocol, endpoint: IpAddr, port: u16) -> bool {
-    let is_port = config.vxlan_port == Some(port) && protocol == Protocol::Udp && config.backend == Backend::Iptables;
-    is_port && node.addresses.contains(&endpoint)
+/// Returns whether endpoints at this port get nothing, because tunnels between nodes end at it and nothing else keeps others' packets from them.
+pub fn is_it(config: &ProxyConfig, protocol: Protocol, port: u16) -> bool {
+    config.vxlan_port == Some(port) && protocol == Protocol::Udp && config.backend == Backend::Iptables
 }
 
-/// Returns the endpoints for one port of a Service: without those that are such a port.
-pub fn without<'a>(
-    endpoints: &'a Endpoints,
-    port: &ServicePort,
-    config: &ProxyConfig,
-    node: &LocalNode,
-) -> Cow<'a, Endpoints> {
+/// Returns the endpoints for one port of a Service: without those at such a port.
+pub fn without<'a>(endpoints: &'a Endpoints, port: &ServicePort, config: &ProxyConfig) -> Cow<'a, Endpoints> {
     if config.vxlan_port.is_none() || port.protocol != Protocol::Udp {
         return Cow::Borrowed(endpoints);
     }
-    let is_closed = |slice: &EndpointSlice, endpoint: IpAddr| {
+    let leads_there = |slice: &Arc<EndpointSlice>| {
         let mut numbers = slice.ports.iter().filter(|one| one.name == port.name && one.protocol == port.protocol);
-        numbers.any(|number| is_it(config, node, port.protocol, endpoint, number.port))
+        numbers.any(|number| is_it(config, number.protocol, number.port))
     };
-    let has_closed = |slice: &EndpointSlice| slice.endpoints.listed().any(|one| is_closed(slice, one.address));
-    if !endpoints.slices.values().any(|slice| has_closed(slice)) {
+    if !endpoints.slices.values().any(leads_there) {
         return Cow::Borrowed(endpoints);
     }
-    let open = |slice: &EndpointSlice| {
-        let endpoints = slice.endpoints.iter().filter(|endpoint| !is_closed(slice, endpoint.address)).collect();
-        Arc::new(EndpointSlice { endpoints, ports: slice.ports.clone(), family: slice.family })
-    };
-    let slices = endpoints.slices.iter().map(|(name, slice)| (name.clone(), open(slice))).collect();
-    Cow::Owned(Endpoints { slices })
+    let others = endpoints.slices.iter().filter(|(_, slice)| !leads_there(slice));
+    Cow::Owned(Endpoints { slices: others.map(|(name, slice)| (name.clone(), slice.clone())).collect() })
 }

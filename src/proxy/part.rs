@@ -97,7 +97,7 @@ pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) ->
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     let mut own_endpoints = Vec::new();
     for port in &service.ports {
-        let endpoints = overlay_port::without(endpoints, port, inputs.config, inputs.node);
+        let endpoints = overlay_port::without(endpoints, port, inputs.config);
         for family in inputs.node.enabled_families() {
             claims.extend(claims_of_port(service, &endpoints, port, family, inputs));
             let on_node = endpoints::on_node(&endpoints, port, family, inputs.node);

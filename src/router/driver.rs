@@ -103,6 +103,8 @@ pub struct Driver<K: Kernel> {
     unreached: Unreached,
     /// Routes that take packets to pods away and are not ours to delete.
     rivals: Vec<Problem>,
+    /// Devices of tunnels without their guard.
+    unguarded: Vec<Problem>,
     untold: Untold,
     key_change: KeyChange,
     moments: Moments,
@@ -142,6 +144,7 @@ impl<K: Kernel> Driver<K> {
             learned_at: None,
             unreached: Unreached::default(),
             rivals: Vec::new(),
+            unguarded: Vec::new(),
             untold: Untold::default(),
             key_change: KeyChange::default(),
             moments: Moments::since(now),
@@ -371,6 +374,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let mut troubles: Vec<String> =
             account.trouble("CNI file", trouble.as_deref().map(|text| (1, text))).into_iter().collect();
         self.rivals = self.mirrors.rivals(self.plan.routes());
+        self.unguarded = self.mirrors.unguarded(self.plan.desired());
         // The first sync is about what is known; unreachable pods delay nothing else.
         if standing.synced {
             self.look_at_pods(true, standing.now);
@@ -405,8 +409,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn publish(&mut self, standing: &Standing) -> bool {
         let mut problems = self.files.problems(&self.plan.desired().problems);
-        if !self.rivals.is_empty() {
-            problems.to_mut().extend(self.rivals.iter().cloned());
+        if !self.rivals.is_empty() || !self.unguarded.is_empty() {
+            problems.to_mut().extend(self.rivals.iter().chain(&self.unguarded).cloned());
         }
         if self.told.problems(&problems) {
             let problems = problems.iter().map(ToString::to_string).collect();

@@ -66,9 +66,9 @@ impl Shown {
         }
     }
 
-    /// Shows no neighbours.
-    pub fn clear(&self) {
-        self.rows().clear();
+    /// Shows these neighbours in place of all others.
+    pub fn replace(&self, rows: impl Iterator<Item = (IpAddr, Row)>) {
+        *self.rows() = rows.collect();
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Row>> {
@@ -196,7 +196,7 @@ mod tests {
         let failures = || registry.text().lines().filter(|line| failed(line)).collect::<Vec<_>>().join("\n");
         let counter = format!("# TYPE {FAILURES_NAME} counter\n{FAILURES_NAME}{{address=\"192.0.2.4\"}} 5");
         assert_eq!(failures(), counter);
-        shown.clear();
+        shown.replace(std::iter::empty());
         assert_eq!(series(), Vec::<String>::new());
         assert_eq!(failures(), "", "a neighbour that is gone has no series");
     }

@@ -358,28 +358,37 @@ impl Sessions {
         &self.kept
     }
 
-    /// Exports the neighbours that have changed since the last time. Without a speaker, or without an answer of it, there are none.
+    /// Exports the neighbours that have changed since the last time, or all where that was another speaker. Without a speaker, or without an answer of it, there are none.
     pub async fn show(&mut self, shown: &Shown) {
-        if self.shown != Some(self.generation) {
-            shown.clear();
-            self.kept.clear();
-        }
-        self.shown = None;
-        let Some(running) = &self.running else { return };
-        let asked = running.handle.ask(|speaker| {
+        let is_followed = self.shown == Some(self.generation);
+        let question = move |speaker: &mut Speaker| {
             let changed = speaker.take_changed();
             let row = |address| (address, speaker.neighbour(address).map(Row::of));
-            changed.into_iter().map(row).collect::<Vec<_>>()
-        });
-        let Ok(changes) = asked.await else { return };
-        self.shown = Some(self.generation);
+            match is_followed {
+                true => changed.into_iter().map(row).collect::<Vec<_>>(),
+                false => speaker.neighbours().map(|(address, one)| (address, Some(Row::of(one)))).collect(),
+            }
+        };
+        let answer = match &self.running {
+            Some(running) => running.handle.ask(question).await.ok(),
+            None => None,
+        };
+        self.shown = answer.is_some().then_some(self.generation);
+        let is_followed = is_followed && answer.is_some();
+        if !is_followed {
+            self.kept.clear();
+        }
+        let changes = answer.unwrap_or_default();
         for (address, row) in &changes {
             match row.as_ref().is_some_and(|row| row.summary.is_kept) {
                 true => self.kept.insert(*address),
                 false => self.kept.remove(address),
             };
         }
-        shown.change(changes);
+        match is_followed {
+            true => shown.change(changes),
+            false => shown.replace(changes.into_iter().filter_map(|(address, row)| Some((address, row?)))),
+        }
     }
 
     /// Stops the speaker with the program. Only neighbours that do not keep our routes are told so (RFC 4724 4).

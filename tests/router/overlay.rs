@@ -12,6 +12,7 @@ use sluice::kernel::tunnel::Tunnel;
 use sluice::kernel::vxlan::Vxlan;
 use sluice::kernel::wireguard::Wireguard;
 use sluice::model::Authority;
+use sluice::net::Family;
 use sluice::reconcile::Moment;
 use sluice::router::apply::{Leave, Mirrors};
 use sluice::router::names::is_vxlan;
@@ -75,6 +76,45 @@ fn when_a_device_can_be_made_at_last_what_needs_it_comes_in_the_same_round() {
             };
             assert_eq!((ours, all(true), all(false)), (4, true, true), "{backend}");
         });
+    }
+}
+
+/// As on a host without `ip6tables`.
+#[test]
+fn a_device_whose_guard_cannot_be_written_is_not_made_and_one_that_stands_without_is_named() {
+    let words = ["--enable-ipv6", "--node-routes=api", "--overlay-type=full", "--overlay-encap=vxlan"];
+    let mut cluster = Cluster::new(&[&words[..], &["--netfilter=iptables"]].concat());
+    for number in 1..=2 {
+        cluster.add_node(number, "192.0.2", "both", &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+    }
+    let (config, families) = cluster.config();
+    let mut plan = Plan::new(config.clone(), families);
+    let changed = plan.update(&cluster.world(1));
+    let device = LinkName("sluice-vxlan6".into());
+    for is_there in [false, true] {
+        let mut state = State::of_others();
+        let stands = plan.desired().overlay_devices.get_key_value(&device).filter(|_| is_there);
+        state.overlay_devices.extend(stands.map(|(name, one)| (name.clone(), *one)));
+        let kernel = MemoryKernel::new(state);
+        kernel.with(|machine| machine.broken = Some(Family::V6));
+        let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
+        mirrors.mark(&changed);
+        let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+        let mut now = Instant::now();
+        let mut told = || {
+            for _ in 0..4 {
+                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
+                now += Duration::from_secs(600);
+            }
+            mirrors.unguarded(plan.desired()).iter().map(ToString::to_string).collect::<Vec<String>>()
+        };
+        let outcome = if is_there { "takes packets of everybody" } else { "is not made" };
+        let found = told();
+        assert!(found.len() == 1 && found[0].contains(&format!("sluice-vxlan6 {outcome}")), "{found:?}");
+        assert_eq!(kernel.with(|machine| machine.state.overlay_devices.contains_key(&device)), is_there);
+        kernel.with(|machine| machine.broken = None);
+        assert_eq!(told(), Vec::<String>::new());
+        assert!(kernel.with(|machine| machine.state.overlay_devices.contains_key(&device)));
     }
 }
 

@@ -9,7 +9,6 @@ use crate::model::{self, Endpoints, ServicePort, Shared, Use};
 use crate::net::Family;
 
 use super::super::endpoints::{DRAINING, of_port};
-use super::super::local_node::LocalNode;
 use super::super::overlay_port;
 use super::{EndpointState, MOST_ENDPOINTS};
 
@@ -38,7 +37,7 @@ pub enum Standing {
     NodeUnknown,
     /// Out: hints keep it for other nodes or zones.
     Hinted,
-    /// Out: it is the port of this host at which tunnels between nodes end.
+    /// Out: its port is that of tunnels between nodes, which nothing else would keep closed.
     OverlayPort,
     /// Out: it would get packets through tunnels, and none ends in it.
     Untunnelled,
@@ -66,8 +65,8 @@ pub struct Choice<'a> {
     pub here: Option<&'a str>,
     /// The endpoints in which no tunnel ends, where packets go through tunnels.
     pub untunnelled: Option<&'a BTreeSet<IpAddr>>,
-    /// The settings and this node, where an endpoint may be its port of tunnels.
-    pub overlay_port: Option<(&'a ProxyConfig, &'a LocalNode)>,
+    /// The settings, by which an endpoint may be at the port of tunnels between nodes.
+    pub config: Option<&'a ProxyConfig>,
 }
 
 /// Returns the endpoints of one port in one family.
@@ -93,11 +92,8 @@ pub fn states(
         standing,
         traffic: None,
     };
-    let is_overlay_port = |at: &SocketAddr| {
-        choice
-            .overlay_port
-            .is_some_and(|(config, node)| overlay_port::is_it(config, node, port.protocol, at.ip(), at.port()))
-    };
+    let is_overlay_port =
+        |at: &SocketAddr| choice.config.is_some_and(|config| overlay_port::is_it(config, port.protocol, at.port()));
     let in_slices = known.iter().map(|(address, endpoint)| {
         let standing = match standing(*endpoint, weights.get(address).copied(), choice) {
             one if one.is_out() && is_overlay_port(address) => Standing::OverlayPort,
@@ -208,7 +204,9 @@ impl Standing {
             Standing::NotLocal => "out: on another node, and the traffic policy is Local",
             Standing::NodeUnknown => "out: its slice names no node, and the traffic policy is Local",
             Standing::Hinted => "out: its hints are for other nodes or zones",
-            Standing::OverlayPort => "out: it is the port of this node at which tunnels between nodes end",
+            Standing::OverlayPort => {
+                "out: its port is that of tunnels between nodes (--overlay-encap=vxlan with iptables)"
+            }
             Standing::Untunnelled => {
                 "out: its pod does not answer what comes through a tunnel; the Service's problems say why"
             }

@@ -18,6 +18,7 @@ use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::router::desired::Desired;
 use crate::router::names::{WIREGUARD, WIREGUARD_SECOND, is_tunnel, is_wireguard, vxlan};
 use crate::router::plan::OwnKeys;
+use crate::router::problem::{About, Problem};
 use crate::router::routes::Routes;
 use crate::router::{overlay_guard, settings};
 
@@ -290,6 +291,23 @@ impl<K: Kernel> Mirrors<K> {
                 let wanted = desired.table.get(chain);
                 wanted.is_none() || self.table.seen().is_some_and(|seen| seen.get(chain) == wanted)
             })
+    }
+
+    /// Returns the families whose device of `vxlan` waits for rules that cannot be written, or stands without them, as problems.
+    pub fn unguarded(&self, desired: &Desired) -> Vec<Problem> {
+        let lacks = |family: &Family| {
+            desired.overlay_devices.contains_key(&vxlan(*family)) && !self.is_guarded(desired, *family)
+        };
+        let problem = |family: Family| {
+            let name = vxlan(family).0;
+            let outcome = match self.overlay_devices.has(&vxlan(family)) {
+                true => format!("{name} takes packets of everybody"),
+                false => format!("{name} is not made, and no pod of another node is reached through it"),
+            };
+            let why = "the rules that keep others than nodes from sending into the tunnels are not in force";
+            Problem::new(About::Family(family), format!("{outcome}: {why}"))
+        };
+        Family::BOTH.into_iter().filter(lacks).map(problem).collect()
     }
 
     /// Returns whether packets are, or may be, received where none are wanted any more: by a device of `vxlan`, or at a port of `fou`.
