@@ -35,7 +35,7 @@ def an_endpoint_whose_readiness_comes_and_goes_keeps_its_connections_and_gets_no
 def connections_of_clients_outside_last_when_the_last_pod_of_a_node_is_unready_although_the_policy_is_local(bed):
     """And clients that come then are sent to no other node."""
     with expect.service(bed, "unready-local", ["n1p1", "n2p1"], kind="NodePort", external_policy="Local",
-                        ports=[Port(80, node_port=30122), Port(53, "UDP", node_port=30122)]) as s:
+                        ports=[Port(80, node_port=30122), Port(53, "UDP", node_port=30123)]) as s:
         four, six = bed.plan.addresses(1)
         with expect.held("ext", four, 30122, 2) as by_four, expect.held("ext", six, 30122, 2) as by_six, expect.held("n1p2", four, 30122, 2) as inside:
             every = [*by_four, *by_six, *inside]
@@ -49,7 +49,7 @@ def connections_of_clients_outside_last_when_the_last_pod_of_a_node_is_unready_a
             expect.that(set(expect.many("n1p3", four, 30122, count=4)["answers"]) == {"n2p1"}, "pods of the node are not served")
             for address in (four, six):
                 expect.silent("ext", address, 30122)
-                expect.silent("ext", address, 30122, "udp")
+                expect.silent("ext", address, 30123, "udp")
             bed.put(s.name, ["n1p1", "n2p1"], unready=[])
             bed.settle(s)
             expect.go_on(every)
