@@ -60,6 +60,10 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
                     answered = calls.answer(&about) => answered,
                     () = answer.closed() => return,
                 };
+                // What an agent that ends cannot do its successor can: without an answer the plugin asks again.
+                if answered.is_err() && calls.are_ending() {
+                    return;
+                }
                 // The caller may have gone away.
                 let _ = answer.send(answered);
             });
@@ -134,6 +138,11 @@ async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener
 }
 
 impl Calls {
+    /// Returns whether those who are told of pods have ended, as they do with the agent.
+    fn are_ending(&self) -> bool {
+        self.changes.is_closed() || self.starting.is_closed()
+    }
+
     async fn answer(&self, about: &BTreeMap<String, String>) -> Answer {
         let message = Message::read(about)?;
         let (attachment, guarded, runs, wait) = match message {
@@ -311,6 +320,29 @@ mod tests {
         drop(pod);
         assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
         assert!(registry.text().contains("sluice_cni_refused_total 0"));
+    }
+
+    /// The runtime's next try, or the plugin's, meets its successor.
+    #[tokio::test]
+    async fn an_agent_that_ends_refuses_nothing_in_place_of_its_successor() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("cni.sock");
+        let Agent { calls, mut changes, starting, .. } = agent();
+        let pulse = Health::default().register("CNI socket", Duration::MAX, Instant::now());
+        let running = tokio::spawn(run(socket.clone(), calls, pulse));
+        while !socket.exists() {
+            tokio::task::yield_now().await;
+        }
+        let asked = async |words: BTreeMap<String, String>| {
+            crate::ask::post(&socket, PATH, &words, None).await.expect("somebody listens").0.as_u16()
+        };
+        let heard = tokio::spawn(async move { changes.recv().await });
+        drop(starting);
+        assert_eq!(asked(add()).await, 503, "the firewall has ended");
+        assert!(heard.await.expect("it ends").is_some());
+        let end = Message::Delete(attachment().id);
+        assert_eq!(asked(end.words()).await, 503, "nobody hears of pods any more");
+        running.abort();
     }
 
     #[tokio::test(start_paused = true)]

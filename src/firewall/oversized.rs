@@ -11,9 +11,9 @@
 //! A rule is the product of its peers and its ports, and an object has room for ten thousand of either. So the combinations of one policy have a bound too,
 //! as written: ports by number share a rule of the kernel only some at a time. Beside that each port name of egress has a set of its own for each peer, whose definition
 //! names the selector or the blocks again: what is named so has the bound of elements. Above one of them no rule of a NetworkPolicy matches anything, and all rules of a
-//! ClusterNetworkPolicy are closed as above.
+//! ClusterNetworkPolicy are closed as above. The same where its peers have too many different selectors, of which each may be a set.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use ipnet::IpNet;
 
@@ -32,6 +32,9 @@ const MOST_COMBINATIONS: usize = 32_768;
 /// Most combinations of a peer with a port's name in the rules of one policy with iptables, where each may be a set of each family, also without an element: 16 kB of the kernel, and one
 /// of the 65,472 sets that all programs of a node can have together. nftables has one set for all of them.
 const MOST_NAMED: usize = 2_048;
+/// Most different selectors of pods among the peers of one policy. Each may be a set of each family, with either backend: of those of ipset a node can have 65,472, of 16 kB each, and nf_tables finds one by
+/// going through all of a table, for each rule that names one.
+const MOST_SELECTORS: usize = 2_048;
 
 /// The part of a policy that is more than the kernel is given.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +43,8 @@ pub enum Excess {
     Blocks,
     /// The combinations of its peers and ports.
     Combinations,
+    /// The different selectors among its peers.
+    Selectors,
 }
 
 /// How many elements the blocks of one policy may be.
@@ -73,6 +78,9 @@ impl Bound {
         if combined.combinations > MOST_COMBINATIONS || combined.named_again > MOST || named > MOST_NAMED {
             return Some(Excess::Combinations);
         }
+        if has_many_selectors(rules.clone()) {
+            return Some(Excess::Selectors);
+        }
         self.is_exceeded_by(rules).then_some(Excess::Blocks)
     }
 
@@ -105,16 +113,19 @@ impl Bound {
         let text = match excess {
             Excess::Blocks => self.of_blocks(is_of_cluster),
             Excess::Combinations => {
-                let rules = match is_of_cluster {
-                    true => "its rules accept nothing, or deny everything",
-                    false => "its rules match nothing",
-                };
                 let sets = match self.backend {
                     Backend::Iptables => format!(" (with port names more than {MOST_NAMED}, which are sets each)"),
                     Backend::Nftables => String::new(),
                 };
+                let rules = outcome(is_of_cluster);
                 format!(
                     "spec: peers times ports of all rules are more than {MOST_COMBINATIONS}{sets}, or port names times what their peers list more than {MOST}; {rules}"
+                )
+            }
+            Excess::Selectors => {
+                let rules = outcome(is_of_cluster);
+                format!(
+                    "spec: the peers of all rules have more than {MOST_SELECTORS} different selectors of pods; {rules}"
                 )
             }
         };
@@ -136,12 +147,20 @@ impl Bound {
     }
 }
 
+/// Returns what becomes of the rules of a policy of which all are too much.
+fn outcome(is_of_cluster: bool) -> &'static str {
+    match is_of_cluster {
+        true => "its rules accept nothing, or deny everything",
+        false => "its rules match nothing",
+    }
+}
+
 impl Excess {
     /// Returns whether a rule of a policy that exceeds the bound so is closed, if a ClusterNetworkPolicy has it.
     pub fn closes(self, rule: &PolicyRule) -> bool {
         match self {
             Excess::Blocks => has_blocks(rule),
-            Excess::Combinations => true,
+            Excess::Combinations | Excess::Selectors => true,
         }
     }
 
@@ -150,6 +169,7 @@ impl Excess {
         match self {
             Excess::Blocks => "address ranges",
             Excess::Combinations => "combinations of peers and ports",
+            Excess::Selectors => "selectors of pods",
         }
     }
 }
@@ -187,6 +207,20 @@ impl std::iter::Sum for Combined {
             named_again: sum.named_again.saturating_add(one.named_again),
         })
     }
+}
+
+/// Returns whether there are more different selectors than are taken.
+fn has_many_selectors<'a>(rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
+    let selectors = rules.flat_map(|rule| match &rule.peers {
+        Peers::Of(peers) => &**peers,
+        Peers::Any => &[],
+    });
+    let selectors = selectors.filter(|peer| matches!(peer, Peer::Pods { .. }));
+    if selectors.clone().nth(MOST_SELECTORS).is_none() {
+        return false;
+    }
+    let mut different = HashSet::new();
+    selectors.filter(|peer| different.insert(*peer)).nth(MOST_SELECTORS).is_some()
 }
 
 /// Returns the number of peers of a rule; all blocks and Nodes are one.
@@ -324,8 +358,27 @@ mod tests {
     }
 
     #[test]
+    fn different_selectors_are_sets_with_either_backend_and_have_a_bound() {
+        let all = |count: usize| combined(count, 0, false);
+        for backend in [Backend::Iptables, Backend::Nftables] {
+            let bound = Bound::of(backend);
+            assert_eq!(bound.excess([&all(2048)].into_iter()), None);
+            assert_eq!(bound.excess([&all(2049)].into_iter()), Some(Excess::Selectors));
+            assert_eq!(
+                bound.excess([&all(2048), &all(2048)].into_iter()),
+                None,
+                "the same selectors are the same sets"
+            );
+            let other = rule(&[pods("app=other")], &["tcp/1"]);
+            assert_eq!(bound.excess([&all(2048), &other].into_iter()), Some(Excess::Selectors), "of all rules");
+            let text = bound.problem(Excess::Selectors, true).text;
+            assert!(text.contains("2048") && text.contains("deny everything"), "{text}");
+        }
+    }
+
+    #[test]
     fn each_node_tells_of_what_its_own_packet_filter_does_not_take() {
-        for excess in [Excess::Blocks, Excess::Combinations] {
+        for excess in [Excess::Blocks, Excess::Combinations, Excess::Selectors] {
             assert!(Bound::default().problem(excess, false).cause.is_of_one_node(), "{excess:?}");
         }
     }

@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
 use rustix::net::netdevice;
@@ -94,6 +95,8 @@ const COPIED: u32 = 192;
 const COLLECTED: u32 = 10;
 /// The most datagrams that are read at a time.
 const DATAGRAMS: usize = 256;
+/// Longest time for emptying the socket.
+const EMPTIED: Duration = Duration::from_millis(100);
 /// The most extension headers of IPv6 that are skipped.
 const EXTENSIONS: usize = 8;
 
@@ -154,13 +157,11 @@ impl PacketLog {
         message
     }
 
-    /// Empties the socket, as far as it does not fill faster. A failure shows in what is asked of it next.
+    /// Empties the socket, as far as it does not fill faster: the kernel drops answers, too, from the moment at which it was full until it is empty. A failure shows in what is
+    /// asked of it next.
     fn discard(&mut self) {
-        for _ in 0..DATAGRAMS {
-            if matches!(self.listener.receive_one(|_| {}), Ok(false)) {
-                break;
-            }
-        }
+        let until = Instant::now() + EMPTIED;
+        while !matches!(self.listener.receive_one(|_| {}), Ok(false)) && Instant::now() < until {}
     }
 
     /// Passes the packets that have arrived to `each`, at most `most`, without waiting.
