@@ -39,7 +39,7 @@ pub fn rules(
     };
     let own = Own { namespace, nodes: None, takes_blocks: excess.is_none() };
     let rules = rules.as_ref()?.iter().map(|one| match excess {
-        Some(Excess::Combinations | Excess::Selectors) => Rule { matches: [].into() },
+        Some(Excess::Combinations | Excess::Sets) => Rule { matches: [].into() },
         Some(Excess::Blocks) | None => rule(&own, one, direction),
     });
     Some(rules.collect())

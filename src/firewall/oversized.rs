@@ -11,7 +11,7 @@
 //! A rule is the product of its peers and its ports, and an object has room for ten thousand of either. So the combinations of one policy have a bound too,
 //! as written: ports by number share a rule of the kernel only some at a time. Beside that each port name of egress has a set of its own for each peer, whose definition
 //! names the selector or the blocks again: what is named so has the bound of elements. Above one of them no rule of a NetworkPolicy matches anything, and all rules of a
-//! ClusterNetworkPolicy are closed as above. The same where its peers have too many different selectors, of which each may be a set.
+//! ClusterNetworkPolicy are closed as above. The same where its peers are too many different sets of addresses.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -32,9 +32,9 @@ const MOST_COMBINATIONS: usize = 32_768;
 /// Most combinations of a peer with a port's name in the rules of one policy with iptables, where each may be a set of each family, also without an element: 16 kB of the kernel, and one
 /// of the 65,472 sets that all programs of a node can have together. nftables has one set for all of them.
 const MOST_NAMED: usize = 2_048;
-/// Most different selectors of pods among the peers of one policy. Each may be a set of each family, with either backend: of those of ipset a node can have 65,472, of 16 kB each, and nf_tables finds one by
+/// Most different sets of addresses that the peers of one policy are: each selector of pods is one, and the blocks of a rule are one. Each may be a set of each family, with either backend: of those of ipset a node can have 65,472, of 16 kB each, and nf_tables finds one by
 /// going through all of a table, for each rule that names one.
-const MOST_SELECTORS: usize = 2_048;
+const MOST_SETS: usize = 2_048;
 
 /// The part of a policy that is more than the kernel is given.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -43,8 +43,8 @@ pub enum Excess {
     Blocks,
     /// The combinations of its peers and ports.
     Combinations,
-    /// The different selectors among its peers.
-    Selectors,
+    /// The different sets of addresses that its peers are.
+    Sets,
 }
 
 /// How many elements the blocks of one policy may be.
@@ -78,8 +78,8 @@ impl Bound {
         if combined.combinations > MOST_COMBINATIONS || combined.named_again > MOST || named > MOST_NAMED {
             return Some(Excess::Combinations);
         }
-        if has_many_selectors(rules.clone()) {
-            return Some(Excess::Selectors);
+        if has_many_sets(rules.clone()) {
+            return Some(Excess::Sets);
         }
         self.is_exceeded_by(rules).then_some(Excess::Blocks)
     }
@@ -122,11 +122,9 @@ impl Bound {
                     "spec: peers times ports of all rules are more than {MOST_COMBINATIONS}{sets}, or port names times what their peers list more than {MOST}; {rules}"
                 )
             }
-            Excess::Selectors => {
+            Excess::Sets => {
                 let rules = outcome(is_of_cluster);
-                format!(
-                    "spec: the peers of all rules have more than {MOST_SELECTORS} different selectors of pods; {rules}"
-                )
+                format!("spec: the peers of all rules have more than {MOST_SETS} different selectors of pods; {rules}")
             }
         };
         // Nodes with another packet filter may take it.
@@ -160,7 +158,7 @@ impl Excess {
     pub fn closes(self, rule: &PolicyRule) -> bool {
         match self {
             Excess::Blocks => has_blocks(rule),
-            Excess::Combinations | Excess::Selectors => true,
+            Excess::Combinations | Excess::Sets => true,
         }
     }
 
@@ -169,7 +167,7 @@ impl Excess {
         match self {
             Excess::Blocks => "address ranges",
             Excess::Combinations => "combinations of peers and ports",
-            Excess::Selectors => "selectors of pods",
+            Excess::Sets => "sets of addresses",
         }
     }
 }
@@ -209,18 +207,21 @@ impl std::iter::Sum for Combined {
     }
 }
 
-/// Returns whether there are more different selectors than are taken.
-fn has_many_selectors<'a>(rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
-    let selectors = rules.flat_map(|rule| match &rule.peers {
+/// Returns whether the peers are more different sets of addresses than are taken.
+fn has_many_sets<'a>(rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
+    let selectors = rules.clone().flat_map(|rule| match &rule.peers {
         Peers::Of(peers) => &**peers,
         Peers::Any => &[],
     });
     let selectors = selectors.filter(|peer| matches!(peer, Peer::Pods { .. }));
-    if selectors.clone().nth(MOST_SELECTORS).is_none() {
+    let with_blocks = rules.filter(|rule| has_blocks(rule));
+    let at_most = selectors.clone().map(drop).chain(with_blocks.clone().map(drop));
+    if at_most.count() <= MOST_SETS {
         return false;
     }
-    let mut different = HashSet::new();
-    selectors.filter(|peer| different.insert(*peer)).nth(MOST_SELECTORS).is_some()
+    let selectors: HashSet<&Peer> = selectors.collect();
+    let of_blocks: BTreeSet<Vec<Block>> = with_blocks.map(blocks).collect();
+    selectors.len() + of_blocks.len() > MOST_SETS
 }
 
 /// Returns the number of peers of a rule; all blocks and Nodes are one.
@@ -358,27 +359,31 @@ mod tests {
     }
 
     #[test]
-    fn different_selectors_are_sets_with_either_backend_and_have_a_bound() {
+    fn different_peers_are_sets_with_either_backend_and_have_a_bound() {
         let all = |count: usize| combined(count, 0, false);
         for backend in [Backend::Iptables, Backend::Nftables] {
             let bound = Bound::of(backend);
             assert_eq!(bound.excess([&all(2048)].into_iter()), None);
-            assert_eq!(bound.excess([&all(2049)].into_iter()), Some(Excess::Selectors));
+            assert_eq!(bound.excess([&all(2049)].into_iter()), Some(Excess::Sets));
             assert_eq!(
                 bound.excess([&all(2048), &all(2048)].into_iter()),
                 None,
                 "the same selectors are the same sets"
             );
             let other = rule(&[pods("app=other")], &["tcp/1"]);
-            assert_eq!(bound.excess([&all(2048), &other].into_iter()), Some(Excess::Selectors), "of all rules");
-            let text = bound.problem(Excess::Selectors, true).text;
+            assert_eq!(bound.excess([&all(2048), &other].into_iter()), Some(Excess::Sets), "of all rules");
+            let of_blocks = |number: u32| rule(&[block(&format!("10.{}.{}.0/24", number / 256, number % 256))], &[]);
+            let [many, more]: [Vec<PolicyRule>; 2] = [2048, 2049].map(|count| (0..count).map(of_blocks).collect());
+            assert_eq!(bound.excess(many.iter().chain(&many)), None, "the blocks of a rule are one");
+            assert_eq!(bound.excess(more.iter()), Some(Excess::Sets));
+            let text = bound.problem(Excess::Sets, true).text;
             assert!(text.contains("2048") && text.contains("deny everything"), "{text}");
         }
     }
 
     #[test]
     fn each_node_tells_of_what_its_own_packet_filter_does_not_take() {
-        for excess in [Excess::Blocks, Excess::Combinations, Excess::Selectors] {
+        for excess in [Excess::Blocks, Excess::Combinations, Excess::Sets] {
             assert!(Bound::default().problem(excess, false).cause.is_of_one_node(), "{excess:?}");
         }
     }
