@@ -22,7 +22,7 @@ use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Action, ClusterNetworkPolicy, ClusterRule, Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers,
-    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Selector, Tier, World,
+    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Tier, World,
 };
 use sluice::net::Protocol;
 
@@ -159,9 +159,19 @@ fn by_tier(
     (tier, direction): (Tier, Direction),
 ) -> Action {
     let all = world.cluster.cluster_policies.iter().filter(|(_, policy)| policy.tier == tier);
-    let mut policies: Vec<_> = all.filter(|(_, policy)| is_subject(world, policy, subject, direction)).collect();
+    let mut policies: Vec<_> = all.collect();
     policies.sort_by_key(|(name, policy)| (policy.priority, *name));
+    // A policy before may have to pass on what a later one accepts: nobody knows as long as the Namespace is not known.
+    let mut may_be_passed = false;
     for (_, policy) in policies {
+        let has = |action| cluster_rules(policy, direction).iter().any(|rule| rule.action == action);
+        if !is_subject(world, policy, subject, direction) {
+            may_be_passed |= has(Action::Pass) && may_be_subject(world, policy, subject);
+            continue;
+        }
+        if may_be_passed && !has(Action::Deny) {
+            continue;
+        }
         for rule in cluster_rules(policy, direction) {
             let for_all = Of { world, own: "", alone: [None, None], may: false, denies: false }.allows(
                 &rule.matches,
@@ -223,6 +233,20 @@ fn is_for_any(world: &World, rule: &ClusterRule, packet: &Packet, direction: Dir
             )
         })
     })
+}
+
+/// Whether the labels of a Namespace that is not known may make the policy one for the pod.
+fn may_be_subject(world: &World, policy: &ClusterNetworkPolicy, (name, pod): (&ObjectName, &Pod)) -> bool {
+    let is_known = world.cluster.namespaces.get(&name.namespace).is_some();
+    let mut by_name = policy.subject.namespaces.requirements.iter();
+    let fits = |one: &Requirement| {
+        one.key != "kubernetes.io/metadata.name"
+            || selected(
+                &[one.clone()].into_iter().collect(),
+                &[(one.key.as_str(), name.namespace.as_str())].into_iter().collect(),
+            )
+    };
+    !is_known && by_name.all(fits) && selected(&policy.subject.pods, &pod.labels)
 }
 
 /// Of a Namespace that is not known yet only the label is known that every Namespace has. Where another one decides, the policy is

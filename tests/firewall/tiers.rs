@@ -205,6 +205,34 @@ fn a_rule_about_nodes_fails_closed_while_only_nodes_without_labels_are_remembere
     }
 }
 
+/// What the first policy passes on, where it is for the pod, the NetworkPolicies refuse.
+#[test]
+fn what_a_policy_may_have_to_pass_on_no_later_one_accepts_while_the_namespace_is_not_known() {
+    let one = |text: &str| {
+        let values = [text.into()].into();
+        Selector::from_iter([Requirement { key: "team".into(), operator: Operator::In(values) }])
+    };
+    let policy = |priority, namespaces, action| {
+        let matches = case_rule(&[case_block("203.0.113.0/24", &[])], &[]);
+        let egress = [ClusterRule { name: "".into(), action, matches }].into();
+        let subject = Subject { namespaces, pods: Selector::everything() };
+        ClusterNetworkPolicy { tier: Tier::Admin, priority, subject, ingress: [].into(), egress }
+    };
+    for (namespace, is_reached) in [(None, false), (Some("team=red"), false), (Some("team=blue"), true)] {
+        let case = Case::new().pod("shop/a", HERE, ["10.244.0.1 fd00:10:244::1", "app=a", ""]);
+        let case = namespace.iter().fold(case, |case, labels| case.namespace("shop", labels));
+        let mut world = case.policy("shop/nothing", "", [None, Some(&[])]).0;
+        let all = [
+            ("first", policy(1, one("red"), Action::Pass)),
+            ("second", policy(2, Selector::everything(), Action::Accept)),
+        ];
+        for (name, policy) in all {
+            world.cluster.cluster_policies.insert(name.into(), policy);
+        }
+        assert_eq!(reaches(&world, "203.0.113.9"), is_reached, "{namespace:?}");
+    }
+}
+
 #[test]
 fn the_tiers_mean_what_the_api_says() {
     for_many(200, |random| {

@@ -5,7 +5,8 @@
 //!
 //! A pod whose Namespace is not known yet (the two are watched apart) is a subject where the one label that every Namespace has
 //! decides. Where others do, it is one of what denies something, and not of what only accepts or passes on: what may have to be
-//! refused is refused from the start.
+//! refused is refused from the start. Behind one that may have to pass something on, nothing that only accepts counts in its tier either: the NetworkPolicies
+//! may have to judge that.
 
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ impl Plan {
                 let both = after.zip(pod).into_iter();
                 let wanted = both.flat_map(|(policy, pod)| self.turned_to((name, policy), (pod_name, pod)));
                 let known = local.cluster_policies.iter().filter(|key| key.policy == *name).cloned();
-                if !known.eq(wanted) {
+                // Of a pod whose Namespace is not known one policy has a say in what becomes of others.
+                if !known.eq(wanted) || newer.namespaces.get(&pod_name.namespace).is_none() {
                     dirty.pods.insert(pod_name.clone());
                 }
             }
@@ -87,7 +89,32 @@ impl Plan {
         all.sort();
         // A policy may be found by several labels.
         all.dedup();
+        if namespace.is_none() {
+            self.leave_out_behind_passes(&mut all, (name, pod));
+        }
         all.into()
+    }
+
+    /// Leaves out the policies without a Deny rule behind one of their tier and direction that may have to pass something on, for a pod whose Namespace is not known.
+    fn leave_out_behind_passes(&self, of_pod: &mut Vec<ClusterPolicyKey>, pod: (&ObjectName, &Pod)) {
+        let possible = self.cluster_policies.candidates_anywhere(&pod.1.labels);
+        let possible = possible.filter_map(|policy| Some((policy, self.cluster.cluster_policies.get(policy)?)));
+        let passes = |policy: &ClusterNetworkPolicy, direction: Direction| {
+            rules_of(policy, direction).iter().any(|rule| rule.action == Action::Pass)
+        };
+        let may_pass: Vec<ClusterPolicyKey> = possible
+            .filter(|(_, policy)| self.may_select(policy, pod).0)
+            .flat_map(|(name, policy)| keys(name, policy).filter(|key| passes(policy, key.direction)))
+            .filter(|key| !of_pod.contains(key))
+            .collect();
+        let is_behind = |key: &ClusterPolicyKey| {
+            may_pass.iter().any(|pass| (pass.tier, pass.direction) == (key.tier, key.direction) && pass < key)
+        };
+        let denies = |key: &ClusterPolicyKey| {
+            let policy = self.cluster.cluster_policies.get(&key.policy);
+            policy.is_some_and(|policy| self.denies(&key.policy, policy, key.direction))
+        };
+        of_pod.retain(|key| denies(key) || !is_behind(key));
     }
 
     /// Counts the pods of ClusterNetworkPolicies, for a pod that shall be as given; those that get their first or lose their
@@ -116,8 +143,15 @@ impl Plan {
     fn turned_to<'a>(
         &self,
         (name, policy): (&'a CompactString, &'a Arc<ClusterNetworkPolicy>),
-        (pod_name, pod): (&ObjectName, &Pod),
-    ) -> impl Iterator<Item = ClusterPolicyKey> + use<'a> {
+        pod: (&ObjectName, &Pod),
+    ) -> Vec<ClusterPolicyKey> {
+        let (is_subject, is_certain) = self.may_select(policy, pod);
+        let counts = |key: &ClusterPolicyKey| is_certain || self.denies(name, policy, key.direction);
+        keys(name, policy).filter(|key| is_subject && counts(key)).collect()
+    }
+
+    /// Returns whether a policy may select a pod, and whether that is certain.
+    fn may_select(&self, policy: &ClusterNetworkPolicy, (pod_name, pod): (&ObjectName, &Pod)) -> (bool, bool) {
         let wanted = &policy.subject.namespaces;
         let (selects, is_certain) = match self.cluster.namespaces.get(&pod_name.namespace) {
             Some(namespace) => (wanted.selects(&namespace.labels), true),
@@ -128,21 +162,25 @@ impl Plan {
                 (known.selects(&labels), wanted.requirements.iter().all(|requirement| is_known(&requirement)))
             }
         };
+        (selects && policy.subject.pods.selects(&pod.labels), is_certain)
+    }
+
+    /// Returns whether a policy denies anything in a direction.
+    fn denies(&self, name: &CompactString, policy: &ClusterNetworkPolicy, direction: Direction) -> bool {
         let oversized = Some(&self.oversized).filter(|all| !all.is_empty());
         let excess = oversized.and_then(|all| all.get(&ObjectName::new("", name)).copied());
-        let denies = move |direction| {
-            let rules = match direction {
-                Direction::Ingress => &policy.ingress,
-                Direction::Egress => &policy.egress,
-            };
-            // Of one with too much, what passes it on denies everything.
-            let is_closed = move |rule: &ClusterRule| {
-                rule.action == Action::Pass && excess.is_some_and(|excess| excess.closes(&rule.matches))
-            };
-            rules.iter().any(|rule| rule.action == Action::Deny || is_closed(rule))
+        // Of one with too much, what passes it on denies everything.
+        let is_closed = |rule: &ClusterRule| {
+            rule.action == Action::Pass && excess.is_some_and(|excess| excess.closes(&rule.matches))
         };
-        let is_subject = selects && policy.subject.pods.selects(&pod.labels);
-        keys(name, policy).filter(move |key| is_subject && (is_certain || denies(key.direction)))
+        rules_of(policy, direction).iter().any(|rule| rule.action == Action::Deny || is_closed(rule))
+    }
+}
+
+fn rules_of(policy: &ClusterNetworkPolicy, direction: Direction) -> &[ClusterRule] {
+    match direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
     }
 }
 
