@@ -60,12 +60,10 @@ pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
                     answered = calls.answer(&about) => answered,
                     () = answer.closed() => return,
                 };
-                // What an agent that ends cannot do its successor can: without an answer the plugin asks again.
-                if answered.is_err() && calls.are_ending() {
-                    return;
+                if let Some(answered) = answered {
+                    // The caller may have gone away.
+                    let _ = answer.send(answered);
                 }
-                // The caller may have gone away.
-                let _ = answer.send(answered);
             });
         }
     };
@@ -140,11 +138,16 @@ async fn opened(socket: &Path, metrics: &Metrics, pulse: &Pulse) -> UnixListener
 impl Calls {
     /// Returns whether those who are told of pods have ended, as they do with the agent.
     fn are_ending(&self) -> bool {
-        self.changes.is_closed() || self.starting.is_closed()
+        let guard_ends = self.guard.as_ref().is_some_and(mpsc::Sender::is_closed);
+        self.changes.is_closed() || self.starting.is_closed() || guard_ends
     }
 
-    async fn answer(&self, about: &BTreeMap<String, String>) -> Answer {
-        let message = Message::read(about)?;
+    /// Returns the answer; `None` where the agent ends before there is one: the plugin asks again, and what this agent cannot do its successor can.
+    async fn answer(&self, about: &BTreeMap<String, String>) -> Option<Answer> {
+        let message = match Message::read(about) {
+            Ok(message) => message,
+            Err(why) => return Some(Err(why)),
+        };
         let (attachment, guarded, runs, wait) = match message {
             Message::Add { attachment, link, namespace, wait } => {
                 if let Some((pods, place)) = self.pods.as_ref().zip(namespace) {
@@ -160,11 +163,11 @@ impl Calls {
             Message::Check { attachment, wait } => (attachment, None, true, wait),
             Message::Delete(id) => {
                 self.tell_guard(GuardCall::Delete(id.clone())).await;
-                return self.change(AttachmentChange::Delete(id)).await;
+                return self.change(AttachmentChange::Delete(id)).await.map(|()| Ok(String::new()));
             }
             Message::Retain { network, ids } => {
                 self.tell_guard(GuardCall::Retain { network: network.clone(), ids: ids.clone() }).await;
-                return self.change(AttachmentChange::Retain { network, ids }).await;
+                return self.change(AttachmentChange::Retain { network, ids }).await.map(|()| Ok(String::new()));
             }
         };
         let begun = Instant::now();
@@ -180,17 +183,23 @@ impl Calls {
             };
             is_guarded && sent.is_ok() && told.wait_for(Result::is_ok).await.is_ok()
         };
-        let starts = timeout(wait, starts).await == Ok(true);
+        let starts = timeout(wait, starts).await;
+        let is_over = starts.is_err();
+        let starts = starts == Ok(true);
         let took = begun.elapsed();
         self.metrics.waited.observe(took.as_secs_f64());
         debug!(%pod, starts, took_us = took.as_micros() as u64, "Pod waited for its network policies");
         if starts {
-            return Ok(String::new());
+            return Some(Ok(String::new()));
+        }
+        // Who has waited for the whole time is refused, whoever ends meanwhile.
+        if !is_over && self.are_ending() {
+            return None;
         }
         self.metrics.refused.inc();
         let unguarded = guarded.and_then(|guarded| guarded.borrow().clone().err());
         let why = told.borrow().clone().err().or(unguarded).unwrap_or_default();
-        Err(format!("after {} ms {why}", took.as_millis()))
+        Some(Err(format!("after {} ms {why}", took.as_millis())))
     }
 
     /// Has the pod's port guarded where there is a source guard and the plugins told the port.
@@ -210,9 +219,9 @@ impl Calls {
         }
     }
 
-    async fn change(&self, change: AttachmentChange) -> Answer {
-        let sent = self.changes.send(change).await;
-        sent.map(|()| String::new()).map_err(|_| "the agent is about to end".to_owned())
+    /// Passes a change on; `None` where the agent is about to end.
+    async fn change(&self, change: AttachmentChange) -> Option<()> {
+        self.changes.send(change).await.ok()
     }
 }
 
@@ -318,7 +327,7 @@ mod tests {
         drop(pod.outcome.send_replace(Err("its chain is missing".to_owned())));
         drop(pod.outcome.send_replace(Ok(())));
         drop(pod);
-        assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
+        assert_eq!(answer.await.expect("it ends"), Some(Ok(String::new())));
         assert!(registry.text().contains("sluice_cni_refused_total 0"));
     }
 
@@ -356,7 +365,7 @@ mod tests {
             let (caller, words) = (calls.clone(), words.clone());
             let answer = tokio::spawn(async move { caller.answer(&words).await });
             drop(starting.recv().await.expect("the firewall is asked").outcome.send_replace(Ok(())));
-            assert_eq!(answer.await.expect("it ends"), Ok(String::new()), "also where nobody reads");
+            assert_eq!(answer.await.expect("it ends"), Some(Ok(String::new())), "also where nobody reads");
         }
         let announced = to_pods.recv().await.expect("it was told");
         let Attachment { pod: name, uid, addresses, .. } = attachment();
@@ -383,9 +392,9 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(!answer.is_finished(), "the policies alone are in force");
         drop(port.outcome.send_replace(Ok(())));
-        assert_eq!(answer.await.expect("it ends"), Ok(String::new()));
+        assert_eq!(answer.await.expect("it ends"), Some(Ok(String::new())));
         let end = Message::Delete(attachment().id);
-        calls.answer(&end.words()).await.expect("the agent hears it");
+        calls.answer(&end.words()).await.expect("the agent hears it").expect("it is right");
         assert!(matches!(to_guard.recv().await, Some(GuardCall::Delete(id)) if id == attachment().id));
 
         let caller = calls.clone();
@@ -393,7 +402,7 @@ mod tests {
         let Some(GuardCall::Add(port)) = to_guard.recv().await else { panic!("the guard is asked") };
         drop(starting.recv().await.expect("the firewall is asked").outcome.send_replace(Ok(())));
         drop(port.outcome.send_replace(Err("the kernel refuses".to_owned())));
-        let refused = answer.await.expect("it ends").expect_err("the port is not guarded");
+        let refused = answer.await.expect("it ends").expect("there is an answer").expect_err("the port is not guarded");
         assert!(refused.ends_with("the kernel refuses"), "{refused}");
     }
 
@@ -403,7 +412,7 @@ mod tests {
         let answer = tokio::spawn(async move { calls.answer(&add()).await });
         let pod = starting.recv().await.expect("the firewall is asked");
         drop(pod.outcome.send_replace(Err("its chain is missing".to_owned())));
-        let refused = answer.await.expect("it ends").expect_err("nobody says yes");
+        let refused = answer.await.expect("it ends").expect("there is an answer").expect_err("nobody says yes");
         assert!(refused.starts_with("after ") && refused.ends_with(" ms its chain is missing"), "{refused}");
         assert!(registry.text().contains("sluice_cni_refused_total 1"));
         assert!(pod.outcome.is_closed(), "nobody waits any more");
@@ -413,12 +422,12 @@ mod tests {
     async fn what_ends_is_withdrawn_and_what_makes_no_sense_is_refused() {
         let Agent { calls, mut changes, .. } = agent();
         let id = attachment().id;
-        assert_eq!(calls.answer(&Message::Delete(id.clone()).words()).await, Ok(String::new()));
+        assert_eq!(calls.answer(&Message::Delete(id.clone()).words()).await, Some(Ok(String::new())));
         assert_eq!(changes.recv().await, Some(AttachmentChange::Delete(id.clone())));
         let retain = Message::Retain { network: "mynet".into(), ids: [id.clone()].into() };
-        assert_eq!(calls.answer(&retain.words()).await, Ok(String::new()));
+        assert_eq!(calls.answer(&retain.words()).await, Some(Ok(String::new())));
         let network = "mynet".into();
         assert_eq!(changes.recv().await, Some(AttachmentChange::Retain { network, ids: [id].into() }));
-        assert!(calls.answer(&BTreeMap::new()).await.is_err());
+        assert!(calls.answer(&BTreeMap::new()).await.is_some_and(|answer| answer.is_err()));
     }
 }

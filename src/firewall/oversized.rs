@@ -124,7 +124,9 @@ impl Bound {
             }
             Excess::Sets => {
                 let rules = outcome(is_of_cluster);
-                format!("spec: the peers of all rules have more than {MOST_SETS} different selectors of pods; {rules}")
+                format!(
+                    "spec: the peers of all rules are more than {MOST_SETS} different sets of addresses (each selector of pods is one, the ipBlocks of a rule are one); {rules}"
+                )
             }
         };
         // Nodes with another packet filter may take it.

@@ -166,10 +166,10 @@ fn by_tier(
     for (_, policy) in policies {
         let has = |action| cluster_rules(policy, direction).iter().any(|rule| rule.action == action);
         if !is_subject(world, policy, subject, direction) {
-            may_be_passed |= has(Action::Pass) && may_be_subject(world, policy, subject);
+            may_be_passed |= tier == Tier::Admin && has(Action::Pass) && may_be_subject(world, policy, subject);
             continue;
         }
-        if may_be_passed && !has(Action::Deny) {
+        if may_be_passed && !has(Action::Deny) && !has(Action::Pass) {
             continue;
         }
         for rule in cluster_rules(policy, direction) {

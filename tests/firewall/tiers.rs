@@ -208,28 +208,44 @@ fn a_rule_about_nodes_fails_closed_while_only_nodes_without_labels_are_remembere
 /// What the first policy passes on, where it is for the pod, the NetworkPolicies refuse.
 #[test]
 fn what_a_policy_may_have_to_pass_on_no_later_one_accepts_while_the_namespace_is_not_known() {
-    let one = |text: &str| {
-        let values = [text.into()].into();
+    let (all, red) = (Selector::everything(), || {
+        let values = ["red".into()].into();
         Selector::from_iter([Requirement { key: "team".into(), operator: Operator::In(values) }])
+    });
+    let policy = |tier, priority, namespaces: &Selector, actions: &[(Action, &str)]| {
+        let rule = |(action, block): &(Action, &str)| ClusterRule {
+            name: "".into(),
+            action: *action,
+            matches: case_rule(&[case_block(block, &[])], &[]),
+        };
+        let egress = actions.iter().map(rule).collect();
+        let subject = Subject { namespaces: namespaces.clone(), pods: Selector::everything() };
+        ClusterNetworkPolicy { tier, priority, subject, ingress: [].into(), egress }
     };
-    let policy = |priority, namespaces, action| {
-        let matches = case_rule(&[case_block("203.0.113.0/24", &[])], &[]);
-        let egress = [ClusterRule { name: "".into(), action, matches }].into();
-        let subject = Subject { namespaces, pods: Selector::everything() };
-        ClusterNetworkPolicy { tier: Tier::Admin, priority, subject, ingress: [].into(), egress }
-    };
-    for (namespace, is_reached) in [(None, false), (Some("team=red"), false), (Some("team=blue"), true)] {
+    let (there, everything) = ("203.0.113.0/24", "0.0.0.0/0");
+    let accepts = policy(Tier::Admin, 3, &all, &[(Action::Accept, there)]);
+    let accepts_and_denies = policy(Tier::Admin, 3, &all, &[(Action::Accept, there), (Action::Deny, everything)]);
+    let [first, second] = [(1, red()), (2, all.clone())]
+        .map(|(priority, of)| policy(Tier::Admin, priority, &of, &[(Action::Pass, there)]));
+    let elsewhere = policy(Tier::Admin, 1, &red(), &[(Action::Pass, "198.51.100.0/24")]);
+    let baseline = policy(Tier::Baseline, 1, &all, &[(Action::Accept, there)]);
+    for (namespace, policies, is_reached) in [
+        (None, vec![&first, &accepts], false),
+        (Some("team=red"), vec![&first, &accepts], false),
+        (Some("team=blue"), vec![&first, &accepts], true),
+        (None, vec![&accepts], true),
+        // What is passed on for certain stays so.
+        (None, vec![&elsewhere, &second, &accepts_and_denies], false),
+        (Some("team=blue"), vec![&elsewhere, &second, &accepts_and_denies], false),
+        (None, vec![&first, &baseline], false),
+    ] {
         let case = Case::new().pod("shop/a", HERE, ["10.244.0.1 fd00:10:244::1", "app=a", ""]);
         let case = namespace.iter().fold(case, |case, labels| case.namespace("shop", labels));
         let mut world = case.policy("shop/nothing", "", [None, Some(&[])]).0;
-        let all = [
-            ("first", policy(1, one("red"), Action::Pass)),
-            ("second", policy(2, Selector::everything(), Action::Accept)),
-        ];
-        for (name, policy) in all {
-            world.cluster.cluster_policies.insert(name.into(), policy);
+        for (number, policy) in policies.iter().enumerate() {
+            world.cluster.cluster_policies.insert(number.to_string().into(), (*policy).clone());
         }
-        assert_eq!(reaches(&world, "203.0.113.9"), is_reached, "{namespace:?}");
+        assert_eq!(reaches(&world, "203.0.113.9"), is_reached, "{namespace:?} {policies:?}");
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! A pod whose Namespace is not known yet (the two are watched apart) is a subject where the one label that every Namespace has
 //! decides. Where others do, it is one of what denies something, and not of what only accepts or passes on: what may have to be
-//! refused is refused from the start. Behind one that may have to pass something on, nothing that only accepts counts in its tier either: the NetworkPolicies
+//! refused is refused from the start. Behind one of the Admin tier that may have to pass something on, nothing that only accepts counts in it either: the NetworkPolicies
 //! may have to judge that.
 
 use std::sync::Arc;
@@ -15,7 +15,9 @@ use compact_str::CompactString;
 use super::{Dirty, Plan};
 use crate::firewall::node_peers;
 use crate::firewall::rules::{ClusterPolicyKey, Direction, LocalPod, Scope, Selection};
-use crate::model::{Action, Cluster, ClusterNetworkPolicy, ClusterRule, ObjectName, Pod, Requirement, Selector, World};
+use crate::model::{
+    Action, Cluster, ClusterNetworkPolicy, ClusterRule, ObjectName, Pod, Requirement, Selector, Tier, World,
+};
 
 /// The label that every Namespace has, with its own name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -47,7 +49,13 @@ impl Plan {
                 let wanted = both.flat_map(|(policy, pod)| self.turned_to((name, policy), (pod_name, pod)));
                 let known = local.cluster_policies.iter().filter(|key| key.policy == *name).cloned();
                 // Of a pod whose Namespace is not known one policy has a say in what becomes of others.
-                if !known.eq(wanted) || newer.namespaces.get(&pod_name.namespace).is_none() {
+                let concerns =
+                    |policy: &ClusterNetworkPolicy| pod.is_some_and(|pod| self.may_select(policy, (pod_name, pod)).0);
+                let has_say = || {
+                    newer.namespaces.get(&pod_name.namespace).is_none()
+                        && [before, after].into_iter().flatten().any(|policy| concerns(policy))
+                };
+                if !known.eq(wanted) || has_say() {
                     dirty.pods.insert(pod_name.clone());
                 }
             }
@@ -95,26 +103,29 @@ impl Plan {
         all.into()
     }
 
-    /// Leaves out the policies without a Deny rule behind one of their tier and direction that may have to pass something on, for a pod whose Namespace is not known.
+    /// Leaves out the policies of the Admin tier that only accept, behind one that may have to pass something on, for a pod whose Namespace is not known. `of_pod` is sorted. Behind the
+    /// Baseline tier nobody judges.
     fn leave_out_behind_passes(&self, of_pod: &mut Vec<ClusterPolicyKey>, pod: (&ObjectName, &Pod)) {
-        let possible = self.cluster_policies.candidates_anywhere(&pod.1.labels);
-        let possible = possible.filter_map(|policy| Some((policy, self.cluster.cluster_policies.get(policy)?)));
-        let passes = |policy: &ClusterNetworkPolicy, direction: Direction| {
-            rules_of(policy, direction).iter().any(|rule| rule.action == Action::Pass)
-        };
-        let may_pass: Vec<ClusterPolicyKey> = possible
-            .filter(|(_, policy)| self.may_select(policy, pod).0)
-            .flat_map(|(name, policy)| keys(name, policy).filter(|key| passes(policy, key.direction)))
-            .filter(|key| !of_pod.contains(key))
-            .collect();
-        let is_behind = |key: &ClusterPolicyKey| {
-            may_pass.iter().any(|pass| (pass.tier, pass.direction) == (key.tier, key.direction) && pass < key)
-        };
-        let denies = |key: &ClusterPolicyKey| {
-            let policy = self.cluster.cluster_policies.get(&key.policy);
-            policy.is_some_and(|policy| self.denies(&key.policy, policy, key.direction))
-        };
-        of_pod.retain(|key| denies(key) || !is_behind(key));
+        for direction in Direction::BOTH {
+            let possible = self.cluster_policies.candidates_anywhere(&pod.1.labels);
+            let possible = possible.filter_map(|policy| Some((policy, self.cluster.cluster_policies.get(policy)?)));
+            let passes = |policy: &ClusterNetworkPolicy| {
+                rules_of(policy, direction).iter().any(|rule| rule.action == Action::Pass)
+            };
+            let may_pass = possible
+                .filter(|(_, policy)| policy.tier == Tier::Admin && passes(policy) && self.may_select(policy, pod).0)
+                .flat_map(|(name, policy)| keys(name, policy).filter(|key| key.direction == direction));
+            let Some(first) = may_pass.filter(|key| of_pod.binary_search(key).is_err()).min() else { continue };
+            of_pod.retain(|key| {
+                let is_behind = key.tier == Tier::Admin && key.direction == direction && first < *key;
+                !is_behind || !self.only_accepts(key)
+            });
+        }
+    }
+
+    fn only_accepts(&self, key: &ClusterPolicyKey) -> bool {
+        let policy = self.cluster.cluster_policies.get(&key.policy);
+        policy.is_some_and(|policy| rules_of(policy, key.direction).iter().all(|rule| rule.action == Action::Accept))
     }
 
     /// Counts the pods of ClusterNetworkPolicies, for a pod that shall be as given; those that get their first or lose their
