@@ -357,8 +357,10 @@ impl Speaker {
 
     /// Records what follows from a step of a neighbour: its deadline, and whether its summary has changed.
     fn settle(&mut self, address: IpAddr) {
-        self.note_summary(address);
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        if neighbour.has_another_summary() {
+            self.changed.insert(address);
+        }
         let deadline = neighbour.deadline();
         let before = std::mem::replace(&mut neighbour.timer, deadline);
         let silent_since = neighbour.peer.is_unanswering().then(|| neighbour.silent_since());

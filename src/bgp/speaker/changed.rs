@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::super::session::State;
 use super::{Neighbour, Speaker};
+use crate::bfd;
 
 /// State of a neighbour that is shown beside its settings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,9 +27,7 @@ impl Speaker {
 
     /// Records whether the summary of a neighbour has changed.
     pub(super) fn note_summary(&mut self, address: IpAddr) {
-        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
-        let summary = neighbour.summary();
-        if neighbour.noted.replace(summary) != Some(summary) {
+        if self.neighbours.get_mut(&address).is_some_and(|neighbour| neighbour.has_another_summary()) {
             self.changed.insert(address);
         }
     }
@@ -36,11 +35,18 @@ impl Speaker {
 
 impl Neighbour {
     pub fn summary(&self) -> Summary {
+        let watched = self.wanted.liveness;
         Summary {
             state: self.peer.state(),
             is_kept: self.peer.is_kept(),
-            path_is_up: self.watched_path_is_up(),
-            path_failures: self.path_failures(),
+            path_is_up: watched.map(|_| self.path.status.is_some_and(|status| status.state == bfd::State::Up)),
+            path_failures: watched.map(|_| self.path.failures),
         }
+    }
+
+    /// Records its summary; returns whether it is another one than before.
+    pub(super) fn has_another_summary(&mut self) -> bool {
+        let summary = self.summary();
+        self.noted.replace(summary) != Some(summary)
     }
 }

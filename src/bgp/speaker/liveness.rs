@@ -137,9 +137,12 @@ impl Speaker {
 
     /// Forgets the status of all paths: BFD has died.
     pub(super) fn forget_paths(&mut self) {
-        self.neighbours.values_mut().for_each(|neighbour| neighbour.path.status = None);
-        let addresses: Vec<IpAddr> = self.neighbours.keys().copied().collect();
-        addresses.into_iter().for_each(|address| self.note_summary(address));
+        for (address, neighbour) in &mut self.neighbours {
+            neighbour.path.status = None;
+            if neighbour.has_another_summary() {
+                self.changed.insert(*address);
+            }
+        }
     }
 
     fn path_failed(&mut self, at: Moment, address: IpAddr, is_independent: bool) {

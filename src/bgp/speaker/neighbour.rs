@@ -162,16 +162,6 @@ impl Neighbour {
         self.path.status
     }
 
-    /// Returns whether its path is up; `None` where it is not watched.
-    pub fn watched_path_is_up(&self) -> Option<bool> {
-        self.wanted.liveness.map(|_| self.path.status.is_some_and(|status| status.state == bfd::State::Up))
-    }
-
-    /// Number of failures of the path that BFD has found; `None` where it is not watched.
-    pub fn path_failures(&self) -> Option<u64> {
-        self.wanted.liveness.map(|_| self.path.failures)
-    }
-
     /// Number of ended sessions.
     pub fn flops(&self) -> u32 {
         self.flops

@@ -268,7 +268,7 @@ fn what_failed_before_a_neighbour_was_known_does_not_end_its_session() {
 
 #[test]
 fn what_was_told_of_one_session_of_bfd_is_not_said_of_another() {
-    let is_up = |bench: &Bench| bench.speaker.neighbour(address(2)).unwrap().watched_path_is_up();
+    let is_up = |bench: &Bench| bench.speaker.neighbour(address(2)).unwrap().summary().path_is_up;
     let (mut bench, _) = bench(None);
     assert_eq!(is_up(&bench), Some(true));
     let mut farther = watched(2);
