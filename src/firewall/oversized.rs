@@ -211,14 +211,9 @@ impl std::iter::Sum for Combined {
 
 /// Returns whether the peers are more different sets of addresses than are taken.
 fn has_many_sets<'a>(rules: impl Iterator<Item = &'a PolicyRule> + Clone) -> bool {
-    let selectors = rules.clone().flat_map(|rule| match &rule.peers {
-        Peers::Of(peers) => &**peers,
-        Peers::Any => &[],
-    });
-    let selectors = selectors.filter(|peer| matches!(peer, Peer::Pods { .. }));
+    let selectors = rules.clone().flat_map(named_peers).filter(|peer| matches!(peer, Peer::Pods { .. }));
     let with_blocks = rules.filter(|rule| has_blocks(rule));
-    let at_most = selectors.clone().map(drop).chain(with_blocks.clone().map(drop));
-    if at_most.count() <= MOST_SETS {
+    if selectors.clone().count() + with_blocks.clone().count() <= MOST_SETS {
         return false;
     }
     let selectors: HashSet<&Peer> = selectors.collect();
@@ -235,7 +230,6 @@ fn peers(rule: &PolicyRule) -> usize {
 
 /// Returns the number of values, blocks and exceptions that the peers of a rule list.
 fn listed(rule: &PolicyRule) -> usize {
-    let Peers::Of(all) = &rule.peers else { return 0 };
     let of_peer = |peer: &Peer| match peer {
         Peer::Block { except, .. } => 1 + except.len(),
         Peer::Pods { namespaces: Namespaces::Own, pods } => values(pods),
@@ -243,7 +237,7 @@ fn listed(rule: &PolicyRule) -> usize {
         // How many these are follows from the cluster.
         Peer::Nodes(_) => 0,
     };
-    all.iter().map(of_peer).sum()
+    named_peers(rule).iter().map(of_peer).sum()
 }
 
 fn values(selector: &Selector) -> usize {
@@ -259,12 +253,16 @@ fn has_blocks(rule: &PolicyRule) -> bool {
     written(rule).next().is_some()
 }
 
-fn written(rule: &PolicyRule) -> impl Iterator<Item = (IpNet, &[IpNet])> {
-    let peers = match &rule.peers {
-        Peers::Of(peers) => &**peers,
+/// Returns the peers that a rule names.
+fn named_peers(rule: &PolicyRule) -> &[Peer] {
+    match &rule.peers {
+        Peers::Of(peers) => peers,
         Peers::Any => &[],
-    };
-    peers.iter().filter_map(|peer| match peer {
+    }
+}
+
+fn written(rule: &PolicyRule) -> impl Iterator<Item = (IpNet, &[IpNet])> {
+    named_peers(rule).iter().filter_map(|peer| match peer {
         Peer::Block { cidr, except } => Some((*cidr, &**except)),
         Peer::Pods { .. } | Peer::Nodes(_) => None,
     })

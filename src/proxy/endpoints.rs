@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use crate::kernel::ipvs::{Destination, Forwarding};
-use crate::model::{Endpoints, Listed, ServicePort, Use};
+use crate::model::{EndpointPort, EndpointSlice, Endpoints, Listed, ServicePort, Use};
 use crate::net::Family;
 
 use super::local_node::LocalNode;
@@ -71,7 +71,7 @@ pub fn on_node(endpoints: &Endpoints, port: &ServicePort, family: Family, node: 
     let mut found = Vec::new();
     for slice in endpoints.slices.values().filter(|slice| slice.family == family) {
         let here: Vec<Listed<'_>> = slice.endpoints.listed().filter(|it| is_here(it, family, node)).collect();
-        let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        let numbers = numbers(slice, port);
         found.extend(numbers.flat_map(|number| here.iter().map(move |it| SocketAddr::new(it.address, number.port))));
     }
     found.sort_unstable();
@@ -106,9 +106,14 @@ pub fn of_port<'a>(
     family: Family,
 ) -> impl Iterator<Item = (u16, Listed<'a>)> {
     endpoints.slices.values().filter(move |slice| slice.family == family).flat_map(move |slice| {
-        let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        let numbers = numbers(slice, port);
         numbers.flat_map(|number| slice.endpoints.listed().map(|endpoint| (number.port, endpoint)))
     })
+}
+
+/// Returns the numbers that one port has in a slice.
+pub fn numbers<'a>(slice: &'a EndpointSlice, port: &'a ServicePort) -> impl Iterator<Item = &'a EndpointPort> {
+    slice.ports.iter().filter(|number| number.name == port.name && number.protocol == port.protocol)
 }
 
 fn is_within(endpoint: Listed<'_>, reach: Reach<'_>) -> bool {
@@ -123,7 +128,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
+    use crate::model::{Conditions, Endpoint, Hints};
     use crate::net::Protocol;
 
     const READY: Conditions = Conditions::READY;

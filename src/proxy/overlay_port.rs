@@ -11,6 +11,8 @@ use crate::config::{Backend, ProxyConfig};
 use crate::model::{EndpointSlice, Endpoints, ServicePort};
 use crate::net::Protocol;
 
+use super::endpoints::numbers;
+
 /// Returns whether endpoints at this port get nothing, because tunnels between nodes end at it and nothing else keeps others' packets from them.
 pub fn is_it(config: &ProxyConfig, protocol: Protocol, port: u16) -> bool {
     config.vxlan_port == Some(port) && protocol == Protocol::Udp && config.backend == Backend::Iptables
@@ -21,10 +23,8 @@ pub fn without<'a>(endpoints: &'a Endpoints, port: &ServicePort, config: &ProxyC
     if config.vxlan_port.is_none() || port.protocol != Protocol::Udp {
         return Cow::Borrowed(endpoints);
     }
-    let leads_there = |slice: &Arc<EndpointSlice>| {
-        let mut numbers = slice.ports.iter().filter(|one| one.name == port.name && one.protocol == port.protocol);
-        numbers.any(|number| is_it(config, number.protocol, number.port))
-    };
+    let leads_there =
+        |slice: &Arc<EndpointSlice>| numbers(slice, port).any(|number| is_it(config, number.protocol, number.port));
     if !endpoints.slices.values().any(leads_there) {
         return Cow::Borrowed(endpoints);
     }

@@ -151,9 +151,9 @@ impl Plan {
     }
 
     /// Returns the directions in which a policy selects a pod; sorted.
-    fn turned_to<'a>(
+    fn turned_to(
         &self,
-        (name, policy): (&'a CompactString, &'a Arc<ClusterNetworkPolicy>),
+        (name, policy): (&CompactString, &Arc<ClusterNetworkPolicy>),
         pod: (&ObjectName, &Pod),
     ) -> Vec<ClusterPolicyKey> {
         let (is_subject, is_certain) = self.may_select(policy, pod);
