@@ -22,7 +22,7 @@ use sluice::firewall::rules::Direction;
 use sluice::firewall::verdict::{Packet, Traffic};
 use sluice::model::{
     Action, ClusterNetworkPolicy, ClusterRule, Labels, Namespaces, NetworkPolicy, ObjectName, Operator, Peer, Peers,
-    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Requirement, Selector, Tier, World,
+    Pod, PolicyPort, PolicyRule, PortMatch, Ports, Selector, Tier, World,
 };
 use sluice::net::Protocol;
 
@@ -235,18 +235,20 @@ fn is_for_any(world: &World, rule: &ClusterRule, packet: &Packet, direction: Dir
     })
 }
 
-/// Whether the labels of a Namespace that is not known may make the policy one for the pod.
+/// The label that every Namespace has, with its own name.
+const NAME: &str = "kubernetes.io/metadata.name";
+
+/// Whether the policy may be one for the pod, as far as the labels of its Namespace are known.
 fn may_be_subject(world: &World, policy: &ClusterNetworkPolicy, (name, pod): (&ObjectName, &Pod)) -> bool {
-    let is_known = world.cluster.namespaces.get(&name.namespace).is_some();
-    let mut by_name = policy.subject.namespaces.requirements.iter();
-    let fits = |one: &Requirement| {
-        one.key != "kubernetes.io/metadata.name"
-            || selected(
-                &[one.clone()].into_iter().collect(),
-                &[(one.key.as_str(), name.namespace.as_str())].into_iter().collect(),
-            )
+    let namespaces = &policy.subject.namespaces;
+    let is_namespace = match world.cluster.namespaces.get(&name.namespace) {
+        Some(namespace) => selected(namespaces, &namespace.labels),
+        None => {
+            let by_name = namespaces.requirements.iter().filter(|one| one.key == NAME).cloned().collect();
+            selected(&by_name, &[(NAME, name.namespace.as_str())].into_iter().collect())
+        }
     };
-    !is_known && by_name.all(fits) && selected(&policy.subject.pods, &pod.labels)
+    is_namespace && selected(&policy.subject.pods, &pod.labels)
 }
 
 /// Of a Namespace that is not known yet only the label is known that every Namespace has. Where another one decides, the policy is
@@ -257,18 +259,10 @@ fn is_subject(
     (name, pod): (&ObjectName, &Pod),
     direction: Direction,
 ) -> bool {
-    const NAME: &str = "kubernetes.io/metadata.name";
-    let namespaces = &policy.subject.namespaces;
-    let is_namespace = match world.cluster.namespaces.get(&name.namespace) {
-        Some(namespace) => selected(namespaces, &namespace.labels),
-        None => {
-            let by_name = namespaces.requirements.iter().filter(|one| one.key == NAME).cloned().collect();
-            let denies = cluster_rules(policy, direction).iter().any(|rule| rule.action == Action::Deny);
-            selected(&by_name, &[(NAME, name.namespace.as_str())].into_iter().collect())
-                && (denies || namespaces.requirements.iter().all(|one| one.key == NAME))
-        }
-    };
-    is_namespace && selected(&policy.subject.pods, &pod.labels)
+    let is_certain = world.cluster.namespaces.get(&name.namespace).is_some()
+        || policy.subject.namespaces.requirements.iter().all(|one| one.key == NAME);
+    let denies = || cluster_rules(policy, direction).iter().any(|rule| rule.action == Action::Deny);
+    may_be_subject(world, policy, (name, pod)) && (is_certain || denies())
 }
 
 fn cluster_rules(policy: &ClusterNetworkPolicy, direction: Direction) -> &[ClusterRule] {

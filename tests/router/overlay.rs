@@ -14,13 +14,22 @@ use sluice::kernel::wireguard::Wireguard;
 use sluice::model::Authority;
 use sluice::net::Family;
 use sluice::reconcile::Moment;
-use sluice::router::apply::{Leave, Mirrors};
+use sluice::router::apply::{Kernel, Leave, Mirrors};
 use sluice::router::names::is_vxlan;
 use sluice::router::overlay_guard::{guarded_ports, guarded_ports_of_table};
 use sluice::router::plan::Plan;
 
 use crate::cluster::{Cluster, prefix};
 use crate::support::memory::{MemoryKernel, Object, State};
+
+/// Takes rounds that are so far apart that everything is tried again.
+fn rounds_apart<K: Kernel>(mirrors: &mut Mirrors<K>, plan: &Plan, now: &mut Instant) {
+    let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
+    for _ in 0..4 {
+        mirrors.round(plan.desired(), plan.routes(), leave, Moment { now: *now, jitter: 0 });
+        *now += Duration::from_secs(600);
+    }
+}
 
 /// Somebody's device has the number and the port of ours, for minutes.
 #[test]
@@ -99,13 +108,9 @@ fn a_device_whose_guard_cannot_be_written_is_not_made_and_one_that_stands_withou
         kernel.with(|machine| machine.broken = Some(Family::V6));
         let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
         mirrors.mark(&changed);
-        let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
         let mut now = Instant::now();
         let mut told = || {
-            for _ in 0..4 {
-                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
-                now += Duration::from_secs(600);
-            }
+            rounds_apart(&mut mirrors, &plan, &mut now);
             mirrors.unguarded(plan.desired()).iter().map(ToString::to_string).collect::<Vec<String>>()
         };
         let outcome = if is_there { "takes packets of everybody" } else { "is not made" };
@@ -264,13 +269,9 @@ fn a_device_that_is_there_filters_loosely_only_once_it_has_an_address() {
         });
         let mut mirrors = Mirrors::new(kernel.router_targets_of(config.backend));
         mirrors.mark(&changed);
-        let leave = Leave { authority: Authority::Complete, routes_are_complete: true };
         let mut now = Instant::now();
         let mut rounds = || {
-            for _ in 0..4 {
-                mirrors.round(plan.desired(), plan.routes(), leave, Moment { now, jitter: 0 });
-                now += Duration::from_secs(600);
-            }
+            rounds_apart(&mut mirrors, &plan, &mut now);
             let value = |setting: &Setting| kernel.with(|machine| machine.state.settings.get(setting).cloned());
             loose.iter().map(|(name, setting)| (name.0.to_string(), value(setting))).collect::<BTreeMap<_, _>>()
         };
