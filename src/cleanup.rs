@@ -242,7 +242,7 @@ impl<K: proxy::apply::Kernel> Removable for proxy::apply::Mirrors<K> {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        proxy::apply::Mirrors::remove_abandoned(self)
+        proxy::apply::Mirrors::remove_abandoned(self).unwrap_or_default()
     }
 
     fn kinds(&self) -> Vec<&dyn Reflection> {
@@ -274,7 +274,7 @@ impl<K: router::apply::Kernel> Removable for router::apply::Mirrors<K> {
     }
 
     fn remove_abandoned(&mut self) -> Vec<String> {
-        router::apply::Mirrors::remove_abandoned(self)
+        router::apply::Mirrors::remove_abandoned(self).unwrap_or_default()
     }
 
     fn kinds(&self) -> Vec<&dyn Reflection> {

@@ -66,13 +66,12 @@ pub trait Backend {
     /// Returns whether Services are known as far as they ever will be. While they are not, what an earlier run refuses of them stays.
     fn knows_services(&self) -> bool;
 
-    /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed.
-    fn remove_abandoned(&mut self) -> Vec<String>;
+    /// Returns whether something is there that earlier runs left with another packet filter. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool;
 
-    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
-    fn removal_goes_on(&self) -> bool {
-        false
-    }
+    /// Removes objects of earlier runs from where they no longer belong. Returns why something could not be removed; `None` after a part of
+    /// the removal: the next one is to follow soon, and what else there is to do goes first.
+    fn remove_abandoned(&mut self) -> Option<Vec<String>>;
 
     /// Audits everything at once, to answer a user's question about the kernel's state.
     fn look_at_all(&mut self, at: Moment) -> Vec<Found>;

@@ -410,12 +410,12 @@ impl<B: Backend> Subsystem for Driver<B> {
         self.backend.knows_services() && self.mirrors().replaces_abandoned()
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        self.backend.remove_abandoned()
+    fn has_abandoned(&mut self) -> bool {
+        self.backend.has_abandoned()
     }
 
-    fn removal_goes_on(&self) -> bool {
-        self.backend.removal_goes_on()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.backend.remove_abandoned()
     }
 
     fn count(&mut self, round: RoundDurations, steps: u64, times: &Times) {

@@ -101,15 +101,15 @@ pub trait Kernel {
     /// The kernel did not list it.
     fn marked_by_other_backend(&mut self) -> Result<MarkedElsewhere, Error>;
 
-    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
-    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
-    /// something could not be removed.
-    fn remove_abandoned(&mut self) -> Vec<String>;
-
-    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
-    fn removal_goes_on(&self) -> bool {
+    /// Returns whether something of ours is where it no longer belongs: [`remove_abandoned`](Kernel::remove_abandoned) says where. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool {
         false
     }
+
+    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
+    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
+    /// something could not be removed; `None` after a part of the removal: the next one is to follow soon, and what else there is to do goes first.
+    fn remove_abandoned(&mut self) -> Option<Vec<String>>;
 }
 
 /// A kind of kernel objects without a mark of their own: the owner has to say which are ours.
@@ -359,15 +359,15 @@ impl<K: Kernel> Mirrors<K> {
         is_filtering && self.virtuals.seen().is_some_and(are_ours)
     }
 
+    pub fn has_abandoned(&mut self) -> bool {
+        self.kernel.has_abandoned()
+    }
+
     /// Removes objects of earlier runs from where they no longer belong.
-    pub fn remove_abandoned(&mut self) -> Vec<String> {
+    pub fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         // What was marked there and is ours is marked here too.
         self.marked_elsewhere = Some(MarkedElsewhere::default());
         self.kernel.remove_abandoned()
-    }
-
-    pub fn removal_goes_on(&self) -> bool {
-        self.kernel.removal_goes_on()
     }
 
     /// Returns the last seen virtual services; reads them where they are not known. `None` while they cannot be read.

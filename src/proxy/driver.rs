@@ -390,16 +390,16 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.has_replaced_abandoned(self.plan.desired())
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn has_abandoned(&mut self) -> bool {
+        self.mirrors.has_abandoned()
+    }
+
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         let errors = self.mirrors.remove_abandoned();
-        if errors.is_empty() && !self.mirrors.removal_goes_on() {
+        if errors.as_ref().is_some_and(Vec::is_empty) {
             self.plan.keep_marks(false);
         }
         errors
-    }
-
-    fn removal_goes_on(&self) -> bool {
-        self.mirrors.removal_goes_on()
     }
 
     fn count(&mut self, round: ProxyRound, steps: u64, times: &Times) {

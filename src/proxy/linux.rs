@@ -10,8 +10,8 @@ use crate::kernel::address::Addresses;
 use crate::kernel::bridge::HairpinPorts;
 use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Programs, Table, Tables};
+use crate::kernel::iptables::abandoned::{OtherVariant, Removal};
+use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::ipvs::{
     self, Connections, Counted, Destination, Observed, RefusedPart, ServiceKey, Services, Timeouts,
 };
@@ -22,7 +22,7 @@ use crate::kernel::route::{self, Routes, TABLE_LOCAL, Through};
 use crate::kernel::rule::PolicyRules;
 use crate::kernel::sysctl::Settings;
 use crate::kernel::{Error, Name, module};
-use crate::net::{Family, PerFamily};
+use crate::net::Family;
 use crate::reconcile::{Optional, Target};
 
 use super::apply::{Connected, Kernel, Owned, Targets};
@@ -42,8 +42,7 @@ pub struct Linux {
     left: Option<OwnTable>,
     /// The removal of what a run with iptables left.
     removal: Removal,
-    /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
-    abandoned: PerFamily<Option<Programs>>,
+    other_variant: OtherVariant,
     forgetter: Forgetter,
 }
 
@@ -81,9 +80,10 @@ pub fn open_for_cleanup() -> Result<Targets<Linux>, Error> {
 fn opened(used: Option<Backend>) -> Result<(Targets<Linux>, Families), Error> {
     let uses = |backend| used.is_none_or(|used| used == backend);
     let removal = Removal::of(ownership(), with_temporary());
+    let other_variant = OtherVariant::of(&iptables::Detected::default(), ownership());
     let device = LinkName(DEVICE.into());
     let mut targets = Targets {
-        kernel: Linux { used, left: None, removal, abandoned: PerFamily::default(), forgetter: Forgetter::default() },
+        kernel: Linux { used, left: None, removal, other_variant, forgetter: Forgetter::default() },
         links: Links::open([device.clone()])?,
         settings: Settings::new([]),
         // Nobody resets the option, so that to clean up no bridge is looked at.
@@ -109,7 +109,7 @@ fn opened(used: Option<Backend>) -> Result<(Targets<Linux>, Families), Error> {
     if uses(Backend::Iptables) {
         let detected = detected();
         programs = detected.programs;
-        targets.kernel.abandoned = detected.abandoned;
+        targets.kernel.other_variant = OtherVariant::of(&detected, ownership());
         let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;
         let mut elements = Elements::open(set_names())?;
         if used.is_none() {
@@ -182,7 +182,17 @@ impl Kernel for Linux {
         }
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn has_abandoned(&mut self) -> bool {
+        match self.used {
+            Some(Backend::Nftables) => self.removal.finds_any(),
+            Some(Backend::Iptables) => {
+                nftables::has_inet_table(TABLE).unwrap_or(false) || self.other_variant.is_there()
+            }
+            None => false,
+        }
+    }
+
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         if self.used == Some(Backend::Nftables) {
             return self.removal.step();
         }
@@ -192,19 +202,8 @@ impl Kernel for Linux {
             failed.extend(remove_table());
             failed.extend(nftables::passages::remove(HostChain::Input, &COMMENTS));
         }
-        if self.abandoned != PerFamily::default() {
-            info!("Removing service proxy rules from the other iptables backend");
-            let left = iptables::abandoned::remove(self.abandoned, ownership());
-            if left.is_none() {
-                self.abandoned = PerFamily::default();
-            }
-            failed.extend(left);
-        }
-        failed
-    }
-
-    fn removal_goes_on(&self) -> bool {
-        self.removal.goes_on()
+        failed.extend(self.other_variant.remove());
+        Some(failed)
     }
 }
 

@@ -94,15 +94,15 @@ pub trait Kernel {
     /// Returns whether a run with the other backend left anything.
     fn has_other_backend(&mut self) -> bool;
 
-    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
-    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
-    /// something could not be removed.
-    fn remove_abandoned(&mut self) -> Vec<String>;
-
-    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
-    fn removal_goes_on(&self) -> bool {
+    /// Returns whether something of ours is where it no longer belongs: [`remove_abandoned`](Kernel::remove_abandoned) says where. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool {
         false
     }
+
+    /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
+    /// host has given up, and everything of the other backend. Called once their replacements are in place. Returns why
+    /// something could not be removed; `None` after a part of the removal: the next one is to follow soon, and what else there is to do goes first.
+    fn remove_abandoned(&mut self) -> Option<Vec<String>>;
 }
 
 /// Ports of which it may turn out that they are ours.
@@ -418,14 +418,14 @@ impl<K: Kernel> Mirrors<K> {
         }
     }
 
-    /// Removes objects of earlier runs from where they no longer belong.
-    pub fn remove_abandoned(&mut self) -> Vec<String> {
-        self.takes_over = Some(false);
-        self.kernel.remove_abandoned()
+    pub fn has_abandoned(&mut self) -> bool {
+        self.kernel.has_abandoned()
     }
 
-    pub fn removal_goes_on(&self) -> bool {
-        self.kernel.removal_goes_on()
+    /// Removes objects of earlier runs from where they no longer belong.
+    pub fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.takes_over = Some(false);
+        self.kernel.remove_abandoned()
     }
 
     /// Returns when the next retry of a failed step is due.

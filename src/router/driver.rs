@@ -334,12 +334,12 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.has_replaced_abandoned()
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.remove_abandoned()
+    fn has_abandoned(&mut self) -> bool {
+        self.mirrors.has_abandoned()
     }
 
-    fn removal_goes_on(&self) -> bool {
-        self.mirrors.removal_goes_on()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.mirrors.remove_abandoned()
     }
 
     fn count(&mut self, round: RouterRound, steps: u64, times: &Times) {

@@ -15,8 +15,8 @@ use tracing::{debug, info, warn};
 use crate::config::{Backend, Encapsulation, Overlay, RouterConfig};
 use crate::kernel::bridge::Bridges;
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Tables};
+use crate::kernel::iptables::abandoned::{OtherVariant, Removal};
+use crate::kernel::iptables::{self, Leftovers, Ownership, Tables};
 use crate::kernel::link::LinkName;
 use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
@@ -47,8 +47,7 @@ pub use wireguard::KeyedDevices;
 pub struct Linux {
     /// The backend that is used; `None` for both.
     used: Option<Backend>,
-    /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
-    abandoned: Families,
+    other_variant: OtherVariant,
     lookup: Lookup,
     answers_by: AnswersBy,
     /// The removal of what a run with iptables left.
@@ -133,9 +132,10 @@ fn opened(
     let left = Ownership { leftovers: Leftovers::RouterEgress, ..ownership() };
     let removal = Removal::of(left, with_temporary());
     let answers_by = if used == Some(Backend::Nftables) { answers_by() } else { AnswersBy::State };
+    let other_variant = OtherVariant::of(&iptables::Detected::default(), ownership());
     let uses = |backend| used.is_none_or(|used| used == backend);
     let mut targets = Targets {
-        kernel: Linux { used, abandoned: Families::default(), lookup: Lookup::open()?, answers_by, removal },
+        kernel: Linux { used, other_variant, lookup: Lookup::open()?, answers_by, removal },
         settings: Settings::new([]),
         bridges: Bridges::open(LinkName(BRIDGE.into()), compares_mtu)?,
         sets: Optional::unused("sets"),
@@ -164,7 +164,7 @@ fn opened(
         for reason in &detected.disabled {
             warn!(%reason, "No iptables rules for this address family");
         }
-        targets.kernel.abandoned = detected.abandoned;
+        targets.kernel.other_variant = OtherVariant::of(&detected, ownership());
         let mut sets = Sets::open(with_temporary(), SetName(TEMPORARY_SET.into()))?;
         let mut elements = Elements::open(names())?;
         if used.is_none() {
@@ -267,10 +267,6 @@ impl Kernel for Linux {
         self.answers_by
     }
 
-    fn removal_goes_on(&self) -> bool {
-        self.removal.goes_on()
-    }
-
     fn has_other_backend(&mut self) -> bool {
         match self.used {
             // Unknown counts as false, as for the sets.
@@ -283,7 +279,15 @@ impl Kernel for Linux {
         }
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn has_abandoned(&mut self) -> bool {
+        match self.used {
+            Some(Backend::Nftables) => self.removal.finds_any(),
+            Some(Backend::Iptables) => self.has_other_backend() || self.other_variant.is_there(),
+            None => false,
+        }
+    }
+
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         if self.used == Some(Backend::Nftables) {
             return self.removal.step();
         }
@@ -293,15 +297,8 @@ impl Kernel for Linux {
             failed.extend(nftables::passages::remove(HostChain::Forward, &COMMENTS));
             failed.extend(remove_table());
         }
-        if self.abandoned != Families::default() {
-            info!("Removing router rules from the other iptables backend");
-            let left = iptables::abandoned::remove(self.abandoned, ownership());
-            if left.is_none() {
-                self.abandoned = Families::default();
-            }
-            failed.extend(left);
-        }
-        failed
+        failed.extend(self.other_variant.remove());
+        Some(failed)
     }
 }
 

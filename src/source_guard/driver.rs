@@ -385,8 +385,8 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        Vec::new()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        Some(Vec::new())
     }
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}

@@ -226,22 +226,32 @@ impl<S: Subsystem> Loop<S> {
         if !self.abandoned.is_due(now) {
             return;
         }
+        // What is known of the cluster goes first.
+        if self.authority != Authority::Nothing {
+            let was_there = self.abandoned.is_there();
+            self.abandoned.look(|| self.subsystem.has_abandoned());
+            if self.abandoned.is_there() && !was_there {
+                info!("Rules of an earlier run with another packet filter are there");
+            }
+        }
         if self.authority != Authority::Complete || !self.subsystem.replaces_abandoned() {
-            self.abandoned.postpone(now);
+            return self.abandoned.postpone(now);
+        }
+        // A look has found nothing.
+        if !self.abandoned.is_due(now) {
             return;
         }
-        let failed_before = !self.abandoned.errors().is_empty();
-        let errors = self.subsystem.remove_abandoned();
-        if self.subsystem.removal_goes_on() {
+        let was_there = self.abandoned.is_there();
+        let Some(errors) = self.subsystem.remove_abandoned() else {
             return self.abandoned.goes_on(Instant::now() + BETWEEN_PORTIONS);
-        }
+        };
         if self.abandoned.tried(errors, Instant::now()) {
             for error in self.abandoned.errors() {
                 warn!(%error, "Removing rules of an earlier run with another packet filter failed; retrying");
             }
-            if failed_before && self.abandoned.errors().is_empty() {
-                info!("Rules of an earlier run with another packet filter are removed");
-            }
+        }
+        if was_there && self.abandoned.errors().is_empty() {
+            info!("Rules of an earlier run with another packet filter are removed");
         }
     }
 
@@ -263,6 +273,7 @@ impl<S: Subsystem> Loop<S> {
         self.next_audit = at.now + BETWEEN_PORTIONS;
         if finished {
             self.subsystem.audited(at);
+            self.abandoned.look_again(|| self.subsystem.has_abandoned());
             self.leftovers.worked_on_all(at.now);
             debug!(found = self.audit_found, "Audit finished");
             self.audit_found = 0;

@@ -119,14 +119,15 @@ pub trait Subsystem {
         self.mirrors().replaces_abandoned()
     }
 
-    /// Removes what earlier runs left where it no longer belongs; called when what replaces it is in place, and again while
-    /// something remains. Returns why something could not be removed.
-    fn remove_abandoned(&mut self) -> Vec<String>;
-
-    /// Returns whether that was a part of the removal alone, and the next part is to follow: inputs and changes go first.
-    fn removal_goes_on(&self) -> bool {
+    /// Returns whether something is there that earlier runs left with another packet filter. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool {
         false
     }
+
+    /// Removes what earlier runs left where it no longer belongs; called when what replaces it is in place, and again while
+    /// something remains. Returns why something could not be removed; `None` where that was a part of the removal alone, and the
+    /// next part is to follow: inputs and changes go first.
+    fn remove_abandoned(&mut self) -> Option<Vec<String>>;
 
     /// Counts and logs the result of a round of `steps` steps.
     fn count(&mut self, round: Self::Round, steps: u64, times: &Times);

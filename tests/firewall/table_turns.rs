@@ -99,8 +99,8 @@ impl Kernel for Recorded {
     type Frames = FrameTable;
     type Table = Recorder;
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        Vec::new()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        Some(Vec::new())
     }
 }
 

@@ -242,9 +242,9 @@ impl Kernel for Tables {
     type Frames = Optional<Frames>;
     type Table = Machine;
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         self.0.with(|machine| machine.abandoned_removed += 1);
-        Vec::new()
+        Some(Vec::new())
     }
 }
 

@@ -68,6 +68,11 @@ pub trait Kernel {
         Vec::new()
     }
 
+    /// Returns whether something of ours is where it no longer belongs. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool {
+        false
+    }
+
     /// Removes objects of ours from where they no longer belong: rules in the tables of the iptables variant that the
     /// host has given up. Called once their replacements are in place. Returns why something could not be removed.
     fn remove_abandoned(&mut self) -> Vec<String>;
@@ -299,6 +304,10 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether the kernel has IPv6 and takes rules for it.
     pub fn filters_ipv6(&self) -> bool {
         self.kernel.filters_ipv6()
+    }
+
+    pub fn has_abandoned(&mut self) -> bool {
+        self.kernel.has_abandoned()
     }
 
     /// Removes objects of earlier runs from where they no longer belong.

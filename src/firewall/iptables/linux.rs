@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::kernel::ipset::{Elements, SetName, Sets};
-use crate::kernel::iptables::abandoned::Removal;
+use crate::kernel::iptables::abandoned::{OtherVariant, Removal};
 use crate::kernel::iptables::{
     self, Detected, Families, Flavour, Leftovers, Ownership, Refusal, Table, Tables, Timing,
 };
@@ -26,7 +26,7 @@ use super::{dispatch, overlay};
 /// Kernel of the network namespace in which it was opened.
 pub struct Linux {
     /// Programs of the iptables variant that the host no longer uses, where its tables still hold rules of ours.
-    abandoned: Families,
+    other_variant: OtherVariant,
     filters_ipv6: bool,
     others: ChainsOfOthers,
 }
@@ -80,9 +80,9 @@ fn of_detected(detected: Detected, frames: FrameTables) -> Result<(Targets<Linux
     for reason in &detected.disabled {
         warn!(%reason, "No iptables rules for this address family");
     }
-    let (programs, abandoned) = (detected.programs, detected.abandoned);
+    let (programs, other_variant) = (detected.programs, OtherVariant::of(&detected, ownership()));
     let filters_ipv6 = iptables::kernel_has_ipv6() && detected.printed.v6.is_some();
-    let kernel = Linux { abandoned, filters_ipv6, others: ChainsOfOthers::default() };
+    let kernel = Linux { other_variant, filters_ipv6, others: ChainsOfOthers::default() };
     Ok((targets(Tables::detected(detected, ownership()), kernel, frames)?, programs))
 }
 
@@ -92,7 +92,8 @@ fn of_detected(detected: Detected, frames: FrameTables) -> Result<(Targets<Linux
 /// As [`open`].
 pub fn open_with(programs: Families) -> Result<Targets<Linux>, Error> {
     let filters_ipv6 = iptables::kernel_has_ipv6() && programs.v6.is_some();
-    let kernel = Linux { abandoned: Families::default(), filters_ipv6, others: ChainsOfOthers::default() };
+    let other_variant = OtherVariant::of(&Detected::default(), ownership());
+    let kernel = Linux { other_variant, filters_ipv6, others: ChainsOfOthers::default() };
     targets(Tables::new(programs, ownership()), kernel, frames::linux::open()?)
 }
 
@@ -124,18 +125,18 @@ impl Kernel for Linux {
         self.others.notes(|chain| !opens(chain))
     }
 
+    fn has_abandoned(&mut self) -> bool {
+        let mut socket = Socket::open(Bus::Netfilter);
+        let of_kube_router = socket.as_mut().is_ok_and(|socket| nftables::has_any(socket, &KUBE_ROUTERS_TABLES));
+        of_kube_router
+            || nftables::has_inet_table(super::super::nftables::names::TABLE).unwrap_or(false)
+            || self.other_variant.is_there()
+    }
+
     fn remove_abandoned(&mut self) -> Vec<String> {
         let mut left = remove_kube_routers_tables();
         left.extend(super::super::nftables::linux::remove());
-        if self.abandoned == Families::default() {
-            return left;
-        }
-        info!("Removing network policy rules from the other iptables backend");
-        let failed = iptables::abandoned::remove(self.abandoned, ownership());
-        if failed.is_none() {
-            self.abandoned = Families::default();
-        }
-        left.extend(failed);
+        left.extend(self.other_variant.remove());
         left
     }
 }

@@ -147,8 +147,12 @@ impl<K: Kernel> Backend for Iptables<K> {
         self.lowering.desired().unsure.is_none()
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.remove_abandoned()
+    fn has_abandoned(&mut self) -> bool {
+        self.mirrors.has_abandoned()
+    }
+
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        Some(self.mirrors.remove_abandoned())
     }
 
     fn look_at_all(&mut self, at: Moment) -> Vec<Found> {

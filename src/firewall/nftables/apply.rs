@@ -44,14 +44,14 @@ pub trait Kernel {
         Vec::new()
     }
 
-    /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
-    /// not be removed.
-    fn remove_abandoned(&mut self) -> Vec<String>;
-
-    /// Returns whether it was a part of the removal, and the next one is to follow soon: what else there is to do goes first.
-    fn removal_goes_on(&self) -> bool {
+    /// Returns whether something is there that the iptables backend or kube-router left. What cannot be read is not.
+    fn has_abandoned(&mut self) -> bool {
         false
     }
+
+    /// Removes what the iptables backend left. Called once its replacement is in place. Returns why something could
+    /// not be removed; `None` after a part of the removal: the next one is to follow soon, and what else there is to do goes first.
+    fn remove_abandoned(&mut self) -> Option<Vec<String>>;
 }
 
 /// A table that reports which objects of a refused transaction were at fault.
@@ -312,13 +312,13 @@ impl<K: Kernel> Mirrors<K> {
         Kept::of(&seen, desired, authority)
     }
 
-    /// Removes objects of earlier runs from where they no longer belong.
-    pub fn remove_abandoned(&mut self) -> Vec<String> {
-        self.kernel.remove_abandoned()
+    pub fn has_abandoned(&mut self) -> bool {
+        self.kernel.has_abandoned()
     }
 
-    pub fn removal_goes_on(&self) -> bool {
-        self.kernel.removal_goes_on()
+    /// Removes objects of earlier runs from where they no longer belong.
+    pub fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.kernel.remove_abandoned()
     }
 
     /// Audits everything at once, to answer a user's question about the kernel's state.

@@ -56,12 +56,12 @@ impl Kernel for Linux {
         self.others.notes(|_| true)
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        self.removal.step()
+    fn has_abandoned(&mut self) -> bool {
+        self.removal.finds_any()
     }
 
-    fn removal_goes_on(&self) -> bool {
-        self.removal.goes_on()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.removal.step()
     }
 }
 

@@ -143,12 +143,12 @@ impl<K: Kernel> Backend for Nftables<K> {
         self.lowering.desired().unsure.is_none()
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
-        self.mirrors.remove_abandoned()
+    fn has_abandoned(&mut self) -> bool {
+        self.mirrors.has_abandoned()
     }
 
-    fn removal_goes_on(&self) -> bool {
-        self.mirrors.removal_goes_on()
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
+        self.mirrors.remove_abandoned()
     }
 
     fn look_at_all(&mut self, at: Moment) -> Vec<Found> {

@@ -3,6 +3,11 @@
 use super::Ipset;
 use crate::kernel::Name;
 
+/// Returns whether there is a set with one of these names. What the kernel does not list is not there.
+pub fn is_there(ipset: &mut Ipset, names: &[Name]) -> bool {
+    ipset.names().is_ok_and(|sets| sets.iter().any(|set| names.iter().any(|name| name.matches(&set.0))))
+}
+
 /// Removes the sets with these names, and their elements; returns why one could not be removed. Rules that name them must have gone. A
 /// kernel without ipset has none.
 pub fn remove(ipset: &mut Ipset, names: &[Name]) -> Option<String> {

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables};
+use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables, left_beside, legacy_chains};
 use super::rule::{IpProtocol, Mark, SetSides, Side};
-use super::{Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
+use super::{Detected, Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
 use crate::kernel::ipset::{self, Ipset};
 use crate::kernel::netlink::Socket;
 use crate::kernel::nftables::host_chains::{self, HostTable};
@@ -25,6 +25,43 @@ pub fn remove(programs: Families, ownership: Ownership) -> Option<String> {
     let mut mirror = Mirror::new(Tables::new(programs, ownership));
     mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
     mirror.trouble().map(|trouble| trouble.error.clone())
+}
+
+/// Rules of ours in the tables of the variant that a host with iptables does not use.
+#[derive(Debug)]
+pub struct OtherVariant {
+    ownership: Ownership,
+    /// The programs that are in use.
+    used: Families,
+    /// The programs of the other variant, of families in whose tables there is something, or why that is not known; `None` where it is to be looked for.
+    left: Option<Result<Families, String>>,
+}
+
+impl OtherVariant {
+    /// As detected; of a host where nothing was, there is none.
+    pub fn of(detected: &Detected, ownership: Ownership) -> OtherVariant {
+        OtherVariant { ownership, used: detected.programs, left: Some(Ok(detected.abandoned)) }
+    }
+
+    /// Returns whether there is anything, or may be: what was detected, and after its removal what is there by then, because an agent that still runs
+    /// may have put its rules back.
+    pub fn is_there(&mut self) -> bool {
+        let left = self.left.get_or_insert_with(|| left_beside(self.used, &self.ownership));
+        *left != Ok(Families::default())
+    }
+
+    /// Removes what is there. Returns why something could not be removed, or may remain.
+    pub fn remove(&mut self) -> Option<String> {
+        let left = match self.left.take().unwrap_or_else(|| left_beside(self.used, &self.ownership)) {
+            Ok(left) if left == Families::default() => return None,
+            Ok(left) => left,
+            Err(error) => return Some(error),
+        };
+        info!("Removing rules of ours from the tables of the other variant of iptables");
+        let failed = remove(left, self.ownership.clone());
+        self.left = failed.is_some().then_some(Ok(left));
+        failed
+    }
 }
 
 /// Removes everything of ours from the tables of both variants, sets of ours, and tables of others that go with them, part by part: each starts one or two
@@ -72,26 +109,44 @@ impl Removal {
         Removal { tables, ..self }
     }
 
-    /// Does the next part. Behind the last one it returns why something could not be removed; the next call begins anew then.
-    pub fn step(&mut self) -> Vec<String> {
-        if self.ipset.is_none() {
-            match Ipset::open() {
-                Ok(ipset) => self.ipset = Some(ipset),
-                // Such a kernel has nothing of all this but, perhaps, legacy tables.
-                Err(error) if error.is_unsupported() => {}
-                Err(error) => return vec![error.to_string()],
-            }
+    /// Does the next part. Behind the last one it returns why something could not be removed, and the next call begins anew; `None` before.
+    pub fn step(&mut self) -> Option<Vec<String>> {
+        if let Err(error) = self.open() {
+            return Some(vec![error.to_string()]);
         }
         match self.parts.pop_front() {
             None => self.begin(),
             Some(part) => self.perform(part),
         }
-        if self.goes_on() { Vec::new() } else { std::mem::take(&mut self.failed) }
+        self.parts.is_empty().then(|| std::mem::take(&mut self.failed))
     }
 
-    /// Returns whether an attempt has begun and is not complete.
-    pub fn goes_on(&self) -> bool {
-        !self.parts.is_empty()
+    /// Returns whether there are chains of ours, sets of ours, or tables of others that go with them. What the kernel does not say is not there. Rules that
+    /// kube-router left in chains of the host are not looked for: without its sets they are few, and all others there would have to be read.
+    pub fn finds_any(&mut self) -> bool {
+        // What cannot be opened is told by the removal.
+        let _ = self.open();
+        let Removal { ownership, sets, tables, ipset, .. } = self;
+        let is_ours = |chain: &String| ownership.chains.iter().any(|(_, name)| name.matches(chain));
+        let is_in_nf_tables = |ipset: &mut Ipset| {
+            let owns = |table: &str, chain: &str| ownership.owns_in(table, chain);
+            let has = |family| host_chains::has_chain(ipset.socket(), family, owns).unwrap_or(false);
+            let has_chain = Family::BOTH.into_iter().any(has);
+            has_chain || ipset::abandoned::is_there(ipset, sets) || nftables::has_any(ipset.socket(), tables)
+        };
+        ipset.as_mut().is_some_and(is_in_nf_tables) || legacy_chains().iter().any(is_ours)
+    }
+
+    /// Opens the socket, where that is not done and the kernel has such sockets. Another kernel has nothing of all this but, perhaps, legacy tables.
+    fn open(&mut self) -> Result<(), Error> {
+        if self.ipset.is_none() {
+            match Ipset::open() {
+                Ok(ipset) => self.ipset = Some(ipset),
+                Err(error) if error.is_unsupported() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn perform(&mut self, part: Part) {

@@ -106,15 +106,16 @@ pub fn used_without_loading(is_there: bool) -> Option<Flavour> {
 
 /// Returns the names of the chains in tables of legacy iptables, of both families; none where no installed program reads them.
 pub fn legacy_chains() -> BTreeSet<String> {
-    let legacy = Programs { flavour: Flavour::Legacy, plain: false };
-    let families = Family::BOTH.into_iter().filter(|family| has_legacy_tables_of(*family));
-    let call = |family| run(Call { program: legacy.of(family).0, arguments: &[], input: b"", limit: LIMIT });
-    let printed: Vec<String> = families.filter_map(|family| call(family).ok()).collect();
+    if !has_legacy_tables() {
+        return BTreeSet::new();
+    }
+    let [printed] = print_all([Programs { flavour: Flavour::Legacy, plain: false }]);
     let chain = |line| match line {
         Line::Chain { name, .. } => Some(name.to_owned()),
         _ => None,
     };
-    printed.iter().flat_map(|text| lines(text)).filter_map(chain).collect()
+    let texts = printed.iter().filter_map(|(_, text)| text.as_deref().ok());
+    texts.flat_map(lines).filter_map(chain).collect()
 }
 
 /// Tries whether the kernel takes a table from any program that is installed, and changes no rule. For legacy programs, which are tried
@@ -196,12 +197,42 @@ pub fn detect(ours: &Ownership) -> Detected {
         }
     }
     if let Some((other, printed)) = other {
-        for (family, printed) in printed.iter() {
-            let left = printed.as_ref().is_ok_and(|text| holds_ours(text, ours));
-            *detected.abandoned.of_mut(family) = left.then_some(other);
-        }
+        detected.abandoned =
+            PerFamily::from_fn(|family| holding_ours(printed, family, other, ours).unwrap_or_default());
     }
     detected
+}
+
+/// Returns the programs of the variant that is not in use, of the families in whose tables it has chains of ours now.
+///
+/// # Errors
+/// Its programs are installed and do not tell.
+pub(super) fn left_beside(
+    used: PerFamily<Option<Programs>>,
+    ours: &Ownership,
+) -> Result<PerFamily<Option<Programs>>, String> {
+    let other = match used.iter().find_map(|(_, programs)| *programs) {
+        Some(Programs { flavour: Flavour::NfTables, plain: false }) if has_legacy_tables() => Flavour::Legacy,
+        Some(Programs { flavour: Flavour::Legacy, plain: false }) => Flavour::NfTables,
+        // Of one variant alone there is no other.
+        _ => return Ok(PerFamily::default()),
+    };
+    let other = Programs { flavour: other, plain: false };
+    let [printed] = print_all([other]);
+    let [v4, v6] = Family::BOTH.map(|family| holding_ours(&printed, family, other, ours));
+    Ok(PerFamily { v4: v4?, v6: v6? })
+}
+
+/// Returns these programs if there are chains of ours in the tables of a family, as they printed them.
+///
+/// # Errors
+/// They are installed and did not print it, or not so that it can be read.
+fn holding_ours(printed: &Printed, family: Family, by: Programs, ours: &Ownership) -> Result<Option<Programs>, String> {
+    match printed.of(family) {
+        Ok(text) => Ok(holds_ours(text, ours)?.then_some(by)),
+        Err(Fault::Missing) => Ok(None),
+        Err(fault) => Err(fault.clone().of("list rules", "", by.of(family).0).to_string()),
+    }
 }
 
 /// Decides by the findings and the flavour of plain `iptables`; `None` where neither flavour works.
@@ -237,9 +268,9 @@ fn seen(printed: &Printed) -> Seen {
     seen
 }
 
-fn holds_ours(text: &str, ours: &Ownership) -> bool {
-    parse(text)
-        .is_ok_and(|saved| saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
+fn holds_ours(text: &str, ours: &Ownership) -> Result<bool, String> {
+    let saved = parse(text)?;
+    Ok(saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
 }
 
 /// Returns why a family is disabled. A program that fails is used all the same: its errors are retried and

@@ -276,6 +276,11 @@ pub fn remove<'a>(socket: &mut Socket, tables: &[Table<'a>]) -> Result<Vec<Table
     Ok(removed)
 }
 
+/// Returns whether one of these tables exists in the network namespace of the socket. What the kernel does not say does not.
+pub fn has_any(socket: &mut Socket, tables: &[Table<'_>]) -> bool {
+    tables.iter().any(|table| exists(socket, *table).unwrap_or(false))
+}
+
 /// Returns whether there is a table of the family `inet` with this name. Makes nothing and needs nothing of the kernel: one without
 /// nf_tables or netfilter sockets has none.
 ///

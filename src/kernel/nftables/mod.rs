@@ -39,7 +39,7 @@ mod wire;
 
 pub use self::chain_names::{ChainNames, chain_names};
 pub use self::counters::CounterReader;
-pub use self::foreign::{Table, has_inet_table, remove};
+pub use self::foreign::{Table, has_any, has_inet_table, remove};
 pub use self::object::{Base, BaseKind, Chain, Content, Fields, Hook, Key, Kind, Name, Object, SetSpec};
 pub use self::plan::{Transaction, transactions};
 pub use self::probe::{Feature, Missing, probe, probe_arp, probe_bridge, probe_inet};

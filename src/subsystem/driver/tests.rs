@@ -35,6 +35,8 @@ struct Yard {
     reads: BTreeMap<&'static str, usize>,
     /// How often it was asked to remove what earlier runs left elsewhere.
     abandoned_removed: u32,
+    /// An earlier run with another packet filter left something.
+    has_abandoned: bool,
     /// Parts done of the next removal, and the turn of each of all that were done.
     abandoned_parts: u32,
     parts_at: Vec<u32>,
@@ -226,20 +228,24 @@ impl Subsystem for Signposts {
         }
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn has_abandoned(&mut self) -> bool {
+        self.mirrors.kernel.borrow().has_abandoned
+    }
+
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         let mut yard = self.mirrors.kernel.borrow_mut();
         yard.abandoned_parts = (yard.abandoned_parts + 1) % PARTS;
         let turn = yard.turns;
         yard.parts_at.push(turn);
         if yard.abandoned_parts > 0 {
-            return Vec::new();
+            return None;
         }
         yard.abandoned_removed += 1;
-        if yard.abandoned_removed <= yard.abandoned_stays { vec!["a fence in use".to_owned()] } else { Vec::new() }
-    }
-
-    fn removal_goes_on(&self) -> bool {
-        self.mirrors.kernel.borrow().abandoned_parts > 0
+        Some(if yard.abandoned_removed <= yard.abandoned_stays {
+            vec!["a fence in use".to_owned()]
+        } else {
+            Vec::new()
+        })
     }
 
     fn count(&mut self, (): (), _steps: u64, _times: &Times) {}
@@ -416,6 +422,25 @@ fn each_world_reaches_the_kernel_growing_forward_and_shrinking_backward() {
         scene.until("b alone", |yard| yard.has(&["b"], &["b"])).await;
         scene.until("what earlier runs left is removed", |yard| yard.abandoned_removed == 1).await;
         assert_eq!(scene.take_acts(), "-signs a, -posts a");
+    });
+}
+
+#[test]
+fn what_an_earlier_run_left_is_told_while_not_all_is_known_and_then_removed() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().has_abandoned = true;
+        scene.publish(Authority::Partial, &["a"]);
+        scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
+        let told =
+            |scene: &Scene| scene.health.unready(Instant::now()).iter().any(|why| why.text.contains("judge packets"));
+        assert!(told(scene));
+        scene.publish(Authority::Partial, &["a", "b"]);
+        scene.until("all of b", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        assert!(told(scene) && scene.yard.borrow().abandoned_removed == 0);
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until("what earlier runs left is removed", |yard| yard.abandoned_removed == 1).await;
+        scene.until_ready().await;
+        assert!(!told(scene));
     });
 }
 

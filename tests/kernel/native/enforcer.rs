@@ -152,11 +152,17 @@ impl Enforcer {
         match self.backend() {
             Either::Iptables(both) => both.1.remove_abandoned(),
             Either::Nftables(both) => loop {
-                let failed = both.0.remove_abandoned();
-                if !both.0.removal_goes_on() {
+                if let Some(failed) = both.0.remove_abandoned() {
                     return failed;
                 }
             },
+        }
+    }
+
+    pub fn has_abandoned(&mut self) -> bool {
+        match self.backend() {
+            Either::Iptables(both) => both.1.has_abandoned(),
+            Either::Nftables(both) => both.0.has_abandoned(),
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use sluice::config::{FirewallConfig, ServiceRanges};
 use sluice::firewall::iptables::apply::IptablesRound;
 use sluice::firewall::iptables::desired::Desired;
+use sluice::firewall::nftables::names::TABLE;
 use sluice::firewall::plan::Plan;
 use sluice::firewall::rules::RuleSet;
 use sluice::firewall::verdict::{Packet, Traffic, verdict};
@@ -569,7 +570,14 @@ fn changes_over(machine: &mut Machine, to: Filter, default_deny: bool) {
             std::thread::sleep(Duration::from_millis(100));
             assert!(machine.restart_with(to) > 0);
             std::thread::sleep(Duration::from_millis(100));
-            assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
+            for puts_back in [true, false] {
+                assert!(machine.enforcer.has_abandoned(), "{from:?} to {to:?}");
+                assert_eq!(machine.enforcer.remove_abandoned(), Vec::<String>::new());
+                assert!(!machine.enforcer.has_abandoned(), "{from:?} to {to:?}");
+                if puts_back {
+                    an_agent_that_still_runs_puts_back(from);
+                }
+            }
             std::thread::sleep(Duration::from_millis(100));
         }));
     });
@@ -590,6 +598,23 @@ fn changes_over(machine: &mut Machine, to: Filter, default_deny: bool) {
         machine.check_paths("with another packet filter");
     }
     assert_eq!(machine.restart(), 0, "{to:?}");
+}
+
+/// An agent that runs with this packet filter beside its successor repairs some of what that one has removed.
+fn an_agent_that_still_runs_puts_back(from: Filter) {
+    let Filter::Iptables(flavour) = from else { return drop(shell(&format!("nft add table inet {TABLE}"))) };
+    let flavour = if flavour == Flavour::Legacy { "legacy" } else { "nft" };
+    shell(
+        "ipset create KUBE-DST-JEB2RTBKBRKVDVXX hash:ip && ipset create inet6:KUBE-DST-JEB2RTBKBRKVDVXX hash:ip family inet6",
+    );
+    for (program, set) in [("iptables", "KUBE-DST-JEB2RTBKBRKVDVXX"), ("ip6tables", "inet6:KUBE-DST-JEB2RTBKBRKVDVXX")]
+    {
+        let program = format!("{program}-{flavour}");
+        shell(&format!(
+            "{program} -N KUBE-ROUTER-FORWARD && {program} -A FORWARD -j KUBE-ROUTER-FORWARD && \
+             {program} -A KUBE-ROUTER-FORWARD -m set --match-set {set} dst -j ACCEPT"
+        ));
+    }
 }
 
 /// Messages of nf_tables.

@@ -673,12 +673,8 @@ impl nftables::apply::Kernel for Mortal<nftables::linux::Linux> {
     type Frames = FrameTable;
     type Table = Mortal<OwnTable>;
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         self.inner.remove_abandoned()
-    }
-
-    fn removal_goes_on(&self) -> bool {
-        self.inner.removal_goes_on()
     }
 }
 

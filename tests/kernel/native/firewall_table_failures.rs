@@ -154,7 +154,7 @@ impl Kernel for WithSpoilt {
     type Frames = FrameTable;
     type Table = Spoilt;
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         self.0.remove_abandoned()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use sluice::kernel::Name;
+use sluice::kernel::iptables::abandoned::OtherVariant;
 use sluice::kernel::iptables::{Flavour, Leftovers, Ownership, Piece, Programs, Rules, Table, Tables, detect};
 use sluice::net::{Family, PerFamily};
 use sluice::proxy::local_node::LocalNode;
@@ -354,10 +355,17 @@ fn the_hosts_flavour_is_found_by_the_kubelets_hint_and_the_other_ones_leftovers_
             assert_eq!(after.abandoned, PerFamily { v4: Some(Programs { flavour: other, plain: false }), v6: None });
             assert_eq!(after.disabled, [""; 0]);
 
-            let mut left = Mirror::new(Tables::new(after.abandoned, ours()));
-            left.shrink(&Pieces::new(), moment());
-            assert_eq!(left.steps_done(), 1);
-            assert_eq!(detect(&ours()).abandoned, PerFamily::default());
+            let mut left = OtherVariant::of(&after, ours());
+            // An agent that still runs puts its rules back.
+            for puts_back in [Some(Family::V6), Some(Family::V4), None] {
+                assert!(left.is_there());
+                assert_eq!(left.remove(), None);
+                assert_eq!(detect(&ours()).abandoned, PerFamily::default());
+                if let Some(family) = puts_back {
+                    run(&program(other, family, &format!(" -t nat -N {SNAT}")));
+                }
+            }
+            assert!(!left.is_there() && left.remove().is_none());
         });
     }
 }

@@ -336,7 +336,7 @@ impl Kernel for MemoryKernel {
     }
 
     /// Memory has one flavour of iptables, so only what the other backend left goes: first the rules.
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         self.with(|machine| {
             machine.abandoned_removed += 1;
             match machine.backend {
@@ -353,7 +353,7 @@ impl Kernel for MemoryKernel {
                 None => {}
             }
         });
-        Vec::new()
+        Some(Vec::new())
     }
 }
 

@@ -484,7 +484,7 @@ impl Kernel for MemoryKernel {
         })
     }
 
-    fn remove_abandoned(&mut self) -> Vec<String> {
+    fn remove_abandoned(&mut self) -> Option<Vec<String>> {
         self.with(|machine| match machine.router_backend {
             Some(Backend::Nftables) => {
                 machine.lose_all::<RuleRows>(is_our_piece);
@@ -497,6 +497,6 @@ impl Kernel for MemoryKernel {
             }
             None => {}
         });
-        Vec::new()
+        Some(Vec::new())
     }
 }
