@@ -169,7 +169,7 @@ impl Config {
             proxy.overlay_overhead = PerFamily::from_fn(|family| overlay.overhead(family));
         }
         // Also where another process of this node is the router.
-        proxy.vxlan_port = router.overlay.and_then(Overlay::vxlan).map(|network| network.port);
+        proxy.overlay_ports = router.overlay.map_or_else(Vec::new, Overlay::open_ports);
         let cni_socket = cni_socket(flags, mistakes);
         if cni_socket.is_some() && flags.run_router {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);

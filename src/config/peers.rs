@@ -21,6 +21,17 @@ pub(super) fn peers(flags: &Flags, bfd: Bfd, has_passwords_file: bool, mistakes:
     let asns: Vec<u64> = flags.peer_router_asns.iter().flat_map(|list| list.0.iter().copied()).collect();
     let ports: Vec<u64> = flags.peer_router_ports.iter().flat_map(|list| list.0.iter().copied()).collect();
     let passwords: Vec<&String> = flags.peer_router_passwords.iter().flat_map(|list| &list.0).collect();
+    for address in &addresses {
+        match address {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => mistakes.add(format!(
+                "--peer-router-ips must not have {address}, which means nothing without a link; name that by --peer-router-interfaces."
+            )),
+            _ if address.is_unspecified() || address.is_multicast() => {
+                mistakes.add(format!("--peer-router-ips must be addresses of routers; {address} is none."));
+            }
+            _ => {}
+        }
+    }
     let count = addresses.len();
     if asns.len() != count {
         mistakes.add(format!(

@@ -51,8 +51,8 @@ pub struct ProxyConfig {
     pub tunnel_mode: bool,
     /// The largest number of bytes that the router's overlay adds to a packet between nodes, by any kind of tunnels; 0 where this program runs none.
     pub overlay_overhead: PerFamily<u32>,
-    /// The UDP port at which the router's overlay takes packets from whoever sends them (`vxlan`); `None` where it has no such tunnels.
-    pub vxlan_port: Option<u16>,
+    /// The UDP ports of the router's overlay at which the kernel takes packets from whoever sends them (`vxlan`, `fou`).
+    pub overlay_ports: Vec<u16>,
 }
 
 /// The longest IPVS timeout in seconds: the kernel counts it in ticks, up to 1000 in a second, as an `int`.
@@ -97,7 +97,7 @@ impl ProxyConfig {
             service_node_port_range: node_port_range(&flags.service_node_port_range, mistakes),
             tunnel_mode: false,
             overlay_overhead: PerFamily::default(),
-            vxlan_port: None,
+            overlay_ports: Vec::new(),
         }
     }
 }

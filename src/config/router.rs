@@ -124,6 +124,12 @@ impl Overlay {
         self.kinds().find_map(Encapsulation::vxlan)
     }
 
+    /// Returns the UDP ports at which the kernel takes packets from whoever sends them.
+    pub fn open_ports(self) -> Vec<u16> {
+        let vxlan = self.vxlan().map(|network| network.port);
+        self.gue_port().into_iter().chain(vxlan).collect()
+    }
+
     /// Returns how packets are decrypted, where encrypted ones are received.
     pub fn wireguard(self) -> Option<Encryption> {
         self.kinds().find_map(Encapsulation::wireguard)

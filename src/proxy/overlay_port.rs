@@ -1,6 +1,6 @@
 //! No Service leads into the tunnels between nodes.
 //!
-//! A device of `vxlan` takes packets from whoever sends to its port (`router::overlay_guard`). With nftables, rules judge what comes behind IPVS. With iptables none can: the last chain that may drop what
+//! A device of `vxlan` takes packets from whoever sends to its port, and so does the port of `fou` (`router::overlay_guard`). With nftables, rules judge what comes behind IPVS. With iptables none can: the last chain that may drop what
 //! arrives is before IPVS, where the packet still has the Service's port. So an endpoint of UDP at that port gets nothing there, whatever its address: this host has many that are listed nowhere (those of
 //! Services, the anycast address of each IPv6 network, routes of others), and IPVS delivers at each of them.
 
@@ -15,12 +15,12 @@ use super::endpoints::numbers;
 
 /// Returns whether endpoints at this port get nothing, because tunnels between nodes end at it and nothing else keeps others' packets from them.
 pub fn is_it(config: &ProxyConfig, protocol: Protocol, port: u16) -> bool {
-    config.vxlan_port == Some(port) && protocol == Protocol::Udp && config.backend == Backend::Iptables
+    config.overlay_ports.contains(&port) && protocol == Protocol::Udp && config.backend == Backend::Iptables
 }
 
 /// Returns the endpoints for one port of a Service: without those at such a port.
 pub fn without<'a>(endpoints: &'a Endpoints, port: &ServicePort, config: &ProxyConfig) -> Cow<'a, Endpoints> {
-    if config.vxlan_port.is_none() || port.protocol != Protocol::Udp {
+    if config.overlay_ports.is_empty() || port.protocol != Protocol::Udp {
         return Cow::Borrowed(endpoints);
     }
     let leads_there =

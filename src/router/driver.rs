@@ -31,7 +31,7 @@ use crate::link_neighbours::Standings;
 use crate::model::{Authority, News, Report, Table, World};
 use crate::net::PerFamily;
 use crate::observe::health::{Note, Pulse};
-use crate::reconcile::{Account, Moment, Moments};
+use crate::reconcile::{Account, Moment, Moments, Target};
 use crate::subsystem::{self, Context, FirstSync, Inputs, Standing, Subsystem, Times};
 
 use self::keys::Untold;
@@ -117,11 +117,14 @@ impl<K: Kernel> Driver<K> {
     pub fn new(
         config: Arc<RouterConfig>,
         families: PerFamily<bool>,
-        targets: Targets<K>,
+        mut targets: Targets<K>,
         context: RouterContext,
     ) -> Driver<K> {
         let now = Instant::now();
-        let mut plan = Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by());
+        // What cannot be read now is read again before anything is changed; names follow the order of the nodes then.
+        let found = targets.tunnels.read().unwrap_or_default();
+        let mut plan =
+            Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by()).with_tunnels(found);
         let mut passwords = PasswordFiles::new(&config);
         // Before the first World: a speaker that starts without its neighbours would not wait for them.
         if let Some(read) = passwords.look(&BTreeSet::new()) {

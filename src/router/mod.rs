@@ -41,6 +41,7 @@ pub mod rivals;
 pub mod reachable;
 pub mod mtu;
 pub mod node_sets;
+pub mod tunnel_names;
 pub mod pod_egress;
 pub mod forward;
 pub mod overlay_guard;

@@ -49,18 +49,20 @@ pub const CHAIN_PODS: &str = "KUBE-ROUTER-PODS";
 pub const CHAIN_OVERLAY_PODS: &str = "KUBE-ROUTER-OVERLAY-PODS";
 pub const CHAIN_OVERLAY_IN: &str = "KUBE-ROUTER-OVERLAY-IN";
 pub const CHAIN_OVERLAY_OUT: &str = "KUBE-ROUTER-OVERLAY-OUT";
-/// Those of tunnels of `fou`, where the kernel compares the sender.
+/// Those of tunnels of `fou`.
 pub const CHAIN_FOU_PODS: &str = "KUBE-ROUTER-FOU-PODS";
+pub const CHAIN_FOU_IN: &str = "KUBE-ROUTER-FOU-IN";
 pub const CHAIN_FOU_OUT: &str = "KUBE-ROUTER-FOU-OUT";
 
 /// All our chains of iptables, with their tables.
-pub const CHAINS: [(Table, &str); 7] = [
+pub const CHAINS: [(Table, &str); 8] = [
     (Table::Filter, CHAIN_PODS),
     (Table::Nat, CHAIN_EGRESS),
     (Table::Mangle, CHAIN_OVERLAY_PODS),
     (Table::Mangle, CHAIN_OVERLAY_IN),
     (Table::Mangle, CHAIN_OVERLAY_OUT),
     (Table::Mangle, CHAIN_FOU_PODS),
+    (Table::Mangle, CHAIN_FOU_IN),
     (Table::Mangle, CHAIN_FOU_OUT),
 ];
 

@@ -23,9 +23,10 @@ use crate::packed::BlockMap;
 use super::claims::Claims;
 use super::identity::Identity;
 use super::mesh::{self, Obstacle, Peering};
-use super::names::{Set, tunnel};
+use super::names::Set;
 use super::node_sets;
 use super::router_id::router_id;
+use super::tunnel_names::TunnelNames;
 
 mod claimants;
 mod keys;
@@ -40,8 +41,7 @@ pub struct Nodes {
     elements: Claims<ElementKey, CompactString, ()>,
     /// The addresses of nodes that count, each with the addresses of its node in both families.
     addresses: Claims<IpAddr, Claimant, PerFamily<Option<IpAddr>>>,
-    /// The same addresses, by the usual names of the tunnels to them.
-    by_tunnel: BTreeSet<(LinkName, IpAddr)>,
+    tunnel_names: TunnelNames,
     /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
     /// The peering addresses of all nodes, ours too.
@@ -165,7 +165,8 @@ impl Nodes {
             let claim = |part: &Part| Some((part.address_claim(name, address)?, part.both));
             let before = self.addresses.first(&address).copied();
             if self.addresses.replace(&address, claim(&old), claim(&new)) {
-                self.note_tunnel(address);
+                let is_others = !self.with_address(&address).any(|one| *one == around.own.name);
+                self.tunnel_names.note(address, is_others && self.addresses.contains(&address));
                 changed.addresses.push(address);
                 [before.as_ref(), self.addresses.first(&address)].into_iter().flatten().for_each(&mut note_ends);
             }
@@ -197,19 +198,14 @@ impl Nodes {
         changed
     }
 
-    fn note_tunnel(&mut self, address: IpAddr) {
-        let named = (tunnel(address), address);
-        match self.addresses.contains(&address) {
-            true => self.by_tunnel.insert(named),
-            false => self.by_tunnel.remove(&named),
-        };
+    /// Takes the names of the tunnels that an earlier run has left. Before the first node.
+    pub fn adopt_tunnels(&mut self, found: BTreeMap<LinkName, IpAddr>) {
+        self.tunnel_names.adopt(found);
     }
 
-    /// Returns the addresses of nodes, in order, whose tunnels would have the same name as the one to this address.
-    pub fn named_alike(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
-        let name = tunnel(address);
-        let first = (name.clone(), IpAddr::from([0; 4]));
-        self.by_tunnel.range(first..).take_while(move |(other, _)| *other == name).map(|(_, address)| *address)
+    /// Returns the name of the tunnel to a node.
+    pub fn tunnel_name(&self, address: IpAddr) -> LinkName {
+        self.tunnel_names.of(address)
     }
 
     /// Returns the addresses in both families of the node with this address, if it is not this node: the first one that is spoken with by it, else the

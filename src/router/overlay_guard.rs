@@ -2,16 +2,17 @@
 //!
 //! A device of `vxlan` compares the number of the network and the link address inside a packet, not the sender (RFC 7348 7): without
 //! these rules whoever reaches the port of a node sends packets with any source into the pods' network. A tunnel of `fou` takes packets from
-//! the other node's address alone, so what is left is that nobody gets a node's address on the way out.
+//! the other node's address alone; but what is in front of it takes any protocol that a packet names (GUE, `gue_udp_recv` in the kernel), and has it delivered on this host behind the
+//! chains of INPUT: to a port that a firewall closes, or into a device of `vxlan`.
 //!
 //! | packet to the port of tunnels | dropped |
 //! |---|---|
 //! | from the pods' bridge, whatever source it claims, to a node | where it comes in |
 //! | from no node's address to a node, leaving this host: a Service or a rule of the host may be about to masquerade it | before addresses are translated |
-//! | from no node's address, to this host; `vxlan` alone | where it arrives |
-//! | to an address of this host at which no tunnel ends; `vxlan` alone | where it arrives |
+//! | from no node's address, to this host | where it arrives |
+//! | to an address of this host at which no tunnel ends | where it arrives |
 //!
-//! In the kernel, chains in `mangle` for each kind (those of `fou` are `KUBE-ROUTER-FOU-PODS` and `-OUT`), entered for its port alone:
+//! In the kernel, chains in `mangle` for each kind (those of `fou` are `KUBE-ROUTER-FOU-PODS`, `-IN` and `-OUT`), entered for its port alone:
 //!
 //! ```text
 //! iptables -t mangle -A PREROUTING  -p udp -m udp --dport 4789 -j KUBE-ROUTER-OVERLAY-PODS
@@ -58,8 +59,8 @@ use crate::net::{Family, PortRange, Protocol};
 
 use super::identity::Identity;
 use super::names::{
-    BRIDGE, CHAIN_FOU_OUT, CHAIN_FOU_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT, CHAIN_OVERLAY_PODS, NFT_OVERLAY_IN,
-    NFT_OVERLAY_OUT, NFT_OVERLAY_PODS, NFT_OVERLAY_SENT, NFT_OVERLAY_UNTRACKED, Set,
+    BRIDGE, CHAIN_FOU_IN, CHAIN_FOU_OUT, CHAIN_FOU_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT, CHAIN_OVERLAY_PODS,
+    NFT_OVERLAY_IN, NFT_OVERLAY_OUT, NFT_OVERLAY_PODS, NFT_OVERLAY_SENT, NFT_OVERLAY_UNTRACKED, Set,
 };
 
 /// Before connection tracking.
@@ -72,6 +73,9 @@ const BEHIND_SERVICES: i32 = 101;
 /// The beginnings of the names of chains that drop packets.
 const DROPPING: [&str; 3] = [NFT_OVERLAY_PODS, NFT_OVERLAY_IN, NFT_OVERLAY_OUT];
 
+/// The chains of iptables that guard ports of `fou`.
+const FOU_CHAINS: [&str; 3] = [CHAIN_FOU_PODS, CHAIN_FOU_IN, CHAIN_FOU_OUT];
+
 const BY_PODS: &str = "tunnel packets of pods";
 const BY_OTHERS: &str = "tunnel packets of hosts that are no nodes";
 const ELSEWHERE: &str = "tunnel packets to addresses where no tunnel ends";
@@ -80,9 +84,7 @@ const BORROWED: &str = "tunnel packets that would get the address of a node";
 /// Packets of tunnels between nodes, as the packet filter tells them from others.
 #[derive(Clone, Copy, Debug)]
 enum Carrier {
-    /// The kernel compares the sender.
     Fou(Fou),
-    /// It does not.
     Vxlan(VxlanNetwork),
 }
 
@@ -104,7 +106,7 @@ impl Carrier {
         }
     }
 
-    /// Returns the number of the network (VNI), where the kernel does not compare the sender.
+    /// Returns the number of the network (VNI), where packets have one.
     fn number(self) -> Option<u32> {
         match self {
             Carrier::Fou(_) => None,
@@ -128,7 +130,7 @@ impl Carrier {
 
 /// Returns whether a piece of iptables is part of this.
 pub fn is_piece(piece: &Piece) -> bool {
-    [CHAIN_FOU_PODS, CHAIN_FOU_OUT].contains(&chain_of(piece)) || guards_vxlan(piece)
+    FOU_CHAINS.contains(&chain_of(piece)) || guards_vxlan(piece)
 }
 
 /// Returns whether a piece of iptables guards a device of `vxlan`.
@@ -184,7 +186,7 @@ pub fn guarded_ports_of_table(table: &BTreeMap<Object, Content>) -> BTreeSet<u16
 
 /// Returns those of these pieces that guard the port of `fou`, each for these ports as well, the former ones of tunnels that have another one now.
 pub fn guarding_also(ports: &BTreeSet<u16>, wanted: &BTreeMap<Piece, Rules>) -> BTreeMap<Piece, Rules> {
-    let is_of_fou = |piece: &Piece| [CHAIN_FOU_PODS, CHAIN_FOU_OUT].contains(&chain_of(piece));
+    let is_of_fou = |piece: &Piece| FOU_CHAINS.contains(&chain_of(piece));
     let is_entry = |piece: &Piece| matches!(piece, Piece::Jump { .. }) && is_of_fou(piece);
     let at_port = |rule: &Rule, port: u16| {
         let matches = rule.matches().iter().map(|one| match one {
@@ -204,8 +206,7 @@ pub fn guarding_also(ports: &BTreeSet<u16>, wanted: &BTreeMap<Piece, Rules>) -> 
 /// Like [`guarding_also`], of the chains of our table of nf_tables.
 pub fn guarding_also_in_table(ports: &BTreeSet<u16>, wanted: &BTreeMap<Object, Content>) -> BTreeMap<Object, Content> {
     let any = Carrier::Fou(Fou { port: 0 });
-    let names =
-        Family::BOTH.into_iter().flat_map(|family| [NFT_OVERLAY_PODS, NFT_OVERLAY_OUT].map(|of| any.chain(of, family)));
+    let names = Family::BOTH.into_iter().flat_map(|family| DROPPING.map(|of| any.chain(of, family)));
     let at_port = |rule: &nftables::Rule, port: u16| {
         let matches = rule.matches().iter().map(|one| match one {
             nftables::Match::DestinationPort { protocol, .. } => {
@@ -246,16 +247,15 @@ fn rules_of(carrier: Carrier, family: Family, local: IpNet) -> BTreeMap<Piece, R
     let borrowed = drop(borrowed.into(), BORROWED);
     let elsewhere = vec![Match::Destination { range: local, negated: true }];
     let arriving = vec![drop(vec![is_node(Side::Source, true)], BY_OTHERS), drop(elsewhere, ELSEWHERE)];
-    let chains = match carrier {
-        Carrier::Fou(_) => {
-            vec![("PREROUTING", CHAIN_FOU_PODS, vec![by_pods]), ("POSTROUTING", CHAIN_FOU_OUT, vec![borrowed])]
-        }
-        Carrier::Vxlan(_) => vec![
-            ("PREROUTING", CHAIN_OVERLAY_PODS, vec![by_pods]),
-            ("POSTROUTING", CHAIN_OVERLAY_OUT, vec![borrowed]),
-            ("INPUT", CHAIN_OVERLAY_IN, arriving),
-        ],
+    let [of_pods, of_arriving, of_leaving] = match carrier {
+        Carrier::Fou(_) => FOU_CHAINS,
+        Carrier::Vxlan(_) => [CHAIN_OVERLAY_PODS, CHAIN_OVERLAY_IN, CHAIN_OVERLAY_OUT],
     };
+    let chains = [
+        ("PREROUTING", of_pods, vec![by_pods]),
+        ("POSTROUTING", of_leaving, vec![borrowed]),
+        ("INPUT", of_arriving, arriving),
+    ];
     let (protocol, table) = (Protocol::Udp, Table::Mangle);
     let to_port = [
         Match::Protocol(IpProtocol::Transport(protocol)),
@@ -280,10 +280,10 @@ pub fn table_chains(own: &Identity, overlay: Overlay, families: &[Family]) -> BT
 fn chains_of(carrier: Carrier, end: (Family, IpAddr)) -> Vec<(Object, Content)> {
     let mut chains = vec![
         (NFT_OVERLAY_PODS, Hook::Prerouting, MANGLE, by_pods(carrier, end)),
+        (NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, arriving(carrier, end)),
         (NFT_OVERLAY_OUT, Hook::Postrouting, MANGLE, borrowed(carrier, end)),
     ];
     if carrier.number().is_some() {
-        chains.push((NFT_OVERLAY_IN, Hook::Input, BEHIND_SERVICES, arriving(carrier, end)));
         // Packets of `fou` have been tracked for long: a host's own firewall may let them in by their state.
         chains.push((NFT_OVERLAY_UNTRACKED, Hook::Prerouting, RAW, untracked(carrier, end)));
         chains.push((NFT_OVERLAY_SENT, Hook::Output, RAW, sent(carrier, end)));

@@ -3,7 +3,7 @@
 //! Inputs are the World ([`Plan::update`]), the routes learned by the speaker ([`Plan::learn`]) and the passwords in
 //! files ([`Plan::set_passwords`], [`Plan::set_file_passwords`]). Every Node and every Service has a part; a change recomputes the parts that it
 //! affects. A change of our own node recomputes all of them. After any history the plan equals the one computed at once
-//! from the newest inputs; `tests/properties.rs` verifies that with random histories.
+//! from the newest inputs and the tunnels that there are (`tunnel_names`); `tests/properties.rs` verifies that with random histories.
 //!
 //! Nothing is desired of an unknown kind of objects (`model::Authority::Nothing`): a half-known cluster would look like
 //! one without nodes. No speaker runs before nodes and Services are known ([`Plan::go_without_services`]): its first announcements count as all.
@@ -20,6 +20,8 @@ use crate::bgp::rib::RouteChange;
 use crate::bgp::session::Local;
 use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{RouterConfig, ServiceRanges};
+use crate::kernel::link::LinkName;
+use crate::kernel::tunnel::Tunnel;
 use crate::link_neighbours::Standings;
 use crate::model::{Endpoints, ObjectName, OnLink, World};
 use crate::net::{Family, Password, PerFamily};
@@ -157,6 +159,12 @@ impl Plan {
     /// The same, with another way by which the host's own chain knows answers. To be called before the first World.
     pub fn with_answers_by(self, answers_by: AnswersBy) -> Plan {
         Plan { answers_by, ..self }
+    }
+
+    /// Gives tunnels the names that they have in the kernel.
+    pub fn with_tunnels(mut self, found: BTreeMap<LinkName, Tunnel>) -> Plan {
+        self.nodes.adopt_tunnels(found.into_iter().map(|(name, tunnel)| (name, tunnel.remote)).collect());
+        self
     }
 
     pub fn desired(&self) -> &Desired {
@@ -324,7 +332,6 @@ impl Plan {
             }
             news.ends.into_iter().for_each(|end| self.routes.look_again(end));
             for address in news.addresses {
-                self.nodes.named_alike(address).for_each(|alike| self.routes.look_again(alike));
                 self.routes.look_again(address);
                 self.given_otherwise.insert(Family::host_prefix(address));
                 self.put_announcement(Family::host_prefix(address), changed);

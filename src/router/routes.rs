@@ -66,7 +66,7 @@ mod ways;
 pub use protection::Protection;
 pub use walls::{wall, wall_before_node};
 pub use ways::NoWay;
-use ways::{Way, name, parameters, remote, through, way_now, ways};
+use ways::{Way, parameters, remote, through, way_now, ways};
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -76,8 +76,8 @@ pub struct Place<'a> {
     pub on_link: &'a [OnLink],
     /// Returns the addresses in both families of the node that has this one; `None` for an address of no other node.
     pub node: &'a dyn Fn(IpAddr) -> Option<PerFamily<Option<IpAddr>>>,
-    /// Returns the first address of other nodes whose tunnel would have the same name as the one to this address.
-    pub first_alike: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
+    /// Returns the name of the tunnel to the node with this address.
+    pub tunnel_name: &'a dyn Fn(IpAddr) -> LinkName,
     /// Returns the InternalIP of the node at this address, in its family, which is another address of that node and of no other one; `None` where pods
     /// have no business there.
     pub internal: &'a dyn Fn(IpAddr) -> Option<IpAddr>,
@@ -408,7 +408,7 @@ impl Routes {
 
     /// Updates the device of the tunnel to a node.
     fn put_device(&mut self, remote: IpAddr, is_used: bool, place: Place<'_>, changed: &mut RouteTableChanges) {
-        let name = name(remote, place);
+        let name = (place.tunnel_name)(remote);
         let wanted = is_used.then(|| parameters(remote, place)).flatten();
         // The names that it does not have, or no longer has.
         let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);

@@ -191,7 +191,7 @@ fn say(peer: &str, fact: &Fact) {
             );
         }
         Fact::PathOutlived(status) => {
-            info!(peer, reason = %status.diagnostic, "BFD session is down: it was with the peer before its restart; the BGP session goes on");
+            info!(peer, reason = %status.diagnostic, "BFD session is down: it was with an earlier process of the peer; what BGP keeps of it stays");
         }
         Fact::Complete(family) => debug!(peer, %family, "End-of-RIB received"),
     }

@@ -27,6 +27,8 @@ pub struct Abandoned {
     pause: Duration,
     /// There is or was something; `None` until that was looked for.
     found: Option<bool>,
+    /// It has to wait for its replacement.
+    waits: bool,
     /// Later looks that were taken or are to come.
     looks: usize,
     /// Why something remains, after the last try.
@@ -47,7 +49,7 @@ enum Next {
 
 impl Abandoned {
     pub fn new() -> Abandoned {
-        Abandoned { next: Next::First, pause: FIRST_PAUSE, found: None, looks: 0, errors: Vec::new() }
+        Abandoned { next: Next::First, pause: FIRST_PAUSE, found: None, waits: false, looks: 0, errors: Vec::new() }
     }
 
     /// Returns whether it is time to remove it, if everything that replaces it is in place.
@@ -67,10 +69,7 @@ impl Abandoned {
     pub fn look(&mut self, is_there: impl FnOnce() -> bool) {
         match self.next {
             Next::First if self.found.is_none() => self.found = Some(is_there()),
-            Next::Look(_) if !is_there() => {
-                self.next = Next::Never;
-                self.errors.clear();
-            }
+            Next::Look(_) if !is_there() => self.next = Next::Never,
             Next::Look(due) => {
                 self.next = Next::Try(due);
                 self.found = Some(true);
@@ -83,6 +82,7 @@ impl Abandoned {
     pub fn look_again(&mut self, is_there: impl FnOnce() -> bool) {
         if self.next == Next::First && self.is_there() {
             self.found = Some(is_there());
+            self.waits &= self.is_there();
         }
     }
 
@@ -91,14 +91,15 @@ impl Abandoned {
         self.found == Some(true)
     }
 
-    /// Records that what was due has to wait for the replacement. Where somebody has put something back it is looked for anew then.
+    /// Records that what was due has to wait for the replacement.
     pub fn postpone(&mut self, now: Instant) {
         let next = now + self.pause.max(POSTPONED);
         self.next = match self.next {
             Next::First | Next::Never => self.next,
-            Next::Try(_) | Next::Look(_) if self.looks > 0 => Next::Look(next),
-            Next::Try(_) | Next::Look(_) => Next::Try(next),
+            Next::Try(_) => Next::Try(next),
+            Next::Look(_) => Next::Look(next),
         };
+        self.waits = self.is_there();
     }
 
     /// Records a part of a try; the next part is due then.
@@ -108,6 +109,7 @@ impl Abandoned {
 
     /// Records a try, with the reasons why something remains. Returns whether they are others than before.
     pub fn tried(&mut self, errors: Vec<String>, now: Instant) -> bool {
+        self.waits = false;
         if !errors.is_empty() {
             self.found = Some(true);
             self.next = Next::Try(now + self.pause);
@@ -132,7 +134,7 @@ impl Abandoned {
 
     /// Returns what remains as a trouble.
     pub fn trouble(&self) -> Option<String> {
-        if self.next == Next::First && self.is_there() {
+        if self.waits {
             return Some(WAITS.to_owned());
         }
         let reasons = self.errors.join("; ");
@@ -205,18 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_has_to_wait_removes_nothing_that_has_come_meanwhile_unseen() {
+    fn what_was_put_back_waits_for_its_replacement_as_well_and_is_told() {
         let start = Instant::now();
         let at = seconds(start);
         let mut abandoned = Abandoned::new();
         abandoned.look(|| true);
         abandoned.tried(Vec::new(), start);
-        abandoned.look(|| true);
+        assert_eq!(abandoned.trouble(), None);
         abandoned.postpone(at(20));
-        assert_eq!(abandoned.deadline(), Some(at(30)));
-        assert!(abandoned.trouble().is_none(), "nothing was said to go on");
-        abandoned.look(|| false);
-        assert!(abandoned.deadline().is_none());
+        assert!(abandoned.trouble().is_none() && abandoned.deadline() == Some(at(30)), "nothing was found yet");
+        abandoned.look(|| true);
+        abandoned.postpone(at(30));
+        assert_eq!((abandoned.trouble().as_deref(), abandoned.deadline()), (Some(WAITS), Some(at(40))));
+        abandoned.look(|| unreachable!("it is known"));
+        abandoned.tried(Vec::new(), at(40));
+        assert_eq!((abandoned.trouble(), abandoned.deadline()), (None, Some(at(100))));
     }
 
     #[test]

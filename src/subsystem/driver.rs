@@ -235,7 +235,7 @@ impl<S: Subsystem> Loop<S> {
             }
         }
         if self.authority != Authority::Complete || !self.subsystem.replaces_abandoned() {
-            return self.abandoned.postpone(now);
+            return self.abandoned.postpone(Instant::now());
         }
         // A look has found nothing.
         if !self.abandoned.is_due(now) {

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use sluice::bgp::message::Attributes;
 use sluice::bgp::rib::{Best, PeerId, RouteChange};
 use sluice::config::RouterConfig;
+use sluice::kernel::link::LinkName;
+use sluice::kernel::tunnel::Tunnel;
 use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Host, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Prepend,
     Reflection, Routing, World,
@@ -110,8 +112,8 @@ pub fn setup(random: &mut Random) -> Setup {
     Setup { config: Arc::new(config.router.expect("the router is not switched off")), families: config.families }
 }
 
-fn at_once(setup: &Setup, inputs: &Inputs) -> Plan {
-    let mut plan = Plan::new(setup.config.clone(), setup.families);
+fn at_once(setup: &Setup, inputs: &Inputs, tunnels: &BTreeMap<LinkName, Tunnel>) -> Plan {
+    let mut plan = Plan::new(setup.config.clone(), setup.families).with_tunnels(tunnels.clone());
     let mut world = generate::copied(&inputs.world);
     world.host = Arc::new((*inputs.world.host).clone());
     plan.set_passwords(inputs.passwords.clone());
@@ -282,7 +284,7 @@ fn a_routers_plan_after_any_history_equals_the_one_made_at_once() {
             let nothing: Vec<RouteChange> = held.iter().map(|one| learned(one.prefix, &[])).collect();
             plan.learn(&nothing);
             plan.learn(&held);
-            let mut fresh = at_once(&setup, &inputs);
+            let mut fresh = at_once(&setup, &inputs, plan.routes().tunnels());
             same_rows(&plan.desired().peers, &fresh.desired().peers, &history);
             same_rows(&plan.desired().announcements, &fresh.desired().announcements, &history);
             same_rows(&plan.desired().elements, &fresh.desired().elements, &history);

@@ -149,8 +149,9 @@ impl Counts {
 
 impl Agent {
     fn start(kernel: &MemoryKernel, setup: &Setup) -> Agent {
+        let tunnels = kernel.state().tunnels.into_iter().filter(|(name, _)| is_tunnel(&name.0));
         Agent {
-            plan: Plan::new(setup.config.clone(), setup.families),
+            plan: Plan::new(setup.config.clone(), setup.families).with_tunnels(tunnels.collect()),
             mirrors: Mirrors::new(kernel.router_targets_of(setup.config.backend)),
             authority: Authority::Nothing,
             routes_are_complete: false,

@@ -18,6 +18,8 @@ const FIRST_PORT: u16 = 49152;
 const PORTS: u16 = u16::MAX - FIRST_PORT;
 /// Number of ports that are tried, as some are in use.
 const TRIES: u16 = 64;
+/// So often a packet is sent where errors are told of earlier ones.
+const TRIES_TO_SEND: usize = 3;
 /// Number of packets in a row that could not be sent, from which on it is told: a neighbour that is away costs every other one.
 const UNSENT: u32 = 5;
 
@@ -110,11 +112,15 @@ impl Sender {
             None => self.socket.insert(ports.open(self.local, self.to)?),
         };
         let bytes = packet.encode();
-        let sent = match send(socket, &bytes, SendFlags::empty()) {
-            // A neighbour that did not listen to an earlier packet has refused it, which is told now, in place of sending.
-            Err(Errno::CONNREFUSED) => send(socket, &bytes, SendFlags::empty()),
-            sent => sent,
-        };
+        let mut sent = send(socket, &bytes, SendFlags::empty());
+        // What somebody said of an earlier packet by ICMP is told now, in place of sending: a neighbour that did not listen has refused it, and anybody who can send
+        // as a host can claim that packets are prohibited, or too big.
+        for _ in 1..TRIES_TO_SEND {
+            if sent.is_ok() {
+                break;
+            }
+            sent = send(socket, &bytes, SendFlags::empty());
+        }
         match sent {
             Ok(_) | Err(Errno::CONNREFUSED) => Ok(()),
             Err(errno) => Err(Error::errno("send UDP to", self.to.to_string(), errno)),

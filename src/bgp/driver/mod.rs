@@ -274,6 +274,11 @@ impl Driver {
                 () = tokio::task::yield_now(), if self.links.is_busy() => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
+            // Paths that have failed wait for nobody who asks, however often.
+            for _ in 0..AT_ONCE {
+                let Some(report) = self.liveness.next().now_or_never() else { break };
+                self.reported(report);
+            }
             for _ in 0..COMMANDS {
                 let Ok(command) = commands.try_recv() else { break };
                 self.obey(command);

@@ -68,12 +68,15 @@ impl PathState {
         self.let_go();
     }
 
-    /// Records the end of a session. What we have ended for a reason of our own, and what the neighbour resets, ends no process.
+    /// Records the end of a session. What we have ended for a reason of our own, and what the neighbour resets, refuses or corrects, ends no process.
     pub fn end(&mut self, cause: &Cause) {
         self.may_be_gone = match cause {
             Cause::Closed | Cause::Replaced => true,
             Cause::Sent(said) => said.reason == Reason::HOLD_TIMER_EXPIRED,
-            Cause::Received(said) => said.reason != Reason::RESET && said.reason != Reason::CONFIGURATION_CHANGE,
+            Cause::Received(said) => {
+                let reason = said.wrapped().map_or(said.reason, |inner| inner.reason);
+                [Reason::HOLD_TIMER_EXPIRED, Reason::SHUTDOWN, Reason::DECONFIGURED].contains(&reason)
+            }
         };
     }
 
@@ -115,7 +118,7 @@ impl Speaker {
         let has_failed = told.is_some() && status.failures > before.map_or(0, |before| before.failures);
         let is_up = status.state == bfd::State::Up;
         let comes_up = is_up && (has_failed || was != bfd::State::Up);
-        let is_outlived = neighbour.has_outlived(at.now, &status);
+        let is_outlived = neighbour.has_outlived(at.now, &status) || neighbour.is_away(&status);
         if comes_up {
             (neighbour.path.up_at, neighbour.path.is_older) = (Some(at.now), false);
         }
@@ -201,6 +204,11 @@ impl Speaker {
 }
 
 impl Neighbour {
+    /// Returns whether the neighbour's process has ended and is expected back: its BFD ends with it, which is no failure of the path.
+    fn is_away(&self, status: &Status) -> bool {
+        self.peer.session().is_none() && self.peer.stale() != PerFamily::default() && !status.independent
+    }
+
     /// Returns whether BFD that goes down now was with an earlier process of the neighbour than the session.
     fn has_outlived(&self, now: Instant, status: &Status) -> bool {
         let age = self.began().map(|began| now.saturating_duration_since(began));

@@ -294,6 +294,20 @@ fn as_numbers_are_of_the_right_kind() {
 }
 
 #[test]
+fn a_router_by_address_has_one_that_means_something_without_a_link() {
+    for (address, sentence) in [
+        (
+            "fe80::1",
+            "--peer-router-ips must not have fe80::1, which means nothing without a link; name that by --peer-router-interfaces.",
+        ),
+        ("0.0.0.0", "--peer-router-ips must be addresses of routers; 0.0.0.0 is none."),
+        ("ff02::1", "--peer-router-ips must be addresses of routers; ff02::1 is none."),
+    ] {
+        check_mistakes(&[&format!("--peer-router-ips={address}"), "--peer-router-asns=64512"], &[sentence]);
+    }
+}
+
+#[test]
 fn the_lists_about_peers_have_the_same_length() {
     let peers = ["--peer-router-ips=203.0.113.1,203.0.113.2", "--peer-router-asns=64512,64513"];
     let with = |more: &str, sentences: &[&str]| check_mistakes(&[peers[0], peers[1], more], sentences);

@@ -101,6 +101,9 @@ impl Written {
             "" => None,
             text => Some(address(text).ok_or_else(|| format!("localip {text:?} is not an address of a host"))?),
         };
+        if let Some(local) = local.filter(|local| is_link_local(*local)) {
+            return Err(format!("localip {local} means nothing without a link; name that by interface"));
+        }
         let is_of_other_family =
             |local: &IpAddr| remote.address().is_some_and(|remote| Family::from(remote) != Family::from(*local));
         if let Some(local) = local.filter(is_of_other_family) {
@@ -136,10 +139,10 @@ impl Written {
             (text, "") => {
                 let remote = address(text).ok_or_else(|| format!("{text:?} is not an address of a neighbour"))?;
                 match remote {
-                    IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+                    remote if is_link_local(remote) => {
                         Err(format!("{text} means nothing without a link; name that by interface"))
                     }
-                    _ => Ok(Remote::Address(remote)),
+                    remote => Ok(Remote::Address(remote)),
                 }
             }
             ("", name) => {
@@ -176,18 +179,41 @@ impl Written {
     }
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
 fn port(text: &str) -> Option<u16> {
     go::number(text).and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0)
 }
 
 fn from_yaml(text: &str, warnings: &mut Warnings) -> Vec<Result<Written, String>> {
-    let Ok(Some(entries)) = serde_saphyr::from_str::<Option<Vec<Value>>>(text) else {
+    let read = serde_saphyr::from_str::<Option<Vec<Value>>>(text).or_else(|_| {
+        // A slip in one peer takes no other peer away.
+        let read = serde_saphyr::from_str_with_options::<Option<Vec<Value>>>(text, tolerant());
+        if read.is_ok() {
+            warnings.odd(
+                NODE_PEERS,
+                "a key stands twice in one of its peers, of which the last counts, or a number is not finite",
+            );
+        }
+        read
+    });
+    let Ok(Some(entries)) = read else {
         if !text.trim().is_empty() {
             warnings.odd(NODE_PEERS, "it is not a YAML list of peers; it is ignored");
         }
         return Vec::new();
     };
     entries.iter().map(entry).collect()
+}
+
+/// As other readers of YAML are: of a key that stands twice the last value counts, and what is no number is judged where it stands.
+fn tolerant() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
+        non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::AsString,
+    }
 }
 
 fn entry(entry: &Value) -> Result<Written, String> {

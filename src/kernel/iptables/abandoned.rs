@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables, left_beside, legacy_chains};
+use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables, left_beside, legacy_holds};
 use super::rule::{IpProtocol, Mark, SetSides, Side};
 use super::{Detected, Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
 use crate::kernel::ipset::{self, Ipset};
@@ -33,26 +33,30 @@ pub struct OtherVariant {
     ownership: Ownership,
     /// The programs that are in use.
     used: Families,
-    /// The programs of the other variant, of families in whose tables there is something, or why that is not known; `None` where it is to be looked for.
+    /// The programs of the other variant, of families in whose tables there is something, as detected at the start.
+    detected: Option<Families>,
+    /// The same, as last looked for, or why that is not known.
     left: Option<Result<Families, String>>,
 }
 
 impl OtherVariant {
     /// As detected; of a host where nothing was, there is none.
     pub fn of(detected: &Detected, ownership: Ownership) -> OtherVariant {
-        OtherVariant { ownership, used: detected.programs, left: Some(Ok(detected.abandoned)) }
+        OtherVariant { ownership, used: detected.programs, detected: Some(detected.abandoned), left: None }
     }
 
-    /// Returns whether there is anything, or may be: what was detected, and after its removal what is there by then, because an agent that still runs
-    /// may have put its rules back.
+    /// Returns whether there is anything, or may be: what was detected, and after the first call what is there by then. An agent that still runs
+    /// may have put its rules back, or somebody has removed them.
     pub fn is_there(&mut self) -> bool {
-        let left = self.left.get_or_insert_with(|| left_beside(self.used, &self.ownership));
-        *left != Ok(Families::default())
+        let left = self.look();
+        let is_there = left != Ok(Families::default());
+        self.left = Some(left);
+        is_there
     }
 
     /// Removes what is there. Returns why something could not be removed, or may remain.
     pub fn remove(&mut self) -> Option<String> {
-        let left = match self.left.take().unwrap_or_else(|| left_beside(self.used, &self.ownership)) {
+        let left = match self.left.take().unwrap_or_else(|| self.look()) {
             Ok(left) if left == Families::default() => return None,
             Ok(left) => left,
             Err(error) => return Some(error),
@@ -61,6 +65,10 @@ impl OtherVariant {
         let failed = remove(left, self.ownership.clone());
         self.left = failed.is_some().then_some(Ok(left));
         failed
+    }
+
+    fn look(&mut self) -> Result<Families, String> {
+        self.detected.take().map_or_else(|| left_beside(self.used, &self.ownership), Ok)
     }
 }
 
@@ -127,14 +135,13 @@ impl Removal {
         // What cannot be opened is told by the removal.
         let _ = self.open();
         let Removal { ownership, sets, tables, ipset, .. } = self;
-        let is_ours = |chain: &String| ownership.chains.iter().any(|(_, name)| name.matches(chain));
         let is_in_nf_tables = |ipset: &mut Ipset| {
             let owns = |table: &str, chain: &str| ownership.owns_in(table, chain);
             let has = |family| host_chains::has_chain(ipset.socket(), family, owns).unwrap_or(false);
             let has_chain = Family::BOTH.into_iter().any(has);
             has_chain || ipset::abandoned::is_there(ipset, sets) || nftables::has_any(ipset.socket(), tables)
         };
-        ipset.as_mut().is_some_and(is_in_nf_tables) || legacy_chains().iter().any(is_ours)
+        ipset.as_mut().is_some_and(is_in_nf_tables) || legacy_holds(ownership)
     }
 
     /// Opens the socket, where that is not done and the kernel has such sockets. Another kernel has nothing of all this but, perhaps, legacy tables.

@@ -104,12 +104,23 @@ pub fn used_without_loading(is_there: bool) -> Option<Flavour> {
     if is_there || !has_legacy_tables() { used() } else { is_installed().then_some(Flavour::Legacy) }
 }
 
+/// Returns whether there are chains of ours in tables of legacy iptables; not where no installed program reads them.
+pub(super) fn legacy_holds(ours: &Ownership) -> bool {
+    let [printed] = print_legacy();
+    printed.iter().any(|(_, text)| text.as_ref().is_ok_and(|text| holds_ours(text, ours)))
+}
+
+/// What programs of legacy iptables print, where the kernel has tables of theirs.
+fn print_legacy() -> [Printed; 1] {
+    match has_legacy_tables() {
+        true => print_all([Programs { flavour: Flavour::Legacy, plain: false }]),
+        false => [PerFamily::from_fn(|_| Ok(String::new()))],
+    }
+}
+
 /// Returns the names of the chains in tables of legacy iptables, of both families; none where no installed program reads them.
 pub fn legacy_chains() -> BTreeSet<String> {
-    if !has_legacy_tables() {
-        return BTreeSet::new();
-    }
-    let [printed] = print_all([Programs { flavour: Flavour::Legacy, plain: false }]);
+    let [printed] = print_legacy();
     let chain = |line| match line {
         Line::Chain { name, .. } => Some(name.to_owned()),
         _ => None,
@@ -226,10 +237,10 @@ pub(super) fn left_beside(
 /// Returns these programs if there are chains of ours in the tables of a family, as they printed them.
 ///
 /// # Errors
-/// They are installed and did not print it, or not so that it can be read.
+/// They are installed and did not print it.
 fn holding_ours(printed: &Printed, family: Family, by: Programs, ours: &Ownership) -> Result<Option<Programs>, String> {
     match printed.of(family) {
-        Ok(text) => Ok(holds_ours(text, ours)?.then_some(by)),
+        Ok(text) => Ok(holds_ours(text, ours).then_some(by)),
         Err(Fault::Missing) => Ok(None),
         Err(fault) => Err(fault.clone().of("list rules", "", by.of(family).0).to_string()),
     }
@@ -268,9 +279,10 @@ fn seen(printed: &Printed) -> Seen {
     seen
 }
 
-fn holds_ours(text: &str, ours: &Ownership) -> Result<bool, String> {
-    let saved = parse(text)?;
-    Ok(saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
+/// Tables with what iptables cannot tell are not read: nobody could remove anything there by its programs.
+fn holds_ours(text: &str, ours: &Ownership) -> bool {
+    parse(text)
+        .is_ok_and(|saved| saved.iter().any(|(name, table)| table.chains.keys().any(|chain| ours.owns_in(name, chain))))
 }
 
 /// Returns why a family is disabled. A program that fails is used all the same: its errors are retried and

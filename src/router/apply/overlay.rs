@@ -321,6 +321,12 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Deletes a tunnel once no route uses it: the kernel would silently delete its routes.
     pub(super) fn shrink_tunnels(&mut self, desired: &Desired, learned: &Routes, at: Moment) {
+        let ways = [self.tunnels.is_settled(), self.overlay_entries.is_settled()];
+        let devices = [self.overlay_devices.is_settled(), self.wireguard_devices.is_settled()];
+        // Who uses what takes a look at all routes.
+        if ways.into_iter().chain(devices).all(|is_settled| is_settled) {
+            return;
+        }
         // A route that could not be changed or deleted may still use the tunnel that it is to leave.
         let seen = self.routes.seen().filter(|_| !self.routes.is_in_doubt());
         let used: Option<BTreeSet<&LinkName>> =

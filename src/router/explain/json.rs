@@ -72,7 +72,7 @@ fn of_neighbour(peers: &Peers, neighbour: &NeighbourState) -> Value {
         "everythingSent": neighbour.is_told,
         "reasons": why_down(neighbour),
         "bfd": neighbour.path.as_ref().map(of_path),
-        "source": source(peers.known.sources.get(&neighbour.address)),
+        "source": source(peers.known.sources.get(&neighbour.address), neighbour.address),
     })
 }
 

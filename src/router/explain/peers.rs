@@ -109,7 +109,7 @@ fn row(peers: &Peers, neighbour: &NeighbourState) -> [String; 10] {
         (counts.v4.used + counts.v6.used).to_string(),
         announced.map_or("-".to_owned(), |announced| (announced.v4 + announced.v6).to_string()),
         if neighbour.has_password { "yes" } else { "no" }.to_owned(),
-        source(peers.known.sources.get(&neighbour.address)),
+        source(peers.known.sources.get(&neighbour.address), neighbour.address),
     ]
 }
 

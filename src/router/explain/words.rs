@@ -43,10 +43,13 @@ pub fn state(state: State) -> &'static str {
     }
 }
 
-/// Returns where a neighbour comes from; one that the cluster does not want was added by an operator.
-pub fn source(source: Option<&PeerSource>) -> String {
+/// Returns where a neighbour comes from; one that the cluster does not want was added by an operator. Those that flags name by interface are the ones with link-local addresses.
+pub fn source(source: Option<&PeerSource>, address: IpAddr) -> String {
     match source {
         Some(PeerSource::Node(name)) => format!("Node {name}"),
+        Some(PeerSource::Flags) if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) => {
+            "--peer-router-interfaces".to_owned()
+        }
         Some(PeerSource::Flags) => "--peer-router-ips".to_owned(),
         Some(PeerSource::Annotation) => "annotation of this Node".to_owned(),
         None => "gobgp neighbor add".to_owned(),

@@ -136,8 +136,8 @@ impl Target for KeyedDevices {
     fn apply(&mut self, phase: Phase, steps: &[Step<'_, LinkName, Wireguard>]) -> Vec<Failure<Error>> {
         let needs_key = steps.iter().any(|step| step.want.is_some());
         if let Some(error) = needs_key.then(|| self.take_keys()).flatten() {
-            let step = steps.iter().position(|step| step.want.is_some()).unwrap_or_default();
-            return vec![Failure { step, error }];
+            // None of the steps was taken.
+            return (0..steps.len()).map(|step| Failure { step, error: error.clone() }).collect();
         }
         let failures = self.devices.apply(phase, steps);
         self.note_next();

@@ -47,10 +47,16 @@ fn with_iptables_the_port_of_vxlan_is_for_nodes_alone_in_either_family() {
 }
 
 #[test]
-fn of_fou_it_is_guarded_what_the_kernel_cannot_tell_and_of_ipip_nothing() {
+fn the_port_of_fou_takes_any_protocol_so_it_is_for_nodes_alone_and_ipip_has_none() {
     let fou = lines(&["--overlay-encap=fou"], Family::V4);
     assert!(fou.iter().all(|line| !line.contains("OVERLAY-IN")), "{fou:?}");
-    assert_eq!(fou.iter().filter(|line| line.contains("--dport 5555")).count(), 2);
+    assert_eq!(fou.iter().filter(|line| line.contains("--dport 5555")).count(), 3);
+    let arriving: Vec<&String> = fou.iter().filter(|line| line.contains("mangle KUBE-ROUTER-FOU-IN: ")).collect();
+    let refused = [
+        "-m set ! --match-set kube-router-node-ips src -m comment --comment",
+        "! -d 192.0.2.1/32 -m comment --comment",
+    ];
+    assert!(arriving.len() == 2 && arriving.iter().zip(refused).all(|(line, of)| line.contains(of)), "{fou:?}");
     assert_eq!(lines(&[], Family::V4), Vec::<String>::new());
     let own = own(Some("192.0.2.1"), None);
     assert!(table_chains(&own, overlay(&[]), &Family::BOTH).is_empty());
@@ -58,7 +64,7 @@ fn of_fou_it_is_guarded_what_the_kernel_cannot_tell_and_of_ipip_nothing() {
     let names: Vec<String> = chains.keys().map(ToString::to_string).collect();
     assert_eq!(
         names,
-        ["chain overlay_out_fou4", "chain overlay_pods_fou4"],
+        ["chain overlay_in_fou4", "chain overlay_out_fou4", "chain overlay_pods_fou4"],
         "a host's firewall may let it in by its state"
     );
 }
@@ -160,7 +166,7 @@ fn a_former_port_of_fou_is_guarded_as_it_was_beside_the_one_that_is_wanted() {
     for family in Family::BOTH {
         let (was, wanted) = (rules(&own, before, family), rules(&own, now, family));
         let also = guarding_also(&former, &wanted);
-        assert_eq!(also.len(), 2, "{also:?}");
+        assert_eq!(also.len(), 3, "{also:?}");
         for (piece, Rules(all)) in &also {
             assert_eq!(*all, [&wanted[piece].0[..], &was[piece].0[..]].concat(), "{piece}");
         }
@@ -170,7 +176,7 @@ fn a_former_port_of_fou_is_guarded_as_it_was_beside_the_one_that_is_wanted() {
     let chains = |overlay| table_chains(&own, overlay, &Family::BOTH);
     let (was, wanted) = (chains(before), chains(now));
     let also = guarding_also_in_table(&former, &wanted);
-    assert_eq!(also.len(), 4, "{also:?}");
+    assert_eq!(also.len(), 6, "{also:?}");
     let rules_of = |chains: &BTreeMap<Object, Content>, object: &Object| match &chains[object] {
         Content::Chain(chain) => (chain.base, chain.rules.clone()),
         other => panic!("{other:?}"),

@@ -33,7 +33,7 @@ impl Plan {
             config: &self.config,
             on_link: &self.on_link,
             node: &other,
-            first_alike: &|address| self.nodes.named_alike(address).find(|alike| other(*alike).is_some()),
+            tunnel_name: &|address| self.nodes.tunnel_name(address),
             internal: &|end| self.nodes.internal_beside(&self.own.name, end),
             contested: &|end| self.nodes.is_contested(end),
             protection: &|prefix, next_hop| self.protection(prefix, next_hop),

@@ -15,7 +15,7 @@ use crate::kernel::vxlan::EntryKey;
 use crate::net::Family;
 use crate::router::names::{TUNNEL_PROTOCOL, TUNNEL_TABLE, vxlan};
 
-use super::ways::{name, through};
+use super::ways::through;
 
 /// InternalIPs of nodes that are reached through the tunnel to another address of theirs.
 #[derive(Default, Debug)]
@@ -68,7 +68,7 @@ impl Routes {
             Some(Encapsulation::Vxlan(_)) => {
                 self.entries.contains_key(&EntryKey { link: vxlan(Family::from(remote)), remote })
             }
-            _ => self.tunnels.get(&name(remote, place)).is_some_and(|tunnel| tunnel.remote == remote),
+            _ => self.tunnels.get(&(place.tunnel_name)(remote)).is_some_and(|tunnel| tunnel.remote == remote),
         }
     }
 }

@@ -6,6 +6,8 @@ use crate::bgp::rib::Best;
 use crate::bgp::rib::PeerId;
 use crate::kernel::vxlan::gateway;
 use crate::router::given::{address, config, host, node, prefix};
+use crate::router::names::{other_tunnel, tunnel};
+use crate::router::tunnel_names::TunnelNames;
 
 /// A host at 192.0.2.1 and 2001:db8::1, and the nodes that it knows.
 struct Rig {
@@ -13,6 +15,7 @@ struct Rig {
     own: Identity,
     on_link: Vec<OnLink>,
     nodes: BTreeMap<IpAddr, PerFamily<Option<IpAddr>>>,
+    names: TunnelNames,
     routes: Routes,
 }
 
@@ -21,7 +24,8 @@ fn rig(words: &[&str], nodes: &[&str]) -> Rig {
     let host = host("192.0.2.1/24 2001:db8::1/64");
     let families = PerFamily { v4: true, v6: true };
     let own = Identity::new(&host, Some(&node("192.0.2.1 2001:db8::1", "")), &config, families);
-    let mut rig = Rig { config, own, on_link: host.on_link, nodes: BTreeMap::new(), routes: Routes::default() };
+    let (names, routes) = (TunnelNames::default(), Routes::default());
+    let mut rig = Rig { config, own, on_link: host.on_link, nodes: BTreeMap::new(), names, routes };
     nodes.iter().for_each(|addresses| rig.add_node(addresses));
     rig
 }
@@ -31,6 +35,7 @@ impl Rig {
         let node = node(addresses, "");
         let both = PerFamily::from_fn(|family| node.address(family));
         self.nodes.extend(node.addresses.iter().map(|one| (one.address, both)));
+        node.addresses.iter().for_each(|one| self.names.note(one.address, true));
     }
 
     fn learn(&mut self, text: &str, next_hops: &str) -> RouteTableChanges {
@@ -44,13 +49,12 @@ impl Rig {
     fn settle(&mut self) -> RouteTableChanges {
         let nodes = &self.nodes;
         let node = |address| nodes.get(&address).copied();
-        let first_alike = |address: IpAddr| nodes.keys().copied().find(|alike| tunnel(*alike) == tunnel(address));
         let place = Place {
             own: &self.own,
             config: &self.config,
             on_link: &self.on_link,
             node: &node,
-            first_alike: &first_alike,
+            tunnel_name: &|address| self.names.of(address),
             internal: &|_| None,
             contested: &|_| false,
             protection: &|_, _| Protection::None,
@@ -232,7 +236,7 @@ fn a_router_without_ipv4_passes_ipv4_on_and_never_the_reverse() {
 
 #[test]
 fn two_nodes_whose_tunnels_would_have_one_name_have_two() {
-    let mut rig = rig(&[], &["21.3.0.4", "2.13.0.4"]);
+    let mut rig = rig(&[], &["2.13.0.4", "21.3.0.4"]);
     let other = other_tunnel(address("21.3.0.4"));
     rig.learn("10.244.3.0/24", "21.3.0.4");
     assert_eq!(rig.tunnels(), [format!("{other} 192.0.2.1 21.3.0.4")], "also before there is one to the other");
@@ -246,10 +250,13 @@ fn two_nodes_whose_tunnels_would_have_one_name_have_two() {
     rig.learn("10.244.4.0/24", "");
     assert_eq!(rig.tunnels(), [format!("{other} 192.0.2.1 21.3.0.4")], "what is learned changes no names");
     rig.nodes.remove(&address("2.13.0.4"));
+    rig.names.note(address("2.13.0.4"), false);
     rig.routes.look_again(address("21.3.0.4"));
     rig.settle();
-    assert_eq!(rig.tunnels(), ["tun-8bbcaad3138 192.0.2.1 21.3.0.4"], "as if the other one had never been");
-    assert!(rig.routes().contains(&"10.244.3.0/24 dev tun-8bbcaad3138 src 192.0.2.1 proto 17".to_owned()));
+    assert_eq!(rig.tunnels(), [format!("{other} 192.0.2.1 21.3.0.4")], "nor is a tunnel renamed");
+    rig.add_node("2.1.30.4");
+    rig.learn("10.244.5.0/24", "2.1.30.4");
+    assert!(rig.tunnels().contains(&"tun-8bbcaad3138 192.0.2.1 2.1.30.4".to_owned()), "{:?}", rig.tunnels());
 }
 
 #[test]

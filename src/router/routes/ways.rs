@@ -14,7 +14,7 @@ use crate::kernel::tunnel::Tunnel;
 use crate::kernel::vxlan::gateway;
 use crate::net::{Family, PerFamily};
 use crate::router::mtu;
-use crate::router::names::{other_tunnel, tunnel, vxlan};
+use crate::router::names::vxlan;
 
 /// Reason for which there is no path to a next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -55,20 +55,13 @@ pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
             NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() }
         }
         Some(Encapsulation::Wireguard(_)) => device((place.device)(remote)),
-        _ => NextHop { link: name(remote, place), gateway: None, on_link: false },
+        _ => NextHop { link: (place.tunnel_name)(remote), gateway: None, on_link: false },
     }
 }
 
 /// Returns the next hop of packets that a device encrypts.
 pub(super) fn device(link: LinkName) -> NextHop {
     NextHop { link, gateway: None, on_link: false }
-}
-
-/// Returns the name of the tunnel to a node. Of those whose usual names are equal the smallest address gets it, whether
-/// or not it has a tunnel: names do not depend on the routes learned so far.
-pub(super) fn name(remote: IpAddr, place: Place<'_>) -> LinkName {
-    let first = (place.first_alike)(remote);
-    if first.is_none_or(|first| first == remote) { tunnel(remote) } else { other_tunnel(remote) }
 }
 
 pub(super) fn remote(way: &Way) -> Option<IpAddr> {

@@ -78,6 +78,13 @@ impl Rows for Tunnels {
         is_tunnel(&key.0)
     }
 
+    /// Two ends have one tunnel (`ip_tunnel_newlink`).
+    fn refusal(state: &State, key: &LinkName, want: Option<&Tunnel>) -> Option<Errno> {
+        let ends = want.map(|tunnel| (tunnel.local, tunnel.remote))?;
+        let mut others = state.tunnels.iter().filter(|(name, _)| *name != key);
+        others.any(|(_, other)| (other.local, other.remote) == ends).then_some(Errno::EXIST)
+    }
+
     /// One of another family is made anew, and has lost its routes.
     fn lose(state: &mut State, key: &LinkName, _: &Tunnel, want: Option<&Tunnel>) {
         let found = state.tunnels.get(key).copied();

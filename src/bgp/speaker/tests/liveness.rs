@@ -179,6 +179,11 @@ fn a_neighbour_whose_bfd_is_found_gone_before_it_is_back_keeps_its_routes() {
     let link = bench.come(2, Some(true));
     bench.said(link);
     assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2));
+    assert_eq!(
+        bench.facts(|fact| matches!(fact, Fact::PathFailed(_))),
+        0,
+        "a process that ends is no failure of the path"
+    );
     bench.path(2, Status { failures: 1, ..UP });
     bench.path(2, Status { failures: 2, ..FAILED });
     assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "the path itself");
@@ -207,14 +212,19 @@ fn only_the_failure_of_a_process_that_is_gone_is_let_pass() {
 
 #[test]
 fn a_session_that_was_reset_has_the_same_process_behind_it() {
-    let (mut bench, link) = bench(Some(false));
-    bench.pass(Duration::from_secs(60));
-    bench.receive(link, &message::notification(&Notification::new(Reason::RESET)));
-    bench.pass(Duration::from_secs(31));
-    bench.come(2, Some(false));
-    bench.path(2, FAILED);
-    assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 1, "its BFD has never been another one");
-    assert_eq!(bench.state(2), State::Idle);
+    let hardened = [Reason::RESET, Reason::CONFIGURATION_CHANGE, Reason::COLLISION, Reason::MALFORMED_ATTRIBUTES]
+        .map(|reason| Notification::new(reason).hardened());
+    for said in [Notification::new(Reason::RESET)].into_iter().chain(hardened) {
+        let (mut bench, link) = bench(Some(false));
+        bench.pass(Duration::from_secs(60));
+        bench.receive(link, &message::notification(&said));
+        bench.pass(Duration::from_secs(31));
+        bench.come(2, Some(false));
+        bench.path(2, FAILED);
+        let failures = bench.facts(|fact| matches!(fact, Fact::PathFailed(_)));
+        assert_eq!(failures, 1, "its BFD has never been another one: {said:?}");
+        assert_eq!(bench.state(2), State::Idle);
+    }
 }
 
 #[test]

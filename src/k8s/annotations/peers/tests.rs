@@ -34,6 +34,30 @@ fn a_yaml_list_names_peers_with_what_they_need() {
 }
 
 #[test]
+fn a_slip_in_one_peer_takes_no_other_away() {
+    let first = "- {remoteip: 203.0.113.1, remoteasn: 65001}\n";
+    let said = "a key stands twice in one of its peers, of which the last counts, or a number is not finite";
+    for (second, peers_of_both, left_out) in [
+        ("- {remoteip: 203.0.113.2, remoteasn: 65002, maxprefixes: .inf}\n", 1, true),
+        ("- {remoteip: 203.0.113.2, remoteasn: 1e999}\n", 1, true),
+        ("- {remoteip: 203.0.113.2, remoteasn: 65002, holdtime: 30, holdtime: 60}\n", 2, false),
+    ] {
+        let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("{first}{second}"))]);
+        assert!(peers.len() == peers_of_both && peers[0] == "203.0.113.1 AS65001", "{second}: {peers:?}");
+        assert!(warnings.iter().any(|warning| warning.contains(said)), "{second}: {warnings:?}");
+        let of_second = |warning: &String| warning.contains("peer 2: ") && warning.contains("it is left out");
+        assert_eq!(warnings.iter().any(of_second), left_out, "{second}: {warnings:?}");
+    }
+}
+
+#[test]
+fn an_address_of_a_link_is_none_of_a_session_by_address() {
+    let (peers, warnings) = parsed(&[(NODE_PEERS, "- {remoteip: 2001:db8::1, remoteasn: 65001, localip: fe80::1}")]);
+    assert_eq!(peers, NOTHING);
+    assert!(warnings[0].contains("localip fe80::1 means nothing without a link"), "{warnings:?}");
+}
+
+#[test]
 fn a_peer_may_be_behind_an_interface_in_place_of_having_an_address() {
     let yaml = "- {interface: eth1, remoteasn: external}\n- {interface: eth2, remoteasn: 65001, password: cGFzcw==, ttlsecurity: 1}\n";
     let (peers, warnings) = parsed(&[(NODE_PEERS, yaml)]);
