@@ -22,7 +22,7 @@ pub struct TunnelNames {
 }
 
 impl TunnelNames {
-    /// Takes the tunnels that an earlier run has left, with the addresses where they end. Before any node is noted.
+    /// Adopts the tunnels that an earlier run has left, with the addresses where they end. Before any node is noted.
     pub fn adopt(&mut self, found: BTreeMap<LinkName, IpAddr>) {
         self.found = found;
     }

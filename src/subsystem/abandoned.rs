@@ -17,7 +17,7 @@ const LATER_LOOKS_END: Duration = Duration::from_secs(600);
 /// The pause before a look that had to wait for its replacement.
 const POSTPONED: Duration = Duration::from_secs(10);
 
-/// What is said while the removal waits for its replacement.
+/// The trouble while the removal waits for its replacement.
 const WAITS: &str = "rules of an earlier run with another packet filter stay, and judge packets, until the whole cluster is known and all that replaces them is in the kernel";
 
 /// The state of the removal, and of tries after failures.
@@ -35,7 +35,7 @@ pub struct Abandoned {
     errors: Vec<String>,
 }
 
-/// What is to be done next, and when.
+/// The next step, and its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     /// The first try, which a change of the kernel brings about.

@@ -275,8 +275,7 @@ impl Driver {
                 () = tokio::time::sleep_until(deadline) => {}
             }
             // Paths that have failed wait for nobody who asks, however often.
-            for _ in 0..AT_ONCE {
-                let Some(report) = self.liveness.next().now_or_never() else { break };
+            while let Some(report) = self.liveness.next().now_or_never() {
                 self.reported(report);
             }
             for _ in 0..COMMANDS {

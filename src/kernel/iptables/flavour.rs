@@ -110,7 +110,7 @@ pub(super) fn legacy_holds(ours: &Ownership) -> bool {
     printed.iter().any(|(_, text)| text.as_ref().is_ok_and(|text| holds_ours(text, ours)))
 }
 
-/// What programs of legacy iptables print, where the kernel has tables of theirs.
+/// Returns the output of programs of legacy iptables, where the kernel has tables of theirs.
 fn print_legacy() -> [Printed; 1] {
     match has_legacy_tables() {
         true => print_all([Programs { flavour: Flavour::Legacy, plain: false }]),

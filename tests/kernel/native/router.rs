@@ -3,7 +3,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]
 
 mod node_address;
-mod overlay_guard;
+pub mod overlay_guard;
 mod source_dest_check;
 mod way;
 

@@ -79,7 +79,7 @@ fn pod(family: Family, number: usize, host: usize) -> IpAddr {
 }
 
 /// Does something in a namespace by its name.
-fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
     let namespace = fs::File::open(format!("/run/netns/{name}")).expect("the namespace");
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
