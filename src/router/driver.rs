@@ -77,6 +77,8 @@ pub struct RouterContext {
     pub inquiries: mpsc::Receiver<Inquiry>,
 }
 
+/// Number of times that the tunnels of an earlier run are read, if that fails.
+const READINGS: usize = 3;
 /// Interval of checking sessions and files.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
@@ -121,8 +123,8 @@ impl<K: Kernel> Driver<K> {
         context: RouterContext,
     ) -> Driver<K> {
         let now = Instant::now();
-        // What cannot be read now is read again before anything is changed; names follow the order of the nodes then.
-        let found = targets.tunnels.read().unwrap_or_default();
+        // A list that changes while it is read is read again. If it cannot be had at all, names follow the order of the nodes.
+        let found = (0..READINGS).find_map(|_| targets.tunnels.read().ok()).unwrap_or_default();
         let mut plan =
             Plan::new(config.clone(), families).with_answers_by(targets.kernel.answers_by()).with_tunnels(found);
         let mut passwords = PasswordFiles::new(&config);

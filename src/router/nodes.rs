@@ -164,9 +164,10 @@ impl Nodes {
         for address in addresses {
             let claim = |part: &Part| Some((part.address_claim(name, address)?, part.both));
             let before = self.addresses.first(&address).copied();
-            if self.addresses.replace(&address, claim(&old), claim(&new)) {
-                let is_others = !self.with_address(&address).any(|one| *one == around.own.name);
-                self.tunnel_names.note(address, is_others && self.addresses.contains(&address));
+            let is_changed = self.addresses.replace(&address, claim(&old), claim(&new));
+            let is_others = !self.with_address(&address).any(|one| *one == around.own.name);
+            self.tunnel_names.note(address, is_others && self.addresses.contains(&address));
+            if is_changed {
                 changed.addresses.push(address);
                 [before.as_ref(), self.addresses.first(&address)].into_iter().flatten().for_each(&mut note_ends);
             }

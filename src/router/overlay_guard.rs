@@ -172,16 +172,52 @@ pub fn guarded_ports(rules: &BTreeMap<Piece, Rules>) -> BTreeSet<u16> {
 /// Returns the ports of `fou` that chains of our table of nf_tables guard.
 pub fn guarded_ports_of_table(table: &BTreeMap<Object, Content>) -> BTreeSet<u16> {
     let any = Carrier::Fou(Fou { port: 0 });
-    let chains = Family::BOTH.map(|family| any.chain(NFT_OVERLAY_PODS, family));
-    let rules = chains.iter().filter_map(|chain| table.get(chain)).flat_map(|content| match content {
-        Content::Chain(chain) => chain.rules.as_slice(),
+    Family::BOTH
+        .into_iter()
+        .flat_map(|family| ports_of_chain(table.get(&any.chain(NFT_OVERLAY_PODS, family))))
+        .collect()
+}
+
+/// Returns the ports of `fou`, with the families of the packets, that rules of iptables guard in each way.
+pub fn guarded_fully(rules: &BTreeMap<Piece, Rules>) -> BTreeSet<(Family, u16)> {
+    let of_family = |of: Family| {
+        let is_entry = |piece: &Piece, chain: &str| matches!(piece, Piece::Jump { family, to, .. } if *family == of && to == chain);
+        let by = |chain: &str| -> BTreeSet<u16> {
+            let entries = rules.iter().filter(|(piece, _)| is_entry(piece, chain));
+            let matches = entries.flat_map(|(_, Rules(rules))| rules).flat_map(|rule| rule.matches());
+            matches.filter_map(|one| if let Match::Port { port, .. } = one { Some(*port) } else { None }).collect()
+        };
+        in_all(FOU_CHAINS.map(by)).into_iter().map(move |port| (of, port))
+    };
+    Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+/// Like [`guarded_fully`], of the chains of our table of nf_tables.
+pub fn guarded_fully_in_table(table: &BTreeMap<Object, Content>) -> BTreeSet<(Family, u16)> {
+    let any = Carrier::Fou(Fou { port: 0 });
+    let of_family = |family: Family| {
+        let by = |of: &str| ports_of_chain(table.get(&any.chain(of, family)));
+        in_all(DROPPING.map(by)).into_iter().map(move |port| (family, port))
+    };
+    Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+/// Returns the ports that rules of a chain of our table name.
+fn ports_of_chain(content: Option<&Content>) -> BTreeSet<u16> {
+    let rules = match content {
+        Some(Content::Chain(chain)) => chain.rules.as_slice(),
         _ => &[],
-    });
+    };
     let port = |one: &nftables::Match| match one {
         nftables::Match::DestinationPort { range, .. } => Some(range.first),
         _ => None,
     };
-    rules.flat_map(|rule| rule.matches()).filter_map(port).collect()
+    rules.iter().flat_map(|rule| rule.matches()).filter_map(port).collect()
+}
+
+/// Returns what all three have.
+fn in_all([first, second, third]: [BTreeSet<u16>; 3]) -> BTreeSet<u16> {
+    first.into_iter().filter(|port| second.contains(port) && third.contains(port)).collect()
 }
 
 /// Returns those of these pieces that guard the port of `fou`, each for these ports as well, the former ones of tunnels that have another one now.

@@ -78,11 +78,15 @@ impl Abandoned {
         }
     }
 
-    /// Looks again while the first try waits: others may have removed it.
+    /// Looks again while a try waits: others may have removed it.
     pub fn look_again(&mut self, is_there: impl FnOnce() -> bool) {
-        if self.next == Next::First && self.is_there() {
-            self.found = Some(is_there());
-            self.waits &= self.is_there();
+        if !self.waits || is_there() {
+            return;
+        }
+        (self.found, self.waits) = (Some(false), false);
+        if let Next::Try(_) = self.next {
+            self.next = Next::Never;
+            self.errors.clear();
         }
     }
 

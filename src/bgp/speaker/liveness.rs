@@ -206,7 +206,8 @@ impl Speaker {
 impl Neighbour {
     /// Returns whether the neighbour's process has ended and is expected back: its BFD ends with it, which is no failure of the path.
     fn is_away(&self, status: &Status) -> bool {
-        self.peer.session().is_none() && self.peer.stale() != PerFamily::default() && !status.independent
+        let is_expected = self.peer.session().is_none() && self.peer.stale() != PerFamily::default();
+        is_expected && self.path.may_be_gone && !status.independent
     }
 
     /// Returns whether BFD that goes down now was with an earlier process of the neighbour than the session.

@@ -13,6 +13,7 @@ use crate::kernel::ipset::SetName;
 use crate::kernel::iptables::{Piece, Rules};
 use crate::kernel::nftables::{Content, Key, Name, Object};
 use crate::model::Authority;
+use crate::net::Family;
 use crate::reconcile::{Growth, Moment, Reflection};
 use crate::router::desired::Desired;
 use crate::router::overlay_guard;
@@ -129,8 +130,16 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Opens ports of `fou` that are guarded. With a remembered cluster rules that are there keep their former content, and so the port that they guard.
     pub(super) fn open_receive_ports(&mut self, desired: &Desired, growth: Growth, at: Moment) {
-        let guarded = self.guarded_ports();
-        self.receive_ports.grow_among(&desired.receive_ports, growth, at, |key| guarded.contains(&key.port));
+        let guarded = self.guarded_receive_ports();
+        self.receive_ports
+            .grow_among(&desired.receive_ports, growth, at, |key| guarded.contains(&(key.family, key.port)));
+    }
+
+    /// Returns the ports of `fou` that rules in the kernel guard in each way, as last seen.
+    pub(super) fn guarded_receive_ports(&self) -> BTreeSet<(Family, u16)> {
+        let by_rules = self.rules.seen().map(overlay_guard::guarded_fully).unwrap_or_default();
+        let by_table = self.table.seen().map(overlay_guard::guarded_fully_in_table).unwrap_or_default();
+        by_rules.into_iter().chain(by_table).collect()
     }
 
     /// Returns the ports of `fou` that rules in the kernel guard, as last seen.

@@ -11,6 +11,7 @@ use super::{HasKeys, HasSessions, Kernel, Leave, Mirrors};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{Route, RouteKey, TABLE_MAIN};
 use crate::kernel::sysctl;
+use crate::kernel::tunnel::ReceivePort;
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::{Peer, PeerKey, Session};
 use crate::net::{Family, PerFamily, PublicKey};
@@ -307,7 +308,23 @@ impl<K: Kernel> Mirrors<K> {
             let why = "the rules that keep others than nodes from sending into the tunnels are not in force";
             Problem::new(About::Family(family), format!("{outcome}: {why}"))
         };
-        Family::BOTH.into_iter().filter(lacks).map(problem).collect()
+        let of_devices = Family::BOTH.into_iter().filter(lacks).map(problem);
+        let guarded = self.guarded_receive_ports();
+        let is_open = |key: &&ReceivePort| !guarded.contains(&(key.family, key.port));
+        let of_port = |key: &ReceivePort| {
+            let ReceivePort { family, port } = key;
+            let outcome = match self.receive_ports.has(key) {
+                true => format!("the port {port} of fou takes packets of everybody over {family}"),
+                false => format!(
+                    "the port {port} of fou is not opened for {family}, and nothing comes through these tunnels"
+                ),
+            };
+            Problem::new(
+                About::Family(*family),
+                format!("{outcome}: the rules that keep others than nodes from it are not in force"),
+            )
+        };
+        of_devices.chain(desired.receive_ports.keys().filter(is_open).map(of_port)).collect()
     }
 
     /// Returns whether packets are, or may be, received where none are wanted any more: by a device of `vxlan`, or at a port of `fou`.

@@ -188,3 +188,22 @@ fn a_former_port_of_fou_is_guarded_as_it_was_beside_the_one_that_is_wanted() {
     }
     assert!(guarding_also_in_table(&BTreeSet::new(), &wanted).is_empty());
 }
+
+#[test]
+fn a_port_of_fou_is_guarded_in_a_family_that_has_all_of_its_rules() {
+    let own = own(Some("192.0.2.1"), Some("2001:db8::1"));
+    let fou = overlay(&["--overlay-encap=fou"]);
+    let v4 = rules(&own, fou, Family::V4);
+    assert_eq!(guarded_fully(&v4), BTreeSet::from([(Family::V4, 5555)]), "no program writes the rules of IPv6");
+    for gone in v4.keys().filter(|piece| matches!(piece, Piece::Jump { .. })) {
+        let others = v4.iter().filter(|(piece, _)| *piece != gone).map(|(piece, rules)| (piece.clone(), rules.clone()));
+        assert!(guarded_fully(&others.collect()).is_empty(), "{gone}");
+    }
+    let table = table_chains(&own, fou, &Family::BOTH);
+    assert_eq!(guarded_fully_in_table(&table), Family::BOTH.map(|family| (family, 5555)).into());
+    for gone in table.keys() {
+        let others = table.iter().filter(|(object, _)| *object != gone);
+        let others = others.map(|(object, content)| (object.clone(), content.clone())).collect();
+        assert_eq!(guarded_fully_in_table(&others).len(), 1, "{gone}");
+    }
+}
