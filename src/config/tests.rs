@@ -8,6 +8,7 @@ mod checks;
 mod completion;
 mod contract;
 mod load_balancer;
+mod peers;
 mod pods;
 mod router;
 

@@ -163,10 +163,7 @@ pub fn needs(object: &Object) -> bool {
 
 /// Returns the ports of `fou` that rules of iptables guard: at these packets are, or were, received.
 pub fn guarded_ports(rules: &BTreeMap<Piece, Rules>) -> BTreeSet<u16> {
-    let entries =
-        rules.iter().filter(|(piece, _)| matches!(piece, Piece::Jump { to, .. } if to.as_str() == CHAIN_FOU_PODS));
-    let matches = entries.flat_map(|(_, Rules(rules))| rules).flat_map(|rule| rule.matches());
-    matches.filter_map(|one| if let Match::Port { port, .. } = one { Some(*port) } else { None }).collect()
+    Family::BOTH.into_iter().flat_map(|family| ports_of_jumps(rules, family, CHAIN_FOU_PODS)).collect()
 }
 
 /// Returns the ports of `fou` that chains of our table of nf_tables guard.
@@ -180,14 +177,9 @@ pub fn guarded_ports_of_table(table: &BTreeMap<Object, Content>) -> BTreeSet<u16
 
 /// Returns the ports of `fou`, with the families of the packets, that rules of iptables guard in each way.
 pub fn guarded_fully(rules: &BTreeMap<Piece, Rules>) -> BTreeSet<(Family, u16)> {
-    let of_family = |of: Family| {
-        let is_entry = |piece: &Piece, chain: &str| matches!(piece, Piece::Jump { family, to, .. } if *family == of && to == chain);
-        let by = |chain: &str| -> BTreeSet<u16> {
-            let entries = rules.iter().filter(|(piece, _)| is_entry(piece, chain));
-            let matches = entries.flat_map(|(_, Rules(rules))| rules).flat_map(|rule| rule.matches());
-            matches.filter_map(|one| if let Match::Port { port, .. } = one { Some(*port) } else { None }).collect()
-        };
-        in_all(FOU_CHAINS.map(by)).into_iter().map(move |port| (of, port))
+    let of_family = |family: Family| {
+        let by = |chain: &str| ports_of_jumps(rules, family, chain);
+        in_all(FOU_CHAINS.map(by)).into_iter().map(move |port| (family, port))
     };
     Family::BOTH.into_iter().flat_map(of_family).collect()
 }
@@ -200,6 +192,14 @@ pub fn guarded_fully_in_table(table: &BTreeMap<Object, Content>) -> BTreeSet<(Fa
         in_all(DROPPING.map(by)).into_iter().map(move |port| (family, port))
     };
     Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+/// Returns the ports that jumps of a family to a chain name.
+fn ports_of_jumps(rules: &BTreeMap<Piece, Rules>, of: Family, chain: &str) -> BTreeSet<u16> {
+    let is_jump = |piece: &Piece| matches!(piece, Piece::Jump { family, to, .. } if *family == of && to == chain);
+    let jumps = rules.iter().filter(|(piece, _)| is_jump(piece));
+    let matches = jumps.flat_map(|(_, Rules(rules))| rules).flat_map(|rule| rule.matches());
+    matches.filter_map(|one| if let Match::Port { port, .. } = one { Some(*port) } else { None }).collect()
 }
 
 /// Returns the ports that rules of a chain of our table name.

@@ -426,25 +426,6 @@ fn each_world_reaches_the_kernel_growing_forward_and_shrinking_backward() {
 }
 
 #[test]
-fn what_an_earlier_run_left_is_told_while_not_all_is_known_and_then_removed() {
-    Scene::new().run(async |scene| {
-        scene.yard.borrow_mut().has_abandoned = true;
-        scene.publish(Authority::Partial, &["a"]);
-        scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
-        let told =
-            |scene: &Scene| scene.health.unready(Instant::now()).iter().any(|why| why.text.contains("judge packets"));
-        assert!(told(scene));
-        scene.publish(Authority::Partial, &["a", "b"]);
-        scene.until("all of b", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
-        assert!(told(scene) && scene.yard.borrow().abandoned_removed == 0);
-        scene.publish(Authority::Complete, &["a", "b"]);
-        scene.until("what earlier runs left is removed", |yard| yard.abandoned_removed == 1).await;
-        scene.until_ready().await;
-        assert!(!told(scene));
-    });
-}
-
-#[test]
 fn of_changes_that_come_faster_than_they_can_be_done_the_newest_is_done() {
     Scene::new().run(async |scene| {
         scene.publish(Authority::Complete, &["a"]);

@@ -20,6 +20,25 @@ fn a_kind_that_fails_is_trouble_until_it_recovers_and_the_others_go_on() {
 }
 
 #[test]
+fn what_an_earlier_run_left_is_told_while_not_all_is_known_and_then_removed() {
+    Scene::new().run(async |scene| {
+        scene.yard.borrow_mut().has_abandoned = true;
+        scene.publish(Authority::Partial, &["a"]);
+        scene.until("all of a", |yard| yard.has(&["a"], &["a"])).await;
+        let told =
+            |scene: &Scene| scene.health.unready(Instant::now()).iter().any(|why| why.text.contains("judge packets"));
+        assert!(told(scene));
+        scene.publish(Authority::Partial, &["a", "b"]);
+        scene.until("all of b", |yard| yard.has(&["a", "b"], &["a", "b"])).await;
+        assert!(told(scene) && scene.yard.borrow().abandoned_removed == 0);
+        scene.publish(Authority::Complete, &["a", "b"]);
+        scene.until("what earlier runs left is removed", |yard| yard.abandoned_removed == 1).await;
+        scene.until_ready().await;
+        assert!(!told(scene));
+    });
+}
+
+#[test]
 fn what_an_earlier_run_left_is_removed_when_it_can_be_and_health_names_it_until_then() {
     Scene::new().run(async |scene| {
         scene.yard.borrow_mut().abandoned_stays = 2;
