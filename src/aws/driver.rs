@@ -37,14 +37,15 @@ pub struct Inputs {
 /// Places of the services, as the tools of AWS take them from the environment; `None` for the usual ones.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Endpoints {
-    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
-    pub metadata: Option<String>,
-    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE` is `IPv6`.
-    pub metadata_by_ipv6: bool,
+    /// URLs of the metadata service; the first that answers is used. `AWS_EC2_METADATA_SERVICE_ENDPOINT`, or the usual one that
+    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE` names, or both: an instance whose subnet has IPv6 alone has no way to the one of IPv4.
+    pub metadata: Vec<String>,
     /// `AWS_EC2_METADATA_DISABLED` is `true`.
     pub metadata_disabled: bool,
     /// `AWS_ENDPOINT_URL_EC2`, or else `AWS_ENDPOINT_URL`.
     pub ec2: Option<String>,
+    /// `AWS_USE_DUALSTACK_ENDPOINT` is `true`: EC2 is asked at the endpoint that has IPv6, too.
+    pub dual_stack: bool,
 }
 
 const METADATA_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
@@ -61,18 +62,39 @@ impl Endpoints {
     /// The environment of this process.
     pub fn of_process() -> Endpoints {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Endpoints::of(text)
+    }
+
+    /// Reads variables, of which those without a value are `None`.
+    fn of(text: impl Fn(&str) -> Option<String>) -> Endpoints {
         let is = |name: &str, word: &str| text(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
+        let mode = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
+        let usual: &[&str] = match (is(mode, "ipv6"), is(mode, "ipv4")) {
+            (true, _) => &[metadata::ENDPOINT_V6],
+            (false, true) => &[metadata::ENDPOINT],
+            (false, false) => &[metadata::ENDPOINT, metadata::ENDPOINT_V6],
+        };
+        let usual = || usual.iter().map(|url| (*url).to_owned()).collect();
         Endpoints {
-            metadata: text(METADATA_VARIABLE),
-            metadata_by_ipv6: is("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6"),
+            metadata: text(METADATA_VARIABLE).map_or_else(usual, |url| vec![url]),
             metadata_disabled: is("AWS_EC2_METADATA_DISABLED", "true"),
             ec2: text(EC2_VARIABLE).or_else(|| text("AWS_ENDPOINT_URL")),
+            dual_stack: is("AWS_USE_DUALSTACK_ENDPOINT", "true"),
         }
     }
 
-    fn metadata(&self) -> Result<Service, Failure> {
-        let usual = if self.metadata_by_ipv6 { metadata::ENDPOINT_V6 } else { metadata::ENDPOINT };
-        Service::parse(METADATA_VARIABLE, self.metadata.as_deref().unwrap_or(usual))
+    /// Asks the places of the metadata service for a token, one after the other, until one answers. When none does, the first one's failure is told.
+    async fn metadata(&self) -> Result<Metadata, Failure> {
+        let mut first = None;
+        for url in &self.metadata {
+            let mut service = Metadata { service: Service::parse_metadata(url)?, token: String::new() };
+            match service.take_token().await {
+                Ok(()) => return Ok(service),
+                Err(failure @ Failure::NoMetadata { .. }) => drop(first.get_or_insert(failure)),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(first.unwrap_or(Failure::MetadataDisabled))
     }
 }
 
@@ -81,7 +103,7 @@ impl Endpoints {
 struct Service {
     text: String,
     uri: Uri,
-    /// With the port where it is named.
+    /// With the port where it is not the usual one of the scheme, as it is signed and as the client sends it (RFC 9110 7.2).
     host: String,
 }
 
@@ -94,19 +116,40 @@ impl Service {
         let uri: Uri = text.parse().map_err(|_| bad())?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         let authority = uri.authority().filter(|authority| is_web && !authority.as_str().contains('@'));
-        let host = authority.ok_or_else(bad)?.to_string();
+        let authority = authority.ok_or_else(bad)?;
+        let usual = usual_port(&uri);
+        let host = match authority.port_u16() {
+            Some(port) if port != usual => format!("{}:{port}", authority.host()),
+            _ => authority.host().to_owned(),
+        };
         if uri.path() != "/" && !uri.path().is_empty() {
             return Err(bad());
         }
         Ok(Service { text, uri, host })
     }
 
+    /// Parses the URL of a metadata service. It is on the instance's own link and speaks no TLS.
+    fn parse_metadata(text: &str) -> Result<Service, Failure> {
+        let service = Service::parse(METADATA_VARIABLE, text)?;
+        let is_plain = service.uri.scheme_str() == Some("http");
+        let bad = || Failure::BadEndpoint { variable: METADATA_VARIABLE, value: service.text.clone() };
+        if is_plain { Ok(service) } else { Err(bad()) }
+    }
+
     /// Host and port to connect to.
     fn address(&self) -> (String, u16) {
         let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let usual = if self.uri.scheme_str() == Some("https") { 443 } else { 80 };
-        (host, self.uri.port_u16().unwrap_or(usual))
+        (host, self.uri.port_u16().unwrap_or_else(|| usual_port(&self.uri)))
     }
+
+    /// Returns whether the URL has an IPv6 address as its host.
+    fn is_ipv6(&self) -> bool {
+        self.uri.host().is_some_and(|host| host.starts_with('['))
+    }
+}
+
+fn usual_port(uri: &Uri) -> u16 {
+    if uri.scheme_str() == Some("https") { 443 } else { 80 }
 }
 
 /// Switches the check off for the instance of the own Node, until the World's publisher is gone.
@@ -175,8 +218,7 @@ async fn switch_off(endpoints: &Endpoints, instance: &str) -> Result<(), Failure
     if endpoints.metadata_disabled {
         return Err(Failure::MetadataDisabled);
     }
-    let mut near = Metadata { service: endpoints.metadata()?, token: String::new() };
-    near.take_token().await?;
+    let mut near = endpoints.metadata().await?;
     let told = near.word(&metadata::instance()).await?;
     if told != instance {
         return Err(Failure::OtherInstance { told, named: instance.to_owned() });
@@ -187,7 +229,8 @@ async fn switch_off(endpoints: &Endpoints, instance: &str) -> Result<(), Failure
         role => role?,
     };
     let credentials = metadata::parsed(&role, &near.ask(&metadata::credentials(&role)).await?)?;
-    let url = endpoints.ec2.clone().unwrap_or_else(|| ec2::endpoint(&place));
+    let dual_stack = endpoints.dual_stack || near.service.is_ipv6();
+    let url = endpoints.ec2.clone().unwrap_or_else(|| ec2::endpoint(&place, dual_stack));
     let far = Service::parse(EC2_VARIABLE, &url)?;
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
     let signed = ec2::switch_off(instance, &far.host, &place, &credentials, &time);

@@ -42,6 +42,8 @@ pub(super) struct Link {
     neighbour: Option<Neighbour>,
     /// A neighbour whose place no other router takes, if it is the neighbour.
     kept: Option<Ipv6Addr>,
+    /// The neighbour of an earlier run, until a router has been heard.
+    former: Option<Ipv6Addr>,
     beside: Option<Beside>,
 }
 
@@ -72,6 +74,11 @@ struct Beside {
 }
 
 impl Link {
+    /// Creates a link of which nothing is known but the neighbour of an earlier run.
+    pub fn after(former: Option<Ipv6Addr>) -> Link {
+        Link { former, ..Link::default() }
+    }
+
     /// The link as it is known.
     pub fn standing(&self) -> Standing {
         let state = match (self.seen, self.neighbour.zip(self.own)) {
@@ -109,7 +116,7 @@ impl Link {
         let before = std::mem::replace(&mut self.seen, seen);
         let index = |seen: Option<Seen>| seen.filter(|seen| seen.up).map(|seen| seen.link);
         if index(before) != index(seen) || index(seen).is_none() {
-            *self = Link { seen, is_known: true, kept: self.kept, ..Link::default() };
+            *self = Link { seen, is_known: true, kept: self.kept, former: self.former, ..Link::default() };
         }
         let Some(seen) = seen.filter(|seen| seen.up) else { return };
         let last = seen.own.or(self.own);
@@ -142,7 +149,11 @@ impl Link {
         let heard = Neighbour { address: router, heard_at: now };
         match self.neighbour {
             None => {
-                self.neighbour = Some(heard);
+                let former = self.former.take().filter(|former| *former != router && Some(*former) != self.own);
+                self.neighbour = Some(Neighbour { address: former.unwrap_or(router), heard_at: now });
+                if former.is_some() {
+                    self.note_beside(now, router, now);
+                }
                 self.advertise_soon(now);
             }
             Some(neighbour) if neighbour.address == router => {

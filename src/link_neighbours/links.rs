@@ -17,8 +17,8 @@ impl Links {
     /// Sets the wanted links in place of all others.
     pub fn want(&mut self, wanted: &WantedLinks) {
         self.0.retain(|name, _| wanted.contains_key(name));
-        for (name, kept) in wanted {
-            self.0.entry(name.clone()).or_default().keep(*kept);
+        for (name, wanted) in wanted {
+            self.0.entry(name.clone()).or_insert_with(|| Link::after(wanted.former)).keep(wanted.kept);
         }
     }
 
@@ -73,13 +73,14 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Standing, State};
+    use super::super::{Standing, State, Wanted};
     use super::*;
 
     #[test]
     fn a_packet_belongs_to_the_link_over_which_it_came() {
         let (mut links, now) = (Links::default(), Instant::now());
-        links.want(&[("eth1".into(), None), ("eth2".into(), None)].into());
+        let wanted = |name: &str| (name.into(), Wanted::default());
+        links.want(&[wanted("eth1"), wanted("eth2")].into());
         for (name, link) in [("eth1", 7), ("eth2", 8), ("eth3", 9)] {
             let own = Some("fe80::1".parse().unwrap());
             links.see(now, name, Some(Seen { link, up: true, carrier: true, own }));
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(state(&links, "eth1"), State::Silent);
         assert!(matches!(state(&links, "eth2"), State::Found(found) if found.link == 8));
         assert_eq!(links.tick(now).len(), 3, "one has no neighbour to ask for");
-        links.want(&[("eth1".into(), None)].into());
+        links.want(&[wanted("eth1")].into());
         assert_eq!(links.standings(), [("eth1".into(), Standing { state: State::Silent, beside: None })].into());
     }
 }

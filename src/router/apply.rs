@@ -16,10 +16,11 @@ mod filter;
 mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use ipnet::IpNet;
 
 use crate::kernel::bridge::Bridge;
@@ -41,6 +42,7 @@ use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
 
 use super::desired::{Desired, RouterChanges};
+use super::former_routers::former_routers;
 use super::forward::AnswersBy;
 use super::names::{BRIDGE, Set};
 use super::problem::{About, Problem};
@@ -291,6 +293,17 @@ impl<K: Kernel> Mirrors<K> {
     /// Returns whether an earlier run has left routes in the kernel; false while that cannot be read.
     pub fn has_routes(&mut self, at: Moment) -> bool {
         self.routes.learn(at) && self.routes.seen().is_some_and(|seen| !seen.is_empty())
+    }
+
+    /// Returns the routers on these links over which routes of an earlier run lead; nothing while routes cannot be read.
+    pub fn former_routers(
+        &mut self,
+        links: &BTreeSet<CompactString>,
+        at: Moment,
+    ) -> BTreeMap<CompactString, Option<Ipv6Addr>> {
+        self.routes.learn(at);
+        let seen = self.routes.seen();
+        seen.map(|seen| former_routers(seen.iter().map(|(_, route)| &**route), links)).unwrap_or_default()
     }
 
     /// Returns whether an earlier run had left sets in the kernel, which a reboot deletes. Fixed once it is known.

@@ -286,9 +286,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.carry_out(&changed).await;
         }
         self.look_at_passwords().await;
-        self.step_rotation(self.moments.at(now));
+        let at = self.moments.at(now);
+        self.step_rotation(at);
         self.sessions.show(&self.context.metrics.peers).await;
-        self.want_links().await;
+        self.want_links(at).await;
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
@@ -299,7 +300,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.look_at_sessions_first(at);
             let changed = self.plan.update(world);
             self.carry_out(&changed).await;
-            self.want_links().await;
+            self.want_links(at).await;
             self.step_rotation_in(world.authority.router, at);
         }
         world.authority.router

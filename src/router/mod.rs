@@ -14,7 +14,7 @@
 //! CNI:      ranges [[10.244.1.0/24]], mtu 1500;  kube-bridge
 //! ```
 //!
-//! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers, with [`password_files`];
+//! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers, with [`password_files`] and [`former_routers`];
 //! [`advertise`] the announcements for Services, [`drain`] when they go with the node, and [`withdrawals`] those that peers may still believe in; [`policy`]
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
 //! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`overlay_guard`], [`settings`], [`mtu`] and [`cni`] are the host's
@@ -32,6 +32,7 @@ pub mod router_id;
 pub mod mesh;
 pub mod external_peers;
 pub mod password_files;
+pub mod former_routers;
 mod awaited_services;
 mod liveness;
 pub mod advertise;

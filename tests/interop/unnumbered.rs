@@ -48,6 +48,12 @@ impl<'a> Frr<'a> {
         Frr { host, zebra, bgpd: daemon(host, "bgpd") }
     }
 
+    /// Stops the daemon that advertises the router on its links, or lets it go on; that of BGP runs all the time.
+    fn advertises(&self, does: bool) {
+        let signal = if does { "-CONT" } else { "-STOP" };
+        self.host.ask(&["kill", signal, &self.zebra.id().to_string()]).expect("it runs");
+    }
+
     /// kill -9 of the daemon of BGP, and another one.
     fn restart(&mut self) {
         self.bgpd.kill().expect("it runs");
@@ -195,6 +201,38 @@ fn frr_is_found_behind_an_interface_and_routes_of_both_families_go_both_ways() {
         frr_has_routes(them, Some(&our_address));
         has_routes(us, THEIRS, Some(&link_local(them)));
         pings(them, "203.0.113.9", "10.244.1.7");
+    });
+}
+
+#[test]
+fn after_a_kill_the_session_is_with_the_router_of_before_although_another_one_is_heard_first() {
+    with_hosts(3, Topology::Link, |hosts| {
+        // A switch in the second host, whose own port has the name of the link.
+        run(&format!("ip -n host-2 link add {LINK} type bridge mcast_snooping 0"));
+        for number in [1, 3] {
+            run(&format!("ip -n host-{number} link add {LINK} type veth peer name port-{number} netns host-2"));
+            run(&format!("ip -n host-{number} link set {LINK} up"));
+            run(&format!("ip -n host-2 link set port-{number} master {LINK} up"));
+        }
+        run(&format!("ip -n host-2 link set {LINK} up"));
+        let (us, them, third) = (&hosts[0], &hosts[1], &hosts[2]);
+        let flag = format!("--peer-router-interfaces={LINK}");
+        let frr = Frr::start(them);
+        let killed = agent(us, 1, &[&flag]);
+        let their_address = link_local(them);
+        has_routes(us, THEIRS, Some(&their_address));
+        drop(killed);
+        frr.advertises(false);
+        let _third = agent(third, 3, &[&flag]);
+        let _agent = agent(us, 1, &[&flag]);
+        let has_session = |host: &Host, name: &str| {
+            asked(host, &["peers"]).lines().any(|line| line.starts_with(name) && line.contains("Established"))
+        };
+        eventually("a session with the one of before", &true, || has_session(us, &format!("{their_address}%{LINK}")));
+        let beside = format!("the router {} advertises itself there as well", link_local(third));
+        assert!(asked(us, &["peers"]).contains(&beside), "{}", asked(us, &["peers"]));
+        frr.advertises(true);
+        has_routes(us, THEIRS, Some(&their_address));
     });
 }
 

@@ -200,7 +200,7 @@ fn notes_of(endpoints: Endpoints, world: World, is_so: impl Fn(&[String]) -> boo
 }
 
 fn endpoints(metadata: &StandIn, ec2: &StandIn) -> Endpoints {
-    Endpoints { metadata: Some(metadata.url.clone()), ec2: Some(ec2.url.clone()), ..Endpoints::default() }
+    Endpoints { metadata: vec![metadata.url.clone()], ec2: Some(ec2.url.clone()), ..Endpoints::default() }
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn each_failure_is_a_note_that_says_what_to_do_and_holds_no_secret() {
     };
     let (good, denying, done) = (metadata_service(false), ec2_service(&DENIED), ec2_service(&[]));
     let off = Endpoints { metadata_disabled: true, ..endpoints(&good, &done) };
-    let nobody = Endpoints { metadata: Some(silent.clone()), ..endpoints(&good, &done) };
+    let nobody = Endpoints { metadata: vec![silent.clone()], ..endpoints(&good, &done) };
     let far_nobody = Endpoints { ec2: Some(silent), ..endpoints(&good, &done) };
     let odd = Endpoints { ec2: Some("ec2 of my region".to_owned()), ..endpoints(&good, &done) };
     let other = "i-0fedcba9876543210";
@@ -304,6 +304,58 @@ fn each_failure_is_a_note_that_says_what_to_do_and_holds_no_secret() {
         }
     }
     assert_eq!(done.came().len(), 0, "nothing was changed for another instance, and without a role");
+}
+
+#[test]
+fn the_metadata_service_is_asked_at_its_second_place_where_the_first_one_cannot_be_reached() {
+    let silent = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        format!("http://{}", listener.local_addr().expect("it is bound"))
+    };
+    let (metadata, ec2) = (metadata_service(false), ec2_service(&[]));
+    let both = Endpoints { metadata: vec![silent.clone(), metadata.url.clone()], ..endpoints(&metadata, &ec2) };
+    let notes = notes_of(both, world(Some(INSTANCE)), |_| !ec2.came().is_empty());
+    assert_eq!((notes, ec2.came().len()), (Vec::new(), 1));
+    // One that answers and refuses is the service.
+    let refusing = StandIn::new(|_, _| (403, String::new()));
+    let refused =
+        Endpoints { metadata: vec![refusing.url.clone(), metadata.url.clone()], ..endpoints(&metadata, &ec2) };
+    let notes = notes_of(refused, world(Some(INSTANCE)), |notes| !notes.is_empty());
+    assert!(notes[0].contains("refuses to answer (403)"), "{notes:?}");
+}
+
+#[test]
+fn the_environment_names_the_places_of_the_services_as_it_does_for_the_tools_of_aws() {
+    let (v4, v6) = ("http://169.254.169.254", "http://[fd00:ec2::254]");
+    let read = |variables: &[(&str, &str)]| {
+        let text =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        Endpoints::of(text)
+    };
+    let mode = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE";
+    assert_eq!(read(&[]).metadata, [v4, v6]);
+    assert_eq!(read(&[(mode, "IPv6")]).metadata, [v6]);
+    assert_eq!(read(&[(mode, "IPv4")]).metadata, [v4]);
+    assert_eq!(read(&[(mode, "IPv6"), (METADATA_VARIABLE, "http://[::1]:1338")]).metadata, ["http://[::1]:1338"]);
+    let named = read(&[("AWS_ENDPOINT_URL", "http://a"), (EC2_VARIABLE, "http://b")]);
+    assert_eq!((named.ec2.as_deref(), named.dual_stack), (Some("http://b"), false));
+    assert!(read(&[("AWS_USE_DUALSTACK_ENDPOINT", "true")]).dual_stack);
+}
+
+#[test]
+fn the_host_that_is_signed_has_no_port_where_it_is_the_usual_one() {
+    for (url, host) in [
+        ("https://vpce-1.ec2.eu-central-1.vpce.amazonaws.com:443", "vpce-1.ec2.eu-central-1.vpce.amazonaws.com"),
+        ("http://localhost:80", "localhost"),
+        ("https://[2001:db8::1]", "[2001:db8::1]"),
+        ("https://[2001:db8::1]:8443/", "[2001:db8::1]:8443"),
+        ("http://localhost:443", "localhost:443"),
+    ] {
+        assert_eq!(Service::parse(EC2_VARIABLE, url).expect(url).host, host);
+    }
+    assert!(Service::parse_metadata("https://169.254.169.254").is_err(), "nobody speaks TLS there");
+    let by_ipv6 = |url: &str| Service::parse_metadata(url).expect(url).is_ipv6();
+    assert_eq!([by_ipv6("http://[fd00:ec2::254]"), by_ipv6("http://169.254.169.254")], [true, false]);
 }
 
 #[test]

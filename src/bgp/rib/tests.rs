@@ -95,14 +95,19 @@ impl Bench {
 
     /// Adds a neighbour without long-lived graceful restart.
     fn join_plain(&mut self, number: u8, kind: Kind) -> PeerId {
-        self.join_with(number, kind, usual(kind), false)
+        self.join_with(number, kind, usual(kind), |joining| joining.view.knows_long_lived = false)
     }
 
     fn join_speaking(&mut self, number: u8, kind: Kind, dialect: Dialect) -> PeerId {
-        self.join_with(number, kind, dialect, true)
+        self.join_with(number, kind, dialect, |_| ())
     }
 
-    fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, knows_long_lived: bool) -> PeerId {
+    /// Adds a neighbour that has not retained our routes over a restart of ours.
+    fn join_fresh(&mut self, number: u8, kind: Kind) -> PeerId {
+        self.join_with(number, kind, usual(kind), |joining| joining.retains = false)
+    }
+
+    fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, change: impl FnOnce(&mut Joining)) -> PeerId {
         let peer = PeerId(u32::from(number));
         let identifier = Ipv4Addr::new(192, 0, 2, number);
         let own = PerFamily { v4: Some(address(1)), v6: Some("2001:db8:2::1".parse().unwrap()) };
@@ -111,15 +116,17 @@ impl Bench {
             dialect,
             own,
             next_hops: NextHops::Usual,
-            knows_long_lived,
+            knows_long_lived: true,
             statements: Applicable::default(),
         };
-        self.rib.join(Joining {
+        let mut joining = Joining {
             peer,
             source: Source { kind, identifier, address: address(number), first: None },
             view,
             retains: true,
-        });
+        };
+        change(&mut joining);
+        self.rib.join(joining);
         let told =
             TestNeighbour { kind, dialect, routes: BTreeMap::new(), marks: vec![], messages: 0, deaf: !self.hearing };
         self.told.insert(peer, told);

@@ -116,6 +116,40 @@ fn a_neighbour_with_another_address_is_found_again_within_seconds() {
 }
 
 #[test]
+fn after_a_restart_the_router_of_before_keeps_its_place_where_another_one_is_heard_first() {
+    let (mut link, now) = (Link::after(Some(FIRST_ROUTER)), Instant::now());
+    link.see(now, up());
+    link.tick(now);
+    assert_eq!(link.standing().state, State::Silent, "it may have gone");
+    link.advertised(now + SECOND, SECOND_ROUTER);
+    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
+    link.tick(now + SECOND);
+    link.advertised(now + 2 * SECOND, FIRST_ROUTER);
+    for round in 1..30 {
+        run(&mut link, now, now + round * PERIOD);
+        link.advertised(now + round * PERIOD, SECOND_ROUTER);
+        link.advertised(now + round * PERIOD, FIRST_ROUTER);
+    }
+    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
+}
+
+#[test]
+fn after_a_restart_another_router_gets_the_place_of_one_that_has_gone_and_keeps_it() {
+    let (mut link, now) = (Link::after(Some(FIRST_ROUTER)), Instant::now());
+    link.see(now, up());
+    link.advertised(now, SECOND_ROUTER);
+    let sent = run(&mut link, now, now + 11 * SECOND);
+    assert_eq!(sent.iter().filter(|(_, packet)| *packet == Packet::Solicitation).count(), 3, "it is asked for");
+    run(&mut link, now, now + 12 * SECOND);
+    assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None });
+    // Once the place has been given, the earlier run says nothing any more.
+    link.see(now + 13 * SECOND, None);
+    link.see(now + 14 * SECOND, up());
+    link.advertised(now + 15 * SECOND, SECOND_ROUTER);
+    assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None });
+}
+
+#[test]
 fn a_second_router_takes_over_from_a_first_one_that_has_gone() {
     let (mut link, now) = settled();
     link.advertised(now, SECOND_ROUTER);

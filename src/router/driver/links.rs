@@ -2,8 +2,11 @@
 //!
 //! The thread that looks for routers runs while external peers are configured by interface.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::time::Instant;
 
+use compact_str::CompactString;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -12,6 +15,7 @@ use super::Driver;
 use crate::bgp::speaker::Order;
 use crate::link_neighbours::driver::{Handle, spawn};
 use crate::link_neighbours::{Standings, WantedLinks};
+use crate::reconcile::Moment;
 
 /// Maximum number of lost next hops named in a log message.
 const NAMED: usize = 5;
@@ -20,6 +24,8 @@ const NAMED: usize = 5;
 #[derive(Default)]
 pub(super) struct LinkWatch {
     wanted: WantedLinks,
+    /// Routers over which routes led when a link was wanted for the first time, by link; no entry where the kernel could not be read.
+    former: BTreeMap<CompactString, Option<Ipv6Addr>>,
     running: Option<(Handle, watch::Receiver<Standings>)>,
     /// It could not be started, which has been said.
     is_troubled: bool,
@@ -76,8 +82,16 @@ impl LinkWatch {
 
 impl<K: Kernel> Driver<K> {
     /// Looks for routers on the links that the plan wants, where those that have a session, or had one, are to stay.
-    pub(super) async fn want_links(&mut self) {
-        if self.links.want(self.plan.watched_links(self.sessions.kept())) {
+    pub(super) async fn want_links(&mut self, at: Moment) {
+        let wanted = self.plan.wanted_links();
+        self.links.former.retain(|name, _| wanted.contains(name));
+        let new: BTreeSet<CompactString> =
+            wanted.into_iter().filter(|name| !self.links.former.contains_key(name)).collect();
+        if !new.is_empty() {
+            self.links.former.extend(self.mirrors.former_routers(&new, at));
+        }
+        let former = self.links.former.iter().filter_map(|(name, former)| Some((name.clone(), (*former)?))).collect();
+        if self.links.want(self.plan.watched_links(self.sessions.kept(), &former)) {
             self.take_links(Standings::new()).await;
         }
     }

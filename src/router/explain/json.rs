@@ -9,7 +9,7 @@ use crate::bgp::speaker::{NeighbourState, PathStatus};
 use crate::config::NodeRoutes;
 use crate::kernel::route::Route;
 use crate::model::Authority;
-use crate::net::PerFamily;
+use crate::net::{LinkNames, PerFamily};
 
 use super::routes::{describe, kernel_lines, reason};
 use super::words::{MEMBERS, WIDE, as_path, bfd_state, families, source, state, step, why_down, withheld};
@@ -107,7 +107,7 @@ pub fn routes_json(routes: &Routes) -> String {
 }
 
 fn of_prefix(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> Value {
-    let next_hops = prefix.next_hops.iter().map(ToString::to_string);
+    let next_hops = prefix.next_hops.iter().map(|next_hop| routes.known.links.text(*next_hop));
     let mut value = json!({
         "prefix": prefix.prefix.to_string(),
         "nextHops": next_hops.collect::<Vec<_>>(),
@@ -140,18 +140,18 @@ fn of_route(routes: &Routes, prefix: &PrefixState, path: &PathState) -> Value {
         "lost": lost,
         "inUse": path.is_in_use,
         "reason": reason(routes, prefix, path),
-        "received": of_attributes(&path.received),
-        "used": path.used.as_ref().map(|used| of_attributes(used)),
+        "received": of_attributes(&path.received, &routes.known.links),
+        "used": path.used.as_ref().map(|used| of_attributes(used, &routes.known.links)),
     })
 }
 
-fn of_attributes(attributes: &Attributes) -> Value {
+fn of_attributes(attributes: &Attributes, links: &LinkNames) -> Value {
     let rare = attributes.rare();
     let texts = |all: &mut dyn Iterator<Item = String>| all.take(MEMBERS).collect::<Vec<_>>();
     let counts = [attributes.communities.len(), rare.large.len(), rare.extended.len(), rare.clusters.len()];
     let left_off: usize = counts.into_iter().map(|count| count.saturating_sub(MEMBERS)).sum();
     json!({
-        "nextHop": attributes.next_hop.to_string(),
+        "nextHop": links.text(attributes.next_hop),
         "asPath": as_path(attributes, WIDE),
         "origin": attributes.origin.to_string(),
         "med": attributes.med,
@@ -174,11 +174,12 @@ fn of_kernel(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> Value 
         RouteInKernel::Kept(route) => ("notWanted", None, Some(route)),
         RouteInKernel::Unread(_) => ("notRead", None, None),
     };
-    let why = if routes.question.why { kernel_lines(prefix, kernel) } else { Vec::new() };
+    let why = if routes.question.why { kernel_lines(prefix, kernel, &routes.known.links) } else { Vec::new() };
     json!({
         "standing": standing,
         "desired": desired.map(describe),
         "seen": seen.map(describe),
+        "inTheWay": kernel.in_the_way,
         "reasons": why,
     })
 }
@@ -189,8 +190,8 @@ fn of_told(routes: &Routes, told: &Advertisement, export: &Policy) -> Value {
         json!({
             "neighbour": routes.addresses.get(peer).map(|address| routes.known.links.text(*address)),
             "announced": sent.is_ok(),
-            "attributes": sent.ok().map(|sent| of_attributes(sent)),
-            "reason": sent.err().map(|why| withheld(*why, export)),
+            "attributes": sent.ok().map(|sent| of_attributes(sent, &routes.known.links)),
+            "reason": sent.err().map(|why| withheld(*why, export, &routes.known.links)),
         })
     };
     told.neighbours.iter().map(of_neighbour).collect()

@@ -7,6 +7,7 @@ use crate::bgp::message::{Attributes, Community};
 use crate::bgp::policy::Policy;
 use crate::bgp::rib::{Advertisement, PathState, PrefixState, Standing};
 use crate::kernel::route::{NextHop, Route};
+use crate::net::LinkNames;
 
 use super::peers::{aligned, known};
 use super::way::{Origin, Owner, Way};
@@ -110,7 +111,9 @@ fn in_full(routes: &Routes, prefix: &PrefixState, kernel: &InKernel) -> String {
     if prefix.paths_left_off > 0 {
         text.push_str(&format!("  {} more routes\n", prefix.paths_left_off));
     }
-    text.extend(kernel_lines(prefix, kernel).into_iter().map(|line| format!("  kernel: {line}\n")));
+    text.extend(
+        kernel_lines(prefix, kernel, &routes.known.links).into_iter().map(|line| format!("  kernel: {line}\n")),
+    );
     let best = prefix.paths.first().and_then(|path| path.used.as_ref());
     text.extend(prefix.told.iter().map(|told| of_told(routes, told, best, &prefix.policies.export)));
     text
@@ -127,10 +130,10 @@ fn of_path(routes: &Routes, prefix: &PrefixState, path: &PathState) -> String {
         routes.source(path.source),
         time(path.age),
         reason(routes, prefix, path),
-        attributes(&path.received)
+        attributes(&path.received, &routes.known.links)
     );
     if let Some(used) = path.used.as_ref().filter(|used| **used != path.received) {
-        text.push_str(&format!("    changed by import policy: {}\n", attributes(used)));
+        text.push_str(&format!("    changed by import policy: {}\n", attributes(used, &routes.known.links)));
     }
     text
 }
@@ -146,10 +149,10 @@ pub(super) fn reason(routes: &Routes, prefix: &PrefixState, path: &PathState) ->
             format!("lost to the one from {} at {}{values}{shares}", routes.source(by), step(at))
         }
         Standing::Unreachable => {
-            let next_hop = path.used.as_ref().map(|used| used.next_hop.to_string()).unwrap_or_default();
+            let next_hop = path.used.as_ref().map(|used| routes.known.links.text(used.next_hop)).unwrap_or_default();
             format!("not used: the kernel has no way to its next hop {next_hop}, or the link there is down")
         }
-        Standing::Refused(why) => format!("refused: {}", refusal(why, &prefix.policies.import)),
+        Standing::Refused(why) => format!("refused: {}", refusal(why, &prefix.policies.import, &routes.known.links)),
     }
 }
 
@@ -176,7 +179,7 @@ pub(super) fn origin(routes: &Routes, states: &[PrefixState], way: &Way) -> Orig
 }
 
 /// Returns how the kernel stands, a sentence a line; none for a prefix whose best route is our own.
-pub(super) fn kernel_lines(prefix: &PrefixState, kernel: &InKernel) -> Vec<String> {
+pub(super) fn kernel_lines(prefix: &PrefixState, kernel: &InKernel, links: &LinkNames) -> Vec<String> {
     let is_own = prefix.paths.first().is_some_and(|path| path.source.is_local());
     let has_best = prefix.paths.first().is_some_and(|path| matches!(path.standing, Standing::Best(_)));
     let mut lines: Vec<String> = match &kernel.route {
@@ -200,7 +203,7 @@ pub(super) fn kernel_lines(prefix: &PrefixState, kernel: &InKernel) -> Vec<Strin
         }
         RouteInKernel::Absent => vec!["no route".to_owned()],
     };
-    let without = kernel.next_hops.iter().filter_map(|(next_hop, why)| Some(no_way(*next_hop, (*why)?)));
+    let without = kernel.next_hops.iter().filter_map(|(next_hop, why)| Some(no_way(*next_hop, (*why)?, links)));
     lines.extend(without.map(|why| format!("not used: {why}")));
     lines.extend(kernel.in_the_way.iter().cloned());
     lines
@@ -225,8 +228,8 @@ fn of_told(routes: &Routes, told: &Advertisement, best: Option<&Arc<Attributes>>
         let Some(address) = routes.addresses.get(peer) else { continue };
         let how = match sent {
             Ok(sent) if Some(sent) == best => "announced".to_owned(),
-            Ok(sent) => format!("announced with {}", attributes(sent)),
-            Err(why) => format!("not announced: {}", withheld(*why, export)),
+            Ok(sent) => format!("announced with {}", attributes(sent, &routes.known.links)),
+            Err(why) => format!("not announced: {}", withheld(*why, export, &routes.known.links)),
         };
         match groups.iter_mut().find(|(known, _)| *known == how) {
             Some((_, addresses)) => addresses.push(*address),

@@ -13,7 +13,7 @@ use crate::bgp::session::{Cause, State};
 use crate::bgp::speaker::{FailureCause, Idle};
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKind};
-use crate::net::LinkNames;
+use crate::net::{LinkLocal, LinkNames};
 use crate::router::drain::Stage;
 use crate::router::problem::About;
 
@@ -299,6 +299,29 @@ fn routes_in_json_have_the_same() {
         (all[1]["paths"][0]["used"].clone(), all[1]["kernel"]["reasons"][0].as_str()),
         (Value::Null, Some("no route: none is used"))
     );
+}
+
+#[test]
+fn next_hops_of_routers_behind_interfaces_are_told_with_the_name_of_the_link_in_every_form_of_the_answer() {
+    let inside = LinkLocal::new("fe80::2".parse().expect("an address"), 7).expect("a link-local one").combined();
+    let text = inside.to_string();
+    let best = path(ROUTER, &[65002], &text, Standing::Best(Line::Default));
+    let lost = path(NODE, &[], &text, Standing::Unreachable);
+    let refused = path(SIX, &[], &text, Standing::Refused(Refusal::OwnNextHop(inside)));
+    let told = Advertisement {
+        neighbours: vec![(NODE, Err(Withheld::NextHop(inside))), (SIX, Ok(Arc::new(Attributes::local(inside))))],
+        others: (0, 0),
+    };
+    let state = state("203.0.113.0/24", vec![best, lost, refused], Some(told));
+    let kernel = in_kernel(RouteInKernel::Absent, &[(&text, Some(NoWay::RouterElsewhere))]);
+    for why in [false, true] {
+        let mut routes = routes(why, vec![(state.clone(), kernel.clone())]);
+        routes.known.links = LinkNames([(7, "eth1".into())].into());
+        for answer in [routes_text(&routes), routes_json(&routes)] {
+            assert!(!answer.contains(&text), "{answer}");
+            assert!(answer.contains("fe80::2%eth1"), "{answer}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::bgp::policy::{Line, Policy};
 use crate::bgp::rib::{Refusal, Step, Withheld};
 use crate::bgp::session::State;
 use crate::bgp::speaker::{FailureCause, Idle, NeighbourState, PathStatus};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, LinkNames, PerFamily};
 use crate::router::plan::PeerSource;
 use crate::router::policy::meaning;
 use crate::router::routes::NoWay;
@@ -114,13 +114,13 @@ pub fn line(policy: &Policy, line: Line) -> String {
 }
 
 /// Returns why a received route is not used.
-pub fn refusal(refusal: Refusal, import: &Policy) -> String {
+pub fn refusal(refusal: Refusal, import: &Policy, links: &LinkNames) -> String {
     match refusal {
         Refusal::AsLoop(asn) => format!("a loop: its AS path contains our AS number {asn}"),
         Refusal::OriginatorLoop(id) => format!("a loop: its ORIGINATOR_ID {id} is ours"),
         Refusal::ClusterLoop(id) => format!("a loop: its CLUSTER_LIST contains our cluster ID {id}"),
-        Refusal::OwnNextHop(address) => format!("its next hop {address} is an address of this node"),
-        Refusal::InvalidNextHop(address) => format!("{address} can be no next hop"),
+        Refusal::OwnNextHop(address) => format!("its next hop {} is an address of this node", links.text(address)),
+        Refusal::InvalidNextHop(address) => format!("{} can be no next hop", links.text(address)),
         Refusal::FirstAs(None) => "its AS path is empty, although the neighbour is in another AS".to_owned(),
         Refusal::FirstAs(Some(asn)) => format!("its AS path does not begin with {asn}, the neighbour's AS number"),
         Refusal::Policy(by) => format!("rejected by import policy {}", line(import, by)),
@@ -128,7 +128,7 @@ pub fn refusal(refusal: Refusal, import: &Policy) -> String {
 }
 
 /// Returns why a route is not advertised to a neighbour.
-pub fn withheld(withheld: Withheld, export: &Policy) -> String {
+pub fn withheld(withheld: Withheld, export: &Policy, links: &LinkNames) -> String {
     match withheld {
         Withheld::NoRoute => "no route is used".to_owned(),
         Withheld::Source => "the best route is its own".to_owned(),
@@ -144,7 +144,7 @@ pub fn withheld(withheld: Withheld, export: &Policy) -> String {
         }
         Withheld::NoAddress => "this node has no address of the family to be the next hop".to_owned(),
         Withheld::Policy(by) => format!("rejected by export policy {}", line(export, by)),
-        Withheld::NextHop(address) => format!("it does not take {address} as a next hop (RFC 8950)"),
+        Withheld::NextHop(address) => format!("it does not take {} as a next hop (RFC 8950)", links.text(address)),
         Withheld::Unfit => "the attributes do not fit into a message".to_owned(),
         Withheld::Restarting => "this node has restarted and waits for the routes of all neighbours".to_owned(),
         Withheld::Behind => "it follows: the neighbour has just connected, or reads slowly".to_owned(),
@@ -181,7 +181,9 @@ pub fn compared(step: Step, lost: &Attributes, won: &Attributes) -> String {
 }
 
 /// Returns why there is no path to a next hop.
-pub fn no_way(next_hop: IpAddr, why: NoWay) -> String {
+pub fn no_way(next_hop: IpAddr, why: NoWay, links: &LinkNames) -> String {
+    let family = Family::from(next_hop);
+    let next_hop = links.text(next_hop);
     match why {
         NoWay::NodeWithoutAddress => format!("the node {next_hop} has no address of the route's family"),
         NoWay::OtherFamily => format!("the kernel has no IPv6 routes via {next_hop}"),
@@ -190,7 +192,7 @@ pub fn no_way(next_hop: IpAddr, why: NoWay) -> String {
         }
         NoWay::RouterElsewhere => format!("{next_hop} is on no link of this host"),
         NoWay::NoOwnAddress => {
-            format!("this node has no {} address for a tunnel to {next_hop}", Family::from(next_hop))
+            format!("this node has no {family} address for a tunnel to {next_hop}")
         }
         NoWay::NotItsNode => format!(
             "packets between nodes are encrypted, and no Node with the address {next_hop} is the only one that has these pods"
@@ -206,10 +208,10 @@ pub fn no_way(next_hop: IpAddr, why: NoWay) -> String {
 }
 
 /// Returns attributes in one line.
-pub fn attributes(attributes: &Attributes) -> String {
+pub fn attributes(attributes: &Attributes, links: &LinkNames) -> String {
     let rare = attributes.rare();
     let path = as_path(attributes, WIDE);
-    let mut words = vec![format!("next hop {}", attributes.next_hop)];
+    let mut words = vec![format!("next hop {}", links.text(attributes.next_hop))];
     words.push(if path.is_empty() { "empty AS path".to_owned() } else { format!("AS path {path}") });
     words.push(format!("origin {}", attributes.origin));
     words.extend(attributes.local_pref.map(|preference| format!("LOCAL_PREF {preference}")));

@@ -1,13 +1,13 @@
 //! Links with external peers in the plan: which are wanted, and what follows from the routers that are found on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::Plan;
-use crate::link_neighbours::{Found, Standings, State, WantedLinks};
+use crate::link_neighbours::{Found, Standings, State, Wanted, WantedLinks};
 use crate::model::OnLink;
 use crate::net::link_local::to_socket;
 use crate::net::{LinkLocal, LinkNames};
@@ -24,14 +24,15 @@ impl Plan {
         external_peers(&self.config, &self.own).iter().filter_map(|peer| peer.remote.link_name()).collect()
     }
 
-    /// Returns the wanted links, with the routers on them that are among these neighbours.
-    pub fn watched_links(&self, kept: &BTreeSet<IpAddr>) -> WantedLinks {
+    /// Returns the wanted links, with the routers on them that are among these neighbours, and those of an earlier run (by link).
+    pub fn watched_links(&self, kept: &BTreeSet<IpAddr>, former: &BTreeMap<CompactString, Ipv6Addr>) -> WantedLinks {
         let kept_on = |name: &CompactString| {
             let State::Found(found) = self.links.get(name)?.state else { return None };
             let neighbour = LinkLocal::new(found.neighbour, found.link)?;
             kept.contains(&neighbour.combined()).then(|| neighbour.address())
         };
-        self.wanted_links().into_iter().map(|name| (name.clone(), kept_on(&name))).collect()
+        let claims = |name: &CompactString| Wanted { kept: kept_on(name), former: former.get(name).copied() };
+        self.wanted_links().into_iter().map(|name| (name.clone(), claims(&name))).collect()
     }
 
     /// Returns whether a router may still be found on a wanted link that is up.

@@ -27,6 +27,8 @@ pub enum Owner {
         node: CompactString,
         range: IpNet,
     },
+    /// An address of this Node that no link of the host has: as an ExternalIP that a cloud's gateway translates.
+    ThisNodeOutside,
     /// An address of another node itself.
     Node(CompactString),
     /// Nobody's of whom Nodes tell.
@@ -69,8 +71,11 @@ fn around(address: IpAddr) -> impl Iterator<Item = IpNet> {
 impl Plan {
     /// Returns whose an address is.
     pub fn owner_of(&self, address: IpAddr) -> Owner {
-        if self.own.all.contains(&address) || self.here.contains(&address) {
+        if self.here.contains(&address) {
             return Owner::ThisNode;
+        }
+        if self.own.all.contains(&address) {
+            return Owner::ThisNodeOutside;
         }
         let is_own = |node: &&CompactString| **node != self.own.name;
         if let Some(node) = self.nodes.with_address(&address).find(is_own) {

@@ -57,7 +57,8 @@ impl Exports {
         told
     }
 
-    /// Number of routes to some prefixes that are advertised to each neighbour.
+    /// Number of routes to some prefixes that are advertised to each neighbour. Of a family that is held back after a restart these are our own routes, to the
+    /// neighbours that have not retained them.
     pub fn count(
         &self,
         prefixes: &[IpNet],
@@ -69,17 +70,24 @@ impl Exports {
             let mut renderer = Renderer::new(self.own, view, &self.policy, table);
             let mut all = PerFamily::<u32>::default();
             let mut own: BTreeMap<PeerId, PerFamily<u32>> = BTreeMap::new();
+            let mut local: Vec<IpNet> = Vec::new();
             for prefix in prefixes {
                 let shown = renderer.shown(*prefix, table.best(*prefix).as_ref(), interned);
                 let Some(source) = shown.map(|shown| shown.source) else { continue };
                 *all.of_mut(Family::from(*prefix)) += 1;
-                if members.contains_key(&source) {
+                if source.is_local() {
+                    local.push(*prefix);
+                } else if members.contains_key(&source) {
                     *own.entry(source).or_default().of_mut(Family::from(*prefix)) += 1;
                 }
             }
-            counts.extend(members.keys().map(|peer| {
+            counts.extend(members.iter().map(|(peer, member)| {
                 let own = own.get(peer).copied().unwrap_or_default();
-                (*peer, PerFamily::from_fn(|family| all.of(family) - own.of(family)))
+                let sent = |family: Family| match *self.held.of(family) {
+                    true => member.count_ahead(&local, family),
+                    false => all.of(family) - own.of(family),
+                };
+                (*peer, PerFamily::from_fn(sent))
             }));
         }
         counts
@@ -93,6 +101,14 @@ impl Exports {
         let behind = member.behind.as_ref()?;
         let is_held = *self.held.of(Family::from(prefix));
         behind.owes(prefix).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
+    }
+}
+
+impl Member {
+    /// Number of those of our own routes that the member has been sent while others are held back.
+    fn count_ahead(&self, own: &[IpNet], family: Family) -> u32 {
+        let is_sent = |prefix: &&IpNet| self.behind.as_ref().is_none_or(|behind| !behind.owes(**prefix));
+        own.iter().filter(|prefix| Family::from(**prefix) == family).filter(is_sent).count() as u32
     }
 }
 

@@ -219,6 +219,27 @@ fn announced_routes_are_counted_as_they_were_sent() {
 }
 
 #[test]
+fn routes_that_are_held_back_after_a_restart_are_counted_once_they_are_sent() {
+    let mut held = Bench::with(Bounds::default(), 1, PerFamily { v4: true, v6: false });
+    for own in ["10.244.1.0/24", "10.244.9.0/24"] {
+        held.rib.originate(PeerId::LOCAL, prefix(own), route(&[], 1));
+    }
+    let (retained, fresh) = (held.join(11, Kind::External), held.join_fresh(12, Kind::External));
+    held.announce(retained, route(&[64611], 11), &prefixes(3));
+    held.announce(retained, routed(OTHER_NET, &[64611], 11), &[prefix(OTHER_NET)]);
+    let mut all = prefixes(3);
+    all.extend([prefix("10.244.1.0/24"), prefix("10.244.9.0/24"), prefix(OTHER_NET)]);
+    let counts = held.rib.announced(&all);
+    assert_eq!(counts[&retained], PerFamily { v4: 0, v6: 0 }, "it has the routes of before the restart");
+    assert_eq!(counts[&fresh], PerFamily { v4: 2, v6: 1 }, "it has our own ones ahead of all others");
+    held.rib.release(PerFamily { v4: true, v6: true });
+    held.flush();
+    let counts = held.rib.announced(&all);
+    assert_eq!(counts[&retained], PerFamily { v4: 2, v6: 0 });
+    assert_eq!(counts[&fresh], PerFamily { v4: 5, v6: 1 });
+}
+
+#[test]
 fn an_answer_is_bounded_and_says_how_much_is_left_out() {
     let mut bench = Bench::new();
     let peers: Vec<PeerId> = (11..=20).map(|number| bench.join(number, Kind::External)).collect();

@@ -38,6 +38,7 @@ fn of_way(way: &Way, origin: &Origin) -> Value {
     let (owner, node, range) = match &way.owner {
         Owner::ThisNode => ("thisNode", None, None),
         _ if way.is_served => ("service", None, None),
+        Owner::ThisNodeOutside => ("thisNodeOutside", None, None),
         Owner::OwnPods(range) => ("ownPods", None, Some(range)),
         Owner::PodsOf { node, range } => ("podsOfNode", Some(node), Some(range)),
         Owner::Node(node) => ("node", Some(node), None),

@@ -227,8 +227,8 @@ fn why_none(plan: &Plan, owner: &Owner, address: IpAddr, planned: Option<&Planne
         reasons.extend(plan.why_unreached(node, *range).map(|why| format!("{range} of Node {node}: {why}")));
     }
     if let Some(prefix) = plan.pathless_to(address).filter(|prefix| is_narrower(*prefix)) {
-        let without = plan.ways_to(prefix).into_iter();
-        let without = without.filter_map(|(next_hop, why)| Some(super::words::no_way(next_hop, why?)));
+        let (links, without) = (plan.link_names(), plan.ways_to(prefix).into_iter());
+        let without = without.filter_map(|(next_hop, why)| Some(super::words::no_way(next_hop, why?, &links)));
         reasons.extend(without.map(|why| format!("{prefix} was learned and is not used: {why}")));
     }
     if reasons.is_empty() && matches!(owner, Owner::PodsOf { .. }) {

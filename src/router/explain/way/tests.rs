@@ -200,6 +200,25 @@ fn a_range_that_is_refused_is_said_with_the_reason() {
 }
 
 #[test]
+fn an_address_of_this_node_that_the_host_does_not_have_is_not_expected_to_be_delivered_here() {
+    let mut plan = Plan::new(Arc::new(config(&["--node-routes=api", "--enable-ipv6"])), BOTH);
+    let own = node("192.0.2.1 2001:db8::1 203.0.113.9 2001:db8:9::9", "10.244.1.0/24 fd00:10:244:1::/64");
+    plan.update(&world(host("192.0.2.1/24 2001:db8::1/64"), &[("node-1", own)]));
+    for to in ["203.0.113.9", "2001:db8:9::9"] {
+        let way = meant(&plan, to);
+        assert_eq!(way.owner, Owner::ThisNodeOutside);
+        assert_eq!(
+            lines(&way).first().map(String::as_str),
+            Some("route: none of ours: the kernel's own decide"),
+            "{to}"
+        );
+        assert_eq!(differences(&way), Vec::<String>::new());
+        let served = Way { is_served: true, ..way };
+        assert_eq!(text::owner(&served), "an address of Services, delivered on this node");
+    }
+}
+
+#[test]
 fn addresses_of_this_node_of_its_pods_and_of_others_are_told_apart() {
     let plan = plan(&[]);
     for (to, owner, line) in [

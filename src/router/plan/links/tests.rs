@@ -66,9 +66,12 @@ fn a_router_on_a_link_is_a_neighbour_when_it_is_found_and_none_when_it_goes() {
 #[test]
 fn a_router_that_has_a_session_or_had_one_is_to_stay_on_its_link() {
     let mut plan = plan();
-    let watched = |plan: &Plan, kept: &[IpAddr]| plan.watched_links(&kept.iter().copied().collect());
+    let former: Ipv6Addr = "fe80::9".parse().expect("an address");
+    let formers = [("eth1".into(), former), ("eth2".into(), former)].into();
+    let watched = |plan: &Plan, kept: &[IpAddr]| plan.watched_links(&kept.iter().copied().collect(), &formers);
     let with = |neighbour: Option<&str>| -> WantedLinks {
-        [("eth1".into(), neighbour.map(|text| text.parse().expect("an address")))].into()
+        let kept = neighbour.map(|text| text.parse().expect("an address"));
+        [("eth1".into(), Wanted { kept, former: Some(former) })].into()
     };
     let peer = on_link("fe80::2", 7);
     assert_eq!(watched(&plan, &[peer]), with(None), "it is not found yet");
