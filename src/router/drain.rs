@@ -21,7 +21,8 @@
 //! When routers have been told of the withdrawal and the service proxy runs in this process, connections of IPVS are looked through, at a bounded price, until none has a client
 //! outside of the cluster: then nothing would notice that this node goes, and an Event says so. A host that shuts down drains until its node is `Ready` again.
 //!
-//! A start with the label in place announces nothing: neighbours that kept the routes of the run before lose them then.
+//! A start with the label in place announces nothing: neighbours that kept the routes of the run before lose them when they are told that all has been said (End-of-RIB, RFC 4724), and
+//! what has happened is told then. Until then the delay does not run either.
 
 mod outside;
 mod reasons;
@@ -47,6 +48,8 @@ pub enum Event {
     NotReady,
     /// Clients outside of the cluster were looked for, which took this time.
     Clients(Clients, Duration),
+    /// The speaker has restarted and announces nothing yet: routers have not seen how service addresses stand.
+    HeldBack,
     /// Time has passed.
     Tick,
 }
@@ -199,13 +202,15 @@ impl Drain {
             (State::Leaving { until }, Event::Tick) if *until <= now => {
                 (withdrawn, withdraw(&format!("the drain of {:?} is over", self.delay)))
             }
+            // The delay is for routers that see the announcement.
+            (State::Leaving { .. }, Event::HeldBack) => (State::Leaving { until: now + self.delay }, Vec::new()),
             (State::Withdrawn { look: Some(at) }, Event::Tick) if *at <= now => (withdrawn, vec![Effect::Look]),
             (State::Withdrawn { look: Some(_) }, Event::Clients(clients, took)) => looked(now, clients, took),
             (State::Unknown, Event::Node(None)) => (State::Announced, Vec::new()),
             (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(None)) => (State::Announced, announce()),
             (
                 State::Unknown | State::Announced | State::Leaving { .. } | State::Withdrawn { .. },
-                Event::Tick | Event::Clients(..) | Event::NotReady,
+                Event::Tick | Event::HeldBack | Event::Clients(..) | Event::NotReady,
             )
             | (State::Announced, Event::Node(None))
             | (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(Some(_))) => return Vec::new(),

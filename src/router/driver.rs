@@ -245,18 +245,18 @@ impl<K: Kernel> Subsystem for Driver<K> {
             Wake::Refused => self.step_awaited_services(at.now).await,
             Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);
+                // Before it is known that this is over, so that the delay of a drain begins here.
+                self.hold_drain(at.now).await;
                 self.take_events(events);
             }
             Wake::Speaker(sessions::News::Written(number)) => {
                 self.withdrawals.written(number);
                 self.publish_believed();
-                self.tell_news();
             }
             Wake::Speaker(sessions::News::Ended) => {
                 warn!("BGP speaker ended; starting a new one");
                 self.withdrawals.end();
                 self.publish_believed();
-                self.tell_news();
             }
         }
     }
@@ -313,7 +313,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         self.look_at_next_hops(at.now).await;
         self.drop_stale_routes(at.now);
+        self.hold_drain(at.now).await;
         self.step_drain(drain::Event::Tick, at.now).await;
+        self.tell_news();
     }
 
     fn disturbed(&mut self, notice: Notice) {

@@ -17,6 +17,7 @@ use crate::model::{Host, HostAddress, Node, OnLink, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
 use super::external_peers::external_peers;
+use super::mtu::link_mtu;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
 
@@ -44,8 +45,8 @@ pub struct Identity {
     pub all_links: PerFamily<BTreeSet<CompactString>>,
     /// The networks of the links that carry any address of the Node: neighbours there need no router.
     pub networks: Vec<OnLink>,
-    /// The MTU of the link that carries the primary address, in bytes.
-    pub mtu: Option<u32>,
+    /// The MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link.
+    pub mtus: PerFamily<Option<u32>>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
     /// Why no address of a family was detected, where one is looked for.
     pub undetected: PerFamily<Option<String>>,
@@ -65,7 +66,6 @@ impl Identity {
         let carrying = |address: IpAddr| host.addresses.iter().find(|own| own.address == address);
         let primary = node.primary(families);
         let link = |address: Option<IpAddr>| Some(carrying(address?)?.link.clone());
-        let primary_link = link(primary);
         let links = PerFamily::from_fn(|family| link(*addresses.of(family)));
         let all: BTreeSet<IpAddr> = node.addresses.iter().map(|own| own.address).collect();
         let carries =
@@ -92,7 +92,7 @@ impl Identity {
             networks,
             links,
             all_links,
-            mtu: host.links.iter().find(|link| Some(&link.name) == primary_link.as_ref()).map(|link| link.mtu),
+            mtus: PerFamily::from_fn(|family| addresses.of(family).and_then(|own| link_mtu(host, own, node))),
             pod_cidrs: PerFamily::from_fn(|family| {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);
                 of_family.filter(|_| *families.of(family)).copied().collect()

@@ -1,42 +1,79 @@
 //! The MTU of the pod bridge, of the CNI file and of tunnels.
 //!
 //! `--auto-mtu`. Pods get the MTU of the link that carries the node's address, so that nothing is lost between nodes of one
-//! subnet. With `--overlay-type=full` all traffic between pods of different nodes goes through tunnels, and what a tunnel adds
+//! subnet; where the two families leave by different links, the smaller one. With `--overlay-type=full` all traffic between pods of different nodes goes through tunnels, and what a tunnel adds
 //! is taken off; of the kinds by which packets are received (`--overlay-encap-receive`) the one that adds most counts, because other nodes send by it. With `subnet` it is not: a packet that is too large for a tunnel is answered by this node ("fragmentation
 //! needed", "packet too big"), and the pod sends smaller ones on that path alone.
 
 use std::net::IpAddr;
 
 use crate::config::{Encapsulation, Reach, RouterConfig};
+use crate::model::{Host, HostAddress, Node};
 use crate::net::{Family, PerFamily};
+
+use super::names::BRIDGE;
 
 /// The minimum MTU of an IPv6 link (RFC 8200 5).
 const LEAST: u32 = 1280;
 
-/// Returns the MTU of pods and their bridge; `None` to leave it alone. `families`: those in which there may be tunnels.
-pub fn pods(link: Option<u32>, config: &RouterConfig, families: PerFamily<bool>) -> Option<u32> {
-    let link = link.filter(|_| config.auto_mtu)?;
-    let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
-    let added = through_tunnels.map_or(0, |overlay| {
-        let possible = Family::BOTH.into_iter().filter(|family| *families.of(*family));
-        possible.map(|family| overlay.overhead(family)).max().unwrap_or_default()
-    });
-    Some(link.saturating_sub(added).max(LEAST.min(link)))
+/// The loopback device. Its MTU says nothing about a link: packets from an address on it leave by another one.
+const LOOPBACK: &str = "lo";
+
+/// Returns the MTU of the link that carries an address of this node, in bytes. Of an address on the loopback device, or on no link, that is the smallest MTU of the host's links
+/// with a global address of the family, by one of which its packets leave, or of the other family where there is none. Bridges of pods are no such links.
+pub fn link_mtu(host: &Host, own: IpAddr, node: &Node) -> Option<u32> {
+    let mtu = |name: &str| host.links.iter().find(|link| link.name == name).map(|link| link.mtu);
+    let carrying = host.addresses.iter().find(|one| one.address == own && one.link != LOOPBACK);
+    if let Some(carrying) = carrying {
+        return mtu(&carrying.link);
+    }
+    let is_of_pods = |address: IpAddr| node.pod_cidrs.iter().any(|range| range.contains(&address));
+    let leads_out = |one: &&HostAddress| {
+        one.global && one.link != LOOPBACK && one.link != BRIDGE && one.address != own && !is_of_pods(one.address)
+    };
+    let smallest = |of_own: bool| {
+        let of_family = |one: &&HostAddress| (Family::from(one.address) == Family::from(own)) == of_own;
+        let links = host.addresses.iter().filter(leads_out).filter(of_family);
+        links.filter_map(|one| mtu(&one.link)).min()
+    };
+    smallest(true).or_else(|| smallest(false))
 }
 
-/// Returns the MTU of a tunnel of this kind to an address; `None` to leave it to the kernel.
-pub fn tunnel(link: Option<u32>, config: &RouterConfig, kind: Encapsulation, remote: IpAddr) -> Option<u32> {
-    let link = link.filter(|_| config.auto_mtu)?;
+/// Returns the MTU of pods and their bridge; `None` to leave it alone. `links`: of the links of each family; `families`: those in which there may be tunnels.
+pub fn pods(links: PerFamily<Option<u32>>, config: &RouterConfig, families: PerFamily<bool>) -> Option<u32> {
+    let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
+    let of_family = |family: Family| {
+        let link = links.of(family).filter(|_| config.auto_mtu && *families.of(family))?;
+        let added = through_tunnels.map_or(0, |overlay| overlay.overhead(family));
+        Some(link.saturating_sub(added).max(LEAST.min(link)))
+    };
+    Family::BOTH.into_iter().filter_map(of_family).min()
+}
+
+/// Returns the MTU of a tunnel of this kind to an address; `None` to leave it to the kernel. `links`: as in [`pods`].
+pub fn tunnel(
+    links: PerFamily<Option<u32>>,
+    config: &RouterConfig,
+    kind: Encapsulation,
+    remote: IpAddr,
+) -> Option<u32> {
+    let link = links.of(Family::from(remote)).filter(|_| config.auto_mtu)?;
     Some(link.saturating_sub(kind.overhead(Family::from(remote))).max(LEAST.min(link)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::router::given::config;
+    use crate::model::HostLink;
+    use crate::router::given::{address, config, node};
 
     const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
     const V4: PerFamily<bool> = PerFamily { v4: true, v6: false };
+
+    /// Both families leave by one link.
+    fn one(mtu: u32) -> PerFamily<Option<u32>> {
+        PerFamily { v4: Some(mtu), v6: Some(mtu) }
+    }
 
     #[test]
     fn pods_lose_what_tunnels_add_only_where_all_their_traffic_goes_through_them() {
@@ -56,17 +93,77 @@ mod tests {
             (&["--overlay-type=full", "--overlay-encap=wireguard", "--overlay-encap-receive=ipip"], BOTH, 1420),
             (&["--overlay-encap-receive=vxlan"], BOTH, 1500),
         ] {
-            assert_eq!(pods(Some(1500), &config(words), families), Some(mtu), "{words:?}");
+            assert_eq!(pods(one(1500), &config(words), families), Some(mtu), "{words:?}");
         }
-        assert_eq!(pods(Some(1500), &config(&["--auto-mtu=false"]), V4), None);
-        assert_eq!(pods(None, &config(&[]), V4), None, "nothing is guessed");
+        assert_eq!(pods(one(1500), &config(&["--auto-mtu=false"]), V4), None);
+        assert_eq!(pods(PerFamily::default(), &config(&[]), V4), None, "nothing is guessed");
+    }
+
+    #[test]
+    fn where_the_families_leave_by_different_links_each_tunnel_has_its_own_and_pods_the_smaller_one() {
+        let links = PerFamily { v4: Some(9000), v6: Some(1500) };
+        for (words, families, mtu) in [
+            (&[][..], BOTH, 1500),
+            (&[], V4, 9000),
+            (&["--overlay-type=full"], BOTH, 1460),
+            (&["--overlay-type=full", "--overlay-encap=vxlan"], V4, 8950),
+        ] {
+            assert_eq!(pods(links, &config(words), families), Some(mtu), "{words:?} {families:?}");
+        }
+        let config = config(&[]);
+        let kind = config.overlay.expect("there are tunnels").encapsulation;
+        let of = |remote: &str| tunnel(links, &config, kind, address(remote));
+        assert_eq!((of("192.0.2.2"), of("2001:db8::2")), (Some(8980), Some(1460)));
+        let unknown = PerFamily { v4: Some(9000), v6: None };
+        assert_eq!(pods(unknown, &config, BOTH), Some(9000));
+    }
+
+    /// A host of addresses with their links, and of links with their MTUs.
+    fn host(addresses: &[(&str, &str)], links: &[(&str, u32)]) -> Host {
+        let on = |(text, link): &(&str, &str)| HostAddress {
+            address: address(text),
+            link: (*link).into(),
+            global: !address(text).is_loopback(),
+        };
+        let link = |(name, mtu): &(&str, u32)| HostLink { name: (*name).into(), mtu: *mtu, bridge: false };
+        Host {
+            addresses: addresses.iter().map(on).collect(),
+            links: links.iter().map(link).collect(),
+            ..Host::default()
+        }
+    }
+
+    #[test]
+    fn packets_from_an_address_on_no_link_leave_by_one_of_the_hosts_links() {
+        let links = [("lo", 65536), ("eth0", 9000), ("eth1", 1400), ("kube-bridge", 1280), ("br-pods", 1300)];
+        let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64");
+        let around = [
+            ("127.0.0.1", "lo"),
+            ("198.51.100.1", "eth0"),
+            ("198.51.101.1", "eth1"),
+            ("2001:db8:5::1", "eth0"),
+            ("10.244.1.1", "kube-bridge"),
+            ("10.245.0.1", "kube-bridge"),
+            ("10.244.1.129", "br-pods"),
+        ];
+        let with = |more: &[(&'static str, &'static str)]| host(&[&around[..], more].concat(), &links);
+        let of = |host: &Host, text: &str| link_mtu(host, address(text), &own);
+        // On a link, on the loopback device, and nowhere, as where a load balancer has it.
+        assert_eq!(of(&with(&[("192.0.2.1", "eth0")]), "192.0.2.1"), Some(9000));
+        assert_eq!(of(&with(&[("192.0.2.1", "lo")]), "192.0.2.1"), Some(1400));
+        assert_eq!(of(&with(&[]), "192.0.2.1"), Some(1400));
+        assert_eq!(of(&with(&[("2001:db8::1", "lo")]), "2001:db8::1"), Some(9000));
+        // The links of a host between routers have addresses of one family, or none.
+        let between = host(&[("2001:db8::1", "lo"), ("198.51.100.1", "eth0")], &links);
+        assert_eq!(of(&between, "2001:db8::1"), Some(9000));
+        assert_eq!(of(&host(&[("192.0.2.1", "lo")], &links), "192.0.2.1"), None);
     }
 
     #[test]
     fn no_link_becomes_too_small_for_ipv6() {
         let full = config(&["--overlay-type=full"]);
-        assert_eq!(pods(Some(1290), &full, BOTH), Some(1280));
-        assert_eq!(pods(Some(900), &full, BOTH), Some(900));
+        assert_eq!(pods(one(1290), &full, BOTH), Some(1280));
+        assert_eq!(pods(one(900), &full, BOTH), Some(900));
     }
 
     #[test]
@@ -74,7 +171,7 @@ mod tests {
         let of = |words: &[&str], remote: &str| {
             let config = config(words);
             let overlay = config.overlay.expect("there are tunnels");
-            tunnel(Some(9000), &config, overlay.encapsulation, remote.parse().expect("an address"))
+            tunnel(one(9000), &config, overlay.encapsulation, remote.parse().expect("an address"))
         };
         assert_eq!(of(&[], "192.0.2.1"), Some(8980));
         assert_eq!(of(&[], "2001:db8::1"), Some(8960));

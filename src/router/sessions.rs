@@ -331,6 +331,11 @@ impl Sessions {
         self.nobody_is_awaited(now) && self.is_running() && self.complete
     }
 
+    /// Returns whether a speaker has to run and what it announces is held back: neighbours go on with the routes of the run before.
+    pub fn hold_back(&self, desired: &Desired) -> bool {
+        desired.speaker.is_some() && !(self.is_running() && self.complete)
+    }
+
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         self.awaited.retain(|_, awaited| awaited.until > now);
         if self.patience_is_over(now) {

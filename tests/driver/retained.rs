@@ -151,3 +151,34 @@ fn routes_of_a_router_stay_when_its_password_becomes_known_long_after_the_start_
         seen.until("it does not come", |seen| !has_route(seen, range)).await;
     });
 }
+
+#[test]
+fn after_a_restart_a_drain_is_told_and_its_delay_runs_once_neighbours_have_been_told_that_all_has_been_said() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(number, news)| (*number, news.word));
+    // A route of the run before, and a neighbour that does not come back: nothing is announced for 3.5 s.
+    let key = RouteKey::new(TABLE_MAIN, "10.244.2.0/24".parse().expect("a range"));
+    let next_hop = NextHop { link: LinkName("eth0".into()), gateway: Some([127, 0, 0, 3].into()), on_link: false };
+    let route = Route { kind: RouteKind::Unicast, protocol: PROTOCOL, source: None, next_hops: [next_hop].into() };
+    let left = || State { routes: BTreeMap::from([(key.clone(), route.clone().into())]), ..State::default() };
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.push("--bgp-graceful-restart".to_owned());
+    setup.flags.push("--drain-delay=1s".to_owned());
+    let own = setup.world.host.node_name.clone();
+    let drain = |seen: &Seen| seen.world.send_modify(|world| label(world, &own, true));
+    setup.run(left(), async |seen| {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drain(&seen);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!((word(&seen), answer["serviceAddresses"].as_str()), (None, Some("leaving")));
+        seen.until("it is leaving", |seen| word(seen) == Some((0, "ServiceAddressesLeaving"))).await;
+        seen.until("it has left", |seen| word(seen) == Some((1, "ServiceAddressesWithdrawn"))).await;
+    });
+    label(&mut setup.world, &own, true);
+    setup.run(left(), async |seen| {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!((word(&seen), answer["serviceAddresses"].as_str()), (None, Some("leaving")), "routers have them");
+        seen.until("nothing is announced", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
+    });
+}

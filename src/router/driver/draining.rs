@@ -21,6 +21,18 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
+    /// Keeps the delay of a drain from running while announcements are held back.
+    pub(super) async fn hold_drain(&mut self, now: Instant) {
+        if self.sessions.hold_back(self.plan.desired()) {
+            self.step_drain(Event::HeldBack, now).await;
+        }
+    }
+
+    /// Returns whether neighbours have been sent how service addresses stand.
+    fn neighbours_are_told(&self) -> bool {
+        self.withdrawals.are_told() && !self.sessions.hold_back(self.plan.desired())
+    }
+
     /// Passes an event to the drain, and carries out what follows.
     pub(super) async fn step_drain(&mut self, event: Event, now: Instant) {
         let mut effects = self.drain.step(now, event);
@@ -41,12 +53,12 @@ impl<K: Kernel> Driver<K> {
                 Effect::Tell(news) => self.news = Some(news),
             }
         }
-        self.tell_news();
     }
 
     /// Looks for a while whether a client outside of the cluster has a connection of IPVS; returns the processor time that it took as well.
     fn look_for_clients(&mut self) -> (Clients, Duration) {
-        let Some(look) = self.context.clients.as_mut().filter(|_| self.withdrawals.are_told()) else {
+        let are_told = self.neighbours_are_told();
+        let Some(look) = self.context.clients.as_mut().filter(|_| are_told) else {
             return (Clients::Unknown, LOOK);
         };
         let begun = Instant::now();
@@ -72,14 +84,14 @@ impl<K: Kernel> Driver<K> {
     pub(super) fn outside(&self) -> Outside {
         Outside {
             stage: self.plan.stage(),
-            is_sent: self.withdrawals.are_told(),
+            is_sent: self.neighbours_are_told(),
             has_addresses: self.plan.has_service_addresses(),
         }
     }
 
-    /// Tells the newest news once neighbours have been sent what it is about.
+    /// Tells the newest news once neighbours have been sent what it is about. Called at the end of each turn: a World says whether a speaker is to run.
     pub(super) fn tell_news(&mut self) {
-        if !self.withdrawals.are_told() {
+        if !self.neighbours_are_told() {
             return;
         }
         if let Some(news) = self.news.take() {

@@ -2,6 +2,7 @@
 //! and by those of `--overlay-encap-receive`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{Plan, replace};
 use crate::config::{Encapsulation, Overlay};
@@ -36,7 +37,7 @@ impl Plan {
     fn vxlan_device(&self, family: Family) -> Option<(LinkName, Vxlan)> {
         let network = self.config.overlay?.vxlan()?;
         let local = (*self.own.addresses.of(family))?;
-        let mtu = mtu::tunnel(self.own.mtu, &self.config, Encapsulation::Vxlan(network), local);
+        let mtu = mtu::tunnel(self.own.mtus, &self.config, Encapsulation::Vxlan(network), local);
         let (id, port, address) = (network.id, network.port, link_address(local));
         let device = Vxlan { local, id, port, address, mtu, up: true, is_fixed: true, is_numbered: true };
         Some((vxlan(family), device))
@@ -55,12 +56,15 @@ impl Plan {
         first.into_iter().chain(second).collect()
     }
 
-    /// The device has room for what the larger of the families adds in which this node has an address.
+    /// The device has room for what either family adds in which this node has an address, on its link.
     fn wireguard_device(&self) -> Option<(LinkName, Wireguard)> {
         let encryption = self.config.overlay?.wireguard()?;
         let kind = Encapsulation::Wireguard(encryption);
-        let ends = self.own.addresses.iter().filter_map(|(_, address)| *address);
-        let mtu = ends.map(|end| mtu::tunnel(self.own.mtu, &self.config, kind, end)).min()?;
+        let ends: Vec<IpAddr> = self.own.addresses.iter().filter_map(|(_, address)| *address).collect();
+        if ends.is_empty() {
+            return None;
+        }
+        let mtu = ends.into_iter().filter_map(|end| mtu::tunnel(self.own.mtus, &self.config, kind, end)).min();
         let device = Wireguard { port: encryption.port, mtu, up: true, has_key: true, is_numbered: true };
         Some((LinkName(WIREGUARD.into()), device))
     }

@@ -13,7 +13,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::Peer;
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 use crate::router::names::{Set, TUNNEL_TABLE};
 
 /// Owner of an address, as Node objects tell.
@@ -153,10 +153,10 @@ impl Plan {
         Some(TunnelEnds { local: device.local, remote, encapsulation, port: Some(device.port), mtu: device.mtu })
     }
 
-    /// Returns the MTU of the link that carries this node's address, and that of pods, in bytes, so far as they follow from each other
+    /// Returns the MTU of the link by which packets from this node's address of each family leave, and that of pods, in bytes, so far as they follow from each other
     /// (`--auto-mtu`).
-    pub fn mtus(&self) -> (Option<u32>, Option<u32>) {
-        (self.own.mtu, self.desired.bridge.and_then(|bridge| bridge.mtu))
+    pub fn mtus(&self) -> (PerFamily<Option<u32>>, Option<u32>) {
+        (self.own.mtus, self.desired.bridge.and_then(|bridge| bridge.mtu))
     }
 
     /// Returns a pod range of this node of this family.

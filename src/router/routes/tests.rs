@@ -279,7 +279,7 @@ fn another_address_of_ours_changes_tunnels_in_place() {
     let mut rig = rig(&[], &[PEER]);
     rig.learn("10.244.3.0/24", PEER);
     rig.own.addresses.v4 = Some(address("192.0.2.9"));
-    rig.own.mtu = Some(9000);
+    rig.own.mtus = PerFamily { v4: Some(9000), v6: Some(9000) };
     rig.routes.look_at_all_again();
     let changed = rig.settle();
     assert_eq!(changed.tunnels, [tunnel(address(PEER))]);

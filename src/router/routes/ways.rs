@@ -186,6 +186,6 @@ pub(super) fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
     let local = (*place.own.addresses.of(Family::from(remote)))?;
     let udp_port = kind.gue_port();
     let ttl = if udp_port.is_some() { TTL_OF_UDP } else { 0 };
-    let mtu = mtu::tunnel(place.own.mtu, place.config, kind, remote);
+    let mtu = mtu::tunnel(place.own.mtus, place.config, kind, remote);
     Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true, is_numbered: true })
 }

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use super::InKernel;
 use crate::kernel::route::{Fate, NextHop, Route, RouteKey, TABLE_MAIN, Taken};
 use crate::model::{Authority, ObjectName, Pod, Table};
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 use crate::router::apply::{Kernel, Mirrors};
 use crate::router::names::{PROTOCOL, TUNNEL_PROTOCOL, TUNNEL_TABLE};
 pub(super) use crate::router::plan::Owner;
@@ -83,8 +83,8 @@ pub struct Way {
     pub why_none: Vec<String>,
     /// A pod range of this node of the address's family.
     pub own_pods: Option<IpNet>,
-    /// MTU of the link that carries this node's address, and that of pods, where they follow from it.
-    pub node_mtu: Option<u32>,
+    /// MTU of the link by which packets from this node's address of each family leave, and that of pods, where they follow from it.
+    pub node_mtus: PerFamily<Option<u32>>,
     pub pods_mtu: Option<u32>,
     pub masquerade: Masquerade,
     /// The kernel's way of packets of this node, or why it could not be looked up.
@@ -177,7 +177,7 @@ pub fn way<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, address: IpAddr, is
     let of_pods = plan.route_to(address, true).filter(|other| Some(other) != route.as_ref());
     let planned = route.map(|route| planned(plan, mirrors, route));
     let why_none = why_none(plan, &owner, address, planned.as_ref());
-    let (node_mtu, pods_mtu) = plan.mtus();
+    let (node_mtus, pods_mtu) = plan.mtus();
     Way {
         address,
         owner,
@@ -186,7 +186,7 @@ pub fn way<K: Kernel>(plan: &Plan, mirrors: &mut Mirrors<K>, address: IpAddr, is
         planned_of_pods: of_pods.map(|route| self::planned(plan, mirrors, route)),
         why_none,
         own_pods,
-        node_mtu,
+        node_mtus,
         pods_mtu,
         masquerade: plan.masquerade(address),
         kernel,

@@ -51,7 +51,7 @@ fn meant(plan: &Plan, to: &str) -> Way {
     let planned = route.map(planned);
     let kernel = taken(planned.as_ref());
     let why_none = why_none(plan, &owner, to, planned.as_ref());
-    let (node_mtu, pods_mtu) = plan.mtus();
+    let (node_mtus, pods_mtu) = plan.mtus();
     Way {
         address: to,
         owner,
@@ -61,7 +61,7 @@ fn meant(plan: &Plan, to: &str) -> Way {
         planned_of_pods,
         why_none,
         own_pods: plan.own_range(Family::from(to)),
-        node_mtu,
+        node_mtus,
         pods_mtu,
         masquerade: plan.masquerade(to),
         kernel: Ok(kernel),

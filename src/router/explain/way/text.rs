@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::{Masquerade, Origin, Owner, Planned, Tunnel, Way, Ways, differences};
 use crate::kernel::route::{Fate, RouteKey, TABLE_LOCAL, TABLE_MAIN, Taken};
 use crate::model::Authority;
-use crate::net::Family;
+use crate::net::{Family, PerFamily};
 use crate::router::explain::RouteInKernel;
 use crate::router::explain::routes::describe;
 use crate::router::names::{BRIDGE, PROTOCOL};
@@ -166,7 +166,7 @@ fn fits_by(way: &Way, planned: Option<&Planned>, taken: Option<&Taken>, of_pods:
     let tunnel = planned.and_then(|planned| planned.tunnels.iter().flatten().next());
     let device = taken.and_then(|taken| Some((taken.link_mtu?, taken.link.as_ref()?)));
     let path = taken.and_then(|taken| taken.path_mtu);
-    let arithmetic = |mtu| arithmetic(tunnel, way.node_mtu, mtu);
+    let arithmetic = |mtu| arithmetic(tunnel, way.node_mtus, mtu);
     let (mtu, why) = match (path, device, tunnel.and_then(|tunnel| tunnel.ends.mtu)) {
         (Some(path), device, _) if device.is_none_or(|(device, _)| path < device) => {
             (path, "the kernel has been told so of the path, or the route says so".to_owned())
@@ -186,9 +186,10 @@ fn fits_by(way: &Way, planned: Option<&Planned>, taken: Option<&Taken>, of_pods:
 }
 
 /// Returns how the MTU of a tunnel follows from that of the link that carries it.
-fn arithmetic(tunnel: Option<&Tunnel>, node_mtu: Option<u32>, mtu: u32) -> String {
-    let Some((ends, link)) = tunnel.map(|tunnel| &tunnel.ends).zip(node_mtu) else { return String::new() };
+fn arithmetic(tunnel: Option<&Tunnel>, node_mtus: PerFamily<Option<u32>>, mtu: u32) -> String {
+    let Some(ends) = tunnel.map(|tunnel| &tunnel.ends) else { return String::new() };
     let family = Family::from(ends.remote);
+    let Some(link) = *node_mtus.of(family) else { return String::new() };
     let overhead = ends.encapsulation.overhead(family);
     let kind = ends.encapsulation.name();
     match link.checked_sub(overhead) == Some(mtu) {
