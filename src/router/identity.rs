@@ -17,7 +17,7 @@ use crate::model::{Host, HostAddress, Node, OnLink, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
 use super::external_peers::external_peers;
-use super::mtu::link_mtu;
+use super::mtu;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
 
@@ -92,7 +92,7 @@ impl Identity {
             networks,
             links,
             all_links,
-            mtus: PerFamily::from_fn(|family| addresses.of(family).and_then(|own| link_mtu(host, own, node))),
+            mtus: mtu::links(host, addresses, node),
             pod_cidrs: PerFamily::from_fn(|family| {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);
                 of_family.filter(|_| *families.of(family)).copied().collect()

@@ -19,24 +19,23 @@ const LEAST: u32 = 1280;
 /// The loopback device. Its MTU says nothing about a link: packets from an address on it leave by another one.
 const LOOPBACK: &str = "lo";
 
-/// Returns the MTU of the link that carries an address of this node, in bytes. Of an address on the loopback device, or on no link, that is the smallest MTU of the host's links
-/// with a global address of the family, by one of which its packets leave, or of the other family where there is none. Bridges of pods are no such links.
-pub fn link_mtu(host: &Host, own: IpAddr, node: &Node) -> Option<u32> {
-    let mtu = |name: &str| host.links.iter().find(|link| link.name == name).map(|link| link.mtu);
-    let carrying = host.addresses.iter().find(|one| one.address == own && one.link != LOOPBACK);
-    if let Some(carrying) = carrying {
-        return mtu(&carrying.link);
-    }
+/// Returns the MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link. That is the link which carries the address.
+/// Of one on the loopback device, or on no link, it is that of the other family; where neither is on a link, the one with the smallest MTU of the host's links with a global
+/// address counts, of bridges only where there is no other link. Links of pods are none of them.
+pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFamily<Option<u32>> {
+    let link = |name: &str| host.links.iter().find(|link| link.name == name);
+    let carrying = |address: IpAddr| host.addresses.iter().find(|one| one.address == address && one.link != LOOPBACK);
+    let carried =
+        PerFamily::from_fn(|family| own.of(family).and_then(|address| Some(link(&carrying(address)?.link)?.mtu)));
     let is_of_pods = |address: IpAddr| node.pod_cidrs.iter().any(|range| range.contains(&address));
-    let leads_out = |one: &&HostAddress| {
-        one.global && one.link != LOOPBACK && one.link != BRIDGE && one.address != own && !is_of_pods(one.address)
+    let leads_out =
+        |one: &&HostAddress| one.global && ![LOOPBACK, BRIDGE].contains(&one.link.as_str()) && !is_of_pods(one.address);
+    let smallest = |bridge: bool| {
+        let links = host.addresses.iter().filter(leads_out).filter_map(|one| link(&one.link));
+        links.filter(|link| link.bridge == bridge).map(|link| link.mtu).min()
     };
-    let smallest = |of_own: bool| {
-        let of_family = |one: &&HostAddress| (Family::from(one.address) == Family::from(own)) == of_own;
-        let links = host.addresses.iter().filter(leads_out).filter(of_family);
-        links.filter_map(|one| mtu(&one.link)).min()
-    };
-    smallest(true).or_else(|| smallest(false))
+    let other = carried.v4.or(carried.v6).or_else(|| smallest(false)).or_else(|| smallest(true));
+    PerFamily::from_fn(|family| own.of(family).and_then(|_| carried.of(family).or(other)))
 }
 
 /// Returns the MTU of pods and their bridge; `None` to leave it alone. `links`: of the links of each family; `families`: those in which there may be tunnels.
@@ -118,14 +117,15 @@ mod tests {
         assert_eq!(pods(unknown, &config, BOTH), Some(9000));
     }
 
-    /// A host of addresses with their links, and of links with their MTUs.
+    /// A host of addresses with their links, and of links with their MTUs; those whose names begin with `br` are bridges.
     fn host(addresses: &[(&str, &str)], links: &[(&str, u32)]) -> Host {
         let on = |(text, link): &(&str, &str)| HostAddress {
             address: address(text),
             link: (*link).into(),
             global: !address(text).is_loopback(),
         };
-        let link = |(name, mtu): &(&str, u32)| HostLink { name: (*name).into(), mtu: *mtu, bridge: false };
+        let link =
+            |(name, mtu): &(&str, u32)| HostLink { name: (*name).into(), mtu: *mtu, bridge: name.starts_with("br") };
         Host {
             addresses: addresses.iter().map(on).collect(),
             links: links.iter().map(link).collect(),
@@ -134,29 +134,40 @@ mod tests {
     }
 
     #[test]
-    fn packets_from_an_address_on_no_link_leave_by_one_of_the_hosts_links() {
-        let links = [("lo", 65536), ("eth0", 9000), ("eth1", 1400), ("kube-bridge", 1280), ("br-pods", 1300)];
+    fn packets_leave_by_the_link_with_the_address_or_else_by_one_of_the_hosts_links() {
+        let mtus =
+            [("lo", 65536), ("eth0", 9000), ("eth1", 1400), ("kube-bridge", 1280), ("br-pods", 1280), ("br0", 1300)];
         let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64");
         let around = [
             ("127.0.0.1", "lo"),
             ("198.51.100.1", "eth0"),
             ("198.51.101.1", "eth1"),
-            ("2001:db8:5::1", "eth0"),
+            ("172.17.0.1", "br0"),
             ("10.244.1.1", "kube-bridge"),
             ("10.245.0.1", "kube-bridge"),
             ("10.244.1.129", "br-pods"),
         ];
-        let with = |more: &[(&'static str, &'static str)]| host(&[&around[..], more].concat(), &links);
-        let of = |host: &Host, text: &str| link_mtu(host, address(text), &own);
-        // On a link, on the loopback device, and nowhere, as where a load balancer has it.
-        assert_eq!(of(&with(&[("192.0.2.1", "eth0")]), "192.0.2.1"), Some(9000));
-        assert_eq!(of(&with(&[("192.0.2.1", "lo")]), "192.0.2.1"), Some(1400));
-        assert_eq!(of(&with(&[]), "192.0.2.1"), Some(1400));
-        assert_eq!(of(&with(&[("2001:db8::1", "lo")]), "2001:db8::1"), Some(9000));
-        // The links of a host between routers have addresses of one family, or none.
-        let between = host(&[("2001:db8::1", "lo"), ("198.51.100.1", "eth0")], &links);
-        assert_eq!(of(&between, "2001:db8::1"), Some(9000));
-        assert_eq!(of(&host(&[("192.0.2.1", "lo")], &links), "192.0.2.1"), None);
+        let both = PerFamily { v4: Some(address("192.0.2.1")), v6: Some(address("2001:db8::1")) };
+        let of = |more: &[(&str, &str)]| links(&host(&[&around[..], more].concat(), &mtus), both, &own);
+        let of_each = |v4, v6| PerFamily { v4: Some(v4), v6: Some(v6) };
+        for (carried, expected) in [
+            (&[("192.0.2.1", "eth0"), ("2001:db8::1", "eth0")][..], of_each(9000, 9000)),
+            (&[("192.0.2.1", "eth0"), ("2001:db8::1", "eth1")], of_each(9000, 1400)),
+            (&[("192.0.2.1", "br0"), ("2001:db8::1", "eth0")], of_each(1300, 9000)),
+            // One on no link of this host, as where a gateway translates it, has that of the other.
+            (&[("192.0.2.1", "eth0")], of_each(9000, 9000)),
+            (&[("192.0.2.1", "lo"), ("2001:db8::1", "eth0")], of_each(9000, 9000)),
+            // A host that speaks BGP to its racks.
+            (&[("192.0.2.1", "lo"), ("2001:db8::1", "lo")], of_each(1400, 1400)),
+            (&[], of_each(1400, 1400)),
+        ] {
+            assert_eq!(of(carried), expected, "{carried:?}");
+        }
+        let alone = PerFamily { v4: None, ..both };
+        let on_loopback =
+            |more: &[(&str, &str)]| links(&host(&[&[("2001:db8::1", "lo")][..], more].concat(), &mtus), alone, &own);
+        assert_eq!(on_loopback(&[]), PerFamily::default(), "nothing is guessed");
+        assert_eq!(on_loopback(&[("172.17.0.1", "br0")]), PerFamily { v4: None, v6: Some(1300) });
     }
 
     #[test]
