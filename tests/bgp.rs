@@ -154,3 +154,26 @@ fn a_speaker_with_bfd_that_restarts_gracefully_costs_its_neighbours_no_route() {
         assert!(network.hosts.iter().all(|host| host.removed == 0 && host.kernel.len() == 6), "away for {away} s");
     }
 }
+
+#[test]
+fn a_host_that_dies_between_its_restart_and_its_next_bfd_is_noticed_before_the_hold_time() {
+    let has_session = |network: &Network, host: usize| {
+        let speaker = network.hosts[host].speaker.as_ref().expect("it lives");
+        speaker.neighbour(network::address(1)).expect("it is wanted").peer().session().is_some()
+    };
+    let mut network = row_with(true, true);
+    network.pass(Duration::from_secs(10));
+    network.kill(1, false);
+    network.pass(Duration::from_secs(1));
+    network.start(1, true);
+    network.pass(Duration::from_millis(700));
+    assert!(has_session(&network, 0) && has_session(&network, 2));
+    network.kill(1, true);
+    network.pass(Duration::from_secs(10));
+    assert!(has_session(&network, 0) && has_session(&network, 2), "BFD was with the process before");
+    // Its BFD is missed after 6 s, and has 16 s to come back.
+    network.pass(Duration::from_secs(13));
+    for host in [0, 2] {
+        assert_eq!((has_session(&network, host), network.hosts[host].kernel.len()), (false, 2), "{host}");
+    }
+}

@@ -346,6 +346,7 @@ impl Speaker {
         for address in due {
             self.event(at, address, Event::Tick);
             self.end_hold_if_over(address);
+            self.fail_if_not_back(at, address);
             self.release_if_due(at, address);
             self.answer_if_due(at, address);
             let Some(neighbour) = self.neighbours.get(&address) else { continue };
@@ -428,7 +429,7 @@ impl Speaker {
     fn up(&mut self, at: Moment, address: IpAddr, agreement: Box<Agreement>) {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         self.unanswering.answered(address, neighbour.ended(), at.now);
-        neighbour.path.begin(neighbour.ended());
+        neighbour.path.begin(at.now, neighbour.ended());
         neighbour.begin(at.now);
         self.restart.iter_mut().for_each(|restart| restart.note_up(at.now));
         let (source, view) = neighbour.looks(&agreement);

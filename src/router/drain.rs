@@ -21,8 +21,8 @@
 //! When routers have been told of the withdrawal and the service proxy runs in this process, connections of IPVS are looked through, at a bounded price, until none has a client
 //! outside of the cluster: then nothing would notice that this node goes, and an Event says so. A host that shuts down drains until its node is `Ready` again.
 //!
-//! A start with the label in place announces nothing: neighbours that kept the routes of the run before lose them when they are told that all has been said (End-of-RIB, RFC 4724), and
-//! what has happened is told then. Until then the delay does not run either.
+//! A start with the label in place announces nothing: neighbours that kept the routes of the run before lose them when they are told that all has been said (End-of-RIB, RFC 4724), or
+//! when their time for that is over where they do not come back, and what has happened is told then. The delay does not run before anything is announced either.
 
 mod outside;
 mod reasons;
@@ -44,8 +44,8 @@ pub use self::reasons::Reason;
 pub enum Event {
     /// The own Node was read: why it drains, if it does.
     Node(Option<Reason>),
-    /// The own Node was read: it has no reason to drain, and nobody says that it is `Ready`.
-    NotReady,
+    /// The own Node was read: nobody says that it is `Ready`, or that its host shuts down. Why it drains otherwise, if it does.
+    NotReady(Option<Reason>),
     /// Clients outside of the cluster were looked for, which took this time.
     Clients(Clients, Duration),
     /// The speaker has restarted and announces nothing yet: routers have not seen how service addresses stand.
@@ -72,7 +72,7 @@ pub struct Drain {
     delay: Duration,
     /// Clients are looked for.
     looks: bool,
-    /// The host shuts down.
+    /// The host shuts down, as its kubelet said when it last said anything.
     is_shutdown: bool,
     state: State,
 }
@@ -143,10 +143,11 @@ impl ClientLook {
 
 /// Returns what a Node says about its drain.
 pub fn event(node: &Node, config: &DrainConfig) -> Event {
-    match reason(node, config) {
-        // Of a remembered Node, and of one in a manifest, nobody says that it is ready.
-        None if !node.should_announce => Event::NotReady,
-        reason => Event::Node(reason),
+    let reason = reason(node, config);
+    // Of a remembered Node, and of one in a manifest, nobody says that it is ready.
+    match node.should_announce || node.is_shutting_down {
+        true => Event::Node(reason),
+        false => Event::NotReady(reason),
     }
 }
 
@@ -178,18 +179,16 @@ impl Drain {
 
     /// Handles an event; returns what follows, in order.
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        // A kubelet that ended before this agent says nothing any more: the node controller writes `Unknown` over what it said. A shutdown that was
+        // cancelled makes the node `Ready` again, whatever else it drains for.
+        if let Event::Node(reason) = &event {
+            self.is_shutdown = *reason == Some(Reason::Shutdown);
+        }
         let event = match event {
-            // A kubelet that ended before this agent says nothing any more: the node controller writes `Unknown` over what it said. A shutdown that was
-            // cancelled makes the node `Ready` again.
-            Event::NotReady if self.is_shutdown => return Vec::new(),
-            Event::NotReady => Event::Node(None),
+            Event::NotReady(None) if self.is_shutdown => return Vec::new(),
+            Event::NotReady(reason) => Event::Node(reason),
             event => event,
         };
-        match &event {
-            Event::Node(None) => self.is_shutdown = false,
-            Event::Node(Some(Reason::Shutdown)) => self.is_shutdown = true,
-            _ => {}
-        }
         let withdrawn = State::Withdrawn { look: self.looks.then(|| now + PACE) };
         let (state, effects) = match (&self.state, event) {
             (State::Unknown, Event::Node(Some(why))) => (withdrawn, withdraw(&why.to_string())),
@@ -210,7 +209,7 @@ impl Drain {
             (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(None)) => (State::Announced, announce()),
             (
                 State::Unknown | State::Announced | State::Leaving { .. } | State::Withdrawn { .. },
-                Event::Tick | Event::HeldBack | Event::Clients(..) | Event::NotReady,
+                Event::Tick | Event::HeldBack | Event::Clients(..) | Event::NotReady(_),
             )
             | (State::Announced, Event::Node(None))
             | (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(Some(_))) => return Vec::new(),

@@ -315,6 +315,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.drop_stale_routes(at.now);
         self.hold_drain(at.now).await;
         self.step_drain(drain::Event::Tick, at.now).await;
+        self.release_withdrawals(at.now).await;
         self.tell_news();
     }
 

@@ -336,6 +336,13 @@ impl Sessions {
         desired.speaker.is_some() && !(self.is_running() && self.complete)
     }
 
+    /// Returns whether one of these routers has no session, and may keep what an earlier speaker has announced (RFC 4724 4.2). Nobody keeps that for longer
+    /// than neighbours are waited for after the start of a speaker.
+    pub fn lack_router(&self, routers: &[IpAddr], desired: &Desired, now: Instant) -> bool {
+        let keeps = |router: &IpAddr| desired.peers.get(router).is_some_and(|wanted| wanted.settings.restart.is_some());
+        !self.patience_is_over(now) && routers.iter().any(|router| keeps(router) && !self.up.contains_key(router))
+    }
+
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         self.awaited.retain(|_, awaited| awaited.until > now);
         if self.patience_is_over(now) {

@@ -6,6 +6,9 @@
 //!
 //! An address that is not here is safe to close: it is not announced, or all neighbours have been told.
 //!
+//! Neighbours that kept routes of an earlier speaker (RFC 4724) lose those that the present one does not announce when it tells them that it has said all. Nothing
+//! counts as told before that is written: not what goes meanwhile, and not what has gone between the two.
+//!
 //! A state machine: its owner asks the speaker, and calls [`Withdrawals::written`] with the number that it was given.
 
 use std::collections::BTreeMap;
@@ -23,6 +26,10 @@ pub struct Withdrawals {
     /// Withdrawn addresses, with the number of the last question about them.
     leaving: BTreeMap<IpAddr, u64>,
     asked: u64,
+    /// Neighbours may have routes of an earlier speaker, which has not been followed by the End-of-RIB of this one.
+    is_held: bool,
+    /// The question whether that End-of-RIB is written.
+    ending: Option<u64>,
 }
 
 impl Withdrawals {
@@ -33,10 +40,27 @@ impl Withdrawals {
 
     /// Returns whether neighbours have been told of all withdrawals.
     pub fn are_told(&self) -> bool {
-        self.leaving.is_empty()
+        self.leaving.is_empty() && !self.is_held && self.ending.is_none()
     }
 
-    /// Updates which of some prefixes are announced. Returns a number if something was withdrawn: to be passed to
+    /// Holds questions back from the start of a speaker to [`Withdrawals::release`].
+    pub fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// Ends that, when the speaker has told all neighbours that it has said all. Returns a number if it was not ended before: to be passed to `written` once
+    /// everything ordered until now is written.
+    pub fn release(&mut self) -> Option<u64> {
+        if !std::mem::take(&mut self.is_held) {
+            return None;
+        }
+        self.asked += 1;
+        self.ending = Some(self.asked);
+        self.leaving.values_mut().for_each(|asked| *asked = self.asked);
+        self.ending
+    }
+
+    /// Updates which of some prefixes are announced. Returns a number if something was withdrawn, unless questions are held back: to be passed to
     /// `written` once everything ordered until now is written.
     pub fn update(&mut self, prefixes: impl IntoIterator<Item = (IpNet, bool)>) -> Option<u64> {
         let mut leaving = Vec::new();
@@ -57,11 +81,12 @@ impl Withdrawals {
         }
         self.asked += 1;
         self.leaving.extend(leaving.into_iter().map(|address| (address, self.asked)));
-        Some(self.asked)
+        (!self.is_held).then_some(self.asked)
     }
 
     /// Handles that everything ordered before this number was given is written.
     pub fn written(&mut self, number: u64) {
+        self.ending = self.ending.filter(|asked| *asked > number);
         let over: Vec<IpAddr> =
             self.leaving.iter().filter(|(_, asked)| **asked <= number).map(|(address, _)| *address).collect();
         for address in over {
@@ -74,6 +99,7 @@ impl Withdrawals {
     pub fn end(&mut self) {
         self.leaving.clear();
         self.believed = Table::default();
+        (self.is_held, self.ending) = (false, None);
     }
 }
 
@@ -128,6 +154,32 @@ mod tests {
         assert_eq!(believed(&withdrawals), "10.96.0.1", "that was the answer to an older question");
         withdrawals.written(second);
         assert_eq!(believed(&withdrawals), "");
+    }
+
+    #[test]
+    fn nothing_is_told_before_neighbours_that_kept_routes_of_an_earlier_speaker_have_been_sent_that_these_are_all() {
+        let mut withdrawals = Withdrawals::default();
+        assert!(withdrawals.are_told() && withdrawals.release().is_none());
+        withdrawals.update([(prefix(A), true), (prefix(B), true)]);
+        withdrawals.hold();
+        assert_eq!(withdrawals.update([(prefix(A), false)]), None, "the speaker has announced nothing yet");
+        assert_eq!((believed(&withdrawals).as_str(), withdrawals.are_told()), ("10.96.0.1 fd00:10:96::1", false));
+        let end = withdrawals.release().expect("a question");
+        assert!(withdrawals.release().is_none() && !withdrawals.are_told());
+        let later = withdrawals.update([(prefix(B), false)]).expect("a question");
+        withdrawals.written(end);
+        assert_eq!((believed(&withdrawals).as_str(), withdrawals.are_told()), ("fd00:10:96::1", false));
+        withdrawals.written(later);
+        assert_eq!((believed(&withdrawals).as_str(), withdrawals.are_told()), ("", true));
+        // Also where nothing is withdrawn meanwhile, and not beyond the end of the speaker.
+        withdrawals.hold();
+        let end = withdrawals.release().expect("a question");
+        assert!(!withdrawals.are_told());
+        withdrawals.written(end);
+        assert!(withdrawals.are_told());
+        withdrawals.hold();
+        withdrawals.end();
+        assert!(withdrawals.are_told());
     }
 
     #[test]

@@ -182,3 +182,25 @@ fn after_a_restart_a_drain_is_told_and_its_delay_runs_once_neighbours_have_been_
         seen.until("nothing is announced", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
     });
 }
+
+#[test]
+fn a_withdrawal_is_told_when_a_router_that_does_not_come_back_has_lost_what_it_kept_of_the_run_before() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(number, news)| (*number, news.word));
+    let mut setup = Setup::new(Backend::Nftables);
+    let own = setup.world.host.node_name.clone();
+    label(&mut setup.world, &own, true);
+    // No route is left of the run before, so that the speaker waits for nobody.
+    let router = ["--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"].map(str::to_owned);
+    setup.flags.extend(router);
+    setup.run(State::default(), async |seen| {
+        let told = |seen: &Seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"));
+        seen.until("nobody keeps anything without graceful restart", told).await;
+    });
+    setup.flags.extend(["--bgp-graceful-restart", "--bgp-graceful-restart-time=6s"].map(str::to_owned));
+    setup.run(State::default(), async |seen| {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!((word(&seen), answer["serviceAddresses"].as_str()), (None, Some("leaving")), "it may keep them");
+        seen.until("it keeps them no longer", |seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"))).await;
+    });
+}

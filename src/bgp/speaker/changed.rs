@@ -24,13 +24,6 @@ impl Speaker {
     pub fn take_changed(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.changed)
     }
-
-    /// Records whether the summary of a neighbour has changed.
-    pub(super) fn note_summary(&mut self, address: IpAddr) {
-        if self.neighbours.get_mut(&address).is_some_and(|neighbour| neighbour.has_another_summary()) {
-            self.changed.insert(address);
-        }
-    }
 }
 
 impl Neighbour {

@@ -8,13 +8,15 @@
 //! more often a path has failed within a minute, the longer BFD has to be up before.
 //!
 //! With graceful restart (4.3): a neighbour that restarts has lost its session already, and its BFD with it, unless it says that its BFD is
-//! independent (C bit). So the path of a neighbour without a session that fails changes nothing, except with that bit: then packets are not
-//! forwarded, and its stale routes go.
+//! independent (C bit). So the path of a neighbour without a session that fails changes nothing, except with that bit, or where the
+//! neighbour has ended the session for the same reason: then packets are not forwarded, and its stale routes go. Its *Cease, BFD Down* takes none by itself where it is
+//! no hard reset (RFC 8538 4): a neighbour that wants that says so (RFC 9384 4).
 //!
 //! The neighbour's BFD is often found gone only when its next process has a session already: our end was up on the last packets of the
 //! process before. Such a failure says nothing about the new session, which goes on. What tells it: the session before ended as with a process, BFD came up
 //! before that and not since, and the session is not older than the detection time and a moment, within which the silence of the old process ends.
-//! Should the path itself have failed in that moment, the hold timer ends the session.
+//! Should the neighbour have died, or the path have failed, in that moment, BFD has nothing to lose any more that would tell it. So the successor has to come up
+//! within a while, as the process before had been up: a path over which it does not, and that neither end has shut down, has failed.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -32,6 +34,9 @@ const CALM: Duration = Duration::from_secs(60);
 /// Time beyond the detection time within which a process that is gone has been noticed: it may have sent shortly before its successor, which
 /// sends its first packet within a second.
 const NOTICED: Duration = Duration::from_secs(2);
+/// Time beyond the detection time within which BFD comes up with the process that follows one that had it. The first packet comes within a second, or within
+/// an interval that is longer (RFC 5880 6.8.3); but some routers begin with BFD when they have a session of BGP, and a process may have much to do at its start.
+const BACK: Duration = Duration::from_secs(10);
 
 /// Desired BFD session with a neighbour, from the transport's local address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,17 +64,28 @@ pub(super) struct PathState {
     is_older: bool,
     /// The last session ended as it does when the neighbour's process ends.
     may_be_gone: bool,
+    /// The neighbour has ended the last session because BFD was down there.
+    was_down_there: bool,
+    /// BFD went with a process of the neighbour, and has to come up with the next one.
+    is_awaited: bool,
+    /// End of the time for that; `None` while there is no session.
+    back_by: Option<Instant>,
 }
 
 impl PathState {
     /// Records that a session is established. `ended`: the end of the one before.
-    pub fn begin(&mut self, ended: Option<Instant>) {
+    pub fn begin(&mut self, now: Instant, ended: Option<Instant>) {
         self.is_older = self.may_be_gone && self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
         self.let_go();
+        if let Some(status) = self.status.filter(|_| self.is_awaited) {
+            self.back_by = Some(now + status.detection + BACK);
+        }
     }
 
     /// Records the end of a session. What we have ended for a reason of our own, and what the neighbour resets, refuses or corrects, ends no process.
     pub fn end(&mut self, cause: &Cause) {
+        self.back_by = None;
+        self.was_down_there = matches!(cause, Cause::Received(said) if said.reason == Reason::BFD_DOWN);
         self.may_be_gone = match cause {
             Cause::Closed | Cause::Replaced => true,
             Cause::Sent(said) => said.reason == Reason::HOLD_TIMER_EXPIRED,
@@ -85,9 +101,14 @@ impl PathState {
         (self.is_holding, self.release_at) = (false, None);
     }
 
-    /// End of the time for which BFD has to be up; `None` where nobody waits for that.
-    pub fn release_at(&self) -> Option<Instant> {
-        self.release_at
+    /// The ends of the time for which BFD has to be up, and of that within which it has to come up, so far as somebody waits for that.
+    pub fn deadlines(&self) -> impl Iterator<Item = Instant> + use<> {
+        self.release_at.into_iter().chain(self.back_by)
+    }
+
+    /// Records that BFD does not have to come up any more: it has, or nobody expects it.
+    fn expect_nothing(&mut self) {
+        (self.is_awaited, self.back_by) = (false, None);
     }
 
     fn failed(&mut self, now: Instant) {
@@ -96,6 +117,7 @@ impl PathState {
         self.failed_at = Some(now);
         self.failures += 1;
         self.release_at = None;
+        self.expect_nothing();
     }
 
     /// Time for which BFD has to be up until a session is made: none after a failure by itself, then 1 s, 2 s, 4 s, ….
@@ -122,6 +144,12 @@ impl Speaker {
         if comes_up {
             (neighbour.path.up_at, neighbour.path.is_older) = (Some(at.now), false);
         }
+        if comes_up || status.remote_state == bfd::State::AdminDown {
+            neighbour.path.expect_nothing();
+        } else if has_failed && is_outlived {
+            neighbour.path.is_awaited = true;
+            neighbour.path.back_by = neighbour.peer.session().map(|_| at.now + status.detection + BACK);
+        }
         if has_failed && is_outlived {
             self.outputs.push(Output::Fact(address, Fact::PathOutlived(status)));
         } else if has_failed {
@@ -135,16 +163,17 @@ impl Speaker {
             self.outputs.push(Output::Fact(address, Fact::PathUp));
         }
         self.release_by(at, address, &status);
-        self.note_summary(address);
+        self.settle(address);
     }
 
     /// Forgets the status of all paths: BFD has died.
     pub(super) fn forget_paths(&mut self) {
-        for (address, neighbour) in &mut self.neighbours {
-            neighbour.path.status = None;
-            if neighbour.has_another_summary() {
-                self.changed.insert(*address);
+        for address in self.neighbours.keys().copied().collect::<Vec<_>>() {
+            if let Some(neighbour) = self.neighbours.get_mut(&address) {
+                neighbour.path.status = None;
+                neighbour.path.expect_nothing();
             }
+            self.settle(address);
         }
     }
 
@@ -155,7 +184,7 @@ impl Speaker {
         if neighbour.peer.session().is_some() {
             neighbour.path.is_holding = true;
             self.event(at, address, Event::Refuse(notification, HELD));
-        } else if has_stale && is_independent {
+        } else if has_stale && (is_independent || neighbour.path.was_down_there) {
             self.event(at, address, Event::Restart(notification));
         }
     }
@@ -180,6 +209,22 @@ impl Speaker {
             neighbour.path.let_go();
             self.settle(address);
         }
+    }
+
+    /// Ends the session of a neighbour whose BFD has not come up since its process before was gone: nothing else would tell that this path has failed.
+    pub(super) fn fail_if_not_back(&mut self, at: Moment, address: IpAddr) {
+        let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
+        let path = &mut neighbour.path;
+        if path.back_by.is_none_or(|end| end > at.now) {
+            return;
+        }
+        path.expect_nothing();
+        if let Some(status) = path.status {
+            path.failed(at.now);
+            self.outputs.push(Output::Fact(address, Fact::PathFailed(status)));
+            self.path_failed(at, address, status.independent);
+        }
+        self.settle(address);
     }
 
     /// Lets a neighbour have a session again whose path had failed, and has been up for long enough.

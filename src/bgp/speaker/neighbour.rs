@@ -336,6 +336,6 @@ impl Neighbour {
     }
 
     fn other_deadlines(&self) -> impl Iterator<Item = Instant> {
-        self.stuck_at().into_iter().chain(self.path.release_at()).chain(self.owed_at())
+        self.stuck_at().into_iter().chain(self.path.deadlines()).chain(self.owed_at())
     }
 }

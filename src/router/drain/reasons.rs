@@ -16,7 +16,7 @@ pub enum Reason {
 }
 
 /// The label of the own Node that starts a drain.
-const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+pub(super) const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// The labels of a Node of the control plane: today's, and the one of kubeadm before 1.24.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 

@@ -48,7 +48,8 @@ fn every_state_and_event_has_its_answer() {
         (gone(), drains(), gone(), None, None),
         (gone(), Event::Tick, gone(), None, None),
         (gone(), Event::Clients(Clients::None, Duration::ZERO), gone(), None, None),
-        (gone(), Event::NotReady, State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
+        (gone(), Event::NotReady(None), State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
+        (gone(), Event::NotReady(Some(Reason::Label)), gone(), None, None),
     ] {
         let mut drain = at(state.clone());
         let effects = drain.step(now, event.clone());
@@ -116,6 +117,31 @@ fn a_host_that_shuts_down_drains_until_it_is_ready_also_where_its_kubelet_says_n
     // A label is no shutdown, whatever the node is.
     drain.step(now, Event::Node(Some(Reason::Label)));
     assert_eq!(stands(&drain.step(now, read(&says(false, false)))), [Stage::Announced]);
+}
+
+#[test]
+fn a_shutdown_that_was_cancelled_on_a_node_with_the_label_is_over_when_that_is_ready_and_the_label_counts_alone() {
+    let now = Instant::now();
+    // What is said of the node: whether it is ready, whether its host shuts down, and whether it has the label.
+    let read = |should_announce, is_shutting_down, has_label: bool| {
+        let labels = has_label.then_some((reasons::LABEL, "")).into_iter().collect();
+        event(&Node { should_announce, is_shutting_down, labels, ..Node::default() }, &DrainConfig::default())
+    };
+    let shut_down = || {
+        let mut drain = Drain::new(DELAY);
+        drain.step(now, read(true, false, false));
+        assert_eq!(stands(&drain.step(now, read(false, true, true))), [Stage::Leaving]);
+        assert_eq!(stands(&drain.step(now + DELAY, Event::Tick)), [Stage::Withdrawn]);
+        // Its kubelet has ended.
+        assert_eq!(drain.step(now, read(false, false, true)), []);
+        drain
+    };
+    let mut drain = shut_down();
+    assert_eq!(drain.step(now, read(false, false, false)), [], "the host goes on shutting down without the label");
+    assert_eq!(stands(&drain.step(now, read(true, false, false))), [Stage::Announced]);
+    let mut drain = shut_down();
+    assert_eq!(drain.step(now, read(true, false, true)), [], "it was cancelled, and the label is there");
+    assert_eq!(stands(&drain.step(now, read(false, false, false))), [Stage::Announced], "whether it is ready or not");
 }
 
 #[test]

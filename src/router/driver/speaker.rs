@@ -29,9 +29,21 @@ impl<K: Kernel> Driver<K> {
         self.publish_believed();
         self.sessions.replace(self.plan.desired(), left, &self.config).await;
         self.plan.look_at_all_peers();
-        if !self.sessions.is_running() {
+        if self.sessions.is_running() {
+            self.withdrawals.hold();
+        } else {
             self.withdrawals.end();
             self.publish_believed();
+        }
+    }
+
+    /// Asks for the notice that neighbours have been sent that the speaker has said all, when it says so and all routers that may keep routes of an earlier one
+    /// have a session: they have lost the rest then.
+    pub(super) async fn release_withdrawals(&mut self, now: Instant) {
+        let desired = self.plan.desired();
+        let waits = self.sessions.hold_back(desired) || self.sessions.lack_router(self.plan.routers(), desired, now);
+        if !waits && let Some(number) = self.withdrawals.release() {
+            self.ask_written(number).await;
         }
     }
 
@@ -50,9 +62,14 @@ impl<K: Kernel> Driver<K> {
     pub(super) async fn follow_withdrawn(&mut self, changed: &RouterChanges) {
         let announced = &self.plan.desired().announcements;
         let gone = changed.announcements.iter().filter(|prefix| !announced.contains_key(*prefix));
-        if let Some(number) = self.withdrawals.update(gone.map(|prefix| (*prefix, false)))
-            && !self.sessions.ask_written(number).await
-        {
+        if let Some(number) = self.withdrawals.update(gone.map(|prefix| (*prefix, false))) {
+            self.ask_written(number).await;
+        }
+    }
+
+    /// Asks for the notice that everything ordered until now is written to all neighbours.
+    async fn ask_written(&mut self, number: u64) {
+        if !self.sessions.ask_written(number).await {
             self.withdrawals.written(number);
             self.publish_believed();
         }

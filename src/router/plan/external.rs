@@ -44,6 +44,11 @@ impl Plan {
         &self.without_password
     }
 
+    /// Returns the external peers that are neighbours, by their addresses.
+    pub fn routers(&self) -> &[IpAddr] {
+        &self.external
+    }
+
     /// Returns the addresses at which our sessions begin: those for other nodes, then others for routers outside.
     pub(super) fn session_addresses(&self) -> Vec<IpAddr> {
         let routers =

@@ -49,6 +49,26 @@ fn nodes_whose_password_comes_late_are_awaited_as_others_and_not_for_ever() {
 }
 
 #[test]
+fn a_router_without_a_session_may_keep_what_an_earlier_speaker_has_announced_as_long_as_it_is_waited_for() {
+    let now = Instant::now();
+    let mut sessions = waiting(now);
+    let peers = nodes().into_iter().map(|wanted| (wanted.address, wanted)).collect();
+    let mut desired = Desired { peers, ..Desired::default() };
+    let routers: Vec<IpAddr> = desired.peers.keys().copied().collect();
+    assert!(!sessions.lack_router(&[], &desired, now), "other nodes are announced no addresses of Services");
+    for router in &routers {
+        assert!(sessions.lack_router(&routers, &desired, now));
+        assert!(!sessions.lack_router(&routers, &desired, now + USUAL_RESTART), "nobody keeps them for longer");
+        sessions.up.insert(*router, PerFamily::default());
+    }
+    assert!(!sessions.lack_router(&routers, &desired, now), "all have sessions");
+    sessions.up.clear();
+    assert!(sessions.lack_router(&routers, &desired, now));
+    desired.peers.values_mut().for_each(|wanted| Arc::make_mut(wanted).settings.restart = None);
+    assert!(!sessions.lack_router(&routers, &desired, now), "without graceful restart nothing is kept");
+}
+
+#[test]
 fn a_router_whose_password_comes_after_the_wait_for_neighbours_is_awaited_from_then_on() {
     let now = Instant::now();
     let mut sessions = waiting(now);

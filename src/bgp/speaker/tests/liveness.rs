@@ -189,6 +189,86 @@ fn a_neighbour_whose_bfd_is_found_gone_before_it_is_back_keeps_its_routes() {
     assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "the path itself");
 }
 
+/// Time from the failure of BFD with a process that is gone until BFD with the next one has to be up.
+const BACK: Duration = Duration::from_millis(10_900);
+
+#[test]
+fn a_neighbour_that_dies_before_its_bfd_is_back_from_a_restart_is_found_gone_long_before_the_hold_time() {
+    let instant = Duration::from_millis(1);
+    let heard = Status { state: Bfd::Init, remote_state: Bfd::Down, failures: 1, yours: 11, ..UP };
+    // It dies before its BFD has begun, or just afterwards.
+    for told in [None, Some(heard)] {
+        let (mut bench, link) = back(UP);
+        bench.pass(Duration::from_millis(700));
+        bench.path(2, FAILED);
+        told.into_iter().for_each(|status| bench.path(2, status));
+        bench.pass(BACK - instant);
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2), "{told:?}");
+        bench.pass(instant);
+        let said = bench.said(link);
+        assert_eq!(said.last().map(String::as_str), Some("6/9 hard reset (6/10 BFD down)"), "{told:?}");
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "{told:?}");
+        assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 1);
+        // Its BFD may be gone for good, and the next session is not harmed by that.
+        bench.pass(Duration::from_secs(31));
+        bench.come(2, Some(true));
+        bench.pass(2 * BACK);
+        assert_eq!(bench.state(2), State::Established);
+    }
+}
+
+#[test]
+fn a_neighbour_that_dies_after_its_return_is_found_gone_where_its_bfd_was_missed_while_it_was_away() {
+    let (mut bench, link) = bench(Some(false));
+    bench.step(Input::Closed(link));
+    bench.path(2, FAILED);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Active, 2), "it is not back yet");
+    bench.come(2, Some(true));
+    bench.pass(BACK);
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0));
+}
+
+#[test]
+fn a_neighbour_whose_bfd_comes_back_or_is_shut_after_a_restart_keeps_its_session() {
+    let up = Status { failures: 1, ..UP };
+    let shut = Status { remote_state: Bfd::AdminDown, failures: 1, ..FAILED };
+    for told in [up, shut] {
+        let (mut bench, _) = back(UP);
+        bench.path(2, FAILED);
+        bench.pass(BACK - Duration::from_millis(1));
+        bench.path(2, told);
+        bench.pass(2 * BACK);
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2), "{told:?}");
+    }
+    // Nor is it lost with what is known of all paths, or where nobody watches any more.
+    for forgets in [true, false] {
+        let (mut bench, _) = back(UP);
+        bench.path(2, FAILED);
+        match forgets {
+            true => bench.step(Input::PathsUnknown),
+            false => bench.want(wanted(2)),
+        }
+        bench.pass(2 * BACK);
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2));
+    }
+}
+
+#[test]
+fn routes_that_a_neighbour_leaves_when_it_says_that_bfd_is_down_go_when_ours_says_so_too() {
+    let (mut bench, link) = bench(Some(false));
+    bench.receive(link, &message::notification(&Notification::new(Reason::BFD_DOWN)));
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Active, 2), "RFC 8538 4: it was no hard reset");
+    bench.path(2, Status { diagnostic: Diagnostic::NEIGHBOR_SIGNALED_DOWN, ..FAILED });
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Active, 0), "both ends say so");
+    assert_eq!(bench.facts(|fact| matches!(fact, Fact::PathFailed(_))), 1);
+    // One that says something else has no process that is gone either, but its path may be as good as it was.
+    let (mut bench, link) = self::bench(Some(false));
+    bench.receive(link, &message::notification(&Notification::new(Reason::RESET)));
+    bench.path(2, FAILED);
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Active, 2), "it begins anew, and its BFD with it");
+}
+
 #[test]
 fn only_the_failure_of_a_process_that_is_gone_is_let_pass() {
     let (mut bench, _) = back(UP);
