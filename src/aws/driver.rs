@@ -44,12 +44,14 @@ pub struct Endpoints {
     pub metadata_disabled: bool,
     /// `AWS_ENDPOINT_URL_EC2`, or else `AWS_ENDPOINT_URL`.
     pub ec2: Option<String>,
-    /// `AWS_USE_DUALSTACK_ENDPOINT` is `true`: EC2 is asked at the endpoint that has IPv6, too.
-    pub dual_stack: bool,
+    /// `AWS_USE_DUALSTACK_ENDPOINT`: EC2 is asked at the endpoint with both families, or is not. Where it says neither, that one is asked when the usual one, which has IPv4
+    /// alone, does not answer: a node may have IPv6 alone, whichever family the metadata service was reached by.
+    pub dual_stack: Option<bool>,
 }
 
 const METADATA_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 const EC2_VARIABLE: &str = "AWS_ENDPOINT_URL_EC2";
+const DUAL_STACK_VARIABLE: &str = "AWS_USE_DUALSTACK_ENDPOINT";
 
 /// Time limits of an answer of the metadata service, which is on this machine, and of EC2.
 const NEAR: Duration = Duration::from_secs(3);
@@ -79,7 +81,20 @@ impl Endpoints {
             metadata: text(METADATA_VARIABLE).map_or_else(usual, |url| vec![url]),
             metadata_disabled: is("AWS_EC2_METADATA_DISABLED", "true"),
             ec2: text(EC2_VARIABLE).or_else(|| text("AWS_ENDPOINT_URL")),
-            dual_stack: is("AWS_USE_DUALSTACK_ENDPOINT", "true"),
+            dual_stack: text(DUAL_STACK_VARIABLE).map(|value| value.eq_ignore_ascii_case("true")),
+        }
+    }
+
+    /// Returns the URLs of EC2, the first of which is asked first.
+    fn ec2(&self, place: &Place) -> Vec<String> {
+        if let Some(url) = &self.ec2 {
+            return vec![url.clone()];
+        }
+        let usual = || ec2::endpoint(place);
+        match (self.dual_stack, ec2::dual_stack_endpoint(place)) {
+            (Some(true), Some(both)) => vec![both],
+            (None, Some(both)) => vec![usual(), both],
+            (Some(_), _) | (None, None) => vec![usual()],
         }
     }
 
@@ -140,11 +155,6 @@ impl Service {
     fn address(&self) -> (String, u16) {
         let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         (host, self.uri.port_u16().unwrap_or_else(|| usual_port(&self.uri)))
-    }
-
-    /// Returns whether the URL has an IPv6 address as its host.
-    fn is_ipv6(&self) -> bool {
-        self.uri.host().is_some_and(|host| host.starts_with('['))
     }
 }
 
@@ -229,13 +239,18 @@ async fn switch_off(endpoints: &Endpoints, instance: &str) -> Result<(), Failure
         role => role?,
     };
     let credentials = metadata::parsed(&role, &near.ask(&metadata::credentials(&role)).await?)?;
-    let dual_stack = endpoints.dual_stack || near.service.is_ipv6();
-    let url = endpoints.ec2.clone().unwrap_or_else(|| ec2::endpoint(&place, dual_stack));
-    let far = Service::parse(EC2_VARIABLE, &url)?;
-    let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let signed = ec2::switch_off(instance, &far.host, &place, &credentials, &time);
-    let (status, body) = send(&far, signed).await?;
-    ec2::judged(status, &body, instance, &role)
+    let mut first = None;
+    for url in endpoints.ec2(&place) {
+        let far = Service::parse(EC2_VARIABLE, &url)?;
+        let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let signed = ec2::switch_off(instance, &far.host, &place, &credentials, &time);
+        match send(&far, signed).await {
+            Ok((status, body)) => return ec2::judged(status, &body, instance, &role),
+            Err(failure) => drop(first.get_or_insert(failure)),
+        }
+    }
+    // There is one URL at least.
+    first.map_or(Ok(()), Err)
 }
 
 /// The metadata service, with the token for one attempt.

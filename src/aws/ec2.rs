@@ -23,11 +23,15 @@ pub struct Signed {
 const DUAL_STACK: [(&str, &str); 2] =
     [("amazonaws.com", "api.aws"), ("amazonaws.com.cn", "api.amazonwebservices.com.cn")];
 
-/// Returns the URL of EC2 in a region; with `dual_stack` that of the endpoint with IPv4 and IPv6, where the partition of AWS is known to have one.
-pub fn endpoint(place: &Place, dual_stack: bool) -> String {
-    let other = DUAL_STACK.iter().find(|(domain, _)| dual_stack && *domain == place.domain);
-    let domain = other.map_or(place.domain.as_str(), |(_, other)| other);
-    format!("https://ec2.{}.{domain}", place.region)
+/// Returns the URL of EC2 in a region.
+pub fn endpoint(place: &Place) -> String {
+    format!("https://ec2.{}.{}", place.region, place.domain)
+}
+
+/// Returns the URL of EC2 with IPv4 and IPv6; `None` where the partition of AWS is not known to have one. Not every region has.
+pub fn dual_stack_endpoint(place: &Place) -> Option<String> {
+    let (_, domain) = DUAL_STACK.iter().find(|(domain, _)| *domain == place.domain)?;
+    Some(format!("https://ec2.{}.{domain}", place.region))
 }
 
 /// Returns the request that switches the check off for an instance. `host`: of the URL, with its port where that is not the usual one; `time` as
@@ -93,7 +97,7 @@ mod tests {
     #[test]
     fn the_request_names_the_instance_and_signs_host_time_and_token() {
         let place = Place { region: "cn-north-1".to_owned(), domain: "amazonaws.com.cn".to_owned() };
-        assert_eq!(endpoint(&place, false), "https://ec2.cn-north-1.amazonaws.com.cn");
+        assert_eq!(endpoint(&place), "https://ec2.cn-north-1.amazonaws.com.cn");
         let host = "ec2.cn-north-1.amazonaws.com.cn";
         let signed = switch_off("i-0123", host, &place, &credentials(), "20260102T030405Z");
         let expected =
@@ -109,12 +113,12 @@ mod tests {
     #[test]
     fn the_endpoint_with_ipv6_is_in_another_domain_where_that_is_known() {
         for (domain, expected) in [
-            ("amazonaws.com", "https://ec2.eu-central-1.api.aws"),
-            ("amazonaws.com.cn", "https://ec2.eu-central-1.api.amazonwebservices.com.cn"),
-            ("c2s.ic.gov", "https://ec2.eu-central-1.c2s.ic.gov"),
+            ("amazonaws.com", Some("https://ec2.eu-central-1.api.aws")),
+            ("amazonaws.com.cn", Some("https://ec2.eu-central-1.api.amazonwebservices.com.cn")),
+            ("c2s.ic.gov", None),
         ] {
             let place = Place { region: "eu-central-1".to_owned(), domain: domain.to_owned() };
-            assert_eq!(endpoint(&place, true), expected);
+            assert_eq!(dual_stack_endpoint(&place).as_deref(), expected);
         }
     }
 

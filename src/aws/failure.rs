@@ -12,7 +12,7 @@ pub enum Failure {
     , or_else = OR_ELSE)]
     MetadataDisabled,
     #[error(
-        "the instance metadata service at {endpoint} does not answer: {reason}; to an agent that is not on the host network its answers come only with a hop limit of 2 (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2), and nothing may keep the agent from that address"
+        "the instance metadata service at {endpoint} does not answer: {reason}; to an agent that is not on the host network its answers come only with a hop limit of 2 (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2), and nothing may keep the agent from that address; an instance with IPv6 alone may need it over IPv6 (--http-protocol-ipv6 enabled)"
     )]
     NoMetadata { endpoint: String, reason: String },
     #[error(

@@ -7,12 +7,14 @@
 //!      └─────────────────────────────────┴────────────────────┘
 //!        gone, set down, made again, or no carrier or no address for three seconds
 //! ```
+//!
+//! Where another router than the last neighbour is heard first, the last one is asked for twice before the other one is found.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use super::packet::Packet;
-use super::{Found, Seen, Standing, State};
+use super::{Found, Seen, Standing, State, Wanted};
 
 /// Time between two advertisements: what FRR has where it needs them for BGP.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -20,6 +22,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 const LEAST: Duration = Duration::from_secs(3);
 /// Number of the first ones (MAX_INITIAL_RTR_ADVERTISEMENTS), and of solicitations (MAX_RTR_SOLICITATIONS).
 const FIRST: u32 = 3;
+/// Number of times that the neighbour of before is asked for where another router is heard first. A router answers within three seconds (RFC 4861 6.2.6); who speaks BGP waits twelve
+/// seconds for routers after a start (`bgp::speaker`).
+const ASKED_BEFORE: u32 = 2;
 /// Time between two solicitations (RTR_SOLICITATION_INTERVAL).
 const ASK: Duration = Duration::from_secs(4);
 /// Time for which a carrier may be lost.
@@ -42,7 +47,7 @@ pub(super) struct Link {
     neighbour: Option<Neighbour>,
     /// A neighbour whose place no other router takes, if it is the neighbour.
     kept: Option<Ipv6Addr>,
-    /// The neighbour of an earlier run, until a router has been heard.
+    /// The last neighbour, of an earlier run too, which has a claim to be it again.
     former: Option<Ipv6Addr>,
     beside: Option<Beside>,
 }
@@ -74,11 +79,6 @@ struct Beside {
 }
 
 impl Link {
-    /// Creates a link of which nothing is known but the neighbour of an earlier run.
-    pub fn after(former: Option<Ipv6Addr>) -> Link {
-        Link { former, ..Link::default() }
-    }
-
     /// The link as it is known.
     pub fn standing(&self) -> Standing {
         let state = match (self.seen, self.neighbour.zip(self.own)) {
@@ -92,7 +92,8 @@ impl Link {
             (Some(Seen { own: None, .. }), None) => State::WithoutAddress,
             (Some(_), None) => State::Silent,
         };
-        Standing { state, beside: self.beside.map(|beside| beside.address) }
+        let beside = self.beside.filter(|_| self.neighbour.is_some());
+        Standing { state, beside: beside.map(|beside| beside.address) }
     }
 
     /// Index of the link, if there is one.
@@ -105,9 +106,10 @@ impl Link {
         self.sending.is_some()
     }
 
-    /// Sets the neighbour whose place no other router takes.
-    pub fn keep(&mut self, neighbour: Option<Ipv6Addr>) {
-        self.kept = neighbour;
+    /// Sets the routers that have a claim to be the neighbour.
+    pub fn heed(&mut self, claims: Wanted) {
+        self.kept = claims.kept;
+        self.former = claims.former.or(self.former);
     }
 
     /// Takes the state of the link as the kernel has it; `None` where there is no such link.
@@ -149,10 +151,22 @@ impl Link {
         let heard = Neighbour { address: router, heard_at: now };
         match self.neighbour {
             None => {
-                let former = self.former.take().filter(|former| *former != router && Some(*former) != self.own);
-                self.neighbour = Some(Neighbour { address: former.unwrap_or(router), heard_at: now });
-                if former.is_some() {
-                    self.note_beside(now, router, now);
+                let is_former_awaited = self.former.is_some_and(|former| former != router && Some(former) != self.own);
+                match &mut self.beside {
+                    // It is asked for before anybody is told of a neighbour: a session with the other one would replace its routes.
+                    None if is_former_awaited => {
+                        let asked = Some((FIRST - ASKED_BEFORE, now));
+                        self.beside = Some(Beside { address: router, heard_at: now, asked });
+                    }
+                    Some(beside) if is_former_awaited => {
+                        if beside.address == router {
+                            beside.heard_at = now;
+                        }
+                    }
+                    beside => {
+                        beside.iter_mut().for_each(|beside| beside.asked = None);
+                        self.set_neighbour(heard);
+                    }
                 }
                 self.advertise_soon(now);
             }
@@ -240,10 +254,16 @@ impl Link {
             return false;
         }
         if !is_kept {
-            self.neighbour = Some(Neighbour { address: beside.address, heard_at: beside.heard_at });
+            let heard = Neighbour { address: beside.address, heard_at: beside.heard_at };
+            self.set_neighbour(heard);
         }
         self.beside = None;
         false
+    }
+
+    fn set_neighbour(&mut self, neighbour: Neighbour) {
+        self.neighbour = Some(neighbour);
+        self.former = Some(neighbour.address);
     }
 
     fn advertise_soon(&mut self, now: Instant) {

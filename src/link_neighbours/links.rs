@@ -18,7 +18,7 @@ impl Links {
     pub fn want(&mut self, wanted: &WantedLinks) {
         self.0.retain(|name, _| wanted.contains_key(name));
         for (name, wanted) in wanted {
-            self.0.entry(name.clone()).or_insert_with(|| Link::after(wanted.former)).keep(wanted.kept);
+            self.0.entry(name.clone()).or_default().heed(*wanted);
         }
     }
 

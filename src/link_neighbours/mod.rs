@@ -7,7 +7,7 @@
 //! or a limit of hops from it. It solicits advertisements when the link comes up, so that nobody waits for the next one, and answers solicitations.
 //!
 //! The first router that is heard is the neighbour, and it stays until the link goes: silence ends nothing, because the session itself says whether the neighbour is alive.
-//! After a restart the neighbour of the earlier run comes first, if it is there still: it is known by the routes in the kernel that lead over it.
+//! When the link comes back, or after a restart, the last neighbour comes first, if it answers: that of an earlier run is known by the routes in the kernel that lead over it.
 //! Another router beside it is told to the administrator, and takes its place only when the first one does not answer three solicitations and has neither a session nor
 //! routes that were retained of it: then it has gone, or has another address. One that restarts gracefully is silent, too.
 //!
@@ -32,7 +32,7 @@ pub type WantedLinks = BTreeMap<CompactString, Wanted>;
 pub struct Wanted {
     /// The neighbour, where no other router takes its place: it has a session, or routes were retained of it.
     pub kept: Option<Ipv6Addr>,
-    /// The router over which routes of an earlier run lead. Where another one is heard first, this one is asked for before that one gets the place.
+    /// The last neighbour, or the router over which routes of an earlier run lead. Where another one is heard first, this one is asked for before that one gets the place.
     pub former: Option<Ipv6Addr>,
 }
 

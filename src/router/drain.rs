@@ -48,8 +48,8 @@ pub enum Event {
     NotReady(Option<Reason>),
     /// Clients outside of the cluster were looked for, which took this time.
     Clients(Clients, Duration),
-    /// The speaker has restarted and announces nothing yet: routers have not seen how service addresses stand.
-    HeldBack,
+    /// Whether the speaker announces how service addresses stand, or holds it back after a restart, so that routers have not seen it.
+    Announcing(bool),
     /// Time has passed.
     Tick,
 }
@@ -105,6 +105,8 @@ enum State {
     Announced,
     Leaving {
         until: Instant,
+        /// Routers have been sent the announcement with GRACEFUL_SHUTDOWN.
+        is_seen: bool,
     },
     Withdrawn {
         /// The next look for clients.
@@ -116,7 +118,7 @@ enum State {
 const PACE: Duration = Duration::from_secs(5);
 /// Time without a look, as a multiple of that which the last one took.
 const PART: u32 = 100;
-/// Least time between two looks of which the later one goes on with what the earlier one has read.
+/// Least time between two looks of which the later one goes on with what the earlier one has read, and by which the delay is put off.
 const SOON: Duration = Duration::from_millis(100);
 
 impl ClientLook {
@@ -171,7 +173,7 @@ impl Drain {
     /// Returns when time is an event.
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Leaving { until } => Some(until),
+            State::Leaving { until, .. } => Some(until),
             State::Withdrawn { look } => look,
             State::Unknown | State::Announced => None,
         }
@@ -196,20 +198,25 @@ impl Drain {
                 (withdrawn, withdraw(&why.to_string()))
             }
             (State::Announced, Event::Node(Some(why))) => {
-                (State::Leaving { until: now + self.delay }, self.leave(&why))
+                (State::Leaving { until: now + self.delay, is_seen: false }, self.leave(&why))
             }
-            (State::Leaving { until }, Event::Tick) if *until <= now => {
+            (State::Leaving { until, .. }, Event::Tick) if *until <= now => {
                 (withdrawn, withdraw(&format!("the drain of {:?} is over", self.delay)))
             }
-            // The delay is for routers that see the announcement.
-            (State::Leaving { .. }, Event::HeldBack) => (State::Leaving { until: now + self.delay }, Vec::new()),
+            // The delay is for routers that see the announcement. Once it was seen, another speaker changes nothing: routers keep what they have.
+            (State::Leaving { is_seen: false, .. }, Event::Announcing(false)) => {
+                (State::Leaving { until: now + self.delay.max(SOON), is_seen: false }, Vec::new())
+            }
+            (State::Leaving { until, is_seen: false }, Event::Announcing(true)) => {
+                (State::Leaving { until: *until, is_seen: true }, Vec::new())
+            }
             (State::Withdrawn { look: Some(at) }, Event::Tick) if *at <= now => (withdrawn, vec![Effect::Look]),
             (State::Withdrawn { look: Some(_) }, Event::Clients(clients, took)) => looked(now, clients, took),
             (State::Unknown, Event::Node(None)) => (State::Announced, Vec::new()),
             (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(None)) => (State::Announced, announce()),
             (
                 State::Unknown | State::Announced | State::Leaving { .. } | State::Withdrawn { .. },
-                Event::Tick | Event::HeldBack | Event::Clients(..) | Event::NotReady(_),
+                Event::Tick | Event::Announcing(_) | Event::Clients(..) | Event::NotReady(_),
             )
             | (State::Announced, Event::Node(None))
             | (State::Leaving { .. } | State::Withdrawn { .. }, Event::Node(Some(_))) => return Vec::new(),

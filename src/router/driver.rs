@@ -246,7 +246,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             Wake::Speaker(sessions::News::Events(events)) => {
                 self.learned_at.get_or_insert(at.now);
                 // Before it is known that this is over, so that the delay of a drain begins here.
-                self.hold_drain(at.now).await;
+                self.note_announcing(at.now).await;
                 self.take_events(events);
             }
             Wake::Speaker(sessions::News::Written(number)) => {
@@ -313,7 +313,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         }
         self.look_at_next_hops(at.now).await;
         self.drop_stale_routes(at.now);
-        self.hold_drain(at.now).await;
+        self.note_announcing(at.now).await;
         self.step_drain(drain::Event::Tick, at.now).await;
         self.release_withdrawals(at.now).await;
         self.tell_news();

@@ -20,8 +20,8 @@ const LEAST: u32 = 1280;
 const LOOPBACK: &str = "lo";
 
 /// Returns the MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link. That is the link which carries the address.
-/// Of one on the loopback device, or on no link, it is that of the other family; where neither is on a link, the one with the smallest MTU of the host's links with a global
-/// address counts, of bridges only where there is no other link. Links of pods are none of them.
+/// Of one on the loopback device, or on no link, it is that of the other family. Where neither is on a link, and one is on the loopback device, the smallest MTU of the host's
+/// links with a global address counts, of bridges only where there is no other link; links of pods are none of them. An address that is nowhere may be back in a moment.
 pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFamily<Option<u32>> {
     let link = |name: &str| host.links.iter().find(|link| link.name == name);
     let carrying = |address: IpAddr| host.addresses.iter().find(|one| one.address == address && one.link != LOOPBACK);
@@ -34,7 +34,10 @@ pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFam
         let links = host.addresses.iter().filter(leads_out).filter_map(|one| link(&one.link));
         links.filter(|link| link.bridge == bridge).map(|link| link.mtu).min()
     };
-    let other = carried.v4.or(carried.v6).or_else(|| smallest(false)).or_else(|| smallest(true));
+    let mut on_loopback = host.addresses.iter().filter(|one| one.link == LOOPBACK);
+    let is_on_loopback = on_loopback.any(|one| *own.of(Family::from(one.address)) == Some(one.address));
+    let guessed = || if is_on_loopback { smallest(false).or_else(|| smallest(true)) } else { None };
+    let other = carried.v4.or(carried.v6).or_else(guessed);
     PerFamily::from_fn(|family| own.of(family).and_then(|_| carried.of(family).or(other)))
 }
 
@@ -159,10 +162,10 @@ mod tests {
             (&[("192.0.2.1", "lo"), ("2001:db8::1", "eth0")], of_each(9000, 9000)),
             // A host that speaks BGP to its racks.
             (&[("192.0.2.1", "lo"), ("2001:db8::1", "lo")], of_each(1400, 1400)),
-            (&[], of_each(1400, 1400)),
         ] {
             assert_eq!(of(carried), expected, "{carried:?}");
         }
+        assert_eq!(of(&[]), PerFamily::default(), "the addresses are away for a moment");
         let alone = PerFamily { v4: None, ..both };
         let on_loopback =
             |more: &[(&str, &str)]| links(&host(&[&[("2001:db8::1", "lo")][..], more].concat(), &mtus), alone, &own);

@@ -338,8 +338,14 @@ fn the_environment_names_the_places_of_the_services_as_it_does_for_the_tools_of_
     assert_eq!(read(&[(mode, "IPv4")]).metadata, [v4]);
     assert_eq!(read(&[(mode, "IPv6"), (METADATA_VARIABLE, "http://[::1]:1338")]).metadata, ["http://[::1]:1338"]);
     let named = read(&[("AWS_ENDPOINT_URL", "http://a"), (EC2_VARIABLE, "http://b")]);
-    assert_eq!((named.ec2.as_deref(), named.dual_stack), (Some("http://b"), false));
-    assert!(read(&[("AWS_USE_DUALSTACK_ENDPOINT", "true")]).dual_stack);
+    let place = Place { region: "eu-central-1".to_owned(), domain: "amazonaws.com".to_owned() };
+    let (usual, both) = ("https://ec2.eu-central-1.amazonaws.com", "https://ec2.eu-central-1.api.aws");
+    assert_eq!(named.ec2(&place), ["http://b"]);
+    assert_eq!(read(&[]).ec2(&place), [usual, both], "whichever family the node has");
+    assert_eq!(read(&[(DUAL_STACK_VARIABLE, "true")]).ec2(&place), [both]);
+    assert_eq!(read(&[(DUAL_STACK_VARIABLE, "false")]).ec2(&place), [usual]);
+    let elsewhere = Place { domain: "c2s.ic.gov".to_owned(), ..place };
+    assert_eq!(read(&[(DUAL_STACK_VARIABLE, "true")]).ec2(&elsewhere), ["https://ec2.eu-central-1.c2s.ic.gov"]);
 }
 
 #[test]
@@ -354,8 +360,6 @@ fn the_host_that_is_signed_has_no_port_where_it_is_the_usual_one() {
         assert_eq!(Service::parse(EC2_VARIABLE, url).expect(url).host, host);
     }
     assert!(Service::parse_metadata("https://169.254.169.254").is_err(), "nobody speaks TLS there");
-    let by_ipv6 = |url: &str| Service::parse_metadata(url).expect(url).is_ipv6();
-    assert_eq!([by_ipv6("http://[fd00:ec2::254]"), by_ipv6("http://169.254.169.254")], [true, false]);
 }
 
 #[test]

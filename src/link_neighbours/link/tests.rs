@@ -115,38 +115,55 @@ fn a_neighbour_with_another_address_is_found_again_within_seconds() {
     assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None });
 }
 
-#[test]
-fn after_a_restart_the_router_of_before_keeps_its_place_where_another_one_is_heard_first() {
-    let (mut link, now) = (Link::after(Some(FIRST_ROUTER)), Instant::now());
+/// A link of which an earlier run had a neighbour.
+fn restarted() -> (Link, Instant) {
+    let (mut link, now) = (Link::default(), Instant::now());
+    link.heed(Wanted { kept: None, former: Some(FIRST_ROUTER) });
     link.see(now, up());
     link.tick(now);
-    assert_eq!(link.standing().state, State::Silent, "it may have gone");
+    (link, now)
+}
+
+#[test]
+fn after_a_restart_the_router_of_before_has_its_place_where_another_one_is_heard_first() {
+    let (mut link, now) = restarted();
     link.advertised(now + SECOND, SECOND_ROUTER);
-    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
-    link.tick(now + SECOND);
-    link.advertised(now + 2 * SECOND, FIRST_ROUTER);
+    assert_eq!(link.standing(), Standing { state: State::Silent, beside: None }, "the other one may come");
+    let sent = run(&mut link, now, now + 4 * SECOND);
+    assert!(sent.iter().any(|(_, packet)| *packet == Packet::Solicitation), "it is asked for");
+    link.advertised(now + 4 * SECOND, SECOND_ROUTER);
+    link.advertised(now + 5 * SECOND, FIRST_ROUTER);
     for round in 1..30 {
         run(&mut link, now, now + round * PERIOD);
         link.advertised(now + round * PERIOD, SECOND_ROUTER);
         link.advertised(now + round * PERIOD, FIRST_ROUTER);
+        assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
     }
-    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
 }
 
 #[test]
-fn after_a_restart_another_router_gets_the_place_of_one_that_has_gone_and_keeps_it() {
-    let (mut link, now) = (Link::after(Some(FIRST_ROUTER)), Instant::now());
-    link.see(now, up());
+fn after_a_restart_another_router_gets_the_place_of_one_that_has_gone_before_bgp_waits_no_longer() {
+    let (mut link, now) = restarted();
     link.advertised(now, SECOND_ROUTER);
-    let sent = run(&mut link, now, now + 11 * SECOND);
-    assert_eq!(sent.iter().filter(|(_, packet)| *packet == Packet::Solicitation).count(), 3, "it is asked for");
-    run(&mut link, now, now + 12 * SECOND);
+    link.advertised(now + SECOND, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 4));
+    let sent = run(&mut link, now, now + 7 * SECOND);
+    assert_eq!(sent.iter().filter(|(_, packet)| *packet == Packet::Solicitation).count(), 2);
+    assert_eq!(link.standing().state, State::Silent);
+    run(&mut link, now, now + 8 * SECOND);
     assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None });
-    // Once the place has been given, the earlier run says nothing any more.
-    link.see(now + 13 * SECOND, None);
-    link.see(now + 14 * SECOND, up());
-    link.advertised(now + 15 * SECOND, SECOND_ROUTER);
-    assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None });
+}
+
+#[test]
+fn when_the_link_comes_back_the_last_neighbour_has_its_place_again() {
+    let (mut link, now) = settled();
+    link.see(now, seen(|seen| seen.up = false));
+    link.see(now + SECOND, up());
+    link.advertised(now + SECOND, SECOND_ROUTER);
+    assert_eq!(link.standing().state, State::Silent);
+    // What is wanted comes again and again, without a word about it.
+    link.heed(Wanted::default());
+    link.advertised(now + 2 * SECOND, FIRST_ROUTER);
+    assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
 }
 
 #[test]
@@ -165,7 +182,7 @@ fn a_second_router_takes_over_from_a_first_one_that_has_gone() {
 #[test]
 fn a_neighbour_with_a_session_or_retained_routes_keeps_its_place_however_silent_it_is() {
     let (mut link, now) = settled();
-    link.keep(Some(FIRST_ROUTER));
+    link.heed(Wanted { kept: Some(FIRST_ROUTER), former: None });
     link.advertised(now, SECOND_ROUTER);
     for round in 1..30 {
         run(&mut link, now, now + round * PERIOD);
@@ -173,28 +190,28 @@ fn a_neighbour_with_a_session_or_retained_routes_keeps_its_place_however_silent_
         assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
     }
     let later = now + 29 * PERIOD;
-    link.keep(None);
+    link.heed(Wanted::default());
     run(&mut link, later, later + ASK);
     assert_eq!(link.standing(), Standing { state: found(SECOND_ROUTER), beside: None }, "its routes are gone");
     // One that has come back is asked as before, and another one that has gone meanwhile takes no place.
     let (mut link, now) = settled();
-    link.keep(Some(FIRST_ROUTER));
+    link.heed(Wanted { kept: Some(FIRST_ROUTER), former: None });
     link.advertised(now, SECOND_ROUTER);
     run(&mut link, now, now + 20 * SECOND);
     link.advertised(now + 20 * SECOND, FIRST_ROUTER);
-    link.keep(None);
+    link.heed(Wanted::default());
     run(&mut link, now, now + 30 * SECOND);
     assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: Some(SECOND_ROUTER) });
     let (mut link, now) = settled();
-    link.keep(Some(FIRST_ROUTER));
+    link.heed(Wanted { kept: Some(FIRST_ROUTER), former: None });
     link.advertised(now, SECOND_ROUTER);
     run(&mut link, now, now + BESIDE + ASK);
-    link.keep(None);
+    link.heed(Wanted::default());
     run(&mut link, now, now + 2 * BESIDE);
     assert_eq!(link.standing(), Standing { state: found(FIRST_ROUTER), beside: None });
     // That of another one, which had the link before, keeps nobody.
     let (mut link, now) = settled();
-    link.keep(Some(OWN));
+    link.heed(Wanted { kept: Some(OWN), former: None });
     link.advertised(now, SECOND_ROUTER);
     run(&mut link, now, now + 12 * SECOND);
     assert_eq!(link.standing().state, found(SECOND_ROUTER));

@@ -28,7 +28,8 @@ fn every_state_and_event_has_its_answer() {
     let drains = || Event::Node(Some(Reason::Label));
     let at = |state: State| Drain { state, ..Drain::new(DELAY) };
     let gone = || State::Withdrawn { look: None };
-    let (early, late) = (State::Leaving { until: now + DELAY }, State::Leaving { until: now });
+    let leaving = |until: Instant, is_seen: bool| State::Leaving { until, is_seen };
+    let (early, late, seen) = (leaving(now + DELAY, false), leaving(now, false), leaving(now, true));
     for (state, event, next, stand, word) in [
         (State::Unknown, Event::Node(None), State::Announced, None, None),
         (State::Unknown, drains(), gone(), Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
@@ -39,10 +40,13 @@ fn every_state_and_event_has_its_answer() {
         (early.clone(), Event::Node(None), State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
         (early.clone(), drains(), early.clone(), None, None),
         (early.clone(), Event::Tick, early.clone(), None, None),
-        (late.clone(), Event::HeldBack, early, None, None),
-        (gone(), Event::HeldBack, gone(), None, None),
-        (State::Announced, Event::HeldBack, State::Announced, None, None),
-        (State::Unknown, Event::HeldBack, State::Unknown, None, None),
+        (late.clone(), Event::Announcing(false), early, None, None),
+        (late.clone(), Event::Announcing(true), seen.clone(), None, None),
+        (seen.clone(), Event::Announcing(false), seen.clone(), None, None),
+        (seen, Event::Tick, gone(), Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
+        (gone(), Event::Announcing(false), gone(), None, None),
+        (State::Announced, Event::Announcing(false), State::Announced, None, None),
+        (State::Unknown, Event::Announcing(true), State::Unknown, None, None),
         (late, Event::Tick, gone(), Some(Stage::Withdrawn), Some("ServiceAddressesWithdrawn")),
         (gone(), Event::Node(None), State::Announced, Some(Stage::Announced), Some("ServiceAddressesAnnounced")),
         (gone(), drains(), gone(), None, None),

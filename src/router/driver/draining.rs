@@ -21,16 +21,20 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
-    /// Keeps the delay of a drain from running while announcements are held back.
-    pub(super) async fn hold_drain(&mut self, now: Instant) {
-        if self.sessions.hold_back(self.plan.desired()) {
-            self.step_drain(Event::HeldBack, now).await;
-        }
+    /// Tells the drain whether its announcement can be seen.
+    pub(super) async fn note_announcing(&mut self, now: Instant) {
+        let announces = !self.holds_back();
+        self.step_drain(Event::Announcing(announces), now).await;
+    }
+
+    /// Returns whether announcements are held back: the speaker has restarted, or is to run and does not yet.
+    pub(super) fn holds_back(&self) -> bool {
+        self.plan.may_speak_later() || self.sessions.hold_back(self.plan.desired())
     }
 
     /// Returns whether neighbours have been sent how service addresses stand.
     fn neighbours_are_told(&self) -> bool {
-        self.withdrawals.are_told() && !self.sessions.hold_back(self.plan.desired())
+        self.withdrawals.are_told() && !self.holds_back()
     }
 
     /// Passes an event to the drain, and carries out what follows.
@@ -50,7 +54,15 @@ impl<K: Kernel> Driver<K> {
                     self.carry_out(&changed).await;
                 }
                 Effect::Look => {}
-                Effect::Tell(news) => self.news = Some(news),
+                Effect::Tell(news) => {
+                    if let Some(earlier) = self.news.replace(news) {
+                        info!(
+                            change = earlier.word,
+                            text = earlier.text,
+                            "The drain of this node has changed, and again before neighbours knew"
+                        );
+                    }
+                }
             }
         }
     }

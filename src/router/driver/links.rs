@@ -24,7 +24,7 @@ const NAMED: usize = 5;
 #[derive(Default)]
 pub(super) struct LinkWatch {
     wanted: WantedLinks,
-    /// Routers over which routes led when a link was wanted for the first time, by link; no entry where the kernel could not be read.
+    /// The last neighbour by link, at first the router over which routes led when the link was wanted for the first time; no entry where the kernel could not be read.
     former: BTreeMap<CompactString, Option<Ipv6Addr>>,
     running: Option<(Handle, watch::Receiver<Standings>)>,
     /// It could not be started, which has been said.
@@ -90,6 +90,7 @@ impl<K: Kernel> Driver<K> {
         if !new.is_empty() {
             self.links.former.extend(self.mirrors.former_routers(&new, at));
         }
+        self.links.former.extend(self.plan.routers_on_links().map(|(name, router)| (name.clone(), Some(router))));
         let former = self.links.former.iter().filter_map(|(name, former)| Some((name.clone(), (*former)?))).collect();
         if self.links.want(self.plan.watched_links(self.sessions.kept(), &former)) {
             self.take_links(Standings::new()).await;

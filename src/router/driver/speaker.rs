@@ -29,19 +29,21 @@ impl<K: Kernel> Driver<K> {
         self.publish_believed();
         self.sessions.replace(self.plan.desired(), left, &self.config).await;
         self.plan.look_at_all_peers();
-        if self.sessions.is_running() {
-            self.withdrawals.hold();
-        } else {
-            self.withdrawals.end();
-            self.publish_believed();
+        match self.sessions.is_running() {
+            // Of a host that was booted since nobody keeps anything.
+            true if left.anything => self.withdrawals.hold(),
+            true => {}
+            false => {
+                self.withdrawals.end();
+                self.publish_believed();
+            }
         }
     }
 
     /// Asks for the notice that neighbours have been sent that the speaker has said all, when it says so and all routers that may keep routes of an earlier one
     /// have a session: they have lost the rest then.
     pub(super) async fn release_withdrawals(&mut self, now: Instant) {
-        let desired = self.plan.desired();
-        let waits = self.sessions.hold_back(desired) || self.sessions.lack_router(self.plan.routers(), desired, now);
+        let waits = self.holds_back() || self.sessions.lack_router(self.plan.routers(), self.plan.desired(), now);
         if !waits && let Some(number) = self.withdrawals.release() {
             self.ask_written(number).await;
         }

@@ -36,6 +36,11 @@ impl Plan {
         self.known.has_nodes && (self.known.has_services || self.goes_without_services)
     }
 
+    /// Returns whether a speaker is to run once more is known.
+    pub fn may_speak_later(&self) -> bool {
+        self.own.asn.is_some() && self.own.router_id.is_some() && !self.may_speak()
+    }
+
     /// Waits for Services no longer: a speaker runs. Those that come later are announced from [`Plan::announce_services`] on.
     pub fn go_without_services(&mut self) -> RouterChanges {
         let mut changed = RouterChanges::default();

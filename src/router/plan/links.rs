@@ -24,7 +24,7 @@ impl Plan {
         external_peers(&self.config, &self.own).iter().filter_map(|peer| peer.remote.link_name()).collect()
     }
 
-    /// Returns the wanted links, with the routers on them that are among these neighbours, and those of an earlier run (by link).
+    /// Returns the wanted links, with the routers on them that are among these neighbours, and those that were the last ones there (by link).
     pub fn watched_links(&self, kept: &BTreeSet<IpAddr>, former: &BTreeMap<CompactString, Ipv6Addr>) -> WantedLinks {
         let kept_on = |name: &CompactString| {
             let State::Found(found) = self.links.get(name)?.state else { return None };
@@ -64,6 +64,11 @@ impl Plan {
     /// Returns the names of links for texts.
     pub fn link_names(&self) -> LinkNames {
         LinkNames(found(&self.links).map(|(name, found)| (found.link, name.clone())).collect())
+    }
+
+    /// Returns the routers that have been found, by their links.
+    pub fn routers_on_links(&self) -> impl Iterator<Item = (&CompactString, Ipv6Addr)> {
+        found(&self.links).map(|(name, found)| (name, found.neighbour))
     }
 
     /// Returns our addresses on links with a router.

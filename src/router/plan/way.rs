@@ -13,6 +13,7 @@ use crate::kernel::route::{NextHop, Route, RouteKey, TABLE_MAIN};
 use crate::kernel::rule::RuleKey;
 use crate::kernel::vxlan::gateway;
 use crate::kernel::wireguard::Peer;
+use crate::model::{NodeAddress, NodeAddressKind};
 use crate::net::{Family, PerFamily};
 use crate::router::names::{Set, TUNNEL_TABLE};
 
@@ -27,7 +28,7 @@ pub enum Owner {
         node: CompactString,
         range: IpNet,
     },
-    /// An address of this Node that no link of the host has: as an ExternalIP that a cloud's gateway translates.
+    /// An ExternalIP of this Node that no link of the host has: as one that a cloud's gateway translates.
     ThisNodeOutside,
     /// An address of another node itself.
     Node(CompactString),
@@ -75,7 +76,10 @@ impl Plan {
             return Owner::ThisNode;
         }
         if self.own.all.contains(&address) {
-            return Owner::ThisNodeOutside;
+            let own = self.known.nodes.get(&self.own.name);
+            let is_external = |one: &NodeAddress| one.address == address && one.kind == NodeAddressKind::External;
+            let is_outside = own.is_some_and(|node| node.addresses.iter().any(is_external));
+            return if is_outside { Owner::ThisNodeOutside } else { Owner::ThisNode };
         }
         let is_own = |node: &&CompactString| **node != self.own.name;
         if let Some(node) = self.nodes.with_address(&address).find(is_own) {

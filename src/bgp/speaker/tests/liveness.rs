@@ -241,6 +241,16 @@ fn a_neighbour_whose_bfd_comes_back_or_is_shut_after_a_restart_keeps_its_session
         bench.pass(2 * BACK);
         assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2), "{told:?}");
     }
+    // Nor where the next process sends slowly until BFD is up.
+    let (mut bench, _) = back(UP);
+    bench.path(2, FAILED);
+    bench.pass(BACK - Duration::from_millis(1));
+    let detection = Duration::from_secs(30);
+    bench.path(2, Status { state: Bfd::Init, remote_state: Bfd::Down, failures: 1, yours: 11, detection, ..UP });
+    bench.pass(detection);
+    bench.path(2, up);
+    bench.pass(2 * BACK);
+    assert_eq!((bench.state(2), bench.routes_of(2)), (State::Established, 2));
     // Nor is it lost with what is known of all paths, or where nobody watches any more.
     for forgets in [true, false] {
         let (mut bench, _) = back(UP);

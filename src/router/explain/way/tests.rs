@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::kernel::link::LinkName;
-use crate::model::Labels;
+use crate::model::{Labels, NodeAddress, NodeAddressKind};
 use crate::net::PerFamily;
 use crate::router::explain::RouteInKernel;
 use crate::router::given::{address, config, host, node, prefix, world};
@@ -202,8 +202,11 @@ fn a_range_that_is_refused_is_said_with_the_reason() {
 #[test]
 fn an_address_of_this_node_that_the_host_does_not_have_is_not_expected_to_be_delivered_here() {
     let mut plan = Plan::new(Arc::new(config(&["--node-routes=api", "--enable-ipv6"])), BOTH);
-    let own = node("192.0.2.1 2001:db8::1 203.0.113.9 2001:db8:9::9", "10.244.1.0/24 fd00:10:244:1::/64");
+    let mut own = node("192.0.2.1 2001:db8::1 192.0.2.77", "10.244.1.0/24 fd00:10:244:1::/64");
+    let external = |text| NodeAddress { kind: NodeAddressKind::External, address: address(text) };
+    own.addresses.extend(["203.0.113.9", "2001:db8:9::9"].map(external));
     plan.update(&world(host("192.0.2.1/24 2001:db8::1/64"), &[("node-1", own)]));
+    assert_eq!(meant(&plan, "192.0.2.77").owner, Owner::ThisNode, "an InternalIP that is on no link is a mistake");
     for to in ["203.0.113.9", "2001:db8:9::9"] {
         let way = meant(&plan, to);
         assert_eq!(way.owner, Owner::ThisNodeOutside);

@@ -43,7 +43,7 @@ pub fn owner(way: &Way) -> String {
         Owner::ThisNode => "an address of this node".to_owned(),
         _ if way.is_served => "an address of Services, delivered on this node".to_owned(),
         Owner::ThisNodeOutside => {
-            "an address of this Node that no link of the host has, so whoever translates it is outside".to_owned()
+            "an ExternalIP of this Node that no link of the host has, so whoever translates it is outside".to_owned()
         }
         Owner::OwnPods(range) => format!("in {range}, pods of this node"),
         Owner::PodsOf { node, range } => format!("in {range}, pods of Node {node}"),
