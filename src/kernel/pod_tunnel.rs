@@ -241,7 +241,7 @@ fn end(local: IpAddr) -> Tunnel {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     // It has the addresses of services.
-    Tunnel { local, remote, udp_port: None, ttl: 0, mtu: None, up: true, is_numbered: false }
+    Tunnel { local, remote, udp_port: None, ttl: 0, mtu: None, up: true, has_options: true, is_numbered: false }
 }
 
 fn outcome(failures: Vec<Failure<Error>>) -> Result<(), Error> {

@@ -14,8 +14,9 @@
 //!
 //! Limits and surprises:
 //! - Path MTU discovery is on, so that a packet that does not fit is answered and not cut. IPv6 tunnels are made without the
-//!   option that limits encapsulation, which would take eight bytes of every packet.
-//! - The type cannot be changed in place; addresses, TTL, the MTU, the port and whether there is UDP can.
+//!   option that limits encapsulation, which would take eight bytes of every packet. Devices of kube-router 2.11 have it the other way round (`nopmtudisc`,
+//!   `encaplimit 0`), and those over IPv6 of its former versions carry no IPv4 (`mode ip6ip6`): they are changed in place, and their routes stay.
+//! - The type cannot be changed in place; addresses, TTL, the MTU, the port, whether there is UDP and these options can. Over IPv4 the protocol inside cannot, and need not: IPv4 fits into all of ours.
 //! - A device over IPv4 has an IPv4 address that nobody uses ([`address::STAND_IN`](super::address::STAND_IN)): `ip address add 127.0.0.8/32 dev tun-e443169117a scope host`.
 //! - Whether a device sends inside UDP or not, it takes what comes by either from its other end.
 
@@ -43,6 +44,9 @@ pub struct Tunnel {
     /// MTU inside the tunnel, in bytes; `None` leaves it to the kernel.
     pub mtu: Option<u32>,
     pub up: bool,
+    /// It has the options that ours have: over IPv4 path MTU discovery, over IPv6 none that limits encapsulations, and as the protocol inside any, or IPv6 where there is UDP.
+    /// Always true of what is wanted.
+    pub has_options: bool,
     /// It has the address without which sources are filtered strictly ([`address::STAND_IN`](super::address::STAND_IN)), or it is one over IPv6, which needs none.
     pub is_numbered: bool,
 }

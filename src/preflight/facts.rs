@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::config::Variant;
 use crate::k8s::access::{Allowed, Right, Unknown};
 use crate::kernel::address::HostAddress;
+use crate::kernel::file_system::Passing;
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
@@ -166,6 +167,8 @@ pub struct Directory {
     pub path: PathBuf,
     /// Why it cannot be written, or made.
     pub obstacle: Option<String>,
+    /// Why files in it do not last; `None` where they do, as far as is known.
+    pub passing: Option<Passing>,
 }
 
 /// Use of a directory.

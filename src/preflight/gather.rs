@@ -20,6 +20,7 @@ use crate::container_runtime;
 use crate::k8s::access::{self as api, Allowed, Questions};
 use crate::k8s::client::{Access, client};
 use crate::k8s::manifests::bundle;
+use crate::kernel::file_system::passing;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
 use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
@@ -220,7 +221,7 @@ fn files(config: &Config) -> FileFacts {
     ];
     let of = |(purpose, path): (Purpose, Option<&Path>)| {
         let path = path?;
-        Some(Directory { purpose, path: path.to_owned(), obstacle: obstacle(path) })
+        Some(Directory { purpose, path: path.to_owned(), obstacle: obstacle(path), passing: passing(path) })
     };
     let text = |path: &Path| match fs::read_to_string(path) {
         Ok(text) => Some(Ok(text)),

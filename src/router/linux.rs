@@ -7,6 +7,7 @@ mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -14,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::{Backend, Encapsulation, Overlay, RouterConfig};
 use crate::kernel::bridge::Bridges;
+use crate::kernel::file_system::passing;
 use crate::kernel::ipset::{Elements, SetName, Sets};
 use crate::kernel::iptables::abandoned::{OtherVariant, Removal};
 use crate::kernel::iptables::{self, Leftovers, Ownership, Tables};
@@ -75,6 +77,9 @@ pub fn open(
     if let Some(overlay) = config.overlay {
         notice_received(overlay);
     }
+    if let Some(directory) = config.key_file.as_deref().and_then(Path::parent) {
+        notice_passing_key(directory);
+    }
     let targets = opened(Some(config.backend), &configured_ports(config), config.auto_mtu, pod_ranges)?;
     let wireguard_devices = KeyedDevices::open(config.key_file.clone(), config.auto_mtu)?;
     Ok(Targets { wireguard_devices, ..targets })
@@ -94,6 +99,16 @@ fn notice_received(overlay: Overlay) {
             "These packets of pods arrive without encryption until --overlay-encap-receive is gone from all nodes"
         );
     }
+}
+
+/// Says once that the private key will not last, where its directory does not: the first sign would be packets that are lost with an upgrade of the agent.
+fn notice_passing_key(directory: &Path) {
+    let Some(reason) = passing(directory) else { return };
+    warn!(
+        directory = %directory.display(),
+        %reason,
+        "The directory of this node's private key for WireGuard does not last; the agent makes another key each time that it is gone, and packets from and to this node are lost until all nodes know that one: mount a directory of the host (--state-dir)"
+    );
 }
 
 /// Like [`open`], without loading anything. `config`: that of the router, if there is any.
@@ -318,7 +333,8 @@ mod tests {
     fn a_port_that_was_received_at_is_still_ours_when_all_tunnels_send_otherwise_and_no_kind_needs_it() {
         let tunnel = |udp_port| {
             let end = IpAddr::from([192, 0, 2, 1]);
-            Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true, is_numbered: true }
+            let (has_options, is_numbered) = (true, true);
+            Tunnel { local: end, remote: end, udp_port, ttl: 0, mtu: None, up: true, has_options, is_numbered }
         };
         let there = |udp_port| BTreeMap::from([(LinkName("tun-1".into()), tunnel(udp_port))]);
         let ports = |words: &[&str], udp_port| receive_ports(&configured_ports(&config(words)), &there(udp_port));

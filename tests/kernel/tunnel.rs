@@ -32,7 +32,8 @@ fn is_ours(name: &str) -> bool {
 
 fn tunnel(local: &str, remote: &str, udp_port: Option<u16>) -> Tunnel {
     let end = |text: &str| text.parse().expect("an address");
-    Tunnel { local: end(local), remote: end(remote), udp_port, ttl: 0, mtu: Some(1400), up: true, is_numbered: true }
+    let (local, remote, mtu) = (end(local), end(remote), Some(1400));
+    Tunnel { local, remote, udp_port, ttl: 0, mtu, up: true, has_options: true, is_numbered: true }
 }
 
 fn name(number: usize) -> LinkName {
@@ -117,7 +118,7 @@ fn whether_a_tunnel_is_inside_udp_changes_in_place_and_its_routes_stay() {
 #[test]
 fn a_tunnel_that_kube_router_made_is_ours_and_kept() {
     in_new(|| {
-        run("ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl inherit nopmtudisc");
+        run("ip link add tun-e443169117a type ipip local 192.0.2.1 remote 10.0.0.1 ttl inherit pmtudisc");
         run("ip link set tun-e443169117a up");
         let mut tunnels = Tunnels::open(is_ours, false).expect("a socket");
         let want = Tunnel { mtu: None, is_numbered: false, ..tunnel("192.0.2.1", "10.0.0.1", None) };
@@ -131,6 +132,39 @@ fn a_tunnel_that_kube_router_made_is_ours_and_kept() {
         assert_eq!(only(&mut tunnels, &key), numbered);
         assert!(run("ip -4 -o address show dev tun-e443169117a").contains("127.0.0.8/32 scope host"));
         assert!(run("ip -4 route show 10.244.2.0/24").contains("tun-e443169117a"));
+    });
+}
+
+#[test]
+fn options_of_kube_routers_tunnels_become_ours_on_the_same_device_and_its_routes_stay() {
+    in_new(|| {
+        let mut tunnels = Tunnels::open(is_ours, false).expect("a socket");
+        for (made, ends, range, option) in [
+            // As kube-router 2.11 makes them.
+            ("ipip ttl inherit nopmtudisc", ("192.0.2.1", "192.0.2.2"), "10.244.2.0/24", " pmtudisc"),
+            ("ip6tnl mode any encaplimit 0", ("2001:db8::1", "2001:db8::2"), "fd00:10:244:2::/64", "encaplimit none"),
+            // As `ip tunnel add` made them for earlier ones.
+            ("ip6tnl mode ip6ip6 encaplimit 4", ("2001:db8::1", "2001:db8::3"), "fd00:10:244:3::/64", "ip6tnl any"),
+        ] {
+            let (key, want) = (name(1), Tunnel { mtu: None, ..tunnel(ends.0, ends.1, None) });
+            run(&format!("ip link add {key} type {made} local {} remote {}", ends.0, ends.1));
+            run(&format!("ip link set {key} up"));
+            run(&format!("ip route add {range} dev {key}"));
+            let have = only(&mut tunnels, &key);
+            let is_over_ipv4 = want.local.is_ipv4();
+            assert_eq!(have, Tunnel { has_options: false, is_numbered: !is_over_ipv4, ..want });
+            let number = || run(&format!("ip -o link show {key}")).split(':').next().map(str::to_owned);
+            let before = number();
+            let failures = tunnels.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(&want) }]);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(only(&mut tunnels, &key), want);
+            assert_eq!(number(), before, "it was made anew");
+            let shown = run(&format!("ip -d link show {key}"));
+            assert!(shown.contains(option) && !shown.contains("nopmtudisc"), "{shown}");
+            let family = if is_over_ipv4 { "-4" } else { "-6" };
+            assert!(run(&format!("ip {family} route show {range}")).contains(&*key.0), "its route is gone");
+            assert!(tunnels.apply(Phase::Shrink, &[Step { key: &key, have: Some(&want), want: None }]).is_empty());
+        }
     });
 }
 

@@ -202,7 +202,7 @@ fn describe(name: &LinkName, tunnel: &Tunnel, flags: u16) -> Messages {
         Family::V4 => message.u8(data::PATH_MTU_DISCOVERY, 1),
         Family::V6 => message.u32(data::FLAGS, NO_ENCAP_LIMIT),
     };
-    message.u8(data::PROTOCOL, protocol(tunnel, family));
+    message.u8(data::PROTOCOL, protocol(tunnel.udp_port, family));
     if let Some(port) = tunnel.udp_port {
         message.u16(data::ENCAP_TYPE, GUE).u16(data::ENCAP_FLAGS, CHECKSUM_V6);
         // Another source port for each flow, so that the network in between can share the load.
@@ -223,8 +223,8 @@ fn kind(family: Family) -> &'static str {
 }
 
 /// The protocol inside: any for a plain tunnel, the tunnel's own family inside UDP.
-fn protocol(tunnel: &Tunnel, family: Family) -> u8 {
-    match (tunnel.udp_port, family) {
+fn protocol(udp_port: Option<u16>, family: Family) -> u8 {
+    match (udp_port, family) {
         (None, _) => 0,
         (Some(_), Family::V4) => 4,
         (Some(_), Family::V6) => 41,
@@ -268,10 +268,28 @@ fn listed(answer: &Answer<'_>) -> Option<Listed> {
         ttl: inside.get(data::TTL).and_then(|ttl| ttl.u8()).unwrap_or_default(),
         mtu: attributes.get(MTU).and_then(|mtu| mtu.u32()),
         up: u32::from_ne_bytes([f0, f1, f2, f3]) & UP != 0,
+        has_options: has_options(&inside, Family::from(local)),
         is_numbered: false,
     };
     let name = LinkName(attributes.get(NAME)?.text()?.into());
     Some(Listed { index: u32::from_ne_bytes([i0, i1, i2, i3]), name, tunnel })
+}
+
+/// Returns whether a device has the options that [`describe`] writes. One of which the kernel says nothing counts as had, because no change would have it said.
+fn has_options(inside: &Attributes<'_>, family: Family) -> bool {
+    match family {
+        Family::V4 => {
+            let discovers = inside.get(data::PATH_MTU_DISCOVERY).and_then(|option| option.u8());
+            discovers.is_none_or(|option| option != 0)
+        }
+        Family::V6 => {
+            // The kernel's own flags, about which ways there are between the ends, are among these.
+            let flags = inside.get(data::FLAGS).and_then(|flags| flags.u32());
+            let carried = inside.get(data::PROTOCOL).and_then(|protocol| protocol.u8());
+            flags.is_none_or(|flags| flags & NO_ENCAP_LIMIT != 0)
+                && carried.is_none_or(|carried| carried == protocol(udp_port(inside), family))
+        }
+    }
 }
 
 /// Encapsulation that is not GUE reads as a port that nobody wants, so that it is put right.
@@ -306,11 +324,63 @@ mod tests {
         ] {
             let end = |text: &str| text.parse().expect("an address");
             let (local, remote) = (end(local), end(remote));
-            let written = Tunnel { local, remote, udp_port, ttl: 225, mtu: Some(1400), up: true, is_numbered: false };
+            let (ttl, mtu) = (225, Some(1400));
+            let written = Tunnel { local, remote, udp_port, ttl, mtu, up: true, has_options: true, is_numbered: false };
             let name = LinkName("tun-0123456789a".into());
             let bytes = add(&name, &written).bytes().to_vec();
             let read: Vec<_> = answers(&bytes).filter_map(|answer| listed(&answer)).collect();
             assert_eq!(read, [Listed { index: 0, name, tunnel: written }]);
         }
+    }
+
+    /// A plain tunnel as the kernel lists it, with these options.
+    fn listed_with(local: &str, remote: &str, options: impl Fn(&mut Messages)) -> Tunnel {
+        let end = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let (local, remote) = (end(local), end(remote));
+        let mut message = Messages::new();
+        message.begin(NEW_LINK, 0).header(&header(true)).text(NAME, "tun-0123456789a");
+        message.nest(LINK_INFO).text(INFO_KIND, kind(Family::from(local))).nest(INFO_DATA);
+        message.address(data::LOCAL, local).address(data::REMOTE, remote);
+        options(&mut message);
+        message.end().end();
+        let bytes = message.bytes().to_vec();
+        let read = answers(&bytes).find_map(|answer| listed(&answer));
+        read.expect("it is a tunnel").tunnel
+    }
+
+    #[test]
+    fn a_device_with_other_options_is_told_from_ours_and_one_with_the_kernels_own_flags_is_not() {
+        let over_ipv4 = |options: &dyn Fn(&mut Messages)| listed_with("192.0.2.1", "192.0.2.2", options).has_options;
+        let over_ipv6 = |flags: u32, protocol: u8| {
+            let options = |message: &mut Messages| {
+                message.u32(data::FLAGS, flags).u8(data::PROTOCOL, protocol);
+            };
+            listed_with("2001:db8::1", "2001:db8::2", options).has_options
+        };
+        let discovers = |on: u8| {
+            over_ipv4(&|message| {
+                message.u8(data::PATH_MTU_DISCOVERY, on);
+            })
+        };
+        assert_eq!((discovers(1), discovers(0)), (true, false));
+        // What `ip` makes with `mode ipip`: the kernel keeps that, and it carries all that ours do.
+        assert!(over_ipv4(&|message| {
+            message.u8(data::PATH_MTU_DISCOVERY, 1).u8(data::PROTOCOL, 4);
+        }));
+        // `encaplimit none`, with the flags of the kernel's own; `encaplimit 0`; `mode ip6ip6`.
+        assert_eq!((over_ipv6(0x7_0001, 0), over_ipv6(0x7_0000, 0), over_ipv6(0x1, 41)), (true, false, false));
+        assert!(over_ipv4(&|_| {}), "an option that is not told is not changed with every reading");
+    }
+
+    #[test]
+    fn an_option_is_changed_on_the_device_that_there_is() {
+        let have = listed_with("2001:db8::1", "2001:db8::2", |message| {
+            message.u32(data::FLAGS, 0);
+        });
+        let want = Tunnel { has_options: true, is_numbered: true, ..have };
+        assert!(have != want && is_same_device(&have, &want));
+        let bytes = change(&LinkName("tun-0123456789a".into()), &want).bytes().to_vec();
+        let read = answers(&bytes).find_map(|answer| listed(&answer)).expect("it is a tunnel");
+        assert!(read.tunnel.has_options);
     }
 }

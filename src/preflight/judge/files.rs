@@ -104,10 +104,18 @@ fn drops_invalid(facts: &Facts) -> Option<&'static str> {
 }
 
 fn directory(directory: &Directory, config: &Config) -> Finding {
-    let Directory { purpose, path, obstacle } = directory;
+    let Directory { purpose, path, obstacle, passing } = directory;
     let path = path.display();
     let subject = format!("directory {path}");
-    let Some(obstacle) = obstacle else { return Finding::ok(subject, "it can be written") };
+    let Some(obstacle) = obstacle else {
+        let keeps_key = *purpose == Purpose::State && config.router.as_ref().is_some_and(|own| own.key_file.is_some());
+        let Some(passing) = passing.filter(|_| keeps_key) else { return Finding::ok(subject, "it can be written") };
+        let why = "this node makes another private key for WireGuard each time that it is gone, as with an upgrade of the agent, and packets from and to \
+                   this node are lost until all nodes know it"
+            .to_owned();
+        let (what, todo) = (format!("it does not last: {passing}"), format!("mount a directory of the host at {path}"));
+        return Finding::bad(Level::Degraded, subject, [what, why, todo]);
+    };
     let (level, why, todo) = match purpose {
         Purpose::State => (
             Level::Degraded,

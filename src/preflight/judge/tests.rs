@@ -15,6 +15,7 @@ use super::*;
 use crate::config::{Environment, Request, Variant, request};
 use crate::k8s::access::{Allowed, Unknown};
 use crate::kernel::address::{HostAddress, Scope};
+use crate::kernel::file_system::Passing;
 use crate::kernel::link::{LinkKind, LinkName};
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
@@ -100,7 +101,9 @@ fn facts(config: &Config) -> Facts {
             ..NetworkFacts::default()
         },
         files: FileFacts {
-            directories: directories.map(|(purpose, at)| Directory { purpose, path: path(at), obstacle: None }).into(),
+            directories: directories
+                .map(|(purpose, at)| Directory { purpose, path: path(at), obstacle: None, passing: None })
+                .into(),
             has_runtime_socket: true,
             ..FileFacts::default()
         },

@@ -2,22 +2,28 @@
 //!
 //! A key is made where there is no file, of the kernel's randomness, and written before it is used: a device never has a key that a restart
 //! would not find again. The next one takes the place of the present one by a rename. Files are written as `wg` takes them, in base64, for root alone.
+//! One that others may read or write, as a backup may have restored it, is for root alone from the first reading on. A lock of another process on the directory is not
+//! waited for: nothing is made or renamed, which fails and is tried again as any other change.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::net::{Secret, base64};
 
 /// Most bytes that are read of a file that should hold 45.
 const MOST: u64 = 4096;
+/// The mode of a file for root alone.
+const OWN: u32 = 0o600;
+/// Those bits of a mode by which others than the owner may read, write or execute.
+const OF_OTHERS: u32 = 0o077;
 
 /// Removes the files of the private keys, and what an interrupted write has left; returns what was removed.
 ///
@@ -58,12 +64,18 @@ pub(super) fn key_of(path: &Path) -> io::Result<Secret> {
     made(path, &directory)
 }
 
-/// Opens the directory of a file, and keeps other agents from changing what is in it for as long as that is open.
+/// Opens the directory of a file, and keeps other agents from changing what is in it for as long as that is open. Fails at once while another process has the lock: the router's
+/// thread does more than keys, and nobody knows for how long a backup, say, keeps it.
 fn locked(path: &Path) -> io::Result<File> {
-    let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let directory = File::open(parent)?;
     // It ends with the file, or with the process. A file system without locks has one agent.
-    match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(directory),
+        Err(Errno::WOULDBLOCK) => Err(io::Error::other(format!(
+            "another process has locked the directory {} (flock); no key is made or replaced before it lets go",
+            parent.display()
+        ))),
         Err(error) => Err(error.into()),
     }
 }
@@ -118,15 +130,43 @@ fn has_first(path: &Path, first: &Secret) -> io::Result<()> {
 
 /// Reads the private key; `None` where there is no file.
 fn read(path: &Path) -> io::Result<Option<Secret>> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(file) => file.take(MOST).read_to_string(&mut text)?,
+    let file = match File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
+    close_to_others(path, &file)?;
+    let mut text = String::new();
+    file.take(MOST).read_to_string(&mut text)?;
     let bytes = base64::decoded(text.trim_end()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let is_none = || io::Error::other("the file holds no private key; delete it, and another one is made");
     bytes.map(Secret::private_key).ok_or_else(is_none).map(Some)
+}
+
+/// Takes a file with a private key from others than its owner where they may open it, and says so. That is said once, because the mode is another one then.
+fn close_to_others(path: &Path, file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode() & 0o777;
+    if !is_open_to_others(mode) {
+        return Ok(());
+    }
+    let (path, mode) = (path.display(), format!("{mode:04o}"));
+    match file.set_permissions(Permissions::from_mode(OWN)) {
+        Ok(()) => warn!(
+            %path,
+            mode,
+            "Private key of this node for WireGuard was open to others than root; its file has mode 0600 now. Where somebody may have copied the key, delete the file and restart the agent: another one is made"
+        ),
+        // The key serves all the same: without it the node's pods would be cut off.
+        Err(error) => {
+            warn!(%path, mode, %error, "Private key of this node for WireGuard is open to others than root, and its file's mode cannot be changed")
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether others than the owner may do anything with a file of this mode.
+fn is_open_to_others(mode: u32) -> bool {
+    mode & OF_OTHERS != 0
 }
 
 fn made(path: &Path, directory: &File) -> io::Result<Secret> {
@@ -139,7 +179,7 @@ fn made(path: &Path, directory: &File) -> io::Result<Secret> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(OWN).open(&new)?;
     file.write_all(format!("{}\n", base64::encoded(key.key())).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -157,7 +197,11 @@ fn unfinished(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+
+    /// The bits of a file's mode that say who may do what.
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("it is there").permissions().mode() & 0o777
+    }
 
     #[test]
     fn a_key_is_made_once_for_root_alone_and_found_again() {
@@ -167,8 +211,7 @@ mod tests {
         fs::write(unfinished(&path), "cut off").expect("it is written");
         let made = key_of(&path).expect("it is made");
         assert_eq!(key_of(&path).expect("it is read"), made);
-        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode(&path), 0o600);
         assert!(!unfinished(&path).exists());
         assert_eq!(remove_key(&path).expect("it goes"), std::slice::from_ref(&path));
         assert_ne!(key_of(&path).expect("another one"), made);
@@ -188,8 +231,7 @@ mod tests {
             (next_of(&path).expect("it is read"), key_of(&path).expect("it stays")),
             (Some(next.clone()), first.clone())
         );
-        let mode = fs::metadata(next_file(&path)).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode(&next_file(&path)), 0o600);
         take_next(&path, &first, &next).expect("it is renamed");
         let now = (next_of(&path).expect("it is looked for"), key_of(&path).expect("it is read"));
         assert_eq!(now, (None, next.clone()));
@@ -234,7 +276,10 @@ mod tests {
             let start = std::sync::Barrier::new(8);
             let take = || {
                 start.wait();
-                key_of(&path).expect("there is one")
+                let mut tries = std::iter::repeat_with(|| key_of(&path)).take(1000);
+                // As the mirror of the devices tries again, which waits longer.
+                let key = tries.find_map(|key| key.inspect_err(|_| std::thread::sleep(Duration::from_millis(5))).ok());
+                key.expect("there is one")
             };
             let keys: Vec<Secret> = std::thread::scope(|scope| {
                 let agents: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
@@ -243,6 +288,53 @@ mod tests {
             let there = key_of(&path).expect("it is read");
             assert!(keys.iter().all(|key| *key == there), "they have different ones");
         }
+    }
+
+    #[test]
+    fn a_key_that_a_backup_has_restored_for_everybody_is_for_root_alone_from_its_first_reading_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        let first = key_of(&path).expect("it is made");
+        let next = make_next(&path, &first).expect("it is made");
+        for open in [0o644, 0o640, 0o604, 0o620, 0o777] {
+            for file in [&path, &next_file(&path)] {
+                fs::set_permissions(file, Permissions::from_mode(open)).expect("it is changed");
+            }
+            assert_eq!(key_of(&path).expect("it is read"), first);
+            assert_eq!(next_of(&path).expect("it is read"), Some(next.clone()));
+            assert_eq!((mode(&path), mode(&next_file(&path))), (0o600, 0o600), "{open:o}");
+        }
+        // An owner that may only read is nobody else.
+        fs::set_permissions(&path, Permissions::from_mode(0o400)).expect("it is changed");
+        assert_eq!(key_of(&path).expect("it is read"), first);
+        assert_eq!(mode(&path), 0o400);
+        assert_eq!([0o600, 0o400, 0o700, 0o640, 0o601].map(is_open_to_others), [false, false, false, true, true]);
+    }
+
+    #[test]
+    fn a_directory_that_another_process_has_locked_stops_no_thread_and_keys_come_when_it_lets_go() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("wireguard.key");
+        let is_refused = |error: io::Error| {
+            let text = error.to_string();
+            text.contains("another process has locked") && text.contains(&directory.path().display().to_string())
+        };
+        // A lock belongs to whoever has opened the directory, so another opening is like another process.
+        let other = locked(&path).expect("nobody has it");
+        assert!(is_refused(key_of(&path).expect_err("it is locked")));
+        assert!(!path.exists());
+        drop(other);
+        let first = key_of(&path).expect("it is made");
+        let other = locked(&path).expect("nobody has it");
+        assert_eq!(key_of(&path).expect("to read takes no lock"), first);
+        assert!(is_refused(make_next(&path, &first).expect_err("it is locked")));
+        drop(other);
+        let next = make_next(&path, &first).expect("it is made");
+        let other = locked(&path).expect("nobody has it");
+        assert!(is_refused(take_next(&path, &first, &next).expect_err("it is locked")));
+        drop(other);
+        take_next(&path, &first, &next).expect("it is renamed");
+        assert_eq!(key_of(&path).expect("it is read"), next);
     }
 
     #[test]

@@ -187,5 +187,5 @@ pub(super) fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
     let udp_port = kind.gue_port();
     let ttl = if udp_port.is_some() { TTL_OF_UDP } else { 0 };
     let mtu = mtu::tunnel(place.own.mtus, place.config, kind, remote);
-    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true, is_numbered: true })
+    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true, has_options: true, is_numbered: true })
 }

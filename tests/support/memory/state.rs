@@ -146,7 +146,8 @@ impl State {
     fn add_ways_of_others(&mut self, device: LinkName) {
         let end = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
         let (local, remote) = (end(1), end(200));
-        let tunnel = Tunnel { local, remote, udp_port: None, ttl: 64, mtu: Some(1400), up: true, is_numbered: false };
+        let (udp_port, has_options, is_numbered) = (None, true, false);
+        let tunnel = Tunnel { local, remote, udp_port, ttl: 64, mtu: Some(1400), up: true, has_options, is_numbered };
         self.tunnels.insert(LinkName("tun-office".into()), tunnel);
         let (address, mtu) = (overlay::link_address(local), Some(1400));
         let (is_fixed, is_numbered) = (true, false);

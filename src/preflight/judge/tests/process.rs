@@ -23,6 +23,39 @@ fn a_directory_that_cannot_be_written_matters_by_its_purpose() {
 }
 
 #[test]
+fn a_state_directory_that_goes_with_the_pod_matters_where_a_private_key_is_in_it() {
+    let with = |purpose: Purpose, passing: Passing| {
+        move |facts: &mut Facts| {
+            let mut directories = facts.files.directories.iter_mut();
+            directories.find(|one| one.purpose == purpose).expect("it is there").passing = Some(passing);
+            modules(facts, ModuleState::Present, &["wireguard"]);
+        }
+    };
+    for words in [&["--overlay-encap=wireguard"][..], &["--overlay-encap-receive=wireguard"]] {
+        let in_container = with(Purpose::State, Passing::WithContainer);
+        check(
+            words,
+            in_container,
+            Level::Degraded,
+            &["/var/lib/sluice: it does not last", "overlayfs", "another private key", "mount a directory"],
+        );
+        check(words, with(Purpose::State, Passing::Memory), Level::Degraded, &["tmpfs", "upgrade of the agent"]);
+        // Sockets belong into memory.
+        check_ok(words, with(Purpose::Sockets, Passing::Memory), "directory /run/sluice: it can be written");
+    }
+    for words in [&[][..], &PROXY] {
+        check_ok(words, with(Purpose::State, Passing::WithContainer), "directory /var/lib/sluice: it can be written");
+    }
+    let unwritable = |facts: &mut Facts| {
+        with(Purpose::State, Passing::WithContainer)(facts);
+        let mut directories = facts.files.directories.iter_mut();
+        let directory = directories.find(|one| one.purpose == Purpose::State).expect("it is there");
+        directory.obstacle = Some("Read-only file system".to_owned());
+    };
+    check(&["--overlay-encap=wireguard"], unwritable, Level::Degraded, &["cannot be written: Read-only file system"]);
+}
+
+#[test]
 fn the_process_has_to_be_root_and_to_have_its_capability() {
     check(&[], |facts| facts.process.is_root = false, Level::Fatal, &["not root"]);
     check(&[], |facts| facts.process.may_change_network = false, Level::Fatal, &["CAP_NET_ADMIN"]);
