@@ -81,7 +81,11 @@ impl Endpoints {
             metadata: text(METADATA_VARIABLE).map_or_else(usual, |url| vec![url]),
             metadata_disabled: is("AWS_EC2_METADATA_DISABLED", "true"),
             ec2: text(EC2_VARIABLE).or_else(|| text("AWS_ENDPOINT_URL")),
-            dual_stack: text(DUAL_STACK_VARIABLE).map(|value| value.eq_ignore_ascii_case("true")),
+            dual_stack: match (is(DUAL_STACK_VARIABLE, "true"), is(DUAL_STACK_VARIABLE, "false")) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            },
         }
     }
 

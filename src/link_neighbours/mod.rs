@@ -6,7 +6,7 @@
 //! On a wanted link this node advertises itself every ten seconds, with a router lifetime of 0 and nothing else: no host takes it for a default router, gets an address
 //! or a limit of hops from it. It solicits advertisements when the link comes up, so that nobody waits for the next one, and answers solicitations.
 //!
-//! The first router that is heard is the neighbour, and it stays until the link goes: silence ends nothing, because the session itself says whether the neighbour is alive.
+//! The first router that is heard is the neighbour, unless the last one answers, and it stays until the link goes: silence ends nothing, because the session itself says whether the neighbour is alive.
 //! When the link comes back, or after a restart, the last neighbour comes first, if it answers: that of an earlier run is known by the routes in the kernel that lead over it.
 //! Another router beside it is told to the administrator, and takes its place only when the first one does not answer three solicitations and has neither a session nor
 //! routes that were retained of it: then it has gone, or has another address. One that restarts gracefully is silent, too.

@@ -68,7 +68,7 @@ pub fn located<'a>(peer: &'a ExternalPeer, links: &Standings) -> Result<Located<
         State::Missing => "this host has no such interface; there is no session",
         State::Down => "the interface is down or has no carrier; there is no session",
         State::WithoutAddress => "this host has no link-local address there; there is no session",
-        State::Silent => "no router has advertised itself there (RFC 4861); there is no session",
+        State::Silent => "no router has been found there by what routers advertise (RFC 4861); there is no session",
     };
     Err(Problem::new(About::ExternalPeer(peer.remote.clone()), text))
 }

@@ -109,16 +109,6 @@ impl Identity {
         PerFamily::from_fn(|family| self.addresses.of(family).is_some())
     }
 
-    /// Returns the MTU of the link by which packets of pods of each family leave, in bytes: where pods have one family alone, that of its link for both, since what tunnels
-    /// add depends on the family between nodes.
-    pub fn mtus_of_pods(&self) -> PerFamily<Option<u32>> {
-        match (self.pod_cidrs.v4.is_empty(), self.pod_cidrs.v6.is_empty()) {
-            (false, true) => PerFamily { v4: self.mtus.v4, v6: self.mtus.v4.or(self.mtus.v6) },
-            (true, false) => PerFamily { v4: self.mtus.v6.or(self.mtus.v4), v6: self.mtus.v6 },
-            (true, true) | (false, false) => self.mtus,
-        }
-    }
-
     /// Returns the enabled families, IPv4 first.
     pub fn enabled_families(&self) -> impl Iterator<Item = Family> {
         self.families.iter().filter(|(_, enabled)| **enabled).map(|(family, _)| family)

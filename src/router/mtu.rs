@@ -20,7 +20,7 @@ const LEAST: u32 = 1280;
 const LOOPBACK: &str = "lo";
 
 /// Returns the MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link. That is the link which carries the address.
-/// Of one on the loopback device, or on no link, it is that of the other family. Where neither is on a link, and one is on the loopback device, the smallest MTU of the host's
+/// Of one on the loopback device, or on no link, it is that of the other family. Where neither is on a link, of one on the loopback device the smallest MTU of the host's
 /// links with a global address counts, of bridges only where there is no other link; links of pods are none of them. An address that is nowhere may be back in a moment.
 pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFamily<Option<u32>> {
     let link = |name: &str| host.links.iter().find(|link| link.name == name);
@@ -34,11 +34,15 @@ pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFam
         let links = host.addresses.iter().filter(leads_out).filter_map(|one| link(&one.link));
         links.filter(|link| link.bridge == bridge).map(|link| link.mtu).min()
     };
-    let mut on_loopback = host.addresses.iter().filter(|one| one.link == LOOPBACK);
-    let is_on_loopback = on_loopback.any(|one| *own.of(Family::from(one.address)) == Some(one.address));
-    let guessed = || if is_on_loopback { smallest(false).or_else(|| smallest(true)) } else { None };
-    let other = carried.v4.or(carried.v6).or_else(guessed);
-    PerFamily::from_fn(|family| own.of(family).and_then(|_| carried.of(family).or(other)))
+    let is_on_loopback =
+        |address: IpAddr| host.addresses.iter().any(|one| one.address == address && one.link == LOOPBACK);
+    let guessed = || smallest(false).or_else(|| smallest(true));
+    let other = carried.v4.or(carried.v6);
+    PerFamily::from_fn(|family| {
+        let address = (*own.of(family))?;
+        let known = carried.of(family).or(other);
+        if known.is_none() && is_on_loopback(address) { guessed() } else { known }
+    })
 }
 
 /// Returns the MTU of pods and their bridge; `None` to leave it alone. `links`: of the links of each family; `families`: those in which there may be tunnels.
@@ -166,6 +170,7 @@ mod tests {
             assert_eq!(of(carried), expected, "{carried:?}");
         }
         assert_eq!(of(&[]), PerFamily::default(), "the addresses are away for a moment");
+        assert_eq!(of(&[("192.0.2.1", "lo")]), PerFamily { v4: Some(1400), v6: None });
         let alone = PerFamily { v4: None, ..both };
         let on_loopback =
             |more: &[(&str, &str)]| links(&host(&[&[("2001:db8::1", "lo")][..], more].concat(), &mtus), alone, &own);

@@ -266,7 +266,7 @@ impl Plan {
         self.replace_overlay(changed);
         let families = self.own.capable();
         self.replace_settings(changed);
-        let mtu = mtu::pods(self.own.mtus_of_pods(), &self.config, families);
+        let mtu = mtu::pods(self.own.mtus, &self.config, families);
         let bridge = self.known.has_nodes.then_some(crate::kernel::bridge::Bridge { mtu, up: true });
         changed.bridge |= std::mem::replace(&mut self.desired.bridge, bridge) != bridge;
         let is_kept = self.config.cni_file.is_some() && self.known.has_nodes;

@@ -344,6 +344,7 @@ fn the_environment_names_the_places_of_the_services_as_it_does_for_the_tools_of_
     assert_eq!(read(&[]).ec2(&place), [usual, both], "whichever family the node has");
     assert_eq!(read(&[(DUAL_STACK_VARIABLE, "true")]).ec2(&place), [both]);
     assert_eq!(read(&[(DUAL_STACK_VARIABLE, "false")]).ec2(&place), [usual]);
+    assert_eq!(read(&[(DUAL_STACK_VARIABLE, "yes")]).ec2(&place), [usual, both]);
     let elsewhere = Place { domain: "c2s.ic.gov".to_owned(), ..place };
     assert_eq!(read(&[(DUAL_STACK_VARIABLE, "true")]).ec2(&elsewhere), ["https://ec2.eu-central-1.c2s.ic.gov"]);
 }

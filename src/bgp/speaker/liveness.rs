@@ -149,8 +149,8 @@ impl Speaker {
         } else if has_failed && is_outlived {
             neighbour.path.is_awaited = true;
             neighbour.path.back_by = neighbour.peer.session().map(|_| at.now + status.detection + BACK);
-        } else if status.state == bfd::State::Init && was != bfd::State::Init {
-            // The next process has begun, at the pace that it has until BFD is up: 30 s between packets in some routers.
+        } else if status.state == bfd::State::Init && std::mem::take(&mut neighbour.path.is_awaited) {
+            // The next process has begun, at the pace that it has until BFD is up: 30 s between packets in some routers. That is heard once.
             neighbour.path.back_by = neighbour.path.back_by.map(|_| at.now + status.detection + BACK);
         }
         if has_failed && is_outlived {

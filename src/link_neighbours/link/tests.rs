@@ -142,7 +142,7 @@ fn after_a_restart_the_router_of_before_has_its_place_where_another_one_is_heard
 }
 
 #[test]
-fn after_a_restart_another_router_gets_the_place_of_one_that_has_gone_before_bgp_waits_no_longer() {
+fn after_a_restart_another_router_gets_the_place_of_one_that_does_not_answer_twice() {
     let (mut link, now) = restarted();
     link.advertised(now, SECOND_ROUTER);
     link.advertised(now + SECOND, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 4));

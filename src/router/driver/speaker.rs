@@ -29,14 +29,12 @@ impl<K: Kernel> Driver<K> {
         self.publish_believed();
         self.sessions.replace(self.plan.desired(), left, &self.config).await;
         self.plan.look_at_all_peers();
-        match self.sessions.is_running() {
-            // Of a host that was booted since nobody keeps anything.
-            true if left.anything => self.withdrawals.hold(),
-            true => {}
-            false => {
-                self.withdrawals.end();
-                self.publish_believed();
-            }
+        // Also on a host that was booted since: routers keep what it announced before until they have a session with it.
+        if self.sessions.is_running() {
+            self.withdrawals.hold();
+        } else {
+            self.withdrawals.end();
+            self.publish_believed();
         }
     }
 
