@@ -41,11 +41,20 @@ const RAMFS: u32 = 0x8584_58f6;
 /// Returns why files of a directory do not last; `None` where they do, as far as is known. Of one that is not there, it is that of the one in which it will be made.
 pub fn passing(directory: &Path) -> Option<Passing> {
     let there = directory.ancestors().find(|place| place.is_dir())?;
-    // The kernel's number is of 32 bits, in a word that is longer on some machines and signed on most.
-    let magic = rustix::fs::statfs(there).ok()?.f_type as u32;
+    let magic = magic(there)?;
     let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
     let is_root = device(there).is_some() && device(there) == device(Path::new("/"));
     judged(magic, is_root)
+}
+
+/// Returns whether a directory is on the layers of an image (overlayfs), as those of a container are that nothing is mounted at.
+pub fn is_on_layers(directory: &Path) -> bool {
+    magic(directory) == Some(OVERLAY)
+}
+
+/// Returns the magic number of the file system under a directory: 32 bits of the kernel, in a word that is longer on some machines and signed on most.
+fn magic(directory: &Path) -> Option<u32> {
+    Some(rustix::fs::statfs(directory).ok()?.f_type as u32)
 }
 
 /// Judges a file system by its magic number. `is_root`: it is the one of `/`. Layers elsewhere are a directory of a host that has them itself, as a node that is a container.

@@ -50,8 +50,7 @@ pub fn pods(links: PerFamily<Option<u32>>, config: &RouterConfig, families: PerF
     let through_tunnels = config.overlay.filter(|overlay| overlay.reach == Reach::Full);
     let of_family = |family: Family| {
         let link = links.of(family).filter(|_| config.auto_mtu && *families.of(family))?;
-        let added = through_tunnels.map_or(0, |overlay| overlay.overhead(family));
-        Some(link.saturating_sub(added).max(LEAST.min(link)))
+        Some(inside(link, through_tunnels.map_or(0, |overlay| overlay.overhead(family))))
     };
     Family::BOTH.into_iter().filter_map(of_family).min()
 }
@@ -64,7 +63,12 @@ pub fn tunnel(
     remote: IpAddr,
 ) -> Option<u32> {
     let link = links.of(Family::from(remote)).filter(|_| config.auto_mtu)?;
-    Some(link.saturating_sub(kind.overhead(Family::from(remote))).max(LEAST.min(link)))
+    Some(inside(link, kind.overhead(Family::from(remote))))
+}
+
+/// Returns what a link leaves inside a tunnel that adds so many bytes. No link becomes too small for IPv6 by that.
+fn inside(link: u32, added: u32) -> u32 {
+    link.saturating_sub(added).max(LEAST.min(link))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 pub use record::Unusable;
 
 use crate::k8s::{Kind, Wanted};
+use crate::kernel::file_system::is_on_layers;
 use crate::model::Cluster;
 
 /// The known state, and the kinds that it holds in full. Other kinds were not needed, so their absence means nothing.
@@ -241,7 +242,7 @@ impl Keeper {
                     info!(%path, "Writing the last known state recovered");
                 }
                 // Manifests for kube-router mount nothing there.
-                if !std::mem::replace(&mut self.is_place_known, true) && is_of_a_container(&self.file.directory) {
+                if !std::mem::replace(&mut self.is_place_known, true) && is_on_layers(&self.file.directory) {
                     warn!(%path, "The last known state lies in the container's own file system and is gone with it, so that a new pod can do nothing while the API server is away: mount a directory of the host there (--state-dir)");
                 }
             }
@@ -253,13 +254,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// Returns whether a directory is on the layers of an image (overlayfs), as those of a container are that nothing is mounted at.
-fn is_of_a_container(directory: &Path) -> bool {
-    // `OVERLAYFS_SUPER_MAGIC` of linux/magic.h.
-    const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
-    rustix::fs::statfs(directory).is_ok_and(|told| told.f_type == OVERLAY)
 }
 
 impl Schedule {

@@ -119,7 +119,7 @@ fn a_directory_on_the_layers_of_an_image_is_known() {
     // Those that nobody takes away meanwhile; the last one at a place is the one that is seen.
     for place in ["/", "/proc", "/sys"] {
         let seen = mounts.iter().rev().find(|words| words[1] == place).map(|words| words[2] == "overlay");
-        assert_eq!(Some(is_of_a_container(Path::new(place))), seen, "{place}");
+        assert_eq!(Some(is_on_layers(Path::new(place))), seen, "{place}");
     }
-    assert!(!is_of_a_container(Path::new("/nowhere")));
+    assert!(!is_on_layers(Path::new("/nowhere")));
 }
