@@ -20,8 +20,9 @@ const LEAST: u32 = 1280;
 const LOOPBACK: &str = "lo";
 
 /// Returns the MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link. That is the link which carries the address.
-/// Of one on the loopback device, or on no link, it is that of the other family. Where neither is on a link, of one on the loopback device the smallest MTU of the host's
-/// links with a global address counts, of bridges only where there is no other link; links of pods are none of them. An address that is nowhere may be back in a moment.
+/// Of one on the loopback device, or on no link, it is that of the other family. Where neither is on a link, and one on the loopback device, the smallest MTU of the host's
+/// links with a global address counts for both, of bridges only where there is no other link; links of pods are none of them. So all tunnels have an MTU or none.
+/// Addresses that are nowhere may be back in a moment.
 pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFamily<Option<u32>> {
     let link = |name: &str| host.links.iter().find(|link| link.name == name);
     let carrying = |address: IpAddr| host.addresses.iter().find(|one| one.address == address && one.link != LOOPBACK);
@@ -37,12 +38,9 @@ pub fn links(host: &Host, own: PerFamily<Option<IpAddr>>, node: &Node) -> PerFam
     let is_on_loopback =
         |address: IpAddr| host.addresses.iter().any(|one| one.address == address && one.link == LOOPBACK);
     let guessed = || smallest(false).or_else(|| smallest(true));
-    let other = carried.v4.or(carried.v6);
-    PerFamily::from_fn(|family| {
-        let address = (*own.of(family))?;
-        let known = carried.of(family).or(other);
-        if known.is_none() && is_on_loopback(address) { guessed() } else { known }
-    })
+    let is_guessed = [own.v4, own.v6].into_iter().flatten().any(is_on_loopback);
+    let other = carried.v4.or(carried.v6).or_else(|| if is_guessed { guessed() } else { None });
+    PerFamily::from_fn(|family| own.of(family).and_then(|_| carried.of(family).or(other)))
 }
 
 /// Returns the MTU of pods and their bridge; `None` to leave it alone. `links`: of the links of each family; `families`: those in which there may be tunnels.
@@ -174,7 +172,7 @@ mod tests {
             assert_eq!(of(carried), expected, "{carried:?}");
         }
         assert_eq!(of(&[]), PerFamily::default(), "the addresses are away for a moment");
-        assert_eq!(of(&[("192.0.2.1", "lo")]), PerFamily { v4: Some(1400), v6: None });
+        assert_eq!(of(&[("192.0.2.1", "lo")]), of_each(1400, 1400), "the other one is away, or translated by a gateway");
         let alone = PerFamily { v4: None, ..both };
         let on_loopback =
             |more: &[(&str, &str)]| links(&host(&[&[("2001:db8::1", "lo")][..], more].concat(), &mtus), alone, &own);

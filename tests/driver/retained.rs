@@ -190,19 +190,23 @@ fn a_withdrawal_is_told_when_a_router_that_does_not_come_back_has_lost_what_it_k
     let own = setup.world.host.node_name.clone();
     label(&mut setup.world, &own, true);
     // No route is left of the run before, so that the speaker waits for nobody.
-    let router = ["--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"].map(str::to_owned);
-    setup.flags.extend(router);
     let told = |seen: &Seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"));
-    let left = setup.left();
-    setup.run(left, async |seen| {
-        seen.until("nobody keeps anything without graceful restart", told).await;
-    });
-    setup.flags.extend(["--bgp-graceful-restart", "--bgp-graceful-restart-time=6s"].map(str::to_owned));
-    // As after a reboot of the host.
-    setup.run(State::default(), async |seen| {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
-        assert_eq!((word(&seen), answer["serviceAddresses"].as_str()), (None, Some("leaving")), "it may keep them");
-        seen.until("it keeps them no longer", told).await;
-    });
+    let usual = setup.flags.clone();
+    // A router by its address, and one that is still looked for on its link.
+    for router in [&["--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"][..], &["--peer-router-interfaces=eth0"]] {
+        setup.flags = usual.iter().cloned().chain(router.iter().map(|&word| word.to_owned())).collect();
+        let left = setup.left();
+        setup.run(left, async |seen| {
+            seen.until("nobody keeps anything without graceful restart", told).await;
+        });
+        setup.flags.extend(["--bgp-graceful-restart", "--bgp-graceful-restart-time=6s"].map(str::to_owned));
+        // As after a reboot of the host.
+        setup.run(State::default(), async |seen| {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+            let found = (word(&seen), answer["serviceAddresses"].as_str());
+            assert_eq!(found, (None, Some("leaving")), "it may keep them: {router:?}");
+            seen.until("it keeps them no longer", told).await;
+        });
+    }
 }

@@ -70,6 +70,8 @@ pub(super) struct PathState {
     is_awaited: bool,
     /// End of the time for that; `None` while there is no session.
     back_by: Option<Instant>,
+    /// The next process has been heard since, and that time was prolonged.
+    is_prolonged: bool,
 }
 
 impl PathState {
@@ -78,7 +80,7 @@ impl PathState {
         self.is_older = self.may_be_gone && self.up_at.zip(ended).is_some_and(|(up, ended)| up < ended);
         self.let_go();
         if let Some(status) = self.status.filter(|_| self.is_awaited) {
-            self.back_by = Some(now + status.detection + BACK);
+            self.expect_by(now + status.detection + BACK);
         }
     }
 
@@ -104,6 +106,11 @@ impl PathState {
     /// The ends of the time for which BFD has to be up, and of that within which it has to come up, so far as somebody waits for that.
     pub fn deadlines(&self) -> impl Iterator<Item = Instant> + use<> {
         self.release_at.into_iter().chain(self.back_by)
+    }
+
+    /// Records until when BFD has to come up.
+    fn expect_by(&mut self, end: Instant) {
+        (self.back_by, self.is_prolonged) = (Some(end), false);
     }
 
     /// Records that BFD does not have to come up any more: it has, or nobody expects it.
@@ -148,10 +155,12 @@ impl Speaker {
             neighbour.path.expect_nothing();
         } else if has_failed && is_outlived {
             neighbour.path.is_awaited = true;
-            neighbour.path.back_by = neighbour.peer.session().map(|_| at.now + status.detection + BACK);
-        } else if status.state == bfd::State::Init && std::mem::take(&mut neighbour.path.is_awaited) {
-            // The next process has begun, at the pace that it has until BFD is up: 30 s between packets in some routers. That is heard once.
-            neighbour.path.back_by = neighbour.path.back_by.map(|_| at.now + status.detection + BACK);
+            if neighbour.peer.session().is_some() {
+                neighbour.path.expect_by(at.now + status.detection + BACK);
+            }
+        } else if status.state == bfd::State::Init && neighbour.path.back_by.is_some() && !neighbour.path.is_prolonged {
+            // The next process has begun, at the pace that it has until BFD is up: 30 s between packets in some routers. Each session has that once.
+            (neighbour.path.back_by, neighbour.path.is_prolonged) = (Some(at.now + status.detection + BACK), true);
         }
         if has_failed && is_outlived {
             self.outputs.push(Output::Fact(address, Fact::PathOutlived(status)));

@@ -143,14 +143,17 @@ fn read(path: &Path) -> io::Result<Option<Secret>> {
     bytes.map(Secret::private_key).ok_or_else(is_none).map(Some)
 }
 
-/// Takes a file with a private key from others than its owner where they may open it, and says so. That is said once, because the mode is another one then.
+/// Takes a file with a private key from others than its owner where they may open it, and says so. That is said once where the file system has modes, because it is another one then.
 fn close_to_others(path: &Path, file: &File) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode() & 0o777;
     if !is_open_to_others(mode) {
         return Ok(());
     }
     let (path, mode) = (path.display(), format!("{mode:04o}"));
-    match file.set_permissions(Permissions::from_mode(OWN)) {
+    // Some file systems take a mode and keep the former one.
+    let is_kept = |now: fs::Metadata| is_open_to_others(now.permissions().mode());
+    let changed = file.set_permissions(Permissions::from_mode(OWN)).and_then(|()| file.metadata().map(is_kept));
+    match changed.and_then(|kept| if kept { Err(io::Error::other("the file system keeps the mode")) } else { Ok(()) }) {
         Ok(()) => warn!(
             %path,
             mode,

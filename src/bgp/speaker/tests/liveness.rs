@@ -230,6 +230,31 @@ fn a_neighbour_that_dies_after_its_return_is_found_gone_where_its_bfd_was_missed
 }
 
 #[test]
+fn a_neighbour_whose_next_process_begins_with_bfd_is_found_gone_where_it_dies_before_that_is_up() {
+    let heard = Status { state: Bfd::Init, remote_state: Bfd::Down, failures: 1, yours: 11, ..UP };
+    let silent = Status { state: Bfd::Down, yours: 0, ..heard };
+    // The next process, or the one after it.
+    for ends_once_more in [false, true] {
+        let (mut bench, link) = bench(Some(false));
+        bench.step(Input::Closed(link));
+        bench.path(2, FAILED);
+        bench.path(2, heard);
+        let link = bench.come(2, Some(true));
+        if ends_once_more {
+            bench.step(Input::Closed(link));
+            bench.path(2, silent);
+            bench.path(2, heard);
+            bench.come(2, Some(true));
+        }
+        bench.path(2, silent);
+        bench.pass(BACK - Duration::from_millis(1));
+        assert_eq!(bench.state(2), State::Established, "{ends_once_more}");
+        bench.pass(Duration::from_millis(1));
+        assert_eq!((bench.state(2), bench.routes_of(2)), (State::Idle, 0), "{ends_once_more}");
+    }
+}
+
+#[test]
 fn a_neighbour_whose_bfd_comes_back_or_is_shut_after_a_restart_keeps_its_session() {
     let up = Status { failures: 1, ..UP };
     let shut = Status { remote_state: Bfd::AdminDown, failures: 1, ..FAILED };
