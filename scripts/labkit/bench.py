@@ -125,7 +125,7 @@ class Agent:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)  # with what it has started
         self.process.wait(60)
         self.handle.close()
 
@@ -225,7 +225,10 @@ def scraped(port):
         begun = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
             sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: node1\r\nConnection: close\r\n\r\n")
-            size = 0
+            head, last, size = b"", b"", 0
             while chunk := sock.recv(1 << 20):
-                size += len(chunk)
-        return time.monotonic() - begun, size
+                head, last, size = head or chunk, chunk, size + len(chunk)
+        took = time.monotonic() - begun
+    if not head.startswith(b"HTTP/1.1 200 ") or not last.endswith(b"\n"):
+        raise own.LabError(f"no whole answer about metrics: {size} bytes that begin with {head[:40]}")
+    return took, size

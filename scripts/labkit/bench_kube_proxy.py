@@ -6,9 +6,12 @@ import subprocess
 import time
 
 from . import net, own
-from .bench import NODE, PATH, PATIENCE, Agent, Late, Node, at, scraped
+from .bench import NODE, PATH, Agent, Late, Node, at, scraped
 
 METRICS = 10249  # where it serves them by itself
+# It waits for a second after each change before it looks for more, unless the next one is later than that.
+BETWEEN = 1.5
+FAILED = "Sync failed"
 
 
 class KubeProxy(Agent):
@@ -17,7 +20,7 @@ class KubeProxy(Agent):
     LINE = re.compile(r'^I(\d{4} [\d:]+)(\.\d+) .*\] "(.*?)" ipFamily="IPv4"')  # it does the same for each family by itself
 
     def __init__(self, plan, source):
-        self.mode = plan["peer"]
+        self.mode, self.patience = plan["peer"], plan["patience"]
         self.log, self.seen, self.rest = f"{net.RUN}/bench.log", [], b""
         command = [plan["kube_proxy"], *source.flags, f"--proxy-mode={self.mode}",
                    "--hostname-override=node1", "--cluster-cidr=10.244.0.0/16", "--conntrack-max-per-core=0", "--conntrack-min=0",
@@ -36,8 +39,11 @@ class KubeProxy(Agent):
         return self.seen
 
     def done(self, after=0):
-        """When it next said that everything is programmed, since 1970."""
-        return self.wait_for(self.DONE[self.mode], after)[0]["at"]
+        """When it next said that everything is programmed, since 1970. It says so also of what has failed, and that it has."""
+        line, number = self.wait_for(self.DONE[self.mode], after, self.patience)
+        if any(earlier["message"] == FAILED for earlier in self.seen[after:number]):
+            raise own.LabError("kube-proxy could not program the kernel")
+        return line["at"]
 
 
 def peer(plan, source):
@@ -47,7 +53,9 @@ def peer(plan, source):
         try:
             measure(plan, source)
         except Late:
-            say("not finished", f"after {PATIENCE} s, with {count(plan):,} of {plan['services']:,} Services in the kernel")
+            say("not finished", f"after {plan['patience']:,} s, with {count(plan):,} of {plan['services']:,} Services in the kernel")
+        except own.LabError as error:
+            say("not measured", str(error))  # which says nothing of the other sizes
 
 
 def measure(plan, source):
@@ -72,6 +80,7 @@ def measure(plan, source):
 
 
 def one_change(plan, source, agent, change):
+    time.sleep(BETWEEN)
     after, begun = len(agent.lines()), time.time()
     source.renew(change * 7919 % plan["services"])
     return (agent.done(after) - begun) * 1e3
