@@ -13,17 +13,17 @@ FLAGS = ["--run-router=false", "--run-firewall=false", "--metrics-port=20241"]
 def family_flags(families="46"):
     """The flags that follow from the families of the cluster."""
     def of(ranges):
-        return ",".join(r for f, r in zip("46", ranges) if f in families)
+        return ",".join(net.of_families(ranges, families))
     return [f"--enable-ipv{f}={'true' if f in families else 'false'}" for f in "46"] + [
         f"--service-cluster-ip-range={of(net.SERVICE_RANGES)}", f"--service-external-ip-range={of(net.EXTERNAL_RANGES)}",
         f"--loadbalancer-ip-range={of(net.EXTERNAL_RANGES)}"]
 
 
 class Agent:
-    def __init__(self, i, binary, source, flags=(), netfilter="auto"):
+    def __init__(self, i, binary, source, flags=(), netfilter="auto", families="46"):
         self.i, self.source, self.extra = i, source, list(flags)
         self.binary = binary
-        self.families = "46"
+        self.families = families
         self.netfilter = netfilter
         self.process = None
         self.log = f"{net.RUN}/n{i}/agent.log"

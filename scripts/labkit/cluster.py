@@ -45,7 +45,7 @@ OTHERS = {
     AGNHOST: ("kubernetes", "k8s.io/kubernetes/test/images/agnhost", f"kubernetes-{KUBERNETES}"),
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
-SECONDS = 7200  # a forgotten cluster ends by itself
+SECONDS = 8 * 3600  # a forgotten cluster ends by itself; the largest benchmark takes hours
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
 ALL = "generic-kuberouter-all-features.yaml"
@@ -173,9 +173,9 @@ def facts(name):
     return found if found and own.is_alive(found["keeper"]) else None
 
 
-def up(name, kubelets=0, tunnel=None):
+def up(name, kubelets=0, tunnel=None, families="46"):
     """Starts the cluster of this name. `kubelets`: how many nodes (`node1`, …) real kubelets will be; without any the lab plays them. `tunnel`: the socket
-    by which the API server will reach them (`outside.tunnel`); without one nobody runs a command in a pod."""
+    by which the API server will reach them (`outside.tunnel`); without one nobody runs a command in a pod. `families`: those of its Services and pods."""
     programs = dict(zip(PROGRAMS, build()))
     if kubelets:
         programs[SCHEDULER] = other(SCHEDULER)
@@ -183,7 +183,7 @@ def up(name, kubelets=0, tunnel=None):
         if facts(name):
             raise own.LabError(f"the cluster '{name}' is up already")
         folder = own.fresh(own.state("clusters", name))
-        found = {"name": name, "programs": programs, "token": secrets.token_hex(16),
+        found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "families": families,
                  **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager", "scheduler")},
                  "kubelet_tokens": [secrets.token_hex(16) for _ in range(kubelets)],
                  "kubeconfig": f"{folder}/kubeconfig", "tunnel": tunnel}
@@ -312,7 +312,9 @@ def certificates(folder):
 
 
 def commands(folder, found):
-    services, pods = ",".join(net.SERVICE_RANGES), ",".join(net.POD_RANGES)
+    services, pods = (",".join(net.of_families(ranges, found["families"])) for ranges in (net.SERVICE_RANGES, net.POD_RANGES))
+    # The address that it tells others has to be of the family of its own Service.
+    told = [] if "4" in found["families"] else [f"--advertise-address={net.CONTROL[1]}"]
     real = found["kubelet_tokens"]
     scheduler = {SCHEDULER: [f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['scheduler']}",
                              f"--cert-dir={folder}", "--leader-elect=false"]}
@@ -332,7 +334,7 @@ def commands(folder, found):
             f"--tls-cert-file={folder}/server.pem", f"--tls-private-key-file={folder}/server.key",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/accounts.key",
             f"--service-account-signing-key-file={folder}/accounts.key", f"--service-cluster-ip-range={services}",
-            f"--token-auth-file={folder}/tokens.csv", f"--authorization-mode={'Node,' if real else ''}RBAC",
+            f"--token-auth-file={folder}/tokens.csv", f"--authorization-mode={'Node,' if real else ''}RBAC", *told,
             *(for_kubelets if real else ["--disable-admission-plugins=ServiceAccount"]), "--allow-privileged=true", "--shutdown-delay-duration=0s"],
         "kube-controller-manager": [
             f"--kubeconfig={found['kubeconfig']}", "--bind-address=127.0.0.1", f"--secure-port={found['manager']}",

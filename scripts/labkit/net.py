@@ -11,6 +11,7 @@ With two subnets (of half the size) the even nodes are 192.0.2.13i, 2001:db8:2:1
 addresses too. Nobody has a default route: what is not in this plan is unreachable.
 A plan with `routed` has no route to any pod: agents route, and pods come with the CNI file that the agent of their node has written.
 """
+import contextlib
 import ctypes
 import glob
 import json
@@ -304,8 +305,19 @@ def pod_delete(i, name):
 
 
 def pod_addresses(name):
-    """(IPv4, IPv6) of a pod."""
+    """(IPv4, IPv6) of a pod; one of them where the cluster has one family alone."""
     return own.read_json(f"{RUN}/{name}.json")
+
+
+def pod_address(name, family):
+    """Of a pod, in this family."""
+    [address] = [address for address in pod_addresses(name) if (":" in address) == (family == "6")]
+    return address
+
+
+def of_families(pair, families):
+    """Those of two things, the first of IPv4 and the second of IPv6, that are of these families."""
+    return [one for family, one in zip("46", pair) if family in families]
 
 
 def down():
@@ -313,7 +325,8 @@ def down():
     names = [line.split()[0] for line in own.run("/sbin/ip", "netns", "list").splitlines() if line]
     for name in names:
         for pid in own.run("/sbin/ip", "netns", "pids", name).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(int(pid), signal.SIGKILL)
     ip(None, *[f"netns del {name}" for name in names])
     with open("/proc/self/mounts") as handle:
         mounts = [line.split()[1] for line in handle if line.split()[1].startswith(RUN + "/n") or line.split()[1] == RUN]

@@ -97,7 +97,7 @@ def slices(s):
                 "kubernetes.io/service-name": s.name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
             "ports": [{"name": s.port_name(p), "port": p.target, "protocol": p.protocol} for p in s.ports],
             "endpoints": [{
-                "addresses": [net.pod_addresses(pod)[0 if family == "4" else 1]], "nodeName": node_of(pod), "zone": zone_of(node_of(pod)),
+                "addresses": [net.pod_address(pod, family)], "nodeName": node_of(pod), "zone": zone_of(node_of(pod)),
                 **({"hints": hints(s, node_of(pod))} if s.near else {}),
                 "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "namespace": NAMESPACE}}
                 for conditions, pods in ((ready, s.pods), (terminating, s.leaving), (unready, s.unready)) for pod in pods],

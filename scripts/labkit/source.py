@@ -52,7 +52,7 @@ class Manifests:
 
 
 class Cluster:
-    """Objects in a real API server, which nodes reach as https://192.0.2.100:6443; the lab plays kubelet."""
+    """Objects in a real API server, which nodes reach as https://192.0.2.100:6443, or by its IPv6 address where the cluster has no IPv4; the lab plays kubelet."""
     name = "api"
 
     def __init__(self, facts):
@@ -67,14 +67,16 @@ class Cluster:
     def flags(self, node):
         path = f"{net.RUN}/kubeconfig"
         if not os.path.exists(path):
-            own.write(path, kubeconfig(f"https://{net.CONTROL[0]}:6443", self.facts["agent_token"], self.facts["authority"]), 0o600)
+            host = net.CONTROL[0] if "4" in self.facts["families"] else f"[{net.CONTROL[1]}]"
+            own.write(path, kubeconfig(f"https://{host}:6443", self.facts["agent_token"], self.facts["authority"]), 0o600)
         return ["--kubeconfig", path]
 
     def nodes(self, plan, annotations=None, labels=None):
+        families = self.facts["families"]
         for i in range(1, plan.nodes + 1):
             path = f"/api/v1/nodes/node{i}"
-            self.api.put("/api/v1/nodes", objects.node(plan, i, annotations=(annotations or {}).get(i), labels=(labels or {}).get(i)))
-            self.api.patch(f"{path}/status", {"status": objects.node_status(plan, i)})
+            self.api.put("/api/v1/nodes", objects.node(plan, i, families, (annotations or {}).get(i), (labels or {}).get(i)))
+            self.api.patch(f"{path}/status", {"status": objects.node_status(plan, i, families)})
             if path not in self.made:
                 self.made.append(path)
 
@@ -156,7 +158,7 @@ class Cluster:
     def wait_for_slices(self, service, seconds=60):
         """Until the controller has made what `service` says; only for those who must know that it was the agent's turn."""
         path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.NAMESPACE}/endpointslices?labelSelector=kubernetes.io/service-name%3D{service.name}"
-        want = sorted(net.pod_addresses(p)[0 if f == "4" else 1] for f in service.families for p in service.pods)
+        want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods)
 
         def there():
             found = [a for item in self.api.get(path)["items"] for e in item["endpoints"] or [] for a in e["addresses"]]

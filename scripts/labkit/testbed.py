@@ -21,6 +21,7 @@ class Testbed:
         `netfilter` is the packet filter of all of them.
         """
         self.binary, self.facts, self.netfilter = binary, facts, netfilter
+        self.families = facts["families"] if facts else "46"
         self.shape = (nodes, pods, subnets, routed)
         self.flags = list(flags)
         self.agents, self.processes, self.services = {}, [], {}
@@ -41,7 +42,7 @@ class Testbed:
 
     def start_agents(self):
         for i in range(1, self.plan.nodes + 1):
-            self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i), self.netfilter).start()
+            self.agents[i] = Agent(i, self.binary, self.source, self.flags_of(i), self.netfilter, self.families).start()
         if self.plan.routed:
             for i in self.agents:
                 self.attach(i)
@@ -88,7 +89,7 @@ class Testbed:
             for key, value in more.items():
                 setattr(service, key, value)
         else:
-            service = self.services[name] = Service(name, self.free_number(), list(pods), **more)
+            service = self.services[name] = Service(name, self.free_number(), list(pods), **{"families": self.families, **more})
         self.source.put(service)
         return service
 
@@ -116,7 +117,7 @@ class Testbed:
         """What the kernel of node i lacks, or has too much, when it shall send a Service to these pods."""
         present = kernel.ipvs(i)
         for family in service.families:
-            want = {net.pod_addresses(p)[family == "6"] for p in pods}
+            want = {net.pod_address(p, family) for p in pods}
             for port in service.ports:
                 key = (port.protocol, service.address(family), port.port)
                 if key not in present:

@@ -249,7 +249,7 @@ def host_server(i, name, ports):
 
 
 def pod(name, family):
-    return net.pod_addresses(name)[family == "6"]
+    return net.pod_address(name, family)
 
 
 def logged(bed, i, since, *words, seconds=20):

@@ -1,14 +1,14 @@
 """trafficDistribution: endpoints near the client, by the hints of the control plane. Node 1 is in zone-a, nodes 2 and 3 are in zone-b."""
 import expect
-from expect import FAMILIES, PODS
+from expect import PODS
 from labkit import objects, traffic
 
 ZONE = "topology.kubernetes.io/zone"
 
 
 def _serves(client, s, pods):
-    """Both families, until nobody else answers."""
-    for family in FAMILIES:
+    """Each family of the Service, until nobody else answers."""
+    for family in s.families:
         answered = lambda: set(traffic.many(client, s.address(family), 80, count=6)["answers"])  # noqa: E731
         expect.soon(lambda: answered() == set(pods), 30, f"{client} over IPv{family} is not served by {pods}")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api|api-ipv4|api-ipv6] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again. One with the attribute `whole` runs with
@@ -30,6 +30,9 @@ BEDS = {
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "rest"],
     "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
+    # With an API server that knows one family alone.
+    "api-ipv4": ["api_one_family"],
+    "api-ipv6": ["api_one_family"],
 }
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.
 LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk"]
@@ -39,7 +42,7 @@ SHAPES = {
     "routing": {"pods": 1, "subnets": 2, "routed": True, "flags": ROUTER},
     "routing-flat": {"pods": 1, "routed": True, "flags": ROUTER},
     "forwarding": {"pods": 1, "subnets": 2, "routed": True, "flags": ["--run-router=true"]},  # and the service proxy
-    "api": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]},
+    **{f"api{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]} for of in ("", "-ipv4", "-ipv6")},
 }
 BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
@@ -84,9 +87,10 @@ def chosen(tests, leave_out, of_each):
 
 def make(bed, netfilter, binary):
     facts = json.loads(os.environ.get("SLUICE_LAB_CLUSTER", "null"))
-    if bed == "api" and not facts:
+    served = bed.startswith("api")
+    if served and not facts:
         raise own.LabError("the tests with an API server were asked for, and there is none")
-    made = Testbed(binary, facts if bed == "api" else None, netfilter=netfilter, **SHAPES.get(bed, {})).up()
+    made = Testbed(binary, facts if served else None, netfilter=netfilter, **SHAPES.get(bed, {})).up()
     for tool in ("iptables", "ip6tables") if netfilter == "iptables" else ():  # what a kubelet leaves where legacy is in use
         net.node(LEGACY_NODE, f"{tool}-legacy", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
     made.start_agents()
