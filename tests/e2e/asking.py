@@ -56,6 +56,43 @@ def a_service_is_explained_with_its_endpoints_and_connections_in_both_families(b
         expect.that(any(line.startswith(f"default/{s.name} ") for line in table.splitlines()), table)
 
 
+def _states(bed, s, family):
+    """{pod: state} at the cluster address, as node 1 says."""
+    endpoints = _place(_said(bed, "svc", f"default/{s.name}"), s.address(family))["virtualService"]["endpoints"]
+    names = {expect.pod(name, family): name for name in bed.plan.pod_names()}
+    return {names[e["address"]]: e["state"] for e in endpoints}
+
+
+def each_endpoint_says_why_it_is_in_or_out(bed):
+    _asked(bed)
+    with expect.service(bed, "why", ["n1p1", "n2p1", "n3p1"]) as s:
+        bed.put(s.name, ["n1p1", "n2p1"], leaving=["n3p1"], unready=["n3p2"])
+        for family in s.families:
+            wanted = {"n1p1": "serving", "n2p1": "serving", "n3p1": "draining", "n3p2": "notReady"}
+            expect.soon(lambda: _states(bed, s, family) == wanted, 60, "not these reasons:", _states(bed, s, family))
+    with expect.service(bed, "why-not-local", PODS, settle=False, internal_policy="Local") as s:
+        wanted = {"n1p1": "serving", "n2p1": "notLocal", "n3p1": "notLocal"}
+        expect.soon(lambda: _states(bed, s, "4") == wanted == _states(bed, s, "6"), 60, "not these reasons:", _states(bed, s, "6"))
+    with expect.service(bed, "why-far", PODS, settle=False, near="Zone") as s:
+        wanted = {"n1p1": "serving", "n2p1": "hinted", "n3p1": "hinted"}
+        expect.soon(lambda: _states(bed, s, "4") == wanted == _states(bed, s, "6"), 60, "not these reasons:", _states(bed, s, "6"))
+    refused = "203.0.113.79"
+    with expect.service(bed, "why-refused", external_ips=[refused]) as s:
+        place = _place(_said(bed, "svc", f"default/{s.name}"), refused)
+        expect.that(place["standing"] == "refused" and "--service-external-ip-range" in place["reason"], place)
+
+
+def rates_are_those_that_ipvs_counts(bed):
+    _asked(bed)
+    with expect.service(bed, "counted") as s, expect.load(("n1p2", s.address(), 80), ("n1p3", s.address("6"), 80)):
+        def rates(family):
+            stats = _place(_said(bed, "svc", f"default/{s.name}"), s.address(family))["virtualService"]["stats"]
+            return [stats[f"{what}PerSecond"] for what in ("connections", "packetsIn", "bytesIn")]
+        # The kernel calculates them every two seconds.
+        for family in s.families:
+            expect.soon(lambda: all(rate > 0 for rate in rates(family)), 30, f"over IPv{family} nothing is counted:", rates(family))
+
+
 def the_status_says_that_the_node_is_ready_and_how_many_services_it_keeps(bed):
     _asked(bed)
     with expect.service(bed, "asked-status"):

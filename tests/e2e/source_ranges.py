@@ -1,7 +1,7 @@
 """Who reaches the load balancer addresses of a Service that has source ranges."""
 import expect
 from expect import FAMILIES, PODS
-from labkit import net, traffic
+from labkit import net, packets, traffic
 from labkit.objects import Port
 
 ADDRESSES = ["198.51.100.24", "2001:db8:51::24"]
@@ -49,6 +49,26 @@ def a_range_that_is_taken_away_ends_connections_and_one_that_comes_lets_others_i
         bed.put(s.name, PODS, source_ranges=[])
         for address in ADDRESSES:
             expect.soon(lambda: _reaches(address, 80), 20, address, "stays closed")
+
+
+def who_is_in_no_range_gets_no_answer_while_ranges_change(bed):
+    """Not between the end of one range and the beginning of another one either, nor with the first endpoint; each packet counts."""
+    ranges = [bed.plan.pod_ranges(1), CLIENT, [*bed.plan.pod_ranges(1), *CLIENT]]
+    with expect.service(bed, "guarded", PODS, kind="LoadBalancer", balancer_ips=ADDRESSES, ports=PORTS[:2], source_ranges=CLIENT) as s:
+        stream = packets.Stream("n2p2", [(address, 53) for address in ADDRESSES], pause=0.01)
+        try:
+            for turn in range(9):
+                bed.put(s.name, PODS[turn % 2:], source_ranges=ranges[turn % 3])
+                bed.settle(s)
+            bed.put(s.name, [], source_ranges=CLIENT)
+            bed.settle(s)
+            bed.put(s.name, PODS, source_ranges=CLIENT)
+            bed.settle(s)
+        finally:
+            outcome = stream.stop()
+        expect.that(outcome["lost"] == outcome["sent"] > 100, "not each packet was dropped:", outcome)
+        for address in ADDRESSES:
+            expect.soon(lambda: _reaches(address, 53, "udp"), 20, address, "is not open to whom it names")
 
 
 def ranges_of_one_family_let_nobody_of_the_other_in(bed):

@@ -30,6 +30,7 @@ pub use self::refusals::{Part, RefusedPart};
 /// The virtual services of one network namespace that are ours.
 pub struct Services {
     socket: GenericSocket,
+    for_destinations: GenericSocket,
     whose: Ownership,
     /// A kernel without IPVS has no services, and that is no failure.
     may_be_missing: bool,
@@ -60,9 +61,11 @@ impl Services {
     /// The kernel refuses a netlink socket.
     pub fn open(ours: Ours) -> Result<Services, Error> {
         let socket = GenericSocket::open(wire::FAMILY)?;
+        let for_destinations = GenericSocket::open(wire::FAMILY)?.with_short_dumps();
         let spread = RandomState::default();
         Ok(Services {
             socket,
+            for_destinations,
             whose: of_predicate(ours),
             may_be_missing: false,
             messages: Messages::new(),
@@ -128,7 +131,7 @@ impl Services {
         };
         let Some(((_, service), stats)) = told.into_iter().find(|((told, _), _)| told == key) else { return Ok(None) };
         wire::name_service(fresh(&mut self.messages), Command::ListDestinations, Some(key));
-        let listed = self.socket.dump(&mut self.messages, |answer| {
+        let listed = self.for_destinations.dump(&mut self.messages, |answer| {
             let (destination, connections) = wire::destination(answer, key.family())?;
             Some(ObservedDestination { destination, connections, stats: wire::destination_stats(answer) })
         });
@@ -207,7 +210,7 @@ impl Services {
 
     fn list_destinations(&mut self, key: &ServiceKey) -> Result<Vec<(Destination, Connections)>, Error> {
         wire::name_service(fresh(&mut self.messages), Command::ListDestinations, Some(key));
-        self.socket
+        self.for_destinations
             .dump(&mut self.messages, |answer| wire::destination(answer, key.family()))
             .map_err(|fault| Error::new("list destinations of", key.to_string(), fault.into()))
     }

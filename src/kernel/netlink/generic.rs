@@ -37,6 +37,11 @@ impl GenericSocket {
         Ok(GenericSocket { socket: Socket::open(Bus::Generic)?, family, number: None })
     }
 
+    /// As [`Socket::with_short_dumps`].
+    pub fn with_short_dumps(self) -> GenericSocket {
+        GenericSocket { socket: self.socket.with_short_dumps(), ..self }
+    }
+
     /// As [`Socket::batch`].
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod filter;
 mod generic;
 mod group;
 mod message;
+mod namespace;
 mod option;
 mod receive_buffer;
 mod socket;
@@ -34,7 +35,8 @@ pub use fault::{Fault, Refusal, failed_steps};
 pub use generic::GenericSocket;
 pub use group::Group;
 pub use message::{Messages, flag};
-pub use socket::{Bus, DumpBounds, Listener, Socket, in_namespace};
+pub use namespace::in_namespace;
+pub use socket::{Bus, DumpBounds, Listener, Socket};
 
 #[cfg(test)]
 mod tests;

@@ -31,8 +31,10 @@ impl ReceiveBuffer {
         &self.0
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+    /// The first bytes, this many at most, to receive into.
+    pub fn room(&mut self, most: usize) -> &mut [u8] {
+        let end = most.min(self.0.len());
+        self.0.get_mut(..end).unwrap_or_default()
     }
 
     /// Makes room for a longer datagram, now and for all sockets that this thread receives from later.
@@ -68,8 +70,8 @@ mod tests {
     #[test]
     fn what_is_received_while_a_datagram_is_read_does_not_overwrite_it() {
         let mut outer = ReceiveBuffer::lend();
-        outer.bytes_mut().fill(1);
-        ReceiveBuffer::lend().bytes_mut().fill(2);
+        outer.room(usize::MAX).fill(1);
+        ReceiveBuffer::lend().room(usize::MAX).fill(2);
         assert!(outer.bytes().iter().all(|byte| *byte == 1));
     }
 

@@ -1,9 +1,7 @@
 //! Sockets: acts and dumps on one pair, notifications on another.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -42,6 +40,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A dump that is disturbed this often is given up.
 const DUMP_TRIES: u32 = 30;
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Offered room for datagrams of a dump of few objects. The kernel makes them as large as the largest room that a socket has ever offered, 32 KiB at most
+/// (`netlink_dump`), twice for each dump, and many kernels fill new memory with zeros (`init_on_alloc`). This much and its bookkeeping are 8 KiB together;
+/// on no kernel a dump's datagram is made longer than what is offered (`NLMSG_GOODSIZE`).
+const SHORT_BYTES: usize = (8 << 10) - 320;
 /// More datagrams than any dump has.
 const MOST_STALE: usize = 1 << 20;
 
@@ -75,6 +77,8 @@ struct Wire {
     sequence: u32,
     /// So many bytes can be sent at once.
     room: usize,
+    /// So many bytes of the buffer are offered for a datagram.
+    offered: usize,
 }
 
 impl Socket {
@@ -93,6 +97,12 @@ impl Socket {
     /// Bounds its dumps, where somebody else decides how many objects there are and how often they change.
     pub fn with_bounds(self, bounds: DumpBounds) -> Socket {
         Socket { bounds, ..self }
+    }
+
+    /// Makes its dumps cheap where each has a few objects, and dear where it has thousands: the kernel goes over those that it has told again for each datagram.
+    pub fn with_short_dumps(mut self) -> Socket {
+        self.dumps.offered = SHORT_BYTES;
+        self
     }
 
     /// The port by which the kernel knows who acts: what belongs to this socket carries it.
@@ -316,7 +326,7 @@ impl Wire {
         }
         let address = SocketAddrNetlink::try_from(getsockname(&socket)?)?;
         let own = own::Port::new(bus, address.pid(), option::namespace_cookie(socket.as_fd()).ok());
-        Ok(Wire { socket, own, sequence: 0, room: BUFFER_BYTES })
+        Ok(Wire { socket, own, sequence: 0, room: BUFFER_BYTES, offered: usize::MAX })
     }
 
     /// Makes the send buffer large enough for so many bytes at once.
@@ -420,9 +430,10 @@ impl Wire {
 
     /// The next datagram from the kernel, whole; `None` when the time is over, or with `DONTWAIT` when there
     /// is none now. One that is longer than the buffer is lost, and the buffer grows for the next try.
-    fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer, flags: RecvFlags) -> Result<Option<&'b [u8]>, Fault> {
+    fn receive<'b>(&mut self, buffer: &'b mut ReceiveBuffer, flags: RecvFlags) -> Result<Option<&'b [u8]>, Fault> {
+        let offered = buffer.room(self.offered).len();
         let length = loop {
-            match recvfrom(&self.socket, buffer.bytes_mut(), flags | RecvFlags::TRUNC) {
+            match recvfrom(&self.socket, buffer.room(offered), flags | RecvFlags::TRUNC) {
                 // Any process may write to a netlink socket whose port it knows: only the kernel's messages count.
                 Ok((_, length, from)) if is_kernel(from.as_ref()) => break length,
                 Ok(_) | Err(Errno::INTR) => {}
@@ -431,8 +442,9 @@ impl Wire {
                 Err(errno) => return Err(Fault::System(errno)),
             }
         };
-        if length > buffer.bytes().len() {
+        if length > offered {
             buffer.grow(length);
+            self.offered = usize::MAX;
             return Err(Fault::Lost);
         }
         Ok(buffer.bytes().get(..length))
@@ -479,21 +491,4 @@ fn end_of_dump(answer: &Answer<'_>) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::Refused(Refusal { message: 0, errno: code.wrapping_neg(), text: None, request: Vec::new() }))
-}
-
-/// Runs `open` in the network namespace that the file stands for (`/run/netns/NAME`, `/proc/PID/ns/net`).
-/// Sockets opened there stay there. On a thread of its own, because the namespace belongs to the thread.
-///
-/// # Errors
-/// The file cannot be opened or is no network namespace, or the thread may not enter it.
-pub fn in_namespace<T: Send>(path: &Path, open: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let namespace = std::fs::File::open(path)?;
-    thread::scope(|scope| {
-        let inside = scope.spawn(move || {
-            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
-            Ok(open())
-        });
-        inside.join().expect("what is run in a namespace does not panic")
-    })
 }

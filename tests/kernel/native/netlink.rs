@@ -48,6 +48,7 @@ fn ten_thousand_refusals_are_all_heard() {
         }
         assert_eq!(socket.batch(&mut messages).expect("the batch is answered"), []);
         assert_eq!(routes(&mut socket), 10_000);
+        assert_eq!(routes(&mut Socket::open(Bus::Route).expect("a socket").with_short_dumps()), 10_000);
         let refusals = socket.batch(&mut messages).expect("the batch is answered");
         assert_eq!(refusals.iter().map(|r| r.message).collect::<Vec<_>>(), (0..10_000).collect::<Vec<_>>());
     });
