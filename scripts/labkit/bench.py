@@ -3,6 +3,7 @@
 The product tells its own times: the log lines of its first sync and of each round of changes have them as fields.
 """
 import calendar
+import contextlib
 import glob
 import json
 import os
@@ -125,7 +126,8 @@ class Agent:
         return self
 
     def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGKILL)  # with what it has started
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.process.pid, signal.SIGKILL)  # with what it has started
         self.process.wait(60)
         self.handle.close()
 

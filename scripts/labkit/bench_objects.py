@@ -1,9 +1,13 @@
 """The objects of the benchmarks: Services with one port and one address, and one slice with their endpoints each."""
+import base64
 import concurrent.futures
+import http.client
 import ipaddress
+import json
 import threading
 
-from .api import Api
+from . import own
+from .api import Api, ApiError
 
 NAMESPACE = "bench"
 FIRST_SERVICE = int(ipaddress.IPv4Address("10.96.1.0"))
@@ -11,6 +15,11 @@ FIRST_POD = int(ipaddress.IPv4Address("10.244.0.1"))
 SERVICES = f"/api/v1/namespaces/{NAMESPACE}/services"
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
 CONNECTIONS = 8
+# An API server counts all addresses that it has given with each one that it gives, so of more Services than this the first ones are written by it, and the
+# others, with their addresses, into its store.
+BY_THE_SERVER = 2_000
+# Operations in one transaction of etcd.
+TOGETHER = 120
 # Numbers of endpoints that take the place of others begin there; no Service has as many at its start.
 ANOTHER = 1000
 
@@ -81,4 +90,50 @@ def fill(facts, services, endpoints):
         own_api.api.request("POST", SLICES, slice_of(index, endpoints))
 
     with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
-        list(pool.map(put, range(services)))
+        list(pool.map(put, range(min(services, BY_THE_SERVER))))
+    if services > BY_THE_SERVER:
+        store(facts, services, endpoints)
+
+
+def store(facts, services, endpoints):
+    """Writes Services, their addresses and slices into the API server's etcd, as it would; the server reads JSON there as well as its own form."""
+    connection = http.client.HTTPConnection("127.0.0.1", facts["etcd"], timeout=60)
+    texts = [pair for index in range(BY_THE_SERVER, services) for pair in stored(index, endpoints)]
+    for first in range(0, len(texts), TOGETHER):
+        puts = [{"request_put": {"key": coded(key), "value": coded(json.dumps(value))}} for key, value in texts[first:first + TOGETHER]]
+        connection.request("POST", "/v3/kv/txn", json.dumps({"success": puts}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 200 or not json.loads(text).get("succeeded"):
+            raise own.LabError(f"etcd took no objects: {answer.status} {text[:200]}")
+    api = Api(facts)
+    # The server has all of them once its cache has the last one.
+    last = f"{SLICES}/{name(services - 1)}-a?resourceVersion=0"
+    if not own.wait(lambda: is_there(api, last), 300, 1):
+        raise own.LabError("the API server does not know what was written into its store")
+
+
+def stored(index, endpoints):
+    """[(key, object)] of one Service: its address first, because a server that finds none gives one."""
+    address_of = {"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress",
+                  "metadata": {"name": address(index), "labels": {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
+                  "spec": {"parentRef": {"group": "", "resource": "services", "namespace": NAMESPACE, "name": name(index)}}}
+    made = [(f"/registry/ipaddresses/{address(index)}", address_of),
+            (f"/registry/services/specs/{NAMESPACE}/{name(index)}", service(index)),
+            (f"/registry/endpointslices/{NAMESPACE}/{name(index)}-a", slice_of(index, endpoints))]
+    for number, (_, item) in enumerate(made):
+        item["metadata"] |= {"uid": f"00000000-0000-4000-9000-{index:08}{number:04}", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return made
+
+
+def coded(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+def is_there(api, path):
+    try:
+        return api.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None

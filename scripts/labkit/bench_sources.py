@@ -25,7 +25,7 @@ class Source:
     """`turn` counts the changes, so that each brings addresses that no Service had before."""
 
     def __init__(self, plan):
-        self.plan, self.turn = plan, plan["turn"]
+        self.plan, self.turn = plan, plan.get("turn", 0)
 
     def of(self, index, turn):
         return bench_objects.slice_of(index, self.plan["endpoints"], turn)

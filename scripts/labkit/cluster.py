@@ -45,7 +45,7 @@ OTHERS = {
     AGNHOST: ("kubernetes", "k8s.io/kubernetes/test/images/agnhost", f"kubernetes-{KUBERNETES}"),
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
-SECONDS = 8 * 3600  # a forgotten cluster ends by itself; the largest benchmark takes hours
+SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
 ALL = "generic-kuberouter-all-features.yaml"
@@ -173,9 +173,9 @@ def facts(name):
     return found if found and own.is_alive(found["keeper"]) else None
 
 
-def up(name, kubelets=0, tunnel=None, families="46"):
+def up(name, kubelets=0, tunnel=None, families="46", seconds=SECONDS):
     """Starts the cluster of this name. `kubelets`: how many nodes (`node1`, …) real kubelets will be; without any the lab plays them. `tunnel`: the socket
-    by which the API server will reach them (`outside.tunnel`); without one nobody runs a command in a pod. `families`: those of its Services and pods."""
+    by which the API server will reach them (`outside.tunnel`); without one nobody runs a command in a pod. `families`: those of its Services and pods. It ends by itself after `seconds`."""
     programs = dict(zip(PROGRAMS, build()))
     if kubelets:
         programs[SCHEDULER] = other(SCHEDULER)
@@ -183,7 +183,7 @@ def up(name, kubelets=0, tunnel=None, families="46"):
         if facts(name):
             raise own.LabError(f"the cluster '{name}' is up already")
         folder = own.fresh(own.state("clusters", name))
-        found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "families": families,
+        found = {"name": name, "programs": programs, "token": secrets.token_hex(16), "families": families, "seconds": seconds,
                  **{port: free_port() for port in ("port", "control", "etcd", "etcd_peer", "manager", "scheduler")},
                  "kubelet_tokens": [secrets.token_hex(16) for _ in range(kubelets)],
                  "kubeconfig": f"{folder}/kubeconfig", "tunnel": tunnel}
@@ -226,7 +226,7 @@ def prepare(found, keeper, folder):
     apply(found, ALL)
     for name in BESIDE:
         apply(found, name)
-    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": SECONDS}}
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": found["seconds"]}}
     found["agent_token"] = api.request("POST", f"{ACCOUNT}/token", asked)["status"]["token"]
 
 
@@ -409,7 +409,7 @@ def keep(folder):
         keeper.start(name)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", keeper.found["control"]), Control)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    over = time.monotonic() + SECONDS
+    over = time.monotonic() + keeper.found["seconds"]
     while time.monotonic() < over:
         try:
             line, answer = orders.get(timeout=over - time.monotonic())

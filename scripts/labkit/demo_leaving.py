@@ -10,6 +10,8 @@ LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 INTERVAL, MISSED = 500, 3  # milliseconds between packets of BFD, and how many may be missing
 DELAY = 5  # seconds of --drain-delay
 SOON = 15  # seconds, many times those of BFD: the nodes live in an emulator
+FLOWS = 8  # of each family
+PATHS = {"net.ipv4.fib_multipath_hash_policy": 1, "net.ipv6.fib_multipath_hash_policy": 1}  # a flow, and not a client, has one way
 
 
 def run(bed, peering, write_bird):
@@ -18,6 +20,7 @@ def run(bed, peering, write_bird):
     pods = ["n1p1", "n2p1"]
     service = bed.put("edge", pods, ports=[Port(80), Port(53, "UDP")])
     bed.settle(service)
+    net.sysctl("rtr", PATHS)
     of = {family: f"{service.address(family)}/{PREFIX[family]}" for family in "46"}
     on_all = {family: sorted(bed.plan.addresses(i)[f] for i in bed.agents) for f, family in enumerate("46")}
     others = {family: [bed.plan.addresses(i)[f] for i in (1, 2)] for f, family in enumerate("46")}
@@ -43,7 +46,13 @@ def watched(bed, of, on_all, peering, write_bird):
 
 
 def streams(service):
-    return {family: packets.Stream("ext", [(service.address(family), 53)], pause=0.02) for family in "46"}
+    return {family: packets.Stream("ext", [(service.address(family), 53)] * FLOWS, pause=0.1) for family in "46"}
+
+
+def by_node_3(service, family):
+    """How many packets for the Service node 3 has seen."""
+    at = service.address(family) if family == "4" else f"[{service.address(family)}]"
+    return int(net.node(3, "ipvsadm", "-Ln", "--stats", "--exact", "-u", f"{at}:53").splitlines()[3].split()[3])
 
 
 def told(began, all_streams):
@@ -81,8 +90,10 @@ def node_is_drained(bed, service, of, on_all, others, peering):
     notes = {i: peering(i, True) for i in bed.agents}
     pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate("46")}
     say(f"node 3 gets the label {LABEL}")
+    before = {family: by_node_3(service, family) for family in "46"}
     running, began = streams(service), time.monotonic()
-    time.sleep(1)
+    for family in "46":
+        eventually(f"IPv{family}: some of the {FLOWS} flows of the client outside go by node 3", True, lambda: by_node_3(service, family) > before[family])
     bed.source.nodes(bed.plan, annotations=notes, labels={3: {LABEL: ""}})
     leaving = "(65535,0)"
     eventually("the router outside is told first that the addresses are about to leave: GRACEFUL_SHUTDOWN", True,

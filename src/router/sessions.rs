@@ -343,11 +343,6 @@ impl Sessions {
         !self.patience_is_over(now) && routers.iter().any(|router| keeps(router) && !self.up.contains_key(router))
     }
 
-    /// Returns whether neighbours are still waited for that cannot have a session yet: for want of a password, or because they are not found on their link.
-    pub fn lack_neighbours(&self, now: Instant) -> bool {
-        self.lacks_peers && !self.patience_is_over(now)
-    }
-
     fn nobody_is_awaited(&mut self, now: Instant) -> bool {
         self.awaited.retain(|_, awaited| awaited.until > now);
         if self.patience_is_over(now) {

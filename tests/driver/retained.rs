@@ -193,7 +193,7 @@ fn a_withdrawal_is_told_when_a_router_that_does_not_come_back_has_lost_what_it_k
     let told = |seen: &Seen| word(seen) == Some((0, "ServiceAddressesWithdrawn"));
     let usual = setup.flags.clone();
     // A router by its address, and one that is still looked for on its link.
-    for router in [&["--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"][..], &["--peer-router-interfaces=eth0"]] {
+    for router in [&["--peer-router-ips=127.0.0.3", "--peer-router-asns=65001"][..], &["--peer-router-interfaces=lo"]] {
         setup.flags = usual.iter().cloned().chain(router.iter().map(|&word| word.to_owned())).collect();
         let left = setup.left();
         setup.run(left, async |seen| {

@@ -490,6 +490,33 @@ fn a_node_that_drains_reports_each_step_of_it_and_one_that_starts_so_the_last_on
     });
 }
 
+#[test]
+fn a_node_drains_for_a_taint_that_is_named_and_for_a_shutdown_and_not_for_a_cordon() {
+    let word = |seen: &Seen| seen.reports.borrow().news.as_ref().map(|(_, news)| news.word);
+    let mut setup = Setup::new(Backend::Nftables);
+    setup.flags.extend(["--drain-delay=0s", "--drain-taints=example.com/leaving"].map(str::to_owned));
+    let own = setup.world.host.node_name.clone();
+    let usual = (**setup.world.cluster.nodes.get(&own).expect("it is there")).clone();
+    let tainted = |text: &str| Node { taints: vec![text.parse().expect("a taint")], ..usual.clone() };
+    let put = |seen: &Seen, node: &Node| {
+        seen.world.send_modify(|world| drop(world.cluster.nodes.insert(own.clone(), node.clone())));
+    };
+    setup.run(State::default(), async |seen| {
+        seen.until("the first sync is over", |seen| seen.trouble("10.244.2.0/24 of Node node2").is_some()).await;
+        put(&seen, &tainted("node.kubernetes.io/unschedulable:NoSchedule"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(word(&seen), None, "a cordon");
+        put(&seen, &tainted("example.com/leaving=now:NoExecute"));
+        seen.until("it has left", |seen| word(seen) == Some("ServiceAddressesWithdrawn")).await;
+        put(&seen, &usual);
+        seen.until("it is back", |seen| word(seen) == Some("ServiceAddressesAnnounced")).await;
+        put(&seen, &Node { is_shutting_down: true, ..usual.clone() });
+        seen.until("it has left", |seen| word(seen) == Some("ServiceAddressesWithdrawn")).await;
+        let answer = seen.bgp("/bgp/peers", "").await.expect("an answer");
+        assert_eq!(answer["serviceAddresses"], "withdrawn");
+    });
+}
+
 /// Looks among a client outside, while there is one, and pods and nodes.
 fn looking(clients: Clients) -> ClientLook {
     ClientLook::new(move || {

@@ -100,6 +100,7 @@ impl Socket {
     }
 
     /// Makes its dumps cheap where each has a few objects, and dear where it has thousands: the kernel goes over those that it has told again for each datagram.
+    /// What somebody else changes between two datagrams may be told twice or not at all, as with long ones, sooner.
     pub fn with_short_dumps(mut self) -> Socket {
         self.dumps.offered = SHORT_BYTES;
         self
@@ -491,4 +492,20 @@ fn end_of_dump(answer: &Answer<'_>) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::Refused(Refusal { message: 0, errno: code.wrapping_neg(), text: None, request: Vec::new() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET_ROUTE: u16 = 26;
+
+    #[test]
+    fn the_kernel_makes_no_datagram_of_a_short_dump_longer_than_what_is_offered() {
+        let mut socket = Socket::open(Bus::Route).expect("a socket").with_short_dumps();
+        let mut message = Messages::new();
+        message.begin(GET_ROUTE, 0).header(&[0; 12]);
+        socket.dump(&mut message, |_| Some(())).expect("routes are listed");
+        assert_eq!(socket.dumps.offered, SHORT_BYTES, "a longer one is asked for again");
+    }
 }

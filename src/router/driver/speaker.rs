@@ -41,9 +41,10 @@ impl<K: Kernel> Driver<K> {
     /// Asks for the notice that neighbours have been sent that the speaker has said all, when it says so and all routers that may keep routes of an earlier one
     /// have a session: they have lost the rest then. One that is no neighbour yet may be such a router.
     pub(super) async fn release_withdrawals(&mut self, now: Instant) {
-        let lacks_neighbours = self.config.graceful_restart.is_some() && self.sessions.lack_neighbours(now);
+        let lacks_routers = self.plan.awaits_routers() || !self.plan.routers_without_password().is_empty();
+        let keeps = self.config.graceful_restart.is_some() && !self.sessions.patience_is_over(now);
         let waits = self.holds_back()
-            || lacks_neighbours
+            || lacks_routers && keeps
             || self.sessions.lack_router(self.plan.routers(), self.plan.desired(), now);
         if !waits && let Some(number) = self.withdrawals.release() {
             self.ask_written(number).await;
