@@ -172,7 +172,11 @@ mod tests {
             assert_eq!(of(carried), expected, "{carried:?}");
         }
         assert_eq!(of(&[]), PerFamily::default(), "the addresses are away for a moment");
-        assert_eq!(of(&[("192.0.2.1", "lo")]), of_each(1400, 1400), "the other one is away, or translated by a gateway");
+        assert_eq!(
+            of(&[("192.0.2.1", "lo")]),
+            of_each(1400, 1400),
+            "the other one is away, or translated by a gateway"
+        );
         let alone = PerFamily { v4: None, ..both };
         let on_loopback =
             |more: &[(&str, &str)]| links(&host(&[&[("2001:db8::1", "lo")][..], more].concat(), &mtus), alone, &own);

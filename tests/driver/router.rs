@@ -499,7 +499,9 @@ fn a_node_drains_for_a_taint_that_is_named_and_for_a_shutdown_and_not_for_a_cord
     let usual = (**setup.world.cluster.nodes.get(&own).expect("it is there")).clone();
     let tainted = |text: &str| Node { taints: vec![text.parse().expect("a taint")], ..usual.clone() };
     let put = |seen: &Seen, node: &Node| {
-        seen.world.send_modify(|world| drop(world.cluster.nodes.insert(own.clone(), node.clone())));
+        seen.world.send_modify(|world| {
+            world.cluster.nodes.insert(own.clone(), node.clone());
+        });
     };
     setup.run(State::default(), async |seen| {
         seen.until("the first sync is over", |seen| seen.trouble("10.244.2.0/24 of Node node2").is_some()).await;
