@@ -24,6 +24,8 @@ FLAGS = ["--run-router=false", "--run-firewall=false", "--run-service-proxy=true
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 FIRST, ROUND = "First sync of services finished", "Service changes programmed"
 PATIENCE = 600
+# What a process occupies is at rest when it has not changed for so many seconds; after the second number nobody waits any more.
+STILL, LONGEST = 20, 300
 
 
 class Late(own.LabError):
@@ -214,6 +216,16 @@ def nearby(program):
     # Nor for finding libraries there for the first time.
     subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return path
+
+
+def settle(look):
+    """Waits until what `look` returns, MiB, does not change any more."""
+    before, since, deadline = None, time.monotonic(), time.monotonic() + LONGEST
+    while time.monotonic() < deadline and time.monotonic() - since <= STILL:
+        now = round(look(), 1)
+        if before is None or abs(now - before) > 0.2:
+            before, since = now, time.monotonic()
+        time.sleep(1)
 
 
 def at(values, share):

@@ -106,14 +106,19 @@ class Daemon:
 
     def memory(self):
         """(resident at most, of that not files), in MiB."""
-        most = anonymous = 0
+        most, files = (sum(fields) for fields in zip(*self.kib("VmHWM", "RssFile")))
+        return most / 1024, (most - files) / 1024
+
+    def resting(self):
+        """(resident now, of that anonymous), in MiB."""
+        return tuple(sum(fields) / 1024 for fields in zip(*self.kib("VmRSS", "RssAnon")))
+
+    def kib(self, *names):
+        """These fields of each of its processes."""
         for process in self.running:
             with open(f"/proc/{process.pid}/status") as handle:
                 fields = dict(line.split(":", 1) for line in handle)
-            kib = {name: int(fields[name].split()[0]) for name in ("VmHWM", "RssAnon", "RssFile")}
-            most += kib["VmHWM"]
-            anonymous += kib["VmHWM"] - kib["RssFile"]
-        return most / 1024, anonymous / 1024
+            yield [int(fields[name].split()[0]) for name in names]
 
     def last_words(self):
         with open(f"{self.folder}/log", errors="replace") as handle:

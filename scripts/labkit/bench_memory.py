@@ -13,20 +13,17 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from labkit import bench_objects, net, own  # noqa: E402
-from labkit.bench import PATH, Agent  # noqa: E402
+from labkit.bench import PATH, Agent, settle  # noqa: E402
 from labkit.bench_policies import APP, application, made, name, namespace, namespaces, policy  # noqa: E402
-from labkit.bench_daemons import Bird, Role, Sluice, Speaker, on_processor  # noqa: E402
-from labkit.bench_router import Running, in_kernel, inside, outside  # noqa: E402
+from labkit.bench_daemons import Bird, Sluice, Speaker, on_processor  # noqa: E402
+from labkit.bench_router import PREFIXES, learning  # noqa: E402
 
 NODES, PODS_EACH, SERVICES, ENDPOINTS, POLICIES = 5000, 30, 10_000, 10, 1000
-PREFIXES = 100_000
 # Objects in one file.
 TOGETHER = 100
 FLAGS = ["--run-service-proxy=false", "--hostname-override=node0", "--log-format=json", f"--socket={net.RUN}/bench.sock"]
 READ = "Manifests read"
 ADDRESS, SIX = "172.31.255.1", "2001:db8:2::1"
-# It is at rest when what it occupies has not changed for so many seconds.
-STILL, PATIENCE = 20, 300
 # After so many seconds all nodes have been dialled, and nobody is waited for any more.
 DIALLED = 120
 
@@ -84,18 +81,6 @@ def highest(pid):
     return int(fields["VmHWM"].split()[0]) / 1024
 
 
-def rest(pid):
-    """Waits until a process is at rest."""
-    before, since, deadline = None, time.monotonic(), time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        now = round(rollup(pid)[2], 1)
-        if before is None or abs(now - before) > 0.2:
-            before, since = now, time.monotonic()
-        if time.monotonic() - since > STILL:
-            return
-        time.sleep(1)
-
-
 def show(what, pid):
     resident, proportional, anonymous = rollup(pid)
     print(f"  {what:<52}{resident:>8.1f}{proportional:>8.1f}{anonymous:>8.1f}{highest(pid):>8.1f}", flush=True)
@@ -120,7 +105,7 @@ def whole_agent(plan, what, *flags, seconds=0):
     try:
         with Agent(plan["binary"], ["--manifests", plan["manifests"]], flags=FLAGS + list(flags), path=PATH) as agent:
             agent.wait_for(READ)
-            rest(agent.process.pid)
+            settle(lambda: rollup(agent.process.pid)[2])
             show(what, agent.process.pid)
             if seconds:
                 time.sleep(DIALLED)
@@ -130,21 +115,10 @@ def whole_agent(plan, what, *flags, seconds=0):
 
 
 def tables(plan, kind):
-    """What two neighbours tell, as `kind` keeps it, and the kernel, where it has anything to do with it."""
-    reflector = kind is Sluice
-    role = Role(inside(4), reflects=True, kernel=True) if reflector else Role(outside(4), kernel=True)
-    words = ["tables", PREFIXES, "once"] + (["internal"] if reflector else [])
-    with Running(kind, plan, role, *words) as (daemon, neighbours):
-        daemon.start()
-        neighbours.hear("up")
-        time.sleep(1)
-        neighbours.tell("send")
-        if daemon.protocol:
-            in_kernel(daemon, PREFIXES, 0)
-        else:
-            neighbours.hear("right")
+    """What two neighbours tell, as `kind` keeps it."""
+    with learning(kind, plan) as daemon:
         pid = daemon.running[-1].pid
-        rest(pid)
+        settle(lambda: rollup(pid)[2])
         show(f"2 x {PREFIXES:,} learned routes, {daemon.name}", pid)
 
 

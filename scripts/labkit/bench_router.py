@@ -17,6 +17,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from labkit import net, own  # noqa: E402
+from labkit.bench import settle  # noqa: E402
 from labkit.bench_daemons import ADDRESS, ASN, BFD_INTERVAL, NAMESPACE, SIX, Bird, Frr, Gobgp, NewerGobgp, Role, Sluice, Speaker  # noqa: E402
 
 PREFIXES = 100_000
@@ -161,6 +162,32 @@ def tables(kind, plan, order):
         found["p50 ms"], found["p99 ms"], found["changes"] = changed["p50"], changed["p99"], changed["count"]
         found["said"] = said or neighbours.check()
         return found
+
+
+@contextlib.contextmanager
+def learning(kind, plan):
+    """A daemon that has learned two whole tables, and has put them into the kernel where it has anything to do with that."""
+    reflector = kind is Sluice
+    role = Role(inside(4), reflects=True, kernel=True) if reflector else Role(outside(4), kernel=True)
+    words = ["tables", PREFIXES, "once"] + (["internal"] if reflector else [])
+    with Running(kind, plan, role, *words) as (daemon, neighbours):
+        daemon.start()
+        neighbours.hear("up")
+        time.sleep(1)
+        neighbours.tell("send")
+        if daemon.protocol:
+            in_kernel(daemon, PREFIXES, 0)
+        else:
+            neighbours.hear("right")
+        yield daemon
+
+
+def learned(kind, plan):
+    """(i) What two whole tables occupy when nothing changes any more."""
+    with learning(kind, plan) as daemon:
+        settle(lambda: daemon.resting()[1])
+        resident, anonymous = daemon.resting()
+        return {"MiB": resident, "anonymous": anonymous}
 
 
 def mesh(kind, plan, dials):
@@ -442,6 +469,7 @@ ROWS = [
     ("g", f"{MESH:,} neighbours inside with BFD every {BFD_INTERVAL} ms, until all ways are up", watched, [Packets, Sluice]),
     ("h", f"{NODES:,} nodes by their objects, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "api"), [Sluice]),
     ("h", f"{NODES:,} nodes by BGP, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "bgp"), [Sluice]),
+    ("i", f"2 x {PREFIXES:,} learned routes, at rest", learned, [Speaker, Bird, Frr, Gobgp, NewerGobgp, Sluice]),
 ]
 NEWER = "The others are those of Debian, and GoBGP 4 the newest when this was written: of BIRD and FRR newer releases exist."
 

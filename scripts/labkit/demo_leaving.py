@@ -11,7 +11,6 @@ INTERVAL, MISSED = 500, 3  # milliseconds between packets of BFD, and how many m
 DELAY = 5  # seconds of --drain-delay
 SOON = 15  # seconds, many times those of BFD: the nodes live in an emulator
 FLOWS = 8  # of each family
-PATHS = {"net.ipv4.fib_multipath_hash_policy": 1, "net.ipv6.fib_multipath_hash_policy": 1}  # a flow, and not a client, has one way
 
 
 def run(bed, peering, write_bird):
@@ -20,7 +19,7 @@ def run(bed, peering, write_bird):
     pods = ["n1p1", "n2p1"]
     service = bed.put("edge", pods, ports=[Port(80), Port(53, "UDP")])
     bed.settle(service)
-    net.sysctl("rtr", PATHS)
+    net.sysctl("rtr", net.BY_FLOW)
     of = {family: f"{service.address(family)}/{PREFIX[family]}" for family in "46"}
     on_all = {family: sorted(bed.plan.addresses(i)[f] for i in bed.agents) for f, family in enumerate("46")}
     others = {family: [bed.plan.addresses(i)[f] for i in (1, 2)] for f, family in enumerate("46")}

@@ -31,6 +31,8 @@ POD_RANGES = ("10.244.0.0/16", "fd00:10:244::/56")
 SERVICE_RANGES = ("10.96.0.0/12", "fd00:10:96::/108")
 EXTERNAL_RANGES = ("198.51.100.0/24", "2001:db8:51::/64")
 CONTROL = ("192.0.2.100", "2001:db8:2::100")
+# Settings with which a flow, and not a client, has one of several ways.
+BY_FLOW = {"net.ipv4.fib_multipath_hash_policy": 1, "net.ipv6.fib_multipath_hash_policy": 1}
 CLIENT = ("203.0.113.10", "2001:db8:113::10")
 ROUTER = ("192.0.2.1", "2001:db8:2::1")
 FAR_ROUTER = ("192.0.2.129", "2001:db8:2:1::1")

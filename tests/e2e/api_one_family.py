@@ -7,7 +7,7 @@ import health_checks
 import near
 from api import CIDRS, _service_events, _taken
 from expect import PODS
-from labkit import kernel, net, objects
+from labkit import kernel, net, objects, traffic
 from labkit.api import ApiError
 from labkit.objects import Port
 
@@ -68,7 +68,7 @@ def source_ranges_let_in_whom_they_name_and_a_health_check_counts_the_endpoints_
         for i, count in ((1, 1), (2, 1)):
             health_checks._say_at(_of(bed, bed.plan.addresses(i)), 30155, (200, count))
         bed.put(s.name, PODS[1:], source_ranges=[], **more)
-        expect.soon(lambda: set(expect.traffic.many("n2p2", _of(bed, BALANCER), 80, count=4)["answers"]) == {"n2p1"}, 30, "no range is left, and it is not served")
+        expect.soon(lambda: set(traffic.many("n2p2", _of(bed, BALANCER), 80, count=4)["answers"]) == {"n2p1"}, 30, "no range is left, and it is not served")
         health_checks._say_at(_of(bed, bed.plan.addresses(1)), 30155, (503, 0))
 
 
@@ -97,7 +97,7 @@ def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served(bed):
                 return False  # the API server has not taken the range into use yet
         expect.soon(accepted, 60, "the API server does not give addresses of the range")
         try:
-            expect.soon(lambda: set(expect.traffic.many("n1p2", ours, 80, count=6)["answers"]) == set(PODS), 30, ours, "is not served")
+            expect.soon(lambda: set(traffic.many("n1p2", ours, 80, count=6)["answers"]) == set(PODS), 30, ours, "is not served")
             with expect.default_route_to_nobody(1):
                 expect.soon(lambda: expect.is_connection_refused("n1p2", free, 80), 30, free, "is not refused")
         finally:
@@ -132,12 +132,4 @@ def a_service_is_explained_and_an_audit_repairs_it(bed):
         found = {e["address"]: e["state"] for e in place["endpoints"]}
         expect.that(place["kernel"] == "inPlace" and found == {expect.pod(name, bed.families): "serving" for name in PODS}, place)
         expect.soon(lambda: asking._audit(bed) == ("", 0), 30, "something differs:", asking._audit(bed))
-        at = f"{s.address()}:80" if bed.families == "4" else f"[{s.address('6')}]:80"
-        for _ in range(5):  # the agent may find it just then
-            net.node(1, "ipvsadm", "-D", "-t", at)
-            said, status = asking._audit(bed, "--repair")
-            if said:
-                break
-            expect.soon(lambda: at in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
-        expect.that(f"virtual services: tcp {at}: missing; repaired" in said and status == 0, status, said)
-        expect.share("n1p2", s.address(bed.families), 80, PODS)
+        asking._repairs(bed, s, bed.families)

@@ -137,21 +137,26 @@ def _audit(bed, *words):
     return done.stdout, done.returncode
 
 
+def _repairs(bed, s, family):
+    """A virtual service that somebody deletes is said to be missing, and put back."""
+    at = f"{s.address()}:80" if family == "4" else f"[{s.address('6')}]:80"
+    for _ in range(5):  # the agent may find it just then
+        net.node(1, "ipvsadm", "-D", "-t", at)
+        said, status = _audit(bed, "--repair")
+        if said:
+            break
+        expect.soon(lambda: at in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
+    expect.that(f"proxy: virtual services: tcp {at}: missing; repaired" in said and status == 0, status, said)
+    expect.that(at in net.node(1, "ipvsadm", "-Ln"), "it is not back")
+    expect.share("n1p2", s.address(family), 80, PODS)
+
+
 def an_audit_says_what_differs_and_a_repair_puts_it_back(bed):
     _asked(bed)
     with expect.service(bed, "audited") as s:
         expect.soon(lambda: _audit(bed) == ("", 0), 30, "something differs:", _audit(bed))
         for family in s.families:
-            at = f"{s.address()}:80" if family == "4" else f"[{s.address('6')}]:80"
-            for _ in range(5):  # the agent may find it just then
-                net.node(1, "ipvsadm", "-D", "-t", at)
-                said, status = _audit(bed, "--repair")
-                if said:
-                    break
-                expect.soon(lambda: at in net.node(1, "ipvsadm", "-Ln"), 30, "it does not come back")
-            expect.that(f"proxy: virtual services: tcp {at}: missing; repaired" in said and status == 0, status, said)
-            expect.that(at in net.node(1, "ipvsadm", "-Ln"), "it is not back")
-            expect.share("n1p2", s.address(family), 80, PODS)
+            _repairs(bed, s, family)
         expect.that(_audit(bed) == ("", 0), "something differs:", _audit(bed))
     nowhere = subprocess.run(net.node_command(1, _asked(bed), "audit", "--socket=/nowhere/sluice.sock"), capture_output=True, text=True, timeout=60)
     expect.that(nowhere.returncode == 2, nowhere)

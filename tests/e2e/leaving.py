@@ -20,14 +20,13 @@ SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; 
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
 PODS = ["n1p1", "n2p1"]
 NODE_PORT = 30097
-PATHS = {"net.ipv4.fib_multipath_hash_policy": 1, "net.ipv6.fib_multipath_hash_policy": 1}  # a flow, and not a client, has one way
 
 
 @contextlib.contextmanager
 def _outside(bed):
     """Nodes that BFD watches, and a router outside that sends what is for a Service to all of them; the Service."""
     static = [f"{r} via {bed.plan.addresses(1)[f]}" for ranges in (net.SERVICE_RANGES, net.EXTERNAL_RANGES) for f, r in enumerate(ranges)]
-    net.sysctl("rtr", PATHS)
+    net.sysctl("rtr", net.BY_FLOW)
     net.ip("rtr", *[f"route del {route}" for route in static])
     try:
         with bird(bed.plan):
