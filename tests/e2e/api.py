@@ -172,10 +172,12 @@ CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 
 
 def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed):
-    ours, unused = ["10.97.0.9", "fd00:10:97::9"], ["10.97.0.77", "fd00:10:97::77"]
+    """Of the families that the cluster has."""
+    cidrs, ours, unused = (net.of_families(pair, bed.families) for pair in (
+        ("10.97.0.0/24", "fd00:10:97::/112"), ("10.97.0.9", "fd00:10:97::9"), ("10.97.0.77", "fd00:10:97::77")))
     with expect.service(bed, "ranged") as s:
         bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
-                                   "spec": {"cidrs": ["10.97.0.0/24", "fd00:10:97::/112"]}})
+                                   "spec": {"cidrs": cidrs}})
         made = objects.service(s)
         made["metadata"]["name"] = "of-the-new-range"
         made["spec"] |= {"clusterIP": ours[0], "clusterIPs": ours}

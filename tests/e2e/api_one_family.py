@@ -1,21 +1,16 @@
 """A cluster of one family: its API server gives addresses of that alone to Services, and its nodes have no others."""
-import contextlib
-
+import api
 import asking
 import expect
 import health_checks
 import near
-from api import CIDRS, _service_events, _taken
 from expect import PODS
 from labkit import kernel, net, objects, traffic
-from labkit.api import ApiError
 from labkit.objects import Port
 
 EXTERNAL = ["198.51.100.95", "2001:db8:51::95"]
 BALANCER = ["198.51.100.96", "2001:db8:51::96"]
 PORTS = [Port(80, node_port=30151), Port(53, "UDP", node_port=30152), Port(99, "SCTP", node_port=30153)]
-# A range of cluster IPs that comes later, an address that a Service has of it, and one that nobody has.
-LATER = [("10.97.1.0/24", "10.97.1.9", "10.97.1.77"), ("fd00:10:97:1::/112", "fd00:10:97:1::9", "fd00:10:97:1::77")]
 
 
 def _of(bed, pair):
@@ -84,42 +79,15 @@ def clients_are_served_from_their_own_zone_and_from_their_own_node(bed):
 
 
 def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served(bed):
-    cidr, ours, free = _of(bed, LATER)
-    with expect.service(bed, "earlier") as s, _range(bed, cidr):
-        made = objects.service(s)
-        made["metadata"]["name"] = "of-the-later-range"
-        made["spec"] |= {"clusterIP": ours, "clusterIPs": [ours]}
-        path = "/api/v1/namespaces/default/services"
-        def accepted():
-            try:
-                return bed.source.api.put(path, made)
-            except ApiError:
-                return False  # the API server has not taken the range into use yet
-        expect.soon(accepted, 60, "the API server does not give addresses of the range")
-        try:
-            expect.soon(lambda: set(traffic.many("n1p2", ours, 80, count=6)["answers"]) == set(PODS), 30, ours, "is not served")
-            with expect.default_route_to_nobody(1):
-                expect.soon(lambda: expect.is_connection_refused("n1p2", free, 80), 30, free, "is not refused")
-        finally:
-            bed.source.api.delete(f"{path}/of-the-later-range")
-
-
-@contextlib.contextmanager
-def _range(bed, cidr):
-    """A ServiceCIDR of one range."""
-    bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "later"}, "spec": {"cidrs": [cidr]}})
-    try:
-        yield
-    finally:
-        bed.source.api.delete(f"{CIDRS}/later")
+    api.addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed)
 
 
 def problems_of_a_service_become_events(bed):
     more = {"kind": "LoadBalancer", "external_policy": "Local", "health_port": 30157, "annotations": {"kube-router.io/service.scheduler": "fastest"}}
     refused = _of(bed, ["203.0.113.78", "2001:db8:71::78"])
-    with _taken(bed, 2, 30157), expect.service(bed, "told", external_ips=[refused], **more) as s:
+    with api._taken(bed, 2, 30157), expect.service(bed, "told", external_ips=[refused], **more) as s:
         def reasons():
-            return [reason for reason, _, _ in _service_events(bed, s.name)]
+            return [reason for reason, _, _ in api._service_events(bed, s.name)]
         wanted = ["ExternalAddressRefused", "HealthCheckPortInUse", "InvalidServiceField"]
         expect.soon(lambda: reasons() == wanted, 60, "not these Events:", reasons())
 

@@ -6,9 +6,10 @@
 //! Kernel: include/uapi/linux/genetlink.h, the family `nlctrl`.
 
 use super::answer::Answer;
+use super::bus::Bus;
 use super::fault::{Fault, Refusal};
 use super::message::Messages;
-use super::socket::{Bus, Socket};
+use super::socket::Socket;
 use crate::kernel::{Error, module};
 
 const CONTROL_FAMILY: u16 = 0x10;

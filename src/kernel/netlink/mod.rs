@@ -19,6 +19,7 @@
 
 mod answer;
 mod attribute;
+mod bus;
 mod fault;
 mod filter;
 mod generic;
@@ -31,12 +32,13 @@ mod socket;
 
 pub use answer::{Answer, answers};
 pub use attribute::{Attribute, Attributes};
+pub use bus::Bus;
 pub use fault::{Fault, Refusal, failed_steps};
 pub use generic::GenericSocket;
 pub use group::Group;
 pub use message::{Messages, flag};
 pub use namespace::in_namespace;
-pub use socket::{Bus, DumpBounds, Listener, Socket};
+pub use socket::{DumpBounds, Listener, Socket};
 
 #[cfg(test)]
 mod tests;

@@ -6,28 +6,18 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, sendto, sockopt};
 use rustix::net::{SocketAddrAny, getsockname, socket_with};
 
 use super::answer::{Answer, INTERRUPTED, answers, kind};
+use super::bus::Bus;
 use super::fault::{Fault, Refusal, until_empty};
 use super::filter;
 use super::message::{Messages, flag};
 use super::option;
 use super::receive_buffer::ReceiveBuffer;
 use crate::kernel::{Error, own};
-
-/// The netlink family that a socket speaks to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Bus {
-    /// Links, addresses, routes.
-    Route,
-    /// ipset, conntrack, nf_tables.
-    Netfilter,
-    /// Families found by name, IPVS among them.
-    Generic,
-}
 
 /// Buffers of this size hold the errors of any portion. The kernel doubles the figure for its bookkeeping.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -458,25 +448,6 @@ impl Wire {
             if !matches!(self.receive(&mut buffer, RecvFlags::DONTWAIT), Ok(Some(_)) | Err(Fault::Lost)) {
                 return;
             }
-        }
-    }
-}
-
-impl Bus {
-    fn protocol(self) -> Option<rustix::net::Protocol> {
-        match self {
-            // Number 0, which rustix writes as no protocol.
-            Bus::Route => None,
-            Bus::Netfilter => Some(netlink::NETFILTER),
-            Bus::Generic => Some(netlink::GENERIC),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Bus::Route => "rtnetlink",
-            Bus::Netfilter => "netfilter",
-            Bus::Generic => "generic netlink",
         }
     }
 }
