@@ -119,7 +119,10 @@ pub fn describe_destination(messages: &mut Messages, command: Command, key: &Ser
             Forwarding::Other(number) => number.into(),
         };
         messages.u32(a::METHOD, method).u32(a::WEIGHT, destination.weight);
-        messages.u32(a::UPPER_THRESHOLD, 0).u32(a::LOWER_THRESHOLD, 0).u8(a::TUNNEL_TYPE, TUNNEL_IPIP);
+        messages.u32(a::UPPER_THRESHOLD, 0).u32(a::LOWER_THRESHOLD, 0);
+        if destination.forwarding == Forwarding::Tunnel {
+            messages.u8(a::TUNNEL_TYPE, TUNNEL_IPIP);
+        }
     }
     messages.end();
 }

@@ -67,8 +67,7 @@ impl Messages {
         self.bytes.extend_from_slice(&(flags | flag::REQUEST).to_ne_bytes());
         // The sequence number, which the socket assigns, and the port, which the kernel knows.
         self.bytes.extend_from_slice(&[0; 8]);
-        self.seal();
-        self
+        self.measure()
     }
 
     /// Starts the next message of a generic family: its command and the version of its interface.
@@ -104,7 +103,7 @@ impl Messages {
             *place = byte;
         }
         self.bytes.extend_from_slice(&whole);
-        self.seal()
+        self.measure()
     }
 
     /// An attribute without a value, whose presence is the message.
@@ -170,7 +169,7 @@ impl Messages {
     pub fn nest_plain(&mut self, kind: u16) -> &mut Messages {
         self.open.push(self.bytes.len());
         self.bytes.extend_from_slice(&head(0, kind));
-        self.seal()
+        self.measure()
     }
 
     /// Closes the attribute that was opened last.
@@ -253,11 +252,16 @@ impl Messages {
         }
     }
 
-    /// Pads to the alignment and writes the length of the message so far into its header, so that the
-    /// buffer holds whole messages at any time.
+    /// Pads to the alignment what was appended, and [measures](Self::measure) the message.
     fn seal(&mut self) -> &mut Messages {
-        let padding = self.bytes.len().next_multiple_of(4) - self.bytes.len();
-        self.bytes.extend_from_slice([0; 3].get(..padding).expect("at most three bytes are missing"));
+        while !self.bytes.len().is_multiple_of(4) {
+            self.bytes.push(0);
+        }
+        self.measure()
+    }
+
+    /// Writes the length of the message so far into its header, so that the buffer holds whole messages at any time.
+    fn measure(&mut self) -> &mut Messages {
         let start = *self.starts.last().expect("a message was begun");
         let length = u32::try_from(self.bytes.len() - start).expect("a message is shorter than 4 GiB");
         self.patch(start, &length.to_ne_bytes());
