@@ -157,6 +157,9 @@ impl<S: Subsystem> Loop<S> {
         let (round, steps) = self.round(at);
         self.remove_abandoned(at.now);
         let done = Instant::now();
+        if self.first_world == Some(at.now) {
+            self.begin_looks(done);
+        }
         self.computing += computed - begun;
         self.programming += done - computed;
         self.subsystem.count(round, steps, &Times { seen, begun, computed, done });
@@ -179,6 +182,13 @@ impl<S: Subsystem> Loop<S> {
             self.subsystem.pack().await;
             memory::give_back();
         }
+    }
+
+    /// Has looks for changes by others wait for their time after the first round, which has read or written all that they look at: what it
+    /// took may be more than that time, and then the first change of a cluster would wait behind the dearest of them, a glance at everything.
+    fn begin_looks(&mut self, now: Instant) {
+        self.patrol = Patrol::new(now, 1 + S::CLOSE_LOOKS);
+        self.command_looks = CommandLooks::new(now, S::COUNTED_LOOKS > 0);
     }
 
     /// Processes the newest World; returns when the earliest event in it was seen.

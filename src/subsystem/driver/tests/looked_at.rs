@@ -25,6 +25,22 @@ async fn a_glance_finds_drift_which_is_repaired_at_once_and_the_next_one_comes_a
 }
 
 #[tokio::test]
+async fn after_a_first_round_that_took_long_nobody_looks_before_a_period_has_passed() {
+    let scene = Scene::new();
+    let begun = Instant::now();
+    let started = begun.checked_sub(Duration::from_secs(60)).expect("the clock is older");
+    let mut turning = Loop::new(scene.subsystem(), scene.inputs(), started);
+    scene.publish(Authority::Remembered, &["a", "b"]);
+    turning.turn().await;
+    assert!(turning.patrol.deadline() >= begun + Duration::from_secs(10), "looks");
+    assert!(turning.command_looks.deadline() >= Some(begun + Duration::from_secs(5)), "the count of commands");
+    let first = turning.patrol.deadline();
+    scene.publish(Authority::Complete, &["a", "b", "c"]);
+    turning.turn().await;
+    assert_eq!(turning.patrol.deadline(), first, "what follows puts off no look");
+}
+
+#[tokio::test]
 async fn a_close_look_finds_what_a_glance_cannot_see() {
     let scene = Scene::new();
     let mut turning = glanced(&scene).await;
