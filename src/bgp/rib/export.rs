@@ -47,6 +47,17 @@ pub struct View {
     pub statements: Applicable,
 }
 
+impl View {
+    /// Returns whether routes of such sources go to neighbours of the view at all (RFC 4456).
+    pub(super) fn takes_from(&self, source: Kind) -> bool {
+        match (source, self.kind) {
+            (_, Kind::Local) | (Kind::Internal, Kind::Internal) => false,
+            (_, Kind::External | Kind::Client) => true,
+            (Kind::Local | Kind::External | Kind::Client, Kind::Internal) => true,
+        }
+    }
+}
+
 /// Next hop of routes of other speakers, as a neighbour is told. Routes of our own have ours unless they say otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub enum NextHops {
@@ -162,11 +173,7 @@ impl<'a> Renderer<'a> {
         if let Some(community) = kept.iter().find(|community| attributes.has(**community)) {
             return Some(Withheld::Community(*community));
         }
-        match (source.kind, self.view.kind) {
-            (_, Kind::Local) | (Kind::Internal, Kind::Internal) => Some(Withheld::NotReflected),
-            (_, Kind::External | Kind::Client) => None,
-            (Kind::Local | Kind::External | Kind::Client, Kind::Internal) => None,
-        }
+        (!self.view.takes_from(source.kind)).then_some(Withheld::NotReflected)
     }
 
     /// Renders the route before export policy.

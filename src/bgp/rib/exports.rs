@@ -11,6 +11,7 @@
 //! restart has removed our routes meanwhile, and is sent our own ones at once, ahead of its walk.
 
 mod advertisement;
+mod stretch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
 pub use advertisement::Advertisement;
+use stretch::Stretches;
 
 /// Target size of the pieces in which messages are handed over.
 const PIECE: usize = 64 << 10;
@@ -199,11 +201,12 @@ impl Exports {
         }
         for (view, members) in &mut self.groups {
             let mut renderer = Renderer::new(self.own, view, &self.policy, table);
+            let mut stretches = Stretches::new(view, table, self.bounds.portion);
             for (peer, member) in members.iter_mut().filter(|(_, member)| member.behind.is_some()) {
                 while member.on_the_way < self.bounds.room
                     && let Some(behind) = &mut member.behind
                 {
-                    let Some(portion) = behind.portion(table, self.held, self.bounds.portion) else { break };
+                    let Some(portion) = behind.portion(&mut stretches, self.held, self.bounds.portion) else { break };
                     let piece = portion.written(*peer, &mut renderer, interned);
                     if piece.messages > 0 {
                         send(*peer, member, &piece, &mut self.parcels);
@@ -433,7 +436,7 @@ impl Behind {
     }
 
     /// Takes the next portion; `None` when nothing may be sent.
-    fn portion(&mut self, table: &Table, held: PerFamily<bool>, most: usize) -> Option<Portion> {
+    fn portion(&mut self, stretches: &mut Stretches, held: PerFamily<bool>, most: usize) -> Option<Portion> {
         if !self.changed.is_empty() {
             let rest = self.changed.keys().nth(most).copied();
             let later = rest.map(|rest| self.changed.split_off(&rest)).unwrap_or_default();
@@ -443,12 +446,12 @@ impl Behind {
         let next = Family::BOTH.into_iter().find(|family| self.walk.of(*family).is_some() && !*held.of(*family))?;
         let walk = self.walk.of_mut(next);
         let Walk { after, again, .. } = (*walk)?;
-        let prefixes: Vec<(IpNet, bool)> =
-            table.walk(next, after).take(most).map(|(prefix, _)| (prefix, again)).collect();
+        let stretch = stretches.behind(after, next, again);
+        let prefixes = stretch.prefixes.iter().map(|prefix| (*prefix, again)).collect();
         if let Some(walk) = walk.as_mut()
-            && prefixes.len() == most
+            && stretch.end.is_some()
         {
-            walk.after = prefixes.last().map(|(prefix, _)| *prefix);
+            walk.after = stretch.end;
             return Some(Portion { prefixes, ends: None });
         }
         let ends = walk.take().map(|walk| (next, walk));
