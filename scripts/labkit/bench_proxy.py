@@ -81,15 +81,15 @@ def one_change(plan, source, agent, index):
 
 
 def first_change(plan, source, least):
-    seen, written = [], []
+    took = []
     for turn in range(STARTS):
         with started(plan, source) as agent:
             agent.synced()
-            took = one_change(plan, source, agent, turn)
-        seen.append(took[0]["since_seen_us"])
-        written.append(took[1])
-    say("first change, ms", f"{listed(seen)} after each of {STARTS} starts, the first of them cold; from writing it {listed(written)}; "
-                            f"the floor's p50 {ms(least['change_p50'])}")
+            took.append(one_change(plan, source, agent, turn))
+    rounds, written = zip(*took)
+    say("first change, ms", f"{listed([line['since_seen_us'] for line in rounds])} after each of {STARTS} starts, the first of them cold; "
+                            f"from writing it {listed(written)}; the floor's p50 {ms(least['change_p50'])}")
+    say("  of it, ms", "; ".join(parts_of_round(index, line) for index, line in enumerate(rounds)))
 
 
 def changes(plan, source, least):
