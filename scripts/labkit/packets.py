@@ -69,7 +69,7 @@ class Stream:
             enter(namespace)
             outcome = flow(targets, pause)
         except BaseException as error:
-            outcome = {"sent": 0, "lost": 1, "errors": {f"{type(error).__name__}: {error}": 1}}
+            outcome = {"sent": 0, "lost": 1, "lost_to": {}, "errors": {f"{type(error).__name__}: {error}": 1}}
         with os.fdopen(report, "w") as handle:
             json.dump(outcome, handle)
         os._exit(0)
@@ -104,7 +104,8 @@ def flow(targets, pause):
     while missing and time.monotonic() < last:
         collect(selector, 0.2, missing, errors)
     lost = [f"{address} after {at:.2f} s" for (address, _), at in missing.items()]
-    return {"sent": sent, "lost": len(lost), "which": lost[:6] + lost[-2:], "errors": dict(errors)}
+    lost_to = collections.Counter(address for address, _ in missing)
+    return {"sent": sent, "lost": len(lost), "lost_to": dict(lost_to), "which": lost[:6] + lost[-2:], "errors": dict(errors)}
 
 
 def collect(selector, seconds, missing, errors):

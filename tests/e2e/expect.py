@@ -214,8 +214,11 @@ def never(*targets, least=10):
 
 
 @contextlib.contextmanager
-def stream(pairs, families=FAMILIES):
-    """Packets without end from one pod to others, as {pod: [pods]}: every single one arrives and comes back."""
+def stream(pairs, families=FAMILIES, bearable=0):
+    """Packets without end from one pod to others, as {pod: [pods]}: every single one arrives and comes back.
+
+    So many as are bearable may be lost of those by IPv6 from one pod to another.
+    """
     running = [(client, packets.Stream(client, [(pod(server, f), objects.TARGET) for server in servers for f in families]))
                for client, servers in pairs.items()]
     outcomes = []
@@ -226,7 +229,8 @@ def stream(pairs, families=FAMILIES):
     finally:
         outcomes += [(client, process.stop()) for client, process in running]
     for client, outcome in outcomes:
-        that(outcome["lost"] == 0 and not outcome["errors"], f"from {client}:", outcome)
+        too_many = [address for address, count in outcome["lost_to"].items() if count > (bearable if ":" in address else 0)]
+        that(not too_many and not outcome["errors"], f"from {client}:", outcome)
         that(outcome["sent"] > 20, "hardly any packets:", client, outcome)
 
 

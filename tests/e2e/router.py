@@ -79,8 +79,8 @@ def run_encrypted(bed, *flags, families="46"):
     for agent in bed.agents.values():
         agent.extra, agent.families = [*bed.flags, *OVERLAY["wireguard"], *flags], families
         agent.start()
-    expect.soon(lambda: all(_keys(bed, since).values()), 60, "an agent has not said its key")
-    notes = {i: {"kube-router.io/wireguard-public-key": key} for i, key in _keys(bed, since).items()}
+    expect.soon(lambda: all(encryption_keys(bed, since).values()), 60, "an agent has not said its key")
+    notes = {i: {"kube-router.io/wireguard-public-key": key} for i, key in encryption_keys(bed, since).items()}
     bed.source.nodes(bed.plan, families=families, annotations=notes)
     # An agent that has not yet read them is ready, and its note names the keys that are missing: to these nodes nothing is sent.
     judged = ("Routes to pods of other nodes programmed", "pods of other nodes cannot be reached")
@@ -89,7 +89,7 @@ def run_encrypted(bed, *flags, families="46"):
     bed.ready()
 
 
-def _keys(bed, since):
+def encryption_keys(bed, since):
     found = {i: re.findall(r"Public key of this node for WireGuard.*?key=\"?([A-Za-z0-9+/]{43}=)", agent.text(since[i])) for i, agent in bed.agents.items()}
     return {i: keys[-1] if keys else None for i, keys in found.items()}
 

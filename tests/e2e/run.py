@@ -26,7 +26,7 @@ from labkit.testbed import Testbed  # noqa: E402
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
                   "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "seeing", "backends", "rest", "soak"],
-    "routing": ["routing"],
+    "routing": ["routing", "routing_changes"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "rest"],
     "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
