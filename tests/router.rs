@@ -6,6 +6,8 @@
 
 #[path = "router/cluster.rs"]
 mod cluster;
+#[path = "router/drain_walk.rs"]
+mod drain_walk;
 #[path = "router/node_routes.rs"]
 mod node_routes;
 #[path = "router/overlay.rs"]

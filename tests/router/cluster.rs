@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use sluice::bgp::message::Attributes;
+use sluice::bgp::message::{Attributes, Community};
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings, State};
@@ -23,6 +23,7 @@ use sluice::model::{
 };
 use sluice::net::{Family, PerFamily};
 use sluice::router::desired::SHARING;
+use sluice::router::drain::{self, Drain};
 use sluice::router::plan::Plan;
 
 pub fn address(text: &str) -> IpAddr {
@@ -52,13 +53,19 @@ pub struct Cluster {
     links: u64,
     events: VecDeque<Event>,
     now: Instant,
+    /// What the router outside had from nodes, each time that this was something else.
+    heard: Vec<Heard>,
 }
+
+/// Routes that the router outside has from nodes, by node and prefix, and whether each has the community GRACEFUL_SHUTDOWN.
+pub type Heard = BTreeMap<(usize, IpNet), bool>;
 
 /// A node with its plan and its speaker.
 struct Member {
     host: Arc<Host>,
     plan: Plan,
     speaker: Option<Speaker>,
+    drain: Drain,
 }
 
 /// The end of a connection: whose it is, and what it is called there.
@@ -103,6 +110,7 @@ impl Cluster {
             links: 0,
             events: VecDeque::new(),
             now: Instant::now(),
+            heard: Vec::new(),
         }
     }
 
@@ -143,8 +151,20 @@ impl Cluster {
         };
         let node = Node { addresses, pod_cidrs: ranges.split_whitespace().map(prefix).collect(), ..Node::default() };
         self.world.cluster.nodes.insert(name(number).into(), node);
+        self.members.insert(number, self.member(Arc::new(host)));
+    }
+
+    /// A node whose agent has just started.
+    fn member(&self, host: Arc<Host>) -> Member {
         let plan = Plan::new(self.config.clone(), self.families);
-        self.members.insert(number, Member { host: Arc::new(host), plan, speaker: None });
+        Member { host, plan, speaker: None, drain: Drain::new(self.config.drain.delay) }
+    }
+
+    /// The agent of a node ends and is started anew. Who spoke with it sees the connections end.
+    pub fn restart(&mut self, number: usize) {
+        let host = self.members[&number].host.clone();
+        self.members.insert(number, self.member(host));
+        self.break_off(number);
     }
 
     /// The node and its host are gone without a word.
@@ -167,11 +187,17 @@ impl Cluster {
     }
 
     pub fn annotate(&mut self, number: usize, change: impl FnOnce(&mut Routing)) {
+        self.change_node(number, |node| {
+            let mut routing = node.routing().clone();
+            change(&mut routing);
+            node.routing = Some(Box::new(routing));
+        });
+    }
+
+    pub fn change_node(&mut self, number: usize, change: impl FnOnce(&mut Node)) {
         let key = name(number).into();
         let mut node = (**self.world.cluster.nodes.get(&key).expect("it was added")).clone();
-        let mut routing = node.routing().clone();
-        change(&mut routing);
-        node.routing = Some(Box::new(routing));
+        change(&mut node);
         self.world.cluster.nodes.insert(key, node);
     }
 
@@ -189,20 +215,30 @@ impl Cluster {
 
     /// Lets every node see the cluster, and everything happen that follows.
     pub fn settle(&mut self) {
+        self.settle_for(Duration::from_secs(300));
+    }
+
+    /// The same, where so much time passes.
+    pub fn settle_for(&mut self, time: Duration) {
         self.begin_outside();
         for number in self.members.keys().copied().collect::<Vec<_>>() {
             self.update(number);
         }
-        let end = self.now + Duration::from_secs(300);
+        let end = self.now + time;
         loop {
             while let Some(event) = self.events.pop_front() {
                 self.happen(event);
+                self.note_heard();
             }
             let speakers = self.members.values().filter_map(|member| member.speaker.as_ref());
-            let next = speakers.chain(&self.outside).filter_map(Speaker::deadline).min();
+            let drains = self.members.values().filter_map(|member| member.drain.deadline());
+            let next = speakers.chain(&self.outside).filter_map(Speaker::deadline).chain(drains).min();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.now = self.now.max(next) + Duration::from_millis(1),
                 None => break,
+            }
+            for number in self.members.keys().copied().collect::<Vec<_>>() {
+                self.step_drain(number, drain::Event::Tick);
             }
             for owner in
                 self.members.keys().map(|number| Owner::Node(*number)).chain([Owner::Outside]).collect::<Vec<_>>()
@@ -217,6 +253,9 @@ impl Cluster {
     }
 
     fn update(&mut self, number: usize) {
+        let node = self.world.cluster.nodes.get(&name(number).into()).expect("it was added");
+        let event = drain::event(node, &self.config.drain);
+        self.step_drain(number, event);
         let member = self.members.get_mut(&number).expect("it is there");
         let world = World { host: member.host.clone(), ..self.world.clone() };
         let changed = member.plan.update(&world);
@@ -247,6 +286,40 @@ impl Cluster {
         for order in orders {
             self.step(Owner::Node(number), order.into());
         }
+    }
+
+    /// Service addresses stand as the drain of a node has it from now on; nobody looks for their clients here.
+    fn step_drain(&mut self, number: usize, event: drain::Event) {
+        let member = self.members.get_mut(&number).expect("it is there");
+        for effect in member.drain.step(self.now, event) {
+            let drain::Effect::Stand(stage) = effect else { continue };
+            let member = self.members.get_mut(&number).expect("it is there");
+            let changed = member.plan.stand(stage);
+            let orders = member.plan.desired().orders(&changed);
+            orders.into_iter().for_each(|order| self.step(Owner::Node(number), order.into()));
+        }
+    }
+
+    fn note_heard(&mut self) {
+        let Some(outside) = &self.outside else { return };
+        let speaks = |member: &Member| outside.neighbour(member.host.addresses[0].address).is_some();
+        let speaking: Vec<usize> =
+            self.members.iter().filter(|(_, member)| speaks(member)).map(|(number, _)| *number).collect();
+        let of_node = |number: usize| {
+            let seen = self.seen_outside(number).into_iter();
+            let is_leaving = |attributes: &Attributes| attributes.has(Community::GRACEFUL_SHUTDOWN);
+            seen.map(move |(prefix, attributes)| ((number, prefix), is_leaving(&attributes)))
+        };
+        let heard: Heard = speaking.into_iter().flat_map(of_node).collect();
+        if self.heard.last() != Some(&heard) {
+            self.heard.push(heard);
+        }
+    }
+
+    /// What the router outside had from nodes since the last call, beginning with what it had then.
+    pub fn take_heard(&mut self) -> Vec<Heard> {
+        let last = self.heard.last().cloned().into_iter().collect();
+        std::mem::replace(&mut self.heard, last)
     }
 
     fn begin_outside(&mut self) {
