@@ -8,6 +8,7 @@
 //! - each of them in that order, never without the announcement while the node is to have it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -211,8 +212,8 @@ impl<'r> Walk<'r> {
 
     /// Lets time pass, and compares what the router outside had in it.
     fn settle(&mut self, passes: Duration, services_before: &BTreeSet<usize>, restarted: &BTreeSet<usize>) {
-        let (from, to) = (self.time, self.time + passes);
-        self.time = to;
+        let time = self.time..self.time + passes;
+        self.time = time.end;
         self.cluster.settle_for(passes);
         let heard = self.cluster.take_heard();
         self.story.push(format!("{passes:?} pass"));
@@ -222,7 +223,8 @@ impl<'r> Walk<'r> {
             }
             let drains = self.is_draining(number);
             let was = if restarted.contains(&number) { None } else { Some(self.standing[&number]) };
-            let stands = self.stands(number, was, drains, from, to);
+            let stands = self.stands(was, drains, time.clone());
+            self.story.push(format!("node {number}: {was:?}, then {stands:?}"));
             self.standing.insert(number, *stands.last().expect("it stands somehow"));
             if restarted.contains(&number) {
                 self.check_end(number, &heard);
@@ -251,19 +253,12 @@ impl<'r> Walk<'r> {
         }
     }
 
-    /// Returns how service addresses of a node stand one after the other from now on, by how they stood before; a start has nothing before it.
-    fn stands(
-        &mut self,
-        number: usize,
-        was: Option<Standing>,
-        drains: bool,
-        from: Duration,
-        to: Duration,
-    ) -> Vec<Standing> {
+    /// Returns how service addresses of a node stand one after the other in this time, by how they stood before; a start has nothing before it.
+    fn stands(&mut self, was: Option<Standing>, drains: bool, time: Range<Duration>) -> Vec<Standing> {
         let next = match (was, drains) {
             (_, false) => Standing::Announced,
             (None, true) => Standing::Withdrawn,
-            (Some(Standing::Announced), true) => Standing::Leaving(from),
+            (Some(Standing::Announced), true) => Standing::Leaving(time.start),
             (Some(was), true) => was,
         };
         if was != Some(next) {
@@ -273,12 +268,11 @@ impl<'r> Walk<'r> {
         }
         let mut stands = vec![next];
         if let Standing::Leaving(since) = next
-            && to - since >= DELAY
+            && time.end - since >= DELAY
         {
             stands.push(Standing::Withdrawn);
             self.counts.withdrawn += 1;
         }
-        self.story.push(format!("node {number}: {was:?}, then {stands:?}"));
         stands
     }
 
