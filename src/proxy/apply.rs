@@ -355,7 +355,11 @@ impl<K: Kernel> Mirrors<K> {
             && self.rules.is_settled()
             && self.table.is_settled()
             && self.passages.is_settled();
-        let are_ours = |seen: &BlockMap<ServiceKey, Virtual>| seen.keys().all(|key| desired.virtuals.contains_key(key));
+        // Asked again for each part of the removal; all virtual services are gone through only where the other backend marks any.
+        let marks_none = self.marked_elsewhere.as_ref().is_some_and(|marked| *marked == MarkedElsewhere::default());
+        let are_ours = |seen: &BlockMap<ServiceKey, Virtual>| {
+            marks_none || seen.keys().all(|key| desired.virtuals.contains_key(key))
+        };
         is_filtering && self.virtuals.seen().is_some_and(are_ours)
     }
 

@@ -28,7 +28,7 @@ BEDS = {
                   "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "seeing", "backends", "rest", "soak"],
     "routing": ["routing", "routing_changes"],
     "routing-flat": ["routing_flat"],
-    "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "rest"],
+    "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "ways", "rest"],
     "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
     # With an API server that knows one family alone.
     "api-ipv4": ["api_one_family"],

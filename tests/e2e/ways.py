@@ -1,0 +1,136 @@
+"""`sluice route` where service proxy, router and firewall run on each node: what it says is what packets do."""
+import contextlib
+import json
+import os
+
+import expect
+from expect import FAMILIES
+from labkit import net, objects, own, packets, traffic
+from labkit.agent import FLAGS, family_flags
+
+SERVER = 8080  # outside of the cluster
+
+
+@contextlib.contextmanager
+def _asked(bed):
+    """All subsystems on all nodes, each with a socket of its own, and a policy that lets nobody but n3p1 into n1p1."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}
+    bed.source.write("pods", [namespace, *[_pod(name) for name in bed.plan.pod_names()]])
+    allows = [{"from": [{"podSelector": {"matchLabels": {"pod": "n3p1"}}}]}]
+    bed.source.write("policies", [{
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "closed", "namespace": objects.NAMESPACE},
+        "spec": {"podSelector": {"matchLabels": {"pod": "n1p1"}}, "policyTypes": ["Ingress"], "ingress": allows}}])
+    for i, agent in bed.agents.items():
+        agent.stop()
+        agent.extra = [*bed.flags_of(i), "--run-firewall=true", f"--socket={_socket(i)}"]
+        agent.start()
+    try:
+        bed.ready()
+        yield
+    finally:
+        for name in ("pods", "policies"):
+            os.unlink(f"{bed.source.folder}/{name}.json")
+        # Of the firewall nothing is left for the tests that have none.
+        for agent in bed.agents.values():
+            agent.stop()
+            status, text = agent.once(*FLAGS, *family_flags(), "--run-router=true", "--run-firewall=true", "--cleanup-config")
+            expect.that(status == 0, f"--cleanup-config ended with {status}:", text)
+
+
+def _pod(name):
+    made = {**objects.pod(name, []), "status": objects.pod_status(name)}
+    made["metadata"]["labels"] = {"pod": name}
+    return made
+
+
+def _socket(i):
+    return f"{net.RUN}/n{i}/sluice.sock"
+
+
+def _said(bed, i, what):
+    return json.loads(net.node(i, bed.binary, "route", what, "-o", "json", f"--socket={_socket(i)}"))
+
+
+def _fits(way):
+    """The largest packet of a pod on a way."""
+    return (way["mtuOfPods"] or way["mtu"])["bytes"]
+
+
+def packets_to_pods_of_other_nodes_go_as_it_says_and_their_policies_are_left_to_these(bed):
+    with _asked(bed):
+        for j, family in ((j, family) for j in (2, 3) for family in FAMILIES):
+            name, address = f"n{j}p1", expect.pod(f"n{j}p1", family)
+            said = _said(bed, 1, address)
+            (way,) = said["way"]["ways"]
+            expect.that((way["owner"], way["differences"]) == ("podsOfNode", []), said)
+            tunnel = way["route"]["nextHops"][0]["tunnel"]
+            expect.that((tunnel is not None) == bed.plan.far(j), f"a tunnel to node {j}:", said)
+            for client, source in (("n1p1", expect.pod("n1p1", family)), ("n1", way["kernel"]["ofNode"]["source"])):
+                who, seen = traffic.ask(client, address, objects.TARGET)
+                expect.that((who, seen) == (name, source), f"{client} is answered by {who}, which saw {seen}:", said)
+            expect.that(not way["masqueraded"]["fromPods"], said)
+            # What a pod has once heard of a way it believes for minutes.
+            own.run("/sbin/ip", "-n", "n1p1", f"-{family}", "route", "flush", "cache")
+            largest = packets.largest("n1p1", address, objects.TARGET)
+            expect.that(_fits(way) == largest, f"the largest packet has {largest} bytes:", said)
+            expect.that("its own node" in " ".join(said["policy"]["text"]), said)
+        by_name = _said(bed, 1, f"{objects.NAMESPACE}/n3p1")
+        expect.that([way["address"] for way in by_name["way"]["ways"]] == [expect.pod("n3p1", family) for family in FAMILIES], by_name)
+
+
+@expect.whole
+def what_leaves_the_cluster_has_the_source_that_it_says(bed):
+    with _asked(bed), expect.server("ext", [("tcp", SERVER)]):
+        for f, _ in enumerate(FAMILIES):
+            said = _said(bed, 1, net.CLIENT[f])
+            (way,) = said["way"]["ways"]
+            expect.that((way["owner"], way["masqueraded"]["fromPods"]) == ("other", True), said)
+            for client in ("n1", "n1p1"):
+                who, seen = traffic.ask(client, net.CLIENT[f], SERVER)
+                expect.that((who, seen) == ("ext", bed.plan.addresses(1)[f]), f"{client} is answered by {who}, which saw {seen}:", said)
+
+
+@expect.whole
+def a_pod_of_this_node_is_isolated_by_the_policy_that_it_names(bed):
+    with _asked(bed):
+        for family in FAMILIES:
+            address = expect.pod("n1p1", family)
+            said = _said(bed, 1, address)
+            expect.that(said["way"]["ways"][0]["owner"] == "ownPods", said)
+            of = {one["direction"]: (one["isolated"], one["policies"]) for one in said["policy"]["isolation"]}
+            expect.that(of == {"ingress": (True, [f"{objects.NAMESPACE}/closed"]), "egress": (False, [])}, said)
+            expect.that(traffic.ask("n3p1", address, objects.TARGET)[0] == "n1p1", "the pod that the policy lets in is refused")
+            expect.silent("n2p1", address, objects.TARGET)
+
+
+@expect.whole
+def a_service_is_told_with_the_way_to_each_endpoint_and_an_address_without_one_is_refused(bed):
+    pods = ["n2p1", "n3p1"]
+    with _asked(bed), expect.service(bed, "told", pods) as service:
+        for family in FAMILIES:
+            said = _said(bed, 1, service.address(family))
+            (explained,) = said["service"]["explained"]["services"]
+            expect.that(explained["name"] == service.name, said)
+            place = next(p for p in explained["addresses"] if (p["address"], p["port"]) == (service.address(family), 80))
+            expect.that((place["standing"], place["virtualService"]["kernel"]) == ("served", "inPlace"), said)
+            ways = {way["address"]: way for backend in said["backends"] for way in backend["ways"]}
+            expect.that(sorted(ways) == sorted(expect.pod(name, family) for name in pods), said)
+            expect.that(all(way["owner"] == "podsOfNode" and not way["differences"] for way in ways.values()), said)
+            expect.share("n1p1", service.address(family), 80, pods)
+            unknown = _unserved(service.address(family))
+            said = _said(bed, 1, unknown)
+            expect.that(said["service"]["explained"] is None and said["service"]["clusterIPRange"]["refused"], said)
+            expect.that(not _is_answered("n1p1", unknown), f"{unknown} is answered")
+
+
+def _unserved(address):
+    """Another one of the range of cluster IPs, at which there is no Service."""
+    head, separator, _ = address.rpartition("." if "." in address else ":")
+    return f"{head}{separator}{250 if separator == '.' else 'ffea'}"
+
+
+def _is_answered(client, address):
+    try:
+        return traffic.ask(client, address, 80, patience=1.5) is not None
+    except OSError:
+        return False
