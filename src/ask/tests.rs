@@ -154,6 +154,20 @@ async fn an_audit_prints_what_differs_though_another_subsystem_does_not_answer()
         let audited = audited(&socket, repair).await.expect("one of them answers");
         let expected = format!("proxy: routes: a: missing{outcome}\n{unanswered}");
         assert_eq!((audit::printed(&audited, Output::Text), audited.exit_code()), (expected, 1));
+        let json: Value = serde_json::from_str(&audit::printed(&audited, Output::Json)).expect("JSON");
+        let word = |pointer: &str| json.pointer(pointer).and_then(Value::as_str);
+        let last = if repair { "/afterRepair" } else { "/subsystems" };
+        for (place, expected) in [
+            ("/0/subsystem", "proxy"),
+            ("/0/known", "complete"),
+            ("/0/kinds/0/kind", "routes"),
+            ("/0/kinds/0/differences/0/object", "a"),
+            ("/0/kinds/0/differences/0/state", "missing"),
+            ("/1/error", "nothing is known of the cluster yet"),
+        ] {
+            assert_eq!(word(&format!("{last}{place}")), Some(expected), "{place} of {json:#}");
+        }
+        assert_eq!(json.get("afterRepair").is_some(), repair, "{json:#}");
     }
 }
 
