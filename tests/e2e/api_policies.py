@@ -7,6 +7,7 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, traffic
 from labkit.api import ApiError
+from network_policies import _start_with_firewall
 
 PODS = ("n1p1", "n2p1", "n3p1", "n3p2")
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpolicies"
@@ -207,10 +208,7 @@ def _firewall(bed):
         pod["metadata"]["labels"] = {"app": name}
         api.put(OF_PODS, pod)
         api.patch(f"{OF_PODS}/{name}/status", {"status": objects.pod_status(name)})
-    for i, agent in bed.agents.items():
-        agent.stop()
-        agent.extra = [*bed.flags_of(i), "--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock"]
-        agent.start()
+    _start_with_firewall(bed)
     try:
         bed.ready()
         _becomes({"n1p1", "n2p1", "n3p2"}, "without a policy somebody is cut off:")

@@ -7,7 +7,7 @@ import expect
 from expect import FAMILIES, PODS
 from forwarding import _nothing_is_forwarded
 from labkit import kernel, net, objects
-from network_policies import _apply, _pod, _pods, _policy
+from network_policies import _apply, _pods, _policy, _put_pods, _start_with_firewall
 
 NODE, CLOSED, FAR = 1, "n1p1", "n3p1"
 SUCCESSOR = "successor"
@@ -16,13 +16,9 @@ SUCCESSOR = "successor"
 @contextlib.contextmanager
 def _all_three(bed):
     """Agents with router, service proxy and firewall."""
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}
-    bed.source.write("pods", [namespace, *[_pod(p) for p in bed.plan.pod_names()]])
+    _put_pods(bed)
     _apply(bed, "policies", [_policy("closed", {"pod": CLOSED}, policyTypes=["Ingress"], ingress=[{"from": [_pods(pod="n2p1")]}])])
-    for i, agent in bed.agents.items():
-        agent.stop()
-        agent.extra = [*bed.flags_of(i), "--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock"]
-        agent.start()
+    _start_with_firewall(bed)
     try:
         bed.ready()
         yield

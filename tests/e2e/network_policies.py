@@ -34,15 +34,25 @@ def _pods(**labels):
     return {"podSelector": {"matchLabels": labels}}
 
 
+def _put_pods(bed):
+    """The pods of the lab as objects, in their namespace."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}
+    bed.source.write("pods", [namespace, *[_pod(p) for p in bed.plan.pod_names()]])
+
+
+def _start_with_firewall(bed, *flags):
+    """Agents that run the firewall beside what they usually run, each with a socket of its own."""
+    for i, agent in bed.agents.items():
+        agent.stop()
+        agent.extra = [*bed.flags_of(i), "--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock", *flags]
+        agent.start()
+
+
 @contextlib.contextmanager
 def _firewall(bed, *flags):
     """Agents with the firewall, for the time of one test; afterwards nothing of it is left on any node."""
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE}}
-    bed.source.write("pods", [namespace, *[_pod(p) for p in bed.plan.pod_names()]])
-    for i, agent in bed.agents.items():
-        agent.stop()
-        agent.extra = ["--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock", *flags]
-        agent.start()
+    _put_pods(bed)
+    _start_with_firewall(bed, *flags)
     try:
         bed.ready()
         yield
