@@ -347,8 +347,8 @@ impl<K: Kernel> Mirrors<K> {
         changed
     }
 
-    /// Returns whether the packet filter is as desired, and no virtual service is left that only the other backend's elements mark as
-    /// ours. What else fails must not keep the other backend's guard in force: it refuses ports that it does not know.
+    /// Returns whether the packet filter is as desired, and no virtual service is left, or may be, that only the other backend's elements mark as
+    /// ours: whoever removes these could not know it any more. What else fails must not keep the other backend's guard in force: it refuses ports that it does not know.
     pub fn has_replaced_abandoned(&self, desired: &Desired) -> bool {
         let is_filtering = self.sets.is_settled()
             && self.elements.is_settled()
@@ -357,10 +357,8 @@ impl<K: Kernel> Mirrors<K> {
             && self.passages.is_settled();
         // Asked again for each part of the removal; all virtual services are gone through only where the other backend marks any.
         let marks_none = self.marked_elsewhere.as_ref().is_some_and(|marked| *marked == MarkedElsewhere::default());
-        let are_ours = |seen: &BlockMap<ServiceKey, Virtual>| {
-            marks_none || seen.keys().all(|key| desired.virtuals.contains_key(key))
-        };
-        is_filtering && self.virtuals.seen().is_some_and(are_ours)
+        let are_wanted = || marks_none || self.virtuals.known_keys().all(|key| desired.virtuals.contains_key(key));
+        is_filtering && self.virtuals.seen().is_some() && are_wanted()
     }
 
     pub fn has_abandoned(&mut self) -> bool {

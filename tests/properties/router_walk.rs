@@ -430,7 +430,7 @@ impl<'r> Walk<'r> {
             "rules that know a part of the nodes come beside the other backend's: {:?}",
             after.difference(&before)
         );
-        if leave.authority == Authority::Complete && !*cleared && mirrors.replaces_abandoned() {
+        if leave.authority == Authority::Complete && !*cleared && mirrors.has_replaced_abandoned() {
             *cleared = true;
             mirrors.remove_abandoned();
         }

@@ -13,7 +13,6 @@ use sluice::proxy::desired::{Desired, ProxyChanges};
 use sluice::proxy::plan::Plan;
 use sluice::proxy::unjudged::{DesiredTunnels, Unjudged, Waiting, Worlds};
 use sluice::reconcile::{Found, Moment};
-use sluice::subsystem::Kinds;
 
 use crate::support::memory::MemoryKernel;
 
@@ -140,7 +139,8 @@ impl Agent {
         self.mirrors.bound_rounds(self.portion.filter(|_| self.has_settled));
         let round = self.mirrors.round(self.plan.desired(), self.authority, at);
         self.has_settled |= self.mirrors.is_settled();
-        if self.authority == Authority::Complete && !self.cleared && self.mirrors.replaces_abandoned() {
+        let has_replaced = self.mirrors.has_replaced_abandoned(self.plan.desired());
+        if self.authority == Authority::Complete && !self.cleared && has_replaced {
             self.cleared = true;
             self.mirrors.remove_abandoned();
             self.plan.keep_marks(false);

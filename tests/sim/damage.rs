@@ -111,8 +111,15 @@ pub fn hurt(state: &mut State, foreign: &State, kind: Kind, random: &mut Random)
             let key = random.pick_from(ours.copied())?;
             let found = state.virtuals.get_mut(&key)?;
             let mut list = found.destinations.to_vec();
-            list.pop()?;
+            let gone = list.pop()?.address;
             found.destinations = list.into();
+            // Its flows end with the next packet, for which IPVS has no destination (`net.ipv4.vs.expire_nodest_conn`): nobody else knows of them
+            // where the endpoint leaves the Service before the loss is noticed.
+            state.flows.retain(|flow| {
+                let original = flow.original_destination;
+                let (address, protocol, port) = (original.ip(), flow.protocol, original.port());
+                flow.reply_source != gone || key != ServiceKey::Address { address, protocol, port }
+            });
             said(hurt_at(state, &key), key.to_string())
         }
         Kind::DeleteElement => {
