@@ -66,6 +66,16 @@ impl CommandLooks {
         }
     }
 
+    /// Has readings count from now, when everything has been read or written. A pass that waits or is under way follows all the same: a command
+    /// may have been counted before that, and been carried out after it.
+    pub fn begin_anew(&mut self, now: Instant) {
+        let (waits, are_counted) = (self.look_at.is_some(), self.are_counted);
+        *self = CommandLooks { are_counted, ..CommandLooks::new(now, self.read_at.is_some()) };
+        if waits {
+            self.plan(now);
+        }
+    }
+
     /// Returns when the next reading or look is due.
     pub fn deadline(&self) -> Option<Instant> {
         self.read_at.into_iter().chain(self.look_at).min()
@@ -174,6 +184,19 @@ mod tests {
             at = next;
         }
         (began, spent)
+    }
+
+    #[test]
+    fn what_begins_anew_looks_after_the_commands_that_were_counted_before() {
+        let start = Instant::now();
+        for given in [Given, Nothing] {
+            let mut looks = CommandLooks::new(start, true);
+            looks.heard(start + 5 * SECOND, given);
+            looks.begin_anew(start + 7 * SECOND);
+            assert_eq!(looks.glances_rest(), given == Nothing);
+            let next = if given == Given { 8 } else { 12 };
+            assert_eq!(looks.deadline(), Some(start + next * SECOND), "{given:?}");
+        }
     }
 
     #[test]

@@ -47,6 +47,8 @@ struct Loop<S> {
     next_audit: Instant,
     patrol: Patrol,
     command_looks: CommandLooks,
+    /// The most that was known of the cluster in any round: with it looks began.
+    looks_since: Authority,
     leftovers: Leftovers,
     inspection: Inspection,
     repairs: Repairs,
@@ -77,6 +79,7 @@ impl<S: Subsystem> Loop<S> {
             next_audit: now + subsystem.audit_period(),
             patrol: Patrol::new(now, 1 + S::CLOSE_LOOKS),
             command_looks: CommandLooks::new(now, S::COUNTED_LOOKS > 0),
+            looks_since: Authority::Nothing,
             leftovers: Leftovers::new(now),
             inspection: Inspection::default(),
             repairs: Repairs::default(),
@@ -157,7 +160,7 @@ impl<S: Subsystem> Loop<S> {
         let (round, steps) = self.round(at);
         self.remove_abandoned(at.now);
         let done = Instant::now();
-        if self.first_world == Some(at.now) {
+        if self.authority > self.looks_since {
             self.begin_looks(done);
         }
         self.computing += computed - begun;
@@ -184,11 +187,13 @@ impl<S: Subsystem> Loop<S> {
         }
     }
 
-    /// Has looks for changes by others wait for their time after the first round, which has read or written all that they look at: what it
-    /// took may be more than that time, and then the first change of a cluster would wait behind the dearest of them, a glance at everything.
+    /// Has looks for changes by others wait for their time after the first round, and after those that are the first to know a part of the cluster and
+    /// all of it. Such a round reads or writes all that they look at, and may take longer than that time: then the next change of the cluster would wait
+    /// behind the dearest of them, a glance at everything.
     fn begin_looks(&mut self, now: Instant) {
+        self.looks_since = self.authority;
         self.patrol = Patrol::new(now, 1 + S::CLOSE_LOOKS);
-        self.command_looks = CommandLooks::new(now, S::COUNTED_LOOKS > 0);
+        self.command_looks.begin_anew(now);
     }
 
     /// Processes the newest World; returns when the earliest event in it was seen.

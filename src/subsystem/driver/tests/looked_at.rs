@@ -25,19 +25,23 @@ async fn a_glance_finds_drift_which_is_repaired_at_once_and_the_next_one_comes_a
 }
 
 #[tokio::test]
-async fn after_a_first_round_that_took_long_nobody_looks_before_a_period_has_passed() {
+async fn after_the_first_round_and_the_first_that_knows_all_nobody_looks_before_a_period_has_passed() {
     let scene = Scene::new();
-    let begun = Instant::now();
-    let started = begun.checked_sub(Duration::from_secs(60)).expect("the clock is older");
+    let started = Instant::now().checked_sub(Duration::from_secs(60)).expect("the clock is older");
     let mut turning = Loop::new(scene.subsystem(), scene.inputs(), started);
-    scene.publish(Authority::Remembered, &["a", "b"]);
-    turning.turn().await;
-    assert!(turning.patrol.deadline() >= begun + Duration::from_secs(10), "looks");
-    assert!(turning.command_looks.deadline() >= Some(begun + Duration::from_secs(5)), "the count of commands");
+    for authority in [Authority::Remembered, Authority::Partial, Authority::Complete] {
+        let begun = Instant::now();
+        scene.publish(authority, &["a", "b"]);
+        turning.turn().await;
+        assert!(turning.patrol.deadline() >= begun + Duration::from_secs(10), "looks, {authority:?}");
+        assert!(turning.command_looks.deadline() >= Some(begun + Duration::from_secs(5)), "the count, {authority:?}");
+    }
     let first = turning.patrol.deadline();
-    scene.publish(Authority::Complete, &["a", "b", "c"]);
-    turning.turn().await;
-    assert_eq!(turning.patrol.deadline(), first, "what follows puts off no look");
+    for authority in [Authority::Complete, Authority::Partial, Authority::Complete] {
+        scene.publish(authority, &["a", "b", "c"]);
+        turning.turn().await;
+        assert_eq!(turning.patrol.deadline(), first, "what follows puts off no look");
+    }
 }
 
 #[tokio::test]
