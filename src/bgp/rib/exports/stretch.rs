@@ -49,10 +49,10 @@ impl<'a> Stretches<'a> {
         let end = passed.last().map(|(prefix, _)| *prefix).filter(|_| passed.len() == self.most);
         let kept = passed.into_iter().filter(|(_, paths)| again || self.may_go(paths));
         let stretch = Stretch { prefixes: kept.map(|(prefix, _)| prefix).collect(), end };
-        if self.known.len() >= MOST_KNOWN {
-            self.known.clear();
+        // The first ones stay: a member that is sent nothing walks to the end, and the next one begins where it began.
+        if self.known.len() < MOST_KNOWN {
+            self.known.insert((family, after, again), stretch.clone());
         }
-        self.known.insert((family, after, again), stretch.clone());
         stretch
     }
 
@@ -129,6 +129,22 @@ mod tests {
         assert_eq!(stretches(Internal, &table, 100, false), [[3, 5, 6]]);
         assert_eq!(stretches(Client, &table, 100, false), [[0, 1, 2, 3, 4, 5, 6]]);
         assert_eq!(stretches(External, &table, 4, false), [vec![0, 1, 2, 3], vec![4, 5, 6]]);
+    }
+
+    #[test]
+    fn of_a_table_with_more_stretches_than_are_remembered_the_first_ones_are_walked_over_once() {
+        let table = table(&[Kind::Internal; MOST_KNOWN + 4]);
+        let view = view(Kind::Internal);
+        let mut stretches = Stretches::new(&view, &table, 1);
+        let mut walk = || {
+            let first = stretches.behind(None, Family::V4, false);
+            let mut after = first.end;
+            while after.is_some() {
+                after = stretches.behind(after, Family::V4, false).end;
+            }
+            first.prefixes
+        };
+        assert!(Arc::ptr_eq(&walk(), &walk()));
     }
 
     #[test]
