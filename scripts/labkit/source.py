@@ -15,17 +15,18 @@ class Manifests:
     """Objects in files: `nodes.json`, and one file for each Service with its slices."""
     name = "manifests"
 
-    def __init__(self, folder=f"{net.RUN}/manifests"):
-        self.folder = folder
+    def __init__(self, folder=f"{net.RUN}/manifests", families="46"):
+        self.folder, self.families = folder, families
         os.makedirs(folder, exist_ok=True)
 
     def flags(self, _node):
         return ["--manifests", self.folder]
 
-    def nodes(self, plan, numbers=None, families="46", annotations=None, labels=None):
-        """The Node objects of all nodes, or of some, which have addresses and pods of these families; {number: annotations}, {number: labels}."""
+    def nodes(self, plan, numbers=None, families=None, annotations=None, labels=None):
+        """The Node objects of all nodes, or of some, which have addresses and pods of these families, the cluster's unless given; {number: annotations},
+        {number: labels}."""
         notes, more = annotations or {}, labels or {}
-        self.write("nodes", [objects.node(plan, i, families, notes.get(i), more.get(i)) for i in numbers or range(1, plan.nodes + 1)])
+        self.write("nodes", [objects.node(plan, i, families or self.families, notes.get(i), more.get(i)) for i in numbers or range(1, plan.nodes + 1)])
 
     def put(self, service):
         self.write(service.name, [objects.service(service), *objects.slices(service)])
@@ -128,7 +129,9 @@ class Cluster:
 
     @staticmethod
     def path_of(item):
-        group, plural = {"Pod": ("/api/v1", "pods"), "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies")}[item["kind"]]
+        group, plural = {
+            "Pod": ("/api/v1", "pods"), "Service": ("/api/v1", "services"), "EndpointSlice": ("/apis/discovery.k8s.io/v1", "endpointslices"),
+            "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies")}[item["kind"]]
         return f"{group}/namespaces/{item['metadata']['namespace']}/{plural}/{item['metadata']['name']}"
 
     def put_pod(self, base, pod, service):
@@ -156,13 +159,15 @@ class Cluster:
         self.unready.clear()
 
     def wait_for_slices(self, service, seconds=60):
-        """Until the controller has made what `service` says; only for those who must know that it was the agent's turn."""
+        """Until the controller has made what `service` says, addresses and names of ports; only for those who must know that it was the agent's turn."""
         path = f"/apis/discovery.k8s.io/v1/namespaces/{objects.NAMESPACE}/endpointslices?labelSelector=kubernetes.io/service-name%3D{service.name}"
         want = sorted(net.pod_address(p, f) for f in service.families for p in service.pods)
+        names = {service.port_name(port) for port in service.ports}
 
         def there():
-            found = [a for item in self.api.get(path)["items"] for e in item["endpoints"] or [] for a in e["addresses"]]
-            return sorted(found) == want
+            items = self.api.get(path)["items"]
+            found = [a for item in items for e in item["endpoints"] or [] for a in e["addresses"]]
+            return sorted(found) == want and {port["name"] for item in items for port in item["ports"] or []} <= names
         if not own.wait(there, seconds, 0.2):
             raise own.LabError(f"the controller made no slices for {service.name} within {seconds} s")
 

@@ -14,14 +14,14 @@ SERVED = [("tcp", 8080), ("udp", 8080), ("sctp", 8080)]
 
 
 class Testbed:
-    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1, flags=(), routed=False, netfilter="auto"):
+    def __init__(self, binary, facts=None, nodes=3, pods=3, subnets=1, flags=(), routed=False, netfilter="auto", families="46"):
         """`facts` are those of a running cluster; without them the objects come from manifests.
 
         `flags` are those that agents have unless a test asks for others, `{i}` in them the number of the node. With `routed` they are to have the router.
-        `netfilter` is the packet filter of all of them.
+        `netfilter` is the packet filter of all of them. `families` are those of a cluster from manifests.
         """
         self.binary, self.facts, self.netfilter = binary, facts, netfilter
-        self.families = facts["families"] if facts else "46"
+        self.families = facts["families"] if facts else families
         self.shape = (nodes, pods, subnets, routed)
         self.flags = list(flags)
         self.agents, self.processes, self.services = {}, [], {}
@@ -36,7 +36,7 @@ class Testbed:
             self.serve()
         if self.facts:
             self.processes.append(relay(self.facts["port"]))
-        self.source = Cluster(self.facts) if self.facts else Manifests()
+        self.source = Cluster(self.facts) if self.facts else Manifests(families=self.families)
         self.source.nodes(self.plan)
         return self
 

@@ -52,6 +52,17 @@ def whole(function):
     return function
 
 
+def family(bed, wanted):
+    """This family, or the only one of a cluster that has not both."""
+    return wanted if wanted in bed.families else bed.families
+
+
+def of_family(bed, pair, wanted="4"):
+    """The one of two things, the first of IPv4 and the second of IPv6, that is of this family, or of the cluster's only one."""
+    [one] = net.of_families(pair, family(bed, wanted))
+    return one
+
+
 def that(true, *words):
     if not true:
         raise AssertionError(" ".join(str(w) for w in words))

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests where the nodes are (a guest, or this machine's namespaces); `scripts/test` calls it.
 
-  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api|api-ipv4|api-ipv6] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
+  run.py BINARY [--bed manifests|routing|routing-flat|forwarding|api|manifests-ipv4|manifests-ipv6|api-ipv4|api-ipv6] [--netfilter nftables|iptables] [--only WORD] [--leave-out WORD] [--of-each COUNT] [--whole | --long]
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again. One with the attribute `whole` runs with
@@ -30,10 +30,11 @@ BEDS = {
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "ways", "rest"],
     "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
-    # With an API server that knows one family alone.
-    "api-ipv4": ["api_one_family"],
-    "api-ipv6": ["api_one_family"],
+    # Clusters of one family, whose objects come from manifests or from an API server.
+    **{f"manifests-ipv{family}": ["one_family_cluster", "under_load"] for family in "46"},
+    **{f"api-ipv{family}": ["one_family_cluster", "api_one_family", "under_load"] for family in "46"},
 }
+ONE_FAMILY = ("-ipv4", "-ipv6")
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.
 LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk"]
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
@@ -42,7 +43,8 @@ SHAPES = {
     "routing": {"pods": 1, "subnets": 2, "routed": True, "flags": ROUTER},
     "routing-flat": {"pods": 1, "routed": True, "flags": ROUTER},
     "forwarding": {"pods": 1, "subnets": 2, "routed": True, "flags": ["--run-router=true"]},  # and the service proxy
-    **{f"api{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]} for of in ("", "-ipv4", "-ipv6")},
+    **{f"api{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]} for of in ("", *ONE_FAMILY)},
+    **{f"manifests{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"], "families": of[-1]} for of in ONE_FAMILY},
 }
 BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables
@@ -57,6 +59,7 @@ WITH_IPTABLES = ["exposure", "host_input", "refused_packets_are_named_with_their
 
 def tests_of(bed, netfilter, only, extent):
     every, long = bool(only) or extent != "daily", extent == "long"
+    source = "api" if bed.startswith("api") else "manifests"
     chosen = BEDS[bed] if every or netfilter == "nftables" else WITH_IPTABLES
     for name in BEDS[bed]:
         module = importlib.import_module(name)
@@ -67,7 +70,7 @@ def tests_of(bed, netfilter, only, extent):
                 continue
             if bed == "api" and name in LONG_WITH_API and not every:
                 continue
-            if getattr(function, "bed", bed) != bed or getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
+            if getattr(function, "source", source) != source or getattr(function, "netfilter", netfilter) != netfilter or not {name, function.__name__} & set(chosen):
                 continue
             if not only or name in only or any(word in function.__name__ for word in only):
                 yield function
@@ -112,7 +115,7 @@ def main():
     known = parser.parse_args()
     long = known.extent == "long"
     passed, failed, asked = 0, [], bool(known.only)
-    for bed, netfilter in itertools.product(known.bed or [bed for bed in BEDS if not bed.startswith("api-")], known.netfilter or ("nftables", "iptables")):
+    for bed, netfilter in itertools.product(known.bed or [bed for bed in BEDS if not bed.endswith(ONE_FAMILY)], known.netfilter or ("nftables", "iptables")):
         tests = chosen(tests_of(bed, netfilter, known.only, known.extent), known.leave_out, known.of_each)
         if not tests:
             continue
