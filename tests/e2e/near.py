@@ -49,6 +49,8 @@ def a_zone_label_that_changes_is_followed_and_connections_stay(bed):
                 expect.go_on(held)
             finally:
                 _label(bed, 2, "zone-b")
+            # A change of the Service, where that pod may have the hint of the zone that was: else the controller has no reason to look at it.
+            bed.put(s.name, PODS, annotations={"lab/moved": "back"})
             _serves("n2p2", s, ["n2p1", "n3p1"])
             expect.go_on(held)
 

@@ -360,7 +360,8 @@ impl Scene {
         LocalSet::new().block_on(&runtime, async {
             let task = tokio::task::spawn_local(run(self.subsystem(), self.inputs(), self.stop.subscribe()));
             test(self).await;
-            self.stop.send_replace(true);
+            // Not again where the test has done so: a second time would hide that the first one was missed.
+            self.stop.send_if_modified(|stop| !std::mem::replace(stop, true));
             let ended = tokio::time::timeout(BOUND, task).await.expect("the loop ends when it is told to");
             ended.expect("without a panic")
         })

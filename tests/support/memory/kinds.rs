@@ -401,6 +401,11 @@ impl Rows for Virtuals {
         let mut refusals: BTreeMap<usize, Errno> = BTreeMap::new();
         let mut wants: Vec<Option<Virtual>> = steps.iter().map(|step| step.want.cloned()).collect();
         for (index, (step, wanted)) in steps.iter().zip(&mut wants).enumerate() {
+            if wanted.is_none() && machine.undeletable.contains(step.key) {
+                refusals.insert(index, Errno::NOBUFS);
+                *wanted = step.have.cloned();
+                continue;
+            }
             let Some(want) = wanted else { continue };
             let had = |address| step.have.is_some_and(|have| have.destinations.find(address).is_some());
             let is_refused = |it: &Destination| machine.refused_destinations.contains(&it.address) && !had(it.address);

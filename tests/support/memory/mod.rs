@@ -81,6 +81,8 @@ pub struct Machine {
     pub lacking_schedulers: BTreeSet<CompactString>,
     /// Destinations that this kernel does not take.
     pub refused_destinations: BTreeSet<SocketAddr>,
+    /// Virtual services that the kernel refuses to delete.
+    pub undeletable: BTreeSet<ServiceKey>,
     /// The parts of virtual services that it did not take since somebody asked.
     pub refused_parts: Vec<RefusedPart>,
     /// Chains that this kernel does not take, because it lacks what their rules need.
@@ -201,6 +203,7 @@ impl MemoryKernel {
             frames_fail: false,
             lacking_schedulers: BTreeSet::new(),
             refused_destinations: BTreeSet::new(),
+            undeletable: BTreeSet::new(),
             refused_parts: Vec::new(),
             unloadable: BTreeSet::new(),
             broken: None,
