@@ -63,6 +63,8 @@ pub struct Questions {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time limit for all answers together.
 const ALL: Duration = Duration::from_secs(30);
+/// Media type of lists for people.
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 impl Questions {
@@ -138,6 +140,22 @@ pub async fn node_named(asked: &Questions, name: &str) -> Result<Node, Unknown> 
     node(&object).1.ok_or(Unknown::Absent)
 }
 
+/// Returns one address of each Node, its first InternalIP, from the list that people get (`kubectl get nodes -o wide`), which is short.
+///
+/// # Errors
+/// They cannot be read.
+pub async fn node_addresses(asked: &Questions) -> Result<Vec<IpAddr>, Unknown> {
+    let table: Value = send_as(asked, Method::GET, "/api/v1/nodes?includeObject=None", TABLE, Vec::new()).await?;
+    Ok(column(&table, "Internal-IP").filter_map(|cell| cell.as_str()?.parse().ok()).collect())
+}
+
+/// Returns the cells of a column of a Table (`meta.k8s.io/v1`).
+fn column<'a>(table: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    let list = |pointer: &str| table.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let column = list("/columnDefinitions").iter().position(|column| text(column, "/name") == name);
+    list("/rows").iter().filter_map(move |row| row.pointer("/cells")?.get(column?))
+}
+
 /// Returns the cluster IPs of the API server's own Service.
 ///
 /// # Errors
@@ -210,8 +228,19 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
 }
 
 async fn send<T: DeserializeOwned>(asked: &Questions, method: Method, path: &str, body: Vec<u8>) -> Result<T, Unknown> {
-    let request =
-        http::Request::builder().method(method).uri(path).header("content-type", "application/json").body(body);
+    send_as(asked, method, path, "application/json", body).await
+}
+
+/// Sends a request for an answer of this media type.
+async fn send_as<T: DeserializeOwned>(
+    asked: &Questions,
+    method: Method,
+    path: &str,
+    accept: &str,
+    body: Vec<u8>,
+) -> Result<T, Unknown> {
+    let request = http::Request::builder().method(method).uri(path).header("accept", accept);
+    let request = request.header("content-type", "application/json").body(body);
     let request = request.map_err(|error| Unknown::Unreachable(error.to_string()))?;
     let Questions { client, until, patience } = asked;
     let now = Instant::now();
@@ -269,6 +298,18 @@ mod tests {
         assert_eq!(answers.len(), 100);
         assert!(answers.iter().all(|answer| matches!(answer, Allowed::NotSaid(_))), "{answers:?}");
         assert!(matches!(answers.last(), Some(Allowed::NotSaid(why)) if why.contains("too long")), "{answers:?}");
+    }
+
+    #[test]
+    fn addresses_of_nodes_are_in_their_column_wherever_that_is() {
+        let table = json!({
+            "columnDefinitions": [{"name": "Name"}, {"name": "Internal-IP"}],
+            "rows": [{"cells": ["node-1", "192.0.2.1"]}, {"cells": ["node-2", "<none>"]}, {"cells": ["node-3"]}],
+        });
+        let cells: Vec<&Value> = column(&table, "Internal-IP").collect();
+        assert_eq!(cells, ["192.0.2.1", "<none>"]);
+        assert_eq!(column(&table, "External-IP").count(), 0);
+        assert_eq!(column(&json!({"items": []}), "Internal-IP").count(), 0, "a server that gives no Table");
     }
 
     #[test]

@@ -53,6 +53,11 @@ fn first_writable(roots: [&Path; 2]) -> &Path {
     roots.into_iter().find(is_writable).unwrap_or(roots[0])
 }
 
+/// Returns the value of a setting of this thread's network namespace, with one space between its words; `None` where it cannot be read.
+pub fn value(setting: &Setting) -> Option<CompactString> {
+    value_of(&root().join(&*setting.0)).ok()
+}
+
 /// The settings that their owner decides, as a kind of kernel objects. A value is written as the kernel prints
 /// it, with one space between its words.
 #[derive(Debug)]

@@ -70,10 +70,8 @@ fn with_settings(mut facts: Facts, config: &Config) -> Facts {
 }
 
 fn found_setting(setting: &Setting) -> Option<FoundSetting> {
-    let path = sysctl::root().join(&*setting.0);
-    let text = fs::read_to_string(&path).ok()?;
-    let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let unwritable = access(&path, Mode::WRITE_OK).err().map(|errno| errno.to_string());
+    let value = sysctl::value(setting)?.into_string();
+    let unwritable = access(sysctl::root().join(&*setting.0), Mode::WRITE_OK).err().map(|errno| errno.to_string());
     Some(FoundSetting { value, unwritable })
 }
 
@@ -308,6 +306,10 @@ async fn of_api(client: &Questions, version: String, config: &Config) -> ApiFact
         version,
         node,
         rights: asked,
+        nodes: match config.router {
+            Some(_) => api::node_addresses(client).await.unwrap_or_default(),
+            None => Vec::new(),
+        },
         own_cluster_ips: api::own_cluster_ips(client).await.unwrap_or_default(),
         service_ranges: api::service_ranges(client).await.unwrap_or_default(),
     }

@@ -36,7 +36,7 @@ use crate::kernel::tunnel::{ReceivePort, Tunnel};
 use crate::kernel::vxlan::{Entry, EntryKey, Vxlan};
 use crate::kernel::wireguard::{Peer, PeerKey, Session, Wireguard};
 use crate::model::Authority;
-use crate::net::PublicKey;
+use crate::net::{PerFamily, PublicKey};
 use crate::packed::BlockMap;
 use crate::reconcile::{Growth, MayGrow, Moment, Reflection, Target};
 use crate::subsystem::{Kinds, kinds};
@@ -91,6 +91,11 @@ pub trait Kernel {
     /// Returns how a chain of the host can know answers.
     fn answers_by(&self) -> AnswersBy {
         AnswersBy::State
+    }
+
+    /// Returns how many neighbours on links the kernel finds out at most; `None` where that cannot be read.
+    fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
+        PerFamily::default()
     }
 
     /// Returns whether a run with the other backend left anything.
@@ -410,6 +415,11 @@ impl<K: Kernel> Mirrors<K> {
             self.bridges.mark_all();
             self.bridges.shrink(&BTreeMap::new(), at);
         }
+    }
+
+    /// Returns how many neighbours on links the kernel finds out at most; `None` where that cannot be read.
+    pub fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
+        self.kernel.neighbour_limits()
     }
 
     /// Returns how the kernel would route packets to a next hop.

@@ -44,6 +44,7 @@ use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
+use super::neighbour_limit;
 use super::password_files::read::PasswordFiles;
 use super::plan::{Plan, Unreached};
 use super::problem::Problem;
@@ -107,6 +108,8 @@ pub struct Driver<K: Kernel> {
     rivals: Vec<Problem>,
     /// Devices of tunnels without their guard.
     unguarded: Vec<Problem>,
+    /// More nodes on links than the kernel finds out neighbours.
+    crowded: Vec<Problem>,
     untold: Untold,
     key_change: KeyChange,
     moments: Moments,
@@ -150,6 +153,7 @@ impl<K: Kernel> Driver<K> {
             unreached: Unreached::default(),
             rivals: Vec::new(),
             unguarded: Vec::new(),
+            crowded: Vec::new(),
             untold: Untold::default(),
             key_change: KeyChange::default(),
             moments: Moments::since(now),
@@ -290,6 +294,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.step_rotation(at);
         self.sessions.show(&self.context.metrics.peers).await;
         self.want_links(at).await;
+        self.crowded = neighbour_limit::problems(self.plan.nodes_on_links(), self.mirrors.neighbour_limits());
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
@@ -418,8 +423,9 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn publish(&mut self, standing: &Standing) -> bool {
         let mut problems = self.files.problems(&self.plan.desired().problems);
-        if !self.rivals.is_empty() || !self.unguarded.is_empty() {
-            problems.to_mut().extend(self.rivals.iter().chain(&self.unguarded).cloned());
+        let found = || self.rivals.iter().chain(&self.unguarded).chain(&self.crowded);
+        if found().next().is_some() {
+            problems.to_mut().extend(found().cloned());
         }
         if self.told.problems(&problems) {
             let problems = problems.iter().map(ToString::to_string).collect();

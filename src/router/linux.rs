@@ -24,7 +24,7 @@ use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN, Taken};
 use crate::kernel::rule::SourceRules;
-use crate::kernel::sysctl::Settings;
+use crate::kernel::sysctl::{self, Settings};
 use crate::kernel::tunnel::{ReceivePorts, Tunnel, Tunnels};
 use crate::kernel::vxlan::{Devices, Entries};
 use crate::kernel::wireguard::Peers;
@@ -38,6 +38,7 @@ use super::names::{
     BRIDGE, CHAINS, PROTOCOL, TABLE, TUNNEL_PROTOCOL, TUNNEL_TABLE, WIREGUARD, WIREGUARD_SECOND, is_tunnel, is_vxlan,
     vxlan,
 };
+use super::neighbour_limit;
 use super::reachable::Lead;
 use super::settings;
 
@@ -280,6 +281,10 @@ impl Kernel for Linux {
 
     fn answers_by(&self) -> AnswersBy {
         self.answers_by
+    }
+
+    fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
+        PerFamily::from_fn(|family| sysctl::value(&neighbour_limit::setting(family))?.parse().ok())
     }
 
     fn has_other_backend(&mut self) -> bool {

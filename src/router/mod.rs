@@ -17,7 +17,7 @@
 //! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers, with [`password_files`] and [`former_routers`];
 //! [`advertise`] the announcements for Services, [`drain`] when they go with the node, and [`withdrawals`] those that peers may still believe in; [`policy`]
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
-//! other programs' routes that prevail over those, and [`reachable`] tracks their next hops; [`node_sets`], [`pod_egress`], [`forward`], [`overlay_guard`], [`settings`], [`mtu`] and [`cni`] are the host's
+//! other programs' routes that prevail over those, [`reachable`] tracks their next hops, and [`neighbour_limit`] is how many the kernel finds out; [`node_sets`], [`pod_egress`], [`forward`], [`overlay_guard`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
 //! [`desired`] is its result, and [`problem`] what keeps parts of it from working; [`explain`] answers users' questions about all of it. [`plugin_entry`] keeps CNI files without
 //! an entry that nobody answers. [`names`] pins the names of kernel
@@ -35,6 +35,7 @@ pub mod password_files;
 pub mod former_routers;
 mod awaited_services;
 mod liveness;
+pub mod neighbour_limit;
 pub mod advertise;
 pub mod policy;
 pub mod routes;

@@ -11,7 +11,8 @@ use sluice::config::{Backend, RouterConfig};
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
 use sluice::model::{
-    DetectedAddresses, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OwnAnnotation, Pod, Report, Routing,
+    DetectedAddresses, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink, OwnAnnotation, Pod, Report,
+    Routing,
 };
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
@@ -744,5 +745,33 @@ fn tunnels_follow_the_addresses_that_are_detected_and_it_is_trouble_where_none_i
         let known = annotation(Some("127.0.1.7".to_owned()));
         seen.tell.send_modify(|report| drop(report.annotations.insert(key, known)));
         seen.until("they do", |seen| seen.trouble(untold).is_none()).await;
+    });
+}
+
+#[test]
+fn more_nodes_on_links_than_the_kernel_finds_out_neighbours_are_a_problem_until_it_may_find_out_more() {
+    let mut setup = Setup::new(Backend::Nftables);
+    let network = OnLink { prefix: "127.0.0.0/24".parse().expect("a network"), link: "eth0".into() };
+    Arc::make_mut(&mut setup.world.host).on_link = vec![network];
+    let node = |address: Ipv4Addr| Node {
+        addresses: vec![NodeAddress { kind: NodeAddressKind::Internal, address: address.into() }],
+        ..Node::default()
+    };
+    setup.run(State::default(), async |seen| {
+        let limit = |limit| seen.kernel.with(|machine| machine.neighbour_limits.v4 = Some(limit));
+        let is_told = |seen: &Seen| {
+            let problem = "IPv4: more than 1 other nodes are on links of this host";
+            seen.reports.borrow().problems.iter().any(|text| text.contains(problem))
+        };
+        limit(1);
+        // One that is elsewhere comes first.
+        for (name, address) in [("node3", Ipv4Addr::new(127, 0, 1, 3)), ("node4", Ipv4Addr::new(127, 0, 0, 4))] {
+            assert!(!is_told(&seen), "before {name}");
+            seen.world.send_modify(|world| _ = world.cluster.nodes.insert(name.into(), node(address)));
+        }
+        seen.until("an Event says so", is_told).await;
+        assert_eq!(seen.trouble("other nodes are on links"), None, "the agent does all that it can");
+        limit(2);
+        seen.until("it is resolved", |seen| !is_told(seen)).await;
     });
 }

@@ -13,10 +13,7 @@ BALANCER = ["198.51.100.73", "2001:db8:51::73"]
 
 def _alone(bed, family):
     source = Manifests(f"{net.RUN}/manifests-{family}")
-    node = objects.node(bed.plan, 3)
-    mine = [a for a in node["status"]["addresses"] if a["type"] == "InternalIP" and (":" in a["address"]) == (family == "6")]
-    ranges = [r for r in node["spec"]["podCIDRs"] if (":" in r) == (family == "6")]
-    node["status"]["addresses"], node["spec"] = mine, {"podCIDR": ranges[0], "podCIDRs": ranges}
+    node = objects.node(bed.plan, 3, family)
     f = FAMILIES.index(family)
     client = f"{net.pod_addresses('n3p2')[f]}/{(32, 128)[f]}"
     s = objects.Service(f"alone-{family}", 230 + int(family), PODS, families=family, kind="LoadBalancer", balancer_ips=[BALANCER[f]], source_ranges=[client],

@@ -38,13 +38,14 @@ ONE_FAMILY = ("-ipv4", "-ipv6")
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.
 LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk"]
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
+WITH_ROUTER = {"subnets": 2, "routed": True, "flags": ["--run-router=true"]}
 # How the beds differ from three nodes with three pods each on one subnet.
 SHAPES = {
     "routing": {"pods": 1, "subnets": 2, "routed": True, "flags": ROUTER},
     "routing-flat": {"pods": 1, "routed": True, "flags": ROUTER},
-    "forwarding": {"pods": 1, "subnets": 2, "routed": True, "flags": ["--run-router=true"]},  # and the service proxy
-    **{f"api{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"]} for of in ("", *ONE_FAMILY)},
-    **{f"manifests{of}": {"subnets": 2, "routed": True, "flags": ["--run-router=true"], "families": of[-1]} for of in ONE_FAMILY},
+    "forwarding": WITH_ROUTER | {"pods": 1},  # and the service proxy
+    **{f"api{of}": WITH_ROUTER for of in ("", *ONE_FAMILY)},
+    **{f"manifests{of}": WITH_ROUTER | {"families": of[-1]} for of in ONE_FAMILY},
 }
 BOUND, LONG_BOUND = 600, 2400  # seconds for one test, and with --long
 LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the others' by nf_tables

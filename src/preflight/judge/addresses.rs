@@ -10,7 +10,7 @@ use crate::bfd::Path;
 use crate::config::{Config, Overlay, RouterConfig, VxlanNetwork};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::kernel::vxlan::Vxlan;
-use crate::model::Node;
+use crate::model::{Node, OnLink};
 use crate::net::address_detection::{Candidate, Choice, choose};
 use crate::net::{AddressDetection, Family, PerFamily};
 use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
@@ -110,6 +110,12 @@ pub fn links_of_node(facts: &Facts, config: &Config) -> BTreeMap<IpAddr, Compact
     );
     let carrying = global().filter(|one| its.contains(&one.address.addr()));
     carrying.map(|one| (one.address.addr(), one.link.0.clone())).collect()
+}
+
+/// Returns the networks that links of this host are on.
+pub fn networks(facts: &Facts) -> impl Iterator<Item = OnLink> {
+    let wide = theirs(facts).filter(|one| one.address.prefix_len() < one.address.max_prefix_len());
+    wide.map(|one| OnLink { prefix: one.address.trunc(), link: one.link.0.clone() })
 }
 
 fn node(facts: &Facts) -> Option<&Node> {

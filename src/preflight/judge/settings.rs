@@ -1,6 +1,6 @@
 //! Kernel settings: those that the agent writes and cannot, and forwarding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compact_str::CompactString;
@@ -8,11 +8,13 @@ use compact_str::CompactString;
 use crate::config::Config;
 use crate::firewall;
 use crate::kernel::sysctl::{Setting, WantedSetting};
-use crate::preflight::facts::{Facts, FoundSetting};
+use crate::model::OnLink;
+use crate::net::Family;
+use crate::preflight::facts::{ClusterFacts, Facts, FoundSetting};
 use crate::preflight::{Finding, Level};
 use crate::proxy::local_node::LocalNode;
 use crate::proxy::settings::{InTunnelMode, kernel_version, settings as of_proxy};
-use crate::router;
+use crate::router::{self, neighbour_limit};
 
 /// Written by nobody here, and needed for packets of pods.
 const FORWARDING: [(&str, bool); 2] = [("net/ipv4/ip_forward", false), ("net/ipv6/conf/all/forwarding", true)];
@@ -46,7 +48,8 @@ pub fn written(
 /// Returns the settings that are read.
 pub fn asked(config: &Config, release: &str, links: BTreeMap<IpAddr, CompactString>) -> Vec<Setting> {
     let read = FORWARDING.map(|(path, _)| path).into_iter().chain([LATER_DEVICES]).map(|path| Setting(path.into()));
-    written(config, release, links).into_keys().chain(read).collect()
+    let limits = config.router.iter().flat_map(|_| Family::BOTH.map(neighbour_limit::setting));
+    written(config, release, links).into_keys().chain(read).chain(limits).collect()
 }
 
 /// Judges the settings that exist: one that does not belongs to a module, or to a device that is not there yet.
@@ -85,5 +88,25 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
             Finding::bad(Level::Degraded, format!("setting {name}"), [what, why, todo])
         }));
     }
+    findings.extend(neighbours(facts, config));
     findings
+}
+
+/// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each, which stands for that of the other family where
+/// this Node has one.
+fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
+    let (ClusterFacts::Answered(api), Some(_)) = (&facts.cluster, &config.router) else { return Vec::new() };
+    let networks: Vec<OnLink> = super::addresses::networks(facts).collect();
+    let own: BTreeSet<IpAddr> = facts.network.addresses.iter().map(|one| one.address.addr()).collect();
+    let others = api.nodes.iter().copied().filter(|address| !own.contains(address));
+    let counted = neighbour_limit::on_links(others, &networks);
+    let has = |family| api.node.as_ref().is_ok_and(|node| node.address(family).is_some());
+    let nodes = |family| if has(family) { counted.v4.max(counted.v6) } else { *counted.of(family) };
+    let of = |(family, is_on): (Family, &bool)| {
+        let limit = facts.kernel.settings.get(&neighbour_limit::setting(family)).and_then(|one| one.value.parse().ok());
+        let (what, todo) = neighbour_limit::excess(family, nodes(family), limit).filter(|_| *is_on)?;
+        let why = "there is no session with them and no way to their pods".to_owned();
+        Some(Finding::bad(Level::Degraded, format!("neighbours of {family}"), [what, why, todo]))
+    };
+    config.families.iter().filter_map(of).collect()
 }

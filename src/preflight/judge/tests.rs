@@ -62,6 +62,7 @@ fn facts(config: &Config) -> Facts {
         version: "v1.36.1".to_owned(),
         node: Ok(node),
         rights,
+        nodes: vec!["192.0.2.1".parse().expect("an address")],
         own_cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
         service_ranges: Vec::new(),
     };

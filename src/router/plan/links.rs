@@ -10,9 +10,10 @@ use super::Plan;
 use crate::link_neighbours::{Found, Standings, State, Wanted, WantedLinks};
 use crate::model::OnLink;
 use crate::net::link_local::to_socket;
-use crate::net::{LinkLocal, LinkNames};
+use crate::net::{LinkLocal, LinkNames, PerFamily};
 use crate::router::desired::RouterChanges;
 use crate::router::external_peers::external_peers;
+use crate::router::neighbour_limit;
 
 /// `fe80::`, whose prefix of 64 bits has all link-local addresses of a link.
 const NETWORK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
@@ -59,6 +60,11 @@ impl Plan {
         self.update_external_peers(&mut changed);
         self.settle(&mut changed);
         changed
+    }
+
+    /// Returns the number of other nodes that are reached over links of this host, in each family.
+    pub fn nodes_on_links(&self) -> PerFamily<usize> {
+        neighbour_limit::on_links(self.nodes.of_others(&self.own.name), &self.on_link)
     }
 
     /// Returns the names of links for texts.

@@ -65,6 +65,8 @@ pub struct Machine {
     pub backend: Option<Backend>,
     /// The same of the router.
     pub router_backend: Option<Backend>,
+    /// How many neighbours on links the kernel finds out at most.
+    pub neighbour_limits: PerFamily<Option<usize>>,
     /// How often it was asked to remove what is ours from the tables that the host no longer uses.
     pub abandoned_removed: u32,
     /// How many acts were performed.
@@ -195,6 +197,7 @@ impl MemoryKernel {
             marks_fail: false,
             backend: None,
             router_backend: None,
+            neighbour_limits: PerFamily::default(),
             abandoned_removed: 0,
             acts: 0,
             read: BTreeMap::new(),

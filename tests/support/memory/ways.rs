@@ -19,7 +19,7 @@ use sluice::kernel::rule::RuleKey;
 use sluice::kernel::tunnel::{ReceivePort, Tunnel};
 use sluice::kernel::vxlan::{Entry, EntryKey, Vxlan, is_same_device};
 use sluice::kernel::wireguard::{Peer, PeerKey, Peers, Session, Wireguard};
-use sluice::net::{Family, PublicKey};
+use sluice::net::{Family, PerFamily, PublicKey};
 use sluice::reconcile::{Optional, Target};
 use sluice::router::apply::{HasKeys, HasSessions, Kernel, OwnsPorts, PodRoutes, Targets, set_names};
 use sluice::router::linux::learned_routes;
@@ -460,6 +460,10 @@ impl Kernel for MemoryKernel {
     type WireguardPeers = Memory<WireguardPeers>;
     type Routes = Memory<LearnedRoutes>;
     type SourceRules = Memory<SourceRules>;
+
+    fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
+        self.with(|machine| machine.neighbour_limits)
+    }
 
     /// Memory has no pods.
     fn bridge_is_free(&mut self) -> bool {

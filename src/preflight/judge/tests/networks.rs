@@ -40,6 +40,45 @@ fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
 }
 
 #[test]
+fn more_nodes_on_links_than_the_kernel_finds_out_neighbours_are_named_with_the_setting() {
+    let nodes = |count: u16, limit: &'static str| {
+        move |facts: &mut Facts| {
+            facts.network.addresses.push(host_address("eth1", "172.16.0.1/16"));
+            api(facts).nodes.extend((1..=count).map(|i| IpAddr::from([172, 16, 1 + (i >> 8) as u8, i as u8])));
+            let found = FoundSetting { value: limit.to_owned(), unwritable: None };
+            facts.kernel.settings.insert(Setting("net/ipv4/neigh/default/gc_thresh3".into()), found);
+        }
+    };
+    let setting = "sysctl -w net.ipv4.neigh.default.gc_thresh3=4096";
+    check(&[], nodes(1025, "1024"), Level::Degraded, &["more than 1024 other nodes are on links", setting]);
+    check_ok(&[], nodes(1024, "1024"), "no network of this host");
+    check_ok(&[], nodes(1025, "8192"), "no network of this host");
+    check_ok(&PROXY, nodes(1025, "1024"), "no network of this host");
+    let behind_a_router = |facts: &mut Facts| {
+        nodes(1025, "1024")(facts);
+        facts.network.addresses.pop();
+    };
+    check_ok(&[], behind_a_router, "no network of this host");
+    // Of nodes with both families the list has one.
+    let of_both = |facts: &mut Facts| {
+        nodes(1025, "8192")(facts);
+        let address = "2001:db8::1".parse().expect("an address");
+        facts.network.addresses.push(host_address("eth0", "2001:db8::1/64"));
+        let node = api(facts).node.as_mut().expect("it is known");
+        node.addresses.push(NodeAddress { kind: NodeAddressKind::Internal, address });
+        node.pod_cidrs.push("2001:db8:1::/64".parse().expect("a range"));
+        let found = FoundSetting { value: "1024".to_owned(), unwritable: None };
+        facts.kernel.settings.insert(Setting("net/ipv6/neigh/default/gc_thresh3".into()), found);
+    };
+    check(
+        &["--enable-ipv6"],
+        of_both,
+        Level::Degraded,
+        &["neighbours of IPv6", "net.ipv6.neigh.default.gc_thresh3=4096"],
+    );
+}
+
+#[test]
 fn devices_by_which_pods_of_this_node_are_attached_are_no_conflict() {
     let conf = r#"{"type":"bridge","bridge":"cni0"}"#;
     let route = |to: &str, link: &str| FoundRoute {
