@@ -63,6 +63,8 @@ pub struct Questions {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time limit for all answers together.
 const ALL: Duration = Duration::from_secs(30);
+/// From the server's memory: every agent of a cluster asks for it.
+const NODES: &str = "/api/v1/nodes?resourceVersion=0&includeObject=None";
 /// Media type of lists for people.
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -145,7 +147,7 @@ pub async fn node_named(asked: &Questions, name: &str) -> Result<Node, Unknown> 
 /// # Errors
 /// They cannot be read.
 pub async fn node_addresses(asked: &Questions) -> Result<Vec<IpAddr>, Unknown> {
-    let table: Value = send_as(asked, Method::GET, "/api/v1/nodes?includeObject=None", TABLE, Vec::new()).await?;
+    let table: Value = send_as(asked, Method::GET, NODES, TABLE, Vec::new()).await?;
     Ok(column(&table, "Internal-IP").filter_map(|cell| cell.as_str()?.parse().ok()).collect())
 }
 

@@ -200,8 +200,8 @@ pub struct ApiFacts {
     pub version: String,
     pub node: Result<Node, Unknown>,
     pub rights: Vec<AskedRight>,
-    /// The first address of each Node; empty where they cannot be read.
-    pub nodes: Vec<IpAddr>,
+    /// The first address of each Node; empty where no link can have as many as the kernel finds out neighbours, so that nobody asked.
+    pub nodes: Result<Vec<IpAddr>, Unknown>,
     /// Cluster IPs of the API server's own Service; empty where they cannot be read.
     pub own_cluster_ips: Vec<IpAddr>,
     /// Ranges of cluster IPs that the cluster names (ServiceCIDR objects); empty where there are none.

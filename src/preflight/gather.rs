@@ -33,19 +33,21 @@ use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
 use crate::router::names::TUNNELS;
+use crate::router::neighbour_limit;
 
 /// Reads everything, in the network namespace of the calling thread.
 pub fn gather(config: &Config) -> Facts {
     let found = Modules::of_host();
     let kernel = kernel(&found);
     let packet_filter = packet_filter(&kernel);
+    let network = network(config);
     let facts = Facts {
         kernel,
         process: process(config),
         packet_filter,
-        network: network(config),
         files: files(config),
-        cluster: cluster(config),
+        cluster: cluster(config, &network),
+        network,
     };
     with_settings(facts, config)
 }
@@ -259,7 +261,8 @@ fn obstacle(path: &Path) -> Option<String> {
     }
 }
 
-fn cluster(config: &Config) -> ClusterFacts {
+fn cluster(config: &Config, network: &NetworkFacts) -> ClusterFacts {
+    let asks_for_nodes = config.router.is_some() && addresses::may_be_crowded(network, neighbour_limit::limits());
     let (kubeconfig, master) = match &config.source {
         Source::Manifests(path) => {
             let cannot =
@@ -283,13 +286,13 @@ fn cluster(config: &Config) -> ClusterFacts {
         };
         let asked = Questions::new(client);
         match api::version(&asked).await {
-            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config).await)),
+            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config, asks_for_nodes).await)),
             Err(unknown) => ClusterFacts::Unanswered(unknown),
         }
     })
 }
 
-async fn of_api(client: &Questions, version: String, config: &Config) -> ApiFacts {
+async fn of_api(client: &Questions, version: String, config: &Config, asks_for_nodes: bool) -> ApiFacts {
     let node = api::node_named(client, &config.node_name).await;
     let needed = cluster::rights(config, node.as_ref().ok());
     let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();
@@ -306,12 +309,13 @@ async fn of_api(client: &Questions, version: String, config: &Config) -> ApiFact
         version,
         node,
         rights: asked,
-        nodes: match config.router {
-            Some(_) => api::node_addresses(client).await.unwrap_or_default(),
-            None => Vec::new(),
-        },
         own_cluster_ips: api::own_cluster_ips(client).await.unwrap_or_default(),
         service_ranges: api::service_ranges(client).await.unwrap_or_default(),
+        // Last, because it may take long.
+        nodes: match asks_for_nodes {
+            true => api::node_addresses(client).await,
+            false => Ok(Vec::new()),
+        },
     }
 }
 

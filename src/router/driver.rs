@@ -44,7 +44,6 @@ use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
 use super::host_files::HostFiles;
 use super::metrics::Metrics;
-use super::neighbour_limit;
 use super::password_files::read::PasswordFiles;
 use super::plan::{Plan, Unreached};
 use super::problem::Problem;
@@ -108,7 +107,7 @@ pub struct Driver<K: Kernel> {
     rivals: Vec<Problem>,
     /// Devices of tunnels without their guard.
     unguarded: Vec<Problem>,
-    /// More nodes on links than the kernel finds out neighbours.
+    /// As many nodes on links as the kernel finds out neighbours, or more.
     crowded: Vec<Problem>,
     untold: Untold,
     key_change: KeyChange,
@@ -294,7 +293,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.step_rotation(at);
         self.sessions.show(&self.context.metrics.peers).await;
         self.want_links(at).await;
-        self.crowded = neighbour_limit::problems(self.plan.nodes_on_links(), self.mirrors.neighbour_limits());
+        self.crowded = self.plan.crowded(self.mirrors.neighbour_limits(), &self.crowded);
     }
 
     async fn take_world(&mut self, world: &World, at: Moment) -> Authority {
@@ -427,6 +426,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         if found().next().is_some() {
             problems.to_mut().extend(found().cloned());
         }
+        self.context.metrics.problems.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
         if self.told.problems(&problems) {
             let problems = problems.iter().map(ToString::to_string).collect();
             self.context.report.send_modify(|report| report.problems = problems);
@@ -440,7 +440,6 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.context.metrics;
         metrics.drain.set(self.outside().number());
-        metrics.problems.set(count(self.plan.desired().problems.len()));
         metrics.routes.set(count(self.plan.routes().routes().len()));
         metrics.routes_present.set(count(self.mirrors.present_routes(self.plan.routes())));
         metrics.unreached.set(count(self.unreached.count));

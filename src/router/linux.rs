@@ -24,7 +24,7 @@ use crate::kernel::nftables::passages::{HostChain, Passages};
 use crate::kernel::nftables::{self, OwnTable, TableFamily};
 use crate::kernel::route::{Leading, Lookup, Protocol, TABLE_MAIN, Taken};
 use crate::kernel::rule::SourceRules;
-use crate::kernel::sysctl::{self, Settings};
+use crate::kernel::sysctl::Settings;
 use crate::kernel::tunnel::{ReceivePorts, Tunnel, Tunnels};
 use crate::kernel::vxlan::{Devices, Entries};
 use crate::kernel::wireguard::Peers;
@@ -284,7 +284,7 @@ impl Kernel for Linux {
     }
 
     fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
-        PerFamily::from_fn(|family| sysctl::value(&neighbour_limit::setting(family))?.parse().ok())
+        neighbour_limit::limits()
     }
 
     fn has_other_backend(&mut self) -> bool {

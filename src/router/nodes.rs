@@ -310,6 +310,11 @@ impl Nodes {
         self.parts.get(node).map(|part| &*part.addresses).unwrap_or_default()
     }
 
+    /// Returns the number of nodes, this one among them.
+    pub fn count(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Returns the addresses by which other nodes than this one are reached.
     pub fn of_others(&self, own: &CompactString) -> impl Iterator<Item = IpAddr> {
         let others = self.parts.iter().filter(move |(name, _)| *name != own);

@@ -1,5 +1,6 @@
 """trafficDistribution: endpoints near the client, by the hints of the control plane. Node 1 is in zone-a, nodes 2 and 3 are in zone-b."""
 import contextlib
+import time
 
 import expect
 from expect import PODS
@@ -49,8 +50,11 @@ def a_zone_label_that_changes_is_followed_and_connections_stay(bed):
                 expect.go_on(held)
             finally:
                 _label(bed, 2, "zone-b")
-            # A change of the Service, where that pod may have the hint of the zone that was: else the controller has no reason to look at it.
-            bed.put(s.name, PODS, annotations={"lab/moved": "back"})
+            # A change of the Service, where that pod may have the hint of the zone that was: else the controller has no reason to look at it. It watches
+            # Nodes apart, so the first change may come before the label does.
+            for turn in range(3):
+                bed.put(s.name, PODS, annotations={"lab/moved": f"back-{turn}"})
+                time.sleep(1)
             _serves("n2p2", s, ["n2p1", "n3p1"])
             expect.go_on(held)
 

@@ -139,9 +139,15 @@ impl OldInterface {
         self.get(GET_DESTINATIONS, &mut answer)?;
         let table = answer.get(size_of::<Query>()..).unwrap_or_default();
         let mut rows = table.chunks_exact(size_of::<Row>());
-        let is_known = |row: &[u8]| destination(row).is_some_and(|found| known.binary_search(&found).is_ok());
+        // The kernel lists the newest first, so what was added in order comes the other way round, unless one was added since.
+        let mut likely = known.iter().rev();
+        let mut is_known = |row: &[u8]| {
+            let found = destination(row);
+            let is_likely = likely.next() == found.as_ref();
+            found.is_some_and(|found| is_likely || known.binary_search(&found).is_ok())
+        };
         // Each destination is there once, so as many known ones are all of them.
-        Ok(rows.by_ref().take(known.len()).all(is_known) && rows.all(|row| row.iter().all(|byte| *byte == 0)))
+        Ok(rows.by_ref().take(known.len()).all(&mut is_known) && rows.all(|row| row.iter().all(|byte| *byte == 0)))
     }
 
     /// Gives a command that the kernel refuses before it looks at it, because it is too short to name a service.

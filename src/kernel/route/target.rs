@@ -69,6 +69,8 @@ impl Routes {
         let (mut found, mut foreign) = (BTreeMap::new(), Vec::new());
         let mut hops_known: BTreeSet<Arc<[NextHop]>> = BTreeSet::new();
         let mut known: HashSet<Arc<Route>> = HashSet::new();
+        // Thousands in a row are alike but for their keys: the addresses of Services.
+        let (mut last_hops, mut last): (Option<Arc<[NextHop]>>, Option<Arc<Route>>) = (None, None);
         let both = |filter| Family::BOTH.map(|family| (family, filter));
         for (family, (filter, local_default)) in filters.into_iter().flat_map(both) {
             for (listed, is_ours) in self.list(family, filter, of_interest)? {
@@ -82,8 +84,12 @@ impl Routes {
                     let Some(link) = names.name(&self.socket, hop.device) else { continue };
                     next_hops.push(NextHop { link, gateway: hop.gateway, on_link: hop.on_link });
                 }
-                let next_hops = hops_known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
-                hops_known.insert(next_hops.clone());
+                let next_hops = last_hops.take().filter(|last| **last == next_hops[..]).unwrap_or_else(|| {
+                    let shared = hops_known.get(&next_hops[..]).cloned().unwrap_or_else(|| next_hops.into());
+                    hops_known.insert(shared.clone());
+                    shared
+                });
+                last_hops = Some(next_hops.clone());
                 if !is_ours {
                     let is_first = !found.contains_key(&key);
                     foreign.push(Foreign { key, kind, protocol, next_hops, is_first });
@@ -91,8 +97,12 @@ impl Routes {
                 }
                 // Of IPv4 routes with the same key the kernel uses the one that it lists first.
                 let route = Route { kind, protocol, source, next_hops };
-                let route = known.get(&route).cloned().unwrap_or_else(|| route.into());
-                known.insert(route.clone());
+                let route = last.take().filter(|last| **last == route).unwrap_or_else(|| {
+                    let shared = known.get(&route).cloned().unwrap_or_else(|| route.into());
+                    known.insert(shared.clone());
+                    shared
+                });
+                last = Some(route.clone());
                 found.entry(key).or_insert(route);
             }
         }

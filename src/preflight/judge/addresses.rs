@@ -13,7 +13,7 @@ use crate::kernel::vxlan::Vxlan;
 use crate::model::{Node, OnLink};
 use crate::net::address_detection::{Candidate, Choice, choose};
 use crate::net::{AddressDetection, Family, PerFamily};
-use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, Transport};
+use crate::preflight::facts::{ClusterFacts, Facts, FoundRoute, NetworkFacts, Transport};
 use crate::preflight::{Finding, Level};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::cni::{self, CniFileForm};
@@ -112,9 +112,19 @@ pub fn links_of_node(facts: &Facts, config: &Config) -> BTreeMap<IpAddr, Compact
     carrying.map(|one| (one.address.addr(), one.link.0.clone())).collect()
 }
 
-/// Returns the networks that links of this host are on.
-pub fn networks(facts: &Facts) -> impl Iterator<Item = OnLink> {
-    let wide = theirs(facts).filter(|one| one.address.prefix_len() < one.address.max_prefix_len());
+/// Returns whether a link of this host may have as many nodes as its kernel finds out neighbours.
+pub fn may_be_crowded(network: &NetworkFacts, limits: PerFamily<Option<usize>>) -> bool {
+    let holds = |prefix: IpNet, limit: usize| {
+        let bits = u32::from(prefix.max_prefix_len() - prefix.prefix_len());
+        1_usize.checked_shl(bits).is_none_or(|size| size >= limit)
+    };
+    networks(network).any(|one| limits.of(Family::from(one.prefix)).is_some_and(|limit| holds(one.prefix, limit)))
+}
+
+/// Returns the networks that links of this host are on, those of links that are down left out.
+pub fn networks(network: &NetworkFacts) -> impl Iterator<Item = OnLink> {
+    let theirs = network.addresses.iter().filter(|one| is_theirs(one) && one.up);
+    let wide = theirs.filter(|one| one.address.prefix_len() < one.address.max_prefix_len());
     wide.map(|one| OnLink { prefix: one.address.trunc(), link: one.link.0.clone() })
 }
 
@@ -144,8 +154,13 @@ pub fn service_ranges(facts: &Facts, config: &Config) -> Vec<IpNet> {
 
 /// Addresses of devices that are not ours.
 fn theirs(facts: &Facts) -> impl Iterator<Item = &HostAddress> {
-    let is_ours = |name: &str| name == BRIDGE || name == DEVICE || name.starts_with(TUNNELS);
-    facts.network.addresses.iter().filter(move |one| !is_ours(&one.link.0) && one.scope != Scope::Host)
+    facts.network.addresses.iter().filter(|one| is_theirs(one))
+}
+
+fn is_theirs(one: &HostAddress) -> bool {
+    let name = &*one.link.0;
+    let is_ours = name == BRIDGE || name == DEVICE || name.starts_with(TUNNELS);
+    !is_ours && one.scope != Scope::Host
 }
 
 fn families(facts: &Facts, config: &Config) -> Vec<Finding> {

@@ -92,21 +92,37 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each, which stands for that of the other family where
-/// this Node has one.
+/// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each, which stands for that of the other family where this
+/// Node has one in a network of a link.
 fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
-    let (ClusterFacts::Answered(api), Some(_)) = (&facts.cluster, &config.router) else { return Vec::new() };
-    let networks: Vec<OnLink> = super::addresses::networks(facts).collect();
+    let (ClusterFacts::Answered(api), Some(router)) = (&facts.cluster, &config.router) else { return Vec::new() };
+    let listed = match &api.nodes {
+        Ok(listed) => listed,
+        Err(unknown) => {
+            let what = format!("the number of nodes on links of this host is not known: {}", unknown.reason());
+            return vec![Finding::ok("neighbours", what)];
+        }
+    };
+    let networks: Vec<OnLink> = super::addresses::networks(&facts.network).collect();
     let own: BTreeSet<IpAddr> = facts.network.addresses.iter().map(|one| one.address.addr()).collect();
-    let others = api.nodes.iter().copied().filter(|address| !own.contains(address));
-    let counted = neighbour_limit::on_links(others, &networks);
-    let has = |family| api.node.as_ref().is_ok_and(|node| node.address(family).is_some());
-    let nodes = |family| if has(family) { counted.v4.max(counted.v6) } else { *counted.of(family) };
+    let counted = neighbour_limit::on_links(listed.iter().copied().filter(|address| !own.contains(address)), &networks);
+    let has = |family| {
+        let address = api.node.as_ref().ok().and_then(|node| node.address(family));
+        address.is_some_and(|address| networks.iter().any(|network| network.prefix.contains(&address)))
+    };
     let of = |(family, is_on): (Family, &bool)| {
-        let limit = facts.kernel.settings.get(&neighbour_limit::setting(family)).and_then(|one| one.value.parse().ok());
-        let (what, todo) = neighbour_limit::excess(family, nodes(family), limit).filter(|_| *is_on)?;
-        let why = "there is no session with them and no way to their pods".to_owned();
-        Some(Finding::bad(Level::Degraded, format!("neighbours of {family}"), [what, why, todo]))
+        let nodes = if has(family) { counted.v4.max(counted.v6) } else { *counted.of(family) };
+        let found = facts.kernel.settings.get(&neighbour_limit::setting(family))?;
+        let limit = found.value.parse().ok().filter(|limit| neighbour_limit::are_too_many(nodes, *limit, false))?;
+        let (what, todo) = neighbour_limit::sentences(family, limit);
+        let subject = format!("neighbours of {family}");
+        // Sessions of all nodes with all are in use at once; else those that pods speak with are.
+        let is_mesh = router.internal_peers && router.full_mesh;
+        let why = "there is no session with a node beyond, and no way to its pods".to_owned();
+        is_on.then(|| match is_mesh {
+            true => Finding::bad(Level::Degraded, subject, [what, why, todo]),
+            false => Finding::ok(subject, format!("{what}; {todo}")),
+        })
     };
     config.families.iter().filter_map(of).collect()
 }

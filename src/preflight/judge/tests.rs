@@ -62,7 +62,7 @@ fn facts(config: &Config) -> Facts {
         version: "v1.36.1".to_owned(),
         node: Ok(node),
         rights,
-        nodes: vec!["192.0.2.1".parse().expect("an address")],
+        nodes: Ok(vec!["192.0.2.1".parse().expect("an address")]),
         own_cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
         service_ranges: Vec::new(),
     };
@@ -77,7 +77,10 @@ fn facts(config: &Config) -> Facts {
             cannot_load: None,
             settings: settings::asked(config, "6.12.0", Default::default())
                 .into_iter()
-                .map(|setting| (setting, FoundSetting { value: "1".to_owned(), unwritable: None }))
+                .map(|setting| {
+                    let value = if setting.0.ends_with("gc_thresh3") { "1024" } else { "1" };
+                    (setting, FoundSetting { value: value.to_owned(), unwritable: None })
+                })
                 .collect(),
         },
         process: ProcessFacts {

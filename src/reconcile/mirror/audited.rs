@@ -1,6 +1,7 @@
 //! Comparing the next portion of the last seen state with the kernel.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use super::{Audited, Course, Drift, Kept, Mirror, Sorted};
@@ -16,39 +17,68 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
         };
         let most = self.target.audit_portion();
         let begins = self.audit_from.is_none();
-        let at_once = seen.count() <= most && begins;
+        if begins && seen.count() <= most {
+            let found = self.target.read()?;
+            return Ok(Audited { drift: self.compare_all(found), finished: true });
+        }
         let begin = self.audit_from.take().map_or(Bound::Unbounded, Bound::Included);
         let mut range = seen.between((begin, Bound::Unbounded));
         let portion: Vec<T::Key> = range.by_ref().take(most).map(|(key, _)| key.clone()).collect();
         self.audit_from = range.next().map(|(key, _)| key.clone());
         drop(range);
         let keys: Vec<T::Key> = portion.into_iter().filter(|key| !self.doubtful.contains(key)).collect();
-        let keys = match at_once {
-            true => keys,
-            false => {
-                // Glances may rest, and one that comes now sees what this audit leaves to them.
-                let suspects = if begins { self.target.glance(seen) } else { Glance::Alike };
-                let mut keys: BTreeSet<T::Key> = self.target.to_audit(seen, &keys).into_iter().collect();
-                if let Glance::These(suspects) = suspects {
-                    let is_known = |key: &T::Key| seen.value(key).is_some() && !self.doubtful.contains(key);
-                    keys.extend(suspects.into_iter().filter(is_known));
-                }
-                keys.into_iter().collect()
-            }
-        };
-        let mut found = if at_once { self.target.read()? } else { self.target.read_some(&keys)? };
+        // Glances may rest, and one that comes now sees what this audit leaves to them.
+        let suspects = if begins { self.target.glance(seen) } else { Glance::Alike };
+        let mut keys: BTreeSet<T::Key> = self.target.to_audit(seen, &keys).into_iter().collect();
+        if let Glance::These(suspects) = suspects {
+            let is_known = |key: &T::Key| seen.value(key).is_some() && !self.doubtful.contains(key);
+            keys.extend(suspects.into_iter().filter(is_known));
+        }
+        let keys: Vec<T::Key> = keys.into_iter().collect();
+        let mut found = self.target.read_some(&keys)?;
         let mut drift = Vec::new();
         for key in keys {
             self.compare_one(key, &mut found, &mut drift);
         }
         let finished = self.audit_from.is_none();
         if finished {
-            let existing = if at_once { found.into_keys().collect() } else { self.target.keys()? };
+            let existing = self.target.keys()?;
             for key in self.unknown_among(existing) {
                 self.doubt_unexpected(key, &mut drift);
             }
         }
         Ok(Audited { drift, finished })
+    }
+
+    /// Compares everything that is seen with everything that was found. Both are in the order of keys, so what is alike is passed by at the price of one
+    /// comparison, where a look for each key takes many.
+    fn compare_all(&mut self, mut found: BTreeMap<T::Key, T::Value>) -> Vec<Drift> {
+        let Some(seen) = self.seen.as_ref().map(S::form) else { return Vec::new() };
+        let (mut differing, mut unexpected) = (Vec::new(), Vec::new());
+        let mut there = found.iter().peekable();
+        for (key, value) in seen.entries() {
+            let place = loop {
+                match there.peek().map_or(Ordering::Greater, |(other, _)| (*other).cmp(key)) {
+                    Ordering::Less => unexpected.extend(there.next().map(|(other, _)| other.clone())),
+                    place => break place,
+                }
+            };
+            let same_key = if place == Ordering::Equal { there.next() } else { None };
+            if same_key.is_none_or(|(_, other)| other != value) {
+                differing.push(key.clone());
+            }
+        }
+        unexpected.extend(there.map(|(other, _)| other.clone()));
+        let mut drift = Vec::new();
+        differing.retain(|key| !self.doubtful.contains(key));
+        unexpected.retain(|key| !self.doubtful.contains(key));
+        for key in differing {
+            self.compare_one(key, &mut found, &mut drift);
+        }
+        for key in unexpected {
+            self.doubt_unexpected(key, &mut drift);
+        }
+        drift
     }
 
     pub(super) fn compare_next_of(

@@ -14,6 +14,7 @@ use crate::net::{LinkLocal, LinkNames, PerFamily};
 use crate::router::desired::RouterChanges;
 use crate::router::external_peers::external_peers;
 use crate::router::neighbour_limit;
+use crate::router::problem::Problem;
 
 /// `fe80::`, whose prefix of 64 bits has all link-local addresses of a link.
 const NETWORK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
@@ -62,9 +63,15 @@ impl Plan {
         changed
     }
 
-    /// Returns the number of other nodes that are reached over links of this host, in each family.
-    pub fn nodes_on_links(&self) -> PerFamily<usize> {
-        neighbour_limit::on_links(self.nodes.of_others(&self.own.name), &self.on_link)
+    /// Returns the problems with more nodes on links of this host than its kernel finds out neighbours, after the former ones.
+    pub fn crowded(&self, limits: PerFamily<Option<usize>>, former: &[Problem]) -> Vec<Problem> {
+        let least = limits.iter().filter_map(|(_, limit)| *limit).min();
+        // Nearly every cluster has fewer nodes than that, and its nodes are not gone through.
+        if least.is_none_or(|least| !neighbour_limit::are_too_many(self.nodes.count(), least, !former.is_empty())) {
+            return Vec::new();
+        }
+        let nodes = neighbour_limit::on_links(self.nodes.of_others(&self.own.name), &self.on_link);
+        neighbour_limit::problems(nodes, limits, former)
     }
 
     /// Returns the names of links for texts.

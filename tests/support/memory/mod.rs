@@ -67,6 +67,8 @@ pub struct Machine {
     pub router_backend: Option<Backend>,
     /// How many neighbours on links the kernel finds out at most.
     pub neighbour_limits: PerFamily<Option<usize>>,
+    /// How often that was read.
+    pub neighbour_limits_read: u32,
     /// How often it was asked to remove what is ours from the tables that the host no longer uses.
     pub abandoned_removed: u32,
     /// How many acts were performed.
@@ -198,6 +200,7 @@ impl MemoryKernel {
             backend: None,
             router_backend: None,
             neighbour_limits: PerFamily::default(),
+            neighbour_limits_read: 0,
             abandoned_removed: 0,
             acts: 0,
             read: BTreeMap::new(),

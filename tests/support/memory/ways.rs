@@ -462,7 +462,10 @@ impl Kernel for MemoryKernel {
     type SourceRules = Memory<SourceRules>;
 
     fn neighbour_limits(&self) -> PerFamily<Option<usize>> {
-        self.with(|machine| machine.neighbour_limits)
+        self.with(|machine| {
+            machine.neighbour_limits_read += 1;
+            machine.neighbour_limits
+        })
     }
 
     /// Memory has no pods.

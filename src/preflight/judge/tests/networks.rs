@@ -1,6 +1,7 @@
 //! Findings about addresses and networks of the host, and the ranges of pods and Services.
 
 use super::*;
+use crate::net::PerFamily;
 
 #[test]
 fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
@@ -40,42 +41,67 @@ fn networks_of_the_host_in_the_ranges_of_pods_and_services_are_named() {
 }
 
 #[test]
-fn more_nodes_on_links_than_the_kernel_finds_out_neighbours_are_named_with_the_setting() {
-    let nodes = |count: u16, limit: &'static str| {
+fn as_many_nodes_on_links_as_the_kernel_finds_out_neighbours_are_named_with_the_setting() {
+    let limit = |facts: &mut Facts, family: &str, limit: &str| {
+        let found = FoundSetting { value: limit.to_owned(), unwritable: None };
+        facts.kernel.settings.insert(Setting(format!("net/{family}/neigh/default/gc_thresh3").into()), found);
+    };
+    let nodes = |count: u16, of_ipv4: &'static str| {
         move |facts: &mut Facts| {
             facts.network.addresses.push(host_address("eth1", "172.16.0.1/16"));
-            api(facts).nodes.extend((1..=count).map(|i| IpAddr::from([172, 16, 1 + (i >> 8) as u8, i as u8])));
-            let found = FoundSetting { value: limit.to_owned(), unwritable: None };
-            facts.kernel.settings.insert(Setting("net/ipv4/neigh/default/gc_thresh3".into()), found);
+            let all = (1..=count).map(|i| IpAddr::from([172, 16, 1 + (i >> 8) as u8, i as u8]));
+            api(facts).nodes = Ok(all.collect());
+            limit(facts, "ipv4", of_ipv4);
         }
     };
-    let setting = "sysctl -w net.ipv4.neigh.default.gc_thresh3=4096";
-    check(&[], nodes(1025, "1024"), Level::Degraded, &["more than 1024 other nodes are on links", setting]);
-    check_ok(&[], nodes(1024, "1024"), "no network of this host");
-    check_ok(&[], nodes(1025, "8192"), "no network of this host");
-    check_ok(&PROXY, nodes(1025, "1024"), "no network of this host");
+    let setting = "raise net.ipv4.neigh.default.gc_thresh3";
+    check(&[], nodes(1024, "1024"), Level::Degraded, &["neighbours of IPv4", "1024 other nodes", setting]);
+    check_ok(&[], nodes(1023, "1024"), "no network of this host");
+    check_ok(&[], nodes(1024, "8192"), "no network of this host");
+    check_ok(&PROXY, nodes(1024, "1024"), "no network of this host");
+    // Only nodes whose pods speak with each other are found out there.
+    check_ok(&["--node-routes=api"], nodes(1024, "1024"), setting);
     let behind_a_router = |facts: &mut Facts| {
-        nodes(1025, "1024")(facts);
+        nodes(1024, "1024")(facts);
         facts.network.addresses.pop();
     };
     check_ok(&[], behind_a_router, "no network of this host");
-    // Of nodes with both families the list has one.
-    let of_both = |facts: &mut Facts| {
-        nodes(1025, "8192")(facts);
-        let address = "2001:db8::1".parse().expect("an address");
-        facts.network.addresses.push(host_address("eth0", "2001:db8::1/64"));
-        let node = api(facts).node.as_mut().expect("it is known");
-        node.addresses.push(NodeAddress { kind: NodeAddressKind::Internal, address });
-        node.pod_cidrs.push("2001:db8:1::/64".parse().expect("a range"));
-        let found = FoundSetting { value: "1024".to_owned(), unwritable: None };
-        facts.kernel.settings.insert(Setting("net/ipv6/neigh/default/gc_thresh3".into()), found);
+    let by_a_link_that_is_down = |facts: &mut Facts| {
+        nodes(1024, "1024")(facts);
+        facts.network.addresses.last_mut().expect("that of eth1").up = false;
     };
-    check(
-        &["--enable-ipv6"],
-        of_both,
-        Level::Degraded,
-        &["neighbours of IPv6", "net.ipv6.neigh.default.gc_thresh3=4096"],
+    check_ok(&[], by_a_link_that_is_down, "no network of this host");
+    // Of nodes with both families the list has one.
+    let of_both = |length: u8| {
+        move |facts: &mut Facts| {
+            nodes(1024, "8192")(facts);
+            let address = "2001:db8::1".parse().expect("an address");
+            facts.network.addresses.push(host_address("eth0", &format!("{address}/{length}")));
+            let node = api(facts).node.as_mut().expect("it is known");
+            node.addresses.push(NodeAddress { kind: NodeAddressKind::Internal, address });
+            node.pod_cidrs.push("2001:db8:1::/64".parse().expect("a range"));
+            limit(facts, "ipv6", "1024");
+        }
+    };
+    let found = ["neighbours of IPv6", "raise net.ipv6.neigh.default.gc_thresh3"];
+    check(&["--enable-ipv6"], of_both(64), Level::Degraded, &found);
+    check_ok(&["--enable-ipv6"], of_both(128), "no network of this host");
+    let unread = |facts: &mut Facts| api(facts).nodes = Err(Unknown::Unreachable("no answer within 10 s".to_owned()));
+    check_ok(&[], unread, "nodes on links of this host is not known: no answer within 10 s");
+}
+
+#[test]
+fn nodes_are_asked_for_where_a_link_has_room_for_as_many_as_the_kernel_finds_out() {
+    let may = |address: &str, limit: Option<usize>| {
+        let addresses = vec![host_address("eth0", address)];
+        let network = NetworkFacts { addresses, ..NetworkFacts::default() };
+        addresses::may_be_crowded(&network, PerFamily { v4: limit, v6: limit })
+    };
+    assert!(may("192.0.2.1/22", Some(1024)) && !may("192.0.2.1/23", Some(1024)) && !may("192.0.2.1/32", Some(1)));
+    assert!(
+        may("2001:db8::1/64", Some(1024)) && may("2001:db8::1/1", Some(1024)) && !may("2001:db8::1/120", Some(1024))
     );
+    assert!(!may("192.0.2.1/8", None), "it cannot be read in this network namespace");
 }
 
 #[test]
