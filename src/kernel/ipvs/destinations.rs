@@ -105,7 +105,8 @@ impl Destinations {
         None
     }
 
-    fn at(&self, index: usize) -> Option<Destination> {
+    /// Returns the destination with this number.
+    pub fn at(&self, index: usize) -> Option<Destination> {
         match &*self.0 {
             ListForm::V4(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),
             ListForm::V6(alike, addresses) => addresses.get(index).map(|address| alike.with((*address).into())),

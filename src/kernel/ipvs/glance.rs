@@ -16,7 +16,7 @@ use foldhash::quality::RandomState;
 use rustix::io::Errno;
 
 use super::old_interface::{OldInterface, Summary, part};
-use super::{Destination, ServiceKey, Virtual};
+use super::{Destinations, ServiceKey, Virtual};
 use crate::net::Family;
 use crate::reconcile::Sorted;
 
@@ -89,9 +89,8 @@ impl Glancer {
     }
 
     /// Returns whether a service has exactly these destinations. `None` where the older interface does not answer that.
-    pub fn has(&self, key: &ServiceKey, known: &[Destination]) -> Option<bool> {
-        let is_ipv4 = |destination: &Destination| destination.address.is_ipv4();
-        if key.family() != Family::V4 || !known.iter().all(is_ipv4) {
+    pub fn has(&self, key: &ServiceKey, known: &Destinations) -> Option<bool> {
+        if key.family() != Family::V4 || !known.iter().all(|destination| destination.address.is_ipv4()) {
             return None;
         }
         match self.old.as_ref()?.has(key, known) {

@@ -16,7 +16,7 @@ use foldhash::quality::RandomState;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::{Destination, Forwarding, SchedulerName, Service, ServiceKey, Virtual, flags};
+use super::{Destination, Destinations, Forwarding, SchedulerName, Service, ServiceKey, Virtual, flags};
 use crate::net::{Family, Protocol};
 
 /// A socket that changes nothing. It belongs to the network namespace in which it was opened.
@@ -132,7 +132,7 @@ impl OldInterface {
     ///
     /// # Errors
     /// `ESRCH` where there is no such service.
-    pub fn has(&self, key: &ServiceKey, known: &[Destination]) -> Result<bool, Errno> {
+    pub fn has(&self, key: &ServiceKey, known: &Destinations) -> Result<bool, Errno> {
         // The kernel does not say how many it wrote: a place more than known is left empty where there is no other.
         let count = known.len() + 1;
         let mut answer = query(key, count).ok_or(Errno::INVAL)?;
@@ -140,11 +140,10 @@ impl OldInterface {
         let table = answer.get(size_of::<Query>()..).unwrap_or_default();
         let mut rows = table.chunks_exact(size_of::<Row>());
         // The kernel lists the newest first, so what was added in order comes the other way round, unless one was added since.
-        let mut likely = known.iter().rev();
+        let mut likely = (0..known.len()).rev().map(|index| known.at(index));
         let mut is_known = |row: &[u8]| {
-            let found = destination(row);
-            let is_likely = likely.next() == found.as_ref();
-            found.is_some_and(|found| is_likely || known.binary_search(&found).is_ok())
+            let (found, likely) = (destination(row), likely.next().flatten());
+            found.is_some_and(|found| likely == Some(found) || known.find(found.address) == Some(found))
         };
         // Each destination is there once, so as many known ones are all of them.
         Ok(rows.by_ref().take(known.len()).all(&mut is_known) && rows.all(|row| row.iter().all(|byte| *byte == 0)))

@@ -315,7 +315,7 @@ impl Target for Services {
     ) -> Result<Vec<ServiceKey>, Error> {
         let (mut unlike, mut unanswered) = (Vec::new(), Vec::new());
         for key in keys {
-            match seen.value(key).and_then(|known| self.glancer.has(key, &known.destinations.to_vec())) {
+            match seen.value(key).and_then(|known| self.glancer.has(key, &known.destinations)) {
                 Some(true) => {}
                 Some(false) => unlike.push(*key),
                 None => unanswered.push(*key),
@@ -340,9 +340,9 @@ impl Target for Services {
     /// at the beginning, or a later one, compared everything else of these services. Where it could not, all are read.
     fn to_audit(&mut self, seen: &impl Sorted<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
         let is_alike = |key: &ServiceKey| {
-            let known = seen.value(key)?.destinations.to_vec();
+            let known = &seen.value(key)?.destinations;
             let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
-            (is_told && !self.missed).then(|| self.glancer.has(key, &known)).flatten()
+            (is_told && !self.missed).then(|| self.glancer.has(key, known)).flatten()
         };
         keys.iter().filter(|key| is_alike(key) != Some(true)).copied().collect()
     }

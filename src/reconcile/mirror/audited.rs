@@ -156,7 +156,12 @@ impl<T: Target, S: Kept<T::Key, T::Value>> Mirror<T, S> {
     }
 
     fn unknown_among(&self, existing: BTreeSet<T::Key>) -> Vec<T::Key> {
-        let known = |key: &T::Key| self.seen().is_some_and(|seen| seen.value(key).is_some());
-        existing.into_iter().filter(|key| !known(key) && !self.doubtful.contains(key)).collect()
+        // Both are in the order of keys.
+        let mut seen = self.seen().into_iter().flat_map(|seen| seen.entries().map(|(key, _)| key)).peekable();
+        let mut is_known = |key: &T::Key| {
+            while seen.next_if(|one| *one < key).is_some() {}
+            seen.next_if(|one| *one == key).is_some()
+        };
+        existing.into_iter().filter(|key| !is_known(key) && !self.doubtful.contains(key)).collect()
     }
 }
