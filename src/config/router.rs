@@ -206,6 +206,11 @@ pub(super) fn cni_file(environment: &Environment) -> PathBuf {
 }
 
 impl RouterConfig {
+    /// Returns whether this node has sessions with all others, unless annotations make it a client of reflectors.
+    pub fn speaks_with_all_nodes(&self) -> bool {
+        self.internal_peers && self.full_mesh
+    }
+
     /// Replaces the ranges of Services where they differ; returns whether they did.
     pub fn follow(config: &mut Arc<RouterConfig>, ranges: ServiceRanges) -> bool {
         let differs = config.ranges != ranges;

@@ -148,14 +148,16 @@ pub async fn node_named(asked: &Questions, name: &str) -> Result<Node, Unknown> 
 /// They cannot be read.
 pub async fn node_addresses(asked: &Questions) -> Result<Vec<IpAddr>, Unknown> {
     let table: Value = send_as(asked, Method::GET, NODES, TABLE, Vec::new()).await?;
-    Ok(column(&table, "Internal-IP").filter_map(|cell| cell.as_str()?.parse().ok()).collect())
+    let cells = column(&table, "Internal-IP");
+    let cells = cells.ok_or_else(|| Unknown::Unreachable("its list of Nodes has no column Internal-IP".to_owned()))?;
+    Ok(cells.filter_map(|cell| cell.as_str()?.parse().ok()).collect())
 }
 
-/// Returns the cells of a column of a Table (`meta.k8s.io/v1`).
-fn column<'a>(table: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+/// Returns the cells of a column of a Table (`meta.k8s.io/v1`); `None` where it has no such column.
+fn column<'a>(table: &'a Value, name: &str) -> Option<impl Iterator<Item = &'a Value>> {
     let list = |pointer: &str| table.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let column = list("/columnDefinitions").iter().position(|column| text(column, "/name") == name);
-    list("/rows").iter().filter_map(move |row| row.pointer("/cells")?.get(column?))
+    let column = list("/columnDefinitions").iter().position(|column| text(column, "/name") == name)?;
+    Some(list("/rows").iter().filter_map(move |row| row.pointer("/cells")?.get(column)))
 }
 
 /// Returns the cluster IPs of the API server's own Service.
@@ -308,10 +310,10 @@ mod tests {
             "columnDefinitions": [{"name": "Name"}, {"name": "Internal-IP"}],
             "rows": [{"cells": ["node-1", "192.0.2.1"]}, {"cells": ["node-2", "<none>"]}, {"cells": ["node-3"]}],
         });
-        let cells: Vec<&Value> = column(&table, "Internal-IP").collect();
+        let cells: Vec<&Value> = column(&table, "Internal-IP").expect("it has it").collect();
         assert_eq!(cells, ["192.0.2.1", "<none>"]);
-        assert_eq!(column(&table, "External-IP").count(), 0);
-        assert_eq!(column(&json!({"items": []}), "Internal-IP").count(), 0, "a server that gives no Table");
+        assert!(column(&table, "External-IP").is_none());
+        assert!(column(&json!({"items": []}), "Internal-IP").is_none(), "a server that gives no Table");
     }
 
     #[test]

@@ -28,7 +28,8 @@ use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
 use crate::kernel::sysctl::{self, Setting};
 use crate::kernel::{address, is_program, link, local_socket, vxlan};
-use crate::net::AddressDetection;
+use crate::model::Node;
+use crate::net::{AddressDetection, PerFamily};
 use crate::proxy::names::{BRIDGE, DEVICE};
 use crate::router::host_files::preferred;
 use crate::router::linux::learned_routes;
@@ -262,7 +263,6 @@ fn obstacle(path: &Path) -> Option<String> {
 }
 
 fn cluster(config: &Config, network: &NetworkFacts) -> ClusterFacts {
-    let asks_for_nodes = config.router.is_some() && addresses::may_be_crowded(network, neighbour_limit::limits());
     let (kubeconfig, master) = match &config.source {
         Source::Manifests(path) => {
             let cannot =
@@ -286,13 +286,13 @@ fn cluster(config: &Config, network: &NetworkFacts) -> ClusterFacts {
         };
         let asked = Questions::new(client);
         match api::version(&asked).await {
-            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config, asks_for_nodes).await)),
+            Ok(version) => ClusterFacts::Answered(Box::new(of_api(&asked, version, config, network).await)),
             Err(unknown) => ClusterFacts::Unanswered(unknown),
         }
     })
 }
 
-async fn of_api(client: &Questions, version: String, config: &Config, asks_for_nodes: bool) -> ApiFacts {
+async fn of_api(client: &Questions, version: String, config: &Config, network: &NetworkFacts) -> ApiFacts {
     let node = api::node_named(client, &config.node_name).await;
     let needed = cluster::rights(config, node.as_ref().ok());
     let rights: Vec<api::Right> = needed.iter().map(|need| need.right.clone()).collect();
@@ -305,6 +305,10 @@ async fn of_api(client: &Questions, version: String, config: &Config, asks_for_n
         };
         asked.push(AskedRight { right, allowed, is_served });
     }
+    let limits = neighbour_limit::limits();
+    let limits = PerFamily::from_fn(|family| limits.of(family).filter(|_| *config.families.of(family)));
+    let may_be_crowded = |node: &Node| addresses::may_be_crowded(network, node, limits);
+    let asks_for_nodes = config.router.is_some() && node.as_ref().is_ok_and(may_be_crowded);
     ApiFacts {
         version,
         node,

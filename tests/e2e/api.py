@@ -92,6 +92,11 @@ def _service_events(bed, name):
     return sorted((e["reason"], e["message"], e["metadata"]["resourceVersion"]) for e in found)
 
 
+def _forget_events(bed):
+    """Where a guest stopped answering and everything is done once more in another one, the cluster still has those of Services of the same names."""
+    bed.source.api.delete("/api/v1/namespaces/default/events")
+
+
 @contextlib.contextmanager
 def _service_without_a_local_endpoint(bed, name):
     """A Service with the internal policy Local, whose one endpoint names no node."""
@@ -128,6 +133,7 @@ def _taken(bed, i, port):
 def a_problem_of_a_service_becomes_one_event_that_no_restart_repeats(bed):
     annotations = {"kube-router.io/service.schedular": "lc", "kube-router.io/service.scheduler": "fastest"}
     more = {"kind": "LoadBalancer", "external_policy": "Local", "health_port": 30141, "ports": [Port(80, node_port=30142)]}
+    _forget_events(bed)
     with _taken(bed, 2, 30141) as free_one, _service_without_a_local_endpoint(bed, "events-nowhere"), \
             expect.service(bed, "events", external_ips=["203.0.113.77"], annotations=annotations, **more) as s:
         def told():
@@ -157,6 +163,7 @@ def a_problem_of_a_service_becomes_one_event_that_no_restart_repeats(bed):
 
 def of_two_services_with_one_address_the_later_one_gets_one_event_that_names_the_other(bed):
     address = ["198.51.100.81"]
+    _forget_events(bed)
     with expect.service(bed, "first", external_ips=address) as first:
         time.sleep(1.5)  # times of creation count in seconds
         with expect.service(bed, "second", external_ips=address) as second:

@@ -184,6 +184,34 @@ fn exchanged_and_reweighted_destinations_are_seen_by_comparing_them() {
 }
 
 #[test]
+fn alike_destinations_are_known_in_whatever_order_the_kernel_lists_them() {
+    in_new(|| {
+        let key = service("tcp 10.96.1.1:80");
+        let of = |ip: &str| format!("{ip}:8080");
+        let all = ["10.244.1.1", "10.244.1.2", "10.244.1.3"];
+        let known = virtual_service("rr", &["10.244.1.1:8080=1", "10.244.1.2:8080=1", "10.244.1.3:8080=1"]);
+        let seen = BTreeMap::from([(key, known)]);
+        let mut services = everything();
+        let mut unlike = || services.unlike(&seen, &[key]).expect("the kernel answers");
+        let at = "-t 10.96.1.1:80";
+        let add = |ip: &str| run(&format!("ipvsadm -a {at} -r {} -m -w 1", of(ip)));
+        let delete = |ip: &str| run(&format!("ipvsadm -d {at} -r {}", of(ip)));
+        for (first, backwards) in (0..3).flat_map(|first| [(first, false), (first, true)]) {
+            run(&format!("ipvsadm -A {at} -s rr"));
+            let order = [0, 1, 2].map(|turn| all[(first + if backwards { 3 - turn } else { turn }) % 3]);
+            for ip in order {
+                add(ip);
+            }
+            assert_eq!(unlike(), [], "added as {order:?}");
+            delete(order[1]);
+            add("10.244.9.9");
+            assert_eq!(unlike(), [key], "added as {order:?}, and the second was exchanged");
+            run(&format!("ipvsadm -D {at}"));
+        }
+    });
+}
+
+#[test]
 fn an_audit_of_many_services_sees_what_it_leaves_to_glances_although_there_were_none() {
     in_new(|| {
         let one =

@@ -55,16 +55,42 @@ impl Destinations {
         all
     }
 
+    /// Returns whether all are of IPv4.
+    pub fn are_ipv4(&self) -> bool {
+        match &*self.0 {
+            ListForm::V4(..) => true,
+            ListForm::V6(..) => false,
+            ListForm::Mixed(all) => all.iter().all(|one| one.address.is_ipv4()),
+        }
+    }
+
+    /// Returns whether packets go to all of them by this method.
+    pub fn are_all(&self, forwarding: Forwarding) -> bool {
+        match &*self.0 {
+            ListForm::V4(alike, _) | ListForm::V6(alike, _) => alike.forwarding == forwarding,
+            ListForm::Mixed(all) => all.iter().all(|one| one.forwarding == forwarding),
+        }
+    }
+
+    /// Returns the number of this destination, by which [`at`](Destinations::at) knows it; `None` unless it is there exactly so.
+    pub fn place_of(&self, wanted: &Destination) -> Option<usize> {
+        let index = self.index_of(wanted.address)?;
+        (self.at(index) == Some(*wanted)).then_some(index)
+    }
+
     /// Returns the destination with this address and port.
     pub fn find(&self, address: SocketAddr) -> Option<Destination> {
-        let index = match (&*self.0, address) {
+        self.at(self.index_of(address)?)
+    }
+
+    fn index_of(&self, address: SocketAddr) -> Option<usize> {
+        match (&*self.0, address) {
             (ListForm::V4(alike, all), SocketAddr::V4(address)) if alike.port == address.port() => {
-                all.binary_search(address.ip()).ok()?
+                all.binary_search(address.ip()).ok()
             }
-            (ListForm::V6(..), _) | (ListForm::Mixed(_), _) => self.place(address)?,
-            (ListForm::V4(..), _) => return None,
-        };
-        self.at(index)
+            (ListForm::V6(..), _) | (ListForm::Mixed(_), _) => self.place(address),
+            (ListForm::V4(..), _) => None,
+        }
     }
 
     /// Returns all of them, the one with this number first, and those before it last.

@@ -90,7 +90,7 @@ impl Glancer {
 
     /// Returns whether a service has exactly these destinations. `None` where the older interface does not answer that.
     pub fn has(&self, key: &ServiceKey, known: &Destinations) -> Option<bool> {
-        if key.family() != Family::V4 || !known.iter().all(|destination| destination.address.is_ipv4()) {
+        if key.family() != Family::V4 || !known.are_ipv4() {
             return None;
         }
         match self.old.as_ref()?.has(key, known) {

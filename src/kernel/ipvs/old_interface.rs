@@ -139,11 +139,14 @@ impl OldInterface {
         self.get(GET_DESTINATIONS, &mut answer)?;
         let table = answer.get(size_of::<Query>()..).unwrap_or_default();
         let mut rows = table.chunks_exact(size_of::<Row>());
-        // The kernel lists the newest first, so what was added in order comes the other way round, unless one was added since.
-        let mut likely = (0..known.len()).rev().map(|index| known.at(index));
+        // The kernel lists the newest first, and they are added in order from one of them on (`replacement`): most come before the one that was found last.
+        let mut last = 0_usize;
         let mut is_known = |row: &[u8]| {
-            let (found, likely) = (destination(row), likely.next().flatten());
-            found.is_some_and(|found| likely == Some(found) || known.find(found.address) == Some(found))
+            let Some(found) = destination(row) else { return false };
+            let before = last.checked_sub(1).unwrap_or(known.len().saturating_sub(1));
+            let place = if known.at(before) == Some(found) { Some(before) } else { known.place_of(&found) };
+            last = place.unwrap_or(last);
+            place.is_some()
         };
         // Each destination is there once, so as many known ones are all of them.
         Ok(rows.by_ref().take(known.len()).all(&mut is_known) && rows.all(|row| row.iter().all(|byte| *byte == 0)))

@@ -341,8 +341,7 @@ impl Target for Services {
     fn to_audit(&mut self, seen: &impl Sorted<ServiceKey, Virtual>, keys: &[ServiceKey]) -> Vec<ServiceKey> {
         let is_alike = |key: &ServiceKey| {
             let known = &seen.value(key)?.destinations;
-            let is_told = known.iter().all(|destination| destination.forwarding == Forwarding::Nat);
-            (is_told && !self.missed).then(|| self.glancer.has(key, known)).flatten()
+            (known.are_all(Forwarding::Nat) && !self.missed).then(|| self.glancer.has(key, known)).flatten()
         };
         keys.iter().filter(|key| is_alike(key) != Some(true)).copied().collect()
     }

@@ -112,18 +112,24 @@ pub fn links_of_node(facts: &Facts, config: &Config) -> BTreeMap<IpAddr, Compact
     carrying.map(|one| (one.address.addr(), one.link.0.clone())).collect()
 }
 
-/// Returns whether a link of this host may have as many nodes as its kernel finds out neighbours.
-pub fn may_be_crowded(network: &NetworkFacts, limits: PerFamily<Option<usize>>) -> bool {
-    let holds = |prefix: IpNet, limit: usize| {
-        let bits = u32::from(prefix.max_prefix_len() - prefix.prefix_len());
-        1_usize.checked_shl(bits).is_none_or(|size| size >= limit)
+/// Returns whether the links that carry addresses of this Node have room for as many nodes as the kernel finds out neighbours.
+pub fn may_be_crowded(network: &NetworkFacts, node: &Node, limits: PerFamily<Option<usize>>) -> bool {
+    let carries = |link: &str| {
+        let of_link = network.addresses.iter().filter(|one| one.link.0 == link);
+        of_link.map(|one| one.address.addr()).any(|address| node.addresses.iter().any(|its| its.address == address))
     };
-    networks(network).any(|one| limits.of(Family::from(one.prefix)).is_some_and(|limit| holds(one.prefix, limit)))
+    let prefixes: BTreeSet<IpNet> = networks(network).filter(|one| carries(&one.link)).map(|one| one.prefix).collect();
+    let size = |prefix: &IpNet| 1_usize.checked_shl(u32::from(prefix.max_prefix_len() - prefix.prefix_len()));
+    limits.iter().any(|(family, limit)| {
+        let of_family = prefixes.iter().filter(|prefix| Family::from(**prefix) == family);
+        let room = of_family.map(|prefix| size(prefix).unwrap_or(usize::MAX)).fold(0, usize::saturating_add);
+        limit.is_some_and(|limit| room >= limit)
+    })
 }
 
-/// Returns the networks that links of this host are on, those of links that are down left out.
+/// Returns the networks that links of this host are on; none of links that are down, and not those that are on every link.
 pub fn networks(network: &NetworkFacts) -> impl Iterator<Item = OnLink> {
-    let theirs = network.addresses.iter().filter(|one| is_theirs(one) && one.up);
+    let theirs = network.addresses.iter().filter(|one| is_theirs(one) && one.up && one.scope == Scope::Global);
     let wide = theirs.filter(|one| one.address.prefix_len() < one.address.max_prefix_len());
     wide.map(|one| OnLink { prefix: one.address.trunc(), link: one.link.0.clone() })
 }

@@ -92,8 +92,8 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each, which stands for that of the other family where this
-/// Node has one in a network of a link.
+/// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each. Those of the other family may be on a link as well, where
+/// this Node is on one with that family: then that is said, and not held against the host.
 fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
     let (ClusterFacts::Answered(api), Some(router)) = (&facts.cluster, &config.router) else { return Vec::new() };
     let listed = match &api.nodes {
@@ -111,17 +111,21 @@ fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
         address.is_some_and(|address| networks.iter().any(|network| network.prefix.contains(&address)))
     };
     let of = |(family, is_on): (Family, &bool)| {
-        let nodes = if has(family) { counted.v4.max(counted.v6) } else { *counted.of(family) };
+        let of_family = *counted.of(family);
+        let perhaps = if has(family) { counted.v4 + counted.v6 } else { of_family };
         let found = facts.kernel.settings.get(&neighbour_limit::setting(family))?;
-        let limit = found.value.parse().ok().filter(|limit| neighbour_limit::are_too_many(nodes, *limit, false))?;
+        let limit = found.value.parse().ok()?;
+        let are_too_many = |nodes| neighbour_limit::are_too_many(nodes, limit, false);
         let (what, todo) = neighbour_limit::sentences(family, limit);
         let subject = format!("neighbours of {family}");
-        // Sessions of all nodes with all are in use at once; else those that pods speak with are.
-        let is_mesh = router.internal_peers && router.full_mesh;
         let why = "there is no session with a node beyond, and no way to its pods".to_owned();
-        is_on.then(|| match is_mesh {
+        if !is_on || !are_too_many(perhaps) {
+            return None;
+        }
+        Some(match are_too_many(of_family) && router.speaks_with_all_nodes() {
             true => Finding::bad(Level::Degraded, subject, [what, why, todo]),
-            false => Finding::ok(subject, format!("{what}; {todo}")),
+            false if are_too_many(of_family) => Finding::ok(subject, format!("{what}; {todo}")),
+            false => Finding::ok(subject, format!("if other nodes have {family} addresses as well: {what}; {todo}")),
         })
     };
     config.families.iter().filter_map(of).collect()

@@ -67,7 +67,10 @@ impl Plan {
     pub fn crowded(&self, limits: PerFamily<Option<usize>>, former: &[Problem]) -> Vec<Problem> {
         let least = limits.iter().filter_map(|(_, limit)| *limit).min();
         // Nearly every cluster has fewer nodes than that, and its nodes are not gone through.
-        if least.is_none_or(|least| !neighbour_limit::are_too_many(self.nodes.count(), least, !former.is_empty())) {
+        // Elsewhere those that pods speak with are in use at once, which nobody counts.
+        if !self.config.speaks_with_all_nodes()
+            || least.is_none_or(|least| !neighbour_limit::are_too_many(self.nodes.count(), least, !former.is_empty()))
+        {
             return Vec::new();
         }
         let nodes = neighbour_limit::on_links(self.nodes.of_others(&self.own.name), &self.on_link);

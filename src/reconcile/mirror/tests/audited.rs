@@ -185,3 +185,47 @@ fn objects_are_listed_as_the_kernel_has_them_as_far_as_there_is_room() {
     scene.mirror.begin_inspection();
     assert_eq!(scene.mirror.inspect(Room::of_differences(DESCRIBED)).objects, "", "nobody asks for them");
 }
+
+#[test]
+fn an_audit_at_once_and_one_in_portions_find_all_that_differs_wherever_it_stands() {
+    const KEYS: [&str; 3] = ["a", "b", "c"];
+    const SEEN_AND_THERE: [(Option<&str>, Option<&str>); 6] = [
+        (None, None),
+        (None, Some("1")),
+        (Some("1"), None),
+        (Some("1"), Some("1")),
+        (Some("1"), Some("2")),
+        (Some("2"), Some("1")),
+    ];
+    for case in 0..6_usize.pow(3) {
+        let state = |place: usize| SEEN_AND_THERE[case / 6_usize.pow(place as u32) % 6];
+        let states = [0, 1, 2].map(|place| (KEYS[place], state(place)));
+        let want: Jars = states.iter().filter_map(|(key, (seen, _))| Some((*key, (*seen)?))).collect();
+        let expected: BTreeSet<String> = states
+            .iter()
+            .filter_map(|(key, state)| match state {
+                (Some(_), None) => Some(Drift::Missing((*key).into())),
+                (None, Some(_)) => Some(Drift::Unexpected((*key).into())),
+                (seen, there) => (seen != there).then(|| Drift::Different((*key).into())),
+            })
+            .map(|drift| format!("{drift:?}"))
+            .collect();
+        for portion in [None, Some(1)] {
+            let mut scene = Scene::new(&[]);
+            scene.round(&want);
+            let shelf = scene.shelf();
+            shelf.portion = portion;
+            shelf.jars = states.iter().filter_map(|(key, (_, there))| Some((*key, (*there)?))).collect();
+            let mut found = Vec::new();
+            while {
+                let audited = scene.mirror.audit(scene.at());
+                found.extend(audited.drift.iter().map(|drift| format!("{drift:?}")));
+                !audited.finished
+            } {}
+            assert_eq!(found.len(), expected.len(), "{states:?}, {portion:?}: each once");
+            assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected, "{states:?}, {portion:?}");
+            scene.round(&want);
+            assert_eq!(scene.shelf().jars, want, "{states:?}, {portion:?}");
+        }
+    }
+}
