@@ -183,6 +183,11 @@ def ask(namespace, address, port, protocol="tcp", patience=PATIENCE, source_port
             return exchange(sock)
 
 
+def resent(sock):
+    """How many packets of this connection its TCP has sent more than once (`tcpi_total_retrans` of linux/tcp.h)."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[100:104], sys.byteorder)
+
+
 def word(error):
     """An error as one word, for counting."""
     if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
@@ -217,7 +222,8 @@ class Load:
 
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
-    send a message once again, as such clients do: an endpoint that goes may take an answer with it.
+    send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waited` counts new connections of TCP that came
+    about because a lost packet was sent again.
     """
 
     def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
@@ -253,7 +259,7 @@ def work(address, port, protocol, lasting, pause, resends):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
-    messages = slowest = 0
+    messages = slowest = waited = 0
     held = []
     for _ in range(lasting):
         try:
@@ -265,6 +271,7 @@ def work(address, port, protocol, lasting, pause, resends):
         try:
             with connect(address, port, protocol) as sock:
                 answers[exchange(sock)[0]] += 1
+                waited += protocol == "tcp" and resent(sock) > 0
         except OSError as error:
             errors[word(error)] += 1
         slowest = max(slowest, time.monotonic() - at)
@@ -281,7 +288,7 @@ def work(address, port, protocol, lasting, pause, resends):
         time.sleep(max(0.0, pause - (time.monotonic() - at)))
     return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
             "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
-            "broken": sum(breaks.values()), "breaks": dict(breaks), "slowest_ms": round(slowest * 1000)}
+            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "slowest_ms": round(slowest * 1000)}
 
 
 if __name__ == "__main__":

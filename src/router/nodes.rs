@@ -310,17 +310,6 @@ impl Nodes {
         self.parts.get(node).map(|part| &*part.addresses).unwrap_or_default()
     }
 
-    /// Returns the number of nodes, this one among them.
-    pub fn count(&self) -> usize {
-        self.parts.len()
-    }
-
-    /// Returns the addresses by which other nodes than this one are reached.
-    pub fn of_others(&self, own: &CompactString) -> impl Iterator<Item = IpAddr> {
-        let others = self.parts.iter().filter(move |(name, _)| *name != own);
-        others.flat_map(|(_, part)| [part.both.v4, part.both.v6].into_iter().flatten())
-    }
-
     /// Returns the address of a node in each enabled family.
     pub fn both_of(&self, node: &CompactString) -> PerFamily<Option<IpAddr>> {
         self.parts.get(node).map(|part| part.both).unwrap_or_default()

@@ -11,8 +11,8 @@ use sluice::config::{Backend, RouterConfig};
 use sluice::kernel::address::AddressKey;
 use sluice::kernel::link::LinkName;
 use sluice::model::{
-    DetectedAddresses, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink, OwnAnnotation, Pod, Report,
-    Routing,
+    DetectedAddresses, Host, HostLink, Labels, Node, NodeAddress, NodeAddressKind, OnLink, OwnAnnotation, Pod,
+    Reflection, Report, Routing,
 };
 use sluice::net::PerFamily;
 use sluice::observe::local::{AnswerFormat, Question};
@@ -776,6 +776,17 @@ fn as_many_nodes_on_links_as_the_kernel_finds_out_neighbours_are_a_problem_until
         seen.world.send_modify(|world| _ = world.cluster.nodes.insert("node5".into(), one_more));
         seen.until("an Event says so", is_told).await;
         assert_eq!(seen.trouble("are on links"), None, "the agent does all that it can");
+
+        let with_role = |reflection| Node {
+            routing: Some(Box::new(Routing { reflection, ..Routing::default() })),
+            ..node(Ipv4Addr::new(127, 0, 0, 4))
+        };
+        let client = with_role(Reflection::Client([127, 0, 0, 9].into()));
+        seen.world.send_modify(|world| _ = world.cluster.nodes.insert("node5".into(), client));
+        seen.until("there is no session with a client of reflectors", |seen| !is_told(seen)).await;
+        let of_none = with_role(Reflection::None);
+        seen.world.send_modify(|world| _ = world.cluster.nodes.insert("node5".into(), of_none));
+        seen.until("there is one again", is_told).await;
         limit(8);
         seen.until("it is resolved", |seen| !is_told(seen)).await;
     });

@@ -206,6 +206,9 @@ def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_thos
             bed.source.api.delete(f"{CIDRS}/more")
         for i in bed.agents:
             expect.soon(lambda: not [k for k in kernel.ipvs(i) if k[1] in ours], 30, f"node {i} still serves it")
+        with expect.default_route_to_nobody(1):
+            for free in unused:
+                expect.soon(lambda: not expect.is_connection_refused("n1p2", free, 80), 60, free, "is still refused, although its range is gone")
 
 
 def external_addresses_inside_a_service_cidr_are_served_before_it_comes_and_after_it_went_and_not_between(bed):

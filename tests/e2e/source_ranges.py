@@ -75,3 +75,16 @@ def ranges_of_one_family_let_nobody_of_the_other_in(bed):
     with expect.service(bed, "half", kind="LoadBalancer", balancer_ips=ADDRESSES, source_ranges=CLIENT[:1]):
         expect.share("ext", ADDRESSES[0], 80, PODS)
         expect.silent("ext", ADDRESSES[1], 80)
+
+
+def ranges_of_a_family_that_a_service_has_not_let_nobody_in(bed):
+    """Beside those of its own family they mean nothing, and alone they name nobody who could come."""
+    for f, family in enumerate(FAMILIES):
+        address = ADDRESSES[f]
+        with expect.service(bed, f"single-{family}", families=family, kind="LoadBalancer", balancer_ips=[address], source_ranges=CLIENT) as s:
+            expect.share("ext", address, 80, PODS)
+            expect.silent("n1p2", address, 80)
+            bed.put(s.name, PODS, source_ranges=[CLIENT[1 - f]])
+            expect.soon(lambda: not _reaches(address, 80), 20, address, "is still open")
+            bed.put(s.name, PODS, source_ranges=CLIENT)
+            expect.soon(lambda: _reaches(address, 80), 20, address, "stays closed")

@@ -15,7 +15,7 @@ import groups
 
 NODES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "nodes.py")
 NAME = f"kubelets-{os.getpid()}"
-APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc")
+APPLETS = ("sh", "httpd", "sleep", "cat", "grep", "ip", "nc", "ping")
 NEXT = "-next"  # of the tag of the image that an update brings
 MANIFEST = "kubeadm-kuberouter-all-features"
 DNS_ADDRESS = "10.96.0.10"  # of the Service that pods ask for names, where one is made
@@ -27,15 +27,16 @@ PLACES = {"guest": {"kubelet": {"clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "ipt
 class Bed:
     """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
     more may join later. `kind`: the place of the nodes (`PLACES`). `proxy_mode`: of kube-proxy, where it is not the place's.
-    `archives`: the paths of more images that nodes have."""
+    `is_updated`: nodes have the image of an update (`NEXT`), too. `archives`: the paths of more images that nodes have."""
 
-    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None):
+    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None, is_updated=False):
         self.binary, self.nodes, self.joining = binary, nodes, joining
         self.name, self.values = name, list(values)
         self.has_ipv6 = "ipv6=true" in self.values
         self.kind, self.place = kind, place.choose(NAME, kind)
         self.proxy_mode = proxy_mode or PLACES[kind]["proxy_mode"]
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
+        self.is_updated = is_updated
         self.archives, self.groups = [], []
 
     def up(self):
@@ -89,6 +90,7 @@ class Bed:
         recipe = image.Recipe("amd64", "full", self.binary, image.source_date())
         path, digest, size = image.make(recipe, self.folder)
         own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")
+        found = [path, *([self.following()] if self.is_updated else [])]
         small = Tree()
         small.link("bin", "usr/bin")
         small.copy("usr/bin/busybox", "/bin/busybox")
@@ -96,7 +98,6 @@ class Bed:
             small.link(f"usr/bin/{name}", "busybox")
         small.folder("www", 0o755)
         small.folder("tmp", 0o1777)
-        found = [path]
         dns = Tree()
         dns.copy("coredns", programs[cluster.DNS])
         busybox, server = Layer(small.packed(0), "busybox"), Layer(dns.packed(0), "CoreDNS")
@@ -106,6 +107,16 @@ class Bed:
             with open(found[-1], "wb") as handle:
                 handle.write(made.archive(name, "lab"))
         return found
+
+    def following(self):
+        """The path of the image that an update brings, whose program is another file."""
+        program = f"{self.folder}/sluice"
+        shutil.copy(self.binary, program)
+        with open(program, "ab") as handle:
+            handle.write(b"the next build")
+        recipe = image.Recipe("amd64", "full", program, image.source_date())
+        recipe.tag += NEXT
+        return image.make(recipe, self.folder)[0]
 
     def store(self, programs, archives):
         """Imports the images here: the emulated processor would take minutes for each node. Nodes begin with a copy of what containerd keeps."""
@@ -126,8 +137,6 @@ address = "{state}/socket"
                 raise own.LabError("containerd does not answer")
             for path in archives:
                 own.run(*ctr, "import", path)
-            name = f"docker.io/library/sluice:{image.version()}"
-            own.run(*ctr, "tag", name, name + NEXT)
         finally:
             own.end([own.identity(process.pid)], 10)
             process.wait()

@@ -8,8 +8,6 @@ def agent_of(bed, node):
 
 def a_node_joins(bed):
     """Nobody does anything on it: the DaemonSet brings the agent, and pods that come there are reached from everywhere."""
-    if not bed.joining:
-        return
     before = bed.nodes
     node = f"node{bed.join()}"
     bed.wait("its agent is ready", lambda: agent_of(bed, node) is not None)

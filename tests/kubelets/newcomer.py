@@ -122,9 +122,7 @@ def a_pod_answers_on_a_port_of_its_node(bed):
 
 
 def pods_leave_a_node_that_is_drained_and_services_go_on(bed):
-    """With one node there is nowhere to go to."""
-    if bed.nodes == 1:
-        return
+    that(bed.nodes > 1, "with one node there is nowhere to go to")
     name = f"node{bed.nodes}"
     bed.kubectl("drain", name, "--ignore-daemonsets", "--force", "--timeout=600s")
 
@@ -173,18 +171,43 @@ def outcomes(bed):
     return bed.on(1, f"cat {LOG}/outcomes 2>/dev/null || true").split()
 
 
-def an_update_of_the_agents_fails_no_request(bed):
-    before = len(outcomes(bed))
-    bed.kubectl("-n", "kube-system", "set", "image", "daemonset/kube-router", f"kube-router=sluice:{image.version()}{beds.NEXT}")
+ANSWERS = "/var/lib/kubelet/pings"
+
+
+def pings(bed):
+    """The numbers of the answers that a pod of the first node has had from one of the last node."""
+    return sorted(map(int, re.findall(r"seq=(\d+) ", bed.on(1, f"cat {ANSWERS}/answers 2>/dev/null || true"))))
+
+
+def ping(bed):
+    """A pod that sends a numbered packet to a pod of the last node five times a second, and writes down each answer."""
+    target = next(pod["status"]["podIP"] for pod in ready_pods(bed, "-l", "app=web") if pod["spec"]["nodeName"] == f"node{bed.nodes}")
+    bed.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pings"}, "spec": {
+        "nodeName": "node1", "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+        "containers": [container("pings", f"exec ping -i 0.2 {target} > /log/answers", volumeMounts=[{"name": "log", "mountPath": "/log"}])],
+        "volumes": [{"name": "log", "hostPath": {"path": ANSWERS, "type": "DirectoryOrCreate"}}]}})
+    bed.wait("a pod of another node answers" if bed.nodes > 1 else "another pod answers", lambda: len(pings(bed)) > 5)
+
+
+def an_update_of_the_agents_fails_no_request_and_loses_no_packet(bed):
+    """To an image with another program, also for what an agent leaves on the host."""
+    ping(bed)
+    before, first = len(outcomes(bed)), pings(bed)[-1]
+    following = f"sluice:{image.version()}{beds.NEXT}"
+    bed.kubectl("-n", "kube-system", "set", "image", "daemonset/kube-router", f"kube-router={following}", f"install-cni={following}")
 
     def updated():
         found = bed.get("daemonset", "kube-router", "-n", "kube-system")["status"]
         return found.get("updatedNumberScheduled") == bed.nodes and found.get("numberReady") == bed.nodes and not found.get("numberUnavailable")
     bed.wait("agents are replaced", updated)
     bed.wait("requests after the update", lambda n=len(outcomes(bed)): len(outcomes(bed)) > n + 3)
-    during = outcomes(bed)[before:]
+    bed.wait("packets after the update", lambda n=len(pings(bed)): len(pings(bed)) > n + 5)
+    during, answered = outcomes(bed)[before:], [number for number in pings(bed) if number > first]
     that(set(during) == {"ok"}, during.count("failed"), "of", len(during), "requests failed")
-    own.say(f"  {len(during)} requests, none failed")
+    lost = sorted(set(range(first + 1, answered[-1])) - set(answered))
+    that(not lost, "of", len(answered), "packets between pods these were lost:", lost)
+    own.say(f"  {len(during)} requests, none failed; {len(answered)} packets between pods, none lost")
+    bed.kubectl("delete", "pod", "pings")
     names = [pod["spec"]["containers"][0]["image"] for pod in ready_pods(bed, *AGENTS)]
     that(all(name.endswith(beds.NEXT) for name in names), names)
 
@@ -214,8 +237,12 @@ def the_removal_leaves_nothing(bed):
         options += " --mount type=bind,src=/run/sluice,dst=/run/sluice,options=rbind:rw --mount type=bind,src=/opt/cni/bin,dst=/opt/cni/bin,options=rbind:rw"
         options += " --env KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist"
         bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
-        left = bed.on(i, "nft list tables; iptables-legacy-save 2>/dev/null | grep KUBE- ; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
-                         "ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
-                         "ls /opt/cni/bin | grep sluice; true")
+        # The kubelet has chains of its own that begin with KUBE-, and the plugin portmap its CNI- ones.
+        ours = "'KUBE-(ROUTER|NWPLCY|POD-FW|SVC-|DEFAULT)|kube-router|sluice'"
+        rules = "; ".join(f"{program}-{flavour}-save 2>/dev/null | grep -E {ours}" for program in ("iptables", "ip6tables") for flavour in ("nft", "legacy"))
+        rest = "; ".join(f"ip route show root {one}" for one in net.POD_RANGES)
+        left = bed.on(i, f"nft list tables; {rules}; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|SCTP|FWM)'; "
+                         "ip -br link | grep -E '^(kube-|tun-|sluice)'; for f in 4 6; do ip -$f rule | grep -vE 'lookup (local|main|default)'; done; "
+                         f"{rest}; ls /etc/cni/net.d; ls -A /var/lib/sluice /run/sluice | grep -v :$; ls /opt/cni/bin | grep sluice; true")
         left = [line for line in left.splitlines() if line and not re.search(r"table ip6? (filter|nat|mangle|raw)$", line)]
         that(not left, f"left on node {i}:", left)

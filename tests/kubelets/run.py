@@ -28,11 +28,21 @@ import theirs  # noqa: E402
 NEWCOMER = [
     newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_pod_answers_on_a_port_of_its_node,
-    dns.names_of_services_are_found, newcomer.a_policy_closes_the_pods, newcomer.an_update_of_the_agents_fails_no_request,
-    newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, joining.a_node_joins, reboots.a_node_comes_back_from_a_reboot,
+    dns.names_of_services_are_found, newcomer.a_policy_closes_the_pods, joining.a_node_joins, newcomer.an_update_of_the_agents_fails_no_request_and_loses_no_packet,
+    newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot,
     newcomer.the_removal_leaves_nothing]
 
+OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot]
+
 GROUPS = {"integrators": [name for name in integrators.RENDERINGS if not name.startswith("upstream-")], "upstream": list(integrators.RENDERINGS)}
+
+
+def newcomers(nodes, joining_nodes):
+    """The tests for so many nodes, and those that join later; says which want more."""
+    without = [*([] if joining_nodes else [joining.a_node_joins]), *(OF_SEVERAL if nodes + joining_nodes == 1 else [])]
+    for test in without:
+        own.say(f"left out, for want of nodes: {test.__name__}")
+    return [test for test in NEWCOMER if test not in without]
 
 
 def main():
@@ -55,7 +65,7 @@ def main():
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes), theirs.tests(names)
     elif len(names) == 1:
-        bed, tests = Bed(known.binary, known.nodes, names[0], known.values, known.joining), [(test.__name__, test) for test in NEWCOMER]
+        bed, tests = Bed(known.binary, known.nodes, names[0], known.values, known.joining, is_updated=True), [(test.__name__, test) for test in newcomers(known.nodes, known.joining)]
     else:
         raise own.LabError("one file of daemonset/ at a time")
     tests = [(name, test) for name, test in tests if not any(part in name for part in known.without)]

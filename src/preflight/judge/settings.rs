@@ -8,7 +8,7 @@ use compact_str::CompactString;
 use crate::config::Config;
 use crate::firewall;
 use crate::kernel::sysctl::{Setting, WantedSetting};
-use crate::model::OnLink;
+use crate::model::{OnLink, Reflection};
 use crate::net::Family;
 use crate::preflight::facts::{ClusterFacts, Facts, FoundSetting};
 use crate::preflight::{Finding, Level};
@@ -93,7 +93,8 @@ pub fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
 }
 
 /// Judges the number of nodes on links of this host. A list of Nodes for people has one address of each. Those of the other family may be on a link as well, where
-/// this Node is on one with that family: then that is said, and not held against the host.
+/// this Node is on one with that family: then that is said, and not held against the host. Nor is it where this node has no sessions with most others, or none
+/// that the list tells of: without a full mesh the nodes of its own system.
 fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
     let (ClusterFacts::Answered(api), Some(router)) = (&facts.cluster, &config.router) else { return Vec::new() };
     let listed = match &api.nodes {
@@ -110,6 +111,8 @@ fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
         let address = api.node.as_ref().ok().and_then(|node| node.address(family));
         address.is_some_and(|address| networks.iter().any(|network| network.prefix.contains(&address)))
     };
+    let role = api.node.as_ref().map(|node| node.routing().reflection).unwrap_or_default();
+    let is_client = matches!(role, Reflection::Client(_));
     let of = |(family, is_on): (Family, &bool)| {
         let of_family = *counted.of(family);
         let perhaps = if has(family) { counted.v4 + counted.v6 } else { of_family };
@@ -122,7 +125,7 @@ fn neighbours(facts: &Facts, config: &Config) -> Vec<Finding> {
         if !is_on || !are_too_many(perhaps) {
             return None;
         }
-        Some(match are_too_many(of_family) && router.speaks_with_all_nodes() {
+        Some(match are_too_many(of_family) && router.speaks_with_all_nodes() && !is_client {
             true => Finding::bad(Level::Degraded, subject, [what, why, todo]),
             false if are_too_many(of_family) => Finding::ok(subject, format!("{what}; {todo}")),
             false => Finding::ok(subject, format!("if other nodes have {family} addresses as well: {what}; {todo}")),

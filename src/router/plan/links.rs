@@ -63,18 +63,16 @@ impl Plan {
         changed
     }
 
-    /// Returns the problems with more nodes on links of this host than its kernel finds out neighbours, after the former ones.
+    /// Returns the problems with more neighbours on links of this host than its kernel finds out, after the former ones. Each session keeps its neighbour in
+    /// use, whoever has sessions with whom; nodes that pods alone speak with are in use at times, and are not counted.
     pub fn crowded(&self, limits: PerFamily<Option<usize>>, former: &[Problem]) -> Vec<Problem> {
         let least = limits.iter().filter_map(|(_, limit)| *limit).min();
-        // Nearly every cluster has fewer nodes than that, and its nodes are not gone through.
-        // Elsewhere those that pods speak with are in use at once, which nobody counts.
-        if !self.config.speaks_with_all_nodes()
-            || least.is_none_or(|least| !neighbour_limit::are_too_many(self.nodes.count(), least, !former.is_empty()))
-        {
+        let sessions = &self.desired.peers;
+        // Nearly every node has fewer sessions than that, and they are not gone through.
+        if least.is_none_or(|least| !neighbour_limit::are_too_many(sessions.len(), least, !former.is_empty())) {
             return Vec::new();
         }
-        let nodes = neighbour_limit::on_links(self.nodes.of_others(&self.own.name), &self.on_link);
-        neighbour_limit::problems(nodes, limits, former)
+        neighbour_limit::problems(neighbour_limit::on_links(sessions.keys().copied(), &self.on_link), limits, former)
     }
 
     /// Returns the names of links for texts.

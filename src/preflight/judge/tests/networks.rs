@@ -1,6 +1,7 @@
 //! Findings about addresses and networks of the host, and the ranges of pods and Services.
 
 use super::*;
+use crate::model::{Reflection, Routing};
 use crate::net::PerFamily;
 
 #[test]
@@ -61,6 +62,12 @@ fn as_many_nodes_on_links_as_the_kernel_finds_out_neighbours_are_named_with_the_
     check_ok(&PROXY, nodes(1024, "1024"), "no network of this host");
     // Only nodes whose pods speak with each other are found out there.
     check_ok(&["--node-routes=api"], nodes(1024, "1024"), setting);
+    let with_reflectors = |facts: &mut Facts| {
+        nodes(1024, "1024")(facts);
+        let role = Routing { reflection: Reflection::Client([192, 0, 2, 1].into()), ..Routing::default() };
+        api(facts).node.as_mut().expect("it is known").routing = Some(Box::new(role));
+    };
+    check_ok(&[], with_reflectors, setting);
     let behind_a_router = |facts: &mut Facts| {
         nodes(1024, "1024")(facts);
         facts.network.addresses.pop();
