@@ -299,7 +299,7 @@ impl Speaker {
         if self.is_new {
             peer.begins_without_state();
         }
-        self.restart.iter_mut().for_each(|restart| restart.note_new(at.now));
+        self.restart.iter_mut().filter(|_| wanted.expected).for_each(|restart| restart.note_new(at.now));
         self.neighbours.insert(address, Box::new(Neighbour::new(id, wanted, peer, at.now)));
         self.addresses.insert(id, address);
         self.event(at, address, Event::Start);
@@ -431,7 +431,7 @@ impl Speaker {
         self.unanswering.answered(address, neighbour.ended(), at.now);
         neighbour.path.begin(at.now, neighbour.ended());
         neighbour.begin(at.now);
-        self.restart.iter_mut().for_each(|restart| restart.note_up(at.now));
+        self.restart.iter_mut().filter(|_| neighbour.wanted.expected).for_each(|restart| restart.note_up(at.now));
         let (source, view) = neighbour.looks(&agreement);
         // One that has restarted itself has retained nothing.
         let retains = agreement.restart.is_some_and(|restart| !restart.restarting);

@@ -16,7 +16,7 @@ struct Idle {
 }
 
 const NO_ALLOCATOR: &str = "the address allocator does not run";
-const NO_SESSIONS: &str = "with --node-routes=api nodes have no sessions with each other";
+const NO_SESSIONS: &str = "with --enable-ibgp=false nodes have no sessions with each other";
 const NO_BFD: &str = "neither --enable-bfd nor --enable-bfd-mesh is on";
 
 fn watches(flags: &Flags) -> bool {
@@ -81,24 +81,22 @@ const IDLE: [Idle; 21] = [
     },
     Idle {
         flag: "bgp-mesh-holdtime",
-        is_given: |typed, default| typed.node_routes == "api" && typed.bgp_mesh_holdtime != default.bgp_mesh_holdtime,
+        is_given: |typed, default| !typed.enable_ibgp && typed.bgp_mesh_holdtime != default.bgp_mesh_holdtime,
         reason: NO_SESSIONS,
     },
     Idle {
         flag: "bgp-mesh-max-prefixes",
-        is_given: |typed, default| {
-            typed.node_routes == "api" && typed.bgp_mesh_max_prefixes != default.bgp_mesh_max_prefixes
-        },
+        is_given: |typed, default| !typed.enable_ibgp && typed.bgp_mesh_max_prefixes != default.bgp_mesh_max_prefixes,
         reason: NO_SESSIONS,
     },
     Idle {
         flag: "bgp-mesh-ttl-security",
-        is_given: |typed, _| typed.node_routes == "api" && typed.bgp_mesh_ttl_security != 0,
+        is_given: |typed, _| !typed.enable_ibgp && typed.bgp_mesh_ttl_security != 0,
         reason: NO_SESSIONS,
     },
     Idle {
         flag: "bgp-mesh-password-file",
-        is_given: |typed, _| !typed.bgp_mesh_password_file.is_empty() && typed.node_routes == "api",
+        is_given: |typed, _| !typed.enable_ibgp && !typed.bgp_mesh_password_file.is_empty(),
         reason: NO_SESSIONS,
     },
     Idle {
@@ -108,7 +106,7 @@ const IDLE: [Idle; 21] = [
     },
     Idle {
         flag: "enable-bfd-mesh",
-        is_given: |typed, _| typed.enable_bfd_mesh && typed.node_routes == "api",
+        is_given: |typed, _| !typed.enable_ibgp && typed.enable_bfd_mesh,
         reason: NO_SESSIONS,
     },
     Idle {

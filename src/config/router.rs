@@ -47,8 +47,10 @@ pub struct RouterConfig {
     pub full_mesh: bool,
     /// `--node-routes`: where routes to pods of other nodes come from.
     pub node_routes: NodeRoutes,
-    /// `--enable-ibgp`: nodes peer with each other at all. They never do with [`NodeRoutes::Api`].
+    /// `--enable-ibgp` with [`NodeRoutes::Bgp`]: nodes peer with each other.
     pub internal_peers: bool,
+    /// `--enable-ibgp` with [`NodeRoutes::Api`]: nodes that (still) have `bgp` are answered, so that they learn our ranges and wait for nobody.
+    pub answers_nodes: bool,
     /// `--cluster-asn`; 64512 where it is 0.
     pub cluster_asn: u32,
     pub router_id: RouterId,
@@ -251,6 +253,7 @@ impl RouterConfig {
             full_mesh: flags.nodes_full_mesh,
             node_routes,
             internal_peers: flags.enable_ibgp && node_routes == NodeRoutes::Bgp,
+            answers_nodes: flags.enable_ibgp && node_routes == NodeRoutes::Api,
             cluster_asn: cluster_asn(flags.cluster_asn, mistakes),
             router_id: router_id(&flags.router_id, mistakes),
             port: port("bgp-port", flags.bgp_port.into(), mistakes),

@@ -117,6 +117,7 @@ pub fn neighbour(peer: &Peer, speaker: &Speaker) -> Result<WantedNeighbour, Stri
         own: PerFamily::from_fn(|of| here.filter(|_| of == family).or(*known.of(of))),
         next_hops: NextHops::Usual,
         liveness: None,
+        expected: true,
         first_as: false,
         most: PerFamily::from_fn(|of| most(peer, of)),
     })

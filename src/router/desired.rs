@@ -129,6 +129,11 @@ impl Desired {
         self.orders(&everything)
     }
 
+    /// Returns the neighbours with which sessions are expected.
+    pub fn expected(&self) -> impl Iterator<Item = IpAddr> {
+        self.peers.iter().filter(|(_, wanted)| wanted.expected).map(|(address, _)| *address)
+    }
+
     /// Returns the speaker's orders for a change.
     pub fn orders(&self, changed: &RouterChanges) -> Vec<Order> {
         let mut orders = Vec::new();

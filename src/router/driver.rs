@@ -411,7 +411,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn log_first_sync(&mut self, sync: &FirstSync) {
         info!(
-            neighbours = self.plan.desired().peers.len(),
+            neighbours = self.plan.desired().expected().count(),
             announcements = self.plan.desired().announcements.len(),
             authority = ?sync.authority,
             steps = sync.steps,

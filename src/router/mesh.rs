@@ -9,6 +9,8 @@
 //! | reflector | peer | peer | client, in the same cluster |
 //! | client | – | peer, in the same cluster | – |
 //!
+//! With `--node-routes=api` a node peers with nobody, and answers the nodes that have `bgp`: those learn its ranges, as while a cluster changes over.
+//!
 //! Without a full mesh only nodes of one AS peer with each other. A session runs between the primary addresses of two nodes,
 //! or where these are of different families, between addresses of the first family that both have.
 //!
@@ -87,26 +89,29 @@ impl fmt::Display for Obstacle {
 pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local, password: &Password) -> Peering {
     let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
     let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
-    if !config.internal_peers || !same_system {
+    let expected = config.internal_peers;
+    if !same_system || !expected && !config.answers_nodes {
         return Peering::None;
     }
+    // Who only answers misses nobody.
+    let impossible = |why| if expected { Peering::Impossible(why) } else { Peering::None };
     let Some(here) = own.primary else { return Peering::None };
     let Some(there) = node.primary(own.families) else {
         let has_none = node.addresses.is_empty();
-        return Peering::Impossible(if has_none { Obstacle::NoAddress } else { Obstacle::NoCommonFamily });
+        return impossible(if has_none { Obstacle::NoAddress } else { Obstacle::NoCommonFamily });
     };
     let Some((here, there)) = session_addresses(here, there, own, node) else {
-        return Peering::Impossible(Obstacle::NoCommonFamily);
+        return impossible(Obstacle::NoCommonFamily);
     };
     // A renamed Node leaves its old object behind for a while; dialling it would reach ourselves.
     // So would a Node of ours without the address that was detected here.
     if own.all.contains(&there) {
-        return Peering::Impossible(Obstacle::OwnAddress);
+        return impossible(Obstacle::OwnAddress);
     }
     let password = match password {
         Password::None => None,
         Password::Key(secret) => transport::Password::new(secret.key()).ok(),
-        Password::File(_) | Password::Unknown => return Peering::Impossible(Obstacle::NoPassword),
+        Password::File(_) | Password::Unknown => return impossible(Obstacle::NoPassword),
     };
     let secured = config.mesh.ttl_security.map(|hops| TimeToLive::Secured { hops });
     let time_to_live = secured.unwrap_or(TimeToLive::System);
@@ -119,7 +124,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
             // In a full mesh all nodes have the same AS number.
             asn: Some(local.asn),
             is_external: false,
-            passive: false,
+            passive: !expected,
             hold_time: config.mesh.hold_time,
             connect_retry: AMONG_NODES_RETRY,
             mutual: true,
@@ -131,6 +136,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
                 ..restart(config.graceful_restart.unwrap_or(AMONG_NODES))
             }),
         },
+        expected,
         transport: Transport { port: config.port, local: Some(here), password, time_to_live, link: None },
         client,
         own: own.addresses,

@@ -20,7 +20,8 @@
 //! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
 //! addresses: a cluster whose flag says less than the truth goes on working. It is not where it contains an address of a third node
 //! (`plan::Refusal`). It comes from nodes and from external peers, which is where it comes from in a cluster whose nodes peer with routers
-//! alone, and never from a neighbour or as a route added with the GoBGP client. With `--node-routes=api` it comes from nobody.
+//! alone, and never from a neighbour or as a route added with the GoBGP client. With `--node-routes=api` it comes from nobody, and from
+//! nodes nothing does.
 //!
 //! A route of an external peer with the community GRACEFUL_SHUTDOWN gets LOCAL_PREF 0: it loses to any other one (RFC 8326 4).
 //!
@@ -53,6 +54,8 @@ const REJECTED: &str = "customimportrejectdefinedset";
 const NODE_PODS: &str = "nodepodcidrdefinedset";
 const NODE_ADDRESSES: &str = "nodeipdefinedset";
 const LINKS: &str = "linkdefinedset";
+/// Beginning of the name of the statements that take nothing from nodes.
+const UNHEARD: &str = "unheard";
 
 /// Inputs of the policies. A set is only rebuilt when its contents have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -179,8 +182,9 @@ impl Sets {
             let hosts = || addresses.iter().map(|one| IpNet::from(*one));
             self.node_addresses = per_family(|f| exactly(NODE_ADDRESSES, hosts(), f));
             self.links = per_family(|f| inside(LINKS, on_link.iter().copied(), f));
+            let has_sessions = config.internal_peers || config.answers_nodes;
             // A session with an address that is configured as an external peer's is that peer's, whichever Node lists the address as its own.
-            let nodes = || peers.iter().filter(|peer| config.internal_peers && !external.contains(peer)).copied();
+            let nodes = || peers.iter().filter(|peer| has_sessions && !external.contains(peer)).copied();
             self.nodes = per_family(|f| neighbours_of("iBGPpeerset", nodes(), f));
         }
     }
@@ -195,13 +199,18 @@ impl Sets {
         let refused = [&self.services, &self.default_route, &self.rejected, &self.pods, &self.node_addresses];
         let external = self.external.iter().map(|(_, set)| set).filter(|set| !set.prefixes.is_empty());
         let mut statements: Vec<Statement> = external.map(leaving).collect();
+        // Where Node objects say it, nobody else does.
+        let by_objects = config.node_routes == NodeRoutes::Api;
+        for (_, nodes) in self.nodes.iter().filter(|(_, nodes)| by_objects && !nodes.prefixes.is_empty()) {
+            let name = format!("{UNHEARD}{}", nodes.name);
+            statements.push(Statement { name, neighbours: Some(any(nodes)), ..Outcome::reject().statement() });
+        }
         for family in Family::BOTH {
             let all = self.all.of(family);
             for set in refused {
                 statements.extend(statements_of(set, all, &Outcome::reject()));
             }
-            // Where Node objects say it, nobody else does.
-            let trusted = [&self.nodes, &self.external].into_iter().filter(|_| config.node_routes == NodeRoutes::Bgp);
+            let trusted = [&self.nodes, &self.external].into_iter().filter(|_| !by_objects);
             for trusted in trusted {
                 statements.extend(statements_of(&self.node_pods, trusted.of(family), &Outcome::accept()));
             }

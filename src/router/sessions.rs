@@ -204,7 +204,7 @@ impl Sessions {
             Ok((handle, events, thread)) => {
                 info!(asn = wanted.own.asn, identifier = %wanted.own.identifier, restarting = restarting.is_some(), "BGP speaker starting");
                 let until = Instant::now() + self.patience;
-                self.awaited = desired.peers.keys().map(|peer| (*peer, Awaited::everything(until))).collect();
+                self.awaited = desired.expected().map(|peer| (peer, Awaited::everything(until))).collect();
                 self.until = Some(until);
                 self.have_run = true;
                 // Without graceful restart nothing is held back, and routes are never reported to be complete.
@@ -246,7 +246,7 @@ impl Sessions {
         for order in orders {
             match order {
                 Order::Remove(peer, _) => drop(self.awaited.remove(peer)),
-                Order::Want(wanted) if !self.up.contains_key(&wanted.address) => {
+                Order::Want(wanted) if wanted.expected && !self.up.contains_key(&wanted.address) => {
                     // One whose password was not known has as long as others, from now on: the cluster, or its file, may have been away for
                     // longer than neighbours are waited for.
                     let is_late = self.without_password.contains(&wanted.address);
@@ -378,10 +378,10 @@ impl Sessions {
         let is_followed = self.shown == Some(self.generation);
         let question = move |speaker: &mut Speaker| {
             let changed = speaker.take_changed();
-            let row = |address| (address, speaker.neighbour(address).map(Row::of));
+            let row = |address| (address, speaker.neighbour(address).filter(|one| one.is_shown()).map(Row::of));
             match is_followed {
                 true => changed.into_iter().map(row).collect::<Vec<_>>(),
-                false => speaker.neighbours().map(|(address, one)| (address, Some(Row::of(one)))).collect(),
+                false => speaker.neighbours().map(|(address, _)| row(address)).collect(),
             }
         };
         let answer = match &self.running {

@@ -143,6 +143,7 @@ fn join_as(speaker: &mut Speaker, neighbour: usize, kind: Kind, counted: &mut Co
         own: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), v6: None },
         next_hops: NextHops::Usual,
         liveness: None,
+        expected: true,
         first_as: true,
         most: PerFamily::default(),
     };

@@ -237,6 +237,7 @@ impl Network {
             own: PerFamily { v4: Some(address(host)), v6: Some(address_v6(host)) },
             next_hops: plan.next_hops,
             liveness: plan.watched.contains(&peer).then(paths::liveness),
+            expected: true,
             first_as: true,
             most: PerFamily::default(),
         }

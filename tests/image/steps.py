@@ -70,7 +70,7 @@ def the_init_step_of_our_manifests_installs_plugins_and_the_agents_own(of):
     for path in sorted(glob.glob(f"{own.TREE}/daemonset/*.yaml")):
         with open(path) as handle:
             text = handle.read()
-        for name in re.findall(r"image: (\S+)", text):
+        for name in re.findall(r'image: "?([^"\s]+)', text):
             that(name == f"sluice:{of.version}", path, "names", name)
         found = re.search(r"command:\n\s+- /bin/sh\n\s+- -ec\n\s+- \|\n((?:          .*\n)+)", text)
         if not found:

@@ -2,6 +2,8 @@
 //! what the kernel notices when both change from one to the other and back.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use crate::agent::{Agent, node, put};
 use crate::ground::{Host, Topology, eventually, with_hosts};
@@ -20,9 +22,13 @@ const FLAGS: [&str; 8] = [
 const MONITOR: &str = "monitor.log";
 
 fn agent<'a>(hosts: &'a [Host], place: usize, node_routes: &str) -> Agent<'a> {
+    agent_with(hosts, place, node_routes, &[])
+}
+
+fn agent_with<'a>(hosts: &'a [Host], place: usize, node_routes: &str, more: &[&str]) -> Agent<'a> {
     let (name, node_routes) =
         (format!("--hostname-override=node-{}", place + 1), format!("--node-routes={node_routes}"));
-    Agent::run(&hosts[place], &FLAGS, &[&name, &node_routes])
+    Agent::run(&hosts[place], &FLAGS, &[&[&*name, &node_routes], more].concat())
 }
 
 /// The routes of ours, as `ip route` prints them.
@@ -44,6 +50,44 @@ fn sessions(host: &Host) -> usize {
     let socket = format!("--socket={}", host.file("sluice.sock").display());
     let text = host.ask(&[env!("CARGO_BIN_EXE_sluice"), "bgp", "peers", &socket]).unwrap_or_default();
     text.lines().filter(|line| line.contains(" Established ")).count()
+}
+
+/// A node that is changed alone stays so for longer than nodes keep each other's routes, here 15 s.
+#[test]
+fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_they_differ_and_whichever_starts() {
+    let more = ["--bgp-graceful-restart", "--bgp-graceful-restart-time=15s", "--enable-bfd-mesh"];
+    with_hosts(2, Topology::Link, |hosts| {
+        for host in &hosts[..2] {
+            fs::create_dir(host.file("manifests")).expect("a directory");
+            (1..=2).for_each(|number| put(host, &format!("node-{number}"), &node(number, "")));
+        }
+        let start = |place: usize, node_routes: &str| agent_with(hosts, place, node_routes, &more);
+        let both = || [routes(&hosts[0]), routes(&hosts[1])];
+        let counts = || [sessions(&hosts[0]), sessions(&hosts[1])];
+        let mut agents = [start(0, "bgp"), start(1, "bgp")];
+        eventually("routes by BGP", &[expected(2), expected(1)], both);
+        agents[0].end();
+        agents[0] = start(0, "api");
+        eventually("the agent works", &true, || answers(&hosts[0], "api"));
+        eventually("the session is back", &[1; 2], counts);
+        thread::sleep(Duration::from_secs(20));
+        assert_eq!((both(), counts()), ([expected(2), expected(1)], [1; 2]), "one with Node objects, one with BGP");
+
+        // One that has nothing yet, as a node that was booted while the others wait.
+        agents[1].end();
+        for family in ["-4", "-6"] {
+            hosts[1].ask(&["ip", family, "route", "flush", "proto", "17"]).expect("its routes go");
+        }
+        assert_eq!(routes(&hosts[1]), [""; 0]);
+        agents[1] = start(1, "bgp");
+        eventually("it has learned all", &[expected(2), expected(1)], both);
+
+        agents[1].end();
+        agents[1] = start(1, "api");
+        eventually("both work by Node objects", &true, || answers(&hosts[1], "api"));
+        eventually("no session is left", &[0; 2], counts);
+        assert_eq!(both(), [expected(2), expected(1)]);
+    });
 }
 
 #[test]

@@ -260,6 +260,7 @@ pub fn wanted(cell: &Cell, host: &Host, peer: &Host) -> WantedNeighbour {
         own: PerFamily::from_fn(own),
         next_hops: NextHops::Usual,
         liveness: None,
+        expected: true,
         first_as: true,
         most: PerFamily::from_fn(|_| cell.most[0]),
     }

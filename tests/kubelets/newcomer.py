@@ -136,6 +136,9 @@ def pods_leave_a_node_that_is_drained_and_services_go_on(bed):
         return set(bed.on(bed.nodes, f"for n in $(seq 12); do curl -s -m 20 http://{web_address(bed)}:80/name; done; true").split())
     bed.wait("the drained node reaches them by the Service", lambda: asked() == names, 300)
     bed.kubectl("uncordon", name)
+    bed.kubectl("rollout", "restart", "deployment", "web")
+    bed.wait("a pod runs there again", lambda: any(pod["spec"]["nodeName"] == name for pod in ready_pods(bed, "-l", "app=web")))
+    bed.wait("its update is over", lambda: len(bed.get("pods", "-l", "app=web")["items"]) == len(ready_pods(bed, "-l", "app=web")) == bed.nodes + 1)
 
 
 def a_policy_closes_the_pods(bed):

@@ -30,7 +30,9 @@ def a_node_comes_back_from_a_reboot(bed):
     that(before and near, "no pod on", node, "or none on", other)
     others = everything_of(bed, other)
     ask = f"curl -s -m 20 http://{near}:8080/name > /dev/null && echo ok || echo failed"
-    bed.on(1, f"touch {ASKING}; setsid sh -c 'while [ -e {ASKING} ]; do {ask}; sleep 0.5; done > {OUTCOMES}' < /dev/null > /dev/null 2>&1 &")
+    # What has not called setsid yet when the command ends is killed with it.
+    begun = f"until [ -e {OUTCOMES} ]; do sleep 0.1; done"
+    bed.on(1, f"rm -f {OUTCOMES}; touch {ASKING}; setsid sh -c 'while [ -e {ASKING} ]; do {ask}; sleep 0.5; done > {OUTCOMES}' < /dev/null > /dev/null 2>&1 & {begun}")
     asked = len(newcomer.outcomes(bed))
     bed.reboot(bed.nodes)
 

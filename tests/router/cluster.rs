@@ -88,20 +88,26 @@ enum Event {
     Closed(Owner, LinkId),
 }
 
+/// What an agent is asked by these words.
+fn meant(words: &[&str]) -> (Arc<RouterConfig>, PerFamily<bool>) {
+    let words: Vec<OsString> = ["sluice"].iter().chain(words).map(OsString::from).collect();
+    let asked = request(&words).unwrap_or_else(|refusal| panic!("{}", refusal.text));
+    let Request::Run { flags, verbosity } = asked else { panic!("these words ask for a text, not for a run") };
+    let environment = Environment { host_name: "any".to_owned(), ..Environment::default() };
+    let mut mistakes = Mistakes::default();
+    let config = Config::meant(&flags, verbosity, &environment, &mut mistakes);
+    assert!(mistakes.is_empty(), "{mistakes}");
+    (Arc::new(config.router.expect("the router is on by default")), config.families)
+}
+
 impl Cluster {
     pub fn new(words: &[&str]) -> Cluster {
-        let words: Vec<OsString> = ["sluice"].iter().chain(words).map(OsString::from).collect();
-        let asked = request(&words).unwrap_or_else(|refusal| panic!("{}", refusal.text));
-        let Request::Run { flags, verbosity } = asked else { panic!("these words ask for a text, not for a run") };
-        let environment = Environment { host_name: "any".to_owned(), ..Environment::default() };
-        let mut mistakes = Mistakes::default();
-        let config = Config::meant(&flags, verbosity, &environment, &mut mistakes);
-        assert!(mistakes.is_empty(), "{mistakes}");
+        let (config, families) = meant(words);
         let mut world = World::empty();
         (world.authority.proxy, world.authority.router) = (Authority::Complete, Authority::Complete);
         Cluster {
-            config: Arc::new(config.router.expect("the router is on by default")),
-            families: config.families,
+            config,
+            families,
             world,
             members: BTreeMap::new(),
             external: None,
@@ -151,19 +157,28 @@ impl Cluster {
         };
         let node = Node { addresses, pod_cidrs: ranges.split_whitespace().map(prefix).collect(), ..Node::default() };
         self.world.cluster.nodes.insert(name(number).into(), node);
-        self.members.insert(number, self.member(Arc::new(host)));
+        self.members.insert(number, self.member(Arc::new(host), self.config.clone()));
     }
 
     /// A node whose agent has just started.
-    fn member(&self, host: Arc<Host>) -> Member {
-        let plan = Plan::new(self.config.clone(), self.families);
+    fn member(&self, host: Arc<Host>, config: Arc<RouterConfig>) -> Member {
+        let plan = Plan::new(config, self.families);
         Member { host, plan, speaker: None, drain: Drain::new(self.config.drain.delay) }
     }
 
     /// The agent of a node ends and is started anew. Who spoke with it sees the connections end.
     pub fn restart(&mut self, number: usize) {
+        self.restart_as(number, self.config.clone());
+    }
+
+    /// The same, with other flags.
+    pub fn restart_with(&mut self, number: usize, words: &[&str]) {
+        self.restart_as(number, meant(words).0);
+    }
+
+    fn restart_as(&mut self, number: usize, config: Arc<RouterConfig>) {
         let host = self.members[&number].host.clone();
-        self.members.insert(number, self.member(host));
+        self.members.insert(number, self.member(host, config));
         self.break_off(number);
     }
 
@@ -581,6 +596,7 @@ fn outside_wants(here: IpAddr, asn: u32, there: IpAddr) -> WantedNeighbour {
         own: PerFamily { v4: Some(here), v6: Some(address("2001:db8:2::fe")) },
         next_hops: NextHops::Usual,
         liveness: None,
+        expected: true,
         first_as: true,
         most: PerFamily::default(),
     }

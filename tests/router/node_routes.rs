@@ -1,7 +1,7 @@
 //! Routes to pods of other nodes from sessions between nodes and from Node objects alone (`--node-routes`): both ways give the same
 //! ones, and a change from one to the other writes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -163,8 +163,12 @@ fn node_objects_and_sessions_between_nodes_give_the_same_routes_in_clusters_made
         for number in 1..=members.len() {
             let [bgp, api] = [&by_bgp, &by_api].map(|cluster| wanted(cluster.plan(number)));
             assert_eq!(bgp, api, "node {number} with {flags:?}");
-            let neighbours = by_api.plan(number).desired().peers.len();
-            assert!(neighbours <= usize::from(!originates.is_empty()), "nodes have no session with each other");
+            let neighbours = by_api.plan(number).desired().expected().count();
+            assert!(neighbours <= usize::from(!originates.is_empty()), "a node with Node objects expects no other");
+            assert!(
+                by_api.sessions(number) <= usize::from(!originates.is_empty()),
+                "nodes have no session with each other"
+            );
         }
     });
 }
@@ -195,6 +199,44 @@ fn a_restart_with_the_other_source_of_routes_writes_nothing() {
             );
             run(&kernel, &by_bgp, number, &spoken);
             assert_eq!(kernel.with(|machine| (machine.state.clone(), machine.acts)), (state, acts), "and back");
+        }
+    });
+}
+
+#[test]
+fn a_cluster_changes_over_node_by_node_and_back_however_slowly_and_every_node_keeps_its_routes() {
+    for_many(20, |random| {
+        let (mut members, flags) = (members(random), words(random));
+        members.iter_mut().for_each(|member| member.reflection = Reflection::None);
+        let all: Vec<usize> = (1..=members.len()).collect();
+        let mut cluster = cluster(&flags, &members, &[]);
+        let expected: BTreeMap<usize, Wanted> =
+            all.iter().map(|number| (*number, wanted(cluster.plan(*number)))).collect();
+        let sessions = |cluster: &Cluster| all.iter().map(|number| cluster.sessions(*number)).sum::<usize>();
+        let before = sessions(&cluster);
+        let mut by_objects = BTreeSet::new();
+        for source in ["--node-routes=api", "--node-routes=bgp"] {
+            let mut rest = all.clone();
+            while !rest.is_empty() {
+                let number = rest.swap_remove(random.below(rest.len()));
+                cluster.restart_with(number, &[&flags[..], &[source]].concat());
+                if source == "--node-routes=api" {
+                    by_objects.insert(number)
+                } else {
+                    by_objects.remove(&number)
+                };
+                // Longer than nodes keep routes for each other.
+                cluster.settle();
+                for (number, expected) in &expected {
+                    assert_eq!(wanted(cluster.plan(*number)), *expected, "node {number}, {by_objects:?} of {flags:?}");
+                }
+                let of_both = by_objects.iter().map(|number| cluster.sessions(*number)).sum::<usize>();
+                let others = all.iter().filter(|number| !by_objects.contains(number));
+                let of_bgp = others.map(|number| cluster.sessions(*number)).sum::<usize>();
+                assert!(of_both <= of_bgp, "who has Node objects has no session but with who has not");
+            }
+            let left = sessions(&cluster);
+            assert_eq!(left, if source == "--node-routes=api" { 0 } else { before });
         }
     });
 }

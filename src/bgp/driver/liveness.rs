@@ -175,7 +175,7 @@ impl Driver {
 }
 
 fn session(neighbour: &Neighbour) -> Option<(Key, (Wanted, PeerId))> {
-    let wanted = neighbour.wanted();
+    let wanted = neighbour.is_watched().then(|| neighbour.wanted())?;
     let (liveness, local) = (wanted.liveness?, wanted.transport.local?);
     Some((Key { remote: wanted.address, local, path: liveness.path }, (liveness.wanted, neighbour.id())))
 }

@@ -13,6 +13,7 @@
 
 mod apply;
 mod keys;
+mod facts;
 mod liveness;
 mod news;
 mod outbox;
@@ -35,7 +36,7 @@ use tracing::error;
 use super::message::SHORTEST;
 use super::rib::Rules;
 use super::session::{LinkId, Moment};
-use super::speaker::{Fact, Input, Order, Output, Restarting, Speaker};
+use super::speaker::{Input, Order, Output, Restarting, Speaker};
 use crate::kernel::{Error, tcp};
 use crate::net::link_local::of_socket;
 use crate::observe::health::Pulse;
@@ -219,6 +220,8 @@ struct Driver {
     /// Dropped last, after all connections are closed: some neighbours take the end of BFD, which is told here, for a reason to end the
     /// session and to forget its routes, where a closed connection begins a graceful restart.
     liveness: Watching,
+    /// The paths to other neighbours are to be watched than before: sessions that nobody expected have begun or ended.
+    watches_others: bool,
 }
 
 impl Driver {
@@ -244,6 +247,7 @@ impl Driver {
             buffer: vec![0; BUFFER],
             pulse: setup.pulse,
             liveness: Watching::default(),
+            watches_others: false,
         }
     }
 
@@ -315,6 +319,9 @@ impl Driver {
             self.step(Input::Taken(link, bytes));
         }
         self.tell_what_is_written();
+        if std::mem::take(&mut self.watches_others) {
+            self.set_liveness();
+        }
         self.keep_watching(now);
         self.pulse.beat(now);
     }
@@ -482,17 +489,7 @@ impl Driver {
                 }
                 Output::Close(link) => self.links.close(link, Instant::now()),
                 Output::Routes(prefixes) => self.news.routes(prefixes),
-                Output::Fact(address, fact) => {
-                    // RFC 4271 4.4: without a hold time nobody would find out that the neighbour is gone.
-                    if matches!(&fact, Fact::Up(agreement) if agreement.hold_time == 0) {
-                        self.links.watch(address);
-                    }
-                    // However the session came about, the neighbour's trouble is over.
-                    if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {
-                        self.news.push(Event::Trouble(Subject::Dialling(address), None));
-                    }
-                    self.news.push(Event::Fact(address, fact));
-                }
+                Output::Fact(address, fact) => self.tell(address, fact),
                 Output::Complete => self.news.complete(),
             }
         }

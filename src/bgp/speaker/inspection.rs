@@ -137,7 +137,7 @@ impl Speaker {
     /// The next neighbours by address, `most` of them.
     pub fn neighbour_states(&self, after: Option<IpAddr>, most: usize, now: Instant) -> Vec<NeighbourState> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let next = self.neighbours.range((from, Bound::Unbounded)).take(most);
+        let next = self.neighbours.range((from, Bound::Unbounded)).filter(|(_, one)| one.is_shown()).take(most);
         next.map(|(_, neighbour)| self.neighbour_state(neighbour, now)).collect()
     }
 

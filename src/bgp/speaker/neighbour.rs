@@ -23,6 +23,9 @@ use crate::net::{Family, LinkLocal, LinkNames, PerFamily};
 pub struct WantedNeighbour {
     pub address: IpAddr,
     pub settings: Settings,
+    /// A session with it is expected as long as both ends run. One that is not expected dials by itself if at all: after a start nobody waits for it, and
+    /// BFD watches the path to it while there is a session, or its routes are retained.
+    pub expected: bool,
     /// TCP connection under its session.
     pub transport: Transport,
     /// Route reflector client (RFC 4456).
@@ -181,7 +184,9 @@ impl Neighbour {
         let before = &self.wanted;
         let transport = Transport { password: before.transport.password.clone(), ..wanted.transport.clone() };
         let (most, liveness) = (before.most, before.liveness);
-        let plain = WantedNeighbour { settings: same, transport, most, liveness, ..WantedNeighbour::clone(&wanted) };
+        let (expected, settings) = (before.expected, same);
+        let plain =
+            WantedNeighbour { settings, expected, transport, most, liveness, ..WantedNeighbour::clone(&wanted) };
         let (ours, theirs) = (before.settings.local.asn, before.settings.asn);
         let is_same_peer = (wanted.settings.local.asn, wanted.settings.asn) == (ours, theirs);
         let notification = Notification::new(Reason::CONFIGURATION_CHANGE);
@@ -302,17 +307,27 @@ impl Neighbour {
         (source, view)
     }
 
-    /// Returns whether it is configured and has had no session since our start.
+    /// Returns whether it is expected and has had no session since our start.
     pub(super) fn is_missing(&self) -> bool {
-        self.peer.session().is_none() && !self.peer.is_stopped() && self.ended.is_none()
+        self.wanted.expected && self.peer.session().is_none() && !self.peer.is_stopped() && self.ended.is_none()
     }
 
-    /// Returns whether it has a session and its End-of-RIB of an address family is awaited. A neighbour without
+    /// Returns whether it is shown among the neighbours: it is expected to have a session, or has one.
+    pub fn is_shown(&self) -> bool {
+        self.wanted.expected || self.peer.session().is_some()
+    }
+
+    /// Returns whether BFD watches the path to it, where that is wanted: it is expected to have a session, has one, or its routes are retained.
+    pub fn is_watched(&self) -> bool {
+        self.wanted.expected || self.peer.is_kept()
+    }
+
+    /// Returns whether it is expected, has a session and its End-of-RIB of an address family is awaited. A neighbour without
     /// graceful restart sends none, and one that restarts itself waits for ours.
     pub(super) fn is_awaited(&self, family: Family) -> bool {
         let restart = self.peer.agreement().and_then(|agreement| agreement.restart);
         let ends = restart.is_some_and(|restart| !restart.restarting);
-        ends && self.speaks(family) && !*self.complete.of(family)
+        self.wanted.expected && ends && self.speaks(family) && !*self.complete.of(family)
     }
 
     /// Returns whether the send hold timer has expired.

@@ -54,6 +54,7 @@ fn wanted(number: u8) -> WantedNeighbour {
         client: true,
         own,
         next_hops: NextHops::Usual,
+        expected: true,
         first_as: true,
         most,
         liveness: None,

@@ -113,9 +113,11 @@ fn other_kinds_of_tunnels_are_received_beside_the_one_that_is_sent_by() {
 }
 
 #[test]
-fn nodes_have_no_sessions_where_their_objects_give_the_routes() {
+fn nodes_whose_objects_give_the_routes_answer_others_and_peer_with_nobody() {
     let config = router(&["--node-routes=api", "--enable-ibgp=true"]);
-    assert_eq!((config.node_routes, config.internal_peers), (NodeRoutes::Api, false));
+    assert_eq!((config.node_routes, config.internal_peers, config.answers_nodes), (NodeRoutes::Api, false, true));
+    let config = router(&["--node-routes=api", "--enable-ibgp=false"]);
+    assert_eq!((config.node_routes, config.internal_peers, config.answers_nodes), (NodeRoutes::Api, false, false));
     check_mistakes(&["--node-routes=kernel"], &["--node-routes must be bgp or api; it is \"kernel\"."]);
 }
 

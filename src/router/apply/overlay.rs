@@ -364,5 +364,5 @@ impl<K: Kernel> Mirrors<K> {
 
 /// Returns whether Node objects give all routes and there is nobody to learn others from.
 fn nothing_is_learned(desired: &Desired, learned: &Routes) -> bool {
-    desired.peers.is_empty() && learned.given().next().is_some()
+    learned.given().next().is_some() && desired.expected().next().is_none()
 }

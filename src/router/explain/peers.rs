@@ -4,6 +4,7 @@ use crate::bgp::session::State;
 use crate::bgp::speaker::NeighbourState;
 use crate::config::NodeRoutes;
 use crate::model::Authority;
+use crate::router::plan::PeerSource;
 
 use super::words::{families, source, state, time, why_down};
 use super::{Peers, PeersKnown};
@@ -26,9 +27,14 @@ pub fn peers_text(peers: &Peers) -> String {
         }
     }
     if peers.known.node_routes == NodeRoutes::Api {
-        text.push_str(
-            "routes to pods of other nodes come from Node objects (--node-routes=api); nodes have no sessions\n",
-        );
+        let is_node = |one: &NeighbourState| matches!(peers.known.sources.get(&one.address), Some(PeerSource::Node(_)));
+        let sessions = match peers.neighbours.iter().any(is_node) {
+            true => "sessions with nodes are those of nodes that have --node-routes=bgp",
+            false => "nodes have no sessions",
+        };
+        text.push_str(&format!(
+            "routes to pods of other nodes come from Node objects (--node-routes=api); {sessions}\n"
+        ));
     }
     text.extend(peers.known.outside.note().map(|note| format!("{note}\n")));
     if !peers.neighbours.is_empty() {

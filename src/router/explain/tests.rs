@@ -412,10 +412,11 @@ fn the_neighbours_say_where_routes_to_pods_come_from() {
     let mut peers = peers();
     assert!(!peers_text(&peers).contains("--node-routes"));
     peers.known.node_routes = NodeRoutes::Api;
-    assert!(
-        peers_text(&peers)
-            .contains("routes to pods of other nodes come from Node objects (--node-routes=api); nodes have no")
-    );
+    let of_objects = "routes to pods of other nodes come from Node objects (--node-routes=api); ";
+    let with_one = format!("{of_objects}sessions with nodes are those of nodes that have --node-routes=bgp\n");
+    assert!(peers_text(&peers).contains(&with_one));
+    peers.known.sources.retain(|_, source| !matches!(source, PeerSource::Node(_)));
+    assert!(peers_text(&peers).contains(&format!("{of_objects}nodes have no sessions\n")));
     let answer: Value = serde_json::from_str(&peers_json(&peers)).expect("JSON");
     assert_eq!(answer["nodeRoutes"], "api");
 }

@@ -180,3 +180,20 @@ fn nodes_watch_each_other_only_where_that_is_asked_for_and_at_the_port_that_both
     let words = ["--enable-bfd-mesh", "--bfd-port=1234", "--bfd-detection-multiplier=7"];
     assert_eq!(path(&words), Some((Path::Multihop, 4784, 7)));
 }
+
+#[test]
+fn a_node_whose_routes_come_from_node_objects_answers_nodes_and_expects_none() {
+    let answered = wanted(&dual(1), &dual(2), &["--node-routes=api"]);
+    assert!(answered.settings.passive && !answered.expected);
+    let dialled = wanted(&dual(1), &dual(2), &[]);
+    assert!(!dialled.settings.passive && dialled.expected);
+    let like =
+        WantedNeighbour { settings: Settings { passive: false, ..answered.settings }, expected: true, ..answered };
+    assert_eq!(like, dialled, "all else is as the other end has it");
+    for words in [&["--node-routes=api", "--enable-ibgp=false"][..], &["--enable-ibgp=false"]] {
+        assert_eq!(peer(&dual(1), &dual(2), words, BOTH), Peering::None);
+    }
+    let nowhere = node("", "");
+    assert_eq!(peer(&dual(1), &nowhere, &["--node-routes=api"], BOTH), Peering::None, "nobody is missed");
+    assert_eq!(peer(&dual(1), &dual(1), &["--node-routes=api"], BOTH), Peering::None);
+}

@@ -67,12 +67,12 @@ impl Plan {
     /// use, whoever has sessions with whom; nodes that pods alone speak with are in use at times, and are not counted.
     pub fn crowded(&self, limits: PerFamily<Option<usize>>, former: &[Problem]) -> Vec<Problem> {
         let least = limits.iter().filter_map(|(_, limit)| *limit).min();
-        let sessions = &self.desired.peers;
-        // Nearly every node has fewer sessions than that, and they are not gone through.
-        if least.is_none_or(|least| !neighbour_limit::are_too_many(sessions.len(), least, !former.is_empty())) {
+        // Nearly every node has fewer neighbours than that, and they are not gone through.
+        let few = |least| !neighbour_limit::are_too_many(self.desired.peers.len(), least, !former.is_empty());
+        if least.is_none_or(few) {
             return Vec::new();
         }
-        neighbour_limit::problems(neighbour_limit::on_links(sessions.keys().copied(), &self.on_link), limits, former)
+        neighbour_limit::problems(neighbour_limit::on_links(self.desired.expected(), &self.on_link), limits, former)
     }
 
     /// Returns the names of links for texts.

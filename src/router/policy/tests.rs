@@ -358,7 +358,12 @@ fn without_sessions_between_nodes_there_are_no_statements_about_them() {
 #[test]
 fn where_node_objects_give_the_routes_nobody_else_does() {
     let Policies { import, export } = policies(&["--node-routes=api"], &announcing());
-    assert!(names(&export).iter().chain(&names(&import)).all(|name| !name.contains("iBGP")));
+    for route in ["10.244.2.0/24", "10.244.2.0/25", "198.51.100.0/24"] {
+        assert!(!passes(&import, NODE, route), "a node is told, and tells nothing: {route}");
+    }
+    assert!(passes(&export, NODE, OWN_PODS) && !passes(&export, NODE, "198.51.100.0/24"));
+    let alone = policies(&["--node-routes=api", "--enable-ibgp=false"], &announcing());
+    assert!(names(&alone.export).iter().chain(&names(&alone.import)).all(|name| !name.contains("iBGP")));
     for (route, passes_with_bgp) in [("10.244.2.0/24", true), ("10.244.2.0/25", false), ("fd00:10:244:2::/64", true)] {
         assert!(!passes(&import, EXTERNAL, route), "{route}");
         assert_eq!(passes(&policies(&[], &announcing()).import, EXTERNAL, route), passes_with_bgp, "{route}");

@@ -49,6 +49,19 @@ fn nodes_whose_password_comes_late_are_awaited_as_others_and_not_for_ever() {
 }
 
 #[test]
+fn nodes_that_nobody_expects_are_not_awaited() {
+    let now = Instant::now();
+    let mut sessions = waiting(now);
+    sessions.lacks_peers = true;
+    let unexpected =
+        |node: Arc<WantedNeighbour>| Arc::new(WantedNeighbour { expected: false, ..Arc::unwrap_or_clone(node) });
+    let orders: Vec<Order> = nodes().into_iter().map(unexpected).map(Order::Want).collect();
+    sessions.follow(&orders, now);
+    sessions.lacks_peers = false;
+    assert!(sessions.nobody_is_awaited(now));
+}
+
+#[test]
 fn a_router_without_a_session_may_keep_what_an_earlier_speaker_has_announced_as_long_as_it_is_waited_for() {
     let now = Instant::now();
     let mut sessions = waiting(now);

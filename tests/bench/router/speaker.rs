@@ -66,6 +66,7 @@ fn wanted(measured: Measured, peer: &str) -> WantedNeighbour {
         own: PerFamily { v4: Some(own), v6: None },
         next_hops: NextHops::Usual,
         liveness: None,
+        expected: true,
         first_as: true,
         most: PerFamily::default(),
     }

@@ -36,6 +36,21 @@ fn a_neighbour_that_is_not_there_delays_a_restart_by_a_moment_only() {
 }
 
 #[test]
+fn a_neighbour_that_nobody_expects_delays_no_restart_and_is_told_our_routes_when_it_comes() {
+    let mut bench = Bench::new(RESTARTING);
+    let unexpected = WantedNeighbour { expected: false, ..wanted(3) };
+    bench.want(wanted(2));
+    bench.want(WantedNeighbour { settings: Settings { passive: true, ..unexpected.settings.clone() }, ..unexpected });
+    let one = bench.come(2, Some(false));
+    bench.ends(one);
+    assert!(!bench.speaker.is_restarting());
+    let is_shown = |bench: &Bench| bench.speaker.neighbour(address(3)).expect("it is wanted").is_shown();
+    assert!(!is_shown(&bench));
+    let two = bench.come(3, Some(false));
+    assert!(is_shown(&bench) && bench.said(two).contains(&"update".to_owned()));
+}
+
+#[test]
 fn a_restart_waits_for_a_neighbour_whose_first_packets_are_lost() {
     let mut bench = Bench::new(Some(Restarting { patience: Restarting::PATIENCE, deferral: Duration::from_secs(60) }));
     bench.want(wanted(2));
