@@ -30,8 +30,8 @@ pub struct RequestContext {
 
 /// Up to `most` neighbours in the order of their addresses, from behind `after` on.
 pub fn peers(asked: RequestContext, speaker: &Speaker, after: Option<IpAddr>, most: usize) -> Vec<(IpAddr, Peer)> {
-    let present = speaker.neighbours().filter(|(_, neighbour)| neighbour.is_shown());
-    let rest = present.filter(|(address, _)| after.is_none_or(|after| *address > after));
+    let known = speaker.neighbours().filter(|(_, neighbour)| neighbour.is_known());
+    let rest = known.filter(|(address, _)| after.is_none_or(|after| *address > after));
     rest.take(most).map(|(address, neighbour)| (address, peer(asked, speaker, address, neighbour))).collect()
 }
 

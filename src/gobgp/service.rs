@@ -177,7 +177,11 @@ impl Service {
     /// Neighbours that a client names; all of them for `all`.
     async fn named(&self, name: &str) -> Result<Vec<IpAddr>, Status> {
         if name == ALL {
-            return self.ask(|speaker| speaker.neighbours().map(|(address, _)| address).collect()).await;
+            let known = |speaker: &mut Speaker| {
+                let known = speaker.neighbours().filter(|(_, neighbour)| neighbour.is_known());
+                known.map(|(address, _)| address).collect()
+            };
+            return self.ask(known).await;
         }
         Ok(vec![self.known(name).await?])
     }

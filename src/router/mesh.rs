@@ -9,7 +9,8 @@
 //! | reflector | peer | peer | client, in the same cluster |
 //! | client | – | peer, in the same cluster | – |
 //!
-//! With `--node-routes=api` a node peers with nobody, and answers the nodes that have `bgp`: those learn its ranges, as while a cluster changes over.
+//! With `--node-routes=api` a node dials nobody, and answers the nodes that have `bgp`: those learn its ranges, as while a cluster changes over. A reflector with
+//! `api` answers nobody: its clients keep what they know as long as they would without it.
 //!
 //! Without a full mesh only nodes of one AS peer with each other. A session runs between the primary addresses of two nodes,
 //! or where these are of different families, between addresses of the first family that both have.
@@ -90,10 +91,12 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
     let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
     let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
     let expected = config.internal_peers;
-    if !same_system || !expected && !config.answers_nodes {
+    // A reflector that takes nothing from nodes has nothing to reflect: it would tell its clients that there is no other node.
+    let answers = config.answers_nodes && !own.is_reflector();
+    if !same_system || !expected && !answers {
         return Peering::None;
     }
-    // Who only answers misses nobody.
+    // Who only answers misses nobody; but a password that is missing is somebody's mistake.
     let impossible = |why| if expected { Peering::Impossible(why) } else { Peering::None };
     let Some(here) = own.primary else { return Peering::None };
     let Some(there) = node.primary(own.families) else {
@@ -111,7 +114,7 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
     let password = match password {
         Password::None => None,
         Password::Key(secret) => transport::Password::new(secret.key()).ok(),
-        Password::File(_) | Password::Unknown => return impossible(Obstacle::NoPassword),
+        Password::File(_) | Password::Unknown => return Peering::Impossible(Obstacle::NoPassword),
     };
     let secured = config.mesh.ttl_security.map(|hops| TimeToLive::Secured { hops });
     let time_to_live = secured.unwrap_or(TimeToLive::System);

@@ -64,12 +64,15 @@ fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_
         let start = |place: usize, node_routes: &str| agent_with(hosts, place, node_routes, &more);
         let both = || [routes(&hosts[0]), routes(&hosts[1])];
         let counts = || [sessions(&hosts[0]), sessions(&hosts[1])];
+        let sends_bfd = |host: &Host| host.ask(&["ss", "-Hun"]).is_some_and(|text| text.contains(":4784"));
+        let watched = || [sends_bfd(&hosts[0]), sends_bfd(&hosts[1])];
         let mut agents = [start(0, "bgp"), start(1, "bgp")];
         eventually("routes by BGP", &[expected(2), expected(1)], both);
         agents[0].end();
         agents[0] = start(0, "api");
         eventually("the agent works", &true, || answers(&hosts[0], "api"));
         eventually("the session is back", &[1; 2], counts);
+        eventually("BFD watches the path", &[true; 2], watched);
         thread::sleep(Duration::from_secs(20));
         assert_eq!((both(), counts()), ([expected(2), expected(1)], [1; 2]), "one with Node objects, one with BGP");
 
@@ -86,6 +89,7 @@ fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_
         agents[1] = start(1, "api");
         eventually("both work by Node objects", &true, || answers(&hosts[1], "api"));
         eventually("no session is left", &[0; 2], counts);
+        eventually("BFD is over with what was retained", &[false; 2], watched);
         assert_eq!(both(), [expected(2), expected(1)]);
     });
 }

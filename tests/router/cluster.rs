@@ -12,7 +12,7 @@ use sluice::bgp::message::{Attributes, Community};
 use sluice::bgp::policy::{Decision, Policy};
 use sluice::bgp::rib::{Bounds, NextHops, Own, Policies, Rules};
 use sluice::bgp::session::{LinkId, Local, Moment, Settings, State};
-use sluice::bgp::speaker::{Input, Order, Output, Speaker, WantedNeighbour};
+use sluice::bgp::speaker::{Input, Neighbour, Order, Output, Speaker, WantedNeighbour};
 use sluice::bgp::transport::Transport;
 use sluice::config::{Config, Environment, Mistakes, Request, RouterConfig, request};
 use sluice::kernel::route::{RouteKey, TABLE_MAIN};
@@ -551,9 +551,15 @@ impl Cluster {
     }
 
     pub fn sessions(&self, number: usize) -> usize {
+        self.neighbours_up(number).len()
+    }
+
+    /// The neighbours with which a node has a session.
+    pub fn neighbours_up(&self, number: usize) -> BTreeSet<IpAddr> {
         let speaker = self.members[&number].speaker.as_ref();
         let all = speaker.into_iter().flat_map(Speaker::neighbours);
-        all.filter(|(_, neighbour)| neighbour.peer().state() == State::Established).count()
+        let is_up = |neighbour: &Neighbour| neighbour.peer().state() == State::Established;
+        all.filter(|(_, neighbour)| is_up(neighbour)).map(|(address, _)| address).collect()
     }
 
     pub fn problems(&self) -> Vec<String> {

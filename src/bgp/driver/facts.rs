@@ -12,11 +12,9 @@ impl Driver {
         if matches!(&fact, Fact::Up(agreement) if agreement.hold_time == 0) {
             self.links.watch(address);
         }
-        let is_watched_then = |one: &Neighbour| !one.wanted().expected && one.wanted().liveness.is_some();
-        if matches!(fact, Fact::Up(_) | Fact::Down { .. })
-            && self.speaker.neighbour(address).is_some_and(is_watched_then)
-        {
-            self.watches_others = true;
+        let is_unexpected = |one: &Neighbour| !one.wanted().expected && one.wanted().liveness.is_some();
+        if matches!(fact, Fact::Up(_)) && self.speaker.neighbour(address).is_some_and(is_unexpected) {
+            self.unexpected_came();
         }
         // However the session came about, the neighbour's trouble is over.
         if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {

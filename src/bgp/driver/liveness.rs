@@ -33,10 +33,17 @@ pub(super) struct Watching {
     retry_at: Option<Instant>,
     /// Next look at what does not come up.
     look_at: Option<Instant>,
+    /// Next look at the neighbours that nobody expects: one has come, or is watched and may be so no longer.
+    pub(super) unexpected_due: Option<Instant>,
+    /// The last one.
+    unexpected_at: Option<Instant>,
 }
 
 /// Time between two tries to start the thread, and between two looks at what does not come up.
 const RETRY: Duration = Duration::from_secs(5);
+/// Time between two looks at neighbours that nobody expects, where one of them is watched, and where others come.
+const UNEXPECTED: Duration = Duration::from_secs(10);
+const UNEXPECTED_APART: Duration = Duration::from_secs(1);
 /// Time after which a session that has not come up deserves a line in the log.
 const OVERDUE: Duration = Duration::from_secs(60);
 
@@ -134,6 +141,26 @@ impl Driver {
         let told = self.liveness.want(Instant::now(), wanted);
         told.into_iter().for_each(|event| self.news.push(event));
         self.keep_watching(Instant::now());
+    }
+
+    /// Records that a neighbour has a session that nobody expected. Thousands may come within a moment, and each look goes through all neighbours.
+    pub(super) fn unexpected_came(&mut self) {
+        let (now, liveness) = (Instant::now(), &mut self.liveness);
+        let due = liveness.unexpected_at.map_or(now, |last| now.max(last + UNEXPECTED_APART));
+        liveness.unexpected_due = Some(liveness.unexpected_due.map_or(due, |at| at.min(due)));
+    }
+
+    /// Watches the neighbours that nobody expects and that have come, and no longer those that are gone for good.
+    pub(super) fn look_at_unexpected(&mut self, now: Instant) {
+        if self.liveness.unexpected_due.is_none_or(|at| at > now) {
+            return;
+        }
+        self.set_liveness();
+        let is_watched = |(_, one): (IpAddr, &Neighbour)| {
+            !one.wanted().expected && one.wanted().liveness.is_some() && one.is_watched()
+        };
+        self.liveness.unexpected_due = self.speaker.neighbours().any(is_watched).then(|| now + UNEXPECTED);
+        self.liveness.unexpected_at = Some(now);
     }
 
     /// Starts the thread if there should be one, and tells what does not come up; to be called every few seconds.

@@ -220,8 +220,6 @@ struct Driver {
     /// Dropped last, after all connections are closed: some neighbours take the end of BFD, which is told here, for a reason to end the
     /// session and to forget its routes, where a closed connection begins a graceful restart.
     liveness: Watching,
-    /// The paths to other neighbours are to be watched than before: sessions that nobody expected have begun or ended.
-    watches_others: bool,
 }
 
 impl Driver {
@@ -247,7 +245,6 @@ impl Driver {
             buffer: vec![0; BUFFER],
             pulse: setup.pulse,
             liveness: Watching::default(),
-            watches_others: false,
         }
     }
 
@@ -296,7 +293,8 @@ impl Driver {
 
     fn deadline(&self, now: Instant) -> Instant {
         let due = [self.speaker.deadline(), self.links.deadline(), self.listeners.deadline(), self.news.deadline(now)];
-        due.into_iter().flatten().fold(now + HEARTBEAT, Instant::min)
+        let due = due.into_iter().chain([self.liveness.unexpected_due]);
+        due.flatten().fold(now + HEARTBEAT, Instant::min)
     }
 
     /// Performs what is due at the end of every turn.
@@ -319,9 +317,7 @@ impl Driver {
             self.step(Input::Taken(link, bytes));
         }
         self.tell_what_is_written();
-        if std::mem::take(&mut self.watches_others) {
-            self.set_liveness();
-        }
+        self.look_at_unexpected(now);
         self.keep_watching(now);
         self.pulse.beat(now);
     }

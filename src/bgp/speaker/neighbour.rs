@@ -317,9 +317,15 @@ impl Neighbour {
         self.wanted.expected || self.peer.session().is_some()
     }
 
-    /// Returns whether BFD watches the path to it, where that is wanted: it is expected to have a session, has one, or its routes are retained.
+    /// Returns whether BFD watches the path to it, where that is wanted: it is expected to have a session, has one, its routes are retained, or the path
+    /// keeps it from having one.
     pub fn is_watched(&self) -> bool {
-        self.wanted.expected || self.peer.is_kept()
+        self.wanted.expected || self.peer.is_kept() || self.path.is_holding
+    }
+
+    /// Returns whether it is told to clients of the GoBGP API: it is expected to have a session, or has had one.
+    pub fn is_known(&self) -> bool {
+        self.wanted.expected || self.began.is_some()
     }
 
     /// Returns whether it is expected, has a session and its End-of-RIB of an address family is awaited. A neighbour without

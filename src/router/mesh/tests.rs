@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::router::given::{address, config, host, node, with};
 
+const CLUSTER: [u8; 4] = [0, 0, 0, 7];
 const BOTH: PerFamily<bool> = PerFamily { v4: true, v6: true };
 
 fn local() -> Local {
@@ -196,4 +197,13 @@ fn a_node_whose_routes_come_from_node_objects_answers_nodes_and_expects_none() {
     let nowhere = node("", "");
     assert_eq!(peer(&dual(1), &nowhere, &["--node-routes=api"], BOTH), Peering::None, "nobody is missed");
     assert_eq!(peer(&dual(1), &dual(1), &["--node-routes=api"], BOTH), Peering::None);
+    let (reflector, client) = (
+        with(dual(1), |routing| routing.reflection = Reflection::Server(CLUSTER.into())),
+        with(dual(2), |routing| routing.reflection = Reflection::Client(CLUSTER.into())),
+    );
+    assert_eq!(peer(&reflector, &client, &["--node-routes=api"], BOTH), Peering::None, "it has nothing to reflect");
+    assert!(!wanted(&client, &reflector, &["--node-routes=api"]).expected, "a reflector hears its clients");
+    let config = config(&["--node-routes=api"]);
+    let lacking = peering(&identity(&dual(1), &config, BOTH), &dual(2), &config, local(), &Password::Unknown);
+    assert_eq!(lacking, Peering::Impossible(Obstacle::NoPassword), "which is told");
 }

@@ -34,9 +34,9 @@ impl Plan {
         }
     }
 
-    /// Returns whether nodes or external peers are no peers because a password is not known.
+    /// Returns whether nodes or external peers that are expected are no peers because a password is not known.
     pub fn lacks_password(&self) -> bool {
-        self.nodes.lack_password() || !self.without_password.is_empty()
+        self.config.internal_peers && self.nodes.lack_password() || !self.without_password.is_empty()
     }
 
     /// Returns the external peers that are left out because their password is not known yet.
