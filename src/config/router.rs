@@ -49,7 +49,8 @@ pub struct RouterConfig {
     pub node_routes: NodeRoutes,
     /// `--enable-ibgp` with [`NodeRoutes::Bgp`]: nodes peer with each other.
     pub internal_peers: bool,
-    /// `--enable-ibgp` with [`NodeRoutes::Api`]: nodes that (still) have `bgp` are answered, so that they learn our ranges and wait for nobody.
+    /// `--enable-ibgp` with [`NodeRoutes::Api`]: nodes that (still) have `bgp` are answered, so that they learn our ranges and wait for nobody. A reflector
+    /// answers those alone that learn nothing else from it.
     pub answers_nodes: bool,
     /// `--cluster-asn`; 64512 where it is 0.
     pub cluster_asn: u32,

@@ -177,11 +177,7 @@ impl Service {
     /// Neighbours that a client names; all of them for `all`.
     async fn named(&self, name: &str) -> Result<Vec<IpAddr>, Status> {
         if name == ALL {
-            let known = |speaker: &mut Speaker| {
-                let known = speaker.neighbours().filter(|(_, neighbour)| neighbour.is_known());
-                known.map(|(address, _)| address).collect()
-            };
-            return self.ask(known).await;
+            return self.ask(|speaker| speaker.neighbours().map(|(address, _)| address).collect()).await;
         }
         Ok(vec![self.known(name).await?])
     }

@@ -10,7 +10,7 @@
 //! | client | – | peer, in the same cluster | – |
 //!
 //! With `--node-routes=api` a node dials nobody, and answers the nodes that have `bgp`: those learn its ranges, as while a cluster changes over. A reflector with
-//! `api` answers nobody: its clients keep what they know as long as they would without it.
+//! `api` answers the other ones of its cluster alone: who learns from it keeps what is known as long as without it.
 //!
 //! Without a full mesh only nodes of one AS peer with each other. A session runs between the primary addresses of two nodes,
 //! or where these are of different families, between addresses of the first family that both have.
@@ -91,8 +91,11 @@ pub fn peering(own: &Identity, node: &Node, config: &RouterConfig, local: Local,
     let same_system = config.full_mesh || node.routing().asn == Some(local.asn);
     let Some(client) = relation(own.routing.reflection, node.routing().reflection) else { return Peering::None };
     let expected = config.internal_peers;
-    // A reflector that takes nothing from nodes has nothing to reflect: it would tell its clients that there is no other node.
-    let answers = config.answers_nodes && !own.is_reflector();
+    // A reflector that takes nothing from nodes has nothing to reflect, and would tell those who learn its clients from it that these are gone. Another
+    // reflector of its cluster hears the clients itself.
+    let reflection = own.routing.reflection;
+    let is_believed = own.is_reflector() && node.routing().reflection != reflection;
+    let answers = config.answers_nodes && !is_believed;
     if !same_system || !expected && !answers {
         return Peering::None;
     }

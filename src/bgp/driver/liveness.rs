@@ -137,7 +137,8 @@ impl Watching {
 impl Driver {
     /// Watches the paths to the neighbours that want it.
     pub(super) fn set_liveness(&mut self) {
-        let wanted = self.speaker.neighbours().filter_map(|(_, neighbour)| session(neighbour)).collect();
+        let watched = self.speaker.neighbours().filter(|(_, neighbour)| neighbour.is_watched());
+        let wanted = watched.filter_map(|(_, neighbour)| session(neighbour)).collect();
         let told = self.liveness.want(Instant::now(), wanted);
         told.into_iter().for_each(|event| self.news.push(event));
         self.keep_watching(Instant::now());
@@ -202,7 +203,7 @@ impl Driver {
 }
 
 fn session(neighbour: &Neighbour) -> Option<(Key, (Wanted, PeerId))> {
-    let wanted = neighbour.is_watched().then(|| neighbour.wanted())?;
+    let wanted = neighbour.wanted();
     let (liveness, local) = (wanted.liveness?, wanted.transport.local?);
     Some((Key { remote: wanted.address, local, path: liveness.path }, (liveness.wanted, neighbour.id())))
 }

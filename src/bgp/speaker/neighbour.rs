@@ -24,7 +24,7 @@ pub struct WantedNeighbour {
     pub address: IpAddr,
     pub settings: Settings,
     /// A session with it is expected as long as both ends run. One that is not expected dials by itself if at all: after a start nobody waits for it, and
-    /// BFD watches the path to it while there is a session, or its routes are retained.
+    /// BFD watches the path to it only where there is something to watch ([`Neighbour::is_watched`]).
     pub expected: bool,
     /// TCP connection under its session.
     pub transport: Transport,
@@ -323,9 +323,9 @@ impl Neighbour {
         self.wanted.expected || self.peer.is_kept() || self.path.is_holding
     }
 
-    /// Returns whether it is told to clients of the GoBGP API: it is expected to have a session, or has had one.
+    /// Returns whether it is told to clients of the GoBGP API: it is expected to have a session, has had one, or was stopped.
     pub fn is_known(&self) -> bool {
-        self.wanted.expected || self.began.is_some()
+        self.wanted.expected || self.began.is_some() || self.peer.is_stopped()
     }
 
     /// Returns whether it is expected, has a session and its End-of-RIB of an address family is awaited. A neighbour without

@@ -203,6 +203,12 @@ fn a_node_whose_routes_come_from_node_objects_answers_nodes_and_expects_none() {
     );
     assert_eq!(peer(&reflector, &client, &["--node-routes=api"], BOTH), Peering::None, "it has nothing to reflect");
     assert!(!wanted(&client, &reflector, &["--node-routes=api"]).expected, "a reflector hears its clients");
+    let beside = with(dual(2), |routing| routing.reflection = Reflection::Server(CLUSTER.into()));
+    assert!(!wanted(&reflector, &beside, &["--node-routes=api"]).expected, "which has the same clients");
+    let of_another = with(dual(2), |routing| routing.reflection = Reflection::Server([0, 0, 0, 8].into()));
+    for other in [of_another, dual(2)] {
+        assert_eq!(peer(&reflector, &other, &["--node-routes=api"], BOTH), Peering::None, "it learns clients from us");
+    }
     let config = config(&["--node-routes=api"]);
     let lacking = peering(&identity(&dual(1), &config, BOTH), &dual(2), &config, local(), &Password::Unknown);
     assert_eq!(lacking, Peering::Impossible(Obstacle::NoPassword), "which is told");

@@ -44,6 +44,13 @@ fn nodes_peer_when_the_password_of_their_sessions_is_known() {
 }
 
 #[test]
+fn a_node_that_only_answers_others_tells_that_their_password_is_not_known_and_waits_for_nobody() {
+    let plan = planned(&["--node-routes=api", "--bgp-mesh-password-file=/mesh"], &three_nodes());
+    assert_eq!((peers(&plan), plan.lacks_password()), (vec![], false));
+    assert!(problems(&plan).iter().any(|problem| problem.contains("--bgp-mesh-password-file is not known")));
+}
+
+#[test]
 fn a_peer_with_its_password_in_a_file_waits_for_that_file() {
     let mut world = three_nodes();
     let peer =
