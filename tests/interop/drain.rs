@@ -76,3 +76,9 @@ fn bird_in_the_same_system_sees_a_preference_of_zero_too() {
 fn gobgp_outside_sees_the_addresses_of_a_draining_node_lose_and_go() {
     drains(Cell::with(Daemon::Gobgp), GRACEFUL_SHUTDOWN);
 }
+
+#[test]
+fn frr_outside_gives_the_addresses_of_a_draining_node_a_preference_of_zero_by_itself() {
+    // Its name for 65535:0.
+    drains(Cell::with(Daemon::Frr), "graceful-shutdown pref 0");
+}
