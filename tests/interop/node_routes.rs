@@ -31,6 +31,17 @@ fn agent_with<'a>(hosts: &'a [Host], place: usize, node_routes: &str, more: &[&s
     Agent::run(&hosts[place], &FLAGS, &[&[&*name, &node_routes], more].concat())
 }
 
+/// Runs a test on two hosts that know each other's Nodes.
+fn with_nodes(test: impl FnOnce(&[Host]) + Send) {
+    with_hosts(2, Topology::Link, |hosts| {
+        for host in &hosts[..2] {
+            fs::create_dir(host.file("manifests")).expect("a directory");
+            (1..=2).for_each(|number| put(host, &format!("node-{number}"), &node(number, "")));
+        }
+        test(hosts);
+    });
+}
+
 /// The routes of ours, as `ip route` prints them.
 fn routes(host: &Host) -> Vec<String> {
     let of = |family: &str| host.ask(&["ip", family, "route", "show", "proto", "17"]).unwrap_or_default();
@@ -56,11 +67,7 @@ fn sessions(host: &Host) -> usize {
 #[test]
 fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_they_differ_and_whichever_starts() {
     let more = ["--bgp-graceful-restart", "--bgp-graceful-restart-time=15s", "--enable-bfd-mesh"];
-    with_hosts(2, Topology::Link, |hosts| {
-        for host in &hosts[..2] {
-            fs::create_dir(host.file("manifests")).expect("a directory");
-            (1..=2).for_each(|number| put(host, &format!("node-{number}"), &node(number, "")));
-        }
+    with_nodes(|hosts| {
         let start = |place: usize, node_routes: &str| agent_with(hosts, place, node_routes, &more);
         let both = || [routes(&hosts[0]), routes(&hosts[1])];
         let counts = || [sessions(&hosts[0]), sessions(&hosts[1])];
@@ -96,11 +103,7 @@ fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_
 
 #[test]
 fn nodes_that_change_the_source_of_their_routes_one_after_the_other_and_back_change_no_route_in_the_kernel() {
-    with_hosts(2, Topology::Link, |hosts| {
-        for host in &hosts[..2] {
-            fs::create_dir(host.file("manifests")).expect("a directory");
-            (1..=2).for_each(|number| put(host, &format!("node-{number}"), &node(number, "")));
-        }
+    with_nodes(|hosts| {
         let mut agents = [agent(hosts, 0, "bgp"), agent(hosts, 1, "bgp")];
         let both = || [routes(&hosts[0]), routes(&hosts[1])];
         eventually("routes by BGP", &[expected(2), expected(1)], both);
