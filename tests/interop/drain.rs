@@ -82,3 +82,8 @@ fn frr_outside_gives_the_addresses_of_a_draining_node_a_preference_of_zero_by_it
     // Its name for 65535:0.
     drains(Cell::with(Daemon::Frr), "graceful-shutdown pref 0");
 }
+
+#[test]
+fn a_newer_gobgp_outside_sees_the_addresses_of_a_draining_node_lose_and_go() {
+    drains(Cell::with(Daemon::Gobgp4), GRACEFUL_SHUTDOWN);
+}
