@@ -2,13 +2,16 @@
 BIRD, which knows pods and service addresses from the nodes alone."""
 import contextlib
 import json
+import socket
+import struct
 import time
 
 import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, packets, traffic
 from labkit.demo_cluster import NODES, bird, configured, peering
-from labkit.demo_leaving import INTERVAL, LABEL
+from labkit.demo_leaving import INTERVAL, LABEL, by_node_3
+from labkit.demo_leaving import FLOWS as MANY_FLOWS
 from labkit.demo_outside import PREFIX, at_router, birdc, configure
 from labkit.objects import Port
 from router import learned
@@ -20,6 +23,7 @@ SWITCHED = 15  # seconds: ten times those of BFD, as nodes live in an emulator; 
 FLOWS = 8  # of each family: some of them go by way of the node that leaves
 PODS = ["n1p1", "n2p1"]
 NODE_PORT = 30097
+NONE_LEFT = "IPVS has no connection of a client outside of the cluster any more"
 
 
 @contextlib.contextmanager
@@ -63,8 +67,8 @@ def _comes_to(bed, service, nodes, seconds=60):
         expect.soon(lambda: _ways(service, family) == wanted, seconds, "the router outside sends to", _ways(service, family), "and not to", wanted)
 
 
-def _flows(service):
-    return packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * FLOWS, pause=0.1)
+def _flows(service, number=FLOWS):
+    return packets.Stream("ext", [(service.address(family), 53) for family in FAMILIES] * number, pause=0.1)
 
 
 def _silence(outcome):
@@ -118,8 +122,10 @@ def _sessions_ended(bed, i):
 def a_drained_node_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
     pods = {family: bed.plan.pod_ranges(3)[f] for f, family in enumerate(FAMILIES)}
     with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT) as held:
-        flows, ended = _flows(service), _sessions_ended(bed, 3)
-        time.sleep(2)
+        before = {family: by_node_3(service, family) for family in FAMILIES}
+        flows, ended = _flows(service, MANY_FLOWS), _sessions_ended(bed, 3)
+        for family in FAMILIES:
+            expect.soon(lambda: by_node_3(service, family) > before[family], 20, f"no flow of IPv{family} goes by node 3")
         bed.source.nodes(bed.plan, annotations=_notes(bed), labels={3: {LABEL: ""}})
         began = time.monotonic()
         expect.soon(lambda: _is_leaving(service), DELAY, "the router outside is not told of GRACEFUL_SHUTDOWN first")
@@ -141,6 +147,21 @@ def a_drained_node_loses_no_packet_from_outside_and_keeps_its_sessions(bed):
         expect.that(_sessions_ended(bed, 3) == ended, "sessions have ended:", _sessions_ended(bed, 3), "and before", ended)
         expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside:", outcome)
         _all_are_answered(service)
+
+
+@expect.whole
+def a_drained_node_says_when_ipvs_has_no_connection_from_outside_any_more(bed):
+    with _outside(bed) as service, expect.held("ext", bed.plan.addresses(3)[0], NODE_PORT, count=1) as held:
+        since = bed.agents[3].position()
+        bed.source.nodes(bed.plan, annotations=_notes(bed), labels={3: {LABEL: ""}})
+        _comes_to(bed, service, [1, 2], 30)
+        time.sleep(10)
+        expect.that(NONE_LEFT not in bed.agents[3].text(since), "there is a connection:", bed.agents[3].text(since)[-1000:])
+        for sock, _ in held:
+            # By a reset, behind which IPVS remembers the connection for ten seconds, in place of two minutes.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        expect.logged(bed, 3, since, NONE_LEFT, seconds=60)
 
 
 def _told(service, family):
