@@ -179,9 +179,9 @@ CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 
 
 def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed):
-    """Of the families that the cluster has."""
+    """Of the families that the cluster has, and outside of the range of its flag."""
     cidrs, ours, unused = (net.of_families(pair, bed.families) for pair in (
-        ("10.97.0.0/24", "fd00:10:97::/112"), ("10.97.0.9", "fd00:10:97::9"), ("10.97.0.77", "fd00:10:97::77")))
+        ("10.112.0.0/24", "fd00:10:97::/112"), ("10.112.0.9", "fd00:10:97::9"), ("10.112.0.77", "fd00:10:97::77")))
     with expect.service(bed, "ranged") as s:
         bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
                                    "spec": {"cidrs": cidrs}})
