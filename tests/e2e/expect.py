@@ -195,10 +195,13 @@ def go_on(held_ones):
         that(traffic.exchange(sock)[0] == pod, "a connection moved away from", pod)
 
 
+STANDSTILLS = 3
+
+
 @contextlib.contextmanager
 def load(*targets, pause=0.03, resends=False):
-    """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail, nor more than one wait for a lost packet to be
-    sent again. One may: an emulated processor stands still for a second at times."""
+    """Streams of new and of long-lived connections on [(namespace, address, port, protocol)]: not one may fail, nor more than a few of one stream wait for a lost packet
+    to be sent again. An emulated processor beside others stands still for a second at times, which all streams wait for once."""
     running = [(t, traffic.Load(*t, pause=pause, resends=resends)) for t in targets]
     outcomes, until = [], time.monotonic() + LEAST_LOAD
     try:
@@ -209,7 +212,7 @@ def load(*targets, pause=0.03, resends=False):
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
-    that(sum(outcome["waited"] for _, outcome in outcomes) <= 1, "packets of new connections were lost:", outcomes)
+    that(all(outcome["waited"] <= STANDSTILLS for _, outcome in outcomes), "packets of new connections were lost:", outcomes)
 
 
 @contextlib.contextmanager
