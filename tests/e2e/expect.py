@@ -212,6 +212,9 @@ def load(*targets, pause=0.03, resends=False):
     for target, outcome in outcomes:
         that(outcome["failed"] == 0 and outcome["broken"] == 0, target, outcome)
         that(outcome["fresh"] > 10 and outcome["messages"] > 10, "hardly any traffic:", target, outcome)
+    for target, outcome in outcomes:
+        if outcome["waited"]:
+            print(f"       {outcome['waited']} of {outcome['fresh']} connections waited for a lost packet, the slowest of all {outcome['slowest_ms']} ms: {target}", flush=True)
     that(all(outcome["waited"] <= STANDSTILLS for _, outcome in outcomes), "packets of new connections were lost:", outcomes)
 
 
