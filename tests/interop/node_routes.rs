@@ -96,6 +96,8 @@ fn a_node_whose_routes_come_from_node_objects_answers_one_with_bgp_however_long_
         agents[1] = start(1, "api");
         eventually("both work by Node objects", &true, || answers(&hosts[1], "api"));
         eventually("no session is left", &[0; 2], counts);
+        // For as long as routes are retained, and up to the next look at who is watched.
+        thread::sleep(Duration::from_secs(15));
         eventually("BFD is over with what was retained", &[false; 2], watched);
         assert_eq!(both(), [expected(2), expected(1)]);
     });
