@@ -33,9 +33,8 @@ fn whatever_happens_all_speakers_come_to_the_tables_that_a_direct_computation_gi
     let steps = number("BGP_STEPS").unwrap_or(40);
     let seeds = seeds("BGP_SEED", number("BGP_WALKS").unwrap_or(40));
     let (mut sessions, mut failures, mut noticed) = (0, 0, 0);
-    let mut walks = 0;
+    let walks = seeds.len();
     for seed in seeds {
-        walks += 1;
         let mut walk = Walk::new(seed);
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| walk.run(steps)));
         if run.is_err() {

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::super::speaker::{Fact, Neighbour};
+use super::super::speaker::Fact;
+use super::liveness::is_at_times;
 use super::{Driver, Event, Subject};
 
 impl Driver {
@@ -12,13 +13,14 @@ impl Driver {
         if matches!(&fact, Fact::Up(agreement) if agreement.hold_time == 0) {
             self.links.watch(address);
         }
-        let is_unexpected = |one: &Neighbour| !one.wanted().expected && one.wanted().liveness.is_some();
-        if matches!(fact, Fact::Up(_)) && self.speaker.neighbour(address).is_some_and(is_unexpected) {
-            self.unexpected_came();
-        }
-        // However the session came about, the neighbour's trouble is over.
-        if matches!(fact, Fact::Up(_)) && self.undialled.remove(&address) {
-            self.news.push(Event::Trouble(Subject::Dialling(address), None));
+        if matches!(fact, Fact::Up(_)) {
+            if self.speaker.neighbour(address).is_some_and(is_at_times) {
+                self.unexpected_came();
+            }
+            // However the session came about, the neighbour's trouble is over.
+            if self.undialled.remove(&address) {
+                self.news.push(Event::Trouble(Subject::Dialling(address), None));
+            }
         }
         self.news.push(Event::Fact(address, fact));
     }

@@ -157,9 +157,7 @@ impl Driver {
             return;
         }
         self.set_liveness();
-        let is_watched = |(_, one): (IpAddr, &Neighbour)| {
-            !one.wanted().expected && one.wanted().liveness.is_some() && one.is_watched()
-        };
+        let is_watched = |(_, one): (IpAddr, &Neighbour)| is_at_times(one) && one.is_watched();
         self.liveness.unexpected_due = self.speaker.neighbours().any(is_watched).then(|| now + UNEXPECTED);
         self.liveness.unexpected_at = Some(now);
     }
@@ -200,6 +198,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// Returns whether a neighbour is watched at times alone: nobody expects it.
+pub(super) fn is_at_times(neighbour: &Neighbour) -> bool {
+    !neighbour.wanted().expected && neighbour.wanted().liveness.is_some()
 }
 
 fn session(neighbour: &Neighbour) -> Option<(Key, (Wanted, PeerId))> {
