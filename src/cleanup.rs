@@ -1,16 +1,19 @@
-//! `--cleanup-config`: every subsystem reconciled to nothing; `--cleanup-nftables`: our tables of nf_tables alone.
+//! `--cleanup-config`: every subsystem reconciled to nothing; `--cleanup-nftables`: our tables of nf_tables alone; `--cleanup-kube-proxy`: what kube-proxy left (`kube_proxy`).
 //!
 //! The same mirrors, the same order, the same rule of what is ours; only nothing is wanted. What belongs to
 //! others stays. Kernel settings stay too: what they were before is nobody's knowledge. All subsystems are cleaned up,
-//! whichever of them the flags switch on, in both families. Tunnels for direct server return go from the pods of this host that the
+//! whichever of them the flags switch on, in both families. Virtual services that a kube-proxy in its mode ipvs has as well stay, for it would miss them until its next sync. Tunnels for direct server return go from the pods of this host that the
 //! container runtime tells of or that have their network namespaces in `/run/netns`; a host without a runtime has no others.
 //!
 //! Of files go the last known state (`--state-dir`), the sockets (`--socket`, `gobgp.sock`, `cni.sock`), the announced pods, the guarded ports and the CNI file where it is about our
 //! bridge; a directory goes where nothing is left in it. CNI files of others lose the entry of our plugin, which nobody answers any more, and then the
 //! plugin goes that `install-cni` has copied to the host.
 
+mod kube_proxy;
+
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -57,7 +60,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let firewall = firewall::iptables::linux::open_for_cleanup()
         .map(|(targets, _)| without_ipset(targets))
         .map(firewall::iptables::apply::Mirrors::new);
-    let proxy = proxy::linux::open_for_cleanup().map(|targets| proxy::apply::Mirrors::new(targets, Vec::new()));
+    let proxy = proxy::linux::open_for_cleanup()
+        .and_then(|targets| Ok(proxy::apply::Mirrors::new(targets, kube_proxy::served_in_ipvs()?)));
     let router = router::linux::open_for_cleanup(config.router.as_ref()).map(router::apply::Mirrors::new);
     // What the programs that are there do not reach, before the sets that it names.
     let mut left: Vec<String> =
@@ -107,6 +111,19 @@ pub fn remove_tables(config: &Config) -> anyhow::Result<()> {
         bail!("not every table could be removed:\n{}", left.join("\n"));
     }
     info!("Tables of nf_tables removed");
+    Ok(())
+}
+
+/// Removes what kube-proxy left in the kernel, and nothing of ours: a service proxy beside it goes on. `node_ports`: `--service-node-port-range`.
+///
+/// # Errors
+/// kube-proxy still runs. Failures to remove, a line for each.
+pub fn remove_kube_proxy(node_ports: &RangeInclusive<u16>) -> anyhow::Result<()> {
+    let left = kube_proxy::remove(node_ports);
+    if !left.is_empty() {
+        bail!("not everything of kube-proxy could be removed:\n{}", left.join("\n"));
+    }
+    info!("Nothing of kube-proxy is left");
     Ok(())
 }
 

@@ -45,6 +45,9 @@ pub struct Flags {
     /// Remove this program's tables of nf_tables and nothing else, then end: when a kube-router has taken over from it
     #[arg(long)]
     pub cleanup_nftables: bool,
+    /// Remove what a kube-proxy that has ended left in the kernel of this host, and nothing of this program, then end
+    #[arg(long)]
+    pub cleanup_kube_proxy: bool,
     /// Address on which /healthz and /readyz answer; empty means all addresses
     #[arg(long, default_value = "")]
     pub health_addr: String,

@@ -33,6 +33,7 @@ mod service_ranges;
 mod usage;
 mod value;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -177,6 +178,7 @@ impl Config {
         let encrypts = router.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
         let node_name = node_name(flags, environment, mistakes);
         let load_balancer = LoadBalancerConfig::from_flags(flags, environment, &proxy.ranges, &node_name, mistakes);
+        let cleanup = Cleanup::from_flags(flags, &proxy.service_node_port_range);
         let config = Config {
             node_name,
             source: source(flags, mistakes),
@@ -206,7 +208,7 @@ impl Config {
                 ("text", LogFormat::Text),
                 ("json", LogFormat::Json),
             ),
-            cleanup: Cleanup::from_flags(flags),
+            cleanup,
             notices: notices::notices(flags, mistakes),
         };
         match netfilter {
@@ -266,21 +268,24 @@ impl Config {
 }
 
 /// Scope of a cleanup.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Cleanup {
     /// `--cleanup-config`: everything of ours, and our files.
     Everything,
     /// `--cleanup-nftables`: our tables of nf_tables. What kube-router has as well stays.
     Tables,
+    /// `--cleanup-kube-proxy`: what kube-proxy left, and nothing of ours. `node_ports`: `--service-node-port-range`.
+    KubeProxy { node_ports: RangeInclusive<u16> },
 }
 
 impl Cleanup {
-    fn from_flags(flags: &Flags) -> Option<Cleanup> {
-        match (flags.cleanup_config, flags.cleanup_nftables) {
-            (true, _) => Some(Cleanup::Everything),
-            (false, true) => Some(Cleanup::Tables),
-            (false, false) => None,
-        }
+    fn from_flags(flags: &Flags, node_ports: &RangeInclusive<u16>) -> Option<Cleanup> {
+        let asked = [
+            (flags.cleanup_config, Cleanup::Everything),
+            (flags.cleanup_nftables, Cleanup::Tables),
+            (flags.cleanup_kube_proxy, Cleanup::KubeProxy { node_ports: node_ports.clone() }),
+        ];
+        asked.into_iter().find(|(is_asked, _)| *is_asked).map(|(_, cleanup)| cleanup)
     }
 }
 

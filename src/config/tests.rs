@@ -326,6 +326,7 @@ fn cleaning_up_needs_no_word_about_subsystems() {
         (&["--cleanup-config"][..], Cleanup::Everything),
         (&["--cleanup-nftables"], Cleanup::Tables),
         (&["--cleanup-nftables", "--cleanup-config"], Cleanup::Everything),
+        (&["--cleanup-kube-proxy", "--run-service-proxy=false"], Cleanup::KubeProxy { node_ports: 30000..=32767 }),
     ] {
         let config = Config::from_flags(&flags(words), 0, &environment).expect("cleanup is possible");
         assert!(config.cleanup == Some(cleanup) && !config.runs_nothing());

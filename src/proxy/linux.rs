@@ -9,7 +9,7 @@ use crate::config::{Backend, ProxyConfig};
 use crate::kernel::address::Addresses;
 use crate::kernel::bridge::HairpinPorts;
 use crate::kernel::conntrack::{Flows, Forgetter, Remaining};
-use crate::kernel::ipset::{Elements, SetName, Sets};
+use crate::kernel::ipset::{Elements, Entry, SetName, Sets};
 use crate::kernel::iptables::abandoned::{OtherVariant, Removal};
 use crate::kernel::iptables::{self, Families, Leftovers, Ownership, Table, Tables};
 use crate::kernel::ipvs::{
@@ -134,6 +134,24 @@ fn detected() -> iptables::Detected {
         }
     }
     detected
+}
+
+/// Returns what tells whether an element in the kernel marks a virtual service as ours, in either packet filter.
+///
+/// # Errors
+/// The kernel refuses netlink sockets, or does not list what there is.
+pub fn marked() -> Result<impl Fn(&ServiceKey) -> bool, Error> {
+    let mut elements = Elements::open(set_names())?;
+    elements.accept_missing_ipset();
+    let elements = elements.read()?;
+    let table = OwnTable::open_existing(TableFamily::Inet, TABLE, "nf_tables rules")?;
+    let table = table.map(|mut table| table.read()).transpose()?.unwrap_or_default();
+    Ok(move |key: &ServiceKey| {
+        let ServiceKey::Address { address, protocol, port } = *key else { return false };
+        let entry = Entry::IpPort(address, protocol, port);
+        table.contains_key(&Set::ServicePorts.object(&entry))
+            || elements.contains_key(&Set::ServicePorts.element(entry))
+    })
 }
 
 /// Removes the table of nf_tables where there is one; returns why it could not be removed.

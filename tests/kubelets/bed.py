@@ -78,6 +78,12 @@ class Bed:
             self.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
             self.wait(f"the API server's Service answers node {i}", lambda i=i: "ok" in self.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
 
+    def kube_proxy_ends(self):
+        """Its process on every node, and nothing of what it has made."""
+        for i in range(1, self.nodes + 1):
+            self.inside("proxy", str(i), f"{self.folder}/facts.json", "end", timeout=600)
+        self.has_kube_proxy = False
+
     def manifest(self):
         """The path of what is applied."""
         if not self.values:

@@ -1,9 +1,11 @@
-"""A move from flannel to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node. kube-proxy stays, in one of its modes.
+"""A move from flannel to Sluice's pod network and back, step by step as docs/migration.md has it, while requests go on on every node. kube-proxy stays, in one of its modes; or
+Services move too, from it and back to it.
 
 There is no flannel here: nodes have what it makes in kernel and files, and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
 servers behind a Service do.
 """
 import json
+import os
 
 from labkit import image, net, own
 
@@ -18,18 +20,26 @@ MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanne
               "-A FLANNEL-POSTRTG ! -s {all} -d {mine} -j RETURN", "-A FLANNEL-POSTRTG -s {all} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
               "-A FLANNEL-POSTRTG ! -s {all} -d {all} -j MASQUERADE --random-fully"]
 LOG = "/var/lib/kubelet/requests"
+ASKS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "asks.py")
+# What kube-proxy has in a kernel, in any of its modes; prints nothing where it has nothing.
+KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-save 2>/dev/null | grep -E '^(:|-A) ?KUBE-(SERVICES|NODE-?PORT|SVC|SEP|EXT|MARK-MASQ|FORWARD|PROXY|IPVS|POSTROUTING|LOAD)'; "
+               "done; done; nft list tables | grep -w kube-proxy; ipset list -n 2>/dev/null | grep ^KUBE- | grep -vE '^KUBE-(SRC|DST)-'; ip -br link show kube-ipvs0 2>/dev/null; true")
+# Prints something where kube-proxy serves the Service, by its mode.
+SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
+          "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
 GRACE = 10
 
 
 class Move:
-    """`kind`: how flannel's nodes reach each other."""
+    """`kind`: how flannel's nodes reach each other. `serves`: Services move too."""
 
-    def __init__(self, kind):
-        self.kind = kind
+    def __init__(self, kind, serves=False):
+        self.kind, self.serves = kind, serves
 
     def tests(self):
-        every = [self.nodes_have_flannel, self.requests_go_on, self.agents_start_beside_it, self.node_after_node_gets_our_network, self.flannel_goes,
-                 self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, self.agents_go_and_leave_nothing]
+        every = [self.nodes_have_flannel, self.requests_go_on, self.agents_start_beside_it, *([self.kube_proxy_goes] if self.serves else []), self.node_after_node_gets_our_network,
+                 self.flannel_goes, self.a_policy_is_enforced, self.node_after_node_gets_flannels_network_back, *([self.kube_proxy_comes_back] if self.serves else []),
+                 self.agents_go_and_leave_nothing]
         return [(f"{self.kind}: {test.__name__}", test) for test in every]
 
     def nodes(self, bed):
@@ -88,7 +98,7 @@ class Move:
     def requests_go_on(self, bed):
         pod = {"metadata": {"labels": {"app": "web"}}, "spec": {
             "terminationGracePeriodSeconds": GRACE, "automountServiceAccountToken": False,
-            "containers": [container("web", 'echo "$NAME" > /www/name; exec httpd -f -p 8080 -h /www',
+            "containers": [container("web", 'echo "$NAME" > /www/name; nc -ll -p 9000 -e cat & exec httpd -f -p 8080 -h /www',
                                      env=[{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
                                      readinessProbe={"httpGet": {"path": "/name", "port": 8080}, "periodSeconds": 1},
                                      lifecycle={"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}})]}}
@@ -97,7 +107,8 @@ class Move:
         bed.apply(
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
              "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
-            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}})
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [
+                {"name": "web", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "echo", "port": 9000, "targetPort": 9000}]}})
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
         for i in self.nodes(bed):
             ask = f"curl -sS -m 5 -o /dev/null http://{web_address(bed)}/name 2>&1"
@@ -130,6 +141,42 @@ class Move:
                 silent = bed.on(i, f"{script}; true").split()
                 that(not silent, f"node {i}, {space or 'itself'}, does not reach", silent, "\n" + bed.on(i, "ip route; ip -br addr"))
 
+    def start_asking(self, bed):
+        """On each node, from the host and from one of its pods: requests, and a connection that is kept (`asks.py`)."""
+        self.asking = {}
+        for i in self.nodes(bed):
+            pod = bed.on(i, "ls /run/netns").split()[0]
+            for who, enter in (("host", ""), ("pod", f"nsenter --net=/run/netns/{pod} ")):
+                log = f"/var/lib/kubelet/asked-by-{who}"
+                bed.on(i, f"rm -f {log} {log}.end; {enter}setsid {own.PYTHON} -B {ASKS} {web_address(bed)} {log} < /dev/null > /dev/null 2>&1 &")
+                self.asking[i, who] = log
+        self.asked(bed)
+
+    def asked(self, bed):
+        """Lines of each who asks, when there are some more."""
+        found = {}
+        for (i, who), log in self.asking.items():
+            before = len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines())
+            bed.wait(f"node {i}, {who}: requests go on", lambda i=i, log=log, n=before: len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines()) > n + 20, 120)
+            found[i, who] = bed.on(i, f"cat {log}").splitlines()
+        return found
+
+    def end_asking(self, bed):
+        """What failed, by who asked."""
+        found = self.asked(bed)
+        for (i, _), log in self.asking.items():
+            bed.on(i, f": > {log}.end")
+        failed = {who: [line for line in lines if line not in ("ok", "kept")] for who, lines in found.items()}
+        own.say(f"  {sum(lines.count('ok') for lines in found.values())} requests and {sum(lines.count('kept') for lines in found.values())} answers by connections that were kept, "
+                f"failed: {failed}")
+        that(all(lines.count("ok") > 10 and lines.count("kept") > 10 for lines in found.values()), "nobody was asked:", found)
+        return failed
+
+    def agent(self, bed, i, *words):
+        """What a command in the agent's container of a node prints."""
+        pod, = [pod["metadata"]["name"] for pod in bed.get("pods", *AGENTS)["items"] if pod["spec"]["nodeName"] == f"node{i}"]
+        return bed.kubectl("-n", "kube-system", "exec", pod, "-c", "kube-router", "--", *words)
+
     # ------------------------------------------------------------------ the steps
 
     def agents_start_beside_it(self, bed):
@@ -142,6 +189,38 @@ class Move:
             bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 120)
             own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {net.POD_RANGES[0]}").splitlines()))
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+
+    def kube_proxy_goes(self, bed):
+        """Its process on all nodes, as when a DaemonSet is deleted; then, node by node, what it has left. Who is connected stays so."""
+        for i in self.nodes(bed):
+            bed.wait(f"IPVS of node {i} has the Service", lambda i=i: f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 120)
+        self.start_asking(bed)
+        bed.kube_proxy_ends()
+        for i in self.nodes(bed):
+            self.agent(bed, i, "sluice", "--cleanup-kube-proxy")
+            left = bed.on(i, KUBE_PROXYS).split("\n")
+            that(not any(left), f"of kube-proxy is left on node {i}:", left)
+            own.say("  " + self.agent(bed, i, "sluice", "audit").strip().replace("\n", "; "))
+            served = bed.on(i, "ipvsadm -Ln")
+            that(all(f"{one} rr" in served for one in (f"{web_address(bed)}:80", f"{web_address(bed)}:9000")), served)
+        failed = self.end_asking(bed)
+        that(not any(failed.values()), "failed:", failed)
+        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.no_request_failed(bed)
+
+    def kube_proxy_comes_back(self, bed):
+        """While agents serve. In its mode nftables it empties IPVS when it starts."""
+        self.start_asking(bed)
+        bed.kube_proxy(True)
+        for i in self.nodes(bed):
+            bed.wait(f"kube-proxy of node {i} serves", lambda i=i: bed.on(i, SERVED[bed.proxy_mode].format(address=web_address(bed))).strip(), 300)
+        failed = self.end_asking(bed)
+        if bed.proxy_mode == "nftables":
+            for i in self.nodes(bed):
+                bed.on(i, f": > {LOG}")
+        else:
+            that(not any(failed.values()), "failed:", failed)
         self.no_request_failed(bed)
 
     def each_node(self, bed, commands, former, later):

@@ -1,7 +1,11 @@
 """The newcomer's way, whole: a manifest of `daemonset/` applied to nodes that are NotReady, pods, Services, policies, an update, and the removal."""
+import io
 import ipaddress
 import json
+import os
 import re
+import subprocess
+import tarfile
 
 from labkit import image, net, own
 
@@ -213,6 +217,23 @@ def an_update_of_the_agents_fails_no_request_and_loses_no_packet(bed):
     bed.kubectl("delete", "pod", "pings")
     names = [pod["spec"]["containers"][0]["image"] for pod in ready_pods(bed, *AGENTS)]
     that(all(name.endswith(beds.NEXT) for name in names), names)
+
+
+def all_nodes_say_how_they_stand_and_one_makes_a_bundle(bed):
+    """As an operator outside asks, by the API server; the bundle has everything and no secret."""
+    said = own.run(bed.binary, "status", "--all", f"--kubeconfig={bed.cluster['kubeconfig']}").splitlines()
+    that(all(any(line.startswith(f"node{i}: ready (kube-system/") for line in said) for i in range(1, bed.nodes + 1)), "status --all:", said)
+    own.say("  " + said[-1])
+    pod = bed.get("pods", *AGENTS)["items"][0]["metadata"]["name"]
+    inside = [bed.cluster["programs"]["kubectl"], "--kubeconfig", bed.cluster["kubeconfig"], "-n", "kube-system", "exec", pod, "-c", "kube-router", "--"]
+    made = subprocess.run([*inside, "sluice", "bundle", "-f", "-"], stdin=subprocess.DEVNULL, capture_output=True)
+    that(made.returncode == 0, "sluice bundle:", made.stderr.decode())
+    with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+        names = [os.path.basename(one.name) for one in archive]
+    own.say(f"  a bundle of {len(names)} parts, {len(made.stdout) / 2**20:.1f} MiB")
+    that({"parts.json", "about.json", "config.txt"} <= set(names), names)
+    token = own.run(*inside, "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token").strip()
+    that(len(token) > 100 and token.encode() not in made.stdout, "the token is in the bundle, or was not read")
 
 
 def agents_have_nothing_to_complain_of(bed):

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """Nodes with a kubelet and a containerd each, where the nodes are (in the guest): nodes.py up FACTS | run I COMMAND... | log I PROGRAM LINES |
-proxy I FACTS on|off | join I FACTS | reboot I FACTS | groups NODES.
+proxy I FACTS on|off|end | join I FACTS | reboot I FACTS | groups NODES.
 
 Beside its network a node has folders, sockets and cgroups of its own: its cgroup is the root of what it sees of them. FACTS is a JSON file: the
 cluster (`labkit.cluster`), `programs`, the folder `store` of a containerd that has imported the images, the number of `nodes`, and how many of them `join` later; `kubelet`, more of its
@@ -106,9 +106,9 @@ def kubelet(i, facts):
 
 
 def kube_proxy(i, facts, wanted):
-    """kube-proxy with what it takes by itself but for limits of conntrack, which are the machine's; or its end, and what it is told to take away."""
+    """`on`: kube-proxy with what it takes by itself but for limits of conntrack, which are the machine's. `end`: its end. `off`: that, and what it is told to take away."""
     program = facts["programs"]["kube-proxy"]
-    if wanted:
+    if wanted == "on":
         admin = kubeconfig(f"https://{net.CONTROL[0]}:6443", facts["cluster"]["token"], facts["cluster"]["authority"])
         own.write(f"{folder(i)}/kube-proxy.conf", admin, 0o600)
         return start(i, "kube-proxy", [
@@ -120,7 +120,8 @@ def kube_proxy(i, facts, wanted):
     with open(f"{folder(i)}/kube-proxy.pid") as handle:
         own.end([own.identity(int(handle.read()))], 10)
     os.unlink(f"{folder(i)}/kube-proxy.pid")
-    own.run(*command(i, program, "--cleanup"))
+    if wanted == "off":
+        own.run(*command(i, program, "--cleanup"))
 
 
 def tail(i, name, lines=25):
@@ -195,7 +196,7 @@ def main(verb, *words):
     if verb in ("join", "reboot"):
         return {"join": join, "reboot": reboot}[verb](int(words[0]), own.read_json(words[1]))
     if verb == "proxy":
-        return kube_proxy(int(words[0]), own.read_json(words[1]), words[2] == "on")
+        return kube_proxy(int(words[0]), own.read_json(words[1]), words[2])
     if verb == "groups":
         return print(*[path for i in range(1, int(words[0]) + 1) for path in groups.folders(i)], sep="\n")
     if verb == "run":

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--move KIND] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
+"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--move KIND] [--services] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
 one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. KIND is another network that two nodes on
-this machine leave and get back (moves.py), beside kube-proxy in its MODE.
+this machine leave and get back (moves.py), beside kube-proxy in its MODE; with --services, in the guest, they leave that too and get it back. kube-router is one of them, in the guest, with all that it does.
 """
 import argparse
 import os
@@ -20,6 +20,7 @@ from bed import MANIFEST, Bed  # noqa: E402
 import dns  # noqa: E402
 import integrators  # noqa: E402
 import joining  # noqa: E402
+import kube_router  # noqa: E402
 import moves  # noqa: E402
 import newcomer  # noqa: E402
 import reboots  # noqa: E402
@@ -29,10 +30,13 @@ NEWCOMER = [
     newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_pod_answers_on_a_port_of_its_node,
     dns.names_of_services_are_found, newcomer.a_policy_closes_the_pods, joining.a_node_joins, newcomer.an_update_of_the_agents_fails_no_request_and_loses_no_packet,
+    newcomer.all_nodes_say_how_they_stand_and_one_makes_a_bundle,
     newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot,
     newcomer.the_removal_leaves_nothing]
 
 OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot]
+
+KUBE_ROUTER = "kube-router"  # of --move
 
 GROUPS = {"integrators": [name for name in integrators.RENDERINGS if not name.startswith("upstream-")], "upstream": list(integrators.RENDERINGS)}
 
@@ -53,15 +57,18 @@ def main():
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
     parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
-    parser.add_argument("--move", choices=moves.KINDS)
-    parser.add_argument("--proxy-mode", choices=("iptables", "nftables"), default="nftables", help="of kube-proxy beside a move")
+    parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER))
+    parser.add_argument("--services", action="store_true", help="move Services from kube-proxy and back, too")
+    parser.add_argument("--proxy-mode", choices=("iptables", "nftables", "ipvs"), default="nftables", help="of kube-proxy beside a move")
     parser.add_argument("--keep", action="store_true", help="leave cluster and guest up after a failure, until a key is pressed")
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
     if known.move:
-        bed, tests = Bed(known.binary, max(2, known.nodes), "kubeadm-kuberouter", kind="native", proxy_mode=known.proxy_mode), moves.Move(known.move).tests()
+        is_whole = known.services or known.move == KUBE_ROUTER
+        place = {"name": MANIFEST} if is_whole else {"name": "kubeadm-kuberouter", "kind": "native"}
+        bed, tests = Bed(known.binary, max(2, known.nodes), proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes), theirs.tests(names)
     elif len(names) == 1:

@@ -85,13 +85,14 @@ v string 0
 version bool false";
 
 /// Flags beyond kube-router's: two of the earliest versions, and those of this program.
-const MORE: [&str; 32] = [
+const MORE: [&str; 33] = [
     "bgp-graceful-restart-notification",
     "bgp-llgr-time",
     "bgp-mesh-holdtime",
     "bgp-mesh-max-prefixes",
     "bgp-mesh-password-file",
     "bgp-mesh-ttl-security",
+    "cleanup-kube-proxy",
     "cleanup-nftables",
     "cluster-cidr",
     "config-sync-period",

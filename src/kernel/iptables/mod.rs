@@ -21,6 +21,7 @@
 
 pub mod abandoned;
 mod counted;
+mod extension;
 mod flavour;
 mod isolate;
 mod leftover;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::save::{Saved, SavedTable, parse};
-use super::{Programs, Table};
+use super::{Programs, Table, extension};
 use crate::kernel::program::{Call, Fault, Running, run, start};
 use crate::kernel::{Cause, Error};
 use crate::net::Family;
@@ -65,7 +65,8 @@ pub(super) fn end_restore(
     debug!(%family, script, "Rules rejected by iptables-restore");
     let mut error = fault.of("change rules", &family.to_string(), program);
     if let Cause::Program(words) = &mut error.cause {
-        *words = with_line(words, script);
+        let lacking = extension::lacking(words, programs.flavour, family);
+        *words = std::iter::once(with_line(words, script)).chain(lacking).collect::<Vec<_>>().join("; ");
     }
     Err(error)
 }

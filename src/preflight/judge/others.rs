@@ -40,7 +40,7 @@ const OTHERS: [Other; 9] = [
         chains: &["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-"],
         tables: &["kube-proxy"],
         links: &["kube-ipvs0"],
-        removal: "delete its DaemonSet (kubectl -n kube-system delete ds kube-proxy), then run kube-proxy --cleanup on each node",
+        removal: "delete its DaemonSet (kubectl -n kube-system delete ds kube-proxy), then run sluice --cleanup-kube-proxy on each node",
     },
     Other {
         name: "flannel",

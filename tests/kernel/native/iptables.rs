@@ -497,3 +497,25 @@ fn a_host_without_programs_says_so_once_for_each_family() {
         );
     });
 }
+
+#[test]
+fn a_match_that_the_kernel_lacks_is_told_by_its_module_and_where_to_get_it() {
+    const RULE: &str = "-m ipvs --ipvs -j ACCEPT";
+    with_each(|flavour| {
+        let program = if flavour == Flavour::Legacy { "iptables-legacy" } else { "iptables-nft" };
+        run(&format!("{program} -t nat -N PROBE"));
+        let (kernel_has_it, ..) = attempt(&format!("{program} -t nat -A PROBE {RULE}"));
+        let wanted = Pieces::from([(chain(Family::V4, Table::Nat, SNAT), rules([RULE]))]);
+        let mut mirror = mirror(flavour);
+        mirror.mark_all();
+        mirror.grow(&wanted, Growth::Full, moment());
+        let told = mirror.trouble().map(|trouble| trouble.error.clone()).unwrap_or_default();
+        if kernel_has_it {
+            assert_eq!(told, "");
+        } else {
+            let (_, rest) =
+                told.split_once("the kernel has no xt_ipvs: ").unwrap_or_else(|| panic!("{flavour:?}: {told}"));
+            assert!(rest.len() > 20, "{told}");
+        }
+    });
+}

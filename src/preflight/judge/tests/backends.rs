@@ -99,7 +99,7 @@ fn another_program_matters_where_a_subsystem_here_does_the_same() {
         &[],
         chain("KUBE-SERVICES"),
         Level::Degraded,
-        &["kube-proxy", "left over", "kube-proxy --cleanup", "--run-service-proxy=false"],
+        &["kube-proxy", "left over", "sluice --cleanup-kube-proxy", "--run-service-proxy=false"],
     );
     check(&[], device("kube-ipvs0"), Level::Degraded, &["kube-proxy", "device kube-ipvs0"]);
     let table = |facts: &mut Facts| {
