@@ -100,10 +100,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// # Errors
 /// Reason why the program cannot start, as a sentence.
 pub fn run(config: Config, recent: Recent) -> anyhow::Result<()> {
-    match &config.cleanup {
+    match config.cleanup {
         Some(Cleanup::Everything) => return cleanup::run(&config),
         Some(Cleanup::Tables) => return cleanup::remove_tables(&config),
-        Some(Cleanup::KubeProxy { node_ports }) => return cleanup::remove_kube_proxy(node_ports),
+        Some(Cleanup::KubeProxy) => return cleanup::remove_kube_proxy(&config),
         None => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

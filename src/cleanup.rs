@@ -13,7 +13,6 @@ mod kube_proxy;
 
 use std::fs;
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -60,8 +59,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let firewall = firewall::iptables::linux::open_for_cleanup()
         .map(|(targets, _)| without_ipset(targets))
         .map(firewall::iptables::apply::Mirrors::new);
-    let proxy = proxy::linux::open_for_cleanup()
-        .and_then(|targets| Ok(proxy::apply::Mirrors::new(targets, kube_proxy::served_in_ipvs()?)));
+    let proxy = proxy::linux::open_for_cleanup().and_then(|targets| {
+        Ok(proxy::apply::Mirrors::new(targets, Vec::new()).sparing(kube_proxy::served_by_both(config)?))
+    });
     let router = router::linux::open_for_cleanup(config.router.as_ref()).map(router::apply::Mirrors::new);
     // What the programs that are there do not reach, before the sets that it names.
     let mut left: Vec<String> =
@@ -114,12 +114,12 @@ pub fn remove_tables(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what kube-proxy left in the kernel, and nothing of ours: a service proxy beside it goes on. `node_ports`: `--service-node-port-range`.
+/// Removes what kube-proxy left in the kernel, and nothing of ours: a service proxy beside it goes on.
 ///
 /// # Errors
-/// kube-proxy still runs. Failures to remove, a line for each.
-pub fn remove_kube_proxy(node_ports: &RangeInclusive<u16>) -> anyhow::Result<()> {
-    let left = kube_proxy::remove(node_ports);
+/// kube-proxy still runs, or no service proxy of ours has taken over. Failures to remove, a line for each.
+pub fn remove_kube_proxy(config: &Config) -> anyhow::Result<()> {
+    let left = kube_proxy::remove(config);
     if !left.is_empty() {
         bail!("not everything of kube-proxy could be removed:\n{}", left.join("\n"));
     }

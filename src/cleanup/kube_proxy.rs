@@ -2,27 +2,29 @@
 //!
 //! `kube-proxy --cleanup` empties IPVS, whatever mode it ran in, and with it what a service proxy beside it serves. Here chains, sets, tables and the
 //! device go by their names, which only kube-proxy gives. A virtual service keeps no mark of who made it: kube-proxy's are those at addresses of its device, and, while
-//! that device is there, those at addresses of this host in the range of node ports. What the service proxy here has marked as its own stays.
+//! that device is there, those at addresses of this host in the range of node ports. What the service proxy here has marked as its own stays, and what is at `--excluded-cidrs`; one at
+//! an external address that this host has itself is not known as kube-proxy's. Without any mark nothing is removed, because nobody would serve.
 //! So do connections that were translated already.
 //!
 //! Rules go first, so that no packet is translated to endpoints that nobody keeps up to date, and sets behind the rules that name them. The device is the last
 //! one, because it tells which virtual services are kube-proxy's: a cleanup that was ended midway does the rest when it runs again.
 //!
-//! Names: pkg/proxy/iptables, pkg/proxy/ipvs and pkg/proxy/nftables of Kubernetes 1.36; `KUBE-FIREWALL` and the canaries of kubelets are not kube-proxy's.
+//! Names: pkg/proxy/iptables, pkg/proxy/ipvs and pkg/proxy/nftables of Kubernetes 1.36; `KUBE-FIREWALL` of `filter` and the canaries of kubelets are not kube-proxy's. Chains
+//! that rules of others jump to stay, and are told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
-use ipnet::IpNet;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::config::Config;
 use crate::kernel::address::{Addresses, host_addresses};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{Leftovers, Ownership, Table};
+use crate::kernel::iptables::{Leftovers, Ownership, Table, has_unreadable_tables};
 use crate::kernel::ipvs::{ServiceKey, Services};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::{Error, Name, nftables};
@@ -30,9 +32,13 @@ use crate::net::Family;
 use crate::proxy;
 use crate::reconcile::{Mirror, Moment, Reflection, Target};
 
+use super::TRIES;
+
 /// Carries the service addresses in kube-proxy's mode ipvs.
 const DEVICE: &str = "kube-ipvs0";
 const PROCESS: &str = "kube-proxy";
+/// `metricsBindAddress`, on the loopback device by default.
+const METRICS_PORT: u16 = 10249;
 const TABLES: [nftables::Table<'static>; 2] = [
     nftables::Table { family: Family::V4, name: "kube-proxy" },
     nftables::Table { family: Family::V6, name: "kube-proxy" },
@@ -48,8 +54,16 @@ const FILTER: [&str; 9] = [
     "KUBE-IPVS-FILTER",
     "KUBE-IPVS-OUT-FILTER",
 ];
-const NAT: [&str; 6] =
-    ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"];
+/// The last one is of the mode ipvs before 1.27, and names sets; a kubelet has one in `filter`.
+const NAT: [&str; 7] = [
+    "KUBE-SERVICES",
+    "KUBE-NODEPORTS",
+    "KUBE-POSTROUTING",
+    "KUBE-MARK-MASQ",
+    "KUBE-NODE-PORT",
+    "KUBE-LOAD-BALANCER",
+    "KUBE-FIREWALL",
+];
 const CANARY: &str = "KUBE-PROXY-CANARY";
 /// Chains of one Service or endpoint, in `nat`; the last one is of versions before 1.24.
 const NAT_OF_SERVICES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-XLB-"];
@@ -78,32 +92,55 @@ const LONGEST_NAME_OF_A_SET: usize = 31;
 const BEGINNINGS: [&str; 2] = ["KUBE-", "KUBE-6-"];
 
 /// Removes what kube-proxy left in the network namespace of the calling thread. Returns why something could not be removed.
-pub fn remove(node_ports: &RangeInclusive<u16>) -> Vec<String> {
-    if let Some(process) = running() {
-        let end = "end it first (kubectl -n kube-system delete ds kube-proxy), or it puts all of it back";
-        return vec![format!("kube-proxy runs on this host, as process {process}: {end}")];
+pub fn remove(config: &Config) -> Vec<String> {
+    if let Some(why) = running() {
+        return vec![format!(
+            "kube-proxy runs on this host ({why}): end it first (kubectl -n kube-system delete ds kube-proxy), or it puts all of it back"
+        )];
     }
-    let mut removal = Removal::of(ownership(), sets()).with_tables(&TABLES);
-    let mut left = std::iter::repeat_with(|| removal.step()).flatten().next().unwrap_or_default();
-    match virtual_services(node_ports).and_then(|ours| {
-        let mut services = Services::open(Box::new(move |key| ours.contains(key)))?;
-        services.accept_missing_ipvs();
-        Ok(services)
-    }) {
-        Ok(services) => left.extend(remove_all(services)),
-        Err(error) => left.push(error.to_string()),
-    }
-    // Without it the next run would not know the virtual services.
-    if left.is_empty() {
-        match Links::open([LinkName(DEVICE.into())]) {
-            Ok(links) => left.extend(remove_all(links)),
-            Err(error) => left.push(error.to_string()),
+    match proxy::linux::marked() {
+        Ok(ours) if ours.is_empty() => {
+            return vec![
+                "the service proxy of this program has not taken over on this host, and nobody would serve: start it first, or run kube-proxy --cleanup"
+                    .to_owned(),
+            ];
         }
+        Ok(_) => {}
+        Err(error) => return vec![error.to_string()],
     }
+    let mut removal = Removal::of(ownership(), sets()).sparing_rules_of_others().with_tables(&TABLES);
+    let mut left = std::iter::repeat_with(|| removal.step()).flatten().next().unwrap_or_default();
+    if has_unreadable_tables() {
+        left.push(
+            "this kernel has tables of legacy iptables and no program that reads them is installed; rules of kube-proxy in them stay: run this with an image that has iptables-legacy-restore and ip6tables-legacy-restore"
+                .to_owned(),
+        );
+    } else if left.is_empty() && removal.finds_any() {
+        left.push("something of kube-proxy is still there, or is again: run this once more".to_owned());
+    }
+    left.extend(remove_from_ipvs(config).unwrap_or_else(|error| vec![error.to_string()]));
     left
 }
 
-/// The process of kube-proxy in the network namespace of the calling thread, where processes of the host are seen.
+/// Removes virtual services and, behind them, the device that tells which are kube-proxy's.
+fn remove_from_ipvs(config: &Config) -> Result<Vec<String>, Error> {
+    let Some(served) = served()? else { return Ok(Vec::new()) };
+    let mut services = Services::open(Box::new(|_| true))?;
+    services.accept_missing_ipvs();
+    // Services before marks: the agent marks each before it makes it.
+    let all = services.read()?;
+    let ours = proxy::linux::marked()?;
+    let its: BTreeSet<ServiceKey> =
+        all.into_keys().filter(|key| served.may_be_of(key, config, |_| true) && !ours.contains(key)).collect();
+    services.set_ours(Box::new(move |key| its.contains(key)));
+    let failed = remove_all(services);
+    Ok(match failed {
+        Some(error) => vec![error],
+        None => remove_all(Links::open([LinkName(DEVICE.into())])?).into_iter().collect(),
+    })
+}
+
+/// Sign that kube-proxy runs in the network namespace of the calling thread: its process, where processes of the host are seen, or its port of metrics.
 fn running() -> Option<String> {
     let own = fs::read_link("/proc/thread-self/ns/net").ok()?;
     let is_one = |process: &Path| {
@@ -112,8 +149,20 @@ fn running() -> Option<String> {
             && fs::read_link(process.join("ns/net")).is_ok_and(|namespace| namespace == own)
     };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let found = processes.map(|entry| entry.path()).find(|process| is_one(process))?;
-    Some(found.file_name()?.to_string_lossy().into_owned())
+    let found = processes.map(|entry| entry.path()).find(|process| is_one(process));
+    let process = found.and_then(|path| Some(format!("process {}", path.file_name()?.to_string_lossy())));
+    process.or_else(|| {
+        let listed = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
+        let listens = listed.iter().flatten().flat_map(|text| text.lines()).any(is_its_port);
+        listens.then(|| format!("somebody listens on its port {METRICS_PORT}"))
+    })
+}
+
+/// Returns whether a line of `/proc/net/tcp` is of a socket that listens on kube-proxy's port of metrics.
+fn is_its_port(line: &str) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let port = words.next().and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
+    port == Some(METRICS_PORT) && words.nth(1) == Some("0A")
 }
 
 fn ownership() -> Ownership {
@@ -133,20 +182,45 @@ fn sets() -> Vec<Name> {
     BEGINNINGS.into_iter().flat_map(of).map(|name| Name::Exact(name.into())).collect()
 }
 
-/// Addresses at which a kube-proxy in its mode ipvs has virtual services: those of its device, and of this host for node ports. None without that device.
+/// Virtual services at addresses that a kube-proxy in its mode ipvs has as well, and that are marked as ours; none without its device.
 ///
 /// # Errors
-/// The kernel refuses netlink sockets, or does not list devices and addresses.
-pub fn served_in_ipvs() -> Result<Vec<IpNet>, Error> {
-    let Some(Served { on_device, of_host }) = served()? else { return Ok(Vec::new()) };
-    info!(device = DEVICE, "Virtual services that kube-proxy has as well stay");
-    Ok(on_device.union(&of_host).map(|address| Family::host_prefix(*address)).collect())
+/// The kernel refuses netlink sockets, or does not list what there is.
+pub fn served_by_both(config: &Config) -> Result<BTreeSet<ServiceKey>, Error> {
+    let Some(served) = served()? else { return Ok(BTreeSet::new()) };
+    // Service addresses are on the device of the service proxy here, too.
+    let both = proxy::linux::marked()?
+        .into_iter()
+        .filter(|key| served.may_be_of(key, config, |link| link != proxy::names::DEVICE));
+    let both: BTreeSet<ServiceKey> = both.collect();
+    if !both.is_empty() {
+        warn!(
+            virtual_services = both.len(),
+            "Virtual services stay that kube-proxy has as well, as its device {DEVICE} says; where it has ended, ip link delete {DEVICE} and run --cleanup-config again"
+        );
+    }
+    Ok(both)
 }
 
 /// Where a kube-proxy in its mode ipvs has virtual services.
 struct Served {
     on_device: BTreeSet<IpAddr>,
-    of_host: BTreeSet<IpAddr>,
+    /// Addresses of this host, with the device of each: node ports are at all but those above.
+    of_host: BTreeMap<IpAddr, LinkName>,
+}
+
+impl Served {
+    /// Returns whether kube-proxy has such a virtual service, as far as its key tells. `counts`: which devices have node ports, by their names.
+    fn may_be_of(&self, key: &ServiceKey, config: &Config, counts: impl Fn(&str) -> bool) -> bool {
+        let ServiceKey::Address { address, port, .. } = key else { return false };
+        let Some(proxy) = &config.proxy else { return false };
+        let is_excluded = proxy.excluded_cidrs.iter().any(|range| range.contains(address));
+        let is_node_port = || {
+            let is_of_host = self.of_host.get(address).is_some_and(|link| counts(&link.0));
+            is_of_host && proxy.service_node_port_range.contains(port)
+        };
+        !is_excluded && (self.on_device.contains(address) || is_node_port())
+    }
 }
 
 /// `None` without its device.
@@ -157,33 +231,23 @@ fn served() -> Result<Option<Served>, Error> {
     }
     let on_device = Addresses::open([device()])?.read()?;
     let on_device: BTreeSet<IpAddr> = on_device.into_keys().map(|key| key.address.addr()).collect();
-    // Service addresses are on the device of the service proxy here, too.
-    let of_host =
-        host_addresses()?.into_iter().filter(|one| ![DEVICE, proxy::names::DEVICE].contains(&one.link.0.as_str()));
-    let of_host = of_host.map(|one| one.address.addr()).collect();
+    let others = host_addresses()?.into_iter().filter(|one| one.link != device());
+    let of_host = others.map(|one| (one.address.addr(), one.link)).collect();
     Ok(Some(Served { on_device, of_host }))
-}
-
-/// Virtual services that kube-proxy made and nobody here has taken over; none without its device.
-fn virtual_services(node_ports: &RangeInclusive<u16>) -> Result<BTreeSet<ServiceKey>, Error> {
-    let Some(Served { on_device, of_host }) = served()? else { return Ok(BTreeSet::new()) };
-    let is_marked = proxy::linux::marked()?;
-    let is_kube_proxys = |key: &ServiceKey| match *key {
-        ServiceKey::Address { address, port, .. } => {
-            let is_node_port = of_host.contains(&address) && node_ports.contains(&port);
-            (on_device.contains(&address) || is_node_port) && !is_marked(key)
-        }
-        ServiceKey::Mark { .. } => false,
-    };
-    let mut all = Services::open(Box::new(|_| true))?;
-    all.accept_missing_ipvs();
-    Ok(all.read()?.into_keys().filter(is_kube_proxys).collect())
 }
 
 /// Removes all that this target recognises. Returns why something could not be removed.
 fn remove_all<T: Target<Error = Error>>(target: T) -> Option<String> {
     let mut mirror = Mirror::new(target);
-    mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+    for _ in 0..TRIES {
+        mirror.mark_all();
+        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
+        if mirror.is_settled() {
+            break;
+        }
+        let pause = mirror.retry_at().map(|at| at.saturating_duration_since(Instant::now()));
+        thread::sleep(pause.unwrap_or_default());
+    }
     if mirror.steps_done() > 0 {
         info!(kind = mirror.name(), removed = mirror.steps_done(), "What kube-proxy left is removed");
     }

@@ -33,7 +33,6 @@ mod service_ranges;
 mod usage;
 mod value;
 
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -178,7 +177,6 @@ impl Config {
         let encrypts = router.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
         let node_name = node_name(flags, environment, mistakes);
         let load_balancer = LoadBalancerConfig::from_flags(flags, environment, &proxy.ranges, &node_name, mistakes);
-        let cleanup = Cleanup::from_flags(flags, &proxy.service_node_port_range);
         let config = Config {
             node_name,
             source: source(flags, mistakes),
@@ -193,7 +191,7 @@ impl Config {
             netfilter,
             node_address: node_address(flags, mistakes).filter(|_| flags.run_router && !flags.cleanup_config),
             // A cleanup is about everything that an earlier run may have left.
-            proxy: (flags.run_service_proxy || flags.cleanup_config).then_some(proxy),
+            proxy: (flags.run_service_proxy || flags.cleanup_config || flags.cleanup_kube_proxy).then_some(proxy),
             firewall: (flags.run_firewall || flags.cleanup_config).then_some(firewall),
             router: (flags.run_router || flags.cleanup_config).then_some(router),
             load_balancer: (flags.run_loadbalancer && !flags.cleanup_config).then_some(load_balancer),
@@ -208,7 +206,7 @@ impl Config {
                 ("text", LogFormat::Text),
                 ("json", LogFormat::Json),
             ),
-            cleanup,
+            cleanup: Cleanup::from_flags(flags, mistakes),
             notices: notices::notices(flags, mistakes),
         };
         match netfilter {
@@ -268,22 +266,29 @@ impl Config {
 }
 
 /// Scope of a cleanup.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cleanup {
     /// `--cleanup-config`: everything of ours, and our files.
     Everything,
     /// `--cleanup-nftables`: our tables of nf_tables. What kube-router has as well stays.
     Tables,
-    /// `--cleanup-kube-proxy`: what kube-proxy left, and nothing of ours. `node_ports`: `--service-node-port-range`.
-    KubeProxy { node_ports: RangeInclusive<u16> },
+    /// `--cleanup-kube-proxy`: what kube-proxy left, and nothing of ours.
+    KubeProxy,
 }
 
 impl Cleanup {
-    fn from_flags(flags: &Flags, node_ports: &RangeInclusive<u16>) -> Option<Cleanup> {
+    fn from_flags(flags: &Flags, mistakes: &mut Mistakes) -> Option<Cleanup> {
+        if flags.cleanup_kube_proxy && (flags.cleanup_config || flags.cleanup_nftables) {
+            mistakes.add(
+                "--cleanup-kube-proxy removes what kube-proxy left, and --cleanup-config and --cleanup-nftables what this \
+                 program made: run them one after the other."
+                    .to_owned(),
+            );
+        }
         let asked = [
             (flags.cleanup_config, Cleanup::Everything),
             (flags.cleanup_nftables, Cleanup::Tables),
-            (flags.cleanup_kube_proxy, Cleanup::KubeProxy { node_ports: node_ports.clone() }),
+            (flags.cleanup_kube_proxy, Cleanup::KubeProxy),
         ];
         asked.into_iter().find(|(is_asked, _)| *is_asked).map(|(_, cleanup)| cleanup)
     }

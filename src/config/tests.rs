@@ -326,10 +326,22 @@ fn cleaning_up_needs_no_word_about_subsystems() {
         (&["--cleanup-config"][..], Cleanup::Everything),
         (&["--cleanup-nftables"], Cleanup::Tables),
         (&["--cleanup-nftables", "--cleanup-config"], Cleanup::Everything),
-        (&["--cleanup-kube-proxy", "--run-service-proxy=false"], Cleanup::KubeProxy { node_ports: 30000..=32767 }),
+        (&["--cleanup-kube-proxy", "--run-service-proxy=false"], Cleanup::KubeProxy),
     ] {
         let config = Config::from_flags(&flags(words), 0, &environment).expect("cleanup is possible");
         assert!(config.cleanup == Some(cleanup) && !config.runs_nothing());
+    }
+}
+
+#[test]
+fn what_is_ours_and_what_is_kube_proxys_are_not_cleaned_up_by_one_command() {
+    for other in ["--cleanup-config", "--cleanup-nftables"] {
+        check_mistakes(
+            &["--cleanup-kube-proxy", other],
+            &[
+                "--cleanup-kube-proxy removes what kube-proxy left, and --cleanup-config and --cleanup-nftables what this program made: run them one after the other.",
+            ],
+        );
     }
 }
 

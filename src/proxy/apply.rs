@@ -171,6 +171,8 @@ kinds! {
     }
     with {
         excluded: Vec<IpNet>,
+        /// Virtual services of addresses that another program has as well, when all of ours go.
+        spared: BTreeSet<ServiceKey>,
         /// Destinations of tunnels that wait for the firewall.
         held_back: Waiting,
         /// Virtual services were read while nobody knew which marks rules give to packets.
@@ -213,6 +215,11 @@ pub struct ProxyRound {
 impl<K: Kernel> Mirrors<K> {
     pub fn new(targets: Targets<K>, excluded: Vec<IpNet>) -> Mirrors<K> {
         Mirrors { excluded, ..Mirrors::of(targets) }
+    }
+
+    /// The same, for a cleanup that leaves these virtual services, which stand at addresses and not for marks.
+    pub fn sparing(self, spared: BTreeSet<ServiceKey>) -> Mirrors<K> {
+        Mirrors { spared, ..self }
     }
 
     /// Reads the ports of bridges again: one that has come is no damage, and lacks what it has not been given yet.

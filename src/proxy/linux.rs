@@ -1,6 +1,6 @@
 //! The service proxy's kinds of kernel objects on Linux, and which of them are ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use tracing::{info, warn};
@@ -17,7 +17,7 @@ use crate::kernel::ipvs::{
 };
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::nftables::passages::{HostChain, Passages};
-use crate::kernel::nftables::{self, OwnTable, TableFamily};
+use crate::kernel::nftables::{self, Key, Object, OwnTable, TableFamily};
 use crate::kernel::route::{self, Routes, TABLE_LOCAL, Through};
 use crate::kernel::rule::PolicyRules;
 use crate::kernel::sysctl::Settings;
@@ -136,22 +136,32 @@ fn detected() -> iptables::Detected {
     detected
 }
 
-/// Returns what tells whether an element in the kernel marks a virtual service as ours, in either packet filter.
+/// The virtual services that elements in the kernel mark as ours, in either packet filter. Looks, and claims nothing: an agent may run.
 ///
 /// # Errors
 /// The kernel refuses netlink sockets, or does not list what there is.
-pub fn marked() -> Result<impl Fn(&ServiceKey) -> bool, Error> {
+pub fn marked() -> Result<BTreeSet<ServiceKey>, Error> {
     let mut elements = Elements::open(set_names())?;
     elements.accept_missing_ipset();
-    let elements = elements.read()?;
     let table = OwnTable::open_existing(TableFamily::Inet, TABLE, "nf_tables rules")?;
-    let table = table.map(|mut table| table.read()).transpose()?.unwrap_or_default();
-    Ok(move |key: &ServiceKey| {
-        let ServiceKey::Address { address, protocol, port } = *key else { return false };
-        let entry = Entry::IpPort(address, protocol, port);
-        table.contains_key(&Set::ServicePorts.object(&entry))
-            || elements.contains_key(&Set::ServicePorts.element(entry))
-    })
+    let table = table.map(|mut table| table.view()).transpose()?.unwrap_or_default();
+    let in_sets = elements.read()?.into_keys().filter_map(|key| {
+        let is_of_ports = Family::BOTH.into_iter().any(|family| key.set == Set::ServicePorts.name(family));
+        match key.entry {
+            Entry::IpPort(address, protocol, port) if is_of_ports => Some((address, protocol, port)),
+            _ => None,
+        }
+    });
+    let in_table = table.into_keys().filter_map(|object| match object {
+        Object::Element(set, Key::Service(address, protocol, port))
+            if set == Set::ServicePorts.in_table(Family::from(address)) =>
+        {
+            Some((address, protocol, port))
+        }
+        _ => None,
+    });
+    let all = in_sets.chain(in_table);
+    Ok(all.map(|(address, protocol, port)| ServiceKey::Address { address, protocol, port }).collect())
 }
 
 /// Removes the table of nf_tables where there is one; returns why it could not be removed.

@@ -1,12 +1,12 @@
 //! `--cleanup-kube-proxy` over what kube-proxy leaves in its mode ipvs, on a kernel with `ip_vs` and `dummy`.
 
 use crate::namespace::{attempt, in_new, own_run, run};
-use crate::native::cleanup_kube_proxy::{clean_up, put_those_of_ipvs};
+use crate::native::cleanup_kube_proxy::{SERVED, clean_up, put_those_of_ipvs, serve};
 
 /// Virtual services, by the family: what kube-proxy made (its own device has the address, or it is a node port), and others'.
-const KUBE_PROXYS: [[&str; 3]; 2] = [
-    ["10.96.0.1:443", "203.0.113.9:80", "192.0.2.11:30080"],
-    ["[fd00:10:96::1]:443", "[2001:db8:113::9]:80", "[2001:db8::11]:30080"],
+const KUBE_PROXYS: [[&str; 4]; 2] = [
+    ["10.96.0.1:443", "203.0.113.9:80", "192.0.2.11:30080", "192.0.0.8:30080"],
+    ["[fd00:10:96::1]:443", "[2001:db8:113::9]:80", "[2001:db8::11]:30080", "[2001:db8::12]:30080"],
 ];
 const OTHERS: [[&str; 3]; 2] = [
     ["192.0.2.11:80", "198.51.100.7:30080", "10.99.0.1:443"],
@@ -36,6 +36,11 @@ fn put(flavour: &str, marks: &str) {
     run("ip link set eth0 up");
     run("ip addr add 192.0.2.11/24 dev eth0");
     run("ip -6 addr add 2001:db8::11/64 dev eth0 nodad");
+    // Of the service proxy here; kube-proxy has node ports at any address of the host.
+    run("ip link add kube-dummy-if type dummy");
+    run("ip link set kube-dummy-if up");
+    run("ip addr add 192.0.0.8/32 dev kube-dummy-if");
+    run("ip -6 addr add 2001:db8::12/128 dev kube-dummy-if nodad");
     run("ip link add kube-ipvs0 type dummy");
     for address in ["10.96.0.1/32", "10.96.0.10/32", "203.0.113.9/32"] {
         run(&format!("ip addr add {address} dev kube-ipvs0"));
@@ -60,15 +65,7 @@ fn put(flavour: &str, marks: &str) {
             run("ipset add kube-router-svip-prt 10.96.0.10,tcp:53");
             run("ipset add inet6:kube-router-svip-prt fd00:10:96::a,tcp:53");
         }
-        _ => {
-            run("nft add table inet sluice_proxy");
-            for (set, kind, address) in
-                [("ports4", "ipv4_addr", "10.96.0.10"), ("ports6", "ipv6_addr", "fd00:10:96::a")]
-            {
-                run(&format!("nft add set inet sluice_proxy {set} {{ type {kind} . inet_proto . inet_service ; }}"));
-                run(&format!("nft add element inet sluice_proxy {set} {{ {address} . tcp . 53 }}"));
-            }
-        }
+        _ => serve(SERVED),
     }
 }
 

@@ -2,6 +2,7 @@
 """Asks a Service on and on: asks.py ADDRESS LOG. Each answered request is a line `ok` in LOG, and each that failed says why. One connection to the port that sends back what it gets
 is kept all the while, a line `kept` for each answer. It ends when the file LOG.end is there.
 """
+import http.client
 import os
 import socket
 import sys
@@ -20,7 +21,7 @@ def main(address, path):
                 with urllib.request.urlopen(f"http://{address}:{WEB}/name", timeout=PATIENCE) as answer:
                     answer.read()
                 log.write("ok\n")
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 log.write(f"{time.strftime('%T')} {error}\n")
             try:
                 kept = kept or socket.create_connection((address, ECHO), PATIENCE)

@@ -22,7 +22,7 @@ MASQUERADE = ["-N FLANNEL-POSTRTG", "-A POSTROUTING -m comment --comment 'flanne
 LOG = "/var/lib/kubelet/requests"
 ASKS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "asks.py")
 # What kube-proxy has in a kernel, in any of its modes; prints nothing where it has nothing.
-KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-save 2>/dev/null | grep -E '^(:|-A) ?KUBE-(SERVICES|NODE-?PORT|SVC|SEP|EXT|MARK-MASQ|FORWARD|PROXY|IPVS|POSTROUTING|LOAD)'; "
+KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-save 2>/dev/null | grep -E '^(:|-A) ?KUBE-(SERVICES|NODE-?PORT|SVC|SVL|SEP|EXT|FW|XLB|MARK-MASQ|FORWARD|PROXY|SOURCE-RANGES|IPVS|POSTROUTING|LOAD)'; "
                "done; done; nft list tables | grep -w kube-proxy; ipset list -n 2>/dev/null | grep ^KUBE- | grep -vE '^KUBE-(SRC|DST)-'; ip -br link show kube-ipvs0 2>/dev/null; true")
 # Prints something where kube-proxy serves the Service, by its mode.
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
@@ -194,10 +194,13 @@ class Move:
     def kube_proxy_goes(self, bed):
         """Its process on all nodes, as when a DaemonSet is deleted; then, node by node, what it has left. Who is connected stays so."""
         for i in self.nodes(bed):
-            bed.wait(f"IPVS of node {i} has the Service", lambda i=i: f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 120)
+            # In its mode ipvs kube-proxy has virtual services, too; the route is the agent's.
+            bed.wait(f"the agent of node {i} has taken over", lambda i=i: web_address(bed) in bed.on(i, "ip route show table local dev kube-dummy-if 2>/dev/null; true")
+                     and f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 120)
         self.start_asking(bed)
         bed.kube_proxy_ends()
         for i in self.nodes(bed):
+            that(bed.on(i, KUBE_PROXYS).strip(), "kube-proxy had nothing on node", i)
             self.agent(bed, i, "sluice", "--cleanup-kube-proxy")
             left = bed.on(i, KUBE_PROXYS).split("\n")
             that(not any(left), f"of kube-proxy is left on node {i}:", left)

@@ -17,7 +17,7 @@ use crate::kernel::{Error, Name, nftables};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Mirror, Moment, Reflection};
 
-const UNREADABLE: &str = "the sets may be in use by rules of legacy iptables, whose programs are not installed: run --cleanup-config \
+const UNREADABLE: &str = "the sets may be in use by rules of legacy iptables, whose programs are not installed: run the cleanup \
      with an image that has iptables-legacy-restore and ip6tables-legacy-restore";
 
 /// Removes everything of ours from the tables of these programs; returns why something could not be removed.
@@ -86,6 +86,8 @@ pub struct Removal {
     sets: Vec<Name>,
     /// Tables of nf_tables that others left and that go last.
     tables: &'static [nftables::Table<'static>],
+    /// Whether chains that rules of others jump to go with these rules where the programs have left them.
+    forces: bool,
     /// Opened by the first part.
     ipset: Option<Ipset>,
     /// The remaining parts of an attempt that has begun.
@@ -109,7 +111,12 @@ enum Part {
 impl Removal {
     pub fn of(ownership: Ownership, sets: Vec<Name>) -> Removal {
         let (parts, failed) = (VecDeque::new(), Vec::new());
-        Removal { ownership, sets, tables: &[], ipset: None, parts, failed }
+        Removal { ownership, sets, tables: &[], forces: true, ipset: None, parts, failed }
+    }
+
+    /// The same, which leaves chains that rules of others jump to, where programs of iptables are installed.
+    pub fn sparing_rules_of_others(self) -> Removal {
+        Removal { forces: false, ..self }
     }
 
     /// The same, and behind all else these tables of nf_tables.
@@ -202,7 +209,10 @@ impl Removal {
                 }
             }
         }
-        self.parts.extend(Family::BOTH.into_iter().filter(|family| *of_nf_tables.of(*family)).map(Part::Netlink));
+        let forces = self.forces;
+        let by_netlink =
+            |family: &Family| *of_nf_tables.of(*family) && (forces || !has_program(Flavour::NfTables, *family));
+        self.parts.extend(Family::BOTH.into_iter().filter(by_netlink).map(Part::Netlink));
         self.parts.push_back(Part::Sets);
         self.parts.extend((!self.tables.is_empty()).then_some(Part::Tables));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::wire::{self, DELETE_ROUTE, Filter, Hop, NEW_ROUTE, Numbered};
-use super::{Foreign, NextHop, Ownership, Route, RouteKey, RouteKind, TABLE_MAIN, Through};
+use super::{Foreign, NextHop, Ownership, Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN, Through};
 use crate::kernel::Error;
 use crate::kernel::link::{LinkName, Names, no_device};
 use crate::kernel::netlink::{Answer, Bus, Fault, Messages, Socket, failed_steps, flag};
@@ -236,8 +236,40 @@ impl Target for Routes {
             let step = steps.get(index).expect("a failure belongs to a step");
             Error::new(operation(step), step.key.to_string(), cause)
         }));
+        self.append_those_behind_others(steps, &mut failures);
         failures
     }
+}
+
+impl Routes {
+    /// Appends local routes that could not be added because another device has their addresses; they are no failures then.
+    fn append_those_behind_others(
+        &mut self,
+        steps: &[Step<'_, RouteKey, Arc<Route>>],
+        failures: &mut Vec<Failure<Error>>,
+    ) {
+        let is_in_place = |failure: &Failure<Error>| {
+            let step = steps.get(failure.step);
+            step.is_some_and(|step| step.have.is_none() && is_local(step.key)) && failure.error.is_exists()
+        };
+        if !failures.iter().any(is_in_place) {
+            return;
+        }
+        // One of ours in its place is drift, which the next comparison finds.
+        let Ok(ours) = self.read() else { return };
+        failures.retain_mut(|failure| match steps.get(failure.step) {
+            Some(Step { key, want: Some(want), .. }) if is_in_place(failure) && !ours.contains_key(*key) => {
+                self.append(key, want).map_err(|error| failure.error = error).is_err()
+            }
+            _ => true,
+        });
+    }
+}
+
+/// Returns whether a route makes an IPv4 address one of this host. Another device may have that address as well (kube-proxy's, or the one of a DNS cache on the node),
+/// and the kernel has made a route for it: ours has its place behind, and stays when that device goes. IPv6 keeps both by their metrics.
+fn is_local(key: &RouteKey) -> bool {
+    key.table == TABLE_LOCAL && key.destination.addr().is_ipv4()
 }
 
 /// The routes of a table through a device, if there is such a device.

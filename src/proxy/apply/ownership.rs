@@ -67,6 +67,7 @@ impl<K: Kernel> Mirrors<K> {
             certain,
             given,
             excluded: self.excluded.clone(),
+            spared: self.spared.clone(),
             desired: desired.virtuals.clone(),
             seen: seen.cloned().unwrap_or_default(),
             elements: self.elements.seen().cloned().unwrap_or_default(),
@@ -99,6 +100,8 @@ struct Evidence {
     given: BTreeSet<ServiceKey>,
     /// Where elements say nothing.
     excluded: Vec<IpNet>,
+    /// Those of which elements say nothing.
+    spared: BTreeSet<ServiceKey>,
     desired: BlockMap<ServiceKey, Virtual>,
     seen: BlockMap<ServiceKey, Virtual>,
     elements: BlockMap<ElementKey, ()>,
@@ -120,7 +123,7 @@ impl Evidence {
     /// Of an address, a protocol and a port.
     fn is_ours(&self, key: &ServiceKey) -> bool {
         let is_known = self.desired.contains_key(key) || self.seen.contains_key(key) || self.one_by_one.contains(key);
-        is_known || !is_within(&self.excluded, key) && self.is_marked(key)
+        is_known || !is_within(&self.excluded, key) && !self.spared.contains(key) && self.is_marked(key)
     }
 
     /// Returns whether an element in the kernel marks it as ours.

@@ -1,6 +1,7 @@
 //! `--cleanup-kube-proxy` as the program does it, over what kube-proxy leaves in tables and sets. IPVS and the device are in `tests/kernel/left_by_kube_proxy.rs`: not every kernel has them.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -8,11 +9,26 @@ use crate::namespace::{attempt, in_new, own_run, run, shell};
 
 pub const CLEANUP: &str = concat!(env!("CARGO_BIN_EXE_sluice"), " --cleanup-kube-proxy --run-service-proxy=false");
 
-/// Runs the cleanup; panics where it fails.
+/// Runs the cleanup; panics where it fails, or changes the table by which the service proxy is known to serve.
 pub fn clean_up() {
+    let ours = || attempt("nft -a list table inet sluice_proxy").1;
+    let before = ours();
     let (succeeded, _, said) = attempt(CLEANUP);
     assert!(succeeded, "{said}");
+    assert_eq!(ours(), before, "the agent's own table");
 }
+
+/// As a service proxy with nftables marks what it serves.
+pub fn serve(ports: [(&str, &str, &str); 2]) {
+    run("nft add table inet sluice_proxy");
+    for (set, kind, address) in ports {
+        run(&format!("nft add set inet sluice_proxy {set} {{ type {kind} . inet_proto . inet_service ; }}"));
+        run(&format!("nft add element inet sluice_proxy {set} {{ {address} . tcp . 53 }}"));
+    }
+}
+
+pub const SERVED: [(&str, &str, &str); 2] =
+    [("ports4", "ipv4_addr", "10.96.0.10"), ("ports6", "ipv6_addr", "fd00:10:96::a")];
 
 /// Programs of iptables, and an address of a Service and of an endpoint of their family.
 const FAMILIES: [(&str, &str, &str, &str); 2] = [
@@ -122,6 +138,7 @@ fn chains_and_sets_of_kube_proxy_go_and_those_of_others_stay() {
             in_new(|| {
                 own_run();
                 put_those_of_others(flavour);
+                serve(SERVED);
                 run("ipset create KUBE-SRC-3A7HYPCJLP7UJ2GI hash:ip");
                 let (before, sets) = (rules(flavour), run("ipset save"));
                 put_it(flavour);
@@ -140,7 +157,8 @@ fn chains_and_sets_of_kube_proxy_go_and_those_of_others_stay() {
 fn its_tables_of_nf_tables_go_and_those_of_others_stay() {
     in_new(|| {
         own_run();
-        let others = ["inet sluice_proxy", "ip kube-proxy-monitor", "inet kube-proxy"];
+        serve(SERVED);
+        let others = ["ip kube-proxy-monitor", "inet kube-proxy"];
         for table in others.iter().chain(&["ip kube-proxy", "ip6 kube-proxy"]) {
             run(&format!("nft add table {table}"));
         }
@@ -173,14 +191,81 @@ fn while_kube_proxy_runs_on_this_host_nothing_goes_and_one_of_another_namespace_
     in_new(|| {
         own_run();
         put_those_of_iptables("nft");
+        serve(SERVED);
         let before = rules("nft");
         let mut here = start();
         let (succeeded, _, said) = attempt(CLEANUP);
         here.kill().and_then(|()| here.wait()).expect("it ends");
-        assert!(!succeeded && said.contains(&format!("as process {}: end it first", here.id())), "{said}");
+        assert!(!succeeded && said.contains(&format!("(process {}): end it first", here.id())), "{said}");
         assert_eq!(rules("nft"), before);
+        // Processes of the host are not seen in a container.
+        let metrics = TcpListener::bind(("127.0.0.1", 10249)).expect("nobody listens there");
+        let (succeeded, _, said) = attempt(CLEANUP);
+        assert!(!succeeded && said.contains("(somebody listens on its port 10249): end it first"), "{said}");
+        assert_eq!(rules("nft"), before);
+        drop(metrics);
         clean_up();
         assert!(!rules("nft").iter().any(|line| line.contains("KUBE-")));
     });
     elsewhere.kill().and_then(|()| elsewhere.wait()).expect("it ends");
+}
+
+#[test]
+fn without_a_service_proxy_that_has_taken_over_nothing_goes() {
+    in_new(|| {
+        own_run();
+        put_those_of_iptables("nft");
+        let before = rules("nft");
+        let (succeeded, _, said) = attempt(CLEANUP);
+        assert!(!succeeded && said.contains("has not taken over on this host"), "{said}");
+        assert_eq!(rules("nft"), before);
+        // An address that has a set of its own is nobody's service.
+        run("ipset create kube-router-svip hash:ip");
+        run("ipset add kube-router-svip 10.96.0.10");
+        assert!(!attempt(CLEANUP).0);
+        run("ipset create kube-router-svip-prt hash:ip,port");
+        run("ipset add kube-router-svip-prt 10.96.0.10,udp:53");
+        clean_up();
+        assert!(!rules("nft").iter().any(|line| line.contains("KUBE-SERVICES")));
+    });
+}
+
+#[test]
+fn a_chain_of_kube_proxy_that_a_rule_of_others_jumps_to_stays_with_that_rule_and_is_told() {
+    for flavour in ["nft", "legacy"] {
+        in_new(|| {
+            own_run();
+            serve(SERVED);
+            put_those_of_iptables(flavour);
+            for (tool, ..) in FAMILIES {
+                put(
+                    flavour,
+                    tool,
+                    "*nat\n:CNI-HOSTPORT-SETMARK - [0:0]\n-A CNI-HOSTPORT-SETMARK -j KUBE-MARK-MASQ\nCOMMIT",
+                );
+            }
+            let (succeeded, _, said) = attempt(CLEANUP);
+            assert!(!succeeded && said.contains("KUBE-MARK-MASQ"), "{flavour}: {said}");
+            let left: Vec<String> = rules(flavour).into_iter().filter(|line| line.contains("KUBE-")).collect();
+            assert!(left.iter().all(|line| line.contains("KUBE-MARK-MASQ")), "{flavour}: {left:?}");
+            assert!(
+                left.iter().filter(|line| line.contains("-A CNI-HOSTPORT-SETMARK")).count() == 2,
+                "{flavour}: {left:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn what_is_in_the_tables_of_the_other_variant_goes_too() {
+    in_new(|| {
+        own_run();
+        serve(SERVED);
+        // The kubelet's hint says which variant the host uses.
+        put_those_of_others("nft");
+        put_those_of_iptables("legacy");
+        clean_up();
+        let left: Vec<String> = rules("legacy").into_iter().filter(|line| line.contains("KUBE-")).collect();
+        assert_eq!(left, Vec::<String>::new());
+    });
 }
