@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Asks a Service on and on: asks.py ADDRESS LOG. Each answered request is a line `ok` in LOG, and each that failed says why. One connection to the port that sends back what it gets
+"""Asks a Service on and on: asks.py ADDRESS LOG PAUSE. Each answered request is a line `ok` in LOG, and each that failed says why. One connection to the port that sends back what it gets
 is kept all the while, a line `kept` for each answer. It ends when the file LOG.end is there.
 """
 import http.client
@@ -10,10 +10,10 @@ import time
 import urllib.request
 
 WEB, ECHO = 80, 9000  # ports of the Service
-PAUSE, PATIENCE = 0.2, 10  # seconds
+PATIENCE = 20  # seconds
 
 
-def main(address, path):
+def main(address, path, pause):
     kept = None
     with open(path, "a", buffering=1) as log:
         while not os.path.exists(f"{path}.end"):
@@ -30,7 +30,7 @@ def main(address, path):
             except OSError as error:
                 log.write(f"{time.strftime('%T')} the connection that was kept: {error}\n")
                 kept = None
-            time.sleep(PAUSE)
+            time.sleep(float(pause))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class Move(moves.Move):
                 log = f"/var/lib/kubelet/asked-by-{who}"
                 space = f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{who}{i}']}/' && echo $n; done; true"
                 space, = bed.on(i, space).split()
-                bed.on(i, f"rm -f {log} {log}.end; setsid nsenter --net=/run/netns/{space} {own.PYTHON} -B {moves.ASKS} {address} {log} < /dev/null > /dev/null 2>&1 &")
+                bed.on(i, f"rm -f {log} {log}.end; setsid nsenter --net=/run/netns/{space} {own.PYTHON} -B {moves.ASKS} {address} {log} {moves.PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
                 self.asking[i, who] = log
         self.asked(bed)
 

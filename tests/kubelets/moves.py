@@ -28,6 +28,9 @@ KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-sa
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
           "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
 GRACE = 10
+# How fast pods are probed and asked, by the place of the nodes: all of a guest's have one emulated processor. Seconds.
+PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5, "pause": 0.2},
+        "guest": {"probe": {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}, "more pods": 1, "patience": 20, "pause": 1}}
 
 
 class Move:
@@ -100,10 +103,10 @@ class Move:
             "terminationGracePeriodSeconds": GRACE, "automountServiceAccountToken": False,
             "containers": [container("web", 'echo "$NAME" > /www/name; nc -ll -p 9000 -e cat & exec httpd -f -p 8080 -h /www',
                                      env=[{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-                                     readinessProbe={"httpGet": {"path": "/name", "port": 8080}, "periodSeconds": 1},
+                                     readinessProbe={"httpGet": {"path": "/name", "port": 8080}, **PACE[bed.kind]["probe"]},
                                      lifecycle={"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}})]}}
         budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
-        self.pods = bed.nodes + 2
+        self.pods = bed.nodes + PACE[bed.kind]["more pods"]
         bed.apply(
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
              "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
@@ -111,16 +114,17 @@ class Move:
                 {"name": "web", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "echo", "port": 9000, "targetPort": 9000}]}})
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
         for i in self.nodes(bed):
-            ask = f"curl -sS -m 5 -o /dev/null http://{web_address(bed)}/name 2>&1"
-            loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep 0.2; done >> {LOG} 2>&1"
-            bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 &")
+            ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
+            loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+            # What has not begun a session of its own ends with the command.
+            bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}; do sleep 0.1; done")
         self.no_request_failed(bed)
 
     def no_request_failed(self, bed):
         """Since the test before."""
         for i in self.nodes(bed):
             before = len(bed.on(i, f"cat {LOG} 2>/dev/null; true").splitlines())
-            bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 120)
+            bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 300)
         outcomes = {i: bed.on(i, f"cat {LOG}; : > {LOG}").splitlines() for i in self.nodes(bed)}
         failed = {i: [one for one in found if one != "ok"] for i, found in outcomes.items()}
         own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}")
@@ -148,7 +152,7 @@ class Move:
             pod = bed.on(i, "ls /run/netns").split()[0]
             for who, enter in (("host", ""), ("pod", f"nsenter --net=/run/netns/{pod} ")):
                 log = f"/var/lib/kubelet/asked-by-{who}"
-                bed.on(i, f"rm -f {log} {log}.end; {enter}setsid {own.PYTHON} -B {ASKS} {web_address(bed)} {log} < /dev/null > /dev/null 2>&1 &")
+                bed.on(i, f"rm -f {log} {log}.end; {enter}setsid {own.PYTHON} -B {ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
                 self.asking[i, who] = log
         self.asked(bed)
 
@@ -157,7 +161,7 @@ class Move:
         found = {}
         for (i, who), log in self.asking.items():
             before = len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines())
-            bed.wait(f"node {i}, {who}: requests go on", lambda i=i, log=log, n=before: len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines()) > n + 20, 120)
+            bed.wait(f"node {i}, {who}: requests go on", lambda i=i, log=log, n=before: len(bed.on(i, f"cat {log} 2>/dev/null; true").splitlines()) > n + 20, 300)
             found[i, who] = bed.on(i, f"cat {log}").splitlines()
         return found
 
