@@ -78,7 +78,10 @@ class Move:
         self.put_routes(bed, i)
 
     def put_routes(self, bed, i):
-        """What it looks after."""
+        bed.on(i, self.routes(bed, i))
+
+    def routes(self, bed, i):
+        """A script with what it looks after."""
         plan, lines = net.Plan(bed.nodes, 0, 1, True), ["set -e"]
         for j in self.nodes(bed):
             if j == i:
@@ -88,7 +91,7 @@ class Move:
                           f"ip route replace {self.ranges[j]} via {self.gateway(j)} dev flannel.1 onlink"]
             else:
                 lines += [f"ip route replace {self.ranges[j]} via {plan.addresses(j)[0]}"]
-        bed.on(i, "; ".join(lines))
+        return "; ".join(lines)
 
     def mac(self, i):
         return f"02:00:00:00:01:{i:02x}"
@@ -298,8 +301,7 @@ class Move:
         for i in self.nodes(bed):
             mounts = " ".join(f"--mount type=bind,src={path},dst={path},options=rbind:{how}" for path, how in
                               (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/opt/cni/bin", "rw"), ("/var/lib/sluice", "rw"), ("/run/sluice", "rw")))
-            bed.on(i, f"{ctr} -n k8s.io run --rm --privileged --net-host {mounts} --env KUBE_ROUTER_CNI_CONF_FILE={OURS} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
-            self.put_routes(bed, i)
+            bed.on(i, f"{ctr} -n k8s.io run --rm --privileged --net-host {mounts} --env KUBE_ROUTER_CNI_CONF_FILE={OURS} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null && {{ {self.routes(bed, i)}; }}")
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)
