@@ -4,7 +4,7 @@
 //! device go by their names, which only kube-proxy gives. A virtual service keeps no mark of who made it: kube-proxy's are those at addresses of its device, and, while
 //! that device is there, those at addresses of this host in the range of node ports. What the service proxy here has marked as its own stays, and what is at `--excluded-cidrs`; one at
 //! an external address that this host has itself is not known as kube-proxy's. Without any mark nothing is removed, because nobody would serve.
-//! So do connections that were translated already.
+//! Connections that were translated already stay.
 //!
 //! Rules go first, so that no packet is translated to endpoints that nobody keeps up to date, and sets behind the rules that name them. The device is the last
 //! one, because it tells which virtual services are kube-proxy's: a cleanup that was ended midway does the rest when it runs again.
