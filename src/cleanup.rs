@@ -11,6 +11,7 @@
 
 mod kube_proxy;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -30,7 +31,7 @@ use crate::kernel::{Error, iptables};
 use crate::model::Authority;
 use crate::pod_tunnels;
 use crate::proxy;
-use crate::reconcile::{Moment, Reflection};
+use crate::reconcile::{Mirror, Moment, Reflection, Target};
 use crate::router;
 use crate::router::host_files::remove_cni;
 use crate::router::plugin_entry::{CniFiles, Left};
@@ -42,7 +43,7 @@ use crate::world::{AttachmentsFile, LastKnown};
 /// How often what fails at first is tried again at once: another program may hold a lock for a moment.
 const TRIES: usize = 3;
 
-/// Steps of the cleanup of any subsystem's mirrors.
+/// Steps of the cleanup of mirrors: of a subsystem's, or of one alone.
 trait Removable {
     /// One round in which nothing is wanted; how many objects went.
     fn remove(&mut self, at: Moment) -> u64;
@@ -297,6 +298,24 @@ impl<K: router::apply::Kernel> Removable for router::apply::Mirrors<K> {
     fn kinds(&self) -> Vec<&dyn Reflection> {
         // A bridge that pods are on stays, and that is no failure.
         self.reflections().into_iter().filter(|kind| kind.name() != "bridges").collect()
+    }
+}
+
+/// One kind of objects alone, which its target recognises.
+impl<T: Target<Error = Error>> Removable for Mirror<T> {
+    fn remove(&mut self, at: Moment) -> u64 {
+        let before = self.steps_done();
+        self.mark_all();
+        self.shrink(&BTreeMap::new(), at);
+        self.steps_done() - before
+    }
+
+    fn remove_abandoned(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn kinds(&self) -> Vec<&dyn Reflection> {
+        vec![self]
     }
 }
 

@@ -16,8 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::thread;
-use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -27,12 +25,11 @@ use crate::kernel::iptables::abandoned::Removal;
 use crate::kernel::iptables::{Leftovers, Ownership, Table, has_unreadable_tables};
 use crate::kernel::ipvs::{ServiceKey, Services};
 use crate::kernel::link::{LinkName, Links};
+use crate::kernel::listening_port::{Transport, listening_ports};
 use crate::kernel::{Error, Name, nftables};
 use crate::net::Family;
 use crate::proxy;
-use crate::reconcile::{Mirror, Moment, Reflection, Target};
-
-use super::TRIES;
+use crate::reconcile::{Mirror, Target};
 
 /// Carries the service addresses in kube-proxy's mode ipvs.
 const DEVICE: &str = "kube-ipvs0";
@@ -133,11 +130,13 @@ fn remove_from_ipvs(config: &Config) -> Result<Vec<String>, Error> {
     let its: BTreeSet<ServiceKey> =
         all.into_keys().filter(|key| served.may_be_of(key, config, |_| true) && !ours.contains(key)).collect();
     services.set_ours(Box::new(move |key| its.contains(key)));
-    let failed = remove_all(services);
-    Ok(match failed {
-        Some(error) => vec![error],
-        None => remove_all(Links::open([LinkName(DEVICE.into())])?).into_iter().collect(),
-    })
+    let (virtual_services, left) = super::remove(PROCESS, Ok(Mirror::new(services)));
+    if !left.is_empty() {
+        return Ok(left);
+    }
+    let (_, left) = super::remove(PROCESS, Links::open([LinkName(DEVICE.into())]).map(Mirror::new));
+    info!(virtual_services, "What kube-proxy had in IPVS is removed");
+    Ok(left)
 }
 
 /// Sign that kube-proxy runs in the network namespace of the calling thread: its process, where processes of the host are seen, or its port of metrics.
@@ -152,17 +151,9 @@ fn running() -> Option<String> {
     let found = processes.map(|entry| entry.path()).find(|process| is_one(process));
     let process = found.and_then(|path| Some(format!("process {}", path.file_name()?.to_string_lossy())));
     process.or_else(|| {
-        let listed = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
-        let listens = listed.iter().flatten().flat_map(|text| text.lines()).any(is_its_port);
+        let listens = listening_ports().iter().any(|one| one.transport == Transport::Tcp && one.port == METRICS_PORT);
         listens.then(|| format!("somebody listens on its port {METRICS_PORT}"))
     })
-}
-
-/// Returns whether a line of `/proc/net/tcp` is of a socket that listens on kube-proxy's port of metrics.
-fn is_its_port(line: &str) -> bool {
-    let mut words = line.split_whitespace().skip(1);
-    let port = words.next().and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
-    port == Some(METRICS_PORT) && words.nth(1) == Some("0A")
 }
 
 fn ownership() -> Ownership {
@@ -234,24 +225,6 @@ fn served() -> Result<Option<Served>, Error> {
     let others = host_addresses()?.into_iter().filter(|one| one.link != device());
     let of_host = others.map(|one| (one.address.addr(), one.link)).collect();
     Ok(Some(Served { on_device, of_host }))
-}
-
-/// Removes all that this target recognises. Returns why something could not be removed.
-fn remove_all<T: Target<Error = Error>>(target: T) -> Option<String> {
-    let mut mirror = Mirror::new(target);
-    for _ in 0..TRIES {
-        mirror.mark_all();
-        mirror.shrink(&BTreeMap::new(), Moment { now: Instant::now(), jitter: 0 });
-        if mirror.is_settled() {
-            break;
-        }
-        let pause = mirror.retry_at().map(|at| at.saturating_duration_since(Instant::now()));
-        thread::sleep(pause.unwrap_or_default());
-    }
-    if mirror.steps_done() > 0 {
-        info!(kind = mirror.name(), removed = mirror.steps_done(), "What kube-proxy left is removed");
-    }
-    mirror.trouble().map(|trouble| trouble.error.clone())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::config::Variant;
 use crate::k8s::access::{Allowed, Right, Unknown};
 use crate::kernel::address::HostAddress;
 use crate::kernel::file_system::Passing;
+use crate::kernel::listening_port::Transport;
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
@@ -127,12 +128,6 @@ pub struct FoundRoute {
     pub links: Vec<String>,
     /// As `ip route` takes it.
     pub text: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Transport {
-    Tcp,
-    Udp,
 }
 
 /// Files and directories.

@@ -12,7 +12,7 @@ use rustix::fs::{Access as Mode, access};
 
 use super::facts::{
     ApiFacts, AskedRight, ClusterFacts, Directory, Facts, FileFacts, FoundRoute, FoundSetting, KernelFacts,
-    NetworkFacts, PacketFilterFacts, Passwords, ProcessFacts, Purpose, Transport, Trial,
+    NetworkFacts, PacketFilterFacts, Passwords, ProcessFacts, Purpose, Trial,
 };
 use super::judge::{addresses, cluster, modules, packet_filter, settings};
 use crate::config::{Config, RouterConfig, Source, Variant};
@@ -23,6 +23,7 @@ use crate::k8s::manifests::bundle;
 use crate::kernel::file_system::passing;
 use crate::kernel::iptables::{self, Flavour};
 use crate::kernel::link::LinkKind;
+use crate::kernel::listening_port::listening_ports;
 use crate::kernel::module::{ModuleState, Modules, may_change_network, may_enter_namespaces};
 use crate::kernel::nftables::{self, foreign::DroppingChains, probe};
 use crate::kernel::route::{Ownership, Routes, sources_to};
@@ -167,41 +168,17 @@ fn network(config: &Config) -> NetworkFacts {
         }
         Err(error) => unread.push(error.to_string()),
     }
-    let listening = listening();
+    let listening = listening_ports();
     let sockets = config.socket.as_deref().map(local_socket::sockets_of_listener).unwrap_or_default();
-    let of_agent = listening.iter().filter(|(_, inode)| sockets.contains(inode));
-    facts.of_agent = (!sockets.is_empty()).then(|| of_agent.map(|(port, _)| *port).collect());
-    facts.listening = listening.into_iter().map(|(port, _)| port).collect();
+    let of_agent = listening.iter().filter(|one| sockets.contains(&one.inode));
+    facts.of_agent = (!sockets.is_empty()).then(|| of_agent.map(|one| (one.transport, one.port)).collect());
+    facts.listening = listening.into_iter().map(|one| (one.transport, one.port)).collect();
     let listed = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
     let is_service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|begin| line.starts_with(begin));
     facts.virtual_services = listed.lines().filter(is_service).count();
     facts.processes = processes();
     facts.unread = unread;
     facts
-}
-
-/// Ports on which somebody listens, in the network namespace of this thread, with the inodes of the sockets.
-fn listening() -> BTreeSet<((Transport, u16), u64)> {
-    let files = [("tcp", Transport::Tcp), ("tcp6", Transport::Tcp), ("udp", Transport::Udp), ("udp6", Transport::Udp)];
-    let ports = files.into_iter().flat_map(|(file, transport)| {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        let ports: Vec<_> = text.lines().filter_map(|line| listening_port(line, transport)).collect();
-        ports.into_iter().map(move |(port, inode)| ((transport, port), inode))
-    });
-    ports.collect()
-}
-
-/// The port and the inode of a line like `0: 0100007F:1F90 00000000:0000 0A … 23456 …`: state 0A is TCP's LISTEN, 07 is a socket of UDP without a peer.
-fn listening_port(line: &str, transport: Transport) -> Option<(u16, u64)> {
-    let mut words = line.split_whitespace().skip(1);
-    let (local, _, state) = (words.next()?, words.next()?, words.next()?);
-    let listens = match transport {
-        Transport::Tcp => "0A",
-        Transport::Udp => "07",
-    };
-    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-    let inode = words.nth(5)?.parse().ok()?;
-    (state == listens).then_some((port, inode))
 }
 
 fn processes() -> BTreeSet<String> {
@@ -326,19 +303,6 @@ async fn of_api(client: &Questions, version: String, config: &Config, network: &
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listeners_are_told_from_connections() {
-        let line = |state: &str| {
-            format!(
-                "   0: 00000000000000000000000000000000:4F14 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 23456 1"
-            )
-        };
-        assert_eq!(listening_port(&line("0A"), Transport::Tcp), Some((20244, 23456)));
-        assert_eq!(listening_port(&line("01"), Transport::Tcp), None);
-        assert_eq!(listening_port(&line("07"), Transport::Udp), Some((20244, 23456)));
-        assert_eq!(listening_port("  sl  local_address rem_address   st", Transport::Tcp), None);
-    }
 
     #[test]
     fn a_directory_that_is_not_there_is_as_good_as_the_one_above_it() {

@@ -4,11 +4,11 @@ There is no kube-router here: nodes have what its version 2.11 leaves in kernel 
 """
 import json
 
-from labkit import image, net, own
+from labkit import net, own
 
 import moves
 import newcomer
-from newcomer import AGENTS, ready_nodes, ready_pods, that, web_address
+from newcomer import AGENTS, ready_nodes, ready_pods, that
 from theirs import PLUGINS
 
 # What it takes, of what is in nf_tables by programs of iptables.
@@ -146,24 +146,18 @@ class Move(moves.Move):
         bed.wait("clients are ready", lambda: all(len(ready_pods(bed, "-l", f"app={name}")) == bed.nodes for name in ("friend", "stranger")))
 
     def start_asking(self, bed):
-        """From a client of each kind on each node (`asks.py`)."""
-        self.asking, address = {}, web_address(bed)
+        """From a client of each kind on each node."""
+        self.asking = {}
         at = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in bed.get("pods")["items"]}
         for i in self.nodes(bed):
             for who in ("friend", "stranger"):
-                log = f"/var/lib/kubelet/asked-by-{who}"
-                space = f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{who}{i}']}/' && echo $n; done; true"
-                space, = bed.on(i, space).split()
-                bed.on(i, f"rm -f {log} {log}.end; setsid nsenter --net=/run/netns/{space} {own.PYTHON} -B {moves.ASKS} {address} {log} {moves.PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
-                self.asking[i, who] = log
+                space, = bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{who}{i}']}/' && echo $n; done; true").split()
+                self.ask(bed, i, who, space)
         self.asked(bed)
 
     def end_asking(self, bed):
         """Who may ask was answered each time, on a connection that is kept too, and who may not was never."""
-        found = self.asked(bed)
-        for (i, _), log in self.asking.items():
-            bed.on(i, f": > {log}.end")
-        for (i, who), lines in found.items():
+        for (i, who), lines in self.asked_until_now(bed).items():
             answered = [line for line in lines if line in ("ok", "kept")]
             own.say(f"  node {i}, {who}: {len(answered)} of {len(lines)} were answered")
             wrong = [line for line in lines if (line in ("ok", "kept")) != (who == "friend")]
@@ -202,10 +196,7 @@ class Move(moves.Move):
             names = {pod["metadata"]["name"] for pod in bed.get("pods", "-l", "app=web")["items"]}
             return not names & former and len(ready_pods(bed, "-l", "app=web")) == self.pods == len(names)
         bed.wait("pods are replaced", replaced)
-        found = self.asked(bed)
-        for (i, _), log in self.asking.items():
-            bed.on(i, f": > {log}.end")
-        for (i, who), lines in found.items():
+        for (i, who), lines in self.asked_until_now(bed).items():
             # A connection that is kept ends with its pod.
             asked = [line for line in lines if "kept" not in line]
             that(set(asked) == {"ok"} if who == "friend" else "ok" not in asked, "node", i, who, [line for line in asked if line != "ok"][:10])
@@ -217,10 +208,8 @@ class Move(moves.Move):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
         self.sync(bed)
-        name = f"docker.io/library/sluice:{image.version()}"
-        ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
         for i in self.nodes(bed):
-            bed.on(i, f"{ctr} -n k8s.io run --rm --privileged --net-host {name} cleanup /usr/local/bin/kube-router --cleanup-nftables < /dev/null")
+            bed.on(i, bed.once("--cleanup-nftables"))
             that(not bed.on(i, TABLES).strip(), "tables of ours are left on node", i, bed.on(i, TABLES))
         self.end_asking(bed)
         self.no_request_failed(bed)

@@ -7,7 +7,7 @@ servers behind a Service do.
 import json
 import os
 
-from labkit import image, net, own
+from labkit import net, own
 
 import newcomer
 from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
@@ -149,15 +149,18 @@ class Move:
                 that(not silent, f"node {i}, {space or 'itself'}, does not reach", silent, "\n" + bed.on(i, "ip route; ip -br addr"))
 
     def start_asking(self, bed):
-        """On each node, from the host and from one of its pods: requests, and a connection that is kept (`asks.py`)."""
+        """On each node, from the host and from one of its pods."""
         self.asking = {}
         for i in self.nodes(bed):
-            pod = bed.on(i, "ls /run/netns").split()[0]
-            for who, enter in (("host", ""), ("pod", f"nsenter --net=/run/netns/{pod} ")):
-                log = f"/var/lib/kubelet/asked-by-{who}"
-                bed.on(i, f"rm -f {log} {log}.end; {enter}setsid {own.PYTHON} -B {ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
-                self.asking[i, who] = log
+            self.ask(bed, i, "host")
+            self.ask(bed, i, "pod", bed.on(i, "ls /run/netns").split()[0])
         self.asked(bed)
+
+    def ask(self, bed, i, who, space=None):
+        """Begins requests of a node, or of one of its network namespaces, and a connection that is kept (`asks.py`)."""
+        log, enter = f"/var/lib/kubelet/asked-by-{who}", f"nsenter --net=/run/netns/{space} " if space else ""
+        bed.on(i, f"rm -f {log} {log}.end; setsid {enter}{own.PYTHON} -B {ASKS} {web_address(bed)} {log} {PACE[bed.kind]['pause']} < /dev/null > /dev/null 2>&1 & until test -e {log}; do sleep 0.1; done")
+        self.asking[i, who] = log
 
     def asked(self, bed):
         """Lines of each who asks, when there are some more."""
@@ -168,11 +171,16 @@ class Move:
             found[i, who] = bed.on(i, f"cat {log}").splitlines()
         return found
 
-    def end_asking(self, bed):
-        """What failed, by who asked."""
+    def asked_until_now(self, bed):
+        """Ends them. Lines of each who asked, when there are some more."""
         found = self.asked(bed)
         for (i, _), log in self.asking.items():
             bed.on(i, f": > {log}.end")
+        return found
+
+    def end_asking(self, bed):
+        """What failed, by who asked."""
+        found = self.asked_until_now(bed)
         failed = {who: [line for line in lines if line not in ("ok", "kept")] for who, lines in found.items()}
         own.say(f"  {sum(lines.count('ok') for lines in found.values())} requests and {sum(lines.count('kept') for lines in found.values())} answers by connections that were kept, "
                 f"failed: {failed}")
@@ -296,12 +304,8 @@ class Move:
     def agents_go_and_leave_nothing(self, bed):
         bed.kubectl("delete", "-f", bed.manifest())
         bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
-        name = f"docker.io/library/sluice:{image.version()}"
-        ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
         for i in self.nodes(bed):
-            mounts = " ".join(f"--mount type=bind,src={path},dst={path},options=rbind:{how}" for path, how in
-                              (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/opt/cni/bin", "rw"), ("/var/lib/sluice", "rw"), ("/run/sluice", "rw")))
-            bed.on(i, f"{ctr} -n k8s.io run --rm --privileged --net-host {mounts} --env KUBE_ROUTER_CNI_CONF_FILE={OURS} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null && {{ {self.routes(bed, i)}; }}")
+            bed.on(i, f"{bed.once('--cleanup-config', mounts=newcomer.MOUNTS, conf=OURS)} && {{ {self.routes(bed, i)}; }}")
             left = bed.on(i, "nft list tables | grep sluice; ip -br link | grep -E 'kube-(bridge|dummy)'; ls /etc/cni/net.d | grep kuberouter; ls -A /var/lib/sluice /run/sluice | grep -v :$; "
                              f"ls /opt/cni/bin | grep sluice; ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
             that(not any(left), f"left on node {i}:", left)

@@ -12,6 +12,8 @@ from labkit import image, net, own
 import bed as beds
 
 AGENTS = ("-n", "kube-system", "-l", "k8s-app=kube-router")
+# For a removal, as the guide has it.
+MOUNTS = (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/var/lib/sluice", "rw"), ("/run/sluice", "rw"), ("/opt/cni/bin", "rw"))
 
 
 def that(true, *words):
@@ -253,14 +255,8 @@ def the_removal_leaves_nothing(bed):
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
     bed.kubectl("delete", "-f", bed.manifest())
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
-    name = f"docker.io/library/sluice:{image.version()}"
-    ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
     for i in range(1, bed.nodes + 1):
-        options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
-        options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw --mount type=bind,src=/var/lib/sluice,dst=/var/lib/sluice,options=rbind:rw"
-        options += " --mount type=bind,src=/run/sluice,dst=/run/sluice,options=rbind:rw --mount type=bind,src=/opt/cni/bin,dst=/opt/cni/bin,options=rbind:rw"
-        options += " --env KUBE_ROUTER_CNI_CONF_FILE=/etc/cni/net.d/10-kuberouter.conflist"
-        bed.on(i, f"{ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+        bed.on(i, bed.once("--cleanup-config", mounts=MOUNTS, conf="/etc/cni/net.d/10-kuberouter.conflist"))
         # The kubelet has chains of its own that begin with KUBE-, and the plugin portmap its CNI- ones.
         ours = "'KUBE-(ROUTER|NWPLCY|POD-FW|SVC-|DEFAULT)|kube-router|sluice'"
         rules = "; ".join(f"{program}-{flavour}-save 2>/dev/null | grep -E {ours}" for program in ("iptables", "ip6tables") for flavour in ("nft", "legacy"))

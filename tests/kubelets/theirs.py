@@ -13,7 +13,7 @@ from labkit import cluster, image, net, own
 import bed as beds
 import integrators
 import newcomer
-from newcomer import condition, ready_nodes, ready_pods, that
+from newcomer import condition, ready_nodes, that
 
 PLUGINS = "bridge host-local loopback portmap"
 # As flannel leaves it: another bridge, and a name before kube-router's.
@@ -129,15 +129,10 @@ class Theirs:
         bed.kubectl("delete", "--wait=false", "--ignore-not-found", "-f", "-", text_in=json.dumps({"apiVersion": "v1", "kind": "List", "items": self.made.objects}))
         bed.wait("agents are gone", lambda: not self.agents(bed))
         bed.kube_proxy(False)
-        name = f"docker.io/library/sluice:{image.version()}"
-        ctr = own.read_json(f"{bed.folder}/facts.json")["programs"]["ctr"]
         for i in range(1, bed.nodes + 1):
-            options = "--rm --privileged --net-host --mount type=bind,src=/lib/modules,dst=/lib/modules,options=rbind:ro"
-            options += " --mount type=bind,src=/run/xtables.lock,dst=/run/xtables.lock,options=rbind:rw"
-            options += " --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw"
-            options += f" --env KUBE_ROUTER_CNI_CONF_FILE={self.made.conf}"
             # Where no manifest mounts the lock, nobody has made it; a host whose own iptables has run has one.
-            bed.on(i, f"touch /run/xtables.lock; {ctr} -n k8s.io run {options} {name} cleanup /usr/local/bin/kube-router --cleanup-config < /dev/null")
+            once = bed.once("--cleanup-config", mounts=(("/lib/modules", "ro"), ("/run/xtables.lock", "rw"), ("/etc/cni/net.d", "rw")), conf=self.made.conf)
+            bed.on(i, f"touch /run/xtables.lock; {once}")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"

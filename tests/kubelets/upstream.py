@@ -1,5 +1,4 @@
 """Kubernetes' own tests of a cluster: their program as it is, the images that their pods ask for, made here, and what the program says of each test."""
-import json
 import os
 import re
 import subprocess

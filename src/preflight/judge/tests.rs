@@ -17,6 +17,7 @@ use crate::k8s::access::{Allowed, Unknown};
 use crate::kernel::address::{HostAddress, Scope};
 use crate::kernel::file_system::Passing;
 use crate::kernel::link::{LinkKind, LinkName};
+use crate::kernel::listening_port::Transport;
 use crate::kernel::module::ModuleState;
 use crate::kernel::nftables::foreign::DroppingChain;
 use crate::kernel::sysctl::Setting;
