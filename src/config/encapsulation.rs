@@ -1,8 +1,39 @@
-//! How packets between nodes are encapsulated, and what each way adds to them.
+//! How packets between nodes are encapsulated. What one kind is and adds is in the file of its name.
 //!
 //! `--overlay-encap`, `--overlay-encap-receive`, `--overlay-encap-port`, `--overlay-vxlan-port`, `--overlay-vxlan-id`, `--overlay-wireguard-port`.
 
+mod fou;
+mod ipip;
+mod vxlan;
+mod wireguard;
+
 use crate::net::Family;
+
+pub use fou::Fou;
+use ipip::Ipip;
+pub use vxlan::VxlanNetwork;
+pub use wireguard::Encryption;
+
+/// One kind of tunnels: its word, what it adds, what it asks of the kernel.
+trait Kind {
+    /// The word that the flags have for it.
+    fn name(&self) -> &'static str;
+
+    /// Number of bytes between the outer IP header and the packet.
+    fn headers(&self) -> u32;
+
+    /// The UDP port of all nodes, where there is one.
+    fn port(&self) -> Option<u16>;
+
+    /// The modules of the kernel for tunnels that begin and end at addresses of this family: of tunnels, and of what they are inside.
+    fn modules(&self, outer: Family) -> &'static [&'static str];
+
+    /// Those of them that are loaded at the start; the kernel loads others with the first tunnel.
+    fn modules_at_start(&self, outer: Family) -> &'static [&'static str];
+}
+
+/// Length of a UDP header.
+const UDP: u32 = 8;
 
 /// `--overlay-encap`: the kind of tunnels between nodes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,36 +46,6 @@ pub enum Encapsulation {
     Vxlan(VxlanNetwork),
     /// Encrypted packets inside UDP (WireGuard).
     Wireguard(Encryption),
-}
-
-/// Tunnels inside UDP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fou {
-    /// `--overlay-encap-port`: the UDP port of all nodes.
-    pub port: u16,
-}
-
-/// The one network between all nodes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VxlanNetwork {
-    /// `--overlay-vxlan-port`: the UDP port of all nodes.
-    pub port: u16,
-    /// `--overlay-vxlan-id`: its number (VNI), 24 bits.
-    pub id: u32,
-}
-
-/// Tunnels by WireGuard.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Encryption {
-    /// `--overlay-wireguard-port`: the UDP port of all nodes.
-    pub port: u16,
-}
-
-impl Encryption {
-    /// Returns the second UDP port of all nodes, at which they receive besides while the key of any of them changes: the next one.
-    pub fn second_port(self) -> u16 {
-        self.port.checked_add(1).unwrap_or(self.port - 1)
-    }
 }
 
 /// `--overlay-encap-receive`: other kinds of tunnels in which packets of nodes are taken, by which nothing is sent. In the order of the kinds, each once.
@@ -65,23 +66,19 @@ impl Received {
     }
 }
 
-/// Length of a UDP header, of GUE without options, of the header of VXLAN, and of Ethernet's.
-const UDP: u32 = 8;
-const GUE: u32 = 4;
-const VXLAN: u32 = 8;
-const ETHERNET: u32 = 14;
-/// Header and authentication tag of a data message of WireGuard.
-const WIREGUARD: u32 = 16 + 16;
-
 impl Encapsulation {
+    fn kind(&self) -> &dyn Kind {
+        match self {
+            Encapsulation::Ipip => &Ipip,
+            Encapsulation::Fou(fou) => fou,
+            Encapsulation::Vxlan(network) => network,
+            Encapsulation::Wireguard(encryption) => encryption,
+        }
+    }
+
     /// Returns the word that the flags have for it.
     pub fn name(self) -> &'static str {
-        match self {
-            Encapsulation::Ipip => "ipip",
-            Encapsulation::Fou(_) => "fou",
-            Encapsulation::Vxlan(_) => "vxlan",
-            Encapsulation::Wireguard(_) => "wireguard",
-        }
+        self.kind().name()
     }
 
     /// Returns the number of bytes that are added to a packet on its way to an address of this family.
@@ -90,29 +87,29 @@ impl Encapsulation {
             Family::V4 => 20,
             Family::V6 => 40,
         };
-        match self {
-            Encapsulation::Ipip => ip,
-            Encapsulation::Fou(_) => ip + UDP + GUE,
-            Encapsulation::Vxlan(_) => ip + UDP + VXLAN + ETHERNET,
-            Encapsulation::Wireguard(_) => ip + UDP + WIREGUARD,
-        }
-    }
-
-    /// Returns the UDP port at which the kernel receives packets inside GUE; `None` where it receives none.
-    pub fn gue_port(self) -> Option<u16> {
-        match self {
-            Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => None,
-            Encapsulation::Fou(Fou { port }) => Some(port),
-        }
+        ip + self.kind().headers()
     }
 
     /// Returns the UDP port of all nodes, where there is one.
     pub fn port(self) -> Option<u16> {
+        self.kind().port()
+    }
+
+    /// Returns the modules of the kernel for tunnels that begin and end at addresses of this family: of tunnels, and of what they are inside.
+    pub fn modules(self, outer: Family) -> &'static [&'static str] {
+        self.kind().modules(outer)
+    }
+
+    /// Returns those of them that are loaded at the start; the kernel loads others with the first tunnel.
+    pub fn modules_at_start(self, outer: Family) -> &'static [&'static str] {
+        self.kind().modules_at_start(outer)
+    }
+
+    /// Returns the tunnels inside UDP, where it is these.
+    pub fn fou(self) -> Option<Fou> {
         match self {
-            Encapsulation::Ipip => None,
-            Encapsulation::Fou(fou) => Some(fou.port),
-            Encapsulation::Vxlan(network) => Some(network.port),
-            Encapsulation::Wireguard(encryption) => Some(encryption.port),
+            Encapsulation::Ipip | Encapsulation::Vxlan(_) | Encapsulation::Wireguard(_) => None,
+            Encapsulation::Fou(fou) => Some(fou),
         }
     }
 
@@ -131,29 +128,11 @@ impl Encapsulation {
             Encapsulation::Wireguard(encryption) => Some(encryption),
         }
     }
-
-    /// Returns the modules of the kernel for tunnels that begin and end at addresses of this family: of tunnels, and of what they are inside.
-    pub fn modules(self, outer: Family) -> &'static [&'static str] {
-        match (self, outer) {
-            (Encapsulation::Ipip, Family::V4) => &["ipip"],
-            (Encapsulation::Ipip, Family::V6) => &["ip6_tunnel"],
-            (Encapsulation::Fou(_), Family::V4) => &["ipip", "fou"],
-            (Encapsulation::Fou(_), Family::V6) => &["ip6_tunnel", "fou6"],
-            (Encapsulation::Vxlan(_), _) => &["vxlan"],
-            (Encapsulation::Wireguard(_), _) => &["wireguard"],
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_second_port_is_beside_the_first() {
-        let second = |port| Encryption { port }.second_port();
-        assert_eq!((second(51820), second(65535)), (51821, 65534));
-    }
 
     #[test]
     fn each_kind_adds_its_headers() {

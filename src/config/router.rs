@@ -117,9 +117,9 @@ impl Overlay {
         self.kinds().find(|kind| matches!(kind, Encapsulation::Ipip | Encapsulation::Fou(_)))
     }
 
-    /// Returns the UDP port at which the kernel receives packets inside GUE; `None` where it receives none.
-    pub fn gue_port(self) -> Option<u16> {
-        self.kinds().find_map(Encapsulation::gue_port)
+    /// Returns the tunnels inside UDP, where packets are received by them.
+    pub fn fou(self) -> Option<Fou> {
+        self.kinds().find_map(Encapsulation::fou)
     }
 
     /// Returns the network of the nodes, where packets are received by it.
@@ -129,8 +129,8 @@ impl Overlay {
 
     /// Returns the UDP ports at which the kernel takes packets from whoever sends them.
     pub fn open_ports(self) -> Vec<u16> {
-        let vxlan = self.vxlan().map(|network| network.port);
-        self.gue_port().into_iter().chain(vxlan).collect()
+        let fou = self.fou().map(|fou| fou.port);
+        fou.into_iter().chain(self.vxlan().map(|network| network.port)).collect()
     }
 
     /// Returns how packets are decrypted, where encrypted ones are received.

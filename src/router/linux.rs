@@ -125,8 +125,8 @@ pub fn open_for_cleanup(config: Option<&RouterConfig>) -> Result<Targets<Linux>,
 /// send otherwise before the port goes. The default one is that of an earlier run where no port is wanted; where another one is, somebody may have chosen that
 /// because the default one is another program's.
 fn configured_ports(config: &RouterConfig) -> Vec<u16> {
-    match config.overlay.and_then(Overlay::gue_port) {
-        Some(port) => vec![port],
+    match config.overlay.and_then(Overlay::fou) {
+        Some(fou) => vec![fou.port],
         None => vec![config.encap_port, USUAL_PORT],
     }
 }

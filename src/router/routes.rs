@@ -45,7 +45,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::bgp::rib::RouteChange;
-use crate::config::{Encapsulation, RouterConfig};
+use crate::config::RouterConfig;
 use crate::kernel::link::LinkName;
 use crate::kernel::route::{NextHop, Route, RouteKey, RouteKind, TABLE_MAIN};
 use crate::kernel::tunnel::Tunnel;
@@ -56,17 +56,19 @@ use crate::net::{Family, PerFamily};
 use crate::packed::{BlockMap, PrefixMap};
 
 use super::identity::Identity;
-use super::names::{PROTOCOL, other_tunnel, tunnel, vxlan};
+use super::names::PROTOCOL;
 
+mod encapsulation;
 mod node_itself;
 mod protection;
 mod walls;
 mod ways;
 
+use encapsulation::through;
 pub use protection::Protection;
 pub use walls::{wall, wall_before_node};
 pub use ways::NoWay;
-use ways::{Way, parameters, remote, through, way_now, ways};
+use ways::{Way, remote, way_now, ways};
 
 /// Inputs of routes besides the learned routes.
 #[derive(Clone, Copy)]
@@ -376,57 +378,6 @@ impl Routes {
             self.learned.insert(prefix, self.lists.learned.intern_owned(learned.into()));
         }
         different
-    }
-
-    /// Updates the tunnel to a node, and the routes through it in the tunnel table.
-    fn put_tunnel(&mut self, remote: IpAddr, place: Place<'_>, changed: &mut RouteTableChanges) {
-        let is_used = self.tunnelled.contains_key(&remote);
-        let Some(overlay) = place.config.overlay else { return };
-        if overlay.device_of_each_node().is_some() {
-            self.put_device(remote, is_used, place, changed);
-        }
-        match overlay.encapsulation {
-            Encapsulation::Vxlan(_) => self.put_entry(remote, is_used, changed),
-            // Whether or not a route uses the tunnel (`walls`).
-            Encapsulation::Wireguard(_) => return,
-            Encapsulation::Ipip | Encapsulation::Fou(_) => {}
-        }
-        self.put_ways_to_node(remote, place, changed);
-    }
-
-    /// Updates what the device of `vxlan` knows of a node.
-    fn put_entry(&mut self, remote: IpAddr, is_used: bool, changed: &mut RouteTableChanges) {
-        let key = EntryKey { link: vxlan(Family::from(remote)), remote };
-        let before = match is_used {
-            true => self.entries.insert(key.clone(), Entry::of(remote)),
-            false => self.entries.remove(&key),
-        };
-        if before.is_some() != is_used {
-            changed.entries.push(key);
-        }
-    }
-
-    /// Updates the device of the tunnel to a node.
-    fn put_device(&mut self, remote: IpAddr, is_used: bool, place: Place<'_>, changed: &mut RouteTableChanges) {
-        let name = (place.tunnel_name)(remote);
-        let wanted = is_used.then(|| parameters(remote, place)).flatten();
-        // The names that it does not have, or no longer has.
-        let others = [tunnel(remote), other_tunnel(remote)].into_iter().filter(|other| *other != name);
-        let others: Vec<LinkName> = others.collect();
-        for other in others {
-            if self.tunnels.get(&other).is_some_and(|tunnel| tunnel.remote == remote) {
-                self.tunnels.remove(&other);
-                changed.tunnels.push(other);
-            }
-        }
-        let before = self.tunnels.get(&name).copied();
-        if before != wanted && (wanted.is_some() || before.is_some_and(|before| before.remote == remote)) {
-            match wanted {
-                Some(wanted) => self.tunnels.insert(name.clone(), wanted),
-                None => self.tunnels.remove(&name),
-            };
-            changed.tunnels.push(name);
-        }
     }
 
     fn put_route(&mut self, key: RouteKey, wanted: Option<Arc<Route>>, changed: &mut RouteTableChanges) {

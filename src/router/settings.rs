@@ -34,14 +34,16 @@ pub fn received_by(link: &LinkName) -> (Setting, WantedSetting) {
     (setting, WantedSetting::Always("2".into()))
 }
 
-/// Returns the modules that are loaded at the start.
+/// Returns the modules that are loaded at the start, each once.
 pub fn modules(config: &RouterConfig, families: PerFamily<bool>) -> Vec<&'static str> {
-    let has_gue = config.overlay.is_some_and(|overlay| overlay.gue_port().is_some());
     let mut modules = vec!["br_netfilter"];
-    modules.extend((has_gue && families.v4).then_some("fou"));
-    modules.extend((has_gue && families.v6).then_some("fou6"));
-    modules.extend(config.overlay.and_then(Overlay::vxlan).map(|_| "vxlan"));
-    modules.extend(config.overlay.and_then(Overlay::wireguard).map(|_| "wireguard"));
+    for kind in config.overlay.into_iter().flat_map(Overlay::kinds) {
+        for (family, _) in families.iter().filter(|(_, is_on)| **is_on) {
+            let more = kind.modules_at_start(family).iter().filter(|module| !modules.contains(module));
+            let more: Vec<&str> = more.copied().collect();
+            modules.extend(more);
+        }
+    }
     modules
 }
 

@@ -77,7 +77,10 @@ fn other_kinds_of_tunnels_are_received_beside_the_one_that_is_sent_by() {
     assert_eq!(kinds(&repeated), ["vxlan", "ipip", "fou", "wireguard"]);
     let all = overlay(&repeated);
     assert_eq!(all.device_of_each_node(), Some(Encapsulation::Ipip), "it takes both");
-    assert_eq!((all.gue_port(), all.overhead(Family::V4), all.overhead(Family::V6)), (Some(5555), 60, 80));
+    assert_eq!(
+        (all.fou().map(|fou| fou.port), all.overhead(Family::V4), all.overhead(Family::V6)),
+        (Some(5555), 60, 80)
+    );
     let fou = overlay(&["--overlay-encap=fou", "--overlay-encap-receive=ipip"]);
     assert_eq!(fou.device_of_each_node(), Some(fou.encapsulation));
     assert!(router(&["--overlay-encap-receive=wireguard"]).key_file.is_some());

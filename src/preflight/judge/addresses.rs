@@ -271,8 +271,8 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
     let Some(overlay) = router.overlay else { return Vec::new() };
     let has = |is_ours: fn(&str) -> bool| facts.network.links.iter().any(|link| is_ours(link));
     let udp = |flag, number, why| Port { flag, transport: Transport::Udp, number, level: Level::Degraded, why };
-    let gue = overlay.gue_port().filter(|_| !has(|link| link.starts_with(TUNNELS)));
-    let gue = gue.map(|port| udp("--overlay-encap-port", port, "the kernel cannot receive tunnels on this port"));
+    let fou = overlay.fou().filter(|_| !has(|link| link.starts_with(TUNNELS)));
+    let fou = fou.map(|fou| udp("--overlay-encap-port", fou.port, "the kernel cannot receive tunnels on this port"));
     // Devices of others may have the same port: the kernel listens once for all of them.
     let is_kernels = |network: &VxlanNetwork| facts.network.vxlan.values().any(|device| device.port == network.port);
     let vxlan = overlay.vxlan().filter(|network| !has(is_vxlan) && !is_kernels(network));
@@ -284,7 +284,7 @@ fn overlay_ports(facts: &Facts, router: &RouterConfig) -> Vec<Port> {
     let second = overlay.wireguard().filter(|_| changes);
     let why = "nodes receive there as well while the key of one changes, which waits for this node";
     let second = second.map(|encryption| udp("--overlay-wireguard-port", encryption.second_port(), why));
-    gue.into_iter().chain(vxlan).chain(wireguard).chain(second).collect()
+    fou.into_iter().chain(vxlan).chain(wireguard).chain(second).collect()
 }
 
 /// Devices of others that have the number and the port of ours: of each address family the kernel makes one.

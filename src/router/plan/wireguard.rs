@@ -34,6 +34,7 @@ use crate::router::names::WIREGUARD;
 use crate::router::problem::{About, Problem};
 use crate::router::routes::RouteTableChanges;
 
+mod devices;
 mod second;
 
 pub use second::OwnKeys;

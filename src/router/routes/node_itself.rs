@@ -9,13 +9,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Place, RouteTableChanges, Routes};
-use crate::config::Encapsulation;
 use crate::kernel::route::{Route, RouteKey, RouteKind};
-use crate::kernel::vxlan::EntryKey;
 use crate::net::Family;
-use crate::router::names::{TUNNEL_PROTOCOL, TUNNEL_TABLE, vxlan};
+use crate::router::names::{TUNNEL_PROTOCOL, TUNNEL_TABLE};
 
-use super::ways::through;
+use super::encapsulation::through;
 
 /// InternalIPs of nodes that are reached through the tunnel to another address of theirs.
 #[derive(Default, Debug)]
@@ -60,15 +58,6 @@ impl Routes {
                 next_hops: [through(by, place)].into(),
             });
             self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(address)), route.map(Arc::new), changed);
-        }
-    }
-
-    fn has_tunnel(&self, remote: IpAddr, place: Place<'_>) -> bool {
-        match place.config.overlay.map(|overlay| overlay.encapsulation) {
-            Some(Encapsulation::Vxlan(_)) => {
-                self.entries.contains_key(&EntryKey { link: vxlan(Family::from(remote)), remote })
-            }
-            _ => self.tunnels.get(&(place.tunnel_name)(remote)).is_some_and(|tunnel| tunnel.remote == remote),
         }
     }
 }

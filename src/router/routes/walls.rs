@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::encapsulation::wireguard;
 use super::ways::{encrypted, is_lost};
 use super::{Place, RouteTableChanges, Routes};
 use crate::kernel::link::LinkName;
@@ -107,7 +108,7 @@ impl Routes {
             kind: RouteKind::Unicast,
             protocol: TUNNEL_PROTOCOL,
             source: None,
-            next_hops: [super::ways::device(device)].into(),
+            next_hops: [wireguard::next_hop(device)].into(),
         };
         let route = device.map(|device| self.lists.routes.intern_owned(Arc::new(through(device))));
         self.put_route(RouteKey::new(TUNNEL_TABLE, Family::host_prefix(address)), route, changed);

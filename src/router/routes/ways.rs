@@ -6,15 +6,10 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use ipnet::IpNet;
 
+use super::encapsulation::through;
 use super::{Place, Protection};
-use crate::config::{Encapsulation, Reach};
-use crate::kernel::link::LinkName;
-use crate::kernel::route::NextHop;
-use crate::kernel::tunnel::Tunnel;
-use crate::kernel::vxlan::gateway;
+use crate::config::Reach;
 use crate::net::{Family, PerFamily};
-use crate::router::mtu;
-use crate::router::names::vxlan;
 
 /// Reason for which there is no path to a next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -45,23 +40,6 @@ pub enum NoWay {
 pub(super) enum Way {
     Gateway { link: CompactString, gateway: IpAddr },
     Tunnel(IpAddr),
-}
-
-/// Returns the next hop of packets through the tunnel to a node.
-pub(super) fn through(remote: IpAddr, place: Place<'_>) -> NextHop {
-    match place.config.overlay.map(|overlay| overlay.encapsulation) {
-        Some(Encapsulation::Vxlan(_)) => {
-            let gateway = gateway(remote);
-            NextHop { link: vxlan(Family::from(remote)), gateway: Some(gateway), on_link: gateway.is_ipv4() }
-        }
-        Some(Encapsulation::Wireguard(_)) => device((place.device)(remote)),
-        _ => NextHop { link: (place.tunnel_name)(remote), gateway: None, on_link: false },
-    }
-}
-
-/// Returns the next hop of packets that a device encrypts.
-pub(super) fn device(link: LinkName) -> NextHop {
-    NextHop { link, gateway: None, on_link: false }
 }
 
 pub(super) fn remote(way: &Way) -> Option<IpAddr> {
@@ -176,16 +154,4 @@ fn way_to(
         (false, None) if node.is_some() => Err(NoWay::NodeWithoutTunnel),
         (false, None) => Err(NoWay::RouterElsewhere),
     }
-}
-
-/// Returns the parameters of the device for tunnels to and from a node; `None` where no kind of tunnels has such devices.
-pub(super) fn parameters(remote: IpAddr, place: Place<'_>) -> Option<Tunnel> {
-    /// kube-router's TTL of tunnels inside UDP; plain ones inherit the inner packet's.
-    const TTL_OF_UDP: u8 = 225;
-    let kind = place.config.overlay?.device_of_each_node()?;
-    let local = (*place.own.addresses.of(Family::from(remote)))?;
-    let udp_port = kind.gue_port();
-    let ttl = if udp_port.is_some() { TTL_OF_UDP } else { 0 };
-    let mtu = mtu::tunnel(place.own.mtus, place.config, kind, remote);
-    Some(Tunnel { local, remote, udp_port, ttl, mtu, up: true, has_options: true, is_numbered: true })
 }
