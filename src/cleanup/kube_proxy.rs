@@ -3,7 +3,7 @@
 //! `kube-proxy --cleanup` empties IPVS, whatever mode it ran in, and with it what a service proxy beside it serves. Here chains, sets, tables and the
 //! device go by their names, which only kube-proxy gives. A virtual service keeps no mark of who made it: kube-proxy's are those at addresses of its device, and, while
 //! that device is there, those at addresses of this host in the range of node ports. What the service proxy here has marked as its own stays, and what is at `--excluded-cidrs`; one at
-//! an external address that this host has itself is not known as kube-proxy's. Without any mark nothing is removed, because nobody would serve.
+//! an external address that this host has itself is not known as kube-proxy's. Where nothing of what is marked is served nothing is removed, because nobody would serve.
 //! Connections that were translated already stay.
 //!
 //! Rules go first, so that no packet is translated to endpoints that nobody keeps up to date, and sets behind the rules that name them. The device is the last
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::kernel::address::{Addresses, host_addresses};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{Leftovers, Ownership, Table, has_unreadable_tables};
+use crate::kernel::iptables::{Leftovers, Ownership, Table, has_unreadable_tables, untold_tables};
 use crate::kernel::ipvs::{ServiceKey, Services};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::listening_port::{Transport, listening_ports};
@@ -88,6 +88,8 @@ const SETS: [&str; 17] = [
 const LONGEST_NAME_OF_A_SET: usize = 31;
 const BEGINNINGS: [&str; 2] = ["KUBE-", "KUBE-6-"];
 
+const NOBODY_SERVES: &str = "the service proxy of this program has not taken over on this host, and nobody would serve: start it first, or run kube-proxy --cleanup";
+
 /// Removes what kube-proxy left in the network namespace of the calling thread. Returns why something could not be removed.
 pub fn remove(config: &Config) -> Vec<String> {
     if let Some(why) = running() {
@@ -95,16 +97,11 @@ pub fn remove(config: &Config) -> Vec<String> {
             "kube-proxy runs on this host ({why}): end it first (kubectl -n kube-system delete ds kube-proxy), or it puts all of it back"
         )];
     }
-    match proxy::linux::marked() {
-        Ok(ours) if ours.is_empty() => {
-            return vec![
-                "the service proxy of this program has not taken over on this host, and nobody would serve: start it first, or run kube-proxy --cleanup"
-                    .to_owned(),
-            ];
-        }
-        Ok(_) => {}
+    let ours = match served_by_ours() {
+        Ok(ours) if ours.is_empty() => return vec![NOBODY_SERVES.to_owned()],
+        Ok(ours) => ours,
         Err(error) => return vec![error.to_string()],
-    }
+    };
     let mut removal = Removal::of(ownership(), sets()).sparing_rules_of_others().with_tables(&TABLES);
     let mut left = std::iter::repeat_with(|| removal.step()).flatten().next().unwrap_or_default();
     if has_unreadable_tables() {
@@ -112,23 +109,42 @@ pub fn remove(config: &Config) -> Vec<String> {
             "this kernel has tables of legacy iptables and no program that reads them is installed; rules of kube-proxy in them stay: run this with an image that has iptables-legacy-restore and ip6tables-legacy-restore"
                 .to_owned(),
         );
-    } else if left.is_empty() && removal.finds_any() {
-        left.push("something of kube-proxy is still there, or is again: run this once more".to_owned());
+    } else if left.is_empty() {
+        left.extend(untold_tables());
+        if left.is_empty() && removal.finds_any() {
+            left.push("something of kube-proxy is still there, or is again: run this once more".to_owned());
+        }
     }
-    left.extend(remove_from_ipvs(config).unwrap_or_else(|error| vec![error.to_string()]));
+    left.extend(remove_from_ipvs(config, ours).unwrap_or_else(|error| vec![error.to_string()]));
     left
 }
 
-/// Removes virtual services and, behind them, the device that tells which are kube-proxy's.
-fn remove_from_ipvs(config: &Config) -> Result<Vec<String>, Error> {
+/// Returns the virtual services that are marked as ours and that the kernel has. Marks alone outlive them: an agent that was deleted leaves its marks, and a kube-proxy in its
+/// mode nftables empties IPVS when it starts.
+fn served_by_ours() -> Result<BTreeSet<ServiceKey>, Error> {
+    let ours = proxy::linux::marked()?;
+    match Services::open(Box::new(|_| true))?.read() {
+        Ok(all) => Ok(ours.into_iter().filter(|key| all.contains_key(key)).collect()),
+        // Without IPVS nothing contradicts the marks.
+        Err(error) if error.is_absent() || error.is_unsupported() => Ok(ours),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes virtual services and, behind them, the device that tells which are kube-proxy's. `before`: those that were ours when the cleanup began.
+fn remove_from_ipvs(config: &Config, before: BTreeSet<ServiceKey>) -> Result<Vec<String>, Error> {
     let Some(served) = served()? else { return Ok(Vec::new()) };
     let mut services = Services::open(Box::new(|_| true))?;
     services.accept_missing_ipvs();
     // Services before marks: the agent marks each before it makes it.
     let all = services.read()?;
     let ours = proxy::linux::marked()?;
+    if ours.is_empty() {
+        return Ok(vec![NOBODY_SERVES.to_owned()]);
+    }
+    let is_ours = |key: &ServiceKey| ours.contains(key) || before.contains(key);
     let its: BTreeSet<ServiceKey> =
-        all.into_keys().filter(|key| served.may_be_of(key, config, |_| true) && !ours.contains(key)).collect();
+        all.into_keys().filter(|key| served.may_be_of(key, config, |_| true) && !is_ours(key)).collect();
     services.set_ours(Box::new(move |key| its.contains(key)));
     let (virtual_services, left) = super::remove(PROCESS, Ok(Mirror::new(services)));
     if !left.is_empty() {
@@ -187,7 +203,7 @@ pub fn served_by_both(config: &Config) -> Result<BTreeSet<ServiceKey>, Error> {
     if !both.is_empty() {
         warn!(
             virtual_services = both.len(),
-            "Virtual services stay that kube-proxy has as well, as its device {DEVICE} says; where it has ended, ip link delete {DEVICE} and run --cleanup-config again"
+            "Virtual services stay that kube-proxy has as well, as its device {DEVICE} says, and nothing marks them as ours any more; where kube-proxy has ended, kube-proxy --cleanup removes them, or ipvsadm --clear and ip link delete {DEVICE}"
         );
     }
     Ok(both)

@@ -16,7 +16,7 @@ use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
-use crate::model::Node;
+use crate::model::{COUNTED_ADDRESSES, Node};
 use crate::net::{Family, Password, PerFamily, PublicKey};
 use crate::packed::BlockMap;
 
@@ -32,7 +32,7 @@ mod claimants;
 mod keys;
 mod problems;
 
-use claimants::{COUNTED, Claimant};
+use claimants::Claimant;
 
 /// Contributions of all nodes, with the contributing node.
 #[derive(Default, Debug)]
@@ -416,18 +416,18 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
     let is_told = !matches!(config.router_id, RouterId::Is(_)) && config.node_routes == NodeRoutes::Bgp;
     let identifier = primary.filter(|_| is_told);
     let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
-    let mut addresses = claimants::all(node);
+    let mut addresses: Vec<IpAddr> = node.ordered_addresses().collect();
     // What our own Node lists is ours, however much it is.
-    let is_lavish = !is_own && addresses.len() > COUNTED;
+    let is_lavish = !is_own && addresses.len() > COUNTED_ADDRESSES;
     if is_lavish {
-        addresses.truncate(COUNTED);
+        addresses.truncate(COUNTED_ADDRESSES);
     }
     let part = Part {
         created: node.created,
         is_lavish,
         elements: node_sets::elements(&node.pod_cidrs, &addresses, own.families).into(),
         addresses: addresses.into(),
-        first: claimants::first(node).collect(),
+        first: node.first_addresses().collect(),
         both,
         internal,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),

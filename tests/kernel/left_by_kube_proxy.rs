@@ -1,7 +1,7 @@
 //! `--cleanup-kube-proxy` over what kube-proxy leaves in its mode ipvs, on a kernel with `ip_vs` and `dummy`.
 
 use crate::namespace::{attempt, in_new, own_run, run};
-use crate::native::cleanup_kube_proxy::{SERVED, clean_up, put_those_of_ipvs, serve};
+use crate::native::cleanup_kube_proxy::{CLEANUP, SERVED, clean_up, put_those_of_ipvs, serve};
 
 /// Virtual services, by the family: what kube-proxy made (its own device has the address, or it is a node port), and others'.
 const KUBE_PROXYS: [[&str; 4]; 2] = [
@@ -88,6 +88,23 @@ fn its_virtual_services_go_and_those_that_the_service_proxy_took_over_stay_with_
             assert_eq!(services(), stay);
         });
     }
+}
+
+#[test]
+fn while_nothing_is_served_of_what_is_marked_nothing_goes() {
+    in_new(|| {
+        own_run();
+        put("nft", "table");
+        for service in TAKEN_OVER {
+            run(&format!("ipvsadm -D -t {service}"));
+        }
+        let before = (services(), run("iptables-nft-save -c"), run("ipset list -n"));
+        let (succeeded, _, said) = attempt(CLEANUP);
+        assert!(!succeeded && said.contains("has not taken over on this host"), "{said}");
+        let rules = |saved: &str| saved.lines().filter(|line| line.contains("KUBE-")).count();
+        assert_eq!((services(), run("ipset list -n")), (before.0, before.2));
+        assert_eq!(rules(&run("iptables-nft-save -c")), rules(&before.1));
+    });
 }
 
 #[test]

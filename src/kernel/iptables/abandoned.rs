@@ -6,11 +6,12 @@ use std::time::Instant;
 use tracing::info;
 
 use super::flavour::{has_legacy_tables_of, has_program, has_unreadable_tables, left_beside, legacy_holds};
+use super::plan::HELD;
 use super::rule::{IpProtocol, Mark, SetSides, Side};
 use super::{Detected, Families, Flavour, Leftovers, Match, Ownership, Programs, Rule, Table, Tables, Verdict, detect};
 use crate::kernel::ipset::{self, Ipset};
 use crate::kernel::netlink::Socket;
-use crate::kernel::nftables::host_chains::{self, HostTable};
+use crate::kernel::nftables::host_chains::{self, HostTable, Jumps, Removed};
 use crate::kernel::nftables::host_masquerades::{InSet, Masquerade, Masqueraded, masquerade};
 use crate::kernel::nftables::host_service_rules::{Does, ServiceRule, service_rule};
 use crate::kernel::{Error, Name, nftables};
@@ -86,8 +87,8 @@ pub struct Removal {
     sets: Vec<Name>,
     /// Tables of nf_tables that others left and that go last.
     tables: &'static [nftables::Table<'static>],
-    /// Whether chains that rules of others jump to go with these rules where the programs have left them.
-    forces: bool,
+    /// The programs leave chains that rules of others jump to; behind them these may go with the rules.
+    jumps: Jumps,
     /// Opened by the first part.
     ipset: Option<Ipset>,
     /// The remaining parts of an attempt that has begun.
@@ -111,12 +112,12 @@ enum Part {
 impl Removal {
     pub fn of(ownership: Ownership, sets: Vec<Name>) -> Removal {
         let (parts, failed) = (VecDeque::new(), Vec::new());
-        Removal { ownership, sets, tables: &[], forces: true, ipset: None, parts, failed }
+        Removal { ownership, sets, tables: &[], jumps: Jumps::Removed, ipset: None, parts, failed }
     }
 
-    /// The same, which leaves chains that rules of others jump to, where programs of iptables are installed.
+    /// The same, which leaves chains that rules of others jump to.
     pub fn sparing_rules_of_others(self) -> Removal {
-        Removal { forces: false, ..self }
+        Removal { jumps: Jumps::Spared, ..self }
     }
 
     /// The same, and behind all else these tables of nf_tables.
@@ -170,7 +171,10 @@ impl Removal {
         let Some(ipset) = &mut self.ipset else { return };
         match part {
             Part::Programs(_) => {}
-            Part::Netlink(family) => self.failed.extend(remove_by_netlink(&self.ownership, family, ipset.socket())),
+            Part::Netlink(family) => {
+                let failed = remove_by_netlink(&self.ownership, family, self.jumps, ipset.socket());
+                self.failed.extend(failed);
+            }
             Part::Sets => {
                 if let Some(error) = ipset::abandoned::remove(ipset, &self.sets) {
                     self.failed.push(error);
@@ -209,7 +213,7 @@ impl Removal {
                 }
             }
         }
-        let forces = self.forces;
+        let forces = self.jumps == Jumps::Removed;
         let by_netlink =
             |family: &Family| *of_nf_tables.of(*family) && (forces || !has_program(Flavour::NfTables, *family));
         self.parts.extend(Family::BOTH.into_iter().filter(by_netlink).map(Part::Netlink));
@@ -242,7 +246,8 @@ pub fn remove_without_programs(ownership: &Ownership) -> Vec<String> {
     }
     match Ipset::open() {
         Ok(mut ipset) => {
-            lack.into_iter().flat_map(|family| remove_by_netlink(ownership, family, ipset.socket())).collect()
+            let remove = |family| remove_by_netlink(ownership, family, Jumps::Removed, ipset.socket());
+            lack.into_iter().flat_map(remove).collect()
         }
         Err(error) if error.is_unsupported() => Vec::new(),
         Err(error) => vec![error.to_string()],
@@ -250,14 +255,17 @@ pub fn remove_without_programs(ownership: &Ownership) -> Vec<String> {
 }
 
 /// Removes chains of ours, and rules that kube-router left, that are in the tables of nf_tables because a program is missing.
-fn remove_by_netlink(ownership: &Ownership, family: Family, socket: &mut Socket) -> Vec<String> {
+fn remove_by_netlink(ownership: &Ownership, family: Family, jumps: Jumps, socket: &mut Socket) -> Vec<String> {
     let mut failed = remove_leftovers(ownership, family, socket);
     for table in ownership.tables() {
         let of_host = HostTable { family, name: table.name() };
-        match host_chains::remove(socket, of_host, |chain| ownership.owns_in(table.name(), chain)) {
-            Ok(0) => {}
-            Ok(chains) => {
-                info!(%family, table = table.name(), chains, "Chains of iptables that an earlier run left are removed")
+        match host_chains::remove(socket, of_host, jumps, |chain| ownership.owns_in(table.name(), chain)) {
+            Ok(Removed { chains, held }) => {
+                if chains > 0 {
+                    info!(%family, table = table.name(), chains, "Chains of iptables that an earlier run left are removed");
+                }
+                let told = |chain: String| format!("remove chain {chain} of table {} ({family}): {HELD}", table.name());
+                failed.extend(held.into_iter().map(told));
             }
             Err(error) => failed.push(error.to_string()),
         }

@@ -20,12 +20,15 @@ pub(super) fn lacking(words: &str, flavour: Flavour, family: Family) -> Vec<Stri
     asked.sort();
     asked.dedup();
     let modules = Modules::of_host();
-    let is_certain = |name: &String| matches!(modules.state(name), ModuleState::Missing | ModuleState::OnDisk);
-    let certain: Vec<String> = asked.iter().filter(|name| is_certain(name)).cloned().collect();
-    // Where the host's lists are not mounted, the match itself is what is known to be missing.
-    let lacking =
-        if certain.is_empty() { asked.into_iter().filter(|name| name != "nft_compat").collect() } else { certain };
-    lacking.into_iter().map(|name| format!("the kernel has no {name}: {}", module::remedy(&name))).collect()
+    let lacks = |name: &String| match modules.state(name) {
+        ModuleState::Missing | ModuleState::OnDisk => true,
+        // A kernel has the match, and not in a form that the program knows.
+        ModuleState::Present => false,
+        // Where the host's lists are not mounted, the match itself is what is known to be missing.
+        ModuleState::Unknown => name != "nft_compat",
+    };
+    let lacking = asked.into_iter().filter(lacks);
+    lacking.map(|name| format!("the kernel has no {name}: {}", module::remedy(&name))).collect()
 }
 
 /// The names of matches and targets that these words warn of.

@@ -52,8 +52,8 @@ use crate::reconcile::{Failure, Phase, Step, Target};
 
 pub use self::counted::{Counted, counted};
 pub use self::flavour::{
-    Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, legacy_chains, try_any, used,
-    used_without_loading,
+    Detected, Flavour, Programs, detect, has_unreadable_tables, kernel_has_ipv6, legacy_chains, try_any, untold_tables,
+    used, used_without_loading,
 };
 pub use self::leftover::Leftovers;
 pub use self::ownership::Ownership;

@@ -121,6 +121,9 @@ fn edit(lines: &mut String, place: Place<'_>, rules: &mut Vec<Rule>, changes: &B
     }
 }
 
+/// Reason for which a chain stays.
+pub(super) const HELD: &str = "a rule that is not ours still jumps to this chain, or to one that does";
+
 /// `:CHAIN - [0:0]`, which empties it, and `-X CHAIN`. Returns the steps whose chains must stay because
 /// somebody else jumps to them: the deletion would fail, and everything else with it.
 fn drop_chains(lines: &mut String, current: &SavedTable, dropped: &[(usize, &str)]) -> Vec<(usize, &'static str)> {
@@ -128,26 +131,23 @@ fn drop_chains(lines: &mut String, current: &SavedTable, dropped: &[(usize, &str
         return Vec::new();
     }
     let mut leaving: BTreeSet<&str> = dropped.iter().map(|(_, chain)| *chain).collect();
-    let held: BTreeSet<&CompactString> = current
-        .chains
-        .iter()
-        .filter(|(name, _)| !leaving.contains(name.as_str()))
-        .flat_map(|(_, chain)| &chain.rules)
-        .filter_map(Rule::chain)
-        .collect();
-    let is_held = |chain: &str| held.iter().any(|held| *held == chain);
-    leaving.retain(|chain| current.chains.contains_key(*chain) && !is_held(chain));
+    // What a chain that stays jumps to stays, too.
+    let mut held: BTreeSet<&str> = BTreeSet::new();
+    let mut staying: Vec<&str> =
+        current.chains.keys().map(CompactString::as_str).filter(|name| !leaving.contains(name)).collect();
+    while let Some(chain) = staying.pop() {
+        let rules = current.chains.get(chain).into_iter().flat_map(|chain| &chain.rules);
+        let targets = rules.filter_map(Rule::chain).map(CompactString::as_str);
+        staying.extend(targets.filter(|target| leaving.contains(target) && held.insert(target)));
+    }
+    leaving.retain(|chain| current.chains.contains_key(*chain) && !held.contains(chain));
     for chain in &leaving {
         say(lines, format_args!(":{chain} - [0:0]"));
     }
     for chain in &leaving {
         say(lines, format_args!("-X {chain}"));
     }
-    dropped
-        .iter()
-        .filter(|(_, chain)| is_held(chain))
-        .map(|(step, _)| (*step, "a rule that is not ours still jumps to this chain"))
-        .collect()
+    dropped.iter().filter(|(_, chain)| held.contains(chain)).map(|(step, _)| (*step, HELD)).collect()
 }
 
 fn say(lines: &mut String, line: std::fmt::Arguments<'_>) {

@@ -2,7 +2,8 @@
 //!
 //! What `iptables-nft` writes is rules and chains of `table ip` and `table ip6` (`filter`, `nat`), of which this needs the names
 //! alone: a chain that is ours by its name goes with its rules, and so does each rule that jumps to it. What the rules
-//! match is not looked at. Tables of legacy iptables cannot be reached by netlink.
+//! match is not looked at. Where rules of others are spared ([`Jumps::Spared`]), a chain that one in a chain of others jumps to stays, with what it jumps to itself.
+//! Tables of legacy iptables cannot be reached by netlink.
 //!
 //! Rules go by their numbers, which another rule has once somebody has made the table anew. So what is removed is bound to the generation of nf_tables in which it
 //! was read (`NFTA_GEN_ID`): where anything has changed since, the kernel refuses all of it.
@@ -28,6 +29,9 @@ const TRIES: usize = 6;
 /// The pause after the first of these tries; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
+/// The chains of iptables that the kernel enters.
+const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
 /// The errors of a kernel without nf_tables.
 const ABSENT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::EAFNOSUPPORT];
 
@@ -43,13 +47,36 @@ pub struct HostTable<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Generation(u32);
 
-/// Removes the chains of this table whose names are owned, with the jumps to them, in one transaction. Returns their number.
+/// Rules in chains of others that jump to a chain that is to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Jumps {
+    /// They go too.
+    Removed,
+    /// They stay, and so does the chain; those in the kernel's own chains (`INPUT`, `POSTROUTING`) go.
+    Spared,
+}
+
+/// Chains that went, and that stayed.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Removed {
+    /// Number of chains.
+    pub chains: usize,
+    /// The names of those that stay for rules of others.
+    pub held: BTreeSet<String>,
+}
+
+/// Removes the chains of this table whose names are owned, with the jumps to them, in one transaction.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Error> {
+pub fn remove(
+    socket: &mut Socket,
+    table: HostTable<'_>,
+    jumps: Jumps,
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<Removed, Error> {
     let failed = |fault: Fault| Error::new("remove chains of iptables", table.name, Cause::from(fault));
-    until_unchanged(|| remove_once(socket, table, &is_ours)).map_err(failed)
+    until_unchanged(|| remove_once(socket, table, jumps, &is_ours)).map_err(failed)
 }
 
 /// Returns whether tables of this family have a chain that is owned, by the names of table and chain. One dump, however many tables there are.
@@ -81,18 +108,31 @@ pub fn has_rule(socket: &mut Socket, table: HostTable<'_>, of: &str) -> Result<b
     Ok(found.is_some_and(|found| !found.is_empty()))
 }
 
-fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str) -> bool) -> Result<usize, Fault> {
-    let Some(generation) = unless_absent(generation(socket))? else { return Ok(0) };
-    let Some(chains) = unless_absent(chains(socket, table))? else { return Ok(0) };
-    let ours: BTreeSet<String> = chains.into_iter().filter(|name| is_ours(name)).collect();
+fn remove_once(
+    socket: &mut Socket,
+    table: HostTable<'_>,
+    whose: Jumps,
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<Removed, Fault> {
+    let Some(generation) = unless_absent(generation(socket))? else { return Ok(Removed::default()) };
+    let Some(chains) = unless_absent(chains(socket, table))? else { return Ok(Removed::default()) };
+    let mut ours: BTreeSet<String> = chains.into_iter().filter(|name| is_ours(name)).collect();
     if ours.is_empty() {
-        return Ok(0);
+        return Ok(Removed::default());
     }
     let jumps = jumps(socket, table, &ours)?;
+    let held = match whose {
+        Jumps::Removed => BTreeSet::new(),
+        Jumps::Spared => held(&jumps, &ours),
+    };
+    ours.retain(|name| !held.contains(name));
     let mut messages = begun(generation);
-    for (from, handle) in jumps {
-        about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, &from);
-        messages.attribute(HANDLE, &handle.to_be_bytes());
+    for Jump { from, to, handle } in &jumps {
+        // Those in the chains themselves go with these.
+        if ours.contains(to) && !ours.contains(from) {
+            about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, from);
+            messages.attribute(HANDLE, &handle.to_be_bytes());
+        }
     }
     // All rules of the chains before the chains: they may jump to each other.
     for name in &ours {
@@ -102,8 +142,25 @@ fn remove_once(socket: &mut Socket, table: HostTable<'_>, is_ours: impl Fn(&str)
         about(&mut messages, message::DELETE_CHAIN, 0, table).text(chain::NAME, name);
     }
     wire::mark(&mut messages, message::BATCH_END);
-    transaction(socket, &mut messages)?;
-    Ok(ours.len())
+    if !ours.is_empty() {
+        transaction(socket, &mut messages)?;
+    }
+    Ok(Removed { chains: ours.len(), held })
+}
+
+/// Returns those of our chains that stay because rules in chains of others jump to them, or to one that jumps to them.
+fn held(jumps: &[Jump], ours: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_of_others = |from: &str| !ours.contains(from) && !BUILT_IN.contains(&from);
+    let mut held: BTreeSet<String> =
+        jumps.iter().filter(|jump| is_of_others(&jump.from)).map(|jump| jump.to.clone()).collect();
+    loop {
+        let more = jumps.iter().filter(|jump| held.contains(&jump.from) && !held.contains(&jump.to));
+        let more: Vec<String> = more.map(|jump| jump.to.clone()).collect();
+        if more.is_empty() {
+            return held;
+        }
+        held.extend(more);
+    }
 }
 
 /// Removes rules of a chain, of those that `read` understands, in one transaction: those whose numbers `ours` returns. It is asked again
@@ -192,15 +249,23 @@ fn chains(socket: &mut Socket, table: HostTable<'_>) -> Result<Vec<String>, Faul
     socket.dump(&mut message, |answer| of_table(answer, table, chain::NAME))
 }
 
-/// Returns the rules of other chains that jump to one of these: chain and handle.
-fn jumps(socket: &mut Socket, table: HostTable<'_>, to: &BTreeSet<String>) -> Result<Vec<(String, u64)>, Fault> {
+/// A rule that jumps.
+#[derive(Debug)]
+struct Jump {
+    from: String,
+    to: String,
+    handle: u64,
+}
+
+/// Returns the rules that jump to one of these chains.
+fn jumps(socket: &mut Socket, table: HostTable<'_>, to: &BTreeSet<String>) -> Result<Vec<Jump>, Fault> {
     let mut message = Messages::new();
     about(&mut message, message::GET_RULE, 0, table);
     socket.dump(&mut message, |answer| {
         let from = of_table(answer, table, rule::CHAIN)?;
         let attributes = answer.attributes(HEADER);
         let target = jumps_to(&attributes)?;
-        (to.contains(&target) && !to.contains(&from)).then_some((from, attributes.get(HANDLE)?.u64_be()?))
+        to.contains(&target).then_some(Jump { from, to: target, handle: attributes.get(HANDLE)?.u64_be()? })
     })
 }
 
@@ -235,7 +300,8 @@ mod tests {
         let table = HostTable { family: Family::V4, name: "filter" };
         let mut socket = Socket::open(Bus::Route).expect("any kernel has rtnetlink");
         assert_eq!(generation(&mut socket).expect_err("rtnetlink has no generation").errno(), Some(libc::EOPNOTSUPP));
-        assert_eq!(remove_once(&mut socket, table, |_| true).expect("that is no failure"), 0);
+        let removed = remove_once(&mut socket, table, Jumps::Removed, |_| true);
+        assert_eq!(removed.expect("that is no failure"), Removed::default());
         assert_eq!(rules(&mut socket, table, "POSTROUTING", masquerade).expect("that is no failure"), None);
         assert!(!has_chain(&mut socket, Family::V4, |_, _| true).expect("that is no failure"));
         assert!(!has_rule(&mut socket, table, "FORWARD").expect("that is no failure"));

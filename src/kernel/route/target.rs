@@ -167,11 +167,13 @@ impl Routes {
         }
     }
 
-    /// Writes the messages of a step; fails with the name of a missing device.
+    /// Writes the messages of a step; fails with the name of a missing device. Of a local route that changes it is the first half (`delete_former_local_routes`).
     fn write_step(&mut self, names: &mut Names, step: &Step<'_, RouteKey, Arc<Route>>) -> Result<(), LinkName> {
-        // ip route add|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
+        // ip route add|append|replace|delete [local] DESTINATION [via GATEWAY] dev DEVICE table TABLE metric METRIC
         let (command, flags, route) = match (step.have, step.want) {
             (None, Some(want)) => (NEW_ROUTE, flag::CREATE | flag::EXCLUSIVE, want),
+            // The kernel replaces the first one with this key, which may be another device's.
+            (Some(_), Some(want)) if is_local(step.key) => (NEW_ROUTE, flag::CREATE | flag::APPEND, want),
             (Some(_), Some(want)) => (NEW_ROUTE, flag::CREATE | flag::REPLACE, want),
             (Some(have), None) => (DELETE_ROUTE, 0, have),
             (None, None) => return Ok(()),
@@ -236,12 +238,46 @@ impl Target for Routes {
             let step = steps.get(index).expect("a failure belongs to a step");
             Error::new(operation(step), step.key.to_string(), cause)
         }));
+        self.delete_former_local_routes(steps, &mut failures);
         self.append_those_behind_others(steps, &mut failures);
         failures
     }
 }
 
 impl Routes {
+    /// Deletes the routes of ours in whose place others have been appended: an address is local all the time.
+    fn delete_former_local_routes(
+        &mut self,
+        steps: &[Step<'_, RouteKey, Arc<Route>>],
+        failures: &mut Vec<Failure<Error>>,
+    ) {
+        let changed = |index: &usize| {
+            let step = steps.get(*index);
+            step.is_some_and(|step| step.have.is_some() && step.want.is_some() && is_local(step.key))
+        };
+        // The new one is there already where a process ended between the two.
+        failures.retain(|failure| !(changed(&failure.step) && failure.error.is_exists()));
+        let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.step).collect();
+        let done: Vec<usize> = (0..steps.len()).filter(|index| changed(index) && !failed.contains(index)).collect();
+        if done.is_empty() {
+            return;
+        }
+        self.messages.clear();
+        let mut names = Names::default();
+        let mut owners = Vec::with_capacity(done.len());
+        for index in done {
+            let Some(Step { key, have: Some(have), .. }) = steps.get(index) else { continue };
+            // A device that has gone meanwhile took its routes along.
+            if self.write(&mut names, Request { command: DELETE_ROUTE, flags: 0 }, key, have).is_ok() {
+                owners.push(index);
+            }
+        }
+        failures.extend(failed_steps(self.socket.batch(&mut self.messages), &owners, |index, cause| {
+            let step = steps.get(index).expect("a failure belongs to a step");
+            Error::new("delete route", step.key.to_string(), cause)
+        }));
+    }
+
     /// Appends local routes that could not be added because another device has their addresses; they are no failures then.
     fn append_those_behind_others(
         &mut self,
@@ -267,7 +303,7 @@ impl Routes {
 }
 
 /// Returns whether a route makes an IPv4 address one of this host. Another device may have that address as well (kube-proxy's, or the one of a DNS cache on the node),
-/// and the kernel has made a route for it: ours has its place behind, and stays when that device goes. IPv6 keeps both by their metrics.
+/// and the kernel has made a route for it: ours has its place behind, also when it changes, and stays when that device goes. IPv6 keeps both by their metrics.
 fn is_local(key: &RouteKey) -> bool {
     key.table == TABLE_LOCAL && key.destination.addr().is_ipv4()
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use super::Nodes;
-use super::claimants::COUNTED;
+use crate::model::COUNTED_ADDRESSES;
 use crate::net::Family;
 use crate::router::identity::Identity;
 use crate::router::mesh::Obstacle;
@@ -39,7 +39,8 @@ impl Nodes {
             let text = format!("its address {address} is that of Node {} too, which comes first", first.node);
             problems.extend(beaten.map(|claimant| about(&claimant.node, text.clone())));
         }
-        let text = format!("it lists more than {COUNTED} addresses; the others count as outside of the cluster");
+        let text =
+            format!("it lists more than {COUNTED_ADDRESSES} addresses; the others count as outside of the cluster");
         problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
         for (range, owners) in self.ranges.contested() {
             let mut names = owners.iter();

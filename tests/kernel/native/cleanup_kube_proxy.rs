@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use crate::namespace::{attempt, in_new, own_run, run, shell};
 
@@ -18,12 +18,13 @@ pub fn clean_up() {
     assert_eq!(ours(), before, "the agent's own table");
 }
 
-/// As a service proxy with nftables marks what it serves.
+/// As a service proxy with nftables serves and marks; on a kernel without IPVS it marks alone, and nothing contradicts it.
 pub fn serve(ports: [(&str, &str, &str); 2]) {
     run("nft add table inet sluice_proxy");
     for (set, kind, address) in ports {
         run(&format!("nft add set inet sluice_proxy {set} {{ type {kind} . inet_proto . inet_service ; }}"));
         run(&format!("nft add element inet sluice_proxy {set} {{ {address} . tcp . 53 }}"));
+        attempt(&format!("ipvsadm -A -t {} -s rr", endpoint(address)));
     }
 }
 
@@ -181,22 +182,31 @@ END",
     });
 }
 
+/// A process that ends with the test, also with one that fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
 #[test]
 fn while_kube_proxy_runs_on_this_host_nothing_goes_and_one_of_another_namespace_is_not_meant() {
     let directory = tempfile::tempdir().expect("a directory");
     let program = directory.path().join("kube-proxy");
     fs::copy("/bin/sleep", &program).expect("a program of that name");
-    let start = || Command::new(&program).arg("600").arg0("kube-proxy").spawn().expect("it starts");
-    let mut elsewhere = start();
+    let start = || Running(Command::new(&program).arg("600").arg0("kube-proxy").spawn().expect("it starts"));
+    let _elsewhere = start();
     in_new(|| {
         own_run();
         put_those_of_iptables("nft");
         serve(SERVED);
         let before = rules("nft");
-        let mut here = start();
+        let here = start();
         let (succeeded, _, said) = attempt(CLEANUP);
-        here.kill().and_then(|()| here.wait()).expect("it ends");
-        assert!(!succeeded && said.contains(&format!("(process {}): end it first", here.id())), "{said}");
+        assert!(!succeeded && said.contains(&format!("(process {}): end it first", here.0.id())), "{said}");
+        drop(here);
         assert_eq!(rules("nft"), before);
         // Processes of the host are not seen in a container.
         let metrics = TcpListener::bind(("127.0.0.1", 10249)).expect("nobody listens there");
@@ -207,7 +217,6 @@ fn while_kube_proxy_runs_on_this_host_nothing_goes_and_one_of_another_namespace_
         clean_up();
         assert!(!rules("nft").iter().any(|line| line.contains("KUBE-")));
     });
-    elsewhere.kill().and_then(|()| elsewhere.wait()).expect("it ends");
 }
 
 #[test]
@@ -225,6 +234,7 @@ fn without_a_service_proxy_that_has_taken_over_nothing_goes() {
         assert!(!attempt(CLEANUP).0);
         run("ipset create kube-router-svip-prt hash:ip,port");
         run("ipset add kube-router-svip-prt 10.96.0.10,udp:53");
+        attempt("ipvsadm -A -u 10.96.0.10:53 -s rr");
         clean_up();
         assert!(!rules("nft").iter().any(|line| line.contains("KUBE-SERVICES")));
     });

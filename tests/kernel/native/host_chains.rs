@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use sluice::kernel::netlink::{Bus, Socket};
-use sluice::kernel::nftables::host_chains::{self, HostTable};
+use sluice::kernel::nftables::host_chains::{self, HostTable, Jumps, Removed};
 use sluice::kernel::nftables::host_masquerades::masquerade as masquerades;
 use sluice::net::Family;
 
@@ -66,14 +66,39 @@ fn rules_and_chains_of_ours_go_although_others_change_tables_meanwhile() {
             found.iter().map(|one| one.handle).collect()
         });
         assert_eq!((removed.expect("in the end nobody changes anything"), times.take()), (1, 4));
-        let removed = host_chains::remove(&mut socket(), NAT, |name| {
+        let removed = host_chains::remove(&mut socket(), NAT, Jumps::Removed, |name| {
             if name == "KUBE-OURS" {
                 others_delete(&times);
             }
             name == "KUBE-OURS"
         });
-        assert_eq!((removed.expect("in the end nobody changes anything"), times.take()), (1, 4));
+        assert_eq!((removed.expect("in the end nobody changes anything").chains, times.take()), (1, 4));
         assert!(!saved().contains("ours") && !saved().contains("KUBE-OURS"), "{}", saved());
+    });
+}
+
+#[test]
+fn chains_that_rules_of_others_jump_to_stay_with_what_they_jump_to_themselves() {
+    in_new(|| {
+        for chain in ["KUBE-OURS", "KUBE-HELD", "KUBE-BEHIND", "CNI-OTHERS"] {
+            run(&format!("iptables-nft -t nat -N {chain}"));
+        }
+        for (from, to) in [
+            ("POSTROUTING", "KUBE-OURS"),
+            ("POSTROUTING", "KUBE-HELD"),
+            ("KUBE-OURS", "KUBE-HELD"),
+            ("KUBE-HELD", "KUBE-BEHIND"),
+            ("CNI-OTHERS", "KUBE-HELD"),
+        ] {
+            run(&format!("iptables-nft -t nat -A {from} -j {to}"));
+        }
+        let remove = || host_chains::remove(&mut socket(), NAT, Jumps::Spared, |name| name.starts_with("KUBE-"));
+        let held = ["KUBE-BEHIND", "KUBE-HELD"].map(str::to_owned).into();
+        assert_eq!(remove().expect("the kernel takes it"), Removed { chains: 1, held });
+        let mut left: Vec<String> = saved().lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect();
+        left.sort();
+        assert_eq!(left, ["-A CNI-OTHERS -j KUBE-HELD", "-A KUBE-HELD -j KUBE-BEHIND", "-A POSTROUTING -j KUBE-HELD"]);
+        assert_eq!(remove().expect("there is nothing more").chains, 0);
     });
 }
 
