@@ -140,10 +140,12 @@ impl Teller {
             message: problem.text.clone(),
             at: None,
         };
-        if is_own {
+        let outcome = events.tell(event).await;
+        // What nobody was told spends nothing of what this node may tell.
+        if is_own && outcome == Outcome::Told {
             self.own.push_back(now);
         }
-        match events.tell(event).await {
+        match outcome {
             Outcome::Told | Outcome::Gone => self.ledger.told(&key, Instant::now()),
             Outcome::Forbidden(until) => self.ledger.postpone(&key, until),
             Outcome::Failed => self.ledger.failed(&key, Instant::now()),

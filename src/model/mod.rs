@@ -39,8 +39,8 @@ pub use host::{DetectedAddresses, Host, HostAddress, HostLink, OnLink};
 pub use interner::{Counted, Interner};
 pub use name::{NamespaceName, ObjectName, OwnName, Words};
 pub use node::{
-    NODE_ADDRESS_ANNOTATION, Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, Taint,
-    WIREGUARD_KEY_ANNOTATION, WIREGUARD_NEXT_KEY_ANNOTATION,
+    COUNTED_ADDRESSES, NODE_ADDRESS_ANNOTATION, Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing,
+    Taint, WIREGUARD_KEY_ANNOTATION, WIREGUARD_NEXT_KEY_ANNOTATION,
 };
 pub use pod::{NamedPort, Namespace, Pod, PodAddresses, PodUid};
 pub use policies::Policies;

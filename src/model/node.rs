@@ -3,6 +3,7 @@
 //! Kubernetes: `metadata.creationTimestamp`, `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
 //! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -145,6 +146,10 @@ pub struct Prepend {
     pub times: u8,
 }
 
+/// Maximum number of another node's addresses that count, of [`ordered_addresses`](Node::ordered_addresses). Each may be a route of pods into a tunnel, an element of a set, a hole in a wall, and an
+/// address at which no Service is served.
+pub const COUNTED_ADDRESSES: usize = 8;
+
 impl Node {
     /// The address by which the cluster knows the node in one family: its first internal address of that family,
     /// else its first external one.
@@ -178,6 +183,24 @@ impl Node {
         self.addresses
             .extend(detected.iter().filter_map(|(_, address)| Some(NodeAddress { kind, address: (*address)? })));
         self.addresses.shrink_to_fit();
+    }
+
+    /// Returns the addresses by which the node is spoken with, and behind them those by which the cluster knows it: a detected address takes nothing of its
+    /// protection from the InternalIP, at which the API server and kubelets are reached.
+    pub fn first_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let spoken_with = Family::BOTH.into_iter().filter_map(|family| self.routing_address(family));
+        let known_by = Family::BOTH.into_iter().filter_map(|family| self.address(family));
+        let mut seen = BTreeSet::new();
+        spoken_with.chain(known_by).filter(move |address| seen.insert(*address))
+    }
+
+    /// Returns all addresses, each once: the first ones of all families, then the other internal ones, then the external ones. Who has a node's token may write any, and so
+    /// of another node [`COUNTED_ADDRESSES`] of them count.
+    pub fn ordered_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let of_kind = |kind| self.addresses.iter().filter(move |one| one.kind == kind).map(|one| one.address);
+        let others = of_kind(NodeAddressKind::Internal).chain(of_kind(NodeAddressKind::External));
+        let mut seen = BTreeSet::new();
+        self.first_addresses().chain(others).filter(move |address| seen.insert(*address))
     }
 
     /// Its annotations about routing.
@@ -245,5 +268,29 @@ mod tests {
         let mut bare = Node::default();
         bare.set_detected(PerFamily { v4: None, v6: Some(at("2001:db8::7")) });
         assert_eq!((bare.primary(both), bare.address(Family::V6)), (Some(at("2001:db8::7")), None));
+    }
+
+    #[test]
+    fn the_first_of_each_family_then_internal_and_then_external_addresses_count_eight_in_all() {
+        let of = |kind, text: &str| NodeAddress { kind, address: text.parse().expect("an address") };
+        let (internal, external) = (NodeAddressKind::Internal, NodeAddressKind::External);
+        let mut node = Node {
+            addresses: vec![
+                of(external, "203.0.113.1"),
+                of(external, "2001:db8:e::1"),
+                of(internal, "192.0.2.1"),
+                of(internal, "10.0.0.1"),
+            ],
+            ..Node::default()
+        };
+        let texts = |node: &Node| {
+            node.ordered_addresses().take(COUNTED_ADDRESSES).map(|address| address.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&node), ["192.0.2.1", "2001:db8:e::1", "10.0.0.1", "203.0.113.1"]);
+        node.addresses.extend((2..200).map(|number| of(internal, &format!("10.0.0.{number}"))));
+        assert_eq!(
+            texts(&node),
+            ["192.0.2.1", "2001:db8:e::1", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]
+        );
     }
 }

@@ -48,6 +48,14 @@ pub enum Site {
     Answer(Arc<dyn Fn() -> Answer + Send + Sync>),
 }
 
+impl Site {
+    /// Returns whether clients on this host come first where places are few: kubelets ask there. Of a health check port they do not: load balancers elsewhere ask that, and any
+    /// program of the host could keep them out.
+    fn prefers_host(&self) -> bool {
+        !matches!(self, Site::Answer(_))
+    }
+}
+
 /// An answer of a [`Site::Answer`].
 #[derive(Debug)]
 pub struct Answer {
@@ -144,7 +152,8 @@ pub async fn serve(listener: TcpListener, site: Site, places: Places) {
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                let is_local = stream.local_addr().is_ok_and(|own| is_of_this_host(peer.ip(), own.ip()));
+                let is_of_host = stream.local_addr().is_ok_and(|own| is_of_this_host(peer.ip(), own.ip()));
+                let is_local = is_of_host && site.site.prefers_host();
                 let site = site.clone();
                 let taken = places.take(is_local, |place, has_asked| {
                     connections.spawn(async move {

@@ -36,11 +36,11 @@ use super::plan::Plan;
 use super::problems;
 use super::source_ranges::serve::OutsideSources;
 use super::udp_flows::Forgetting;
-use super::unallocated::Judged;
 use super::unjudged::driver::FirewallWaits;
 
 mod behind;
 mod caution;
+mod told;
 
 /// Inputs and outputs of the service proxy besides those of every subsystem.
 pub struct ProxyContext {
@@ -314,25 +314,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.adopt_marks(at);
         let changed = self.plan.update(world, at.now);
         self.context.metrics.parts.inc_by(changed.parts_computed as u64);
-        for note in &changed.notes {
-            warn!(reason = %note, "Services conflict: same address and port");
-        }
-        for (service, refused) in &changed.refused.named {
-            warn!(%service, address = %refused.address, reason = %refused.reason, "External address is not served");
-        }
-        if changed.refused.others > 0 {
-            warn!(addresses = changed.refused.others, "More external addresses are not served");
-        }
-        if let Some(Judged { refused, left_out }) = &changed.ranges {
-            let refused: Vec<String> = refused.iter().flat_map(|(_, its)| its).map(ToString::to_string).collect();
-            info!(
-                ranges = refused.join(","),
-                "Cluster IPs that no Service has are refused in these ranges, once all Services are known"
-            );
-            for (range, reason) in left_out {
-                warn!(%range, %reason, "Cluster IPs that no Service has are not refused in a range that others have addresses in");
-            }
-        }
+        told::tell(&changed);
         self.tell_parts(&changed, at.now);
         self.stay_cautious(at.now);
         world.authority.proxy

@@ -51,7 +51,7 @@ pub struct NewlyRefused {
     pub others: usize,
 }
 
-/// Maximum number of addresses that are logged one by one after one update.
+/// Maximum number of reasons of one kind that are logged one by one after one update.
 pub const NAMED: usize = 10;
 
 /// Returns the external and load balancer addresses that are served.

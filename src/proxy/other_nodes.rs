@@ -1,6 +1,6 @@
 //! The addresses of the other nodes.
 //!
-//! Kubernetes: `Node.status.addresses`, internal and external. A Service that names one of them as its external or load balancer
+//! Kubernetes: `Node.status.addresses`, internal and external, as many of a Node as count for the router, too: otherwise an address would be announced that nobody serves. A Service that names one of them as its external or load balancer
 //! address is not served there (`external_ip`). Other Nodes than our own are watched only where some external
 //! address can be allowed at all, or where the router needs them.
 
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use super::local_node::LocalNode;
-use crate::model::{Authority, Change, Claim, Claims, Node, Service, World};
+use crate::model::{Authority, COUNTED_ADDRESSES, Change, Claim, Claims, Node, Service, World};
 
 /// Addresses of all Nodes but our own, with their holders.
 #[derive(Default, Debug)]
@@ -67,7 +67,8 @@ impl OtherNodes {
                 Change::Updated(_, old, new) => (Some(old), Some(new)),
                 Change::Removed(_, old) => (Some(old), None),
             };
-            let addresses = |node: &Node| node.addresses.iter().map(|it| it.address).collect::<BTreeSet<IpAddr>>();
+            let addresses =
+                |node: &Node| node.ordered_addresses().take(COUNTED_ADDRESSES).collect::<BTreeSet<IpAddr>>();
             let (old, new) = (old.map(|node| addresses(node)), new.map(|node| addresses(node)));
             let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
             for address in old.difference(&new) {
@@ -99,6 +100,19 @@ pub fn asks_for(service: &Service, addresses: &BTreeSet<IpAddr>) -> bool {
 mod tests {
     use super::*;
     use crate::model::{NodeAddress, NodeAddressKind};
+
+    #[test]
+    fn of_a_node_that_lists_thousands_of_addresses_those_count_that_count_for_the_router() {
+        let (mut others, node, older) = (OtherNodes::default(), LocalNode::default(), World::empty());
+        let listed = |number: u16| IpAddr::from([10, 0, (number / 250) as u8, (number % 250) as u8 + 1]);
+        let kind = NodeAddressKind::Internal;
+        let addresses = (0..5000).map(|number| NodeAddress { kind, address: listed(number) }).collect();
+        let mut world = older.clone();
+        world.cluster.nodes.insert("node2".into(), Node { addresses, ..Node::default() });
+        assert_eq!(others.update([&older, &world], [&node, &node]).len(), COUNTED_ADDRESSES);
+        assert_eq!(others.holder(listed(7)).map(CompactString::as_str), Some("node2"));
+        assert_eq!(others.holder(listed(8)), None);
+    }
 
     #[test]
     fn an_address_that_several_nodes_claim_is_that_of_the_first_by_name_while_it_claims_it() {

@@ -96,10 +96,13 @@ pub fn part(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) ->
     // Exact for most Services.
     let mut claims = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
     let mut own_endpoints = Vec::new();
+    // Once for all ports: a Service may name thousands of both.
+    let external: Vec<(IpAddr, ExternalField)> = external_ip::served_with_fields(service, inputs).collect();
     for port in &service.ports {
         let endpoints = overlay_port::without(endpoints, port, inputs.config);
         for family in inputs.node.enabled_families() {
-            claims.extend(claims_of_port(service, &endpoints, port, family, inputs));
+            let of_family = external.iter().copied().filter(|(address, _)| Family::from(*address) == family);
+            claims.extend(claims_of_port(service, &endpoints, port, (family, of_family), inputs));
             let on_node = endpoints::on_node(&endpoints, port, family, inputs.node);
             own_endpoints.extend(on_node.into_iter().map(|endpoint| (endpoint, port.protocol)));
         }
@@ -111,7 +114,7 @@ fn claims_of_port(
     service: &Service,
     endpoints: &Endpoints,
     port: &ServicePort,
-    family: Family,
+    (family, external): (Family, impl Iterator<Item = (IpAddr, ExternalField)> + Clone),
     inputs: PartInputs<'_>,
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
@@ -145,10 +148,8 @@ fn claims_of_port(
             claim(Rank::NodePort, address, number, served);
         }
     }
-    let external = external_ip::served_with_fields(service, inputs);
-    let external: Vec<(IpAddr, ExternalField)> = external.filter(|(ip, _)| Family::from(*ip) == family).collect();
     let is_tunnelled = |address: IpAddr| tunnels::uses_tunnel(service, endpoints, port, address, inputs);
-    let through_tunnels = external.iter().any(|(address, _)| is_tunnelled(*address)).then(|| {
+    let through_tunnels = external.clone().any(|(address, _)| is_tunnelled(address)).then(|| {
         let those = tunnels::that_end_tunnels(endpoints, inputs);
         outside(service, family, inputs, |policy| chosen_of(&those, policy)).map(Served::through_tunnels)
     });

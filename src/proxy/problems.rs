@@ -27,13 +27,12 @@ const TUNNEL_FIELD: &str = "kube-router.io/service.dsr";
 /// Returns what follows from the Service itself and its endpoints.
 pub fn of_service(service: &Service, endpoints: &Endpoints, inputs: PartInputs<'_>) -> Vec<ServiceProblem> {
     let mut problems = Vec::new();
-    for refused in external_ip::refused(service, inputs) {
-        // That not all Nodes are known ends by itself.
-        if refused.reason != Reason::NodesUnknown {
-            let text = format!("the external address {} is not served: {}", refused.address, refused.reason);
-            let subject = format_compact!("{} {}", refused.address, refused.reason);
-            problems.push(problem(Cause::Refused, subject, text));
-        }
+    // That not all Nodes are known ends by itself.
+    let refused = external_ip::refused(service, inputs).into_iter().filter(|one| one.reason != Reason::NodesUnknown);
+    for refused in refused.take(MOST_OF_A_SERVICE) {
+        let text = format!("the external address {} is not served: {}", refused.address, refused.reason);
+        let subject = format_compact!("{} {}", refused.address, refused.reason);
+        problems.push(problem(Cause::Refused, subject, text));
     }
     if let Some(elements) = source_ranges::too_many(service) {
         let text = format!(

@@ -46,6 +46,20 @@ impl Walk {
         self.settle();
         assert_eq!(self.kernel.state().flows.len(), served.len(), "a second endpoint disturbs nobody");
 
+        self.kernel.with(|machine| {
+            for Flows { protocol, original_destination, .. } in &early {
+                let (address, port) = (original_destination.ip(), original_destination.port());
+                machine.state.virtuals.remove(&ServiceKey::Address { address, protocol: *protocol, port });
+            }
+            machine.state.flows = early.iter().copied().collect();
+        });
+        self.damaged();
+        self.settle();
+        assert!(
+            self.kernel.state().flows.is_empty(),
+            "a flow of the time when others had deleted its virtual services is still tracked"
+        );
+
         let services = std::mem::take(&mut self.world.cluster.services);
         self.start_from(self.world.clone());
         self.settle();

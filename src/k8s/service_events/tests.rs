@@ -101,14 +101,27 @@ async fn nothing_is_told_before_the_cluster_is_known() {
     }
 }
 
-#[tokio::test]
-async fn of_what_each_node_finds_for_itself_a_node_tells_little() {
-    let run = Run::start(world(&["node-1"], &[], Authority::Complete)).await;
-    let subjects: Vec<String> = (0..8).map(|number| format!("port {number}")).collect();
+/// Problems that each node finds for itself, twice as many as it tells.
+fn of_one_node() -> ServiceProblems {
+    let subjects: Vec<String> = (0..2 * MOST_OF_ONE_NODE).map(|number| format!("port {number}")).collect();
     let of = |subject: &String| ServiceProblem::new(Cause::HealthCheckPort, subject, subject.clone());
     let mut table = ServiceProblems::default();
     table.insert(service(), subjects.iter().map(of).collect());
-    run.problems.send_replace(table);
+    table
+}
+
+#[tokio::test]
+async fn what_the_server_did_not_take_is_not_counted_as_told() {
+    let run = Run::start(world(&["node-1"], &[], Authority::Complete)).await;
+    run.server.set_faults(Faults { forbid: Some("/events"), forbid_as: Some(500), ..Faults::default() });
+    run.problems.send_replace(of_one_node());
+    assert_eq!(run.sent().await, 2 * MOST_OF_ONE_NODE, "each is tried");
+}
+
+#[tokio::test]
+async fn of_what_each_node_finds_for_itself_a_node_tells_little() {
+    let run = Run::start(world(&["node-1"], &[], Authority::Complete)).await;
+    run.problems.send_replace(of_one_node());
     let mut sent = 0;
     for _ in 0..3 {
         sent += run.sent().await;

@@ -155,6 +155,14 @@ async fn a_connection_of_this_host_gives_its_place_to_no_other_and_takes_that_of
 }
 
 #[test]
+fn only_where_kubelets_ask_does_a_client_of_this_host_come_first() {
+    let health_check =
+        Site::Answer(Arc::new(|| Answer { status: StatusCode::OK, headers: Vec::new(), text: String::new() }));
+    assert!(!health_check.prefers_host(), "a load balancer asks there, and no program of the host keeps it out");
+    assert!(Site::Health(Health::default()).prefers_host());
+}
+
+#[test]
 fn connections_of_this_host_are_told_from_others() {
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     let own = address("192.0.2.1");

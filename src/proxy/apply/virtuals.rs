@@ -50,6 +50,8 @@ impl<K: Kernel> Mirrors<K> {
         if !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
+        // Also what others changed: clients of a service that they deleted have flows that are not translated.
+        self.virtuals.unsettled().into_iter().flatten().for_each(|key| self.udp.mark(*key));
         if let Some(seen) = self.virtuals.seen() {
             self.udp.note_before(seen, self.virtuals.postponed());
         }
