@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::kernel::address::{Addresses, host_addresses};
 use crate::kernel::iptables::abandoned::Removal;
-use crate::kernel::iptables::{Leftovers, Ownership, Table, has_unreadable_tables, untold_tables};
+use crate::kernel::iptables::{Flavour, Leftovers, Ownership, Table, has_unreadable_tables, untold_tables};
 use crate::kernel::ipvs::{ServiceKey, Services};
 use crate::kernel::link::{LinkName, Links};
 use crate::kernel::listening_port::{Transport, listening_ports};
@@ -110,9 +110,11 @@ pub fn remove(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     } else if left.is_empty() {
-        left.extend(untold_tables());
+        // The kernel itself tells what is in tables of nf_tables, and of legacy ones the programs alone.
+        left.extend(untold_tables(Flavour::Legacy));
         if left.is_empty() && removal.finds_any() {
             left.push("something of kube-proxy is still there, or is again: run this once more".to_owned());
+            left.extend(untold_tables(Flavour::NfTables));
         }
     }
     left.extend(remove_from_ipvs(config, ours).unwrap_or_else(|error| vec![error.to_string()]));

@@ -12,7 +12,6 @@
 
 mod ledger;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +56,8 @@ const SPREAD: u32 = 6;
 /// Most problems of its own that a node tells in an hour: what it finds for itself may be the same on all nodes (a port that every node uses).
 const MOST_OF_ONE_NODE: usize = 4;
 const HOUR: Duration = Duration::from_secs(3600);
+/// The time for which one that the server did not take counts among them.
+const UNTOLD: Duration = Duration::from_secs(300);
 
 /// State of the task.
 struct Teller {
@@ -64,16 +65,36 @@ struct Teller {
     rings: Rings,
     /// Since when the cluster is known completely.
     known_since: Option<Instant>,
-    /// When problems of this node alone were told.
-    own: VecDeque<Instant>,
+    own: OwnPlaces,
+}
+
+/// Problems of this node alone that were told lately, or tried: when each makes room for another one.
+#[derive(Default)]
+struct OwnPlaces(Vec<Instant>);
+
+impl OwnPlaces {
+    /// Notes that one was told, or that the server did not take it: that makes room soon, and a server in trouble is not asked by all nodes at once.
+    fn take(&mut self, is_told: bool, now: Instant) {
+        self.0.push(now + if is_told { HOUR } else { UNTOLD });
+    }
+
+    /// Returns until when there is no room; `None` where there is.
+    fn full_until(&mut self, now: Instant) -> Option<Instant> {
+        self.0.retain(|until| *until > now);
+        self.0.iter().min().copied().filter(|_| self.0.len() >= MOST_OF_ONE_NODE)
+    }
 }
 
 /// Tells of problems of Services until nobody finds any more: a part of the program that ends, or does not run, ends none of the others. Cancelling
 /// it loses what is not told yet.
 pub async fn run(mut inputs: Inputs, events: Events) {
     let mut open: Vec<usize> = (0..inputs.sources.len()).collect();
-    let mut teller =
-        Teller { ledger: Ledger::new(inputs.settle), rings: Rings::default(), known_since: None, own: VecDeque::new() };
+    let mut teller = Teller {
+        ledger: Ledger::new(inputs.settle),
+        rings: Rings::default(),
+        known_since: None,
+        own: OwnPlaces::default(),
+    };
     loop {
         let now = Instant::now();
         for (number, source) in inputs.sources.iter_mut().enumerate() {
@@ -141,9 +162,8 @@ impl Teller {
             at: None,
         };
         let outcome = events.tell(event).await;
-        // What nobody was told spends nothing of what this node may tell.
-        if is_own && outcome == Outcome::Told {
-            self.own.push_back(now);
+        if is_own {
+            self.own.take(outcome == Outcome::Told, now);
         }
         match outcome {
             Outcome::Told | Outcome::Gone => self.ledger.told(&key, Instant::now()),
@@ -163,11 +183,8 @@ impl Teller {
             return Some(now + inputs.settle);
         }
         let known = *self.known_since.get_or_insert(now);
-        while self.own.front().is_some_and(|told| *told + HOUR <= now) {
-            self.own.pop_front();
-        }
-        let enough = self.own.front().filter(|_| is_own && self.own.len() >= MOST_OF_ONE_NODE);
-        let due = enough.map(|told| *told + HOUR).into_iter().chain([known + inputs.settle]).max();
+        let full_until = if is_own { self.own.full_until(now) } else { None };
+        let due = full_until.into_iter().chain([known + inputs.settle]).max();
         due.filter(|due| *due > now)
     }
 }

@@ -118,22 +118,23 @@ fn print_legacy() -> [Printed; 1] {
     }
 }
 
-/// Returns why installed programs do not tell what is in tables of theirs, a sentence each without its end; none where they tell, and of those that are not installed.
-pub fn untold_tables() -> Vec<String> {
-    let nf_tables = Programs { flavour: Flavour::NfTables, plain: false };
-    let ([legacy], [printed]) = (print_legacy(), print_all([nf_tables]));
-    let of = |(programs, printed): (Programs, Printed)| {
-        let why = move |family| match printed.of(family) {
-            Ok(text) if lines(text).any(|line| matches!(line, Line::Incompatible)) => {
-                Some(format!("{} cannot read a table that holds more than rules of iptables", programs.of(family).0))
-            }
-            Ok(_) | Err(Fault::Missing) => None,
-            Err(fault) => Some(fault.clone().of("list rules", "", programs.of(family).0).to_string()),
-        };
-        Family::BOTH.into_iter().filter_map(why).collect::<Vec<_>>()
+/// Returns why the installed programs of a variant do not tell what is in tables of theirs, a sentence each without its end; none where they tell, where the kernel has no such
+/// tables, and of programs that are not installed.
+pub fn untold_tables(flavour: Flavour) -> Vec<String> {
+    let programs = Programs { flavour, plain: false };
+    let [printed] = match flavour {
+        Flavour::Legacy => print_legacy(),
+        Flavour::NfTables => print_all([programs]),
     };
-    let legacy = (Programs { flavour: Flavour::Legacy, plain: false }, legacy);
-    [legacy, (nf_tables, printed)].into_iter().flat_map(of).collect()
+    let why = |family| match printed.of(family) {
+        _ if flavour == Flavour::Legacy && !has_legacy_tables_of(family) => None,
+        Ok(text) if lines(text).any(|line| matches!(line, Line::Incompatible)) => {
+            Some(format!("{} cannot read a table that holds more than rules of iptables", programs.of(family).0))
+        }
+        Ok(_) | Err(Fault::Missing) => None,
+        Err(fault) => Some(fault.clone().of("list rules", "", programs.of(family).0).to_string()),
+    };
+    Family::BOTH.into_iter().filter_map(why).collect()
 }
 
 /// Returns the names of the chains in tables of legacy iptables, of both families; none where no installed program reads them.

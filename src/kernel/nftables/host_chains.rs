@@ -127,9 +127,12 @@ fn remove_once(
     };
     ours.retain(|name| !held.contains(name));
     let mut messages = begun(generation);
+    let mut is_any = !ours.is_empty();
     for Jump { from, to, handle } in &jumps {
         // Those in the chains themselves go with these.
-        if ours.contains(to) && !ours.contains(from) {
+        let leads_in = ours.contains(to) && !ours.contains(from);
+        if leads_in || held.contains(to) && BUILT_IN.contains(&from.as_str()) {
+            is_any = true;
             about(&mut messages, message::DELETE_RULE, 0, table).text(rule::CHAIN, from);
             messages.attribute(HANDLE, &handle.to_be_bytes());
         }
@@ -142,7 +145,7 @@ fn remove_once(
         about(&mut messages, message::DELETE_CHAIN, 0, table).text(chain::NAME, name);
     }
     wire::mark(&mut messages, message::BATCH_END);
-    if !ours.is_empty() {
+    if is_any {
         transaction(socket, &mut messages)?;
     }
     Ok(Removed { chains: ours.len(), held })

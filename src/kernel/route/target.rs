@@ -272,10 +272,20 @@ impl Routes {
                 owners.push(index);
             }
         }
-        failures.extend(failed_steps(self.socket.batch(&mut self.messages), &owners, |index, cause| {
+        let mut undone = failed_steps(self.socket.batch(&mut self.messages), &owners, |index, cause| {
             let step = steps.get(index).expect("a failure belongs to a step");
             Error::new("delete route", step.key.to_string(), cause)
-        }));
+        });
+        // Somebody was faster.
+        undone.retain(|failure| !failure.error.is_absent());
+        // Where the former one had no source and was gone already, the new one is what the kernel has deleted.
+        for index in owners {
+            let Some(Step { key, have: Some(have), want: Some(want) }) = steps.get(index) else { continue };
+            if have.source.is_none() && undone.iter().all(|failure| failure.step != index) {
+                undone.extend(self.append(key, want).err().map(|error| Failure { step: index, error }));
+            }
+        }
+        failures.extend(undone);
     }
 
     /// Appends local routes that could not be added because another device has their addresses; they are no failures then.

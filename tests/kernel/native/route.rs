@@ -168,6 +168,15 @@ fn a_route_that_changes_behind_another_devices_leaves_that_alone_and_itself_once
         assert!(failures.is_empty(), "{failures:?}");
         assert_eq!(routes.read().expect("a reading"), wanted("192.0.2.1"));
         assert_eq!(run("ip -4 route show table local 10.96.0.1 dev ours").lines().count(), 1);
+        // Somebody deleted the former one, which had a source, or none.
+        for (key, have) in [local("10.96.0.1/32", Some("192.0.2.1")), local("10.96.0.1/32", None)] {
+            run("ip route del local 10.96.0.1 dev ours table local");
+            let want = wanted("192.0.2.7");
+            let Some(want) = want.values().next() else { unreachable!() };
+            let failures = routes.apply(Phase::Grow, &[Step { key: &key, have: Some(&have), want: Some(want) }]);
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(routes.read().expect("a reading"), wanted("192.0.2.7"));
+        }
     });
 }
 
