@@ -1,7 +1,7 @@
 //! Each kernel family on the real kernel, in network namespaces of its own: written through us and read
 //! with the kernel's own tools, and the reverse.
 //!
-//! `native` needs namespaces, root, and what any kernel has. `dummy`, `dsr`, `ipvs`, `frames`, `left_by_kube_proxy`, `tunnel`, `overlay_change`, `overlay_port` and `wireguard` need modules; they fail
+//! `native` needs namespaces, root, and what any kernel has. `dummy`, `dsr`, `ipvs`, `frames`, `cleanup_kube_proxy`, `left_by_kube_proxy`, `tunnel`, `overlay_change`, `overlay_port` and `wireguard` need modules; they fail
 //! with a sentence where the module is missing, and are run in the guest of the lab then.
 //!
 //! Addresses: pods 10.244.0.0/16, services 10.96.0.0/12, nodes 192.0.2.0/24, outside 203.0.113.0/24, and their
@@ -45,5 +45,7 @@ mod pod_sandbox;
 mod frames;
 #[path = "kernel/dummy.rs"]
 mod dummy;
+#[path = "kernel/cleanup_kube_proxy.rs"]
+mod cleanup_kube_proxy;
 #[path = "kernel/left_by_kube_proxy.rs"]
 mod left_by_kube_proxy;

@@ -330,6 +330,13 @@ fn an_empty_virtual_service_for_a_mark_is_known_as_ours_although_reads_fail_at_t
 }
 
 #[test]
+fn udp_flows_of_what_others_deleted_are_forgotten_although_a_read_fails_beside_a_tunnel() {
+    BACKENDS
+        .iter()
+        .for_each(|backend| Walk::new(1).forgets_flows_of_what_others_deleted_although_a_read_fails(backend));
+}
+
+#[test]
 fn services_with_nat_are_served_while_rules_that_mark_packets_cannot_be_read() {
     Walk::new(1).serves_with_nat_while_rules_cannot_be_read();
 }

@@ -121,14 +121,13 @@ pub fn remove(config: &Config) -> Vec<String> {
     left
 }
 
-/// Returns the virtual services that are marked as ours and that the kernel has. Marks alone outlive them: an agent that was deleted leaves its marks, and a kube-proxy in its
-/// mode nftables empties IPVS when it starts.
+/// Returns the virtual services that are marked as ours and that the kernel has. Marks alone outlive them: an agent that was deleted leaves its marks, a kube-proxy in its
+/// mode nftables empties IPVS when it starts, and on a kernel without IPVS an agent marks what it cannot serve.
 fn served_by_ours() -> Result<BTreeSet<ServiceKey>, Error> {
     let ours = proxy::linux::marked()?;
     match Services::open(Box::new(|_| true))?.read() {
         Ok(all) => Ok(ours.into_iter().filter(|key| all.contains_key(key)).collect()),
-        // Without IPVS nothing contradicts the marks.
-        Err(error) if error.is_absent() || error.is_unsupported() => Ok(ours),
+        Err(error) if error.is_absent() || error.is_unsupported() => Ok(BTreeSet::new()),
         Err(error) => Err(error),
     }
 }

@@ -68,20 +68,30 @@ struct Teller {
     own: OwnPlaces,
 }
 
-/// Problems of this node alone that were told lately, or tried: when each makes room for another one.
+/// Problems of this node alone that were told lately, or tried and not told: when each makes room for another one, and which it is where it was not told.
 #[derive(Default)]
-struct OwnPlaces(Vec<Instant>);
+struct OwnPlaces(Vec<(Instant, Option<Key>)>);
 
 impl OwnPlaces {
-    /// Notes that one was told, or that the server did not take it: that makes room soon, and a server in trouble is not asked by all nodes at once.
-    fn take(&mut self, is_told: bool, now: Instant) {
-        self.0.push(now + if is_told { HOUR } else { UNTOLD });
+    /// Notes what became of one. Where the server failed that makes room soon, and a server in trouble is not asked by all nodes at once. For what a namespace forbids the server
+    /// is asked seldom, whoever finds it, so that takes no place.
+    fn take(&mut self, key: &Key, outcome: &Outcome, now: Instant) {
+        match outcome {
+            Outcome::Told => self.0.push((now + HOUR, None)),
+            Outcome::Gone | Outcome::Failed => {
+                self.0.retain(|(_, other)| other.as_ref() != Some(key));
+                self.0.push((now + UNTOLD, Some(key.clone())));
+            }
+            Outcome::Forbidden(_) => {}
+        }
     }
 
-    /// Returns until when there is no room; `None` where there is.
-    fn full_until(&mut self, now: Instant) -> Option<Instant> {
-        self.0.retain(|until| *until > now);
-        self.0.iter().min().copied().filter(|_| self.0.len() >= MOST_OF_ONE_NODE)
+    /// Returns until when there is no room for this one; `None` where there is. One that the server did not take has its place, and is tried again as the ledger says.
+    fn full_until(&mut self, key: &Key, now: Instant) -> Option<Instant> {
+        self.0.retain(|(until, _)| *until > now);
+        let others = self.0.iter().filter(|(_, other)| other.as_ref() != Some(key));
+        let (until, count) = (others.clone().map(|(until, _)| *until).min(), others.count());
+        until.filter(|_| count >= MOST_OF_ONE_NODE)
     }
 }
 
@@ -143,7 +153,7 @@ impl Teller {
     async fn tell(&mut self, inputs: &Inputs, events: &Events, key: Key) {
         let (now, (service, problem)) = (Instant::now(), &key);
         let is_own = problem.cause.is_of_one_node();
-        if let Some(until) = self.waits(inputs, is_own, now) {
+        if let Some(until) = self.waits(inputs, &key, now) {
             return self.ledger.postpone(&key, until);
         }
         let (rank, later) = place(&inputs.world.borrow(), inputs, &mut self.rings, service, is_own);
@@ -163,7 +173,7 @@ impl Teller {
         };
         let outcome = events.tell(event).await;
         if is_own {
-            self.own.take(outcome == Outcome::Told, now);
+            self.own.take(&key, &outcome, now);
         }
         match outcome {
             Outcome::Told | Outcome::Gone => self.ledger.told(&key, Instant::now()),
@@ -173,7 +183,7 @@ impl Teller {
     }
 
     /// Returns until when nothing is to be told: the cluster is not known, or was known only now, or this node has told enough of its own.
-    fn waits(&mut self, inputs: &Inputs, is_own: bool, now: Instant) -> Option<Instant> {
+    fn waits(&mut self, inputs: &Inputs, key: &Key, now: Instant) -> Option<Instant> {
         let authority = inputs.world.borrow().authority;
         let authority = match inputs.of {
             Subjects::Services => authority.proxy,
@@ -183,7 +193,7 @@ impl Teller {
             return Some(now + inputs.settle);
         }
         let known = *self.known_since.get_or_insert(now);
-        let full_until = if is_own { self.own.full_until(now) } else { None };
+        let full_until = if key.1.cause.is_of_one_node() { self.own.full_until(key, now) } else { None };
         let due = full_until.into_iter().chain([known + inputs.settle]).max();
         due.filter(|due| *due > now)
     }

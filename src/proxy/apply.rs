@@ -449,7 +449,12 @@ impl<K: Kernel> Mirrors<K> {
             self.lacks_rules = self.rules.seen().is_none() && self.tunnels().ports().next().is_some();
             self.tell_ownership(desired);
         }
-        self.virtuals.learn(at)
+        let was_unknown = self.virtuals.seen().is_none();
+        let is_known = self.virtuals.learn(at);
+        if let Some(seen) = self.virtuals.seen().filter(|_| was_unknown) {
+            self.udp.mark_differing(seen, &desired.virtuals);
+        }
+        is_known
     }
 
     fn marks(&self) -> Marks<'_, K> {

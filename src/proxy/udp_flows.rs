@@ -85,6 +85,13 @@ impl UdpFlows {
         }
     }
 
+    /// Marks the virtual services that are not as desired, as the whole of the kernel's was read: others may have changed them, and what was marked before may be forgotten.
+    pub fn mark_differing(&mut self, seen: &BlockMap<ServiceKey, Virtual>, desired: &BlockMap<ServiceKey, Virtual>) {
+        let wanted = desired.iter().filter(|(key, wanted)| is_udp(key) && seen.get(key) != Some(*wanted));
+        let differing = wanted.map(|(key, _)| key).chain(seen.keys().filter(|key| !desired.contains_key(key)));
+        differing.for_each(|key| self.mark(*key));
+    }
+
     /// Records virtual services of an earlier run: it may have been ended before it deleted any entries.
     pub fn adopt(&mut self, seen: &BlockMap<ServiceKey, Virtual>) {
         for key in seen.keys().filter(|key| is_udp(key)) {
@@ -308,6 +315,26 @@ mod tests {
             });
             (tried, outcome.unwrap_or_default())
         }
+    }
+
+    #[test]
+    fn what_a_reading_of_all_shows_to_differ_is_marked_on_both_sides_where_it_is_udp() {
+        let key =
+            |number: u8, protocol| ServiceKey::Address { address: [10, 96, 0, number].into(), protocol, port: 53 };
+        let virtuals = |all: &[(ServiceKey, &str)]| -> BlockMap<ServiceKey, Virtual> {
+            let service = |scheduler: &str| Service { scheduler: scheduler.into(), flags: 0, persistence_seconds: 0 };
+            let one = |(key, scheduler): &(ServiceKey, &str)| {
+                (*key, Virtual { service: service(scheduler), destinations: [].into() })
+            };
+            all.iter().map(one).collect()
+        };
+        let udp = |number| key(number, Protocol::Udp);
+        let tcp = |number| key(number, Protocol::Tcp);
+        let seen = virtuals(&[(udp(1), "rr"), (tcp(1), "rr"), (udp(2), "lc"), (udp(4), "rr"), (tcp(4), "rr")]);
+        let desired = virtuals(&[(udp(1), "rr"), (tcp(1), "lc"), (udp(2), "rr"), (udp(3), "rr"), (tcp(3), "rr")]);
+        let mut flows = UdpFlows::default();
+        flows.mark_differing(&seen, &desired);
+        assert_eq!(flows.changed.into_keys().collect::<Vec<_>>(), [udp(2), udp(3), udp(4)]);
     }
 
     #[test]

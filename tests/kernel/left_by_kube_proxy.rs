@@ -1,7 +1,7 @@
 //! `--cleanup-kube-proxy` over what kube-proxy leaves in its mode ipvs, on a kernel with `ip_vs` and `dummy`.
 
+use crate::cleanup_kube_proxy::{CLEANUP, SERVED, clean_up, put_those_of_ipvs, serve};
 use crate::namespace::{attempt, in_new, own_run, run};
-use crate::native::cleanup_kube_proxy::{CLEANUP, SERVED, clean_up, put_those_of_ipvs, serve};
 
 /// Virtual services, by the family: what kube-proxy made (its own device has the address, or it is a node port), and others'.
 const KUBE_PROXYS: [[&str; 4]; 2] = [

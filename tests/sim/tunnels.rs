@@ -1,9 +1,10 @@
 //! Direct server return: Services whose marks collide, and which change between NAT and tunnels, with a program that is killed before every step.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use sluice::config::ProxyConfig;
+use sluice::kernel::conntrack::Flows;
 use sluice::kernel::ipset::Entry;
 use sluice::kernel::iptables::{Piece, Rules, Table};
 use sluice::kernel::ipvs::{Destination, Forwarding, Service as VirtualProperties, ServiceKey, Virtual};
@@ -334,6 +335,29 @@ impl Walk {
             self.kernel.with(|machine| machine.faults = Faults::none());
             self.settle();
         }
+    }
+
+    /// Others delete a virtual service of UDP, beside a port in tunnel mode, and virtual services cannot be read when that is looked for.
+    pub fn forgets_flows_of_what_others_deleted_although_a_read_fails(&mut self, backend: &str) {
+        self.configure(backend);
+        self.begin(&world(&self.world, [Some(Tunnel), Some(Nat)]));
+        let key @ ServiceKey::Address { address, protocol, port } = YOUNGER.key() else { unreachable!() };
+        let destination = SocketAddr::new(address, port);
+        let flow = Flows { protocol, original_destination: destination, reply_source: destination };
+        self.kernel.with(|machine| {
+            assert!(machine.state.virtuals.remove(&key).is_some());
+            machine.state.flows = [flow].into();
+            machine.unreadable = Some("virtual services");
+        });
+        self.damaged();
+        self.audit();
+        self.round();
+        assert!(!self.kernel.state().virtuals.contains_key(&key));
+        self.kernel.with(|machine| machine.unreadable = None);
+        self.settle();
+        let state = self.kernel.state();
+        assert!(state.virtuals.contains_key(&key));
+        assert!(state.flows.is_empty(), "what its client sends is never translated");
     }
 
     /// Rules cannot be read at a start, and so nobody knows which marks packets are given: Services with NAT are served and follow their endpoints all the same, and virtual services for marks

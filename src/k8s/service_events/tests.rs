@@ -110,16 +110,40 @@ fn of_one_node() -> ServiceProblems {
     table
 }
 
+/// Those problems, each with its name.
+fn keys() -> Vec<Key> {
+    let table = of_one_node();
+    let (name, all) = table.iter().next().expect("one Service");
+    all.iter().map(|problem| (name.clone(), problem.clone())).collect()
+}
+
 #[test]
 fn what_the_server_did_not_take_makes_room_long_before_what_was_told() {
     let begin = Instant::now();
-    for (is_told, room_after) in [(true, HOUR), (false, UNTOLD)] {
+    let keys = keys();
+    let (tried, next) = (&keys[..MOST_OF_ONE_NODE], &keys[MOST_OF_ONE_NODE]);
+    for (outcome, room_after) in [(Outcome::Told, HOUR), (Outcome::Failed, UNTOLD)] {
         let mut places = OwnPlaces::default();
-        assert_eq!(places.full_until(begin), None);
-        (0..MOST_OF_ONE_NODE).for_each(|_| places.take(is_told, begin));
-        assert_eq!(places.full_until(begin), Some(begin + room_after));
-        assert_eq!(places.full_until(begin + room_after), None);
+        assert_eq!(places.full_until(next, begin), None);
+        tried.iter().for_each(|key| places.take(key, &outcome, begin));
+        assert_eq!(places.full_until(next, begin), Some(begin + room_after));
+        assert_eq!(places.full_until(next, begin + room_after), None);
     }
+}
+
+#[test]
+fn a_problem_that_fails_again_and_again_takes_one_place_and_what_its_namespace_forbids_takes_none() {
+    let begin = Instant::now();
+    let keys = keys();
+    let mut places = OwnPlaces::default();
+    for attempt in 0..10 {
+        places.take(&keys[0], &Outcome::Failed, begin + Duration::from_secs(attempt));
+        places.take(&keys[1], &Outcome::Forbidden(begin + HOUR), begin);
+    }
+    assert_eq!(places.full_until(&keys[2], begin), None);
+    (2..=MOST_OF_ONE_NODE).for_each(|number| places.take(&keys[number], &Outcome::Failed, begin));
+    assert_eq!(places.full_until(&keys[0], begin), None, "it has its place");
+    assert_eq!(places.full_until(&keys[1], begin), Some(begin + UNTOLD));
 }
 
 #[tokio::test]

@@ -47,17 +47,12 @@ impl<K: Kernel> Mirrors<K> {
         at: Moment,
         among: impl Fn(&ServiceKey) -> bool,
     ) -> Vec<ServiceKey> {
-        let was_unknown = self.virtuals.seen().is_none();
         if !self.learn_virtuals(desired, at) {
             return Vec::new();
         }
         // Also what others changed: clients of a service that they deleted have flows that are not translated.
         self.virtuals.unsettled().into_iter().flatten().for_each(|key| self.udp.mark(*key));
         if let Some(seen) = self.virtuals.seen() {
-            if was_unknown {
-                let differing = desired.virtuals.iter().filter(|(key, wanted)| seen.get(key) != Some(*wanted));
-                differing.for_each(|(key, _)| self.udp.mark(*key));
-            }
             self.udp.note_before(seen, self.virtuals.postponed());
         }
         let for_now = self.virtuals_for_now(desired);

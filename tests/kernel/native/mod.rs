@@ -7,7 +7,7 @@ mod bfd;
 mod bridge;
 mod bundle;
 mod cleanup;
-pub mod cleanup_kube_proxy;
+mod cleanup_kube_proxy;
 mod conntrack;
 mod enforcer;
 pub mod firewall;
