@@ -200,8 +200,8 @@ class Move:
         def says_why(i):
             return "10-flannel.conflist sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
         for i in self.nodes(bed):
-            bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 120)
-            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 120)
+            bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 300)
+            bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
             own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {net.POD_RANGES[0]}").splitlines()))
         self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
         self.no_request_failed(bed)
@@ -211,7 +211,7 @@ class Move:
         for i in self.nodes(bed):
             # In its mode ipvs kube-proxy has virtual services, too; the route is the agent's.
             bed.wait(f"the agent of node {i} has taken over", lambda i=i: web_address(bed) in bed.on(i, "ip route show table local dev kube-dummy-if 2>/dev/null; true")
-                     and f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 120)
+                     and f"{web_address(bed)}:80 rr" in bed.on(i, "ipvsadm -Ln"), 300)
         self.start_asking(bed)
         bed.kube_proxy_ends()
         for i in self.nodes(bed):
@@ -246,7 +246,7 @@ class Move:
         bridges = {i: former for i in self.nodes(bed)}
         for i in self.nodes(bed):
             bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
-            bed.wait("no pod is there", lambda i=i: not bed.on(i, f"ls /sys/class/net/{former}/brif 2>/dev/null; true").split(), 120)
+            bed.wait("no pod is there", lambda i=i: not bed.on(i, f"ls /sys/class/net/{former}/brif 2>/dev/null; true").split(), 300)
             commands(i)
             bed.kubectl("uncordon", f"node{i}")
             bridges[i] = later
@@ -284,9 +284,9 @@ class Move:
                 for space in bed.on(i, "ls /run/netns").split():
                     found += [bed.on(i, f"nsenter --net=/run/netns/{space} curl -s -m 2 -o /dev/null http://{one}:8080/name || echo silent").split() for one in others]
             return bool(found) and all(one == ["silent"] for one in found)
-        bed.wait("pods do not reach pods", silent, 120)
+        bed.wait("pods do not reach pods", silent, 300)
         bed.kubectl("delete", "networkpolicy", "closed")
-        bed.wait("pods reach pods", lambda: not silent(), 120)
+        bed.wait("pods reach pods", lambda: not silent(), 300)
         for i in self.nodes(bed):
             bed.on(i, f": > {LOG}")
 

@@ -50,6 +50,7 @@ mod preflight;
 pub mod router;
 mod router_discovery;
 mod rule;
+mod source_dest_check;
 mod source_ranges;
 mod sandboxes;
 mod source_guard;
