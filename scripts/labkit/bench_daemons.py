@@ -140,6 +140,10 @@ class Bird(Daemon):
         words += [] if role.dials else ["passive on"]
         words += ["rr client"] if role.reflects else []
         words += ["graceful restart on"] if role.graceful else []
+        if role.watched:
+            every = f"min rx interval {BFD_INTERVAL} ms; min tx interval {BFD_INTERVAL} ms; multiplier 3;"
+            text += f"protocol bfd {{ accept ipv4 multihop; multihop {{ {every} }}; }}\n"
+            words += ["bfd on"]
         channels = ["ipv4 { import all; export where source = RTS_BGP || source = RTS_STATIC; }", "ipv6 { import all; export all; }"]
         text += f"template bgp neighbours {{ {'; '.join(words + channels)}; }}\n"
         for number, (address, asn) in enumerate(role.peers):

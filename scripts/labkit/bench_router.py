@@ -28,6 +28,7 @@ CLIENTS, EACH = 100, 10
 RESTARTED, KEPT = 10, 100
 ROUTES = 20_000
 NODES = 5000
+LOST = 20
 AT_MOST = 60
 LONG = 300  # for thousands of nodes
 # Of what takes long there is no second time.
@@ -158,7 +159,10 @@ def tables(kind, plan, order):
         time.sleep(1)
         before = daemon.processor_seconds()
         neighbours.tell("send")
-        found = {"s": neighbours.hear("right")["ms"] / 1e3}
+        try:
+            found = {"s": neighbours.hear("right")["ms"] / 1e3}
+        except Late as late:
+            return {"said": f"not within {late} s: {neighbours.check() or 'it is right since'}"}
         said = neighbours.check()
         found["CPU s"] = daemon.processor_seconds() - before
         found["MiB"], found["anonymous"] = daemon.memory()
@@ -325,6 +329,75 @@ def watched(kind, plan):
         return found
 
 
+@contextlib.contextmanager
+def busy():
+    """Twice as many programs that do nothing else as there are processors."""
+    programs = [subprocess.Popen(["sh", "-c", "while :; do :; done"], start_new_session=True) for _ in range(2 * os.cpu_count())]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait(30)
+
+
+class Silence:
+    """Nothing comes any more from neighbours that are named; what had stood ready for it."""
+
+    def __enter__(self):
+        self.nft = subprocess.Popen(["/usr/sbin/nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=lambda: net.enter("theirs"))
+        self.tell("add table ip silence; add set ip silence gone { type ipv4_addr; }; add chain ip silence out { type filter hook output priority 0; }")
+        self.tell("add rule ip silence out ip saddr @gone drop")
+        with net.Inside(NAMESPACE):
+            self.kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+            self.kernel.bind((0, 0x440))  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+        time.sleep(1)
+        return self
+
+    def tell(self, command):
+        self.nft.stdin.write(command.encode() + b"\n")
+        self.nft.stdin.flush()
+
+    def after(self, number):
+        """Seconds from the silence of this neighbour until the kernel has none of its routes, one of each family."""
+        time.sleep(number * 37 % BFD_INTERVAL / 1e3)
+        while select.select([self.kernel], [], [], 0)[0]:
+            self.kernel.recv(1 << 16)
+        began, families = time.monotonic(), set()
+        self.tell(f"add element ip silence gone {{ {address(number)} }}")
+        while families != {socket.AF_INET, socket.AF_INET6}:
+            if not select.select([self.kernel], [], [], max(0, began + AT_MOST - time.monotonic()))[0]:
+                raise Late(AT_MOST)
+            heard = self.kernel.recv(1 << 16)
+            while len(heard) >= 17:
+                length, kind = struct.unpack("=IH", heard[:6])
+                if kind == 25:  # RTM_DELROUTE; the first byte of its rtmsg is the family
+                    families.add(heard[16])
+                heard = heard[(length + 3) & ~3:]
+        return time.monotonic() - began
+
+    def __exit__(self, *_):
+        self.kernel.close()
+        self.nft.kill()
+        self.nft.wait(30)
+
+
+def lost(kind, plan, load):
+    """(j) Neighbours that fall silent, one after the other, whose ways BFD watches: from the silence until their routes have left the kernel."""
+    with Running(kind, plan, Role(inside(LOST), kernel=True, watched=True), "group", LOST, 0, "pods") as (daemon, neighbours):
+        neighbours.hear("ready")
+        daemon.start()
+        listening()
+        time.sleep(2)
+        neighbours.tell("dial")
+        in_kernel(daemon, LOST, LOST)
+        neighbours.tell("watch")
+        neighbours.hear("watched")
+        with Silence() as silence, load():
+            took = sorted(silence.after(number) for number in range(LOST))  # each begins anywhere between two packets
+        return {"s": took[len(took) // 2], "shortest": took[0], "longest": took[-1], "x 3 intervals": took[-1] / (3 * BFD_INTERVAL / 1e3)}
+
+
 def nodes(kind, plan, node_routes):
     """(h) From the start of the process until the kernel has a route of each family to the pods of every node."""
     speaks = node_routes == "bgp"
@@ -477,6 +550,8 @@ ROWS = [
     ("g", f"{MESH:,} neighbours inside with BFD every {BFD_INTERVAL} ms, until all ways are up", watched, [Packets, Sluice]),
     ("h", f"{NODES:,} nodes by their objects, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "api"), [Sluice]),
     ("h", f"{NODES:,} nodes by BGP, from the process start into the kernel", lambda kind, plan: nodes(kind, plan, "bgp"), [Sluice]),
+    ("j", f"{LOST} neighbours fall silent, BFD every {BFD_INTERVAL} ms: until the kernel has no route of one", lambda kind, plan: lost(kind, plan, contextlib.nullcontext), [Sluice, Bird]),
+    ("j", f"the same beside {2 * os.cpu_count()} programs that want {os.cpu_count()} processors", lambda kind, plan: lost(kind, plan, busy), [Sluice, Bird]),
     ("i", f"2 x {PREFIXES:,} learned routes, at rest", learned, [Speaker, Bird, Frr, Gobgp, NewerGobgp, Sluice]),
 ]
 NEWER = "The others are those of Debian, and GoBGP 4 the newest when this was written: of BIRD and FRR newer releases exist."
