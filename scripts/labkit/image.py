@@ -140,11 +140,17 @@ def source_date():
     return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct") or 0)
 
 
-def check_binary(path, arch):
-    """A binary of another processor in an image is found out on a node otherwise."""
+def architecture(path):
+    """Debian's name of the processor that a program is for; None where it is none that an image is made for."""
     with open(path, "rb") as handle:
         head = handle.read(20)
-    if head[:4] != b"\x7fELF" or int.from_bytes(head[18:20], "little") != MACHINES[arch]:
+    machine = int.from_bytes(head[18:20], "little") if head[:4] == b"\x7fELF" else None
+    return next((name for name, number in MACHINES.items() if number == machine), None)
+
+
+def check_binary(path, arch):
+    """A binary of another processor in an image is found out on a node otherwise."""
+    if architecture(path) != arch:
         raise own.LabError(f"{path} is no program for {arch}")
 
 

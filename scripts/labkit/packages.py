@@ -46,6 +46,8 @@ YAML = {"python3-yaml": "/usr/lib/python3/dist-packages/yaml/__init__.py"}
 # What the tests of the image judge it with: programs of others that read and start images.
 IMAGE = {"umoci": "/usr/bin/umoci", "containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h",
          **YAML}
+# Programs for another processor, run one by one.
+OTHER_PROCESSORS = {"qemu-user": "/usr/bin/qemu-aarch64"}
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}
 # Each series of Debian's kernels for clouds, by the package that always names its newest one.
 KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}

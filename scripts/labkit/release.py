@@ -1,4 +1,4 @@
-"""The files of a release: an archive of the program, both images, SBOMs and checksums."""
+"""The files of a release: archives of the program, images, SBOMs and checksums."""
 import hashlib
 import os
 import re
@@ -32,33 +32,33 @@ def faults(dry):
     return found
 
 
-def make(binary, folder, images):
-    """Writes all files into an empty folder; returns their names with their checksums."""
+def make(binaries, here, folder, images):
+    """Writes all files into an empty folder; returns their names with their checksums. `binaries`: paths by architecture, with one for `here`, this machine's."""
     os.makedirs(folder, exist_ok=True)
     if os.listdir(folder):
         raise own.LabError(f"{folder} is not empty: what is in it would get into the release")
-    arch = own.run("dpkg", "--print-architecture").strip()
-    image.check_binary(binary, arch)
     version, time = image.version(), image.source_date()
-    said = own.run(binary, "man").splitlines()
+    said = own.run(binaries[here], "man").splitlines()
     if not any(version in line for line in said[:8]):
-        raise own.LabError(f"{binary} does not say that its version is {version}")
-    name = f"{image.NAME}-{version}-linux-{arch}"
-    write(folder, f"{name}.tar.gz", image_oci.compressed(program(binary, name, arch).packed(time)))
-    bill = image_sbom.document(name, image_oci.stamp(time), [], [], arch, "APPLICATION")
-    write(folder, f"{name}.spdx.json", bill.encode())
-    for variant in ("full", "minimal") if images else ():
-        path, of_image, _ = image.make(image.Recipe(arch, variant, binary, time), folder)
-        own.say(f"{os.path.basename(path)}: {of_image}")
-        # It has its line in the one file of checksums.
-        os.remove(f"{path}.sha256")
+        raise own.LabError(f"{binaries[here]} does not say that its version is {version}")
+    for arch, binary in sorted(binaries.items()):
+        image.check_binary(binary, arch)
+        name = f"{image.NAME}-{version}-linux-{arch}"
+        write(folder, f"{name}.tar.gz", image_oci.compressed(program(binary, binaries[here], name, arch).packed(time)))
+        bill = image_sbom.document(name, image_oci.stamp(time), [], [], arch, "APPLICATION")
+        write(folder, f"{name}.spdx.json", bill.encode())
+        for variant in ("full", "minimal") if images else ():
+            path, of_image, _ = image.make(image.Recipe(arch, variant, binary, time), folder)
+            own.say(f"{os.path.basename(path)}: {of_image}")
+            # It has its line in the one file of checksums.
+            os.remove(f"{path}.sha256")
     sums = [f"{digest(os.path.join(folder, file))}  {file}" for file in sorted(os.listdir(folder))]
     write(folder, SUMS, ("\n".join(sums) + "\n").encode())
     return sums
 
 
-def program(binary, name, arch):
-    """The files of the archive, in a folder of its name."""
+def program(binary, asked, name, arch):
+    """The files of the archive, in a folder of its name. `asked`: a binary that runs here, which writes the pages."""
     tree = Tree()
     tree.copy(f"{name}/sluice", binary)
     tree.link(f"{name}/sluice-cni", "sluice")
@@ -66,9 +66,9 @@ def program(binary, name, arch):
         tree.copy(f"{name}/{page}", os.path.join(own.TREE, page), 0o644)
     tree.file(f"{name}/LICENCES", image_licences.of_crates(arch))
     for shell, path in SHELLS.items():
-        tree.file(f"{name}/{path}", own.run(binary, "completion", shell))
-    for words in commands(binary):
-        tree.file(f"{name}/man/{'-'.join(['sluice', *words])}.1", own.run(binary, "man", *words))
+        tree.file(f"{name}/{path}", own.run(asked, "completion", shell))
+    for words in commands(asked):
+        tree.file(f"{name}/man/{'-'.join(['sluice', *words])}.1", own.run(asked, "man", *words))
     return tree
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""The tests of the container image: run.py BINARY [WORD...]; those whose names have one of the words in them. Root."""
+"""The tests of the container image: run.py BINARY [--long] [WORD...]; those whose names have one of the words in them. With --long also those of the image for
+arm64, whose agent is cross-compiled first. Root."""
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.dirname(os.path.realpath(
 sys.dont_write_bytecode = True
 from labkit import image, own, packages  # noqa: E402
 from root import Root  # noqa: E402
+import arm64  # noqa: E402
 import contents  # noqa: E402
 import start  # noqa: E402
 import steps  # noqa: E402
@@ -51,7 +53,7 @@ def sweep():
 
 
 def main():
-    binary, words = sys.argv[1], sys.argv[2:]
+    binary, long, words = sys.argv[1], "--long" in sys.argv[2:], [word for word in sys.argv[2:] if word != "--long"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     elsewhere = {name for name, path in packages.IMAGE.items() if shutil.which(os.path.basename(path))}  # containerd of docker's makers, say
     packages.install({**packages.TOOLS, **{name: path for name, path in packages.IMAGE.items() if name not in elsewhere}})
@@ -60,7 +62,7 @@ def main():
     passed, failed = 0, []
     try:
         of = Images(binary, folder)
-        for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL]:
+        for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL, *(arm64.ALL if long else [])]:
             name = test.__name__
             if words and not any(word in name for word in words):
                 continue
