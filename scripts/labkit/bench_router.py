@@ -348,10 +348,15 @@ class Silence:
         self.nft = subprocess.Popen(["/usr/sbin/nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=lambda: net.enter("theirs"))
         self.tell("add table ip silence; add set ip silence gone { type ipv4_addr; }; add chain ip silence out { type filter hook output priority 0; }")
         self.tell("add rule ip silence out ip saddr @gone drop")
+        with net.Inside("theirs"):
+            self.commits = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+            self.commits.bind((0, 1 << 6))  # NFNLGRP_NFTABLES
         with net.Inside(NAMESPACE):
             self.kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
             self.kernel.bind((0, 0x440))  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
         time.sleep(1)
+        while select.select([self.commits], [], [], 0)[0]:
+            self.commits.recv(1 << 16)
         return self
 
     def tell(self, command):
@@ -361,10 +366,12 @@ class Silence:
     def after(self, number):
         """Seconds from the silence of this neighbour until the kernel has none of its routes, one of each family."""
         time.sleep(number * 37 % BFD_INTERVAL / 1e3)
-        while select.select([self.kernel], [], [], 0)[0]:
-            self.kernel.recv(1 << 16)
-        began, families = time.monotonic(), set()
+        for waiting in (self.kernel, self.commits):
+            while select.select([waiting], [], [], 0)[0]:
+                waiting.recv(1 << 16)
         self.tell(f"add element ip silence gone {{ {address(number)} }}")
+        self.commits.recv(1 << 16)
+        began, families = time.monotonic(), set()
         while families != {socket.AF_INET, socket.AF_INET6}:
             if not select.select([self.kernel], [], [], max(0, began + AT_MOST - time.monotonic()))[0]:
                 raise Late(AT_MOST)
@@ -378,6 +385,7 @@ class Silence:
 
     def __exit__(self, *_):
         self.kernel.close()
+        self.commits.close()
         self.nft.kill()
         self.nft.wait(30)
 

@@ -76,14 +76,13 @@ impl OwnPlaces {
     /// Notes what became of one. Where the server failed that makes room soon, and a server in trouble is not asked by all nodes at once. For what a namespace forbids the server
     /// is asked seldom, whoever finds it, so that takes no place.
     fn take(&mut self, key: &Key, outcome: &Outcome, now: Instant) {
-        match outcome {
-            Outcome::Told => self.0.push((now + HOUR, None)),
-            Outcome::Gone | Outcome::Failed => {
-                self.0.retain(|(_, other)| other.as_ref() != Some(key));
-                self.0.push((now + UNTOLD, Some(key.clone())));
-            }
-            Outcome::Forbidden(_) => {}
-        }
+        let place = match outcome {
+            Outcome::Told => (now + HOUR, None),
+            Outcome::Gone | Outcome::Failed => (now + UNTOLD, Some(key.clone())),
+            Outcome::Forbidden(_) => return,
+        };
+        self.0.retain(|(_, other)| other.as_ref() != Some(key));
+        self.0.push(place);
     }
 
     /// Returns until when there is no room for this one; `None` where there is. One that the server did not take has its place, and is tried again as the ledger says.

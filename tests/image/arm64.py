@@ -6,50 +6,77 @@ import stat
 import subprocess
 
 from labkit import cross, image, own, packages
-from contents import PROGRAMS
+from contents import PROGRAMS, is_dynamic
 from root import Root, said, that
 
 EMULATOR = packages.OTHER_PROCESSORS["qemu-user"]
+LOADER = "/usr/lib/ld-linux-aarch64.so.1"
 # An emulator of one program gives it no netlink of netfilter, for which nft asks first, and no other program.
 TOLD_WITHOUT_A_KERNEL = ("/usr/local/bin/kube-router", "/usr/local/bin/sluice", "/usr/local/bin/gobgp", "/usr/local/bin/gobgp3", "/sbin/ip", "/usr/sbin/conntrack", "/sbin/modprobe", "/usr/bin/curl", "/usr/bin/wget", "/bin/bash", "/bin/tar", "/usr/bin/awk")
 
 
+def made(of):
+    """The image, made by the first test that asks for it."""
+    if not hasattr(of, "arm64"):
+        packages.install(packages.OTHER_PROCESSORS)
+        of.arm64_binary = cross.release("arm64")
+        recipe = image.Recipe("arm64", "full", of.arm64_binary, image.source_date())
+        path, digest, of.arm64_size = image.make(recipe, f"{of.folder}/arm64")
+        own.say(f"{path}: {digest}, {of.arm64_size / 2**20:.1f} MiB")
+        of.arm64 = Root(f"{of.folder}/arm64.unpacked", path, recipe.tag)
+    return of.arm64
+
+
 def the_image_for_arm64_is_made_with_an_agent_that_is_built_for_it(of):
-    packages.install(packages.OTHER_PROCESSORS)
-    of.arm64_binary = cross.release("arm64")
-    recipe = image.Recipe("arm64", "full", of.arm64_binary, image.source_date())
-    path, digest, size = image.make(recipe, f"{of.folder}/arm64")
-    own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")
-    of.arm64 = Root(f"{of.folder}/arm64.unpacked", path, recipe.tag)
-    that(of.arm64.config["architecture"] == "arm64", of.arm64.config["architecture"])
-    that(of.arm64.index["manifests"][0].get("platform", {}).get("architecture", "arm64") == "arm64", of.arm64.index)
-    that(size < 120 * 2**20, f"{size / 2**20:.1f} MiB")
+    root = made(of)
+    that(root.config["architecture"] == "arm64", root.config["architecture"])
+    that(root.index["manifests"][0]["platform"]["architecture"] == "arm64", root.index)
+    that(of.arm64_size < 120 * 2**20, f"{of.arm64_size / 2**20:.1f} MiB")
+
+
+def programs(root):
+    """Every ELF file below the top, by its path."""
+    for path, status in root.files():
+        full = os.path.join(root.path, path)
+        if stat.S_ISREG(status.st_mode):
+            with open(full, "rb") as handle:
+                if handle.read(4) == b"\x7fELF":
+                    yield path, full
 
 
 def every_program_in_it_is_for_arm64_and_needs_no_newer_c_library_than_amd64s(of):
     count = 0
-    for path, status in of.arm64.files():
-        full = os.path.join(of.arm64.path, path)
-        if not stat.S_ISREG(status.st_mode):
-            continue
-        with open(full, "rb") as handle:
-            head = handle.read(20)
-        if head[:4] == b"\x7fELF":
-            count += 1
-            that(int.from_bytes(head[18:20], "little") == image.MACHINES["arm64"], path, "is for another processor")
+    for path, full in programs(made(of)):
+        count += 1
+        that(image.architecture(full) == "arm64", path, "is for another processor")
     that(count > 100, "only", count, "were looked at")
     with open(of.arm64_binary, "rb") as handle:
         text = handle.read()
     wanted = max(number for number in range(17, 60) if b"GLIBC_2.%d\0" % number in text)
     that(wanted <= 34, f"glibc 2.{wanted}")
+    for place in (own.cache(), own.TREE):
+        that(place.encode() + b"/rust" not in text, "a path of this machine is in it")
+
+
+def every_library_that_a_program_for_arm64_wants_is_there(of):
+    root, lacking, count = made(of), [], 0
+    for path, full in programs(root):
+        if not is_dynamic(full) or os.path.basename(path).startswith("ld-linux"):
+            continue
+        count += 1
+        done = subprocess.run([EMULATOR, "-L", root.path, f"{root.path}{LOADER}", "--list", full], capture_output=True, text=True, timeout=120)
+        if done.returncode or "not found" in done.stdout:
+            lacking.append(f"{path}: {said(done)}")
+    that(not lacking, *lacking)
+    that(count > 10, "only", count, "were looked at")
 
 
 def emulated(of, path, *words, **more):
     """A program of the image in the emulator, with the image's libraries."""
-    inside = path
-    while os.path.islink(of.arm64.path + inside):
-        inside = os.path.normpath(os.path.join(os.path.dirname(inside), os.readlink(of.arm64.path + inside)))
-    return subprocess.run([EMULATOR, "-0", path, "-L", of.arm64.path, of.arm64.path + inside, *words], capture_output=True, text=True, timeout=120, **more)
+    root, inside = made(of).path, path
+    while os.path.islink(root + inside):
+        inside = os.path.normpath(os.path.join(os.path.dirname(inside), os.readlink(root + inside)))
+    return subprocess.run([EMULATOR, "-0", path, "-L", root, root + inside, *words], capture_output=True, text=True, timeout=120, **more)
 
 
 def its_programs_start(of):
@@ -69,5 +96,5 @@ def the_agent_for_arm64_says_what_that_for_amd64_says(of):
     that("1.0.0" in json.loads(done.stdout)["supportedVersions"], said(done))
 
 
-ALL = [the_image_for_arm64_is_made_with_an_agent_that_is_built_for_it, every_program_in_it_is_for_arm64_and_needs_no_newer_c_library_than_amd64s, its_programs_start,
-       the_agent_for_arm64_says_what_that_for_amd64_says]
+ALL = [the_image_for_arm64_is_made_with_an_agent_that_is_built_for_it, every_program_in_it_is_for_arm64_and_needs_no_newer_c_library_than_amd64s,
+       every_library_that_a_program_for_arm64_wants_is_there, its_programs_start, the_agent_for_arm64_says_what_that_for_amd64_says]

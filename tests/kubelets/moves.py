@@ -131,7 +131,10 @@ class Move:
         outcomes = {i: bed.on(i, f"cat {LOG}; : > {LOG}").splitlines() for i in self.nodes(bed)}
         failed = {i: [one for one in found if one != "ok"] for i, found in outcomes.items()}
         own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}")
-        that(not any(failed.values()), "failed requests, by node:", failed)
+        for i in [i for i, lines in failed.items() if lines]:
+            # As it is behind them; pods and Events say what was before.
+            own.say(f"node {i}:\n" + bed.on(i, "ip route; ipvsadm -Ln; ipvsadm -Lnc | head -40; curl -s -m 5 http://127.0.0.1:20244/readyz; date +%T; true"))
+        that(not any(failed.values()), "failed requests, by node:", failed, "\n" + bed.state() if any(failed.values()) else "")
 
     def all_reach_all(self, bed, bridges):
         """Nodes and pods reach each pod by its address and all by the Service. `bridges`: where the pods of each node are."""

@@ -144,6 +144,8 @@ fn a_problem_that_fails_again_and_again_takes_one_place_and_what_its_namespace_f
     (2..=MOST_OF_ONE_NODE).for_each(|number| places.take(&keys[number], &Outcome::Failed, begin));
     assert_eq!(places.full_until(&keys[0], begin), None, "it has its place");
     assert_eq!(places.full_until(&keys[1], begin), Some(begin + UNTOLD));
+    places.take(&keys[0], &Outcome::Told, begin);
+    assert_eq!(places.full_until(&keys[2], begin), None, "what is told at last has one place");
 }
 
 #[tokio::test]
