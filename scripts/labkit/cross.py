@@ -66,6 +66,7 @@ def with_library(sysroot, target):
         os.makedirs(into)
         for path in built(new, target, commit):
             shutil.copy(path, into)
+        shutil.rmtree(f"{new}.crate")
         os.rename(new, folder)
     return folder
 
@@ -87,11 +88,12 @@ def built(toolchain, target, commit):
     for name, text in CRATE.items():
         os.makedirs(os.path.dirname(os.path.join(crate, name)), exist_ok=True)
         own.write(os.path.join(crate, name), text)
-    # As rustup's own: optimised, with bitcode for link-time optimisation, for stable crates, and with the compiler's own name for the place of its sources.
+    # As rustup's own: optimised, with bitcode for link-time optimisation, for stable crates, and with the compiler's own name for the place of its sources. Otherwise than that one
+    # it is for programs that end at a panic, as the agent's release does.
     sources = os.path.join(toolchain, "lib", "rustlib", "src", "rust")
     flags = ["-Cembed-bitcode=yes", "-Zforce-unstable-if-unmarked", f"--remap-path-prefix={sources}=/rustc/{commit}"]
     env = {**os.environ, "RUSTC": os.path.join(toolchain, "bin", "rustc"), "RUSTC_BOOTSTRAP": "1", "CARGO_TARGET_DIR": os.path.join(crate, "target"),
-           "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags), "CARGO_PROFILE_RELEASE_OPT_LEVEL": "3"}
+           "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags), "CARGO_PROFILE_RELEASE_OPT_LEVEL": "3", "CARGO_PROFILE_RELEASE_PANIC": "abort"}
     command = [os.path.join(toolchain, "bin", "cargo"), "build", "--release", "--target", target, "-Z", "build-std=std,panic_abort"]
     if subprocess.run(command, cwd=crate, stdin=subprocess.DEVNULL, env=env).returncode:
         raise own.LabError(f"the standard library for {target} could not be built; cargo says why above")
