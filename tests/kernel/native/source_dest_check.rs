@@ -91,16 +91,12 @@ fn ec2_service(directory: &Path, authority: &str) -> (String, Arc<Mutex<Heard>>)
                     told.lock().expect("nobody panicked").refused += 1;
                     continue;
                 };
-                let mut bytes = vec![0; 64 << 10];
-                let mut filled = 0;
+                let mut bytes = Vec::new();
                 // Head and body may come apart.
-                while !String::from_utf8_lossy(&bytes[..filled]).contains(INSTANCE) {
-                    match stream.read(&mut bytes[filled..]).await {
-                        Ok(read) if read > 0 => filled += read,
-                        _ => break,
-                    }
-                }
-                told.lock().expect("nobody panicked").requests.push(String::from_utf8_lossy(&bytes[..filled]).into());
+                while !String::from_utf8_lossy(&bytes).contains(INSTANCE)
+                    && stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0)
+                {}
+                told.lock().expect("nobody panicked").requests.push(String::from_utf8_lossy(&bytes).into());
                 let body = "<ModifyInstanceAttributeResponse><return>true</return></ModifyInstanceAttributeResponse>";
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all((head + body).as_bytes()).await;
