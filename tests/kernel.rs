@@ -9,6 +9,8 @@
 
 #[path = "kernel/namespace.rs"]
 mod namespace;
+#[path = "kernel/running.rs"]
+mod running;
 #[path = "kernel/containerd.rs"]
 mod containerd;
 #[path = "kernel/native/mod.rs"]

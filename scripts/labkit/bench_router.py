@@ -305,17 +305,24 @@ def kernel(kind, plan):
         return found
 
 
-def watched(kind, plan):
-    """(g) Many neighbours inside whose ways BFD watches."""
-    with Running(kind, plan, Role(inside(MESH), kernel=True, watched=True), "group", MESH, 0, "pods") as (daemon, neighbours):
+@contextlib.contextmanager
+def watching(kind, plan, count):
+    """A daemon with so many neighbours inside, whose routes are in the kernel, and the seconds until BFD watched all ways to them."""
+    with Running(kind, plan, Role(inside(count), kernel=True, watched=True), "group", count, 0, "pods") as (daemon, neighbours):
         neighbours.hear("ready")
         daemon.start()
         listening()
         time.sleep(2)
         neighbours.tell("dial")
-        in_kernel(daemon, MESH, MESH)
+        in_kernel(daemon, count, count)
         neighbours.tell("watch")
-        found = {"s": neighbours.hear("watched")["ms"] / 1e3}
+        yield daemon, neighbours, neighbours.hear("watched")["ms"] / 1e3
+
+
+def watched(kind, plan):
+    """(g) Many neighbours inside whose ways BFD watches."""
+    with watching(kind, plan, MESH) as (daemon, neighbours, seconds):
+        found = {"s": seconds}
         time.sleep(5)
         found["MiB"], found["anonymous"] = daemon.memory()
         before, of_bfd, at = daemon.processor_seconds(), daemon.thread_seconds("bfd"), time.monotonic()
@@ -355,8 +362,6 @@ class Silence:
             self.kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
             self.kernel.bind((0, 0x440))  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
         time.sleep(1)
-        while select.select([self.commits], [], [], 0)[0]:
-            self.commits.recv(1 << 16)
         return self
 
     def tell(self, command):
@@ -392,18 +397,9 @@ class Silence:
 
 def lost(kind, plan, load):
     """(j) Neighbours that fall silent, one after the other, whose ways BFD watches: from the silence until their routes have left the kernel."""
-    with Running(kind, plan, Role(inside(LOST), kernel=True, watched=True), "group", LOST, 0, "pods") as (daemon, neighbours):
-        neighbours.hear("ready")
-        daemon.start()
-        listening()
-        time.sleep(2)
-        neighbours.tell("dial")
-        in_kernel(daemon, LOST, LOST)
-        neighbours.tell("watch")
-        neighbours.hear("watched")
-        with Silence() as silence, load():
-            took = sorted(silence.after(number) for number in range(LOST))  # each begins anywhere between two packets
-        return {"s": took[len(took) // 2], "shortest": took[0], "longest": took[-1], "x 3 intervals": took[-1] / (3 * BFD_INTERVAL / 1e3)}
+    with watching(kind, plan, LOST), Silence() as silence, load():
+        took = sorted(silence.after(number) for number in range(LOST))  # each begins anywhere between two packets
+    return {"s": took[len(took) // 2], "shortest": took[0], "longest": took[-1], "x 3 intervals": took[-1] / (3 * BFD_INTERVAL / 1e3)}
 
 
 def nodes(kind, plan, node_routes):

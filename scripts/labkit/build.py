@@ -38,12 +38,16 @@ def go():
 
 def release(profile="release"):
     """Builds the binary by this profile of Cargo.toml and returns its path."""
+    return compiled(["build", "--profile", profile, "--locked", "--bin", "sluice"], profile)
+
+
+def compiled(words, folder, cargo="cargo", env=None):
+    """Runs cargo with these words; the path of the binary, in this folder of the target."""
     began = time.monotonic()
-    own.say(f"building the binary (cargo build --profile {profile})")
-    done = subprocess.run(["cargo", "build", "--profile", profile, "--locked", "--bin", "sluice"], cwd=own.TREE, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise own.LabError(f"the build by the profile '{profile}' failed; cargo says why above")
-    path = os.path.join(target(), profile, "sluice")
+    own.say(f"building the binary (cargo {' '.join(words)})")
+    if subprocess.run([cargo, *words], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
+        raise own.LabError(f"cargo {' '.join(words)} failed; it says why above")
+    path = os.path.join(target(), folder, "sluice")
     own.say(f"binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
     return path
 

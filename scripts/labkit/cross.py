@@ -1,4 +1,4 @@
-"""The agent for another processor than this machine's, by cross-compilation.
+"""The agent for a processor, by cross-compilation where it is not this machine's.
 
 The toolchain's standard library for that processor is used where it is installed (`rustup target add`). Where it is not, a copy of the toolchain gets one, built once from
 its sources, which Debian has by version: the same compiler on the same sources. The agent is compiled as everywhere then.
@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 
 from . import build, image_packages, own, packages
 
@@ -23,7 +22,9 @@ CRATE = {"Cargo.toml": '[package]\nname = "none"\nversion = "0.0.0"\nedition = "
 
 
 def release(arch):
-    """Builds the release binary for this architecture of Debian's names and returns its path."""
+    """Builds the release binary for this architecture of Debian's names, which may be this machine's, and returns its path."""
+    if arch == own.run("dpkg", "--print-architecture").strip():
+        return build.release()
     target, linker = TARGETS[arch], LINKERS[arch]
     packages.install(linker)
     gcc = next(iter(linker.values()))
@@ -32,13 +33,7 @@ def release(arch):
     if not os.path.isdir(os.path.join(sysroot, "lib", "rustlib", target)):
         own_sysroot = with_library(sysroot, target)
         cargo, env["RUSTC"] = os.path.join(own_sysroot, "bin", "cargo"), os.path.join(own_sysroot, "bin", "rustc")
-    began, words = time.monotonic(), ["build", "--release", "--locked", "--bin", "sluice", "--target", target]
-    own.say(f"building the binary for {arch} (cargo {' '.join(words)})")
-    if subprocess.run([cargo, *words], cwd=own.TREE, stdin=subprocess.DEVNULL, env=env).returncode:
-        raise own.LabError(f"the build for {arch} failed; cargo says why above")
-    path = os.path.join(build.target(), target, "release", "sluice")
-    own.say(f"binary: {os.path.getsize(path) / 1e6:.1f} MB, {time.monotonic() - began:.0f} s")
-    return path
+    return build.compiled(["build", "--release", "--locked", "--bin", "sluice", "--target", target], os.path.join(target, "release"), cargo, env)
 
 
 def with_library(sysroot, target):

@@ -4,9 +4,10 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use crate::namespace::{attempt, in_new, own_run, run, shell};
+use crate::running::Running;
 
 pub const CLEANUP: &str = concat!(env!("CARGO_BIN_EXE_sluice"), " --cleanup-kube-proxy --run-service-proxy=false");
 
@@ -191,15 +192,6 @@ END",
         assert!(others.iter().all(|one| left.iter().any(|found| found == one)), "{left:?}");
         assert!(!left.iter().any(|one| one == "ip kube-proxy" || one == "ip6 kube-proxy"), "{left:?}");
     });
-}
-
-/// A process that ends with the test, also with one that fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::namespace::{in_new, own_run, run, shell};
+use crate::running::Running;
 
 /// Longer than a few tries take on a machine that others keep busy.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -105,15 +106,6 @@ fn ec2_service(directory: &Path, authority: &str) -> (String, Arc<Mutex<Heard>>)
         });
     });
     (url, heard)
-}
-
-/// A process that ends with the test, also with one that fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
 }
 
 /// The whole agent on such an instance, whose host trusts one authority. What it logs until a line has these words: what takes too long is tried again.
