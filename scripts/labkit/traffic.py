@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 
 from .net import Inside, enter
@@ -223,7 +224,8 @@ class Load:
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
     send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waited` counts new connections of TCP that came
-    about because a lost packet was sent again.
+    about because a lost packet was sent again, and `stood` those of which the same is true while nothing ran here for half of TCP's first patience: an
+    emulated processor stands still at times, and what is sent again then was not lost.
     """
 
     def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
@@ -255,12 +257,35 @@ class Load:
         return json.loads(text)
 
 
+class Standstills:
+    """A clock that is looked at all the time, so that it is known when nothing ran here."""
+    PAUSE, LONG = 0.1, 0.5
+
+    def __init__(self):
+        self.last = 0.0  # when the last one ended
+        threading.Thread(target=self.look, daemon=True).start()
+
+    def look(self):
+        before = time.monotonic()
+        while True:
+            time.sleep(self.PAUSE)
+            now = time.monotonic()
+            if now - before > self.LONG:
+                self.last = now
+            before = now
+
+    def since(self, at):
+        """Whether one ended after this time."""
+        time.sleep(2 * self.PAUSE)  # it is noticed behind its end
+        return self.last > at
+
+
 def work(address, port, protocol, lasting, pause, resends):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
-    messages = slowest = waited = 0
-    held = []
+    messages = slowest = waited = stood = 0
+    held, still = [], Standstills()
     for _ in range(lasting):
         try:
             held.append((connect_for_long(address, port, protocol), None))
@@ -271,7 +296,8 @@ def work(address, port, protocol, lasting, pause, resends):
         try:
             with connect(address, port, protocol) as sock:
                 answers[exchange(sock)[0]] += 1
-                waited += protocol == "tcp" and resent(sock) > 0
+                if protocol == "tcp" and resent(sock):
+                    stood, waited = (stood + 1, waited) if still.since(at) else (stood, waited + 1)
         except OSError as error:
             errors[word(error)] += 1
         slowest = max(slowest, time.monotonic() - at)
@@ -288,7 +314,7 @@ def work(address, port, protocol, lasting, pause, resends):
         time.sleep(max(0.0, pause - (time.monotonic() - at)))
     return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
             "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
-            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "slowest_ms": round(slowest * 1000)}
+            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "stood": stood, "slowest_ms": round(slowest * 1000)}
 
 
 if __name__ == "__main__":

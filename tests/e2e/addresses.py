@@ -15,27 +15,21 @@ FLAGS = ["--run-loadbalancer", "--loadbalancer-sync-period=5s"]
 GOLD = ["198.51.100.200", "198.51.100.201"]
 
 
-@contextlib.contextmanager
-def _allocators(bed):
-    """Agents that also give addresses; without the flag again at the end."""
-    def restart(change):
-        for i, agent in bed.agents.items():
-            agent.stop()
-            change(agent)
-            agent.start()
-        bed.ready()
+def _agents_give_addresses(bed):
+    bed.flags += FLAGS
+    bed.restore()
 
-    def add(agent):
-        agent.extra = [*agent.extra, *FLAGS]
 
-    def remove(agent):
-        agent.extra = [flag for flag in agent.extra if flag not in FLAGS]
-    restart(add)
-    try:
-        expect.soon(lambda: _holder(bed), 40, "nobody holds the Lease")
-        yield
-    finally:
-        restart(remove)
+def _agents_give_no_addresses_any_more(bed):
+    bed.flags = [flag for flag in bed.flags if flag not in FLAGS]
+    bed.restore()
+
+
+_begin, _end = _agents_give_addresses, _agents_give_no_addresses_any_more
+
+
+def _somebody_gives(bed):
+    expect.soon(lambda: _holder(bed), 40, "nobody holds the Lease")
 
 
 def _holder(bed):
@@ -94,7 +88,8 @@ def _reasons(bed, name):
 
 
 def an_address_is_given_served_and_told(bed):
-    with _allocators(bed), expect.service(bed, "given", kind="LoadBalancer", ports=[Port(80, node_port=30110)]) as s:
+    _somebody_gives(bed)
+    with expect.service(bed, "given", kind="LoadBalancer", ports=[Port(80, node_port=30110)]) as s:
         expect.soon(lambda: _given(bed, s.name), 20, "no address is given")
         bed.settle(s)
         expect.share("ext", next(a for a in _given(bed, s.name) if "." in a), 80, PODS)
@@ -103,7 +98,8 @@ def an_address_is_given_served_and_told(bed):
 
 def no_address_has_two_owners_when_the_holder_of_the_lease_is_killed_again_and_again(bed):
     names, killed = [f"many-{n}" for n in range(60)], set()
-    with _allocators(bed), _services(bed, names):
+    _somebody_gives(bed)
+    with _services(bed, names):
         for k, name in enumerate(names):
             _create(bed, name, ipFamilyPolicy="PreferDualStack")
             if k % 25 == 10:
@@ -128,7 +124,8 @@ def pools_are_followed_and_a_misspelt_field_is_named(bed):
     names = ["gold-1", "gold-2", "gold-3", "asks", "plain"]
     pool = "addresses: [" + "-".join(GOLD) + "]\nserviceSelector: {matchLabels: {tier: gold}}\n"
     since = {i: agent.position() for i, agent in bed.agents.items()}
-    with _allocators(bed), _services(bed, names):
+    _somebody_gives(bed)
+    with _services(bed, names):
         try:
             _pools(bed, {"gold": pool})
             time.sleep(10)
@@ -150,19 +147,20 @@ def pools_are_followed_and_a_misspelt_field_is_named(bed):
 
 
 def a_holder_that_ends_gives_the_lease_up_at_once(bed):
-    with _allocators(bed):
-        holder = _holder(bed)
-        i = next(i for i in bed.agents if holder.startswith(f"node{i}_"))
-        bed.agents[i].stop()
-        try:
-            expect.that(own.wait(lambda: _holder(bed) not in (None, holder), 13, 0.2), "another one does not take over")
-        finally:
-            bed.agents[i].start()
-            bed.ready(i)
+    _somebody_gives(bed)
+    holder = _holder(bed)
+    i = next(i for i in bed.agents if holder.startswith(f"node{i}_"))
+    bed.agents[i].stop()
+    try:
+        expect.that(own.wait(lambda: _holder(bed) not in (None, holder), 13, 0.2), "another one does not take over")
+    finally:
+        bed.agents[i].start()
+        bed.ready(i)
 
 
 def a_misspelt_annotation_is_named_in_an_event(bed):
-    with _allocators(bed), _services(bed, ["misspelt"]):
+    _somebody_gives(bed)
+    with _services(bed, ["misspelt"]):
         _create(bed, "misspelt", {"metallb.io/loadBalancerIP": GOLD[0]})
         expect.soon(lambda: "UnknownAnnotation" in _reasons(bed, "misspelt"), 20, "no Event names it")
         expect.soon(lambda: _given(bed, "misspelt"), 20, "no address is given")

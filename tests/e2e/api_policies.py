@@ -7,7 +7,7 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, traffic
 from labkit.api import ApiError
-from network_policies import _start_with_firewall
+from network_policies import FIREWALL
 
 PODS = ("n1p1", "n2p1", "n3p1", "n3p2")
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpolicies"
@@ -15,7 +15,7 @@ OF_PODS = f"/api/v1/namespaces/{objects.NAMESPACE}/pods"
 
 
 def policies_hold_through_an_outage_of_the_api_server_with_restarts_in_it_and_changes_follow_afterwards(bed):
-    with _firewall(bed):
+    with _pods_are_known(bed):
         only = {"from": [{"podSelector": {"matchLabels": {"app": "n1p1"}}}], "ports": [{"protocol": "TCP", "port": objects.TARGET}]}
         bed.source.api.put(POLICIES, _policy("only-n1p1", {"app": "n3p1"}, [only]))
         _becomes({"n1p1"}, "a policy from the API:")
@@ -59,11 +59,10 @@ def cluster_network_policies_are_in_force_from_the_moment_their_kind_is_installe
         expect.that(made["metadata"]["name"] == CLUSTER_POLICIES, "not made:", made)
         expect.soon(lambda: _is_served(bed.source.api, of_kind(versions[0])), 60, "the API server does not serve the kind")
     everybody = {"n1p1", "n2p1", "n3p2"}
-    since = {i: agent.position() for i, agent in bed.agents.items()}
-    with _firewall(bed):
+    with _pods_are_known(bed):
         try:
             for i, agent in bed.agents.items():
-                expect.soon(lambda: "does not have this kind" in agent.text(since[i]), 90, f"the agent of node {i} does not say that the kind is not there")
+                expect.soon(lambda: "does not have this kind" in agent.text(), 90, f"the agent of node {i} does not say that the kind is not there")
             bed.ready()
             install("v1alpha2")
             denies = _cluster_policy("v1alpha2", "guard", "Admin", [_rule("Deny", "n1p1")])
@@ -199,18 +198,33 @@ def _refusals(i, agent):
     return [line for line in said if lasting or "Kubernetes API watch failed" not in line]
 
 
+def _agents_get_the_firewall(bed):
+    bed.flags += FIREWALL
+    bed.restore()
+
+
+def _a_cleanup_ends_well(bed):
+    bed.flags = [flag for flag in bed.flags if flag not in FIREWALL]
+    for i, agent in bed.agents.items():
+        agent.stop()
+        status, text = agent.once("--cleanup-config")
+        expect.that(status == 0, f"--cleanup-config of node {i} ended with {status}:", text)
+    bed.restore()
+
+
+_begin, _end = _agents_get_the_firewall, _a_cleanup_ends_well
+
+
 @contextlib.contextmanager
-def _firewall(bed):
-    """Agents with the firewall, and pods, for the time of one test."""
+def _pods_are_known(bed):
+    """Pods as objects, for the time of one test; at its end no agent may have been refused anything."""
     api = bed.source.api
     for name in PODS:
         pod = objects.pod(name, [])
         pod["metadata"]["labels"] = {"app": name}
         api.put(OF_PODS, pod)
         api.patch(f"{OF_PODS}/{name}/status", {"status": objects.pod_status(name)})
-    _start_with_firewall(bed)
     try:
-        bed.ready()
         _becomes({"n1p1", "n2p1", "n3p2"}, "without a policy somebody is cut off:")
         yield
         for i, agent in bed.agents.items():
@@ -221,10 +235,3 @@ def _firewall(bed):
         for name in PODS:
             api.delete(f"{OF_PODS}/{name}?gracePeriodSeconds=0")
             bed.source.services_of.pop(name, None)  # a Service that comes later makes the pod anew
-        for i, agent in bed.agents.items():
-            agent.stop()
-            status, text = agent.once("--cleanup-config")
-            expect.that(status == 0, f"--cleanup-config of node {i} ended with {status}:", text)
-            agent.extra = bed.flags_of(i)
-            agent.start()
-        bed.ready()

@@ -60,3 +60,7 @@ def a_service_that_comes_after_a_change_is_served(bed):
             for family in FAMILIES:
                 expect.share("n1p2", s.address(family), 80, PODS)
                 expect.refused("n1p2", s.address(family), 81)
+
+
+# Three minutes in the emulator; that no packet is lost by a change is seen each day of the connections that a policy allows.
+a_change_of_the_packet_filter_and_back_fail_no_connection.whole = True

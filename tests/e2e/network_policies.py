@@ -40,11 +40,15 @@ def _put_pods(bed):
     bed.source.write("pods", [namespace, *[_pod(p) for p in bed.plan.pod_names()]])
 
 
+SOCKET = f"--socket={net.RUN}/n{{i}}/sluice.sock"
+FIREWALL = ["--run-firewall=true", SOCKET]
+
+
 def _start_with_firewall(bed, *flags):
     """Agents that run the firewall beside what they usually run, each with a socket of its own."""
     for i, agent in bed.agents.items():
         agent.stop()
-        agent.extra = [*bed.flags_of(i), "--run-firewall=true", f"--socket={net.RUN}/n{i}/sluice.sock", *flags]
+        agent.extra = [*bed.flags_of(i), *(flag.replace("{i}", str(i)) for flag in FIREWALL), *flags]
         agent.start()
 
 
@@ -57,18 +61,51 @@ def _firewall(bed, *flags):
         bed.ready()
         yield
     finally:
-        for name in ("pods", "policies"):
-            _apply(bed, name, None)
-        for i, agent in bed.agents.items():
-            agent.stop()
-            status, text = agent.once(*FLAGS, *family_flags(), "--cleanup-config")
-            left = [line for line in text.splitlines() if "could not be removed" in line]
-            expect.that(status == 0 and not left, f"--cleanup-config of node {i} ended with {status}:", text)
-            rules = [line for table in kernel.snapshot(i).values() for line in table if any(of_ours in line for of_ours in ("NWPLCY", "KUBE-POD-FW", "sluice_"))]
-            expect.that(not rules, f"node {i} has kept", rules)
-            agent.extra = []
-            agent.start()
-        bed.ready()
+        _take_objects(bed)
+        _take_firewall(bed)
+
+
+def _take_objects(bed):
+    for name in ("pods", "policies"):
+        _apply(bed, name, None)
+
+
+def _take_firewall(bed):
+    """Agents without the firewall, behind a cleanup that leaves nothing of it on any node."""
+    for i, agent in bed.agents.items():
+        agent.stop()
+        status, text = agent.once(*FLAGS, *family_flags(), "--cleanup-config")
+        left = [line for line in text.splitlines() if "could not be removed" in line]
+        expect.that(status == 0 and not left, f"--cleanup-config of node {i} ended with {status}:", text)
+        rules = [line for table in kernel.snapshot(i).values() for line in table if any(of_ours in line for of_ours in ("NWPLCY", "KUBE-POD-FW", "sluice_"))]
+        expect.that(not rules, f"node {i} has kept", rules)
+        agent.extra = bed.flags_of(i)
+        agent.start()
+    bed.ready()
+
+
+def _agents_get_the_firewall(bed):
+    bed.flags += FIREWALL
+    bed.restore()
+
+
+def _a_cleanup_leaves_nothing_of_the_firewall(bed):
+    bed.flags = [flag for flag in bed.flags if flag not in FIREWALL]
+    _take_firewall(bed)
+
+
+# Three agents that start and are cleaned up cost a minute in the emulator, so all tests here share them.
+_begin, _end = _agents_get_the_firewall, _a_cleanup_leaves_nothing_of_the_firewall
+
+
+@contextlib.contextmanager
+def _pods_are_known(bed):
+    """The pods of the lab as objects, for the time of one test; afterwards no policy is left either."""
+    _put_pods(bed)
+    try:
+        yield
+    finally:
+        _take_objects(bed)
 
 
 def _apply(bed, name, items):
@@ -114,7 +151,7 @@ def _explain(bed, i, source, target, *more):
 def policies_say_who_reaches_whom_over_every_protocol_and_family(bed):
     clients = ("n1p1", "n2p1", "n3p2")
     every = {(c, p) for c in clients for p in PROTOCOLS}
-    with _firewall(bed):
+    with _pods_are_known(bed):
         _becomes(_table(clients, "n3p1", every), "without a policy somebody is cut off:")
         _apply(bed, "policies", [_policy("only-n1p1", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[
             {"from": [_pods(pod="n1p1")], "ports": [{"protocol": "TCP", "port": "main"}, {"protocol": "SCTP", "port": objects.TARGET}]}])])
@@ -152,7 +189,7 @@ def a_namespace_with_other_labels_and_a_pod_at_anothers_address_have_the_rights_
                 pod["metadata"]["labels"]["pod"] = label
         _apply(bed, "pods", [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": objects.NAMESPACE, "labels": labels}}, *made])
 
-    with _firewall(bed):
+    with _pods_are_known(bed):
         _apply(bed, "policies", [_policy("of-blue", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[
             {"from": [{"namespaceSelector": {"matchLabels": {"color": "blue"}}}]}])])
         _becomes(_table(clients, "n3p1", set()), "a namespace without the label:")
@@ -172,7 +209,7 @@ def a_namespace_with_other_labels_and_a_pod_at_anothers_address_have_the_rights_
 
 
 def egress_is_apart_from_ingress_and_an_agent_that_starts_again_keeps_everything(bed):
-    with _firewall(bed):
+    with _pods_are_known(bed):
         _apply(bed, "policies", [_policy("out", {"node": "node1"}, policyTypes=["Egress"], egress=[{"to": [_pods(pod="n2p1")]}])])
         allowed = {("n1p1", p) for p in PROTOCOLS}
         _becomes(_table(["n1p1"], "n2p1", allowed) | _table(["n1p1"], "n3p1", set()), "a policy for egress:")
@@ -244,7 +281,7 @@ def a_service_whose_endpoint_is_on_the_clients_own_node_is_judged_by_that_endpoi
 
     # Not over UDP: a server on all addresses of its host answers a pod there from the pods' gateway, which IPVS does not know.
     servers = [("tcp", target)]
-    with _firewall(bed), expect.host_server(1, "host1", servers), expect.host_server(2, "host2", servers), \
+    with _pods_are_known(bed), expect.host_server(1, "host1", servers), expect.host_server(2, "host2", servers), \
             _host_service(bed, "hosts", [1, 2], port, node_port, target) as (services, put_endpoints_on):
         becomes((), "without a policy somebody is cut off:")
         out()
@@ -287,7 +324,7 @@ def a_policy_judges_who_comes_through_a_node_port_by_the_address_that_the_pod_se
             return None
 
     local, far = [Port(80, node_port=30121)], [Port(80, node_port=30122)]
-    with _firewall(bed), expect.service(bed, "kept", ["n1p1"], kind="NodePort", external_policy="Local", ports=local), \
+    with _pods_are_known(bed), expect.service(bed, "kept", ["n1p1"], kind="NodePort", external_policy="Local", ports=local), \
             expect.service(bed, "hidden", ["n2p1"], kind="NodePort", ports=far):
         for address, client in zip(bed.plan.addresses(1), net.CLIENT):
             expect.that(answers(address, 30121) == client, "without a policy the pod does not see the client itself:", answers(address, 30121))

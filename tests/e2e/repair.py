@@ -20,30 +20,32 @@ LOOKS = 150 if EMULATED else 15
 COUNTED = 30 if EMULATED else 15
 
 
-def _restarted(bed, i, flags):
-    """Restarts the agent of node i with these flags, and returns where its log goes on."""
-    bed.agents[i].stop()
-    bed.agents[i].extra = list(flags)
-    bed.agents[i].start()
-    bed.ready(i)
+def _with(bed, i, flags):
+    """Where the log of the agent of node i goes on, which has these flags from now on."""
+    if bed.agents[i].extra != list(flags):
+        bed.agents[i].stop()
+        bed.agents[i].extra = list(flags)
+        bed.agents[i].start()
+        bed.ready(i)
     return bed.agents[i].position()
 
 
 def _repaired(bed, i, damage, what):
     """Does the damage, and waits until the node holds again what it held before, and has said so."""
-    _comes_back(bed, i, _restarted(bed, i, AUDIT), damage, what, 60)
+    _comes_back(bed, i, _with(bed, i, AUDIT), damage, what, 60)
 
 
 def _found_by_looks(bed, i, damage, what):
     """As `_repaired`, without an audit."""
-    _comes_back(bed, i, _restarted(bed, i, NO_AUDIT), damage, what, LOOKS)
+    _comes_back(bed, i, _with(bed, i, NO_AUDIT), damage, what, LOOKS)
 
 
 def _found_by_count(bed, i, damage, what):
     """As `_found_by_looks`, where the agent says that the kernel counts others' commands."""
-    since = _restarted(bed, i, NO_AUDIT)
+    since = 0 if bed.agents[i].extra == list(NO_AUDIT) else bed.agents[i].position()
+    _with(bed, i, NO_AUDIT)
     expect.logged(bed, i, since, "IPVS commands of other programs are counted", seconds=60)
-    _comes_back(bed, i, since, damage, what, COUNTED)
+    _comes_back(bed, i, bed.agents[i].position(), damage, what, COUNTED)
 
 
 def _comes_back(bed, i, since, damage, what, seconds):

@@ -5,7 +5,7 @@
 
 A test is a function whose name is a sentence, in one of the modules below; it gets the testbed of its module and says
 by an exception what does not hold. Each test makes the Services it needs and takes them away again. One with the attribute `whole` runs with
---whole and --long, and when it is asked for by --only; one with the attribute `long` with --long alone.
+--whole and --long, and when it is asked for by --only; one with the attribute `long` with --long alone. A module may have the agents run with more flags for all of its tests (`with_agents`).
 """
 import argparse
 import contextlib
@@ -77,6 +77,14 @@ def tests_of(bed, netfilter, only, extent):
                 yield function
 
 
+def with_agents(tests):
+    """The tests, and before and behind neighbouring ones of modules with the same `_begin` that and its `_end`: what gives the agents the flags that
+    all of them need, and takes these away. Both count as tests."""
+    for begin, some in itertools.groupby(tests, lambda test: getattr(sys.modules[test.__module__], "_begin", None)):
+        some = list(some)
+        yield from [begin, *some, sys.modules[some[0].__module__]._end] if begin else some
+
+
 def chosen(tests, leave_out, of_each):
     """Those of the tests that are not left out, so many of each module at most, in their order."""
     kept, count = [], {}
@@ -117,7 +125,7 @@ def main():
     long = known.extent == "long"
     passed, failed, asked = 0, [], bool(known.only)
     for bed, netfilter in itertools.product(known.bed or [bed for bed in BEDS if not bed.endswith(ONE_FAMILY)], known.netfilter or ("nftables", "iptables")):
-        tests = chosen(tests_of(bed, netfilter, known.only, known.extent), known.leave_out, known.of_each)
+        tests = list(with_agents(chosen(tests_of(bed, netfilter, known.only, known.extent), known.leave_out, known.of_each)))
         if not tests:
             continue
         asked = True
@@ -129,7 +137,7 @@ def main():
                 if run(test, here, long):
                     passed += 1
                 else:
-                    failed.append(f"{bed}, {netfilter}: {test.__name__}")
+                    failed.append(f"{bed}, {netfilter}: {test.__name__.lstrip('_')}")
         finally:
             here.down()
     for name in failed:
@@ -163,7 +171,7 @@ def run(test, bed, long):
         wrong = ""
     except Exception:  # whatever went wrong, the other tests still run
         wrong = traceback.format_exc()
-    print(f"{'FAILED' if wrong else 'ok    '} {test.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
+    print(f"{'FAILED' if wrong else 'ok    '} {test.__name__.lstrip('_')} ({time.monotonic() - began:.1f} s)", flush=True)
     if wrong:
         print(wrong, flush=True)
         for i in bed.agents:

@@ -7,7 +7,7 @@ import time
 
 import expect
 from labkit import net, objects, own, traffic
-from network_policies import _apply, _firewall, _pods, _policy
+from network_policies import _apply, _begin, _end, _pods, _pods_are_known, _policy  # noqa: F401
 
 CLUSTER_POLICY = {
     "apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy", "metadata": {"name": "keep-out"},
@@ -38,7 +38,9 @@ def _followed(bed, i):
 def refused_packets_are_named_with_their_pods_and_the_policy_or_the_cluster_wide_one_that_refuses_them(bed):
     for name, item, reason in (("policies", _policy("only-n1p1", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[{"from": [_pods(pod="n1p1")]}]),
                                 "default/only-n1p1"), ("policies", CLUSTER_POLICY, "keep-out")):
-        with _firewall(bed), _followed(bed, 3) as said:
+        with _pods_are_known(bed), _followed(bed, 3) as said:
+            for family in expect.FAMILIES:  # the one before is not in force any more
+                expect.soon(lambda: _answers("n2p2", expect.pod("n3p1", family)), 30, "without a policy somebody is refused")
             _apply(bed, name, [item])
             for family in expect.FAMILIES:
                 expect.soon(lambda: not _answers("n2p2", expect.pod("n3p1", family)), 30, f"{reason} refuses nothing")
@@ -55,7 +57,11 @@ def refused_packets_are_named_with_their_pods_and_the_policy_or_the_cluster_wide
 
 def a_connection_that_a_policy_would_refuse_is_foreseen_and_ends_when_it_is_applied(bed):
     policy = _policy("nobody", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[])
-    with _firewall(bed, "--netpol-flush-established"):
+    with _pods_are_known(bed):
+        bed.agents[3].stop()
+        bed.agents[3].extra.append("--netpol-flush-established")
+        bed.agents[3].start()
+        bed.ready(3)
         for family in expect.FAMILIES:
             with net.Inside("n2p2"):
                 sock = traffic.connect(expect.pod("n3p1", family), objects.TARGET)
