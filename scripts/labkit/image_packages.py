@@ -15,6 +15,8 @@ from . import own
 
 FOLDER = os.path.join(own.TREE, "image")
 LIST, LOCK = os.path.join(FOLDER, "packages.list"), os.path.join(FOLDER, "packages.lock")
+# Names another lock, for tests (`settle`).
+OTHER_LOCK = "SLUICE_IMAGE_LOCK"
 ARCHITECTURES = ("amd64", "arm64")
 VARIANTS = ("full", "minimal")
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -22,6 +24,10 @@ FETCH = "/usr/lib/apt/apt-helper"
 HEAD = """# Written by `scripts/image --renew` from packages.list; not by hand.
 # architecture, variants, the archive's label, package, version, size, SHA-256, file below the archive's address
 """
+
+
+class Gone(own.LabError):
+    """Debian's archive has a package of the lock no longer."""
 
 
 class Package:
@@ -46,10 +52,14 @@ def wanted():
     return found
 
 
+def lock():
+    return os.environ.get(OTHER_LOCK) or LOCK
+
+
 def locked():
     """The lock: the day on which it was written, as seconds, and its packages."""
     day, packages = 0, []
-    with open(LOCK) as handle:
+    with open(lock()) as handle:
         for line in handle:
             if line.startswith("renewed "):
                 day = int(line.split()[1])
@@ -93,9 +103,10 @@ def fetch_one(package, archives, path):
     if done.returncode or not os.path.exists(new):
         words = (done.stdout + done.stderr).strip().splitlines()
         named = f"{package.name} {package.version} for {package.arch}, which image/packages.lock names,"
-        gone = any("404" in line or "File not found" in line for line in words)
-        raise own.LabError(f"{named} is no longer in Debian's archive; scripts/image --renew writes a new lock with what it has now" if gone else
-                           f"{named} could not be fetched: {words[-1] if words else 'nothing was said'}")
+        gone = any(re.search(r"\b404 +Not Found|File not found", line) for line in words)
+        if gone:
+            raise Gone(f"{named} is no longer in Debian's archive; scripts/image --renew writes a new lock with what it has now")
+        raise own.LabError(f"{named} could not be fetched: {words[-1] if words else 'nothing was said'}")
     os.rename(new, path)
 
 
@@ -123,9 +134,23 @@ def known_archives():
 # ---------------------------------------------------------------- the lock made anew
 
 
-def renew(downgrade=False):
-    """Asks Debian's archive for what the list wants and writes the lock; the differences."""
-    before = {(p.arch, p.name): p.version for p in (locked()[1] if os.path.exists(LOCK) else [])}
+def settle(folder, architectures=ARCHITECTURES):
+    """For tests that judge this tree, and not what Debian's archive has on the day: where that lacks a part of the lock, this process and those that it
+    starts take another lock in this folder, with what the archive has now. Says what is other there."""
+    try:
+        fetch([package for package in locked()[1] if package.arch in architectures])
+    except Gone as error:
+        own.say(f"{error}; tests go on with what is there:")
+        path = os.path.join(folder, "packages.lock")
+        with own.locked("image-lock"):
+            changed = renew(True, path)
+        os.environ[OTHER_LOCK] = path
+        own.say("\n".join(f"  {line}" for line in changed))
+
+
+def renew(downgrade=False, path=LOCK):
+    """Asks Debian's archive for what the list wants and writes a lock; the differences to the one in use."""
+    before = {(p.arch, p.name): p.version for p in (locked()[1] if os.path.exists(lock()) else [])}
     lines, after = [], {}
     for arch in ARCHITECTURES:
         for package in Apt(arch).solve():
@@ -136,7 +161,7 @@ def renew(downgrade=False):
     if older and not downgrade:
         raise own.LabError(f"Debian's archive has older versions than image/packages.lock of {', '.join(older)}; a mirror may be behind. "
                            "scripts/image --renew --downgrade takes them")
-    own.write(LOCK, f"{HEAD}renewed {int(time.time()) // 86400 * 86400}\n" + "".join(f"{line}\n" for line in sorted(lines)))
+    own.write(path, f"{HEAD}renewed {int(time.time()) // 86400 * 86400}\n" + "".join(f"{line}\n" for line in sorted(lines)))
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return [f"{name} {arch}: {before.get((arch, name), 'none')} -> {after.get((arch, name), 'none')}" for arch, name in changed]
 

@@ -224,7 +224,7 @@ class Load:
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
     send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waited` counts new connections of TCP that came
-    about because a lost packet was sent again, and `stood` those of which the same is true while nothing ran here for half of TCP's first patience: an
+    about because a lost packet was sent again, and `stood` those of which the same is true while nothing ran here for nearly all of their time: an
     emulated processor stands still at times, and what is sent again then was not lost.
     """
 
@@ -259,10 +259,10 @@ class Load:
 
 class Standstills:
     """A clock that is looked at all the time, so that it is known when nothing ran here."""
-    PAUSE, LONG = 0.1, 0.5
+    PAUSE, LONG = 0.1, 0.3
 
     def __init__(self):
-        self.last = 0.0  # when the last one ended
+        self.all = []  # (begin, end) of each
         threading.Thread(target=self.look, daemon=True).start()
 
     def look(self):
@@ -271,13 +271,14 @@ class Standstills:
             time.sleep(self.PAUSE)
             now = time.monotonic()
             if now - before > self.LONG:
-                self.last = now
+                self.all.append((before, now))
             before = now
 
-    def since(self, at):
-        """Whether one ended after this time."""
-        time.sleep(2 * self.PAUSE)  # it is noticed behind its end
-        return self.last > at
+    def fill(self, begin, end):
+        """Whether all of this time but less than TCP waits before it sends anything again was a standstill."""
+        time.sleep(2 * self.PAUSE)  # one is noticed behind its end
+        stood = sum(max(0.0, min(end, last) - max(begin, first)) for first, last in self.all)
+        return end - begin - stood < 0.2
 
 
 def work(address, port, protocol, lasting, pause, resends):
@@ -292,15 +293,17 @@ def work(address, port, protocol, lasting, pause, resends):
         except OSError as error:
             breaks[word(error)] += 1
     while not stopping:
-        at = time.monotonic()
+        at, is_resent = time.monotonic(), False
         try:
             with connect(address, port, protocol) as sock:
                 answers[exchange(sock)[0]] += 1
-                if protocol == "tcp" and resent(sock):
-                    stood, waited = (stood + 1, waited) if still.since(at) else (stood, waited + 1)
+                is_resent = protocol == "tcp" and resent(sock) > 0
         except OSError as error:
             errors[word(error)] += 1
-        slowest = max(slowest, time.monotonic() - at)
+        end = time.monotonic()
+        slowest = max(slowest, end - at)
+        if is_resent:
+            stood, waited = (stood + 1, waited) if still.fill(at, end) else (stood, waited + 1)
         if held:
             sock, before = held.pop(0)
             try:

@@ -62,5 +62,6 @@ def a_service_that_comes_after_a_change_is_served(bed):
                 expect.refused("n1p2", s.address(family), 81)
 
 
-# Three minutes in the emulator; that no packet is lost by a change is seen each day of the connections that a policy allows.
+# Three minutes in the emulator. Each day connections to a pod that a policy allows go on through such a change (above), and clients of Services
+# outside do (`backends_routed`).
 a_change_of_the_packet_filter_and_back_fail_no_connection.whole = True

@@ -87,7 +87,7 @@ MODULES = re.compile(r"(x_tables|ip6?_tables|ip6?table_\w+|xt_\w+|ipt_\w+|ip6t_\
 PROGRAMS = ["ip6tables*", "iptables*", "xtables*", "arptables*", "ebtables*", "ipset*"]
 # Tests that need these programs: they change the packet filter, or plant what others have in such tables and sets.
 NEED_PROGRAMS = ["foreign", "backends", "a_change_of_the_packet_filter", "what_is_not_ours_stays"]
-# All others of these beds run with --whole and --long, and each day so many of each module, of which those are left out that wait for looks, for a change of tunnels node by node, or load for long.
+# All others of these beds run with --whole and --long, and each day so many of each module, of which those are left out that wait for looks, for a change of tunnels node by node, or load for long (what is killed and starts again without these programs).
 EACH_DAY = {"manifests": 1, "forwarding": 1, "routing-flat": 1, "routing": 1}
 SLOW = ["kill_minus_nine_and_restart", "a_deleted_virtual_service", "a_deleted_destination", "another_weight_of_a_destination", "a_cleared_table_of_virtual_services", "routing_changes"]
 
@@ -125,6 +125,6 @@ if __name__ == "__main__":
     held, seen = {"no-ipvs": no_ipvs, "no-ipv6": no_ipv6, "no-filter": no_filter, "no-iptables": no_iptables}[sys.argv[1]](*sys.argv[2:])
     if not held:
         with open(LOG, errors="replace") as log:
-            print(f"{sys.argv[1]}: {seen}\n{log.read()[-3000:]}")
+            print(f"FAILED {sys.argv[1]} (0 s)\nError: {seen}\n{log.read()[-3000:]}")
     print(f"e2e: {1 if held else 0} passed, {0 if held else 1} failed", flush=True)
     sys.exit(0 if held else 1)

@@ -90,8 +90,16 @@ def _agents_get_the_firewall(bed):
 
 
 def _a_cleanup_leaves_nothing_of_the_firewall(bed):
+    """Of one that isolates pods of every node until it is stopped."""
+    _put_pods(bed)
+    _apply(bed, "policies", [_policy("nobody", {}, policyTypes=["Ingress"], ingress=[])])
+    for pod, client in (("n1p1", "n2p1"), ("n2p1", "n3p1"), ("n3p1", "n1p1")):
+        expect.soon(lambda: not _reaches(client, expect.pod(pod, "4"), "tcp"), 40, f"{pod} is not isolated")
     bed.flags = [flag for flag in bed.flags if flag not in FIREWALL]
-    _take_firewall(bed)
+    try:
+        _take_firewall(bed)
+    finally:
+        _take_objects(bed)
 
 
 # Three agents that start and are cleaned up cost a minute in the emulator, so all tests here share them.

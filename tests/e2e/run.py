@@ -180,7 +180,8 @@ def run(test, bed, long):
         with bounded(long):
             bed.restore()
     except Exception:
-        traceback.print_exc()
+        print(f"FAILED {test.__name__.lstrip('_')} (and the agents are not what they were)", flush=True)
+        traceback.print_exc(file=sys.stdout)
         wrong = wrong or "not restored"
     return not wrong
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import expect
-from labkit import net, objects, own, traffic
+from labkit import net, objects, traffic
 from network_policies import _apply, _begin, _end, _pods, _pods_are_known, _policy  # noqa: F401
 
 CLUSTER_POLICY = {
@@ -24,9 +24,13 @@ def _question(bed, i, *words, text_in=None):
 @contextlib.contextmanager
 def _followed(bed, i):
     """What `policy drops -f -o json` says meanwhile, a list of objects that is filled at the end."""
+    def is_read():
+        return " 100 " in f" {net.node(i, 'cat', '/proc/net/netfilter/nfnetlink_log')}"
+    # Rules log ten packets at once, and then one in six seconds: those ten shall not come before this one reads them. An agent reads on for five seconds
+    # after the last question.
+    expect.soon(lambda: not is_read(), 30, "somebody reads refused packets already")
     process, said = _question(bed, i, "drops", "-f", "-o", "json"), []
-    # Rules log ten packets at once, and then one in six seconds: those ten shall not come before somebody reads them.
-    own.wait(lambda: " 100 " in f" {net.node(i, 'cat', '/proc/net/netfilter/nfnetlink_log')}", 20, 0.1)
+    expect.soon(is_read, 30, "nobody reads refused packets")
     try:
         yield said
     finally:
@@ -38,13 +42,14 @@ def _followed(bed, i):
 def refused_packets_are_named_with_their_pods_and_the_policy_or_the_cluster_wide_one_that_refuses_them(bed):
     for name, item, reason in (("policies", _policy("only-n1p1", {"pod": "n3p1"}, policyTypes=["Ingress"], ingress=[{"from": [_pods(pod="n1p1")]}]),
                                 "default/only-n1p1"), ("policies", CLUSTER_POLICY, "keep-out")):
-        with _pods_are_known(bed), _followed(bed, 3) as said:
+        with _pods_are_known(bed):
             for family in expect.FAMILIES:  # the one before is not in force any more
                 expect.soon(lambda: _answers("n2p2", expect.pod("n3p1", family)), 30, "without a policy somebody is refused")
-            _apply(bed, name, [item])
-            for family in expect.FAMILIES:
-                expect.soon(lambda: not _answers("n2p2", expect.pod("n3p1", family)), 30, f"{reason} refuses nothing")
-            time.sleep(1)
+            with _followed(bed, 3) as said:
+                _apply(bed, name, [item])
+                for family in expect.FAMILIES:
+                    expect.soon(lambda: not _answers("n2p2", expect.pod("n3p1", family)), 30, f"{reason} refuses nothing")
+                time.sleep(1)
         for family in expect.FAMILIES:
             source, target = expect.pod("n2p2", family), expect.pod("n3p1", family)
             found = [one for one in said if one["from"]["address"] == source and one["to"]["address"] == target]

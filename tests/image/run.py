@@ -13,7 +13,7 @@ import traceback
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.dirname(os.path.realpath(__file__))]
 sys.dont_write_bytecode = True
-from labkit import image, own, packages  # noqa: E402
+from labkit import image, image_packages, own, packages  # noqa: E402
 from root import Root  # noqa: E402
 import arm64  # noqa: E402
 import contents  # noqa: E402
@@ -61,6 +61,7 @@ def main():
     folder = own.fresh(f"{own.cache()}/image-test-{os.getpid()}")
     passed, failed = 0, []
     try:
+        image_packages.settle(folder)
         of = Images(binary, folder)
         for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL, *(arm64.ALL if long else [])]:
             name = test.__name__

@@ -47,6 +47,28 @@ def a_package_that_is_not_to_be_had_is_named_with_what_to_do(of):
     that("iptables 1.8.13-99" in said_so and "scripts/image --renew" in said_so, said_so or "nothing was said")
 
 
+def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(of):
+    """A lock with a version that never was, in place of one that the archive has replaced."""
+    before = os.environ.get(image_packages.OTHER_LOCK)
+    with open(image_packages.lock()) as handle:
+        lines = handle.read().splitlines()
+    number = next(n for n, line in enumerate(lines) if re.match("amd64 full \\S+ bash ", line))
+    words = lines[number].split()
+    words[4], words[6], words[7] = "5.2.0-0.1", "0" * 64, "pool/main/b/bash/bash_5.2.0-0.1_amd64.deb"
+    lines[number] = " ".join(words)
+    own.write(f"{of.scratch('lock')}/packages.lock", "\n".join(lines) + "\n")
+    os.environ[image_packages.OTHER_LOCK] = f"{of.folder}/scratch/lock/packages.lock"
+    try:
+        image_packages.settle(of.scratch("other-lock"), ["amd64"])
+        taken = {package.name: package for package in image_packages.of_image("amd64", "full")[1]}
+        that(taken["bash"].version != words[4], "the lock of before is in use")
+        that(len(image_packages.fetch(taken.values())) == len(taken), "not all were fetched")
+    finally:
+        os.environ.pop(image_packages.OTHER_LOCK)
+        if before:
+            os.environ[image_packages.OTHER_LOCK] = before
+
+
 def a_binary_for_another_processor_is_refused(of):
     done = subprocess.run([f"{own.TREE}/scripts/image", "--arch", "arm64", "--binary", of.binary, "--output", of.folder], capture_output=True, text=True)
     that(done.returncode == 1 and "is no program for arm64" in done.stderr, said(done))
@@ -106,5 +128,6 @@ def the_files_alone_are_those_of_the_archive(of):
 
 
 ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
+       where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has,
        a_binary_for_another_processor_is_refused, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
        files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]

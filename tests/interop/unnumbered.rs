@@ -234,6 +234,10 @@ fn after_a_kill_the_session_is_with_the_router_of_before_although_another_one_is
             link_local(third)
         );
         eventually("what is told of the router that was heard first", &true, || asked(us, &["peers"]).contains(&told));
+        let stranger = link_local(third);
+        let with_stranger =
+            asked(us, &["peers"]).lines().any(|line| line.starts_with(&stranger) && line.contains("Established"));
+        assert!(!with_stranger, "{}", asked(us, &["peers"]));
         // FRR's neighbour on a link is whoever advertised itself last, so that it changes its mind as long as there are two.
         drop(other);
         let session = format!("{their_address}%{LINK}");

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 
-from labkit import charts, cluster, image, net, own, packages, place
+from labkit import charts, cluster, image, image_packages, net, own, packages, place
 from labkit.image_oci import Image, Layer
 from labkit.image_tree import Tree
 from labkit.outside import meeting
@@ -93,6 +93,7 @@ class Bed:
         return path
 
     def images(self, programs):
+        image_packages.settle(self.folder, ["amd64"])
         recipe = image.Recipe("amd64", "full", self.binary, image.source_date())
         path, digest, size = image.make(recipe, self.folder)
         own.say(f"{path}: {digest}, {size / 2**20:.1f} MiB")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--move KIND] [--services] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
+"""Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--short] [--move KIND] [--services] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
 one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. KIND is another network that two nodes on
@@ -34,6 +34,12 @@ NEWCOMER = [
     newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot,
     newcomer.the_removal_leaves_nothing]
 
+# What one node shows within minutes.
+SHORT = [
+    newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
+    newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_policy_closes_the_pods,
+    newcomer.the_removal_leaves_nothing]
+
 OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot]
 
 KUBE_ROUTER = "kube-router"  # of --move
@@ -57,6 +63,7 @@ def main():
     parser.add_argument("--manifest", action="append", help=f"of daemonset/, or some of: {', '.join([*GROUPS, *integrators.RENDERINGS])}")
     parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
+    parser.add_argument("--short", action="store_true", help="of a newcomer's way what one node shows within minutes")
     parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER))
     parser.add_argument("--services", action="store_true", help="move Services from kube-proxy and back, too")
     parser.add_argument("--proxy-mode", choices=("iptables", "nftables", "ipvs"), default="nftables", help="of kube-proxy beside a move")
@@ -64,6 +71,8 @@ def main():
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    if known.short and (known.move or known.manifest or known.joining or known.nodes > 1):
+        parser.error("--short is a newcomer's way on one node")
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
     if known.move:
         is_whole = known.services or known.move == KUBE_ROUTER
@@ -72,7 +81,8 @@ def main():
     elif any(name in integrators.RENDERINGS for name in names):
         bed, tests = Bed(known.binary, known.nodes), theirs.tests(names)
     elif len(names) == 1:
-        bed, tests = Bed(known.binary, known.nodes, names[0], known.values, known.joining, is_updated=True), [(test.__name__, test) for test in newcomers(known.nodes, known.joining)]
+        bed = Bed(known.binary, known.nodes, names[0], known.values, known.joining, is_updated=not known.short)
+        tests = [(test.__name__, test) for test in (SHORT if known.short else newcomers(known.nodes, known.joining))]
     else:
         raise own.LabError("one file of daemonset/ at a time")
     tests = [(name, test) for name, test in tests if not any(part in name for part in known.without)]
