@@ -17,7 +17,6 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 
 from .net import Inside, enter
@@ -224,8 +223,7 @@ class Load:
     `fresh` connections go one after the other, each a new one with one message, at most one in `pause` seconds.
     `lasting` connections stay open and exchange a message every `pause` seconds, each in turn. With `resends` those of UDP
     send a message once again, as such clients do: an endpoint that goes may take an answer with it. `waited` counts new connections of TCP that came
-    about because a lost packet was sent again, and `stood` those of which the same is true while nothing ran here for nearly all of their time: an
-    emulated processor stands still at times, and what is sent again then was not lost.
+    about because a lost packet was sent again.
     """
 
     def __init__(self, namespace, address, port, protocol="tcp", lasting=4, pause=0.005, resends=False):
@@ -257,53 +255,26 @@ class Load:
         return json.loads(text)
 
 
-class Standstills:
-    """A clock that is looked at all the time, so that it is known when nothing ran here."""
-    PAUSE, LONG = 0.1, 0.3
-
-    def __init__(self):
-        self.all = []  # (begin, end) of each
-        threading.Thread(target=self.look, daemon=True).start()
-
-    def look(self):
-        before = time.monotonic()
-        while True:
-            time.sleep(self.PAUSE)
-            now = time.monotonic()
-            if now - before > self.LONG:
-                self.all.append((before, now))
-            before = now
-
-    def fill(self, begin, end):
-        """Whether all of this time but less than TCP waits before it sends anything again was a standstill."""
-        time.sleep(2 * self.PAUSE)  # one is noticed behind its end
-        stood = sum(max(0.0, min(end, last) - max(begin, first)) for first, last in self.all)
-        return end - begin - stood < 0.2
-
-
 def work(address, port, protocol, lasting, pause, resends):
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     answers, errors, breaks = (collections.Counter() for _ in range(3))
-    messages = slowest = waited = stood = 0
-    held, still = [], Standstills()
+    messages = slowest = waited = 0
+    held = []
     for _ in range(lasting):
         try:
             held.append((connect_for_long(address, port, protocol), None))
         except OSError as error:
             breaks[word(error)] += 1
     while not stopping:
-        at, is_resent = time.monotonic(), False
+        at = time.monotonic()
         try:
             with connect(address, port, protocol) as sock:
                 answers[exchange(sock)[0]] += 1
-                is_resent = protocol == "tcp" and resent(sock) > 0
+                waited += protocol == "tcp" and resent(sock) > 0
         except OSError as error:
             errors[word(error)] += 1
-        end = time.monotonic()
-        slowest = max(slowest, end - at)
-        if is_resent:
-            stood, waited = (stood + 1, waited) if still.fill(at, end) else (stood, waited + 1)
+        slowest = max(slowest, time.monotonic() - at)
         if held:
             sock, before = held.pop(0)
             try:
@@ -317,7 +288,7 @@ def work(address, port, protocol, lasting, pause, resends):
         time.sleep(max(0.0, pause - (time.monotonic() - at)))
     return {"fresh": sum(answers.values()) + sum(errors.values()), "failed": sum(errors.values()), "errors": dict(errors),
             "answers": dict(sorted(answers.items())), "lasting": lasting, "messages": messages,
-            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "stood": stood, "slowest_ms": round(slowest * 1000)}
+            "broken": sum(breaks.values()), "breaks": dict(breaks), "waited": waited, "slowest_ms": round(slowest * 1000)}
 
 
 if __name__ == "__main__":
