@@ -8,7 +8,7 @@ import expect
 from expect import FAMILIES
 from labkit import kernel, net, objects, own, traffic
 from labkit.api import ApiError
-from network_policies import FIREWALL
+from network_policies import FIREWALL, _agents_get_the_firewall
 
 PODS = ("n1p1", "n2p1", "n3p1", "n3p2")
 POLICIES = f"/apis/networking.k8s.io/v1/namespaces/{objects.NAMESPACE}/networkpolicies"
@@ -197,11 +197,6 @@ def _refusals(i, agent):
     said = [line for line in agent.text().splitlines() if "forbidden" in line.lower() or "(403)" in line]
     lasting = "(403)" in kernel.http_get(i, "/readyz")[1]
     return [line for line in said if lasting or "Kubernetes API watch failed" not in line]
-
-
-def _agents_get_the_firewall(bed):
-    bed.flags += FIREWALL
-    bed.restore()
 
 
 def _a_cleanup_ends_well(bed):

@@ -56,8 +56,9 @@ def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(o
     words = lines[number].split()
     words[4], words[6], words[7] = "5.2.0-0.1", "0" * 64, "pool/main/b/bash/bash_5.2.0-0.1_amd64.deb"
     lines[number] = " ".join(words)
-    own.write(f"{of.scratch('lock')}/packages.lock", "\n".join(lines) + "\n")
-    os.environ[image_packages.OTHER_LOCK] = f"{of.folder}/scratch/lock/packages.lock"
+    path = f"{of.scratch('lock')}/packages.lock"
+    own.write(path, "\n".join(lines) + "\n")
+    os.environ[image_packages.OTHER_LOCK] = path
     try:
         image_packages.settle(of.scratch("other-lock"), ["amd64"])
         taken = {package.name: package for package in image_packages.of_image("amd64", "full")[1]}

@@ -229,21 +229,19 @@ fn after_a_kill_the_session_is_with_the_router_of_before_although_another_one_is
         // The other one advertises itself at once, and again after three seconds.
         std::thread::sleep(Duration::from_secs(4));
         frr.advertises(true);
+        let stranger = link_local(third);
         let told = format!(
-            "the router {} advertises itself there as well; the session is with the first one, {their_address}",
-            link_local(third)
+            "the router {stranger} advertises itself there as well; the session is with the first one, {their_address}"
         );
         eventually("what is told of the router that was heard first", &true, || asked(us, &["peers"]).contains(&told));
-        let stranger = link_local(third);
-        let with_stranger =
-            asked(us, &["peers"]).lines().any(|line| line.starts_with(&stranger) && line.contains("Established"));
-        assert!(!with_stranger, "{}", asked(us, &["peers"]));
+        let has_session = |name: &str| {
+            asked(us, &["peers"]).lines().any(|line| line.starts_with(name) && line.contains("Established"))
+        };
+        assert!(!has_session(&stranger), "{}", asked(us, &["peers"]));
         // FRR's neighbour on a link is whoever advertised itself last, so that it changes its mind as long as there are two.
         drop(other);
         let session = format!("{their_address}%{LINK}");
-        eventually("a session with the one of before", &true, || {
-            asked(us, &["peers"]).lines().any(|line| line.starts_with(&session) && line.contains("Established"))
-        });
+        eventually("a session with the one of before", &true, || has_session(&session));
         has_routes(us, THEIRS, Some(&their_address));
     });
 }
