@@ -49,6 +49,7 @@ use crate::kernel::address::host_addresses;
 use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
+use crate::kernel::processor;
 use crate::kernel::route::sources_to;
 use crate::model::{EventClock, Host, PolicyProblems, Report, ServiceProblems, Table, World};
 use crate::net::Prefixes;
@@ -320,7 +321,9 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
         }
     });
     if !sites.is_empty() {
-        http::spawn(sites).context("the listeners have no thread")?;
+        // A kubelet may wait for the answer to its probe no longer than a second.
+        let prepare = || processor::set_nice(processor::PROMPT);
+        http::spawn(sites, prepare).context("the listeners have no thread")?;
     }
     Ok(main)
 }

@@ -23,6 +23,7 @@ use crate::k8s::events::Events;
 use crate::k8s::manifests;
 use crate::kernel::Error;
 use crate::kernel::monitor::Changes;
+use crate::kernel::processor;
 use crate::load_balancer;
 use crate::model::{EventClock, PolicyProblems, Report, ServiceProblems, Table, World};
 use crate::net::{PerFamily, Prefixes};
@@ -270,7 +271,10 @@ impl Common {
     ) -> anyhow::Result<Running> {
         let (families, stop, config) = (self.families, self.stop.clone(), Arc::new(config));
         let opened = config.clone();
-        let open = move || Ok((router::linux::open(&opened, families, pod_ranges)?, ()));
+        let open = move || {
+            processor::set_nice(processor::PROMPT);
+            Ok((router::linux::open(&opened, families, pod_ranges)?, ()))
+        };
         let run = move |targets| router::driver::Driver::new(config, families, targets, context).run(inputs, stop);
         let (running, ()) = start("router", "router", open, run).await?;
         Ok(running)

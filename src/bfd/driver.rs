@@ -35,6 +35,7 @@ use super::session::Status;
 use super::sessions::{Arrival, Ignored, Output, Sessions};
 use super::{Key, Path, Request};
 use crate::kernel::Error;
+use crate::kernel::processor;
 use crate::kernel::route::Lookup;
 use crate::kernel::udp::Batch;
 use crate::net::link_local::to_socket;
@@ -77,8 +78,6 @@ const REPORTS: usize = 256;
 const NEVER: Duration = Duration::from_secs(3600);
 /// Number of times that the end is told when the program ends.
 const GOODBYES: usize = 2;
-/// Before all others but the kernel's own: who waits for a processor loses sessions.
-const NICENESS: i32 = -20;
 
 /// Starts the thread, in the caller's network namespace.
 ///
@@ -167,8 +166,7 @@ struct Driver {
 
 impl Driver {
     fn run(mut self) {
-        // Without the right to do so it goes on as everybody.
-        let _ = rustix::process::setpriority_process(None, NICENESS);
+        processor::set_nice(processor::FIRST);
         loop {
             self.turns.begin(Instant::now());
             self.is_busy = false;

@@ -115,15 +115,16 @@ fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-/// Answers on these listeners, on a thread of their own, until the process ends.
+/// Answers on these listeners, on a thread of their own, until the process ends. `prepare`: called on that thread first.
 ///
 /// # Errors
 /// There is no thread, or no runtime for it.
-pub fn spawn(sites: Vec<(TcpListener, Site)>) -> io::Result<()> {
+pub fn spawn(sites: Vec<(TcpListener, Site)>, prepare: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let sites = sites.into_iter().map(|(listener, site)| Ok((listener.into_std()?, site)));
     let sites = sites.collect::<io::Result<Vec<_>>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let serve_all = move || {
+        prepare();
         runtime.block_on(async {
             let mut listeners = JoinSet::new();
             for (listener, site) in sites {

@@ -1,5 +1,6 @@
 //! The whole agent, with its Node and Services from a directory, beside GoBGP: what the client of GoBGP shows of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Child;
 
@@ -245,6 +246,33 @@ fn the_newer_client_may_use_the_socket_of_the_agent() {
             assert_eq!(lines(&client.says(host, &command))[0], "AS: 65001");
         }
     });
+}
+
+/// Neighbours wait for what keeps a session, a kubelet for the answer to its probe, and packets for the routes that follow a lost neighbour.
+#[test]
+fn threads_that_others_wait_for_by_a_clock_have_better_nice_values_than_the_rest() {
+    with_hosts(1, Topology::Link, |hosts| {
+        let agent = Agent::start(&hosts[0], &["--enable-bfd=true", "--health-port=20244"]);
+        let expected =
+            [("bfd", -20), ("bgp", -10), ("listeners", -10), ("manifests", 0), ("router", -10), ("sluice", 0)];
+        let expected = expected.map(|(name, nice)| (name.to_owned(), nice)).into();
+        let names: BTreeSet<&String> = BTreeMap::keys(&expected).collect();
+        eventually("nice values", &expected, || {
+            let all = nice_values(agent.running.id());
+            all.into_iter().filter(|(name, _)| names.contains(name)).collect()
+        });
+    });
+}
+
+/// The nice value of each thread of a process, by the thread's name (`/proc/PID/task/TID/stat`: the 19th field; the second one, the name, is in brackets).
+fn nice_values(process: u32) -> BTreeMap<String, i32> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs").flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    let nice = |stat: String| {
+        let (name, fields) = stat.split_once('(')?.1.rsplit_once(") ")?;
+        Some((name.to_owned(), fields.split(' ').nth(16)?.parse().ok()?))
+    };
+    stats.filter_map(nice).collect()
 }
 
 /// A route of a speaker of ours outside, whose path goes on with these AS numbers.

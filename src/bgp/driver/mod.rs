@@ -37,7 +37,7 @@ use super::message::SHORTEST;
 use super::rib::Rules;
 use super::session::{LinkId, Moment};
 use super::speaker::{Input, Order, Output, Restarting, Speaker};
-use crate::kernel::{Error, tcp};
+use crate::kernel::{Error, processor, tcp};
 use crate::net::link_local::of_socket;
 use crate::observe::health::Pulse;
 use crate::reconcile::{self, Moments};
@@ -121,6 +121,7 @@ pub fn spawn(setup: Setup, stop: watch::Receiver<bool>) -> io::Result<(Handle, E
     let (commands, commands_in) = mpsc::channel(COMMANDS);
     let (batches_out, batches) = mpsc::channel(1);
     let run = move || {
+        processor::set_nice(processor::PROMPT);
         // Sockets are created here and not earlier, so that they belong to this thread's network namespace.
         let driver = Driver::new(setup);
         runtime.block_on(driver.run(commands_in, batches_out, stop));
