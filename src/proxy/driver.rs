@@ -19,7 +19,7 @@ use crate::observe::health::Health;
 use crate::observe::local::Question;
 use crate::reconcile::{Account, Found, Moment};
 use crate::subsystem::{
-    self, Context, FirstSync, Inputs, Kinds as _, LookedAt, OthersCommands, Standing, Subsystem, Times,
+    self, Context, FirstSync, Inputs, Kinds as _, LeftOut, LookedAt, OthersCommands, Standing, Subsystem, Times,
 };
 
 use self::behind::{Behind, Left};
@@ -413,6 +413,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
 
     fn prepare_to_read(&mut self) {
         self.mirrors.prepare_to_read(self.plan.desired());
+    }
+
+    fn left_out(&mut self) -> Vec<LeftOut> {
+        problems::driver::left_out(&self.plan, &self.mirrors)
     }
 
     fn glance(&mut self, counted_rest: bool, at: Moment) -> Vec<Found> {

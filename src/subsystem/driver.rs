@@ -177,7 +177,8 @@ impl<S: Subsystem> Loop<S> {
         }
         if self.inspection.deadline().is_some_and(|due| due <= done) {
             self.subsystem.prepare_to_read();
-            self.inspection.look(self.subsystem.mirrors(), self.authority, done + BETWEEN_PORTIONS);
+            let left_out = self.subsystem.left_out();
+            self.inspection.look(self.subsystem.mirrors(), left_out, self.authority, done + BETWEEN_PORTIONS);
         }
         self.tell(done);
         if self.leftovers.take_due(done) {

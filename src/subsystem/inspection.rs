@@ -22,6 +22,9 @@ const LISTED: usize = 8 << 20;
 /// Why there is no answer before anything is known.
 pub const NOTHING_KNOWN: &str = "nothing is known of the cluster yet";
 
+/// A difference that is left out of what is desired because the kernel refuses it, with the name of its kind.
+pub type LeftOut = (&'static str, Difference);
+
 /// The questions that wait, and the reading for those that do not wait any more.
 #[derive(Default)]
 pub struct Inspection {
@@ -59,12 +62,13 @@ impl Inspection {
         self.due
     }
 
-    /// Looks at the next portion, and answers at the end. The next one is due at `next`.
-    pub fn look(&mut self, kinds: &mut impl Kinds, authority: Authority, next: Instant) {
+    /// Looks at the next portion, and answers at the end. The next one is due at `next`. `left_out`: as [`Subsystem::left_out`](super::Subsystem::left_out).
+    pub fn look(&mut self, kinds: &mut impl Kinds, left_out: Vec<LeftOut>, authority: Authority, next: Instant) {
         let begin = |askers: Vec<Question>| Reading { lists: askers.iter().any(lists), askers, kinds: Vec::new() };
         let mut reading = self.running.take().unwrap_or_else(|| begin(std::mem::take(&mut self.waiting)));
         let finished = reading.read_some(kinds);
         if finished {
+            reading.add(left_out);
             reading.answer(authority);
         } else {
             self.running = Some(reading);
@@ -103,6 +107,18 @@ impl Reading {
         whole.unreadable = portion.unreadable.or(whole.unreadable.take());
         whole.finished = portion.finished;
         whole.finished && place + 1 == count
+    }
+
+    /// Adds what is left out of what is desired, as far as there is room.
+    fn add(&mut self, left_out: Vec<LeftOut>) {
+        for (name, difference) in left_out {
+            let Some((_, inspected)) = self.kinds.iter_mut().find(|(kind, _)| *kind == name) else { continue };
+            if inspected.differences.len() < DESCRIBED {
+                inspected.differences.push(difference);
+            } else {
+                inspected.more += 1;
+            }
+        }
     }
 
     fn answer(self, authority: Authority) {

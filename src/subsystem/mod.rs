@@ -34,6 +34,7 @@ use crate::reconcile::{Account, Found, Moment};
 
 pub use command_looks::OthersCommands;
 pub use driver::run;
+pub use inspection::LeftOut;
 pub use kinds::{Kind, Kinds};
 
 pub(crate) use kinds::{kinds, mirror};
@@ -139,6 +140,11 @@ pub trait Subsystem {
 
     /// Called before the kernel is read for a user's question.
     fn prepare_to_read(&mut self) {}
+
+    /// Returns what the kernel refuses and nothing that is desired asks for any more, so that no comparison finds it: who asks what differs is told of it.
+    fn left_out(&mut self) -> Vec<LeftOut> {
+        Vec::new()
+    }
 
     /// Looks for traces of others' changes without notifications, every few seconds; returns the drift. `counted_rest`: objects whose
     /// commands are counted may be left out.

@@ -74,7 +74,7 @@ pub(crate) fn shop() -> World {
 }
 
 /// Runs the loop and the socket for users.
-fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
+pub fn with_socket(test: impl AsyncFnOnce(PathBuf, &Running)) {
     with_socket_of(&FLAGS, test);
 }
 
@@ -94,7 +94,7 @@ fn with_socket_of(flags: &[&str], test: impl AsyncFnOnce(PathBuf, &Running)) {
     });
 }
 
-async fn asked(socket: &Path, what: &str, accept: Option<&'static str>) -> (u16, String) {
+pub async fn asked(socket: &Path, what: &str, accept: Option<&'static str>) -> (u16, String) {
     let about = std::collections::BTreeMap::from([("what", what)]);
     let (status, text) = post(socket, SERVICES, &about, accept).await.expect("it is answered");
     (status.as_u16(), text)
@@ -308,7 +308,7 @@ shop/web    LoadBalancer  10.96.0.9,fd00:10:96::9,203.0.113.7,203.0.113.8  3/5  
 }
 
 /// What `sluice audit` prints, and its exit code.
-async fn audit(socket: &Path, repair: bool) -> (String, u8) {
+pub async fn audit(socket: &Path, repair: bool) -> (String, u8) {
     let ask = Ask::Audit { repair, output: Output::Text, socket: socket.to_owned() };
     let Answered { text, exit_code } =
         tokio::task::spawn_blocking(move || sluice::ask::run(&ask)).await.expect("it ends").expect("it is answered");

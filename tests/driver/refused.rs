@@ -2,6 +2,7 @@
 
 use sluice::model::{Cause, Scheduler};
 
+use super::asked::{asked, audit, with_socket};
 use super::*;
 
 fn name(name: &str) -> ObjectName {
@@ -67,6 +68,43 @@ fn what_the_kernel_refuses_of_a_service_is_that_services_problem_and_the_node_is
         });
         running.settles(&odd()).await;
         running.until("nothing is said any more", |_| said().is_empty() && running.health.notes().is_empty()).await;
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_is_said_to_who_asks_and_stays_a_difference_after_a_repair() {
+    with_socket(async |socket, running| {
+        running.kernel.with(|machine| {
+            machine.lacking_schedulers = ["mh".into()].into();
+            machine.refused_destinations = [([10, 244, 1, 255], 8080).into()].into();
+        });
+        running.world.send_replace(odd());
+        running.until("it is ready", |_| running.health.unready(Instant::now()).is_empty()).await;
+        let (_, text) = asked(&socket, "default/other", None).await;
+        let place = format!("tcp {OTHER}:80 (cluster IP): in place");
+        assert!(text.contains(&place) && text.contains("10.244.1.255:8080: out: the kernel refuses it"), "{text}");
+        assert!(text.contains("10.244.1.6:8080: in;"), "{text}");
+        let (_, text) = asked(&socket, "default/one", None).await;
+        assert!(text.contains("different in the kernel") && text.contains("no scheduler mh"), "{text}");
+        let (_, text) = asked(&socket, "", None).await;
+        let line = text.lines().find(|line| line.starts_with("default/other ")).unwrap_or_default();
+        assert!(line.contains(" 1/2 ") && line.ends_with(" 1 in place, 1 problem"), "{text}");
+        for repair in [false, true] {
+            let (text, exit_code) = audit(&socket, repair).await;
+            let failed = |address: &str, why: &str| {
+                text.contains(&format!("proxy: virtual services: tcp {address}:80: the last change failed: {why}"))
+            };
+            assert!(failed(ADDRESS, "the kernel of this node has no scheduler mh"), "{text}");
+            assert!(failed(OTHER, "the kernel of this node takes no endpoint at 10.244.1.255:8080"), "{text}");
+            assert_eq!((text.lines().count(), exit_code), (2, 1), "{text}");
+        }
+        running.kernel.with(|machine| {
+            machine.lacking_schedulers.clear();
+            machine.refused_destinations.clear();
+        });
+        running.settles(&odd()).await;
+        running.until("nothing is refused any more", |_| running.health.notes().is_empty()).await;
+        assert_eq!(audit(&socket, false).await, (String::new(), 0));
     });
 }
 

@@ -43,6 +43,8 @@ pub enum Standing {
     Untunnelled,
     /// As before, and it keeps the connections that it has.
     DrainingUntunnelled,
+    /// Out: the kernel refuses it as a destination.
+    RefusedByKernel,
     /// In the kernel, and not desired.
     Unexpected,
 }
@@ -161,6 +163,7 @@ impl Standing {
         match self {
             Standing::NotReady | Standing::Terminating | Standing::NotLocal => true,
             Standing::NodeUnknown | Standing::Hinted | Standing::OverlayPort | Standing::Untunnelled => true,
+            Standing::RefusedByKernel => true,
             Standing::Serving | Standing::ServingWhileTerminating => false,
             Standing::Draining | Standing::DrainingUnready | Standing::DrainingUnchosen => false,
             Standing::DrainingUntunnelled | Standing::Leaving | Standing::Unexpected => false,
@@ -184,6 +187,7 @@ impl Standing {
             Standing::OverlayPort => "overlayPort",
             Standing::Untunnelled => "untunnelled",
             Standing::DrainingUntunnelled => "drainingUntunnelled",
+            Standing::RefusedByKernel => "refusedByKernel",
             Standing::Unexpected => "unexpected",
         }
     }
@@ -213,6 +217,7 @@ impl Standing {
             Standing::DrainingUntunnelled => {
                 "draining: its pod does not answer what comes through a tunnel, takes no new connections"
             }
+            Standing::RefusedByKernel => "out: the kernel refuses it; the Service's problems say why",
             Standing::Unexpected => "in the kernel, and not desired",
         }
     }

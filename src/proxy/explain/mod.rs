@@ -22,7 +22,7 @@ use crate::kernel::ipvs::{Connections, Observed, ServiceKey, Stats, Virtual};
 use crate::model::{Authority, Cause, MOST_OF_A_SERVICE, ObjectName, Service, ServiceProblems, Shared};
 use crate::net::PerFamily;
 
-use super::apply::Beside;
+use super::apply::{Beside, Refused};
 use super::clients::Clients;
 use super::external_ip::Reason;
 use super::plan::Plan;
@@ -255,6 +255,15 @@ pub fn explanation(plan: &Plan, question: &Question, notes: Vec<String>) -> Resu
 }
 
 impl Served {
+    /// Notes what the kernel refuses, before what it has is noted: an endpoint that is left out is no difference. One scheduler in place of another is.
+    pub fn leave_out(&mut self, refused: &Refused) {
+        let left = self.desired.destinations.iter().filter(|it| !refused.destinations.contains(&it.address));
+        self.desired.destinations = left.collect();
+        for state in self.endpoints.iter_mut().filter(|state| refused.destinations.contains(&state.address)) {
+            state.standing = EndpointStanding::RefusedByKernel;
+        }
+    }
+
     /// Notes what was read of the kernel: `None` where the virtual service does not exist.
     pub fn observe(&mut self, observed: Option<Observed>) {
         self.kernel = match observed {

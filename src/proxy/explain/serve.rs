@@ -4,7 +4,7 @@
 //! Services nothing is read: the answer says what was last seen, which looks every few seconds keep true, and is formatted while the
 //! loop goes on; so is one about a Service with source ranges, with the packets that these have dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,7 +16,7 @@ use crate::model::{ObjectName, ServiceProblems};
 use crate::observe::health::Health;
 use crate::observe::local::{self, AnswerFormat};
 
-use super::super::apply::{Kernel, Mirrors};
+use super::super::apply::{Kernel, Mirrors, Refused};
 use super::super::desired::Desired;
 use super::super::plan::Plan;
 use super::super::source_ranges::serve::OutsideSources;
@@ -141,6 +141,12 @@ fn explained<K: Kernel>(
     let notes = notes.map(|note| note.to_string()).collect();
     let mut explanation = explanation(sources.plan, asked, notes)?;
     let desired = sources.plan.desired();
+    let refused: BTreeMap<ServiceKey, &Refused> = mirrors.refused_parts(desired).collect();
+    for (key, served) in explanation.served_mut() {
+        if let Some(refused) = refused.get(&key) {
+            served.leave_out(refused);
+        }
+    }
     match asked {
         Question::All => compare(&mut explanation, desired, mirrors),
         Question::Service(_) | Question::Address(..) => observe(&mut explanation, desired, mirrors),

@@ -5,15 +5,30 @@ use std::collections::BTreeMap;
 use tracing::{info, warn};
 
 use super::refused_by_kernel;
+use crate::kernel::ipvs::ServiceKey;
 use crate::model::{ObjectName, ServiceProblem};
 use crate::proxy::apply::{Kernel, Mirrors};
 use crate::proxy::driver::ProxyContext;
 use crate::proxy::plan::Plan;
+use crate::reconcile::{Difference, DifferenceState};
+use crate::subsystem::LeftOut;
 
-/// The component of the notes.
+/// The component of the notes: the kind of kernel objects.
 const NOTED_AS: &str = "virtual services";
 /// Maximum number of Services that are named at once in the log, and in the notes.
 const NAMED: usize = 10;
+
+/// Returns the same for who asks what differs from the kernel.
+pub fn left_out<K: Kernel>(plan: &Plan, mirrors: &Mirrors<K>) -> Vec<LeftOut> {
+    let difference = |port: &ServiceKey, problem: ServiceProblem| {
+        let state = DifferenceState::Failed(problem.to_string());
+        (NOTED_AS, Difference { object: port.to_string(), state, desired: None, seen: None })
+    };
+    let refused = mirrors.refused_parts(plan.desired());
+    let of_port =
+        |(port, refused)| refused_by_kernel(refused).into_iter().map(move |problem| difference(&port, problem));
+    refused.flat_map(of_port).collect()
+}
 
 /// Tells whose Services the kernel refuses something of, where that has changed.
 pub fn tell_refused<K: Kernel>(plan: &mut Plan, mirrors: &Mirrors<K>, context: &ProxyContext) {
