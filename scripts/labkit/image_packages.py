@@ -17,6 +17,9 @@ FOLDER = os.path.join(own.TREE, "image")
 LIST, LOCK = os.path.join(FOLDER, "packages.list"), os.path.join(FOLDER, "packages.lock")
 # Names another lock, for tests (`settle`).
 OTHER_LOCK = "SLUICE_IMAGE_LOCK"
+# Names the address of an archive of Debian's former states, for what the archive has replaced since: with the words {archive} ("debian", "debian-security")
+# and {time} ("20261128T235959Z", the end of the day of the lock).
+SNAPSHOT = "SLUICE_IMAGE_SNAPSHOT"
 ARCHITECTURES = ("amd64", "arm64")
 VARIANTS = ("full", "minimal")
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -97,15 +100,36 @@ def fetch(packages):
 
 
 def fetch_one(package, archives, path):
+    try:
+        download(package, archives[package.label], path)
+    except Gone as error:
+        if not os.environ.get(SNAPSHOT):
+            raise Gone(f"{error}; scripts/image --renew writes a new lock with what it has now, and with {SNAPSHOT} former states of the archive are asked") from None
+        try:
+            download(package, snapshot(package.label), path)
+        except Gone:
+            raise Gone(f"{error}, nor is it where {SNAPSHOT} says") from None
+
+
+def snapshot(label):
+    """Where the archive of this label is as it was on the day of the lock."""
+    time_of_lock = time.strftime("%Y%m%dT235959Z", time.gmtime(locked()[0]))
+    try:
+        return os.environ[SNAPSHOT].format(archive=label.lower(), time=time_of_lock).rstrip("/") + "/"
+    except (IndexError, KeyError, ValueError):
+        raise own.LabError(f"{SNAPSHOT} is an address with the words {{archive}} and {{time}} in it; it is {os.environ[SNAPSHOT]}") from None
+
+
+def download(package, archive, path):
     new = f"{path}.{os.getpid()}.new"
-    uri = f"{archives[package.label]}{package.path.replace('%', '%25')}"
+    uri = f"{archive}{package.path.replace('%', '%25')}"
     done = subprocess.run([FETCH, "download-file", uri, new, f"SHA256:{package.sha256}"], capture_output=True, text=True)
     if done.returncode or not os.path.exists(new):
         words = (done.stdout + done.stderr).strip().splitlines()
         named = f"{package.name} {package.version} for {package.arch}, which image/packages.lock names,"
         gone = any(re.search(r"\b404 +Not Found|File not found", line) for line in words)
         if gone:
-            raise Gone(f"{named} is no longer in Debian's archive; scripts/image --renew writes a new lock with what it has now")
+            raise Gone(f"{named} is no longer in Debian's archive")
         raise own.LabError(f"{named} could not be fetched: {words[-1] if words else 'nothing was said'}")
     os.rename(new, path)
 

@@ -46,6 +46,8 @@ YAML = {"python3-yaml": "/usr/lib/python3/dist-packages/yaml/__init__.py"}
 # What the tests of the image judge it with: programs of others that read and start images.
 IMAGE = {"umoci": "/usr/bin/umoci", "containerd": "/usr/bin/containerd", "runc": "/usr/sbin/runc", "gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h",
          **YAML}
+# What builds by a Dockerfile, and the image that such a build begins with.
+BUILDERS = {"buildah": "/usr/bin/buildah", "mmdebstrap": "/usr/bin/mmdebstrap"}
 # Programs for another processor, run one by one.
 OTHER_PROCESSORS = {"qemu-user": "/usr/bin/qemu-aarch64"}
 COMPILER = {"gcc": "/usr/bin/gcc", "libc6-dev": "/usr/include/stdlib.h"}

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """The tests of the container image: run.py BINARY [--long] [WORD...]; those whose names have one of the words in them. With --long also those of the image for
-arm64, whose agent is cross-compiled first. Root."""
+arm64, whose agent is cross-compiled first, and of the Dockerfile. Root."""
 import os
 import re
 import shutil
@@ -17,6 +17,7 @@ from labkit import image, image_packages, own, packages  # noqa: E402
 from root import Root  # noqa: E402
 import arm64  # noqa: E402
 import contents  # noqa: E402
+import docker  # noqa: E402
 import start  # noqa: E402
 import steps  # noqa: E402
 import twice  # noqa: E402
@@ -63,7 +64,7 @@ def main():
     try:
         image_packages.settle(folder)
         of = Images(binary, folder)
-        for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL, *(arm64.ALL if long else [])]:
+        for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL, *([*arm64.ALL, *docker.ALL] if long else [])]:
             name = test.__name__
             if words and not any(word in name for word in words):
                 continue

@@ -1,7 +1,9 @@
 """The same image each time; and what is said when a locked package is not to be had."""
 import os
 import re
+import shutil
 import subprocess
+import time
 
 from labkit import image, image_go, image_packages, own
 from labkit.image_tree import Tree
@@ -45,6 +47,28 @@ def a_package_that_is_not_to_be_had_is_named_with_what_to_do(of):
     finally:
         image_packages.mirrors = mirrors
     that("iptables 1.8.13-99" in said_so and "scripts/image --renew" in said_so, said_so or "nothing was said")
+
+
+def a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_the_lock(of):
+    """By the lock's hash, from an archive that has several days."""
+    day, packages = image_packages.of_image("amd64", "minimal")
+    package = min(packages, key=lambda one: one.size)
+    folder, path = of.scratch("snapshots"), f"{of.scratch('fetched')}/package.deb"
+    there = f"{folder}/{package.label.lower()}/{time.strftime('%Y%m%d', time.gmtime(day))}T235959Z/{package.path}"
+    os.makedirs(os.path.dirname(there))
+    shutil.copy(image_packages.fetch([package])[package], there)
+    os.environ[image_packages.SNAPSHOT] = f"file://{folder}/{{archive}}/{{time}}"
+    try:
+        image_packages.fetch_one(package, {package.label: f"file://{of.folder}/"}, path)
+        own.run("cmp", there, path)
+        os.unlink(there)
+        image_packages.fetch_one(package, {package.label: f"file://{of.folder}/"}, f"{path}.2")
+    except image_packages.Gone as error:
+        that(package.name in str(error) and "nor is it where" in str(error) and os.path.exists(path), error)
+    else:
+        that(False, "a package came from nowhere")
+    finally:
+        del os.environ[image_packages.SNAPSHOT]
 
 
 def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(of):
@@ -129,6 +153,6 @@ def the_files_alone_are_those_of_the_archive(of):
 
 
 ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
-       where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has,
+       a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_the_lock, where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has,
        a_binary_for_another_processor_is_refused, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
        files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]
