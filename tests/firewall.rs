@@ -7,7 +7,7 @@
 //! refuses, and is damaged by others.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
-//! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
+//! some seconds; `PROPERTY_PERCENT` of that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
 //! names its seed.
 
 #![allow(clippy::indexing_slicing, reason = "a test that panics has failed, which is how a test says so")]

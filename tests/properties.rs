@@ -1,7 +1,7 @@
 //! Properties of the plan that hold for every cluster and every history, checked on random ones.
 //!
 //! `PROPERTY_SEED` runs one history again; without it `PROPERTY_RUNS` histories are run (by default as many as fit into
-//! some seconds; `PROPERTY_TIMES` multiplies that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
+//! some seconds; `PROPERTY_PERCENT` of that), with seeds from `FIRST_SEED` on or of the day's clock. A failure
 //! names its seed.
 
 #[path = "properties/bundle.rs"]

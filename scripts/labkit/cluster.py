@@ -45,6 +45,8 @@ OTHERS = {
     AGNHOST: ("kubernetes", "k8s.io/kubernetes/test/images/agnhost", f"kubernetes-{KUBERNETES}"),
     **{name: ("containerd", f"{CONTAINERD}/{name}", f"containerd-{CONTAINERD_VERSION}") for name in RUNTIME},
 }
+# What a node with a real kubelet runs, and the scheduler of its cluster.
+KUBELETS = (KUBELET, KUBE_PROXY, DNS, *RUNTIME, SCHEDULER)
 SECONDS = 7200  # a forgotten cluster ends by itself
 # What users apply. The agents of the lab have the rights that are written in one of these files, and no others.
 INSTALLED = os.path.join(own.TREE, "daemonset")
@@ -107,6 +109,13 @@ def build(names=tuple(PROGRAMS)):
             if not os.path.exists(path_of(name)):
                 compile_program(name)
     return [path_of(name) for name in names]
+
+
+def build_all():
+    """Those and what real kubelets need besides."""
+    build()
+    for name in KUBELETS:
+        other(name)
 
 
 def newer_gobgp():

@@ -182,6 +182,7 @@ def tunnels_inside_udp_carry_both_families(bed):
     everyone(bed, sizes=sizes("fou"))
 
 
+@expect.whole
 def encrypted_tunnels_carry_both_families_between_subnets_and_between_all(bed):
     for flags, everywhere in ([], False), (["--overlay-type=full", "--node-routes=api"], True):
         run_encrypted(bed, *flags)
@@ -234,6 +235,7 @@ def without_tunnels_the_network_carries_what_leaves_a_subnet(bed):
         known_way(bed, "del")
 
 
+@expect.whole
 def nodes_with_ipv4_alone_carry_ipv4(bed):
     for overlay in DAILY:
         _carry(bed, "4", overlay)

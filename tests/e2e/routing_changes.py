@@ -21,6 +21,7 @@ def from_ipip_to_fou_between_subnets_each_end_of_a_tunnel_loses_one_packet_by_ip
     _change(bed, "ipip", "fou")
 
 
+@expect.whole
 def from_fou_to_vxlan_between_subnets_no_packet_is_lost(bed):
     _change(bed, "fou", "vxlan")
 

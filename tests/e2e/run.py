@@ -37,7 +37,9 @@ BEDS = {
 ONE_FAMILY = ("-ipv4", "-ipv6")
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.
 # So many Services a second keep the server busy with both processors of a small machine, and the streams of that test, which may not wait for packets that are sent again, have waited too often then.
-LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk", "two_hundred_services_are_made_and_two_hundred_removed_a_second"]
+# Pods that hand over one after the other wait for the controllers each time.
+LONG_WITH_API = ["draining", "hairpin", "source_ranges", "policies", "asking", "addresses_walk", "two_hundred_services_are_made_and_two_hundred_removed_a_second",
+                 "all_endpoints_are_replaced_one_after_the_other", "the_pods_of_a_node_that_is_drained_hand_over", "the_only_pod_serves_while_it_terminates_until_another_is_ready"]
 ROUTER = ["--run-router=true", "--run-service-proxy=false"]
 WITH_ROUTER = {"subnets": 2, "routed": True, "flags": ["--run-router=true"]}
 # How the beds differ from three nodes with three pods each on one subnet.
@@ -54,7 +56,7 @@ LEGACY_NODE = 2  # whose iptables rules must be written by the legacy tools; the
 # its own there: these modules and tests.
 WITH_IPTABLES = ["exposure", "host_input", "refused_packets_are_named_with_their_pods_and_the_policy_or_the_cluster_wide_one_that_refuses_them", "guard", "masquerade", "hairpin", "source_ranges",
                  "clients_are_served_from_their_own_zone", "each_node_says_how_many_endpoints_it_has_and_clients_of_those_it_names_are_answered",
-                 "where_no_endpoint_is_external_policy_local_serves_clients_on_the_node_from_all_and_no_others", "policies_change_and_change_back", "a_service_is_explained_with_its_endpoints_and_connections_in_both_families",
+                 "policies_change_and_change_back", "a_service_is_explained_with_its_endpoints_and_connections_in_both_families",
                  "policies_say_who_reaches_whom_over_every_protocol_and_family",
                  "cleanup_leaves_nothing_of_ours"]
 

@@ -41,7 +41,7 @@ class Bed:
 
     def up(self):
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
-        programs = {name: cluster.other(name) for name in (cluster.KUBELET, cluster.KUBE_PROXY, cluster.DNS, *cluster.RUNTIME)}
+        programs = {name: cluster.other(name) for name in cluster.KUBELETS if name != cluster.SCHEDULER}
         every = self.nodes + self.joining
         tunnel = f"{self.folder}/tunnel"
         self.cluster = cluster.up(NAME, kubelets=every, tunnel=tunnel)

@@ -62,10 +62,10 @@ pub fn seeds(variable: &str, runs: u64) -> Vec<u64> {
 }
 
 /// Runs a check on many seeds, and names the one that failed. `runs`: how many, where `PROPERTY_RUNS` does not say so;
-/// `PROPERTY_TIMES` multiplies it.
+/// `PROPERTY_PERCENT` says how many of them, 100 unless it is set.
 pub fn for_many(runs: u64, check: impl Fn(&mut Random) + std::panic::RefUnwindSafe) {
-    let times = number("PROPERTY_TIMES").unwrap_or(1);
-    for seed in seeds("PROPERTY_SEED", number("PROPERTY_RUNS").unwrap_or(runs * times)) {
+    let percent = number("PROPERTY_PERCENT").unwrap_or(100);
+    for seed in seeds("PROPERTY_SEED", number("PROPERTY_RUNS").unwrap_or((runs * percent).div_ceil(100))) {
         let run = std::panic::catch_unwind(|| check(&mut Random::new(seed)));
         assert!(run.is_ok(), "failed; PROPERTY_SEED={seed} runs it again");
     }
