@@ -13,7 +13,7 @@ from labkit import cluster, image, net, own
 import bed as beds
 import integrators
 import newcomer
-from newcomer import condition, ready_nodes, that
+from newcomer import condition, ready_nodes, ready_pods, that
 
 PLUGINS = "bridge host-local loopback portmap"
 # As flannel leaves it: another bridge, and a name before kube-router's.
@@ -31,11 +31,15 @@ class Theirs:
         agent = self.made.daemonset()
         self.labels = agent["spec"]["selector"]["matchLabels"]
         self.has_failed = False
+        # Of daemonset/, where it can be applied as it is.
+        file = os.path.join(cluster.INSTALLED, f"{name.removeprefix('upstream-')}.yaml")
+        self.ours = file if name.startswith("upstream-kubeadm-") and os.path.exists(file) else None
         self.enforces = any(flag.lower() == "--run-firewall=true" for flag in self.made.flags())
 
     def tests(self):
         every = [self.the_host_is_prepared, self.its_agents_become_ready, self.pods_get_addresses_and_pass_their_probes, self.a_service_answers,
-                 *([self.a_policy_closes_the_pods] if self.enforces else []), self.nobody_is_asked_again_and_again, self.the_removal_leaves_nothing]
+                 *([self.a_policy_closes_the_pods] if self.enforces else []), self.nobody_is_asked_again_and_again,
+                 *([self.our_file_of_the_same_name_takes_its_place] if self.ours else []), self.the_removal_leaves_nothing]
         return [(f"{self.name}: {test.__name__}", functools.partial(self.go, test)) for test in every]
 
     def go(self, test, bed):
@@ -115,11 +119,30 @@ class Theirs:
         own.say(f"  refused: {counted(began)} at first, then in a minute {counted(later)}")
         for line in complaints:
             own.say(f"  {line[:300]}")
-        that(len(later) <= MOST_REFUSED, "refused in a minute:", counted(later))
-        that(len(complaints) - said <= MOST_WARNINGS, "in the log in a minute:\n" + "\n".join(complaints[said:]))
+        # One that starts again asks for everything once more.
         for pod in self.agents(bed):
             status = pod["status"]["containerStatuses"][0]
-            that(status["restartCount"] == 0 and condition(pod, "Ready"), "restarted, or not ready:", json.dumps(status))
+            events = [f"{event.get('count', 1)} {event['reason']}: {event['message']}" for event in bed.get("events", "-n", integrators.NAMESPACE)["items"]
+                      if event["involvedObject"]["name"] == pod["metadata"]["name"]]
+            that(status["restartCount"] == 0 and condition(pod, "Ready"), "restarted, or not ready:", json.dumps(status), *events)
+        that(len(later) <= MOST_REFUSED, "refused in a minute:", counted(later))
+        that(len(complaints) - said <= MOST_WARNINGS, "in the log in a minute:\n" + "\n".join(complaints[said:]))
+
+    def our_file_of_the_same_name_takes_its_place(self, bed):
+        """The step of docs/migration.md behind another image: pods stay, and the agents have the rights that they lacked."""
+        before = {pod["metadata"]["name"] for pod in self.agents(bed)}
+        pods = {pod["metadata"]["uid"] for pod in ready_pods(bed, "-l", "app=web")}
+        bed.kubectl("apply", "--validate=strict", "-f", self.ours)
+
+        def are_others():
+            found = [pod["metadata"]["name"] for pod in self.agents(bed) if condition(pod, "Ready")]
+            return len(found) == bed.nodes and not before & set(found)
+        bed.wait("agents of our file are ready", are_others)
+        self.a_service_answers(bed)
+        that(pods == {pod["metadata"]["uid"] for pod in ready_pods(bed, "-l", "app=web")}, "pods were made anew:", pods)
+        refused = len(bed.refused())
+        time.sleep(MINUTE)
+        that(len(bed.refused()) == refused, "refused in a minute:", counted(bed.refused()[refused:]))
 
     def the_removal_leaves_nothing(self, bed):
         """By what is documented for kube-router: the objects go, and the image runs once with --cleanup-config."""
@@ -127,12 +150,16 @@ class Theirs:
         bed.kubectl("delete", "deployment,service", "web", "--ignore-not-found")
         bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
         bed.kubectl("delete", "--wait=false", "--ignore-not-found", "-f", "-", text_in=json.dumps({"apiVersion": "v1", "kind": "List", "items": self.made.objects}))
+        if self.ours:
+            bed.kubectl("delete", "--wait=false", "--ignore-not-found", "-f", self.ours)
         bed.wait("agents are gone", lambda: not self.agents(bed))
         bed.kube_proxy(False)
         for i in range(1, bed.nodes + 1):
             # Where no manifest mounts the lock, nobody has made it; a host whose own iptables has run has one.
-            once = bed.once("--cleanup-config", mounts=(("/lib/modules", "ro"), ("/run/xtables.lock", "rw"), ("/etc/cni/net.d", "rw")), conf=self.made.conf)
-            bed.on(i, f"touch /run/xtables.lock; {once}")
+            mounts = newcomer.MOUNTS if self.ours else (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"))
+            once = bed.once("--cleanup-config", mounts=(*mounts, ("/run/xtables.lock", "rw")), conf=self.made.conf)
+            folders = " ".join(path for path, _ in mounts)
+            bed.on(i, f"mkdir -p {folders}; touch /run/xtables.lock; {once}")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"
