@@ -7,6 +7,7 @@ file that was fetched once is good for ever, whatever the archive has by then.
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import time
 import urllib.parse
@@ -131,6 +132,10 @@ def download(package, archive, path):
         if gone:
             raise Gone(f"{named} is no longer in Debian's archive")
         raise own.LabError(f"{named} could not be fetched: {words[-1] if words else 'nothing was said'}")
+    if os.path.islink(new):  # what apt makes of an address that is a file
+        there = os.path.realpath(new)
+        os.unlink(new)
+        shutil.copyfile(there, new)
     os.rename(new, path)
 
 
