@@ -109,7 +109,7 @@ def fetch_one(package, archives, path):
         try:
             download(package, snapshot(package.label), path)
         except Gone:
-            raise Gone(f"{error}, nor is it where {SNAPSHOT} says") from None
+            raise Gone(f"{error}, nor is it where {SNAPSHOT} says; scripts/image --renew writes a new lock with what it has now") from None
 
 
 def snapshot(label):

@@ -177,8 +177,9 @@ impl<S: Subsystem> Loop<S> {
         }
         if self.inspection.deadline().is_some_and(|due| due <= done) {
             self.subsystem.prepare_to_read();
-            let left_out = self.subsystem.left_out();
-            self.inspection.look(self.subsystem.mirrors(), left_out, self.authority, done + BETWEEN_PORTIONS);
+            if let Some(looked) = self.inspection.look(self.subsystem.mirrors(), done + BETWEEN_PORTIONS) {
+                looked.answer(self.subsystem.left_out(), self.authority);
+            }
         }
         self.tell(done);
         if self.leftovers.take_due(done) {

@@ -62,18 +62,29 @@ impl Inspection {
         self.due
     }
 
-    /// Looks at the next portion, and answers at the end. The next one is due at `next`. `left_out`: as [`Subsystem::left_out`](super::Subsystem::left_out).
-    pub fn look(&mut self, kinds: &mut impl Kinds, left_out: Vec<LeftOut>, authority: Authority, next: Instant) {
+    /// Looks at the next portion; the next one is due at `next`. At the end it returns what to answer.
+    pub fn look(&mut self, kinds: &mut impl Kinds, next: Instant) -> Option<Looked> {
         let begin = |askers: Vec<Question>| Reading { lists: askers.iter().any(lists), askers, kinds: Vec::new() };
         let mut reading = self.running.take().unwrap_or_else(|| begin(std::mem::take(&mut self.waiting)));
-        let finished = reading.read_some(kinds);
-        if finished {
-            reading.add(left_out);
-            reading.answer(authority);
+        let mut looked = None;
+        if reading.read_some(kinds) {
+            looked = Some(Looked(reading));
         } else {
             self.running = Some(reading);
         }
         self.due = (self.running.is_some() || !self.waiting.is_empty()).then_some(next);
+        looked
+    }
+}
+
+/// A finished reading, for those who asked.
+pub struct Looked(Reading);
+
+impl Looked {
+    /// Answers. `left_out`: as [`Subsystem::left_out`](super::Subsystem::left_out).
+    pub fn answer(mut self, left_out: Vec<LeftOut>, authority: Authority) {
+        self.0.add(left_out);
+        self.0.answer(authority);
     }
 }
 

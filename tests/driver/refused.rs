@@ -76,9 +76,12 @@ fn what_the_kernel_refuses_is_said_to_who_asks_and_stays_a_difference_after_a_re
     with_socket(async |socket, running| {
         running.kernel.with(|machine| {
             machine.lacking_schedulers = ["mh".into()].into();
-            machine.refused_destinations = [([10, 244, 1, 255], 8080).into()].into();
+            machine.refused_destinations = [254, 255].map(|last| ([10, 244, 1, last], 8080).into()).into();
         });
-        running.world.send_replace(odd());
+        let mut world = odd();
+        let endpoints = [6, 254, 255].map(|last| ready([10, 244, 1, last], None));
+        world.cluster.endpoints.insert(name("other"), in_one_slice(8080, endpoints));
+        running.world.send_replace(world.clone());
         running.until("it is ready", |_| running.health.unready(Instant::now()).is_empty()).await;
         let (_, text) = asked(&socket, "default/other", None).await;
         let place = format!("tcp {OTHER}:80 (cluster IP): in place");
@@ -88,21 +91,28 @@ fn what_the_kernel_refuses_is_said_to_who_asks_and_stays_a_difference_after_a_re
         assert!(text.contains("different in the kernel") && text.contains("no scheduler mh"), "{text}");
         let (_, text) = asked(&socket, "", None).await;
         let line = text.lines().find(|line| line.starts_with("default/other ")).unwrap_or_default();
-        assert!(line.contains(" 1/2 ") && line.ends_with(" 1 in place, 1 problem"), "{text}");
+        assert!(line.contains(" 1/3 ") && line.ends_with(" 1 in place, 2 problems"), "{text}");
         for repair in [false, true] {
             let (text, exit_code) = audit(&socket, repair).await;
-            let failed = |address: &str, why: &str| {
-                text.contains(&format!("proxy: virtual services: tcp {address}:80: the last change failed: {why}"))
+            // Each has a name of its own, by which a repair finds it again.
+            let failed = |object: &str, why: &str| {
+                let line = format!(
+                    "proxy: virtual services: tcp {object}: the last change failed: the kernel of this node {why}"
+                );
+                text.lines().any(|it| it.starts_with(&line))
             };
-            assert!(failed(ADDRESS, "the kernel of this node has no scheduler mh"), "{text}");
-            assert!(failed(OTHER, "the kernel of this node takes no endpoint at 10.244.1.255:8080"), "{text}");
-            assert_eq!((text.lines().count(), exit_code), (2, 1), "{text}");
+            assert!(failed(&format!("{ADDRESS}:80, scheduler mh"), "has no scheduler mh"), "{text}");
+            for endpoint in ["10.244.1.254:8080", "10.244.1.255:8080"] {
+                let object = format!("{OTHER}:80, endpoint {endpoint}");
+                assert!(failed(&object, &format!("takes no endpoint at {endpoint}")), "{text}");
+            }
+            assert_eq!((text.lines().count(), exit_code), (3, 1), "{text}");
         }
         running.kernel.with(|machine| {
             machine.lacking_schedulers.clear();
             machine.refused_destinations.clear();
         });
-        running.settles(&odd()).await;
+        running.settles(&world).await;
         running.until("nothing is refused any more", |_| running.health.notes().is_empty()).await;
         assert_eq!(audit(&socket, false).await, (String::new(), 0));
     });

@@ -57,6 +57,7 @@ def a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_t
     there = f"{folder}/{package.label.lower()}/{time.strftime('%Y%m%d', time.gmtime(day))}T235959Z/{package.path}"
     os.makedirs(os.path.dirname(there))
     shutil.copy(image_packages.fetch([package])[package], there)
+    before = os.environ.get(image_packages.SNAPSHOT)
     os.environ[image_packages.SNAPSHOT] = f"file://{folder}/{{archive}}/{{time}}"
     try:
         image_packages.fetch_one(package, {package.label: f"file://{of.folder}/"}, path)
@@ -68,7 +69,9 @@ def a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_t
     else:
         that(False, "a package came from nowhere")
     finally:
-        del os.environ[image_packages.SNAPSHOT]
+        os.environ.pop(image_packages.SNAPSHOT)
+        if before:
+            os.environ[image_packages.SNAPSHOT] = before
 
 
 def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(of):

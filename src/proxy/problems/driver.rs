@@ -22,7 +22,7 @@ const NAMED: usize = 10;
 pub fn left_out<K: Kernel>(plan: &Plan, mirrors: &Mirrors<K>) -> Vec<LeftOut> {
     let difference = |port: &ServiceKey, problem: ServiceProblem| {
         let state = DifferenceState::Failed(problem.to_string());
-        (NOTED_AS, Difference { object: port.to_string(), state, desired: None, seen: None })
+        (NOTED_AS, Difference { object: format!("{port}, {}", problem.subject), state, desired: None, seen: None })
     };
     let refused = mirrors.refused_parts(plan.desired());
     let of_port =
