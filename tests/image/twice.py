@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import time
+from unittest import mock
 
 from labkit import image, image_go, image_packages, own
 from labkit.image_tree import Tree
@@ -57,26 +58,21 @@ def a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_t
     there = f"{folder}/{package.label.lower()}/{time.strftime('%Y%m%d', time.gmtime(day))}T235959Z/{package.path}"
     os.makedirs(os.path.dirname(there))
     shutil.copy(image_packages.fetch([package])[package], there)
-    before = os.environ.get(image_packages.SNAPSHOT)
-    os.environ[image_packages.SNAPSHOT] = f"file://{folder}/{{archive}}/{{time}}"
-    try:
-        image_packages.fetch_one(package, {package.label: f"file://{of.folder}/"}, path)
+    archives = {package.label: f"file://{of.folder}/"}
+    with mock.patch.dict(os.environ, {image_packages.SNAPSHOT: f"file://{folder}/{{archive}}/{{time}}"}):
+        image_packages.fetch_one(package, archives, path)
         own.run("cmp", there, path)
         os.unlink(there)
-        image_packages.fetch_one(package, {package.label: f"file://{of.folder}/"}, f"{path}.2")
-    except image_packages.Gone as error:
-        that(package.name in str(error) and "nor is it where" in str(error) and os.path.exists(path), error)
-    else:
-        that(False, "a package came from nowhere")
-    finally:
-        os.environ.pop(image_packages.SNAPSHOT)
-        if before:
-            os.environ[image_packages.SNAPSHOT] = before
+        try:
+            image_packages.fetch_one(package, archives, f"{path}.2")
+        except image_packages.Gone as error:
+            that(package.name in str(error) and "nor is it where" in str(error) and os.path.exists(path), error)
+        else:
+            that(False, "a package came from nowhere")
 
 
 def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(of):
     """A lock with a version that never was, in place of one that the archive has replaced."""
-    before = os.environ.get(image_packages.OTHER_LOCK)
     with open(image_packages.lock()) as handle:
         lines = handle.read().splitlines()
     number = next(n for n, line in enumerate(lines) if re.match("amd64 full \\S+ bash ", line))
@@ -85,16 +81,11 @@ def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(o
     lines[number] = " ".join(words)
     path = f"{of.scratch('lock')}/packages.lock"
     own.write(path, "\n".join(lines) + "\n")
-    os.environ[image_packages.OTHER_LOCK] = path
-    try:
+    with mock.patch.dict(os.environ, {image_packages.OTHER_LOCK: path}):
         image_packages.settle(of.scratch("other-lock"), ["amd64"])
         taken = {package.name: package for package in image_packages.of_image("amd64", "full")[1]}
         that(taken["bash"].version != words[4], "the lock of before is in use")
         that(len(image_packages.fetch(taken.values())) == len(taken), "not all were fetched")
-    finally:
-        os.environ.pop(image_packages.OTHER_LOCK)
-        if before:
-            os.environ[image_packages.OTHER_LOCK] = before
 
 
 def a_binary_for_another_processor_is_refused(of):
