@@ -321,9 +321,10 @@ async fn listen(config: &ObserveConfig, health: &Health, registry: &Registry) ->
         }
     });
     if !sites.is_empty() {
-        // A kubelet may wait for the answer to its probe no longer than a second.
+        // A kubelet may wait for the answer to its probe no longer than a second. Who collects metrics has more time.
+        let usual = processor::nice();
         let prepare = || processor::set_nice(processor::PROMPT);
-        http::spawn(sites, prepare).context("the listeners have no thread")?;
+        http::spawn(sites, prepare, move || processor::set_nice(usual)).context("the listeners have no thread")?;
     }
     Ok(main)
 }

@@ -112,6 +112,9 @@ pub trait Backend {
     /// Returns what the kernel currently refuses; traffic that only a refused chain would allow is dropped.
     fn refused(&self) -> Vec<Refusal<'_>>;
 
+    /// Has the next round try again what the kernel refuses.
+    fn retry_refused(&mut self, now: Instant);
+
     /// Returns when the next retry of a failed step is due.
     fn retry_at(&self) -> Option<Instant>;
 }

@@ -3,6 +3,8 @@
 //! Besides the World, disturbances and retries it waits for questions of users on this host, and for pods that start
 //! (`--netpol-cni`): each is answered at the end of the turn after which the kernel judges its packets as the rule set says.
 
+mod refusals;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,9 +18,9 @@ use crate::net::{Family, PerFamily};
 use crate::observe::health::Note;
 use crate::observe::local::{Answer, Question};
 use crate::reconcile::{Account, Moment};
-use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, Standing, Subsystem, Times};
+use crate::subsystem::{self, Context, FirstSync, Inputs, Kinds, LeftOut, Standing, Subsystem, Times};
 
-use super::backend::{Backend, Consequence, NewAddress, Refusal, RoundDurations};
+use super::backend::{Backend, NewAddress, RoundDurations};
 use super::diff::serve::{Comparing, Comparisons, PolicyReader};
 use super::established::apply::{Established, Report};
 use super::explain::circumstances::Circumstances;
@@ -263,50 +265,6 @@ impl<B: Backend> Driver<B> {
             *self.told_unclosed.of_mut(family) = unclosed;
         }
     }
-
-    /// Logs for each chain that the kernel refuses once when that begins and once when it ends.
-    fn tell_refusals(&mut self) -> Vec<String> {
-        let refused = self.backend.refused();
-        let mut troubles = Vec::new();
-        for refusal in &refused {
-            let Refusal { object, reason, consequence } = refusal;
-            let is_new = self.told_refused.insert(object.clone());
-            let trouble = format!("refused: {object}: {reason}");
-            match consequence {
-                Consequence::Lacks => {
-                    troubles.push(trouble);
-                    if is_new {
-                        warn!(chain = %object, %reason, "Kernel rejected a chain; traffic that only this chain allows is denied");
-                    }
-                }
-                Consequence::Closes { count, first } => {
-                    let closed = match count.saturating_sub(first.len()) {
-                        _ if first.is_empty() => "nothing".to_owned(),
-                        0 => first.join(", "),
-                        more => format!("{} and {more} more", first.join(", ")),
-                    };
-                    troubles.push(format!("{trouble}; closed in its place: {closed}"));
-                    if is_new {
-                        warn!(%object, %reason, %closed, "Kernel rejected an object of nf_tables; pods whose policies need it are closed");
-                    }
-                }
-                Consequence::KeepsAll => {
-                    troubles.push(format!("{trouble}; no change of network policies is in force"));
-                    if is_new {
-                        warn!(%object, %reason, "Kernel rejected an object of nf_tables that all pods need; no change of network policies is in force");
-                    }
-                }
-            }
-        }
-        self.told_refused.retain(|object| {
-            let stays = refused.iter().any(|refusal| refusal.object == *object);
-            if !stays {
-                info!(%object, "Object is no longer rejected by the kernel");
-            }
-            stays
-        });
-        troubles
-    }
 }
 
 impl<B: Backend> Subsystem for Driver<B> {
@@ -440,6 +398,14 @@ impl<B: Backend> Subsystem for Driver<B> {
             since_seen_us = seen.map(|seen| (done - seen).as_micros() as u64),
             "Network policy changes programmed"
         );
+    }
+
+    fn retry_now(&mut self, now: Instant) {
+        self.backend.retry_refused(now);
+    }
+
+    fn left_out(&mut self) -> Vec<LeftOut> {
+        self.refusals_left_out()
     }
 
     async fn pack(&mut self) {

@@ -43,6 +43,9 @@ pub mod udp;
 pub mod vxlan;
 pub mod wireguard;
 
+/// Name of the kind of rules, in iptables and in tables of ours of nf_tables: in the log, in answers to users, in metrics.
+pub const RULES: &str = "rules";
+
 pub use error::{Cause, Error};
 pub use name::Name;
 pub use program::is_program;

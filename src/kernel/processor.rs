@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nice value of threads for which others wait by a clock: neighbours for what keeps a session, a kubelet for the answer to a probe, packets for the routes
@@ -21,6 +21,11 @@ pub fn thread_time() -> Duration {
     seconds + Duration::from_nanos(spent.tv_nsec.try_into().unwrap_or_default())
 }
 
+/// Returns the nice value of the calling thread; 0, which is what processes usually have, where the kernel does not tell.
+pub fn nice() -> i32 {
+    getpriority_process(None).unwrap_or_default()
+}
+
 /// Gives the calling thread this nice value, and so each thread and program that it starts from now on. It ranks the thread among those of its cgroup.
 /// Without the right to do so (`CAP_SYS_NICE`) the thread keeps what it has.
 pub fn set_nice(value: i32) {
@@ -29,18 +34,15 @@ pub fn set_nice(value: i32) {
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::getpriority_process;
-
     use super::*;
 
     #[test]
     fn a_nice_value_is_of_the_calling_thread_alone() {
-        let nice = || getpriority_process(None).expect("it may be asked for");
         let usual = nice();
         let lower = usual + 1; // which nobody needs a right for
         let inside = std::thread::spawn(move || {
             set_nice(lower);
-            getpriority_process(None).expect("it may be asked for")
+            nice()
         });
         assert_eq!(inside.join().expect("it ends"), lower);
         assert_eq!(nice(), usual);

@@ -115,14 +115,20 @@ fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-/// Answers on these listeners, on a thread of their own, until the process ends. `prepare`: called on that thread first.
+/// Answers on these listeners, on a thread of their own, until the process ends. `prepare`: called on that thread first. `prepare_scrapes`: called first on
+/// each of the threads that collect metrics, which that thread starts, because no probe may wait for them.
 ///
 /// # Errors
 /// There is no thread, or no runtime for it.
-pub fn spawn(sites: Vec<(TcpListener, Site)>, prepare: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub fn spawn(
+    sites: Vec<(TcpListener, Site)>,
+    prepare: impl FnOnce() + Send + 'static,
+    prepare_scrapes: impl Fn() + Send + Sync + 'static,
+) -> io::Result<()> {
     let sites = sites.into_iter().map(|(listener, site)| Ok((listener.into_std()?, site)));
     let sites = sites.collect::<io::Result<Vec<_>>>()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().thread_name("scrapes").on_thread_start(prepare_scrapes).build()?;
     let serve_all = move || {
         prepare();
         runtime.block_on(async {

@@ -411,6 +411,10 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.mirrors.audit(self.plan.desired(), at)
     }
 
+    fn retry_now(&mut self, now: Instant) {
+        self.mirrors.retry_refused(now);
+    }
+
     fn prepare_to_read(&mut self) {
         self.mirrors.prepare_to_read(self.plan.desired());
     }

@@ -22,6 +22,11 @@ impl Backoff {
         self.retry_at = Some(now + doubled - shorter);
     }
 
+    /// Makes the next try due now, where one is to come.
+    pub fn hasten(&mut self, now: Instant) {
+        self.retry_at = self.retry_at.map(|at| at.min(now));
+    }
+
     /// Records that the next try is being made: there is nothing to wait for until its result is known.
     pub fn tried(&mut self) {
         self.retry_at = None;
@@ -66,6 +71,20 @@ mod tests {
         backoff.succeeded();
         assert!(backoff.is_due(now));
         assert_eq!(backoff.failures(), 0);
+    }
+
+    #[test]
+    fn a_try_that_is_to_come_may_be_made_due_and_none_comes_of_it_where_nothing_failed() {
+        let now = Instant::now();
+        let mut backoff = Backoff::default();
+        backoff.hasten(now);
+        assert_eq!(backoff.retry_at(), None);
+        backoff.failed(now, 0);
+        backoff.hasten(now);
+        assert_eq!((backoff.retry_at(), backoff.failures()), (Some(now), 1));
+        // One that is due for longer stays so.
+        backoff.hasten(now + LAST);
+        assert_eq!(backoff.retry_at(), Some(now));
     }
 
     #[test]

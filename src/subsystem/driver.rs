@@ -314,6 +314,7 @@ impl<S: Subsystem> Loop<S> {
         info!("Audit requested by a user of this host");
         self.repairs.ask(question);
         self.subsystem.mirrors().kinds().into_iter().for_each(|kind| kind.mirror.retry_now());
+        self.subsystem.retry_now(now);
         self.next_audit = self.next_audit.min(now);
     }
 

@@ -138,6 +138,9 @@ pub trait Subsystem {
         self.mirrors().audit_portion(at)
     }
 
+    /// Makes due now what waits for another try besides failed steps of its kinds: a user has asked for a repair.
+    fn retry_now(&mut self, _now: Instant) {}
+
     /// Called before the kernel is read for a user's question.
     fn prepare_to_read(&mut self) {}
 

@@ -1,6 +1,7 @@
 //! The problems of Services that the plan finds, as they come and go.
 
-use sluice::model::{Cause, ServiceProblems};
+use ipnet::IpNet;
+use sluice::model::{Cause, LoadBalancerAddress, ServiceProblems};
 
 use super::*;
 
@@ -101,6 +102,38 @@ fn refused_addresses_are_problems_with_their_reason() {
     change(&mut world, "one", |service| service.external_ips = Vec::new());
     assert!(plan.update(&world, Instant::now()).problems);
     assert_eq!(said(plan.problems()), [""; 0]);
+}
+
+#[test]
+fn source_ranges_that_are_more_than_the_kernel_is_given_are_a_problem() {
+    let (mut plan, mut world) = (plan(), sound());
+    let at = LoadBalancerAddress { address: "203.0.113.80".parse().expect("an address"), through_balancer: false };
+    // So many /32 of 10.0.0.0/8, and an IPv6 range, which says nothing of an IPv4 address.
+    let ranges = |count: u32| {
+        let of_ipv4 = (0..count).map(|n| IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
+        of_ipv4.chain(["2001:db8::/32".parse().expect("a range")]).collect()
+    };
+    for (count, ports, expected) in
+        [(5_000, 1, None), (5_001, 1, Some(5_001)), (2_501, 2, Some(5_002)), (2_500, 2, None)]
+    {
+        change(&mut world, "one", |service| {
+            service.kind = ServiceType::LoadBalancer;
+            (service.load_balancer, service.source_ranges) = (vec![at], Some(ranges(count)));
+            let first = service.ports[0].clone();
+            let port = |n: u16| ServicePort { name: format!("p{n}").into(), port: 80 + n, ..first.clone() };
+            service.ports = (0..ports).map(port).collect();
+        });
+        plan.update(&world, Instant::now());
+        let of_ranges = |text: &String| text.starts_with("one: SourceRanges");
+        let number = usize::from(expected.is_some());
+        assert_eq!(said(plan.problems()).iter().filter(|text| of_ranges(text)).count(), number, "{count} × {ports}");
+        let Some(elements) = expected else { continue };
+        let its = plan.problems().get(&name("one")).expect("some");
+        let problem = its.iter().find(|it| it.cause == Cause::SourceRanges).expect("one");
+        assert_eq!(problem.cause.reason(), "TooManySourceRanges");
+        assert!(problem.text.starts_with(&format!("the source ranges take {elements} elements ")), "{problem}");
+        assert!(problem.text.ends_with("closed to everybody"), "{problem}");
+    }
 }
 
 #[test]

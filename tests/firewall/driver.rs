@@ -16,6 +16,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use sluice::config::{Backend, FirewallConfig, ServiceRanges};
 use sluice::firewall::driver::{Driver, FirewallContext};
 use sluice::firewall::established::ENDED;
@@ -224,11 +225,8 @@ fn what_fails_is_told_once_and_done_when_the_kernel_takes_it_and_the_other_famil
 #[test]
 fn a_chain_that_the_kernel_refuses_is_told_once_and_the_rest_is_in_force() {
     with(Backend::Iptables, async |running| {
-        let refused = names::policy_chain(&sluice::firewall::rules::PolicyKey {
-            policy: sluice::model::ObjectName::new("shop", "web"),
-            direction: sluice::firewall::rules::Direction::Ingress,
-        });
-        running.kernel.with(|machine| machine.unloadable = [refused.clone()].into());
+        let refused = policy_of_web();
+        running.refuses(true);
         running.world.send_replace(shop());
         running.until_unready("network policies", &format!("refused: IPv4 filter {refused}: this kernel lacks")).await;
         running.until_told(|text| text.contains("sluice_firewall_refused_chains 2")).await;
@@ -244,8 +242,7 @@ fn an_object_of_nftables_that_the_kernel_refuses_is_told_with_what_it_closes() {
         let machine = &running.table;
         running.world.send_replace(shop());
         running.until_ready().await;
-        let is_set = |object: &Object| matches!(object, Object::Set(set) if set.as_str().starts_with("pods_shop_"));
-        machine.refuse(Some(std::rc::Rc::new(move |object, _| is_set(object))));
+        running.refuses(true);
         let more = [rule(&[pods("app=other")], &[])];
         running.world.send_replace(Case(shop()).policy("shop/db", "app=db", [Some(&more), None]).0);
         running.until_unready("network policies", "refused: set pods_shop_").await;
@@ -609,7 +606,22 @@ impl Tracking {
     }
 }
 
+/// The chain of iptables for what the policy shop/web lets in.
+fn policy_of_web() -> CompactString {
+    names::policy_chain(&sluice::firewall::rules::PolicyKey {
+        policy: sluice::model::ObjectName::new("shop", "web"),
+        direction: sluice::firewall::rules::Direction::Ingress,
+    })
+}
+
 impl Running {
+    /// Has the kernel refuse a part of the rules, or take all again: the chain of shop/web with iptables, the sets of its peers with nftables.
+    fn refuses(&self, refuses: bool) {
+        let is_set = |object: &Object| matches!(object, Object::Set(set) if set.as_str().starts_with("pods_shop_"));
+        self.table.refuse(refuses.then(|| std::rc::Rc::new(move |object: &Object, _: &_| is_set(object)) as _));
+        self.kernel.with(|machine| machine.unloadable = refuses.then(policy_of_web).into_iter().collect());
+    }
+
     fn new(config: FirewallConfig, families: PerFamily<bool>) -> Running {
         Running {
             kernel: MemoryKernel::new(State::default()),

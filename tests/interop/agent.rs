@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Child;
 
 use ipnet::IpNet;
@@ -252,16 +254,27 @@ fn the_newer_client_may_use_the_socket_of_the_agent() {
 #[test]
 fn threads_that_others_wait_for_by_a_clock_have_better_nice_values_than_the_rest() {
     with_hosts(1, Topology::Link, |hosts| {
-        let agent = Agent::start(&hosts[0], &["--enable-bfd=true", "--health-port=20244"]);
-        let expected =
-            [("bfd", -20), ("bgp", -10), ("listeners", -10), ("manifests", 0), ("router", -10), ("sluice", 0)];
-        let expected = expected.map(|(name, nice)| (name.to_owned(), nice)).into();
+        let agent = Agent::start(&hosts[0], &["--enable-bfd=true", "--health-port=20244", "--metrics-port=20245"]);
+        let prompt = [("bfd", -20), ("bgp", -10), ("listeners", -10), ("router", -10)];
+        let expected = prompt.into_iter().chain([("manifests", 0), ("scrapes", 0), ("sluice", 0)]);
+        let expected = expected.map(|(name, nice)| (name.to_owned(), nice)).collect();
         let names: BTreeSet<&String> = BTreeMap::keys(&expected).collect();
         eventually("nice values", &expected, || {
+            // A thread that collects metrics lives on for seconds. There is no listener at first.
+            let _ = hosts[0].inside(|| scrape(20245));
             let all = nice_values(agent.running.id());
             all.into_iter().filter(|(name, _)| names.contains(name)).collect()
         });
     });
+}
+
+/// Asks for the metrics on this port of the calling thread's host; returns the answer.
+fn scrape(port: u16) -> io::Result<String> {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// The nice value of each thread of a process, by the thread's name (`/proc/PID/task/TID/stat`: the 19th field; the second one, the name, is in brackets).

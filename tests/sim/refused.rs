@@ -282,6 +282,60 @@ fn what_cannot_be_tried_again_for_now_is_still_refused_and_tried_ever_later() {
 }
 
 #[test]
+fn a_repair_tries_at_once_what_was_refused() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into()].into());
+    scene.put(Scheduler::Mh, &[5]);
+    (0..6).for_each(|_| scene.try_again());
+    scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+    scene.round();
+    scene.has("rr", &[5]);
+    scene.agent.mirrors.retry_refused(scene.now);
+    scene.round();
+    scene.has("mh", &[5]);
+    assert_eq!(scene.agent.mirrors.retry_at(), None);
+}
+
+#[test]
+fn where_the_kernel_takes_one_scheduler_again_all_services_that_ask_for_it_get_it_within_moments() {
+    let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["mh".into(), "ovf".into()].into());
+    let mut world = known(Authority::Complete, &generate::empty_world());
+    let key = |n: u16| ServiceKey::Address {
+        address: [10, 97, (n >> 8) as u8, n as u8].into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
+    for n in 0..600 {
+        let ServiceKey::Address { address, protocol, port } = key(n) else { panic!("it is an address") };
+        let ports = vec![ServicePort { name: "".into(), protocol, port, node_port: None }];
+        let mut service = Service::new(vec![address], ports);
+        service.annotations.scheduler = if n % 10 == 0 { Scheduler::Ovf } else { Scheduler::Mh };
+        let name = ObjectName::new("shop", &format!("s{n}"));
+        world.cluster.services.insert(name.clone(), service);
+        world.cluster.endpoints.insert(name, in_one_slice(80, [ready([10, 244, 1, 5], None)]));
+    }
+    scene.take(&world);
+    let with = |scene: &Scene, scheduler: &str| {
+        (0..600).filter(|n| scene.served_by(&key(*n)).is_some_and(|(found, _)| found == scheduler)).count()
+    };
+    assert_eq!((with(&scene, "rr"), scene.troubles()), (600, Vec::new()));
+    (0..6).for_each(|_| scene.try_again());
+    assert_eq!(with(&scene, "rr"), 600);
+    scene.kernel.with(|machine| machine.lacking_schedulers = ["ovf".into()].into());
+    scene.try_again();
+    let begun = scene.now;
+    while with(&scene, "mh") < 540 {
+        scene.try_again();
+    }
+    assert!(scene.now - begun < Duration::from_secs(1), "{:?}", scene.now - begun);
+    assert_eq!((with(&scene, "rr"), scene.troubles()), (60, Vec::new()));
+    scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+    while scene.agent.mirrors.retry_at().is_some() {
+        scene.try_again();
+    }
+    assert_eq!(with(&scene, "ovf"), 60);
+}
+
+#[test]
 fn a_kernel_without_the_scheduler_that_nobody_asked_for_is_trouble() {
     let mut scene = Scene::new(|machine| machine.lacking_schedulers = ["rr".into()].into());
     scene.put(Scheduler::Rr, &[5]);
@@ -309,7 +363,11 @@ fn a_service_that_waits_for_its_tunnel_keeps_its_scheduler_where_the_kernel_has_
         }
         assert!(scene.now - begun > Duration::from_secs(60), "{authority:?}: it is tried ever later");
         scene.kernel.with(|machine| machine.lacking_schedulers.clear());
+        // One of its addresses is tried first, and the others at once where that is taken.
         scene.try_again();
+        while scene.agent.mirrors.retry_at().is_some_and(|at| at <= scene.now) {
+            scene.try_again();
+        }
         assert_eq!((served_at_all(&scene), scene.troubles()), (with("mh"), Vec::new()), "{authority:?}");
     }
 }

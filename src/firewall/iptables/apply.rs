@@ -359,6 +359,11 @@ impl<K: Kernel> Mirrors<K> {
         sets && elements && rules
     }
 
+    /// Has the next round try again the chains that the kernel refuses.
+    pub fn retry_refused(&mut self, now: Instant) {
+        self.refusals.hasten(now);
+    }
+
     /// Returns whether a retry of a refused chain is due.
     pub fn has_due_refusals(&self, now: Instant) -> bool {
         self.refusals.retry_at().is_some_and(|at| at <= now)

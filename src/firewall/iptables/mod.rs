@@ -200,6 +200,10 @@ impl<K: Kernel> Backend for Iptables<K> {
         .collect()
     }
 
+    fn retry_refused(&mut self, now: Instant) {
+        self.mirrors.retry_refused(now);
+    }
+
     fn retry_at(&self) -> Option<Instant> {
         self.mirrors.retry_at()
     }

@@ -87,6 +87,11 @@ impl Refusals {
         true
     }
 
+    /// Makes the next try of each chain due now.
+    pub fn hasten(&mut self, now: Instant) {
+        self.0.values_mut().for_each(|refused| refused.backoff.hasten(now));
+    }
+
     /// Ends the delay of chains whose retry is due: they are desired whole again at the next change of rules.
     pub fn fall_due(&mut self, now: Instant) {
         for refused in self.0.values_mut() {

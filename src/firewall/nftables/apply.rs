@@ -331,6 +331,11 @@ impl<K: Kernel> Mirrors<K> {
         &self.refused
     }
 
+    /// Has the next round try again what the kernel refuses.
+    pub fn retry_refused(&mut self, now: Instant) {
+        self.refused.hasten(now);
+    }
+
     /// Returns the last seen state of the kernel.
     pub fn applied(&self) -> Applied<'_> {
         let Mirrors { table, kept, refused, keeps_surplus, .. } = self;

@@ -124,6 +124,11 @@ impl Refused {
         }
     }
 
+    /// Makes the next try due now.
+    pub fn hasten(&mut self, now: Instant) {
+        self.backoff.hasten(now);
+    }
+
     /// Notes that a round ended with these refusals.
     pub fn failed(&mut self, at: Moment) {
         self.backoff.failed(at.now, at.jitter);

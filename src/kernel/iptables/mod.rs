@@ -46,7 +46,7 @@ use self::save::{SavedTable, parse};
 use self::slots::Place;
 use self::spelling::Spelling;
 use self::timing::Timings;
-use super::{Cause, Error};
+use super::{Cause, Error, RULES};
 use crate::net::{Family, PerFamily};
 use crate::reconcile::{Failure, Phase, Step, Target};
 
@@ -385,7 +385,7 @@ impl Target for Tables {
     type Error = Error;
 
     fn name(&self) -> &'static str {
-        "rules"
+        RULES
     }
 
     fn read(&mut self) -> Result<BTreeMap<Piece, Rules>, Error> {

@@ -39,7 +39,7 @@ pub use destinations::Destinations;
 pub use ownership::{Ours, Ownership, Whose};
 pub use scheduler_name::SchedulerName;
 pub use service_key::ServiceKey;
-pub use target::{Part, RefusedPart, Services};
+pub use target::{Part, RefusedPart, Services, VIRTUAL_SERVICES};
 
 /// A virtual service with its destinations: the unit that is compared and changed.
 #[derive(Clone, PartialEq, Eq, Debug)]

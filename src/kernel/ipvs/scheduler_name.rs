@@ -7,7 +7,7 @@ use std::ops::Deref;
 const MOST: usize = 15;
 
 /// A scheduler's name. It stands in each virtual service, in several maps, and is copied with them.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct SchedulerName([u8; MOST]);
 
 impl From<&str> for SchedulerName {

@@ -47,6 +47,9 @@ pub struct Services {
     refused: Vec<RefusedPart>,
 }
 
+/// Name of the kind, in the log, in answers to users, and as the component of notes.
+pub const VIRTUAL_SERVICES: &str = "virtual services";
+
 /// Each service costs a request and a dump, some ten system calls.
 const AUDIT_PORTION: usize = 64;
 
@@ -233,7 +236,7 @@ impl Target for Services {
     type Error = Error;
 
     fn name(&self) -> &'static str {
-        "virtual services"
+        VIRTUAL_SERVICES
     }
 
     fn read(&mut self) -> Result<BTreeMap<ServiceKey, Virtual>, Error> {

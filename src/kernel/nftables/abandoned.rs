@@ -6,11 +6,12 @@ use std::time::Instant;
 use tracing::info;
 
 use super::{OwnTable, TableFamily};
+use crate::kernel::RULES;
 use crate::reconcile::{Mirror, Moment, Reflection};
 
 /// Removes the table of this family and name where there is one; returns why it could not be removed.
 pub fn remove(family: TableFamily, name: &'static str) -> Option<String> {
-    let table = match OwnTable::open_existing(family, name, "rules") {
+    let table = match OwnTable::open_existing(family, name, RULES) {
         Ok(table) => table?,
         Err(error) => return Some(error.to_string()),
     };

@@ -39,7 +39,7 @@ use super::unreached::unreached;
 use super::wire::table::{FLAG_OWNER, FLAG_PERSIST};
 use super::wire::{ARP, BRIDGE, INET, TableId};
 use crate::kernel::netlink::{Bus, Fault, Refusal, Socket};
-use crate::kernel::{Cause, Error};
+use crate::kernel::{Cause, Error, RULES};
 use crate::reconcile::{Failure, Glance, Phase, Sorted, Step, Target};
 
 /// The contents of one table of ours.
@@ -125,7 +125,7 @@ impl OwnTable {
     /// # Errors
     /// A socket cannot be opened, or the kernel does not tell whether it knows owners of tables.
     pub fn open(name: &'static str) -> Result<OwnTable, Error> {
-        OwnTable::of(name.into(), "rules")
+        OwnTable::of(name.into(), RULES)
     }
 
     /// Like [`open`](OwnTable::open), for this kind of kernel objects.

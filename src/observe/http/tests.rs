@@ -175,7 +175,7 @@ fn connections_of_this_host_are_told_from_others() {
 async fn the_listeners_answer_while_the_thread_that_made_them_is_busy() {
     let listener = bind("health", START).await.expect("loopback has a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
-    spawn(vec![(listener, Site::Health(Health::default()))], || {}).expect("there is a thread");
+    spawn(vec![(listener, Site::Health(Health::default()))], || {}, || {}).expect("there is a thread");
     // This thread, which is the runtime's only one, waits for the answer without ever letting the runtime work.
     let mut stream = std::net::TcpStream::connect(address).expect("the listener accepts");
     let patience = Some(Duration::from_secs(20));

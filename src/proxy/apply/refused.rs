@@ -2,7 +2,8 @@
 //! broadcast address of the host.
 //!
 //! Anybody who may write a Service can name one, so it must harm that Service alone: it is left out of what the kernel is given, the rest goes on as if
-//! it were not asked for, and it is no trouble of the node but a problem of the Service. It is tried again at times, because a module may be loaded later.
+//! it were not asked for, and it is no trouble of the node but a problem of the Service. It is tried again at times, because a module may be loaded later: for each
+//! scheduler one virtual service, because the kernel runs `modprobe` each time, and the others when it is there. Of all together some hundreds at a time, in turn.
 //! The scheduler that Services have without asking for one is another matter: a node without it serves nobody, which is trouble as any failure is.
 //!
 //! Where the kernel has the virtual service, it keeps the scheduler that it has; where it has not, it gets the one that Services have without asking. So there is
@@ -28,6 +29,12 @@ pub(super) struct RefusedParts {
     all: BTreeMap<ServiceKey, Refused>,
     /// Those that this round tries again, and of which nothing was refused in it.
     tried: BTreeMap<ServiceKey, Refused>,
+    /// The last one that had its turn.
+    last: Option<ServiceKey>,
+    /// The virtual services that are tried for their scheduler, which the kernel has not had, in this round.
+    asked: BTreeMap<SchedulerName, ServiceKey>,
+    /// Schedulers that the kernel had refused, and has taken since.
+    present: BTreeSet<SchedulerName>,
     backoff: Backoff,
 }
 
@@ -37,6 +44,9 @@ pub struct Refused {
     pub scheduler: Option<SchedulerName>,
     pub destinations: BTreeSet<SocketAddr>,
 }
+
+/// Number of virtual services that are tried again in one round.
+const TRIED: usize = 256;
 
 /// The bits that schedulers read.
 const OF_SCHEDULERS: u32 = flags::SCHEDULER_1 | flags::SCHEDULER_2 | flags::SCHEDULER_3;
@@ -52,6 +62,11 @@ impl<K: Kernel> Mirrors<K> {
         self.refused_retry_at().is_some_and(|due| due <= at.now)
     }
 
+    /// Has the next round try again what was refused.
+    pub fn retry_refused(&mut self, now: Instant) {
+        self.refused.backoff.hasten(now);
+    }
+
     pub(super) fn refused_retry_at(&self) -> Option<Instant> {
         self.refused.backoff.retry_at()
     }
@@ -63,7 +78,7 @@ impl<K: Kernel> Mirrors<K> {
             return;
         }
         self.refused.backoff.tried();
-        self.refused.tried = std::mem::take(&mut self.refused.all);
+        self.refused.begin_tries();
         for key in self.refused.tried.keys() {
             self.virtuals.mark(*key);
             self.udp.mark(*key);
@@ -84,6 +99,7 @@ impl<K: Kernel> Mirrors<K> {
             let is_wanted = desired.virtuals.get(&key).is_some_and(|wanted| refused.clone().is_of(wanted));
             if is_wanted && !refused.is_everybodys() {
                 self.refused.tried.remove(&key);
+                self.refused.present.retain(|name| refused.scheduler != Some(*name));
                 self.refused.all.entry(key).or_default().join(refused);
                 is_any = true;
             }
@@ -97,14 +113,29 @@ impl<K: Kernel> Mirrors<K> {
 
     /// Ends the tries where nothing is refused any more. What could not be tried in this round is still refused: nothing could be read, say, or nothing that exists may change.
     pub(super) fn end_refused(&mut self, desired: &Desired, at: Moment) {
-        let mut tried = std::mem::take(&mut self.refused.tried);
-        tried.retain(|key, refused| !self.has_taken(desired, key, refused));
-        if !tried.is_empty() {
-            self.refused.all.extend(tried);
-            self.refused.try_later(at);
-        }
+        let tried = std::mem::take(&mut self.refused.tried);
+        let asked = std::mem::take(&mut self.refused.asked);
+        let were_any = !tried.is_empty();
+        let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            tried.into_iter().partition(|(key, refused)| self.has_taken(desired, key, refused));
+        // Also where the kernel takes the scheduler and refuses an endpoint of the same Service.
+        let has_come = |(name, key): (SchedulerName, ServiceKey)| {
+            let refused = Refused::of(Part::Scheduler(name));
+            self.has_taken(desired, &key, &refused).then_some(name)
+        };
+        let present: Vec<SchedulerName> = asked.into_iter().filter_map(has_come).collect();
+        let goes_on = !taken.is_empty() || !present.is_empty();
+        self.refused.all.extend(left);
+        self.refused.present.extend(present);
         if self.refused.all.is_empty() {
+            self.refused = RefusedParts::default();
+        } else if goes_on {
+            // It may take the others at once, too.
             self.refused.backoff.succeeded();
+            self.refused.try_later(at);
+            self.refused.backoff.hasten(at.now);
+        } else if were_any {
+            self.refused.try_later(at);
         }
     }
 
@@ -128,6 +159,23 @@ impl<K: Kernel> Mirrors<K> {
 }
 
 impl RefusedParts {
+    /// Moves those that this round tries to `tried`.
+    fn begin_tries(&mut self) {
+        let had_its_turn = |key: &ServiceKey| self.last.is_some_and(|last| *key <= last);
+        let (others, first) = (self.all.iter(), self.all.iter().filter(|(key, _)| !had_its_turn(key)));
+        let in_turn = first.chain(others.filter(|(key, _)| had_its_turn(key)));
+        let mut asked = BTreeMap::new();
+        let mut is_tried = |key: &ServiceKey, refused: &Refused| {
+            let Some(name) = refused.scheduler.filter(|name| !self.present.contains(name)) else { return true };
+            *asked.entry(name).or_insert(*key) == *key
+        };
+        let keys = in_turn.filter(|(key, refused)| is_tried(key, refused)).map(|(key, _)| *key).take(TRIED);
+        let keys: Vec<ServiceKey> = keys.collect();
+        self.last = keys.last().copied();
+        self.asked = asked;
+        self.tried = keys.into_iter().filter_map(|key| self.all.remove_entry(&key)).collect();
+    }
+
     fn try_later(&mut self, at: Moment) {
         if self.backoff.is_due(at.now) {
             self.backoff.failed(at.now, at.jitter);
@@ -194,6 +242,7 @@ impl Refused {
 mod tests {
     use super::*;
     use crate::kernel::ipvs::{Destination, Forwarding};
+    use crate::net::Protocol;
 
     fn endpoint(last: u8) -> SocketAddr {
         ([10, 244, 1, last], 80).into()
@@ -224,6 +273,37 @@ mod tests {
         let mut refused = Refused::of(Part::Destination(endpoint(255)));
         assert_eq!(refused.left_of(&of("rr", 0, &[1, 255]), None), of("rr", 0, &[1]));
         assert!(refused.is_of(&of("rr", 0, &[1, 255])) && !refused.is_of(&of("rr", 0, &[1])));
+    }
+
+    #[test]
+    fn one_virtual_service_of_each_scheduler_is_tried_and_the_others_when_the_kernel_has_it() {
+        let key = |port| ServiceKey::Address { address: [10, 96, 0, 1].into(), protocol: Protocol::Tcp, port };
+        let of_scheduler = |name: &str| Refused::of(Part::Scheduler(name.into()));
+        let mut parts = RefusedParts::default();
+        parts.all.extend((0..600).map(|port| (key(port), of_scheduler(if port % 2 == 0 { "mh" } else { "ovf" }))));
+        parts.all.extend((600..1000).map(|port| (key(port), Refused::of(Part::Destination(endpoint(255))))));
+        let turn = |parts: &mut RefusedParts| {
+            parts.begin_tries();
+            let tried = std::mem::take(&mut parts.tried);
+            assert!(tried.len() <= TRIED);
+            parts.all.extend(tried.clone());
+            tried
+        };
+        let of = |tried: &BTreeMap<ServiceKey, Refused>, name: &str| {
+            tried.values().filter(|it| it.scheduler == Some(name.into())).count()
+        };
+        // Endpoints have their turns: in two rounds each of them is tried.
+        let rounds = [turn(&mut parts), turn(&mut parts)];
+        assert!(rounds.iter().all(|tried| [of(tried, "mh"), of(tried, "ovf")] == [1, 1]));
+        let keys: BTreeSet<ServiceKey> = rounds.iter().flat_map(BTreeMap::keys).copied().collect();
+        assert_eq!(keys.len(), 2 + 400);
+        // And in three all that are served by what is there.
+        parts.present.insert("mh".into());
+        let rounds = [turn(&mut parts), turn(&mut parts), turn(&mut parts)];
+        assert!(rounds.iter().all(|tried| of(tried, "ovf") <= 1));
+        let keys: BTreeSet<ServiceKey> = rounds.iter().flat_map(BTreeMap::keys).copied().collect();
+        assert!(keys.len() >= 300 + 400, "{}", keys.len());
+        assert_eq!(parts.all.len(), 1000);
     }
 
     #[test]

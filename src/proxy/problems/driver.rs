@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{info, warn};
 
 use super::refused_by_kernel;
-use crate::kernel::ipvs::ServiceKey;
+use crate::kernel::ipvs::{ServiceKey, VIRTUAL_SERVICES};
 use crate::model::{ObjectName, ServiceProblem};
 use crate::proxy::apply::{Kernel, Mirrors};
 use crate::proxy::driver::ProxyContext;
@@ -13,8 +13,6 @@ use crate::proxy::plan::Plan;
 use crate::reconcile::{Difference, DifferenceState};
 use crate::subsystem::LeftOut;
 
-/// The component of the notes: the kind of kernel objects.
-const NOTED_AS: &str = "virtual services";
 /// Maximum number of Services that are named at once in the log, and in the notes.
 const NAMED: usize = 10;
 
@@ -22,7 +20,10 @@ const NAMED: usize = 10;
 pub fn left_out<K: Kernel>(plan: &Plan, mirrors: &Mirrors<K>) -> Vec<LeftOut> {
     let difference = |port: &ServiceKey, problem: ServiceProblem| {
         let state = DifferenceState::Failed(problem.to_string());
-        (NOTED_AS, Difference { object: format!("{port}, {}", problem.subject), state, desired: None, seen: None })
+        (
+            VIRTUAL_SERVICES,
+            Difference { object: format!("{port}, {}", problem.subject), state, desired: None, seen: None },
+        )
     };
     let refused = mirrors.refused_parts(plan.desired());
     let of_port =
@@ -63,5 +64,5 @@ pub fn tell_refused<K: Kernel>(plan: &mut Plan, mirrors: &Mirrors<K>, context: &
     if now.is_empty() {
         info!("The kernel refuses no part of any Service any more");
     }
-    context.health.note(NOTED_AS).set(notes);
+    context.health.note(VIRTUAL_SERVICES).set(notes);
 }

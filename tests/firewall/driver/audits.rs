@@ -53,3 +53,28 @@ fn an_audit_of_the_firewall_names_what_is_missing_and_puts_it_back_only_when_ask
         assert_eq!(running.audited().await, Vec::<String>::new());
     });
 }
+
+#[test]
+fn what_the_kernel_refuses_is_named_by_an_audit_and_tried_again_at_once_by_a_repair() {
+    with_each(false, async |running| {
+        running.refuses(true);
+        running.world.send_replace(shop());
+        running.until_unready("network policies", "refused: ").await;
+        // By then the next try by itself is seconds away.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        for repair in [false, true] {
+            if repair {
+                running.asked(true).await;
+            }
+            let found = running.audited().await;
+            assert!(
+                !found.is_empty() && found.iter().all(|line| line.starts_with("rules ") && line.ends_with(" failed")),
+                "{found:?}"
+            );
+        }
+        running.refuses(false);
+        running.asked(true).await;
+        assert_eq!(running.audited().await, Vec::<String>::new());
+        running.until_ready().await;
+    });
+}
