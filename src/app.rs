@@ -46,6 +46,7 @@ use crate::k8s::service_events::Subjects;
 use crate::k8s::{Message, Wanted, manifests, own_annotations, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
+use crate::kernel::file_system::{Passing, passing};
 use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
@@ -439,6 +440,10 @@ fn start_cni(
         tokio::spawn(keep_without_plugin(files, health.clone()));
         return Ok((None, to_firewall));
     };
+    if socket.parent().and_then(passing) == Some(Passing::WithContainer) {
+        let path = socket.display();
+        warn!(%path, "CNI socket is in a folder of the container's own, where no plugin of the host finds it, and no pod starts; mount the host's folder there");
+    }
     let (changes, to_world) = mpsc::channel(STARTING);
     let guard = config.source_guard.then_some(guard);
     let pods = pod_tunnels::settings(config).map(|_| pods);

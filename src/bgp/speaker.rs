@@ -430,8 +430,10 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         self.unanswering.answered(address, neighbour.ended(), at.now);
         neighbour.path.begin(at.now, neighbour.ended());
+        // One that comes and goes says nothing about those that are away.
+        let is_new = neighbour.wanted.expected && neighbour.began().is_none();
         neighbour.begin(at.now);
-        self.restart.iter_mut().filter(|_| neighbour.wanted.expected).for_each(|restart| restart.note_up(at.now));
+        self.restart.iter_mut().filter(|_| is_new).for_each(|restart| restart.note_up(at.now));
         let (source, view) = neighbour.looks(&agreement);
         // One that has restarted itself has retained nothing.
         let retains = agreement.restart.is_some_and(|restart| !restart.restarting);

@@ -305,9 +305,11 @@ fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) 
         ("the name of this host", environment.host_name.as_str())
     };
     let name = typed.trim().to_ascii_lowercase();
+    // It says nothing about what is removed from a host.
+    let is_needed = !(flags.cleanup_config || flags.cleanup_nftables || flags.cleanup_kube_proxy);
     let letters = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
     let ends = |c: char| c.is_ascii_alphanumeric();
-    if !(letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)) {
+    if is_needed && !(letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)) {
         mistakes.add(format!(
             "{origin} cannot be a node's name, which has letters, digits, - and . only: \
              set --hostname-override to the name of this node; it is {typed:?}."

@@ -23,6 +23,7 @@ use crate::net::{PublicKey, go};
 
 pub(in crate::k8s) mod keys;
 mod peers;
+pub mod pod_ranges;
 mod routing;
 mod value;
 
@@ -193,17 +194,13 @@ pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &m
 
 /// Returns the pod ranges in a Node's annotations; empty where there are none.
 pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<IpNet> {
-    let mut ranges = Vec::new();
+    let mut ranges: Vec<IpNet> = Vec::new();
     for key in [NODE_POD_CIDR, NODE_POD_CIDRS] {
         let Some(list) = annotations.get(key) else { continue };
-        for item in list.split(',').map(str::trim) {
-            match item.parse::<IpNet>() {
-                Ok(range) if !ranges.contains(&range.trunc()) => ranges.push(range.trunc()),
-                Ok(_) => {}
-                Err(_) => warnings.odd(key, format_args!("{item:?} is not a CIDR; it is left out")),
-            }
-        }
+        let more = pod_ranges::read(key, list.split(',').map(str::trim), warnings);
+        ranges.extend(more.into_iter().filter(|range| !ranges.contains(range)).collect::<Vec<_>>());
     }
+    ranges.truncate(pod_ranges::COUNTED);
     ranges
 }
 

@@ -7,6 +7,7 @@
 //! neighbour, or until the restart time for which neighbours keep ours is over (RFC 4724). So neither a restart of
 //! ours, nor one of all nodes together, takes a route from a packet.
 
+mod cut_off;
 mod draining;
 mod keys;
 mod links;
@@ -39,6 +40,7 @@ use self::links::LinkWatch;
 use self::rotation::KeyChange;
 use super::apply::{Kernel, Leave, Mirrors, RouterRound, Targets};
 use super::awaited_services::AwaitedServices;
+use super::cut_off::CutOff;
 use super::desired::RouterChanges;
 use super::drain::{self, Drain};
 use super::explain::serve::Inquiry;
@@ -89,6 +91,7 @@ pub struct Driver<K: Kernel> {
     mirrors: Mirrors<K>,
     sessions: Sessions,
     drain: Drain,
+    cut_off: CutOff,
     /// News that are told when neighbours have been sent what they are about.
     news: Option<News>,
     withdrawals: Withdrawals,
@@ -140,6 +143,7 @@ impl<K: Kernel> Driver<K> {
             links: LinkWatch::default(),
             mirrors: Mirrors::new(targets),
             drain: Drain::new(config.drain.delay).looking(context.clients.is_some()),
+            cut_off: CutOff::default(),
             news: None,
             withdrawals: Withdrawals::default(),
             sessions: Sessions::new(&config, context.speaker_pulse.clone(), context.access.clone()),
@@ -250,7 +254,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
                 self.learned_at.get_or_insert(at.now);
                 // Before it is known that this is over, so that the delay of a drain begins here.
                 self.note_announcing(at.now).await;
-                self.take_events(events);
+                self.take_events(events, at.now);
             }
             Wake::Speaker(sessions::News::Written(number)) => {
                 self.withdrawals.written(number);
@@ -270,6 +274,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
             self.sessions.deadline(self.plan.desired()),
             self.reachable.deadline(),
             self.drain.deadline(),
+            self.cut_off.deadline(),
             self.awaited_services.deadline(),
             self.next_session_look(),
             Some(self.next_look),
@@ -292,6 +297,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         let at = self.moments.at(now);
         self.step_rotation(at);
         self.sessions.show(&self.context.metrics.peers).await;
+        self.look_whether_cut_off(now);
         self.want_links(at).await;
         self.crowded = self.plan.crowded(self.mirrors.neighbour_limits(), &self.crowded);
     }
@@ -319,6 +325,7 @@ impl<K: Kernel> Subsystem for Driver<K> {
         self.drop_stale_routes(at.now);
         self.note_announcing(at.now).await;
         self.step_drain(drain::Event::Tick, at.now).await;
+        self.follow_cut_off(at.now).await;
         self.release_withdrawals(at.now).await;
         self.tell_news();
     }

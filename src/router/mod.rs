@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Reading order: [`identity`] is our own node ([`router_id`]); [`mesh`] and [`external_peers`] determine the peers, with [`password_files`] and [`former_routers`];
-//! [`advertise`] the announcements for Services, [`drain`] when they go with the node, and [`withdrawals`] those that peers may still believe in; [`policy`]
+//! [`advertise`] the announcements for Services, [`drain`] when they go with the node, [`cut_off`] when they wait for the ways to other nodes, and [`withdrawals`] those that peers may still believe in; [`policy`]
 //! the import and export policies; [`routes`] turns learned routes into kernel routes and tunnels, [`rivals`] are
 //! other programs' routes that prevail over those, [`reachable`] tracks their next hops, and [`neighbour_limit`] is how many the kernel finds out; [`node_sets`], [`pod_egress`], [`forward`], [`overlay_guard`], [`settings`], [`mtu`] and [`cni`] are the host's
 //! other needs. [`nodes`] is the contribution of all nodes ([`claims`]); [`plan`] keeps everything up to date,
@@ -56,6 +56,7 @@ pub mod apply;
 pub mod linux;
 pub mod sessions;
 pub mod drain;
+pub mod cut_off;
 pub mod withdrawals;
 pub mod told;
 pub mod host_files;

@@ -76,6 +76,8 @@ pub struct Plan {
     goes_without_services: bool,
     /// Addresses of Services are not announced yet.
     holds_services: bool,
+    /// This node waits for the routes of other nodes ([`cut_off`](super::cut_off)), with addresses whose traffic policy says so.
+    holds_for_nodes: bool,
     own: Identity,
     /// The networks of the host's links, and the link-local ones of links with a router.
     on_link: Vec<OnLink>,
@@ -130,6 +132,7 @@ impl Plan {
             known: Known::default(),
             goes_without_services: false,
             holds_services: false,
+            holds_for_nodes: false,
             own: Identity::default(),
             on_link: Vec::new(),
             links: Standings::new(),
@@ -364,8 +367,9 @@ impl Plan {
             let old = old.unwrap_or_default();
             for address in old.iter().chain(&new).copied().collect::<BTreeSet<_>>() {
                 let wanted = new.contains(&address).then_some(());
-                if self.announced.put(&address, name, wanted) {
-                    self.stale.services = true;
+                let is_new = self.announced.put(&address, name, wanted);
+                self.stale.services |= is_new;
+                if is_new || self.holds_for_nodes {
                     self.put_announcement(Family::host_prefix(address), changed);
                 }
             }
@@ -383,7 +387,7 @@ impl Plan {
         let is_ours = self.own.pod_cidrs.of(family).contains(&prefix);
         let wanted = (is_ours || is_service && !is_node).then(|| self.own_next_hop(family)).flatten();
         let wanted = wanted.map(Attributes::local).and_then(|wanted| match self.stage {
-            _ if !is_ours && self.holds_services => None,
+            _ if !is_ours && (self.holds_services || self.waits_for_nodes(address)) => None,
             Stage::Leaving if !is_ours => Some(drain::leaving(wanted)),
             Stage::Withdrawn if !is_ours => None,
             Stage::Announced | Stage::Leaving | Stage::Withdrawn => Some(wanted),

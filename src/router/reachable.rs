@@ -127,8 +127,11 @@ impl Reachable {
         changed.then(|| lost.collect())
     }
 
-    /// Returns when it has to be called again.
+    /// Returns when it has to be called again. While no more can be told, only another answer of the kernel changes anything.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.doubtful.is_empty() || self.known.values().filter(|known| known.told).count() >= MOST {
+            return None;
+        }
         let lost = self.doubtful.iter().filter_map(|next_hop| self.known.get(next_hop)?.lost);
         lost.min().map(|lost| lost + PATIENCE)
     }
@@ -176,6 +179,21 @@ mod tests {
         assert_eq!(reachable.take_due(), set(&[1, 2]));
         reachable.note(hop(1), Lead::Direct, false, later);
         assert_eq!(reachable.settle(later), Some(set(&[])));
+    }
+
+    #[test]
+    fn where_more_are_lost_than_can_be_told_nothing_is_due_until_one_of_those_is_back() {
+        let (mut reachable, now) = (Reachable::default(), Instant::now());
+        reachable.note(hop(1), Lead::Direct, true, now);
+        let lost: Vec<IpAddr> = (0..MOST as u32 + 2).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes())).collect();
+        lost.iter().for_each(|next_hop| reachable.note(*next_hop, Lead::Nowhere, false, now));
+        let later = reachable.deadline().expect("it is looked at again");
+        assert_eq!(reachable.settle(later).map(|told| told.len()), Some(MOST));
+        assert_eq!((reachable.settle(later), reachable.deadline()), (None, None));
+        reachable.note(lost[0], Lead::Direct, false, later);
+        let told = reachable.settle(later).expect("another one takes its place");
+        assert!(told.len() == MOST && !told.contains(&lost[0]));
+        assert_eq!(reachable.deadline(), None);
     }
 
     #[test]

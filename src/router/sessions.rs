@@ -368,6 +368,11 @@ impl Sessions {
         }
     }
 
+    /// Returns whether no neighbour has a session, as far as events have told.
+    pub fn has_nobody(&self) -> bool {
+        self.up.is_empty()
+    }
+
     /// Neighbours that had a session, or of which routes were retained, at the last [`Sessions::show`].
     pub fn kept(&self) -> &BTreeSet<IpAddr> {
         &self.kept

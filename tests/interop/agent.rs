@@ -8,7 +8,7 @@ use std::process::Child;
 
 use ipnet::IpNet;
 use serde_json::Value;
-use sluice::bgp::message::{AsPath, Attributes};
+use sluice::bgp::message::{AsPath, Attributes, Notification, Reason};
 use sluice::bgp::speaker::Order;
 use sluice::net::Family;
 
@@ -393,5 +393,43 @@ fn an_agent_says_why_each_route_is_used_or_not() {
         assert_eq!(asked(&hosts[0], &["routes", "100.64.0.1"]), None, "nobody knows it");
         let all = asked_json(&hosts[0], &["routes"]);
         assert_eq!((all["prefixes"].as_array().map(Vec::len), all["prefixesLeftOff"].as_u64()), (Some(9), Some(0)));
+    });
+}
+
+#[test]
+fn an_agent_that_was_cut_off_announces_services_when_the_nodes_that_it_lost_are_back() {
+    with_hosts(3, Topology::Link, |hosts| {
+        let agent = Agent::start(&hosts[0], &[]);
+        put(agent.host, "other", &node(3, ""));
+        // A router outside, and the speaker of another node.
+        let speaker = |host: &Host, asn: u32, routes: &[&str]| {
+            let ours = Ours::start(host, asn, false);
+            ours.want(wanted(&Cell { asns: [asn, 65001], ..Cell::with(Daemon::Bird) }, host, &hosts[0]));
+            ours.order(routes.iter().map(|prefix| routed(host, prefix, &[])).collect());
+            ours
+        };
+        let router = speaker(&hosts[1], 65002, &[]);
+        let pods = ["10.244.3.0/24", "fd00:10:244:3::/64"];
+        let other = speaker(&hosts[2], 65001, &pods);
+        let has = |prefix: &str| router.table().iter().any(|route| route.starts_with(prefix));
+        let services = || ["10.96.0.9/32", "fd00:10:96::9/128"].map(has);
+        let route = |(family, pods)| hosts[0].ask(&["ip", family, "route", "show", pods]).unwrap_or_default();
+        let reaches = || [("-4", pods[0]), ("-6", pods[1])].map(|one| !route(one).is_empty());
+        eventually("the addresses of the Service, and the routes to pods", &([true; 2], [true; 2]), || {
+            (services(), reaches())
+        });
+        let ours = Family::BOTH.map(|family| hosts[0].address(family));
+        for one in [&router, &other] {
+            one.order(ours.map(|address| Order::Stop(address, Notification::new(Reason::DECONFIGURED))).into());
+        }
+        let peers = || asked(&hosts[0], &["peers"]).unwrap_or_default();
+        eventually("that it was cut off", &true, || peers().contains("this node was cut off from all neighbours"));
+        assert_eq!(asked_json(&hosts[0], &["peers"])["serviceAddresses"], "held");
+        router.order(ours.map(Order::Start).into());
+        eventually("the pods of the node alone", &(true, [false; 2]), || (has("10.244.1.0/24"), services()));
+        other.order(ours.map(Order::Start).into());
+        eventually("the addresses of the Service again", &[true; 2], services);
+        assert_eq!(reaches(), [true; 2], "the router has them although the node has no routes to pods");
+        assert!(!peers().contains("cut off"), "{}", peers());
     });
 }

@@ -2,7 +2,7 @@
 """How others run kube-router: the DaemonSets, rights and host files of its own releases and of its integrators, rendered in words of our own from what they pass, mount,
 grant, probe and run first (snapshots of 2026: kube-router 2.11, k0s, kops, kubespray, the enix chart 1.10, k3s' policies alone; kubeasz as it was with kube-router). `integrators.py` prints all as JSON.
 
-Only the image is another, as for a user who changes its name and nothing else, and `Always` is not asked for, where nothing can be pulled.
+Only the image is another, as for a user who changes its name and nothing else, and `Always` is not asked for, where nothing can be pulled (`theirs.py` applies kube-router's own files with both, and moves them).
 Nobody of them mounts /var/lib/sluice or /run/sluice, asks /readyz, or gives the rights to create Events, to patch a Node's status, or to read ServiceCIDRs and
 ClusterNetworkPolicies. Values that a user writes for their cluster are those of the bed (`labkit.net`).
 """

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import time
 
 from labkit import cluster, image, net, own
@@ -18,17 +19,31 @@ from newcomer import condition, ready_nodes, ready_pods, that
 PLUGINS = "bridge host-local loopback portmap"
 # As flannel leaves it: another bridge, and a name before kube-router's.
 OTHERS = "/etc/cni/net.d/10-flannel.conflist"
+KUBE_ROUTERS = "docker.io/cloudnativelabs/kube-router:v2.11.0"
 MINUTE = 60
 # Most requests without a right, and most warnings, in a minute that begins when everything has been asked for once.
 MOST_REFUSED, MOST_WARNINGS = 8, 2
 COMPLAINS = re.compile(r" (stderr|stdout) F ([WE]\d{4}.*)")
 
 
+def moving():
+    """The command of docs/migration.md that puts our image in place of kube-router's."""
+    with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
+        command, = re.findall(r"`(kubectl -n kube-system patch ds kube-router --patch '[^']+')`", handle.read())
+    return command.replace("sluice:0.1.0", f"sluice:{image.version()}")
+
+
 class Theirs:
     def __init__(self, name):
         self.name = name
-        self.made = integrators.RENDERINGS[name](f"sluice:{image.version()}")
+        # Those of kube-router are applied as they are, with its image, which no node has, and moved as the page says.
+        self.moves = name.startswith("upstream-")
+        self.made = integrators.RENDERINGS[name](KUBE_ROUTERS if self.moves else f"sluice:{image.version()}")
         agent = self.made.daemonset()
+        if self.moves:
+            pod = agent["spec"]["template"]["spec"]
+            for container in [*pod["initContainers"], *pod["containers"]]:
+                container["imagePullPolicy"] = "Always"
         self.labels = agent["spec"]["selector"]["matchLabels"]
         self.has_failed = False
         # Of daemonset/, where it can be applied as it is.
@@ -81,6 +96,8 @@ class Theirs:
         if self.made.first_conf:
             bed.wait("nodes are ready at first", lambda: len(ready_nodes(bed)) == bed.nodes)
         bed.apply(*self.made.objects)
+        if self.moves:
+            bed.kubectl(*shlex.split(moving())[1:])
         if self.made.first_conf:
             bed.wait("agents have nodes", lambda: len([pod for pod in self.agents(bed) if pod["spec"].get("nodeName")]) == bed.nodes)
             for i in range(1, bed.nodes + 1):
@@ -159,7 +176,8 @@ class Theirs:
             mounts = newcomer.MOUNTS if self.ours else (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"))
             once = bed.once("--cleanup-config", mounts=(*mounts, ("/run/xtables.lock", "rw")), conf=self.made.conf)
             folders = " ".join(path for path, _ in mounts)
-            bed.on(i, f"mkdir -p {folders}; touch /run/xtables.lock; {once}")
+            # As the pages have it; the folders of a host that has none of ours are not there.
+            bed.on(i, f"rm -rf /var/lib/sluice /run/sluice; mkdir -p {folders}; touch /run/xtables.lock; {once}")
             left = bed.on(i, "nft list tables; iptables-nft-save; ip6tables-nft-save; iptables-legacy-save 2>/dev/null; ipset list -n; ipvsadm -Ln | grep -E '^(TCP|UDP|FWM)'; "
                              "ip -br link | grep -E 'kube-(bridge|dummy)'; ip rule | grep -E 'lookup (7[0-9]|kube)'; ls /etc/cni/net.d; ls /opt/cni/bin | grep sluice; true")
             foreign = r"table ip6? (filter|nat|mangle|raw)$|^#|^\*|^COMMIT|^:|10-flannel.conflist$"

@@ -7,15 +7,18 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
+use crate::kernel::file_system::{Passing, passing};
 use crate::kernel::route::{Ownership, Protocol, Routes, TABLE_MAIN};
 use crate::kernel::{address, link};
 
 /// Environment variables that decide something (`config::Environment`).
 const VARIABLES: [&str; 5] = ["NODE_NAME", "POD_NAME", "POD_NAMESPACE", "KUBE_ROUTER_CNI_CONF_FILE", "HOST_BIN_PATH"];
 
+const OS_RELEASE: &str = "os-release";
+
 /// Files and the parts that they become.
 const FILES: [(&str, &str); 12] = [
-    ("os-release", "/etc/os-release"),
+    (OS_RELEASE, "/etc/os-release"),
     ("kernel", "/proc/version"),
     ("modules", "/proc/modules"),
     ("memory", "/proc/meminfo"),
@@ -33,7 +36,7 @@ const FILES: [(&str, &str); 12] = [
 const LARGEST: u64 = 1 << 20;
 const MOST: usize = 20_000;
 
-/// The directory of CNI files.
+/// The usual directory of CNI files.
 const CNI: &str = "/etc/cni/net.d";
 
 /// Returns the name of this host.
@@ -45,10 +48,16 @@ pub fn name() -> String {
 type Part = (String, Result<String, String>);
 
 pub fn parts() -> Vec<Part> {
-    let mut parts: Vec<Part> = FILES.iter().filter_map(|(name, path)| part_of_file(name, path)).collect();
+    let in_container = passing(Path::new("/")) == Some(Passing::WithContainer);
+    let named = |name: &str| match name {
+        // In a container it is the image's.
+        OS_RELEASE if in_container => format!("image-{name}"),
+        name => name.to_owned(),
+    };
+    let mut parts: Vec<Part> = FILES.iter().filter_map(|(name, path)| part_of_file(&named(name), path)).collect();
     let variables = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}\n", std::env::var(name).ok()?)));
     parts.push(("environment.txt".to_owned(), Ok(variables.collect())));
-    parts.push(("cni-files.txt".to_owned(), Ok(names_in(Path::new(CNI)))));
+    parts.push(("cni-files.txt".to_owned(), cni_files()));
     parts.push((
         "links.txt".to_owned(),
         link::all().map(|all| lines(all.iter().map(|it| format!("{it:?}")))).map_err(text),
@@ -60,6 +69,16 @@ pub fn parts() -> Vec<Part> {
     let routes = Routes::open(Ownership::Protocols(vec![nobody])).and_then(|mut routes| routes.read_beside(&|_| true));
     parts.push(("routes.txt".to_owned(), routes.map(|(_, all)| lines(all.iter())).map_err(text)));
     parts
+}
+
+/// The names of the CNI files of this host.
+fn cni_files() -> Result<String, String> {
+    let file = std::env::var("KUBE_ROUTER_CNI_CONF_FILE").ok();
+    let directory = file.as_deref().and_then(|file| Path::new(file).parent()).unwrap_or(Path::new(CNI));
+    match passing(directory) {
+        Some(Passing::WithContainer) => Err(format!("the host's {} is not mounted", directory.display())),
+        Some(Passing::Memory) | None => Ok(names_in(directory)),
+    }
 }
 
 /// The part that a file becomes; none where the kernel has no such file.

@@ -65,9 +65,10 @@ pub(super) fn encode(prefix: IpNet, out: &mut Vec<u8>) {
 pub(super) fn is_unicast(prefix: IpNet) -> bool {
     match prefix {
         IpNet::V4(prefix) => {
-            let [first, ..] = prefix.network().octets();
+            let [first, second, ..] = prefix.network().octets();
             let local = prefix.prefix_len() >= 8 && (first == 0 || first == 127);
-            !(local || prefix.prefix_len() >= 4 && first >= 224)
+            let link = prefix.prefix_len() >= 16 && [first, second] == [169, 254];
+            !(local || link || prefix.prefix_len() >= 4 && first >= 224)
         }
         IpNet::V6(prefix) => {
             let network = prefix.network();
@@ -110,14 +111,13 @@ mod tests {
     #[test]
     fn prefixes_that_no_route_can_have_are_known() {
         let unicast = |text: &str| is_unicast(text.parse().unwrap());
-        for odd in
-            ["127.0.0.0/8", "0.1.0.0/16", "224.0.0.0/4", "239.1.1.1/32", "240.0.0.0/8", "fe80::/64", "ff02::1/128"]
-        {
+        let of_ipv4 = ["127.0.0.0/8", "0.1.0.0/16", "169.254.169.254/32", "224.0.0.0/4", "239.1.1.1/32", "240.0.0.0/8"];
+        for odd in of_ipv4.into_iter().chain(["fe80::/64", "ff02::1/128"]) {
             assert!(!unicast(odd), "{odd}");
         }
         assert!(!unicast("::1/128"));
         // Default routes are left to policy.
-        assert!(["0.0.0.0/0", "::/0", "192.0.2.0/24"].into_iter().all(unicast));
+        assert!(["0.0.0.0/0", "::/0", "192.0.2.0/24", "169.0.0.0/8", "169.253.0.0/16"].into_iter().all(unicast));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Restart {
         }
     }
 
-    /// Takes down that a neighbour has connected.
+    /// Takes down that a neighbour has connected for the first time.
     pub fn note_up(&mut self, now: Instant) {
         self.patience = now + self.quiet;
     }

@@ -364,6 +364,11 @@ fn the_node_is_named_by_flag_then_variable_then_host() {
     assert_eq!(named("", None, ""), refused("the name of this host", ""));
     assert_eq!(named("-a", None, ""), refused("--hostname-override", "-a"));
     assert_eq!(named("a.", None, ""), refused("--hostname-override", "a."));
+    // What is removed from a host does not depend on it.
+    for cleanup in ["--cleanup-config", "--cleanup-nftables", "--cleanup-kube-proxy"] {
+        let environment = Environment { host_name: "a_b".to_owned(), ..Environment::default() };
+        assert!(Config::from_flags(&flags(&[cleanup]), 0, &environment).is_ok(), "{cleanup}");
+    }
     let long = "a".repeat(254);
     assert_eq!(named(&long, None, ""), refused("--hostname-override", &long));
 }

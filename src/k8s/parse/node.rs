@@ -207,18 +207,9 @@ fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
     if let Some(ranges) = given.filter(|ranges| !ranges.is_empty()) {
         return ranges;
     }
-    let mut ranges = Vec::new();
-    let Some(spec) = &object.spec else { return ranges };
-    let written = spec.pod_cidr.iter().chain(spec.pod_cidrs.iter().flatten());
-    for text in written.filter(|text| !text.is_empty()) {
-        match text.parse::<IpNet>() {
-            Ok(range) if ranges.contains(&range.trunc()) => {}
-            Ok(range) => ranges.push(range.trunc()),
-            Err(_) => warnings.odd("spec.podCIDRs", format_args!("{text:?} is not a CIDR; it is left out")),
-        }
-    }
-    ranges.shrink_to_fit();
-    ranges
+    let Some(spec) = &object.spec else { return Vec::new() };
+    let written = spec.pod_cidr.iter().chain(spec.pod_cidrs.iter().flatten()).map(String::as_str);
+    annotations::pod_ranges::read("spec.podCIDRs", written.filter(|text| !text.is_empty()), warnings)
 }
 
 #[cfg(test)]

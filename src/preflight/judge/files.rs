@@ -1,6 +1,7 @@
 //! The process itself, and files: directories that have to be writable, CNI files, sockets.
 
 use crate::config::Config;
+use crate::kernel::file_system::Passing;
 use crate::preflight::facts::{Directory, Facts, Passwords, Purpose};
 use crate::preflight::{Finding, Level};
 use crate::router::cni::{self, CniFileForm, Conf};
@@ -107,7 +108,12 @@ fn directory(directory: &Directory, config: &Config) -> Finding {
     let Directory { purpose, path, obstacle, passing } = directory;
     let path = path.display();
     let subject = format!("directory {path}");
-    let Some(obstacle) = obstacle else {
+    // An image may bring these folders, and then they can be written although the host never sees what is in them.
+    let for_host = *purpose == Purpose::Cni || *purpose == Purpose::Sockets && config.cni_socket.is_some();
+    let unseen = for_host && *passing == Some(Passing::WithContainer);
+    let what = obstacle.as_ref().map(|obstacle| format!("it cannot be written: {obstacle}"));
+    let what = what.or_else(|| unseen.then(|| "it is the container's own, and not the host's".to_owned()));
+    let Some(what) = what else {
         let keeps_key = *purpose == Purpose::State && config.router.as_ref().is_some_and(|own| own.key_file.is_some());
         let Some(passing) = passing.filter(|_| keeps_key) else { return Finding::ok(subject, "it can be written") };
         let why = "this node makes another private key for WireGuard each time that it is gone, as with an upgrade of the agent, and packets from and to \
@@ -139,7 +145,7 @@ fn directory(directory: &Directory, config: &Config) -> Finding {
             format!("mount the host's {path} for writing, or leave the file to somebody else: --enable-cni=false"),
         ),
     };
-    Finding::bad(level, subject, [format!("it cannot be written: {obstacle}"), why, todo])
+    Finding::bad(level, subject, [what, why, todo])
 }
 
 fn cni_file(facts: &Facts, config: &Config) -> Option<Finding> {

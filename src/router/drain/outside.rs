@@ -18,6 +18,8 @@ pub struct Outside {
     pub is_sent: bool,
     /// There are service addresses that this node announces, or would announce if it did not drain.
     pub has_addresses: bool,
+    /// Those of them whose endpoints may be on other nodes wait for the routes of these ([`cut_off`](super::super::cut_off)).
+    pub holds_for_nodes: bool,
 }
 
 impl Outside {
@@ -41,6 +43,7 @@ impl Outside {
     /// Returns the stage as a word for programs.
     pub fn word(self) -> &'static str {
         match self.known() {
+            Stage::Announced if self.holds_for_nodes => "held",
             Stage::Announced => "announced",
             Stage::Leaving => "leaving",
             Stage::Withdrawn => "withdrawn",
@@ -50,6 +53,9 @@ impl Outside {
     /// Returns a sentence for who asks; `None` where nothing is special.
     pub fn note(self) -> Option<String> {
         let text = match self.stage {
+            Stage::Announced if self.holds_for_nodes && self.has_addresses => {
+                "this node was cut off from all neighbours: service addresses are held back from routers outside until the routes of other nodes are there, for a limited time"
+            }
             Stage::Announced => return None,
             Stage::Leaving | Stage::Withdrawn if !self.has_addresses => {
                 "this node drains: it has no service addresses to announce"
@@ -82,11 +88,15 @@ mod tests {
             (Withdrawn, true, true, 2, "withdrawn", Some("are withdrawn from routers outside")),
             (Withdrawn, true, false, 2, "withdrawn", Some("it has no service addresses to announce")),
         ] {
-            let outside = Outside { stage, is_sent, has_addresses };
+            let outside = Outside { stage, is_sent, has_addresses, holds_for_nodes: false };
             assert_eq!((outside.number(), outside.word()), (number, word), "{outside:?}");
             let text = outside.note();
             assert_eq!(text.is_some(), note.is_some(), "{outside:?}");
             assert!(text.unwrap_or_default().contains(note.unwrap_or_default()), "{outside:?}");
+            let cut_off = Outside { holds_for_nodes: true, ..outside };
+            let (is_held, text) = (stage == Announced, cut_off.note().unwrap_or_default());
+            assert_eq!((cut_off.number(), cut_off.word() == "held"), (number, is_held), "{cut_off:?}");
+            assert_eq!(text.contains("are held back"), is_held && has_addresses, "{cut_off:?}: {text}");
         }
     }
 }

@@ -98,6 +98,7 @@ impl<K: Kernel> Driver<K> {
             stage: self.plan.stage(),
             is_sent: self.neighbours_are_told(),
             has_addresses: self.plan.has_service_addresses(),
+            holds_for_nodes: self.plan.holds_for_nodes(),
         }
     }
 

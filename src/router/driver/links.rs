@@ -41,6 +41,9 @@ impl LinkWatch {
         }
         // One that has died is started again by the next look around.
         if self.running.take().is_some() {
+            warn!(
+                "Looking for routers behind interfaces has ended; beginning anew, and peers behind interfaces are none meanwhile"
+            );
             return Standings::new();
         }
         std::future::pending().await

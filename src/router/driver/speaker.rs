@@ -15,6 +15,7 @@ impl<K: Kernel> Driver<K> {
     /// first announcements for complete: so it starts once the addresses are served.
     pub(super) async fn start_speaker(&mut self) {
         let now = Instant::now();
+        self.forget_cut_off();
         let is_served = *self.context.served.borrow();
         if let (false, Some(until)) = (self.sessions.is_running(), services::waits(is_served, self.started, now)) {
             self.sessions.try_at(until);
@@ -84,10 +85,13 @@ impl<K: Kernel> Driver<K> {
     }
 
     /// Handles the speaker's events.
-    pub(super) fn take_events(&mut self, events: Vec<Event>) {
+    pub(super) fn take_events(&mut self, events: Vec<Event>, now: Instant) {
         for event in events {
             if let Some(peer) = self.sessions.note(&event) {
                 self.plan.look_at_peer(peer);
+            }
+            if let Event::Fact(peer, fact) = &event {
+                self.follow_session(*peer, fact, now);
             }
             match &event {
                 Event::Routes(changes) => {

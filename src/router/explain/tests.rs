@@ -34,7 +34,7 @@ fn known() -> PeersKnown {
     PeersKnown {
         authority: Authority::Complete,
         node_routes: NodeRoutes::Bgp,
-        outside: Outside { stage: Stage::Announced, is_sent: true, has_addresses: true },
+        outside: Outside { stage: Stage::Announced, is_sent: true, has_addresses: true, holds_for_nodes: false },
         sources: sources.into(),
         links: LinkNames::default(),
         problems: Vec::new(),

@@ -1,4 +1,4 @@
-//! The plan of a node that drains: how the addresses of Services stand with routers outside.
+//! The plan of a node that drains, or waits for the routes of other nodes: how the addresses of Services stand with routers outside.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Plan;
-use crate::model::ObjectName;
+use crate::model::{ObjectName, Service, TrafficPolicy};
 use crate::net::Family;
 use crate::router::claims::Claims;
 use crate::router::desired::RouterChanges;
@@ -24,6 +24,25 @@ impl Plan {
     pub fn announce_services(&mut self) -> RouterChanges {
         self.holds_services = false;
         self.put_service_announcements()
+    }
+
+    /// Holds the addresses of Services back whose endpoints may be on other nodes, or announces them again.
+    pub fn hold_back(&mut self, holds_for_nodes: bool) -> RouterChanges {
+        self.holds_for_nodes = holds_for_nodes;
+        self.put_service_announcements()
+    }
+
+    /// Returns whether the address of a Service waits for the routes of other nodes. Where only endpoints of this node count it does not.
+    pub(super) fn waits_for_nodes(&self, address: IpAddr) -> bool {
+        let is_local = |service: &Service| {
+            let policy = match service.cluster_ips.contains(&address) {
+                true => service.internal_traffic_policy,
+                false => service.external_traffic_policy,
+            };
+            policy == TrafficPolicy::Local || service.annotations.local
+        };
+        let needs_none = |name| self.known.services.get(name).is_some_and(|service| is_local(service));
+        self.holds_for_nodes && !self.announced.owners(&address).all(needs_none)
     }
 
     fn put_service_announcements(&mut self) -> RouterChanges {
@@ -48,9 +67,14 @@ impl Plan {
         !(is_pod || address.is_loopback() || self.is_here(&address) || self.nodes.has(address))
     }
 
-    /// Returns how the addresses of Services stand with routers outside.
+    /// Returns how the addresses of Services stand with routers outside, but for those that are held back.
     pub fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// Returns whether addresses of Services are held back until the routes of other nodes are there.
+    pub fn holds_for_nodes(&self) -> bool {
+        self.holds_for_nodes
     }
 }
 
@@ -69,9 +93,14 @@ pub(super) fn prefixes(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::bgp::message::Community;
-    use crate::model::{AnnounceAnnotations, Service, World};
+    use crate::model::{
+        AnnounceAnnotations, Conditions, Endpoint, EndpointPort, EndpointSlice, Endpoints, ServicePort, World,
+    };
+    use crate::net::Protocol;
     use crate::router::given::{address, three_nodes};
     use crate::router::plan::tests::planned;
 
@@ -133,6 +162,49 @@ mod tests {
         assert!(plan.desired().policies == without, "a Service that goes meanwhile is named no longer");
         plan.update(&announcing);
         assert!(plan.desired().policies == policies, "and one that comes is");
+    }
+
+    #[test]
+    fn a_node_that_was_cut_off_announces_what_needs_no_other_node_alone() {
+        let mut world = announcing();
+        let mut local =
+            (**world.cluster.services.get(&ObjectName::new("default", "web")).expect("it is there")).clone();
+        (local.internal_traffic_policy, local.cluster_ips) = (TrafficPolicy::Local, vec![address("10.96.0.10")]);
+        local.ports = vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into();
+        let conditions = Conditions { ready: true, serving: true, terminating: false };
+        let here = Endpoint { address: address("10.244.1.5"), conditions, node: Some("node-1".into()), hints: None };
+        let slice = EndpointSlice {
+            family: Family::V4,
+            ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+            endpoints: [here].into_iter().collect(),
+        };
+        let name = ObjectName::new("default", "local");
+        world.cluster.services.insert(name.clone(), local);
+        world.cluster.endpoints.insert(name, Endpoints { slices: [("one".into(), Arc::new(slice))].into() });
+        let mut plan = planned(&[], &world);
+        let all = announced(&plan);
+        assert_eq!(plan.hold_back(true).announcements.len(), 2);
+        let held: Vec<String> = all.iter().filter(|it| !announced(&plan).contains(it)).cloned().collect();
+        assert_eq!(held, ALL.iter().filter(|it| !PODS.contains(it)).copied().collect::<Vec<_>>());
+        // It goes on draining meanwhile, and a Service that comes waits as well.
+        plan.stand(Stage::Withdrawn);
+        assert_eq!(announced(&plan), PODS);
+        plan.stand(Stage::Announced);
+        plan.update(&three_nodes());
+        plan.update(&world);
+        assert!(announced(&plan).len() < all.len());
+        // The traffic policy changes meanwhile, there and back.
+        let mut of_all = world.clone();
+        let name = ObjectName::new("default", "local");
+        let mut service = (**world.cluster.services.get(&name).expect("it is there")).clone();
+        service.internal_traffic_policy = TrafficPolicy::Cluster;
+        of_all.cluster.services.insert(name, service);
+        plan.update(&of_all);
+        assert_eq!(announced(&plan), PODS);
+        plan.update(&world);
+        assert_eq!(announced(&plan).len(), PODS.len() + 1);
+        plan.hold_back(false);
+        assert_eq!(announced(&plan), all);
     }
 
     #[test]

@@ -49,6 +49,12 @@ impl Plan {
         &self.external
     }
 
+    /// Returns those of them that are no part of this node: neither the host nor a pod of it.
+    pub fn routers_elsewhere(&self) -> impl Iterator<Item = &IpAddr> {
+        let is_pod = |address: &IpAddr| self.own.all_pod_cidrs().any(|range| range.contains(address));
+        self.external.iter().filter(move |address| !(address.is_loopback() || self.is_here(address) || is_pod(address)))
+    }
+
     /// Returns the addresses at which our sessions begin: those for other nodes, then others for routers outside.
     pub(super) fn session_addresses(&self) -> Vec<IpAddr> {
         let routers =

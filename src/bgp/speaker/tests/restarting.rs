@@ -82,6 +82,24 @@ fn neighbours_that_come_one_after_the_other_are_all_waited_for() {
 }
 
 #[test]
+fn a_neighbour_that_comes_and_goes_does_not_prolong_the_wait_for_one_that_is_away() {
+    let mut bench = Bench::new(RESTARTING);
+    bench.want(wanted(2));
+    bench.want(wanted(3));
+    for _ in 0..4 {
+        let link = bench.come(2, Some(false));
+        bench.ends(link);
+        bench.pass(Duration::from_millis(190));
+        assert!(bench.speaker.is_restarting(), "the other one may still come");
+        bench.step(Input::Closed(link));
+    }
+    let link = bench.come(2, Some(false));
+    bench.ends(link);
+    bench.pass(Duration::from_millis(50));
+    assert!(!bench.speaker.is_restarting(), "it has been away for as long as it is waited for");
+}
+
+#[test]
 fn who_says_no_end_or_waits_for_ours_is_not_waited_for() {
     let mut bench = Bench::new(RESTARTING);
     bench.want(wanted(2));

@@ -23,6 +23,23 @@ fn a_directory_that_cannot_be_written_matters_by_its_purpose() {
 }
 
 #[test]
+fn folders_that_an_image_brings_are_not_the_hosts() {
+    let with = |purpose: Purpose| {
+        move |facts: &mut Facts| {
+            let mut directories = facts.files.directories.iter_mut();
+            let directory = directories.find(|one| one.purpose == purpose).expect("it is there");
+            directory.passing = Some(Passing::WithContainer);
+        }
+    };
+    let cni = ["directory /etc/cni/net.d: it is the container's own, and not the host's", "mount the host's"];
+    check(&[], with(Purpose::Cni), Level::Fatal, &cni);
+    let sockets = ["directory /run/sluice: it is the container's own", "no pod starts (--netpol-cni)"];
+    check(&["--netpol-cni", "--enable-cni=false"], with(Purpose::Sockets), Level::Fatal, &sockets);
+    // Who asks in the same container needs no folder of the host.
+    check_ok(&[], with(Purpose::Sockets), "directory /run/sluice: it can be written");
+}
+
+#[test]
 fn a_state_directory_that_goes_with_the_pod_matters_where_a_private_key_is_in_it() {
     let with = |purpose: Purpose, passing: Passing| {
         move |facts: &mut Facts| {
