@@ -82,6 +82,13 @@ def _all_are_answered(service):
         expect.many("ext", service.address(family), 80)
 
 
+def _without_mesh(bed):
+    """Rules of nft that keep sessions of BGP from node 3 and the others, and leave it the router outside."""
+    rules = [f"add rule inet no_mesh input {ip} saddr {bed.plan.addresses(i)[f]} tcp {port} 179 drop"
+             for f, ip in enumerate(("ip", "ip6")) for i in (1, 2) for port in ("sport", "dport")]
+    return "\n".join(["add table inet no_mesh", "add chain inet no_mesh input { type filter hook input priority 0; }", *rules]) + "\n"
+
+
 def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nodes(bed):
     ranges = bed.plan.pod_ranges(3)
     with _outside(bed) as service:
@@ -102,11 +109,23 @@ def a_link_that_is_cut_is_noticed_by_bfd_and_packets_from_outside_take_other_nod
                 expect.that(noticed < SWITCHED, f"node 1 has a route to the pods behind the cut after {noticed:.1f} s")
                 expect.that(_silence(outcome) < SWITCHED, "packets were lost for long:", outcome)
                 _all_are_answered(service)
+                # The router outside is the first one to have a session again, and the endpoints are on the other nodes.
+                flows = _flows(service, MANY_FLOWS)
+                net.node(3, "nft", "-f", "-", text_in=_without_mesh(bed))
             finally:
                 net.ip("fabric", "link set n3-near up")
+            pods = {family: ranges[f] for f, family in enumerate(FAMILIES)}
+            expect.soon(lambda: all(at_router(family, pods[family]) for family in FAMILIES), 60, "the router outside has no session with node 3 again")
+            held = _ways(service, "4")
+            net.node(3, "nft", "delete table inet no_mesh")
+            expect.that(bed.plan.addresses(3)[0] not in held, "the router outside sends to node 3 before that has the routes of other nodes:", held)
             for f, family in enumerate(FAMILIES):
                 expect.soon(lambda: ranges[f] in learned(1, family), 60, "the link is there again, and the route is not:", learned(1, family))
             _comes_to(bed, service, bed.agents)
+            time.sleep(1)
+            outcome = flows.stop()
+            print(f"the link came back: {outcome['lost']} of {outcome['sent']} packets from outside were lost", flush=True)
+            expect.that(outcome["lost"] == 0 and not outcome["errors"] and outcome["sent"] > 100, "packets from outside when the link came back:", outcome)
         for family in FAMILIES:
             who, _ = traffic.ask("n1p1", expect.pod("n3p1", family), objects.TARGET)
             expect.that(who == "n3p1", "answered by", who)
