@@ -136,6 +136,9 @@ class Witness:
 def _withdraws(packet, address):
     at = packet.find(MARKER)
     while at >= 0:
+        # What precedes the message may end with the same byte, as a timestamp of TCP does once in 256 times; no message is so long.
+        while packet[at + 16] == MARKER[0]:
+            at += 1
         length, kind = struct.unpack("!HB", packet[at + 16:at + 19])
         if kind == UPDATE and f"{socket.inet_ntoa(address)}/32" in _prefixes(packet[at + 19:at + length])[0]:
             return True
