@@ -46,7 +46,7 @@ use crate::k8s::service_events::Subjects;
 use crate::k8s::{Message, Wanted, manifests, own_annotations, report, service_events, watch as watch_api};
 use crate::kernel::Error;
 use crate::kernel::address::host_addresses;
-use crate::kernel::file_system::{Passing, passing};
+use crate::kernel::file_system::is_of_container;
 use crate::kernel::ipvs::ClientConnections;
 use crate::kernel::link::LinkName;
 use crate::kernel::monitor::{self, Changes, Watched};
@@ -440,7 +440,7 @@ fn start_cni(
         tokio::spawn(keep_without_plugin(files, health.clone()));
         return Ok((None, to_firewall));
     };
-    if socket.parent().and_then(passing) == Some(Passing::WithContainer) {
+    if socket.parent().is_some_and(is_of_container) {
         let path = socket.display();
         warn!(%path, "CNI socket is in a folder of the container's own, where no plugin of the host finds it, and no pod starts; mount the host's folder there");
     }

@@ -26,7 +26,7 @@ use crate::cni::plugin;
 use crate::config::{CNI_SOCKET, Config, KEY_FILE};
 use crate::container_runtime::sockets;
 use crate::firewall;
-use crate::kernel::file_system::{Passing, passing};
+use crate::kernel::file_system::is_of_container;
 use crate::kernel::local_socket::is_listened_on;
 use crate::kernel::{Error, iptables};
 use crate::model::Authority;
@@ -157,7 +157,7 @@ fn remove_files(config: &Config) -> (Vec<PathBuf>, Vec<String>) {
     let Left { unread, named, .. } = CniFiles::new(config.cni_directory.clone()).remove_plugin();
     let (mut removed, mut left) = (Vec::new(), [unread, named].concat());
     // While a CNI file names it, or may, a runtime that does not find it would say less than it does.
-    let is_hosts = config.cni_directory.is_dir() && passing(&config.cni_directory) != Some(Passing::WithContainer);
+    let is_hosts = config.cni_directory.is_dir() && !is_of_container(&config.cni_directory);
     let may_be_named = !left.is_empty() || !is_hosts;
     if !is_hosts {
         warn!(directory = %config.cni_directory.display(), "CNI directory not found; if this host has one, mount it and run --cleanup-config again: no pod starts while a CNI file names sluice-cni");

@@ -175,7 +175,8 @@ impl Config {
             router.cni_plugin = cni_plugin(&router, cni_socket.as_deref(), mistakes);
         }
         let encrypts = router.overlay.is_some_and(|overlay| overlay.encapsulation.wireguard().is_some());
-        let node_name = node_name(flags, environment, mistakes);
+        let cleanup = Cleanup::from_flags(flags, mistakes);
+        let node_name = node_name(flags, environment, cleanup.is_none(), mistakes);
         let load_balancer = LoadBalancerConfig::from_flags(flags, environment, &proxy.ranges, &node_name, mistakes);
         let config = Config {
             node_name,
@@ -206,7 +207,7 @@ impl Config {
                 ("text", LogFormat::Text),
                 ("json", LogFormat::Json),
             ),
-            cleanup: Cleanup::from_flags(flags, mistakes),
+            cleanup,
             notices: notices::notices(flags, mistakes),
         };
         match netfilter {
@@ -294,8 +295,8 @@ impl Cleanup {
     }
 }
 
-/// The node's name, in lower case and without blanks around it, as the kubelet registers it.
-fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) -> String {
+/// The node's name, in lower case and without blanks around it, as the kubelet registers it. `is_needed`: not where things are removed from a host alone.
+fn node_name(flags: &Flags, environment: &Environment, is_needed: bool, mistakes: &mut Mistakes) -> String {
     let variable = environment.node_name.as_deref().unwrap_or_default();
     let (origin, typed) = if !flags.hostname_override.is_empty() {
         ("--hostname-override", flags.hostname_override.as_str())
@@ -305,8 +306,6 @@ fn node_name(flags: &Flags, environment: &Environment, mistakes: &mut Mistakes) 
         ("the name of this host", environment.host_name.as_str())
     };
     let name = typed.trim().to_ascii_lowercase();
-    // It says nothing about what is removed from a host.
-    let is_needed = !(flags.cleanup_config || flags.cleanup_nftables || flags.cleanup_kube_proxy);
     let letters = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
     let ends = |c: char| c.is_ascii_alphanumeric();
     if is_needed && !(letters && name.len() <= 253 && name.starts_with(ends) && name.ends_with(ends)) {

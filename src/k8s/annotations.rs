@@ -194,14 +194,9 @@ pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &m
 
 /// Returns the pod ranges in a Node's annotations; empty where there are none.
 pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<IpNet> {
-    let mut ranges: Vec<IpNet> = Vec::new();
-    for key in [NODE_POD_CIDR, NODE_POD_CIDRS] {
-        let Some(list) = annotations.get(key) else { continue };
-        let more = pod_ranges::read(key, list.split(',').map(str::trim), warnings);
-        ranges.extend(more.into_iter().filter(|range| !ranges.contains(range)).collect::<Vec<_>>());
-    }
-    ranges.truncate(pod_ranges::COUNTED);
-    ranges
+    let lists = [NODE_POD_CIDR, NODE_POD_CIDRS].into_iter().filter_map(|key| Some((key, annotations.get(key)?)));
+    let items = lists.flat_map(|(key, list)| list.split(',').map(move |item| (key, item.trim())));
+    pod_ranges::read(items, warnings)
 }
 
 /// Returns the public key of a Node for WireGuard. One that is not understood counts as none: nothing is sent to that node then.

@@ -47,6 +47,11 @@ pub fn passing(directory: &Path) -> Option<Passing> {
     judged(magic, is_root)
 }
 
+/// Returns whether a directory is a part of the container in which this process runs, and none of the host: nothing is mounted there.
+pub fn is_of_container(directory: &Path) -> bool {
+    passing(directory) == Some(Passing::WithContainer)
+}
+
 /// Returns whether a directory is on the layers of an image (overlayfs), as those of a container are that nothing is mounted at.
 pub fn is_on_layers(directory: &Path) -> bool {
     magic(directory) == Some(OVERLAY)

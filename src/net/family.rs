@@ -24,6 +24,16 @@ impl Family {
         }
     }
 
+    /// Returns the minimum length of a prefix that is neither a default route nor a part of one. No network is wider: IPv4
+    /// is allocated in blocks of /8, and the widest block of IPv6 that is no part of the Internet is fc00::/7. Announcing
+    /// 0.0.0.0/1 and 128.0.0.0/1, or 2000::/3, means the Internet.
+    pub fn narrowest_default(self) -> u8 {
+        match self {
+            Family::V4 => 8,
+            Family::V6 => 7,
+        }
+    }
+
     /// The family's number in Linux: `AF_INET` or `AF_INET6`, which netfilter shares.
     pub fn number(self) -> u8 {
         match self {

@@ -14,7 +14,7 @@
 //! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`, and `nexthopself` in
 //! `kube-router.io/peers`.
 //!
-//! Never taken, from anybody: a default route, also in parts ([`narrowest_default`]), an address of a Service that we announce, our
+//! Never taken, from anybody: a default route, also in parts ([`Family::narrowest_default`]), an address of a Service that we announce, our
 //! own pods' ranges, addresses of nodes, the networks of our links, cluster addresses (`--service-cluster-ip-range`), what lies
 //! inside of any of these or inside of another node's pod range, and what `kube-router.io/node.bgp.customimportreject` names. Another
 //! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
@@ -349,20 +349,10 @@ fn per_family<T>(make: impl FnMut(Family) -> T) -> PerFamily<T> {
     PerFamily::from_fn(make)
 }
 
-/// Returns the minimum length of a prefix that is neither a default route nor a part of one. No network is wider: IPv4
-/// is allocated in blocks of /8, and the widest block of IPv6 that is no part of the Internet is fc00::/7. Announcing
-/// 0.0.0.0/1 and 128.0.0.0/1, or 2000::/3, means the Internet.
-pub fn narrowest_default(family: Family) -> u8 {
-    match family {
-        Family::V4 => 8,
-        Family::V6 => 7,
-    }
-}
-
 /// Returns the default route, whole and in parts.
 fn default_route(family: Family) -> Arc<PrefixSet> {
     let mut set = PrefixSet::new(&name(DEFAULT_ROUTE, family));
-    set.insert(everything(family), Lengths { least: 0, most: narrowest_default(family) - 1 });
+    set.insert(everything(family), Lengths { least: 0, most: family.narrowest_default() - 1 });
     Arc::new(set)
 }
 

@@ -110,7 +110,7 @@ impl Reachable {
         }
         let connected = self.known.values().any(|known| known.reached);
         let mut changed = std::mem::take(&mut self.returned);
-        let mut told = self.known.values().filter(|known| known.told).count();
+        let mut told = self.told();
         let Reachable { known, doubtful, .. } = self;
         doubtful.retain(|next_hop| {
             let Some(known) = known.get_mut(next_hop) else { return false };
@@ -127,9 +127,14 @@ impl Reachable {
         changed.then(|| lost.collect())
     }
 
+    /// Number of next hops that the speaker has been told of.
+    fn told(&self) -> usize {
+        self.known.values().filter(|known| known.told).count()
+    }
+
     /// Returns when it has to be called again. While no more can be told, only another answer of the kernel changes anything.
     pub fn deadline(&self) -> Option<Instant> {
-        if self.doubtful.is_empty() || self.known.values().filter(|known| known.told).count() >= MOST {
+        if self.doubtful.is_empty() || self.told() >= MOST {
             return None;
         }
         let lost = self.doubtful.iter().filter_map(|next_hop| self.known.get(next_hop)?.lost);

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::kernel::file_system::{Passing, passing};
+use crate::kernel::file_system::is_of_container;
 use crate::kernel::route::{Ownership, Protocol, Routes, TABLE_MAIN};
 use crate::kernel::{address, link};
 
@@ -48,7 +48,7 @@ pub fn name() -> String {
 type Part = (String, Result<String, String>);
 
 pub fn parts() -> Vec<Part> {
-    let in_container = passing(Path::new("/")) == Some(Passing::WithContainer);
+    let in_container = is_of_container(Path::new("/"));
     let named = |name: &str| match name {
         // In a container it is the image's.
         OS_RELEASE if in_container => format!("image-{name}"),
@@ -75,9 +75,9 @@ pub fn parts() -> Vec<Part> {
 fn cni_files() -> Result<String, String> {
     let file = std::env::var("KUBE_ROUTER_CNI_CONF_FILE").ok();
     let directory = file.as_deref().and_then(|file| Path::new(file).parent()).unwrap_or(Path::new(CNI));
-    match passing(directory) {
-        Some(Passing::WithContainer) => Err(format!("the host's {} is not mounted", directory.display())),
-        Some(Passing::Memory) | None => Ok(names_in(directory)),
+    match is_of_container(directory) {
+        true => Err(format!("the host's {} is not mounted", directory.display())),
+        false => Ok(names_in(directory)),
     }
 }
 

@@ -7,14 +7,15 @@
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::k8s::warning::Warnings;
+use crate::net::Family;
 
 /// Number of ranges of one Node that count: each may be a route, an element of a set and a prefix of a policy on every node.
 pub const COUNTED: usize = 16;
 
-/// Returns the ranges in these texts, without duplicates, in their order.
-pub fn read<'a>(field: &'static str, texts: impl Iterator<Item = &'a str>, warnings: &mut Warnings) -> Vec<IpNet> {
+/// Returns the ranges in these texts, each with the field that it stands in, without duplicates, in their order.
+pub fn read<'a>(texts: impl Iterator<Item = (&'static str, &'a str)>, warnings: &mut Warnings) -> Vec<IpNet> {
     let mut ranges = Vec::new();
-    for text in texts {
+    for (field, text) in texts {
         let Ok(range) = text.parse::<IpNet>() else {
             warnings.odd(field, format_args!("{text:?} is not a CIDR; it is left out"));
             continue;
@@ -38,7 +39,7 @@ pub fn read<'a>(field: &'static str, texts: impl Iterator<Item = &'a str>, warni
 /// Returns whether pods can have addresses of a range.
 fn is_for_pods(range: IpNet) -> bool {
     let overlap = |other: &IpNet| range.contains(other) || other.contains(&range);
-    let is_wide = range.prefix_len() < if matches!(range, IpNet::V4(_)) { WIDEST_IPV4 } else { WIDEST_IPV6 };
+    let is_wide = range.prefix_len() < Family::from(range).narrowest_default();
     let v4 = |first: [u8; 4], length| Ipv4Net::new_assert(first.into(), length).into();
     let v6 = |first: u16, length| Ipv6Net::new_assert([first, 0, 0, 0, 0, 0, 0, 0].into(), length).into();
     let others: [IpNet; 7] = [
@@ -54,17 +55,13 @@ fn is_for_pods(range: IpNet) -> bool {
     !is_wide && !others.iter().any(overlap)
 }
 
-/// Least lengths of a range: what is wider is a part of a default route (`router::policy`).
-const WIDEST_IPV4: u8 = 8;
-const WIDEST_IPV6: u8 = 7;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn found(texts: &[&str]) -> (Vec<String>, usize) {
         let mut warnings = Warnings::default();
-        let ranges = read("spec.podCIDRs", texts.iter().copied(), &mut warnings);
+        let ranges = read(texts.iter().map(|text| ("spec.podCIDRs", *text)), &mut warnings);
         (ranges.iter().map(IpNet::to_string).collect(), warnings.take().len())
     }
 

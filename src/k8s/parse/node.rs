@@ -209,7 +209,8 @@ fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
     }
     let Some(spec) = &object.spec else { return Vec::new() };
     let written = spec.pod_cidr.iter().chain(spec.pod_cidrs.iter().flatten()).map(String::as_str);
-    annotations::pod_ranges::read("spec.podCIDRs", written.filter(|text| !text.is_empty()), warnings)
+    let written = written.filter(|text| !text.is_empty()).map(|text| ("spec.podCIDRs", text));
+    annotations::pod_ranges::read(written, warnings)
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use crate::net::Family;
 use crate::router::identity::Identity;
 use crate::router::mesh::Obstacle;
 use crate::router::nodes::Nodes;
-use crate::router::policy::narrowest_default;
 use crate::router::problem::{About, Problem};
 
 mod overlaps;
@@ -211,7 +210,7 @@ fn refused(own: &Identity, nodes: &Nodes, mut overlaps: BTreeMap<IpNet, Refusal>
         if let Some(rejected) = own.routing.import_reject.iter().copied().find(holds) {
             return Some(Refusal::Annotation(rejected));
         }
-        if range.prefix_len() < narrowest_default(Family::from(range)) {
+        if range.prefix_len() < Family::from(range).narrowest_default() {
             return Some(Refusal::DefaultRoute);
         }
         let address = nodes.address_of_another_in(range);

@@ -13,7 +13,6 @@ use super::pod_ranges::{Refusal, is_believable};
 use super::{Family, Plan};
 use crate::config::Reach;
 use crate::net::PerFamily;
-use crate::router::policy::narrowest_default;
 use crate::router::routes::{Place, Protection};
 
 /// Maximum number of addresses that the walls of a range leave out: each takes as many routes as the range has bits, and a range that somebody claims may
@@ -120,7 +119,7 @@ impl Plan {
         }
         let mut parts = BTreeSet::new();
         // Parts of a default route would precede that of this host.
-        let precedes = range.prefix_len() < narrowest_default(Family::from(range));
+        let precedes = range.prefix_len() < Family::from(range).narrowest_default();
         // And parts of a network would precede the route of a router that has it as well.
         let precedes = precedes || !is_encrypted && self.routes.has_way(range);
         if holes.is_empty() || !precedes {

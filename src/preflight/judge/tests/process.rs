@@ -2,13 +2,15 @@
 
 use super::*;
 
+fn directory_of(facts: &mut Facts, purpose: Purpose) -> &mut Directory {
+    facts.files.directories.iter_mut().find(|one| one.purpose == purpose).expect("it is there")
+}
+
 #[test]
 fn a_directory_that_cannot_be_written_matters_by_its_purpose() {
     let with = |purpose| {
         move |facts: &mut Facts| {
-            let mut directories = facts.files.directories.iter_mut();
-            let directory = directories.find(|one| one.purpose == purpose).expect("it is there");
-            directory.obstacle = Some("Read-only file system".to_owned());
+            directory_of(facts, purpose).obstacle = Some("Read-only file system".to_owned());
         }
     };
     check(&[], with(Purpose::State), Level::Degraded, &["/var/lib/sluice", "last known state", "--state-dir="]);
@@ -24,13 +26,7 @@ fn a_directory_that_cannot_be_written_matters_by_its_purpose() {
 
 #[test]
 fn folders_that_an_image_brings_are_not_the_hosts() {
-    let with = |purpose: Purpose| {
-        move |facts: &mut Facts| {
-            let mut directories = facts.files.directories.iter_mut();
-            let directory = directories.find(|one| one.purpose == purpose).expect("it is there");
-            directory.passing = Some(Passing::WithContainer);
-        }
-    };
+    let with = |purpose| move |facts: &mut Facts| directory_of(facts, purpose).passing = Some(Passing::WithContainer);
     let cni = ["directory /etc/cni/net.d: it is the container's own, and not the host's", "mount the host's"];
     check(&[], with(Purpose::Cni), Level::Fatal, &cni);
     let sockets = ["directory /run/sluice: it is the container's own", "no pod starts (--netpol-cni)"];
@@ -43,8 +39,7 @@ fn folders_that_an_image_brings_are_not_the_hosts() {
 fn a_state_directory_that_goes_with_the_pod_matters_where_a_private_key_is_in_it() {
     let with = |purpose: Purpose, passing: Passing| {
         move |facts: &mut Facts| {
-            let mut directories = facts.files.directories.iter_mut();
-            directories.find(|one| one.purpose == purpose).expect("it is there").passing = Some(passing);
+            directory_of(facts, purpose).passing = Some(passing);
             modules(facts, ModuleState::Present, &["wireguard"]);
         }
     };
@@ -65,9 +60,7 @@ fn a_state_directory_that_goes_with_the_pod_matters_where_a_private_key_is_in_it
     }
     let unwritable = |facts: &mut Facts| {
         with(Purpose::State, Passing::WithContainer)(facts);
-        let mut directories = facts.files.directories.iter_mut();
-        let directory = directories.find(|one| one.purpose == Purpose::State).expect("it is there");
-        directory.obstacle = Some("Read-only file system".to_owned());
+        directory_of(facts, Purpose::State).obstacle = Some("Read-only file system".to_owned());
     };
     check(&["--overlay-encap=wireguard"], unwritable, Level::Degraded, &["cannot be written: Read-only file system"]);
 }

@@ -11,7 +11,6 @@ use super::Refusal;
 use crate::net::Family;
 use crate::router::identity::Identity;
 use crate::router::nodes::Nodes;
-use crate::router::policy::narrowest_default;
 
 /// Returns the pod CIDRs of other nodes that overlap one of another machine, or contain one of our own.
 pub(super) fn overlaps(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal> {
@@ -40,5 +39,5 @@ pub(super) fn overlaps(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal
 /// Returns whether a Node may mean its pods by a range. A part of a default route, and one that has our address in it, are mistakes. What other Nodes say
 /// counts for nothing here: they could take away what protects these pods.
 pub(in crate::router::plan) fn is_believable(range: IpNet, own: &Identity) -> bool {
-    range.prefix_len() >= narrowest_default(Family::from(range)) && !own.all.iter().any(|own| range.contains(own))
+    range.prefix_len() >= Family::from(range).narrowest_default() && !own.all.iter().any(|own| range.contains(own))
 }
