@@ -131,8 +131,10 @@ class Cluster:
     def path_of(item):
         group, plural = {
             "Pod": ("/api/v1", "pods"), "Service": ("/api/v1", "services"), "EndpointSlice": ("/apis/discovery.k8s.io/v1", "endpointslices"),
-            "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies")}[item["kind"]]
-        return f"{group}/namespaces/{item['metadata']['namespace']}/{plural}/{item['metadata']['name']}"
+            "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+            "ServiceCIDR": ("/apis/networking.k8s.io/v1", "servicecidrs")}[item["kind"]]
+        namespace = item["metadata"].get("namespace")
+        return f"{group}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{item['metadata']['name']}"
 
     def put_pod(self, base, pod, service):
         if pod not in self.services_of:

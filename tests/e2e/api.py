@@ -9,8 +9,7 @@ import expect
 from asking import SOCKET
 from expect import FAMILIES, PODS
 from health_checks import _listens_on
-from labkit import kernel, net, objects, own, traffic
-from labkit.api import ApiError
+from labkit import kernel, net, own
 from labkit.objects import Port
 from router import everyone
 
@@ -173,61 +172,6 @@ def of_two_services_with_one_address_the_later_one_gets_one_event_that_names_the
             time.sleep(3)
             expect.that(len(told()) == 1 and address[0] in told()[0][1] and f"default/{first.name}" in told()[0][1], "not one that says it:", told())
             expect.that(not _service_events(bed, first.name), "the one that has the address has an Event:", _service_events(bed, first.name))
-
-
-CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
-
-
-def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed):
-    """Of the families that the cluster has, and outside of the range of its flag."""
-    cidrs, ours, unused = (net.of_families(pair, bed.families) for pair in (
-        ("10.112.0.0/24", "fd00:10:97::/112"), ("10.112.0.9", "fd00:10:97::9"), ("10.112.0.77", "fd00:10:97::77")))
-    with expect.service(bed, "ranged") as s:
-        bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
-                                   "spec": {"cidrs": cidrs}})
-        made = objects.service(s)
-        made["metadata"]["name"] = "of-the-new-range"
-        made["spec"] |= {"clusterIP": ours[0], "clusterIPs": ours}
-        path = "/api/v1/namespaces/default/services"
-        def accepted():
-            try:
-                return bed.source.api.put(path, made)
-            except ApiError:
-                return False  # the API server has not taken the range into use yet
-        expect.soon(accepted, 60, "the API server does not give addresses of the range")
-        try:
-            for address, free in zip(ours, unused):
-                expect.soon(lambda: set(traffic.many("n1p2", address, 80, count=6)["answers"]) == set(PODS), 30, address, "is not served")
-                expect.share("n2p2", address, 80, PODS)
-                with expect.default_route_to_nobody(1):
-                    expect.soon(lambda: expect.is_connection_refused("n1p2", free, 80), 30, free, "is not refused")
-        finally:
-            bed.source.api.delete(f"{path}/of-the-new-range")
-            bed.source.api.delete(f"{CIDRS}/more")
-        for i in bed.agents:
-            expect.soon(lambda: not [k for k in kernel.ipvs(i) if k[1] in ours], 30, f"node {i} still serves it")
-        with expect.default_route_to_nobody(1):
-            for free in unused:
-                expect.soon(lambda: not expect.is_connection_refused("n1p2", free, 80), 60, free, "is still refused, although its range is gone")
-
-
-def external_addresses_inside_a_service_cidr_are_served_before_it_comes_and_after_it_went_and_not_between(bed):
-    inside, beside = "198.51.100.91", "198.51.100.100"
-    with expect.service(bed, "strict", external_ips=[inside, beside]) as s:
-        def served(address):
-            return [i for i in bed.agents if ("TCP", address, 80) in kernel.ipvs(i)]
-        for address in (inside, beside):
-            expect.soon(lambda: served(address) == list(bed.agents), 30, address, "is not served:", served(address))
-        bed.source.api.put(CIDRS, {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "around"},
-                                   "spec": {"cidrs": ["198.51.100.88/29"]}})
-        try:
-            expect.soon(lambda: not served(inside), 30, inside, "is a cluster IP now, and still served:", served(inside))
-            expect.that(served(beside) == list(bed.agents), beside, "is in no such range:", served(beside))
-            expect.share("n1p2", s.address(), 80, PODS)
-        finally:
-            bed.source.api.delete(f"{CIDRS}/around")
-        expect.soon(lambda: served(inside) == list(bed.agents), 60, inside, "is not served again:", served(inside))
-        expect.share("n1p2", inside, 80, PODS)
 
 
 def _refused(agent, since=0):

@@ -3,10 +3,6 @@ import api
 import expect
 
 
-def addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served(bed):
-    api.addresses_of_a_service_cidr_that_comes_later_are_guarded_and_served_and_those_of_one_that_goes_are_not(bed)
-
-
 def problems_of_a_service_become_events(bed):
     more = {"kind": "LoadBalancer", "external_policy": "Local", "health_port": 30157, "annotations": {"kube-router.io/service.scheduler": "fastest"}}
     refused = expect.of_family(bed, ["203.0.113.78", "2001:db8:71::78"])

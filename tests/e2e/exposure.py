@@ -39,12 +39,20 @@ def a_load_balancer_address_is_served_from_outside_and_inside(bed):
 
 
 def an_external_address_outside_the_allowed_ranges_is_not_served(bed):
-    forbidden = ["203.0.113.77", "10.96.1.200"]
-    with expect.service(bed, "forbidden", external_ips=["198.51.100.22", *forbidden]) as s:
-        expect.share("ext", "198.51.100.22", 80, PODS)
-        held = {address for _, address, _ in kernel.ipvs(1)}
-        expect.that(not held & set(forbidden), "served:", held & set(forbidden))
-        expect.share("n1p2", s.address(), 80, PODS)
+    """Beside one that is in them: one of no range, one that is a cluster IP, and one of a node, of each family that the cluster has."""
+    def of(*pairs):
+        return [one for pair in pairs for one in net.of_families(pair, bed.families)]
+    allowed = of(("198.51.100.22", "2001:db8:51::22"))
+    forbidden = of(("203.0.113.77", "2001:db8:71::77"), ("10.96.1.200", "fd00:10:96::1:c8"), bed.plan.addresses(2))
+    with expect.service(bed, "forbidden", external_ips=allowed + forbidden) as s:
+        for address in allowed:
+            expect.share("ext", address, 80, PODS)
+        for i in bed.agents:
+            held = {address for _, address, _ in kernel.ipvs(i)}
+            expect.that(held >= set(allowed), f"node {i} lacks:", set(allowed) - held)
+            expect.that(not held & set(forbidden), f"node {i} serves:", held & set(forbidden))
+        for family in bed.families:
+            expect.share("n1p2", s.address(family), 80, PODS)
 
 
 def an_address_that_is_taken_away_is_served_no_longer(bed):

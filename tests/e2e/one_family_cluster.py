@@ -1,6 +1,7 @@
 """A cluster of one family: Services have addresses of that alone, and nodes and pods have no others."""
 import asking
 import expect
+import exposure
 import health_checks
 import near
 from expect import PODS
@@ -69,6 +70,10 @@ def clients_are_served_from_their_own_zone_and_from_their_own_node(bed):
     with expect.service(bed, "noded", near="Node", settle=False) as s:
         for client, pod in (("n1p2", "n1p1"), ("n3p2", "n3p1")):
             near._serves(client, s, [pod])
+
+
+def an_external_address_outside_the_allowed_ranges_is_not_served(bed):
+    exposure.an_external_address_outside_the_allowed_ranges_is_not_served(bed)
 
 
 def a_service_is_explained_and_an_audit_repairs_it(bed):

@@ -25,14 +25,14 @@ from labkit.testbed import Testbed  # noqa: E402
 
 BEDS = {
     "manifests": ["schedulers", "affinity", "exposure", "protocols", "policies", "guard", "masquerade", "source_ranges", "hairpin", "host_input",
-                  "restart", "draining", "near", "health_checks", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "seeing", "backends", "rest", "soak"],
+                  "restart", "draining", "near", "health_checks", "service_cidrs", "under_load", "repair", "asking", "bad_input", "one_family", "foreign", "network_policies", "seeing", "backends", "rest", "soak"],
     "routing": ["routing", "routing_changes"],
     "routing-flat": ["routing_flat"],
     "forwarding": ["forwarding", "withdrawal", "leaving", "backends_routed", "going_back", "ways", "rest"],
-    "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
+    "api": ["api", "api_annotations", "api_policies", "addresses", "addresses_walk", "direct_server_return", "service_cidrs", "under_load", "near", "health_checks", "draining", "hairpin", "source_ranges", "policies", "asking", "rest"],
     # Clusters of one family, whose objects come from manifests or from an API server.
-    **{f"manifests-ipv{family}": ["one_family_cluster", "under_load"] for family in "46"},
-    **{f"api-ipv{family}": ["one_family_cluster", "api_one_family", "under_load"] for family in "46"},
+    **{f"manifests-ipv{family}": ["one_family_cluster", "service_cidrs", "under_load"] for family in "46"},
+    **{f"api-ipv{family}": ["one_family_cluster", "api_one_family", "service_cidrs", "under_load"] for family in "46"},
 }
 ONE_FAMILY = ("-ipv4", "-ipv6")
 # With an API server only with --long: every Service takes its way through two controllers there, and manifests show the same each day. The walk of allocators with a bad way to the server goes on for a minute and more.

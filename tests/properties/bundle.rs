@@ -305,6 +305,13 @@ fn range(random: &mut Random) -> IpNet {
     IpNet::new(address(random), random.below(33) as u8).expect("short enough").trunc()
 }
 
+/// A range that pods can have: of a host's address, and of up to the 24 bits in front of it.
+fn range_of_pods(random: &mut Random) -> IpNet {
+    let address = address(random);
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    IpNet::new(address, longest - random.below(25) as u8).expect("short enough").trunc()
+}
+
 /// Ranges in the order in which they are kept.
 fn sorted(mut ranges: Vec<IpNet>) -> Box<[IpNet]> {
     ranges.sort();
@@ -415,7 +422,7 @@ fn node(random: &mut Random) -> Node {
     let own = zone.iter().map(|zone| ("topology.kubernetes.io/zone", zone.as_str()));
     let own = own.chain(system.map(|system| ("kubernetes.io/os", system)));
     let mut pod_cidrs: Vec<IpNet> = Vec::new();
-    for range in (0..random.below(3)).map(|_| range(random)).collect::<Vec<_>>() {
+    for range in (0..random.below(3)).map(|_| range_of_pods(random)).collect::<Vec<_>>() {
         if !pod_cidrs.contains(&range) {
             pod_cidrs.push(range);
         }

@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::kernel::file_system::is_of_container;
 use crate::kernel::route::{Ownership, Protocol, Routes, TABLE_MAIN};
@@ -57,7 +57,8 @@ pub fn parts() -> Vec<Part> {
     let mut parts: Vec<Part> = FILES.iter().filter_map(|(name, path)| part_of_file(&named(name), path)).collect();
     let variables = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}\n", std::env::var(name).ok()?)));
     parts.push(("environment.txt".to_owned(), Ok(variables.collect())));
-    parts.push(("cni-files.txt".to_owned(), cni_files()));
+    let cni = cni_directory();
+    parts.push(("cni-files.txt".to_owned(), Ok(cni_files(&cni, !is_of_container(&cni)))));
     parts.push((
         "links.txt".to_owned(),
         link::all().map(|all| lines(all.iter().map(|it| format!("{it:?}")))).map_err(text),
@@ -71,13 +72,17 @@ pub fn parts() -> Vec<Part> {
     parts
 }
 
-/// The names of the CNI files of this host.
-fn cni_files() -> Result<String, String> {
+/// The directory of this host's CNI files.
+fn cni_directory() -> PathBuf {
     let file = std::env::var("KUBE_ROUTER_CNI_CONF_FILE").ok();
-    let directory = file.as_deref().and_then(|file| Path::new(file).parent()).unwrap_or(Path::new(CNI));
-    match is_of_container(directory) {
-        true => Err(format!("the host's {} is not mounted", directory.display())),
-        false => Ok(names_in(directory)),
+    file.as_deref().and_then(|file| Path::new(file).parent()).unwrap_or(Path::new(CNI)).to_owned()
+}
+
+/// The names of the CNI files in a directory; one sentence where it is not the host's, which is no failure: an agent without a router needs no such directory.
+fn cni_files(directory: &Path, is_hosts: bool) -> String {
+    match is_hosts {
+        true => names_in(directory),
+        false => format!("the host's {} is not mounted\n", directory.display()),
     }
 }
 
@@ -115,4 +120,20 @@ fn lines<T: Display>(all: impl ExactSizeIterator<Item = T>) -> String {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_cni_files_that_is_the_images_is_said_to_be_no_hosts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("10-other.conflist"), "{}").expect("writable");
+        assert_eq!(cni_files(directory.path(), true), "10-other.conflist\n");
+        assert_eq!(
+            cni_files(directory.path(), false),
+            format!("the host's {} is not mounted\n", directory.path().display())
+        );
+    }
 }
