@@ -1,7 +1,7 @@
 """Node ports, external addresses and load balancer addresses, used from outside the cluster."""
 import expect
 from expect import FAMILIES, PODS
-from labkit import kernel
+from labkit import kernel, net
 from labkit.objects import Port
 
 
