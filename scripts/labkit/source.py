@@ -4,6 +4,7 @@ Both are used in the same way: `nodes`, then `put` a Service with its pods, `put
 `delete` it. With manifests the lab itself plays the endpoint-slice controller; with an API server the real one works.
 """
 import base64
+import contextlib
 import json
 import os
 
@@ -159,6 +160,8 @@ class Cluster:
         self.made.clear()
         self.services_of.clear()
         self.unready.clear()
+        with contextlib.suppress(FileNotFoundError):  # the next cluster here has another authority
+            os.unlink(f"{net.RUN}/kubeconfig")
 
     def wait_for_slices(self, service, seconds=60):
         """Until the controller has made what `service` says, addresses and names of ports; only for those who must know that it was the agent's turn."""
