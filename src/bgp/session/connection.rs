@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::super::message::{self, Dialect, Framing, Message, Notification, Open, Reason};
 use super::{Agreement, LinkId, Moment, SLACK, Settings, Side, State};
 
-/// Hold timer before the OPEN of the peer (RFC 4271 8.2.2 suggests four minutes).
+/// Hold timer before the OPEN of the peer (RFC 4271 8.2.2 suggests four minutes), and in OpenConfirm where a hold time of 0 was agreed on.
 const OPEN_HOLD: Duration = Duration::from_secs(240);
 /// A timer handled later than this was delayed by us, not by the neighbour.
 const BUSY: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Talk {
     pub agreement: Box<Agreement>,
-    /// Hold timer; `None` with a hold time of 0.
+    /// Hold timer; `None` with a hold time of 0 in an established session.
     hold: Option<Instant>,
     /// Keepalive timer; `None` with a hold time of 0.
     keepalive: Option<Instant>,
@@ -150,8 +150,7 @@ impl Connection {
     /// Enters OpenConfirm after an acceptable OPEN.
     pub fn confirm(&mut self, agreement: Box<Agreement>, at: Moment) {
         let mut talk = Talk { agreement, hold: None, keepalive: None, forgiven: false };
-        talk.heard(at);
-        talk.said(at);
+        talk.begin(at);
         self.stage = Stage::OpenConfirm(talk);
     }
 
@@ -191,10 +190,7 @@ impl Connection {
     pub fn go_on(&mut self, at: Moment) {
         match &mut self.stage {
             Stage::OpenSent { until } => *until = at.now + OPEN_HOLD,
-            Stage::OpenConfirm(talk) | Stage::Confirmed { talk, .. } | Stage::Established(talk) => {
-                talk.heard(at);
-                talk.said(at);
-            }
+            Stage::OpenConfirm(talk) | Stage::Confirmed { talk, .. } | Stage::Established(talk) => talk.begin(at),
         }
     }
 
@@ -229,6 +225,15 @@ pub(super) enum Due {
 }
 
 impl Talk {
+    /// Starts the timers before the session is established. RFC 4271 8.2.2 has no hold timer with a hold time of 0; a peer that never sends
+    /// its KEEPALIVE would hold the connection for ever, and its neighbour would stay without a session. So the wait for it has a bound,
+    /// which ends with the first KEEPALIVE.
+    fn begin(&mut self, at: Moment) {
+        self.heard(at);
+        self.hold = self.hold.or(Some(at.now + OPEN_HOLD));
+        self.said(at);
+    }
+
     /// Restarts the hold timer.
     fn heard(&mut self, at: Moment) {
         let seconds = self.agreement.hold_time;

@@ -29,6 +29,43 @@ fn without_a_hold_time_there_are_no_keepalives_and_silence_is_no_fault() {
 }
 
 #[test]
+fn without_a_hold_time_the_first_keepalive_is_awaited_for_four_minutes_and_after_it_nothing() {
+    for at_theirs in [false, true] {
+        let mut bench = Bench::new(Settings { hold_time: 0, ..settings() });
+        bench.step(Event::Start);
+        let (link, side) = if at_theirs { (THEIRS, "theirs") } else { (OURS, "ours") };
+        bench.step(if at_theirs { Event::Accepted(link) } else { Event::Dialled(link) });
+        bench.pass(5.0);
+        bench.open(link);
+        assert_eq!(bench.peer.state(), State::OpenConfirm);
+        let effects = bench.pass(239.0);
+        assert!(!words(&effects).contains("NOTIFICATION"), "{}", words(&effects));
+        let effects = bench.pass(1.1);
+        let end = format!("NOTIFICATION 4/0 hold timer expired on {side}, close {side}");
+        assert!(words(&effects).contains(&end), "{}", words(&effects));
+    }
+    let mut bench = Bench::new(Settings { hold_time: 0, ..settings() });
+    bench.step(Event::Start);
+    bench.step(Event::Dialled(OURS));
+    bench.open(OURS);
+    bench.pass(200.0);
+    bench.keepalive(OURS);
+    assert_eq!((bench.peer.state(), bench.peer.deadline()), (State::Established, None));
+}
+
+#[test]
+fn without_a_hold_time_who_takes_the_place_of_a_session_has_to_confirm_it_as_well() {
+    let mut bench = Bench::established(Settings { hold_time: 0, ..settings() });
+    bench.step(Event::Accepted(THEIRS));
+    bench.open(THEIRS);
+    bench.step(Event::Closed(OURS));
+    assert_eq!(bench.peer.state(), State::OpenConfirm);
+    bench.now += Duration::from_secs(240);
+    let effects = bench.step(Event::Tick);
+    assert!(words(&effects).contains("NOTIFICATION 4/0 hold timer expired on theirs"), "{}", words(&effects));
+}
+
+#[test]
 fn chance_shortens_times_by_a_quarter_at_the_most() {
     let now = Instant::now();
     let time = Duration::from_secs(1000);
