@@ -14,6 +14,7 @@
 mod apply;
 mod keys;
 mod facts;
+mod folded;
 mod liveness;
 mod news;
 mod outbox;

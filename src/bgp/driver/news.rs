@@ -2,8 +2,8 @@
 //!
 //! The consumer may be slow: it takes a while to install a whole table in the kernel. Meanwhile only the prefixes with
 //! changed routes are queued, and their routes are looked up at delivery: one portion at a time, so that the consumer
-//! works on one portion while the speaker prepares the next. Facts are few; without a consumer for long, the oldest are
-//! dropped.
+//! works on one portion while the speaker prepares the next. Facts are few. Without a consumer for long the oldest are folded: the state of
+//! each neighbour's session is kept, and what is for the log alone is dropped (`folded`).
 //!
 //! The queue has two turns. What arrives while one turn is being delivered joins the next, so that a fact is delivered
 //! after all routes that preceded it, and nothing is starved by routes that keep changing.
@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use super::super::rib::RouteChange;
 use super::super::speaker::Fact;
+use super::folded::Folded;
 use crate::bfd::sessions::Ignored;
 use crate::kernel::Error;
 
@@ -33,7 +34,8 @@ pub enum Event {
     Ignored(BTreeMap<Ignored, u64>),
     /// Connections refused since the last such event, which is at least a minute ago.
     Refused(Vec<Refused>),
-    /// Number of facts and troubles dropped because nobody consumed them. Current state can be queried.
+    /// Number of facts and troubles dropped because nobody consumed them: how the sessions of all neighbours stand, and what fails, is told all
+    /// the same.
     Lost(u64),
 }
 
@@ -90,11 +92,13 @@ pub(super) struct News {
 #[derive(Debug, Default)]
 struct Turn {
     routes: BTreeSet<IpNet>,
+    /// Of the oldest events, which the queue had no room for.
+    folded: Folded,
     rest: VecDeque<Event>,
     complete: bool,
-    lost: u64,
 }
 
+/// Number of events that are queued one by one.
 const MOST: usize = 4096;
 /// Number of routes delivered at a time.
 const PORTION: usize = 4096;
@@ -115,9 +119,10 @@ impl News {
 
     pub fn push(&mut self, event: Event) {
         self.next.rest.push_back(event);
-        if self.next.rest.len() > MOST {
-            self.next.rest.pop_front();
-            self.next.lost += 1;
+        if self.next.rest.len() > MOST
+            && let Some(oldest) = self.next.rest.pop_front()
+        {
+            self.next.folded.add(oldest);
         }
     }
 
@@ -157,7 +162,7 @@ impl News {
 
 impl Turn {
     fn is_empty(&self) -> bool {
-        self.routes.is_empty() && self.rest.is_empty() && !self.complete && self.lost == 0
+        self.routes.is_empty() && self.folded.is_empty() && self.rest.is_empty() && !self.complete
     }
 
     /// Takes a portion of the routes; the last one is followed by all other events.
@@ -171,9 +176,11 @@ impl Turn {
         if !self.routes.is_empty() {
             return events;
         }
-        if self.lost > 0 {
-            events.push(Event::Lost(std::mem::take(&mut self.lost)));
+        let (folded, lost) = self.folded.take();
+        if lost > 0 {
+            events.push(Event::Lost(lost));
         }
+        events.extend(folded);
         events.extend(self.rest.drain(..));
         if std::mem::take(&mut self.complete) {
             events.push(Event::Complete);
@@ -184,7 +191,10 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::message::{Capabilities, Dialect, Open};
+    use super::super::super::session::{Agreement, Cause};
     use super::*;
+    use crate::net::{Family, PerFamily};
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
@@ -252,12 +262,189 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_takes_does_not_grow() {
+    fn what_is_for_the_log_alone_does_not_grow_where_nobody_takes_it() {
         let mut news = News::default();
-        (0..MOST + 10).for_each(|_| news.push(Event::Trouble(Subject::Dialling(HERE), None)));
+        (0..MOST + 10).for_each(|_| news.push(Event::Fact(HERE, Fact::Failed(Cause::Closed))));
         let events = news.take(Instant::now(), looked_up(1));
         assert!(matches!(events.first(), Some(Event::Lost(10))));
         assert_eq!(events.len(), MOST + 1);
+        assert!(!news.is_due(Instant::now()));
+    }
+
+    /// Fills the queue, so that all events before are folded.
+    fn fill(news: &mut News) {
+        (0..MOST).for_each(|_| news.push(Event::Fact(HERE, Fact::Failed(Cause::Closed))));
+    }
+
+    /// Takes the events; returns their facts but for those that fill the queue, and the number of lost ones.
+    fn facts(news: &mut News) -> (Vec<(IpAddr, Fact)>, u64) {
+        let (mut facts, mut dropped) = (Vec::new(), 0);
+        for event in news.take(Instant::now(), looked_up(1)) {
+            match event {
+                Event::Fact(_, Fact::Failed(_)) => {}
+                Event::Fact(peer, fact) => facts.push((peer, fact)),
+                Event::Lost(number) => dropped += number,
+                other => panic!("{other:?}"),
+            }
+        }
+        (facts, dropped)
+    }
+
+    fn up(asn: u32) -> Fact {
+        let dialect = Dialect {
+            internal: false,
+            four_octets: true,
+            families: PerFamily { v4: true, v6: true },
+            extended_next_hop: false,
+            extended_message: false,
+        };
+        let open =
+            Open { asn, hold_time: 90, identifier: [192, 0, 2, 2].into(), capabilities: Capabilities::default() };
+        let (refresh, enhanced_refresh, restart, long_lived) = (false, false, None, None);
+        let agreement = Agreement { dialect, hold_time: 90, refresh, enhanced_refresh, restart, long_lived, open };
+        Fact::Up(Box::new(agreement))
+    }
+
+    fn down(cause: Cause) -> Fact {
+        Fact::Down { kept: PerFamily::default(), cause }
+    }
+
+    fn complete(family: Family) -> Fact {
+        Fact::Complete(family)
+    }
+
+    /// An address of each family.
+    fn both(number: u16) -> [IpAddr; 2] {
+        let [high, low] = number.to_be_bytes();
+        [IpAddr::from([10, 0, high, low]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number])]
+    }
+
+    #[test]
+    fn of_thousands_of_neighbours_whose_facts_nobody_took_each_session_and_each_end_of_routes_is_told() {
+        let mut news = News::default();
+        let neighbours: Vec<IpAddr> = (0..3000).flat_map(both).collect();
+        let said = [up(65002), complete(Family::V4), complete(Family::V6)];
+        for fact in &said {
+            neighbours.iter().for_each(|peer| news.push(Event::Fact(*peer, fact.clone())));
+        }
+        let (told, dropped) = facts(&mut news);
+        assert_eq!((told.len(), dropped), (3 * neighbours.len(), 0));
+        for peer in neighbours {
+            let of_peer: Vec<&Fact> = told.iter().filter(|(one, _)| *one == peer).map(|(_, fact)| fact).collect();
+            assert_eq!(of_peer, said.iter().collect::<Vec<_>>(), "{peer}");
+        }
+        assert!(!news.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn a_session_that_went_and_came_is_told_to_have_gone_first_and_those_between_are_not_told() {
+        let mut news = News::default();
+        for peer in both(7) {
+            for asn in 65002..65010 {
+                news.push(Event::Fact(peer, complete(Family::V4)));
+                news.push(Event::Fact(peer, down(Cause::Replaced)));
+                news.push(Event::Fact(peer, up(asn)));
+            }
+            news.push(Event::Fact(peer, complete(Family::V6)));
+        }
+        fill(&mut news);
+        let sequence = [complete(Family::V4), down(Cause::Replaced), up(65009), complete(Family::V6)];
+        let expected: Vec<(IpAddr, Fact)> =
+            both(7).into_iter().flat_map(|peer| sequence.clone().map(|fact| (peer, fact))).collect();
+        let (told, dropped) = facts(&mut news);
+        assert_eq!(told, expected);
+        assert_eq!(dropped, 2 * 25 - 8);
+    }
+
+    #[test]
+    fn of_a_session_that_is_over_its_end_is_told_and_before_it_that_all_routes_had_come() {
+        let mut news = News::default();
+        for peer in both(7) {
+            let session = [up(65002), complete(Family::V6), down(Cause::Closed)];
+            session.into_iter().for_each(|fact| news.push(Event::Fact(peer, fact)));
+        }
+        fill(&mut news);
+        // Those are in the queue, and so behind what was folded.
+        both(7).into_iter().for_each(|peer| news.push(Event::Fact(peer, up(65003))));
+        let mut expected: Vec<(IpAddr, Fact)> = both(7)
+            .into_iter()
+            .flat_map(|peer| [complete(Family::V6), down(Cause::Closed)].map(|fact| (peer, fact)))
+            .collect();
+        expected.extend(both(7).map(|peer| (peer, up(65003))));
+        assert_eq!(facts(&mut news).0, expected);
+    }
+
+    /// Knowledge of a consumer about a neighbour: the ends of routes that have come in its session, if it has one, and those that have ever come.
+    fn known<'a>(facts: impl Iterator<Item = &'a Fact>) -> (Option<PerFamily<bool>>, PerFamily<bool>) {
+        let (mut session, mut ever) = (None, PerFamily::default());
+        for fact in facts {
+            match fact {
+                Fact::Up(_) => session = Some(PerFamily::default()),
+                Fact::Down { .. } => session = None,
+                Fact::Complete(family) => {
+                    *ever.of_mut(*family) = true;
+                    session.iter_mut().for_each(|sent: &mut PerFamily<bool>| *sent.of_mut(*family) = true);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (session, ever)
+    }
+
+    #[test]
+    fn who_takes_the_facts_late_knows_what_one_knows_who_took_each_of_them() {
+        for number in 0..4_u32.pow(6) {
+            let peer = HERE;
+            // Each sequence of six facts that can follow each other, of which the last ones are in the queue.
+            let (mut all, mut is_up) = (Vec::new(), false);
+            for place in 0..6 {
+                let fact = match number / 4_u32.pow(place) % 4 {
+                    0 if !is_up => up(65002 + place),
+                    1 if is_up => down(Cause::Closed),
+                    2 if is_up => complete(Family::V4),
+                    3 if is_up => complete(Family::V6),
+                    _ => break,
+                };
+                is_up = !matches!(fact, Fact::Down { .. });
+                all.push(fact);
+            }
+            let mut turn = Turn::default();
+            for queued in 0..=all.len() {
+                let folded = all.len() - queued;
+                all.iter().take(folded).for_each(|fact| turn.folded.add(Event::Fact(peer, fact.clone())));
+                turn.rest.extend(all.iter().skip(folded).map(|fact| Event::Fact(peer, fact.clone())));
+                let told: Vec<Fact> = turn
+                    .take(looked_up(1))
+                    .into_iter()
+                    .filter_map(|event| match event {
+                        Event::Fact(_, fact) => Some(fact),
+                        _ => None,
+                    })
+                    .collect();
+                assert_eq!(known(told.iter()), known(all.iter()), "{all:?}, of which {queued} in the queue");
+                let ends = |facts: &[Fact]| facts.iter().any(|fact| matches!(fact, Fact::Down { .. }));
+                assert_eq!(ends(&told), ends(&all), "that a session ended is told in any case");
+            }
+        }
+    }
+
+    #[test]
+    fn of_what_fails_the_newest_state_is_told_and_ignored_packets_are_counted_on() {
+        let mut news = News::default();
+        let refused = || Some(Error::errno("connect to", "192.0.2.1".to_owned(), rustix::io::Errno::CONNREFUSED));
+        let [one, other] = both(7).map(Subject::Dialling);
+        news.push(Event::Trouble(one, refused()));
+        news.push(Event::Trouble(other, refused()));
+        news.push(Event::Trouble(one, None));
+        (0..3).for_each(|_| news.push(Event::Ignored([(Ignored::Distant, 2)].into())));
+        fill(&mut news);
+        let events = news.take(Instant::now(), looked_up(1));
+        let [Event::Lost(1), Event::Trouble(first, None), Event::Trouble(second, Some(_)), Event::Ignored(counts)] =
+            &events[..4]
+        else {
+            panic!("{:?}", &events[..4])
+        };
+        assert_eq!((*first, *second, counts), (one, other, &[(Ignored::Distant, 6)].into()));
     }
 
     #[test]
