@@ -9,9 +9,9 @@
 //! disconnected (RFC 9687).
 //! Neighbours that do not answer share a pace of dials (`dialling`).
 //!
-//! After a local restart (RFC 4724 4.1) nothing is advertised until all connected neighbours have sent End-of-RIB.
-//! Other neighbours are waited for as long as new ones connect, and a moment more, and so are those that are still being looked for; the whole wait has a bound. Only
-//! neighbours without graceful restart, which have removed our routes, are sent our own ones at once.
+//! After a local restart (RFC 4724 4.1) routes of others are not advertised until all connected neighbours have sent End-of-RIB.
+//! Other neighbours are waited for as long as new ones connect, and a moment more, and so are those that are still being looked for; the whole wait has a bound. Our
+//! own routes depend on nobody, and are sent at once: a neighbour may have lost them meanwhile (`rib::exports`).
 
 mod again;
 mod changed;
@@ -435,9 +435,7 @@ impl Speaker {
         neighbour.begin(at.now);
         self.restart.iter_mut().filter(|_| is_new).for_each(|restart| restart.note_up(at.now));
         let (source, view) = neighbour.looks(&agreement);
-        // One that has restarted itself has retained nothing.
-        let retains = agreement.restart.is_some_and(|restart| !restart.restarting);
-        self.rib.join(Joining { peer: neighbour.id, source, view, retains });
+        self.rib.join(Joining { peer: neighbour.id, source, view });
         self.outputs.push(Output::Fact(address, Fact::Up(agreement)));
     }
 

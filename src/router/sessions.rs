@@ -331,7 +331,7 @@ impl Sessions {
         self.nobody_is_awaited(now) && self.is_running() && self.complete
     }
 
-    /// Returns whether a speaker has to run and what it announces is held back: neighbours go on with the routes of the run before.
+    /// Returns whether a speaker has to run and has not said all that it announces: neighbours go on with what they have kept of the run before, beside our own routes.
     pub fn hold_back(&self, desired: &Desired) -> bool {
         desired.speaker.is_some() && !(self.is_running() && self.complete)
     }

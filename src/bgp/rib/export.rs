@@ -101,7 +101,7 @@ pub enum Withheld {
     NextHop(IpAddr),
     /// Its attributes do not fit into a message to the neighbour (RFC 8654 6).
     Unfit,
-    /// Our restart is not over: nothing is advertised before all routes are known (RFC 4724 4.1).
+    /// Our restart is not over: routes of others are not advertised before all are known (RFC 4724 4.1).
     Restarting,
     /// It follows: the neighbour has only just connected, or reads slowly.
     Behind,

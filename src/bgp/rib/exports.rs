@@ -7,13 +7,14 @@
 //! A member that is new, or that reads more slowly than routes change, is *behind*: it has its own position in a walk
 //! over the table and its own list of prefixes changed since. It is sent the newest state of each when there is room,
 //! and rejoins the others when the list is empty. So its backlog is never longer than the table, however slow it is.
-//! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). One without graceful
-//! restart has removed our routes meanwhile, and is sent our own ones at once, ahead of its walk.
+//! After a restart of ours the walks begin when all neighbours have sent their routes (RFC 4724 4.1). Our own routes are sent at once, ahead of them (`ahead`).
 
 mod advertisement;
+mod ahead;
+mod portion;
 mod stretch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ use super::table::{Best, PeerId, Table};
 use crate::net::{Family, PerFamily};
 
 pub use advertisement::Advertisement;
+use ahead::Ahead;
+use portion::Portion;
 use stretch::Stretches;
 
 /// Target size of the pieces in which messages are handed over.
@@ -51,6 +54,7 @@ pub(super) struct Exports {
     groups: BTreeMap<View, Members>,
     /// Address families that are not advertised yet: we have restarted and do not know all routes.
     held: PerFamily<bool>,
+    ahead: Ahead,
     parcels: Vec<Parcel>,
     /// Some member may be behind.
     behind: bool,
@@ -72,8 +76,8 @@ struct Behind {
     /// Changed prefixes, and whether the member may have a route to them.
     changed: BTreeMap<IpNet, bool>,
     walk: PerFamily<Option<Walk>>,
-    /// Prefixes advertised ahead of the walk: our own, to a member that has not retained them over our restart.
-    ahead: Option<BTreeSet<IpNet>>,
+    /// Address families that were held back when it joined: it is sent our own routes ahead of the walk.
+    ahead: PerFamily<bool>,
 }
 
 /// Position in the table.
@@ -98,6 +102,7 @@ struct Receivers<'a> {
     dialect: Dialect,
     room: usize,
     members: &'a mut Members,
+    ahead: &'a Ahead,
 }
 
 /// Bytes for all members but one.
@@ -110,22 +115,16 @@ struct Piece {
 
 impl Exports {
     pub fn new(own: Own, bounds: Bounds, policy: Arc<Policy>, held: PerFamily<bool>) -> Exports {
-        Exports { own, bounds, policy, groups: BTreeMap::new(), held, parcels: Vec::new(), behind: false }
+        let (groups, ahead, parcels) = (BTreeMap::new(), Ahead::default(), Vec::new());
+        Exports { own, bounds, policy, groups, held, ahead, parcels, behind: false }
     }
 
-    /// Adds a neighbour with an established session, which is sent all routes. `retains`: it has retained our routes
-    /// over a restart of ours; another one is sent our own routes without waiting for the end of the restart.
-    pub fn add(&mut self, peer: PeerId, view: View, retains: bool, table: &Table) {
+    /// Adds a neighbour with an established session, which is sent all routes: our own ones at once, and those that are held back later.
+    pub fn add(&mut self, peer: PeerId, view: View, table: &Table) {
         let walk = Walk { after: None, again: false, marked: false };
         let walk = PerFamily::from_fn(|family| view.dialect.families.of(family).then_some(walk));
-        let held = walk.iter().any(|(family, walk)| walk.is_some() && *self.held.of(family));
-        let mut behind = Behind { changed: BTreeMap::new(), walk, ahead: None };
-        if held && !retains {
-            let own: BTreeSet<IpNet> =
-                walk.iter().filter(|(_, walk)| walk.is_some()).flat_map(|(family, _)| table.own(family)).collect();
-            behind.changed = own.iter().map(|prefix| (*prefix, false)).collect();
-            behind.ahead = Some(own);
-        }
+        let ahead = PerFamily::from_fn(|family| walk.of(family).is_some() && *self.held.of(family));
+        let behind = Behind { changed: self.ahead.first(ahead, table), walk, ahead };
         self.behind = true;
         let member = Member { on_the_way: 0, behind: Some(behind) };
         self.groups.entry(view).or_default().insert(peer, member);
@@ -142,9 +141,14 @@ impl Exports {
     pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
         let Some(member) = self.groups.values_mut().find_map(|members| members.get_mut(&peer)) else { return };
         self.behind = true;
-        match member.behind.get_or_insert_default().walk.of_mut(family) {
-            // Nothing has been sent yet.
-            Some(Walk { after: None, .. }) => {}
+        let behind = member.behind.get_or_insert_default();
+        match behind.walk.of_mut(family) {
+            // Nothing of the walk has been sent yet.
+            Some(Walk { after: None, again, .. }) => {
+                if *behind.ahead.of(family) && !*again {
+                    behind.changed.extend(self.ahead.again(family));
+                }
+            }
             Some(walk) => (walk.after, walk.again) = (None, true),
             none => {
                 *none = Some(Walk { after: None, again: true, marked });
@@ -176,6 +180,7 @@ impl Exports {
 
     /// Advertises changes of the best routes to these prefixes.
     pub fn changed(&mut self, table: &Table, dirty: &BTreeMap<IpNet, Option<Best>>, interned: &mut Interned) {
+        self.ahead.note(dirty.keys(), self.held, table);
         for (view, members) in &mut self.groups {
             let mut renderer = Renderer::new(self.own, view, &self.policy, table);
             let mut changes = Vec::new();
@@ -186,11 +191,8 @@ impl Exports {
                     changes.push(Change { prefix: *prefix, old, new });
                 }
             }
-            self.behind |= deliver(
-                Receivers { dialect: view.dialect, room: self.bounds.room, members },
-                changes,
-                &mut self.parcels,
-            );
+            let to = Receivers { dialect: view.dialect, room: self.bounds.room, members, ahead: &self.ahead };
+            self.behind |= deliver(to, changes, &mut self.parcels);
         }
     }
 
@@ -206,7 +208,8 @@ impl Exports {
                 while member.on_the_way < self.bounds.room
                     && let Some(behind) = &mut member.behind
                 {
-                    let Some(portion) = behind.portion(&mut stretches, self.held, self.bounds.portion) else { break };
+                    let portion = behind.portion(&mut stretches, self.held, &self.ahead, self.bounds.portion);
+                    let Some(portion) = portion else { break };
                     let piece = portion.written(*peer, &mut renderer, interned);
                     if piece.messages > 0 {
                         send(*peer, member, &piece, &mut self.parcels);
@@ -217,6 +220,9 @@ impl Exports {
                 }
                 self.behind |= member.behind.is_some();
             }
+        }
+        if !self.behind && self.held == PerFamily::default() {
+            self.ahead.end();
         }
         std::mem::take(&mut self.parcels)
     }
@@ -255,11 +261,12 @@ impl Exports {
                 }
                 if changes.len() >= self.bounds.portion {
                     let changes = std::mem::take(&mut changes);
-                    self.behind |=
-                        deliver(Receivers { dialect, room, members: &mut members }, changes, &mut self.parcels);
+                    let to = Receivers { dialect, room, members: &mut members, ahead: &self.ahead };
+                    self.behind |= deliver(to, changes, &mut self.parcels);
                 }
             }
-            self.behind |= deliver(Receivers { dialect, room, members: &mut members }, changes, &mut self.parcels);
+            let to = Receivers { dialect, room, members: &mut members, ahead: &self.ahead };
+            self.behind |= deliver(to, changes, &mut self.parcels);
             self.groups.entry(new_view.clone()).or_default().append(&mut members);
         }
         self.policy = policy;
@@ -306,7 +313,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
             }
         } else {
             let behind = member.behind.get_or_insert_default();
-            changes.iter().for_each(|change| behind.note(*peer, change));
+            changes.iter().for_each(|change| behind.note(*peer, change, to.ahead));
             later = true;
         }
     }
@@ -410,33 +417,28 @@ impl Pieces {
     }
 }
 
-/// Some prefixes to send to a member, and the end marker behind them.
-struct Portion {
-    /// With whether the member may have a route to each.
-    prefixes: Vec<(IpNet, bool)>,
-    ends: Option<(Family, Walk)>,
-}
-
 impl Behind {
     /// Queues a change for later.
-    fn note(&mut self, peer: PeerId, change: &Change) {
-        let reached = match self.walk.of(Family::from(change.prefix)) {
+    fn note(&mut self, peer: PeerId, change: &Change, ahead: &Ahead) {
+        let family = Family::from(change.prefix);
+        let reached = match self.walk.of(family) {
             None => true,
             Some(walk) => walk.again || walk.after.is_some_and(|after| change.prefix <= after),
         };
-        // What was once sent ahead of the walk has to be kept up to date: the walk does not see what is gone by then.
-        let ahead = self.ahead.as_mut().is_some_and(|ahead| {
-            let own = change.new.as_ref().is_some_and(|new| new.source.is_local());
-            ahead.contains(&change.prefix) || own && ahead.insert(change.prefix)
-        });
-        if reached || ahead {
+        if reached || *self.ahead.of(family) && ahead.contains(change.prefix) {
             let has = change.old.as_ref().is_some_and(|old| old.source != peer);
             self.changed.entry(change.prefix).or_insert(has);
         }
     }
 
     /// Takes the next portion; `None` when nothing may be sent.
-    fn portion(&mut self, stretches: &mut Stretches, held: PerFamily<bool>, most: usize) -> Option<Portion> {
+    fn portion(
+        &mut self,
+        stretches: &mut Stretches,
+        held: PerFamily<bool>,
+        ahead: &Ahead,
+        most: usize,
+    ) -> Option<Portion> {
         if !self.changed.is_empty() {
             let rest = self.changed.keys().nth(most).copied();
             let later = rest.map(|rest| self.changed.split_off(&rest)).unwrap_or_default();
@@ -447,7 +449,9 @@ impl Behind {
         let walk = self.walk.of_mut(next);
         let Walk { after, again, .. } = (*walk)?;
         let stretch = stretches.behind(after, next, again);
-        let prefixes = stretch.prefixes.iter().map(|prefix| (*prefix, again)).collect();
+        let is_sent = |prefix: &&IpNet| *self.ahead.of(next) && !again && ahead.contains(**prefix);
+        let left = stretch.prefixes.iter().filter(|prefix| !is_sent(prefix));
+        let prefixes = left.map(|prefix| (*prefix, again)).collect();
         if let Some(walk) = walk.as_mut()
             && stretch.end.is_some()
         {
@@ -460,40 +464,5 @@ impl Behind {
 
     fn is_over(&self) -> bool {
         self.changed.is_empty() && self.walk.v4.is_none() && self.walk.v6.is_none()
-    }
-}
-
-impl Portion {
-    /// Encodes the portion for the member.
-    fn written(&self, peer: PeerId, renderer: &mut Renderer, interned: &mut Interned) -> Piece {
-        let dialect = renderer.view.dialect;
-        let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
-        let mut sets = Sets::default();
-        for (prefix, has) in &self.prefixes {
-            let best = renderer.table.best(*prefix);
-            match renderer.shown(*prefix, best.as_ref(), interned).filter(|shown| shown.source != peer) {
-                Some(shown) => sets.add(Family::from(*prefix), &shown, *prefix),
-                None if *has => gone.entry(Family::from(*prefix)).or_default().push(*prefix),
-                None => {}
-            }
-        }
-        let mut packing = Packing::new(dialect);
-        for (shown, family, prefixes) in sets.all {
-            if !packing.announce(family, &shown.attributes, &prefixes) {
-                packing.give_up(family, &prefixes);
-            }
-        }
-        gone.into_iter().for_each(|(family, prefixes)| packing.withdraw(family, &prefixes));
-        let unfit = packing.unfit();
-        let (mut bytes, mut messages) = packing.finish();
-        if let Some((family, walk)) = self.ends {
-            let end = match walk.marked {
-                true => message::refresh(&Refresh { family, kind: RefreshKind::End }),
-                false => message::end_of_rib(family),
-            };
-            bytes.extend(end);
-            messages += 1;
-        }
-        Piece { except: PeerId::LOCAL, bytes: bytes.into(), messages, unfit }
     }
 }

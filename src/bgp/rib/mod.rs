@@ -117,8 +117,6 @@ pub struct Joining {
     pub peer: PeerId,
     pub source: Source,
     pub view: View,
-    /// The neighbour has retained our routes over a restart of ours (RFC 4724).
-    pub retains: bool,
 }
 
 impl Rib {
@@ -161,7 +159,7 @@ impl Rib {
 
     /// Adds an established session. The statements of the view are filled in here.
     pub fn join(&mut self, joining: Joining) {
-        let Joining { peer, source, mut view, retains } = joining;
+        let Joining { peer, source, mut view } = joining;
         let address = source.address;
         if self.table.source(peer).is_some_and(|before| *before != source) {
             // Retained routes belong to the old source; their removal is advertised before it is forgotten.
@@ -173,7 +171,7 @@ impl Rib {
         let session = Session { address, applicable, disabled: PerFamily::default(), refreshing: PerFamily::default() };
         self.sessions.insert(peer, session);
         view.statements = self.rules.policies.export.applicable(Some(address));
-        self.exports.add(peer, view, retains, &self.table);
+        self.exports.add(peer, view, &self.table);
     }
 
     /// Ends a session. The routes of the `kept` address families become stale; the others are removed.

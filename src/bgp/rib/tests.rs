@@ -1,6 +1,7 @@
 //! Advertisement, seen from the neighbours: every parcel is parsed, and builds the Adj-RIB-In of the neighbour.
 
 mod advertising;
+mod ahead;
 mod changes;
 mod inspection;
 mod told;
@@ -102,11 +103,6 @@ impl Bench {
         self.join_with(number, kind, dialect, |_| ())
     }
 
-    /// Adds a neighbour that has not retained our routes over a restart of ours.
-    fn join_fresh(&mut self, number: u8, kind: Kind) -> PeerId {
-        self.join_with(number, kind, usual(kind), |joining| joining.retains = false)
-    }
-
     fn join_with(&mut self, number: u8, kind: Kind, dialect: Dialect, change: impl FnOnce(&mut Joining)) -> PeerId {
         let peer = PeerId(u32::from(number));
         let identifier = Ipv4Addr::new(192, 0, 2, number);
@@ -119,12 +115,8 @@ impl Bench {
             knows_long_lived: true,
             statements: Applicable::default(),
         };
-        let mut joining = Joining {
-            peer,
-            source: Source { kind, identifier, address: address(number), first: None },
-            view,
-            retains: true,
-        };
+        let mut joining =
+            Joining { peer, source: Source { kind, identifier, address: address(number), first: None }, view };
         change(&mut joining);
         self.rib.join(joining);
         let told =

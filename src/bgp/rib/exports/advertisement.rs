@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::super::export::{Renderer, Shown, Withheld};
 use super::super::intern::Interned;
 use super::super::table::{PeerId, Table};
-use super::{Behind, Exports, Member, PerFamily};
+use super::{Ahead, Behind, Exports, Member, PerFamily};
 use crate::bgp::message::{Attributes, Dialect, Packing};
 use crate::net::Family;
 
@@ -57,8 +57,7 @@ impl Exports {
         told
     }
 
-    /// Number of routes to some prefixes that are advertised to each neighbour. Of a family that is held back after a restart these are our own routes, to the
-    /// neighbours that have not retained them.
+    /// Number of routes to some prefixes that are advertised to each neighbour. Of a family that is held back after a restart these are our own routes.
     pub fn count(
         &self,
         prefixes: &[IpNet],
@@ -84,7 +83,7 @@ impl Exports {
             counts.extend(members.iter().map(|(peer, member)| {
                 let own = own.get(peer).copied().unwrap_or_default();
                 let sent = |family: Family| match *self.held.of(family) {
-                    true => member.count_ahead(&local, family),
+                    true => member.count_ahead(&local, family, &self.ahead),
                     false => all.of(family) - own.of(family),
                 };
                 (*peer, PerFamily::from_fn(sent))
@@ -100,23 +99,24 @@ impl Exports {
         }
         let behind = member.behind.as_ref()?;
         let is_held = *self.held.of(Family::from(prefix));
-        behind.owes(prefix).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
+        behind.owes(prefix, &self.ahead).then_some(if is_held { Withheld::Restarting } else { Withheld::Behind })
     }
 }
 
 impl Member {
     /// Number of those of our own routes that the member has been sent while others are held back.
-    fn count_ahead(&self, own: &[IpNet], family: Family) -> u32 {
-        let is_sent = |prefix: &&IpNet| self.behind.as_ref().is_none_or(|behind| !behind.owes(**prefix));
+    fn count_ahead(&self, own: &[IpNet], family: Family, ahead: &Ahead) -> u32 {
+        let is_sent = |prefix: &&IpNet| self.behind.as_ref().is_none_or(|behind| !behind.owes(**prefix, ahead));
         own.iter().filter(|prefix| Family::from(**prefix) == family).filter(is_sent).count() as u32
     }
 }
 
 impl Behind {
     /// Returns whether the newest route to a prefix is still to be sent.
-    fn owes(&self, prefix: IpNet) -> bool {
-        let is_ahead = self.ahead.as_ref().is_some_and(|ahead| ahead.contains(&prefix));
-        let walk = self.walk.of(Family::from(prefix)).filter(|walk| !walk.again && !is_ahead);
+    fn owes(&self, prefix: IpNet, ahead: &Ahead) -> bool {
+        let family = Family::from(prefix);
+        let is_ahead = *self.ahead.of(family) && ahead.contains(prefix);
+        let walk = self.walk.of(family).filter(|walk| !walk.again && !is_ahead);
         let is_to_come = walk.is_some_and(|walk| walk.after.is_none_or(|after| prefix > after));
         is_to_come || self.changed.contains_key(&prefix)
     }

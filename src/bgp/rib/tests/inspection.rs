@@ -164,7 +164,7 @@ fn a_session_of_one_family_and_a_next_hop_of_the_other_are_named() {
         knows_long_lived: true,
         statements: Applicable::default(),
     };
-    bench.rib.join(Joining { peer: PeerId(14), source, view, retains: true });
+    bench.rib.join(Joining { peer: PeerId(14), source, view });
     bench.rib.flush();
     assert_eq!(withheld(&mut bench, OTHER_NET, PeerId(14)), Some(Withheld::NoAddress));
 }
@@ -224,19 +224,19 @@ fn routes_that_are_held_back_after_a_restart_are_counted_once_they_are_sent() {
     for own in ["10.244.1.0/24", "10.244.9.0/24"] {
         held.rib.originate(PeerId::LOCAL, prefix(own), route(&[], 1));
     }
-    let (retained, fresh) = (held.join(11, Kind::External), held.join_fresh(12, Kind::External));
-    held.announce(retained, route(&[64611], 11), &prefixes(3));
-    held.announce(retained, routed(OTHER_NET, &[64611], 11), &[prefix(OTHER_NET)]);
+    let (one, two) = (held.join(11, Kind::External), held.join(12, Kind::External));
+    held.announce(one, route(&[64611], 11), &prefixes(3));
+    held.announce(one, routed(OTHER_NET, &[64611], 11), &[prefix(OTHER_NET)]);
     let mut all = prefixes(3);
     all.extend([prefix("10.244.1.0/24"), prefix("10.244.9.0/24"), prefix(OTHER_NET)]);
     let counts = held.rib.announced(&all);
-    assert_eq!(counts[&retained], PerFamily { v4: 0, v6: 0 }, "it has the routes of before the restart");
-    assert_eq!(counts[&fresh], PerFamily { v4: 2, v6: 1 }, "it has our own ones ahead of all others");
+    assert_eq!(counts[&one], PerFamily { v4: 2, v6: 0 }, "it has our own ones ahead of all others");
+    assert_eq!(counts[&two], PerFamily { v4: 2, v6: 1 }, "IPv6 is not held back");
     held.rib.release(PerFamily { v4: true, v6: true });
     held.flush();
     let counts = held.rib.announced(&all);
-    assert_eq!(counts[&retained], PerFamily { v4: 2, v6: 0 });
-    assert_eq!(counts[&fresh], PerFamily { v4: 5, v6: 1 });
+    assert_eq!(counts[&one], PerFamily { v4: 2, v6: 0 });
+    assert_eq!(counts[&two], PerFamily { v4: 5, v6: 1 });
 }
 
 #[test]
