@@ -206,3 +206,45 @@ fn what_a_router_outside_says_of_our_own_addresses_is_not_believed() {
     }
     assert_eq!(routes.len(), 4, "{routes:?}");
 }
+
+#[test]
+fn a_node_that_was_taken_over_gets_no_packets_but_those_for_its_own_pods() {
+    let lies =
+        ["10.244.3.0/24", "fd00:10:244:3::/64", "198.18.7.1/32", "2001:db8:7::7/128", "198.18.0.0/15"].map(prefix);
+    for is_reflector in [false, true] {
+        let mut cluster = cluster("both", &LINKS, &[]);
+        // By its own annotation it may call itself a reflector of anything: without clients of it nobody believes it more for that.
+        if is_reflector {
+            cluster.annotate(2, |routing| routing.reflection = Reflection::Server([0, 0, 0, 7].into()));
+        }
+        cluster.settle();
+        let before = [1, 3, 4].map(|node| cluster.routes(node));
+        cluster.lie(2, &lies);
+        cluster.settle();
+        assert_eq!([1, 3, 4].map(|node| cluster.routes(node)), before);
+    }
+}
+
+#[test]
+fn a_client_that_was_taken_over_gets_no_packets_by_way_of_its_reflectors_either() {
+    let lies = ["10.244.4.0/24", "fd00:10:244:4::/64", "198.18.7.1/32", "2001:db8:7::7/128"].map(prefix);
+    let mut cluster = cluster("both", &LINKS, &[]);
+    for (node, reflection) in [
+        (1, Reflection::Server([0, 0, 0, 7].into())),
+        (2, Reflection::Client([0, 0, 0, 7].into())),
+        (3, Reflection::Client([0, 0, 0, 7].into())),
+        (4, Reflection::None),
+    ] {
+        cluster.annotate(node, |routing| routing.reflection = reflection);
+    }
+    cluster.settle();
+    cluster.all_pods_reach_each_other();
+    let before = [1, 3, 4].map(|node| cluster.routes(node));
+    cluster.lie(2, &lies);
+    cluster.settle();
+    assert_eq!([1, 3, 4].map(|node| cluster.routes(node)), before);
+    cluster.lie(1, &[prefix("198.18.7.1/32")]);
+    cluster.settle();
+    let taken = [3, 4].map(|node| cluster.routes(node).iter().any(|route| route.starts_with("198.18.7.1")));
+    assert_eq!(taken, [true, false], "reflectors are believed by their clients");
+}

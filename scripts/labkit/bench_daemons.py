@@ -3,6 +3,7 @@
 Timers, buffers and lists are as shipped; what a role asks for is configured, and nothing else.
 """
 import dataclasses
+import ipaddress
 import json
 import os
 import pwd
@@ -29,6 +30,8 @@ class Role:
     """What a daemon is to be. Everything carries both families."""
     peers: list                 # of (address, AS number)
     reflects: bool = False      # the neighbours are clients
+    tellers: int = 0            # of these the first ones are reflectors in the eyes of our agent, which takes whole tables from no client
+    each: int = 0               # how many routes each client tells, which are ranges of its pods for our agent
     dials: bool = False         # it dials; else it waits for its neighbours
     graceful: bool = False
     kernel: bool = False        # what it learns goes into the kernel
@@ -243,8 +246,13 @@ class Sluice(Daemon):
         os.makedirs(f"{self.folder}/manifests")
         nodes = [node("dut", ADDRESS, SIX, 0, {"rr.server": "42"} if self.role.reflects else {})]
         for number, (address, _) in enumerate(self.role.peers):
-            client = {"rr.client": "42"} if self.role.reflects else {}
-            nodes.append(node(f"node{number}", address, f"2001:db8::1:{number:x}", number + 1, client))
+            part = {"rr.server" if number < self.role.tellers else "rr.client": "42"} if self.role.reflects else {}
+            six = f"2001:db8::1:{number:x}"
+            nodes.append(node(f"node{number}", address, six, number + 1, part))
+            # One Node has 16 ranges at most, so the others are of more Nodes at the same address.
+            told = [range_told(number * self.role.each + place) for place in range(self.role.each)]
+            for first in range(0, len(told), 16):
+                nodes.append(node(f"node{number}-{first}", address, six, None, {**part, "pod-cidrs": ",".join(told[first:first + 16])}))
         own.write(f"{self.folder}/manifests/nodes.json", "\n".join(json.dumps(one) for one in nodes))
 
     def commands(self, again):
@@ -264,11 +272,16 @@ class Speaker(Daemon):
         return [[self.plan["program"], "speaker", ADDRESS, str(ASN), *(f"{address}={asn}" for address, asn in self.role.peers)]]
 
 
+def range_told(number):
+    """The prefix of a route that a neighbour tells: `prefix` of tests/bench/router/routes.rs."""
+    return f"{ipaddress.ip_address((1 << 28) + (number << 9))}/24"
+
+
 def node(name, four, six, number, annotations):
-    """A Node with pods in both families."""
+    """A Node with pods in both families, or with those of its annotations."""
     metadata = {"name": name, "annotations": {f"kube-router.io/{key}": value for key, value in annotations.items()}}
     addresses = [{"type": "InternalIP", "address": address} for address in (four, six)]
-    ranges = [f"10.{number >> 8}.{number & 255}.0/24", f"fd00:10:244:{number:x}::/64"]
+    ranges = [] if number is None else [f"10.{number >> 8}.{number & 255}.0/24", f"fd00:10:244:{number:x}::/64"]
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses}}
 
 

@@ -151,7 +151,7 @@ def outside(count):
 def tables(kind, plan, order):
     """(a) Two whole tables to a third neighbour; then a fourth one comes, then single changes."""
     reflector = kind is Sluice
-    role = Role(inside(4), reflects=True, kernel=True) if reflector else Role(outside(4))
+    role = Role(inside(4), reflects=True, tellers=2, kernel=True) if reflector else Role(outside(4))
     words = ["tables", PREFIXES, order] + (["internal"] if reflector else [])
     with Running(kind, plan, role, *words) as (daemon, neighbours):
         daemon.start()
@@ -180,7 +180,7 @@ def tables(kind, plan, order):
 def learning(kind, plan):
     """A daemon that has learned two whole tables, and has put them into the kernel where it has anything to do with that."""
     reflector = kind is Sluice
-    role = Role(inside(4), reflects=True, kernel=True) if reflector else Role(outside(4), kernel=True)
+    role = Role(inside(4), reflects=True, tellers=2, kernel=True) if reflector else Role(outside(4), kernel=True)
     words = ["tables", PREFIXES, "once"] + (["internal"] if reflector else [])
     with Running(kind, plan, role, *words) as (daemon, neighbours):
         daemon.start()
@@ -244,7 +244,7 @@ def first(kind, plan, dials):
 
 def reflector(kind, plan):
     """(d) Every client hears the routes of all others."""
-    with Running(kind, plan, Role(inside(CLIENTS), reflects=True), "group", CLIENTS, EACH, "reflected", "hold") as (daemon, neighbours):
+    with Running(kind, plan, Role(inside(CLIENTS), reflects=True, each=EACH), "group", CLIENTS, EACH, "reflected", "hold") as (daemon, neighbours):
         daemon.start()
         neighbours.hear("ready")
         neighbours.tell("dial")
@@ -260,7 +260,7 @@ def reflector(kind, plan):
 
 def restart(kind, plan, away):
     """(e) A reflector that crashes and comes back: when it has told everybody that this is all, and what the kernel had to do without."""
-    role = Role(inside(RESTARTED), reflects=True, graceful=True, kernel=True)
+    role = Role(inside(RESTARTED), reflects=True, each=KEPT, graceful=True, kernel=True)
     with Running(kind, plan, role, "group", RESTARTED, KEPT, "reflected", "graceful") as (daemon, neighbours):
         daemon.start()
         neighbours.hear("ready")

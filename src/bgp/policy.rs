@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use super::message::{Attributes, Community, ExtendedCommunity, LargeCommunity};
 
 pub use as_path::{AsPathPattern, AsPathSet, NoPattern};
-pub use sets::{CommunitySet, ExtendedCommunitySet, LargeCommunitySet, Lengths, NeighbourSet, PrefixSet};
+pub use sets::{CommunitySet, ExtendedCommunitySet, LargeCommunitySet, Lengths, NeighbourSet, OwnPrefixes, PrefixSet};
 
 /// Policy of one direction.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,6 +44,8 @@ pub struct Statement {
     pub name: String,
     pub prefixes: Option<Condition<PrefixSet>>,
     pub neighbours: Option<Condition<NeighbourSet>>,
+    /// The prefix is one of those that the neighbour itself may bring.
+    pub own_prefixes: Option<Arc<OwnPrefixes>>,
     pub as_paths: Option<Condition<AsPathSet>>,
     pub communities: Option<Condition<CommunitySet>>,
     pub extended: Option<Condition<ExtendedCommunitySet>>,
@@ -122,7 +124,11 @@ pub struct ChangedPolicy {
 
 /// Statements of a policy that can apply to one neighbour, by index. Neighbours with equal ones are treated alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct Applicable(Arc<[u16]>);
+pub struct Applicable {
+    statements: Arc<[u16]>,
+    /// The neighbour, where one of them asks for its own prefixes.
+    neighbour: Option<IpAddr>,
+}
 
 impl Policy {
     /// Builds a policy without statements.
@@ -140,7 +146,9 @@ impl Policy {
             }
         };
         let places = self.statements.iter().zip(0_u16..).filter(|(statement, _)| holds(statement));
-        Applicable(places.map(|(_, place)| place).collect())
+        let is_told_apart = places.clone().any(|(statement, _)| statement.own_prefixes.is_some());
+        let statements = places.map(|(_, place)| place).collect();
+        Applicable { statements, neighbour: neighbour.filter(|_| is_told_apart) }
     }
 
     /// Returns where a newer policy may differ from this one. Prefix sets change often, and few routes lie inside of
@@ -151,7 +159,13 @@ impl Policy {
             return Difference::Anywhere;
         }
         for (old, new) in self.statements.iter().zip(&newer.statements) {
-            let plain = |statement: &Statement| Statement { prefixes: None, neighbours: None, ..statement.clone() };
+            let plain = |statement: &Statement| {
+                let own_prefixes = statement.own_prefixes.as_ref().map(|_| Arc::default());
+                Statement { prefixes: None, neighbours: None, own_prefixes, ..statement.clone() }
+            };
+            if let (Some(old), Some(new)) = (&old.own_prefixes, &new.own_prefixes) {
+                inside.extend(old.difference(new));
+            }
             match (&old.prefixes, &new.prefixes) {
                 _ if plain(old) != plain(new) => return Difference::Anywhere,
                 (None, None) => {}
@@ -182,9 +196,9 @@ impl Policy {
         own: Option<IpAddr>,
     ) -> (Outcome, Line) {
         let mut changed: Option<Attributes> = None;
-        for place in applicable.0.iter() {
+        for place in applicable.statements.iter() {
             let Some(statement) = self.statements.get(usize::from(*place)) else { continue };
-            if !statement.holds(prefix, changed.as_ref().unwrap_or(attributes)) {
+            if !statement.holds(applicable.neighbour, prefix, changed.as_ref().unwrap_or(attributes)) {
                 continue;
             }
             if statement.decision == Some(Decision::Reject) {
@@ -215,16 +229,18 @@ impl Policy {
 
 impl Statement {
     /// Returns whether the conditions hold; the one on neighbours has been evaluated before.
-    fn holds(&self, prefix: IpNet, attributes: &Attributes) -> bool {
+    fn holds(&self, neighbour: Option<IpAddr>, prefix: IpNet, attributes: &Attributes) -> bool {
         let prefixes = self
             .prefixes
             .as_ref()
             .is_none_or(|condition| condition.set.contains(prefix) == (condition.matching != Matching::Not));
+        let is_own = |all: &Arc<OwnPrefixes>| neighbour.is_some_and(|neighbour| all.contains(neighbour, prefix));
         let path = |pattern: &AsPathPattern| pattern.matches(&attributes.as_path);
         let community = |one: &Community| attributes.has(*one);
         let extended = |one: &ExtendedCommunity| attributes.rare().extended.binary_search(one).is_ok();
         let large = |one: &LargeCommunity| attributes.rare().large.binary_search(one).is_ok();
         prefixes
+            && self.own_prefixes.as_ref().is_none_or(is_own)
             && self.as_paths.as_ref().is_none_or(|it| it.matching.holds(&it.set.patterns, path))
             && self.communities.as_ref().is_none_or(|it| it.matching.holds(&it.set.communities, community))
             && self.extended.as_ref().is_none_or(|it| it.matching.holds(&it.set.communities, extended))
@@ -449,7 +465,7 @@ mod tests {
         both.add_communities(&[Community(2)]);
         let statement = |matching| Statement { communities: Some(condition(matching)), ..Statement::default() };
         let holds = |matching| {
-            let holds = |route: &Attributes| statement(matching).holds(prefix("10.244.1.0/24"), route);
+            let holds = |route: &Attributes| statement(matching).holds(None, prefix("10.244.1.0/24"), route);
             [route(), some.clone(), both.clone()].each_ref().map(holds)
         };
         assert_eq!(holds(Matching::Any), [false, true, true]);

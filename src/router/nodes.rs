@@ -16,7 +16,7 @@ use crate::bgp::speaker::WantedNeighbour;
 use crate::config::{NodeRoutes, RouterConfig, RouterId};
 use crate::kernel::ipset::{ElementKey, Entry};
 use crate::kernel::link::LinkName;
-use crate::model::{COUNTED_ADDRESSES, Node};
+use crate::model::{COUNTED_ADDRESSES, Node, Reflection};
 use crate::net::{Family, Password, PerFamily, PublicKey};
 use crate::packed::BlockMap;
 
@@ -44,8 +44,8 @@ pub struct Nodes {
     tunnel_names: TunnelNames,
     /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
-    /// The peering addresses of all nodes, ours too.
-    peering: Claims<IpAddr, Claimant, ()>,
+    /// The peering addresses of all nodes, ours too, and whether the node is a route reflector.
+    peering: Claims<IpAddr, Claimant, bool>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
     /// The public keys of all nodes, ours too.
     keys: Claims<PublicKey, Claimant, ()>,
@@ -76,6 +76,7 @@ struct Part {
     internal: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
     peering: Option<IpAddr>,
+    reflection: Reflection,
     /// The address of the neighbour.
     neighbour: Option<IpAddr>,
     identifier: Option<Ipv4Addr>,
@@ -181,7 +182,8 @@ impl Nodes {
             }
         }
         for address in [old.peering, new.peering].into_iter().flatten() {
-            let claim = |part: &Part| (part.peering == Some(address)).then(|| (part.claimant(name), ()));
+            let reflects = |part: &Part| matches!(part.reflection, Reflection::Server(_));
+            let claim = |part: &Part| (part.peering == Some(address)).then(|| (part.claimant(name), reflects(part)));
             changed.policies |= self.peering.replace(&address, claim(&old), claim(&new));
         }
         for identifier in [old.identifier, new.identifier].into_iter().flatten() {
@@ -194,6 +196,8 @@ impl Nodes {
         changed.policies |= old.key != new.key;
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
         changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
+        // Which ranges a neighbour may bring follows from all Nodes with its address, and from which are clients of reflectors.
+        changed.policies |= old.peering != new.peering || old.reflection != new.reflection;
         changed.before = old.neighbour.map(|neighbour| (neighbour, old.created));
         changed.wanted = wanted;
         changed
@@ -288,6 +292,26 @@ impl Nodes {
 
     pub fn peering(&self) -> Vec<IpAddr> {
         self.peering.keys().copied().collect()
+    }
+
+    /// Returns whether the neighbour at a peering address is a route reflector: of Nodes that share it the first one says so, as it does what else the session is.
+    pub fn is_reflector(&self, peering: &IpAddr) -> bool {
+        self.peering.first(peering) == Some(&true)
+    }
+
+    /// Returns the pod CIDRs of the nodes at each peering address. Two Nodes at one are a machine that was renamed, which announces those of its newest one.
+    pub fn ranges_by_peering(&self) -> impl Iterator<Item = (IpAddr, IpNet)> {
+        self.parts.values().flat_map(|part| {
+            let peering = part.peering.into_iter();
+            peering.flat_map(move |peering| part.ranges.iter().map(move |range| (peering, *range)))
+        })
+    }
+
+    /// Returns the pod CIDRs of other nodes that are clients of reflectors.
+    pub fn ranges_of_clients(&self) -> BTreeSet<IpNet> {
+        let is_client = |part: &&Part| matches!(part.reflection, Reflection::Client(_));
+        let clients = self.parts.values().filter(is_client);
+        clients.flat_map(|part| part.ranges.iter().copied()).collect()
     }
 
     /// Returns the pod CIDRs of other nodes with the nodes that have them.
@@ -432,6 +456,7 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
         internal,
         ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
         peering: neighbour.or(primary),
+        reflection: node.routing().reflection,
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),
         neighbour,
         key: node.wireguard_key,

@@ -11,6 +11,16 @@
 //! | addresses of Services | never | yes |
 //! | what was learned | by a reflector | pods of other nodes by a reflector, with `--advertise-pod-cidr` |
 //!
+//! | route | from ordinary nodes | from reflectors | from external peers |
+//! |---|---|---|---|
+//! | pods of that node | taken | taken | taken |
+//! | pods of another node | never | taken; of clients alone where we are neither client nor reflector | taken |
+//! | anything else | never | taken where we are client or reflector | taken |
+//!
+//! A kubelet may write the annotations of its own Node. So `kube-router.io/rr.server` of another Node counts for nothing more than what cannot be had without it, as long
+//! as our own Node has neither `rr.server` nor `rr.client`: in a full mesh no node makes itself believed. Of which Node a neighbour is says the address of the session
+//! ([`Nodes::ranges_by_peering`]). A neighbour that is no Node's was added with the GoBGP client, which may add anybody.
+//!
 //! Towards external peers: `kube-router.io/path-prepend.*`, `node.bgp.communities`, `--override-nexthop`, and `nexthopself` in
 //! `kube-router.io/peers`.
 //!
@@ -19,7 +29,7 @@
 //! inside of any of these or inside of another node's pod range, and what `kube-router.io/node.bgp.customimportreject` names. Another
 //! node's pod range itself is taken, also where it lies in the network of a link (a node of 10.0.0.1/8) or in the range of cluster
 //! addresses: a cluster whose flag says less than the truth goes on working. It is not where it contains an address of a third node
-//! (`plan::Refusal`). It comes from nodes and from external peers, which is where it comes from in a cluster whose nodes peer with routers
+//! (`plan::Refusal`). It comes from nodes, as the second table says, and from external peers, which is where it comes from in a cluster whose nodes peer with routers
 //! alone, and never from a neighbour or as a route added with the GoBGP client. With `--node-routes=api` it comes from nobody, and from
 //! nodes nothing does.
 //!
@@ -36,13 +46,16 @@ use ipnet::IpNet;
 
 use crate::bgp::message::Community;
 use crate::bgp::policy::{
-    Change, CommunitySet, Condition, Decision, Lengths, Matching, NeighbourSet, Policy, PrefixSet, Statement,
+    Change, CommunitySet, Condition, Decision, Lengths, Matching, NeighbourSet, OwnPrefixes, Policy, PrefixSet,
+    Statement,
 };
 use crate::bgp::rib::{PeerId, Policies};
 use crate::config::{NodeRoutes, RouterConfig};
+use crate::model::Reflection;
 use crate::net::{Family, PerFamily};
 
 use super::identity::Identity;
+use super::nodes::Nodes;
 
 /// Names of the sets of prefixes in IPv4; those in IPv6 end in `v6`.
 const PODS: &str = "podcidrdefinedset";
@@ -54,8 +67,11 @@ const REJECTED: &str = "customimportrejectdefinedset";
 const NODE_PODS: &str = "nodepodcidrdefinedset";
 const NODE_ADDRESSES: &str = "nodeipdefinedset";
 const LINKS: &str = "linkdefinedset";
+const CLIENT_PODS: &str = "clientpodcidrdefinedset";
 /// Beginning of the name of the statements that take nothing from nodes.
 const UNHEARD: &str = "unheard";
+/// Beginning of the name of the statements that take nothing but pod ranges from nodes.
+const OTHERS: &str = "others";
 
 /// Inputs of the policies. A set is only rebuilt when its contents have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,12 +90,20 @@ pub struct Sets {
     rejected: PerFamily<Arc<PrefixSet>>,
     /// `nodepodcidrdefinedset`: the pod CIDRs of other nodes that are not refused, exactly.
     node_pods: PerFamily<Arc<PrefixSet>>,
+    /// The pod CIDRs that a reflector may bring: those of `node_pods`, or of clients alone.
+    reflected: PerFamily<Arc<PrefixSet>>,
+    /// The pod CIDRs that each node has, by the address of the session with it.
+    by_node: Arc<OwnPrefixes>,
     /// `nodeipdefinedset`: addresses of nodes.
     node_addresses: PerFamily<Arc<PrefixSet>>,
     /// `linkdefinedset`: the networks of our links, and all more specific prefixes.
     links: PerFamily<Arc<PrefixSet>>,
     /// `iBGPpeerset`: without external peers.
     nodes: PerFamily<Arc<NeighbourSet>>,
+    /// `iBGPreflectorset`: those of them that are route reflectors.
+    reflectors: PerFamily<Arc<NeighbourSet>>,
+    /// `iBGPordinaryset`: those of them that bring pod CIDRs and nothing else.
+    ordinary: PerFamily<Arc<NeighbourSet>>,
     /// `externalpeerset`.
     external: PerFamily<Arc<NeighbourSet>>,
     /// `nexthopselfpeerset`: external peers whose next hop is our address, where that is not the same for all of them.
@@ -106,14 +130,9 @@ pub struct Contents<'a> {
     pub config: &'a RouterConfig,
     /// The prefixes announced for Services.
     pub services: &'a dyn Fn() -> Vec<IpNet>,
-    /// The pod CIDRs of all nodes but our own.
-    pub node_pods: &'a dyn Fn() -> Vec<IpNet>,
-    /// Those of them for which no route is accepted.
+    pub nodes: &'a Nodes,
+    /// The pod CIDRs of other nodes for which no route is accepted.
     pub refused: &'a dyn Fn(&IpNet) -> bool,
-    /// The addresses of all nodes, ours too.
-    pub node_addresses: &'a dyn Fn() -> Vec<IpAddr>,
-    /// The peering addresses of all nodes, ours too.
-    pub peering: &'a dyn Fn() -> Vec<IpAddr>,
     pub external: &'a [IpAddr],
     /// Those of them that get our address as the next hop of everything.
     pub own_next_hop: &'a [IpAddr],
@@ -140,9 +159,13 @@ impl Sets {
             default_route: per_family(default_route),
             rejected: prefixes(),
             node_pods: prefixes(),
+            reflected: prefixes(),
+            by_node: Arc::default(),
             node_addresses: prefixes(),
             links: prefixes(),
             nodes: neighbours(),
+            reflectors: neighbours(),
+            ordinary: neighbours(),
             external: neighbours(),
             own_next_hop: neighbours(),
             all: per_family(|family| {
@@ -159,8 +182,7 @@ impl Sets {
 
     /// Rebuilds the sets whose contents have changed.
     pub fn update(&mut self, stale: Stale, contents: Contents<'_>) {
-        let Contents { own, config, services, node_pods, refused, node_addresses, peering, .. } = contents;
-        let Contents { external, own_next_hop, on_link, .. } = contents;
+        let Contents { own, config, services, nodes, refused, external, own_next_hop, on_link } = contents;
         if stale.own {
             let rejected = &own.routing.import_reject;
             self.pods = per_family(|f| exactly(PODS, own.all_pod_cidrs(), f));
@@ -174,9 +196,17 @@ impl Sets {
             self.services = per_family(|f| exactly(SERVICES, services.iter().copied(), f));
         }
         if stale.nodes || stale.own {
-            let (pods, addresses, peers) = (node_pods(), node_addresses(), peering());
-            let taken = || pods.iter().filter(|range| !refused(range)).copied();
-            self.node_pods = per_family(|f| exactly(NODE_PODS, taken(), f));
+            let (pods, addresses, peers) = (nodes.ranges(), nodes.addresses(), nodes.peering());
+            let is_taken = |range: &&IpNet| !refused(range);
+            self.node_pods = per_family(|f| exactly(NODE_PODS, pods.iter().filter(is_taken).copied(), f));
+            self.by_node = Arc::new(nodes.ranges_by_peering().collect());
+            let believes_reflectors = own.routing.reflection != Reflection::None;
+            self.reflected = if believes_reflectors {
+                self.node_pods.clone()
+            } else {
+                let clients = nodes.ranges_of_clients();
+                per_family(|f| exactly(CLIENT_PODS, clients.iter().filter(is_taken).copied(), f))
+            };
             let all_pods = || own.all_pod_cidrs().chain(pods.iter().copied());
             self.inside_pods = per_family(|f| inside(INSIDE_PODS, all_pods(), f));
             let hosts = || addresses.iter().map(|one| IpNet::from(*one));
@@ -184,8 +214,12 @@ impl Sets {
             self.links = per_family(|f| inside(LINKS, on_link.iter().copied(), f));
             let has_sessions = config.internal_peers || config.answers_nodes;
             // A session with an address that is configured as an external peer's is that peer's, whichever Node lists the address as its own.
-            let nodes = || peers.iter().filter(|peer| has_sessions && !external.contains(peer)).copied();
-            self.nodes = per_family(|f| neighbours_of("iBGPpeerset", nodes(), f));
+            let of_nodes = || peers.iter().filter(|peer| has_sessions && !external.contains(peer)).copied();
+            self.nodes = per_family(|f| neighbours_of("iBGPpeerset", of_nodes(), f));
+            let reflectors = || of_nodes().filter(|peer| nodes.is_reflector(peer));
+            self.reflectors = per_family(|f| neighbours_of("iBGPreflectorset", reflectors(), f));
+            let ordinary = || of_nodes().filter(|peer| !(believes_reflectors && nodes.is_reflector(peer)));
+            self.ordinary = per_family(|f| neighbours_of("iBGPordinaryset", ordinary(), f));
         }
     }
 
@@ -210,15 +244,25 @@ impl Sets {
             for set in refused {
                 statements.extend(statements_of(set, all, &Outcome::reject()));
             }
-            let trusted = [&self.nodes, &self.external].into_iter().filter(|_| !by_objects);
-            for trusted in trusted {
-                statements.extend(statements_of(&self.node_pods, trusted.of(family), &Outcome::accept()));
+            if !by_objects {
+                let accept = |ranges, neighbours| statements_of(ranges, neighbours, &Outcome::accept());
+                let of_nodes = accept(&self.node_pods, self.nodes.of(family)).into_iter();
+                let own_prefixes = || Some(Arc::clone(&self.by_node));
+                statements.extend(of_nodes.map(|one| Statement { own_prefixes: own_prefixes(), ..one }));
+                statements.extend(accept(&self.reflected, self.reflectors.of(family)));
+                statements.extend(accept(&self.node_pods, self.external.of(family)));
             }
             for set in [&self.inside_pods, &self.links] {
                 statements.extend(statements_of(set, all, &Outcome::reject()));
             }
             statements.extend(statements_of(&self.cluster_ips, self.operator.of(family), &Outcome::accept()));
             statements.extend(statements_of(&self.cluster_ips, all, &Outcome::reject()));
+            // Behind those that say more exactly why a route is refused.
+            let ordinary = self.ordinary.of(family);
+            if !by_objects && !ordinary.prefixes.is_empty() {
+                let name = format!("{OTHERS}{}", ordinary.name);
+                statements.push(Statement { name, neighbours: Some(any(ordinary)), ..Outcome::reject().statement() });
+            }
         }
         Policy { name: "kube_router_import1".to_owned(), statements, otherwise: Decision::Accept }
     }
@@ -319,10 +363,18 @@ pub fn meaning(set: &str) -> Option<&'static str> {
         DEFAULT_ROUTE => "a default route or a part of one",
         REJECTED => "named by kube-router.io/node.bgp.customimportreject of this Node",
         NODE_PODS => "the pod range of another node",
+        CLIENT_PODS => "the pod range of a client of a reflector",
         NODE_ADDRESSES => "an address of a node",
         LINKS => "inside of the network of a link of this host",
         _ => return None,
     })
+}
+
+/// Returns the meaning of a statement about all prefixes of some neighbours, by its name.
+pub fn meaning_for_neighbours(statement: &str) -> Option<&'static str> {
+    [(UNHEARD, "nothing is taken from nodes"), (OTHERS, "a node brings its own pod ranges and nothing else")]
+        .into_iter()
+        .find_map(|(beginning, meaning)| statement.starts_with(beginning).then_some(meaning))
 }
 
 /// Returns one statement for each family of prefixes in which both sets are not empty.

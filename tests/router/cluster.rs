@@ -216,6 +216,21 @@ impl Cluster {
         self.world.cluster.nodes.insert(key, node);
     }
 
+    /// The agent of a node was taken over: it announces what it likes to all its neighbours, with its own address as the next hop, and as the best there is.
+    pub fn lie(&mut self, number: usize, prefixes: &[IpNet]) {
+        let everything = Arc::new(Policy::all(Decision::Accept));
+        let policies = Policies { import: everything.clone(), export: everything };
+        self.step(Owner::Node(number), Order::Policies(policies).into());
+        for prefix in prefixes {
+            let host = &self.members[&number].host;
+            let is_of_family = |own: &&HostAddress| Family::from(own.address) == Family::from(*prefix);
+            let next_hop = host.addresses.iter().find(is_of_family).expect("it has both families").address;
+            let mut best = Attributes::local(next_hop);
+            best.local_pref = Some(1000);
+            self.step(Owner::Node(number), Order::Originate(*prefix, Box::new(best)).into());
+        }
+    }
+
     pub fn put_service(&mut self, name: ObjectName, service: Service) {
         self.world.cluster.services.insert(name, service);
     }

@@ -31,6 +31,11 @@ pub struct NeighbourSet {
     pub prefixes: BTreeSet<IpNet>,
 }
 
+/// Prefixes that each of some neighbours may bring. One lookup says it, however many neighbours there are, where a statement for each neighbour would cost as many
+/// comparisons. The API of the GoBGP client knows no such set and shows none.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct OwnPrefixes(BTreeSet<(IpAddr, IpNet)>);
+
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct CommunitySet {
     pub name: String,
@@ -112,6 +117,23 @@ impl NeighbourSet {
             0..=FEW => self.prefixes.iter().any(|prefix| prefix.contains(&address)),
             _ => (0..=bits).rev().any(covers),
         }
+    }
+}
+
+impl FromIterator<(IpAddr, IpNet)> for OwnPrefixes {
+    fn from_iter<I: IntoIterator<Item = (IpAddr, IpNet)>>(all: I) -> OwnPrefixes {
+        OwnPrefixes(all.into_iter().map(|(neighbour, prefix)| (neighbour, prefix.trunc())).collect())
+    }
+}
+
+impl OwnPrefixes {
+    pub fn contains(&self, neighbour: IpAddr, prefix: IpNet) -> bool {
+        self.0.contains(&(neighbour, prefix))
+    }
+
+    /// Prefixes that some neighbour may bring by only one of two sets.
+    pub(super) fn difference<'a>(&'a self, other: &'a OwnPrefixes) -> impl Iterator<Item = IpNet> {
+        self.0.symmetric_difference(&other.0).map(|(_, prefix)| *prefix)
     }
 }
 

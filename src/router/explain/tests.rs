@@ -480,4 +480,9 @@ fn every_set_of_prefixes_that_a_policy_may_name_has_a_meaning() {
         assert!(crate::router::policy::meaning(set).is_some(), "{set}");
     }
     assert_eq!(crate::router::policy::meaning("of an operator"), None);
+    for (statement, has_meaning) in
+        [("othersiBGPordinaryset", true), ("unheardiBGPpeersetv6", true), ("podcidrdefinedset", false)]
+    {
+        assert_eq!(crate::router::policy::meaning_for_neighbours(statement).is_some(), has_meaning, "{statement}");
+    }
 }

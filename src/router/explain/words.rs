@@ -11,7 +11,7 @@ use crate::bgp::session::State;
 use crate::bgp::speaker::{FailureCause, Idle, NeighbourState, PathStatus};
 use crate::net::{Family, LinkNames, PerFamily};
 use crate::router::plan::PeerSource;
-use crate::router::policy::meaning;
+use crate::router::policy::{meaning, meaning_for_neighbours};
 use crate::router::routes::NoWay;
 use crate::router::told::because;
 
@@ -109,7 +109,9 @@ pub fn line(policy: &Policy, line: Line) -> String {
     let name = statement.map_or("", |statement| statement.name.as_str());
     let set = statement.and_then(|statement| statement.prefixes.as_ref());
     let about = set.and_then(|condition| meaning(&condition.set.name));
-    let about = about.map(|about| format!(": the prefix is {about}")).unwrap_or_default();
+    let about = about.map(|about| format!(": the prefix is {about}"));
+    let about =
+        about.or_else(|| meaning_for_neighbours(name).map(|meaning| format!(": {meaning}"))).unwrap_or_default();
     format!("{}, line {} {name}{about}", policy.name, u32::from(place) + 1)
 }
 

@@ -73,7 +73,7 @@ fn nobody_brings_a_default_route_or_our_own_ranges_also_who_was_added_by_a_clien
         for route in ["0.0.0.0/0", "::/0", OWN_PODS, "fd00:10:244:1::/64", "10.96.0.9/32", "fd00:10:96::9/128"] {
             assert!(!passes(&import, neighbour, route), "{route} from {neighbour}");
         }
-        assert!(passes(&import, neighbour, "198.18.7.0/24"), "from {neighbour}");
+        assert_eq!(passes(&import, neighbour, "198.18.7.0/24"), neighbour != NODE, "from {neighbour}");
     }
 }
 
@@ -208,7 +208,8 @@ fn what_is_ours_is_never_learned_from_anybody() {
     }
     for (route, from) in [
         ("10.244.2.0/24", NODE),
-        ("fd00:10:244:3::/64", NODE),
+        ("fd00:10:244:2::/64", NODE),
+        ("fd00:10:244:3::/64", "10.0.0.3"),
         ("198.51.100.0/24", EXTERNAL),
         ("10.0.0.0/8", EXTERNAL),
         ("192.0.0.0/16", EXTERNAL),
@@ -390,7 +391,97 @@ fn a_route_that_a_router_outside_is_about_to_withdraw_loses_to_any_other_one() {
         let applicable = import.applicable(Some(address(NODE)));
         let mut attributes = Attributes::local(address(next_hop));
         attributes.add_communities(&[Community::GRACEFUL_SHUTDOWN]);
-        let outcome = import.outcome(&applicable, prefix(route), &attributes, None);
+        let its_pods = if route.contains(':') { "fd00:10:244:2::/64" } else { "10.244.2.0/24" };
+        let outcome = import.outcome(&applicable, prefix(its_pods), &attributes, None);
         assert_eq!(outcome, policy::Outcome::Unchanged, "nodes say it by LOCAL_PREF themselves");
+    }
+}
+
+/// A reflector or a client of the cluster 0.0.0.1, or neither.
+fn reflection(word: &str) -> Reflection {
+    match word {
+        "server" => Reflection::Server([0, 0, 0, 1].into()),
+        "client" => Reflection::Client([0, 0, 0, 1].into()),
+        _ => Reflection::None,
+    }
+}
+
+fn put(world: &mut World, name: &str, change: impl FnOnce(crate::model::Node) -> crate::model::Node) {
+    let node = (**world.cluster.nodes.get(&name.into()).expect("it is there")).clone();
+    world.cluster.nodes.insert(name.into(), change(node));
+}
+
+/// The same three nodes, whose sessions are of IPv6, and of IPv4.
+fn of_each_family() -> [(World, [&'static str; 2]); 2] {
+    let six =
+        |number: u8| node(&format!("2001:db8::{number}"), &format!("10.244.{number}.0/24 fd00:10:244:{number}::/64"));
+    let sixes = [("node-1", six(1)), ("node-2", six(2)), ("node-3", six(3))];
+    [(three_nodes(), [NODE, "10.0.0.3"]), (world(host("2001:db8::1/64"), &sixes), ["2001:db8::2", "2001:db8::3"])]
+}
+
+const ELSEWHERE: [&str; 4] = ["198.18.7.1/32", "198.18.0.0/15", "2001:db8:7::7/128", "2001:db8:4000::/34"];
+
+#[test]
+fn an_ordinary_node_brings_its_own_pod_ranges_and_nothing_else() {
+    for (world, [second, third]) in of_each_family() {
+        for words in [&[][..], &["--nodes-full-mesh=false"]] {
+            let mut world = world.clone();
+            (1..=3).for_each(|number| {
+                put(&mut world, &format!("node-{number}"), |one| with(one, |routing| routing.asn = Some(64512)));
+            });
+            let import = policies(words, &world).import;
+            for (from, own, other) in [(second, "2", "3"), (third, "3", "2")] {
+                for its in [format!("10.244.{own}.0/24"), format!("fd00:10:244:{own}::/64")] {
+                    assert!(passes(&import, from, &its), "{its} from {from}");
+                }
+                let anothers = [format!("10.244.{other}.0/24"), format!("fd00:10:244:{other}::/64")];
+                for foreign in anothers.iter().map(String::as_str).chain(ELSEWHERE) {
+                    assert!(!passes(&import, from, foreign), "{foreign} from {from}");
+                }
+            }
+            // Others are as they were: routers outside, and neighbours and routes of the GoBGP client.
+            let operator = crate::bgp::rib::PeerId::OPERATOR_ADDRESS.to_string();
+            for from in [EXTERNAL, "198.51.100.7", "2001:db8:51::7", &operator] {
+                assert!(ELSEWHERE.iter().all(|route| passes(&import, from, route)), "from {from}");
+            }
+            // A host without an address of IPv4 has no session with the router outside.
+            let is_peer = second == NODE;
+            for range in ["10.244.3.0/24", "fd00:10:244:3::/64"] {
+                assert_eq!(passes(&import, EXTERNAL, range), is_peer, "{range}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_reflectors_pass_on_is_taken_where_this_node_is_their_client_or_one_of_them() {
+    for (world, [second, _]) in of_each_family() {
+        // Our part, that of node 2 and of node 3; whether pod ranges of node 3 and other routes are taken from node 2.
+        for (own, its, of_third, pods, others) in [
+            ("client", "server", "client", true, true),
+            ("client", "server", "none", true, true),
+            ("server", "server", "client", true, true),
+            ("server", "client", "client", false, false),
+            ("server", "none", "client", false, false),
+            // Whoever makes itself a reflector in a full mesh gains nothing: a kubelet may annotate its own Node.
+            ("none", "server", "none", false, false),
+            ("none", "server", "server", false, false),
+            // A node that is neither hears of clients by reflectors alone, and of clients only.
+            ("none", "server", "client", true, false),
+        ] {
+            let mut world = world.clone();
+            for (name, word) in [("node-1", own), ("node-2", its), ("node-3", of_third)] {
+                put(&mut world, name, |one| with(one, |routing| routing.reflection = reflection(word)));
+            }
+            let import = policies(&[], &world).import;
+            let what = format!("{own} {its} {of_third} {second}");
+            assert!(["10.244.2.0/24", "fd00:10:244:2::/64"].iter().all(|its| passes(&import, second, its)), "{what}");
+            for range in ["10.244.3.0/24", "fd00:10:244:3::/64"] {
+                assert_eq!(passes(&import, second, range), pods, "{range}: {what}");
+            }
+            for route in ELSEWHERE {
+                assert_eq!(passes(&import, second, route), others, "{route}: {what}");
+            }
+        }
     }
 }

@@ -71,6 +71,40 @@ fn a_changed_set_of_prefixes_is_heeded_by_every_route_inside_for_every_neighbour
 }
 
 #[test]
+fn a_route_that_came_before_it_was_known_as_its_neighbours_own_is_used_once_that_is_known() {
+    let policy = |own: &[(u8, &str)]| {
+        let own = own.iter().map(|(number, text)| (address(*number), prefix(text))).collect();
+        let accept =
+            Statement { own_prefixes: Some(Arc::new(own)), decision: Some(Decision::Accept), ..Statement::default() };
+        Arc::new(Policy { name: "policy".into(), statements: vec![accept], otherwise: Decision::Reject })
+    };
+    let mut bench = Bench::new();
+    let both = [(11, bench.join(11, Kind::Internal)), (12, bench.join(12, Kind::Internal))];
+    let announced = [prefix("10.0.1.0/24"), prefix("10.0.2.0/24"), prefix("2001:db8:1::/64")];
+    for (number, peer) in both {
+        bench.announce(peer, route(&[], number), &announced);
+    }
+    for own in [
+        &[][..],
+        &[(11, "10.0.1.0/24")],
+        &[(12, "10.0.1.0/24"), (11, "10.0.2.0/24")],
+        &[(11, "10.0.1.0/24"), (12, "10.0.2.0/24"), (12, "2001:db8:1::/64"), (11, "2001:db8:1::/64")],
+        &[(12, "10.0.1.0/24")],
+    ] {
+        bench.rib.set_policies(Policies { import: policy(own), ..policies() });
+        bench.flush();
+        bench.check();
+        for (number, peer) in both {
+            for one in announced {
+                let is_own = own.iter().any(|(whose, text)| *whose == number && prefix(text) == one);
+                let used = bench.rib.table().path(one, peer).expect("it came").used.is_some();
+                assert_eq!(used, is_own, "{one} of {number}, of {own:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_we_and_an_operator_announce_stays_when_one_of_both_wants_it_no_more() {
     for (first, last) in [(PeerId::LOCAL, PeerId::OPERATOR), (PeerId::OPERATOR, PeerId::LOCAL)] {
         let mut bench = Bench::new();

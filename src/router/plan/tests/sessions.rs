@@ -139,3 +139,84 @@ fn prepending_needs_no_new_sessions() {
     let changed = plan.update(&world);
     assert!(changed.policies && changed.peers.is_empty() && changed.announcements.is_empty());
 }
+
+/// Whether import policy of a plan takes a route from a neighbour.
+fn takes(plan: &Plan, neighbour: &str, route: &str) -> bool {
+    let import = &plan.desired().policies.as_ref().expect("the cluster is known").import;
+    let applicable = import.applicable(Some(address(neighbour)));
+    let attributes = Attributes::local(address(neighbour));
+    import.outcome(&applicable, prefix(route), &attributes, None) != crate::bgp::policy::Outcome::Rejected
+}
+
+#[test]
+fn who_may_bring_what_follows_the_annotations_about_reflectors_while_sessions_stand() {
+    let cluster = [0, 0, 0, 1].into();
+    let mut world = three_nodes();
+    change_node(&mut world, "node-1", |routing| routing.reflection = Reflection::Client(cluster));
+    let mut plan = planned(&[], &world);
+    for (part, is_believed) in [
+        (Reflection::Server(cluster), true),
+        (Reflection::None, false),
+        (Reflection::Server(cluster), true),
+        (Reflection::Client(cluster), false),
+    ] {
+        change_node(&mut world, "node-2", |routing| routing.reflection = part);
+        let changed = plan.update(&world);
+        assert!(changed.policies && !changed.speaker, "{part:?}");
+        for route in ["10.244.3.0/24", "fd00:10:244:3::/64", "198.18.7.1/32", "2001:db8:7::7/128"] {
+            assert_eq!(takes(&plan, "192.0.2.2", route), is_believed, "{route} of {part:?}");
+        }
+    }
+    change_node(&mut world, "node-2", |routing| routing.reflection = Reflection::Server(cluster));
+    change_node(&mut world, "node-1", |routing| routing.reflection = Reflection::None);
+    assert!(plan.update(&world).policies);
+    assert!(!takes(&plan, "192.0.2.2", "198.18.7.1/32"), "we are no client any more");
+    // A node that is neither client nor reflector learns of clients by their reflectors, as soon as they are clients.
+    assert!(!takes(&plan, "192.0.2.2", "10.244.3.0/24"));
+    change_node(&mut world, "node-3", |routing| routing.reflection = Reflection::Client(cluster));
+    assert!(plan.update(&world).policies);
+    assert!(takes(&plan, "192.0.2.2", "10.244.3.0/24") && takes(&plan, "192.0.2.2", "fd00:10:244:3::/64"));
+    assert!(!takes(&plan, "192.0.2.2", "198.18.7.1/32"));
+}
+
+#[test]
+fn a_range_is_taken_from_the_node_that_has_it_as_soon_as_its_node_says_so_and_no_longer() {
+    let mut world = three_nodes();
+    let mut plan = planned(&[], &world);
+    let ranges = |number: u8| format!("10.244.{number}.0/24 fd00:10:244:{number}::/64");
+    let neighbours = ["192.0.2.2", "10.0.0.3"];
+    let taken = |plan: &Plan, number: u8| {
+        neighbours.map(|from| ranges(number).split_whitespace().all(|range| takes(plan, from, range)))
+    };
+    assert_eq!(taken(&plan, 4), [false, false]);
+    world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 2001:db8::2", &ranges(4)));
+    assert!(plan.update(&world).policies);
+    assert_eq!(taken(&plan, 4), [true, false]);
+    assert_eq!(taken(&plan, 2), [false, false], "it is nobody's now");
+    // Nodes change their ranges with each other: the set of all ranges stays the same.
+    world.cluster.nodes.insert("node-2".into(), node("192.0.2.2 2001:db8::2", &ranges(3)));
+    world.cluster.nodes.insert("node-3".into(), node("10.0.0.3 2001:db8:3::3", &ranges(4)));
+    assert!(plan.update(&world).policies);
+    assert_eq!((taken(&plan, 3), taken(&plan, 4)), ([true, false], [false, true]));
+}
+
+#[test]
+fn of_two_nodes_at_one_address_both_bring_their_ranges_and_the_older_one_says_whether_it_reflects() {
+    let cluster = [0, 0, 0, 1].into();
+    let mut world = three_nodes();
+    change_node(&mut world, "node-1", |routing| routing.reflection = Reflection::Client(cluster));
+    change_node(&mut world, "node-2", |routing| routing.reflection = Reflection::Server(cluster));
+    // A machine that was renamed has both Nodes for a while.
+    let renamed = node("192.0.2.2 2001:db8::2", "10.244.4.0/24 fd00:10:244:4::/64");
+    world.cluster.nodes.insert("node-4".into(), Node { created: 7, ..renamed });
+    let mut plan = planned(&[], &world);
+    assert!(takes(&plan, "192.0.2.2", "198.18.7.1/32"), "a younger Node takes nothing away");
+    let reflector = (**world.cluster.nodes.get(&"node-2".into()).expect("it is there")).clone();
+    world.cluster.nodes.insert("node-2".into(), Node { created: 9, ..reflector });
+    plan.update(&world);
+    for (route, is_taken) in
+        [("10.244.2.0/24", true), ("fd00:10:244:4::/64", true), ("10.244.3.0/24", false), ("198.18.7.1/32", false)]
+    {
+        assert_eq!(takes(&plan, "192.0.2.2", route), is_taken, "{route}");
+    }
+}
