@@ -441,8 +441,7 @@ fn start_cni(
         return Ok((None, to_firewall));
     };
     if socket.parent().is_some_and(is_of_container) {
-        let path = socket.display();
-        warn!(%path, "CNI socket is in a folder of the container's own, where no plugin of the host finds it, and no pod starts; mount the host's folder there");
+        cni::serve::tell_hidden(socket, health);
     }
     let (changes, to_world) = mpsc::channel(STARTING);
     let guard = config.source_guard.then_some(guard);

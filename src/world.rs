@@ -390,7 +390,7 @@ impl Builder {
         match self.read_last_known().await {
             Some(Ok(Some(known))) => self.joined.recall(&known.cluster),
             // Without a file, or with a bad one, there is no good version: that is reported of the object.
-            _ => false,
+            _ => self.joined.recall(&Cluster::default()),
         }
     }
 

@@ -18,7 +18,7 @@ use super::message::{Message, PATH};
 use super::metrics::Metrics;
 use crate::firewall::starting_pod::StartingPod;
 use crate::model::{Attachment, AttachmentChange, PodLink};
-use crate::observe::health::Pulse;
+use crate::observe::health::{Health, Pulse};
 use crate::observe::local::{self, Answer, Answerers, Question};
 use crate::pod_tunnels::places::{Announced, KnownPod};
 use crate::source_guard::driver::{Call as GuardCall, StartingPort};
@@ -48,6 +48,17 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Interval at which it is looked whether the socket's path still leads to it.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Tells that the socket is in a folder of the container's own. Only another container, with the host's folder mounted, mends that.
+pub fn tell_hidden(socket: &Path, health: &Health) {
+    let path = socket.display();
+    warn!(%path, "CNI socket is in a folder of the container's own, where no plugin of the host finds it, and no pod starts; mount the host's folder there");
+    let folder = health.register("folder of the CNI socket", Duration::MAX, Instant::now());
+    folder.ready(true);
+    folder.trouble(Some(format!(
+        "{path} is in a folder of the container's own, where no plugin of the host finds it; no pod starts on this node until the host's folder is mounted there"
+    )));
+}
 
 /// Opens the socket and answers for as long as it is polled. While it cannot be opened no pod starts on this node: that is trouble.
 pub async fn run(socket: PathBuf, calls: Calls, pulse: Pulse) {
@@ -229,7 +240,6 @@ impl Calls {
 mod tests {
     use super::*;
     use crate::model::{AttachmentId, LinkAddress, ObjectName, PodUid};
-    use crate::observe::health::Health;
     use crate::observe::metrics::Registry;
 
     struct Agent {
@@ -268,6 +278,22 @@ mod tests {
 
     fn add_with(link: Option<PodLink>) -> BTreeMap<String, String> {
         Message::Add { attachment: attachment(), link, namespace: None, wait: Duration::from_secs(2) }.words()
+    }
+
+    #[test]
+    fn a_socket_where_no_plugin_finds_it_is_trouble_that_names_it_and_opening_it_mends_nothing() {
+        let health = Health::default();
+        tell_hidden(Path::new("/run/sluice/cni.sock"), &health);
+        let opened = health.register("CNI socket", Duration::MAX, Instant::now());
+        (opened.ready(true), opened.trouble(None));
+        let [reason] = &health.unready(Instant::now())[..] else { panic!("one reason") };
+        assert_eq!(reason.component, "folder of the CNI socket");
+        assert!(
+            reason.text.starts_with("/run/sluice/cni.sock is in a folder of the container's own"),
+            "{}",
+            reason.text
+        );
+        assert!(health.stuck(Instant::now()).is_empty(), "the kubelet would kill it for nothing");
     }
 
     #[tokio::test]

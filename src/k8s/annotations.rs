@@ -2,7 +2,7 @@
 //! proxy, the firewall and the node facts need.
 //!
 //! The keys are a contract with manifests that exist: spelling and meaning are kube-router's. Where a value
-//! is not understood the effect is that of an absent annotation, and a warning says so.
+//! is not understood the effect is that of an absent annotation, and a warning says so; but external peers stay as they were ([`peers`]).
 
 use std::collections::BTreeMap;
 

@@ -26,6 +26,7 @@ mod service_cidr;
 mod service_problem;
 mod shared_value;
 mod table;
+mod unread_peers;
 
 pub use address_pool::{AddressPool, AddressPools};
 pub use attachment::{Attachment, AttachmentChange, AttachmentId, CNI_VERSIONS, DEFAULT_CNI_SOCKET, PodLink};
@@ -58,6 +59,7 @@ pub use service_problem::{
 };
 pub use shared_value::Shared;
 pub use table::{Change, Table};
+pub use unread_peers::{UnreadPeer, UnreadPeers};
 
 /// Addresses of Ethernet are words of `net`; here they are a pod's.
 pub use crate::net::LinkAddress;

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use compact_str::CompactString;
 use ipnet::IpNet;
 
 use super::selector::Labels;
+use super::unread_peers::UnreadPeers;
 use crate::net::{ExternalPeer, Family, PerFamily, PublicKey};
 
 /// The annotation of a Node with its public key for WireGuard. Its own agent writes it.
@@ -123,6 +125,8 @@ pub struct Routing {
     pub import_reject: Vec<IpNet>,
     /// `kube-router.io/peers`, or the lists `kube-router.io/peer.*`.
     pub peers: Vec<ExternalPeer>,
+    /// Those of them that cannot be read: in the World the last good ones are among `peers` in their place.
+    pub unread_peers: UnreadPeers,
     /// `kube-router.io/bgp-local-addresses`; empty for the node's own.
     pub local_addresses: Vec<IpAddr>,
 }
@@ -207,6 +211,16 @@ impl Node {
     pub fn routing(&self) -> &Routing {
         static NOTHING: std::sync::LazyLock<Routing> = std::sync::LazyLock::new(Routing::default);
         self.routing.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// The same Node, with the external peers of before in the place of those that cannot be read.
+    #[must_use]
+    pub fn or_last_good_peers(mut self: Arc<Node>, before: &Node) -> Arc<Node> {
+        if self.routing().unread_peers != UnreadPeers::None {
+            let routing = self.routing().clone().or_last_good(before.routing());
+            Arc::make_mut(&mut self).routing = Some(Box::new(routing));
+        }
+        self
     }
 
     fn listed(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {

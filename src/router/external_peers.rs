@@ -23,6 +23,7 @@ use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
 use crate::link_neighbours::{Standing, Standings, State};
+use crate::model::UnreadPeers;
 use crate::net::{Distance, ExternalPeer, Family, LinkLocal, Password, PerFamily, Remote, RemoteAs, Secret};
 
 use super::identity::Identity;
@@ -33,6 +34,20 @@ use super::problem::{About, Problem};
 /// Returns the configured external peers, from flags or annotations.
 pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [ExternalPeer] {
     if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
+}
+
+/// Returns what is to be said where annotations about external peers cannot be read and decide.
+pub fn unread(config: &RouterConfig, own: &Identity) -> Option<Problem> {
+    let which = match &own.routing.unread_peers {
+        UnreadPeers::These(unread) if config.peers.is_empty() => {
+            let named: Vec<String> = unread.iter().map(|one| one.remote.to_string()).collect();
+            format!("what the annotations of the Node say of {}", named.join(" "))
+        }
+        UnreadPeers::List if config.peers.is_empty() => "the list in the annotations of the Node".to_owned(),
+        UnreadPeers::None | UnreadPeers::These(_) | UnreadPeers::List => return None,
+    };
+    let text = format!("{which} cannot be read; what was read of it last stays in force (the log says what is wrong)");
+    Some(Problem::new(About::ExternalPeers, text))
 }
 
 /// An external peer at its address.

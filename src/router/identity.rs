@@ -16,7 +16,7 @@ use crate::config::{NodeRoutes, RouterConfig};
 use crate::model::{Host, HostAddress, Node, OnLink, Reflection, Routing};
 use crate::net::{Family, PerFamily};
 
-use super::external_peers::external_peers;
+use super::external_peers::{external_peers, unread};
 use super::mtu;
 use super::problem::{About, Problem};
 use super::router_id::router_id;
@@ -155,6 +155,7 @@ impl Identity {
                         are no sessions";
             problems.push(Problem::new(About::Speaker, text));
         }
+        problems.extend(unread(config, self));
         for (family, problem) in self.undetected.iter() {
             problems.extend(problem.as_ref().map(|text| Problem::new(About::Family(family), text.clone())));
         }

@@ -25,6 +25,8 @@ pub enum About {
     /// One family on our own node.
     Family(crate::net::Family),
     ExternalPeer(Remote),
+    /// The annotations that name external peers.
+    ExternalPeers,
     /// Another node.
     Node(CompactString),
     /// A pod CIDR of another node.
@@ -55,6 +57,7 @@ impl fmt::Display for About {
             About::Family(family) => write!(f, "{family}"),
             About::ExternalPeer(remote) => write!(f, "external peer {remote}"),
             About::Node(name) => write!(f, "Node {name}"),
+            About::ExternalPeers => f.write_str("external peers"),
             About::PodRange(range) => write!(f, "pod range {range}"),
             About::OtherNodes => f.write_str("other nodes"),
             About::ServiceAddress(address) => write!(f, "service address {address}"),

@@ -55,6 +55,8 @@ pub struct Joined {
     unreadable: bool,
     /// Objects that cannot be parsed and of which no good version is known.
     unknown: HashSet<ObjectId>,
+    /// Our own Node came with external peers that cannot be read, before any good version of it: the last known state may have them.
+    lacks_peers: bool,
     policy_problems: PolicyProblems,
     unpublished: bool,
 }
@@ -110,6 +112,7 @@ impl Joined {
             shows_life: false,
             unreadable: false,
             unknown: HashSet::new(),
+            lacks_peers: false,
             policy_problems: PolicyProblems::default(),
             unpublished: false,
         }
@@ -273,6 +276,7 @@ impl Joined {
             Kind::Service => fill(&mut own.services, &remembered.services, is_open),
             Kind::Node => {
                 fill(&mut own.nodes, &remembered.nodes, has_open_name);
+                self.recall_peers(remembered);
                 self.replace_own_node();
             }
             Kind::Pod => {
@@ -363,6 +367,7 @@ impl Joined {
             return false;
         }
         self.unpublished |= self.unknown.remove(&id);
+        let object = self.with_last_good_peers(object);
         let own = &mut self.cluster;
         let changed = match object {
             Object::Service(name, value) => {

@@ -462,6 +462,7 @@ fn routing(random: &mut Random) -> Routing {
         import_reject: sorted((0..random.below(3)).map(|_| range(random)).collect()).into(),
         peers: (0..random.below(3)).map(|_| external_peer(random)).collect(),
         local_addresses: addresses(random, 0, 2),
+        ..Routing::default()
     }
 }
 

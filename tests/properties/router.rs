@@ -14,7 +14,7 @@ use sluice::kernel::link::LinkName;
 use sluice::kernel::tunnel::Tunnel;
 use sluice::model::{
     AnnounceAnnotations, Authority, Cluster, Host, HostLink, Node, NodeAddress, NodeAddressKind, OnLink, Prepend,
-    Reflection, Routing, World,
+    Reflection, Routing, UnreadPeers, World,
 };
 use sluice::net::{ExternalPeer, Password, PerFamily, PublicKey};
 use sluice::reconcile::Sorted;
@@ -257,6 +257,7 @@ fn routing(random: &mut Random) -> Routing {
         import_reject: random.chance(20).then(|| "198.51.100.0/24".parse().expect("a prefix")).into_iter().collect(),
         peers: (0..random.below(2)).map(|_| ExternalPeer::new(address(random), 65001)).collect(),
         local_addresses: random.chance(20).then(|| address(random)).into_iter().collect(),
+        unread_peers: if random.chance(20) { UnreadPeers::List } else { UnreadPeers::None },
     }
 }
 

@@ -30,9 +30,10 @@
 //! or lists of equal length, `peer.ips` and `peer.asns`, with `peer.ports`, `peer.passwords` and `peer.localips` where they
 //! are needed; blank items of these three stand for "absent". The first form wins where both are there.
 //!
-//! An invalid peer is left out and the others stay. Lists of different lengths cannot be matched, so that none of
-//! them counts: a guess could talk to a neighbour without its password. Passwords appear in no warning, and neither does what
-//! the YAML reader says, because it quotes.
+//! An invalid peer leaves the others as they are written. Lists of different lengths cannot be matched: a guess could talk to a neighbour without its
+//! password. What cannot be read is told from what is gone ([`UnreadPeers`]): its last good version counts, the whole list where it is not clear which
+//! peer is meant. Nothing of `peer.*` names a peer without `peer.ips`, whose end is the end of all of them. Passwords appear in no warning, and neither does
+//! what the YAML reader says, because it quotes.
 
 mod settings;
 
@@ -48,31 +49,74 @@ use super::keys::{
 };
 use super::value::{address, system};
 use crate::k8s::warning::Warnings;
+use crate::model::{UnreadPeer, UnreadPeers};
 use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, Remote, RemoteAs, Secret, asn, go};
 
-/// The external peers that the annotations of a Node name.
-pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<ExternalPeer> {
-    let (key, written) = match annotations.get(NODE_PEERS) {
+/// The external peers that the annotations of a Node name, without those that cannot be read, and which these are.
+pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> (Vec<ExternalPeer>, UnreadPeers) {
+    let (key, entries) = match annotations.get(NODE_PEERS) {
         Some(text) => (NODE_PEERS, from_yaml(text, warnings)),
         None => (NODE_PEER_IPS, from_lists(annotations, warnings)),
     };
+    let Ok(entries) = entries else { return (Vec::new(), UnreadPeers::List) };
     let mut peers: Vec<ExternalPeer> = Vec::new();
-    for (place, written) in written.into_iter().enumerate() {
+    let mut unread: Vec<UnreadPeer> = Vec::new();
+    let mut is_list_unread = false;
+    for (place, Entry { remote, written }) in entries.into_iter().enumerate() {
         let number = place + 1;
         for unknown in written.iter().flat_map(|written| &written.settings.unknown) {
             warnings.odd(key, format_args!("peer {number}: {unknown} is not known; it is ignored"));
         }
-        match written.and_then(Written::peer) {
-            Ok(peer) if peers.iter().any(|earlier| earlier.remote == peer.remote) => {
+        match (written.and_then(Written::peer), remote) {
+            (Ok(peer), _) if peers.iter().any(|earlier| earlier.remote == peer.remote) => {
                 let remote = peer.remote;
                 warnings.odd(key, format_args!("peer {number}: {remote} stands there twice; the first one counts"));
             }
-            Ok(peer) => peers.push(peer),
-            Err(why) => warnings.odd(key, format_args!("peer {number}: {why}; it is left out")),
+            (Ok(peer), _) => peers.push(peer),
+            (Err(why), Some(remote)) => {
+                warnings.odd(key, format_args!("peer {number}: {why}; {LAST_PEER}"));
+                unread.push(UnreadPeer { remote, behind: peers.len() });
+            }
+            (Err(why), None) => {
+                warnings.odd(key, format_args!("peer {number}: {why}; {LAST_LIST}"));
+                is_list_unread = true;
+            }
         }
     }
-    peers
+    unread.retain(|one| peers.iter().all(|peer| peer.remote != one.remote));
+    let unread = match (is_list_unread, unread.is_empty()) {
+        (true, _) => UnreadPeers::List,
+        (false, true) => UnreadPeers::None,
+        (false, false) => UnreadPeers::These(unread),
+    };
+    (peers, unread)
 }
+
+/// The end of a warning about a peer of which is known which it is.
+const LAST_PEER: &str = "its last good version counts; it is left out where none is known";
+/// The end of a warning about what keeps the whole list from being understood.
+const LAST_LIST: &str = "the last good list counts, if one is known";
+
+/// One item of a list.
+struct Entry {
+    /// Which peer it is about, also where nothing else of it can be read.
+    remote: Option<Remote>,
+    written: Result<Written, String>,
+}
+
+impl Entry {
+    fn new(address_text: &str, link: &str, written: Result<Written, String>) -> Entry {
+        let remote = match (address_text, link) {
+            (text, "") => address(text).map(Remote::Address),
+            ("", name) => Remote::link(name),
+            (_, _) => None,
+        };
+        Entry { remote, written }
+    }
+}
+
+/// The list cannot be read as a whole.
+struct Unread;
 
 /// One peer as it is written; what is blank counts as absent.
 #[derive(Default)]
@@ -187,7 +231,7 @@ fn port(text: &str) -> Option<u16> {
     go::number(text).and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0)
 }
 
-fn from_yaml(text: &str, warnings: &mut Warnings) -> Vec<Result<Written, String>> {
+fn from_yaml(text: &str, warnings: &mut Warnings) -> Result<Vec<Entry>, Unread> {
     let read = serde_saphyr::from_str::<Option<Vec<Value>>>(text).or_else(|_| {
         // A slip in one peer takes no other peer away.
         let read = serde_saphyr::from_str_with_options::<Option<Vec<Value>>>(text, tolerant());
@@ -199,13 +243,16 @@ fn from_yaml(text: &str, warnings: &mut Warnings) -> Vec<Result<Written, String>
         }
         read
     });
-    let Ok(Some(entries)) = read else {
-        if !text.trim().is_empty() {
-            warnings.odd(NODE_PEERS, "it is not a YAML list of peers; it is ignored");
+    match read {
+        Ok(Some(entries)) => Ok(entries.iter().map(entry).collect()),
+        // A text without any value: all peers are taken away, be it by signs of a comment.
+        Ok(None) => Ok(Vec::new()),
+        Err(_) if text.trim().is_empty() => Ok(Vec::new()),
+        Err(_) => {
+            warnings.odd(NODE_PEERS, format_args!("it is not a YAML list of peers; {LAST_LIST}"));
+            Err(Unread)
         }
-        return Vec::new();
-    };
-    entries.iter().map(entry).collect()
+    }
 }
 
 /// As other readers of YAML are: of a key that stands twice the last value counts, and what is no number is judged where it stands.
@@ -216,7 +263,12 @@ fn tolerant() -> serde_saphyr::Options {
     }
 }
 
-fn entry(entry: &Value) -> Result<Written, String> {
+fn entry(entry: &Value) -> Entry {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().trim();
+    Entry::new(text("remoteip"), text("interface"), written(entry))
+}
+
+fn written(entry: &Value) -> Result<Written, String> {
     let Value::Object(fields) = entry else { return Err("it is not a mapping".to_owned()) };
     let text = |key: &str| match fields.get(key) {
         None | Some(Value::Null) => Ok(String::new()),
@@ -268,48 +320,54 @@ fn bfd(value: Option<&Value>) -> Result<Option<Bfd>, String> {
     Ok(is_enabled.then_some(bfd))
 }
 
-fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<Result<Written, String>> {
+fn from_lists(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Result<Vec<Entry>, Unread> {
     let list = |key: &str| {
-        annotations.get(key).map(|text| text.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>())
+        let items = annotations.get(key)?.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>();
+        Some(items)
     };
-    let (addresses, asns) = match (list(NODE_PEER_IPS), list(NODE_PEER_ASNS)) {
+    // An annotation that is there and empty is none.
+    let is_given = |items: &Vec<String>| items.iter().any(|item| !item.is_empty());
+    let (addresses, asns) = match (list(NODE_PEER_IPS).filter(is_given), list(NODE_PEER_ASNS).filter(is_given)) {
         (Some(addresses), Some(asns)) => (addresses, asns),
-        (None, None) => return Vec::new(),
+        (None, None) => return Ok(Vec::new()),
+        // Between two commands.
         (Some(_), None) => {
-            warnings.odd(NODE_PEER_IPS, format_args!("{NODE_PEER_ASNS} is absent; there are no external peers"));
-            return Vec::new();
+            warnings.odd(NODE_PEER_IPS, format_args!("{NODE_PEER_ASNS} is absent; {LAST_LIST}"));
+            return Err(Unread);
         }
+        // Nothing names a peer any more.
         (None, Some(_)) => {
             warnings.odd(NODE_PEER_ASNS, format_args!("{NODE_PEER_IPS} is absent; there are no external peers"));
-            return Vec::new();
+            return Ok(Vec::new());
         }
     };
     let count = addresses.len();
     let mut columns = vec![(NODE_PEER_ASNS, asns)];
     for key in [NODE_PEER_PORTS, NODE_PEER_PASSWORDS, NODE_PEER_LOCAL_IPS] {
-        // An annotation that is there and empty is none.
-        let given = list(key).filter(|items| count == 1 || items.iter().any(|item| !item.is_empty()));
+        let given = list(key).filter(|items| count == 1 || is_given(items));
         columns.push((key, given.unwrap_or_else(|| vec![String::new(); count])));
     }
     if let Some((key, items)) = columns.iter().find(|(_, items)| items.len() != count) {
         let given = items.len();
-        let text =
-            format_args!("it has {given} items for {count} addresses in {NODE_PEER_IPS}; none of the peers counts");
+        let text = format_args!("it has {given} items for {count} addresses in {NODE_PEER_IPS}; {LAST_LIST}");
         warnings.odd(*key, text);
-        return Vec::new();
+        return Err(Unread);
     }
     let mut columns = columns.into_iter().map(|(_, items)| items.into_iter());
     let mut column = || columns.next().into_iter().flatten();
     let (mut asns, mut ports, mut passwords, mut locals) = (column(), column(), column(), column());
-    let written = addresses.into_iter().map(|address| Written {
-        address,
-        asn: asns.next().unwrap_or_default(),
-        port: ports.next().unwrap_or_default(),
-        password: passwords.next().unwrap_or_default(),
-        local: locals.next().unwrap_or_default(),
-        ..Written::default()
+    let entries = addresses.into_iter().map(|address| {
+        let written = Written {
+            address: address.clone(),
+            asn: asns.next().unwrap_or_default(),
+            port: ports.next().unwrap_or_default(),
+            password: passwords.next().unwrap_or_default(),
+            local: locals.next().unwrap_or_default(),
+            ..Written::default()
+        };
+        Entry::new(&address, "", Ok(written))
     });
-    written.map(Ok).collect()
+    Ok(entries.collect())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The annotations of a Node about BGP.
 //!
 //! Each annotation is apart: one that makes no sense counts as absent, a list loses the items that make none, and a warning
-//! names what was lost. Items of lists may have blanks around them.
+//! names what was lost; of external peers the last good ones stay ([`peers`](super::peers)). Items of lists may have blanks around them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,13 +20,15 @@ use crate::net::go;
 
 /// Parses the annotations of a Node about BGP.
 pub fn routing(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Routing {
+    let (peers, unread_peers) = peers(annotations, warnings);
     Routing {
         asn: asn(annotations, warnings),
         reflection: reflection(annotations, warnings),
         prepend: prepend(annotations, warnings),
         communities: communities(annotations, warnings),
         import_reject: import_reject(annotations, warnings),
-        peers: peers(annotations, warnings),
+        peers,
+        unread_peers,
         local_addresses: local_addresses(annotations, warnings),
     }
 }

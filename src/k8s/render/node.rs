@@ -83,7 +83,9 @@ fn taint(taint: &Taint) -> Value {
 }
 
 fn annotations(routing: &Routing) -> Fields {
-    let Routing { asn, reflection, prepend, communities, import_reject, peers, local_addresses } = routing;
+    // Peers that count in the place of what cannot be read are written as they are.
+    let Routing { asn, reflection, prepend, communities, import_reject, peers, unread_peers: _, local_addresses } =
+        routing;
     let mut written = Fields::default();
     written.put_some(NODE_ASN, asn.map(|asn| asn.to_string()));
     match reflection {

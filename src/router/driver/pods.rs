@@ -8,6 +8,7 @@ use super::Driver;
 use crate::config::NodeRoutes;
 use crate::router::apply::Kernel;
 use crate::router::plan::{Circumstances, Unreached};
+use crate::router::problem::About;
 
 impl<K: Kernel> Driver<K> {
     /// Checks for pod CIDRs of other nodes without a route in the kernel.
@@ -37,6 +38,8 @@ impl<K: Kernel> Driver<K> {
         let notes = noted.into_iter().chain(self.unreached.late.clone()).chain(self.outside().note());
         let notes = notes.chain(self.awaited_services.note_text());
         let notes = notes.chain(self.key_change.notes());
+        let unread = self.plan.desired().problems.iter().filter(|problem| problem.about == About::ExternalPeers);
+        let notes = notes.chain(unread.map(ToString::to_string));
         self.context.notes.set(notes.collect());
     }
 

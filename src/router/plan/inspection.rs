@@ -34,8 +34,9 @@ impl Plan {
 
     /// Returns the problems for which BGP does not run, or for which there is no session with a neighbour.
     pub fn peer_problems(&self) -> Vec<Problem> {
-        let is_of_peers =
-            |problem: &&Problem| matches!(problem.about, About::Speaker | About::ExternalPeer(_) | About::Node(_));
+        let is_of_peers = |problem: &&Problem| {
+            matches!(problem.about, About::Speaker | About::ExternalPeer(_) | About::ExternalPeers | About::Node(_))
+        };
         self.desired.problems.iter().filter(is_of_peers).cloned().collect()
     }
 

@@ -7,6 +7,7 @@ mod passwords;
 mod pod_routes;
 mod receiving;
 mod services;
+mod unread_peers;
 mod sessions;
 
 use std::sync::Arc as Shared;

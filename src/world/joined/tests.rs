@@ -1,5 +1,6 @@
 mod optional_kinds;
 mod own_node;
+mod peers;
 mod remembered;
 
 use super::*;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use compact_str::CompactString;
 
-use super::Joined;
+use super::{Joined, set};
 use crate::k8s::{Kind, Object, ObjectId};
-use crate::model::{Cluster, UnreadPolicies};
+use crate::model::{Cluster, UnreadPeers, UnreadPolicies};
 
 impl Joined {
     /// Returns the ClusterNetworkPolicies that may be in force without being known.
@@ -43,7 +43,37 @@ impl Joined {
 
     /// Returns whether there are objects that cannot be parsed and of which no good version is known.
     pub fn lacks_good_versions(&self) -> bool {
-        !self.unknown.is_empty()
+        !self.unknown.is_empty() || self.lacks_peers
+    }
+
+    /// Puts the last good external peers of a Node in the place of those that cannot be read.
+    pub(super) fn with_last_good_peers(&mut self, object: Object) -> Object {
+        let Object::Node(name, Some(node)) = object else { return object };
+        if node.routing().unread_peers == UnreadPeers::None {
+            self.lacks_peers &= name != self.host.node_name;
+            return Object::Node(name, Some(node));
+        }
+        let node = match self.cluster.nodes.get(&name) {
+            Some(before) => node.or_last_good_peers(before),
+            None => {
+                let is_first = self.unlisted().any(|kind| kind == Kind::Node);
+                self.lacks_peers |= is_first && name == self.host.node_name;
+                node
+            }
+        };
+        Object::Node(name, Some(node))
+    }
+
+    /// Looks in the last known state for the external peers of our own Node that cannot be read, once; returns whether any was found. Of a peer that has
+    /// a password the file has all but that, and so it waits for the annotation to be mended.
+    pub(super) fn recall_peers(&mut self, earlier: &Cluster) -> bool {
+        let (nodes, name) = (&mut self.cluster.nodes, &self.host.node_name);
+        let (true, Some(now), Some(before)) =
+            (std::mem::take(&mut self.lacks_peers), nodes.get(name).cloned(), earlier.nodes.get(name))
+        else {
+            return false;
+        };
+        set(nodes, name.clone(), Some(now.or_last_good_peers(before)))
     }
 
     /// Puts the good versions of objects in place that cannot be parsed now; returns whether there was any.
@@ -62,7 +92,7 @@ impl Joined {
             }
         };
         let good: Vec<Object> = self.unknown.iter().filter_map(good_version).collect();
-        let found = !good.is_empty();
+        let found = self.recall_peers(earlier) || !good.is_empty();
         for object in good {
             self.put(object);
         }

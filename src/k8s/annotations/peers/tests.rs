@@ -2,6 +2,12 @@ use super::*;
 use crate::net::{Distance, PerFamily};
 
 fn parsed(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let (peers, _, warnings) = parsed_in_full(annotations);
+    (peers, warnings)
+}
+
+/// The peers, those that cannot be read as `address@place` or `list`, and the warnings.
+fn parsed_in_full(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>, Vec<String>) {
     let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let mut warnings = Warnings::default();
     let text = |peer: ExternalPeer| {
@@ -18,8 +24,14 @@ fn parsed(annotations: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         };
         format!("{}{port} AS{asn}{key}{local}{}", peer.remote, bfd.unwrap_or_default())
     };
-    let peers = peers(&annotations, &mut warnings).into_iter().map(text).collect();
-    (peers, warnings.take().into_iter().map(|warning| warning.to_string()).collect())
+    let (peers, unread) = peers(&annotations, &mut warnings);
+    let unread = match unread {
+        UnreadPeers::None => Vec::new(),
+        UnreadPeers::These(unread) => unread.iter().map(|one| format!("{}@{}", one.remote, one.behind)).collect(),
+        UnreadPeers::List => vec!["list".to_owned()],
+    };
+    let warnings = warnings.take().into_iter().map(|warning| warning.to_string()).collect();
+    (peers.into_iter().map(text).collect(), unread, warnings)
 }
 
 const NOTHING: [&str; 0] = [];
@@ -88,8 +100,9 @@ fn a_peer_may_be_behind_an_interface_in_place_of_having_an_address() {
         ),
         ("remoteip: fe80::1, remoteasn: 1", "fe80::1 means nothing without a link; name that by interface"),
     ] {
-        let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("[{{{odd}}}]"))]);
-        assert_eq!((peers.len(), warnings), (0, vec![format!("kube-router.io/peers: peer 1: {why}; it is left out")]));
+        let (peers, unread, warnings) = parsed_in_full(&[(NODE_PEERS, &format!("[{{{odd}}}]"))]);
+        let end = if unread == ["list"] { LAST_LIST } else { LAST_PEER };
+        assert_eq!((peers.len(), warnings), (0, vec![format!("kube-router.io/peers: peer 1: {why}; {end}")]));
     }
     let twice = "[{interface: eth1, remoteasn: 1}, {interface: eth1, remoteasn: 2}]";
     let (peers, warnings) = parsed(&[(NODE_PEERS, twice)]);
@@ -134,9 +147,12 @@ fn one_peer_that_makes_no_sense_leaves_the_others() {
         ("{remoteip: 203.0.113.2, remoteasn: [1]}", "remoteasn is neither a text nor a number"),
         ("nonsense", "it is not a mapping"),
     ] {
-        let (peers, warnings) = parsed(&[(NODE_PEERS, &format!("{good}- {odd}\n"))]);
+        let (peers, unread, warnings) = parsed_in_full(&[(NODE_PEERS, &format!("{good}- {odd}\n"))]);
         assert_eq!(peers, ["203.0.113.1 AS65001"], "{odd}");
-        assert_eq!(warnings, [format!("kube-router.io/peers: peer 2: {why}; it is left out")]);
+        let is_known = odd.contains("remoteip: 203.0.113.2,") || odd.contains("remoteip: 203.0.113.2}");
+        let (end, which) = if is_known { (LAST_PEER, "203.0.113.2@1") } else { (LAST_LIST, "list") };
+        assert_eq!(unread, [which], "{odd}");
+        assert_eq!(warnings, [format!("kube-router.io/peers: peer 2: {why}; {end}")]);
     }
     let (peers, warnings) = parsed(&[(NODE_PEERS, &good.repeat(2))]);
     assert_eq!(peers.len(), 1);
@@ -166,21 +182,22 @@ fn a_peer_whose_path_is_watched_has_its_own_times() {
         ("{enabled: true, desired_min_tx_interval: 4294968}", "desired_min_tx_interval of bfd is not in 1-4294967"),
         ("{enabled: true, required_min_rx_interval: -1}", "required_min_rx_interval of bfd is not in 1-4294967"),
     ] {
-        let warning = format!("kube-router.io/peers: peer 1: {why}; it is left out");
+        let warning = format!("kube-router.io/peers: peer 1: {why}; {LAST_PEER}");
         assert_eq!(with(bfd), (vec![], vec![warning]), "{bfd}");
     }
 }
 
 #[test]
-fn what_is_no_list_is_ignored_and_not_quoted() {
+fn what_is_no_list_is_unread_and_not_quoted_and_one_without_peers_is_read() {
     for text in ["remoteip: 203.0.113.1", "- {password: 'hush", "{", "- &a [*a]", "hush"] {
-        let (peers, warnings) = parsed(&[(NODE_PEERS, text)]);
+        let (peers, unread, warnings) = parsed_in_full(&[(NODE_PEERS, text)]);
         assert_eq!(peers, NOTHING, "{text}");
-        assert_eq!(warnings.len(), 1, "{text}: {warnings:?}");
+        assert_eq!((unread, warnings.len()), (vec!["list".to_owned()], 1), "{text}: {warnings:?}");
         assert!(!warnings[0].contains("hush"), "{warnings:?}");
     }
-    assert_eq!(parsed(&[(NODE_PEERS, "")]), (vec![], vec![]));
-    assert_eq!(parsed(&[(NODE_PEERS, "[]")]), (vec![], vec![]));
+    for text in ["", " \n", "[]", "~", "null", "# - {remoteip: 203.0.113.1, remoteasn: 65001}\n"] {
+        assert_eq!(parsed_in_full(&[(NODE_PEERS, text)]), (vec![], vec![], vec![]), "{text}");
+    }
 }
 
 #[test]
@@ -193,16 +210,51 @@ fn lists_that_do_not_match_make_no_peers() {
         (NODE_PEER_LOCAL_IPS, "192.0.2.1,,"),
     ] {
         let with: Vec<_> = base.iter().copied().filter(|(k, _)| *k != key).chain([(key, value)]).collect();
-        let (peers, warnings) = parsed(&with);
-        assert_eq!((peers.len(), warnings.len()), (0, 1), "{key}: {warnings:?}");
-        assert!(warnings[0].contains("none of the peers counts"), "{warnings:?}");
+        let (peers, unread, warnings) = parsed_in_full(&with);
+        assert_eq!((peers.len(), unread, warnings.len()), (0, vec!["list".to_owned()], 1), "{key}: {warnings:?}");
+        assert!(warnings[0].ends_with(LAST_LIST), "{warnings:?}");
     }
-    for one in base {
-        let (peers, warnings) = parsed(&[one]);
-        assert_eq!((peers.len(), warnings.len()), (0, 1), "{warnings:?}");
+    let (peers, unread, warnings) =
+        parsed_in_full(&[(NODE_PEER_IPS, "203.0.113.1,x"), (NODE_PEER_ASNS, "65001,65002")]);
+    assert_eq!((peers.len(), unread, warnings.len()), (1, vec!["list".to_owned()], 1), "nobody knows whom x is about");
+    let broken = [
+        (NODE_PEER_IPS, "203.0.113.1,2001:db8::1"),
+        (NODE_PEER_ASNS, "65001,65002"),
+        (NODE_PEER_PASSWORDS, "cGFzcw=,"),
+    ];
+    let (peers, unread, warnings) = parsed_in_full(&broken);
+    assert_eq!((peers, unread), (vec!["2001:db8::1 AS65002".to_owned()], vec!["203.0.113.1@0".to_owned()]));
+    let why = "peer 1: its password, of length 7, is not base64";
+    assert_eq!(warnings, [format!("kube-router.io/peer.ips: {why}; {LAST_PEER}")]);
+}
+
+#[test]
+fn without_addresses_the_older_lists_name_nobody_and_without_systems_they_are_half_of_a_change() {
+    let (addresses, asns) = ((NODE_PEER_IPS, "203.0.113.1"), (NODE_PEER_ASNS, "65001"));
+    let (peers, unread, warnings) = parsed_in_full(&[addresses]);
+    assert_eq!((peers.len(), unread), (0, vec!["list".to_owned()]));
+    assert_eq!(warnings, [format!("kube-router.io/peer.ips: kube-router.io/peer.asns is absent; {LAST_LIST}")]);
+    for gone in [vec![asns], vec![(NODE_PEER_IPS, ""), asns]] {
+        let (peers, unread, warnings) = parsed_in_full(&gone);
+        assert_eq!((peers.len(), unread, warnings.len()), (0, vec![], 1), "{warnings:?}");
+        assert!(
+            warnings[0].ends_with("kube-router.io/peer.ips is absent; there are no external peers"),
+            "{warnings:?}"
+        );
     }
-    let (peers, warnings) = parsed(&[(NODE_PEER_IPS, "203.0.113.1,x"), (NODE_PEER_ASNS, "65001,65002")]);
-    assert_eq!((peers.len(), warnings.len()), (1, 1), "one bad item is one peer less");
+    let rest = [(NODE_PEER_PORTS, "179,179"), (NODE_PEER_PASSWORDS, "cGFzcw=="), (NODE_PEER_ASNS, "")];
+    assert_eq!(parsed_in_full(&rest), (vec![], vec![], vec![]), "what is left of a deletion");
+}
+
+#[test]
+fn a_peer_that_can_be_read_elsewhere_in_the_list_is_not_unread() {
+    let bad = "- {remoteip: 203.0.113.1, remoteasn: 65001, password: secret!}\n";
+    let good = "- {remoteip: 203.0.113.1, remoteasn: 65001}\n- {remoteip: 2001:db8::1, remoteasn: 65002}\n";
+    let (peers, unread, _) = parsed_in_full(&[(NODE_PEERS, &format!("{bad}{good}"))]);
+    assert_eq!((peers.len(), unread), (2, vec![]));
+    let eth1 = "- {interface: eth1, remoteasn: none}\n";
+    let (peers, unread, _) = parsed_in_full(&[(NODE_PEERS, &format!("{good}{eth1}"))]);
+    assert_eq!((peers.len(), unread), (2, vec!["eth1@2".to_owned()]));
 }
 
 #[test]
@@ -211,7 +263,7 @@ fn a_peer_has_settings_of_its_own() {
         let annotations =
             BTreeMap::from([(NODE_PEERS.to_owned(), format!("[{{remoteip: 203.0.113.1, remoteasn: 65001, {more}}}]"))]);
         let mut warnings = Warnings::default();
-        let peers = peers(&annotations, &mut warnings);
+        let (peers, _) = peers(&annotations, &mut warnings);
         (peers, warnings.take().into_iter().map(|warning| warning.text).collect::<Vec<_>>())
     };
     let plain = ExternalPeer::new("203.0.113.1".parse().unwrap(), 65001);
@@ -249,12 +301,12 @@ fn a_peer_has_settings_of_its_own() {
         ("password_file: tor", "password_file must be written as passwordfile"),
         ("Password: cGFzcw==", "Password must be written as password"),
     ] {
-        assert_eq!(with(more), (vec![], vec![format!("peer 1: {why}; it is left out")]), "{more}");
+        assert_eq!(with(more), (vec![], vec![format!("peer 1: {why}; {LAST_PEER}")]), "{more}");
     }
     let escapes = ["../../etc/shadow", "/etc/shadow", "a/b", "..", ".", "..data", "", ".hidden"];
     for name in escapes {
         let why = "passwordfile is not the name of a file: it has neither / nor a dot at its beginning";
-        assert_eq!(with(&format!("passwordfile: '{name}'")).1, [format!("peer 1: {why}; it is left out")], "{name}");
+        assert_eq!(with(&format!("passwordfile: '{name}'")).1, [format!("peer 1: {why}; {LAST_PEER}")], "{name}");
     }
 }
 

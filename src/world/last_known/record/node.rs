@@ -10,7 +10,7 @@ use compact_str::CompactString;
 use super::lists::{Collected, Lists};
 use super::packed::{Packed, addresses, column, only_address, ranges, rows};
 use super::service::optional_port;
-use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing};
+use crate::model::{Node, NodeAddress, NodeAddressKind, Prepend, Reflection, Routing, UnreadPeers};
 use crate::net::{Bfd, Distance, ExternalPeer, Family, Password, PerFamily, PublicKey, Remote, RemoteAs};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -211,7 +211,9 @@ impl NodeRecord {
 
 impl RoutingRecord {
     fn of(routing: &Routing) -> RoutingRecord {
-        let Routing { asn, reflection, prepend, communities, import_reject, peers, local_addresses } = routing;
+        // Those that count are the last good ones of a later run.
+        let Routing { asn, reflection, prepend, communities, import_reject, peers, unread_peers: _, local_addresses } =
+            routing;
         let (reflection, cluster) = match *reflection {
             Reflection::None => (0, 0),
             Reflection::Server(cluster) => (1, cluster.to_bits()),
@@ -247,6 +249,7 @@ impl RoutingRecord {
             communities: self.communities,
             import_reject: Packed::new(&self.import_reject).all_ranges()?,
             peers: self.peers.iter().map(PeerRecord::peer).collect::<Option<_>>()?,
+            unread_peers: UnreadPeers::None,
             local_addresses: Packed::new(&self.local_addresses).all()?,
         })
     }

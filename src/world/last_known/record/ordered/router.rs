@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{Known, NameRecord};
-use crate::model::{AnnounceAnnotations, Prepend, Reflection, Routing};
+use crate::model::{AnnounceAnnotations, Prepend, Reflection, Routing, UnreadPeers};
 use crate::net::{ExternalPeer, Password};
 
 #[derive(Deserialize)]
@@ -91,6 +91,7 @@ impl RoutingRecord {
             communities: self.communities,
             import_reject: self.import_reject.into_iter().map(range).collect::<Option<_>>()?,
             peers: self.peers.into_iter().map(PeerRecord::peer).collect(),
+            unread_peers: UnreadPeers::None,
             local_addresses: self.local_addresses,
         })
     }

@@ -191,7 +191,7 @@ prop_compose! {
         let import_reject = ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough"));
         Routing {
             asn, reflection, prepend: prepend.map(|(asn, times)| Prepend { asn, times }), communities,
-            import_reject: import_reject.collect(), peers, local_addresses,
+            import_reject: import_reject.collect(), peers, local_addresses, ..Routing::default()
         }
     }
 }

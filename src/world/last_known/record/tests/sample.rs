@@ -116,6 +116,7 @@ fn sample_nodes(cluster: &mut Cluster) {
             ExternalPeer::new(at("2001:db8::7"), 65003),
         ],
         local_addresses: vec![at("192.0.2.1"), at("2001:db8::1")],
+        ..Routing::default()
     };
     let of_node = |kind, text| NodeAddress { kind, address: at(text) };
     let node = Node {
