@@ -239,20 +239,6 @@ impl Links {
         if closing { Reading::Nothing } else { Reading::End }
     }
 
-    /// Reads once what a connection has received, also where the runtime has not been told of anything readable yet. A later look of the runtime may find nothing.
-    pub fn read_now(&mut self, link: LinkId, buffer: &mut [u8]) -> Reading {
-        let Some(one) = self.links.get(&link).filter(|one| one.closing.is_none()) else { return Reading::Nothing };
-        let read = rustix::net::recv(&*one.stream, buffer, rustix::net::RecvFlags::DONTWAIT);
-        match read.map_err(io::Error::from) {
-            Ok((bytes, _)) if bytes > 0 => Reading::Bytes(bytes),
-            Err(error) if is_temporary(&error) => Reading::Nothing,
-            Ok(_) | Err(_) => {
-                self.drop_link(link);
-                Reading::End
-            }
-        }
-    }
-
     /// Returns whether a KEEPALIVE alone does not make a connection readable.
     pub fn is_resting(&self, link: LinkId) -> bool {
         self.links.get(&link).is_some_and(|one| one.resting)

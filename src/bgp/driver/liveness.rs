@@ -11,7 +11,6 @@ use tokio::sync::mpsc::Receiver;
 use super::super::rib::PeerId;
 use super::super::speaker::{Fact, Input, Neighbour};
 use super::Driver;
-use super::apply::Reading;
 use super::news::{Event, Subject};
 use crate::bfd::driver::{self, Handle, Report};
 use crate::bfd::{Key, Request, State, Wanted};
@@ -45,8 +44,6 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Time between two looks at neighbours that nobody expects, where one of them is watched, and where others come.
 const UNEXPECTED: Duration = Duration::from_secs(10);
 const UNEXPECTED_APART: Duration = Duration::from_secs(1);
-/// Number of buffers that are read of a session before a failure of its path is handled.
-const READS: usize = 64;
 /// Time after which a session that has not come up deserves a line in the log.
 const OVERDUE: Duration = Duration::from_secs(60);
 
@@ -176,24 +173,6 @@ impl Driver {
         }
     }
 
-    /// Reads what the session of a neighbour has received by now, and its end, before a failure of the path is handled. Where this thread was kept from running, or had much
-    /// to do, a process of the neighbour that ended has closed its connection before its BFD was missed; and a neighbour that has found the failure first has said so. What
-    /// came later as well counts as earlier then, which is no harm: it is the neighbour's word.
-    fn read_before_failure(&mut self, address: IpAddr) {
-        for _ in 0..READS {
-            let session = self.speaker.neighbour(address).and_then(|neighbour| neighbour.peer().session());
-            let Some((link, _)) = session else { return };
-            match self.links.read_now(link, &mut self.buffer) {
-                Reading::Bytes(bytes) => {
-                    let at = self.moment();
-                    self.receive(at, link, bytes);
-                }
-                Reading::End => self.step(Input::Closed(link)),
-                Reading::Nothing => return,
-            }
-        }
-    }
-
     pub(super) fn reported(&mut self, report: Option<Report>) {
         match report {
             Some(Report::Changed(key, status)) => {
@@ -202,10 +181,6 @@ impl Driver {
                 if neighbour.and_then(session).is_some_and(|(wanted, _)| wanted == key) {
                     if status.state == State::Up {
                         self.liveness.unseen.remove(&key);
-                    }
-                    let before = neighbour.and_then(Neighbour::path).map_or(0, |before| before.failures);
-                    if status.failures > before {
-                        self.read_before_failure(key.remote);
                     }
                     self.step(Input::Path(key.remote, status));
                 }
@@ -238,21 +213,10 @@ fn session(neighbour: &Neighbour) -> Option<(Key, (Wanted, PeerId))> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::{Ipv6Addr, SocketAddr};
-    use std::sync::Arc;
+    use std::net::SocketAddr;
 
-    use super::super::super::message::{self, Capabilities, GracefulRestart, Notification, Open, Reason};
-    use super::super::super::policy::{Decision, Policy};
-    use super::super::super::rib::{Bounds, NextHops, Own, Policies, Rules};
-    use super::super::super::session::{self, Cause, Local, Restart};
-    use super::super::super::speaker::{Liveness, Order, WantedNeighbour};
-    use super::super::super::transport::Transport;
-    use super::super::Setup;
     use super::*;
-    use crate::bfd::{Diagnostic, Path, Settings, Status};
-    use crate::net::PerFamily;
-    use crate::observe::health::Health;
+    use crate::bfd::{Path, Settings};
 
     fn key(last: u8) -> Key {
         Key { remote: [127, 0, 3, last].into(), local: [127, 0, 3, 1].into(), path: Path::SingleHop }
@@ -311,118 +275,6 @@ mod tests {
         let ended = watching.want(now, BTreeMap::new());
         assert!(matches!(ended[..], [Event::Trouble(subject, None)] if subject == to(2)), "{ended:?}");
         assert!(watching.want(now, wanted(&[(2, 20)])).is_empty() && watching.stop().is_empty(), "it is told once");
-    }
-
-    /// A driver, the neighbour's end of a connection that carries a session, and the path between both, which is up.
-    fn connected(local: IpAddr, remote: IpAddr) -> (Driver, std::net::TcpStream, Key) {
-        let (identifier, families) = ([192, 0, 2, 1].into(), PerFamily { v4: true, v6: true });
-        let restart = Restart { seconds: 120, stale: Duration::from_secs(300), long_lived: 0, notifications: true };
-        let settings = session::Settings {
-            local: Local { asn: 65001, identifier },
-            asn: Some(65001),
-            is_external: false,
-            passive: true,
-            hold_time: 90,
-            connect_retry: Duration::from_secs(60),
-            mutual: false,
-            families,
-            restart: Some(restart),
-        };
-        let key = Key { remote, local, path: Path::SingleHop };
-        let (wanted, _) = self::wanted(&[(2, 0)]).into_values().next().expect("there is one");
-        let neighbour = WantedNeighbour {
-            address: remote,
-            settings,
-            transport: Transport { local: Some(local), ..Transport::default() },
-            client: true,
-            own: PerFamily::default(),
-            next_hops: NextHops::Usual,
-            expected: true,
-            first_as: true,
-            most: PerFamily::default(),
-            liveness: Some(Liveness { path: Path::SingleHop, wanted }),
-        };
-        let all = || Arc::new(Policy::all(Decision::Accept));
-        let rules = Rules {
-            own: Own { asn: 65001, identifier, cluster: identifier },
-            policies: Policies { import: all(), export: all() },
-            addresses: BTreeSet::new(),
-            sharing: 1,
-            held: PerFamily::default(),
-            bounds: Bounds::default(),
-            seed: 1,
-        };
-        let pulse = Health::default().register("speaker", Duration::from_secs(60), Instant::now());
-        let mut driver = Driver::new(Setup { rules, restarting: None, forwarding: true, pulse });
-        driver.step(Input::Order(Order::Want(Arc::new(neighbour))));
-        let listener = std::net::TcpListener::bind(SocketAddr::new(local, 0)).expect("it is on the loopback");
-        let to = listener.local_addr().expect("it is bound");
-        let theirs = std::net::TcpStream::connect(to).expect("somebody listens");
-        let (ours, _) = listener.accept().expect("it is connected");
-        ours.set_nonblocking(true).expect("a socket");
-        let ours = tokio::net::TcpStream::from_std(ours).expect("a socket");
-        let link = driver.links.add(&driver.waits, remote, ours);
-        driver.step(Input::Accepted(remote, link));
-        let restart = Some(GracefulRestart {
-            restarting: false,
-            notifications: true,
-            seconds: 120,
-            families: PerFamily { v4: Some(true), v6: Some(true) },
-        });
-        let capabilities =
-            Capabilities { families, multiprotocol: true, asn: Some(65001), restart, ..Capabilities::default() };
-        let open = Open { asn: 65001, hold_time: 90, identifier: [192, 0, 2, 2].into(), capabilities };
-        let said = [message::open(&open), message::keepalive()].concat();
-        let outputs = driver.speaker.receive(driver.moment(), link, &said);
-        driver.carry_out(outputs);
-        driver.reported(Some(Report::Changed(key, UP)));
-        assert!(driver.speaker.neighbour(remote).is_some_and(|neighbour| neighbour.peer().session().is_some()));
-        (driver, theirs, key)
-    }
-
-    const UP: Status = Status {
-        state: State::Up,
-        diagnostic: Diagnostic::NONE,
-        remote_state: State::Up,
-        remote_diagnostic: Diagnostic::NONE,
-        independent: false,
-        failures: 0,
-        detection: Duration::from_millis(900),
-        mine: 7,
-        yours: 9,
-    };
-    const FAILED: Status = Status { state: State::Down, diagnostic: Diagnostic::TIME_EXPIRED, failures: 1, ..UP };
-
-    #[tokio::test]
-    async fn what_a_neighbour_said_and_the_end_of_its_connection_come_before_a_failure_of_the_path() {
-        let ends: [(IpAddr, IpAddr); 2] =
-            [([127, 0, 3, 1].into(), [127, 0, 3, 2].into()), (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into())];
-        for (local, remote) in ends {
-            for said in [None, Some(Notification::new(Reason::SHUTDOWN))] {
-                let (mut driver, mut theirs, key) = connected(local, remote);
-                // This thread stands still, and the neighbour's process ends.
-                said.iter().for_each(|said| theirs.write_all(&message::notification(said)).expect("it is connected"));
-                drop(theirs);
-                driver.reported(Some(Report::Changed(key, FAILED)));
-                let cause = said.map_or(Cause::Closed, Cause::Received);
-                let now = Instant::now();
-                let rib = driver.speaker.rib();
-                let told = driver.news.take(now, |prefix| rib.route(prefix));
-                let is_down =
-                    |event: &&Event| matches!(event, Event::Fact(_, Fact::Down { cause: told, .. }) if *told == cause);
-                assert_eq!(told.iter().filter(is_down).count(), 1, "{remote}: {told:?}");
-                let has_failed = |event: &Event| matches!(event, Event::Fact(_, Fact::PathFailed(_)));
-                assert!(!told.iter().any(has_failed), "{remote}: {told:?}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_path_that_fails_under_a_connection_that_stands_ends_its_session() {
-        let (mut driver, _theirs, key) = connected([127, 0, 3, 1].into(), [127, 0, 3, 2].into());
-        driver.reported(Some(Report::Changed(key, FAILED)));
-        let neighbour = driver.speaker.neighbour(key.remote).expect("it is wanted");
-        assert_eq!(neighbour.peer().state(), session::State::Idle);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! has never come up, is not harmed. The session ends with *Cease, BFD Down* (RFC 9384), and nobody keeps routes of it: not we, as packets
 //! do not arrive, and not the neighbour, for which the NOTIFICATION is a hard reset where it would keep them (RFC 8538).
 //!
-//! No session is made for a while then, also where the neighbour has ended it for the same reason first, because TCP may still come through where much is lost; it comes back with the path (4.1), and the
+//! No session is made for a while then, because TCP may still come through where much is lost; it comes back with the path (4.1), and the
 //! more often a path has failed within a minute, the longer BFD has to be up before.
 //!
 //! With graceful restart (4.3): a neighbour that restarts has lost its session already, and its BFD with it, unless it says that its BFD is
@@ -87,13 +87,13 @@ impl PathState {
     /// Records the end of a session. What we have ended for a reason of our own, and what the neighbour resets, refuses or corrects, ends no process.
     pub fn end(&mut self, cause: &Cause) {
         self.back_by = None;
-        let inner = |said: &Notification| said.wrapped().map_or(said.reason, |inner| inner.reason);
-        self.was_down_there = matches!(cause, Cause::Received(said) if inner(said) == Reason::BFD_DOWN);
+        self.was_down_there = matches!(cause, Cause::Received(said) if said.reason == Reason::BFD_DOWN);
         self.may_be_gone = match cause {
             Cause::Closed | Cause::Replaced => true,
             Cause::Sent(said) => said.reason == Reason::HOLD_TIMER_EXPIRED,
             Cause::Received(said) => {
-                [Reason::HOLD_TIMER_EXPIRED, Reason::SHUTDOWN, Reason::DECONFIGURED].contains(&inner(said))
+                let reason = said.wrapped().map_or(said.reason, |inner| inner.reason);
+                [Reason::HOLD_TIMER_EXPIRED, Reason::SHUTDOWN, Reason::DECONFIGURED].contains(&reason)
             }
         };
     }
@@ -193,10 +193,7 @@ impl Speaker {
         let Some(neighbour) = self.neighbours.get_mut(&address) else { return };
         let notification = Notification::new(Reason::BFD_DOWN);
         let has_stale = neighbour.peer.stale() != PerFamily::default();
-        // The neighbour may have found the same failure first, and ended the session for it: what follows depends on no race between both ends. One that is kept from
-        // having a session for another reason is not let go earlier by this.
-        let has_ended_it = neighbour.path.was_down_there && neighbour.peer.state() != State::Idle;
-        if neighbour.peer.session().is_some() || has_ended_it {
+        if neighbour.peer.session().is_some() {
             neighbour.path.is_holding = true;
             self.event(at, address, Event::Refuse(notification, HELD));
         } else if has_stale && (is_independent || neighbour.path.was_down_there) {
