@@ -285,7 +285,8 @@ mod tests {
         let health = Health::default();
         tell_hidden(Path::new("/run/sluice/cni.sock"), &health);
         let opened = health.register("CNI socket", Duration::MAX, Instant::now());
-        (opened.ready(true), opened.trouble(None));
+        opened.ready(true);
+        opened.trouble(None);
         let [reason] = &health.unready(Instant::now())[..] else { panic!("one reason") };
         assert_eq!(reason.component, "folder of the CNI socket");
         assert!(

@@ -3,8 +3,8 @@
 //! A consumer that was slow for long has to know two things of each neighbour: how its session stands now, and what has ended meanwhile. So
 //! of any number of events of one neighbour these are kept, and delivered in this order:
 //!
-//! 1. The ends of its routes (End-of-RIB) in sessions that are over: who waits for them after a restart waits no longer, although the session
-//!    went. Without this, stale routes would stay until the restart time is over.
+//! 1. The ends of its routes (End-of-RIB) in sessions that are over, and of the families that one of these did not speak, of which the neighbour has none: who waits
+//!    for them after a restart waits no longer, although the session went. Without this, stale routes would stay until the restart time is over.
 //! 2. The last end of a session. It is kept where another session has begun since: the consumer may know of the session before, and whoever
 //!    heard of the new one alone would take what was sent in the former one for what was sent in this one.
 //! 3. The beginning of the present session, if it was folded: not that of one that is over, of which its end says enough.
@@ -95,8 +95,12 @@ impl Session {
     /// Ends the present session.
     fn end(&mut self) {
         let complete = std::mem::take(&mut self.complete);
-        self.complete_before = PerFamily::from_fn(|family| *self.complete_before.of(family) || *complete.of(family));
-        self.up = None;
+        let spoken = match self.up.take() {
+            Some(Fact::Up(agreement)) => agreement.dialect.families,
+            _ => PerFamily { v4: true, v6: true },
+        };
+        let has_ended = |family| *complete.of(family) || !*spoken.of(family);
+        self.complete_before = PerFamily::from_fn(|family| *self.complete_before.of(family) || has_ended(family));
     }
 
     fn events(self, peer: IpAddr) -> impl Iterator<Item = Event> {

@@ -291,13 +291,12 @@ mod tests {
     }
 
     fn up(asn: u32) -> Fact {
-        let dialect = Dialect {
-            internal: false,
-            four_octets: true,
-            families: PerFamily { v4: true, v6: true },
-            extended_next_hop: false,
-            extended_message: false,
-        };
+        up_of(asn, PerFamily { v4: true, v6: true })
+    }
+
+    fn up_of(asn: u32, families: PerFamily<bool>) -> Fact {
+        let dialect =
+            Dialect { internal: false, four_octets: true, families, extended_next_hop: false, extended_message: false };
         let open =
             Open { asn, hold_time: 90, identifier: [192, 0, 2, 2].into(), capabilities: Capabilities::default() };
         let (refresh, enhanced_refresh, restart, long_lived) = (false, false, None, None);
@@ -374,12 +373,17 @@ mod tests {
         assert_eq!(facts(&mut news).0, expected);
     }
 
-    /// Knowledge of a consumer about a neighbour: the ends of routes that have come in its session, if it has one, and those that have ever come.
+    /// Knowledge of a consumer about a neighbour: the ends of routes that have come in its session, if it has one, and the families of which all has come in any, or one
+    /// did not speak.
     fn known<'a>(facts: impl Iterator<Item = &'a Fact>) -> (Option<PerFamily<bool>>, PerFamily<bool>) {
-        let (mut session, mut ever) = (None, PerFamily::default());
+        let (mut session, mut ever) = (None, PerFamily { v4: false, v6: false });
         for fact in facts {
             match fact {
-                Fact::Up(_) => session = Some(PerFamily::default()),
+                Fact::Up(agreement) => {
+                    session = Some(PerFamily::default());
+                    let spoken = agreement.dialect.families;
+                    ever = PerFamily { v4: ever.v4 || !spoken.v4, v6: ever.v6 || !spoken.v6 };
+                }
                 Fact::Down { .. } => session = None,
                 Fact::Complete(family) => {
                     *ever.of_mut(*family) = true;
@@ -393,16 +397,17 @@ mod tests {
 
     #[test]
     fn who_takes_the_facts_late_knows_what_one_knows_who_took_each_of_them() {
-        for number in 0..4_u32.pow(6) {
+        for number in 0..5_u32.pow(6) {
             let peer = HERE;
             // Each sequence of six facts that can follow each other, of which the last ones are in the queue.
             let (mut all, mut is_up) = (Vec::new(), false);
             for place in 0..6 {
-                let fact = match number / 4_u32.pow(place) % 4 {
+                let fact = match number / 5_u32.pow(place) % 5 {
                     0 if !is_up => up(65002 + place),
                     1 if is_up => down(Cause::Closed),
                     2 if is_up => complete(Family::V4),
                     3 if is_up => complete(Family::V6),
+                    4 if !is_up => up_of(65002 + place, PerFamily { v4: true, v6: false }),
                     _ => break,
                 };
                 is_up = !matches!(fact, Fact::Down { .. });

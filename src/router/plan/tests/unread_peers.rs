@@ -42,7 +42,7 @@ fn neighbours_stay_while_the_annotation_is_broken_change_when_it_is_good_and_go_
         let said = format!(
             "external peers: {which} cannot be read; what was read of it last stays in force (the log says what is wrong)"
         );
-        assert_eq!(problems(&plan), [said.clone()]);
+        assert_eq!(problems(&plan), std::slice::from_ref(&said));
         assert_eq!(plan.peer_problems().iter().map(ToString::to_string).collect::<Vec<_>>(), [said]);
     }
     annotate(&mut world, &half, UnreadPeers::None);
