@@ -139,6 +139,9 @@ impl Desired {
         let mut orders = Vec::new();
         let speaker = self.speaker.as_ref().filter(|_| changed.addresses);
         orders.extend(speaker.map(|speaker| Order::OwnAddresses(speaker.addresses.clone())));
+        // Before the policies, which do not name a neighbour any more that goes: they would take what was refused from it, and a reflector would pass it on for a moment.
+        let gone = changed.peers.iter().filter(|address| !self.peers.contains_key(*address));
+        orders.extend(gone.map(|address| Order::Remove(*address, Notification::new(Reason::DECONFIGURED))));
         orders.extend(self.policies.clone().filter(|_| changed.policies).map(Order::Policies));
         for prefix in &changed.announcements {
             orders.push(match self.announcements.get(prefix) {
@@ -146,12 +149,8 @@ impl Desired {
                 None => Order::Retract(*prefix),
             });
         }
-        for address in &changed.peers {
-            orders.push(match self.peers.get(address) {
-                Some(wanted) => Order::Want(Arc::clone(wanted)),
-                None => Order::Remove(*address, Notification::new(Reason::DECONFIGURED)),
-            });
-        }
+        let wanted = changed.peers.iter().filter_map(|address| self.peers.get(address));
+        orders.extend(wanted.map(|wanted| Order::Want(Arc::clone(wanted))));
         orders
     }
 }

@@ -44,8 +44,11 @@ pub struct Nodes {
     tunnel_names: TunnelNames,
     /// The pod CIDRs of other nodes.
     ranges: Claims<IpNet, CompactString, ()>,
-    /// The peering addresses of all nodes, ours too, and whether the node is a route reflector.
-    peering: Claims<IpAddr, Claimant, bool>,
+    /// The peering addresses of all nodes, ours too.
+    peering: Claims<IpAddr, Claimant, ()>,
+    /// The addresses of neighbours that are route reflectors. Of Nodes with one address only those count that have a session at it: another one, which has none with us
+    /// or is an older name of the machine, does not make an ordinary node of a reflector.
+    reflectors: Claims<IpAddr, CompactString, ()>,
     identifiers: Claims<Ipv4Addr, CompactString, ()>,
     /// The public keys of all nodes, ours too.
     keys: Claims<PublicKey, Claimant, ()>,
@@ -182,9 +185,9 @@ impl Nodes {
             }
         }
         for address in [old.peering, new.peering].into_iter().flatten() {
-            let reflects = |part: &Part| matches!(part.reflection, Reflection::Server(_));
-            let claim = |part: &Part| (part.peering == Some(address)).then(|| (part.claimant(name), reflects(part)));
+            let claim = |part: &Part| (part.peering == Some(address)).then(|| (part.claimant(name), ()));
             changed.policies |= self.peering.replace(&address, claim(&old), claim(&new));
+            changed.policies |= self.reflectors.put(&address, name, new.is_reflector_at(&address).then_some(()));
         }
         for identifier in [old.identifier, new.identifier].into_iter().flatten() {
             let is_its = new.identifier == Some(identifier);
@@ -294,9 +297,9 @@ impl Nodes {
         self.peering.keys().copied().collect()
     }
 
-    /// Returns whether the neighbour at a peering address is a route reflector: of Nodes that share it the first one says so, as it does what else the session is.
+    /// Returns whether the neighbour at a peering address is a route reflector, as any Node says that has its session there.
     pub fn is_reflector(&self, peering: &IpAddr) -> bool {
-        self.peering.first(peering) == Some(&true)
+        self.reflectors.contains(peering)
     }
 
     /// Returns the pod CIDRs of the nodes at each peering address. Two Nodes at one are a machine that was renamed, which announces those of its newest one.
@@ -413,6 +416,11 @@ impl Part {
     fn address_claim(&self, name: &CompactString, address: IpAddr) -> Option<Claimant> {
         let is_behind = !self.first.contains(&address);
         self.addresses.contains(&address).then(|| Claimant { is_behind, ..self.claimant(name) })
+    }
+
+    /// Returns whether it is a route reflector that has a session with us at this address.
+    fn is_reflector_at(&self, address: &IpAddr) -> bool {
+        self.neighbour.as_ref() == Some(address) && matches!(self.reflection, Reflection::Server(_))
     }
 
     fn key_claim(&self, name: &CompactString) -> Claimant {

@@ -46,18 +46,22 @@ impl Joined {
         !self.unknown.is_empty() || self.lacks_peers
     }
 
-    /// Puts the last good external peers of a Node in the place of those that cannot be read.
+    /// Puts the last good external peers of our own Node in the place of those that cannot be read. Nobody asks for those of other Nodes, whose kubelets write them and
+    /// could make this cost much.
     pub(super) fn with_last_good_peers(&mut self, object: Object) -> Object {
-        let Object::Node(name, Some(node)) = object else { return object };
+        let (name, node) = match object {
+            Object::Node(name, Some(node)) if name == self.host.node_name => (name, node),
+            other => return other,
+        };
         if node.routing().unread_peers == UnreadPeers::None {
-            self.lacks_peers &= name != self.host.node_name;
+            self.lacks_peers = false;
             return Object::Node(name, Some(node));
         }
         let node = match self.cluster.nodes.get(&name) {
             Some(before) => node.or_last_good_peers(before),
             None => {
                 let is_first = self.unlisted().any(|kind| kind == Kind::Node);
-                self.lacks_peers |= is_first && name == self.host.node_name;
+                self.lacks_peers |= is_first;
                 node
             }
         };

@@ -201,22 +201,25 @@ fn a_range_is_taken_from_the_node_that_has_it_as_soon_as_its_node_says_so_and_no
 }
 
 #[test]
-fn of_two_nodes_at_one_address_both_bring_their_ranges_and_the_older_one_says_whether_it_reflects() {
+fn of_two_nodes_at_one_address_both_bring_their_ranges_and_one_without_a_session_makes_no_ordinary_node_of_a_reflector()
+{
     let cluster = [0, 0, 0, 1].into();
     let mut world = three_nodes();
     change_node(&mut world, "node-1", |routing| routing.reflection = Reflection::Client(cluster));
     change_node(&mut world, "node-2", |routing| routing.reflection = Reflection::Server(cluster));
-    // A machine that was renamed has both Nodes for a while.
+    // A machine that was renamed has both Nodes for a while; and the kubelet of any node may say that it has the address of a reflector.
     let renamed = node("192.0.2.2 2001:db8::2", "10.244.4.0/24 fd00:10:244:4::/64");
     world.cluster.nodes.insert("node-4".into(), Node { created: 7, ..renamed });
     let mut plan = planned(&[], &world);
-    assert!(takes(&plan, "192.0.2.2", "198.18.7.1/32"), "a younger Node takes nothing away");
     let reflector = (**world.cluster.nodes.get(&"node-2".into()).expect("it is there")).clone();
-    world.cluster.nodes.insert("node-2".into(), Node { created: 9, ..reflector });
-    plan.update(&world);
-    for (route, is_taken) in
-        [("10.244.2.0/24", true), ("fd00:10:244:4::/64", true), ("10.244.3.0/24", false), ("198.18.7.1/32", false)]
-    {
-        assert_eq!(takes(&plan, "192.0.2.2", route), is_taken, "{route}");
+    for created in [5, 9] {
+        world.cluster.nodes.insert("node-2".into(), Node { created, ..reflector.clone() });
+        plan.update(&world);
+        for route in ["10.244.2.0/24", "fd00:10:244:4::/64", "10.244.3.0/24", "198.18.7.1/32", "2001:db8:7::7/128"] {
+            assert!(takes(&plan, "192.0.2.2", route), "{route}, created at {created}");
+        }
     }
+    change_node(&mut world, "node-2", |routing| routing.reflection = Reflection::None);
+    plan.update(&world);
+    assert!(!takes(&plan, "192.0.2.2", "10.244.3.0/24") && !takes(&plan, "192.0.2.2", "198.18.7.1/32"));
 }
