@@ -242,8 +242,15 @@ fn a_password_comes_from_the_file_that_is_named_and_from_no_other_place() {
             eventually(settings, &Some(count.into()), accepted);
             assert_eq!(neighbour(&hosts[0]), ("Established".to_owned(), 0), "{settings}");
         }
-        // A file elsewhere is not read, and no session is made without it.
-        put_peer(&hosts[0], hosts[1].address(over), "passwordfile: ../passwords/router");
+        // A file elsewhere is not read: the session stays with the password of before, and none is made where there was none.
+        let elsewhere = "passwordfile: ../passwords/router";
+        put_peer(&hosts[0], hosts[1].address(over), elsewhere);
+        std::thread::sleep(Duration::from_secs(2));
+        ours.order(routes(&hosts[1], Family::V4, 5));
+        eventually(elsewhere, &Some(5), accepted);
+        assert_eq!(neighbour(&hosts[0]), ("Established".to_owned(), 0));
+        let nobody = if us.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" };
+        put_peer(&hosts[0], nobody.parse().expect("an address"), elsewhere);
         eventually("no neighbour", &Some(0), || answer(&hosts[0])["neighbours"].as_array().map(Vec::len));
     });
 }
