@@ -18,6 +18,17 @@ use std::net::Ipv4Addr;
 
 const OWN: Own = Own { asn: 65001, identifier: Ipv4Addr::new(192, 0, 2, 1), cluster: Ipv4Addr::new(192, 0, 2, 1) };
 
+/// Returns what gives numbers below a bound by chance, the same ones for the same seed.
+fn chance(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move |end| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % end
+    }
+}
+
 /// A neighbour, and its Adj-RIB-In.
 struct TestNeighbour {
     kind: Kind,

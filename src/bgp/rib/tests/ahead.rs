@@ -77,13 +77,7 @@ fn listen_all(bench: &mut Bench) {
 #[test]
 fn whatever_comes_while_routes_are_held_back_everybody_has_what_it_is_to_have_afterwards() {
     for seed in 0..60_u64 {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = move |end: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as usize % end
-        };
+        let mut next = chance(seed);
         let bounds = Bounds { room: 1 + next(800), portion: 1 + next(9), ..Bounds::default() };
         let mut bench = Bench::with(bounds, 1, PerFamily { v4: true, v6: next(2) == 0 });
         let kinds = [Kind::External, Kind::External, Kind::Internal, Kind::Client, Kind::Client];

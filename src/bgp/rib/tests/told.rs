@@ -41,13 +41,7 @@ fn who_reads_slowly_is_told_the_newest_state_and_its_backlog_has_a_bound() {
 #[test]
 fn whatever_comes_in_whatever_order_everybody_is_told_what_it_is_to_see() {
     for seed in 0..60_u64 {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = move |end: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as usize % end
-        };
+        let mut next = chance(seed);
         let mut bench = Bench::with(
             Bounds { room: 1 + next(800), portion: 1 + next(9), ..Bounds::default() },
             1,
