@@ -30,7 +30,7 @@ use crate::net::{Family, PerFamily};
 pub use advertisement::Advertisement;
 use ahead::Ahead;
 use portion::Portion;
-use stretch::Stretches;
+use stretch::{Stretches, Whole};
 
 /// Target size of the pieces in which messages are handed over.
 const PIECE: usize = 64 << 10;
@@ -203,12 +203,12 @@ impl Exports {
         }
         for (view, members) in &mut self.groups {
             let mut renderer = Renderer::new(self.own, view, &self.policy, table);
-            let mut stretches = Stretches::new(view, table, self.bounds.portion);
+            let mut stretches = Stretches::new(view, table, &self.ahead, self.bounds.portion);
             for (peer, member) in members.iter_mut().filter(|(_, member)| member.behind.is_some()) {
                 while member.on_the_way < self.bounds.room
                     && let Some(behind) = &mut member.behind
                 {
-                    let portion = behind.portion(&mut stretches, self.held, &self.ahead, self.bounds.portion);
+                    let portion = behind.portion(&mut stretches, self.held, self.bounds.portion);
                     let Some(portion) = portion else { break };
                     let piece = portion.written(*peer, &mut renderer, interned);
                     if piece.messages > 0 {
@@ -303,7 +303,7 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
         return false;
     }
     let mut later = false;
-    let mut pieces = None;
+    let (mut pieces, mut ahead) = (None, None);
     for (peer, member) in to.members {
         if member.behind.is_none() && member.on_the_way < to.room {
             // Encoded when the first member takes it: all may be behind.
@@ -313,7 +313,10 @@ fn deliver(to: Receivers, changes: Vec<Change>, parcels: &mut Vec<Parcel>) -> bo
             }
         } else {
             let behind = member.behind.get_or_insert_default();
-            changes.iter().for_each(|change| behind.note(*peer, change, to.ahead));
+            // Asked for once: after a restart all members are behind.
+            let is_ahead = |change: &Change| to.ahead.contains(change.prefix);
+            let ahead = ahead.get_or_insert_with(|| changes.iter().map(is_ahead).collect::<Vec<bool>>());
+            changes.iter().zip(ahead).for_each(|(change, is_ahead)| behind.note(*peer, change, *is_ahead));
             later = true;
         }
     }
@@ -419,26 +422,20 @@ impl Pieces {
 
 impl Behind {
     /// Queues a change for later.
-    fn note(&mut self, peer: PeerId, change: &Change, ahead: &Ahead) {
+    fn note(&mut self, peer: PeerId, change: &Change, is_ahead: bool) {
         let family = Family::from(change.prefix);
         let reached = match self.walk.of(family) {
             None => true,
             Some(walk) => walk.again || walk.after.is_some_and(|after| change.prefix <= after),
         };
-        if reached || *self.ahead.of(family) && ahead.contains(change.prefix) {
+        if reached || *self.ahead.of(family) && is_ahead {
             let has = change.old.as_ref().is_some_and(|old| old.source != peer);
             self.changed.entry(change.prefix).or_insert(has);
         }
     }
 
     /// Takes the next portion; `None` when nothing may be sent.
-    fn portion(
-        &mut self,
-        stretches: &mut Stretches,
-        held: PerFamily<bool>,
-        ahead: &Ahead,
-        most: usize,
-    ) -> Option<Portion> {
+    fn portion(&mut self, stretches: &mut Stretches, held: PerFamily<bool>, most: usize) -> Option<Portion> {
         if !self.changed.is_empty() {
             let rest = self.changed.keys().nth(most).copied();
             let later = rest.map(|rest| self.changed.split_off(&rest)).unwrap_or_default();
@@ -448,10 +445,13 @@ impl Behind {
         let next = Family::BOTH.into_iter().find(|family| self.walk.of(*family).is_some() && !*held.of(*family))?;
         let walk = self.walk.of_mut(next);
         let Walk { after, again, .. } = (*walk)?;
-        let stretch = stretches.behind(after, next, again);
-        let is_sent = |prefix: &&IpNet| *self.ahead.of(next) && !again && ahead.contains(**prefix);
-        let left = stretch.prefixes.iter().filter(|prefix| !is_sent(prefix));
-        let prefixes = left.map(|prefix| (*prefix, again)).collect();
+        let whole = match again {
+            true => Whole::Again,
+            false if *self.ahead.of(next) => Whole::ButAhead,
+            false => Whole::First,
+        };
+        let stretch = stretches.behind(after, next, whole);
+        let prefixes = stretch.prefixes.iter().map(|prefix| (*prefix, again)).collect();
         if let Some(walk) = walk.as_mut()
             && stretch.end.is_some()
         {

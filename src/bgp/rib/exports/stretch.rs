@@ -12,18 +12,31 @@ use ipnet::IpNet;
 
 use super::super::export::View;
 use super::super::table::{Path, Table};
+use super::ahead::Ahead;
 use crate::net::Family;
 
 /// Stretches that are remembered. Members that stand at many different places share none.
 const MOST_KNOWN: usize = 16;
 
+/// Extent of a walk: the prefixes that it is to leave out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Whole {
+    /// Nothing: members may have routes to the prefixes that are to be withdrawn.
+    Again,
+    /// Prefixes whose routes go to no member.
+    First,
+    /// These, and those that are sent ahead.
+    ButAhead,
+}
+
 /// Stretches for members with one view, while the table stays as it is.
 pub(super) struct Stretches<'a> {
     view: &'a View,
     table: &'a Table,
+    ahead: &'a Ahead,
     /// Number of prefixes that a stretch passes.
     most: usize,
-    known: BTreeMap<(Family, Option<IpNet>, bool), Stretch>,
+    known: BTreeMap<(Family, Option<IpNet>, Whole), Stretch>,
 }
 
 /// Prefixes that follow a place in the table.
@@ -36,22 +49,27 @@ pub(super) struct Stretch {
 }
 
 impl<'a> Stretches<'a> {
-    pub fn new(view: &'a View, table: &'a Table, most: usize) -> Stretches<'a> {
-        Stretches { view, table, most, known: BTreeMap::new() }
+    pub fn new(view: &'a View, table: &'a Table, ahead: &'a Ahead, most: usize) -> Stretches<'a> {
+        Stretches { view, table, ahead, most, known: BTreeMap::new() }
     }
 
-    /// Returns the stretch behind a place. `again`: members may have routes to the prefixes that are to be withdrawn, so that none is left out.
-    pub fn behind(&mut self, after: Option<IpNet>, family: Family, again: bool) -> Stretch {
-        if let Some(known) = self.known.get(&(family, after, again)) {
+    /// Returns the stretch behind a place.
+    pub fn behind(&mut self, after: Option<IpNet>, family: Family, whole: Whole) -> Stretch {
+        if let Some(known) = self.known.get(&(family, after, whole)) {
             return known.clone();
         }
         let passed: Vec<(IpNet, &[Path])> = self.table.walk(family, after).take(self.most).collect();
         let end = passed.last().map(|(prefix, _)| *prefix).filter(|_| passed.len() == self.most);
-        let kept = passed.into_iter().filter(|(_, paths)| again || self.may_go(paths));
+        let is_kept = |prefix: &IpNet, paths: &[Path]| match whole {
+            Whole::Again => true,
+            Whole::First => self.may_go(paths),
+            Whole::ButAhead => self.may_go(paths) && !self.ahead.contains(*prefix),
+        };
+        let kept = passed.into_iter().filter(|(prefix, paths)| is_kept(prefix, paths));
         let stretch = Stretch { prefixes: kept.map(|(prefix, _)| prefix).collect(), end };
         // The first ones stay: a member that is sent nothing walks to the end, and the next one begins where it began.
         if self.known.len() < MOST_KNOWN {
-            self.known.insert((family, after, again), stretch.clone());
+            self.known.insert((family, after, whole), stretch.clone());
         }
         stretch
     }
@@ -81,7 +99,8 @@ mod tests {
         let mut table = Table::new(Instant::now());
         for (number, kind) in (0_u32..).zip(sources) {
             let identifier = Ipv4Addr::from(0xc000_0200 + number);
-            let (peer, address) = (PeerId(2 + number), IpAddr::V4(identifier));
+            let peer = if *kind == Kind::Local { PeerId::LOCAL } else { PeerId(2 + number) };
+            let address = IpAddr::V4(identifier);
             table.set_source(peer, Source { kind: *kind, identifier, address, first: None });
             let attributes = Arc::new(Attributes::local(address));
             table.announce(prefix(number), peer, attributes.clone(), Some(attributes));
@@ -103,13 +122,15 @@ mod tests {
     }
 
     /// Numbers of the prefixes in each stretch.
-    fn stretches(kind: Kind, table: &Table, most: usize, again: bool) -> Vec<Vec<u32>> {
+    fn stretches(kind: Kind, table: &Table, most: usize, whole: Whole) -> Vec<Vec<u32>> {
         let (view, mut found, mut after) = (view(kind), Vec::new(), None);
-        let mut stretches = Stretches::new(&view, table, most);
+        let mut ahead = Ahead::default();
+        ahead.first(PerFamily { v4: true, v6: true }, table);
+        let mut stretches = Stretches::new(&view, table, &ahead, most);
         loop {
-            let stretch = stretches.behind(after, Family::V4, again);
+            let stretch = stretches.behind(after, Family::V4, whole);
             assert!(
-                Arc::ptr_eq(&stretches.behind(after, Family::V4, again).prefixes, &stretch.prefixes),
+                Arc::ptr_eq(&stretches.behind(after, Family::V4, whole).prefixes, &stretch.prefixes),
                 "once for all"
             );
             let number = |prefix: &IpNet| (0..99).find(|number| self::prefix(*number) == *prefix).unwrap();
@@ -125,22 +146,25 @@ mod tests {
     fn what_goes_to_nobody_is_walked_over_once_and_left_out() {
         use Kind::{Client, External, Internal, Local};
         let table = table(&[Internal, Internal, Internal, Local, Internal, External, Client]);
-        assert_eq!(stretches(Internal, &table, 2, false), [vec![], vec![3], vec![5], vec![6]]);
-        assert_eq!(stretches(Internal, &table, 100, false), [[3, 5, 6]]);
-        assert_eq!(stretches(Client, &table, 100, false), [[0, 1, 2, 3, 4, 5, 6]]);
-        assert_eq!(stretches(External, &table, 4, false), [vec![0, 1, 2, 3], vec![4, 5, 6]]);
+        assert_eq!(stretches(Internal, &table, 2, Whole::First), [vec![], vec![3], vec![5], vec![6]]);
+        assert_eq!(stretches(Internal, &table, 100, Whole::First), [[3, 5, 6]]);
+        assert_eq!(stretches(Client, &table, 100, Whole::First), [[0, 1, 2, 3, 4, 5, 6]]);
+        assert_eq!(stretches(External, &table, 4, Whole::First), [vec![0, 1, 2, 3], vec![4, 5, 6]]);
+        // Our own routes have gone ahead.
+        assert_eq!(stretches(Internal, &table, 2, Whole::ButAhead), [vec![], vec![], vec![5], vec![6]]);
     }
 
     #[test]
     fn of_a_table_with_more_stretches_than_are_remembered_the_first_ones_are_walked_over_once() {
         let table = table(&[Kind::Internal; MOST_KNOWN + 4]);
         let view = view(Kind::Internal);
-        let mut stretches = Stretches::new(&view, &table, 1);
+        let ahead = Ahead::default();
+        let mut stretches = Stretches::new(&view, &table, &ahead, 1);
         let mut walk = || {
-            let first = stretches.behind(None, Family::V4, false);
+            let first = stretches.behind(None, Family::V4, Whole::First);
             let mut after = first.end;
             while after.is_some() {
-                after = stretches.behind(after, Family::V4, false).end;
+                after = stretches.behind(after, Family::V4, Whole::First).end;
             }
             first.prefixes
         };
@@ -150,7 +174,11 @@ mod tests {
     #[test]
     fn what_a_member_may_have_is_not_left_out() {
         let table = table(&[Kind::Internal; 4]);
-        assert_eq!(stretches(Kind::Internal, &table, 3, true), [vec![0, 1, 2], vec![3]]);
-        assert_eq!(stretches(Kind::Internal, &table, 4, true), [vec![0, 1, 2, 3], vec![]], "the end is seen behind it");
+        assert_eq!(stretches(Kind::Internal, &table, 3, Whole::Again), [vec![0, 1, 2], vec![3]]);
+        assert_eq!(
+            stretches(Kind::Internal, &table, 4, Whole::Again),
+            [vec![0, 1, 2, 3], vec![]],
+            "the end is seen behind it"
+        );
     }
 }
