@@ -23,7 +23,7 @@ use crate::bgp::speaker::WantedNeighbour;
 use crate::bgp::transport::{self, PORT, TimeToLive, Transport};
 use crate::config::RouterConfig;
 use crate::link_neighbours::{Standing, Standings, State};
-use crate::model::UnreadPeers;
+use crate::model::{UnreadPeer, UnreadPeers};
 use crate::net::{Distance, ExternalPeer, Family, LinkLocal, Password, PerFamily, Remote, RemoteAs, Secret};
 
 use super::identity::Identity;
@@ -36,17 +36,32 @@ pub fn external_peers<'a>(config: &'a RouterConfig, own: &'a Identity) -> &'a [E
     if config.peers.is_empty() { &own.routing.peers } else { &config.peers }
 }
 
+const STAYS: &str = "what was read of it last stays in force";
+
 /// Returns what is to be said where annotations about external peers cannot be read and decide.
 pub fn unread(config: &RouterConfig, own: &Identity) -> Option<Problem> {
-    let which = match &own.routing.unread_peers {
+    let routing = &own.routing;
+    let text = match &routing.unread_peers {
         UnreadPeers::These(unread) if config.peers.is_empty() => {
-            let named: Vec<String> = unread.iter().map(|one| one.remote.to_string()).collect();
-            format!("what the annotations of the Node say of {}", named.join(" "))
+            let is_known = |one: &&UnreadPeer| routing.peers.iter().any(|peer| peer.remote == one.remote);
+            let (known, unknown): (Vec<&UnreadPeer>, Vec<&UnreadPeer>) = unread.iter().partition(is_known);
+            let said = |these: &[&UnreadPeer], outcome: &str| {
+                let names: Vec<String> = these.iter().map(|one| one.remote.to_string()).collect();
+                let names = names.join(" ");
+                (!these.is_empty())
+                    .then(|| format!("what the annotations of the Node say of {names} cannot be read; {outcome}"))
+            };
+            let texts =
+                [said(&known, STAYS), said(&unknown, "nothing of it could ever be read, so there is no session")];
+            texts.into_iter().flatten().collect::<Vec<_>>().join("; ")
         }
-        UnreadPeers::List if config.peers.is_empty() => "the list in the annotations of the Node".to_owned(),
+        UnreadPeers::List if config.peers.is_empty() => {
+            let outcome = if routing.peers.is_empty() { "nothing of it could ever be read" } else { STAYS };
+            format!("the list in the annotations of the Node cannot be read; {outcome}")
+        }
         UnreadPeers::None | UnreadPeers::These(_) | UnreadPeers::List => return None,
     };
-    let text = format!("{which} cannot be read; what was read of it last stays in force (the log says what is wrong)");
+    let text = format!("{text} (the log says what is wrong)");
     Some(Problem::new(About::ExternalPeers, text))
 }
 

@@ -37,7 +37,7 @@
 
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -60,6 +60,8 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
     };
     let Ok(entries) = entries else { return (Vec::new(), UnreadPeers::List) };
     let mut peers: Vec<ExternalPeer> = Vec::new();
+    // A kubelet may write thousands of them, and each agent reads those of all Nodes.
+    let mut named: BTreeSet<Remote> = BTreeSet::new();
     let mut unread: Vec<UnreadPeer> = Vec::new();
     let mut is_list_unread = false;
     for (place, Entry { remote, written }) in entries.into_iter().enumerate() {
@@ -68,7 +70,7 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
             warnings.odd(key, format_args!("peer {number}: {unknown} is not known; it is ignored"));
         }
         match (written.and_then(Written::peer), remote) {
-            (Ok(peer), _) if peers.iter().any(|earlier| earlier.remote == peer.remote) => {
+            (Ok(peer), _) if !named.insert(peer.remote.clone()) => {
                 let remote = peer.remote;
                 warnings.odd(key, format_args!("peer {number}: {remote} stands there twice; the first one counts"));
             }
@@ -83,7 +85,7 @@ pub fn peers(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) ->
             }
         }
     }
-    unread.retain(|one| peers.iter().all(|peer| peer.remote != one.remote));
+    unread.retain(|one| !named.contains(&one.remote));
     let unread = match (is_list_unread, unread.is_empty()) {
         (true, _) => UnreadPeers::List,
         (false, true) => UnreadPeers::None,

@@ -62,3 +62,21 @@ fn annotations_that_flags_replace_are_nobodys_problem() {
     let plan = planned(&["--peer-router-ips=203.0.113.1", "--peer-router-asns=65001"], &world);
     assert_eq!(problems(&plan), NOTHING);
 }
+
+#[test]
+fn of_peers_that_could_never_be_read_it_is_said_that_they_have_no_session() {
+    let unread = |text| UnreadPeer { remote: Remote::Address(address(text)), behind: 0 };
+    let mut world = three_nodes();
+    annotate(&mut world, &[peer("203.0.113.1", 65001, "")], UnreadPeers::None);
+    let these = vec![unread("203.0.113.1"), unread("203.0.113.2"), unread("2001:db8:1::2")];
+    annotate(&mut world, &[], UnreadPeers::These(these));
+    let said = "external peers: what the annotations of the Node say of 203.0.113.1 cannot be read; what was read of it last stays in \
+                force; what the annotations of the Node say of 203.0.113.2 2001:db8:1::2 cannot be read; nothing of it could ever be \
+                read, so there is no session (the log says what is wrong)";
+    assert_eq!(problems(&planned(&[], &world)), [said]);
+    let mut world = three_nodes();
+    annotate(&mut world, &[], UnreadPeers::List);
+    let said = "external peers: the list in the annotations of the Node cannot be read; nothing of it could ever be read (the log \
+                says what is wrong)";
+    assert_eq!(problems(&planned(&[], &world)), [said]);
+}
