@@ -65,7 +65,7 @@ pub const TABLE: &[Annotation] = &[
     row(On::Service, SERVICE_ADVERTISE_EXTERNAL_IP, "bool", "overrides --advertise-external-ip"),
     row(On::Service, SERVICE_ADVERTISE_LOAD_BALANCER_IP, "bool", "overrides --advertise-loadbalancer-ip"),
     row(On::Node, NODE_POD_CIDRS, "list of CIDRs", "pod ranges of the node; wins over spec.podCIDRs"),
-    row(On::Node, NODE_POD_CIDR, "CIDR", "pod range of the node; wins over spec.podCIDR"),
+    row(On::Node, NODE_POD_CIDR, "CIDR", "pod range of the node, where neither pod-cidrs nor spec.podCIDRs names any"),
     row(On::Node, NODE_ASN, "number", "AS number of the node"),
     row(On::Node, NODE_REFLECTOR_SERVER, "number or IPv4 address", "route reflector with this cluster id"),
     row(On::Node, NODE_REFLECTOR_CLIENT, "number or IPv4 address", "client of the route reflectors"),
@@ -192,11 +192,11 @@ pub fn announce_annotations(annotations: &BTreeMap<String, String>, warnings: &m
     }
 }
 
-/// Returns the pod ranges in a Node's annotations; empty where there are none.
-pub fn pod_cidrs(annotations: &BTreeMap<String, String>, warnings: &mut Warnings) -> Vec<IpNet> {
-    let lists = [NODE_POD_CIDR, NODE_POD_CIDRS].into_iter().filter_map(|key| Some((key, annotations.get(key)?)));
-    let items = lists.flat_map(|(key, list)| list.split(',').map(move |item| (key, item.trim())));
-    pod_ranges::read(items, warnings)
+/// Returns the pod ranges in one annotation of a Node, [`NODE_POD_CIDRS`](keys::NODE_POD_CIDRS) or [`NODE_POD_CIDR`](keys::NODE_POD_CIDR); empty where there
+/// are none.
+pub fn pod_cidrs(annotations: &BTreeMap<String, String>, key: &'static str, warnings: &mut Warnings) -> Vec<IpNet> {
+    let items = annotations.get(key).into_iter().flat_map(|list| list.split(','));
+    pod_ranges::read(items.map(|item| (key, item.trim())), warnings)
 }
 
 /// Returns the public key of a Node for WireGuard. One that is not understood counts as none: nothing is sent to that node then.

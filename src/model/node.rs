@@ -1,7 +1,7 @@
 //! A Node: its addresses, its pod ranges, its labels, and its annotations about routing.
 //!
 //! Kubernetes: `metadata.creationTimestamp`, `Node.status.addresses[]`, the conditions `NetworkUnavailable` and `Ready`, `Node.spec.providerID`, `Node.spec.podCIDRs` and `podCIDR`, `metadata.labels`, of which `topology.kubernetes.io/zone` and `kubernetes.io/os` have a meaning here, and the annotations
-//! `kube-router.io/pod-cidr` and `kube-router.io/pod-cidrs`, which win over the spec.
+//! `kube-router.io/pod-cidrs`, which wins over the spec, and `kube-router.io/pod-cidr`, which counts where neither names any.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -34,6 +34,9 @@ pub struct Node {
     pub addresses: Vec<NodeAddress>,
     /// Both families, without duplicates, masked to the prefix.
     pub pod_cidrs: Vec<IpNet>,
+    /// `spec.podCIDRs`, of the same shape, where annotations name others in their place; `None` where these are them. A kubelet may write
+    /// the annotations of its Node, and cannot change a spec that has ranges.
+    pub spec_pod_cidrs: Option<Box<[IpNet]>>,
     /// The condition `NetworkUnavailable` is there and not `False`. Where it is `True` no pod comes here.
     pub network_unavailable: bool,
     /// The condition `Ready` is `True`, and the label `kubernetes.io/os` names nothing but `linux`: an agent runs there and
@@ -178,6 +181,14 @@ impl Node {
     /// The address of one family that was detected.
     pub fn detected(&self, family: Family) -> Option<IpAddr> {
         self.first(NodeAddressKind::Detected, |address| Family::from(address) == family)
+    }
+
+    /// The pod ranges in use, each with whether the control plane gave it: it is of the spec, or a part of one of the spec. Otherwise an annotation alone names it.
+    pub fn sources_of_pod_cidrs(&self) -> impl Iterator<Item = (IpNet, bool)> {
+        let is_given = |range: &IpNet| {
+            self.spec_pod_cidrs.as_deref().is_none_or(|spec| spec.iter().any(|given| given.contains(range)))
+        };
+        self.pod_cidrs.iter().map(move |range| (*range, is_given(range)))
     }
 
     /// Replaces the addresses that were detected.

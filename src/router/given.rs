@@ -42,6 +42,11 @@ pub fn node(addresses: &str, ranges: &str) -> Node {
     }
 }
 
+/// The same whose pod ranges an annotation names, and whose spec has these.
+pub fn annotated(node: Node, spec: &str) -> Node {
+    Node { spec_pod_cidrs: Some(spec.split_whitespace().map(prefix).collect()), ..node }
+}
+
 /// The same with these addresses detected, one of each family at most.
 pub fn detected(mut node: Node, addresses: &str) -> Node {
     let all: Vec<IpAddr> = addresses.split_whitespace().map(address).collect();

@@ -28,10 +28,12 @@ use super::node_sets;
 use super::router_id::router_id;
 use super::tunnel_names::TunnelNames;
 
+mod annotated_ranges;
 mod claimants;
 mod keys;
 mod problems;
 
+use annotated_ranges::{AnnotatedRanges, Judged};
 use claimants::Claimant;
 
 /// Contributions of all nodes, with the contributing node.
@@ -60,6 +62,7 @@ pub struct Nodes {
     obstacles: BTreeMap<CompactString, Obstacle>,
     /// The nodes with more addresses than count.
     lavish: BTreeSet<CompactString>,
+    annotated: AnnotatedRanges,
 }
 
 /// The contribution of one node, except for its neighbour, which is returned and not kept, and its obstacle.
@@ -78,6 +81,8 @@ struct Part {
     /// The address by which the cluster knows the node, in each enabled family.
     internal: PerFamily<Option<IpAddr>>,
     ranges: Box<[IpNet]>,
+    /// All that an annotation alone names, also where it is not among them.
+    annotated: Box<[IpNet]>,
     peering: Option<IpAddr>,
     reflection: Reflection,
     /// The address of the neighbour.
@@ -103,6 +108,8 @@ pub struct NodeChanges {
     pub wanted: Option<Arc<WantedNeighbour>>,
     /// Any input of policies.
     pub policies: bool,
+    /// Nodes that have to be updated as well, because of what was given to this one.
+    pub again: BTreeSet<CompactString>,
 }
 
 /// Our own node and the configuration; without our own BGP parameters nobody peers.
@@ -130,7 +137,8 @@ impl Nodes {
 
     /// Updates one node; `None` removes it.
     pub fn update(&mut self, name: &CompactString, node: Option<&Node>, around: Around<'_>) -> NodeChanges {
-        let (new, peering) = node.map_or((Part::default(), Peering::None), |node| part(name, node, around));
+        let judged = self.judge_ranges(name, node, around.own);
+        let (new, peering) = node.map_or((Part::default(), Peering::None), |node| part(name, node, &judged, around));
         let (wanted, obstacle) = match peering {
             Peering::None => (None, None),
             Peering::Impossible(why) => (None, Some(why)),
@@ -145,11 +153,10 @@ impl Nodes {
             None => self.parts.remove(name),
         };
         let old = old.unwrap_or_default();
-        if new.is_lavish {
-            self.lavish.insert(name.clone())
-        } else {
-            self.lavish.remove(name)
-        };
+        match new.is_lavish {
+            true => drop(self.lavish.insert(name.clone())),
+            false => drop(self.lavish.remove(name)),
+        }
         let mut changed = NodeChanges::default();
         let mut note_ends =
             |both: &PerFamily<Option<IpAddr>>| changed.ends.extend(both.iter().filter_map(|(_, end)| *end));
@@ -194,11 +201,11 @@ impl Nodes {
             self.identifiers.put(&identifier, name, is_its.then_some(()));
         }
         self.update_keys(name, &old, &new);
+        self.note_annotated(name, &old, judged, &mut changed);
         changed.ends.extend(moved);
         // Nodes with one key may have one range.
-        changed.policies |= old.key != new.key;
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
-        changed.policies |= old.addresses != new.addresses || old.ranges != new.ranges;
+        changed.policies |= (&old.key, &old.addresses, &old.ranges) != (&new.key, &new.addresses, &new.ranges);
         // Which ranges a neighbour may bring follows from all Nodes with its address, and from which are clients of reflectors.
         changed.policies |= old.peering != new.peering || old.reflection != new.reflection;
         changed.before = old.neighbour.map(|neighbour| (neighbour, old.created));
@@ -429,7 +436,7 @@ impl Part {
     }
 }
 
-fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering) {
+fn part(name: &CompactString, node: &Node, judged: &Judged, around: Around<'_>) -> (Part, Peering) {
     let Around { own, config, local, password } = around;
     let is_own = *name == own.name;
     let both = PerFamily::from_fn(|family| node.routing_address(family).filter(|_| *own.families.of(family)));
@@ -447,7 +454,6 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
     // Without sessions between nodes equal ones harm nobody.
     let is_told = !matches!(config.router_id, RouterId::Is(_)) && config.node_routes == NodeRoutes::Bgp;
     let identifier = primary.filter(|_| is_told);
-    let enabled = |range: &&IpNet| *own.families.of(Family::from(**range));
     let mut addresses: Vec<IpAddr> = node.ordered_addresses().collect();
     // What our own Node lists is ours, however much it is.
     let is_lavish = !is_own && addresses.len() > COUNTED_ADDRESSES;
@@ -457,12 +463,13 @@ fn part(name: &CompactString, node: &Node, around: Around<'_>) -> (Part, Peering
     let part = Part {
         created: node.created,
         is_lavish,
-        elements: node_sets::elements(&node.pod_cidrs, &addresses, own.families).into(),
+        elements: node_sets::elements(&judged.ranges, &addresses, own.families).into(),
         addresses: addresses.into(),
         first: node.first_addresses().collect(),
         both,
         internal,
-        ranges: node.pod_cidrs.iter().filter(|_| !is_own).filter(enabled).copied().collect(),
+        ranges: judged.ranges.iter().filter(|_| !is_own).copied().collect(),
+        annotated: judged.annotated.clone(),
         peering: neighbour.or(primary),
         reflection: node.routing().reflection,
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),

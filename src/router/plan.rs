@@ -302,13 +302,13 @@ impl Plan {
 
     fn update_nodes(&mut self, older: &Known, all: bool, changed: &mut RouterChanges) {
         let known = self.known.nodes.clone();
-        let names: BTreeSet<&CompactString> = match all {
-            true => known.iter().chain(older.nodes.iter()).map(|(name, _)| name).collect(),
-            false => known.changes_since(&older.nodes).map(|change| change.key()).collect(),
+        let mut names: BTreeSet<CompactString> = match all {
+            true => known.iter().chain(older.nodes.iter()).map(|(name, _)| name.clone()).collect(),
+            false => known.changes_since(&older.nodes).map(|change| change.key().clone()).collect(),
         };
         let local = self.local();
         let password = &self.mesh_password().clone();
-        for name in names {
+        while let Some(name) = &names.pop_first() {
             changed.nodes_computed += 1;
             self.pod_ranges.mark(name, &self.nodes);
             self.mark_given(name);
@@ -319,6 +319,7 @@ impl Plan {
             self.mark_peer(name);
             self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
+            names.extend(news.again);
             self.wireguard.note_ranges(&news.ranges);
             changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);

@@ -427,12 +427,19 @@ fn node(random: &mut Random) -> Node {
             pod_cidrs.push(range);
         }
     }
+    let spec_pod_cidrs = (!pod_cidrs.is_empty() && random.chance(30)).then(|| {
+        let other = range_of_pods(random);
+        let spec: Vec<IpNet> = pod_cidrs.iter().skip(1).copied().chain(random.chance(50).then_some(other)).collect();
+        spec.into_boxed_slice()
+    });
+    let spec_pod_cidrs = spec_pod_cidrs.filter(|spec| **spec != *pod_cidrs);
     let should_announce = random.chance(50) && system != Some("windows");
     let detected = some(random, |random| addresses(random, 1, 1)).into_iter().flatten().next();
     let mut node = Node {
         created: if random.chance(30) { 0 } else { random.below(4_000_000_000) as i64 },
         addresses: listed,
         pod_cidrs,
+        spec_pod_cidrs,
         network_unavailable: random.chance(50),
         should_announce,
         is_shutting_down: !should_announce && random.chance(50),

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::address::unicast_address;
 use super::metadata::object_meta;
 use crate::k8s::annotations::keys::NODE_ADDRESS;
+use crate::k8s::annotations::keys::{NODE_POD_CIDR, NODE_POD_CIDRS};
 use crate::k8s::annotations::{self, routing};
 use crate::k8s::warning::{Warning, Warnings};
 use crate::model::{Node, NodeAddress, NodeAddressKind, Routing, Taint};
@@ -35,10 +36,12 @@ pub fn node(object: &NodeObject) -> (CompactString, Option<Node>, Vec<Warning>) 
     }
     let none = BTreeMap::new();
     let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
+    let (pod_cidrs, spec_pod_cidrs) = pod_cidrs(object, &mut warnings);
     let mut node = Node {
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         addresses: addresses(object, &mut warnings),
-        pod_cidrs: pod_cidrs(object, &mut warnings),
+        pod_cidrs,
+        spec_pod_cidrs,
         network_unavailable: network_unavailable(object),
         should_announce: should_announce(object),
         is_shutting_down: is_shutting_down(object),
@@ -202,15 +205,22 @@ fn taints(object: &NodeObject) -> Vec<Taint> {
 const ZONE: &str = "topology.kubernetes.io/zone";
 const SYSTEM: &str = "kubernetes.io/os";
 
-fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> Vec<IpNet> {
-    let given = object.metadata.annotations.as_ref().map(|all| annotations::pod_cidrs(all, warnings));
-    if let Some(ranges) = given.filter(|ranges| !ranges.is_empty()) {
-        return ranges;
+/// Returns the ranges that count, and those of the spec where they are others.
+fn pod_cidrs(object: &NodeObject, warnings: &mut Warnings) -> (Vec<IpNet>, Option<Box<[IpNet]>>) {
+    let none = BTreeMap::new();
+    let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
+    let spec = object.spec.iter().flat_map(|spec| spec.pod_cidr.iter().chain(spec.pod_cidrs.iter().flatten()));
+    let spec = spec.map(String::as_str).filter(|text| !text.is_empty()).map(|text| ("spec.podCIDRs", text));
+    let spec = annotations::pod_ranges::read(spec, warnings);
+    let mut annotated = annotations::pod_cidrs(annotations, NODE_POD_CIDRS, warnings);
+    let former = annotations::pod_cidrs(annotations, NODE_POD_CIDR, warnings);
+    if annotated.is_empty() && spec.is_empty() {
+        annotated = former;
     }
-    let Some(spec) = &object.spec else { return Vec::new() };
-    let written = spec.pod_cidr.iter().chain(spec.pod_cidrs.iter().flatten()).map(String::as_str);
-    let written = written.filter(|text| !text.is_empty()).map(|text| ("spec.podCIDRs", text));
-    annotations::pod_ranges::read(written, warnings)
+    match annotated.is_empty() || annotated == spec {
+        true => (spec, None),
+        false => (annotated, Some(spec.into())),
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::pod::labels_of;
 use super::{Fields, object, texts};
 use crate::k8s::annotations::keys::{
-    NODE_ADDRESS, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS,
+    NODE_ADDRESS, NODE_ASN, NODE_BGP_LOCAL_ADDRESSES, NODE_COMMUNITIES, NODE_IMPORT_REJECT, NODE_PEERS, NODE_POD_CIDRS,
     NODE_PREPEND_AS, NODE_PREPEND_REPEAT, NODE_REFLECTOR_CLIENT, NODE_REFLECTOR_SERVER, NODE_WIREGUARD_KEY,
     NODE_WIREGUARD_NEXT_KEY,
 };
@@ -21,6 +21,7 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
         created,
         addresses,
         pod_cidrs,
+        spec_pod_cidrs,
         network_unavailable,
         should_announce,
         is_shutting_down,
@@ -43,8 +44,10 @@ pub(super) fn node(name: &CompactString, node: &Node) -> Value {
     annotations.put_some(NODE_WIREGUARD_KEY, wireguard_key.map(|key| key.to_string()));
     annotations.put_some(NODE_WIREGUARD_NEXT_KEY, wireguard_next_key.map(|key| key.to_string()));
     annotations.put_some(NODE_ADDRESS, detected(addresses));
+    let annotated = spec_pod_cidrs.as_ref().map(|_| pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
+    annotations.put_some(NODE_POD_CIDRS, annotated.map(|ranges| ranges.join(",")));
     metadata.put_filled("annotations", annotations.value());
-    spec.put_filled("podCIDRs", texts(pod_cidrs));
+    spec.put_filled("podCIDRs", texts(spec_pod_cidrs.as_deref().unwrap_or(pod_cidrs)));
     spec.put_filled("taints", taints.iter().map(taint).collect());
     let conditions = [("NetworkUnavailable", *network_unavailable), ("Ready", *should_announce)];
     let conditions = conditions.into_iter().filter(|(_, is_true)| *is_true);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 
 use super::Nodes;
+use super::annotated_ranges::Refused;
 use crate::model::COUNTED_ADDRESSES;
 use crate::net::Family;
 use crate::router::identity::Identity;
@@ -42,6 +43,19 @@ impl Nodes {
         let text =
             format!("it lists more than {COUNTED_ADDRESSES} addresses; the others count as outside of the cluster");
         problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
+        for (name, refused) in self.refused_annotated().take(NAMED) {
+            let Refused { range, given, to } = refused;
+            let whose = format!(
+                "its pod range {range}, of the annotation kube-router.io/pod-cidrs, overlaps {given}, which the control plane gave to Node {to}"
+            );
+            problems.push(match *name == own.name {
+                true => Problem::new(
+                    About::Family(Family::from(*range)),
+                    format!("other nodes do not take pod range {range} of this node: {whose}"),
+                ),
+                false => about(name, format!("{whose}; routes to it are refused")),
+            });
+        }
         for (range, owners) in self.ranges.contested() {
             let mut names = owners.iter();
             let Some(first) = names.next() else { continue };

@@ -47,6 +47,9 @@ pub struct NodeRecord {
     /// Empty where there is none.
     #[prost(bytes = "vec", tag = "12")]
     wireguard_next_key: Vec<u8>,
+    /// Those of the spec, where annotations name others.
+    #[prost(bytes = "vec", optional, tag = "13")]
+    spec_pod_cidrs: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,6 +145,7 @@ impl NodeRecord {
             created,
             addresses: known,
             pod_cidrs,
+            spec_pod_cidrs,
             network_unavailable: _,
             should_announce: _,
             is_shutting_down: _,
@@ -166,6 +170,7 @@ impl NodeRecord {
             address_kinds: column(known.iter().filter_map(number).map(|(_, kind)| kind)),
             detected: addresses(detected.map(|known| &known.address)),
             pod_cidrs: ranges(pod_cidrs),
+            spec_pod_cidrs: spec_pod_cidrs.as_deref().map(ranges),
             routing: routing.as_deref().map(RoutingRecord::of),
             zone: zone.as_deref().unwrap_or_default().to_owned(),
             labels: collected.labels(labels),
@@ -193,6 +198,10 @@ impl NodeRecord {
             created: self.created,
             addresses: addresses.into_iter().zip(rows(self.address_kinds)).map(known).collect::<Option<_>>()?,
             pod_cidrs: Packed::new(&self.pod_cidrs).all_ranges()?,
+            spec_pod_cidrs: match &self.spec_pod_cidrs {
+                Some(ranges) => Some(Packed::new(ranges).all_ranges()?.into()),
+                None => None,
+            },
             zone: Some(CompactString::from(self.zone)).filter(|zone| !zone.is_empty()),
             labels: lists.labels(self.labels)?,
             taints: self.taints.iter().filter_map(|text| text.parse().ok()).collect(),

@@ -113,6 +113,7 @@ prop_compose! {
         created in any::<i64>(),
         addresses in vec((any::<bool>(), address()), 0..4),
         ranges in vec((address(), 0..=32u8), 0..3),
+        spec in proptest::option::of(vec((address(), 0..=32u8), 0..3)),
         zone in proptest::option::of("[a-c]{1,2}"),
         labels in labels(),
         taints in vec("[a-c]{1,3}(=[a-c]{1,2})?:No(Schedule|Execute)".prop_map(|text| text.parse::<Taint>().expect("a taint")), 0..2),
@@ -126,6 +127,9 @@ prop_compose! {
             created,
             addresses: addresses.into_iter().map(|(it, address)| NodeAddress { kind: kind(it), address }).collect(),
             pod_cidrs: ranges.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect(),
+            spec_pod_cidrs: spec.map(|spec| {
+                spec.into_iter().map(|(it, length)| IpNet::new(it, length).expect("short enough")).collect()
+            }),
             zone: zone.map(CompactString::from),
             labels,
             taints,
