@@ -116,6 +116,10 @@ def a_build_by_the_dockerfile_has_the_files_of_the_image(of):
         found = json.loads(buildah("inspect", "--type", "image", "sluice:built"))["OCIv1"]["config"]
         for part in ("Entrypoint", "Env", "WorkingDir"):
             that(found[part] == config[part], part, found[part], config[part])
+        # Its context has no history, and a date would make each build another image.
+        wanted = {key: value for key, value in config["Labels"].items() if key.rsplit(".", 1)[1] not in ("created", "revision")}
+        labels = {key: value for key, value in found["Labels"].items() if key.startswith("org.opencontainers.")}
+        that(labels == wanted, labels, wanted)
     finally:
         buildah.end()
 

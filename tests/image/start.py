@@ -176,6 +176,8 @@ def unprivileged(folder):
     context = agent["securityContext"]
     that(not context["privileged"] and not context["allowPrivilegeEscalation"] and context["capabilities"]["drop"] == ["ALL"], context)
     words = ["--read-only"] * context["readOnlyRootFilesystem"]
+    that(context["seccompProfile"] == {"type": "RuntimeDefault"}, context)
+    words.append("--seccomp")  # containerd's default profile, which allows more to who has more capabilities
     added = context["capabilities"]["add"]
     that("SYS_MODULE" not in added, "the agent has the power to change the host's kernel:", added)
     words += [word for name in added for word in ("--cap-add", f"CAP_{name}")]

@@ -135,6 +135,10 @@ def the_dockerfile_makes_the_same_image(of):
         text = handle.read()
     that(f'ENTRYPOINT ["{of.root.config["config"]["Entrypoint"][0]}"]' in text, "entry point")
     that(f"ENV {of.root.config['config']['Env'][0]}" in text, "environment")
+    for key, value in of.root.config["config"]["Labels"].items():
+        # Its context has no history, and a date would make each build another image.
+        is_there = f"{key}={value}" in text or f'{key}="{value}"' in text
+        that(is_there or key.rsplit(".", 1)[1] in ("created", "revision"), key, value)
     that(f"WORKDIR {of.root.config['config']['WorkingDir']}" in text, "working directory")
     that("scripts/image" in text and "--folder" in text and "FROM scratch" in text, "its files are not those of scripts/image")
 

@@ -67,6 +67,9 @@ class Bed:
     def reboot(self, i):
         """Ends a node as a loss of power does, and starts its container runtime and its kubelet again."""
         self.inside("reboot", str(i), f"{self.folder}/facts.json", timeout=900)
+        if self.has_kube_proxy:
+            self.inside("proxy", str(i), f"{self.folder}/facts.json", "on", timeout=600)
+            self.use_kube_proxy(i)
 
     def kube_proxy(self, wanted):
         """Starts kube-proxy on every node, or ends it and takes away what it has made."""
@@ -74,9 +77,13 @@ class Bed:
             self.inside("proxy", str(i), f"{self.folder}/facts.json", "on" if wanted else "off", timeout=600)
         self.has_kube_proxy = wanted
         for i in range(1, self.nodes + 1) if wanted else ():
-            # Hosts have a default route: where nothing leads to an address nobody translates it.
-            self.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
-            self.wait(f"the API server's Service answers node {i}", lambda i=i: "ok" in self.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
+            self.use_kube_proxy(i)
+
+    def use_kube_proxy(self, i):
+        """Has a node send to addresses of Services, and waits until they answer."""
+        # Hosts have a default route: where nothing leads to an address nobody translates it.
+        self.on(i, "; ".join(f"ip route replace {of} via {to}" for of, to in zip(net.SERVICE_RANGES, net.ROUTER)))
+        self.wait(f"the API server's Service answers node {i}", lambda: "ok" in self.on(i, "curl -sk -m 20 https://10.96.0.1/livez; true"), 300)
 
     def kube_proxy_ends(self):
         """Its process on every node, and nothing of what it has made."""
@@ -179,11 +186,13 @@ address = "{state}/socket"
         encoded = base64.b64encode(text.encode()).decode()
         self.on(i, f"mkdir -p {os.path.dirname(path)}; echo {encoded} | base64 -d > {path}; chmod 0400 {path}")
 
-    def once(self, *words, mounts=(), conf=None):
-        """The shell command by which a node runs the image once, as documentation has it. `mounts`: (path, "ro" or "rw") each; `conf`: the path of the CNI file."""
+    def once(self, *words, mounts=(), conf=None, pids=False):
+        """The shell command by which a node runs the image once, as documentation has it. `mounts`: (path, "ro" or "rw") each; `conf`: the path of the CNI file;
+        `pids`: it sees the host's processes."""
         ctr = own.read_json(f"{self.folder}/facts.json")["programs"]["ctr"]
         options = ["--rm", "--privileged", "--net-host", *(f"--mount type=bind,src={path},dst={path},options=rbind:{how}" for path, how in mounts)]
         options += [f"--env KUBE_ROUTER_CNI_CONF_FILE={conf}"] if conf else []
+        options += ["--with-ns pid:/proc/1/ns/pid"] if pids else []
         return f"{ctr} -n k8s.io run {' '.join(options)} docker.io/library/sluice:{image.version()} cleanup /usr/local/bin/kube-router {' '.join(words)} < /dev/null"
 
     def refused(self):

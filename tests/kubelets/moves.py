@@ -35,6 +35,8 @@ PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5,
 
 class Move:
     """`kind`: how flannel's nodes reach each other. `serves`: Services move too."""
+    # Of the network that is left: its CNI file, and what its pods are on.
+    conf, network = OTHERS, "cni0"
 
     def __init__(self, kind, serves=False):
         self.kind, self.serves = kind, serves
@@ -115,13 +117,21 @@ class Move:
              "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [
                 {"name": "web", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "echo", "port": 9000, "targetPort": 9000}]}})
-        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         for i in self.nodes(bed):
-            ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
-            loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
-            # What has not begun a session of its own ends with the command.
-            bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}; do sleep 0.1; done")
+            self.ask_for_ever(bed, i)
         self.no_request_failed(bed)
+
+    def ask_for_ever(self, bed, i):
+        """Requests of a node to the Service, one after the other, until it ends."""
+        ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
+        loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        # What has not begun a session of its own ends with the command.
+        bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}; do sleep 0.1; done")
+
+    def links_of_pods(self, bed, i, network):
+        """The links of pods on a node that are on a bridge."""
+        return bed.on(i, f"ls /sys/class/net/{network}/brif 2>/dev/null; true").split()
 
     def no_request_failed(self, bed):
         """Since the test before."""
@@ -143,7 +153,7 @@ class Move:
         addresses = sorted(pod["status"]["podIP"] for pod in pods)
         for i in self.nodes(bed):
             mine = [pod for pod in pods if pod["spec"]["nodeName"] == f"node{i}"]
-            ports = bed.on(i, f"ls /sys/class/net/{bridges[i]}/brif 2>/dev/null; true").split()
+            ports = self.links_of_pods(bed, i, bridges[i])
             that(len(ports) == len(mine), "node", i, "has", len(mine), "pods, and on", bridges[i], ports)
             ask = "; ".join(f"curl -s -m 5 -o /dev/null http://{one} || echo {one}" for one in [*(f"{address}:8080/name" for address in addresses), f"{web_address(bed)}/name"])
             for space in [None, *bed.on(i, "ls /run/netns").split()]:
@@ -201,12 +211,12 @@ class Move:
         bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
 
         def says_why(i):
-            return "10-flannel.conflist sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
+            return f"{os.path.basename(self.conf)} sorts before it" in bed.on(i, "curl -s -m 5 http://127.0.0.1:20244/readyz; true")
         for i in self.nodes(bed):
             bed.wait(f"the agent of node {i} says that another network's file is in front of its own", lambda i=i: says_why(i), 300)
             bed.wait("its routes are there", lambda i=i: "proto 17" in bed.on(i, f"ip route show root {net.POD_RANGES[0]}"), 300)
             own.say(f"  node {i}: " + " | ".join(bed.on(i, f"ip route show root {net.POD_RANGES[0]}").splitlines()))
-        self.all_reach_all(bed, {i: "cni0" for i in self.nodes(bed)})
+        self.all_reach_all(bed, {i: self.network for i in self.nodes(bed)})
         self.no_request_failed(bed)
 
     def kube_proxy_goes(self, bed):
@@ -249,7 +259,7 @@ class Move:
         bridges = {i: former for i in self.nodes(bed)}
         for i in self.nodes(bed):
             bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
-            bed.wait("no pod is there", lambda i=i: not bed.on(i, f"ls /sys/class/net/{former}/brif 2>/dev/null; true").split(), 300)
+            bed.wait("no pod is there", lambda i=i: not self.links_of_pods(bed, i, former), 300)
             commands(i)
             bed.kubectl("uncordon", f"node{i}")
             bridges[i] = later

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 
 from labkit import image, net, own
+from labkit.source import kubeconfig
 
 import bed as beds
 
@@ -43,6 +44,25 @@ def nodes_wait_for_a_network(bed):
         return len(messages) == bed.nodes and all("cni plugin not initialized" in message for message in messages)
     bed.wait("they say that the network is missing", waiting)
     that(all(node["spec"].get("podCIDRs") for node in bed.get("nodes")["items"]), "nodes without ranges")
+
+
+def a_host_is_asked_before_an_agent_starts(bed):
+    """The guide's command, by the image, on a node that has nothing of ours yet."""
+    admin = kubeconfig(f"https://{net.CONTROL[0]}:6443", bed.cluster["token"], bed.cluster["authority"])
+    for i in range(1, bed.nodes + 1):
+        bed.put(i, "/etc/kubernetes/admin.conf", admin)
+        mounts = (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/etc/kubernetes", "ro"))
+        words = ("preflight", "-o", "json", "--kubeconfig=/etc/kubernetes/admin.conf", f"--hostname-override=node{i}")
+        # Exit status 1 where something is worth knowing, 2 where an agent would not work.
+        said = bed.on(i, f"mkdir -p /etc/cni/net.d; {bed.once(*words, mounts=mounts, pids=True)} || test $? = 1; rm -r /etc/kubernetes")
+        found = json.loads(said)
+        that(found["node"] == f"node{i}" and len(found["findings"]) > 10, said)
+        worse = [one for one in found["findings"] if one["level"] != "ok"]
+        for one in worse:
+            own.say(f"  node {i}: {one['level']}: {one['subject']}: {one['what']}")
+        that(found["level"] != "fatal" and not [one for one in worse if one["level"] == "fatal"], said)
+        about = " ".join(one["subject"] for one in found["findings"])
+        that("API server" in about and "kernel modules" in about, about)
 
 
 def put_what_kubeadm_leaves(bed):

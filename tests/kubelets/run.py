@@ -3,7 +3,7 @@
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
 one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. KIND is another network that two nodes on
-this machine leave and get back (moves.py), beside kube-proxy in its MODE; with --services, in the guest, they leave that too and get it back. kube-router is one of them, in the guest, with all that it does.
+this machine leave and get back (moves.py), beside kube-proxy in its MODE; with --services, in the guest, they leave that too and get it back. kube-router and calico are two of them, in the guest, with all that they do.
 """
 import argparse
 import os
@@ -17,6 +17,7 @@ sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.dirname(os.path.realpath(
 sys.dont_write_bytecode = True
 from labkit import own  # noqa: E402
 from bed import MANIFEST, Bed  # noqa: E402
+import calico  # noqa: E402
 import dns  # noqa: E402
 import integrators  # noqa: E402
 import joining  # noqa: E402
@@ -27,7 +28,7 @@ import reboots  # noqa: E402
 import theirs  # noqa: E402
 
 NEWCOMER = [
-    newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
+    newcomer.nodes_wait_for_a_network, newcomer.a_host_is_asked_before_an_agent_starts, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_pod_answers_on_a_port_of_its_node,
     dns.names_of_services_are_found, newcomer.a_policy_closes_the_pods, joining.a_node_joins, newcomer.an_update_of_the_agents_fails_no_request_and_loses_no_packet,
     newcomer.all_nodes_say_how_they_stand_and_one_makes_a_bundle,
@@ -36,7 +37,7 @@ NEWCOMER = [
 
 # What one node shows within minutes.
 SHORT = [
-    newcomer.nodes_wait_for_a_network, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
+    newcomer.nodes_wait_for_a_network, newcomer.a_host_is_asked_before_an_agent_starts, newcomer.the_manifest_makes_the_nodes_ready, newcomer.pods_get_addresses_and_pass_their_probes,
     newcomer.agents_have_nothing_to_complain_of, newcomer.a_service_answers_on_every_node_and_its_node_port, newcomer.a_policy_closes_the_pods,
     newcomer.the_removal_leaves_nothing]
 
@@ -64,7 +65,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], dest="values", help="a value of the chart: netfilter=iptables, ipv6=true, firewall.holdPods=true")
     parser.add_argument("--without", action="append", default=[], help="a test that is left out, by a part of its name")
     parser.add_argument("--short", action="store_true", help="of a newcomer's way what one node shows within minutes")
-    parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER))
+    parser.add_argument("--move", choices=(*moves.KINDS, KUBE_ROUTER, calico.NAME))
     parser.add_argument("--services", action="store_true", help="move Services from kube-proxy and back, too")
     parser.add_argument("--proxy-mode", choices=("iptables", "nftables", "ipvs"), default="nftables", help="of kube-proxy beside a move")
     parser.add_argument("--keep", action="store_true", help="leave cluster and guest up after a failure, until a key is pressed")
@@ -74,7 +75,9 @@ def main():
     if known.short and (known.move or known.manifest or known.joining or known.nodes > 1):
         parser.error("--short is a newcomer's way on one node")
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
-    if known.move:
+    if known.move == calico.NAME:
+        bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values]), calico.FromCalico().tests()
+    elif known.move:
         is_whole = known.services or known.move == KUBE_ROUTER
         place = {"name": MANIFEST} if is_whole else {"name": "kubeadm-kuberouter", "kind": "native"}
         bed, tests = Bed(known.binary, max(2, known.nodes), proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()

@@ -26,10 +26,11 @@ MOST_REFUSED, MOST_WARNINGS = 8, 2
 COMPLAINS = re.compile(r" (stderr|stdout) F ([WE]\d{4}.*)")
 
 
-def moving():
-    """The command of docs/migration.md that puts our image in place of kube-router's."""
+def moving(has_init):
+    """The command of docs/migration.md that puts our image in place of kube-router's, for a DaemonSet with or without an init container."""
     with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
-        command, = re.findall(r"`(kubectl -n kube-system patch ds kube-router --patch '[^']+')`", handle.read())
+        commands = re.findall(r"`(kubectl -n kube-system patch ds kube-router --patch '[^']+')`", handle.read())
+    command, = [command for command in commands if ("initContainers" in command) == has_init]
     return command.replace("sluice:0.1.0", f"sluice:{image.version()}")
 
 
@@ -97,7 +98,8 @@ class Theirs:
             bed.wait("nodes are ready at first", lambda: len(ready_nodes(bed)) == bed.nodes)
         bed.apply(*self.made.objects)
         if self.moves:
-            bed.kubectl(*shlex.split(moving())[1:])
+            has_init = bool(self.made.daemonset()["spec"]["template"]["spec"]["initContainers"])
+            bed.kubectl(*shlex.split(moving(has_init))[1:])
         if self.made.first_conf:
             bed.wait("agents have nodes", lambda: len([pod for pod in self.agents(bed) if pod["spec"].get("nodeName")]) == bed.nodes)
             for i in range(1, bed.nodes + 1):
