@@ -280,8 +280,11 @@ impl Speaker {
         self.changed.insert(address);
         if let Some(neighbour) = self.neighbours.get_mut(&address) {
             let was_held = neighbour.path.is_holding;
-            let most = neighbour.wanted.most;
+            let (most, own) = (neighbour.wanted.most, neighbour.wanted.own);
             let anew = neighbour.change(wanted);
+            if let Some(own) = neighbour.own_after(own).filter(|_| anew.is_none()) {
+                self.rib.set_addresses_towards(neighbour.id, own);
+            }
             let is_bound_otherwise = neighbour.wanted.most != most;
             // Nobody watches the path any more that kept it from having a session.
             let is_free = was_held && !neighbour.path.is_holding;

@@ -48,6 +48,8 @@ pub struct Identity {
     /// The MTU of the link by which packets from our address of each family leave, in bytes; `None` without an address, or a link.
     pub mtus: PerFamily<Option<u32>>,
     pub pod_cidrs: PerFamily<Vec<IpNet>>,
+    /// The spec of our Node names pod ranges, used or not: the control plane gives some to nodes.
+    pub is_given_ranges: bool,
     /// Why no address of a family was detected, where one is looked for.
     pub undetected: PerFamily<Option<String>>,
     pub asn: Option<u32>,
@@ -97,6 +99,7 @@ impl Identity {
                 let of_family = node.pod_cidrs.iter().filter(|range| Family::from(**range) == family);
                 of_family.filter(|_| *families.of(family)).copied().collect()
             }),
+            is_given_ranges: !node.spec_pod_cidrs.as_deref().unwrap_or(&node.pod_cidrs).is_empty(),
             undetected: host.detected.as_ref().map(|detected| detected.problems.clone()).unwrap_or_default(),
             asn: if config.full_mesh { Some(config.cluster_asn) } else { routing.asn },
             router_id: primary.map(|primary| router_id(config.router_id, primary, node.routing_address(Family::V4))),

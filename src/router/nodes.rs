@@ -108,7 +108,7 @@ pub struct NodeChanges {
     pub wanted: Option<Arc<WantedNeighbour>>,
     /// Any input of policies.
     pub policies: bool,
-    /// Nodes that have to be updated as well, because of what was given to this one.
+    /// Nodes that have to be updated as well, because of what was given to this one, when all others that have changed are updated.
     pub again: BTreeSet<CompactString>,
 }
 
@@ -133,6 +133,7 @@ impl Nodes {
         self.identifiers.pack();
         self.keys.pack();
         self.second_keys.pack();
+        self.annotated.pack();
     }
 
     /// Updates one node; `None` removes it.

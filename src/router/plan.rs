@@ -308,7 +308,8 @@ impl Plan {
         };
         let local = self.local();
         let password = &self.mesh_password().clone();
-        while let Some(name) = &names.pop_first() {
+        let mut again = BTreeSet::new();
+        while let Some(name) = &names.pop_first().or_else(|| again.pop_first()) {
             changed.nodes_computed += 1;
             self.pod_ranges.mark(name, &self.nodes);
             self.mark_given(name);
@@ -319,7 +320,7 @@ impl Plan {
             self.mark_peer(name);
             self.pod_ranges.mark(name, &self.nodes);
             self.stale.nodes |= news.policies;
-            names.extend(news.again);
+            again.extend(news.again);
             self.wireguard.note_ranges(&news.ranges);
             changed.pod_ranges.extend(news.ranges);
             let address = news.wanted.as_ref().map(|wanted| wanted.address);

@@ -96,6 +96,8 @@ pub struct Rib {
     interned: intern::Interned,
     exports: exports::Exports,
     sessions: BTreeMap<PeerId, Session>,
+    /// Local addresses towards neighbours with a session that were not told of their change yet.
+    changed_addresses: BTreeMap<PeerId, PerFamily<Option<IpAddr>>>,
     /// Output that has not been handed over.
     flushed: Flushed,
 }
@@ -131,7 +133,8 @@ impl Rib {
             table.set_source(id, Source { kind: Kind::Local, identifier, address, first: None });
         }
         let interned = intern::Interned::new(rules.seed);
-        Rib { rules, table, interned, exports, sessions: BTreeMap::new(), flushed: Flushed::default() }
+        let (sessions, changed_addresses) = (BTreeMap::new(), BTreeMap::new());
+        Rib { rules, table, interned, exports, sessions, changed_addresses, flushed: Flushed::default() }
     }
 
     pub fn table(&self) -> &Table {
@@ -177,6 +180,7 @@ impl Rib {
     /// Ends a session. The routes of the `kept` address families become stale; the others are removed.
     pub fn leave(&mut self, peer: PeerId, kept: PerFamily<bool>) {
         self.sessions.remove(&peer);
+        self.changed_addresses.remove(&peer);
         self.exports.remove(peer);
         self.table.withdraw_all(peer, PerFamily::from_fn(|family| !*kept.of(family)), |_| true);
         self.table.mark_stale(peer, kept);
@@ -323,6 +327,14 @@ impl Rib {
         }
     }
 
+    /// Replaces the local addresses towards a neighbour with a session, which are the next hops of what it is sent: it is sent what differs with the next flush, once for all
+    /// neighbours towards which they change.
+    pub fn set_addresses_towards(&mut self, peer: PeerId, own: PerFamily<Option<IpAddr>>) {
+        if self.sessions.contains_key(&peer) {
+            self.changed_addresses.insert(peer, own);
+        }
+    }
+
     /// Replaces the local addresses: routes with such a next hop are not used.
     pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         if self.rules.addresses == addresses {
@@ -405,7 +417,7 @@ impl Rib {
         self.exports.groups()
     }
 
-    /// Processes all changes of the table.
+    /// Processes all changes of the table, and then those of local addresses.
     fn settle(&mut self) {
         while self.table.is_dirty() {
             let dirty = self.table.take_dirty(self.rules.bounds.portion);
@@ -416,5 +428,16 @@ impl Rib {
                 }
             }
         }
+        if self.changed_addresses.is_empty() {
+            return;
+        }
+        let changed = std::mem::take(&mut self.changed_addresses);
+        let view_of = |peer: PeerId, old: &View| {
+            let own = changed.get(&peer).copied().unwrap_or(old.own);
+            View { own, ..old.clone() }
+        };
+        let (policy, difference) = (self.rules.policies.export.clone(), Difference::Inside(BTreeSet::new()));
+        let same = ChangedPolicy { policy, difference };
+        self.exports.change_views(same, view_of, &self.table, &mut self.interned);
     }
 }

@@ -183,10 +183,11 @@ impl Neighbour {
         };
         let before = &self.wanted;
         let transport = Transport { password: before.transport.password.clone(), ..wanted.transport.clone() };
-        let (most, liveness) = (before.most, before.liveness);
+        // Where the session has its own address still, it is told of other ones as next hops ([`Neighbour::own_after`]).
+        let (most, liveness, own) = (before.most, before.liveness, before.own);
         let (expected, settings) = (before.expected, same);
         let plain =
-            WantedNeighbour { settings, expected, transport, most, liveness, ..WantedNeighbour::clone(&wanted) };
+            WantedNeighbour { settings, expected, transport, most, liveness, own, ..WantedNeighbour::clone(&wanted) };
         let (ours, theirs) = (before.settings.local.asn, before.settings.asn);
         let is_same_peer = (wanted.settings.local.asn, wanted.settings.asn) == (ours, theirs);
         let notification = Notification::new(Reason::CONFIGURATION_CHANGE);
@@ -200,6 +201,12 @@ impl Neighbour {
         self.peer.change(wanted.settings.clone());
         self.wanted = wanted;
         anew
+    }
+
+    /// Returns our addresses towards the neighbour with a session, as it is sent them, where they are others than before.
+    pub(super) fn own_after(&self, before: PerFamily<Option<IpAddr>>) -> Option<PerFamily<Option<IpAddr>>> {
+        let (_, view) = self.looks(self.peer.agreement().filter(|_| self.wanted.own != before)?);
+        Some(view.own)
     }
 
     pub(super) fn begin(&mut self, now: Instant) {

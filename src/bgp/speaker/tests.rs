@@ -8,7 +8,7 @@ mod refreshes;
 mod restarting;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::super::message::{
@@ -244,6 +244,34 @@ fn who_takes_nothing_for_eight_minutes_is_let_go() {
     bench.pass(Duration::from_secs(29));
     assert_eq!((bench.state(2), bench.state(3)), (State::Established, State::Active));
     assert!(bench.said(deaf).contains(&"8/0 send hold timer expired".to_owned()));
+}
+
+#[test]
+fn another_address_of_ours_than_that_of_the_session_is_told_as_a_next_hop_and_ends_nothing() {
+    let mut bench = Bench::new(None);
+    let v6 = |number: u16| PerFamily {
+        v4: Some(address(1)),
+        v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number).into()),
+    };
+    for number in [2, 3] {
+        bench.want(WantedNeighbour { own: v6(1), ..wanted(number) });
+    }
+    let links = [bench.come(2, None), bench.come(3, None)];
+    let pods: IpNet = "2001:db8:1::/64".parse().unwrap();
+    bench.step(Order::Originate(pods, Box::new(Attributes::local("::".parse().unwrap()))));
+    for link in links {
+        bench.said(link);
+    }
+    bench.want(WantedNeighbour { own: v6(9), ..wanted(2) });
+    assert_eq!((bench.said(links[0]), bench.said(links[1])), (vec!["update".to_owned()], vec![]));
+    assert_eq!((bench.state(2), bench.state(3)), (State::Established, State::Established));
+    let told = |bench: &mut Bench, number| bench.speaker.told(address(number), pods).unwrap().next_hop;
+    assert_eq!((told(&mut bench, 2), told(&mut bench, 3)), (v6(9).v6.unwrap(), v6(1).v6.unwrap()));
+    // The same again is no news, and one that is gone takes its routes with it.
+    bench.want(WantedNeighbour { own: v6(9), ..wanted(2) });
+    assert_eq!(bench.said(links[0]), [""; 0]);
+    bench.want(wanted(2));
+    assert_eq!((bench.said(links[0]), bench.state(2)), (vec!["update".to_owned()], State::Established));
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! Pod ranges that Nodes name by annotation alone, and that overlap those which the control plane gave to other Nodes.
+//! Pod ranges that Nodes name by annotation alone, and that lie in those which the control plane gave to other Nodes.
 //!
-//! Kubernetes: a kubelet may write the annotation `kube-router.io/pod-cidrs` of its own Node, and cannot change a `spec.podCIDRs` that has ranges. So a range of an
-//! annotation is not its Node's where any part of it was given to another Node and is in use there: it would take that one's pods from all others, wholly
-//! where it is equal or narrower, and while that node is away where it is wider. What is given and not in use, because an annotation names others in
-//! its place, may be anybody's.
+//! Kubernetes: a kubelet may write the annotation `kube-router.io/pod-cidrs` of its own Node, and cannot change a `spec.podCIDRs` that has ranges
+//! (`ValidateNodeUpdate`). So a range of an annotation is not its Node's where it lies in one that was given to another Node and is in use there: it would take that one's pods from all
+//! others. What is given and not in use, because an annotation names others in its place, may be anybody's; and a wider range leaves to narrower ones what is theirs.
+//!
+//! A kubelet may write a spec that is empty. Where the control plane gives no ranges, the spec of any Node may be its kubelet's word, and counts for no more than an
+//! annotation. That it gives some is seen by our own Node, which nobody else writes ([`Identity::is_given_ranges`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +15,14 @@ use ipnet::IpNet;
 use super::{NodeChanges, Nodes, Part};
 use crate::model::Node;
 use crate::net::Family;
+use crate::router::claims::Claims;
 use crate::router::identity::Identity;
 
 /// Pod ranges that annotations alone name, of all nodes.
 #[derive(Default, Debug)]
 pub(super) struct AnnotatedRanges {
     /// All of them, refused or not, and the nodes that name each.
-    named: BTreeMap<IpNet, BTreeSet<CompactString>>,
+    named: Claims<IpNet, CompactString, ()>,
     /// Those that are not their nodes'.
     refused: BTreeMap<CompactString, Vec<Refused>>,
     /// The ranges of our own node that were given to it.
@@ -30,7 +33,7 @@ pub(super) struct AnnotatedRanges {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
     pub range: IpNet,
-    /// The range that it overlaps, and the Node to which that was given.
+    /// The range that it lies in, and the Node to which that was given.
     pub given: IpNet,
     pub to: CompactString,
 }
@@ -63,22 +66,28 @@ impl Nodes {
         judged
     }
 
-    /// Returns a range that overlaps this one, and the other Node that was given it and uses it.
+    /// Returns a range around this one, or equal to it, and the other Node that was given it and uses it.
     fn given_to_another(&self, name: &CompactString, range: IpNet, own: &Identity) -> Option<(IpNet, CompactString)> {
-        let overlaps = |given: &&IpNet| range.contains(*given) || given.contains(&range);
-        if *name != own.name
-            && let Some(ours) = self.annotated.given_to_us.iter().find(overlaps)
-        {
+        if !own.is_given_ranges {
+            return None;
+        }
+        let ours = self.annotated.given_to_us.iter().find(|given| *name != own.name && given.contains(&range));
+        if let Some(ours) = ours {
             return Some((*ours, own.name.clone()));
         }
-        let around = (0..range.prefix_len()).rev().filter_map(|length| IpNet::new(range.addr(), length).ok());
-        let inside = self.ranges.within(range, Family::host_prefix(range.broadcast())).copied();
-        inside.chain(around.map(|wider| wider.trunc())).find_map(|given| {
-            let is_its = |owner: &&CompactString| {
-                *owner != name && self.parts.get(*owner).is_some_and(|part| !part.annotated.contains(&given))
-            };
-            Some((given, self.ranges.owners(&given).find(is_its)?.clone()))
-        })
+        around(range).find_map(|given| Some((given, self.given_owners(&given).find(|owner| *owner != name)?.clone())))
+    }
+
+    /// Returns the other nodes that were given this pod CIDR and use it, as far as the spec says.
+    fn given_owners<'a>(&'a self, range: &'a IpNet) -> impl Iterator<Item = &'a CompactString> {
+        let is_given =
+            move |owner: &&CompactString| self.parts.get(*owner).is_some_and(|part| !part.annotated.contains(range));
+        self.ranges.owners(range).filter(is_given)
+    }
+
+    /// Returns whether the control plane gave a pod CIDR to another node, which uses it.
+    pub fn is_given(&self, range: IpNet, own: &Identity) -> bool {
+        own.is_given_ranges && self.given_owners(&range).next().is_some()
     }
 
     /// Notes what a node names, and which other nodes have to be judged again because what was given to this one is otherwise than before.
@@ -90,16 +99,8 @@ impl Nodes {
         changed: &mut NodeChanges,
     ) {
         let annotated = &mut self.annotated;
-        for range in &old.annotated {
-            if let Some(names) = annotated.named.get_mut(range) {
-                names.remove(name);
-            }
-            if annotated.named.get(range).is_some_and(BTreeSet::is_empty) {
-                annotated.named.remove(range);
-            }
-        }
-        for range in &judged.annotated {
-            annotated.named.entry(*range).or_default().insert(name.clone());
+        for range in super::different(&old.annotated, &judged.annotated) {
+            annotated.named.put(range, name, judged.annotated.contains(range).then_some(()));
         }
         let given = |ranges: &[IpNet], annotated: &[IpNet]| -> BTreeSet<IpNet> {
             ranges.iter().filter(|range| !annotated.contains(range)).copied().collect()
@@ -110,8 +111,8 @@ impl Nodes {
             false => given(&old.ranges, &old.annotated),
         };
         let differing = before.symmetric_difference(&now);
-        changed.again =
-            differing.flat_map(|given| annotated.naming(*given)).filter(|other| *other != name).cloned().collect();
+        let others = differing.flat_map(|given| annotated.naming_within(*given)).filter(|other| *other != name);
+        changed.again = others.cloned().collect();
         changed.policies |= annotated.refused.get(name).map_or(&[][..], Vec::as_slice) != judged.refused;
         match judged.refused.is_empty() {
             true => drop(annotated.refused.remove(name)),
@@ -119,18 +120,29 @@ impl Nodes {
         }
     }
 
-    /// Returns the pod ranges that are not their nodes', in the order of nodes.
-    pub fn refused_annotated(&self) -> impl Iterator<Item = (&CompactString, &Refused)> {
-        self.annotated.refused.iter().flat_map(|(name, all)| all.iter().map(move |refused| (name, refused)))
+    /// Returns the nodes with pod ranges that are not theirs, and these, in the order of nodes.
+    pub fn refused_annotated(&self) -> &BTreeMap<CompactString, Vec<Refused>> {
+        &self.annotated.refused
     }
 }
 
 impl AnnotatedRanges {
-    /// Returns the nodes that name a range which overlaps this one.
-    fn naming(&self, given: IpNet) -> impl Iterator<Item = &CompactString> {
-        let around = (0..given.prefix_len()).filter_map(move |length| IpNet::new(given.addr(), length).ok());
-        let around = around.filter(|_| !self.named.is_empty()).filter_map(|wider| self.named.get(&wider.trunc()));
-        let inside = self.named.range(given..=Family::host_prefix(given.broadcast()));
-        inside.map(|(_, names)| names).chain(around).flatten()
+    /// Packs what a World brings in order.
+    pub(super) fn pack(&mut self) {
+        self.named.pack();
     }
+
+    /// Returns the nodes that name a range in this one.
+    fn naming_within(&self, given: IpNet) -> impl Iterator<Item = &CompactString> {
+        let inside = self.named.within(given, Family::host_prefix(given.broadcast()));
+        inside.flat_map(|range| self.named.owners(range))
+    }
+}
+
+/// Returns a range and all around it, the narrowest first.
+fn around(range: IpNet) -> impl Iterator<Item = IpNet> {
+    (0..=range.prefix_len())
+        .rev()
+        .filter_map(move |length| IpNet::new(range.addr(), length).ok())
+        .map(|one| one.trunc())
 }

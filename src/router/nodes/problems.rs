@@ -43,19 +43,7 @@ impl Nodes {
         let text =
             format!("it lists more than {COUNTED_ADDRESSES} addresses; the others count as outside of the cluster");
         problems.extend(self.lavish.iter().take(NAMED).map(|name| about(name, text.clone())));
-        for (name, refused) in self.refused_annotated().take(NAMED) {
-            let Refused { range, given, to } = refused;
-            let whose = format!(
-                "its pod range {range}, of the annotation kube-router.io/pod-cidrs, overlaps {given}, which the control plane gave to Node {to}"
-            );
-            problems.push(match *name == own.name {
-                true => Problem::new(
-                    About::Family(Family::from(*range)),
-                    format!("other nodes do not take pod range {range} of this node: {whose}"),
-                ),
-                false => about(name, format!("{whose}; routes to it are refused")),
-            });
-        }
+        problems.extend(self.problems_of_annotated_ranges(own));
         for (range, owners) in self.ranges.contested() {
             let mut names = owners.iter();
             let Some(first) = names.next() else { continue };
@@ -80,6 +68,39 @@ impl Nodes {
             problems.push(about(name, text.to_owned()));
         }
         problems
+    }
+
+    /// Returns one problem for each Node with pod ranges that are not its own, ours first.
+    fn problems_of_annotated_ranges(&self, own: &Identity) -> impl Iterator<Item = Problem> {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            self.refused_annotated().iter().partition(|(name, _)| **name == own.name);
+        let more = others.len().saturating_sub(NAMED);
+        let whose = |all: &[Refused]| {
+            let Refused { range, given, to } = all.first()?;
+            let more = if all.len() > 1 { format!(" (and {} more)", all.len() - 1) } else { String::new() };
+            Some(format!(
+                "pod range {range}{more}, of an annotation, lies in {given}, which the control plane gave to Node {to}"
+            ))
+        };
+        let of_us = |all: &[Refused]| {
+            let family = Family::from(all.first()?.range);
+            Some(Problem::new(
+                About::Family(family),
+                format!("{}; other nodes do not take it for that of this node", whose(all)?),
+            ))
+        };
+        let of_other = |name: &CompactString, all: &[Refused]| {
+            Some(Problem::new(
+                About::Node(name.clone()),
+                format!("its {}; it is not taken for that of this Node", whose(all)?),
+            ))
+        };
+        let ours: Vec<Problem> = ours.into_iter().filter_map(|(_, all)| of_us(all)).collect();
+        let others: Vec<Problem> =
+            others.into_iter().take(NAMED).filter_map(|(name, all)| of_other(name, all)).collect();
+        let text = || format!("{more} more have pod ranges of annotations that lie in those of others");
+        let more = (more > 0).then(|| Problem::new(About::OtherNodes, text()));
+        ours.into_iter().chain(others).chain(more)
     }
 
     /// Returns whether others speak with a node by this address.

@@ -28,8 +28,14 @@ pub(super) fn overlaps(own: &Identity, nodes: &Nodes) -> BTreeMap<IpNet, Refusal
         }
         for outer in around.iter().chain([&range]) {
             let Some(other) = nodes.another(first, nodes.with_range(outer)) else { continue };
-            refused.entry(range).or_insert(Refusal::Overlap { range: *outer, node: other.clone() });
-            refused.entry(*outer).or_insert(Refusal::Overlap { range, node: first.clone() });
+            // What the control plane gave stays its node's, whatever an annotation names around it.
+            let (is_inner_given, is_outer_given) = (nodes.is_given(range, own), nodes.is_given(*outer, own));
+            if is_outer_given || !is_inner_given {
+                refused.entry(range).or_insert(Refusal::Overlap { range: *outer, node: other.clone() });
+            }
+            if is_inner_given || !is_outer_given {
+                refused.entry(*outer).or_insert(Refusal::Overlap { range, node: first.clone() });
+            }
         }
         around.push(range);
     }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::router::given::annotated;
-use crate::router::problem::About;
 
 /// Two other nodes of which the second one has what the spec says, in both families; the first one names these ranges by annotation.
 fn claimed(ranges: &str, spec: &str) -> World {
@@ -16,22 +15,19 @@ fn ranges(plan: &Plan, name: &str) -> String {
 }
 
 fn said(plan: &Plan) -> Vec<String> {
-    problems(plan).into_iter().filter(|text| text.contains("kube-router.io/pod-cidrs")).collect()
+    problems(plan).into_iter().filter(|text| text.contains("of an annotation")).collect()
 }
 
 #[test]
 fn what_the_control_plane_gave_to_another_node_is_not_taken_by_an_annotation() {
     for (range, given) in [
-        // Equal, half of it, and around it.
         ("10.244.3.0/24", "10.244.3.0/24"),
         ("10.244.3.128/25", "10.244.3.0/24"),
-        ("10.244.2.0/23", "10.244.3.0/24"),
         ("fd00:10:244:3::/64", "fd00:10:244:3::/64"),
         ("fd00:10:244:3:8000::/65", "fd00:10:244:3::/64"),
-        ("fd00:10:244:2::/63", "fd00:10:244:3::/64"),
         // Our own.
         ("10.244.1.128/25", "10.244.1.0/24"),
-        ("fd00:10:244::/62", "fd00:10:244:1::/64"),
+        ("fd00:10:244:1::/64", "fd00:10:244:1::/64"),
     ] {
         let to = if given.contains("244.1.") || given.contains("244:1:") { "node-1" } else { "node-3" };
         for words in [&["--node-routes=api"][..], &[]] {
@@ -39,12 +35,67 @@ fn what_the_control_plane_gave_to_another_node_is_not_taken_by_an_annotation() {
             assert_eq!(ranges(&plan, "node-2"), "10.245.2.0/24", "{range}");
             assert!(ranges(&plan, "node-3").starts_with("10.244.3.0/24"), "{range}");
             let text = format!(
-                "Node node-2: its pod range {range}, of the annotation kube-router.io/pod-cidrs, overlaps {given}, which the control \
-                 plane gave to Node {to}; routes to it are refused"
+                "Node node-2: its pod range {range}, of an annotation, lies in {given}, which the control plane gave to Node {to}; it \
+                 is not taken for that of this Node"
             );
             assert_eq!(said(&plan), [text]);
         }
     }
+}
+
+#[test]
+fn a_wider_range_leaves_to_others_what_they_were_given_and_keeps_the_rest() {
+    let wide = |words: &[&str]| planned(words, &claimed("10.244.2.0/23 fd00:10:244:2::/63", "10.244.2.0/24"));
+    let plan = wide(&[]);
+    assert_eq!((ranges(&plan, "node-2").as_str(), said(&plan).len()), ("10.244.2.0/23 fd00:10:244:2::/63", 0));
+    // Encrypted packets go to one node alone, and nobody may send as pods of another one.
+    let plan = wide(&["--overlay-encap=wireguard"]);
+    for (range, is_refused) in
+        [("10.244.2.0/23", true), ("10.244.3.0/24", false), ("fd00:10:244:2::/63", true), ("fd00:10:244:3::/64", false)]
+    {
+        assert_eq!(plan.pod_ranges.is_disputed(&prefix(range)), is_refused, "{range}");
+    }
+}
+
+#[test]
+fn where_the_control_plane_gives_no_ranges_a_spec_counts_for_no_more_than_an_annotation() {
+    let mut world = three_nodes();
+    let nodes =
+        [("node-1", "192.0.2.1 2001:db8::1", "10.244.1.0/24"), ("node-2", "192.0.2.2 2001:db8::2", "10.244.2.0/24")];
+    for (name, addresses, range) in nodes {
+        world.cluster.nodes.insert(name.into(), annotated(node(addresses, range), ""));
+    }
+    // A kubelet wrote the spec of its own Node.
+    for spec in ["10.244.2.0/24", "10.0.0.0/8"] {
+        world.cluster.nodes.insert("node-3".into(), node("10.0.0.3", spec));
+        let mut plan = planned(&[], &world);
+        assert_eq!((ranges(&plan, "node-2").as_str(), said(&plan).len()), ("10.244.2.0/24", 0));
+        // It gives some now, as our own Node says.
+        let own = node("192.0.2.1 2001:db8::1", "10.244.1.0/24");
+        world.cluster.nodes.insert("node-1".into(), own);
+        plan.update(&world);
+        assert_eq!((ranges(&plan, "node-2").as_str(), said(&plan).len()), ("", 1));
+        let own = annotated(node("192.0.2.1 2001:db8::1", "10.244.1.0/24"), "");
+        world.cluster.nodes.insert("node-1".into(), own);
+        plan.update(&world);
+        assert_eq!((ranges(&plan, "node-2").as_str(), said(&plan).len()), ("10.244.2.0/24", 0));
+    }
+}
+
+#[test]
+fn ten_nodes_are_named_ours_first_and_the_others_counted() {
+    let mut world = three_nodes();
+    let own = annotated(node("192.0.2.1 2001:db8::1", "10.244.3.0/25"), "10.244.1.0/24");
+    world.cluster.nodes.insert("node-1".into(), own);
+    for number in 10..25_u8 {
+        let claims = annotated(node(&format!("192.0.2.{number}"), "10.244.3.0/25 10.244.3.128/25"), "");
+        world.cluster.nodes.insert(format!("a-{number}").into(), claims);
+    }
+    let said = said(&planned(&[], &world));
+    assert_eq!((said.len(), said[0].contains("of this node")), (11, true), "{said:?}");
+    assert!(said[1].starts_with("Node a-10: its pod range 10.244.3.0/25 (and 1 more), of an annotation"), "{said:?}");
+    let rest = "other nodes: 5 more have pod ranges of annotations that lie in those of others";
+    assert!(problems(&planned(&[], &world)).contains(&rest.to_owned()));
 }
 
 #[test]
@@ -99,8 +150,8 @@ fn a_node_whose_own_annotation_others_refuse_says_so_and_keeps_its_ranges() {
     world.cluster.nodes.insert("node-1".into(), own);
     let plan = planned(&[], &world);
     assert_eq!(plan.own().all_pod_cidrs().count(), 2);
-    let problems = &plan.desired().problems;
-    let about =
-        |family| problems.iter().any(|one| one.about == About::Family(family) && one.text.contains("Node node-3"));
-    assert!(about(Family::V4) && about(Family::V6), "{problems:?}");
+    let said = said(&plan);
+    let text = "IPv4: pod range 10.244.3.0/25 (and 1 more), of an annotation, lies in 10.244.3.0/24, which the control plane gave to Node \
+                node-3; other nodes do not take it for that of this node";
+    assert_eq!(said, [text]);
 }
