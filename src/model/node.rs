@@ -191,6 +191,12 @@ impl Node {
         self.pod_cidrs.iter().map(move |range| (*range, is_given(range)))
     }
 
+    /// The ranges of the spec that are in use as parts of wider ones, which an annotation names.
+    pub fn pod_cidrs_given_inside(&self) -> impl Iterator<Item = IpNet> {
+        let is_inside = |given: &&IpNet| self.pod_cidrs.iter().any(|used| used != *given && used.contains(*given));
+        self.spec_pod_cidrs.iter().flatten().filter(is_inside).copied()
+    }
+
     /// Replaces the addresses that were detected.
     pub fn set_detected(&mut self, detected: PerFamily<Option<IpAddr>>) {
         self.addresses.retain(|one| one.kind != NodeAddressKind::Detected);

@@ -83,6 +83,8 @@ struct Part {
     ranges: Box<[IpNet]>,
     /// All that an annotation alone names, also where it is not among them.
     annotated: Box<[IpNet]>,
+    /// Ranges that were given to it, inside of wider ones that an annotation names.
+    given_inside: Box<[IpNet]>,
     peering: Option<IpAddr>,
     reflection: Reflection,
     /// The address of the neighbour.
@@ -206,7 +208,8 @@ impl Nodes {
         changed.ends.extend(moved);
         // Nodes with one key may have one range.
         // Which nodes share an address or a pod CIDR counts, too: a range may contain addresses of its own nodes alone.
-        changed.policies |= (&old.key, &old.addresses, &old.ranges) != (&new.key, &new.addresses, &new.ranges);
+        // And so does who was given one.
+        changed.policies |= old.key != new.key || !old.has_same_places(&new);
         // Which ranges a neighbour may bring follows from all Nodes with its address, and from which are clients of reflectors.
         changed.policies |= old.peering != new.peering || old.reflection != new.reflection;
         changed.before = old.neighbour.map(|neighbour| (neighbour, old.created));
@@ -416,6 +419,12 @@ fn is_spoken_with(both: &PerFamily<Option<IpAddr>>, address: IpAddr) -> bool {
 }
 
 impl Part {
+    /// Returns whether addresses and ranges are the same, by the same who gave them.
+    fn has_same_places(&self, other: &Part) -> bool {
+        let are_ranges_same = self.ranges == other.ranges && self.annotated == other.annotated;
+        self.addresses == other.addresses && are_ranges_same && self.given_inside == other.given_inside
+    }
+
     /// Returns the claim of its node, of this name, to what nodes have once.
     fn claimant(&self, name: &CompactString) -> Claimant {
         Claimant { is_behind: false, created: self.created, node: name.clone() }
@@ -471,6 +480,7 @@ fn part(name: &CompactString, node: &Node, judged: &Judged, around: Around<'_>) 
         internal,
         ranges: judged.ranges.iter().filter(|_| !is_own).copied().collect(),
         annotated: judged.annotated.clone(),
+        given_inside: judged.given_inside.clone(),
         peering: neighbour.or(primary),
         reflection: node.routing().reflection,
         identifier: identifier.map(|own| router_id(config.router_id, own, node.routing_address(Family::V4))),

@@ -54,7 +54,8 @@ def a_host_is_asked_before_an_agent_starts(bed):
         mounts = (("/lib/modules", "ro"), ("/etc/cni/net.d", "rw"), ("/etc/kubernetes", "ro"))
         words = ("preflight", "-o", "json", "--kubeconfig=/etc/kubernetes/admin.conf", f"--hostname-override=node{i}")
         # Exit status 1 where something is worth knowing, 2 where an agent would not work.
-        said = bed.on(i, f"mkdir -p /etc/cni/net.d; {bed.once(*words, mounts=mounts, pids=True)} || test $? = 1; rm -r /etc/kubernetes")
+        said = bed.on(i, f"mkdir -p /etc/cni/net.d; {bed.once(*words, mounts=mounts, pids=True)}; status=$?; rm -r /etc/kubernetes; test $status -le 1")
+        that(not bed.on(i, "ls -A /etc/cni/net.d").split(), "preflight wrote to the folder of CNI files")
         found = json.loads(said)
         that(found["node"] == f"node{i}" and len(found["findings"]) > 10, said)
         worse = [one for one in found["findings"] if one["level"] != "ok"]

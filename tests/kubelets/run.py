@@ -74,6 +74,10 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if known.short and (known.move or known.manifest or known.joining or known.nodes > 1):
         parser.error("--short is a newcomer's way on one node")
+    if known.services and known.move not in moves.KINDS:
+        parser.error("--services is about a move from flannel")
+    if known.move in (KUBE_ROUTER, calico.NAME) and known.manifest:
+        parser.error("this move installs what it is about")
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
     if known.move == calico.NAME:
         bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values]), calico.FromCalico().tests()

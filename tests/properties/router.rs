@@ -155,8 +155,20 @@ pub fn step(inputs: &mut Inputs, plan: &mut Plan, random: &mut Random) -> (Strin
     let what = match random.below(100) {
         0..=29 => {
             let name = *random.pick(&NODES);
-            inputs.world.cluster.nodes.insert(name.into(), node(random));
-            format!("put {name}")
+            let known = inputs.world.cluster.nodes.get(&name.into()).cloned();
+            let new = node(random);
+            match known.filter(|_| random.chance(25)) {
+                // The control plane gives it ranges, or somebody annotates those that it has.
+                Some(known) => {
+                    let node = Node { spec_pod_cidrs: new.spec_pod_cidrs, ..(*known).clone() };
+                    inputs.world.cluster.nodes.insert(name.into(), node);
+                    format!("change the spec of {name}")
+                }
+                None => {
+                    inputs.world.cluster.nodes.insert(name.into(), new);
+                    format!("put {name}")
+                }
+            }
         }
         30..=36 => {
             let name = *random.pick(&NODES);

@@ -23,6 +23,8 @@ use crate::router::identity::Identity;
 pub(super) struct AnnotatedRanges {
     /// All of them, refused or not, and the nodes that name each.
     named: Claims<IpNet, CompactString, ()>,
+    /// Ranges that were given to other nodes, inside of wider ones of annotations.
+    given_inside: Claims<IpNet, CompactString, ()>,
     /// Those that are not their nodes'.
     refused: BTreeMap<CompactString, Vec<Refused>>,
     /// The ranges of our own node that were given to it.
@@ -45,6 +47,8 @@ pub(super) struct Judged {
     pub ranges: Vec<IpNet>,
     /// Of all that it names, those that an annotation alone names.
     pub annotated: Box<[IpNet]>,
+    /// Those of its spec that are parts of them.
+    pub given_inside: Box<[IpNet]>,
     refused: Vec<Refused>,
     is_own: bool,
 }
@@ -63,12 +67,15 @@ impl Nodes {
             judged.refused.extend(refused.map(|(given, to)| Refused { range, given, to }));
         }
         judged.annotated = annotated.into();
+        let inside = node.into_iter().flat_map(Node::pod_cidrs_given_inside);
+        judged.given_inside = inside.filter(|range| *own.families.of(Family::from(*range))).collect();
         judged
     }
 
     /// Returns a range around this one, or equal to it, and the other Node that was given it and uses it.
     fn given_to_another(&self, name: &CompactString, range: IpNet, own: &Identity) -> Option<(IpNet, CompactString)> {
-        if !own.is_given_ranges {
+        // What others may refuse of ours is said whatever our own spec has.
+        if !own.is_given_ranges && *name != own.name {
             return None;
         }
         let ours = self.annotated.given_to_us.iter().find(|given| *name != own.name && given.contains(&range));
@@ -82,7 +89,7 @@ impl Nodes {
     fn given_owners<'a>(&'a self, range: &'a IpNet) -> impl Iterator<Item = &'a CompactString> {
         let is_given =
             move |owner: &&CompactString| self.parts.get(*owner).is_some_and(|part| !part.annotated.contains(range));
-        self.ranges.owners(range).filter(is_given)
+        self.ranges.owners(range).filter(is_given).chain(self.annotated.given_inside.owners(range))
     }
 
     /// Returns whether the control plane gave a pod CIDR to another node, which uses it.
@@ -102,13 +109,17 @@ impl Nodes {
         for range in super::different(&old.annotated, &judged.annotated) {
             annotated.named.put(range, name, judged.annotated.contains(range).then_some(()));
         }
-        let given = |ranges: &[IpNet], annotated: &[IpNet]| -> BTreeSet<IpNet> {
-            ranges.iter().filter(|range| !annotated.contains(range)).copied().collect()
+        for range in super::different(&old.given_inside, &judged.given_inside).filter(|_| !judged.is_own) {
+            let is_there = judged.given_inside.contains(range).then_some(());
+            annotated.given_inside.put(range, name, is_there);
+        }
+        let given = |ranges: &[IpNet], annotated: &[IpNet], inside: &[IpNet]| -> BTreeSet<IpNet> {
+            ranges.iter().filter(|range| !annotated.contains(range)).chain(inside).copied().collect()
         };
-        let now = given(&judged.ranges, &judged.annotated);
+        let now = given(&judged.ranges, &judged.annotated, &judged.given_inside);
         let before = match judged.is_own {
             true => std::mem::replace(&mut annotated.given_to_us, now.iter().copied().collect()).into_iter().collect(),
-            false => given(&old.ranges, &old.annotated),
+            false => given(&old.ranges, &old.annotated, &old.given_inside),
         };
         let differing = before.symmetric_difference(&now);
         let others = differing.flat_map(|given| annotated.naming_within(*given)).filter(|other| *other != name);
@@ -130,6 +141,7 @@ impl AnnotatedRanges {
     /// Packs what a World brings in order.
     pub(super) fn pack(&mut self) {
         self.named.pack();
+        self.given_inside.pack();
     }
 
     /// Returns the nodes that name a range in this one.

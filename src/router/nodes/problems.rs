@@ -86,7 +86,7 @@ impl Nodes {
             let family = Family::from(all.first()?.range);
             Some(Problem::new(
                 About::Family(family),
-                format!("{}; other nodes do not take it for that of this node", whose(all)?),
+                format!("{}; other nodes may not take it for that of this node", whose(all)?),
             ))
         };
         let of_other = |name: &CompactString, all: &[Refused]| {

@@ -108,7 +108,7 @@ impl Plan {
         };
         let is_its_own = |(address, node): &(IpAddr, &CompactString)| {
             let inner = || self.pods_inside(range, Family::host_prefix(*address));
-            has(range, node) || !is_encrypted && inner().is_some_and(|inner| inner.is_none_or(|pods| has(pods, node)))
+            has(range, node) || inner().is_some_and(|inner| inner.map_or(!is_encrypted, |pods| has(pods, node)))
         };
         let mut holes: BTreeSet<IpAddr> = BTreeSet::new();
         for (address, _) in self.nodes.with_address_in(range).filter(|one| !is_its_own(one)) {

@@ -58,7 +58,53 @@ fn a_wider_range_leaves_to_others_what_they_were_given_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_given_range_that_is_used_as_a_part_of_a_wider_one_is_nobody_elses() {
+    let mut world = three_nodes();
+    let wide = annotated(
+        node("192.0.2.2 2001:db8::2", "10.244.2.0/23 fd00:10:244:2::/63"),
+        "10.244.2.0/24 fd00:10:244:2::/64",
+    );
+    world.cluster.nodes.insert("node-2".into(), wide);
+    let mut plan = planned(&[], &world);
+    for claimed in ["10.244.2.0/24", "10.244.2.128/25", "fd00:10:244:2::/64", "fd00:10:244:2:1::/80"] {
+        world.cluster.nodes.insert("node-4".into(), annotated(node("192.0.2.4 2001:db8::4", claimed), ""));
+        plan.update(&world);
+        assert_eq!((ranges(&plan, "node-4").as_str(), said(&plan).len()), ("", 1), "{claimed}");
+    }
+    // What is in use and was not given may be named by others.
+    world.cluster.nodes.insert("node-4".into(), annotated(node("192.0.2.4", "10.244.3.0/25"), ""));
+    world.cluster.nodes.remove(&"node-3".into());
+    plan.update(&world);
+    assert_eq!((ranges(&plan, "node-4").as_str(), said(&plan).len()), ("10.244.3.0/25", 0));
+}
+
+#[test]
+fn a_range_that_is_given_while_it_is_used_already_is_refused_no_more() {
+    let of_second = |spec| annotated(node("192.0.2.2 2001:db8::2", "10.244.2.0/24"), spec);
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-2".into(), of_second(""));
+    world.cluster.nodes.insert("node-4".into(), annotated(node("192.0.2.4 2001:db8::4", "10.244.2.0/23"), ""));
+    world.cluster.nodes.remove(&"node-3".into());
+    let mut plan = planned(&["--overlay-encap=wireguard"], &world);
+    assert!(plan.pod_ranges.is_disputed(&prefix("10.244.2.0/24")));
+    world.cluster.nodes.insert("node-2".into(), of_second("10.244.2.0/24"));
+    plan.update(&world);
+    assert!(!plan.pod_ranges.is_disputed(&prefix("10.244.2.0/24")));
+    assert!(plan.pod_ranges.is_disputed(&prefix("10.244.2.0/23")));
+}
+
+#[test]
+fn our_own_agent_says_what_others_may_refuse_also_where_its_spec_has_nothing() {
+    let mut world = three_nodes();
+    world.cluster.nodes.insert("node-1".into(), annotated(node("192.0.2.1 2001:db8::1", "10.244.3.0/25"), ""));
+    let said = said(&planned(&[], &world));
+    assert!(said.len() == 1 && said[0].contains("of this node"), "{said:?}");
+}
+
+#[test]
 fn where_the_control_plane_gives_no_ranges_a_spec_counts_for_no_more_than_an_annotation() {
+    // Our own agent says what others may refuse.
+    let said = |plan: &Plan| said(plan).into_iter().filter(|text| text.starts_with("Node ")).collect::<Vec<_>>();
     let mut world = three_nodes();
     let nodes =
         [("node-1", "192.0.2.1 2001:db8::1", "10.244.1.0/24"), ("node-2", "192.0.2.2 2001:db8::2", "10.244.2.0/24")];
@@ -152,6 +198,6 @@ fn a_node_whose_own_annotation_others_refuse_says_so_and_keeps_its_ranges() {
     assert_eq!(plan.own().all_pod_cidrs().count(), 2);
     let said = said(&plan);
     let text = "IPv4: pod range 10.244.3.0/25 (and 1 more), of an annotation, lies in 10.244.3.0/24, which the control plane gave to Node \
-                node-3; other nodes do not take it for that of this node";
+                node-3; other nodes may not take it for that of this node";
     assert_eq!(said, [text]);
 }

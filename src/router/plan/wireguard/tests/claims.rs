@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::router::given::annotated;
 use crate::router::plan::Circumstances;
 
 const NETWORKS: [(&str, &str); 2] = [("198.51.100.0/24", "192.0.2.2"), ("2001:db8:f::/64", "2001:db8::2")];
@@ -46,6 +47,21 @@ fn who_lists_the_address_of_another_node_behind_its_own_changes_nothing_for_that
         assert!(!peers(&plan)[1].contains(hop), "{name}: {:?}", peers(&plan));
         let said: Vec<String> = plan.desired().problems.iter().map(ToString::to_string).collect();
         assert_eq!(said, [format!("Node {name}: it lists {hop}, which stays the address of Node node-2")]);
+    }
+}
+
+#[test]
+fn a_wide_range_of_an_annotation_puts_no_wall_in_front_of_what_was_given_to_another_node() {
+    // Clouds list the address of the bridge.
+    let bridged = with_key(2, "192.0.2.2 2001:db8::2 10.244.2.1 fd00:10:244:2::1", "10.244.2.0/24 fd00:10:244:2::/64");
+    let wide = annotated(with_key(7, "192.0.2.7 2001:db8::7", "10.244.2.0/23 fd00:10:244:2::/63"), "");
+    let plan = plan_of(&ENCRYPTED, &[own(), ("node-2", bridged), ("node-7", wide)]);
+    for (range, first) in [("10.244.2.0/24", "10.244.2."), ("fd00:10:244:2::/64", "fd00:10:244:2:")] {
+        assert_eq!(main_route(&plan, range), through_tunnel(), "{range}");
+        assert!(peers(&plan)[0].contains(range) && has_wall(&plan, range), "{:?}", peers(&plan));
+        let wider = if first.contains('.') { "10.244.2.0/23 " } else { "fd00:10:244:2::/63 " };
+        let inside = walls(&plan).into_iter().filter(|wall| wall.starts_with(first) && !wall.starts_with(wider));
+        assert_eq!(inside.collect::<Vec<_>>(), [format!("{range} Unreachable")]);
     }
 }
 
