@@ -195,7 +195,7 @@ def go_on(held_ones):
         that(traffic.exchange(sock)[0] == pod, "a connection moved away from", pod)
 
 
-STANDSTILLS = 5  # of several hundred connections; 4 were seen in a slow hour, with two programs days apart
+STANDSTILLS = 3
 
 
 @contextlib.contextmanager
