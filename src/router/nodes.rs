@@ -33,7 +33,7 @@ mod claimants;
 mod keys;
 mod problems;
 
-use annotated_ranges::{AnnotatedRanges, Judged};
+use annotated_ranges::{AnnotatedRanges, Judged, around};
 use claimants::Claimant;
 
 /// Contributions of all nodes, with the contributing node.
@@ -278,8 +278,7 @@ impl Nodes {
 
     /// Returns whether a node has a range that contains this one and is another one.
     pub fn is_within_another(&self, range: IpNet) -> bool {
-        let mut wider = (0..range.prefix_len()).rev().filter_map(|length| IpNet::new(range.addr(), length).ok());
-        wider.any(|wider| self.has_element(&Set::PodRanges.element(Entry::Net(wider.trunc()))))
+        around(range).skip(1).any(|wider| self.has_element(&Set::PodRanges.element(Entry::Net(wider))))
     }
 
     /// Returns the ranges of nodes within this one that are within no other one of them, in order.

@@ -152,7 +152,7 @@ impl AnnotatedRanges {
 }
 
 /// Returns a range and all around it, the narrowest first.
-fn around(range: IpNet) -> impl Iterator<Item = IpNet> {
+pub(super) fn around(range: IpNet) -> impl Iterator<Item = IpNet> {
     (0..=range.prefix_len())
         .rev()
         .filter_map(move |length| IpNet::new(range.addr(), length).ok())
