@@ -131,6 +131,50 @@ fn the_picture_is_what_its_text_makes() {
     );
 }
 
+/// People copy these lines: with an earlier version they get that one, or no image at all.
+#[test]
+fn every_page_and_manifest_names_the_image_of_this_version() {
+    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> =
+        ["README.md", "SECURITY.md", "image/Dockerfile"].iter().map(|file| top.join(file)).collect();
+    for directory in ["docs", "daemonset", "kustomize", "charts"] {
+        files_below(&top.join(directory), &mut files);
+    }
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        for (number, line) in text.lines().enumerate() {
+            for version in versions_of_the_image(line) {
+                seen += 1;
+                if version != env!("CARGO_PKG_VERSION") {
+                    wrong.push(format!("{}:{} names {version}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(seen > 30, "{seen} places: the pages are read in another way than they are written");
+    assert_eq!(wrong, [""; 0], "Cargo.toml has version {}", env!("CARGO_PKG_VERSION"));
+}
+
+/// The three numbers behind the name of the image or of its archive, behind `version:` in k0s' configuration, and behind the image's label.
+fn versions_of_the_image(line: &str) -> Vec<&str> {
+    let follows = ["sluice:", "sluice-", "`version: ", "image.version="];
+    let behind = follows.into_iter().flat_map(|word| line.split(word).skip(1));
+    let numbers = behind.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit() && c != '.').next());
+    let numbers = numbers.map(|number| number.trim_end_matches('.'));
+    numbers.filter(|number| number.split('.').filter(|part| !part.is_empty()).count() == 3).collect()
+}
+
+fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("it can be listed") {
+        let path = entry.expect("it can be listed").path();
+        match path.is_dir() {
+            true => files_below(&path, files),
+            false => files.push(path),
+        }
+    }
+}
+
 fn names_below(directory: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("it can be listed") {
         let path = entry.expect("it can be listed").path();

@@ -31,6 +31,12 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+/// The paths in an archive.
+fn files_of(archive: &Path) -> Vec<String> {
+    let listed = Command::new("tar").arg("tzf").arg(archive).output().expect("tar starts");
+    String::from_utf8(listed.stdout).expect("names").lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn two_runs_give_the_same_files_and_what_is_in_them_is_there() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -49,12 +55,11 @@ fn two_runs_give_the_same_files_and_what_is_in_them_is_there() {
     let found = names(folder);
     let archive = found.iter().find(|name| name.ends_with(".tar.gz")).expect("an archive");
     assert!(archive.starts_with(&format!("sluice-{version}-linux-")), "{archive}");
-    assert_eq!(found.len(), 3, "{found:?}");
-    assert_eq!(text.lines().count(), 2, "all but itself: {text}");
+    assert_eq!(found.len(), 5, "{found:?}");
+    assert_eq!(text.lines().count(), 4, "all but itself: {text}");
     let checked = Command::new("sha256sum").args(["-c", "SHA256SUMS"]).current_dir(folder).output().expect("coreutils");
     assert!(checked.status.success());
-    let listed = Command::new("tar").arg("tzf").arg(folder.join(archive)).output().expect("tar starts");
-    let listed = String::from_utf8(listed.stdout).expect("names");
+    let listed = files_of(&folder.join(archive));
     let top = archive.trim_end_matches(".tar.gz");
     for file in [
         "sluice",
@@ -62,16 +67,51 @@ fn two_runs_give_the_same_files_and_what_is_in_them_is_there() {
         "LICENCES",
         "README.md",
         "CHANGELOG.md",
+        "docs/user-guide.md",
         "man/sluice.1",
         "man/sluice-bundle.1",
         "completion/_sluice",
     ] {
-        assert!(listed.lines().any(|line| line == format!("{top}/{file}")), "{file}: {listed}");
+        assert!(listed.contains(&format!("{top}/{file}")), "{file}: {listed:?}");
     }
+    let chart = files_of(&folder.join(format!("sluice-{version}.tgz")));
+    assert!(
+        ["Chart.yaml", "values.yaml", "templates/daemonset.yaml"]
+            .iter()
+            .all(|file| chart.contains(&format!("sluice/{file}"))),
+        "{chart:?}"
+    );
+    let top = format!("sluice-{version}-manifests");
+    let manifests = files_of(&folder.join(format!("{top}.tar.gz")));
+    let files =
+        ["daemonset/generic-kuberouter.yaml", "kustomize/base/kustomization.yaml", "docs/migration.md", "README.md"];
+    assert!(files.iter().all(|file| manifests.contains(&format!("{top}/{file}"))), "{manifests:?}");
     let bill = found.iter().find(|name| name.ends_with(".spdx.json")).expect("an SBOM");
     let bill: serde_json::Value = serde_json::from_slice(&fs::read(folder.join(bill)).expect("there")).expect("JSON");
     let of = |name: &str| bill["packages"].as_array().expect("a list").iter().any(|package| package["name"] == name);
     assert!(of("tokio") && of("ring") && !of("proptest"), "the crates that are in the program");
+}
+
+/// It does not run here, and its version is looked for in its bytes; that a crate of it has the same one says nothing.
+#[test]
+fn an_older_program_for_another_processor_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (older, folder) = (directory.path().join("older"), directory.path().join("files"));
+    let machine: u16 = if cfg!(target_arch = "aarch64") { 62 } else { 183 };
+    let bytes = [
+        &b"\x7fELF"[..],
+        &[0; 14],
+        &machine.to_le_bytes(),
+        concat!("/slab-", env!("CARGO_PKG_VERSION"), "/src/lib.rs").as_bytes(),
+    ];
+    fs::write(&older, bytes.concat()).expect("it can be written");
+    let here = env!("CARGO_BIN_EXE_sluice");
+    let older = older.to_str().expect("text");
+    let words = ["--dry", "--binary", here, "--binary", older, "--output", folder.to_str().expect("text")];
+    let output = release(&words, "1");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains(&format!("{older} is not of version")), "{said}");
+    assert!(!folder.exists(), "nothing is written then");
 }
 
 #[test]

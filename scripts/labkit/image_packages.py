@@ -165,7 +165,7 @@ def known_archives():
 
 def settle(folder, architectures=ARCHITECTURES):
     """For tests that judge this tree, and not what Debian's archive has on the day: where that lacks a part of the lock, this process and those that it
-    starts take another lock in this folder, with what the archive has now. Says what is other there."""
+    starts take another lock in this folder, with what the archive has now. Says what is other there, and returns it."""
     try:
         fetch([package for package in locked()[1] if package.arch in architectures])
     except Gone as error:
@@ -175,6 +175,16 @@ def settle(folder, architectures=ARCHITECTURES):
             changed = renew(True, path)
         os.environ[OTHER_LOCK] = path
         own.say("\n".join(f"  {line}" for line in changed))
+        return changed
+    return []
+
+
+def instead(changed):
+    """Lines that say what the tests had, where it was not the lock of this tree: no image of a release has been tested then. `changed`: from `settle`, whose own words
+    are far above by the end."""
+    if lock() == LOCK:
+        return []
+    return [f"image: NOT by image/packages.lock, but by another one; other packages: {len(changed)}", *[f"  {line}" for line in changed]]
 
 
 def renew(downgrade=False, path=LOCK):

@@ -3,12 +3,19 @@ import hashlib
 import os
 import re
 
-from . import image, image_licences, image_oci, image_sbom, own
+from . import cross, image, image_licences, image_oci, image_sbom, own
 from .image_tree import Tree
 
-PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md"]
+# What every archive has beside its own; README.md names the pages of `docs`.
+PAGES = ["README.md", "CHANGELOG.md", "SECURITY.md", "docs"]
+CHART, MANIFESTS = "charts/sluice", ["daemonset", "kustomize"]
+# Where commands and manifests name the image, its archive or, for k0s, its version alone. A row that says which version was measured has another form, and stays.
+NAMING = ["README.md", "SECURITY.md", "docs", "daemonset", "kustomize", "charts", "image/Dockerfile"]
+NAMED = re.compile(r"(?:sluice[:-]|`version: |image\.version=)(\d+\.\d+\.\d+)")
 SHELLS = {"bash": "completion/sluice.bash", "zsh": "completion/_sluice", "fish": "completion/sluice.fish"}
 SUMS = "SHA256SUMS"
+# Where Debian has emulators of one program, and below which the libraries for other processors.
+EMULATORS, LIBRARIES = "/usr/bin", "/usr"
 
 
 def faults(dry):
@@ -18,12 +25,12 @@ def faults(dry):
         ("Cargo.lock", r'name = "sluice"\nversion = "([^"]+)"'),
         ("charts/sluice/Chart.yaml", r"^version: (\S+)"),
         ("charts/sluice/Chart.yaml", r"^appVersion: (\S+)"),
-        ("daemonset/generic-kuberouter.yaml", r"image: \"?sluice:([^\s\"]+)"),
         ("CHANGELOG.md", r"^## (\S+), "),
     ):
         named = re.search(form, text(path), re.MULTILINE)
         if not named or named[1] != version:
             found.append(f"{path} names {named[1] if named else 'no version'}, and Cargo.toml {version}")
+    found += [f"{place} names {named}, and Cargo.toml {version}" for place, named in images_named() if named != version]
     day = re.search(r"^## \S+, (.+)$", text("CHANGELOG.md"), re.MULTILINE)
     if not dry and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", day[1] if day else ""):
         found.append(f"CHANGELOG.md gives {version} no day, as in `## {version}, 2026-01-31`")
@@ -32,19 +39,35 @@ def faults(dry):
     return found
 
 
+def images_named():
+    """Where a page or a manifest names a version of the image, and which: (path and line, version). People copy these lines."""
+    return [(f"{path}:{number}", named) for path in kept(*NAMING) for number, line in enumerate(text(path).splitlines(), 1) for named in NAMED.findall(line)]
+
+
+def kept(*paths):
+    """The files at and below these paths. Of a checkout those alone that it keeps: what else lies about there belongs in no release."""
+    found = image.git("ls-files", "--", *paths).splitlines() or [file for path in paths for file in below(path)]
+    return sorted(file for file in found if os.path.isfile(os.path.join(own.TREE, file)))
+
+
+def below(path):
+    """The files below a folder, or the one file that it is."""
+    top = os.path.join(own.TREE, path)
+    inside = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+    return [os.path.relpath(file, own.TREE) for file in inside or [top]]
+
+
 def make(binaries, here, folder, images):
     """Writes all files into an empty folder; returns their names with their checksums. `binaries`: paths by architecture, with one for `here`, this machine's."""
+    version, time = image.version(), image.source_date()
+    for arch, binary in sorted(binaries.items()):
+        check(binary, arch, here, version)
     os.makedirs(folder, exist_ok=True)
     if os.listdir(folder):
         raise own.LabError(f"{folder} is not empty: what is in it would get into the release")
-    version, time = image.version(), image.source_date()
-    said = own.run(binaries[here], "man").splitlines()
-    if not any(version in line for line in said[:8]):
-        raise own.LabError(f"{binaries[here]} does not say that its version is {version}")
     for arch, binary in sorted(binaries.items()):
-        image.check_binary(binary, arch)
         name = f"{image.NAME}-{version}-linux-{arch}"
-        write(folder, f"{name}.tar.gz", image_oci.compressed(program(binary, binaries[here], name, arch).packed(time)))
+        pack(folder, f"{name}.tar.gz", program(binary, binaries[here], name, arch), time)
         bill = image_sbom.document(name, image_oci.stamp(time), [], [], arch, "APPLICATION")
         write(folder, f"{name}.spdx.json", bill.encode())
         for variant in ("full", "minimal") if images else ():
@@ -52,9 +75,45 @@ def make(binaries, here, folder, images):
             own.say(f"{os.path.basename(path)}: {of_image}")
             # It has its line in the one file of checksums.
             os.remove(f"{path}.sha256")
+    # What Helm takes is called as Helm would call it.
+    pack(folder, f"{image.NAME}-{version}.tgz", chart(), time)
+    name = f"{image.NAME}-{version}-manifests"
+    pack(folder, f"{name}.tar.gz", manifests(name), time)
     sums = [f"{digest(os.path.join(folder, file))}  {file}" for file in sorted(os.listdir(folder))]
     write(folder, SUMS, ("\n".join(sums) + "\n").encode())
     return sums
+
+
+def check(binary, arch, here, version):
+    """A program is for its processor and of this version."""
+    image.check_binary(binary, arch)
+    with open(binary, "rb") as handle:
+        is_of_it = has(handle.read(), version)
+    said = asked_for_version(binary, arch, here) if is_of_it else ""
+    if said is None:
+        own.say(f"{binary}: the version is looked for in its bytes alone; with qemu-user and libgcc-s1-{arch}-cross, which are not both here, it would be asked")
+    elif not re.search(rf"version v?{re.escape(version)}(?![.\d])", said):
+        raise own.LabError(f"{binary} is not of version {version}: {f'it says `{said.strip()}`' if said else 'that is nowhere in it'}")
+
+
+def has(data, version):
+    """Whether a program has this version in its bytes, from which `--version` takes it. What stands next to it there is chance, but the same numbers in the path of
+    a crate (`slab-0.4.12/src`) say nothing. Versions of CNI (1.0.0) are in every program: of these only the program's own word says more."""
+    number = re.escape(version)
+    return re.search(rf"(?<![-.\d]){number}(?!\d)|{number}(?![-+.\w]*/)".encode(), data) is not None
+
+
+def asked_for_version(binary, arch, here):
+    """What a program says of its version; None of one for another processor, where that has no emulator or no libraries here."""
+    words = [binary]
+    if arch != here:
+        processor = cross.TARGETS[arch].split("-")[0]
+        emulator, root = os.path.join(EMULATORS, f"qemu-{processor}"), os.path.join(LIBRARIES, f"{processor}-linux-gnu")
+        if not os.path.exists(emulator) or not os.path.exists(os.path.join(root, "lib", "libgcc_s.so.1")):
+            return None
+        words = [emulator, "-L", root, binary]
+    # As Go's programs do, it says this to standard error.
+    return own.run("sh", "-c", '"$@" --version 2>&1', "sh", *words)
 
 
 def program(binary, asked, name, arch):
@@ -62,14 +121,34 @@ def program(binary, asked, name, arch):
     tree = Tree()
     tree.copy(f"{name}/sluice", binary)
     tree.link(f"{name}/sluice-cni", "sluice")
-    for page in PAGES:
-        tree.copy(f"{name}/{page}", os.path.join(own.TREE, page), 0o644)
+    add(tree, name, kept(*PAGES))
     tree.file(f"{name}/LICENCES", image_licences.of_crates(arch))
     for shell, path in SHELLS.items():
         tree.file(f"{name}/{path}", own.run(asked, "completion", shell))
     for words in commands(asked):
         tree.file(f"{name}/man/{'-'.join(['sluice', *words])}.1", own.run(asked, "man", *words))
     return tree
+
+
+def chart():
+    """The chart, as `helm package` packs it, which would give its files the times of this checkout."""
+    tree = Tree()
+    # The chart's .helmignore leaves out what begins with a dot.
+    add(tree, image.NAME, [path for path in kept(CHART) if not os.path.basename(path).startswith(".")], CHART)
+    return tree
+
+
+def manifests(name):
+    """What is applied to a cluster without Helm, in a folder of its name, with the pages that say how."""
+    tree = Tree()
+    add(tree, name, kept(*MANIFESTS, *PAGES))
+    return tree
+
+
+def add(tree, name, paths, top=""):
+    """Puts files of this tree, named from `top` on, into a folder of an archive."""
+    for path in paths:
+        tree.copy(f"{name}/{os.path.relpath(path, top or '.')}", os.path.join(own.TREE, path), 0o644)
 
 
 def commands(binary):
@@ -87,6 +166,10 @@ def commands(binary):
 def text(path):
     with open(os.path.join(own.TREE, path)) as handle:
         return handle.read()
+
+
+def pack(folder, name, tree, time):
+    write(folder, name, image_oci.compressed(tree.packed(time)))
 
 
 def write(folder, name, data):

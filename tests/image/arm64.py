@@ -5,7 +5,7 @@ import re
 import stat
 import subprocess
 
-from labkit import cross, image, own, packages
+from labkit import cross, image, own, packages, release
 from contents import PROGRAMS, is_dynamic
 from root import Root, said, that
 
@@ -96,5 +96,18 @@ def the_agent_for_arm64_says_what_that_for_amd64_says(of):
     that("1.0.0" in json.loads(done.stdout)["supportedVersions"], said(done))
 
 
+def a_release_asks_it_for_its_version(of):
+    """Its bytes have versions of CNI too: a release of such a version would take any program by them."""
+    made(of)
+    release.check(of.arm64_binary, "arm64", "amd64", of.version)
+    that(f"version {of.version}," in (release.asked_for_version(of.arm64_binary, "arm64", "amd64") or ""), "it was not asked")
+    try:
+        release.check(of.arm64_binary, "arm64", "amd64", "1.0.0")
+    except own.LabError as error:
+        that("it says" in str(error), error)
+    else:
+        that(of.version == "1.0.0", "a program of another version was taken")
+
+
 ALL = [the_image_for_arm64_is_made_with_an_agent_that_is_built_for_it, every_program_in_it_is_for_arm64_and_needs_no_newer_c_library_than_amd64s,
-       every_library_that_a_program_for_arm64_wants_is_there, its_programs_start, the_agent_for_arm64_says_what_that_for_amd64_says]
+       every_library_that_a_program_for_arm64_wants_is_there, its_programs_start, the_agent_for_arm64_says_what_that_for_amd64_says, a_release_asks_it_for_its_version]

@@ -60,9 +60,9 @@ def main():
     packages.install({**packages.TOOLS, **{name: path for name, path in packages.IMAGE.items() if name not in elsewhere}})
     sweep()
     folder = own.fresh(f"{own.cache()}/image-test-{os.getpid()}")
-    passed, failed = 0, []
+    passed, failed, changed = 0, [], []
     try:
-        image_packages.settle(folder)
+        changed = image_packages.settle(folder)
         of = Images(binary, folder)
         for test in [*contents.ALL, *steps.ALL, *twice.ALL, *start.ALL, *([*arm64.ALL, *docker.ALL] if long else [])]:
             name = test.__name__
@@ -79,7 +79,7 @@ def main():
             print(f"{'FAILED' if name in failed else 'ok':<7}{name} ({time.monotonic() - began:.1f} s)", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"image: {passed} passed, {len(failed)} failed", flush=True)
+    print(*image_packages.instead(changed), f"image: {passed} passed, {len(failed)} failed", sep="\n", flush=True)
     return 1 if failed else 0
 
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 from unittest import mock
 
-from labkit import image, image_go, image_packages, own
+from labkit import image, image_go, image_packages, own, release
 from labkit.image_tree import Tree
 from root import said, that
 
@@ -82,7 +82,9 @@ def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(o
     path = f"{of.scratch('lock')}/packages.lock"
     own.write(path, "\n".join(lines) + "\n")
     with mock.patch.dict(os.environ, {image_packages.OTHER_LOCK: path}):
-        image_packages.settle(of.scratch("other-lock"), ["amd64"])
+        changed = image_packages.settle(of.scratch("other-lock"), ["amd64"])
+        lines = image_packages.instead(changed)
+        that("NOT by image/packages.lock" in lines[0] and any(f"bash amd64: {words[4]} -> " in line for line in lines), lines)
         taken = {package.name: package for package in image_packages.of_image("amd64", "full")[1]}
         that(taken["bash"].version != words[4], "the lock of before is in use")
         that(len(image_packages.fetch(taken.values())) == len(taken), "not all were fetched")
@@ -91,6 +93,18 @@ def where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has(o
 def a_binary_for_another_processor_is_refused(of):
     done = subprocess.run([f"{own.TREE}/scripts/image", "--arch", "arm64", "--binary", of.binary, "--output", of.folder], capture_output=True, text=True)
     that(done.returncode == 1 and "is no program for arm64" in done.stderr, said(done))
+
+
+def an_older_program_for_another_processor_is_in_no_release(of):
+    """It cannot be asked here. That a crate of it has the version's numbers does not make it newer."""
+    folder, older = of.scratch("release"), f"{of.scratch('older')}/sluice"
+    head = b"\x7fELF".ljust(18, b"\0") + image.MACHINES["arm64"].to_bytes(2, "little")
+    crate = f"/slab-{of.version}/src/lib.rs, off".encode()
+    with open(older, "wb") as handle:
+        handle.write(head + crate + b"0.0.0")
+    that(not release.has(head + crate + b"0.0.0", of.version) and release.has(head + crate + of.version.encode() + b"sluice_firewall/audit", of.version), "the reading of bytes")
+    done = subprocess.run([f"{own.TREE}/scripts/release", "--dry", "--binary", of.binary, "--binary", older, "--output", folder], capture_output=True, text=True)
+    that(done.returncode == 1 and f"{older} is not of version" in done.stderr and not os.listdir(folder), said(done))
 
 
 def an_image_for_another_processor_has_programs_for_it_alone(of):
@@ -152,5 +166,5 @@ def the_files_alone_are_those_of_the_archive(of):
 
 ALL = [two_runs_give_the_same_bytes, only_the_last_layer_changes_with_the_program, a_package_that_is_not_to_be_had_is_named_with_what_to_do,
        a_package_that_the_archive_has_replaced_comes_from_its_state_on_the_day_of_the_lock, where_the_archive_lacks_a_package_of_the_lock_tests_go_on_with_what_it_has,
-       a_binary_for_another_processor_is_refused, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
+       a_binary_for_another_processor_is_refused, an_older_program_for_another_processor_is_in_no_release, an_image_for_another_processor_has_programs_for_it_alone, the_lock_has_every_package_of_the_list_for_both_processors,
        files_that_debian_names_by_links_stand_below_usr, the_dockerfile_makes_the_same_image, the_files_alone_are_those_of_the_archive]

@@ -1,7 +1,9 @@
 """What others apply (`integrators.py`), with our image, one after the other on nodes that are as a new host each time: their agents become Ready by their probes, pods
-get addresses and answer, Services are served by whom the integrator has for that, a policy holds, nobody is asked again and again for what is not allowed, and nothing stays.
+get addresses and answer, Services are served by whom the integrator has for that, a policy holds, nobody is asked again and again for what is not allowed, and nothing stays. With several
+nodes, pods of all of them reach each other, where they have their network from the agents.
 """
 import base64
+import collections
 import functools
 import json
 import os
@@ -21,8 +23,10 @@ PLUGINS = "bridge host-local loopback portmap"
 OTHERS = "/etc/cni/net.d/10-flannel.conflist"
 KUBE_ROUTERS = "docker.io/cloudnativelabs/kube-router:v2.11.0"
 MINUTE = 60
-# Most requests without a right, and most warnings, in a minute that begins when everything has been asked for once.
+# Most requests without a right, and most warnings, of one agent in a minute that begins when everything has been asked for once.
 MOST_REFUSED, MOST_WARNINGS = 8, 2
+# Of pods whose nodes have one emulated processor.
+SLOW = {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}
 COMPLAINS = re.compile(r" (stderr|stdout) F ([WE]\d{4}.*)")
 
 
@@ -31,11 +35,11 @@ def moving(has_init):
     with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
         commands = re.findall(r"`(kubectl -n kube-system patch ds kube-router --patch '[^']+')`", handle.read())
     command, = [command for command in commands if ("initContainers" in command) == has_init]
-    return command.replace("sluice:0.1.0", f"sluice:{image.version()}")
+    return command
 
 
 class Theirs:
-    def __init__(self, name):
+    def __init__(self, name, nodes):
         self.name = name
         # Those of kube-router are applied as they are, with its image, which no node has, and moved as the page says.
         self.moves = name.startswith("upstream-")
@@ -51,10 +55,13 @@ class Theirs:
         file = os.path.join(cluster.INSTALLED, f"{name.removeprefix('upstream-')}.yaml")
         self.ours = file if name.startswith("upstream-kubeadm-") and os.path.exists(file) else None
         self.enforces = any(flag.lower() == "--run-firewall=true" for flag in self.made.flags())
+        self.joins_nodes = nodes > 1 and not self.made.network_of_others
+        self.asks_for_neighbours = "gobgp neighbor" in json.dumps(agent["spec"]["template"]["spec"]["containers"][0].get("readinessProbe", {}))
 
     def tests(self):
         every = [self.the_host_is_prepared, self.its_agents_become_ready, self.pods_get_addresses_and_pass_their_probes, self.a_service_answers,
-                 *([self.a_policy_closes_the_pods] if self.enforces else []), self.nobody_is_asked_again_and_again,
+                 *([self.pods_of_all_nodes_reach_each_other] if self.joins_nodes else []), *([self.a_policy_closes_the_pods] if self.enforces else []), self.nobody_is_asked_again_and_again,
+                 *([self.neighbours_are_there_and_a_restart_comes_through] if self.joins_nodes and self.asks_for_neighbours else []),
                  *([self.our_file_of_the_same_name_takes_its_place] if self.ours else []), self.the_removal_leaves_nothing]
         return [(f"{self.name}: {test.__name__}", functools.partial(self.go, test)) for test in every]
 
@@ -69,6 +76,11 @@ class Theirs:
         chosen = ",".join(f"{key}={value}" for key, value in self.labels.items())
         return bed.get("pods", "-n", integrators.NAMESPACE, "-l", chosen)["items"]
 
+    def ranges(self, bed):
+        """Of IPv4, by the nodes' numbers."""
+        found = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
+        return {i: next(one for one in found[f"node{i}"] if ":" not in one) for i in range(1, bed.nodes + 1)}
+
     # ------------------------------------------------------------------ the tests
 
     def the_host_is_prepared(self, bed):
@@ -78,9 +90,8 @@ class Theirs:
         words = {"%AUTHORITY%": bed.cluster["authority"]}
         if any("%KEY%" in text for text in self.made.files.values()):
             words["%CERTIFICATE%"], words["%KEY%"] = cluster.certificate(beds.NAME, integrators.USER)
-        ranges = {node["metadata"]["name"]: node["spec"]["podCIDRs"] for node in bed.get("nodes")["items"]}
-        for i in range(1, bed.nodes + 1):
-            mine = next(one for one in ranges[f"node{i}"] if ":" not in one)
+        ranges = self.ranges(bed)
+        for i, mine in ranges.items():
             for path, text in self.made.files.items():
                 for word, pem in words.items():
                     text = text.replace(word, base64.b64encode(pem.encode()).decode())
@@ -90,6 +101,7 @@ class Theirs:
             if self.made.network_of_others:
                 bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "hairpinMode": True, "ipam": {"type": "host-local", "subnet": mine}}
                 bed.put(i, OTHERS, json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+                bed.on(i, "; ".join(["true", *(f"ip route replace {of} via {address(bed, j)}" for j, of in ranges.items() if j != i)]))
         bed.kube_proxy(not self.made.serves_services())
 
     def its_agents_become_ready(self, bed):
@@ -121,6 +133,45 @@ class Theirs:
     def a_service_answers(self, bed):
         newcomer.a_service_answers_on_every_node_and_its_node_port(bed)
 
+    def pods_of_all_nodes_reach_each_other(self, bed):
+        """Each pod asks each pod, and the kubelet of each node."""
+        newcomer.put_one_pod_on_each_node(bed, SLOW)
+        bed.wait("each node has a pod", lambda: newcomer.pods_of_each_node(bed))
+        pods = [pod["status"]["podIP"] for pod in [*newcomer.pods_of_each_node(bed), *ready_pods(bed, "-l", "app=web")]]
+        asked = [*(f"http://{one}:8080/name" for one in pods), *(f"https://{address(bed, i)}:10250/healthz/ping" for i in range(1, bed.nodes + 1))]
+        ask = "; ".join(f"curl -s -k -f -m 20 -o /dev/null {one} || echo {one}" for one in asked)
+        asking = 0
+        for i in range(1, bed.nodes + 1):
+            for space in bed.on(i, "ls /run/netns").split():
+                silent = bed.on(i, f"nsenter --net=/run/netns/{space} sh -c '{ask}'; true", timeout=60 + 20 * len(asked)).split()
+                that(not silent, f"a pod of node {i} does not reach", silent, "\n" + bed.on(i, "ip route; ip -br addr"))
+                asking += 1
+        that(asking == len(pods), "of", len(pods), "pods", asking, "have asked")
+        own.say(f"  {asking} pods on {bed.nodes} nodes reached {len(asked)} pods and nodes each")
+        bed.kubectl("delete", "daemonset", newcomer.EACH)
+
+    def established(self, bed):
+        """The neighbours of each agent by its own client, which the probe asks, too: for each of its pods the lines that say so."""
+        names = [pod["metadata"]["name"] for pod in self.agents(bed) if condition(pod, "Ready")]
+        said = {name: bed.kubectl("-n", integrators.NAMESPACE, "exec", name, "-c", integrators.NAME, "--", "/usr/local/bin/gobgp", "neighbor").splitlines() for name in names}
+        return {name: [line for line in lines if "Establ" in line] for name, lines in said.items()}
+
+    def neighbours_are_there_and_a_restart_comes_through(self, bed):
+        """A probe that wants all neighbours established has something to see here: it takes its own agent out while another one starts."""
+        def have_neighbours():
+            found = self.established(bed)
+            return len(found) == bed.nodes and all(len(lines) == bed.nodes - 1 for lines in found.values())
+        bed.wait("agents have all their neighbours", have_neighbours, 300)
+        for name, lines in self.established(bed).items():
+            own.say(f"  {name}: {lines}")
+        before = {pod["metadata"]["name"] for pod in self.agents(bed)}
+        bed.kubectl("-n", integrators.NAMESPACE, "rollout", "restart", f"daemonset/{integrators.NAME}")
+        bed.kubectl("-n", integrators.NAMESPACE, "rollout", "status", f"daemonset/{integrators.NAME}", "--timeout=900s")
+        that(not before & {pod["metadata"]["name"] for pod in self.agents(bed)}, "agents of before are there:", before)
+        bed.wait("agents have all their neighbours again", have_neighbours, 300)
+        that(all(pod["status"]["containerStatuses"][0]["restartCount"] == 0 for pod in self.agents(bed)), "an agent was started again")
+        self.a_service_answers(bed)
+
     def a_policy_closes_the_pods(self, bed):
         newcomer.a_policy_closes_the_pods(bed)
 
@@ -132,7 +183,7 @@ class Theirs:
         """Whoever has no right is told so, and goes on; probes have passed all the time."""
         began = bed.refused()[self.before:]
         time.sleep(max(0.0, MINUTE - (time.monotonic() - self.since)))
-        refused, said = len(bed.refused()), len(self.complaints(bed))
+        refused, said = len(bed.refused()), collections.Counter(self.complaints(bed))
         time.sleep(MINUTE)
         later, complaints = bed.refused()[refused:], self.complaints(bed)
         own.say(f"  refused: {counted(began)} at first, then in a minute {counted(later)}")
@@ -144,8 +195,9 @@ class Theirs:
             events = [f"{event.get('count', 1)} {event['reason']}: {event['message']}" for event in bed.get("events", "-n", integrators.NAMESPACE)["items"]
                       if event["involvedObject"]["name"] == pod["metadata"]["name"]]
             that(status["restartCount"] == 0 and condition(pod, "Ready"), "restarted, or not ready:", json.dumps(status), *events)
-        that(len(later) <= MOST_REFUSED, "refused in a minute:", counted(later))
-        that(len(complaints) - said <= MOST_WARNINGS, "in the log in a minute:\n" + "\n".join(complaints[said:]))
+        that(len(later) <= MOST_REFUSED * bed.nodes, "refused in a minute:", counted(later))
+        since = list((collections.Counter(complaints) - said).elements())
+        that(len(since) <= MOST_WARNINGS * bed.nodes, "in the log in a minute:\n" + "\n".join(since))
 
     def our_file_of_the_same_name_takes_its_place(self, bed):
         """The step of docs/migration.md behind another image: pods stay, and the agents have the rights that they lacked."""
@@ -167,6 +219,7 @@ class Theirs:
         """By what is documented for kube-router: the objects go, and the image runs once with --cleanup-config."""
         bed.kubectl("delete", "pod", "client", "--wait=false", "--ignore-not-found")
         bed.kubectl("delete", "deployment,service", "web", "--ignore-not-found")
+        bed.kubectl("delete", "daemonset", newcomer.EACH, "--ignore-not-found")
         bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
         bed.kubectl("delete", "--wait=false", "--ignore-not-found", "-f", "-", text_in=json.dumps({"apiVersion": "v1", "kind": "List", "items": self.made.objects}))
         if self.ours:
@@ -186,13 +239,21 @@ class Theirs:
             left = [line for line in left.splitlines() if line and (not re.search(foreign, line) or "KUBE-ROUTER" in line or "KUBE-POD-FW" in line or "KUBE-NWPLCY" in line)]
             left = [line for line in left if not re.match(r"-A (KUBE-FIREWALL|OUTPUT -j KUBE-FIREWALL|INPUT -j KUBE-FIREWALL)", line)]  # the kubelet's
             that(not left, f"left on node {i}:", left)
+            routes = bed.on(i, f"ip route show root {net.POD_RANGES[0]} | grep 'proto 17'; true").split("\n")
+            that(not any(routes), f"routes to pods are left on node {i}:", routes)
             # The next one meets a new host.
-            bed.on(i, "rm -rf /etc/cni/net.d/* /opt/cni /var/lib/kube-router/*; ip link del cni0 2>/dev/null; true")
+            others = "; ".join(f"ip route del {of} 2>/dev/null" for j, of in self.ranges(bed).items() if j != i)
+            bed.on(i, f"rm -rf /etc/cni/net.d/* /opt/cni /var/lib/kube-router/*; ip link del cni0 2>/dev/null; {others or 'true'}; true")
+
+
+def address(bed, i):
+    """By which others reach a node."""
+    return net.Plan(bed.nodes, 0, 1, True).addresses(i)[0]
 
 
 def counted(words):
     return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words))) or "nothing"
 
 
-def tests(names):
-    return [test for name in names for test in Theirs(name).tests()]
+def tests(names, nodes):
+    return [test for name in names for test in Theirs(name, nodes).tests()]

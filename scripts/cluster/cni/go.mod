@@ -2,6 +2,8 @@ module sluice.local/cluster/cni
 
 go 1.26
 
+toolchain go1.26.8
+
 require github.com/containernetworking/plugins v1.9.1
 
 require (

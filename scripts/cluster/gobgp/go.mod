@@ -2,6 +2,8 @@ module sluice.local/cluster/gobgp
 
 go 1.26
 
+toolchain go1.26.8
+
 require github.com/osrg/gobgp/v4 v4.8.0
 
 require (
