@@ -27,24 +27,25 @@ PLACES = {"guest": {"kubelet": {"clusterDNS": [DNS_ADDRESS]}, "proxy_mode": "ipt
 class Bed:
     """`name`: the file of `daemonset/` that is applied; with `values` of the chart it is rendered anew. `nodes`: how many there are now; `joining`: how many
     more may join later. `kind`: the place of the nodes (`PLACES`). `proxy_mode`: of kube-proxy, where it is not the place's.
-    `is_updated`: nodes have the image of an update (`NEXT`), too. `archives`: the paths of more images that nodes have."""
+    `is_updated`: nodes have the image of an update (`NEXT`), too. `seconds`: after which cluster and guest end by themselves.
+    `archives`: the paths of more images that nodes have. `boots`: how often nodes have booted again, by their names."""
 
-    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None, is_updated=False):
+    def __init__(self, binary, nodes, name=MANIFEST, values=(), joining=0, kind="guest", proxy_mode=None, is_updated=False, seconds=cluster.SECONDS):
         self.binary, self.nodes, self.joining = binary, nodes, joining
         self.name, self.values = name, list(values)
         self.has_ipv6 = "ipv6=true" in self.values
         self.kind, self.place = kind, place.choose(NAME, kind)
         self.proxy_mode = proxy_mode or PLACES[kind]["proxy_mode"]
         self.folder = own.fresh(f"{own.cache()}/{NAME}")
-        self.is_updated = is_updated
-        self.archives, self.groups = [], []
+        self.is_updated, self.seconds = is_updated, seconds
+        self.archives, self.groups, self.boots = [], [], {}
 
     def up(self):
         packages.install({**packages.TOOLS, **packages.GUEST, **packages.RUNTIME})
         programs = {name: cluster.other(name) for name in cluster.KUBELETS if name != cluster.SCHEDULER}
         every = self.nodes + self.joining
         tunnel = f"{self.folder}/tunnel"
-        self.cluster = cluster.up(NAME, kubelets=every, tunnel=tunnel)
+        self.cluster = cluster.up(NAME, kubelets=every, tunnel=tunnel, seconds=self.seconds)
         # The server makes it when it is asked first, which on a busy machine takes longer than the 32 s that `apply` waits.
         self.kubectl("get", "--raw", "/openapi/v2")
         self.store(programs, [*self.images(programs), *self.archives])
@@ -52,7 +53,7 @@ class Bed:
                  "tunnel": tunnel if self.kind == "native" else meeting(tunnel), "kubelet": PLACES[self.kind]["kubelet"], "proxy_mode": self.proxy_mode}
         own.write(f"{self.folder}/facts.json", json.dumps(facts), 0o600)
         shares = [f"{own.TREE}:ro", f"{self.folder}:rw"]
-        self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1)
+        self.place.up(memory=2048 + 1536 * every, shares=shares, processors=1, seconds=self.seconds)
         self.groups = self.inside("groups", str(every)).split() if self.kind == "native" else []
         self.inside("up", f"{self.folder}/facts.json", timeout=1200)
         self.has_kube_proxy = False
@@ -62,14 +63,26 @@ class Bed:
         """Starts the next node of those that may join; its number."""
         self.nodes, self.joining = self.nodes + 1, self.joining - 1
         self.inside("join", str(self.nodes), f"{self.folder}/facts.json", timeout=900)
+        if self.has_kube_proxy:
+            self.start_kube_proxy(self.nodes)
+            self.use_kube_proxy(self.nodes)
         return self.nodes
 
     def reboot(self, i):
         """Ends a node as a loss of power does, and starts its container runtime and its kubelet again."""
+        self.boots[f"node{i}"] = self.boots.get(f"node{i}", 0) + 1
         self.inside("reboot", str(i), f"{self.folder}/facts.json", timeout=900)
         if self.has_kube_proxy:
-            self.inside("proxy", str(i), f"{self.folder}/facts.json", "on", timeout=600)
+            self.start_kube_proxy(i)
             self.use_kube_proxy(i)
+
+    def serves_services(self):
+        """Whether the file that is applied has a service proxy."""
+        with open(self.manifest()) as handle:
+            return "--run-service-proxy=true" in handle.read()
+
+    def start_kube_proxy(self, i):
+        self.inside("proxy", str(i), f"{self.folder}/facts.json", "on", timeout=600)
 
     def kube_proxy(self, wanted):
         """Starts kube-proxy on every node, or ends it and takes away what it has made."""
@@ -173,6 +186,11 @@ address = "{state}/socket"
 
     def kubectl(self, *words, text_in=None):
         return own.run(self.cluster["programs"]["kubectl"], "--kubeconfig", self.cluster["kubeconfig"], *words, text_in=text_in)
+
+    def shell(self, command):
+        """What a command of the documentation prints where an administrator types it."""
+        env = {"PATH": f"{os.path.dirname(self.cluster['programs']['kubectl'])}:{os.environ['PATH']}", "KUBECONFIG": self.cluster["kubeconfig"]}
+        return own.run("timeout", "600", "sh", "-ec", command, env=env)
 
     def get(self, *words):
         return json.loads(self.kubectl("get", "-o", "json", *words))

@@ -84,9 +84,9 @@ class FromCalico(Move):
         self.has_calico = set(self.nodes(bed))
 
         def commands(i):
-            bed.on(i, f"rm {CONF} {KUBECONFIG}")
             bed.kubectl("label", "node", f"node{i}", "sluice=yes")
-            bed.reboot(i)
+            bed.on(i, f"rm {CONF} {KUBECONFIG}")
+            bed.reboot(i)  # behind which the DaemonSet's pod is made anew, too
             self.has_calico.discard(i)
             for j in self.has_calico:  # as BIRD does
                 bed.on(j, f"ip route delete {block(i)}")

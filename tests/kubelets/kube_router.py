@@ -6,6 +6,7 @@ import json
 
 from labkit import net, own
 
+import asks
 import moves
 import newcomer
 from newcomer import AGENTS, ready_nodes, ready_pods, that
@@ -19,6 +20,11 @@ SETS = (("kube-router-pod-subnets", "hash:net"), ("kube-router-node-ips", "hash:
 SETTINGS = ("net/ipv4/vs/conntrack=1", "net/ipv4/vs/expire_nodest_conn=1", "net/ipv4/vs/expire_quiescent_template=1", "net/ipv4/vs/conn_reuse_mode=0",
             "net/ipv4/conf/all/arp_ignore=1", "net/ipv4/conf/all/arp_announce=2", "net/bridge/bridge-nf-call-iptables=1", "net/ipv4/ip_forward=1")
 TABLES = "nft list tables | grep sluice; true"
+
+
+def admitted(lines):
+    """Of what a client has written (`asks.py`) that which the Service has let in, on either port: a connection that a server closes was one."""
+    return [line for line in lines if line in ("ok", "kept") or line.endswith(asks.CLOSED)]
 
 
 class Move(moves.Move):
@@ -132,7 +138,7 @@ class Move(moves.Move):
 
     def all_reach_all(self, bed, bridges):
         """As far as the first test of pods needs it: there is a policy here."""
-        bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods and len(bed.get("pods", "-l", "app=web")["items"]) == self.pods)
+        self.pods_are_ready(bed)
         self.sync(bed)
 
     def clients(self, bed):
@@ -147,21 +153,31 @@ class Move(moves.Move):
 
     def start_asking(self, bed):
         """From a client of each kind on each node."""
-        self.asking = {}
+        self.asking, self.spaces = {}, {}
         at = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in bed.get("pods")["items"]}
         for i in self.nodes(bed):
             for who in ("friend", "stranger"):
                 space, = bed.on(i, f"for n in $(ls /run/netns); do ip -n $n -4 -o addr | grep -qF ' {at[f'{who}{i}']}/' && echo $n; done; true").split()
                 self.ask(bed, i, who, space)
+                self.spaces[i, who] = space
         self.asked(bed)
 
     def end_asking(self, bed):
         """Who may ask was answered each time, on a connection that is kept too, and who may not was never."""
         for (i, who), lines in self.asked_until_now(bed).items():
-            answered = [line for line in lines if line in ("ok", "kept")]
-            own.say(f"  node {i}, {who}: {len(answered)} of {len(lines)} were answered")
-            wrong = [line for line in lines if (line in ("ok", "kept")) != (who == "friend")]
+            own.say(f"  node {i}, {who}: {len(admitted(lines))} of {len(lines)} were answered")
+            wrong = [line for line in lines if line not in ("ok", "kept")] if who == "friend" else admitted(lines)
             that(not wrong, "node", i, who, wrong[:10])
+        self.strangers_have_a_network(bed)
+
+    def strangers_have_a_network(self, bed):
+        """They reach the pods that no policy selects, by the same port and on every node, so it is the policy that refuses them."""
+        addresses = [pod["status"]["podIP"] for pod in newcomer.pods_of_each_node(bed)]
+        that(len(addresses) == bed.nodes, "pods that no policy selects are at", addresses)
+        asking = "; ".join(f"curl -s -f -m {moves.PACE[bed.kind]['patience']} -o /dev/null http://{one}:8080/name || echo {one}" for one in addresses)
+        for i in self.nodes(bed):
+            silent = bed.on(i, f"nsenter --net=/run/netns/{self.spaces[i, 'stranger']} sh -c '{asking}'; true").split()
+            that(not silent, "node", i, "its stranger does not reach", silent)
 
     # ------------------------------------------------------------------ the steps
 
@@ -197,9 +213,11 @@ class Move(moves.Move):
             return not names & former and len(ready_pods(bed, "-l", "app=web")) == self.pods == len(names)
         bed.wait("pods are replaced", replaced)
         for (i, who), lines in self.asked_until_now(bed).items():
-            # A connection that is kept ends with its pod.
-            asked = [line for line in lines if "kept" not in line]
-            that(set(asked) == {"ok"} if who == "friend" else "ok" not in asked, "node", i, who, [line for line in asked if line != "ok"][:10])
+            # A connection that is kept ends with its pod, and its successor is answered.
+            failed = [line for line in lines if line != "ok" and "kept" not in line]
+            wrong = [*failed, *([] if "kept" in lines else ["no connection was kept"])] if who == "friend" else admitted(lines)
+            that(not wrong, "node", i, who, wrong[:10])
+        self.strangers_have_a_network(bed)
         self.no_request_failed(bed)
 
     def kube_router_takes_over(self, bed):

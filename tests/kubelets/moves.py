@@ -2,13 +2,16 @@
 Services move too, from it and back to it.
 
 There is no flannel here: nodes have what it makes in kernel and files, and what deletes its pods leaves that as it is. Pods answer for some seconds when they are told to end, as
-servers behind a Service do.
+servers behind a Service do. Each node has a pod of a DaemonSet, too, which a drain leaves where it is.
 """
 import json
 import os
+import re
+import time
 
 from labkit import net, own
 
+import asks
 import newcomer
 from newcomer import AGENTS, condition, container, ready_nodes, ready_pods, that, web_address
 from theirs import OTHERS, PLUGINS
@@ -28,9 +31,24 @@ KUBE_PROXYS = ("for p in iptables ip6tables; do for f in nft legacy; do $p-$f-sa
 SERVED = {"iptables": "iptables-save -t nat | grep -- '-A KUBE-SERVICES -d {address}/32'; true", "nftables": "nft list map ip kube-proxy service-ips 2>/dev/null | grep -F '{address} '; true",
           "ipvs": "ip -4 -o addr show dev kube-ipvs0 2>/dev/null | grep -F ' {address}/32'; true"}
 GRACE = 10
+# For how many seconds behind its start kube-proxy may make requests fail in its mode nftables, in which it empties IPVS first.
+STARTS = 30
 # How fast pods are probed and asked, by the place of the nodes: all of a guest's have one emulated processor. Seconds.
 PACE = {"native": {"probe": {"periodSeconds": 1}, "more pods": 2, "patience": 5, "pause": 0.2},
         "guest": {"probe": {"periodSeconds": 5, "timeoutSeconds": 10, "failureThreshold": 10}, "more pods": 1, "patience": 20, "pause": 1}}
+
+
+def making_anew(node):
+    """The command of docs/migration.md that deletes the pods which a drain leaves on a node and which have a network of their own."""
+    with open(os.path.join(own.TREE, "docs", "migration.md")) as handle:
+        command, = re.findall(r"^    (kubectl delete pods -A .*)$", handle.read(), flags=re.M)
+    that("=NODE" in command, "it names no node:", command)
+    return command.replace("NODE", node)
+
+
+def beyond(failed, spans):
+    """Of requests that failed, by who asked, those that did not begin in the span of times of who asked."""
+    return {who: [line for line in lines if who not in spans or not spans[who][0] <= line.partition(" ")[0] <= spans[who][1]] for who, lines in failed.items()}
 
 
 class Move:
@@ -112,6 +130,7 @@ class Move:
                                      lifecycle={"preStop": {"exec": {"command": ["sleep", str(GRACE - 3)]}}})]}}
         budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}
         self.pods = bed.nodes + PACE[bed.kind]["more pods"]
+        newcomer.put_one_pod_on_each_node(bed, PACE[bed.kind]["probe"])
         bed.apply(
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
              "spec": {"replicas": self.pods, "selector": {"matchLabels": {"app": "web"}}, "template": pod}}, budget,
@@ -123,9 +142,9 @@ class Move:
         self.no_request_failed(bed)
 
     def ask_for_ever(self, bed, i):
-        """Requests of a node to the Service, one after the other, until it ends."""
+        """Requests of a node to the Service, one after the other, until it ends. One that failed says when it began."""
         ask = f"curl -sS -m {PACE[bed.kind]['patience']} -o /dev/null http://{web_address(bed)}/name 2>&1"
-        loop = f"while :; do if said=$({ask}); then echo ok; else echo $(date +%T) $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
+        loop = f"while :; do at=$(date +%FT%T); if said=$({ask}); then echo ok; else echo $at $said; fi; sleep {PACE[bed.kind]['pause']}; done >> {LOG} 2>&1"
         # What has not begun a session of its own ends with the command.
         bed.on(i, f"setsid sh -c '{loop}' < /dev/null > /dev/null 2>&1 & until test -e {LOG}; do sleep 0.1; done")
 
@@ -133,23 +152,28 @@ class Move:
         """The links of pods on a node that are on a bridge."""
         return bed.on(i, f"ls /sys/class/net/{network}/brif 2>/dev/null; true").split()
 
-    def no_request_failed(self, bed):
-        """Since the test before."""
+    def no_request_failed(self, bed, spans=None):
+        """Since the test before, but for those that began in the span of their node (`while_kube_proxy_starts`), where there are any."""
         for i in self.nodes(bed):
             before = len(bed.on(i, f"cat {LOG} 2>/dev/null; true").splitlines())
             bed.wait(f"requests of node {i} go on", lambda i=i, n=before: len(bed.on(i, f"cat {LOG}; true").splitlines()) > n + 10, 300)
         outcomes = {i: bed.on(i, f"cat {LOG}; : > {LOG}").splitlines() for i in self.nodes(bed)}
         failed = {i: [one for one in found if one != "ok"] for i, found in outcomes.items()}
         own.say(f"  {sum(map(len, outcomes.values()))} requests, failed: {failed}")
+        failed = beyond(failed, spans or {})
         for i in [i for i, lines in failed.items() if lines]:
             # As it is behind them; pods and Events say what was before.
-            own.say(f"node {i}:\n" + bed.on(i, "ip route; ipvsadm -Ln; ipvsadm -Lnc | head -40; curl -s -m 5 http://127.0.0.1:20244/readyz; date +%T; true"))
+            own.say(f"node {i}:\n" + bed.on(i, "ip route; ipvsadm -Ln; ipvsadm -Lnc | head -40; curl -s -m 5 http://127.0.0.1:20244/readyz; date +%FT%T; true"))
         that(not any(failed.values()), "failed requests, by node:", failed, "\n" + bed.state() if any(failed.values()) else "")
+
+    def pods_are_ready(self, bed):
+        bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods and len(bed.get("pods", "-l", "app=web")["items"]) == self.pods)
+        bed.wait("the DaemonSet's pod of each node is ready", lambda: newcomer.pods_of_each_node(bed))
 
     def all_reach_all(self, bed, bridges):
         """Nodes and pods reach each pod by its address and all by the Service. `bridges`: where the pods of each node are."""
-        bed.wait("pods are ready", lambda: len(ready_pods(bed, "-l", "app=web")) == self.pods and len(bed.get("pods", "-l", "app=web")["items"]) == self.pods)
-        pods = ready_pods(bed, "-l", "app=web")
+        self.pods_are_ready(bed)
+        pods = [*ready_pods(bed, "-l", "app=web"), *newcomer.pods_of_each_node(bed)]
         addresses = sorted(pod["status"]["podIP"] for pod in pods)
         for i in self.nodes(bed):
             mine = [pod for pod in pods if pod["spec"]["nodeName"] == f"node{i}"]
@@ -241,25 +265,30 @@ class Move:
         self.no_request_failed(bed)
 
     def kube_proxy_comes_back(self, bed):
-        """While agents serve. In its mode nftables it empties IPVS when it starts."""
+        """While agents serve. In its mode nftables it empties IPVS when it starts: requests of its first seconds may fail, and no later ones."""
         self.start_asking(bed)
         bed.kube_proxy(True)
         for i in self.nodes(bed):
             bed.wait(f"kube-proxy of node {i} serves", lambda i=i: bed.on(i, SERVED[bed.proxy_mode].format(address=web_address(bed))).strip(), 300)
-        failed = self.end_asking(bed)
+        spans = {}
         if bed.proxy_mode == "nftables":
-            for i in self.nodes(bed):
-                bed.on(i, f": > {LOG}")
-        else:
-            that(not any(failed.values()), "failed:", failed)
-        self.no_request_failed(bed)
+            spans = {i: self.while_kube_proxy_starts(bed, i) for i in self.nodes(bed)}
+            time.sleep(STARTS)  # so that some are asked behind it
+        late = beyond(self.end_asking(bed), {(i, who): span for i, span in spans.items() for who in ("host", "pod")})
+        that(not any(late.values()), "failed:", late, "and might have in", spans)
+        self.no_request_failed(bed, spans)
+
+    def while_kube_proxy_starts(self, bed, i):
+        """Between which times requests of a node began that its start may have met: the first one that was on its way, and the last one."""
+        started = f"$(stat -c %Y {net.RUN}/n{i}/kube-proxy.pid)"
+        return bed.on(i, f"for n in -{asks.PATIENCE} {STARTS}; do date -d @$(({started} + n)) +%FT%T; done").split()
 
     def each_node(self, bed, commands, former, later):
-        """Pods leave a node, its network is another one, and pods come back."""
+        """Pods leave a node, its network is another one, and pods come back. That of the DaemonSet stays until the commands make it anew."""
         bridges = {i: former for i in self.nodes(bed)}
         for i in self.nodes(bed):
             bed.kubectl("drain", f"node{i}", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
-            bed.wait("no pod is there", lambda i=i: not self.links_of_pods(bed, i, former), 300)
+            bed.wait("no pod is there but the DaemonSet's", lambda i=i: len(self.links_of_pods(bed, i, former)) == 1, 300)
             commands(i)
             bed.kubectl("uncordon", f"node{i}")
             bridges[i] = later
@@ -274,7 +303,10 @@ class Move:
 
     def node_after_node_gets_our_network(self, bed):
         """Its agent is ready from then on."""
-        self.each_node(bed, lambda i: bed.on(i, f"rm {OTHERS}; ip link delete cni0"), "cni0", "kube-bridge")
+        def commands(i):
+            bed.on(i, f"set -e; test -e {OURS}; rm {OTHERS}; ip link delete cni0")
+            bed.shell(making_anew(f"node{i}"))
+        self.each_node(bed, commands, "cni0", "kube-bridge")
         bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
 
     def flannel_goes(self, bed):
@@ -304,14 +336,15 @@ class Move:
             bed.on(i, f": > {LOG}")
 
     def node_after_node_gets_flannels_network_back(self, bed):
-        """The way back: flannel's daemon runs again on all nodes at first, and agents go when no pod has their network any more."""
-        for i in self.nodes(bed):
+        """The way back: a node has flannel's daemon from its turn on, and agents go when no pod has their network any more."""
+        def commands(i):
+            bed.kubectl("label", "node", f"node{i}", "flannel=yes")
+            # What its daemon does when its pod has come there, in the place of rules that it has left.
             bed.on(i, "iptables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables -t nat -F FLANNEL-POSTRTG; iptables -t nat -X FLANNEL-POSTRTG")
             self.put_flannel(bed, i)
-
-        def commands(i):
             self.put_conf(bed, i)
             bed.on(i, "ip link delete kube-bridge")
+            bed.shell(making_anew(f"node{i}"))
         self.each_node(bed, commands, "kube-bridge", "cni0")
 
     def agents_go_and_leave_nothing(self, bed):

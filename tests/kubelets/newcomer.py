@@ -61,7 +61,7 @@ def a_host_is_asked_before_an_agent_starts(bed):
         worse = [one for one in found["findings"] if one["level"] != "ok"]
         for one in worse:
             own.say(f"  node {i}: {one['level']}: {one['subject']}: {one['what']}")
-        that(found["level"] != "fatal" and not [one for one in worse if one["level"] == "fatal"], said)
+        that(found["level"] != "fatal", said)  # the worst of all
         about = " ".join(one["subject"] for one in found["findings"])
         that("API server" in about and "kernel modules" in about, about)
 
@@ -78,7 +78,9 @@ def put_what_kubeadm_leaves(bed):
 
 
 def the_manifest_makes_the_nodes_ready(bed):
+    """Where it has no service proxy, kube-proxy serves Services: agents reach the API server by one."""
     put_what_kubeadm_leaves(bed)
+    bed.kube_proxy(not bed.serves_services())
     bed.kubectl("apply", "--validate=strict", "-f", bed.manifest())
     bed.wait("agents are ready", lambda: len(ready_pods(bed, *AGENTS)) == bed.nodes)
     bed.wait("nodes are ready", lambda: len(ready_nodes(bed)) == bed.nodes)
@@ -112,6 +114,24 @@ def pods_get_addresses_and_pass_their_probes(bed):
         that(all(any(address in one for one in mine) for address in found), pod["metadata"]["name"], found, "not in", mine)
 
 
+EACH = "each"  # of which every node has one pod
+
+
+def put_one_pod_on_each_node(bed, probe):
+    """A DaemonSet on the pod network, whose pods serve as the others do."""
+    pod = {"metadata": {"labels": {"app": EACH}}, "spec": {
+        "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+        "containers": [container("web", f"echo {EACH} > /www/name; exec httpd -f -p 8080 -h /www", readinessProbe={"httpGet": {"path": "/name", "port": 8080}, **probe})]}}
+    bed.apply({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": EACH}, "spec": {"selector": {"matchLabels": {"app": EACH}}, "template": pod}})
+
+
+def pods_of_each_node(bed):
+    """Those of that DaemonSet that are ready; nothing while one is missing, or one goes."""
+    found = ready_pods(bed, "-l", f"app={EACH}")
+    places = {pod["spec"]["nodeName"] for pod in found}
+    return found if len(places) == len(found) == len(bed.get("pods", "-l", f"app={EACH}")["items"]) == bed.nodes else []
+
+
 def web_address(bed):
     return web_addresses(bed)[0]
 
@@ -125,15 +145,30 @@ def in_url(address):
     return f"[{address}]" if ":" in address else address
 
 
+FAILED = "failed"  # in the place of an answer
+SETTLED = 20  # requests in a row, none of which may fail once all pods have been reached
+
+
+def answers(bed, i, where, requests):
+    """What a node is answered, one request after the other: the name of a pod each, or `failed`."""
+    ask = f"said=$(curl -g -s -f -m 20 http://{where}/name) && [ -n \"$said\" ] && echo \"$said\" || echo {FAILED}"
+    return bed.on(i, f"for n in $(seq {requests}); do {ask}; done", timeout=60 + 20 * requests).split()
+
+
+def every_request_is_answered(bed, i, where, names, requests=6):
+    """A node reaches all of these pods, for which it has some time. Behind that no request fails. `requests`: as many as reach all of them."""
+    bed.wait(f"node {i} reaches every pod by {where}", lambda: set(answers(bed, i, where, requests)) == names, 300)
+    said = answers(bed, i, where, SETTLED)
+    that(len(said) == SETTLED and set(said) <= names, f"of {SETTLED} requests of node {i} to {where} {said.count(FAILED)} failed; answers:", said, "and not only of", names)
+
+
 def a_service_answers_on_every_node_and_its_node_port(bed):
     names = {pod["metadata"]["name"] for pod in ready_pods(bed, "-l", "app=web")}
     that(len(web_addresses(bed)) == 1 + bed.has_ipv6, "cluster IPs:", web_addresses(bed))
     for i in range(1, bed.nodes + 1):
         own_addresses = net.Plan(bed.nodes, 0, 1, True).addresses(i)[:1 + bed.has_ipv6]
         for where in [f"{in_url(one)}:80" for one in web_addresses(bed)] + [f"{in_url(one)}:30080" for one in own_addresses]:
-            def asked(where=where, i=i):
-                return set(bed.on(i, "for n in $(seq 6); do curl -g -s -m 20 http://%s/name; done; true" % where).split())
-            bed.wait(f"node {i} reaches every pod by {where}", lambda asked=asked: asked() == names, 300)
+            every_request_is_answered(bed, i, where, names)
 
 
 def a_pod_answers_on_a_port_of_its_node(bed):
@@ -144,7 +179,7 @@ def a_pod_answers_on_a_port_of_its_node(bed):
                                  ports=[{"containerPort": 8080, "hostPort": 8088}])]}})
     bed.wait("the pod runs", lambda: condition(bed.get("pod", "host-port"), "Ready"))
     for i in range(1, bed.nodes + 1):
-        bed.wait(f"node {i} reaches it by the port of node 1", lambda i=i: bed.on(i, "curl -s -m 20 http://192.0.2.11:8088/name; true").strip() == "host-port", 300)
+        every_request_is_answered(bed, i, "192.0.2.11:8088", {"host-port"})
     bed.kubectl("delete", "pod", "host-port")
 
 
@@ -158,10 +193,7 @@ def pods_leave_a_node_that_is_drained_and_services_go_on(bed):
         return len(pods) == bed.nodes + 1 and all(pod["spec"]["nodeName"] != name for pod in pods)
     bed.wait("pods run elsewhere", moved)
     names = {pod["metadata"]["name"] for pod in ready_pods(bed, "-l", "app=web")}
-
-    def asked():
-        return set(bed.on(bed.nodes, f"for n in $(seq 12); do curl -s -m 20 http://{web_address(bed)}:80/name; done; true").split())
-    bed.wait("the drained node reaches them by the Service", lambda: asked() == names, 300)
+    every_request_is_answered(bed, bed.nodes, f"{web_address(bed)}:80", names, 12)
     bed.kubectl("uncordon", name)
     bed.kubectl("rollout", "restart", "deployment", "web")
     bed.wait("a pod runs there again", lambda: any(pod["spec"]["nodeName"] == name for pod in ready_pods(bed, "-l", "app=web")))
@@ -240,6 +272,7 @@ def an_update_of_the_agents_fails_no_request_and_loses_no_packet(bed):
     bed.kubectl("delete", "pod", "pings")
     names = [pod["spec"]["containers"][0]["image"] for pod in ready_pods(bed, *AGENTS)]
     that(all(name.endswith(beds.NEXT) for name in names), names)
+    agents_have_never_ended(bed)
 
 
 def all_nodes_say_how_they_stand_and_one_makes_a_bundle(bed):
@@ -259,23 +292,63 @@ def all_nodes_say_how_they_stand_and_one_makes_a_bundle(bed):
     that(len(token) > 100 and token.encode() not in made.stdout, "the token is in the bundle, or was not read")
 
 
+# How each line of an agent's log begins.
+LOGGED = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \S+:\d+\] ")
+
+
+def lines_of_log(text):
+    """The lines that a container has written, from what its runtime keeps of them: a time, the stream and `F` before each, or `P` where it goes on in the next one."""
+    found, begun = [], {}
+    for line in text.splitlines():
+        _, stream, tag, *words = line.split(" ", 3)
+        begun[stream] = begun.get(stream, "") + "".join(words)
+        if tag == "F":
+            found.append(begun.pop(stream))
+    return [*found, *begun.values()]
+
+
+def logs_of_agents(bed, i):
+    """Also of a container that ended: a node keeps the log of the one before."""
+    return lines_of_log(bed.on(i, "cat /var/log/pods/kube-system_kube-router*/kube-router/*.log"))
+
+
 def agents_have_nothing_to_complain_of(bed):
     """The rights, mounts and capabilities of the manifest are enough: a first start on a new node logs no warning."""
     wrong = []
     for i in range(1, bed.nodes + 1):
-        for line in bed.on(i, "cat /var/log/pods/kube-system_kube-router*/kube-router/*.log").splitlines():
-            # A neighbour whose agent starts later refuses the connection until then.
-            if re.search(r" (stderr|stdout) F [WE]\d{4}", line) and "subject=Dialling(" not in line:
-                wrong.append(f"node {i}: {line}")
+        # A neighbour whose agent starts later refuses the connection until then.
+        wrong += [f"node {i}: {line}" for line in logs_of_agents(bed, i) if re.match(r"[WE]\d{4}", line) and "subject=Dialling(" not in line]
     that(not wrong, "\n".join(wrong[:40]))
+    agents_have_never_ended(bed)
+
+
+def agents_have_never_ended(bed):
+    """No container of an agent's pod was started again, but for the boots of its node; the first ones have done what they are for; and the logs have nothing but what the
+    agent's log writes, as the words of a panic or of a refused start are not."""
+    for pod in bed.get("pods", *AGENTS)["items"]:
+        name, status, boots = pod["metadata"]["name"], pod["status"], bed.boots.get(pod["spec"]["nodeName"], 0)
+        for one in [*status.get("initContainerStatuses", []), *status["containerStatuses"]]:
+            that(one["restartCount"] <= boots, name, one["name"], "was started again:", json.dumps(one), "\n" + last_words(bed, pod, one["name"]))
+        for one in status.get("initContainerStatuses", []):
+            that(one["state"].get("terminated", {}).get("exitCode") == 0, name, one["name"], "has not ended well:", json.dumps(one))
+    for i in range(1, bed.nodes + 1):
+        others = [line for line in logs_of_agents(bed, i) if not LOGGED.match(line)]
+        that(not others, f"in the log of node {i}'s agent, and not written by its log:\n" + "\n".join(others[:40]))
+
+
+def last_words(bed, pod, name):
+    """Of a container of a pod, also before it was started again."""
+    return bed.on(int(pod["spec"]["nodeName"].removeprefix("node")), f"tail -n 30 /var/log/pods/*_{pod['metadata']['name']}_*/{name}/*.log; true")
 
 
 def the_removal_leaves_nothing(bed):
+    agents_have_never_ended(bed)
     bed.kubectl("delete", "pod", "client", "--wait=false")
     bed.kubectl("delete", "deployment", "web")
     bed.wait("pods are gone", lambda: not bed.get("pods", "-n", "default")["items"])
     bed.kubectl("delete", "-f", bed.manifest())
     bed.wait("agents are gone", lambda: not bed.get("pods", *AGENTS)["items"])
+    bed.kube_proxy(False)
     for i in range(1, bed.nodes + 1):
         bed.on(i, bed.once("--cleanup-config", mounts=MOUNTS, conf="/etc/cni/net.d/10-kuberouter.conflist"))
         # The kubelet has chains of its own that begin with KUBE-, and the plugin portmap its CNI- ones.

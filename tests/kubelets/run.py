@@ -2,7 +2,7 @@
 """Real kubelets: run.py BINARY [--nodes 1] [--joining 0] [--manifest NAME...] [--set VALUE...] [--without TEST...] [--short] [--move KIND] [--services] [--proxy-mode MODE] [--keep] [--go-on]. Root. One test after the other, each on what the one before has left; the first failure ends it.
 
 NAME is a file of daemonset/ without its end, which is installed as a newcomer does; or of what others apply (integrators.py), of which several may be named:
-one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. KIND is another network that two nodes on
+one after the other on the same nodes. `integrators` are all that are not kube-router's own files, `upstream` are these and they. Where a file has no service proxy, kube-proxy runs beside it. KIND is another network that two nodes on
 this machine leave and get back (moves.py), beside kube-proxy in its MODE; with --services, in the guest, they leave that too and get it back. kube-router and calico are two of them, in the guest, with all that they do.
 """
 import argparse
@@ -15,7 +15,7 @@ import traceback
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 sys.path[:0] = [os.path.join(TREE, "scripts"), os.path.dirname(os.path.realpath(__file__))]
 sys.dont_write_bytecode = True
-from labkit import own  # noqa: E402
+from labkit import cluster, own  # noqa: E402
 from bed import MANIFEST, Bed  # noqa: E402
 import calico  # noqa: E402
 import dns  # noqa: E402
@@ -44,6 +44,7 @@ SHORT = [
 OF_SEVERAL = [newcomer.pods_leave_a_node_that_is_drained_and_services_go_on, reboots.a_node_comes_back_from_a_reboot]
 
 KUBE_ROUTER = "kube-router"  # of --move
+HOST_SECONDS = 900  # of the life of a cluster, for what another applies to one node
 
 GROUPS = {"integrators": [name for name in integrators.RENDERINGS if not name.startswith("upstream-")], "upstream": list(integrators.RENDERINGS)}
 
@@ -72,13 +73,13 @@ def main():
     parser.add_argument("--go-on", action="store_true", help="go on after a failure")
     known = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    if known.short and (known.move or known.manifest or known.joining or known.nodes > 1):
-        parser.error("--short is a newcomer's way on one node")
     if known.services and known.move not in moves.KINDS:
         parser.error("--services is about a move from flannel")
     if known.move in (KUBE_ROUTER, calico.NAME) and known.manifest:
         parser.error("this move installs what it is about")
     names = [name for one in known.manifest or [MANIFEST] for name in GROUPS.get(one, [one])]
+    if known.short and (known.move or known.joining or known.nodes > 1 or any(name in integrators.RENDERINGS for name in names)):
+        parser.error("--short is a newcomer's way on one node")
     if known.move == calico.NAME:
         bed, tests = Bed(known.binary, max(2, known.nodes), calico.MANIFEST, [*calico.VALUES, *known.values]), calico.FromCalico().tests()
     elif known.move:
@@ -86,7 +87,7 @@ def main():
         place = {"name": MANIFEST} if is_whole else {"name": "kubeadm-kuberouter", "kind": "native"}
         bed, tests = Bed(known.binary, max(2, known.nodes), proxy_mode=known.proxy_mode, **place), (kube_router.Move() if known.move == KUBE_ROUTER else moves.Move(known.move, known.services)).tests()
     elif any(name in integrators.RENDERINGS for name in names):
-        bed, tests = Bed(known.binary, known.nodes), theirs.tests(names)
+        bed, tests = Bed(known.binary, known.nodes, seconds=max(cluster.SECONDS, HOST_SECONDS * known.nodes * len(names))), theirs.tests(names, known.nodes)
     elif len(names) == 1:
         bed = Bed(known.binary, known.nodes, names[0], known.values, known.joining, is_updated=not known.short)
         tests = [(test.__name__, test) for test in (SHORT if known.short else newcomers(known.nodes, known.joining))]

@@ -16,16 +16,17 @@ TOOLS = {"sh": "/bin/dash", "wget": "/usr/bin/wget", "curl": "/usr/bin/curl", "d
 IMAGES = {"agnhost": (["/agnhost"], ["pause"]), "busybox": ([], ["sh"]), "glibc-dns-testing": (["/agnhost"], ["pause"]), "pause": (["/agnhost", "pause"], []), "nginx": (["/agnhost", "test-webserver"], [])}
 MOST_MINUTES = 20  # for one test
 PASSED, SKIPPED = "passed", "skipped"
-NOT_RUN = re.compile(r"not run(?: without (\S+))?: (.+)")
+NOT_RUN = re.compile(r"not run(?: without (.+?))?: (.+)")
 
 
 def names(values):
-    """The names of `upstream.txt`: those that are run, in their order, and why each of the others is not. Some need a value of the chart."""
+    """The names of `upstream.txt`: those that are run, in their order, and why each of the others is not. Some need a value of the chart, or a place, or both (`ipv6=true and
+    place=guest`)."""
     run, not_run, reason = [], {}, None
     with open(LIST) as handle:
         for line in filter(None, (line.strip() for line in handle)):
             if found := NOT_RUN.match(line):
-                reason = None if found[1] in values else found[2]
+                reason = None if found[1] and set(found[1].split(" and ")) <= set(values) else found[2]
             elif not line.startswith("#"):
                 if reason is None:
                     run.append(line)
