@@ -137,6 +137,26 @@ def cni_install_never_replaces_an_executable_file(of):
         that(texts == {"bridge": True, "other": True, "portmap": False, "host-local": False, "loopback": False}, texts)
 
 
+def cni_install_leaves_a_link_of_the_host_that_leads_to_a_place_which_is_not_mounted(of):
+    folder = of.scratch("install")
+    os.symlink("/usr/lib/cni/bridge", f"{folder}/bridge")
+    done = cni_install(of, folder, HOST_BIN_PATH="/host")
+    that(done.returncode == 0 and "bridge is there and stays" in done.stdout, said(done))
+    that(os.readlink(f"{folder}/bridge") == "/usr/lib/cni/bridge", "the link is gone")
+    that(os.path.getsize(f"{folder}/portmap") > 1000, "the others came")
+
+
+def cni_install_removes_what_a_killed_run_left_and_nothing_that_another_still_writes(of):
+    folder = of.scratch("install")
+    for name in (".bridge.aaaaaa", ".portmap.bbbbbb", ".portmap.host"):
+        own.write(f"{folder}/{name}", "half a plugin")
+    for name in (".bridge.aaaaaa", ".portmap.host"):
+        os.utime(f"{folder}/{name}", (0, 0))
+    done = cni_install(of, folder, HOST_BIN_PATH="/host")
+    hidden = sorted(name for name in os.listdir(folder) if name.startswith("."))
+    that(done.returncode == 0 and hidden == [".portmap.bbbbbb", ".portmap.host"], hidden, said(done))
+
+
 def cni_install_takes_plugins_from_where_it_is_told(of):
     folder = of.scratch("install")
     os.makedirs(f"{folder}/from")
@@ -216,6 +236,7 @@ def modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image(of):
 
 ALL = [the_init_step_of_kube_routers_files_k0s_kops_and_the_chart_runs_as_written, the_init_step_of_our_manifests_installs_plugins_and_the_agents_own,
        plugins_by_tls_and_tar_come_as_the_chart_fetches_them, cni_install_fills_an_empty_host_and_makes_the_folder,
-       cni_install_never_replaces_an_executable_file, cni_install_takes_plugins_from_where_it_is_told,
+       cni_install_never_replaces_an_executable_file, cni_install_leaves_a_link_of_the_host_that_leads_to_a_place_which_is_not_mounted,
+       cni_install_removes_what_a_killed_run_left_and_nothing_that_another_still_writes, cni_install_takes_plugins_from_where_it_is_told,
        cni_install_ends_with_1_without_a_folder_and_with_2_without_a_plugin,
        cni_install_leaves_whole_plugins_also_when_two_run_at_once_or_one_is_killed, cni_install_takes_an_empty_file_for_none_and_leaves_a_folder, modules_packed_with_zstd_and_xz_are_read_also_by_the_minimal_image]
